@@ -15,6 +15,7 @@
         ├── Unauthorised         wrong or missing key
         ├── RateLimited          asked to slow down (retryable)
         ├── Unavailable          down, unreachable or overloaded (retryable)
+        │   └── AnswerLost           took the request and gave no answer; it may be paid, so never sent again
         ├── BadAnswer            answered with something that is no answer
         └── RequestRefused       cannot do what the request asks for; its message is for the client
 
@@ -156,7 +157,11 @@ class PriceUnknown(SmallfirstError):
 
 
 class ModelError(SmallfirstError):
-    """A model gave no usable answer."""
+    """A model gave no usable answer. `reason` says why in words for clients: no address, path or content."""
+
+    def __init__(self, message: str, *, hint: str | None = None, reason: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
 
 
 class Unauthorised(ModelError):
@@ -170,9 +175,15 @@ class RateLimited(ModelError):
 
 
 class Unavailable(ModelError):
-    """The endpoint is down, unreachable, too slow or overloaded."""
+    """The endpoint is down, unreachable or overloaded."""
 
     retryable = True
+
+
+class AnswerLost(Unavailable):
+    """The endpoint took the request and gave no answer. It may have worked and be paid, so nobody sends it again."""
+
+    retryable = False
 
 
 class BadAnswer(ModelError):

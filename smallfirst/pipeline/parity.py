@@ -23,6 +23,7 @@ from smallfirst.evaluation.results import EvaluatedRow
 from smallfirst.models.loading import load_model
 from smallfirst.models.protocol import Model, Request
 from smallfirst.models.remote.http import ConnectionBroken, HttpSession, ResponseTimeout
+from smallfirst.models.remote.responses import did_nothing
 from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
@@ -328,8 +329,8 @@ async def _ask(session: HttpSession, body: bytes) -> EndpointReply:
                 return _parse(json.loads(content))
         except (ConnectionBroken, ResponseTimeout, ValueError) as failure:
             return EndpointReply(None, error=f"no answer ({type(failure).__name__})")
-        error = f"HTTP {response.status}: {' '.join(content.split())[:SHOWN_CHARS]}"
-        if response.status not in (429, 503):
+        error = f"HTTP {response.status}: {' '.join(content.decode(errors='replace').split())[:SHOWN_CHARS]}"
+        if not did_nothing(response.status, response.header("retry-after")):
             break
         await asyncio.sleep(2.0**attempt / 2)
     return EndpointReply(None, error=error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 
-from smallfirst.errors import ModelError, RateLimited, RequestRefused, Unauthorised, Unavailable
+from smallfirst.errors import AnswerLost, ModelError, RateLimited, RequestRefused, Unauthorised, Unavailable
 from smallfirst.models.remote.client import CircuitOpenError
 from smallfirst.serving.admission import RETRY_AFTER_S, ClientDisconnected
 from smallfirst.serving.ledger.ledger import LedgerUnavailable
@@ -47,13 +47,23 @@ def _of_model(error: ModelError, name: str) -> ApiError:
         case CircuitOpenError():
             wait_s = math.ceil(error.retry_after_s)
             return server_error(503, f"The model behind {name} is down.", "model_unavailable", wait_s)
+        case AnswerLost():
+            what = f"The model behind {name} took the request and gave no answer"
+            lost = server_error(502, f"{what}{_because(error)}.", "answer_lost")
+            lost.headers["x-should-retry"] = "false"  # OpenAI's clients would send it again, and it would be paid again
+            return lost
         case Unavailable():
             return server_error(503, f"The model behind {name} is down.", "model_unavailable", RETRY_AFTER_S)
         case Unauthorised():
             what = f"The model behind {name} refused the key of this server."
             return server_error(502, what, "upstream_unauthorised")
         case _:
-            return server_error(502, f"The model behind {name} gave no usable answer.", "bad_answer")
+            what = f"The model behind {name} gave no usable answer{_because(error)}."
+            return server_error(502, what, "bad_answer")
+
+
+def _because(error: ModelError) -> str:
+    return f": {error.reason}" if error.reason else ""
 
 
 def server_error(status: int, message: str, code: str, retry_after_s: int | None = None) -> ApiError:

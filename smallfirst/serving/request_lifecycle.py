@@ -163,7 +163,7 @@ class ApiCall:
         await self.send({"type": "http.response.body", "body": content, "more_body": more})
 
     async def send_json(self, status: int, value: dict[str, Any], headers: Mapping[str, str]) -> None:
-        content = json.dumps(value).encode()
+        content = json.dumps(value, allow_nan=False).encode()
         head = {"content-type": "application/json", "content-length": str(len(content))}
         await self.send_head(status, {**head, **headers})
         await self.send_body(content, more=False)

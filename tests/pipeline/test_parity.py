@@ -181,7 +181,7 @@ def test_an_endpoint_that_refuses_or_is_not_there_differs_in_every_row() -> None
     gone = asyncio.run(check_parity(address, "says", rows("left"), task=TASK))
     assert unknown.differences[0].why.startswith("HTTP 404: ")
     assert refused.differences[0].why.startswith("HTTP 401: ")
-    assert gone.differences[0].why == "no answer (ConnectionBroken)"
+    assert gone.differences[0].why == "no answer (NotConnected)"
     assert [unknown.passed, refused.passed, gone.passed] == [False, False, False]
 
 

@@ -11,7 +11,7 @@ import httpx
 import openai
 import pytest
 
-from smallfirst.errors import BadAnswer, ModelError, PriceUnknown, RateLimited, Unauthorised, Unavailable
+from smallfirst.errors import AnswerLost, BadAnswer, ModelError, PriceUnknown, RateLimited, Unauthorised, Unavailable
 from smallfirst.serving.app import serve
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.settings import ServeSettings
@@ -167,6 +167,8 @@ def test_an_unknown_model_gets_a_suggestion_and_a_row(start, label) -> None:
         (RateLimited("inside"), 429, "rate_limit_exceeded", "is rate limited; try again later."),
         (Unauthorised("inside sk-1"), 502, "upstream_unauthorised", "refused the key of this server."),
         (BadAnswer("inside"), 502, "bad_answer", "gave no usable answer."),
+        (BadAnswer("inside", reason="no usage"), 502, "bad_answer", "gave no usable answer: no usage."),
+        (AnswerLost("inside", reason="HTTP 500"), 502, "answer_lost", "took the request and gave no answer: HTTP 500."),
         (ModelError("inside"), 502, "bad_answer", "gave no usable answer."),
     ],
 )
@@ -180,6 +182,7 @@ def test_a_model_that_fails_becomes_a_status_and_a_row(
         assert answer.json()["error"]["code"] == code
         assert answer.json()["error"]["message"] == f'The model behind "m" {message}'
         assert answer.headers.get("retry-after") == ("2" if status in (429, 503) else None)
+        assert answer.headers.get("x-should-retry") == ("false" if code == "answer_lost" else None)
         assert "inside" not in answer.text
     assert [(row.status, row.error_code) for row in server.ledger.rows()] == [(status, code)] * 2
 

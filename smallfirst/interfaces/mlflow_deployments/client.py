@@ -45,8 +45,7 @@ def invoke_stream(server: str, name: str, inputs: Any) -> Iterator[dict[str, Any
     """Yield the chunks of an answer. Raise as `invoke` does."""
     with _connected(server) as session:
         response = _send(session, "POST", _path(name), {**request_body(inputs), "stream": True})
-        for line in session.lines(response):
-            value = line.removeprefix("data:").strip()
+        for value in session.events(response):
             if value == "[DONE]":
                 return
             if value:
@@ -97,7 +96,7 @@ def _json(session: BlockingSession, response: HttpResponse) -> dict[str, Any]:
     return found
 
 
-def _refusal(status: int, content: str) -> ModelError | ConfigError:
+def _refusal(status: int, content: bytes) -> ModelError | ConfigError:
     try:
         message = str(json.loads(content)["error"]["message"])
     except (ValueError, KeyError, TypeError):

@@ -26,6 +26,8 @@ TOP = 20
 """Tokens whose log-probabilities are kept at each position."""
 MIN_LOGPROB = math.log(1e-3)
 """Tokens less likely than this are not compared, because rounding is magnified there."""
+MAX_REPLY_BYTES = 256 * 1024 * 1024
+"""Largest reply of llama.cpp, which lists its whole vocabulary."""
 MAX_ANSWER_TOKENS = 64
 """Tokens of a generated answer that are compared."""
 NEAR_TIE_NATS = 0.2
@@ -206,9 +208,10 @@ class LlamaCppReader:
 
     def _post(self, path: str, **body: Any) -> dict[str, Any]:
         response = self._session.send("POST", path, body)
-        content = self._session.read(response)
+        content = self._session.read(response, max_bytes=MAX_REPLY_BYTES)
         if response.status != 200:
-            raise SmallfirstError(f"llama.cpp refused {path} ({response.status}): {content[:200]}")
+            said = content[:200].decode(errors="replace")
+            raise SmallfirstError(f"llama.cpp refused {path} ({response.status}): {said}")
         values: dict[str, Any] = json.loads(content)
         return values
 

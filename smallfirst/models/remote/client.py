@@ -1,26 +1,41 @@
 """Requests to one endpoint: a bounded queue, retries within a budget, and a circuit breaker.
 
-A failure before the first byte is retried, honouring Retry-After; a timeout is not, as it would be paid twice.
+A request is sent again only if no connection was made or the endpoint says that it did nothing (429, 425, 503 with
+Retry-After): any other failure may have been paid. Every attempt is noted with its outcome and cost.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import math
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from smallfirst.errors import ModelError, RateLimited, Unavailable
+from smallfirst.errors import AnswerLost, ModelError, RateLimited, Unavailable
+from smallfirst.models.remote.attempts import Attempt
 from smallfirst.models.remote.circuit_breaker import CircuitBreaker, RetryBudget
 from smallfirst.models.remote.config import EndpointConfig
-from smallfirst.models.remote.http import ConnectionBroken, HttpResponse, HttpSession, ResponseTimeout, error_text
-from smallfirst.models.remote.responses import ResponseParser, after_attempts, retry_after_s
+from smallfirst.models.remote.http import (
+    ConnectionBroken,
+    HttpResponse,
+    HttpSession,
+    InvalidResponse,
+    NotConnected,
+    ResponseTimeout,
+    error_text,
+)
+from smallfirst.models.remote.responses import (
+    MAX_REFUSAL_BYTES,
+    ResponseParser,
+    after_attempts,
+    did_nothing,
+    retry_after_s,
+)
 
 FIRST_WAIT_S, MAX_WAIT_S = 0.5, 8.0
 BURST = 10
@@ -31,7 +46,7 @@ class CircuitOpenError(Unavailable):
     """The endpoint has failed too often and gets no requests for a while."""
 
     def __init__(self, message: str, *, retry_after_s: float, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
+        super().__init__(message, hint=hint, reason="it has failed too often lately")
         self.retry_after_s = retry_after_s
         """Seconds until it gets requests again."""
 
@@ -60,12 +75,13 @@ class EndpointClient:
         parser: ResponseParser,
         *,
         open_session: Callable[[], HttpSession],
+        new_attempt: Callable[[], Attempt],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Connect to nothing yet. `open_session` is called once in each event loop."""
         self._config, self._parser = config, parser
-        self._open_session, self._sleep = open_session, sleep
+        self._open_session, self._new_attempt, self._sleep = open_session, new_attempt, sleep
         self._budget = RetryBudget(share=config.retry_share, burst=BURST)
         self._breaker = CircuitBreaker(config.breaker, clock=clock)
         self._loops: dict[asyncio.AbstractEventLoop, _LoopState] = {}
@@ -88,23 +104,36 @@ class EndpointClient:
                 self._n_in_flight -= 1
 
     @asynccontextmanager
-    async def post(self, session: HttpSession, path: str, body: dict[str, Any]) -> AsyncIterator[HttpResponse]:
-        """Yield a successful response whose body is unread. Raise ModelError, also if the body breaks off."""
-        response, phase = await self._send(session, path, json.dumps(body).encode())
+    async def post(self, session: HttpSession, path: str, body: bytes) -> AsyncIterator[tuple[HttpResponse, Attempt]]:
+        """Yield a successful response whose body is unread, and its attempt, whose cost the caller sets.
+
+        Raise ModelError, also if the body breaks off.
+        """
+        response, attempt, phase = await self._send(session, path, body)
         try:
-            yield response
+            yield response, attempt
             self._breaker.record_success(phase)
+            attempt.end("answered")
+        except InvalidResponse as error:
+            self._breaker.record_success(phase)
+            attempt.end("invalid answer")
+            raise self._parser.invalid(error_text(error)) from None
         except (ConnectionBroken, ResponseTimeout, TimeoutError) as error:
             self._breaker.record_failure(phase)
-            raise self._parser.unavailable(f"the answer broke off ({error_text(error)})") from None
+            attempt.end("broken off")
+            raise self._parser.lost(f"it broke off ({error_text(error)})", "the answer broke off") from None
         except Unavailable:  # it reported an error itself, or its stream ended early
             self._breaker.record_failure(phase)
+            attempt.end("broken off")
             raise
         except ModelError:
             self._breaker.record_success(phase)
+            attempt.end("invalid answer")
             raise
         finally:
             self._breaker.cancel(phase)
+            if attempt.outcome == "abandoned":
+                attempt.end("abandoned")
             await response.aclose()
 
     async def aclose(self) -> None:
@@ -121,7 +150,7 @@ class EndpointClient:
         await anext(state.closer)
         return state
 
-    async def _send(self, session: HttpSession, path: str, body: bytes) -> tuple[HttpResponse, int]:
+    async def _send(self, session: HttpSession, path: str, body: bytes) -> tuple[HttpResponse, Attempt, int]:
         self._budget.add_request()
         for attempts in itertools.count(1):
             result = await self._send_once(session, path, body, attempts)
@@ -135,21 +164,28 @@ class EndpointClient:
 
     async def _send_once(
         self, session: HttpSession, path: str, body: bytes, attempts: int
-    ) -> tuple[HttpResponse, int] | _Failure:
+    ) -> tuple[HttpResponse, Attempt, int] | _Failure:
         phase = self._breaker.enter()
         if phase is None:
             raise self._circuit_open()
+        attempt, timeout_s = self._new_attempt(), self._config.timeout_s
         try:
-            response = await session.post(path, body)
+            async with asyncio.timeout(self._config.connect_timeout_s + timeout_s):  # headers may come byte by byte
+                response = await session.post(path, body)
             if 200 <= response.status < 300:
                 self._breaker.record_response(phase)
-                return response, phase
-            failure = await self._refused(response, attempts)
-        except ResponseTimeout:
-            error = self._parser.unavailable(f"no answer within {self._config.timeout_s:g} s")
-            failure = _Failure(error, retryable=False)
+                return response, attempt, phase
+            failure = await self._refused(response, attempt, attempts)
+        except (ResponseTimeout, TimeoutError):
+            attempt.end("timeout")
+            what = f"no answer within {timeout_s:g} s"
+            failure = _Failure(self._parser.lost(what, what), retryable=False)
+        except NotConnected as error:
+            attempt.end("not connected", 0.0)
+            failure = _Failure(self._parser.unavailable(f"{error}{after_attempts(attempts)}"), retryable=True)
         except ConnectionBroken as broken:
-            failure = _Failure(self._parser.unavailable(f"{broken}{after_attempts(attempts)}"), retryable=True)
+            attempt.end("broken off")
+            failure = _Failure(self._parser.lost(str(broken), "the connection broke off"), retryable=False)
         else:
             if not isinstance(failure.error, Unavailable):
                 self._breaker.record_success(phase)  # an endpoint that refuses is reachable
@@ -159,13 +195,17 @@ class EndpointClient:
         self._breaker.record_failure(phase)
         return failure
 
-    async def _refused(self, response: HttpResponse, attempts: int) -> _Failure:
+    async def _refused(self, response: HttpResponse, attempt: Attempt, attempts: int) -> _Failure:
+        start, retry_after = b"", response.header("retry-after")
         try:
-            content = await response.read()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._config.timeout_s):
+                    start = await response.read_start(MAX_REFUSAL_BYTES)
         finally:
             await response.aclose()
-        error = self._parser.refusal(response.status, content, attempts)
-        return _Failure(error, error.retryable, retry_after_s(response.header("retry-after")))
+        error = self._parser.refusal(response.status, start, attempts, retry_after=retry_after)
+        attempt.end(f"HTTP {response.status}", None if isinstance(error, AnswerLost) else 0.0)
+        return _Failure(error, did_nothing(response.status, retry_after), retry_after_s(retry_after))
 
     def _wait_s(self, failure: _Failure, attempts: int) -> float | None:
         if not failure.retryable or attempts > self._config.max_retries or self._breaker.remaining_open_s > 0:

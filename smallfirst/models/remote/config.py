@@ -27,7 +27,8 @@ class EndpointConfig(Record):
     connect_timeout_s: Annotated[float, Field(gt=0)] = 5
     """Longest wait for a connection."""
     max_retries: Annotated[int, Field(ge=0)] = 3
-    """Attempts after the first, on 429, 5xx and broken connections."""
+    """Attempts after the first, where the endpoint certainly did nothing: no connection, 429, 425, or 503 with
+    Retry-After."""
     retry_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Retries of all requests together are at most this share of them, plus ten. A wait that a 429 asks for does not
     count."""

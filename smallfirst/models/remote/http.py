@@ -1,7 +1,7 @@
 """HTTP to one server over pooled connections: the package's only HTTP client, on aiohttp.
 
-`ResponseTimeout` means that the server may still be working. Redirects are not followed, cookies and `.netrc` are
-ignored, and a proxy named by the environment is never used for this machine.
+The server is not trusted: bodies, events and streams are bounded, and nothing is decompressed. Redirects are not
+followed, cookies and `.netrc` are ignored, and a proxy named by the environment is never used for this machine.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import ssl
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
@@ -25,14 +26,24 @@ T = TypeVar("T")
 
 IDLE_TIMEOUT_S = 4.0
 """Connections idle for longer are not used again; servers such as uvicorn and Node close them after 5 s."""
-MAX_LINE_BYTES = 4 * 1024 * 1024
+MAX_BODY_BYTES = 16 * 1024 * 1024
+"""Largest body, and most bytes of a stream in all, unless the caller sets another limit."""
+MAX_LINE_BYTES = 1024 * 1024
 """Longest line of a stream."""
 UNIX_SOCKET_URL = "http://localhost"
 """Base URL of a server on a Unix socket, where the socket is the address."""
 
 
 class ConnectionBroken(Exception):
-    """No response, or not all of it: the connection could not be made, or ended."""
+    """No response, or not all of it: the connection ended. The server may have worked on the request."""
+
+
+class NotConnected(ConnectionBroken):
+    """The connection could not be made: nothing was sent."""
+
+
+class InvalidResponse(ConnectionBroken):
+    """The response is larger than its limit, compressed, or no text."""
 
 
 class ResponseTimeout(Exception):
@@ -55,7 +66,7 @@ class HttpSession:
         """Open nothing yet. `timeout_s` limits the wait for the first byte and between two pieces."""
         self._base_url = base_url
         self._proxy = None if unix_socket or is_loopback(urlsplit(base_url).hostname or "") else _proxy_for(base_url)
-        headers = {"Content-Type": "application/json", "User-Agent": "smallfirst"}
+        headers = {"Content-Type": "application/json", "User-Agent": "smallfirst", "Accept-Encoding": "identity"}
         if key:
             headers["Authorization"] = f"Bearer {key}"
         connector: aiohttp.BaseConnector
@@ -69,6 +80,7 @@ class HttpSession:
             connector=connector,
             headers=headers,
             cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s, sock_read=timeout_s),
         )
 
@@ -79,7 +91,7 @@ class HttpSession:
         await self._session.close()
 
     async def send(self, method: str, path: str, body: bytes | None = None) -> HttpResponse:
-        """Return the response, its body unread. Raise ConnectionBroken or ResponseTimeout."""
+        """Return the response, its body unread. Raise NotConnected, ConnectionBroken or ResponseTimeout."""
         url = yarl.URL(f"{self._base_url}{path}", encoded=True)
         try:
             sent = self._session.request(method, url, data=body, proxy=self._proxy, allow_redirects=False)
@@ -102,26 +114,49 @@ class HttpResponse:
         """Return a header's value, or an empty string if it is missing."""
         return self._response.headers.get(name, "")
 
-    async def read(self) -> str:
-        try:
-            return (await self._response.read()).decode(errors="replace")
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _failure(error) from None
+    async def read(self, *, max_bytes: int = MAX_BODY_BYTES) -> bytes:
+        """Return the body. Raise InvalidResponse if it is too large, ConnectionBroken or ResponseTimeout."""
+        return b"".join([piece async for piece in self._pieces(max_bytes)])
 
-    async def lines(self) -> AsyncIterator[str]:
-        """Yield the body line by line as it arrives. Raise ConnectionBroken or ResponseTimeout."""
-        rest = b""
+    async def read_start(self, n_bytes: int) -> bytes:
+        """Return the first `n_bytes` of a body, or as many as come."""
+        start = b""
+        with suppress(ConnectionBroken, ResponseTimeout):
+            async for piece in self._pieces(MAX_BODY_BYTES):
+                start += piece
+                if len(start) >= n_bytes:
+                    break
+        return start[:n_bytes]
+
+    async def events(self, *, max_bytes: int = MAX_BODY_BYTES) -> AsyncIterator[str]:
+        """Yield the data of server-sent events as they arrive, other lines skipped. Raise as `read` does."""
+        rest = bytearray()
+        async for piece in self._pieces(max_bytes):
+            *lines, last = piece.split(b"\n")
+            if lines:
+                lines[0] = bytes(rest) + lines[0]
+                rest.clear()
+            rest += last
+            if max(map(len, (rest, *lines))) > MAX_LINE_BYTES:
+                raise InvalidResponse(f"a line of more than {MAX_LINE_BYTES:,} bytes")
+            for line in lines:
+                if line.startswith(b"data:"):
+                    yield _text(line)
+        if rest.startswith(b"data:"):
+            yield _text(rest)
+
+    async def _pieces(self, max_bytes: int) -> AsyncIterator[bytes]:
+        encoding, n_bytes = self.header("content-encoding") or "identity", 0
+        if encoding != "identity":
+            raise InvalidResponse("compressed, although it was asked not to be")
         try:
             async for piece in self._response.content.iter_any():
-                *whole, rest = (rest + piece).split(b"\n")
-                for line in whole:
-                    yield line.decode(errors="replace").rstrip("\r")
-                if len(rest) > MAX_LINE_BYTES:
-                    raise ConnectionBroken(f"a line of more than {MAX_LINE_BYTES} bytes")
+                n_bytes += len(piece)
+                if n_bytes > max_bytes:
+                    raise InvalidResponse(f"more than {max_bytes:,} bytes")
+                yield piece
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _failure(error) from None
-        if rest:
-            yield rest.decode(errors="replace")
 
     async def aclose(self) -> None:
         """Return the connection to the pool if the body was read to its end, else close it."""
@@ -156,13 +191,13 @@ class BlockingSession:
         content = None if body is None else json.dumps(body).encode()
         return self._run(self._session.send(method, path, content))
 
-    def read(self, response: HttpResponse) -> str:
-        return self._run(response.read())
+    def read(self, response: HttpResponse, *, max_bytes: int = MAX_BODY_BYTES) -> bytes:
+        return self._run(response.read(max_bytes=max_bytes))
 
-    def lines(self, response: HttpResponse) -> Iterator[str]:
-        lines = response.lines()
-        while (line := self._run(anext(lines, None))) is not None:
-            yield line
+    def events(self, response: HttpResponse) -> Iterator[str]:
+        events = response.events()
+        while (event := self._run(anext(events, None))) is not None:
+            yield event
 
     def _run(self, awaitable: Awaitable[T]) -> T:
         async def result() -> T:
@@ -176,10 +211,21 @@ def error_text(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
+_UNSENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
+"""Errors before a connection, TLS and proxy included, is there: the server got nothing to work on."""
+
+
 def _failure(error: Exception) -> ConnectionBroken | ResponseTimeout:
-    # A client that did not get a connection has given the server nothing to work on.
-    is_slow = isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError)
-    return ResponseTimeout(error_text(error)) if is_slow else ConnectionBroken(error_text(error))
+    if isinstance(error, _UNSENT):
+        return NotConnected(error_text(error))
+    return (ResponseTimeout if isinstance(error, TimeoutError) else ConnectionBroken)(error_text(error))
+
+
+def _text(line: bytes | bytearray) -> str:
+    try:
+        return line.decode().removeprefix("data:").strip()
+    except UnicodeDecodeError:
+        raise InvalidResponse("no UTF-8") from None
 
 
 def _proxy_for(url: str) -> str | None:

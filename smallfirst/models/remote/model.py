@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from smallfirst.errors import BadAnswer, ConfigError, ModelError, PriceUnknown
 from smallfirst.models.protocol import Capability, Chunk, Completion, Embeddings, Request, ResponseFormat
+from smallfirst.models.remote.attempts import Attempt, new_attempt
 from smallfirst.models.remote.client import EndpointClient
 from smallfirst.models.remote.config import EndpointConfig
 from smallfirst.models.remote.http import HttpSession
-from smallfirst.models.remote.responses import PartialAnswer, ResponseParser, Usage
+from smallfirst.models.remote.responses import (
+    MAX_HIDDEN_TOKENS,
+    PartialAnswer,
+    ResponseParser,
+    Usage,
+    max_response_bytes,
+)
 from smallfirst.models.usage import (
     ReportUnfinished,
     estimate_prompt_tokens,
@@ -27,6 +36,8 @@ from smallfirst.pricing import PriceBook
 __all__ = ["EndpointConfig", "EndpointModel", "open_session"]
 
 CHAT = "/chat/completions"
+MAX_VECTOR_BYTES = 128 * 1024
+"""Most bytes of one text's vector in a response."""
 
 
 def open_session(config: EndpointConfig, key: str, *, unix_socket: Path | None = None) -> HttpSession:
@@ -66,7 +77,13 @@ class EndpointModel:
         key = api_key or _key_from_environment(config)
         self._parser = ResponseParser(config.base_url, config.model, config.api_key_env, key)
         self._client = EndpointClient(
-            config, self._parser, open_session=lambda: connect(config, key), sleep=sleep, clock=clock
+            config,
+            self._parser,
+            open_session=lambda: connect(config, key),
+            # A server of this program is no attempt of its own: its answer is priced by who started it.
+            new_attempt=partial(Attempt if api_key else new_attempt, config.base_url, config.model),
+            sleep=sleep,
+            clock=clock,
         )
 
     @property
@@ -74,46 +91,50 @@ class EndpointModel:
         return self.config.model
 
     async def complete(self, request: Request) -> Completion:
+        body = json.dumps(self._body(request)).encode()
         async with self._client.slot() as (session, share):
-            answer = PartialAnswer()
+            answer = _new_answer(request, body)
             with self._report(answer, request, share, n_unseen=request.max_tokens):
-                async with self._client.post(session, CHAT, self._body(request)) as response:
+                async with self._client.post(session, CHAT, body) as (response, attempt):
                     answer.begun = True
                     async with asyncio.timeout(self.config.timeout_s):
-                        content = await response.read()
+                        content = await response.read(max_bytes=max_response_bytes(request))
                     self._parser.parse_body(content, answer)
-                return self._completion(answer, share)
+                return self._completion(answer, share, attempt)
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
         """Yield the answer piece by piece; never retry once a piece has come. Raise ModelError."""
-        body = self._body(request) | {"stream": True, "stream_options": {"include_usage": True}}
+        streamed = {"stream": True, "stream_options": {"include_usage": True}}
+        body = json.dumps(self._body(request) | streamed).encode()
         async with self._client.slot() as (session, share):
-            answer = PartialAnswer()
+            answer = _new_answer(request, body)
             with self._report(answer, request, share):
-                async with self._client.post(session, CHAT, body) as response:
+                async with self._client.post(session, CHAT, body) as (response, attempt):
                     answer.begun = True
-                    async for line in response.lines():
-                        if (chunk := self._parser.parse_event(line, answer)) is not None:
+                    async for data in response.events(max_bytes=max_response_bytes(request, stream=True)):
+                        if (chunk := self._parser.parse_event(data, answer)) is not None:
                             yield chunk
                     if answer.finish_reason is None:
-                        raise self._parser.unavailable("the answer broke off (the stream ended early)")
-                completion = self._completion(answer, share)
+                        raise self._parser.lost("it broke off (the stream ended early)", "the answer broke off")
+                completion = self._completion(answer, share, attempt)
             yield Chunk(completion=completion)
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         if not texts:
             return Embeddings([], 0, 0.0)
-        body = {"model": self.config.model, "input": list(texts), "encoding_format": "float"}
+        fields = {"model": self.config.model, "input": list(texts), "encoding_format": "float"}
+        body = json.dumps(fields).encode()
         async with self._client.slot() as (session, share):
-            answer = PartialAnswer()
-            with self._report(answer, Request.ask("\n".join(texts)), share):
-                async with self._client.post(session, "/embeddings", body) as response:
+            request = Request.ask("\n".join(texts))
+            answer = _new_answer(request, body)
+            with self._report(answer, request, share):
+                async with self._client.post(session, "/embeddings", body) as (response, attempt):
                     answer.begun = True
                     async with asyncio.timeout(self.config.timeout_s):
-                        content = await response.read()
-                    found = self._parser.parse_embeddings(content, len(texts))
+                        content = await response.read(max_bytes=(1 + len(texts)) * MAX_VECTOR_BYTES)
+                    found = self._parser.parse_embeddings(content, len(texts), max_tokens=answer.max_prompt_tokens)
                 usage = Usage(prompt_tokens=found.usage.prompt_tokens, completion_tokens=0) if found.usage else None
-                cost_usd = self._cost_usd(usage, (time.perf_counter() - answer.started) * share)
+                cost_usd = attempt.cost_usd = self._cost_usd(usage, (time.perf_counter() - answer.started) * share)
         vectors = [_normalized(item.embedding) for item in found.data]
         return Embeddings(vectors, usage.prompt_tokens if usage else 0, cost_usd)
 
@@ -138,13 +159,14 @@ class EndpointModel:
         }
         return {key: value for key, value in body.items() if value is not None}
 
-    def _completion(self, answer: PartialAnswer, share: float) -> Completion:
+    def _completion(self, answer: PartialAnswer, share: float, attempt: Attempt) -> Completion:
         seconds, usage = time.perf_counter() - answer.started, answer.usage
+        attempt.cost_usd = self._cost_usd(usage, seconds * share)
         return Completion(
             text=answer.text,
             answered_by=self.name,
             latency_ms=seconds * 1000,
-            cost_usd=self._cost_usd(usage, seconds * share),
+            cost_usd=attempt.cost_usd,
             prompt_tokens=usage.prompt_tokens if usage else 0,
             completion_tokens=usage.completion_tokens if usage else 0,
             finish_reason="length" if answer.finish_reason == "length" else "stop",
@@ -178,9 +200,15 @@ class EndpointModel:
             raise BadAnswer(
                 f"{self._parser.url} did not say how many tokens it used: its answer has no price",
                 hint="ask for usage in the endpoint's own settings, or set `priced_by: machine`",
+                reason="no usage, so no price",
             )
         read, written, url = usage.prompt_tokens, usage.completion_tokens, self.config.base_url
         return self._prices.token_cost_usd(self.name, read, written, api_url=url)
+
+
+def _new_answer(request: Request, body: bytes) -> PartialAnswer:
+    # A token is at least one byte of what was sent.
+    return PartialAnswer(len(body) + MAX_HIDDEN_TOKENS, request.max_tokens + MAX_HIDDEN_TOKENS)
 
 
 def _response_format(wanted: ResponseFormat | None) -> dict[str, Any] | None:

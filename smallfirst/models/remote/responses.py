@@ -1,4 +1,8 @@
-"""Parse the responses of an OpenAI-compatible endpoint; error messages quote them shortened and without the API key."""
+"""Parse the responses of an OpenAI-compatible endpoint, which is not trusted.
+
+Anything that is not valid JSON of the right types, with finite numbers and plausible usage, is a BadAnswer with a
+reason. Error messages quote responses shortened and without the API key.
+"""
 
 from __future__ import annotations
 
@@ -7,38 +11,56 @@ import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import pydantic
+import pydantic_core
 from pydantic import Field
 
-from smallfirst.errors import BadAnswer, ModelError, RateLimited, Unauthorised, Unavailable
-from smallfirst.models.protocol import Chunk, Token
+from smallfirst.errors import AnswerLost, BadAnswer, ModelError, RateLimited, Unauthorised, Unavailable
+from smallfirst.models.protocol import Chunk, Request, Token
+from smallfirst.models.remote.http import MAX_BODY_BYTES
 
 SHOWN_CHARACTERS = 300
+MAX_REFUSAL_BYTES = 64 * 1024
+"""So much of an error's body is read."""
+MAX_HIDDEN_TOKENS = 128 * 1024
+"""Tokens that a provider may add to a prompt, or spend on reasoning beyond the length asked for."""
+MAX_TOKENS_IN_ANSWER = 256 * 1024
+"""Most tokens with log-probabilities in one body."""
+
+T = TypeVar("T", bound=pydantic.BaseModel)
 
 
 # The fields used of OpenAI's responses and stream events; others are ignored.
 
 
+_Count = Annotated[int, Field(ge=0, strict=True)]
+
+
+class _Part(pydantic.BaseModel):
+    type: str
+    text: Any = None
+
+
 class _Message(pydantic.BaseModel):
-    content: str | list[dict[str, Any]] | None = None
+    content: str | list[_Part] | None = None
     refusal: str | None = None
 
     def text(self) -> str:
         if isinstance(self.content, list):
-            return "".join(str(p.get("text", "")) for p in self.content if p.get("type") == "text")
+            return "".join(p.text for p in self.content if p.type == "text" and isinstance(p.text, str))
         return self.content or self.refusal or ""
 
 
 class _TopLogprob(pydantic.BaseModel):
     token: str
-    logprob: float
+    logprob: Annotated[float, Field(le=1e-3, allow_inf_nan=False)]  # rounding may lift a certain token above 0
 
 
 class _TokenLogprob(_TopLogprob):
-    bytes: list[int] | None = None
-    top_logprobs: list[_TopLogprob] = []
+    bytes: Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(max_length=1024)] | None = None
+    top_logprobs: list[_TopLogprob] = Field([], max_length=128)
 
     def as_token(self) -> Token:
         octets = self.token.encode() if self.bytes is None else bytes(self.bytes)
@@ -47,7 +69,7 @@ class _TokenLogprob(_TopLogprob):
 
 
 class _Logprobs(pydantic.BaseModel):
-    content: list[_TokenLogprob] | None = None
+    content: Annotated[list[_TokenLogprob], Field(max_length=MAX_TOKENS_IN_ANSWER)] | None = None
 
 
 class _Choice(pydantic.BaseModel):
@@ -64,23 +86,23 @@ class _Choice(pydantic.BaseModel):
 class Usage(pydantic.BaseModel):
     """Tokens read and written, as the endpoint counts them."""
 
-    prompt_tokens: int
-    completion_tokens: int
+    prompt_tokens: _Count
+    completion_tokens: _Count
 
 
 class _ChatCompletion(pydantic.BaseModel):
-    choices: list[_Choice] = []
+    choices: list[_Choice] = Field([], max_length=128)
     usage: Usage | None = None
     error: Any = None
 
 
 class _Embedding(pydantic.BaseModel):
     index: int
-    embedding: list[float] = Field(min_length=1)
+    embedding: list[Annotated[float, Field(allow_inf_nan=False)]] = Field(min_length=1)
 
 
 class _EmbeddingUsage(pydantic.BaseModel):
-    prompt_tokens: int
+    prompt_tokens: _Count
 
 
 class EmbeddingsBody(pydantic.BaseModel):
@@ -92,16 +114,22 @@ class EmbeddingsBody(pydantic.BaseModel):
 
 @dataclass
 class PartialAnswer:
-    """An answer as far as it has arrived."""
+    """An answer as far as it has arrived, and how many tokens it may claim."""
 
+    max_prompt_tokens: int
+    max_completion_tokens: int
     started: float = field(default_factory=time.perf_counter)
-    text: str = ""
+    pieces: list[str] = field(default_factory=list)
     n_chunks: int = 0
     begun: bool = False
     """True once the endpoint has accepted the request."""
     finish_reason: str | None = None
     usage: Usage | None = None
     tokens: list[Token] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
 
 
 @dataclass(frozen=True)
@@ -117,44 +145,47 @@ class ResponseParser:
     def url(self) -> str:
         return f"{self.base_url}/chat/completions"
 
-    def parse_body(self, content: str, answer: PartialAnswer) -> None:
-        """Fill `answer` from a whole response body. Raise BadAnswer or Unavailable."""
-        body = self._body(content)
+    def parse_body(self, content: bytes, answer: PartialAnswer) -> None:
+        """Fill `answer` from a whole response body. Raise BadAnswer or AnswerLost."""
+        body = self._body(content, answer)
         if not body.choices or body.choices[0].message is None:
-            raise self._not_a_completion(content)
-        answer.text = body.choices[0].message.text()
-        answer.finish_reason, answer.usage = body.choices[0].finish_reason, body.usage
+            raise self._not_a_completion(content, "no message")
+        answer.pieces.append(body.choices[0].message.text())
+        answer.finish_reason = body.choices[0].finish_reason
         answer.tokens.extend(body.choices[0].tokens())
 
-    def parse_event(self, line: str, answer: PartialAnswer) -> Chunk | None:
-        data = line.removeprefix("data:").strip()
-        if not line.startswith("data:") or data == "[DONE]":
+    def parse_event(self, data: str, answer: PartialAnswer) -> Chunk | None:
+        if data == "[DONE]":
             return None
-        body = self._body(data)
-        answer.usage = body.usage or answer.usage
+        body = self._body(data, answer)
         if not body.choices:
             return None
         choice = body.choices[0]
         answer.finish_reason = choice.finish_reason or answer.finish_reason
         piece, tokens = choice.delta.text() if choice.delta else "", choice.tokens()
-        answer.text += piece
+        answer.pieces.append(piece)
         answer.n_chunks += bool(piece)
         answer.tokens.extend(tokens)
         return Chunk(text=piece, tokens=tokens) if piece or tokens else None
 
-    def parse_embeddings(self, content: str, n: int) -> EmbeddingsBody:
+    def parse_embeddings(self, content: bytes, n: int, *, max_tokens: int) -> EmbeddingsBody:
         """Return the embeddings of `n` texts in the order of the texts. Raise BadAnswer."""
         try:
-            body = EmbeddingsBody.model_validate_json(content)
-        except pydantic.ValidationError:
-            raise self._not_embeddings(content) from None
+            body = _validated(EmbeddingsBody, content)
+        except ValueError as error:
+            raise self._not_embeddings(content, _reason(error)) from None
         body.data.sort(key=lambda item: item.index)
         if [item.index for item in body.data] != list(range(n)):
-            raise self._not_embeddings(content)
+            raise self._not_embeddings(content, "not one vector for each text")
+        if len({len(item.embedding) for item in body.data}) > 1:
+            raise self._not_embeddings(content, "vectors of different lengths")
+        if body.usage is not None and body.usage.prompt_tokens > max_tokens:
+            raise self._not_embeddings(content, f"usage of more than {max_tokens:,} tokens for this request")
         return body
 
-    def refusal(self, status: int, content: str, attempts: int) -> ModelError:
-        quote = self._quoted(content)
+    def refusal(self, status: int, start: bytes, attempts: int, *, retry_after: str = "") -> ModelError:
+        """Return the error for a status; `start` is the beginning of its body."""
+        quote = self._quoted(start.decode(errors="replace"))
         if status in (401, 403):
             return Unauthorised(
                 f"{self.url} refused the key (HTTP {status}): {quote}",
@@ -165,13 +196,16 @@ class ResponseParser:
                 f"{self.url} asks to slow down (HTTP 429){after_attempts(attempts)}: {quote}",
                 hint="wait a while, or lower max_concurrency",
             )
-        if status == 408 or status >= 500:
+        if did_nothing(status, retry_after):
             return self.unavailable(f"HTTP {status}{after_attempts(attempts)}: {quote}")
+        if status == 408 or status >= 500:
+            return self.lost(f"HTTP {status}{after_attempts(attempts)}: {quote}", f"status {status}")
         if 300 <= status < 400:
             quote = "a redirect, which is not followed because the key would go along"
         return BadAnswer(
             f"{self.url} refused the request (HTTP {status}): {quote}",
             hint=f'check base_url, and that the endpoint knows the model "{self.model}"',
+            reason=f"status {status}",
         )
 
     def unavailable(self, what: str) -> Unavailable:
@@ -180,32 +214,83 @@ class ResponseParser:
             hint=f"see if it is up: curl {self.base_url}/models",
         )
 
-    def _body(self, content: str) -> _ChatCompletion:
+    def lost(self, what: str, reason: str) -> AnswerLost:
+        return AnswerLost(
+            f"{self.url} took the request and gave no answer: {what}",
+            hint="it may be paid, so it is not sent again; see the endpoint's own records",
+            reason=reason,
+        )
+
+    def invalid(self, reason: str) -> BadAnswer:
+        return BadAnswer(f"{self.url} answered with something invalid: {reason}", reason=reason)
+
+    def _body(self, content: bytes | str, answer: PartialAnswer) -> _ChatCompletion:
+        """Return the content, its usage noted in `answer`."""
         try:
-            body = _ChatCompletion.model_validate_json(content)
-        except pydantic.ValidationError:
-            raise self._not_a_completion(content) from None
+            body = _validated(_ChatCompletion, content)
+        except ValueError as error:
+            raise self._not_a_completion(content, _reason(error)) from None
         if body.error is not None:
-            raise self.unavailable(f"error while answering: {self._quoted(str(body.error))}")
+            raise self.lost(f"error while answering: {self._quoted(str(body.error))}", "an error while answering")
+        if (usage := body.usage) is not None:
+            most = answer.max_prompt_tokens, answer.max_completion_tokens
+            if usage.prompt_tokens > most[0] or usage.completion_tokens > most[1]:
+                raise self.invalid(f"usage of more than {most[0]:,} or {most[1]:,} tokens for this request")
+            answer.usage = usage
         return body
 
-    def _not_a_completion(self, content: str) -> BadAnswer:
+    def _not_a_completion(self, content: bytes | str, reason: str) -> BadAnswer:
         return BadAnswer(
-            f"{self.url} answered with something that is not a chat completion: {self._quoted(content)}",
+            f"{self.url} answered with something that is not a chat completion ({reason}): {self._quoted(content)}",
             hint="check that base_url ends where the API begins, usually /v1",
+            reason=reason,
         )
 
-    def _not_embeddings(self, content: str) -> BadAnswer:
+    def _not_embeddings(self, content: bytes, reason: str) -> BadAnswer:
         return BadAnswer(
-            f"{self.base_url}/embeddings did not answer with one vector for each text: {self._quoted(content)}",
+            f"{self.base_url}/embeddings did not answer with one vector for each text ({reason}):"
+            f" {self._quoted(content)}",
             hint=f'check that "{self.model}" is an embedding model there',
+            reason=reason,
         )
 
-    def _quoted(self, content: str) -> str:
-        text = " ".join(content.split())
+    def _quoted(self, content: bytes | str) -> str:
+        start = content[: 100 * SHOWN_CHARACTERS]
+        text = " ".join((start if isinstance(start, str) else start.decode(errors="replace")).split())
         if self.key:
             text = text.replace(self.key, "•••")
         return text[:SHOWN_CHARACTERS] or "(nothing)"
+
+
+def max_response_bytes(request: Request, *, stream: bool = False) -> int:
+    """Return how large a response may be: 1 MiB and 256 bytes a token or alternative; 4 MiB and 1 KiB for a stream.
+
+    Parsing takes up to some 25 times as much memory, so a hostile response to a usual request costs some 30 MB.
+    """
+    first, each = (4096, 1024) if stream else (1024, 0)
+    n_alternatives = 1 if request.logprobs is None else 2 + request.logprobs
+    return min(MAX_BODY_BYTES, first * 1024 + request.max_tokens * (each + 256 * n_alternatives))
+
+
+def did_nothing(status: int, retry_after: str) -> bool:
+    """Return whether a status says that the request was not worked on, so that it may be sent again.
+
+    429 and 425 always; 503 only with Retry-After, since gateways send it also for work that has begun.
+    """
+    return status in (425, 429) or (status == 503 and retry_after_s(retry_after) is not None)
+
+
+def _validated(kind: type[T], content: bytes | str) -> T:
+    """Return the content as a record. Raise ValueError, also for NaN, lone surrogates and JSON nested 200 deep."""
+    return kind.model_validate(pydantic_core.from_json(content, allow_inf_nan=False, cache_strings=False))
+
+
+def _reason(error: ValueError) -> str:
+    """Return the first broken rule without quoting what was sent."""
+    if not isinstance(error, pydantic.ValidationError):
+        return "no valid JSON"
+    problem = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    return f"{'.'.join(map(str, problem['loc'])) or 'body'}: {problem['msg'].partition(' or instance')[0]}"
 
 
 def retry_after_s(value: str) -> float | None:

@@ -204,7 +204,7 @@ def model_entry(name: str, created: int) -> dict[str, Any]:
 
 def sse_event(value: dict[str, Any] | str) -> bytes:
     """Return one server-sent event, in ASCII because some clients split lines at a bare U+2028 as well."""
-    text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), allow_nan=False)
     return f"data: {text}\n\n".encode()
 
 

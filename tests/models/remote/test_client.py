@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -12,8 +13,9 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from smallfirst.errors import BadAnswer, ModelError, RateLimited, Unavailable
+from smallfirst.errors import AnswerLost, BadAnswer, ModelError, RateLimited, Unavailable
 from smallfirst.models.protocol import Capability, Completion, Request
+from smallfirst.models.remote.attempts import collect_attempts
 from smallfirst.models.remote.client import BURST, CircuitOpenError
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
 from smallfirst.pricing import PriceBook, TokenPrice
@@ -55,7 +57,7 @@ def say_nothing(line: socket.socket) -> bool:
     return False
 
 
-OK, BUSY = reply("200 OK", BODY), reply("503 Service Unavailable", b"busy")
+OK, BUSY = reply("200 OK", BODY), reply("503 Service Unavailable", b"busy", "Retry-After: 1")
 CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
@@ -109,7 +111,8 @@ class Server:
                 self.heads.append(head)
                 deed = self.deeds.pop(0) if len(self.deeds) > 1 else self.deeds[0]
                 if not deed(line):
-                    line.shutdown(socket.SHUT_RDWR)
+                    with contextlib.suppress(OSError):  # the client has gone
+                        line.shutdown(socket.SHUT_RDWR)
                     return
 
 
@@ -220,30 +223,66 @@ def test_lines_of_a_stream_may_be_cut_anywhere(server: Server) -> None:
 # --- what breaks ---------------------------------------------------------------------------------
 
 
-def test_a_connection_that_breaks_before_the_answer_is_retried(server: Server) -> None:
-    server.deeds = [say_and_hang_up(b""), say_and_hang_up(b"HTTP/1.1 2"), say_and_hang_up(b"nonsense\r\n\r\n"), OK]
-    assert ask(server.model()) == "yes"
-    assert len(server.heads) == 4
-
-
 HALF = b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{"
 
 
 @pytest.mark.parametrize(
-    ("deed", "timeout_s", "message"),
+    ("deed", "timeout_s", "message", "outcome"),
     [
-        (say_and_hang_up(HALF), 60, "the answer broke off"),
-        (lambda line: line.sendall(HALF) or say_nothing(line), 0.1, r"the answer broke off \(.*Timeout"),
-        (say_nothing, 0.1, r"no answer within 0\.1 s"),
+        (say_and_hang_up(b""), 60, "gave no answer: Server disconnected", "broken off"),
+        (say_and_hang_up(b"HTTP/1.1 2"), 60, "gave no answer: ", "broken off"),
+        (say_and_hang_up(b"nonsense\r\n\r\n"), 60, "gave no answer: ", "broken off"),
+        (say_and_hang_up(HALF), 60, "it broke off", "broken off"),
+        (lambda line: line.sendall(HALF) or say_nothing(line), 0.1, r"it broke off \(.*Timeout", "broken off"),
+        (say_nothing, 0.1, r"no answer within 0\.1 s", "timeout"),
+        (reply("500 Oops", b"died"), 60, "HTTP 500: died", "HTTP 500"),
+        (reply("502 Bad Gateway"), 60, "HTTP 502", "HTTP 502"),
+        (reply("503 Service Unavailable"), 60, "HTTP 503", "HTTP 503"),
     ],
 )
-def test_an_answer_that_breaks_off_or_stalls_is_not_retried(
-    server: Server, deed: Deed, timeout_s: float, message: str
+def test_a_request_that_may_be_paid_is_sent_once_and_its_cost_is_unknown(
+    server: Server, deed: Deed, timeout_s: float, message: str, outcome: str
 ) -> None:
-    server.deeds = [deed]
-    with pytest.raises(Unavailable, match=message):
+    server.deeds = [deed, OK]
+    with collect_attempts() as attempts, pytest.raises(AnswerLost, match=message) as caught:
         ask(server.model(timeout_s=timeout_s))
-    assert len(server.heads) == 1
+    assert (len(server.heads), caught.value.retryable) == (1, False)
+    assert caught.value.reason
+    assert [(a.endpoint, a.model, a.outcome, a.cost_usd) for a in attempts] == [(server.url, "big", outcome, None)]
+
+
+def test_attempts_at_which_nothing_was_done_are_free_and_the_answer_has_its_cost(server: Server) -> None:
+    server.deeds = [reply("429 Too Many Requests"), BUSY, reply("425 Too Early"), OK]
+    with collect_attempts() as attempts:
+        assert ask(server.model()) == "yes"
+    assert [(a.outcome, a.cost_usd) for a in attempts] == [
+        ("HTTP 429", 0),
+        ("HTTP 503", 0),
+        ("HTTP 425", 0),
+        ("answered", pytest.approx(16e-6)),
+    ]
+
+
+def test_an_endpoint_that_cannot_be_reached_is_tried_again(server: Server) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    with collect_attempts() as attempts, pytest.raises(Unavailable, match="after 4 tries"):
+        ask(server.model(base_url=url))
+    assert [(a.outcome, a.cost_usd) for a in attempts] == [("not connected", 0)] * 4
+
+
+def test_headers_that_never_end_time_out(server: Server) -> None:
+    def drip(line: socket.socket) -> bool:
+        line.sendall(b"HTTP/1.1 200 OK\r\n")
+        with contextlib.suppress(OSError):
+            while True:
+                line.sendall(b"X: y\r\n")
+                time.sleep(0.05)
+        return False
+
+    server.deeds = [drip]
+    with pytest.raises(AnswerLost):
+        ask(server.model(timeout_s=0.3, connect_timeout_s=0.3))
 
 
 def test_nobody_at_the_address_is_unavailable(server: Server) -> None:
@@ -256,7 +295,7 @@ def test_nobody_at_the_address_is_unavailable(server: Server) -> None:
 @pytest.mark.parametrize("ending", [b"", b"0\r\n\r\n"])
 def test_a_stream_that_ends_early_is_an_error(server: Server, ending: bytes) -> None:
     server.deeds = [say_and_hang_up(CHUNKED + piece("half") + ending)]
-    with pytest.raises(Unavailable, match="the answer broke off"):
+    with pytest.raises(AnswerLost, match="it broke off"):
         streamed(server.model())
     assert len(server.heads) == 1
 
@@ -273,7 +312,9 @@ def test_a_cancelled_request_gives_up_its_connection_and_its_slot(server: Server
         await asyncio.gather(task, return_exceptions=True)
         return (await model.complete(Request.ask("And now?"))).text
 
-    assert asyncio.run(leave()) == "yes"
+    with collect_attempts() as attempts:
+        assert asyncio.run(leave()) == "yes"
+    assert [(a.outcome, a.cost_usd is None) for a in attempts] == [("abandoned", True), ("answered", False)]
 
 
 # --- the budget and the breaker ------------------------------------------------------------------

@@ -33,7 +33,7 @@ class Endless(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(b"x" * 200)
+        self.wfile.write(b"data:" + b"x" * 200)
 
     def log_message(self, *args: object) -> None:
         pass
@@ -46,5 +46,5 @@ def test_line_beyond_the_limit_breaks_the_stream(monkeypatch: pytest.MonkeyPatch
         with BlockingSession(lambda: HttpSession(f"http://127.0.0.1:{server.server_port}", timeout_s=60)) as session:
             response = session.send("GET", "/")
             with pytest.raises(ConnectionBroken, match="a line of more than 100 bytes"):
-                list(session.lines(response))
+                list(session.events(response))
         server.shutdown()
