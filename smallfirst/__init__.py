@@ -79,7 +79,7 @@ _NAMES = {
     "serving.plugins": "Plugin",
     "serving.auth.keys": "KeyStore ApiKey KeyPolicy",
     "serving.ledger.ledger": "Ledger StageTotals",
-    "serving.ledger.rows": "LedgerRow FeedbackRow AuditRow StateRow",
+    "serving.ledger.rows": "LedgerRow AttemptRow FeedbackRow AuditRow DraftRow StateRow",
     # all records
     "records": "Record",
 }

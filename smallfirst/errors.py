@@ -17,6 +17,7 @@
         ├── Unavailable          down, unreachable or overloaded (retryable)
         │   └── AnswerLost           took the request and gave no answer; it may be paid, so never sent again
         ├── BadAnswer            answered with something that is no answer
+        │   └── NotRecorded          a recording has no answer to this request, however often it is asked
         └── RequestRefused       cannot do what the request asks for; its message is for the client
 
 The command line prints these without a traceback; anything else is a bug and shows one.
@@ -188,6 +189,10 @@ class AnswerLost(Unavailable):
 
 class BadAnswer(ModelError):
     """The endpoint answered, but not with a completion."""
+
+
+class NotRecorded(BadAnswer):
+    """A recording that stands for a model has no answer to this request. Asking again cannot help."""
 
 
 class RequestRefused(ModelError):

@@ -14,7 +14,7 @@ from smallfirst.improvement.harvest.evidence import last_user_message
 from smallfirst.models.protocol import RouteStep
 from smallfirst.records import Record
 from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow, StateRow
+from smallfirst.serving.ledger.rows import AttemptRow, AuditRow, FeedbackRow, LedgerRow, StateRow
 
 NEAREST_AMONG = 20_000
 """Newest answers among whose ids a mistyped one is looked for."""
@@ -30,6 +30,8 @@ class Explanation(Record):
     """Its steps through the Router, in order."""
     state: StateRow | None
     """The last change of the task's state before it; None if there is none in the ledger."""
+    attempts: tuple[AttemptRow, ...] = ()
+    """Requests to endpoints for it and its audit, oldest first."""
     audits: tuple[AuditRow, ...]
     """Verdicts on it, oldest first."""
     feedback: tuple[FeedbackRow, ...]
@@ -49,6 +51,7 @@ def explanation(ledger: Ledger, id: str) -> Explanation:
         answer=row,
         steps=row.steps,
         state=earlier[-1] if earlier else None,
+        attempts=ledger.entries(AttemptRow, id=id),
         audits=ledger.entries(AuditRow, id=id),
         feedback=ledger.entries(FeedbackRow, id=id),
         not_made=_not_made(row),
@@ -99,6 +102,9 @@ def _facts(found: Explanation) -> Iterator[tuple[str, str]]:
 
 def _after(found: Explanation) -> Iterator[str]:
     row = found.answer
+    for one in found.attempts:
+        cost = "of unknown cost" if one.cost_usd is None else f"for {_usd(one.cost_usd)}"
+        yield f"attempt: {_time(one.at)}  {one.model} at {one.endpoint} for the {one.purpose}: {one.outcome}, {cost}"
     if found.not_made:
         yield f"not chosen: {found.not_made}"
     if row.audit_share is not None:

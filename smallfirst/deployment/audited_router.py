@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, TypeVar, cast, get_args
 
 from smallfirst.errors import ModelError
 from smallfirst.models.protocol import Chunk, Completion, Request
-from smallfirst.models.usage import ReportUnfinished
+from smallfirst.models.usage import ReportUnfinished, collect_attempts
 from smallfirst.models.wrappers import DelegatingModel
 from smallfirst.routing.monitoring.drift import Statistic
 from smallfirst.routing.monitoring.monitor import Monitor, State, StateChange
@@ -24,7 +24,7 @@ from smallfirst.routing.monitoring.reports import UserReports
 from smallfirst.routing.router import Router, took_cascade
 from smallfirst.routing.types import Decision
 from smallfirst.serving.ledger.ledger import AlreadyRecorded, Ledger
-from smallfirst.serving.ledger.rows import AuditRow, DraftRow, FeedbackRow, LedgerRow, StateRow
+from smallfirst.serving.ledger.rows import AuditRow, DraftRow, FeedbackRow, LedgerRow, StateRow, attempt_rows
 from smallfirst.serving.openai.errors import ApiError
 
 _log = logging.getLogger("smallfirst.serving")
@@ -221,6 +221,15 @@ class AuditedRouter(DelegatingModel):
         drawn = {"audit_share": share, "audited": self._rng.random() < share}
         return completion.model_copy(update={"route": route.model_copy(update=drawn)})
 
+    async def _ask_large(self, id: str, request: Request) -> Completion:
+        assert self.router.large is not None
+        attempts = collect_attempts()
+        try:
+            return await self.router.large.complete(request)
+        finally:
+            if attempts:
+                await self.ledger.append_async(*attempt_rows(id, attempts, purpose="audit"))
+
     async def _audit(self, id: str, request: Request, completion: Completion) -> None:
         """Compare an accepted answer with the large model's, or in fallback and shadow a draft with the answer.
 
@@ -232,8 +241,7 @@ class AuditedRouter(DelegatingModel):
         async with self._audit_slots:
             try:
                 if route.certified:
-                    assert self.router.large is not None
-                    other = await self.router.large.complete(request)
+                    other = await self._ask_large(id, request)
                     draft, judged, cost_usd = completion.text, other.text, other.cost_usd
                 else:
                     decision = await self.router.decide(request)

@@ -2,13 +2,16 @@
 
 An answer that is cut off, refused after the work, or a draft is reported by its Model, which knows tokens and prices,
 and collected by the server for its ledger and limits. Where an upstream does not say what it wrote, the estimate is
-the tokens that have come, or all that were allowed.
+the tokens that have come, or all that were allowed. Attempts at endpoints are collected in the same manner.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
@@ -66,6 +69,14 @@ def unfinished(
     )
 
 
+def usage_of_draft(name: str, cost_usd: float, draft: Completion | None) -> Completion | None:
+    """Return the usage of a request's drafts, of which `draft` is the last; None if it has none."""
+    if draft is None:
+        return None
+    n_read, n_written = draft.prompt_tokens, draft.completion_tokens
+    return unfinished(name, cost_usd, prompt_tokens=n_read, completion_tokens=n_written, estimated=False)
+
+
 def estimate_prompt_tokens(request: Request) -> int:
     """Return a prompt's tokens, estimated at a third of its bytes: more than most texts need."""
     return sum(len(message.content.encode()) // 3 + 4 for message in request.messages)
@@ -81,3 +92,43 @@ def max_answer_tokens(*models: Model | None) -> int | None:
     limits: list[int | None] = [getattr(model, "max_answer_tokens", None) for model in models if model is not None]
     known = [limit for limit in limits if limit is not None]
     return max(known) if known and len(known) == len(limits) else None
+
+
+@dataclass
+class Attempt:
+    """One request to an endpoint. Until its end is known its outcome is `abandoned` and its cost unknown."""
+
+    endpoint: str
+    """The endpoint's base URL."""
+    model: str
+    at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    outcome: str = "abandoned"
+    """`answered`, `not connected`, `HTTP 503`, `timeout`, `broken off`, `invalid answer`, …; `abandoned` if the
+    caller left first."""
+    cost_usd: float | None = None
+    """0 if the endpoint did nothing; None if it may have worked and nobody knows for how much."""
+    latency_ms: float = 0.0
+    started_s: float = field(default_factory=time.perf_counter)
+
+    def end(self, outcome: str, cost_usd: float | None = None) -> None:
+        self.outcome, self.cost_usd = outcome, cost_usd
+        self.latency_ms = (time.perf_counter() - self.started_s) * 1000
+
+
+_attempts: ContextVar[list[Attempt] | None] = ContextVar("attempts", default=None)
+
+
+def collect_attempts() -> list[Attempt]:
+    """Return a list that fills with the attempts from now on in this context and in tasks that it starts."""
+    attempts: list[Attempt] = []
+    _attempts.set(attempts)
+    return attempts
+
+
+def new_attempt(endpoint: str, model: str) -> Attempt:
+    """Return an attempt that begins now, known to the caller of `collect_attempts`."""
+    attempt = Attempt(endpoint, model)
+    attempts = _attempts.get()
+    if attempts is not None:
+        attempts.append(attempt)
+    return attempt

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import TypeVar
 
-from smallfirst.errors import ModelError
+from smallfirst.errors import ModelError, NotRecorded
 from smallfirst.models.protocol import (
     Capability,
     Chunk,
@@ -30,7 +30,7 @@ from smallfirst.models.protocol import (
     open_stream,
     probed_model,
 )
-from smallfirst.models.usage import ReportUnfinished, max_answer_tokens, unfinished
+from smallfirst.models.usage import ReportUnfinished, max_answer_tokens, usage_of_draft
 from smallfirst.routing.budget import BudgetTracker
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.guarantee import Guarantee
@@ -101,7 +101,7 @@ class Router:
         """Decide who answers a request; `paused` is why the task's requests go to the large model without a draft."""
         chosen = apply_policies(self.options.policies, request, self.options.difficulty)
         attempt = RoutingAttempt(self, request, paused)
-        with ReportUnfinished(lambda _: self._spent(attempt.cost_usd, attempt.draft)):
+        with ReportUnfinished(lambda _: usage_of_draft(self.name, attempt.cost_usd, attempt.draft)):
             if chosen is not None and chosen.to != CASCADE:
                 return await attempt.run_stage(chosen)
             return await attempt.run_cascade(chosen)
@@ -110,17 +110,17 @@ class Router:
         if decision.model is None:
             assert decision.draft is not None
             return decision.draft
-        with ReportUnfinished(lambda _: self._spent(decision.cost_usd, decision.draft)):
+        with ReportUnfinished(lambda _: usage_of_draft(self.name, decision.cost_usd, decision.draft)):
             try:
                 answer = await decision.model.complete(request)
             except ModelError as error:
-                return _fall_back_to_draft(decision, error)
+                return await self._fall_back_to_draft(decision, request, error)
         return self._routed(decision, answer)
 
     async def finish_stream(self, decision: Decision, request: Request) -> AsyncGenerator[Chunk]:
         """Yield the answer of a decision; use the draft if the model fails before its first text."""
         begun, draft = False, decision.draft
-        with ReportUnfinished(lambda _: self._spent(decision.cost_usd, decision.draft)) as report:
+        with ReportUnfinished(lambda _: usage_of_draft(self.name, decision.cost_usd, decision.draft)) as report:
             if decision.model is not None:
                 try:
                     async with open_stream(decision.model, request) as chunks:
@@ -135,7 +135,7 @@ class Router:
                 except ModelError as error:
                     if begun:
                         raise
-                    draft = _fall_back_to_draft(decision, error)
+                    draft = await self._fall_back_to_draft(decision, request, error)
             assert draft is not None
             yield Chunk(text=draft.text)
             report.done()
@@ -172,22 +172,27 @@ class Router:
         if self.ood_detector is not None:
             await self.ood_detector.aclose()
 
-    def _spent(self, cost_usd: float, draft: Completion | None) -> Completion | None:
-        """Return the usage of a request's drafts, if it has any."""
-        if draft is None:
-            return None
-        return unfinished(
-            self.name,
-            cost_usd,
-            prompt_tokens=draft.prompt_tokens,
-            completion_tokens=draft.completion_tokens,
-            estimated=False,
-        )
-
     def _able(self, model: T | None, what: str) -> T:
         if model is None:
             raise ModelError(f"{self.name} has no {what}")
         return model
+
+    async def _fall_back_to_draft(self, decision: Decision, request: Request, error: ModelError) -> Completion:
+        what = error.reason or error.args[0]
+        failed = RouteStep(stage=decision.route.stage, decision="failed", why=what)
+        why, trail = (
+            f"the large model did not answer ({what}), so the small model's draft is used",
+            decision.route.trail,
+        )
+        if decision.draft is not None:
+            stage = next(s.stage for s in reversed(trail) if s.decision == "passed on" and s.model)
+            route = decision.route.model_copy(update={"stage": stage, "why": why, "trail": (*trail, failed)})
+            return decision.draft.model_copy(update={"route": route})
+        if not isinstance(error, NotRecorded):  # it may answer later, while a recording never will
+            raise error
+        attempt = RoutingAttempt(self, request)
+        attempt.trail, attempt.cost_usd, attempt.latency_ms = [*trail, failed], decision.cost_usd, decision.latency_ms
+        return await attempt.answer_uncertified(self.stages[-1], why)
 
     def _routed(self, decision: Decision, answer: Completion) -> Completion:
         if self.budget_tracker is not None and decision.draft is not None:  # the budget limits escalation alone
@@ -258,6 +263,13 @@ class RoutingAttempt:
                 stage, draft, "passed on", "not confident enough", confidence=confidence, threshold=threshold
             )
         return self._below_threshold(confidence, threshold)
+
+    async def answer_uncertified(self, stage: Stage, why: str) -> Completion:
+        draft, confidence = await self._make_draft(stage)
+        self._add_draft(stage, draft, "kept", why, confidence=confidence)
+        accepted = self._accept(draft, self._route(stage.name, why, confidence=confidence)).draft
+        assert accepted is not None
+        return accepted
 
     def _below_threshold(self, confidence: float | None, threshold: float) -> Decision:
         router, last = self.router, self.router.stages[-1].name
@@ -378,17 +390,6 @@ def took_cascade(route: Route) -> bool:
     """Return True if the certificate's thresholds decided: no policy, and not because it was out of domain."""
     outside = any(step.stage == "domain" and step.why != _IN_DOMAIN for step in route.trail)
     return route.threshold is not None and not outside
-
-
-def _fall_back_to_draft(decision: Decision, error: ModelError) -> Completion:
-    if decision.draft is None:
-        raise error
-    step = RouteStep(stage=decision.route.stage, decision="failed", why=str(error.args[0]))
-    why = f"the large model did not answer ({error.args[0]}), so the small model's draft is used"
-    trail = (*decision.route.trail, step)
-    stage = next(s.stage for s in reversed(decision.route.trail) if s.decision == "passed on" and s.model)
-    route = decision.route.model_copy(update={"stage": stage, "why": why, "trail": trail})
-    return decision.draft.model_copy(update={"route": route})
 
 
 def _describe_guarantee(certificate: Certificate) -> str:

@@ -17,7 +17,9 @@ from starlette.types import Receive, Scope, Send
 
 from smallfirst.models.protocol import Completion, Model, Request, Route
 from smallfirst.models.usage import (
+    Attempt,
     ReportUnfinished,
+    collect_attempts,
     collect_unfinished,
     estimate_prompt_tokens,
     max_answer_tokens,
@@ -28,7 +30,7 @@ from smallfirst.serving.auth.middleware import caller_owner, current_caller
 from smallfirst.serving.auth.rate_limits import TokenReservation
 from smallfirst.serving.error_responses import log_error, server_stopping, to_api_error
 from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.ledger.rows import LedgerRow
+from smallfirst.serving.ledger.rows import LedgerRow, attempt_rows
 from smallfirst.serving.metrics import Metrics
 from smallfirst.serving.openai.errors import model_not_found
 from smallfirst.serving.openai.requests import MAX_TOKENS
@@ -69,6 +71,8 @@ class ApiCall:
     owner: str = field(default_factory=caller_owner)
     """Owner of the caller's key, by which limits are shared; empty where no key is asked for."""
     started_s: float = field(default_factory=time.perf_counter)
+    attempts: list[Attempt] = field(default_factory=collect_attempts)
+    """Requests to endpoints on its behalf."""
     requests: tuple[Request, ...] = ()
     unfinished: list[Completion] = field(default_factory=collect_unfinished)
     """What models did for the request without returning an answer."""
@@ -145,10 +149,15 @@ class ApiCall:
         self.recorded = True
         if n_tokens := completion.prompt_tokens + completion.completion_tokens:
             self.app.usd_per_token[self.response.served_name] = completion.cost_usd / n_tokens
-        await self.app.ledger.append_async(self._answer_row(completion))
+        await self.write(self._answer_row(completion))
         stage = self.response.stage(completion)
         self.app.metrics.count_answer(stage, completion, self.first_token_s or self.elapsed_s)
         self.app.plugins.answered(self.response.id, self.requests[0], completion)
+
+    async def write(self, row: LedgerRow) -> None:
+        """Write the row of the request together with its attempts at endpoints. Raise LedgerUnavailable."""
+        attempts = attempt_rows(row.id, self.attempts) if self.attempts else ()
+        await self.app.ledger.append_async(*attempts, row)
 
     @property
     def elapsed_s(self) -> float:
@@ -237,7 +246,7 @@ class ModelEndpoint:
             row, used = call.row(status=refusal.status, latency_ms=call.elapsed_s * 1000), call.used()
             columns = {"error_code": refusal.code, **(usage_columns(used) if used else {})}
             try:
-                await self._app.ledger.append_async(row.model_copy(update=columns))
+                await call.write(row.model_copy(update=columns))
             except Exception:  # the client still gets its error
                 _log.exception("%s: the ledger did not take a row", id)
         if not isinstance(error, ClientDisconnected):

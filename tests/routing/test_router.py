@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smallfirst.data.dataset import Message
-from smallfirst.errors import ModelError, Unavailable
+from smallfirst.errors import ModelError, NotRecorded, Unavailable
 from smallfirst.models.protocol import Capability, Chunk, Completion, Embeddings, Model, Request
 from smallfirst.routing.budget import Budget
 from smallfirst.routing.certificate.certificate import StageThreshold
@@ -167,6 +167,37 @@ def test_an_uncertain_draft_is_used_uncertified_where_nobody_is_better(
     answer = ask(Router(Echo("small", confidence=0.3, **SMALL), large, certificate(0.8, below=below)))
     assert (answer.answered_by, answer.cost_usd) == ("small", 0.001)
     assert route(answer) == {"stage": "small", "why": why, "certified": False, "threshold": 0.8, "confidence": 0.3}
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("why", [FOREIGN, "paused", "always"])
+def test_where_a_recording_has_no_answer_the_small_model_answers_uncertified(why: str, streaming: bool) -> None:
+    policies = (AlwaysPolicy(kind="always", to="large"),) if why.startswith("always") else ()
+    router = Router(
+        Echo("small", confidence=1.0, **SMALL),
+        Echo("large", error=NotRecorded("/a/b has no answer", reason="a recording has no answer")),
+        certificate(0.0),
+        ood_detector=EssayDetector(),
+        options=RouterOptions(policies=policies),
+    )
+    asked = Request.ask("an essay" if why == FOREIGN else "where is my card")
+    decision = asyncio.run(router.decide(asked, paused="paused" if why == "paused" else ""))
+
+    async def last() -> Completion | None:
+        return [chunk async for chunk in router.finish_stream(decision, asked)][-1].completion
+
+    answer = asyncio.run(last() if streaming else router.finish(decision, asked))
+    assert answer is not None
+    assert (answer.answered_by, answer.cost_usd) == ("small", 0.001)
+    said = "the large model did not answer (a recording has no answer), so the small model's draft is used"
+    assert route(answer) == {"stage": "small", "why": said, "certified": False, "confidence": 1.0}
+    assert [step.decision for step in answer.route.trail[-2:]] == ["failed", "kept"]
+
+
+def test_a_foreign_request_waits_for_a_large_model_that_is_down() -> None:
+    large = Echo("large", error=Unavailable("down"))
+    with pytest.raises(Unavailable):
+        ask(Router(Echo("small"), large, certificate(0.0), ood_detector=EssayDetector()), "an essay")
 
 
 def test_a_request_may_be_left_to_a_person() -> None:

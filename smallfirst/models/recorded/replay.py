@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
+import pydantic_core
+from pydantic import Field
 
 from smallfirst.data.dataset import Message
-from smallfirst.errors import BadAnswer, DataError, Problem
+from smallfirst.errors import DataError, NotRecorded, Problem
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
+from smallfirst.pricing import Usd
 from smallfirst.records import Record, fingerprint
 
 
@@ -45,13 +47,13 @@ class RecordedAnswer(Record):
     """The user's text, for people who read the file."""
     answer: str
     """The model's answer."""
-    prompt_tokens: int
+    prompt_tokens: Annotated[int, Field(ge=0)]
     """Tokens of the prompt."""
-    completion_tokens: int
+    completion_tokens: Annotated[int, Field(ge=0)]
     """Tokens of the answer."""
-    latency_ms: float
+    latency_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     """Latency when it was recorded."""
-    cost_usd: float
+    cost_usd: Usd
     """Cost when it was recorded."""
     finish_reason: Literal["stop", "length"] = "stop"
     """Why generation ended."""
@@ -96,9 +98,10 @@ class ReplayModel:
     async def complete(self, request: Request) -> Completion:
         row = self._answers.get(request_key(request))
         if row is None:
-            raise BadAnswer(
+            raise NotRecorded(
                 f'{self.path} has no answer of {self.name} to "{request.text[:80]}"',
                 hint="record it: smallfirst record (sends only what is missing)",
+                reason=f"a recording of {self.name} stands for it and has no answer to this request",
             )
         return Completion(text=row.answer, answered_by=self.name, **row.model_dump(include=MEASURED))
 
@@ -120,7 +123,7 @@ def read_recording(path: Path) -> tuple[RecordingHeader, tuple[RecordedAnswer, .
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
+            values = _from_json(line)
             if header is None:
                 header = RecordingHeader.model_validate(_header_values(values))
             else:
@@ -140,6 +143,13 @@ def read_recording(path: Path) -> tuple[RecordingHeader, tuple[RecordedAnswer, .
     return header, tuple(rows)
 
 
+def _from_json(line: str) -> Any:
+    try:
+        return pydantic_core.from_json(line, allow_inf_nan=False)  # refuses lone surrogates too
+    except ValueError as error:
+        raise ValueError(f"not JSON: {str(error).replace(' at line 1', ',')}") from None
+
+
 def _header_values(values: object) -> object:
     if not isinstance(values, dict) or set(values) != {"recorded"}:
         raise ValueError('the first line must be {"recorded": {…}}')
@@ -147,8 +157,6 @@ def _header_values(values: object) -> object:
 
 
 def _explain(error: ValueError) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"not JSON: {error.msg} (column {error.colno})"
     if isinstance(error, pydantic.ValidationError):
         parts = (f"{'.'.join(map(str, e['loc'])) or 'row'}: {e['msg']}" for e in error.errors())
         return "; ".join(parts)

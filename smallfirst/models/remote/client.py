@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from smallfirst.errors import AnswerLost, ModelError, RateLimited, Unavailable
-from smallfirst.models.remote.attempts import Attempt
 from smallfirst.models.remote.circuit_breaker import CircuitBreaker, RetryBudget
 from smallfirst.models.remote.config import EndpointConfig
 from smallfirst.models.remote.http import (
@@ -36,6 +35,7 @@ from smallfirst.models.remote.responses import (
     did_nothing,
     retry_after_s,
 )
+from smallfirst.models.usage import Attempt
 
 FIRST_WAIT_S, MAX_WAIT_S = 0.5, 8.0
 BURST = 10

@@ -14,7 +14,6 @@ from typing import Any
 
 from smallfirst.errors import BadAnswer, ConfigError, ModelError, PriceUnknown
 from smallfirst.models.protocol import Capability, Chunk, Completion, Embeddings, Request, ResponseFormat
-from smallfirst.models.remote.attempts import Attempt, new_attempt
 from smallfirst.models.remote.client import EndpointClient
 from smallfirst.models.remote.config import EndpointConfig
 from smallfirst.models.remote.http import HttpSession
@@ -26,9 +25,11 @@ from smallfirst.models.remote.responses import (
     max_response_bytes,
 )
 from smallfirst.models.usage import (
+    Attempt,
     ReportUnfinished,
     estimate_prompt_tokens,
     estimate_written_tokens,
+    new_attempt,
     unfinished,
 )
 from smallfirst.pricing import PriceBook

@@ -1,4 +1,4 @@
-"""The ledger: one row per request, audit, feedback and change of state, written at once and never changed afterwards.
+"""The ledger: one row per request, attempt, audit, feedback and change of state, written at once and never changed.
 
 With SQLite's WAL mode and `synchronous=NORMAL` readers do not block the writer and a killed process loses nothing; a
 power cut may lose the last moments but never breaks the file.
@@ -14,6 +14,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import closing
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +31,7 @@ from smallfirst.serving.ledger.body_store import (
     with_body,
 )
 from smallfirst.serving.ledger.group_commit import GroupCommitWriter
-from smallfirst.serving.ledger.rows import AuditRow, DraftRow, Entry, FeedbackRow, LedgerRow, StateRow
+from smallfirst.serving.ledger.rows import AttemptRow, AuditRow, DraftRow, Entry, FeedbackRow, LedgerRow, StateRow
 from smallfirst.serving.ledger.schema import VERSION, open_ledger
 
 __all__ = ["Ledger", "LedgerRow", "LedgerUnavailable", "StageTotals"]
@@ -40,10 +41,11 @@ _log = logging.getLogger("smallfirst.serving")
 EXPIRY_INTERVAL_S = 600.0
 """Seconds between two deletions of the questions and answers that are too old."""
 
-E = TypeVar("E", LedgerRow, AuditRow, DraftRow, FeedbackRow, StateRow)
+E = TypeVar("E", LedgerRow, AttemptRow, AuditRow, DraftRow, FeedbackRow, StateRow)
 
 _TABLES: dict[type[Entry], str] = {
     LedgerRow: "answers",
+    AttemptRow: "attempts",
     AuditRow: "audits",
     DraftRow: "drafts",
     FeedbackRow: "feedback",
@@ -94,7 +96,7 @@ class Ledger:
         """
         self.path = path
         self._connection = open_ledger(path)
-        self._writer: GroupCommitWriter[_Statement] = GroupCommitWriter(self._write, name="ledger")
+        self._writer: GroupCommitWriter[tuple[_Statement, ...]] = GroupCommitWriter(self._write, name="ledger")
         self._body_writer: GroupCommitWriter[tuple[str, Body]] = GroupCommitWriter(self._write_bodies, name="bodies")
         self._closed = threading.Event()
         self._keep_days = keep_bodies_days
@@ -102,21 +104,26 @@ class Ledger:
         self._bodies: BodyStore | None = None
         self._lock = threading.Lock()
 
-    def append(self, row: Entry) -> None:
-        """Write a row; once this returns, the row survives the death of the process. Raise LedgerUnavailable."""
-        if body := body_of(row):
-            self._body_writer.put((body_id(row), body))
-        self._writer.put(_statement(row))
+    def append(self, *rows: Entry) -> None:
+        """Write all rows or none; once this returns, they survive the death of the process. Raise LedgerUnavailable."""
+        for row in rows:
+            if body := body_of(row):
+                self._body_writer.put((body_id(row), body))
+        self._writer.put(tuple(map(_statement, rows)))
 
-    async def append_async(self, row: Entry) -> None:
-        """Write a row without blocking the event loop, even if the caller is cancelled. Raise LedgerUnavailable."""
-        if body := body_of(row):
-            await self._body_writer.put_async((body_id(row), body))
-        await self._writer.put_async(_statement(row))
+    async def append_async(self, *rows: Entry) -> None:
+        """Write all rows or none without blocking the event loop, even if the caller is cancelled.
+
+        Raise LedgerUnavailable.
+        """
+        for row in rows:
+            if body := body_of(row):
+                await self._body_writer.put_async((body_id(row), body))
+        await self._writer.put_async(tuple(map(_statement, rows)))
 
     async def ready(self) -> None:
         """Write a transaction that changes nothing. Raise LedgerUnavailable if no row could be written now."""
-        await self._writer.put_async((_PROBE, ()))
+        await self._writer.put_async(((_PROBE, ()),))
 
     def rows(self, since: datetime | None = None, limit: int | None = None) -> tuple[LedgerRow, ...]:
         """Return the rows at or after `since`, the newest `limit` of them, in the order of writing."""
@@ -197,11 +204,11 @@ class Ledger:
                 self._bodies = BodyStore(self._bodies_path, keep_days=self._keep_days)
             return self._bodies
 
-    def _write(self, statements: Sequence[_Statement]) -> None:
+    def _write(self, entries: Sequence[tuple[_Statement, ...]]) -> None:
         try:
             with self._connection:
                 self._connection.execute("BEGIN IMMEDIATE")
-                for sql, values in statements:
+                for sql, values in chain.from_iterable(entries):
                     self._connection.execute(sql, values)
         except sqlite3.IntegrityError as error:
             raise AlreadyRecorded(f"{self.path} has such a row already: {error}") from None

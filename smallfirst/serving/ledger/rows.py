@@ -1,13 +1,15 @@
-"""Rows of the ledger, one record per kind: requests, audits of answers, feedback on them, changes of a task's state."""
+"""Rows of the ledger, one record per kind: requests, attempts at endpoints, audits, feedback, changes of state."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import pydantic_core
 from pydantic import AwareDatetime, Field
 
 from smallfirst.models.protocol import RouteStep
+from smallfirst.models.usage import Attempt
 from smallfirst.records import Record
 
 
@@ -64,6 +66,31 @@ class LedgerRow(Record):
     @property
     def steps(self) -> tuple[RouteStep, ...]:
         return tuple(RouteStep.model_validate(step) for step in pydantic_core.from_json(self.trail or "[]"))
+
+
+class AttemptRow(Record):
+    """One request to an endpoint on behalf of an answer or its audit, whatever came of it."""
+
+    id: str
+    """Id of the response that it was for."""
+    at: AwareDatetime
+    purpose: Literal["answer", "audit"] = "answer"
+    endpoint: str
+    """The endpoint's base URL."""
+    model: str
+    outcome: str
+    """`answered`, `not connected`, `HTTP 503`, `timeout`, `broken off`, `invalid answer`, `abandoned`."""
+    cost_usd: float | None = None
+    """Part of the answer's cost; 0 if the endpoint did nothing, None if it may be paid and nobody knows how much."""
+    latency_ms: float
+
+
+def attempt_rows(
+    id: str, attempts: Iterable[Attempt], *, purpose: Literal["answer", "audit"] = "answer"
+) -> tuple[AttemptRow, ...]:
+    """Return the rows of the attempts for a response."""
+    names = ("at", "endpoint", "model", "outcome", "cost_usd", "latency_ms")
+    return tuple(AttemptRow(id=id, purpose=purpose, **{n: getattr(one, n) for n in names}) for one in attempts)
 
 
 class AuditRow(Record):
@@ -133,4 +160,4 @@ class StateRow(Record):
     """Fingerprint of the certificate in force."""
 
 
-Entry = LedgerRow | AuditRow | DraftRow | FeedbackRow | StateRow
+Entry = LedgerRow | AttemptRow | AuditRow | DraftRow | FeedbackRow | StateRow

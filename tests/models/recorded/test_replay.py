@@ -92,7 +92,7 @@ def test_every_wrong_line_is_named(tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"{path} is not a complete recording\n"
         f"  {path}:2  cost_usd: Field required\n"
-        f"  {path}:4  not JSON: Expecting value (column 9)\n"
+        f"  {path}:4  not JSON: EOF while parsing a value, column 8\n"
         "  next: run smallfirst record again: it drops a partial last row and continues"
     )
 

@@ -15,9 +15,9 @@ import pytest
 
 from smallfirst.errors import AnswerLost, BadAnswer, ModelError, RateLimited, Unavailable
 from smallfirst.models.protocol import Capability, Completion, Request
-from smallfirst.models.remote.attempts import collect_attempts
 from smallfirst.models.remote.client import BURST, CircuitOpenError
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
+from smallfirst.models.usage import collect_attempts
 from smallfirst.pricing import PriceBook, TokenPrice
 
 BOOK = PriceBook(tokens={"big": TokenPrice(input_usd_per_mtok=2, output_usd_per_mtok=10)})
@@ -244,7 +244,8 @@ def test_a_request_that_may_be_paid_is_sent_once_and_its_cost_is_unknown(
     server: Server, deed: Deed, timeout_s: float, message: str, outcome: str
 ) -> None:
     server.deeds = [deed, OK]
-    with collect_attempts() as attempts, pytest.raises(AnswerLost, match=message) as caught:
+    attempts = collect_attempts()
+    with pytest.raises(AnswerLost, match=message) as caught:
         ask(server.model(timeout_s=timeout_s))
     assert (len(server.heads), caught.value.retryable) == (1, False)
     assert caught.value.reason
@@ -253,8 +254,8 @@ def test_a_request_that_may_be_paid_is_sent_once_and_its_cost_is_unknown(
 
 def test_attempts_at_which_nothing_was_done_are_free_and_the_answer_has_its_cost(server: Server) -> None:
     server.deeds = [reply("429 Too Many Requests"), BUSY, reply("425 Too Early"), OK]
-    with collect_attempts() as attempts:
-        assert ask(server.model()) == "yes"
+    attempts = collect_attempts()
+    assert ask(server.model()) == "yes"
     assert [(a.outcome, a.cost_usd) for a in attempts] == [
         ("HTTP 429", 0),
         ("HTTP 503", 0),
@@ -266,7 +267,8 @@ def test_attempts_at_which_nothing_was_done_are_free_and_the_answer_has_its_cost
 def test_an_endpoint_that_cannot_be_reached_is_tried_again(server: Server) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    with collect_attempts() as attempts, pytest.raises(Unavailable, match="after 4 tries"):
+    attempts = collect_attempts()
+    with pytest.raises(Unavailable, match="after 4 tries"):
         ask(server.model(base_url=url))
     assert [(a.outcome, a.cost_usd) for a in attempts] == [("not connected", 0)] * 4
 
@@ -312,8 +314,8 @@ def test_a_cancelled_request_gives_up_its_connection_and_its_slot(server: Server
         await asyncio.gather(task, return_exceptions=True)
         return (await model.complete(Request.ask("And now?"))).text
 
-    with collect_attempts() as attempts:
-        assert asyncio.run(leave()) == "yes"
+    attempts = collect_attempts()
+    assert asyncio.run(leave()) == "yes"
     assert [(a.outcome, a.cost_usd is None) for a in attempts] == [("abandoned", True), ("answered", False)]
 
 

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from smallfirst.errors import ConfigError
 from smallfirst.models.protocol import RouteStep
 from smallfirst.serving.ledger import schema
 from smallfirst.serving.ledger.ledger import AlreadyRecorded, Ledger, LedgerRow, LedgerUnavailable, StageTotals
-from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, StateRow
+from smallfirst.serving.ledger.rows import AttemptRow, AuditRow, FeedbackRow, StateRow
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
@@ -250,6 +251,21 @@ def test_a_ledger_of_a_later_format_is_refused(tmp_path: Path) -> None:
     other.close()
     with pytest.raises(ConfigError, match=r"is a ledger of format 99; this smallfirst reads format"):
         Ledger(path)
+
+
+def test_an_answer_and_its_attempts_are_written_together_or_not_at_all(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    lost, paid = (
+        AttemptRow(id="a", at=NOON, endpoint="http://x/v1", model="big", outcome=outcome, cost_usd=cost, latency_ms=1.0)
+        for outcome, cost in (("timeout", None), ("answered", 0.25))
+    )
+    ledger.append(lost, paid, answer("a"))
+    with pytest.raises(AlreadyRecorded):
+        ledger.append(paid, answer("a"))
+    assert ledger.entries(AttemptRow, id="a") == (lost, paid)
+    with pytest.raises(sqlite3.IntegrityError, match="append-only"), closing(sqlite3.connect(ledger.path)) as other:
+        other.execute("UPDATE attempts SET cost_usd = 0")
+    ledger.close()
 
 
 FORMAT_1 = """
