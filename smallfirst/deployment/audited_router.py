@@ -60,7 +60,7 @@ class AuditedRouter(DelegatingModel):
         """`monitor` creates a monitor in its state at go-live; audits recorded since then are fed to it."""
         super().__init__(router)
         self.router, self.ledger, self.auditing = router, ledger, auditing
-        self._new_monitor, self.monitor = monitor, monitor()
+        self._new_monitor = monitor
         self.certificate = router.certificate.fingerprint()
         self._rng = rng or random.SystemRandom()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -70,9 +70,9 @@ class AuditedRouter(DelegatingModel):
         self._drafts: dict[str, tuple[str, str]] = {}
         """By response id the draft that a person is to judge, and the answer that the large model gave."""
         self._started = datetime.now(UTC)
+        self.monitor = self._fed(monitor())
         usual = router.certificate.audit_limit_for("error", "person")
         self.reports = UserReports(usual, self.monitor.settings.confidence)
-        self._feed_audits()
         self._since, self.cause = self._resume()
         """When this certificate went live, and what led to the present state."""
 
@@ -294,8 +294,9 @@ class AuditedRouter(DelegatingModel):
     async def _correct_verdict(self, verdict: AuditRow) -> None:
         """Rebuild the monitor with the corrected verdict; an alarm about drift does not rest on verdicts and stays."""
         await self.ledger.append_async(verdict)
-        earlier, self.monitor = self.monitor, self._new_monitor()
-        self._feed_audits()
+        # In a thread, since there may be very many audits; the lock keeps further verdicts out meanwhile.
+        rebuilt = await asyncio.to_thread(self._fed, self._new_monitor())
+        earlier, self.monitor = self.monitor, rebuilt
         self.monitor.take_over(earlier)
         before = earlier.state
         if self._drifted and before in ("drift", "fallback") and self.monitor.state == "live":
@@ -328,12 +329,11 @@ class AuditedRouter(DelegatingModel):
     def _note_drawn(self, id: str) -> None:
         _remember(self._drawn_at, id, self.monitor.requests)
 
-    def _feed_audits(self) -> None:
-        """Feed the monitor each audit of this certificate once, with its last verdict."""
-        audits = [a for a in self.ledger.entries(AuditRow, task=self.name) if a.certificate == self.certificate]
-        last = {audit.id: audit.wrong for audit in audits}
-        for wrong in last.values():
-            self.monitor.record_audit(wrong)
+    def _fed(self, monitor: Monitor) -> Monitor:
+        """Feed a new monitor each audit of this certificate once, with its last verdict."""
+        for wrong in self.ledger.last_verdicts(self.name, self.certificate):
+            monitor.record_audit(wrong)
+        return monitor
 
     def _resume(self) -> tuple[datetime, str]:
         """Resume the state last recorded for this certificate, or record the first one; return go-live and cause."""

@@ -75,11 +75,11 @@ class MonitoringRoutes(Plugin):
             "audit": feedback.counted,
         }
 
-    async def _states(self, _: PluginRequest) -> dict[str, Any]:
-        return {"object": "list", "data": [_status(router) for router in self.by_task.values()]}
+    def _states(self, _: PluginRequest) -> dict[str, Any]:
+        return {"object": "list", "data": [_status(router) for router in list(self.by_task.values())]}
 
-    async def _queue(self, _: PluginRequest) -> dict[str, Any]:
-        waiting = await asyncio.to_thread(waiting_for_review, self._ledger, list(self.by_task))
+    def _queue(self, _: PluginRequest) -> dict[str, Any]:
+        waiting = waiting_for_review(self._ledger, list(self.by_task))
         data = [{"id": r.id, "task": r.task, "at": r.at.isoformat(), "stage": r.stage} for r in waiting[:_MAX_LISTED]]
         return {"object": "list", "data": data, "has_more": len(waiting) > _MAX_LISTED}
 

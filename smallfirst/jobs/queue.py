@@ -60,10 +60,16 @@ def submit(spec: JobSpec, rows: JobRows | None = None) -> JobFolder:
     return job
 
 
+def lookup(name: str) -> JobFolder | None:
+    """Return the job called `name`, or None, without a look at other jobs."""
+    job = JobFolder(jobs_folder() / name) if JOB_NAME.fullmatch(name) else None
+    return job if job is not None and job.exists else None
+
+
 def find(name: str, *, restart_dead: bool = True) -> JobFolder:
     """Return the job called `name`, restarted if its process died. Raise JobNotFound with the nearest name."""
-    job = JobFolder(jobs_folder() / name) if JOB_NAME.fullmatch(name) else None
-    if job is None or not job.exists:
+    job = lookup(name)
+    if job is None:
         names = [other.name for other in _all_jobs()]
         raise JobNotFound(
             f'no job is called "{name}"{did_you_mean(name, names)}',

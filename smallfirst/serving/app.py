@@ -147,17 +147,17 @@ def _create_context(
 def _model_routes(context: AppContext, fixed: Mapping[str, Model]) -> list[Route]:
     started = int(time.time())
 
-    async def creation_times() -> dict[str, int]:
-        added = await asyncio.to_thread(context.plugins.names, caller_owner())
+    def creation_times() -> dict[str, int]:
+        added = context.plugins.names(caller_owner())
         times = {**added, **dict.fromkeys(fixed, started)}
         return {name: at for name, at in times.items() if name in context.models}
 
     async def list_models(_: HttpRequest) -> JSONResponse:
-        entries = [model_entry(name, at) for name, at in (await creation_times()).items()]
+        entries = [model_entry(name, at) for name, at in (await asyncio.to_thread(creation_times)).items()]
         return JSONResponse({"object": "list", "data": entries})
 
     async def retrieve_model(request: HttpRequest) -> JSONResponse:
-        name, times = request.path_params["name"], await creation_times()
+        name, times = request.path_params["name"], await asyncio.to_thread(creation_times)
         if name not in times:
             raise model_not_found(name, times)
         return JSONResponse(model_entry(name, times[name]))

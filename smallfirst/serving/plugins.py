@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -81,8 +83,8 @@ class PluginRoute(NamedTuple):
     method: str
     path: str
     """In Starlette's syntax: /v1/files/{file_id}."""
-    answer: Callable[[PluginRequest], Awaitable[PluginResponse]]
-    """Returns the response or raises ApiError."""
+    answer: Callable[[PluginRequest], Awaitable[PluginResponse] | PluginResponse]
+    """Returns the response or raises ApiError; a plain function, such as one that reads files, runs in a thread."""
     role: Literal["user", "judge", "admin"] = "admin"
     """Who may use it: any key, keys with the role judge or admin, or only admin."""
 
@@ -201,12 +203,19 @@ class ServedModels(Mapping[str, Model]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    def own_names(self) -> list[str]:
+        """Return the names of the server's own models that the caller may use, without those of plugins."""
+        return [name for name in self._models if current_caller().may_use(name)]
+
 
 def starlette_route(route: PluginRoute) -> Route:
     """Return a plugin's route as one of the web framework."""
 
     async def respond(request: HttpRequest) -> Response:
-        answer = await route.answer(PluginRequest(request))
+        if inspect.iscoroutinefunction(route.answer):
+            answer = await route.answer(PluginRequest(request))
+        else:
+            answer = await asyncio.to_thread(route.answer, PluginRequest(request))
         if isinstance(answer, dict):
             return JSONResponse(answer)
         if isinstance(answer, TextResponse):

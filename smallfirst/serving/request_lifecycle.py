@@ -35,7 +35,7 @@ from smallfirst.serving.metrics import Metrics
 from smallfirst.serving.openai.errors import model_not_found
 from smallfirst.serving.openai.requests import MAX_TOKENS
 from smallfirst.serving.openai.responses import ResponseBuilder, certified, combine, confidence, sse_event
-from smallfirst.serving.plugins import PluginGroup
+from smallfirst.serving.plugins import PluginGroup, ServedModels
 from smallfirst.serving.readiness import Readiness
 from smallfirst.serving.settings import ServeSettings
 
@@ -48,7 +48,7 @@ ERROR_SEND_TIMEOUT_S = 5.0
 class AppContext(NamedTuple):
     """What all routes of one server share."""
 
-    models: Mapping[str, Model]
+    models: ServedModels
     ledger: Ledger
     settings: ServeSettings
     admission: Admission
@@ -91,7 +91,7 @@ class ApiCall:
             self.requests = tuple(request.model_copy(update={"tenant": self.owner}) for request in requests)
         found = self.app.models.get(served_name)
         if found is None:
-            raise model_not_found(served_name, self.app.models)
+            raise model_not_found(served_name, self.app.models.own_names())
         return found
 
     @contextmanager

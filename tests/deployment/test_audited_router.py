@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from fixtures.certificates import certificate as make_certificate
+from fixtures.loop_lag import MAX_LAG_S, LoopLag
 from fixtures.server import WholeModel
 
 from smallfirst.deployment import audited_router
@@ -268,6 +271,27 @@ def test_a_person_who_corrects_verdicts_takes_the_alarm_back(ledger: Ledger) -> 
     assert setting.changes[-1] == ("fallback", "live")
     assert "a person corrected" in ledger.entries(StateRow)[-1].why
     assert Setting(ledger).live.monitor.state == "live"
+
+
+def test_a_correction_among_very_many_audits_does_not_hold_the_loop(ledger: Ledger) -> None:
+    setting = Setting(ledger)
+    asyncio.run(setting.ask())
+    (audit,) = ledger.entries(AuditRow)
+    columns = "at, task, certificate, propensity, wrong, judged_by, cost_usd"
+    with closing(sqlite3.connect(ledger.path)) as connection, connection:
+        numbers = "WITH n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)"
+        connection.execute(f"INSERT INTO audits (id, {columns}) {numbers} SELECT 'a' || i, {columns} FROM n, audits")
+    lag = LoopLag()
+
+    async def correct() -> None:
+        beating = asyncio.create_task(lag.beat())
+        await asyncio.sleep(0)
+        await setting.live.feedback(said(audit.id, "right" if audit.wrong else "wrong"))
+        beating.cancel()
+
+    asyncio.run(correct())
+    assert setting.live.monitor.live_error.n == 20_001
+    assert lag.worst_s < MAX_LAG_S
 
 
 def test_a_person_who_is_quicker_than_the_audit_counts_alone(ledger: Ledger) -> None:

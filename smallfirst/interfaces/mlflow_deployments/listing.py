@@ -92,10 +92,10 @@ def listing_routes(all_endpoints: Callable[[], list[EndpointInfo]]) -> tuple[Plu
         return [endpoint for endpoint in all_endpoints() if current_caller().may_use(endpoint["name"])]
 
     def routes(path: str, convert: Callable[[EndpointInfo], EndpointInfo]) -> tuple[PluginRoute, ...]:
-        async def list_all(_: PluginRequest) -> PluginResponse:
+        def list_all(_: PluginRequest) -> PluginResponse:
             return {"endpoints": [convert(endpoint) for endpoint in permitted()]}
 
-        async def show(request: PluginRequest) -> PluginResponse:
+        def show(request: PluginRequest) -> PluginResponse:
             name = request.path_params["name"]
             found = next((endpoint for endpoint in permitted() if endpoint["name"] == name), None)
             if found is None:

@@ -46,28 +46,28 @@ class FilesApi:
                 raise
             raise ApiError(507, "The server's disk is full.", kind="server_error", code="storage_full") from None
 
-    async def list(self, call: PluginRequest) -> PluginResponse:
+    def list(self, call: PluginRequest) -> PluginResponse:
         """Return a page of the caller's files, newest first unless `order` is asc."""
         parameters = dict(call.query)
         order = parameters.get("order", "desc")
         if order not in ("asc", "desc"):
             raise ApiError(400, "order must be asc or desc.", param="order")
-        files = await asyncio.to_thread(self._store.all, call.caller)
+        files = self._store.all(call.caller)
         if parameters.get("purpose", PURPOSE) != PURPOSE:
             files = []
         items = [file_object(file) for file in (files if order == "desc" else reversed(files))]
         return page(items, call.query, default=MAX_PAGE_SIZE, maximum=MAX_PAGE_SIZE)
 
-    async def retrieve(self, call: PluginRequest) -> PluginResponse:
+    def retrieve(self, call: PluginRequest) -> PluginResponse:
         return file_object(self._find(call))
 
-    async def content(self, call: PluginRequest) -> PluginResponse:
+    def content(self, call: PluginRequest) -> PluginResponse:
         file = self._find(call)
         return FileDownload(self._store.path(call.caller, file), file.filename)
 
-    async def delete(self, call: PluginRequest) -> PluginResponse:
+    def delete(self, call: PluginRequest) -> PluginResponse:
         file = self._find(call)
-        await asyncio.to_thread(self._store.delete, call.caller, file)
+        self._store.delete(call.caller, file)
         return {"id": file.id, "object": "file", "deleted": True}
 
     async def _receive(self, call: PluginRequest) -> StoredFile:

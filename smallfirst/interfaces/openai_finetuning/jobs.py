@@ -56,50 +56,45 @@ class JobsApi:
         async with self._submitting:
             return await asyncio.to_thread(self._submit, body, call.caller)
 
-    async def list(self, call: PluginRequest) -> PluginResponse:
+    def list(self, call: PluginRequest) -> PluginResponse:
         """Return a page of the caller's jobs, newest first; `metadata[key]=value` selects those with this metadata."""
         metadata = {name[1]: value for key, value in call.query if (name := _METADATA.fullmatch(key))}
         without = ("metadata", "null") in call.query
 
-        def owned_jobs() -> list[JobFolder]:
-            return [job for job in queue.all_jobs() if is_owned_by(job, call.caller)]
+        def matches(given: dict[str, str]) -> bool:
+            return metadata.items() <= given.items() and not (without and given)
 
-        jobs = [job_object(job) for job in await asyncio.to_thread(owned_jobs)]
-        matching = [
-            job
-            for job in jobs
-            if metadata.items() <= (job["metadata"] or {}).items() and not (without and job["metadata"])
-        ]
-        return page(matching, call.query, default=DEFAULT_PAGE_SIZE, maximum=MAX_PAGE_SIZE)
+        jobs = [job for job in queue.all_jobs() if is_owned_by(job, call.caller)]
+        matching = [{"id": job.name, "job": job} for job in jobs if matches(job.spec.submitted["metadata"] or {})]
+        found = page(matching, call.query, default=DEFAULT_PAGE_SIZE, maximum=MAX_PAGE_SIZE)
+        return {**found, "data": [job_object(one["job"]) for one in found["data"]]}
 
-    async def retrieve(self, call: PluginRequest) -> PluginResponse:
-        return job_object(await self._find(call))
+    def retrieve(self, call: PluginRequest) -> PluginResponse:
+        return job_object(self._find(call))
 
-    async def cancel(self, call: PluginRequest) -> PluginResponse:
+    def cancel(self, call: PluginRequest) -> PluginResponse:
         """Ask a job to stop and return it. Raise ApiError 400 if it has ended or only registering is left."""
-        job = await self._find(call)
-        if not await asyncio.to_thread(queue.cancel, job):
+        job = self._find(call)
+        if not queue.cancel(job):
             status = job_object(job)["status"]
             raise ApiError(400, f"Job {job.name} can no longer be cancelled: it is {status}.", code="job_has_ended")
         return job_object(job)
 
-    async def events(self, call: PluginRequest) -> PluginResponse:
-        return page(event_objects(await self._find(call)), call.query, default=DEFAULT_PAGE_SIZE, maximum=MAX_PAGE_SIZE)
+    def events(self, call: PluginRequest) -> PluginResponse:
+        return page(event_objects(self._find(call)), call.query, default=DEFAULT_PAGE_SIZE, maximum=MAX_PAGE_SIZE)
 
-    async def checkpoints(self, call: PluginRequest) -> PluginResponse:
-        return page(checkpoint_objects(await self._find(call)), call.query, default=10, maximum=MAX_PAGE_SIZE)
+    def checkpoints(self, call: PluginRequest) -> PluginResponse:
+        return page(checkpoint_objects(self._find(call)), call.query, default=10, maximum=MAX_PAGE_SIZE)
 
-    async def _find(self, call: PluginRequest) -> JobFolder:
+    def _find(self, call: PluginRequest) -> JobFolder:
         """Return the caller's job, restarted if its process died; another key's job counts as missing."""
         id = call.path_params["job_id"]
-        try:
-            job = await asyncio.to_thread(queue.find, id) if JOB_ID.fullmatch(id) else None
-        except queue.JobNotFound:
-            job = None
+        job = queue.lookup(id) if JOB_ID.fullmatch(id) else None
         if job is None or not is_owned_by(job, call.caller):
             raise ApiError(
                 404, f"Could not find fine tune: {id[:64]}", param="fine_tune_id", code="fine_tune_not_found"
             )
+        queue.recover(job)
         return job
 
     def _submit(self, body: JobBody, owner: str) -> PluginResponse:

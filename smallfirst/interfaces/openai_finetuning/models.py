@@ -131,11 +131,8 @@ class FineTunedModels:
         id = job_id(name)
         if name in self._registered or id is None:
             return self._registered.get(name)
-        try:
-            job = queue.find(id, restart_dead=False)
-        except queue.JobNotFound:
-            return None
-        return self._registered_by(job) if model_name(job) == name else None
+        job = queue.lookup(id)
+        return self._registered_by(job) if job is not None and model_name(job) == name else None
 
     def _registered_by(self, job: JobFolder) -> _RegisteredModel | None:
         name = model_name(job)

@@ -37,7 +37,7 @@ async def invoke(call: ApiCall, body: bytes) -> None:
     values = read_fields(body)
     named = call.scope["path_params"]
     in_path = "/".join(named[part] for part in ("name", "entity") if part in named)
-    name = in_path or values.pop("model", None) or _default_model(call)
+    name = in_path or values.pop("model", None) or await asyncio.to_thread(_default_model, call)
     values.pop("model", None)
     invocation = parse(values)
     if invocation.shape == "predictions":

@@ -290,7 +290,7 @@ def test_names_that_are_nearly_those_of_a_model_are_unknown(start_api: Any) -> N
     assert [model.id for model in client.models.list()] == [name, "fixed"]
     assert client.chat.completions.create(model="fixed", messages=QUESTION).choices[0].message.content == "fixed"
     for other in (name.replace("::", ":x:"), name.replace("tiny", "small"), name[:-1] + "2", "ft:..:x"):
-        with pytest.raises(openai.NotFoundError, match="Served: fixed, ft:tiny"):
+        with pytest.raises(openai.NotFoundError, match="Served: fixed"):
             client.chat.completions.create(model=other, messages=QUESTION)
 
 
