@@ -18,13 +18,13 @@ from smallfirst.paths import home
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow
 
-Source = Literal["feedback", "confirmed", "audit", "large", "suspect"]
-TRUST: dict[Source, int] = {"feedback": 0, "confirmed": 1, "audit": 2, "large": 3, "suspect": 3}
-"""Rank of a source, 0 is the most trusted: a person's own answer · an answer that a person judged right · a person's
-answer in an audit · the large model's, where it was asked · the large model's, where it differs from the accepted
-answer."""
-BY_PEOPLE = 2
-"""Highest rank of a source that is a person."""
+Source = Literal["feedback", "confirmed", "audit", "large", "suspect", "user"]
+TRUST: dict[Source, int] = {"feedback": 0, "confirmed": 1, "audit": 2, "large": 3, "suspect": 3, "user": 4}
+"""Rank of a source, 0 is the most trusted: a judge's own answer · an answer that a judge called right · a person's
+answer in an audit, which a later word of the judge corrects · the large model's, where it was asked · the large
+model's, where it differs from the accepted answer · the word of a user, who may not judge."""
+BY_JUDGES = 2
+"""Highest rank of a source that may judge."""
 
 
 class Evidence(NamedTuple):
@@ -109,13 +109,14 @@ def _rows(
 
 
 def _voices(row: LedgerRow, audits: Sequence[AuditRow], feedback: Sequence[FeedbackRow]) -> Iterator[_Word]:
-    for said in {f.caller: f for f in feedback}.values():
+    for said in {(f.caller, f.judge): f for f in feedback}.values():
+        corrected: Source = "feedback" if said.judge else "user"
         if said.answer is not None:
-            yield "feedback", said.answer, False
+            yield corrected, said.answer, False
         elif said.verdict == "right":
-            yield "confirmed", row.answer_text, False
+            yield "confirmed" if said.judge else "user", row.answer_text, False
         if said.verdict == "wrong":
-            yield "feedback", row.answer_text, True
+            yield corrected, row.answer_text, True
     last = {audit.judged_by: audit for audit in audits}
     if (person := last.get("person")) and person.other is not None:
         yield "audit", person.other, False

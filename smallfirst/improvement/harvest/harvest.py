@@ -80,7 +80,7 @@ class _RowBuilder:
             row = self._row(best)
             reason = "" if row else "unwritable"
             self.rows += [row] if row else []
-        if reason in ("disputed", "contradicts"):
+        if reason in ("disputed", "users_only", "contradicts"):
             self.disputed.append(_for_a_person(settled, self.project.task))
         for id in settled.response_ids:
             self.outcomes[id] = reason or ("row" if id == best.voice.response_id else "repeated")
@@ -100,7 +100,7 @@ class _RowBuilder:
         answer = self._known.get(fold_text(vote.text))
         if answer is None:
             return ""
-        return "contradicts" if vote.by_person and answer != vote.answer else "known"
+        return "contradicts" if vote.by_judge and answer != vote.answer else "known"
 
     def _row(self, vote: ParsedEvidence) -> _Row | None:
         answer = _clean(vote.answer, self.project.task)

@@ -1,4 +1,7 @@
-"""Resolve the evidence on each text to one answer: the most trusted source wins, equally trusted ones must agree."""
+"""Resolve the evidence on each text to one answer: the most trusted source wins, equally trusted ones must agree.
+
+What users say, who may not judge, gives no answer: it can only put another source's in doubt, for a judge.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import NamedTuple
 from smallfirst.data.dataset import fold_text
 from smallfirst.data.redaction import redact
 from smallfirst.evaluation.self_consistency import answer_matcher
-from smallfirst.improvement.harvest.evidence import BY_PEOPLE, TRUST, Evidence
+from smallfirst.improvement.harvest.evidence import BY_JUDGES, TRUST, Evidence
 from smallfirst.tasks.task import Task
 
 
@@ -27,8 +30,12 @@ class ParsedEvidence(NamedTuple):
         return TRUST[self.voice.source]
 
     @property
-    def by_person(self) -> bool:
-        return self.trust <= BY_PEOPLE
+    def by_judge(self) -> bool:
+        return self.trust <= BY_JUDGES
+
+    @property
+    def by_user(self) -> bool:
+        return self.voice.source == "user"
 
 
 class Resolution(NamedTuple):
@@ -67,14 +74,20 @@ def resolve(votes: Sequence[ParsedEvidence], task: Task) -> Iterator[Resolution]
 
 
 def _settled(group: Sequence[ParsedEvidence], task: Task) -> Resolution:
-    wrong = {vote.answer for vote in group if vote.voice.against}
+    wrong = {vote.answer for vote in group if vote.voice.against and not vote.by_user}
     given = [vote for vote in group if not vote.voice.against]
     given.sort(key=lambda vote: (vote.trust, -vote.voice.at.timestamp()))
-    if any(vote.by_person and vote.answer in wrong for vote in given):
+    if any(vote.by_judge and vote.answer in wrong for vote in given):
         return Resolution(tuple(given), "disputed")
     left = [vote for vote in given if vote.answer not in wrong]
     if not left:
         return Resolution(tuple(given), "told_wrong")
     best, same = left[0], answer_matcher(task)
-    agreed = all(same(best.answer, vote.answer) for vote in left if vote.trust == best.trust)
-    return Resolution(tuple(left + [v for v in given if v not in left]), "" if agreed else "disputed")
+    votes = tuple(left + [v for v in given if v not in left])
+    if best.by_user:
+        return Resolution(votes, "users_only")
+    agreed = all(
+        same(best.answer, v.answer) for v in left if v.trust == best.trust or (v.by_user and not best.by_judge)
+    )
+    doubted = not best.by_judge and any(v.voice.against and v.by_user and v.answer == best.answer for v in group)
+    return Resolution(votes, "" if agreed and not doubted else "disputed")

@@ -15,10 +15,11 @@ REASONS = {
     "agreed": "on which the large model agreed: nothing new",
     "told_wrong": "judged wrong, without a right answer",
     "no_answer": "with an answer that the task cannot parse",
-    "disputed": "with conflicting answers that are equally trusted: for a person",
+    "disputed": "with conflicting answers: for a judge",
+    "users_only": "on which only users spoke, who may not judge: for a judge",
     "repeated": "to a text that another response answered",
     "known": "to a text of the training rows",
-    "contradicts": "to a training text, where a person now gives another answer: for a person",
+    "contradicts": "to a training text, where a judge now gives another answer: for a judge",
     "held_out": "to a text that measures, certifies or chooses, or nearly one",
     "unwritable": "that are no valid row after redaction",
 }
@@ -34,7 +35,7 @@ STORE_BODIES = "smallfirst serve task.yaml --store-bodies   keeps the texts of r
 
 
 class DisputedText(Record):
-    """A text with conflicting answers, for a person to decide; redacted."""
+    """A text without an answer that is trusted enough, for a judge to decide; redacted."""
 
     text: str
     answers: tuple[str, ...]

@@ -72,9 +72,11 @@ class Book:
         self.ledger.append(LedgerRow.model_validate({**given, **values}))
         return id
 
-    def feedback(self, id: str, verdict: str, answer: str | None = None, *, caller: str = "", hour: int = 1) -> None:
+    def feedback(
+        self, id: str, verdict: str, answer: str | None = None, *, caller: str = "", hour: int = 1, judge: bool = True
+    ) -> None:
         at = NOON + timedelta(hours=hour)
-        said = {"id": id, "at": at, "verdict": verdict, "answer": answer, "caller": caller}
+        said = {"id": id, "at": at, "verdict": verdict, "answer": answer, "caller": caller, "judge": judge}
         self.ledger.append(FeedbackRow.model_validate(said))
 
     def audit(self, id: str, draft: str | None, other: str | None, *, wrong: bool, by: str = "large") -> None:
@@ -173,6 +175,46 @@ def test_the_last_word_of_each_caller_stands(book: Book, reap: Reap) -> None:
     result, rows = reap()
     assert rows == {"one more": ("refund_request", "feedback", "r1")}
     assert result.refused == {"disputed": 1}
+
+
+def test_a_users_word_alone_teaches_nothing_and_overrules_nobody_who_may_judge(book: Book, reap: Reap) -> None:
+    def user(id: str, verdict: str, answer: str | None = None, caller: str = "a") -> None:
+        book.feedback(id, verdict, answer, caller=caller, hour=2, judge=False)
+
+    user(book.answer("corrected by users", "lost_pin"), "wrong", "refund_request")
+    user(book.answer("Corrected by users!", "lost_pin"), "wrong", "refund_request", caller="b")
+    user(book.answer("called right by a user", "lost_pin"), "right")
+    user(book.answer("the large model agrees", "lost_pin", "large"), "right")
+    user(book.answer("the large model differs", "lost_pin", "large"), "wrong", "refund_request")
+    user(book.answer("only called wrong", "lost_pin", "large"), "wrong")
+    audited = book.answer("audited and corrected", "lost_pin")
+    book.audit(audited, "lost_pin", "card_arrival", wrong=True)
+    user(audited, "wrong", "card_arrival")
+    for text, verdict, answer in (
+        ("corrected by a judge", "wrong", "card_arrival"),
+        ("called right by a judge", "right", None),
+    ):
+        id = book.answer(text, "lost_pin")
+        book.feedback(id, verdict, answer, caller="a")  # a judge's key of the same owner
+        user(id, "wrong", "refund_request")
+    judged = book.answer("audited by a person", "lost_pin")
+    book.audit(judged, None, "card_arrival", wrong=True, by="person")
+    user(judged, "wrong", "refund_request")
+    result, rows = reap()
+    assert rows == {
+        "the large model agrees": ("lost_pin", "large", "r4"),
+        "audited and corrected": ("card_arrival", "suspect", "r7"),
+        "corrected by a judge": ("card_arrival", "feedback", "r8"),
+        "called right by a judge": ("lost_pin", "confirmed", "r9"),
+        "audited by a person": ("card_arrival", "audit", "r10"),
+    }
+    assert result.refused == {"disputed": 2, "users_only": 3}
+    assert [d.answers for d in result.disputed] == [
+        ("refund_request",),
+        ("lost_pin",),
+        ("lost_pin", "refund_request"),
+        ("lost_pin",),
+    ]
 
 
 def test_what_makes_no_row_is_counted_by_reason(book: Book, reap: Reap) -> None:
