@@ -24,8 +24,8 @@ def to_api_error(error: Exception, served_name: str) -> ApiError:
         case TimeoutError():
             return server_error(504, "The answer took too long.", "timeout")
         case LedgerUnavailable():
-            # An answer that cannot be recorded is not given out.
-            return server_error(503, "The answer could not be recorded.", "ledger_unavailable", RETRY_AFTER_S)
+            # An answer that cannot be recorded is not given out; it may be paid already.
+            return _not_again(server_error(503, "The answer could not be recorded.", "ledger_unavailable"))
         case RequestRefused():
             return ApiError(400, str(error.args[0]), code=error.code)
         case ModelError():
@@ -49,9 +49,7 @@ def _of_model(error: ModelError, name: str) -> ApiError:
             return server_error(503, f"The model behind {name} is down.", "model_unavailable", wait_s)
         case AnswerLost():
             what = f"The model behind {name} took the request and gave no answer"
-            lost = server_error(502, f"{what}{_because(error)}.", "answer_lost")
-            lost.headers["x-should-retry"] = "false"  # OpenAI's clients would send it again, and it would be paid again
-            return lost
+            return _not_again(server_error(502, f"{what}{_because(error)}.", "answer_lost"))
         case Unavailable():
             return server_error(503, f"The model behind {name} is down.", "model_unavailable", RETRY_AFTER_S)
         case Unauthorised():
@@ -60,6 +58,12 @@ def _of_model(error: ModelError, name: str) -> ApiError:
         case _:
             what = f"The model behind {name} gave no usable answer{_because(error)}."
             return server_error(502, what, "bad_answer")
+
+
+def _not_again(error: ApiError) -> ApiError:
+    """Keep OpenAI's clients from sending the request again, which would be paid again."""
+    error.headers["x-should-retry"] = "false"
+    return error
 
 
 def _because(error: ModelError) -> str:

@@ -13,7 +13,7 @@ import pytest
 
 from smallfirst.errors import AnswerLost, BadAnswer, ModelError, PriceUnknown, RateLimited, Unauthorised, Unavailable
 from smallfirst.serving.app import serve
-from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.ledger.ledger import Ledger, LedgerUnavailable
 from smallfirst.serving.settings import ServeSettings
 
 HELLO: list[Any] = [{"role": "user", "content": "hello small world"}]
@@ -185,6 +185,26 @@ def test_a_model_that_fails_becomes_a_status_and_a_row(
         assert answer.headers.get("x-should-retry") == ("false" if code == "answer_lost" else None)
         assert "inside" not in answer.text
     assert [(row.status, row.error_code) for row in server.ledger.rows()] == [(status, code)] * 2
+
+
+def test_an_answer_that_cannot_be_recorded_is_not_asked_for_again(start, echo, monkeypatch) -> None:
+    asked = []
+
+    class Counted(type(echo)):
+        async def complete(self, request):
+            asked.append(request)
+            return await super().complete(request)
+
+    async def full(*rows: Any) -> None:
+        raise LedgerUnavailable("disk is full")
+
+    server = start(m=Counted())
+    monkeypatch.setattr(server.ledger, "append_async", full)
+    with pytest.raises(openai.InternalServerError, match="could not be recorded") as caught:
+        server.client().with_options(max_retries=2).chat.completions.create(**BODY)
+    assert len(asked) == 1
+    headers = caught.value.response.headers
+    assert (caught.value.status_code, headers.get("retry-after"), headers.get("x-should-retry")) == (503, None, "false")
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("inside"), PriceUnknown("inside")])
