@@ -41,7 +41,10 @@ class AuditSettings(NamedTuple):
 
     judge: Literal["large", "person"]
     agrees: Callable[[str, str], bool]
-    """Return True if the first answer (the draft) agrees with the second one (the judge's)."""
+    """Return True if the first answer (the draft) agrees with the second one (the judge's).
+
+    It runs in a thread: the score of a long extraction takes its time.
+    """
     store_bodies: bool = False
 
 
@@ -121,7 +124,7 @@ class AuditedRouter(DelegatingModel):
         async with self._verdict_lock:
             if not feedback.judge:
                 await self._report(feedback, row)
-            elif row is not None and (verdict := self._verdict(feedback, row)) is not None:
+            elif row is not None and (verdict := await asyncio.to_thread(self._verdict, feedback, row)) is not None:
                 feedback = feedback.model_copy(update={"counted": await self._judged(verdict)})
             await self.ledger.append_async(feedback)
         return feedback
@@ -256,13 +259,14 @@ class AuditedRouter(DelegatingModel):
             except ModelError as error:
                 _log.warning("%s: not audited, %s", id, error.args[0])
                 return
+        agreed = await asyncio.to_thread(self.auditing.agrees, draft, judged)
         verdict = AuditRow(
             id=id,
             at=datetime.now(UTC),
             task=self.name,
             certificate=self.certificate,
             propensity=route.audit_share,
-            wrong=not self.auditing.agrees(draft, judged),
+            wrong=not agreed,
             judged_by="large",
             cost_usd=cost_usd,
             draft=draft if self.auditing.store_bodies else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -292,6 +293,29 @@ def test_a_correction_among_very_many_audits_does_not_hold_the_loop(ledger: Ledg
     asyncio.run(correct())
     assert setting.live.monitor.live_error.n == 20_001
     assert lag.worst_s < MAX_LAG_S
+
+
+@pytest.mark.parametrize("judge", ["large", "person"])
+def test_answers_are_compared_off_the_event_loop(ledger: Ledger, judge: str) -> None:
+    """The score of a long extraction takes its time."""
+    setting, compared_in = Setting(ledger, judge=judge), list[int]()
+
+    def agrees(draft: str, other: str) -> bool:
+        compared_in.append(threading.get_ident())
+        return draft == other
+
+    setting.live.auditing = setting.live.auditing._replace(agrees=agrees)
+
+    async def audit() -> None:
+        if judge == "person":
+            setting.live.monitor.state = "fallback"
+        await setting.ask()
+        if judge == "person":
+            await setting.live.feedback(said(ledger.entries(LedgerRow)[0].id, "right"))
+
+    asyncio.run(audit())
+    assert len(compared_in) == len(ledger.entries(AuditRow)) == 1
+    assert threading.get_ident() not in compared_in
 
 
 def test_a_person_who_is_quicker_than_the_audit_counts_alone(ledger: Ledger) -> None:
