@@ -20,7 +20,6 @@ from smallfirst.routing.monitoring.reports import UserReports
 from smallfirst.serving.auth.keys import KeyPolicy, KeyStore
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, DraftRow, FeedbackRow, LedgerRow, StateRow
-from smallfirst.serving.ledger.schema import VERSION
 
 
 @pytest.fixture
@@ -170,8 +169,10 @@ def test_an_old_ledger_with_two_verdicts_on_an_audit_opens_and_takes_corrections
     setting = Setting(ledger, judge="person")
     asyncio.run(setting.ask())
     ledger.close()
-    with sqlite3.connect(ledger.path) as old:  # as the format before it was
-        for statement in ("DROP INDEX audits_once", "ALTER TABLE audits DROP COLUMN revision", "DROP TABLE drafts"):
+    with sqlite3.connect(ledger.path) as old:  # as format 7 was
+        for table in ("drafts", "attempts"):
+            old.execute(f"DROP TABLE {table}")
+        for statement in ("DROP INDEX audits_once", "ALTER TABLE audits DROP COLUMN revision"):
             old.execute(statement)
         for column in ("judge", "counted"):
             old.execute(f"ALTER TABLE feedback DROP COLUMN {column}")
@@ -182,7 +183,7 @@ def test_an_old_ledger_with_two_verdicts_on_an_audit_opens_and_takes_corrections
                 " VALUES (?, ?, ?, ?, ?, ?, 'person', 0)",
                 values,
             )
-        old.execute(f"PRAGMA user_version = {VERSION - 1}")
+        old.execute("PRAGMA user_version = 7")
     old.close()
     opened = Ledger(ledger.path)
     again = Setting(opened, judge="person")
