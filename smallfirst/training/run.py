@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from smallfirst.errors import Cancelled, TrainingError
 from smallfirst.files import locked_or_raise
-from smallfirst.models.manifest import MANIFEST, Manifest, write_manifest
+from smallfirst.models.manifest import MANIFEST, Manifest, base_sha256, write_manifest
 from smallfirst.records import Record, fingerprint
 from smallfirst.registry.runs import TrackedRun
 from smallfirst.training.checkpoint import Checkpoint, CheckpointStore
@@ -43,6 +43,8 @@ class Run(Record):
     run_id: str
     task: str
     base: str
+    base_sha256: str = ""
+    """Of all files of the base; empty in records of before 2026-11-27."""
     config: TrainConfig
     dataset_fingerprint: str
     n_train: int
@@ -129,6 +131,7 @@ class _Trainer:
             words = f"fine-tune of {self.base[0]} on {len(self.recipe.train_rows)} rows"
             self.log.append("CREATED", words, config=self.config.model_dump(), run_id=self.tracked.run_id)
         seed_everything(self.config.seed)
+        self.base_sha256 = base_sha256(self.base[1])
         backend = self.recipe.backend
         require_memory(self.base, self.config, self.recipe.train_rows)
         self.model, self.tokenizer = backend.load(self.base[1], self.config)
@@ -155,7 +158,7 @@ class _Trainer:
         saved, events = self.checkpoints.latest(), self.log.read()
         if saved is not None:
             own = saved.figures["run"]
-            if own["of"] != self._fingerprint():
+            if (own["of"], own.get("base_sha256", self.base_sha256)) != (self._fingerprint(), self.base_sha256):
                 raise TrainingError(
                     f"{self.checkpoints.folder} is of another run: its rows, settings or base model differ",
                     hint="restore what it began with, or remove the folder to start again",
@@ -196,6 +199,7 @@ class _Trainer:
         tensors, figures = loop.state()
         own = {
             "of": self._fingerprint(),
+            "base_sha256": self.base_sha256,
             "validation_curve": self.validation_curve,
             "loss_curve": self.loss_curve,
             "best": self.best,
@@ -226,7 +230,8 @@ class _Trainer:
         try:
             draft.mkdir(parents=True)
             weights = self.recipe.backend.save(self.model, self.tokenizer, draft)
-            write_manifest(draft, manifest.model_copy(update={"weights_fingerprint": weights}))
+            pins = {"weights_fingerprint": weights, "base_sha256": self.base_sha256}
+            write_manifest(draft, manifest.model_copy(update=pins))
         except BaseException as error:
             shutil.rmtree(draft, ignore_errors=True)
             raise (OSError(str(error)) if isinstance(error, SafetensorError) else error) from None
@@ -240,6 +245,7 @@ class _Trainer:
             run_id=self.tracked.run_id,
             task=self.recipe.name,
             base=self.base[0],
+            base_sha256=self.base_sha256,
             config=self.config,
             dataset_fingerprint=self.recipe.train_rows.content_fingerprint,
             n_train=len(self.recipe.train_rows),

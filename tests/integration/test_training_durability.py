@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -91,6 +92,10 @@ def test_a_checkpoint_of_another_run_is_refused(bench: Bench, tmp_path: Path) ->
         bench.train(tmp_path, on_step=killing(3), save_every_s=0)
     with pytest.raises(TrainingError, match="is of another run: its rows, settings or base model differ"):
         bench.train(tmp_path, CONFIG.model_copy(update={"seed": 1}))
+    other = shutil.copytree(bench.base, tmp_path / "base")
+    (other / "config.json").write_text((other / "config.json").read_text() + "\n")
+    with pytest.raises(TrainingError, match="is of another run"):
+        Bench(bench.recipe, other).train(tmp_path)
 
 
 def test_a_run_that_is_cancelled_stops_within_one_step(bench: Bench, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from smallfirst.models.label_model import LabelLogProbs
 from smallfirst.models.loading import load_model
 from smallfirst.models.local.label_tokens import choose_label_tokens
 from smallfirst.models.local.weights import load_causal, weights_fingerprint
-from smallfirst.models.manifest import read_manifest
+from smallfirst.models.manifest import base_sha256, read_manifest
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.registry.runs import client
 from smallfirst.tasks.classify import Classify
@@ -70,6 +70,7 @@ def test_the_run_tells_what_was_trained_on_what(full: tuple[Run, list[StepMetric
     run, steps = full
     assert (run.task, run.base, run.config, run.n_train) == ("toy", "toys/tiny", FULL, 48)
     assert run.dataset_fingerprint == bench.rows.content_fingerprint
+    assert run.base_sha256 == read_manifest(run.folder).base_sha256 == base_sha256(bench.base) != ""
     assert run.seconds > 0
     assert run.tokens_per_s == steps[-1].tokens_per_s
     assert len(steps) == 230

@@ -20,7 +20,7 @@ from smallfirst.models.generation.scheduler import ContinuousBatchScheduler
 from smallfirst.models.label_model import LabelLogProbs, LabelModel, TextEmbedding
 from smallfirst.models.local.label_scorer import LabelScorer
 from smallfirst.models.local.weights import load_causal
-from smallfirst.models.manifest import ADAPTER_CONFIG, Manifest, read_manifest
+from smallfirst.models.manifest import ADAPTER_CONFIG, Manifest, read_manifest, require_base
 from smallfirst.models.protocol import Model
 from smallfirst.pricing import MachinePrice
 
@@ -146,9 +146,11 @@ def load_adapters(folders: Mapping[str, Path], *, price: MachinePrice | None = N
     bases: dict[str, LoraBase] = {}
     found: dict[str, Model] = {}
     for name, folder in folders.items():
-        base = read_manifest(folder).base
+        manifest = read_manifest(folder)
+        base, weights = manifest.base, find_weights(manifest.base)
+        require_base(folder, manifest, weights)
         if base not in bases:
-            bases[base] = LoraBase.load(find_weights(base), name=base)
+            bases[base] = LoraBase.load(weights, name=base)
         found[name] = bases[base].serve(folder, name=name, price=price)
     return found
 

@@ -21,7 +21,7 @@ import pydantic
 from pydantic import Field
 
 from smallfirst.errors import ConfigError, MissingExtra
-from smallfirst.models.manifest import ADAPTER_CONFIG
+from smallfirst.models.manifest import ADAPTER_CONFIG, MANIFEST, read_manifest, require_base
 from smallfirst.models.protocol import Request
 from smallfirst.models.response_format import OutputFormat, json_format
 from smallfirst.models.servers import orphan_guard
@@ -105,6 +105,9 @@ class VllmModel(ManagedServerModel):
         """Start nothing yet; `schema` allows JSON only. Raise ConfigError for wrong folders, VllmNotInstalled."""
         if problems := _problems(config, adapter):
             raise ConfigError("vLLM cannot serve this:\n  " + "\n  ".join(problems))
+        for _, folder in config.adapters:
+            if (folder / MANIFEST).is_file():
+                require_base(folder, read_manifest(folder), config.model)
         if (program := find_vllm(config.program)) is None:
             raise VllmNotInstalled(config.program)
         output_format = json_format(schema) if schema is not None else None

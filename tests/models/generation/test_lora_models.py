@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from smallfirst.models.label_model import LabelModel
 from smallfirst.models.loading import load_model
 from smallfirst.models.local.label_scorer import LabelScorer
 from smallfirst.models.local.weights import load_causal
-from smallfirst.models.manifest import Manifest, write_manifest
+from smallfirst.models.manifest import Manifest, base_sha256, write_manifest
 from smallfirst.models.protocol import Completion, Model, Request, embedding_model
 from smallfirst.tasks.answer import Answer
 
@@ -225,3 +226,27 @@ def test_adapters_that_do_not_fit_are_refused_and_change_nothing(
     (found,) = ask(base.serve(folder))
     (wanted,) = ask(GenerativeModel.for_task(Generator(merged[0], base.tokenizer), manifest(tiny_folder)))
     assert texts_of(found) == texts_of(wanted)
+
+
+@pytest.mark.parametrize("changed", ["model.safetensors", "tokenizer_config.json"])
+def test_an_adapter_is_served_on_the_base_it_was_trained_on_alone(
+    tiny_folder: Path, tmp_path: Path, changed: str
+) -> None:
+    place, pinned, older = (tmp_path / name for name in ("base", "pinned", "older"))
+    shutil.copytree(tiny_folder, place)
+    adapted(place, pinned, 0, manifest(place, base_sha256=base_sha256(place)))
+    adapted(place, older, 0, manifest(place))
+    (place / "README.md").write_text("not read by loading")
+    wanted = texts_of(ask(*load_adapters({"a": pinned}).values())[0])
+    if changed == "model.safetensors":  # another model of the same shape
+        weights = safetensors.torch.load_file(place / changed)
+        weights = {name: weight * 1.01 for name, weight in weights.items()}
+        safetensors.torch.save_file(weights, place / changed, {"format": "pt"})
+    else:
+        (place / changed).write_text((place / changed).read_text() + "\n")
+    with pytest.raises(ConfigError, match=r"(?s)pinned: this adapter was trained on .*next: copy the folder of"):
+        load_adapters({"a": pinned})
+    assert load_adapters({"a": older})  # of before the pin: loads as ever
+    shutil.rmtree(place)
+    shutil.copytree(tiny_folder, place)
+    assert texts_of(ask(*load_adapters({"a": pinned}).values())[0]) == wanted

@@ -18,9 +18,11 @@ from fixtures.event_loop import in_loop
 from fixtures.tiny_llama import has_ended, until
 
 from smallfirst.errors import BadAnswer, ConfigError, MissingExtra, RequestRefused, Unavailable
+from smallfirst.models.manifest import Manifest, base_sha256, write_manifest
 from smallfirst.models.protocol import Capability, Model, Request, ResponseFormat
 from smallfirst.models.servers.vllm import VllmConfig, VllmModel, find_vllm, serve_command
 from smallfirst.pricing import PriceBook
+from smallfirst.tasks.answer import Answer
 
 STAND_IN = f"""#!{sys.executable}
 import http.server, json, os, pathlib, socketserver, subprocess, sys, threading
@@ -250,6 +252,18 @@ def test_everything_wrong_with_the_folders_is_named(config: VllmConfig) -> None:
         VllmModel(config, PriceBook(), adapter="other")
     for problem in ('there is no adapter "other"', "code of its own", "no weights as safetensors", "rank is 1024"):
         assert problem in str(caught.value)
+
+
+def test_an_adapter_of_another_base_is_refused(config: VllmConfig) -> None:
+    task, own = Answer(name="rules", max_answer_tokens=8), base_sha256(config.model)
+    for sha256 in (own, ""):
+        manifest = Manifest(kind="generative", task=task, base="b", base_sha256=sha256)
+        write_manifest(config.adapters[0][1], manifest)
+        VllmModel(config, PriceBook())
+    write_manifest(config.adapters[0][1], manifest.model_copy(update={"base_sha256": own}))
+    (config.model / "model.safetensors").write_bytes(b"others")
+    with pytest.raises(ConfigError, match="this adapter was trained on b"):
+        VllmModel(config, PriceBook())
 
 
 @pytest.mark.parametrize(
