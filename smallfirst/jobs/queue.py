@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,8 +37,11 @@ class JobNotFound(SmallfirstError):
     """No job has this name."""
 
 
-def submit(spec: JobSpec, rows: JobRows | None = None) -> JobFolder:
-    """Start the job's process and return the job; without `rows` it reads them. Raise ConfigError for a taken name."""
+def submit(spec: JobSpec, rows: JobRows | Path | None = None) -> JobFolder:
+    """Start the job's process and return the job. Raise ConfigError for a taken name.
+
+    `rows` may be a folder of train.json and evaluation.json, which is moved; without `rows` the process reads them.
+    """
     all_jobs()
     folder = jobs_folder() / spec.name
     try:
@@ -49,8 +53,10 @@ def submit(spec: JobSpec, rows: JobRows | None = None) -> JobFolder:
     if lock is None:
         raise SmallfirstError(f"{job.lock} is held by another process", hint="submit again")
     try:
-        if rows is not None:
+        if isinstance(rows, JobRows):
             rows.save(folder)
+        elif rows is not None:
+            shutil.move(rows, folder / "rows")
         job.log.append("CREATED", f"fine-tune of {spec.model} on {spec.train_rows}")
         here = {"working_folder": Path.cwd(), "environment": recorded_environment()}
         spec.model_copy(update=here).save(folder / "job.json")

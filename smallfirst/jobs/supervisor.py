@@ -1,10 +1,11 @@
-"""Run a module in a process that outlives its parent and is known by the lock it holds.
+"""Run a module in a process that outlives its parent, known by the lock it holds, or in one that ends with a call.
 
 The child inherits the lock, so it counts as alive until it ends; a process id is used only to send signals.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -18,12 +19,20 @@ from pathlib import Path
 
 from smallfirst.errors import without_secrets
 from smallfirst.files import is_locked, try_lock
+from smallfirst.models.servers.child_process import child_environment
 from smallfirst.progress import disable_tqdm_in_pipes
 
 RECORDED_VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "SMALLFIRST_VOLUMES", "SMALLFIRST_TABLES")
 """Environment variables that a process keeps from its creation, whoever starts it again."""
 _POLL_INTERVAL_S = 0.05
 _KILL_TIMEOUT_S = 10.0
+_LOGGED_CHARACTERS = 500
+
+log = logging.getLogger(__name__)
+
+
+class ProcessFailed(Exception):
+    """A process gave no result; the message says why, for clients too."""
 
 
 def recorded_environment() -> dict[str, str]:
@@ -69,6 +78,35 @@ def start_process(
     # Without a waiting thread the ended child would stay a zombie for as long as this process lives.
     threading.Thread(target=process.wait, daemon=True).start()
     return process.pid
+
+
+async def run_module(module: str, *arguments: str, timeout_s: float) -> bytes:
+    """Run `python -m module ARGUMENTS`, without secrets in its environment, and return what it prints.
+
+    It never outlives the call. Raise ProcessFailed if it has not ended within `timeout_s`, or with an error.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", module, *arguments),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+        env=child_environment(PYTHONPATH=_python_path()),
+    )
+    try:
+        async with asyncio.timeout(timeout_s):
+            printed, said = await process.communicate()
+    except TimeoutError:
+        raise ProcessFailed(f"it took more than {timeout_s:g} s") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode:
+        last = said.decode(errors="replace")[-_LOGGED_CHARACTERS:]
+        log.error("%s ended with exit code %s: %s", module, process.returncode, last)
+        raise ProcessFailed("its process ended without a result")
+    return printed
 
 
 def claim_lock(lock: Path, arguments: Sequence[str]) -> int | None:

@@ -56,19 +56,24 @@ class FileStore:
     @contextmanager
     def draft(self, owner: str) -> Iterator[tuple[BinaryIO, Callable[[str], StoredFile]]]:
         """Yield a file to write and a function that publishes it under a name; unpublished, it is removed."""
+        with self.scratch(owner) as folder, (folder / _CONTENT).open("wb") as content:
+
+            def publish(filename: str) -> StoredFile:
+                content.flush()
+                os.fsync(content.fileno())
+                return self._publish(owner, folder, filename)
+
+            yield content, publish
+
+    @contextmanager
+    def scratch(self, owner: str) -> Iterator[Path]:
+        """Yield a new folder that no client sees, removed at the end unless it was renamed."""
         folder = self._folder(owner) / f"{_DRAFT}{secrets.token_hex(8)}"
         folder.mkdir(parents=True, mode=0o700)
         try:
-            with (folder / _CONTENT).open("wb") as content:
-
-                def publish(filename: str) -> StoredFile:
-                    content.flush()
-                    os.fsync(content.fileno())
-                    return self._publish(owner, folder, filename)
-
-                yield content, publish
+            yield folder
         finally:
-            self._remove(owner, folder)  # it is elsewhere once published
+            self._remove(owner, folder)
 
     def find(self, owner: str, id: str) -> StoredFile | None:
         if not FILE_ID.fullmatch(id):

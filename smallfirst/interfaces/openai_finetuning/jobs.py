@@ -40,7 +40,7 @@ class JobsApi:
 
     def __init__(self, store: FileStore, models: FineTunedModels, settings: FineTuningSettings) -> None:
         self._store, self._models, self._settings = store, models, settings
-        self._submitting = asyncio.Lock()  # one file of rows in memory at a time, and an exact count of open jobs
+        self._submitting = asyncio.Lock()  # one process that reads rows at a time, and an exact count of open jobs
         self.routes = (
             PluginRoute("POST", _JOBS, self.create),
             PluginRoute("GET", _JOBS, self.list),
@@ -54,7 +54,15 @@ class JobsApi:
         """Start a job and return it. Raise ApiError 400 naming the invalid field, 429 if too many jobs are open."""
         body = parse_job(await call.json(max_bytes=MAX_BODY_BYTES))
         async with self._submitting:
-            return await asyncio.to_thread(self._submit, body, call.caller)
+            base = await asyncio.to_thread(self._accept, body, call.caller)
+            with self._store.scratch(call.caller) as folder:
+                rows = await read_files(body, call.caller, self._store, self._settings, copies=folder / "rows")
+
+                def submit() -> PluginResponse:
+                    spec = make_job_spec(body, rows, base, owner=call.caller, settings=self._settings)
+                    return job_object(queue.submit(spec, folder / "rows"))
+
+                return await asyncio.to_thread(submit)
 
     def list(self, call: PluginRequest) -> PluginResponse:
         """Return a page of the caller's jobs, newest first; `metadata[key]=value` selects those with this metadata."""
@@ -97,15 +105,14 @@ class JobsApi:
         queue.recover(job)
         return job
 
-    def _submit(self, body: JobBody, owner: str) -> PluginResponse:
+    def _accept(self, body: JobBody, owner: str) -> tuple[str, str]:
+        """Return the base model as `_base` does. Raise ApiError 429 if too many jobs are open."""
         base = self._base(body.model, owner)
         n_open = sum(not job.ended for job in queue.all_jobs())
         if n_open >= self._settings.max_open_jobs:
             what = f"{n_open} jobs have not ended yet; no more are taken. Cancel one, or wait."
             raise ApiError(429, what, kind="rate_limit_error", code="too_many_jobs", retry_after_s=60)
-        rows = read_files(body, owner, self._store, min_rows=self._settings.min_rows, max_rows=self._settings.max_rows)
-        spec = make_job_spec(body, rows, base, owner=owner, settings=self._settings)
-        return job_object(queue.submit(spec, rows))
+        return base
 
     def _base(self, name: str, owner: str) -> tuple[str, str]:
         """Return the name of the base model, and the name or folder of the weights to start from."""

@@ -5,22 +5,25 @@ OpenAI's `batch_size` counts rows and ours tokens; it is converted by the mean s
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
 
-from smallfirst import Dataset, TrainConfig
-from smallfirst.errors import DataError, SmallfirstError, did_you_mean
+from smallfirst import TrainConfig
+from smallfirst.errors import SmallfirstError, did_you_mean
 from smallfirst.interfaces.openai_finetuning.file_store import FileStore
 from smallfirst.interfaces.openai_finetuning.pagination import parse_body
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
+from smallfirst.interfaces.openai_finetuning.uploaded_rows import UploadedRows, read_upload
 from smallfirst.jobs.base_models import context_length
-from smallfirst.jobs.rows import JobRows, read_rows
 from smallfirst.jobs.spec import JobSpec, parse_duration, user_name, utc_now
+from smallfirst.jobs.supervisor import ProcessFailed
 from smallfirst.serving.plugins import ApiError
 
 INTERFACE = "openai"
@@ -29,11 +32,6 @@ MAX_SEED = 2**31 - 1
 MAX_MULTIPLIER = 100
 MAX_TOKENS = 2048
 """Longest row, unless the model takes less; the job refuses a longer one by line."""
-MAX_LINES_SHOWN = 20
-_BYTES_PER_TOKEN = 4
-_TOKENS_PER_MESSAGE = 5
-_ROW_FORMATS = ("chat", "prompt")
-_EXPECTED_ROW = "a row is {messages: […]}, or {prompt, completion}"
 
 Auto = Literal["auto"]
 Short = Annotated[str, Field(max_length=512)]
@@ -117,18 +115,39 @@ def parse_job(values: Mapping[str, Any]) -> JobBody:
     return body
 
 
-def read_files(body: JobBody, owner: str, store: FileStore, *, min_rows: int, max_rows: int | None = None) -> JobRows:
-    """Return the rows of both files. Raise ApiError 400 naming the parameter and every bad line."""
-    train = _read("training_file", body.training_file, owner, store, max_rows)
-    if len(train) < min_rows:
-        what = f"{body.training_file} has {len(train)} rows; at least {min_rows} are needed"
+async def read_files(
+    body: JobBody, owner: str, store: FileStore, settings: FineTuningSettings, *, copies: Path
+) -> UploadedRows:
+    """Keep the rows of both files in the folder `copies` as a job does; return what the training file has.
+
+    Raise ApiError 400 naming the parameter and every bad line, 503 if a file could not be read.
+    """
+
+    async def read(parameter: str, id: str, copy: Path) -> UploadedRows:
+        file = await asyncio.to_thread(store.find, owner, id)
+        if file is None:
+            raise _bad_file(parameter, f"File '{id[:64]}' does not exist", code="file_not_found")
+        path, limit_s = store.path(owner, file), settings.read_timeout_s
+        try:
+            rows = await read_upload(path, file.id, copy, max_rows=settings.max_rows, timeout_s=limit_s)
+        except ProcessFailed as error:
+            what = f"{file.filename} could not be read now: {error}."
+            raise ApiError(503, what, param=parameter, kind="server_error", code="file_not_read") from None
+        if rows.error:
+            raise _bad_file(parameter, f"{file.filename} cannot be used: {rows.error}")
+        return rows
+
+    train = await read("training_file", body.training_file, copies / "train.json")
+    if train.n_rows < settings.min_rows:
+        what = f"{body.training_file} has {train.n_rows} rows; at least {settings.min_rows} are needed"
         raise _bad_file("training_file", what)
-    given = body.validation_file
-    return JobRows(train, _read("validation_file", given, owner, store, max_rows) if given else None)
+    if body.validation_file:
+        await read("validation_file", body.validation_file, copies / "evaluation.json")
+    return train
 
 
 def make_job_spec(
-    body: JobBody, rows: JobRows, base: tuple[str, str], *, owner: str, settings: FineTuningSettings
+    body: JobBody, rows: UploadedRows, base: tuple[str, str], *, owner: str, settings: FineTuningSettings
 ) -> JobSpec:
     """Return the specification of a job that starts from `base`: the base model's name and its weights."""
     id = f"ftjob-{secrets.token_hex(8)}"
@@ -141,7 +160,7 @@ def make_job_spec(
         duration=f"{n_epochs}ep",
         learning_rate=default.learning_rate * multiplier,
         max_seq_tokens=_context_length(weights),
-        batch_tokens=_batch_tokens(chosen.batch_size, rows.train),
+        batch_tokens=_batch_tokens(chosen.batch_size, rows),
         seed=seed,
     )
     used = {"n_epochs": n_epochs, "batch_size": chosen.batch_size, "learning_rate_multiplier": multiplier}
@@ -173,40 +192,15 @@ def unknown_base_model(name: str, known: list[str]) -> ApiError:
     return ApiError(400, what, param="model", code="model_not_available")
 
 
-def _read(parameter: str, id: str, owner: str, store: FileStore, max_rows: int | None) -> Dataset:
-    file = store.find(owner, id)
-    if file is None:
-        raise _bad_file(parameter, f"File '{id[:64]}' does not exist", code="file_not_found")
-    path = store.path(owner, file)
-    try:
-        data = read_rows(str(path), "chat", max_rows=max_rows)
-    except DataError as error:
-        lines = [f"line {problem.line}: {problem.rule}" for problem in error.problems]
-        shown = "; ".join(lines[:MAX_LINES_SHOWN]) or str(error.args[0]).replace(str(path), file.id)
-        more = f"; and {len(lines) - MAX_LINES_SHOWN} more" if len(lines) > MAX_LINES_SHOWN else ""
-        raise _bad_file(parameter, f"{file.filename} cannot be used: {shown}{more}; {_EXPECTED_ROW}") from None
-    if wrong := next((e for e in data.examples if e.shape not in _ROW_FORMATS), None):
-        raise _bad_file(parameter, f"{file.filename} cannot be used: line {wrong.line}: {_EXPECTED_ROW}")
-    # Later messages name the file by its id: paths of this server are not for clients.
-    examples = tuple(e.model_copy(update={"path": file.id}) for e in data.examples)
-    return data.subset(file.id, examples)
-
-
 def _bad_file(parameter: str, what: str, *, code: str = "invalid_file") -> ApiError:
     return ApiError(400, f"{what}.", param=parameter, code=code)
 
 
-def _batch_tokens(batch_size: int | str, data: Dataset) -> int:
+def _batch_tokens(batch_size: int | str, rows: UploadedRows) -> int:
     """Return the tokens of a step that holds about `batch_size` rows."""
-    default = TrainConfig().batch_tokens
     if not isinstance(batch_size, int):
-        return default
-    n_tokens = sum(
-        len(text.encode()) / _BYTES_PER_TOKEN + _TOKENS_PER_MESSAGE
-        for example in data.examples
-        for text in (example.answer, *(message.content for message in example.messages))
-    )
-    return max(32, round(batch_size * n_tokens / len(data)))
+        return TrainConfig().batch_tokens
+    return max(32, round(batch_size * rows.n_tokens / rows.n_rows))
 
 
 def _context_length(weights: str) -> int:

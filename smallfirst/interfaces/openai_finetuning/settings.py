@@ -24,9 +24,11 @@ class FineTuningSettings(Record):
     register_to: str = pydantic.Field(default="main.fine_tuning", pattern=_TWO_PARTS)
     """Catalogue and schema (`catalog.schema`) of the registered models; their third part is the job's suffix."""
     max_upload_bytes: int = pydantic.Field(default=100 * 1024 * 1024, ge=1)
-    """Largest upload. Reading it takes at most four times its size in memory, and some 3 kB a row."""
+    """Largest upload. The process that reads it takes at most four times its size in memory, and some 3 kB a row."""
     max_rows: int = pydantic.Field(default=100_000, ge=1)
     """Most rows of a file: a file of more is refused as soon as they are counted."""
+    read_timeout_s: float = pydantic.Field(default=300, gt=0)
+    """Longest time for reading a file, in a process of its own; beyond that the answer is 503."""
     max_stored_bytes: int = pydantic.Field(default=2 * 1024**3, ge=1)
     max_files: int = pydantic.Field(default=1000, ge=1)
     upload_timeout_s: float = pydantic.Field(default=600, gt=0)

@@ -10,14 +10,14 @@ import pytest
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.interfaces.openai_finetuning.requests import make_job_spec, parse_job
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
-from smallfirst.jobs.rows import JobRows
+from smallfirst.interfaces.openai_finetuning.uploaded_rows import UploadedRows, estimate_tokens
 from smallfirst.jobs.spec import JobSpec, user_name
 from smallfirst.training.config import TrainConfig
 
 EXAMPLE = Example(
     messages=(Message(role="user", content="x" * 40),), answer="y" * 20, shape="chat", path="file-1", line=1
 )
-ROWS = JobRows(Dataset(name="file-1", examples=(EXAMPLE,) * 10), None)
+ROWS = UploadedRows(n_rows=10, n_tokens=estimate_tokens(Dataset(name="file-1", examples=(EXAMPLE,) * 10)))
 
 
 def order(base: tuple[str, str] = ("tiny", "nowhere"), *, owner: str = "", **asked: Any) -> JobSpec:
