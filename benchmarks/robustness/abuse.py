@@ -55,7 +55,7 @@ class Server:
         self.folder, self.log = folder, folder / "server.log"
         for old in ("keys.json", "ledger.db", "ledger.db-wal", "ledger.db-shm"):
             (folder / old).unlink(missing_ok=True)
-        self.keys = _make_keys(folder / "keys.json")
+        self.keys = make_keys(folder / "keys.json")
         self.canary = f"canary{secrets.token_hex(8)}"
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.robustness.abuse", "--serve", str(folder)],
@@ -167,7 +167,7 @@ def main(folder: Path, only: str | None) -> int:
     return int(bool(wrong) or any(one.wrong for one in found))
 
 
-def _make_keys(path: Path) -> dict[str, str]:
+def make_keys(path: Path) -> dict[str, str]:
     from smallfirst.serving.auth.keys import KeyPolicy, KeyStore
 
     keyring = KeyStore(path)
