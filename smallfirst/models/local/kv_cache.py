@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from smallfirst.models.local.token_batches import pad_right
+from smallfirst.models.local.token_batches import SHAPE_STEP, pad_right, rounded_tokens
 
 COMPACT_ABOVE_RATIO = 1.25
 COMPACT_ABOVE_COLUMNS = 64
@@ -35,13 +35,16 @@ class KVCache:
 
     def read(self, blocks: Sequence[Sequence[int]]) -> torch.Tensor:
         """Read one block of tokens a row, none empty; return the state after each block's last token (rows, hidden)."""
-        counts, ids = torch.tensor([len(block) for block in blocks]), pad_right(blocks)
-        width = ids.shape[1]
+        counts, longest = torch.tensor([len(block) for block in blocks]), max(map(len, blocks))
+        width = rounded_tokens(longest) if longest > SHAPE_STEP else longest  # the few tokens of a step stay few
+        ids = F.pad(pad_right(blocks), (0, width - longest))
         own = torch.arange(width) < counts[:, None]  # (rows, width)
         among = own[:, None] & torch.ones(width, width, dtype=torch.bool).tril()
         # Until something is read, plain causal attention does the same without a mask.
         hidden = self._forward(ids, self.lengths[:, None] + torch.arange(width), among if self.columns else None)
-        self.seen = torch.cat([self.seen, own], dim=1)
+        self.seen = torch.cat([self.seen, own[:, :longest]], dim=1)
+        for layer in self._cache.layers if width > longest else ():
+            layer.keys, layer.values = layer.keys[:, :, : self.columns], layer.values[:, :, : self.columns]
         self.lengths += counts
         return hidden[torch.arange(len(blocks)), counts - 1]
 

@@ -16,12 +16,10 @@ import torch.nn.functional as F
 
 from smallfirst.models.local.int8_matmul import LinearOp, PrepackedLinear
 from smallfirst.models.local.smoothquant import InputRanges, damping_scales, smoothing_scales
+from smallfirst.models.local.token_batches import rounded_tokens
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 """Model types of transformers whose layers are implemented here."""
-SHAPE_STEP = 8
-"""The number of tokens in a batch is rounded up to a multiple of this, of twice this above 128, and of eight times
-above 256: oneDNN keeps a kernel of some 100 kB for each number that it has seen, up to a thousand."""
 SHORT_TOKENS = 512
 """Rows up to this long compute attention scores explicitly; longer ones use PyTorch's kernel, which stores none."""
 FIXED_ROTARY = ("default", "linear", "llama3")
@@ -207,12 +205,6 @@ class PackedDecoder:
         )  # (rows, width, heads × head_dim)
         mixed = mixed.flatten(0, 1)
         return mixed if layout.gather is None else mixed.index_select(0, layout.gather)
-
-
-def rounded_tokens(n: int) -> int:
-    """Return the number of tokens, at least `n`, that a batch of `n` is computed with; see `SHAPE_STEP`."""
-    step = SHAPE_STEP * (1 if n <= 128 else 2 if n <= 256 else 8)
-    return -(-n // step) * step
 
 
 def unsupported_reason(model: Any) -> str:

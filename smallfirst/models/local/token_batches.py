@@ -6,6 +6,16 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+SHAPE_STEP = 8
+"""The number of tokens in a batch is rounded up to a multiple of this, of twice this above 128, and of eight times
+above 256: oneDNN keeps a kernel of some 100 kB for each number that it has seen, up to a thousand."""
+
+
+def rounded_tokens(n: int) -> int:
+    """Return the number of tokens, at least `n`, that a batch of `n` is computed with; see `SHAPE_STEP`."""
+    step = SHAPE_STEP * (1 if n <= 128 else 2 if n <= 256 else 8)
+    return -(-n // step) * step
+
 
 def length_batches(
     lengths: Sequence[int], *, max_rows: int | None = None, max_tokens: int | None = None

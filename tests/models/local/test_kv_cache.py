@@ -89,3 +89,23 @@ def test_compacting_removes_only_unused_columns(tiny_fp32: tuple[Any, Any]) -> N
     last = cache.read([[2], [4]])
     torch.testing.assert_close(last[0], whole(model, [5, 6, 8, 2]), atol=1e-5, rtol=0)
     torch.testing.assert_close(last[1], whole(model, [7, 9, 3, 4]), atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_few_widths_are_computed_and_no_padding_is_kept(tiny_fp32: tuple[Any, Any]) -> None:
+    model, _ = tiny_fp32
+    seen: set[int] = set()
+    hook = model.model.register_forward_pre_hook(
+        lambda _, __, inputs: seen.add(inputs["input_ids"].shape[1]), with_kwargs=True
+    )
+    try:
+        for n in range(9, 129):
+            ids = [10 + at % 50 for at in range(n)]
+            cache = KVCache(model, 1)
+            cache.read([ids])
+            assert cache.columns == n
+            if n == 77:
+                torch.testing.assert_close(cache.read([[5]])[0], whole(model, [*ids, 5]), atol=1e-5, rtol=0)
+    finally:
+        hook.remove()
+    assert len(seen - {1, 78}) == 15
