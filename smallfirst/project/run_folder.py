@@ -54,7 +54,7 @@ class GateVerdicts(Record):
             return ""
         if self.smallest == self.chosen:
             return "chosen on selection rows, confirmed on test rows"
-        return f"{self.chosen}, chosen on selection rows, failed; picked on test rows, so its figure is optimistic"
+        return f"in place of {self.chosen}, which failed; picked on test rows, so its figure is optimistic"
 
     def of(self, candidate: str) -> Verdict:
         """Return the verdict on one candidate. Raise StageMissing if it was not checked."""
