@@ -134,7 +134,7 @@ def test_a_password_in_the_store_address_is_not_shown(monkeypatch: pytest.Monkey
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://ada:secret@127.0.0.1/runs")
     with pytest.raises(SmallfirstError) as caught, runs.store_errors():
         raise OSError("no route")
-    assert "postgresql://ada:***@127.0.0.1/runs refused: no route" in str(caught.value)
+    assert "postgresql://***@127.0.0.1/runs refused: no route" in str(caught.value)
     assert "secret" not in str(caught.value)
 
 
