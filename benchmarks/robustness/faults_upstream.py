@@ -21,7 +21,7 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
             head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
             length = next(int(line.split(":")[1]) for line in head.split("\r\n") if line.startswith("content-length"))
             body = json.loads(await reader.readexactly(length))
-            await (_stream if body.get("stream") else _whole)(writer)
+            await (stream if body.get("stream") else _whole)(writer)
     except (asyncio.IncompleteReadError, ConnectionError):
         pass
     finally:
@@ -37,14 +37,16 @@ async def _whole(writer: asyncio.StreamWriter) -> None:
     await writer.drain()
 
 
-async def _stream(writer: asyncio.StreamWriter) -> None:
+async def stream(writer: asyncio.StreamWriter, *, n_words: int = WORDS, pause_s: float = PAUSE_S) -> None:
+    """Stream so many words as OpenAI does, with the usage at the end."""
     writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
-    for at in range(WORDS + 1):
-        last = at == WORDS
+    for at in range(n_words + 1):
+        last = at == n_words
         choice = {"index": 0, "delta": {} if last else {"content": "yes "}, "finish_reason": "stop" if last else None}
         await _event(writer, {**_CHAT, "object": "chat.completion.chunk", "choices": [choice]})
-        await asyncio.sleep(PAUSE_S)
-    await _event(writer, {**_CHAT, "object": "chat.completion.chunk", "choices": [], "usage": _USAGE})
+        await asyncio.sleep(pause_s)
+    usage = {**_USAGE, "completion_tokens": n_words, "total_tokens": 3 + n_words}
+    await _event(writer, {**_CHAT, "object": "chat.completion.chunk", "choices": [], "usage": usage})
     await _event(writer, "[DONE]")
     writer.write(b"0\r\n\r\n")
     await writer.drain()

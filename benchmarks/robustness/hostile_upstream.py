@@ -11,6 +11,8 @@ import json
 import sys
 from typing import Any
 
+from benchmarks.robustness.faults_upstream import stream as send_stream
+
 BOMB = gzip.compress(b'{"a":"' + b"x" * (64 << 20) + b'"}', 6)
 ATTACKS = (
     "gzip bomb", "endless body", "endless line", "endless stream", "deep JSON", "no JSON", "half", "closes", "NaN",
@@ -82,7 +84,9 @@ async def answer(writer: asyncio.StreamWriter, name: str, *, stream: bool) -> bo
             await writer.drain()
         return False
     elif stream and name not in WHOLE:
-        await _stream(writer, n_words=3 if name in ("half", "slow") else 30, pause_s=1.0 if name == "slow" else 0.01)
+        await send_stream(
+            writer, n_words=3 if name in ("half", "slow") else 30, pause_s=1.0 if name == "slow" else 0.01
+        )
         return name != "half"
     else:
         content = WHOLE.get(name) or json.dumps(reply()).encode()
@@ -94,26 +98,6 @@ async def answer(writer: asyncio.StreamWriter, name: str, *, stream: bool) -> bo
         return name != "half"
     await writer.drain()
     return True
-
-
-async def _stream(writer: asyncio.StreamWriter, *, n_words: int, pause_s: float) -> None:
-    writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
-    chunk: dict[str, Any] = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "x"}
-    for at in range(n_words + 1):
-        last = at == n_words
-        choice = {"index": 0, "delta": {} if last else {"content": "yes "}, "finish_reason": "stop" if last else None}
-        await _event(writer, json.dumps({**chunk, "choices": [choice]}))
-        await asyncio.sleep(pause_s)
-    await _event(writer, json.dumps({**chunk, "choices": [], "usage": {**USAGE, "completion_tokens": n_words}}))
-    await _event(writer, "[DONE]")
-    writer.write(b"0\r\n\r\n")
-    await writer.drain()
-
-
-async def _event(writer: asyncio.StreamWriter, data: str) -> None:
-    line = f"data: {data}\n\n".encode()
-    writer.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
-    await writer.drain()
 
 
 async def main() -> None:
