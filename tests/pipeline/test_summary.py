@@ -145,7 +145,7 @@ def test_evaluations_come_back_from_the_smallest_to_the_large(run_folder: RunFol
     ("chosen", "said"),
     [
         ("words", "passes: words (chosen on selection rows, confirmed on test rows) —"),
-        ("small", "passes: words (in place of small, which failed; picked on test rows, so its figure is optimistic) —"),
+        ("small", "passes: words (in place of small, which failed; picked on test rows, so its figure is optimistic)"),
         (None, "passes: words —"),
     ],
 )
