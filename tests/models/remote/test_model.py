@@ -403,10 +403,10 @@ def test_retry_after_may_be_a_date() -> None:
                 "  next: check that base_url ends where the API begins, usually /v1",
             )
             for content, reason in (
-                ("<html>hello</html>", "no valid JSON"),
+                ("<html>hello</html>", "body: Invalid JSON: expected value at line 1 column 1"),
                 ("{}", "no message"),
                 ('{"choices": []}', "no message"),
-                ('{"choices": [{"message": 3}]}', "choices.0.message: Input should be a valid dictionary"),
+                ('{"choices": [{"message": 3}]}', "choices.0.message: Input should be an object"),
             )
         ),
     ],
