@@ -35,7 +35,7 @@ _NAMES = {
     "project.candidates": "Candidate CANDIDATES",
     "pipeline.run": "run",
     "pipeline.summary": "RunSummary",
-    "pipeline.check": "check_stage PreflightReport",
+    "pipeline.preflight.check": "check_stage PreflightReport",
     "pipeline.train": "train_stage",
     "pipeline.evaluate": "evaluate_stage",
     "pipeline.release": "gate_stage promote_stage",

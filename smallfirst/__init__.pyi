@@ -42,9 +42,9 @@ from smallfirst.models.remote.http import HttpResponse as HttpResponse
 from smallfirst.models.remote.http import HttpSession as HttpSession
 from smallfirst.models.remote.model import EndpointModel as EndpointModel
 from smallfirst.pipeline.calibrate import calibrate_stage as calibrate_stage
-from smallfirst.pipeline.check import PreflightReport as PreflightReport
-from smallfirst.pipeline.check import check_stage as check_stage
 from smallfirst.pipeline.evaluate import evaluate_stage as evaluate_stage
+from smallfirst.pipeline.preflight.check import PreflightReport as PreflightReport
+from smallfirst.pipeline.preflight.check import check_stage as check_stage
 from smallfirst.pipeline.release import gate_stage as gate_stage
 from smallfirst.pipeline.release import promote_stage as promote_stage
 from smallfirst.pipeline.report_data import report_stage as report_stage

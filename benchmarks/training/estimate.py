@@ -19,7 +19,7 @@ from benchmarks.accuracy.run import data_folder, task_file
 from smallfirst.models.base_size import BaseSize, read_base_size
 from smallfirst.models.catalog import find_weights
 from smallfirst.paths import home
-from smallfirst.pipeline.check import find_local_base, tokenize_rows, validation_work
+from smallfirst.pipeline.preflight.check import find_local_base, tokenize_rows, validation_work
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.training.batches import TokenizedRow

@@ -9,9 +9,9 @@ from __future__ import annotations
 from smallfirst.errors import DataError, GateFailed
 from smallfirst.gate.verdict import format_verdict, nearest_to_passing
 from smallfirst.pipeline.calibrate import calibrate_stage
-from smallfirst.pipeline.check import check_stage
 from smallfirst.pipeline.evaluate import evaluate_stage
 from smallfirst.pipeline.learning_curve import measure_curve
+from smallfirst.pipeline.preflight.check import check_stage
 from smallfirst.pipeline.release import chosen_candidate, gate_stage, override_stage, promote_stage
 from smallfirst.pipeline.report_data import report_stage
 from smallfirst.pipeline.summary import RunSummary, summarize_run

@@ -11,8 +11,8 @@ from fixtures.contributing import Install
 
 from smallfirst.cli.main import main
 from smallfirst.errors import ConfigError
-from smallfirst.pipeline.check import check_stage
 from smallfirst.pipeline.evaluate import evaluate_stage
+from smallfirst.pipeline.preflight.check import check_stage
 from smallfirst.pipeline.report_data import report_stage
 from smallfirst.pipeline.train import train_stage
 from smallfirst.progress import Progress

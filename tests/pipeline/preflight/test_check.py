@@ -10,8 +10,8 @@ import pytest
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.paths import home
-from smallfirst.pipeline import check as module
-from smallfirst.pipeline.check import PreflightReport, check_stage, last_tokens_per_s, learning_curve_lines
+from smallfirst.pipeline.preflight import check as module
+from smallfirst.pipeline.preflight.check import PreflightReport, check_stage, last_tokens_per_s, learning_curve_lines
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.task_file import read_task_file
