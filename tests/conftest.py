@@ -15,6 +15,7 @@ from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.tasks.classify import Classify
 
 pytest_plugins = [
+    "fixtures.cli",
     "fixtures.contributing",
     "fixtures.server",  # first, since others import it
     "fixtures.deployment",

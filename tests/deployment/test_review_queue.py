@@ -11,7 +11,7 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from smallfirst.cli.feedback import queue
+from smallfirst.cli.watch import queue
 from smallfirst.deployment.monitoring_routes import MonitoringRoutes
 from smallfirst.deployment.review_queue import waiting_for_review
 from smallfirst.serving.ledger.ledger import Ledger

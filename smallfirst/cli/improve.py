@@ -1,23 +1,50 @@
-"""Commands after go-live: `harvest`, `challenge`, `explain` and `queue`.
-
-`explain` and `queue` only read the ledger and load nothing heavy.
-"""
+"""Verbs that make better models: labels, label errors, harvested rows, challengers."""
 
 from __future__ import annotations
 
-import json
-from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from smallfirst.cli.options import JSON, LEDGER, PATH, TASK, load_project, load_task_file
 from smallfirst.errors import ConfigError
+from smallfirst.progress import Progress
 
-if TYPE_CHECKING:
-    from smallfirst.serving.ledger.rows import LedgerRow
+
+@click.command()
+@TASK
+@click.argument("rows", type=PATH)
+@click.option("--out", type=PATH, default="labelled.jsonl", show_default=True)
+@click.option("--cap-usd", type=float, help="Most that the answers may cost in all.")
+@click.option("--yes", is_flag=True, help="Accept the estimated cost without a cap.")
+@click.option("--min-confidence", type=float, default=0.0, show_default=True, help="Least confidence of a kept answer.")
+@click.option("--samples", type=int, default=1, show_default=True, help="How often each row is asked.")
+@click.option("--gold", type=PATH, help="Rows answered by people; else the selection rows.")
+@click.option("--teacher", type=PATH, help="Folder of a model of this task.")
+@JSON
+def label(task_yaml: Path, rows: Path, as_json: bool, **settings: Any) -> None:
+    """Have the large model label ROWS under a price cap; those it is sure of become training rows."""
+    from smallfirst.improvement.labelling import LabelOptions
+    from smallfirst.improvement.labelling import label as label_stage
+    from smallfirst.records import parse_record
+
+    options = parse_record(LabelOptions, settings, where="options")
+    found = label_stage(load_task_file(task_yaml), rows, options=options, progress=Progress())
+    click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(found.in_words))
+
+
+@click.command()
+@TASK
+@click.option("--out", type=PATH, default="suspects.jsonl", show_default=True)
+def suspects(task_yaml: Path, out: Path) -> None:
+    """Write training rows whose given label is probably wrong, for a person to fill in."""
+    from smallfirst.pipeline.diagnostics import export_suspects
+
+    n = export_suspects(load_project(task_yaml), out)
+    click.echo(f"{n} probable label errors in {out}: fill in `answer` where the given one is wrong")
+    click.echo(f"next: add  relabels: {out}  under data: in {task_yaml}, then smallfirst train {task_yaml}")
 
 
 @click.command()
@@ -71,63 +98,6 @@ def challenge(
         click.echo(f"next: name {rows} under data.harvested in {task_yaml}, so that later runs learn from it as well")
     if not found.verdict.passed:
         click.get_current_context().exit(3)
-
-
-@click.command()
-@click.argument("response_id")
-@LEDGER
-@JSON
-def explain(response_id: str, ledger: Path | None, as_json: bool) -> None:
-    """Explain one served answer: every step with score, threshold and price, the guarantee, audits and feedback."""
-    from smallfirst.cli.explain import explanation, in_words
-    from smallfirst.improvement.harvest.evidence import open_ledger
-
-    with closing(open_ledger(ledger)) as opened:
-        found = explanation(opened, response_id.strip())
-    click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(in_words(found)))
-
-
-@click.command()
-@TASK
-@click.option("--task", "name", help="Name of the task, instead of its file.")
-@LEDGER
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Oldest entries to show.")
-@JSON
-def queue(task_yaml: Path, name: str | None, ledger: Path | None, limit: int, as_json: bool) -> None:
-    """List answers that wait for a person: those no model was sure of, and audits without a verdict."""
-    from smallfirst.deployment.review_queue import waiting_for_review
-    from smallfirst.improvement.harvest.evidence import open_ledger
-
-    task = name or load_task_file(task_yaml).name
-    with closing(open_ledger(ledger)) as opened:
-        rows = waiting_for_review(opened, [task])
-    shown = [_told(row) for row in rows[:limit]]
-    if as_json:
-        click.echo(json.dumps({"task": task, "n_waiting": len(rows), "data": shown}, indent=2, ensure_ascii=False))
-        return
-    click.echo(f"{len(rows):,} answers of {task} wait for a person" + (", the oldest first" if rows else ""))
-    for entry in shown:
-        click.echo(f"\n{entry['id']}  {entry['at']}  {entry['why']}")
-        click.echo(f"  asked    {entry['question'] or '(not stored: smallfirst serve --store-bodies)'}")
-        click.echo(f"  draft    {entry['draft'] or '(not stored)'}")
-    if len(rows) > limit:
-        click.echo(f"\nand {len(rows) - limit:,} more: --limit {len(rows)}")
-    if rows:
-        click.echo('\nnext: POST /v1/feedback {"id": "…", "verdict": "right"}, or "wrong" and the right "answer"')
-
-
-def _told(row: LedgerRow) -> dict[str, Any]:
-    from smallfirst.improvement.harvest.evidence import last_user_message
-
-    unsure = "no model was sure" if row.confidence is None else f"no model was sure ({row.confidence:.3f})"
-    return {
-        "id": row.id,
-        "at": row.at.isoformat(timespec="seconds"),
-        "why": unsure if row.stage == "person" else "audit without a verdict",
-        "confidence": row.confidence,
-        "question": last_user_message(row),
-        "draft": row.answer_text or "",
-    }
 
 
 def _moment(text: str) -> datetime:

@@ -1,4 +1,4 @@
-"""What a person reads about a served answer, and the way from a ledger to rows on the command line."""
+"""What a person reads about a served answer, and the queue of those that wait for one."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from smallfirst.cli.feedback import challenge, explain, harvest, queue
-from smallfirst.errors import ConfigError, SmallfirstError
+from smallfirst.cli.watch import explain, queue
+from smallfirst.errors import ConfigError
 from smallfirst.paths import home
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow, StateRow
@@ -180,35 +180,3 @@ def test_the_queue_shows_what_nobody_has_judged_oldest_first(ledger: Ledger) -> 
     assert "--limit 2" in output
     assert "asked    hm" in call(queue, "--task", "toy").output
     assert call(queue, "--task", "nobody").output == "0 answers of nobody wait for a person\n"
-
-
-def test_harvest_says_what_it_did_and_what_comes_next(ledger: Ledger, tmp_path: Path) -> None:
-    rows = [{"text": f"question {word}", "label": label} for word in "abc" for label in ("yes",)]
-    rows += [{"text": "nothing like it", "label": "no"}]
-    for name in ("train", "validation", "test"):
-        texts = "".join(json.dumps(r | {"text": f"{r['text']} of {name}"}) + "\n" for r in rows)
-        (tmp_path / f"{name}.jsonl").write_text(texts, encoding="utf-8")
-    task = tmp_path / "task.yaml"
-    data = {name: f"{name}.jsonl" for name in ("train", "validation", "test")}
-    task.write_text(json.dumps({"name": "toy", "data": data}), encoding="utf-8")
-    text = json.dumps([["user", "a new thing entirely"]])
-    ledger.append(row("chatcmpl-7", stage="large", request_text=text, answer_text="yes"))
-    ledger.append(row("chatcmpl-8", stage="large"))
-    out = tmp_path / "new.jsonl"
-    output = call(harvest, str(task), "--out", str(out)).output
-    assert output.startswith(f"1 rows for toy in {out}, from 2 responses\n       1  answered by the large model\n")
-    assert "left out: 1 whose texts were not stored" in output
-    assert output.endswith(f"next: smallfirst challenge {task} --rows {out}\n")
-    assert json.loads(out.read_text()) == {
-        "text": "a new thing entirely",
-        "label": "yes",
-        "source": "large",
-        "response_id": "chatcmpl-7",
-    }
-    again = tmp_path / "b.jsonl"
-    late = call(harvest, str(task), "--out", str(again), "--since", "2026-01-02T13:30+01:00", "--json").output
-    assert json.loads(late)["n_rows"] == 0  # half an hour after noon
-    with pytest.raises(ConfigError, match="no date or time in ISO 8601"):
-        call(harvest, str(task), "--since", "yesterday")
-    with pytest.raises(SmallfirstError, match=r"no model is registered as main\.default\.task"):
-        call(challenge, str(task), "--rows", str(out), "--propose")

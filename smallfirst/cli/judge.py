@@ -1,0 +1,100 @@
+"""Verbs that judge candidates: measure, gate, sign, certify, report."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from smallfirst.cli.options import JSON, RUN, TASK, load_run
+
+
+@click.command()
+@TASK
+@RUN
+@JSON
+def evaluate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
+    """Measure every candidate and the large model on the same rows."""
+    import json
+
+    from smallfirst.pipeline.run import evaluate_stage
+
+    project, run_folder = load_run(task_yaml, run_name)
+    found = evaluate_stage(project, run_folder)
+    if as_json:
+        rows = [e.model_dump(mode="json", exclude={"rows"}) for e in found]
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for e in found:
+        click.echo(f"{e.candidate:<8} {e.in_words}")
+    click.echo(f"next: smallfirst gate {task_yaml}")
+
+
+@click.command()
+@TASK
+@RUN
+@JSON
+def gate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
+    """Check which candidates may go live; exit code 3 if the chosen one may not."""
+    from smallfirst.gate.verdict import format_verdict
+    from smallfirst.pipeline.run import chosen_candidate, gate_stage
+
+    project, run_folder = load_run(task_yaml, run_name)
+    verdicts = gate_stage(project, run_folder)
+    if as_json:
+        click.echo(verdicts.model_dump_json(indent=2))
+    else:
+        for verdict in verdicts.verdicts:
+            click.echo(format_verdict(verdict))
+        how = f" ({verdicts.how_found})" if verdicts.how_found else ""
+        click.echo(f"smallest candidate that passes: {verdicts.smallest or 'none: keep the API'}{how}")
+    if not verdicts.of(chosen_candidate(project, verdicts)).passed:
+        sys.exit(3)
+
+
+@click.command()
+@TASK
+@RUN
+@click.option("--candidate", required=True, help="Who may go live all the same.")
+@click.option("--by", required=True, help="Who signs.")
+@click.option("--because", required=True, help="Why; stands in the registry and the report.")
+def override(task_yaml: Path, run_name: str | None, candidate: str, by: str, because: str) -> None:
+    """Let a candidate pass that failed its gate, signed with a name and a reason; the failed checks stay on record."""
+    from smallfirst.gate.verdict import format_verdict
+    from smallfirst.pipeline.run import override_stage
+
+    project, run_folder = load_run(task_yaml, run_name)
+    verdicts = override_stage(project, run_folder, candidate, by=by, because=because)
+    click.echo(format_verdict(verdicts.of(candidate)))
+    click.echo(f"next: smallfirst promote {task_yaml}")
+
+
+@click.command()
+@TASK
+@RUN
+@JSON
+def calibrate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
+    """Find the threshold that keeps the guarantee, certify it, measure the Router."""
+    from smallfirst.pipeline.run import calibrate_stage
+
+    project, run_folder = load_run(task_yaml, run_name)
+    certificate = calibrate_stage(project, run_folder)
+    if as_json:
+        click.echo(certificate.model_dump_json(indent=2))
+        return
+    click.echo(("issued: " if certificate.issued else "refused: ") + certificate.why)
+    if certificate.issued:
+        click.echo(f"threshold {certificate.threshold:.4f}, keeps {certificate.coverage} of requests small")
+    click.echo(f"the rest: {certificate.below} ({certificate.below_why})")
+
+
+@click.command()
+@TASK
+@RUN
+def report(task_yaml: Path, run_name: str | None) -> None:
+    """Write the report as one HTML file."""
+    from smallfirst.pipeline.run import report_stage
+
+    project, run_folder = load_run(task_yaml, run_name)
+    click.echo(str(report_stage(project, run_folder)))

@@ -1,0 +1,34 @@
+"""Verbs that train: the candidates, and their learning curve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from smallfirst.cli.options import RESUME, RUN, TASK, load_project, load_run
+
+
+@click.command()
+@TASK
+@RESUME
+def train(task_yaml: Path, resume: bool) -> None:
+    """Fine-tune the small model and fit the linear ones."""
+    from smallfirst.pipeline.run import train_stage
+
+    run_folder = train_stage(load_project(task_yaml), resume=resume)
+    click.echo(f"run {run_folder.path.name}\nnext: smallfirst evaluate {task_yaml}")
+
+
+@click.command()
+@TASK
+@RUN
+@click.option("--small", is_flag=True, help="Fine-tune on parts of the rows as well: takes as long as some runs.")
+def learn(task_yaml: Path, run_name: str | None, small: bool) -> None:
+    """Measure the learning curve: the same candidates with fewer rows, and what more rows would bring."""
+    from smallfirst.pipeline.learning_curve import forecast_lines, measure_curve
+
+    project, run_folder = load_run(task_yaml, run_name)
+    curve = measure_curve(project, run_folder, all_candidates=small)
+    for line in forecast_lines(curve, len(project.rows.train)):
+        click.echo(line)

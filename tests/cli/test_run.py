@@ -1,0 +1,42 @@
+"""The whole path from the command line: its record, message and exit code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from fixtures.cli import call, evaluated, failed, measured
+
+from smallfirst.pipeline import run as pipeline
+from smallfirst.project.run_folder import RunFolder
+
+
+@pytest.mark.parametrize("fails", ["settings", "rows", "gate"])
+def test_a_run_that_fails_prints_its_record_all_the_same(
+    desk_folder: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    code = {"settings": 2, "rows": 1, "gate": 3}[fails]
+    gate = "gate: {accuracy_at_least: 0.8}\nrouting: {small: smallest}\n"
+    (desk_folder / "task.yaml").write_text("name: desk\ndata: {train: train.jsonl}\n" + gate)
+    if fails == "settings":
+        (desk_folder / "task.yaml").write_text("nam: desk\n")
+    if fails == "rows":
+        (desk_folder / "train.jsonl").write_text("{}\n")
+    monkeypatch.setattr(pipeline, "train_stage", lambda *_, **__: RunFolder.latest("desk"))
+    monkeypatch.setattr(pipeline, "evaluate_stage", lambda *_: None)
+    monkeypatch.setattr(pipeline, "measure_curve", lambda *_: None)
+    monkeypatch.setattr(pipeline, "report_stage", lambda _, run: (run.path / "report.html").write_text(""))
+    evaluated(wrong=30)
+    RunFolder.latest("desk").save_evaluation(measured(wrong=15).model_copy(update={"candidate": "words"}))
+    result = call("run", desk_folder, "--json")
+    message = failed(result, code)
+    record = json.loads(result.stdout)
+    assert (record["error"]["exit_code"], record["promoted"]) == (code, None)
+    assert message == f"{record['error']['type']}: {record['error']['message']}\n" or fails == "gate"
+    if fails == "gate":
+        assert list(record["paths"]) == ["words", "small"]
+        assert [verdict["passed"] for verdict in record["gate"]["verdicts"]] == [False, False]
+        assert Path(record["report"]).exists()
+        assert "words may not go live; it came nearest\nwords: FAIL" in record["error"]["message"]
+        assert "0.850" in record["error"]["message"]
