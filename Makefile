@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 DEMO   := examples/claims_desk/task.yaml
 
-.PHONY: help demo test lint tests format hooks serve readme clean
+.PHONY: help demo test lint tests format hooks serve tree clean
 
 help:                    ## list these commands
 	@grep -hE '^[a-z]+: .*##|^[a-z]+:  +##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -34,8 +34,8 @@ hooks: $(VENV)/.dev      ## check style before every commit (pre-commit)
 serve: $(VENV)/.demo     ## serve what the demo promoted
 	$(BIN)/smallfirst serve $(DEMO) --replay-large
 
-readme: $(VENV)/.dev     ## rewrite the package tree in README.md
-	$(BIN)/python tools/readme_tree.py
+tree: $(VENV)/.dev       ## rewrite the package tree in docs/design/layout.md
+	$(BIN)/python tools/layout_tree.py
 
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "smallfirst needs Python 3.11 or newer")'

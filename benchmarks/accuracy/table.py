@@ -1,4 +1,4 @@
-"""Print the README's table from benchmarks/results/*.json, so that no figure is copied by hand.
+"""Print the table of docs/measured.md from benchmarks/results/*.json, so that no figure is copied by hand.
 
 python -m benchmarks.accuracy.table
 """

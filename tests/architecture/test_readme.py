@@ -1,20 +1,22 @@
-"""The README shows the packages that there are."""
+"""The README is one screen, and the layout page shows the packages that there are."""
 
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
-def readme_tree() -> ModuleType:
-    """tools/readme_tree.py as a module."""
-    spec = importlib.util.spec_from_file_location("readme_tree", ROOT / "tools" / "readme_tree.py")
+def layout_tree() -> ModuleType:
+    """tools/layout_tree.py as a module."""
+    spec = importlib.util.spec_from_file_location("layout_tree", ROOT / "tools" / "layout_tree.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -22,13 +24,25 @@ def readme_tree() -> ModuleType:
     return module
 
 
-def test_the_tree_in_the_readme_is_that_of_the_package_docstrings(readme_tree: ModuleType) -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme_tree.updated(readme) == readme, "run: python tools/readme_tree.py"
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) < 120
+    assert len(README.split()) < 900
 
 
-def test_every_package_has_a_summary_of_one_line(readme_tree: ModuleType) -> None:
-    for line in readme_tree.tree().splitlines()[1:]:
+def test_every_table_of_the_readme_has_headers() -> None:
+    """A row of dashes stands below a row of names."""
+    headers = re.findall(r"^(\|.*\|)\n\|[-|]+\|$", README, re.MULTILINE)
+    assert headers
+    assert [line for line in headers if not line.strip("| ")] == []
+
+
+def test_the_tree_on_the_layout_page_is_that_of_the_package_docstrings(layout_tree: ModuleType) -> None:
+    page = layout_tree.PAGE.read_text(encoding="utf-8")
+    assert layout_tree.updated(page) == page, "run: python tools/layout_tree.py"
+
+
+def test_every_package_has_a_summary_of_one_line(layout_tree: ModuleType) -> None:
+    for line in layout_tree.tree().splitlines()[1:]:
         name, _, words = line.strip().partition(" ")
         assert words.strip(), f"{name} has no docstring"
         assert len(line) <= 140, f"the first docstring line of {name} is too long"

@@ -1,7 +1,7 @@
-"""Write the tree of packages in README.md from the first line of each package's docstring.
+"""Write the tree of packages in docs/design/layout.md from the first line of each package's docstring.
 
-python tools/readme_tree.py            # rewrite the tree in README.md
-python tools/readme_tree.py --check    # exit with 1 if README.md differs
+python tools/layout_tree.py            # rewrite the tree
+python tools/layout_tree.py --check    # exit with 1 if the page differs
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
-BEGIN, END = "<!-- tree: made by tools/readme_tree.py -->\n```\n", "```\n<!-- end of tree -->"
+PAGE = ROOT / "docs" / "design" / "layout.md"
+BEGIN, END = "<!-- tree: made by tools/layout_tree.py -->\n```\n", "```\n<!-- end of tree -->"
 
 
 def summary(path: Path) -> str:
@@ -34,21 +34,21 @@ def tree() -> str:
     return "\n".join(lines) + "\n"
 
 
-def updated(readme: str) -> str:
-    """Return `readme` with the tree of today between its markers. Raise ValueError if the markers are missing."""
-    before, begin, rest = readme.partition(BEGIN)
+def updated(page: str) -> str:
+    """Return `page` with the tree of today between its markers. Raise ValueError if the markers are missing."""
+    before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"README.md lacks the lines {BEGIN!r} and {END!r}")
+        raise ValueError(f"{PAGE.name} lacks the lines {BEGIN!r} and {END!r}")
     return before + BEGIN + tree() + END + after
 
 
 def main() -> int:
-    """Rewrite or check README.md; return the exit code."""
-    readme = README.read_text(encoding="utf-8")
+    """Rewrite or check the page; return the exit code."""
+    page = PAGE.read_text(encoding="utf-8")
     if "--check" in sys.argv:
-        return int(readme != updated(readme))
-    README.write_text(updated(readme), encoding="utf-8")
+        return int(page != updated(page))
+    PAGE.write_text(updated(page), encoding="utf-8")
     return 0
 
 
