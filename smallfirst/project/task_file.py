@@ -19,6 +19,7 @@ from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER
 from smallfirst.models.remote.config import EndpointConfig
 from smallfirst.pricing import PriceBook
 from smallfirst.project.candidate_registry import CANDIDATES, FINE_TUNED, promotable_names
+from smallfirst.project.names import NAME_PATTERN, registry_name, task_name
 from smallfirst.records import SETTINGS_PROBLEM, Record, explain_errors, parse_record
 from smallfirst.routing.budget import Budget
 from smallfirst.routing.certificate.guarantee import Guarantee
@@ -207,8 +208,8 @@ class RoutingConfig(Record):
 class TaskFile(Record):
     """The settings of one task."""
 
-    name: str = pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    """Short name, also of the served model."""
+    name: str = pydantic.Field(default="", pattern=NAME_PATTERN)
+    """Short name, also of the served model; left out: that of the folder, in lower case with dashes."""
     kind: str = DEFAULT_KIND
     """`classify`: labels · `extract`: JSON fields · `answer`: short answers · `chat`: open text, your own scorers; or
     the name of a kind that an installed package registers."""
@@ -224,8 +225,8 @@ class TaskFile(Record):
     """Thresholds that a candidate must meet."""
     routing: RoutingConfig = RoutingConfig()
     """The Router."""
-    register_to: str = "main.default.task"
-    """Three-level model name, `catalog.schema.model`."""
+    register_to: str = ""
+    """Three-level model name, `catalog.schema.model`; left out: `main.default.` and the task's name."""
     prices: PriceBook = PriceBook()
     """Machine price and token prices."""
     requests_per_month: int = pydantic.Field(default=1_000_000, ge=1)
@@ -243,6 +244,8 @@ class TaskFile(Record):
             return values
         own = {name: value for name, value in values.items() if name not in cls.model_fields}
         rest = {name: value for name, value in values.items() if name in cls.model_fields}
+        name = rest.setdefault("name", task_name(Path(rest.get("folder", ""))))
+        rest.setdefault("register_to", registry_name(str(name)))
         return rest | {"settings": {**values.get("settings", {}), **own}}
 
     @pydantic.field_validator("kind")

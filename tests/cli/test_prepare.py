@@ -20,7 +20,7 @@ def test_init_writes_a_template_that_is_read_once_the_rows_are_there(tmp_path: P
     assert [path.name for path in target.parent.iterdir()] == ["task.yaml"]
     (target.parent / "train.jsonl").write_bytes((desk_folder / "train.jsonl").read_bytes())
     task_file = read_task_file(target)
-    assert task_file.name == "tickets"
+    assert task_file.name == "new"
     assert len(read_rows(task_file).train) > 30
 
 
@@ -28,7 +28,7 @@ def test_the_settings_that_the_template_leaves_commented_out_are_real_ones(tmp_p
     call("init", tmp_path)
     lines = (tmp_path / "task.yaml").read_text().splitlines()
     # A setting that is commented out is "# name: value"; the notes above the first setting are prose.
-    start = next(i for i, line in enumerate(lines) if line.startswith("name:"))
+    start = next(i for i, line in enumerate(lines) if line.startswith("# name:"))
     shown = [re.sub(r"^(\s*)# (?=\s*[a-z0-9_]+:( |$))", r"\1", line) for line in lines[start:]]
     (tmp_path / "task.yaml").write_text("\n".join(shown))
     task_file = read_task_file(tmp_path)

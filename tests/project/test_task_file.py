@@ -48,6 +48,15 @@ def test_a_short_file_is_enough_and_paths_are_relative_to_it(tmp_path: Path) -> 
     assert read_task_file(tmp_path) == task_file  # the folder stands for the file in it
 
 
+def test_a_task_without_names_takes_those_of_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "My Tickets 2.0"
+    folder.mkdir()
+    task_file = read(folder, "data: {train: train.jsonl}\n")
+    assert (task_file.name, task_file.register_to) == ("my-tickets-2.0", "main.default.my-tickets-2_0")
+    assert read(folder, "name: Desk.1\ndata: {train: train.jsonl}\n").register_to == "main.default.Desk_1"
+    assert read(folder, MINIMAL + "register_to: a.b.c\n").register_to == "a.b.c"
+
+
 def test_every_unknown_setting_is_named_with_the_nearest_known_one(tmp_path: Path) -> None:
     path = written(
         tmp_path,
@@ -75,7 +84,6 @@ def test_settings_that_are_missing_or_out_of_range_are_named_with_their_value(tm
     )
     assert refused(path) == (
         f"{path}:\n"
-        "  name: missing\n"
         "  data.train: missing\n"
         '  small.training.duration: "8 epochs" is not a duration; write 8ep (epochs), 300ba (batches) or 1_000_000tok '
         "(got '8 epochs')\n"
