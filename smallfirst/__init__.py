@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 
 _NAMES = {
     # rows and tasks
-    "data.sources.load": "load",
+    "data.sources.load": "load_rows",
     "data.dataset": "split Dataset Example Message Splits",
     "data.row_formats": "Columns",
     "data.quality.leaks": "LeakReport",
@@ -33,7 +33,7 @@ _NAMES = {
     "project.rows": "Rows",
     "project.run_folder": "RunFolder GateVerdicts Promotion",
     "project.candidates": "Candidate CANDIDATES",
-    "pipeline.run": "run",
+    "pipeline.run": "check run",
     "pipeline.summary": "RunSummary",
     "pipeline.preflight.check": "check_stage PreflightReport",
     "pipeline.train": "train_stage",
@@ -65,7 +65,7 @@ _NAMES = {
     "stats.intervals": "Estimate",
     "evaluation.retention": "Retention",
     "evaluation.llm_judge": "LLMJudge Judgment JudgeAgreement judge_agreement apply_judgments",
-    "gate.gate": "check Gate",
+    "gate.gate": "Gate",
     "gate.verdict": "Verdict",
     "gate.check_result": "CheckResult",
     "registry.versions": "register promote rollback resolve ModelVersion",

@@ -9,7 +9,7 @@ from smallfirst.data.dataset import Splits as Splits
 from smallfirst.data.dataset import split as split
 from smallfirst.data.quality.leaks import LeakReport as LeakReport
 from smallfirst.data.row_formats import Columns as Columns
-from smallfirst.data.sources.load import load as load
+from smallfirst.data.sources.load import load_rows as load_rows
 from smallfirst.evaluation.evaluate import EvaluationSetup as EvaluationSetup
 from smallfirst.evaluation.evaluate import compare as compare
 from smallfirst.evaluation.evaluate import evaluate as evaluate
@@ -24,7 +24,6 @@ from smallfirst.evaluation.results import Evaluation as Evaluation
 from smallfirst.evaluation.retention import Retention as Retention
 from smallfirst.gate.check_result import CheckResult as CheckResult
 from smallfirst.gate.gate import Gate as Gate
-from smallfirst.gate.gate import check as check
 from smallfirst.gate.verdict import Verdict as Verdict
 from smallfirst.models.catalog import find_weights as find_weights
 from smallfirst.models.loading import load_model as load_model
@@ -48,6 +47,7 @@ from smallfirst.pipeline.preflight.check import check_stage as check_stage
 from smallfirst.pipeline.release import gate_stage as gate_stage
 from smallfirst.pipeline.release import promote_stage as promote_stage
 from smallfirst.pipeline.report_data import report_stage as report_stage
+from smallfirst.pipeline.run import check as check
 from smallfirst.pipeline.run import run as run
 from smallfirst.pipeline.summary import RunSummary as RunSummary
 from smallfirst.pipeline.train import train_stage as train_stage

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.accuracy.run import data_folder
 from smallfirst.data.dataset import Dataset
-from smallfirst.data.sources.load import load
+from smallfirst.data.sources.load import load_rows
 from smallfirst.evaluation.calibration import fit_temperature
 from smallfirst.models.linear.classifier import ENCODER_FOLDER, LinearClassifier
 from smallfirst.models.manifest import Manifest, read_manifest
@@ -33,7 +33,7 @@ class Scope(NamedTuple):
     @classmethod
     def read(cls) -> Scope:
         """From the official splits."""
-        whole = {part: load(data_folder("clinc150") / f"{part}.jsonl") for part in ("train", "validation", "test")}
+        whole = {part: load_rows(data_folder("clinc150") / f"{part}.jsonl") for part in ("train", "validation", "test")}
 
         def rows(part: str, oos: bool) -> Dataset:
             return whole[part].subset(part, tuple(e for e in whole[part].examples if (e.answer == "oos") == oos))

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from benchmarks.accuracy.run import data_folder
 from smallfirst.data.dataset import Dataset
-from smallfirst.data.sources.load import load
+from smallfirst.data.sources.load import load_rows
 from smallfirst.improvement.labelling import LabelOptions, label
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.label_model import LabelLogProbs
@@ -68,9 +68,9 @@ class Bench:
         write(out / "choose.jsonl", rows[N_HUMAN - N_CHOOSE : N_HUMAN])
         write(out / "unlabelled.jsonl", [{"text": row["text"]} for row in rows[N_HUMAN:]])
         self.gold = {row["text"]: row["label"] for row in rows[N_HUMAN:]}
-        self.human, self.choose = load(out / "human.jsonl"), load(out / "choose.jsonl")
-        self.everything = load(source / "train.jsonl")
-        self.test = load(source / "test.jsonl")
+        self.human, self.choose = load_rows(out / "human.jsonl"), load_rows(out / "choose.jsonl")
+        self.everything = load_rows(source / "train.jsonl")
+        self.test = load_rows(source / "test.jsonl")
         labels = tuple(sorted({example.answer for example in self.everything.examples}))
         self.task = Classify(name="distil", labels=labels, about="Messages of an online bank's customers.")
         self.encoder = SentenceEncoder(find_weights(DEFAULT_ENCODER))
@@ -132,7 +132,7 @@ class Bench:
             made = self.out / f"labelled-{sure:g}.jsonl"
             options = LabelOptions(teacher=teacher.folder, out=made, min_confidence=sure, yes=True, again_rows=0)
             found = label(file, self.out / "unlabelled.jsonl", options=options)
-            rows = load(made)
+            rows = load_rows(made)
             both = self.human.subset("taught", self.human.examples + rows.examples)
             accuracy = self.linear("words", both, f"sure-{sure:g}").chosen_on
             true = [self.gold[e.text] == e.answer for e in rows.examples]

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from benchmarks.accuracy.run import data_folder
-from smallfirst.data.sources.load import load
+from smallfirst.data.sources.load import load_rows
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.local.label_scorer import LabelScorer
 from smallfirst.models.manifest import read_manifest
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=2e-4)
     wanted = parser.parse_args()
     source = data_folder("banking77")
-    rows = {part: load(source / f"{part}.jsonl") for part in ("train", "validation", "test")}
+    rows = {part: load_rows(source / f"{part}.jsonl") for part in ("train", "validation", "test")}
     labels = tuple(sorted({example.answer for example in rows["train"].examples}))
     task = Classify(name="minutes", labels=labels, about="Messages of an online bank's customers.")
     config = TrainConfig(duration=f"{wanted.epochs}ep", frozen_layers=wanted.frozen, learning_rate=wanted.rate)

@@ -161,7 +161,7 @@ def to_json(value: object) -> str:
 
 
 def to_row(example: Example) -> dict[str, Any]:
-    """Return the example as a row with the usual column names, which `load` reads as the same example."""
+    """Return the example as a row with the usual column names, which `load_rows` reads as the same example."""
     if example.shape == "text":
         return {"text": example.answer}
     if example.shape == "label":

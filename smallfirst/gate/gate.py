@@ -44,32 +44,31 @@ class Gate(
         suffixes = ("_at_least", "_at_most", "_by")
         return any(value not in (None, {}) for name, value in self if name.endswith(suffixes))
 
+    def check(
+        self,
+        candidate: Evaluation,
+        *,
+        large: Evaluation | None,
+        comparisons_made: int = 1,
+        leaks: LeakReport | None = None,
+        retention: Retention | None = None,
+    ) -> Verdict:
+        """Return the verdict on `candidate`, one result a threshold. Raise ConfigError if none is declared.
 
-def check(
-    gate: Gate,
-    candidate: Evaluation,
-    *,
-    large: Evaluation | None,
-    comparisons_made: int = 1,
-    leaks: LeakReport | None = None,
-    retention: Retention | None = None,
-) -> Verdict:
-    """Return the verdict on `candidate`, one result a threshold. Raise ConfigError if the gate declares none.
-
-    Spend one of `comparisons_made` parts of the level (`choice.count_comparisons`). `large` may cover some of the rows.
-    """
-    if comparisons_made < 1:
-        raise ConfigError(f"comparisons_made must be at least 1, got {comparisons_made}")
-    if not gate.has_thresholds:
-        raise ConfigError(
-            "the gate declares no threshold, so anything would pass",
-            hint="declare at least one in task.yaml, for example  gate: {accuracy_at_least: 0.9}",
+        Spend one of `comparisons_made` parts of the level (`choice.count_comparisons`). `large` may cover some rows.
+        """
+        if comparisons_made < 1:
+            raise ConfigError(f"comparisons_made must be at least 1, got {comparisons_made}")
+        if not self.has_thresholds:
+            raise ConfigError(
+                "the gate declares no threshold, so anything would pass",
+                hint="declare at least one in task.yaml, for example  gate: {accuracy_at_least: 0.9}",
+            )
+        inputs = CheckInputs(candidate, ConfidenceLevel(comparisons_made), large, leaks, retention)
+        results = tuple(result for run in CHECKS for result in run(self, inputs))
+        return Verdict(
+            candidate=candidate.candidate,
+            checks=results,
+            passed=all(result.passed for result in results),
+            evaluation_fingerprint=candidate.fingerprint(),
         )
-    inputs = CheckInputs(candidate, ConfidenceLevel(comparisons_made), large, leaks, retention)
-    results = tuple(result for run in CHECKS for result in run(gate, inputs))
-    return Verdict(
-        candidate=candidate.candidate,
-        checks=results,
-        passed=all(result.passed for result in results),
-        evaluation_fingerprint=candidate.fingerprint(),
-    )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.row_formats import ROW_FORMATS
-from smallfirst.data.sources.load import load
+from smallfirst.data.sources.load import load_rows
 from smallfirst.errors import DataError, Problem
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.jobs.spec import JobSpec
@@ -41,8 +41,8 @@ class JobRows:
 
 
 def read_rows(address: str, recipe: str, *, max_rows: int | None = None) -> Dataset:
-    """Return the rows at an address. Raise DataError naming those that do not fit the recipe, and as `load` does."""
-    data = load(address, max_rows=max_rows)
+    """Return the rows at an address. Raise DataError naming those that do not fit the recipe, and as `load_rows`."""
+    data = load_rows(address, max_rows=max_rows)
     kind = RECIPES.get(recipe)
     if wrong := [e for e in data.examples if e.shape not in kind.row_formats]:
         problems = [

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from smallfirst.data.dataset import Dataset, fold_text
-from smallfirst.data.sources.load import load
+from smallfirst.data.sources.load import load_rows
 from smallfirst.errors import DataError, StageMissing
 from smallfirst.evaluation.evaluate import EvaluationSetup, restrict_to_rows
 from smallfirst.evaluation.results import Evaluation
@@ -169,7 +169,7 @@ def gold_answers(project: Project, small: Evaluation) -> dict[str, str]:
     """Return people's answers by key of the calibration row; other validation rows are left out."""
     assert project.file.data.gold is not None
     columns = project.file.data.columns.model_copy(update={"group": ""})
-    read = load(project.file.data.gold, columns=columns, folder=project.file.folder)
+    read = load_rows(project.file.data.gold, columns=columns, folder=project.file.folder)
     keys = {row.text: row.key for row in small.rows}
     rows = project.rows
     unused = {e.text for part in (rows.selection, rows.calibration, rows.left_out) for e in part.examples}

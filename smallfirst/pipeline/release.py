@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from smallfirst.gate.choice import choose_candidate, count_comparisons
-from smallfirst.gate.gate import check
 from smallfirst.gate.verdict import Verdict, override_candidate, smallest_passing
 from smallfirst.pipeline.diagnostics import find_split_leaks
 from smallfirst.pipeline.parity import parity_stage
@@ -27,8 +26,7 @@ def gate_stage(project: Project, run_folder: RunFolder) -> GateVerdicts:
     large = run_folder.evaluation("large", "test")
     leaks, retention = find_split_leaks(project, run_folder), measure_retention(project, run_folder)
     verdicts = tuple(
-        check(
-            file.gate,
+        file.gate.check(
             evaluation,
             large=large,
             comparisons_made=comparisons[evaluation.candidate],

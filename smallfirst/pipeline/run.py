@@ -6,12 +6,14 @@ commands of the command line do the same work.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from smallfirst.errors import DataError, GateFailed
 from smallfirst.gate.verdict import format_verdict, nearest_to_passing
 from smallfirst.pipeline.calibrate import calibrate_stage
 from smallfirst.pipeline.evaluate import evaluate_stage
 from smallfirst.pipeline.learning_curve import measure_curve
-from smallfirst.pipeline.preflight.check import check_stage
+from smallfirst.pipeline.preflight.check import PreflightReport, check_stage
 from smallfirst.pipeline.release import chosen_candidate, gate_stage, override_stage, promote_stage
 from smallfirst.pipeline.report_data import report_stage
 from smallfirst.pipeline.summary import RunSummary, summarize_run
@@ -19,10 +21,11 @@ from smallfirst.pipeline.train import train_stage
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
-from smallfirst.project.task_file import SMALLEST, TaskFile
+from smallfirst.project.task_file import SMALLEST, TaskFile, read_task_file
 
 __all__ = [
     "calibrate_stage",
+    "check",
     "check_stage",
     "chosen_candidate",
     "evaluate_stage",
@@ -37,15 +40,25 @@ __all__ = [
 ]
 
 
+def check(task: str | Path | TaskFile, *, curve: bool = False) -> PreflightReport:
+    """Check the rows of a task and foretell what its run needs; train nothing. `curve` as `check_stage`."""
+    return check_stage(Project.read(read_task_file(task), Progress(quiet=True)), curve=curve)
+
+
 def run(
-    file: TaskFile, *, progress: Progress | None = None, resume: bool = False, despite_check: bool = False
+    task: str | Path | TaskFile,
+    *,
+    progress: Progress | None = None,
+    resume: bool = False,
+    despite_check: bool = False,
 ) -> RunSummary:
     """Train, measure, gate, promote, certify, measure the Router and report; return the summary.
 
-    `resume` continues a training that was interrupted; `despite_check` one whose rows the check refuses. Raise
-    DataError if the check says NO, GateFailed if nothing may go live.
+    `task` is a task.yaml, its folder or what `read_task_file` returned. `resume` continues a training that was
+    interrupted; `despite_check` runs although the check refuses the rows. Raise DataError if the check says NO,
+    GateFailed if nothing may go live.
     """
-    summary, error = try_run(file, progress=progress, resume=resume, despite_check=despite_check)
+    summary, error = try_run(read_task_file(task), progress=progress, resume=resume, despite_check=despite_check)
     if error is not None:
         raise error
     return summary

@@ -14,7 +14,7 @@ from smallfirst.data.quality.independence import CountedRows, count_rows
 from smallfirst.data.quality.leaks import LeakReport, find_leaks
 from smallfirst.data.redaction import redact
 from smallfirst.data.row_formats import ROW_FORMATS, Columns
-from smallfirst.data.sources.load import DEFAULT_COLUMNS, load
+from smallfirst.data.sources.load import DEFAULT_COLUMNS, load_rows
 from smallfirst.errors import DataError, Problem
 from smallfirst.evaluation.label_errors import apply_relabels, read_relabels
 from smallfirst.project.task_file import TaskFile
@@ -60,7 +60,7 @@ def read_rows(task_file: TaskFile) -> Rows:
     labels = kind.row_labels(task_file.settings)
 
     def read(path: Path) -> Dataset:
-        return load(path, columns=files.columns, labels=labels, folder=task_file.folder)
+        return load_rows(path, columns=files.columns, labels=labels, folder=task_file.folder)
 
     train = read(files.train)
     labels = kind.row_labels(task_file.settings, train)
@@ -166,7 +166,7 @@ def with_harvested(rows: Rows, path: Path, *, columns: Columns = DEFAULT_COLUMNS
     such row, and every bad row.
     """
     own = rows.train.examples
-    new = load(path, columns=columns.model_copy(update={"group": ""}), labels=_allowed_labels(rows, labels))
+    new = load_rows(path, columns=columns.model_copy(update={"group": ""}), labels=_allowed_labels(rows, labels))
     if leaked := find_held_out_leaks(rows, new).keys:
         raise DataError(
             f"{path}: {len(leaked):,} rows ask what test, calibration, selection or open-ended rows ask",
@@ -217,7 +217,7 @@ def _read_open_ended(task_file: TaskFile) -> Dataset | None:
     if task_file.data.open_ended is None:
         return None
     columns = task_file.data.columns.model_copy(update={"text": "prompt", "prompt": "-", "group": ""})
-    read = load(task_file.data.open_ended, columns=columns, folder=task_file.folder)
+    read = load_rows(task_file.data.open_ended, columns=columns, folder=task_file.folder)
     examples = tuple(
         Example(messages=(Message(role="user", content=e.answer),), answer="", shape="text", path=e.path, line=e.line)
         for e in read.examples

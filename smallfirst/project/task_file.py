@@ -300,9 +300,14 @@ class TaskFile(Record):
         return relative if relative.is_absolute() else self.folder / relative
 
 
-def read_task_file(path: str | Path) -> TaskFile:
-    """Return the record of a task.yaml, or of the one in a folder. Raise ConfigError naming every wrong setting."""
-    path = Path(path)
+def read_task_file(task: str | Path | TaskFile) -> TaskFile:
+    """Return the record of a task.yaml, or of the one in a folder; one that was read already is returned as it is.
+
+    Raise ConfigError naming every wrong setting.
+    """
+    if isinstance(task, TaskFile):
+        return task
+    path = Path(task)
     if path.is_dir():
         path = path / "task.yaml"
     if not path.is_file():

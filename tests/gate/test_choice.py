@@ -9,7 +9,7 @@ import pytest
 
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.choice import choose_candidate, count_comparisons
-from smallfirst.gate.gate import Gate, check
+from smallfirst.gate.gate import Gate
 from smallfirst.gate.verdict import smallest_passing
 
 Measured = Callable[..., Evaluation]
@@ -57,7 +57,7 @@ def test_the_chosen_candidates_figure_is_not_optimistic_and_no_false_one_passes_
         chosen = choose_candidate(gate, on_selection, n)
         assert chosen
         comparisons = count_comparisons(NAMES, {chosen})
-        verdicts = [check(gate, on_test[name], large=None, comparisons_made=comparisons[name]) for name in NAMES]
+        verdicts = [gate.check(on_test[name], large=None, comparisons_made=comparisons[name]) for name in NAMES]
         passed += smallest_passing(verdicts, chosen) is not None
         surplus["chosen"].append(on_test[chosen].accuracy.value - 0.8)
         best = next((name for name in NAMES if on_test[name].accuracy.low > 0.79), None)  # few pass

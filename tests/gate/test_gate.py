@@ -12,7 +12,7 @@ from smallfirst.errors import ConfigError
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate import gate as gate_module
 from smallfirst.gate.check_result import CheckInputs, CheckResult, Requirement, check_value
-from smallfirst.gate.gate import Gate, check
+from smallfirst.gate.gate import Gate
 from smallfirst.records import Record, parse_record
 from smallfirst.stats.intervals import wilson
 
@@ -23,7 +23,7 @@ def of(right: int, n: int, **fields: Any) -> Evaluation:
 
 
 def only_result(gate: Gate, candidate: Evaluation, **inputs: Any) -> CheckResult:
-    verdict = check(gate, candidate, **{"large": None, **inputs})
+    verdict = gate.check(candidate, **{"large": None, **inputs})
     (result,) = verdict.checks
     assert verdict.passed == result.passed
     return result
@@ -86,7 +86,7 @@ ALL = Gate(
 
 
 def test_all_checks_stand_in_one_verdict_in_a_fixed_order() -> None:
-    verdict = check(ALL, of(90, 100), large=None)
+    verdict = ALL.check(of(90, 100), large=None)
     assert [(result.passed, result.requirement) for result in verdict.checks] == [
         (True, "accuracy at least 0.500"),
         (True, "macro-F1 at least 0.500"),
@@ -112,7 +112,7 @@ def test_only_thresholds_count_as_something_to_check() -> None:
     assert Gate(leaks_at_most=0.0).has_thresholds
     assert Gate(parts_at_least={"a": 0.0}).has_thresholds
     with pytest.raises(ConfigError) as caught:
-        check(Gate(), of(9, 10), large=None)
+        Gate().check(of(9, 10), large=None)
     assert str(caught.value) == (
         "the gate declares no threshold, so anything would pass\n"
         "  next: declare at least one in task.yaml, for example  gate: {accuracy_at_least: 0.9}"
@@ -132,7 +132,7 @@ def test_a_new_check_is_a_record_of_thresholds_and_one_registered_function(monke
         yield check_value(requirement, passed=n >= minimum, measured=f"n={n}")
 
     monkeypatch.setattr(gate_module, "CHECKS", (*gate_module.CHECKS, check_rows))
-    verdict = check(LargerGate(accuracy_at_least=0.5, rows_at_least=50), of(9, 10), large=None)
+    verdict = LargerGate(accuracy_at_least=0.5, rows_at_least=50).check(of(9, 10), large=None)
     assert [result.requirement for result in verdict.failed_checks] == ["at least 50 rows"]
     assert LargerGate(rows_at_least=1).has_thresholds
 
@@ -140,7 +140,7 @@ def test_a_new_check_is_a_record_of_thresholds_and_one_registered_function(monke
 @pytest.mark.parametrize("made", [0, -1])
 def test_fewer_than_one_comparison_is_refused(made: int) -> None:
     with pytest.raises(ConfigError, match=f"comparisons_made must be at least 1, got {made}"):
-        check(Gate(accuracy_at_least=0.5), of(9, 10), large=None, comparisons_made=made)
+        Gate(accuracy_at_least=0.5).check(of(9, 10), large=None, comparisons_made=made)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from smallfirst.data.quality.leaks import Leak, LeakReport
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.evaluation.retention import Retention
-from smallfirst.gate.gate import Gate, check
+from smallfirst.gate.gate import Gate
 from smallfirst.gate.verdict import Verdict
 from smallfirst.stats.intervals import Estimate
 
@@ -91,8 +91,7 @@ def judged(measured: Measured, gate: dict[str, Any], case: Case, *, comparisons:
     small = measured(case.small, scores=case.small_scores, **figures)
     large = measured(case.large, scores=case.large_scores, candidate="large", cost_usd_per_1k=0.1)
     leaks = [Leak(key=f"row{i}", test=f"test:{i}", train=f"train:{i}") for i in range(case.leaked)]
-    return check(
-        Gate(**gate),
+    return Gate(**gate).check(
         small,
         large=large,
         comparisons_made=comparisons,
@@ -197,7 +196,7 @@ def test_the_order_of_rows_changes_nothing(measured: Measured, gate: dict[str, A
         score_not_worse_than_large_by=gate["score_not_worse_than_large_by"],
     )
     shuffled = small.model_copy(update={"rows": tuple(small.rows[i] for i in order)})
-    assert check(paired, shuffled, large=large).checks == check(paired, small, large=large).checks
+    assert paired.check(shuffled, large=large).checks == paired.check(small, large=large).checks
 
 
 @given(st.sampled_from([0.3, 0.1, 0.05, 0.02]), st.integers(1, 5), st.booleans())
@@ -208,7 +207,7 @@ def test_equal_answers_pass_any_margin_with_rows_enough_and_none_with_few(
 
     def passes(n: int) -> bool:
         small, large = measured([right] * n), measured([right] * n, candidate="large")
-        return check(gate, small, large=large, comparisons_made=comparisons).passed
+        return gate.check(small, large=large, comparisons_made=comparisons).passed
 
     # z² / (n + z²) ≤ margin, with z² between 3.84 for one candidate and 6.64 for five.
     assert passes(int(6.64 / margin) + 1)

@@ -8,7 +8,7 @@ import pytest
 from fixtures.gate import evaluation
 
 from smallfirst.errors import ConfigError
-from smallfirst.gate.gate import Gate, check
+from smallfirst.gate.gate import Gate
 from smallfirst.gate.verdict import (
     Verdict,
     format_verdict,
@@ -24,8 +24,7 @@ GATE = Gate(accuracy_at_least=0.8, p95_ms_at_most=1)
 
 
 def verdict(candidate: str = "small", right: int = 90, gate: Gate = GATE) -> Verdict:
-    return check(
-        gate,
+    return gate.check(
         evaluation([True] * right + [False] * (100 - right), candidate=candidate, probes_ms=(9.0,) * 100),
         large=None,
     )

@@ -19,7 +19,7 @@ from fixtures.training import Killed, event_kinds, fine_tune, killing
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.row_formats import to_row
-from smallfirst.data.sources.load import load
+from smallfirst.data.sources.load import load_rows
 from smallfirst.errors import Cancelled, TrainingError
 from smallfirst.models.manifest import Manifest, read_manifest
 from smallfirst.tasks.classify import Classify
@@ -161,7 +161,7 @@ PRELOADED = [
 
 def in_child(rows: str, base: str, folder: str, home: str) -> None:
     os.environ["SMALLFIRST_HOME"] = home
-    data = load(rows)
+    data = load_rows(rows)
     task = Classify(name="toy", labels=data.labels())
     config = CONFIG.model_copy(update={"duration": "12ep"})
     fine_tune(TaskRecipe(task, data, data), config, Path(base), Path(folder), save_every_s=0)

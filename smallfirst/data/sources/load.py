@@ -42,7 +42,7 @@ _PINNED = re.compile(r"(?P<address>.+)@v(?P<version>\d{1,18})", re.DOTALL)
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
-def load(
+def load_rows(
     address: str | Path,
     *,
     columns: Columns = DEFAULT_COLUMNS,
@@ -74,7 +74,7 @@ def load_valid(
     labels: Sequence[str] | None = None,
     folder: Path = Path(),
 ) -> tuple[Dataset, tuple[Problem, ...]]:
-    """Return the good rows of the source and the first problems of the others; otherwise as `load`."""
+    """Return the good rows of the source and the first problems of the others; otherwise as `load_rows`."""
     data, problems, _ = _find(os.fspath(address), folder).read(columns, labels)
     return data, problems
 

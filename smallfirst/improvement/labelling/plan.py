@@ -8,7 +8,7 @@ from pathlib import Path
 
 from smallfirst.data.dataset import Dataset, Example, fold_text, sample_rows
 from smallfirst.data.quality.leaks import find_leaks
-from smallfirst.data.sources.load import load
+from smallfirst.data.sources.load import load_rows
 from smallfirst.errors import DataError, Problem
 from smallfirst.evaluation.self_consistency import TeacherAnswer
 from smallfirst.improvement.labelling.answer_log import AnswerLog, LabelRequest
@@ -74,7 +74,7 @@ def _read_gold(project: Project, path: Path) -> Dataset:
     Raise DataError for rows that do not fit, rows that certify or measure, or if none is left.
     """
     labels = project.task.closed or None
-    rows = load(path, columns=project.file.data.columns, labels=labels)
+    rows = load_rows(path, columns=project.file.data.columns, labels=labels)
     rows = with_canonical_answers(project.rows.model_copy(update={"selection": rows}), project.task).selection
     kept = [part for part in project.rows.held_out if part is not project.rows.selection]
     leaks = find_leaks(Dataset(name="kept", examples=tuple(e for part in kept for e in part.examples)), rows)

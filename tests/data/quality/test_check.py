@@ -13,7 +13,7 @@ from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.data.quality.check import CheckReport, check, format_report
 from smallfirst.data.quality.findings import Finding, write_locations
 from smallfirst.data.quality.lengths import TokenCounts
-from smallfirst.data.sources.load import load
+from smallfirst.data.sources.load import load_rows
 
 DATASETS = Path(os.environ.get("SMALLFIRST_DATA", Path(__file__).parents[4] / "shared" / "datasets"))
 
@@ -237,7 +237,7 @@ def test_ten_thousand_rows_against_three_thousand_take_seconds() -> None:
 @pytest.mark.skipif(not (DATASETS / "banking77").is_dir(), reason="no Banking77 beside this copy")
 def test_the_known_leaks_of_banking77_are_found() -> None:
     names = ("train", "validation", "test")
-    train, validation, test = (load(DATASETS / "banking77" / f"{n}.jsonl") for n in names)
+    train, validation, test = (load_rows(DATASETS / "banking77" / f"{n}.jsonl") for n in names)
     report = check(train, validation=validation, test=test)
     assert report.n_rows == {"train": 9000, "validation": 1003, "test": 3080}
     leak = found(report, "21 of 3,080 test texts are also in train")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.quality.leaks import find_leaks
-from smallfirst.data.sources.load import load
+from smallfirst.data.sources.load import load_rows
 
 TEN = "one two three four five six seven eight nine ten"
 HERE = Path(__file__).resolve()
@@ -104,5 +104,5 @@ def test_public_sets_leak_as_often_as_counted_by_hand(name: str, exact: int, in_
     folder = next((data / name for data in DATA if (data / name).is_dir()), None)
     if folder is None:
         pytest.skip(f"{name} is in neither of {', '.join(map(str, DATA))}")
-    found = find_leaks(load(folder / "train.jsonl"), load(folder / "test.jsonl"))
+    found = find_leaks(load_rows(folder / "train.jsonl"), load_rows(folder / "test.jsonl"))
     assert (len(found.exact), len(found.folded)) == (exact, in_other_dress)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from smallfirst.data.quality.leaks import find_leaks
 from smallfirst.data.quality.overlaps import OVERLAP_KINDS, Overlap, find_overlaps, format_overlaps
-from smallfirst.data.sources.load import load
+from smallfirst.data.sources.load import load_rows
 
 DATASETS = Path(os.environ.get("SMALLFIRST_DATA", Path(__file__).parents[4] / "shared" / "datasets"))
 TEN = "one two three four five six seven eight nine ten"
@@ -109,7 +109,7 @@ def test_figures_only_grow_and_end_at_what_the_gate_counts(train: list[str], tes
 def test_published_overlaps_are_found(name: str, old: str, kind: str, published: int) -> None:
     if not (DATASETS / name).is_dir():
         pytest.skip(f"no {name} beside this copy")
-    splits = {part: load(DATASETS / name / f"{part}.jsonl") for part in ("train", "validation", "test")}
+    splits = {part: load_rows(DATASETS / name / f"{part}.jsonl") for part in ("train", "validation", "test")}
     overlaps, _ = find_overlaps(splits)
     [found] = [o for o in overlaps if (o.new, o.old) == ("test", old)]
     assert kind in OVERLAP_KINDS

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from smallfirst.data.sources.load import load, load_valid
+from smallfirst.data.sources.load import load_rows, load_valid
 from smallfirst.errors import DataError, MissingExtra
 
 pa = pytest.importorskip("pyarrow")
@@ -30,13 +30,13 @@ def write(folder: Path, table: Any, **options: Any) -> Path:
 
 def read(address: Path | str) -> tuple[str, list[str]]:
     """Name and texts."""
-    data = load(address)
+    data = load_rows(address)
     return data.name, [e.text for e in data.examples]
 
 
 def refused(address: Path | str) -> str:
     with pytest.raises(DataError) as caught:
-        load(address)
+        load_rows(address)
     return str(caught.value)
 
 
@@ -56,7 +56,7 @@ def test_a_version_gives_the_same_rows_in_the_same_order_every_time(tmp_path: Pa
     folder = write(tmp_path / "tickets", rows("a", "b"))
     for text in "cdef":
         write(folder, rows(text), mode="append")
-    first, again = load(folder), load(folder)
+    first, again = load_rows(folder), load_rows(folder)
     assert first.examples == again.examples
     assert [e.text for e in first.examples] == ["a", "b", "c", "d", "e", "f"]  # oldest file first
 
@@ -71,7 +71,7 @@ def test_bad_rows_are_named_by_data_file_and_row(tmp_path: Path) -> None:
     folder = write(tmp_path / "tickets", table)
     [part] = folder.glob("*.parquet")
     with pytest.raises(DataError) as caught:
-        load(folder)
+        load_rows(folder)
     assert str(caught.value) == (
         "tickets@v0: 1 bad and 1 good rows\n"
         f'  {part}:2  "text" must be text, not null\n'
@@ -122,7 +122,7 @@ def test_without_deltalake_the_extra_is_named(tmp_path: Path, monkeypatch: pytes
     folder = write(tmp_path / "tickets", rows("a"))
     monkeypatch.setitem(sys.modules, "deltalake", None)
     with pytest.raises(MissingExtra, match=r'pip install "smallfirst\[tables\]"'):
-        load(folder)
+        load_rows(folder)
 
 
 def by_hand(folder: Path, table: Any, fields: list[Any], add: dict[str, Any] | None = None, **meta: Any) -> Path:
@@ -184,7 +184,7 @@ def test_columns_renamed_in_the_log_are_read_by_their_new_names(tmp_path: Path) 
     folder = by_hand(
         tmp_path / "t", table, [column("messages", turns, held="col-1")], features=["columnMapping"], **mapped
     )
-    [example] = load(folder).examples
+    [example] = load_rows(folder).examples
     assert (example.text, example.answer) == ("a", "b")
 
 
@@ -194,7 +194,7 @@ def test_a_partition_of_renamed_columns_gives_its_value(tmp_path: Path) -> None:
     add = {"partitionValues": {"c20": "x"}}
     table = pa.table({"c1": ["a", "b"]})
     folder = by_hand(tmp_path / "t", table, fields, add, features=["columnMapping"], partitions=["label"], **mapped)
-    assert [(e.text, e.answer) for e in load(folder).examples] == [("a", "x"), ("b", "x")]
+    assert [(e.text, e.answer) for e in load_rows(folder).examples] == [("a", "x"), ("b", "x")]
 
 
 def test_columns_mapped_by_number_are_refused(tmp_path: Path) -> None:

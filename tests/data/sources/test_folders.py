@@ -7,7 +7,7 @@ import pytest
 
 from smallfirst.data.row_formats import Columns
 from smallfirst.data.sources.folders import MAX_TEXT_BYTES, list_files, safe_join
-from smallfirst.data.sources.load import load, load_valid
+from smallfirst.data.sources.load import load_rows, load_valid
 from smallfirst.errors import DataError
 
 
@@ -29,7 +29,7 @@ def test_each_file_is_one_row_in_the_order_of_the_paths(tmp_path: Path) -> None:
     put(folder / "a.txt", "A")
     put(folder / "_SUCCESS", "")
     put(folder / ".cache" / "c.txt", "hidden")
-    data = load(folder)
+    data = load_rows(folder)
     assert data.name == "books"
     assert [(e.messages, e.answer, e.shape, Path(e.path), e.line) for e in data.examples] == [
         ((), "Z\n", "text", folder / "a" / "z.TXT", 1),
@@ -41,11 +41,11 @@ def test_each_file_is_one_row_in_the_order_of_the_paths(tmp_path: Path) -> None:
 def test_the_order_is_that_of_the_paths_not_of_the_disk(tmp_path: Path) -> None:
     for i in (7, 2, 9, 4, 0, 5, 1, 8, 3, 6):
         put(tmp_path / "books" / f"{i}.txt", str(i))
-    assert [e.answer for e in load(tmp_path / "books").examples] == list("0123456789")
+    assert [e.answer for e in load_rows(tmp_path / "books").examples] == list("0123456789")
 
 
 def test_one_file_of_text_is_one_row_of_the_column_named_for_text(tmp_path: Path) -> None:
-    data = load(put(tmp_path / "a.txt", "A"), columns=Columns(text="body"))
+    data = load_rows(put(tmp_path / "a.txt", "A"), columns=Columns(text="body"))
     assert (data.name, [e.answer for e in data.examples]) == ("a.txt", ["A"])
 
 
@@ -92,7 +92,7 @@ def test_all_texts_together_have_a_limit(tmp_path: Path, monkeypatch: pytest.Mon
     for name in ("a.txt", "b.txt"):
         put(tmp_path / "books" / name, "eight by")
     with pytest.raises(DataError, match="books: more than 15 bytes; no more are read of one source"):
-        load(tmp_path / "books")
+        load_rows(tmp_path / "books")
 
 
 def test_links_are_read_inside_the_folder_only(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 def test_a_name_that_is_not_utf_8_is_shown_with_escapes(tmp_path: Path) -> None:
     put(tmp_path / "books" / "a.txt", "A")
     put(Path(os.fsdecode(os.fsencode(tmp_path) + b"/books/caf\xe9.txt")), "B")
-    data = load(tmp_path / "books")
+    data = load_rows(tmp_path / "books")
     assert [e.answer for e in data.examples] == ["A", "B"]
     assert data.examples[1].path.endswith(r"/books/caf\xe9.txt")
 

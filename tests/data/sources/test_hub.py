@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from smallfirst.data.sources.hub import is_hub_name
-from smallfirst.data.sources.load import load
+from smallfirst.data.sources.load import load_rows
 from smallfirst.errors import DataError
 
 HAS_DATASETS = importlib.util.find_spec("datasets") is not None
@@ -40,7 +40,7 @@ def test_a_hub_name_has_two_or_three_plain_parts(address: str, expected: bool) -
 @pytest.mark.skipif(HAS_DATASETS, reason="the package is installed")
 def test_without_the_package_its_name_is_told() -> None:
     with pytest.raises(DataError) as caught:
-        load("PolyAI/banking77/train")
+        load_rows("PolyAI/banking77/train")
     assert str(caught.value) == (
         "PolyAI/banking77/train: no such file; as a data set of the Hugging Face hub it needs the package datasets\n"
         '  next: pip install "datasets>=4"   or save its rows as JSON Lines or Parquet and name that file'

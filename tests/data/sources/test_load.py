@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from smallfirst.data.row_formats import Columns
-from smallfirst.data.sources.load import MAX_PROBLEMS, load, load_valid
+from smallfirst.data.sources.load import MAX_PROBLEMS, load_rows, load_valid
 from smallfirst.errors import ConfigError, DataError
 from smallfirst.project.rows import read_rows
 from smallfirst.project.task_file import read_task_file
@@ -42,7 +42,7 @@ def delta(folder: Path, rows: list[dict[str, Any]] = ROWS) -> Path:
 
 def refused(address: str | Path, **options: Any) -> str:
     with pytest.raises(DataError) as caught:
-        load(address, **options)
+        load_rows(address, **options)
     return str(caught.value)
 
 
@@ -61,8 +61,9 @@ def test_the_same_rows_have_the_same_fingerprint_from_everywhere(tmp_path: Path)
     pq.write_table(table(ROWS[25:]), tmp_path / "parts" / "1.parquet")
     delta(tmp_path / "tickets")
     names = ["rows.jsonl", "rows.ndjson.gz", "rows.csv", "rows.CSV.GZ", "rows.parquet", "parts", "tickets"]
-    read = {name: load(tmp_path / name) for name in names}
-    assert {data.content_fingerprint for data in read.values()} == {load(tmp_path / "rows.jsonl").content_fingerprint}
+    read = {name: load_rows(tmp_path / name) for name in names}
+    [fingerprint] = {data.content_fingerprint for data in read.values()}
+    assert fingerprint == load_rows(tmp_path / "rows.jsonl").content_fingerprint
     assert [data.name for data in read.values()] == [*names[:-1], "tickets@v0"]
     for data in read.values():
         assert [(e.text, e.answer) for e in data.examples] == [(row["text"], row["label"]) for row in ROWS]
@@ -152,9 +153,9 @@ def test_an_address_with_a_nul_is_refused() -> None:
 def test_a_table_is_found_by_its_name_of_three_levels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     delta(tmp_path / "lake" / "warehouse" / "tickets" / "train")
     monkeypatch.setenv("SMALLFIRST_TABLES", str(tmp_path / "lake"))
-    data = load("warehouse.tickets.train")
+    data = load_rows("warehouse.tickets.train")
     assert (data.name, len(data)) == ("warehouse.tickets.train@v0", 40)
-    assert load("warehouse.tickets.train@v0").examples == data.examples
+    assert load_rows("warehouse.tickets.train@v0").examples == data.examples
     assert refused("warehouse.tickets.trian") == (
         f'warehouse.tickets.trian: no such table below {tmp_path}/lake — did you mean "warehouse.tickets.train"?\n'
         f"  next: ls {tmp_path}/lake/*/*"
@@ -169,7 +170,7 @@ def test_a_table_name_without_a_root_says_how_to_name_one(tmp_path: Path, monkey
     )
     monkeypatch.setenv("SMALLFIRST_TABLES", str(tmp_path / "none"))
     with pytest.raises(ConfigError, match=r"SMALLFIRST_TABLES: .*none: no such folder"):
-        load("warehouse.tickets.train")
+        load_rows("warehouse.tickets.train")
 
 
 def test_a_table_that_is_a_link_out_of_the_root_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,8 +187,8 @@ def test_what_stands_on_this_machine_comes_before_a_name(tmp_path: Path, monkeyp
     monkeypatch.setenv("SMALLFIRST_TABLES", str(tmp_path / "lake"))
     (tmp_path / "a.b.c").mkdir()
     (tmp_path / "a.b.c" / "one.txt").write_text("text")
-    assert load("a.b.c", folder=tmp_path).name == "a.b.c"
-    assert load("a.b.c", folder=tmp_path / "lake").name == "a.b.c@v0"
+    assert load_rows("a.b.c", folder=tmp_path).name == "a.b.c"
+    assert load_rows("a.b.c", folder=tmp_path / "lake").name == "a.b.c@v0"
 
 
 def task(folder: Path, data: str) -> Any:
@@ -242,8 +243,8 @@ def test_reading_a_file_needs_no_extra(tmp_path: Path) -> None:
 
     (tmp_path / "rows.jsonl").write_bytes(jsonl())
     code = (
-        "import sys; from smallfirst.data.sources.load import load; "
-        "print(len(load(sys.argv[1])), [m for m in ('pyarrow', 'deltalake', 'datasets', 'databricks') "
+        "import sys; from smallfirst.data.sources.load import load_rows; "
+        "print(len(load_rows(sys.argv[1])), [m for m in ('pyarrow', 'deltalake', 'datasets', 'databricks') "
         "if m in sys.modules])"
     )
     done = subprocess.run(
@@ -276,7 +277,7 @@ def test_memory_is_bounded_by_a_multiple_of_the_file(tmp_path: Path, name: str) 
     tracemalloc.start()
     try:
         with pytest.raises(DataError) as caught:
-            load(tmp_path / name, max_rows=5_000)
+            load_rows(tmp_path / name, max_rows=5_000)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -287,5 +288,5 @@ def test_memory_is_bounded_by_a_multiple_of_the_file(tmp_path: Path, name: str) 
 def test_every_bad_row_is_counted_though_not_every_problem_is_kept(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(b"x\n" * (MAX_PROBLEMS + 7) + SHORTEST)
     with pytest.raises(DataError, match=f"{MAX_PROBLEMS + 7:,} bad and 1 good rows") as caught:
-        load(tmp_path / "rows.jsonl")
+        load_rows(tmp_path / "rows.jsonl")
     assert len(caught.value.problems) == MAX_PROBLEMS

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.row_formats import Columns
-from smallfirst.data.sources.load import load, load_valid
+from smallfirst.data.sources.load import load_rows, load_valid
 from smallfirst.errors import DataError, MissingExtra, Problem
 
 pa = pytest.importorskip("pyarrow")
@@ -35,21 +35,21 @@ def problems(path: Path, **options: Any) -> list[tuple[str, int, str]]:
 
 def refused(path: Path) -> str:
     with pytest.raises(DataError) as caught:
-        load(path)
+        load_rows(path)
     return str(caught.value)
 
 
 def as_json_lines(folder: Path, rows: list[dict[str, Any]]) -> Dataset:
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return load(path)
+    return load_rows(path)
 
 
 @pytest.mark.parametrize("kind", ["string", "large_string", "string_view", "dictionary"])
 def test_every_kind_of_text_column_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
     text = pa.dictionary(pa.int32(), pa.string()) if kind == "dictionary" else getattr(pa, kind)()
     table = pa.table({"text": pa.array(["lost it", "é ☃"]).cast(text), "label": ["card", "cash"], "n": [1, 2]})
-    data = load(parquet(tmp_path / "rows.parquet", table))
+    data = load_rows(parquet(tmp_path / "rows.parquet", table))
     assert data.name == "rows.parquet"
     assert [(e.text, e.answer, e.line) for e in data.examples] == [("lost it", "card", 1), ("é ☃", "cash", 2)]
 
@@ -70,7 +70,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
 
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 def test_each_shape_is_the_same_as_from_json_lines(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
-    data = load(parquet(tmp_path / "rows.parquet", pa.Table.from_pylist(rows)))
+    data = load_rows(parquet(tmp_path / "rows.parquet", pa.Table.from_pylist(rows)))
     wanted = as_json_lines(tmp_path, rows)
     assert data.content_fingerprint == wanted.content_fingerprint
     assert [e.golds for e in data.examples] == [e.golds for e in wanted.examples]
@@ -86,7 +86,7 @@ def test_any_text_comes_back_as_it_was(
 ) -> None:
     table = pa.Table.from_pylist([{"text": text, "label": label} for text, label in pairs])
     path = parquet(tmp_path_factory.mktemp("any") / "rows.parquet", table, row_group_size=row_group)
-    assert [(e.text, e.answer) for e in load(path).examples] == pairs
+    assert [(e.text, e.answer) for e in load_rows(path).examples] == pairs
 
 
 LIST_OF_MESSAGES = "a list of structs of role and content, both text"
@@ -150,7 +150,7 @@ def test_bad_rows_are_named_by_their_number_in_the_file(tmp_path: Path) -> None:
     table = pa.table({"text": texts_, "label": ["x", "y", "x", "y", "q"]})
     path = parquet(tmp_path / "rows.parquet", table, row_group_size=2)
     with pytest.raises(DataError) as caught:
-        load(path, labels=["x", "y"])
+        load_rows(path, labels=["x", "y"])
     assert str(caught.value) == (
         f"{path}: 3 bad and 2 good rows\n"
         f'  {path}:2  "text" must be text, not null\n'
@@ -162,7 +162,7 @@ def test_bad_rows_are_named_by_their_number_in_the_file(tmp_path: Path) -> None:
 
 def test_columns_of_other_names_are_mapped_even_with_a_point_in_them(tmp_path: Path) -> None:
     table = pa.table({"body.text": ["a"], "team": ["x"], "body": pa.array([{"text": "wrong"}])})
-    data = load(parquet(tmp_path / "r.parquet", table), columns=Columns(text="body.text", label="team"))
+    data = load_rows(parquet(tmp_path / "r.parquet", table), columns=Columns(text="body.text", label="team"))
     assert [(e.text, e.answer) for e in data.examples] == [("a", "x")]
 
 
@@ -267,7 +267,7 @@ def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
         parquet(folder / name, pa.table({"text": [f"{name} 1", f"{name} 2"], "label": ["x", "y"]}))
     (folder / "_SUCCESS").write_text("")
     (folder / ".a.parquet.crc").write_text("x")
-    data = load(folder)
+    data = load_rows(folder)
     assert data.name == "rows"
     wanted = [
         (f"{name} {n}", n) for name in ("a.parquet", "b/part-0.snappy.parquet", "b/part-1.parquet") for n in (1, 2)
@@ -298,4 +298,4 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.
     path = parquet(tmp_path / "rows.parquet", pa.table({"text": ["a"], "label": ["x"]}))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtra, match=r'pip install "smallfirst\[tables\]"'):
-        load(path)
+        load_rows(path)

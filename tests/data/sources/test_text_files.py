@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from smallfirst.data.dataset import Example, Message
 from smallfirst.data.row_formats import Columns, to_row
-from smallfirst.data.sources.load import load, load_valid
+from smallfirst.data.sources.load import load_rows, load_valid
 from smallfirst.data.sources.reader import MAX_ROW_BYTES
 from smallfirst.errors import DataError
 
@@ -27,7 +27,7 @@ def jsonl(*rows: object) -> str:
 def rules(path: Path, **options: object) -> list[tuple[int, str]]:
     """Line and rule of every problem that stops the file."""
     with pytest.raises(DataError) as caught:
-        load(path, **options)  # type: ignore[arg-type]
+        load_rows(path, **options)  # type: ignore[arg-type]
     return [(problem.line, problem.rule) for problem in caught.value.problems]
 
 
@@ -37,33 +37,33 @@ def user(text: str) -> tuple[Message, ...]:
 
 def test_a_label_row_is_a_question_with_its_label_as_answer(tmp_path: Path) -> None:
     path = written(tmp_path, '\n{"text": "lost it", "label": "card", "id": 7}\n')
-    data = load(path)
+    data = load_rows(path)
     assert data.name == "rows.jsonl"
     assert data.examples == (Example(messages=user("lost it"), answer="card", shape="label", path=str(path), line=2),)
 
 
 @pytest.mark.parametrize("answer_key", ["response", "completion"])
 def test_a_prompt_row_is_a_question_with_its_response(tmp_path: Path, answer_key: str) -> None:
-    [example] = load(written(tmp_path, jsonl({"prompt": "2+2?", answer_key: "4"}))).examples
+    [example] = load_rows(written(tmp_path, jsonl({"prompt": "2+2?", answer_key: "4"}))).examples
     assert (example.messages, example.answer, example.shape) == (user("2+2?"), "4", "prompt")
 
 
 def test_a_chat_row_is_answered_by_its_last_message(tmp_path: Path) -> None:
     roles = ("system", "user", "assistant", "user", "assistant")
     row = [{"role": role, "content": f"by {role}"} for role in roles]
-    [example] = load(written(tmp_path, jsonl({"messages": row}))).examples
+    [example] = load_rows(written(tmp_path, jsonl({"messages": row}))).examples
     assert [m.role for m in example.messages] == ["system", "user", "assistant", "user"]
     assert (example.answer, example.shape) == ("by assistant", "chat")
 
 
 def test_text_alone_is_text_to_continue(tmp_path: Path) -> None:
-    [example] = load(written(tmp_path, jsonl({"text": "Once upon", "source": "book"}))).examples
+    [example] = load_rows(written(tmp_path, jsonl({"text": "Once upon", "source": "book"}))).examples
     assert (example.messages, example.answer, example.shape) == ((), "Once upon", "text")
 
 
 def test_columns_of_other_names_are_mapped(tmp_path: Path) -> None:
     path = written(tmp_path, jsonl({"prompt": "lost it", "completion": "card"}))
-    [example] = load(path, columns=Columns(text="prompt", label="completion")).examples
+    [example] = load_rows(path, columns=Columns(text="prompt", label="completion")).examples
     assert (example.text, example.answer, example.shape) == ("lost it", "card", "label")
 
 
@@ -79,7 +79,7 @@ def test_every_bad_row_is_named_at_once_in_one_error(tmp_path: Path) -> None:
         "[1]\n",
     )
     with pytest.raises(DataError) as caught:
-        load(path, labels=["card", "cash"])
+        load_rows(path, labels=["card", "cash"])
     assert str(caught.value) == (
         f"{path}: 5 bad and 1 good rows\n"
         f"  {path}:2  broken JSON at column 19: Expecting ',' delimiter\n"
@@ -127,7 +127,7 @@ def test_a_row_over_the_limit_is_refused(tmp_path: Path) -> None:
 def test_only_the_line_feed_ends_a_line(tmp_path: Path) -> None:
     text = "a\u2028b\x85c\x0bd"
     content = json.dumps({"text": text, "label": "x"}, ensure_ascii=False)
-    data = load(written(tmp_path, content + "\r\n" + jsonl({"text": "b", "label": "x"})))
+    data = load_rows(written(tmp_path, content + "\r\n" + jsonl({"text": "b", "label": "x"})))
     # A vertical tab is a control character, which JSON writes as an escape.
     assert [(e.text, e.line) for e in data.examples] == [(text, 1), ("b", 2)]
 
@@ -135,7 +135,7 @@ def test_only_the_line_feed_ends_a_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
 def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str) -> None:
     content = {"rows.jsonl": '{"text": "é", "label": "x"}', "rows.csv": "text,label\né,x\n"}[name]
-    [example] = load(written(tmp_path, b"\xef\xbb\xbf" + content.encode(), name)).examples
+    [example] = load_rows(written(tmp_path, b"\xef\xbb\xbf" + content.encode(), name)).examples
     assert (example.text, example.answer) == ("é", "x")
 
 
@@ -156,12 +156,12 @@ def test_a_byte_of_another_encoding_is_named_by_line_and_offset(
 def test_utf_16_is_named_as_such(tmp_path: Path) -> None:
     path = written(tmp_path, "text,label\n".encode("utf-16"), "rows.csv")
     with pytest.raises(DataError, match="UTF-16, seen from byte 0 of line 1; rows must be UTF-8"):
-        load(path)
+        load_rows(path)
 
 
 def test_csv_lines_are_physical_lines_after_quoted_line_breaks(tmp_path: Path) -> None:
     path = written(tmp_path, 'text,label\r\n"one\r\ntwo",x\r\n\r\n"a ""b"", c",y\r\n', "rows.csv")
-    data = load(path)
+    data = load_rows(path)
     assert [(e.text, e.answer, e.line) for e in data.examples] == [("one\r\ntwo", "x", 2), ('a "b", c', "y", 5)]
 
 
@@ -178,11 +178,11 @@ def test_bad_csv_rows_are_all_named_by_their_first_line(tmp_path: Path) -> None:
 
 def test_a_csv_field_may_be_longer_than_the_csv_module_allows(tmp_path: Path) -> None:
     path = written(tmp_path, "text,label\n" + "a" * 200_000 + ",x\n", "rows.csv")
-    assert len(load(path).examples[0].text) == 200_000
+    assert len(load_rows(path).examples[0].text) == 200_000
 
 
 def test_tabs_separate_a_tsv(tmp_path: Path) -> None:
-    [example] = load(written(tmp_path, "prompt\tcompletion\na, b\tc\n", "rows.tsv")).examples
+    [example] = load_rows(written(tmp_path, "prompt\tcompletion\na, b\tc\n", "rows.tsv")).examples
     assert (example.text, example.answer, example.shape) == ("a, b", "c", "prompt")
 
 
@@ -207,14 +207,14 @@ def test_semicolons_in_a_csv_are_named(tmp_path: Path) -> None:
 def test_a_file_without_rows_is_an_error(tmp_path: Path, name: str, content: str) -> None:
     path = written(tmp_path, content, name)
     with pytest.raises(DataError) as caught:
-        load(path)
+        load_rows(path)
     assert str(caught.value) == f"{path}: there are no rows"
 
 
 def test_a_json_list_is_told_how_to_become_lines(tmp_path: Path) -> None:
     path = written(tmp_path, '[\n{"text": "a", "label": "x"}\n]', "rows.json")
     with pytest.raises(DataError) as caught:
-        load(path)
+        load_rows(path)
     assert str(caught.value) == (
         f"{path}: one JSON list; rows must be one object per line\n  next: jq -c '.[]' {path} > rows.jsonl"
     )
@@ -223,15 +223,15 @@ def test_a_json_list_is_told_how_to_become_lines(tmp_path: Path) -> None:
 def test_a_missing_file_is_told_with_what_the_folder_holds(tmp_path: Path) -> None:
     written(tmp_path, "", "b.csv")
     with pytest.raises(DataError, match=r"no such file\n  next: .* holds b\.csv$"):
-        load(tmp_path / "quite-another.jsonl")
+        load_rows(tmp_path / "quite-another.jsonl")
     with pytest.raises(DataError, match="next: make the folder"):
-        load(tmp_path / "no" / "rows.jsonl")
+        load_rows(tmp_path / "no" / "rows.jsonl")
 
 
 def test_an_unknown_suffix_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, "", "rows.xlsx")
     with pytest.raises(DataError) as caught:
-        load(path)
+        load_rows(path)
     assert str(caught.value) == (
         f"{path}: cannot tell the format from .xlsx; known: .jsonl, .ndjson, .json, .csv, .tsv"
     )
@@ -261,6 +261,6 @@ def test_rows_written_as_json_lines_are_read_back_the_same(
     tmp_path_factory: pytest.TempPathFactory, rows: list[Example], ascii_only: bool
 ) -> None:
     lines = [json.dumps(to_row(row), ensure_ascii=ascii_only) for row in rows]
-    data = load(written(tmp_path_factory.mktemp("trip"), "\n".join(lines)))
+    data = load_rows(written(tmp_path_factory.mktemp("trip"), "\n".join(lines)))
     assert [e.model_copy(update={"path": "", "line": 0}) for e in data.examples] == rows
     assert [e.line for e in data.examples] == list(range(1, len(rows) + 1))

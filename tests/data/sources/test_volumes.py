@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from smallfirst.data.sources.load import load
+from smallfirst.data.sources.load import load_rows
 from smallfirst.data.sources.volumes import volume_path
 from smallfirst.errors import ConfigError, DataError
 from smallfirst.paths import home
@@ -36,20 +36,20 @@ def volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def refused(address: str) -> str:
     with pytest.raises(DataError) as caught:
-        load(address)
+        load_rows(address)
     return str(caught.value)
 
 
 @pytest.mark.parametrize("prefix", ["dbfs:", ""])
 def test_a_file_of_a_volume_is_read_below_the_root(volume: Path, prefix: str) -> None:
     (volume / "train.jsonl").write_bytes(ROW)
-    data = load(f"{prefix}/Volumes/main/desk/raw/train.jsonl")
+    data = load_rows(f"{prefix}/Volumes/main/desk/raw/train.jsonl")
     assert (data.name, [e.path for e in data.examples]) == ("train.jsonl", [str(volume / "train.jsonl")])
 
 
 def test_a_whole_volume_may_be_a_folder_of_text(volume: Path) -> None:
     (volume / "a.txt").write_text("Once")
-    assert [e.answer for e in load(Path("/Volumes/main/desk/raw")).examples] == ["Once"]
+    assert [e.answer for e in load_rows(Path("/Volumes/main/desk/raw")).examples] == ["Once"]
 
 
 def test_a_missing_file_is_told_with_the_place_looked_at(volume: Path) -> None:
@@ -166,17 +166,17 @@ def workspace(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FilesAPI]]:
 
 
 def test_a_file_is_fetched_from_the_workspace(workspace: type[FilesAPI]) -> None:
-    [example] = load("dbfs:/Volumes/main/desk/raw/train.jsonl").examples
+    [example] = load_rows("dbfs:/Volumes/main/desk/raw/train.jsonl").examples
     assert (example.text, example.answer) == ("a", "x")
     assert example.path == str(home() / "downloads" / "main" / "desk" / "raw" / "train.jsonl")
     workspace.files["/Volumes/main/desk/raw/train.jsonl"] = ROW * 2
-    assert len(load("dbfs:/Volumes/main/desk/raw/train.jsonl")) == 2  # never an old copy
+    assert len(load_rows("dbfs:/Volumes/main/desk/raw/train.jsonl")) == 2  # never an old copy
 
 
 def test_a_folder_is_fetched_whole_and_forgets_what_is_gone(workspace: type[FilesAPI]) -> None:
-    assert [e.answer for e in load("/Volumes/main/desk/raw/books").examples] == ["Once", "upon a time"]
+    assert [e.answer for e in load_rows("/Volumes/main/desk/raw/books").examples] == ["Once", "upon a time"]
     del workspace.files["/Volumes/main/desk/raw/books/a.txt"]
-    assert [e.answer for e in load("/Volumes/main/desk/raw/books").examples] == ["upon a time"]
+    assert [e.answer for e in load_rows("/Volumes/main/desk/raw/books").examples] == ["upon a time"]
 
 
 def test_what_the_workspace_says_is_told(workspace: type[FilesAPI], monkeypatch: pytest.MonkeyPatch) -> None:

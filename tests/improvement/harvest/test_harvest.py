@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from smallfirst.data.sources.load import load
+from smallfirst.data.sources.load import load_rows
 from smallfirst.errors import ConfigError, DataError
 from smallfirst.improvement.harvest import HarvestResult, harvest
 from smallfirst.improvement.harvest.harvest import record_path
@@ -350,4 +350,4 @@ def test_held_out_texts_are_refused_once_more_when_rows_go_in(project: Project, 
         with_harvested(project.rows, path, labels=project.task.closed)
     with pytest.raises(DataError, match="not one of the 3 labels"):
         with_harvested(project.rows, path)  # those of its own rows
-    assert len(load(path)) == 1
+    assert len(load_rows(path)) == 1

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from fixtures.server import WholeModel
 
-from smallfirst.data.sources.load import load
+from smallfirst.data.sources.load import load_rows
 from smallfirst.errors import BadAnswer, ConfigError, DataError, RateLimited, Unavailable
 from smallfirst.improvement.labelling import LabellingResult, LabelOptions, Teacher, label, large_model_teacher
 from smallfirst.improvement.labelling.answer_log import AnswerLog, LabelRequest
@@ -241,7 +241,8 @@ def test_every_kind_of_task_gets_rows_of_its_own_shape(
     run(tmp_path, Oracle(lambda request: said), file=read_task_file(tmp_path), rows=rows)
     (row,) = out(tmp_path)
     assert {key: row[key] for key in made} == made
-    assert load(tmp_path / "labelled.jsonl").examples[0].shape == load(tmp_path / "train.jsonl").examples[0].shape
+    labelled, train = (load_rows(tmp_path / f"{name}.jsonl").examples[0] for name in ("labelled", "train"))
+    assert labelled.shape == train.shape
 
 
 @pytest.mark.parametrize(("name", "packed"), [("rows.csv", bytes), ("rows.csv.gz", gzip.compress)])
