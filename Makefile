@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 DEMO   := examples/claims_desk/task.yaml
 
-.PHONY: help demo test lint tests format hooks serve tree clean
+.PHONY: help demo test lint tests format hooks docs serve tree clean
 
 help:                    ## list these commands
 	@grep -hE '^[a-z]+: .*##|^[a-z]+:  +##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -30,6 +30,10 @@ format: $(VENV)/.dev     ## rewrite the code in the project's format
 hooks: $(VENV)/.dev      ## check style before every commit (pre-commit)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "pre-commit>=4"
 	$(BIN)/pre-commit install
+
+docs: $(VENV)/.dev       ## rewrite the reference pages and build the documentation site into site/
+	$(BIN)/python tools/reference.py
+	$(BIN)/zensical build --strict
 
 serve: $(VENV)/.demo     ## serve what the demo promoted
 	$(BIN)/smallfirst serve $(DEMO) --replay-large

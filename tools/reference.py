@@ -1,0 +1,198 @@
+"""Write the reference pages from the code: docs/reference/settings.md and docs/reference/cli.md.
+
+python tools/reference.py            # rewrite both pages
+python tools/reference.py --check    # exit with 1 if a page differs
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import sys
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+import pydantic
+from pydantic_core import PydanticUndefined
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "docs" / "reference"
+MADE_BY = "<!-- made by tools/reference.py -->"
+WORDS = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path", Any: "any value"}
+
+
+def settings_page() -> str:
+    """Return the page of all settings of task.yaml."""
+    from smallfirst.project.task_file import TaskFile
+    from smallfirst.routing.policies import POLICIES
+    from smallfirst.tasks import TASK_KINDS
+
+    lines = [
+        "# Settings of task.yaml",
+        "",
+        MADE_BY,
+        "",
+        "Every setting with its type, its default and its meaning. Paths are relative to the file; a setting that does not",
+        "exist is refused with the nearest one that does. A group's name is where its settings stand: `routing.guarantee` is",
+        "`routing: {guarantee: {…}}`.",
+        "",
+        "## task.yaml",
+        "",
+    ]
+    lines += [*_table(TaskFile, skip={"folder", "settings"}), *_groups(TaskFile, "", {})]
+    for name, kind in TASK_KINDS:
+        own = kind.setting_names()
+        lines += ["", f"## kind: {name}", "", f"{_sentence(kind)} These settings stand beside `kind`.", ""]
+        lines += _table(kind, only=own)
+    for name, policy in POLICIES:
+        lines += ["", f"## routing.policies, kind: {name}", "", _sentence(policy), "", *_table(policy, skip={"kind"})]
+    return "\n".join(lines) + "\n"
+
+
+def _groups(record: type[pydantic.BaseModel], path: str, seen: dict[type, str]) -> Iterator[str]:
+    """Yield a section for each field of `record` that is a record itself, and for those inside it; each record once."""
+    for name, field in record.model_fields.items():
+        inner = next((part for part in _parts(field.annotation) if _is_record(part)), None)
+        if inner is None or not inner.model_fields:
+            continue
+        where = f"{path}{name}"
+        if inner in seen:
+            yield from ["", f"## {where}", "", f"The settings of `{seen[inner]}`, with defaults of its own."]
+            continue
+        seen[inner] = where
+        yield from ["", f"## {where}", "", _sentence(inner), "", *_table(inner)]
+        yield from _groups(inner, f"{where}.", seen)
+
+
+def _table(
+    record: type[pydantic.BaseModel], *, skip: set[str] | None = None, only: Sequence[str] | None = None
+) -> list[str]:
+    lines = ["| setting | type | default | meaning |", "|---|---|---|---|"]
+    for name, field in record.model_fields.items():
+        if name in (skip or ()) or (only is not None and name not in only):
+            continue
+        meaning = " ".join((field.description or "").split())
+        cells = [f"`{field.alias or name}`", _type(field.annotation), _default(field), meaning]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return lines
+
+
+def _default(field: pydantic.fields.FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True)
+    if field.is_required() or value is PydanticUndefined:
+        return "required"
+    if isinstance(value, pydantic.BaseModel):
+        written = value.model_dump(mode="json", exclude_unset=True)
+        return f"`{_yaml(written)}`" if written else "see its group"
+    if value is None or value in ((), "") or value == {}:
+        return "–"
+    return f"`{_yaml(value)}`"
+
+
+def _yaml(value: Any) -> str:
+    """Return a value as it would be written in task.yaml."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {_yaml(inner)}" for name, inner in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_yaml, value)) + "]"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _type(annotation: Any) -> str:
+    if annotation in WORDS:
+        return WORDS[annotation]
+    origin, inside = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _type(inside[0])
+    if origin is Literal:
+        return " or ".join(f"`{value}`" for value in inside)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_type(part) for part in inside if part is not type(None)))
+    if origin in (list, tuple, set, frozenset) or (inspect.isclass(origin) and issubclass(origin, Sequence)):
+        return f"list of {_type(inside[0])}" if inside else "list"
+    if inspect.isclass(origin):
+        return f"{_type(inside[1])} by name" if len(inside) == 2 else "settings by name"
+    return "group" if _is_record(annotation) else "value"
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
+        for part in typing.get_args(annotation):
+            yield from _parts(part)
+
+
+def _is_record(kind: Any) -> bool:
+    return inspect.isclass(kind) and issubclass(kind, pydantic.BaseModel)
+
+
+def _sentence(kind: type) -> str:
+    """Return the first sentence of a class's docstring."""
+    return inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+
+
+def cli_page() -> str:
+    """Return the page of all verbs with their arguments and options, by stage of work."""
+    from smallfirst.cli.main import COMMANDS, LAST_STAGE, STAGES, main
+
+    lines = [
+        "# Command line",
+        "",
+        MADE_BY,
+        "",
+        *inspect.cleandoc(sys.modules[main.callback.__module__].__doc__ or "").partition("\n\n")[2].splitlines(),
+    ]
+    stage_of = {verb: stage for stage, verbs in STAGES.items() for verb in verbs}
+    for stage in STAGES:
+        lines += ["", f"## {stage.capitalize()}"]
+        for verb in COMMANDS.names():
+            if stage_of.get(verb, LAST_STAGE) == stage:
+                lines += _verb(COMMANDS.get(verb), f"smallfirst {verb}", level=3)
+    return "\n".join(lines) + "\n"
+
+
+def _verb(command: click.Command, name: str, *, level: int) -> Iterator[str]:
+    context = click.Context(command, info_name=name)
+    usage = " ".join(command.collect_usage_pieces(context))
+    text = re.sub(r"^\x08$\n?", "", inspect.cleandoc(command.help or ""), flags=re.MULTILINE)
+    yield from ["", f"{'#' * level} {name}", "", "```text", f"{name} {usage}", "```", "", *text.splitlines()]
+    options = [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
+    if options:
+        yield from ["", "| option | default | meaning |", "|---|---|---|"]
+    for option in options:
+        written = ", ".join(option.opts) + ("" if option.is_flag else f" {option.make_metavar(context)}")
+        value = option.default
+        has_default = isinstance(value, str | int | float | Path) and not option.is_flag
+        shown = f"`{value}`" if has_default else "–"
+        meaning = " ".join((option.help or "").split())
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in (f"`{written}`", shown, meaning)) + " |"
+    if isinstance(command, click.Group):
+        for child in command.list_commands(context):
+            found = command.get_command(context, child)
+            if found is not None:
+                yield from _verb(found, f"{name} {child}", level=level + 1)
+
+
+PAGES = {"settings.md": settings_page, "cli.md": cli_page}
+
+
+def main() -> int:
+    """Rewrite or check both pages; return the exit code."""
+    stale = 0
+    FOLDER.mkdir(exist_ok=True)
+    for name, make in PAGES.items():
+        page = FOLDER / name
+        if "--check" in sys.argv:
+            stale |= not page.is_file() or page.read_text(encoding="utf-8") != make()
+        else:
+            page.write_text(make(), encoding="utf-8")
+    return int(stale)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
