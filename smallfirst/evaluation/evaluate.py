@@ -11,7 +11,7 @@ import numpy as np
 from smallfirst.data.dataset import Dataset, Example, sample_rows
 from smallfirst.evaluation.results import Comparison, EvaluatedRow, Evaluation
 from smallfirst.models.protocol import Completion, Model, Request
-from smallfirst.progress import ProgressCallback
+from smallfirst.progress import ProgressCallback, no_progress
 from smallfirst.stats.intervals import mcnemar, paired_difference, wilson
 from smallfirst.tasks.task import Task
 
@@ -21,9 +21,8 @@ WARM_UP_ROWS = 3
 class EvaluationSetup:
     """The task, rows and split that several candidates are evaluated on."""
 
-    def __init__(self, task: Task, data: Dataset, *, split: str, progress: ProgressCallback | None = None) -> None:
-        self.task, self.data, self.split = task, data, split
-        self.progress: ProgressCallback = progress or (lambda done, of, words="": None)
+    def __init__(self, task: Task, data: Dataset, *, split: str, progress: ProgressCallback = no_progress) -> None:
+        self.task, self.data, self.split, self.progress = task, data, split, progress
 
 
 async def evaluate(
@@ -39,6 +38,7 @@ async def evaluate(
         setup.progress(done, len(examples))
         return _row(example, completion, setup.task, candidate)
 
+    setup.progress(0, len(examples))
     began = time.perf_counter()
     rows = await asyncio.gather(*(ask(example) for example in examples))
     elapsed_s = time.perf_counter() - began

@@ -29,7 +29,7 @@ from smallfirst.pipeline.evaluate import measure_router
 from smallfirst.pipeline.router_setup import cascade_stages, fit_ood_detectors, save_reference, served_rows
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.project.candidates import get_candidate
-from smallfirst.project.project import Project
+from smallfirst.project.project import Project, shown_as
 from smallfirst.project.run_folder import Promotion, RunFolder
 from smallfirst.records import fingerprint
 from smallfirst.registry import versions
@@ -42,6 +42,7 @@ LOOKS = "looks.json"
 """File in the task's folder: the certificates that were tried, of all runs."""
 
 
+@shown_as("certifying")
 def calibrate_stage(project: Project, run_folder: RunFolder, promotion: Promotion | None = None) -> Certificate:
     """Certify the promoted model and measure the Router on test rows; return the certificate.
 

@@ -20,7 +20,7 @@ from smallfirst.models.label_model import LabelModel
 from smallfirst.models.manifest import Manifest
 from smallfirst.pipeline import large_model as large_path
 from smallfirst.project.candidate_registry import promotable_names
-from smallfirst.project.project import Project
+from smallfirst.project.project import Project, shown_as
 from smallfirst.project.rows import PARTS
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.records import Record
@@ -92,6 +92,7 @@ async def _judged_by_words(task: Task, train: Dataset, rows: Dataset) -> Evaluat
         await model.aclose()
 
 
+@shown_as("judging the training rows")
 def export_suspects(project: Project, path: Path) -> int:
     """Write the training rows' suspects to `path` for a person to fill in and return their number.
 

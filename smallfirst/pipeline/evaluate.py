@@ -30,7 +30,8 @@ LIMITED_PROBE_ROWS = 300
 def evaluate_stage(project: Project, run_folder: RunFolder) -> list[Evaluation]:
     """Measure the candidates and the large model on held-out rows; return the evaluations on test rows."""
     for candidate in project_candidates(project):
-        asyncio.run(_evaluate_candidate(project, run_folder, candidate))
+        with project.progress.step(f"measuring {candidate.title}"):
+            asyncio.run(_evaluate_candidate(project, run_folder, candidate))
     measure_retention(project, run_folder)
     if project.file.large is not None:
         asyncio.run(_evaluate_large(project, run_folder))

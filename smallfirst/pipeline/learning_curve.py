@@ -14,10 +14,11 @@ from smallfirst.evaluation.learning_curve import (
     subsets_per_label,
 )
 from smallfirst.project.candidates import project_candidates
-from smallfirst.project.project import Project
+from smallfirst.project.project import Project, shown_as
 from smallfirst.project.run_folder import RunFolder
 
 
+@shown_as("measuring the learning curve")
 def measure_curve(project: Project, run_folder: RunFolder, *, all_candidates: bool = False) -> LearningCurve:
     """Measure the curve and save it in the run folder; points of candidates that are not measured again stay.
 

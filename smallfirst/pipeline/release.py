@@ -10,7 +10,7 @@ from smallfirst.pipeline.diagnostics import find_split_leaks
 from smallfirst.pipeline.parity import parity_stage
 from smallfirst.pipeline.retention import measure_retention
 from smallfirst.project.candidate_registry import FINE_TUNED, promotable_names
-from smallfirst.project.project import Project
+from smallfirst.project.project import Project, shown_as
 from smallfirst.project.run_folder import GateVerdicts, Promotion, RunFolder
 from smallfirst.project.task_file import SMALLEST
 from smallfirst.registry import versions
@@ -55,6 +55,7 @@ def chosen_candidate(project: Project, verdicts: GateVerdicts) -> str:
     return (verdicts.smallest or FINE_TUNED) if wanted == SMALLEST else wanted
 
 
+@shown_as("registering, and asking the served model")
 def promote_stage(project: Project, run_folder: RunFolder) -> Promotion:
     """Register the chosen candidate, ask it over HTTP, and make it champion.
 

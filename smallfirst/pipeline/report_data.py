@@ -14,7 +14,7 @@ from smallfirst.pipeline.diagnostics import Diagnostics, diagnose
 from smallfirst.pipeline.retention import saved_retention
 from smallfirst.pipeline.summary import OpenEndedRouting
 from smallfirst.project.candidate_registry import FINE_TUNED, promotable_names
-from smallfirst.project.project import Project
+from smallfirst.project.project import Project, shown_as
 from smallfirst.project.rows import Rows
 from smallfirst.project.run_folder import Promotion, RunFolder
 from smallfirst.project.task_file import TaskFile
@@ -32,6 +32,7 @@ HOSTED = ("gpt-4o", "gpt-4o-mini", "claude-sonnet-4-5")
 """Hosted models whose list prices the report applies to the large path's tokens."""
 
 
+@shown_as("looking for leaks and label errors")
 def report_stage(project: Project, run_folder: RunFolder) -> Path:
     """Write the report of everything measured so far to the run folder and to MLflow; return its path."""
     from smallfirst.report.page import save

@@ -14,7 +14,7 @@ from smallfirst.evaluation.retention import Retention, retention_from_probes
 from smallfirst.models.catalog import find_weights
 from smallfirst.paths import home
 from smallfirst.project.candidate_registry import FINE_TUNED
-from smallfirst.project.project import Project
+from smallfirst.project.project import Project, shown_as
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import TaskFile
 from smallfirst.records import Record
@@ -44,6 +44,7 @@ def requested_probe(file: TaskFile) -> Probe | None:
     return read_probe(file.path(gate.retention_prompts) if gate.retention_prompts else None)
 
 
+@shown_as("measuring general ability")
 def measure_retention(project: Project, run_folder: RunFolder) -> Retention | None:
     """Measure the fine-tuned model's retention once per run and log it to MLflow; None if it is not wanted."""
     probe = requested_probe(project.file)

@@ -30,7 +30,8 @@ def train_stage(project: Project, *, resume: bool = False) -> RunFolder:
     fine_tuned = get_candidate(FINE_TUNED)
     # The fine-tune makes the run: its event log is what a later call resumes, its run.json marks the run as finished.
     for candidate in (fine_tuned, *(c for c in project_candidates(project) if c is not fine_tuned)):
-        candidate.fit(project, run_folder)
+        with project.progress.step(f"fitting {candidate.title}"):
+            candidate.fit(project, run_folder)
     return run_folder
 
 

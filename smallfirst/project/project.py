@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.progress import Progress
@@ -18,6 +20,9 @@ from smallfirst.project.rows import (
 from smallfirst.project.task_file import TaskFile
 from smallfirst.tasks.task import Task
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 
 class Project(NamedTuple):
     """A task file with the rows and the task it describes."""
@@ -30,13 +35,29 @@ class Project(NamedTuple):
     @classmethod
     def read(cls, file: TaskFile, progress: Progress | None = None) -> Project:
         """Read the project of a task file. Raise DataError or ConfigError if rows or settings are wrong."""
-        rows = read_rows(file)
-        task = read_task(file, rows)
-        for path in file.data.harvested:  # labels and schema are those of the file's own rows
-            rows = with_harvested(rows, file.path(path), columns=file.data.columns, labels=task.closed)
-        rows = with_relabels(with_canonical_answers(rows, task), file, task)
-        return cls(file, with_independent_calibration(rows), task, progress or Progress())
+        progress = progress or Progress()
+        with progress.step("reading rows"):
+            rows = read_rows(file)
+            task = read_task(file, rows)
+            for path in file.data.harvested:  # labels and schema are those of the file's own rows
+                rows = with_harvested(rows, file.path(path), columns=file.data.columns, labels=task.closed)
+            rows = with_relabels(with_canonical_answers(rows, task), file, task)
+            return cls(file, with_independent_calibration(rows), task, progress)
 
     def with_training_rows(self, rows: Dataset) -> Project:
         """Return the project with other rows to train on."""
         return self._replace(rows=self.rows.model_copy(update={"train": rows}))
+
+
+def shown_as(label: str) -> Callable[[Callable[Concatenate[Project, P], R]], Callable[Concatenate[Project, P], R]]:
+    """Return a decorator for a stage, a function of a project: it is shown as a step of this label while it runs."""
+
+    def decorate(stage: Callable[Concatenate[Project, P], R]) -> Callable[Concatenate[Project, P], R]:
+        @functools.wraps(stage)
+        def shown(project: Project, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            with project.progress.step(label):
+                return stage(project, *args, **kwargs)
+
+        return shown
+
+    return decorate

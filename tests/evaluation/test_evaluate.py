@@ -113,7 +113,7 @@ def test_progress_counts_every_row_once() -> None:
     calls: list[tuple[int, int]] = []
     setup = EvaluationSetup(TASK, rows(*GOLD), split="test", progress=lambda done, total: calls.append((done, total)))
     asyncio.run(evaluate(Scripted(GOLD), setup, candidate="small"))
-    assert calls == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
+    assert calls == [(0, 5), (1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
 
 
 def test_the_stage_that_answered_is_taken_from_the_route() -> None:

@@ -138,8 +138,8 @@ class Interrupting(Progress):
     """Presses Ctrl-C in the middle of the first bar."""
 
     @contextmanager
-    def bar(self, label: str, total: int, unit: str = "rows") -> Iterator[ProgressCallback]:
-        def press(done: int, of: int, words: str = "") -> None:
+    def bar(self, label: str, total: float | None, unit: str = "rows") -> Iterator[ProgressCallback]:
+        def press(done: float, of: float, words: str = "") -> None:
             if done > of / 2:
                 raise KeyboardInterrupt
 

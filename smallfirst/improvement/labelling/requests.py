@@ -87,6 +87,7 @@ class LabelRequests:
         def report() -> None:
             progress(n_earlier + self.n_new, len(requests), f"${self.budget.spent_usd:.4f}")
 
+        report()
         todo = iter(missing)
         async with asyncio.TaskGroup() as group:
             for _ in range(self.teacher.max_concurrency):

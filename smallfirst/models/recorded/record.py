@@ -12,7 +12,7 @@ from smallfirst.errors import BadAnswer, DataError, SmallfirstError
 from smallfirst.files import write_atomically
 from smallfirst.models.protocol import Model, Request
 from smallfirst.models.recorded.replay import MEASURED, RecordedAnswer, RecordingHeader, read_recording, request_key
-from smallfirst.progress import ProgressCallback
+from smallfirst.progress import ProgressCallback, no_progress
 from smallfirst.records import parse_record
 
 
@@ -23,7 +23,7 @@ async def record(
     *,
     header: dict[str, Any],
     concurrency: int = 2,
-    progress: ProgressCallback | None = None,
+    progress: ProgressCallback = no_progress,
 ) -> int:
     """Append the answers that `path` lacks and return their number; equal requests are sent once.
 
@@ -54,9 +54,9 @@ async def record(
             file.write(_line(row.model_dump()))
             file.flush()
             n_done += 1
-            if progress is not None:
-                progress(n_done, len(wanted))
+            progress(n_done, len(wanted))
 
+    progress(n_done, len(wanted))
     with path.open("a", encoding="utf-8") as file:
         async with asyncio.TaskGroup() as group:
             for _ in range(concurrency):

@@ -23,7 +23,7 @@ from smallfirst.models.local.tokenizer import Tokenizer, load_tokenizer
 from smallfirst.paths import home
 from smallfirst.pricing import PriceBook
 from smallfirst.project.candidates import project_candidates
-from smallfirst.project.project import Project
+from smallfirst.project.project import Project, shown_as
 from smallfirst.project.rows import Rows
 from smallfirst.records import Record
 from smallfirst.training.batches import TokenizedRow, encode_label_rows, encode_text_rows
@@ -83,6 +83,7 @@ class LocalBaseModel(NamedTuple):
     unknown: str
 
 
+@shown_as("checking the rows")
 def check_stage(project: Project, *, curve: bool = False) -> PreflightReport:
     """Check the rows and estimate the fine-tune; `curve` adds how accuracy grows with rows, which takes a minute."""
     rows, config = project.rows, project.file.small.training

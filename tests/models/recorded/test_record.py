@@ -14,7 +14,7 @@ from smallfirst.errors import BadAnswer, ConfigError, DataError, Unavailable
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
 from smallfirst.models.recorded.record import record
 from smallfirst.models.recorded.replay import ReplayModel
-from smallfirst.progress import ProgressCallback
+from smallfirst.progress import ProgressCallback, no_progress
 
 HEADER: dict[str, Any] = {"made_at": "2026-11-25", "smallfirst": "0.1.0", "prompt": "Classify."}
 TEXTS = ("one", "two", "three", "four")
@@ -53,7 +53,7 @@ def run(
     *,
     header: dict[str, Any] = HEADER,
     concurrency: int = 1,
-    progress: ProgressCallback | None = None,
+    progress: ProgressCallback = no_progress,
 ) -> int:
     requests = [Request.ask(text) for text in texts]
     return asyncio.run(record(model, requests, path, header=header, concurrency=concurrency, progress=progress))
@@ -86,7 +86,7 @@ def test_killed_run_goes_on_without_asking_twice(tmp_path: Path) -> None:
     model, told = Shout(), []
     assert run(model, path, progress=lambda there, wanted: told.append((there, wanted))) == 3
     assert model.asked == ["two", "three", "four"]
-    assert told == [(2, 4), (3, 4), (4, 4)]
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert answers(path) == ["ONE", "TWO", "THREE", "FOUR"]
     assert ReplayModel.load(path).note == "recorded 2026-11-25 from shout (n=4)"
 
