@@ -68,6 +68,7 @@ def report_data(project: Project, run_folder: RunFolder, doubts: Diagnostics) ->
         ),
         verdicts=verdicts.verdicts if verdicts else (),
         smallest_passing=verdicts.smallest if verdicts else None,
+        promoted=_promoted(run_folder),
         certificate=run_folder.certificate() if "certificate.json" in there else None,
         training=_training(file, run_folder),
         machine=file.prices.machine,
@@ -90,8 +91,12 @@ def report_data(project: Project, run_folder: RunFolder, doubts: Diagnostics) ->
 
 def _judged(run_folder: RunFolder) -> Evaluation | None:
     """The evaluation whose accuracy is shown with and without leaks: of who went live, else of the fine-tuned model."""
+    return run_folder.evaluation(_promoted(run_folder) or FINE_TUNED, "test")
+
+
+def _promoted(run_folder: RunFolder) -> str | None:
     live = run_folder.path / "promoted.json"
-    return run_folder.evaluation(Promotion.load(live).candidate if live.exists() else FINE_TUNED, "test")
+    return Promotion.load(live).candidate if live.exists() else None
 
 
 def _learning_curve(run_folder: RunFolder) -> tuple[LearningPoint, ...]:

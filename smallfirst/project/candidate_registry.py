@@ -22,10 +22,12 @@ class CandidateDescription:
     """Short name for tables, such as "words + linear"."""
     role: str
     """Noun phrase with an article, such as "a linear model on words"."""
+    explanation: str = ""
+    """What it is and does in a line that needs no knowledge of models; left out: `role`."""
     size: float
     """Sort key from the smallest model to the largest. Built in: words 10, encoder 20, tuned 30, base 40, small 50."""
     headline: str = ""
-    """The report's first sentence if this is the smallest candidate that passes; left out: made from `role`."""
+    """The reason in the report's first sentence if this candidate goes live; left out: made from `role`."""
 
     measured_by_default = False
     """Measure it if task.yaml does not list `small.candidates`."""

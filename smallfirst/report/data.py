@@ -14,8 +14,9 @@ from smallfirst.evaluation.learning_curve import LearningPoint
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.evaluation.retention import Retention
 from smallfirst.evaluation.self_agreement import SelfAgreement
-from smallfirst.gate.verdict import Verdict
+from smallfirst.gate.verdict import Verdict, nearest_to_passing
 from smallfirst.pricing import MachinePrice
+from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.records import Record
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.stats.intervals import Estimate, wilson
@@ -106,6 +107,8 @@ class ReportData(Record):
     verdicts: tuple[Verdict, ...] = ()
     smallest_passing: str | None = None
     """The smallest candidate that passes the gate; None if no candidate passes."""
+    promoted: str | None = None
+    """The candidate that the run made champion; None if none was."""
     certificate: Certificate | None = None
     training: TrainingSummary | None = None
     machine: MachinePrice = MachinePrice()
@@ -142,6 +145,19 @@ class ReportData(Record):
         if verdict is not None and not verdict.passed:
             raise ValueError(f"smallest_passing is {verdict.candidate}, which failed the gate")
         return self
+
+    @property
+    def recommended(self) -> str | None:
+        """The candidate that goes live: the champion, else the smallest that passes the gate."""
+        return self.promoted or self.smallest_passing
+
+    @property
+    def focus(self) -> Evaluation:
+        """The small candidate that the page looks into: the recommended one, else the nearest to passing the gate."""
+        gated = [v for v in self.verdicts if v.candidate != "large" and self.evaluation(v.candidate)]
+        nearest = nearest_to_passing(gated).candidate if gated else FINE_TUNED
+        names = (self.recommended if self.recommended != "large" else None, nearest, FINE_TUNED)
+        return next((e for name in names if (e := self.evaluation(name))), self.evaluations[0])
 
     def evaluation(self, candidate: str | None) -> Evaluation | None:
         return next((e for e in self.evaluations if e.candidate == candidate), None)

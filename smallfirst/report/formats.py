@@ -10,7 +10,10 @@ from smallfirst.project.candidate_registry import CANDIDATES
 from smallfirst.stats.intervals import Estimate
 
 _NAMES = {"routed": "routed: small first", "large": "large model"}
-_ROLES = {"routed": "small first, the large model for what it is not sure of", "large": "the model to be replaced"}
+_EXPLANATIONS = {
+    "routed": "the small model answers what it is sure of, the large one the rest",
+    "large": "the model that the others are compared with",
+}
 MEASURES = {
     "macro_f1": "macro-F1",
     "weighted_f1": "weighted F1",
@@ -120,8 +123,15 @@ def path_name(candidate: str) -> str:
 
 
 def path_role(candidate: str) -> str:
-    """Return what a path is, as a noun phrase; empty if it is unknown."""
-    return CANDIDATES.get(candidate).role if candidate in CANDIDATES.names() else _ROLES.get(candidate, "")
+    """Return what a candidate is, as a noun phrase; empty if it is unknown."""
+    return CANDIDATES.get(candidate).role if candidate in CANDIDATES.names() else ""
+
+
+def path_explanation(candidate: str) -> str:
+    """Return what a path does, in a line for readers who know no models; empty if it is unknown."""
+    if candidate in CANDIDATES.names():
+        return CANDIDATES.get(candidate).explanation or path_role(candidate)
+    return _EXPLANATIONS.get(candidate, "")
 
 
 def capitalize_first(words: str) -> str:

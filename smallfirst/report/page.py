@@ -41,7 +41,7 @@ FUNCTIONS = (
     json_differences.differing_fields,
     json_differences.compare_fields,
     excerpts.question_and_context,
-    formats.path_role,
+    formats.path_explanation,
 )
 
 

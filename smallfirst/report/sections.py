@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.pricing import format_usd
+from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.report import economics, measures
 from smallfirst.report.candidates import candidate_table
 from smallfirst.report.charts import confidence, training
@@ -31,6 +32,8 @@ N_FIRST_CASES = 10
 MAX_CASES = 40
 MAX_CONFUSED_PAIRS = 8
 N_FIRST_MEASURES = 2
+MAX_CARDS = 4
+GUARANTEE_STATES = {"held": "guarantee held", "inconclusive": "guarantee not refuted", "broken": "guarantee not kept"}
 
 
 class PathCard(NamedTuple):
@@ -43,12 +46,13 @@ class PathCard(NamedTuple):
     share_small: float | None
     """Share of requests that stay small; None but for the routed path."""
     passed: bool | None
+    state: str
+    """What the gate or the certificate says of it; empty if neither does."""
 
 
 def first_screen(data: ReportData, paths: tuple[economics.PathCost, ...]) -> dict[str, Any]:
     """Return the verdict, what to do, the paths to choose from, and quality against cost."""
-    shown = {data.smallest_passing, "small"} if data.verdicts else set()
-    opened = [v for v in data.verdicts if v.candidate in shown] or list(data.verdicts[:1])
+    opened = [v for v in data.verdicts if v.candidate == data.focus.candidate] or list(data.verdicts[:1])
     cards = path_cards(data, paths)
     return {
         "headline": verdict.headline(data),
@@ -69,13 +73,14 @@ def first_screen(data: ReportData, paths: tuple[economics.PathCost, ...]) -> dic
 
 
 def path_cards(data: ReportData, paths: tuple[economics.PathCost, ...]) -> tuple[PathCard, ...]:
-    """Return the chosen path, then small, routed and large, each once and only if measured."""
+    """Return the focus, small, routed and large, each once and only if measured; without large the others as well."""
     cost = {path.candidate: path for path in paths}
-    names = dict.fromkeys([data.smallest_passing or "small", "small", "routed", "large"])
+    others = () if "large" in cost else reversed(cost)
+    names = dict.fromkeys([data.focus.candidate, FINE_TUNED, "routed", "large", *others])
     large = cost["large"].monthly_usd(data.requests_per_month) if "large" in cost else None
     cards = []
-    for name in names if names.keys() & cost.keys() else list(cost)[:1]:
-        evaluation, verdict = data.evaluation(name), data.verdict(name)
+    for name in names:
+        evaluation, (passed, state) = data.evaluation(name), _state(data, name)
         if evaluation is None:
             continue
         monthly = cost[name].monthly_usd(data.requests_per_month)
@@ -85,17 +90,27 @@ def path_cards(data: ReportData, paths: tuple[economics.PathCost, ...]) -> tuple
                 monthly_usd=monthly,
                 saved_usd=None if large is None or name == "large" else large - monthly,
                 share_small=1 - evaluation.share("large") if name == "routed" else None,
-                passed=None if verdict is None else verdict.passed,
+                passed=passed,
+                state=state,
             )
         )
-    return tuple(cards)
+    return tuple(cards[:MAX_CARDS])
+
+
+def _state(data: ReportData, name: str) -> tuple[bool | None, str]:
+    verdict, guarantee = data.verdict(name), guarantee_state(data) if name == "routed" else ""
+    if verdict is None:
+        return (guarantee != "broken", GUARANTEE_STATES[guarantee]) if guarantee else (None, "")
+    if not verdict.passed:
+        return False, "misses a requirement"
+    return True, "recommended" if name == data.recommended else "meets the requirements"
 
 
 def evidence(data: ReportData) -> dict[str, Any]:
     """Return the candidates, the routed curve, confidence, mistakes and what the data allow."""
     table = candidate_table(data)
     latencies = tuple(map(latency_row, data.evaluations))
-    focus = data.evaluation("small") or data.evaluation(data.smallest_passing) or data.evaluations[0]
+    focus = data.focus
     return {
         "table": table,
         "first_measures": table.measures[:N_FIRST_MEASURES],
@@ -140,8 +155,10 @@ def _confidence(data: ReportData, focus: Evaluation) -> dict[str, Any]:
     max_error = certificate.max_error if certificate else None
     return {
         "calibration": reliability,
-        "reliability_plot": confidence.reliability_chart(reliability) if reliability else None,
-        "risk_plot": confidence.risk_coverage_chart(risks, max_error=max_error, accepted=accepted) if risks else None,
+        "reliability_plot": confidence.reliability_chart(reliability, focus.candidate) if reliability else None,
+        "risk_plot": confidence.risk_coverage_chart(risks, focus.candidate, max_error=max_error, accepted=accepted)
+        if risks
+        else None,
         "field_reliability": field_reliability(focus),
     }
 
@@ -149,8 +166,7 @@ def _confidence(data: ReportData, focus: Evaluation) -> dict[str, Any]:
 def money(data: ReportData, paths: tuple[economics.PathCost, ...]) -> dict[str, Any]:
     """Return costs, break-even, training and learning curve, and what would change the verdict."""
     large = next((p for p in paths if p.candidate == "large"), None)
-    smaller = tuple(p for p in paths if p.candidate in ("small", "routed"))
-    smaller = smaller or tuple(p for p in paths if p is not large)
+    smaller = tuple(p for p in paths if p.candidate in (data.focus.candidate, "routed") and p is not large)
     tokens = {"prompt_tokens": data.large_prompt_tokens, "completion_tokens": data.large_completion_tokens}
     listed = [(price, economics.list_cost_usd_per_1k(price, **tokens)) for price in data.list_prices]
     dedicated = spending = None

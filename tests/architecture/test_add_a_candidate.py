@@ -58,7 +58,7 @@ def test_a_candidate_of_another_package_is_checked_trained_evaluated_gated_and_r
     assert verdicts.of("first-word").passed
     page = (run_folder.path / "report.html").read_text(encoding="utf-8")
     assert ": a table of first words" in page  # described below the table of candidates
-    assert "A table of first words is good enough." in page  # the headline
+    assert ": a table of first words is good enough" in page  # the headline
 
 
 def test_a_candidate_that_is_not_installed_is_refused_by_name(task: Path) -> None:

@@ -71,10 +71,44 @@ def test_each_card_says_on_how_many_rows_where_they_differ(make_report: Make, ma
     assert "n = 4" in apart[0]
 
 
+def test_four_cards_say_in_a_line_what_each_path_is_and_how_it_stands(
+    make_report: Make, make_evaluation: Build, make_verdict: Build
+) -> None:
+    encoder = make_evaluation("encoder", "cccfffff", cost_usd_per_1k=0.01)
+    verdicts = (make_verdict("encoder", passed=True), make_verdict("small", passed=False))
+    evaluations = (encoder, *make_report().evaluations)
+    page = render(make_report(evaluations=evaluations, verdicts=verdicts, smallest_passing="encoder"))
+    cards = page.split('<ul class="cards"')[1].split("</ul>")[0].split('<li class="card')[1:]
+    expected = ("recommended", "misses a requirement", "guarantee held", "a month")
+    assert [state in card for card, state in zip(cards, expected, strict=True)] == [True] * 4
+    assert "A published model turns each text into numbers" in cards[0]
+    assert "not checked" not in page
+
+
+def test_confidence_and_mistakes_are_those_of_the_recommended_candidate(
+    make_report: Make, make_evaluation: Build, make_verdict: Build
+) -> None:
+    encoder = make_evaluation("encoder", "cffffffc", cost_usd_per_1k=0.01, confidences=(0.9,) * 8)
+    verdicts = (make_verdict("encoder", passed=True), make_verdict("small", passed=True))
+    changes = {"evaluations": (encoder, *make_report().evaluations), "verdicts": verdicts}
+    seen = words(make_report(**changes, smallest_passing="encoder"))
+    assert "encoder on 8 test rows. Expected calibration error" in seen
+    assert "encoder is wrong on 4 of 8 test rows." in seen
+    # Who went live because task.yaml names it comes before the smallest that passes.
+    assert "small is wrong on 1 of 8 test rows." in words(
+        make_report(**changes, smallest_passing="encoder", promoted="small")
+    )
+    # Where nothing passes, it is the one nearest to passing.
+    near, far = (make_verdict(name, passed=False) for name in ("encoder", "small"))
+    far = far.model_copy(update={"checks": far.checks * 2})
+    failed = make_report(**(changes | {"verdicts": (far, near)}), smallest_passing=None)
+    assert "encoder is wrong on 4 of 8 test rows." in words(failed)
+
+
 def test_a_failed_gate_is_shown_with_its_advice(make_report: Make, make_verdict: Build) -> None:
     verdicts = (make_verdict("small", passed=False), make_verdict("large", passed=True))
     page = render(make_report(verdicts=verdicts, smallest_passing="large", certificate=None))
-    assert '<h1 id="verdict">Keep the API.</h1>' in page
+    assert '<h1 id="verdict">Keep the large model.</h1>' in page
     seen = Page(page).words
     assert "✗ fail accuracy at least 0.700" in seen
     assert "label 40 more rows" in seen

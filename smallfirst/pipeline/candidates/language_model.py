@@ -30,6 +30,7 @@ class BaseModel(Candidate):
     name = "base"
     title = "untrained small model"
     role = "a small language model before fine-tuning"
+    explanation = "a small language model as it was published, for comparison"
     headline = "The small model is good enough, even untrained."
     size = 40
     measured_by_default = True
@@ -71,6 +72,7 @@ class FineTunedModel(Candidate):
     name = FINE_TUNED
     title = "fine-tuned small model"
     role = "a small language model after fine-tuning"
+    explanation = "a small language model, trained further on your rows"
     headline = "The fine-tuned small model is good enough."
     size = 50
     folder = "model"

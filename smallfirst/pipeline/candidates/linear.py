@@ -66,13 +66,15 @@ class _Words(LinearCandidate):
     name = "words"
     title = "words + linear"
     role = "a linear model on words"
+    explanation = "weighs the words of each text; no language model, fitted in seconds"
     size = 10
 
 
 class _Encoder(LinearCandidate):
     name = "encoder"
-    title = "small encoder + linear"
-    role = "a linear model on a small frozen encoder"
+    title = "sentence embeddings + linear"
+    role = "a linear model on sentence embeddings"
+    explanation = "a published model turns each text into numbers, a linear one sorts them; fitted in minutes"
     size = 20
     uses_sentence_encoder = True
 

@@ -12,9 +12,10 @@ class TunedEncoder(Candidate):
     """A sentence encoder after fine-tuning. Measured only where task.yaml lists it."""
 
     name = "tuned"
-    title = "fine-tuned small encoder"
-    role = "a small sentence encoder after fine-tuning"
-    headline = "A fine-tuned small encoder is good enough."
+    title = "fine-tuned sentence embeddings"
+    role = "sentence embeddings after fine-tuning"
+    explanation = "as sentence embeddings + linear, with the small model trained further on your rows"
+    headline = "Fine-tuned sentence embeddings are good enough."
     size = 30
     folder = "tuned/model"
     closed_answers_only = True

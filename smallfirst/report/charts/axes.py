@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from markupsafe import Markup, escape
@@ -11,20 +12,20 @@ from markupsafe import Markup, escape
 from smallfirst.project.candidate_registry import FINE_TUNED
 
 CHARACTER_WIDTH = 8.8
+NOTE_CHARACTER_WIDTH = 6.6
 LINE_HEIGHT = 15.0
-LABEL_CLEARANCE = 8.0
+MARK_RADIUS = 8.0
 """Half the width of the widest mark: a label nearer than this to a point covers it."""
+LINE_SAMPLE = 5.0
+"""Distance of the points that stand for a line when labels avoid it."""
 LABEL_OFFSETS = (
-    (11, -8, 0),
-    (-11, -8, 1),
-    (9, -23, 0),
-    (9, 8, 0),
-    (-9, -23, 1),
-    (-9, 8, 1),
-    (11, -38, 0),
-    (0, 24, 0.5),
+    *((11, -8, 0), (-11, -8, 1), (9, -23, 0), (9, 8, 0), (-9, -23, 1), (-9, 8, 1), (0, 12, 0.5), (0, -27, 0.5)),
+    *((11, -38, 0), (11, 22, 0), (-11, -38, 1), (-11, 22, 1), (0, 26, 0.5), (0, -42, 0.5), (30, -8, 0), (-30, -8, 1)),
 )
 """Places of a label around its point, best first: (x, y, share of the label's width to move left)."""
+NOTE_SHARES = (0.02, 0.14, 0.26, 0.38, 0.5, 0.62)
+NOTE_OFFSETS = ((0, -16, 0), (0, 3, 0))
+"""Places of a note on a line: above and below."""
 
 Place = tuple[float, float]
 Box = tuple[float, float, float, float]
@@ -74,12 +75,14 @@ class Axis(NamedTuple):
 
 
 class Label(NamedTuple):
-    """A text beside a point."""
+    """A text beside a point; a note may stand beside any of several."""
 
     x: float
     y: float
     text: str
     css: str = ""
+    along: tuple[Place, ...] = ()
+    """Points of the line that the text is a note on; empty for the label of a mark."""
 
 
 def large_frame(x: Scale, y: Scale, *, height: int = 380, left: float = 62, right: float = 470) -> Frame:
@@ -178,19 +181,28 @@ def mark(candidate: str, place: Place) -> str:
     return f'<path {css} d="M{x} {round(y - 7, 1)}l6.5 12h-13z"/>'
 
 
-def place_labels(labels: Sequence[Label], frame: Frame, *, taken: Sequence[Place] = ()) -> str:
-    """Return the texts beside their points, each where it covers least of the other texts, points and `taken`."""
-    points = [*taken, *((label.x, label.y) for label in labels)]
+def place_labels(labels: Sequence[Label], frame: Frame, *, lines: Sequence[Sequence[Place]] = ()) -> str:
+    """Return the texts beside their points, each where it covers least of the other texts, marks and `lines`."""
+    marks = [(label.x, label.y) for label in labels if not label.along]
+    strokes = [place for places in lines for place in _sampled(places)]
     boxes: list[Box] = []
     parts = []
     for label in labels:
-        width = len(label.text) * CHARACTER_WIDTH
+        width = len(label.text) * (NOTE_CHARACTER_WIDTH if label.along else CHARACTER_WIDTH)
         lefts = [(label.x + dx - share * width, label.y + dy) for dx, dy, share in LABEL_OFFSETS]
+        if label.along:
+            lefts = [(x + dx, y + dy) for x, y in label.along for dx, dy, _ in NOTE_OFFSETS]
         places = [(left, top, left + width, top + LINE_HEIGHT) for left, top in lefts]
-        best = min(places, key=lambda box: _overlap(box, boxes, points, frame))
+        best = min(places, key=lambda box: _overlap(box, boxes, marks, strokes, frame))
         boxes.append(best)
-        parts.append(text(best[0], best[1] + 11, label.text, f"label {label.css}"))
+        parts.append(text(best[0], best[1] + 11, label.text, "note" if label.along else f"label {label.css}"))
     return "".join(parts)
+
+
+def note(words: str, start: Place, end: Place) -> Label:
+    """Return a note that may stand anywhere on the straight line between two places."""
+    (ax, ay), (bx, by) = start, end
+    return Label(ax, ay, words, along=tuple((ax + s * (bx - ax), ay + s * (by - ay)) for s in NOTE_SHARES))
 
 
 def stack_labels(labels: Sequence[Label], frame: Frame) -> str:
@@ -206,16 +218,24 @@ def stack_labels(labels: Sequence[Label], frame: Frame) -> str:
     )
 
 
-def _overlap(box: Box, boxes: Sequence[Box], points: Sequence[Place], frame: Frame) -> float:
+def _overlap(
+    box: Box, boxes: Sequence[Box], marks: Sequence[Place], strokes: Sequence[Place], frame: Frame
+) -> tuple[int, int]:
     left, top, right, bottom = box
     outside = left < 2 or right > frame.width - 2 or top < frame.y.end - 8 or bottom > frame.y.start
-    overlaps = sum(
+    covered = sum(
         left < b_right and b_left < right and top < b_bottom and b_top < bottom
         for b_left, b_top, b_right, b_bottom in boxes
     )
-    near = LABEL_CLEARANCE
-    hits = sum(left - near < x < right + near and top - 3 < y < bottom + 3 for x, y in points)
-    return 100 * outside + 20 * overlaps + hits
+    near = MARK_RADIUS
+    covered += sum(left - near < x < right + near and top - near < y < bottom + near for x, y in marks)
+    return 5 * outside + covered, sum(left - 2 < x < right + 2 and top - 1 < y < bottom + 1 for x, y in strokes)
+
+
+def _sampled(places: Sequence[Place]) -> Iterator[Place]:
+    for (ax, ay), (bx, by) in pairwise(places):
+        n = max(1, math.ceil(math.hypot(bx - ax, by - ay) / LINE_SAMPLE))
+        yield from ((ax + i / n * (bx - ax), ay + i / n * (by - ay)) for i in range(n + 1))
 
 
 def _path(places: Iterable[Place]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 from markupsafe import Markup
 
@@ -11,13 +10,15 @@ from smallfirst.evaluation.risk_coverage import RiskCoveragePoint
 from smallfirst.report.charts.axes import (
     Axis,
     Frame,
+    Label,
     band,
     chart,
     circle,
     line,
     linear_scale,
+    note,
+    place_labels,
     small_frame,
-    text,
     value_scale,
     whisker,
 )
@@ -28,18 +29,20 @@ from smallfirst.stats.intervals import Estimate
 WHOLE_PERCENT = axis_percent(1.0)
 
 
-def reliability_chart(reliability: Reliability) -> Markup:
+def reliability_chart(reliability: Reliability, candidate: str) -> Markup:
     """Draw accuracy against confidence in equal-count bins; the diagonal is perfect calibration."""
     shares = [b.confidence for b in reliability.bins]
     shares += [x for b in reliability.bins for x in (b.accuracy.low, b.accuracy.high)]
     scale = value_scale([*shares, 1.0])
     frame = small_frame(scale, scale)
     places = [frame.at(b.confidence, b.accuracy.value) for b in reliability.bins]
+    diagonal = [frame.at(v, v) for v in (scale.low, scale.high)]
+    whiskers = [[frame.at(b.confidence, end) for end in (b.accuracy.low, b.accuracy.high)] for b in reliability.bins]
     body = [
-        line([frame.at(v, v) for v in (scale.low, scale.high)], "reference"),
-        line(places, "curve small"),
-        *_bins(reliability, frame, radius=4),
-        _diagonal_note("as sure as right", frame, places),
+        line(diagonal, "reference"),
+        line(places, f"curve {candidate}"),
+        *_bins(reliability, frame, candidate, radius=4),
+        place_labels([note("as sure as right", *diagonal)], frame, lines=[diagonal, places, *whiskers]),
     ]
     facts = "; ".join(f"{b.confidence:.2f}: {b.accuracy}" for b in reliability.bins)
     return chart(
@@ -58,12 +61,12 @@ def reliability_sparkline(reliability: Reliability) -> Markup:
     scale = linear_scale(0.0, 1.0)
     frame = Frame(110, 70, scale._replace(start=6, end=104), scale._replace(start=64, end=6))
     body = ['<rect class="box" x="6" y="6" width="98" height="58"/>', line([(6, 64), (104, 6)], "reference")]
-    body += _bins(reliability, frame, radius=3.4)
+    body += _bins(reliability, frame, "", radius=3.4)
     return Markup(f'<svg class="spark" viewBox="0 0 110 70" aria-hidden="true">{"".join(body)}</svg>')
 
 
 def risk_coverage_chart(
-    risks: Sequence[RiskCoveragePoint], *, max_error: float | None, accepted: float | None
+    risks: Sequence[RiskCoveragePoint], candidate: str, *, max_error: float | None, accepted: float | None
 ) -> Markup:
     """Draw the error of accepted answers by the share accepted, with interval, guaranteed error and certified share."""
     top = max(p.error.high for p in risks if p.coverage >= 0.2 or p is risks[-1])
@@ -72,18 +75,17 @@ def risk_coverage_chart(
         [frame.at(p.coverage, end) for p, end in zip(risks, ends, strict=True)]
         for ends in ([p.error.high for p in risks], [p.error.low for p in risks], [p.error.value for p in risks])
     )
-    body = [band(upper, lower), line(middle, "curve small")]
+    body, lines, labels = [band(upper, lower), line(middle, f"curve {candidate}")], [middle], []
     if max_error is not None:
-        height = frame.y.at(max_error)
-        body.append(line([(frame.x.start, height), (frame.x.end, height)], "reference"))
-        body.append(text(frame.x.at(0.14), height - 6, f"guaranteed: {percent(max_error)}", "note"))
+        lines.append([(frame.x.start, frame.y.at(max_error)), (frame.x.end, frame.y.at(max_error))])
+        body.append(line(lines[-1], "reference"))
+        labels.append(note(f"guaranteed: at most {percent(max_error)}", *lines[-1]))
     if accepted is not None:
         nearest = min(risks, key=lambda p: abs(p.coverage - accepted))
         x, y = frame.at(accepted, nearest.error.value)
         body.append(circle("moving", (x, y), 7))
-        # Beside the ring and away from where the curve rises.
-        anchor, shift, drop = ("end", -14, 0) if accepted > 0.5 else ("start", 12, 18)
-        body.append(text(x + shift, y + 4 + drop, f"kept: {percent(accepted)}", "label small", anchor=anchor))
+        labels.insert(0, Label(x, y, f"kept: {percent(accepted)}", candidate))
+    body.append(place_labels(labels, frame, lines=lines))
     end = risks[-1]
     return chart(
         "risk-coverage",
@@ -107,25 +109,10 @@ def interval_bar(estimate: Estimate, css: str) -> Markup:
     )
 
 
-def _bins(reliability: Reliability, frame: Frame, *, radius: float) -> list[str]:
+def _bins(reliability: Reliability, frame: Frame, candidate: str, *, radius: float) -> list[str]:
     parts = []
     for one in reliability.bins:
         x, y = frame.at(one.confidence, one.accuracy.value)
-        parts.append(whisker("small", x, frame.y.at(one.accuracy.low), frame.y.at(one.accuracy.high)))
-        parts.append(circle("mark small", (x, y), radius))
+        parts.append(whisker(candidate, x, frame.y.at(one.accuracy.low), frame.y.at(one.accuracy.high)))
+        parts.append(circle(f"mark {candidate}", (x, y), radius))
     return parts
-
-
-def _diagonal_note(words: str, frame: Frame, places: Sequence[tuple[float, float]]) -> str:
-    """Place the words just below the diagonal where the bins and the lines between them leave most room."""
-    bins = [*places]
-    for (ax, ay), (bx, by) in pairwise(places):
-        bins += [(ax + share * (bx - ax), ay + share * (by - ay)) for share in (0.2, 0.4, 0.6, 0.8)]
-    spots = []
-    for part in (0.08, 0.25, 0.4, 0.55):
-        x = frame.x.start + part * (frame.x.end - frame.x.start)
-        y = frame.y.start + part * (frame.y.end - frame.y.start)
-        room = min((x + 60 - bx) ** 2 + (y + 8 - by) ** 2 for bx, by in bins)
-        spots.append((room, x, y))
-    _, x, y = max(spots)
-    return text(x + 12, y + 10, words, "note")

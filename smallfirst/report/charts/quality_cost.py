@@ -18,8 +18,8 @@ from smallfirst.report.charts.axes import (
     line,
     log_scale,
     mark,
+    note,
     place_labels,
-    text,
     value_scale,
     whisker,
 )
@@ -52,24 +52,22 @@ def quality_cost_chart(
     """Draw every path, the routed curve with a ring at `chosen`, and the agreement; `name` is unique on a page."""
     frame, shown = quality_frame(evaluations, curve, agreement), _in_view(evaluations)
     body: list[str] = []
-    taken: list[tuple[float, float]] = []
+    places = [frame.at(p.routed_cost_usd_per_1k, p.routed_accuracy) for p in curve]
+    lines, labels, notes = [places], [], []
     if agreement is not None:
         y = frame.y.at(agreement.agreement.value)
-        body.append(line([(frame.x.start, y), (frame.x.end, y)], "reference ceiling"))
-        body.append(text(frame.x.start + 6, y - 5, f"{CEILING_LABEL} {percent(agreement.agreement.value)}", "note"))
-        taken += [(frame.x.start + 6 + 14.0 * i, y - 9) for i in range(len(CEILING_LABEL) // 2 + 4)]
-    places = [frame.at(p.routed_cost_usd_per_1k, p.routed_accuracy) for p in curve]
-    taken += places[:: max(1, len(places) // 24)]
+        lines.append([(frame.x.start, y), (frame.x.end, y)])
+        body.append(line(lines[-1], "reference ceiling"))
+        notes.append(note(f"{CEILING_LABEL} {percent(agreement.agreement.value)}", *lines[-1]))
     if places:
         body.append(line(places, "curve routed"))
-    labels = []
     for evaluation in evaluations:
         candidate, accuracy = evaluation.candidate, evaluation.accuracy
         x, y = frame.at(evaluation.cost_usd_per_1k, accuracy.value)
         if evaluation in shown:
             low, high = frame.y.at(accuracy.low), frame.y.at(accuracy.high)
             body.append(whisker(candidate, x, low, high))
-            taken += [(x, high), (x, (high + y) / 2), (x, (low + y) / 2), (x, low)]
+            lines.append([(x, high), (x, low)])
             labels.append(Label(x, y, candidate, candidate))
         else:
             y = frame.y.start - 12
@@ -78,7 +76,7 @@ def quality_cost_chart(
     if chosen is not None and places:
         x, y = places[chosen]
         body.append(f'<circle id="moving" class="moving" cx="{x}" cy="{y}" r="8"/>')
-    body.append(place_labels(labels, frame, taken=taken))
+    body.append(place_labels([*labels, *notes], frame, lines=lines))
     facts = "; ".join(f"{e.candidate}: {e.accuracy} at {format_usd(e.cost_usd_per_1k)}" for e in evaluations)
     facts += f"; {CEILING_LABEL} {percent(agreement.agreement.value)}" if agreement else ""
     return chart(

@@ -19,42 +19,42 @@ def recommendations(data: ReportData, paths: tuple[PathCost, ...]) -> tuple[str,
 
 def _go_live(data: ReportData, paths: tuple[PathCost, ...]) -> str:
     by_name = {path.candidate: path for path in paths}
-    path, large = by_name.get(data.smallest_passing or ""), by_name.get("large")
+    path, large = by_name.get(data.recommended or ""), by_name.get("large")
     if path is None or path is large:
-        return f"Keep sending every request to the large model.{_nearest(data)}"
-    name = path_name(path.candidate)
+        keep = "Keep sending every request to the large model." if large else "Do not put any of them live."
+        return f"{keep}{_nearest(data)}"
+    name, routed = path_name(path.candidate), data.evaluation("routed")
+    if data.certificate and not data.certificate.issued:
+        first = f"Let the large model answer, with “{name}” in shadow" if large else f"Keep “{name}” back"
+        missing = data.certificate.labels_missing
+        rows = f"about {missing:,} more calibration rows" if missing else "why it was refused stands below"
+        return f"{first}, until a certificate is issued ({rows})."
     if large is None:
         return f"Put “{name}” live. Its saving is unknown: the large model was not measured."
+    live = f"Put “{name}” live"
+    if data.certificate and routed and routed.share("large"):
+        path, live = by_name["routed"], f"{live}, with the large model for what it is not sure of"
     saved = large.monthly_usd(data.requests_per_month) - path.monthly_usd(data.requests_per_month)
     if saved <= 0:
         return "Keep sending every request to the large model: the smaller path saves nothing at today's prices."
     n_requests = count(data.requests_per_month)
-    return f"Put “{name}” live. At {n_requests} requests a month it saves about {format_usd(saved)} a month."
+    return f"{live}. At {n_requests} requests a month it saves about {format_usd(saved)} a month."
 
 
 def _nearest(data: ReportData) -> str:
-    """Say what the smaller path with the fewest failed checks would need; ties go to one that more rows can help."""
-    failed = {v.candidate: v.failed_checks for v in data.verdicts if v.failed_checks and v.candidate != "large"}
-    if not failed:
+    """Say which requirement the nearest smaller path misses by most, and what would help."""
+    verdict = data.verdict(data.focus.candidate)
+    if verdict is None or not verdict.failed_checks:
         return ""
-
-    def distance(candidate: str) -> tuple[int, bool, float]:
-        evaluation = data.evaluation(candidate)
-        hopeless = all(check.more_rows is None for check in failed[candidate])
-        return len(failed[candidate]), hopeless, -(evaluation.accuracy.value if evaluation else 0.0)
-
-    candidate = min(failed, key=distance)
-    check = min(failed[candidate], key=lambda check: check.more_rows is None)
+    check = max(verdict.failed_checks, key=lambda check: check.shortfall)
     advice = f": {check.advice.rstrip('.')}" if check.advice else ""
-    return f" The nearest smaller path, “{path_name(candidate)}”, fails “{check.requirement}”{advice}."
+    return f" The nearest, “{path_name(verdict.candidate)}”, fails “{check.requirement}”{advice}."
 
 
 def _repair(data: ReportData) -> list[str]:
     found = []
     if guarantee_state(data) == "broken":
         found.append("Do not route by confidence yet: the guarantee did not hold on the test rows. Calibrate again.")
-    elif data.certificate is not None and not data.certificate.issued:
-        found.append("Do not route by confidence yet: there are too few labelled rows for a guarantee (see below).")
     if data.leaks is not None and data.leaks.share >= LEAK_WARNING:
         found.append("Remove the test rows that are also training rows, then measure again.")
     return found

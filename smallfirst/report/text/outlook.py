@@ -31,7 +31,7 @@ def _failed_checks(data: ReportData) -> list[str]:
             requirements = " and ".join(f"“{check.requirement}”" for check in failed)
             advice = dict.fromkeys(capitalize_first(check.advice).rstrip(".") + "." for check in failed if check.advice)
             name = capitalize_first(path_name(verdict.candidate))
-            sentences.append(f"{name} would be enough if it met {requirements}. {' '.join(advice)}".strip())
+            sentences.append(f"“{name}” would be enough if it met {requirements}. {' '.join(advice)}".strip())
     return sentences
 
 
@@ -40,7 +40,7 @@ def _accuracy_threshold(data: ReportData) -> list[str]:
     checks = (
         (verdict.candidate, check)
         for verdict in data.verdicts
-        if verdict.candidate in (data.smallest_passing, "small")
+        if verdict.candidate == data.focus.candidate
         for check in verdict.checks
         if check.name == "accuracy_at_least"
     )
@@ -49,36 +49,35 @@ def _accuracy_threshold(data: ReportData) -> list[str]:
             continue
         name, low, now = path_name(candidate), f"{check.estimate.low:.3f}", f"{check.threshold:.3f}"
         if check.passed:
-            sentences.append(f"Up to an accuracy threshold of {low} (now {now}) the {name} would still pass.")
+            sentences.append(f"Up to an accuracy threshold of {low} (now {now}) “{name}” would still pass.")
         else:
             sentences.append(
-                f"With the accuracy threshold at {low} or lower (now {now}) the {name} would pass. "
+                f"With the accuracy threshold at {low} or lower (now {now}) “{name}” would pass. "
                 "Only the people who bear the errors can say whether that is good enough."
             )
     return sentences
 
 
 def _training_rows(data: ReportData) -> list[str]:
-    curve = sorted((p for p in data.learning_curve if p.candidate == "small"), key=lambda p: p.n_rows)
+    name = data.focus.candidate
+    curve = sorted((p for p in data.learning_curve if p.candidate == name), key=lambda p: p.n_rows)
     if len(curve) < 2:
         return []
     before, last = curve[-2:]
     found = forecast(curve, 2 * last.n_rows)
     return [
-        f"From {before.n_rows:,} to {last.n_rows:,} training rows the {path_name('small')} changed by "
+        f"From {before.n_rows:,} to {last.n_rows:,} training rows “{path_name(name)}” changed by "
         f"{signed(last.accuracy.value - before.accuracy.value)} points, to {accurate(last.accuracy)}. "
         f"{'Forecast' if found.accuracy else 'No forecast for twice the rows'}: {found.why}."
     ]
 
 
 def _test_rows(data: ReportData) -> list[str]:
-    small = data.evaluation("small")
-    if small is None or not small.accuracy.n:
-        return []
-    half = (small.accuracy.high - small.accuracy.low) / 2
+    accuracy = data.focus.accuracy
+    half = (accuracy.high - accuracy.low) / 2
     return [
-        f"The accuracy of the small model is known to about ±{half * 100:.1f} points from {small.accuracy.n:,} "
-        f"test rows; {4 * small.accuracy.n:,} would halve that."
+        f"The accuracy of “{path_name(data.focus.candidate)}” is known to about ±{half * 100:.1f} points from "
+        f"{accuracy.n:,} test rows; {4 * accuracy.n:,} would halve that."
     ]
 
 
@@ -94,7 +93,7 @@ def _guarantee(data: ReportData) -> list[str]:
 
 def _prices(data: ReportData, paths: tuple[PathCost, ...]) -> list[str]:
     by_name = {path.candidate: path for path in paths}
-    large, path = by_name.get("large"), by_name.get(data.smallest_passing or "")
+    large, path = by_name.get("large"), by_name.get(data.recommended or "")
     if large is None or path is None or path is large:
         return []
     drop = max_price_drop(path, large)
@@ -114,7 +113,7 @@ def _prices(data: ReportData, paths: tuple[PathCost, ...]) -> list[str]:
 
 
 def _traffic(data: ReportData) -> list[str]:
-    chosen = data.evaluation(data.smallest_passing)
+    chosen = data.evaluation(data.recommended)
     if chosen is None or chosen.candidate == "large" or not chosen.requests_per_s:
         return []
     busy = data.machine.utilisation

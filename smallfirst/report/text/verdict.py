@@ -13,57 +13,60 @@ from smallfirst.report.formats import absolute_points, accurate, capitalize_firs
 
 
 class Headline(NamedTuple):
-    """Heading and first sentence of the page."""
+    """What to do, in one sentence, and the figures that it rests on."""
 
     heading: str
     sentence: str
 
 
 def headline(data: ReportData) -> Headline:
-    """Return the verdict: what answers, how good it is, and what it costs against the large path."""
-    chosen, large = data.smallest_passing, data.evaluation("large")
+    """Return what to do, how good what answers is, and what it costs against the large path."""
+    chosen, large = data.recommended, data.evaluation("large")
     evaluation = data.evaluation(chosen)
     if chosen is None or evaluation is None:
         return _nothing_passes(data)
     quality, cost_usd = _quality(data, evaluation), evaluation.cost_usd_per_1k
     if chosen == "large":
         return Headline(
-            "Keep the API.",
+            "Keep the large model.",
             f"No smaller model meets the requirements. The large model does: it is {quality}, "
             f"at {format_usd(cost_usd)} per 1,000 requests.",
         )
     cost = _cost_against_large(data, evaluation)
     if large is not None and cost_usd >= large.cost_usd_per_1k:
         return Headline(
-            "Keep the API: a smaller model is good enough here, but not cheaper.",
+            "Keep the large model: a smaller one is good enough here, but not cheaper.",
             f"“{capitalize_first(path_name(chosen))}” meets the requirements ({quality}) and costs {cost}.",
         )
     subject = "It" if chosen == FINE_TUNED else capitalize_first(path_role(chosen))
     if chosen == "routed":
         subject = f"With {percent(1 - evaluation.share('large'), digits=0)} of requests answered small, the routed path"
-    return Headline(_heading(chosen), f"{subject} is {quality} and costs {cost}.")
+    return Headline(_heading(data, chosen), f"{subject} is {quality} and costs {cost}.")
 
 
 def _nothing_passes(data: ReportData) -> Headline:
     large, verdict = data.evaluation("large"), data.verdict("large")
     if large is None:
         return Headline(
-            "Nothing meets the requirements.", "No measured path is good enough, and the large model was not measured."
+            "Do not go live yet: nothing meets the requirements.",
+            f"The nearest, “{path_name(data.focus.candidate)}”, is {_quality(data, data.focus)}. "
+            "The large model was not measured.",
         )
     quality = f"{_quality(data, large)}, at {format_usd(large.cost_usd_per_1k)} per 1,000 requests"
     if verdict is not None and not verdict.passed:
         return Headline(
-            "Keep the API for now: nothing meets the requirements.",
+            "Keep the large model for now: nothing meets the requirements.",
             f"The large model does not meet them either; it is {quality}.",
         )
-    sentence = f"No smaller model meets the requirements. The large model is {quality}."
-    comparison = difference(data, FINE_TUNED, "large")
+    sentence = f"The large model is {quality}."
+    comparison = difference(data, data.focus.candidate, "large")
     if comparison is None or comparison.difference.high < 0:
-        return Headline("Keep the API.", sentence)
+        return Headline("Keep the large model: no smaller one meets the requirements.", sentence)
     better = comparison.difference.low > 0
-    result = "the fine-tuned model is right more often" if better else "neither is measurably better"
+    name = path_name(data.focus.candidate)
+    result = f"“{name}” is right more often" if better else f"neither it nor “{name}” is measurably better"
     return Headline(
-        "Keep the API for now: no smaller model meets the requirements.",
+        "Keep the large model for now: no smaller model meets the requirements.",
         f"{sentence} On the {comparison.difference.n:,} requests that both answered, {result}.",
     )
 
@@ -95,16 +98,16 @@ def _cost_against_large(data: ReportData, evaluation: Evaluation) -> str:
 
 
 def comparisons(data: ReportData) -> tuple[str, ...]:
-    """Say how routing does, how the chosen path compares with the large model, and what the small model loses to."""
-    return (*_routing(data), *_against_large(data), *_losses(data))
+    """Say how the recommended path compares with the large model, how routing does, and what the fine-tune loses to."""
+    return (*_against_large(data), *_routing(data), *_losses(data))
 
 
 def _losses(data: ReportData) -> list[str]:
-    found = []
+    found: list[str] = []
+    if data.focus.candidate != FINE_TUNED:
+        return found  # `linear_note` compares it
     rivals = {"large": "the large model"} | {c.name: c.role for c in all_candidates() if c.name != FINE_TUNED}
     for rival, name in rivals.items():
-        if rival == data.smallest_passing and _is_no_language_model(rival):
-            continue  # `linear_note` says it
         comparison = difference(data, FINE_TUNED, rival)
         if comparison is not None and comparison.difference.high < 0:
             gap = comparison.difference
@@ -116,23 +119,24 @@ def _losses(data: ReportData) -> list[str]:
 
 
 def _against_large(data: ReportData) -> list[str]:
-    chosen = data.smallest_passing
+    chosen = data.recommended
     comparison = difference(data, chosen, "large") if chosen not in (None, "large") else None
     if comparison is None:
         return []
-    gap = comparison.difference
+    gap, name = comparison.difference, capitalize_first(path_name(comparison.first))
     if gap.low > 0:
-        return [f"It is right more often than the large model, by {absolute_points(gap)}."]
+        return [f"“{name}” is right more often than the large model, by {absolute_points(gap)}."]
     if gap.high >= 0:
         return [f"No difference from the large model in right answers was found ({points(gap)})."]
-    # For the small model `_losses` says it.
-    return [] if chosen == FINE_TUNED else [f"It is right less often than the large model, by {absolute_points(gap)}."]
+    if chosen == FINE_TUNED:
+        return []  # `_losses` says it
+    return [f"“{name}” alone is right less often than the large model, by {absolute_points(gap)}."]
 
 
 def _routing(data: ReportData) -> list[str]:
     routed, verdict = data.evaluation("routed"), data.verdict("routed")
     certified = data.certificate is not None and data.certificate.issued
-    if routed is None or data.smallest_passing == "routed" or not certified:
+    if routed is None or data.recommended == "routed" or not certified:
         return []
     if routed.share("large"):
         small = percent(1 - routed.share("large"))
@@ -165,8 +169,13 @@ def _is_no_language_model(name: str) -> bool:
     return name in CANDIDATES.names() and not CANDIDATES.get(name).is_language_model
 
 
-def _heading(chosen: str) -> str:
+def _heading(data: ReportData, chosen: str) -> str:
     if chosen == "routed":
-        return "Small first, the large model for the rest."
+        return "Go live: small first, the large model for the rest."
     candidate = CANDIDATES.get(chosen)
-    return candidate.headline or f"{capitalize_first(candidate.role)} is good enough."
+    found = (candidate.headline or f"{candidate.role} is good enough").rstrip(".")
+    found = found[:1].lower() + found[1:]
+    if data.certificate is None or data.certificate.issued:
+        return f"Go live: {found}."
+    first = "Label more rows first" if data.evaluation("large") is None else "Run it beside the large model for now"
+    return f"{first}: {found}, but none of its answers are certified."

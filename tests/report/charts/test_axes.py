@@ -15,6 +15,7 @@ from smallfirst.report.charts.axes import (
     Label,
     Scale,
     log_scale,
+    note,
     place_labels,
     stack_labels,
     text,
@@ -56,6 +57,29 @@ def test_labels_of_one_point_do_not_cover_each_other() -> None:
     drawn = place_labels(labels, FRAME)
     places = re.findall(r'x="([\d.]+)" y="([\d.]+)"', drawn)
     assert len(set(places)) == 2
+
+
+def boxes_of(drawn: str, width: float) -> list[tuple[float, float, float, float]]:
+    """Left, top, right and bottom of each text, from its baseline."""
+    found = re.findall(r'x="([-\d.]+)" y="([-\d.]+)" text-anchor="start">([^<]*)', drawn)
+    return [(float(x), float(y) - 11, float(x) + len(words) * width, float(y) + 4) for x, y, words in found]
+
+
+@given(st.lists(st.tuples(st.floats(60, 340), st.floats(0, 8)), min_size=1, max_size=4), st.floats(60, 220))
+def test_labels_cross_no_line_where_there_is_room(shifts: list[tuple[float, float]], height: float) -> None:
+    # Marks 40 or more apart in height leave room for every label, wherever the line is.
+    points = [(x, 60 + 48 * i + shift) for i, (x, shift) in enumerate(shifts)]
+    ceiling = [(50.0, height), (350.0, height)]
+    labels = [Label(x, y, "small") for x, y in points]
+    drawn = place_labels([*labels, note("a note", *ceiling)], FRAME, lines=[ceiling])
+    boxes = [*boxes_of(drawn, 8.8)[:-1], *boxes_of(drawn, 6.6)[-1:]]
+    assert not [box for box in boxes if box[1] < height < box[3]]
+    assert not [
+        (a, b)
+        for i, a in enumerate(boxes)
+        for b in boxes[:i]
+        if a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+    ]
 
 
 @given(st.lists(st.floats(30, 250), min_size=1, max_size=8))

@@ -21,9 +21,9 @@ def said(data: ReportData) -> str:
 
 def test_the_accuracy_threshold_could_be_moved_so_far(make_report: Make, make_verdict: Build) -> None:
     passing = said(make_report())
-    assert "Up to an accuracy threshold of 0.529 (now 0.700) the fine-tuned small model would still pass." in passing
+    assert "Up to an accuracy threshold of 0.529 (now 0.700) “fine-tuned small model” would still pass." in passing
     failing = said(make_report(verdicts=(make_verdict("small", passed=False),), smallest_passing=None))
-    assert "Fine-tuned small model would be enough if it met “accuracy at least 0.700”. Label 40 more rows." in failing
+    assert "“Fine-tuned small model” would be enough if it met “accuracy at least 0.700”. Label 40 more" in failing
     assert "at 0.529 or lower (now 0.700)" in failing
 
 
@@ -51,10 +51,10 @@ def test_more_rows_are_forecast_or_the_reason_against_it_is_given(make_report: M
         return said(make_report(learning_curve=tuple(points)))
 
     rising = with_curve(0.55, 0.7, 0.76, 0.80)
-    assert "From 2,000 to 4,000 training rows the fine-tuned small model changed by +4.0 points, to 80.0 %" in rising
+    assert "From 2,000 to 4,000 training rows “fine-tuned small model” changed by +4.0 points, to 80.0 %" in rising
     assert "Forecast: 8,000 rows would give about 0.8" in rising
     assert "No forecast for twice the rows: 3 numbers of rows are needed and 2 were measured." in with_curve(0.55, 0.7)
-    assert "training rows the fine-tuned" not in with_curve(0.55)
+    assert "training rows “fine-tuned" not in with_curve(0.55)
 
 
 def test_a_missing_refused_or_broken_guarantee_is_told(make_report: Make, make_certificate: Build) -> None:

@@ -20,7 +20,7 @@ def plain(text: str) -> str:
 
 def test_the_headline_says_who_answers_how_well_and_at_what_cost(make_report: Make) -> None:
     found = headline(make_report())
-    assert found.heading == "The fine-tuned small model is good enough."
+    assert found.heading == "Go live: the fine-tuned small model is good enough."
     assert plain(found.sentence) == (
         "It is right on 87.5 % (52.9 to 97.8) of 8 test requests and costs $0.050 per 1,000 requests "
         "instead of $2.00: 40 times cheaper."
@@ -30,8 +30,8 @@ def test_the_headline_says_who_answers_how_well_and_at_what_cost(make_report: Ma
 @pytest.mark.parametrize(
     ("passing", "failing", "chosen", "heading", "sentence"),
     [
-        (("large",), ("small",), "large", "Keep the API.", "The large model does: it is right on 87.5 %"),
-        ((), ("small", "large"), None, "Keep the API for now: nothing meets the requirements.", "not meet them either"),
+        (("large",), ("small",), "large", "Keep the large model.", "The large model does: it is right on 87.5 %"),
+        ((), ("small", "large"), None, "Keep the large model for now: nothing meets", "not meet them either"),
     ],
 )
 def test_keep_the_api_when_no_smaller_model_passes(
@@ -45,16 +45,21 @@ def test_keep_the_api_when_no_smaller_model_passes(
 ) -> None:
     verdicts = tuple(make_verdict(name, passed=name in passing) for name in (*passing, *failing))
     found = headline(make_report(verdicts=verdicts, smallest_passing=chosen))
-    assert found.heading == heading
+    assert found.heading.startswith(heading)
     assert sentence in plain(found.sentence)
 
 
 @pytest.mark.parametrize(
     ("small", "large", "heading", "end"),
     [
-        ("ccccfffc", "ccccfffc", "Keep the API for now: no smaller model", "neither is measurably better."),
-        ("ccccffff", "ffffcccc", "Keep the API for now: no smaller model", "the fine-tuned model is right more often."),
-        ("ffffcccc", "ccccffff", "Keep the API.", "per 1,000 requests."),
+        ("ccccfffc", "ccccfffc", "Keep the large model for now: no smaller model", "is measurably better."),
+        (
+            "ccccffff",
+            "ffffcccc",
+            "Keep the large model for now: no smaller",
+            "“fine-tuned small model” is right more often.",
+        ),
+        ("ffffcccc", "ccccffff", "Keep the large model: no smaller one", "per 1,000 requests."),
     ],
 )
 def test_the_api_is_not_called_better_where_nothing_shows_it(
@@ -71,7 +76,7 @@ def test_keep_the_api_when_the_small_model_is_good_enough_but_dearer(make_report
     small = make_evaluation("small", "cccfffff", cost_usd_per_1k=3.0)
     large = make_evaluation("large", "ccccfffc", cost_usd_per_1k=2.0)
     found = headline(make_report(evaluations=(small, large)))
-    assert found.heading == "Keep the API: a smaller model is good enough here, but not cheaper."
+    assert found.heading == "Keep the large model: a smaller one is good enough here, but not cheaper."
     assert "$3.00 per 1,000 requests, more than the large path's $2.00" in found.sentence
 
 
@@ -93,7 +98,7 @@ def test_costs_are_compared_with_the_large_path(
 def test_a_routed_path_that_passes_is_the_headline(make_report: Make, make_verdict: Build) -> None:
     data = make_report(verdicts=(make_verdict("routed", passed=True),), smallest_passing="routed")
     found = headline(data)
-    assert found.heading == "Small first, the large model for the rest."
+    assert found.heading == "Go live: small first, the large model for the rest."
     assert plain(found.sentence).startswith("With 75 % of requests answered small, the routed path is right on 87.5 %")
     assert not [sentence for sentence in comparisons(data) if sentence.startswith("Routed")]
     small, large, routed = make_report().evaluations
@@ -103,6 +108,22 @@ def test_a_routed_path_that_passes_is_the_headline(make_report: Make, make_verdi
     sentence = plain(comparisons(everything.model_copy(update={"smallest_passing": None}))[0])
     assert sentence.startswith("Routed, every request stays small, 75.0 % of them covered by the certificate")
     assert sentence.endswith("It does not meet the requirements.")
+
+
+def test_who_is_not_certified_does_not_go_live_alone(make_report: Make, make_certificate: Build) -> None:
+    refused = make_certificate(issued=False, why="Too few labels.", threshold=1.1)
+    reason = ": the fine-tuned small model is good enough, but none of its answers are certified."
+    beside = make_report(certificate=refused)
+    assert headline(beside).heading == f"Run it beside the large model for now{reason}"
+    alone = make_report(certificate=refused, evaluations=beside.evaluations[:1])
+    assert headline(alone).heading == f"Label more rows first{reason}"
+
+
+def test_without_a_large_model_nothing_is_kept(make_report: Make, make_verdict: Build) -> None:
+    failing, small = make_verdict("small", passed=False), make_report().evaluations[0]
+    found = headline(make_report(evaluations=(small,), verdicts=(failing,), smallest_passing=None))
+    assert found.heading == "Do not go live yet: nothing meets the requirements."
+    assert found.sentence.startswith("The nearest, “fine-tuned small model”, is right on 87.5")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +142,7 @@ def test_a_linear_model_that_passes_is_enough(
     evaluations = (make_evaluation("words", linear or "cccfffff", cost_usd_per_1k=0.001), *others)
     verdicts = (make_verdict("words", passed=True), make_verdict("small", passed=True))
     data = make_report(evaluations=evaluations, verdicts=verdicts, smallest_passing="words")
-    assert headline(data).heading == "A linear model is enough here."
+    assert headline(data).heading == "Go live: a linear model is enough here."
     assert end in linear_note(data)
     assert linear_note(make_report()) == ""
 
@@ -138,7 +159,7 @@ def test_a_fine_tune_that_is_worse_than_a_linear_model_is_said_so_once(
 
 
 def test_the_paths_are_compared_in_words(make_report: Make, make_evaluation: Build, make_certificate: Build) -> None:
-    routed, none = map(plain, comparisons(make_report()))
+    none, routed = map(plain, comparisons(make_report()))
     assert routed == (
         "Routed, 75.0 % of requests stay small and the rest goes to the large model: right on 87.5 % (52.9 to 97.8), "
         "$0.55 per 1,000 requests instead of $2.00: 3.6 times cheaper."
@@ -158,4 +179,4 @@ def test_the_paths_are_compared_in_words(make_report: Make, make_evaluation: Bui
             )
         )
     )
-    assert gain.startswith("It is right more often than the large model, by 100.0 points")
+    assert gain.startswith("“Fine-tuned small model” is right more often than the large model, by 100.0 points")
