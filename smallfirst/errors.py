@@ -157,6 +157,10 @@ class PriceUnknown(SmallfirstError):
     """No price for a model: unknown is an error, never zero."""
 
 
+class SpendingLimitReached(SmallfirstError):
+    """The next answer might cost more than may be spent."""
+
+
 class ModelError(SmallfirstError):
     """A model gave no usable answer. `reason` says why in words for clients: no address, path or content."""
 

@@ -20,16 +20,25 @@ from smallfirst.progress import Progress
 @RESUME
 @click.option("--report", "report_path", type=PATH, help="Copy the report here.")
 @click.option("--despite-check", is_flag=True, help="Run although the check of the rows says NO.")
-def run(task_yaml: Path, as_json: bool, resume: bool, report_path: Path | None, despite_check: bool) -> None:
+@click.option("--max-usd", type=float, help="Most that the large model's answers may cost, instead of large.max_usd.")
+def run(
+    task_yaml: Path,
+    as_json: bool,
+    resume: bool,
+    report_path: Path | None,
+    despite_check: bool,
+    max_usd: float | None,
+) -> None:
     """The whole path: train, measure, gate, promote, certify, report."""
     from smallfirst.pipeline import run as pipeline
     from smallfirst.pipeline.summary import RunError, RunSummary, format_summary
 
     error: Exception | None
     try:
-        outcome, error = pipeline.try_run(
-            load_task_file(task_yaml), progress=Progress(), resume=resume, despite_check=despite_check
-        )
+        file = load_task_file(task_yaml)
+        if max_usd is not None:
+            file = file.with_max_usd(max_usd)
+        outcome, error = pipeline.try_run(file, progress=Progress(), resume=resume, despite_check=despite_check)
     except SmallfirstError as wrong:
         outcome, error = RunSummary(task=str(task_yaml), error=RunError.of(wrong)), wrong
     if report_path and outcome.report:

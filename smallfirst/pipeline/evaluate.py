@@ -11,6 +11,7 @@ from smallfirst.models.protocol import Model, Request
 from smallfirst.models.wrappers import OpenEndedReplay
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads
 from smallfirst.pipeline.large_model import recorded_answers, recorded_open_answers
+from smallfirst.pipeline.preflight.large_model import forecast_large
 from smallfirst.pipeline.retention import measure_retention
 from smallfirst.pipeline.router_setup import cascade_stages, load_ood_detector, routing_rules, split_open_ended
 from smallfirst.pipeline.summary import OpenEndedRouting
@@ -98,6 +99,8 @@ def _n_probes(project: Project, split: str) -> int:
 
 async def _evaluate_large(project: Project, run_folder: RunFolder) -> None:
     assert project.file.large is not None
+    expected = forecast_large(project.file, project.task, project.rows)
+    project.progress.log(f"large model: {expected.in_words if expected else 'not asked'}")
     large = await recorded_answers(project.file, project.task, project.rows, progress=project.progress)
     for split in ("calibration", "test"):
         data = sample_rows(getattr(project.rows, split), project.file.large.sample(split))

@@ -2,17 +2,20 @@
 
 Answers to labelled rows are always recorded and replayed: a row is asked and paid for once, an interrupted evaluation
 continues where it stopped, and the Router is measured on the answers that the large model was measured on.
+
+A cap that is never exceeded needs a bound before an answer is there: each byte of the prompt is taken for a token, and
+the answer for as long as it may be.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import smallfirst
-from smallfirst.data.dataset import Dataset, sample_rows
+from smallfirst.data.dataset import Dataset, Message, sample_rows
 from smallfirst.errors import ConfigError
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.engines import selection as engines
@@ -20,8 +23,10 @@ from smallfirst.models.engines.engine import ModelSource
 from smallfirst.models.few_shot import NearestShots, PromptedModel, fixed_shots
 from smallfirst.models.linear.sentence_encoder import SentenceEncoder
 from smallfirst.models.protocol import Model, Request
-from smallfirst.models.recorded.record import record
-from smallfirst.models.recorded.replay import ReplayModel
+from smallfirst.models.recorded.record import Spending, record
+from smallfirst.models.recorded.replay import ReplayModel, read_recording
+from smallfirst.models.recorded.spending_cap import SpendingCap
+from smallfirst.models.remote.model import is_priced_by_tokens
 from smallfirst.paths import home
 from smallfirst.progress import Progress
 from smallfirst.project.rows import Rows
@@ -29,10 +34,14 @@ from smallfirst.project.task_file import LargeConfig, TaskFile
 from smallfirst.records import fingerprint
 from smallfirst.tasks.task import Task
 
-_NOT_ASKED = {"recorded", "recorded_open", "sample_calibration", "sample_test", "sample_ceiling"}
+_NOT_ASKED = {"recorded", "recorded_open", "sample_calibration", "sample_test", "sample_ceiling", "max_usd"}
 """Settings that do not change the requests."""
 SECOND_ANSWER_TEMPERATURE = 0.7
 """Temperature of second answers, which measure self-agreement."""
+TOKENS_AROUND_PROMPT, TOKENS_AROUND_MESSAGE = 128, 16
+"""Tokens that a chat template may add; the usual ones add about a quarter of that."""
+GGUF_AT_ONCE, GGUF_TIMEOUT_S, GGUF_RETRIES = 2, 300.0, 1
+"""How `general_model` runs a GGUF file."""
 
 
 def general_model(
@@ -62,7 +71,7 @@ def general_source(task_file: TaskFile, *, download: bool = True) -> ModelSource
     return source._replace(location=weights, name=engine.model.split("/")[-1])
 
 
-def prompted_model(task_file: TaskFile, task: Task, train: Dataset) -> Model:
+def prompted_model(task_file: TaskFile, task: Task, train: Dataset) -> PromptedModel:
     """Return the general model with the task's prompt: label list, and solved examples from the training rows."""
     large = _config(task_file)
     selector, shots = None, fixed_shots(train, task, large.shots_per_label)
@@ -76,6 +85,22 @@ def prompted_model(task_file: TaskFile, task: Task, train: Dataset) -> Model:
     return PromptedModel(inner, task, shots=shots, selector=selector, max_tokens=task.max_answer_tokens)
 
 
+def worst_usd(task_file: TaskFile, model: PromptedModel) -> Callable[[str], float]:
+    """Return the function from a text to the most that one answer of `model` to it may cost. Raise PriceUnknown."""
+    endpoint, prices = _config(task_file).endpoint, task_file.prices
+    if endpoint is not None and is_priced_by_tokens(endpoint, prices):
+        price, url = prices.token_cost_usd, endpoint.base_url
+        return lambda text: price(
+            endpoint.model, _max_tokens(model.messages(text)), model.max_answer_tokens, api_url=url
+        )
+    timeout_s, retries = GGUF_TIMEOUT_S, GGUF_RETRIES
+    if endpoint is not None:
+        timeout_s, retries = endpoint.timeout_s, endpoint.max_retries
+    # Each try may wait to be sent and to be let in, the last one for the first byte and for the rest.
+    longest = prices.machine.cost_usd(2 * timeout_s * (retries + 1))
+    return lambda text: longest
+
+
 async def recorded_answers(
     task_file: TaskFile, task: Task, rows: Rows, *, progress: Progress, parts: Sequence[str] = ("calibration", "test")
 ) -> ReplayModel:
@@ -83,14 +108,16 @@ async def recorded_answers(
     large = _config(task_file)
     if large.recorded and task_file.path(large.recorded).exists():
         return ReplayModel.load(task_file.path(large.recorded))
-    path = task_file.path(large.recorded) if large.recorded else _own_recording(task_file, task)
+    path = recording_path(task_file, task)
     wanted = [e for part in parts for e in sample_rows(getattr(rows, part), large.sample(part)).examples]
     requests = [Request(messages=example.messages) for example in wanted]
     model = prompted_model(task_file, task, rows.train)
     if large.gguf and requests and not path.exists():
         await model.complete(requests[0])  # loading and the first prompt are no request's latency
     with progress.bar(f"asking {model.name}", len(requests)) as update:
-        await record(model, requests, path, header=_header(task_file, task, rows), progress=update)
+        header = _header(task_file, task, rows)
+        spending = _spending(task_file, task, model)
+        await record(model, requests, path, header=header, progress=update, spending=spending)
     await model.aclose()
     return ReplayModel.load(path)
 
@@ -98,8 +125,7 @@ async def recorded_answers(
 async def second_answers(task_file: TaskFile, task: Task, rows: Rows, *, progress: Progress) -> ReplayModel | None:
     """Return second answers to some test rows at SECOND_ANSWER_TEMPERATURE; None if no model can be asked."""
     large = _config(task_file)
-    first = task_file.path(large.recorded) if large.recorded else _own_recording(task_file, task)
-    path = first.with_name(f"{first.stem}-again.jsonl")
+    path = second_recording_path(task_file, task)
     if large.general_engine:
         wanted = sample_rows(rows.test, n_second_answers(task_file)).examples
         requests = [Request(messages=e.messages, temperature=SECOND_ANSWER_TEMPERATURE, seed=1) for e in wanted]
@@ -107,7 +133,8 @@ async def second_answers(task_file: TaskFile, task: Task, rows: Rows, *, progres
         header = _header(task_file, task, rows)
         header["settings"] = header["settings"] | {"temperature": SECOND_ANSWER_TEMPERATURE, "seed": 1}
         with progress.bar(f"asking {model.name} again", len(requests)) as update:
-            await record(model, requests, path, header=header, progress=update)
+            spending = _spending(task_file, task, model)
+            await record(model, requests, path, header=header, progress=update, spending=spending)
         await model.aclose()
     return ReplayModel.load(path) if path.exists() else None
 
@@ -146,12 +173,37 @@ def _settings(large: LargeConfig) -> dict[str, Any]:
     return large.model_dump(mode="json", exclude=_NOT_ASKED | unused)
 
 
-def _own_recording(task_file: TaskFile, task: Task) -> Path:
-    """Return the file of answers if task.yaml names none: one for each combination of model and prompt."""
-    asked = _settings(_config(task_file))
+def recording_path(task_file: TaskFile, task: Task) -> Path:
+    """Return the file of answers: the one that task.yaml names, else one for each combination of model and prompt."""
+    large = _config(task_file)
+    if large.recorded:
+        return task_file.path(large.recorded)
+    asked = _settings(large)
     told = [message.model_dump() for message in task.instructions(())]
     way = fingerprint([asked, told, task.answer_schema(), task.max_answer_tokens])
     return home() / "recordings" / task.name / f"{way}.jsonl"
+
+
+def second_recording_path(task_file: TaskFile, task: Task) -> Path:
+    """Return the file of second answers, beside that of the first ones."""
+    first = recording_path(task_file, task)
+    return first.with_name(f"{first.stem}-again.jsonl")
+
+
+def _spending(task_file: TaskFile, task: Task, model: PromptedModel) -> Spending | None:
+    """Return the limit on what answers may cost, those that are recorded already included; None without one."""
+    most = _config(task_file).max_usd
+    if most is None:
+        return None
+    paths = (recording_path(task_file, task), second_recording_path(task_file, task))
+    spent = sum(answer.cost_usd for path in paths if path.exists() for answer in read_recording(path)[1])
+    return Spending(SpendingCap(most, spent), worst_usd(task_file, model))
+
+
+def _max_tokens(messages: Sequence[Message]) -> int:
+    """Return a number of tokens that no tokenizer in use exceeds: one a byte, and what a chat template adds."""
+    n_bytes = sum(len(message.content.encode()) for message in messages)
+    return n_bytes + TOKENS_AROUND_MESSAGE * len(messages) + TOKENS_AROUND_PROMPT
 
 
 def _header(task_file: TaskFile, task: Task | None, rows: Rows) -> dict[str, Any]:

@@ -81,6 +81,8 @@ def try_run(
         warning = f"; run despite it: {'; '.join(stops)}" if stops else ""
         estimate = f"; the fine-tune takes {found.needs.short_summary}" if found.needs else ""
         project.progress.log(f"check: {found.verdict} ({len(project.rows.train)} rows to train on){warning}{estimate}")
+        if found.large is not None and found.large.n:
+            project.progress.log(f"large model, after training: {found.large.in_words}")
         run_folder = train_stage(project, resume=resume)
         evaluate_stage(project, run_folder)
         gate_and_release(project, run_folder)

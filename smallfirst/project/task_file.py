@@ -136,6 +136,8 @@ class LargeConfig(Record):
     """Number of test rows to ask, drawn by content hash; None asks all."""
     sample_ceiling: int = pydantic.Field(default=0, ge=0)
     """Number of these to ask a second time, to measure the large model's agreement with itself."""
+    max_usd: float | None = pydantic.Field(default=None, gt=0)
+    """Most that its answers to the rows may cost in all, earlier runs included; a run stops before it spends more."""
 
     def sample(self, split: str) -> int | None:
         """Return how many rows of a split are asked; None means all."""
@@ -294,6 +296,13 @@ class TaskFile(Record):
         teacher = self.small.teacher
         local = self.path(Path(teacher.base)) if teacher else None
         return teacher.model_copy(update={"base": str(local)}) if teacher and local and local.is_dir() else teacher
+
+    def with_max_usd(self, max_usd: float) -> TaskFile:
+        """Return the file with another `large.max_usd`. Raise ConfigError if it is not above 0, or nothing is asked."""
+        if self.large is None or max_usd <= 0:
+            wrong = "it must be above 0" if self.large else "task.yaml names no large model"
+            raise ConfigError(f"--max-usd {max_usd:g}: {wrong}", hint="smallfirst run without --max-usd")
+        return self.model_copy(update={"large": self.large.model_copy(update={"max_usd": max_usd})})
 
     def path(self, relative: Path) -> Path:
         """Return a path of the file, resolved against its folder."""

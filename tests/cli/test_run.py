@@ -40,3 +40,21 @@ def test_a_run_that_fails_prints_its_record_all_the_same(
         assert Path(record["report"]).exists()
         assert "words may not go live; it came nearest\nwords: FAIL" in record["error"]["message"]
         assert "0.850" in record["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("large", "max_usd", "message"),
+    [
+        ("", "1", "ConfigError: --max-usd 1: task.yaml names no large model"),
+        ('large: {endpoint: {base_url: "http://localhost:1/v1", model: big}}\n', "0", "it must be above 0"),
+        ('large: {endpoint: {base_url: "http://localhost:1/v1", model: big}}\n', "0.01", "above large.max_usd, $0.01"),
+    ],
+)
+def test_a_run_that_would_cost_more_than_allowed_ends_before_training(
+    desk_folder: Path, large: str, max_usd: str, message: str
+) -> None:
+    prices = "prices: {tokens: {big: {input_usd_per_mtok: 1000, output_usd_per_mtok: 1000}}}\n"
+    (desk_folder / "task.yaml").write_text("name: desk\ndata: {train: train.jsonl}\n" + large + prices)
+    result = call("run", desk_folder, "--max-usd", max_usd)
+    assert message in failed(result, 1 if "above large" in message else 2)
+    assert not list(desk_folder.rglob("events.jsonl"))

@@ -26,9 +26,6 @@ MIN_CLASS_ROWS = 5
 """Fewer rows of a label cannot be learned and measured at once."""
 MAX_IMBALANCE = 10
 """Largest over smallest class from which the imbalance is worth saying."""
-MIN_CERTIFICATE_ROWS = 60
-"""Fewer validation rows leave no room for a single error under a 5 % promise."""
-MAX_ERROR_RATE = 0.05
 
 _LARGE = 0.05
 _REPEATS_RULE = {
@@ -75,7 +72,7 @@ def check(
         *_models_labels(splits),
         *shared,
     ]
-    found += [*_classes(train), *_unseen_labels(splits), *_certificate(validation)]
+    found += [*_classes(train), *_unseen_labels(splits)]
     found += lengths.find_long_rows(splits, tokens) if tokens else []
     return CheckReport(
         findings=_gravest_first(found),
@@ -233,18 +230,3 @@ def _unseen_labels(splits: dict[str, Dataset]) -> Iterator[Finding]:
                 "a label that was never shown cannot be answered: add train rows, or drop it",
                 [Location(e.path, e.line, _shown_answer(e)) for e in reversed(unseen.values())],
             )
-
-
-def _certificate(validation: Dataset | None) -> Iterator[Finding]:
-    n = len(validation) if validation else 0
-    if n < MIN_CERTIFICATE_ROWS:
-        from smallfirst.stats.sample_size import (
-            rows_for_upper_bound,  # scipy: half a second that a failing load never pays
-        )
-
-        yield make_finding(
-            "note",
-            f"validation rows: {n}, too few to promise at most {MAX_ERROR_RATE:.0%} errors",
-            f"that takes at least {rows_for_upper_bound(0.0, MAX_ERROR_RATE)} labels with no error among them",
-            n=n,
-        )

@@ -22,7 +22,7 @@ from smallfirst.files import write_atomically
 from smallfirst.improvement.labelling.answer_log import AnswerLog, LabelRequest
 from smallfirst.improvement.labelling.options import LabelOptions
 from smallfirst.improvement.labelling.plan import LabelPlan
-from smallfirst.improvement.labelling.requests import BudgetTracker, LabelRequests
+from smallfirst.improvement.labelling.requests import LabelRequests
 from smallfirst.improvement.labelling.result import (
     CostEstimate,
     LabellingResult,
@@ -33,6 +33,7 @@ from smallfirst.improvement.labelling.result import (
 )
 from smallfirst.improvement.labelling.teacher import Teacher, large_model_teacher, local_teacher
 from smallfirst.models.recorded.replay import read_recording
+from smallfirst.models.recorded.spending_cap import SpendingCap
 from smallfirst.paths import home
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
@@ -75,7 +76,7 @@ class _Run:
     ) -> None:
         self.project, self.plan, self.options, self.teacher, self.log = project, plan, options, teacher, log
         self.paid_before_usd = log.paid_usd(plan.requests)
-        budget = BudgetTracker(options.cap_usd, self.paid_before_usd + log.lost_usd(plan.requests))
+        budget = SpendingCap(options.cap_usd, self.paid_before_usd + log.lost_usd(plan.requests))
         self.sender = LabelRequests(teacher, log, budget, max_tokens=project.task.max_answer_tokens)
         self.price = CostEstimate(n_answers=0, usd_each=0.0, max_usd=0.0, judged_by="nothing")
 

@@ -1,30 +1,22 @@
-"""Who labels: the large path of a task file, what decides on its answers, and the most that one of them can cost.
-
-A cap that is never exceeded needs a bound before the answer is there: each byte of the prompt is taken for a token, and
-the answer for as long as it may be.
-"""
+"""Who labels: the large path of a task file, or a local model, and what decides on its answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from smallfirst.data.dataset import Dataset, Message
-from smallfirst.errors import ConfigError, PriceUnknown
+from smallfirst.errors import ConfigError
 from smallfirst.models.few_shot import PromptedModel, fixed_shots
 from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.protocol import Model
-from smallfirst.pipeline.large_model import prompted_model
+from smallfirst.pipeline.large_model import GGUF_AT_ONCE, prompted_model, worst_usd
 from smallfirst.project.task_file import LargeConfig, TaskFile
 from smallfirst.records import fingerprint
 from smallfirst.tasks.task import Task
 
-TOKENS_AROUND_PROMPT, TOKENS_AROUND_MESSAGE = 128, 16
-"""Tokens that a chat template may add; the usual ones add about a quarter of that."""
-GGUF_AT_ONCE, GGUF_TIMEOUT_S, GGUF_RETRIES = 2, 300.0, 1
-"""How `large.general_model` runs a GGUF file."""
 LOCAL_AT_ONCE, LOCAL_TIMEOUT_S = 32, 60.0
 """Texts that a model of our own reads side by side, and seconds that one of them surely does not take."""
 
@@ -64,7 +56,7 @@ def large_model_teacher(file: TaskFile, task: Task, train: Dataset) -> Teacher:
         model=model,
         prompt_fingerprint=fingerprint(decides),
         prompt=tuple(prompt),
-        worst_usd=_worst_usd(file, large, model, task.max_answer_tokens),
+        worst_usd=worst_usd(file, model),
         max_concurrency=large.endpoint.max_concurrency if large.endpoint else GGUF_AT_ONCE,
     )
 
@@ -93,38 +85,7 @@ def local_teacher(folder: Path, file: TaskFile, task: Task) -> Teacher:
     )
 
 
-def max_tokens(messages: Sequence[Message]) -> int:
-    """Return a number of tokens that no tokenizer in use exceeds: one a byte, and what a chat template adds."""
-    n_bytes = sum(len(message.content.encode()) for message in messages)
-    return n_bytes + TOKENS_AROUND_MESSAGE * len(messages) + TOKENS_AROUND_PROMPT
-
-
 def _settings(large: LargeConfig) -> dict[str, Any]:
     if large.endpoint is not None:
         return {"nearest": large.nearest, **large.endpoint.model_dump(include={"base_url", "extra_body"})}
     return {"nearest": large.nearest, "gguf": large.gguf, "only_labels": large.only_labels}
-
-
-def _worst_usd(file: TaskFile, large: LargeConfig, model: PromptedModel, n_written: int) -> Callable[[str], float]:
-    endpoint = large.endpoint
-    if endpoint is not None and _is_paid_by_tokens(file, large):
-        price, url = file.prices.token_cost_usd, endpoint.base_url
-        return lambda text: price(model.name, max_tokens(model.messages(text)), n_written, api_url=url)
-    timeout_s, retries = GGUF_TIMEOUT_S, GGUF_RETRIES
-    if endpoint is not None:
-        timeout_s, retries = endpoint.timeout_s, endpoint.max_retries
-    # Each try may wait to be sent and to be let in, the last one for the first byte and for the rest.
-    longest = file.prices.machine.cost_usd(2 * timeout_s * (retries + 1))
-    return lambda text: longest
-
-
-def _is_paid_by_tokens(file: TaskFile, large: LargeConfig) -> bool:
-    """As EndpointModel decides it, which has refused an unknown price already."""
-    endpoint = large.endpoint
-    if endpoint is None or endpoint.priced_by == "machine":
-        return False
-    try:
-        file.prices.source(endpoint.model, api_url=endpoint.base_url)
-    except PriceUnknown:
-        return False
-    return True

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from smallfirst.errors import BadAnswer, DataError, SmallfirstError
+from smallfirst.errors import BadAnswer, DataError, SmallfirstError, SpendingLimitReached
 from smallfirst.files import write_atomically
-from smallfirst.models.protocol import Model, Request
+from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.models.recorded.replay import MEASURED, RecordedAnswer, RecordingHeader, read_recording, request_key
+from smallfirst.models.recorded.spending_cap import SpendingCap
+from smallfirst.pricing import format_usd
 from smallfirst.progress import ProgressCallback, no_progress
 from smallfirst.records import parse_record
+
+CONCURRENCY = 2
+"""Requests in flight."""
+
+
+class Spending(NamedTuple):
+    """What answers may cost."""
+
+    cap: SpendingCap
+    worst_usd: Callable[[str], float]
+    """Most that one answer to a text may cost."""
 
 
 async def record(
@@ -22,12 +35,14 @@ async def record(
     path: Path,
     *,
     header: dict[str, Any],
-    concurrency: int = 2,
+    concurrency: int = CONCURRENCY,
     progress: ProgressCallback = no_progress,
+    spending: Spending | None = None,
 ) -> int:
     """Append the answers that `path` lacks and return their number; equal requests are sent once.
 
-    A BadAnswer is skipped and raised at the end. Raise DataError if `path` is of another model or other settings.
+    A BadAnswer is skipped and raised at the end. Raise DataError if `path` is of another model or other settings,
+    SpendingLimitReached before a request that might cost more than `spending` allows.
     """
     wanted = {request_key(request): request for request in requests}
     known = _prepare(path, model, header, set(wanted))
@@ -42,7 +57,7 @@ async def record(
             if fatal:
                 return
             try:
-                completion = await model.complete(request)
+                completion = await _complete(model, request, spending)
             except BadAnswer as error:
                 bad.append(error)
                 continue
@@ -69,6 +84,25 @@ async def record(
             hint="run the same command again to send only those",
         )
     return n_done - n_known
+
+
+async def _complete(model: Model, request: Request, spending: Spending | None) -> Completion:
+    if spending is None:
+        return await model.complete(request)
+    paid_usd = worst_usd = spending.worst_usd(request.text)
+    reserved_usd = await spending.cap.reserve(worst_usd)
+    if reserved_usd is None:
+        spent, most = format_usd(spending.cap.spent_usd), format_usd(spending.cap.cap_usd or 0.0)
+        raise SpendingLimitReached(
+            f"{spent} is spent and the next answer may cost up to {format_usd(worst_usd)}: large.max_usd is {most}",
+            hint="raise large.max_usd and run the same command again: the answers so far are kept",
+        )
+    try:
+        completion = await model.complete(request)
+        paid_usd = completion.cost_usd
+        return completion
+    finally:
+        await spending.cap.release(reserved_usd, paid_usd)
 
 
 def _prepare(path: Path, model: Model, header: dict[str, Any], wanted: set[str]) -> set[str]:

@@ -74,7 +74,7 @@ class EndpointModel:
         """Connect to nothing yet; `api_key` is for servers this program starts. Raise ConfigError, PriceUnknown."""
         self.config = config
         self._prices = prices
-        self._by_tokens = _is_priced_by_tokens(config, prices)
+        self._by_tokens = is_priced_by_tokens(config, prices)
         key = api_key or _key_from_environment(config)
         self._parser = ResponseParser(config.base_url, config.model, config.api_key_env, key)
         self._client = EndpointClient(
@@ -224,7 +224,8 @@ def _normalized(vector: list[float]) -> list[float]:
     return [value / length for value in vector] if length else vector
 
 
-def _is_priced_by_tokens(config: EndpointConfig, prices: PriceBook) -> bool:
+def is_priced_by_tokens(config: EndpointConfig, prices: PriceBook) -> bool:
+    """Return True if tokens are paid, False if machine time is. Raise PriceUnknown if a hosted model has no price."""
     if config.priced_by == "machine":
         return False
     try:

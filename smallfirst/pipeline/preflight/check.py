@@ -1,4 +1,4 @@
-"""The check stage: problems of the rows, their lengths, and the time, memory and cost of the fine-tune.
+"""The check stage: problems of the rows, what gate and certificate can show, time, memory and cost of the run.
 
 Nothing is downloaded: if the base model is not on this machine, lengths are estimated and the rest is unknown. Ten
 thousand rows take seconds, most of them to load PyTorch.
@@ -21,6 +21,13 @@ from smallfirst.models.base_size import BaseSize, read_base_size
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.local.tokenizer import Tokenizer, load_tokenizer
 from smallfirst.paths import home
+from smallfirst.pipeline.preflight.certificate import (
+    CertificateForecast,
+    certificate_findings,
+    forecast_certificate,
+)
+from smallfirst.pipeline.preflight.gate import ThresholdForecast, forecast_gate, gate_findings
+from smallfirst.pipeline.preflight.large_model import LargeForecast, forecast_large, large_findings
 from smallfirst.pricing import PriceBook
 from smallfirst.project.candidates import project_candidates
 from smallfirst.project.project import Project, shown_as
@@ -54,6 +61,12 @@ class PreflightReport(Record):
     """Estimate of the fine-tune; None if it cannot be estimated yet."""
     unknown: str
     """Why it cannot be estimated, and what to do; empty if it is."""
+    gate: tuple[ThresholdForecast, ...] = ()
+    """What the test rows can show of each threshold of the gate."""
+    certificate: CertificateForecast | None = None
+    """What the calibration rows can show of the guarantee."""
+    large: LargeForecast | None = None
+    """What asking the large model takes; None without one."""
     more_rows: tuple[str, ...] = ()
     """How accuracy grows with rows; only on request."""
 
@@ -65,8 +78,19 @@ class PreflightReport(Record):
     @property
     def in_words(self) -> str:
         """The report as text for the terminal."""
-        needs = self.needs.in_words if self.needs else [f"time and memory of the fine-tune: unknown, {self.unknown}"]
-        return "\n".join([format_report(self.rows), *needs, *self.more_rows])
+        needs = self.needs.in_words if self.needs else []
+        if self.unknown:
+            needs = [f"time and memory of the fine-tune: unknown, {self.unknown}"]
+        return "\n".join([format_report(self.rows), *self._forecasts, *needs, *self.more_rows])
+
+    @property
+    def _forecasts(self) -> Iterator[str]:
+        """Yield a line for each forecast that is not a finding already."""
+        yield from (f"gate: {one.in_words}" for one in self.gate if one.reachable)
+        if self.certificate and self.certificate.reachable:
+            yield f"certificate: {self.certificate.in_words}"
+        if self.large:
+            yield f"large model: {self.large.in_words}"
 
     @property
     def in_json(self) -> str:
@@ -98,9 +122,20 @@ def check_stage(project: Project, *, curve: bool = False) -> PreflightReport:
     if base.size is not None and encoded.get("train"):
         needs, unknown = _needs(project, base.size, encoded)
         report = report.with_findings(_too_large(needs, base.size, config, rows.train))
-    report = report.with_findings(_not_counted(rows))
+    gate, certificate = forecast_gate(project), forecast_certificate(project)
+    large = forecast_large(project.file, project.task, rows)
+    report = report.with_findings([*gate_findings(gate), *certificate_findings(certificate)])
+    report = report.with_findings([*large_findings(project.file, large), *_not_counted(rows)])
     lines = tuple(learning_curve_lines(project)) if curve else ()
-    return PreflightReport(rows=report, needs=needs, unknown=unknown, more_rows=lines)
+    return PreflightReport(
+        rows=report,
+        needs=needs,
+        unknown=unknown,
+        gate=gate,
+        certificate=certificate,
+        large=large,
+        more_rows=lines,
+    )
 
 
 def _not_counted(rows: Rows) -> Iterator[Finding]:

@@ -38,7 +38,7 @@ class Looks(Record):
 def count_look(path: Path, rows: Collection[str], trial: str) -> int:
     """Return the number of this look, and record it in the file `path` unless it is there."""
     with locked(path.with_suffix(".lock")):
-        earlier = Looks.load(path).looks if path.exists() else ()
+        earlier = _read(path)
         for one in earlier:
             if one.trial == trial:
                 return one.number
@@ -46,6 +46,15 @@ def count_look(path: Path, rows: Collection[str], trial: str) -> int:
         new = Look(number=number, trial=trial, rows=tuple(sorted(rows)))
         Looks(looks=(*earlier, new)).save(path)
     return number
+
+
+def next_look(path: Path, rows: Collection[str]) -> int:
+    """Return the number that the next new certificate on these rows would have; nothing is recorded."""
+    return 1 + _n_connected(_read(path), set(rows))
+
+
+def _read(path: Path) -> tuple[Look, ...]:
+    return Looks.load(path).looks if path.exists() else ()
 
 
 def _n_connected(earlier: Sequence[Look], rows: set[str]) -> int:

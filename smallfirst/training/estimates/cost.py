@@ -105,7 +105,7 @@ class TrainingEstimate(Record):
 
     @property
     def short_summary(self) -> str:
-        return f"about {_times(self.seconds)}, {self._gigabytes}"
+        return f"about {format_seconds(self.seconds)}, {self._gigabytes}"
 
     @property
     def in_words(self) -> list[str]:
@@ -113,7 +113,7 @@ class TrainingEstimate(Record):
         lines = [
             f"fine-tune of {self.base}: {self.method}, {_millions(self.parameters)} weights{trained}",
             f"  work    {self.tokens:,} tokens in {self.steps:,} steps, {self.epochs:.3g} epochs",
-            f"  time    about {_times(self.seconds)} ({self.pace})",
+            f"  time    about {format_seconds(self.seconds)} ({self.pace})",
         ]
         free = "" if self.free_bytes is None else f"; {self.free_bytes / 1e9:.1f} GB is free"
         lines.append(f"  memory  about {self._gigabytes}{free}")
@@ -223,16 +223,17 @@ def estimate_training(
     )
 
 
-def _millions(n: float) -> str:
-    return f"{n / 1e6:,.0f} M" if n >= 1e7 else f"{n / 1e6:.2g} M"
-
-
-def _times(span: Range) -> str:
+def format_seconds(span: Range) -> str:
+    """Return a time that is known roughly in words: `85 s to 3.5 min`."""
     low, high = _time(span.low), _time(span.high)
     if low == high:
         return high
     unit = " " + high.split()[1]
     return f"{low.removesuffix(unit)} to {high}"
+
+
+def _millions(n: float) -> str:
+    return f"{n / 1e6:,.0f} M" if n >= 1e7 else f"{n / 1e6:.2g} M"
 
 
 def _time(seconds: float) -> str:

@@ -173,13 +173,6 @@ def test_all_places_of_all_findings_are_written_the_gravest_first(tmp_path: Path
     assert {row["level"] for row in rows} == {"stop", "fix"}
 
 
-def test_too_few_validation_rows_for_a_promise_are_noted() -> None:
-    finding = found(check(plenty("train", 100), validation=plenty("val", 59)), "validation rows")
-    assert finding.what == "validation rows: 59, too few to promise at most 5% errors"
-    assert finding.rule == "that takes at least 59 labels with no error among them"
-    assert (finding.level, finding.n) == ("note", 59)
-
-
 def test_an_empty_split_stops() -> None:
     report = check(answered_rows("train.jsonl"), test=answered_rows("test.jsonl"))
     assert [f.what for f in report.findings if f.level == "stop"] == ["no train rows", "no test rows"]
@@ -204,9 +197,7 @@ def test_the_gravest_finding_comes_first_on_the_terminal() -> None:
         "      at least 5 rows a label: add rows, or merge labels\n"
         '        "c": 1\n'
         'note  "a" has 50 train rows, "c" has 1\n'
-        "      rare labels will be answered worst: look at each, not at the mean\n"
-        "note  validation rows: 0, too few to promise at most 5% errors\n"
-        "      that takes at least 59 labels with no error among them"
+        "      rare labels will be answered worst: look at each, not at the mean"
     )
 
 

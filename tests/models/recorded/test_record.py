@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from smallfirst.errors import BadAnswer, ConfigError, DataError, Unavailable
+from smallfirst.errors import BadAnswer, ConfigError, DataError, SpendingLimitReached, Unavailable
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
-from smallfirst.models.recorded.record import record
+from smallfirst.models.recorded.record import Spending, record
 from smallfirst.models.recorded.replay import ReplayModel
+from smallfirst.models.recorded.spending_cap import SpendingCap
 from smallfirst.progress import ProgressCallback, no_progress
 
 HEADER: dict[str, Any] = {"made_at": "2026-11-25", "smallfirst": "0.1.0", "prompt": "Classify."}
@@ -152,3 +153,23 @@ def test_wrong_header_asks_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="made_at: missing"):
         run(model, tmp_path / "a.jsonl", header={"smallfirst": "0.1.0"})
     assert model.asked == []
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_no_request_is_sent_that_might_cost_more_than_allowed(tmp_path: Path, concurrency: int) -> None:
+    path, model = tmp_path / "answers.jsonl", Shout()
+    requests = [Request.ask(text) for text in TEXTS]
+
+    def ask(max_usd: float, spent_usd: float = 0.0) -> int:
+        spending = Spending(SpendingCap(max_usd, spent_usd), lambda text: 0.15)
+        recording = record(model, requests, path, header=HEADER, concurrency=concurrency, spending=spending)
+        return asyncio.run(recording)
+
+    with pytest.raises(
+        SpendingLimitReached, match=r"\$0.20 is spent and the next answer may cost up to \$0.15: .* \$0.34"
+    ):
+        ask(0.34)  # answers cost 0.1, but each may cost 0.15
+    assert model.asked == ["one", "two"]
+    assert len(ReplayModel.load(path)._answers) == 2
+    assert ask(0.46, spent_usd=0.2) == 2
+    assert model.asked == [*TEXTS]

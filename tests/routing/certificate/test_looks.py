@@ -8,7 +8,7 @@ import numpy as np
 from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.looks import count_look, trial_fingerprint
+from smallfirst.routing.certificate.looks import count_look, next_look, trial_fingerprint
 from smallfirst.routing.certificate.threshold_search import search_threshold
 from smallfirst.stats.sequential import spent_level
 
@@ -52,3 +52,11 @@ def test_five_looks_together_are_wrong_at_most_as_often_as_stated() -> None:
                 for look in range(1, 6)
             )
     assert wrong["spent"] / draws <= 0.05 < wrong["whole"] / draws
+
+
+def test_the_number_of_the_next_look_is_known_beforehand_and_not_counted(tmp_path: Path) -> None:
+    path, rows = tmp_path / "looks.json", {"row-1", "row-2"}
+    assert next_look(path, rows) == 1
+    assert count_look(path, rows, "first") == 1
+    assert [next_look(path, rows), next_look(path, rows)] == [2, 2]
+    assert next_look(path, {"row-3"}) == 1

@@ -1,0 +1,138 @@
+"""What the calibration rows can certify, before anything is trained.
+
+The threshold search judges a model that is right on every calibration row. How many rows it takes counts the next look
+at them, which spends its part of the level alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from scipy import special
+
+from smallfirst.data.dataset import fold_text, sample_rows
+from smallfirst.data.quality.findings import Finding, make_finding
+from smallfirst.paths import home
+from smallfirst.pipeline.calibrate import LOOKS
+from smallfirst.pipeline.preflight.more_rows import MoreRows, more_rows
+from smallfirst.project.project import Project
+from smallfirst.records import Record, fingerprint
+from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.looks import next_look
+from smallfirst.routing.certificate.outcomes import CascadeData
+from smallfirst.routing.certificate.per_class import certify_per_class
+from smallfirst.routing.certificate.threshold_search import min_accepted_rows, search_cascade
+from smallfirst.stats.sequential import spent_level
+
+MAX_ROWS = 20_000
+"""No more calibration rows than this are suggested."""
+
+
+class CertificateForecast(Record):
+    """What the calibration rows can show of the guarantee."""
+
+    guarantee: str
+    """The guarantee in words."""
+    n_rows: int
+    """Calibration rows that count."""
+    look: int
+    """Number of the next certificate tried on them; it spends 1 / (look · (look + 1)) of the error probability."""
+    reachable: bool
+    """False if it is refused even without an error."""
+    n_most_confident: int | None = None
+    """Rows of highest confidence on which the search begins; None if several limits or stages share the level."""
+    n_wrong: int | None = None
+    """Most of these that may be wrong for a certificate to be issued."""
+    missing: MoreRows | None = None
+    """Rows that would do without an error; None if it is reachable or no number does."""
+
+    @property
+    def in_words(self) -> str:
+        if not self.reachable:
+            how = "even without an error" if self.missing else "nor can any number of rows like these"
+            return f"{self.n_rows:,} calibration rows cannot show {self.guarantee}, {how}"
+        start = f"{self.n_rows:,} calibration rows show {self.guarantee}"
+        if self.n_most_confident is None or self.n_wrong is None:
+            return f"{start} if the model is good enough"
+        if not self.n_wrong:
+            return f"{start} only if the {self.n_most_confident:,} most confident answers are all right"
+        return f"{start} if at most {self.n_wrong:,} of the {self.n_most_confident:,} most confident answers are wrong"
+
+
+def forecast_certificate(project: Project) -> CertificateForecast | None:
+    """Return what the calibration rows can certify; None where people's answers to some of them certify alone."""
+    file, rows = project.file, project.rows.calibration
+    guarantee, n = file.routing.guarantee, len(rows)
+    if file.data.gold is not None:
+        return None
+    known = {fingerprint(fold_text(example.text)) for example in rows.examples}
+    look = next_look(home() / "tasks" / file.name / LOOKS, known)
+    level = spent_level(1 - guarantee.confidence, look)
+    tested = guarantee.model_copy(update={"confidence": 1 - level})
+
+    def shown(n_rows: int) -> bool:
+        data = _perfect_cascade(project, n_rows)
+        found = search_cascade(data, tested, steps=20)
+        if not guarantee.per_class:
+            return found.issued
+        return any(one.certified for one in certify_per_class(data, tested, found))
+
+    found = CertificateForecast(guarantee=guarantee.in_words, n_rows=n, look=look, reachable=n > 0 and shown(n))
+    if not found.reachable:
+        enough = _fewest(shown, n)
+        missing = more_rows(project, "calibration", enough - n) if enough else None
+        return found.model_copy(update={"missing": missing})
+    if set(guarantee.limits) == {"error"} and not guarantee.per_class and not file.routing.ahead:
+        first = min_accepted_rows(n, guarantee.limits["error"], level)
+        return found.model_copy(update={"n_most_confident": first, "n_wrong": _most_wrong(guarantee, first, level)})
+    return found
+
+
+def certificate_findings(forecast: CertificateForecast | None) -> Iterator[Finding]:
+    """Yield a finding if no model can be certified with these rows."""
+    if forecast is not None and not forecast.reachable:
+        advice = f"add {forecast.missing.in_words}; or change" if forecast.missing else "change"
+        yield make_finding("fix", f"certificate: {forecast.in_words}", f"{advice} routing.guarantee", n=1)
+
+
+def _perfect_cascade(project: Project, n: int) -> CascadeData:
+    """Return stages that are right on `n` rows, at once and for nothing, with labels in today's proportions."""
+    file, rows = project.file, project.rows.calibration
+    names = (*file.routing.ahead, file.routing.small)
+    large = file.large
+    asked = np.zeros(n, dtype=bool)
+    if large is not None:
+        asked[: len(sample_rows(rows, large.sample_calibration)) if large.sample_calibration else n] = True
+    answers = np.array([example.answer for example in rows.examples] or [""], dtype=object)
+    everywhere = (len(names), n)
+    return CascadeData(
+        names=names,
+        confidence=np.broadcast_to(1 - np.arange(n) / (2 * max(1, n)), everywhere),
+        right=np.ones(everywhere, dtype=bool),
+        answer=np.broadcast_to(np.resize(answers, n), everywhere),
+        cost_usd=np.zeros((len(names) + 1, n)),
+        latency_ms=np.zeros((len(names) + 1, n)),
+        asked=asked,
+        large_right=asked,
+        labels="gold",
+    )
+
+
+def _fewest(shown: Callable[[int], bool], n: int) -> int | None:
+    """Return the fewest rows above `n` at which `shown`; None if MAX_ROWS do not do."""
+    short, enough = n, max(2 * n, 32)
+    while not shown(enough):
+        short, enough = enough, 2 * enough
+        if short >= MAX_ROWS:
+            return None
+    while enough - short > 1:
+        middle = (short + enough) // 2
+        short, enough = (short, middle) if shown(middle) else (middle, enough)
+    return enough
+
+
+def _most_wrong(guarantee: Guarantee, n: int, level: float) -> int:
+    """Return how many of `n` accepted answers may be wrong: the exact binomial test of the search."""
+    wrong = np.arange(n + 1)
+    return int((special.bdtr(wrong, n, guarantee.limits["error"]) <= level).sum()) - 1
