@@ -31,7 +31,7 @@ _NAMES = {
     "project.task_file": "read_task_file TaskFile SignedOverride",
     "project.project": "Project",
     "project.rows": "Rows",
-    "project.run_folder": "RunFolder GateVerdicts Promotion",
+    "project.run_folder": "RunFolder FittedCandidates GateVerdicts Promotion",
     "project.candidates": "Candidate CANDIDATES",
     "pipeline.run": "check run",
     "pipeline.summary": "RunSummary",

@@ -59,6 +59,7 @@ from smallfirst.project.candidates import CANDIDATES as CANDIDATES
 from smallfirst.project.candidates import Candidate as Candidate
 from smallfirst.project.project import Project as Project
 from smallfirst.project.rows import Rows as Rows
+from smallfirst.project.run_folder import FittedCandidates as FittedCandidates
 from smallfirst.project.run_folder import GateVerdicts as GateVerdicts
 from smallfirst.project.run_folder import Promotion as Promotion
 from smallfirst.project.run_folder import RunFolder as RunFolder

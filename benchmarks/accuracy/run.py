@@ -96,8 +96,7 @@ def resume(project: Project) -> None:
     """Run the stages after training on the latest run; skip candidates already measured."""
     run_folder = RunFolder.latest(project.file.name)
     left = tuple(c.name for c in project_candidates(project) if run_folder.evaluation(c.name, "test") is None)
-    small = project.file.small.model_copy(update={"candidates": left})
-    pipeline.evaluate_stage(project._replace(file=project.file.model_copy(update={"small": small})), run_folder)
+    pipeline.evaluate_stage(project._replace(file=project.file.model_copy(update={"ladder": left})), run_folder)
     pipeline.gate_and_release(project, run_folder)
 
 

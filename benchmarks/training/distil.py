@@ -22,6 +22,7 @@ from typing import NamedTuple
 from benchmarks.accuracy.run import data_folder
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.sources.load import load_rows
+from smallfirst.evaluation.calibration import accuracy_and_temperature
 from smallfirst.improvement.labelling import LabelOptions, label
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.label_model import LabelLogProbs
@@ -37,7 +38,6 @@ from smallfirst.training.config import TrainConfig
 from smallfirst.training.recipes.contrastive import EncoderRecipe
 from smallfirst.training.recipes.recipe import TaskRecipe
 from smallfirst.training.run import train
-from smallfirst.training.validation import accuracy_and_temperature
 
 N_HUMAN, N_CHOOSE, SEED = 1000, 150, 0
 SMALL = "HuggingFaceTB/SmolLM2-135M-Instruct"

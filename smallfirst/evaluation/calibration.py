@@ -10,7 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from smallfirst.data.dataset import Dataset
+from smallfirst.errors import DataError, Problem
 from smallfirst.models.confidence import MIN_LOG_PROBABILITY, Calibration, IsotonicCurve, token_features
+from smallfirst.models.label_model import LabelLogProbs
+from smallfirst.tasks.task import Task
 
 MIN_ROWS = 30
 """With fewer rows, steps or weights would follow chance."""
@@ -34,6 +38,20 @@ def fit_temperature(log_probabilities: np.ndarray, gold: np.ndarray) -> float:
 
     found = minimize_scalar(loss, bounds=(np.log(0.25), np.log(8.0)), method="bounded")
     return float(np.exp(found.x))
+
+
+def accuracy_and_temperature(scored: Sequence[LabelLogProbs], data: Dataset, task: Task) -> tuple[float, float]:
+    """Return accuracy and fitted temperature of the labels. Raise DataError naming rows whose label is unknown."""
+    if not len(data):
+        return 0.0, 1.0
+    index = {label: i for i, label in enumerate(task.closed)}
+    unknown = [Problem(e.path, e.line, f'unknown label "{e.answer}"') for e in data.examples if e.answer not in index]
+    if unknown:
+        raise DataError(f"{len(unknown)} of {len(data)} selection rows have a label that the task does not:", unknown)
+    gold = np.array([index[example.answer] for example in data.examples])
+    log_probabilities = np.array([row.log_probabilities for row in scored])
+    accuracy = float((log_probabilities.argmax(axis=1) == gold).mean())
+    return accuracy, fit_temperature(log_probabilities, gold)
 
 
 def fit_isotonic(confidence: Sequence[float], correct: Sequence[bool]) -> IsotonicCurve:

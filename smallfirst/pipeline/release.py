@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from smallfirst.gate.choice import choose_candidate, count_comparisons
-from smallfirst.gate.verdict import Verdict, override_candidate, smallest_passing
+from smallfirst.gate.verdict import Verdict, nearest_to_passing, override_candidate, smallest_passing
 from smallfirst.pipeline.diagnostics import find_split_leaks
 from smallfirst.pipeline.parity import parity_stage
 from smallfirst.pipeline.retention import measure_retention
@@ -22,7 +22,7 @@ def gate_stage(project: Project, run_folder: RunFolder) -> GateVerdicts:
     names, n_test = [evaluation.candidate for evaluation in evaluations], len(evaluations[0].rows)
     choosing = [one for name in names if (one := run_folder.evaluation(name, "selection"))]
     chosen = choose_candidate(file.gate, choosing, n_test) if len(choosing) == len(names) else None
-    comparisons = count_comparisons(names, {chosen, file.routing.small})
+    comparisons = count_comparisons(names, {chosen, file.goes_live})
     large = run_folder.evaluation("large", "test")
     leaks, retention = find_split_leaks(project, run_folder), measure_retention(project, run_folder)
     verdicts = tuple(
@@ -50,9 +50,9 @@ def override_stage(project: Project, run_folder: RunFolder, candidate: str, *, b
 
 
 def chosen_candidate(project: Project, verdicts: GateVerdicts) -> str:
-    """Return the candidate that `routing.small` names; for `smallest`, the one found by the gate's rule."""
-    wanted = project.file.routing.small
-    return (verdicts.smallest or FINE_TUNED) if wanted == SMALLEST else wanted
+    """Return the candidate that is to go live; for `smallest` the one found by the gate's rule, else the nearest."""
+    wanted = project.file.goes_live
+    return (verdicts.smallest or nearest_to_passing(verdicts.verdicts).candidate) if wanted == SMALLEST else wanted
 
 
 @shown_as("registering, and asking the served model")

@@ -13,7 +13,7 @@ from smallfirst.evaluation.results import Evaluation
 from smallfirst.pipeline.diagnostics import Diagnostics, diagnose
 from smallfirst.pipeline.retention import saved_retention
 from smallfirst.pipeline.summary import OpenEndedRouting
-from smallfirst.project.candidate_registry import FINE_TUNED, promotable_names
+from smallfirst.project.candidate_registry import promotable_names
 from smallfirst.project.project import Project, shown_as
 from smallfirst.project.rows import Rows
 from smallfirst.project.run_folder import Promotion, RunFolder
@@ -90,8 +90,10 @@ def report_data(project: Project, run_folder: RunFolder, doubts: Diagnostics) ->
 
 
 def _judged(run_folder: RunFolder) -> Evaluation | None:
-    """The evaluation whose accuracy is shown with and without leaks: of who went live, else of the fine-tuned model."""
-    return run_folder.evaluation(_promoted(run_folder) or FINE_TUNED, "test")
+    """The evaluation whose accuracy is shown with and without leaks: of who went live, else of the largest."""
+    live = _promoted(run_folder)
+    names = [live] if live else promotable_names()
+    return next((found for name in reversed(names) if (found := run_folder.evaluation(name, "test"))), None)
 
 
 def _promoted(run_folder: RunFolder) -> str | None:
@@ -104,10 +106,13 @@ def _learning_curve(run_folder: RunFolder) -> tuple[LearningPoint, ...]:
     return LearningCurve.load(path).points if path.exists() else ()
 
 
-def _training(file: TaskFile, run_folder: RunFolder) -> TrainingSummary:
+def _training(file: TaskFile, run_folder: RunFolder) -> TrainingSummary | None:
+    path = run_folder.path / "run.json"
+    if not path.exists():  # the ladder is without the fine-tuned model
+        return None
     from smallfirst.training.run import Run
 
-    run = Run.load(run_folder.path / "run.json")
+    run = Run.load(path)
     return TrainingSummary(
         base=run.base,
         method=run.config.method,

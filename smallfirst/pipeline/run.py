@@ -21,7 +21,7 @@ from smallfirst.pipeline.train import train_stage
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
-from smallfirst.project.task_file import SMALLEST, TaskFile, read_task_file
+from smallfirst.project.task_file import TaskFile, read_task_file
 
 __all__ = [
     "calibrate_stage",
@@ -99,7 +99,7 @@ def gate_and_release(project: Project, run_folder: RunFolder) -> None:
     if not verdicts.of(chosen).passed:
         report_stage(project, run_folder)
         nearest = nearest_to_passing(verdicts.verdicts)
-        wanted = nearest if project.file.routing.small == SMALLEST else verdicts.of(chosen)
+        wanted = verdicts.of(chosen)
         what = f"{wanted.candidate} may not go live" + ("; it came nearest" if wanted is nearest else "")
         what += f"\n{format_verdict(wanted)}"
         if wanted is not nearest:

@@ -9,9 +9,9 @@ from smallfirst.errors import StageMissing
 from smallfirst.models.catalog import find_weights
 from smallfirst.pipeline.retention import requested_probe
 from smallfirst.project.candidate_registry import FINE_TUNED
-from smallfirst.project.candidates import get_candidate, project_candidates
+from smallfirst.project.candidates import project_candidates
 from smallfirst.project.project import Project
-from smallfirst.project.run_folder import RunFolder
+from smallfirst.project.run_folder import FITTED, FittedCandidates, RunFolder
 from smallfirst.registry import runs
 
 if TYPE_CHECKING:
@@ -26,13 +26,31 @@ def train_stage(project: Project, *, resume: bool = False) -> RunFolder:
     `resume` continues the run whose fine-tune was interrupted. Raise StageMissing if there is none.
     """
     requested_probe(project.file)  # raises for bad questions before anything is trained
+    candidates, train = project_candidates(project), project.rows.train
     run_folder = _run_folder(project, resume=resume)
-    fine_tuned = get_candidate(FINE_TUNED)
-    # The fine-tune makes the run: its event log is what a later call resumes, its run.json marks the run as finished.
-    for candidate in (fine_tuned, *(c for c in project_candidates(project) if c is not fine_tuned)):
+    ladder = tuple(candidate.name for candidate in candidates)
+    found = FittedCandidates(ladder=ladder, dataset_fingerprint=train.content_fingerprint)
+    if (earlier := run_folder.fitted()) is not None and earlier.dataset_fingerprint == found.dataset_fingerprint:
+        found = found.model_copy(update={"fitted": earlier.fitted})
+    found.save(run_folder.path / FITTED)
+    for candidate in candidates:
+        if candidate.name in found.fitted:
+            continue
         with project.progress.step(f"fitting {candidate.title}"):
             candidate.fit(project, run_folder)
+        found = found.model_copy(update={"fitted": (*found.fitted, candidate.name)})
+        found.save(run_folder.path / FITTED)
+    run_id = run_folder.mlflow_run_id() if FINE_TUNED in ladder else _open_run(project, run_folder, found)
+    found.model_copy(update={"mlflow_run_id": run_id}).save(run_folder.path / FITTED)
     return run_folder
+
+
+def _open_run(project: Project, run_folder: RunFolder, found: FittedCandidates) -> str:
+    """Return the id of a new, finished MLflow run: no fine-tune made one."""
+    params = {"task": project.file.name, "ladder": ", ".join(found.ladder), "n_train": len(project.rows.train)}
+    params |= {"dataset_fingerprint": found.dataset_fingerprint}
+    with runs.open_run(project.file.name, run_folder.path.name, params=params) as tracked:
+        return tracked.run_id
 
 
 def fine_tune(project: Project, recipe: Recipe, config: TrainConfig, *, base: str, folder: Path, run_name: str) -> Run:

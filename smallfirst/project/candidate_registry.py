@@ -10,7 +10,7 @@ from typing import Literal
 from smallfirst.extensions import Registry
 
 FINE_TUNED = "small"
-"""Name of the candidate that every run fine-tunes and that the report compares the others with."""
+"""Name of the fine-tuned language model, which the report compares the others with."""
 
 
 class CandidateDescription:
@@ -30,7 +30,7 @@ class CandidateDescription:
     """The reason in the report's first sentence if this candidate goes live; left out: made from `role`."""
 
     measured_by_default = False
-    """Measure it if task.yaml does not list `small.candidates`."""
+    """Measure it if task.yaml has no `ladder`."""
     closed_answers_only = False
     """Leave it out for tasks whose answers are not a closed set."""
     promotable = True

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from smallfirst.data.dataset import Dataset, sample_rows
+from smallfirst.errors import ConfigError
 from smallfirst.project.candidate_registry import CANDIDATES, FINE_TUNED, CandidateDescription, all_candidates
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
@@ -78,11 +79,16 @@ def get_candidate(name: str) -> Candidate:
 
 
 def project_candidates(project: Project) -> tuple[Candidate, ...]:
-    """Return the candidates to measure, the smallest first, without those that do not fit the task."""
-    wanted = project.file.small.candidates
-    return tuple(
-        cast(Candidate, candidate)
-        for candidate in all_candidates()
-        if (candidate.measured_by_default if wanted is None else candidate.name in wanted)
-        and (project.task.closed or not candidate.closed_answers_only)
-    )
+    """Return the candidates on the ladder, the smallest first. Raise ConfigError if it names one that cannot be used.
+
+    Without a ladder these are the ones measured by default that fit the task.
+    """
+    ladder, closed = project.file.ladder, bool(project.task.closed)
+    named = [c for c in all_candidates() if (c.measured_by_default if ladder is None else c.name in ladder)]
+    unfit = [c.name for c in named if c.closed_answers_only and not closed]
+    if unfit and ladder is not None:
+        raise ConfigError(
+            f"ladder: {', '.join(unfit)} needs a closed set of answers; this task of kind {project.file.kind} has none",
+            hint=f"leave it out of ladder in {project.file.folder / 'task.yaml'}; small suits every kind",
+        )
+    return tuple(cast(Candidate, candidate) for candidate in named if candidate.name not in unfit)

@@ -23,6 +23,9 @@ from smallfirst.routing.certificate.certificate import Certificate
 
 R = TypeVar("R", bound=Record)
 
+FITTED = "candidates.json"
+"""File of the FittedCandidates in a run folder."""
+
 
 class Promotion(Record):
     """The version that went live."""
@@ -35,6 +38,19 @@ class Promotion(Record):
     """Its candidate."""
     at: str
     """ISO 8601 in UTC."""
+
+
+class FittedCandidates(Record):
+    """What the training stage fits into a run folder; saved after each candidate, so that a run can be resumed."""
+
+    ladder: tuple[str, ...]
+    """The candidates of the run, the smallest first."""
+    fitted: tuple[str, ...] = ()
+    """Those that are fitted."""
+    dataset_fingerprint: str = ""
+    """Of the training rows."""
+    mlflow_run_id: str | None = None
+    """The MLflow run that figures are logged to; None until all are fitted."""
 
 
 class GateVerdicts(Record):
@@ -82,7 +98,7 @@ class RunFolder:
     def latest(cls, task: str, run: str | None = None) -> RunFolder:
         """Return the latest run whose training finished, or the one named `run`. Raise StageMissing without one."""
         place = home() / "tasks" / task
-        runs = sorted(path.parent for path in place.glob("*/run.json"))
+        runs = sorted(folder for folder in place.glob("*/") if cls(folder).is_fitted)
         if run is not None:
             runs = [folder for folder in runs if folder.name == run]
         if not runs:
@@ -93,8 +109,20 @@ class RunFolder:
     @classmethod
     def unfinished(cls, task: str) -> RunFolder | None:
         """Return the latest run if its training was interrupted, else None."""
-        runs = sorted(path.parent for path in (home() / "tasks" / task).glob("*/events.jsonl"))
-        return cls(runs[-1]) if runs and not (runs[-1] / "run.json").exists() else None
+        place = home() / "tasks" / task
+        runs = sorted({path.parent for name in (FITTED, "events.jsonl") for path in place.glob(f"*/{name}")})
+        return cls(runs[-1]) if runs and not cls(runs[-1]).is_fitted else None
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether all candidates of the run are fitted."""
+        found = self.fitted()
+        return (self.path / "run.json").exists() if found is None else found.mlflow_run_id is not None
+
+    def fitted(self) -> FittedCandidates | None:
+        """Return what has been fitted; None in runs of before 2026-11-27, which always fine-tuned."""
+        path = self.path / FITTED
+        return FittedCandidates.load(path) if path.exists() else None
 
     def model_folder(self, candidate: str) -> Path:
         """Return the folder of a candidate's model."""
@@ -121,7 +149,10 @@ class RunFolder:
         return [evaluation for evaluation in found if evaluation]
 
     def mlflow_run_id(self) -> str:
-        """Return the id of the MLflow run of the fine-tune."""
+        """Return the id of the MLflow run of the fine-tune; where there was none, of the run folder's own."""
+        found = self.fitted()
+        if found is not None and found.mlflow_run_id is not None:
+            return found.mlflow_run_id
         return str(json.loads((self.path / "run.json").read_text(encoding="utf-8"))["run_id"])
 
     def read(self, kind: type[R], name: str, *, next_command: str) -> R:

@@ -54,7 +54,7 @@ class DataFiles(Record):
 
 
 class SmallConfig(Record):
-    """The model to fine-tune and the other candidates."""
+    """The model to fine-tune, and the sentence encoder."""
 
     base: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
     """Name, folder or GGUF file of the base model."""
@@ -66,22 +66,17 @@ class SmallConfig(Record):
     """Sentence encoder of the candidates `encoder` and `tuned`, and for nearest examples."""
     encoder_training: TrainConfig = TrainConfig(duration="6ep", learning_rate=2e-4, max_seq_tokens=256)
     """Training settings of the candidate `tuned`."""
-    candidates: tuple[str, ...] | None = None
-    """Names of the candidates to measure; left out: words, encoder, base and small. Words, encoder and tuned exist for
-    closed answers only."""
     sample_base: int = pydantic.Field(default=200, ge=1)
     """Test rows for the base model, which is slow because each prompt holds the instructions."""
     retention: bool = False
     """Measure the retention of general ability even if the gate does not check it; takes some seconds."""
 
-    @pydantic.field_validator("candidates")
+    @pydantic.model_validator(mode="before")
     @classmethod
-    def _candidates_exist(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        known = CANDIDATES.names()
-        for name in names or ():
-            if name not in known:
-                raise ValueError(f'"{name}" is no candidate{did_you_mean(name, known)}; known: {", ".join(known)}')
-        return names
+    def _candidates_have_moved(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "candidates" in values:
+            raise ValueError("small.candidates moved to ladder: write `ladder: [words, small]` at the top level")
+        return values
 
 
 class VllmSettings(Record):
@@ -177,8 +172,9 @@ class RoutingConfig(Record):
 
     guarantee: Guarantee = Guarantee()
     """What is guaranteed about answers that stay small."""
-    small: str = FINE_TUNED
-    """The candidate that answers first, or `smallest`: the smallest one that passes the gate."""
+    small: str | None = None
+    """The candidate that goes live, or `smallest`: the smallest one that passes the gate. Left out: `small`, or
+    `smallest` if the ladder is without it."""
     ahead: tuple[str, ...] = ()
     """Smaller candidates that answer before it, the smallest first; each keeps the requests it is certified for."""
     selection_share: float = pydantic.Field(default=0.2, gt=0, lt=1)
@@ -219,6 +215,10 @@ class TaskFile(Record):
     """One sentence on the job, shown to general models."""
     data: DataFiles
     """Where the rows are."""
+    ladder: tuple[str, ...] | None = None
+    """The candidates to train and measure; no other is fitted. `words` and `encoder` (linear models, fitted in seconds)
+    and `tuned` (a fine-tuned encoder) are for closed answers only; `base` is the language model of `small` as it is,
+    `small` the same after fine-tuning. Left out: words, encoder, base and small, as far as the kind allows."""
     small: SmallConfig = SmallConfig()
     """The small model."""
     large: LargeConfig | None = None
@@ -278,17 +278,37 @@ class TaskFile(Record):
             raise PydanticCustomError(SETTINGS_PROBLEM, "{lines}", {"lines": "\n  ".join(lines)})
         return settings
 
+    @pydantic.field_validator("ladder")
+    @classmethod
+    def _ladder_names_candidates(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        known = CANDIDATES.names()
+        for name in names or ():
+            if name not in known:
+                raise ValueError(f'"{name}" is no candidate{did_you_mean(name, known)}; known: {", ".join(known)}')
+        if names is not None and not set(names) & set(promotable_names()):
+            raise ValueError(f"name a candidate that can go live: {', '.join(promotable_names())}")
+        return names
+
     @pydantic.model_validator(mode="after")
     def _routing_names_candidates(self) -> TaskFile:
         names, routing = promotable_names(), self.routing
-        last = names[-1] if routing.small == SMALLEST else routing.small
+        on_ladder = names if self.ladder is None else tuple(name for name in names if name in self.ladder)
+        last = on_ladder[-1] if self.goes_live == SMALLEST else self.goes_live
         for place, name in (("small", last), *(("ahead", name) for name in routing.ahead)):
             if name not in names:
                 raise ValueError(f'routing.{place}: no candidate "{name}" can go live{did_you_mean(name, names)}')
+            if name not in on_ladder:
+                raise ValueError(f"routing.{place}: {name} is not on the ladder: add it to ladder")
         for name in routing.ahead:
             if names.index(name) >= names.index(last):
                 raise ValueError(f"routing.ahead: {name} is not smaller than {last}, which routing.small names")
         return self
+
+    @property
+    def goes_live(self) -> str:
+        """The candidate that goes live, or SMALLEST."""
+        on_ladder = self.ladder is None or FINE_TUNED in self.ladder
+        return self.routing.small or (FINE_TUNED if on_ladder else SMALLEST)
 
     @property
     def teacher(self) -> TeacherConfig | None:

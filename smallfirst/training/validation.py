@@ -14,17 +14,14 @@ import numpy as np
 import torch
 
 from smallfirst.data.dataset import Dataset, Message
-from smallfirst.errors import DataError, Problem
-from smallfirst.evaluation.calibration import fit_calibration, fit_temperature
+from smallfirst.evaluation.calibration import accuracy_and_temperature, fit_calibration
 from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.grammar import Grammar
 from smallfirst.models.generation.sequence import GenerationRequest
-from smallfirst.models.label_model import LabelLogProbs
 from smallfirst.models.local.chat_template import encode_chat, end_of_turn_token
 from smallfirst.models.local.label_scorer import LabelScorer
 from smallfirst.models.local.tokenizer import encode_prompt
 from smallfirst.models.manifest import Manifest
-from smallfirst.tasks.task import Task
 from smallfirst.training.batches import TokenizedRow, micro_batches
 from smallfirst.training.causal_lm import target_loss
 
@@ -83,20 +80,6 @@ def validate_generation(model: Any, tokenizer: Any, manifest: Manifest, selectio
         [w.log_probabilities for w in written], [score >= task.pass_score for score in scores]
     )
     return ValidationResult(float(np.mean(scores)), manifest.model_copy(update={"calibration": calibration}))
-
-
-def accuracy_and_temperature(scored: Sequence[LabelLogProbs], data: Dataset, task: Task) -> tuple[float, float]:
-    """Return accuracy and fitted temperature of the labels. Raise DataError naming rows whose label is unknown."""
-    if not len(data):
-        return 0.0, 1.0
-    index = {label: i for i, label in enumerate(task.closed)}
-    unknown = [Problem(e.path, e.line, f'unknown label "{e.answer}"') for e in data.examples if e.answer not in index]
-    if unknown:
-        raise DataError(f"{len(unknown)} of {len(data)} selection rows have a label that the task does not:", unknown)
-    gold = np.array([index[example.answer] for example in data.examples])
-    log_probabilities = np.array([row.log_probabilities for row in scored])
-    accuracy = float((log_probabilities.argmax(axis=1) == gold).mean())
-    return accuracy, fit_temperature(log_probabilities, gold)
 
 
 def validate_loss(

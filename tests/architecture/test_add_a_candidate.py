@@ -32,11 +32,8 @@ def task(tmp_path: Path, tiny_folder: Path) -> Path:
     file = {
         "name": "desk",
         "data": {"train": "train.jsonl"},
-        "small": {
-            "base": str(tiny_folder),
-            "training": {"duration": "1ba"},
-            "candidates": ["first-word", "small"],
-        },
+        "ladder": ["first-word", "small"],
+        "small": {"base": str(tiny_folder), "training": {"duration": "1ba"}},
         "gate": {"accuracy_at_least": 0.8},
         "routing": {"small": "smallest"},
     }
@@ -65,4 +62,4 @@ def test_a_candidate_that_is_not_installed_is_refused_by_name(task: Path) -> Non
     result = CliRunner().invoke(main, ["check", str(task)])
     assert result.exit_code == 2
     known = ", ".join(CANDIDATES.names())
-    assert f'small.candidates: "first-word" is no candidate; known: {known}' in result.output
+    assert f'ladder: "first-word" is no candidate; known: {known}' in result.output

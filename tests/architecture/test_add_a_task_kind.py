@@ -41,11 +41,8 @@ def project(installed: None, tmp_path: Path, tiny_folder: Path) -> Project:
         "name": "parity",
         "kind": "yes_no",
         "data": {"train": "train.jsonl"},
-        "small": {
-            "base": str(tiny_folder),
-            "training": {"duration": "2ba", "batch_tokens": 256},
-            "candidates": ["words", "small"],
-        },
+        "ladder": ["words", "small"],
+        "small": {"base": str(tiny_folder), "training": {"duration": "2ba", "batch_tokens": 256}},
     }
     (tmp_path / "task.yaml").write_text(json.dumps(settings), encoding="utf-8")
     return Project.read(read_task_file(tmp_path), Progress(quiet=True))

@@ -34,7 +34,8 @@ def test_the_page_s_code_runs_from_rows_to_a_served_router(
     file = {
         "name": "desk",
         "data": {"train": "train.jsonl"},
-        "small": {"base": str(tiny_folder), "training": {"duration": "1ba"}, "candidates": ["words", "small"]},
+        "ladder": ["words", "small"],
+        "small": {"base": str(tiny_folder), "training": {"duration": "1ba"}},
         "gate": {"accuracy_at_least": 0.01},
         "routing": {"small": "words"},
     }

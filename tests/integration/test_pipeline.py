@@ -63,10 +63,10 @@ def task_file(base: Path, **gate: float) -> TaskFile:
     """The demo's task with a tiny model, without the rungs that need real weights."""
     file = read_task_file(DEMO)
     training = file.small.training.model_copy(update={"duration": "2ep", "learning_rate": 3e-3})
-    small = file.small.model_copy(update={"base": str(base), "candidates": ("words", "small"), "training": training})
+    small = file.small.model_copy(update={"base": str(base), "training": training})
     bars = file.gate.model_copy(update={"accuracy_at_least": None, "not_worse_than_large_by": None, **gate})
     routing = file.routing.model_copy(update={"small": "smallest"})
-    return file.model_copy(update={"small": small, "gate": bars, "routing": routing})
+    return file.model_copy(update={"ladder": ("words", "small"), "small": small, "gate": bars, "routing": routing})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -167,12 +167,12 @@ def test_a_fine_tuned_encoder_is_measured_and_judged_where_it_is_asked_for(
     file = task_file(desk_folder, accuracy_at_least=0.5)
     brief = file.small.encoder_training.model_copy(update={"duration": "2ba", "max_seq_tokens": 512})
     more = {
-        "candidates": ("tuned", "small"),
         "encoder": str(tiny_encoder_folder),
         "encoder_training": brief,
         "training": file.small.training.model_copy(update={"duration": "2ba"}),
     }
-    project = Project.read(file.model_copy(update={"small": file.small.model_copy(update=more)}), Progress(quiet=True))
+    changed = {"ladder": ("tuned", "small"), "small": file.small.model_copy(update=more)}
+    project = Project.read(file.model_copy(update=changed), Progress(quiet=True))
     run_folder = pipeline.train_stage(project)
     assert {"tuned", "small"} <= {e.candidate for e in pipeline.evaluate_stage(project, run_folder)}
     verdict = pipeline.gate_stage(project, run_folder).of("tuned")

@@ -94,9 +94,9 @@ def test_a_kind_goes_the_whole_path(kind: str, measure: str, tmp_path: Path, tin
 
 
 def test_a_leak_fails_the_gate(tmp_path: Path, tiny_folder: Path) -> None:
-    small = {"base": str(tiny_folder), "training": {"duration": "1ba"}, "candidates": ["small"]}
+    small = {"base": str(tiny_folder), "training": {"duration": "1ba"}}
     gate = {"accuracy_at_least": 0.0, "leaks_at_most": 0.05}
-    path = task_file(tmp_path, "extract", tiny_folder, gate=gate, small=small, max_answer_tokens=16)
+    path = task_file(tmp_path, "extract", tiny_folder, gate=gate, small=small, ladder=["small"], max_answer_tokens=16)
     train = (tmp_path / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (tmp_path / "test.jsonl").write_text("".join(train[:6] + train[60:]), encoding="utf-8")
     (tmp_path / "train.jsonl").write_text("".join(train[:60]), encoding="utf-8")

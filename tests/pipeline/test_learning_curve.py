@@ -33,7 +33,8 @@ def project(tmp_path: Path, tiny_folder: Path) -> Project:
     file = {
         "name": "desk",
         "data": {"train": "train.jsonl"},
-        "small": {"base": str(tiny_folder), "candidates": ["words", "small"], "training": {"duration": "1ep"}},
+        "ladder": ["words", "small"],
+        "small": {"base": str(tiny_folder), "training": {"duration": "1ep"}},
     }
     (tmp_path / "task.yaml").write_text(json.dumps(file), encoding="utf-8")
     return Project.read(read_task_file(tmp_path), Progress(quiet=True))

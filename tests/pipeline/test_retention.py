@@ -45,7 +45,8 @@ def file(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, toy_rows: 
     values: dict[str, Any] = {
         "name": "toy",
         "data": {"train": "rows.jsonl"},
-        "small": {"base": str(tiny_folder), "training": training, "candidates": ["small"]},
+        "ladder": ["small"],
+        "small": {"base": str(tiny_folder), "training": training},
         "gate": {"retention_at_least": 0.5, "retention_prompts": "own.jsonl"},
     }
     (folder / "task.yaml").write_text(json.dumps(values), encoding="utf-8")

@@ -230,3 +230,19 @@ def test_open_ended_requests_are_read_as_user_messages_without_an_answer(tmp_pat
 def test_without_open_ended_requests_there_are_none(tmp_path: Path) -> None:
     write_rows(tmp_path / "train.jsonl", range(9))
     assert read_rows(read(tmp_path)).open_ended is None
+
+
+def test_the_ladder_says_what_is_trained_and_what_can_go_live(tmp_path: Path) -> None:
+    assert read(tmp_path).goes_live == "small"
+    assert read(tmp_path, MINIMAL + "ladder: [words, encoder]\n").goes_live == "smallest"  # `small` is not on it
+    assert read(tmp_path, MINIMAL + "ladder: [words, small]\n").goes_live == "small"
+    cases = {
+        "ladder: [word]\n": 'ladder: "word" is no candidate — did you mean "words"?',
+        "ladder: [base]\n": "ladder: name a candidate that can go live: words, encoder, tuned, small",
+        "ladder: []\n": "ladder: name a candidate that can go live: words, encoder, tuned, small",
+        "small: {candidates: [words]}\n": "small.candidates moved to ladder: write `ladder: [words, small]`",
+        "ladder: [words]\nrouting: {small: encoder}\n": "routing.small: encoder is not on the ladder: add it to ladder",
+        "ladder: [small]\nrouting: {ahead: [words]}\n": "routing.ahead: words is not on the ladder: add it to ladder",
+    }
+    for text, message in cases.items():
+        assert message in refused(written(tmp_path, MINIMAL + text))

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.errors import DataError, TrainingError
+from smallfirst.evaluation.calibration import accuracy_and_temperature
 from smallfirst.models.label_model import LabelLogProbs
 from smallfirst.models.loading import load_model
 from smallfirst.models.local.label_tokens import choose_label_tokens
@@ -24,7 +25,6 @@ from smallfirst.training.config import TrainConfig
 from smallfirst.training.events import EventLog
 from smallfirst.training.loop import StepMetrics
 from smallfirst.training.run import Run
-from smallfirst.training.validation import accuracy_and_temperature
 
 pytestmark = pytest.mark.usefixtures("module_home")
 FULL = TrainConfig(duration="230ba", learning_rate=3e-3, batch_tokens=40, max_seq_tokens=64)

@@ -9,6 +9,7 @@ from fixtures.rows import answered_rows as rows
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import DataError
+from smallfirst.evaluation.calibration import accuracy_and_temperature
 from smallfirst.models.label_model import LabelLogProbs
 from smallfirst.models.local.label_tokens import choose_label_tokens
 from smallfirst.models.manifest import Manifest
@@ -16,7 +17,7 @@ from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.classify import Classify
 from smallfirst.tasks.extract import Extract
 from smallfirst.training import validation as exam
-from smallfirst.training.validation import accuracy_and_temperature, validate_generation, validate_labels
+from smallfirst.training.validation import validate_generation, validate_labels
 
 SCHEMA = {
     "type": "object",

@@ -158,12 +158,11 @@ def _proposed(project: Project, grown: Project, champion: _Champion, rows: Path,
 
 def _trained(grown: Project, *, resume: bool) -> RunFolder:
     """Train on the extended rows; with `resume`, return the latest run that has no result yet."""
-    from smallfirst.training.run import Run
-
     if not resume or RunFolder.unfinished(grown.file.name) is not None:
         return pipeline.train_stage(grown, resume=resume)
     run_folder = RunFolder.latest(grown.file.name)
-    rows = Run.load(run_folder.path / "run.json").dataset_fingerprint
+    fitted = run_folder.fitted()
+    rows = fitted.dataset_fingerprint if fitted else ""
     if rows != grown.rows.train.content_fingerprint or (run_folder.path / RESULT).exists():
         raise StageMissing(f"{grown.file.name} has no interrupted challenge to resume", hint="leave out --resume")
     return run_folder
@@ -193,13 +192,11 @@ def _contested(grown: Project, run_folder: RunFolder, champion: _Champion, made:
 
 
 def _registered(grown: Project, run_folder: RunFolder, made: ChallengeResult) -> ModelVersion:
-    from smallfirst.training.run import Run
-
     version = versions.register(
         run_folder.model_folder(made.candidate),
         made.verdict,
         name=grown.file.register_to,
-        run_id=Run.load(run_folder.path / "run.json").run_id,
+        run_id=run_folder.mlflow_run_id(),
         tags={"task": made.task, "run": made.run, "challenged": str(made.champion)},
     )
     with store_errors():

@@ -28,8 +28,8 @@ class LinearCandidate(Candidate):
 
     def fit(self, project: Project, run_folder: RunFolder) -> None:
         """Fit on the training rows; calibrate the temperature on the selection rows."""
+        from smallfirst.evaluation.calibration import accuracy_and_temperature
         from smallfirst.models.linear.classifier import LinearClassifier
-        from smallfirst.training.validation import accuracy_and_temperature
 
         rows, task = project.rows, project.task
         classifier = LinearClassifier.fit(self.name, rows.train, task, encoder=self._encoder(project))

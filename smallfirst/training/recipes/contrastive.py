@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from smallfirst.data.dataset import Dataset, Example
 from smallfirst.errors import ConfigError
+from smallfirst.evaluation.calibration import accuracy_and_temperature
 from smallfirst.models.linear.classifier import (
     ENCODER_FOLDER,
     INVERSE_REGULARIZATION,
@@ -31,7 +32,7 @@ from smallfirst.training.batches import encode_all_rows
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.optimizer import MasterAdamW
 from smallfirst.training.recipes.recipe import PreparedData
-from smallfirst.training.validation import ValidationResult, accuracy_and_temperature
+from smallfirst.training.validation import ValidationResult
 
 CONTRASTIVE_WEIGHT = 0.5
 """Weight of the contrastive loss beside the cross-entropy."""

@@ -136,7 +136,8 @@ def project(tmp_path: Path, tiny_folder: Path) -> Project:
     file = {
         "name": "toy",
         "data": {name: f"{name}.jsonl" for name in ("train", "validation", "test")},
-        "small": {"base": str(tiny_folder), "training": training, "candidates": ["words", "small"]},
+        "ladder": ["words", "small"],
+        "small": {"base": str(tiny_folder), "training": training},
         "gate": {"accuracy_at_least": 0.05},
         "routing": {"small": "words"},
         "register_to": "main.tests.toy",

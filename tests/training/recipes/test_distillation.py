@@ -266,9 +266,9 @@ def test_a_task_files_run_is_taught(bench: Bench, taught_by: TeacherConfig, tiny
         "name": "taught",
         "labels": list(bench.task.labels),
         "data": {name: f"{name}.jsonl" for name in ("train", "validation", "test")},
+        "ladder": ["small"],
         "small": {
             "base": str(tiny_folder),
-            "candidates": ["small"],
             "training": {"duration": "2ba", "batch_tokens": 64},
             "teacher": {"base": taught_by.base, "weight": 0.9},
         },

@@ -1,0 +1,35 @@
+"""Candidates: which ones a project measures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from smallfirst.errors import ConfigError
+from smallfirst.progress import Progress
+from smallfirst.project.candidates import project_candidates
+from smallfirst.project.project import Project
+from smallfirst.project.task_file import read_task_file
+
+
+def names(folder: Path, kind: str, **settings: object) -> list[str]:
+    answer = {"classify": ("label", ["card", "fee"]), "extract": ("target", [{"item": "card"}, {"item": "fee"}])}[kind]
+    rows = [{"text": f"number {i}", answer[0]: answer[1][i % 2]} for i in range(40)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {"name": "desk", "kind": kind, "data": {"train": "train.jsonl"}, **settings}
+    (folder / "task.yaml").write_text(json.dumps(values))
+    project = Project.read(read_task_file(folder), Progress(quiet=True))
+    return [candidate.name for candidate in project_candidates(project)]
+
+
+def test_the_ladder_is_in_order_of_size_and_names_everything(tmp_path: Path) -> None:
+    assert names(tmp_path, "classify") == ["words", "encoder", "base", "small"]
+    assert names(tmp_path, "classify", ladder=["tuned", "words"]) == ["words", "tuned"]
+    assert names(tmp_path, "extract") == ["base", "small"]
+
+
+def test_a_candidate_that_does_not_fit_the_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="ladder: words needs a closed set of answers; this task of kind"):
+        names(tmp_path, "extract", ladder=["words", "small"])
