@@ -152,6 +152,13 @@ class ReportData(Record):
         return self.promoted or self.smallest_passing
 
     @property
+    def served(self) -> str | None:
+        """The path that answers when `recommended` is live: `routed` where a certificate sends some requests on."""
+        routed, certificate = self.evaluation("routed"), self.certificate
+        behind = routed is not None and certificate is not None and certificate.issued and routed.share("large") > 0
+        return "routed" if behind and self.recommended not in (None, "large") else self.recommended
+
+    @property
     def focus(self) -> Evaluation:
         """The small candidate that the page looks into: the recommended one, else the nearest to passing the gate."""
         gated = [v for v in self.verdicts if v.candidate != "large" and self.evaluation(v.candidate)]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.pricing import MachinePrice
+from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.records import Record
 from smallfirst.report.data import ListPrice
 
@@ -83,9 +84,12 @@ def large_part_usd_per_1k(routed: Evaluation, large: Evaluation) -> float:
     return spent / max(1, len(routed.rows)) * 1000
 
 
-def path_costs(evaluations: Sequence[Evaluation], *, training_usd: float) -> tuple[PathCost, ...]:
-    """Return each path's cost, in the order given. Only `small` and `routed` carry the training cost."""
+def path_costs(
+    evaluations: Sequence[Evaluation], *, training_usd: float, drafts: str = FINE_TUNED
+) -> tuple[PathCost, ...]:
+    """Return each path's cost, in the order given; only the fine-tune, and `routed` if it `drafts`, cost training."""
     large = next((e for e in evaluations if e.candidate == "large"), None)
+    trained = {FINE_TUNED, "routed"} if drafts == FINE_TUNED else {FINE_TUNED}
 
     def large_part(evaluation: Evaluation) -> float:
         if evaluation.candidate == "large":
@@ -97,7 +101,7 @@ def path_costs(evaluations: Sequence[Evaluation], *, training_usd: float) -> tup
             candidate=evaluation.candidate,
             cost_usd_per_1k=evaluation.cost_usd_per_1k,
             large_part_usd_per_1k=large_part(evaluation),
-            training_usd=training_usd if evaluation.candidate in ("small", "routed") else 0.0,
+            training_usd=training_usd if evaluation.candidate in trained else 0.0,
         )
         for evaluation in evaluations
     )

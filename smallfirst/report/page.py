@@ -54,7 +54,7 @@ def render(data: ReportData) -> str:
     """Return the whole report as HTML."""
     script = _read("page.js")
     training_usd = data.training.cost_usd if data.training else 0.0
-    paths = economics.path_costs(data.evaluations, training_usd=training_usd)
+    paths = economics.path_costs(data.evaluations, training_usd=training_usd, drafts=data.focus.candidate)
     template = _environment().get_template("page.html")
     return template.render(
         data=data,

@@ -99,11 +99,14 @@ def path_cards(data: ReportData, paths: tuple[economics.PathCost, ...]) -> tuple
 
 def _state(data: ReportData, name: str) -> tuple[bool | None, str]:
     verdict, guarantee = data.verdict(name), guarantee_state(data) if name == "routed" else ""
+    passed = verdict.passed if verdict else guarantee != "broken" if guarantee else None
+    if passed is None:
+        return None, ""
     if verdict is None:
-        return (guarantee != "broken", GUARANTEE_STATES[guarantee]) if guarantee else (None, "")
-    if not verdict.passed:
-        return False, "misses a requirement"
-    return True, "recommended" if name == data.recommended else "meets the requirements"
+        state = GUARANTEE_STATES[guarantee]
+    else:
+        state = "meets the requirements" if passed else "misses a requirement"
+    return passed, f"recommended, {state}" if passed and name == data.served else state
 
 
 def evidence(data: ReportData) -> dict[str, Any]:

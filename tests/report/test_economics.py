@@ -98,6 +98,8 @@ def test_routed_cost_is_drafts_plus_the_large_part(
     assert routed.cost_usd_per_1k == pytest.approx(0.55)
     assert (small.training_usd, large.training_usd, routed.training_usd) == (3.9, 0.0, 3.9)
     assert routed.monthly_usd(10_000) == pytest.approx(5.5)
+    # Where a linear model drafts, the fine-tune need not be paid.
+    assert path_costs(make_report().evaluations, training_usd=3.9, drafts="words")[2].training_usd == 0.0
 
 
 @given(

@@ -79,9 +79,9 @@ def test_four_cards_say_in_a_line_what_each_path_is_and_how_it_stands(
     evaluations = (encoder, *make_report().evaluations)
     page = render(make_report(evaluations=evaluations, verdicts=verdicts, smallest_passing="encoder"))
     cards = page.split('<ul class="cards"')[1].split("</ul>")[0].split('<li class="card')[1:]
-    expected = ("recommended", "misses a requirement", "guarantee held", "a month")
+    expected = ("✓ meets the requirements", "✗ misses a requirement", "✓ recommended, guarantee held", "a month")
     assert [state in card for card, state in zip(cards, expected, strict=True)] == [True] * 4
-    assert "A published model turns each text into numbers" in cards[0]
+    assert "A published model turns texts into numbers" in cards[0]
     assert "not checked" not in page
 
 

@@ -74,7 +74,7 @@ class _Encoder(LinearCandidate):
     name = "encoder"
     title = "sentence embeddings + linear"
     role = "a linear model on sentence embeddings"
-    explanation = "a published model turns each text into numbers, a linear one sorts them; fitted in minutes"
+    explanation = "a published model turns texts into numbers, a linear one sorts them"
     size = 20
     uses_sentence_encoder = True
 

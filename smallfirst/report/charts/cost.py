@@ -16,7 +16,8 @@ def spending_chart(paths: Sequence[PathCost], large: PathCost, *, requests_per_m
     evens = [_break_even(path, large, drop) for path in paths for drop in PRICE_DROPS]
     reach = [*filter(None, evens), requests_per_month, requests_per_month * 12]
     x = log_scale([max(10.0, min(reach) / 10), max(reach)], margin=1.2)
-    cheapest = max(large.total_usd(x.low, drop=PRICE_DROPS[-1]), 1e-4)
+    lowest = (large.total_usd(x.low, drop=PRICE_DROPS[-1]), *(path.total_usd(x.low) for path in paths))
+    cheapest = max(min(lowest), large.total_usd(x.low) / 10_000)
     y = log_scale([cheapest, large.total_usd(x.high)], margin=1.5)
     frame = large_frame(x, y, left=70)
     requests = [x.low * (x.high / x.low) ** (i / 40) for i in range(41)]

@@ -38,7 +38,7 @@ def quality_frame(
     costs = [e.cost_usd_per_1k for e in evaluations] + [p.routed_cost_usd_per_1k for p in curve]
     shares = [x for e in _in_view(evaluations) for x in (e.accuracy.low, e.accuracy.high)]
     shares += [p.routed_accuracy for p in curve] + ([agreement.agreement.value] if agreement else [])
-    return large_frame(log_scale(costs, margin=1.6), value_scale(shares), right=524)
+    return large_frame(log_scale(costs, margin=1.6), value_scale(shares), right=480)
 
 
 def quality_cost_chart(

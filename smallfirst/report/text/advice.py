@@ -19,11 +19,11 @@ def recommendations(data: ReportData, paths: tuple[PathCost, ...]) -> tuple[str,
 
 def _go_live(data: ReportData, paths: tuple[PathCost, ...]) -> str:
     by_name = {path.candidate: path for path in paths}
-    path, large = by_name.get(data.recommended or ""), by_name.get("large")
+    path, large = by_name.get(data.served or ""), by_name.get("large")
     if path is None or path is large:
         keep = "Keep sending every request to the large model." if large else "Do not put any of them live."
         return f"{keep}{_nearest(data)}"
-    name, routed = path_name(path.candidate), data.evaluation("routed")
+    name = path_name(data.recommended or "")
     if data.certificate and not data.certificate.issued:
         first = f"Let the large model answer, with “{name}” in shadow" if large else f"Keep “{name}” back"
         missing = data.certificate.labels_missing
@@ -32,8 +32,8 @@ def _go_live(data: ReportData, paths: tuple[PathCost, ...]) -> str:
     if large is None:
         return f"Put “{name}” live. Its saving is unknown: the large model was not measured."
     live = f"Put “{name}” live"
-    if data.certificate and routed and routed.share("large"):
-        path, live = by_name["routed"], f"{live}, with the large model for what it is not sure of"
+    if path.candidate == "routed":
+        live += ", with the large model for what it is not sure of"
     saved = large.monthly_usd(data.requests_per_month) - path.monthly_usd(data.requests_per_month)
     if saved <= 0:
         return "Keep sending every request to the large model: the smaller path saves nothing at today's prices."

@@ -93,7 +93,7 @@ def _guarantee(data: ReportData) -> list[str]:
 
 def _prices(data: ReportData, paths: tuple[PathCost, ...]) -> list[str]:
     by_name = {path.candidate: path for path in paths}
-    large, path = by_name.get("large"), by_name.get(data.recommended or "")
+    large, path = by_name.get("large"), by_name.get(data.served or "")
     if large is None or path is None or path is large:
         return []
     drop = max_price_drop(path, large)

@@ -21,8 +21,7 @@ class Headline(NamedTuple):
 
 def headline(data: ReportData) -> Headline:
     """Return what to do, how good what answers is, and what it costs against the large path."""
-    chosen, large = data.recommended, data.evaluation("large")
-    evaluation = data.evaluation(chosen)
+    chosen, large, evaluation = data.recommended, data.evaluation("large"), data.evaluation(data.served)
     if chosen is None or evaluation is None:
         return _nothing_passes(data)
     quality, cost_usd = _quality(data, evaluation), evaluation.cost_usd_per_1k
@@ -36,11 +35,12 @@ def headline(data: ReportData) -> Headline:
     if large is not None and cost_usd >= large.cost_usd_per_1k:
         return Headline(
             "Keep the large model: a smaller one is good enough here, but not cheaper.",
-            f"“{capitalize_first(path_name(chosen))}” meets the requirements ({quality}) and costs {cost}.",
+            f"“{capitalize_first(path_name(evaluation.candidate))}” is {quality} and costs {cost}.",
         )
     subject = "It" if chosen == FINE_TUNED else capitalize_first(path_role(chosen))
-    if chosen == "routed":
-        subject = f"With {percent(1 - evaluation.share('large'), digits=0)} of requests answered small, the routed path"
+    if data.served == "routed":
+        subject = "Together, each request answered by one of them, they are"
+        return Headline(_heading(data, chosen), f"{subject} {quality} and cost {cost}.")
     return Headline(_heading(data, chosen), f"{subject} is {quality} and costs {cost}.")
 
 
@@ -98,8 +98,16 @@ def _cost_against_large(data: ReportData, evaluation: Evaluation) -> str:
 
 
 def comparisons(data: ReportData) -> tuple[str, ...]:
-    """Say how the recommended path compares with the large model, how routing does, and what the fine-tune loses to."""
-    return (*_against_large(data), *_routing(data), *_losses(data))
+    """Say how what answers compares with the large model and with the other ways, and what the fine-tune loses to."""
+    return (*_against_large(data), *_alone(data), *_routing(data), *_losses(data))
+
+
+def _alone(data: ReportData) -> list[str]:
+    alone = data.evaluation(data.recommended)
+    if alone is None or alone.candidate == data.served:
+        return []
+    name, cost = path_name(alone.candidate), format_usd(alone.cost_usd_per_1k)
+    return [f"Alone, “{name}” is right on {accurate(alone.accuracy)}, at {cost} per 1,000 requests."]
 
 
 def _losses(data: ReportData) -> list[str]:
@@ -119,24 +127,22 @@ def _losses(data: ReportData) -> list[str]:
 
 
 def _against_large(data: ReportData) -> list[str]:
-    chosen = data.recommended
-    comparison = difference(data, chosen, "large") if chosen not in (None, "large") else None
+    comparison = difference(data, data.served, "large") if data.served not in (None, "large") else None
     if comparison is None:
         return []
-    gap, name = comparison.difference, capitalize_first(path_name(comparison.first))
-    if gap.low > 0:
-        return [f"“{name}” is right more often than the large model, by {absolute_points(gap)}."]
-    if gap.high >= 0:
+    gap = comparison.difference
+    if gap.low <= 0 <= gap.high:
         return [f"No difference from the large model in right answers was found ({points(gap)})."]
-    if chosen == FINE_TUNED:
+    if data.served == FINE_TUNED and gap.high < 0:
         return []  # `_losses` says it
-    return [f"“{name}” alone is right less often than the large model, by {absolute_points(gap)}."]
+    name, more = capitalize_first(path_name(comparison.first)), "more" if gap.low > 0 else "less"
+    return [f"“{name}” is right {more} often than the large model, by {absolute_points(gap)}."]
 
 
 def _routing(data: ReportData) -> list[str]:
     routed, verdict = data.evaluation("routed"), data.verdict("routed")
     certified = data.certificate is not None and data.certificate.issued
-    if routed is None or data.recommended == "routed" or not certified:
+    if routed is None or data.served == "routed" or not certified:
         return []
     if routed.share("large"):
         small = percent(1 - routed.share("large"))
@@ -170,8 +176,9 @@ def _is_no_language_model(name: str) -> bool:
 
 
 def _heading(data: ReportData, chosen: str) -> str:
-    if chosen == "routed":
-        return "Go live: small first, the large model for the rest."
+    if data.served == "routed" and (routed := data.evaluation("routed")):
+        first, small = path_role(chosen) or "a small model", percent(1 - routed.share("large"), digits=0)
+        return f"Go live: {first} answers {small} of requests, the large model the rest."
     candidate = CANDIDATES.get(chosen)
     found = (candidate.headline or f"{candidate.role} is good enough").rstrip(".")
     found = found[:1].lower() + found[1:]

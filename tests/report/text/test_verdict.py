@@ -19,7 +19,7 @@ def plain(text: str) -> str:
 
 
 def test_the_headline_says_who_answers_how_well_and_at_what_cost(make_report: Make) -> None:
-    found = headline(make_report())
+    found = headline(make_report(certificate=None))
     assert found.heading == "Go live: the fine-tuned small model is good enough."
     assert plain(found.sentence) == (
         "It is right on 87.5 % (52.9 to 97.8) of 8 test requests and costs $0.050 per 1,000 requests "
@@ -95,11 +95,16 @@ def test_costs_are_compared_with_the_large_path(
     assert headline(make_report(evaluations=(small, make_report().evaluations[1]))).sentence.endswith(end)
 
 
-def test_a_routed_path_that_passes_is_the_headline(make_report: Make, make_verdict: Build) -> None:
-    data = make_report(verdicts=(make_verdict("routed", passed=True),), smallest_passing="routed")
+def test_what_a_certificate_sends_on_is_answered_by_the_large_model(make_report: Make, make_verdict: Build) -> None:
+    data = make_report()
     found = headline(data)
-    assert found.heading == "Go live: small first, the large model for the rest."
-    assert plain(found.sentence).startswith("With 75 % of requests answered small, the routed path is right on 87.5 %")
+    assert plain(found.heading) == (
+        "Go live: a small language model after fine-tuning answers 75 % of requests, the large model the rest."
+    )
+    assert plain(found.sentence) == (
+        "Together, each request answered by one of them, they are right on 87.5 % (52.9 to 97.8) of 8 test requests "
+        "and cost $0.55 per 1,000 requests instead of $2.00: 3.6 times cheaper."
+    )
     assert not [sentence for sentence in comparisons(data) if sentence.startswith("Routed")]
     small, large, routed = make_report().evaluations
     rows = tuple(row.model_copy(update={"stage": "small"}) for row in routed.rows)
@@ -141,7 +146,7 @@ def test_a_linear_model_that_passes_is_enough(
     others = make_report().evaluations if linear else make_report().evaluations[1:]
     evaluations = (make_evaluation("words", linear or "cccfffff", cost_usd_per_1k=0.001), *others)
     verdicts = (make_verdict("words", passed=True), make_verdict("small", passed=True))
-    data = make_report(evaluations=evaluations, verdicts=verdicts, smallest_passing="words")
+    data = make_report(evaluations=evaluations, verdicts=verdicts, smallest_passing="words", certificate=None)
     assert headline(data).heading == "Go live: a linear model is enough here."
     assert end in linear_note(data)
     assert linear_note(make_report()) == ""
@@ -159,12 +164,15 @@ def test_a_fine_tune_that_is_worse_than_a_linear_model_is_said_so_once(
 
 
 def test_the_paths_are_compared_in_words(make_report: Make, make_evaluation: Build, make_certificate: Build) -> None:
-    none, routed = map(plain, comparisons(make_report()))
+    none, alone = map(plain, comparisons(make_report()))
+    assert alone == "Alone, “fine-tuned small model” is right on 87.5 % (52.9 to 97.8), at $0.050 per 1,000 requests."
+    # Routed and large are right on the same rows: 1.96 · sqrt(1 / 10 / 10) = 0.196 (Agresti and Min).
+    assert none == "No difference from the large model in right answers was found (+0.0 points [−19.6, +19.6])."
+    (routed,) = map(plain, comparisons(make_report(smallest_passing=None, verdicts=())))
     assert routed == (
         "Routed, 75.0 % of requests stay small and the rest goes to the large model: right on 87.5 % (52.9 to 97.8), "
         "$0.55 per 1,000 requests instead of $2.00: 3.6 times cheaper."
     )
-    assert none == "No difference from the large model in right answers was found (+0.0 points [−33.9, +33.9])."
     small = make_evaluation("small", "ffffcccc", cost_usd_per_1k=0.05)
     large = make_evaluation("large", "ccccffff", cost_usd_per_1k=2.0)
     (loss,) = comparisons(make_report(evaluations=(small, large), certificate=None))
