@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from smallfirst.cli.options import PATH, RUN, TASK, load_run, load_task_file
+from smallfirst.cli.options import PATH, RUN, TASK, load_run, load_task_file, verb
 
 
-@click.command()
+@verb("smallfirst promote tickets")
 @TASK
 @RUN
 def promote(task_yaml: Path, run_name: str | None) -> None:
@@ -23,7 +23,7 @@ def promote(task_yaml: Path, run_name: str | None) -> None:
     click.echo(f"next: smallfirst calibrate {task_yaml}")
 
 
-@click.command()
+@verb("smallfirst rollback tickets")
 @TASK
 def rollback(task_yaml: Path) -> None:
     """Make the former champion champion again."""
@@ -33,7 +33,7 @@ def rollback(task_yaml: Path) -> None:
     click.echo(f"{version.name} version {version.version} @champion")
 
 
-@click.command()
+@verb("smallfirst export tickets tickets.gguf", "smallfirst export tickets exported --format safetensors")
 @TASK
 @click.argument("target", type=PATH)
 @RUN
@@ -41,7 +41,10 @@ def rollback(task_yaml: Path) -> None:
 @click.option("--precision", type=click.Choice(["bf16", "f16", "q8_0"]), default="bf16", show_default=True)
 @click.option("--rows", "n_rows", type=int, default=64, show_default=True, help="Selection rows to compare on.")
 def export(task_yaml: Path, target: Path, run_name: str | None, kind: Any, precision: Any, n_rows: int) -> None:
-    """Write the fine-tuned model for other engines, once it answers there as it does here."""
+    """Write the fine-tuned model for other engines.
+
+    Its answers there are compared with those here.
+    """
     from smallfirst.models.export.export import export as export_model
     from smallfirst.project.candidate_registry import FINE_TUNED
 

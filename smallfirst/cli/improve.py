@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from smallfirst.cli.options import JSON, LEDGER, PATH, TASK, load_project, load_task_file
+from smallfirst.cli.options import JSON, LEDGER, PATH, TASK, load_project, load_task_file, verb
 from smallfirst.errors import ConfigError
 from smallfirst.progress import Progress
 
 
-@click.command()
+@verb("smallfirst label tickets new.jsonl --cap-usd 2", "smallfirst label tickets new.jsonl --yes --min-confidence 0.9")
 @TASK
 @click.argument("rows", type=PATH)
 @click.option("--out", type=PATH, default="labelled.jsonl", show_default=True)
@@ -25,7 +25,10 @@ from smallfirst.progress import Progress
 @click.option("--teacher", type=PATH, help="Folder of a model of this task.")
 @JSON
 def label(task_yaml: Path, rows: Path, as_json: bool, **settings: Any) -> None:
-    """Have the large model label ROWS under a price cap; those it is sure of become training rows."""
+    """Have the large model label ROWS under a price cap.
+
+    Those it is sure of become training rows.
+    """
     from smallfirst.improvement.labelling import LabelOptions
     from smallfirst.improvement.labelling import label as label_stage
     from smallfirst.records import parse_record
@@ -35,11 +38,14 @@ def label(task_yaml: Path, rows: Path, as_json: bool, **settings: Any) -> None:
     click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(found.in_words))
 
 
-@click.command()
+@verb("smallfirst suspects tickets --out suspects.jsonl")
 @TASK
 @click.option("--out", type=PATH, default="suspects.jsonl", show_default=True)
 def suspects(task_yaml: Path, out: Path) -> None:
-    """Write training rows whose given label is probably wrong, for a person to fill in."""
+    """List training rows whose label is probably wrong.
+
+    They are written to a file for a person to fill in.
+    """
     from smallfirst.pipeline.diagnostics import export_suspects
 
     n = export_suspects(load_project(task_yaml), out)
@@ -47,7 +53,7 @@ def suspects(task_yaml: Path, out: Path) -> None:
     click.echo(f"next: add  relabels: {out}  under data: in {task_yaml}, then smallfirst train {task_yaml}")
 
 
-@click.command()
+@verb("smallfirst harvest tickets --since 2026-01-31")
 @TASK
 @click.option("--out", type=PATH, default="harvested.jsonl", show_default=True)
 @LEDGER
@@ -56,7 +62,10 @@ def suspects(task_yaml: Path, out: Path) -> None:
 )
 @JSON
 def harvest(task_yaml: Path, out: Path, ledger: Path | None, since: str | None, as_json: bool) -> None:
-    """Turn served answers that somebody judged, or the large model gave, into training rows."""
+    """Turn served answers into training rows.
+
+    Only those that somebody judged, or that the large model gave.
+    """
     from smallfirst.improvement.harvest import harvest as harvest_stage
 
     found = harvest_stage(load_project(task_yaml), out=out, ledger=ledger, since=_moment(since) if since else None)
@@ -68,7 +77,7 @@ def harvest(task_yaml: Path, out: Path, ledger: Path | None, since: str | None, 
         click.echo(f"next: smallfirst challenge {task_yaml} --rows {out}")
 
 
-@click.command()
+@verb("smallfirst challenge tickets --propose", "smallfirst challenge tickets --rows harvested.jsonl")
 @TASK
 @click.option("--rows", type=PATH, default="harvested.jsonl", show_default=True)
 @LEDGER
@@ -78,11 +87,11 @@ def harvest(task_yaml: Path, out: Path, ledger: Path | None, since: str | None, 
 def challenge(
     task_yaml: Path, rows: Path, ledger: Path | None, only_propose: bool, resume: bool, as_json: bool
 ) -> None:
-    """Train a challenger with harvested rows; it becomes champion only if it passes the gate and wins on test rows.
+    """Train a challenger with harvested rows.
 
-    It wins if it is shown more accurate than the champion on the same test rows, or at most 0.01 less accurate while
-    more of the requests stay small; each challenge of a champion has to show more than the one before. Exit code 3 if
-    the gate said no.
+    It becomes champion only if it passes the gate and wins on test rows. It wins if it is shown more accurate than the
+    champion on the same test rows, or at most 0.01 less accurate while more of the requests stay small; each challenge
+    of a champion has to show more than the one before. Exit code 3 if the gate said no.
     """
     from smallfirst.improvement.challenge import challenge as challenge_stage
     from smallfirst.improvement.challenge.challenge import proposal_of

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smallfirst.cli.options import JSON
+from smallfirst.cli.options import JSON, VerbGroup
 from smallfirst.progress import format_duration, format_table
 
 if TYPE_CHECKING:
@@ -22,11 +22,16 @@ NAMES = click.argument("names", nargs=-1, required=True)
 COLUMNS = ("NAME", "STATUS", "BASE", "PROGRESS", "AGE")
 
 
-@click.group(invoke_without_command=True)
+@click.group(
+    cls=VerbGroup, invoke_without_command=True, examples=("smallfirst jobs", "smallfirst jobs show NAME --follow")
+)
 @JSON
 @click.pass_context
 def jobs(ctx: click.Context, as_json: bool) -> None:
-    """List fine-tunes, newest first; those whose process was killed are restarted."""
+    """List fine-tuning jobs; show, cancel or resume them.
+
+    The newest stands first. Those whose process was killed are restarted.
+    """
     if ctx.invoked_subcommand:
         return
     from smallfirst.jobs import queue

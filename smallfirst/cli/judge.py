@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from smallfirst.cli.options import JSON, RUN, TASK, load_run
+from smallfirst.cli.options import JSON, RUN, TASK, load_run, verb
 
 
-@click.command()
+@verb("smallfirst evaluate tickets")
 @TASK
 @RUN
 @JSON
@@ -31,12 +31,15 @@ def evaluate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
     click.echo(f"next: smallfirst gate {task_yaml}")
 
 
-@click.command()
+@verb("smallfirst gate tickets --json")
 @TASK
 @RUN
 @JSON
 def gate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
-    """Check which candidates may go live; exit code 3 if the chosen one may not."""
+    """Check which candidates may go live.
+
+    Exit code 3 if the chosen one may not.
+    """
     from smallfirst.gate.verdict import format_verdict
     from smallfirst.pipeline.run import chosen_candidate, gate_stage
 
@@ -53,14 +56,17 @@ def gate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
         sys.exit(3)
 
 
-@click.command()
+@verb('smallfirst override tickets --candidate words --by Ada --because "a pilot with 20 users"')
 @TASK
 @RUN
 @click.option("--candidate", required=True, help="Who may go live all the same.")
 @click.option("--by", required=True, help="Who signs.")
 @click.option("--because", required=True, help="Why; stands in the registry and the report.")
 def override(task_yaml: Path, run_name: str | None, candidate: str, by: str, because: str) -> None:
-    """Let a candidate pass that failed its gate, signed with a name and a reason; the failed checks stay on record."""
+    """Let a candidate pass that failed its gate, signed with a reason.
+
+    The failed checks stay on record, with the name and the reason.
+    """
     from smallfirst.gate.verdict import format_verdict
     from smallfirst.pipeline.run import override_stage
 
@@ -70,12 +76,15 @@ def override(task_yaml: Path, run_name: str | None, candidate: str, by: str, bec
     click.echo(f"next: smallfirst promote {task_yaml}")
 
 
-@click.command()
+@verb("smallfirst calibrate tickets")
 @TASK
 @RUN
 @JSON
 def calibrate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
-    """Find the threshold that keeps the guarantee, certify it, measure the Router."""
+    """Find and certify the threshold that keeps the guarantee.
+
+    The Router is measured with it on the test rows.
+    """
     from smallfirst.pipeline.run import calibrate_stage
 
     project, run_folder = load_run(task_yaml, run_name)
@@ -89,7 +98,7 @@ def calibrate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
     click.echo(f"the rest: {certificate.below} ({certificate.below_why})")
 
 
-@click.command()
+@verb("smallfirst report tickets")
 @TASK
 @RUN
 def report(task_yaml: Path, run_name: str | None) -> None:

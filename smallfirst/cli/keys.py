@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smallfirst.cli.options import JSON, PATH
+from smallfirst.cli.options import JSON, PATH, VerbGroup
 
 if TYPE_CHECKING:
     from smallfirst.serving.auth.keys import ApiKey, KeyPolicy, KeyStore
@@ -19,9 +19,9 @@ GRACE = "Seconds for which the old key still works."
 LIMIT = click.IntRange(min=1)
 
 
-@click.group()
+@click.group(cls=VerbGroup, examples=("smallfirst keys create ada", "smallfirst keys list"))
 def keys() -> None:
-    """Make, list, rotate and revoke the keys that clients of `smallfirst serve` need.
+    """Make, list, rotate and revoke the keys of clients.
 
     With at least one key the server asks for one; a change takes effect with the next request.
     """

@@ -1,9 +1,12 @@
-"""Arguments and options that several commands share, and what they load."""
+"""What verbs share: arguments, options and what they load, and help that ends with examples."""
 
 from __future__ import annotations
 
+import re
+import shlex
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,12 +15,61 @@ if TYPE_CHECKING:
     from smallfirst.project.run_folder import RunFolder
     from smallfirst.project.task_file import TaskFile
 
+TASK_HELP = "A task.yaml or its folder; left out: task.yaml of the current folder."
+
 PATH = click.Path(path_type=Path)
-TASK = click.argument("task_yaml", type=PATH, default="task.yaml")
+TYPED_TASK = "smallfirst.typed_task"
+"""Key of the context's `meta` under which the TASK stands as it was typed, ready for a shell."""
+
+
+def _remember(ctx: click.Context, _: click.Parameter, value: Path | tuple[Path, ...]) -> Path | tuple[Path, ...]:
+    paths = value if isinstance(value, tuple) else (value,)
+    ctx.meta[TYPED_TASK] = shlex.join(map(str, paths)) or "task.yaml"
+    return value
+
+
+def as_typed(ctx: click.Context, text: str) -> str:
+    """Return `text` with the TASK that was typed in place of `task.yaml` in the commands that it names."""
+    typed = ctx.meta.get(TYPED_TASK, "task.yaml")
+    return re.sub(r"(smallfirst [a-z]+) task\.yaml", lambda found: f"{found[1]} {typed}", text)
+
+
+TASK = click.argument("task_yaml", type=PATH, default="task.yaml", metavar="[TASK]", callback=_remember)
+TASKS = click.argument("task_yamls", type=PATH, nargs=-1, metavar="[TASK]...", callback=_remember)
 RUN = click.option("--run", "run_name", default=None, help="A run other than the latest.")
 RESUME = click.option("--resume", is_flag=True, help="Continue a training that was interrupted.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 LEDGER = click.option("--ledger", type=PATH, help="A ledger other than that of the state folder.")
+
+
+class _WithExamples(click.Command):
+    def __init__(self, *args: Any, examples: tuple[str, ...] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.examples = examples
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what a TASK is, the options, and the examples."""
+        if any(parameter.metavar in ("[TASK]", "[TASK]...") for parameter in self.params):
+            with formatter.section("Arguments"):
+                formatter.write_dl([("TASK", TASK_HELP)])
+        super().format_options(ctx, formatter)
+        if self.examples:
+            with formatter.section("Examples"):
+                for example in self.examples:
+                    formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
+
+
+class Verb(_WithExamples):
+    """A command with examples."""
+
+
+class VerbGroup(_WithExamples, click.Group):
+    """A group of commands with examples."""
+
+
+def verb(*examples: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """Return the decorator that makes a function a verb whose help shows these command lines."""
+    return click.command(cls=Verb, examples=examples)
 
 
 def load_task_file(path: Path) -> TaskFile:

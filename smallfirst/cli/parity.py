@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from smallfirst.cli.options import JSON, TASK, load_project
+from smallfirst.cli.options import JSON, TASK, load_project, verb
 from smallfirst.errors import ConfigError, StageMissing
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from smallfirst.registry.versions import ModelVersion
 
 
-@click.command()
+@verb("smallfirst parity tickets", "smallfirst parity tickets --url http://127.0.0.1:8000/v1 --rows 50")
 @TASK
 @click.option("--url", help="A running endpoint, up to and including /v1; left out: one is started with the champion.")
 @click.option("--model", "name", help="Served name to ask; left out: the task's small model.")
@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 @click.option("--key-env", default="SMALLFIRST_API_KEY", show_default=True, help="Environment variable of the key.")
 @JSON
 def parity(task_yaml: Path, url: str | None, name: str | None, n_rows: int | None, key_env: str, as_json: bool) -> None:
-    """Ask evaluation rows again over HTTP and compare with the measured answers. Exit code 3 if they differ."""
+    """Compare an endpoint's answers with the measured ones.
+
+    Evaluation rows are asked again over HTTP. Exit code 3 if the answers differ.
+    """
     from smallfirst.pipeline.parity import require_parity
     from smallfirst.project.run_folder import RunFolder
     from smallfirst.registry import versions

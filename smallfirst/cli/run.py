@@ -9,12 +9,12 @@ from pathlib import Path
 
 import click
 
-from smallfirst.cli.options import JSON, PATH, RESUME, TASK, load_task_file
+from smallfirst.cli.options import JSON, PATH, RESUME, TASK, load_task_file, verb
 from smallfirst.errors import SmallfirstError
 from smallfirst.progress import Progress
 
 
-@click.command()
+@verb("smallfirst run tickets", "smallfirst run tickets --resume", "smallfirst run tickets --json --report report.html")
 @TASK
 @JSON
 @RESUME
@@ -29,7 +29,7 @@ def run(
     despite_check: bool,
     max_usd: float | None,
 ) -> None:
-    """The whole path: train, measure, gate, promote, certify, report."""
+    """Train, measure, gate, promote, certify and report."""
     from smallfirst.pipeline import run as pipeline
     from smallfirst.pipeline.summary import RunError, RunSummary, format_summary
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from smallfirst.cli.options import TASKS, verb
+
 if TYPE_CHECKING:
     from smallfirst.models.protocol import Model
     from smallfirst.serving.ledger.ledger import Ledger
@@ -18,8 +20,12 @@ FINE_TUNING = "openai_finetuning"
 """Plugin that `--fine-tuning` and `--base` are about."""
 
 
-@click.command()
-@click.argument("task_yamls", type=click.Path(path_type=Path), nargs=-1)
+@verb(
+    "smallfirst serve tickets",
+    "smallfirst serve tickets invoices --port 9000 --store-bodies",
+    "smallfirst serve tickets --explain",
+)
+@TASKS
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8000, show_default=True, type=int)
 @click.option("--api-key-sha256", "api_keys_sha256", multiple=True, help="SHA-256 of an accepted key; may be repeated.")
@@ -41,7 +47,9 @@ FINE_TUNING = "openai_finetuning"
 def serve(
     task_yamls: tuple[Path, ...], only_explain: bool, fine_tuning: bool, bases: tuple[str, ...], **options: Any
 ) -> None:
-    """Serve each task's Router, its small and its large model, and `auto` over all tasks, as an OpenAI-style API.
+    """Serve the Routers of tasks as an OpenAI-style API.
+
+    Each task's Router, its small and its large model are served, and `auto` over all tasks.
 
     Loopback alone until there is a key (`smallfirst keys create NAME`). The registry's aliases are followed: a
     promotion or a rollback changes who answers, without a restart.

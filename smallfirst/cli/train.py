@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from smallfirst.cli.options import RESUME, RUN, TASK, load_project, load_run
+from smallfirst.cli.options import RESUME, RUN, TASK, load_project, load_run, verb
 
 
-@click.command()
+@verb("smallfirst train tickets", "smallfirst train tickets --resume")
 @TASK
 @RESUME
 def train(task_yaml: Path, resume: bool) -> None:
@@ -20,12 +20,12 @@ def train(task_yaml: Path, resume: bool) -> None:
     click.echo(f"run {run_folder.path.name}\nnext: smallfirst evaluate {task_yaml}")
 
 
-@click.command()
+@verb("smallfirst learn tickets")
 @TASK
 @RUN
 @click.option("--small", is_flag=True, help="Fine-tune on parts of the rows as well: takes as long as some runs.")
 def learn(task_yaml: Path, run_name: str | None, small: bool) -> None:
-    """Measure the learning curve: the same candidates with fewer rows, and what more rows would bring."""
+    """Measure how accuracy grows with rows, and what more would bring."""
     from smallfirst.pipeline.learning_curve import forecast_lines, measure_curve
 
     project, run_folder = load_run(task_yaml, run_name)

@@ -9,18 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smallfirst.cli.options import JSON, LEDGER, TASK, load_task_file
+from smallfirst.cli.options import JSON, LEDGER, TASK, load_task_file, verb
 
 if TYPE_CHECKING:
     from smallfirst.serving.ledger.rows import LedgerRow
 
 
-@click.command()
+@verb("smallfirst explain chatcmpl-4f0c2a")
 @click.argument("response_id")
 @LEDGER
 @JSON
 def explain(response_id: str, ledger: Path | None, as_json: bool) -> None:
-    """Explain one served answer: every step with score, threshold and price, the guarantee, audits and feedback."""
+    """Explain one served answer step by step.
+
+    Each step with score, threshold and price; then the guarantee, audits and feedback.
+    """
     from smallfirst.cli.explain import explanation, in_words
     from smallfirst.improvement.harvest.evidence import open_ledger
 
@@ -29,14 +32,17 @@ def explain(response_id: str, ledger: Path | None, as_json: bool) -> None:
     click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(in_words(found)))
 
 
-@click.command()
+@verb("smallfirst queue tickets --limit 5")
 @TASK
 @click.option("--task", "name", help="Name of the task, instead of its file.")
 @LEDGER
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Oldest entries to show.")
 @JSON
 def queue(task_yaml: Path, name: str | None, ledger: Path | None, limit: int, as_json: bool) -> None:
-    """List answers that wait for a person: those no model was sure of, and audits without a verdict."""
+    """List answers that wait for a person.
+
+    Those are answers no model was sure of, and audits without a verdict.
+    """
     from smallfirst.deployment.review_queue import waiting_for_review
     from smallfirst.improvement.harvest.evidence import open_ledger
 

@@ -32,7 +32,7 @@ def test_nobody_can_sign_for_a_candidate_that_was_not_judged(desk_folder: Path) 
 def test_a_stage_that_comes_too_early_names_the_one_before(desk_folder: Path) -> None:
     for verb in ("evaluate", "gate", "promote", "calibrate", "report"):
         assert failed(call(verb, desk_folder), 1) == (
-            "StageMissing: desk has no finished run\n  next: smallfirst train task.yaml\n"
+            f"StageMissing: desk has no finished run\n  next: smallfirst train {desk_folder}\n"
         )
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 from fixtures.cli import call, failed
@@ -14,7 +16,7 @@ import smallfirst
 from smallfirst.cli.main import COMMANDS, STAGES, main
 
 VERBS = COMMANDS.names()
-READ_NO_TASK = {"init", "models", "explain", "keys", "jobs", "endpoints"}
+READ_NO_TASK = {"init", "models", "explain", "keys", "jobs", "endpoints", "completion", "doctor"}
 
 
 def test_help_lists_the_verbs_by_stage_of_work_in_the_order_of_the_path() -> None:
@@ -66,3 +68,42 @@ def test_a_wrong_setting_is_told_with_a_suggestion(desk_folder: Path) -> None:
 def test_an_unknown_verb_or_option_is_wrong_usage() -> None:
     assert call("trian").exit_code == 2
     assert call("check", "--jsn").exit_code == 2
+
+
+def test_no_summary_is_cut_and_each_stands_on_one_line_of_eighty_columns() -> None:
+    lines = CliRunner(env={"COLUMNS": "80"}).invoke(main, ["--help"]).output.splitlines()
+    listed = lines[lines.index("Prepare:") :]
+    assert sum(line.startswith("  ") for line in listed) == len(VERBS)
+    assert [line for line in listed if line.endswith("...")] == []
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "endpoints"])
+def test_every_example_of_a_verbs_help_is_a_command_line_that_is_understood(verb: str) -> None:
+    examples = getattr(COMMANDS.get(verb), "examples", ())
+    assert examples
+    shown = call(verb, "--help").output
+    for example in examples:
+        assert f"  {example}\n" in shown
+        program, *words = shlex.split(example.partition(" >")[0])
+        assert program == "smallfirst"
+        command: click.Command = main
+        while isinstance(command, click.Group) and words:
+            found = command.get_command(click.Context(command), words.pop(0))
+            assert found is not None
+            command = found
+        command.make_context(command.name, words)
+
+
+def test_ctrl_c_ends_with_130_and_says_how_to_go_on(desk_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def press(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("smallfirst.pipeline.run.try_run", press)
+    monkeypatch.setattr("smallfirst.cli.judge.load_run", press)
+    assert failed(call("run", desk_folder), 130) == (
+        f"\ninterrupted; what was done is kept\n  next: smallfirst run {desk_folder} --resume\n"
+    )
+    assert failed(call("evaluate", desk_folder), 130) == (
+        f"\ninterrupted; answers are kept and not asked for again\n  next: smallfirst evaluate {desk_folder}\n"
+    )
+    assert failed(call("gate", desk_folder), 130) == "\ninterrupted\n"

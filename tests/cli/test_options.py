@@ -1,0 +1,39 @@
+"""The TASK of a verb, repeated as it was typed; help that ends with examples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fixtures.cli import call, failed
+
+
+@pytest.mark.parametrize(
+    ("typed", "repeated"),
+    [((), "task.yaml"), (("task.yaml",), "task.yaml"), (("my desk",), "'my desk'"), (("my desk/task.yaml",), None)],
+)
+def test_the_next_command_repeats_the_task_as_it_was_typed(
+    desk_folder: Path, monkeypatch: pytest.MonkeyPatch, typed: tuple[str, ...], repeated: str | None
+) -> None:
+    inside = desk_folder / "my desk"
+    inside.mkdir()
+    for name in ("task.yaml", "train.jsonl"):
+        (inside / name).write_bytes((desk_folder / name).read_bytes())
+    monkeypatch.chdir(desk_folder)
+    message = failed(call("gate", *typed), 1)
+    wanted = repeated or "'my desk/task.yaml'"
+    assert message == f"StageMissing: desk has no finished run\n  next: smallfirst train {wanted}\n"
+
+
+def test_help_explains_a_task_and_ends_with_examples() -> None:
+    lines = call("gate", "--help").output.splitlines()
+    assert lines[0].endswith(" gate [OPTIONS] [TASK]")
+    task = lines.index("Arguments:") + 1
+    assert lines[task] == "  TASK  A task.yaml or its folder; left out: task.yaml of the current folder."
+    assert lines[-2:] == ["Examples:", "  smallfirst gate tickets --json"]
+
+
+def test_a_verb_without_a_task_explains_none_and_a_group_has_examples() -> None:
+    told = call("explain", "--help").output
+    assert "Arguments:" not in told
+    assert call("keys", "--help").output.endswith("  smallfirst keys list\n")
