@@ -22,6 +22,7 @@ pytest_plugins = [
     "fixtures.gate",
     "fixtures.jobs",
     "fixtures.models",
+    "fixtures.pages",
     "fixtures.registry",
     "fixtures.report",
     "fixtures.training",

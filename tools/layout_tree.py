@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "design" / "layout.md"
-BEGIN, END = "<!-- tree: made by tools/layout_tree.py -->\n```\n", "```\n<!-- end of tree -->"
+BEGIN, END = "<!-- tree: made by tools/layout_tree.py -->\n```text\n", "```\n<!-- end of tree -->"
 
 
 def summary(path: Path) -> str:
