@@ -78,15 +78,18 @@ class Problem(NamedTuple):
 
 
 class DataError(SmallfirstError):
-    """Rows cannot be used. `problems` holds every problem; the message shows the first 20."""
+    """Rows cannot be used. `problems` holds every problem; the message shows the first 20 rules that they break."""
 
     shown = 20
 
     def __init__(self, message: str, problems: Sequence[Problem] = (), *, hint: str | None = None) -> None:
-        lines = [message, *(f"  {p}" for p in problems[: self.shown])]
-        if len(problems) > self.shown:
-            lines.append(f"  … and {len(problems) - self.shown} more")
-        super().__init__("\n".join(lines), hint=hint)
+        by_rule: dict[str, list[Problem]] = {}
+        for problem in problems:
+            by_rule.setdefault(problem.rule, []).append(problem)
+        alike = list(by_rule.values())
+        lines = [message, *(f"  {f'{len(same):,} rows, first ' * (len(same) > 1)}{same[0]}" for same in alike)]
+        more = [f"  … and {sum(map(len, alike[self.shown :])):,} more"] if len(alike) > self.shown else []
+        super().__init__("\n".join([*lines[: self.shown + 1], *more]), hint=hint)
         self.problems = tuple(problems)
 
 
@@ -114,6 +117,7 @@ EXTRAS = {
     "peft": "train",
     "prometheus_client": "serve",
     "pyarrow": "tables",
+    "python_calamine": "tables",
     "python_multipart": "openai-finetuning",
     "starlette": "serve",
     "tokenizers": "train",

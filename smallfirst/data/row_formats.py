@@ -25,6 +25,8 @@ class Columns(Record):
     """The labels of a text, a list."""
     target: str = "target"
     """The fields of a text: a JSON object, or one written as text."""
+    fields: tuple[str, ...] = ()
+    """Columns that are the fields of a text, in place of a target column. What is empty is null."""
     question: str = "question"
     """A question about the context, or about the training rows as a whole."""
     answer: str = "answer"
@@ -61,13 +63,18 @@ _FIELDS: dict[RowFormat, tuple[str, ...]] = {
     "prompt": ("prompt", "response"),
     "chat": ("messages",),
 }
+FIELD = "fields."
 _ROLES = ("system", "user", "assistant")
+_NAMED = tuple(field for field in Columns.model_fields if field != "fields")
 _KEYS_LOOKED_AT = 20
 _BAD_CHARACTER = re.compile("[\x00\ud800-\udfff]")
 
 
 class RowLayout(NamedTuple):
-    """A recognized row format and, by field of Columns, the key that holds it in the row."""
+    """A recognized row format and, by field of Columns, the key that holds it in the row.
+
+    Columns that are fields of a target are under FIELD and their name.
+    """
 
     shape: RowFormat
     keys: dict[str, str]
@@ -76,6 +83,8 @@ class RowLayout(NamedTuple):
 def detect_layout(keys: Collection[str], columns: Columns, *, answered: bool = False) -> RowLayout | str:
     """Return the row format that these keys make, or the rule they break; `answered` refuses text alone."""
     names = _names(keys, columns)
+    if columns.fields:
+        return _fields_layout(keys, names, columns)
     if columns.group and "group" not in names:
         return f'no column "{columns.group}", which columns.group names'
     # Neither is a part of a shape. `smallfirst label` writes both columns of a model's answers.
@@ -97,6 +106,16 @@ def detect_layout(keys: Collection[str], columns: Columns, *, answered: bool = F
     if alone and not must and not _lookalike(columns.label, _strays(keys, names)):
         return RowLayout("text", {"text": names["text"]} | beside)
     return _what_is_missing(keys, names, columns)
+
+
+def _fields_layout(keys: Collection[str], names: Mapping[str, str], columns: Columns) -> RowLayout | str:
+    """Return the layout of a text with its fields in columns; a row may lack some of these."""
+    own = {name: key for name in columns.fields if (key := _key(keys, name)) is not None}
+    lost = [name for name in (columns.text, columns.group) if name and _key(keys, name) is None]
+    if not own or lost:
+        return f'no column "{[*lost, *columns.fields][0]}"; the row has {_quoted_keys(keys)}'
+    given = {field: names[field] for field in ("text", "context", "group") if field in names}
+    return RowLayout("target", given | {FIELD + name: key for name, key in own.items()})
 
 
 def parse_row(
@@ -142,7 +161,7 @@ def _asked_and_golds(row: Mapping[str, Any], found: RowLayout) -> tuple[tuple[Me
         return tuple(asked), (last.content,)
     if found.shape == "text":
         return (), (row[keys["text"]],)
-    question, gold = (row[keys[field]] for field in _FIELDS[found.shape])
+    question, gold = row[keys[_FIELDS[found.shape][0]]], _gold(row, found)
     context = row[keys["context"]] if "context" in keys else ""
     if isinstance(context, list):
         context = ", ".join(context)
@@ -153,6 +172,15 @@ def _asked_and_golds(row: Mapping[str, Any], found: RowLayout) -> tuple[tuple[Me
     if found.shape == "labels":
         return asked_once, (to_json(gold),)
     return asked_once, tuple(dict.fromkeys(gold)) if isinstance(gold, list) else (gold,)
+
+
+def _gold(row: Mapping[str, Any], found: RowLayout) -> Any:
+    keys = found.keys
+    if (field := _FIELDS[found.shape][1]) in keys:
+        return row[keys[field]]
+    values = {name.removeprefix(FIELD): row[key] for name, key in keys.items() if name.startswith(FIELD)}
+    trimmed = {name: value.strip() if isinstance(value, str) else value for name, value in values.items()}
+    return {name: None if value == "" or value != value else value for name, value in trimmed.items()}
 
 
 def to_json(value: object) -> str:
@@ -178,12 +206,28 @@ def to_row(example: Example) -> dict[str, Any]:
 
 def _names(keys: Collection[str], columns: Columns) -> dict[str, str]:
     """Return, by field of Columns, the key of this row that holds it."""
-    names = {
-        f: getattr(columns, f) for f in Columns.model_fields if getattr(columns, f) in keys and getattr(columns, f)
-    }
-    if "response" not in names and "response" not in columns.model_fields_set and "completion" in keys:
-        names["response"] = "completion"
+    names = {f: key for f in _NAMED if (key := _key(keys, getattr(columns, f))) is not None}
+    if "response" not in names and "response" not in columns.model_fields_set:
+        completion = _key(keys, "completion")
+        return names if completion is None else names | {"response": completion}
     return names
+
+
+def _key(keys: Collection[str], name: str) -> str | None:
+    """Return the key of that name, or else the only one that differs in case and outer spaces."""
+    if not name or name in keys:
+        return name or None
+    alike = [key for key in keys if _plain_name(key) == _plain_name(name)]
+    return alike[0] if len(alike) == 1 else None
+
+
+@lru_cache(maxsize=4096)
+def _plain_name(name: str) -> str:
+    return name.replace("\ufeff", "").strip().casefold()
+
+
+def _quoted_keys(keys: Collection[str]) -> str:
+    return ", ".join(f'"{key}"' for key in list(keys)[:_KEYS_LOOKED_AT]) or "no keys"
 
 
 def _both_answers(keys: Collection[str], columns: Columns) -> bool:
@@ -204,13 +248,13 @@ def _lookalike(column: str, strays: Sequence[str]) -> str | None:
 def _what_is_missing(keys: Collection[str], names: Mapping[str, str], columns: Columns) -> str:
     """Return the rule broken by keys that fit no format, in terms of the format that they nearly fit."""
     strays = _strays(keys, names)
-    near = {f: _lookalike(getattr(columns, f), strays) for f in Columns.model_fields if f not in names}
+    near = {f: _lookalike(getattr(columns, f), strays) for f in _NAMED if f not in names}
 
     def closeness(shape: RowFormat) -> int:
         return sum(2 if f in names else bool(near[f]) for f in _FIELDS[shape])
 
     shape = max(_FIELDS, key=closeness)
-    seen = ", ".join(f'"{key}"' for key in list(keys)[:_KEYS_LOOKED_AT]) or "no keys"
+    seen = _quoted_keys(keys)
     if not closeness(shape):
         return f"fits no shape ({', '.join(ROW_FORMATS.values())}): the row has {seen}"
     problems = []
@@ -222,10 +266,8 @@ def _what_is_missing(keys: Collection[str], names: Mapping[str, str], columns: C
 
 
 def _value_rules(field: str, value: object, name: str) -> list[str]:
-    if field == "source":
-        return []
-    if field == "group":
-        return [] if isinstance(value, (str, int)) and str(value).strip() else [f"{name} must be text or a number"]
+    if field in ("source", "group") or field.startswith(FIELD):
+        return _beside_rules(field, value, name)
     if field == "context" and (value is None or value == "" or value == []):
         return []
     if field in ("labels", "answer", "context") and isinstance(value, list):
@@ -244,6 +286,14 @@ def _value_rules(field: str, value: object, name: str) -> list[str]:
             return [f"{name} is text that is not JSON"]
         return _object_rules(read, name)
     return rules
+
+
+def _beside_rules(field: str, value: object, name: str) -> list[str]:
+    if field.startswith(FIELD):
+        return _object_rules({"": value if value == value else None}, name)
+    if field == "group" and not (isinstance(value, (str, int)) and str(value).strip()):
+        return [f"{name} must be text or a number"]
+    return []
 
 
 def _object_rules(value: object, name: str) -> list[str]:

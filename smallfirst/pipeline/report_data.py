@@ -161,6 +161,8 @@ def _notes(rows: Rows, run_folder: RunFolder) -> tuple[str, ...]:
         "The gate looks at every candidate on the same test rows: the one chosen on selection rows and the one that "
         "task.yaml names share half of its level, the others the other half.",
     ]
+    for found in (*rows.skipped, *rows.notes):
+        notes.append(f"{capitalize_first(found.what)}{': ' if found.where else ''}{'; '.join(found.where)}.")
     if rows.counted.in_words:
         notes.append(f"{rows.counted.in_words}.")
     verdicts = run_folder.verdicts() if (run_folder.path / "verdicts.json").exists() else None

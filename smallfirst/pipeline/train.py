@@ -28,6 +28,8 @@ def train_stage(project: Project, *, resume: bool = False) -> RunFolder:
     requested_probe(project.file)  # raises for bad questions before anything is trained
     candidates, train = project_candidates(project), project.rows.train
     run_folder = _run_folder(project, resume=resume)
+    for skipped in project.rows.skipped:
+        project.progress.log(f"{skipped.what}: {'; '.join(skipped.where)}")
     ladder = tuple(candidate.name for candidate in candidates)
     found = FittedCandidates(ladder=ladder, dataset_fingerprint=train.content_fingerprint)
     if (earlier := run_folder.fitted()) is not None and earlier.dataset_fingerprint == found.dataset_fingerprint:

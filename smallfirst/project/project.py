@@ -41,7 +41,7 @@ class Project(NamedTuple):
             task = read_task(file, rows)
             for path in file.data.harvested:  # labels and schema are those of the file's own rows
                 rows = with_harvested(rows, file.path(path), columns=file.data.columns, labels=task.closed)
-            rows = with_relabels(with_canonical_answers(rows, task), file, task)
+            rows = with_relabels(with_canonical_answers(rows, task, file.data), file, task)
             return cls(file, with_independent_calibration(rows), task, progress)
 
     def with_training_rows(self, rows: Dataset) -> Project:

@@ -6,18 +6,22 @@ file does not give are taken from the rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from smallfirst.data.dataset import Dataset, Example, Message, fold_text, sample_share, split
+from smallfirst.data.quality.findings import Finding
 from smallfirst.data.quality.independence import CountedRows, count_rows
 from smallfirst.data.quality.leaks import LeakReport, find_leaks
 from smallfirst.data.redaction import redact
 from smallfirst.data.row_formats import ROW_FORMATS, Columns
-from smallfirst.data.sources.load import DEFAULT_COLUMNS, load_rows
+from smallfirst.data.sources.load import DEFAULT_COLUMNS, LoadedRows, load_noted, load_rows, note_skipped
 from smallfirst.errors import DataError, Problem
 from smallfirst.evaluation.label_errors import apply_relabels, read_relabels
-from smallfirst.project.task_file import TaskFile
+from smallfirst.project.task_file import DataFiles, TaskFile
 from smallfirst.records import Record, parse_record
 from smallfirst.tasks import TASK_KINDS
 from smallfirst.tasks.task import Task
@@ -45,6 +49,10 @@ class Rows(Record):
     """Calibration rows that do not count, since they repeat a training, selection or other calibration row."""
     counted: CountedRows = CountedRows(n_rows=0)
     """How many calibration rows count, and why the others do not."""
+    notes: tuple[Finding, ...] = ()
+    """What was read otherwise than it stands in the files."""
+    skipped: tuple[Finding, ...] = ()
+    """Bad rows that were left out, a finding for each file; `data.skip_bad_rows_up_to` allows it."""
 
     @property
     def held_out(self) -> tuple[Dataset, ...]:
@@ -59,20 +67,30 @@ def read_rows(task_file: TaskFile) -> Rows:
     kind = TASK_KINDS.get(task_file.kind)
     labels = kind.row_labels(task_file.settings)
 
-    def read(path: Path) -> Dataset:
-        return load_rows(path, columns=files.columns, labels=labels, folder=task_file.folder)
+    read_so_far: list[LoadedRows] = []
 
-    train = read(files.train)
+    def read(path: Path, labels: Sequence[str] | None) -> Dataset:
+        share = files.skip_bad_rows_up_to
+        found = load_noted(
+            path, columns=files.columns, labels=labels, folder=task_file.folder, skip_bad_rows_up_to=share
+        )
+        read_so_far.append(found)
+        return found.data
+
+    train = read(files.train, kind.row_labels(task_file.settings))
     labels = kind.row_labels(task_file.settings, train)
     parts = split(train, **split_shares(task_file), salt=task_file.name)
-    validation = read(files.validation) if files.validation else parts.validation
+    validation = read(files.validation, labels) if files.validation else parts.validation
     selection, calibration = sample_share(validation, task_file.routing.selection_share, task_file.name)
+    test = read(files.test, labels) if files.test else parts.test
     return Rows(
         train=parts.train,
         selection=selection,
         calibration=calibration,
-        test=read(files.test) if files.test else parts.test,
+        test=test,
         open_ended=_read_open_ended(task_file),
+        notes=tuple(note for found in read_so_far for note in found.notes),
+        skipped=tuple(found.skipped for found in read_so_far if found.skipped),
     )
 
 
@@ -90,14 +108,20 @@ def read_task(task_file: TaskFile, rows: Rows) -> Task:
     return parse_record(kind, values, where=f"task {task_file.name}")
 
 
-def with_canonical_answers(rows: Rows, task: Task) -> Rows:
-    """Return the rows with answers in the task's canonical form. Raise DataError naming each row that has none."""
+def with_canonical_answers(rows: Rows, task: Task, files: DataFiles | None = None) -> Rows:
+    """Return the rows with answers in the task's canonical form.
+
+    Raise DataError naming each row that has none, unless `files` allows to leave out so many. Fields from columns take
+    the types of the schema.
+    """
     problems: list[Problem] = []
 
     def canonical(data: Dataset) -> Dataset:
         found = []
         for example in data.examples:
             golds = [task.parse(gold) for gold in example.golds]
+            if golds == [None] and files and files.columns.fields:
+                golds = [task.parse(_with_types(example.answer, task.answer_schema() or {}))]
             if example.shape not in task.row_formats:
                 takes = " or ".join(ROW_FORMATS[shape] for shape in task.row_formats)
                 rule = f"a row of {ROW_FORMATS[example.shape]}; this task takes {takes}"
@@ -114,11 +138,29 @@ def with_canonical_answers(rows: Rows, task: Task) -> Rows:
         return data.subset(data.name, tuple(found))
 
     parts = {name: canonical(getattr(rows, name)) for name in PARTS}
-    if problems:
+    n_all = sum(len(getattr(rows, name)) for name in PARTS)
+    up_to = files.skip_bad_rows_up_to if files else 0.0
+    if len(problems) > up_to * n_all:
         raise DataError(
             f"{len(problems)} rows do not fit the task", problems, hint="correct these lines, or the task's settings"
         )
-    return rows.model_copy(update=parts)
+    skipped = note_skipped(problems, len(problems), n_all - len(problems), up_to, "the task's rows")
+    return rows.model_copy(update={**parts, "skipped": (*rows.skipped, *([skipped] if skipped else []))})
+
+
+def _with_types(answer: str, schema: Mapping[str, Any]) -> str:
+    """Return fields that were read as text with the numbers and truths, and without the nulls, as the schema wants."""
+    fields = {}
+    for name, value in json.loads(answer).items():
+        wanted = schema.get("properties", {}).get(name, {}).get("type", "string")
+        types = {wanted} if isinstance(wanted, str) else set(wanted)
+        if value is None and "null" not in types and name not in schema.get("required", ()):
+            continue
+        fields[name] = value
+        if isinstance(value, str) and "string" not in types:
+            with suppress(ValueError):  # left as it is, to be refused
+                fields[name] = json.loads(value.lower())
+    return json.dumps(fields, ensure_ascii=False)
 
 
 def _with_answers(example: Example, answer: str, also: tuple[str, ...]) -> Example:

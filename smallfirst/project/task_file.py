@@ -51,6 +51,8 @@ class DataFiles(Record):
     """With `routing.labels: large`: people's answers to a random part of the validation rows; they certify alone."""
     columns: Columns = Columns()
     """Column names, where they differ from the default."""
+    skip_bad_rows_up_to: float = pydantic.Field(default=0.0, ge=0, le=1)
+    """Share of the rows of a file that may be bad: they are left out and named. With more, nothing is trained."""
 
 
 class SmallConfig(Record):

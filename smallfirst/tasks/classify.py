@@ -74,6 +74,8 @@ class Classify(Task):
     def expand_settings(cls, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         """Split `labels` into labels and descriptions if it maps one to the other."""
         described = settings.get("labels")
+        if isinstance(described, list):  # of whole numbers: the rows' are read as text too
+            return settings | {"labels": [str(x) if type(x) is int else x for x in described]}
         if not isinstance(described, dict):
             return settings
         # YAML reads a bare yes or no as true or false: left as it is, to be refused, not renamed "True".

@@ -70,7 +70,8 @@ def test_a_label_outside_the_list_is_refused() -> None:
         ({"text": "\ud800", "label": "x"}, '"text" has half a surrogate pair at position 1'),
         ({"prompt": "a"}, 'no column "response"; the row has "prompt"'),
         ({"message": []}, 'no column "messages", but "message" — did you mean "messages"?'),
-        ({"text": "a", "Label": "x"}, 'no column "label", but "Label" — did you mean "label"?'),
+        ({"text": "a", "lable": "x"}, 'no column "label", but "lable" — did you mean "label"?'),
+        ({"text": "a", "Label": "x", "LABEL": "y"}, 'no column "label", but "LABEL" — did you mean "label"?'),
         (
             {"text": "a", "label": "x", "prompt": "a", "response": "x"},
             "fits two shapes at once: text + label and prompt + response",
@@ -222,3 +223,16 @@ def test_a_row_may_carry_its_group_and_the_model_that_answered_it() -> None:
     alone = detect_layout({"text", "label", "teacher"}, Columns())  # a column of the user's own
     assert isinstance(alone, RowLayout)
     assert set(alone.keys) == {"text", "label"}
+
+
+@pytest.mark.parametrize("key", ["Label", " label ", "\ufeffLABEL"])
+def test_a_key_in_other_case_or_with_outer_spaces_is_the_one_that_is_meant(key: str) -> None:
+    assert detect_layout(["text", key], Columns()) == RowLayout("label", {"text": "text", "label": key})
+
+
+def test_columns_of_fields_make_a_target_and_a_row_may_lack_some() -> None:
+    columns = Columns(text="mail", fields=("who", "amount"))
+    assert detect_layout(["mail", "amount", "label"], columns) == RowLayout(
+        "target", {"text": "mail", "fields.amount": "amount"}
+    )
+    assert detect_layout(["mail", "label"], columns) == 'no column "who"; the row has "mail", "label"'

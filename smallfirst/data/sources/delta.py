@@ -44,7 +44,7 @@ def open_delta(folder: Path, version: int | None = None) -> Any:
 
 
 def read_delta(
-    table: Any, folder: Path, columns: Columns, budget: ReadBudget, *, answered: bool = False
+    table: Any, folder: Path, columns: Columns | None, budget: ReadBudget, *, answered: bool = False
 ) -> Iterator[RawRow]:
     """Yield the rows of an open table; columns that do not fit are one bad row. Raise DataError if it is broken."""
     schema = import_pyarrow("reading a Delta table").schema(table.schema().to_arrow())

@@ -1,4 +1,4 @@
-"""Folders of files, and the text files among them as rows to continue, one a file.
+"""Folders of files, and the text files among them as rows, one a file: to continue, or labelled by their sub-folder.
 
 Files and folders whose names begin with a dot or an underscore are left out; every other file is read or named.
 """
@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import codecs
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from smallfirst.data.row_formats import Columns
-from smallfirst.data.sources.reader import RawRow, ReadBudget
+from smallfirst.data.sources.encodings import to_utf8
+from smallfirst.data.sources.reader import RawRow, ReadBudget, SourceFormat
 from smallfirst.errors import DataError
 
 TEXT_SUFFIXES = (".txt", ".md")
 """Suffixes of files that are text to continue."""
 MAX_TEXT_BYTES = 10_000_000
 """A longer text file is refused: books have a tenth of it, and a row is held in memory several times."""
-
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 class FoundFile(NamedTuple):
@@ -54,12 +53,30 @@ def safe_join(root: Path, parts: Iterable[str]) -> Path:
     return path
 
 
+def label_folders(folder: Path, files: Sequence[FoundFile]) -> bool:
+    """Return True if every file is in a sub-folder and there are several of these, which are then the labels."""
+    parts = [file.path.relative_to(folder).parts for file in files]
+    return all(len(part) == 2 for part in parts) and len({part[0] for part in parts}) > 1
+
+
 def read_texts(
-    files: Iterable[FoundFile], columns: Columns, budget: ReadBudget, *, answered: bool = False
+    files: Iterable[FoundFile],
+    columns: Columns | None,
+    budget: ReadBudget,
+    *,
+    answered: bool = False,
+    labelled: bool = False,
 ) -> Iterator[RawRow]:
-    """Yield each file as one row of text alone, or with the rule that it breaks."""
+    """Yield each file as one row of text, with the name of its folder as label if asked for, or its rule."""
+    columns, files = columns or Columns(), list(files)
+    if labelled:
+        note = "its texts are labelled by the names of their folders"
+        budget.formats.append(SourceFormat(path=display_path(files[0].path.parent.parent), notes=(note,)))
     for path, rule in files:
-        yield RawRow(display_path(path), 1, rule or _text(path, columns.text, budget))
+        text = rule or _text(path, columns.text, budget)
+        if labelled and isinstance(text, dict):
+            text |= {columns.label: path.parent.name}
+        yield RawRow(display_path(path), 1, text)
 
 
 def display_path(path: Path) -> str:
@@ -79,10 +96,15 @@ def _text(path: Path, column: str, budget: ReadBudget) -> dict[str, Any] | str:
     if len(raw) > MAX_TEXT_BYTES:
         return f"file of {n_bytes:,} bytes; at most {MAX_TEXT_BYTES:,} are read: split it"
     budget.take(len(raw), 1)
-    if raw.startswith(_UTF16):
-        return "UTF-16, seen from byte 0; text must be UTF-8"
     try:
-        return {column: raw.removeprefix(codecs.BOM_UTF8).decode()}
+        utf8, encoding = to_utf8(raw, display_path(path))
+    except DataError as error:
+        return str(error.args[0])
+    if encoding != "utf-8":
+        note = f"read as {encoding}, told from its bytes"
+        budget.formats.append(SourceFormat(path=display_path(path), encoding=encoding, notes=(note,)))
+    try:
+        return {column: utf8.removeprefix(codecs.BOM_UTF8).decode()}
     except UnicodeDecodeError as error:
         at = error.start + len(raw) - len(raw.removeprefix(codecs.BOM_UTF8))
         return f"not UTF-8: byte 0x{raw[at]:02x} at offset {at:,} of the file"

@@ -43,7 +43,7 @@ def open_hub(address: str) -> Any:
 
 
 def read_hub(
-    data: Any, address: str, columns: Columns, budget: ReadBudget, *, answered: bool = False
+    data: Any, address: str, columns: Columns | None, budget: ReadBudget, *, answered: bool = False
 ) -> Iterator[RawRow]:
     """Yield the rows of an open split, numbered from 1. Columns that do not fit are one bad row."""
     classes = {name: names for name, feature in data.features.items() if (names := _class_names(feature))}

@@ -1,32 +1,44 @@
 """Load rows from wherever they are, all under the same rules. What exists under a path hides what has that name.
 
-rows.jsonl · rows.csv.gz                JSON Lines and CSV, also gzipped
+rows.jsonl · rows.csv.gz                JSON Lines, JSON lists and CSV, also gzipped
+rows.xlsx                               the first sheet with rows
 rows.parquet · folder of these          Parquet
 folder with _delta_log · …@v7           a Delta table, newest or at version 7
 catalog.schema.table · …@v7             the same below SMALLFIRST_TABLES
-folder of .txt and .md                  text to continue, a row a file
+folder of .txt and .md                  text to continue, a row a file; in sub-folders their names are labels
 [dbfs:]/Volumes/catalog/schema/vol/…    any of these in a volume
 [owner/]name/split                      a data set of the Hugging Face hub
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from smallfirst.data.dataset import Dataset, Example, RowFormat
-from smallfirst.data.row_formats import ROW_FORMATS, Columns, detect_layout, parse_row
+from smallfirst.data.quality.findings import Finding, Location, make_finding
+from smallfirst.data.row_folding import Folding, is_empty_row
+from smallfirst.data.row_formats import FIELD, ROW_FORMATS, Columns, RowLayout, detect_layout, parse_row
 from smallfirst.data.sources.delta import DELTA_LOG, open_delta, read_delta
-from smallfirst.data.sources.folders import TEXT_SUFFIXES, FoundFile, list_files, read_texts, safe_join
+from smallfirst.data.sources.folders import (
+    TEXT_SUFFIXES,
+    FoundFile,
+    label_folders,
+    list_files,
+    read_texts,
+    safe_join,
+)
 from smallfirst.data.sources.hub import is_hub_name, open_hub, pinned_hub_name, read_hub
 from smallfirst.data.sources.parquet import PARQUET, parquet_files, read_parquet
-from smallfirst.data.sources.reader import RawRow, ReadBudget
+from smallfirst.data.sources.reader import RawRow, ReadBudget, SourceFormat
+from smallfirst.data.sources.spreadsheets import SPREADSHEETS, read_spreadsheet
 from smallfirst.data.sources.text_files import FORMATS, file_format, read_text_file, suggest_files
 from smallfirst.data.sources.volumes import folder_from_variable, is_volume, volume_path
 from smallfirst.errors import DataError, Problem, did_you_mean
@@ -37,9 +49,50 @@ DEFAULT_COLUMNS = Columns()
 """The usual column names."""
 TABLES_VARIABLE = "SMALLFIRST_TABLES"
 """Environment variable: the folder in which tables stand as catalog/schema/table."""
+MOST_SKIPPED = 0.1
+"""With more bad rows it is the columns that are wrong rather than the rows."""
+_TOLD = "told by its content; where that is wrong, save it as UTF-8 CSV with a header, or as JSON Lines"
 _TABLE = re.compile(r"[^./\\@]+(?:\.[^./\\@]+){2}")
 _PINNED = re.compile(r"(?P<address>.+)@v(?P<version>\d{1,18})", re.DOTALL)
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+class LoadedRows(NamedTuple):
+    """The good rows of a source, and everything that was found about the others and the source itself."""
+
+    data: Dataset
+    problems: tuple[Problem, ...]
+    """The first MAX_PROBLEMS rules that bad rows break."""
+    n_bad: int
+    notes: tuple[Finding, ...]
+    """What was read otherwise than it stands."""
+    formats: tuple[SourceFormat, ...]
+    """How each file is written, where that was to be found out."""
+    skipped: Finding | None = None
+    """The bad rows, where they were left out."""
+
+
+def note_skipped(problems: Sequence[Problem], n_bad: int, n_good: int, up_to: float, where: str) -> Finding | None:
+    """Return a note on bad rows that are left out. Raise DataError with the problems if they are a larger share."""
+    if not n_bad:
+        return None
+    share = n_bad / (n_bad + n_good)
+    if share > up_to or not n_good:
+        few, rounded_up = share <= MOST_SKIPPED, math.ceil(share * 100) / 100
+        raise DataError(
+            f"{where}: {n_bad:,} bad and {n_good:,} good rows",
+            problems,
+            hint=f"fix these lines, or leave them out by data.skip_bad_rows_up_to: {rounded_up:g}"
+            if few
+            else "fix these lines; map columns of other names by columns: {text: …, label: …}",
+        )
+    return make_finding(
+        "note",
+        f"bad rows that were left out of {where}: {n_bad:,} of {n_bad + n_good:,}",
+        f"task.yaml allows it (data.skip_bad_rows_up_to: {up_to:g}); corrected, they would count",
+        [Location(p.path, p.line, f"{p.path}:{p.line} {p.rule}") for p in problems],
+        n=n_bad,
+    )
 
 
 def load_rows(
@@ -56,15 +109,23 @@ def load_rows(
     MAX_PROBLEMS Problems if any row is bad, there are more than `max_rows` or the source cannot be read, ConfigError
     for a wrong environment variable, MissingExtra.
     """
+    return load_noted(address, columns=columns, labels=labels, folder=folder, max_rows=max_rows).data
+
+
+def load_noted(
+    address: str | Path,
+    *,
+    columns: Columns = DEFAULT_COLUMNS,
+    labels: Sequence[str] | None = None,
+    folder: Path = Path(),
+    max_rows: int | None = None,
+    skip_bad_rows_up_to: float = 0.0,
+) -> LoadedRows:
+    """Return the rows as `load_rows` does, with all notes; a share of bad rows in [0, 1] may be left out."""
     source = _find(os.fspath(address), folder)
-    data, problems, n_bad = source.read(columns, labels, max_rows)
-    if problems:
-        raise DataError(
-            f"{source.where}: {n_bad:,} bad and {len(data):,} good rows",
-            problems,
-            hint="fix these lines; map columns of other names with Columns(text=…, label=…)",
-        )
-    return data
+    read = source.read(columns, labels, max_rows)
+    skipped = note_skipped(read.problems, read.n_bad, len(read.data), skip_bad_rows_up_to, source.where)
+    return read._replace(skipped=skipped)
 
 
 def load_valid(
@@ -75,12 +136,25 @@ def load_valid(
     folder: Path = Path(),
 ) -> tuple[Dataset, tuple[Problem, ...]]:
     """Return the good rows of the source and the first problems of the others; otherwise as `load_rows`."""
-    data, problems, _ = _find(os.fspath(address), folder).read(columns, labels)
-    return data, problems
+    read = _find(os.fspath(address), folder).read(columns, labels)
+    return read.data, read.problems
+
+
+def load_raw(
+    address: str | Path, *, folder: Path = Path(), max_rows: int | None = None
+) -> tuple[list[RawRow], tuple[SourceFormat, ...]]:
+    """Return the rows of a source with all their columns as they stand, and how its files are written.
+
+    A row that cannot be read is the rule that it breaks; `max_rows` ends the reading without an error.
+    """
+    source = _find(os.fspath(address), folder)
+    budget = ReadBudget(source.where)
+    rows = list(islice(source.rows(None, budget), max_rows))
+    return rows, tuple(budget.formats)
 
 
 class _Reader(Protocol):
-    def __call__(self, columns: Columns, budget: ReadBudget, *, answered: bool) -> Iterable[RawRow]: ...
+    def __call__(self, columns: Columns | None, budget: ReadBudget, *, answered: bool = False) -> Iterable[RawRow]: ...
 
 
 class _Source(NamedTuple):
@@ -89,14 +163,25 @@ class _Source(NamedTuple):
     name: str
     rows: _Reader
 
-    def read(
-        self, columns: Columns, labels: Sequence[str] | None, max_rows: int | None = None
-    ) -> tuple[Dataset, tuple[Problem, ...], int]:
-        rows = self.rows(columns, ReadBudget(self.where, max_rows), answered=labels is not None)
-        data, problems, n_bad = build_dataset(rows, self.name, columns=columns, labels=labels)
-        if not len(data) and not problems:
-            raise DataError(f"{self.where}: there are no rows")
-        return data, problems, n_bad
+    def read(self, columns: Columns, labels: Sequence[str] | None, max_rows: int | None = None) -> LoadedRows:
+        budget = ReadBudget(self.where, max_rows)
+        rows = self.rows(columns, budget, answered=labels is not None)
+        found = build_dataset(rows, self.name, columns=columns, labels=labels)
+        if not len(found.data) and not found.problems:
+            empty = "; ".join(note.what for note in found.notes)
+            raise DataError(f"{self.where}: there are no rows{f' ({empty})' if empty else ''}")
+        return found._replace(notes=(*_told(budget.formats), *found.notes), formats=tuple(budget.formats))
+
+
+def _told(formats: Sequence[SourceFormat]) -> Iterator[Finding]:
+    """Yield a note for each thing that the files themselves told, with the files."""
+    paths: dict[str, list[str]] = {}
+    for found in formats:
+        for note in found.notes:
+            paths.setdefault(note, []).append(found.path)
+    for note, files in paths.items():
+        which = files[0] if len(files) == 1 else f"{len(files):,} files"
+        yield make_finding("note", f"{which}: {note}", _TOLD, files if len(files) > 1 else (), n=len(files))
 
 
 class _Parsed(NamedTuple):
@@ -107,18 +192,16 @@ class _Parsed(NamedTuple):
     rules: list[str]
 
 
-def build_dataset(
-    rows: Iterable[RawRow], name: str, *, columns: Columns, labels: Sequence[str] | None
-) -> tuple[Dataset, tuple[Problem, ...], int]:
+def build_dataset(rows: Iterable[RawRow], name: str, *, columns: Columns, labels: Sequence[str] | None) -> LoadedRows:
     """Return the good rows as a Dataset, the first MAX_PROBLEMS of the others, and the number of the others.
 
-    A row of another format than most is bad.
+    A row of another format than most is bad; an empty row is none.
     """
-    allowed = dict.fromkeys(labels) if labels is not None else None
+    parser = _Parser(columns, labels)
     parsed: list[_Parsed] = []
     formats: Counter[RowFormat] = Counter()
     n_bad = 0
-    for row in (_parse(row, columns, allowed) for row in rows):
+    for row in filter(None, map(parser.parse, rows)):
         formats.update([row.format] if row.format else [])
         n_bad += bool(row.rules)
         if not row.rules or n_bad <= MAX_PROBLEMS:
@@ -131,19 +214,53 @@ def build_dataset(
                 n_bad += not row.rules
                 row.rules.append(f"a row of {ROW_FORMATS[row.format]}, while {whole} has rows of {ROW_FORMATS[usual]}")
     examples = tuple(row.example for row in parsed if row.example and row.format == usual)
-    problems = (Problem(row.path, row.line, rule) for row in parsed for rule in row.rules)
-    return Dataset(name=name, examples=examples), tuple(islice(problems, MAX_PROBLEMS)), n_bad
+    problems = [Problem(row.path, row.line, rule) for row in parsed for rule in row.rules]
+    if examples and parser.absent:
+        rule = f'no column "{parser.absent[0]}", which columns.fields names'
+        problems, n_bad = [Problem(examples[0].path, examples[0].line, rule), *problems], n_bad + len(examples)
+        examples = ()
+    data = Dataset(name=name, examples=examples)
+    return LoadedRows(data, tuple(problems[:MAX_PROBLEMS]), n_bad, parser.folding.notes, ())
 
 
-def _parse(row: RawRow, columns: Columns, labels: dict[str, None] | None) -> _Parsed:
-    path, line, values = row
-    if isinstance(values, str):
-        return _Parsed(path, line, None, None, [values])
-    layout = detect_layout(values, columns, answered=labels is not None)
-    if isinstance(layout, str):
-        return _Parsed(path, line, None, None, [layout])
-    example, rules = parse_row(values, layout, path=path, line=line, labels=labels)
-    return _Parsed(path, line, layout.shape, example, rules)
+class _Parser:
+    """Makes examples of raw rows, which mostly have the same keys as the one before."""
+
+    def __init__(self, columns: Columns, labels: Sequence[str] | None) -> None:
+        self.folding = Folding()
+        self._columns = columns
+        self._allowed = None if labels is None else dict.fromkeys(label.strip() for label in labels)
+        self._keys: tuple[str, ...] | None = None
+        self._layout: RowLayout | str = ""
+        self._fields: set[str] = set()
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Fields that columns.fields names and no row has."""
+        return tuple(name for name in self._columns.fields if FIELD + name not in self._fields)
+
+    def parse(self, row: RawRow) -> _Parsed | None:
+        """Return the row as an example or with the rules it breaks; None if it is empty."""
+        path, line, values = row
+        if isinstance(values, str):
+            return _Parsed(path, line, None, None, [values])
+        layout = self._detect(values)
+        if is_empty_row(values, None if isinstance(layout, str) else layout):
+            self.folding.skip_empty(path, line)
+            return None
+        if isinstance(layout, str):
+            return _Parsed(path, line, None, None, [layout])
+        folded = self.folding.fold(values, layout, path, line)
+        example, rules = parse_row(folded, layout, path=path, line=line, labels=self._allowed)
+        return _Parsed(path, line, layout.shape, example, rules)
+
+    def _detect(self, values: Mapping[str, Any]) -> RowLayout | str:
+        keys = tuple(values)
+        if keys != self._keys:
+            self._keys = keys
+            self._layout = detect_layout(keys, self._columns, answered=self._allowed is not None)
+            self._fields.update(() if isinstance(self._layout, str) else self._layout.keys)
+        return self._layout
 
 
 def _find(text: str, folder: Path) -> _Source:
@@ -161,7 +278,7 @@ def _find(text: str, folder: Path) -> _Source:
         return _at(path)
     if version is not None and (folder / plain).exists():
         return _at(folder / plain, version)
-    if file_format(path) in (PARQUET, *TEXT_SUFFIXES):
+    if file_format(path) in (PARQUET, *TEXT_SUFFIXES, *SPREADSHEETS):
         raise DataError(f"{path}: no such file", hint=suggest_files(path.parent, path.name))
     if file_format(path) not in FORMATS and _TABLE.fullmatch(plain):
         return _delta(_table_folder(plain, path), plain, version)
@@ -178,6 +295,8 @@ def _at(path: Path, version: int | None = None) -> _Source:
     if path.is_dir():
         return _folder(path, name)
     suffix = path.suffix.lower()
+    if suffix in SPREADSHEETS:
+        return _Source(str(path), name, partial(read_spreadsheet, path))
     if suffix == PARQUET:
         return _Source(str(path), name, partial(read_parquet, [FoundFile(path, None)]))
     if suffix in TEXT_SUFFIXES:
@@ -194,7 +313,8 @@ def _folder(path: Path, name: str) -> _Source:
     if PARQUET in suffixes:
         return _Source(str(path), name, partial(read_parquet, parquet_files(path)))
     if suffixes & set(TEXT_SUFFIXES):
-        return _Source(str(path), name, partial(read_texts, files))
+        labelled = label_folders(path, files)
+        return _Source(str(path), name, partial(read_texts, files, labelled=labelled))
     return _Source(str(path), name, partial(read_text_file, path))
 
 

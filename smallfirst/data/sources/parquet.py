@@ -1,7 +1,8 @@
 """Rows from Parquet: columns become the same values that JSON lines would have given, or a rule with its row number.
 
-A column that must be text is text: 3 may be written "3" or "03", and 32-bit floats would read 0.1 as 0.10000000149. One
-text repeated ten million times packs into a kilobyte, so texts stay packed (as dictionaries) until their size is known.
+What is asked must be text; answers may be numbers too, but not 32-bit floats, which would read 0.1 as 0.10000000149.
+One text repeated ten million times packs into a kilobyte, so texts stay packed (as dictionaries) until their size is
+known.
 """
 
 from __future__ import annotations
@@ -12,18 +13,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from smallfirst.data.row_formats import Columns, detect_layout
+from smallfirst.data.row_formats import FIELD, Columns, detect_layout
 from smallfirst.data.sources.folders import FoundFile, display_path, list_files
-from smallfirst.data.sources.reader import MAX_ROW_BYTES, NumberedRow, RawRow, ReadBudget, first_line
+from smallfirst.data.sources.reader import MAX_ROW_BYTES, NumberedRow, RawRow, ReadBudget, first_line, row_size_rule
 from smallfirst.errors import DataError, MissingExtra
 
 PARQUET = ".parquet"
 _BATCH_ROWS = 1024
 _TEXT = {"text", "null"}
 _TEXTS = {"list of text", "list of null", "null"}
+_SCALARS = {"scalar", "list of scalar"}
 _TYPES: dict[str, tuple[str, set[str]]] = {
-    "labels": ("a list of texts", _TEXTS),
-    "answer": ("text, or a list of texts", _TEXT | _TEXTS),
+    "label": ("text or whole numbers", _TEXT | {"scalar"}),
+    "labels": ("a list of texts", _TEXTS | {"list of scalar"}),
+    "answer": ("text, or a list of texts", _TEXT | _TEXTS | _SCALARS),
     "context": ("text, or a list of texts", _TEXT | _TEXTS),
     "target": (
         "a struct of text, integers, doubles, booleans, lists and structs, or JSON as text",
@@ -32,6 +35,7 @@ _TYPES: dict[str, tuple[str, set[str]]] = {
     "messages": ("a list of structs of role and content, both text", {"list of message", "null"}),
 }
 """By field of Columns: what its column must be, in words and as `_json_type` says it. Any other field is text."""
+_FIELD_TYPES = ("text, whole numbers, doubles, booleans, lists or structs", _TEXT | _TEXTS | _SCALARS | {"object"})
 
 
 def parquet_files(folder: Path) -> list[FoundFile]:
@@ -40,7 +44,7 @@ def parquet_files(folder: Path) -> list[FoundFile]:
 
 
 def read_parquet(
-    files: Iterable[FoundFile], columns: Columns, budget: ReadBudget, *, answered: bool = False
+    files: Iterable[FoundFile], columns: Columns | None, budget: ReadBudget, *, answered: bool = False
 ) -> Iterator[RawRow]:
     """Yield the rows of all the files, numbered in each from 1. Raise DataError if one cannot be read, MissingExtra."""
     for path, rule in files:
@@ -50,11 +54,13 @@ def read_parquet(
             yield from (RawRow(display_path(path), n, values) for n, values in numbered_rows(path, wanted, budget))
 
 
-def select_columns(schema: Any, columns: Columns, *, answered: bool) -> tuple[list[str], set[str]]:
-    """Return the rules that the columns of a table break, and the columns that make its rows."""
+def select_columns(schema: Any, columns: Columns | None, *, answered: bool) -> tuple[list[str], set[str]]:
+    """Return the rules that the columns of a table break, and the columns that make its rows; all without `columns`."""
     names: list[str] = schema.names
     if twice := [name for name, n in Counter(names).items() if n > 1]:
         return [f'column "{twice[0]}" twice'], set()
+    if columns is None:
+        return [], set(names)
     found = detect_layout(names, columns, answered=answered)
     if isinstance(found, str):
         return [found], set()
@@ -79,9 +85,8 @@ def batch_rows(batches: Iterable[Any], wanted: Collection[str], budget: ReadBudg
     line = 0
     for batch in batches:
         for piece, n_bytes in _pieces(batch.select(sorted(wanted))):
-            too_large = n_bytes > MAX_ROW_BYTES
-            budget.take(0 if too_large else n_bytes, len(piece))
-            rows = [f"row of {n_bytes:,} bytes; at most {MAX_ROW_BYTES:,} are read"] if too_large else _values(piece)
+            budget.take(0 if n_bytes > MAX_ROW_BYTES else n_bytes, len(piece))
+            rows = [rule] if (rule := row_size_rule(n_bytes)) else _values(piece)
             yield from enumerate(rows, start=line + 1)
             line += len(piece)
 
@@ -112,7 +117,7 @@ def import_pyarrow(step: str) -> Any:
 
 def column_type_problem(field: str, kind: Any, key: str) -> str | None:
     """Return why a column of this Arrow type cannot hold that field of Columns; None if it can."""
-    words, allowed = _TYPES.get(field, ("text", _TEXT))
+    words, allowed = _FIELD_TYPES if field.startswith(FIELD) else _TYPES.get(field, ("text", _TEXT))
     if _json_type(kind) in allowed:
         return None
     name = str(kind)
@@ -145,7 +150,7 @@ def _is_list(kind: Any) -> bool:
     return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
 
 
-def _check_file(path: Path, columns: Columns, *, answered: bool) -> tuple[list[str], set[str]]:
+def _check_file(path: Path, columns: Columns | None, *, answered: bool) -> tuple[list[str], set[str]]:
     with open_parquet(path) as file:
         return select_columns(file.schema_arrow, columns, answered=answered)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from smallfirst.errors import DataError
+from smallfirst.records import Record
 
 MAX_ROW_BYTES = 1_000_000
 """A longer row is refused: it is not a row of a narrow task but a file that lost its line ends."""
@@ -27,16 +28,37 @@ class RawRow(NamedTuple):
     """Values by column, or the rule that the row breaks."""
 
 
+class SourceFormat(Record):
+    """How a file of rows is written, as far as reading it has told."""
+
+    path: str
+    encoding: str = "utf-8"
+    delimiter: str = ""
+    """What separates the fields of CSV; empty for other files."""
+    has_header: bool = True
+    """Whether the first line of a table names its columns; without names they are `column 1`, `column 2`, …"""
+    sheet: str = ""
+    """The sheet that was read of a workbook."""
+    notes: tuple[str, ...] = ()
+    """What the reader of the rows should know of it, each in words."""
+
+
 def first_line(error: Exception) -> str:
     """Return the first line of what a library says, at most 300 characters; the type of an error without words."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
+def row_size_rule(n_bytes: int) -> str | None:
+    """Return the rule that a row of that size breaks; None if it may be read."""
+    return None if n_bytes <= MAX_ROW_BYTES else f"row of {n_bytes:,} bytes; at most {MAX_ROW_BYTES:,} are read"
+
+
 class ReadBudget:
-    """How much of one source may still be read."""
+    """How much of one source may still be read, and how what was read of it is written."""
 
     def __init__(self, where: str, max_rows: int | None = None) -> None:
         self.where = where
+        self.formats: list[SourceFormat] = []
         self.n_bytes = MAX_SOURCE_BYTES
         self.n_rows = self.max_rows = MAX_SOURCE_ROWS if max_rows is None else max_rows
 

@@ -1,4 +1,7 @@
-"""Rows of UTF-8 JSON Lines and CSV files, each line as values by column or as the rule that it breaks."""
+"""Rows of JSON Lines, JSON lists and CSV, each line as values by column or as the rule that it breaks.
+
+Encoding and separator are told from the content.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,32 @@ import gzip
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from smallfirst.data.row_formats import Columns, detect_layout
-from smallfirst.data.sources.reader import MAX_ROW_BYTES, NumberedRow, RawRow, ReadBudget
+from smallfirst.data.row_formats import Columns
+from smallfirst.data.sources.encodings import to_utf8
+from smallfirst.data.sources.json_lists import is_list, list_rows
+from smallfirst.data.sources.reader import (
+    MAX_ROW_BYTES,
+    NumberedRow,
+    RawRow,
+    ReadBudget,
+    SourceFormat,
+    row_size_rule,
+)
+from smallfirst.data.sources.tables import NO_HEADER, TableRecord, detect_delimiter, table_rows
 from smallfirst.errors import DataError
 
-_JSON_LINES = (".jsonl", ".ndjson", ".json")
+_JSON = (".jsonl", ".ndjson", ".json")
+_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
-FORMATS = (*_JSON_LINES, *_SEPARATORS)
+FORMATS = (*_JSON, *_SEPARATORS)
 """Suffixes of the files that are read; each may have `.gz` after it."""
 _PIECE_BYTES = 1 << 20
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_SAMPLE_BYTES = 1 << 16
 _BLANK = " \t\r"  # not str.strip(): U+2028 and its like are text, not blank
 
 
@@ -35,29 +50,42 @@ class _Line(NamedTuple):
     """Why its bytes are not text, if they are not."""
 
 
-def read_text_file(file: Path, columns: Columns, budget: ReadBudget, *, answered: bool = False) -> Iterator[RawRow]:
-    """Yield the rows of a file with a suffix of FORMATS, perhaps gzipped. Raise DataError if it cannot be read."""
+def read_text_file(
+    file: Path, columns: Columns | None, budget: ReadBudget, *, answered: bool = False
+) -> Iterator[RawRow]:
+    """Yield the rows of a file with a suffix of FORMATS, perhaps gzipped; without `columns` any names will do.
+
+    Raise DataError if it cannot be read.
+    """
     kind = file_format(file)
     packed = file.suffix.lower() == ".gz"
     if kind not in FORMATS and not file.is_dir():
         shown = f"{kind}{'.gz' if packed else ''}" or "no suffix"
         raise DataError(f"{file}: cannot tell the format from {shown}; known: {', '.join(FORMATS)}")
-    raw = _read(file, budget)
-    unpack = f"gzip -dc {file} | " if packed else ""
-    if raw.startswith(_UTF16):
-        raise DataError(
-            f"{file}: UTF-16, seen from byte 0 of line 1; rows must be UTF-8",
-            hint=f"{unpack}iconv -f UTF-16 -t UTF-8 {'' if packed else f'{file} '}> utf8{kind}",
-        )
-    if kind == ".json" and raw.lstrip(codecs.BOM_UTF8).lstrip().startswith(b"["):
-        name = (file.with_suffix("") if packed else file).with_suffix(".jsonl").name
-        raise DataError(
-            f"{file}: one JSON list; rows must be one object per line",
-            hint=f"{unpack}jq -c '.[]' {'' if packed else f'{file} '}> {name}",
-        )
-    lines = _lines(raw)
-    rows = _json_rows(lines) if kind in _JSON_LINES else _csv_rows(lines, _SEPARATORS[kind], columns, answered=answered)
+    raw, encoding = to_utf8(_read(file, budget), str(file))
+    notes = [] if encoding == "utf-8" else [f"read as {encoding}, told from its bytes"]
+    found = SourceFormat(path=str(file), encoding=encoding)
+    if kind in _SEPARATORS:
+        found, more, rows = _csv_rows(raw, _SEPARATORS[kind], found, columns, answered=answered)
+    elif is_list(raw):
+        more, rows = ["read as one JSON list"], list_rows(raw, partial(_object, unit="item"))
+    else:
+        more, rows = [], _json_rows(_lines(raw))
+    budget.formats.append(found.model_copy(update={"notes": (*notes, *more)}))
     return _counted(str(file), rows, budget)
+
+
+def _csv_rows(
+    raw: bytes, usual: str, found: SourceFormat, columns: Columns | None, *, answered: bool
+) -> tuple[SourceFormat, list[str], Iterator[NumberedRow]]:
+    """Return the format with separator and header, what to note of them, and the rows."""
+    cut = len(raw) if len(raw) <= _SAMPLE_BYTES else raw.rfind(b"\n", 0, _SAMPLE_BYTES) + 1
+    sample = raw[: cut or _SAMPLE_BYTES].decode("utf-8-sig", errors="replace")
+    delimiter = detect_delimiter(sample, usual, columns, answered=answered)
+    has_header, rows = table_rows(_csv_records(_lines(raw), delimiter), columns, answered=answered)
+    notes = [f"its fields are separated by {_NAMES[delimiter]}"] * (delimiter != usual)
+    notes += [NO_HEADER] * (not has_header)
+    return found.model_copy(update={"delimiter": delimiter, "has_header": has_header}), notes, rows
 
 
 def _counted(path: str, rows: Iterator[NumberedRow], budget: ReadBudget) -> Iterator[RawRow]:
@@ -122,21 +150,16 @@ def _lines(raw: bytes) -> Iterator[_Line]:
         offset += len(piece) + 1
 
 
-def _too_large(n_bytes: int) -> str | None:
-    if n_bytes <= MAX_ROW_BYTES:
-        return None
-    return f"row of {n_bytes:,} bytes; at most {MAX_ROW_BYTES:,} are read"
-
-
 def _json_rows(lines: Iterable[_Line]) -> Iterator[NumberedRow]:
     for number, line in enumerate(lines, start=1):
-        if rule := line.rule or _too_large(line.n_bytes):
+        if rule := line.rule or row_size_rule(line.n_bytes):
             yield number, rule
         elif line.text.strip(_BLANK):
             yield number, _object(line.text)
 
 
-def _object(text: str) -> dict[str, Any] | str:
+def _object(text: str, unit: str = "line") -> dict[str, Any] | str:
+    """Return one JSON object, or the rule that the text breaks; `unit` is what each object is in the file."""
     try:
         value = json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
@@ -145,7 +168,7 @@ def _object(text: str) -> dict[str, Any] | str:
         return "broken JSON: nested too deeply"
     except ValueError as error:  # a key twice, or a number of thousands of digits
         return f"broken JSON: {error}"
-    return value if isinstance(value, dict) else "not a JSON object: each line must be {…}"
+    return value if isinstance(value, dict) else f"not a JSON object: each {unit} must be {{…}}"
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -157,36 +180,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _csv_rows(lines: Iterable[_Line], separator: str, columns: Columns, *, answered: bool) -> Iterator[NumberedRow]:
-    """Yield the rows by the header on the first line; a header that makes no row format is the only, bad row."""
-    records = _csv_records(lines, separator)
-    at, header = next(records, (1, []))
-    if isinstance(header, str):
-        yield at, header
-    elif header and (rule := _header_rule(header, columns, answered=answered)):
-        yield at, rule
-    else:
-        for line, fields in records:
-            if isinstance(fields, str):
-                yield line, fields
-            elif len(fields) != len(header):
-                yield line, f"{len(fields)} fields where the header has {len(header)}"
-            else:
-                yield line, dict(zip(header, fields, strict=True))
-
-
-def _header_rule(header: Sequence[str], columns: Columns, *, answered: bool) -> str | None:
-    if twice := [name for name, n in Counter(header).items() if n > 1]:
-        return f'column "{twice[0]}" twice in the header'
-    found = detect_layout(header, columns, answered=answered)
-    if not isinstance(found, str):
-        return None
-    if len(header) == 1 and ";" in header[0]:
-        return f"{found}: fields must be separated by commas, not semicolons"
-    return found
-
-
-def _csv_records(lines: Iterable[_Line], separator: str) -> Iterator[tuple[int, list[str] | str]]:
+def _csv_records(lines: Iterable[_Line], separator: str) -> Iterator[TableRecord]:
     """Yield the first physical line of each record, and its fields or the rule it breaks; no blank lines."""
     # csv refuses fields over 128 KiB by a limit of the whole process; raising it hurts no reader.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
@@ -208,6 +202,6 @@ def _csv_records(lines: Iterable[_Line], separator: str) -> Iterator[tuple[int, 
         except csv.Error as error:
             open_quote = "unexpected end" in str(error)
             fields = f"broken CSV: {'the quote opened here is never closed' if open_quote else error}"
-        broken = rule or _too_large(n_bytes)
+        broken = rule or row_size_rule(n_bytes)
         if broken or fields:
             yield first + 1, broken or fields

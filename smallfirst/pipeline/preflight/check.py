@@ -125,7 +125,9 @@ def check_stage(project: Project, *, curve: bool = False) -> PreflightReport:
     gate, certificate = forecast_gate(project), forecast_certificate(project)
     large = forecast_large(project.file, project.task, rows)
     report = report.with_findings([*gate_findings(gate), *certificate_findings(certificate)])
-    report = report.with_findings([*large_findings(project.file, large), *_not_counted(rows)])
+    report = report.with_findings(
+        [*large_findings(project.file, large), *_not_counted(rows), *rows.skipped, *rows.notes]
+    )
     lines = tuple(learning_curve_lines(project)) if curve else ()
     return PreflightReport(
         rows=report,

@@ -75,13 +75,13 @@ def test_bad_rows_are_named_by_data_file_and_row(tmp_path: Path) -> None:
     assert str(caught.value) == (
         "tickets@v0: 1 bad and 1 good rows\n"
         f'  {part}:2  "text" must be text, not null\n'
-        "  next: fix these lines; map columns of other names with Columns(text=…, label=…)"
+        "  next: fix these lines; map columns of other names by columns: {text: …, label: …}"
     )
 
 
 def test_columns_that_make_no_shape_are_one_problem_of_the_table(tmp_path: Path) -> None:
-    folder = write(tmp_path / "tickets", pa.table({"text": ["a", "b"], "label": [1, 2]}))
-    assert [str(p) for p in load_valid(folder)[1]] == [f'{folder}:1  column "label" is int64: write it as text']
+    folder = write(tmp_path / "tickets", pa.table({"text": [1, 2], "label": ["a", "b"]}))
+    assert [str(p) for p in load_valid(folder)[1]] == [f'{folder}:1  column "text" is int64: write it as text']
 
 
 def test_partitions_give_their_column_back(tmp_path: Path) -> None:

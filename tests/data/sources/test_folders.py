@@ -7,7 +7,7 @@ import pytest
 
 from smallfirst.data.row_formats import Columns
 from smallfirst.data.sources.folders import MAX_TEXT_BYTES, list_files, safe_join
-from smallfirst.data.sources.load import load_rows, load_valid
+from smallfirst.data.sources.load import load_noted, load_rows, load_valid
 from smallfirst.errors import DataError
 
 
@@ -52,22 +52,42 @@ def test_one_file_of_text_is_one_row_of_the_column_named_for_text(tmp_path: Path
 def test_every_file_that_is_no_text_is_named_with_its_rule(tmp_path: Path) -> None:
     folder = tmp_path / "books"
     put(folder / "a.txt")
-    put(folder / "b.txt", " \n")
-    put(folder / "c.txt", b"caf\xe9")
-    put(folder / "d.txt", b"\xef\xbb\xbfcaf\xe9")
-    put(folder / "e.txt", "text".encode("utf-16"))
+    put(folder / "d.txt", b"\xef\xbb\xbf\xc3\xa9 caf\xe9")
     put(folder / "f.txt", b"a\0b")
     put(folder / "g.pdf", b"%PDF")
     put(folder / "rows.jsonl", "{}")
     assert problems(folder) == [
-        ("b.txt", '"text" is empty'),
-        ("c.txt", "not UTF-8: byte 0xe9 at offset 3 of the file"),
-        ("d.txt", "not UTF-8: byte 0xe9 at offset 6 of the file"),
-        ("e.txt", "UTF-16, seen from byte 0; text must be UTF-8"),
+        ("d.txt", "not UTF-8: byte 0xe9 at offset 9 of the file"),
         ("f.txt", '"text" has a NUL character at position 2'),
         ("g.pdf", "neither .txt nor .md: a folder of text holds nothing else; move it out"),
         ("rows.jsonl", "neither .txt nor .md: a folder of text holds nothing else; move it out"),
     ]
+
+
+def test_texts_of_other_encodings_are_read_and_empty_ones_are_left_out_each_with_a_note(tmp_path: Path) -> None:
+    put(tmp_path / "b" / "a.txt", "Café\n".encode("cp1252"))
+    put(tmp_path / "b" / "b.txt", "Café".encode("utf-16"))
+    put(tmp_path / "b" / "c.txt", " \n")
+    read = load_noted(tmp_path / "b")
+    assert [e.answer for e in read.data.examples] == ["Café\n", "Café"]
+    assert [note.what for note in read.notes] == [
+        f"{tmp_path}/b/a.txt: read as cp1252, told from its bytes",
+        f"{tmp_path}/b/b.txt: read as utf-16, told from its bytes",
+        "empty rows: 1 row",
+    ]
+
+
+def test_sub_folders_are_labels_and_a_deeper_tree_is_text_to_continue(tmp_path: Path) -> None:
+    for name in ("spam/1.txt", "spam/2.md", "ham/1.txt"):
+        put(tmp_path / "mail" / name, f"{name} \n")
+    data = load_rows(tmp_path / "mail")
+    assert [(e.text, e.answer, e.shape) for e in data.examples] == [
+        ("ham/1.txt", "ham", "label"),
+        ("spam/1.txt", "spam", "label"),
+        ("spam/2.md", "spam", "label"),
+    ]
+    put(tmp_path / "mail" / "spam" / "old" / "3.txt", "deeper")
+    assert {e.shape for e in load_rows(tmp_path / "mail").examples} == {"text"}
 
 
 def test_a_text_may_be_as_long_as_the_limit_and_no_longer(tmp_path: Path) -> None:

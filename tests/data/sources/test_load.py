@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from smallfirst.data.row_formats import Columns
-from smallfirst.data.sources.load import MAX_PROBLEMS, load_rows, load_valid
+from smallfirst.data.sources.load import MAX_PROBLEMS, load_noted, load_raw, load_rows, load_valid
 from smallfirst.errors import ConfigError, DataError
 from smallfirst.project.rows import read_rows
 from smallfirst.project.task_file import read_task_file
@@ -62,8 +62,9 @@ def test_the_same_rows_have_the_same_fingerprint_from_everywhere(tmp_path: Path)
     delta(tmp_path / "tickets")
     names = ["rows.jsonl", "rows.ndjson.gz", "rows.csv", "rows.CSV.GZ", "rows.parquet", "parts", "tickets"]
     read = {name: load_rows(tmp_path / name) for name in names}
-    [fingerprint] = {data.content_fingerprint for data in read.values()}
-    assert fingerprint == load_rows(tmp_path / "rows.jsonl").content_fingerprint
+    assert {data.content_fingerprint for data in read.values()} == {
+        load_rows(tmp_path / "rows.jsonl").content_fingerprint
+    }
     assert [data.name for data in read.values()] == [*names[:-1], "tickets@v0"]
     for data in read.values():
         assert [(e.text, e.answer) for e in data.examples] == [(row["text"], row["label"]) for row in ROWS]
@@ -116,10 +117,33 @@ def test_packed_files_of_no_known_kind_are_refused(tmp_path: Path) -> None:
         assert f"cannot tell the format from {shown}; known: .jsonl" in refused(tmp_path / name)
 
 
-def test_a_packed_json_list_is_told_how_to_become_lines(tmp_path: Path) -> None:
+def test_a_packed_json_list_is_read(tmp_path: Path) -> None:
     path = tmp_path / "rows.json.gz"
-    path.write_bytes(gzip.compress(b"[{}]"))
-    assert refused(path).endswith(f"next: gzip -dc {path} | jq -c '.[]' > rows.jsonl")
+    path.write_bytes(gzip.compress(b'[{"text": "a", "label": "x"}]'))
+    assert [e.text for e in load_rows(path).examples] == ["a"]
+
+
+def test_raw_rows_have_every_column_as_it_stands_and_the_format_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("id;Message ;Team\n1;lost it;\n2;too short\n")
+    rows, [found] = load_raw("rows.csv", folder=tmp_path)
+    assert [row.values for row in rows] == [
+        {"id": "1", "Message": "lost it", "Team": ""},
+        "2 fields where the header has 3",
+    ]
+    assert (found.encoding, found.delimiter, found.has_header) == ("utf-8", ";", True)
+    assert len(load_raw(path, max_rows=1)[0]) == 1
+
+
+def test_empty_rows_are_left_out_and_outer_spaces_are_no_part_of_a_label(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("id,text,label\n1, lost it,card  \n2,,\n,,\n,,\n3,late,fee\n")
+    read = load_noted(tmp_path / "rows.csv")
+    assert [(e.text, e.answer, e.line) for e in read.data.examples] == [("lost it", "card", 2), ("late", "fee", 6)]
+    assert [(note.what, note.where) for note in read.notes] == [
+        ('spaces around "text": 1 row', (f"{tmp_path}/rows.csv:2",)),
+        ('spaces around "label": 1 row', (f"{tmp_path}/rows.csv:2",)),
+        ("empty rows: 3 rows", tuple(f"{tmp_path}/rows.csv:{line}" for line in (3, 4, 5))),
+    ]
 
 
 @pytest.mark.parametrize("name", ["train.jsonl", "train.parquet"])
@@ -266,13 +290,18 @@ LINES = {
     "bad.jsonl": b"x\n",
     "bad.csv": b"x\n",
     "rows.jsonl": SHORTEST,
+    "list.json": SHORTEST.replace(b"\n", b",\n"),
+    "semicolons.csv": b"a;b\n",
 }
 
 
 @pytest.mark.parametrize("name", LINES)
 def test_memory_is_bounded_by_a_multiple_of_the_file(tmp_path: Path, name: str) -> None:
     piece = LINES[name]
-    head, piece = (piece, b"\n") if name == "quote.csv" else (b"text,label\n" if name.endswith("csv") else b"", piece)
+    head = {"list.json": b"[", "semicolons.csv": b"text;label\n"}.get(
+        name, b"text,label\n" if name[-3:] == "csv" else b""
+    )
+    head, piece = (piece, b"\n") if name == "quote.csv" else (head, piece)
     (tmp_path / name).write_bytes(head + piece * (SIZE // len(piece)))
     tracemalloc.start()
     try:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.row_formats import Columns
-from smallfirst.data.sources.load import load_rows, load_valid
+from smallfirst.data.sources.load import load_noted, load_rows, load_valid
 from smallfirst.errors import DataError, MissingExtra, Problem
 
 pa = pytest.importorskip("pyarrow")
@@ -86,7 +86,9 @@ def test_any_text_comes_back_as_it_was(
 ) -> None:
     table = pa.Table.from_pylist([{"text": text, "label": label} for text, label in pairs])
     path = parquet(tmp_path_factory.mktemp("any") / "rows.parquet", table, row_group_size=row_group)
-    assert [(e.text, e.answer) for e in load_rows(path).examples] == pairs
+    assert [(e.text, e.answer) for e in load_rows(path).examples] == [
+        (text.strip(), label.strip()) for text, label in pairs
+    ]
 
 
 LIST_OF_MESSAGES = "a list of structs of role and content, both text"
@@ -96,11 +98,10 @@ A_TARGET = "a struct of text, integers, doubles, booleans, lists and structs, or
 @pytest.mark.parametrize(
     ("column", "values", "rule"),
     [
-        ("label", pa.array([3]), 'column "label" is int64: write it as text'),
-        ("label", pa.array([True]), 'column "label" is bool: write it as text'),
-        ("label", pa.array([b"card"]), 'column "label" is binary: write it as text'),
-        ("label", pa.array([["card"]]), 'column "label" is list<element: string>: write it as text'),
-        ("labels", pa.array([[1, 2]]), 'column "labels" is list<element: int64>: write it as a list of texts'),
+        ("label", pa.array([3.5], pa.float32()), 'column "label" is float: write it as text or whole numbers'),
+        ("label", pa.array([b"card"]), 'column "label" is binary: write it as text or whole numbers'),
+        ("label", pa.array([["card"]]), 'column "label" is list<element: string>: write it as text or whole numbers'),
+        ("labels", pa.array([[b"a"]]), 'column "labels" is list<element: binary>: write it as a list of texts'),
         (
             "target",
             pa.array([[{"a": 1}]]),
@@ -123,6 +124,36 @@ def test_a_column_of_another_type_is_one_problem_and_never_converted(
 ) -> None:
     path = parquet(tmp_path / "rows.parquet", pa.table({"text": ["a"], column: values}))
     assert problems(path) == [("rows.parquet", 1, rule)]
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        (pa.array([3, 0]), ["3", "0"]),
+        (pa.array([True, False]), ["true", "false"]),
+        (pa.array([1.0, 2.5]), ["1", "2.5"]),
+    ],
+)
+def test_labels_that_are_numbers_or_truths_are_read_as_text_with_a_note(
+    tmp_path: Path, values: Any, labels: list[str]
+) -> None:
+    read = load_noted(parquet(tmp_path / "rows.parquet", pa.table({"text": ["a", "b"], "label": values})))
+    assert [e.answer for e in read.data.examples] == labels
+    assert [note.what for note in read.notes] == ['numbers, or true and false, in "label": 2 rows']
+
+
+def test_a_number_that_is_missing_in_a_column_of_labels_is_a_bad_row(tmp_path: Path) -> None:
+    table = pa.table({"text": ["a", "b"], "label": [1.0, float("nan")]})
+    assert problems(parquet(tmp_path / "rows.parquet", table)) == [
+        ("rows.parquet", 2, '"label" must be text, not null')
+    ]
+
+
+def test_columns_that_are_fields_keep_their_types(tmp_path: Path) -> None:
+    table = pa.table({"mail": ["a"], "n": [3], "paid": [True], "who": [" Ann "], "tags": [["x"]], "none": [""]})
+    columns = Columns(text="mail", fields=("n", "paid", "who", "tags", "none"))
+    [example] = load_rows(parquet(tmp_path / "rows.parquet", table), columns=columns).examples
+    assert json.loads(example.answer) == {"n": 3, "paid": True, "who": "Ann", "tags": ["x"], "none": None}
 
 
 def test_messages_with_more_than_role_and_content_are_refused(tmp_path: Path) -> None:
@@ -156,7 +187,7 @@ def test_bad_rows_are_named_by_their_number_in_the_file(tmp_path: Path) -> None:
         f'  {path}:2  "text" must be text, not null\n'
         f'  {path}:4  "text" is empty\n'
         f'  {path}:5  label "q" is not one of the 2 labels\n'
-        "  next: fix these lines; map columns of other names with Columns(text=…, label=…)"
+        "  next: fix these lines; map columns of other names by columns: {text: …, label: …}"
     )
 
 

@@ -224,10 +224,10 @@ def lines(*rows: Any) -> bytes:
         (lines(*[{"prompt": "a", "completion": "b"}] * 9), "has 9 rows; at least 10 are needed"),
         (lines(*[{"text": "a", "label": "b"}] * 10), "line 1: a row of text + label"),
         (lines(*[{"question": "a", "answer": "b"}] * 10), "line 1: a row is {messages: […]}, or {prompt, completion}"),
-        (b"[]", "line 1: not a JSON object"),
+        (b"[]", "there are no rows"),
         (b"\n\n", "there are no rows"),
-        ("[]".encode("utf-16"), "UTF-16"),
-        (b"\x00\xff\x00" * 100, "line 1: not UTF-8"),
+        ("[]".encode("utf-16"), "there are no rows"),
+        (b"\x00\xff\x00" * 100, "neither UTF-8 nor any other encoding"),
     ],
 )
 def test_files_of_other_things_are_refused(start_api: Any, content: bytes, words: str) -> None:

@@ -1,0 +1,72 @@
+"""Rows as they come out of a task's files: bad ones left out by name, fields in the types of the schema."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from smallfirst.errors import DataError
+from smallfirst.project.project import Project
+from smallfirst.project.task_file import read_task_file
+
+
+def project(folder: Path, settings: str, rows: str, name: str = "rows.csv") -> Project:
+    (folder / name).write_text(rows, encoding="utf-8")
+    (folder / "task.yaml").write_text(f"name: desk\n{settings}", encoding="utf-8")
+    return Project.read(read_task_file(folder))
+
+
+GOOD = "".join(f"question {i},{'card' if i % 2 else 'fee'}\n" for i in range(48))
+
+
+def test_bad_rows_up_to_the_share_are_left_out_of_the_file_and_of_the_task(tmp_path: Path) -> None:
+    settings = "labels: [card, fee]\ndata: {train: rows.csv, skip_bad_rows_up_to: 0.04}\n"
+    found = project(tmp_path, settings, f"text,label\n{GOOD}no label,\nlate,crad\n").rows
+    [skipped] = found.skipped
+    assert skipped.what == f"bad rows that were left out of {tmp_path}/rows.csv: 2 of 50"
+    assert [place.line for place in skipped.places] == [50, 51]
+    with pytest.raises(DataError, match=r"2 bad and 48 good rows(.|\n)*data\.skip_bad_rows_up_to: 0\.04$"):
+        project(tmp_path, settings.replace("0.04", "0.039"), f"text,label\n{GOOD}no label,\nlate,crad\n")
+
+
+def test_rows_that_do_not_fit_the_task_count_as_bad_too(tmp_path: Path) -> None:
+    rows = "".join(json.dumps({"text": f"t{i}", "target": {"n": i}}) + "\n" for i in range(19))
+    rows += json.dumps({"text": "odd", "target": {"n": "many"}}) + "\n"
+    schema = "schema: {type: object, properties: {n: {type: integer}}}\n"
+    settings = f"kind: extract\n{schema}data: {{train: rows.jsonl, skip_bad_rows_up_to: 0.05}}\n"
+    found = project(tmp_path, settings, rows, "rows.jsonl").rows
+    assert [(note.what, note.where) for note in found.skipped] == [
+        (
+            "bad rows that were left out of the task's rows: 1 of 20",
+            (f"""{tmp_path}/rows.jsonl:20 no answer of this task: '{{"n": "many"}}'""",),
+        )
+    ]
+    with pytest.raises(DataError, match="1 rows do not fit the task"):
+        project(tmp_path, settings.replace("0.05", "0.04"), rows, "rows.jsonl")
+
+
+def test_fields_from_columns_take_the_types_of_the_schema(tmp_path: Path) -> None:
+    rows = "mail,ref,amount,paid\n" + "".join(f"mail {i},{i:03d},{i}.5,TRUE\n" for i in range(9)) + "mail,009,,false\n"
+    columns = "data: {train: rows.csv, columns: {text: mail, fields: [ref, amount, paid]}}\n"
+    properties = "{ref: {type: string}, amount: {type: number}, paid: {type: boolean}}"
+    settings = f"kind: extract\nschema: {{type: object, properties: {properties}, required: [ref]}}\n{columns}"
+    found = project(tmp_path, settings, rows).rows
+    answers = {e.line: e.answer for part in (found.train, found.test, *found.held_out) for e in part.examples}
+    assert answers[3] == '{"ref": "001", "amount": 1.5, "paid": true}'
+    assert answers[11] == '{"ref": "009", "paid": false}'
+
+
+def test_fields_from_columns_are_text_where_no_schema_says_otherwise(tmp_path: Path) -> None:
+    rows = "mail,amount\n" + "".join(f"mail {i},{i}.50\n" for i in range(9)) + "mail,\n"
+    settings = "kind: extract\ndata: {train: rows.csv, columns: {text: mail, fields: [amount]}}\n"
+    found = project(tmp_path, settings, rows)
+    assert found.task.answer_schema()["properties"] == {"amount": {"type": ["string", "null"]}}
+
+
+def test_labels_of_a_file_may_be_whole_numbers(tmp_path: Path) -> None:
+    rows = "".join(json.dumps({"text": f"t{i}", "label": i % 2}) + "\n" for i in range(20))
+    found = project(tmp_path, "labels: [0, 1]\ndata: {train: rows.jsonl}\n", rows, "rows.jsonl")
+    assert found.task.closed == ("0", "1")
+    assert [note.what for note in found.rows.notes] == ['numbers, or true and false, in "label": 20 rows']
