@@ -28,6 +28,7 @@ _NAMES = {
     "tasks.task": "Task Shot ScoredAnswer PartCounts",
     "tasks.json.schema": "FieldSpec",
     # a task file and its stages
+    "project.scaffold": "init",
     "project.task_file": "read_task_file TaskFile SignedOverride",
     "project.project": "Project",
     "project.rows": "Rows",

@@ -63,6 +63,7 @@ from smallfirst.project.run_folder import FittedCandidates as FittedCandidates
 from smallfirst.project.run_folder import GateVerdicts as GateVerdicts
 from smallfirst.project.run_folder import Promotion as Promotion
 from smallfirst.project.run_folder import RunFolder as RunFolder
+from smallfirst.project.scaffold import init as init
 from smallfirst.project.task_file import SignedOverride as SignedOverride
 from smallfirst.project.task_file import TaskFile as TaskFile
 from smallfirst.project.task_file import read_task_file as read_task_file

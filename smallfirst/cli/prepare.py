@@ -3,29 +3,72 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from smallfirst.cli.options import JSON, PATH, TASK, VerbGroup, load_project, verb
-from smallfirst.errors import ConfigError, DataError
+from smallfirst.errors import DataError
 from smallfirst.progress import Progress
 
+if TYPE_CHECKING:
+    from smallfirst.data.importers.recognize import Question
 
-@verb("smallfirst init tickets", "smallfirst init invoices --kind extract")
+
+def _columns(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that name a column, or several, by the part that it plays in a row."""
+    helps = {
+        "text": "text to classify, or to read fields from",
+        "label": "label",
+        "labels": "labels, a list",
+        "target": "JSON object",
+        "fields": "fields, separated by commas",
+        "question": "question",
+        "answer": "answer",
+        "context": "passage that belongs to the question",
+    }
+    for role, what in reversed(helps.items()):
+        command = click.option(f"--{role}", metavar="COLUMN", help=f"With --from: column of the {what}.")(command)
+    return command
+
+
+@verb("smallfirst init tickets --from tickets.csv", "smallfirst init invoices --kind extract")
 @click.argument("folder", type=PATH, default=".")
-@click.option("--kind", default="classify", show_default=True, help="Task kind; an unknown one is refused with a list.")
-def init(folder: Path, kind: str) -> None:
-    """Write a commented task.yaml (and nothing else) into FOLDER."""
-    from smallfirst.tasks import TASK_KINDS
+@click.option("--from", "source", metavar="ROWS", help="File, folder or address of rows of any shape.")
+@click.option("--kind", help="Task kind: classify, extract, answer, chat. [default: classify; with --from what it is]")
+@click.option("--yes", is_flag=True, help="With --from: ask nothing, take what is likeliest and say so.")
+@_columns
+def init(folder: Path, source: str | None, kind: str | None, yes: bool, **columns: str | None) -> None:
+    """Write task.yaml into FOLDER, for your rows or as a template.
 
-    template = TASK_KINDS.get(kind).template()
-    target = folder / "task.yaml"
-    if target.exists():
-        raise ConfigError(f"{target} exists already", hint="edit it, or name another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    target.write_text(template, encoding="utf-8")
-    click.echo(f"wrote {target}\nnext: put your rows beside it, then  smallfirst check {target}")
+    --from reads tables (CSV, Excel, Parquet, JSON), chats, fine-tuning and batch files of OpenAI, logs of requests,
+    exports of Label Studio and Argilla, and folders of texts. It shows three rows as they are read.
+    """
+    from smallfirst.project import scaffold
+    from smallfirst.tasks import DEFAULT_KIND
+
+    if source is None:
+        target = scaffold.write_template(folder, kind or DEFAULT_KIND)
+        click.echo(f"wrote {target}\nnext: put your rows beside it, then  smallfirst check {target}")
+        return
+    chosen = {role: name for role, name in {**columns, "kind": kind}.items() if name}
+    choose = scaffold.assume if yes else _ask if sys.stdin.isatty() else scaffold.refuse
+    made = scaffold.scaffold(folder, source, chosen, choose)
+    click.echo("\n".join(made.in_words))
+    click.echo(f"wrote {made.task_yaml}\nnext: smallfirst check {folder}   then  smallfirst run {folder}")
+
+
+def _ask(question: Question) -> str:
+    """Ask a person at the terminal."""
+    values = list(question.choices)
+    click.echo("The rows can be read in several ways:")
+    for number, words in enumerate(question.choices.values(), 1):
+        click.echo(f"  {number}  {words}")
+    picked = click.prompt("Which one", type=click.IntRange(1, len(values)), default=1)
+    return values[picked - 1]
 
 
 @verb("smallfirst check tickets", "smallfirst check tickets --rows-out findings.jsonl")

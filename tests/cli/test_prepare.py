@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 from fixtures.cli import call, failed
 
 from smallfirst.models.catalog import CATALOG
@@ -98,3 +102,33 @@ def test_models_lists_the_catalogue_and_where_it_stands() -> None:
 def test_a_base_model_that_is_nowhere_is_an_error_with_a_suggestion() -> None:
     message = failed(call("models", "pull", "HuggingFaceTB/SmolLM2-135M-Instuct"), 1)
     assert 'did you mean "HuggingFaceTB/SmolLM2-135M-Instruct"?' in message
+
+
+def test_init_from_rows_shows_them_and_the_next_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    topics = ("pin", "card")
+    rows = [{"message": f"my {topics[i % 2]}, day {i}", "topic": topics[i % 2]} for i in range(40)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = call("init", "desk", "--from", "rows.jsonl")
+    assert result.exit_code == 0, result.output
+    assert result.output == (
+        'classify: text "message" → label "topic" (2 different), 40 rows\n\n'
+        "  text            label\n  my pin, day 0   pin\n  my card, day 1  card\n  my pin, day 2   pin\n\n"
+        "wrote desk/task.yaml\nnext: smallfirst check desk   then  smallfirst run desk\n"
+    )
+    assert "columns: {text: message, label: topic}" in Path("desk/task.yaml").read_text()
+
+
+def test_init_asks_at_a_terminal_what_the_rows_leave_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"text": f"message number {i}, please", "queue": "ab"[i % 2], "team": "cde"[i % 3]} for i in range(40)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "--label queue" in failed(call("init", "desk", "--from", "rows.jsonl"), 2)
+    result = call("init", "desk", "--from", "rows.jsonl", "--yes")
+    assert 'assumed: classify: text "text" → label "queue"' in result.output
+    terminal, stdin = os.openpty()
+    os.write(terminal, b"2\n")
+    arguments = ["init", "desk2", "--from", "rows.jsonl"]
+    asked = subprocess.run([sys.executable, "-m", "smallfirst.cli.main", *arguments], stdin=stdin, capture_output=True)
+    assert b'  2  classify: text "text" \xe2\x86\x92 label "team"' in asked.stdout, asked
+    assert "columns: {label: team}" in Path("desk2/task.yaml").read_text()

@@ -1,0 +1,183 @@
+"""Chats, batch files and logs of requests as a table of texts and answers, without the instructions that all share."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from smallfirst.data.importers.converted import Converted
+from smallfirst.data.importers.messages import Exchange, find_exchange
+from smallfirst.data.importers.profiles import as_object
+from smallfirst.data.importers.prompt_template import find_template
+from smallfirst.data.importers.table import Table
+from smallfirst.data.sources.reader import RawRow
+from smallfirst.errors import ConfigError, Problem
+
+ASKED, ANSWER = "text", "answer"
+"""Columns of the table."""
+_CONSTANT = 0.95
+_REPEATED, _NAMED = 0.9, 0.7
+_MIN_ROWS = 20
+
+
+class ChatImporter:
+    """Chats and logs: any row in which messages and an answer to them can be found, however deep."""
+
+    title = "chats or logs of requests"
+
+    def recognizes(self, row: dict[str, Any]) -> bool:
+        return isinstance(find_exchange(row), Exchange) or any(
+            isinstance(row.get(key), list) for key in ("messages", "conversations")
+        )
+
+    def convert(self, rows: Sequence[RawRow]) -> Converted:
+        return _as_table([(row, find_exchange(row.values)) for row in rows if isinstance(row.values, dict)])
+
+
+class BatchImporter:
+    """Input and output files of a batch, joined by `custom_id`."""
+
+    title = "batch requests and responses"
+
+    def recognizes(self, row: dict[str, Any]) -> bool:
+        return isinstance(row.get("custom_id"), str) and bool({"body", "params", "response", "result"} & row.keys())
+
+    def convert(self, rows: Sequence[RawRow]) -> Converted:
+        """Return the joined rows. Raise ConfigError if only requests or only responses are there."""
+        asked: dict[str, tuple[RawRow, dict[str, Any]]] = {}
+        answers: dict[str, dict[str, Any]] = {}
+        for row in rows:
+            if isinstance(row.values, dict):
+                key = str(row.values.get("custom_id"))
+                if {"body", "params"} & row.values.keys():
+                    asked[key] = (row, row.values)
+                else:
+                    answers[key] = row.values
+        if not asked or not answers:
+            missing, there = ("input", "responses") if answers else ("output", "requests")
+            raise ConfigError(
+                f"{rows[0].path}: a batch file of {there} alone",
+                hint=f"put the batch's {missing} file beside it in a folder and give --from FOLDER",
+            )
+        joined = [
+            (row, find_exchange({"request": request, "response": answers[key]}) if key in answers else "no response")
+            for key, (row, request) in asked.items()
+        ]
+        return _as_table(joined)
+
+
+CHATS = ChatImporter()
+BATCHES = BatchImporter()
+
+
+def _as_table(found: Sequence[tuple[RawRow, Exchange | str]]) -> Converted:
+    unused = [Problem(row.path, row.line, why) for row, why in found if isinstance(why, str)]
+    exchanges = [(row, one) for row, one in found if isinstance(one, Exchange)]
+    notes: list[str] = []
+    about = _system_prompt([one for _, one in exchanges], notes)
+    cases = _cases([one for _, one in exchanges], notes)
+    for (row, _), case in zip(exchanges, cases, strict=True):
+        if case is None:
+            unused.append(Problem(row.path, row.line, "the prompt follows another template than the others"))
+    kept = [(row, one, case) for (row, one), case in zip(exchanges, cases, strict=True) if case]
+    told = "\n".join((about, *dict.fromkeys(one.asked.removesuffix(case) for _, one, case in kept[:1])))
+    answers = _answers([one.answer for _, one, _ in kept], told, notes)
+    for (row, one, _), answer in zip(kept, answers, strict=True):
+        if answer is None:
+            why = f"none of the answers that the others repeat, or the instructions name: {one.answer[:60]!r}"
+            unused.append(Problem(row.path, row.line, why))
+    table = [{ASKED: case, ANSWER: a} for (_, _, case), a in zip(kept, answers, strict=True) if a is not None]
+    models = Counter(one.model for _, one in exchanges if one.model).most_common(1)
+    return Converted(
+        Table(table, (ASKED,), (ANSWER,)), tuple(unused), tuple(notes), about, models[0][0] if models else ""
+    )
+
+
+def _system_prompt(exchanges: Sequence[Exchange], notes: list[str]) -> str:
+    """Return the system prompt that nearly all rows share; empty if there is none."""
+    counts = Counter(one.system.strip() for one in exchanges)
+    most, n = counts.most_common(1)[0] if counts else ("", 0)
+    if not most or n < _CONSTANT * len(exchanges):
+        return ""
+    others = len(exchanges) - n
+    notes.append(
+        "the system prompt that all rows share is kept as `about`" + (f"; {others:,} rows have another" * bool(others))
+    )
+    return most
+
+
+def _cases(exchanges: Sequence[Exchange], notes: list[str]) -> list[str | None]:
+    """Return what varies from prompt to prompt; None for a row that does not follow the others' template."""
+    users = [one.asked for one in exchanges]
+    prompts = users
+    if len(set(users)) == 1 and len({one.system for one in exchanges}) > 1:  # the case stands in the system message
+        prompts = [one.system for one in exchanges]
+    n_earlier = sum(bool(one.earlier) for one in exchanges)
+    if n_earlier and len({one.earlier for one in exchanges}) > 1:
+        notes.append(f"{n_earlier:,} rows have earlier turns, which are left out: the last question alone is the text")
+    template = find_template(prompts)
+    if template is None:
+        return [prompt.strip() or None for prompt in prompts]
+    values = [template.values(prompt) for prompt in prompts]
+    followed = [value for value in values if value is not None]
+    slots = list(zip(*followed, strict=True))
+    distinct = [len(set(slot)) / len(slot) for slot in slots]
+    chosen = [i for i, share in enumerate(distinct) if share > 0.5] or [distinct.index(max(distinct))]
+    notes.append(
+        f'the constant text around each case is left out: "{_shortened(template.in_words)}"; send the case alone'
+    )
+    for i, slot in enumerate(slots):
+        if i not in chosen and any(slot):
+            notes.append(f'what varies little is left out as well, such as "{slot[0][:60]}" ({len(set(slot))} values)')
+    return [(value and "\n\n".join(value[i] for i in chosen if value[i])) or None for value in values]
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 160 else f"{text[:80]} [...] {text[-70:]}"
+
+
+def _answers(given: Sequence[str], told: str, notes: list[str]) -> list[Any]:
+    """Return the answers, spellings of one label made one; None for one that is none of the few that repeat.
+
+    `told` are the instructions: a label is spelled as it stands in them, if it does.
+    """
+    objects = [as_object(answer) for answer in given]
+    if sum(value is not None for value in objects) >= _REPEATED * len(given):
+        return objects
+    folded = [fold_label(answer) for answer in given]
+    counts = Counter(folded)
+    repeated = sum(n for n in counts.values() if n > 1)
+    if len(given) < _MIN_ROWS or repeated < _REPEATED * len(given) or len(counts) > len(given) / 2:
+        return [answer.strip() for answer in given]
+    listed = {key: found for key in counts if (found := _listed(key, told))}
+    closed = len(listed) > 1 and sum(counts[key] for key in listed) >= _NAMED * len(given)
+    spelling = _spellings(given, folded) | listed
+    kept = [(key in listed) if closed else counts[key] > 1 for key in folded]
+    changed = sum(k and answer.strip() != spelling[key] for answer, key, k in zip(given, folded, kept, strict=True))
+    if changed:
+        notes.append(f"{changed:,} answers were other spellings of a label, such as another case, and are taken for it")
+    if closed:
+        notes.append(f"the labels are the {len(listed)} answers that the instructions name")
+    return [spelling[key] if k else None for key, k in zip(folded, kept, strict=True)]
+
+
+def fold_label(text: str) -> str:
+    """Return the label without case, punctuation and kind of spacing: `"Card_Arrival."` and `card arrival` are one."""
+    return re.sub(r"[\W_]+", " ", text.casefold()).strip()
+
+
+def _listed(key: str, told: str) -> str:
+    """Return the folded answer as the instructions spell it; empty if they do not name it."""
+    pattern = r"(?<!\w)" + r"[\W_]+".join(map(re.escape, key.split())) + r"(?!\w)"
+    found = re.search(pattern, told, re.IGNORECASE) if key else None
+    return found.group() if found else ""
+
+
+def _spellings(given: Sequence[str], folded: Sequence[str]) -> dict[str, str]:
+    """Return the most frequent spelling of each folded answer."""
+    counts: dict[str, Counter[str]] = {}
+    for answer, key in zip(given, folded, strict=True):
+        counts.setdefault(key, Counter())[answer.strip()] += 1
+    return {key: spelled.most_common(1)[0][0] for key, spelled in counts.items()}

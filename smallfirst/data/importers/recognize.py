@@ -1,0 +1,172 @@
+"""From a source of rows to a Guess: its format, what is asked and answered in it, and what remains to be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from smallfirst.data.importers.converted import Converted, Importer
+from smallfirst.data.importers.profiles import as_object, as_text, is_blank
+from smallfirst.data.importers.source import Source
+from smallfirst.data.importers.table import MARGIN, Reading, Table, read_table
+from smallfirst.data.sources.reader import RawRow
+from smallfirst.errors import ConfigError, DataError, Problem
+from smallfirst.extensions import Registry
+
+IMPORTERS: Registry[Importer] = Registry(
+    "smallfirst.importers",
+    {
+        "batch": "smallfirst.data.importers.exchanges:BATCHES",
+        "label_studio": "smallfirst.data.importers.annotations:LABEL_STUDIO",
+        "argilla": "smallfirst.data.importers.annotations:ARGILLA",
+        "squad": "smallfirst.data.importers.documents:SQUAD",
+        "intents": "smallfirst.data.importers.documents:INTENTS",
+        "chat": "smallfirst.data.importers.exchanges:CHATS",
+    },
+    noun="importer",
+)
+"""Formats that are no table, in the order in which they are tried."""
+_LOOKED_AT = 20
+
+
+class Question(NamedTuple):
+    """What the rows leave open."""
+
+    option: str
+    """What to choose: `kind` or the role of a column."""
+    choices: dict[str, str]
+    """What may be chosen, each with words on it; the first is assumed."""
+
+
+class Guess(NamedTuple):
+    """How a source of rows can be read as a task."""
+
+    kind: str
+    columns: dict[str, str]
+    """Column by role; for `fields` several, separated by commas."""
+    rows: list[dict[str, Any]]
+    """The rows in the task's own columns."""
+    source: Source
+    converted: Converted | None
+    """The rows of a format that is no table."""
+    title: str
+    """What that format is called."""
+    unused: tuple[Problem, ...]
+    question: Question | None
+    """What remains open, if anything."""
+
+    @property
+    def as_it_stands(self) -> bool:
+        """True if a task file can name the source itself."""
+        return self.source.as_it_stands and self.converted is None
+
+    @property
+    def in_words(self) -> str:
+        """The reading in words: `classify: text "Mail" → label "Topic" (7 different)`."""
+        n_labels = len({row["label"] for row in self.rows}) if "label" in self.columns else 0
+        title = f"{self.title}, " if self.title else ""
+        return f"{title}{_in_words(self.kind, self.columns)}{f' ({n_labels} different)' if n_labels else ''}"
+
+    @property
+    def other_columns(self) -> list[str]:
+        """Columns with values that the reading does not use."""
+        used = {one for role, name in self.columns.items() for one in (name.split(",") if role == "fields" else [name])}
+        rows = self.converted.table.rows if self.converted else [row.values for row in self.source.rows]
+        names = dict.fromkeys(
+            k for row in rows if isinstance(row, dict) for k, value in row.items() if not is_blank(value)
+        )
+        return [name for name in names if name not in used]
+
+
+def guess(source: Source, chosen: Mapping[str, str], where: str) -> Guess:
+    """Return the best guess that agrees with what was `chosen`: columns by role and the kind.
+
+    Raise DataError if no row can be used, ConfigError if nothing in it can be an answer.
+    """
+    good = [row for row in source.rows if isinstance(row.values, dict)]
+    unused = [Problem(row.path, row.line, row.values) for row in source.rows if isinstance(row.values, str)]
+    if not good:
+        raise DataError(f"{where}: no row can be read", unused)
+    importer = _importer_of(good)
+    converted = importer.convert(good) if importer else None
+    if importer and converted and not converted.table.rows:
+        raise DataError(f"{where}: no row can be used ({importer.title})", converted.unused)
+    table = converted.table if converted else Table([row.values for row in good if isinstance(row.values, dict)])
+    readings = read_table(table, chosen)
+    if not readings:
+        raise _nothing_answers(where, table, chosen)
+    best = readings[0]
+    return Guess(
+        kind=best.kind,
+        columns=best.columns,
+        rows=_canonical(table.rows, best, converted.about if converted else ""),
+        source=source,
+        converted=converted,
+        title=importer.title if importer else "",
+        unused=(*unused, *(converted.unused if converted else ())),
+        question=_question(readings, chosen),
+    )
+
+
+def _importer_of(rows: Sequence[RawRow]) -> Importer | None:
+    """Return the importer that recognizes most of the first rows; None for a table."""
+    head = [row.values for row in rows[:_LOOKED_AT] if isinstance(row.values, dict)]
+    for _, importer in IMPORTERS:
+        if sum(importer.recognizes(values) for values in head) > len(head) / 2:
+            return importer
+    return None
+
+
+def _question(readings: Sequence[Reading], chosen: Mapping[str, str]) -> Question | None:
+    """Return what tells the plausible readings apart; None if there is only one."""
+    near = [one for one in readings if one.score > readings[0].score - MARGIN]
+    for role in ("kind", *dict.fromkeys(role for one in near for role in one.columns)):
+        found = {_value(one, role): one for one in reversed(near) if _value(one, role)}
+        ordered = [value for value in dict.fromkeys(_value(one, role) for one in near) if value]
+        if len(ordered) > 1 and role not in chosen:
+            return Question(role, {value: _in_words(found[value].kind, found[value].columns) for value in ordered})
+    return None
+
+
+def _value(reading: Reading, role: str) -> str:
+    return reading.kind if role == "kind" else reading.columns.get(role, "")
+
+
+def _in_words(kind: str, columns: Mapping[str, str]) -> str:
+    asked, *answers = (f'{role} "{name}"' for role, name in columns.items())
+    return f"{kind}: {asked} → {', '.join(answers)}"
+
+
+def _canonical(rows: Sequence[Mapping[str, Any]], reading: Reading, about: str) -> list[dict[str, Any]]:
+    """Return the rows in the columns of the task, values as its rows have them; a chat with its system prompt."""
+    found = []
+    for row in rows:
+        made: dict[str, Any] = {}
+        for role, name in reading.columns.items():
+            if role == "fields":
+                made["target"] = {one: as_text(row[one]) for one in name.split(",") if not is_blank(row.get(one))}
+            elif role == "target":
+                made[role] = as_object(row.get(name))
+            else:
+                value = row.get(name)
+                made[role] = value if isinstance(value, list | dict) or value is None else as_text(value)
+        if about and reading.kind == "chat":
+            turns = (("system", about), ("user", made["question"]), ("assistant", made["answer"]))
+            made = {"messages": [{"role": role, "content": text} for role, text in turns]}
+        found.append(made)
+    return found
+
+
+def _nothing_answers(where: str, table: Table, chosen: Mapping[str, str]) -> ConfigError:
+    names = list(dict.fromkeys(name for row in table.rows for name in row))
+    if names == ["text"] and not chosen:
+        return ConfigError(
+            f"{where}: texts without answers: there is nothing to learn from but how they go on",
+            hint="put them in one folder for each label, or name files with columns; "
+            "to train a model that continues them see docs/foundation_model.md",
+        )
+    told = f" with {', '.join(f'--{role} {name}' for role, name in chosen.items())}" if chosen else ""
+    return ConfigError(
+        f"{where}: nothing{told} tells what is asked and what answers it; columns: {', '.join(map(repr, names[:20]))}",
+        hint="name them: --text COLUMN --label COLUMN (or --target, --fields, --question and --answer)",
+    )

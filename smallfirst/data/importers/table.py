@@ -1,0 +1,198 @@
+"""Which columns of a table are asked about and which answer: every plausible reading, scored by names and contents.
+
+The best reading is taken; where another one is nearly as good, both are offered as a question.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from smallfirst.data.importers.profiles import Profile, as_text, is_blank, profile_columns
+from smallfirst.errors import ConfigError, did_you_mean
+
+ROLES = ("text", "label", "labels", "target", "fields", "question", "answer", "context")
+"""Parts of a row that a column, or for `fields` several, may play."""
+MARGIN = 1.0
+_SAMPLE = 2000
+"""Readings whose scores differ by less are both plausible."""
+
+_NAMES = {
+    "text": "text message review body content utterance sentence tweet comment email mail ticket description document "
+    "transcript narrative request query input nachricht texto texte mensaje",
+    "label": "label class category intent topic sentiment target tag tags theme thema kategorie klasse categoria "
+    "categorie etiqueta",
+    "labels": "labels tags topics categories genres classes",
+    "weak_label": "type rating stars status priority department team queue group kind score decision polarity emotion "
+    "lang language spam v1",
+    "question": "question query frage pregunta ask",
+    "answer": "answer answers antwort respuesta decision reply solution",
+    "context": "context passage paragraph kontext background article abstract",
+    "prompt": "prompt instruction instructions question query user input",
+    "response": "response completion output reply answer assistant",
+    "target": "target json fields entities output extraction expected parsed result slots",
+}
+_WORDS = {role: frozenset(names.split()) for role, names in _NAMES.items()}
+_SHORT_ANSWER_WORDS = 8
+_MOST_CHOICES = 10
+
+
+class Reading(NamedTuple):
+    """One way to read the rows."""
+
+    kind: str
+    columns: dict[str, str]
+    """Column by role; for `fields` several, separated by commas."""
+    score: float
+
+
+class Table(NamedTuple):
+    """Rows with the columns that may be asked about and those that may answer; None where any may."""
+
+    rows: Sequence[Mapping[str, Any]]
+    asked: tuple[str, ...] | None = None
+    answers: tuple[str, ...] | None = None
+
+
+def read_table(table: Table, chosen: Mapping[str, str]) -> list[Reading]:
+    """Return the plausible readings, the best first, that agree with what was chosen: columns by role and the kind.
+
+    Raise ConfigError if a chosen column does not exist.
+    """
+    table = table._replace(rows=table.rows[:: max(1, len(table.rows) // _SAMPLE)])
+    profiles = profile_columns(table.rows)
+    for role, names in chosen.items():
+        for name in names.split(",") if role == "fields" else [names]:
+            if role in ROLES and name not in profiles:
+                known = ", ".join(profiles)
+                raise ConfigError(
+                    f"--{role} {name}: no such column{did_you_mean(name, profiles)}", hint=f"choose one of {known}"
+                )
+    unique: dict[tuple[Any, ...], Reading] = {}
+    for one in sorted(_Finder(table, profiles, chosen).readings(), key=lambda one: -one.score):
+        unique.setdefault((one.kind, *sorted(one.columns.items())), one)
+    return list(unique.values())
+
+
+class _Finder:
+    """Finds the readings of one table."""
+
+    def __init__(self, table: Table, profiles: Mapping[str, Profile], chosen: Mapping[str, str]) -> None:
+        self.table, self.profiles, self.chosen = table, profiles, chosen
+        self.asked = [p for p in profiles.values() if table.asked is None or p.name in table.asked]
+        self.answers = [p for p in profiles.values() if table.answers is None or p.name in table.answers]
+
+    def readings(self) -> Iterator[Reading]:
+        for text in self._texts():
+            base = self._text_score(text)
+            others = [p for p in self.answers if p.name != text.name]
+            for kind, columns, score in (*self._classify(text, others), *self._extract(text, others)):
+                yield from self._agreeing(kind, columns, base + score)
+            for kind, columns, score in self._answer(text, others):
+                yield from self._agreeing(kind, columns, base + score)
+
+    def _agreeing(self, kind: str, columns: dict[str, str], score: float) -> Iterator[Reading]:
+        """Yield the reading if it agrees with everything that was chosen."""
+        own = {role: name for role, name in self.chosen.items() if role in ROLES}
+        for role, name in own.items():
+            if role == "context" and role not in columns:
+                columns = {**columns, role: name}
+            elif columns.get(role) != name:
+                return
+        if self.chosen.get("kind", kind) == kind:
+            yield Reading(kind, columns, score)
+
+    def _texts(self) -> list[Profile]:
+        named = {self.chosen[role] for role in ("text", "question") if role in self.chosen}
+        if named:
+            return [p for p in self.asked if p.name in named]
+        return [p for p in self.asked if p.content in ("free", "short", "id") and not p.numeric] if self.asked else []
+
+    def _text_score(self, p: Profile) -> float:
+        likely = {"free": 1.0, "short": 0.0}.get(p.content, -2.0)
+        name = max(_name_score(role, p.name) for role in ("text", "question", "prompt"))
+        return likely + name + min(math.log2(1 + p.words), 6.0) / 2
+
+    def _classify(self, text: Profile, others: Sequence[Profile]) -> Iterator[tuple[str, dict[str, str], float]]:
+        for p in others:
+            if p.content == "texts" and not _is_list_of_answers(p):
+                score = 1 + _name_score("labels", p.name)
+                yield "classify", {"text": text.name, "labels": p.name}, score
+                continue
+            known = max(_name_score("label", p.name), _name_score("weak_label", p.name) / 2)
+            named = known == 3 and p.content in ("short", "id", "constant")  # rows too few for values to repeat
+            if p.content == "few" or named or self.chosen.get("label") == p.name:
+                size = -1.0 if named else 1.0 if 2 <= p.n_distinct <= 30 else 0.5 if p.n_distinct <= 150 else 0.0
+                yield "classify", {"text": text.name, "label": p.name}, known + size - 0.5 * p.numeric
+
+    def _extract(self, text: Profile, others: Sequence[Profile]) -> Iterator[tuple[str, dict[str, str], float]]:
+        for p in others:
+            if p.content == "object":
+                yield "extract", {"text": text.name, "target": p.name}, 3 + _name_score("target", p.name)
+        fields = [p.name for p in others if "," not in p.name and self._stands_in(text.name, p)]
+        if chosen := self.chosen.get("fields"):
+            yield "extract", {"text": text.name, "fields": chosen}, 3.0
+        elif len(fields) > 1 and any(self.profiles[name].content != "few" for name in fields):
+            yield "extract", {"text": text.name, "fields": ",".join(fields)}, min(1 + 0.75 * len(fields), 4.0)
+
+    def _stands_in(self, text: str, p: Profile) -> bool:
+        """Return True if the column's values mostly stand in the text, as an extracted field's do."""
+        if p.content in ("empty", "constant", "object", "texts", "free") and p.words > 6:
+            return False
+        rows = [(str(row.get(text)), as_text(row[p.name])) for row in self.table.rows if not is_blank(row.get(p.name))]
+        found = sum(_holds(text, value, numeric=p.numeric) for text, value in rows)
+        return len(rows) >= 0.3 * len(self.table.rows) and found >= 0.5 * len(rows)
+
+    def _answer(self, text: Profile, others: Sequence[Profile]) -> Iterator[tuple[str, dict[str, str], float]]:
+        question = _name_score("question", text.name)
+        pairs = {"answer", "question"} & self.chosen.keys() or self.table.answers
+        for p in others:
+            name = max(_name_score("answer", p.name), _name_score("response", p.name))
+            context = self._context(text, p)
+            asked = question or context or "answer" in self.chosen
+            labels = p.content == "few" and bool(self.table.answers or not asked)
+            labels |= p.content == "texts" and not _is_list_of_answers(p)  # these are classified
+            named = pairs or (name and max(question, _name_score("prompt", text.name)))
+            if not named or labels or p.content in ("object", "empty", "constant", "id"):
+                continue
+            columns = {"question": text.name, "answer": p.name} | ({"context": context} if context else {})
+            short = p.words <= _SHORT_ANSWER_WORDS
+            if short:
+                yield "answer", columns, name + 1 + bool(context)
+            if not (p.content == "few" and p.n_distinct <= _MOST_CHOICES):
+                yield "chat", columns, name + (0.0 if short else 1 + bool(context))
+
+    def _context(self, text: Profile, answer: Profile) -> str | None:
+        named = [
+            p
+            for p in self.asked
+            if p.name not in (text.name, answer.name)
+            and p.content not in ("empty", "constant")
+            and (_name_score("context", p.name) or p.name.casefold() == "input")
+        ]
+        return max(named, key=lambda p: p.words).name if named else None
+
+
+def _is_list_of_answers(p: Profile) -> bool:
+    return p.content == "texts" and p.name.casefold() in ("answer", "answers")
+
+
+def _holds(text: str, value: str, *, numeric: bool) -> bool:
+    """Return True if the text holds the value; a number of some digits also in another way of writing it."""
+    if len(value) > 2 and value.casefold() in text.casefold():
+        return True
+    digits = re.sub(r"\D", "", value)
+    return numeric and len(digits) > 2 and digits in re.sub(r"(?<=\d)[.,'\s](?=\d)", "", text)
+
+
+def _name_score(role: str, name: str) -> float:
+    """Return how much a column's name speaks for a role: 3 its name, 2 its last word, 1 any word of it, else 0."""
+    words = re.findall(r"[^\W_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).casefold())
+    known = _WORDS[role]
+    if "".join(words) in known or (len(words) == 1 and words[0] in known):
+        return 3.0
+    if words and words[-1] in known:
+        return 2.0
+    return 1.0 if known & set(words) else 0.0

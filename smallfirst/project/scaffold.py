@@ -1,0 +1,240 @@
+"""Make a task's folder: from a commented template, or from rows of any shape."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from smallfirst.data.importers.recognize import Guess, Question, guess
+from smallfirst.data.importers.source import read_source
+from smallfirst.data.importers.table import ROLES
+from smallfirst.data.row_formats import Columns, to_json
+from smallfirst.data.sources.load import load_valid
+from smallfirst.errors import ConfigError, Problem, did_you_mean
+from smallfirst.files import write_atomically
+from smallfirst.progress import format_table
+from smallfirst.project.task_file import TaskFile, read_task_file
+from smallfirst.tasks import DEFAULT_KIND, TASK_KINDS
+
+ROWS_FILE, UNUSED_FILE = "rows.jsonl", "not_used.jsonl"
+"""Files beside task.yaml: rows in the task's own columns, and the rows of the source that are not among them."""
+_MOST_CHOICES = 10
+_OWN_PASSAGES = 0.95
+_ROWS_SHOWN, _WIDTH = 3, 100
+_GATES = {
+    "chat": {"measures_at_least": {"token_f1": 0.5}},
+    "answer": {"accuracy_at_least": 0.7, "measures_at_least": {"token_f1": 0.75}},
+}
+
+Chooser = Callable[[Question], str]
+"""Answers a question with one of its choices."""
+
+
+class Scaffold(NamedTuple):
+    """A folder that was made from rows."""
+
+    task_yaml: Path
+    guess: Guess
+    assumed: tuple[str, ...]
+    """What nobody said and the rows left open."""
+    unused: tuple[Problem, ...]
+    """Rows that the task does not use."""
+
+    @property
+    def in_words(self) -> list[str]:
+        """What was recognized, on three rows, what was assumed and what is not used."""
+        found = self.guess
+        lines = [note for one in found.source.formats for note in one.notes]
+        lines.append(f"{found.in_words}, {len(found.rows):,} rows")
+        lines += ["", *(f"  {line}" for line in _table(found.rows)), ""]
+        lines += [f"note: {note}" for note in (found.converted.notes if found.converted else ())]
+        lines += [f"assumed: {one}" for one in self.assumed]
+        if others := found.other_columns:
+            lines.append(f"columns that are not used: {', '.join(others)}")
+        if self.unused:
+            counts = Counter(problem.rule.partition(":")[0] for problem in self.unused).most_common(3)
+            where = "" if found.as_it_stands else f", listed in {self.task_yaml.parent / UNUSED_FILE}"
+            lines.append(f"rows that are not used: {len(self.unused):,}{where}")
+            lines += [f"  {n:,} x {rule}" for rule, n in counts]
+        return lines
+
+
+def init(
+    folder: str | Path,
+    *,
+    from_: str | Path | None = None,
+    kind: str | None = None,
+    yes: bool = True,
+    **columns: str | Sequence[str],
+) -> TaskFile:
+    """Make the folder of a task and return its task file: from rows of any shape, or from the template of a kind.
+
+    Args:
+        folder: where task.yaml is written; its name is the task's.
+        from_: a file, folder or address of rows.
+        kind: classify, extract, answer or chat; left out: what the rows look like.
+        yes: take what is likeliest where the rows leave something open; else raise ConfigError with what to choose.
+        columns: names of columns by role: text, label, labels, target, fields, question, answer, context.
+
+    Raises:
+        ConfigError: task.yaml exists already, or nothing in the rows can be an answer.
+        DataError: the rows cannot be read.
+    """
+    if from_ is None:
+        return read_task_file(write_template(Path(folder), kind or DEFAULT_KIND))
+    chosen = {role: name if isinstance(name, str) else ",".join(name) for role, name in columns.items()}
+    chosen |= {"kind": kind} if kind else {}
+    choose = assume if yes else refuse
+    return read_task_file(scaffold(Path(folder), str(from_), chosen, choose).task_yaml)
+
+
+def write_template(folder: Path, kind: str) -> Path:
+    """Write the commented task.yaml of a kind. Raise ConfigError if there is one already."""
+    template = TASK_KINDS.get(kind).template()
+    target = _free(folder / "task.yaml")
+    folder.mkdir(parents=True, exist_ok=True)
+    target.write_text(template, encoding="utf-8")
+    return target
+
+
+def scaffold(folder: Path, source: str, chosen: Mapping[str, str], choose: Chooser) -> Scaffold:
+    """Write the task of a source's rows into the folder: task.yaml, and converted rows where they must be.
+
+    `chosen` are columns by role and the kind; `choose` is asked for what remains open. Raise as `init` does.
+    """
+    for role in chosen.keys() - {"kind", *ROLES}:
+        raise ConfigError(f"{role}: rows have no such part{did_you_mean(role, ROLES)}", hint=", ".join(ROLES))
+    target = _free(folder / "task.yaml")
+    read, assumed = read_source(source), []
+    found = guess(read, chosen, source)
+    while found.question:
+        value = choose(found.question)
+        if choose is assume:
+            others = list(found.question.choices.values())[1:]
+            assumed.append(f"{found.question.choices[value]}   (or {'; '.join(others)})")
+        chosen = {**chosen, found.question.option: value}
+        found = guess(read, chosen, source)
+    data, unused = _data(folder, source, found)
+    text = _task_yaml(source, found, data, unused)
+    if not found.as_it_stands:
+        _write_lines(_free(folder / ROWS_FILE), found.rows)
+        if unused:
+            _write_lines(folder / UNUSED_FILE, [problem._asdict() for problem in unused])
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, text.encode())
+    return Scaffold(target, found, tuple(assumed), unused)
+
+
+def assume(question: Question) -> str:
+    """Return the likeliest choice."""
+    return next(iter(question.choices))
+
+
+def refuse(question: Question) -> str:
+    """Raise ConfigError naming the options that answer the question."""
+    lines = [f"  --{question.option} {json.dumps(c) if ' ' in c else c}: {w}" for c, w in question.choices.items()]
+    raise ConfigError(
+        "\n".join(["the rows can be read in several ways:", *lines]),
+        hint="add one of these options, or --yes to take the first",
+    )
+
+
+def _free(path: Path) -> Path:
+    if path.exists():
+        raise ConfigError(f"{path} exists already", hint="edit it, or name another folder")
+    return path
+
+
+def _data(folder: Path, source: str, found: Guess) -> tuple[dict[str, Any], tuple[Problem, ...]]:
+    """Return the `data` settings, and the rows that are not used."""
+    passages = [to_json(row["context"]) for row in found.rows if row.get("context")]
+    shared = len(set(passages)) < _OWN_PASSAGES * len(passages)  # rows on one passage are not independent
+    if not found.as_it_stands:
+        return {"train": ROWS_FILE} | ({"columns": {"group": "context"}} if shared else {}), found.unused
+    parts = found.source.parts or {"train": Path(source)}
+    data: dict[str, Any] = {part: _relative(path, folder) for part, path in parts.items()}
+    columns = {role: name.split(",") if role == "fields" else name for role, name in found.columns.items()}
+    columns |= {"group": found.columns["context"]} if shared else {}
+    if different := {role: name for role, name in columns.items() if role != name}:
+        data["columns"] = different
+    good, problems = load_valid(parts["train"], columns=Columns.model_validate(different))
+    bad = {(problem.path, problem.line): problem for problem in problems}
+    if bad:
+        data["skip_bad_rows_up_to"] = math.ceil(100 * len(bad) / (len(bad) + len(good))) / 100
+    return data, tuple(bad.values())
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return Path(os.path.relpath(path, folder)).as_posix() if path.exists() else str(path)
+
+
+def _task_yaml(source: str, found: Guess, data: Mapping[str, Any], unused: Sequence[Problem]) -> str:
+    """Return the text of a task file: what differs from the defaults, where the rows are from, and what comes next."""
+    n_used = len(found.rows) - (len(unused) if found.as_it_stands else 0)
+    lines = [f"{n_used:,} rows of {source}{f' ({found.title})' if found.title else ''}"]
+    if unused:
+        where = f"listed in {UNUSED_FILE}" if not found.as_it_stands else "named by smallfirst check"
+        lines.append(f"Not used: {len(unused):,} rows, {where}")
+    lines += found.converted.notes if found.converted else ()
+    about = found.converted.about if found.converted else ""
+    values: dict[str, Any] = {"kind": found.kind, **({"about": about} if about else {}), **_settings(found)}
+    values["data"] = data
+    if found.kind in _GATES and "choices" not in values:
+        values["gate"] = _GATES[found.kind]
+    model = (found.converted.model if found.converted else "") or "gpt-4o-mini"
+    large = (
+        "# The large model that answers today, to compare with and to fall back to; its key is in OPENAI_API_KEY.\n"
+        f"# large: {{endpoint: {{base_url: https://api.openai.com/v1, model: {model}}}}}\n"
+    )
+    written = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
+    comments = "".join(f"# {' '.join(line.split())}\n" for line in lines)
+    return f"{comments}\n{written}\n{large}"
+
+
+def _settings(found: Guess) -> dict[str, Any]:
+    """Return the kind's own settings that the rows tell."""
+    if "labels" in found.columns:
+        return {"multiple": True}
+    if found.kind != "answer":
+        return {}
+    answers = [row["answer"] for row in found.rows]
+    different = sorted({answer for answer in answers if isinstance(answer, str)})
+    if all(isinstance(answer, str) for answer in answers) and 1 < len(different) <= _MOST_CHOICES < len(answers) / 5:
+        return {"choices": different}
+    return {"not_answerable": "no answer"} if "no answer" in different else {}
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the first rows that end differently, as a table with each cell on one line."""
+    different: dict[str, Mapping[str, Any]] = {}
+    for row in rows:
+        different.setdefault(to_json(list(row.values())[-1]), row)
+    shown = list(different.values())[:_ROWS_SHOWN] if len(different) >= _ROWS_SHOWN else rows[:_ROWS_SHOWN]
+    names = list(dict.fromkeys(name for row in shown for name in row))
+    cells = [[row.get(name) for name in names] for row in shown]
+    texts = [[" ".join((cell if isinstance(cell, str) else to_json(cell)).split()) for cell in row] for row in cells]
+    width = _WIDTH // max(1, len(names))
+    return format_table([names, *([t if len(t) <= width else f"{t[: width - 1]}…" for t in row] for row in texts)])
+
+
+def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, "".join(f"{to_json(row)}\n" for row in rows).encode())
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes text of several lines as it stands."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text)
