@@ -185,18 +185,26 @@ def place_labels(labels: Sequence[Label], frame: Frame, *, lines: Sequence[Seque
     """Return the texts beside their points, each where it covers least of the other texts, marks and `lines`."""
     marks = [(label.x, label.y) for label in labels if not label.along]
     strokes = [place for places in lines for place in _sampled(places)]
-    boxes: list[Box] = []
-    parts = []
-    for label in labels:
-        width = len(label.text) * (NOTE_CHARACTER_WIDTH if label.along else CHARACTER_WIDTH)
-        lefts = [(label.x + dx - share * width, label.y + dy) for dx, dy, share in LABEL_OFFSETS]
-        if label.along:
-            lefts = [(x + dx, y + dy) for x, y in label.along for dx, dy, _ in NOTE_OFFSETS]
-        places = [(left, top, left + width, top + LINE_HEIGHT) for left, top in lefts]
-        best = min(places, key=lambda box: _overlap(box, boxes, marks, strokes, frame))
-        boxes.append(best)
-        parts.append(text(best[0], best[1] + 11, label.text, "note" if label.along else f"label {label.css}"))
-    return "".join(parts)
+    tried = []
+    for order in (labels, labels[::-1]):  # who chooses first decides what is left to the others
+        boxes: list[Box] = []
+        for label in order:
+            boxes.append(min(_places(label), key=lambda box: _overlap(box, boxes, marks, strokes, frame)))
+        costs = [_overlap(box, boxes[:i], marks, strokes, frame) for i, box in enumerate(boxes)]
+        tried.append(((sum(c[0] for c in costs), sum(c[1] for c in costs)), list(zip(order, boxes, strict=True))))
+    _, placed = min(tried, key=lambda one: one[0])
+    return "".join(
+        text(box[0], box[1] + 11, one.text, "note" if one.along else f"label {one.css}") for one, box in placed
+    )
+
+
+def _places(label: Label) -> list[Box]:
+    """Return the boxes that the text could take, best first."""
+    width = len(label.text) * (NOTE_CHARACTER_WIDTH if label.along else CHARACTER_WIDTH)
+    corners = [(label.x + dx - share * width, label.y + dy) for dx, dy, share in LABEL_OFFSETS]
+    if label.along:
+        corners = [(x + dx, y + dy) for x, y in label.along for dx, dy, _ in NOTE_OFFSETS]
+    return [(left, top, left + width, top + LINE_HEIGHT) for left, top in corners]
 
 
 def note(words: str, start: Place, end: Place) -> Label:

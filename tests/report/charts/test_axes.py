@@ -59,10 +59,11 @@ def test_labels_of_one_point_do_not_cover_each_other() -> None:
     assert len(set(places)) == 2
 
 
-def boxes_of(drawn: str, width: float) -> list[tuple[float, float, float, float]]:
+def boxes_of(drawn: str) -> list[tuple[float, float, float, float]]:
     """Left, top, right and bottom of each text, from its baseline."""
-    found = re.findall(r'x="([-\d.]+)" y="([-\d.]+)" text-anchor="start">([^<]*)', drawn)
-    return [(float(x), float(y) - 11, float(x) + len(words) * width, float(y) + 4) for x, y, words in found]
+    found = re.findall(r'class="(\w+)[^"]*" x="([-\d.]+)" y="([-\d.]+)" text-anchor="start">([^<]*)', drawn)
+    widths = {"label": 8.8, "note": 6.6}
+    return [(float(x), float(y) - 11, float(x) + len(words) * widths[css], float(y) + 4) for css, x, y, words in found]
 
 
 @given(st.lists(st.tuples(st.floats(60, 340), st.floats(0, 8)), min_size=1, max_size=4), st.floats(60, 220))
@@ -72,7 +73,7 @@ def test_labels_cross_no_line_where_there_is_room(shifts: list[tuple[float, floa
     ceiling = [(50.0, height), (350.0, height)]
     labels = [Label(x, y, "small") for x, y in points]
     drawn = place_labels([*labels, note("a note", *ceiling)], FRAME, lines=[ceiling])
-    boxes = [*boxes_of(drawn, 8.8)[:-1], *boxes_of(drawn, 6.6)[-1:]]
+    boxes = boxes_of(drawn)
     assert not [box for box in boxes if box[1] < height < box[3]]
     assert not [
         (a, b)
@@ -80,6 +81,14 @@ def test_labels_cross_no_line_where_there_is_room(shifts: list[tuple[float, floa
         for b in boxes[:i]
         if a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
     ]
+
+
+def test_who_chooses_first_does_not_leave_the_other_on_a_line() -> None:
+    # Lines above and below, whiskers on the right: there is room for both only if the second label chooses first.
+    around = [[(x, 30.0), (x, 250.0)] for x in (232.0, 262.0)]
+    around += [[(50.0, y), (350.0, y)] for y in (*range(40, 141, 10), *range(160, 250, 10))]
+    drawn = place_labels([Label(130.0, 150.0, "first"), Label(220.0, 150.0, "second")], FRAME, lines=around)
+    assert not [box for box in boxes_of(drawn) if any(box[0] < x < box[2] for x in (232, 262))]
 
 
 @given(st.lists(st.floats(30, 250), min_size=1, max_size=8))
