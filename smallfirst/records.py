@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -29,6 +29,11 @@ class Record(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
     )
+
+    @classmethod
+    def meant_setting(cls, loc: Sequence[int | str], value: Any) -> str:
+        """Return '; write …' with the setting that is meant where `loc` is none, or an empty string."""
+        return ""
 
     def fingerprint(self) -> str:
         """First 16 hex digits of the SHA-256 of the canonical JSON: equal content, equal fingerprint."""
@@ -92,25 +97,31 @@ def parse_json_lines(kind: type[R], text: str, path: str) -> tuple[list[tuple[in
 
 
 def explain_errors(
-    kind: type[Record], error: pydantic.ValidationError, *, partial: bool = False, names: Iterable[str] = ()
+    kind: type[Record],
+    error: pydantic.ValidationError,
+    *,
+    partial: bool = False,
+    names: Iterable[str] = (),
+    whole: type[Record] | None = None,
 ) -> list[str]:
-    """Return one line for each wrong field; `names` are further known fields.
+    """Return one line for each wrong field; `names` are further known fields, `whole` the record of the whole file.
 
     `partial` leaves out missing fields and rules between fields.
     """
     found = [dict(problem) for problem in error.errors()]
     if partial:
         found = [problem for problem in found if problem["loc"] and problem["type"] != "missing"]
-    return [_explain(kind, problem, names) for problem in found]
+    return [_explain(kind, problem, names, whole or kind) for problem in found]
 
 
-def _explain(kind: type[Record], problem: dict[str, Any], more_names: Iterable[str]) -> str:
+def _explain(kind: type[Record], problem: dict[str, Any], more_names: Iterable[str], whole: type[Record]) -> str:
     place = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == SETTINGS_PROBLEM:
         return str(problem["msg"])
     if problem["type"] == "extra_forbidden":
         names = [*_field_names_at(kind, problem["loc"][:-1]), *more_names]
-        return f"{place}: unknown setting{did_you_mean(str(problem['loc'][-1]), names)}"
+        meant = whole.meant_setting(problem["loc"], problem["input"])
+        return f"{place}: unknown setting{meant or did_you_mean(str(problem['loc'][-1]), names)}"
     if problem["type"] == "missing":
         return f"{place}: missing"
     said = problem["msg"].removeprefix("Value error, ")

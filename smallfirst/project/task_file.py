@@ -5,6 +5,7 @@ One file drives every stage, so what was measured is what is served. Paths in it
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from smallfirst.models.remote.config import EndpointConfig
 from smallfirst.pricing import PriceBook
 from smallfirst.project.candidate_registry import CANDIDATES, FINE_TUNED, promotable_names
 from smallfirst.project.names import NAME_PATTERN, registry_name, task_name
+from smallfirst.project.setting_names import meant_setting
 from smallfirst.records import SETTINGS_PROBLEM, Record, explain_errors, parse_record
 from smallfirst.routing.budget import Budget
 from smallfirst.routing.certificate.guarantee import Guarantee
@@ -241,6 +243,11 @@ class TaskFile(Record):
     """The kind's own settings, which a file writes beside the others (see the fields of its record in
     `smallfirst.tasks`)."""
 
+    @classmethod
+    def meant_setting(cls, loc: Sequence[int | str], value: Any) -> str:
+        """Return '; write …' with the setting that other tools call so, or that stands elsewhere."""
+        return meant_setting(cls, loc, value)
+
     @pydantic.model_validator(mode="before")
     @classmethod
     def _gather_settings(cls, values: Any) -> Any:
@@ -275,7 +282,7 @@ class TaskFile(Record):
             kind.model_validate({"kind": name, "name": "any", **own})
         except pydantic.ValidationError as error:
             # The rows may supply what is missing.
-            lines += explain_errors(kind, error, partial=True, names=cls.model_fields)
+            lines += explain_errors(kind, error, partial=True, names=cls.model_fields, whole=cls)
         if lines:
             raise PydanticCustomError(SETTINGS_PROBLEM, "{lines}", {"lines": "\n  ".join(lines)})
         return settings
