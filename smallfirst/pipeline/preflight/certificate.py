@@ -99,7 +99,7 @@ def certificate_findings(forecast: CertificateForecast | None) -> Iterator[Findi
 def _perfect_cascade(project: Project, n: int) -> CascadeData:
     """Return stages that are right on `n` rows, at once and for nothing, with labels in today's proportions."""
     file, rows = project.file, project.rows.calibration
-    names = (*file.routing.ahead, file.routing.small)
+    names = (*file.routing.ahead, file.goes_live)
     large = file.large
     asked = np.zeros(n, dtype=bool)
     if large is not None:
