@@ -14,7 +14,7 @@ ELSEWHERE = {
 """Pages whose blocks run in a test of their own."""
 PAGES = sorted(
     page
-    for page in (*(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md"))
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md"))
     if str(page.relative_to(ROOT)) not in ELSEWHERE
 )
 CHAINS = chains(PAGES)
