@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from smallfirst.data.quality.findings import MAX_SHOWN, Finding, make_finding
+from smallfirst.data.quality.findings import Finding, make_finding
 from smallfirst.data.row_formats import RowLayout
 
 _TRIMMED = {
@@ -20,6 +20,8 @@ _TRIMMED = {
     "question": ("question", "answer"),
 }
 _ANSWERS = ("label", "labels", "answer")
+N_PLACES = 3
+"""Places named of each kind of folding, which changes no meaning."""
 
 
 def is_empty_row(values: Mapping[str, Any], layout: RowLayout | None = None) -> bool:
@@ -66,7 +68,7 @@ class Folding:
 
     def _count(self, what: str, path: str, line: int) -> None:
         self._n[what] += 1
-        if len(self._places[what]) < MAX_SHOWN:
+        if len(self._places[what]) < N_PLACES:
             self._places[what].append(f"{path}:{line}")
 
     @staticmethod

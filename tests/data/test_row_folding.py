@@ -32,12 +32,12 @@ def test_what_a_person_wrote_to_be_said_keeps_its_spaces() -> None:
     assert not folding.notes
 
 
-def test_places_of_many_rows_are_the_first_ten_with_the_number_of_all() -> None:
+def test_places_of_many_rows_are_the_first_three_with_the_number_of_all() -> None:
     folding = Folding()
     for line in range(1, 151):
         folding.fold({"body": "a", "team": "x "}, LABEL, "r.csv", line)
     [note] = folding.notes
-    assert (note.what, note.n, note.where[0], len(note.where)) == ('spaces around "team": 150 rows', 150, "r.csv:1", 10)
+    assert (note.what, note.n, note.where[0], len(note.where)) == ('spaces around "team": 150 rows', 150, "r.csv:1", 3)
 
 
 def test_a_row_is_empty_if_the_columns_that_make_it_are() -> None:

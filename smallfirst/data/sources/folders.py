@@ -53,6 +53,12 @@ def safe_join(root: Path, parts: Iterable[str]) -> Path:
     return path
 
 
+def without_detours(path: Path) -> Path:
+    """Return the path with `..` taken out, unless a link makes that another place."""
+    short = Path(os.path.normpath(path))
+    return short if ".." in path.parts and short.exists() and short.samefile(path) else path
+
+
 def label_folders(folder: Path, files: Sequence[FoundFile]) -> bool:
     """Return True if every file is in a sub-folder and there are several of these, which are then the labels."""
     parts = [file.path.relative_to(folder).parts for file in files]
@@ -74,8 +80,8 @@ def read_texts(
         budget.formats.append(SourceFormat(path=display_path(files[0].path.parent.parent), notes=(note,)))
     for path, rule in files:
         text = rule or _text(path, columns.text, budget)
-        if labelled and isinstance(text, dict):
-            text |= {columns.label: path.parent.name}
+        if labelled and isinstance(text, dict):  # the line end after a text that is read as a whole is the editor's
+            text = {columns.text: text[columns.text].rstrip("\r\n"), columns.label: path.parent.name}
         yield RawRow(display_path(path), 1, text)
 
 

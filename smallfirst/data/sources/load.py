@@ -34,6 +34,7 @@ from smallfirst.data.sources.folders import (
     list_files,
     read_texts,
     safe_join,
+    without_detours,
 )
 from smallfirst.data.sources.hub import is_hub_name, open_hub, pinned_hub_name, read_hub
 from smallfirst.data.sources.parquet import PARQUET, parquet_files, read_parquet
@@ -273,7 +274,7 @@ def _find(text: str, folder: Path) -> _Source:
         return _at(volume_path(plain), version)
     if _SCHEME.match(text):
         raise DataError(f"{text}: not read from there", hint="copy it to this machine, then name the file or folder")
-    path = folder / text
+    path = without_detours(folder / text)
     if path.exists():
         return _at(path)
     if version is not None and (folder / plain).exists():

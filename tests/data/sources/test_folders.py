@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from smallfirst.data.row_formats import Columns
-from smallfirst.data.sources.folders import MAX_TEXT_BYTES, list_files, safe_join
+from smallfirst.data.sources.folders import MAX_TEXT_BYTES, list_files, safe_join, without_detours
 from smallfirst.data.sources.load import load_noted, load_rows, load_valid
 from smallfirst.errors import DataError
 
@@ -79,8 +79,10 @@ def test_texts_of_other_encodings_are_read_and_empty_ones_are_left_out_each_with
 
 def test_sub_folders_are_labels_and_a_deeper_tree_is_text_to_continue(tmp_path: Path) -> None:
     for name in ("spam/1.txt", "spam/2.md", "ham/1.txt"):
-        put(tmp_path / "mail" / name, f"{name} \n")
-    data = load_rows(tmp_path / "mail")
+        put(tmp_path / "mail" / name, f"{name}\r\n")
+    read = load_noted(tmp_path / "mail")
+    data, (note,) = read.data, read.notes
+    assert note.what == f"{tmp_path}/mail: its texts are labelled by the names of their folders"
     assert [(e.text, e.answer, e.shape) for e in data.examples] == [
         ("ham/1.txt", "ham", "label"),
         ("spam/1.txt", "spam", "label"),
@@ -88,6 +90,17 @@ def test_sub_folders_are_labels_and_a_deeper_tree_is_text_to_continue(tmp_path: 
     ]
     put(tmp_path / "mail" / "spam" / "old" / "3.txt", "deeper")
     assert {e.shape for e in load_rows(tmp_path / "mail").examples} == {"text"}
+
+
+def test_a_detour_by_the_parent_folder_is_not_repeated_unless_a_link_makes_it_another_place(tmp_path: Path) -> None:
+    put(tmp_path / "desk" / "task.yaml", "")
+    put(tmp_path / "rows.csv", "text,label\na,x\n")
+    assert without_detours(tmp_path / "desk" / ".." / "rows.csv") == tmp_path / "rows.csv"
+    put(tmp_path / "far" / "away" / "a.txt", "a")
+    put(tmp_path / "far" / "rows.csv", "text,label\nb,y\n")
+    (tmp_path / "desk" / "link").symlink_to(tmp_path / "far" / "away")
+    [row] = load_rows("link/../rows.csv", folder=tmp_path / "desk").examples
+    assert row.text == "b"
 
 
 def test_a_text_may_be_as_long_as_the_limit_and_no_longer(tmp_path: Path) -> None:
