@@ -20,7 +20,7 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "examples").rglob("*.md")),
 ]
-PLACEHOLDERS = {"smallfirst/a/b.py", "tests/a/test_b.py", "a/b.py", "test_b.py"}
+PLACEHOLDERS = {"docs/PAGE.md", "smallfirst/a/b.py", "tests/a/test_b.py", "a/b.py", "test_b.py"}
 """Stand for any file."""
 WRITTEN_BY_READERS = re.compile(r"(shop_|my_package)\w*\.py")
 SOURCES = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "smallfirst").rglob("*.py")))

@@ -37,6 +37,7 @@ def test_the_site_is_built_without_a_warning_and_every_link_leads_somewhere(tmp_
     assert done.returncode == 0, done.stdout + done.stderr
     built = {str(page.relative_to(tmp_path / "site").with_suffix(".md")) for page in tmp_path.glob("site/**/*.html")}
     assert built >= set(pages(CONFIG["nav"]))
+    assert [page for page in tmp_path.glob("site/**/*.html") if "<p>```" in page.read_text("utf-8")] == []
     outside = re.findall(r'(?:src|href)="(https?://[^"]+)"', (tmp_path / "site" / "index.html").read_text("utf-8"))
     assert {address.split("/")[2] for address in outside} <= {"zensical.org"}, "the site loads nothing from elsewhere"
 
