@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from smallfirst.errors import ConfigError
-from smallfirst.paths import artifact_folder, home, tracking_uri
+from smallfirst.errors import ConfigError, RegistryError, StageMissing
+from smallfirst.improvement.harvest.evidence import open_ledger
+from smallfirst.paths import artifact_folder, home, state_folder, state_folders, state_of, tracking_uri
+from smallfirst.project.run_folder import RunFolder
+from smallfirst.registry.versions import resolve
+from smallfirst.serving.auth.keys import home_key_store
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +31,61 @@ def test_the_state_folder_is_beside_the_nearest_project_mark(
     (project / mark).touch()
     monkeypatch.chdir(project / "deep" / "er")
     assert home() == project / ".smallfirst"
+
+
+def test_the_state_of_a_task_is_beside_it_wherever_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for task in ("tickets", "mails"):
+        (tmp_path / task).mkdir()
+        (tmp_path / task / "task.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    with state_of(Path("tickets")):
+        assert state_folder() == tmp_path / "tickets" / ".smallfirst"
+        with state_of(tmp_path / "mails"):  # several tasks in one process
+            assert home() == tmp_path / "mails" / ".smallfirst"
+        assert state_folder() == tmp_path / "tickets" / ".smallfirst"
+    assert state_folder() == tmp_path / ".smallfirst"
+    monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path / "elsewhere"))
+    with state_of(Path("tickets")):
+        assert state_folder() == tmp_path / "elsewhere"
+
+
+def test_an_existing_state_folder_of_the_repository_is_used_but_none_from_outside_it(tmp_path: Path) -> None:
+    task = tmp_path / "work" / "tasks" / "tickets"
+    task.mkdir(parents=True)
+    (task / "task.yaml").touch()
+    (tmp_path / ".smallfirst").mkdir()
+    assert state_folder(task) == task / ".smallfirst"
+    (tmp_path / "work" / ".git").mkdir()
+    assert state_folder(task) == task / ".smallfirst"
+    (tmp_path / "work" / ".smallfirst").mkdir()
+    assert state_folder(task) == tmp_path / "work" / ".smallfirst"
+    (task / ".smallfirst").mkdir()
+    assert state_folder(task) == task / ".smallfirst"
+
+
+def test_weights_are_shared_by_all_projects_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = tmp_path / "tickets"
+    task.mkdir()
+    (task / "task.yaml").touch()
+    (tmp_path / ".smallfirst").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with state_of(task):
+        assert state_folders()[:2] == [task / ".smallfirst", tmp_path / ".smallfirst"]
+    monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path / "only"))
+    assert state_folders() == [tmp_path / "only"]
+
+
+def test_looking_creates_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert tracking_uri(create=False) == ""
+    with pytest.raises(RegistryError, match="no model is registered as main"):
+        resolve("main.default.tickets@champion")
+    with pytest.raises(StageMissing, match="tickets has no finished run"):
+        RunFolder.latest("tickets")
+    with pytest.raises(ConfigError, match="no such ledger"):
+        open_ledger()
+    assert home_key_store().entries() == ()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_it_is_created_for_its_owner_only_and_kept_out_of_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smallfirst.cli.options import JSON, PATH, VerbGroup
+from smallfirst.cli.options import JSON, OF_TASK, PATH, VerbGroup
 
 if TYPE_CHECKING:
     from smallfirst.serving.auth.keys import ApiKey, KeyPolicy, KeyStore
@@ -37,6 +37,7 @@ def keys() -> None:
 @click.option("--max-in-flight", type=LIMIT, help="Requests at once.")
 @click.option("--expires", "expires_on", type=click.DateTime(["%Y-%m-%d"]), help="First day (UTC) without it.")
 @click.option("--owner", help="Name or id of a key with which it shares files, jobs and models. Default: none.")
+@OF_TASK
 @FILE
 @JSON
 def create(name: str, role: str | None, owner: str | None, file: Path | None, as_json: bool, **terms: Any) -> None:
@@ -51,6 +52,7 @@ def create(name: str, role: str | None, owner: str | None, file: Path | None, as
 @keys.command()
 @click.argument("name_or_id")
 @click.option("--grace-s", default=0.0, show_default=True, type=click.FloatRange(0, 366 * 86_400), help=GRACE)
+@OF_TASK
 @FILE
 @JSON
 def rotate(name_or_id: str, grace_s: float, file: Path | None, as_json: bool) -> None:
@@ -67,11 +69,12 @@ def _show_once(key: ApiKey, secret: str, *, as_json: bool) -> None:
 
 
 @keys.command("list")
+@OF_TASK
 @FILE
 @JSON
 def list_(file: Path | None, as_json: bool) -> None:
     """Show all keys, oldest first: what they are for, not the keys."""
-    key_store = _key_store(file)
+    key_store = _key_store(file, write=False)
     found, used = key_store.entries(), key_store.last_used()
     if as_json:
         click.echo(json.dumps([_told(key, used) for key in found], indent=2))
@@ -84,6 +87,7 @@ def list_(file: Path | None, as_json: bool) -> None:
 
 @keys.command()
 @click.argument("name_or_id")
+@OF_TASK
 @FILE
 def revoke(name_or_id: str, file: Path | None) -> None:
     """Take keys back, by their name or one's id: the next request with them is refused."""
@@ -91,10 +95,10 @@ def revoke(name_or_id: str, file: Path | None) -> None:
     click.echo(f"revoked {key.name} ({key.id})")
 
 
-def _key_store(file: Path | None) -> KeyStore:
+def _key_store(file: Path | None, *, write: bool = True) -> KeyStore:
     from smallfirst.serving.auth.keys import KeyStore, home_key_store
 
-    return KeyStore(file) if file else home_key_store()
+    return KeyStore(file) if file else home_key_store(write=write)
 
 
 def _terms(role: str, expires_on: datetime | None, terms: dict[str, Any]) -> KeyPolicy:

@@ -72,11 +72,28 @@ def verb(*examples: str) -> Callable[[Callable[..., Any]], click.Command]:
     return click.command(cls=Verb, examples=examples)
 
 
+def _enter_state(context: click.Context, option: click.Parameter, task_yaml: Path | None) -> None:
+    if task_yaml is not None:
+        load_task_file(task_yaml)
+
+
+OF_TASK = click.option(
+    "--task",
+    type=PATH,
+    expose_value=False,
+    callback=_enter_state,
+    help="The task that it is about: a task.yaml or its folder. Default: that of the current folder.",
+)
+
+
 def load_task_file(path: Path) -> TaskFile:
-    """Return the record of a task.yaml."""
+    """Return the record of a task.yaml; its state folder is that of the command from now on."""
+    from smallfirst.paths import state_of
     from smallfirst.project.task_file import read_task_file
 
-    return read_task_file(path)
+    file = read_task_file(path)
+    click.get_current_context().with_resource(state_of(file.folder))
+    return file
 
 
 def load_project(path: Path) -> Project:

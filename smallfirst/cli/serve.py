@@ -12,6 +12,7 @@ from smallfirst.cli.options import TASKS, verb
 
 if TYPE_CHECKING:
     from smallfirst.models.protocol import Model
+    from smallfirst.project.task_file import TaskFile
     from smallfirst.serving.ledger.ledger import Ledger
     from smallfirst.serving.plugins import Plugin
     from smallfirst.serving.settings import ServeSettings
@@ -54,7 +55,8 @@ def serve(
     Loopback alone until there is a key (`smallfirst keys create NAME`). The registry's aliases are followed: a
     promotion or a rollback changes who answers, without a restart.
     """
-    from smallfirst.paths import home
+    from smallfirst.paths import home, state_of
+    from smallfirst.project.task_file import read_task_file
     from smallfirst.records import parse_record
     from smallfirst.serving.app import serve as serve_models
     from smallfirst.serving.ledger.ledger import Ledger
@@ -70,23 +72,26 @@ def serve(
     live = {name: options.pop(name) for name in ("replay_large", "follow_s", "trace")}
     keep_days = options.pop("keep_days")
     settings = parse_record(ServeSettings, options, where="options")
+    # Without one of them, only the models of the plugins are served.
+    files = [read_task_file(path) for path in wanted] if not enabled or any(path.exists() for path in wanted) else []
+    if files:  # ledger and keys of the server are those of its first task
+        click.get_current_context().with_resource(state_of(files[0].folder))
+        _refuse_other_keys()
     ledger = Ledger(home() / "ledger.db", keep_bodies_days=keep_days)
     models: Mapping[str, Model] = {}
     plugins: list[Plugin] = []
-    if not enabled or any(path.exists() for path in wanted):  # else only the models of the plugins are served
-        models, plugins = _deploy(wanted, ledger, settings, live)
+    if files:
+        models, plugins = _deploy(files, ledger, settings, live)
     plugins += installed_plugins(models, enabled, plugin_options)
     serve_models(models, ledger=ledger, settings=settings, plugins=plugins)
 
 
 def _deploy(
-    wanted: Sequence[Path], ledger: Ledger, settings: ServeSettings, live: dict[str, Any]
+    files: Sequence[TaskFile], ledger: Ledger, settings: ServeSettings, live: dict[str, Any]
 ) -> tuple[Mapping[str, Model], list[Plugin]]:
     """Return the models of the tasks, and the plugins that monitor them."""
     from smallfirst.deployment.service import deploy, trace_plugin
-    from smallfirst.project.task_file import read_task_file
 
-    files = [read_task_file(path) for path in wanted]
     watcher = deploy(
         files,
         ledger,
@@ -98,18 +103,34 @@ def _deploy(
     return watcher.models, [watcher, *traces]
 
 
+def _refuse_other_keys() -> None:
+    """Raise ConfigError if the current folder's keys are not those of the server: it would be open, unnoticed."""
+    from smallfirst.errors import ConfigError
+    from smallfirst.paths import state_folder
+    from smallfirst.serving.auth.keys import FILE_NAME
+
+    here, used = state_folder(Path.cwd()) / FILE_NAME, state_folder() / FILE_NAME
+    if here != used and here.exists() and not used.exists():
+        raise ConfigError(
+            f"the keys in {here} are not this server's, which reads {used}",
+            hint="make its keys with  smallfirst keys create NAME --task TASK , or set SMALLFIRST_HOME for both",
+        )
+
+
 def _engines(wanted: Sequence[Path]) -> str:
     """Which engine answers for each model of the tasks, and why; nothing is loaded."""
     from smallfirst.models.engines.engine import ModelSource
     from smallfirst.models.engines.selection import choose_engine, detect_environment, explain_choices
+    from smallfirst.paths import state_of
     from smallfirst.pipeline.large_model import general_source
     from smallfirst.project.task_file import read_task_file
     from smallfirst.registry import versions
 
     environment, choices = detect_environment(), []
     for file in map(read_task_file, wanted):
-        version = versions.resolve(f"{file.register_to}@{versions.CHAMPION}")
-        choices.append(choose_engine(ModelSource(version.folder, f"{file.name}-small"), environment))
-        if (source := general_source(file, download=False)) is not None:
-            choices.append(choose_engine(source._replace(name=f"{file.name}-large"), environment))
+        with state_of(file.folder):
+            version = versions.resolve(f"{file.register_to}@{versions.CHAMPION}")
+            choices.append(choose_engine(ModelSource(version.folder, f"{file.name}-small"), environment))
+            if (source := general_source(file, download=False)) is not None:
+                choices.append(choose_engine(source._replace(name=f"{file.name}-large"), environment))
     return explain_choices(choices, environment.hardware)

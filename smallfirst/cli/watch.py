@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smallfirst.cli.options import JSON, LEDGER, TASK, load_task_file, verb
+from smallfirst.cli.options import JSON, LEDGER, OF_TASK, TASK, load_task_file, verb
 
 if TYPE_CHECKING:
     from smallfirst.serving.ledger.rows import LedgerRow
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 @verb("smallfirst explain chatcmpl-4f0c2a")
 @click.argument("response_id")
+@OF_TASK
 @LEDGER
 @JSON
 def explain(response_id: str, ledger: Path | None, as_json: bool) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from smallfirst.data.dataset import Message
 from smallfirst.deployment.audited_router import AuditedRouter, AuditSettings
@@ -15,6 +16,7 @@ from smallfirst.deployment.hot_swap import ModelSet, SharedModel
 from smallfirst.errors import RegistryError, StageMissing
 from smallfirst.models.loading import load_model
 from smallfirst.models.protocol import Model, Request
+from smallfirst.paths import state_of
 from smallfirst.pipeline import large_model as large_path
 from smallfirst.pipeline.confidence_heads import HEADS, ConfidenceHeads
 from smallfirst.pipeline.router_setup import (
@@ -48,6 +50,8 @@ from smallfirst.serving.ledger.rows import LedgerRow
 _log = logging.getLogger("smallfirst.serving")
 CERTIFICATE = "certificate.json"
 """Attachment that a version needs before it may be served."""
+P = ParamSpec("P")
+R = TypeVar("R")
 Trial = Callable[[Sequence[Model]], None]
 """Asks new models one request each; raises what they raise."""
 
@@ -78,6 +82,19 @@ class DeployedVersion(NamedTuple):
         await self.models.aclose()
 
 
+def _in_task_state(
+    method: Callable[Concatenate[TaskDeployment, P], R],
+) -> Callable[Concatenate[TaskDeployment, P], R]:
+    """Let a method use the state folder of its task: it is called in a thread, and beside other tasks."""
+
+    @functools.wraps(method)
+    def placed(self: TaskDeployment, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with state_of(self.file.folder):
+            return method(self, *args, **kwargs)
+
+    return placed
+
+
 class TaskDeployment:
     """One task of a server."""
 
@@ -87,6 +104,11 @@ class TaskDeployment:
         Raise RegistryError without a champion, or without the challenger that a policy leads to, and as `Project.read`.
         """
         self.file, self._ledger, self._store_bodies = file, ledger, store_bodies
+        self._read(live=live)
+
+    @_in_task_state
+    def _read(self, *, live: bool) -> None:
+        file = self.file
         if self.target_versions().challenger is None and routes_to_challenger(file):
             raise RegistryError(
                 f"{file.name}: a policy leads to the challenger, and no version of {file.register_to} is called so",
@@ -106,6 +128,7 @@ class TaskDeployment:
     def name(self) -> str:
         return self.file.name
 
+    @_in_task_state
     def target_versions(self) -> TargetVersions:
         """Look up what the aliases name now; no file is read. Raise RegistryError without a champion."""
         name = self.file.register_to
@@ -116,10 +139,12 @@ class TaskDeployment:
             named[versions.CHAMPION], named.get(CHALLENGER) if routes_to_challenger(self.file) else None
         )
 
+    @_in_task_state
     def certified(self, version: int) -> bool:
         """Return True if a version has its certificate; without one it is not loaded."""
         return versions.read_attachment(self.file.register_to, version, CERTIFICATE) is not None
 
+    @_in_task_state
     def load(self, wanted: TargetVersions, *, trial: Trial | None = None) -> DeployedVersion:
         """Return the audited Router of a version, with the models that are served beside it.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from smallfirst.errors import SmallfirstError, WeightsNotFound, did_you_mean
 from smallfirst.files import files_sha256, sha256, write_atomically
 from smallfirst.models.manifest import BASE_FILES
-from smallfirst.paths import home
+from smallfirst.paths import state_folders
 from smallfirst.progress import disable_tqdm_in_pipes
 from smallfirst.records import Record
 
@@ -111,9 +111,10 @@ def find_weights(name: str, *, log: Log = lambda _: None, download: bool = True)
 
 
 def pulled_path(entry: CatalogEntry) -> Path:
-    """Return the path of a catalogue entry's weights once they are pulled."""
-    place = home() / "weights" / entry.name.replace("/", "--")
-    return place.with_name(place.name + ".gguf") if entry.kind == "gguf" else place
+    """Return the path of a catalogue entry's weights once they are pulled; projects around each other share them."""
+    name = entry.name.replace("/", "--") + (".gguf" if entry.kind == "gguf" else "")
+    places = [folder / "weights" / name for folder in state_folders()]
+    return next((place for place in places if place.exists()), places[0])
 
 
 def pull_weights(entry: CatalogEntry, *, log: Log = lambda _: None) -> Path:

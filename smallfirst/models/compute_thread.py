@@ -1,4 +1,4 @@
-"""One thread in which all models in service multiply, and temporary threads in which models are loaded.
+"""One thread in which all models in service multiply.
 
 GNU OpenMP keeps helper threads for each thread that starts a product; with more helpers than processors they sleep, and
 waking them halves the speed of a small model.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -27,22 +27,6 @@ def run_in_compute_thread(work: Callable[[], T]) -> T:
         if _executor is None:
             _executor = ThreadPoolExecutor(1, thread_name_prefix="compute", initializer=_mark)
     return _executor.submit(work).result()
-
-
-def run_in_temp_thread(work: Callable[[], T]) -> T:
-    """Return the result of `work`, run in a thread that ends with it while the caller waits. Raise what it raises."""
-    done: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            done.set_result(work())
-        except BaseException as error:
-            done.set_exception(error)
-
-    thread = threading.Thread(target=run, name="loading")
-    thread.start()
-    thread.join()
-    return done.result()
 
 
 def _mark() -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from smallfirst.models.compute_thread import run_in_temp_thread
 from smallfirst.models.engines.engine import ModelSource
 from smallfirst.models.engines.selection import load
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.protocol import Model
 from smallfirst.pricing import MachinePrice, PriceBook
+from smallfirst.sync import run_in_thread
 
 
 def load_model(folder: Path, *, name: str = "", price: MachinePrice | None = None, certified: bool = True) -> Model:
@@ -20,4 +20,4 @@ def load_model(folder: Path, *, name: str = "", price: MachinePrice | None = Non
     """
     read_manifest(folder)  # raises the error that names what is missing
     source = ModelSource(folder, name, certified=certified, prices=PriceBook(machine=price or MachinePrice()))
-    return run_in_temp_thread(lambda: load(source))
+    return run_in_thread(lambda: load(source))

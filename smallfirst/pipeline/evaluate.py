@@ -16,7 +16,7 @@ from smallfirst.pipeline.retention import measure_retention
 from smallfirst.pipeline.router_setup import cascade_stages, load_ood_detector, routing_rules, split_open_ended
 from smallfirst.pipeline.summary import OpenEndedRouting
 from smallfirst.project.candidates import Candidate, get_candidate, project_candidates
-from smallfirst.project.project import Project
+from smallfirst.project.project import Project, in_task_state
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.registry.evaluations import log_evaluation
 from smallfirst.routing.certificate.certificate import Certificate
@@ -28,6 +28,7 @@ LIMITED_PROBE_ROWS = 300
 """As many where a latency is limited: the upper end of a p95 takes 72 to 140 of them."""
 
 
+@in_task_state
 def evaluate_stage(project: Project, run_folder: RunFolder) -> list[Evaluation]:
     """Measure the candidates and the large model on held-out rows; return the evaluations on test rows."""
     for candidate in project_candidates(project):

@@ -27,7 +27,7 @@ from smallfirst.models.recorded.record import Spending, record
 from smallfirst.models.recorded.replay import ReplayModel, read_recording
 from smallfirst.models.recorded.spending_cap import SpendingCap
 from smallfirst.models.remote.model import is_priced_by_tokens
-from smallfirst.paths import home
+from smallfirst.paths import home, state_folder
 from smallfirst.progress import Progress
 from smallfirst.project.rows import Rows
 from smallfirst.project.task_file import LargeConfig, TaskFile
@@ -117,6 +117,7 @@ async def recorded_answers(
     with progress.bar(f"asking {model.name}", len(requests)) as update:
         header = _header(task_file, task, rows)
         spending = _spending(task_file, task, model)
+        home()  # the state folder is created when something is written
         await record(model, requests, path, header=header, progress=update, spending=spending)
     await model.aclose()
     return ReplayModel.load(path)
@@ -134,6 +135,7 @@ async def second_answers(task_file: TaskFile, task: Task, rows: Rows, *, progres
         header["settings"] = header["settings"] | {"temperature": SECOND_ANSWER_TEMPERATURE, "seed": 1}
         with progress.bar(f"asking {model.name} again", len(requests)) as update:
             spending = _spending(task_file, task, model)
+            home()  # the state folder is created when something is written
             await record(model, requests, path, header=header, progress=update, spending=spending)
         await model.aclose()
     return ReplayModel.load(path) if path.exists() else None
@@ -156,6 +158,7 @@ async def recorded_open_answers(task_file: TaskFile, rows: Rows, *, progress: Pr
         requests = [Request(messages=e.messages, max_tokens=48) for e in rows.open_ended.examples]
         header = _header(task_file, None, rows) | {"settings": {"max_tokens": 48, "temperature": 0}}
         with progress.bar(f"asking {model.name}", len(requests)) as update:
+            home()  # the state folder is created when something is written
             await record(model, requests, path, header=header, progress=update)
         await model.aclose()
     return ReplayModel.load(path)
@@ -181,7 +184,7 @@ def recording_path(task_file: TaskFile, task: Task) -> Path:
     asked = _settings(large)
     told = [message.model_dump() for message in task.instructions(())]
     way = fingerprint([asked, told, task.answer_schema(), task.max_answer_tokens])
-    return home() / "recordings" / task.name / f"{way}.jsonl"
+    return state_folder() / "recordings" / task.name / f"{way}.jsonl"
 
 
 def second_recording_path(task_file: TaskFile, task: Task) -> Path:

@@ -10,12 +10,13 @@ from smallfirst.pipeline.diagnostics import find_split_leaks
 from smallfirst.pipeline.parity import parity_stage
 from smallfirst.pipeline.retention import measure_retention
 from smallfirst.project.candidate_registry import FINE_TUNED, promotable_names
-from smallfirst.project.project import Project, shown_as
+from smallfirst.project.project import Project, in_task_state, shown_as
 from smallfirst.project.run_folder import GateVerdicts, Promotion, RunFolder
 from smallfirst.project.task_file import SMALLEST
 from smallfirst.registry import versions
 
 
+@in_task_state
 def gate_stage(project: Project, run_folder: RunFolder) -> GateVerdicts:
     """Choose a candidate on selection rows, and check it and every other that could go live on test rows."""
     evaluations, file = run_folder.evaluations("test", promotable_names()), project.file
@@ -41,6 +42,7 @@ def gate_stage(project: Project, run_folder: RunFolder) -> GateVerdicts:
     return found
 
 
+@in_task_state
 def override_stage(project: Project, run_folder: RunFolder, candidate: str, *, by: str, because: str) -> GateVerdicts:
     """Let a person sign for `candidate` although it failed the gate. Raise ConfigError as `override_candidate` does."""
     before = run_folder.verdicts()

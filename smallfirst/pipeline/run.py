@@ -10,6 +10,7 @@ from pathlib import Path
 
 from smallfirst.errors import DataError, GateFailed
 from smallfirst.gate.verdict import format_verdict, nearest_to_passing
+from smallfirst.paths import state_of
 from smallfirst.pipeline.calibrate import calibrate_stage
 from smallfirst.pipeline.evaluate import evaluate_stage
 from smallfirst.pipeline.learning_curve import measure_curve
@@ -21,7 +22,9 @@ from smallfirst.pipeline.train import train_stage
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
+from smallfirst.project.run_lock import only_run, refuse_second_run
 from smallfirst.project.task_file import TaskFile, read_task_file
+from smallfirst.sync import outside_event_loop
 
 __all__ = [
     "calibrate_stage",
@@ -42,7 +45,8 @@ __all__ = [
 
 def check(task: str | Path | TaskFile, *, curve: bool = False) -> PreflightReport:
     """Check the rows of a task and foretell what its run needs; train nothing. `curve` as `check_stage`."""
-    return check_stage(Project.read(read_task_file(task), Progress(quiet=True)), curve=curve)
+    file = read_task_file(task)
+    return outside_event_loop(lambda: check_stage(Project.read(file, Progress(quiet=True)), curve=curve))
 
 
 def run(
@@ -58,7 +62,10 @@ def run(
     interrupted; `despite_check` runs although the check refuses the rows. Raise DataError if the check says NO,
     GateFailed if nothing may go live.
     """
-    summary, error = try_run(read_task_file(task), progress=progress, resume=resume, despite_check=despite_check)
+    file = read_task_file(task)
+    summary, error = outside_event_loop(
+        lambda: try_run(file, progress=progress, resume=resume, despite_check=despite_check)
+    )
     if error is not None:
         raise error
     return summary
@@ -68,8 +75,16 @@ def try_run(
     file: TaskFile, *, progress: Progress | None = None, resume: bool = False, despite_check: bool = False
 ) -> tuple[RunSummary, Exception | None]:
     """Do as `run`; return the summary of what was reached and the error that ended the run, if any."""
+    with state_of(file.folder):
+        return _try_run(file, progress, resume=resume, despite_check=despite_check)
+
+
+def _try_run(
+    file: TaskFile, progress: Progress | None, *, resume: bool, despite_check: bool
+) -> tuple[RunSummary, Exception | None]:
     run_folder: RunFolder | None = None
     try:
+        refuse_second_run(file.name)
         project = Project.read(file, progress)
         found = check_stage(project)
         stops = [finding.what for finding in found.rows.findings if finding.level == "stop"]
@@ -83,9 +98,10 @@ def try_run(
         project.progress.log(f"check: {found.verdict} ({len(project.rows.train)} rows to train on){warning}{estimate}")
         if found.large is not None and found.large.n:
             project.progress.log(f"large model, after training: {found.large.in_words}")
-        run_folder = train_stage(project, resume=resume)
-        evaluate_stage(project, run_folder)
-        gate_and_release(project, run_folder)
+        with only_run(file.name):
+            run_folder = train_stage(project, resume=resume)
+            evaluate_stage(project, run_folder)
+            gate_and_release(project, run_folder)
     except Exception as error:
         return summarize_run(file, run_folder, error), error
     return summarize_run(file, run_folder), None

@@ -10,8 +10,9 @@ from smallfirst.models.catalog import find_weights
 from smallfirst.pipeline.retention import requested_probe
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.project.candidates import project_candidates
-from smallfirst.project.project import Project
+from smallfirst.project.project import Project, in_task_state
 from smallfirst.project.run_folder import FITTED, FittedCandidates, RunFolder
+from smallfirst.project.run_lock import only_run
 from smallfirst.registry import runs
 
 if TYPE_CHECKING:
@@ -20,11 +21,18 @@ if TYPE_CHECKING:
     from smallfirst.training.run import Run
 
 
+@in_task_state
 def train_stage(project: Project, *, resume: bool = False) -> RunFolder:
     """Fit the candidates of the project and return the run folder.
 
-    `resume` continues the run whose fine-tune was interrupted. Raise StageMissing if there is none.
+    `resume` continues the run whose fine-tune was interrupted. Raise StageMissing if there is none, TrainingError while
+    another run of the task is under way.
     """
+    with only_run(project.file.name):
+        return _fit_all(project, resume=resume)
+
+
+def _fit_all(project: Project, *, resume: bool) -> RunFolder:
     requested_probe(project.file)  # raises for bad questions before anything is trained
     candidates, train = project_candidates(project), project.rows.train
     run_folder = _run_folder(project, resume=resume)

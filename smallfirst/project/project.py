@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from smallfirst.data.dataset import Dataset
+from smallfirst.paths import state_of
 from smallfirst.progress import Progress
 from smallfirst.project.rows import (
     Rows,
@@ -49,10 +50,22 @@ class Project(NamedTuple):
         return self._replace(rows=self.rows.model_copy(update={"train": rows}))
 
 
+def in_task_state(stage: Callable[Concatenate[Project, P], R]) -> Callable[Concatenate[Project, P], R]:
+    """Let a stage, a function of a project, use the state folder of its task, wherever the process stands."""
+
+    @functools.wraps(stage)
+    def placed(project: Project, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with state_of(project.file.folder):
+            return stage(project, *args, **kwargs)
+
+    return placed
+
+
 def shown_as(label: str) -> Callable[[Callable[Concatenate[Project, P], R]], Callable[Concatenate[Project, P], R]]:
-    """Return a decorator for a stage, a function of a project: it is shown as a step of this label while it runs."""
+    """Return a decorator as `in_task_state`; the stage is shown as a step of this label while it runs."""
 
     def decorate(stage: Callable[Concatenate[Project, P], R]) -> Callable[Concatenate[Project, P], R]:
+        @in_task_state
         @functools.wraps(stage)
         def shown(project: Project, /, *args: P.args, **kwargs: P.kwargs) -> R:
             with project.progress.step(label):

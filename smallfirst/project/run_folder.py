@@ -16,8 +16,9 @@ from typing import TypeVar
 from smallfirst.errors import StageMissing
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.verdict import Verdict
-from smallfirst.paths import home
+from smallfirst.paths import home, state_folder
 from smallfirst.project.candidate_registry import CANDIDATES, all_candidates
+from smallfirst.project.run_lock import run_under_way
 from smallfirst.records import Record
 from smallfirst.routing.certificate.certificate import Certificate
 
@@ -97,19 +98,23 @@ class RunFolder:
     @classmethod
     def latest(cls, task: str, run: str | None = None) -> RunFolder:
         """Return the latest run whose training finished, or the one named `run`. Raise StageMissing without one."""
-        place = home() / "tasks" / task
+        place = state_folder() / "tasks" / task
         runs = sorted(folder for folder in place.glob("*/") if cls(folder).is_fitted)
         if run is not None:
             runs = [folder for folder in runs if folder.name == run]
         if not runs:
             wanted = f' "{run}"' if run else ""
+            if busy := run_under_way(task):
+                raise StageMissing(
+                    f"{task} has no finished run{wanted}: one is under way ({busy})", hint="wait until it ends"
+                )
             raise StageMissing(f"{task} has no finished run{wanted}", hint="smallfirst train task.yaml")
         return cls(runs[-1])
 
     @classmethod
     def unfinished(cls, task: str) -> RunFolder | None:
         """Return the latest run if its training was interrupted, else None."""
-        place = home() / "tasks" / task
+        place = state_folder() / "tasks" / task
         runs = sorted({path.parent for name in (FITTED, "events.jsonl") for path in place.glob(f"*/{name}")})
         return cls(runs[-1]) if runs and not cls(runs[-1]).is_fitted else None
 

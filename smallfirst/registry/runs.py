@@ -144,14 +144,14 @@ def resume_run(run_id: str) -> TrackedRun:
     return TrackedRun(store, run_id)
 
 
-def client() -> MlflowClient:
-    """Return MLflow's client for this project's store and `MLFLOW_REGISTRY_URI`, telemetry and info logs off."""
+def client(uri: str = "") -> MlflowClient:
+    """Return MLflow's client for this project's store, or `uri`, and `MLFLOW_REGISTRY_URI`; telemetry and logs off."""
     _no_telemetry()
     from mlflow.tracking import MlflowClient
 
     for logger in ("alembic", "mlflow.store.db", "mlflow.store.db.utils"):
         logging.getLogger(logger).setLevel(logging.WARNING)
-    uri = tracking_uri()
+    uri = uri or tracking_uri()
     # MLflow creates a new store's tables without a lock: two processes at once would fail.
     one_at_a_time = locked(home() / "mlflow.lock") if uri.startswith("sqlite:") else nullcontext()
     with store_errors(), one_at_a_time:

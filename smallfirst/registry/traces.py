@@ -48,15 +48,16 @@ class TraceStore:
 
     def __init__(self, experiment: str) -> None:
         self._experiment, self._experiment_id = experiment, ""
+        self._uri = tracking_uri()  # written from a thread, which does not know the task's state folder
 
     def write(self, spans: Sequence[TraceSpan]) -> None:
         """Write the spans; all spans of a trace must come in one call. Raises SmallfirstError if the store refuses."""
         if not self._experiment_id:
-            self._experiment_id = experiment_id(client(), self._experiment)
+            self._experiment_id = experiment_id(client(self._uri), self._experiment)
         from mlflow.tracing.client import TracingClient
 
         with store_errors():
-            TracingClient(tracking_uri()).log_spans(self._experiment_id, [to_mlflow_span(span) for span in spans])
+            TracingClient(self._uri).log_spans(self._experiment_id, [to_mlflow_span(span) for span in spans])
 
 
 def mlflow_trace_id(trace_id: int) -> str:

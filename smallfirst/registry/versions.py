@@ -5,6 +5,7 @@ Files are copied first, then the version is created, and an alias moves last, so
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 from smallfirst.errors import GateFailed, RegistryError, did_you_mean
 from smallfirst.files import locked_or_raise
 from smallfirst.gate.verdict import Verdict
-from smallfirst.paths import home
+from smallfirst.paths import home, tracking_uri
 from smallfirst.records import Record
 from smallfirst.registry.artifacts import Manifest, StoredModel, build_manifest, upload, verify
 from smallfirst.registry.runs import client, open_run, store_errors
@@ -230,6 +231,8 @@ def _move_aliases(name: str, seen: Mapping[str, int], targets: Mapping[str, int 
 
 
 def _aliases(name: str) -> dict[str, int]:
+    if not (tracking_uri(create=False) or os.environ.get("MLFLOW_REGISTRY_URI")):
+        raise _unknown(name, [])  # a reader creates no store
     store = client()
     from mlflow.exceptions import MlflowException
 
@@ -239,12 +242,15 @@ def _aliases(name: str) -> dict[str, int]:
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            known = sorted(model.name for model in store.search_registered_models())
-            raise RegistryError(
-                f"no model is registered as {name}{did_you_mean(name, known)}",
-                hint=f"known models: {', '.join(known) or 'none yet'}",
-            ) from None
+            raise _unknown(name, sorted(model.name for model in store.search_registered_models())) from None
     return {alias: int(version) for alias, version in found.aliases.items()}
+
+
+def _unknown(name: str, known: list[str]) -> RegistryError:
+    return RegistryError(
+        f"no model is registered as {name}{did_you_mean(name, known)}",
+        hint=f"known models: {', '.join(known) or 'none yet'}",
+    )
 
 
 def _rows(name: str) -> list[Row]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from smallfirst.data.sources.text_files import file_format
 from smallfirst.improvement.harvest import open_ledger
 from smallfirst.improvement.harvest.result import SOURCES
-from smallfirst.paths import home
+from smallfirst.paths import state_folder
 from smallfirst.records import Record
 from smallfirst.serving.ledger.rows import LedgerRow, StateRow
 from smallfirst.stats.intervals import Estimate, wilson
@@ -70,7 +70,7 @@ def propose(
     made = Proposal(
         champion=version, since=since, n_new=rows[1], by_source=_sources(rows[0]), sent_on_in_test=sent_on_in_test
     )
-    if ledger is None and not (home() / "ledger.db").is_file():
+    if ledger is None and not (state_folder() / "ledger.db").is_file():
         return made
     with closing(open_ledger(ledger)) as opened:
         states = [s for s in opened.entries(StateRow, task=task, since=since) if s.before]

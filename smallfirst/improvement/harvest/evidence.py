@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from smallfirst.errors import ConfigError
-from smallfirst.paths import home
+from smallfirst.paths import state_folder
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow
 
@@ -49,7 +49,7 @@ class CollectedEvidence(NamedTuple):
 
 def open_ledger(path: Path | None = None) -> Ledger:
     """Open the ledger at `path`, else that of the state folder. Raise ConfigError if it does not exist."""
-    place = path or home() / "ledger.db"
+    place = path or state_folder() / "ledger.db"
     if not place.is_file():
         raise ConfigError(
             f"{place}: no such ledger",

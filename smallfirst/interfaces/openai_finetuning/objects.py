@@ -11,7 +11,7 @@ from smallfirst.interfaces.openai_finetuning.pagination import unix_seconds
 from smallfirst.interfaces.openai_finetuning.requests import INTERFACE, JOB_ID
 from smallfirst.jobs.job_folder import TERMINAL_STATES, Event, JobFolder, State, state_after
 from smallfirst.jobs.spec import JobProgress
-from smallfirst.paths import home
+from smallfirst.paths import state_folder
 
 ORGANISATION = "smallfirst"
 _STATUS: dict[State, str] = {
@@ -110,7 +110,7 @@ def public_message(message: str, job: JobFolder) -> str:
     text = re.split(r"\n  next:|; the last lines of ", message)[0]
     if job.spec.weights:
         text = text.replace(job.spec.weights, job.spec.model)
-    return text.replace(str(home()), "…")
+    return text.replace(str(state_folder()), "…")
 
 
 def _event_object(id: str, event: Event, job: JobFolder) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from smallfirst.models.compute_thread import run_in_compute_thread, run_in_temp_thread
+from smallfirst.models.compute_thread import run_in_compute_thread
 from smallfirst.models.label_model import TextEmbedding
 from smallfirst.models.local.weights import import_transformers, load_pretrained, weights_fingerprint
+from smallfirst.sync import run_in_thread
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -32,7 +33,7 @@ class SentenceEncoder:
         def load() -> Any:
             return load_pretrained(transformers.AutoModel, folder, dtype=torch.float32, use_safetensors=True)
 
-        self.model = run_in_temp_thread(load).eval()
+        self.model = run_in_thread(load).eval()
 
     @cached_property
     def fingerprint(self) -> str:

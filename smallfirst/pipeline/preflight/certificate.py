@@ -13,7 +13,7 @@ from scipy import special
 
 from smallfirst.data.dataset import fold_text, sample_rows
 from smallfirst.data.quality.findings import Finding, make_finding
-from smallfirst.paths import home
+from smallfirst.paths import state_folder
 from smallfirst.pipeline.calibrate import LOOKS
 from smallfirst.pipeline.preflight.more_rows import MoreRows, more_rows
 from smallfirst.project.project import Project
@@ -67,7 +67,7 @@ def forecast_certificate(project: Project) -> CertificateForecast | None:
     if file.data.gold is not None:
         return None
     known = {fingerprint(fold_text(example.text)) for example in rows.examples}
-    look = next_look(home() / "tasks" / file.name / LOOKS, known)
+    look = next_look(state_folder() / "tasks" / file.name / LOOKS, known)
     level = spent_level(1 - guarantee.confidence, look)
     tested = guarantee.model_copy(update={"confidence": 1 - level})
 

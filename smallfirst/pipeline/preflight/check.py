@@ -20,7 +20,7 @@ from smallfirst.evaluation.learning_curve import LearningPoint, forecast, subset
 from smallfirst.models.base_size import BaseSize, read_base_size
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.local.tokenizer import Tokenizer, load_tokenizer
-from smallfirst.paths import home
+from smallfirst.paths import home, state_folder
 from smallfirst.pipeline.preflight.certificate import (
     CertificateForecast,
     certificate_findings,
@@ -253,7 +253,7 @@ def validation_work(project: Project, validation: Sequence[TokenizedRow]) -> Val
 def _pace(project: Project, size: BaseSize, rows: Sequence[TokenizedRow], *, gpu: bool) -> TrainingSpeed:
     """Return the training speed from the latest similar run, else from a measurement now."""
     config, work = project.file.small.training, epoch_work(rows, project.file.small.training)
-    earlier = last_tokens_per_s(home() / "tasks", project.file.small.base, config)
+    earlier = last_tokens_per_s(state_folder() / "tasks", project.file.small.base, config)
     if earlier is not None:
         return speed_from_earlier_run(earlier, size, config, work, gpu=gpu)
     tokens = max(1, round(work.padded / max(1, work.reads)))

@@ -19,7 +19,7 @@ from smallfirst.models.recorded.record import CONCURRENCY
 from smallfirst.models.recorded.replay import RecordedAnswer, read_recording, request_key
 from smallfirst.models.remote.model import EndpointModel, is_priced_by_tokens
 from smallfirst.models.usage import BYTES_PER_TOKEN, estimate_prompt_tokens
-from smallfirst.paths import home
+from smallfirst.paths import state_folder
 from smallfirst.pipeline.large_model import n_second_answers, recording_path, second_recording_path
 from smallfirst.pricing import format_usd
 from smallfirst.project.rows import Rows
@@ -164,7 +164,7 @@ def _seconds(n_requests: int, earlier: Iterable[RecordedAnswer]) -> Range | None
 
 def _answers_of(model: str) -> list[RecordedAnswer]:
     """Return the answers of a model to another task of this state folder; none if there are none."""
-    for path in sorted((home() / "recordings").glob("*/*.jsonl")):
+    for path in sorted((state_folder() / "recordings").glob("*/*.jsonl")):
         try:
             header, answers = read_recording(path)
         except (DataError, OSError):

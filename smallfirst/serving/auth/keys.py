@@ -25,7 +25,7 @@ from pydantic import AliasChoices, AwareDatetime, Field
 
 from smallfirst.errors import ConfigError
 from smallfirst.files import locked, write_atomically
-from smallfirst.paths import home
+from smallfirst.paths import home, state_folder
 from smallfirst.records import Record, parse_record
 
 FILE_NAME = "keys.json"
@@ -219,9 +219,9 @@ class KeyStore:
         self._key_required |= bool(stored)
 
 
-def home_key_store() -> KeyStore:
-    """Return the key store of the state folder."""
-    return KeyStore(home() / FILE_NAME)
+def home_key_store(*, write: bool = False) -> KeyStore:
+    """Return the key store of the state folder, which is created if keys are to be written."""
+    return KeyStore((home() if write else state_folder()) / FILE_NAME)
 
 
 def new_id() -> str:
