@@ -73,13 +73,14 @@ def first_screen(data: ReportData, paths: tuple[economics.PathCost, ...]) -> dic
 
 
 def path_cards(data: ReportData, paths: tuple[economics.PathCost, ...]) -> tuple[PathCard, ...]:
-    """Return the focus, small, routed and large, each once and only if measured; without large the others as well."""
+    """Return the paths to choose from, at most four, the one that the page looks into first."""
     cost = {path.candidate: path for path in paths}
-    others = () if "large" in cost else reversed(cost)
-    names = dict.fromkeys([data.focus.candidate, FINE_TUNED, "routed", "large", *others])
+    routed, focus = data.evaluation("routed"), data.focus.candidate
+    wanted = [focus, "routed" if routed and routed.share("large") else None, "large", data.smallest_passing, FINE_TUNED]
+    found = list(dict.fromkeys(name for name in (*wanted, *(v.candidate for v in data.verdicts)) if name in cost))
     large = cost["large"].monthly_usd(data.requests_per_month) if "large" in cost else None
     cards = []
-    for name in names:
+    for name in sorted(found[:MAX_CARDS], key=lambda name: (name != focus, name == "large", name == "routed")):
         evaluation, (passed, state) = data.evaluation(name), _state(data, name)
         if evaluation is None:
             continue
@@ -94,7 +95,7 @@ def path_cards(data: ReportData, paths: tuple[economics.PathCost, ...]) -> tuple
                 state=state,
             )
         )
-    return tuple(cards[:MAX_CARDS])
+    return tuple(cards)
 
 
 def _state(data: ReportData, name: str) -> tuple[bool | None, str]:
@@ -106,7 +107,8 @@ def _state(data: ReportData, name: str) -> tuple[bool | None, str]:
         state = GUARANTEE_STATES[guarantee]
     else:
         state = "meets the requirements" if passed else "misses a requirement"
-    return passed, f"recommended, {state}" if passed and name == data.served else state
+    refused = data.certificate is not None and not data.certificate.issued
+    return passed, f"recommended, {state}" if passed and name == data.served and not refused else state
 
 
 def evidence(data: ReportData) -> dict[str, Any]:

@@ -85,6 +85,19 @@ def test_four_cards_say_in_a_line_what_each_path_is_and_how_it_stands(
     assert "not checked" not in page
 
 
+def test_without_a_large_model_the_cards_are_the_candidates_that_could_go_live(
+    make_report: Make, make_evaluation: Build, make_verdict: Build
+) -> None:
+    names = ("words", "encoder", "small")
+    evaluations = [make_evaluation(name, "cccfffff", cost_usd_per_1k=0.01) for name in (*names, "base")]
+    routed = make_evaluation("routed", "cccfffff", cost_usd_per_1k=0.02)  # all of it stays small
+    verdicts = tuple(make_verdict(name, passed=True) for name in names)
+    changes = {"evaluations": (*evaluations, routed), "verdicts": verdicts, "smallest_passing": "words"}
+    page = render(make_report(**changes, promoted="small"))
+    cards = page.split('<ul class="cards"')[1].split("</ul>")[0]
+    assert re.findall(r'swatch (\w+)"', cards) == ["small", "words", "encoder"]
+
+
 def test_confidence_and_mistakes_are_those_of_the_recommended_candidate(
     make_report: Make, make_evaluation: Build, make_verdict: Build
 ) -> None:
@@ -152,6 +165,7 @@ def test_a_refused_certificate_says_why_and_guarantees_nothing(make_report: Make
     assert "No certificate Too few labels: 300 more are needed." in seen
     assert "stay small and the rest goes" not in seen
     assert "At this threshold" in seen
+    assert "✓ meets the requirements" in seen  # and is not recommended
 
 
 def test_what_is_guaranteed_and_what_happens_below_stand_in_tables(make_report: Make, make_certificate: Build) -> None:

@@ -230,7 +230,7 @@ def _overlap(
     box: Box, boxes: Sequence[Box], marks: Sequence[Place], strokes: Sequence[Place], frame: Frame
 ) -> tuple[int, int]:
     left, top, right, bottom = box
-    outside = left < 2 or right > frame.width - 2 or top < frame.y.end - 8 or bottom > frame.y.start
+    outside = left < frame.x.start or right > frame.width - 2 or top < frame.y.end - 8 or bottom > frame.y.start
     covered = sum(
         left < b_right and b_left < right and top < b_bottom and b_top < bottom
         for b_left, b_top, b_right, b_bottom in boxes

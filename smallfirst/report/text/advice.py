@@ -5,7 +5,7 @@ from __future__ import annotations
 from smallfirst.pricing import format_usd
 from smallfirst.report.data import ReportData
 from smallfirst.report.economics import PathCost
-from smallfirst.report.formats import accurate, count, path_name, percent, points
+from smallfirst.report.formats import accurate, capitalize_first, count, path_name, percent, points
 from smallfirst.report.text.guarantee import guarantee_state
 
 LEAK_WARNING = 0.005
@@ -14,7 +14,7 @@ LEAK_WARNING = 0.005
 
 def recommendations(data: ReportData, paths: tuple[PathCost, ...]) -> tuple[str, ...]:
     """Return one to four things to do, most important first."""
-    return (_go_live(data, paths), *_repair(data), *_relabel(data))
+    return (_go_live(data, paths), *_smaller(data), *_repair(data), *_relabel(data))
 
 
 def _go_live(data: ReportData, paths: tuple[PathCost, ...]) -> str:
@@ -49,6 +49,17 @@ def _nearest(data: ReportData) -> str:
     check = max(verdict.failed_checks, key=lambda check: check.shortfall)
     advice = f": {check.advice.rstrip('.')}" if check.advice else ""
     return f" The nearest, “{path_name(verdict.candidate)}”, fails “{check.requirement}”{advice}."
+
+
+def _smaller(data: ReportData) -> list[str]:
+    smallest = data.evaluation(data.smallest_passing)
+    if smallest is None or data.recommended == data.smallest_passing:
+        return []
+    cost = format_usd(smallest.cost_usd_per_1k)
+    return [
+        f"Consider “{path_name(smallest.candidate)}” (routing.small: smallest): it meets the requirements as well, right "
+        f"on {accurate(smallest.accuracy)} at {cost} per 1,000 requests."
+    ]
 
 
 def _repair(data: ReportData) -> list[str]:
@@ -102,8 +113,8 @@ def leak_sentence(data: ReportData) -> str:
     if leaks.accuracy_with is None or leaks.accuracy_without is None:
         return sentence
     return (
-        f"{sentence} The {path_name(leaks.candidate)} is right on {accurate(leaks.accuracy_with)} with them and on "
-        f"{accurate(leaks.accuracy_without)} without."
+        f"{sentence} “{capitalize_first(path_name(leaks.candidate))}” is right on {accurate(leaks.accuracy_with)} with "
+        f"them and on {accurate(leaks.accuracy_without)} without."
     )
 
 

@@ -33,6 +33,15 @@ def test_what_passes_and_is_cheaper_should_go_live(make_report: Make, make_evalu
     assert "the smaller path saves nothing" in advised(make_report(evaluations=(dear, large)))[0]
 
 
+def test_a_smaller_candidate_that_passes_as_well_is_named(make_report: Make, make_evaluation: Build) -> None:
+    words = make_evaluation("words", "cccfffff", cost_usd_per_1k=0.001)
+    data = make_report(evaluations=(words, *make_report().evaluations), smallest_passing="words", promoted="small")
+    assert advised(data)[1].replace("\xa0", " ") == (
+        "Consider “words + linear” (routing.small: smallest): it meets the requirements as well, right on "
+        "87.5 % (52.9 to 97.8) at $0.0010 per 1,000 requests."
+    )
+
+
 def test_a_certified_path_goes_live_with_the_large_model_behind_it(make_report: Make, make_certificate: Build) -> None:
     # Routed costs $0.55 per 1,000: 10,000 requests save 10 · ($2.00 - $0.55).
     assert advised(make_report())[0] == (
