@@ -57,8 +57,8 @@ def _smaller(data: ReportData) -> list[str]:
         return []
     cost = format_usd(smallest.cost_usd_per_1k)
     return [
-        f"Consider “{path_name(smallest.candidate)}” (routing.small: smallest): it meets the requirements as well, right "
-        f"on {accurate(smallest.accuracy)} at {cost} per 1,000 requests."
+        f"Consider “{path_name(smallest.candidate)}” (routing.small: smallest): it meets the requirements as well, "
+        f"right on {accurate(smallest.accuracy)} at {cost} per 1,000 requests."
     ]
 
 
