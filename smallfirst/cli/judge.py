@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from smallfirst.cli.options import JSON, RUN, TASK, load_run, verb
+from smallfirst.cli.options import JSON, RUN, TASK, load_run, show_steps, verb
 
 
 @verb("smallfirst evaluate tickets")
@@ -41,6 +41,7 @@ def gate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
     Exit code 3 if the chosen one may not.
     """
     from smallfirst.gate.verdict import format_verdict
+    from smallfirst.pipeline.next_step import NextStep, after_gate
     from smallfirst.pipeline.run import chosen_candidate, gate_stage
 
     project, run_folder = load_run(task_yaml, run_name)
@@ -52,7 +53,11 @@ def gate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
             click.echo(format_verdict(verdict))
         how = f" ({verdicts.how_found})" if verdicts.how_found else ""
         click.echo(f"smallest candidate that passes: {verdicts.smallest or 'none: keep the API'}{how}")
-    if not verdicts.of(chosen_candidate(project, verdicts)).passed:
+    passed = verdicts.of(chosen_candidate(project, verdicts)).passed
+    if not as_json:
+        steps = () if passed else after_gate(project, run_folder, verdicts)
+        show_steps(steps or [NextStep(what="let it go live", command="smallfirst promote task.yaml")])
+    if not passed:
         sys.exit(3)
 
 
@@ -73,7 +78,7 @@ def override(task_yaml: Path, run_name: str | None, candidate: str, by: str, bec
     project, run_folder = load_run(task_yaml, run_name)
     verdicts = override_stage(project, run_folder, candidate, by=by, because=because)
     click.echo(format_verdict(verdicts.of(candidate)))
-    click.echo(f"next: smallfirst promote {task_yaml}")
+    click.echo(f"next: smallfirst promote {task_yaml} --candidate {candidate}")
 
 
 @verb("smallfirst calibrate tickets")
@@ -85,6 +90,7 @@ def calibrate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
 
     The Router is measured with it on the test rows.
     """
+    from smallfirst.pipeline.next_step import after_certificate
     from smallfirst.pipeline.run import calibrate_stage
 
     project, run_folder = load_run(task_yaml, run_name)
@@ -96,6 +102,7 @@ def calibrate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
     if certificate.issued:
         click.echo(f"threshold {certificate.threshold:.4f}, keeps {certificate.coverage} of requests small")
     click.echo(f"the rest: {certificate.below} ({certificate.below_why})")
+    show_steps(after_certificate(project, certificate))
 
 
 @verb("smallfirst report tickets")

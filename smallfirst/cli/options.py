@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
-from collections.abc import Callable
+import shutil
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
+    from smallfirst.pipeline.next_step import NextStep
     from smallfirst.project.project import Project
     from smallfirst.project.run_folder import RunFolder
     from smallfirst.project.task_file import TaskFile
@@ -32,6 +36,16 @@ def as_typed(ctx: click.Context, text: str) -> str:
     """Return `text` with the TASK that was typed in place of `task.yaml` in the commands that it names."""
     typed = ctx.meta.get(TYPED_TASK, "task.yaml")
     return re.sub(r"(smallfirst [a-z]+) task\.yaml", lambda found: f"{found[1]} {typed}", text)
+
+
+def show_steps(steps: Iterable[NextStep]) -> None:
+    """Print what to do next, with commands as they can be pasted here."""
+    ctx, me = click.get_current_context(), Path(sys.argv[0])
+    mine = me.suffix == ".py" or shutil.which("smallfirst") == str(me.absolute())
+    program = "smallfirst" if mine else os.path.relpath(me)
+    click.echo("next:")
+    for line in (line for step in steps for line in step.lines):
+        click.echo(f"  {re.sub('^  smallfirst ', f'  {program} ', as_typed(ctx, line))}")
 
 
 TASK = click.argument("task_yaml", type=PATH, default="task.yaml", metavar="[TASK]", callback=_remember)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import sys
 from pathlib import Path
 
 import click
 
-from smallfirst.cli.options import JSON, PATH, RESUME, TASK, load_task_file, verb
+from smallfirst.cli.options import JSON, PATH, RESUME, TASK, TYPED_TASK, load_task_file, show_steps, verb
 from smallfirst.errors import SmallfirstError
 from smallfirst.progress import Progress
 
@@ -33,12 +31,15 @@ def run(
     from smallfirst.pipeline import run as pipeline
     from smallfirst.pipeline.summary import RunError, RunSummary, format_summary
 
-    error: Exception | None
+    error: BaseException | None
+    ctx = click.get_current_context()
     try:
         file = load_task_file(task_yaml)
         if max_usd is not None:
             file = file.with_max_usd(max_usd)
-        outcome, error = pipeline.try_run(file, progress=Progress(), resume=resume, despite_check=despite_check)
+        outcome, error = pipeline.try_run(
+            file, task=ctx.meta[TYPED_TASK], progress=Progress(), resume=resume, despite_check=despite_check
+        )
     except SmallfirstError as wrong:
         outcome, error = RunSummary(task=str(task_yaml), error=RunError.of(wrong)), wrong
     if report_path and outcome.report:
@@ -48,21 +49,6 @@ def run(
         click.echo(outcome.model_dump_json(indent=2))
     if error is not None:
         raise error
-    if as_json:
-        return
-    click.echo(f"\n{format_summary(outcome)}\nreport: {outcome.report}\n\ntry next:")
-    click.echo("\n".join(f"  {line}" for line in _next_commands(task_yaml, outcome.task)))
-
-
-def _next_commands(task_yaml: Path, name: str) -> list[str]:
-    """Return three commands to try after a run, ready to paste."""
-    me = Path(sys.argv[0])
-    command = "smallfirst" if shutil.which("smallfirst") == str(me.absolute()) else os.path.relpath(me)
-    large = load_task_file(task_yaml).large
-    replay = " --replay-large" if large and large.recorded else ""
-    question = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "a stone hit my windscreen"}}]}}'
-    return [
-        f"{command} serve {task_yaml}{replay}",
-        f"curl -si localhost:8000/v1/chat/completions -H 'content-type: application/json' -d '{question}'",
-        f"{command} init my-task",
-    ]
+    if not as_json:
+        click.echo(f"\n{format_summary(outcome)}\nreport: {outcome.report}\n")
+        show_steps(outcome.next_steps)

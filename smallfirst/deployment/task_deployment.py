@@ -132,9 +132,16 @@ class TaskDeployment:
     def target_versions(self) -> TargetVersions:
         """Look up what the aliases name now; no file is read. Raise RegistryError without a champion."""
         name = self.file.register_to
-        named = {alias: v.version for v in versions.list_versions(name) for alias in v.aliases}
+        versions.check_name(name)
+        try:
+            named = {alias: v.version for v in versions.list_versions(name) for alias in v.aliases}
+        except RegistryError:  # nothing is registered under this name
+            named = {}
         if versions.CHAMPION not in named:
-            raise RegistryError(f"{name} has no champion", hint="smallfirst promote task.yaml")
+            raise RegistryError(
+                f"{self.file.name} has no champion: no model has passed its gate and become {name}@champion",
+                hint="smallfirst run task.yaml   says at its end what is missing",
+            )
         return TargetVersions(
             named[versions.CHAMPION], named.get(CHALLENGER) if routes_to_challenger(self.file) else None
         )
@@ -209,7 +216,8 @@ class TaskDeployment:
         if self.large is None and not certificate.issued and self.file.routing.override is None:
             raise StageMissing(
                 f"{self.name}: {certificate.why}; and there is no large model that could answer instead",
-                hint="name one under large:, or sign for it under routing.override: {by: …, because: …}",
+                hint='smallfirst serve task.yaml --uncertified "a trial"   serves it, and each answer says so; '
+                "or name a large model under large:, or sign in task.yaml: routing: {override: {by: …, because: …}}",
             )
 
 

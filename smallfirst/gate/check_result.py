@@ -164,7 +164,10 @@ def advice_for(estimate: Estimate, minimum: float, rows_for: Callable[[], int | 
     if not (math.isfinite(estimate.value) and math.isfinite(estimate.low)):
         return "the value is not a number: fix the scorer and evaluate again", None
     if estimate.value < minimum:
-        return "the measured value misses the threshold: more rows will not help, a better model would", None
+        return (
+            "the measured value misses the threshold: more test rows will not help, more training rows may",
+            None,
+        )
     needed = rows_for()
     if needed is None or needed > MAX_ADVISED_ROWS:
         return f"{estimate.n} examples cannot show this, nor can any number: too close to the threshold", None

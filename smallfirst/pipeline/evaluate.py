@@ -29,9 +29,14 @@ LIMITED_PROBE_ROWS = 300
 
 
 @in_task_state
-def evaluate_stage(project: Project, run_folder: RunFolder) -> list[Evaluation]:
-    """Measure the candidates and the large model on held-out rows; return the evaluations on test rows."""
+def evaluate_stage(project: Project, run_folder: RunFolder, *, resume: bool = False) -> list[Evaluation]:
+    """Measure the candidates and the large model on held-out rows; return the evaluations on test rows.
+
+    `resume` leaves out candidates that are measured on these rows already.
+    """
     for candidate in project_candidates(project):
+        if resume and _is_measured(project, run_folder, candidate):
+            continue
         with project.progress.step(f"measuring {candidate.title}"):
             asyncio.run(_evaluate_candidate(project, run_folder, candidate))
     measure_retention(project, run_folder)
@@ -70,13 +75,24 @@ def _may_escalate(certificate: Certificate) -> bool:
     return "escalate" in {certificate.below, *(band.action for band in certificate.bands)}
 
 
+def _parts(project: Project, candidate: Candidate) -> dict[str, Dataset]:
+    """Return the rows on which a candidate is measured, by split."""
+    rows = project.rows
+    test = sample_rows(rows.test, candidate.max_test_rows(project.file))
+    held_out = {"selection": rows.selection, "calibration": rows.calibration} if candidate.promotable else {}
+    return {**held_out, "test": test}
+
+
+def _is_measured(project: Project, run_folder: RunFolder, candidate: Candidate) -> bool:
+    parts = _parts(project, candidate)
+    found = {split: run_folder.evaluation(candidate.name, split) for split in parts}
+    return all(one and one.dataset_fingerprint == parts[split].content_fingerprint for split, one in found.items())
+
+
 async def _evaluate_candidate(project: Project, run_folder: RunFolder, candidate: Candidate) -> None:
     model = candidate.load(project, run_folder)
     try:
-        for split in ("selection", "calibration", "test") if candidate.promotable else ("test",):
-            data = getattr(project.rows, split)
-            if split == "test":
-                data = sample_rows(data, candidate.max_test_rows(project.file))
+        for split, data in _parts(project, candidate).items():
             await _evaluate(
                 project,
                 run_folder,

@@ -52,19 +52,26 @@ def override_stage(project: Project, run_folder: RunFolder, candidate: str, *, b
 
 
 def chosen_candidate(project: Project, verdicts: GateVerdicts) -> str:
-    """Return the candidate that is to go live; for `smallest` the one found by the gate's rule, else the nearest."""
+    """Return the candidate that is to go live: the one that `routing.small` names.
+
+    For `smallest`, and where task.yaml names none and `small` fails, the one found by the gate's rule; if none passes,
+    the one that comes nearest.
+    """
     wanted = project.file.goes_live
-    return (verdicts.smallest or nearest_to_passing(verdicts.verdicts).candidate) if wanted == SMALLEST else wanted
+    named = project.file.routing.small not in (None, SMALLEST)
+    if named or (wanted != SMALLEST and verdicts.of(wanted).passed):
+        return wanted
+    return verdicts.smallest or nearest_to_passing(verdicts.verdicts).candidate
 
 
 @shown_as("registering, and asking the served model")
-def promote_stage(project: Project, run_folder: RunFolder) -> Promotion:
-    """Register the chosen candidate, ask it over HTTP, and make it champion.
+def promote_stage(project: Project, run_folder: RunFolder, candidate: str | None = None) -> Promotion:
+    """Register `candidate`, else the chosen one, ask it over HTTP, and make it champion.
 
     Raise GateFailed if its verdict did not pass, or if the server's answers differ from the measured ones.
     """
     verdicts = run_folder.verdicts()
-    candidate = chosen_candidate(project, verdicts)
+    candidate = candidate or chosen_candidate(project, verdicts)
     version = versions.register(
         run_folder.model_folder(candidate),
         verdicts.of(candidate),

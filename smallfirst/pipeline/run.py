@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from smallfirst.errors import DataError, GateFailed
+from smallfirst.errors import DataError, GateFailed, SmallfirstError
 from smallfirst.gate.verdict import format_verdict, nearest_to_passing
 from smallfirst.paths import state_of
 from smallfirst.pipeline.calibrate import calibrate_stage
 from smallfirst.pipeline.evaluate import evaluate_stage
 from smallfirst.pipeline.learning_curve import measure_curve
+from smallfirst.pipeline.next_step import hint_of, next_steps
 from smallfirst.pipeline.preflight.check import PreflightReport, check_stage
 from smallfirst.pipeline.release import chosen_candidate, gate_stage, override_stage, promote_stage
 from smallfirst.pipeline.report_data import report_stage
@@ -62,9 +63,9 @@ def run(
     interrupted; `despite_check` runs although the check refuses the rows. Raise DataError if the check says NO,
     GateFailed if nothing may go live.
     """
-    file = read_task_file(task)
+    file, named = read_task_file(task), str(task.folder) if isinstance(task, TaskFile) else str(task)
     summary, error = outside_event_loop(
-        lambda: try_run(file, progress=progress, resume=resume, despite_check=despite_check)
+        lambda: try_run(file, task=named, progress=progress, resume=resume, despite_check=despite_check)
     )
     if error is not None:
         raise error
@@ -72,17 +73,27 @@ def run(
 
 
 def try_run(
-    file: TaskFile, *, progress: Progress | None = None, resume: bool = False, despite_check: bool = False
-) -> tuple[RunSummary, Exception | None]:
-    """Do as `run`; return the summary of what was reached and the error that ended the run, if any."""
+    file: TaskFile,
+    *,
+    task: str = "task.yaml",
+    progress: Progress | None = None,
+    resume: bool = False,
+    despite_check: bool = False,
+) -> tuple[RunSummary, BaseException | None]:
+    """Do as `run`; return the summary of what was reached and the error that ended the run, if any.
+
+    `task` is the task as the user named it, for the next steps. Ctrl-C ends a run as an error does.
+    """
     with state_of(file.folder):
-        return _try_run(file, progress, resume=resume, despite_check=despite_check)
+        return _try_run(file, task, progress, resume=resume, despite_check=despite_check)
 
 
 def _try_run(
-    file: TaskFile, progress: Progress | None, *, resume: bool, despite_check: bool
-) -> tuple[RunSummary, Exception | None]:
+    file: TaskFile, task: str, progress: Progress | None, *, resume: bool, despite_check: bool
+) -> tuple[RunSummary, BaseException | None]:
+    project: Project | None = None
     run_folder: RunFolder | None = None
+    ended: BaseException | None = None
     try:
         refuse_second_run(file.name)
         project = Project.read(file, progress)
@@ -91,7 +102,7 @@ def _try_run(
         if stops and not despite_check:
             raise DataError(
                 f"check: NO, so nothing was trained: {'; '.join(stops)}",
-                hint="smallfirst check task.yaml shows the rows; --despite-check runs all the same",
+                hint="mend what is marked stop, or label more rows; --despite-check runs all the same",
             )
         warning = f"; run despite it: {'; '.join(stops)}" if stops else ""
         estimate = f"; the fine-tune takes {found.needs.short_summary}" if found.needs else ""
@@ -100,11 +111,14 @@ def _try_run(
             project.progress.log(f"large model, after training: {found.large.in_words}")
         with only_run(file.name):
             run_folder = train_stage(project, resume=resume)
-            evaluate_stage(project, run_folder)
+            evaluate_stage(project, run_folder, resume=resume)
             gate_and_release(project, run_folder)
-    except Exception as error:
-        return summarize_run(file, run_folder, error), error
-    return summarize_run(file, run_folder), None
+    except (Exception, KeyboardInterrupt) as error:
+        ended = error
+    steps = next_steps(project, run_folder, ended, task=task)
+    if isinstance(ended, SmallfirstError):
+        ended.hint = hint_of(ended, steps)
+    return summarize_run(file, run_folder, ended).model_copy(update={"next_steps": steps}), ended
 
 
 def gate_and_release(project: Project, run_folder: RunFolder) -> None:
@@ -122,7 +136,7 @@ def gate_and_release(project: Project, run_folder: RunFolder) -> None:
             what += f"\nnearest to passing:\n{format_verdict(nearest)}"
         raise GateFailed(
             what,
-            hint=f"read {run_folder.path / 'report.html'}; keep the large model until it passes",
+            hint=f"read {run_folder.path / 'report.html'}",
         )
     promote_stage(project, run_folder)
     calibrate_stage(project, run_folder)

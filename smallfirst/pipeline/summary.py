@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from smallfirst.evaluation.results import Evaluation
+from smallfirst.pipeline.next_step import NextStep
 from smallfirst.pricing import format_usd
 from smallfirst.project.candidate_registry import FINE_TUNED, all_candidates
 from smallfirst.project.run_folder import GateVerdicts, Promotion, RunFolder
@@ -11,6 +12,9 @@ from smallfirst.records import Record
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.guarantee_check import GuaranteeCheck, check_guarantee
 from smallfirst.stats.intervals import Estimate
+
+EXIT_STOPPED = 130
+"""Exit code after Ctrl-C, as shells have it."""
 
 
 class OpenEndedRouting(Record):
@@ -56,9 +60,12 @@ class RunError(Record):
     """Exit code of the command line."""
 
     @classmethod
-    def of(cls, error: Exception) -> RunError:
+    def of(cls, error: BaseException) -> RunError:
         """Return the record of an error."""
-        return cls(type=type(error).__name__, message=str(error), exit_code=getattr(error, "exit_code", 1))
+        stopped = isinstance(error, KeyboardInterrupt)
+        message = "stopped from the keyboard" if stopped else str(error)
+        code = EXIT_STOPPED if stopped else getattr(error, "exit_code", 1)
+        return cls(type=type(error).__name__, message=message, exit_code=code)
 
 
 class RunSummary(Record):
@@ -82,9 +89,11 @@ class RunSummary(Record):
     """The Router on open-ended requests; None without such requests."""
     report: str = ""
     """Path of the report; empty if none was written."""
+    next_steps: tuple[NextStep, ...] = ()
+    """What to do next, the best first."""
 
 
-def summarize_run(file: TaskFile, run_folder: RunFolder | None, error: Exception | None = None) -> RunSummary:
+def summarize_run(file: TaskFile, run_folder: RunFolder | None, error: BaseException | None = None) -> RunSummary:
     """Return the summary of a run from the files that its stages wrote; `error` ended it."""
     ended = RunError.of(error) if error else None
     if run_folder is None:

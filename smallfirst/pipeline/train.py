@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def train_stage(project: Project, *, resume: bool = False) -> RunFolder:
     """Fit the candidates of the project and return the run folder.
 
-    `resume` continues the run whose fine-tune was interrupted. Raise StageMissing if there is none, TrainingError while
-    another run of the task is under way.
+    `resume` continues the latest run that reached no report. Raise StageMissing if there is none or its rows were
+    others, TrainingError while another run of the task is under way.
     """
     with only_run(project.file.name):
         return _fit_all(project, resume=resume)
@@ -40,8 +40,13 @@ def _fit_all(project: Project, *, resume: bool) -> RunFolder:
         project.progress.log(f"{skipped.what}: {'; '.join(skipped.where)}")
     ladder = tuple(candidate.name for candidate in candidates)
     found = FittedCandidates(ladder=ladder, dataset_fingerprint=train.content_fingerprint)
-    if (earlier := run_folder.fitted()) is not None and earlier.dataset_fingerprint == found.dataset_fingerprint:
-        found = found.model_copy(update={"fitted": earlier.fitted})
+    if (earlier := run_folder.fitted()) is not None:
+        if (earlier.ladder, earlier.dataset_fingerprint) != (ladder, found.dataset_fingerprint):
+            raise StageMissing(
+                f"the rows or the ladder are others than when run {run_folder.path.name} began",
+                hint="smallfirst run task.yaml   starts a new run",
+            )
+        found = earlier
     found.save(run_folder.path / FITTED)
     for candidate in candidates:
         if candidate.name in found.fitted:
@@ -50,8 +55,9 @@ def _fit_all(project: Project, *, resume: bool) -> RunFolder:
             candidate.fit(project, run_folder)
         found = found.model_copy(update={"fitted": (*found.fitted, candidate.name)})
         found.save(run_folder.path / FITTED)
-    run_id = run_folder.mlflow_run_id() if FINE_TUNED in ladder else _open_run(project, run_folder, found)
-    found.model_copy(update={"mlflow_run_id": run_id}).save(run_folder.path / FITTED)
+    if found.mlflow_run_id is None:
+        run_id = run_folder.mlflow_run_id() if FINE_TUNED in ladder else _open_run(project, run_folder, found)
+        found.model_copy(update={"mlflow_run_id": run_id}).save(run_folder.path / FITTED)
     return run_folder
 
 
@@ -107,6 +113,7 @@ def _run_folder(project: Project, *, resume: bool) -> RunFolder:
     name = project.file.name
     unfinished = RunFolder.unfinished(name)
     if resume:
+        unfinished = unfinished or RunFolder.without_report(name)
         if unfinished is None:
             raise StageMissing(f"{name} has no interrupted run to resume", hint="smallfirst train task.yaml")
         project.progress.log(f"resuming run {unfinished.path.name}")

@@ -17,7 +17,7 @@ from smallfirst.errors import StageMissing
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.verdict import Verdict
 from smallfirst.paths import home, state_folder
-from smallfirst.project.candidate_registry import CANDIDATES, all_candidates
+from smallfirst.project.candidate_registry import CANDIDATES, FINE_TUNED, all_candidates, promotable_names
 from smallfirst.project.run_lock import run_under_way
 from smallfirst.records import Record
 from smallfirst.routing.certificate.certificate import Certificate
@@ -118,6 +118,12 @@ class RunFolder:
         runs = sorted({path.parent for name in (FITTED, "events.jsonl") for path in place.glob(f"*/{name}")})
         return cls(runs[-1]) if runs and not cls(runs[-1]).is_fitted else None
 
+    @classmethod
+    def without_report(cls, task: str) -> RunFolder | None:
+        """Return the latest run if it has all its candidates but no report: a later stage was interrupted."""
+        runs = sorted((state_folder() / "tasks" / task).glob(f"*/{FITTED}"))
+        return cls(runs[-1].parent) if runs and not runs[-1].with_name("report.html").exists() else None
+
     @property
     def is_fitted(self) -> bool:
         """Whether all candidates of the run are fitted."""
@@ -178,6 +184,13 @@ class RunFolder:
     def promoted(self) -> Promotion:
         """Load the version that went live from this run."""
         return self.read(Promotion, "promoted.json", next_command="smallfirst promote task.yaml")
+
+    def live_candidate(self) -> str:
+        """Return the candidate that went live from this run; before any did, the largest that is fitted."""
+        if (self.path / "promoted.json").exists():
+            return self.promoted().candidate
+        there = [name for name in promotable_names() if self.model_folder(name).exists()]
+        return there[-1] if there else FINE_TUNED
 
     def _evaluation_path(self, candidate: str, split: str) -> Path:
         return self.path / "evaluations" / f"{candidate}-{split}.json"

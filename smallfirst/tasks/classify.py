@@ -17,7 +17,7 @@ import pydantic
 
 from smallfirst.data.dataset import Dataset, RowFormat
 from smallfirst.data.row_formats import to_json
-from smallfirst.errors import did_you_mean
+from smallfirst.errors import DataError, did_you_mean
 from smallfirst.stats.intervals import Estimate
 from smallfirst.tasks.metrics.labels import (
     counts_by_label,
@@ -91,6 +91,11 @@ class Classify(Task):
         found = {answer for part in (train, *others) for answer in part.labels()}
         if train.examples and train.examples[0].shape == "labels":
             found = {label for answer in found for label in json.loads(answer)}
+        if len(found) == 1:
+            raise DataError(
+                f'all rows have one label, "{next(iter(found))}"; a classification needs at least two',
+                hint="label rows of the others, or name every label under labels: in task.yaml",
+            )
         return settings | {"labels": sorted(found)}
 
     @classmethod

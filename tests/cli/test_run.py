@@ -24,7 +24,7 @@ def test_a_run_that_fails_prints_its_record_all_the_same(
     if fails == "rows":
         (desk_folder / "train.jsonl").write_text("{}\n")
     monkeypatch.setattr(pipeline, "train_stage", lambda *_, **__: RunFolder.latest("desk"))
-    monkeypatch.setattr(pipeline, "evaluate_stage", lambda *_: None)
+    monkeypatch.setattr(pipeline, "evaluate_stage", lambda *_, **__: None)
     monkeypatch.setattr(pipeline, "measure_curve", lambda *_: None)
     monkeypatch.setattr(pipeline, "report_stage", lambda _, run: (run.path / "report.html").write_text(""))
     evaluated(wrong=30)

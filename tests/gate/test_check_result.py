@@ -50,7 +50,7 @@ def test_widening_goes_below_zero_only_for_what_was_there_before() -> None:
         (Estimate(value=0.0, low=0.0, high=1.0, n=0), "no row was measured"),
         (
             Estimate(value=0.79, low=0.7, high=0.85, n=48),
-            "the measured value misses the threshold: more rows will not help, a better model would",
+            "the measured value misses the threshold: more test rows will not help, more training rows may",
         ),
         (
             Estimate(value=0.8, low=0.7, high=0.85, n=48),

@@ -49,7 +49,13 @@ def test_accuracy_passes_when_the_lower_end_of_the_interval_reaches_the_threshol
     [
         # Wilson at 11/12 right: 107 of 117 starts at 0.8496, 108 of 118 at 0.8508: 70 rows more.
         (44, 48, 0.85, "48 examples cannot show this; label about 70 more", 70),
-        (44, 48, 0.95, "the measured value misses the threshold: more rows will not help, a better model would", None),
+        (
+            44,
+            48,
+            0.95,
+            "the measured value misses the threshold: more test rows will not help, more training rows may",
+            None,
+        ),
         (90, 100, 0.9, "100 examples cannot show this, nor can any number: too close to the threshold", None),
     ],
 )

@@ -69,7 +69,9 @@ def test_a_maximum_is_held_by_the_upper_end(measured: Measured) -> None:
     # The upper side must shrink from 0.02 to 0.01: four times the rows.
     assert (missed.passed, missed.advice) == (False, "400 examples cannot show this; label about 1200 more")
     worse = check_metric_maximum("invented", 0.015, candidate, ONE)
-    assert worse.advice == "the measured value misses the threshold: more rows will not help, a better model would"
+    assert (
+        worse.advice == "the measured value misses the threshold: more test rows will not help, more training rows may"
+    )
 
 
 def test_no_error_in_few_rows_is_no_proof_of_none(measured: Measured) -> None:

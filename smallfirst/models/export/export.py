@@ -115,7 +115,12 @@ def chat_template(task: Task, tokenizer: Any) -> str:
 def _problems(
     manifest: Manifest, target: Path, format: ExportFormat, precision: Precision, texts: Sequence[str]
 ) -> Iterator[str]:
-    if manifest.kind not in ("label_tokens", "generative"):
+    if manifest.kind in ("words", "encoder"):
+        yield (
+            "it is a linear model, which no other engine runs: copy the folder (linear.safetensors with weights and "
+            "bias, words.json with the vocabulary), or export the fine-tuned model: --candidate small"
+        )
+    elif manifest.kind not in ("label_tokens", "generative"):
         yield f'it is of kind "{manifest.kind}"; only "label_tokens" and "generative" can be exported'
     if target.exists():
         yield f"{target} exists; choose another path"

@@ -1,0 +1,170 @@
+"""What to do after a run: for each outcome the commands that work, and what only a person can do, in words."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Iterator
+
+from smallfirst.errors import DataError, GateFailed, ModelError, SmallfirstError, TrainingError
+from smallfirst.evaluation.learning_curve import LearningCurve, forecast
+from smallfirst.gate.verdict import Verdict, nearest_to_passing
+from smallfirst.pipeline.preflight.more_rows import more_rows
+from smallfirst.project.project import Project
+from smallfirst.project.run_folder import GateVerdicts, RunFolder
+from smallfirst.records import Record
+from smallfirst.routing.certificate.certificate import Certificate
+
+MAX_QUESTION_CHARS = 400
+"""Longest row that is shown as an example request."""
+
+
+class NextStep(Record):
+    """One thing to do next."""
+
+    what: str
+    """What it does or why, in words."""
+    command: str = ""
+    """Command to paste; empty where a person has to do something first."""
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The step for the terminal."""
+        return (f"{self.what}:", f"  {self.command}") if self.command else (self.what,)
+
+
+def next_steps(
+    project: Project | None, run_folder: RunFolder | None, error: BaseException | None, *, task: str = "task.yaml"
+) -> tuple[NextStep, ...]:
+    """Return what to do after a run that ended with `error` or well, the best first.
+
+    `task` is the task as the user named it. After an error that says itself what to do there are no steps.
+    """
+    if isinstance(error, DataError):
+        return _after_bad_rows(task)
+    if project is not None and isinstance(error, KeyboardInterrupt | ModelError | TrainingError):
+        return tuple(_after_interruption(project, error, task))
+    if project is None or run_folder is None:
+        return ()
+    if type(error) is GateFailed and (run_folder.path / "verdicts.json").exists():
+        return after_gate(project, run_folder, run_folder.verdicts(), task=task)
+    if error is None and (run_folder.path / "certificate.json").exists():
+        return after_certificate(project, run_folder.certificate(), task=task)
+    return ()
+
+
+def _after_bad_rows(task: str) -> tuple[NextStep, ...]:
+    return (
+        NextStep(what="see what is wrong with the rows, and where", command=f"smallfirst check {task}"),
+        NextStep(what=f"mend them or label more, then: smallfirst run {task}"),
+    )
+
+
+def after_gate(
+    project: Project, run_folder: RunFolder, gate: GateVerdicts, *, task: str = "task.yaml"
+) -> tuple[NextStep, ...]:
+    """Return what to do after the gate has said no to the candidate that was to go live."""
+    return tuple(_after_gate(project, run_folder, gate, task))
+
+
+def after_certificate(project: Project, certificate: Certificate, *, task: str = "task.yaml") -> tuple[NextStep, ...]:
+    """Return how to serve a promoted version with this certificate, or without one if it is refused."""
+    return tuple(_after_certificate(project, certificate, task))
+
+
+def _after_interruption(project: Project, error: BaseException, task: str) -> Iterator[NextStep]:
+    when = "when the large model answers again" if isinstance(error, ModelError) else "to continue"
+    yield NextStep(
+        what=f"{when}; what was trained, measured or asked is kept", command=f"smallfirst run {task} --resume"
+    )
+    if isinstance(error, ModelError) and project.file.large is not None:
+        yield NextStep(what="or leave large: out of task.yaml: the small models are then judged by the rows alone")
+
+
+def _after_gate(project: Project, run_folder: RunFolder, gate: GateVerdicts, task: str) -> Iterator[NextStep]:
+    if gate.smallest is not None:  # the candidate that task.yaml names failed, and another passes
+        yield NextStep(
+            what=f"{gate.smallest} passes: let it go live in place of {project.file.goes_live}",
+            command=f"smallfirst promote {task} --candidate {gate.smallest}",
+        )
+        return
+    best = nearest_to_passing(gate.verdicts)
+    yield NextStep(what=" ".join(_what_to_label(project, run_folder, best)) + f" Then: smallfirst run {task}")
+    if project.task.closed:
+        yield NextStep(what="look for wrong labels among the training rows", command=f"smallfirst suspects {task}")
+    yield NextStep(
+        what="or sign for it with a name and a reason, which stay on record",
+        command=f"smallfirst override {task} --candidate {best.candidate} --by NAME --because REASON",
+    )
+
+
+def _what_to_label(project: Project, run_folder: RunFolder, best: Verdict) -> Iterator[str]:
+    """Yield sentences on the failed check that is furthest off, and on the rows that would change it."""
+    failed = sorted(best.failed_checks, key=lambda check: check.shortfall, reverse=True)
+    hopeless = [check for check in failed if check.more_rows is None]
+    first = (hopeless or failed)[0]
+    yield f"{best.candidate} comes nearest; furthest off is {first.requirement}, measured {first.measured}."
+    if not hopeless:
+        needed = more_rows(project, "test", max(check.more_rows or 0 for check in failed))
+        yield f"Label {needed.in_words}: with those of today the gate cannot be sure."
+    elif not project.rows.test.examples:
+        yield "Label more rows: there is no test row."
+    elif first.estimate is None:
+        yield f"{first.advice[:1].upper()}{first.advice[1:]}."
+    else:
+        yield f"More test rows will not help: label more training rows{_forecast(project, run_folder, best.candidate)}."
+
+
+def _forecast(project: Project, run_folder: RunFolder, candidate: str) -> str:
+    path, n_rows = run_folder.path / "learning.json", 2 * len(project.rows.train)
+    points = [p for p in (LearningCurve.load(path).points if path.exists() else ()) if p.candidate == candidate]
+    found = forecast(points, n_rows) if points else None
+    return f" ({found.why})" if found is not None and found.accuracy is not None else ""
+
+
+def _after_certificate(project: Project, certificate: Certificate, task: str) -> Iterator[NextStep]:
+    file = project.file
+    live = file.large is not None and file.large.general_engine is not None
+    replay = " --replay-large" if file.large and file.large.recorded else ""
+    serve = f"smallfirst serve {task}{replay}"
+    if certificate.issued:
+        share = f"about {100 * certificate.coverage.value:.0f} % of requests stay small with the guarantee"
+        rest = "the rest goes to the large model" if file.large else "the rest is answered without it"
+        yield NextStep(what=f"serve it: {share}, {rest}", command=serve)
+    elif file.routing.override is not None:
+        yield NextStep(what=f"serve it uncertified: {file.routing.override.by} signed for it", command=serve)
+    elif live or replay:
+        yield NextStep(
+            what="serve it: nothing is certified, so the large model answers every request and the small one drafts in "
+            "shadow",
+            command=serve,
+        )
+    else:
+        yield NextStep(
+            what="serve it without a certificate: there is no large model, and each answer then says so and why",
+            command=f'{serve} --uncertified "a trial"',
+        )
+    yield NextStep(what="ask it one of your rows", command=_curl(project))
+    if not certificate.issued:
+        yield NextStep(what=_calibration_rows(project, certificate, task))
+
+
+def _calibration_rows(project: Project, certificate: Certificate, task: str) -> str:
+    if certificate.labels_missing is None:
+        return f"no number of rows like these is likely to certify it: {certificate.why}"
+    needed = more_rows(project, "calibration", certificate.labels_missing)
+    return f"to have it certified, label {needed.in_words}, then: smallfirst run {task}"
+
+
+def _curl(project: Project) -> str:
+    examples = project.rows.test.examples or project.rows.train.examples
+    shortest = min(examples, key=lambda example: (len(example.text), example.text))
+    messages = [{"role": m.role, "content": m.content[:MAX_QUESTION_CHARS]} for m in shortest.messages]
+    body = json.dumps({"model": project.file.name, "messages": messages}, ensure_ascii=False)
+    return f"curl -s localhost:8000/v1/chat/completions -H 'content-type: application/json' -d {shlex.quote(body)}"
+
+
+def hint_of(error: SmallfirstError, steps: Iterable[NextStep]) -> str | None:
+    """Return the error's own hint with the steps below it."""
+    lines = [*([error.hint] if error.hint else []), *(line for step in steps for line in step.lines)]
+    return "\n        ".join(lines) or None
