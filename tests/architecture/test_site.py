@@ -42,6 +42,21 @@ def test_the_site_is_built_without_a_warning_and_every_link_leads_somewhere(tmp_
     assert {address.split("/")[2] for address in outside} <= {"zensical.org"}, "the site loads nothing from elsewhere"
 
 
+def test_a_setting_is_shown_with_its_type_default_and_meaning(reference: ModuleType) -> None:
+    page = reference.settings_page()
+    assert "| `patience` | integer | – | Stop after so many epochs without a better score" in page
+    assert "| `method` | `full` or `lora` or `dora` | `full` |" in page
+    assert "## routing.guarantee\n" in page
+    assert "The settings of `small.training`, with defaults of its own." in page
+
+
+def test_an_option_is_shown_with_its_default(reference: ModuleType) -> None:
+    page = reference.cli_page()
+    assert "### smallfirst serve\n\n```text\nsmallfirst serve [OPTIONS]" in page
+    assert "| `--port INTEGER` | `8000` |" in page
+    assert "#### smallfirst keys create\n" in page
+
+
 def test_every_page_is_in_the_navigation_once() -> None:
     listed = pages(CONFIG["nav"])
     there = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
