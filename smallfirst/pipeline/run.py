@@ -16,6 +16,7 @@ from smallfirst.pipeline.evaluate import evaluate_stage
 from smallfirst.pipeline.learning_curve import measure_curve
 from smallfirst.pipeline.next_step import hint_of, next_steps
 from smallfirst.pipeline.preflight.check import PreflightReport, check_stage
+from smallfirst.pipeline.preflight.large_model import require_large
 from smallfirst.pipeline.release import chosen_candidate, gate_stage, override_stage, promote_stage
 from smallfirst.pipeline.report_data import report_stage
 from smallfirst.pipeline.summary import RunSummary, summarize_run
@@ -97,18 +98,7 @@ def _try_run(
     try:
         refuse_second_run(file.name)
         project = Project.read(file, progress)
-        found = check_stage(project)
-        stops = [finding.what for finding in found.rows.findings if finding.level == "stop"]
-        if stops and not despite_check:
-            raise DataError(
-                f"check: NO, so nothing was trained: {'; '.join(stops)}",
-                hint="mend what is marked stop, or label more rows; --despite-check runs all the same",
-            )
-        warning = f"; run despite it: {'; '.join(stops)}" if stops else ""
-        estimate = f"; the fine-tune takes {found.needs.short_summary}" if found.needs else ""
-        project.progress.log(f"check: {found.verdict} ({len(project.rows.train)} rows to train on){warning}{estimate}")
-        if found.large is not None and found.large.n:
-            project.progress.log(f"large model, after training: {found.large.in_words}")
+        _check_first(project, despite_check=despite_check)
         with only_run(file.name):
             run_folder = train_stage(project, resume=resume)
             evaluate_stage(project, run_folder, resume=resume)
@@ -119,6 +109,27 @@ def _try_run(
     if isinstance(ended, SmallfirstError):
         ended.hint = hint_of(ended, steps)
     return summarize_run(file, run_folder, ended).model_copy(update={"next_steps": steps}), ended
+
+
+def _check_first(project: Project, *, despite_check: bool) -> None:
+    """Log what the check finds. Raise before anything is trained if it says NO, or the large model cannot be asked."""
+    found = check_stage(project)
+    stops, fixes = ([one for one in found.rows.findings if one.level == level] for level in ("stop", "fix"))
+    what = "; ".join(finding.what for finding in stops)
+    if stops and not despite_check:
+        raise DataError(
+            f"check: NO, so nothing was trained: {what}",
+            hint="mend what is marked stop, or label more rows; --despite-check runs all the same",
+        )
+    warning = f"; run despite it: {what}" if stops else ""
+    estimate = f"; the fine-tune takes {found.needs.short_summary}" if found.needs else ""
+    log = project.progress.log
+    log(f"check: {found.verdict} ({len(project.rows.train)} rows to train on){warning}{estimate}")
+    for finding in fixes:
+        log(f"to fix: {finding.what}: {finding.rule}")
+    require_large(project.file, found.large)
+    if found.large is not None and found.large.n:
+        log(f"large model, after training: {found.large.in_words}")
 
 
 def gate_and_release(project: Project, run_folder: RunFolder) -> None:

@@ -121,15 +121,20 @@ def forecast_large(file: TaskFile, task: Task, rows: Rows) -> LargeForecast | No
     )
 
 
+def require_large(file: TaskFile, found: LargeForecast | None) -> None:
+    """Raise ConfigError or PriceUnknown if the large model is to be asked and has no key or no price."""
+    if file.large is not None and file.large.endpoint and found is not None and found.n:
+        EndpointModel(file.large.endpoint, file.prices)  # opens no connection
+
+
 def large_findings(file: TaskFile, found: LargeForecast | None) -> Iterator[Finding]:
     """Yield a finding if the large model cannot be asked as task.yaml describes it, or costs more than it allows."""
     if file.large is None or found is None or not found.n:
         return
-    if file.large.endpoint:
-        try:
-            EndpointModel(file.large.endpoint, file.prices)  # opens no connection
-        except SmallfirstError as error:
-            yield make_finding("fix", f"large model: {error.args[0]}", error.hint or "correct it in task.yaml", n=1)
+    try:
+        require_large(file, found)
+    except SmallfirstError as error:
+        yield make_finding("fix", f"large model: {error.args[0]}", error.hint or "correct it in task.yaml", n=1)
     least = found.spent_usd + found.cost_usd.low if found.cost_usd else 0.0
     if found.max_usd is not None and least > found.max_usd:
         usd, max_usd = format_usd(least), format_usd(found.max_usd)

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 from fixtures.preflight import project_of
 
+from smallfirst.errors import StageMissing
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded.replay import request_key
 from smallfirst.pipeline.large_model import recording_path
 from smallfirst.pipeline.preflight.large_model import LargeForecast, forecast_large, large_findings
+from smallfirst.pipeline.run import try_run
 from smallfirst.project.project import Project
+from smallfirst.project.run_folder import RunFolder
 
 PRICES = "prices: {tokens: {big: {input_usd_per_mtok: 1000, output_usd_per_mtok: 1000000}}}\n"
 """A dollar for each thousand tokens read, and for each one written."""
@@ -92,6 +95,10 @@ def test_a_key_or_a_price_that_is_missing_is_found_before_training(tmp_path: Pat
     [finding] = large_findings(project.file, forecast(project))
     assert "the variable OPENAI_API_KEY is not set" in finding.what
     assert (finding.level, finding.rule) == ("fix", "export OPENAI_API_KEY=…")
+    _, error = try_run(project.file)
+    assert "the variable OPENAI_API_KEY is not set" in str(error)
+    with pytest.raises(StageMissing):
+        RunFolder.latest(project.file.name)  # nothing was trained
     project = project_of(tmp_path, more=hosted)
     found = forecast(project)
     assert (found.cost_usd, "cost unknown" in found.in_words) == (None, True)
