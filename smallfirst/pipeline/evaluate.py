@@ -7,6 +7,7 @@ import asyncio
 from smallfirst.data.dataset import Dataset, sample_rows
 from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate
 from smallfirst.evaluation.results import Evaluation
+from smallfirst.models.memory import release_memory
 from smallfirst.models.protocol import Model, Request
 from smallfirst.models.wrappers import OpenEndedReplay
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads
@@ -39,6 +40,7 @@ def evaluate_stage(project: Project, run_folder: RunFolder, *, resume: bool = Fa
             continue
         with project.progress.step(f"measuring {candidate.title}"):
             asyncio.run(_evaluate_candidate(project, run_folder, candidate))
+        release_memory()
     measure_retention(project, run_folder)
     if project.file.large is not None:
         asyncio.run(_evaluate_large(project, run_folder))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from smallfirst.errors import StageMissing
 from smallfirst.models.catalog import find_weights
+from smallfirst.models.memory import release_memory
 from smallfirst.pipeline.retention import requested_probe
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.project.candidates import project_candidates
@@ -53,6 +54,7 @@ def _fit_all(project: Project, *, resume: bool) -> RunFolder:
             continue
         with project.progress.step(f"fitting {candidate.title}"):
             candidate.fit(project, run_folder)
+        release_memory()
         found = found.model_copy(update={"fitted": (*found.fitted, candidate.name)})
         found.save(run_folder.path / FITTED)
     if found.mlflow_run_id is None:

@@ -28,6 +28,7 @@ from smallfirst.pipeline.preflight.certificate import (
 )
 from smallfirst.pipeline.preflight.gate import ThresholdForecast, forecast_gate, gate_findings
 from smallfirst.pipeline.preflight.large_model import LargeForecast, forecast_large, large_findings
+from smallfirst.pipeline.preflight.memory import MemoryForecast, forecast_memory, memory_findings
 from smallfirst.pricing import PriceBook
 from smallfirst.project.candidates import project_candidates
 from smallfirst.project.project import Project, shown_as
@@ -44,7 +45,7 @@ from smallfirst.training.estimates.cost import (
     speed_from_earlier_run,
     speed_from_matmul,
 )
-from smallfirst.training.estimates.hardware import FreeMemory, free_memory, has_gpu, matmul_rate
+from smallfirst.training.estimates.hardware import FreeMemory, free_memory, has_gpu, matmul_rate, system_memory
 from smallfirst.training.estimates.memory import Range, format_gigabytes, least_bytes, suggest_smaller_setting
 
 HELD_OUT = 0.2
@@ -67,6 +68,8 @@ class PreflightReport(Record):
     """What the calibration rows can show of the guarantee."""
     large: LargeForecast | None = None
     """What asking the large model takes; None without one."""
+    memory: MemoryForecast | None = None
+    """Memory of the whole run: fine-tune, measuring, large model."""
     more_rows: tuple[str, ...] = ()
     """How accuracy grows with rows; only on request."""
 
@@ -81,7 +84,8 @@ class PreflightReport(Record):
         needs = self.needs.in_words if self.needs else []
         if self.unknown:
             needs = [f"time and memory of the fine-tune: unknown, {self.unknown}"]
-        return "\n".join([format_report(self.rows), *self._forecasts, *needs, *self.more_rows])
+        memory = [f"memory of the whole run: {self.memory.in_words}"] if self.memory and not self.unknown else []
+        return "\n".join([format_report(self.rows), *self._forecasts, *needs, *memory, *self.more_rows])
 
     @property
     def _forecasts(self) -> Iterator[str]:
@@ -114,20 +118,25 @@ def check_stage(project: Project, *, curve: bool = False) -> PreflightReport:
     held_out = (rows.selection, rows.calibration, rows.left_out)
     validation = rows.selection.subset("validation", tuple(e for part in held_out for e in part.examples))
     splits = {"train": rows.train, "validation": validation, "test": rows.test}
-    base = find_local_base(project.file.small.base)
-    encoded = {name: tokenize_rows(project, data, base.tokens) for name, data in splits.items()} if base.tokens else {}
-    counted = _counts(encoded, project) if encoded else estimate_token_counts(splits, config.max_seq_tokens)
+    needs, base, counted = None, LocalBaseModel(None, None, ""), None
+    encoded: dict[str, list[TokenizedRow]] = {}
+    if any(candidate.is_language_model for candidate in project_candidates(project)):
+        base = find_local_base(project.file.small.base)
+        if base.tokens:
+            encoded = {name: tokenize_rows(project, data, base.tokens) for name, data in splits.items()}
+        counted = _counts(encoded, project) if encoded else estimate_token_counts(splits, config.max_seq_tokens)
     report = check(rows.train, validation=validation, test=rows.test, tokens=counted)
-    needs, unknown = None, base.unknown
+    unknown = base.unknown
     if base.size is not None and encoded.get("train"):
         needs, unknown = _needs(project, base.size, encoded)
         report = report.with_findings(_too_large(needs, base.size, config, rows.train))
     gate, certificate = forecast_gate(project), forecast_certificate(project)
     large = forecast_large(project.file, project.task, rows)
     report = report.with_findings([*gate_findings(gate), *certificate_findings(certificate)])
-    report = report.with_findings(
-        [*large_findings(project.file, large), *_not_counted(rows), *rows.skipped, *rows.notes]
-    )
+    free = system_memory()
+    memory = forecast_memory(project, base.size, needs.memory_bytes if needs and not has_gpu() else None, free)
+    report = report.with_findings([*large_findings(project.file, large), *memory_findings(memory, free)])
+    report = report.with_findings([*_not_counted(rows), *rows.skipped, *rows.notes])
     lines = tuple(learning_curve_lines(project)) if curve else ()
     return PreflightReport(
         rows=report,
@@ -136,6 +145,7 @@ def check_stage(project: Project, *, curve: bool = False) -> PreflightReport:
         gate=gate,
         certificate=certificate,
         large=large,
+        memory=memory,
         more_rows=lines,
     )
 

@@ -191,3 +191,21 @@ def test_no_curve_of_open_answers_or_of_hardly_any_rows(tmp_path: Path, tiny_fol
     project = desk(tmp_path, tiny_folder, rows=few)
     project = project._replace(rows=project.rows.model_copy(update={"train": project.rows.train.subset("few", ())}))
     assert list(learning_curve_lines(project)) == ["more rows: too few training rows for a curve"]
+
+
+def test_linear_models_alone_are_checked_without_tokens_and_without_an_estimate(tmp_path: Path) -> None:
+    found = check_stage(desk(tmp_path, "no-such-model", more="ladder: [words]\nrouting: {small: words}\n"))
+    assert (found.needs, found.unknown, found.rows.lengths) == (None, "", ())
+    assert found.in_words.splitlines()[-1].startswith("memory of the whole run: about 0.3 to 0.6 GB (measuring ")
+
+
+def test_what_a_run_can_end_with_is_in_the_report_and_the_json(tmp_path: Path) -> None:
+    found = check_stage(desk(tmp_path, "no-such-model", more="gate: {accuracy_at_least: 0.5}\n"))
+    n = len(desk(tmp_path, "no-such-model").rows.test)
+    assert f"gate: {n} test rows show accuracy at least 0.500 only from a measured " in found.in_words
+    assert found.certificate is not None
+    assert found.certificate.in_words in {finding.what.removeprefix("certificate: ") for finding in found.rows.findings}
+    values = json.loads(found.in_json)
+    assert values["gate"][0]["n_wrong"] == found.gate[0].n_wrong
+    assert values["certificate"]["missing"]["part"] == "calibration"
+    assert (values["large"], found.verdict) == (None, "FIX")
