@@ -1,4 +1,4 @@
-"""`smallfirst jobs`: list fine-tunes, show one with its events, cancel or resume them.
+"""`smallfirst jobs`: list fine-tunes, create one, show one with its events, cancel or resume them.
 
 Looking restarts a job whose process died, so listing may start processes. Nothing heavy is imported.
 """
@@ -8,17 +8,19 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from smallfirst.cli.options import JSON, VerbGroup
+from smallfirst.cli.options import JSON, Verb, VerbGroup
 from smallfirst.progress import format_duration, format_table
 
 if TYPE_CHECKING:
     from smallfirst.jobs.job_folder import JobFolder
 
 NAMES = click.argument("names", nargs=-1, required=True)
+DEFAULT_BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 COLUMNS = ("NAME", "STATUS", "BASE", "PROGRESS", "AGE")
 
 
@@ -28,7 +30,7 @@ COLUMNS = ("NAME", "STATUS", "BASE", "PROGRESS", "AGE")
 @JSON
 @click.pass_context
 def jobs(ctx: click.Context, as_json: bool) -> None:
-    """List fine-tuning jobs; show, cancel or resume them.
+    """List fine-tuning jobs; create, show, cancel or resume them.
 
     The newest stands first. Those whose process was killed are restarted.
     """
@@ -42,7 +44,56 @@ def jobs(ctx: click.Context, as_json: bool) -> None:
     elif found:
         click.echo("\n".join(table(found)))
     else:
-        click.echo("no job yet: foundation_model.create(…) submits one")
+        click.echo("no job yet: smallfirst jobs create ROWS CATALOG.SCHEMA.MODEL submits one")
+
+
+@jobs.command(cls=Verb, examples=("smallfirst jobs create texts/ main.texts.tales --follow",))
+@click.argument("rows")
+@click.argument("register_to")
+@click.option("--base", default=DEFAULT_BASE, show_default=True, help="Base model: name or folder.")
+@click.option("--duration", default="3ep", show_default=True, help="3ep: epochs, 300ba: batches.")
+@click.option("--max-tokens", default=512, show_default=True, help="Longest row; text is cut into windows of so many.")
+@click.option("--follow", is_flag=True, help="Print events as they happen, until the job has ended.")
+def create(rows: str, register_to: str, base: str, duration: str, max_tokens: int, follow: bool) -> None:
+    """Fine-tune a model on conversations, or on texts to continue, and register it as REGISTER_TO.
+
+    ROWS of text alone (a folder of .txt files, JSON lines of `text`) make a model that continues text; rows of
+    messages, or of prompt and response, make a chat model. No task, gate or router is involved.
+    """
+    from smallfirst.data.sources.load import load_rows
+    from smallfirst.jobs import queue
+    from smallfirst.jobs.base_models import require_training_packages
+    from smallfirst.jobs.rows import JobRows
+    from smallfirst.jobs.spec import JobSpec, new_job_name, user_name, utc_now
+    from smallfirst.records import parse_record
+    from smallfirst.registry.versions import check_name
+    from smallfirst.training.config import TrainConfig
+
+    require_training_packages()
+    check_name(register_to)
+    config = parse_record(TrainConfig, {"duration": duration, "max_seq_tokens": max_tokens}, where="options")
+    train = load_rows(rows)
+    spec = JobSpec(
+        name=new_job_name(base),
+        recipe="text" if train.examples[0].shape == "text" else "chat",
+        model=base,
+        train_rows=str(Path(rows).absolute()) if Path(rows).exists() else rows,
+        register_to=register_to,
+        experiment=register_to,
+        config=config,
+        created_by=user_name(),
+        created_at=utc_now(),
+    )
+    job = queue.submit(spec, JobRows.read(spec))
+    click.echo(f"{job.name}: submitted")
+    if not follow:
+        click.echo(f"next: smallfirst jobs show {job.name} --follow")
+        return
+    for event in queue.follow(job):
+        click.echo(event.in_one_line)
+    if job.result:
+        name = register_to.rpartition(".")[2]
+        click.echo(f"next: smallfirst serve --model {name}={job.result.reference}")
 
 
 @jobs.command()

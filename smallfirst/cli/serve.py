@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from smallfirst.cli.options import TASKS, verb
+from smallfirst.errors import ConfigError
 
 if TYPE_CHECKING:
     from smallfirst.models.protocol import Model
@@ -25,6 +27,7 @@ FINE_TUNING = "openai_finetuning"
     "smallfirst serve tickets",
     "smallfirst serve tickets invoices --port 9000 --store-bodies",
     "smallfirst serve tickets --explain",
+    "smallfirst serve --model tales=main.texts.tales/1",
 )
 @TASKS
 @click.option("--host", default="127.0.0.1", show_default=True)
@@ -47,16 +50,25 @@ FINE_TUNING = "openai_finetuning"
     "--plugin-option", "plugin_options", nargs=3, multiple=True, metavar="NAME KEY VALUE", help="Option of a plugin."
 )
 @click.option("--fine-tuning", is_flag=True, help="Let clients fine-tune: --plugin openai_finetuning.")
+@click.option(
+    "--model", "references", multiple=True, metavar="NAME=REFERENCE", help="A registered model beside the tasks."
+)
 @click.option("--base", "bases", multiple=True, help="NAME or NAME=FOLDER that may be fine-tuned.")
 def serve(
-    task_yamls: tuple[Path, ...], only_explain: bool, fine_tuning: bool, bases: tuple[str, ...], **options: Any
+    task_yamls: tuple[Path, ...],
+    only_explain: bool,
+    fine_tuning: bool,
+    bases: tuple[str, ...],
+    references: tuple[str, ...],
+    **options: Any,
 ) -> None:
     """Serve the Routers of tasks as an OpenAI-style API.
 
     Each task's Router, its small and its large model are served, and `auto` over all tasks.
 
     Loopback alone until there is a key (`smallfirst keys create NAME`). The registry's aliases are followed: a
-    promotion or a rollback changes who answers, without a restart.
+    promotion or a rollback changes who answers, without a restart. A model named by --model answers as it is, with
+    neither router nor certificate: one that continues text at /v1/completions, for example.
     """
     from smallfirst.paths import home, state_of
     from smallfirst.project.task_file import read_task_file
@@ -75,9 +87,9 @@ def serve(
     live = {name: options.pop(name) for name in ("replay_large", "follow_s", "trace", "uncertified")}
     keep_days = options.pop("keep_days")
     settings = parse_record(ServeSettings, options, where="options")
-    # Without one of them, only the models of the plugins are served.
+    # Without one of them, only the models of the plugins and of --model are served.
     reason, any_there = live["uncertified"], any(path.exists() for path in wanted)
-    files = [_signed(read_task_file(path), reason) for path in wanted] if any_there or not enabled else []
+    files = [_signed(read_task_file(path), reason) for path in wanted] if any_there or not (enabled or references) else []
     if files:  # ledger and keys of the server are those of its first task
         click.get_current_context().with_resource(state_of(files[0].folder))
         _refuse_other_keys()
@@ -86,8 +98,23 @@ def serve(
     plugins: list[Plugin] = []
     if files:
         models, plugins = _deploy(files, ledger, settings, live)
+    named = _registered(references)
+    models = ChainMap(named, cast(MutableMapping[str, "Model"], models)) if named else models
     plugins += installed_plugins(models, enabled, plugin_options)
     serve_models(models, ledger=ledger, settings=settings, plugins=plugins)
+
+
+def _registered(references: Sequence[str]) -> dict[str, Model]:
+    """Return registered models by name, loaded. Raise ConfigError unless each is NAME=REFERENCE, or RegistryError."""
+    from smallfirst.models.loading import load_model
+    from smallfirst.registry import versions
+
+    pairs = [reference.partition("=") for reference in references]
+    if wrong := [name for name, _, reference in pairs if not (name and reference)]:
+        raise ConfigError(
+            f"--model {wrong[0]}: expected NAME=REFERENCE", hint="--model tales=main.texts.tales/1, or …@champion"
+        )
+    return {name: load_model(versions.resolve(at).folder, name=name, certified=False) for name, _, at in pairs}
 
 
 def _deploy(

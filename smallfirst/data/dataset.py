@@ -88,6 +88,12 @@ class Dataset(Record):
         """16 hex digits that change when a row is added, removed or edited, not when rows move."""
         return fingerprint(sorted(example.key for example in self.examples))
 
+    @property
+    def system_message(self) -> str:
+        """The system message with which every row begins; empty if they differ or one has none."""
+        firsts = {e.messages[0].content if e.messages and e.messages[0].role == "system" else "" for e in self.examples}
+        return firsts.pop() if len(firsts) == 1 else ""
+
     def labels(self) -> tuple[str, ...]:
         return tuple(sorted({example.answer for example in self.examples}))
 

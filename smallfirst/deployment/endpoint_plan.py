@@ -216,7 +216,7 @@ def _cascade(
     large = fallback
     certificate = certificate.model_copy(update={"below": "escalate", "bands": ()})
     heads = ConfidenceHeads.model_validate_json(versions.read_attachment(version.name, version.version, HEADS) or b"{}")
-    if manifest.kind != "chat":
+    if manifest.kind not in ("chat", "text"):
         large = PromptedModel(large, manifest.task, max_tokens=manifest.task.max_answer_tokens)
     signed = f"{cascade.override.by}: {cascade.override.because}" if cascade.override else ""
     return Router(

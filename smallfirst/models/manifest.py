@@ -25,9 +25,10 @@ BASE_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 class Manifest(Record):
     """The description of a model, written last into its folder, so a folder without one is not a model."""
 
-    kind: Literal["label_tokens", "generative", "chat", "words", "encoder"]
+    kind: Literal["label_tokens", "generative", "chat", "text", "words", "encoder"]
     """`label_tokens`: a causal model that scores one token a label · `generative`: one that generates its answers ·
-    `chat`: one prompted with whole conversations through its own chat template · `words`, `encoder`: linear models."""
+    `chat`: one prompted with whole conversations through its own chat template · `text`: one that continues text ·
+    `words`, `encoder`: linear models."""
     task: AnyTask
     """The task it was trained for."""
     base: str
@@ -40,6 +41,10 @@ class Manifest(Record):
     """Divides the label log-probabilities before they are reported; fitted on validation rows."""
     calibration: Calibration = Calibration()
     """From the tokens of a generated answer to the probability that it is right (`generative` only)."""
+    system: str = ""
+    """System message of every training row, with which a request without one is answered (`chat` only)."""
+    writes_json: bool = True
+    """False if it was trained on answers that are no JSON objects: asked for a json_object, it refuses."""
     max_tokens: int = 512
     """Longest prompt; the middle of a longer text is cut."""
     weights_fingerprint: str = ""

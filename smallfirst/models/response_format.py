@@ -75,9 +75,13 @@ class CompiledSchema:
 class ResponseGrammars:
     """The grammars of one local model: that of its task, or else those of the requests' own schemas."""
 
-    def __init__(self, own: Mapping[str, Any] | None, tokenizer: Any, *, name: str) -> None:
-        """Compile `own`, the schema of every answer, if there is one. Raise ConfigError if it has no grammar."""
-        self._own, self._name = own, name
+    def __init__(self, own: Mapping[str, Any] | None, tokenizer: Any, *, name: str, writes_json: bool = True) -> None:
+        """Compile `own`, the schema of every answer, if there is one. Raise ConfigError if it has no grammar.
+
+        Without `writes_json` a `json_object` is refused: a model that learnt other answers fills it with anything until
+        its tokens run out.
+        """
+        self._own, self._name, self._writes_json = own, name, writes_json
         self._own_grammar = Grammar.compile(own, tokenizer) if own is not None else None
         self._requested = GrammarCache(tokenizer)
 
@@ -92,6 +96,11 @@ class ResponseGrammars:
             return self._own_grammar
         if wanted is None:
             return None
+        if wanted.kind == "json_object" and not self._writes_json:
+            raise RequestRefused(
+                f"response_format: {self._name} was trained on answers that are no JSON objects; leave response_format "
+                "out, or name the fields by a json_schema"
+            )
         try:
             return await self._requested.grammar(wanted.answer_schema)
         except ConfigError as error:

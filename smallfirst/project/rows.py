@@ -104,7 +104,8 @@ def read_task(task_file: TaskFile, rows: Rows) -> Task:
     """Return the task of the file. Raise ConfigError if its settings and rows make none."""
     kind = TASK_KINDS.get(task_file.kind)
     settings = kind.complete_settings(task_file.settings, rows.train, (rows.selection, rows.calibration, rows.test))
-    values = {"kind": task_file.kind, "name": task_file.name, "about": task_file.about, **settings}
+    about = task_file.about or rows.train.system_message
+    values = {"kind": task_file.kind, "name": task_file.name, "about": about, **settings}
     return parse_record(kind, values, where=f"task {task_file.name}")
 
 

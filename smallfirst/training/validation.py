@@ -18,7 +18,7 @@ from smallfirst.evaluation.calibration import accuracy_and_temperature, fit_cali
 from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.grammar import Grammar
 from smallfirst.models.generation.sequence import GenerationRequest
-from smallfirst.models.local.chat_template import encode_chat, end_of_turn_token
+from smallfirst.models.local.chat_template import encode_chat, end_of_turn_token, with_system_message
 from smallfirst.models.local.label_scorer import LabelScorer
 from smallfirst.models.local.tokenizer import encode_prompt
 from smallfirst.models.manifest import Manifest
@@ -99,16 +99,18 @@ def mean_loss(model: Any, rows: Sequence[TokenizedRow]) -> float:
     return total / sum(len(row.ids) - row.n_prompt for row in rows)
 
 
-def generate_samples(model: Any, tokenizer: Any, prompts: Sequence[str], *, max_tokens: int) -> list[Sample]:
-    """Return the most probable answer to each prompt, asked through the chat template if the tokenizer has one."""
+def generate_samples(model: Any, tokenizer: Any, prompts: Sequence[str], manifest: Manifest) -> list[Sample]:
+    """Return the most probable answer to each prompt, or its continuation, as the model will be asked."""
     if not prompts:
         return []
-    requests = [GenerationRequest(_prompt_ids(tokenizer, prompt, max_tokens), MAX_SAMPLE_TOKENS) for prompt in prompts]
-    written = Generator(model, tokenizer, end=end_of_turn_token(tokenizer)).generate(requests)
+    requests = [GenerationRequest(_prompt_ids(tokenizer, prompt, manifest), MAX_SAMPLE_TOKENS) for prompt in prompts]
+    end = end_of_turn_token(tokenizer) if manifest.kind == "chat" else None
+    written = Generator(model, tokenizer, end=end).generate(requests)
     return [Sample(prompt, answer.text.strip()) for prompt, answer in zip(prompts, written, strict=True)]
 
 
-def _prompt_ids(tokenizer: Any, prompt: str, max_tokens: int) -> list[int]:
-    if tokenizer.chat_template:
-        return encode_chat(tokenizer, [Message(role="user", content=prompt)], max_tokens=max_tokens)
-    return encode_prompt(tokenizer, prompt, max_tokens)
+def _prompt_ids(tokenizer: Any, prompt: str, manifest: Manifest) -> list[int]:
+    if tokenizer.chat_template and manifest.kind == "chat":
+        turns = with_system_message([Message(role="user", content=prompt)], manifest.system)
+        return encode_chat(tokenizer, turns, max_tokens=manifest.max_tokens)
+    return encode_prompt(tokenizer, prompt, manifest.max_tokens)

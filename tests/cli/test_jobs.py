@@ -14,11 +14,12 @@ from click.testing import CliRunner
 from fixtures.jobs import create_job, job_spec
 
 from smallfirst.cli.jobs import jobs
-from smallfirst.errors import ConfigError
+from smallfirst.errors import ConfigError, RegistryError
 from smallfirst.files import try_lock
 from smallfirst.jobs import queue
 from smallfirst.jobs.job_folder import JobFolder
-from smallfirst.jobs.spec import JobProgress, JobResult, MlflowIds, utc_now
+from smallfirst.jobs.rows import JobRows
+from smallfirst.jobs.spec import JobProgress, JobResult, JobSpec, MlflowIds, utc_now
 from smallfirst.training.config import TrainConfig
 
 
@@ -69,7 +70,7 @@ def test_the_table_has_the_newest_first_in_columns(running: JobFolder, completed
 
 
 def test_without_jobs_it_says_how_one_is_made() -> None:
-    assert call() == "no job yet: foundation_model.create(…) submits one\n"
+    assert call() == "no job yet: smallfirst jobs create ROWS CATALOG.SCHEMA.MODEL submits one\n"
     assert json.loads(call("--json")) == []
 
 
@@ -152,3 +153,35 @@ def test_an_unknown_name_is_told_with_the_nearest(verb: str, completed: JobFolde
 def test_nothing_is_asked_to_stop_if_one_name_is_wrong(running: JobFolder) -> None:
     refused("cancel", "cards-b", "nobody")
     assert not running.cancelled
+
+
+@pytest.mark.parametrize(
+    ("row", "recipe"), [({"text": "The ship lies at pier 3."}, "text"), ({"prompt": "a", "response": "b"}, "chat")]
+)
+def test_a_job_is_created_from_rows_whose_shape_says_what_is_learnt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: dict[str, str], recipe: str
+) -> None:
+    submitted: list[tuple[JobSpec, JobRows]] = []
+
+    def submit(spec: JobSpec, rows: JobRows) -> JobFolder:
+        submitted.append((spec, rows))
+        return create_job(spec)
+
+    monkeypatch.setattr(queue, "submit", submit)
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    monkeypatch.chdir(tmp_path)
+    said = call("create", "rows.jsonl", "main.texts.tales", "--base", "tiny", "--duration", "2ep", "--max-tokens", "64")
+    [(spec, rows)] = submitted
+    assert (spec.recipe, spec.model, spec.register_to, len(rows.train)) == (recipe, "tiny", "main.texts.tales", 1)
+    assert (spec.config.duration, spec.config.max_seq_tokens) == ("2ep", 64)
+    assert spec.train_rows == str(tmp_path / "rows.jsonl")  # a job may be resumed from elsewhere
+    assert said == f"{spec.name}: submitted\nnext: smallfirst jobs show {spec.name} --follow\n"
+
+
+def test_wrong_options_of_a_new_job_are_refused_before_it_starts(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "a text"}\n')
+    rows = str(tmp_path / "rows.jsonl")
+    assert "duration" in refused("create", rows, "main.texts.tales", "--duration", "long")
+    with pytest.raises(RegistryError, match="tales"):
+        call("create", rows, "tales")
+    assert queue.all_jobs() == []

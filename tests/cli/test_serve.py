@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 from fixtures.endpoints import register_words
 
 from smallfirst.cli.serve import serve
 from smallfirst.data.dataset import Dataset
+from smallfirst.errors import ConfigError
+from smallfirst.models.protocol import Model
 from smallfirst.models.servers.vllm import VllmModel
 from smallfirst.pipeline.large_model import general_model
 from smallfirst.project.task_file import read_task_file
+from smallfirst.serving import app
 from smallfirst.tasks.classify import Classify
 
 
@@ -36,3 +40,21 @@ def test_explained_engine_of_the_large_model_is_the_one_that_answers(
     assert "tickets-large\n  engine   vLLM: a server in a child process" in found
     assert "why      it is the engine named for this model" in found
     assert isinstance(general_model(read_task_file(path)), VllmModel)
+
+
+def test_a_registered_model_is_served_by_name_without_a_task(
+    module_store: Path, tmp_path: Path, toy_rows: Dataset, toy_task: Classify, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[dict[str, Model]] = []
+    monkeypatch.setattr(app, "serve", lambda models, **_: served.append(dict(models)))
+    monkeypatch.chdir(tmp_path)  # no task.yaml stands here
+    version = register_words(tmp_path / "model", toy_rows, toy_task, name="main.ml.desk")
+    CliRunner().invoke(serve, ["--model", f"desk=main.ml.desk/{version}"], catch_exceptions=False)
+    [models] = served
+    assert [(name, model.name) for name, model in models.items()] == [("desk", "desk")]
+
+
+def test_a_model_without_a_name_is_refused() -> None:
+    found = CliRunner().invoke(serve, ["--model", "main.texts.tales/1"]).exception
+    assert isinstance(found, ConfigError)
+    assert "expected NAME=REFERENCE" in str(found)

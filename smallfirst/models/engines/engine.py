@@ -48,8 +48,8 @@ class ModelSource(NamedTuple):
         if str(self.location).startswith(("http://", "https://")):
             return "address"
         if (self.path / MANIFEST).is_file():
-            kinds: dict[str, Kind] = {"label_tokens": "label", "generative": "generative", "chat": "generative"}
-            return kinds.get(self.manifest.kind, "linear")
+            kinds: dict[str, Kind] = {"label_tokens": "label", "words": "linear", "encoder": "linear"}
+            return kinds.get(self.manifest.kind, "generative")
         if (self.path / "config.json").is_file():
             return "weights"
         return "gguf" if self.path.suffix == ".gguf" and self.path.is_file() else "other"

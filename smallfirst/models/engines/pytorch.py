@@ -57,8 +57,11 @@ class PyTorchEngine:
 
             return LabelModel(LabelScorer.load(folder, manifest), manifest, name=name, price=price)
         if manifest.kind == "chat":
-            chat, max_tokens = Generator.load(folder, chat=True), manifest.max_tokens
-            return GenerativeModel.for_chat(chat, name=name, price=price, max_tokens=max_tokens)
+            return GenerativeModel.for_chat(
+                Generator.load(folder, chat=True), name=name, price=price, manifest=manifest
+            )
+        if manifest.kind == "text":
+            return GenerativeModel.for_text(Generator.load(folder), manifest, name=name, price=price)
         return GenerativeModel.for_task(Generator.load(folder), manifest, name=name, price=price)
 
 

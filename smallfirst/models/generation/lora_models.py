@@ -56,9 +56,9 @@ class LoraBase:
         if manifest.kind == "generative":
             return GenerativeModel.for_task(self._shared(), manifest, name=name, price=price, adapter=adapter)
         if manifest.kind == "chat":
-            return GenerativeModel.for_chat(
-                self._shared(), name=name, price=price, adapter=adapter, max_tokens=manifest.max_tokens
-            )
+            return GenerativeModel.for_chat(self._shared(), name=name, price=price, adapter=adapter, manifest=manifest)
+        if manifest.kind == "text":
+            return GenerativeModel.for_text(self._shared(), manifest, name=name, price=price, adapter=adapter)
         raise ConfigError(f"{folder}: a model of kind {manifest.kind} has no adapters")
 
     def add(self, folder: Path) -> str:

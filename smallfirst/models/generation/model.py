@@ -25,7 +25,7 @@ from smallfirst.models.generation.sequence import (
     TextDelta,
     TopLogProbs,
 )
-from smallfirst.models.local.chat_template import encode_chat, end_of_turn_token
+from smallfirst.models.local.chat_template import encode_chat, end_of_turn_token, with_system_message
 from smallfirst.models.local.kv_cache import KVCache
 from smallfirst.models.local.token_batches import length_batches, pad_right
 from smallfirst.models.local.tokenizer import common_prefix, encode_prompt
@@ -54,6 +54,10 @@ class PromptFormat(NamedTuple):
     prefix: tuple[int, ...] = ()
     """Tokens written by the operator with which prompts begin: read once and cached. Never a client's text."""
     schema: Mapping[str, Any] | None = None
+    writes_json: bool = True
+    """False refuses a `json_object`: the model has learnt to write something else."""
+    keeps_spaces: bool = False
+    """Spaces around an answer stay: it continues a text."""
 
 
 class GenerativeModel:
@@ -76,7 +80,7 @@ class GenerativeModel:
     ) -> None:
         """Generate with `generator`, which models may share. Raise ConfigError if the schema has no grammar."""
         self.name, self.prompt, self._adapter, self._end = name, prompt, adapter, end
-        self._grammars = ResponseGrammars(prompt.schema, generator.tokenizer, name=name)
+        self._grammars = ResponseGrammars(prompt.schema, generator.tokenizer, name=name, writes_json=prompt.writes_json)
         self._price, self._calibration = price or MachinePrice(), calibration or Calibration()
         if isinstance(generator, Generator):
             generator = ContinuousBatchScheduler(generator, name=name)
@@ -104,6 +108,7 @@ class GenerativeModel:
             max_answer_tokens=task.max_answer_tokens,
             prefix=tuple(common_prefix(*(encode(Request.ask(text)) for text in ("a", "Z")))),
             schema=task.answer_schema(),
+            writes_json=manifest.writes_json,
         )
         return cls(
             generator, prompt, name=name or task.name, price=price, adapter=adapter, calibration=manifest.calibration
@@ -119,10 +124,15 @@ class GenerativeModel:
         schema: Mapping[str, Any] | None = None,
         declared: Sequence[Message] = (),
         adapter: str = "",
-        max_tokens: int = MAX_PROMPT_TOKENS,
+        manifest: Manifest | None = None,
     ) -> GenerativeModel:
-        """Return a chat model with its own template; `declared` first messages are read once and cached."""
+        """Return a chat model with its own template; `declared` first messages are read once and cached.
+
+        `manifest` describes a fine-tuned one: a request without a system message gets that of its training rows.
+        """
         tokenizer = generator.tokenizer
+        max_tokens, system = (manifest.max_tokens, manifest.system) if manifest else (MAX_PROMPT_TOKENS, "")
+        declared = declared or with_system_message((), system)
 
         def encode(messages: Sequence[Message]) -> list[int]:
             if tokenizer.chat_template:
@@ -131,16 +141,41 @@ class GenerativeModel:
 
         def encode_request(request: Request) -> list[int]:
             try:
-                return encode(request.messages)
+                return encode(with_system_message(request.messages, system))
             except ConfigError as error:
                 raise RequestRefused(f"messages: {error.args[0]}", code="context_length_exceeded") from None
 
         prefix: list[int] = []
         if declared:
             prefix = common_prefix(*(encode([*declared, Message(role="user", content=text)]) for text in ("a", "Z")))
-        prompt = PromptFormat(encode=encode_request, max_tokens=max_tokens, prefix=tuple(prefix), schema=schema)
+        prompt = PromptFormat(
+            encode=encode_request,
+            max_tokens=max_tokens,
+            prefix=tuple(prefix),
+            schema=schema,
+            writes_json=manifest is None or manifest.writes_json,
+        )
         end = None if isinstance(generator, Generator) else end_of_turn_token(tokenizer)
         return cls(generator, prompt, name=name, price=price, adapter=adapter, end=end)
+
+    @classmethod
+    def for_text(
+        cls,
+        generator: Generator | ContinuousBatchScheduler,
+        manifest: Manifest,
+        *,
+        name: str,
+        price: MachinePrice | None = None,
+        adapter: str = "",
+    ) -> GenerativeModel:
+        """Return a model that continues a request's text as it stands: no template, no cue, spaces kept."""
+
+        def encode(request: Request) -> list[int]:
+            text = "\n\n".join(message.content for message in request.messages)
+            return encode_prompt(generator.tokenizer, text, manifest.max_tokens)
+
+        prompt = PromptFormat(encode, manifest.max_tokens, writes_json=False, keeps_spaces=True)
+        return cls(generator, prompt, name=name, price=price, adapter=adapter)
 
     @property
     def max_answer_tokens(self) -> int | None:
@@ -247,7 +282,7 @@ class GenerativeModel:
 
     async def _completion(self, generation: GenerationRequest, result: GenerationResult, began: float) -> Completion:
         return Completion(
-            text=result.text.strip(),
+            text=result.text if self.prompt.keeps_spaces else result.text.strip(),
             answered_by=self.name,
             latency_ms=(time.perf_counter() - began) * 1000,
             cost_usd=self._price.cost_usd(result.busy_s),

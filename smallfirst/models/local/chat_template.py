@@ -25,6 +25,13 @@ def encode_chat(tokenizer: Any, messages: Sequence[Message], *, max_tokens: int)
     return ids
 
 
+def with_system_message(messages: Sequence[Message], system: str) -> Sequence[Message]:
+    """Return the conversation, with this system message first if it has none of its own."""
+    if not system or any(message.role == "system" for message in messages):
+        return messages
+    return (Message(role="system", content=system), *messages)
+
+
 def end_of_turn_token(tokenizer: Any) -> int:
     """Return the token that the template puts behind an answer, or else the tokenizer's end token."""
     if not tokenizer.chat_template:

@@ -136,7 +136,7 @@ def check_stage(project: Project, *, curve: bool = False) -> PreflightReport:
     free = system_memory()
     memory = forecast_memory(project, base.size, needs.memory_bytes if needs and not has_gpu() else None, free)
     report = report.with_findings([*large_findings(project.file, large), *memory_findings(memory, free)])
-    report = report.with_findings([*_not_counted(rows), *rows.skipped, *rows.notes])
+    report = report.with_findings([*_not_counted(rows), *rows.skipped, *rows.notes, *_system_messages(rows.train)])
     lines = tuple(learning_curve_lines(project)) if curve else ()
     return PreflightReport(
         rows=report,
@@ -158,6 +158,16 @@ def _not_counted(rows: Rows) -> Iterator[Finding]:
         )
         where = [locate(example, "does not count") for example in rows.left_out.examples]
         yield make_finding("note", rows.counted.in_words, rule, where)
+
+
+def _system_messages(train: Dataset) -> Iterator[Finding]:
+    """Yield a finding if system messages differ: a task's models read the user's message alone."""
+    told = {m.content: e for e in reversed(train.examples) for m in e.messages if m.role == "system"}
+    if told and not train.system_message:
+        where = [locate(example, f'has "{" ".join(words.split())[:60]}"') for words, example in reversed(told.items())]
+        what = f"{len(told):,} different system messages in train rows, or some rows without one"
+        rule = "the small model reads the user's message alone: put into it what an answer depends on"
+        yield make_finding("fix", what, rule, where)
 
 
 def learning_curve_lines(project: Project) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from smallfirst.data.dataset import Dataset, Example, Message, RowFormat
 from smallfirst.errors import DataError, Problem, TrainingError
@@ -12,7 +12,7 @@ from smallfirst.models.manifest import Manifest
 from smallfirst.tasks.chat import Chat
 from smallfirst.training.batches import TokenizedRow, encode_rows
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.recipes.recipe import PreparedData
+from smallfirst.training.recipes.recipe import PreparedData, are_json_objects
 
 if TYPE_CHECKING:  # these load PyTorch
     from smallfirst.training.causal_lm import CausalBackend
@@ -44,8 +44,15 @@ class _RowsWithEvaluation(NamedTuple):
 
         return CausalBackend()
 
-    def _manifest(self, config: TrainConfig, base: str) -> Manifest:
-        return Manifest(kind="chat", task=Chat(name=self.name), base=base, max_tokens=config.max_seq_tokens)
+    def _manifest(self, config: TrainConfig, base: str, kind: Literal["chat", "text"]) -> Manifest:
+        return Manifest(
+            kind=kind,
+            task=Chat(name=self.name),
+            base=base,
+            system=self.train_rows.system_message,
+            writes_json=are_json_objects(self.train_rows),
+            max_tokens=config.max_seq_tokens,
+        )
 
     def _validate(
         self, rows: Sequence[TokenizedRow], model: Any, tokenizer: Any, manifest: Manifest
@@ -53,7 +60,7 @@ class _RowsWithEvaluation(NamedTuple):
         from smallfirst.training.validation import generate_samples, validate_loss
 
         result, figures = validate_loss(model, rows, manifest) if rows else (None, {})
-        samples = generate_samples(model, tokenizer, self.eval_prompts, max_tokens=manifest.max_tokens)
+        samples = generate_samples(model, tokenizer, self.eval_prompts, manifest)
         if self.on_validation is not None:
             self.on_validation(figures, samples)
         return result
@@ -76,7 +83,7 @@ class ChatRecipe(_RowsWithEvaluation):
                 problems,
                 hint="fix or remove these lines; for long ones raise max_seq_tokens (context_length)",
             )
-        return PreparedData(encoded[0][0], self._manifest(config, base))
+        return PreparedData(encoded[0][0], self._manifest(config, base, "chat"))
 
     def validate(self, model: Any, tokenizer: Any, manifest: Manifest) -> ValidationResult | None:
         rows: list[TokenizedRow] = []
@@ -100,7 +107,7 @@ class PretrainingRecipe(_RowsWithEvaluation):
             problems = [Problem(e.path, e.line, rule) for e in examples]
             raise DataError("continued pre-training takes rows of text alone:", problems)
         rows = text_windows(self.train_rows, tokenizer, max_tokens=config.max_seq_tokens)
-        return PreparedData(rows, self._manifest(config, base))
+        return PreparedData(rows, self._manifest(config, base, "text"))
 
     def validate(self, model: Any, tokenizer: Any, manifest: Manifest) -> ValidationResult | None:
         rows = text_windows(self.evaluation, tokenizer, max_tokens=manifest.max_tokens) if self.evaluation else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from smallfirst.data.dataset import Dataset
@@ -23,6 +24,11 @@ class PreparedData(NamedTuple):
     """Training rows, of the type that the recipe's Backend takes."""
     manifest: Manifest
     """Manifest of the model to be; validation may add a calibration."""
+
+
+def are_json_objects(rows: Dataset) -> bool:
+    """Return True if most answers are JSON objects."""
+    return 2 * sum(map(_is_json_object, (example.answer for example in rows.examples))) > len(rows)
 
 
 class Recipe(Protocol):
@@ -75,7 +81,10 @@ class TaskRecipe(NamedTuple):
             )
         else:
             rows = encode_text_rows(self.train_rows, self.task, tokenizer=tokenizer, max_tokens=max_tokens)
-            manifest = Manifest(kind="generative", task=self.task, base=base, max_tokens=max_tokens)
+            writes_json = self.task.answer_schema() is not None or are_json_objects(self.train_rows)
+            manifest = Manifest(
+                kind="generative", task=self.task, base=base, writes_json=writes_json, max_tokens=max_tokens
+            )
         return PreparedData(rows, manifest)
 
     def validate(self, model: Any, tokenizer: Any, manifest: Manifest) -> ValidationResult:
@@ -83,3 +92,10 @@ class TaskRecipe(NamedTuple):
 
         validate = validate_labels if self.task.closed else validate_generation
         return validate(model, tokenizer, manifest, self.selection)
+
+
+def _is_json_object(text: str) -> bool:
+    try:
+        return text.lstrip().startswith("{") and isinstance(json.loads(text), dict)
+    except ValueError:
+        return False

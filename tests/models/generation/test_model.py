@@ -269,7 +269,40 @@ def test_a_client_that_leaves_a_stream_frees_its_row(lively: Loaded) -> None:
 
 
 def test_a_conversation_that_is_too_long_is_refused(lively: Loaded) -> None:
-    chat = for_chat(lively, "{% for m in messages %}{{ m.content }}{% endfor %}", max_tokens=10)
+    manifest = Manifest(kind="chat", task=ANSWER, base="tiny", max_tokens=10)
+    chat = for_chat(lively, "{% for m in messages %}{{ m.content }}{% endfor %}", manifest=manifest)
     messages = (Message(role="system", content="the card " * 20), Message(role="user", content="pin"))
     with pytest.raises(RequestRefused, match="messages: the instructions alone"):
         ask(chat, Request(messages=messages))
+
+
+def test_a_request_without_a_system_message_gets_that_of_the_training_rows(lively: Loaded) -> None:
+    words = "Be brief, and tell me more about the card and the refund please."
+    manifest = Manifest(kind="chat", task=ANSWER, base="tiny", system=words)
+    asked = Request.ask("pin", max_tokens=6)
+    own = Request(messages=(Message(role="system", content="Another one."), *asked.messages), max_tokens=6)
+    told = asked.model_copy(update={"messages": (Message(role="system", content=words), *asked.messages)})
+    model = for_chat(lively, TEMPLATE, manifest=manifest)
+    assert model.prompt.encode(asked) == model.prompt.encode(told) != model.prompt.encode(own)
+    assert lively[1].decode(model.prompt.prefix).startswith(f"system:{words}")
+    assert ask(model, asked)[0].text == ask(for_chat(lively, TEMPLATE), told)[0].text
+
+
+def test_text_is_continued_as_it_stands(lively: Loaded) -> None:
+    lively[1].chat_template = TEMPLATE
+    manifest = Manifest(kind="text", task=ANSWER, base="tiny")
+    model = GenerativeModel.for_text(Generator(*lively), manifest, name="tiny")
+    assert model.prompt.encode(Request.ask("the card ")) == encode_prompt(lively[1], "the card ", 512)
+    ids = encode_prompt(lively[1], "the card", 512)
+    wanted = Generator(*lively).generate([GenerationRequest(ids, 6)])[0].text
+    assert ask(model, Request.ask("the card", max_tokens=6))[0].text == wanted
+
+
+def test_a_model_that_learnt_no_json_refuses_a_json_object_at_once(lively: Loaded) -> None:
+    manifest = Manifest(kind="chat", task=ANSWER, base="tiny", writes_json=False)
+    wanted = Request.ask("pin").model_copy(update={"response_format": ResponseFormat(kind="json_object")})
+    with pytest.raises(RequestRefused, match="response_format: tiny was trained on answers that are no JSON objects"):
+        ask(for_chat(lively, manifest=manifest), wanted)
+    schema = ResponseFormat(kind="json_schema", json_schema=SCHEMA)
+    wanted = wanted.model_copy(update={"response_format": schema, "max_tokens": 40})
+    assert set(json.loads(ask(for_chat(lively, manifest=manifest), wanted)[0].text)) == {"item", "n"}

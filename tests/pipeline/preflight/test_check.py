@@ -209,3 +209,19 @@ def test_what_a_run_can_end_with_is_in_the_report_and_the_json(tmp_path: Path) -
     assert values["gate"][0]["n_wrong"] == found.gate[0].n_wrong
     assert values["certificate"]["missing"]["part"] == "calibration"
     assert (values["large"], found.verdict) == (None, "FIX")
+
+
+def test_one_system_message_is_the_task_s_job_and_different_ones_are_a_finding(tmp_path: Path) -> None:
+    def row(i: int, system: str) -> dict[str, Any]:
+        turns = [("system", system), ("user", f"question {i}{i * 7919 % 1000}"), ("assistant", f"answer {i}")]
+        return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+    more = "kind: chat\nladder: [small]\n"
+    project = desk(tmp_path, "no-such-model", more=more, rows=[row(i, "Be brief.") for i in range(40)])
+    assert project.task.system_message() == "Be brief."
+    whats = [finding.what for finding in check_stage(project).rows.findings]
+    assert not any("system messages" in what for what in whats)
+    project = desk(tmp_path, "no-such-model", more=more, rows=[row(i, f"Be {i % 2}.") for i in range(40)])
+    [finding] = [found for found in check_stage(project).rows.findings if "system messages" in found.what]
+    assert (finding.level, finding.n) == ("fix", 2)
+    assert {place.rpartition(" has ")[2] for place in finding.where} == {'"Be 0."', '"Be 1."'}

@@ -222,7 +222,7 @@ def test_the_exam_judges_by_loss_and_lets_a_person_read(tiny_folder: Path, monke
     ((figures, samples),) = heard
     assert (exam.measure, exam.value) == ("minus_eval_loss", -figures["eval_loss"])
     assert figures["eval_perplexity"] == pytest.approx(math.exp(figures["eval_loss"]))
-    assert samples == generate_samples(model, tokenizer, ["where is my card"], max_tokens=64)
+    assert samples == generate_samples(model, tokenizer, ["where is my card"], manifest)
     assert samples[0].prompt == "where is my card"
     unjudged = recipe._replace(evaluation=None)
     assert unjudged.validate(model, tokenizer, manifest) is None
@@ -248,7 +248,8 @@ def test_a_model_taught_by_conversations_answers_them_from_its_folder(tiny_folde
     config = TrainConfig(duration="9ep", learning_rate=1e-2, batch_tokens=256, max_seq_tokens=128)
     with open_run("toy", "chats") as tracked:
         run = train(recipe, config, base=("tiny", tiny_folder), tracked=tracked, folder=tmp_path)
-    assert (read_manifest(run.folder).kind, read_manifest(run.folder).max_tokens) == ("chat", 128)
+    manifest = read_manifest(run.folder)
+    assert (manifest.kind, manifest.max_tokens, manifest.system, manifest.writes_json) == ("chat", 128, "", False)
     assert len(run.validation_curve) == 9
     assert run.best_epoch == max(run.validation_curve, key=lambda point: point[1])[0]
     assert answers(run.folder, [e.messages for e in three]) == ["desk", "on its way", "by post", "in a week"]
@@ -261,4 +262,17 @@ def test_a_model_taught_by_texts_goes_on_from_them(tiny_folder: Path, tmp_path: 
     with open_run("toy", "texts") as tracked:
         run = train(recipe, config, base=("tiny", tiny_folder), tracked=tracked, folder=tmp_path)
     asked = [[Message(role="user", content=begun)] for begun in ("lost pin:", "refund:")]
-    assert answers(run.folder, asked) == ["rules", "a new one by post", "in a week"]
+    # A text is continued as it stands, space included: no template, no turn.
+    assert answers(run.folder, asked) == ["rules", " a new one by post", " in a week"]
+    assert read_manifest(run.folder).kind == "text"
+
+
+def test_the_system_message_of_all_rows_stays_with_the_model(tokenizer: Any) -> None:
+    system = Message(role="system", content="card")
+    rows = [
+        row.model_copy(update={"messages": (system, *row.messages)}) for row in (chat("card", "{}"), chat("a", "b"))
+    ]
+    manifest = ChatRecipe("desk", rows_of(*rows)).prepare(tokenizer, SHORT, "tiny").manifest
+    assert (manifest.system, manifest.writes_json) == ("card", False)  # half of the answers are JSON, not most
+    other = ChatRecipe("desk", rows_of(*rows, chat("pin", '{"by": "post"}'))).prepare(tokenizer, SHORT, "tiny").manifest
+    assert (other.system, other.writes_json) == ("", True)
