@@ -81,7 +81,15 @@ def gate_findings(forecasts: Sequence[ThresholdForecast]) -> Iterator[Finding]:
     for one in forecasts:
         if not one.reachable:
             advice = f"add {one.missing.in_words}" if one.missing else one.advice
-            yield make_finding("fix", f"gate: {one.in_words}", f"{advice}; or change gate.{one.name}", n=1)
+            yield make_finding("fix", f"gate: {one.in_words}", f"{advice}; or change {_setting(one.name)}", n=1)
+
+
+def _setting(threshold: str) -> str:
+    """Return where a threshold stands in task.yaml: a metric by its name is below measures_at_least or …_at_most."""
+    if threshold.partition(".")[0] in Gate.model_fields:
+        return f"gate.{threshold}"
+    metric, _, end = threshold.rpartition("_at_")
+    return f"gate.measures_at_{end}.{metric}"
 
 
 def perfect_evaluation(project: Project, data: Dataset, *, cost_usd: float = 0.0) -> Evaluation:

@@ -58,7 +58,9 @@ def test_every_threshold_is_judged_by_the_gate_s_own_check(tmp_path: Path, gate:
 def test_a_metric_or_label_that_the_task_lacks_is_found_before_training(tmp_path: Path) -> None:
     [finding] = gate_findings([forecast(tmp_path, "measures_at_least: {wighted_f1: 0.5}")])
     assert 'has no metric "wighted_f1"' in finding.what
-    assert finding.rule.startswith('metrics of task "desk": macro_f1, weighted_f1; or change gate.')
+    assert finding.rule == (
+        'metrics of task "desk": macro_f1, weighted_f1; or change gate.measures_at_least.wighted_f1'
+    )
     [finding] = gate_findings([forecast(tmp_path, "parts_at_least: {pen: 0.5}")])
     assert 'has no part "pen"' in finding.what
 
