@@ -88,8 +88,9 @@ def serve(
     keep_days = options.pop("keep_days")
     settings = parse_record(ServeSettings, options, where="options")
     # Without one of them, only the models of the plugins and of --model are served.
-    reason, any_there = live["uncertified"], any(path.exists() for path in wanted)
-    files = [_signed(read_task_file(path), reason) for path in wanted] if any_there or not (enabled or references) else []
+    reason, others = live["uncertified"], enabled or references
+    any_there = any(path.exists() for path in wanted)
+    files = [_signed(read_task_file(path), reason) for path in wanted] if any_there or not others else []
     if files:  # ledger and keys of the server are those of its first task
         click.get_current_context().with_resource(state_of(files[0].folder))
         _refuse_other_keys()
