@@ -121,7 +121,8 @@ def _by_text(examples: Iterable[Example]) -> dict[str, list[Example]]:
 def _emptiness(splits: dict[str, Dataset]) -> Iterator[Finding]:
     for name, data in splits.items():
         if not data.examples:
-            yield make_finding("stop", f"no {name} rows", "give rows, or leave the split out", n=1)
+            rule = "too few rows to split some off: add rows, or name a file that has some"
+            yield make_finding("stop", f"no {name} rows", rule, n=1)
 
 
 def _contradictions(splits: dict[str, Dataset]) -> Iterator[Finding]:
