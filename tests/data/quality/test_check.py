@@ -175,8 +175,9 @@ def test_all_places_of_all_findings_are_written_the_gravest_first(tmp_path: Path
 
 def test_an_empty_split_stops() -> None:
     report = check(answered_rows("train.jsonl"), test=answered_rows("test.jsonl"))
-    assert [f.what for f in report.findings if f.level == "stop"] == ["no train rows", "no test rows"]
-    assert {f.rule.partition(":")[0] for f in report.findings if f.level == "stop"} == {"too few rows to split some off"}
+    stops = [f for f in report.findings if f.level == "stop"]
+    assert [f.what for f in stops] == ["no train rows", "no test rows"]
+    assert {f.rule.partition(":")[0] for f in stops} == {"too few rows to split some off"}
 
 
 def test_at_most_ten_places_are_kept_and_the_rest_is_counted() -> None:
