@@ -95,7 +95,7 @@ async def _complete(model: Model, request: Request, spending: Spending | None) -
         spent, most = format_usd(spending.cap.spent_usd), format_usd(spending.cap.cap_usd or 0.0)
         raise SpendingLimitReached(
             f"{spent} is spent and the next answer may cost up to {format_usd(worst_usd)}: large.max_usd is {most}",
-            hint="raise large.max_usd and run the same command again: the answers so far are kept",
+            hint="raise large.max_usd, or run with --max-usd, and run again: the answers so far are kept",
         )
     try:
         completion = await model.complete(request)
