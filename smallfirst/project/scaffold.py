@@ -124,7 +124,9 @@ def scaffold(folder: Path, source: str, chosen: Mapping[str, str], choose: Choos
     data, unused = _data(folder, source, found)
     text = _task_yaml(source, found, data, unused)
     if not found.as_it_stands:
-        _write_lines(_free(folder / ROWS_FILE), found.rows)
+        model = found.converted.model if found.converted else ""
+        mark = {"teacher": model, "labelled_on": ""} if model else {}  # as rows that `smallfirst label` writes
+        _write_lines(_free(folder / ROWS_FILE), [row | mark for row in found.rows])
         if unused:
             _write_lines(folder / UNUSED_FILE, [problem._asdict() for problem in unused])
     folder.mkdir(parents=True, exist_ok=True)
@@ -188,7 +190,7 @@ def _task_yaml(source: str, found: Guess, data: Mapping[str, Any], unused: Seque
     values["data"] = data
     if found.kind in _GATES and "choices" not in values:
         values["gate"] = _GATES[found.kind]
-    model = (found.converted.model if found.converted else "") or "gpt-4o-mini"
+    model = (found.converted.model if found.converted else "").partition(",")[0] or "gpt-4o-mini"
     large = (
         "# The large model that answers today, to compare with and to fall back to; its key is in OPENAI_API_KEY.\n"
         f"# large: {{endpoint: {{base_url: https://api.openai.com/v1, model: {model}}}}}\n"

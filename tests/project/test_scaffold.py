@@ -69,6 +69,22 @@ def test_other_formats_become_rows_of_the_task_and_the_unused_are_listed(tmp_pat
     assert f"rows that are not used: 1, listed in {folder / 'not_used.jsonl'}" in made.in_words
 
 
+def test_answers_of_a_log_are_marked_as_the_model_s_and_questions_on_one_passage_are_a_group(tmp_path: Path) -> None:
+    log = [
+        {
+            "request": {"model": "large-1", "messages": [{"role": "user", "content": f"my {TOPICS[i % 3]}, day {i}"}]},
+            "response": {"choices": [{"message": {"content": TOPICS[i % 3]}}]},
+        }
+        for i in range(90)
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+    rows = Project.read(init(tmp_path / "desk", from_=tmp_path / "log.jsonl")).rows
+    assert {example.source for example in rows.train.examples} == {"large-1"}
+    asked = [{"question": f"what is in box {i}?", "context": f"box {i // 2}", "answer": f"the {i}"} for i in range(90)]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    assert init(tmp_path / "boxes", from_=tmp_path / "asked.jsonl", kind="answer").data.columns.group == "context"
+
+
 def test_what_the_rows_leave_open_is_asked_assumed_or_refused(tmp_path: Path) -> None:
     rows = [{"text": f"message number {i}, please", "queue": TOPICS[i % 3], "team": "ab"[i % 2]} for i in range(60)]
     path = tmp_path / "rows.jsonl"

@@ -21,7 +21,7 @@ class Converted(NamedTuple):
     about: str = ""
     """The job in words: the system prompt that all rows share."""
     model: str = ""
-    """The model that gave the answers."""
+    """The model that gave the answers; empty for people's."""
 
 
 class Importer(Protocol):

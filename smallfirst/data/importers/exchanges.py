@@ -89,10 +89,10 @@ def _as_table(found: Sequence[tuple[RawRow, Exchange | str]]) -> Converted:
             why = f"none of the answers that the others repeat, or the instructions name: {one.answer[:60]!r}"
             unused.append(Problem(row.path, row.line, why))
     table = [{ASKED: case, ANSWER: a} for (_, _, case), a in zip(kept, answers, strict=True) if a is not None]
-    models = Counter(one.model for _, one in exchanges if one.model).most_common(1)
-    return Converted(
-        Table(table, (ASKED,), (ANSWER,)), tuple(unused), tuple(notes), about, models[0][0] if models else ""
-    )
+    model = ", ".join(dict.fromkeys(one.model for _, one in exchanges if one.model))
+    if model:
+        notes.append(f"the answers are those of {model}: what is measured and certified is agreement with it")
+    return Converted(Table(table, (ASKED,), (ANSWER,)), tuple(unused), tuple(notes), about, model)
 
 
 def _system_prompt(exchanges: Sequence[Exchange], notes: list[str]) -> str:

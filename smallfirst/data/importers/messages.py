@@ -20,6 +20,7 @@ class Exchange(NamedTuple):
     asked: str
     answer: str
     model: str = ""
+    """The model that gave the answer; empty where the row does not say that one did."""
 
 
 def turns_of(value: Any) -> list[tuple[str, str]] | None:
@@ -56,14 +57,14 @@ def find_exchange(row: dict[str, Any]) -> Exchange | str:
     if asked is None:
         return "no messages of text"
     system, *turns = asked if asked[0][0] == "system" else [("system", ""), *asked]
-    answer = turns.pop()[1] if turns and turns[-1][0] == "assistant" else None
+    answer, model = (turns.pop()[1] if turns and turns[-1][0] == "assistant" else None), ""
     if answer is None:
         answer = next(filter(None, map(_answer, parts)), None)
+        model = next((part["model"] for part in parts if isinstance(part.get("model"), str)), "")
     if answer is None or not answer.strip():
         return "no answer of text"
     if not turns or turns[-1][0] != "user" or not turns[-1][1].strip():
         return "the answer follows no question of a user"
-    model = next((part["model"] for part in parts if isinstance(part.get("model"), str)), "")
     return Exchange(system[1], tuple(text for _, text in turns[:-1]), turns[-1][1], answer, model)
 
 

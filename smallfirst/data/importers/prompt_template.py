@@ -12,6 +12,9 @@ MIN_SHARE = 0.8
 """Least share of prompts that must follow a template."""
 _SAMPLE = 40
 _MIN_ANCHOR = 8
+_MARK = re.compile(r'[:\n"`<>\[\](){}#=|]')
+_LAST_MARK = re.compile(r'.*[:\n"`>\])}#=|]\s*', re.DOTALL)
+_FIRST_MARK = re.compile(r'[\n"`<\[{(#=|].*', re.DOTALL)
 _PIECES = re.compile(r"\w+|\s+|[^\w\s]")
 
 
@@ -58,18 +61,25 @@ def find_template(prompts: Sequence[str]) -> PromptTemplate | None:
 def _templates(blocks: list[list[str]], start: list[str]) -> Iterator[PromptTemplate]:
     """Yield the template of these blocks, first with short pieces at its ends, which may belong to the case."""
     starts, ends = blocks[0] == start[: len(blocks[0])], blocks[-1] == start[-len(blocks[-1]) :]
-    anchors = ["".join(block) for block in blocks]
-    last = len(anchors) - 1
-    long = [len(anchor.strip()) >= _MIN_ANCHOR for anchor in anchors]
-    bare = [anchor.strip() in ("", ".", "?", "!") for anchor in anchors]
-    for keep_short in (True, False):
-        kept = [
-            i
-            for i in range(len(anchors))
-            if long[i] or (keep_short and not bare[i] and ((starts and i == 0) or (ends and i == last)))
-        ]
+    last = len(blocks) - 1
+    anchors = [
+        _trimmed("".join(block), before=i > 0 or not starts, after=i < last or not ends)
+        for i, block in enumerate(blocks)
+    ]
+    long = {i for i, anchor in enumerate(anchors) if len(anchor.strip()) >= _MIN_ANCHOR}
+    marks = {i for i in (*[0] * starts, *[last] * ends) if _MARK.search(anchors[i])}
+    for kept in (sorted(long | marks), sorted(long)):
         if sum(len(anchors[i].strip()) for i in kept) >= MIN_CONSTANT_CHARACTERS:
             yield PromptTemplate([anchors[i] for i in kept], starts=starts and 0 in kept, ends=ends and last in kept)
+
+
+def _trimmed(anchor: str, *, before: bool, after: bool) -> str:
+    """Return the constant text without words at its sides that all cases share: a case begins and ends at a mark."""
+    if after and (mark := _LAST_MARK.match(anchor)):
+        anchor = mark.group()
+    if before and (first := _FIRST_MARK.search(anchor)) and len(first.group().strip()) >= 3:
+        anchor = first.group()
+    return anchor
 
 
 def _size(block: Sequence[str]) -> int:

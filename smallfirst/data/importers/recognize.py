@@ -163,7 +163,7 @@ def _nothing_answers(where: str, table: Table, chosen: Mapping[str, str]) -> Con
         return ConfigError(
             f"{where}: texts without answers: there is nothing to learn from but how they go on",
             hint="put them in one folder for each label, or name files with columns; "
-            "to train a model that continues them see docs/foundation_model.md",
+            "to train a model that continues them: smallfirst jobs create ROWS CATALOG.SCHEMA.MODEL",
         )
     told = f" with {', '.join(f'--{role} {name}' for role, name in chosen.items())}" if chosen else ""
     return ConfigError(

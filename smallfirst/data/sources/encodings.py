@@ -16,6 +16,7 @@ _MARKS = {
 }
 _PIECE_BYTES = 1 << 20
 _SAMPLE_BYTES = 100_000
+_MOST_DAMAGED = 0.05
 _LEGACY = (
     *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "koi8_r"),
     *("cp932", "gb18030", "big5", "euc_kr", "euc_jp"),
@@ -74,6 +75,8 @@ def _legacy(raw: bytes, where: str) -> str:
             break
     found = charset_normalizer.from_bytes(sample, cp_isolation=list(_LEGACY))
     best = found.best()
+    if best is None and b"\0" not in raw and sum(1 for _ in _HIGH.finditer(raw)) < _MOST_DAMAGED * len(raw):
+        return "latin-1"  # text that went through several encodings: it has a sign for each byte
     if best is None:
         raise DataError(f"{where}: neither UTF-8 nor any other encoding that can be told", hint=_hint(where))
     same = [name for match in found if match.chaos <= best.chaos for name in match.could_be_from_charset]
