@@ -193,9 +193,16 @@ def place_labels(labels: Sequence[Label], frame: Frame, *, lines: Sequence[Seque
         costs = [_overlap(box, boxes[:i], marks, strokes, frame) for i, box in enumerate(boxes)]
         tried.append(((sum(c[0] for c in costs), sum(c[1] for c in costs)), list(zip(order, boxes, strict=True))))
     _, placed = min(tried, key=lambda one: one[0])
-    return "".join(
-        text(box[0], box[1] + 11, one.text, "note" if one.along else f"label {one.css}") for one, box in placed
-    )
+    return "".join(_drawn(label, box) for label, box in placed)
+
+
+def _drawn(label: Label, box: Box) -> str:
+    left, top, right, _ = box
+    if label.along:
+        return text(left, top + 11, label.text, "note")
+    before = right <= label.x  # end at the mark, however wide the font is
+    at, anchor = (right, "end") if before else (left, "start")
+    return text(at, top + 11, label.text, f"label {label.css}", anchor=anchor)
 
 
 def _places(label: Label) -> list[Box]:

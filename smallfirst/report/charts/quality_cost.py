@@ -38,7 +38,10 @@ def quality_frame(
     costs = [e.cost_usd_per_1k for e in evaluations] + [p.routed_cost_usd_per_1k for p in curve]
     shares = [x for e in _in_view(evaluations) for x in (e.accuracy.low, e.accuracy.high)]
     shares += [p.routed_accuracy for p in curve] + ([agreement.agreement.value] if agreement else [])
-    return large_frame(log_scale(costs, margin=1.6), value_scale(shares), right=480)
+    positive = [cost for cost in costs if cost > 0] or [1.0]
+    room = max(1.6, (max(positive) / min(positive)) ** 0.15)  # for a label left of the cheapest
+    cost = log_scale(positive, margin=1.4)._replace(low=min(positive) / room)
+    return large_frame(cost, value_scale(shares), right=480)
 
 
 def quality_cost_chart(

@@ -25,7 +25,11 @@ def _go_live(data: ReportData, paths: tuple[PathCost, ...]) -> str:
         return f"{keep}{_nearest(data)}"
     name = path_name(data.recommended or "")
     if data.certificate and not data.certificate.issued:
-        first = f"Let the large model answer, with “{name}” in shadow" if large else f"Keep “{name}” back"
+        first = (
+            f"Let the large model answer, with “{name}” in shadow"
+            if large
+            else f"Serve “{name}” for a trial alone (--uncertified)"
+        )
         missing = data.certificate.labels_missing
         rows = f"about {missing:,} more calibration rows" if missing else "why it was refused stands below"
         return f"{first}, until a certificate is issued ({rows})."

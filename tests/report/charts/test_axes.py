@@ -61,9 +61,13 @@ def test_labels_of_one_point_do_not_cover_each_other() -> None:
 
 def boxes_of(drawn: str) -> list[tuple[float, float, float, float]]:
     """Left, top, right and bottom of each text, from its baseline."""
-    found = re.findall(r'class="(\w+)[^"]*" x="([-\d.]+)" y="([-\d.]+)" text-anchor="start">([^<]*)', drawn)
-    widths = {"label": 8.8, "note": 6.6}
-    return [(float(x), float(y) - 11, float(x) + len(words) * widths[css], float(y) + 4) for css, x, y, words in found]
+    found = re.findall(r'class="(\w+)[^"]*" x="([-\d.]+)" y="([-\d.]+)" text-anchor="(\w+)">([^<]*)', drawn)
+    boxes = []
+    for css, x, y, anchor, words in found:
+        width = len(words) * {"label": 8.8, "note": 6.6}[css]
+        left = float(x) - (width if anchor == "end" else 0)
+        boxes.append((left, float(y) - 11, left + width, float(y) + 4))
+    return boxes
 
 
 @given(st.lists(st.tuples(st.floats(60, 340), st.floats(0, 8)), min_size=1, max_size=4), st.floats(60, 220))

@@ -54,7 +54,7 @@ def test_a_certified_path_goes_live_with_the_large_model_behind_it(make_report: 
         "(about 120 more calibration rows)."
     )
     alone = make_report(certificate=refused, evaluations=make_report().evaluations[:1])
-    assert advised(alone)[0].startswith("Keep “fine-tuned small model” back, until a certificate is issued")
+    assert advised(alone)[0].startswith("Serve “fine-tuned small model” for a trial alone (--uncertified), until")
 
 
 def test_if_nothing_passes_the_nearest_path_is_named_with_its_advice(make_report: Make, make_verdict: Build) -> None:
