@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from smallfirst.cli.options import JSON, LEDGER, PATH, TASK, load_project, load_task_file, verb
 from smallfirst.errors import ConfigError
 from smallfirst.progress import Progress
+
+if TYPE_CHECKING:
+    from smallfirst.project.task_file import TaskFile
 
 
 @verb("smallfirst label tickets new.jsonl --cap-usd 2", "smallfirst label tickets new.jsonl --yes --min-confidence 0.9")
@@ -48,9 +52,13 @@ def suspects(task_yaml: Path, out: Path) -> None:
     """
     from smallfirst.pipeline.diagnostics import export_suspects
 
-    n = export_suspects(load_project(task_yaml), out)
-    click.echo(f"{n} probable label errors in {out}: fill in `answer` where the given one is wrong")
-    click.echo(f"next: add  relabels: {out}  under data: in {task_yaml}, then smallfirst train {task_yaml}")
+    project = load_project(task_yaml)
+    if n := export_suspects(project, out):
+        click.echo(f"{n} probable label errors in {out}: fill in `answer` where the given one is wrong")
+        setting = f"relabels: {_from_task(out, project.file)}"
+        click.echo(f"then add  {setting}  under data: in task.yaml\nnext: smallfirst run {task_yaml}")
+    else:
+        click.echo(f"no probable label errors: label more rows\nnext: smallfirst run {task_yaml}")
 
 
 @verb("smallfirst harvest tickets --since 2026-01-31")
@@ -104,9 +112,15 @@ def challenge(
     found = challenge_stage(project, rows, ledger=ledger, resume=resume)
     click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(found.in_words))
     if found.won and not as_json:
-        click.echo(f"next: name {rows} under data.harvested in {task_yaml}, so that later runs learn from it as well")
+        named = _from_task(rows, project.file)
+        click.echo(f"next: name {named} under data.harvested in task.yaml, so that later runs learn from it as well")
     if not found.verdict.passed:
         click.get_current_context().exit(3)
+
+
+def _from_task(path: Path, file: TaskFile) -> str:
+    """Return the path as task.yaml has to name it: relative to its own folder."""
+    return str(path) if path.is_absolute() else os.path.relpath(path, file.folder)
 
 
 def _moment(text: str) -> datetime:

@@ -98,8 +98,8 @@ def hunt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> 
     return Hunt(tmp_path / "tickets", monkeypatch)
 
 
-def write(hunt: Hunt, data: list[dict[str, Any]], **settings: Any) -> None:
-    (hunt.folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data), encoding="utf-8")
+def write(hunt: Hunt, examples: list[dict[str, Any]], **settings: Any) -> None:
+    (hunt.folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in examples), encoding="utf-8")
     file = {"data": {"train": "rows.jsonl"}, "ladder": ["words"], **settings}
     (hunt.folder / "task.yaml").write_text(json.dumps(file), encoding="utf-8")
 
@@ -149,6 +149,12 @@ def test_a_failing_gate_asks_for_labels_or_a_signature(hunt: Hunt) -> None:
     found = hunt.follow()
     assert (found.commands, found.codes) == (["run", "suspects"], [3, 0])
     assert "fill in `answer` where the given one is wrong" in found.output
+    setting = re.search(r"add  relabels: (\S+)  under data: in task.yaml", found.output)
+    assert setting is not None
+    data = {"train": "rows.jsonl", "relabels": setting[1]}
+    assert (hunt.folder / setting[1]).resolve() == (hunt.folder.parent / "suspects.jsonl").resolve()
+    write(hunt, rows(150, noise=0.5), data=data)
+    assert call("check", "tickets").exit_code == 0  # nothing is filled in yet, and the file is found
     signed = hunt.follow("smallfirst gate tickets", pick="override")
     assert [command.split()[0] for command in signed.commands] == ["gate", "override", "promote", "calibrate", "serve"]
     assert signed.codes == [3, 0, 0, 0, 0]

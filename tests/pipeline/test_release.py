@@ -1,0 +1,48 @@
+"""Which candidate goes live."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from smallfirst.gate.check_result import CheckResult
+from smallfirst.gate.verdict import Verdict
+from smallfirst.pipeline.release import chosen_candidate
+from smallfirst.project.project import Project
+from smallfirst.project.run_folder import GateVerdicts
+from smallfirst.project.task_file import TaskFile
+from smallfirst.stats.intervals import wilson
+
+
+def verdict(candidate: str, right: int) -> Verdict:
+    """The verdict on a candidate that was right on so many of 100 rows; 0.8 had to be shown."""
+    estimate = wilson(right, 100)
+    check = CheckResult(
+        name="accuracy_at_least",
+        threshold=0.8,
+        requirement="accuracy at least 0.8",
+        measured=str(estimate),
+        passed=estimate.low >= 0.8,
+        estimate=estimate,
+    )
+    return Verdict(candidate=candidate, checks=(check,), passed=check.passed, evaluation_fingerprint="e")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words", "small", "wanted"),
+    [
+        ({}, 95, 95, "small"),
+        ({}, 95, 60, "words"),  # nothing names `small`, so another that passes goes live
+        ({}, 60, 50, "words"),  # none passes: the one that comes nearest
+        ({"routing": {"small": "small"}}, 95, 60, "small"),
+        ({"routing": {"small": "smallest"}}, 95, 95, "words"),
+        ({"ladder": ["words", "encoder"]}, 95, 95, "words"),
+    ],
+)
+def test_the_candidate_that_is_to_go_live(settings: dict[str, Any], words: int, small: int, wanted: str) -> None:
+    file = TaskFile.model_validate({"name": "desk", "data": {"train": "train.jsonl"}, **settings})
+    verdicts = verdict("words", words), verdict("small", small)
+    smallest = next((one.candidate for one in verdicts if one.passed), None)
+    project = Project(file, cast(Any, None), cast(Any, None), cast(Any, None))
+    assert chosen_candidate(project, GateVerdicts(verdicts=verdicts, smallest=smallest)) == wanted
