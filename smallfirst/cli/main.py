@@ -22,7 +22,7 @@ STAGES = {
     "go live": ("promote", "serve", "parity", "rollback", "export"),
     "watch": ("explain", "queue"),
     "improve": ("label", "suspects", "harvest", "challenge"),
-    "operate": ("keys", "completion"),
+    "operate": ("doctor", "keys", "completion"),
 }
 """The verbs by stage of work, in the order of the path; those of installed packages belong to the last stage."""
 

@@ -26,8 +26,10 @@ TYPED_TASK = "smallfirst.typed_task"
 """Key of the context's `meta` under which the TASK stands as it was typed, ready for a shell."""
 
 
-def _remember(ctx: click.Context, _: click.Parameter, value: Path | tuple[Path, ...]) -> Path | tuple[Path, ...]:
-    paths = value if isinstance(value, tuple) else (value,)
+def _remember(
+    ctx: click.Context, _: click.Parameter, value: Path | tuple[Path, ...] | None
+) -> Path | tuple[Path, ...] | None:
+    paths = value if isinstance(value, tuple) else (value or "task.yaml",)
     ctx.meta[TYPED_TASK] = shlex.join(map(str, paths)) or "task.yaml"
     return value
 
@@ -49,6 +51,7 @@ def show_steps(steps: Iterable[NextStep]) -> None:
 
 
 TASK = click.argument("task_yaml", type=PATH, default="task.yaml", metavar="[TASK]", callback=_remember)
+OPTIONAL_TASK = click.argument("task_yaml", type=PATH, required=False, metavar="[TASK]", callback=_remember)
 TASKS = click.argument("task_yamls", type=PATH, nargs=-1, metavar="[TASK]...", callback=_remember)
 RUN = click.option("--run", "run_name", default=None, help="A run other than the latest.")
 RESUME = click.option("--resume", is_flag=True, help="Continue a training that was interrupted.")
