@@ -162,8 +162,8 @@ def _nothing_answers(where: str, table: Table, chosen: Mapping[str, str]) -> Con
     if names == ["text"] and not chosen:
         return ConfigError(
             f"{where}: texts without answers: there is nothing to learn from but how they go on",
-            hint="put them in one folder for each label, or name files with columns; "
-            "to train a model that continues them: smallfirst jobs create ROWS CATALOG.SCHEMA.MODEL",
+            hint=f"smallfirst jobs create {where} CATALOG.SCHEMA.MODEL --follow   trains a model that continues them "
+            "(docs/foundation_model.md); to classify them, put them in one folder for each label",
         )
     told = f" with {', '.join(f'--{role} {name}' for role, name in chosen.items())}" if chosen else ""
     return ConfigError(

@@ -236,7 +236,7 @@ def test_a_folder_with_train_and_test_files_is_read_as_these(write: Write) -> No
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
-        ([{"text": t} for t in TEXTS], "texts without answers"),
+        ([{"text": t} for t in TEXTS], "smallfirst jobs create rows.jsonl"),
         ([{"id": i, "when": "2026-09-01"} for i in range(9)], "nothing tells what is asked"),
     ],
 )
