@@ -205,4 +205,4 @@ def test_a_stage_without_an_earlier_one_names_the_command(tmp_path: Path, monkey
     result = CliRunner().invoke(main, ["evaluate", str(DEMO)])
     assert result.exit_code == 1
     assert "claims-desk has no finished run" in result.output
-    assert "next: smallfirst train task.yaml" in result.output
+    assert f"next: smallfirst train {DEMO}" in result.output  # as it was typed
