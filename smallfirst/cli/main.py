@@ -101,7 +101,7 @@ class CommandGroup(click.Group):
 def main() -> None:
     """Small first: the smallest model that is proven good enough answers; everything else goes to the big one.
 
-    Begin with  smallfirst init FOLDER, then  smallfirst run FOLDER.
+    Begin with  smallfirst init FOLDER --from ROWS, then  smallfirst run FOLDER.
     """
 
 
