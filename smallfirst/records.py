@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -23,6 +23,10 @@ SETTINGS_PROBLEM = "settings_problem"
 """Type of a pydantic error whose message names its own places."""
 
 
+_MOST_SHOWN, _REPR_CHARACTERS = 5, 120
+"""Items of a list, and characters of a value, that a record's `repr` shows."""
+
+
 class Record(pydantic.BaseModel):
     """Frozen data with a docstring under each field."""
 
@@ -34,6 +38,13 @@ class Record(pydantic.BaseModel):
     def meant_setting(cls, loc: Sequence[int | str], value: Any) -> str:
         """Return '; write …' with the setting that is meant where `loc` is none, or an empty string."""
         return ""
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Yield what differs from the defaults, long values shortened."""
+        for name, value in super().__repr_args__():
+            field = type(self).model_fields.get(name or "")
+            if field is None or field.default_factory is not None or value != field.default:
+                yield name, _Shortened(value)
 
     def fingerprint(self) -> str:
         """First 16 hex digits of the SHA-256 of the canonical JSON: equal content, equal fingerprint."""
@@ -51,6 +62,19 @@ class Record(pydantic.BaseModel):
         except ValueError as error:
             raise ConfigError(f"{path}: not readable as JSON: {error}") from None
         return parse_record(cls, values, where=str(path))
+
+
+class _Shortened:
+    """A value whose `repr` is one short line: the whole one may be a file of rows."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __repr__(self) -> str:
+        if isinstance(self._value, (tuple, list, dict)) and len(self._value) > _MOST_SHOWN:
+            return f"<{len(self._value):,} items>"
+        text = repr(self._value)
+        return text if len(text) <= _REPR_CHARACTERS else f"{text[:_REPR_CHARACTERS]}…"
 
 
 def fingerprint(value: Any) -> str:

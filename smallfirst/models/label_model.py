@@ -23,6 +23,7 @@ from smallfirst.models.protocol import (
     stream_in_one_chunk,
 )
 from smallfirst.models.usage import ReportUnfinished, unfinished
+from smallfirst.models.wrappers import CallableModel
 from smallfirst.pricing import MachinePrice
 
 CHARACTERS_PER_TOKEN = 4
@@ -68,7 +69,7 @@ class _Item(NamedTuple):
     embeds: bool = False
 
 
-class LabelModel:
+class LabelModel(CallableModel):
     """A Scorer as a Model: batches concurrent requests and prices the machine's time."""
 
     max_answer_tokens = 1

@@ -1,9 +1,10 @@
-"""The base of Models that wrap another Model: it delegates every call and every capability."""
+"""The base of Models that wrap another Model, which delegates every call, and that of Models that can be called."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 from smallfirst.errors import BadAnswer, ModelError
 from smallfirst.models.protocol import (
@@ -21,6 +22,7 @@ from smallfirst.models.protocol import (
     stream_in_one_chunk,
 )
 from smallfirst.models.usage import max_answer_tokens
+from smallfirst.sync import run_sync
 
 
 class DelegatingModel:
@@ -100,3 +102,21 @@ class OpenEndedReplay(DelegatingModel):
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
         return stream_in_one_chunk(self, request)
+
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    async def complete(self, request: Request) -> Completion: ...
+
+
+class CallableModel:
+    """A base of Models that can be called: `router("where is my card")`, with or without an event loop."""
+
+    def __call__(self: _Named, request: str | Request) -> Completion:
+        """Return the whole answer to a text, as `await complete(Request.ask(text))` does."""
+        return run_sync(self.complete(Request.ask(request) if isinstance(request, str) else request))
+
+    def __repr__(self: _Named) -> str:
+        return f"{type(self).__name__}({self.name!r})"

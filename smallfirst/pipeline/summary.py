@@ -92,6 +92,9 @@ class RunSummary(Record):
     next_steps: tuple[NextStep, ...] = ()
     """What to do next, the best first."""
 
+    def __str__(self) -> str:
+        return format_summary(self)
+
 
 def summarize_run(file: TaskFile, run_folder: RunFolder | None, error: BaseException | None = None) -> RunSummary:
     """Return the summary of a run from the files that its stages wrote; `error` ended it."""

@@ -249,7 +249,7 @@ def _aliases(name: str) -> dict[str, int]:
 def _unknown(name: str, known: list[str]) -> RegistryError:
     return RegistryError(
         f"no model is registered as {name}{did_you_mean(name, known)}",
-        hint=f"known models: {', '.join(known) or 'none yet'}",
+        hint=f"known models: {', '.join(known)}" if known else "smallfirst run   promotes a model that passes its gate",
     )
 
 

@@ -31,6 +31,7 @@ from smallfirst.models.protocol import (
     probed_model,
 )
 from smallfirst.models.usage import ReportUnfinished, max_answer_tokens, usage_of_draft
+from smallfirst.models.wrappers import CallableModel
 from smallfirst.routing.budget import BudgetTracker
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.guarantee import Guarantee
@@ -43,7 +44,7 @@ T = TypeVar("T")
 _IN_DOMAIN = "belongs to the task"
 
 
-class Router:
+class Router(CallableModel):
     """Answer with the cheapest stage whose draft the certificate accepts, else with the large model."""
 
     def __init__(

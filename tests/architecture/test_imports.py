@@ -62,7 +62,8 @@ def test_records_and_the_gateway_process_load_no_torch(modules: str, may_load: s
 
 
 def test_every_public_name_is_there_and_no_other() -> None:
-    assert {*dir(smallfirst)} == {*smallfirst.__all__, "foundation_model"}
+    assert {*dir(smallfirst)} == {*smallfirst._MODULES, "__version__", "foundation_model"}
+    assert {*smallfirst.__all__} < {*dir(smallfirst)}
     for name in dir(smallfirst):
         assert getattr(smallfirst, name) is not None
     with pytest.raises(AttributeError, match="module 'smallfirst' has no attribute 'trian'"):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import inspect
 import json
+import pydoc
 import re
 import typing
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ from smallfirst.project.candidate_registry import CANDIDATES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-NAMES = [name for name in smallfirst.__all__ if name != "__version__"]
+NAMES = [name for name in dir(smallfirst) if name not in ("__version__", "foundation_model")]
 
 
 def test_the_page_s_code_runs_from_rows_to_a_served_router(
@@ -56,7 +58,7 @@ def test_the_page_s_code_runs_from_rows_to_a_served_router(
 
 def test_every_public_name_is_shown_or_is_the_type_of_a_signature() -> None:
     shown = set(re.findall(r"\b\w+\b", PAGE))
-    named = {kind.__name__ for name in NAMES for function in functions(name) for kind in types_of(function)}
+    named = {kind.__name__ for name in NAMES for _, kind in kinds_named_by(name)}
     assert sorted(set(NAMES) - shown - named - ABOUT_ANSWERS_OF_PEOPLE) == []
 
 
@@ -66,13 +68,28 @@ ABOUT_ANSWERS_OF_PEOPLE = {"apply_judgments", "judge_agreement", "LLMJudge", "Si
 
 @pytest.mark.parametrize("name", NAMES)
 def test_signatures_name_public_types_only(name: str) -> None:
-    private = {
-        f"{function.__qualname__}: {kind.__name__}"
-        for function in functions(name)
-        for kind in types_of(function)
-        if kind.__name__ not in NAMES and not kind.__name__.startswith("_")
-    }
+    found = [(place, kind.__name__) for place, kind in kinds_named_by(name)]
+    private = {f"{place}: {kind}" for place, kind in found if kind not in NAMES and not kind.startswith("_")}
     assert private == set()
+
+
+def test_help_fits_on_two_screens() -> None:
+    shown = pydoc.render_doc(smallfirst, renderer=pydoc.plaintext)
+    assert len(shown.splitlines()) <= 100
+    assert all(re.search(rf"^    {name}\(", shown, re.MULTILINE) for name in ("init", "check", "run", "load"))
+
+
+def kinds_named_by(name: str) -> Iterator[tuple[str, type]]:
+    """Every class of the package that a public name's signatures and fields name, with the place."""
+    for function in functions(name):
+        yield from ((function.__qualname__, kind) for kind in types_of(function))
+    value = getattr(smallfirst, name)
+    hints: dict[str, Any] = {}
+    with contextlib.suppress(NameError):  # an annotation of what only a type checker imports
+        hints = typing.get_type_hints(value) if inspect.isclass(value) else {}
+    for field, hint in hints.items():
+        if not field.startswith("_"):
+            yield from ((f"{name}.{field}", kind) for kind in classes_in(hint))
 
 
 def functions(name: str) -> Iterator[Any]:

@@ -19,7 +19,7 @@ from smallfirst.models.protocol import (
     Request,
     stream_in_one_chunk,
 )
-from smallfirst.models.wrappers import DelegatingModel
+from smallfirst.models.wrappers import CallableModel, DelegatingModel
 
 
 class Plain:
@@ -98,3 +98,20 @@ def test_another_target_takes_every_call() -> None:
     model.target = Able("new")
     assert asyncio.run(model.complete(Request.ask("x"))).text == "new"
     assert asyncio.run(model.embed(["x"])).vectors == [[1.0]]
+
+
+class Echo(CallableModel):
+    name = "echo"
+
+    async def complete(self, request: Request) -> Completion:
+        return Completion(text=request.text, answered_by=self.name, latency_ms=0, cost_usd=0)
+
+
+def test_a_call_answers_a_text_or_a_request_with_and_without_an_event_loop() -> None:
+    async def inside_a_notebook() -> str:
+        return Echo()("card").text
+
+    assert Echo()("card").text == "card"
+    assert Echo()(Request.ask("fee")).text == "fee"
+    assert asyncio.run(inside_a_notebook()) == "card"
+    assert repr(Echo()) == "Echo('echo')"

@@ -33,6 +33,7 @@ from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Capability, Chunk, Completion, Embeddings, Request, Token
 from smallfirst.models.response_format import ResponseGrammars
 from smallfirst.models.usage import ReportUnfinished, report_unfinished, unfinished
+from smallfirst.models.wrappers import CallableModel
 from smallfirst.pricing import MachinePrice
 from smallfirst.tasks.json.paths import value_spans
 
@@ -60,7 +61,7 @@ class PromptFormat(NamedTuple):
     """Spaces around an answer stay: it continues a text."""
 
 
-class GenerativeModel:
+class GenerativeModel(CallableModel):
     """A causal model that generates its answers."""
 
     capabilities: frozenset[Capability] = frozenset(

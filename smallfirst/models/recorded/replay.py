@@ -13,6 +13,7 @@ from pydantic import Field
 from smallfirst.data.dataset import Message
 from smallfirst.errors import DataError, NotRecorded, Problem
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
+from smallfirst.models.wrappers import CallableModel
 from smallfirst.pricing import Usd
 from smallfirst.records import Record, fingerprint
 
@@ -68,7 +69,7 @@ def request_key(request: Request) -> str:
     return fingerprint([[message.role, message.content] for message in request.messages])
 
 
-class ReplayModel:
+class ReplayModel(CallableModel):
     """Answers recorded requests, and refuses all others."""
 
     capabilities: frozenset[Capability] = frozenset()

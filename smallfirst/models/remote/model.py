@@ -32,6 +32,7 @@ from smallfirst.models.usage import (
     new_attempt,
     unfinished,
 )
+from smallfirst.models.wrappers import CallableModel
 from smallfirst.pricing import PriceBook
 
 __all__ = ["EndpointConfig", "EndpointModel", "open_session"]
@@ -53,7 +54,7 @@ def open_session(config: EndpointConfig, key: str, *, unix_socket: Path | None =
     )
 
 
-class EndpointModel:
+class EndpointModel(CallableModel):
     """A model behind an OpenAI-compatible address; usable from several `asyncio.run` calls."""
 
     capabilities: frozenset[Capability] = frozenset(

@@ -96,6 +96,9 @@ class PreflightReport(Record):
         if self.large:
             yield f"large model: {self.large.in_words}"
 
+    def __str__(self) -> str:
+        return self.in_words
+
     @property
     def in_json(self) -> str:
         """The report as JSON: the verdict, the findings, then the estimate."""

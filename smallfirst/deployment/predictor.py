@@ -1,0 +1,181 @@
+"""A promoted model in Python, in scikit-learn's manners: `load("tickets@champion").predict("where is my card")`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from smallfirst.errors import ConfigError
+from smallfirst.models.loading import load_model
+from smallfirst.models.manifest import MANIFEST, read_manifest
+from smallfirst.models.protocol import Completion, Model, Request, label_probability_model
+from smallfirst.paths import state_of
+from smallfirst.project.names import registry_name
+from smallfirst.project.task_file import TaskFile, read_task_file
+from smallfirst.registry import versions
+from smallfirst.registry.versions import ModelVersion
+from smallfirst.sync import run_sync
+from smallfirst.tasks.task import Task
+
+if TYPE_CHECKING:
+    from numpy import ndarray
+
+_REFERENCE = re.compile(r"(?P<task>.*?)(?P<version>@[\w-]+|/\d+)?", re.DOTALL)
+_AT_ONCE = 64
+"""Requests that wait for the model at a time."""
+
+
+class Predictor:
+    """A model of a task: answers in the task's own form, with or without an event loop.
+
+    Every method takes one text or several (a list, a pandas column), and answers in kind. `predict` has the label of
+    `classify` (a list of labels with `multiple`), the JSON value of `extract`, else the text; None where the model
+    wrote nothing that the task can read.
+    """
+
+    def __init__(self, model: Model, task: Task, *, name: str = "") -> None:
+        self.model, self.task, self.name = model, task, name or model.name
+
+    @property
+    def classes_(self) -> list[str]:
+        """The labels, in the order of `predict_proba`'s columns. Raise AttributeError if the answers are not labels."""
+        if not self.task.closed:
+            raise AttributeError(f"{self.name} has no classes_: its answers are no closed set of labels")
+        return [*self.task.closed]
+
+    def predict(self, texts: str | Iterable[str]) -> Any:
+        """Return the answer to a text, or a list of answers to several."""
+        return run_sync(self.apredict(texts))
+
+    async def apredict(self, texts: str | Iterable[str]) -> Any:
+        """Return what `predict` does."""
+        answers = [_value(self.task.parse(found.text), self.task) for found in await self.acomplete(texts)]
+        return answers[0] if isinstance(texts, str) else answers
+
+    def predict_proba(self, texts: str | Iterable[str]) -> ndarray[Any, Any]:
+        """Return calibrated probabilities, a row for each text and a column for each of `classes_`; for one text a row.
+
+        Raise ConfigError if the model writes its answers instead of scoring labels.
+        """
+        return run_sync(self.apredict_proba(texts))
+
+    async def apredict_proba(self, texts: str | Iterable[str]) -> ndarray[Any, Any]:
+        """Return what `predict_proba` does."""
+        import numpy as np
+
+        scoring = label_probability_model(self.model)
+        if scoring is None:
+            raise ConfigError(
+                f"{self.name} writes its answers and has no probability for each label",
+                hint="predict gives the answers; complete gives each with its confidence",
+            )
+        asked = [texts] if isinstance(texts, str) else [*texts]
+        found = await scoring.probabilities(asked)
+        probabilities = np.array([one.probabilities for one in found]).reshape(len(asked), len(self.classes_))
+        return probabilities[0] if isinstance(texts, str) else probabilities
+
+    def complete(self, texts: str | Iterable[str]) -> list[Completion]:
+        """Return the whole answers, one for each text: with confidence, tokens, price and time."""
+        return run_sync(self.acomplete(texts))
+
+    async def acomplete(self, texts: str | Iterable[str]) -> list[Completion]:
+        """Return what `complete` does."""
+        places = asyncio.Semaphore(_AT_ONCE)
+
+        async def ask(text: str) -> Completion:
+            async with places:
+                return await self.model.complete(Request.ask(text, max_tokens=self.task.max_answer_tokens))
+
+        return await asyncio.gather(*map(ask, [texts] if isinstance(texts, str) else texts))
+
+    def score(self, texts: Iterable[str], answers: Sequence[Any]) -> float:
+        """Return the share of texts whose answer is right by the task's own rule; for labels, the accuracy."""
+        completions = self.complete(texts)
+        if len(completions) != len(answers):
+            raise ConfigError(f"{len(completions):,} texts and {len(answers):,} answers: there must be one each")
+        pairs = zip(completions, answers, strict=True)
+        right = [self._is_right(found, answer) for found, answer in pairs]
+        return sum(right) / max(1, len(right))
+
+    def _is_right(self, found: Completion, answer: Any) -> bool:
+        gold = self.task.parse(_text(answer)) or _text(answer)
+        return self.task.score([gold], self.task.parse(found.text)) >= self.task.pass_score
+
+    def close(self) -> None:
+        """Free the model's threads and processes."""
+        run_sync(self.model.aclose())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        labels = f", {len(self.task.closed)} classes" if self.task.closed else ""
+        return f"Predictor({self.name!r}, {self.task.kind}{labels})"
+
+
+class _Place(NamedTuple):
+    """Where a model is: a folder with its files, or a reference into the registry of a task's state folder."""
+
+    state: Path
+    folder: Path | None
+    reference: str
+    file: TaskFile | None
+
+
+def load(model: str | Path | TaskFile | ModelVersion) -> Predictor:
+    """Return a promoted model, ready to predict.
+
+    `model` is a task (task.yaml, its folder or a TaskFile), its name, a three-level model name, each with `@champion`
+    (the default), another alias or `/3` for a version; or the folder of a model, or what `resolve` returned. Raise
+    RegistryError if there is no such version, or if its files are not the registered ones.
+    """
+    if isinstance(model, ModelVersion):
+        return _predictor(model.folder, f"{model.name}/{model.version}")
+    place = _find(model)
+    with state_of(place.state):
+        if place.folder is not None:
+            return _predictor(place.folder, place.folder.name)
+        version = versions.resolve(place.reference)
+        name = place.file.name if place.file else version.name
+        return _predictor(version.folder, f"{name}/{version.version}", place.file)
+
+
+def _find(model: str | Path | TaskFile) -> _Place:
+    if isinstance(model, TaskFile):
+        return _Place(model.folder, None, model.register_to, model)
+    if (Path(model) / MANIFEST).is_file():
+        return _Place(Path(), Path(model), "", None)
+    found = _REFERENCE.fullmatch(str(model).strip())
+    assert found is not None  # everything is a task without a version
+    task, version = found["task"], found["version"] or ""
+    here = Path("task.yaml")
+    if Path(task).is_dir() or Path(task).is_file():
+        file = read_task_file(task)
+    elif here.is_file() and (own := read_task_file(here)).name == task:
+        file = own
+    else:
+        name = task if task.removeprefix("models:/").count(".") == 2 else registry_name(task)
+        return _Place(Path(), None, f"{name}{version}", None)
+    return _Place(file.folder, None, f"{file.register_to}{version}", file)
+
+
+def _predictor(folder: Path, name: str, file: TaskFile | None = None) -> Predictor:
+    price = file.prices.machine if file else None
+    return Predictor(load_model(folder, name=name, price=price), read_manifest(folder).task, name=name)
+
+
+def _value(answer: str | None, task: Task) -> Any:
+    """Return an answer in canonical form as Python's own value: JSON is read."""
+    is_json = task.answer_schema() is not None
+    return json.loads(answer) if answer is not None and is_json else answer
+
+
+def _text(answer: Any) -> str:
+    return answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)

@@ -1,0 +1,100 @@
+"""A promoted model in Python: what it answers, and the ways to name it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import numpy as np
+import pytest
+
+import smallfirst as sf
+from smallfirst.deployment.predictor import Predictor
+from smallfirst.errors import ConfigError
+from smallfirst.models.protocol import Capability, Chunk, Completion, LabelScores, Request, stream_in_one_chunk
+
+KNOWN = {"a card": (0.9, 0.1), "a fee": (0.2, 0.8)}
+
+
+class Labels:
+    """A model that knows two texts."""
+
+    name = "by hand"
+    capabilities = frozenset({Capability.LABEL_PROBABILITIES})
+
+    async def complete(self, request: Request) -> Completion:
+        cards, fees = KNOWN[request.text]
+        text = "cards" if cards > fees else "fees"
+        return Completion(text=text, answered_by=self.name, latency_ms=1, cost_usd=0, confidence=max(cards, fees))
+
+    def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        return stream_in_one_chunk(self, request)
+
+    async def probabilities(self, texts: list[str]) -> list[LabelScores]:
+        return [LabelScores(("cards", "fees"), list(KNOWN[text]), 1, 0.0) for text in texts]
+
+    async def aclose(self) -> None:
+        self.name = "closed"
+
+
+class Writer(Labels):
+    """A model that writes an invoice's total as JSON."""
+
+    capabilities = frozenset()
+
+    async def complete(self, request: Request) -> Completion:
+        text = {"total 3": '{"total": "3"}'}.get(request.text, "no idea")
+        return Completion(text=text, answered_by=self.name, latency_ms=1, cost_usd=0)
+
+
+@pytest.fixture
+def model() -> Predictor:
+    return Predictor(Labels(), sf.Classify(name="desk", labels=("cards", "fees")))
+
+
+def test_one_text_gives_one_answer_and_several_give_a_list(model: Predictor) -> None:
+    assert model.predict("a fee") == "fees"
+    assert model.predict(["a fee", "a card"]) == ["fees", "cards"]
+    assert model.predict(text for text in KNOWN) == ["cards", "fees"]
+    assert model.predict([]) == []
+    assert [found.confidence for found in model.complete("a fee")] == [0.8]
+
+
+def test_probabilities_have_a_row_for_each_text_and_a_column_for_each_class(model: Predictor) -> None:
+    assert model.classes_ == ["cards", "fees"]
+    found = model.predict_proba(["a fee", "a card"])
+    assert isinstance(found, np.ndarray)
+    assert found.tolist() == [[0.2, 0.8], [0.9, 0.1]]
+    assert model.predict_proba("a fee").tolist() == [0.2, 0.8]
+    assert model.predict_proba([]).shape == (0, 2)
+
+
+def test_score_is_the_share_of_right_answers(model: Predictor) -> None:
+    assert model.score(["a card", "a fee"], ["cards", "cards"]) == 0.5
+    with pytest.raises(ConfigError, match="1 texts and 2 answers"):
+        model.score(["a card"], ["cards", "fees"])
+
+
+def test_it_works_in_a_running_event_loop_and_has_asynchronous_twins(model: Predictor) -> None:
+    async def inside_a_notebook() -> tuple[str, str, float]:
+        return model.predict("a fee"), await model.apredict("a fee"), (await model.apredict_proba("a fee"))[1]
+
+    assert asyncio.run(inside_a_notebook()) == ("fees", "fees", 0.8)
+
+
+def test_json_answers_are_values_and_what_cannot_be_read_is_none() -> None:
+    task = sf.Extract(name="bills", json_schema={"type": "object", "properties": {"total": {"type": "string"}}})
+    model = Predictor(Writer(), task)
+    assert model.predict(["total 3", "hello"]) == [{"total": "3"}, None]
+    assert model.score(["total 3", "hello"], [{"total": "3"}, {"total": "4"}]) == 0.5
+    with pytest.raises(AttributeError, match="no classes_"):
+        _ = model.classes_
+    with pytest.raises(ConfigError, match="writes its answers"):
+        model.predict_proba("total 3")
+
+
+def test_it_says_what_it_is_and_closes_its_model(model: Predictor) -> None:
+    assert repr(model) == "Predictor('by hand', classify, 2 classes)"
+    with model as same:
+        assert same is model
+    assert model.model.name == "closed"
