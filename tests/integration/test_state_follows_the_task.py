@@ -49,4 +49,4 @@ def test_keys_of_another_folder_are_not_taken_for_those_of_the_server(work: Path
     assert f"the keys in {work}/.smallfirst/keys.json are not this server's" in refused.output
     assert run.invoke(main, ["keys", "create", "desk", "--task", "tickets"]).exit_code == 0
     assert (work / "tickets" / ".smallfirst" / "keys.json").is_file()
-    assert "no model is registered as main.default.tickets" in run.invoke(main, ["serve", "tickets"]).output
+    assert "tickets has no champion" in run.invoke(main, ["serve", "tickets"]).output
