@@ -1,7 +1,8 @@
 """Rows as immutable records (Message, Example, Dataset), and splits of them by content.
 
-A row's split depends on its own text alone, or on its group where it has one: equal texts, or rows of a group, are
-never on both sides, and rows added later move no other row. Shares are therefore met on average only.
+Equal texts, or rows of a group, are never on both sides. The texts of a label stand in the order of their hashes, and
+the first ones are held out: the file's order and the task's name change nothing, every label is in each part in its
+share, and rows added later move only the few at the borders.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Literal
 
@@ -116,9 +119,10 @@ class Splits(Record):
 
 
 def split(data: Dataset, *, validation: float, test: float, salt: str = "") -> Splits:
-    """Return the rows in three parts by shares in [0, 1]; another `salt` gives another split.
+    """Return the rows in three parts by shares in [0, 1], of each label the same; another `salt` gives another split.
 
-    The test part depends on `test` only. Raise ConfigError for shares that leave nothing to train on.
+    The test part depends on `test` only. A label's last text, and every text with a row that a model labelled, are to
+    train on. Raise ConfigError for shares that leave nothing to train on.
     """
     _refuse_bad_share("validation", validation)
     _refuse_bad_share("test", test)
@@ -126,22 +130,27 @@ def split(data: Dataset, *, validation: float, test: float, salt: str = "") -> S
         raise ConfigError(
             f"validation {validation} and test {test} leave no rows to train on: their sum must be below 1"
         )
+    part_of: dict[str, str] = {}
+    for label, units in _by_label(data).items():
+        offset = _draw("split", salt, f"label\0{label}") if label else 0.5
+        *rest, _ = order = sorted(units, key=lambda unit: (_draw("split", salt, unit), unit))
+        for unit, place in zip(rest if label else order, _places(order, units, offset), strict=False):
+            part_of[unit] = "test" if place <= test else "validation" if place <= test + validation else "train"
     parts: dict[str, list[Example]] = {"train": [], "validation": [], "test": []}
     for example in data.examples:
-        draw = _draw("split", salt, example)
-        name = "test" if draw < test else "validation" if draw < test + validation else "train"
-        parts[name].append(example)
+        parts[part_of.get(_unit(example), "train")].append(example)
     return Splits(**{name: data.subset(f"{data.name}:{name}", tuple(rows)) for name, rows in parts.items()})
 
 
 def sample_share(data: Dataset, share: float, salt: str = "") -> tuple[Dataset, Dataset]:
     """Return a share in [0, 1] of the rows, which holds those of any smaller share, and the rest."""
     _refuse_bad_share("share", share)
-    taken: list[Example] = []
-    rest: list[Example] = []
-    for example in data.examples:
-        (taken if _draw("share", salt, example) < share else rest).append(example)
-    return (data.subset(f"{data.name}:{share:g}", tuple(taken)), data.subset(f"{data.name}:rest", tuple(rest)))
+    sizes = Counter(map(_unit, data.examples))
+    order = sorted(sizes, key=lambda unit: (_draw("share", salt, unit), unit))
+    chosen = {unit for unit, place in zip(order, _places(order, sizes, 0.5), strict=True) if place <= share}
+    taken = tuple(example for example in data.examples if _unit(example) in chosen)
+    rest = tuple(example for example in data.examples if _unit(example) not in chosen)
+    return data.subset(f"{data.name}:{share:g}", taken), data.subset(f"{data.name}:rest", rest)
 
 
 def sample_rows(data: Dataset, n: int | None) -> Dataset:
@@ -151,14 +160,49 @@ def sample_rows(data: Dataset, n: int | None) -> Dataset:
     """
     if n is None or n >= len(data):
         return data
-    order = sorted(range(len(data)), key=lambda i: (_draw("share", "large", data.examples[i]), data.examples[i].key))
+    draws = [(_draw("share", "large", _unit(example)), example.key) for example in data.examples]
+    order = sorted(range(len(data)), key=draws.__getitem__)
     return data.subset(data.name, tuple(data.examples[i] for i in sorted(order[:n])))
 
 
-def _draw(purpose: str, salt: str, example: Example) -> float:
-    """Return a number in [0, 1), the same for equal texts or groups, and independent of other purposes' draws."""
-    content = "\0".join((purpose, salt, *(("group", example.group) if example.group else (fold_text(example.asked),))))
-    digest = hashlib.sha256(content.encode()).digest()
+def _unit(example: Example) -> str:
+    """Return what stays together: the group, or else the text without its dress."""
+    return f"group\0{example.group}" if example.group else fold_text(example.asked)
+
+
+def _by_label(data: Dataset) -> dict[str, dict[str, int]]:
+    """Return the units with their numbers of rows by their most frequent label; empty where rows have no label.
+
+    Units with a row that a model labelled are left out.
+    """
+    labels: dict[str, Counter[str]] = {}
+    models = {_unit(example) for example in data.examples if example.source}
+    for example in data.examples:
+        label = example.answer if example.shape == "label" else ""
+        labels.setdefault(_unit(example), Counter())[label] += 1
+    found: dict[str, dict[str, int]] = {}
+    for unit, counts in labels.items():
+        if unit not in models:
+            label = min(counts, key=lambda label: (-counts[label], label))
+            found.setdefault(label, {})[unit] = counts.total()
+    return found
+
+
+def _places(order: Sequence[str], sizes: Mapping[str, int], offset: float) -> Iterator[float]:
+    """Yield the share of the rows up to each unit, of which all but the share `offset` counts.
+
+    Of n single rows floor(n t + offset) have a place of at most t: rounded, or the right share on average over
+    offsets that are drawn.
+    """
+    n, before = sum(sizes.values()), 0
+    for unit in order:
+        yield (before + sizes[unit] * (1 - offset)) / n
+        before += sizes[unit]
+
+
+def _draw(purpose: str, salt: str, unit: str) -> float:
+    """Return a number in [0, 1), the same for the same unit, and independent of other purposes' draws."""
+    digest = hashlib.sha256("\0".join((purpose, salt, unit)).encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48  # 48 bits are exact in a float
 
 

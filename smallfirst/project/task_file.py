@@ -40,9 +40,9 @@ class DataFiles(Record):
     train: Path
     """Rows to train on; also split for the files that are left out."""
     validation: Path | None = None
-    """Rows to choose and calibrate with; left out: 20 % of train, by content hash."""
+    """Rows to choose and calibrate with; left out: 20 % of train, of each label, by content hash."""
     test: Path | None = None
-    """Rows to test with, used once; left out: 20 % of train, by content hash."""
+    """Rows to test with, used once; left out: 20 % of train, of each label, by content hash."""
     open_ended: Path | None = None
     """Requests outside the task (column `prompt`), which should go to the large model."""
     relabels: Path | None = None

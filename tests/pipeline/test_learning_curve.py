@@ -27,7 +27,7 @@ def project(tmp_path: Path, tiny_folder: Path) -> Project:
         {"text": f"{frame} {word} number {i}", "label": label}
         for i, frame in enumerate(("where is my", "what about the", "please send the", "I lost a"))
         for label, words in THINGS.items()
-        for word in (*words, *(f"{w}s" for w in words), *(f"new {w}" for w in words), label)
+        for word in (*words, *(f"{w}s" for w in words), *(f"new {w}" for w in words), f"old {label}")
     ]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     file = {

@@ -70,3 +70,15 @@ def test_labels_of_a_file_may_be_whole_numbers(tmp_path: Path) -> None:
     found = project(tmp_path, "labels: [0, 1]\ndata: {train: rows.jsonl}\n", rows, "rows.jsonl")
     assert found.task.closed == ("0", "1")
     assert [note.what for note in found.rows.notes] == ['numbers, or true and false, in "label": 20 rows']
+
+
+def test_the_same_rows_have_the_same_parts_whatever_the_task_is_called(tmp_path: Path) -> None:
+    parts = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        found = project(tmp_path / name, "data: {train: rows.csv}\n", f"text,label\n{GOOD}").rows
+        parts.append([[e.line for e in part.examples] for part in (found.train, *found.held_out)])
+        (tmp_path / name / "task.yaml").write_text(f"name: {name}\ndata: {{train: rows.csv}}\n", encoding="utf-8")
+        again = Project.read(read_task_file(tmp_path / name)).rows
+        parts.append([[e.line for e in part.examples] for part in (again.train, *again.held_out)])
+    assert parts[0] == parts[1] == parts[2] == parts[3]

@@ -30,7 +30,7 @@ class LabelPlan:
         people = project.rows.selection if options.gold is None else _read_gold(project, options.gold)
         self.left: Dataset
         self.filtered: FilterCounts
-        self.left, self.filtered = filter_texts(read, project.file, project.rows, people)
+        self.left, self.filtered = filter_texts(read, project.rows, people)
         self.texts_fingerprint = read.content_fingerprint
         self.check = sample_rows(people, options.check_rows)
         self.checked_on = "selection rows" if options.gold is None else f"rows of {options.gold.name}"

@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from smallfirst.data.dataset import Dataset, Example, Message, RowFormat, fold_text, split
+from smallfirst.data.dataset import Dataset, Example, Message, RowFormat, fold_text
 from smallfirst.data.quality.leaks import find_leaks
 from smallfirst.data.row_formats import ROW_FORMATS, Columns
 from smallfirst.data.sources.load import load_valid
 from smallfirst.data.sources.text_files import file_format
 from smallfirst.errors import DataError, Problem
-from smallfirst.project.rows import Rows, split_shares
-from smallfirst.project.task_file import TaskFile
+from smallfirst.project.rows import Rows
 from smallfirst.records import Record
 
 
@@ -32,12 +31,10 @@ class FilterCounts(Record):
     """Rows that share 9 of 10 words with such a row."""
     n_by_people: int = 0
     """Rows that are training rows already, or are given for checking."""
-    n_split_off: int = 0
-    """Rows that would be split off as validation or test rows, since task.yaml names no files of them."""
 
     @property
     def n_left(self) -> int:
-        refused = self.n_repeated + self.n_held_out + self.n_near_held_out + self.n_by_people + self.n_split_off
+        refused = self.n_repeated + self.n_held_out + self.n_near_held_out + self.n_by_people
         return self.n_rows - refused
 
     @property
@@ -47,7 +44,6 @@ class FilterCounts(Record):
             (self.n_held_out, "equal to held-out rows"),
             (self.n_near_held_out, "nearly equal to held-out rows"),
             (self.n_by_people, "answered by people"),
-            (self.n_split_off, "due to be split off for validation or test"),
         ]
         refused = ", ".join(f"{n:,} {why}" for n, why in parts if n)
         return f"{self.n_left:,} of {self.n_rows:,} rows may be labelled" + (f" ({refused})" if refused else "")
@@ -77,11 +73,11 @@ def read_texts(path: Path, shape: RowFormat, columns: Columns) -> Dataset:
     return data.subset(data.name, tuple(_unanswered(e, text, shape) for e, text in read))
 
 
-def filter_texts(texts: Dataset, file: TaskFile, rows: Rows, by_people: Dataset) -> tuple[Dataset, FilterCounts]:
+def filter_texts(texts: Dataset, rows: Rows, by_people: Dataset) -> tuple[Dataset, FilterCounts]:
     """Return the texts that may be labelled, in file order, and the counts of the others.
 
-    `by_people` are answered rows beside the task's own. Where validation or test rows are split off the training file,
-    only texts that this split leaves in training may be labelled: a teacher's answer never measures anything.
+    `by_people` are answered rows beside the task's own. No teacher's answer measures anything: a split leaves rows that
+    a model labelled in training.
     """
     once = {fold_text(e.asked): e for e in reversed(texts.examples)}
     first = tuple(e for e in texts.examples if once[fold_text(e.asked)] is e)
@@ -91,15 +87,12 @@ def filter_texts(texts: Dataset, file: TaskFile, rows: Rows, by_people: Dataset)
     unseen = [e for e in first if e.key not in leaks.keys]
     answered = {fold_text(e.asked) for e in (*rows.train.examples, *by_people.examples)}
     new = tuple(e for e in unseen if fold_text(e.asked) not in answered)
-    # Where a row goes depends on its text alone, so it can be known beforehand.
-    left = split(texts.subset(texts.name, new), **split_shares(file), salt=file.name).train
-    return left, FilterCounts(
+    return texts.subset(texts.name, new), FilterCounts(
         n_rows=len(texts),
         n_repeated=len(texts) - len(first),
         n_held_out=sum(e.key in equal for e in first),
         n_near_held_out=len({leak.key for leak in leaks.near}),
         n_by_people=len(unseen) - len(new),
-        n_split_off=len(new) - len(left),
     )
 
 
