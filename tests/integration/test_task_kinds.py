@@ -99,9 +99,10 @@ def test_a_leak_fails_the_gate(tmp_path: Path, tiny_folder: Path) -> None:
     path = task_file(tmp_path, "extract", tiny_folder, gate=gate, small=small, ladder=["small"], max_answer_tokens=16)
     train = (tmp_path / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (tmp_path / "test.jsonl").write_text("".join(train[:6] + train[60:]), encoding="utf-8")
-    (tmp_path / "train.jsonl").write_text("".join(train[:60]), encoding="utf-8")
+    (tmp_path / "validation.jsonl").write_text("".join(train[48:60]), encoding="utf-8")
+    (tmp_path / "train.jsonl").write_text("".join(train[:48]), encoding="utf-8")
     values = json.loads(path.read_text(encoding="utf-8"))
-    values["data"]["test"] = "test.jsonl"
+    values["data"] |= {"validation": "validation.jsonl", "test": "test.jsonl"}
     path.write_text(json.dumps(values), encoding="utf-8")
     with pytest.raises(GateFailed, match=r"(?s)FAIL.*training"):
         pipeline.run(read_task_file(path), progress=Progress(quiet=True), despite_check=True)
