@@ -9,6 +9,7 @@
     ├── TrainingError        a run could not start or went wrong
     │   └── Cancelled            somebody asked it to stop
     ├── GateFailed           the verdict says no (exit code 3)
+    ├── SpendingLimitReached the next request to the large model might cost more than is allowed
     ├── RegistryError        the model registry refused or lacks something
     ├── PriceUnknown         nobody told us what this model costs; never taken as $0
     └── ModelError           a model did not answer

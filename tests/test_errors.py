@@ -36,19 +36,26 @@ def test_the_next_command_is_printed_on_a_line_of_its_own() -> None:
 
 
 def test_a_data_error_shows_twenty_problems_and_counts_the_rest() -> None:
-    problems = [Problem("rows.jsonl", line, '"text" is empty') for line in range(1, 24)]
+    problems = [Problem("rows.jsonl", line, f"rule {line}") for line in range(1, 24)]
     error = DataError("rows.jsonl: 23 bad rows", problems, hint="mend them")
     lines = str(error).splitlines()
     assert lines[0] == "rows.jsonl: 23 bad rows"
-    assert lines[1] == '  rows.jsonl:1  "text" is empty'
-    assert lines[20] == '  rows.jsonl:20  "text" is empty'
+    assert lines[1] == "  rows.jsonl:1  rule 1"
+    assert lines[20] == "  rows.jsonl:20  rule 20"
     assert lines[21:] == ["  … and 3 more", "  next: mend them"]
     assert error.problems == tuple(problems)
 
 
 def test_twenty_problems_are_shown_without_a_count_of_nothing() -> None:
-    problems = [Problem("rows.jsonl", line, "bad") for line in range(20)]
+    problems = [Problem("rows.jsonl", line, f"rule {line}") for line in range(20)]
     assert len(str(DataError("20 bad rows", problems)).splitlines()) == 21
+
+
+def test_equal_problems_are_one_line_with_their_count_and_first_place() -> None:
+    problems = [Problem("rows.jsonl", line, "bad") for line in range(3, 153)]
+    error = DataError("150 bad rows", problems)
+    assert str(error) == "150 bad rows\n  150 rows, first rows.jsonl:3  bad"
+    assert len(error.problems) == 150
 
 
 def test_exit_codes_tell_a_script_what_happened() -> None:

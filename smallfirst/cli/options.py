@@ -43,8 +43,8 @@ def as_typed(ctx: click.Context, text: str) -> str:
 def show_steps(steps: Iterable[NextStep]) -> None:
     """Print what to do next, with commands as they can be pasted here."""
     ctx, me = click.get_current_context(), Path(sys.argv[0])
-    mine = me.suffix == ".py" or shutil.which("smallfirst") == str(me.absolute())
-    program = "smallfirst" if mine else os.path.relpath(me)
+    off_path = me.name == "smallfirst" and me.is_file() and shutil.which("smallfirst") != str(me.absolute())
+    program = os.path.relpath(me) if off_path else "smallfirst"
     click.echo("next:")
     for line in (line for step in steps for line in step.lines):
         click.echo(f"  {re.sub('^  smallfirst ', f'  {program} ', as_typed(ctx, line))}")

@@ -80,7 +80,7 @@ def environment(endpoint: EndpointFolder) -> str:
 
 @pytest.mark.usefixtures("planted")
 def test_no_secret_reaches_a_file_a_log_or_an_answer(echoing: str, tmp_path: Path) -> None:
-    _, user = home_key_store().create("desk", KeyPolicy())
+    _, user = home_key_store(write=True).create("desk", KeyPolicy())
     own = {"server": {"api_keys_sha256": [hash_key(CANARY)], "drain_s": 1}}
     entity = {**external(echoing), "environment_vars": {"TOKEN": CANARY}}
     endpoint = lifecycle.create("desk", {"served_entities": [entity], "smallfirst": own})
