@@ -121,8 +121,8 @@ class Splits(Record):
 def split(data: Dataset, *, validation: float, test: float, salt: str = "") -> Splits:
     """Return the rows in three parts by shares in [0, 1], of each label the same; another `salt` gives another split.
 
-    The test part depends on `test` only. A label's last text, and every text with a row that a model labelled, are to
-    train on. Raise ConfigError for shares that leave nothing to train on.
+    The test part depends on `test` only. A label's last text, and every text with a row that a model labelled where
+    people labelled others, are to train on. Raise ConfigError for shares that leave nothing to train on.
     """
     _refuse_bad_share("validation", validation)
     _refuse_bad_share("test", test)
@@ -173,10 +173,11 @@ def _unit(example: Example) -> str:
 def _by_label(data: Dataset) -> dict[str, dict[str, int]]:
     """Return the units with their numbers of rows by their most frequent label; empty where rows have no label.
 
-    Units with a row that a model labelled are left out.
+    Units with a row that a model labelled are left out, unless it labelled all: then the rows are about that model.
     """
     labels: dict[str, Counter[str]] = {}
-    models = {_unit(example) for example in data.examples if example.source}
+    by_people = any(not example.source for example in data.examples)
+    models = {_unit(example) for example in data.examples if example.source and by_people}
     for example in data.examples:
         label = example.answer if example.shape == "label" else ""
         labels.setdefault(_unit(example), Counter())[label] += 1

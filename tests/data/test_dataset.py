@@ -225,6 +225,15 @@ def test_a_sample_has_the_asked_number_of_rows_and_is_the_same_every_time() -> N
         assert {e.key for e in backwards.examples} == {e.key for e in taken.examples}
 
 
+def test_rows_that_a_model_labelled_train_beside_those_of_people_and_are_split_where_there_are_no_others() -> None:
+    people = rows(*(f"text {i}" for i in range(40)))
+    model = tuple(e.model_copy(update={"source": "big"}) for e in rows(*(f"more {i}" for i in range(40))).examples)
+    mixed = split(people.subset("both", (*people.examples, *model)), validation=0.25, test=0.25)
+    assert not any(e.source for e in (*mixed.validation.examples, *mixed.test.examples))
+    log = split(people.subset("log", model), validation=0.25, test=0.25)
+    assert (len(log.validation), len(log.test)) == (10, 10)
+
+
 def test_each_part_of_a_sorted_file_is_sampled_alike() -> None:
     """The last tenth of the file is a tenth of the samples: 40 files of 3,080 rows, 300 sampled from each."""
     taken = 0
