@@ -76,6 +76,7 @@ class CheckInputs(NamedTuple):
     """What checks may look at."""
 
     candidate: Evaluation
+    """The candidate on the rows that the thresholds are about."""
     level: ConfidenceLevel
     """Confidence level of all intervals."""
     large: Evaluation | None = None
@@ -84,6 +85,8 @@ class CheckInputs(NamedTuple):
     """Leaks between training and test rows; None if not looked for."""
     retention: Retention | None = None
     """General ability left after training; None if not measured."""
+    with_copies: Evaluation | None = None
+    """The candidate on all rows, where `candidate` is restricted to those that repeat no training row."""
 
 
 class ConfidenceLevel:

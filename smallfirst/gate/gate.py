@@ -52,10 +52,13 @@ class Gate(
         comparisons_made: int = 1,
         leaks: LeakReport | None = None,
         retention: Retention | None = None,
+        clean: Evaluation | None = None,
     ) -> Verdict:
         """Return the verdict on `candidate`, one result a threshold. Raise ConfigError if none is declared.
 
         Spend one of `comparisons_made` parts of the level (`choice.count_comparisons`). `large` may cover some rows.
+        Where `leaks` found test rows that repeat a training row, `clean` is the candidate on the others
+        (`restrict_to_rows`): the thresholds are about these.
         """
         if comparisons_made < 1:
             raise ConfigError(f"comparisons_made must be at least 1, got {comparisons_made}")
@@ -64,7 +67,8 @@ class Gate(
                 "the gate declares no threshold, so anything would pass",
                 hint="declare at least one in task.yaml, for example  gate: {accuracy_at_least: 0.9}",
             )
-        inputs = CheckInputs(candidate, ConfidenceLevel(comparisons_made), large, leaks, retention)
+        judged, level = candidate if clean is None else clean, ConfidenceLevel(comparisons_made)
+        inputs = CheckInputs(judged, level, large, leaks, retention, with_copies=candidate)
         results = tuple(result for run in CHECKS for result in run(self, inputs))
         return Verdict(
             candidate=candidate.candidate,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from smallfirst.data.dataset import Dataset, sample_rows, sample_share
 from smallfirst.data.quality.leaks import LeakReport, PairLeaks, find_leaks
-from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate
+from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate, restrict_to_rows
 from smallfirst.evaluation.label_errors import Suspect, find_label_errors, write_suspects
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.evaluation.self_agreement import SelfAgreement, self_agreement
@@ -55,6 +55,15 @@ def find_split_leaks(project: Project, run_folder: RunFolder) -> LeakReport:
     found = found.model_copy(update={"pairs": pairs})
     found.save(path)
     return found
+
+
+def without_copies(project: Project, evaluation: Evaluation, leaks: LeakReport) -> Evaluation:
+    """Return an evaluation of test rows on those that repeat no training row; the same one if none does."""
+    test = project.rows.test
+    clean = test.subset(test.name, tuple(row for row in test.examples if row.key not in leaks.keys))
+    if len(clean) == len(test):
+        return evaluation
+    return restrict_to_rows(evaluation, EvaluationSetup(project.task, clean, split=evaluation.split))
 
 
 def find_suspects(run_folder: RunFolder) -> tuple[Suspect, ...]:

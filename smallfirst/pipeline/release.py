@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from smallfirst.gate.choice import choose_candidate, count_comparisons
 from smallfirst.gate.verdict import Verdict, nearest_to_passing, override_candidate, smallest_passing
-from smallfirst.pipeline.diagnostics import find_split_leaks
+from smallfirst.pipeline.diagnostics import find_split_leaks, without_copies
 from smallfirst.pipeline.parity import parity_stage
 from smallfirst.pipeline.retention import measure_retention
 from smallfirst.project.candidate_registry import FINE_TUNED, promotable_names
@@ -20,12 +20,13 @@ from smallfirst.registry import versions
 def gate_stage(project: Project, run_folder: RunFolder) -> GateVerdicts:
     """Choose a candidate on selection rows, and check it and every other that could go live on test rows."""
     evaluations, file = run_folder.evaluations("test", promotable_names()), project.file
-    names, n_test = [evaluation.candidate for evaluation in evaluations], len(evaluations[0].rows)
+    names, leaks = [evaluation.candidate for evaluation in evaluations], find_split_leaks(project, run_folder)
+    clean = [without_copies(project, evaluation, leaks) for evaluation in evaluations]
     choosing = [one for name in names if (one := run_folder.evaluation(name, "selection"))]
-    chosen = choose_candidate(file.gate, choosing, n_test) if len(choosing) == len(names) else None
+    chosen = choose_candidate(file.gate, choosing, len(clean[0].rows)) if len(choosing) == len(names) else None
     comparisons = count_comparisons(names, {chosen, file.goes_live})
     large = run_folder.evaluation("large", "test")
-    leaks, retention = find_split_leaks(project, run_folder), measure_retention(project, run_folder)
+    retention = measure_retention(project, run_folder)
     verdicts = tuple(
         file.gate.check(
             evaluation,
@@ -33,8 +34,9 @@ def gate_stage(project: Project, run_folder: RunFolder) -> GateVerdicts:
             comparisons_made=comparisons[evaluation.candidate],
             leaks=leaks,
             retention=retention if evaluation.candidate == FINE_TUNED else None,
+            clean=on_clean_rows,
         )
-        for evaluation in evaluations
+        for evaluation, on_clean_rows in zip(evaluations, clean, strict=True)
     )
     found = _saved(verdicts, run_folder, chosen)
     passing = ", ".join(verdict.candidate for verdict in verdicts if verdict.passed) or "none"

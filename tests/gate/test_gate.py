@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from fixtures.gate import evaluation
 
+from smallfirst.data.quality.leaks import Leak, LeakReport
 from smallfirst.errors import ConfigError
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate import gate as gate_module
@@ -123,6 +124,20 @@ def test_only_thresholds_count_as_something_to_check() -> None:
         "the gate declares no threshold, so anything would pass\n"
         "  next: declare at least one in task.yaml, for example  gate: {accuracy_at_least: 0.9}"
     )
+
+
+def test_thresholds_are_about_the_rows_without_a_copy() -> None:
+    whole = of(80, 100)  # the first 80 are right
+    copies = tuple(Leak(key=row.key, test="test:1", train="train:1") for row in whole.rows[:40])
+    leaks = LeakReport(n_test=100, test_fingerprint=whole.dataset_fingerprint, exact=copies)
+    clean = whole.model_copy(update={"rows": whole.rows[40:]})
+    assert Gate(accuracy_at_least=0.7).check(whole, large=None).passed
+    verdict = Gate(accuracy_at_least=0.7).check(whole, large=None, leaks=leaks, clean=clean)
+    assert [(result.name, result.passed) for result in verdict.checks] == [
+        ("accuracy_at_least", False),  # 40 of 60
+        ("clean_rows", True),
+    ]
+    assert Gate(accuracy_at_least=0.5).check(whole, large=None, leaks=leaks, clean=clean).passed
 
 
 def test_a_new_check_is_a_record_of_thresholds_and_one_registered_function(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,19 @@ from pathlib import Path
 import pytest
 
 from smallfirst.data.dataset import Example
+from smallfirst.data.quality.leaks import LeakReport
 from smallfirst.errors import DataError
 from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded.replay import request_key
 from smallfirst.pipeline import large_model as large_path
-from smallfirst.pipeline.diagnostics import diagnose, export_suspects, find_split_leaks, measure_self_agreement
+from smallfirst.pipeline.diagnostics import (
+    diagnose,
+    export_suspects,
+    find_split_leaks,
+    measure_self_agreement,
+    without_copies,
+)
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
@@ -101,6 +108,17 @@ def test_leaks_of_other_rows_are_looked_for_again(project: Project, run_folder: 
     fewer = project.rows.test.subset("test", project.rows.test.examples[:4])
     other = project._replace(rows=project.rows.model_copy(update={"test": fewer}))
     assert find_split_leaks(other, run_folder).n_test == 4
+
+
+def test_an_evaluation_without_copies_has_every_other_row(project: Project, run_folder: RunFolder) -> None:
+    leaks, whole = find_split_leaks(project, run_folder), run_folder.evaluation("large", "test")
+    assert whole is not None
+    clean = without_copies(project, whole, leaks)
+    assert [row.key for row in clean.rows] == [row.key for row in whole.rows[:-1]]  # the last test row is a copy
+    assert (clean.accuracy.n, clean.split) == (11, "test")
+    assert clean.measures["macro_f1"].n == 11
+    none = LeakReport(n_test=leaks.n_test, test_fingerprint=leaks.test_fingerprint)
+    assert without_copies(project, whole, none) is whole
 
 
 def test_the_ceiling_is_the_large_model_against_itself(project: Project, run_folder: RunFolder) -> None:

@@ -9,6 +9,9 @@ from smallfirst.data.quality.findings import file_and_line
 from smallfirst.data.quality.near_duplicates import near_duplicates
 from smallfirst.records import Record
 
+MIN_CLEAN_ROWS = 50
+"""Rows without a copy in the training rows that a test needs; half of its rows where it has fewer than 100."""
+
 
 class Leak(Record):
     """One test row and the training row it repeats."""
@@ -63,6 +66,11 @@ class LeakReport(Record):
     def keys(self) -> frozenset[str]:
         """Content keys of the leaked test rows."""
         return frozenset(leak.key for leak in (*self.exact, *self.folded, *self.near))
+
+
+def min_clean_rows(n_test: int) -> int:
+    """Return how many of `n_test` rows must repeat no training row for the others to be judged without them."""
+    return min(MIN_CLEAN_ROWS, (n_test + 1) // 2)
 
 
 def find_leaks(train: Dataset, test: Dataset) -> LeakReport:

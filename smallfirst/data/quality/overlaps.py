@@ -9,15 +9,17 @@ from smallfirst.data.quality.findings import (
     FOLDED_NOTE,
     Finding,
     Location,
+    Severity,
     file_and_line,
     locate,
     make_finding,
     severity_of,
 )
-from smallfirst.data.quality.leaks import Leak, find_leaks
+from smallfirst.data.quality.leaks import Leak, find_leaks, min_clean_rows
 from smallfirst.records import Record
 
-_FOLDED_BAR, _NEARLY_BAR = 0.01, 0.05
+_MANY = 0.2
+"""Share of copies above which the files were perhaps not split as meant."""
 OVERLAP_KINDS = ("exact", "case", "folded", "nearly")
 """Strict to loose."""
 
@@ -89,13 +91,14 @@ def _pair(known: Dataset, rows: Dataset, names: tuple[str, str], found: list[Fin
     exact = frozenset(leak.key for leak in leaks.exact)
     case = exact | {row.key for row in rows.examples if row.asked.casefold() in cased}
     same = case | {row.key for row, _ in twins}
+    level, rule = _judge(len(rows) - leaks.n_leaked, len(rows), names)
     if twins:
         words = f", {len(leaks.exact):,} of them letter for letter" if leaks.exact else ""
         found.append(
             make_finding(
-                severity_of(len(twins), len(rows), small="fix", large="stop", bar=_FOLDED_BAR),
+                level,
                 f"{len(twins):,} of {len(rows):,} {new} texts are also in {old} ({FOLDED_NOTE}){words}",
-                f"an answer learned by heart measures nothing: take these rows out of {old}",
+                rule,
                 [locate(row, f"is {file_and_line(earlier)}") for row, earlier in twins],
             )
         )
@@ -103,13 +106,25 @@ def _pair(known: Dataset, rows: Dataset, names: tuple[str, str], found: list[Fin
     if near:
         found.append(
             make_finding(
-                severity_of(len(near), len(rows), small="note", large="fix", bar=_NEARLY_BAR),
+                level,
                 f"{len(near):,} of {len(rows):,} {new} texts nearly repeat one in {old}",
-                "they differ in word breaks or in 1 of 10 words, so the score may flatter: look, and drop copies",
+                f"they differ in word breaks or in 1 of 10 words; {rule}",
                 [_nearly(leak) for leak in near],
             )
         )
     return {"exact": exact, "case": case, "folded": same, "nearly": same | leaks.keys}
+
+
+def _judge(n_clean: int, n: int, names: tuple[str, str]) -> tuple[Severity, str]:
+    """Return how grave copies are, and the rule: they are left out where enough other rows are there."""
+    old, new = names
+    if n_clean < min_clean_rows(n):
+        rule = f"an answer learned by heart measures nothing, and only {n_clean:,} other rows are left"
+        return "stop", f"{rule} (at least {min_clean_rows(n):,}): take these rows out of {old}"
+    level = severity_of(n - n_clean, n, small="note", large="fix", bar=_MANY)
+    first = "so many are rarely meant: look how the rows were split" if level == "fix" else "short requests repeat"
+    use = "count for the certificate" if new == "validation" else "are judged by the gate" if old == "train" else "do"
+    return level, f"{first}; the other {n_clean:,} rows {use}"
 
 
 def _nearly(leak: Leak) -> Location:
