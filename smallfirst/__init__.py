@@ -117,6 +117,7 @@ _NAMES = {
     "routing.certificate.guarantee_check": "GuaranteeCheck",
     "routing.certificate.per_class": "ClassCertificate",
     "routing.certificate.risks": "RiskResult",
+    "routing.certificate.frontier": "FrontierPoint",
     "routing.certificate.threshold_curve": "ThresholdPoint",
     "routing.monitoring.monitor": "MonitorSettings",
     "routing.policies.policy": "DifficultyScorer Policy PolicyDecision",

@@ -114,6 +114,7 @@ from smallfirst.routing.certificate.certificate import Certificate as Certificat
 from smallfirst.routing.certificate.certificate import StageThreshold as StageThreshold
 from smallfirst.routing.certificate.certificate import certify as certify
 from smallfirst.routing.certificate.filters import RequestFilters as RequestFilters
+from smallfirst.routing.certificate.frontier import FrontierPoint as FrontierPoint
 from smallfirst.routing.certificate.guarantee import Guarantee as Guarantee
 from smallfirst.routing.certificate.guarantee_check import GuaranteeCheck as GuaranteeCheck
 from smallfirst.routing.certificate.per_class import ClassCertificate as ClassCertificate

@@ -67,7 +67,8 @@ def _certify(project: Project, run_folder: RunFolder, promotion: Promotion) -> t
     ]
     drafts[0] = _with_detection_cost(drafts[0], scores)
     large = run_folder.evaluation("large", "calibration")
-    certificate = _certificate(project, run_folder, promotion, drafts, large)
+    choosing = _selection_drafts(run_folder, candidates, confidences)
+    certificate = _certificate(project, run_folder, promotion, (drafts, choosing), large)
     said = (project.rows.counted.in_words, _label_sources(own) if certificate.labels == "large" else "")
     limits = (*filter(None, said), *filters.limits, *certificate.limits_of_validity)
     certificate = certificate.model_copy(update={"filters": filters, "limits_of_validity": limits})
@@ -81,6 +82,15 @@ def _certify(project: Project, run_folder: RunFolder, promotion: Promotion) -> t
     return certificate, heads
 
 
+def _selection_drafts(
+    run_folder: RunFolder, candidates: Mapping[str, str], confidences: Mapping[str, Mapping[str, float]]
+) -> list[Evaluation] | None:
+    """Return the stages' answers to selection rows; None if one was not evaluated on them."""
+    found = [(stage, run_folder.evaluation(candidate, "selection")) for stage, candidate in candidates.items()]
+    drafts = [with_confidences(one, confidences.get(stage, {})) for stage, one in found if one is not None]
+    return drafts if len(drafts) == len(found) else None
+
+
 def _with_detection_cost(first: Evaluation, scores: Sequence[OodScore]) -> Evaluation:
     """Add the detector's mean cost and time to each row of the first stage: every request goes through it."""
     if not scores:
@@ -90,9 +100,14 @@ def _with_detection_cost(first: Evaluation, scores: Sequence[OodScore]) -> Evalu
 
 
 def _certificate(
-    project: Project, run_folder: RunFolder, promotion: Promotion, drafts: list[Evaluation], large: Evaluation | None
+    project: Project,
+    run_folder: RunFolder,
+    promotion: Promotion,
+    measured: tuple[list[Evaluation], list[Evaluation] | None],
+    large: Evaluation | None,
 ) -> Certificate:
-    routing = project.file.routing
+    """Return the certificate from the stages' answers to calibration rows and, if there are any, selection rows."""
+    (drafts, selection), routing = measured, project.file.routing
     manifest = read_manifest(run_folder.model_folder(promotion.candidate))
     labels = labelled_by(project)
     if labels == "large" and project.file.data.gold:  # as few as they are, people's answers bound true errors tighter
@@ -112,6 +127,7 @@ def _certificate(
         person=routing.person,
         labels=labels,
         look=look,
+        selection=selection,
     )
     return certificate.model_copy(update={"temperature": manifest.temperature})
 
@@ -119,13 +135,15 @@ def _certificate(
 async def _fit_heads(
     project: Project, run_folder: RunFolder, promotion: Promotion
 ) -> tuple[ConfidenceHeads, dict[str, dict[str, float]]]:
-    """Return the heads fitted on selection rows, and their confidences of the calibration rows by stage and key."""
+    """Return the heads fitted on selection rows, and confidences of selection and calibration rows by stage and key."""
     stages = cascade_stages(project, run_folder, get_candidate(promotion.candidate).load(project, run_folder))
     try:
         heads, drafts = await fit_heads(project, stages)
         if any(policy.kind == "difficulty" for policy in project.file.routing.policies):
             fit_difficulty(project, drafts[stages[-1].name], run_folder.path)
-        return heads, await head_confidences(heads, stages, project.rows.calibration)
+        chosen_on = await head_confidences(heads, stages, project.rows.selection, drafts)
+        found = await head_confidences(heads, stages, project.rows.calibration)
+        return heads, {stage: {**chosen_on[stage], **by_key} for stage, by_key in found.items()}
     finally:
         for stage in stages:
             await stage.model.aclose()

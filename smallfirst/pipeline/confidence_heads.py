@@ -65,14 +65,17 @@ def fit_difficulty(project: Project, drafts: Sequence[Completion], folder: Path)
 
 
 async def head_confidences(
-    heads: ConfidenceHeads, stages: Sequence[Stage], rows: Dataset
+    heads: ConfidenceHeads,
+    stages: Sequence[Stage],
+    rows: Dataset,
+    drafts: Mapping[str, Sequence[Completion]] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Return the confidence of each answer by row key, for each stage that has a head."""
+    """Return the confidence of each answer by row key, for each stage that has a head; `drafts` saves asking again."""
     if not heads.by_stage:
         return {}
-    drafts = {stage.name: await drafts_of(stage, rows) for stage in stages}
+    drafts = drafts or {stage.name: await drafts_of(stage, rows) for stage in stages}
     found: dict[str, dict[str, float]] = {}
-    before: list[Completion] | list[None] = [None] * len(rows)
+    before: Sequence[Completion | None] = [None] * len(rows)
     for stage in stages:
         mine, head = drafts[stage.name], heads.by_stage.get(stage.name)
         if head is not None:

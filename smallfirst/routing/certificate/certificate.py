@@ -15,6 +15,7 @@ from smallfirst.evaluation.results import Evaluation
 from smallfirst.records import Record, fingerprint
 from smallfirst.routing.certificate.below_threshold import Band, BelowAction, decide_below_threshold
 from smallfirst.routing.certificate.filters import RequestFilters
+from smallfirst.routing.certificate.frontier import FrontierPoint, frontier
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import (
     CascadeData,
@@ -134,6 +135,9 @@ class Certificate(Record):
     filters: RequestFilters | None = None
     """What requests must pass before they reach the cascade for which it holds; None in certificates made before it was
     stored."""
+    frontier: tuple[FrontierPoint, ...] = ()
+    """For each of a few limits on errors the share that could stay small, each shown at `confidence` by itself; empty
+    in certificates made before it was stored."""
     earlier_fingerprint: str = ""
     """Fingerprint of the certificate as it was first written, if that was under earlier field names."""
 
@@ -144,8 +148,8 @@ class Certificate(Record):
 
     def fingerprint(self) -> str:
         """Return 16 hex digits of the content's SHA-256, or the earlier fingerprint: ledgers refer to it."""
-        later = ("labels_missing_chance", "look", "audit_limits", "filters")
-        empty = {name for name in later if getattr(self, name) in (None, {})}
+        later = ("labels_missing_chance", "look", "audit_limits", "filters", "frontier")
+        empty = {name for name in later if getattr(self, name) in (None, {}, ())}
         return self.earlier_fingerprint or fingerprint(self.model_dump(mode="json", exclude=empty))
 
     def audit_limit_for(self, risk: str, judge: Literal["large", "person"]) -> float | None:
@@ -208,28 +212,37 @@ def certify(
     person: bool = False,
     labels: Literal["gold", "large"] = "gold",
     look: int | None = None,
+    selection: Evaluation | Sequence[Evaluation] | None = None,
 ) -> Certificate:
     """Certify the drafting stages, cheapest first, from their answers on calibration rows used for no choice.
 
     `large` on these rows, or a random part, decides what is worth escalating; without it everything is. With `person`,
     what it is no better at goes to a person. `labels="large"`: rows were scored against its answers. The certificate
     is number `look` on these rows (`looks.count_look`) and spends that look's share of the level; None: all of it.
+    `selection`: the stages' answers to selection rows, which choose where the search begins; None: a fixed rule does.
     Raise DataError if a draft lacks rows, ConfigError for a guarantee by label about several stages.
     """
-    stages = [drafts] if isinstance(drafts, Evaluation) else list(drafts)
+    stages, choosing = _as_list(drafts), _as_list(selection)
     if guarantee.per_class and len(stages) > 1:
         raise ConfigError(
             f"a guarantee by label covers one drafting stage, and there are {len(stages)}",
             hint="leave out guarantee.per_class, or let one stage draft",
         )
     subject = CertificateSubject(model_fingerprint, stages[-1].dataset_fingerprint, person, look)
-    return certify_cascade(cascade_data(stages, large, labels), guarantee, subject)
+    chosen_on = cascade_data(choosing, None, labels) if choosing else None
+    return certify_cascade(cascade_data(stages, large, labels), guarantee, subject, chosen_on)
 
 
-def certify_cascade(data: CascadeData, guarantee: Guarantee, subject: CertificateSubject) -> Certificate:
-    """Return the certificate from the answers of all stages to the calibration rows."""
+def _as_list(drafts: Evaluation | Sequence[Evaluation] | None) -> list[Evaluation]:
+    return [drafts] if isinstance(drafts, Evaluation) else list(drafts or ())
+
+
+def certify_cascade(
+    data: CascadeData, guarantee: Guarantee, subject: CertificateSubject, selection: CascadeData | None = None
+) -> Certificate:
+    """Return the certificate from the stages' answers to calibration rows; those to selection rows choose its start."""
     asked, guarantee = guarantee, subject.tested(guarantee)
-    found = search_cascade(data, guarantee)
+    found = search_cascade(data, guarantee, selection=selection)
     classes = certify_per_class(data, guarantee, found)
     if guarantee.per_class:
         found = found._replace(thresholds=(min_threshold(classes),), shares={})
@@ -237,7 +250,7 @@ def certify_cascade(data: CascadeData, guarantee: Guarantee, subject: Certificat
     accepted = guaranteed_rows(data, classes) if guarantee.per_class else outcome.accepted
     n_accepted, errors = int(accepted.sum()), int((accepted & ~outcome.right).sum())
     risks = _risk_results(outcome, guarantee, found) if found.issued and not guarantee.per_class else ()
-    missing = None if found.issued else _rows_needed(data, asked, subject)
+    missing = None if found.issued else _rows_needed(data, asked, subject, selection)
     why = _explain(data, asked, found, classes, (risks, errors, missing))
     floor = found.floor if "accuracy_loss" in guarantee.limits and found.issued else None
     top = 1.0 if guarantee.per_class and found.issued else found.thresholds[-1]
@@ -276,6 +289,7 @@ def certify_cascade(data: CascadeData, guarantee: Guarantee, subject: Certificat
         audit_limit=limits.get("error", {}).get("large") if guarantee.max_error is not None else None,
         audit_limits=limits,
         limits_of_validity=limits_of_validity(data, asked, limits, subject.person, subject.look),
+        frontier=frontier(data, confidence=asked.confidence, selection=selection),
     )
 
 
@@ -304,19 +318,20 @@ def _explain(
     return describe_issued(data, guarantee, risks, errors)
 
 
-def _rows_needed(data: CascadeData, guarantee: Guarantee, subject: CertificateSubject) -> RowsNeeded:
+def _rows_needed(
+    data: CascadeData, guarantee: Guarantee, subject: CertificateSubject, selection: CascadeData | None
+) -> RowsNeeded:
     """Simulate the next look, on these rows and more; in less detail where the search takes long."""
     tested = subject.tested(guarantee, later=1)
-    if set(guarantee.limits) == {"error"} and data.n_stages == 1 and not guarantee.per_class:
-        return rows_needed(data, lambda rows: search_cascade(rows, tested).issued, max_rows=MAX_ROWS)
+    quick = set(guarantee.limits) == {"error"} and data.n_stages == 1 and not guarantee.per_class
 
     def shows(rows: CascadeData) -> bool:
-        found = search_cascade(rows, tested, steps=20)
+        found = search_cascade(rows, tested, selection=selection, steps=20)
         if not guarantee.per_class:
             return found.issued
         return any(one.certified for one in certify_per_class(rows, tested, found))
 
-    return rows_needed(data, shows, n_worlds=20, max_rows=MAX_ROWS // 4)
+    return rows_needed(data, shows, n_worlds=40 if quick else 20, max_rows=MAX_ROWS if quick else MAX_ROWS // 4)
 
 
 def _stage_thresholds(outcome: CascadeOutcome, found: CascadeThresholds) -> tuple[StageThreshold, ...]:

@@ -94,8 +94,13 @@ def min_rows_without_error(limit: float, level: float) -> int:
     return max(1, math.ceil(math.log(level) / math.log1p(-limit) - 1e-9)) if limit > 0 else sys.maxsize
 
 
-def search_cascade(data: CascadeData, guarantee: Guarantee, *, steps: int = STEPS) -> CascadeThresholds:
-    """Return the cheapest thresholds that keep every limit; without costs of large, those that escalate least."""
+def search_cascade(
+    data: CascadeData, guarantee: Guarantee, *, selection: CascadeData | None = None, steps: int = STEPS
+) -> CascadeThresholds:
+    """Return the cheapest thresholds that keep every limit; without costs of large, those that escalate least.
+
+    `selection`: the stages' answers to rows that certify nothing; they choose where a search begins.
+    """
     if set(guarantee.limits) == {"error"} and data.n_stages == 1:
         level = 1 - guarantee.confidence
         one = search_threshold(data.confidence[0].tolist(), data.right[0].tolist(), guarantee)

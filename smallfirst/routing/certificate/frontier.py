@@ -1,0 +1,54 @@
+"""The frontier: for each limit on errors the share of requests that can be shown to stay small."""
+
+from __future__ import annotations
+
+from smallfirst.records import Record
+from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.outcomes import CascadeData
+from smallfirst.routing.certificate.threshold_search import search_cascade
+from smallfirst.stats.intervals import Estimate, wilson
+
+MAX_ERRORS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.10, 0.15, 0.20)
+"""Limits on the share of wrong answers among those that stay small."""
+STEPS = 50
+"""Thresholds on a path where several stages draft."""
+
+
+class FrontierPoint(Record):
+    """What can stay small under one limit on errors."""
+
+    max_error: float
+    """Largest share of accepted answers that may be wrong, in (0, 1)."""
+    issued: bool
+    """True if these rows show the limit at some threshold."""
+    threshold: float
+    """Least confidence of the last drafting stage at which it is shown; above 1 where it is not."""
+    n_accepted: int
+    """Calibration rows that stay small."""
+    share: Estimate
+    """Share of calibration rows that stay small."""
+
+
+def frontier(
+    data: CascadeData, *, confidence: float = 0.95, selection: CascadeData | None = None
+) -> tuple[FrontierPoint, ...]:
+    """Return a point for each of MAX_ERRORS, ascending; `selection` chooses where a search begins.
+
+    Each limit is shown at `confidence` by itself, as if it alone had been asked for at the first look: the points say
+    what could be promised, and only the certificate's own guarantee may be relied on.
+    """
+    points = []
+    for limit in MAX_ERRORS:
+        guarantee = Guarantee(max_error=limit, confidence=confidence)
+        found = search_cascade(data, guarantee, selection=selection, steps=STEPS)
+        n_accepted = data.outcome(found.thresholds).n_accepted
+        points.append(
+            FrontierPoint(
+                max_error=limit,
+                issued=found.issued,
+                threshold=found.thresholds[-1],
+                n_accepted=n_accepted,
+                share=wilson(n_accepted, data.n),
+            )
+        )
+    return tuple(points)
