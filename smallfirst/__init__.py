@@ -110,7 +110,7 @@ _NAMES = {
     "routing.certificate.certificate": "certify Certificate StageThreshold",
     "routing.certificate.guarantee": "Guarantee",
     "routing.router": "Router",
-    "routing.types": "Stage RouterOptions Decision OodDetector OodScore ConfidenceHead",
+    "routing.types": "Stage RouterOptions Decision OodDetector OodScore ConfidenceHead Acceptance OutOfScope",
     "routing.budget": "Budget",
     "routing.certificate.below_threshold": "Band",
     "routing.certificate.filters": "RequestFilters",

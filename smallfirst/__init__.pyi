@@ -125,10 +125,12 @@ from smallfirst.routing.policies.policy import DifficultyScorer as DifficultySco
 from smallfirst.routing.policies.policy import Policy as Policy
 from smallfirst.routing.policies.policy import PolicyDecision as PolicyDecision
 from smallfirst.routing.router import Router as Router
+from smallfirst.routing.types import Acceptance as Acceptance
 from smallfirst.routing.types import ConfidenceHead as ConfidenceHead
 from smallfirst.routing.types import Decision as Decision
 from smallfirst.routing.types import OodDetector as OodDetector
 from smallfirst.routing.types import OodScore as OodScore
+from smallfirst.routing.types import OutOfScope as OutOfScope
 from smallfirst.routing.types import RouterOptions as RouterOptions
 from smallfirst.routing.types import Stage as Stage
 from smallfirst.serving.app import serve as serve

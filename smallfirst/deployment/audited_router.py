@@ -21,8 +21,8 @@ from smallfirst.models.wrappers import DelegatingModel
 from smallfirst.routing.monitoring.drift import Statistic
 from smallfirst.routing.monitoring.monitor import Monitor, State, StateChange
 from smallfirst.routing.monitoring.reports import UserReports
-from smallfirst.routing.router import Router, took_cascade
-from smallfirst.routing.types import Decision
+from smallfirst.routing.router import Router
+from smallfirst.routing.types import OUT_OF_SCOPE, Decision, took_cascade
 from smallfirst.serving.ledger.ledger import AlreadyRecorded, Ledger
 from smallfirst.serving.ledger.rows import AuditRow, DraftRow, FeedbackRow, LedgerRow, StateRow, attempt_rows
 from smallfirst.serving.openai.errors import ApiError
@@ -276,7 +276,7 @@ class AuditedRouter(DelegatingModel):
             await self._take_verdict(verdict)  # unless a person was quicker
 
     async def _observe(self, decision: Decision) -> None:
-        if decision.draft is not None:
+        if decision.draft is not None and decision.route.stage != OUT_OF_SCOPE:
             ood_score = next((s.score for s in decision.route.trail if s.stage == _OOD_STAGE), None)
             changes = self.monitor.observe(decision.route.confidence, ood_score, decision.draft.text)
             await self._record_changes(changes)

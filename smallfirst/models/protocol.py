@@ -150,6 +150,8 @@ class Completion(Record):
     """By field path of a JSON answer, the model's own probability in [0, 1] of its value."""
     finish_reason: Literal["stop", "length"] = "stop"
     """Why the answer ended."""
+    refusal: bool = False
+    """True if `text` says why there is no answer; OpenAI's `refusal` carries it then, and `content` is null."""
     tokens: tuple[Token, ...] = ()
     """The tokens of the answer, only if the request wants log-probabilities and the model has them. A label is one
     token."""

@@ -99,7 +99,7 @@ def routing_rules(file: TaskFile, large_usd: float | None, folder: Path, beside:
     signed = f"{routing.override.by}: {routing.override.because}" if routing.override else ""
     expected = {} if large_usd is None else {"large": large_usd}
     hardness = DifficultyModel.load(folder / DIFFICULTY)
-    return RouterOptions(policies, routing.budget, hardness, tuple(beside), signed, expected)
+    return RouterOptions(policies, routing.budget, hardness, tuple(beside), signed, expected, routing.out_of_scope)
 
 
 def routes_to_challenger(file: TaskFile) -> bool:

@@ -27,6 +27,7 @@ from smallfirst.routing.budget import Budget
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.monitoring.monitor import MonitorSettings
 from smallfirst.routing.policies import AnyPolicy, check_stages
+from smallfirst.routing.types import OutOfScope
 from smallfirst.tasks import DEFAULT_KIND, TASK_KINDS
 from smallfirst.training.config import TeacherConfig, TrainConfig
 
@@ -186,6 +187,8 @@ class RoutingConfig(Record):
     domain: Literal["open_ended", "own_rows", "off"] = "open_ended"
     """What tells requests that are not the task's: a model fitted on the open-ended ones, if there are any, or the
     task's own signature, which needs none."""
+    out_of_scope: OutOfScope = OutOfScope()
+    """What is answered to a request that is not the task's where there is no large model: never a certified label."""
     policies: tuple[AnyPolicy, ...] = ()
     """Policies applied in order before the cascade; the first that applies names the stage that answers."""
     budget: Budget | None = None

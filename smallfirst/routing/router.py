@@ -1,8 +1,8 @@
 """Router: drafting stages, policies and a certificate in front of a large model; itself a Model.
 
 Policies apply first, then the out-of-domain check, then the cascade, cheapest stage first. What no stage is confident
-about goes to the large model, is answered small without a guarantee, or is left to a person. Every answer carries its
-route.
+about goes to the large model, is answered small without a guarantee, or is left to a person; if it is foreign too, it
+goes to the general model, or is answered out of scope where there is none. Every answer carries its route.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from smallfirst.models.protocol import (
     Model,
     ProbedModel,
     Request,
-    Route,
     RouteStep,
     embedding_model,
     label_probability_model,
@@ -32,16 +31,16 @@ from smallfirst.models.protocol import (
 )
 from smallfirst.models.usage import ReportUnfinished, max_answer_tokens, usage_of_draft
 from smallfirst.models.wrappers import CallableModel
+from smallfirst.routing.attempt import RoutingAttempt
 from smallfirst.routing.budget import BudgetTracker
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT
 from smallfirst.routing.policies import apply_policies
-from smallfirst.routing.policies.policy import CASCADE, PolicyDecision, is_conversation
+from smallfirst.routing.policies.policy import CASCADE
 from smallfirst.routing.types import Decision, OodDetector, RouterOptions, Stage
 
 T = TypeVar("T")
-_IN_DOMAIN = "belongs to the task"
 
 
 class Router(CallableModel):
@@ -138,7 +137,8 @@ class Router(CallableModel):
                         raise
                     draft = await self._fall_back_to_draft(decision, request, error)
             assert draft is not None
-            yield Chunk(text=draft.text)
+            if not draft.refusal:
+                yield Chunk(text=draft.text)
             report.done()
             yield Chunk(completion=draft)
 
@@ -213,184 +213,6 @@ class Router(CallableModel):
                 "latency_ms": answer.latency_ms + decision.latency_ms,
             }
         )
-
-
-class RoutingAttempt:
-    """The steps a Router takes for one request, with their cost and latency so far."""
-
-    def __init__(self, router: Router, request: Request, paused: str = "") -> None:
-        self.router, self.request, self.paused = router, request, paused
-        self.trail: list[RouteStep] = []
-        self.cost_usd = self.latency_ms = 0.0
-        self.draft: Completion | None = None
-
-    async def run_stage(self, chosen: PolicyDecision) -> Decision:
-        self._add_step(
-            stage=chosen.policy,
-            decision="passed on",
-            why=f"{chosen.why}: to {chosen.to}",
-            score=chosen.score,
-            threshold=chosen.threshold,
-        )
-        stage, why = self.router.stage(chosen.to), f"{chosen.policy}: {chosen.why}"
-        if stage is not None:
-            draft, confidence = await self._make_draft(stage)
-            self._add_draft(stage, draft, "kept", "a policy sends it here", confidence=confidence)
-            return self._accept(draft, self._route(stage.name, why, confidence=confidence))
-        general = chosen.to == "general" and self.router.general is not None
-        return self._delegate(self.router.general if general else self.router.large, self._route(chosen.to, why))
-
-    async def run_cascade(self, chosen: PolicyDecision | None) -> Decision:
-        outside = None if chosen else await self._out_of_domain()
-        if outside and self.router.general is not None:
-            return self._delegate(self.router.general, self._route("large", outside, threshold=None))
-        if self.paused and self.router.large is not None and not outside:
-            return self._delegate(self.router.large, self._route("large", self.paused))
-        for stage in self.router.stages:
-            draft, confidence = await self._make_draft(stage)
-            threshold = self.router.threshold(stage.name)
-            if outside:  # the certificate covers the task's own requests only
-                why = f"{outside}, and there is no other model to ask"
-                self._add_draft(stage, draft, "kept", why, confidence=confidence, threshold=threshold)
-                return self._accept(draft, self._route(stage.name, why, confidence=confidence, threshold=threshold))
-            if self.router.covers(stage, draft.text, confidence):
-                why = "confident enough for the certificate"
-                self._add_draft(stage, draft, "kept", why, confidence=confidence, threshold=threshold)
-                self._add_large_not_asked()
-                certified = not self.paused
-                route = self._route(stage.name, why, confidence=confidence, threshold=threshold, certified=certified)
-                return self._accept(draft, route)
-            self._add_draft(
-                stage, draft, "passed on", "not confident enough", confidence=confidence, threshold=threshold
-            )
-        return self._below_threshold(confidence, threshold)
-
-    async def answer_uncertified(self, stage: Stage, why: str) -> Completion:
-        draft, confidence = await self._make_draft(stage)
-        self._add_draft(stage, draft, "kept", why, confidence=confidence)
-        accepted = self._accept(draft, self._route(stage.name, why, confidence=confidence)).draft
-        assert accepted is not None
-        return accepted
-
-    def _below_threshold(self, confidence: float | None, threshold: float) -> Decision:
-        router, last = self.router, self.router.stages[-1].name
-        stage, action, tracker = last, router.certificate.decide(confidence), router.budget_tracker
-        if router.options.signed_by and not router.certificate.issued:
-            why = f"not certified; signed for by {router.options.signed_by}"
-        elif router.large is None and action == "escalate":
-            why = "not confident enough, and there is no large model to ask"
-        elif action == "abstain":
-            stage, why = "person", "not confident enough, and the large model is no better here: left to a person"
-        elif action == "keep":
-            why = "not confident enough, but the large model was measured to be no better here"
-        elif tracker is not None and not tracker.allows(router.options.expected_cost_usd.get("large", 0.0)):
-            why = f"not confident enough, but the budget of ${tracker.budget.usd:g} a {tracker.budget.per} is spent"
-        else:
-            why = "the small model was not confident enough"
-            return self._delegate(router.large, self._route("large", why, confidence=confidence, threshold=threshold))
-        self._add_large_not_asked()
-        assert self.draft is not None
-        return self._accept(self.draft, self._route(stage, why, confidence=confidence, threshold=threshold))
-
-    async def _make_draft(self, stage: Stage) -> tuple[Completion, float | None]:
-        cheaper = self.draft
-        self.draft = await stage.model.complete(self.request)
-        self.cost_usd += self.draft.cost_usd
-        self.latency_ms += self.draft.latency_ms
-        own = self.draft.confidence
-        return self.draft, stage.head.confidence(self.draft, cheaper) if stage.head else own
-
-    async def _out_of_domain(self) -> str | None:
-        detector = self.router.ood_detector
-        if detector is None:
-            return None
-        found, threshold = await detector.score(self.request), detector.threshold
-        self.cost_usd += found.cost_usd
-        self.latency_ms += found.latency_ms
-        why = None
-        if is_conversation(self.request):
-            why = "a conversation, while this task expects a single message"
-        elif found.value > threshold:
-            why = f"unlike this task's requests (out-of-domain score {found.value:.2f}, threshold {threshold:.2f})"
-        self._add_step(
-            stage="domain",
-            decision="passed on",
-            why=why or _IN_DOMAIN,
-            score=found.value,
-            threshold=threshold,
-            cost_usd=found.cost_usd,
-            latency_ms=found.latency_ms,
-        )
-        return why
-
-    def _add_step(self, **values: object) -> None:
-        self.trail.append(RouteStep.model_validate(values))
-
-    def _add_draft(
-        self,
-        stage: Stage,
-        draft: Completion,
-        decision: str,
-        why: str,
-        *,
-        confidence: float | None,
-        threshold: float | None = None,
-    ) -> None:
-        self._add_step(
-            stage=stage.name,
-            decision=decision,
-            why=why,
-            model=draft.answered_by,
-            score=confidence,
-            threshold=threshold,
-            cost_usd=draft.cost_usd,
-            latency_ms=draft.latency_ms,
-        )
-
-    def _add_large_not_asked(self) -> None:
-        """Add what the large model was expected to cost, where that is known."""
-        large, expected = self.router.large, self.router.options.expected_cost_usd.get("large")
-        if large is not None and expected is not None:
-            why = "expected cost of asking"
-            self._add_step(stage="large", decision="not asked", why=why, model=large.name, cost_usd=expected)
-
-    def _route(
-        self,
-        stage: str,
-        why: str,
-        *,
-        confidence: float | None = None,
-        threshold: float | None = None,
-        certified: bool = False,
-    ) -> Route:
-        return Route(
-            stage=stage,
-            why=why,
-            certified=certified,
-            threshold=threshold,
-            confidence=confidence,
-            task=self.router.name,
-            guarantee=self.router.guarantee if certified else "",
-            trail=tuple(self.trail),
-        )
-
-    def _accept(self, draft: Completion, route: Route) -> Decision:
-        route = route.model_copy(update={"trail": tuple(self.trail)})
-        total = {"route": route, "cost_usd": self.cost_usd, "latency_ms": self.latency_ms}
-        return Decision(route, draft.model_copy(update=total), None, self.cost_usd, self.latency_ms)
-
-    def _delegate(self, model: Model | None, route: Route) -> Decision:
-        if model is None:
-            raise ModelError(f"{self.router.name}: no model for stage {route.stage!r}: {route.why}")
-        total = {"cost_usd": self.cost_usd, "latency_ms": self.latency_ms}
-        draft = self.draft and self.draft.model_copy(update=total)
-        return Decision(route, draft, model, self.cost_usd, self.latency_ms)
-
-
-def took_cascade(route: Route) -> bool:
-    """Return True if the certificate's thresholds decided: no policy, and not because it was out of domain."""
-    outside = any(step.stage == "domain" and step.why != _IN_DOMAIN for step in route.trail)
-    return route.threshold is not None and not outside
 
 
 def _describe_guarantee(certificate: Certificate) -> str:

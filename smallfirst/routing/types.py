@@ -6,8 +6,34 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from smallfirst.models.protocol import Completion, Model, Request, Route
+from smallfirst.records import Record
 from smallfirst.routing.budget import Budget
 from smallfirst.routing.policies.policy import DifficultyScorer, Policy
+
+OUT_OF_SCOPE = "out_of_scope"
+"""Stage and model name of an answer to a request that nobody here can answer."""
+REFUSAL = "This request is not one that this service answers."
+"""What is said unless the task file says it otherwise."""
+
+
+class OutOfScope(Record):
+    """What is answered to a foreign request where there is no large model to ask."""
+
+    answer: str = ""
+    """The answer, such as a label of its own; left out: a refusal."""
+    refuse: bool = False
+    """True puts the text into OpenAI's field `refusal` and leaves `content` null, as is done without an answer."""
+
+    @property
+    def completion(self) -> Completion:
+        """The answer as a Completion that cost nothing."""
+        return Completion(
+            text=self.answer or REFUSAL,
+            refusal=self.refuse or not self.answer,
+            answered_by=OUT_OF_SCOPE,
+            latency_ms=0.0,
+            cost_usd=0.0,
+        )
 
 
 class OodScore(NamedTuple):
@@ -17,6 +43,8 @@ class OodScore(NamedTuple):
     """In [0, 1]; higher is less like them."""
     cost_usd: float
     latency_ms: float
+    features: tuple[float, ...] = ()
+    """What `Stage.acceptance` reads beside the confidence, each larger the less the request is like the task's."""
 
 
 class OodDetector(Protocol):
@@ -39,6 +67,16 @@ class ConfidenceHead(Protocol):
         """Return the probability in [0, 1] that the draft is right; `cheaper` is the draft of the stage before."""
 
 
+class Acceptance(Protocol):
+    """One score from the confidence of a draft and what tells foreign requests from the task's own."""
+
+    def confidence(self, draft: float, features: Sequence[float]) -> float:
+        """Return the probability in [0, 1] that the request is the task's own and the draft right.
+
+        It never falls with `draft`, in [0, 1], and never rises with a feature (`OodScore.features`).
+        """
+
+
 class Stage(NamedTuple):
     """One drafting model of the cascade."""
 
@@ -46,6 +84,8 @@ class Stage(NamedTuple):
     """`words`, `encoder`, `small`, …; as the certificate names it."""
     model: Model
     head: ConfidenceHead | None = None
+    acceptance: Acceptance | None = None
+    """Corrects the confidence for foreign requests; without it the certificate covers what the domain check passes."""
 
 
 class RouterOptions(NamedTuple):
@@ -60,6 +100,13 @@ class RouterOptions(NamedTuple):
     """Name and reason of the person who signed for serving uncertified drafts; empty if nobody did."""
     expected_cost_usd: Mapping[str, float] = {}
     """Measured mean cost of an answer by stage, shown for a model that was not asked."""
+    out_of_scope: OutOfScope = OutOfScope()
+    """What is answered to a foreign request where nobody else can answer."""
+
+
+def took_cascade(route: Route) -> bool:
+    """Return True if the certificate's thresholds decided: no policy, no pause, and not out of domain."""
+    return route.threshold is not None
 
 
 class Decision(NamedTuple):

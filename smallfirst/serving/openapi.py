@@ -63,7 +63,7 @@ _EXPLANATION = _object(
         "alternatives": _list(_object({"label": _TEXT, "probability": _CHANCE})),
     }
 )
-_MESSAGE = _object({"role": {"const": "assistant"}, "content": _TEXT, "refusal": {"type": "null"}})
+_MESSAGE = _object({"role": {"const": "assistant"}, "content": _or_null(_TEXT), "refusal": _or_null(_TEXT)})
 _MODEL = _object({"id": _TEXT, "object": {"const": "model"}, "created": _COUNT, "owned_by": _TEXT})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -22,7 +22,7 @@ from smallfirst.routing.policies.always import AlwaysPolicy
 from smallfirst.routing.policies.rule import RulePolicy
 from smallfirst.routing.policies.split import SplitPolicy
 from smallfirst.routing.router import Router
-from smallfirst.routing.types import OodScore, RouterOptions, Stage
+from smallfirst.routing.types import REFUSAL, OodScore, OutOfScope, RouterOptions, Stage
 
 FOREIGN = "unlike this task's requests (out-of-domain score 0.90, threshold 0.50)"
 
@@ -259,15 +259,55 @@ def test_a_conversation_does_not_belong_to_a_task_of_single_messages() -> None:
     assert asyncio.run(router.complete(Request(messages=turns[:2]))).answered_by == "small"
 
 
-def test_without_any_other_model_a_foreign_request_is_answered_small_but_never_certified() -> None:
+def test_without_any_other_model_a_foreign_request_gets_the_answer_that_the_task_file_names() -> None:
     detector = EssayDetector()
     large = Router(Echo("small"), Echo("large"), certificate(0.0), ood_detector=detector)
     assert ask(large, "write an essay").answered_by == "large"  # the general model unless another is named
-    alone = Router(Echo("small", confidence=1.0), None, certificate(0.5), ood_detector=detector)
-    answer = ask(alone, "write an essay")
-    assert answer.answered_by == "small"
-    why = f"{FOREIGN}, and there is no other model to ask"
-    assert route(answer) == {"stage": "small", "why": why, "certified": False, "threshold": 0.5, "confidence": 1.0}
+    small, why = Echo("small", confidence=1.0), f"{FOREIGN}, and there is no other model to ask"
+    refusing = Router(small, None, certificate(0.5), ood_detector=detector)
+    refused = ask(refusing, "write an essay")
+    assert (refused.text, refused.refusal, small.events) == (REFUSAL, True, [])
+    assert route(refused) == {"stage": "out_of_scope", "why": why, "certified": False}
+    assert [(chunk.text, chunk.completion) for chunk in streamed(refusing, "an essay")] == [("", refused)]
+    options = RouterOptions(out_of_scope=OutOfScope(answer="none of these"))
+    answer = ask(Router(small, None, certificate(0.5), ood_detector=detector, options=options), "write an essay")
+    assert (answer.text, answer.refusal, answer.answered_by) == ("none of these", False, "out_of_scope")
+
+
+class Halved:
+    """Halve the confidence of a draft for a foreign request."""
+
+    def confidence(self, draft: float, features: Sequence[float]) -> float:
+        return draft / 2 if features[0] > 0.5 else draft
+
+
+class Measured(EssayDetector):
+    """With the score as a feature."""
+
+    async def score(self, request: Request) -> OodScore:
+        found = await super().score(request)
+        return found._replace(features=(found.value,))
+
+
+@pytest.mark.parametrize(
+    ("threshold", "text", "stage", "drafted"),
+    [
+        (0.4, "write an essay", "small", True),  # foreign by the check alone, but the one score accepts it
+        (0.49, "write an essay", "large", True),  # the draft is not confident enough; no fallback is made of it
+        (0.6, "write an essay", "large", False),  # no confidence of a draft would do
+        (0.6, "where is my card", "small", True),
+    ],
+)
+def test_one_score_of_confidence_and_distance_decides(threshold: float, text: str, stage: str, drafted: bool) -> None:
+    small = Echo("small", confidence=0.9)
+    stages = [Stage("small", small, acceptance=Halved())]
+    answer = ask(Router(stages, Echo("large"), certificate(threshold), ood_detector=Measured()), text)
+    assert answer.route is not None
+    assert (answer.route.stage, answer.route.certified, bool(small.events)) == (stage, stage == "small", drafted)
+    down = Router(stages, Echo("large", error=Unavailable("down")), certificate(threshold), ood_detector=Measured())
+    if stage == "large":
+        with pytest.raises(Unavailable):
+            ask(down, text)
 
 
 @pytest.mark.parametrize(("confidence", "stage"), [(0.9, "small"), (0.2, "large")])

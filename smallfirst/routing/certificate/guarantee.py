@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pydantic
 
 from smallfirst.records import Record
@@ -29,6 +31,9 @@ class Guarantee(Record):
     """Largest share of requests that may go to the large model."""
     per_class: bool = False
     """True applies `max_error` to each label by itself, and covers only labels for which it can be shown."""
+    max_foreign_share: float = pydantic.Field(default=0.0, ge=0, lt=1)
+    """Share of foreign requests up to which `max_error` holds, in [0, 1): an accepted foreign request counts as wrong.
+    0 promises for the task's own requests alone."""
     confidence: float = pydantic.Field(default=0.95, gt=0.5, lt=1)
     """Confidence level of the guarantee as a whole, in (0.5, 1)."""
 
@@ -38,7 +43,17 @@ class Guarantee(Record):
             raise ValueError("a guarantee needs a limit: max_error, max_accuracy_loss, max_usd_per_1k, …")
         if self.per_class and set(self.limits) != {"error"}:
             raise ValueError("per_class applies max_error to each label and allows no other limit")
+        if self.max_foreign_share and (self.max_error is None or self.per_class):
+            raise ValueError("max_foreign_share widens max_error, over all labels together: set it, without per_class")
         return self
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_what_is_not_asked(self, dump: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a share of 0, so that what was stored before there was one keeps its fingerprint."""
+        found: dict[str, Any] = dump(self)
+        if not self.max_foreign_share:
+            found.pop("max_foreign_share", None)
+        return found
 
     @property
     def limits(self) -> dict[str, float]:
@@ -56,7 +71,9 @@ class Guarantee(Record):
         limits = [describe_limit(risk, limit) for risk, limit in self.limits.items()]
         label = " of each guaranteed label" if self.per_class else ""
         errors = "" if AUDITED & self.limits.keys() else "; wrong answers are not limited"
-        return f"{', '.join(limits)}{label} ({100 * self.confidence:g} %{errors})"
+        foreign = f" while at most {100 * self.max_foreign_share:g} % of requests are foreign"
+        mixed = foreign if self.max_foreign_share else ""
+        return f"{', '.join(limits)}{label}{mixed} ({100 * self.confidence:g} %{errors})"
 
 
 def describe_limit(risk: str, limit: float) -> str:

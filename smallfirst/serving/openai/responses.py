@@ -45,7 +45,8 @@ class ResponseBuilder(NamedTuple):
 
     def last(self, answer: Completion, index: int = 0, *, include_usage: bool) -> dict[str, Any]:
         """Return the last chunk of a choice, with the `smallfirst` object."""
-        said: dict[str, Any] = {"delta": {}} if self.form == "chat" else {"text": ""}
+        refusal = {"refusal": answer.text} if answer.refusal else {}
+        said: dict[str, Any] = {"delta": refusal} if self.form == "chat" else {"text": refusal.get("refusal", "")}
         chunk = self._chunk(index, {**said, "logprobs": None}, answer.finish_reason, include_usage)
         chunk["system_fingerprint"] = system_fingerprint(answer.answered_by)
         chunk["smallfirst"] = self.explanation(answer)
@@ -103,7 +104,8 @@ class ResponseBuilder(NamedTuple):
         return "chat.completion.chunk" if self.form == "chat" else "text_completion"
 
     def _choice(self, index: int, answer: Completion) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None, "annotations": []}
+        text, refusal = (None, answer.text) if answer.refusal else (answer.text, None)
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": refusal, "annotations": []}
         said: dict[str, Any] = {"message": message} if self.form == "chat" else {"text": answer.text}
         logprobs = self._logprobs(answer.tokens)
         return {"index": index, **said, "logprobs": logprobs, "finish_reason": answer.finish_reason}

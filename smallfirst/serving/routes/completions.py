@@ -92,7 +92,7 @@ async def _stream_one(call: ApiCall, parsed: ParsedRequest, model: Model) -> Com
         if response.form == "chat":
             await call.send_body(sse_event(response.opening(include_usage=usage)), more=True)
         while True:
-            if chunk.text:
+            if chunk.text and not (chunk.completion and chunk.completion.refusal):
                 piece = response.piece(chunk.text, chunk.tokens, include_usage=usage)
                 await call.send_body(sse_event(piece), more=True)
             if chunk.completion is not None:
@@ -119,7 +119,8 @@ async def _stream_several(call: ApiCall, parsed: ParsedRequest, model: Model) ->
     for index, answer in enumerate(answers):
         if response.form == "chat":
             chunks.append(response.opening(index, include_usage=usage))
-        chunks.append(response.piece(answer.text, answer.tokens, index=index, include_usage=usage))
+        if not answer.refusal:  # the last chunk carries it
+            chunks.append(response.piece(answer.text, answer.tokens, index=index, include_usage=usage))
         chunks.append(response.last(answer, index, include_usage=usage))
     await _close_stream(call, parsed, answers, chunks)
     return combined

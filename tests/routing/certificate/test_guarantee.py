@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pydantic
 import pytest
 
 from smallfirst.errors import ConfigError
@@ -37,3 +38,14 @@ def test_every_limit_is_described_in_its_own_unit() -> None:
 def test_an_impossible_guarantee_is_refused(values: dict[str, object], rule: str) -> None:
     with pytest.raises(ConfigError, match=rule):
         parse_record(Guarantee, values, where="task.yaml")
+
+
+def test_a_share_of_foreign_requests_is_said_and_changes_nothing_where_it_is_not_asked() -> None:
+    mixed = Guarantee(max_error=0.05, max_foreign_share=0.5)
+    assert mixed.in_words == "at most 5 % of kept answers wrong while at most 50 % of requests are foreign (95 %)"
+    assert mixed.model_dump()["max_foreign_share"] == 0.5
+    assert Guarantee.model_validate(mixed.model_dump()) == mixed
+    assert "max_foreign_share" not in Guarantee().model_dump(mode="json")  # earlier fingerprints stay
+    for values in ({"max_error": None, "max_usd_per_1k": 1.0}, {"per_class": True}):
+        with pytest.raises(pydantic.ValidationError, match="max_foreign_share widens max_error"):
+            Guarantee(max_foreign_share=0.1, **values)

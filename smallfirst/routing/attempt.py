@@ -1,0 +1,201 @@
+"""One request on its way through a Router: which stages draft, what each step decides, and what it has cost so far."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from smallfirst.errors import ModelError
+from smallfirst.models.protocol import Completion, Model, Request, Route, RouteStep
+from smallfirst.routing.policies.policy import PolicyDecision, is_conversation
+from smallfirst.routing.types import OUT_OF_SCOPE, Decision, Stage
+
+if TYPE_CHECKING:
+    from smallfirst.routing.router import Router
+
+
+class RoutingAttempt:
+    """The steps a Router takes for one request, with their cost and latency so far."""
+
+    def __init__(self, router: Router, request: Request, paused: str = "") -> None:
+        self.router, self.request, self.paused = router, request, paused
+        self.trail: list[RouteStep] = []
+        self.cost_usd = self.latency_ms = 0.0
+        self.draft: Completion | None = None
+        self.features: tuple[float, ...] | None = None
+        """Of the domain check; None if there was none, or for a conversation."""
+
+    async def run_stage(self, chosen: PolicyDecision) -> Decision:
+        self._add_step(
+            stage=chosen.policy,
+            decision="passed on",
+            why=f"{chosen.why}: to {chosen.to}",
+            score=chosen.score,
+            threshold=chosen.threshold,
+        )
+        stage, why = self.router.stage(chosen.to), f"{chosen.policy}: {chosen.why}"
+        if stage is not None:
+            draft, confidence = await self._make_draft(stage)
+            self._add_draft(stage, draft, "kept", "a policy sends it here", confidence=confidence)
+            return self._accept(draft, self._route(stage.name, why, confidence=confidence))
+        general = chosen.to == "general" and self.router.general is not None
+        return self._delegate(self.router.general if general else self.router.large, self._route(chosen.to, why))
+
+    async def run_cascade(self, chosen: PolicyDecision | None) -> Decision:
+        unlike = await self._out_of_domain()
+        outside = None if chosen else unlike
+        if self.paused and self.router.large is not None and not outside:
+            return self._delegate(self.router.large, self._route("large", self.paused))
+        if outside and (self.paused or not any(map(self._may_accept, self.router.stages))):
+            return self._answer_outside(outside)
+        for stage in self.router.stages:
+            draft, confidence = await self._make_draft(stage)
+            threshold = self.router.threshold(stage.name)
+            if self.router.covers(stage, draft.text, confidence):
+                why = "confident enough for the certificate"
+                self._add_draft(stage, draft, "kept", why, confidence=confidence, threshold=threshold)
+                self._add_large_not_asked()
+                certified = not self.paused
+                route = self._route(stage.name, why, confidence=confidence, threshold=threshold, certified=certified)
+                return self._accept(draft, route)
+            self._add_draft(
+                stage, draft, "passed on", "not confident enough", confidence=confidence, threshold=threshold
+            )
+        return self._answer_outside(outside) if outside else self._below_threshold(confidence, threshold)
+
+    def _may_accept(self, stage: Stage) -> bool:
+        """Return True if a draft of a foreign request could be accepted, were the model certain."""
+        if stage.acceptance is None or self.features is None or not self.router.certificate.issued:
+            return False  # without the one score the certificate covers what passes the domain check only
+        return stage.acceptance.confidence(1.0, self.features) >= self.router.threshold(stage.name)
+
+    def _answer_outside(self, why: str) -> Decision:
+        """Ask the general model, whose failure no draft may replace, or answer out of scope."""
+        if self.router.general is not None:
+            return self._delegate(self.router.general, self._route("large", why))._replace(draft=None)
+        why = f"{why}, and there is no other model to ask"
+        self._add_step(stage=OUT_OF_SCOPE, decision="answered", why="routing.out_of_scope says what")
+        return self._accept(self.router.options.out_of_scope.completion, self._route(OUT_OF_SCOPE, why))
+
+    async def answer_uncertified(self, stage: Stage, why: str) -> Completion:
+        draft, confidence = await self._make_draft(stage)
+        self._add_draft(stage, draft, "kept", why, confidence=confidence)
+        accepted = self._accept(draft, self._route(stage.name, why, confidence=confidence)).draft
+        assert accepted is not None
+        return accepted
+
+    def _below_threshold(self, confidence: float | None, threshold: float) -> Decision:
+        router, last = self.router, self.router.stages[-1].name
+        stage, action, tracker = last, router.certificate.decide(confidence), router.budget_tracker
+        if router.options.signed_by and not router.certificate.issued:
+            why = f"not certified; signed for by {router.options.signed_by}"
+        elif router.large is None and action == "escalate":
+            why = "not confident enough, and there is no large model to ask"
+        elif action == "abstain":
+            stage, why = "person", "not confident enough, and the large model is no better here: left to a person"
+        elif action == "keep":
+            why = "not confident enough, but the large model was measured to be no better here"
+        elif tracker is not None and not tracker.allows(router.options.expected_cost_usd.get("large", 0.0)):
+            why = f"not confident enough, but the budget of ${tracker.budget.usd:g} a {tracker.budget.per} is spent"
+        else:
+            why = "the small model was not confident enough"
+            return self._delegate(router.large, self._route("large", why, confidence=confidence, threshold=threshold))
+        self._add_large_not_asked()
+        assert self.draft is not None
+        return self._accept(self.draft, self._route(stage, why, confidence=confidence, threshold=threshold))
+
+    async def _make_draft(self, stage: Stage) -> tuple[Completion, float | None]:
+        cheaper = self.draft
+        self.draft = await stage.model.complete(self.request)
+        self.cost_usd += self.draft.cost_usd
+        self.latency_ms += self.draft.latency_ms
+        found = stage.head.confidence(self.draft, cheaper) if stage.head else self.draft.confidence
+        if stage.acceptance is not None and self.features is not None:
+            found = stage.acceptance.confidence(found or 0.0, self.features)
+        return self.draft, found
+
+    async def _out_of_domain(self) -> str | None:
+        detector = self.router.ood_detector
+        if detector is None:
+            return None
+        found, threshold = await detector.score(self.request), detector.threshold
+        self.cost_usd += found.cost_usd
+        self.latency_ms += found.latency_ms
+        self.features = None if is_conversation(self.request) else found.features
+        why = None
+        if is_conversation(self.request):
+            why = "a conversation, while this task expects a single message"
+        elif found.value > threshold:
+            why = f"unlike this task's requests (out-of-domain score {found.value:.2f}, threshold {threshold:.2f})"
+        self._add_step(
+            stage="domain",
+            decision="passed on",
+            why=why or "belongs to the task",
+            score=found.value,
+            threshold=threshold,
+            cost_usd=found.cost_usd,
+            latency_ms=found.latency_ms,
+        )
+        return why
+
+    def _add_step(self, **values: object) -> None:
+        self.trail.append(RouteStep.model_validate(values))
+
+    def _add_draft(
+        self,
+        stage: Stage,
+        draft: Completion,
+        decision: str,
+        why: str,
+        *,
+        confidence: float | None,
+        threshold: float | None = None,
+    ) -> None:
+        self._add_step(
+            stage=stage.name,
+            decision=decision,
+            why=why,
+            model=draft.answered_by,
+            score=confidence,
+            threshold=threshold,
+            cost_usd=draft.cost_usd,
+            latency_ms=draft.latency_ms,
+        )
+
+    def _add_large_not_asked(self) -> None:
+        """Add what the large model was expected to cost, where that is known."""
+        large, expected = self.router.large, self.router.options.expected_cost_usd.get("large")
+        if large is not None and expected is not None:
+            why = "expected cost of asking"
+            self._add_step(stage="large", decision="not asked", why=why, model=large.name, cost_usd=expected)
+
+    def _route(
+        self,
+        stage: str,
+        why: str,
+        *,
+        confidence: float | None = None,
+        threshold: float | None = None,
+        certified: bool = False,
+    ) -> Route:
+        return Route(
+            stage=stage,
+            why=why,
+            certified=certified,
+            threshold=threshold,
+            confidence=confidence,
+            task=self.router.name,
+            guarantee=self.router.guarantee if certified else "",
+            trail=tuple(self.trail),
+        )
+
+    def _accept(self, draft: Completion, route: Route) -> Decision:
+        route = route.model_copy(update={"trail": tuple(self.trail)})
+        total = {"route": route, "cost_usd": self.cost_usd, "latency_ms": self.latency_ms}
+        return Decision(route, draft.model_copy(update=total), None, self.cost_usd, self.latency_ms)
+
+    def _delegate(self, model: Model | None, route: Route) -> Decision:
+        if model is None:
+            raise ModelError(f"{self.router.name}: no model for stage {route.stage!r}: {route.why}")
+        total = {"cost_usd": self.cost_usd, "latency_ms": self.latency_ms}
+        draft = self.draft and self.draft.model_copy(update=total)
+        return Decision(route, draft, model, self.cost_usd, self.latency_ms)
