@@ -1,0 +1,109 @@
+"""The page of `verdicts.py`."""
+
+from __future__ import annotations
+
+import json
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from benchmarks.paths import RESULTS
+from benchmarks.routing.verdict_sets import ORDER
+
+README_VERDICT = {
+    "banking77": "small alone",
+    "clinc150": "keep the large model",
+    "restaurant8k": "small alone",
+    "snips_slots": "keep the large model",
+    "pubmedqa": "keep the large model",
+    "medquad_short": "keep the large model",
+}
+"""What full runs decided before (docs/measured.md), for sets that were not run again with the earlier rules."""
+
+HEAD = """# Verdicts: what goes live on nine sets, before and after
+
+`python -m benchmarks.routing.verdicts FOLDER SET`, {date}, 2 shared cores (Zen 5), 24 GB, busy with other work, so own costs
+and times are upper bounds. Bars and promises are those of `benchmarks/sets`, declared before anything was measured;
+`benchmarks/routing/verdict_sets.py` says what was cut to fit into hours (candidates, tokens of a fine-tune, rows that the
+large model was asked). **Before** judges the same fitted candidates on the same rows with the rules of commit 3c86319 where
+it is marked «same rows»; elsewhere it is the verdict of the full run in docs/measured.md. Shares and errors are on test rows, with
+95 % intervals (Wilson; Clopper and Pearson for errors); the promise is at 95 %. *Share of the bill*: cost of 1,000 requests of what
+goes live over that of the large model, on the same rows.
+
+| set | | verdict | small | share small | share of the bill | promise | wrong among kept test answers | accuracy of the plan, of large |
+|---|---|---|---|---|---|---|---|---|
+"""
+
+
+def write(folder: Path) -> None:
+    """Write benchmarks/results/verdicts.md and .json from what the runs left in `folder`."""
+    lines, stored, details = [], [], []
+    for name in ORDER:
+        before, after = (_load(folder, name, label) for label in ("before", "after"))
+        if after is None:
+            continue
+        stored += [found for found in (before, after) if found]
+        lines.append(_line(name, "before, same rows", before) if before else _known(name))
+        lines.append(_line("", "after", after))
+        details.append(_details(name, after))
+    text = (
+        HEAD.format(date=date.today().isoformat()) + "\n".join(lines) + "\n\n## What was said\n\n" + "\n".join(details)
+    )
+    (RESULTS / "verdicts.md").write_text(text + "\n", encoding="utf-8")
+    (RESULTS / "verdicts.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+
+
+def verdict(found: dict[str, Any]) -> str:
+    """Return the verdict; runs from before verdicts had names promoted a candidate, or kept the large model."""
+    if found["outcome"]:
+        return str(found["outcome"]["kind"])
+    return "small alone" if found["summary"]["promoted"] else "keep the large model"
+
+
+def _load(folder: Path, name: str, label: str) -> dict[str, Any] | None:
+    path = folder / name / f"verdict-{label}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _known(name: str) -> str:
+    return f"| {name} | before | {README_VERDICT.get(name, '–')} | | | | | | |"
+
+
+def _line(name: str, side: str, found: dict[str, Any]) -> str:
+    summary, outcome, kept = found["summary"], found["outcome"] or {}, found["kept"]
+    paths = summary["paths"]
+    candidate = (summary["promoted"] or {}).get("candidate", "–")
+    share = outcome.get("share_small") or (kept and kept["small"])
+    bill = outcome.get("share_of_bill")
+    if bill is None and {"routed", "large"} <= paths.keys() and paths["large"]["cost_usd_per_1k"]:
+        bill = paths["routed"]["cost_usd_per_1k"] / paths["large"]["cost_usd_per_1k"]
+    promised = f"{100 * found['promised']:g} %" if found.get("promised") else "none"
+    wrong = "–"
+    if kept and kept["n_certified"] and found.get("promised"):
+        wrong = f"{kept['n_wrong']} of {kept['n_certified']:,}: {_estimate(kept['error'])}"
+    accuracy = " · ".join(
+        f"{_estimate(paths[path]['accuracy'])}, n={paths[path]['accuracy']['n']:,}" if path in paths else "–"
+        for path in ("routed", "large")
+    )
+    cells = [name, side, verdict(found), candidate, _estimate(share) if share else "0", _percent(bill), promised, wrong]
+    return "| " + " | ".join([*cells, accuracy]) + " |"
+
+
+def _estimate(found: dict[str, Any]) -> str:
+    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.3g} %"
+
+
+def _details(name: str, found: dict[str, Any]) -> str:
+    summary, outcome = found["summary"], found["outcome"] or {}
+    said = outcome.get("sentence") or (summary["certificate"] or {}).get("why") or found["error"].split("\n")[0]
+    rows = ", ".join(f"{n:,} {part}" for part, n in found["rows"].items())
+    accuracies = "; ".join(
+        f"{path} {_estimate(one['accuracy'])}"
+        for path, one in summary["paths"].items()
+        if path not in ("routed", "large")
+    )
+    return f"- **{name}** ({rows} rows; alone: {accuracies}): {said}"
