@@ -115,7 +115,7 @@ _NAMES = {
     "routing.certificate.below_threshold": "Band",
     "routing.certificate.filters": "RequestFilters",
     "routing.certificate.guarantee_check": "GuaranteeCheck",
-    "routing.certificate.per_class": "ClassCertificate",
+    "routing.certificate.per_group": "GroupCertificate",
     "routing.certificate.risks": "RiskResult",
     "routing.certificate.frontier": "FrontierPoint",
     "routing.certificate.threshold_curve": "ThresholdPoint",

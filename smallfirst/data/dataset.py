@@ -50,6 +50,8 @@ class Example(Record):
     """What the row shares with others: a template, source or customer; empty if it is not known."""
     source: str = ""
     """The model that gave the answer; empty for people's."""
+    tags: dict[str, str] = {}
+    """Values of the columns named as tags (customer, channel, …), by column."""
 
     @property
     def text(self) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from smallfirst.data.quality.findings import Finding, make_finding
-from smallfirst.data.row_formats import RowLayout
+from smallfirst.data.row_formats import TAG, RowLayout
 
 _TRIMMED = {
     "label": ("text", "label"),
@@ -26,8 +26,8 @@ N_PLACES = 3
 
 def is_empty_row(values: Mapping[str, Any], layout: RowLayout | None = None) -> bool:
     """Return True if nothing stands in the row, or in the columns that make it."""
-    beside = ("group", "source")
-    keys = values if layout is None else [key for field, key in layout.keys.items() if field not in beside]
+    beside = ("group", "source", TAG)
+    keys = values if layout is None else [key for field, key in layout.keys.items() if not field.startswith(beside)]
     return all(_is_blank(values[key]) for key in keys)
 
 

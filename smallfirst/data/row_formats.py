@@ -42,6 +42,8 @@ class Columns(Record):
     group: str = ""
     """What rows have in common, such as a template, source or customer; empty: no column. A group is in one split, and
     one row of it counts for the certificate."""
+    tags: tuple[str, ...] = ()
+    """Columns whose values requests send as tags too (`customer`, `channel`), for a guarantee `per_group`."""
 
 
 ROW_FORMATS: dict[RowFormat, str] = {
@@ -63,9 +65,9 @@ _FIELDS: dict[RowFormat, tuple[str, ...]] = {
     "prompt": ("prompt", "response"),
     "chat": ("messages",),
 }
-FIELD = "fields."
+FIELD, TAG = "fields.", "tags."
 _ROLES = ("system", "user", "assistant")
-_NAMED = tuple(field for field in Columns.model_fields if field != "fields")
+_NAMED = tuple(field for field in Columns.model_fields if field not in ("fields", "tags"))
 _KEYS_LOOKED_AT = 20
 _BAD_CHARACTER = re.compile("[\x00\ud800-\udfff]")
 
@@ -73,7 +75,7 @@ _BAD_CHARACTER = re.compile("[\x00\ud800-\udfff]")
 class RowLayout(NamedTuple):
     """A recognized row format and, by field of Columns, the key that holds it in the row.
 
-    Columns that are fields of a target are under FIELD and their name.
+    Columns that are fields of a target are under FIELD and their name, tags under TAG and theirs.
     """
 
     shape: RowFormat
@@ -83,12 +85,16 @@ class RowLayout(NamedTuple):
 def detect_layout(keys: Collection[str], columns: Columns, *, answered: bool = False) -> RowLayout | str:
     """Return the row format that these keys make, or the rule they break; `answered` refuses text alone."""
     names = _names(keys, columns)
+    tags = {TAG + name: key for name in columns.tags if (key := _key(keys, name)) is not None}
+    if lost := next((name for name in columns.tags if TAG + name not in tags), None):
+        return f'no column "{lost}", which columns.tags names'
     if columns.fields:
-        return _fields_layout(keys, names, columns)
+        found = _fields_layout(keys, names, columns)
+        return found if isinstance(found, str) else found._replace(keys=found.keys | tags)
     if columns.group and "group" not in names:
         return f'no column "{columns.group}", which columns.group names'
     # Neither is a part of a shape. `smallfirst label` writes both columns of a model's answers.
-    beside = {"group": names.pop("group")} if "group" in names else {}
+    beside = tags | ({"group": names.pop("group")} if "group" in names else {})
     beside |= {"source": "teacher"} if {"teacher", "labelled_on"} <= set(keys) else {}
     fits = [shape for shape, fields in _FIELDS.items() if names.keys() >= set(fields)]
     if len(fits) > 1:
@@ -126,7 +132,10 @@ def parse_row(
     if found.shape == "chat":
         rules = _message_rules(row[keys["messages"]], keys["messages"])
         rules += [
-            rule for field in keys.keys() & {"group"} for rule in _value_rules(field, row[keys[field]], '"group"')
+            rule
+            for field, key in keys.items()
+            if field == "group" or field.startswith(TAG)
+            for rule in _value_rules(field, row[key], f'"{field.removeprefix(TAG)}"')
         ]
     else:
         rules = [rule for field, key in keys.items() for rule in _value_rules(field, row[key], f'"{key}"')]
@@ -139,7 +148,7 @@ def parse_row(
         unknown = [label for label in row[keys["labels"]] if label not in labels]
         if unknown:
             return None, [_not_a_label(label, tuple(labels)) for label in unknown]
-    group = " ".join(str(row[keys["group"]]).split()) if "group" in keys else ""
+    group = _one_line(row[keys["group"]]) if "group" in keys else ""
     source = str(row[keys["source"]] or "") if "source" in keys else ""
     example = Example(
         messages=messages,
@@ -150,8 +159,13 @@ def parse_row(
         line=line,
         group=group,
         source=source,
+        tags={field.removeprefix(TAG): _one_line(row[key]) for field, key in keys.items() if field.startswith(TAG)},
     )
     return example, []
+
+
+def _one_line(value: object) -> str:
+    return " ".join(str(value).split())
 
 
 def _asked_and_golds(row: Mapping[str, Any], found: RowLayout) -> tuple[tuple[Message, ...], tuple[str, ...]]:
@@ -266,7 +280,7 @@ def _what_is_missing(keys: Collection[str], names: Mapping[str, str], columns: C
 
 
 def _value_rules(field: str, value: object, name: str) -> list[str]:
-    if field in ("source", "group") or field.startswith(FIELD):
+    if field in ("source", "group") or field.startswith((FIELD, TAG)):
         return _beside_rules(field, value, name)
     if field == "context" and (value is None or value == "" or value == []):
         return []
@@ -291,7 +305,7 @@ def _value_rules(field: str, value: object, name: str) -> list[str]:
 def _beside_rules(field: str, value: object, name: str) -> list[str]:
     if field.startswith(FIELD):
         return _object_rules({"": value if value == value else None}, name)
-    if field == "group" and not (isinstance(value, (str, int)) and str(value).strip()):
+    if (field == "group" or field.startswith(TAG)) and not (isinstance(value, (str, int)) and str(value).strip()):
         return [f"{name} must be text or a number"]
     return []
 

@@ -143,4 +143,7 @@ def _row(example: Example, completion: Completion, task: Task, candidate: str) -
         latency_ms=completion.latency_ms,
         cost_usd=completion.cost_usd,
         field_confidence=completion.field_confidence,
+        wrong_fields=task.wrong_fields(example.golds, answer),
+        group=example.group,
+        tags=example.tags,
     )

@@ -31,6 +31,13 @@ class EvaluatedRow(Record):
     latency_ms: float
     cost_usd: float
     field_confidence: dict[str, float] = {}
+    wrong_fields: tuple[str, ...] | None = None
+    """Top-level fields of a JSON answer that are wrong or missing; None where answers have no fields, or no record of
+    them was kept."""
+    group: str = ""
+    """What the row shares with others, as its Example says; rows of a group are near-copies, not independent draws."""
+    tags: dict[str, str] = {}
+    """Its values of `data.columns.tags`, by column."""
 
     @property
     def answered(self) -> ScoredAnswer:

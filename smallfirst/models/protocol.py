@@ -104,6 +104,9 @@ class Route(Record):
     """The task whose Router decided; empty where no task was found."""
     guarantee: str = ""
     """The guarantee on certified answers, in words."""
+    certified_fields: tuple[str, ...] | None = None
+    """Top-level fields of a JSON answer that the certificate covers, each by its own confidence; None where it limits
+    no fields."""
     trail: tuple[RouteStep, ...] = ()
     """Every step in order, and last the alternative that was not chosen, if there was one."""
     audit_share: float | None = None

@@ -50,7 +50,7 @@ class RoutingAttempt:
         for stage in self.router.stages:
             draft, confidence = await self._make_draft(stage)
             threshold = self.router.threshold(stage.name)
-            if self.router.covers(stage, draft.text, confidence):
+            if self.router.covers(stage, draft.text, confidence, self.request.tags):
                 why = "confident enough for the certificate"
                 self._add_draft(stage, draft, "kept", why, confidence=confidence, threshold=threshold)
                 self._add_large_not_asked()

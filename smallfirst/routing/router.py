@@ -7,7 +7,7 @@ goes to the general model, or is answered out of scope where there is none. Ever
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import TypeVar
 
@@ -160,11 +160,11 @@ class Router(CallableModel):
             return self.certificate.threshold
         return next((one.threshold for one in self.certificate.stages if one.name == stage), NEVER_ACCEPT)
 
-    def covers(self, stage: Stage, label: str, confidence: float | None) -> bool:
+    def covers(self, stage: Stage, label: str, confidence: float | None, tags: Mapping[str, str]) -> bool:
         if stage is self.stages[-1]:
-            return self.certificate.covers(label, confidence)
+            return self.certificate.covers(label, confidence, tags=tags)
         known = any(one.name == stage.name for one in self.certificate.stages)
-        return known and self.certificate.covers(label, confidence, stage=stage.name)
+        return known and self.certificate.covers(label, confidence, stage=stage.name, tags=tags)
 
     async def aclose(self) -> None:
         models = [s.model for s in (*self.stages, *self.options.policy_stages)]

@@ -16,7 +16,7 @@ from smallfirst.tasks.json.answers import answer_parser
 from smallfirst.tasks.json.schema import FieldSpec, alternatives, check_schema, closed_schema, list_fields
 from smallfirst.tasks.json.schema_inference import infer_schema
 from smallfirst.tasks.json.schema_limits import SCALARS, Schema, allowed_types
-from smallfirst.tasks.metrics.fields import counts_by_field, field_metrics, field_score
+from smallfirst.tasks.metrics.fields import counts_by_field, field_metrics, field_score, wrong_fields
 from smallfirst.tasks.metrics.value_matching import Normalizer
 from smallfirst.tasks.task import PartCounts, ScoredAnswer, Task
 
@@ -114,6 +114,10 @@ class Extract(Task):
     def score(self, golds: Sequence[str], answer: str | None) -> float:
         """Return 1 if every field is right; else the F1 over fields, below 1, best over the gold answers."""
         return field_score(golds, answer, self.normalise)
+
+    def wrong_fields(self, golds: Sequence[str], answer: str | None) -> tuple[str, ...]:
+        """Return the top-level fields that differ from the nearest gold answer; all of them without an answer."""
+        return wrong_fields(tuple(self.json_schema["properties"]), golds, answer, self.normalise)
 
     def measures(self, rows: Sequence[ScoredAnswer]) -> dict[str, Estimate]:
         return field_metrics(rows, self.normalise)

@@ -112,6 +112,10 @@ class Task(Record, ABC):
         """What `parts` counts; empty if the task has no parts."""
         return ""
 
+    def wrong_fields(self, golds: Sequence[str], answer: str | None) -> tuple[str, ...] | None:
+        """Return the top-level fields of a JSON answer that are wrong or missing; None if answers have no fields."""
+        return None
+
     def prompt(self, text: str) -> str:
         """Return what a fine-tuned model reads: the text and a cue of one token, cheaper than a chat template."""
         return f"{text.strip()} =>"

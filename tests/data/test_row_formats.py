@@ -236,3 +236,26 @@ def test_columns_of_fields_make_a_target_and_a_row_may_lack_some() -> None:
         "target", {"text": "mail", "fields.amount": "amount"}
     )
     assert detect_layout(["mail", "label"], columns) == 'no column "who"; the row has "mail", "label"'
+
+
+def test_columns_named_as_tags_are_kept_beside_the_row() -> None:
+    columns = Columns(tags=("channel", "customer"))
+    row = {"text": "a", "label": "b", "channel": " web  chat ", "customer": 7}
+    found = detect_layout(row, columns)
+    assert isinstance(found, RowLayout)
+    assert found.shape == "label"
+    example, problems = parse_row(row, found, path="x", line=1, labels=None)
+    assert problems == []
+    assert example is not None
+    assert example.tags == {"channel": "web chat", "customer": "7"}
+    assert rules(row | {"channel": None}, columns=columns) == ['"channel" must be text or a number']
+    assert rules({"text": "a", "label": "b", "channel": "x"}, columns=columns) == [
+        'no column "customer", which columns.tags names'
+    ]
+
+
+def test_tags_stand_beside_fields_in_columns_too() -> None:
+    columns = Columns(fields=("date",), tags=("channel",))
+    found = detect_layout({"text": "a", "date": "x", "channel": "web"}, columns)
+    assert isinstance(found, RowLayout)
+    assert found.keys["tags.channel"] == "channel"

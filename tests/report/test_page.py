@@ -17,7 +17,7 @@ from smallfirst.report.data import OutOfScopeRequests, ReportData
 from smallfirst.report.page import render, save
 from smallfirst.routing.certificate.below_threshold import Band
 from smallfirst.routing.certificate.certificate import StageThreshold
-from smallfirst.routing.certificate.per_class import ClassCertificate
+from smallfirst.routing.certificate.per_group import GroupCertificate
 from smallfirst.routing.certificate.risks import RiskResult
 from smallfirst.stats.intervals import wilson
 
@@ -184,8 +184,8 @@ def test_what_is_guaranteed_and_what_happens_below_stand_in_tables(make_report: 
             Band(low=0.6, high=0.8, n=10, small_right=9, large_right=8, difference=None, p_value=1.0, action="abstain"),
         ),
         classes=(
-            ClassCertificate(label="fee", certified=True, **label),
-            ClassCertificate(label="<b>", certified=False, **(label | {"labels_missing": 34})),
+            GroupCertificate(label="fee", certified=True, **label),
+            GroupCertificate(label="<b>", certified=False, **(label | {"labels_missing": 34})),
         ),
         limits_of_validity=("it speaks of requests drawn like its rows",),
     )

@@ -112,7 +112,8 @@ def _is_row(head: Sequence[str], others: Sequence[Sequence[str]]) -> bool:
 
 
 def _names_places(columns: Columns) -> bool:
-    named = [*columns.fields, *(getattr(columns, field) for field in columns.model_fields_set - {"fields"})]
+    lists = {"fields", "tags"}
+    named = [*columns.fields, *columns.tags, *(getattr(columns, f) for f in columns.model_fields_set - lists)]
     return any(_NUMBERED.fullmatch(name) for name in named)
 
 

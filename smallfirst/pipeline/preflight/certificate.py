@@ -21,7 +21,7 @@ from smallfirst.records import Record, fingerprint
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.looks import next_look
 from smallfirst.routing.certificate.outcomes import CascadeData
-from smallfirst.routing.certificate.per_class import certify_per_class
+from smallfirst.routing.certificate.per_group import certify_per_group
 from smallfirst.routing.certificate.threshold_search import min_accepted_rows, search_cascade
 from smallfirst.stats.sequential import spent_level
 
@@ -74,16 +74,16 @@ def forecast_certificate(project: Project) -> CertificateForecast | None:
     def shown(n_rows: int) -> bool:
         data = _perfect_cascade(project, n_rows)
         found = search_cascade(data, tested, steps=20)
-        if not guarantee.per_class:
+        if not guarantee.grouped_by:
             return found.issued
-        return any(one.certified for one in certify_per_class(data, tested, found))
+        return any(one.certified for one in certify_per_group(data, tested, found))
 
     found = CertificateForecast(guarantee=guarantee.in_words, n_rows=n, look=look, reachable=n > 0 and shown(n))
     if not found.reachable:
         enough = _fewest(shown, n)
         missing = more_rows(project, "calibration", enough - n) if enough else None
         return found.model_copy(update={"missing": missing})
-    if set(guarantee.limits) == {"error"} and not guarantee.per_class and not file.routing.ahead:
+    if set(guarantee.limits) == {"error"} and not guarantee.grouped_by and not file.routing.ahead:
         first = min_accepted_rows(n, guarantee.limits["error"], level)
         return found.model_copy(update={"n_most_confident": first, "n_wrong": _most_wrong(guarantee, first, level)})
     return found

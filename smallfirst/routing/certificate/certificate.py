@@ -16,16 +16,16 @@ from smallfirst.records import Record, fingerprint
 from smallfirst.routing.certificate.below_threshold import Band, BelowAction, decide_below_threshold
 from smallfirst.routing.certificate.filters import RequestFilters
 from smallfirst.routing.certificate.frontier import FrontierPoint, frontier
-from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.guarantee import LABEL, Guarantee
 from smallfirst.routing.certificate.outcomes import (
     CascadeData,
     CascadeOutcome,
     LabelSource,
     cascade_data,
 )
-from smallfirst.routing.certificate.per_class import (
-    ClassCertificate,
-    certify_per_class,
+from smallfirst.routing.certificate.per_group import (
+    GroupCertificate,
+    certify_per_group,
     guaranteed_rows,
     min_threshold,
 )
@@ -33,7 +33,7 @@ from smallfirst.routing.certificate.risks import GROWS_WITH_COVERAGE, RiskResult
 from smallfirst.routing.certificate.rows_needed import MAX_ROWS, MIN_CHANCE, RowsNeeded, rows_needed
 from smallfirst.routing.certificate.summary import (
     describe_issued,
-    describe_per_class,
+    describe_per_group,
     describe_refused,
     limits_of_validity,
 )
@@ -120,8 +120,8 @@ class Certificate(Record):
     """If refused: how likely as many are to show it, in [0, 1]; without an advised number, how likely the most are."""
     look: int | None = None
     """Number of this certificate among those tried on rows that overlap; None if it is the only one by agreement."""
-    classes: tuple[ClassCertificate, ...] = ()
-    """By predicted label; part of the guarantee only with `guarantee.per_class`."""
+    classes: tuple[GroupCertificate, ...] = ()
+    """By predicted label or tag; part of the guarantee only with `guarantee.per_group`."""
     bands: tuple[Band, ...] = ()
     """What happens below the threshold by ascending confidence; empty: `below` throughout."""
     audit_limit: float | None = None
@@ -163,15 +163,17 @@ class Certificate(Record):
         found = by_person if judge == "person" else unknown
         return found if found is not None and found < 1 else None
 
-    def covers(self, label: str | None, confidence: float | None, *, stage: str = "") -> bool:
-        """Return True if the guarantee covers an answer `label`; `stage` is the last one unless named."""
+    def covers(
+        self, label: str | None, confidence: float | None, *, stage: str = "", tags: Mapping[str, str] | None = None
+    ) -> bool:
+        """Return True if the guarantee covers an answer `label` to a request with `tags`; `stage` is the last one."""
         value = confidence or 0.0
         thresholds = {one.name: one.threshold for one in self.stages}
         if not self.issued or value < thresholds.get(stage, self.threshold):
             return False
-        if self.guarantee is None or not self.guarantee.per_class:
-            return True
-        return any(one.certified and value >= one.threshold for one in self.classes if one.label == label)
+        name = self.guarantee.grouped_by if self.guarantee else ""
+        group = label if name == LABEL else (tags or {}).get(name)
+        return not name or any(one.certified and value >= one.threshold for one in self.classes if one.label == group)
 
     def decide(
         self, confidence: float | None, label: str | None = None
@@ -223,10 +225,10 @@ def certify(
     Raise DataError if a draft lacks rows, ConfigError for a guarantee by label about several stages.
     """
     stages, choosing = _as_list(drafts), _as_list(selection)
-    if guarantee.per_class and len(stages) > 1:
+    if guarantee.grouped_by and len(stages) > 1:
         raise ConfigError(
-            f"a guarantee by label covers one drafting stage, and there are {len(stages)}",
-            hint="leave out guarantee.per_class, or let one stage draft",
+            f"a guarantee by {guarantee.grouped_by} covers one drafting stage, and there are {len(stages)}",
+            hint="leave out guarantee.per_group (per_class), or let one stage draft",
         )
     subject = CertificateSubject(model_fingerprint, stages[-1].dataset_fingerprint, person, look)
     chosen_on = cascade_data(choosing, None, labels) if choosing else None
@@ -243,17 +245,17 @@ def certify_cascade(
     """Return the certificate from the stages' answers to calibration rows; those to selection rows choose its start."""
     asked, guarantee = guarantee, subject.tested(guarantee)
     found = search_cascade(data, guarantee, selection=selection)
-    classes = certify_per_class(data, guarantee, found)
-    if guarantee.per_class:
+    classes = certify_per_group(data, guarantee, found)
+    if guarantee.grouped_by:
         found = found._replace(thresholds=(min_threshold(classes),), shares={})
     outcome = data.outcome(found.thresholds)
-    accepted = guaranteed_rows(data, classes) if guarantee.per_class else outcome.accepted
+    accepted = guaranteed_rows(data, guarantee, classes) if guarantee.grouped_by else outcome.accepted
     n_accepted, errors = int(accepted.sum()), int((accepted & ~outcome.right).sum())
-    risks = _risk_results(outcome, guarantee, found) if found.issued and not guarantee.per_class else ()
+    risks = _risk_results(outcome, guarantee, found) if found.issued and not guarantee.grouped_by else ()
     missing = None if found.issued else _rows_needed(data, asked, subject, selection)
     why = _explain(data, asked, found, classes, (risks, errors, missing))
     floor = found.floor if "accuracy_loss" in guarantee.limits and found.issued else None
-    top = 1.0 if guarantee.per_class and found.issued else found.thresholds[-1]
+    top = 1.0 if guarantee.grouped_by and found.issued else found.thresholds[-1]
     below = decide_below_threshold(
         data, accepted, top=top, floor=floor, person=subject.person, never_escalates=found.never_escalates
     )
@@ -307,14 +309,14 @@ def _explain(
     data: CascadeData,
     guarantee: Guarantee,
     found: CascadeThresholds,
-    classes: Sequence[ClassCertificate],
+    classes: Sequence[GroupCertificate],
     shown: tuple[Sequence[RiskResult], int, RowsNeeded | None],
 ) -> str:
     risks, errors, missing = shown
     if missing is not None:
         return describe_refused(data, guarantee, found, missing)
-    if guarantee.per_class:
-        return describe_per_class(data, guarantee, classes)
+    if guarantee.grouped_by:
+        return describe_per_group(data, guarantee, classes)
     return describe_issued(data, guarantee, risks, errors)
 
 
@@ -323,13 +325,13 @@ def _rows_needed(
 ) -> RowsNeeded:
     """Simulate the next look, on these rows and more; in less detail where the search takes long."""
     tested = subject.tested(guarantee, later=1)
-    quick = set(guarantee.limits) == {"error"} and data.n_stages == 1 and not guarantee.per_class
+    quick = set(guarantee.limits) == {"error"} and data.n_stages == 1 and not guarantee.grouped_by
 
     def shows(rows: CascadeData) -> bool:
         found = search_cascade(rows, tested, selection=selection, steps=20)
-        if not guarantee.per_class:
+        if not guarantee.grouped_by:
             return found.issued
-        return any(one.certified for one in certify_per_class(rows, tested, found))
+        return any(one.certified for one in certify_per_group(rows, tested, found))
 
     return rows_needed(data, shows, n_worlds=40 if quick else 20, max_rows=MAX_ROWS if quick else MAX_ROWS // 4)
 

@@ -12,6 +12,10 @@ MAX_LATE_SHARE = 0.05
 """Share of requests that may be slower than a p95 limit, by its name."""
 
 
+LABEL = "label"
+"""The `per_group` of the predicted label."""
+_LATER = ("max_foreign_share", "max_wrong_fields", "wrong_fields_allowed", "per_group")
+
 AUDITED = frozenset({"error", "accuracy_loss"})
 """Limits that need a judge: after go-live audits test them, and every request tests the others."""
 
@@ -29,8 +33,17 @@ class Guarantee(Record):
     """95 % of requests take less time than this many milliseconds."""
     max_escalation_rate: float | None = pydantic.Field(default=None, gt=0, lt=1)
     """Largest share of requests that may go to the large model."""
+    max_wrong_fields: float | None = pydantic.Field(default=None, gt=0, lt=1)
+    """Largest share of the kept fields of JSON answers that may be wrong, in (0, 1); a field is kept by its own
+    confidence."""
+    wrong_fields_allowed: int = pydantic.Field(default=0, ge=0)
+    """A JSON answer counts as wrong for the other limits only if more of its fields than this are wrong."""
     per_class: bool = False
-    """True applies `max_error` to each label by itself, and covers only labels for which it can be shown."""
+    """True applies `max_error` to each label by itself, and covers only labels for which it can be shown: `per_group:
+    label` in short."""
+    per_group: str = ""
+    """Applies `max_error` to each group by itself, and covers only groups for which it can be shown: `label` for the
+    predicted label, else the name of a column of `data.columns.tags`, which requests send as a tag (`metadata`)."""
     max_foreign_share: float = pydantic.Field(default=0.0, ge=0, lt=1)
     """Share of foreign requests up to which `max_error` holds, in [0, 1): an accepted foreign request counts as wrong.
     0 promises for the task's own requests alone."""
@@ -39,21 +52,26 @@ class Guarantee(Record):
 
     @pydantic.model_validator(mode="after")
     def _has_a_limit(self) -> Guarantee:
-        if not self.limits:
+        if not self.limits and self.max_wrong_fields is None:
             raise ValueError("a guarantee needs a limit: max_error, max_accuracy_loss, max_usd_per_1k, …")
-        if self.per_class and set(self.limits) != {"error"}:
-            raise ValueError("per_class applies max_error to each label and allows no other limit")
-        if self.max_foreign_share and (self.max_error is None or self.per_class):
+        if self.per_class and self.per_group not in ("", LABEL):
+            raise ValueError(f"per_class is per_group: label, and per_group is {self.per_group}; keep one of them")
+        name = "per_class" if self.per_class else "per_group"
+        if self.grouped_by and (set(self.limits) != {"error"} or self.max_wrong_fields is not None):
+            raise ValueError(f"{name} applies max_error to each {self.grouped_by} and allows no other limit")
+        if self.max_foreign_share and (self.max_error is None or self.grouped_by):
             raise ValueError("max_foreign_share widens max_error, over all labels together: set it, without per_class")
         return self
 
     @pydantic.model_serializer(mode="wrap")
     def _without_what_is_not_asked(self, dump: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out a share of 0, so that what was stored before there was one keeps its fingerprint."""
-        found: dict[str, Any] = dump(self)
-        if not self.max_foreign_share:
-            found.pop("max_foreign_share", None)
-        return found
+        """Leave out later settings that are not used, so that what was stored before keeps its fingerprint."""
+        return {name: value for name, value in dump(self).items() if value or name not in _LATER}
+
+    @property
+    def grouped_by(self) -> str:
+        """What each group of answers shares: LABEL, the name of a tag, or nothing."""
+        return LABEL if self.per_class else self.per_group
 
     @property
     def limits(self) -> dict[str, float]:
@@ -69,8 +87,13 @@ class Guarantee(Record):
     @property
     def in_words(self) -> str:
         limits = [describe_limit(risk, limit) for risk, limit in self.limits.items()]
-        label = " of each guaranteed label" if self.per_class else ""
-        errors = "" if AUDITED & self.limits.keys() else "; wrong answers are not limited"
+        if self.max_wrong_fields is not None:
+            limits.append(f"at most {100 * self.max_wrong_fields:g} % of kept fields wrong")
+        label = f" of each guaranteed {self.grouped_by}" if self.grouped_by else ""
+        if self.wrong_fields_allowed:
+            label += f", an answer of up to {self.wrong_fields_allowed} wrong fields counting as right"
+        limited = AUDITED & self.limits.keys() or self.max_wrong_fields is not None
+        errors = "" if limited else "; wrong answers are not limited"
         foreign = f" while at most {100 * self.max_foreign_share:g} % of requests are foreign"
         mixed = foreign if self.max_foreign_share else ""
         return f"{', '.join(limits)}{label}{mixed} ({100 * self.confidence:g} %{errors})"

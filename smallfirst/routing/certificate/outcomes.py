@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -38,6 +38,10 @@ class CascadeData:
     large_right: np.ndarray
     """By row: the large model was right; false where it was not asked."""
     labels: LabelSource = "gold"
+    group: np.ndarray | None = None
+    """By row: the group of near-copies that it belongs to, empty for none; None where no row has one."""
+    tags: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """By tag and row: its value, empty where the row has none."""
     probes: tuple[tuple[int, int], ...] = ()
     """By stage with requests sent alone: how many of them were slower than its latency here, and their number."""
 
@@ -78,7 +82,9 @@ class CascadeData:
             name: getattr(self, name)[..., rows] for name in ("confidence", "right", "answer", "cost_usd", "latency_ms")
         }
         cut |= {name: getattr(self, name)[rows] for name in ("asked", "large_right")}
-        return CascadeData(names=self.names, labels=self.labels, probes=self.probes, **cut)
+        cut |= {} if self.group is None else {"group": self.group[rows]}
+        tags = {name: values[rows] for name, values in self.tags.items()}
+        return CascadeData(names=self.names, labels=self.labels, probes=self.probes, tags=tags, **cut)
 
 
 @dataclass(frozen=True)
@@ -140,6 +146,11 @@ def cascade_data(drafts: Sequence[Evaluation], large: Evaluation | None, labels:
         right=_table(stages, lambda row: row.correct, bool),
         large_right=np.array([row is not None and (row.correct or labels != "gold") for row in of_large], dtype=bool),
         labels=labels,
+        group=np.array([row.group for row in rows], dtype=object) if any(row.group for row in rows) else None,
+        tags={
+            name: np.array([row.tags.get(name, "") for row in rows], dtype=object)
+            for name in sorted({name for row in rows for name in row.tags})
+        },
         probes=tuple(probes),
         **measured,
     )

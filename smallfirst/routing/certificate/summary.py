@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from smallfirst.routing.certificate.guarantee import AUDITED, Guarantee, describe_limit
 from smallfirst.routing.certificate.outcomes import CascadeData
-from smallfirst.routing.certificate.per_class import ClassCertificate
+from smallfirst.routing.certificate.per_group import GroupCertificate
 from smallfirst.routing.certificate.risks import RiskResult
 from smallfirst.routing.certificate.rows_needed import MIN_CHANCE, RowsNeeded
 from smallfirst.routing.certificate.threshold_search import (
@@ -22,13 +22,13 @@ def describe_issued(data: CascadeData, guarantee: Guarantee, risks: Sequence[Ris
     return f"{guarantee.in_words}: {'; '.join(_measured(one, n_errors) for one in risks)}{_judged_by(data)}"
 
 
-def describe_per_class(data: CascadeData, guarantee: Guarantee, classes: Sequence[ClassCertificate]) -> str:
-    """Return the guarantee by label, and for how many labels it is shown."""
+def describe_per_group(data: CascadeData, guarantee: Guarantee, classes: Sequence[GroupCertificate]) -> str:
+    """Return the guarantee by group, and for how many groups it is shown."""
     shown = [one for one in classes if one.certified]
     wrong, accepted = sum(one.n_errors for one in shown), sum(one.n_accepted for one in shown)
     return (
-        f"{guarantee.in_words}: shown for {len(shown)} of {len(classes)} labels, of whose {accepted} kept calibration "
-        f"answers {wrong} were wrong{_judged_by(data)}"
+        f"{guarantee.in_words}: shown for {len(shown)} of {len(classes)} {guarantee.grouped_by}s, of whose {accepted} "
+        f"kept calibration answers {wrong} were wrong{_judged_by(data)}"
     )
 
 
@@ -44,8 +44,8 @@ def describe_refused(data: CascadeData, guarantee: Guarantee, found: CascadeThre
             f"too few labels: {data.n} calibration rows; even without an error this guarantee needs {fewest}"
             f"{_rows_missing(missing)}"
         )
-    if guarantee.per_class:
-        none = f"{guarantee.in_words} is shown for no label"
+    if guarantee.grouped_by:
+        none = f"{guarantee.in_words} is shown for no {guarantee.grouped_by}"
         return f"not shown: with {data.n} calibration rows {none}{_rows_missing(missing)}"
     if alpha and set(guarantee.limits) == {"error"}:
         n_wrong = int((~data.right[-1]).sum())

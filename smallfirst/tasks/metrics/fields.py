@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +41,27 @@ def field_score(golds: Sequence[str], answer: str | None, normalise: Normalizers
     """Return 1 if the answer equals a gold one, else the best F1 over fields, below 1. No answer scores 0."""
     said = _parsed(answer)
     return 0.0 if said is None else max((_score(_parsed(gold), said, normalise) for gold in golds), default=0.0)
+
+
+def wrong_fields(
+    names: Sequence[str], golds: Sequence[str], answer: str | None, normalise: Normalizers
+) -> tuple[str, ...]:
+    """Return which of the top-level fields `names` differ from the gold answer that leaves the fewest; all if None.
+
+    A field that is left out is the same as null.
+    """
+    said = _parsed(answer)
+    if said is None:
+        return tuple(names)
+    found = [_differing(names, _parsed(gold), said, normalise) for gold in golds]
+    return min(found, key=len, default=tuple(names))
+
+
+def _differing(names: Sequence[str], gold: Any, said: Any, normalise: Normalizers) -> tuple[str, ...]:
+    def key(answer: Any, name: str) -> Hashable:
+        return comparison_key({name: answer.get(name)}, normalise)
+
+    return tuple(name for name in names if key(gold, name) != key(said, name))
 
 
 def field_metrics(rows: Sequence[ScoredAnswer], normalise: Normalizers) -> dict[str, Estimate]:

@@ -22,6 +22,7 @@ def test_every_limit_is_described_in_its_own_unit() -> None:
         "requests, 95 % of requests under 300 ms, at most 20 % of requests sent to the large model (95 %)"
     )
     assert "2.5 points" in Guarantee(max_accuracy_loss=0.025).in_words
+    assert Guarantee(per_group="channel").in_words.endswith("kept answers wrong of each guaranteed channel (95 %)")
     assert Guarantee(per_class=True).in_words == "at most 5 % of kept answers wrong of each guaranteed label (95 %)"
 
 
@@ -31,6 +32,8 @@ def test_every_limit_is_described_in_its_own_unit() -> None:
         ({"max_error": None}, "a guarantee needs a limit"),
         ({"max_error": None, "per_class": True}, "a guarantee needs a limit"),
         ({"max_usd_per_1k": 2, "per_class": True}, "allows no other limit"),
+        ({"max_wrong_fields": 0.1, "per_group": "channel"}, "per_group applies max_error to each channel"),
+        ({"per_class": True, "per_group": "channel"}, "keep one of them"),
         ({"max_escalation_rate": 1.5}, "max_escalation_rate: Input should be less than 1"),
         ({"max_usd": 2}, 'did you mean "max_usd_per_1k"'),
     ],
@@ -49,3 +52,14 @@ def test_a_share_of_foreign_requests_is_said_and_changes_nothing_where_it_is_not
     for values in ({"max_error": None, "max_usd_per_1k": 1.0}, {"per_class": True}):
         with pytest.raises(pydantic.ValidationError, match="max_foreign_share widens max_error"):
             Guarantee(max_foreign_share=0.1, **values)
+
+
+def test_later_settings_are_stored_only_where_they_are_used() -> None:
+    assert not {"max_wrong_fields", "wrong_fields_allowed", "per_group"} & Guarantee().model_dump().keys()
+    used = Guarantee(max_wrong_fields=0.02, wrong_fields_allowed=1)
+    assert Guarantee.model_validate_json(used.model_dump_json()) == used
+    assert "answers wrong, at most 2 % of kept fields wrong, an answer of up to 1 wrong fields" in used.in_words
+
+
+def test_per_class_is_per_group_of_the_label() -> None:
+    assert Guarantee(per_class=True).grouped_by == Guarantee(per_group="label").grouped_by == "label"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from smallfirst.stats.intervals import wilson
-from smallfirst.tasks.metrics.fields import counts_by_field, field_metrics, field_score
+from smallfirst.tasks.metrics.fields import counts_by_field, field_metrics, field_score, wrong_fields
 from smallfirst.tasks.task import PartCounts, ScoredAnswer
 
 
@@ -112,3 +112,13 @@ def test_four_thousand_rows_are_measured_in_seconds() -> None:
     start = time.process_time()
     field_metrics(rows, {"f0": "number"})
     assert time.process_time() - start < 3.0
+
+
+def test_wrong_fields_are_named_at_the_top_level_against_the_nearest_gold() -> None:
+    names = ("date", "items", "note")
+    gold = '{"date": "1 May", "items": [{"n": 1}, {"n": 2}], "note": null}'
+    assert wrong_fields(names, [gold], gold, {}) == ()
+    assert wrong_fields(names, [gold], '{"date": "1 may", "items": [{"n": 2}, {"n": 1}]}', {}) == ("date",)
+    assert wrong_fields(names, [gold], '{"date": "1 may", "items": []}', {"date": "case"}) == ("items",)
+    assert wrong_fields(names, ['{"date": "x"}', '{"date": "y", "note": "z"}'], '{"date": "y"}', {}) == ("date",)
+    assert wrong_fields(names, [gold], None, {}) == names

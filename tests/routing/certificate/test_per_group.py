@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
+import pytest
 from fixtures.certificates import cascade, falling
 
+from smallfirst.errors import DataError
+from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData
-from smallfirst.routing.certificate.per_class import ClassCertificate, certify_classes
+from smallfirst.routing.certificate.per_group import (
+    GroupCertificate,
+    by_group,
+    certify_groups,
+    certify_per_group,
+    guaranteed_rows,
+)
+from smallfirst.routing.certificate.threshold_search import CascadeThresholds
 from smallfirst.stats.intervals import upper_bound
 
 
@@ -16,14 +27,14 @@ def labelled(answers: list[str], right: list[bool], confidence: list[float], *, 
     return cascade([confidence] * stages, [right] * stages, answer=np.array([answers] * stages, dtype=object))
 
 
-def figures(one: ClassCertificate) -> tuple[object, ...]:
+def figures(one: GroupCertificate) -> tuple[object, ...]:
     return one.label, one.n_accepted, one.n_errors, one.certified, one.labels_missing
 
 
 def test_a_label_that_is_often_wrong_is_not_certified_though_the_average_is_fine() -> None:
     answers = ["card"] * 300 + ["loan"] * 100
     right = [True] * 300 + [i % 5 > 0 for i in range(100)]
-    card, loan = certify_classes(labelled(answers, right, falling(400)), (0.0,), limit=0.1, level=0.05)
+    card, loan = certify_groups(labelled(answers, right, falling(400)), (0.0,), limit=0.1, level=0.05)
     assert figures(card) == ("card", 300, 0, True, 0)
     assert figures(loan) == ("loan", 100, 20, False, None)
     assert (card.threshold, loan.threshold) == (falling(400)[299], NEVER_ACCEPT)
@@ -36,7 +47,7 @@ def test_labels_too_rare_to_show_anything_take_no_share_of_the_level() -> None:
     answers = ["common"] * 59 + [f"rare-{i}" for i in range(50)]
     found = {
         one.label: one
-        for one in certify_classes(labelled(answers, [True] * 109, falling(109)), (0.0,), limit=0.05, level=0.05)
+        for one in certify_groups(labelled(answers, [True] * 109, falling(109)), (0.0,), limit=0.05, level=0.05)
     }
     assert found["common"].certified  # 59 rows without an error are just enough at the whole level
     assert not found["rare-0"].certified
@@ -46,7 +57,7 @@ def test_labels_too_rare_to_show_anything_take_no_share_of_the_level() -> None:
 def test_a_label_has_its_own_threshold_if_guaranteed_per_class() -> None:
     # The surer 150 of 200 are right, the others wrong every second time.
     right = [True] * 150 + [i % 2 == 0 for i in range(50)]
-    (one,) = certify_classes(
+    (one,) = certify_groups(
         labelled(["a"] * 200, right, falling(200)), (0.0,), limit=0.05, level=0.05, own_thresholds=True
     )
     assert one.certified
@@ -54,7 +65,7 @@ def test_a_label_has_its_own_threshold_if_guaranteed_per_class() -> None:
     assert upper_bound(one.n_errors, one.n_accepted) <= 0.05
     assert one.threshold == falling(200)[one.n_accepted - 1]
     # At a threshold that keeps all of them the same label is not certified.
-    (whole,) = certify_classes(labelled(["a"] * 200, right, falling(200)), (0.0,), limit=0.05, level=0.05)
+    (whole,) = certify_groups(labelled(["a"] * 200, right, falling(200)), (0.0,), limit=0.05, level=0.05)
     assert not whole.certified
 
 
@@ -62,7 +73,7 @@ def test_several_stages_are_tested_at_the_walk_by_holm() -> None:
     answers = ["card"] * 200 + ["loan"] * 100
     right = [True] * 200 + [i % 5 > 0 for i in range(100)]
     answers = labelled(answers, right, falling(300), stages=2)
-    found = {one.label: one.certified for one in certify_classes(answers, (NEVER_ACCEPT, 0.0), limit=0.1, level=0.05)}
+    found = {one.label: one.certified for one in certify_groups(answers, (NEVER_ACCEPT, 0.0), limit=0.1, level=0.05)}
     assert found == {"card": True, "loan": False}
 
 
@@ -74,6 +85,22 @@ def test_all_labels_hold_together_as_often_as_stated() -> None:
         answers = draw.choice(labels, 400)
         right = draw.random(400) >= np.array([error[label] for label in answers])
         answers = labelled(answers.tolist(), right.tolist(), draw.random(400).tolist())
-        found = certify_classes(answers, (0.0,), limit=0.1, level=0.05, own_thresholds=True)
+        found = certify_groups(answers, (0.0,), limit=0.1, level=0.05, own_thresholds=True)
         broken += any(one.certified and error[one.label] > 0.1 for one in found)
     assert broken / sets <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / sets)
+
+
+def test_groups_may_be_the_values_of_a_tag() -> None:
+    channel = np.array(["mail"] * 300 + ["chat"] * 100, dtype=object)
+    right = [True] * 300 + [i % 5 > 0 for i in range(100)]
+    data = replace(labelled(["a"] * 400, right, falling(400)), tags={"channel": channel})
+    guarantee = Guarantee(max_error=0.1, per_group="channel")
+    found = certify_per_group(data, guarantee, CascadeThresholds((0.0,), 0.05, NEVER_ACCEPT, {}, 400))
+    assert [(one.label, one.certified) for one in found] == [("chat", False), ("mail", True)]
+    assert guaranteed_rows(data, guarantee, found).tolist() == [True] * 300 + [False] * 100
+
+
+def test_a_calibration_row_without_the_tag_is_an_error() -> None:
+    data = replace(labelled(["a"] * 4, [True] * 4, falling(4)), tags={"channel": np.array(["x", "", "x", "x"])})
+    with pytest.raises(DataError, match="1 of 4 calibration rows have no channel"):
+        by_group(data, Guarantee(per_group="channel"))

@@ -1,18 +1,22 @@
-"""Certificates by label, because an average over all answers can hide one label that is mostly wrong.
+"""Certificates by group, because an average over all answers can hide one group that is mostly wrong.
 
-Each label has its own fixed sequence of thresholds; Holm's method divides the level among those with enough rows to
-show anything (Bretz et al. 2009). A label needs 59 accepted rows for a limit of 5 %, 130 where 50 labels share it.
+A group is the answers with one predicted label, or the requests with one value of a tag (customer, channel). Each has
+its own fixed sequence of thresholds; Holm's method divides the level among those with enough rows to show anything
+(Bretz et al. 2009). The claim is about the family: with the guarantee's confidence *every* certified group keeps the
+limit. A group needs 59 accepted rows for a limit of 5 %, 130 where 50 groups share it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from smallfirst.errors import DataError
 from smallfirst.records import Record
-from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.guarantee import LABEL, Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData, CascadeOutcome
 from smallfirst.routing.certificate.threshold_search import (
     CascadeThresholds,
@@ -24,56 +28,75 @@ from smallfirst.stats.intervals import binomial_tail, upper_bound
 from smallfirst.stats.sample_size import rows_for_upper_bound
 
 
-class ClassCertificate(Record):
-    """What is shown about the accepted answers with one label."""
+class GroupCertificate(Record):
+    """What is shown about the accepted answers of one group."""
 
     label: str
-    """The predicted label."""
+    """The predicted label, or the value of the guarantee's tag."""
     threshold: float
     """Least confidence at which it is certified; above 1 when it is not."""
     n_accepted: int
-    """Calibration rows with this answer that are certified; all accepted ones if it is not certified."""
+    """Calibration rows of the group that are certified; all accepted ones if it is not certified."""
     n_errors: int
     """Wrong among them."""
     error_bound: float
-    """Exact one-sided upper bound on their error, at this label's share of the level."""
+    """Exact one-sided upper bound on their error, at this group's share of the level."""
     certified: bool
     """True if the error is shown to be within the limit."""
     labels_missing: int | None
-    """About how many more accepted rows with this answer would show it at the measured error; None if none would."""
+    """About how many more accepted rows of the group would show it at the measured error; None if none would."""
 
 
-def certify_per_class(
+def certify_per_group(
     data: CascadeData, guarantee: Guarantee, found: CascadeThresholds
-) -> tuple[ClassCertificate, ...]:
-    """Return the certificates by label, where errors are limited and answers are labels, which repeat."""
+) -> tuple[GroupCertificate, ...]:
+    """Return the certificates by group, where errors are limited and groups (by default labels) repeat."""
+    data = by_group(data, guarantee)
     answers = data.answer[-1].tolist()
     if guarantee.max_error is None or 2 * len(set(answers)) > len(answers):
         return ()
     level = (1 - guarantee.confidence) / (1 if data.n_stages == 1 else found.n_tested)
-    thresholds = (0.0,) if guarantee.per_class else found.thresholds
-    own = guarantee.per_class
-    return certify_classes(data, thresholds, limit=guarantee.max_error, level=level, own_thresholds=own)
+    own = bool(guarantee.grouped_by)
+    thresholds = (0.0,) if own else found.thresholds
+    return certify_groups(data, thresholds, limit=guarantee.max_error, level=level, own_thresholds=own)
 
 
-def min_threshold(classes: Sequence[ClassCertificate]) -> float:
-    """Return the least threshold of a certified label; NEVER_ACCEPT if none is certified."""
+def by_group(data: CascadeData, guarantee: Guarantee) -> CascadeData:
+    """Return the data with the value of the guarantee's tag in place of each answer; as it is without a tag.
+
+    Raise DataError if calibration rows lack the tag.
+    """
+    name = guarantee.grouped_by
+    if name in ("", LABEL):
+        return data
+    values = data.tags.get(name, np.full(data.n, "", dtype=object))
+    if missing := int((values == "").sum()):
+        raise DataError(
+            f"routing.guarantee.per_group: {missing} of {data.n} calibration rows have no {name}",
+            hint=f"name the column in data.columns.tags: [{name}] and run smallfirst evaluate task.yaml",
+        )
+    return replace(data, answer=np.tile(values, (data.n_stages, 1)))
+
+
+def min_threshold(classes: Sequence[GroupCertificate]) -> float:
+    """Return the least threshold of a certified group; NEVER_ACCEPT if none is certified."""
     return min((one.threshold for one in classes if one.certified), default=NEVER_ACCEPT)
 
 
-def guaranteed_rows(data: CascadeData, classes: Sequence[ClassCertificate]) -> np.ndarray:
-    """Return by row whether its label is certified at its confidence."""
+def guaranteed_rows(data: CascadeData, guarantee: Guarantee, classes: Sequence[GroupCertificate]) -> np.ndarray:
+    """Return by row whether its group is certified at its confidence."""
+    data = by_group(data, guarantee)
     least = {one.label: one.threshold for one in classes if one.certified}
     own = np.array([least.get(label, NEVER_ACCEPT) for label in data.answer[-1].tolist()])
     return np.asarray(data.confidence[-1] >= own)
 
 
-def certify_classes(
+def certify_groups(
     data: CascadeData, thresholds: Thresholds, *, limit: float, level: float, own_thresholds: bool = False
-) -> tuple[ClassCertificate, ...]:
-    """Return one certificate for every label with accepted rows, in alphabetical order; all hold together at 1 - level.
+) -> tuple[GroupCertificate, ...]:
+    """Return one certificate for every group with accepted rows, in alphabetical order; all hold together at 1 - level.
 
-    With one stage each label is searched by itself, with several they are tested at `thresholds` alone, and `level`
+    With one stage each group is searched by itself, with several they are tested at `thresholds` alone, and `level`
     must already be divided among all vectors that could have been chosen.
     """
     outcome, single = data.outcome(thresholds), data.n_stages == 1
@@ -95,14 +118,14 @@ def certify_classes(
     return tuple(certificates)
 
 
-def _certificate(label: str, threshold: float, counts: tuple[int, int], limit: float, level: float) -> ClassCertificate:
+def _certificate(label: str, threshold: float, counts: tuple[int, int], limit: float, level: float) -> GroupCertificate:
     n_accepted, errors = counts
     certified, missing = threshold <= 1, None
     if not certified:
         rate = errors / max(1, n_accepted)
         enough = rows_for_upper_bound(rate, limit, confidence=1 - level, max_rows=20_000)
         missing = None if enough is None else max(1, enough - n_accepted)
-    return ClassCertificate(
+    return GroupCertificate(
         label=label,
         threshold=threshold,
         n_accepted=n_accepted,
