@@ -109,7 +109,8 @@ def _after(found: Explanation) -> Iterator[str]:
         yield f"not chosen: {found.not_made}"
     if row.audit_share is not None:
         drawn = "chosen" if row.audited else "not chosen"
-        yield f"audit: {drawn} by chance, of which it had {100 * row.audit_share:.3g} %"
+        weight = f" (weight {row.audit_weight:.3g})" if row.audit_weight != 1 else ""
+        yield f"audit: {drawn} by chance, of which it had {100 * row.audit_share:.3g} %{weight}"
     for audit in found.audits:
         who = "the large model" if audit.judged_by == "large" else "a person"
         verdict = "wrong" if audit.wrong else "right"

@@ -146,6 +146,7 @@ class AuditedRouter(DelegatingModel):
             task=self.name,
             certificate=self.certificate,
             propensity=row.audit_share,
+            weight=row.audit_weight,
             wrong=wrong,
             judged_by="person",
             other=feedback.answer if self.auditing.store_bodies else None,
@@ -220,8 +221,10 @@ class AuditedRouter(DelegatingModel):
         drafted_beside = self.paused and route is not None and route.why == self.paused
         if route is None or not (route.certified or drafted_beside):
             return completion
-        share = self.monitor.audit_share
-        drawn = {"audit_share": share, "audited": self._rng.random() < share}
+        last = route.certified and route.stage == self.router.stages[-1].name
+        confidence = route.confidence if last else None
+        share, weight = self.monitor.plan_audit(confidence)
+        drawn = {"audit_share": share, "audit_weight": weight, "audited": self._rng.random() < share}
         return completion.model_copy(update={"route": route.model_copy(update=drawn)})
 
     async def _ask_large(self, id: str, request: Request) -> Completion:
@@ -266,6 +269,7 @@ class AuditedRouter(DelegatingModel):
             task=self.name,
             certificate=self.certificate,
             propensity=route.audit_share,
+            weight=route.audit_weight,
             wrong=not agreed,
             judged_by="large",
             cost_usd=cost_usd,
@@ -292,7 +296,8 @@ class AuditedRouter(DelegatingModel):
             await self.ledger.append_async(audit)
         except AlreadyRecorded:
             return False
-        await self._record_changes(self.monitor.record_audit(audit.wrong, drawn_at=self._drawn_at.pop(audit.id, None)))
+        drawn_at = self._drawn_at.pop(audit.id, None)
+        await self._record_changes(self.monitor.record_audit(audit.wrong, weight=audit.weight, drawn_at=drawn_at))
         return True
 
     async def _correct_verdict(self, verdict: AuditRow) -> None:
@@ -335,8 +340,8 @@ class AuditedRouter(DelegatingModel):
 
     def _fed(self, monitor: Monitor) -> Monitor:
         """Feed a new monitor each audit of this certificate once, with its last verdict."""
-        for wrong in self.ledger.last_verdicts(self.name, self.certificate):
-            monitor.record_audit(wrong)
+        for wrong, weight in self.ledger.last_verdicts(self.name, self.certificate):
+            monitor.record_audit(wrong, weight=weight)
         return monitor
 
     def _resume(self) -> tuple[datetime, str]:

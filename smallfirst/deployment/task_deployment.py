@@ -39,6 +39,7 @@ from smallfirst.registry import versions
 from smallfirst.routing.budget import WINDOW_SECONDS, BudgetTracker
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.guarantee import AUDITED
+from smallfirst.routing.monitoring.audit_plan import allocate_audits
 from smallfirst.routing.monitoring.monitor import Monitor
 from smallfirst.routing.monitoring.quantities import Judge, not_watched, watched_quantities
 from smallfirst.routing.policies.policy import CHALLENGER
@@ -269,6 +270,7 @@ def _monitor(
         reference_confidence=reference.confidence,
         reference_ood_score=reference.doubt,
         reference_labels=reference.labels,
+        allocation=allocate_audits(certificate),
         shadow=shadow,
     )
 

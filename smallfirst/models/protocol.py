@@ -111,6 +111,8 @@ class Route(Record):
     """Every step in order, and last the alternative that was not chosen, if there was one."""
     audit_share: float | None = None
     """Probability in (0, 1] with which this answer was to be audited; None where answers are not audited."""
+    audit_weight: float = 1.0
+    """Weight of its audit in tests and intervals: the mean probability at that moment over its own."""
     audited: bool = False
     """True if the answer was drawn for an audit."""
 

@@ -283,5 +283,6 @@ def _route_columns(route: Route) -> dict[str, object]:
         "guarantee": route.guarantee or None,
         "trail": json.dumps(trail, ensure_ascii=False, separators=(",", ":")) if trail else None,
         "audit_share": route.audit_share,
+        "audit_weight": route.audit_weight,
         "audited": route.audited,
     }

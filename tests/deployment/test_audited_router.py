@@ -149,6 +149,7 @@ def test_audited_answers_are_held_against_the_large_model_after_the_client_has_t
         "id": "chatcmpl-1-0",
         "task": "tickets",
         "propensity": 1.0,
+        "weight": 1.0,
         "wrong": False,
         "judged_by": "large",
         "revision": 0,
@@ -171,7 +172,7 @@ def test_chance_alone_chooses_audits_at_the_stated_share(ledger: Ledger) -> None
 def test_a_broken_promise_falls_back_to_the_large_model_and_comes_back_when_it_is_shown_again(ledger: Ledger) -> None:
     setting = Setting(ledger)
     setting.small.wrong = True
-    found = asyncio.run(setting.ask(5))
+    found = asyncio.run(setting.ask(8))
     assert stages(found[:1]) == {"small"}
     assert stages(found[-2:]) == {"large"}
     assert found[-1].text == "refund"
@@ -264,7 +265,7 @@ def test_a_person_judges_audits_where_they_are_asked_and_no_other_answers(ledger
 def test_a_person_who_corrects_verdicts_takes_the_alarm_back(ledger: Ledger) -> None:
     setting = Setting(ledger)
     setting.small.wrong = True
-    asyncio.run(setting.ask(4))
+    asyncio.run(setting.ask(8))
     assert setting.live.monitor.state == "fallback"
     for audit in ledger.entries(AuditRow):
         asyncio.run(setting.live.feedback(said(audit.id, "right")))
@@ -457,14 +458,15 @@ def test_over_http_states_and_metrics_say_the_same(server: tuple[Setting, httpx.
     setting, client = server
     chat(client)
     setting.small.wrong = True
-    for _ in range(3):
+    for _ in range(5):
         chat(client)
-    found = settled(client, 4)
+    found = settled(client, 6)
     assert (found["task"], found["state"], found["watched"][0]["limit"]) == ("tickets", "fallback", 0.05)
     assert found["changes"][-1]["after"] == "fallback"
     lines = client.get("/metrics").text.splitlines()
     assert 'smallfirst_state{state="fallback",task="tickets"} 1.0' in lines
     assert 'smallfirst_state{state="live",task="tickets"} 0.0' in lines
-    assert 'smallfirst_answers_total{stage="small",task="tickets"} 4.0' in lines
-    assert 'smallfirst_cost_usd_total{task="tickets"} 0.04' in lines
+    assert 'smallfirst_answers_total{stage="small",task="tickets"} 6.0' in lines
+    (cost,) = [line.split()[-1] for line in lines if line.startswith("smallfirst_cost_usd_total")]
+    assert float(cost) == pytest.approx(0.06)
     assert 'smallfirst_alarms_total{cause="guarantee",task="tickets"} 1.0' in lines

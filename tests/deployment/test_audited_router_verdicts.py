@@ -172,6 +172,8 @@ def test_an_old_ledger_with_two_verdicts_on_an_audit_opens_and_takes_corrections
     with sqlite3.connect(ledger.path) as old:  # as format 7 was
         for table in ("drafts", "attempts"):
             old.execute(f"DROP TABLE {table}")
+        old.execute("ALTER TABLE answers DROP COLUMN audit_weight")
+        old.execute("ALTER TABLE audits DROP COLUMN weight")
         for statement in ("DROP INDEX audits_once", "ALTER TABLE audits DROP COLUMN revision"):
             old.execute(statement)
         for column in ("judge", "counted"):

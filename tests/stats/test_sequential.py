@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Callable
 from itertools import product
 
@@ -14,7 +15,14 @@ from hypothesis import strategies as st
 from scipy import special, stats
 
 from smallfirst.stats.intervals import Estimate, clopper_pearson
-from smallfirst.stats.sequential import DriftTest, GuaranteeTest, RecoveryTest, _Histogram, anytime_valid_interval
+from smallfirst.stats.sequential import (
+    DriftTest,
+    GuaranteeTest,
+    RecoveryTest,
+    _Histogram,
+    anytime_valid_interval,
+    weighted_interval,
+)
 
 CALM = settings(max_examples=60, deadline=None)
 COUNTS = st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
@@ -22,14 +30,15 @@ LEVELS = st.sampled_from([0.8, 0.95, 0.99])
 
 
 def test_the_first_round_by_hand() -> None:
-    """Limit 1/2: odds m give theta = m / (1 + m), so an error multiplies by 2 theta; 0.4094 of the stake takes part."""
-    stake = 1 - 1 / (1 + math.log(2))
+    """Limit 1/2: odds m give theta = m / (1 + m), so an error multiplies by 2 theta; 0.0318 of the stake takes part."""
+    stake = 1 - 1 / (1 + math.log(1 + 1 / 30))
     thetas = [m / (1 + m) for m in (1.5, 2.0, 3.0, 5.0, 10.0, 30.0)]
     for wrong in (True, False):
         test = GuaranteeTest(0.5)
         test.update(wrong)
         factors = [2 * theta if wrong else 2 * (1 - theta) for theta in thetas]
-        assert test.e_value == pytest.approx(stake * np.mean(factors) + 1 - stake)
+        assert test.e_value == pytest.approx(stake * np.average(factors, weights=[3, 4, 2, 1, 0.4, 0.2]) + 1 - stake)
+        assert test.suspicion == pytest.approx(factors[1])
         assert (test.n, test.losses) == (1, int(wrong))
 
 
@@ -38,14 +47,14 @@ def test_the_recursion_is_the_mixture_over_start_times() -> None:
     test = GuaranteeTest(0.1)
     for wrong in outcomes:
         test.update(wrong)
-    left = [1 / (1 + math.log(t)) for t in range(1, len(outcomes) + 2)]
+    left = [1 / (1 + math.log(1 + t / 30)) for t in range(len(outcomes) + 1)]
     expected = left[-1]
-    for odds in (1.5, 2.0, 3.0, 5.0, 10.0, 30.0):
+    for odds, prior in ((1.5, 3), (2.0, 4), (3.0, 2), (5.0, 1), (10.0, 0.4), (30.0, 0.2)):
         theta = odds / 9 / (1 + odds / 9)
         bet = (theta - 0.1) / (0.1 * 0.9)
         for start in range(len(outcomes)):
             product_from_start = math.prod(1 + bet * (wrong - 0.1) for wrong in outcomes[start:])
-            expected += (left[start] - left[start + 1]) * product_from_start / 6
+            expected += (left[start] - left[start + 1]) * product_from_start * prior / 10.6
     assert test.e_value == pytest.approx(expected)
 
 
@@ -73,6 +82,76 @@ def test_evidence_against_a_true_guarantee_is_at_most_1_on_average(limit: float,
 def test_evidence_for_a_recovery_is_at_most_1_on_average_while_there_is_none(limit: float) -> None:
     assert mean_evidence(lambda: RecoveryTest(limit), limit, 8) == pytest.approx(1)
     assert mean_evidence(lambda: RecoveryTest(limit), (1 + limit) / 2, 8) < 1
+
+
+def drawn_with_weights(make: Callable[[], GuaranteeTest | RecoveryTest], rates: tuple[float, float], n: int) -> float:
+    """The expected evidence over n accepted rows: half of them with a chance of 0.2 and the first error rate, half of
+    them with 0.05 and the second; the mean chance is 0.125."""
+    rows = [(0.5 * 0.2 * rates[0], True, 0.625), (0.5 * 0.2 * (1 - rates[0]), False, 0.625)]
+    rows += [(0.5 * 0.05 * rates[1], True, 2.5), (0.5 * 0.05 * (1 - rates[1]), False, 2.5)]
+    mean = 0.0
+    for path in product([*rows, (0.875, None, 0.0)], repeat=n):
+        test = make()
+        for _, wrong, weight in path:
+            if wrong is not None:
+                test.update(wrong, weight)
+        mean += math.prod(chance for chance, _, _ in path) * test.e_value
+    return mean
+
+
+def test_evidence_from_rows_drawn_with_unequal_chances_is_at_most_1_on_average() -> None:
+    """Errors of 1 and 19 % are a mean of 10 %: just the limit, though twice as often among the rows drawn."""
+    for rates in ((0.01, 0.19), (0.19, 0.01)):
+        assert drawn_with_weights(lambda: GuaranteeTest(0.1, max_weight=2.5), rates, 4) == pytest.approx(1)
+        assert drawn_with_weights(lambda: RecoveryTest(0.1, max_weight=2.5), rates, 4) == pytest.approx(1)
+    assert drawn_with_weights(lambda: GuaranteeTest(0.1, max_weight=2.5), (0.03, 0.03), 4) < 1
+
+
+def test_a_weight_above_its_bound_is_refused() -> None:
+    for test in (GuaranteeTest(0.1, max_weight=2), RecoveryTest(0.1, max_weight=2)):
+        test.update(True, 2)
+        for weight in (2.1, 0):
+            with pytest.raises(ValueError, match="weight"):
+                test.update(True, weight)
+    with pytest.raises(ValueError, match="weight"):
+        weighted_interval({(1.5, True): 1})
+
+
+def test_evidence_for_the_suspicion_starts_anew_once_it_is_gone() -> None:
+    test = GuaranteeTest(0.05)
+    for wrong in (True, True):
+        test.update(wrong)
+    assert test.suspicion == pytest.approx((0.1 / 1.05 / 0.05) ** 2)
+    for _ in range(60):
+        test.update(False)
+    assert test.suspicion == pytest.approx(0.95 / 0.95 * (1 - 0.1 / 1.05) / 0.95)
+
+
+@pytest.mark.parametrize(("errors", "n"), [(0, 40), (3, 40), (40, 40), (100, 3000), (0, 0)])
+def test_with_equal_weights_the_weighted_interval_is_the_anytime_one(errors: int, n: int) -> None:
+    counts = {key: count for key, count in {(1.0, True): errors, (1.0, False): n - errors}.items() if count}
+    found, exact = weighted_interval(counts), anytime_valid_interval(errors, n)
+    assert (found.value, found.n) == (exact.value, exact.n)
+    assert (found.low, found.high) == pytest.approx((exact.low, exact.high), abs=2e-3)
+
+
+def test_the_weighted_interval_covers_at_every_audit_at_once() -> None:
+    """Errors of 30 and 2 % in halves, drawn at 3 to 1: the mean is 16 %, though 23 % of the rows drawn are wrong."""
+    draw, missed, n, draws = np.random.default_rng(3), 0, 60, 120
+    for _ in range(draws):
+        counts: Counter[tuple[float, bool]] = Counter()
+        for _ in range(n):
+            often = draw.random() < 0.75
+            counts[2 / 3 if often else 2.0, bool(draw.random() < (0.3 if often else 0.02))] += 1
+            if not _covers(found := weighted_interval(counts, 0.8, max_weight=2), 0.16):
+                missed += 1
+                break
+        assert found.low <= found.value <= found.high
+    assert missed / draws <= 0.2
+    many = Counter({(2 / 3, True): 225, (2 / 3, False): 525, (2.0, True): 5, (2.0, False): 245})
+    found = weighted_interval(many, max_weight=2)
+    assert (found.value, found.n) == (pytest.approx(0.16), 1000)
+    assert found.high - found.low < 0.11
 
 
 def test_a_guarantee_that_just_holds_is_seldom_called_broken() -> None:

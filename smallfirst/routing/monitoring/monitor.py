@@ -7,13 +7,14 @@ guaranteed. What users report, and errors where none are limited, raise hints, w
 
 A false guarantee alarm of any of the quantities watched, an unjustified recovery after each alarm, and a drift alarm
 while requests are exchangeable have probability at most 1 - confidence each. Audits by a large model bound the
-disagreement with it, not the error; audited answers must be a random sample. Equal calls give equal states, so a
-monitor is restored by feeding it the recorded audits again; tests of requests start anew.
+disagreement with it, not the error; answers must be drawn for audits with the chances of `plan_audit`. Equal calls give
+equal states, so a monitor is restored by feeding it the recorded audits again; tests of requests and the reserve of
+audits start anew.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, Self, cast, get_args
 
@@ -21,10 +22,11 @@ import pydantic
 
 from smallfirst.models.protocol import Completion
 from smallfirst.records import Record
+from smallfirst.routing.monitoring.audit_plan import MAX_WEIGHT, UNIFORM, AuditAllocation, AuditBudget, AuditDraw
 from smallfirst.routing.monitoring.drift import DriftDetector, Statistic
 from smallfirst.routing.monitoring.quantities import Quantity, Watch
 from smallfirst.stats.intervals import Estimate
-from smallfirst.stats.sequential import RecoveryTest, anytime_valid_interval
+from smallfirst.stats.sequential import RecoveryTest, weighted_interval
 
 State = Literal["live", "shadow", "drift", "fallback"]
 OnRequests = Literal["cost", "latency", "escalation"]
@@ -42,7 +44,14 @@ class MonitorSettings(Record):
     """How closely a task is monitored after go-live, and what an alarm does."""
 
     audit_share: float = pydantic.Field(default=0.02, gt=0, le=1)
-    """Share of accepted answers that is audited, in (0, 1]. The time to an alarm is in inverse proportion to it."""
+    """Share of accepted answers that is audited on average, in (0, 1]. The time to an alarm is in inverse proportion to
+    it."""
+    audit_by_uncertainty: bool = True
+    """Whether the chance of an audit grows with the errors that calibration rows have at the answer's confidence, being
+    at least half of the mean; or is the same for all."""
+    audit_reserve: int = pydantic.Field(default=200, ge=0)
+    """Audits beyond `audit_share` that may be made while recent audits look bad, at five times the share; a tenth of
+    the share is saved to refill it. 0: the share stays the same."""
     audit_share_on_drift: float = pydantic.Field(default=0.1, gt=0, le=1)
     """Share that is audited after a drift alarm; at least `audit_share`."""
     audit_share_in_fallback: float = pydantic.Field(default=0.1, gt=0, le=1)
@@ -98,9 +107,12 @@ class Monitor:
         reference_confidence: Sequence[float],
         reference_ood_score: Sequence[float] = (),
         reference_labels: Sequence[str] = (),
+        allocation: AuditAllocation = UNIFORM,
         shadow: bool = False,
     ) -> None:
         self.settings = settings
+        self._allocation = allocation if settings.audit_by_uncertainty else UNIFORM
+        self._budget = AuditBudget(settings.audit_share, settings.audit_reserve)
         self.state: State = "shadow" if shadow else "live"
         self.requests = 0
         self.alarms: tuple[StateChange, ...] = ()
@@ -108,7 +120,7 @@ class Monitor:
         rate = (1 - settings.confidence) / max(1, len(quantities))
         self.watches = tuple(Watch(quantity, rate) for quantity in quantities)
         self._audited = [watch for watch in self.watches if watch.quantity.loss is None]
-        self._since_live = _Audits(0)
+        self._since_live = _Audits(0, self._max_weight(self.state))
         self._enter(self.state)
         references: dict[Statistic, Sequence[float | str]] = {
             "confidence": reference_confidence,
@@ -121,10 +133,24 @@ class Monitor:
 
     @property
     def audit_share(self) -> float:
-        """Chance that the next accepted answer is audited; in fallback and shadow, that the next request is."""
+        """Mean chance that the next accepted answer is audited; in fallback and shadow, that the next request is."""
         of = self.settings
-        shares = of.audit_share, of.audit_share_on_drift, of.audit_share_in_fallback, 1.0
+        live = self._budget.rate(max((watch.test.suspicion for watch in self._audited), default=0.0))
+        shares = live, of.audit_share_on_drift, of.audit_share_in_fallback, 1.0
         return shares[("live", "drift", "fallback", "shadow").index(self.state)]
+
+    def plan_audit(self, confidence: float | None) -> AuditDraw:
+        """Return the chance with which the next answer is to be audited, and count it as given.
+
+        `confidence` is the last stage's for an answer that it gave and the certificate accepts; None: the mean chance.
+        """
+        rate = self.audit_share
+        if self.state not in ("live", "drift"):
+            return UNIFORM.draw(rate, None)
+        drawn = (UNIFORM if self._budget.spent else self._allocation).draw(rate, confidence)
+        if self.state == "live":
+            self._budget.pay(drawn.propensity)
+        return drawn
 
     @property
     def live_error(self) -> Estimate:
@@ -159,18 +185,18 @@ class Monitor:
                 found.append(self._exceeded(watch, cast(OnRequests, watch.quantity.name), why, self.state))
         return tuple(found)
 
-    def record_audit(self, wrong: bool, *, drawn_at: int | None = None) -> tuple[StateChange, ...]:
+    def record_audit(self, wrong: bool, *, weight: float = 1.0, drawn_at: int | None = None) -> tuple[StateChange, ...]:
         """Add one audit of an answer that the certificate accepts; return the changes.
 
-        `drawn_at` is what `requests` was when the answer was given: an answer from before an alarm is not counted after
-        it.
+        `weight` is that of `plan_audit`, at most MAX_WEIGHT. `drawn_at` is what `requests` was when the answer was
+        given: an answer from before an alarm is not counted after it.
         """
-        counts = self._since_live.add(wrong, drawn_at)
-        if self._since_alarm.add(wrong, drawn_at):
+        counts = self._since_live.add(wrong, weight, drawn_at)
+        if self._since_alarm.add(wrong, weight, drawn_at):
             for recovery in self._recoveries:
-                recovery.update(wrong)
+                recovery.update(wrong, weight)
         if self.state in ("live", "drift") and counts:
-            found = [watch for watch in self._audited if watch.add(wrong)]
+            found = [watch for watch in self._audited if watch.add(wrong, weight)]
             if changes := tuple(self._too_many_wrong(watch) for watch in found[:1]):
                 return changes
         recovered = bool(self._recoveries) and all(recovery.rejected for recovery in self._recoveries)
@@ -188,7 +214,7 @@ class Monitor:
 
     def take_over(self, earlier: Monitor) -> None:
         """Go on with what audits do not decide, after all audits were fed to this monitor anew."""
-        self.requests, self._detectors = earlier.requests, earlier._detectors
+        self.requests, self._detectors, self._budget = earlier.requests, earlier._detectors, earlier._budget
         self.hints, self.alarms = (
             max(pair, key=len) for pair in ((earlier.hints, self.hints), (earlier.alarms, self.alarms))
         )
@@ -203,6 +229,8 @@ class Monitor:
     def _too_many_wrong(self, watch: Watch) -> StateChange:
         test, promised = watch.test, watch.quantity.promised
         wrong = f"{test.losses:.0f} of {test.n} audited answers were wrong"
+        if self._since_live.weighted:
+            wrong += f", {100 * self.live_error.value:.3g} % of all by their weights"
         if not promised:
             why = f"{wrong}, more than {watch.quantity.words}"
             return self._exceeded(watch, "live_error", f"hint, changes nothing: {why}", self.state)
@@ -250,27 +278,40 @@ class Monitor:
         """Set the state and restart the tests, and the live error too if another model answers from now on."""
         answered_small, answers_small = (each in ("live", "drift") for each in (self.state, state))
         if answered_small != answers_small:
-            self._since_live = _Audits(self.requests)
+            self._since_live = _Audits(self.requests, self._max_weight(state))
         for watch in self._audited:
             if answers_small and not answered_small and watch.exceeded:
                 watch.restart()
-        self._since_alarm = _Audits(self.requests)
-        self._recoveries = [RecoveryTest(watch.quantity.limit, self.settings.confidence) for watch in self._audited]
+        self._since_alarm = _Audits(self.requests, self._max_weight(state))
+        limits = [watch.quantity.limit for watch in self._audited]
+        most = MAX_WEIGHT if answers_small else 1.0
+        self._recoveries = [RecoveryTest(limit, self.settings.confidence, max_weight=most) for limit in limits]
         self.state = state
+
+    def _max_weight(self, state: State) -> float:
+        return MAX_WEIGHT if state in ("live", "drift") and self._allocation != UNIFORM else 1.0
 
 
 class _Audits:
-    def __init__(self, since: int) -> None:
-        self.since, self.n, self.errors = since, 0, 0
+    def __init__(self, since: int, max_weight: float) -> None:
+        self.since, self.max_weight, self.errors = since, max_weight, 0
+        self.counts: Counter[tuple[float, bool]] = Counter()
+        """Audits by weight and whether the answer was wrong."""
         self.recent: deque[bool] = deque(maxlen=_N_RECENT)
 
-    def add(self, wrong: bool, drawn_at: int | None) -> bool:
+    def add(self, wrong: bool, weight: float, drawn_at: int | None) -> bool:
         counts = drawn_at is None or drawn_at > self.since
         if counts:
-            self.n += 1
+            self.counts[round(weight, 9), wrong] += 1
             self.errors += wrong
             self.recent.append(wrong)
         return counts
 
+    @property
+    def weighted(self) -> bool:
+        return any(weight != 1 for weight, _ in self.counts)
+
     def interval(self, confidence: float) -> Estimate:
-        return anytime_valid_interval(self.errors, self.n, confidence)
+        # An earlier setting may have given weights to audits that the ledger holds.
+        most = MAX_WEIGHT if self.weighted else self.max_weight
+        return weighted_interval(self.counts, confidence, max_weight=most)

@@ -21,6 +21,7 @@ from typing import Literal, NamedTuple
 from smallfirst.models.protocol import Completion
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.guarantee import AUDITED, MAX_LATE_SHARE, Guarantee, describe_limit
+from smallfirst.routing.monitoring.audit_plan import MAX_WEIGHT
 from smallfirst.routing.monitoring.drift import MIN_FALSE_ALARM_RATE
 from smallfirst.stats.intervals import Estimate
 from smallfirst.stats.sequential import GuaranteeTest, anytime_valid_interval
@@ -58,14 +59,16 @@ class Watch:
         self.restart()
 
     def restart(self) -> None:
-        """Start the next test with half the false-alarm rate of the one before, so that all together stay bounded."""
+        """Start the next test with a quarter of the false-alarm rate of the one before; all together have the rate."""
         self.exceeded = False
         self._n_broken += 1
-        self.test = GuaranteeTest(self.quantity.limit, 1 - max(self._rate / 2**self._n_broken, MIN_FALSE_ALARM_RATE))
+        rate = max(3 * self._rate / 4**self._n_broken, MIN_FALSE_ALARM_RATE)
+        most = MAX_WEIGHT if self.quantity.loss is None else 1.0
+        self.test = GuaranteeTest(self.quantity.limit, 1 - rate, max_weight=most)
 
-    def add(self, loss: float) -> bool:
+    def add(self, loss: float, weight: float = 1.0) -> bool:
         """Add a loss; return True if the test finds by it, for the first time, that the limit does not hold."""
-        self.test.update(loss)
+        self.test.update(loss, weight)
         found = self.test.rejected and not self.exceeded
         self.exceeded |= found
         return found

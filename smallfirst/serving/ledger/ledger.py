@@ -150,10 +150,11 @@ class Ledger:
         found = self.entries(LedgerRow, id=id)
         return found[0] if found else None
 
-    def last_verdicts(self, task: str, certificate: str) -> list[bool]:
-        """Return the last verdict on each audited answer of a certificate, oldest first: True if wrong."""
-        sql = "SELECT id, wrong FROM audits WHERE task = ? AND certificate = ? ORDER BY seq"
-        return list({row["id"]: bool(row["wrong"]) for row in self._read(sql, (task, certificate))}.values())
+    def last_verdicts(self, task: str, certificate: str) -> list[tuple[bool, float]]:
+        """Return the last verdict on each audited answer of a certificate, oldest first: whether wrong, and weight."""
+        sql = "SELECT id, wrong, weight FROM audits WHERE task = ? AND certificate = ? ORDER BY seq"
+        found = self._read(sql, (task, certificate))
+        return list({row["id"]: (bool(row["wrong"]), row["weight"]) for row in found}.values())
 
     def totals(self) -> dict[str, StageTotals]:
         """Return sums by stage; rows that did not end with an answer are under `error`."""

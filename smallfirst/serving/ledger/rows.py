@@ -60,6 +60,8 @@ class LedgerRow(Record):
     """From the request to the first text of its answer, as the client got it."""
     audit_share: float | None = None
     """Chance in (0, 1] that this answer had of being audited; None where none is."""
+    audit_weight: float = 1.0
+    """Weight of its audit in tests and intervals: the mean chance at that moment over its own."""
     audited: bool = False
     """True if chance has selected it for an audit."""
 
@@ -105,6 +107,8 @@ class AuditRow(Record):
     """Fingerprint of the certificate in force."""
     propensity: float = Field(gt=0, le=1)
     """Chance that this answer had of being audited, in (0, 1]."""
+    weight: float = Field(default=1.0, gt=0)
+    """The mean chance of accepted answers at that moment over this one's; 1 in rows of older formats."""
     wrong: bool
     judged_by: Literal["large", "person"]
     revision: int | None = 0

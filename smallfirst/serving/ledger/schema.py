@@ -7,7 +7,7 @@ from pathlib import Path
 
 from smallfirst.errors import ConfigError
 
-VERSION = 9
+VERSION = 10
 _FIRST = """
 CREATE TABLE answers (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -117,7 +117,12 @@ CREATE INDEX attempts_id ON attempts (id);
 CREATE TRIGGER attempts_stay BEFORE UPDATE ON attempts BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 CREATE TRIGGER attempts_last BEFORE DELETE ON attempts BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 """
-_MIGRATIONS = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH, _EIGHTH, _NINTH)
+_TENTH = """
+ALTER TABLE answers ADD COLUMN audit_weight REAL NOT NULL DEFAULT 1;
+ALTER TABLE audits ADD COLUMN weight REAL NOT NULL DEFAULT 1;
+"""
+"""Audits of older formats were drawn uniformly, so all have the weight 1."""
+_MIGRATIONS = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH, _EIGHTH, _NINTH, _TENTH)
 """The migration to each format from the one before."""
 
 

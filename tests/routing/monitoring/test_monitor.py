@@ -65,7 +65,7 @@ def test_a_broken_small_model_falls_back_and_returns_when_it_is_repaired() -> No
     (broken,) = traffic.send(monitor, 400)
     assert (broken.before, broken.after, broken.cause) == ("live", "fallback", "guarantee")
     assert 500 < broken.at_request < 900
-    assert broken.values["evidence"] >= broken.values["alarm_at"] == pytest.approx(40)
+    assert broken.values["evidence"] >= broken.values["alarm_at"] == pytest.approx(20 * 4 / 3)
     assert f"{broken.values['errors']:.0f} of {broken.values['audits']:.0f} audited answers were wrong" in broken.why
     assert monitor.alarms == (broken,)
     assert monitor.audit_share == 0.1
@@ -86,7 +86,7 @@ def test_a_broken_small_model_falls_back_and_returns_when_it_is_repaired() -> No
 
     traffic.error = 0.4
     (again,) = _until_changed(traffic, monitor, 1000)
-    assert again.values["alarm_at"] == pytest.approx(80)
+    assert again.values["alarm_at"] == pytest.approx(80 * 4 / 3)
 
 
 def _until_changed(traffic: Traffic, monitor: Monitor, most: int) -> list[StateChange]:

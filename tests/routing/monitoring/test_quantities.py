@@ -128,4 +128,4 @@ def test_a_limit_that_nothing_can_test_is_named() -> None:
 def test_several_limits_share_the_chance_of_a_false_alarm() -> None:
     watch = monitor(promising(0.05, max_p95_ms=500, max_usd_per_1k=1.0, max_escalation_rate=0.3))
     assert [one.quantity.name for one in watch.watches] == ["error", "cost", "latency", "escalation"]
-    assert {round(1 / (1 - one.test.confidence)) for one in watch.watches} == {4 * 40}
+    assert {round(1 / (1 - one.test.confidence)) for one in watch.watches} == {round(4 * 20 * 4 / 3)}
