@@ -48,6 +48,8 @@ class PriceBook(Record):
     """Prices by model name; they take precedence over the catalogue."""
     machine: MachinePrice = MachinePrice()
     """Price of local work."""
+    usd_per_label: Usd | None = None
+    """What a person's label costs; left out: labels are priced like answers of the large model."""
 
     def token_cost_usd(
         self, model: str, prompt_tokens: int, completion_tokens: int, *, api_url: str | None = None

@@ -21,7 +21,7 @@ STAGES = {
     "judge": ("evaluate", "gate", "override", "calibrate", "report"),
     "go live": ("promote", "serve", "parity", "rollback", "export"),
     "watch": ("explain", "queue"),
-    "improve": ("label", "suspects", "harvest", "challenge"),
+    "improve": ("label", "label-plan", "suspects", "harvest", "challenge"),
     "operate": ("doctor", "keys", "completion"),
 }
 """The verbs by stage of work, in the order of the path; those of installed packages belong to the last stage."""
@@ -39,7 +39,7 @@ _OWN_MODULE = {"run", "jobs", "serve", "parity", "keys"}
 COMMANDS: Registry[click.Command] = Registry(
     "smallfirst.commands",
     {
-        verb: f"smallfirst.cli.{verb if verb in _OWN_MODULE else stage.replace(' ', '_')}:{verb}"
+        verb: f"smallfirst.cli.{verb if verb in _OWN_MODULE else stage.replace(' ', '_')}:{verb.replace('-', '_')}"
         for stage, verbs in STAGES.items()
         for verb in verbs
     },

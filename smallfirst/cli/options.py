@@ -37,7 +37,7 @@ def _remember(
 def as_typed(ctx: click.Context, text: str) -> str:
     """Return `text` with the TASK that was typed in place of `task.yaml` in the commands that it names."""
     typed = ctx.meta.get(TYPED_TASK, "task.yaml")
-    return re.sub(r"(smallfirst [a-z]+) task\.yaml", lambda found: f"{found[1]} {typed}", text)
+    return re.sub(r"(smallfirst [a-z-]+) task\.yaml", lambda found: f"{found[1]} {typed}", text)
 
 
 def show_steps(steps: Iterable[NextStep]) -> None:

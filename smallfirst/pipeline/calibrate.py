@@ -26,6 +26,7 @@ from smallfirst.pipeline.confidence_heads import (
     with_confidences,
 )
 from smallfirst.pipeline.evaluate import measure_router
+from smallfirst.pipeline.planned_labels.certificate import certified_by_plan
 from smallfirst.pipeline.router_setup import cascade_stages, fit_ood_detectors, save_reference, served_rows
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.project.candidates import get_candidate
@@ -69,6 +70,7 @@ def _certify(project: Project, run_folder: RunFolder, promotion: Promotion) -> t
     large = run_folder.evaluation("large", "calibration")
     choosing = _selection_drafts(run_folder, candidates, confidences)
     certificate = _certificate(project, run_folder, promotion, (drafts, choosing), large)
+    certificate = certified_by_plan(project, run_folder, promotion.candidate, heads, certificate)
     said = (project.rows.counted.in_words, _label_sources(own) if certificate.labels == "large" else "")
     limits = (*filter(None, said), *filters.limits, *certificate.limits_of_validity)
     certificate = certificate.model_copy(update={"filters": filters, "limits_of_validity": limits})

@@ -24,7 +24,7 @@ def test_help_lists_the_verbs_by_stage_of_work_in_the_order_of_the_path() -> Non
     assert result.exit_code == 0
     sections = re.split(r"^(\w[\w ]*):\n", result.output, flags=re.MULTILINE)[3:]
     listed = {
-        name.lower(): tuple(re.findall(r"^  ([a-z]+) ", text, flags=re.MULTILINE))
+        name.lower(): tuple(re.findall(r"^  ([a-z-]+) ", text, flags=re.MULTILINE))
         for name, text in zip(sections[::2], sections[1::2], strict=True)
     }
     assert listed == STAGES | {"operate": (*STAGES["operate"], "endpoints")}

@@ -1,0 +1,1 @@
+"""Unlabelled traffic as the small model answers it, and the certificate of rows that a sampling plan chose."""
