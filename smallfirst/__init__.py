@@ -120,7 +120,7 @@ _NAMES = {
     "routing.certificate.frontier": "FrontierPoint",
     "routing.certificate.threshold_curve": "ThresholdPoint",
     "routing.monitoring.monitor": "MonitorSettings",
-    "routing.policies.policy": "DifficultyScorer Policy PolicyDecision",
+    "routing.policies.policy": "GainScorer Policy PolicyDecision",
     "serving.app": "serve",
     "serving.settings": "ServeSettings",
     "serving.plugins": "Plugin FileDownload PluginRequest PluginRoute TextResponse",

@@ -121,7 +121,7 @@ from smallfirst.routing.certificate.per_group import GroupCertificate as GroupCe
 from smallfirst.routing.certificate.risks import RiskResult as RiskResult
 from smallfirst.routing.certificate.threshold_curve import ThresholdPoint as ThresholdPoint
 from smallfirst.routing.monitoring.monitor import MonitorSettings as MonitorSettings
-from smallfirst.routing.policies.policy import DifficultyScorer as DifficultyScorer
+from smallfirst.routing.policies.policy import GainScorer as GainScorer
 from smallfirst.routing.policies.policy import Policy as Policy
 from smallfirst.routing.policies.policy import PolicyDecision as PolicyDecision
 from smallfirst.routing.router import Router as Router

@@ -44,7 +44,7 @@ from smallfirst.models.catalog import find_weights
 from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder
 from smallfirst.models.protocol import Completion
 from smallfirst.routing.confidence_head import draft_features
-from smallfirst.routing.difficulty import DifficultyModel
+from smallfirst.routing.gain import GainModel
 from smallfirst.stats.intervals import Estimate
 
 RESULT = RESULTS / "routing_quality.md"
@@ -90,7 +90,7 @@ def cross_fitted(
     further: Sequence[Sequence[float]] | None = None,
     encoder: tuple[str, Any] | None = None,
 ) -> np.ndarray:
-    """Return the need (seeds, rows): the rank of a row within its fold by a Difficulty fitted on the other folds."""
+    """Return the need (seeds, rows): the rank of a row within its fold by the gain, fitted on the other folds."""
     from scipy.stats import rankdata
     from sklearn.model_selection import KFold
 
@@ -100,16 +100,16 @@ def cross_fitted(
     need = np.zeros((seeds, len(table.texts)))
     for seed in range(seeds):
         for train, test in KFold(FOLDS, shuffle=True, random_state=seed).split(table.texts):
-            texts, helped = part(table.texts, train), part(table.helped, train)
-            fitted = DifficultyModel.fit(texts, helped, further=part(further, train), encoder=encoder)
+            texts, outcomes = part(table.texts, train), {who: part(all_, train) for who, all_ in table.outcomes.items()}
+            fitted = GainModel.fit(texts, outcomes, further=part(further, train), encoder=encoder)
             score = fitted.score(part(table.texts, test), further=part(further, test))
-            need[seed, test] = rankdata(-score) / (len(test) + 1)
+            need[seed, test] = rankdata(score) / (len(test) + 1)
     return need
 
 
 def decision_ms(table: Table, encoder: tuple[str, Any] | None) -> float:
     """Return the median processor time of one decision in milliseconds, one at a time."""
-    fitted = DifficultyModel.fit(table.texts, table.helped, encoder=encoder)
+    fitted = GainModel.fit(table.texts, table.outcomes, encoder=encoder)
     times = []
     for text in table.texts[:100]:
         began = time.process_time()

@@ -69,10 +69,9 @@ class Table(NamedTuple):
         return self.strong - self.weak
 
     @property
-    def helped(self) -> list[float]:
-        """Learning target: how well the weak model does, in [0, 1]."""
-        found: list[float] = (self.weak / self.best).tolist()
-        return found
+    def outcomes(self) -> dict[str, list[float]]:
+        """Learning targets: how well each model does, in [0, 1]."""
+        return {"small": (self.weak / self.best).tolist(), "large": (self.strong / self.best).tolist()}
 
 
 def gsm8k(folder: Path) -> Table:

@@ -37,10 +37,15 @@ class IsotonicCurve(Record):
 
     def at(self, value: float) -> float:
         """Return the probability in [0, 1] at `value`; a thousandth of it rises everywhere, to tell tied rows apart."""
+        return float(self.at_each(np.array([value]))[0])
+
+    def at_each(self, values: np.ndarray) -> np.ndarray:
+        """Return `at` of each of the values."""
         if not self.x:
-            return value
-        rising = 0.5 + 0.5 * value / (1 + abs(value))
-        return (1 - TIE_BREAK) * float(np.interp(value, self.x, self.y)) + TIE_BREAK * rising
+            return values
+        rising = 0.5 + 0.5 * values / (1 + np.abs(values))
+        found: np.ndarray = (1 - TIE_BREAK) * np.interp(values, self.x, self.y) + TIE_BREAK * rising
+        return found
 
 
 class CalibratedHead(Record):

@@ -1,7 +1,7 @@
 """The calibration stage: confidence heads, certificate and traffic reference of the promoted model, then the Router.
 
 Everything is attached to the model's version in the registry, so that what is served is what was certified. Selection
-rows choose (heads, difficulty, out-of-domain limits); calibration rows certify and are used for nothing else.
+rows choose (heads, gain, out-of-domain limits); calibration rows certify and are used for nothing else.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from smallfirst.models.manifest import read_manifest
 from smallfirst.pipeline.confidence_heads import (
     HEADS,
     ConfidenceHeads,
-    fit_difficulty,
+    fit_gain,
     fit_heads,
     head_confidences,
     with_confidences,
@@ -141,8 +141,8 @@ async def _fit_heads(
     stages = cascade_stages(project, run_folder, get_candidate(promotion.candidate).load(project, run_folder))
     try:
         heads, drafts = await fit_heads(project, stages)
-        if any(policy.kind == "difficulty" for policy in project.file.routing.policies):
-            fit_difficulty(project, drafts[stages[-1].name], run_folder.path)
+        if any(policy.uses_gain for policy in project.file.routing.policies):
+            await fit_gain(project, drafts[stages[-1].name], run_folder.path)
         chosen_on = await head_confidences(heads, stages, project.rows.selection, drafts)
         found = await head_confidences(heads, stages, project.rows.calibration)
         return heads, {stage: {**chosen_on[stage], **by_key} for stage, by_key in found.items()}

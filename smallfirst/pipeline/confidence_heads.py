@@ -1,4 +1,4 @@
-"""Fit on selection rows: confidence heads of the stages, and the difficulty of requests.
+"""Fit on selection rows: confidence heads of the stages, and the gain of the large model.
 
 Selection rows never certify, so nothing here weakens a guarantee. A head is kept only if held-out rows show that it
 predicts correct answers clearly better than the model's own confidence; with a few hundred rows most heads are not. It
@@ -8,22 +8,25 @@ takes one answer of every stage to each selection row, and to each calibration r
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from smallfirst.data.dataset import Dataset
+from smallfirst.data.dataset import Dataset, Example
+from smallfirst.errors import NotRecorded
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.models.protocol import Completion, Request
+from smallfirst.models.protocol import Completion, Model, Request
+from smallfirst.pipeline.large_model import answers_so_far
 from smallfirst.project.project import Project
 from smallfirst.records import Record
 from smallfirst.routing.confidence_head import DraftHead
-from smallfirst.routing.difficulty import DifficultyModel
+from smallfirst.routing.gain import LARGE, SMALL, GainModel
 from smallfirst.routing.types import Stage
 
 HEADS = "heads.json"
 """File beside the certificate."""
-DIFFICULTY = "difficulty"
-"""Folder of the fitted difficulty in a run folder."""
+GAIN = "gain"
+"""Folder of the fitted gain in a run folder."""
 
 
 class ConfidenceHeads(Record):
@@ -54,14 +57,37 @@ async def fit_heads(project: Project, stages: Sequence[Stage]) -> tuple[Confiden
     return ConfidenceHeads(by_stage=found), drafts
 
 
-def fit_difficulty(project: Project, drafts: Sequence[Completion], folder: Path) -> DifficultyModel:
-    """Fit the difficulty on the last stage's answers to the selection rows and save it in `folder`."""
+async def fit_gain(project: Project, drafts: Sequence[Completion], folder: Path) -> GainModel:
+    """Fit the gain on the last stage's and the large model's answers to the selection rows; save it in `folder`.
+
+    Only recorded answers of the large model count, none is asked for; without any it is taken to be always right.
+    """
     rows = project.rows.selection.examples
-    right = [is_correct(project, e.golds, draft) for e, draft in zip(rows, drafts, strict=True)]
-    found = DifficultyModel.fit([e.text for e in rows], right)
-    found.save(folder / DIFFICULTY)
-    project.progress.log(f"difficulty: {found.fitted.why}")
+    outcomes: dict[str, list[float]] = {
+        SMALL: [float(is_correct(project, e.golds, draft)) for e, draft in zip(rows, drafts, strict=True)]
+    }
+    if recorded := answers_so_far(project.file, project.task):
+        large = [await _recorded_outcome(project, recorded, example) for example in rows]
+        if not all(map(math.isnan, large)):
+            outcomes[LARGE] = large
+    found = GainModel.fit([e.text for e in rows], outcomes)
+    found.save(folder / GAIN)
+    project.progress.log(f"gain: {found.fitted.why}")
     return found
+
+
+def load_gain(folder: Path) -> GainModel | None:
+    """Return the gain model of a run folder, or the difficulty that an earlier version left; None without either."""
+    return GainModel.load(folder / GAIN) or GainModel.load(folder / "difficulty")
+
+
+async def _recorded_outcome(project: Project, recorded: Model, example: Example) -> float:
+    """Return 1 or 0 for a right or wrong recorded answer, NaN for none."""
+    try:
+        answer = await recorded.complete(Request(messages=example.messages))
+    except NotRecorded:
+        return math.nan
+    return float(is_correct(project, example.golds, answer))
 
 
 async def head_confidences(

@@ -123,6 +123,14 @@ async def recorded_answers(
     return ReplayModel.load(path)
 
 
+def answers_so_far(task_file: TaskFile, task: Task) -> ReplayModel | None:
+    """Return the answers that the large model has given to the task's rows already; None without any."""
+    if task_file.large is None:
+        return None
+    path = recording_path(task_file, task)
+    return ReplayModel.load(path) if path.exists() else None
+
+
 async def second_answers(task_file: TaskFile, task: Task, rows: Rows, *, progress: Progress) -> ReplayModel | None:
     """Return second answers to some test rows at SECOND_ANSWER_TEMPERATURE; None if no model can be asked."""
     large = _config(task_file)

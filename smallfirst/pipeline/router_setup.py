@@ -16,7 +16,7 @@ from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.loading import load_model
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_in_one_chunk
-from smallfirst.pipeline.confidence_heads import DIFFICULTY
+from smallfirst.pipeline.confidence_heads import load_gain
 from smallfirst.project.candidates import project_candidates
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
@@ -25,7 +25,6 @@ from smallfirst.records import Record
 from smallfirst.registry import versions
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.filters import RequestFilters, filters_of, random_split
-from smallfirst.routing.difficulty import DifficultyModel
 from smallfirst.routing.ood.detector import fit_task_profile
 from smallfirst.routing.ood.gate import ForeignTextClassifier, OodGate
 from smallfirst.routing.policies.policy import CHALLENGER
@@ -89,7 +88,7 @@ def versioned_name(name: str, version: int | None) -> str:
 
 
 def routing_rules(file: TaskFile, large_usd: float | None, folder: Path, beside: Sequence[Stage] = ()) -> RouterOptions:
-    """Return the Router options of a task file; a learned difficulty is in the run's folder.
+    """Return the Router options of a task file; the learned gain is in the run's folder.
 
     Policies that lead to the challenger are left out where it is not among the stages `beside`.
     """
@@ -98,8 +97,8 @@ def routing_rules(file: TaskFile, large_usd: float | None, folder: Path, beside:
     policies = [p for p in routing.policies if p.to != CHALLENGER or p.to in there]
     signed = f"{routing.override.by}: {routing.override.because}" if routing.override else ""
     expected = {} if large_usd is None else {"large": large_usd}
-    hardness = DifficultyModel.load(folder / DIFFICULTY)
-    return RouterOptions(policies, routing.budget, hardness, tuple(beside), signed, expected, routing.out_of_scope)
+    gain = load_gain(folder)
+    return RouterOptions(policies, routing.budget, gain, tuple(beside), signed, expected, routing.out_of_scope)
 
 
 def routes_to_challenger(file: TaskFile) -> bool:
@@ -166,7 +165,7 @@ async def served_rows(project: Project, run_folder: RunFolder) -> tuple[Dataset,
     file, rows = project.file, project.rows.calibration
     detector = load_ood_detector(file, run_folder)
     policies = [policy for policy in file.routing.policies if not random_split(policy)]
-    options = RouterOptions(policies, difficulty=DifficultyModel.load(run_folder.path / DIFFICULTY))
+    options = RouterOptions(policies, gain=load_gain(run_folder.path))
     draft = _Draft()
     router = Router(draft, draft, _ACCEPT_ALL, ood_detector=detector, options=options)
     own, scores = [], []

@@ -99,7 +99,7 @@ class Router(CallableModel):
 
     async def decide(self, request: Request, *, paused: str = "") -> Decision:
         """Decide who answers a request; `paused` is why the task's requests go to the large model without a draft."""
-        chosen = apply_policies(self.options.policies, request, self.options.difficulty)
+        chosen = apply_policies(self.options.policies, request, self.options.gain)
         attempt = RoutingAttempt(self, request, paused)
         with ReportUnfinished(lambda _: usage_of_draft(self.name, attempt.cost_usd, attempt.draft)):
             if chosen is not None and chosen.to != CASCADE:

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 from smallfirst.models.protocol import Completion, Model, Request, Route
 from smallfirst.records import Record
 from smallfirst.routing.budget import Budget
-from smallfirst.routing.policies.policy import DifficultyScorer, Policy
+from smallfirst.routing.policies.policy import GainScorer, Policy
 
 OUT_OF_SCOPE = "out_of_scope"
 """Stage and model name of an answer to a request that nobody here can answer."""
@@ -93,7 +93,7 @@ class RouterOptions(NamedTuple):
 
     policies: Sequence[Policy] = ()
     budget: Budget | None = None
-    difficulty: DifficultyScorer | None = None
+    gain: GainScorer | None = None
     policy_stages: Sequence[Stage] = ()
     """Stages that only a policy leads to, such as a challenger."""
     signed_by: str = ""

@@ -1,28 +1,29 @@
-"""Heads and difficulty are learnt on selection rows, kept only where they help, and change confidences, not answers."""
+"""Heads and gain are learnt on selection rows, kept only where they help, and change confidences, not answers."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from fixtures.evaluations import evaluated_row, evaluation_of
 
+from smallfirst.data.dataset import Example
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
+from smallfirst.models.recorded.record import record
 from smallfirst.pipeline.confidence_heads import (
-    DIFFICULTY,
     ConfidenceHeads,
-    fit_difficulty,
+    fit_gain,
     fit_heads,
     head_confidences,
+    load_gain,
     with_confidences,
 )
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
-from smallfirst.project.task_file import read_task_file
+from smallfirst.project.task_file import LargeConfig, read_task_file
 from smallfirst.routing.confidence_head import DraftHead
-from smallfirst.routing.difficulty import DifficultyModel
 from smallfirst.routing.types import Stage
 
 LABELS = ("billing", "delivery")
@@ -49,6 +50,13 @@ class Words:
 
     async def aclose(self) -> None:
         """Holds nothing."""
+
+
+async def record_large(of: Project, path: Path, rows: Sequence[Example]) -> None:
+    """A large model that says billing to everything, recorded on some rows."""
+    requests = [Request(messages=example.messages) for example in rows]
+    header = {"model": "large", "made_at": "2026-01-01", "smallfirst": "0", "n": len(requests)}
+    await record(Small(), requests, path, header=header)
 
 
 class Small(Words):
@@ -102,11 +110,27 @@ def test_confidences_are_rewritten_by_row_and_answers_stay() -> None:
     assert with_confidences(made, {}) is made
 
 
-def test_a_learned_difficulty_is_kept_and_says_what_it_knows(tmp_path: Path) -> None:
+def test_the_gain_is_fitted_on_selection_rows_and_kept(tmp_path: Path) -> None:
     of = project(tmp_path)
     drafts = [asyncio.run(Small().complete(Request(messages=e.messages))) for e in of.rows.selection.examples]
-    found = fit_difficulty(of, drafts, tmp_path)
-    again = DifficultyModel.load(tmp_path / DIFFICULTY)
+    assert load_gain(tmp_path) is None
+    found = asyncio.run(fit_gain(of, drafts, tmp_path))
+    again = load_gain(tmp_path)
     assert again is not None
     assert again.fitted == found.fitted
     assert again.score(["validation 7"]).tolist() == found.score(["validation 7"]).tolist()
+    assert set(found.fitted.models) == {"small"}  # no large model: taken to be always right
+
+
+def test_only_recorded_answers_of_the_large_model_count(tmp_path: Path) -> None:
+    of = project(tmp_path)
+    rows = of.rows.selection.examples
+    asked = rows[: len(rows) // 2]
+    asyncio.run(record_large(of, tmp_path / "large.jsonl", asked))
+    large = LargeConfig(recorded=tmp_path / "large.jsonl")
+    with_large = of._replace(file=of.file.model_copy(update={"large": large}))
+    drafts = [asyncio.run(Small().complete(Request(messages=e.messages))) for e in rows]
+    found = asyncio.run(fit_gain(with_large, drafts, tmp_path))
+    known = found.fitted.models["large"]
+    right = [number(example.text) % 2 == 0 for example in asked]
+    assert (known.n_rows, known.rate) == (len(asked), sum(right) / len(right))

@@ -17,7 +17,7 @@ from smallfirst.records import explain_errors
 from smallfirst.routing.policies.policy import (
     CASCADE,
     CHALLENGER,
-    DifficultyScorer,
+    GainScorer,
     Policy,
     PolicyDecision,
 )
@@ -28,7 +28,8 @@ POLICIES: Registry[type[Policy]] = Registry(
         "always": "smallfirst.routing.policies.always:AlwaysPolicy",
         "rule": "smallfirst.routing.policies.rule:RulePolicy",
         "split": "smallfirst.routing.policies.split:SplitPolicy",
-        "difficulty": "smallfirst.routing.policies.difficulty:DifficultyPolicy",
+        "gain": "smallfirst.routing.policies.gain:GainPolicy",
+        "difficulty": "smallfirst.routing.policies.gain:DifficultyPolicy",
     },
     noun="policy",
 )
@@ -66,11 +67,11 @@ def check_stages(policies: Sequence[Policy], stages: Collection[str]) -> None:
 
 
 def apply_policies(
-    policies: Sequence[Policy], request: Request, difficulty: DifficultyScorer | None = None
+    policies: Sequence[Policy], request: Request, gain: GainScorer | None = None
 ) -> PolicyDecision | None:
     """Return the decision of the first policy that matches; None sends the request through the cascade."""
     for policy in policies:
-        decision = policy.decide(request, difficulty)
+        decision = policy.decide(request, gain)
         if decision is not None:
             return decision
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from smallfirst.models.protocol import Request
-from smallfirst.routing.policies.policy import DifficultyScorer, Policy, PolicyDecision
+from smallfirst.routing.policies.policy import GainScorer, Policy, PolicyDecision
 
 
 class AlwaysPolicy(Policy):
@@ -13,5 +13,5 @@ class AlwaysPolicy(Policy):
 
     kind: Literal["always"]
 
-    def decide(self, request: Request, difficulty: DifficultyScorer | None = None) -> PolicyDecision:
+    def decide(self, request: Request, gain: GainScorer | None = None) -> PolicyDecision:
         return PolicyDecision(self.to, self.kind, "every request goes there")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
@@ -26,22 +26,31 @@ class PolicyDecision(NamedTuple):
     threshold: float | None = None
 
 
-class DifficultyScorer(Protocol):
-    """Estimate from a text alone how likely the small model is right."""
+class GainScorer(Protocol):
+    """Estimate from a text alone which models are right."""
 
-    def score(self, texts: Sequence[str]) -> Sequence[float] | np.ndarray:
-        """Return one probability in [0, 1] per text."""
+    def score(self, texts: Sequence[str]) -> np.ndarray:
+        """Return for each text how much likelier the large model is right than the small one, in [-1, 1]."""
+
+    def probabilities(self, texts: Sequence[str]) -> Mapping[str, np.ndarray]:
+        """Return by model the probability in [0, 1] that it is right on each text; `small` is among them."""
+
+    def threshold(self, share: float) -> float:
+        """Return the gain that a share of the requests, in [0, 1], exceeds."""
 
 
 class Policy(Record):
     """Settings of one policy in task.yaml. A subclass narrows `kind` to its name in the registry."""
+
+    uses_gain: ClassVar[bool] = False
+    """True if it decides by what is learned of the models' outcomes."""
 
     kind: str
     """Name of the kind in the registry."""
     to: str
     """Stage that answers."""
 
-    def decide(self, request: Request, difficulty: DifficultyScorer | None = None) -> PolicyDecision | None:
+    def decide(self, request: Request, gain: GainScorer | None = None) -> PolicyDecision | None:
         """Return where the request goes, or None if the policy does not match it."""
         raise NotImplementedError
 

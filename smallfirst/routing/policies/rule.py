@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from smallfirst.errors import MissingExtra
 from smallfirst.models.protocol import Request
-from smallfirst.routing.policies.policy import DifficultyScorer, Policy, PolicyDecision, is_conversation
+from smallfirst.routing.policies.policy import GainScorer, Policy, PolicyDecision, is_conversation
 
 
 class RulePolicy(Policy):
@@ -42,7 +42,7 @@ class RulePolicy(Policy):
             raise ValueError(f"a rule needs a condition: {', '.join(sorted(conditions))}; or use kind: always")
         return self
 
-    def decide(self, request: Request, difficulty: DifficultyScorer | None = None) -> PolicyDecision | None:
+    def decide(self, request: Request, gain: GainScorer | None = None) -> PolicyDecision | None:
         why = [condition(self, request) for condition in _CONDITIONS]
         return (
             None if None in why else PolicyDecision(self.to, self.kind, ", ".join(clause for clause in why if clause))

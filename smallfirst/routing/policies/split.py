@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from smallfirst.models.protocol import Request
-from smallfirst.routing.policies.policy import DifficultyScorer, Policy, PolicyDecision
+from smallfirst.routing.policies.policy import GainScorer, Policy, PolicyDecision
 
 
 class SplitPolicy(Policy):
@@ -22,7 +22,7 @@ class SplitPolicy(Policy):
     salt: str = ""
     """Splits of different salt are independent; splits of equal salt give equal sides."""
 
-    def decide(self, request: Request, difficulty: DifficultyScorer | None = None) -> PolicyDecision | None:
+    def decide(self, request: Request, gain: GainScorer | None = None) -> PolicyDecision | None:
         position = split_position(self, request)
         if position >= self.share:
             return None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,8 +16,8 @@ from smallfirst.models.protocol import Request
 from smallfirst.records import Record, parse_record
 from smallfirst.routing.policies import POLICIES, AnyPolicy, apply_policies, check_stages, parse_policy
 from smallfirst.routing.policies.always import AlwaysPolicy
-from smallfirst.routing.policies.difficulty import DifficultyPolicy
-from smallfirst.routing.policies.policy import DifficultyScorer, Policy, PolicyDecision
+from smallfirst.routing.policies.gain import DifficultyPolicy, GainPolicy
+from smallfirst.routing.policies.policy import GainScorer, Policy, PolicyDecision
 from smallfirst.routing.policies.rule import RulePolicy, detect_language, dominant_script
 from smallfirst.routing.policies.split import SplitPolicy, split_position
 
@@ -119,17 +121,43 @@ def test_without_its_tag_a_split_sticks_to_the_messages() -> None:
     assert split_position(split, asked("one")) != split_position(split, asked("two"))
 
 
-def test_what_is_too_hard_for_the_small_model_goes_past_it() -> None:
-    class Length:
-        def score(self, texts: list[str]) -> list[float]:
-            return [1 / len(text) for text in texts]
+class Lengths:
+    """The longer, the harder for the small model; the large one knows texts of less than 20 letters."""
 
+    def probabilities(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        lengths = np.array([len(text) for text in texts])
+        return {"small": 1 / lengths, "large": np.where(lengths < 20, 1.0, 0.0)}
+
+    def score(self, texts: Sequence[str]) -> np.ndarray:
+        found = self.probabilities(texts)
+        return found["large"] - found["small"]
+
+    def threshold(self, share: float) -> float:
+        return 1 - share
+
+
+def test_what_is_too_hard_for_the_small_model_goes_past_it() -> None:
     policy = DifficultyPolicy(kind="difficulty", below=0.3)
-    found = apply_policies([policy], asked("long one"), Length())  # type: ignore[arg-type]
+    found = apply_policies([policy], asked("long one"), Lengths())
     assert found is not None
     assert (found.to, found.score, found.threshold) == ("large", 0.125, 0.3)
-    assert apply_policies([policy], asked("abc"), Length()) is None  # type: ignore[arg-type]
+    assert apply_policies([policy], asked("abc"), Lengths()) is None
     assert apply_policies([policy], asked("long one")) is None
+
+
+def test_what_the_large_model_gains_on_goes_there_and_what_is_hard_for_both_does_not() -> None:
+    policy = GainPolicy(kind="gain", above=0.7)
+    found = apply_policies([policy], asked("long one"), Lengths())
+    assert found is not None
+    assert (found.to, found.policy, found.score, found.threshold) == ("large", "gain", 0.875, 0.7)
+    assert apply_policies([policy], asked("abc"), Lengths()) is None
+    assert apply_policies([policy], asked("too long for everybody"), Lengths()) is None
+    assert apply_policies([policy], asked("long one")) is None
+    share = GainPolicy(kind="gain", share=0.1, to="challenger")
+    assert apply_policies([share], asked("long one"), Lengths()) is None  # 0.875 is not among the highest tenth
+    found = apply_policies([share], asked("a longer one"), Lengths())
+    assert found is not None
+    assert (found.to, found.threshold) == ("challenger", 0.9)
 
 
 def test_the_script_of_most_letters_and_the_language() -> None:
@@ -161,6 +189,8 @@ def parse(*policies: object) -> Policies:
         ({"kind": "split", "to": "large", "share": 2}, "share: Input should be less than or equal to 1 (got 2)"),
         ({"kind": "rule", "to": "large", "contain": ["x"]}, 'contain: unknown setting — did you mean "contains"?'),
         ({"kind": "difficulty"}, "policies.0: below: missing"),
+        ({"kind": "gain"}, "give one of above (a gain) and share (of the requests)"),
+        ({"kind": "gain", "above": 0.1, "share": 0.2}, "give one of above (a gain) and share (of the requests)"),
     ],
 )
 def test_wrong_settings_are_refused_with_their_place(policy: object, message: str) -> None:
@@ -174,7 +204,7 @@ def test_a_policy_of_another_package_is_parsed_and_saved_like_a_built_in_one() -
         kind: Literal["weekend"]
         hours: int = 48
 
-        def decide(self, request: Request, difficulty: DifficultyScorer | None = None) -> PolicyDecision | None:
+        def decide(self, request: Request, gain: GainScorer | None = None) -> PolicyDecision | None:
             return PolicyDecision(self.to, self.kind, f"{self.hours} h") if "saturday" in request.text else None
 
     POLICIES.register("weekend", Weekend)

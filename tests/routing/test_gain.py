@@ -1,0 +1,195 @@
+"""The learned gain: finds what there is to find, says when there is nothing, and is the same after a restart."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from smallfirst.errors import WeightsNotFound
+from smallfirst.routing.gain import N_SURFACE_FEATURES, GainModel, surface_features
+
+EASY, HARD = ("where is my card", "what is the fee", "is my pin active"), ("prove the lemma", "derive a bound on it")
+FILLER = ("please", "now", "today", "again", "quickly", "for me", "thanks", "hello")
+
+
+def asked(n: int, seed: int) -> tuple[list[str], list[bool]]:
+    """Requests, nine in ten of the easy and one in ten of the hard ones answered well."""
+    draw = np.random.default_rng(seed)
+    easy = draw.random(n) < 0.5
+    texts = [f"{draw.choice(EASY if one else HARD)} {draw.choice(FILLER)}" for one in easy]
+    return texts, (draw.random(n) < np.where(easy, 0.9, 0.1)).tolist()
+
+
+def small_alone(texts: Sequence[str], outcomes: Sequence[bool | float]) -> GainModel:
+    """Fitted on the small model's outcomes; the large one counts as always right."""
+    return GainModel.fit(texts, {"small": outcomes})
+
+
+class Letters:
+    """A tiny encoder: how often each letter occurs."""
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        counts = np.array([[text.count(chr(97 + i)) for i in range(26)] for text in texts], dtype=float)
+        return counts / np.maximum(1, np.linalg.norm(counts, axis=1, keepdims=True))
+
+
+@pytest.fixture(scope="module")
+def learned() -> GainModel:
+    return small_alone(*asked(200, 0))
+
+
+def test_easy_requests_score_higher_and_scores_are_probabilities(learned: GainModel) -> None:
+    texts, outcomes = asked(400, 1)
+    scores = learned.probabilities(texts)["small"]
+    easy = np.array([text.startswith(EASY) for text in texts])
+    assert learned.fitted.models["small"].known
+    assert scores[easy].mean() == pytest.approx(0.9, abs=0.07)
+    assert scores[~easy].mean() == pytest.approx(0.1, abs=0.07)
+    assert scores.mean() == pytest.approx(np.mean(outcomes), abs=0.07)
+    odd = learned.probabilities(["", "§§§ 99999999999999999999", *texts])["small"]
+    assert (odd >= 0).all()
+    assert (odd <= 1).all()
+
+
+def test_where_there_is_nothing_to_learn_it_says_so_and_gives_the_rate() -> None:
+    unknown = 0
+    for seed in range(6):
+        texts, _ = asked(120, seed)
+        outcomes = (np.random.default_rng(100 + seed).random(120) < 0.7).tolist()
+        found = small_alone(texts, outcomes)
+        if not found.fitted.models["small"].known:
+            unknown += 1
+            assert (found.probabilities(texts)["small"] == np.mean(outcomes)).all()
+            assert "small: 5-fold" in found.fitted.why
+            assert "nothing learned" in found.fitted.why
+            assert found.threshold(0.5) == 1  # no share can be told from the others
+    assert unknown >= 4  # one standard error: about one in six may be fooled
+
+
+def test_too_few_rows_and_rows_all_alike_teach_nothing() -> None:
+    assert small_alone(["a", "b"], [True, False]).score(["c"]).tolist() == [0.5]
+    assert small_alone(asked(50, 0)[0], [True] * 50).score(["c"]).tolist() == [0.0]
+    assert small_alone([], []).score(["c"]).tolist() == [0.5]
+
+
+def test_outcomes_may_be_shares() -> None:
+    texts, _ = asked(200, 0)
+    shares = [0.8 if text.startswith(EASY) else 0.3 for text in texts]
+    scores = small_alone(texts, shares).probabilities([EASY[0], HARD[0]])["small"]
+    assert scores == pytest.approx([0.8, 0.3], abs=0.05)
+
+
+def test_further_numbers_decide_where_the_text_tells_nothing() -> None:
+    draw = np.random.default_rng(0)
+    outcomes = draw.random(150) < 0.5
+    texts, numbers = ["the same request"] * 150, [[float(good) + draw.normal(0, 0.3)] for good in outcomes]
+    assert not small_alone(texts, outcomes.tolist()).fitted.models["small"].known
+    found = GainModel.fit(texts, {"small": outcomes.tolist()}, further=numbers)
+    high, low = found.score(["the same request"] * 2, further=[[0.0], [1.0]])
+    assert low < 0.2
+    assert high > 0.8
+    with pytest.raises(ValueError, match="fitted with 1 extra features, called with 0"):
+        found.score(["the same request"])
+
+
+def test_an_encoder_adds_its_directions() -> None:
+    draw = np.random.default_rng(0)
+    texts = ["".join(draw.choice(list("abcd" if i % 2 else "wxyz"), 8)) for i in range(120)]  # no word twice
+    outcomes = [i % 2 == 0 for i in range(120)]
+    with_letters = GainModel.fit(texts, {"small": outcomes}, encoder=("letters", Letters()))
+    assert with_letters.fitted.base == "letters"
+    assert with_letters.score(["wyzx", "badc"])[0] < 0.2
+    assert with_letters.score(["wyzx", "badc"])[1] > 0.8
+
+
+def test_it_is_the_same_after_saving_and_loading_and_holds_no_words(learned: GainModel, tmp_path: Path) -> None:
+    learned.save(tmp_path / "gain")
+    again = GainModel.load(tmp_path / "gain")
+    assert again is not None
+    texts, _ = asked(30, 2)
+    assert (again.score(texts) == learned.score(texts)).all()
+    files = sorted((tmp_path / "gain").iterdir())
+    assert [file.name for file in files] == ["gain.json", "gain.safetensors"]
+    assert not any(b"lemma" in file.read_bytes() for file in files)
+    assert GainModel.load(tmp_path) is None
+
+
+def test_one_that_knows_nothing_is_stored_too(tmp_path: Path) -> None:
+    small_alone(["a", "b"], [True, True]).save(tmp_path)
+    again = GainModel.load(tmp_path)
+    assert again is not None
+    assert again.score(["c", "d"]).tolist() == [0.0, 0.0]
+
+
+def test_a_stored_one_looks_for_its_encoder_by_name(tmp_path: Path) -> None:
+    texts, outcomes = asked(100, 0)
+    GainModel.fit(texts, {"small": outcomes}, encoder=("nobody/letters", Letters())).save(tmp_path)
+    with pytest.raises(WeightsNotFound, match="nobody/letters"):
+        GainModel.load(tmp_path)
+
+
+def test_rows_must_fit_together() -> None:
+    with pytest.raises(ValueError, match="2 texts, 1 outcomes"):
+        small_alone(["a", "b"], [True])
+    with pytest.raises(ValueError, match=r"outcomes must lie in \[0, 1\]"):
+        small_alone(["a", "b"], [0.5, 1.5])
+    with pytest.raises(ValueError, match="1 further rows"):
+        GainModel.fit(["a", "b"], {"small": [True, False]}, further=[[1.0]])
+
+
+def test_counts_of_a_text_by_hand() -> None:
+    found = surface_features("Why 2 of 1,500? Go.\n")
+    assert len(found) == N_SURFACE_FEATURES
+    assert found[:2] == pytest.approx([np.log(21), np.log(6)])
+    assert found[2] == pytest.approx(15 / 5)  # Why 2 of 1,500? Go.
+    assert found[3:7] == pytest.approx([np.log(3), np.log(2), 1, 1])  # sentences, lines, question marks and words
+    assert found[7:10] == pytest.approx([np.log(3), np.log(3), np.log(1501)])
+    assert found[10:] == pytest.approx([5 / 20, 3 / 20])
+
+
+def test_without_an_encoder_no_torch_is_loaded() -> None:
+    program = (
+        "import sys; from smallfirst.routing.gain import GainModel\n"
+        "GainModel.fit(['a b', 'c d'] * 40, {'small': [True, False] * 40}).score(['a b'])\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_the_gain_is_where_the_large_model_is_right_and_the_small_one_is_not() -> None:
+    """Riddles are hard for both, proofs for the small model alone: what is hard is not what gains."""
+    draw = np.random.default_rng(0)
+    kinds = draw.integers(0, 3, 400)
+    texts = [
+        f"{('where is my card', 'prove the lemma', 'guess the riddle')[kind]} {draw.choice(FILLER)}" for kind in kinds
+    ]
+    small = (draw.random(400) < np.array([0.9, 0.1, 0.1])[kinds]).tolist()
+    large = (draw.random(400) < np.array([0.9, 0.9, 0.1])[kinds]).astype(float)
+    large[::5] = np.nan  # not asked everywhere
+    found = GainModel.fit(texts, {"small": small, "large": large.tolist()})
+    card, proof, riddle = found.score(["where is my card now", "prove the lemma now", "guess the riddle now"])
+    assert (card, proof, riddle) == pytest.approx((0.0, 0.8, 0.0), abs=0.12)
+    assert found.fitted.models["large"].n_rows == 320
+    assert (found.score(texts) > found.threshold(0.2)).mean() == pytest.approx(0.2, abs=0.05)
+    assert found.threshold(0.1) > found.threshold(0.6)
+
+
+def test_a_difficulty_of_an_earlier_version_is_read(learned: GainModel, tmp_path: Path) -> None:
+    learned.save(tmp_path / "gain")
+    values = json.loads((tmp_path / "gain" / "gain.json").read_text())
+    arrays = {name: part.squeeze() for name, part in load_file(tmp_path / "gain" / "gain.safetensors").items()}
+    (old := tmp_path / "difficulty").mkdir()
+    (old / "difficulty.json").write_text(json.dumps(values["models"]["small"] | {"base": ""}))
+    save_file(arrays, old / "difficulty.safetensors")
+    again = GainModel.load(old)
+    assert again is not None
+    texts, _ = asked(30, 2)
+    assert again.score(texts) == pytest.approx(learned.score(texts))
