@@ -58,6 +58,8 @@ _NAMES = {
     "project.rows": "Rows",
     "project.run_folder": "RunFolder FittedCandidates GateVerdicts Promotion",
     "project.candidates": "Candidate CANDIDATES",
+    "gate.outcome": "Outcome PlanTrial LabelsNeeded",
+    "gate.routed": "RoutedThresholds",
     "pipeline.run": "check run",
     "pipeline.summary": "RunSummary OpenEndedRouting PathSummary RunError",
     "pipeline.preflight.certificate": "CertificateForecast",

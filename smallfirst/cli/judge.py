@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from smallfirst.cli.options import JSON, RUN, TASK, load_run, show_steps, verb
+
+if TYPE_CHECKING:
+    from smallfirst.project.project import Project
+    from smallfirst.project.run_folder import RunFolder
 
 
 @verb("smallfirst evaluate tickets")
@@ -36,9 +41,9 @@ def evaluate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
 @RUN
 @JSON
 def gate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
-    """Check which candidates may go live.
+    """Check which candidates may go live alone.
 
-    Exit code 3 if the chosen one may not.
+    Exit code 3 if the chosen one may not; `calibrate` then looks for a part of the requests that can stay small.
     """
     from smallfirst.gate.verdict import format_verdict
     from smallfirst.pipeline.next_step import NextStep, after_gate
@@ -52,7 +57,7 @@ def gate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
         for verdict in verdicts.verdicts:
             click.echo(format_verdict(verdict))
         how = f" ({verdicts.how_found})" if verdicts.how_found else ""
-        click.echo(f"smallest candidate that passes: {verdicts.smallest or 'none: keep the API'}{how}")
+        click.echo(f"smallest candidate that passes alone: {verdicts.smallest or 'none'}{how}")
     passed = verdicts.of(chosen_candidate(project, verdicts)).passed
     if not as_json:
         steps = () if passed else after_gate(project, run_folder, verdicts)
@@ -88,13 +93,18 @@ def override(task_yaml: Path, run_name: str | None, candidate: str, by: str, bec
 def calibrate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
     """Find and certify the threshold that keeps the guarantee.
 
-    The Router is measured with it on the test rows.
+    The Router is measured with it on the test rows. Where no candidate passed the gate alone, plans are tried that keep
+    a part of the requests small; exit code 3 if none is proven.
     """
     from smallfirst.pipeline.next_step import after_certificate
-    from smallfirst.pipeline.run import calibrate_stage
+    from smallfirst.pipeline.run import calibrate_stage, decide_outcome
 
     project, run_folder = load_run(task_yaml, run_name)
+    if not (run_folder.path / "promoted.json").exists() and run_folder.verdicts().smallest is None:
+        _try_plans(project, run_folder, as_json=as_json)
+        return
     certificate = calibrate_stage(project, run_folder)
+    outcome = decide_outcome(project, run_folder)
     if as_json:
         click.echo(certificate.model_dump_json(indent=2))
         return
@@ -102,7 +112,27 @@ def calibrate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
     if certificate.issued:
         click.echo(f"threshold {certificate.threshold:.4f}, keeps {certificate.coverage} of requests small")
     click.echo(f"the rest: {certificate.below} ({certificate.below_why})")
+    click.echo(outcome.sentence)
     show_steps(after_certificate(project, certificate))
+
+
+def _try_plans(project: Project, run_folder: RunFolder, *, as_json: bool) -> None:
+    from smallfirst.gate.verdict import format_verdict
+    from smallfirst.pipeline.next_step import NextStep, after_gate
+    from smallfirst.pipeline.run import decide_outcome, small_first_stage
+
+    found = small_first_stage(project, run_folder)
+    outcome = decide_outcome(project, run_folder, found.passed)
+    if as_json:
+        click.echo(outcome.model_dump_json(indent=2))
+    else:
+        for trial in found.trials:
+            click.echo(format_verdict(trial.verdict))
+        click.echo(outcome.sentence)
+        steps = [NextStep(what="let it go live", command="smallfirst promote task.yaml")]
+        show_steps(steps if found.passed else after_gate(project, run_folder, run_folder.verdicts()))
+    if not found.passed:
+        sys.exit(3)
 
 
 @verb("smallfirst report tickets")

@@ -92,7 +92,7 @@ class CheckInputs(NamedTuple):
 class ConfidenceLevel:
     """The level 1 - 0.05 / (comparisons · parts) of intervals that are compared together (Bonferroni)."""
 
-    def __init__(self, comparisons: int, parts: int = 1) -> None:
+    def __init__(self, comparisons: float, parts: int = 1) -> None:
         self.comparisons, self.parts = comparisons, parts
         self.confidence = 1 - 0.05 / (comparisons * parts)
         self.z = _z(self.confidence)
@@ -104,7 +104,7 @@ class ConfidenceLevel:
     def note(self) -> str:
         """The level and its reason in brackets; empty at 95 %."""
         parts = [f"{self.parts} parts"] if self.parts > 1 else []
-        reason = " and ".join([*(["candidates"] if self.comparisons > 1 else []), *parts])
+        reason = " and ".join([*(["plans"] if self.comparisons > 1 else []), *parts])
         return f" ({100 * self.confidence:.4g} % interval: {reason} share the level)" if reason else ""
 
     def format(self, estimate: Estimate, suffix: str = "") -> str:

@@ -1,19 +1,24 @@
-"""Which candidate the gate confirms: chosen on selection rows, before the test rows are looked at.
+"""The order in which plans are confirmed on test rows: fixed on selection rows, with each plan's share of the level.
 
-The rule is fixed beforehand. The smallest candidate whose metrics on selection rows would meet the gate with as many
-rows as the test has is chosen, else the most accurate one. It and the candidate that task.yaml names share half of the
-gate's level, all others the other half, so the verdicts on test rows hold together whichever goes live. If the chosen
-one fails, the smallest other one that passes takes its place; its figure was picked on test rows, and it is said.
+The smallest candidate whose metrics on selection rows would meet the gate with as many rows as the test has comes
+first, else the most accurate one; one that task.yaml names comes first instead. The first takes three fifths of the
+level, the other candidates one fifth, and plans that keep a part of the requests small the last fifth; the shares sum
+to 1 (Bonferroni), so the verdicts on test rows hold together whichever goes live.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.check_result import CheckInputs, CheckResult, ConfidenceLevel
 from smallfirst.gate.metrics import MetricThresholds, check_metrics
+
+FIRST, OTHERS = 0.6, 0.2
+"""Shares of the level: of the first candidate, and of all others together."""
+PLANS = (0.1, 0.05, 0.05)
+"""Shares of the plans that keep a part small, in the order in which they are tried."""
 
 
 def choose_candidate(gate: MetricThresholds, measured: Sequence[Evaluation], n_test: int) -> str | None:
@@ -26,13 +31,15 @@ def choose_candidate(gate: MetricThresholds, measured: Sequence[Evaluation], n_t
     return best.candidate if best else None
 
 
-def count_comparisons(names: Sequence[str], declared: Collection[str | None]) -> dict[str, int]:
-    """Return by candidate the number that its share of the level is one of; the shares sum to 1."""
-    first = [name for name in names if name in declared]
-    others = len(names) - len(first)
-    if not first or not others:
-        return dict.fromkeys(names, len(names))
-    return {name: 2 * (len(first) if name in first else others) for name in names}
+def count_comparisons(names: Sequence[str], first: str | None) -> dict[str, float]:
+    """Return by candidate the number that its share of the level is one of; with PLANS the shares sum to at most 1.
+
+    Without a `first` among `names` all share alike.
+    """
+    others = [name for name in names if name != first]
+    if first is None or first not in names or not others:
+        return {name: len(names) / (FIRST + OTHERS) for name in names}
+    return {first: 1 / FIRST} | {name: len(others) / OTHERS for name in others}
 
 
 def _would_pass(result: CheckResult, n: int) -> bool:

@@ -20,6 +20,7 @@ from smallfirst.gate.metrics import MetricThresholds, check_metrics
 from smallfirst.gate.paired import PairedThresholds, check_paired
 from smallfirst.gate.per_class import PerClassThresholds, check_per_class
 from smallfirst.gate.retention import RetentionThresholds, check_retention
+from smallfirst.gate.routed import RoutedThresholds
 from smallfirst.gate.verdict import Verdict
 
 CHECKS: tuple[Callable[[Any, CheckInputs], Iterator[CheckResult]], ...] = (
@@ -38,6 +39,9 @@ class Gate(
 ):
     """Thresholds declared in task.yaml before anything is measured; one left out is not checked."""
 
+    routed: RoutedThresholds = RoutedThresholds()
+    """Thresholds for a plan that keeps a part of the requests small, where no candidate meets those above alone."""
+
     @property
     def has_thresholds(self) -> bool:
         """True if there is anything to check: fields named `…_at_least`, `…_at_most` or `…_by` are thresholds."""
@@ -49,7 +53,7 @@ class Gate(
         candidate: Evaluation,
         *,
         large: Evaluation | None,
-        comparisons_made: int = 1,
+        comparisons_made: float = 1,
         leaks: LeakReport | None = None,
         retention: Retention | None = None,
         clean: Evaluation | None = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 
@@ -18,6 +18,8 @@ class Verdict(Record):
 
     candidate: str
     """Name of the candidate."""
+    plan: Literal["small alone", "small first"] = "small alone"
+    """What was judged: the candidate by itself on every request, or in front of the large model, with a certificate."""
     checks: tuple[CheckResult, ...]
     """One result for each declared threshold."""
     passed: bool
@@ -53,7 +55,10 @@ class Verdict(Record):
 
 
 def smallest_passing(verdicts: Sequence[Verdict], chosen: str | None = None) -> str | None:
-    """Return `chosen` if it passes or was overridden, else the first other that does (smallest first), or None."""
+    """Return `chosen` if it passes or was overridden, else the first other that does (smallest first), or None.
+
+    This is a sequence fixed before the test rows are looked at; each verdict has its own share of the level.
+    """
     passing = [verdict.candidate for verdict in verdicts if verdict.passed]
     return chosen if chosen in passing else next(iter(passing), None)
 
@@ -101,7 +106,7 @@ def format_verdict(verdict: Verdict) -> str:
     outcome = "pass" if verdict.passed else "FAIL"
     if verdict.signed_by:
         outcome = f"overridden, {len(verdict.failed_checks)} of {len(verdict.checks)} checks failed"
-    lines = [f"{verdict.candidate}: {outcome}"]
+    lines = [f"{verdict.candidate}{' first' if verdict.plan == 'small first' else ''}: {outcome}"]
     for check in verdict.checks:
         lines.append(f"  {'pass' if check.passed else 'FAIL'}  {check.requirement:<{width}}  {check.measured}")
         if check.advice:

@@ -27,20 +27,43 @@ from smallfirst.pipeline.confidence_heads import (
 )
 from smallfirst.pipeline.evaluate import measure_router
 from smallfirst.pipeline.planned_labels.certificate import certified_by_plan
-from smallfirst.pipeline.router_setup import cascade_stages, fit_ood_detectors, save_reference, served_rows
+from smallfirst.pipeline.router_setup import (
+    REFERENCE,
+    TrafficReference,
+    cascade_stages,
+    fit_ood_detectors,
+    served_rows,
+    traffic_reference,
+)
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project, shown_as
 from smallfirst.project.run_folder import Promotion, RunFolder
-from smallfirst.records import fingerprint
+from smallfirst.records import Record, fingerprint
 from smallfirst.registry import versions
+from smallfirst.routing.certificate.below_threshold import BelowAction
 from smallfirst.routing.certificate.certificate import Certificate, certify
 from smallfirst.routing.certificate.looks import count_look, trial_fingerprint
 from smallfirst.routing.certificate.outcomes import with_routing_cost
 from smallfirst.routing.types import OodScore
 
+CERTIFICATE = "certificate.json"
+"""File of the certificate in the run folder, and attached to a version."""
+CERTIFIED = "certified.json"
+"""File of the latest Certified in a run folder."""
 LOOKS = "looks.json"
 """File in the task's folder: the certificates that were tried, of all runs."""
+
+
+class Certified(Record):
+    """What certifying a candidate leaves for its version in the registry."""
+
+    certificate: Certificate
+    """The certificate."""
+    heads: ConfidenceHeads
+    """The confidence heads that it was made with."""
+    reference: TrafficReference
+    """What live traffic is compared with."""
 
 
 @shown_as("certifying")
@@ -51,37 +74,48 @@ def calibrate_stage(project: Project, run_folder: RunFolder, promotion: Promotio
     stage of the cascade was not evaluated.
     """
     promotion = promotion or run_folder.promoted()
-    certificate, heads = _certify(project, run_folder, promotion)
-    asyncio.run(measure_router(project, run_folder, certificate, heads, candidate=promotion.candidate))
-    return certificate
+    found = certify_candidate(project, run_folder, promotion.candidate, alone=promotion.plan == "small alone")
+    attach_certified(promotion, found)
+    asyncio.run(measure_router(project, run_folder, found.certificate, found.heads, candidate=promotion.candidate))
+    return found.certificate
 
 
-def _certify(project: Project, run_folder: RunFolder, promotion: Promotion) -> tuple[Certificate, ConfidenceHeads]:
+def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *, alone: bool) -> Certified:
+    """Certify a candidate behind the smaller ones that are ahead of it; the certificate goes into the run folder.
+
+    `alone`: it passed its gate by itself, so what is not certified may stay small. This counts as a look at the rows.
+    Raise StageMissing if a stage of the cascade was not evaluated.
+    """
     ahead = project.file.routing.ahead
     fit_ood_detectors(project, run_folder)
-    heads, confidences = asyncio.run(_fit_heads(project, run_folder, promotion))
+    heads, confidences = asyncio.run(_fit_heads(project, run_folder, candidate))
     own, scores, filters = asyncio.run(served_rows(project, run_folder))
-    candidates = dict(zip((*ahead, FINE_TUNED), (*ahead, promotion.candidate), strict=True))
+    candidates = dict(zip((*ahead, FINE_TUNED), (*ahead, candidate), strict=True))
     drafts = [
-        with_confidences(_calibration_rows(project, run_folder, candidate, own), confidences.get(stage, {}))
-        for stage, candidate in candidates.items()
+        with_confidences(_calibration_rows(project, run_folder, name, own), confidences.get(stage, {}))
+        for stage, name in candidates.items()
     ]
     drafts[0] = _with_detection_cost(drafts[0], scores)
     large = run_folder.evaluation("large", "calibration")
     choosing = _selection_drafts(run_folder, candidates, confidences)
-    certificate = _certificate(project, run_folder, promotion, (drafts, choosing), large)
-    certificate = certified_by_plan(project, run_folder, promotion.candidate, heads, certificate)
+    certificate = _certificate(project, run_folder, candidate, (drafts, choosing), large, alone=alone)
+    certificate = certified_by_plan(project, run_folder, candidate, heads, certificate)
     said = (project.rows.counted.in_words, _label_sources(own) if certificate.labels == "large" else "")
     limits = (*filter(None, said), *filters.limits, *certificate.limits_of_validity)
     certificate = certificate.model_copy(update={"filters": filters, "limits_of_validity": limits})
-    certificate.save(run_folder.path / "certificate.json")
-    for filename, record in (("certificate.json", certificate), (HEADS, heads)):
-        versions.attach(promotion.name, promotion.version, filename, record.model_dump_json(indent=2).encode())
-    values = [score.value for score in scores]
-    save_reference(project, (promotion.name, promotion.version), drafts[-1], values, large)
-    project.progress.log(f"certificate: {certificate.why}")
+    certificate.save(run_folder.path / CERTIFICATE)
+    reference = traffic_reference(project, drafts[-1], [score.value for score in scores], large)
+    project.progress.log(f"certificate of {candidate}: {certificate.why}")
     project.progress.log(f"below the threshold: {certificate.below} ({certificate.below_why})")
-    return certificate, heads
+    found = Certified(certificate=certificate, heads=heads, reference=reference)
+    found.save(run_folder.path / CERTIFIED)
+    return found
+
+
+def attach_certified(promotion: Promotion, found: Certified) -> None:
+    """Attach the certificate, the heads and the reference of live traffic to the version that is or goes live."""
+    for filename, record in ((CERTIFICATE, found.certificate), (HEADS, found.heads), (REFERENCE, found.reference)):
+        versions.attach(promotion.name, promotion.version, filename, record.model_dump_json(indent=2).encode())
 
 
 def _selection_drafts(
@@ -97,20 +131,23 @@ def _with_detection_cost(first: Evaluation, scores: Sequence[OodScore]) -> Evalu
     """Add the detector's mean cost and time to each row of the first stage: every request goes through it."""
     if not scores:
         return first
-    cost_usd, latency_ms = (sum(values) / len(scores) for values in zip(*(score[1:] for score in scores), strict=True))
+    cost_usd = sum(score.cost_usd for score in scores) / len(scores)
+    latency_ms = sum(score.latency_ms for score in scores) / len(scores)
     return with_routing_cost(first, cost_usd=cost_usd, latency_ms=latency_ms)
 
 
 def _certificate(
     project: Project,
     run_folder: RunFolder,
-    promotion: Promotion,
+    candidate: str,
     measured: tuple[list[Evaluation], list[Evaluation] | None],
     large: Evaluation | None,
+    *,
+    alone: bool,
 ) -> Certificate:
     """Return the certificate from the stages' answers to calibration rows and, if there are any, selection rows."""
     (drafts, selection), routing = measured, project.file.routing
-    manifest = read_manifest(run_folder.model_folder(promotion.candidate))
+    manifest = read_manifest(run_folder.model_folder(candidate))
     labels = labelled_by(project)
     if labels == "large" and project.file.data.gold:  # as few as they are, people's answers bound true errors tighter
         gold, labels = gold_answers(project, drafts[-1]), "gold"
@@ -131,14 +168,18 @@ def _certificate(
         look=look,
         selection=selection,
     )
+    if not alone:  # it failed its gate by itself, so nothing that is not certified stays small
+        action: BelowAction = "escalate" if project.file.large else "abstain"
+        why = "the candidate did not pass its gate by itself, so only what is certified stays small"
+        certificate = certificate.model_copy(update={"below": action, "bands": (), "below_why": why})
     return certificate.model_copy(update={"temperature": manifest.temperature})
 
 
 async def _fit_heads(
-    project: Project, run_folder: RunFolder, promotion: Promotion
+    project: Project, run_folder: RunFolder, candidate: str
 ) -> tuple[ConfidenceHeads, dict[str, dict[str, float]]]:
     """Return the heads fitted on selection rows, and confidences of selection and calibration rows by stage and key."""
-    stages = cascade_stages(project, run_folder, get_candidate(promotion.candidate).load(project, run_folder))
+    stages = cascade_stages(project, run_folder, get_candidate(candidate).load(project, run_folder))
     try:
         heads, drafts = await fit_heads(project, stages)
         if any(policy.uses_gain for policy in project.file.routing.policies):

@@ -10,12 +10,12 @@ from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.memory import release_memory
 from smallfirst.models.protocol import Model, Request
 from smallfirst.models.wrappers import OpenEndedReplay
-from smallfirst.pipeline.confidence_heads import ConfidenceHeads
+from smallfirst.pipeline.confidence_heads import ConfidenceHeads, is_correct
 from smallfirst.pipeline.large_model import recorded_answers, recorded_open_answers
 from smallfirst.pipeline.preflight.large_model import forecast_large
 from smallfirst.pipeline.retention import measure_retention
 from smallfirst.pipeline.router_setup import cascade_stages, load_ood_detector, routing_rules, split_open_ended
-from smallfirst.pipeline.summary import OpenEndedRouting
+from smallfirst.pipeline.summary import KEPT, KeptOnTest, OpenEndedRouting
 from smallfirst.project.candidates import Candidate, get_candidate, project_candidates
 from smallfirst.project.project import Project, in_task_state
 from smallfirst.project.run_folder import RunFolder
@@ -25,6 +25,8 @@ from smallfirst.routing.router import Router
 
 PROBE_ROWS = 40
 """Rows answered one at a time for the latency figures."""
+AT_ONCE = 64
+"""Rows that the Router decides about together."""
 LIMITED_PROBE_ROWS = 300
 """As many where a latency is limited: the upper end of a p95 takes 72 to 140 of them."""
 
@@ -58,15 +60,17 @@ async def measure_router(
         open_answers = await recorded_open_answers(file, rows, progress=project.progress)
         general = OpenEndedReplay(open_answers, large) if open_answers else None
     detector = load_ood_detector(file, run_folder)
-    if file.large is not None and (_may_escalate(certificate) or detector is not None or file.routing.policies):
-        # Only rows that the large model was asked can be answered from its recording.
-        test = sample_rows(test, file.large.sample("test"))
-    stages = heads.on(cascade_stages(project, run_folder, get_candidate(candidate).load(project, run_folder)))
     # All test rows would fall into one window of a budget.
     options = routing_rules(file, None, run_folder.path)._replace(budget=None)
+    stages = heads.on(cascade_stages(project, run_folder, get_candidate(candidate).load(project, run_folder)))
     router = Router(stages, large, certificate, general=general, ood_detector=detector, options=options, name=file.name)
+    asked = test
+    if file.large is not None and (_may_escalate(certificate) or detector is not None or file.routing.policies):
+        # Only rows that the large model was asked can be answered from its recording.
+        asked = sample_rows(test, file.large.sample("test"))
     try:
-        await _evaluate(project, run_folder, router, name="routed", data=test, split="test", probe_rows=PROBE_ROWS)
+        await _evaluate(project, run_folder, router, name="routed", data=asked, split="test", probe_rows=PROBE_ROWS)
+        await _count_kept(project, run_folder, router)
         if rows.open_ended is not None and detector is not None and general is not None:
             await _count_open_ended(project, run_folder, router, split_open_ended(rows.open_ended)[1])
     finally:
@@ -143,6 +147,22 @@ async def _evaluate(
     run_folder.save_evaluation(found)
     log_evaluation(run_folder.mlflow_run_id(), found)
     project.progress.log(f"{name} on {split}: {found.in_words}")
+
+
+async def _count_kept(project: Project, run_folder: RunFolder, router: Router) -> None:
+    """Save how many of all test rows the certificate covers, and how many of these are wrong."""
+    routed, examples = run_folder.evaluation("routed", "test"), project.rows.test.examples
+    assert routed is not None
+    known = {row.key: (row.certified, row.correct) for row in routed.rows}
+    missing = [example for example in examples if example.key not in known]
+    for start in range(0, len(missing), AT_ONCE):
+        part = missing[start : start + AT_ONCE]
+        decided = await asyncio.gather(*(router.decide(Request(messages=e.messages)) for e in part))
+        for example, decision in zip(part, decided, strict=True):
+            right = decision.draft is not None and is_correct(project, example.golds, decision.draft)
+            known[example.key] = decision.route.certified, right
+    kept = [correct for example in examples for certified, correct in [known[example.key]] if certified]
+    KeptOnTest(n_rows=len(examples), n_kept=len(kept), n_wrong=kept.count(False)).save(run_folder.path / KEPT)
 
 
 async def _count_open_ended(project: Project, run_folder: RunFolder, router: Router, requests: Dataset) -> None:

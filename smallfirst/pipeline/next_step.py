@@ -88,7 +88,12 @@ def _after_gate(project: Project, run_folder: RunFolder, gate: GateVerdicts, tas
             command=f"smallfirst promote {task} --candidate {gate.smallest}",
         )
         return
-    best = nearest_to_passing(gate.verdicts)
+    best, outcome = nearest_to_passing(gate.verdicts), run_folder.outcome()
+    if outcome is None:
+        what = "no candidate passes alone: see which part of the requests can stay small"
+        yield NextStep(what=what, command=f"smallfirst calibrate {task}")
+    elif outcome.labels_needed is not None:
+        yield NextStep(what=f"label {outcome.labels_needed.in_words}, then: smallfirst run {task}")
     yield NextStep(what=" ".join(_what_to_label(project, run_folder, best)) + f" Then: smallfirst run {task}")
     if project.task.closed:
         yield NextStep(what="look for wrong labels among the training rows", command=f"smallfirst suspects {task}")

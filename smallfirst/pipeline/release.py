@@ -6,8 +6,11 @@ from datetime import UTC, datetime
 
 from smallfirst.gate.choice import choose_candidate, count_comparisons
 from smallfirst.gate.verdict import Verdict, nearest_to_passing, override_candidate, smallest_passing
+from smallfirst.pipeline.calibrate import CERTIFIED, Certified, attach_certified
 from smallfirst.pipeline.diagnostics import find_split_leaks, without_copies
 from smallfirst.pipeline.parity import parity_stage
+from smallfirst.pipeline.plans.choosing import choosing_evaluations
+from smallfirst.pipeline.plans.small_first import PlanTrials
 from smallfirst.pipeline.retention import measure_retention
 from smallfirst.project.candidate_registry import FINE_TUNED, promotable_names
 from smallfirst.project.project import Project, in_task_state, shown_as
@@ -20,11 +23,12 @@ from smallfirst.registry import versions
 def gate_stage(project: Project, run_folder: RunFolder) -> GateVerdicts:
     """Choose a candidate on selection rows, and check it and every other that could go live on test rows."""
     evaluations, file = run_folder.evaluations("test", promotable_names()), project.file
-    names, leaks = [evaluation.candidate for evaluation in evaluations], find_split_leaks(project, run_folder)
+    leaks = find_split_leaks(project, run_folder)
     clean = [without_copies(project, evaluation, leaks) for evaluation in evaluations]
-    choosing = [one for name in names if (one := run_folder.evaluation(name, "selection"))]
-    chosen = choose_candidate(file.gate, choosing, len(clean[0].rows)) if len(choosing) == len(names) else None
-    comparisons = count_comparisons(names, {chosen, file.goes_live})
+    names, n_test = [evaluation.candidate for evaluation in evaluations], len(clean[0].rows)
+    choosing = choosing_evaluations(project, run_folder)
+    chosen = choose_candidate(file.gate, choosing, n_test) if len(choosing) == len(names) else None
+    comparisons = count_comparisons(names, chosen if file.goes_live == SMALLEST else file.goes_live)
     large = run_folder.evaluation("large", "test")
     retention = measure_retention(project, run_folder)
     verdicts = tuple(
@@ -54,14 +58,12 @@ def override_stage(project: Project, run_folder: RunFolder, candidate: str, *, b
 
 
 def chosen_candidate(project: Project, verdicts: GateVerdicts) -> str:
-    """Return the candidate that is to go live: the one that `routing.small` names.
+    """Return the candidate that is to go live: the one that `routing.small` names, else the one found by the rule.
 
-    For `smallest`, and where task.yaml names none and `small` fails, the one found by the gate's rule; if none passes,
-    the one that comes nearest.
+    If none passes, the one that comes nearest.
     """
     wanted = project.file.goes_live
-    named = project.file.routing.small not in (None, SMALLEST)
-    if named or (wanted != SMALLEST and verdicts.of(wanted).passed):
+    if wanted != SMALLEST:
         return wanted
     return verdicts.smallest or nearest_to_passing(verdicts.verdicts).candidate
 
@@ -70,27 +72,35 @@ def chosen_candidate(project: Project, verdicts: GateVerdicts) -> str:
 def promote_stage(project: Project, run_folder: RunFolder, candidate: str | None = None) -> Promotion:
     """Register `candidate`, else the chosen one, ask it over HTTP, and make it champion.
 
-    Raise GateFailed if its verdict did not pass, or if the server's answers differ from the measured ones.
+    Where no candidate passes alone it is that of the plan that was confirmed, together with its certificate. Raise
+    GateFailed if its verdict did not pass, or if the server's answers differ from the measured ones.
     """
     verdicts = run_folder.verdicts()
-    candidate = candidate or chosen_candidate(project, verdicts)
+    verdict = verdicts.of(candidate or chosen_candidate(project, verdicts))
+    plan = PlanTrials.of(run_folder).passed
+    if not verdict.passed and plan is not None and candidate in (None, plan.candidate):
+        verdict = plan.verdict
     version = versions.register(
-        run_folder.model_folder(candidate),
-        verdicts.of(candidate),
+        run_folder.model_folder(verdict.candidate),
+        verdict,
         name=project.file.register_to,
         run_id=run_folder.mlflow_run_id(),
         tags={"task": project.file.name, "run": run_folder.path.name},
     )
-    parity_stage(project, run_folder, version, candidate)
-    versions.promote(version.name, version.version)
+    parity_stage(project, run_folder, version, verdict.candidate)
     promotion = Promotion(
         name=version.name,
         version=version.version,
-        candidate=candidate,
+        candidate=verdict.candidate,
         at=datetime.now(UTC).isoformat(timespec="seconds"),
+        plan=verdict.plan,
     )
+    if verdict.plan == "small first":  # without its certificate it may answer nothing
+        attach_certified(promotion, Certified.load(run_folder.path / CERTIFIED))
+    versions.promote(version.name, version.version)
     promotion.save(run_folder.path / "promoted.json")
-    project.progress.log(f"promoted {promotion.name} version {promotion.version} @champion ({candidate})")
+    how = f"{verdict.candidate}, {verdict.plan}"
+    project.progress.log(f"promoted {promotion.name} version {promotion.version} @champion ({how})")
     return promotion
 
 

@@ -51,18 +51,16 @@ class TrafficReference(Record):
     """Mean cost of an answer of the large model in USD; None if it was not measured."""
 
 
-def save_reference(
-    project: Project, promoted: tuple[str, int], small: Evaluation, doubts: Sequence[float], large: Evaluation | None
+def traffic_reference(
+    project: Project, small: Evaluation, doubts: Sequence[float], large: Evaluation | None
 ) -> TrafficReference:
-    """Attach the reference of the calibration rows to a version (`promoted`: name and version) and return it."""
-    found = TrafficReference(
+    """Return the reference of the calibration rows."""
+    return TrafficReference(
         confidence=tuple(row.confidence for row in small.rows if row.confidence is not None),
         doubt=tuple(doubts),
         labels=tuple(row.answer for row in small.rows if row.answer is not None) if project.task.closed else (),
         large_usd=large.cost_usd_per_1k / 1000 if large else None,
     )
-    versions.attach(*promoted, REFERENCE, found.model_dump_json().encode())
-    return found
 
 
 def cascade_stages(project: Project, run_folder: RunFolder, last: Model) -> tuple[Stage, ...]:

@@ -9,12 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from smallfirst.errors import DataError, GateFailed, SmallfirstError
-from smallfirst.gate.verdict import format_verdict, nearest_to_passing
+from smallfirst.gate.outcome import Outcome
+from smallfirst.gate.verdict import Verdict, format_verdict
 from smallfirst.paths import state_of
 from smallfirst.pipeline.calibrate import calibrate_stage
 from smallfirst.pipeline.evaluate import evaluate_stage
 from smallfirst.pipeline.learning_curve import measure_curve
 from smallfirst.pipeline.next_step import hint_of, next_steps
+from smallfirst.pipeline.plans.outcome import decide_outcome
+from smallfirst.pipeline.plans.small_first import small_first_stage
 from smallfirst.pipeline.preflight.check import PreflightReport, check_stage
 from smallfirst.pipeline.preflight.large_model import require_large
 from smallfirst.pipeline.release import chosen_candidate, gate_stage, override_stage, promote_stage
@@ -33,6 +36,7 @@ __all__ = [
     "check",
     "check_stage",
     "chosen_candidate",
+    "decide_outcome",
     "evaluate_stage",
     "gate_and_release",
     "gate_stage",
@@ -40,6 +44,7 @@ __all__ = [
     "promote_stage",
     "report_stage",
     "run",
+    "small_first_stage",
     "train_stage",
     "try_run",
 ]
@@ -133,22 +138,25 @@ def _check_first(project: Project, *, despite_check: bool) -> None:
 
 
 def gate_and_release(project: Project, run_folder: RunFolder) -> None:
-    """Run every stage after the evaluation. Raise GateFailed, with the report written, if nothing may go live."""
+    """Run every stage after the evaluation. Raise GateFailed, with the report written, if nothing may go live.
+
+    A candidate that passes its gate alone goes live. Where none does, a part of the requests may still stay small.
+    """
     measure_curve(project, run_folder)
     verdicts = gate_stage(project, run_folder)
-    chosen = chosen_candidate(project, verdicts)
-    if not verdicts.of(chosen).passed:
-        report_stage(project, run_folder)
-        nearest = nearest_to_passing(verdicts.verdicts)
-        wanted = verdicts.of(chosen)
-        what = f"{wanted.candidate} may not go live" + ("; it came nearest" if wanted is nearest else "")
-        what += f"\n{format_verdict(wanted)}"
-        if wanted is not nearest:
-            what += f"\nnearest to passing:\n{format_verdict(nearest)}"
-        raise GateFailed(
-            what,
-            hint=f"read {run_folder.path / 'report.html'}",
-        )
-    promote_stage(project, run_folder)
-    calibrate_stage(project, run_folder)
+    alone = verdicts.of(chosen_candidate(project, verdicts))
+    if alone.passed:
+        promote_stage(project, run_folder)
+        calibrate_stage(project, run_folder)
+    elif small_first_stage(project, run_folder).passed:
+        promote_stage(project, run_folder)
+    outcome = decide_outcome(project, run_folder)
+    project.progress.log(outcome.sentence)
     report_stage(project, run_folder)
+    if not (run_folder.path / "promoted.json").exists():
+        raise GateFailed(_refusal(outcome, alone), hint=f"read {run_folder.path / 'report.html'}")
+
+
+def _refusal(outcome: Outcome, alone: Verdict) -> str:
+    tried = [format_verdict(trial.verdict) for trial in outcome.trials]
+    return "\n".join([outcome.sentence, format_verdict(alone), *tried])

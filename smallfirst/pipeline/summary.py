@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from smallfirst.evaluation.results import Evaluation
+from smallfirst.gate.outcome import Outcome
 from smallfirst.pipeline.next_step import NextStep
 from smallfirst.pricing import format_usd
 from smallfirst.project.candidate_registry import FINE_TUNED, all_candidates
@@ -13,6 +14,8 @@ from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.guarantee_check import GuaranteeCheck, check_guarantee
 from smallfirst.stats.intervals import Estimate
 
+KEPT = "kept.json"
+"""File of the KeptOnTest in a run folder."""
 EXIT_STOPPED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
@@ -24,6 +27,17 @@ class OpenEndedRouting(Record):
     """Requests asked."""
     n_to_large: int
     """Requests that went to the large model."""
+
+
+class KeptOnTest(Record):
+    """What the certificate covers of all test rows, whether or not the large model was asked them."""
+
+    n_rows: int
+    """Test rows."""
+    n_kept: int
+    """Rows whose small answer the certificate covers."""
+    n_wrong: int
+    """Wrong answers among them."""
 
 
 class PathSummary(Record):
@@ -77,8 +91,10 @@ class RunSummary(Record):
     """The error that ended the run; None if it succeeded."""
     paths: dict[str, PathSummary] = {}
     """Every measured path by name: `large`, the candidates from the smallest, and `routed`."""
+    outcome: Outcome | None = None
+    """What the run decided; None if it did not get that far."""
     gate: GateVerdicts = GateVerdicts(verdicts=(), smallest=None)
-    """The gate's verdicts."""
+    """The gate's verdicts on each candidate alone."""
     certificate: Certificate | None = None
     """The Router's certificate; None if nothing was certified."""
     guarantee: GuaranteeCheck | None = None
@@ -109,6 +125,7 @@ def summarize_run(file: TaskFile, run_folder: RunFolder | None, error: BaseExcep
         task=file.name,
         error=ended,
         paths={name: _path_summary(evaluation) for name, evaluation in measured.items() if evaluation},
+        outcome=run_folder.outcome(),
         gate=run_folder.verdicts()
         if "verdicts.json" in present or not error
         else GateVerdicts(verdicts=(), smallest=None),
@@ -139,12 +156,14 @@ def format_summary(summary: RunSummary) -> str:
 def _sentences(summary: RunSummary) -> list[str]:
     chosen = summary.promoted.candidate if summary.promoted else FINE_TUNED
     passed = any(v.candidate == chosen and v.passed for v in summary.gate.verdicts)
+    passed |= summary.promoted is not None and summary.promoted.plan == "small first"
     parts = [f"gate {'PASS' if passed else 'FAIL'}"]
     if summary.promoted:
         parts.append(f"promoted {summary.promoted.name} version {summary.promoted.version} @champion")
     if summary.certificate:
         parts.append(f"certificate: {summary.certificate.why}")
-    lines = [" · ".join(parts)]
+    lines = [summary.outcome.sentence] if summary.outcome else []
+    lines.append(" · ".join(parts))
     if (found := summary.guarantee) is not None and found.error.n:
         lines.append(f"guarantee {found.state} on test rows: {found.n_errors} of {found.error.n} kept answers wrong")
     if summary.certificate and summary.certificate.below == "keep":
@@ -155,8 +174,8 @@ def _sentences(summary: RunSummary) -> list[str]:
     if summary.gate.smallest and summary.gate.smallest != chosen:
         how = f" ({summary.gate.how_found})" if summary.gate.how_found else ""
         lines.append(f"smallest candidate that passes: {summary.gate.smallest}{how} — consider it (routing.small)")
-    elif summary.gate.smallest is None:
-        lines.append("no small candidate passes: keep the API")
+    elif summary.gate.smallest is None and summary.outcome is None:
+        lines.append("no small candidate passes alone: keep the API")
     return lines
 
 

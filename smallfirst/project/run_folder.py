@@ -11,10 +11,11 @@ import secrets
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from smallfirst.errors import StageMissing
 from smallfirst.evaluation.results import Evaluation
+from smallfirst.gate.outcome import Outcome
 from smallfirst.gate.verdict import Verdict
 from smallfirst.paths import home, state_folder
 from smallfirst.project.candidate_registry import CANDIDATES, FINE_TUNED, all_candidates, promotable_names
@@ -26,6 +27,8 @@ R = TypeVar("R", bound=Record)
 
 FITTED = "candidates.json"
 """File of the FittedCandidates in a run folder."""
+OUTCOME = "outcome.json"
+"""File of the Outcome."""
 
 
 class Promotion(Record):
@@ -39,6 +42,8 @@ class Promotion(Record):
     """Its candidate."""
     at: str
     """ISO 8601 in UTC."""
+    plan: Literal["small alone", "small first"] = "small alone"
+    """Whether it passed its gate by itself, or a certificate lets it answer a part of the requests."""
 
 
 class FittedCandidates(Record):
@@ -71,7 +76,7 @@ class GateVerdicts(Record):
             return ""
         if self.smallest == self.chosen:
             return "chosen on selection rows, confirmed on test rows"
-        return f"in place of {self.chosen}, which failed; picked on test rows, so its figure is optimistic"
+        return f"next after {self.chosen}, which failed, at the part of the level that is left for the others"
 
     def of(self, candidate: str) -> Verdict:
         """Return the verdict on one candidate. Raise StageMissing if it was not checked."""
@@ -180,6 +185,11 @@ class RunFolder:
     def certificate(self) -> Certificate:
         """Load the Router's certificate."""
         return self.read(Certificate, "certificate.json", next_command="smallfirst calibrate task.yaml")
+
+    def outcome(self) -> Outcome | None:
+        """Load the outcome; None in a run that has not reached one, or of before there were outcomes."""
+        path = self.path / OUTCOME
+        return Outcome.load(path) if path.exists() else None
 
     def promoted(self) -> Promotion:
         """Load the version that went live from this run."""

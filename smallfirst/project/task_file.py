@@ -19,7 +19,7 @@ from smallfirst.gate.gate import Gate
 from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER
 from smallfirst.models.remote.config import EndpointConfig
 from smallfirst.pricing import PriceBook
-from smallfirst.project.candidate_registry import CANDIDATES, FINE_TUNED, promotable_names
+from smallfirst.project.candidate_registry import CANDIDATES, promotable_names
 from smallfirst.project.names import NAME_PATTERN, registry_name, task_name
 from smallfirst.project.setting_names import meant_setting
 from smallfirst.records import SETTINGS_PROBLEM, Record, explain_errors, parse_record
@@ -181,8 +181,8 @@ class RoutingConfig(Record):
     guarantee: Guarantee = Guarantee()
     """What is guaranteed about answers that stay small."""
     small: str | None = None
-    """The candidate that goes live, or `smallest`: the smallest one that passes the gate. Left out: `small`, or
-    `smallest` if the ladder is without it."""
+    """The only candidate that may go live. Left out, or `smallest`: the smallest one that selection rows let expect to
+    pass the gate, confirmed on test rows."""
     ahead: tuple[str, ...] = ()
     """Smaller candidates that answer before it, the smallest first; each keeps the requests it is certified for."""
     selection_share: float = pydantic.Field(default=0.2, gt=0, lt=1)
@@ -322,8 +322,7 @@ class TaskFile(Record):
     @property
     def goes_live(self) -> str:
         """The candidate that goes live, or SMALLEST."""
-        on_ladder = self.ladder is None or FINE_TUNED in self.ladder
-        return self.routing.small or (FINE_TUNED if on_ladder else SMALLEST)
+        return self.routing.small or SMALLEST
 
     @property
     def teacher(self) -> TeacherConfig | None:

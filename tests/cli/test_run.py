@@ -38,7 +38,9 @@ def test_a_run_that_fails_prints_its_record_all_the_same(
         assert list(record["paths"]) == ["words", "small"]
         assert [verdict["passed"] for verdict in record["gate"]["verdicts"]] == [False, False]
         assert Path(record["report"]).exists()
-        assert "words may not go live; it came nearest\nwords: FAIL" in record["error"]["message"]
+        assert record["error"]["message"].startswith("Cannot be told yet: label 260 more test rows")
+        assert "words: FAIL" in record["error"]["message"]
+        assert record["outcome"]["kind"] == "cannot be told yet"
         assert "0.850" in record["error"]["message"]
 
 

@@ -25,7 +25,7 @@ def test_the_level_is_shared_among_candidates_and_parts() -> None:
     level = ConfidenceLevel(5).for_parts(10)
     assert level.confidence == pytest.approx(0.999)
     assert level.z == pytest.approx(3.2905, abs=1e-4)  # the normal table: 0.9995 at 3.2905
-    assert level.note == " (99.9 % interval: candidates and 10 parts share the level)"
+    assert level.note == " (99.9 % interval: plans and 10 parts share the level)"
     assert ConfidenceLevel(1).note == ""
 
 

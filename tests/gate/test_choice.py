@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.choice import choose_candidate, count_comparisons
+from smallfirst.gate.choice import PLANS, choose_candidate, count_comparisons
 from smallfirst.gate.gate import Gate
 from smallfirst.gate.verdict import smallest_passing
 
@@ -32,19 +32,20 @@ def test_the_smallest_that_would_pass_with_the_tests_rows_is_chosen(measured: Me
 
 
 @pytest.mark.parametrize(
-    ("declared", "expected"),
+    ("first", "expected"),
     [
-        ({"words"}, {"words": 2, "encoder": 6, "tuned": 6, "small": 6}),
-        ({"words", "small"}, {"words": 4, "encoder": 4, "tuned": 4, "small": 4}),
-        (set(), dict.fromkeys(NAMES, 4)),
-        (set(NAMES), dict.fromkeys(NAMES, 4)),
+        ("words", {"words": 5 / 3, "encoder": 15, "tuned": 15, "small": 15}),
+        ("small", {"words": 15, "encoder": 15, "tuned": 15, "small": 5 / 3}),
+        (None, dict.fromkeys(NAMES, 5)),
     ],
 )
-def test_the_shares_of_the_level_sum_to_one(declared: set[str], expected: dict[str, int]) -> None:
-    found = count_comparisons(NAMES, declared)
-    assert found == expected
-    assert sum(1 / n for n in found.values()) == pytest.approx(1)
-    assert count_comparisons(("small",), declared) == {"small": 1}
+def test_the_shares_of_the_level_sum_to_one_with_those_of_the_plans(
+    first: str | None, expected: dict[str, float]
+) -> None:
+    found = count_comparisons(NAMES, first)
+    assert found == pytest.approx(expected)
+    assert sum(1 / n for n in found.values()) + sum(PLANS) == pytest.approx(1)
+    assert count_comparisons(("small",), "small") == {"small": pytest.approx(1.25)}
 
 
 def test_the_chosen_candidates_figure_is_not_optimistic_and_no_false_one_passes_too_often(measured: Measured) -> None:
@@ -56,7 +57,7 @@ def test_the_chosen_candidates_figure_is_not_optimistic_and_no_false_one_passes_
         on_test = {name: of(measured, name, int(draw.binomial(n, 0.8)), n) for name in NAMES}
         chosen = choose_candidate(gate, on_selection, n)
         assert chosen
-        comparisons = count_comparisons(NAMES, {chosen})
+        comparisons = count_comparisons(NAMES, chosen)
         verdicts = [gate.check(on_test[name], large=None, comparisons_made=comparisons[name]) for name in NAMES]
         passed += smallest_passing(verdicts, chosen) is not None
         surplus["chosen"].append(on_test[chosen].accuracy.value - 0.8)

@@ -71,7 +71,7 @@ def test_comparing_more_candidates_widens_the_interval_and_says_so() -> None:
     assert only_result(gate, rows).passed
     result = only_result(gate, rows, comparisons_made=5)
     assert not result.passed
-    assert result.measured == "0.900 [0.796, 0.954] n=100 (99 % interval: candidates share the level)"
+    assert result.measured == "0.900 [0.796, 0.954] n=100 (99 % interval: plans share the level)"
 
 
 ALL = Gate(

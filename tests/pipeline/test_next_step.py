@@ -12,6 +12,7 @@ from fixtures.certificates import certificate
 
 from smallfirst.errors import ConfigError, DataError, TrainingError, Unavailable
 from smallfirst.gate.check_result import CheckResult
+from smallfirst.gate.outcome import LabelsNeeded, Outcome
 from smallfirst.gate.verdict import Verdict
 from smallfirst.pipeline.next_step import after_certificate, after_gate, hint_of, next_steps
 from smallfirst.progress import Progress
@@ -89,7 +90,8 @@ def test_rows_are_asked_for_where_rows_would_do(tmp_path: Path) -> None:
         ),
         smallest=None,
     )
-    label, suspects, sign = after_gate(project(tmp_path), RunFolder(tmp_path), gate, task="desk")
+    part, label, suspects, sign = after_gate(project(tmp_path), RunFolder(tmp_path), gate, task="desk")
+    assert part.command == "smallfirst calibrate desk"  # a part of the requests was not looked for yet
     assert label.what.startswith(
         "encoder comes nearest; furthest off is accuracy at least 0.8, measured 0.85. Label 40"
     )
@@ -101,7 +103,10 @@ def test_rows_are_asked_for_where_rows_would_do(tmp_path: Path) -> None:
 def test_the_bar_that_is_furthest_off_is_named_and_which_rows_help(tmp_path: Path) -> None:
     checks = missed("macro_f1", 15, more_rows=None), missed("accuracy", 9, more_rows=None)
     gate = GateVerdicts(verdicts=(verdict("words", *checks),), smallest=None)
-    label, *_ = after_gate(project(tmp_path), RunFolder(tmp_path), gate, task="desk")
+    needed = LabelsNeeded(part="calibration", n_rows=7, n_data_rows=40, in_words="7 more calibration rows")
+    Outcome(kind="cannot be told yet", sentence="-", labels_needed=needed).save(tmp_path / "outcome.json")
+    rows, label, *_ = after_gate(project(tmp_path), RunFolder(tmp_path), gate, task="desk")
+    assert rows.what == "label 7 more calibration rows, then: smallfirst run desk"
     assert "furthest off is accuracy at least 0.8, measured 0.45" in label.what
     assert "More test rows will not help: label more training rows." in label.what
 

@@ -32,8 +32,8 @@ def verdict(candidate: str, right: int) -> Verdict:
 @pytest.mark.parametrize(
     ("settings", "words", "small", "wanted"),
     [
-        ({}, 95, 95, "small"),
-        ({}, 95, 60, "words"),  # nothing names `small`, so another that passes goes live
+        ({}, 95, 95, "words"),  # the smallest that passes
+        ({}, 95, 60, "words"),
         ({}, 60, 50, "words"),  # none passes: the one that comes nearest
         ({"routing": {"small": "small"}}, 95, 60, "small"),
         ({"routing": {"small": "smallest"}}, 95, 95, "words"),

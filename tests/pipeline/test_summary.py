@@ -101,7 +101,7 @@ def test_before_anything_is_promoted_the_outcome_says_what_there_is(run_folder: 
 def test_if_nothing_passes_it_says_keep_the_api(run_folder: RunFolder) -> None:
     GateVerdicts(verdicts=(verdict("small", False),), smallest=None).save(run_folder.path / "verdicts.json")
     lines = format_summary(summarize_run(FILE, run_folder)).splitlines()
-    assert lines[-2:] == ["gate FAIL", "no small candidate passes: keep the API"]
+    assert lines[-2:] == ["gate FAIL", "no small candidate passes alone: keep the API"]
 
 
 def test_an_outcome_is_read_back_as_it_was_saved(run_folder: RunFolder, tmp_path: Path) -> None:
@@ -145,7 +145,10 @@ def test_evaluations_come_back_from_the_smallest_to_the_large(run_folder: RunFol
     ("chosen", "said"),
     [
         ("words", "passes: words (chosen on selection rows, confirmed on test rows) —"),
-        ("small", "passes: words (in place of small, which failed; picked on test rows, so its figure is optimistic)"),
+        (
+            "small",
+            "passes: words (next after small, which failed, at the part of the level that is left for the others) —",
+        ),
         (None, "passes: words —"),
     ],
 )

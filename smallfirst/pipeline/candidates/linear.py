@@ -8,13 +8,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from smallfirst.data.dataset import Dataset
+from smallfirst.data.dataset import Dataset, Example
+from smallfirst.evaluation.results import EvaluatedRow
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.manifest import Manifest
 from smallfirst.project.candidates import Candidate
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.stats.intervals import Estimate, wilson
+from smallfirst.tasks.task import Task
+
+FOLDS = 5
+"""Parts of the training rows, each answered by a model that was fitted on the others."""
 
 
 class LinearCandidate(Candidate):
@@ -53,6 +58,44 @@ class LinearCandidate(Candidate):
             scored = classifier.score([example.text for example in test])
             answers = [labels[int(np.argmax(row.log_probabilities))] for row in scored]
             yield wilson(sum(answer in e.golds for answer, e in zip(answers, test, strict=True)), len(test))
+
+    def out_of_fold(self, project: Project) -> tuple[EvaluatedRow, ...] | None:
+        """Return answers to the training rows, each by a model fitted on four fifths of the others."""
+        from smallfirst.models.linear.classifier import LinearClassifier
+
+        encoder = self._encoder(project)
+        cached: Any = None if encoder is None else _CachedEncoder(encoder)
+        task, train = project.task, project.rows.train
+        answers: dict[int, EvaluatedRow] = {}
+        for fold in range(FOLDS):
+            held_out = [i for i in range(len(train)) if i % FOLDS == fold]
+            rest = tuple(example for i, example in enumerate(train.examples) if i % FOLDS != fold)
+            if len({example.answer for example in rest}) < 2:
+                return None
+            classifier = LinearClassifier.fit(self.name, train.subset("fold", rest), task, encoder=cached)
+            scored = classifier.score([train.examples[i].text for i in held_out])
+            for i, row in zip(held_out, scored, strict=True):
+                answers[i] = self._answered(train.examples[i], np.asarray(row.log_probabilities), task)
+        return tuple(answers[i] for i in range(len(train)))
+
+    def _answered(self, example: Example, log_probabilities: np.ndarray, task: Task) -> EvaluatedRow:
+        best = int(np.argmax(log_probabilities))
+        answer = task.closed[best]
+        score = task.score(example.golds, answer)
+        return EvaluatedRow(
+            key=example.key,
+            text=example.text,
+            gold=example.answer,
+            also=example.also,
+            answer=answer,
+            score=score,
+            correct=score >= task.pass_score,
+            confidence=float(np.exp(log_probabilities[best])),
+            stage=self.name,
+            certified=False,
+            latency_ms=0.0,
+            cost_usd=0.0,
+        )
 
     def _encoder(self, project: Project) -> Any:
         if not self.uses_sentence_encoder:

@@ -64,7 +64,7 @@ def forecast_gate(project: Project) -> tuple[ThresholdForecast, ...]:
     if not test.examples:
         return ()
     names = [candidate.name for candidate in project_candidates(project) if candidate.promotable]
-    level = ConfidenceLevel(min(count_comparisons(names, names[:1]).values(), default=1))
+    level = ConfidenceLevel(min(count_comparisons(names, names[0] if names else None).values(), default=1))
     large = project.file.large
     asked = perfect_evaluation(project, sample_rows(test, large.sample("test")), cost_usd=1.0) if large else None
     inputs = CheckInputs(perfect_evaluation(project, test), level, asked)

@@ -1,0 +1,114 @@
+"""A task whose candidate misses its gate goes live all the same, for the requests that its certificate covers."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from smallfirst.cli.main import main
+from smallfirst.deployment import service
+from smallfirst.errors import GateFailed
+from smallfirst.models.protocol import Request
+from smallfirst.paths import home
+from smallfirst.pipeline import run as pipeline
+from smallfirst.pipeline.summary import format_summary
+from smallfirst.progress import Progress
+from smallfirst.project.run_folder import RunFolder
+from smallfirst.project.task_file import TaskFile, read_task_file
+from smallfirst.registry import versions
+from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.sync import run_sync
+
+LABELS = ("card", "money")
+N = {"train": 240, "validation": 400, "test": 200}
+
+
+def text_and_label(name: str, i: int) -> tuple[str, str]:
+    """Two of three requests are plain; the others give no clue, and their label follows chance."""
+    draw = random.Random(f"{name} {i}")
+    label = draw.choice(LABELS)
+    talk = " ".join("".join(draw.choices("abcdefgh", k=5)) for _ in range(6))
+    return (f"{talk} my {label} is gone" if i % 3 else f"{talk} that matter"), label
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path / "home"))
+    for name, n in N.items():
+        rows = [dict(zip(("text", "label"), text_and_label(name, i), strict=True)) for i in range(n)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write(tmp_path, max_error=0.05)
+    return tmp_path
+
+
+def write(folder: Path, **guarantee: float) -> TaskFile:
+    settings = {
+        "name": "desk",
+        "ladder": ["words"],
+        "data": {name: f"{name}.jsonl" for name in N},
+        "gate": {"accuracy_at_least": 0.95},
+        "routing": {"guarantee": guarantee},
+    }
+    (folder / "task.yaml").write_text(json.dumps(settings), encoding="utf-8")
+    return read_task_file(folder)
+
+
+def test_what_is_certified_goes_live_and_the_rest_is_left_to_a_person(desk: Path) -> None:
+    summary = pipeline.run(desk, progress=Progress(quiet=True))
+    assert summary.outcome is not None
+    assert summary.outcome.kind == "small first"
+    share = summary.outcome.share_small
+    assert share is not None
+    assert 0.5 < share.value < 0.8  # the plain requests are two of three
+    assert share.n == N["test"]
+    assert summary.outcome.n_kept_wrong <= 0.05 * summary.outcome.n_kept
+    assert summary.promoted is not None
+    assert summary.promoted.plan == "small first"
+    lines = format_summary(summary)
+    assert summary.outcome.sentence in lines
+    assert "the rest goes to a person" in summary.outcome.sentence
+    assert "gate PASS" in lines
+    version = versions.resolve(f"{read_task_file(desk).register_to}@champion")
+    assert json.loads(version.tags["verdict"])["plan"] == "small first"
+
+    ledger = Ledger(home() / "ledger.db")
+    deployed = service.deploy([read_task_file(desk)], ledger)
+    answers = [run_sync(deployed.models["desk"].complete(Request.ask(text_and_label("live", i)[0]))) for i in range(30)]
+    run_sync(deployed.models["desk"].aclose())
+    ledger.close()
+    routes = [answer.route for answer in answers if answer.route]
+    assert [route.stage for route in routes if not route.certified] == ["person"] * sum(not r.certified for r in routes)
+    assert 15 <= sum(route.certified for route in routes) < 30
+
+
+def test_the_single_verbs_do_the_same_and_what_is_not_proven_ends_with_3(desk: Path) -> None:
+    assert pipeline_until_gate(desk) == 3
+    ran = CliRunner().invoke(main, ["calibrate", str(desk)])
+    assert ran.exit_code == 0, ran.output
+    assert "words first: pass" in ran.output
+    assert f"smallfirst promote {desk}" in ran.output
+    assert CliRunner().invoke(main, ["promote", str(desk)]).exit_code == 0
+    assert RunFolder.latest("desk").promoted().plan == "small first"
+
+
+def pipeline_until_gate(desk: Path) -> int:
+    for verb in ("train", "evaluate"):
+        assert CliRunner().invoke(main, [verb, str(desk)]).exit_code == 0
+    return CliRunner().invoke(main, ["gate", str(desk)]).exit_code
+
+
+def test_a_promise_that_no_rows_show_promotes_nothing_and_says_which_rows_would(desk: Path) -> None:
+    write(desk, max_error=0.004)  # takes 748 kept rows without an error
+    with pytest.raises(GateFailed, match="Cannot be told yet: label") as refused:
+        pipeline.run(desk, progress=Progress(quiet=True))
+    outcome = RunFolder.latest("desk").outcome()
+    assert outcome is not None
+    assert (outcome.kind, outcome.share_small) == ("cannot be told yet", None)
+    assert outcome.labels_needed is not None
+    assert outcome.labels_needed.part == "calibration"
+    assert "words first: FAIL" in str(refused.value)
+    assert not (RunFolder.latest("desk").path / "promoted.json").exists()
