@@ -96,6 +96,10 @@ def challenge(project: Project, rows: Path, *, ledger: Path | None = None, resum
     pipeline.evaluate_stage(project, run_folder)
     verdicts = pipeline.gate_stage(grown, run_folder)
     candidate = pipeline.chosen_candidate(project, verdicts)
+    verdict = verdicts.of(candidate)
+    if not verdict.passed:
+        plan = pipeline.small_first_stage(grown, run_folder).passed
+        candidate, verdict = (plan.candidate, plan.verdict) if plan else (candidate, verdict)
     made = ChallengeResult(
         task=project.file.name,
         run=run_folder.path.name,
@@ -104,7 +108,7 @@ def challenge(project: Project, rows: Path, *, ledger: Path | None = None, resum
         champion=champion.version.version,
         champion_candidate=champion.candidate,
         candidate=candidate,
-        verdict=verdicts.of(candidate),
+        verdict=verdict,
         won=False,
         why=f"{candidate} did not pass the gate",
     )
@@ -172,7 +176,9 @@ def _contested(grown: Project, run_folder: RunFolder, champion: _Champion, made:
     version = _registered(grown, run_folder, made)
     parity_stage(grown, run_folder, version, made.candidate)
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    trial = Promotion(name=version.name, version=version.version, candidate=made.candidate, at=at)
+    trial = Promotion(
+        name=version.name, version=version.version, candidate=made.candidate, at=at, plan=made.verdict.plan
+    )
     pipeline.calibrate_stage(grown, run_folder, trial)
     test = run_folder.evaluation(made.candidate, "test")
     assert test is not None  # the gate has looked at it
