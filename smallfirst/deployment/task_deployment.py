@@ -270,7 +270,7 @@ def _monitor(
         reference_confidence=reference.confidence,
         reference_ood_score=reference.doubt,
         reference_labels=reference.labels,
-        allocation=allocate_audits(certificate),
+        allocation=allocate_audits(certificate.curve, certificate.threshold),
         shadow=shadow,
     )
 

@@ -7,6 +7,7 @@ import random
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
@@ -27,6 +28,7 @@ from smallfirst.models.protocol import Completion, Request
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT
+from smallfirst.routing.monitoring.audit_plan import UNIFORM, AuditAllocation
 from smallfirst.routing.monitoring.monitor import Monitor, MonitorSettings
 from smallfirst.routing.monitoring.quantities import watched_quantities
 from smallfirst.routing.router import Router
@@ -75,6 +77,7 @@ class Setting:
         guarantee: Guarantee | None = None,
         judge: Any = "large",
         reference: Any = (),
+        allocation: AuditAllocation = UNIFORM,
         **settings: Any,
     ) -> None:
         self.ledger, self.small, self.large = ledger, Says("small", cost_usd=0.01), Says("large", cost_usd=1.0)
@@ -85,7 +88,13 @@ class Setting:
         quantities = watched_quantities(router.certificate, judge)
 
         def monitor() -> Monitor:
-            return Monitor(chosen, quantities=quantities, reference_confidence=reference, shadow=not issued)
+            return Monitor(
+                chosen,
+                quantities=quantities,
+                reference_confidence=reference,
+                allocation=allocation,
+                shadow=not issued,
+            )
 
         auditing = AuditSettings(judge, lambda draft, other: draft == other)
         self.live = AuditedRouter(router, monitor, ledger=ledger, auditing=auditing, rng=random.Random(0))
@@ -110,6 +119,7 @@ class Setting:
                     "certified": route.certified,
                     "audited": route.audited,
                     "audit_share": route.audit_share,
+                    "audit_weight": route.audit_weight,
                 }
             )
             await self.ledger.append_async(row)
@@ -167,6 +177,27 @@ def test_chance_alone_chooses_audits_at_the_stated_share(ledger: Ledger) -> None
     assert 50 < audited < 112  # 80 ± 4 sigma
     assert len(ledger.entries(AuditRow)) == audited == setting.large.asked
     assert {a.propensity for a in ledger.entries(AuditRow)} == {0.2}
+
+
+def test_uncertain_answers_are_audited_more_often_with_the_inverse_weight(ledger: Ledger) -> None:
+    """A mean of 20 %: at a level of 2 a chance of 0.2 (1 + 0.8) = 0.36, at 0.5 one of 0.2 (1 - 0.5 * 0.8) = 0.12."""
+    steady: Any = {"allocation": AuditAllocation((0.7,), (2.0, 0.5)), "audit_share": 0.2, "audit_reserve": 0}
+    setting = Setting(ledger, **steady)
+    for confidence, share in ((0.6, 0.36), (0.9, 0.12)):
+        setting.small.confidence = confidence
+        (answer,) = {answer.route.audit_share for answer in asyncio.run(setting.ask(100)) if answer.route}
+        assert answer == pytest.approx(share)
+    audits = ledger.entries(AuditRow)
+    counts = Counter((round(audit.propensity, 6), round(audit.weight, 6)) for audit in audits)
+    assert set(counts) == {(0.36, round(0.2 / 0.36, 6)), (0.12, round(0.2 / 0.12, 6))}
+    assert 20 < counts[0.36, round(0.2 / 0.36, 6)] < 55
+
+    # A person's correction and a restart keep the weights.
+    asyncio.run(setting.live.feedback(said(audits[-1].id, "wrong")))
+    weights = [audit.weight for audit in audits]
+    for live in (setting.live, Setting(ledger, **steady).live):
+        assert live.monitor.live_error.value == pytest.approx(weights[-1] / sum(weights))
+        assert live.monitor.live_error.n == len(audits)
 
 
 def test_a_broken_promise_falls_back_to_the_large_model_and_comes_back_when_it_is_shown_again(ledger: Ledger) -> None:

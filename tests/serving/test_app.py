@@ -62,6 +62,7 @@ def test_a_plain_answer_has_its_route_in_body_headers_and_ledger(start, label) -
         "trail": None,
         "guarantee": None,
         "audit_share": None,
+        "audit_weight": 1.0,
         "audited": False,
     }
 

@@ -9,12 +9,13 @@ alarm comes. With a reserve the number of audits is bounded: of any n accepted a
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-from smallfirst.routing.certificate.certificate import Certificate
+from smallfirst.routing.certificate.threshold_curve import ThresholdPoint
 
 MAX_WEIGHT = 2.0
 """Largest weight of an audit: no accepted answer has less than 1 / MAX_WEIGHT of the mean chance."""
@@ -58,12 +59,13 @@ class AuditAllocation(NamedTuple):
 UNIFORM = AuditAllocation()
 
 
-def allocate_audits(certificate: Certificate) -> AuditAllocation:
+def allocate_audits(curve: Sequence[ThresholdPoint], threshold: float) -> AuditAllocation:
     """Return chances in proportion to the standard deviation of the error by the last stage's confidence.
 
-    This is Neyman's allocation (1934), on the calibration rows that the certificate counts, with a floor.
+    This is Neyman's allocation (1934) with a floor, on the calibration rows of a certificate's curve at or above its
+    threshold. Without such rows all chances are equal.
     """
-    points = sorted((p for p in certificate.curve if p.threshold >= certificate.threshold), key=lambda p: -p.threshold)
+    points = sorted((point for point in curve if point.threshold >= threshold), key=lambda point: -point.threshold)
     steps = list(pairwise(points))
     accepted = sum(after.n_accepted - before.n_accepted for before, after in steps)
     if accepted <= 0:
@@ -104,7 +106,7 @@ class AuditBudget:
 
     def rate(self, suspicion: float) -> float:
         """Return the mean chance of the next accepted answer, in (0, 1]."""
-        if not self._reserve or (self.left >= self._reserve and suspicion < SUSPICION):
+        if not self._reserve or (self.left > self._reserve - 1 and suspicion < SUSPICION):
             return self._share
         if self.spent or suspicion < SUSPICION:
             return self._share * (1 - SAVING)

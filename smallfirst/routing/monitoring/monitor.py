@@ -134,10 +134,12 @@ class Monitor:
     @property
     def audit_share(self) -> float:
         """Mean chance that the next accepted answer is audited; in fallback and shadow, that the next request is."""
+        if self.state == "live":
+            return self._budget.rate(max([watch.test.suspicion for watch in self._audited], default=0.0))
+        if self.state == "shadow":
+            return 1.0
         of = self.settings
-        live = self._budget.rate(max((watch.test.suspicion for watch in self._audited), default=0.0))
-        shares = live, of.audit_share_on_drift, of.audit_share_in_fallback, 1.0
-        return shares[("live", "drift", "fallback", "shadow").index(self.state)]
+        return of.audit_share_on_drift if self.state == "drift" else of.audit_share_in_fallback
 
     def plan_audit(self, confidence: float | None) -> AuditDraw:
         """Return the chance with which the next answer is to be audited, and count it as given.

@@ -8,6 +8,7 @@ import pytest
 
 from smallfirst.errors import ConfigError
 from smallfirst.records import parse_record
+from smallfirst.routing.monitoring.audit_plan import AuditAllocation
 from smallfirst.routing.monitoring.monitor import Monitor, MonitorSettings, StateChange
 from smallfirst.routing.monitoring.quantities import Quantity
 
@@ -140,6 +141,51 @@ def test_traffic_that_concentrates_on_a_label_is_named_and_can_fall_back_at_once
     (more,) = _until_changed(traffic, monitor, 300)
     assert (more.before, more.after, more.cause) == ("fallback", "fallback", "label")
     assert monitor.alarms == (drift, more)
+
+
+def test_the_share_rises_while_audits_look_bad_and_until_the_reserve_is_spent() -> None:
+    monitor = Traffic().monitor(MonitorSettings(audit_share=0.02, audit_reserve=3))
+    assert monitor.audit_share == 0.02
+    for _ in range(2):
+        monitor.record_audit(True)
+    assert (monitor.state, monitor.audit_share) == ("live", 0.1)
+    for _ in range(40):
+        monitor.plan_audit(0.9)
+    assert monitor.audit_share == pytest.approx(0.018)
+    for _ in range(2000):
+        monitor.plan_audit(0.9)
+    for _ in range(60):
+        monitor.record_audit(False)
+    assert monitor.audit_share == 0.02
+    steady = Traffic().monitor(MonitorSettings(audit_share=0.02, audit_reserve=0))
+    for _ in range(2):
+        steady.record_audit(True)
+    assert steady.audit_share == 0.02
+
+
+def test_only_live_answers_have_chances_by_confidence_and_a_setting_turns_them_off() -> None:
+    settings = MonitorSettings(audit_share=0.1, audit_share_in_fallback=0.1)
+    for chosen, expected in ((settings, 0.1 * 1.9), (settings.model_copy(update={"audit_by_uncertainty": False}), 0.1)):
+        monitor = Monitor(
+            chosen,
+            quantities=[Quantity("error", 0.05, "at most 5 % wrong")],
+            reference_confidence=(),
+            allocation=AuditAllocation((0.7,), (2.0, 0.5)),
+        )
+        assert monitor.plan_audit(0.6).propensity == pytest.approx(expected)
+        assert monitor.plan_audit(None).propensity == pytest.approx(0.1)
+        monitor.resume("fallback")
+        assert monitor.plan_audit(0.6) == (0.1, 1.0)
+
+
+def test_the_live_error_and_an_alarm_count_audits_by_their_weights() -> None:
+    monitor = Traffic().monitor()
+    for wrong, weight in ((True, 0.5), (True, 0.5), (False, 2.0)):
+        monitor.record_audit(wrong, weight=weight)
+    assert monitor.live_error.value == pytest.approx(1 / 3)
+    changes = [change for _ in range(20) for change in monitor.record_audit(True, weight=0.5)]
+    assert [change.after for change in changes] == ["fallback"]
+    assert "% of all by their weights" in changes[0].why
 
 
 def test_in_shadow_audits_only_count() -> None:

@@ -97,6 +97,23 @@ def test_totals_sum_per_stage_and_keep_errors_apart_with_unknown_cost(tmp_path: 
     ledger.close()
 
 
+def test_audits_of_older_formats_were_drawn_uniformly(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    ledger = Ledger(path)
+    audit = {"task": "t", "certificate": "c", "propensity": 0.02, "wrong": True, "judged_by": "large", "at": NOON}
+    ledger.append(answer("a"), AuditRow.model_validate({**audit, "id": "a"}))
+    ledger.close()
+    with closing(sqlite3.connect(path)) as old:  # as format 9 was
+        old.execute("ALTER TABLE answers DROP COLUMN audit_weight")
+        old.execute("ALTER TABLE audits DROP COLUMN weight")
+        old.execute("PRAGMA user_version = 9")
+    again = Ledger(path)
+    again.append(AuditRow.model_validate({**audit, "id": "b", "weight": 0.5}))
+    assert again.last_verdicts("t", "c") == [(True, 1.0), (True, 0.5)]
+    assert again.rows()[0].audit_weight == 1.0
+    again.close()
+
+
 def test_rows_can_be_neither_changed_nor_deleted_nor_doubled(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
     ledger.append(answer("a"))
