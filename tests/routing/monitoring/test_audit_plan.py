@@ -74,7 +74,7 @@ def test_audits_that_look_bad_are_followed_by_more_until_the_reserve_is_spent() 
     while not budget.spent:
         budget.pay(budget.rate(SUSPICION))
     assert budget.rate(SUSPICION) == budget.rate(0.0) == pytest.approx(0.02 * (1 - SAVING))
-    for _ in range(2000):  # the tenth of the share that is saved fills it in 5 / 0.002
+    for _ in range(1400):  # a tenth of the share is saved: 0.002 a request, until one audit of five is missing
         budget.pay(budget.rate(0.0))
     assert budget.rate(0.0) == pytest.approx(0.02 * (1 - SAVING))
     for _ in range(500):

@@ -152,10 +152,11 @@ def test_the_share_rises_while_audits_look_bad_and_until_the_reserve_is_spent() 
     for _ in range(40):
         monitor.plan_audit(0.9)
     assert monitor.audit_share == pytest.approx(0.018)
-    for _ in range(2000):
-        monitor.plan_audit(0.9)
     for _ in range(60):
         monitor.record_audit(False)
+    assert monitor.audit_share == pytest.approx(0.018)
+    for _ in range(2000):
+        monitor.plan_audit(0.9)
     assert monitor.audit_share == 0.02
     steady = Traffic().monitor(MonitorSettings(audit_share=0.02, audit_reserve=0))
     for _ in range(2):
