@@ -164,6 +164,7 @@ def _certificate(
         routing.guarantee,
         model_fingerprint=manifest.weights_fingerprint,
         person=routing.person,
+        usd_per_wrong_answer=routing.usd_per_wrong_answer,
         labels=labels,
         look=look,
         selection=selection,

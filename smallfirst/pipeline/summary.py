@@ -167,7 +167,7 @@ def _sentences(summary: RunSummary) -> list[str]:
     if (found := summary.guarantee) is not None and found.error.n:
         lines.append(f"guarantee {found.state} on test rows: {found.n_errors} of {found.error.n} kept answers wrong")
     if summary.certificate and summary.certificate.below == "keep":
-        lines.append("requests below the threshold stay small: the large model was measured to be no better on them")
+        lines.append("requests below the threshold stay small: the large model was not shown to be better on them")
     if summary.open_ended:
         n_to_large, n = summary.open_ended.n_to_large, summary.open_ended.n_requests
         lines.append(f"open-ended requests sent to the large model: {n_to_large} of {n}")

@@ -197,7 +197,10 @@ class RoutingConfig(Record):
     budget: Budget | None = None
     """Most that escalated answers may cost in a sliding window; None means no limit."""
     person: bool = False
-    """Leave requests that no model is confident about to a person, if the large model was measured to be no better."""
+    """Leave requests that no model is confident about to a person, unless the large model was shown to be better."""
+    usd_per_wrong_answer: float | None = pydantic.Field(default=None, gt=0, allow_inf_nan=False)
+    """What a wrong answer costs in USD. Requests below the threshold go to the large model only where the answers that
+    it gets right are shown to be worth its price; left out, where it is shown to be right more often."""
     labels: Literal["gold", "large"] = "gold"
     """Who labelled the validation rows: people, or the large model (`smallfirst label`); shown in the certificate."""
     monitor: MonitorSettings = MonitorSettings()

@@ -91,9 +91,12 @@ class RoutingAttempt:
         elif router.large is None and action == "escalate":
             why = "not confident enough, and there is no large model to ask"
         elif action == "abstain":
-            stage, why = "person", "not confident enough, and the large model is no better here: left to a person"
+            stage, why = (
+                "person",
+                "not confident enough, and the large model was not shown to be better here: left to a person",
+            )
         elif action == "keep":
-            why = "not confident enough, but the large model was measured to be no better here"
+            why = "not confident enough, but the large model was not shown to be better here"
         elif tracker is not None and not tracker.allows(router.options.expected_cost_usd.get("large", 0.0)):
             why = f"not confident enough, but the budget of ${tracker.budget.usd:g} a {tracker.budget.per} is spent"
         else:

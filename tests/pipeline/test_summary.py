@@ -87,7 +87,7 @@ def test_a_promise_that_did_not_hold_on_test_rows_is_said_so(run_folder: RunFold
     assert (outcome.guarantee.error.n, outcome.guarantee.n_errors, outcome.guarantee.state) == (15, 7, "broken")
     lines = format_summary(outcome).splitlines()
     assert "guarantee broken on test rows: 7 of 15 kept answers wrong" in lines
-    assert "requests below the threshold stay small: the large model was measured to be no better on them" in lines
+    assert "requests below the threshold stay small: the large model was not shown to be better on them" in lines
 
 
 def test_before_anything_is_promoted_the_outcome_says_what_there_is(run_folder: RunFolder) -> None:

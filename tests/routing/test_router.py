@@ -152,7 +152,7 @@ def test_an_escalated_answer_costs_and_takes_the_sum_of_both() -> None:
 @pytest.mark.parametrize(
     ("large", "below", "why"),
     [
-        (Echo("large"), "keep", "not confident enough, but the large model was measured to be no better here"),
+        (Echo("large"), "keep", "not confident enough, but the large model was not shown to be better here"),
         (None, "escalate", "not confident enough, and there is no large model to ask"),
         (
             Echo("large", error=Unavailable("no route to host", hint="start it")),

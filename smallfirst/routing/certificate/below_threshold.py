@@ -1,18 +1,31 @@
-"""The decision below the threshold, by band of confidence, from rows that both models answered, without guarantee."""
+"""The decision below the threshold, by band of confidence, from rows that both models answered, without guarantee.
+
+Where the last stage passed its gate by itself, a request stays small unless the large model is shown to be better at
+such requests: the null hypothesis is that it is not. Regions are tested that begin at the least confidence and end at
+the next band, the smallest first, until one is not shown, at half of the level; and all that is below the threshold at
+the other half. So the chance to send anything on without a gain is at most 5 %, as large as for one test, and neither
+a gain in the least confident rows alone nor a small one everywhere is missed. The largest region that is shown is sent
+on, but for bands in which the large model does not lead. Where a wrong answer has a price, the gain must be worth the
+large model's answers.
+"""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+from scipy import special
 
 from smallfirst.records import Record
 from smallfirst.routing.certificate.outcomes import CascadeData
-from smallfirst.stats.intervals import Estimate, mcnemar, paired_difference
+from smallfirst.stats.intervals import Estimate, binomial_tail, mcnemar, paired_difference
+from smallfirst.stats.paired import score_lower_bound
 
 MAX_BANDS = 4
-MIN_PAIRED_ROWS = 10
-"""Paired rows below which a band follows the decision on all rows."""
+LEVEL = 0.05
+"""Chance to send requests on that the large model is not better at."""
 
 BelowAction = Literal["escalate", "keep", "abstain"]
 """To the large model; answered small without a guarantee; to a person's queue."""
@@ -34,9 +47,23 @@ class Band(Record):
     difference: Estimate | None
     """Accuracy of large minus small on them; None without such rows."""
     p_value: float
-    """Exact two-sided McNemar."""
+    """Exact two-sided McNemar of this band alone."""
     action: BelowAction
     """What happens to such requests."""
+    extra_usd_per_1k: float | None = None
+    """Mean cost of 1,000 answers of the large model to such requests in USD; None in earlier certificates."""
+
+
+class BelowRule(NamedTuple):
+    """How requests below the threshold are decided on."""
+
+    alone: bool = True
+    """The last stage passed its gate by itself: they stay small unless the large model is shown to be better. If
+    False, all of them go on."""
+    person: bool = False
+    """What is not sent on waits for a person."""
+    usd_per_wrong_answer: float | None = None
+    """What a wrong answer costs in USD; None: only whether the large model is better counts."""
 
 
 class BelowThreshold(NamedTuple):
@@ -48,84 +75,179 @@ class BelowThreshold(NamedTuple):
     bands: tuple[Band, ...]
 
 
+class _Region(NamedTuple):
+    """Paired rows of one range of confidence."""
+
+    n: int
+    only_large: int
+    only_small: int
+    break_even: float
+    """The gain in accuracy that is worth the large model's answers."""
+
+    @property
+    def leads(self) -> bool:
+        return self.only_large - self.only_small > self.n * self.break_even
+
+    def shown(self, level: float) -> bool:
+        """Return True if the gain is shown to be above the break-even point at this level."""
+        if mid_p_value(self.only_large, self.only_small) > level:
+            return False
+        z = float(special.ndtri(1 - level))
+        return self.break_even <= 0 or score_lower_bound(self.only_large, self.only_small, self.n, z) > self.break_even
+
+    def testable(self, level: float) -> bool:
+        """Return True if it could be shown: this depends on how many rows tell the two apart, not on who was right."""
+        return self._replace(only_large=self.only_large + self.only_small, only_small=0).shown(level)
+
+
+def mid_p_value(only_large: int, only_small: int) -> float:
+    """Return the one-sided mid-p of McNemar's test that the large model is better, in (0, 1] (Fagerland et al. 2013).
+
+    Without a row on which only one is right it is 1.
+    """
+    n = only_large + only_small
+    if n == 0:
+        return 1.0
+    at_most = binomial_tail(only_small, n, 0.5)
+    below = binomial_tail(only_small - 1, n, 0.5) if only_small else 0.0
+    return (at_most + below) / 2
+
+
 def decide_below_threshold(
     data: CascadeData,
     accepted: np.ndarray,
+    rule: BelowRule,
     *,
     top: float,
     floor: float | None,
-    person: bool,
     never_escalates: bool = False,
 ) -> BelowThreshold:
     """Decide on the rows that are not `accepted`, as a whole and by band; `top` is where the highest band ends.
 
     `floor`: confidence down to which keeping is shown to be within the limit on the accuracy loss, if there is one.
+    `never_escalates`: the limits of the guarantee leave nothing to send on.
     """
     rest = ~accepted
-    both = rest & data.paired
-    otherwise: BelowAction = "abstain" if person else "keep"
-    action, why = _decide_whole(data, rest, both, otherwise)
-    bands = _decide_bands(data, rest, top, (action, otherwise))
-    if never_escalates:  # the limit on cost, latency or escalation leaves nothing to send on
-        bands = tuple(b.model_copy(update={"action": otherwise}) if b.action == "escalate" else b for b in bands)
-    elif floor is not None:
+    otherwise: BelowAction = "abstain" if rule.person else "keep"
+    edges = _edges(data.confidence[-1][rest], top) if data.large_known else []
+    ranges = list(itertools.pairwise(edges))
+    rows = [_rows(data, rest, ends, last=ends is ranges[-1]) for ends in ranges]
+    regions = [_region(data, own, rule.usd_per_wrong_answer) for own in rows]
+    n_escalated = _shown_regions(regions) if rule.alone else len(regions)
+    actions: list[BelowAction] = []
+    for i, region in enumerate(regions):
+        on = i < n_escalated and (region.leads or not rule.alone) and not never_escalates
+        actions.append("escalate" if on else otherwise)
+    bands = tuple(_band(data, *one) for one in zip(rows, ranges, actions, strict=True))
+    action, why = _explain(data, rest, rule, bands, otherwise)
+    if floor is not None and not never_escalates:
         action, why, bands = _limit_to_floor(floor, action, why, bands)
-    return BelowThreshold(action, why, _difference(data, both), bands)
+    return BelowThreshold(action, why, _difference(data, rest & data.paired), bands)
 
 
-def _decide_whole(
-    data: CascadeData, rest: np.ndarray, both: np.ndarray, otherwise: BelowAction
-) -> tuple[BelowAction, str]:
-    if not data.large_known:
-        return "escalate", "the large model was not measured, so it is trusted"
-    if not rest.any():
-        return "escalate", "no calibration row falls below the threshold"
-    if not (rest & data.asked).any():
-        return "escalate", "the large model was not measured on rows below the threshold, so it is trusted"
-    if not both.any():
-        return "escalate", "below the threshold only the large model says what is right, so it is trusted"
-    small, large = data.right[-1][both], data.large_right[both]
-    evidence = (
-        f"on {both.sum()} calibration rows below the threshold large is right on {large.sum()}, small on {small.sum()} "
-        f"(difference {_difference(data, both)}, McNemar p = {_p_value(small, large):.3f})"
+def _edges(confidence: np.ndarray, top: float) -> list[float]:
+    """Return where bands begin, and where the last ends: quartiles of the confidences that are not accepted."""
+    if not confidence.size:
+        return []
+    inner = np.sort(confidence)[[confidence.size * part // MAX_BANDS for part in range(1, MAX_BANDS)]]
+    lows = [0.0, *(low for low in np.unique(inner).tolist() if low > confidence.min())]
+    return [*lows, max(top, float(confidence.max()))]
+
+
+def _rows(data: CascadeData, rest: np.ndarray, ends: tuple[float, float], *, last: bool) -> np.ndarray:
+    confidence, (low, high) = data.confidence[-1], ends
+    return np.asarray(rest & data.paired & (confidence >= low) & ((confidence < high) | last))
+
+
+def _region(data: CascadeData, rows: np.ndarray, price: float | None) -> _Region:
+    small, large = data.right[-1][rows], data.large_right[rows]
+    break_even = float(data.cost_usd[-1][rows].mean()) / price if price and rows.any() else 0.0
+    return _Region(int(rows.sum()), int((large & ~small).sum()), int((small & ~large).sum()), break_even)
+
+
+def _shown_regions(regions: Sequence[_Region]) -> int:
+    """Return how many bands, from the least confident up, make up the largest region that is shown."""
+    nested = [_union(regions[: i + 1]) for i in range(len(regions))]
+    level = LEVEL / 2 if len(nested) > 1 else LEVEL
+    if nested and nested[-1].shown(level):
+        return len(nested)
+    found = 0
+    for i, region in enumerate(nested, start=1):
+        if region.shown(level):
+            found = i
+        elif region.testable(level):
+            break
+    return found
+
+
+def _union(parts: Sequence[_Region]) -> _Region:
+    n, only_large, only_small = (sum(part[i] for part in parts) for i in range(3))
+    worth = sum(part.n * part.break_even for part in parts)
+    return _Region(int(n), int(only_large), int(only_small), worth / n if n else 0.0)
+
+
+def _band(data: CascadeData, rows: np.ndarray, ends: tuple[float, float], action: BelowAction) -> Band:
+    small, large = data.right[-1][rows], data.large_right[rows]
+    return Band(
+        low=ends[0],
+        high=ends[1],
+        n=int(rows.sum()),
+        small_right=int(small.sum()),
+        large_right=int(large.sum()),
+        difference=_difference(data, rows),
+        p_value=mcnemar(int((large & ~small).sum()), int((small & ~large).sum())),
+        action=action,
+        extra_usd_per_1k=1000 * float(data.cost_usd[-1][rows].mean()) if rows.any() else None,
     )
-    if large.sum() > small.sum():
-        return "escalate", evidence
-    if both.sum() < MIN_PAIRED_ROWS:
-        return otherwise, f"{evidence}: too few to show that sending them on helps; ask the large model more of them"
-    instead = ", so they go to a person's queue" if otherwise == "abstain" else ""
-    return otherwise, f"{evidence}: sending them on would cost more and help nobody{instead}"
 
 
-def _decide_bands(
-    data: CascadeData, rest: np.ndarray, top: float, choice: tuple[BelowAction, BelowAction]
-) -> tuple[Band, ...]:
-    confidence = data.confidence[-1]
-    found = confidence[rest]
-    if not found.size or not data.large_known:
-        return ()
-    inner = np.sort(found)[[found.size * part // MAX_BANDS for part in range(1, MAX_BANDS)]]
-    lows = [0.0, *(low for low in np.unique(inner).tolist() if low > found.min())]
-    edges = [*lows, max(top, float(found.max()))]
-    bands = []
-    for low, high, last in zip(edges, edges[1:], [*[False] * (len(lows) - 1), True], strict=False):
-        rows = rest & data.paired & (confidence >= low) & ((confidence < high) | last)
-        small, large = data.right[-1][rows], data.large_right[rows]
-        whole, otherwise = choice
-        own: BelowAction = "escalate" if large.sum() > small.sum() else otherwise
-        bands.append(
-            Band(
-                low=low,
-                high=high,
-                n=int(rows.sum()),
-                small_right=int(small.sum()),
-                large_right=int(large.sum()),
-                difference=_difference(data, rows),
-                p_value=_p_value(small, large),
-                action=own if rows.sum() >= MIN_PAIRED_ROWS else whole,
+def _explain(
+    data: CascadeData, rest: np.ndarray, rule: BelowRule, bands: Sequence[Band], otherwise: BelowAction
+) -> tuple[BelowAction, str]:
+    """Return the action below the threshold as a whole and the sentence that gives its evidence."""
+    stay = "they go to a person's queue" if otherwise == "abstain" else "they stay small"
+    both = rest & data.paired
+    evidence = _evidence(data, both) if both.any() else _not_measured(data, rest)
+    if not rule.alone:
+        if not data.large_known and rule.person:
+            return (
+                "abstain",
+                "only certified answers stay small; without a large model the others wait for a person",
             )
-        )
-    return tuple(bands)
+        return "escalate", f"only certified answers stay small, the others go on; {evidence}"
+    if not both.any():
+        return otherwise, f"{evidence}, so {stay}"
+    price = rule.usd_per_wrong_answer
+    worth = f" and worth its price at ${price:g} a wrong answer" if price is not None else ""
+    escalated = [band for band in bands if band.action == "escalate"]
+    if not escalated:
+        return otherwise, f"{evidence}: not shown to be better{worth}, so {stay}"
+    if len(escalated) == len(bands):
+        return "escalate", f"{evidence}: shown to be better{worth}"
+    where = ", ".join(f"{band.low:.2f} to {band.high:.2f}" for band in escalated)
+    n, large, small = (sum(getattr(b, name) for b in escalated) for name in ("n", "large_right", "small_right"))
+    there = f"large is right on {large}, small on {small} of {n}"
+    rest_of_them = stay.replace("they", "the others")
+    return "escalate", f"{evidence}: shown to be better{worth} at confidences of {where} ({there}); {rest_of_them}"
+
+
+def _not_measured(data: CascadeData, rest: np.ndarray) -> str:
+    if not data.large_known:
+        return "the large model was not measured"
+    if not rest.any():
+        return "no calibration row falls below the threshold"
+    if not (rest & data.asked).any():
+        return "the large model was not measured on rows below the threshold"
+    return "below the threshold only the large model says what is right, so nothing shows that it is better"
+
+
+def _evidence(data: CascadeData, both: np.ndarray) -> str:
+    small, large = data.right[-1][both], data.large_right[both]
+    p_value = mid_p_value(int((large & ~small).sum()), int((small & ~large).sum()))
+    return (
+        f"on {both.sum()} calibration rows below the threshold large is right on {large.sum()}, small on {small.sum()} "
+        f"(difference {_difference(data, both)}, one-sided p = {p_value:.3f})"
+    )
 
 
 def _limit_to_floor(
@@ -146,7 +268,3 @@ def _difference(data: CascadeData, rows: np.ndarray) -> Estimate | None:
     if not rows.any():
         return None
     return paired_difference(data.large_right[rows].tolist(), data.right[-1][rows].tolist())
-
-
-def _p_value(small: np.ndarray, large: np.ndarray) -> float:
-    return mcnemar(int((large & ~small).sum()), int((small & ~large).sum()))

@@ -13,7 +13,7 @@ import pydantic
 from smallfirst.errors import ConfigError
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.records import Record, fingerprint
-from smallfirst.routing.certificate.below_threshold import Band, BelowAction, decide_below_threshold
+from smallfirst.routing.certificate.below_threshold import Band, BelowAction, BelowRule, decide_below_threshold
 from smallfirst.routing.certificate.filters import RequestFilters
 from smallfirst.routing.certificate.frontier import FrontierPoint, frontier
 from smallfirst.routing.certificate.guarantee import LABEL, Guarantee
@@ -196,6 +196,10 @@ class CertificateSubject(NamedTuple):
     """A person's queue takes requests that no model is good at."""
     look: int | None = None
     """Number of the look at the calibration rows; None: the only one, at the whole level."""
+    alone: bool = True
+    """The last stage passed its gate by itself, so what is below the threshold may stay small."""
+    usd_per_wrong_answer: float | None = None
+    """What a wrong answer costs in USD; None: unknown."""
 
     def tested(self, guarantee: Guarantee, *, later: int = 0) -> Guarantee:
         """Return the guarantee at the level of this look, or of one so many looks later."""
@@ -215,13 +219,17 @@ def certify(
     labels: Literal["gold", "large"] = "gold",
     look: int | None = None,
     selection: Evaluation | Sequence[Evaluation] | None = None,
+    alone: bool = True,
+    usd_per_wrong_answer: float | None = None,
 ) -> Certificate:
     """Certify the drafting stages, cheapest first, from their answers on calibration rows used for no choice.
 
-    `large` on these rows, or a random part, decides what is worth escalating; without it everything is. With `person`,
-    what it is no better at goes to a person. `labels="large"`: rows were scored against its answers. The certificate
-    is number `look` on these rows (`looks.count_look`) and spends that look's share of the level; None: all of it.
-    `selection`: the stages' answers to selection rows, which choose where the search begins; None: a fixed rule does.
+    `alone`: the last stage passed its gate by itself, so what is below the threshold stays small unless `large`, on
+    these rows or a random part, is shown to be better there, by as much as its price takes at `usd_per_wrong_answer`;
+    if False everything below goes on. With `person`, what is not sent on goes to a person. `labels="large"`: rows were
+    scored against its answers. The certificate is number `look` on these rows (`looks.count_look`) and spends that
+    look's share of the level; None: all of it. `selection`: the stages' answers to selection rows, which choose where
+    the search begins; None: a fixed rule does.
     Raise DataError if a draft lacks rows, ConfigError for a guarantee by label about several stages.
     """
     stages, choosing = _as_list(drafts), _as_list(selection)
@@ -230,7 +238,9 @@ def certify(
             f"a guarantee by {guarantee.grouped_by} covers one drafting stage, and there are {len(stages)}",
             hint="leave out guarantee.per_group (per_class), or let one stage draft",
         )
-    subject = CertificateSubject(model_fingerprint, stages[-1].dataset_fingerprint, person, look)
+    subject = CertificateSubject(
+        model_fingerprint, stages[-1].dataset_fingerprint, person, look, alone, usd_per_wrong_answer
+    )
     chosen_on = cascade_data(choosing, None, labels) if choosing else None
     return certify_cascade(cascade_data(stages, large, labels), guarantee, subject, chosen_on)
 
@@ -256,9 +266,8 @@ def certify_cascade(
     why = _explain(data, asked, found, classes, (risks, errors, missing))
     floor = found.floor if "accuracy_loss" in guarantee.limits and found.issued else None
     top = 1.0 if guarantee.grouped_by and found.issued else found.thresholds[-1]
-    below = decide_below_threshold(
-        data, accepted, top=top, floor=floor, person=subject.person, never_escalates=found.never_escalates
-    )
+    rule = BelowRule(subject.alone, subject.person, subject.usd_per_wrong_answer)
+    below = decide_below_threshold(data, accepted, rule, top=top, floor=floor, never_escalates=found.never_escalates)
     bounds = [one.bound for one in risks if one.risk == "error"]
     error_bound = bounds[0] if bounds else upper_bound(errors, n_accepted, confidence=guarantee.confidence)
     limits = audit_limits(outcome, accepted, guarantee, error_bound) if found.issued else {}
