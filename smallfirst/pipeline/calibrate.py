@@ -41,7 +41,6 @@ from smallfirst.project.project import Project, shown_as
 from smallfirst.project.run_folder import Promotion, RunFolder
 from smallfirst.records import Record, fingerprint
 from smallfirst.registry import versions
-from smallfirst.routing.certificate.below_threshold import BelowAction
 from smallfirst.routing.certificate.certificate import Certificate, certify
 from smallfirst.routing.certificate.looks import count_look, trial_fingerprint
 from smallfirst.routing.certificate.outcomes import with_routing_cost
@@ -163,16 +162,14 @@ def _certificate(
         large,
         routing.guarantee,
         model_fingerprint=manifest.weights_fingerprint,
-        person=routing.person,
+        # Of a candidate that failed its gate by itself only what is certified stays; a person is the last resort.
+        person=routing.person if alone else project.file.large is None,
+        alone=alone,
         usd_per_wrong_answer=routing.usd_per_wrong_answer,
         labels=labels,
         look=look,
         selection=selection,
     )
-    if not alone:  # it failed its gate by itself, so nothing that is not certified stays small
-        action: BelowAction = "escalate" if project.file.large else "abstain"
-        why = "the candidate did not pass its gate by itself, so only what is certified stays small"
-        certificate = certificate.model_copy(update={"below": action, "bands": (), "below_why": why})
     return certificate.model_copy(update={"temperature": manifest.temperature})
 
 

@@ -91,10 +91,8 @@ class RoutingAttempt:
         elif router.large is None and action == "escalate":
             why = "not confident enough, and there is no large model to ask"
         elif action == "abstain":
-            stage, why = (
-                "person",
-                "not confident enough, and the large model was not shown to be better here: left to a person",
-            )
+            reason = "the large model was not shown to be better here" if router.large else "there is no large model"
+            stage, why = "person", f"not confident enough, and {reason}: left to a person"
         elif action == "keep":
             why = "not confident enough, but the large model was not shown to be better here"
         elif tracker is not None and not tracker.allows(router.options.expected_cost_usd.get("large", 0.0)):
