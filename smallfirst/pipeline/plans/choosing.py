@@ -34,7 +34,8 @@ class ExpectedPlan(NamedTuple):
     share: float
     """Share of requests that stay small, in [0, 1]."""
     usd_per_1k: float | None
-    """Cost of 1,000 requests; None without a price of the large model."""
+    """Cost of 1,000 requests, and of their wrong answers where `routing.usd_per_wrong_answer` prices these; None
+    without a price of the large model."""
 
 
 def choosing_evaluations(project: Project, run_folder: RunFolder) -> list[Evaluation]:
@@ -67,6 +68,7 @@ def expected_plans(project: Project, run_folder: RunFolder) -> list[ExpectedPlan
         usd = None
         if large is not None and large.cost_usd_per_1k > 0:
             usd = measured.cost_usd_per_1k + (1 - share) * large.cost_usd_per_1k
+            usd += 1000 * (project.file.routing.usd_per_wrong_answer or 0) * _wrong(measured.rows, share, large)
         plans.append(ExpectedPlan(measured.candidate, share, usd))
     return sorted(plans, key=lambda plan: -plan.share if plan.usd_per_1k is None else plan.usd_per_1k)
 
@@ -84,6 +86,13 @@ def expected_share(rows: Sequence[EvaluatedRow], guarantee: Guarantee) -> float:
     kept = np.arange(1, len(right) + 1)
     good = np.cumsum(~right) <= guarantee.max_error * kept
     return float(kept[good].max(initial=0)) / len(right)
+
+
+def _wrong(rows: Sequence[EvaluatedRow], share: float, large: Evaluation) -> float:
+    """Return the expected share of wrong answers over all requests, in [0, 1]."""
+    confident = sorted(rows, key=lambda row: -(row.confidence or 0.0))[: round(share * len(rows))]
+    kept = sum(not row.correct for row in confident) / max(1, len(rows))
+    return kept + (1 - share) * (1 - large.accuracy.value)
 
 
 def _with_out_of_fold(project: Project, run_folder: RunFolder, on_selection: Evaluation) -> Evaluation:

@@ -80,3 +80,7 @@ def test_the_cheapest_plan_comes_first(project: Project) -> None:
     for price, order in ((2.0, ["small", "words"]), (0.1, ["words", "small"])):
         run_folder.save_evaluation(large.model_copy(update={"cost_usd_per_1k": price}))
         assert [plan.candidate for plan in expected_plans(many, run_folder)] == order
+    # Each wrong answer costs a cent: the large model is wrong on a quarter, so what goes to it is dear.
+    routing = many.file.routing.model_copy(update={"usd_per_wrong_answer": 0.01})
+    priced = many._replace(file=many.file.model_copy(update={"routing": routing}))
+    assert [plan.candidate for plan in expected_plans(priced, run_folder)] == ["small", "words"]
