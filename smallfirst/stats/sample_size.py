@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 from scipy import special
+
+
+def min_rows_without_error(limit: float, level: float) -> int:
+    """Return the fewest rows that show an error of at most `limit` if none is wrong: (1 - limit)^n <= level."""
+    return max(1, math.ceil(math.log(level) / math.log1p(-limit) - 1e-9)) if limit > 0 else sys.maxsize
 
 
 def rows_for_upper_bound(rate: float, limit: float, *, confidence: float = 0.95, max_rows: int = 100_000) -> int | None:

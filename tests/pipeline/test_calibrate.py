@@ -13,6 +13,7 @@ from smallfirst.errors import DataError
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.pipeline.calibrate import (
     _label_sources,
+    _selection_drafts,
     _with_detection_cost,
     gold_answers,
     judged_by_gold,
@@ -20,6 +21,7 @@ from smallfirst.pipeline.calibrate import (
 )
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
+from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import read_task_file
 from smallfirst.routing.certificate.certificate import Certificate, certify
 from smallfirst.routing.types import OodScore
@@ -125,3 +127,14 @@ def test_every_request_pays_for_out_of_domain_detection(tmp_path: Path) -> None:
     assert {row.latency_ms for row in found.rows} == {7.0}
     assert found.cost_usd_per_1k == pytest.approx(3.0)
     assert _with_detection_cost(first, ()) is first  # without a detector nothing is added
+
+
+def test_the_answers_to_selection_rows_choose_the_start_if_every_stage_has_them(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    first = evaluation_of([evaluated_row("row-1", "a", "a", confidence=0.4)], candidate="words", split="selection")
+    run.save_evaluation(first)
+    assert _selection_drafts(run, {"words": "words", "small": "encoder"}, {}) is None
+    run.save_evaluation(first.model_copy(update={"candidate": "encoder"}))
+    found = _selection_drafts(run, {"words": "words", "small": "encoder"}, {"small": {"row-1": 0.7}})
+    assert found is not None
+    assert [draft.rows[0].confidence for draft in found] == [0.4, 0.7]

@@ -22,7 +22,8 @@ from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.looks import next_look
 from smallfirst.routing.certificate.outcomes import CascadeData
 from smallfirst.routing.certificate.per_group import certify_per_group
-from smallfirst.routing.certificate.threshold_search import min_accepted_rows, search_cascade
+from smallfirst.routing.certificate.starts import start_rows
+from smallfirst.routing.certificate.threshold_search import search_cascade
 from smallfirst.stats.sequential import spent_level
 
 MAX_ROWS = 20_000
@@ -41,7 +42,8 @@ class CertificateForecast(Record):
     reachable: bool
     """False if it is refused even without an error."""
     n_most_confident: int | None = None
-    """Rows of highest confidence on which the search begins; None if several limits or stages share the level."""
+    """Half of the rows, those of highest confidence, or as many as it takes without an error; None if several limits or
+    stages share the level. Selection rows may choose another start."""
     n_wrong: int | None = None
     """Most of these that may be wrong for a certificate to be issued."""
     missing: MoreRows | None = None
@@ -55,9 +57,10 @@ class CertificateForecast(Record):
         start = f"{self.n_rows:,} calibration rows show {self.guarantee}"
         if self.n_most_confident is None or self.n_wrong is None:
             return f"{start} if the model is good enough"
+        most = f"{self.n_most_confident:,} most confident answers are"
         if not self.n_wrong:
-            return f"{start} only if the {self.n_most_confident:,} most confident answers are all right"
-        return f"{start} if at most {self.n_wrong:,} of the {self.n_most_confident:,} most confident answers are wrong"
+            return f"{start} if, say, the {most} all right"
+        return f"{start} if, say, at most {self.n_wrong:,} of the {most} wrong"
 
 
 def forecast_certificate(project: Project) -> CertificateForecast | None:
@@ -84,7 +87,7 @@ def forecast_certificate(project: Project) -> CertificateForecast | None:
         missing = more_rows(project, "calibration", enough - n) if enough else None
         return found.model_copy(update={"missing": missing})
     if set(guarantee.limits) == {"error"} and not guarantee.grouped_by and not file.routing.ahead:
-        first = min_accepted_rows(n, guarantee.limits["error"], level)
+        first, _ = start_rows(n, guarantee.limits["error"], level, ((0.5, 1.0),))[0]
         return found.model_copy(update={"n_most_confident": first, "n_wrong": _most_wrong(guarantee, first, level)})
     return found
 

@@ -22,10 +22,9 @@ from smallfirst.routing.certificate.threshold_search import (
     CascadeThresholds,
     Thresholds,
     fixed_sequence_test,
-    min_rows_without_error,
 )
 from smallfirst.stats.intervals import binomial_tail, upper_bound
-from smallfirst.stats.sample_size import rows_for_upper_bound
+from smallfirst.stats.sample_size import min_rows_without_error, rows_for_upper_bound
 
 
 class GroupCertificate(Record):

@@ -3,7 +3,7 @@
 | risk | loss of a row | rows | test |
 |---|---|---|---|
 | error | the accepted answer is wrong | accepted rows | exact binomial |
-| accuracy_loss | large right minus routed right: -1, 0 or 1 | rows with gold and the large model's answer | betting |
+| accuracy_loss | large right minus routed right: -1, 0 or 1 | rows with gold and large's answer | exact trinomial |
 | cost | USD, discarded drafts included | all rows | betting |
 | latency | slower than the limit | all rows, and requests sent alone | exact binomial, 5 % |
 | escalation | the large model answers | all rows | exact binomial |
@@ -22,11 +22,9 @@ from scipy import special
 from smallfirst.records import Record
 from smallfirst.routing.certificate.guarantee import MAX_LATE_SHARE, Guarantee
 from smallfirst.routing.certificate.outcomes import CascadeOutcome
-from smallfirst.stats.bounds import (
-    betting_p_value,
-    betting_upper_bound,
-)
+from smallfirst.stats.bounds import betting_p_value, betting_upper_bound
 from smallfirst.stats.intervals import upper_bound, wilson
+from smallfirst.stats.trinomial import is_mean_below, trinomial_upper_bound
 
 GROWS_WITH_COVERAGE = frozenset({"error", "accuracy_loss"})
 """Risks that grow with the accepted share, so they are tested strict to loose; the others loose to strict."""
@@ -102,7 +100,29 @@ class MeanEvidence:
         return self.scale * betting_upper_bound(self.values, confidence=1 - level, low=self.low, high=self.high)
 
 
-Evidence = ShareEvidence | MeanEvidence
+@dataclass(frozen=True)
+class DifferenceEvidence:
+    """A mean of values in {-1, 0, 1}, tested by the exact trinomial."""
+
+    losses: int
+    """Values of 1."""
+    gains: int
+    """Values of -1."""
+    n: int
+    limit: float
+
+    @property
+    def value(self) -> float:
+        return (self.losses - self.gains) / max(1, self.n)
+
+    def shows(self, level: float) -> bool:
+        return self.n > 0 and is_mean_below(self.limit, self.losses, self.gains, self.n, level=level)
+
+    def bound(self, level: float) -> float:
+        return trinomial_upper_bound(self.losses, self.gains, self.n, confidence=1 - level)
+
+
+Evidence = ShareEvidence | MeanEvidence | DifferenceEvidence
 """What the rows show about one limit."""
 
 
@@ -144,8 +164,8 @@ def _error(outcome: CascadeOutcome, limit: float) -> Evidence:
 
 def _accuracy_loss(outcome: CascadeOutcome, limit: float) -> Evidence:
     both = outcome.data.paired
-    lost = outcome.data.large_right[both].astype(float) - outcome.right[both]
-    return MeanEvidence(lost, limit, -1.0, 1.0)
+    large, routed = outcome.data.large_right[both], outcome.right[both]
+    return DifferenceEvidence(int((large & ~routed).sum()), int((routed & ~large).sum()), int(both.sum()), limit)
 
 
 def _cost(outcome: CascadeOutcome, limit: float) -> Evidence:

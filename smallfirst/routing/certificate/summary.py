@@ -11,9 +11,8 @@ from smallfirst.routing.certificate.risks import RiskResult
 from smallfirst.routing.certificate.rows_needed import MIN_CHANCE, RowsNeeded
 from smallfirst.routing.certificate.threshold_search import (
     CascadeThresholds,
-    min_accepted_rows,
-    min_rows_without_error,
 )
+from smallfirst.stats.sample_size import min_rows_without_error
 from smallfirst.stats.sequential import spent_level
 
 
@@ -51,7 +50,7 @@ def describe_refused(data: CascadeData, guarantee: Guarantee, found: CascadeThre
         n_wrong = int((~data.right[-1]).sum())
         return (
             f"not shown: with {data.n} calibration rows ({n_wrong} of all answers wrong) no threshold keeping "
-            f"{min_accepted_rows(data.n, alpha, found.level)} or more answers shows at most {100 * alpha:g} % wrong"
+            f"{found.first} or more answers shows at most {100 * alpha:g} % wrong"
             f"{_judged_by(data)}{_rows_missing(missing)}"
         )
     where = "; ".join(_shown_where(risk, limit, found) for risk, limit in guarantee.limits.items())

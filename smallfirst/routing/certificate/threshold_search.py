@@ -1,14 +1,14 @@
 """Search for the cheapest thresholds at which every limit of the guarantee is shown on calibration rows.
 
-One stage and a limit on errors alone: fixed-sequence testing (Bauer 1991). Otherwise Learn-then-Test (Angelopoulos et
-al. 2021) along a few paths from accepting nothing to everything, which depend on confidences alone, never on what is
-right; the level is divided equally among limits and paths, so the choice needs no further correction.
+Learn-then-Test (Angelopoulos et al. 2021) along a few paths from accepting nothing to everything, which depend on
+confidences alone, never on what is right; the level is divided equally among limits and paths, so the choice needs no
+further correction. The limit on errors, which may be shown in the middle of a path alone, is tested from several starts
+on by a graphical procedure (`stats.graphical`, with the proof), or from the one that selection rows choose. One stage
+and a limit on errors alone: every row is a step of the path.
 """
 
 from __future__ import annotations
 
-import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,6 +19,8 @@ from smallfirst.records import Record
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData, CascadeOutcome
 from smallfirst.routing.certificate.risks import GROWS_WITH_COVERAGE, evidence
+from smallfirst.routing.certificate.starts import DEFAULT_STARTS, Starts, choose_starts, start_rows
+from smallfirst.stats.graphical import rejected_on_path
 
 STEPS = 100
 """Thresholds on a path."""
@@ -49,6 +51,8 @@ class CascadeThresholds(NamedTuple):
     shares: dict[str, tuple[float, float]]
     """By risk: least and largest accepted share at which it is shown; only risks that are shown somewhere."""
     n_tested: int
+    first: int = 0
+    """Rows accepted where the search for the limit on errors begins; 0 where there are several paths or limits."""
     never_escalates: bool = False
     """The guarantee holds only if nothing is escalated: the large model is no better on the rest anyway."""
 
@@ -58,40 +62,45 @@ class CascadeThresholds(NamedTuple):
 
 
 def search_threshold(
-    confidence: Sequence[float], correct: Sequence[bool], guarantee: Guarantee
+    confidence: Sequence[float],
+    correct: Sequence[bool],
+    guarantee: Guarantee,
+    starts: Starts = DEFAULT_STARTS,
 ) -> ThresholdSearchResult:
     """Return the loosest threshold at which accepted answers are shown to be wrong at most `max_error` of the time."""
     level, limit = 1 - guarantee.confidence, guarantee.max_error or 0.0
-    first = min_accepted_rows(len(confidence), limit, level)
-    return fixed_sequence_test(np.asarray(confidence), np.asarray(correct), limit, level=level, first=first)
+    rows = start_rows(len(confidence), limit, level, starts)
+    return _search(np.asarray(confidence), np.asarray(correct), limit, level=level, starts=rows)
 
 
 def fixed_sequence_test(
     confidence: np.ndarray, correct: np.ndarray, limit: float, *, level: float, first: int
 ) -> ThresholdSearchResult:
     """Test "wrong at most `limit`" at one threshold after the other, from `first` accepted rows on, until it fails."""
+    return _search(confidence, correct, limit, level=level, starts=[(max(first, 1), 1.0)])
+
+
+def _search(
+    confidence: np.ndarray, correct: np.ndarray, limit: float, *, level: float, starts: Sequence[tuple[int, float]]
+) -> ThresholdSearchResult:
+    """Return the loosest threshold that is shown, testing from several numbers of accepted rows on."""
     descending, right = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=bool)
     order = np.argsort(-descending, kind="stable")
     descending, wrong = descending[order], np.cumsum(~right[order])
-    accepted = np.arange(max(first, 1), len(descending) + 1)
+    accepted = np.arange(1, len(descending) + 1)
     # Rows of equal confidence are accepted together or not at all.
-    accepted = accepted[np.append(descending[1:] != descending[:-1], True)[accepted - 1]]
-    failed = special.bdtr(wrong[accepted - 1], accepted, limit) > level
-    n_passed = int(failed.argmax()) if failed.any() else len(accepted)
-    if n_passed == 0:
+    accepted = accepted[np.append(descending[1:] != descending[:-1], True)[: len(accepted)]]
+
+    def shows(first: int, end: int, share: float) -> np.ndarray:
+        n = accepted[first:end]
+        return np.asarray(special.bdtr(wrong[n - 1], n, limit) <= share)
+
+    places = [(int(np.searchsorted(accepted, rows)), share) for rows, share in starts]
+    shown = np.flatnonzero(rejected_on_path(shows, places, len(accepted), level))
+    if not shown.size:
         return ThresholdSearchResult(threshold=NEVER_ACCEPT, n_accepted=0, n_errors=0)
-    n = int(accepted[n_passed - 1])
+    n = int(accepted[shown[-1]])
     return ThresholdSearchResult(threshold=float(descending[n - 1]), n_accepted=n, n_errors=int(wrong[n - 1]))
-
-
-def min_accepted_rows(n: int, limit: float, level: float) -> int:
-    """Return where the search begins: half the rows, or as many as the limit needs without any error."""
-    return max(min_rows_without_error(limit, level), (n + 1) // 2)
-
-
-def min_rows_without_error(limit: float, level: float) -> int:
-    """Return the fewest rows that show an error of at most `limit` if none is wrong: (1 - limit)^n <= level."""
-    return max(1, math.ceil(math.log(level) / math.log1p(-limit) - 1e-9)) if limit > 0 else sys.maxsize
 
 
 def search_cascade(
@@ -102,10 +111,14 @@ def search_cascade(
     `selection`: the stages' answers to rows that certify nothing; they choose where a search begins.
     """
     if set(guarantee.limits) == {"error"} and data.n_stages == 1:
-        level = 1 - guarantee.confidence
-        one = search_threshold(data.confidence[0].tolist(), data.right[0].tolist(), guarantee)
+        level, limit = 1 - guarantee.confidence, guarantee.limits["error"]
+        starts = DEFAULT_STARTS
+        if selection is not None:
+            starts = choose_starts(selection.confidence[0], selection.right[0], data.n, limit, level)
+        one = search_threshold(data.confidence[0].tolist(), data.right[0].tolist(), guarantee, starts)
         shown = {"error": (0.0, one.n_accepted / max(1, data.n))} if one.n_accepted else {}
-        return CascadeThresholds((one.threshold,), level, NEVER_ACCEPT, shown, data.n)
+        first = start_rows(data.n, limit, level, starts)[0][0]
+        return CascadeThresholds((one.threshold,), level, NEVER_ACCEPT, shown, data.n, first)
     paths = threshold_paths(data.confidence, steps)
     level = (1 - guarantee.confidence) / (len(guarantee.limits) * len(paths))
     choices: list[tuple[float, int, Thresholds, bool]] = []
@@ -113,7 +126,14 @@ def search_cascade(
     shares: dict[str, tuple[float, float]] = {}
     for path in paths:
         outcomes = [data.outcome(thresholds) for thresholds in path]
-        places = {risk: _shown_places(risk, outcomes, limit, level) for risk, limit in guarantee.limits.items()}
+        places = {
+            risk: _shown_places(risk, outcomes, limit, level)
+            for risk, limit in guarantee.limits.items()
+            if risk != "error"
+        }
+        if "error" in guarantee.limits:
+            limit = guarantee.limits["error"]
+            places["error"] = _shown_errors(outcomes, limit, level, _path_starts(path, selection, data.n, limit, level))
         for risk, shown_at in places.items():
             found = [outcomes[i].n_accepted / data.n for i in shown_at] + list(shares.get(risk, ()))
             shares |= {risk: (min(found), max(found))} if found else {}
@@ -124,7 +144,7 @@ def search_cascade(
     nothing = (0.0, 0, (NEVER_ACCEPT,) * data.n_stages, False)
     _, _, best, never_escalates = min(choices, default=nothing)
     floor = min((one[-1] for one in with_small_loss if one[:-1] == best[:-1]), default=NEVER_ACCEPT)
-    return CascadeThresholds(best, level, floor, shares, sum(map(len, paths)), never_escalates)
+    return CascadeThresholds(best, level, floor, shares, sum(map(len, paths)), never_escalates=never_escalates)
 
 
 def _valid_places(
@@ -164,16 +184,37 @@ def threshold_paths(confidence: np.ndarray, steps: int = STEPS) -> list[list[Thr
 
 def _shown_places(risk: str, outcomes: Sequence[CascadeOutcome], limit: float, level: float) -> list[int]:
     """Return the places on the path at which the limit is shown, testing from where it is easiest until it fails."""
-    order, data = list(range(len(outcomes))), outcomes[0].data
-    if risk == "error":
-        first = min_accepted_rows(data.n, limit, level)
-        order = [i for i in order if outcomes[i].n_accepted >= first]
-    places = []
+    order, places = range(len(outcomes)), list[int]()
     for i in order if risk in GROWS_WITH_COVERAGE else reversed(order):
         if not evidence(risk, outcomes[i], limit).shows(level):
             break
         places.append(i)
     return places
+
+
+def _shown_errors(outcomes: Sequence[CascadeOutcome], limit: float, level: float, starts: Starts) -> list[int]:
+    """Return the places at which the limit on errors is shown; nobody knows where it is easiest, hence `starts`."""
+    accepted = [outcome.n_accepted for outcome in outcomes]
+    rows = start_rows(outcomes[0].data.n, limit, level, starts)
+    places = [(int(np.searchsorted(accepted, n)), share) for n, share in rows]
+
+    def shows(first: int, end: int, share: float) -> np.ndarray:
+        return np.array([evidence("error", outcome, limit).shows(share) for outcome in outcomes[first:end]], dtype=bool)
+
+    return [int(i) for i in np.flatnonzero(rejected_on_path(shows, places, len(outcomes), level))]
+
+
+def _path_starts(
+    path: Sequence[Thresholds], selection: CascadeData | None, n: int, limit: float, level: float
+) -> Starts:
+    """Return the starts that selection rows choose, taken in the order in which the path accepts them."""
+    if selection is None:
+        return DEFAULT_STARTS
+    outcomes = [selection.outcome(thresholds) for thresholds in path]
+    steps = np.sum([outcome.accepted for outcome in outcomes], axis=0)
+    first = np.minimum(len(path) - steps, len(path) - 1)  # by row: the strictest place that accepts it
+    right = np.array([outcomes[place].right[row] for row, place in enumerate(first.tolist())], dtype=bool)
+    return choose_starts(steps, right, n, limit, level)
 
 
 def _thresholds(confidence: np.ndarray, shares: np.ndarray) -> list[float]:

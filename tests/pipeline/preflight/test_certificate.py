@@ -38,7 +38,7 @@ def test_the_first_look_has_half_of_the_level(tmp_path: Path) -> None:
     assert finding.rule.startswith("add 1 more calibration rows, which is about 2 more rows in validation.jsonl")
     found = forecast(tmp_path, 72)
     assert (found.reachable, found.n_most_confident, found.n_wrong) == (True, 72, 0)
-    assert found.in_words.endswith("only if the 72 most confident answers are all right")
+    assert found.in_words.endswith("if, say, the 72 most confident answers are all right")
     assert list(certificate_findings(found)) == []
 
 
@@ -58,7 +58,7 @@ def test_half_of_many_rows_decide(tmp_path: Path) -> None:
     found = forecast(tmp_path, 400)
     # Binomial(200, 0.05): at most 3 with probability 0.009, at most 4 with 0.026.
     assert (found.n_most_confident, found.n_wrong) == (200, 3)
-    assert found.in_words.endswith("if at most 3 of the 200 most confident answers are wrong")
+    assert found.in_words.endswith("if, say, at most 3 of the 200 most confident answers are wrong")
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,11 @@ from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData, cascade_data
 from smallfirst.routing.certificate.risks import evidence
 from smallfirst.routing.certificate.threshold_search import (
-    min_rows_without_error,
     search_cascade,
     search_threshold,
     threshold_paths,
 )
-from smallfirst.stats.sample_size import rows_for_upper_bound
+from smallfirst.stats.sample_size import min_rows_without_error, rows_for_upper_bound
 
 
 def drawn(seed: int, n: int, *, stages: int = 1) -> CascadeData:
@@ -217,3 +216,30 @@ def test_mapie_finds_the_same_thresholds_or_stricter_ones() -> None:
         assert mine.threshold <= theirs
         n_accepted = int((confidence >= theirs).sum())
         assert n_accepted >= 0.8 * mine.n_accepted
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_selection_rows_choose_where_the_search_begins(stages: int) -> None:
+    draw = np.random.default_rng(8)
+
+    def rows(n: int) -> CascadeData:  # a sixth of the answers is right, the rest half of the time
+        confidence = draw.random((1, n)).repeat(stages, axis=0)
+        return cascade(confidence, draw.random((1, n)).repeat(stages, axis=0) < np.where(confidence > 0.83, 1.0, 0.5))
+
+    seldom = rows(240)  # 40 rows are right: enough for 10 % at a whole level, too few at a part of it
+    guarantee = Guarantee(max_error=0.1, confidence=0.95 if stages == 1 else 0.85)
+    assert not search_cascade(seldom, guarantee).issued
+    found = search_cascade(seldom, guarantee, selection=rows(400))
+    assert found.issued
+    assert seldom.right[-1][seldom.outcome(found.thresholds).accepted].mean() > 0.9
+
+
+def test_several_starts_are_broken_at_most_as_often_as_stated() -> None:
+    population, draw, broken, issued = drawn(1, 20_000), np.random.default_rng(9), 0, 0
+    guarantee = Guarantee(max_error=0.1)
+    for _ in range(300):
+        found = search_cascade(population.take(draw.integers(0, population.n, 400)), guarantee)
+        issued += found.issued
+        broken += found.issued and evidence("error", population.outcome(found.thresholds), 0.1).value > 0.1
+    assert issued > 200
+    assert broken / 300 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 300)
