@@ -24,6 +24,7 @@ from smallfirst.pipeline.router_setup import (
     REFERENCE,
     TrafficReference,
     challenger_stages,
+    load_candidates,
     load_ood_detector,
     routes_to_challenger,
     routing_rules,
@@ -183,13 +184,14 @@ class TaskDeployment:
         loaded += [stage.model for stage in ahead]
         name = versioned_name(f"{file.name}-small", version.version)
         small = load_model(version.folder, name=name, price=file.prices.machine)
-        loaded.append(small)
+        agreeing = load_candidates(file, run_folder, heads.agreement, version=version.version)
+        loaded += [small, *agreeing]
         beside = challenger_stages(file, wanted.challenger) if wanted.challenger is not None else ()
         loaded += [stage.model for stage in beside]
         if trial is not None:
             trial(loaded)
         router = Router(
-            heads.on((*ahead, Stage("small", small))),
+            heads.on((*ahead, Stage("small", small, beside=agreeing))),
             self.large,
             certificate,
             general=self.general,

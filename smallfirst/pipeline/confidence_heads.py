@@ -19,6 +19,7 @@ from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.pipeline.large_model import answers_so_far
 from smallfirst.project.project import Project
 from smallfirst.records import Record
+from smallfirst.routing.certificate.outcomes import with_routing_cost
 from smallfirst.routing.confidence_head import DraftHead
 from smallfirst.routing.gain import LARGE, SMALL, GainModel
 from smallfirst.routing.types import Stage
@@ -34,27 +35,43 @@ class ConfidenceHeads(Record):
 
     by_stage: dict[str, DraftHead] = {}
     """Head by stage; a stage without one uses its model's own confidence."""
+    agreement: tuple[str, ...] = ()
+    """The candidates that the last stage's head compares its draft with; empty if that stage has no head."""
+    agreement_usd: float = 0.0
+    """Mean cost of their answers to a request."""
+    agreement_ms: float = 0.0
+    """Mean time of their answers, one after the other."""
 
     def on(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
         """Return the stages with their heads."""
         return tuple(stage._replace(head=self.by_stage.get(stage.name)) for stage in stages)
+
+    def with_cost(self, last: Evaluation) -> Evaluation:
+        """Return the last stage's evaluation with the cost and time of the candidates that answer beside it."""
+        if not self.agreement:
+            return last
+        return with_routing_cost(last, cost_usd=self.agreement_usd, latency_ms=self.agreement_ms)
 
 
 async def fit_heads(project: Project, stages: Sequence[Stage]) -> tuple[ConfidenceHeads, dict[str, list[Completion]]]:
     """Return the heads that help, and every stage's answers to the selection rows."""
     rows = project.rows.selection
     drafts = {stage.name: await drafts_of(stage, rows) for stage in stages}
-    found: dict[str, DraftHead] = {}
-    before: list[Completion] | None = None
+    beside = await _drafts_beside(stages, rows, drafts)
+    heads: dict[str, DraftHead] = {}
     for stage in stages:
         mine = drafts[stage.name]
         right = [is_correct(project, e.golds, draft) for e, draft in zip(rows.examples, mine, strict=True)]
-        head = DraftHead.fit(mine, right, cheaper=before)
+        head = DraftHead.fit(mine, right, others=beside[stage.name])
         if head.weights:
-            found[stage.name] = head
+            heads[stage.name] = head
             project.progress.log(f"confidence of {stage.name}: {head.why}")
-        before = mine
-    return ConfidenceHeads(by_stage=found), drafts
+    last, names = stages[-1], project.file.routing.agreement
+    if last.name not in heads or not last.beside or not len(rows):
+        return ConfidenceHeads(by_stage=heads), drafts
+    asked = [answer for row in beside[last.name] for answer in row[-len(last.beside) :]]
+    usd, ms = (sum(values) / len(rows) for values in zip(*((a.cost_usd, a.latency_ms) for a in asked), strict=True))
+    return ConfidenceHeads(by_stage=heads, agreement=names, agreement_usd=usd, agreement_ms=ms), drafts
 
 
 async def fit_gain(project: Project, drafts: Sequence[Completion], folder: Path) -> GainModel:
@@ -100,14 +117,25 @@ async def head_confidences(
     if not heads.by_stage:
         return {}
     drafts = drafts or {stage.name: await drafts_of(stage, rows) for stage in stages}
+    stages = heads.on(stages)
+    beside = await _drafts_beside(stages, rows, drafts)
     found: dict[str, dict[str, float]] = {}
-    before: Sequence[Completion | None] = [None] * len(rows)
+    for name, head in heads.by_stage.items():
+        said = [head.confidence(draft, others) for draft, others in zip(drafts[name], beside[name], strict=True)]
+        found[name] = {e.key: value for e, value in zip(rows.examples, said, strict=True)}
+    return found
+
+
+async def _drafts_beside(
+    stages: Sequence[Stage], rows: Dataset, drafts: Mapping[str, Sequence[Completion]]
+) -> dict[str, list[tuple[Completion, ...]]]:
+    """Return by stage, for each row, what its head compares the draft with: the stage before, then those beside."""
+    found: dict[str, list[tuple[Completion, ...]]] = {}
+    before: list[Sequence[Completion]] = []
     for stage in stages:
-        mine, head = drafts[stage.name], heads.by_stage.get(stage.name)
-        if head is not None:
-            said = [head.confidence(draft, cheaper) for draft, cheaper in zip(mine, before, strict=True)]
-            found[stage.name] = {e.key: value for e, value in zip(rows.examples, said, strict=True)}
-        before = mine
+        columns = [*before, *[await drafts_of(stage._replace(model=model), rows) for model in stage.beside]]
+        found[stage.name] = list(zip(*columns, strict=True)) if columns else [()] * len(rows)
+        before = [drafts[stage.name]]
     return found
 
 

@@ -105,11 +105,13 @@ class RoutingAttempt:
         return self._accept(self.draft, self._route(stage, why, confidence=confidence, threshold=threshold))
 
     async def _make_draft(self, stage: Stage) -> tuple[Completion, float | None]:
-        cheaper = self.draft
+        others = [self.draft] if self.draft else []
         self.draft = await stage.model.complete(self.request)
-        self.cost_usd += self.draft.cost_usd
-        self.latency_ms += self.draft.latency_ms
-        found = stage.head.confidence(self.draft, cheaper) if stage.head else self.draft.confidence
+        beside = [await model.complete(self.request) for model in stage.beside] if stage.head else []
+        for answer in (self.draft, *beside):
+            self.cost_usd += answer.cost_usd
+            self.latency_ms += answer.latency_ms
+        found = stage.head.confidence(self.draft, (*others, *beside)) if stage.head else self.draft.confidence
         if stage.acceptance is not None and self.features is not None:
             found = stage.acceptance.confidence(found or 0.0, self.features)
         return self.draft, found

@@ -21,8 +21,10 @@ from smallfirst.models.protocol import Completion
 FEATURES = ("own", "margin", "entropy", "tokens", "characters", "least_field", "mean_field", "same", "cheaper")
 """`own`: log-odds of the draft's confidence · `margin`: log of the best label's probability over the second's ·
 `entropy` of the labels in nats · `tokens`, `characters`: log of 1 + their number · `least_field`, `mean_field`: of the
-fields' log-odds, `own` where there are none · `same`: 1 if a cheaper model gives an equal answer, -1 if not, 0 without
-one · `cheaper`: log-odds of the draft's answer under the cheaper model."""
+fields' log-odds, `own` where there are none · `same`: mean over cheaper models of 1 for an equal answer and -1 for
+another, 0 without any · `cheaper`: their mean log-odds of the draft's answer."""
+AGREEMENT = ("own", "same", "cheaper")
+"""The features that most often help; with few rows they are fitted without the others."""
 MIN_PROBABILITY = 1e-6
 """Probabilities are clipped to this distance from 0 and 1."""
 FOLDS = 5
@@ -51,16 +53,17 @@ class DraftHead(CalibratedHead):
         drafts: Sequence[Completion],
         correct: Sequence[bool],
         *,
-        cheaper: Sequence[Completion | None] | None = None,
+        others: Sequence[Sequence[Completion]] | None = None,
         fields_correct: Sequence[Mapping[str, bool]] | None = None,
     ) -> DraftHead:
-        """Fit on drafts and whether each was right; `cheaper` holds a cheaper model's answers to the same requests.
+        """Fit on drafts and whether each was right; `others` are cheaper models' answers to each of the requests.
 
-        All features are used only if they clearly beat the model's confidence, raw and calibrated, in 5-fold log loss.
+        All features, or those of AGREEMENT, are used only if they clearly beat the model's confidence, raw and
+        calibrated, in 5-fold log loss.
         `fields_correct` says by field path which fields were right; a field with enough rows gets a curve of its own.
         Raise ValueError if the lengths differ.
         """
-        right, beside = np.asarray(correct, dtype=bool), cheaper or [None] * len(drafts)
+        right, beside = np.asarray(correct, dtype=bool), others or [()] * len(drafts)
         lengths = [len(column) for column in (drafts, right, beside, fields_correct or drafts)]
         if len(set(lengths)) > 1:
             raise ValueError(f"drafts and outcomes differ in number: {', '.join(map(str, lengths))}")
@@ -88,11 +91,11 @@ class DraftHead(CalibratedHead):
             why=why,
         )
 
-    def confidence(self, completion: Completion, cheaper: Completion | None = None) -> float:
+    def confidence(self, completion: Completion, others: Sequence[Completion] = ()) -> float:
         """Return the probability in [0, 1] that the draft is right; 0 if unfitted and the model gives none."""
         if not self.weights:
             return completion.confidence or 0.0
-        return self.probability(features_of(completion, cheaper))
+        return self.probability(features_of(completion, others))
 
     def fields(self, completion: Completion) -> dict[str, float]:
         """Return by field path of a JSON draft the probability in [0, 1] that its value is right."""
@@ -100,7 +103,7 @@ class DraftHead(CalibratedHead):
         return {path: self.field_steps.get(path, plain).at(own) for path, own in completion.field_confidence.items()}
 
 
-def features_of(completion: Completion, cheaper: Completion | None = None) -> tuple[float, ...]:
+def features_of(completion: Completion, others: Sequence[Completion] = ()) -> tuple[float, ...]:
     """Return one number for each of FEATURES."""
     own = log_odds(0.5 if completion.confidence is None else completion.confidence)
     labels = [probability for _, probability in completion.alternatives]
@@ -109,15 +112,15 @@ def features_of(completion: Completion, cheaper: Completion | None = None) -> tu
     entropy = -math.fsum(p * math.log(p) for p in (*labels, rest) if p > 0)
     fields = [log_odds(p) for p in completion.field_confidence.values()] or [own]
     length = math.log1p(completion.completion_tokens), math.log1p(len(completion.text))
-    return own, margin, entropy, *length, min(fields), math.fsum(fields) / len(fields), *_agreement(completion, cheaper)
+    return own, margin, entropy, *length, min(fields), math.fsum(fields) / len(fields), *_agreement(completion, others)
 
 
 def draft_features(
-    texts: Sequence[str], drafts: Sequence[Completion], cheaper: Sequence[Completion | None] | None = None
+    texts: Sequence[str], drafts: Sequence[Completion], others: Sequence[Sequence[Completion]] | None = None
 ) -> list[list[float]]:
     """Return FEATURES of each draft, its lines, numbers and end. Raise ValueError if the lengths differ."""
     rows = []
-    for text, draft, beside in zip(texts, drafts, cheaper or [None] * len(drafts), strict=True):
+    for text, draft, beside in zip(texts, drafts, others or [()] * len(drafts), strict=True):
         given, written = set(NUMBER.findall(text)), set(NUMBER.findall(draft.text))
         used, new = len(given & written) / max(1, len(given)), len(written - given) / max(1, len(written))
         lines, cut = math.log1p(draft.text.count("\n")), float(draft.finish_reason == "length")
@@ -125,14 +128,20 @@ def draft_features(
     return rows
 
 
-def _agreement(completion: Completion, cheaper: Completion | None) -> tuple[float, float]:
-    if cheaper is None:
-        return 0.0, 0.0
+def _agreement(completion: Completion, others: Sequence[Completion]) -> tuple[float, float]:
+    views = [_view_of(completion, other) for other in others] or [(0.0, 0.0)]
+    same, likely = np.mean(views, axis=0).tolist()
+    return same, likely
+
+
+def _view_of(completion: Completion, cheaper: Completion) -> tuple[float, float]:
     own = 0.5 if cheaper.confidence is None else cheaper.confidence
     if cheaper.text == completion.text:
         return 1.0, log_odds(dict(cheaper.alternatives).get(completion.text, own))
-    listed = dict(cheaper.alternatives).get(completion.text)
-    return -1.0, log_odds(1.0 - own if listed is None else listed)  # unlisted: at most what its own answer leaves
+    listed, rest = dict(cheaper.alternatives), 1.0 - own
+    if listed:  # an unlisted answer has at most the probability of the last listed one, and what all of them leave
+        rest = min(max(0.0, 1.0 - math.fsum(listed.values())), *listed.values())
+    return -1.0, log_odds(listed.get(completion.text, rest))
 
 
 def log_odds(probability: float) -> float:
@@ -168,19 +177,34 @@ def significantly_lower(losses: np.ndarray, others: np.ndarray, *, errors: float
 
 
 def _choose_columns(features: np.ndarray, right: np.ndarray) -> tuple[list[int], str]:
-    own, every = [FEATURES.index("own")], list(range(len(FEATURES)))
+    """Return the features to use, none for the model's own confidence, and why."""
+    own = [FEATURES.index("own")]
     raw = log_losses(special.expit(features[:, own[0]]), right)
     calibrated = log_losses(_held_out(features[:, own], right), right)
-    combined = log_losses(_held_out(features, right), right)
-    means = f"raw {raw.mean():.4f}, calibrated {calibrated.mean():.4f}, with all features {combined.mean():.4f}"
-    found = f"5-fold log loss on {len(right)} rows: {means}"
-    n_varying, rarer = int((features.std(axis=0) > 1e-9).sum()), int(min(right.sum(), (~right).sum()))
-    enough = rarer >= MIN_ROWS_PER_FEATURE * n_varying
-    if enough and significantly_lower(combined, min(raw, calibrated, key=np.mean), errors=MIN_Z_SCORE):
-        return every, f"all features are used. {found}"
+    plain, rarer = min(raw, calibrated, key=np.mean), int(min(right.sum(), (~right).sum()))
+    said, tried = [f"raw {raw.mean():.4f}, calibrated {calibrated.mean():.4f}"], []
+    for name, columns in _feature_sets(features).items():
+        if rarer >= MIN_ROWS_PER_FEATURE * len(columns):
+            losses = log_losses(_held_out(features[:, columns], right), right)
+            said.append(f"with {name} {losses.mean():.4f}")
+            if significantly_lower(losses, plain, errors=MIN_Z_SCORE):
+                tried.append((losses.mean(), name, columns))
+    found = f"5-fold log loss on {len(right)} rows: {', '.join(said)}"
+    if tried:
+        _, name, columns = min(tried)
+        return columns, f"{name} are used. {found}"
     if significantly_lower(calibrated, raw, errors=MIN_Z_SCORE):
         return own, f"the model's confidence is calibrated. {found}"
     return [], f"the model's confidence stays as it is. {found}"
+
+
+def _feature_sets(features: np.ndarray) -> dict[str, list[int]]:
+    """Return the columns to try, by name: all that vary and do not repeat the first, and those of AGREEMENT."""
+    new = (features.std(axis=0) > 1e-9) & (np.abs(features - features[:, :1]).max(axis=0) > 1e-9)
+    varying = [0, *np.flatnonzero(new).tolist()]
+    agreement = [column for column in varying if FEATURES[column] in AGREEMENT]
+    sets = {"all features": varying, "features of agreement": agreement}
+    return {name: columns for name, columns in sets.items() if len(columns) > 1}
 
 
 def _held_out(features: np.ndarray, right: np.ndarray) -> np.ndarray:

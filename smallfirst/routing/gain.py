@@ -1,13 +1,12 @@
 """Predict by request which models answer rightly and what a larger one would add, from rows whose outcomes are known.
 
 Hashed words, surface features and optionally a sentence encoder's vector go into one calibrated logistic regression a
-model. Where held-out rows are not predicted better than by their mean outcome, that mean is returned.
+model, and into a ridge regression of the gain itself; the gain is the mean of both. Where held-out rows are not
+predicted better than by their mean outcome, that mean is returned.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -22,25 +21,28 @@ from smallfirst.models.confidence import IsotonicCurve
 from smallfirst.records import Record
 from smallfirst.routing.confidence_head import (
     FOLDS,
-    NUMBER,
     log_losses,
     logistic,
     means_and_scales,
     significantly_lower,
 )
+from smallfirst.routing.request_features import (
+    N_HASH_BUCKETS,
+    N_SURFACE_FEATURES,
+    directions,
+    hashed_words,
+    text_features,
+    weighed_words,
+)
 
 INVERSE_PENALTIES = (0.003, 0.03, 0.3, 3.0)
 """Values of C for the logistic regressions, strongest penalty first; chosen by cross-validation."""
-N_HASH_BUCKETS = 2**15
-"""Buckets that words and word pairs are hashed to."""
-N_COMPONENTS = 64
-"""Components of the words' and of the encoder's space (truncated SVD); their weights are projected back."""
+RIDGE_PENALTIES = tuple(10.0 ** (k / 2) for k in range(9))
+"""Penalties of the ridge regression; chosen by leave-one-out squared error (Allen 1974)."""
 MIN_GAIN = 1e-3
 """Smallest gain in log loss, in nats, that counts."""
 SMALL, LARGE = "small", "large"
 """The models that the gain lies between."""
-QUESTION_WORD = re.compile(r"\b(?:who|whom|whose|what|when|where|why|how|which)\b", re.IGNORECASE)
-SENTENCE_END = re.compile(r"[.!?]+(?:\s|$)")
 
 
 class Embedder(Protocol):
@@ -74,6 +76,8 @@ class GainParameters(Record):
     """By name of the model; the weights have their columns in this order."""
     base: str = ""
     """Name of the sentence encoder; empty without one."""
+    direct: float | None = None
+    """Intercept of the regression of the gain itself, whose weights are the last column; None without it."""
     quantiles: tuple[float, ...] = ()
     """Held-out gains at 0, 1, … 100 % of the rows, rising; empty if the gain is the same for all."""
 
@@ -84,7 +88,7 @@ class GainParameters(Record):
 
 
 class GainWeights(NamedTuple):
-    """Arrays of the fitted models; all but `rarity` have one column for each."""
+    """Arrays of the fitted models; all but `rarity` have a column for each, and one for the direct regression."""
 
     rarity: np.ndarray
     words: np.ndarray
@@ -119,24 +123,30 @@ class GainModel:
         targets = {name: _checked(texts, values, further) for name, values in outcomes.items()}
         if not texts:
             return cls(GainParameters(models={name: _learn(np.zeros((0, 0)), np.zeros(0)).outcome for name in targets}))
-        hashed, counts = _hashed(texts), _counts(texts, further)
+        hashed, counts = hashed_words(texts), text_features(texts, further)
         rarity = 1 + np.log((1 + len(texts)) / (1 + np.bincount(hashed.indices, minlength=N_HASH_BUCKETS)))
-        weighed, (centres, scales) = _weighed(hashed, rarity), means_and_scales(counts)
+        weighed, (centres, scales) = weighed_words(hashed, rarity), means_and_scales(counts)
         meaning = encoder[1].embed(texts) if encoder else np.zeros((len(texts), 0))
-        basis, axes = _directions(weighed), _directions(meaning)
+        basis, axes = directions(weighed), directions(meaning)
         x = np.hstack([weighed @ basis, (counts - centres) / scales, meaning @ axes])
         found = {name: _learn(x, target) for name, target in targets.items()}
-        weights = np.stack([one.weights for one in found.values()], axis=1)
+        direct = _regress(x, targets[LARGE] - targets[SMALL]) if {SMALL, LARGE} <= targets.keys() else None
+        weights = np.stack([one.weights for one in (*found.values(), direct) if one is not None], axis=1)
         of_words, of_counts, of_meaning = np.split(weights, np.cumsum([basis.shape[1], len(scales)]))
         of_counts = of_counts / scales[:, None]
-        biases = [one.outcome.bias - centres @ column for one, column in zip(found.values(), of_counts.T, strict=True)]
+        shifts = (centres @ of_counts).tolist()
         models = {
-            name: one.outcome.model_copy(update={"bias": float(bias)})
-            for (name, one), bias in zip(found.items(), biases, strict=True)
+            name: one.outcome.model_copy(update={"bias": one.outcome.bias - shift})
+            for (name, one), shift in zip(found.items(), shifts, strict=False)
         }
         held_out = _gain({name: one.held_out for name, one in found.items()}) if SMALL in found else np.zeros(0)
-        fitted = GainParameters(models=models, base=encoder[0] if encoder else "", quantiles=_quantiles(held_out))
-        if not any(one.known for one in models.values()):
+        fitted = GainParameters(
+            models=models,
+            base=encoder[0] if encoder else "",
+            direct=direct and direct.intercept - shifts[-1],
+            quantiles=_quantiles(_mean_gain(held_out, direct and direct.held_out)),
+        )
+        if direct is None and not any(one.known for one in models.values()):
             return cls(fitted.model_copy(update={"base": ""}))
         parts = GainWeights(rarity, basis @ of_words, of_counts, axes @ of_meaning)
         return cls(fitted, parts, encoder and encoder[1])
@@ -145,26 +155,57 @@ class GainModel:
         self, texts: Sequence[str], *, further: Sequence[Sequence[float]] | None = None
     ) -> dict[str, np.ndarray]:
         """Return by model a probability in [0, 1] for each text. Raise ValueError unless `further` is as in `fit`."""
+        return self._predict(texts, further)[0]
+
+    def _predict(
+        self, texts: Sequence[str], further: Sequence[Sequence[float]] | None
+    ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+        """Return the probabilities by model, and the gains of the direct regression."""
         models = self.fitted.models
         if self._weights is None or not texts:
-            return {name: np.full(len(texts), one.rate) for name, one in models.items()}
-        counts = _counts(texts, further)
+            return {name: np.full(len(texts), one.rate) for name, one in models.items()}, None
+        counts = text_features(texts, further)
         if counts.shape[1] != (n := len(self._weights.counts)):
             raise ValueError(
                 f"fitted with {n - N_SURFACE_FEATURES} extra features, "
                 f"called with {counts.shape[1] - N_SURFACE_FEATURES}"
             )
-        logits = _weighed(_hashed(texts), self._weights.rarity) @ self._weights.words + counts @ self._weights.counts
+        logits = (
+            weighed_words(hashed_words(texts), self._weights.rarity) @ self._weights.words
+            + counts @ self._weights.counts
+        )
         if self._embedder is not None:
             logits = logits + self._embedder.embed(texts) @ self._weights.meaning
-        return {
+        probabilities = {
             name: one.steps.at_each(column + one.bias) if one.known else np.full(len(texts), one.rate)
-            for (name, one), column in zip(models.items(), logits.T, strict=True)
+            for (name, one), column in zip(models.items(), logits.T, strict=False)
         }
+        return probabilities, None if self.fitted.direct is None else logits[:, -1] + self.fitted.direct
 
     def score(self, texts: Sequence[str], *, further: Sequence[Sequence[float]] | None = None) -> np.ndarray:
         """Return for each text the gain in [-1, 1]: how much likelier the large model is right than the small one."""
-        return _gain(self.probabilities(texts, further=further))
+        probabilities, direct = self._predict(texts, further)
+        return _mean_gain(_gain(probabilities), direct)
+
+    def choose(
+        self,
+        texts: Sequence[str],
+        costs_usd: Mapping[str, float],
+        *,
+        usd_per_right_answer: float,
+        further: Sequence[Sequence[float]] | None = None,
+    ) -> list[str]:
+        """Return for each text the model of the highest expected value; of equal ones the cheapest.
+
+        The value is a model's chance to be right times what a right answer is worth, less its cost. `costs_usd` is the
+        mean cost of an answer by model; any number of models may be skipped. Raise ValueError for one not fitted.
+        """
+        if unknown := costs_usd.keys() - self.fitted.models.keys():
+            raise ValueError(f"no outcomes of {', '.join(sorted(unknown))}; known: {', '.join(self.fitted.models)}")
+        names = sorted(costs_usd, key=lambda name: costs_usd[name])
+        chances = self.probabilities(texts, further=further)
+        values = np.stack([usd_per_right_answer * chances[name] - costs_usd[name] for name in names])
+        return [names[best] for best in values.argmax(axis=0)]
 
     def threshold(self, share: float) -> float:
         """Return the gain that a share in [0, 1] of the held-out rows exceeded; 1 if the gain is the same for all."""
@@ -190,13 +231,13 @@ class GainModel:
             fitted = GainParameters.load(folder / "gain.json")
         else:
             return None
-        if not any(one.known for one in fitted.models.values()):
+        if fitted.direct is None and not any(one.known for one in fitted.models.values()):
             return cls(fitted)
         from safetensors.numpy import load_file
 
         name = "gain" if (folder / "gain.json").exists() else "difficulty"
         arrays = load_file(folder / f"{name}.safetensors")
-        n = len(fitted.models)
+        n = len(fitted.models) + (fitted.direct is not None)
         columns = {key: part if key == "rarity" else part.reshape(len(part), n) for key, part in arrays.items()}
         weights = GainWeights(**columns)
         if not fitted.base:
@@ -220,27 +261,12 @@ class _Learned(NamedTuple):
     held_out: np.ndarray
 
 
-def surface_features(text: str) -> tuple[float, ...]:
-    """Return length, sentences, questions, numbers and punctuation of a text, as logs or shares."""
-    words, numbers = text.split(), NUMBER.findall(text)
-    largest = max((float(number.replace(",", "").split(".")[0]) for number in numbers), default=0.0)
-    return (
-        math.log1p(len(text)),
-        math.log1p(len(words)),
-        sum(map(len, words)) / max(1, len(words)),
-        math.log1p(len(SENTENCE_END.findall(text))),
-        math.log1p(text.count("\n")),
-        float(text.count("?")),
-        float(len(QUESTION_WORD.findall(text))),
-        math.log1p(len(numbers)),
-        math.log1p(len(set(numbers))),
-        math.log1p(min(largest, 1e12)),
-        sum(c.isdigit() for c in text) / max(1, len(text)),
-        sum(not c.isalnum() and not c.isspace() for c in text) / max(1, len(text)),
-    )
+class _Regression(NamedTuple):
+    """A linear regression, and its leave-one-out predictions by row."""
 
-
-N_SURFACE_FEATURES = len(surface_features(""))
+    intercept: float
+    weights: np.ndarray
+    held_out: np.ndarray
 
 
 def _gain(probabilities: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -248,15 +274,14 @@ def _gain(probabilities: Mapping[str, np.ndarray]) -> np.ndarray:
     return found
 
 
+def _mean_gain(difference: np.ndarray, direct: np.ndarray | None) -> np.ndarray:
+    return difference if direct is None else np.clip((difference + direct) / 2, -1.0, 1.0)
+
+
 def _quantiles(gains: np.ndarray) -> tuple[float, ...]:
     if not len(gains) or gains.max() - gains.min() < 1e-9:
         return ()
     return tuple(np.quantile(gains, np.linspace(0, 1, 101)).tolist())
-
-
-def _counts(texts: Sequence[str], further: Sequence[Sequence[float]] | None) -> np.ndarray:
-    own = np.array([surface_features(text) for text in texts], dtype=np.float64).reshape(-1, N_SURFACE_FEATURES)
-    return own if further is None else np.hstack([own, np.asarray(further, dtype=np.float64)])
 
 
 def _learn(x: np.ndarray, outcomes: np.ndarray) -> _Learned:
@@ -277,6 +302,25 @@ def _learn(x: np.ndarray, outcomes: np.ndarray) -> _Learned:
     return _Learned(
         ModelOutcome(rate=rate, known=True, why=why, n_rows=n, bias=bias, steps=steps), model.coef_[0], held_out
     )
+
+
+def _regress(x: np.ndarray, gains: np.ndarray) -> _Regression | None:
+    """Fit the gain itself; None if rows left out are not predicted better than by the mean of the others."""
+    from sklearn.linear_model import RidgeCV
+
+    there = ~np.isnan(gains)
+    gain, n = gains[there], int(there.sum())
+    if n < MIN_ROWS or gain.min() == gain.max():
+        return None
+    fitted = RidgeCV(alphas=RIDGE_PENALTIES, store_cv_results=True).fit(x[there], gain)
+    errors = fitted.cv_results_[:, RIDGE_PENALTIES.index(float(fitted.alpha_))]
+    if errors.mean() >= ((gain - gain.mean()) ** 2).mean() * (n / (n - 1)) ** 2:
+        return None
+    predicted = fitted.predict(x)
+    toward = np.sign(predicted[there] - gain)  # leaving a row out moves its prediction away from its gain
+    held_out = predicted.copy()
+    held_out[there] = gain + toward * np.sqrt(errors)
+    return _Regression(float(fitted.intercept_), fitted.coef_, held_out)
 
 
 def _cross_validate(x: np.ndarray, target: np.ndarray) -> tuple[bool, str, float, np.ndarray]:
@@ -303,30 +347,6 @@ def _fit(x: np.ndarray, target: np.ndarray, inverse_penalty: float) -> Any:
     shares, outcome = np.concatenate([target, 1 - target]), np.repeat([1, 0], len(target))
     there = shares > 0
     return logistic(inverse_penalty).fit(np.vstack([x, x])[there], outcome[there], sample_weight=shares[there])
-
-
-def _hashed(texts: Sequence[str]) -> Any:
-    from sklearn.feature_extraction.text import HashingVectorizer
-
-    hashing = HashingVectorizer(
-        n_features=N_HASH_BUCKETS, ngram_range=(1, 2), binary=True, norm=None, alternate_sign=False
-    )
-    return hashing.transform(texts)
-
-
-def _weighed(hashed: Any, rarity: np.ndarray) -> Any:
-    from sklearn.preprocessing import normalize
-
-    return normalize(hashed.multiply(rarity).tocsr())
-
-
-def _directions(rows: Any) -> np.ndarray:
-    """Return the first components (columns, n) of the rows by truncated SVD (Halko et al. 2011)."""
-    from sklearn.utils.extmath import randomized_svd
-
-    if not (n := min(N_COMPONENTS, *rows.shape)):
-        return np.zeros((rows.shape[1], 0))
-    return np.asarray(randomized_svd(rows, n, n_iter=2, transpose=False, random_state=0)[2].T)
 
 
 def _checked(

@@ -167,7 +167,7 @@ class Router(CallableModel):
         return known and self.certificate.covers(label, confidence, stage=stage.name, tags=tags)
 
     async def aclose(self) -> None:
-        models = [s.model for s in (*self.stages, *self.options.policy_stages)]
+        models = [m for s in (*self.stages, *self.options.policy_stages) for m in (s.model, *s.beside)]
         for model in {id(m): m for m in (*models, self.large, self.general) if m}.values():
             await model.aclose()
         if self.ood_detector is not None:

@@ -63,8 +63,8 @@ class OodDetector(Protocol):
 class ConfidenceHead(Protocol):
     """Estimate the confidence of a draft from more than the model's own probability."""
 
-    def confidence(self, completion: Completion, cheaper: Completion | None = None) -> float:
-        """Return the probability in [0, 1] that the draft is right; `cheaper` is the draft of the stage before."""
+    def confidence(self, completion: Completion, others: Sequence[Completion] = ()) -> float:
+        """Return the probability in [0, 1] that the draft is right, beside the answers of cheaper models."""
 
 
 class Acceptance(Protocol):
@@ -84,6 +84,8 @@ class Stage(NamedTuple):
     """`words`, `encoder`, `small`, …; as the certificate names it."""
     model: Model
     head: ConfidenceHead | None = None
+    beside: Sequence[Model] = ()
+    """Cheap models that answer too, to compare the draft with; asked only where there is a head."""
     acceptance: Acceptance | None = None
     """Corrects the confidence for foreign requests; without it the certificate covers what the domain check passes."""
 

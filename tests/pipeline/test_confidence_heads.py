@@ -94,6 +94,25 @@ def test_a_head_that_sees_the_cheaper_draft_parts_right_from_wrong(tmp_path: Pat
     assert ConfidenceHeads.model_validate_json(heads.model_dump_json()) == heads
 
 
+def test_a_candidate_beside_counts_in_the_confidence_and_is_paid_for(tmp_path: Path) -> None:
+    of = project(tmp_path)
+    routing = of.file.routing.model_copy(update={"agreement": ("words",)})
+    of = of._replace(file=of.file.model_copy(update={"routing": routing}))
+    stages = (Stage("small", Small(), beside=(Words(),)),)
+    heads, drafts = asyncio.run(fit_heads(of, stages))
+    assert (heads.agreement, heads.agreement_usd, heads.agreement_ms) == (("words",), 0.0, 1.0)
+    found = asyncio.run(head_confidences(heads, stages, of.rows.calibration))["small"]
+    sure = {e.text: found[e.key] for e in of.rows.calibration.examples}
+    assert min(v for text, v in sure.items() if number(text) % 2 == 0) > 0.9
+    assert max(v for text, v in sure.items() if number(text) % 2) < 0.1
+    chosen_on = asyncio.run(head_confidences(heads, stages, of.rows.selection, drafts))["small"]
+    assert len(chosen_on) == len(of.rows.selection)
+    made = evaluation_of([evaluated_row("a", "g", "g", confidence=0.5)], split="calibration")
+    assert heads.with_cost(made).rows[0].latency_ms == made.rows[0].latency_ms + 1.0
+    assert ConfidenceHeads().with_cost(made) is made
+    assert ConfidenceHeads.model_validate_json(heads.model_dump_json()) == heads
+
+
 def test_without_a_head_nothing_is_asked_and_nothing_changes(tmp_path: Path) -> None:
     of, stages = project(tmp_path), (Stage("small", Words()),)
     heads, _ = asyncio.run(fit_heads(of, stages))

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from smallfirst.errors import WeightsNotFound
-from smallfirst.routing.gain import N_SURFACE_FEATURES, GainModel, surface_features
+from smallfirst.routing.gain import GainModel
 
 EASY, HARD = ("where is my card", "what is the fee", "is my pin active"), ("prove the lemma", "derive a bound on it")
 FILLER = ("please", "now", "today", "again", "quickly", "for me", "thanks", "hello")
@@ -144,16 +144,6 @@ def test_rows_must_fit_together() -> None:
         GainModel.fit(["a", "b"], {"small": [True, False]}, further=[[1.0]])
 
 
-def test_counts_of_a_text_by_hand() -> None:
-    found = surface_features("Why 2 of 1,500? Go.\n")
-    assert len(found) == N_SURFACE_FEATURES
-    assert found[:2] == pytest.approx([np.log(21), np.log(6)])
-    assert found[2] == pytest.approx(15 / 5)  # Why 2 of 1,500? Go.
-    assert found[3:7] == pytest.approx([np.log(3), np.log(2), 1, 1])  # sentences, lines, question marks and words
-    assert found[7:10] == pytest.approx([np.log(3), np.log(3), np.log(1501)])
-    assert found[10:] == pytest.approx([5 / 20, 3 / 20])
-
-
 def test_without_an_encoder_no_torch_is_loaded() -> None:
     program = (
         "import sys; from smallfirst.routing.gain import GainModel\n"
@@ -180,6 +170,23 @@ def test_the_gain_is_where_the_large_model_is_right_and_the_small_one_is_not() -
     assert found.fitted.models["large"].n_rows == 320
     assert (found.score(texts) > found.threshold(0.2)).mean() == pytest.approx(0.2, abs=0.05)
     assert found.threshold(0.1) > found.threshold(0.6)
+
+
+def test_of_several_models_the_one_of_the_highest_expected_value_is_chosen() -> None:
+    """A cheap model knows cards, a dear one proofs too, and an own one riddles."""
+    draw = np.random.default_rng(0)
+    kinds = draw.integers(0, 3, 600)
+    questions = ("where is my card", "prove the lemma", "guess the riddle")
+    texts = [f"{questions[kind]} {draw.choice(FILLER)}" for kind in kinds]
+    chances = {"cheap": (0.9, 0.1, 0.1), "dear": (0.95, 0.9, 0.3), "own": (0.1, 0.1, 0.9)}
+    outcomes = {name: (draw.random(600) < np.array(right)[kinds]).tolist() for name, right in chances.items()}
+    found, asked_for = GainModel.fit(texts, outcomes), [f"{question} now" for question in questions]
+    costs = {"dear": 0.02, "own": 0.005, "cheap": 0.0001}
+    assert found.choose(asked_for, costs, usd_per_right_answer=0.1) == ["cheap", "dear", "own"]
+    assert found.choose(asked_for, costs, usd_per_right_answer=0.001) == ["cheap"] * 3  # not worth more
+    assert found.choose(asked_for, {"dear": 0.0, "cheap": 0.0}, usd_per_right_answer=0.1)[1:] == ["dear", "dear"]
+    with pytest.raises(ValueError, match="no outcomes of other; known: cheap, dear, own"):
+        found.choose(asked_for, {"other": 0.0}, usd_per_right_answer=0.1)
 
 
 def test_a_difficulty_of_an_earlier_version_is_read(learned: GainModel, tmp_path: Path) -> None:

@@ -454,13 +454,27 @@ def test_a_spent_budget_limits_escalation_alone() -> None:
 
 def test_a_head_estimates_the_confidence_from_the_cheaper_draft_too() -> None:
     class Agreement:
-        def confidence(self, completion: Completion, cheaper: Completion | None = None) -> float:
-            return 1.0 if cheaper is not None and cheaper.answered_by == "words" else 0.0
+        def confidence(self, completion: Completion, others: Sequence[Completion] = ()) -> float:
+            return 1.0 if [other.answered_by for other in others] == self.wanted else 0.0
+
+        def __init__(self, *wanted: str) -> None:
+            self.wanted = list(wanted)
 
     router = cascade(0.0, 0.0)
     words, small = router.stages
-    router.stages = (words, small._replace(head=Agreement()))
+    router.stages = (words, small._replace(head=Agreement("words")))
     assert (ask(router).answered_by, route(ask(router))["confidence"]) == ("small", 1.0)
+    alone = ask(router)
+    router.stages = (
+        words,
+        small._replace(head=Agreement("words", "beside"), beside=(Echo("beside", cost_usd=2, latency_ms=3),)),
+    )
+    answer = ask(router)
+    assert (answer.answered_by, route(answer)["confidence"]) == ("small", 1.0)
+    assert answer.cost_usd == pytest.approx(alone.cost_usd + 2)  # who answers beside is paid for
+    assert answer.latency_ms == pytest.approx(alone.latency_ms + 3)
+    router.stages = (words, small._replace(beside=(Echo("beside", error=Unavailable("down")),)))
+    assert ask(router).answered_by == "large"  # without a head nobody is asked beside it
 
 
 def test_a_stream_that_fails_before_its_first_text_falls_back_to_the_draft() -> None:

@@ -78,7 +78,8 @@ async def draft_traffic(project: Project, run_folder: RunFolder, candidate: str,
 
 def heads_fingerprint(heads: ConfidenceHeads) -> str:
     """Return what tells these heads from others; empty without any."""
-    return fingerprint(heads.model_dump(mode="json")) if heads.by_stage else ""
+    measured = {"agreement_usd", "agreement_ms"}  # other at each measurement of the same heads
+    return fingerprint(heads.model_dump(mode="json", exclude=measured)) if heads.by_stage else ""
 
 
 def model_fingerprint(run_folder: RunFolder, candidate: str) -> str:
