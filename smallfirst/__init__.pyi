@@ -117,9 +117,14 @@ from smallfirst.routing.certificate.filters import RequestFilters as RequestFilt
 from smallfirst.routing.certificate.frontier import FrontierPoint as FrontierPoint
 from smallfirst.routing.certificate.guarantee import Guarantee as Guarantee
 from smallfirst.routing.certificate.guarantee_check import GuaranteeCheck as GuaranteeCheck
-from smallfirst.routing.certificate.per_group import GroupCertificate as GroupCertificate
 from smallfirst.routing.certificate.risks import RiskResult as RiskResult
 from smallfirst.routing.certificate.threshold_curve import ThresholdPoint as ThresholdPoint
+from smallfirst.routing.certificate.units.fields import FieldCertificate as FieldCertificate
+from smallfirst.routing.certificate.units.fields import KeptFields as KeptFields
+from smallfirst.routing.certificate.units.per_group import GroupCertificate as GroupCertificate
+from smallfirst.routing.certificate.units.shift import TrafficShift as TrafficShift
+from smallfirst.routing.certificate.units.shift import WeightedRows as WeightedRows
+from smallfirst.routing.certificate.units.shift import weigh_rows as weigh_rows
 from smallfirst.routing.monitoring.monitor import MonitorSettings as MonitorSettings
 from smallfirst.routing.policies.policy import GainScorer as GainScorer
 from smallfirst.routing.policies.policy import Policy as Policy

@@ -218,7 +218,15 @@ def judged_by_gold(project: Project, measured: Evaluation, gold: Mapping[str, st
     rows = tuple(e for e in measured.rows if e.key in gold)
     scores = [project.task.score([gold[row.key]], row.answer) for row in rows]
     changed = [
-        row.model_copy(update={"gold": gold[row.key], "also": (), "score": s, "correct": s >= project.task.pass_score})
+        row.model_copy(
+            update={
+                "gold": gold[row.key],
+                "also": (),
+                "score": s,
+                "correct": s >= project.task.pass_score,
+                "wrong_fields": project.task.wrong_fields([gold[row.key]], row.answer),
+            }
+        )
         for row, s in zip(rows, scores, strict=True)
     ]
     return measured.model_copy(

@@ -50,13 +50,15 @@ class RoutingAttempt:
         for stage in self.router.stages:
             draft, confidence = await self._make_draft(stage)
             threshold = self.router.threshold(stage.name)
-            if self.router.covers(stage, draft.text, confidence, self.request.tags):
+            certified_fields = None if outside else self._certified_fields(stage)
+            by_fields = bool(certified_fields) and self.router.certificate.keeps_fields(draft.field_confidence)
+            if by_fields or self.router.covers(stage, draft.text, confidence, self.request.tags):
                 why = "confident enough for the certificate"
                 self._add_draft(stage, draft, "kept", why, confidence=confidence, threshold=threshold)
                 self._add_large_not_asked()
                 certified = not self.paused
                 route = self._route(stage.name, why, confidence=confidence, threshold=threshold, certified=certified)
-                return self._accept(draft, route)
+                return self._accept(draft, route.model_copy(update={"certified_fields": certified_fields}))
             self._add_draft(
                 stage, draft, "passed on", "not confident enough", confidence=confidence, threshold=threshold
             )
@@ -102,7 +104,16 @@ class RoutingAttempt:
             return self._delegate(router.large, self._route("large", why, confidence=confidence, threshold=threshold))
         self._add_large_not_asked()
         assert self.draft is not None
-        return self._accept(self.draft, self._route(stage, why, confidence=confidence, threshold=threshold))
+        route = self._route(stage, why, confidence=confidence, threshold=threshold)
+        certified_fields = self._certified_fields(router.stages[-1])
+        return self._accept(self.draft, route.model_copy(update={"certified_fields": certified_fields}))
+
+    def _certified_fields(self, stage: Stage) -> tuple[str, ...] | None:
+        """Return the fields of the last stage's draft that are certified; None where no limit is on fields."""
+        fields = self.router.certificate.fields
+        if fields is None or stage is not self.router.stages[-1] or self.draft is None:
+            return None
+        return () if self.paused else fields.certified(self.draft.field_confidence)
 
     async def _make_draft(self, stage: Stage) -> tuple[Completion, float | None]:
         others = [self.draft] if self.draft else []

@@ -56,6 +56,7 @@ _EXPLANATION = _object(
         "route": _TEXT,
         "why": _or_null(_TEXT),
         "certified": {"type": "boolean"},
+        "certified_fields": _or_null(_list(_TEXT)),
         "confidence": _or_null(_CHANCE),
         "cost_usd": {"type": "number", "minimum": 0},
         "latency_ms": {"type": "number", "minimum": 0},

@@ -17,8 +17,8 @@ from smallfirst.report.data import OutOfScopeRequests, ReportData
 from smallfirst.report.page import render, save
 from smallfirst.routing.certificate.below_threshold import Band
 from smallfirst.routing.certificate.certificate import StageThreshold
-from smallfirst.routing.certificate.per_group import GroupCertificate
 from smallfirst.routing.certificate.risks import RiskResult
+from smallfirst.routing.certificate.units.per_group import GroupCertificate
 from smallfirst.stats.intervals import wilson
 
 Make = Callable[..., ReportData]

@@ -18,6 +18,7 @@ from smallfirst.routing.budget import Budget
 from smallfirst.routing.certificate.certificate import StageThreshold
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT
+from smallfirst.routing.certificate.units.fields import FieldCertificate, KeptFields
 from smallfirst.routing.policies.always import AlwaysPolicy
 from smallfirst.routing.policies.rule import RulePolicy
 from smallfirst.routing.policies.split import SplitPolicy
@@ -492,3 +493,43 @@ def test_a_signed_override_replaces_a_missing_certificate_only() -> None:
     router.certificate = router.certificate.model_copy(update={"issued": False, "threshold": NEVER_ACCEPT})
     answer = ask(router)
     assert (answer.answered_by, route(answer)["why"]) == ("small", "not certified; signed for by Ada: pilot")
+
+
+class Json(Echo):
+    """Answer with JSON whose fields have confidences."""
+
+    def __init__(self, **field_confidence: float) -> None:
+        super().__init__("small")
+        self.field_confidence = field_confidence
+
+    async def complete(self, request: Request) -> Completion:
+        completion = await super().complete(request)
+        return completion.model_copy(update={"field_confidence": self.field_confidence})
+
+
+def of_fields(threshold: float, whole: float) -> FieldCertificate:
+    kept = {"n_kept": 1, "n_wrong": 0, "n_rows_kept": 1, "n_rows_wrong": 0, "bound": 0.05}
+    each, together = (KeptFields(threshold=at, **kept) for at in (threshold, whole))
+    return FieldCertificate(names=("a", "b"), max_wrong=0.05, each=each, whole=together, n_rows=9, n_units=9)
+
+
+def by_fields(*, large: Model | None, **field_confidence: float) -> Completion:
+    guarantee = Guarantee(max_error=None, max_wrong_fields=0.05)
+    record = certificate(NEVER_ACCEPT, guarantee=guarantee, fields=of_fields(0.7, 0.8))
+    return asyncio.run(Router(Json(**field_confidence), large, record).complete(Request.ask("x")))
+
+
+def test_an_answer_whose_every_field_is_sure_stays_small() -> None:
+    found = by_fields(large=Echo("large"), a=0.9, b=0.85)
+    assert found.route is not None
+    assert (found.answered_by, found.route.certified, found.route.certified_fields) == ("small", True, ("a", "b"))
+    assert found.route.guarantee == "at most 5 % of kept fields wrong (95 %)"
+
+
+def test_an_answer_with_an_unsure_field_goes_on_and_without_a_large_model_says_which_are_sure() -> None:
+    asked = by_fields(large=Echo("large"), a=0.9, b=0.75)
+    assert asked.route is not None
+    assert (asked.answered_by, asked.route.certified_fields) == ("large", None)
+    alone = by_fields(large=None, a=0.9, b=0.2)
+    assert alone.route is not None
+    assert (alone.answered_by, alone.route.certified, alone.route.certified_fields) == ("small", False, ("a",))

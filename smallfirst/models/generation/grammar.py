@@ -10,7 +10,7 @@ import hashlib
 import json
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -40,8 +40,10 @@ _TOKENIZERS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 class Grammar:
     """A compiled schema for one tokenizer."""
 
-    def __init__(self, matcher: Any, words: Any) -> None:
+    def __init__(self, matcher: Any, words: Any, names: Sequence[str] = ()) -> None:
         self._matcher, self.words = matcher, words
+        self.names = tuple(names)
+        """Fields at the top level, in the order in which they are written; empty where there are none."""
         single = {bytes([byte]): token for token in reversed(range(words.vocab_size)) if (byte := _byte(words, token))}
         self._closers = [single[sign] for sign in CLOSERS if sign in single]
         self.closing_tokens = self._count_closing()
@@ -62,7 +64,7 @@ class Grammar:
         matcher = LLMatcher(words, grammar, log_level=0)
         if failed or matcher.is_error():
             raise ConfigError(f"no answer can be written under this schema: {matcher.get_error()}")
-        return cls(matcher, words)
+        return cls(matcher, words, tuple(schema.get("properties", ())))
 
     def start(self) -> GrammarState:
         return GrammarState(self._matcher.deep_copy(), self._closers, self.words)

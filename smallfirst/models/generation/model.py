@@ -35,7 +35,7 @@ from smallfirst.models.response_format import ResponseGrammars
 from smallfirst.models.usage import ReportUnfinished, report_unfinished, unfinished
 from smallfirst.models.wrappers import CallableModel
 from smallfirst.pricing import MachinePrice
-from smallfirst.tasks.json.paths import value_spans
+from smallfirst.tasks.json.paths import field_path, omission_spans, value_spans
 
 MAX_PROMPT_TOKENS = 4096
 """Longest conversation of a chat model."""
@@ -307,13 +307,17 @@ class GenerativeModel(CallableModel):
 
 
 def field_confidence(result: GenerationResult, grammar: Grammar) -> dict[str, float]:
-    """Return by field path the probability in [0, 1] of the tokens that overlap its values, quotes included."""
+    """Return by field path the probability in [0, 1] of the tokens that overlap its values, quotes included.
+
+    A field at the top level that is left out has the probability of what was written in its place.
+    """
     ends, at = [], 0
     for piece in grammar.pieces(result.token_ids):
         ends.append((at, at := at + len(piece)))
     found: dict[str, float] = {}
     text = result.text
-    for path, places in value_spans(text).items():
+    omitted = {field_path("", name): [span] for name, span in omission_spans(text, grammar.names).items()}
+    for path, places in (value_spans(text) | omitted).items():
         total = 0.0
         for start, end in places:
             quotes = int(text[start - 1 : start] == '"')

@@ -21,9 +21,9 @@ from smallfirst.records import Record, fingerprint
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.looks import next_look
 from smallfirst.routing.certificate.outcomes import CascadeData
-from smallfirst.routing.certificate.per_group import certify_per_group
 from smallfirst.routing.certificate.starts import start_rows
 from smallfirst.routing.certificate.threshold_search import search_cascade
+from smallfirst.routing.certificate.units.per_group import certify_per_group
 from smallfirst.stats.sequential import spent_level
 
 MAX_ROWS = 20_000
@@ -64,10 +64,13 @@ class CertificateForecast(Record):
 
 
 def forecast_certificate(project: Project) -> CertificateForecast | None:
-    """Return what the calibration rows can certify; None where people's answers to some of them certify alone."""
+    """Return what the calibration rows can certify; None where people's answers to some of them certify alone.
+
+    None too where the guarantee limits fields alone.
+    """
     file, rows = project.file, project.rows.calibration
-    guarantee, n = file.routing.guarantee, len(rows)
-    if file.data.gold is not None:
+    (guarantee, _), n = file.routing.guarantee.split_level(), len(rows)
+    if file.data.gold is not None or not guarantee.limits:
         return None
     known = {fingerprint(fold_text(example.text)) for example in rows.examples}
     look = next_look(state_folder() / "tasks" / file.name / LOOKS, known)

@@ -14,6 +14,7 @@ from smallfirst.errors import ConfigError
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.records import Record, fingerprint
 from smallfirst.routing.certificate.below_threshold import Band, BelowAction, BelowRule, decide_below_threshold
+from smallfirst.routing.certificate.earlier_names import upgrade
 from smallfirst.routing.certificate.filters import RequestFilters
 from smallfirst.routing.certificate.frontier import FrontierPoint, frontier
 from smallfirst.routing.certificate.guarantee import LABEL, Guarantee
@@ -22,12 +23,6 @@ from smallfirst.routing.certificate.outcomes import (
     CascadeOutcome,
     LabelSource,
     cascade_data,
-)
-from smallfirst.routing.certificate.per_group import (
-    GroupCertificate,
-    certify_per_group,
-    guaranteed_rows,
-    min_threshold,
 )
 from smallfirst.routing.certificate.risks import GROWS_WITH_COVERAGE, RiskResult, audit_limits, evidence
 from smallfirst.routing.certificate.rows_needed import MAX_ROWS, MIN_CHANCE, RowsNeeded, rows_needed
@@ -38,22 +33,18 @@ from smallfirst.routing.certificate.summary import (
     limits_of_validity,
 )
 from smallfirst.routing.certificate.threshold_curve import ThresholdPoint, threshold_curve
-from smallfirst.routing.certificate.threshold_search import CascadeThresholds, search_cascade
+from smallfirst.routing.certificate.threshold_search import CascadeThresholds, nothing_accepted, search_cascade
+from smallfirst.routing.certificate.units.clusters import one_row_a_unit
+from smallfirst.routing.certificate.units.fields import FieldCertificate, allow_wrong_fields, certify_fields
+from smallfirst.routing.certificate.units.per_group import (
+    GroupCertificate,
+    certify_per_group,
+    guaranteed_rows,
+    min_threshold,
+)
+from smallfirst.routing.certificate.units.shift import TrafficShift, WeightedRows
 from smallfirst.stats.intervals import Estimate, upper_bound, wilson
 from smallfirst.stats.sequential import spent_level
-
-# Field names in certificates of version 0.1.0's first months.
-_COUNTS = {"n_kept": "n_accepted", "errors_kept": "n_errors", "errors": "n_errors"}
-_CERTIFICATE = {**_COUNTS, "promised_error": "max_error", "promise": "guarantee"}
-_GUARANTEE = {
-    "at_most_wrong": "max_error",
-    "at_most_below_large": "max_accuracy_loss",
-    "at_most_usd_per_1k": "max_usd_per_1k",
-    "p95_under_ms": "max_p95_ms",
-    "at_most_escalated": "max_escalation_rate",
-}
-_PARTS = {"stages": _COUNTS, "curve": _COUNTS, "classes": _COUNTS, "bands": {"then": "action"}}
-_RISKS = {"wrong": "error", "regret": "accuracy_loss", "late": "latency", "escalated": "escalation"}
 
 
 class StageThreshold(Record):
@@ -132,6 +123,10 @@ class Certificate(Record):
     is also there where it is not limited: what the calibration rows allow for."""
     limits_of_validity: tuple[str, ...] = ()
     """What the guarantee rests on and when it ends."""
+    fields: FieldCertificate | None = None
+    """What is shown about the fields of the last stage's JSON answers; None where `guarantee.max_wrong_fields` is."""
+    shift: TrafficShift | None = None
+    """The traffic that it was made for, where that is not taken to be like the calibration rows."""
     filters: RequestFilters | None = None
     """What requests must pass before they reach the cascade for which it holds; None in certificates made before it was
     stored."""
@@ -144,11 +139,11 @@ class Certificate(Record):
     @pydantic.model_validator(mode="before")
     @classmethod
     def _read_earlier_names(cls, values: Any) -> Any:
-        return _upgrade(values) if isinstance(values, Mapping) and "promised_error" in values else values
+        return upgrade(values) if isinstance(values, Mapping) and "promised_error" in values else values
 
     def fingerprint(self) -> str:
         """Return 16 hex digits of the content's SHA-256, or the earlier fingerprint: ledgers refer to it."""
-        later = ("labels_missing_chance", "look", "audit_limits", "filters", "frontier")
+        later = ("labels_missing_chance", "look", "audit_limits", "filters", "frontier", "fields", "shift")
         empty = {name for name in later if getattr(self, name) in (None, {}, ())}
         return self.earlier_fingerprint or fingerprint(self.model_dump(mode="json", exclude=empty))
 
@@ -174,6 +169,11 @@ class Certificate(Record):
         name = self.guarantee.grouped_by if self.guarantee else ""
         group = label if name == LABEL else (tags or {}).get(name)
         return not name or any(one.certified and value >= one.threshold for one in self.classes if one.label == group)
+
+    def keeps_fields(self, field_confidence: Mapping[str, float]) -> bool:
+        """Return True if an answer of the last stage is kept for its fields, where no other limit decides on it."""
+        other_limits = self.guarantee is not None and self.guarantee.limits
+        return self.fields is not None and not other_limits and self.fields.keeps(field_confidence)
 
     def decide(
         self, confidence: float | None, label: str | None = None
@@ -201,6 +201,10 @@ class CertificateSubject(NamedTuple):
     usd_per_wrong_answer: float | None = None
     """What a wrong answer costs in USD; None: unknown."""
 
+    def share_of_level(self, guarantee: Guarantee) -> float:
+        """Return the share of the guarantee's error probability that this look may spend, in (0, 1]."""
+        return (1 - self.tested(guarantee).confidence) / (1 - guarantee.confidence)
+
     def tested(self, guarantee: Guarantee, *, later: int = 0) -> Guarantee:
         """Return the guarantee at the level of this look, or of one so many looks later."""
         if self.look is None:
@@ -221,6 +225,7 @@ def certify(
     selection: Evaluation | Sequence[Evaluation] | None = None,
     alone: bool = True,
     usd_per_wrong_answer: float | None = None,
+    traffic: WeightedRows | None = None,
 ) -> Certificate:
     """Certify the drafting stages, cheapest first, from their answers on calibration rows used for no choice.
 
@@ -229,20 +234,40 @@ def certify(
     if False everything below goes on. With `person`, what is not sent on goes to a person. `labels="large"`: rows were
     scored against its answers. The certificate is number `look` on these rows (`looks.count_look`) and spends that
     look's share of the level; None: all of it. `selection`: the stages' answers to selection rows, which choose where
-    the search begins; None: a fixed rule does.
-    Raise DataError if a draft lacks rows, ConfigError for a guarantee by label about several stages.
+    the search begins; None: a fixed rule does. `traffic`: weights of the rows (`weigh_rows`) where the certificate is
+    for requests that come otherwise. Of rows that share a group one counts.
+    Raise DataError if a draft lacks rows, ConfigError for a guarantee by group or weighted rows about several stages,
+    or by field about answers without fields.
     """
     stages, choosing = _as_list(drafts), _as_list(selection)
-    if guarantee.grouped_by and len(stages) > 1:
+    if (guarantee.grouped_by or traffic is not None) and len(stages) > 1:
+        what = f"guarantee by {guarantee.grouped_by}" if guarantee.grouped_by else "certificate for other traffic"
         raise ConfigError(
-            f"a guarantee by {guarantee.grouped_by} covers one drafting stage, and there are {len(stages)}",
-            hint="leave out guarantee.per_group (per_class), or let one stage draft",
+            f"a {what} covers one drafting stage, and there are {len(stages)}",
+            hint="leave out guarantee.per_group (per_class) or the traffic, or let one stage draft",
         )
     subject = CertificateSubject(
         model_fingerprint, stages[-1].dataset_fingerprint, person, look, alone, usd_per_wrong_answer
     )
+    drafted = [allow_wrong_fields(one, guarantee.wrong_fields_allowed) for one in stages]
     chosen_on = cascade_data(choosing, None, labels) if choosing else None
-    return certify_cascade(cascade_data(stages, large, labels), guarantee, subject, chosen_on)
+    data = cascade_data(drafted, large, labels)
+    counted = data.take(one_row_a_unit(data.group, data.n))
+    by_rows, level = guarantee.split_level()
+    found = certify_cascade(counted, by_rows, subject, chosen_on)
+    if counted.n < data.n:
+        told = f"{data.n} calibration rows belong to {counted.n} groups, of each of which one row counts"
+        found = found.model_copy(update={"limits_of_validity": (told, *found.limits_of_validity)})
+    spent = subject.share_of_level(guarantee)
+    if traffic is not None:
+        changes = traffic.changes(drafted[-1], guarantee, level=spent * (1 - guarantee.confidence))
+        return found.model_copy(update=changes)
+    if guarantee.max_wrong_fields is None:
+        return found
+    level *= spent
+    choosing_fields = choosing[-1] if choosing else None
+    fields = certify_fields(stages[-1], guarantee.max_wrong_fields, level=level, selection=choosing_fields)
+    return found.model_copy(update=fields.changes(guarantee, found.issued, found.why, found.limits_of_validity))
 
 
 def _as_list(drafts: Evaluation | Sequence[Evaluation] | None) -> list[Evaluation]:
@@ -254,7 +279,7 @@ def certify_cascade(
 ) -> Certificate:
     """Return the certificate from the stages' answers to calibration rows; those to selection rows choose its start."""
     asked, guarantee = guarantee, subject.tested(guarantee)
-    found = search_cascade(data, guarantee, selection=selection)
+    found = search_cascade(data, guarantee, selection=selection) if guarantee.limits else nothing_accepted(data)
     classes = certify_per_group(data, guarantee, found)
     if guarantee.grouped_by:
         found = found._replace(thresholds=(min_threshold(classes),), shares={})
@@ -262,7 +287,7 @@ def certify_cascade(
     accepted = guaranteed_rows(data, guarantee, classes) if guarantee.grouped_by else outcome.accepted
     n_accepted, errors = int(accepted.sum()), int((accepted & ~outcome.right).sum())
     risks = _risk_results(outcome, guarantee, found) if found.issued and not guarantee.grouped_by else ()
-    missing = None if found.issued else _rows_needed(data, asked, subject, selection)
+    missing = None if found.issued or not guarantee.limits else _rows_needed(data, asked, subject, selection)
     why = _explain(data, asked, found, classes, (risks, errors, missing))
     floor = found.floor if "accuracy_loss" in guarantee.limits and found.issued else None
     top = 1.0 if guarantee.grouped_by and found.issued else found.thresholds[-1]
@@ -353,18 +378,3 @@ def _stage_thresholds(outcome: CascadeOutcome, found: CascadeThresholds) -> tupl
         )
         for name, threshold, rows in zip(outcome.data.names, found.thresholds, own, strict=True)
     )
-
-
-def _upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values under today's names, with the fingerprint by which ledgers know the old certificate."""
-    found = _renamed(values, _CERTIFICATE)
-    if found.get("guarantee") is not None:
-        found["guarantee"] = _renamed(found["guarantee"], _GUARANTEE)
-    for name, names in _PARTS.items():
-        found[name] = [_renamed(part, names) for part in found.get(name, ())]
-    found["risks"] = [{**part, "risk": _RISKS.get(part["risk"], part["risk"])} for part in found.get("risks", ())]
-    return {**found, "earlier_fingerprint": fingerprint(values)}
-
-
-def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    return {names.get(name, name): value for name, value in values.items()}

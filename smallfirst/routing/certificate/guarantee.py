@@ -35,7 +35,7 @@ class Guarantee(Record):
     """Largest share of requests that may go to the large model."""
     max_wrong_fields: float | None = pydantic.Field(default=None, gt=0, lt=1)
     """Largest share of the kept fields of JSON answers that may be wrong, in (0, 1); a field is kept by its own
-    confidence."""
+    confidence. Without other limits (`max_error: null`) an answer stays small if every field is kept."""
     wrong_fields_allowed: int = pydantic.Field(default=0, ge=0)
     """A JSON answer counts as wrong for the other limits only if more of its fields than this are wrong."""
     per_class: bool = False
@@ -83,6 +83,17 @@ class Guarantee(Record):
             "escalation": self.max_escalation_rate,
         }
         return {risk: limit for risk, limit in limits.items() if limit is not None}
+
+    def split_level(self) -> tuple[Guarantee, float]:
+        """Return the guarantee without its limit on fields, if it has others, and the error probability left for that.
+
+        All limits share alike.
+        """
+        error, n = 1 - self.confidence, len(self.limits)
+        if self.max_wrong_fields is None or not n:
+            return self, error
+        changes = {"max_wrong_fields": None, "confidence": 1 - error * n / (n + 1)}
+        return self.model_copy(update=changes), error / (n + 1)
 
     @property
     def in_words(self) -> str:

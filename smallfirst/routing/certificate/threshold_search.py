@@ -147,6 +147,11 @@ def search_cascade(
     return CascadeThresholds(best, level, floor, shares, sum(map(len, paths)), never_escalates=never_escalates)
 
 
+def nothing_accepted(data: CascadeData) -> CascadeThresholds:
+    """Return the outcome where no limit asks for a search."""
+    return CascadeThresholds((NEVER_ACCEPT,) * data.n_stages, 1.0, NEVER_ACCEPT, {}, 0)
+
+
 def _valid_places(
     outcomes: Sequence[CascadeOutcome], path: Sequence[Thresholds], places: Mapping[str, Sequence[int]]
 ) -> list[tuple[int, bool]]:

@@ -67,6 +67,7 @@ class ResponseBuilder(NamedTuple):
             "route": self.stage(completion),
             "why": route.why if route else None,
             "certified": certified(completion),
+            "certified_fields": list(fields) if route and (fields := route.certified_fields) is not None else None,
             "confidence": confidence(completion),
             "threshold": route.threshold if route else None,
             "task": (route.task or None) if route else None,
@@ -86,6 +87,7 @@ class ResponseBuilder(NamedTuple):
         return {
             "x-smallfirst-route": _header(self.stage(completion)),
             "x-smallfirst-certified": "true" if certified(completion) else "false",
+            **_field_headers(completion),
             **({} if known is None else {"x-smallfirst-confidence": f"{known:.6f}"}),
             "x-smallfirst-cost-usd": f"{completion.cost_usd:.9f}",
             "x-smallfirst-model": _header(completion.answered_by),
@@ -164,6 +166,11 @@ def confidence(completion: Completion) -> float | None:
 def certified(completion: Completion) -> bool:
     """Return True if a Router's certificate covers this answer."""
     return completion.route is not None and completion.route.certified
+
+
+def _field_headers(completion: Completion) -> dict[str, str]:
+    fields = completion.route.certified_fields if completion.route else None
+    return {} if fields is None else {"x-smallfirst-certified-fields": _header(", ".join(fields))}
 
 
 def _route_headers(completion: Completion) -> dict[str, str]:

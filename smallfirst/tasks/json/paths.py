@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 from smallfirst.tasks.metrics.value_matching import Normalizer, normalize_value
@@ -64,6 +64,29 @@ def value_spans(canonical: str) -> dict[str, list[tuple[int, int]]]:
         else:
             quotes = int(len(token) > 2 and token[0] == '"')
             found.setdefault(path, []).append((match.start() + quotes, match.end() - quotes))
+    return found
+
+
+def omission_spans(canonical: str, names: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Return, for each of the top-level fields `names` left out, start and end of what was written in its place.
+
+    That is the name of the next field, in the order of `names`, quotes included, or the closing bracket.
+    """
+    spans, depth, is_name = dict[str, tuple[int, int]](), 0, False
+    place: tuple[int, int] | None = None
+    for match in _TOKEN.finditer(canonical):
+        token = match[0]
+        if token == "}" and depth == 1:
+            place = match.span()
+        if is_name and token[0] == '"':
+            spans[json.loads(token)] = match.span()
+        depth += (token in "{[") - (token in "}]")
+        is_name = depth == 1 and token in "{,"
+    found = {}
+    for name in reversed(names):
+        place = spans.get(name, place)
+        if name not in spans and place is not None:
+            found[name] = place
     return found
 
 

@@ -306,3 +306,17 @@ def test_a_model_that_learnt_no_json_refuses_a_json_object_at_once(lively: Loade
     schema = ResponseFormat(kind="json_schema", json_schema=SCHEMA)
     wanted = wanted.model_copy(update={"response_format": schema, "max_tokens": 40})
     assert set(json.loads(ask(for_chat(lively, manifest=manifest), wanted)[0].text)) == {"item", "n"}
+
+
+def test_a_field_left_out_has_the_probability_of_what_stands_in_its_place(tiny_fp32: Loaded) -> None:
+    tokenizer = tiny_fp32[1]
+    optional = {**SCHEMA, "properties": {"shop": {"type": "string"}, **SCHEMA["properties"]}, "required": []}
+    grammar = Grammar.compile(optional, tokenizer)
+    text = '{"item": "a"}'
+    ids = tuple(tokenizer.encode(text, add_special_tokens=False))
+    starts = [len(b"".join(grammar.pieces(ids)[:i])) for i in range(len(ids) + 1)]
+    chances = tuple(math.log(0.5) if starts[i + 1] == len(text) else 0.0 for i in range(len(ids)))
+    found = field_confidence(GenerationResult(text, ids, chances, 1, "stop", 0.0), grammar)
+    assert set(found) == {"shop", "item", "n"}
+    assert found["shop"] == 1.0
+    assert found["n"] == pytest.approx(0.5)

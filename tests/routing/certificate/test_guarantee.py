@@ -63,3 +63,12 @@ def test_later_settings_are_stored_only_where_they_are_used() -> None:
 
 def test_per_class_is_per_group_of_the_label() -> None:
     assert Guarantee(per_class=True).grouped_by == Guarantee(per_group="label").grouped_by == "label"
+
+
+def test_the_limit_on_fields_takes_its_share_of_the_level() -> None:
+    alone = Guarantee(max_error=None, max_wrong_fields=0.1)
+    assert alone.split_level() == (alone, pytest.approx(0.05))
+    rest, level = Guarantee(max_usd_per_1k=1, max_wrong_fields=0.1).split_level()
+    assert (rest.confidence, level) == (pytest.approx(1 - 0.05 * 2 / 3), pytest.approx(0.05 / 3))
+    assert rest.limits == {"error": 0.05, "cost": 1}
+    assert rest.max_wrong_fields is None

@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from smallfirst.tasks.json.paths import comparison_key, field_path, flatten, value_spans
+from smallfirst.tasks.json.paths import comparison_key, field_path, flatten, omission_spans, value_spans
 from smallfirst.tasks.json.schema import list_fields
 
 
@@ -101,3 +101,14 @@ def test_spans_cut_out_every_value_there_is(answer: dict[str, Any]) -> None:
         if said := [value for value in values if value is not None]:
             cut[path] = said
     assert cut == flatten(answer)
+
+
+def test_a_field_left_out_points_to_what_stands_in_its_place() -> None:
+    names = ("people", "time", "date", "note")
+    text = '{"time": "at {7}, sharp", "date": {"day": [1, 2]}}'
+    found = {name: text[start:end] for name, (start, end) in omission_spans(text, names).items()}
+    assert found == {"people": '"time"', "note": "}"}
+    assert omission_spans(text, names)["note"] == (len(text) - 1, len(text))
+    assert omission_spans("{}", ("a", "b")) == {"a": (1, 2), "b": (1, 2)}
+    assert omission_spans('{"time": "cut o', names)["people"] == (1, 7)
+    assert "note" not in omission_spans('{"time": "cut o', names)

@@ -12,14 +12,14 @@ from fixtures.certificates import cascade, falling
 from smallfirst.errors import DataError
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData
-from smallfirst.routing.certificate.per_group import (
+from smallfirst.routing.certificate.threshold_search import CascadeThresholds
+from smallfirst.routing.certificate.units.per_group import (
     GroupCertificate,
     by_group,
     certify_groups,
     certify_per_group,
     guaranteed_rows,
 )
-from smallfirst.routing.certificate.threshold_search import CascadeThresholds
 from smallfirst.stats.intervals import upper_bound
 
 

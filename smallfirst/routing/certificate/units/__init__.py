@@ -1,0 +1,1 @@
+"""Certificates where rows are not simple draws: groups, the fields of an answer, traffic that has shifted."""
