@@ -14,10 +14,10 @@ import json
 from typing import Literal, NamedTuple
 
 import numpy as np
+from sklearn.linear_model import LogisticRegression
 
 from benchmarks.accuracy.run import data_folder
 from smallfirst.models.catalog import find_weights
-from smallfirst.models.linear.classifier import fit_logistic_regression
 from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import CascadeData
@@ -58,10 +58,10 @@ class Candidate:
         gold = {split: np.array([index[label] for _, label in found]) for split, found in rows.items()}
         encoder = SentenceEncoder(find_weights(DEFAULT_ENCODER))
         vectors = {split: encoder.embed([text for text, _ in found]) for split, found in rows.items()}
-        weights, bias = fit_logistic_regression(vectors["train"], gold["train"], len(self.labels), 10.0)
+        fitted = LogisticRegression(C=10, max_iter=300).fit(vectors["train"], gold["train"])
         self.gold = gold["test"]
         self.calibration, self.test = (
-            _answers(vectors[split] @ weights.T + bias, gold[split]) for split in ("validation", "test")
+            _answers(fitted.predict_proba(vectors[split]), gold[split]) for split in ("validation", "test")
         )
         right = ~self.calibration.wrong
         found = search_threshold(self.calibration.confidence.tolist(), right.tolist(), Guarantee(max_error=LIMIT))
@@ -117,7 +117,5 @@ def _rows(split: str) -> list[tuple[str, str]]:
     return [(row["text"], row["label"]) for row in map(json.loads, lines)]
 
 
-def _answers(logits: np.ndarray, gold: np.ndarray) -> Answers:
-    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-    shares /= shares.sum(axis=1, keepdims=True)
+def _answers(shares: np.ndarray, gold: np.ndarray) -> Answers:
     return Answers(shares.max(axis=1), shares.argmax(axis=1), shares.argmax(axis=1) != gold)
