@@ -1,6 +1,6 @@
 """Measure what the agreement of a cheap candidate adds to the confidence of a draft: AUC, and the share certified.
 
-    SMALLFIRST_DATA=FOLDER python -m benchmarks.confidence.agreement [banking77 clinc150]
+    SMALLFIRST_DATA=FOLDER python -m benchmarks.confidence.agreement [--train-rows N] [banking77 clinc150]
 
 `words` and `encoder` (frozen MiniLM) are fitted on the training rows, temperatures and the head on a part of the
 validation rows (selection), the certificate on the others (calibration), and everything is judged on test rows. The
@@ -9,6 +9,7 @@ head is that of `routing.agreement`. Writes benchmarks/results/agreement.md; som
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -51,13 +52,15 @@ class Part(NamedTuple):
         return Part(self.gold[chosen], {name: score[chosen] for name, score in self.scores.items()})
 
 
-def measured(folder: Path) -> tuple[list[str], dict[str, Part]]:
+def measured(folder: Path, n_train: int | None) -> tuple[list[str], dict[str, Part]]:
     """Return the labels, and validation and test rows as both candidates answer them."""
     read = {
         split: [json.loads(line) for line in (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
         for split in ("train", "validation", "test")
     }
-    labels = sorted({row["label"] for row in read["train"]})
+    if n_train is not None:
+        read["train"] = [read["train"][i] for i in np.random.default_rng(0).permutation(len(read["train"]))[:n_train]]
+    labels = sorted({row["label"] for rows in read.values() for row in rows})
     number = {label: i for i, label in enumerate(labels)}
     texts = {split: [row["text"] for row in rows] for split, rows in read.items()}
     gold = {split: np.array([number[row["label"]] for row in rows]) for split, rows in read.items()}
@@ -144,9 +147,9 @@ def line(name: str, labels: Sequence[str], parts: dict[str, Part], draft: str, s
 
 PAGE = """# Agreement of cheap candidates as confidence
 
-`python -m benchmarks.confidence.agreement`, {today}, one of 2 shared cores, Zen 5, 24 GB, other work beside.
+`python -m benchmarks.confidence.agreement{options}`, {today}, one of 2 shared cores, Zen 5, 24 GB, other work beside.
 
-One candidate drafts, the other answers beside it (`routing.agreement`). Fitted on the training rows; temperatures and
+One candidate drafts, the other answers beside it (`routing.agreement`). Fitted on {rows}; temperatures and
 head on selection rows, the certificate (at most {promise:.0%} wrong, at 95 %) on calibration rows, judged on test rows. The
 features were chosen by the head on selection rows. AUC: how well the confidence tells right from wrong drafts, before and
 with the head, with the 95 % interval of the difference. Kept: share of test rows under the certificate, with 95 % intervals.
@@ -170,13 +173,25 @@ HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n"
 
 
 def main() -> None:
-    sets, lines = sys.argv[1:] or ["banking77", "clinc150"], []
-    for name in sets:
-        labels, parts = measured(Path(os.environ["SMALLFIRST_DATA"]) / name)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("sets", nargs="*", default=["banking77", "clinc150"])
+    parser.add_argument("--train-rows", type=int, help="so many training rows, drawn at random; all without it")
+    wanted, lines = parser.parse_args(), []
+    for name in wanted.sets:
+        labels, parts = measured(Path(os.environ["SMALLFIRST_DATA"]) / name, wanted.train_rows)
         lines += [line(name, labels, parts, draft, share) for draft in ("encoder", "words") for share in SHARES]
         print("".join(lines), flush=True)
         RESULT.write_text(
-            PAGE.format(head=HEAD, today=date.today(), promise=PROMISE, lines="".join(lines)),
+            PAGE.format(
+                options="".join(f" {argument}" for argument in sys.argv[1:]),
+                rows=f"{wanted.train_rows:,} training rows drawn at random"
+                if wanted.train_rows
+                else "all training rows",
+                today=date.today(),
+                promise=PROMISE,
+                head=HEAD,
+                lines="".join(lines),
+            ),
             encoding="utf-8",
         )
 

@@ -209,7 +209,8 @@ decision.
 Difference, regression and their mean were compared on the first {looked_at} rows of GSM8K by cross-validation among them
 alone, which did not tell them apart (APGR 0.607, 0.600, 0.603). The mean was taken with the figures of all rows in view, as
 the steadier of the three, so its lead over the difference, above all on MT-Bench, is no clean result. On the other rows of
-GSM8K, APGR is {unseen}.
+GSM8K, APGR is
+{unseen}.
 
 ## GSM8K
 
@@ -242,6 +243,8 @@ HEAD = """| router | learnt from | APGR | calls for 50 % | for 80 % | for 95 % |
 def write(tables: Sequence[Table], found: Sequence[Sequence[Measured]], version: str, seeds: int) -> None:
     """The result as a page."""
     math, talk = found
+    old = RESULT.read_text(encoding="utf-8")
+    kept = {} if version else {part: kept_lines(old, part) for part in ("GSM8K", "MT-Bench", "What the draft costs")}
     points = "".join(own_points(t.name, t, m) for t, m in zip(tables, found, strict=True))
     theirs = (
         f"Version {version}, its offline classifiers in their own environment. With their own settings:\n\n{points}"
@@ -256,17 +259,23 @@ def write(tables: Sequence[Table], found: Sequence[Sequence[Measured]], version:
             looked_at=LOOKED_AT,
             unseen=unseen(tables[0], math),
             head=HEAD,
-            gsm8k_rows=rows_of(math),
+            gsm8k_rows=rows_of(math) + kept.get("GSM8K", ""),
             gsm8k_published=published("GSM8K"),
-            mtbench_rows=rows_of(talk),
+            mtbench_rows=rows_of(talk) + kept.get("MT-Bench", ""),
             mtbench_published=published("MT-Bench"),
             mtbench_rows_learnt=len(tables[1].texts) * (FOLDS - 1) // FOLDS,
             ratio=PRICE_RATIO,
-            costs=costs(math),
-            litellm=theirs if version else "Not measured: its interpreter was not given.\n",
+            costs=costs(math) + kept.get("What the draft costs", ""),
+            litellm=theirs if version else old.split("## LiteLLM\n\n")[1],
         ),
         encoding="utf-8",
     )
+
+
+def kept_lines(page: str, section: str) -> str:
+    """Return LiteLLM's lines of a section of an earlier page; it learns nothing from the rows, so they stay as they are."""
+    lines = page.split(f"## {section}\n")[1].split("\n## ")[0].splitlines(keepends=True)
+    return "".join(line for line in lines if line.startswith("| LiteLLM"))
 
 
 def unseen(table: Table, measured: Sequence[Measured]) -> str:
@@ -274,9 +283,9 @@ def unseen(table: Table, measured: Sequence[Measured]) -> str:
     said = [
         f"{figures(line.need[:, LOOKED_AT:], table.gain[LOOKED_AT:])[0]} ({line.who.removeprefix('ours, ')})"
         for line, _ in measured
-        if line.who.startswith("ours")
+        if "gain" in line.who
     ]
-    return ", ".join(said)
+    return ",\n".join(said)
 
 
 def main() -> None:
