@@ -25,7 +25,7 @@ from smallfirst.stats.intervals import upper_bound
 
 STEPS = 100
 """Thresholds tried, from strict to loose."""
-MIN_EXPECTED = 10
+MIN_EXPECTED = 20
 """Wrong units that the limit allows for (units times limit) from which means of units are bet on."""
 STARTS = ((0.125, 0.25), (0.25, 0.25), (0.5, 0.5))
 """Where a search begins, as a share of its path, and the share of the level that this start has by itself."""
