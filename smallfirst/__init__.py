@@ -122,6 +122,7 @@ _NAMES = {
     "routing.certificate.units.fields": "FieldCertificate KeptFields",
     "routing.certificate.units.shift": "weigh_rows WeightedRows TrafficShift",
     "routing.certificate.frontier": "FrontierPoint",
+    "routing.certificate.outcomes": "ForeignAccepted",
     "routing.certificate.threshold_curve": "ThresholdPoint",
     "routing.monitoring.monitor": "MonitorSettings",
     "routing.policies.policy": "GainScorer Policy PolicyDecision",

@@ -117,6 +117,7 @@ from smallfirst.routing.certificate.filters import RequestFilters as RequestFilt
 from smallfirst.routing.certificate.frontier import FrontierPoint as FrontierPoint
 from smallfirst.routing.certificate.guarantee import Guarantee as Guarantee
 from smallfirst.routing.certificate.guarantee_check import GuaranteeCheck as GuaranteeCheck
+from smallfirst.routing.certificate.outcomes import ForeignAccepted as ForeignAccepted
 from smallfirst.routing.certificate.risks import RiskResult as RiskResult
 from smallfirst.routing.certificate.threshold_curve import ThresholdPoint as ThresholdPoint
 from smallfirst.routing.certificate.units.fields import FieldCertificate as FieldCertificate

@@ -206,9 +206,10 @@ class AuditedRouter(DelegatingModel):
     async def _note_answer(self, completion: Completion) -> Completion:
         """Test the limits that requests test, and return the answer as it is given, drawn for an audit or not."""
         route = completion.route
-        if route is not None and took_cascade(route):
+        if route is not None and (took_cascade(route) or any(step.stage == _OOD_STAGE for step in route.trail)):
             with ReportUnfinished(lambda _: completion):
-                await self._record_changes(self.monitor.record_answer(completion))
+                changes = self.monitor.record_answer(completion, in_cascade=took_cascade(route))
+                await self._record_changes(changes)
         if route is not None and route.certified and self.monitor.broken:
             broken = ", ".join(quantity.words for quantity in self.monitor.broken)
             in_words = f"{route.guarantee}; not in force, found broken on live requests: {broken}"

@@ -30,7 +30,7 @@ from smallfirst.models.usage import max_answer_tokens
 from smallfirst.models.wrappers import DelegatingModel
 from smallfirst.paths import home
 from smallfirst.pipeline.confidence_heads import HEADS, ConfidenceHeads
-from smallfirst.pipeline.router_setup import DOMAIN_FOLDER, PROFILE_FOLDER, REFERENCE, TrafficReference, versioned_name
+from smallfirst.pipeline.router_setup import PROFILE_FOLDER, REFERENCE, TrafficReference, versioned_name
 from smallfirst.pricing import PriceBook
 from smallfirst.project.task_file import RoutingConfig, SignedOverride
 from smallfirst.records import Record
@@ -245,8 +245,7 @@ def _ood_detector(version: versions.ModelVersion, prices: PriceBook) -> OodGate 
     if not _reference(version).doubt:
         return None
     run = home() / "tasks" / version.tags.get("task", "") / version.tags.get("run", "")
-    found = (OodGate.load(run / folder, price=prices.machine) for folder in (DOMAIN_FOLDER, PROFILE_FOLDER))
-    detector = next((gate for gate in found if gate is not None), None)
+    detector = OodGate.load(run / PROFILE_FOLDER, price=prices.machine)
     if detector is None:
         raise StageMissing(
             f"{version.name} version {version.version} was certified behind a domain check, which is not in {run}",

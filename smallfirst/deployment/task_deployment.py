@@ -177,7 +177,7 @@ class TaskDeployment:
         reference = TrafficReference.model_validate_json(_attached(version, REFERENCE, b"{}"))
         heads = ConfidenceHeads.model_validate_json(_attached(version, HEADS, b"{}"))
         self._check_fallback(certificate)
-        detector = load_ood_detector(file, run_folder)
+        detector = load_ood_detector(file, run_folder, heads)
         if certificate.filters is not None and certificate.issued:
             certificate.filters.check_served(served_filters(file, detector), file.name)
         ahead = stages_ahead(file, run_folder, version=version.version)

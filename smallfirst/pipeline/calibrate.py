@@ -20,8 +20,10 @@ from smallfirst.models.manifest import read_manifest
 from smallfirst.pipeline.confidence_heads import (
     HEADS,
     ConfidenceHeads,
+    ForeignDrafts,
     fit_gain,
     fit_heads,
+    foreign_drafts,
     head_confidences,
     with_confidences,
 )
@@ -31,7 +33,7 @@ from smallfirst.pipeline.router_setup import (
     REFERENCE,
     TrafficReference,
     cascade_stages,
-    fit_ood_detectors,
+    fit_profile,
     served_rows,
     traffic_reference,
 )
@@ -43,7 +45,8 @@ from smallfirst.records import Record, fingerprint
 from smallfirst.registry import versions
 from smallfirst.routing.certificate.certificate import Certificate, certify
 from smallfirst.routing.certificate.looks import count_look, trial_fingerprint
-from smallfirst.routing.certificate.outcomes import with_routing_cost
+from smallfirst.routing.certificate.outcomes import max_outside, with_routing_cost
+from smallfirst.routing.ood.detector import KEEP_SHARE
 from smallfirst.routing.types import OodScore
 
 CERTIFICATE = "certificate.json"
@@ -86,9 +89,8 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
     Raise StageMissing if a stage of the cascade was not evaluated.
     """
     ahead = project.file.routing.ahead
-    fit_ood_detectors(project, run_folder)
-    heads, confidences = asyncio.run(_fit_heads(project, run_folder, candidate))
-    own, scores, filters = asyncio.run(served_rows(project, run_folder))
+    heads, confidences, foreign = asyncio.run(_fit_heads(project, run_folder, candidate))
+    own, scores, filters = asyncio.run(served_rows(project, run_folder, heads))
     candidates = dict(zip((*ahead, FINE_TUNED), (*ahead, candidate), strict=True))
     drafts = [
         with_confidences(_calibration_rows(project, run_folder, name, own), confidences.get(stage, {}))
@@ -98,7 +100,10 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
     drafts[-1] = heads.with_cost(drafts[-1])
     large = run_folder.evaluation("large", "calibration")
     choosing = _selection_drafts(run_folder, candidates, confidences)
-    certificate = _certificate(project, run_folder, candidate, (drafts, choosing), large, alone=alone)
+    certificate = _certificate(
+        project, run_folder, candidate, (drafts, choosing, foreign.confidence), large, alone=alone
+    )
+    certificate = _with_watched_share(certificate, [score.value for score in scores], foreign.n_outside)
     certificate = certified_by_plan(project, run_folder, candidate, heads, certificate)
     said = (project.rows.counted.in_words, _label_sources(own) if certificate.labels == "large" else "")
     limits = (*filter(None, said), *filters.limits, *certificate.limits_of_validity)
@@ -127,6 +132,16 @@ def _selection_drafts(
     return drafts if len(drafts) == len(found) else None
 
 
+def _with_watched_share(certificate: Certificate, own: Sequence[float], n_outside: int) -> Certificate:
+    """Return the certificate with the share of requests that may look foreign; `own` are calibration rows' scores."""
+    foreign, share = certificate.foreign, certificate.guarantee.max_foreign_share if certificate.guarantee else 0.0
+    if foreign is None or not share:
+        return certificate
+    counts = (sum(score > KEEP_SHARE for score in own), len(own))
+    most = max_outside(share, counts, (n_outside, foreign.n))
+    return certificate.model_copy(update={"foreign": foreign.model_copy(update={"max_outside": most})})
+
+
 def _with_detection_cost(first: Evaluation, scores: Sequence[OodScore]) -> Evaluation:
     """Add the detector's mean cost and time to each row of the first stage: every request goes through it."""
     if not scores:
@@ -140,13 +155,13 @@ def _certificate(
     project: Project,
     run_folder: RunFolder,
     candidate: str,
-    measured: tuple[list[Evaluation], list[Evaluation] | None],
+    measured: tuple[list[Evaluation], list[Evaluation] | None, list[list[float]]],
     large: Evaluation | None,
     *,
     alone: bool,
 ) -> Certificate:
-    """Return the certificate from the stages' answers to calibration rows and, if there are any, selection rows."""
-    (drafts, selection), routing = measured, project.file.routing
+    """Return the certificate from the stages' answers to calibration rows, foreign rows and, if any, selection rows."""
+    (drafts, selection, foreign), routing = measured, project.file.routing
     manifest = read_manifest(run_folder.model_folder(candidate))
     labels = labelled_by(project)
     if labels == "large" and project.file.data.gold:  # as few as they are, people's answers bound true errors tighter
@@ -156,7 +171,7 @@ def _certificate(
     look = count_look(
         run_folder.path.parent / LOOKS,
         {fingerprint(fold_text(row.text)) for row in drafts[-1].rows},
-        trial_fingerprint(drafts, large, routing.guarantee),
+        trial_fingerprint(drafts, large, routing.guarantee, foreign),
     )
     certificate = certify(
         drafts,
@@ -170,22 +185,25 @@ def _certificate(
         labels=labels,
         look=look,
         selection=selection,
+        foreign=foreign,
     )
     return certificate.model_copy(update={"temperature": manifest.temperature})
 
 
 async def _fit_heads(
     project: Project, run_folder: RunFolder, candidate: str
-) -> tuple[ConfidenceHeads, dict[str, dict[str, float]]]:
-    """Return the heads fitted on selection rows, and confidences of selection and calibration rows by stage and key."""
+) -> tuple[ConfidenceHeads, dict[str, dict[str, float]], ForeignDrafts]:
+    """Return what is fitted on selection rows, and confidences as they are served, by stage and key of the row."""
+    profile = fit_profile(project, run_folder)
     stages = cascade_stages(project, run_folder, get_candidate(candidate).load(project, run_folder))
     try:
-        heads, drafts = await fit_heads(project, stages)
+        heads, drafts = await fit_heads(project, stages, profile)
         if any(policy.uses_gain for policy in project.file.routing.policies):
             await fit_gain(project, drafts[stages[-1].name], run_folder.path)
-        chosen_on = await head_confidences(heads, stages, project.rows.selection, drafts)
-        found = await head_confidences(heads, stages, project.rows.calibration)
-        return heads, {stage: {**chosen_on[stage], **by_key} for stage, by_key in found.items()}
+        chosen_on = await head_confidences(heads, stages, project.rows.selection, drafts, profile=profile)
+        found = await head_confidences(heads, stages, project.rows.calibration, profile=profile)
+        said = {stage: {**chosen_on[stage], **by_key} for stage, by_key in found.items()}
+        return heads, said, await foreign_drafts(project, heads, stages, profile)
     finally:
         for stage in stages:
             await stage.model.aclose()

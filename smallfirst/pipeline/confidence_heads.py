@@ -11,6 +11,9 @@ import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from smallfirst.data.dataset import Dataset, Example
 from smallfirst.errors import NotRecorded
@@ -22,6 +25,9 @@ from smallfirst.records import Record
 from smallfirst.routing.certificate.outcomes import with_routing_cost
 from smallfirst.routing.confidence_head import DraftHead
 from smallfirst.routing.gain import LARGE, SMALL, GainModel
+from smallfirst.routing.ood.acceptance import AcceptanceScore
+from smallfirst.routing.ood.detector import MeasuredText, TaskProfile
+from smallfirst.routing.ood.foreign import foreign_rows
 from smallfirst.routing.types import Stage
 
 HEADS = "heads.json"
@@ -41,10 +47,15 @@ class ConfidenceHeads(Record):
     """Mean cost of their answers to a request."""
     agreement_ms: float = 0.0
     """Mean time of their answers, one after the other."""
+    acceptance: dict[str, AcceptanceScore] = {}
+    """By stage the score of confidence and distance together; empty where no domain check is served."""
 
     def on(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
         """Return the stages with their heads."""
-        return tuple(stage._replace(head=self.by_stage.get(stage.name)) for stage in stages)
+        return tuple(
+            stage._replace(head=self.by_stage.get(stage.name), acceptance=self.acceptance.get(stage.name))
+            for stage in stages
+        )
 
     def with_cost(self, last: Evaluation) -> Evaluation:
         """Return the last stage's evaluation with the cost and time of the candidates that answer beside it."""
@@ -53,8 +64,13 @@ class ConfidenceHeads(Record):
         return with_routing_cost(last, cost_usd=self.agreement_usd, latency_ms=self.agreement_ms)
 
 
-async def fit_heads(project: Project, stages: Sequence[Stage]) -> tuple[ConfidenceHeads, dict[str, list[Completion]]]:
-    """Return the heads that help, and every stage's answers to the selection rows."""
+async def fit_heads(
+    project: Project, stages: Sequence[Stage], profile: TaskProfile | None = None
+) -> tuple[ConfidenceHeads, dict[str, list[Completion]]]:
+    """Return the heads that help, and every stage's answers to the selection rows.
+
+    `profile` is that of the domain check which is served: with it foreign rows are asked as well.
+    """
     rows = project.rows.selection
     drafts = {stage.name: await drafts_of(stage, rows) for stage in stages}
     beside = await _drafts_beside(stages, rows, drafts)
@@ -67,11 +83,74 @@ async def fit_heads(project: Project, stages: Sequence[Stage]) -> tuple[Confiden
             heads[stage.name] = head
             project.progress.log(f"confidence of {stage.name}: {head.why}")
     last, names = stages[-1], project.file.routing.agreement
-    if last.name not in heads or not last.beside or not len(rows):
-        return ConfidenceHeads(by_stage=heads), drafts
-    asked = [answer for row in beside[last.name] for answer in row[-len(last.beside) :]]
-    usd, ms = (sum(values) / len(rows) for values in zip(*((a.cost_usd, a.latency_ms) for a in asked), strict=True))
-    return ConfidenceHeads(by_stage=heads, agreement=names, agreement_usd=usd, agreement_ms=ms), drafts
+    found = ConfidenceHeads(by_stage=heads)
+    if last.name in heads and last.beside and len(rows):
+        asked = [answer for row in beside[last.name] for answer in row[-len(last.beside) :]]
+        usd, ms = (sum(values) / len(rows) for values in zip(*((a.cost_usd, a.latency_ms) for a in asked), strict=True))
+        found = ConfidenceHeads(by_stage=heads, agreement=names, agreement_usd=usd, agreement_ms=ms)
+    if profile is not None:
+        acceptance = await _fit_acceptance(project, found.on(stages), drafts, profile)
+        found = found.model_copy(update={"acceptance": acceptance})
+    return found, drafts
+
+
+async def _fit_acceptance(
+    project: Project, stages: Sequence[Stage], drafts: Mapping[str, Sequence[Completion]], profile: TaskProfile
+) -> dict[str, AcceptanceScore]:
+    rows, (foreign, _) = project.rows.selection, foreign_rows(project.rows.open_ended)
+    own, theirs = await _confidences(stages, rows, drafts), await _confidences(stages, foreign)
+    features, others = (np.array([one.features for one in _measured(profile, part)]) for part in (rows, foreign))
+    found: dict[str, AcceptanceScore] = {}
+    for name, mine in drafts.items():
+        right = [is_correct(project, e.golds, draft) for e, draft in zip(rows.examples, mine, strict=True)]
+        share = project.file.routing.guarantee.max_foreign_share
+        score = AcceptanceScore.fit((own[name], features, right), (theirs[name], others), share=share)
+        found |= {} if score is None else {name: score}
+    if not found:
+        project.progress.log(f"foreign requests are not told apart: {len(rows)} selection rows are too few")
+    return found
+
+
+class ForeignDrafts(NamedTuple):
+    """What foreign calibration rows get."""
+
+    confidence: list[list[float]]
+    """By stage, as it is served; empty where no domain check is."""
+    n_outside: int = 0
+    """Rows that the domain check by itself calls foreign."""
+
+
+async def foreign_drafts(
+    project: Project, heads: ConfidenceHeads, stages: Sequence[Stage], profile: TaskProfile | None
+) -> ForeignDrafts:
+    """Return the confidences of foreign rows that nothing was fitted on."""
+    if profile is None or not heads.acceptance:
+        return ForeignDrafts([])
+    _, rows = foreign_rows(project.rows.open_ended)
+    measured = _measured(profile, rows)
+    said = await _confidences(heads.on(stages), rows, measured=measured)
+    n_outside = sum(one.ood_score > profile.threshold for one in measured)
+    return ForeignDrafts([said[stage.name] for stage in stages], n_outside)
+
+
+async def _confidences(
+    stages: Sequence[Stage],
+    rows: Dataset,
+    drafts: Mapping[str, Sequence[Completion]] | None = None,
+    measured: Sequence[MeasuredText] | None = None,
+) -> dict[str, list[float]]:
+    """Return by stage the confidence of its answer to each row, 0 where none is given; `drafts` saves asking again."""
+    drafts = drafts or {stage.name: await drafts_of(stage, rows) for stage in stages}
+    beside = await _drafts_beside(stages, rows, drafts)
+    features = [one.features for one in measured] if measured is not None else [None] * len(rows)
+    return {
+        s.name: [s.confidence(*one) or 0.0 for one in zip(drafts[s.name], beside[s.name], features, strict=True)]
+        for s in stages
+    }
+
+
+def _measured(profile: TaskProfile, rows: Dataset) -> list[MeasuredText]:
+    return profile.measure([example.text for example in rows.examples])
 
 
 async def fit_gain(project: Project, drafts: Sequence[Completion], folder: Path) -> GainModel:
@@ -112,18 +191,22 @@ async def head_confidences(
     stages: Sequence[Stage],
     rows: Dataset,
     drafts: Mapping[str, Sequence[Completion]] | None = None,
+    *,
+    profile: TaskProfile | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Return the confidence of each answer by row key, for each stage that has a head; `drafts` saves asking again."""
-    if not heads.by_stage:
+    """Return the confidence of each answer by row key, for each stage whose model's own is not used as it is.
+
+    `drafts` saves asking again; `profile` is needed where the heads have an acceptance score.
+    """
+    if not heads.by_stage and not heads.acceptance:
         return {}
-    drafts = drafts or {stage.name: await drafts_of(stage, rows) for stage in stages}
-    stages = heads.on(stages)
-    beside = await _drafts_beside(stages, rows, drafts)
-    found: dict[str, dict[str, float]] = {}
-    for name, head in heads.by_stage.items():
-        said = [head.confidence(draft, others) for draft, others in zip(drafts[name], beside[name], strict=True)]
-        found[name] = {e.key: value for e, value in zip(rows.examples, said, strict=True)}
-    return found
+    measured = _measured(profile, rows) if profile and heads.acceptance else None
+    said = await _confidences(heads.on(stages), rows, drafts, measured)
+    return {
+        name: {e.key: value for e, value in zip(rows.examples, values, strict=True)}
+        for name, values in said.items()
+        if name in heads.by_stage or name in heads.acceptance
+    }
 
 
 async def _drafts_beside(

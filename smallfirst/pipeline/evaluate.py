@@ -14,13 +14,14 @@ from smallfirst.pipeline.confidence_heads import ConfidenceHeads, is_correct
 from smallfirst.pipeline.large_model import recorded_answers, recorded_open_answers
 from smallfirst.pipeline.preflight.large_model import forecast_large
 from smallfirst.pipeline.retention import measure_retention
-from smallfirst.pipeline.router_setup import cascade_stages, load_ood_detector, routing_rules, split_open_ended
+from smallfirst.pipeline.router_setup import cascade_stages, load_ood_detector, routing_rules
 from smallfirst.pipeline.summary import KEPT, KeptOnTest, OpenEndedRouting
 from smallfirst.project.candidates import Candidate, get_candidate, project_candidates
 from smallfirst.project.project import Project, in_task_state
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.registry.evaluations import log_evaluation
 from smallfirst.routing.certificate.certificate import Certificate
+from smallfirst.routing.ood.foreign import split_foreign
 from smallfirst.routing.router import Router
 
 PROBE_ROWS = 40
@@ -59,7 +60,7 @@ async def measure_router(
         large = await recorded_answers(file, project.task, rows, progress=project.progress)
         open_answers = await recorded_open_answers(file, rows, progress=project.progress)
         general = OpenEndedReplay(open_answers, large) if open_answers else None
-    detector = load_ood_detector(file, run_folder)
+    detector = load_ood_detector(file, run_folder, heads)
     # All test rows would fall into one window of a budget.
     options = routing_rules(file, None, run_folder.path)._replace(budget=None)
     stages = heads.on(cascade_stages(project, run_folder, get_candidate(candidate).load(project, run_folder)))
@@ -72,7 +73,7 @@ async def measure_router(
         await _evaluate(project, run_folder, router, name="routed", data=asked, split="test", probe_rows=PROBE_ROWS)
         await _count_kept(project, run_folder, router)
         if rows.open_ended is not None and detector is not None and general is not None:
-            await _count_open_ended(project, run_folder, router, split_open_ended(rows.open_ended)[1])
+            await _count_open_ended(project, run_folder, router, split_foreign(rows.open_ended)[1])
     finally:
         await router.aclose()
 

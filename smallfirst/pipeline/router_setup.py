@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from smallfirst.data.dataset import Dataset, sample_share
+from smallfirst.data.dataset import Dataset
 from smallfirst.errors import DataError
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.loading import load_model
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_in_one_chunk
-from smallfirst.pipeline.confidence_heads import load_gain
+from smallfirst.pipeline.confidence_heads import ConfidenceHeads, load_gain
 from smallfirst.project.candidates import project_candidates
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
@@ -25,15 +25,14 @@ from smallfirst.records import Record
 from smallfirst.registry import versions
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.filters import RequestFilters, filters_of, random_split
-from smallfirst.routing.ood.detector import fit_task_profile
-from smallfirst.routing.ood.gate import ForeignTextClassifier, OodGate
+from smallfirst.routing.ood.detector import TaskProfile, fit_task_profile
+from smallfirst.routing.ood.gate import OodGate
 from smallfirst.routing.policies.policy import CHALLENGER
 from smallfirst.routing.router import Router
 from smallfirst.routing.types import OodScore, RouterOptions, Stage
 
-PROFILE_FOLDER, DOMAIN_FOLDER = "signature", "domain"
-"""Folders of the out-of-domain detectors in a run folder."""
-_DETECTOR_FOLDERS = {"own_rows": PROFILE_FOLDER, "open_ended": DOMAIN_FOLDER}
+PROFILE_FOLDER = "signature"
+"""Folder of the task's profile in a run folder."""
 REFERENCE = "reference.json"
 """File beside the certificate."""
 
@@ -125,8 +124,8 @@ def challenger_stages(file: TaskFile, version: int | None = None) -> tuple[Stage
     return (Stage(CHALLENGER, load_model(found.folder, name=name, price=file.prices.machine)),)
 
 
-def fit_ood_detectors(project: Project, run_folder: RunFolder) -> None:
-    """Fit what tells the task's requests from others: the task's profile, and a gate if there are open-ended rows."""
+def fit_profile(project: Project, run_folder: RunFolder) -> TaskProfile | None:
+    """Fit and save the profile that tells the task's requests from others; return it if `routing.domain` serves it."""
     encoder = None
     if any(candidate.uses_sentence_encoder for candidate in project_candidates(project)):
         from smallfirst.models.linear.sentence_encoder import SentenceEncoder
@@ -135,46 +134,48 @@ def fit_ood_detectors(project: Project, run_folder: RunFolder) -> None:
         encoder = (name, SentenceEncoder(find_weights(name)))
     rows = project.rows
     try:
-        fit_task_profile(rows.train, rows.selection, encoder=encoder).save(run_folder.path / PROFILE_FOLDER)
+        profile = fit_task_profile(rows.train, rows.selection, encoder=encoder)
     except DataError as error:
         project.progress.log(f"`auto` cannot recognize this task: {error.args[0]}")
-    if rows.open_ended is None or project.file.routing.domain != "open_ended":
-        return
-    fitting, _ = split_open_ended(rows.open_ended)
-    classifier = ForeignTextClassifier.fit(rows.train, fitting, rows.selection, encoder=encoder)
-    classifier.save(run_folder.path / DOMAIN_FOLDER)
-
-
-def load_ood_detector(file: TaskFile, run_folder: RunFolder) -> OodGate | None:
-    """Return the detector that `routing.domain` names; None if it is off."""
-    if file.routing.domain == "off":
         return None
-    return OodGate.load(run_folder.path / _DETECTOR_FOLDERS[file.routing.domain], price=file.prices.machine)
+    profile.save(run_folder.path / PROFILE_FOLDER)
+    return None if project.file.routing.domain == "off" else profile
 
 
-def split_open_ended(requests: Dataset) -> tuple[Dataset, Dataset]:
-    """Return the half of the open-ended requests that the detector is fitted on, and the half that measures it."""
-    return sample_share(requests, 0.5, "domain")
+def load_ood_detector(file: TaskFile, run_folder: RunFolder, heads: ConfidenceHeads) -> OodGate | None:
+    """Return the domain check; None if it is off, or was not part of the calibration that fitted `heads`.
+
+    Runs of earlier versions fitted nothing, and with `routing.domain: own_rows` what it passes may be certified.
+    """
+    if file.routing.domain == "off" or not (heads.acceptance or file.routing.domain == "own_rows"):
+        return None
+    found = OodGate.load(run_folder.path / PROFILE_FOLDER, price=file.prices.machine)
+    if found is not None:
+        found.scored = bool(heads.acceptance)
+    return found
 
 
 def served_filters(file: TaskFile, detector: OodGate | None) -> RequestFilters:
     """Return what requests of a task pass before its cascade."""
-    routing = file.routing
-    return filters_of("" if detector is None or routing.domain == "off" else routing.domain, routing.policies)
+    domain: Literal["", "scored", "own_rows"] = "scored" if detector and detector.scored else "own_rows"
+    return filters_of(domain if detector else "", file.routing.policies)
 
 
-async def served_rows(project: Project, run_folder: RunFolder) -> tuple[Dataset, tuple[OodScore, ...], RequestFilters]:
+async def served_rows(
+    project: Project, run_folder: RunFolder, heads: ConfidenceHeads
+) -> tuple[Dataset, tuple[OodScore, ...], RequestFilters]:
     """Return the calibration rows that reach the cascade when they are served, the detector's scores, and the filters.
 
     The Router itself decides, so every filter of the served path applies; random splits are left out. Without a
     detector there are no scores.
     """
     file, rows = project.file, project.rows.calibration
-    detector = load_ood_detector(file, run_folder)
+    detector = load_ood_detector(file, run_folder, heads)
     policies = [policy for policy in file.routing.policies if not random_split(policy)]
     options = RouterOptions(policies, gain=load_gain(run_folder.path))
     draft = _Draft()
-    router = Router(draft, draft, _ACCEPT_ALL, ood_detector=detector, options=options)
+    stage = Stage("small", draft, acceptance=_ACCEPT_ANY if detector and detector.scored else None)
+    router = Router((stage,), draft, _ACCEPT_ALL, ood_detector=detector, options=options)
     own, scores = [], []
     for example in rows.examples:
         route = (await router.decide(Request(messages=example.messages))).route
@@ -203,5 +204,11 @@ class _Draft:
     async def aclose(self) -> None: ...
 
 
+class _AcceptAny:
+    def confidence(self, draft: float, features: Sequence[float]) -> float:
+        return draft
+
+
+_ACCEPT_ANY = _AcceptAny()
 _ACCEPTS: dict[str, Any] = {"issued": True, "threshold": 0.0, "max_error": 0.5, "confidence": 0.95}
 _ACCEPT_ALL = Certificate.model_construct(**_ACCEPTS)

@@ -190,9 +190,10 @@ class RoutingConfig(Record):
     """Smaller candidates that answer before it, the smallest first; each keeps the requests it is certified for."""
     selection_share: float = pydantic.Field(default=0.2, gt=0, lt=1)
     """Share of the validation rows used to choose (epoch, temperature, domain limit); the others only certify."""
-    domain: Literal["open_ended", "own_rows", "off"] = "open_ended"
-    """What tells requests that are not the task's: a model fitted on the open-ended ones, if there are any, or the
-    task's own signature, which needs none."""
+    domain: Literal["scored", "off", "open_ended", "own_rows"] = "scored"
+    """Whether foreign requests are told apart: `scored` makes how unlike the task's own rows a request is part of the
+    confidence, with `data.open_ended` or bundled requests as the foreign ones. `open_ended` and `own_rows`, gates of
+    earlier versions, now mean the same."""
     out_of_scope: OutOfScope = OutOfScope()
     """What is answered to a request that is not the task's where there is no large model: never a certified label."""
     policies: tuple[AnyPolicy, ...] = ()

@@ -122,10 +122,7 @@ class RoutingAttempt:
         for answer in (self.draft, *beside):
             self.cost_usd += answer.cost_usd
             self.latency_ms += answer.latency_ms
-        found = stage.head.confidence(self.draft, (*others, *beside)) if stage.head else self.draft.confidence
-        if stage.acceptance is not None and self.features is not None:
-            found = stage.acceptance.confidence(found or 0.0, self.features)
-        return self.draft, found
+        return self.draft, stage.confidence(self.draft, (*others, *beside), self.features)
 
     async def _out_of_domain(self) -> str | None:
         detector = self.router.ood_detector

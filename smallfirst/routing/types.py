@@ -89,6 +89,18 @@ class Stage(NamedTuple):
     acceptance: Acceptance | None = None
     """Corrects the confidence for foreign requests; without it the certificate covers what the domain check passes."""
 
+    def confidence(
+        self, draft: Completion, others: Sequence[Completion] = (), features: Sequence[float] | None = None
+    ) -> float | None:
+        """Return the confidence in [0, 1] that the thresholds are compared with; None where nothing gives one.
+
+        `others` are what the head compares the draft with, `features` those of the domain check.
+        """
+        found = self.head.confidence(draft, others) if self.head else draft.confidence
+        if self.acceptance is None or features is None:
+            return found
+        return self.acceptance.confidence(found or 0.0, features)
+
 
 class RouterOptions(NamedTuple):
     """Settings of a Router beside its models and its certificate."""

@@ -16,6 +16,7 @@ from smallfirst.pipeline.confidence_heads import (
     ConfidenceHeads,
     fit_gain,
     fit_heads,
+    foreign_drafts,
     head_confidences,
     load_gain,
     with_confidences,
@@ -24,6 +25,7 @@ from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.task_file import LargeConfig, read_task_file
 from smallfirst.routing.confidence_head import DraftHead
+from smallfirst.routing.ood.detector import fit_task_profile
 from smallfirst.routing.types import Stage
 
 LABELS = ("billing", "delivery")
@@ -119,6 +121,30 @@ def test_without_a_head_nothing_is_asked_and_nothing_changes(tmp_path: Path) -> 
     assert heads == ConfidenceHeads()  # always right shows nothing
     assert asyncio.run(head_confidences(heads, stages, of.rows.calibration)) == {}
     assert ConfidenceHeads(by_stage={"x": DraftHead()}).on(stages)[0].head is None
+
+
+class Chatty(Words):
+    """Answers any request, always sure; own rows are right."""
+
+    async def complete(self, request: Request) -> Completion:
+        own = request.text.split()[0] in ("train", "validation", "test")
+        label = LABELS[number(request.text) % 2] if own else LABELS[0]
+        return Completion(text=label, answered_by=self.name, latency_ms=1.0, cost_usd=0.0, confidence=0.8)
+
+
+def test_foreign_requests_lower_the_confidence_with_which_a_draft_is_served(tmp_path: Path) -> None:
+    of, stages = project(tmp_path), (Stage("small", Chatty()),)
+    profile = fit_task_profile(of.rows.train, of.rows.selection)
+    heads, _ = asyncio.run(fit_heads(of, stages, profile))
+    (served,) = heads.on(stages)
+    assert served.acceptance == heads.acceptance["small"]
+    own = asyncio.run(head_confidences(heads, stages, of.rows.calibration, profile=profile))["small"]
+    foreign = asyncio.run(foreign_drafts(of, heads, stages, profile))
+    assert len(foreign.confidence[0]) > 40
+    lower = [value < min(own.values()) - 0.1 for value in foreign.confidence[0]]  # though the model is as sure of both
+    assert sum(lower) > 0.8 * len(lower)
+    assert foreign.n_outside > 0.8 * len(lower)
+    assert asyncio.run(foreign_drafts(of, ConfidenceHeads(), stages, profile)).confidence == []
 
 
 def test_confidences_are_rewritten_by_row_and_answers_stay() -> None:

@@ -7,12 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fixtures.certificates import certificate as make_certificate
 
 from smallfirst.data.dataset import Dataset, Example
 from smallfirst.errors import StageMissing
 from smallfirst.models.protocol import Request
+from smallfirst.pipeline.confidence_heads import ConfidenceHeads
 from smallfirst.pipeline.router_setup import (
     PROFILE_FOLDER,
     load_ood_detector,
@@ -22,7 +24,8 @@ from smallfirst.pipeline.router_setup import (
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
-from smallfirst.project.task_file import read_task_file
+from smallfirst.project.task_file import RoutingConfig, read_task_file
+from smallfirst.routing.ood.acceptance import AcceptanceScore
 from smallfirst.routing.ood.detector import fit_task_profile
 
 THINGS = ("card", "refund", "pin", "transfer", "voucher", "fee")
@@ -52,7 +55,7 @@ def test_rows_that_a_policy_places_elsewhere_do_not_certify_the_rest(tmp_path: P
         {"kind": "rule", "to": "large", "tags": {"tier": "gold"}},
     ]
     of = project(tmp_path, easy + hard, policies=policies)
-    rows, scores, filters = asyncio.run(served_rows(of, RunFolder(tmp_path)))
+    rows, scores, filters = asyncio.run(served_rows(of, RunFolder(tmp_path), ConfidenceHeads()))
     expected = [e for e in of.rows.calibration.examples if "hard" in e.text or "easy 1" in e.text]
     assert list(rows.examples) == expected
     assert 0 < len(expected) < len(of.rows.calibration)
@@ -78,8 +81,8 @@ def gated(folder: Path) -> tuple[Project, RunFolder]:
 
 def test_rows_outside_the_domain_do_not_certify_with_or_without_a_large_model(tmp_path: Path) -> None:
     of, run_folder = gated(tmp_path)
-    rows, scores, filters = asyncio.run(served_rows(of, run_folder))
-    detector = load_ood_detector(of.file, run_folder)
+    rows, scores, filters = asyncio.run(served_rows(of, run_folder, ConfidenceHeads()))
+    detector = load_ood_detector(of.file, run_folder, ConfidenceHeads())
     assert detector is not None
 
     async def inside(example: Example) -> bool:
@@ -93,16 +96,35 @@ def test_rows_outside_the_domain_do_not_certify_with_or_without_a_large_model(tm
     assert 10 < len(rows) < len(of.rows.calibration) - 10
 
 
+SCORED = ConfidenceHeads(
+    acceptance={"small": AcceptanceScore(weights=(1.0, 0.5), intercept=0.0, n_own=40, n_foreign=40)}
+)
+
+
+def test_where_the_confidence_counts_the_distance_every_row_certifies(tmp_path: Path) -> None:
+    of, run_folder = gated(tmp_path)
+    rows, scores, filters = asyncio.run(served_rows(of, run_folder, SCORED))
+    assert list(rows.examples) == list(of.rows.calibration.examples)
+    assert (filters.domain, filters.limits) == ("scored", ())
+    foreign = [s.value for s, e in zip(scores, rows.examples, strict=True) if FOREIGN in e.text]
+    own = [s.value for s, e in zip(scores, rows.examples, strict=True) if FOREIGN not in e.text]
+    assert np.median(foreign) > 0.97 > np.median(own)
+    off = project(tmp_path, ["a"], domain="off").file
+    assert load_ood_detector(off, run_folder, SCORED) is None
+    default = off.model_copy(update={"routing": RoutingConfig()})
+    assert load_ood_detector(default, run_folder, ConfidenceHeads()) is None  # a run of an earlier version
+
+
 def test_a_certificate_is_served_behind_its_own_filters_only(tmp_path: Path) -> None:
     of, run_folder = gated(tmp_path)
-    filters = served_filters(of.file, load_ood_detector(of.file, run_folder))
+    filters = served_filters(of.file, load_ood_detector(of.file, run_folder, ConfidenceHeads()))
     filters.check_served(filters, "desk")
     with pytest.raises(StageMissing, match="desk: its certificate holds behind the domain gate of its calibration"):
         filters.check_served(served_filters(of.file, None), "desk")
     policies = [{"kind": "rule", "to": "small", "longer_than_chars": 9}]
     other = project(tmp_path, ["a"], domain="own_rows", policies=policies).file
     with pytest.raises(StageMissing, match="behind the policies of its calibration"):
-        filters.check_served(served_filters(other, load_ood_detector(other, run_folder)), "desk")
+        filters.check_served(served_filters(other, load_ood_detector(other, run_folder, ConfidenceHeads())), "desk")
 
 
 def test_an_older_certificate_keeps_its_fingerprint() -> None:

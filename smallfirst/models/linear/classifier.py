@@ -15,7 +15,7 @@ from smallfirst.data.dataset import Dataset
 from smallfirst.files import write_atomically
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.label_model import Embedder, LabelLogProbs
-from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder
+from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder, open_encoder
 from smallfirst.models.linear.tfidf import TfidfVectorizer, Vocabulary
 from smallfirst.models.manifest import Manifest, write_manifest
 from smallfirst.tasks.task import Task
@@ -136,7 +136,7 @@ class LinearClassifier:
             encoder = SentenceEncoder(own)
             encoder.max_tokens = min(encoder.max_tokens, manifest.max_tokens)
         else:
-            encoder = SentenceEncoder(find_weights(manifest.base))
+            encoder = open_encoder(find_weights(manifest.base))
         return cls(encoder.embed, weights, bias, embed=encoder.text_embeddings)
 
 

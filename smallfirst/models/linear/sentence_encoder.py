@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from functools import cached_property
@@ -16,6 +17,16 @@ from smallfirst.models.local.weights import import_transformers, load_pretrained
 from smallfirst.sync import run_in_thread
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+REMEMBERED = 64
+"""Texts whose vectors are kept: the domain check and the model that answers read the same one, one after the other."""
+
+
+@functools.lru_cache(maxsize=4)
+def open_encoder(folder: Path) -> SentenceEncoder:
+    """Return the encoder of a folder, one for all that read it."""
+    return SentenceEncoder(folder)
 
 
 class SentenceEncoder:
@@ -34,6 +45,8 @@ class SentenceEncoder:
             return load_pretrained(transformers.AutoModel, folder, dtype=torch.float32, use_safetensors=True)
 
         self.model = run_in_thread(load).eval()
+        self._latest: dict[str, np.ndarray] = {}
+        """Of the compute thread alone."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -41,7 +54,9 @@ class SentenceEncoder:
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Return unit vectors (texts, width) in float32, in order."""
-        return run_in_compute_thread(lambda: self._embed(texts))
+        return run_in_compute_thread(
+            lambda: self._remembered(texts) if len(texts) <= REMEMBERED else self._embed(texts)
+        )
 
     def text_embeddings(self, texts: Sequence[str]) -> list[TextEmbedding]:
         began = time.perf_counter()
@@ -66,6 +81,12 @@ class SentenceEncoder:
         weight = mask.unsqueeze(-1).float()  # (batch, time, 1)
         mean = (hidden * weight).sum(1) / weight.sum(1)
         return torch.nn.functional.normalize(mean, dim=-1)
+
+    def _remembered(self, texts: Sequence[str]) -> np.ndarray:
+        new = [text for text in dict.fromkeys(texts) if text not in self._latest]
+        found = self._latest | dict(zip(new, self._embed(new), strict=True))
+        self._latest = dict(list(found.items())[-REMEMBERED:])
+        return np.stack([found[text] for text in texts]) if texts else self._embed(texts)
 
     def _embed(self, texts: Sequence[str]) -> np.ndarray:
         import torch

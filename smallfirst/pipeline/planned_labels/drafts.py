@@ -10,7 +10,7 @@ from smallfirst.data.dataset import Dataset, Example
 from smallfirst.errors import StageMissing
 from smallfirst.models.manifest import read_manifest
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads, drafts_of, fit_heads, head_confidences
-from smallfirst.pipeline.router_setup import cascade_stages, fit_ood_detectors, served_rows
+from smallfirst.pipeline.router_setup import cascade_stages, fit_profile, served_rows
 from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
@@ -43,10 +43,9 @@ async def draft_traffic(project: Project, run_folder: RunFolder, candidate: str,
 
     Raise StageMissing if it was not evaluated.
     """
-    fit_ood_detectors(project, run_folder)
+    profile = fit_profile(project, run_folder)
     rows = project.rows
     elsewhere = project._replace(rows=rows.model_copy(update={"calibration": traffic}))
-    own, _, _ = await served_rows(elsewhere, run_folder)
     stages = cascade_stages(project, run_folder, get_candidate(candidate).load(project, run_folder))
     last = stages[-1]
     pilot = rows.selection.subset("pilot", (*rows.selection.examples, *rows.calibration.examples))
@@ -59,10 +58,11 @@ async def draft_traffic(project: Project, run_folder: RunFolder, candidate: str,
     if not known:
         raise StageMissing(f"{candidate} was not evaluated", hint="smallfirst evaluate task.yaml")
     try:
-        heads, _ = await fit_heads(project, stages)
+        heads, _ = await fit_heads(project, stages, profile)
+        own, _, _ = await served_rows(elsewhere, run_folder, heads)
         drafts = await drafts_of(last, own)
-        said = (await head_confidences(heads, stages, own)).get(last.name, {})
-        headed = (await head_confidences(heads, stages, pilot)).get(last.name, {})
+        said = (await head_confidences(heads, stages, own, profile=profile)).get(last.name, {})
+        headed = (await head_confidences(heads, stages, pilot, profile=profile)).get(last.name, {})
     finally:
         for stage in stages:
             await stage.model.aclose()
@@ -78,8 +78,10 @@ async def draft_traffic(project: Project, run_folder: RunFolder, candidate: str,
 
 def heads_fingerprint(heads: ConfidenceHeads) -> str:
     """Return what tells these heads from others; empty without any."""
-    measured = {"agreement_usd", "agreement_ms"}  # other at each measurement of the same heads
-    return fingerprint(heads.model_dump(mode="json", exclude=measured)) if heads.by_stage else ""
+    left_out = {"agreement_usd", "agreement_ms"}  # other at each measurement of the same heads
+    left_out |= set() if heads.acceptance else {"acceptance"}
+    known = heads.by_stage or heads.acceptance
+    return fingerprint(heads.model_dump(mode="json", exclude=left_out)) if known else ""
 
 
 def model_fingerprint(run_folder: RunFolder, candidate: str) -> str:

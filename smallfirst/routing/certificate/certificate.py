@@ -6,8 +6,10 @@ It holds for requests drawn like the calibration rows; drift ends it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import pydantic
 
 from smallfirst.errors import ConfigError
@@ -21,8 +23,11 @@ from smallfirst.routing.certificate.guarantee import LABEL, Guarantee
 from smallfirst.routing.certificate.outcomes import (
     CascadeData,
     CascadeOutcome,
+    ForeignAccepted,
     LabelSource,
     cascade_data,
+    foreign_accepted,
+    with_foreign,
 )
 from smallfirst.routing.certificate.risks import GROWS_WITH_COVERAGE, RiskResult, audit_limits, evidence
 from smallfirst.routing.certificate.rows_needed import MAX_ROWS, MIN_CHANCE, RowsNeeded, rows_needed
@@ -133,6 +138,8 @@ class Certificate(Record):
     frontier: tuple[FrontierPoint, ...] = ()
     """For each of a few limits on errors the share that could stay small, each shown at `confidence` by itself; empty
     in certificates made before it was stored."""
+    foreign: ForeignAccepted | None = None
+    """What happens to foreign calibration rows; None where none are known."""
     earlier_fingerprint: str = ""
     """Fingerprint of the certificate as it was first written, if that was under earlier field names."""
 
@@ -143,7 +150,7 @@ class Certificate(Record):
 
     def fingerprint(self) -> str:
         """Return 16 hex digits of the content's SHA-256, or the earlier fingerprint: ledgers refer to it."""
-        later = ("labels_missing_chance", "look", "audit_limits", "filters", "frontier", "fields", "shift")
+        later = ("labels_missing_chance", "look", "audit_limits", "filters", "frontier", "fields", "shift", "foreign")
         empty = {name for name in later if getattr(self, name) in (None, {}, ())}
         return self.earlier_fingerprint or fingerprint(self.model_dump(mode="json", exclude=empty))
 
@@ -226,6 +233,7 @@ def certify(
     alone: bool = True,
     usd_per_wrong_answer: float | None = None,
     traffic: WeightedRows | None = None,
+    foreign: Sequence[Sequence[float]] = (),
 ) -> Certificate:
     """Certify the drafting stages, cheapest first, from their answers on calibration rows used for no choice.
 
@@ -235,7 +243,9 @@ def certify(
     scored against its answers. The certificate is number `look` on these rows (`looks.count_look`) and spends that
     look's share of the level; None: all of it. `selection`: the stages' answers to selection rows, which choose where
     the search begins; None: a fixed rule does. `traffic`: weights of the rows (`weigh_rows`) where the certificate is
-    for requests that come otherwise. Of rows that share a group one counts.
+    for requests that come otherwise. Of rows that share a group one counts. `foreign`: by stage the confidences, in
+    [0, 1], of drafts of foreign requests that nothing was fitted on; with `guarantee.max_foreign_share` they count as
+    wrong where they are accepted, and none known means all are.
     Raise DataError if a draft lacks rows, ConfigError for a guarantee by group or weighted rows about several stages,
     or by field about answers without fields.
     """
@@ -251,7 +261,7 @@ def certify(
     )
     drafted = [allow_wrong_fields(one, guarantee.wrong_fields_allowed) for one in stages]
     chosen_on = cascade_data(choosing, None, labels) if choosing else None
-    data = cascade_data(drafted, large, labels)
+    data = with_foreign(cascade_data(drafted, large, labels), foreign, guarantee.max_foreign_share)
     counted = data.take(one_row_a_unit(data.group, data.n))
     by_rows, level = guarantee.split_level()
     found = certify_cascade(counted, by_rows, subject, chosen_on)
@@ -325,6 +335,7 @@ def certify_cascade(
         audit_limit=limits.get("error", {}).get("large") if guarantee.max_error is not None else None,
         audit_limits=limits,
         limits_of_validity=limits_of_validity(data, asked, limits, subject.person, subject.look),
+        foreign=foreign_accepted(outcome, guarantee.confidence),
         frontier=frontier(data, confidence=asked.confidence, selection=selection),
     )
 

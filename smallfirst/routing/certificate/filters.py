@@ -13,8 +13,9 @@ from smallfirst.routing.policies.policy import Policy
 class RequestFilters(Record):
     """The domain gate and the policies through which a request reaches the cascade."""
 
-    domain: Literal["", "open_ended", "own_rows"] = ""
-    """The gate that keeps foreign requests out; empty if there is none."""
+    domain: Literal["", "scored", "open_ended", "own_rows"] = ""
+    """What tells foreign requests apart: `scored`, part of the confidence; the two others, gates of earlier versions in
+    front of the cascade; empty if there is nothing."""
     policies: tuple[dict[str, Any], ...] = ()
     """Policies in order, without random splits."""
     n_rows: int = 0
@@ -27,7 +28,8 @@ class RequestFilters(Record):
     @property
     def limits(self) -> tuple[str, ...]:
         """The sentences that limit a certificate."""
-        gate = {"": "", "open_ended": "the domain gate", "own_rows": "the gate of the task's own requests"}[self.domain]
+        gates = {"open_ended": "the domain gate", "own_rows": "the gate of the task's own requests"}
+        gate = gates.get(self.domain, "")
         through = " and ".join(filter(None, ["the policies" if self.policies else "", gate]))
         held = f"it holds for requests that pass {through}, as {self.n_passed} of {self.n_rows} calibration rows did"
         return (*((held,) if through else ()), *self.unknown)
@@ -48,7 +50,7 @@ def random_split(policy: Policy) -> bool:
     return policy.kind == "split"
 
 
-def filters_of(domain: Literal["", "open_ended", "own_rows"], policies: Sequence[Policy]) -> RequestFilters:
+def filters_of(domain: Literal["", "scored", "own_rows"], policies: Sequence[Policy]) -> RequestFilters:
     """Return the filters of a served path, before any row was counted."""
     values = [policy.model_dump(mode="json") for policy in policies]
     unknown = [

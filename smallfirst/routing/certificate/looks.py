@@ -67,9 +67,17 @@ def _n_connected(earlier: Sequence[Look], rows: set[str]) -> int:
     return len(earlier) - len(apart)
 
 
-def trial_fingerprint(drafts: Sequence[Evaluation], large: Evaluation | None, guarantee: Guarantee) -> str:
-    """Return what tells a certificate from another: the guarantee, and what it limits of every answer."""
-    measured = [
+def trial_fingerprint(
+    drafts: Sequence[Evaluation],
+    large: Evaluation | None,
+    guarantee: Guarantee,
+    foreign: Sequence[Sequence[float]] = (),
+) -> str:
+    """Return what tells a certificate from another: the guarantee, and what it limits of every answer.
+
+    `foreign`: by stage the confidences of foreign rows, where the guarantee counts them.
+    """
+    measured: list[object] = [
         [
             (
                 row.key,
@@ -82,4 +90,6 @@ def trial_fingerprint(drafts: Sequence[Evaluation], large: Evaluation | None, gu
         ]
         for evaluation in (*drafts, *([large] if large else []))
     ]
+    if guarantee.max_foreign_share:
+        measured.append([[round(value, 6) for value in stage] for stage in foreign])
     return fingerprint([guarantee.model_dump(), measured])

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from smallfirst.errors import DataError
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
+from smallfirst.records import Record
+from smallfirst.stats.intervals import upper_bound
 
 NEVER_ACCEPT = 1.01
 """A threshold that no confidence reaches."""
 
 LabelSource = Literal["gold", "large", "large+gold"]
 """Who decides what is right: gold labels, or the large model. `large+gold` is read in earlier certificates alone."""
+
+
+class ForeignRows(NamedTuple):
+    """Confidences of foreign calibration rows, which nothing was fitted on."""
+
+    confidence: np.ndarray
+    """By stage and row, in [0, 1]."""
+    max_share: float
+    """Share of foreign requests up to which the guarantee is to hold, in [0, 1)."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,8 @@ class CascadeData:
     """By tag and row: its value, empty where the row has none."""
     probes: tuple[tuple[int, int], ...] = ()
     """By stage with requests sent alone: how many of them were slower than its latency here, and their number."""
+    foreign: ForeignRows | None = None
+    """Foreign rows; None if none are known, and the guarantee is about the task's own requests alone."""
 
     @property
     def n(self) -> int:
@@ -52,6 +65,11 @@ class CascadeData:
     @property
     def n_stages(self) -> int:
         return int(self.confidence.shape[0])
+
+    @property
+    def foreign_share(self) -> float:
+        """Share of foreign requests up to which the guarantee is to hold, in [0, 1)."""
+        return self.foreign.max_share if self.foreign else 0.0
 
     @property
     def paired(self) -> np.ndarray:
@@ -75,7 +93,11 @@ class CascadeData:
     def outcome(self, thresholds: Sequence[float]) -> CascadeOutcome:
         confident = self.confidence >= np.asarray(thresholds, dtype=float)[:, None]
         stage = np.where(confident.any(axis=0), confident.argmax(axis=0), self.n_stages)
-        return CascadeOutcome(self, stage, all_accepted=min(thresholds) <= 0)
+        found = CascadeOutcome(self, stage, all_accepted=min(thresholds) <= 0)
+        if self.foreign is None:
+            return found
+        confident = self.foreign.confidence >= np.asarray(thresholds, dtype=float)[:, None]
+        return replace(found, n_foreign_accepted=int(confident.any(axis=0).sum()))
 
     def take(self, rows: np.ndarray) -> CascadeData:
         cut = {
@@ -83,8 +105,7 @@ class CascadeData:
         }
         cut |= {name: getattr(self, name)[rows] for name in ("asked", "large_right")}
         cut |= {} if self.group is None else {"group": self.group[rows]}
-        tags = {name: values[rows] for name, values in self.tags.items()}
-        return CascadeData(names=self.names, labels=self.labels, probes=self.probes, tags=tags, **cut)
+        return replace(self, tags={name: values[rows] for name, values in self.tags.items()}, **cut)
 
 
 @dataclass(frozen=True)
@@ -95,6 +116,8 @@ class CascadeOutcome:
     stage: np.ndarray
     """By row: number of the stage that answers; the number of stages for the large model."""
     all_accepted: bool = False
+    n_foreign_accepted: int = 0
+    """Foreign rows that a stage answers."""
 
     @cached_property
     def accepted(self) -> np.ndarray:
@@ -129,6 +152,46 @@ class CascadeOutcome:
         return bool(large > small or not both.any())
 
 
+class ForeignAccepted(Record):
+    """Foreign calibration rows, which nothing was fitted on, at the certificate's thresholds."""
+
+    n: int
+    n_accepted: int
+    """Those that a stage would answer, certified."""
+    bound: float
+    """Exact one-sided upper bound on their share, in [0, 1], at the certificate's confidence."""
+    max_outside: float | None = None
+    """Share of requests, in [0, 1], that the domain check by itself may call foreign before more are foreign than the
+    guarantee counts on; None if it counts on none."""
+
+
+def max_outside(share: float, own: tuple[int, int], foreign: tuple[int, int], *, confidence: float = 0.95) -> float:
+    """Return the most of all requests that a check can call foreign while at most `share` are, in [0, 1].
+
+    `own` and `foreign`: rows of the kind that it calls so, and their number; two exact bounds divide the level.
+    """
+    level = (1 + confidence) / 2
+    of_own, of_foreign = (upper_bound(*counts, confidence=level) for counts in (own, foreign))
+    return max(of_own, (1 - share) * of_own + share * of_foreign)
+
+
+def with_foreign(data: CascadeData, confidence: Sequence[Sequence[float]], max_share: float) -> CascadeData:
+    """Return the rows with foreign ones, their confidences by stage; unchanged if none are known or asked for."""
+    if not confidence and not max_share:
+        return data
+    table = np.array(confidence or [()] * data.n_stages, dtype=float)
+    return replace(data, foreign=ForeignRows(table, max_share))
+
+
+def foreign_accepted(outcome: CascadeOutcome, confidence: float) -> ForeignAccepted | None:
+    """Return what becomes of the foreign rows, with a bound at level `confidence`; None without any."""
+    foreign, n_accepted = outcome.data.foreign, outcome.n_foreign_accepted
+    if foreign is None or not foreign.confidence.shape[1]:
+        return None
+    n = foreign.confidence.shape[1]
+    return ForeignAccepted(n=n, n_accepted=n_accepted, bound=upper_bound(n_accepted, n, confidence=confidence))
+
+
 def cascade_data(drafts: Sequence[Evaluation], large: Evaluation | None, labels: LabelSource = "gold") -> CascadeData:
     """Return the cascade of `drafts`, cheapest first, on the last one's rows. Raise DataError if a draft lacks some."""
     rows = drafts[-1].rows
@@ -152,6 +215,7 @@ def cascade_data(drafts: Sequence[Evaluation], large: Evaluation | None, labels:
             for name in sorted({name for row in rows for name in row.tags})
         },
         probes=tuple(probes),
+        foreign=None,
         **measured,
     )
 

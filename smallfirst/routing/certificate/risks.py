@@ -3,6 +3,7 @@
 | risk | loss of a row | rows | test |
 |---|---|---|---|
 | error | the accepted answer is wrong | accepted rows | exact binomial |
+| error, with foreign requests | the same, or the request is foreign | accepted, own and foreign rows | three of them |
 | accuracy_loss | large right minus routed right: -1, 0 or 1 | rows with gold and large's answer | exact trinomial |
 | cost | USD, discarded drafts included | all rows | betting |
 | latency | slower than the limit | all rows, and requests sent alone | exact binomial, 5 % |
@@ -26,6 +27,9 @@ from smallfirst.stats.bounds import betting_p_value, betting_upper_bound
 from smallfirst.stats.intervals import upper_bound, wilson
 from smallfirst.stats.trinomial import is_mean_below, trinomial_upper_bound
 
+MIXTURE_LEVELS = (0.5, 0.1, 0.4)
+"""Parts of the level for the error of own accepted rows, the share of own and the share of foreign rows accepted. The
+second is loose in effect: all own rows measure it."""
 GROWS_WITH_COVERAGE = frozenset({"error", "accuracy_loss"})
 """Risks that grow with the accepted share, so they are tested strict to loose; the others loose to strict."""
 
@@ -72,6 +76,45 @@ class ShareEvidence:
     def _added(self, level: float) -> tuple[float, float]:
         share = level / (1 + len(self.samples))
         return share, sum(upper_bound(*sample, confidence=1 - share) for sample in self.samples)
+
+
+@dataclass(frozen=True)
+class MixtureEvidence:
+    """The error of accepted answers while a share `share` of the requests is foreign, each of which counts as wrong.
+
+    With accepted shares A of own and F of foreign requests and an error e of own accepted answers, accepted answers
+    are wrong at ((1 - share) e A + share F) / ((1 - share) A + share F), which grows with e, F and the share and falls
+    with A: exact binomial bounds on the three, which divide the level, bound it for every smaller share as well.
+    """
+
+    losses: int
+    n: int
+    """Own accepted rows."""
+    limit: float
+    n_own: int
+    """Own rows, accepted or not."""
+    accepted_foreign: int
+    n_foreign: int
+    share: float
+    """In (0, 1)."""
+
+    @property
+    def value(self) -> float:
+        counts = (self.losses, self.n), (self.n, self.n_own), (self.accepted_foreign, self.n_foreign)
+        return self._mixed(*(k / max(1, n) for k, n in counts))
+
+    def shows(self, level: float) -> bool:
+        return self.n > 0 and self.bound(level) <= self.limit
+
+    def bound(self, level: float) -> float:
+        error, accepted, foreign = (1 - part * level for part in MIXTURE_LEVELS)
+        least = 1 - upper_bound(self.n_own - self.n, self.n_own, confidence=accepted)
+        most = upper_bound(self.accepted_foreign, self.n_foreign, confidence=foreign)
+        return self._mixed(upper_bound(self.losses, self.n, confidence=error), least, most)
+
+    def _mixed(self, error: float, accepted: float, foreign: float) -> float:
+        own, others = (1 - self.share) * accepted, self.share * foreign
+        return (error * own + others) / (own + others) if own + others else 1.0
 
 
 @dataclass(frozen=True)
@@ -122,7 +165,7 @@ class DifferenceEvidence:
         return trinomial_upper_bound(self.losses, self.gains, self.n, confidence=1 - level)
 
 
-Evidence = ShareEvidence | MeanEvidence | DifferenceEvidence
+Evidence = ShareEvidence | MixtureEvidence | MeanEvidence | DifferenceEvidence
 """What the rows show about one limit."""
 
 
@@ -159,7 +202,13 @@ def audit_limits(
 
 
 def _error(outcome: CascadeOutcome, limit: float) -> Evidence:
-    return ShareEvidence(int((outcome.accepted & ~outcome.right).sum()), outcome.n_accepted, limit)
+    losses, foreign = int((outcome.accepted & ~outcome.right).sum()), outcome.data.foreign
+    if foreign is None or not foreign.max_share:
+        return ShareEvidence(losses, outcome.n_accepted, limit)
+    n_foreign, accepted = foreign.confidence.shape[1], outcome.n_foreign_accepted
+    return MixtureEvidence(
+        losses, outcome.n_accepted, limit, outcome.data.n, accepted, n_foreign, share=foreign.max_share
+    )
 
 
 def _accuracy_loss(outcome: CascadeOutcome, limit: float) -> Evidence:

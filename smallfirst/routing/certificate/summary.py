@@ -51,7 +51,7 @@ def describe_refused(data: CascadeData, guarantee: Guarantee, found: CascadeThre
         return (
             f"not shown: with {data.n} calibration rows ({n_wrong} of all answers wrong) no threshold keeping "
             f"{found.first} or more answers shows at most {100 * alpha:g} % wrong"
-            f"{_judged_by(data)}{_rows_missing(missing)}"
+            f"{_foreign_counted(data)}{_judged_by(data)}{_rows_missing(missing)}"
         )
     where = "; ".join(_shown_where(risk, limit, found) for risk, limit in guarantee.limits.items())
     return f"not shown: with {data.n} calibration rows no threshold keeps all limits: {where}{_rows_missing(missing)}"
@@ -71,6 +71,7 @@ def limits_of_validity(
         _looks(guarantee, look),
         _label_source(data),
     ]
+    sentences += _about_foreign(data)
     if len(guarantee.limits) > 1:
         sentences.append(f"{100 * guarantee.confidence:g} % holds for all {len(guarantee.limits)} limits together")
     if 0 < asked < n:
@@ -147,6 +148,29 @@ def _rows_missing(missing: RowsNeeded) -> str:
         f"; even {missing.n_more:,} more rows like these would show it with a chance of {chance} only: loosen the "
         "guarantee, or improve the model"
     )
+
+
+def _foreign_counted(data: CascadeData) -> str:
+    if not data.foreign_share or data.foreign is None:
+        return ""
+    n = data.foreign.confidence.shape[1]
+    return (
+        f" while {100 * data.foreign_share:g} % of requests are foreign, for which {n} rows stand (more of them "
+        "in data.open_ended bound it tighter, and guarantee.max_foreign_share may be less)"
+    )
+
+
+def _about_foreign(data: CascadeData) -> Iterator[str]:
+    if data.foreign is None:
+        return
+    n, most = data.foreign.confidence.shape[1], data.foreign_share
+    if most:
+        yield (
+            f"it holds while at most {100 * most:g} % of requests are foreign, and those are like its {n} foreign "
+            "calibration rows"
+        )
+    else:
+        yield "it is about the task's own requests: guarantee.max_foreign_share makes it count foreign ones as wrong"
 
 
 def _unmeasured(data: CascadeData, guarantee: Guarantee) -> str:

@@ -110,7 +110,7 @@ def search_cascade(
 
     `selection`: the stages' answers to rows that certify nothing; they choose where a search begins.
     """
-    if set(guarantee.limits) == {"error"} and data.n_stages == 1:
+    if set(guarantee.limits) == {"error"} and data.n_stages == 1 and not data.foreign_share:
         level, limit = 1 - guarantee.confidence, guarantee.limits["error"]
         starts = DEFAULT_STARTS
         if selection is not None:

@@ -29,7 +29,7 @@ from smallfirst.stats.intervals import Estimate
 from smallfirst.stats.sequential import RecoveryTest, weighted_interval
 
 State = Literal["live", "shadow", "drift", "fallback"]
-OnRequests = Literal["cost", "latency", "escalation"]
+OnRequests = Literal["cost", "latency", "escalation", "foreign"]
 """Limits of a guarantee that every request tests."""
 Hint = Literal["live_error", "reports"]
 """A hint: audits find more errors than on the calibration rows, where none are limited; or users report many."""
@@ -174,13 +174,18 @@ class Monitor:
         values = {"confidence": confidence, "ood_score": ood_score, "label": label}
         return tuple(self._drifted(one) for one in self._detectors if one.observe(values[one.name]))
 
-    def record_answer(self, answer: Completion) -> tuple[StateChange, ...]:
-        """Add an answer to a request that the certificate covers, whoever gave it; return the changes."""
+    def record_answer(self, answer: Completion, *, in_cascade: bool = True) -> tuple[StateChange, ...]:
+        """Add an answer to a request, whoever gave it; return the changes.
+
+        `in_cascade`: no policy and no domain check kept it from the certificate's thresholds.
+        """
         if self.state not in ("live", "drift"):
             return ()
         found = []
         for watch in self.watches:
-            if watch.quantity.loss is not None and watch.add(watch.quantity.loss(answer)):
+            if watch.quantity.loss is None or not (in_cascade or watch.quantity.of_all):
+                continue
+            if watch.add(watch.quantity.loss(answer)):
                 mean = watch.interval(self.settings.confidence)
                 measured = f"{mean.value:.3g} over {mean.n} requests"
                 why = f'the limit "{watch.quantity.words}" does not hold: {measured}; it is no longer guaranteed'

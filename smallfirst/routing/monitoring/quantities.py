@@ -9,6 +9,7 @@ Each is the mean of a loss in [0, 1] with a limit, so the same betting test serv
 | cost | USD over `COST_RANGE` times the limit, at most 1 | requests | 1 / `COST_RANGE` |
 | latency | slower than the limit | requests | 5 % |
 | escalation | the large model answered | requests | the limit |
+| foreign | the domain check finds it unlike the task's | all requests | `ForeignAccepted.max_outside` |
 
 Cutting off high costs only lowers their mean, so a limit that holds is never called broken by it.
 """
@@ -46,6 +47,8 @@ class Quantity(NamedTuple):
     """False if the guarantee does not limit it: then it raises a hint and changes nothing."""
     scale: float = 1.0
     """From the loss to the unit of the guarantee."""
+    of_all: bool = False
+    """True if requests count that the domain check keeps out of the cascade as well."""
 
 
 class Watch:
@@ -91,11 +94,21 @@ def watched_quantities(certificate: Certificate, judge: Judge) -> tuple[Quantity
             found.append(_of_requests(risk, limit))
         elif (most := certificate.audit_limit_for(risk, judge)) is not None:
             found.append(Quantity(risk, most, describe_limit(risk, limit)))
+    if certificate.foreign is not None and certificate.foreign.max_outside is not None:
+        share, most = _guarantee(certificate).max_foreign_share, certificate.foreign.max_outside
+        words = f"at most {100 * share:g} % of requests foreign (at most {100 * most:.3g} % look so)"
+        found += [Quantity("foreign", most, words, is_outside, of_all=True)] if most < 1 else []
     usual = certificate.audit_limit_for("error", judge)
     if usual is not None and not any(quantity.loss is None for quantity in found):
         words = f"{100 * usual:.3g} % of audited answers wrong, the bound of the calibration rows (not guaranteed)"
         found.append(Quantity("error", usual, words, promised=False))
     return tuple(found)
+
+
+def is_outside(answer: Completion) -> float:
+    """Return 1 if the domain check found the request unlike the task's own, else 0."""
+    steps = [s for s in answer.route.trail if s.stage == "domain"] if answer.route else []
+    return float(any(s.score is not None and s.threshold is not None and s.score > s.threshold for s in steps))
 
 
 def not_watched(certificate: Certificate, judge: Judge) -> tuple[str, ...]:

@@ -73,8 +73,12 @@ class ScoreFusion(Record):
         return cls(ranks=ranks, weights=tuple(weights.tolist()), fused=ConformalScorer.fit(nats @ weights))
 
     def nonconformity(self, scores: np.ndarray) -> np.ndarray:
-        total: np.ndarray = _neg_log_p_values(self.ranks, scores) @ np.asarray(self.weights)
+        total: np.ndarray = self.neg_log_p_values(scores) @ np.asarray(self.weights)
         return total
+
+    def neg_log_p_values(self, scores: np.ndarray) -> np.ndarray:
+        """Return each score's -log p-value in nats (rows, scores)."""
+        return _neg_log_p_values(self.ranks, scores)
 
     def ood_score(self, scores: np.ndarray) -> np.ndarray:
         return self.fused.ood_score(self.nonconformity(scores))

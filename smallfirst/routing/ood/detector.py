@@ -18,7 +18,7 @@ from smallfirst.data.dataset import Dataset
 from smallfirst.errors import ConfigError, DataError
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.linear.classifier import LinearClassifier
-from smallfirst.models.linear.sentence_encoder import SentenceEncoder
+from smallfirst.models.linear.sentence_encoder import SentenceEncoder, open_encoder
 from smallfirst.models.state_features import HiddenStateProfile, HiddenStates, compute_states
 from smallfirst.records import Record
 from smallfirst.routing.ood.conformal import ConformalScorer, ScoreFusion
@@ -33,6 +33,8 @@ GREY_ZONE = (0.5, 0.999)
 """Word scores between which hidden states are read."""
 MIN_ROWS = 20
 """Selection rows, and training rows, below which ranks would follow chance."""
+MAX_NATS = 10.0
+"""Features above that count as that: so unlike is one of 22,000 own requests, and the tail is a guess."""
 PROFILE_FILE = "signature.json"
 """Written last, so a folder without one holds no profile."""
 
@@ -86,6 +88,16 @@ class ProfileScore(NamedTuple):
     by_states: bool
 
 
+class MeasuredText(NamedTuple):
+    """A text compared with the task's own requests."""
+
+    ood_score: float
+    """In [0, 1]."""
+    features: tuple[float, ...]
+    """By the words and each feature of the hidden states, -log of the share of own requests that are as unlike, in
+    nats, at most MAX_NATS."""
+
+
 class TaskProfile:
     """The requests of one task, to compare others with."""
 
@@ -109,11 +121,10 @@ class TaskProfile:
         grey = (scores > low) & (scores < high) & bool(self.state_scorers)
         if wanted is not None:
             grey &= wanted
-        if grey.any() and self.parameters.states and self.parameters.within:
+        if grey.any() and self.parameters.states:
             chosen = [text for text, is_grey in zip(texts, grey, strict=True) if is_grey]
             columns = _columns(self.parameters.words, words.features[grey], self.state_scorers, chosen)
-            rank = self.parameters.within.ood_score(self.parameters.states.nonconformity(columns))
-            scores[grey] = low + (high - low) * rank
+            scores[grey] = self._rank_by_states(columns)
         return [ProfileScore(float(value), bool(again)) for value, again in zip(scores, grey, strict=True)]
 
     def score(self, texts: Sequence[str]) -> list[ProfileScore]:
@@ -122,6 +133,27 @@ class TaskProfile:
 
     def ood_scores(self, texts: Sequence[str]) -> list[float]:
         return [score.value for score in self.score(texts)]
+
+    def measure(self, texts: Sequence[str]) -> list[MeasuredText]:
+        """Return score and features of each text, in order; the hidden states of all are read, once."""
+        words, (low, high) = self.score_words(texts), self.parameters.grey
+        columns = _columns(self.parameters.words, words.features, self.state_scorers, texts)
+        scores = words.ood_score.copy()
+        if self.parameters.states is None:
+            features = self.parameters.words.fused.neg_log_p_values(columns[:, 0])[:, None]
+        else:
+            features = self.parameters.states.neg_log_p_values(columns)
+            grey = (scores > low) & (scores < high)
+            scores[grey] = self._rank_by_states(columns[grey])
+        features = np.minimum(features, MAX_NATS)
+        return [MeasuredText(float(s), tuple(f)) for s, f in zip(scores, features.tolist(), strict=True)]
+
+    def _rank_by_states(self, columns: np.ndarray) -> np.ndarray:
+        assert self.parameters.states is not None
+        assert self.parameters.within is not None
+        low, high = self.parameters.grey
+        found: np.ndarray = self.parameters.within.ood_score(self.parameters.states.nonconformity(columns))
+        return low + (high - low) * found
 
     def save(self, folder: Path) -> None:
         self.text_features.save(folder)
@@ -139,7 +171,7 @@ class TaskProfile:
         parameters = ProfileParameters.load(folder / PROFILE_FILE)
         readers: dict[str, Reader] = {}
         if parameters.encoder:
-            readers["encoder"] = lambda texts: _cached_states(parameters.encoder, tuple(texts))
+            readers["encoder"] = lambda texts: _embed(open_encoder(find_weights(parameters.encoder)), texts)
         if (folder / "model.safetensors").exists():
             if model is None:
                 raise ConfigError(f"{folder} was fitted with the task's own model; load it and pass it as `model`")
@@ -233,14 +265,3 @@ def _label_numbers(train: Dataset) -> np.ndarray:
 def _embed(encoder: SentenceEncoder, texts: Sequence[str]) -> HiddenStates:
     vectors = encoder.embed(texts)
     return HiddenStates(vectors, np.zeros((len(vectors), 0), dtype=np.float32))
-
-
-@functools.lru_cache(maxsize=1)
-def _cached_states(name: str, texts: tuple[str, ...]) -> HiddenStates:
-    """Keep the states of the latest texts: tasks with one encoder ask for the same ones, one after the other."""
-    return _embed(_open_encoder(name), texts)
-
-
-@functools.lru_cache(maxsize=1)
-def _open_encoder(name: str) -> SentenceEncoder:
-    return SentenceEncoder(find_weights(name))

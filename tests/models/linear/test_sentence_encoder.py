@@ -10,7 +10,7 @@ import torch
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.models.linear.classifier import LinearClassifier
-from smallfirst.models.linear.sentence_encoder import SentenceEncoder
+from smallfirst.models.linear.sentence_encoder import REMEMBERED, SentenceEncoder, open_encoder
 from smallfirst.models.manifest import Manifest, read_manifest
 from smallfirst.tasks.classify import Classify
 
@@ -35,7 +35,18 @@ def test_vectors_have_length_one_and_come_in_the_order_asked(folder: Path) -> No
     assert vectors.dtype == np.float32
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(5), abs=1e-5)
     for text, vector in zip(texts, vectors, strict=True):
-        assert vector == pytest.approx(encoder.embed([text])[0], abs=1e-5)
+        assert vector == pytest.approx(SentenceEncoder(folder).embed([text])[0], abs=1e-5)
+
+
+def test_a_text_that_two_readers_ask_for_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, read = open_encoder(folder), []
+    assert open_encoder(folder) is encoder
+    monkeypatch.setattr(encoder, "_embed", lambda texts: read.extend(texts) or np.ones((len(texts), 2)) * len(texts))
+    first, again = encoder.embed(["a", "b"]), encoder.embed(["b", "c"])
+    assert (read, first.tolist(), again.tolist()) == (["a", "b", "c"], [[2, 2], [2, 2]], [[2, 2], [1, 1]])
+    encoder.embed([str(i) for i in range(REMEMBERED)])
+    encoder.embed(["a"])
+    assert read.count("a") == 2  # only the latest are kept
 
 
 def test_a_vector_is_the_mean_over_the_texts_own_tokens(folder: Path) -> None:

@@ -12,11 +12,12 @@ from fixtures.certificates import cascade, certificate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smallfirst.models.protocol import Completion, Route
+from smallfirst.models.protocol import Completion, Route, RouteStep
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.outcomes import ForeignAccepted
 from smallfirst.routing.certificate.risks import audit_limits
-from smallfirst.routing.monitoring.monitor import Monitor, MonitorSettings
+from smallfirst.routing.monitoring.monitor import Monitor, MonitorSettings, StateChange
 from smallfirst.routing.monitoring.quantities import Judge, not_watched, watched_quantities
 
 Stream = Callable[[random.Random, Monitor], object]
@@ -129,3 +130,28 @@ def test_several_limits_share_the_chance_of_a_false_alarm() -> None:
     watch = monitor(promising(0.05, max_p95_ms=500, max_usd_per_1k=1.0, max_escalation_rate=0.3))
     assert [one.quantity.name for one in watch.watches] == ["error", "cost", "latency", "escalation"]
     assert {round(1 / (1 - one.test.confidence)) for one in watch.watches} == {round(4 * 20 * 4 / 3)}
+
+
+def seen(outside: bool, stage: str = "small") -> Completion:
+    step = RouteStep(stage="domain", decision="passed on", why="", score=0.99 if outside else 0.2, threshold=0.97)
+    route = Route(stage=stage, why="", certified=False, trail=(step,))
+    return Completion(text="a", answered_by="m", latency_ms=1, cost_usd=0, route=route)
+
+
+def test_more_foreign_requests_than_the_promise_bears_raise_an_alarm_and_fewer_do_not() -> None:
+    foreign = ForeignAccepted(n=200, n_accepted=0, bound=0.02, max_outside=0.55)
+    of = promising(0.05, max_foreign_share=0.5, max_escalation_rate=0.5).model_copy(update={"foreign": foreign})
+    assert [q.name for q in watched_quantities(of, "person")] == ["error", "escalation", "foreign"]
+    changes: dict[float, list[StateChange]] = {}
+    for share in (0.5, 0.7):
+        draw, watch = random.Random(1), monitor(of, "person")
+        for _ in range(2000):
+            outside = draw.random() < share
+            # What the domain check keeps out goes to the large model past the cascade: no escalation.
+            found = watch.record_answer(seen(outside, "large" if outside else "small"), in_cascade=not outside)
+            changes.setdefault(share, []).extend(found)
+    assert changes[0.5] == []
+    assert [(change.cause, change.after) for change in changes[0.7]] == [("foreign", "live")]
+    assert "at most 50 % of requests foreign" in changes[0.7][0].why
+    without = of.model_copy(update={"foreign": foreign.model_copy(update={"max_outside": None})})
+    assert "foreign" not in [q.name for q in watched_quantities(without, "person")]
