@@ -22,6 +22,9 @@ from smallfirst.routing.certificate.risks import GROWS_WITH_COVERAGE, evidence
 from smallfirst.routing.certificate.starts import DEFAULT_STARTS, Starts, choose_starts, start_rows
 from smallfirst.stats.graphical import rejected_on_path
 
+MAX_FOREIGN_ACCEPTED = 0.05
+"""Share of the known foreign rows that are accepted where the guarantee is about the task's own requests alone, if a
+threshold that is shown accepts as few."""
 STEPS = 100
 """Thresholds on a path."""
 
@@ -110,7 +113,7 @@ def search_cascade(
 
     `selection`: the stages' answers to rows that certify nothing; they choose where a search begins.
     """
-    if set(guarantee.limits) == {"error"} and data.n_stages == 1 and not data.foreign_share:
+    if set(guarantee.limits) == {"error"} and data.n_stages == 1 and data.foreign is None:
         level, limit = 1 - guarantee.confidence, guarantee.limits["error"]
         starts = DEFAULT_STARTS
         if selection is not None:
@@ -121,7 +124,8 @@ def search_cascade(
         return CascadeThresholds((one.threshold,), level, NEVER_ACCEPT, shown, data.n, first)
     paths = threshold_paths(data.confidence, steps)
     level = (1 - guarantee.confidence) / (len(guarantee.limits) * len(paths))
-    choices: list[tuple[float, int, Thresholds, bool]] = []
+    choices: list[tuple[float, float, int, Thresholds, bool]] = []
+    first = 0
     with_small_loss: list[Thresholds] = []
     shares: dict[str, tuple[float, float]] = {}
     for path in paths:
@@ -133,18 +137,31 @@ def search_cascade(
         }
         if "error" in guarantee.limits:
             limit = guarantee.limits["error"]
-            places["error"] = _shown_errors(outcomes, limit, level, _path_starts(path, selection, data.n, limit, level))
+            starts = _path_starts(path, selection, data.n, limit, level)
+            places["error"] = _shown_errors(outcomes, limit, level, starts)
+            first = start_rows(data.n, limit, level, starts)[0][0]
         for risk, shown_at in places.items():
             found = [outcomes[i].n_accepted / data.n for i in shown_at] + list(shares.get(risk, ()))
             shares |= {risk: (min(found), max(found))} if found else {}
         with_small_loss += [path[i] for i in places.get("accuracy_loss", ())]
         for i, never_escalates in _valid_places(outcomes, path, places):
             cost = outcomes[i].mean_cost_usd if data.large_known else float(data.n - outcomes[i].n_accepted)
-            choices.append((cost, -outcomes[i].n_accepted, path[i], never_escalates))
-    nothing = (0.0, 0, (NEVER_ACCEPT,) * data.n_stages, False)
-    _, _, best, never_escalates = min(choices, default=nothing)
+            choices.append((_excess(outcomes[i]), cost, -outcomes[i].n_accepted, path[i], never_escalates))
+    nothing = (0.0, 0.0, 0, (NEVER_ACCEPT,) * data.n_stages, False)
+    *_, best, never_escalates = min(choices, default=nothing)
     floor = min((one[-1] for one in with_small_loss if one[:-1] == best[:-1]), default=NEVER_ACCEPT)
-    return CascadeThresholds(best, level, floor, shares, sum(map(len, paths)), never_escalates=never_escalates)
+    return CascadeThresholds(best, level, floor, shares, sum(map(len, paths)), first, never_escalates)
+
+
+def _excess(outcome: CascadeOutcome) -> float:
+    """Return by how much too many foreign rows are accepted where nothing is promised about them.
+
+    Stricter thresholds that are shown as well are chosen then: every place on a path that is shown may be.
+    """
+    foreign = outcome.data.foreign
+    if foreign is None or foreign.max_share or not foreign.confidence.size:
+        return 0.0
+    return max(0.0, float(outcome.n_foreign_accepted / foreign.confidence.shape[1]) - MAX_FOREIGN_ACCEPTED)
 
 
 def nothing_accepted(data: CascadeData) -> CascadeThresholds:

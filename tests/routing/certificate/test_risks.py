@@ -61,3 +61,15 @@ def test_what_may_look_foreign_is_bounded_by_both_kinds_of_rows() -> None:
     own, foreign = upper_bound(3, 100, confidence=0.975), upper_bound(150, 200, confidence=0.975)
     assert max_outside(0.25, (3, 100), (150, 200)) == pytest.approx(0.75 * own + 0.25 * foreign)
     assert max_outside(0.5, (3, 100), (150, 200)) > max_outside(0.25, (3, 100), (150, 200))
+
+
+def test_where_nothing_is_promised_about_foreign_requests_few_are_accepted_all_the_same() -> None:
+    draw = np.random.default_rng(0)
+    own, right, foreign = draw.random(400), np.ones(400, dtype=bool), 0.4 * draw.random(300)
+    (loose,) = search_cascade(cascade(own[None], right[None]), Guarantee(max_error=0.1)).thresholds
+    (strict,) = search_cascade(mixed(own, right, foreign, 0.0), Guarantee(max_error=0.1)).thresholds
+    assert loose < 0.01
+    assert 0.3 < strict < 0.4
+    assert (foreign >= strict).mean() <= 0.05
+    (any_other,) = search_cascade(mixed(own, right, np.ones(300), 0.0), Guarantee(max_error=0.1)).thresholds
+    assert any_other <= 1  # if every foreign row is accepted everywhere, own requests are answered all the same
