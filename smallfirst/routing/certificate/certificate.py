@@ -6,10 +6,8 @@ It holds for requests drawn like the calibration rows; drift ends it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import pydantic
 
 from smallfirst.errors import ConfigError

@@ -505,7 +505,9 @@ def test_a_later_look_has_a_smaller_share_of_the_level() -> None:
 
 def test_a_certificate_without_a_look_keeps_its_fingerprint() -> None:
     found = certified(measured("small", [True] * 100, falling(100)))
-    before = found.model_dump(mode="json", exclude={"look", "labels_missing_chance", "filters", "fields", "shift", "foreign"})
+    before = found.model_dump(
+        mode="json", exclude={"look", "labels_missing_chance", "filters", "fields", "shift", "foreign"}
+    )
     assert found.fingerprint() == fingerprint(before)
     assert certified(measured("small", [True] * 100, falling(100)), look=1).fingerprint() != found.fingerprint()
 
