@@ -314,7 +314,9 @@ among the rest get the out-of-scope answer, and the others an uncertified draft.
 does not pass to the large model (without one, it got an uncertified draft)."""
 FOOT = """
 Weights and features of the score were fixed before a test row was scored: log-odds of the confidence, the words' and the
-encoder's two distances as ranks among selection rows. Foreign rows of unseen sets need not be like those that certified,
+encoder's two distances as ranks among selection rows. That a threshold which accepts few foreign rows is preferred where
+nothing is promised about them was added after a first measurement, in which that line certified 92 % of foreign requests
+at 10 %. Foreign rows of unseen sets need not be like those that certified,
 so the promise is not made for them; CLINC150 has intents about banking and restaurants of its own, so rows of Banking77
 and restaurant8k are foreign to it in name only."""
 
