@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from scipy import special
 
-from benchmarks.routing.certificates_page import RESULT, TRAPS
+from benchmarks.routing.certificates_page import DRAWS, RESULT, TRAPS
 from benchmarks.routing.certificates_pools import gsm8k
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData
@@ -30,10 +30,8 @@ from smallfirst.stats.intervals import clopper_pearson
 from smallfirst.stats.sample_size import min_rows_without_error
 
 SIZES = (200, 400, 800)
-LIMITS = {"gsm8k": (0.15, 0.2, 0.25), "restaurant8k": (0.05, 0.1)}
-LOSSES = (0.02, 0.05, 0.1)
-DRAWS = "## New rules beside the old ones"
-"""Heading of the section."""
+LIMITS = {"gsm8k": (0.2, 0.25), "restaurant8k": (0.05, 0.1)}
+LOSSES = (0.05, 0.1)
 
 Rule = Callable[[CascadeData, CascadeData, Guarantee], float]
 """The last threshold, from calibration and selection rows."""
@@ -135,8 +133,10 @@ def section(found: list[dict[str, object]], about: list[str]) -> str:
         f"{DRAWS}\n",
         f"`python -m benchmarks.routing.certificates_draws FOLDER`, {date.today()}, 2 shared cores, Zen 5, 24 GB; {draws} "
         "draws a cell, as many selection rows as calibration rows. Before: one start at half of the rows, and betting. "
-        "Several starts: at an eighth, a quarter and half of the rows. Kept: mean share over all draws, 0 where nothing is "
-        "issued. Broken: of all draws, over the whole pool, exact 95 % interval; at most 0.05 is guaranteed. "
+        "Several starts: at an eighth, a quarter and half of the rows, without selection rows. Kept: mean share over all "
+        "draws, 0 where nothing is issued. Broken: of all draws, over the whole pool, exact 95 % interval; at most 0.05 is "
+        "guaranteed. Banking77 and CLINC150 (with its out-of-scope rows): the `encoder` candidate; Restaurant-8k: a "
+        "fine-tuned SmolLM2-135M, right in every field; GSM8K: Mixtral before GPT-4. Unseen rows: "
         f"{'; '.join(about)}.\n",
         "| pool | limit | n | rule | issued | kept | broken |",
         "|---|---|---|---|---|---|---|",
@@ -164,11 +164,9 @@ def main() -> None:
             (given.folder / f"{name}.draws.json").write_text(json.dumps(found))
     parts = [given.folder / f"{name}.draws.json" for name in there]
     rows = [one for path in parts if path.exists() for one in json.loads(path.read_text())]
-    about = [f"{name}: {pool.n:,} rows, {pool.right[0].mean():.3f} right" for name, pool in there.items()]
-    head, _, rest = RESULT.read_text(encoding="utf-8").partition(DRAWS)
-    traps = (rest or head).partition(TRAPS)
-    head = head.partition(TRAPS)[0] if not rest else head
-    RESULT.write_text("".join((head, section(rows, about), "\n", *traps[1:])), encoding="utf-8")
+    about = [f"{name}: {pool.n:,}, {pool.right[0].mean():.3f} right" for name, pool in there.items()]
+    page, traps = RESULT.read_text(encoding="utf-8").split(TRAPS)
+    RESULT.write_text("".join((page.partition(DRAWS)[0], section(rows, about), "\n", TRAPS, traps)), encoding="utf-8")
 
 
 if __name__ == "__main__":

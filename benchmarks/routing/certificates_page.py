@@ -12,6 +12,8 @@ from benchmarks.paths import RESULTS
 from smallfirst.stats.intervals import clopper_pearson
 
 RESULT = RESULTS / "certificates.md"
+DRAWS = "## New rules beside the old ones"
+"""Heading of the section that `certificates_draws.py` writes."""
 TRAPS = "## Repeats, groups, policies and looks"
 """Heading of the last section, which `certificates_traps.py` writes."""
 
@@ -47,8 +49,9 @@ def write(folder: Path, titles: dict[str, str]) -> None:
             found = json.loads(path.read_text())
             note = NOTES[name].format(repeats=found[0]["repeats"])
             page.append(f"\n## {title}\n\n{note}\n\n{table(found)}")
-    traps = RESULT.read_text(encoding="utf-8").partition(TRAPS)[1:]
-    RESULT.write_text("".join((*page, "\n" if traps[0] else "", *traps)), encoding="utf-8")
+    before = RESULT.read_text(encoding="utf-8")
+    others = before.partition(DRAWS if DRAWS in before else TRAPS)[1:]
+    RESULT.write_text("".join((*page, "\n" if others[0] else "", *others)), encoding="utf-8")
 
 
 PAGE = """# Certificates: do they hold?

@@ -7,6 +7,7 @@ nothing; without them there are several, since nobody knows where the model is s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import special
@@ -17,8 +18,11 @@ Starts = tuple[tuple[float, float], ...]
 """Shares of the rows accepted at the starts, ascending, each with its share of the level; these sum to 1."""
 
 DEFAULT_STARTS: Starts = ((1 / 8, 1 / 4), (1 / 4, 1 / 4), (1 / 2, 1 / 2))
-SINGLE_STARTS = (1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 1 / 16, 5 / 8, 3 / 4)
-"""Shares of which selection rows choose one; the first of equally good ones."""
+CHOICES: tuple[Starts, ...] = (
+    *(((accepted, 1.0),) for accepted in (1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 1 / 16, 5 / 8, 3 / 4)),
+    DEFAULT_STARTS,
+)
+"""Of these selection rows choose; the first of equally good ones."""
 MIN_SELECTION_ROWS = 20
 _WORLDS = 50
 _PLACES = 100
@@ -41,7 +45,7 @@ def start_rows(n: int, limit: float, level: float, starts: Starts = DEFAULT_STAR
 
 
 def choose_starts(scores: np.ndarray, right: np.ndarray, n: int, limit: float, level: float) -> Starts:
-    """Return the single start that keeps most of `n` rows like these selection rows; DEFAULT_STARTS if none keeps any.
+    """Return which of CHOICES keeps most of `n` rows like these selection rows; DEFAULT_STARTS if none keeps any.
 
     `scores`: higher is accepted earlier. The rows to come are drawn from rates as likely as the selection rows make
     them (the Bayesian bootstrap, Rubin 1981, of these rows and one wrong answer more).
@@ -56,15 +60,20 @@ def choose_starts(scores: np.ndarray, right: np.ndarray, n: int, limit: float, l
     places = np.unique(np.linspace(0, m - 1, _PLACES).astype(int))
     accepted = np.cumsum(counts[:, :m] + more, axis=1)[:, places]
     losses = np.cumsum(counts[:, :m] * wrong + more, axis=1)[:, places]
-    shown = special.bdtr(losses, accepted, limit) <= level
-    means = [_mean_kept(accepted, shown, start_rows(n, limit, level, ((share, 1.0),))[0][0]) for share in SINGLE_STARTS]
+    p_values = np.where(accepted > 0, special.bdtr(losses, accepted, limit), 1.0)
+    means = [_mean_kept(accepted, p_values, start_rows(n, limit, level, starts), level) for starts in CHOICES]
     best = int(np.argmax(means))
-    return ((SINGLE_STARTS[best], 1.0),) if means[best] > 0 else DEFAULT_STARTS
+    return CHOICES[best] if means[best] > 0 else DEFAULT_STARTS
 
 
-def _mean_kept(accepted: np.ndarray, shown: np.ndarray, first: int) -> float:
-    """Return the mean number of rows accepted where a walk from `first` accepted rows on ends."""
-    failed = (accepted >= first) & ~shown
-    ends = np.where(failed.any(axis=1), failed.argmax(axis=1), accepted.shape[1])
-    last = np.take_along_axis(accepted, np.maximum(ends - 1, 0)[:, None], axis=1)[:, 0]
-    return float(np.where((ends > 0) & (last >= first), last, 0).mean())
+def _mean_kept(accepted: np.ndarray, p_values: np.ndarray, starts: Sequence[tuple[int, float]], level: float) -> float:
+    """Return the mean over worlds of the rows accepted where the walks from `starts` end, as in `stats.graphical`."""
+    kept, carried = np.zeros(len(accepted)), np.zeros(len(accepted))
+    ends = [*(rows for rows, _ in starts[1:]), np.inf]
+    for (first, share), end in zip(starts, ends, strict=True):
+        shares = carried + share
+        inside = (accepted >= first) & (accepted < end)
+        failed = np.cumsum(inside & (p_values > (shares * level)[:, None]), axis=1) > 0
+        kept = np.maximum(kept, np.where(inside & ~failed, accepted, 0).max(axis=1))
+        carried = np.where(failed[:, -1], 0.0, shares)
+    return float(kept.mean())
