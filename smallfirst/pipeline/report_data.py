@@ -69,6 +69,7 @@ def report_data(project: Project, run_folder: RunFolder, doubts: Diagnostics) ->
         verdicts=verdicts.verdicts if verdicts else (),
         smallest_passing=verdicts.smallest if verdicts else None,
         promoted=_promoted(run_folder),
+        outcome=run_folder.outcome(),
         certificate=run_folder.certificate() if "certificate.json" in there else None,
         training=_training(file, run_folder),
         machine=file.prices.machine,

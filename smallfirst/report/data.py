@@ -14,6 +14,7 @@ from smallfirst.evaluation.learning_curve import LearningPoint
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.evaluation.retention import Retention
 from smallfirst.evaluation.self_agreement import SelfAgreement
+from smallfirst.gate.outcome import Outcome
 from smallfirst.gate.verdict import Verdict, nearest_to_passing
 from smallfirst.pricing import MachinePrice
 from smallfirst.project.candidate_registry import FINE_TUNED
@@ -109,6 +110,8 @@ class ReportData(Record):
     """The smallest candidate that passes the gate; None if no candidate passes."""
     promoted: str | None = None
     """The candidate that the run made champion; None if none was."""
+    outcome: Outcome | None = None
+    """What the run decided; None in runs of before there were outcomes."""
     certificate: Certificate | None = None
     training: TrainingSummary | None = None
     machine: MachinePrice = MachinePrice()
@@ -145,6 +148,12 @@ class ReportData(Record):
         if verdict is not None and not verdict.passed:
             raise ValueError(f"smallest_passing is {verdict.candidate}, which failed the gate")
         return self
+
+    @property
+    def decided(self) -> Outcome | None:
+        """The outcome, unless a person overrode it by a signature."""
+        signed = any(verdict.signed_by for verdict in self.verdicts)
+        return None if signed else self.outcome
 
     @property
     def recommended(self) -> str | None:

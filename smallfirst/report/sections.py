@@ -12,6 +12,7 @@ from smallfirst.report import economics, measures
 from smallfirst.report.candidates import candidate_table
 from smallfirst.report.charts import confidence, training
 from smallfirst.report.charts.cost import spending_chart
+from smallfirst.report.charts.frontier import frontier_chart
 from smallfirst.report.charts.latency import latency_chart, latency_row
 from smallfirst.report.charts.quality_cost import quality_cost_chart, quality_frame
 from smallfirst.report.data import ReportData
@@ -69,7 +70,19 @@ def first_screen(data: ReportData, paths: tuple[economics.PathCost, ...]) -> dic
         "guarantee_sentence": guarantee_sentence(data),
         "opened_verdicts": opened,
         "other_verdicts": [v for v in data.verdicts if v not in opened],
+        "tried": [trial.verdict for trial in data.decided.trials] if data.decided else [],
+        "frontier_plot": _frontier(data.certificate),
+        "reachable": next((p for p in data.certificate.frontier if p.issued), None) if data.certificate else None,
     }
+
+
+def _frontier(certificate: Certificate | None) -> str | None:
+    if certificate is None or not certificate.frontier:
+        return None
+    limited = certificate.issued and certificate.max_error < 1
+    return frontier_chart(
+        certificate.frontier, promised=(certificate.max_error, certificate.coverage) if limited else None
+    )
 
 
 def path_cards(data: ReportData, paths: tuple[economics.PathCost, ...]) -> tuple[PathCard, ...]:

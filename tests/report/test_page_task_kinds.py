@@ -94,7 +94,7 @@ def test_suspects_leaks_and_the_large_models_agreement_are_told(kind: str, pages
     assert f"smallfirst suspects {kind}.yaml --out suspects.jsonl" in seen
     assert "12 more suspects" in seen
     assert "the large model gives the same answer on 0.930 [0.886, 0.958] of 200 rows" in seen
-    assert "1 of 400 test rows (0.2 %) are also in the training rows." in seen
+    assert "1 of 400 test rows (0.2 %) are also in the training rows; the gate judges the others." in seen
 
 
 @pytest.mark.parametrize("kind", KINDS)

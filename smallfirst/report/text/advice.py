@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+from smallfirst.data.quality.leaks import min_clean_rows
 from smallfirst.pricing import format_usd
 from smallfirst.report.data import ReportData
 from smallfirst.report.economics import PathCost
 from smallfirst.report.formats import accurate, capitalize_first, count, path_name, percent, points
 from smallfirst.report.text.guarantee import guarantee_state
-
-LEAK_WARNING = 0.005
-"""Share of leaked test rows from which the page warns."""
 
 
 def recommendations(data: ReportData, paths: tuple[PathCost, ...]) -> tuple[str, ...]:
@@ -20,6 +18,10 @@ def recommendations(data: ReportData, paths: tuple[PathCost, ...]) -> tuple[str,
 def _go_live(data: ReportData, paths: tuple[PathCost, ...]) -> str:
     by_name = {path.candidate: path for path in paths}
     path, large = by_name.get(data.served or ""), by_name.get("large")
+    if data.decided is not None and (needed := data.decided.labels_needed) is not None:
+        until = "let the large model answer" if large else "nothing of this goes live"
+        price = f", about {format_usd(needed.usd)} by {needed.priced_by}" if needed.usd is not None else ""
+        return f"Label {needed.in_words}{price}, and run it again. Until then {until}."
     if path is None or path is large:
         keep = "Keep sending every request to the large model." if large else "Do not put any of them live."
         return f"{keep}{_nearest(data)}"
@@ -70,8 +72,6 @@ def _repair(data: ReportData) -> list[str]:
     found = []
     if guarantee_state(data) == "broken":
         found.append("Do not route by confidence yet: the guarantee did not hold on the test rows. Calibrate again.")
-    if data.leaks is not None and data.leaks.share >= LEAK_WARNING:
-        found.append("Remove the test rows that are also training rows, then measure again.")
     return found
 
 
@@ -93,8 +93,9 @@ def warnings(data: ReportData) -> tuple[str, ...]:
         found.append("The paths were not all measured on the same rows; compare them with care.")
     if untested := [e.candidate for e in data.evaluations if e.split != "test"]:
         found.append(f"Not measured on test rows: {', '.join(untested)}.")
-    if data.leaks is not None and data.leaks.share >= LEAK_WARNING:
-        found.append(leak_sentence(data))
+    clean = data.leaks.n_test - data.leaks.n_leaked if data.leaks is not None else 0
+    if data.leaks is not None and clean < min_clean_rows(data.leaks.n_test):
+        found.append(f"{leak_sentence(data)} Too few other rows are left to judge by: {clean:,}.")
     found += [
         f"“{path_name(v.candidate)}” passed by a signed override, not by measurement: {v.signed_by}, because "
         f"“{v.because or 'no reason given'}”."
@@ -112,7 +113,8 @@ def leak_sentence(data: ReportData) -> str:
     if leaks.n_leaked == 0:
         return f"None of the {leaks.n_test:,} test rows is in the training rows."
     sentence = (
-        f"{leaks.n_leaked:,} of {leaks.n_test:,} test rows ({percent(leaks.share)}) are also in the training rows."
+        f"{leaks.n_leaked:,} of {leaks.n_test:,} test rows ({percent(leaks.share)}) are also in the training rows; the "
+        "gate judges the others."
     )
     if leaks.accuracy_with is None or leaks.accuracy_without is None:
         return sentence

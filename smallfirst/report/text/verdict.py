@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from smallfirst.evaluation.results import Evaluation
+from smallfirst.gate.outcome import Outcome
 from smallfirst.pricing import format_usd
 from smallfirst.project.candidate_registry import CANDIDATES, FINE_TUNED, all_candidates
 from smallfirst.report.candidates import difference
@@ -21,6 +22,8 @@ class Headline(NamedTuple):
 
 def headline(data: ReportData) -> Headline:
     """Return what to do, how good what answers is, and what it costs against the large path."""
+    if data.decided is not None and data.decided.kind != "small alone":
+        return _by_outcome(data, data.decided)
     chosen, large, evaluation = data.recommended, data.evaluation("large"), data.evaluation(data.served)
     if chosen is None or evaluation is None:
         return _nothing_passes(data)
@@ -42,6 +45,19 @@ def headline(data: ReportData) -> Headline:
         subject = "Together, each request answered by one of them, they are"
         return Headline(_heading(data, chosen), f"{subject} {quality} and cost {cost}.")
     return Headline(_heading(data, chosen), f"{subject} is {quality} and costs {cost}.")
+
+
+def _by_outcome(data: ReportData, outcome: Outcome) -> Headline:
+    """Return the verdict on what goes live, and the outcome's sentence with its proof."""
+    proof = capitalize_first(outcome.sentence.partition(": ")[2] or outcome.sentence)
+    large, needed = data.evaluation("large") is not None, outcome.labels_needed
+    if outcome.kind == "small first" and outcome.candidate and outcome.share_small:
+        who, share = path_role(outcome.candidate) or "the small model", percent(outcome.share_small.value, digits=0)
+        rest = "the large model" if large else "a person"
+        return Headline(f"Small first: {who} answers {share} of requests, {rest} the rest.", proof)
+    if outcome.kind == "cannot be told yet" and needed:
+        return Headline(f"It cannot be told yet: label about {needed.n_data_rows:,} more rows.", proof)
+    return Headline("Keep the large model." if large else "Keep what answers today.", proof)
 
 
 def _nothing_passes(data: ReportData) -> Headline:

@@ -9,6 +9,7 @@ import pytest
 
 from smallfirst.data.quality.leaks import Leak, LeakReport
 from smallfirst.evaluation.retention import Retention, RetentionByKind
+from smallfirst.gate.outcome import LabelsNeeded, Outcome
 from smallfirst.report.data import LeakEffect, ReportData
 from smallfirst.report.economics import path_costs
 from smallfirst.report.text.advice import leak_sentence, recommendations, retention_sentences, warnings
@@ -96,12 +97,28 @@ def test_what_speaks_against_routing_and_the_figures_is_told(make_report: Make, 
     assert any("the guarantee did not hold on the test rows" in said for said in advised(broken))
 
 
-def test_leaks_are_warned_of_from_half_a_percent_on(make_report: Make) -> None:
-    few = make_report(leaks=LeakEffect(n_leaked=4, n_test=1000))
-    many = make_report(leaks=LeakEffect(n_leaked=5, n_test=1000))
-    assert (warnings(few), len(warnings(many))) == ((), 1)
-    assert any("then measure again" in said for said in advised(many))
+def test_leaks_are_warned_of_where_too_few_other_rows_are_left(make_report: Make) -> None:
+    many = make_report(leaks=LeakEffect(n_leaked=950, n_test=1000))
+    most = make_report(leaks=LeakEffect(n_leaked=951, n_test=1000))
+    assert warnings(many) == ()
+    assert warnings(most)[0].endswith("the gate judges the others. Too few other rows are left to judge by: 49.")
     assert leak_sentence(make_report(leaks=LeakEffect(n_leaked=0, n_test=9))).startswith("None of the 9 test rows")
+
+
+def test_the_rows_that_would_decide_it_come_first_with_their_price(make_report: Make) -> None:
+    needed = LabelsNeeded(
+        part="calibration",
+        n_rows=90,
+        n_data_rows=560,
+        usd=28.0,
+        priced_by="a person",
+        in_words="90 more calibration rows, which is about 560 more rows in rows.jsonl",
+    )
+    outcome = Outcome(kind="cannot be told yet", sentence="Cannot be told yet: label.", labels_needed=needed)
+    assert advised(make_report(outcome=outcome))[0] == (
+        "Label 90 more calibration rows, which is about 560 more rows in rows.jsonl, about $28.00 by a person, and "
+        "run it again. Until then let the large model answer."
+    )
 
 
 def test_other_rows_other_splits_and_overrides_are_warned_of(make_report: Make, make_verdict: Build) -> None:
@@ -124,7 +141,7 @@ def test_the_effect_of_leaks_is_counted_on_the_rows_that_are_left(make_report: M
     # 7 of 8 right; without row 0, which was right, 6 of 7.
     assert (found.n_leaked, found.accuracy_with, found.accuracy_without) == (1, wilson(7, 8), wilson(6, 7))
     said = leak_sentence(make_report(leaks=found)).replace("\xa0", " ")
-    assert said.startswith("1 of 8 test rows (12.5 %) are also in the training rows.")
+    assert said.startswith("1 of 8 test rows (12.5 %) are also in the training rows; the gate judges the others.")
     assert "on 87.5 % (52.9 to 97.8) with them and on 85.7 %" in said
 
 

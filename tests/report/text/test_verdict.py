@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from smallfirst.gate.outcome import LabelsNeeded, Outcome
 from smallfirst.report.data import ReportData
 from smallfirst.report.text.verdict import comparisons, headline, linear_note
+from smallfirst.stats.intervals import wilson
 
 Make = Callable[..., ReportData]
 Build = Callable[..., Any]
@@ -25,6 +27,47 @@ def test_the_headline_says_who_answers_how_well_and_at_what_cost(make_report: Ma
         "It is right on 87.5 % (52.9 to 97.8) of 8 test requests and costs $0.050 per 1,000 requests "
         "instead of $2.00: 40 times cheaper."
     )
+
+
+NEEDED = LabelsNeeded(part="test", n_rows=40, n_data_rows=1200, in_words="1,200 more rows")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "heading", "sentence"),
+    [
+        (
+            Outcome(
+                kind="small first",
+                sentence="Small first: “words” answers 71 %; at most 5 % wrong; the rest goes to the large model.",
+                candidate="words",
+                share_small=wilson(71, 100),
+            ),
+            "Small first: a linear model on words answers 71 % of requests, the large model the rest.",
+            "“words” answers 71 %; at most 5 % wrong; the rest goes to the large model.",
+        ),
+        (
+            Outcome(kind="keep the large model", sentence="Keep the large model: nothing can be certified."),
+            "Keep the large model.",
+            "Nothing can be certified.",
+        ),
+        (
+            Outcome(kind="cannot be told yet", sentence="Cannot be told yet: label 1,200.", labels_needed=NEEDED),
+            "It cannot be told yet: label about 1,200 more rows.",
+            "Label 1,200.",
+        ),
+    ],
+)
+def test_the_first_thing_read_is_the_outcome_with_its_proof(
+    make_report: Make, make_verdict: Build, outcome: Outcome, heading: str, sentence: str
+) -> None:
+    data = make_report(outcome=outcome)
+    assert (plain(headline(data).heading), headline(data).sentence) == (heading, sentence)
+    signed = make_verdict("small", passed=False).model_copy(
+        update={"passed": True, "signed_by": "Ada", "because": "pilot", "signed_at": "2026-11-25T09:00:00Z"}
+    )
+    assert headline(data.model_copy(update={"verdicts": (signed,)})).heading.startswith("Go live")  # signed for
+    alone = Outcome(kind="small alone", sentence="Small alone: it answers everything.", candidate="small")
+    assert headline(make_report(outcome=alone)) == headline(make_report())
 
 
 @pytest.mark.parametrize(
