@@ -170,7 +170,7 @@ class ReportData(Record):
     @property
     def focus(self) -> Evaluation:
         """The small candidate that the page looks into: the recommended one, else the nearest to passing the gate."""
-        gated = [v for v in self.verdicts if v.candidate != "large" and self.evaluation(v.candidate)]
+        gated = [v for v in self.verdicts if v.candidate not in ("large", "routed") and self.evaluation(v.candidate)]
         nearest = nearest_to_passing(gated).candidate if gated else FINE_TUNED
         names = (self.recommended if self.recommended != "large" else None, nearest, FINE_TUNED)
         return next((e for name in names if (e := self.evaluation(name))), self.evaluations[0])

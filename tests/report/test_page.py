@@ -182,7 +182,7 @@ def test_the_frontier_and_the_plans_that_were_tried_stand_on_the_page(
     guarantee = Guarantee(max_error=0.1)
     seen = words(make_report(certificate=make_certificate(frontier=(point,), guarantee=guarantee), outcome=outcome))
     assert "promised: 70 % stays small" in seen.replace("\xa0", " ")
-    assert "At most 10 % of kept answers wrong. The ring is what was promised" in seen.replace("\xa0", " ")
+    assert "At most 10 % of kept answers wrong (95 %). The ring is what was promised" in seen.replace("\xa0", " ")
     assert "these plans were tried in an order fixed on selection rows" in seen
     assert "Keep the large model. Why." in seen
     refused = make_certificate(frontier=(point,), issued=False, why="Too few labels.", threshold=1.1)
