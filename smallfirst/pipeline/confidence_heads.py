@@ -42,7 +42,7 @@ class ConfidenceHeads(Record):
     by_stage: dict[str, DraftHead] = {}
     """Head by stage; a stage without one uses its model's own confidence."""
     agreement: tuple[str, ...] = ()
-    """The candidates that the last stage's head compares its draft with; empty if that stage has no head."""
+    """The candidates that the last stage's head compares its draft with; empty if that does not help."""
     agreement_usd: float = 0.0
     """Mean cost of their answers to a request."""
     agreement_ms: float = 0.0
@@ -51,10 +51,13 @@ class ConfidenceHeads(Record):
     """By stage the score of confidence and distance together; empty where no domain check is served."""
 
     def on(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
-        """Return the stages with their heads."""
+        """Return the stages with their heads; without `agreement` nobody is asked beside them."""
+        beside = [stage.beside if self.agreement else () for stage in stages]
         return tuple(
-            stage._replace(head=self.by_stage.get(stage.name), acceptance=self.acceptance.get(stage.name))
-            for stage in stages
+            stage._replace(
+                head=self.by_stage.get(stage.name), acceptance=self.acceptance.get(stage.name), beside=others
+            )
+            for stage, others in zip(stages, beside, strict=True)
         )
 
     def with_cost(self, last: Evaluation) -> Evaluation:
@@ -84,7 +87,7 @@ async def fit_heads(
             project.progress.log(f"confidence of {stage.name}: {head.why}")
     last, names = stages[-1], project.file.routing.agreement
     found = ConfidenceHeads(by_stage=heads)
-    if last.name in heads and last.beside and len(rows):
+    if last.name in heads and last.beside and heads[last.name].weighs_agreement:
         asked = [answer for row in beside[last.name] for answer in row[-len(last.beside) :]]
         usd, ms = (sum(values) / len(rows) for values in zip(*((a.cost_usd, a.latency_ms) for a in asked), strict=True))
         found = ConfidenceHeads(by_stage=heads, agreement=names, agreement_usd=usd, agreement_ms=ms)

@@ -112,6 +112,10 @@ def test_a_candidate_beside_counts_in_the_confidence_and_is_paid_for(tmp_path: P
     made = evaluation_of([evaluated_row("a", "g", "g", confidence=0.5)], split="calibration")
     assert heads.with_cost(made).rows[0].latency_ms == made.rows[0].latency_ms + 1.0
     assert ConfidenceHeads().with_cost(made) is made
+    assert heads.on(stages)[0].beside == stages[0].beside
+    assert heads.model_copy(update={"agreement": ()}).on(stages)[0].beside == ()  # nobody is asked in vain
+    itself, _ = asyncio.run(fit_heads(of, (Stage("small", Small(), beside=(Small(),)),)))
+    assert itself.agreement == ()  # it always agrees with itself
     assert ConfidenceHeads.model_validate_json(heads.model_dump_json()) == heads
 
 
