@@ -50,12 +50,11 @@ def tracer() -> Iterator[tuple[str, Choose]]:
 
     pipeline._cp_lower = functools.lru_cache(None)(pipeline._cp_lower)  # the same numbers, asked once each
 
-    def choose(level: float, said: np.ndarray, answer: np.ndarray, gold: np.ndarray, alpha: float) -> float:
-        found = pipeline._calibrate_threshold(said, answer, gold, 1 - alpha, level)
+    def choose(said: np.ndarray, answer: np.ndarray, gold: np.ndarray, alpha: float) -> float:
+        found = pipeline._calibrate_threshold(said, answer, gold, 1 - alpha, 0.05)
         return NEVER if found is None else float(found["threshold"])
 
-    yield "tracer-llm, 95 %", functools.partial(choose, 0.05)
-    yield "tracer-llm, its 90 %", functools.partial(choose, 0.1)
+    yield "tracer-llm, 95 %", choose
 
 
 def safedecide() -> Iterator[tuple[str, Choose]]:

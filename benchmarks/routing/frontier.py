@@ -2,8 +2,8 @@
 
     python -m benchmarks.routing.frontier FOLDER [--peers ENVIRONMENTS] [--pools NAME,…] [--draws 200]
 
-FOLDER is that of `benchmarks.routing.verdicts`, whose runs of banking77, hosted_banking77 and clinc150 give the answers;
-GSM8K is read from SMALLFIRST_DATA, and restaurant8k from FOLDER/restaurant8k.jsonl where a table is there. ENVIRONMENTS
+FOLDER is that of `benchmarks.routing.verdicts`, whose runs of hosted_banking77 and clinc150 give the answers;
+GSM8K is read from SMALLFIRST_DATA, and restaurant8k from FOLDER/restaurant8k.jsonl where `field_tables` wrote one. ENVIRONMENTS
 is a folder with a virtual environment for each peer (venv-tracer-llm, venv-safedecide, venv-jevstiller); without one a
 peer is left out. Each pool is stored in FOLDER/frontier/NAME.json, and benchmarks/results/frontier.md is written from
 all of them.
@@ -16,6 +16,7 @@ all draws. Ours takes a fifth of the rows for choosing (selection), as a task do
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -36,7 +37,8 @@ from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData
 from smallfirst.routing.certificate.threshold_search import search_cascade
 
 ALPHA = (0.01, 0.02, 0.03, 0.05, 0.075, 0.10, 0.15, 0.20)
-SIZES = (400, 800)
+SIZES = (500, 1000)
+"""Labelled rows of a draw: 400 or 800 calibration rows of ours and the selection rows beside them."""
 SELECTION = 0.2
 """Share of the labelled rows that our side chooses with, the default of `routing.selection_share`."""
 PEERS = ("tracer-llm", "safedecide", "jevstiller")
@@ -78,19 +80,19 @@ def of_gsm8k(folder: Path) -> Pool:
 
 
 def of_table(folder: Path) -> Pool | None:
-    """Return the answers of a fine-tuned model to Restaurant-8k, rows of JSON lines with `confidence` and `right`."""
+    """Return the answers of a fine-tuned model to Restaurant-8k, as `benchmarks.routing.field_tables` wrote them."""
     path = folder / "restaurant8k.jsonl"
     if not path.exists():
         return None
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    right = np.array([row["right"] for row in rows], dtype=int)
+    right = np.array([row["correct"] for row in rows], dtype=int)
     said = np.array([row["confidence"] for row in rows], dtype=float)
     return Pool("Restaurant-8k, fine-tuned 135M, all fields right", said, right, right * 0 + 1, 2)
 
 
 POOLS: dict[str, Callable[[Path], Pool | None]] = {
-    "banking77": lambda folder: of_run(folder, "banking77", "words", "Banking77, words + linear"),
-    "hosted_banking77": lambda folder: of_run(folder, "hosted_banking77", "encoder", "Banking77, MiniLM + linear"),
+    "banking77_words": lambda folder: of_run(folder, "hosted_banking77", "words", "Banking77, words + linear"),
+    "banking77_encoder": lambda folder: of_run(folder, "hosted_banking77", "encoder", "Banking77, MiniLM + linear"),
     "clinc150": lambda folder: of_run(folder, "clinc150", "encoder", "CLINC150 with out of scope, MiniLM + linear"),
     "gsm8k": of_gsm8k,
     "restaurant8k": of_table,
@@ -100,7 +102,8 @@ POOLS: dict[str, Callable[[Path], Pool | None]] = {
 def ours(said: np.ndarray, right: np.ndarray, alpha: float) -> float:
     """Return our threshold; the first fifth of the rows are selection rows."""
     n = round(SELECTION * len(said))
-    return float(search_cascade(as_data(said[n:], right[n:]), Guarantee(max_error=alpha)).thresholds[-1])
+    choosing, certifying = as_data(said[:n], right[:n]), as_data(said[n:], right[n:])
+    return float(search_cascade(certifying, Guarantee(max_error=alpha), selection=choosing).thresholds[-1])
 
 
 def as_data(said: np.ndarray, right: np.ndarray) -> CascadeData:
@@ -172,7 +175,7 @@ def figures(pool: Pool, thresholds: np.ndarray) -> list[dict[str, float]]:
 
 
 def measure(pool: Pool, n: int, draws: int, environments: Path | None, scratch: Path) -> dict[str, Any]:
-    """Return the figures of all methods with n labelled rows a draw."""
+    """Return the figures of all methods with n labelled rows a draw; what a peer chose on the same draws is kept."""
     rows = np.random.default_rng(n).integers(0, len(pool.confidence), (draws, n))
     found: dict[str, Any] = {}
     for name, choose in METHODS.items():
@@ -180,18 +183,19 @@ def measure(pool: Pool, n: int, draws: int, environments: Path | None, scratch: 
         chosen = np.array([[choose(pool.confidence[r], pool.right[r], a) for a in ALPHA] for r in rows])
         found[name] = {"points": figures(pool, chosen), "ms": 1000 * (time.process_time() - began) / chosen.size}
         print(f"{pool.title}, n={n}: {name} {found[name]['ms']:.1f} ms", flush=True)
-    source, target = scratch / "draws.npz", scratch / "chosen.npz"
-    np.savez(
-        source, confidence=pool.confidence, answer=pool.answer, gold=pool.gold, rows=rows, alpha=ALPHA,
-        n_labels=pool.n_labels,
-    )  # fmt: skip
+    drawn = {"confidence": pool.confidence, "answer": pool.answer, "gold": pool.gold, "rows": rows, "alpha": ALPHA}
+    key = hashlib.sha256(b"".join(np.asarray(values).tobytes() for values in drawn.values())).hexdigest()[:12]
+    source = scratch / f"draws-{key}.npz"
+    np.savez(source, n_labels=pool.n_labels, **drawn)
     for peer in PEERS:
         python = environments / f"venv-{peer}" / "bin" / "python" if environments else None
+        target = scratch / f"{peer}-{key}.npz"
         if python is None or not python.exists():
             continue
         command = [str(python), "-m", "benchmarks.peers.route_thresholds", peer, str(source), str(target)]
-        subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": ""}, check=True)
-        for name, chosen in np.load(target).items():
+        if not target.exists() and not os.environ.get("CACHED_ONLY"):
+            subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": ""}, check=True)
+        for name, chosen in np.load(target).items() if target.exists() else ():
             found[name] = {"points": figures(pool, chosen)}
             print(f"{pool.title}, n={n}: {name}", flush=True)
     return found
@@ -203,6 +207,7 @@ def main() -> None:
     asked.add_argument("--peers", type=Path)
     asked.add_argument("--pools", default=",".join(POOLS))
     asked.add_argument("--draws", type=int, default=200)
+    asked.add_argument("--sizes", default=",".join(map(str, SIZES)))
     given = asked.parse_args()
     place = given.folder / "frontier"
     place.mkdir(exist_ok=True)
@@ -217,7 +222,7 @@ def main() -> None:
             "draws": given.draws,
             "alpha": ALPHA,
             "oracle": [oracle(pool, alpha) for alpha in ALPHA],
-            "by_n": {n: measure(pool, n, given.draws, given.peers, place) for n in SIZES},
+            "by_n": {n: measure(pool, n, given.draws, given.peers, place) for n in map(int, given.sizes.split(","))},
         }
         (place / f"{name}.json").write_text(json.dumps(stored, indent=1), encoding="utf-8")
     frontier_page.write(place)

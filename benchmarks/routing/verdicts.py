@@ -3,6 +3,8 @@
     python -m benchmarks.routing.verdicts FOLDER SET            # run the set; FOLDER keeps state, so that it continues
     python -m benchmarks.routing.verdicts FOLDER SET --record   # only ask the large model (hours on two cores)
     python -m benchmarks.routing.verdicts FOLDER SET --again    # judge the latest run once more, with today's rules
+    python -m benchmarks.routing.verdicts FOLDER SET --mixed    # mix calibration and test rows of the run, and judge
+    python -m benchmarks.routing.verdicts FOLDER SET --table T  # certify answers that benchmarks.routing.field_tables wrote
     python -m benchmarks.routing.verdicts FOLDER                # write benchmarks/results/verdicts.md and .json
 
 `--label before` names what is stored (default: after), so that an earlier checkout can judge the same measurements:
@@ -14,14 +16,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import json
 import os
 import time
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from benchmarks.routing import verdicts_page
+from benchmarks.routing.frontier import as_data
 from benchmarks.routing.verdict_sets import ORDER, task_file
 from smallfirst.errors import GateFailed
 from smallfirst.evaluation.results import Evaluation
@@ -36,9 +43,12 @@ from smallfirst.project.project import Project
 from smallfirst.project.run_folder import Promotion, RunFolder
 from smallfirst.registry import versions
 from smallfirst.routing.certificate.certificate import Certificate
+from smallfirst.routing.certificate.threshold_search import search_cascade
 from smallfirst.stats.intervals import clopper_pearson, wilson
 
 VERDICT = "verdict-{label}.json"
+STALE = ("certificate.json", "promoted.json", "verdicts.json", "outcome.json", "plans.json", "kept.json", "heads.json")
+"""What an earlier judgement left in a run folder."""
 
 
 def run(folder: Path, name: str, *, label: str, again: bool) -> dict[str, Any]:
@@ -57,6 +67,7 @@ def run(folder: Path, name: str, *, label: str, again: bool) -> dict[str, Any]:
             "evaluation-routed-test.json",
         ):
             (run_folder.path / stale).unlink(missing_ok=True)
+        run_folder._evaluation_path("routed", "test").unlink(missing_ok=True)
         try:
             pipeline.gate_and_release(project, run_folder)
         except GateFailed as refused:
@@ -64,7 +75,7 @@ def run(folder: Path, name: str, *, label: str, again: bool) -> dict[str, Any]:
         summary = summarize_run(file, run_folder, error)
     else:
         begun = RunFolder.unfinished(file.name) or RunFolder.without_report(file.name)
-        summary, error = pipeline.try_run(file, progress=Progress(), resume=begun is not None)
+        summary, error = pipeline.try_run(file, progress=Progress(), resume=begun is not None, despite_check=True)
         if error is not None and not isinstance(error, GateFailed):
             raise error
         project, run_folder = Project.read(file, Progress(quiet=True)), RunFolder.latest(file.name)
@@ -130,6 +141,81 @@ async def _confidences(project: Project, run_folder: RunFolder, promoted: Promot
     return found.get(stages[-1].name, {})
 
 
+def of_table(path: Path, folder: Path, name: str, label: str) -> None:
+    """Certify and judge the answers that `benchmarks.routing.field_tables` or `invoice_fields` wrote, not a run's.
+
+    Certified on the rows of `validation` and judged on those of `test`; where there are only `known` rows, of layouts that
+    the candidate learned from, a third of them certify.
+    """
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    found: dict[str, list[Answer]] = {}
+    for row in lines:
+        usd = row.get("large", {}).get("cost_usd", 0.0)
+        found.setdefault(row["part"], []).append(Answer(row["key"], row["confidence"], row["correct"], usd))
+    if "test" in found:
+        return store_judged(found["validation"], found["test"], folder, name, label)
+    rows = sorted(found["known"], key=place)
+    return store_judged(rows[: len(rows) // 3], rows[len(rows) // 3 :], folder, name, label)
+
+
+def of_mixed_rows(folder: Path, name: str, label: str) -> None:
+    """Judge a set whose calibration and test rows are mixed and cut again, so that both hold the same kinds of request.
+
+    The candidate is the one that was tried last in the latest run.
+    """
+    run_folder = RunFolder.latest(name)
+    found = [run_folder.evaluation("encoder", split) for split in ("calibration", "test")]
+    answers = {row.key: Answer(row.key, row.confidence or 0.0, row.correct) for one in found if one for row in one.rows}
+    n = len(found[0].rows) if found[0] else 0
+    rows = sorted(answers.values(), key=place)
+    store_judged(rows[:n], rows[n:], folder, name, label)
+
+
+class Answer(NamedTuple):
+    """One answer of a candidate."""
+
+    key: str
+    confidence: float
+    correct: bool
+    large_usd: float = 0.0
+    """What the large model's answer to the same row cost."""
+
+
+def place(answer: Answer) -> str:
+    """Return a row's place in a draw, whatever other rows there are."""
+    return hashlib.sha256(answer.key.encode()).hexdigest()
+
+
+def store_judged(held: Sequence[Answer], test: Sequence[Answer], folder: Path, name: str, label: str) -> None:
+    """Certify on `held` rows, a fifth of them for choosing, judge on `test` rows, and store the figures."""
+    n, guarantee = len(held) // 5, task_file(name, folder).routing.guarantee
+    held = sorted(held, key=place)
+    choosing, certifying = (
+        as_data(np.array([row.confidence for row in rows]), np.array([row.correct for row in rows]))
+        for rows in (held[:n], held[n:])
+    )
+    threshold = search_cascade(certifying, guarantee, selection=choosing).thresholds[-1]
+    kept = [row for row in test if row.confidence >= threshold]
+    wrong = sum(not row.correct for row in kept)
+    usd, sent_usd = (sum(row.large_usd for row in rows) for rows in (test, [row for row in test if row not in kept]))
+    found = {
+        "set": name,
+        "label": label,
+        "promised": guarantee.max_error if kept else None,
+        "bill": sent_usd / usd if usd else None,
+        "rows": {"selection": n, "calibration": len(held) - n, "test": len(test)},
+        "accuracy": wilson(sum(row.correct for row in test), len(test)).model_dump(),
+        "kept": {
+            "n_certified": len(kept),
+            "small": wilson(len(kept), len(test)).model_dump(),
+            "n_wrong": wrong,
+            "error": clopper_pearson(wrong, len(kept)).model_dump() if kept else None,
+        },
+    }
+    (folder / f"table-{label}.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    print(json.dumps(found))
+
+
 def ask(folder: Path, name: str) -> None:
     """Ask the large model of a set for what is missing in its recording."""
     file = task_file(name, folder)
@@ -144,6 +230,8 @@ def main() -> None:
     asked.add_argument("--label", default="after")
     asked.add_argument("--again", action="store_true")
     asked.add_argument("--record", action="store_true")
+    asked.add_argument("--table", type=Path)
+    asked.add_argument("--mixed", action="store_true")
     given = asked.parse_args()
     if given.set is None:
         return verdicts_page.write(given.folder)
@@ -152,6 +240,10 @@ def main() -> None:
     os.environ["SMALLFIRST_HOME"] = str(folder / "state")
     if given.record:
         return ask(folder, given.set)
+    if given.table:
+        return of_table(given.table, folder, given.set, given.label)
+    if given.mixed:
+        return of_mixed_rows(folder, given.set, given.label)
     run(folder, given.set, label=given.label, again=given.again)
     return None
 
