@@ -80,7 +80,9 @@ def write(folder: Path) -> None:
 
 def _without_curves(found: dict[str, Any]) -> dict[str, Any]:
     """Return the figures without the certificate and the gate's checks, which fill thousands of lines."""
-    kept = {name: value for name, value in found.get("summary", {}).items() if name not in ("certificate", "gate", "error")}
+    kept = {
+        name: value for name, value in found.get("summary", {}).items() if name not in ("certificate", "gate", "error")
+    }
     return {**found, "summary": kept, "error": ""} if "summary" in found else found
 
 
