@@ -50,8 +50,8 @@ hosted model's answers alone.
 
 Own costs are time at the machine's price. The runs called *after* shared two cores with up to 30 busy processes, so their share
 of the bill is far too high: on hosted_banking77 the same encoder answered the same rows at 36 % of the bill in the calmer hour of
-the run called *before*, and keeps the same requests with the same errors. Banking77, PubMedQA, SNIPS and MedQuAD were not run again
-for want of time; what more than one row of this page says about a *small first* at a large model's price rests on recorded answers.
+the run called *before*, and keeps the same requests with the same errors. Banking77, PubMedQA, SNIPS and MedQuAD were
+not run again for want of time.
 
 ## What was said
 
