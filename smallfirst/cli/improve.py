@@ -73,7 +73,7 @@ def label_plan(task_yaml: Path, run_name: str | None, as_json: bool, **settings:
     if found.shown_share:
         named = _from_task(found.out, load_task_file(task_yaml))
         click.echo(f"next: add  label_plan: {named}  under data: in task.yaml, then: smallfirst calibrate {task_yaml}")
-    if not found.done:
+    if found.n_more:
         click.echo(f"next: fill in answers of {found.out} from its first row on, - where none of the task is right")
         click.echo(f"then: smallfirst label-plan {task_yaml} --out {found.out}")
 

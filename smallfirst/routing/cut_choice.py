@@ -8,32 +8,33 @@ from the most confident request down to a cut, and is tested as the labels of a 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 from scipy import special
 
-from smallfirst.stats.low_rate import RatePrior, low_rate_evidence
+from smallfirst.records import Record
+from smallfirst.stats.low_rate import low_rate_evidence
 
 BANDS = 20
 """Cuts are considered at so many equal shares of the traffic."""
-SIZES = (40, 60, 80, 100, 125, 150, 200, 250, 300, 400, 500, 600, 800, 1000, 1250, 1600, 2000)
+SIZES = (40, 60, 80, 100, 125, 150, 200, 250, 300, 400, 500, 600, 800, 1000)
 """Numbers of labels that are considered."""
-WORLDS = 120
+DOUBT = 0.3
+"""Wrong answers that are added to the rows that were labelled before, at a confidence of chance."""
+WORLDS = 100
 CHANCE = 0.8
 """A number of labels is advised if as many show the wanted share this often."""
 ENOUGH = 0.9
 """Without a wanted share, labels are added until this part of what SIZES[-1] bring is reached."""
 
 
-class CutOption(NamedTuple):
+class CutOption(Record):
     """Labels above the loosest of some cuts, and what they probably bring."""
 
     n_labels: int
+    """Labels above the loosest cut."""
     bands: tuple[int, ...]
     """The cuts in the order of testing, each as the number of bands above it."""
-    priors: tuple[RatePrior, ...]
-    """Of each cut."""
     expected_share: float
     """Mean share of the traffic above the loosest cut that is shown, in [0, 1]."""
     likely_share: float
@@ -57,11 +58,6 @@ class CutChooser:
         self._draw = np.random.default_rng(seed)
         self._rates = self._curves(np.asarray(rank, dtype=float), np.asarray(right, dtype=bool))
         above = self._rates.cumsum(axis=1) / np.arange(1, BANDS + 1)
-        self._mean = above.mean(axis=0)
-        concentration = np.clip(self._mean * (1 - self._mean) / (above.var(axis=0) + 1e-9) - 1, 2.0, 400.0) / 2
-        self._priors = [
-            RatePrior(float(m * k), float((1 - m) * k)) for m, k in zip(self._mean, concentration, strict=True)
-        ]
         inside = np.minimum(above, limit)
         self._growth = (special.rel_entr(inside, limit) + special.rel_entr(1 - inside, 1 - limit)).mean(axis=0)
         self._shown = {band: self._simulate(band) for band in range(1, BANDS + 1)}
@@ -80,7 +76,7 @@ class CutChooser:
         for place, n in enumerate(SIZES):
             enough = [b for b in chances if chances[b][place] >= CHANCE and band_size(b, n_traffic) >= n]
             if enough:
-                return self._option(max(enough, key=lambda b: chances[b][place]), place, n)
+                return self._option(enough[0], place, n)
         best = max(chances, key=lambda b: chances[b][-1])
         return self._option(best, len(SIZES) - 1, min(SIZES[-1], band_size(best, n_traffic)))
 
@@ -92,14 +88,14 @@ class CutChooser:
 
     def _option(self, band: int, place: int, n_labels: int) -> CutOption:
         bands, shown = self._sequence(band), self._shown[band][:, place]
-        priors = tuple(self._priors[b - 1] for b in bands)
         likely = float(np.quantile(shown, 1 - CHANCE, method="lower"))
-        return CutOption(n_labels, bands, priors, float(shown.mean()) / BANDS, likely / BANDS)
+        expected = float(shown.mean()) / BANDS
+        return CutOption(n_labels=n_labels, bands=bands, expected_share=expected, likely_share=likely / BANDS)
 
     def _sequence(self, band: int) -> tuple[int, ...]:
-        """Return the cuts tested on the way to one: from where evidence grows fastest with labels above this one."""
+        """Return the cuts tested on the way to one: from half of it, or where evidence grows fastest."""
         growth = self._growth[:band] * np.arange(1, band + 1)
-        return tuple(range(int(growth.argmax()) + 1, band + 1))
+        return tuple(range(max(int(growth.argmax()) + 1, (band + 1) // 2), band + 1))
 
     def _simulate(self, band: int) -> np.ndarray:
         """Return, by world and size, the loosest cut that labels above `band` show; 0 for none."""
@@ -110,7 +106,7 @@ class CutChooser:
         for cut in self._sequence(band):
             inside = drawn < cut
             n, errors = (c.cumsum(axis=1)[:, sizes - 1] for c in (inside, inside & wrong))
-            evidence = low_rate_evidence(errors, n, self.limit, self._priors[cut - 1])
+            evidence = low_rate_evidence(errors, n, self.limit)
             passed &= np.maximum.accumulate(evidence, axis=1) * self.level >= 1
             found = np.where(passed, cut, found)
         return found
@@ -118,7 +114,7 @@ class CutChooser:
     def _curves(self, rank: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Return the error rate by world and band: weighted logistic curves of the rank, with a ridge on the slope."""
         worlds, n = WORLDS, len(rank)
-        weights = self._draw.dirichlet(np.ones(n + 1), size=worlds) * (n + 1)
+        weights = self._draw.gamma(np.append(np.ones(n), DOUBT), size=(worlds, n + 1))
         extra = rank[self._draw.integers(n, size=worlds)] if n else np.full(worlds, 0.5)
         x = np.concatenate([np.broadcast_to(rank, (worlds, n)), extra[:, None]], axis=1) - 0.5
         wrong = np.append(~right, True).astype(float)

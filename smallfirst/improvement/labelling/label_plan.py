@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from smallfirst.project.planned_rows import load_plan, plan_path, read_planned, 
 from smallfirst.project.project import Project, shown_as
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.records import Record
-from smallfirst.routing.cut_choice import SIZES, CutChooser, CutOption
+from smallfirst.routing.cut_choice import CHANCE, SIZES, CutChooser, CutOption
 from smallfirst.routing.sampling_plan import Cut, PlannedRow, SamplingPlan, judge_cuts
 from smallfirst.stats.intervals import Estimate, wilson
 
@@ -49,38 +50,29 @@ class LabelPlanOptions(Record):
     """Rows below the cut to label as well: they certify nothing, and give the accuracy over all requests."""
 
 
-class SizeForecast(Record):
-    """What a number of labels probably brings."""
-
-    n_labels: int
-    expected_share: float
-    """Mean share of the traffic that may stay small, in [0, 1]."""
-    likely_share: float
-    """Share that may stay small, or more, with a probability of 80 %."""
-
-
 class LabelPlanReport(Record):
     """A plan and what its labels show so far."""
 
     out: Path
+    """File to fill in."""
     plan: SamplingPlan
-    n_to_label: int
-    """Rows in the file without a label."""
+    """How its rows were chosen."""
     n_labelled: int
     """Rows above the cut that count: those up to the first without a label."""
-    n_waiting: int = 0
-    """Labelled rows above the cut that follow one without a label; they count once it has one."""
-    n_wrong: int = 0
+    n_waiting: int
+    """Labelled rows above the cut that follow one without a label."""
+    n_wrong: int
     """Rows that count on which the small model is wrong."""
-    shown_share: float = 0.0
+    shown_share: float
     """Share of the traffic that may stay small by now, in [0, 1]."""
-    n_more_right: int = 0
-    """Rows that show the next cut if all of them are right; 0 once every cut is shown."""
-    next_share: float = 0.0
-    """Share of the traffic above that cut."""
-    forecasts: tuple[SizeForecast, ...] = ()
-    """What this plan's number of labels brings, then other numbers; empty for a plan that is there already."""
+    n_more: int
+    """Labels that show the next cut if the small model is right on all of them; 0 once every cut is shown."""
+    next_share: float
+    """Share of the traffic above the next cut."""
+    forecasts: tuple[CutOption, ...] = ()
+    """What this plan's labels probably bring, then other numbers of labels; empty for a plan that was there already."""
     usd_per_label: float | None = None
+    """None if no price is known."""
     priced_by: str = ""
     """`a person` or `the large model`; empty without a price."""
     saves_usd_per_month: float | None = None
@@ -89,63 +81,53 @@ class LabelPlanReport(Record):
     """Of the small model over all requests, from both strata; None without labels below the cut."""
 
     @property
-    def done(self) -> bool:
-        """True once every cut is shown: further labels change nothing."""
-        return self.n_more_right == 0
-
-    @property
     def in_words(self) -> list[str]:
-        plan = self.plan
-        loosest = plan.cuts[-1]
-        lines = [] if self.n_labelled else list(self._before(loosest))
-        if self.n_labelled:
-            lines.append(f"{self.n_labelled:,} rows labelled above the cut, the small model wrong on {self.n_wrong:,}")
-            lines.append(self._so_far)
+        lines = self._so_far if self.n_labelled else self._before
         if self.n_waiting:
             lines.append(f"{self.n_waiting:,} labels follow a row without one; they count once it has one")
+        if self.saves_usd_per_month is not None:
+            lines.append(f"that saves about {format_usd(self.saves_usd_per_month)} a month")
         if self.accuracy:
             lines.append(f"right on {self.accuracy} of all requests, those below the cut included")
         return lines
 
-    def _before(self, loosest: Cut) -> list[str]:
-        plan, n = self.plan, self.plan.n_labels
-        cost = f": {format_usd(n * self.usd_per_label)} ({self.priced_by})" if self.usd_per_label is not None else ""
+    @property
+    def _before(self) -> list[str]:
+        plan, n, cut = self.plan, self.plan.n_labels, self.plan.cuts[-1]
+        price = self.usd_per_label
+        cost = (
+            f"{format_usd(n * price)} ({self.priced_by})" if price is not None else "no price: set prices.usd_per_label"
+        )
         lines = [
-            f"label the first {n:,} rows of {self.out}{cost}, drawn from the {loosest.n_above:,} of {plan.n_traffic:,} "
-            f"requests that the small model is at least {loosest.threshold:.3f} sure of"
+            f"label the first {n:,} rows of {self.out} ({cost}), drawn from the {cut.n_above:,} of {plan.n_traffic:,} "
+            f"requests that the small model is at least {cut.threshold:.3f} sure of"
         ]
-        if self.forecasts:
-            mine, *others = self.forecasts
+        for one in self.forecasts[:1]:
             lines.append(
-                f"they probably show {plan.guarantee.in_words} for {100 * mine.expected_share:.0f} % of the requests; "
-                f"for {100 * mine.likely_share:.0f} % or more with a chance of 80 %"
+                f"they probably show {plan.guarantee.in_words} for {100 * one.expected_share:.0f} % of the requests; "
+                f"for {100 * one.likely_share:.0f} % or more with a chance of {100 * CHANCE:.0f} %"
             )
-            many = ", ".join(f"{one.n_labels}: {100 * one.expected_share:.0f} %" for one in others)
-            lines.append(f"other numbers of labels: {many}")
-        if self.usd_per_label is None:
-            lines.append("no price of a label is known: set prices.usd_per_label in task.yaml")
-        return [*lines, *self._saving]
+            others = (f"{other.n_labels}: {100 * other.expected_share:.0f} %" for other in self.forecasts[1:])
+            lines.append(f"other numbers of labels: {', '.join(others)}")
+        return lines
 
     @property
-    def _so_far(self) -> str:
+    def _so_far(self) -> list[str]:
         shown = f"{100 * self.shown_share:.0f} % of the requests may stay small" if self.shown_share else "nothing"
-        found = f"shown so far: {shown} ({self.plan.guarantee.in_words})"
-        if self.done:
-            return f"{found}; that is all this plan can show: stop labelling"
-        return f"{found}; {self.n_more_right:,} more, all right, show {100 * self.next_share:.0f} %"
-
-    @property
-    def _saving(self) -> list[str]:
-        saved = self.saves_usd_per_month
-        return [] if saved is None else [f"that saves about {format_usd(saved)} a month"]
+        wrong = f"{self.n_wrong:,} wrong" if self.n_wrong else "all right"
+        more = "that is all that this plan can show: stop labelling"
+        if self.n_more:
+            more = f"{self.n_more:,} more, all right, show {100 * self.next_share:.0f} %"
+        labelled = f"{self.n_labelled:,} rows labelled, {wrong} so far; {more}"
+        return [labelled, f"shown: {shown} ({self.plan.guarantee.in_words})"]
 
 
 @shown_as("planning labels")
 def label_plan(project: Project, run_folder: RunFolder, options: LabelPlanOptions) -> LabelPlanReport:
     """Make a plan and the file to fill in, or say what the labels of one that is there show.
 
-    Raise ConfigError for a guarantee that is not one
-    limit on errors, DataError if too little traffic is left, or a label cannot be read.
+    Raise ConfigError for a guarantee that is not one limit on errors, DataError if too little traffic is left, or a
+    label cannot be read.
     """
     _refuse_other_guarantees(project)
     if not plan_path(options.out).exists():
@@ -196,11 +178,10 @@ def _made(project: Project, run_folder: RunFolder, options: LabelPlanOptions) ->
     )
     plan = plan.model_copy(update={"rows": _rows(plan, drafts.reached, SPARE * option.n_labels, options.below)})
     _save(project, plan, options.out)
-    sizes = (size for size in SHOWN_SIZES if size != option.n_labels)
-    forecasts = tuple(_forecast(one) for one in (option, *(chooser.best(size, n_traffic=n) for size in sizes)))
+    others = (chooser.best(size, n_traffic=n) for size in SHOWN_SIZES if size != option.n_labels)
     found = _judged(project, run_folder, plan, options)
     saved = _saving(project, run_folder, candidate, option.expected_share)
-    return found.model_copy(update={"forecasts": forecasts, "saves_usd_per_month": saved})
+    return found.model_copy(update={"forecasts": (option, *others), "saves_usd_per_month": saved})
 
 
 def _drafted(
@@ -225,10 +206,10 @@ def _chosen(chooser: CutChooser, options: LabelPlanOptions, n: int) -> CutOption
 def _cuts(option: CutOption, confidence: np.ndarray, n: int) -> tuple[Cut, ...]:
     """Return the option's cuts as confidences; those that equal a stricter one, or keep nothing back, are one."""
     cuts: dict[float, Cut] = {}
-    for share, prior in zip(option.shares, option.priors, strict=True):
+    for share in option.shares:
         place = min(max(1, round(share * n)), len(confidence))
         threshold = float(confidence[place - 1])
-        cuts[threshold] = Cut(threshold=threshold, n_above=int((confidence >= threshold).sum()), prior=tuple(prior))
+        cuts[threshold] = Cut(threshold=threshold, n_above=int((confidence >= threshold).sum()))
     return tuple(cuts.values())
 
 
@@ -267,28 +248,22 @@ def _judged(project: Project, run_folder: RunFolder, plan: SamplingPlan, options
     judged = judge_cuts(plan, right)
     shown, missing = [one for one in judged if one.shown], [one for one in judged if not one.shown]
     usd, priced_by = _price(project, run_folder)
-    n_above = sum(label is not None for row, label in zip(plan.rows, labels, strict=True) if row.stratum == "above")
+    n_filled = sum(row.stratum == "above" and bool(label) for row, label in zip(plan.rows, labels, strict=True))
     share = plan.share(shown[-1].cut).value if shown else 0.0
+    more = [math.ceil(one.n_more_right * plan.cuts[-1].n_above / one.cut.n_above) for one in missing]
     return LabelPlanReport(
         out=options.out,
         plan=plan,
-        n_to_label=sum(label is None for label in labels),
         n_labelled=len(right),
-        n_waiting=n_above - len(right),
+        n_waiting=n_filled - len(right),
         n_wrong=right.count(False),
         shown_share=share,
-        n_more_right=missing[0].n_more_right if missing else 0,
+        n_more=more[0] if more else 0,
         next_share=plan.share(missing[0].cut).value if missing else 0.0,
         usd_per_label=usd,
         priced_by=priced_by,
         saves_usd_per_month=_saving(project, run_folder, plan.candidate, share) if shown else None,
         accuracy=_accuracy(project, plan, labels),
-    )
-
-
-def _forecast(option: CutOption) -> SizeForecast:
-    return SizeForecast(
-        n_labels=option.n_labels, expected_share=option.expected_share, likely_share=option.likely_share
     )
 
 
