@@ -63,6 +63,8 @@ class SamplingPlan(Record):
     traffic_fingerprint: str
     n_traffic: int
     """Requests that may be labelled."""
+    n_reached: int
+    """Those that reach the small model; the domain check or a policy sends the others elsewhere."""
     n_labels: int
     """Rows above the cut that are probably needed; the plan has more."""
     cuts: tuple[Cut, ...]

@@ -19,10 +19,11 @@ def low_rate_evidence(n_errors: ArrayLike, n: ArrayLike, limit: float) -> np.nda
     """Return the evidence, an e-value, that a rate is below `limit` in (0, 1), for each pair of counts."""
     wrong, right = np.asarray(n_errors, dtype=float), np.asarray(n, dtype=float) - np.asarray(n_errors, dtype=float)
     a, b = 0.5, 0.5 + PRIOR_ROWS / limit
-    tiny = np.finfo(float).tiny
-    whole = special.betaln(a + wrong, b + right) + np.log(special.betainc(a + wrong, b + right, limit) + tiny)
-    before = special.betaln(a, b) + np.log(special.betainc(a, b, limit) + tiny)
-    return np.asarray(np.exp(np.minimum(whole - before - wrong * np.log(limit) - right * np.log1p(-limit), 700.0)))
+    with np.errstate(divide="ignore"):  # no mass is left below the limit: no evidence
+        inside = special.betaln(a + wrong, b + right) + np.log(special.betainc(a + wrong, b + right, limit))
+    before = special.betaln(a, b) + np.log(special.betainc(a, b, limit))
+    evidence = inside - before - wrong * np.log(limit) - right * np.log1p(-limit)
+    return np.asarray(np.exp(np.minimum(evidence, 700.0)))
 
 
 def more_right_rows(n_errors: int, n: int, limit: float, *, level: float, most: int = 20_000) -> int:

@@ -22,6 +22,7 @@ def plan(confidence: list[float], **changes: Any) -> SamplingPlan:
         "traffic": "traffic.jsonl",
         "traffic_fingerprint": "t",
         "n_traffic": 1000,
+        "n_reached": 1000,
         "n_labels": 100,
         "cuts": (Cut(threshold=0.9, n_above=400), Cut(threshold=0.6, n_above=800)),
         "rows": tuple(

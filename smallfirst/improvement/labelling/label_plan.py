@@ -25,6 +25,7 @@ from smallfirst.project.planned_rows import load_plan, plan_path, read_planned, 
 from smallfirst.project.project import Project, shown_as
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.records import Record
+from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.cut_choice import CHANCE, SIZES, CutChooser, CutOption
 from smallfirst.routing.sampling_plan import Cut, PlannedRow, SamplingPlan, judge_cuts
 from smallfirst.stats.intervals import Estimate, wilson
@@ -88,16 +89,15 @@ class LabelPlanReport(Record):
         if self.saves_usd_per_month is not None:
             lines.append(f"that saves about {format_usd(self.saves_usd_per_month)} a month")
         if self.accuracy:
-            lines.append(f"right on {self.accuracy} of all requests, those below the cut included")
+            lines.append(f"right on {self.accuracy} of the requests that reach the small model, below the cut too")
         return lines
 
     @property
     def _before(self) -> list[str]:
         plan, n, cut = self.plan, self.plan.n_labels, self.plan.cuts[-1]
-        price = self.usd_per_label
-        cost = (
-            f"{format_usd(n * price)} ({self.priced_by})" if price is not None else "no price: set prices.usd_per_label"
-        )
+        cost = "no price is known: set prices.usd_per_label"
+        if self.usd_per_label is not None:
+            cost = f"{format_usd(n * self.usd_per_label)}, {self.priced_by}"
         lines = [
             f"label the first {n:,} rows of {self.out} ({cost}), drawn from the {cut.n_above:,} of {plan.n_traffic:,} "
             f"requests that the small model is at least {cut.threshold:.3f} sure of"
@@ -137,10 +137,11 @@ def label_plan(project: Project, run_folder: RunFolder, options: LabelPlanOption
 
 def _refuse_other_guarantees(project: Project) -> None:
     guarantee = project.file.routing.guarantee
-    if set(guarantee.limits) != {"error"} or guarantee.per_class or project.file.routing.ahead:
+    plain = Guarantee(max_error=guarantee.max_error or 0.05, confidence=guarantee.confidence)
+    if guarantee != plain or project.file.routing.ahead:
         raise ConfigError(
             "label-plan plans for one drafting stage and a limit on all kept errors alone",
-            hint="set routing.guarantee: {max_error: 0.05}, without per_class or routing.ahead",
+            hint="set routing.guarantee: {max_error: 0.05}, and nothing else but confidence, without routing.ahead",
         )
 
 
@@ -152,7 +153,7 @@ def _made(project: Project, run_folder: RunFolder, options: LabelPlanOptions) ->
         )
     if options.out.exists():
         raise ConfigError(f"{options.out} exists, and no plan beside it", hint="name another file: --out to_label.csv")
-    candidate = run_folder.live_candidate()
+    candidate = _candidate(run_folder)
     drafts, traffic = _drafted(project, run_folder, candidate, options.unlabelled)
     confidence = -np.sort(-np.array([d.confidence for d in drafts.reached]))
     guarantee, n = project.file.routing.guarantee, drafts.n_requests
@@ -172,6 +173,7 @@ def _made(project: Project, run_folder: RunFolder, options: LabelPlanOptions) ->
         traffic=str(options.unlabelled),
         traffic_fingerprint=traffic.content_fingerprint,
         n_traffic=n,
+        n_reached=len(drafts.reached),
         n_labels=option.n_labels,
         cuts=_cuts(option, confidence, n),
         rows=(),
@@ -190,11 +192,20 @@ def _drafted(
     read = read_texts(unlabelled, project.rows.train.examples[0].shape, project.file.data.columns)
     traffic, filtered = filter_texts(read, project.rows, project.rows.selection)
     project.progress.log(filtered.in_words)
-    if len(traffic) < SIZES[0]:
+    found = asyncio.run(draft_traffic(project, run_folder, candidate, traffic))
+    if len(found.reached) < SIZES[0]:
         raise DataError(
-            f"{unlabelled}: {filtered.in_words}", hint=f"give at least {SIZES[0]} requests, better thousands"
+            f"{unlabelled}: {filtered.in_words}, and {len(found.reached):,} of these reach the small model",
+            hint=f"give at least {SIZES[0]} requests that do, better thousands",
         )
-    return asyncio.run(draft_traffic(project, run_folder, candidate, traffic)), traffic
+    return found, traffic
+
+
+def _candidate(run_folder: RunFolder) -> str:
+    """Return what went live, or would have with a certificate."""
+    outcome = run_folder.outcome()
+    tried = [trial.candidate for trial in outcome.trials] if outcome and not outcome.candidate else []
+    return tried[0] if tried else run_folder.live_candidate()
 
 
 def _chosen(chooser: CutChooser, options: LabelPlanOptions, n: int) -> CutOption:
@@ -268,12 +279,12 @@ def _judged(project: Project, run_folder: RunFolder, plan: SamplingPlan, options
 
 
 def _accuracy(project: Project, plan: SamplingPlan, labels: Sequence[Example | str | None]) -> Estimate | None:
-    """Return the accuracy over all requests from the rows of both strata, weighted by their sizes.
+    """Return the accuracy over all requests that reach the model from the rows of both strata, weighted by their sizes.
 
     The interval adds the squared distances to the ends of Wilson's (MOVER: Zou and Donner 2008).
     """
     value, low, high, n = 0.0, 0.0, 0.0, 0
-    share_above = plan.share(plan.cuts[-1]).value
+    share_above = plan.cuts[-1].n_above / plan.n_reached
     for stratum, weight in (("above", share_above), ("below", 1 - share_above)):
         right = [
             is_right(project, label, row.answer)

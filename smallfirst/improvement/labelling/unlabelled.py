@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from smallfirst.data.dataset import Dataset, Example, Message, RowFormat, fold_text
 from smallfirst.data.quality.leaks import find_leaks
 from smallfirst.data.row_formats import ROW_FORMATS, Columns
-from smallfirst.data.sources.load import load_valid
-from smallfirst.data.sources.text_files import file_format
+from smallfirst.data.sources.load import load_raw, load_valid
 from smallfirst.errors import DataError, Problem
 from smallfirst.project.rows import Rows
 from smallfirst.records import Record
@@ -122,8 +116,10 @@ def _unanswered(read: Example, text: str, shape: RowFormat) -> Example:
 def _in_context(path: Path, questions: Dataset, column: str) -> list[str]:
     """Return each question below its context, joined as in training rows. Raise DataError for other contexts."""
     texts, problems = [], []
-    for example, values in zip(questions.examples, _values(path), strict=True):
-        context = values.get(column) or ""
+    rows = {(row.path, row.line): row.values for row in load_raw(path)[0]}
+    for example in questions.examples:
+        values = rows[example.path, example.line]
+        context = (isinstance(values, dict) and values.get(column)) or ""
         context = (
             ", ".join(context) if isinstance(context, list) and all(isinstance(c, str) for c in context) else context
         )
@@ -134,13 +130,3 @@ def _in_context(path: Path, questions: Dataset, column: str) -> list[str]:
     if problems:
         raise DataError(f"{path}: {len(problems):,} rows with a context that is no text", problems)
     return texts
-
-
-def _values(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the columns of each row of a file that was read before without problems."""
-    kind, opened = file_format(path), gzip.open if path.suffix.lower() == ".gz" else open
-    with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
-        if kind in (".csv", ".tsv"):
-            yield from csv.DictReader(file, delimiter="," if kind == ".csv" else "\t")
-        else:
-            yield from (json.loads(line) for line in file.read().split("\n") if line.strip())

@@ -245,7 +245,14 @@ def test_every_kind_of_task_gets_rows_of_its_own_shape(
     assert labelled.shape == train.shape
 
 
-@pytest.mark.parametrize(("name", "packed"), [("rows.csv", bytes), ("rows.csv.gz", gzip.compress)])
+def semicolons(content: bytes) -> bytes:
+    """As a spreadsheet of another country saves it."""
+    return content.replace(b",", b";").decode().encode("utf-16")
+
+
+@pytest.mark.parametrize(
+    ("name", "packed"), [("rows.csv", bytes), ("rows.csv.gz", gzip.compress), ("rows.csv", semicolons)]
+)
 def test_questions_with_and_without_a_context_stand_side_by_side_in_csv(
     tmp_path: Path, name: str, packed: Callable[[bytes], bytes]
 ) -> None:
