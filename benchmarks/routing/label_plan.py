@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 from scipy import special
 
 from benchmarks.paths import RESULTS
-from smallfirst.routing.certificate.threshold_search import fixed_sequence_test, min_accepted_rows
+from smallfirst.routing.certificate.threshold_search import fixed_sequence_test
 from smallfirst.routing.cut_choice import CutChooser, CutOption
 from smallfirst.stats.intervals import clopper_pearson
 from smallfirst.stats.low_rate import low_rate_evidence
@@ -96,7 +97,7 @@ def at_random(
     for look, n in enumerate(looks, start=1):
         level = spent_level(LEVEL, look) if looks is DOUBLING else LEVEL
         said, right = traffic.confidence[rows[:n]], traffic.right[rows[:n]]
-        first = min_accepted_rows(n, LIMIT, level)
+        first = max(math.ceil(math.log(level) / math.log1p(-LIMIT)), (n + 1) // 2)
         found = fixed_sequence_test(said, right, LIMIT, level=level, first=first)
         n_kept = int((traffic.confidence >= found.threshold).sum())
         kept[n] = n_kept / len(traffic.right)
