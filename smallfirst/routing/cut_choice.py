@@ -64,6 +64,7 @@ class CutChooser:
 
     def best(self, n_labels: int, *, n_traffic: int) -> CutOption:
         """Return the cuts with the largest expected share for so many labels."""
+        n_labels = min(n_labels, n_traffic)
         place = max(i for i, n in enumerate(SIZES) if n <= max(n_labels, SIZES[0]))
         options = [self._option(band, place, n_labels) for band in range(1, BANDS + 1)]
         fitting = [one for one in options if band_size(one.bands[-1], n_traffic) >= n_labels] or options[-1:]
@@ -82,7 +83,7 @@ class CutChooser:
 
     def usual(self, *, n_traffic: int) -> CutOption:
         """Return the fewest labels that bring most of what many would."""
-        options = [self.best(n, n_traffic=n_traffic) for n in SIZES]
+        options = [self.best(n, n_traffic=n_traffic) for n in SIZES if n <= max(n_traffic, SIZES[0])]
         enough = ENOUGH * max(one.expected_share for one in options)
         return next(one for one in options if one.expected_share >= enough)
 

@@ -37,7 +37,7 @@ def test_more_labels_bring_no_less_and_the_usual_number_brings_most() -> None:
 
 
 def test_a_wanted_share_takes_the_strictest_cut_and_the_fewest_labels() -> None:
-    of = chooser(1.0)
+    of = chooser(1.5)  # nearly always right, so a looser cut would be shown as well
     half = of.for_share(0.5, n_traffic=10_000)
     assert half.shares[-1] == pytest.approx(0.5)
     assert half.n_labels <= 200
@@ -49,3 +49,5 @@ def test_a_wanted_share_takes_the_strictest_cut_and_the_fewest_labels() -> None:
 def test_no_more_labels_are_planned_than_there_are_requests() -> None:
     found = chooser(1.0).for_share(0.5, n_traffic=100)
     assert found.n_labels <= found.bands[-1] * 100 // BANDS
+    assert chooser(1.0).usual(n_traffic=100).n_labels <= 100
+    assert chooser(1.0).best(500, n_traffic=100).n_labels <= 100

@@ -291,7 +291,7 @@ def _accuracy(project: Project, plan: SamplingPlan, labels: Sequence[Example | s
             for row, label in zip(plan.rows, labels, strict=True)
             if row.stratum == stratum and label is not None
         ]
-        if not right and weight:
+        if not right:
             return None
         part = wilson(sum(right), len(right))
         value, n = value + weight * part.value, n + len(right)
