@@ -43,6 +43,7 @@ from smallfirst.project.project import Project, shown_as
 from smallfirst.project.run_folder import Promotion, RunFolder
 from smallfirst.records import Record, fingerprint
 from smallfirst.registry import versions
+from smallfirst.routing.certificate.below_threshold import BelowAction
 from smallfirst.routing.certificate.certificate import Certificate, certify
 from smallfirst.routing.certificate.looks import count_look, trial_fingerprint
 from smallfirst.routing.certificate.outcomes import max_outside, with_routing_cost
@@ -76,10 +77,45 @@ def calibrate_stage(project: Project, run_folder: RunFolder, promotion: Promotio
     stage of the cascade was not evaluated.
     """
     promotion = promotion or run_folder.promoted()
-    found = certify_candidate(project, run_folder, promotion.candidate, alone=promotion.plan == "small alone")
+    candidate, alone = promotion.candidate, promotion.plan == "small alone"
+    found = certify_candidate(project, run_folder, candidate, alone=alone)
+    asyncio.run(measure_router(project, run_folder, found.certificate, found.heads, candidate=candidate))
+    if alone and (kept := unconfirmed_escalation(project, run_folder, found.certificate, candidate)) is not None:
+        found = found.model_copy(update={"certificate": kept})
+        project.progress.log(f"below the threshold: {kept.below} ({kept.below_why})")
+        found.certificate.save(run_folder.path / CERTIFICATE)
+        found.save(run_folder.path / CERTIFIED)
+        asyncio.run(measure_router(project, run_folder, kept, found.heads, candidate=candidate))
     attach_certified(promotion, found)
-    asyncio.run(measure_router(project, run_folder, found.certificate, found.heads, candidate=promotion.candidate))
     return found.certificate
+
+
+def unconfirmed_escalation(
+    project: Project, run_folder: RunFolder, certificate: Certificate, candidate: str
+) -> Certificate | None:
+    """Return the certificate with what is below its threshold kept small, if test rows do not confirm the escalation.
+
+    The candidate passed its gate alone, so ties, and a Router that is right less often than the candidate by itself on
+    the same test rows, are won by the candidate. None: nothing changes, also where a limit of the guarantee decides.
+    """
+    routed, alone = run_folder.evaluation("routed", "test"), run_folder.evaluation(candidate, "test")
+    limits = project.file.routing.guarantee.limits
+    escalates = "escalate" in {certificate.below, *(band.action for band in certificate.bands)}
+    if routed is None or alone is None or not escalates or "accuracy_loss" in limits:
+        return None
+    pairs = [(row.correct, alone.by_key[row.key].correct) for row in routed.rows if row.key in alone.by_key]
+    n_routed, n_alone = sum(ours for ours, _ in pairs), sum(theirs for _, theirs in pairs)
+    if not pairs or n_routed > n_alone:
+        return None
+    stays: BelowAction = "abstain" if project.file.routing.person else "keep"
+    bands = tuple(
+        band.model_copy(update={"action": stays}) if band.action == "escalate" else band for band in certificate.bands
+    )
+    why = (
+        f"{certificate.below_why}; but on {len(pairs)} test rows it is right on {n_routed} with that and on {n_alone} "
+    )
+    why += "without, so they stay small"
+    return certificate.model_copy(update={"below": stays, "bands": bands, "below_why": why})
 
 
 def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *, alone: bool) -> Certified:

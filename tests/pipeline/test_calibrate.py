@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.certificates import certificate as make_certificate
 from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.errors import DataError
@@ -18,11 +19,13 @@ from smallfirst.pipeline.calibrate import (
     gold_answers,
     judged_by_gold,
     labelled_by,
+    unconfirmed_escalation,
 )
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import read_task_file
+from smallfirst.routing.certificate.below_threshold import Band
 from smallfirst.routing.certificate.certificate import Certificate, certify
 from smallfirst.routing.types import OodScore
 from smallfirst.stats.intervals import upper_bound
@@ -138,3 +141,34 @@ def test_the_answers_to_selection_rows_choose_the_start_if_every_stage_has_them(
     found = _selection_drafts(run, {"words": "words", "small": "encoder"}, {"small": {"row-1": 0.7}})
     assert found is not None
     assert [draft.rows[0].confidence for draft in found] == [0.4, 0.7]
+
+
+def measured_on_test(run_folder: RunFolder, candidate: str, right: int, *, stages: int = 0) -> None:
+    """Twenty test rows of which the first `right` are right; the Router sends the last `stages` of them on."""
+    rows = [
+        evaluated_row(str(i), "a", "a" if i < right else "b", stage="large" if i >= 20 - stages else candidate)
+        for i in range(20)
+    ]
+    run_folder.save_evaluation(evaluation_of(rows, candidate=candidate))
+
+
+@pytest.mark.parametrize(("routed", "stays"), [(15, True), (16, True), (17, False)])
+def test_what_test_rows_do_not_confirm_is_not_sent_on(tmp_path: Path, routed: int, stays: bool) -> None:
+    of, run_folder = project(tmp_path, []), RunFolder(tmp_path / "run")
+    measured_on_test(run_folder, "words", 16)
+    measured_on_test(run_folder, "routed", routed, stages=6)
+    band = Band(low=0.0, high=0.4, n=6, small_right=2, large_right=5, difference=None, p_value=0.04, action="escalate")
+    found = make_certificate(below="escalate", bands=(band,), below_why="shown to be better")
+    kept = unconfirmed_escalation(of, run_folder, found, "words")
+    assert (kept is not None) is stays
+    if kept is not None:
+        assert (kept.below, kept.bands[0].action) == ("keep", "keep")
+        assert kept.below_why.startswith("shown to be better; but on 20 test rows it is right on ")
+        assert unconfirmed_escalation(of, run_folder, kept, "words") is None  # nothing is left to send on
+
+
+def test_a_limit_against_the_large_model_is_not_overruled_by_test_rows(tmp_path: Path) -> None:
+    of, run_folder = project(tmp_path, [], guarantee={"max_accuracy_loss": 0.05}), RunFolder(tmp_path / "run")
+    measured_on_test(run_folder, "words", 16)
+    measured_on_test(run_folder, "routed", 10, stages=6)
+    assert unconfirmed_escalation(of, run_folder, make_certificate(below="escalate"), "words") is None
