@@ -53,6 +53,9 @@ class Example(Record):
     tags: dict[str, str] = {}
     """Values of the columns named as tags (customer, channel, …), by column."""
 
+    def __hash__(self) -> int:
+        return hash((self.messages, self.answer, self.path, self.line))
+
     @property
     def text(self) -> str:
         """Content of the last user message."""

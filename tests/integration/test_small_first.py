@@ -81,7 +81,7 @@ def test_what_is_certified_goes_live_and_the_rest_is_left_to_a_person(desk: Path
     run_sync(deployed.models["desk"].aclose())
     ledger.close()
     routes = [answer.route for answer in answers if answer.route]
-    assert [route.stage for route in routes if not route.certified] == ["person"] * sum(not r.certified for r in routes)
+    assert {route.stage for route in routes if not route.certified} <= {"person", "out_of_scope"}
     assert 15 <= sum(route.certified for route in routes) < 30
 
 

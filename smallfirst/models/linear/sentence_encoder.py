@@ -25,8 +25,8 @@ REMEMBERED = 64
 
 @functools.lru_cache(maxsize=4)
 def open_encoder(folder: Path) -> SentenceEncoder:
-    """Return the encoder of a folder, one for all that read it."""
-    return SentenceEncoder(folder)
+    """Return the encoder of a folder, one for all that read it; it is never trained, so it remembers vectors."""
+    return SentenceEncoder(folder, remembered=REMEMBERED)
 
 
 class SentenceEncoder:
@@ -35,7 +35,8 @@ class SentenceEncoder:
     max_tokens = 256
     batch_rows = 32
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, remembered: int = 0) -> None:
+        """Load the weights. Vectors of the latest `remembered` texts are kept; 0 where the weights change."""
         transformers = import_transformers("The sentence encoder")
         import torch
 
@@ -45,6 +46,7 @@ class SentenceEncoder:
             return load_pretrained(transformers.AutoModel, folder, dtype=torch.float32, use_safetensors=True)
 
         self.model = run_in_thread(load).eval()
+        self._n_remembered = remembered
         self._latest: dict[str, np.ndarray] = {}
         """Of the compute thread alone."""
 
@@ -55,7 +57,7 @@ class SentenceEncoder:
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Return unit vectors (texts, width) in float32, in order."""
         return run_in_compute_thread(
-            lambda: self._remembered(texts) if len(texts) <= REMEMBERED else self._embed(texts)
+            lambda: self._remembered(texts) if len(texts) <= self._n_remembered else self._embed(texts)
         )
 
     def text_embeddings(self, texts: Sequence[str]) -> list[TextEmbedding]:
@@ -85,7 +87,7 @@ class SentenceEncoder:
     def _remembered(self, texts: Sequence[str]) -> np.ndarray:
         new = [text for text in dict.fromkeys(texts) if text not in self._latest]
         found = self._latest | dict(zip(new, self._embed(new), strict=True))
-        self._latest = dict(list(found.items())[-REMEMBERED:])
+        self._latest = dict(list(found.items())[-self._n_remembered :])
         return np.stack([found[text] for text in texts]) if texts else self._embed(texts)
 
     def _embed(self, texts: Sequence[str]) -> np.ndarray:

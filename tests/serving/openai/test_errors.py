@@ -213,6 +213,7 @@ def test_the_whole_response_has_every_key_of_the_openai_schema() -> None:
             "route": "small",
             "why": "sure enough",
             "certified": True,
+            "certified_fields": None,
             "confidence": 0.9,
             "threshold": 0.8,
             "task": "tickets",
