@@ -36,6 +36,9 @@ MAX_CURVE_TEST_ROWS = 1000
 class Candidate(CandidateDescription, ABC):
     """A kind of small model that a run can fit."""
 
+    fitted_in_folds = False
+    """It is fitted in seconds, so that `out_of_fold` answers the training rows."""
+
     @abstractmethod
     def fit(self, project: Project, run_folder: RunFolder) -> None:
         """Fit the model on `project.rows.train` and write it to `run_folder.model_folder(self.name)`.

@@ -30,6 +30,7 @@ class LinearCandidate(Candidate):
     measured_by_default = True
     closed_answers_only = True
     learning_curve = "always"
+    fitted_in_folds = True
 
     def fit(self, project: Project, run_folder: RunFolder) -> None:
         """Fit on the training rows; calibrate the temperature on the selection rows."""

@@ -1,7 +1,7 @@
 """What candidates are chosen by: answers to selection rows and, where these are few, out-of-fold ones to training rows.
 
-Neither calibration nor test rows are looked at. A candidate that cannot be fitted several times is judged by selection
-rows alone.
+Neither calibration nor test rows are looked at. All candidates are judged by the same rows: where one of them takes too
+long to be fitted several times, selection rows alone choose.
 """
 
 from __future__ import annotations
@@ -41,13 +41,10 @@ class ExpectedPlan(NamedTuple):
 def choosing_evaluations(project: Project, run_folder: RunFolder) -> list[Evaluation]:
     """Return the evaluations of the candidates that may go live, the smallest first; make what is missing."""
     rows = project.rows
+    found = [one for name in promotable_names() if (one := run_folder.evaluation(name, "selection"))]
     few = len(rows.selection) < ENOUGH_ROWS and len(rows.train) <= MAX_FITTED_ROWS
-    found = []
-    for name in promotable_names():
-        on_selection = run_folder.evaluation(name, "selection")
-        if on_selection is None:
-            continue
-        found.append(_with_out_of_fold(project, run_folder, on_selection) if few else on_selection)
+    if few and all(get_candidate(one.candidate).fitted_in_folds for one in found):
+        return [_with_out_of_fold(project, run_folder, one) for one in found]
     return found
 
 

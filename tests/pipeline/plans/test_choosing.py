@@ -64,6 +64,14 @@ def test_training_rows_are_answered_out_of_fold_where_selection_rows_are_few(pro
     assert again == found
 
 
+def test_candidates_are_compared_on_the_same_rows(project: Project) -> None:
+    run_folder = RunFolder.new("desk")
+    rows = [evaluated_row(e.key, e.answer, e.answer, confidence=0.9) for e in project.rows.selection.examples]
+    for name in ("words", "small"):  # a language model is not fitted five times
+        run_folder.save_evaluation(evaluation_of(rows, candidate=name, split="selection"))
+    assert [len(found.rows) for found in choosing_evaluations(project, run_folder)] == [len(rows), len(rows)]
+
+
 def test_the_cheapest_plan_comes_first(project: Project) -> None:
     run_folder = RunFolder.new("desk")
     rows = [row(i, i % 4 > 0, 0.5) for i in range(250)]
