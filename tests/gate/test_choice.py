@@ -49,7 +49,7 @@ def test_the_shares_of_the_level_sum_to_one_with_those_of_the_plans(
 
 
 def test_the_chosen_candidates_figure_is_not_optimistic_and_no_false_one_passes_too_often(measured: Measured) -> None:
-    draw, gate, n, draws = np.random.default_rng(6), Gate(accuracy_at_least=0.8), 300, 250
+    draw, gate, n, draws = np.random.default_rng(6), Gate(accuracy_at_least=0.8), 300, 120
     surplus: dict[str, list[float]] = {"chosen": [], "smallest passing": []}
     passed = 0
     for _ in range(draws):  # four candidates exactly at the minimum, so that each that passes should not

@@ -24,7 +24,7 @@ from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.sync import run_sync
 
 LABELS = ("card", "money")
-N = {"train": 240, "validation": 400, "test": 200}
+N = {"train": 160, "validation": 300, "test": 120}
 
 
 def text_and_label(name: str, i: int) -> tuple[str, str]:
@@ -102,7 +102,7 @@ def pipeline_until_gate(desk: Path) -> int:
 
 
 def test_a_promise_that_no_rows_show_promotes_nothing_and_says_which_rows_would(desk: Path) -> None:
-    write(desk, max_error=0.004)  # takes 748 kept rows without an error
+    write(desk, max_error=0.012)  # takes 306 kept rows without an error
     with pytest.raises(GateFailed, match="Cannot be told yet: label") as refused:
         pipeline.run(desk, progress=Progress(quiet=True))
     outcome = RunFolder.latest("desk").outcome()
