@@ -59,8 +59,8 @@ def check_routed(
 
 
 def stays_small(routed: Evaluation) -> list[bool]:
-    """Return by row whether a small model's answer was the one given: neither the large model's nor a person's."""
-    return [row.stage not in ("large", "general", "person") for row in routed.rows]
+    """Return by row whether a small model's answer was given: not the large model's, a person's or a refusal."""
+    return [row.stage not in ("large", "general", "person", "out_of_scope") for row in routed.rows]
 
 
 def _check_share(minimum: float, routed: Evaluation, level: ConfidenceLevel) -> CheckResult:

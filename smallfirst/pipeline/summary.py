@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.outcome import Outcome
+from smallfirst.gate.routed import stays_small
 from smallfirst.pipeline.next_step import NextStep
 from smallfirst.pricing import format_usd
 from smallfirst.project.candidate_registry import FINE_TUNED, all_candidates
@@ -180,7 +181,7 @@ def _sentences(summary: RunSummary) -> list[str]:
 
 
 def _path_summary(evaluation: Evaluation) -> PathSummary:
-    small = 1.0 - evaluation.share("large") - evaluation.share("person")
+    small = sum(stays_small(evaluation)) / max(1, len(evaluation.rows))
     return PathSummary(
         model=evaluation.model,
         accuracy=evaluation.accuracy,

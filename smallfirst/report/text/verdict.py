@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.outcome import Outcome
+from smallfirst.gate.routed import stays_small
 from smallfirst.pricing import format_usd
 from smallfirst.project.candidate_registry import CANDIDATES, FINE_TUNED, all_candidates
 from smallfirst.report.candidates import difference
@@ -163,6 +164,9 @@ def _routing(data: ReportData) -> list[str]:
     if routed.share("large"):
         small = percent(1 - routed.share("large"))
         where = f"Routed, {small} of requests stay small and the rest goes to the large model"
+    elif not all(stays_small(routed)):
+        small = percent(sum(stays_small(routed)) / max(1, len(routed.rows)))
+        where = f"Routed, {small} of requests stay small and the rest is left to a person or refused as out of scope"
     else:
         covered = percent(sum(row.certified for row in routed.rows) / max(1, len(routed.rows)))
         where = f"Routed, every request stays small, {covered} of them covered by the certificate"

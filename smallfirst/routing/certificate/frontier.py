@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from smallfirst.records import Record
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import CascadeData
@@ -35,20 +37,25 @@ def frontier(
     """Return a point for each of MAX_ERRORS, ascending; `selection` chooses where a search begins.
 
     Each limit is shown at `confidence` by itself, as if it alone had been asked for at the first look: the points say
-    what could be promised, and only the certificate's own guarantee may be relied on.
+    what could be promised, and only the certificate's own guarantee may be relied on. What is shown for a stricter
+    limit holds for a looser one, so the share never falls. Where nothing is promised about foreign requests they are left out
+    here, while the certificate prefers a threshold that accepts few of them, and may keep less.
     """
-    points = []
+    if data.foreign is not None and not data.foreign_share:
+        data = dataclasses.replace(data, foreign=None)
+    points: list[FrontierPoint] = []
     for limit in MAX_ERRORS:
         guarantee = Guarantee(max_error=limit, confidence=confidence)
         found = search_cascade(data, guarantee, selection=selection, steps=STEPS)
         n_accepted = data.outcome(found.thresholds).n_accepted
-        points.append(
-            FrontierPoint(
-                max_error=limit,
-                issued=found.issued,
-                threshold=found.thresholds[-1],
-                n_accepted=n_accepted,
-                share=wilson(n_accepted, data.n),
-            )
+        point = FrontierPoint(
+            max_error=limit,
+            issued=found.issued,
+            threshold=found.thresholds[-1],
+            n_accepted=n_accepted,
+            share=wilson(n_accepted, data.n),
         )
+        if points and points[-1].n_accepted > n_accepted:
+            point = points[-1].model_copy(update={"max_error": limit})
+        points.append(point)
     return tuple(points)

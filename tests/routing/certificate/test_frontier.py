@@ -7,7 +7,7 @@ from fixtures.certificates import cascade
 
 from smallfirst.routing.certificate.frontier import MAX_ERRORS, frontier
 from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData
+from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData, with_foreign
 from smallfirst.routing.certificate.threshold_search import search_cascade
 
 
@@ -34,3 +34,11 @@ def test_each_point_is_the_certificate_of_its_limit_alone() -> None:
         alone = search_cascade(rows, Guarantee(max_error=one.max_error, confidence=0.9))
         assert (one.issued, one.threshold) == (alone.issued, alone.thresholds[-1])
         assert one.share.value == rows.outcome(alone.thresholds).n_accepted / 400
+
+
+def test_foreign_rows_about_which_nothing_is_promised_do_not_bend_the_frontier() -> None:
+    rows = drawn(400)
+    foreign = with_foreign(rows, [np.linspace(0.5, 1, 60).tolist()], 0.0)
+    assert frontier(foreign) == frontier(rows)
+    certified = search_cascade(foreign, Guarantee(max_error=0.1))
+    assert foreign.outcome(certified.thresholds).n_accepted < frontier(rows)[6].n_accepted  # it keeps them out
