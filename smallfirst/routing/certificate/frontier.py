@@ -38,8 +38,8 @@ def frontier(
 
     Each limit is shown at `confidence` by itself, as if it alone had been asked for at the first look: the points say
     what could be promised, and only the certificate's own guarantee may be relied on. What is shown for a stricter
-    limit holds for a looser one, so the share never falls. Where nothing is promised about foreign requests they are left out
-    here, while the certificate prefers a threshold that accepts few of them, and may keep less.
+    limit holds for a looser one, so the share never falls. Where nothing is promised about foreign
+    requests they are left out here, while the certificate prefers a threshold that accepts few, and may keep less.
     """
     if data.foreign is not None and not data.foreign_share:
         data = dataclasses.replace(data, foreign=None)
