@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.paths import RESULTS
 from benchmarks.routing.verdict_sets import ORDER
+from smallfirst.stats.intervals import clopper_pearson
 
 README_VERDICT = {
     "banking77": "small alone",
@@ -38,20 +39,19 @@ goes live over that of the large model, on the same rows.
 NOTES = """
 
 ¹ The official test rows are out of scope in 18 %, validation rows in 3 %. A certificate is about requests like the
-calibration rows: on the official split the promise of 5 % does not hold for the test rows, and the check on test rows keeps
-the plan from going live. Mixed and cut again by a hash of their content, so that both parts hold the same requests, the same
-answers give this line (a fifth of the calibration part chooses where the search begins). The bill is that of the large
-model's price in docs/measured.md.
+calibration rows. The first run (domain check `open_ended`, which had no rows to learn from) certified 5,074 test rows of which 504
+were wrong, and the check on test rows kept it from going live. With the score that is now the default, which prefers a threshold that
+accepts few of the bundled foreign requests, the same split goes live (line above). The mix of calibration and test rows, cut again by
+a hash of their content, was made after the first run had failed; its bill is that of the large model's price in docs/measured.md.
 ² Answers of `benchmarks.routing.invoice_fields` (a linear ranker of candidate values, 20 known layouts), certified on a third
 of its rows and judged on the others. Invoices of known layouts only: `field_certificates.md` has new ones. The bill counts the
 hosted model's answers alone.
 ³ Answers of `benchmarks.routing.field_tables` (fine-tuned on 2,000 rows, 5 minutes), certified on validation rows, judged on
 900 test rows. The full fine-tune of docs/measured.md passes its gate alone.
 
-Own costs are time at the machine's price. The runs called *after* shared two cores with up to 30 busy processes, so their share
-of the bill is far too high: on hosted_banking77 the same encoder answered the same rows at 36 % of the bill in the calmer hour of
-the run called *before*, and keeps the same requests with the same errors. Banking77, PubMedQA, SNIPS and MedQuAD were
-not run again for want of time.
+Own costs are time at the machine's price, on two cores shared with two other processes. The fitted candidates are those of an earlier
+run of the same day; verdicts were made anew with the final rules. The learning curve was left out and `--despite-check` given.
+Banking77, SNIPS and MedQuAD were not run again for want of time.
 
 ## What was said
 
@@ -112,7 +112,10 @@ def _line(name: str, side: str, found: dict[str, Any]) -> str:
         bill = paths["routed"]["cost_usd_per_1k"] / paths["large"]["cost_usd_per_1k"]
     promised = f"{100 * found['promised']:g} %" if found.get("promised") else "none"
     wrong = "–"
-    if kept and kept["n_certified"] and found.get("promised"):
+    if outcome.get("n_kept"):  # as the Router answered, with its score of confidence and distance
+        n_wrong, n_kept = outcome["n_kept_wrong"], outcome["n_kept"]
+        wrong = f"{n_wrong} of {n_kept:,}: {_estimate(clopper_pearson(n_wrong, n_kept).model_dump())}"
+    elif kept and kept["n_certified"] and found.get("promised"):
         wrong = f"{kept['n_wrong']} of {kept['n_certified']:,}: {_estimate(kept['error'])}"
     accuracy = " · ".join(
         f"{_estimate(paths[path]['accuracy'])}, n={paths[path]['accuracy']['n']:,}" if path in paths else "–"

@@ -135,6 +135,8 @@ def _after_certificate(project: Project, certificate: Certificate, task: str) ->
     if certificate.issued:
         share = f"about {100 * certificate.coverage.value:.0f} % of requests stay small with the guarantee"
         rest = "the rest goes to the large model" if file.large else "the rest is answered without it"
+        if certificate.below == "keep":
+            rest = "the rest stays small too, without it"
         yield NextStep(what=f"serve it: {share}, {rest}", command=serve)
     elif file.routing.override is not None:
         yield NextStep(what=f"serve it uncertified: {file.routing.override.by} signed for it", command=serve)
