@@ -36,7 +36,7 @@ async def evaluate(
         completion = await model.complete(Request(messages=example.messages))
         done += 1
         setup.progress(done, len(examples))
-        return _row(example, completion, setup.task, candidate)
+        return score_row(example, completion, setup.task, candidate)
 
     setup.progress(0, len(examples))
     began = time.perf_counter()
@@ -123,7 +123,8 @@ def restrict_to_rows(evaluation: Evaluation, setup: EvaluationSetup) -> Evaluati
     return part.model_copy(update=kept)
 
 
-def _row(example: Example, completion: Completion, task: Task, candidate: str) -> EvaluatedRow:
+def score_row(example: Example, completion: Completion, task: Task, candidate: str) -> EvaluatedRow:
+    """Return the outcome of one row: the answer parsed and scored by the task; `candidate` answered unless routed."""
     answer = task.parse(completion.text)
     score = task.score(example.golds, answer)
     route = completion.route

@@ -57,6 +57,8 @@ def test_a_certified_version_is_served_and_asked_a_row_of_the_task(tmp_path: Pat
     serve, ask = after_certificate(project(tmp_path, **LARGE), certificate(0.5), task="desk")
     assert serve.command == "smallfirst serve desk"
     assert serve.what.endswith("the rest goes to the large model")
+    kept, _ = after_certificate(project(tmp_path, **LARGE), certificate(0.5, below="keep"), task="desk")
+    assert kept.what.endswith("the rest stays small too, without it")
     body = json.loads(shlex.split(ask.command)[-1])
     assert body["model"] == "desk"
     assert body["messages"][-1]["content"].startswith("it's number ")  # quoted for the shell

@@ -12,6 +12,7 @@ from smallfirst.data.dataset import Dataset, Example
 from smallfirst.evaluation.results import EvaluatedRow
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.manifest import Manifest
+from smallfirst.models.protocol import Completion
 from smallfirst.project.candidates import Candidate
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
@@ -80,23 +81,19 @@ class LinearCandidate(Candidate):
         return tuple(answers[i] for i in range(len(train)))
 
     def _answered(self, example: Example, log_probabilities: np.ndarray, task: Task) -> EvaluatedRow:
+        from smallfirst.evaluation.evaluate import score_row
+
         best = int(np.argmax(log_probabilities))
-        answer = task.closed[best]
-        score = task.score(example.golds, answer)
-        return EvaluatedRow(
-            key=example.key,
-            text=example.text,
-            gold=example.answer,
-            also=example.also,
-            answer=answer,
-            score=score,
-            correct=score >= task.pass_score,
-            confidence=float(np.exp(log_probabilities[best])),
-            stage=self.name,
-            certified=False,
-            latency_ms=0.0,
+        completion = Completion(
+            text=task.closed[best],
+            prompt_tokens=0,
+            completion_tokens=0,
             cost_usd=0.0,
+            latency_ms=0.0,
+            confidence=float(np.exp(log_probabilities[best])),
+            answered_by=self.name,
         )
+        return score_row(example, completion, task, self.name)
 
     def _encoder(self, project: Project) -> Any:
         if not self.uses_sentence_encoder:
