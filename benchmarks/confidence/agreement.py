@@ -27,8 +27,8 @@ from benchmarks.paths import RESULTS
 from benchmarks.routing.frontier import as_data
 from smallfirst.evaluation.calibration import fit_temperature
 from smallfirst.models.catalog import find_weights
+from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder
 from smallfirst.models.linear.classifier import INVERSE_REGULARIZATION, TfidfFeatures, fit_logistic_regression
-from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder
 from smallfirst.models.protocol import Completion
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.threshold_search import search_cascade

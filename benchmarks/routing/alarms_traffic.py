@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 
 from benchmarks.accuracy.run import data_folder
 from smallfirst.models.catalog import find_weights
-from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder
+from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import CascadeData
 from smallfirst.routing.certificate.threshold_curve import ThresholdPoint, threshold_curve

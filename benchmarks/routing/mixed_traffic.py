@@ -27,9 +27,9 @@ import numpy as np
 from benchmarks.paths import RESULTS, ROOT
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.models.catalog import find_weights
+from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder
 from smallfirst.models.label_model import softmax
 from smallfirst.models.linear.classifier import LinearClassifier
-from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder
 from smallfirst.records import fingerprint
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import CascadeData, ForeignRows

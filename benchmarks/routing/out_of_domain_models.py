@@ -77,7 +77,7 @@ def words(scope: Scope, folder: Path) -> LinearClassifier:
 
 def frozen(scope: Scope, folder: Path) -> LinearClassifier:
     from smallfirst.models.catalog import find_weights
-    from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder
+    from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder
 
     if not (folder / "smallfirst.json").exists():
         scorer = LinearClassifier.fit(
@@ -88,7 +88,7 @@ def frozen(scope: Scope, folder: Path) -> LinearClassifier:
 
 
 def tuned(scope: Scope, folder: Path) -> LinearClassifier:
-    from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER
+    from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER
     from smallfirst.training.config import TrainConfig
     from smallfirst.training.recipes.contrastive import EncoderRecipe
 

@@ -40,7 +40,7 @@ from benchmarks.routing.quality_tables import (
     published,
 )
 from smallfirst.models.catalog import find_weights
-from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder
+from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder
 from smallfirst.models.protocol import Completion
 from smallfirst.routing.confidence_head import draft_features
 from smallfirst.routing.gain import GainModel

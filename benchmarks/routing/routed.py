@@ -27,8 +27,8 @@ from smallfirst.data.dataset import Example
 from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
 from smallfirst.models.catalog import find_weights
+from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.few_shot import NearestShots, PromptedModel
-from smallfirst.models.linear.sentence_encoder import SentenceEncoder
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded.record import record
 from smallfirst.models.recorded.replay import ReplayModel, request_key

@@ -25,9 +25,9 @@ from smallfirst.data.sources.load import load_rows
 from smallfirst.evaluation.calibration import accuracy_and_temperature
 from smallfirst.improvement.labelling import LabelOptions, label
 from smallfirst.models.catalog import find_weights
+from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.label_model import LabelLogProbs
 from smallfirst.models.linear.classifier import LinearClassifier
-from smallfirst.models.linear.sentence_encoder import SentenceEncoder
 from smallfirst.models.local.label_scorer import LabelScorer
 from smallfirst.models.manifest import Manifest, read_manifest
 from smallfirst.project.task_file import DEFAULT_ENCODER, read_task_file

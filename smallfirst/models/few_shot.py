@@ -18,7 +18,7 @@ from smallfirst.records import fingerprint
 from smallfirst.tasks.task import Shot, Task
 
 if TYPE_CHECKING:
-    from smallfirst.models.linear.sentence_encoder import SentenceEncoder
+    from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 
 
 class ShotSelector(Protocol):

@@ -18,10 +18,10 @@ import smallfirst
 from smallfirst.data.dataset import Dataset, Message, sample_rows
 from smallfirst.errors import ConfigError
 from smallfirst.models.catalog import find_weights
+from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.engines import selection as engines
 from smallfirst.models.engines.engine import ModelSource
 from smallfirst.models.few_shot import NearestShots, PromptedModel, fixed_shots
-from smallfirst.models.linear.sentence_encoder import SentenceEncoder
 from smallfirst.models.protocol import Model, Request
 from smallfirst.models.recorded.record import Spending, record
 from smallfirst.models.recorded.replay import ReplayModel, read_recording

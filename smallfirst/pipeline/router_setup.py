@@ -128,7 +128,7 @@ def fit_profile(project: Project, run_folder: RunFolder) -> TaskProfile | None:
     """Fit and save the profile that tells the task's requests from others; return it if `routing.domain` serves it."""
     encoder = None
     if any(candidate.uses_sentence_encoder for candidate in project_candidates(project)):
-        from smallfirst.models.linear.sentence_encoder import SentenceEncoder
+        from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 
         name = project.file.small.encoder
         encoder = (name, SentenceEncoder(find_weights(name)))

@@ -53,6 +53,12 @@ class Candidate(CandidateDescription, ABC):
         name = f"{project.file.name}-{self.name}"
         return load_model(run_folder.model_folder(self.name), name=name, price=project.file.prices.machine)
 
+    def why_unsuitable(self, project: Project) -> str:
+        """Return why it cannot be used for this task and its training rows, in a clause; empty if it can."""
+        if self.closed_answers_only and not project.task.closed:
+            return f"it needs a closed set of answers; this task of kind {project.file.kind} has none"
+        return ""
+
     def max_test_rows(self, file: TaskFile) -> int | None:
         """Return how many test rows to measure it on; None for all."""
         return None
@@ -91,12 +97,14 @@ def project_candidates(project: Project) -> tuple[Candidate, ...]:
 
     Without a ladder these are the ones measured by default that fit the task.
     """
-    ladder, closed = project.file.ladder, bool(project.task.closed)
-    named = [c for c in all_candidates() if (c.measured_by_default if ladder is None else c.name in ladder)]
-    unfit = [c.name for c in named if c.closed_answers_only and not closed]
-    if unfit and ladder is not None:
+    ladder = project.file.ladder
+    named = [
+        cast(Candidate, c) for c in all_candidates() if (c.measured_by_default if ladder is None else c.name in ladder)
+    ]
+    unsuitable = {c.name: why for c in named if (why := c.why_unsuitable(project))}
+    if unsuitable and ladder is not None:
         raise ConfigError(
-            f"ladder: {', '.join(unfit)} needs a closed set of answers; this task of kind {project.file.kind} has none",
+            f"ladder: {'; '.join(f'{name}: {why}' for name, why in unsuitable.items())}",
             hint=f"leave it out of ladder in {project.file.folder / 'task.yaml'}; small suits every kind",
         )
-    return tuple(cast(Candidate, candidate) for candidate in named if candidate.name not in unfit)
+    return tuple(candidate for candidate in named if candidate.name not in unsuitable)

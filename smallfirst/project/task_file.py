@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 from smallfirst.data.row_formats import Columns
 from smallfirst.errors import ConfigError, did_you_mean
 from smallfirst.gate.gate import Gate
-from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER
+from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER
 from smallfirst.models.remote.config import EndpointConfig
 from smallfirst.pricing import PriceBook
 from smallfirst.project.candidate_registry import CANDIDATES, promotable_names

@@ -46,7 +46,7 @@ SMALL, LARGE = "small", "large"
 
 
 class Embedder(Protocol):
-    """A sentence encoder, such as `models.linear.sentence_encoder.SentenceEncoder`."""
+    """A sentence encoder, such as `models.encoder.sentence_encoder.SentenceEncoder`."""
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Return unit vectors (texts, width), in order."""
@@ -242,7 +242,7 @@ class GainModel:
         weights = GainWeights(**columns)
         if not fitted.base:
             return cls(fitted, weights)
-        from smallfirst.models.linear.sentence_encoder import SentenceEncoder
+        from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 
         return cls(fitted, weights, SentenceEncoder(find_weights(fitted.base)))
 

@@ -31,5 +31,5 @@ def test_the_ladder_is_in_order_of_size_and_names_everything(tmp_path: Path) -> 
 
 
 def test_a_candidate_that_does_not_fit_the_kind_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="ladder: words needs a closed set of answers; this task of kind"):
+    with pytest.raises(ConfigError, match="ladder: words: it needs a closed set of answers; this task of kind"):
         names(tmp_path, "extract", ladder=["words", "small"])

@@ -14,8 +14,8 @@ import numpy as np
 from smallfirst.data.dataset import Dataset
 from smallfirst.files import write_atomically
 from smallfirst.models.catalog import find_weights
+from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder, open_encoder
 from smallfirst.models.label_model import Embedder, LabelLogProbs
-from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder, open_encoder
 from smallfirst.models.linear.tfidf import TfidfVectorizer, Vocabulary
 from smallfirst.models.manifest import Manifest, write_manifest
 from smallfirst.tasks.task import Task

@@ -98,7 +98,7 @@ class LinearCandidate(Candidate):
     def _encoder(self, project: Project) -> Any:
         if not self.uses_sentence_encoder:
             return None
-        from smallfirst.models.linear.sentence_encoder import SentenceEncoder
+        from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 
         return SentenceEncoder(find_weights(project.file.small.encoder, log=project.progress.log))
 

@@ -17,8 +17,8 @@ import pydantic
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import ConfigError, DataError
 from smallfirst.models.catalog import find_weights
+from smallfirst.models.encoder.sentence_encoder import SentenceEncoder, open_encoder
 from smallfirst.models.linear.classifier import LinearClassifier
-from smallfirst.models.linear.sentence_encoder import SentenceEncoder, open_encoder
 from smallfirst.models.state_features import HiddenStateProfile, HiddenStates, compute_states
 from smallfirst.records import Record
 from smallfirst.routing.ood.conformal import ConformalScorer, ScoreFusion

@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from smallfirst.data.dataset import Dataset, Example
 from smallfirst.errors import ConfigError
 from smallfirst.evaluation.calibration import accuracy_and_temperature
+from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.linear.classifier import (
     ENCODER_FOLDER,
     INVERSE_REGULARIZATION,
     LinearClassifier,
     fit_logistic_regression,
 )
-from smallfirst.models.linear.sentence_encoder import SentenceEncoder
 from smallfirst.models.local.weights import weights_fingerprint
 from smallfirst.models.manifest import Manifest
 from smallfirst.tasks.task import Task

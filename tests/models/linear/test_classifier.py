@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from smallfirst.data.dataset import Dataset, Example, Message
+from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.label_model import LabelLogProbs
 from smallfirst.models.linear.classifier import LinearClassifier, TfidfFeatures
-from smallfirst.models.linear.sentence_encoder import SentenceEncoder
 from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Request

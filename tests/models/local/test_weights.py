@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from smallfirst.errors import ConfigError
+from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.export import read_back
-from smallfirst.models.linear.sentence_encoder import SentenceEncoder
 from smallfirst.models.local import weights
 from smallfirst.models.local.tokenizer import load_tokenizer
 from smallfirst.models.local.weights import load_causal, weights_fingerprint

@@ -12,8 +12,8 @@ import pytest
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.errors import ConfigError, DataError
+from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.linear.classifier import LinearClassifier
-from smallfirst.models.linear.sentence_encoder import SentenceEncoder
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Request
 from smallfirst.routing.ood.detector import TaskProfile, fit_task_profile

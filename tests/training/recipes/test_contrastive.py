@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import ConfigError, DataError
+from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.linear.classifier import ENCODER_FOLDER, LinearClassifier
-from smallfirst.models.linear.sentence_encoder import SentenceEncoder
 from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.protocol import Request

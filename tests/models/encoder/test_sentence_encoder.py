@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from smallfirst.data.dataset import Dataset
+from smallfirst.models.encoder.sentence_encoder import REMEMBERED, SentenceEncoder, open_encoder
 from smallfirst.models.linear.classifier import LinearClassifier
-from smallfirst.models.linear.sentence_encoder import REMEMBERED, SentenceEncoder, open_encoder
 from smallfirst.models.manifest import Manifest, read_manifest
 from smallfirst.tasks.classify import Classify
 

@@ -76,13 +76,20 @@ class SentenceEncoder:
         """Return unit vectors (texts, width), float32: the mean over each text's tokens, scaled to length 1."""
         import torch
 
-        from smallfirst.models.local.token_batches import pad_right
-
-        mask = pad_right([[1] * len(row) for row in encoded])
-        hidden = self.model(input_ids=pad_right(encoded), attention_mask=mask).last_hidden_state.float()
+        hidden, mask = self.hidden_states(encoded)
         weight = mask.unsqueeze(-1).float()  # (batch, time, 1)
         mean = (hidden * weight).sum(1) / weight.sum(1)
         return torch.nn.functional.normalize(mean, dim=-1)
+
+    def hidden_states(self, encoded: Sequence[Sequence[int]]) -> tuple[Any, Any]:
+        """Return the last hidden states (texts, tokens, width), float32, and the mask (texts, tokens), 1 for a token.
+
+        Texts are padded on the right to the longest one.
+        """
+        from smallfirst.models.local.token_batches import pad_right
+
+        mask = pad_right([[1] * len(row) for row in encoded])
+        return self.model(input_ids=pad_right(encoded), attention_mask=mask).last_hidden_state.float(), mask
 
     def _remembered(self, texts: Sequence[str]) -> np.ndarray:
         new = [text for text in dict.fromkeys(texts) if text not in self._latest]
