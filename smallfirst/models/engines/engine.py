@@ -12,7 +12,7 @@ from smallfirst.models.manifest import MANIFEST, Manifest, read_manifest
 from smallfirst.models.protocol import Model
 from smallfirst.pricing import PriceBook
 
-Kind = Literal["address", "gguf", "weights", "label", "generative", "linear", "other"]
+Kind = Literal["address", "gguf", "weights", "label", "generative", "linear", "spans", "other"]
 
 
 class ModelSource(NamedTuple):
@@ -44,11 +44,12 @@ class ModelSource(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        """`label`, `generative`, `linear`: a folder that training wrote · `weights`: one that transformers loads."""
+        """`label`, `generative`, `linear`, `spans`: a folder that training wrote · `weights`: one for transformers."""
         if str(self.location).startswith(("http://", "https://")):
             return "address"
         if (self.path / MANIFEST).is_file():
             kinds: dict[str, Kind] = {"label_tokens": "label", "words": "linear", "encoder": "linear"}
+            kinds |= {"tagger": "spans", "reader": "spans"}
             return kinds.get(self.manifest.kind, "generative")
         if (self.path / "config.json").is_file():
             return "weights"

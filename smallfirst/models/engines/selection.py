@@ -22,6 +22,7 @@ ENGINES: Registry[Engine] = Registry(
     {
         "endpoint": "smallfirst.models.engines.endpoint:ENDPOINT",
         "linear": "smallfirst.models.engines.linear:LINEAR",
+        "spans": "smallfirst.models.engines.spans:SPANS",
         "llama.cpp": "smallfirst.models.engines.llama_cpp:LLAMA_CPP",
         "vLLM": "smallfirst.models.engines.vllm:VLLM",
         "PyTorch": "smallfirst.models.engines.pytorch:PYTORCH",

@@ -78,10 +78,12 @@ def test_closed_answers_are_scored_by_pytorch_whatever_else_is_installed(
     assert set(reasons(found)) == {"llama.cpp", "vLLM"}
 
 
-@pytest.mark.parametrize("kind", ["words", "encoder"])
-def test_linear_model_is_linear(tmp_path: Path, kind: str) -> None:
-    found = choose(model_folder(tmp_path / "m", kind), environment())
-    assert (found.engine, found.assessment.threads, found.alternatives) == ("linear", 1, {})
+@pytest.mark.parametrize(
+    ("kind", "engine"), [("words", "linear"), ("encoder", "linear"), ("tagger", "spans"), ("reader", "spans")]
+)
+def test_a_model_that_only_this_process_can_run_has_its_own_engine(tmp_path: Path, kind: str, engine: str) -> None:
+    found = choose(model_folder(tmp_path / "m", kind), environment("spans"))
+    assert (found.engine, found.assessment.threads, found.alternatives) == (engine, 1, {})
 
 
 def test_certificate_binds_a_generative_model_to_the_engine_it_was_measured_with(tmp_path: Path) -> None:

@@ -1,0 +1,107 @@
+"""A Model that answers with what an encoder marks in the text; waiting requests share a pass."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import NamedTuple, Protocol
+
+from smallfirst.errors import ModelError
+from smallfirst.models.batching import BatchBudget, BatchWorker
+from smallfirst.models.label_model import CHARACTERS_PER_TOKEN
+from smallfirst.models.manifest import Manifest
+from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
+from smallfirst.models.usage import ReportUnfinished, unfinished
+from smallfirst.models.wrappers import CallableModel
+from smallfirst.pricing import MachinePrice
+
+
+class SpanAnswer(NamedTuple):
+    """The answer to one text."""
+
+    text: str
+    """Canonical JSON, or the words marked."""
+    confidence: float
+    """Calibrated probability in [0, 1] that it is right."""
+    field_confidence: dict[str, float]
+    """By field path, the probability in [0, 1] of its value, or of its absence; empty where answers have no fields."""
+    n_tokens: int
+    """Tokens read."""
+    busy_s: float
+    """Share of the pass's time."""
+
+
+class SpanScorer(Protocol):
+    """Answers to many texts at once. Called from one thread at a time."""
+
+    def answer(self, texts: Sequence[str]) -> list[SpanAnswer]:
+        """Return one answer per text, in order."""
+
+
+class SpanModel(CallableModel):
+    """A SpanScorer as a Model: batches concurrent requests and prices the machine's time."""
+
+    max_batch_size = 128
+    """Texts in a pass; those that arrive meanwhile wait for the next."""
+    budget = BatchBudget(seconds=0.1, full=256)
+    """Tokens, roughly, that share a pass."""
+    capabilities = frozenset({Capability.READINESS})
+
+    def __init__(
+        self, scorer: SpanScorer, manifest: Manifest, *, name: str = "", price: MachinePrice | None = None
+    ) -> None:
+        self.manifest = manifest
+        self.name = name or manifest.task.name
+        self.max_answer_tokens = manifest.task.max_answer_tokens
+        self._price = price or MachinePrice()
+        self._scorer, self._n_submitted = scorer, 0
+        self._worker: BatchWorker[str, SpanAnswer] = BatchWorker(
+            self._compute, name=self.name, max_batch_size=self.max_batch_size, size=_size, budget=self.budget
+        )
+
+    async def complete(self, request: Request) -> Completion:
+        """Return the marked answer; it generates no tokens. Raise ModelError if there is none."""
+        began = time.perf_counter()
+        answer = await self._answer(request.text)
+        return Completion(
+            text=answer.text,
+            answered_by=self.name,
+            latency_ms=(time.perf_counter() - began) * 1000,
+            cost_usd=self._price.cost_usd(answer.busy_s),
+            prompt_tokens=answer.n_tokens,
+            confidence=answer.confidence,
+            field_confidence=answer.field_confidence,
+        )
+
+    def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        return stream_in_one_chunk(self, request)
+
+    async def ready(self) -> None:
+        await self._answer("ready")
+
+    async def aclose(self) -> None:
+        await self._worker.aclose()
+
+    async def _answer(self, text: str) -> SpanAnswer:
+        began = time.perf_counter()
+        self._n_submitted += 1
+
+        def used(_: BaseException) -> Completion:
+            cost_usd = self._price.cost_usd((time.perf_counter() - began) / self._n_submitted)
+            return unfinished(self.name, cost_usd, prompt_tokens=_size(text))
+
+        try:
+            with ReportUnfinished(used):
+                return await self._worker.submit(text)
+        finally:
+            self._n_submitted -= 1
+
+    def _compute(self, texts: Sequence[str]) -> list[SpanAnswer]:
+        answers = self._scorer.answer(texts)
+        if len(answers) != len(texts):
+            raise ModelError(f"{self.name}: {len(texts)} texts, {len(answers)} answers")
+        return answers
+
+
+def _size(text: str) -> int:
+    return 1 + len(text) // CHARACTERS_PER_TOKEN
