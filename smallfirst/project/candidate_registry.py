@@ -5,7 +5,7 @@ What a candidate does is in `candidates`.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from smallfirst.extensions import Registry
 
@@ -25,7 +25,8 @@ class CandidateDescription:
     explanation: str = ""
     """What it is and does in a line that needs no knowledge of models; left out: `role`."""
     size: float
-    """Sort key from the smallest model to the largest. Built in: words 10, encoder 20, tuned 30, base 40, small 50."""
+    """Sort key from the smallest model to the largest. Built in: words 10, encoder 20, larger_encoder 22,
+    tuned 30, larger_tuned 32, base 40, small 50."""
     headline: str = ""
     """The reason in the report's first sentence if this candidate goes live; left out: made from `role`."""
 
@@ -39,8 +40,14 @@ class CandidateDescription:
     """The report says when a candidate that is none suffices."""
     uses_sentence_encoder = False
     """Its sentence encoder is there to be used for out-of-domain detection as well."""
+    encoder_setting: Literal["", "encoder", "larger_encoder"] = ""
+    """Setting below `small` that names its sentence encoder; empty if it has none."""
     learning_curve: Literal["always", "on request", "never"] = "never"
     """When it is trained on parts of the rows: in every run, by `smallfirst learn --small`, or not at all."""
+
+    def encoder_name(self, small: Any) -> str:
+        """Return its sentence encoder as the group `small` of a task file names it; empty if it has none."""
+        return str(getattr(small, self.encoder_setting)) if self.encoder_setting else ""
 
     @property
     def folder(self) -> str:
@@ -53,7 +60,9 @@ CANDIDATES: Registry[CandidateDescription] = Registry(
     {
         "words": "smallfirst.pipeline.candidates.linear:WORDS",
         "encoder": "smallfirst.pipeline.candidates.linear:ENCODER",
+        "larger_encoder": "smallfirst.pipeline.candidates.linear:LARGER_ENCODER",
         "tuned": "smallfirst.pipeline.candidates.tuned_encoder:TUNED",
+        "larger_tuned": "smallfirst.pipeline.candidates.tuned_encoder:LARGER_TUNED",
         "base": "smallfirst.pipeline.candidates.language_model:BASE",
         FINE_TUNED: "smallfirst.pipeline.candidates.language_model:SMALL",
     },

@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 from smallfirst.data.row_formats import Columns
 from smallfirst.errors import ConfigError, did_you_mean
 from smallfirst.gate.gate import Gate
-from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER
+from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, LARGER_ENCODER
 from smallfirst.models.remote.config import EndpointConfig
 from smallfirst.pricing import PriceBook
 from smallfirst.project.candidate_registry import CANDIDATES, promotable_names
@@ -72,8 +72,11 @@ class SmallConfig(Record):
     """A larger model of the same vocabulary whose probabilities it learns as well."""
     encoder: str = DEFAULT_ENCODER
     """Sentence encoder of the candidates `encoder` and `tuned`, and for nearest examples."""
-    encoder_training: TrainConfig = TrainConfig(duration="6ep", learning_rate=2e-4, max_seq_tokens=256)
-    """Training settings of the candidate `tuned`."""
+    larger_encoder: str = LARGER_ENCODER
+    """Sentence encoder of the candidates `larger_encoder` and `larger_tuned`."""
+    encoder_training: TrainConfig = TrainConfig(duration="6ep", patience=2, max_seq_tokens=256)
+    """Training settings of the candidates `tuned` and `larger_tuned`. `learning_rate` left out: by the encoder's
+    width, 2e-4 for 384 (MiniLM) and 5e-5 for 768 (mpnet)."""
     sample_base: int = pydantic.Field(default=200, ge=1)
     """Test rows for the base model, which is slow because each prompt holds the instructions."""
     retention: bool = False
@@ -234,8 +237,9 @@ class TaskFile(Record):
     """Where the rows are."""
     ladder: tuple[str, ...] | None = None
     """The candidates to train and measure; no other is fitted. `words` and `encoder` (linear models, fitted in seconds)
-    and `tuned` (a fine-tuned encoder) are for closed answers only; `base` is the language model of `small` as it is,
-    `small` the same after fine-tuning. Left out: words, encoder, base and small, as far as the kind allows."""
+    and `tuned` (a fine-tuned encoder) are for closed answers only, as are `larger_encoder` and `larger_tuned`, the same
+    on `small.larger_encoder`; `base` is the language model of `small` as it is, `small` the same after fine-tuning.
+    Left out: words, encoder, tuned, base and small, as far as the kind allows."""
     small: SmallConfig = SmallConfig()
     """The small model."""
     large: LargeConfig | None = None

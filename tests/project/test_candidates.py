@@ -25,8 +25,9 @@ def names(folder: Path, kind: str, **settings: object) -> list[str]:
 
 
 def test_the_ladder_is_in_order_of_size_and_names_everything(tmp_path: Path) -> None:
-    assert names(tmp_path, "classify") == ["words", "encoder", "base", "small"]
-    assert names(tmp_path, "classify", ladder=["tuned", "words"]) == ["words", "tuned"]
+    assert names(tmp_path, "classify") == ["words", "encoder", "tuned", "base", "small"]
+    chosen = ["larger_tuned", "tuned", "larger_encoder", "words"]
+    assert names(tmp_path, "classify", ladder=chosen) == ["words", "larger_encoder", "tuned", "larger_tuned"]
     assert names(tmp_path, "extract") == ["base", "small"]
 
 

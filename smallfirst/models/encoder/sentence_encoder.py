@@ -17,6 +17,8 @@ from smallfirst.models.local.weights import import_transformers, load_pretrained
 from smallfirst.sync import run_in_thread
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+LARGER_ENCODER = "sentence-transformers/all-mpnet-base-v2"
+"""Five times the weights of the default, and about as many times as slow."""
 
 
 REMEMBERED = 64

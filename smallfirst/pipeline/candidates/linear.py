@@ -24,13 +24,11 @@ FOLDS = 5
 
 
 class LinearCandidate(Candidate):
-    """Multinomial logistic regression on features of the kind that `name` says."""
+    """Multinomial logistic regression on features of the kind that `kind` says."""
 
-    name: Literal["words", "encoder"]
+    kind: Literal["words", "encoder"]
     headline = "A linear model is enough here."
-    measured_by_default = True
     closed_answers_only = True
-    learning_curve = "always"
     fitted_in_folds = True
 
     def fit(self, project: Project, run_folder: RunFolder) -> None:
@@ -39,11 +37,11 @@ class LinearCandidate(Candidate):
         from smallfirst.models.linear.classifier import LinearClassifier
 
         rows, task = project.rows, project.task
-        classifier = LinearClassifier.fit(self.name, rows.train, task, encoder=self._encoder(project))
+        classifier = LinearClassifier.fit(self.kind, rows.train, task, encoder=self._encoder(project))
         scored = classifier.score([example.text for example in rows.selection.examples])
         accuracy, temperature = accuracy_and_temperature(scored, rows.selection, task)
-        base = project.file.small.encoder if self.uses_sentence_encoder else ""
-        manifest = Manifest(kind=self.name, task=task, base=base, temperature=temperature)
+        base = self.encoder_name(project.file.small)
+        manifest = Manifest(kind=self.kind, task=task, base=base, temperature=temperature)
         classifier.save(run_folder.model_folder(self.name), manifest)
         project.progress.log(f"fitted {self.title}: accuracy {accuracy:.3f} on selection rows")
 
@@ -56,7 +54,7 @@ class LinearCandidate(Candidate):
             encoder = _CachedEncoder(encoder)
         test, labels = project.rows.test.examples, project.task.closed
         for part in parts:
-            classifier = LinearClassifier.fit(self.name, part, project.task, encoder=encoder)
+            classifier = LinearClassifier.fit(self.kind, part, project.task, encoder=encoder)
             scored = classifier.score([example.text for example in test])
             answers = [labels[int(np.argmax(row.log_probabilities))] for row in scored]
             yield wilson(sum(answer in e.golds for answer, e in zip(answers, test, strict=True)), len(test))
@@ -74,7 +72,7 @@ class LinearCandidate(Candidate):
             rest = tuple(example for i, example in enumerate(train.examples) if i % FOLDS != fold)
             if len({example.answer for example in rest}) < 2:
                 return None
-            classifier = LinearClassifier.fit(self.name, train.subset("fold", rest), task, encoder=cached)
+            classifier = LinearClassifier.fit(self.kind, train.subset("fold", rest), task, encoder=cached)
             scored = classifier.score([train.examples[i].text for i in held_out])
             for i, row in zip(held_out, scored, strict=True):
                 answers[i] = self._answered(train.examples[i], np.asarray(row.log_probabilities), task)
@@ -96,28 +94,46 @@ class LinearCandidate(Candidate):
         return score_row(example, completion, task, self.name)
 
     def _encoder(self, project: Project) -> Any:
-        if not self.uses_sentence_encoder:
+        name = self.encoder_name(project.file.small)
+        if not name:
             return None
         from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 
-        return SentenceEncoder(find_weights(project.file.small.encoder, log=project.progress.log))
+        return SentenceEncoder(find_weights(name, log=project.progress.log))
 
 
 class _Words(LinearCandidate):
     name = "words"
+    kind = "words"
     title = "words + linear"
     role = "a linear model on words"
     explanation = "weighs the words of each text; no language model, fitted in seconds"
     size = 10
+    measured_by_default = True
+    learning_curve = "always"
 
 
 class _Encoder(LinearCandidate):
     name = "encoder"
+    kind = "encoder"
+    encoder_setting = "encoder"
     title = "sentence embeddings + linear"
     role = "a linear model on sentence embeddings"
     explanation = "a published model turns texts into numbers, a linear one sorts them"
     size = 20
+    measured_by_default = True
+    learning_curve = "always"
     uses_sentence_encoder = True
+
+
+class _LargerEncoder(LinearCandidate):
+    name = "larger_encoder"
+    kind = "encoder"
+    encoder_setting = "larger_encoder"
+    title = "larger sentence embeddings + linear"
+    role = "a linear model on the embeddings of a larger sentence encoder"
+    explanation = "as sentence embeddings + linear, with a published model of five times the size"
+    size = 22
 
 
 class _CachedEncoder:
@@ -134,4 +150,4 @@ class _CachedEncoder:
         return np.stack([self._vectors[text] for text in texts])
 
 
-WORDS, ENCODER = _Words(), _Encoder()
+WORDS, ENCODER, LARGER_ENCODER = _Words(), _Encoder(), _LargerEncoder()

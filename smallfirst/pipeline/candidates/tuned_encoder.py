@@ -1,7 +1,8 @@
-"""The sentence encoder fine-tuned together with a linear head, tracked in an MLflow run of its own."""
+"""A sentence encoder fine-tuned together with a linear head, tracked in an MLflow run of its own."""
 
 from __future__ import annotations
 
+from smallfirst.models.catalog import find_weights
 from smallfirst.pipeline.train import fine_tune
 from smallfirst.project.candidates import Candidate
 from smallfirst.project.project import Project
@@ -9,8 +10,22 @@ from smallfirst.project.run_folder import RunFolder
 
 
 class TunedEncoder(Candidate):
-    """A sentence encoder after fine-tuning. Measured only where task.yaml lists it."""
+    """A sentence encoder after fine-tuning."""
 
+    closed_answers_only = True
+
+    def fit(self, project: Project, run_folder: RunFolder) -> None:
+        """Fine-tune on the training rows and keep the epoch that is best on the selection rows."""
+        from smallfirst.training.recipes.contrastive import EncoderRecipe, with_learning_rate
+
+        small, base = project.file.small, self.encoder_name(project.file.small)
+        recipe = EncoderRecipe(project.task, project.rows.train, project.rows.selection)
+        config = with_learning_rate(small.encoder_training, find_weights(base, log=project.progress.log))
+        folder = run_folder.model_folder(self.name).parent
+        fine_tune(project, recipe, config, base=base, folder=folder, run_name=f"{run_folder.path.name}-{self.name}")
+
+
+class _Tuned(TunedEncoder):
     name = "tuned"
     title = "fine-tuned sentence embeddings"
     role = "sentence embeddings after fine-tuning"
@@ -18,17 +33,19 @@ class TunedEncoder(Candidate):
     headline = "Fine-tuned sentence embeddings are good enough."
     size = 30
     folder = "tuned/model"
-    closed_answers_only = True
-
-    def fit(self, project: Project, run_folder: RunFolder) -> None:
-        """Fine-tune on the training rows and keep the epoch that is best on the selection rows."""
-        from smallfirst.training.recipes.contrastive import EncoderRecipe
-
-        small = project.file.small
-        recipe = EncoderRecipe(project.task, project.rows.train, project.rows.selection)
-        folder = run_folder.model_folder(self.name).parent
-        run_name = f"{run_folder.path.name}-{self.name}"
-        fine_tune(project, recipe, small.encoder_training, base=small.encoder, folder=folder, run_name=run_name)
+    measured_by_default = True
+    encoder_setting = "encoder"
 
 
-TUNED = TunedEncoder()
+class _LargerTuned(TunedEncoder):
+    name = "larger_tuned"
+    title = "larger fine-tuned sentence embeddings"
+    role = "the embeddings of a larger sentence encoder after fine-tuning"
+    explanation = "as fine-tuned sentence embeddings, with a published model of five times the size"
+    headline = "Larger fine-tuned sentence embeddings are good enough."
+    size = 32
+    folder = "larger_tuned/model"
+    encoder_setting = "larger_encoder"
+
+
+TUNED, LARGER_TUNED = _Tuned(), _LargerTuned()

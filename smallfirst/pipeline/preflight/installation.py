@@ -142,8 +142,8 @@ def _bases(file: TaskFile | None) -> list[str]:
     small, ladder = (file.small, file.ladder) if file else (SmallConfig(), None)
     wanted = [c for c in all_candidates() if (c.measured_by_default if ladder is None else c.name in ladder)]
     language = any(c.is_language_model for c in wanted)
-    encoder = any(c.uses_sentence_encoder or c.name == "tuned" for c in wanted)
-    return [*([small.base] if language else []), *([small.encoder] if encoder else [])]
+    encoders = dict.fromkeys(name for c in wanted if (name := c.encoder_name(small)))
+    return [*([small.base] if language else []), *encoders]
 
 
 def _weights(name: str) -> Result:

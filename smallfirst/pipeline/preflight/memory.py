@@ -60,7 +60,7 @@ def forecast_memory(
     """Return the memory of a run with a base model of this size, whose fine-tune takes `training`."""
     candidates = project_candidates(project)
     low, high = PROGRAM_BYTES / 2, PROGRAM_BYTES
-    if any(candidate.uses_sentence_encoder for candidate in candidates):
+    if any(candidate.encoder_setting for candidate in candidates):
         high += ENCODER_BYTES
     if size is not None and any(candidate.is_language_model for candidate in candidates):
         low += MEASURING_BYTES[0] * size.parameters

@@ -6,6 +6,7 @@ and a supervised contrastive loss (Khosla et al. 2020), which draws texts of a l
 
 from __future__ import annotations
 
+import json
 import random
 from collections import defaultdict
 from collections.abc import Sequence
@@ -38,6 +39,8 @@ CONTRASTIVE_WEIGHT = 0.5
 """Weight of the contrastive loss beside the cross-entropy."""
 TEMPERATURE = 0.1
 """Of the contrastive loss; Khosla et al. use 0.1."""
+LEARNING_RATE, RATE_WIDTH = 2e-4, 384
+"""Peak rate for an encoder of this width. It falls with the square of the width: 5e-5 for 768."""
 ROWS_PER_LABEL = 4
 """Rows of a label that are put into a batch together."""
 
@@ -162,6 +165,14 @@ class EncoderRecipe(NamedTuple):
         model.body.to(torch.bfloat16)
         accuracy, temperature = accuracy_and_temperature(scored, self.selection, self.task)
         return ValidationResult(accuracy, manifest.model_copy(update={"temperature": temperature}))
+
+
+def with_learning_rate(config: TrainConfig, base: Path) -> TrainConfig:
+    """Return the settings with the learning rate that suits the encoder in `base`, unless they set one."""
+    if "learning_rate" in config.model_fields_set:
+        return config
+    width = json.loads((base / "config.json").read_text(encoding="utf-8"))["hidden_size"]
+    return config.model_copy(update={"learning_rate": min(LEARNING_RATE, LEARNING_RATE * (RATE_WIDTH / width) ** 2)})
 
 
 def contrastive_loss(vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
