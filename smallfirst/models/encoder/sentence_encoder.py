@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import time
 from collections.abc import Sequence
 from functools import cached_property
@@ -35,6 +36,7 @@ class SentenceEncoder:
     """A sentence encoder on this machine."""
 
     max_tokens = 256
+    """Longer texts are cut; the folder's `sentence_bert_config.json` says otherwise if there is one."""
     batch_rows = 32
 
     def __init__(self, folder: Path, *, remembered: int = 0) -> None:
@@ -43,6 +45,8 @@ class SentenceEncoder:
         import torch
 
         self.tokenizer = load_pretrained(transformers.AutoTokenizer, folder)
+        if (published := folder / "sentence_bert_config.json").is_file():
+            self.max_tokens = json.loads(published.read_text(encoding="utf-8")).get("max_seq_length") or self.max_tokens
 
         def load() -> Any:
             return load_pretrained(transformers.AutoModel, folder, dtype=torch.float32, use_safetensors=True)

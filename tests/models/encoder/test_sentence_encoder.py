@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,15 @@ def test_a_long_text_is_read_up_to_the_limit(folder: Path) -> None:
     encoder.max_tokens = 8
     long, longer = encoder.embed(["where is my card " * 10, "where is my card " * 20])
     assert np.array_equal(long, longer)
+
+
+def test_a_published_limit_counts(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "sentence_bert_config.json").write_text('{"max_seq_length": 12, "do_lower_case": false}')
+    text = "where is my card " * 90
+    assert len(SentenceEncoder(copy).tokens(text)) == 12
+    (copy / "sentence_bert_config.json").write_text('{"max_seq_length": null}')
+    assert len(SentenceEncoder(copy).tokens(text)) == len(SentenceEncoder(folder).tokens(text)) == 256
 
 
 def test_a_linear_model_on_the_encoder_finds_it_again_by_its_name(
