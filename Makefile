@@ -41,14 +41,15 @@ serve: $(VENV)/.demo     ## serve what the demo promoted
 tree: $(VENV)/.dev       ## rewrite the package tree in docs/design/layout.md
 	$(BIN)/python tools/layout_tree.py
 
+# --no-compile: Python compiles what it imports, pip would compile all of it.
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "smallfirst needs Python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[train,serve,llama]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e ".[train,serve,llama]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e ".[dev]"
 	touch $@
 
 clean:                   ## remove the environment and all state

@@ -77,11 +77,11 @@ def _raise_mlflow_exception(error: SmallfirstError) -> NoReturn:
     raise MlflowException(str(error), error_code=code) from error
 
 
-class SmallfirstClient(BaseDeploymentClient):
+class SmallfirstClient(BaseDeploymentClient):  # type: ignore[misc]
     """Endpoints of smallfirst, with the calls of MLflow's Databricks client."""
 
     def __init__(self, target_uri: str) -> None:
-        super().__init__(target_uri)  # type: ignore[no-untyped-call]
+        super().__init__(target_uri)
         self._server = target_uri.partition(":/")[2].strip("/")
         if self._server and not self._server.startswith(("http://", "https://")):
             raise MlflowException(f"{target_uri}: a server such as http://127.0.0.1:8000 must follow smallfirst:/")
