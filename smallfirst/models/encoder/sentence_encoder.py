@@ -92,9 +92,15 @@ class SentenceEncoder:
 
         Texts are padded on the right to the longest one.
         """
-        from smallfirst.models.local.token_batches import pad_right
+        import torch
+
+        from smallfirst.models.encoder.packed_states import FAMILIES, packed_states
+        from smallfirst.models.local.token_batches import pack_rows, pad_right
 
         mask = pad_right([[1] * len(row) for row in encoded])
+        if torch.is_grad_enabled() and self.model.config.model_type in FAMILIES:
+            packed = pack_rows(encoded)
+            return packed.pad(packed_states(self.model, packed)).float(), mask
         return self.model(input_ids=pad_right(encoded), attention_mask=mask).last_hidden_state.float(), mask
 
     def _remembered(self, texts: Sequence[str]) -> np.ndarray:

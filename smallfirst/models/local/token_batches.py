@@ -1,14 +1,19 @@
-"""Token rows of unequal length as batches: sorted by length, padded on the right, which needs no causal mask."""
+"""Token rows of unequal length as batches: sorted by length, padded on the right, or packed behind one another."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
 SHAPE_STEP = 8
 """The number of tokens in a batch is rounded up to a multiple of this, of twice this above 128, and of eight times
 above 256: oneDNN keeps a kernel of some 100 kB for each number that it has seen, up to a thousand."""
+
+MAX_PADDING_RATIO = 1.25
+"""Packed rows attend side by side if the longest is at most this ratio of the shortest, plus a token."""
 
 
 def rounded_tokens(n: int) -> int:
@@ -38,3 +43,134 @@ def pad_right(rows: Sequence[Sequence[int]]) -> torch.Tensor:
     for i, row in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row)
     return ids
+
+
+class RowGroup(NamedTuple):
+    """Rows of similar length, side by side for attention only."""
+
+    lengths: list[int]
+    width: int
+    """Of the longest row."""
+    places: torch.Tensor | None
+    """Padded place of each token (tokens,); None if all rows are equally long."""
+
+    def pad(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the values (tokens, ...) as (rows, width, ...), zeros behind each row."""
+        if self.places is not None:
+            tokens = _scatter(tokens, self.places, len(self.lengths) * self.width)
+        return tokens.reshape(len(self.lengths), self.width, *tokens.shape[1:])
+
+    def unpad(self, padded: torch.Tensor) -> torch.Tensor:
+        """Return the values (rows, width, ...) as (tokens, ...)."""
+        flat = padded.flatten(0, 1)
+        return flat if self.places is None else _gather(flat, self.places)
+
+
+class PackedRows(NamedTuple):
+    """Rows behind one another, shortest first: linear layers see no padding, and attention hardly any."""
+
+    order: list[int]
+    """Row numbers, in the order in which their tokens follow."""
+    ids: torch.Tensor
+    """The common prefix once, then the rest of each row (tokens,), int64."""
+    positions: torch.Tensor
+    """(tokens,), from 0."""
+    n_shared: int
+    """Tokens of the common prefix."""
+    groups: list[RowGroup]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Own tokens of each row, in the order in which they follow."""
+        return [n for group in self.groups for n in group.lengths]
+
+    @property
+    def starts(self) -> list[int]:
+        """Place of each row's own first token in `ids`, by row number."""
+        starts = itertools.accumulate(self.lengths, initial=self.n_shared)
+        return [start for _, start in sorted(zip(self.order, starts, strict=False))]
+
+    def pad(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the values (tokens, ...) of rows without a common prefix as (rows, longest, ...), in order."""
+        width = self.groups[-1].width
+        row = torch.tensor(self.order).repeat_interleave(torch.tensor(self.lengths))
+        padded = _scatter(tokens, row * width + self.positions, len(self.order) * width)
+        return padded.view(len(self.order), width, *tokens.shape[1:])
+
+    def by_group(self, attend: Callable[..., torch.Tensor], *tokens: torch.Tensor) -> torch.Tensor:
+        """Return what `attend` makes of each group's padded values, for all tokens but the prefix.
+
+        `tokens` are values (tokens, ...) without the prefix; `attend` takes the group and as many values
+        (rows, width, ...) and returns one such tensor.
+        """
+        sizes = [sum(group.lengths) for group in self.groups]
+        parts = zip(*(torch.split(values, sizes) for values in tokens), strict=True)
+        mixed = [
+            group.unpad(attend(group, *map(group.pad, part))) for group, part in zip(self.groups, parts, strict=True)
+        ]
+        return torch.cat(mixed)
+
+
+def pack_rows(rows: Sequence[Sequence[int]], *, n_shared: int = 0) -> PackedRows:
+    """Pack rows, none empty, that begin with the same `n_shared` tokens, and have more."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    groups: list[list[int]] = []
+    for length in (len(rows[i]) - n_shared for i in order):
+        if groups and length <= MAX_PADDING_RATIO * groups[-1][0] + 1:
+            groups[-1].append(length)
+        else:
+            groups.append([length])
+    own = itertools.chain.from_iterable(rows[i][n_shared:] for i in order)
+    return PackedRows(
+        order,
+        torch.tensor([*(rows[0][:n_shared] if n_shared else ()), *own]),
+        torch.cat([torch.arange(n_shared), *(torch.arange(n_shared, len(rows[i])) for i in order)]),
+        n_shared,
+        [_group(lengths) for lengths in groups],
+    )
+
+
+def _group(lengths: list[int]) -> RowGroup:
+    width = lengths[-1]
+    if lengths[0] == width:
+        return RowGroup(lengths, width, None)
+    own = torch.arange(width) < torch.tensor(lengths)[:, None]  # (rows, width)
+    return RowGroup(lengths, width, own.view(-1).nonzero().view(-1))
+
+
+def _scatter(tokens: torch.Tensor, places: torch.Tensor, n: int) -> torch.Tensor:
+    """Return the values (tokens, ...) at their places among `n`, zeros elsewhere."""
+    found: torch.Tensor = _Scatter.apply(tokens, places, n)  # type: ignore[no-untyped-call]
+    return found
+
+
+def _gather(padded: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Return the values at these places: the inverse of `_scatter`."""
+    found: torch.Tensor = _Gather.apply(padded, places)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Scatter(torch.autograd.Function):
+    """Each of the two is the other's gradient, as places are unique; PyTorch's own gradients add one by one."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: torch.Tensor, places: torch.Tensor, n: int) -> torch.Tensor:
+        ctx.save_for_backward(places)
+        return tokens.new_zeros(n, *tokens.shape[1:]).index_copy_(0, places, tokens)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return gradient.index_select(0, *ctx.saved_tensors), None, None
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, padded: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(places)
+        ctx.n = len(padded)
+        return padded.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (places,) = ctx.saved_tensors
+        return gradient.new_zeros(ctx.n, *gradient.shape[1:]).index_copy_(0, places, gradient), None

@@ -84,3 +84,15 @@ def test_a_linear_model_on_the_encoder_finds_it_again_by_its_name(
     again = LinearClassifier.load(tmp_path, read_manifest(tmp_path)).score(texts)
     for ours, theirs in zip(scorer.score(texts), again, strict=True):
         assert theirs.log_probabilities == pytest.approx(ours.log_probabilities, abs=1e-6)
+
+
+def test_states_to_learn_from_are_those_that_are_read(folder: Path) -> None:
+    encoder = SentenceEncoder(folder)
+    encoded = [encoder.tokens(text) for text in ("tell me more about your refund", "pin", "where is my card")]
+    states, mask = encoder.hidden_states(encoded)
+    with torch.inference_mode():
+        plain, own = encoder.hidden_states(encoded)
+    assert states.requires_grad
+    assert states.shape == plain.shape
+    assert torch.equal(mask, own)
+    torch.testing.assert_close(states * mask[..., None], plain * mask[..., None], atol=1e-5, rtol=1e-5)

@@ -1,0 +1,83 @@
+"""The hidden states of BERT and MPNet without padding: rows behind one another, side by side in attention only.
+
+Fine-tuning on rows drawn at random spends two thirds of its time on padding otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from smallfirst.models.local.token_batches import PackedRows, RowGroup
+
+FAMILIES = ("bert", "mpnet")
+"""Model types of transformers that are read here."""
+
+
+class _Attention(NamedTuple):
+    """The parts of a layer's attention, under one name for both families."""
+
+    query: Any
+    key: Any
+    value: Any
+    out: Any
+    norm: Any
+    """After the residual."""
+    dropout: Any
+    """Of what is added to the residual."""
+
+
+def packed_states(model: Any, packed: PackedRows) -> torch.Tensor:
+    """Return the last hidden states (tokens, width) of a model of FAMILIES; gradients and dropout are the model's."""
+    mpnet = model.config.model_type == "mpnet"
+    positions = packed.positions + (model.embeddings.padding_idx + 1 if mpnet else 0)
+    states: torch.Tensor = model.embeddings(input_ids=packed.ids[None], position_ids=positions[None])[0]
+    bias = None
+    if mpnet:  # of distances, for the longest row; all layers share it
+        longest = states.new_empty(1, packed.groups[-1].width, 0)
+        bias = model.encoder.compute_position_bias(longest)  # (1, heads, longest, longest)
+    heads: int = model.config.num_attention_heads
+    for layer in model.encoder.layer:
+        parts = _attention_of(layer)
+        split = (len(states), heads, -1)
+        dropout = model.config.attention_probs_dropout_prob if model.training else 0.0
+
+        def attend(group: RowGroup, query: Any, key: Any, value: Any, dropout: float = dropout) -> torch.Tensor:
+            return _attend(group, query, key, value, bias, dropout)
+
+        mixed = packed.by_group(attend, *(part(states).view(split) for part in parts[:3])).flatten(1)
+        states = parts.norm(parts.dropout(parts.out(mixed)) + states)
+        states = layer.output(layer.intermediate(states), states)
+    return states
+
+
+def _attend(
+    group: RowGroup,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bias: torch.Tensor | None,
+    dropout: float,
+) -> torch.Tensor:
+    """Return the attention output; all tensors (rows, width, heads, head_dim)."""
+    query, key, value = (part.transpose(1, 2) for part in (query, key, value))  # (rows, heads, width, head_dim)
+    scores = torch.matmul(query, key.transpose(-1, -2)).float() * (1 / math.sqrt(query.shape[-1]))
+    if bias is not None:
+        scores = scores + bias[..., : group.width, : group.width]
+    if group.places is not None:
+        behind = torch.arange(group.width) >= torch.tensor(group.lengths)[:, None]
+        scores = scores.masked_fill(behind[:, None, None], -torch.inf)
+    weights = F.dropout(scores.softmax(-1).to(value.dtype), dropout, training=dropout > 0)
+    return torch.matmul(weights, value).transpose(1, 2)
+
+
+def _attention_of(layer: Any) -> _Attention:
+    block = layer.attention
+    if hasattr(block, "attn"):
+        own = block.attn
+        return _Attention(own.q, own.k, own.v, own.o, block.LayerNorm, block.dropout)
+    own, after = block.self, block.output
+    return _Attention(own.query, own.key, own.value, after.dense, after.LayerNorm, after.dropout)
