@@ -54,6 +54,7 @@ _NAMES = {
     "project.scaffold": "init",
     "project.task_file": "read_task_file TaskFile SignedOverride DataFiles EngineConfig LargeConfig RoutingConfig "
     "SmallConfig VllmSettings",
+    "project.prompt_file": "Prompt PromptSearch",
     "project.project": "Project",
     "project.rows": "Rows",
     "project.run_folder": "RunFolder FittedCandidates GateVerdicts Promotion",

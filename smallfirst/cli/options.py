@@ -113,6 +113,11 @@ def load_task_file(path: Path) -> TaskFile:
     return file
 
 
+def named_in_task(path: Path, file: TaskFile) -> str:
+    """Return the path as task.yaml has to name it: relative to its own folder."""
+    return str(path) if path.is_absolute() else os.path.relpath(path, file.folder)
+
+
 def load_project(path: Path) -> Project:
     """Return the project of a task.yaml, its rows read; progress goes to standard error."""
     from smallfirst.progress import Progress

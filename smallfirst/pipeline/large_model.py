@@ -12,7 +12,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import smallfirst
 from smallfirst.data.dataset import Dataset, Message, sample_rows
@@ -35,7 +35,8 @@ from smallfirst.records import fingerprint
 from smallfirst.tasks.task import Task
 
 _NOT_ASKED = {"recorded", "recorded_open", "sample_calibration", "sample_test", "sample_ceiling", "max_usd"}
-"""Settings that do not change the requests."""
+_NOT_ASKED |= {"prompt", "prompt_writer"}
+"""Settings that do not change the requests; what `prompt` names is told by the task."""
 SECOND_ANSWER_TEMPERATURE = 0.7
 """Temperature of second answers, which measure self-agreement."""
 TOKENS_AROUND_PROMPT, TOKENS_AROUND_MESSAGE = 128, 16
@@ -71,21 +72,45 @@ def general_source(task_file: TaskFile, *, download: bool = True) -> ModelSource
     return source._replace(location=weights, name=engine.model.split("/")[-1])
 
 
+def told_task(task_file: TaskFile, task: Task) -> Task:
+    """Return the task as the large model is told it: with the instructions of `large.prompt` in place of `about`."""
+    prompt = _config(task_file).prompt
+    return task.model_copy(update={"about": prompt.instructions}) if prompt else task
+
+
 def prompted_model(task_file: TaskFile, task: Task, train: Dataset) -> PromptedModel:
     """Return the general model with the task's prompt: label list, and solved examples from the training rows."""
-    large = _config(task_file)
-    selector, shots = None, fixed_shots(train, task, large.shots_per_label)
-    if large.nearest:
-        encoder = SentenceEncoder(find_weights(task_file.small.encoder))
-        selector, shots = NearestShots(train, encoder, large.nearest, cache=home() / "vectors"), ()
-    bound = large.only_labels and not large.endpoint
-    inner = general_model(
-        task_file, answers=task.closed or None if bound else None, schema=task.answer_schema() if bound else None
-    )
+    large, task = _config(task_file), told_task(task_file, task)
+    selector = nearest_shots(task_file, train, large.nearest) if large.nearest else None
+    shots = () if selector else fixed_shots(train, task, large.shots_per_label)
+    inner = answering_model(task_file, task)
     return PromptedModel(inner, task, shots=shots, selector=selector, max_tokens=task.max_answer_tokens)
 
 
-def worst_usd(task_file: TaskFile, model: PromptedModel) -> Callable[[str], float]:
+def nearest_shots(task_file: TaskFile, train: Dataset, n: int) -> NearestShots:
+    """Return what selects the `n` training rows nearest to a text, by the small path's sentence encoder."""
+    encoder = SentenceEncoder(find_weights(task_file.small.encoder))
+    return NearestShots(train, encoder, n, cache=home() / "vectors")
+
+
+def answering_model(task_file: TaskFile, task: Task) -> Model:
+    """Return the general model without a prompt, bound to the task's answers where its engine can do that."""
+    large = _config(task_file)
+    bound = large.only_labels and not large.endpoint
+    return general_model(
+        task_file, answers=task.closed or None if bound else None, schema=task.answer_schema() if bound else None
+    )
+
+
+class _Prompting(Protocol):
+    """What adds a prompt to a text; an answer has at most `max_answer_tokens` tokens."""
+
+    max_answer_tokens: int
+
+    def messages(self, text: str) -> tuple[Message, ...]: ...
+
+
+def worst_usd(task_file: TaskFile, model: _Prompting) -> Callable[[str], float]:
     """Return the function from a text to the most that one answer of `model` to it may cost. Raise PriceUnknown."""
     endpoint, prices = _config(task_file).endpoint, task_file.prices
     if endpoint is not None and is_priced_by_tokens(endpoint, prices):
@@ -115,7 +140,7 @@ async def recorded_answers(
     if large.gguf and requests and not path.exists():
         await model.complete(requests[0])  # loading and the first prompt are no request's latency
     with progress.bar(f"asking {model.name}", len(requests)) as update:
-        header = _header(task_file, task, rows)
+        header = recording_header(task_file, task, rows)
         spending = _spending(task_file, task, model)
         home()  # the state folder is created when something is written
         await record(model, requests, path, header=header, progress=update, spending=spending)
@@ -139,7 +164,7 @@ async def second_answers(task_file: TaskFile, task: Task, rows: Rows, *, progres
         wanted = sample_rows(rows.test, n_second_answers(task_file)).examples
         requests = [Request(messages=e.messages, temperature=SECOND_ANSWER_TEMPERATURE, seed=1) for e in wanted]
         model = prompted_model(task_file, task, rows.train)
-        header = _header(task_file, task, rows)
+        header = recording_header(task_file, task, rows)
         header["settings"] = header["settings"] | {"temperature": SECOND_ANSWER_TEMPERATURE, "seed": 1}
         with progress.bar(f"asking {model.name} again", len(requests)) as update:
             spending = _spending(task_file, task, model)
@@ -164,7 +189,7 @@ async def recorded_open_answers(task_file: TaskFile, rows: Rows, *, progress: Pr
     if not path.exists():
         model = general_model(task_file)
         requests = [Request(messages=e.messages, max_tokens=48) for e in rows.open_ended.examples]
-        header = _header(task_file, None, rows) | {"settings": {"max_tokens": 48, "temperature": 0}}
+        header = recording_header(task_file, None, rows) | {"settings": {"max_tokens": 48, "temperature": 0}}
         with progress.bar(f"asking {model.name}", len(requests)) as update:
             home()  # the state folder is created when something is written
             await record(model, requests, path, header=header, progress=update)
@@ -190,7 +215,7 @@ def recording_path(task_file: TaskFile, task: Task) -> Path:
     if large.recorded:
         return task_file.path(large.recorded)
     asked = _settings(large)
-    told = [message.model_dump() for message in task.instructions(())]
+    told = [message.model_dump() for message in told_task(task_file, task).instructions(())]
     way = fingerprint([asked, told, task.answer_schema(), task.max_answer_tokens])
     return state_folder() / "recordings" / task.name / f"{way}.jsonl"
 
@@ -217,18 +242,18 @@ def _max_tokens(messages: Sequence[Message]) -> int:
     return n_bytes + TOKENS_AROUND_MESSAGE * len(messages) + TOKENS_AROUND_PROMPT
 
 
-def _header(task_file: TaskFile, task: Task | None, rows: Rows) -> dict[str, Any]:
+def recording_header(task_file: TaskFile, task: Task | None, rows: Rows) -> dict[str, Any]:
+    """Return when, how and with which prompt answers are made; without a task, requests go as they come."""
     from datetime import date
 
     large = _config(task_file)
     prompt: Any = "none: the request as it came"
-    if task is not None:
+    if task is not None and large.nearest:
+        prompt = f"label list, and the {large.nearest} training rows nearest to the request"
+        prompt += f", after these instructions: {large.prompt.instructions}" if large.prompt else ""
+    elif task is not None:
         shots = fixed_shots(rows.train, task, large.shots_per_label)
-        prompt = (
-            f"label list, and the {large.nearest} training rows nearest to the request"
-            if large.nearest
-            else tuple(m.model_dump() for m in task.instructions(shots))
-        )
+        prompt = tuple(m.model_dump() for m in told_task(task_file, task).instructions(shots))
     settings = _settings(large)
     settings.pop("endpoint")
     return {

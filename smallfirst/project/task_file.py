@@ -21,6 +21,7 @@ from smallfirst.models.remote.config import EndpointConfig
 from smallfirst.pricing import PriceBook
 from smallfirst.project.candidate_registry import CANDIDATES, promotable_names
 from smallfirst.project.names import NAME_PATTERN, registry_name, task_name
+from smallfirst.project.prompt_file import Prompt, with_prompt_read
 from smallfirst.project.setting_names import meant_setting
 from smallfirst.records import SETTINGS_PROBLEM, Record, explain_errors, parse_record
 from smallfirst.routing.budget import Budget
@@ -134,6 +135,11 @@ class LargeConfig(Record):
     many rows in all."""
     nearest: int = pydantic.Field(default=0, ge=0)
     """Solved training rows nearest to the request shown in the prompt; replaces shots_per_label."""
+    prompt: Prompt | None = None
+    """File with its instructions and numbers of solved rows (`smallfirst tune-prompt` writes one); left out, it is
+    told `about`."""
+    prompt_writer: EndpointConfig | None = None
+    """Endpoint of the model that proposes instructions in `smallfirst tune-prompt`; left out, the large model."""
     only_labels: bool = True
     """For engines on this machine: constrain the answer to the labels (llama.cpp), or to the schema."""
     sample_calibration: int | None = pydantic.Field(default=None, ge=1)
@@ -374,6 +380,8 @@ def read_task_file(task: str | Path | TaskFile) -> TaskFile:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected settings by name, found {type(values).__name__}")
     values = {**values, "folder": str(path.parent)}
+    if "large" in values:
+        values["large"] = with_prompt_read(values["large"], path.parent)
     kind = str(values.get("kind", DEFAULT_KIND))
     if kind in TASK_KINDS.names():
         values = TASK_KINDS.get(kind).expand_settings(values, path.parent)

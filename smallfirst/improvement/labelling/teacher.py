@@ -12,7 +12,7 @@ from smallfirst.models.few_shot import PromptedModel, fixed_shots
 from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.protocol import Model
-from smallfirst.pipeline.large_model import GGUF_AT_ONCE, prompted_model, worst_usd
+from smallfirst.pipeline.large_model import GGUF_AT_ONCE, prompted_model, told_task, worst_usd
 from smallfirst.project.task_file import LargeConfig, TaskFile
 from smallfirst.records import fingerprint
 from smallfirst.tasks.task import Task
@@ -43,7 +43,8 @@ def large_model_teacher(file: TaskFile, task: Task, train: Dataset) -> Teacher:
     large = file.large
     assert isinstance(model, PromptedModel)
     assert large is not None  # else prompted_model raises
-    prompt = task.instructions(() if large.nearest else fixed_shots(train, task, large.shots_per_label))
+    shots = () if large.nearest else fixed_shots(train, task, large.shots_per_label)
+    prompt = told_task(file, task).instructions(shots)
     decides = [
         model.name,
         _settings(large),
