@@ -12,12 +12,18 @@ from smallfirst.errors import SmallfirstError
 from smallfirst.progress import Progress
 
 
-@verb("smallfirst run tickets", "smallfirst run tickets --resume", "smallfirst run tickets --json --report report.html")
+@verb(
+    "smallfirst run tickets",
+    "smallfirst run tickets --minutes 20",
+    "smallfirst run tickets --resume",
+    "smallfirst run tickets --json --report report.html",
+)
 @TASK
 @JSON
 @RESUME
 @click.option("--report", "report_path", type=PATH, help="Copy the report here.")
 @click.option("--despite-check", is_flag=True, help="Run although the check of the rows says NO.")
+@click.option("--minutes", type=float, help="How long the run may take, instead of minutes in task.yaml.")
 @click.option("--max-usd", type=float, help="Most that the large model's answers may cost, instead of large.max_usd.")
 def run(
     task_yaml: Path,
@@ -25,6 +31,7 @@ def run(
     resume: bool,
     report_path: Path | None,
     despite_check: bool,
+    minutes: float | None,
     max_usd: float | None,
 ) -> None:
     """Train, measure, gate, promote, certify and report."""
@@ -37,6 +44,8 @@ def run(
         file = load_task_file(task_yaml)
         if max_usd is not None:
             file = file.with_max_usd(max_usd)
+        if minutes is not None:
+            file = file.with_minutes(minutes)
         outcome, error = pipeline.try_run(
             file, task=ctx.meta[TYPED_TASK], progress=Progress(), resume=resume, despite_check=despite_check
         )

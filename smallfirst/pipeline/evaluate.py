@@ -16,7 +16,7 @@ from smallfirst.pipeline.preflight.large_model import forecast_large
 from smallfirst.pipeline.retention import measure_retention
 from smallfirst.pipeline.router_setup import cascade_stages, load_ood_detector, routing_rules
 from smallfirst.pipeline.summary import KEPT, KeptOnTest, OpenEndedRouting
-from smallfirst.project.candidates import Candidate, get_candidate, project_candidates
+from smallfirst.project.candidates import Candidate, fitted_candidates, get_candidate
 from smallfirst.project.project import Project, in_task_state
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.registry.evaluations import log_evaluation
@@ -38,7 +38,7 @@ def evaluate_stage(project: Project, run_folder: RunFolder, *, resume: bool = Fa
 
     `resume` leaves out candidates that are measured on these rows already.
     """
-    for candidate in project_candidates(project):
+    for candidate in fitted_candidates(project, run_folder):
         if resume and _is_measured(project, run_folder, candidate):
             continue
         with project.progress.step(f"measuring {candidate.title}"):

@@ -13,7 +13,7 @@ from smallfirst.evaluation.learning_curve import (
     subsets_by_share,
     subsets_per_label,
 )
-from smallfirst.project.candidates import project_candidates
+from smallfirst.project.candidates import fitted_candidates
 from smallfirst.project.project import Project, shown_as
 from smallfirst.project.run_folder import RunFolder
 
@@ -27,7 +27,7 @@ def measure_curve(project: Project, run_folder: RunFolder, *, all_candidates: bo
     """
     path = run_folder.path / "learning.json"
     modes = {"always", "on request"} if all_candidates else {"always"}
-    wanted = [candidate for candidate in project_candidates(project) if candidate.learning_curve in modes]
+    wanted = [candidate for candidate in fitted_candidates(project, run_folder) if candidate.learning_curve in modes]
     if not wanted:
         return LearningCurve.load(path) if path.exists() else LearningCurve(points=())
     names = {candidate.name for candidate in wanted}

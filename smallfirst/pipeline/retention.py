@@ -14,7 +14,7 @@ from smallfirst.evaluation.retention import Retention, retention_from_probes
 from smallfirst.models.catalog import find_weights
 from smallfirst.paths import home
 from smallfirst.project.candidate_registry import FINE_TUNED
-from smallfirst.project.candidates import project_candidates
+from smallfirst.project.candidates import fitted_candidates
 from smallfirst.project.project import Project, shown_as
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import TaskFile
@@ -49,7 +49,7 @@ def requested_probe(file: TaskFile) -> Probe | None:
 def measure_retention(project: Project, run_folder: RunFolder) -> Retention | None:
     """Measure the fine-tuned model's retention once per run and log it to MLflow; None if it is not wanted."""
     probe = requested_probe(project.file)
-    if probe is None or FINE_TUNED not in [candidate.name for candidate in project_candidates(project)]:
+    if probe is None or FINE_TUNED not in [candidate.name for candidate in fitted_candidates(project, run_folder)]:
         return None
     folder, path = run_folder.model_folder(FINE_TUNED), run_folder.path / FILE_NAME
     if path.exists():

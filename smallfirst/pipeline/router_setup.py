@@ -17,7 +17,7 @@ from smallfirst.models.catalog import find_weights
 from smallfirst.models.loading import load_model
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_in_one_chunk
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads, load_gain
-from smallfirst.project.candidates import project_candidates
+from smallfirst.project.candidates import fitted_candidates
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import TaskFile
@@ -127,7 +127,7 @@ def challenger_stages(file: TaskFile, version: int | None = None) -> tuple[Stage
 def fit_profile(project: Project, run_folder: RunFolder) -> TaskProfile | None:
     """Fit and save the profile that tells the task's requests from others; return it if `routing.domain` serves it."""
     encoder = None
-    if any(candidate.uses_sentence_encoder for candidate in project_candidates(project)):
+    if any(candidate.uses_sentence_encoder for candidate in fitted_candidates(project, run_folder)):
         from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 
         name = project.file.small.encoder

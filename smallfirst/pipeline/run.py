@@ -62,14 +62,17 @@ def run(
     progress: Progress | None = None,
     resume: bool = False,
     despite_check: bool = False,
+    minutes: float | None = None,
 ) -> RunSummary:
     """Train, measure, gate, promote, certify, measure the Router and report; return the summary.
 
     `task` is a task.yaml, its folder or what `read_task_file` returned. `resume` continues a training that was
-    interrupted; `despite_check` runs although the check refuses the rows. Raise DataError if the check says NO,
+    interrupted; `despite_check` runs although the check refuses the rows; `minutes` is how long the run may take, in
+    place of the task file's. Raise DataError if the check says NO,
     GateFailed if nothing may go live.
     """
     file, named = read_task_file(task), str(task.folder) if isinstance(task, TaskFile) else str(task)
+    file = file if minutes is None else file.with_minutes(minutes)
     summary, error = outside_event_loop(
         lambda: try_run(file, task=named, progress=progress, resume=resume, despite_check=despite_check)
     )

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from smallfirst.errors import StageMissing
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.memory import release_memory
+from smallfirst.pipeline.ladder.ladder import Ladder
 from smallfirst.pipeline.retention import requested_probe
 from smallfirst.project.candidate_registry import FINE_TUNED
-from smallfirst.project.candidates import project_candidates
+from smallfirst.project.candidates import Candidate, project_candidates
 from smallfirst.project.project import Project, in_task_state
 from smallfirst.project.run_folder import FITTED, FittedCandidates, RunFolder
 from smallfirst.project.run_lock import only_run
@@ -49,23 +50,34 @@ def _fit_all(project: Project, *, resume: bool) -> RunFolder:
             )
         found = earlier
     found.save(run_folder.path / FITTED)
-    for candidate in candidates:
-        if candidate.name in found.fitted:
-            continue
+
+    def fit(project: Project, candidate: Candidate) -> None:
+        nonlocal found
+        began = project.progress.clock()
         with project.progress.step(f"fitting {candidate.title}"):
             candidate.fit(project, run_folder)
         release_memory()
-        found = found.model_copy(update={"fitted": (*found.fitted, candidate.name)})
+        minutes = {**found.minutes, candidate.name: (project.progress.clock() - began) / 60}
+        found = found.model_copy(update={"fitted": (*found.fitted, candidate.name), "minutes": minutes})
         found.save(run_folder.path / FITTED)
+
+    waiting = [candidate for candidate in candidates if candidate.name not in found.fitted]
+    if project.file.minutes is None:
+        for candidate in sorted(waiting, key=lambda candidate: candidate.combines):
+            fit(project, candidate)
+    else:
+        rungs = Ladder(project, waiting, used_minutes=sum(found.minutes.values()))
+        rungs.fit(fit)
+        found = found.model_copy(update={"left_out": rungs.left_out})
     if found.mlflow_run_id is None:
-        run_id = run_folder.mlflow_run_id() if FINE_TUNED in ladder else _open_run(project, run_folder, found)
+        run_id = run_folder.mlflow_run_id() if FINE_TUNED in found.fitted else _open_run(project, run_folder, found)
         found.model_copy(update={"mlflow_run_id": run_id}).save(run_folder.path / FITTED)
     return run_folder
 
 
 def _open_run(project: Project, run_folder: RunFolder, found: FittedCandidates) -> str:
     """Return the id of a new, finished MLflow run: no fine-tune made one."""
-    params = {"task": project.file.name, "ladder": ", ".join(found.ladder), "n_train": len(project.rows.train)}
+    params = {"task": project.file.name, "ladder": ", ".join(found.fitted), "n_train": len(project.rows.train)}
     params |= {"dataset_fingerprint": found.dataset_fingerprint}
     with runs.open_run(project.file.name, run_folder.path.name, params=params) as tracked:
         return tracked.run_id
@@ -98,6 +110,7 @@ def fine_tune(project: Project, recipe: Recipe, config: TrainConfig, *, base: st
             base=(base, weights),
             tracked=tracked,
             folder=folder,
+            on_epoch=project.on_epoch,
             on_step=lambda step: update(
                 round(100 * step.progress), 100, f"loss {step.loss:.3f}, {step.tokens_per_s:.0f} tokens/s"
             ),

@@ -25,8 +25,11 @@ class CandidateDescription:
     explanation: str = ""
     """What it is and does in a line that needs no knowledge of models; left out: `role`."""
     size: float
-    """Sort key from the smallest model to the largest. Built in: words 10, encoder 20, larger_encoder 22,
-    tuned 30, larger_tuned 32, base 40, small 50."""
+    """Sort key from the smallest model to the largest, in which candidates are shown. Built in: words 10, encoder 20,
+    larger_encoder 22, tuned 30, larger_tuned 32, base 40, small 50. Which one is the cheapest is measured."""
+    promise: float | None = None
+    """Where time does not suffice for all, candidates of a higher promise are preferred; left out: `size`, since of
+    models of a kind the larger ones answer better."""
     headline: str = ""
     """The reason in the report's first sentence if this candidate goes live; left out: made from `role`."""
 
@@ -38,6 +41,10 @@ class CandidateDescription:
     """The gate checks it and it may go live; False for a point of reference."""
     is_language_model = False
     """The report says when a candidate that is none suffices."""
+    training_setting: Literal["", "training", "encoder_training"] = ""
+    """Setting of `small` with which it is fine-tuned, so that its learning rate may be chosen; empty if it is not."""
+    combines = False
+    """It is made from the other candidates of the run, and fitted after them."""
     uses_sentence_encoder = False
     """Its sentence encoder is there to be used for out-of-domain detection as well."""
     encoder_setting: Literal["", "encoder", "larger_encoder"] = ""

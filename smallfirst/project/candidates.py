@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from smallfirst.models.protocol import Model
     from smallfirst.stats.intervals import Estimate
 
-__all__ = ["CANDIDATES", "FINE_TUNED", "Candidate", "get_candidate", "project_candidates"]
+__all__ = ["CANDIDATES", "FINE_TUNED", "Candidate", "fitted_candidates", "get_candidate", "project_candidates"]
 
 MAX_CURVE_TEST_ROWS = 1000
 """Test rows on which a model trained on part of the rows is measured."""
@@ -58,6 +58,10 @@ class Candidate(CandidateDescription, ABC):
         if self.closed_answers_only and not project.task.closed:
             return f"it needs a closed set of answers; this task of kind {project.file.kind} has none"
         return ""
+
+    def minutes_to_fit(self, project: Project) -> float | None:
+        """Return how long `fit` takes, where neither `encoder_setting` nor `training_setting` lets it be estimated."""
+        return None
 
     def max_test_rows(self, file: TaskFile) -> int | None:
         """Return how many test rows to measure it on; None for all."""
@@ -95,11 +99,15 @@ def get_candidate(name: str) -> Candidate:
 def project_candidates(project: Project) -> tuple[Candidate, ...]:
     """Return the candidates on the ladder, the smallest first. Raise ConfigError if it names one that cannot be used.
 
-    Without a ladder these are the ones measured by default that fit the task.
+    Without a ladder these are the ones measured by default that fit the task; with `minutes` all that can go live,
+    of which a run tries as many as its time allows.
     """
     ladder = project.file.ladder
+    in_time = project.file.minutes is not None
     named = [
-        cast(Candidate, c) for c in all_candidates() if (c.measured_by_default if ladder is None else c.name in ladder)
+        cast(Candidate, c)
+        for c in all_candidates()
+        if (c.measured_by_default or (in_time and c.promotable) if ladder is None else c.name in ladder)
     ]
     unsuitable = {c.name: why for c in named if (why := c.why_unsuitable(project))}
     if unsuitable and ladder is not None:
@@ -108,3 +116,11 @@ def project_candidates(project: Project) -> tuple[Candidate, ...]:
             hint=f"leave it out of ladder in {project.file.folder / 'task.yaml'}; small suits every kind",
         )
     return tuple(candidate for candidate in named if candidate.name not in unsuitable)
+
+
+def fitted_candidates(project: Project, run_folder: RunFolder) -> tuple[Candidate, ...]:
+    """Return the candidates that a run has fitted, the smallest first."""
+    found = run_folder.fitted()
+    if found is None:  # a run of before 2026-11-27 has them all
+        return project_candidates(project)
+    return tuple(cast(Candidate, c) for c in all_candidates() if c.name in found.fitted)

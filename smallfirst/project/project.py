@@ -32,6 +32,9 @@ class Project(NamedTuple):
     rows: Rows
     task: Task
     progress: Progress
+    on_epoch: Callable[[int, float], bool] = lambda *_: False
+    """Called in a fine-tune after each epoch with its number, from 1, and its score on selection rows; True ends the
+    fine-tune there."""
 
     @classmethod
     def read(cls, file: TaskFile, progress: Progress | None = None) -> Project:

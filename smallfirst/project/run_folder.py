@@ -57,6 +57,10 @@ class FittedCandidates(Record):
     """Of the training rows."""
     mlflow_run_id: str | None = None
     """The MLflow run that figures are logged to; None until all are fitted."""
+    minutes: dict[str, float] = {}
+    """How long each took to fit, in minutes, by candidate."""
+    left_out: dict[str, str] = {}
+    """Why the others of the ladder were left out, by candidate: the run's time did not suffice."""
 
 
 class GateVerdicts(Record):

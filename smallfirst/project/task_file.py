@@ -5,6 +5,7 @@ One file drives every stage, so what was measured is what is served. Paths in it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -245,7 +246,10 @@ class TaskFile(Record):
     """The candidates to train and measure; no other is fitted. `words` and `encoder` (linear models, fitted in seconds)
     and `tuned` (a fine-tuned encoder) are for closed answers only, as are `larger_encoder` and `larger_tuned`, the same
     on `small.larger_encoder`; `base` is the language model of `small` as it is, `small` the same after fine-tuning.
-    Left out: words, encoder, tuned, base and small, as far as the kind allows."""
+    Left out: words, encoder, tuned and small, as far as the kind allows."""
+    minutes: float | None = pydantic.Field(default=None, gt=0, allow_inf_nan=False)
+    """How long a run may take. Candidates are then chosen by what they promise and how long they take here: of those on
+    the ladder or, without one, of all that can go live. Left out: every candidate is trained to the end."""
     small: SmallConfig = SmallConfig()
     """The small model."""
     large: LargeConfig | None = None
@@ -355,6 +359,12 @@ class TaskFile(Record):
             wrong = "it must be above 0" if self.large else "task.yaml names no large model"
             raise ConfigError(f"--max-usd {max_usd:g}: {wrong}", hint="smallfirst run without --max-usd")
         return self.model_copy(update={"large": self.large.model_copy(update={"max_usd": max_usd})})
+
+    def with_minutes(self, minutes: float) -> TaskFile:
+        """Return the file with another `minutes`. Raise ConfigError if it is not above 0."""
+        if not 0 < minutes < math.inf:
+            raise ConfigError(f"--minutes {minutes:g}: it must be above 0", hint="smallfirst run --minutes 20")
+        return self.model_copy(update={"minutes": minutes})
 
     def path(self, relative: Path) -> Path:
         """Return a path of the file, resolved against its folder."""

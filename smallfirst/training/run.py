@@ -35,6 +35,8 @@ CANCEL_FILE = "cancel"
 """Name of the file in a run's folder that stops the run within one step."""
 
 StepCallback = Callable[[StepMetrics], None]
+EpochCallback = Callable[[int, float], bool]
+"""Called with the number of a validated epoch, from 1, and its score. Return True to end the run here."""
 
 
 class Run(Record):
@@ -69,16 +71,18 @@ def train(
     tracked: TrackedRun,
     folder: Path,
     on_step: StepCallback = lambda _: None,
+    on_epoch: EpochCallback = lambda *_: False,
     save_every_s: float = 60,
 ) -> Run:
     """Fine-tune the base model (name and folder) and write the result to `folder`/model.
 
     A folder with a checkpoint is continued, one with a finished run returns that Run. Checkpoints are at least
-    `save_every_s` apart. Raise DataError for rows that cannot be trained on, Cancelled once the folder holds a file
-    CANCEL_FILE, TrainingError if the run fails or another process trains in `folder`; what was saved before stays.
+    `save_every_s` apart. `on_epoch` may end the run early. Raise DataError for rows that cannot be trained on,
+    Cancelled once the folder holds a file CANCEL_FILE, TrainingError if the run fails or another process trains in
+    `folder`; what was saved before stays.
     """
     with hold_folder(folder):
-        return _train(_Trainer(recipe, config, base, tracked, folder, save_every_s), on_step)
+        return _train(_Trainer(recipe, config, base, tracked, folder, save_every_s), on_step, on_epoch)
 
 
 def hold_folder(folder: Path) -> AbstractContextManager[None]:
@@ -88,13 +92,13 @@ def hold_folder(folder: Path) -> AbstractContextManager[None]:
     return locked_or_raise(folder / "train.lock", busy)
 
 
-def _train(trainer: _Trainer, on_step: StepCallback) -> Run:
+def _train(trainer: _Trainer, on_step: StepCallback, on_epoch: EpochCallback) -> Run:
     folder = trainer.folder
     if (folder / "run.json").is_file():
         CheckpointStore(folder / "checkpoint").clear()  # a kill may have come before
         return Run.load(folder / "run.json")
     try:
-        return trainer.run(on_step)
+        return trainer.run(on_step, on_epoch)
     except (KeyboardInterrupt, Cancelled) as stop:
         trainer.log.append("STOPPED", str(stop) or "interrupted")
         raise
@@ -126,7 +130,7 @@ class _Trainer:
         self.loss_curve: list[tuple[int, float]] = []
         self.best, self.best_epoch, self.epoch, self.saving_s = -math.inf, 0, 0, 0.0
 
-    def run(self, on_step: StepCallback) -> Run:
+    def run(self, on_step: StepCallback, on_epoch: EpochCallback) -> Run:
         if not self.log.read():
             words = f"fine-tune of {self.base[0]} on {len(self.recipe.train_rows)} rows"
             self.log.append("CREATED", words, config=self.config.model_dump(), run_id=self.tracked.run_id)
@@ -146,7 +150,9 @@ class _Trainer:
             self.tracked.log_metrics(step.step, {name: getattr(step, name) for name in names})
             on_step(step)
             if step.ends_epoch:
-                self._validate(step)
+                value = self._validate(step)
+                if on_epoch(self.epoch, value):
+                    break
             if self.config.patience is not None and self.epoch - self.best_epoch >= self.config.patience:
                 break
             self._checkpoint(loop, step)
@@ -175,8 +181,8 @@ class _Trainer:
             self.log.append("RESUMED", f"from step {loop.step} of {loop.total}", steps=loop.total)
         self.began = time.perf_counter()
 
-    def _validate(self, step: StepMetrics) -> None:
-        """Validate the epoch, and keep its weights if none was better."""
+    def _validate(self, step: StepMetrics) -> float:
+        """Validate the epoch, keep its weights if none was better, and return its score."""
         self.epoch += 1
         result = self.recipe.validate(self.model, self.tokenizer, self.manifest)
         value, manifest = (result.value, result.manifest) if result else (0.0, self.manifest)
@@ -190,6 +196,7 @@ class _Trainer:
             self._save(manifest)
             self.best, self.best_epoch = value, self.epoch
             self.saving_s += time.perf_counter() - began
+        return value
 
     def _checkpoint(self, loop: TrainingLoop, step: StepMetrics) -> None:
         if (self.folder / CANCEL_FILE).exists():

@@ -112,6 +112,10 @@ class _Words(LinearCandidate):
     measured_by_default = True
     learning_curve = "always"
 
+    def minutes_to_fit(self, project: Project) -> float:
+        """Return the time of n-grams and regression: 18 s for 10,000 rows in 77 labels."""
+        return len(project.rows.train) * 1.8e-3 / 60
+
 
 class _Encoder(LinearCandidate):
     name = "encoder"

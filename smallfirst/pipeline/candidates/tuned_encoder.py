@@ -13,6 +13,7 @@ class TunedEncoder(Candidate):
     """A sentence encoder after fine-tuning."""
 
     closed_answers_only = True
+    training_setting = "encoder_training"
 
     def fit(self, project: Project, run_folder: RunFolder) -> None:
         """Fine-tune on the training rows and keep the epoch that is best on the selection rows."""

@@ -244,7 +244,7 @@ def _needs(
         gpu = has_gpu()
     except ImportError:
         return None, str(MissingExtra("Training", "train"))
-    pace = _pace(project, size, encoded["train"], gpu=gpu)
+    pace = training_speed(project, size, encoded["train"], gpu=gpu)
     exam = validation_work(project, encoded["validation"])
     needs = estimate_training(project.file.small.base, size, config, encoded["train"], exam, pace)
     free, least = free_memory(), least_bytes(size, config, project.rows.train, gpu=gpu)
@@ -273,7 +273,7 @@ def validation_work(project: Project, validation: Sequence[TokenizedRow]) -> Val
     return ValidationWork(sum(row.n_prompt for row in asked), sum(len(row.ids) - row.n_prompt for row in asked))
 
 
-def _pace(project: Project, size: BaseSize, rows: Sequence[TokenizedRow], *, gpu: bool) -> TrainingSpeed:
+def training_speed(project: Project, size: BaseSize, rows: Sequence[TokenizedRow], *, gpu: bool) -> TrainingSpeed:
     """Return the training speed from the latest similar run, else from a measurement now."""
     config, work = project.file.small.training, epoch_work(rows, project.file.small.training)
     earlier = last_tokens_per_s(state_folder() / "tasks", project.file.small.base, config)

@@ -154,6 +154,12 @@ def train_flops(size: BaseSize, config: TrainConfig, work: EpochWork, epochs: fl
     return epochs * (token * work.padded + attention + head) + frozen
 
 
+def answer_flops(size: BaseSize, asked: ValidationWork) -> float:
+    """Return the floating-point operations of answering; those of written tokens count as many as they take time."""
+    tokens = asked.read_tokens + GENERATION_TIME_FACTOR * asked.written_tokens
+    return 2 * size.body * tokens + 2 * size.vocabulary * size.hidden * asked.written_tokens
+
+
 def speed_from_earlier_run(
     tokens_per_s: float, size: BaseSize, config: TrainConfig, work: EpochWork, *, gpu: bool = False
 ) -> TrainingSpeed:
@@ -177,9 +183,7 @@ def estimate_seconds(
 ) -> Range:
     """Return the time of the whole run with validation after each epoch. Early stopping lowers the low end."""
     epochs = count_epochs(work, config)
-    asked = validation.read_tokens + GENERATION_TIME_FACTOR * validation.written_tokens
-    each = 2 * size.body * asked + 2 * size.vocabulary * size.hidden * validation.written_tokens
-    flops = train_flops(size, config, work, epochs) + max(1.0, epochs) * each
+    flops = train_flops(size, config, work, epochs) + max(1.0, epochs) * answer_flops(size, validation)
     longer = DORA_TIME_FACTOR if config.method == "dora" and speed.measured else 1.0
     low, high = longer * flops / speed.fast, longer * flops / speed.slow
     if speed.measured and speed.gpu:

@@ -1,0 +1,160 @@
+"""How long a candidate takes on this machine: to fit, and to be measured on the held-out rows.
+
+A sentence encoder is timed on a few of the task's own texts, read and trained on. A language model's time is that of
+`training.estimates`: an earlier run's tokens a second, else half of a matrix product's rate.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from smallfirst.data.dataset import Dataset
+from smallfirst.errors import WeightsNotFound
+from smallfirst.models.catalog import find_weights
+from smallfirst.pipeline.preflight.check import find_local_base, tokenize_rows, training_speed, validation_work
+from smallfirst.project.candidates import Candidate
+from smallfirst.project.project import Project
+from smallfirst.training.batches import TokenizedRow
+from smallfirst.training.config import TrainConfig, parse_duration
+from smallfirst.training.estimates.cost import (
+    MEMORY_BYTES_PER_S,
+    OPTIMIZER_BYTES,
+    ValidationWork,
+    answer_flops,
+    count_epochs,
+    epoch_work,
+    train_flops,
+)
+from smallfirst.training.estimates.hardware import has_gpu
+
+SAMPLE_ROWS = 64
+"""Texts on which an encoder is timed."""
+REGRESSION_S = 1e-3
+"""A row in a logistic regression on vectors: 8 s for 10,000 rows in 77 labels."""
+BEGIN_S = 5.0
+"""To load, prepare and save a model that is fine-tuned."""
+
+
+class TimeNeeded(NamedTuple):
+    """Time that a candidate takes, in seconds."""
+
+    begin_s: float
+    """To fit it, but for its epochs."""
+    epoch_s: float = 0.0
+    """An epoch with its validation; 0 for one that is not trained in epochs."""
+    epochs: int = 0
+    """Epochs of its settings; 0 if it is not trained in epochs."""
+    after_s: float = 0.0
+    """To measure it once it is fitted, and to fit it on parts of the rows for the learning curve."""
+
+    def fit_s(self, epochs: int) -> float:
+        """Return the time to fit it in so many epochs."""
+        return self.begin_s + self.epoch_s * epochs
+
+    def whole_s(self, epochs: int) -> float:
+        """Return the time to fit it in so many epochs and to measure it."""
+        return self.fit_s(epochs) + self.after_s
+
+
+class EncoderPace(NamedTuple):
+    """What an encoder takes for a text, in seconds."""
+
+    read_s: float
+    train_s: float
+    """Forwards and backwards in bf16."""
+    tokens: float
+    """Mean tokens of a text."""
+    parameters: int
+
+
+def time_needed(project: Project, candidate: Candidate) -> TimeNeeded | None:
+    """Return how long a candidate takes; None if it does not say. Raise SmallfirstError if it lacks weights here."""
+    minutes = candidate.minutes_to_fit(project)
+    if minutes is not None:
+        return TimeNeeded(60 * minutes, after_s=60 * minutes if candidate.learning_curve == "always" else 0.0)
+    if candidate.encoder_setting:
+        return _encoder_time(project, candidate)
+    if candidate.is_language_model and candidate.training_setting:
+        return _language_model_time(project, candidate)
+    return None
+
+
+def _encoder_time(project: Project, candidate: Candidate) -> TimeNeeded:
+    rows, small = project.rows, project.file.small
+    folder = find_weights(candidate.encoder_name(small), download=candidate.measured_by_default)
+    every = max(1, len(rows.train) // SAMPLE_ROWS)
+    pace = encoder_pace(folder, tuple(e.text for e in rows.train.examples[::every][:SAMPLE_ROWS]))
+    n, validate_s = len(rows.train), len(rows.selection) * pace.read_s
+    measure_s = (len(rows.selection) + len(rows.calibration) + len(rows.test)) * pace.read_s
+    head_s = n * (pace.read_s + REGRESSION_S)
+    if not candidate.training_setting:
+        curve_s = head_s if candidate.learning_curve == "always" else 0.0
+        return TimeNeeded(head_s + validate_s, after_s=measure_s + curve_s)
+    config: TrainConfig = getattr(small, candidate.training_setting)
+    steps = math.ceil(n * pace.tokens / config.batch_tokens)
+    update_s = steps * OPTIMIZER_BYTES * pace.parameters / MEMORY_BYTES_PER_S
+    duration = parse_duration(config.duration)
+    epochs = duration.amount / {"ep": 1, "ba": steps, "tok": n * pace.tokens}[duration.unit]
+    return _in_epochs(BEGIN_S + head_s, n * pace.train_s + update_s + validate_s, epochs, measure_s)
+
+
+def _language_model_time(project: Project, candidate: Candidate) -> TimeNeeded:
+    rows, config, name = project.rows, project.file.small.training, project.file.small.base
+    find_weights(name, download=candidate.measured_by_default)
+    tokens, size, unknown = find_local_base(name)
+    if tokens is None or size is None:
+        raise WeightsNotFound(f"how long {name} takes is not known: {unknown}")
+
+    def encoded(*parts: Dataset) -> list[TokenizedRow]:
+        return [row for part in parts for row in tokenize_rows(project, part, tokens)]
+
+    train, selection = encoded(rows.train), encoded(rows.selection)
+    held_out = [*selection, *encoded(rows.calibration, rows.test)]
+    work = epoch_work(train, config)
+    speed = training_speed(project, size, train, gpu=has_gpu())
+    flops_per_s = math.sqrt(speed.slow * speed.fast)
+    epoch = train_flops(size, config, work, 1.0) + answer_flops(size, validation_work(project, selection))
+    written = 0 if project.task.closed else sum(len(row.ids) - row.n_prompt for row in held_out)
+    asked = ValidationWork(sum(row.n_prompt for row in held_out), written)
+    measure_s = answer_flops(size, asked) / flops_per_s
+    return _in_epochs(BEGIN_S, epoch / flops_per_s, count_epochs(work, config), measure_s)
+
+
+def _in_epochs(begin_s: float, epoch_s: float, epochs: float, after_s: float) -> TimeNeeded:
+    """Return the time of a fine-tune; one of less than an epoch has no epochs to be shortened by."""
+    if epochs < 1:
+        return TimeNeeded(begin_s + epochs * epoch_s, after_s=after_s)
+    return TimeNeeded(begin_s, epoch_s, math.ceil(epochs), after_s)
+
+
+@cache
+def encoder_pace(folder: Path, texts: tuple[str, ...]) -> EncoderPace:
+    """Measure an encoder on `texts`, read as they are served and trained on in bf16; takes a second or two."""
+    from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
+
+    encoder = SentenceEncoder(folder)
+    import torch  # of an extra, whose absence the line above tells
+
+    encoder.embed(texts[:4])  # the first call is slower
+    read_s = _seconds(lambda: encoder.embed(texts)) / len(texts)
+    ids = [encoder.tokens(text) for text in texts]
+    encoder.model.to(torch.bfloat16)
+
+    def step() -> None:
+        encoder.vectors(ids).sum().backward()
+
+    step()
+    train_s = _seconds(step) / len(texts)
+    parameters = sum(p.numel() for p in encoder.model.parameters())
+    return EncoderPace(read_s, train_s, sum(map(len, ids)) / len(ids), parameters)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
