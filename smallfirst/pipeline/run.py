@@ -66,10 +66,9 @@ def run(
 ) -> RunSummary:
     """Train, measure, gate, promote, certify, measure the Router and report; return the summary.
 
-    `task` is a task.yaml, its folder or what `read_task_file` returned. `resume` continues a training that was
-    interrupted; `despite_check` runs although the check refuses the rows; `minutes` is how long the run may take, in
-    place of the task file's. Raise DataError if the check says NO,
-    GateFailed if nothing may go live.
+    `task` is a task.yaml, its folder or what `read_task_file` returned. `resume` continues an interrupted training;
+    `despite_check` runs although the check refuses the rows; `minutes` is how long the run may take. Raise DataError if
+    the check says NO, GateFailed if nothing may go live.
     """
     file, named = read_task_file(task), str(task.folder) if isinstance(task, TaskFile) else str(task)
     file = file if minutes is None else file.with_minutes(minutes)

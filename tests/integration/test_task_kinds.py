@@ -70,7 +70,10 @@ def test_a_kind_goes_the_whole_path(kind: str, measure: str, tmp_path: Path, tin
     path = task_file(tmp_path, kind, tiny_folder, **settings)
     file = read_task_file(path)
     outcome = pipeline.run(file, progress=Progress(quiet=True))
-    assert list(outcome.paths) == [*settings.get("ladder", ["small"]), "routed"]  # linear candidates need closed answers
+    assert list(outcome.paths) == [
+        *settings.get("ladder", ["small"]),
+        "routed",
+    ]  # linear candidates need closed answers
     assert measure in outcome.paths["small"].measures
     assert all(path.accuracy.n == 4 for name, path in outcome.paths.items() if name == "base")
     assert outcome.promoted is not None

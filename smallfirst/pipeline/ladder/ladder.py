@@ -98,5 +98,11 @@ def with_training(project: Project, candidate: Candidate, **changes: object) -> 
 
 def ends_in_time(budget: TimeBudget) -> Callable[[int, float], bool]:
     """Return a callback that ends a fine-tune after the last epoch that leaves no time for another."""
-    began_s = budget.used_s
-    return lambda epoch, score: budget.left_s < (budget.used_s - began_s) / epoch
+    last_s = budget.used_s
+
+    def ends(epoch: int, score: float) -> bool:
+        nonlocal last_s
+        took_s, last_s = budget.used_s - last_s, budget.used_s
+        return budget.left_s < took_s
+
+    return ends

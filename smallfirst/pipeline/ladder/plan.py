@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from smallfirst.pipeline.ladder.time_budget import REST_SHARE
 from smallfirst.pipeline.ladder.times import TimeNeeded
 
 QUICK_SHARE = 0.05
@@ -80,7 +81,7 @@ def why_left_out(rung: Rung, left_s: float, budget_s: float) -> str:
     if rung.time is None:
         return f"how long it takes is not known, and {in_minutes(left_s)} were left"
     needed_s = SAFETY * rung.time.whole_s(rung.time.epochs)
-    wanted = math.ceil((budget_s + needed_s - left_s) / 60)
+    wanted = math.ceil((budget_s + (needed_s - left_s) / (1 - REST_SHARE)) / 60)
     return f"about {in_minutes(needed_s)}, {in_minutes(left_s)} were left; --minutes {wanted} would include it"
 
 

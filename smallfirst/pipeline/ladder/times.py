@@ -7,10 +7,6 @@ A sentence encoder is timed on a few of the task's own texts, read and trained o
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 from smallfirst.data.dataset import Dataset
@@ -30,10 +26,9 @@ from smallfirst.training.estimates.cost import (
     epoch_work,
     train_flops,
 )
+from smallfirst.training.estimates.encoder_pace import SAMPLE_ROWS, encoder_pace
 from smallfirst.training.estimates.hardware import has_gpu
 
-SAMPLE_ROWS = 64
-"""Texts on which an encoder is timed."""
 REGRESSION_S = 1e-3
 """A row in a logistic regression on vectors: 8 s for 10,000 rows in 77 labels."""
 BEGIN_S = 5.0
@@ -59,17 +54,6 @@ class TimeNeeded(NamedTuple):
     def whole_s(self, epochs: int) -> float:
         """Return the time to fit it in so many epochs and to measure it."""
         return self.fit_s(epochs) + self.after_s
-
-
-class EncoderPace(NamedTuple):
-    """What an encoder takes for a text, in seconds."""
-
-    read_s: float
-    train_s: float
-    """Forwards and backwards in bf16."""
-    tokens: float
-    """Mean tokens of a text."""
-    parameters: int
 
 
 def time_needed(project: Project, candidate: Candidate) -> TimeNeeded | None:
@@ -130,31 +114,3 @@ def _in_epochs(begin_s: float, epoch_s: float, epochs: float, after_s: float) ->
     if epochs < 1:
         return TimeNeeded(begin_s + epochs * epoch_s, after_s=after_s)
     return TimeNeeded(begin_s, epoch_s, math.ceil(epochs), after_s)
-
-
-@cache
-def encoder_pace(folder: Path, texts: tuple[str, ...]) -> EncoderPace:
-    """Measure an encoder on `texts`, read as they are served and trained on in bf16; takes a second or two."""
-    from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
-
-    encoder = SentenceEncoder(folder)
-    import torch  # of an extra, whose absence the line above tells
-
-    encoder.embed(texts[:4])  # the first call is slower
-    read_s = _seconds(lambda: encoder.embed(texts)) / len(texts)
-    ids = [encoder.tokens(text) for text in texts]
-    encoder.model.to(torch.bfloat16)
-
-    def step() -> None:
-        encoder.vectors(ids).sum().backward()
-
-    step()
-    train_s = _seconds(step) / len(texts)
-    parameters = sum(p.numel() for p in encoder.model.parameters())
-    return EncoderPace(read_s, train_s, sum(map(len, ids)) / len(ids), parameters)
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
