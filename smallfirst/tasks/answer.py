@@ -69,15 +69,15 @@ class Answer(Task):
         said = re.split(r"\n\s*\n", text.strip(), maxsplit=1)[0].strip()
         if self.choices:
             return parse_label(self.choices, said)
-        return self.not_answerable if self._abstains(said) else said or None
+        return self.not_answerable if self.abstains(said) else said or None
 
     def score(self, golds: Sequence[str], answer: str | None) -> float:
         """Return the token F1 against the best gold answer; a choice or "no answer" is right or wrong."""
         if self.choices:
             return float(answer in golds)
-        if answer is not None and self._abstains(answer):
+        if answer is not None and self.abstains(answer):
             return float(self._has_none(golds))
-        return best_score(token_f1, [gold for gold in self._read(golds) if not self._abstains(gold)], answer)
+        return best_score(token_f1, [gold for gold in self._read(golds) if not self.abstains(gold)], answer)
 
     def measures(self, rows: Sequence[ScoredAnswer]) -> dict[str, Estimate]:
         """Return `token_f1` and `exact_match` of open answers, the metrics of a classification for choices.
@@ -97,21 +97,28 @@ class Answer(Task):
     def parts(self, rows: Sequence[ScoredAnswer]) -> tuple[PartCounts, ...]:
         return counts_by_label(self.choices, rows) if self.choices else ()
 
-    def _abstains(self, text: str) -> bool:
+    def abstains(self, text: str) -> bool:
+        """Return True if `text` says that the question has no answer."""
         return bool(self.not_answerable) and normalize_answer(text) == normalize_answer(self.not_answerable)
 
     def _has_none(self, golds: Sequence[str]) -> bool:
-        return any(self._abstains(gold) for gold in golds)
+        return any(self.abstains(gold) for gold in golds)
 
     def _read(self, golds: Sequence[str]) -> list[str]:
         """Return gold answers as `parse` reads them: what follows a blank line cannot be expected of an answer."""
         return [self.parse(gold) or gold for gold in golds]
 
     def _abstaining(self, rows: Sequence[ScoredAnswer]) -> dict[str, Estimate]:
-        said = [row.answer is not None and self._abstains(row.answer) for row in rows]
+        said = [row.answer is not None and self.abstains(row.answer) for row in rows]
         there = [self._has_none(row.golds) for row in rows]
         both = sum(s and t for s, t in zip(said, there, strict=True))
         return {"abstain_precision": wilson(both, sum(said)), "abstain_recall": wilson(both, sum(there))}
+
+
+def split_context(text: str) -> tuple[str, str]:
+    """Return the context, empty if there is none, and the question: what is before and after the last blank line."""
+    context, _, question = text.strip().replace("\r\n", "\n").rpartition("\n\n")
+    return context.strip(), question.strip()
 
 
 def _mean(scores: Sequence[float]) -> Estimate:

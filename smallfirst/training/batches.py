@@ -91,12 +91,12 @@ def encode_text_rows(data: Dataset, task: Task, *, tokenizer: Any, max_tokens: i
     return encode_all_rows(data, encode, max_tokens=max_tokens)
 
 
-def epoch_batches(rows: Sequence[TokenizedRow], *, batch_tokens: int, seed: int) -> list[list[TokenizedRow]]:
+def epoch_batches(rows: Sequence[R], *, batch_tokens: int, seed: int) -> list[list[R]]:
     """Return all rows in batches of at most `batch_tokens` tokens, padding included, in an order drawn from `seed`."""
     draw = random.Random(seed)
     noisy = sorted(rows, key=lambda row: len(row.ids) * draw.uniform(0.9, 1.1))
-    batches: list[list[TokenizedRow]] = []
-    current: list[TokenizedRow] = []
+    batches: list[list[R]] = []
+    current: list[R] = []
     width = 0
     for row in noisy:
         wider = max(width, len(row.ids) - 1)
