@@ -7,7 +7,8 @@
     ├── MissingExtra         an optional package is needed for this step
     ├── StageMissing         an earlier stage of the path has not run yet
     ├── TrainingError        a run could not start or went wrong
-    │   └── Cancelled            somebody asked it to stop
+    │   ├── Cancelled            somebody asked it to stop
+    │   └── NothingGained        a candidate is no better than what it is made of; a run goes on without it
     ├── GateFailed           the verdict says no (exit code 3)
     ├── SpendingLimitReached the next request to the large model might cost more than is allowed
     ├── RegistryError        the model registry refused or lacks something
@@ -147,6 +148,10 @@ class TrainingError(SmallfirstError):
 
 class Cancelled(TrainingError):
     """A run was asked to stop, and stopped."""
+
+
+class NothingGained(TrainingError):
+    """A candidate is no better on selection rows than what it is made of; a run goes on without it."""
 
 
 class GateFailed(SmallfirstError):

@@ -34,7 +34,7 @@ class LabelLogProbs(NamedTuple):
     """Label probabilities of one text."""
 
     log_probabilities: Sequence[float]
-    """One per label, in label order, in nats."""
+    """One per label, in label order, in nats; where a text may have several labels, the log-odds of each."""
     n_tokens: int
     """Tokens read; 0 where nothing is tokenised."""
     busy_s: float

@@ -40,8 +40,12 @@ class Manifest(Record):
     """Token id of each label, in label order (`label_tokens` only)."""
     temperature: float = 1.0
     """Divides the label log-probabilities before they are reported; fitted on validation rows."""
+    label_threshold: float = 0.5
+    """Least probability of a label that is answered, where a text may have several; chosen on validation rows."""
     calibration: Calibration = Calibration()
-    """From the tokens of a generated answer to the probability that it is right (`generative` only)."""
+    """From the tokens of a generated answer, or the labels of a list, to the probability that it is right."""
+    member_weights: dict[str, float] = {}
+    """How much each member counts, by the name of its folder below `members` (`blend` only)."""
     system: str = ""
     """System message of every training row, with which a request without one is answered (`chat` only)."""
     writes_json: bool = True

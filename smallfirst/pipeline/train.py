@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smallfirst.errors import StageMissing
+from smallfirst.errors import NothingGained, StageMissing
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.memory import release_memory
 from smallfirst.pipeline.ladder.ladder import Ladder
@@ -55,7 +55,12 @@ def _fit_all(project: Project, *, resume: bool) -> RunFolder:
         nonlocal found
         began = project.progress.clock()
         with project.progress.step(f"fitting {candidate.title}"):
-            candidate.fit(project, run_folder)
+            try:
+                candidate.fit(project, run_folder)
+            except NothingGained as why:
+                project.progress.log(f"{candidate.name} left out: {why}")
+                found = found.model_copy(update={"left_out": {**found.left_out, candidate.name: str(why)}})
+                return
         release_memory()
         minutes = {**found.minutes, candidate.name: (project.progress.clock() - began) / 60}
         found = found.model_copy(update={"fitted": (*found.fitted, candidate.name), "minutes": minutes})
@@ -68,7 +73,7 @@ def _fit_all(project: Project, *, resume: bool) -> RunFolder:
     else:
         rungs = Ladder(project, waiting, used_minutes=sum(found.minutes.values()))
         rungs.fit(fit)
-        found = found.model_copy(update={"left_out": rungs.left_out})
+        found = found.model_copy(update={"left_out": {**found.left_out, **rungs.left_out}})
     if found.mlflow_run_id is None:
         run_id = run_folder.mlflow_run_id() if FINE_TUNED in found.fitted else _open_run(project, run_folder, found)
         found.model_copy(update={"mlflow_run_id": run_id}).save(run_folder.path / FITTED)

@@ -60,7 +60,7 @@ class FittedCandidates(Record):
     minutes: dict[str, float] = {}
     """How long each took to fit, in minutes, by candidate."""
     left_out: dict[str, str] = {}
-    """Why the others of the ladder were left out, by candidate: the run's time did not suffice."""
+    """Why the others of the ladder were left out, by candidate: no time was left, or they gained nothing."""
 
 
 class GateVerdicts(Record):

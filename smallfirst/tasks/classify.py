@@ -128,6 +128,10 @@ class Classify(Task):
         return () if self.multiple else self.labels
 
     @property
+    def answer_labels(self) -> tuple[str, ...]:
+        return self.labels
+
+    @property
     def max_answer_tokens(self) -> int:
         written = [to_json(list(self.labels))] if self.multiple else self.labels
         return min(MAX_ANSWER_TOKENS, max(MIN_ANSWER_TOKENS, *(len(text.encode()) + 2 for text in written)))

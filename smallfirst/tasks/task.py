@@ -103,6 +103,11 @@ class Task(Record, ABC):
         return ()
 
     @property
+    def answer_labels(self) -> tuple[str, ...]:
+        """The labels in a fixed order of which an answer is one, or a JSON list of some; empty for other answers."""
+        return self.closed
+
+    @property
     @abstractmethod
     def row_formats(self) -> tuple[RowFormat, ...]:
         """Row formats that suit the task."""

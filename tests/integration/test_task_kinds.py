@@ -62,18 +62,16 @@ def task_file(folder: Path, kind: str, base: Path, **settings: Any) -> Path:
     [("extract", "field_f1"), ("answer", "token_f1"), ("multiple", "micro_f1"), ("chat", "token_f1")],
 )
 def test_a_kind_goes_the_whole_path(kind: str, measure: str, tmp_path: Path, tiny_folder: Path) -> None:
-    settings = {"gate": {"accuracy_at_least": 0.0, "leaks_at_most": 1.0}, "max_answer_tokens": 24}
+    settings: dict[str, Any] = {"gate": {"accuracy_at_least": 0.0, "leaks_at_most": 1.0}, "max_answer_tokens": 24}
     if kind == "multiple":
         del settings["max_answer_tokens"]
+        settings |= {"ladder": ["words", "small"], "routing": {"small": "small"}}
     if kind == "answer":
         settings["ladder"] = ["base", "small"]  # the base model is measured on request
     path = task_file(tmp_path, kind, tiny_folder, **settings)
     file = read_task_file(path)
     outcome = pipeline.run(file, progress=Progress(quiet=True))
-    assert list(outcome.paths) == [
-        *settings.get("ladder", ["small"]),
-        "routed",
-    ]  # linear candidates need closed answers
+    assert list(outcome.paths) == [*settings.get("ladder", ["small"]), "routed"]  # linear candidates need labels
     assert measure in outcome.paths["small"].measures
     assert all(path.accuracy.n == 4 for name, path in outcome.paths.items() if name == "base")
     assert outcome.promoted is not None

@@ -48,7 +48,12 @@ class ModelSource(NamedTuple):
         if str(self.location).startswith(("http://", "https://")):
             return "address"
         if (self.path / MANIFEST).is_file():
-            kinds: dict[str, Kind] = {"label_tokens": "label", "words": "linear", "encoder": "linear"}
+            kinds: dict[str, Kind] = {
+                "label_tokens": "label",
+                "words": "linear",
+                "encoder": "linear",
+                "blend": "linear",
+            }
             kinds |= {"tagger": "spans", "reader": "spans"}
             return kinds.get(self.manifest.kind, "generative")
         if (self.path / "config.json").is_file():

@@ -20,10 +20,25 @@ class LinearEngine:
         return Assessment(True, reason, "scored in this process", weights=source.path, threads=1)
 
     def load(self, source: ModelSource) -> Model:
-        from smallfirst.models.linear.classifier import LinearClassifier
+        from smallfirst.models.linear.label_sets import LabelSetModel
+        from smallfirst.models.linear.scope import load_classifier
 
-        scorer = LinearClassifier.load(source.path, source.manifest)
-        return LabelModel(scorer, source.manifest, name=source.name, price=source.prices.machine)
+        manifest = source.manifest
+        if manifest.kind == "blend":
+            return load_blend(source)
+        kind = LabelModel if manifest.task.closed else LabelSetModel
+        scorer = load_classifier(source.path, manifest)
+        return kind(scorer, manifest, name=source.name, price=source.prices.machine)
+
+
+def load_blend(source: ModelSource) -> Model:
+    """Return a blend with its members, each run by the engine that is chosen for it."""
+    from smallfirst.models.engines.selection import load
+    from smallfirst.models.linear.blend import MEMBERS_FOLDER, BlendModel
+
+    names = source.manifest.member_weights
+    members = {name: load(source._replace(location=source.path / MEMBERS_FOLDER / name)) for name in names}
+    return BlendModel(members, source.manifest, name=source.name)
 
 
 LINEAR = LinearEngine()

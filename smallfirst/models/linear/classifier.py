@@ -77,37 +77,50 @@ class TfidfFeatures:
 
 
 class LinearClassifier:
-    """Label probabilities by softmax over a linear map of features."""
+    """Label probabilities by softmax over a linear map of features; log-odds of each label where there may be several.
 
-    def __init__(self, features: Any, weights: np.ndarray, bias: np.ndarray, *, embed: Embedder | None = None) -> None:
+    `several_labels` says which.
+    """
+
+    def __init__(
+        self,
+        features: Any,
+        weights: np.ndarray,
+        bias: np.ndarray,
+        *,
+        embed: Embedder | None = None,
+        several_labels: bool = False,
+    ) -> None:
         """`features(texts)` returns a matrix (texts, features); weights (labels, features), bias (labels,)."""
         self.features, self.weights, self.bias, self.embed = features, weights, bias, embed
+        self.several_labels = several_labels
 
     @classmethod
     def fit(
         cls, kind: Literal["words", "encoder"], data: Dataset, task: Task, *, encoder: SentenceEncoder | None = None
     ) -> LinearClassifier:
-        """Return a multinomial logistic regression fitted on the rows; kind `encoder` uses `encoder` or the default."""
+        """Return a logistic regression fitted on the rows; kind `encoder` uses `encoder` or the default."""
         texts = [example.text for example in data.examples]
-        index = {label: i for i, label in enumerate(task.closed)}
-        gold = np.array([index[example.answer] for example in data.examples])
         features: Any
         if kind == "words":
             features = TfidfFeatures.fit(texts)
         else:
             features = (encoder or SentenceEncoder(find_weights(DEFAULT_ENCODER))).embed
-        fitted = fit_logistic_regression(features(texts), gold, len(task.closed), INVERSE_REGULARIZATION[kind])
-        return cls(features.as_saved() if kind == "words" else features, *fitted)
+        gold, n_labels = gold_labels([example.answer for example in data.examples], task), len(task.answer_labels)
+        fitted = fit_logistic_regression(features(texts), gold, n_labels, INVERSE_REGULARIZATION[kind])
+        several = not task.closed
+        return cls(features.as_saved() if kind == "words" else features, *fitted, several_labels=several)
 
     def score(self, texts: Sequence[str]) -> list[LabelLogProbs]:
         if not texts:
             return []
         began = time.perf_counter()
         logits = np.asarray(self.features(list(texts)) @ self.weights.T) + self.bias  # (texts, labels)
-        shifted = logits - logits.max(axis=1, keepdims=True)
-        log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        if not self.several_labels:
+            shifted = logits - logits.max(axis=1, keepdims=True)
+            logits = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
         busy_s = (time.perf_counter() - began) / len(texts)
-        return [LabelLogProbs(row, 0, busy_s) for row in log_probabilities]
+        return [LabelLogProbs(row, 0, busy_s) for row in logits]
 
     def save(self, folder: Path, manifest: Manifest) -> Manifest:
         digest = self.save_weights(folder)
@@ -129,23 +142,48 @@ class LinearClassifier:
         from safetensors.numpy import load_file
 
         tensors = load_file(folder / "linear.safetensors")
-        weights, bias = tensors["weights"], tensors["bias"]
+        weights, bias, several = tensors["weights"], tensors["bias"], not manifest.task.closed
         if manifest.kind == "words":
-            return cls(TfidfFeatures.load(folder), weights, bias)
+            return cls(TfidfFeatures.load(folder), weights, bias, several_labels=several)
         if (own := folder / ENCODER_FOLDER).is_dir():
             encoder = SentenceEncoder(own)
             encoder.max_tokens = min(encoder.max_tokens, manifest.max_tokens)
         else:
             encoder = open_encoder(find_weights(manifest.base))
-        return cls(encoder.embed, weights, bias, embed=encoder.text_embeddings)
+        return cls(encoder.embed, weights, bias, embed=encoder.text_embeddings, several_labels=several)
+
+
+def gold_labels(answers: Sequence[str], task: Task) -> np.ndarray:
+    """Return the place of each answer's label (rows,), or 0 and 1 (rows, labels) where an answer lists several.
+
+    Raise KeyError for a label that the task does not have.
+    """
+    index = {label: i for i, label in enumerate(task.answer_labels)}
+    if task.closed:
+        return np.array([index[answer] for answer in answers])
+    gold = np.zeros((len(answers), len(index)), dtype=np.int64)
+    for row, answer in zip(gold, answers, strict=True):
+        row[[index[label] for label in json.loads(answer)]] = 1
+    return gold
 
 
 def fit_logistic_regression(
     features: Any, gold: np.ndarray, n_labels: int, inverse_regularization: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return float32 weights (labels, features) and bias (labels,); labels without rows get an impossible bias."""
+    """Return float32 weights (labels, features) and bias (labels,); labels without rows get an impossible bias.
+
+    `gold` as `gold_labels` returns it; in two dimensions there is a regression for each label.
+    """
     from sklearn.linear_model import LogisticRegression
 
+    if gold.ndim == 2:
+        both = [fit_logistic_regression(features, one, 2, inverse_regularization) for one in gold.T]
+        weights, bias = (np.stack([fitted[part][1] - fitted[part][0] for fitted in both]) for part in (0, 1))
+        return weights, bias
+    if len(present := np.unique(gold)) == 1:
+        bias = np.full(n_labels, -1e3, dtype=np.float32)
+        bias[present] = 0
+        return np.zeros((n_labels, features.shape[1]), dtype=np.float32), bias
     fitted = LogisticRegression(C=inverse_regularization, max_iter=300, tol=1e-3).fit(features, gold)
     weights = np.zeros((n_labels, fitted.coef_.shape[1]))
     bias = np.full(n_labels, -1e3)

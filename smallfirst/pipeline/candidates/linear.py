@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from smallfirst.data.dataset import Dataset, Example
 from smallfirst.evaluation.results import EvaluatedRow
 from smallfirst.models.catalog import find_weights
-from smallfirst.models.manifest import Manifest
+from smallfirst.models.manifest import Manifest, write_manifest
 from smallfirst.models.protocol import Completion
 from smallfirst.project.candidates import Candidate
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.stats.intervals import Estimate, wilson
 from smallfirst.tasks.task import Task
+
+if TYPE_CHECKING:
+    from smallfirst.models.label_model import Scorer
+    from smallfirst.models.linear.classifier import LinearClassifier
 
 FOLDS = 5
 """Parts of the training rows, each answered by a model that was fitted on the others."""
@@ -32,21 +36,26 @@ class LinearCandidate(Candidate):
     fitted_in_folds = True
 
     def fit(self, project: Project, run_folder: RunFolder) -> None:
-        """Fit on the training rows; calibrate the temperature on the selection rows."""
-        from smallfirst.evaluation.calibration import accuracy_and_temperature
+        """Fit on the training rows; calibrate the confidence on the selection rows."""
         from smallfirst.models.linear.classifier import LinearClassifier
 
-        rows, task = project.rows, project.task
-        classifier = LinearClassifier.fit(self.kind, rows.train, task, encoder=self._encoder(project))
-        scored = classifier.score([example.text for example in rows.selection.examples])
-        accuracy, temperature = accuracy_and_temperature(scored, rows.selection, task)
-        base = self.encoder_name(project.file.small)
-        manifest = Manifest(kind=self.kind, task=task, base=base, temperature=temperature)
-        classifier.save(run_folder.model_folder(self.name), manifest)
-        project.progress.log(f"fitted {self.title}: accuracy {accuracy:.3f} on selection rows")
+        encoder = self._encoder(project)
+        cached: Any = None if encoder is None else _CachedEncoder(encoder)
+        classifier = LinearClassifier.fit(self.kind, project.rows.train, project.task, encoder=cached)
+        base, folder = self.encoder_name(project.file.small), run_folder.model_folder(self.name)
+        manifest = classifier.save(folder, Manifest(kind=self.kind, task=project.task, base=base))
+        score = calibrate(project, classifier, manifest, folder)
+        project.progress.log(f"fitted {self.title}: {score:.3f} on selection rows")
+
+    def why_unsuitable(self, project: Project) -> str:
+        """Return why it cannot be used: only where an answer is one label or a list of labels can it be."""
+        return "" if project.task.answer_labels else super().why_unsuitable(project)
 
     def accuracies(self, project: Project, parts: Sequence[Dataset], folder: Path) -> Iterator[Estimate]:
         """Yield the accuracy on all test rows after fitting each part; embed every text once."""
+        if not project.task.closed:
+            yield from super().accuracies(project, parts, folder)
+            return
         from smallfirst.models.linear.classifier import LinearClassifier
 
         encoder = self._encoder(project)
@@ -60,7 +69,12 @@ class LinearCandidate(Candidate):
             yield wilson(sum(answer in e.golds for answer, e in zip(answers, test, strict=True)), len(test))
 
     def out_of_fold(self, project: Project) -> tuple[EvaluatedRow, ...] | None:
-        """Return answers to the training rows, each by a model fitted on four fifths of the others."""
+        """Return answers to the training rows, each by a model fitted on four fifths of the others.
+
+        None where a text may have several labels.
+        """
+        if not project.task.closed:
+            return None
         from smallfirst.models.linear.classifier import LinearClassifier
 
         encoder = self._encoder(project)
@@ -100,6 +114,24 @@ class LinearCandidate(Candidate):
         from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 
         return SentenceEncoder(find_weights(name, log=project.progress.log))
+
+
+def calibrate(project: Project, classifier: LinearClassifier, manifest: Manifest, folder: Path) -> float:
+    """Fit what turns the scores of the model in `folder` into answers and confidences; return its score.
+
+    On selection rows, and with `other`, where there are enough of its rows: the signals that recognize it.
+    """
+    from smallfirst.evaluation.label_sets import calibrate_labels
+    from smallfirst.models.linear.scope import ScopedClassifier
+
+    selection, scorer = project.rows.selection, cast("Scorer", classifier)
+    if manifest.kind == "encoder":
+        scoped = ScopedClassifier.fit(classifier, project.rows.train, selection, manifest)
+        if scoped is not None:
+            scorer, manifest = scoped, scoped.save(folder, manifest)
+    score, manifest = calibrate_labels(scorer.score([e.text for e in selection.examples]), selection, manifest)
+    write_manifest(folder, manifest)
+    return score
 
 
 class _Words(LinearCandidate):

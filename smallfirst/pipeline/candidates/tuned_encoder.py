@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from smallfirst.models.catalog import find_weights
+from smallfirst.models.manifest import read_manifest
+from smallfirst.pipeline.candidates.linear import calibrate
 from smallfirst.pipeline.train import fine_tune
 from smallfirst.project.candidates import Candidate
 from smallfirst.project.project import Project
@@ -17,6 +19,7 @@ class TunedEncoder(Candidate):
 
     def fit(self, project: Project, run_folder: RunFolder) -> None:
         """Fine-tune on the training rows and keep the epoch that is best on the selection rows."""
+        from smallfirst.models.linear.classifier import LinearClassifier
         from smallfirst.training.recipes.contrastive import EncoderRecipe, with_learning_rate
 
         small, base = project.file.small, self.encoder_name(project.file.small)
@@ -24,6 +27,14 @@ class TunedEncoder(Candidate):
         config = with_learning_rate(small.encoder_training, find_weights(base, log=project.progress.log))
         folder = run_folder.model_folder(self.name).parent
         fine_tune(project, recipe, config, base=base, folder=folder, run_name=f"{run_folder.path.name}-{self.name}")
+        if getattr(project.task, "other", None) is not None:
+            model = run_folder.model_folder(self.name)
+            manifest = read_manifest(model)
+            calibrate(project, LinearClassifier.load(model, manifest), manifest, model)
+
+    def why_unsuitable(self, project: Project) -> str:
+        """Return why it cannot be used: only where an answer is one label or a list of labels can it be."""
+        return "" if project.task.answer_labels else super().why_unsuitable(project)
 
 
 class _Tuned(TunedEncoder):

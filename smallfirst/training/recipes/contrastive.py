@@ -13,18 +13,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from smallfirst.data.dataset import Dataset, Example
 from smallfirst.errors import ConfigError
-from smallfirst.evaluation.calibration import accuracy_and_temperature
+from smallfirst.evaluation.label_sets import calibrate_labels
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.linear.classifier import (
     ENCODER_FOLDER,
     INVERSE_REGULARIZATION,
     LinearClassifier,
     fit_logistic_regression,
+    gold_labels,
 )
 from smallfirst.models.local.weights import weights_fingerprint
 from smallfirst.models.manifest import Manifest
@@ -43,6 +45,10 @@ LEARNING_RATE, RATE_WIDTH = 2e-4, 384
 """Peak rate for an encoder of this width. It falls with the square of the width: 5e-5 for 768."""
 ROWS_PER_LABEL = 4
 """Rows of a label that are put into a batch together."""
+MIN_EPOCH_ROWS, MAX_PASSES = 3000, 8
+"""With fewer rows an epoch passes over them several times, in other groups each time, so that there are pairs enough to
+learn from between two validations: of ten rows a label a text meets others of its label, as in SetFit (Tunstall et al.
+2022)."""
 
 
 class LabelledRow(NamedTuple):
@@ -50,7 +56,9 @@ class LabelledRow(NamedTuple):
 
     ids: tuple[int, ...]
     label: int
-    """Place of its label among the task's."""
+    """Place of its label among the task's; of several labels the number of their set."""
+    labels: tuple[float, ...] = ()
+    """0 or 1 for each label of the task, where a text may have several."""
 
 
 class SentenceClassifier(torch.nn.Module):
@@ -68,8 +76,9 @@ class SentenceClassifier(torch.nn.Module):
         vectors = self.encoder.vectors([row.ids for row in rows])
         return vectors, vectors @ self.weights.T + self.bias
 
-    def scorer(self) -> LinearClassifier:
-        return LinearClassifier(self.encoder.embed, self.weights.detach().numpy(), self.bias.detach().numpy())
+    def scorer(self, *, several_labels: bool = False) -> LinearClassifier:
+        weights, bias = self.weights.detach().numpy(), self.bias.detach().numpy()
+        return LinearClassifier(self.encoder.embed, weights, bias, several_labels=several_labels)
 
 
 class ContrastiveBackend:
@@ -88,26 +97,29 @@ class ContrastiveBackend:
     def begin(self, model: SentenceClassifier, rows: Sequence[LabelledRow], config: TrainConfig) -> None:
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
         vectors = torch.zeros(len(rows), model.body.config.hidden_size)
+        model.body.to(torch.bfloat16)
         with torch.inference_mode():
             for start in range(0, len(order), SentenceEncoder.batch_rows):
                 at = order[start : start + SentenceEncoder.batch_rows]
                 vectors[at] = model.encoder.vectors([rows[i].ids for i in at])
-        gold = torch.tensor([row.label for row in rows]).numpy()
+        gold = np.array([row.labels or row.label for row in rows]).astype(np.int64)
         weights, bias = fit_logistic_regression(vectors.numpy(), gold, self.n_labels, INVERSE_REGULARIZATION["encoder"])
         model.weights.data, model.bias.data = torch.from_numpy(weights), torch.from_numpy(bias)
-        model.body.to(torch.bfloat16)
 
     def batches(self, rows: Sequence[LabelledRow], config: TrainConfig, seed: int) -> list[list[LabelledRow]]:
-        """Return batches of groups of ROWS_PER_LABEL rows of one label."""
+        """Return batches of groups of ROWS_PER_LABEL rows of one label, every row `passes` times."""
         draw = random.Random(seed)
         by_label: dict[int, list[LabelledRow]] = defaultdict(list)
         for row in rows:
             by_label[row.label].append(row)
         groups = []
-        for own in by_label.values():
-            draw.shuffle(own)
-            groups += [own[start : start + ROWS_PER_LABEL] for start in range(0, len(own), ROWS_PER_LABEL)]
-        draw.shuffle(groups)
+        for _ in range(passes(len(rows))):
+            of_pass = []
+            for own in by_label.values():
+                draw.shuffle(own)
+                of_pass += [own[start : start + ROWS_PER_LABEL] for start in range(0, len(own), ROWS_PER_LABEL)]
+            draw.shuffle(of_pass)
+            groups += of_pass
         batches: list[list[LabelledRow]] = [[]]
         for group in groups:
             if batches[-1] and sum(len(r.ids) for r in [*batches[-1], *group]) > config.batch_tokens:
@@ -120,7 +132,12 @@ class ContrastiveBackend:
     ) -> float:
         vectors, logits = model(rows)
         labels = torch.tensor([row.label for row in rows])
-        loss = F.cross_entropy(logits, labels) + CONTRASTIVE_WEIGHT * contrastive_loss(vectors, labels)
+        if rows[0].labels:
+            gold = torch.tensor([row.labels for row in rows])
+            of_labels = F.binary_cross_entropy_with_logits(logits, gold, reduction="sum") / len(rows)
+        else:
+            of_labels = F.cross_entropy(logits, labels)
+        loss = of_labels + CONTRASTIVE_WEIGHT * contrastive_loss(vectors, labels)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.gather()
         return loss.item()
@@ -133,7 +150,7 @@ class ContrastiveBackend:
 
 
 class EncoderRecipe(NamedTuple):
-    """A task with closed answers, its rows, and the selection rows that choose the best epoch."""
+    """A task whose answers are labels, its rows, and the selection rows that choose the best epoch."""
 
     task: Task
     train_rows: Dataset
@@ -145,26 +162,35 @@ class EncoderRecipe(NamedTuple):
 
     @property
     def backend(self) -> ContrastiveBackend:
-        return ContrastiveBackend(len(self.task.closed))
+        return ContrastiveBackend(len(self.task.answer_labels))
 
     def prepare(self, tokenizer: Any, config: TrainConfig, base: str) -> PreparedData:
-        index = {label: i for i, label in enumerate(self.task.closed)}
+        several = not self.task.closed
+        index = {answer: i for i, answer in enumerate(self.train_rows.labels() if several else self.task.closed)}
 
         def encode(example: Example) -> LabelledRow | str:
-            if example.answer not in index:
-                return f'unknown label "{example.answer}"'
-            return LabelledRow(tuple(tokenizer.encode(example.text)), index[example.answer])
+            try:
+                gold = gold_labels([example.answer], self.task)[0]
+            except KeyError as unknown:
+                return f'unknown label "{unknown.args[0]}"'
+            labels = tuple(map(float, gold)) if several else ()
+            return LabelledRow(tuple(tokenizer.encode(example.text)), index[example.answer], labels)
 
         rows = encode_all_rows(self.train_rows, encode, max_tokens=config.max_seq_tokens)
         return PreparedData(rows, Manifest(kind="encoder", task=self.task, base=base, max_tokens=config.max_seq_tokens))
 
     def validate(self, model: SentenceClassifier, tokenizer: Any, manifest: Manifest) -> ValidationResult:
-        """Return the accuracy on the selection rows, computed in fp32, as the model will be served."""
+        """Return the mean score on the selection rows, computed in fp32, as the model will be served."""
         model.body.float()
-        scored = model.scorer().score([example.text for example in self.selection.examples])
+        scorer = model.scorer(several_labels=not self.task.closed)
+        scored = scorer.score([example.text for example in self.selection.examples])
         model.body.to(torch.bfloat16)
-        accuracy, temperature = accuracy_and_temperature(scored, self.selection, self.task)
-        return ValidationResult(accuracy, manifest.model_copy(update={"temperature": temperature}))
+        return ValidationResult(*calibrate_labels(scored, self.selection, manifest))
+
+
+def passes(n_rows: int) -> int:
+    """Return how often an epoch passes over so many training rows."""
+    return min(MAX_PASSES, max(1, MIN_EPOCH_ROWS // max(1, n_rows)))
 
 
 def with_learning_rate(config: TrainConfig, base: Path) -> TrainConfig:

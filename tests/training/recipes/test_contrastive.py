@@ -23,17 +23,21 @@ from smallfirst.models.protocol import Request
 from smallfirst.registry.runs import open_run
 from smallfirst.tasks.classify import Classify
 from smallfirst.training.config import TrainConfig
+from smallfirst.training.optimizer import MasterAdamW
 from smallfirst.training.recipes.contrastive import (
+    CONTRASTIVE_WEIGHT,
     TEMPERATURE,
     ContrastiveBackend,
     EncoderRecipe,
     LabelledRow,
     contrastive_loss,
+    passes,
+    with_learning_rate,
 )
 from smallfirst.training.run import Run, train
 
 pytestmark = pytest.mark.usefixtures("module_home")
-CONFIG = TrainConfig(duration="8ep", learning_rate=3e-3, batch_tokens=128, max_seq_tokens=64)
+CONFIG = TrainConfig(duration="2ep", learning_rate=3e-3, batch_tokens=128, max_seq_tokens=64)
 
 
 @pytest.fixture(scope="module")
@@ -80,15 +84,19 @@ def test_the_head_begins_as_the_logistic_regression_on_the_frozen_encoder(
     assert model.bias.detach().numpy() == pytest.approx(frozen.bias, abs=0.05)
 
 
-def test_batches_hold_every_row_once_and_several_of_a_label_together() -> None:
+def test_batches_hold_every_row_and_several_of_a_label_together() -> None:
     rows = [LabelledRow((label,) * 5, label) for label in range(6) for _ in range(8)]
     config = TrainConfig(batch_tokens=60)
     batches = ContrastiveBackend(6).batches(rows, config, 0)
-    assert sorted(row for batch in batches for row in batch) == sorted(rows)
+    assert sorted(row for batch in batches for row in batch) == sorted(rows * passes(len(rows)))
     assert all(sum(len(row.ids) for row in batch) <= 60 for batch in batches)
     for batch in batches:
         assert all(sum(other.label == row.label for other in batch) >= 4 for row in batch)
     assert batches != ContrastiveBackend(6).batches(rows, config, 1)
+
+
+def test_few_rows_are_passed_over_several_times_an_epoch() -> None:
+    assert [passes(n) for n in (48, 385, 770, 1501, 9000)] == [8, 7, 3, 1, 1]
 
 
 def test_tuning_beats_the_frozen_encoder(tuned: Run, recipe: EncoderRecipe, tiny_encoder_folder: Path) -> None:
@@ -112,6 +120,38 @@ def test_the_folder_is_a_model_that_answers_as_it_was_judged(tuned: Run, recipe:
     manifest = read_manifest(tuned.folder)
     assert (manifest.kind, manifest.base) == ("encoder", "toys/encoder")
     assert manifest.weights_fingerprint
+
+
+def test_several_labels_are_taught_by_a_sigmoid_each(tiny_encoder_folder: Path, toy_rows: Dataset) -> None:
+    task = Classify(name="toy", labels=("card", "lost"), multiple=True)
+    examples = tuple(e.model_copy(update={"answer": task.parse(f"[{e.answer}]") or "[]"}) for e in toy_rows.examples)
+    recipe = EncoderRecipe(task, toy_rows.subset("several", examples), toy_rows.subset("several", examples))
+    backend = recipe.backend
+    model, tokenizer = backend.load(tiny_encoder_folder, CONFIG)
+    prepared = recipe.prepare(tokenizer, CONFIG, "toys/encoder")
+    rows = prepared.rows
+    assert {row.labels for row in rows} == {(0, 0), (1, 0), (0, 1)}
+    assert len({row.label for row in rows}) == 3
+    backend.begin(model, rows, CONFIG)
+    with torch.inference_mode():
+        vectors, logits = model(rows)
+    right = torch.where(torch.tensor([row.labels for row in rows]) > 0, logits, -logits)
+    by_hand = torch.nn.functional.softplus(-right).sum(1).mean()
+    by_hand += CONTRASTIVE_WEIGHT * contrastive_loss(vectors, torch.tensor([row.label for row in rows]))
+    optimizer = MasterAdamW([p for p in model.parameters() if p.requires_grad], CONFIG)
+    assert backend.gradient(model, rows, CONFIG, optimizer) == pytest.approx(by_hand.item(), rel=1e-3)
+    found = recipe.validate(model, tokenizer, prepared.manifest)
+    assert found.value > 0.3
+    assert found.manifest.calibration.weights
+
+
+def test_the_learning_rate_suits_the_width_of_the_encoder(tmp_path: Path) -> None:
+    rates = {}
+    for width in (128, 384, 768):
+        (tmp_path / "config.json").write_text(f'{{"hidden_size": {width}}}')
+        rates[width] = with_learning_rate(TrainConfig(duration="6ep"), tmp_path).learning_rate
+        assert with_learning_rate(TrainConfig(learning_rate=1e-3), tmp_path).learning_rate == 1e-3
+    assert rates == pytest.approx({128: 2e-4, 384: 2e-4, 768: 5e-5})
 
 
 def test_the_encoder_itself_has_moved(tuned: Run, tiny_encoder_folder: Path) -> None:
