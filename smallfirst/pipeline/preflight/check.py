@@ -27,6 +27,7 @@ from smallfirst.pipeline.preflight.certificate import (
     forecast_certificate,
 )
 from smallfirst.pipeline.preflight.gate import ThresholdForecast, forecast_gate, gate_findings
+from smallfirst.pipeline.preflight.language import language_findings
 from smallfirst.pipeline.preflight.large_model import LargeForecast, forecast_large, large_findings
 from smallfirst.pipeline.preflight.memory import MemoryForecast, forecast_memory, memory_findings
 from smallfirst.pricing import PriceBook
@@ -140,6 +141,7 @@ def check_stage(project: Project, *, curve: bool = False) -> PreflightReport:
     memory = forecast_memory(project, base.size, needs.memory_bytes if needs and not has_gpu() else None, free)
     report = report.with_findings([*large_findings(project.file, large), *memory_findings(memory, free)])
     report = report.with_findings([*_not_counted(rows), *rows.skipped, *rows.notes, *_system_messages(rows.train)])
+    report = report.with_findings(language_findings(project))
     lines = tuple(learning_curve_lines(project)) if curve else ()
     return PreflightReport(
         rows=report,
