@@ -27,6 +27,7 @@ class ContextReader(Candidate):
     folder = "reader/model"
     measured_by_default = True
     encoder_setting = "encoder"
+    training_setting = "encoder_training"
 
     def why_unsuitable(self, project: Project) -> str:
         """Return why it cannot be used: another kind of task, or answers that do not stand in their contexts."""
