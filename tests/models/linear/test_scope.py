@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from smallfirst.data.dataset import Dataset, Example, Message
+from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
+from smallfirst.models.linear.blend import label_scores
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.linear.scope import ScopedClassifier, choose_offset, fit_weights
+from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import Manifest
 from smallfirst.tasks.classify import Classify
 
@@ -80,6 +85,29 @@ def test_the_offset_loses_no_more_rows_in_scope_than_allowed() -> None:
     assert none == pytest.approx(-0.5)
     assert 0.5 < one <= 1
     assert 0.5 < three <= 1  # losing two rows more would bring nothing
+
+
+def test_what_was_fitted_is_loaded_with_the_model(
+    toy_task: Classify, toy_rows: Dataset, toy_selection: Dataset, tiny_encoder_folder: Path, tmp_path: Path
+) -> None:
+    task = toy_task.model_copy(update={"labels": (*toy_task.labels, "none"), "other": "none"})
+    asked = [Message(role="user", content=f"{'sing ' * i} a song about {i} ducks") for i in range(12)]
+    other = tuple(Example(messages=(message,), answer="none", shape="label") for message in asked)
+    selection = toy_rows.subset("selection", (*toy_rows.examples, *toy_selection.examples, *other))
+    encoder = SentenceEncoder(tiny_encoder_folder)
+    classifier = LinearClassifier.fit("encoder", toy_rows, task, encoder=encoder)
+    manifest = classifier.save(tmp_path, Manifest(kind="encoder", task=task, base=str(tiny_encoder_folder)))
+    scoped = ScopedClassifier.fit(classifier, toy_rows, selection, manifest)
+    assert scoped is not None
+    written = scoped.save(tmp_path, manifest)
+    assert written.weights_fingerprint != manifest.weights_fingerprint
+    texts = [example.text for example in selection.examples]
+    model = load_model(tmp_path)
+    found = asyncio.run(label_scores(model, texts))
+    asyncio.run(model.aclose())
+    assert np.array([one.probabilities for one in found]) == pytest.approx(
+        np.exp([row.log_probabilities for row in scoped.score(texts)]), abs=1e-4
+    )
 
 
 def test_a_signal_that_misleads_has_no_weight() -> None:

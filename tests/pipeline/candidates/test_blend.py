@@ -1,0 +1,58 @@
+"""A blend in a run: its folder holds all it needs, and a run goes on without one that gains nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from smallfirst.models.linear import blend
+from smallfirst.models.linear.blend import MEMBERS_FOLDER
+from smallfirst.models.loading import load_model
+from smallfirst.models.manifest import read_manifest
+from smallfirst.models.protocol import Request
+from smallfirst.pipeline.train import train_stage
+from smallfirst.progress import Progress
+from smallfirst.project.candidates import fitted_candidates, get_candidate
+from smallfirst.project.project import Project
+from smallfirst.project.task_file import read_task_file
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny_encoder_folder: Path) -> Project:
+    things = ("card", "fee", "pin")
+    rows = [
+        {"text": f"where is my {things[i % 3]} number {i * 7919 % 1000}", "label": things[i % 3]} for i in range(90)
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {
+        "name": "desk",
+        "data": {"train": "train.jsonl"},
+        "ladder": ["blend", "words", "encoder"],
+        "small": {"encoder": str(tiny_encoder_folder)},
+    }
+    (tmp_path / "task.yaml").write_text(json.dumps(values))
+    return Project.read(read_task_file(tmp_path), Progress(quiet=True))
+
+
+def test_a_run_leaves_out_a_blend_that_gains_nothing(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blend, "choose_weights", lambda of_members, gold: {"words": 1.0})
+    run_folder = train_stage(project)
+    assert [candidate.name for candidate in fitted_candidates(project, run_folder)] == ["words", "encoder"]
+    found = run_folder.fitted()
+    assert found is not None
+    assert found.left_out == {"blend": "no blend is better on selection rows than words alone"}
+
+    monkeypatch.setattr(blend, "choose_weights", lambda of_members, gold: dict.fromkeys(of_members, 0.5))
+    get_candidate("blend").fit(project, run_folder)
+    folder = run_folder.model_folder("blend")
+    assert sorted(path.name for path in (folder / MEMBERS_FOLDER).iterdir()) == ["encoder", "words"]
+    assert read_manifest(folder).weights_fingerprint
+    for name in ("words", "encoder"):
+        shutil.rmtree(run_folder.model_folder(name))  # a registered version has nothing beside it
+    model = load_model(folder)
+    assert asyncio.run(model.complete(Request.ask("where is my fee number 3"))).text == "fee"
+    asyncio.run(model.aclose())
