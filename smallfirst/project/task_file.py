@@ -78,7 +78,8 @@ class SmallConfig(Record):
     """Sentence encoder of the candidates `larger_encoder` and `larger_tuned`."""
     encoder_training: TrainConfig = TrainConfig(duration="6ep", patience=2, max_seq_tokens=256)
     """Training settings of the candidates `tuned`, `larger_tuned` and `reader`. `learning_rate` left out: by the
-    encoder's width, 2e-4 for 384 (MiniLM) and 5e-5 for 768 (mpnet)."""
+    encoder's width, 2e-4 for 384 (MiniLM) and 5e-5 for 768 (mpnet). For labels, of longer texts than `max_seq_tokens`
+    the beginning is read."""
     sample_base: int = pydantic.Field(default=200, ge=1)
     """Test rows for the base model, which is slow because each prompt holds the instructions."""
     retention: bool = False

@@ -9,16 +9,14 @@ import shutil
 import numpy as np
 
 from smallfirst.errors import NothingGained
-from smallfirst.project.candidates import CANDIDATES, Candidate, get_candidate
+from smallfirst.project.candidate_registry import all_candidates
+from smallfirst.project.candidates import Candidate, get_candidate
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 
-SOURCES = ("words", "static", "encoder", "larger_encoder", "tuned", "larger_tuned")
-"""Candidates that may be members: those that answer in milliseconds."""
-
 
 class Blend(Candidate):
-    """A weighted geometric mean of the label probabilities of at most three other candidates of the run."""
+    """A weighted geometric mean of the label probabilities of at most three candidates that are no language models."""
 
     name = "blend"
     title = "blend of candidates"
@@ -41,7 +39,8 @@ class Blend(Candidate):
 
         selection, task = project.rows.selection, project.task
         texts = [example.text for example in selection.examples]
-        folders = {name: run_folder.model_folder(name) for name in SOURCES if name in CANDIDATES.names()}
+        quick = [c.name for c in all_candidates() if c.closed_answers_only and not (c.is_language_model or c.combines)]
+        folders = {name: run_folder.model_folder(name) for name in quick}
         folders = {name: folder for name, folder in folders.items() if (folder / MANIFEST).is_file()}
         if len(folders) < 2 or not texts:
             raise NothingGained("a blend needs two other candidates for labels, and selection rows")

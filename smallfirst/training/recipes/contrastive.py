@@ -165,6 +165,7 @@ class EncoderRecipe(NamedTuple):
         return ContrastiveBackend(len(self.task.answer_labels))
 
     def prepare(self, tokenizer: Any, config: TrainConfig, base: str) -> PreparedData:
+        """Return the rows in tokens, of longer texts the beginning, which is what the encoder is asked with later."""
         several = not self.task.closed
         index = {answer: i for i, answer in enumerate(self.train_rows.labels() if several else self.task.closed)}
 
@@ -174,7 +175,8 @@ class EncoderRecipe(NamedTuple):
             except KeyError as unknown:
                 return f'unknown label "{unknown.args[0]}"'
             labels = tuple(map(float, gold)) if several else ()
-            return LabelledRow(tuple(tokenizer.encode(example.text)), index[example.answer], labels)
+            ids = tokenizer.encode(example.text, truncation=True, max_length=config.max_seq_tokens)
+            return LabelledRow(tuple(ids), index[example.answer], labels)
 
         rows = encode_all_rows(self.train_rows, encode, max_tokens=config.max_seq_tokens)
         return PreparedData(rows, Manifest(kind="encoder", task=self.task, base=base, max_tokens=config.max_seq_tokens))
