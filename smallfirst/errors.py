@@ -117,6 +117,7 @@ EXTRAS = {
     "llguidance": "serve",
     "opentelemetry": "serve",
     "pandas": "databricks",
+    "optuna": "train",
     "peft": "train",
     "prometheus_client": "serve",
     "pyarrow": "tables",

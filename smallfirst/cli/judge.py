@@ -57,7 +57,7 @@ def gate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
         for verdict in verdicts.verdicts:
             click.echo(format_verdict(verdict))
         how = f" ({verdicts.how_found})" if verdicts.how_found else ""
-        click.echo(f"smallest candidate that passes alone: {verdicts.smallest or 'none'}{how}")
+        click.echo(f"cheapest candidate that passes alone: {verdicts.smallest or 'none'}{how}")
     passed = verdicts.of(chosen_candidate(project, verdicts)).passed
     if not as_json:
         steps = () if passed else after_gate(project, run_folder, verdicts)

@@ -1,9 +1,10 @@
 """The order in which plans are confirmed on test rows: fixed on selection rows, with each plan's share of the level.
 
-The smallest candidate whose metrics on selection rows would meet the gate with as many rows as the test has comes
-first, else the most accurate one; one that task.yaml names comes first instead. The first takes three fifths of the
-level, the other candidates one fifth, and plans that keep a part of the requests small the last fifth; the shares sum
-to 1 (Bonferroni), so the verdicts on test rows hold together whichever goes live.
+The candidate that costs least a request, as measured on selection rows, of those whose metrics there would meet the
+gate with as many rows as the test has comes first, else the most accurate one; one that task.yaml names comes first
+instead. The first takes three fifths of the level, the other candidates one fifth, and plans that keep a part of the
+requests small the last fifth; the shares sum to 1 (Bonferroni), so the verdicts on test rows hold together whichever
+goes live.
 """
 
 from __future__ import annotations
@@ -15,14 +16,27 @@ from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.check_result import CheckInputs, CheckResult, ConfidenceLevel
 from smallfirst.gate.metrics import MetricThresholds, check_metrics
 
+ALIKE = 1.25
+"""Costs that differ by no more than this factor count as equal: measured again, they differ by as much."""
 FIRST, OTHERS = 0.6, 0.2
 """Shares of the level: of the first candidate, and of all others together."""
 PLANS = (0.1, 0.05, 0.05)
 """Shares of the plans that keep a part small, in the order in which they are tried."""
 
 
+def cheapest_first(measured: Sequence[Evaluation]) -> list[Evaluation]:
+    """Return the evaluations by the mean cost of a request, the cheapest first; those of equal cost as they were."""
+    ordered: list[Evaluation] = []
+    rest = list(measured)
+    while rest:
+        most = ALIKE * min(evaluation.cost_usd_per_1k for evaluation in rest)
+        ordered += [evaluation for evaluation in rest if evaluation.cost_usd_per_1k <= most]
+        rest = [evaluation for evaluation in rest if evaluation.cost_usd_per_1k > most]
+    return ordered
+
+
 def choose_candidate(gate: MetricThresholds, measured: Sequence[Evaluation], n_test: int) -> str | None:
-    """Return the candidate to confirm on `n_test` rows; None without evaluations on selection rows, smallest first."""
+    """Return the candidate to confirm on `n_test` rows; None without evaluations on selection rows, cheapest first."""
     for evaluation in measured:
         results = check_metrics(gate, CheckInputs(evaluation, ConfidenceLevel(1)))
         if evaluation.rows and all(_would_pass(result, n_test) for result in results):

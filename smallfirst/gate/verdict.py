@@ -55,7 +55,7 @@ class Verdict(Record):
 
 
 def smallest_passing(verdicts: Sequence[Verdict], chosen: str | None = None) -> str | None:
-    """Return `chosen` if it passes or was overridden, else the first other that does (smallest first), or None.
+    """Return `chosen` if it passes or was overridden, else the first other that does (cheapest first), or None.
 
     This is a sequence fixed before the test rows are looked at; each verdict has its own share of the level.
     """

@@ -22,11 +22,13 @@ from smallfirst.registry import versions
 @in_task_state
 def gate_stage(project: Project, run_folder: RunFolder) -> GateVerdicts:
     """Choose a candidate on selection rows, and check it and every other that could go live on test rows."""
-    evaluations, file = run_folder.evaluations("test", promotable_names()), project.file
+    choosing, file = choosing_evaluations(project, run_folder), project.file
+    order = [evaluation.candidate for evaluation in choosing]
+    cheapest_first = sorted(promotable_names(), key=lambda name: order.index(name) if name in order else len(order))
+    evaluations = run_folder.evaluations("test", cheapest_first)
     leaks = find_split_leaks(project, run_folder)
     clean = [without_copies(project, evaluation, leaks) for evaluation in evaluations]
     names, n_test = [evaluation.candidate for evaluation in evaluations], len(clean[0].rows)
-    choosing = choosing_evaluations(project, run_folder)
     chosen = choose_candidate(file.gate, choosing, n_test) if len(choosing) == len(names) else None
     comparisons = count_comparisons(names, chosen if file.goes_live == SMALLEST else file.goes_live)
     large = run_folder.evaluation("large", "test")

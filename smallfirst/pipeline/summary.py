@@ -174,7 +174,7 @@ def _sentences(summary: RunSummary) -> list[str]:
         lines.append(f"open-ended requests sent to the large model: {n_to_large} of {n}")
     if summary.gate.smallest and summary.gate.smallest != chosen:
         how = f" ({summary.gate.how_found})" if summary.gate.how_found else ""
-        lines.append(f"smallest candidate that passes: {summary.gate.smallest}{how} — consider it (routing.small)")
+        lines.append(f"cheapest candidate that passes: {summary.gate.smallest}{how} — consider it (routing.small)")
     elif summary.gate.smallest is None and summary.outcome is None:
         lines.append("no small candidate passes alone: keep the API")
     return lines

@@ -72,8 +72,10 @@ def _fit_all(project: Project, *, resume: bool) -> RunFolder:
             fit(project, candidate)
     else:
         rungs = Ladder(project, waiting, used_minutes=sum(found.minutes.values()))
-        rungs.fit(fit)
-        found = found.model_copy(update={"left_out": {**found.left_out, **rungs.left_out}})
+        rungs.fit(fit, run_folder)
+        left_out = {**found.left_out, **rungs.left_out}
+        minutes = {name: took + rungs.trial_minutes.get(name, 0.0) for name, took in found.minutes.items()}
+        found = found.model_copy(update={"left_out": left_out, "minutes": minutes})
     if found.mlflow_run_id is None:
         run_id = run_folder.mlflow_run_id() if FINE_TUNED in found.fitted else _open_run(project, run_folder, found)
         found.model_copy(update={"mlflow_run_id": run_id}).save(run_folder.path / FITTED)

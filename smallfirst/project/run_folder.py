@@ -67,9 +67,9 @@ class GateVerdicts(Record):
     """The gate's verdicts of one run."""
 
     verdicts: tuple[Verdict, ...]
-    """Verdicts, the smallest candidate first."""
+    """Verdicts, the cheapest candidate first, by its cost a request on selection rows."""
     smallest: str | None
-    """The candidate chosen on selection rows if it passes, else the smallest other that does; None if none does."""
+    """The candidate chosen on selection rows if it passes, else the cheapest other that does; None if none does."""
     chosen: str | None = None
     """The candidate chosen on selection rows to be confirmed; None in runs that did not measure it."""
 

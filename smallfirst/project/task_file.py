@@ -34,7 +34,7 @@ from smallfirst.tasks import DEFAULT_KIND, TASK_KINDS
 from smallfirst.training.config import TeacherConfig, TrainConfig
 
 SMALLEST = "smallest"
-"""Value of `routing.small` that stands for the smallest candidate that passes the gate."""
+"""Value of `routing.small` that stands for the cheapest candidate that passes the gate."""
 
 
 class DataFiles(Record):
@@ -192,8 +192,8 @@ class RoutingConfig(Record):
     guarantee: Guarantee = Guarantee()
     """What is guaranteed about answers that stay small."""
     small: str | None = None
-    """The only candidate that may go live. Left out, or `smallest`: the smallest one that selection rows let expect to
-    pass the gate, confirmed on test rows."""
+    """The only candidate that may go live. Left out, or `smallest`: the cheapest one a request, as measured, that
+    selection rows let expect to pass the gate, confirmed on test rows."""
     agreement: tuple[str, ...] = ()
     """Smaller candidates that answer beside the one that goes live: whether they agree with it counts in its
     confidence, if selection rows show that it helps."""

@@ -107,7 +107,7 @@ class ReportData(Record):
     """Evaluations on calibration rows, listed under how it was measured."""
     verdicts: tuple[Verdict, ...] = ()
     smallest_passing: str | None = None
-    """The smallest candidate that passes the gate; None if no candidate passes."""
+    """The cheapest candidate that passes the gate; None if no candidate passes."""
     promoted: str | None = None
     """The candidate that the run made champion; None if none was."""
     outcome: Outcome | None = None
@@ -157,7 +157,7 @@ class ReportData(Record):
 
     @property
     def recommended(self) -> str | None:
-        """The candidate that goes live: the champion, else the smallest that passes the gate."""
+        """The candidate that goes live: the champion, else the cheapest that passes the gate."""
         return self.promoted or self.smallest_passing
 
     @property

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.choice import PLANS, choose_candidate, count_comparisons
+from smallfirst.gate.choice import PLANS, cheapest_first, choose_candidate, count_comparisons
 from smallfirst.gate.gate import Gate
 from smallfirst.gate.verdict import smallest_passing
 
@@ -29,6 +29,13 @@ def test_the_smallest_that_would_pass_with_the_tests_rows_is_chosen(measured: Me
     assert choose_candidate(Gate(accuracy_at_least=0.99), on_selection, 1000) == "small"  # none
     assert choose_candidate(Gate(measures_at_most={"macro_f1": 0.5}), on_selection, 1000) == "small"
     assert choose_candidate(gate, [], 1000) is None
+
+
+def test_the_cheapest_come_first_and_those_of_equal_cost_by_size(measured: Measured) -> None:
+    costs = {"words": 1.2, "encoder": 1.0, "tuned": 5.0, "small": 2.0}
+    priced = [of(measured, name, 1, 2).model_copy(update={"cost_usd_per_1k": cost}) for name, cost in costs.items()]
+    assert [one.candidate for one in cheapest_first(priced)] == ["words", "encoder", "small", "tuned"]
+    assert cheapest_first([]) == []
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_the_table_shows_every_measured_path_and_what_was_decided(run_folder: Ru
         "gate PASS · promoted main.default.desk version 3 @champion · certificate: shown",
         "guarantee held on test rows: 1 of 15 kept answers wrong",
         "open-ended requests sent to the large model: 39 of 40",
-        "smallest candidate that passes: words — consider it (routing.small)",
+        "cheapest candidate that passes: words — consider it (routing.small)",
     ]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from smallfirst.evaluation.evaluate import EvaluationSetup, summarize
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
+from smallfirst.gate.choice import cheapest_first
 from smallfirst.project.candidate_registry import promotable_names
 from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project
@@ -39,9 +40,9 @@ class ExpectedPlan(NamedTuple):
 
 
 def choosing_evaluations(project: Project, run_folder: RunFolder) -> list[Evaluation]:
-    """Return the evaluations of the candidates that may go live, the smallest first; make what is missing."""
+    """Return the evaluations of the candidates that may go live, the cheapest first; make what is missing."""
     rows = project.rows
-    found = [one for name in promotable_names() if (one := run_folder.evaluation(name, "selection"))]
+    found = cheapest_first([one for name in promotable_names() if (one := run_folder.evaluation(name, "selection"))])
     few = len(rows.selection) < ENOUGH_ROWS and len(rows.train) <= MAX_FITTED_ROWS
     if few and all(get_candidate(one.candidate).fitted_in_folds for one in found):
         return [_with_out_of_fold(project, run_folder, one) for one in found]
@@ -51,7 +52,7 @@ def choosing_evaluations(project: Project, run_folder: RunFolder) -> list[Evalua
 def expected_plans(project: Project, run_folder: RunFolder) -> list[ExpectedPlan]:
     """Return a plan for each candidate that was measured on calibration rows, the cheapest first.
 
-    Without a price of the large model the one that keeps most comes first; of equals the smallest candidate.
+    Without a price of the large model the one that keeps most comes first; of equals the cheapest candidate.
     """
     guarantee, named = project.file.routing.guarantee, project.file.routing.small
     large = run_folder.evaluation("large", "calibration") or run_folder.evaluation("large", "test")

@@ -180,7 +180,7 @@ def linear_note(data: ReportData) -> str:
     if chosen is None or not _is_no_language_model(chosen):
         return ""
     comparison = difference(data, FINE_TUNED, chosen)
-    start = "The gate picks the smallest candidate that passes, and that needs no language model."
+    start = "The gate picks the cheapest candidate that passes, and that needs no language model."
     if comparison is None:
         return start
     gap = f"{points(comparison.difference)} on the same {comparison.difference.n:,} rows"

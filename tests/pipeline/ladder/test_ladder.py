@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -32,7 +33,7 @@ class Desk:
         self.now, self.factor, self.fitted = 0.0, factor, dict[str, int]()
         file = TaskFile.model_validate({"name": "desk", "data": {"train": "t.jsonl"}, "minutes": minutes, **settings})
         progress = Progress(quiet=True, clock=lambda: self.now)
-        self.project = Project(file, cast(Any, None), cast(Any, None), progress)
+        self.project = Project(file, cast(Any, SimpleNamespace(selection=())), cast(Any, None), progress)
         monkeypatch.setattr(module, "time_needed", self.time_needed)
 
     def time_needed(self, project: Project, candidate: Candidate) -> TimeNeeded:
@@ -54,7 +55,7 @@ class Desk:
 
     def run(self, *names: str) -> Ladder:
         ladder = Ladder(self.project, [get_candidate(name) for name in names or TIMES])
-        ladder.fit(self.fit)
+        ladder.fit(self.fit, cast(Any, None))
         return ladder
 
 
