@@ -19,6 +19,11 @@ Fit = Callable[[Project, Candidate], None]
 """Fits a candidate and notes that it is fitted."""
 
 
+COMBINING = 1.5
+"""What combines others takes so many times as long as it takes to measure them: it asks them on all held-out rows, and
+before that on selection rows to be fitted."""
+
+
 class Ladder:
     """The candidates of a run, fitted within its time."""
 
@@ -31,6 +36,7 @@ class Ladder:
         """Minutes that trials of other settings took, by candidate."""
         self._waiting: dict[str, Rung] = {}
         self._took_s: dict[str, float] = {}
+        self._combining_s = 0.0
         routing = project.file.routing
         required = {*routing.ahead, *routing.agreement, project.file.goes_live} - {SMALLEST}
         with project.progress.step("estimating how long each candidate takes"):
@@ -53,28 +59,47 @@ class Ladder:
         while (step := self._next(combines=False)) is not None:
             self._fit(step, fit)
         self._vary_settings(run_folder)
+        self.budget.keep(-self._combining_s)
         while (step := self._next(combines=True)) is not None:
             self._fit(step, fit)
         for name, rung in self._waiting.items():
-            self._leave_out(name, why_left_out(rung, self.budget.left_s, self.budget.total_s))
+            self._leave_out(name, why_left_out(self._with_time_kept(rung), self.budget.left_s, self.budget.total_s))
 
     def _next(self, *, combines: bool) -> Step | None:
-        """Return what to fit now. What combines others waits for them, but its time is kept."""
+        """Return what to fit now. What combines others comes after them, and time is kept for it."""
+        rungs = [self._with_time_kept(rung) for rung in self._waiting.values() if _combines(rung.name) == combines]
         left_s = self.budget.left_s
-        steps = plan_steps(list(self._waiting.values()), left_s)
+        steps = plan_steps(rungs, left_s)
         planned = {step.name for step in steps}
-        for name, rung in self._waiting.items():
-            if rung.required and name not in planned:
+        for rung in rungs:
+            if rung.required and rung.name not in planned:
                 raise ConfigError(
-                    f"routing needs {name}, which does not end in --minutes {self.budget.total_s / 60:g}: "
+                    f"routing needs {rung.name}, which does not end in --minutes {self.budget.total_s / 60:g}: "
                     + why_left_out(rung, left_s, self.budget.total_s),
                     hint="give it that time, or leave it out of routing",
                 )
-        return next((step for step in steps if get_candidate(step.name).combines == combines), None)
+        return steps[0] if steps else None
+
+    def _with_time_kept(self, rung: Rung) -> Rung:
+        """Return the rung with the time that it costs what combines others; that one itself with all of this time."""
+        if _combines(rung.name):
+            return rung._replace(time=rung.time or TimeNeeded(0.0, after_s=self._combining_s))
+        if rung.time is None or not self._is_combined(rung.name):
+            return rung
+        return rung._replace(time=rung.time._replace(after_s=(1 + COMBINING) * rung.time.after_s))
+
+    def _is_combined(self, name: str) -> bool:
+        """Return True if another candidate is likely to ask this one; none asks a language model."""
+        others = any(map(_combines, self._waiting))
+        return others and not _combines(name) and not get_candidate(name).is_language_model
 
     def _fit(self, step: Step, fit: Fit) -> None:
-        candidate, needed = get_candidate(step.name), self._waiting.pop(step.name).time or TimeNeeded(0.0)
+        candidate = get_candidate(step.name)
+        needed = self._with_time_kept(self._waiting[step.name]).time or TimeNeeded(0.0)
         self.budget.keep(needed.after_s)
+        if self._is_combined(step.name):
+            self._combining_s += needed.after_s * COMBINING / (1 + COMBINING)
+        del self._waiting[step.name]
         project = self.project
         words = f"about {in_minutes(needed.fit_s(step.epochs))}" if step.seconds else "time not known"
         if step.epochs < needed.epochs:
@@ -93,7 +118,7 @@ class Ladder:
             return
         tunable.sort(key=lambda candidate: -best_score(load_run(candidate, run_folder)))
         for candidate in tunable:
-            if self._left_s < 2 * SAFETY * self._took_s[candidate.name]:
+            if self.budget.left_s < 2 * SAFETY * self._took_s[candidate.name]:
                 continue
             try:
                 trials = Trials(self.project, candidate, run_folder)
@@ -107,7 +132,7 @@ class Ladder:
         n_epochs = len(trials.best.validation_curve)
         for config in trials.settings():
             words = f"{name} with learning rate {config.learning_rate:.2g}, {config.duration}"
-            if self._left_s < SAFETY * took_s * max(1.0, parse_duration(config.duration).amount / n_epochs):
+            if self.budget.left_s < SAFETY * took_s * max(1.0, parse_duration(config.duration).amount / n_epochs):
                 log(f"not tried for want of time: {words}")
                 continue
             log(f"next {words}; {self.in_words}")
@@ -118,12 +143,6 @@ class Ladder:
             log(f"{words}: {best_score(found):.3f} on selection rows, {kept}")
 
     @property
-    def _left_s(self) -> float:
-        """Seconds left without those that candidates which combine others will take."""
-        waiting = [rung for rung in self._waiting.values() if rung.time and get_candidate(rung.name).combines]
-        return self.budget.left_s - sum(SAFETY * rung.time.whole_s(0) for rung in waiting if rung.time)
-
-    @property
     def in_words(self) -> str:
         """The time used and left."""
         used, total = self.budget.used_s, self.budget.total_s
@@ -132,6 +151,10 @@ class Ladder:
     def _leave_out(self, name: str, why: str) -> None:
         self.left_out[name] = why
         self.project.progress.log(f"{name} left out: {why}")
+
+
+def _combines(name: str) -> bool:
+    return get_candidate(name).combines
 
 
 def ends_in_time(budget: TimeBudget) -> Callable[[int, float], bool]:

@@ -16,7 +16,8 @@ from smallfirst.project.candidates import Candidate, get_candidate
 from smallfirst.project.project import Project
 from smallfirst.project.task_file import TaskFile
 
-TIMES: dict[str, TimeNeeded] = {
+TIMES: dict[str, TimeNeeded | None] = {
+    "blend": None,
     "words": TimeNeeded(10, after_s=5),
     "encoder": TimeNeeded(20, after_s=10),
     "tuned": TimeNeeded(30, 20, 6, after_s=10),
@@ -36,14 +37,14 @@ class Desk:
         self.project = Project(file, cast(Any, SimpleNamespace(selection=())), cast(Any, None), progress)
         monkeypatch.setattr(module, "time_needed", self.time_needed)
 
-    def time_needed(self, project: Project, candidate: Candidate) -> TimeNeeded:
+    def time_needed(self, project: Project, candidate: Candidate) -> TimeNeeded | None:
         if candidate.name not in TIMES:
             raise WeightsNotFound(f"{candidate.name} is not here")
         return TIMES[candidate.name]
 
     def fit(self, project: Project, candidate: Candidate) -> None:
         """Let the time of the candidate pass, epoch by epoch until it is told to stop."""
-        needed = TIMES[candidate.name]
+        needed = TIMES[candidate.name] or TimeNeeded(0.0)
         self.now += self.factor * needed.begin_s
         self.fitted[candidate.name] = 0
         config = getattr(project.file.small, candidate.training_setting or "training")
@@ -54,7 +55,7 @@ class Desk:
                 break
 
     def run(self, *names: str) -> Ladder:
-        ladder = Ladder(self.project, [get_candidate(name) for name in names or TIMES])
+        ladder = Ladder(self.project, [get_candidate(name) for name in names or ("words", "encoder", "tuned", "small")])
         ladder.fit(self.fit, cast(Any, None))
         return ladder
 
@@ -79,6 +80,16 @@ def test_a_slow_machine_ends_a_fine_tune_at_an_epoch(monkeypatch: pytest.MonkeyP
     # 275 s for candidates: 45 to fit the linear ones, 25 to measure; 45 and 30 an epoch leave room for 5 epochs.
     assert list(desk.fitted.items()) == [("words", 0), ("encoder", 0), ("tuned", 5)]
     assert desk.now <= 275
+
+
+def test_time_is_kept_for_what_combines_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Both and the blend take 1.15 × (30 + 2.5 × 15) = 78 of the 81 s that are for candidates.
+    desk = Desk(monkeypatch, 1.6)
+    assert desk.run("blend", "encoder", "words").left_out == {}
+    assert list(desk.fitted) == ["words", "encoder", "blend"]
+    shorter = Desk(monkeypatch, 1.4)
+    assert list(shorter.run("blend", "encoder", "words").left_out) == ["words"]
+    assert Desk(monkeypatch, 1.4).run("encoder", "words").left_out == {}
 
 
 def test_what_cannot_be_used_here_is_left_out_unless_the_task_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
