@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
+from smallfirst.data.dataset import sample_rows
 from smallfirst.models.catalog import find_weights
 from smallfirst.pipeline.train import fine_tune
 from smallfirst.project.candidates import Candidate
@@ -13,6 +14,8 @@ from smallfirst.tasks.answer import Answer, split_context
 
 MIN_SHARE = 0.9
 """Least share of the answers that stand in their context."""
+MAX_ROWS = 1000
+"""Training rows from which that is judged; every stage of a run asks."""
 
 
 class ContextReader(Candidate):
@@ -35,7 +38,7 @@ class ContextReader(Candidate):
         if not isinstance(task, Answer) or task.choices:
             other = "has a closed set of answers" if project.task.closed else f"is of kind {project.file.kind}"
             return f"it marks answers to questions in their contexts; this task {other}"
-        rows = project.rows.train.examples
+        rows = sample_rows(project.rows.train, MAX_ROWS).examples
         answered = [e for e in rows if any(not task.abstains(gold) for gold in e.golds)]
         without = sum(not split_context(e.text)[0] for e in rows)
         if without > (1 - MIN_SHARE) * len(rows):
