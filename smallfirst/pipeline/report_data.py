@@ -169,6 +169,9 @@ def _notes(rows: Rows, run_folder: RunFolder) -> tuple[str, ...]:
     verdicts = run_folder.verdicts() if (run_folder.path / "verdicts.json").exists() else None
     if verdicts and verdicts.how_found:
         notes.append(f"{capitalize_first(str(verdicts.smallest))}: {verdicts.how_found}.")
+    if (fitted := run_folder.fitted()) is not None and fitted.minutes:
+        notes.append(f"Fitted in: {', '.join(f'{name} {took:.1f} min' for name, took in fitted.minutes.items())}.")
+        notes += [f"{capitalize_first(name)} left out: {why}." for name, why in fitted.left_out.items()]
     large = run_folder.evaluation("large", "test")
     if large and large.note:
         notes.append(f"Large model: {large.note}.")

@@ -8,7 +8,7 @@ from smallfirst.gate.routed import stays_small
 from smallfirst.pipeline.next_step import NextStep
 from smallfirst.pricing import format_usd
 from smallfirst.project.candidate_registry import FINE_TUNED, all_candidates
-from smallfirst.project.run_folder import GateVerdicts, Promotion, RunFolder
+from smallfirst.project.run_folder import FittedCandidates, GateVerdicts, Promotion, RunFolder
 from smallfirst.project.task_file import TaskFile
 from smallfirst.records import Record
 from smallfirst.routing.certificate.certificate import Certificate
@@ -92,6 +92,10 @@ class RunSummary(Record):
     """The error that ended the run; None if it succeeded."""
     paths: dict[str, PathSummary] = {}
     """Every measured path by name: `large`, the candidates from the smallest, and `routed`."""
+    minutes: dict[str, float] = {}
+    """Minutes that each candidate took to fit, trials of other settings included, by name."""
+    left_out: dict[str, str] = {}
+    """Why each candidate that was not fitted was left out, by name."""
     outcome: Outcome | None = None
     """What the run decided; None if it did not get that far."""
     gate: GateVerdicts = GateVerdicts(verdicts=(), smallest=None)
@@ -122,9 +126,12 @@ def summarize_run(file: TaskFile, run_folder: RunFolder | None, error: BaseExcep
     measured = {name: run_folder.evaluation(name, "test") for name in names}
     present = {path.name for path in run_folder.path.iterdir()}
     certificate = run_folder.certificate() if "certificate.json" in present else None
+    fitted = run_folder.fitted() or FittedCandidates(ladder=())
     return RunSummary(
         task=file.name,
         error=ended,
+        minutes=fitted.minutes,
+        left_out=fitted.left_out,
         paths={name: _path_summary(evaluation) for name, evaluation in measured.items() if evaluation},
         outcome=run_folder.outcome(),
         gate=run_folder.verdicts()
@@ -175,7 +182,8 @@ def _sentences(summary: RunSummary) -> list[str]:
     if summary.gate.smallest and summary.gate.smallest != chosen:
         how = f" ({summary.gate.how_found})" if summary.gate.how_found else ""
         lines.append(f"cheapest candidate that passes: {summary.gate.smallest}{how} — consider it (routing.small)")
-    elif summary.gate.smallest is None and summary.outcome is None:
+    lines += [f"{name} left out: {why}" for name, why in summary.left_out.items()]
+    if summary.gate.smallest is None and summary.outcome is None:
         lines.append("no small candidate passes alone: keep the API")
     return lines
 

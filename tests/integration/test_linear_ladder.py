@@ -33,7 +33,8 @@ def test_a_linear_ladder_goes_live_where_pytorch_is_not_installed(tmp_path: Path
         for word, label in (("card", "cards"), ("fee", "fees"), ("pin", "codes"))
     ]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    (tmp_path / "task.yaml").write_text("name: desk\ndata: {train: train.jsonl}\nladder: [words]\n", encoding="utf-8")
+    settings = "name: desk\ndata: {train: train.jsonl}\nladder: [words]\nminutes: 20\n"
+    (tmp_path / "task.yaml").write_text(settings, encoding="utf-8")
     ran = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / "task.yaml")], capture_output=True, text=True, check=False
     )
@@ -45,5 +46,7 @@ def test_a_linear_ladder_goes_live_where_pytorch_is_not_installed(tmp_path: Path
     fitted = run_folder.fitted()
     assert fitted is not None
     assert (fitted.ladder, fitted.fitted) == (("words",), ("words",))
+    assert outcome["minutes"]["words"] == fitted.minutes["words"] < 1
+    assert "Fitted in: words" in (run_folder.path / "report.html").read_text(encoding="utf-8")
     assert not (run_folder.path / "run.json").exists()
     assert not (run_folder.path / "model").exists()

@@ -13,7 +13,7 @@ from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.check_result import CheckResult
 from smallfirst.gate.verdict import Verdict
 from smallfirst.pipeline.summary import OpenEndedRouting, format_summary, summarize_run
-from smallfirst.project.run_folder import GateVerdicts, Promotion, RunFolder
+from smallfirst.project.run_folder import FITTED, FittedCandidates, GateVerdicts, Promotion, RunFolder
 from smallfirst.project.task_file import TaskFile
 from smallfirst.stats.intervals import wilson
 
@@ -78,6 +78,15 @@ def test_the_table_shows_every_measured_path_and_what_was_decided(run_folder: Ru
         "open-ended requests sent to the large model: 39 of 40",
         "cheapest candidate that passes: words — consider it (routing.small)",
     ]
+
+
+def test_what_was_left_out_and_how_long_the_others_took_is_told(run_folder: RunFolder) -> None:
+    left_out = {"tuned": "about 9 minutes, 40 seconds were left"}
+    fitted = FittedCandidates(ladder=("tuned", "small"), fitted=("small",), minutes={"small": 4.5}, left_out=left_out)
+    fitted.save(run_folder.path / FITTED)
+    outcome = summarize_run(FILE, finished(run_folder, wrong={0}))
+    assert outcome.minutes == {"small": 4.5}
+    assert "tuned left out: about 9 minutes, 40 seconds were left" in format_summary(outcome).splitlines()
 
 
 def test_a_promise_that_did_not_hold_on_test_rows_is_said_so(run_folder: RunFolder) -> None:

@@ -46,7 +46,7 @@ class Ladder:
                 except SmallfirstError as error:
                     if candidate.name in required or candidate.name in (project.file.ladder or ()):
                         raise
-                    self._leave_out(candidate.name, str(error))
+                    self._leave_out(candidate.name, " ".join(str(error).split()))
                     continue
                 promise = candidate.size if candidate.promise is None else candidate.promise
                 self._waiting[candidate.name] = Rung(candidate.name, promise, needed, candidate.name in required)
