@@ -80,7 +80,7 @@ def _encoder_time(project: Project, candidate: Candidate) -> TimeNeeded:
         curve_s = head_s if candidate.learning_curve == "always" else 0.0
         return TimeNeeded(head_s + validate_s, after_s=measure_s + curve_s)
     config: TrainConfig = getattr(small, candidate.training_setting)
-    n *= _passes(n) if project.task.answer_labels else 1
+    n *= _epoch_passes(n * pace.tokens, config) if project.task.answer_labels else 1
     steps = math.ceil(n * pace.tokens / config.batch_tokens)
     update_s = steps * OPTIMIZER_BYTES * pace.parameters / MEMORY_BYTES_PER_S
     duration = parse_duration(config.duration)
@@ -88,10 +88,10 @@ def _encoder_time(project: Project, candidate: Candidate) -> TimeNeeded:
     return _in_epochs(BEGIN_S + head_s, n * pace.train_s + update_s + validate_s, epochs, measure_s)
 
 
-def _passes(n_rows: int) -> int:
-    from smallfirst.training.recipes.contrastive import passes
+def _epoch_passes(n_tokens: float, config: TrainConfig) -> int:
+    from smallfirst.training.recipes.contrastive import epoch_passes
 
-    return passes(n_rows)
+    return epoch_passes(n_tokens, config)
 
 
 def _language_model_time(project: Project, candidate: Candidate) -> TimeNeeded:

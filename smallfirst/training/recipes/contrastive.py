@@ -45,10 +45,9 @@ LEARNING_RATE, RATE_WIDTH = 2e-4, 384
 """Peak rate for an encoder of this width. It falls with the square of the width: 5e-5 for 768."""
 ROWS_PER_LABEL = 4
 """Rows of a label that are put into a batch together."""
-MIN_EPOCH_ROWS, MAX_PASSES = 3000, 8
-"""With fewer rows an epoch passes over them several times, in other groups each time, so that there are pairs enough to
-learn from between two validations: of ten rows a label a text meets others of its label, as in SetFit (Tunstall et al.
-2022)."""
+MIN_EPOCH_BATCHES, MAX_PASSES = 30, 8
+"""With fewer batches an epoch passes over the rows several times, in other groups each time, so that there are pairs
+enough between two validations: every text meets many others of its label, as in SetFit (Tunstall et al. 2022)."""
 
 
 class LabelledRow(NamedTuple):
@@ -107,13 +106,13 @@ class ContrastiveBackend:
         model.weights.data, model.bias.data = torch.from_numpy(weights), torch.from_numpy(bias)
 
     def batches(self, rows: Sequence[LabelledRow], config: TrainConfig, seed: int) -> list[list[LabelledRow]]:
-        """Return batches of groups of ROWS_PER_LABEL rows of one label, every row `passes` times."""
+        """Return batches of groups of ROWS_PER_LABEL rows of one label, every row `epoch_passes` times."""
         draw = random.Random(seed)
         by_label: dict[int, list[LabelledRow]] = defaultdict(list)
         for row in rows:
             by_label[row.label].append(row)
         groups = []
-        for _ in range(passes(len(rows))):
+        for _ in range(epoch_passes(sum(len(row.ids) for row in rows), config)):
             of_pass = []
             for own in by_label.values():
                 draw.shuffle(own)
@@ -190,9 +189,9 @@ class EncoderRecipe(NamedTuple):
         return ValidationResult(*calibrate_labels(scored, self.selection, manifest))
 
 
-def passes(n_rows: int) -> int:
-    """Return how often an epoch passes over so many training rows."""
-    return min(MAX_PASSES, max(1, MIN_EPOCH_ROWS // max(1, n_rows)))
+def epoch_passes(n_tokens: float, config: TrainConfig) -> int:
+    """Return how often an epoch passes over training rows of so many tokens in all."""
+    return min(MAX_PASSES, max(1, round(MIN_EPOCH_BATCHES * config.batch_tokens / max(1, n_tokens))))
 
 
 def with_learning_rate(config: TrainConfig, base: Path) -> TrainConfig:

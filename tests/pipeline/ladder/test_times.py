@@ -52,9 +52,9 @@ def test_a_fine_tune_takes_its_epochs_with_validation_and_updates(project: Proje
     found = time_needed(project, get_candidate("tuned"))
     assert found is not None
     assert found.epochs == 4
-    # 100 rows are passed over eight times an epoch: 25,600 tokens in batches of 320 are eighty updates of 40 bytes for
-    # each of a million weights at 20 GB/s.
-    assert found.epoch_s == pytest.approx(800 * 0.4 + 80 * 40e6 / 20e9 + 0.1 * len(project.rows.selection))
+    # 3,200 tokens in batches of 320 are passed over three times an epoch: thirty updates of 40 bytes for each of a
+    # million weights at 20 GB/s.
+    assert found.epoch_s == pytest.approx(300 * 0.4 + 30 * 40e6 / 20e9 + 0.1 * len(project.rows.selection))
 
 
 def test_a_language_model_takes_what_its_estimate_says(

@@ -31,7 +31,7 @@ from smallfirst.training.recipes.contrastive import (
     EncoderRecipe,
     LabelledRow,
     contrastive_loss,
-    passes,
+    epoch_passes,
     with_learning_rate,
 )
 from smallfirst.training.run import Run, train
@@ -88,7 +88,7 @@ def test_batches_hold_every_row_and_several_of_a_label_together() -> None:
     rows = [LabelledRow((label,) * 5, label) for label in range(6) for _ in range(8)]
     config = TrainConfig(batch_tokens=60)
     batches = ContrastiveBackend(6).batches(rows, config, 0)
-    assert sorted(row for batch in batches for row in batch) == sorted(rows * passes(len(rows)))
+    assert sorted(row for batch in batches for row in batch) == sorted(rows * 8)
     assert all(sum(len(row.ids) for row in batch) <= 60 for batch in batches)
     for batch in batches:
         assert all(sum(other.label == row.label for other in batch) >= 4 for row in batch)
@@ -96,7 +96,7 @@ def test_batches_hold_every_row_and_several_of_a_label_together() -> None:
 
 
 def test_few_rows_are_passed_over_several_times_an_epoch() -> None:
-    assert [passes(n) for n in (48, 385, 770, 1501, 9000)] == [8, 7, 3, 1, 1]
+    assert [epoch_passes(n, TrainConfig()) for n in (0, 1000, 5800, 11_500, 20_000, 120_000)] == [8, 8, 5, 3, 2, 1]
 
 
 def test_tuning_beats_the_frozen_encoder(tuned: Run, recipe: EncoderRecipe, tiny_encoder_folder: Path) -> None:
