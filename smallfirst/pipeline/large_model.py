@@ -18,7 +18,7 @@ import smallfirst
 from smallfirst.data.dataset import Dataset, Message, sample_rows
 from smallfirst.errors import ConfigError
 from smallfirst.models.catalog import find_weights
-from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
+from smallfirst.models.encoder.sentence_encoder import open_encoder
 from smallfirst.models.engines import selection as engines
 from smallfirst.models.engines.engine import ModelSource
 from smallfirst.models.few_shot import NearestShots, PromptedModel, fixed_shots
@@ -89,7 +89,7 @@ def prompted_model(task_file: TaskFile, task: Task, train: Dataset) -> PromptedM
 
 def nearest_shots(task_file: TaskFile, train: Dataset, n: int) -> NearestShots:
     """Return what selects the `n` training rows nearest to a text, by the small path's sentence encoder."""
-    encoder = SentenceEncoder(find_weights(task_file.small.encoder))
+    encoder = open_encoder(find_weights(task_file.small.encoder))
     return NearestShots(train, encoder, n, cache=home() / "vectors")
 
 

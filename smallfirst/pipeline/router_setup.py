@@ -15,6 +15,8 @@ from smallfirst.errors import DataError
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.loading import load_model
+from smallfirst.models.local.int8_record import int8_allowed
+from smallfirst.models.manifest import MANIFEST, read_manifest
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_in_one_chunk
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads, load_gain
 from smallfirst.project.candidates import fitted_candidates
@@ -128,10 +130,11 @@ def fit_profile(project: Project, run_folder: RunFolder) -> TaskProfile | None:
     """Fit and save the profile that tells the task's requests from others; return it if `routing.domain` serves it."""
     encoder = None
     if any(candidate.uses_sentence_encoder for candidate in fitted_candidates(project, run_folder)):
-        from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
+        from smallfirst.models.encoder.sentence_encoder import open_encoder
 
-        name = project.file.small.encoder
-        encoder = (name, SentenceEncoder(find_weights(name)))
+        name, folder = project.file.small.encoder, run_folder.model_folder("encoder")
+        int8 = (folder / MANIFEST).is_file() and int8_allowed(folder, read_manifest(folder))
+        encoder = (name, open_encoder(find_weights(name), int8=int8))  # as the candidate reads: one pass serves both
     rows = project.rows
     try:
         profile = fit_task_profile(rows.train, rows.selection, encoder=encoder)

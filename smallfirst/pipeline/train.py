@@ -131,6 +131,16 @@ def fine_tune(project: Project, recipe: Recipe, config: TrainConfig, *, base: st
     return run
 
 
+def choose_precision(project: Project, folder: Path) -> bool:
+    """Decide on the selection rows whether the model in a folder is read in int8 from now on; return True if so."""
+    from smallfirst.models.local.int8_check import check_int8
+
+    found = check_int8(folder, project.rows.selection) if project.task.closed else None
+    if found:
+        project.progress.log(f"int8 {'used' if found.kept else 'not used'}: {found.why}")
+    return found is not None and found.kept
+
+
 def _run_folder(project: Project, *, resume: bool) -> RunFolder:
     name = project.file.name
     unfinished = RunFolder.unfinished(name)

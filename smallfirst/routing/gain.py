@@ -242,9 +242,9 @@ class GainModel:
         weights = GainWeights(**columns)
         if not fitted.base:
             return cls(fitted, weights)
-        from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
+        from smallfirst.models.encoder.sentence_encoder import open_encoder
 
-        return cls(fitted, weights, SentenceEncoder(find_weights(fitted.base)))
+        return cls(fitted, weights, open_encoder(find_weights(fitted.base)))
 
 
 class _OldDifficulty(ModelOutcome):

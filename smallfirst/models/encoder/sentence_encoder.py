@@ -8,13 +8,19 @@ import time
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from smallfirst.models.compute_thread import run_in_compute_thread
+from smallfirst.models.encoder.ctranslate2_engine import CTranslate2Encoder, unsupported_reason
 from smallfirst.models.label_model import TextEmbedding
-from smallfirst.models.local.weights import import_transformers, load_pretrained, weights_fingerprint
+from smallfirst.models.local.weights import (
+    import_transformers,
+    load_pretrained,
+    refuse_remote_code,
+    weights_fingerprint,
+)
 from smallfirst.sync import run_in_thread
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -26,10 +32,16 @@ REMEMBERED = 64
 """Texts whose vectors are kept: the domain check and the model that answers read the same one, one after the other."""
 
 
+class _Vector(NamedTuple):
+    vector: np.ndarray
+    """Of length 1 (width,), float32."""
+    n_tokens: int
+
+
 @functools.lru_cache(maxsize=4)
-def open_encoder(folder: Path) -> SentenceEncoder:
+def open_encoder(folder: Path, *, int8: bool = False) -> SentenceEncoder:
     """Return the encoder of a folder, one for all that read it; it is never trained, so it remembers vectors."""
-    return SentenceEncoder(folder, remembered=REMEMBERED)
+    return SentenceEncoder.for_inference(folder, int8=int8, remembered=REMEMBERED)
 
 
 class SentenceEncoder:
@@ -39,40 +51,64 @@ class SentenceEncoder:
     """Longer texts are cut; the folder's `sentence_bert_config.json` says otherwise if there is one."""
     batch_rows = 32
 
-    def __init__(self, folder: Path, *, remembered: int = 0) -> None:
-        """Load the weights. Vectors of the latest `remembered` texts are kept; 0 where the weights change."""
-        transformers = import_transformers("The sentence encoder")
-        import torch
+    def __init__(self, folder: Path, *, engine: CTranslate2Encoder | None = None, remembered: int = 0) -> None:
+        """Load the weights into PyTorch, or read texts with `engine`; then they are loaded where `model` is asked for.
 
+        Vectors of the latest `remembered` texts are kept; 0 where the weights change.
+        """
+        transformers = import_transformers("The sentence encoder")
+        self.folder, self.engine = folder, engine
         self.tokenizer = load_pretrained(transformers.AutoTokenizer, folder)
         if (published := folder / "sentence_bert_config.json").is_file():
             self.max_tokens = json.loads(published.read_text(encoding="utf-8")).get("max_seq_length") or self.max_tokens
+        if engine is None:
+            _ = self.model
+        self._n_remembered = remembered
+        self._latest: dict[str, _Vector] = {}
+        """Replaced by the compute thread alone."""
+
+    @classmethod
+    def for_inference(cls, folder: Path, *, int8: bool = False, remembered: int = 0) -> SentenceEncoder:
+        """Return an encoder that is not trained, on CTranslate2 where that can run it, else on PyTorch in float32."""
+        refuse_remote_code(folder)
+        engine = None if unsupported_reason(folder) else CTranslate2Encoder(folder, int8=int8)
+        return cls(folder, engine=engine, remembered=remembered)
+
+    @cached_property
+    def model(self) -> Any:
+        """The encoder as transformers loads it, in evaluation mode."""
+        transformers = import_transformers("The sentence encoder")
+        import torch
 
         def load() -> Any:
-            return load_pretrained(transformers.AutoModel, folder, dtype=torch.float32, use_safetensors=True)
+            return load_pretrained(transformers.AutoModel, self.folder, dtype=torch.float32, use_safetensors=True)
 
-        self.model = run_in_thread(load).eval()
-        self._n_remembered = remembered
-        self._latest: dict[str, np.ndarray] = {}
-        """Of the compute thread alone."""
+        return run_in_thread(load).eval()
 
     @cached_property
     def fingerprint(self) -> str:
         return weights_fingerprint(self.model)
 
+    @cached_property
+    def width(self) -> int:
+        """Length of a vector."""
+        width: int = self.model.config.hidden_size if self.engine is None else self.engine.width
+        return width
+
+    @property
+    def int8(self) -> bool:
+        return self.engine is not None and self.engine.int8
+
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Return unit vectors (texts, width) in float32, in order."""
-        return run_in_compute_thread(
-            lambda: self._remembered(texts) if len(texts) <= self._n_remembered else self._embed(texts)
-        )
+        vectors = [one.vector for one in self._read_once(texts)]
+        return np.stack(vectors) if vectors else np.zeros((0, self.width), dtype=np.float32)
 
     def text_embeddings(self, texts: Sequence[str]) -> list[TextEmbedding]:
         began = time.perf_counter()
-        vectors = self.embed(texts).tolist()
+        found = self._read_once(texts)
         busy_s = (time.perf_counter() - began) / max(1, len(texts))
-        return [
-            TextEmbedding(vector, len(self.tokens(text)), busy_s) for vector, text in zip(vectors, texts, strict=True)
-        ]
+        return [TextEmbedding(one.vector.tolist(), one.n_tokens, busy_s) for one in found]
 
     def tokens(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, truncation=True, max_length=self.max_tokens)
@@ -90,7 +126,7 @@ class SentenceEncoder:
     def hidden_states(self, encoded: Sequence[Sequence[int]]) -> tuple[Any, Any]:
         """Return the last hidden states (texts, tokens, width), float32, and the mask (texts, tokens), 1 for a token.
 
-        Texts are padded on the right to the longest one.
+        Texts are padded on the right to the longest one. With an engine there are no gradients.
         """
         import torch
 
@@ -98,25 +134,45 @@ class SentenceEncoder:
         from smallfirst.models.local.token_batches import pack_rows, pad_right
 
         mask = pad_right([[1] * len(row) for row in encoded])
+        if self.engine is not None:
+            return torch.from_numpy(self.engine.hidden_states(encoded)), mask
         if torch.is_grad_enabled() and self.model.config.model_type in FAMILIES:
             packed = pack_rows(encoded)
             return packed.pad(packed_states(self.model, packed)).float(), mask
         return self.model(input_ids=pad_right(encoded), attention_mask=mask).last_hidden_state.float(), mask
 
-    def _remembered(self, texts: Sequence[str]) -> np.ndarray:
+    def _read_once(self, texts: Sequence[str]) -> list[_Vector]:
+        latest = self._latest  # replaced, never changed: what is remembered does not wait for a pass under way
+        if self._n_remembered and all(text in latest for text in texts):
+            return [latest[text] for text in texts]
+        return run_in_compute_thread(
+            lambda: self._remembered(texts) if len(texts) <= self._n_remembered else self._read(texts)
+        )
+
+    def _remembered(self, texts: Sequence[str]) -> list[_Vector]:
         new = [text for text in dict.fromkeys(texts) if text not in self._latest]
-        found = self._latest | dict(zip(new, self._embed(new), strict=True))
+        found = self._latest | dict(zip(new, self._read(new), strict=True))
         self._latest = dict(list(found.items())[-self._n_remembered :])
-        return np.stack([found[text] for text in texts]) if texts else self._embed(texts)
+        return [found[text] for text in texts]
 
-    def _embed(self, texts: Sequence[str]) -> np.ndarray:
-        import torch
-
+    def _read(self, texts: Sequence[str]) -> list[_Vector]:
         from smallfirst.models.local.token_batches import length_batches
 
         encoded = [self.tokens(text) for text in texts]
-        vectors = np.zeros((len(encoded), self.model.config.hidden_size), dtype=np.float32)
+        found: dict[int, _Vector] = {}
         for chosen in length_batches([len(ids) for ids in encoded], max_rows=self.batch_rows):
+            vectors = self._pooled([encoded[i] for i in chosen])
+            found |= {i: _Vector(vector, len(encoded[i])) for i, vector in zip(chosen, vectors, strict=True)}
+        return [found[i] for i in range(len(texts))]
+
+    def _pooled(self, encoded: Sequence[Sequence[int]]) -> np.ndarray:
+        if self.engine is None:
+            import torch
+
             with torch.inference_mode():
-                vectors[chosen] = self.vectors([encoded[i] for i in chosen]).numpy()
-        return vectors
+                found: np.ndarray = self.vectors(encoded).numpy()
+            return found
+        states = self.engine.hidden_states(encoded)
+        mean = np.stack([own[: len(ids)].mean(axis=0) for own, ids in zip(states, encoded, strict=True)])
+        unit: np.ndarray = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+        return unit

@@ -17,6 +17,7 @@ from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder, open_encoder
 from smallfirst.models.label_model import Embedder, LabelLogProbs
 from smallfirst.models.linear.tfidf import TfidfVectorizer, Vocabulary
+from smallfirst.models.local.int8_record import int8_allowed
 from smallfirst.models.manifest import Manifest, write_manifest
 from smallfirst.tasks.task import Task
 
@@ -88,12 +89,16 @@ class LinearClassifier:
         weights: np.ndarray,
         bias: np.ndarray,
         *,
-        embed: Embedder | None = None,
+        encoder: SentenceEncoder | None = None,
         several_labels: bool = False,
     ) -> None:
         """`features(texts)` returns a matrix (texts, features); weights (labels, features), bias (labels,)."""
-        self.features, self.weights, self.bias, self.embed = features, weights, bias, embed
+        self.features, self.weights, self.bias, self.encoder = features, weights, bias, encoder
         self.several_labels = several_labels
+
+    @property
+    def embed(self) -> Embedder | None:
+        return None if self.encoder is None else self.encoder.text_embeddings
 
     @classmethod
     def fit(
@@ -105,7 +110,7 @@ class LinearClassifier:
         if kind == "words":
             features = TfidfFeatures.fit(texts)
         else:
-            features = (encoder or SentenceEncoder(find_weights(DEFAULT_ENCODER))).embed
+            features = (encoder or open_encoder(find_weights(DEFAULT_ENCODER))).embed
         gold, n_labels = gold_labels([example.answer for example in data.examples], task), len(task.answer_labels)
         fitted = fit_logistic_regression(features(texts), gold, n_labels, INVERSE_REGULARIZATION[kind])
         several = not task.closed
@@ -138,19 +143,22 @@ class LinearClassifier:
         return hashlib.sha256(content).hexdigest()[:16]
 
     @classmethod
-    def load(cls, folder: Path, manifest: Manifest) -> LinearClassifier:
+    def load(cls, folder: Path, manifest: Manifest, *, int8: bool | None = None) -> LinearClassifier:
+        """Load a folder; its encoder reads in int8 if `int8`, or by default if a check on selection rows allows it."""
         from safetensors.numpy import load_file
 
         tensors = load_file(folder / "linear.safetensors")
         weights, bias, several = tensors["weights"], tensors["bias"], not manifest.task.closed
         if manifest.kind == "words":
             return cls(TfidfFeatures.load(folder), weights, bias, several_labels=several)
+        if int8 is None:
+            int8 = int8_allowed(folder, manifest)
         if (own := folder / ENCODER_FOLDER).is_dir():
-            encoder = SentenceEncoder(own)
+            encoder = SentenceEncoder.for_inference(own, int8=int8)
             encoder.max_tokens = min(encoder.max_tokens, manifest.max_tokens)
         else:
-            encoder = open_encoder(find_weights(manifest.base))
-        return cls(encoder.embed, weights, bias, embed=encoder.text_embeddings, several_labels=several)
+            encoder = open_encoder(find_weights(manifest.base), int8=int8)
+        return cls(encoder.embed, weights, bias, encoder=encoder, several_labels=several)
 
 
 def gold_labels(answers: Sequence[str], task: Task) -> np.ndarray:

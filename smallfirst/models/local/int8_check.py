@@ -12,7 +12,7 @@ import numpy as np
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import DataError
-from smallfirst.models.label_model import LabelLogProbs
+from smallfirst.models.label_model import LabelLogProbs, Scorer
 from smallfirst.models.local.int8_record import INT8_FILE, Int8Check
 from smallfirst.models.local.label_scorer import LabelScorer
 from smallfirst.models.manifest import Manifest, read_manifest
@@ -67,18 +67,30 @@ def compare(
 def check_int8(folder: Path, data: Dataset) -> Int8Check | None:
     """Check a folder on selection rows, before evaluation, and write the record; None if int8 is not possible."""
     manifest = read_manifest(folder)
-    if manifest.kind != "label_tokens":
+    loaded = _in_both_precisions(folder, manifest)
+    if loaded is None:
         return None
-    exact = LabelScorer.load(folder, manifest, engine="packed")
-    int8 = LabelScorer.load(folder, manifest, engine="int8")
-    if int8.engine != "int8":
-        return None
+    exact, int8 = loaded
     texts = [example.text for example in data.examples]
     index = {label: i for i, label in enumerate(manifest.task.closed)}
     gold = [index.get(example.answer, -1) for example in data.examples]
     found = compare(exact.score(texts), int8.score(texts), gold, manifest=manifest, rows=data.name)
     found.save(folder / INT8_FILE)
     return found
+
+
+def _in_both_precisions(folder: Path, manifest: Manifest) -> tuple[Scorer, Scorer] | None:
+    if manifest.kind == "encoder":
+        from smallfirst.models.linear.classifier import LinearClassifier
+
+        exact = LinearClassifier.load(folder, manifest, int8=False)
+        if exact.encoder is None or exact.encoder.engine is None:
+            return None
+        return exact, LinearClassifier.load(folder, manifest, int8=True)
+    if manifest.kind != "label_tokens":
+        return None
+    int8 = LabelScorer.load(folder, manifest, engine="int8")
+    return (LabelScorer.load(folder, manifest, engine="packed"), int8) if int8.engine == "int8" else None
 
 
 def _decide(agreement: Estimate, difference: Estimate | None) -> tuple[bool, str]:

@@ -39,9 +39,12 @@ class Int8Check(Record):
 
 
 def int8_allowed(folder: Path, manifest: Manifest) -> bool:
-    """Return whether a check in the folder, made for these weights, allows int8."""
+    """Return whether a check in the folder, made for these weights, allows int8.
+
+    What follows a dash in the manifest's fingerprint was fitted to the weights later, and does not count.
+    """
     path = next((path for name in (INT8_FILE, OLD_INT8_FILE) if (path := folder / name).is_file()), None)
     if path is None or not manifest.weights_fingerprint:
         return False
     found = Int8Check.load(path)
-    return found.kept and found.weights_fingerprint == manifest.weights_fingerprint
+    return found.kept and found.weights_fingerprint == manifest.weights_fingerprint.partition("-")[0]

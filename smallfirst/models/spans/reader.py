@@ -106,7 +106,8 @@ class Reader:
     def load(cls, folder: Path, manifest: Manifest) -> Reader:
         from safetensors.numpy import load_file
 
-        return cls(SentenceEncoder(folder / ENCODER_FOLDER), load_file(folder / HEADS_FILE)["span"], manifest)
+        encoder = SentenceEncoder.for_inference(folder / ENCODER_FOLDER)
+        return cls(encoder, load_file(folder / HEADS_FILE)["span"], manifest)
 
     def _choose(self, context: str, spans: dict[CharSpan, float], n_tokens: int) -> Reading:
         answers: dict[str, list[tuple[float, str]]] = defaultdict(list)

@@ -11,7 +11,7 @@ from smallfirst.models.catalog import find_weights
 from smallfirst.models.few_shot import PromptedModel, fixed_shots
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Model
-from smallfirst.pipeline.train import fine_tune
+from smallfirst.pipeline.train import choose_precision, fine_tune
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.project.candidates import Candidate
 from smallfirst.project.project import Project
@@ -83,7 +83,6 @@ class FineTunedModel(Candidate):
 
     def fit(self, project: Project, run_folder: RunFolder) -> None:
         """Fine-tune and keep the best epoch; for closed answers, decide on selection rows whether to use int8."""
-        from smallfirst.models.local.int8_check import check_int8
         from smallfirst.training.recipes.recipe import TaskRecipe
 
         file, rows = project.file, project.rows
@@ -96,8 +95,7 @@ class FineTunedModel(Candidate):
             folder=run_folder.path,
             run_name=run_folder.path.name,
         )
-        if project.task.closed and (int8 := check_int8(run_folder.model_folder(self.name), rows.selection)):
-            project.progress.log(f"int8 {'used' if int8.kept else 'not used'}: {int8.why}")
+        choose_precision(project, run_folder.model_folder(self.name))
 
     def accuracies(self, project: Project, parts: Sequence[Dataset], folder: Path) -> Iterator[Estimate]:
         """Yield the accuracy on test rows after fine-tuning on each part for as many steps as on all rows."""

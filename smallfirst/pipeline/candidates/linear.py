@@ -13,6 +13,7 @@ from smallfirst.evaluation.results import EvaluatedRow
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.manifest import Manifest, write_manifest
 from smallfirst.models.protocol import Completion
+from smallfirst.pipeline.train import choose_precision
 from smallfirst.project.candidates import Candidate
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
@@ -44,6 +45,8 @@ class LinearCandidate(Candidate):
         classifier = LinearClassifier.fit(self.kind, project.rows.train, project.task, encoder=cached)
         base, folder = self.encoder_name(project.file.small), run_folder.model_folder(self.name)
         manifest = classifier.save(folder, Manifest(kind=self.kind, task=project.task, base=base))
+        if choose_precision(project, folder):
+            classifier = LinearClassifier.load(folder, manifest)
         score = calibrate(project, classifier, manifest, folder)
         project.progress.log(f"fitted {self.title}: {score:.3f} on selection rows")
 
@@ -111,9 +114,9 @@ class LinearCandidate(Candidate):
         name = self.encoder_name(project.file.small)
         if not name:
             return None
-        from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
+        from smallfirst.models.encoder.sentence_encoder import open_encoder
 
-        return SentenceEncoder(find_weights(name, log=project.progress.log))
+        return open_encoder(find_weights(name, log=project.progress.log))
 
 
 def calibrate(project: Project, classifier: LinearClassifier, manifest: Manifest, folder: Path) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.manifest import read_manifest
 from smallfirst.pipeline.candidates.linear import calibrate
-from smallfirst.pipeline.train import fine_tune
+from smallfirst.pipeline.train import choose_precision, fine_tune
 from smallfirst.project.candidates import Candidate
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
@@ -27,6 +27,7 @@ class TunedEncoder(Candidate):
         config = with_learning_rate(small.encoder_training, find_weights(base, log=project.progress.log))
         folder = run_folder.model_folder(self.name).parent
         fine_tune(project, recipe, config, base=base, folder=folder, run_name=f"{run_folder.path.name}-{self.name}")
+        choose_precision(project, run_folder.model_folder(self.name))
         if getattr(project.task, "other", None) is not None:
             model = run_folder.model_folder(self.name)
             manifest = read_manifest(model)

@@ -59,6 +59,8 @@ class ProfileParameters(Record):
     """Of that nonconformity, on the selection rows in the grey zone."""
     encoder: str = ""
     """Name of the frozen encoder whose states are read."""
+    encoder_int8: bool = False
+    """True if it reads in int8, where the processor supports it."""
 
 
 class StateScorer(NamedTuple):
@@ -171,7 +173,8 @@ class TaskProfile:
         parameters = ProfileParameters.load(folder / PROFILE_FILE)
         readers: dict[str, Reader] = {}
         if parameters.encoder:
-            readers["encoder"] = lambda texts: _embed(open_encoder(find_weights(parameters.encoder)), texts)
+            int8 = parameters.encoder_int8
+            readers["encoder"] = lambda texts: _embed(open_encoder(find_weights(parameters.encoder), int8=int8), texts)
         if (folder / "model.safetensors").exists():
             if model is None:
                 raise ConfigError(f"{folder} was fitted with the task's own model; load it and pass it as `model`")
@@ -211,6 +214,7 @@ def fit_task_profile(
     parameters = _fit(text_features, scorers, _texts(selection), _texts(foreign) if foreign else [], grey)
     several = any(sum(m.role != "system" for m in e.messages) > 1 for e in train.examples)
     known = {"limit": keep, "conversations": several, "encoder": encoder[0] if encoder else ""}
+    known["encoder_int8"] = encoder is not None and encoder[1].int8
     return TaskProfile(parameters.model_copy(update=known), text_features, scorers)
 
 

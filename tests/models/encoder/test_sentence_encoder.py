@@ -42,12 +42,18 @@ def test_vectors_have_length_one_and_come_in_the_order_asked(folder: Path) -> No
 def test_a_text_that_two_readers_ask_for_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, read = open_encoder(folder), []
     assert open_encoder(folder) is encoder
-    monkeypatch.setattr(encoder, "_embed", lambda texts: read.extend(texts) or np.ones((len(texts), 2)) * len(texts))
+
+    def pooled(encoded: list[list[int]]) -> np.ndarray:
+        read.extend(encoded)
+        return np.ones((len(encoded), 2), dtype=np.float32) * len(encoded)
+
+    monkeypatch.setattr(encoder, "_pooled", pooled)
+    monkeypatch.setattr(encoder, "tokens", lambda text: [text])
     first, again = encoder.embed(["a", "b"]), encoder.embed(["b", "c"])
-    assert (read, first.tolist(), again.tolist()) == (["a", "b", "c"], [[2, 2], [2, 2]], [[2, 2], [1, 1]])
+    assert (read, first.tolist(), again.tolist()) == ([["a"], ["b"], ["c"]], [[2, 2], [2, 2]], [[2, 2], [1, 1]])
     encoder.embed([str(i) for i in range(REMEMBERED)])
     encoder.embed(["a"])
-    assert read.count("a") == 2  # only the latest are kept
+    assert read.count(["a"]) == 2  # only the latest are kept
 
 
 def test_a_vector_is_the_mean_over_the_texts_own_tokens(folder: Path) -> None:

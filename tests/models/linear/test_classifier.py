@@ -150,10 +150,14 @@ def test_no_texts_give_no_scores() -> None:
     assert scorer.score([]) == []
 
 
-def test_an_encoder_gives_its_vectors_and_words_have_none(toy_rows: Dataset, toy_task: Classify) -> None:
+def test_an_encoder_gives_its_vectors_and_words_have_none(
+    toy_rows: Dataset, toy_task: Classify, tiny_encoder_folder: Path
+) -> None:
     assert LinearClassifier.fit("words", toy_rows, toy_task).embed is None
-    encoder = SentenceEncoder.__new__(SentenceEncoder)  # without weights: its vectors are given by hand
-    encoder.embed = lambda texts: np.array([[0.6, 0.8]] * len(texts))  # type: ignore[method-assign]
-    encoder.tokens = lambda text: [1] * len(text)  # type: ignore[method-assign]
-    found = encoder.text_embeddings(["ab", "c"])
-    assert [(one.vector, one.n_tokens) for one in found] == [([0.6, 0.8], 2), ([0.6, 0.8], 1)]
+    encoder = SentenceEncoder(tiny_encoder_folder)
+    embed = LinearClassifier(encoder.embed, np.zeros((3, 32)), np.zeros(3), encoder=encoder).embed
+    assert embed is not None
+    texts = ["where is my card", "refund"]
+    found = embed(texts)
+    assert [one.n_tokens for one in found] == [len(encoder.tokens(text)) for text in texts]
+    assert np.array([one.vector for one in found]) == pytest.approx(encoder.embed(texts), abs=1e-5)

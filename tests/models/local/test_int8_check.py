@@ -9,7 +9,9 @@ import pytest
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import DataError
+from smallfirst.models.encoder.sentence_encoder import open_encoder
 from smallfirst.models.label_model import LabelLogProbs
+from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.local.int8_check import check_int8, compare
 from smallfirst.models.local.int8_matmul import int8_supported
 from smallfirst.models.local.int8_record import INT8_FILE, Int8Check, int8_allowed
@@ -93,7 +95,24 @@ def test_the_record_is_written_beside_the_weights(folder: Path, toy_selection: D
     assert not int8_allowed(folder, MANIFEST.model_copy(update={"weights_fingerprint": "f01"}))
 
 
-def test_only_label_token_models_are_checked(tmp_path: Path, toy_selection: Dataset) -> None:
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_encoder_is_checked_and_read_as_it_was_decided(
+    kept: bool, tiny_encoder_folder: Path, toy_rows: Dataset, toy_selection: Dataset, toy_task: Classify, tmp_path: Path
+) -> None:
+    exact = LinearClassifier.fit("encoder", toy_rows, toy_task, encoder=open_encoder(tiny_encoder_folder))
+    manifest = exact.save(tmp_path, Manifest(kind="encoder", task=toy_task, base=str(tiny_encoder_folder)))
+    found = check_int8(tmp_path, Dataset(name="selection", examples=toy_selection.examples * 10))
+    assert found is not None
+    assert (found.agreement.n, found.mean_shift > 0) == (240, True)
+    found.model_copy(update={"kept": kept}).save(tmp_path / INT8_FILE)
+    loaded = LinearClassifier.load(tmp_path, manifest)
+    assert loaded.encoder is not None
+    assert loaded.encoder.int8 is kept
+    later = manifest.model_copy(update={"weights_fingerprint": f"{manifest.weights_fingerprint}-1234"})
+    assert int8_allowed(tmp_path, later) is kept
+
+
+def test_models_without_an_int8_form_are_not_checked(tmp_path: Path, toy_selection: Dataset) -> None:
     write_manifest(tmp_path, MANIFEST.model_copy(update={"kind": "words"}))
     assert check_int8(tmp_path, toy_selection) is None
     assert not int8_allowed(tmp_path, MANIFEST)

@@ -1,0 +1,152 @@
+"""A sentence encoder with a linear head over HTTP: ours alone, ours behind its Router with domain gate, and a peer.
+
+    SMALLFIRST_DATA=… python -m benchmarks.serving.encoders FOLDER [--rounds 3] [--rows 300] [--peer PATH]
+
+FOLDER holds what `encoders_ours fit` made. Test rows of Banking77, 1, 8 and 32 clients in a closed loop. Server and
+clients share the cores. Sides are measured in turn, round by round; `--peer` is the folder in which
+sentence-transformers is installed. Writes FOLDER/encoders.json after every cell and benchmarks/results/encoders.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.paths import RESULTS
+from benchmarks.serving.encoders_ours import ENCODER, KEY, MODEL, rows
+from benchmarks.serving.measure import measure, say, started
+from benchmarks.serving.sides import Row, Side
+from smallfirst.models.catalog import find_weights
+from smallfirst.models.manifest import read_manifest
+from smallfirst.stats.intervals import wilson
+
+CLIENTS = (1, 8, 32)
+ENGINES = RESULTS / "encoder_engines.md"
+"""Written by benchmarks/serving/encoder_engines.py, and joined to the page."""
+
+
+def ours(folder: Path, way: str, engine: str, labels: Sequence[str]) -> Side:
+    """Our server in one form."""
+    program = [sys.executable, "-m", "benchmarks.serving.encoders_ours", str(folder), way, engine]
+    return Side(
+        f"{way}, {engine}",
+        lambda port, _: [*program, str(port)],
+        "/v1/chat/completions",
+        lambda row: {"model": MODEL, "messages": [{"role": "user", "content": row.text}]},
+        lambda reply: reply["choices"][0]["message"]["content"],
+        {label: label for label in labels},
+        headers={"Authorization": f"Bearer {KEY}"},
+    )
+
+
+def peer(folder: Path, place: str, labels: Sequence[str], *options: str) -> Side:
+    """sentence-transformers behind FastAPI, on PyTorch."""
+    program = [sys.executable, "-m", "benchmarks.peers.serve_sentence_transformers", str(folder)]
+    program += [str(find_weights(ENCODER)), *options]
+    return Side(
+        f"sentence-transformers + FastAPI{', bf16' if options else ''}",
+        lambda port, _: [*program, "--port", str(port)],
+        "/classify",
+        lambda row: {"text": row.text},
+        lambda reply: reply["label"],
+        {label: label for label in labels},
+        environment={"PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", "."), place])},
+    )
+
+
+def page(cells: dict[str, list[dict[str, Any]]], sides: Sequence[str], n: int, folder: Path) -> str:
+    """The result page."""
+    check = json.loads((folder / "int8.json").read_text())
+    rounds = max(map(len, cells.values()))
+    lines = [
+        "# A sentence encoder with a linear head over HTTP",
+        "",
+        f"2026-11-27, 2 shared cores of a Zen 5 with 24 GB, Python {platform.python_version()}, CTranslate2",
+        f"{version('ctranslate2')}, torch {version('torch')}. MiniLM (22 M weights) with a linear head fitted on 2,000 rows",
+        f"of Banking77; median of {rounds} rounds of {n} official test rows for each number of clients. The clients run on",
+        "the same two cores, and other work ran on them too: compare columns, not machines. `alone` and `routed` are our",
+        "server with a key and a ledger, without and with a Router and its domain gate; `ctranslate2` reads in int8.",
+        f"int8 was decided on {check['agreement']['n']} validation rows: {check['why']}.",
+        "By `python -m benchmarks.serving.encoders`, which says how to run it.",
+        "",
+        "| server | clients | requests/s | p50 ms | p95 ms | accuracy | peak MB | start s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for side in sides:
+        for clients in CLIENTS:
+            found = cells.get(f"{side}|{clients}")
+            if not found:
+                continue
+            ms = sorted(one for cell in found for one in cell["ms"])
+            right = wilson(found[0]["right"], len(found[0]["ms"]))
+            numbers = (
+                f"{statistics.median(cell['requests_per_s'] for cell in found):.0f}",
+                f"{statistics.median(ms):.1f}",
+                f"{ms[int(0.95 * len(ms))]:.1f}",
+                str(right),
+                f"{max(cell['peak_mb'] for cell in found):.0f}",
+                f"{statistics.median(cell['start_s'] for cell in found):.0f}",
+            )
+            lines.append(f"| {side} | {clients} | {' | '.join(numbers)} |")
+    lines += ["", *_ratios(cells)]
+    if ENGINES.exists():
+        lines += ["", ENGINES.read_text(encoding="utf-8").rstrip()]
+    return "\n".join(lines) + "\n"
+
+
+def _ratios(cells: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """The rate behind the Router as a share of the rate alone, round by round."""
+    found = []
+    for clients in CLIENTS:
+        both = [cells.get(f"{way}, ctranslate2|{clients}", []) for way in ("routed", "alone")]
+        shares = [a["requests_per_s"] / b["requests_per_s"] for a, b in zip(*both, strict=False)]
+        if shares:
+            spread = f"{statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"
+            found.append(f"- {clients} client{'s' * (clients > 1)}: {spread}")
+    return ["Behind the Router, as a share of the rate alone (median, least to most):", "", *found]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=300)
+    parser.add_argument("--peer", default="")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="no new round after that many")
+    wanted = parser.parse_args()
+    labels = read_manifest(wanted.folder).task.labels
+    test = [Row(e.text, str(e.answer), "", ()) for e in rows("test").examples]
+    own, others = test[:: len(test) // wanted.rows][: wanted.rows], test[1 :: len(test) // wanted.rows]
+    ways = [("alone", "ctranslate2"), ("routed", "ctranslate2"), ("alone", "pytorch")]
+    sides = [ours(wanted.folder, way, engine, labels) for way, engine in ways]
+    if wanted.peer:
+        sides += [peer(wanted.folder, wanted.peer, labels), peer(wanted.folder, wanted.peer, labels, "--bf16")]
+    path = wanted.folder / "encoders.json"
+    cells: dict[str, list[dict[str, Any]]] = json.loads(path.read_text()) if path.exists() else {}
+    began = time.monotonic()
+    for _ in range(wanted.rounds):
+        for side in sides:
+            if time.monotonic() - began > wanted.seconds:
+                break
+            with started(side, 1, wanted.folder, own[0]) as server:
+                for clients in CLIENTS:
+                    n = own[: max(60, wanted.rows // 4)] if clients == 1 else own
+                    cell = asyncio.run(measure(server, n, others[:50], clients=clients))
+                    say(f"{side.name}, {clients}: {cell['requests_per_s']:.0f}/s, right {cell['right']} of {len(n)}")
+                    cells.setdefault(f"{side.name}|{clients}", []).append(cell)
+                    path.write_text(json.dumps(cells))
+    (RESULTS / "encoders.md").write_text(page(cells, [side.name for side in sides], wanted.rows, wanted.folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""CTranslate2 computes the states that transformers computes, in float32 to rounding and in int8 to a few steps."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from smallfirst.models.encoder.ctranslate2_engine import CTranslate2Encoder, unsupported_reason
+from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
+
+TEXTS = ["where is my card, it is late", "refund", "tell me more about your refund " * 8]
+
+
+@pytest.fixture(scope="module")
+def mpnet_folder(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_folder: Path) -> Path:
+    made = tmp_path_factory.mktemp("mpnet")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_encoder_folder)
+    config = transformers.MPNetConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        initializer_range=0.3,
+    )
+    torch.manual_seed(0)
+    transformers.MPNetModel(config).to(torch.bfloat16).save_pretrained(made)
+    tokenizer.save_pretrained(made)
+    return made
+
+
+@pytest.mark.parametrize("family", ["bert", "mpnet"])
+def test_states_and_vectors_are_those_of_transformers(
+    family: str, tiny_encoder_folder: Path, mpnet_folder: Path
+) -> None:
+    folder = tiny_encoder_folder if family == "bert" else mpnet_folder
+    slow, fast = SentenceEncoder(folder), SentenceEncoder.for_inference(folder)
+    assert slow.engine is None
+    assert fast.engine is not None
+    encoded = [slow.tokens(text) for text in TEXTS]
+    with torch.inference_mode():
+        expected, mask = slow.hidden_states(encoded)
+        found, found_mask = fast.hidden_states(encoded)
+    assert torch.equal(mask, found_mask)
+    assert torch.allclose(expected[mask == 1], found[mask == 1], atol=2e-4)
+    assert fast.embed(TEXTS) == pytest.approx(slow.embed(TEXTS), abs=1e-4)
+    rounded = SentenceEncoder.for_inference(folder, int8=True)
+    likeness = (rounded.embed(TEXTS) * slow.embed(TEXTS)).sum(axis=1)
+    assert rounded.int8
+    assert likeness.min() > 0.97
+    assert likeness.min() < 1 - 1e-6  # it is not float32 after all
+
+
+def test_without_the_package_or_for_another_family_pytorch_reads(
+    tiny_encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_encoder_folder, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"hidden_act": "silu"}))
+    assert "silu" in unsupported_reason(other)
+    assert SentenceEncoder.for_inference(other).engine is None
+    (other / "config.json").write_text(json.dumps(config | {"model_type": "roberta"}))
+    assert "roberta" in unsupported_reason(other)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "not installed" in unsupported_reason(tiny_encoder_folder)
+    encoder = SentenceEncoder.for_inference(tiny_encoder_folder, int8=True)
+    assert (encoder.engine, encoder.int8) == (None, False)
+    assert np.linalg.norm(encoder.embed(["my card"])[0]) == pytest.approx(1)
+
+
+def test_weights_in_bf16_are_read_bit_for_bit(mpnet_folder: Path) -> None:
+    from safetensors.torch import load_file
+
+    from smallfirst.models.encoder.ctranslate2_engine import _tensors
+
+    expected = load_file(mpnet_folder / "model.safetensors")
+    name = "encoder.layer.0.output.dense.weight"
+    assert expected[name].dtype == torch.bfloat16
+    assert np.array_equal(_tensors(mpnet_folder / "model.safetensors")[name], expected[name].float().numpy())
+
+
+def test_two_encoders_of_one_folder_are_told_apart_by_their_precision(tiny_encoder_folder: Path) -> None:
+    ids = [[2, 5, 6, 7, 3]]
+    exact, rounded = (CTranslate2Encoder(tiny_encoder_folder, int8=int8) for int8 in (False, True))
+    assert exact.hidden_states(ids).shape == (1, 5, exact.width) == (1, 5, 32)
+    assert not np.array_equal(exact.hidden_states(ids), rounded.hidden_states(ids))
