@@ -1,4 +1,4 @@
-"""Rows to batches: tokens with a target mask, filled to a token budget from length buckets, padded on the right."""
+"""Rows to batches: tokens with a target mask, filled to a token budget from length buckets."""
 
 from __future__ import annotations
 
@@ -27,14 +27,6 @@ class TokenizedRow(NamedTuple):
 
     ids: tuple[int, ...]
     n_prompt: int
-
-
-class Batch(NamedTuple):
-    """Rows side by side: ids (rows, width) int64, right-padded with 0; targets (n, 3): row, position, token there."""
-
-    ids: Any
-    targets: Any
-    n_tokens: int
 
 
 def encode_rows(
@@ -124,16 +116,3 @@ def micro_batches(rows: Sequence[TokenizedRow], max_tokens: int) -> list[list[To
             parts.append([row])
             width = len(row.ids) - 1
     return parts
-
-
-def collate(rows: Sequence[TokenizedRow]) -> Batch:
-    """Return the tensors of one batch. A row's last token is only a target; right padding needs no attention mask."""
-    import torch
-
-    width = max(len(row.ids) - 1 for row in rows)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    targets = []
-    for i, row in enumerate(rows):
-        ids[i, : len(row.ids) - 1] = torch.tensor(row.ids[:-1])
-        targets += [(i, at - 1, row.ids[at]) for at in range(row.n_prompt, len(row.ids))]
-    return Batch(ids, torch.tensor(targets), sum(len(row.ids) - 1 for row in rows))

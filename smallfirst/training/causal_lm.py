@@ -1,7 +1,8 @@
 """Train a causal language model: loading, the forward pass, the loss and its gradient, saving.
 
-The loss of a step is the mean over the target tokens of its whole batch, however the batch is cut. The vocabulary is
-projected at target positions only, and a prefix common to all rows of a batch is computed once.
+The loss of a step is the mean over the target tokens of its whole batch, however the batch is cut. Rows are packed:
+padding costs nothing, a prefix common to all rows of a batch is computed once, and the vocabulary is projected only at
+target positions.
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from smallfirst.models.local.kv_cache import cache_argument
+from smallfirst.models.local.token_batches import gather_rows, pack_rows
 from smallfirst.models.local.weights import load_causal, weights_fingerprint
-from smallfirst.training.batches import Batch, TokenizedRow, collate, epoch_batches, micro_batches
+from smallfirst.training.batches import TokenizedRow, epoch_batches, micro_batches
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.frozen_layers import FrozenLayers
+from smallfirst.training.frozen_layers import FrozenLayers, read_packed, require_isolated_rows
 from smallfirst.training.lora import add_adapters, merge_adapters
 from smallfirst.training.optimizer import MasterAdamW
+from smallfirst.training.rms_norm import replace_norms
 
-MIN_SHARED_PREFIX_TOKENS = 8
+MIN_SHARED_PREFIX_TOKENS = 2
 """A shorter common prefix saves less than computing it apart costs."""
 
 LossFunction = Callable[[Any, Sequence[TokenizedRow]], torch.Tensor]
@@ -36,6 +38,8 @@ class CausalBackend:
 
     def load(self, base: Path, config: TrainConfig) -> tuple[Any, Any]:
         model, tokenizer = load_causal(base)
+        replace_norms(model)
+        require_isolated_rows(model)
         if config.frozen_layers:
             self.frozen = FrozenLayers(model, config.frozen_layers)
         return (model if config.method == "full" else add_adapters(model, config)), tokenizer
@@ -98,14 +102,16 @@ def accumulate_gradient(
 
 def forward(model: Any, rows: Sequence[TokenizedRow], frozen: FrozenLayers | None = None) -> TargetStates:
     """Return the hidden states from which the rows' targets are predicted."""
-    batch = collate(rows)
-    row, position, token = batch.targets.to(model.device).unbind(1)
-    if frozen is not None:
-        hidden, n_shared = frozen.forward_upper(model, rows), 0
-    else:
-        n_shared = shared_prefix_tokens(rows)
-        hidden = forward_with_shared_prefix(model, batch, n_shared) if n_shared else forward_rows(model, batch)
-    return TargetStates(hidden[row, position - n_shared], token)
+    n_shared = shared_prefix_tokens(rows) if frozen is None else 0
+    packed = pack_rows([row.ids[:-1] for row in rows], n_shared=n_shared)
+    hidden = read_packed(model, packed) if frozen is None else frozen.read_upper(model, packed)
+    targets = [
+        (start - n_shared + at - 1, row.ids[at])
+        for row, start in zip(rows, packed.starts, strict=True)
+        for at in range(row.n_prompt, len(row.ids))
+    ]
+    places, tokens = torch.tensor(targets, device=hidden.device).unbind(1)
+    return TargetStates(gather_rows(hidden, places), tokens)
 
 
 def shared_prefix_tokens(rows: Sequence[TokenizedRow]) -> int:
@@ -118,23 +124,3 @@ def shared_prefix_tokens(rows: Sequence[TokenizedRow]) -> int:
     first, last = min(row.ids[:limit] for row in rows), max(row.ids[:limit] for row in rows)
     n = next((i for i, (a, b) in enumerate(zip(first, last, strict=True)) if a != b), limit)
     return n if n >= MIN_SHARED_PREFIX_TOKENS else 0
-
-
-def forward_rows(model: Any, batch: Batch) -> torch.Tensor:
-    """Return the hidden states after each token of the batch (rows, width, hidden)."""
-    hidden: torch.Tensor = model.model(input_ids=batch.ids.to(model.device), use_cache=False).last_hidden_state
-    return hidden
-
-
-def forward_with_shared_prefix(model: Any, batch: Batch, n_shared: int) -> torch.Tensor:
-    """Return the hidden states after the shared prefix (rows, width − n_shared, hidden)."""
-    from transformers import DynamicCache
-
-    ids, name = batch.ids.to(model.device), cache_argument(model)
-    cache: Any = DynamicCache()  # its layers carry no types
-    model.model(input_ids=ids[:1, :n_shared], use_cache=True, **{name: cache})
-    for layer in cache.layers:  # every row attends to it, kept once
-        layer.keys = layer.keys.expand(len(ids), -1, -1, -1)
-        layer.values = layer.values.expand(len(ids), -1, -1, -1)
-    hidden: torch.Tensor = model.model(input_ids=ids[:, n_shared:], use_cache=True, **{name: cache}).last_hidden_state
-    return hidden

@@ -1,4 +1,4 @@
-"""Keep the lowest layers of a model fixed, and compute their hidden states of each row once (two bytes a number)."""
+"""Read packed rows; keep the lowest layers fixed, their states of each row computed once (two bytes a number)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from smallfirst.errors import TrainingError
-from smallfirst.training.batches import TokenizedRow, collate, micro_batches
+from smallfirst.models.local.token_batches import PackedRows, pack_rows
+from smallfirst.training.batches import TokenizedRow, micro_batches
 
 FROZEN_BATCH_TOKENS = 2048
 """Tokens put through the frozen layers at once, padding included."""
@@ -36,35 +37,54 @@ class FrozenLayers:
         """Compute and keep the hidden states of each row after the frozen layers."""
         known = {row.ids[:-1]: row for row in rows}
         for part in micro_batches(sorted(known.values(), key=lambda row: len(row.ids)), FROZEN_BATCH_TOKENS):
-            states = self._forward_lower(model, collate(part).ids.to(model.device))
-            for row, own in zip(part, states, strict=True):
-                self._states[row.ids[:-1]] = own[: len(row.ids) - 1].clone()
+            packed = pack_rows([row.ids[:-1] for row in part])
+            states = torch.split(self._read_lower(model, packed), packed.lengths)
+            for at, own in zip(packed.order, states, strict=True):
+                self._states[part[at].ids[:-1]] = own.clone()
 
-    def forward_upper(self, model: Any, rows: Sequence[TokenizedRow]) -> torch.Tensor:
-        """Return the hidden states after the last layer (rows, width, hidden) of rows given to `fill` before."""
-        states = [self._states[row.ids[:-1]] for row in rows]
-        return self._forward_upper(model, torch.nn.utils.rnn.pad_sequence(states, batch_first=True))
+    def read_upper(self, model: Any, packed: PackedRows) -> torch.Tensor:
+        """Return the hidden states after the last layer (tokens, hidden) of packed rows given to `fill` before."""
+        states = [self._states[tuple(own.tolist())] for own in torch.split(packed.ids, packed.lengths)]
+        return self._read_upper(model, packed, torch.cat(states))
 
-    def _forward_lower(self, model: Any, ids: torch.Tensor) -> torch.Tensor:
+    def _read_lower(self, model: Any, packed: PackedRows) -> torch.Tensor:
         with _only(model.model, slice(0, self.n_layers), torch.nn.Identity()):
-            hidden: torch.Tensor = model.model(input_ids=ids, use_cache=False).last_hidden_state
-        return hidden
+            return read_packed(model, packed)
 
-    def _forward_upper(self, model: Any, states: torch.Tensor) -> torch.Tensor:
+    def _read_upper(self, model: Any, packed: PackedRows, states: torch.Tensor) -> torch.Tensor:
         with _only(model.model, slice(self.n_layers, None), model.model.norm):
-            hidden: torch.Tensor = model.model(inputs_embeds=states, use_cache=False).last_hidden_state
-        return hidden
+            return read_packed(model, packed, states)
 
     @torch.no_grad()
     def _check(self, model: Any) -> None:
         # Some architectures scale their input or number their layers: those cannot be cut.
-        ids = torch.arange(4, 12, device=model.device)[None]
-        whole = model.model(input_ids=ids, use_cache=False).last_hidden_state
-        if not torch.equal(self._forward_upper(model, self._forward_lower(model, ids)), whole):
+        packed = pack_rows([range(4, 12)])
+        halves = self._read_upper(model, packed, self._read_lower(model, packed))
+        if not torch.equal(halves, read_packed(model, packed)):
             raise TrainingError(
                 f"{type(model).__name__} cannot be computed in two halves",
                 hint="set frozen_layers to 0, or method to lora",
             )
+
+
+def read_packed(model: Any, packed: PackedRows, states: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the hidden states after each token of packed rows (tokens, hidden); `states` stand for the embeddings."""
+    known = {"input_ids": packed.ids[None].to(model.device)} if states is None else {"inputs_embeds": states[None]}
+    positions = packed.positions[None].to(model.device)
+    read = model.model(**known, position_ids=positions, use_cache=False, packed=packed)
+    hidden: torch.Tensor = read.last_hidden_state[0]
+    return hidden
+
+
+@torch.no_grad()
+def require_isolated_rows(model: Any) -> None:
+    """Raise TrainingError if packed rows could see one another in this model."""
+    one, other = (read_packed(model, pack_rows([row, range(4, 12)]))[4:] for row in (range(4, 8), range(8, 12)))
+    if not torch.allclose(one, other, rtol=0, atol=0, equal_nan=True):
+        raise TrainingError(
+            f"{type(model).__name__} cannot read rows packed behind one another",
+            hint="take a base model whose attention follows transformers' attention interface",
+        )
 
 
 @contextmanager

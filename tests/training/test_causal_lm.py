@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import TrainingError
@@ -14,17 +15,17 @@ from smallfirst.models.local.weights import load_causal
 from smallfirst.registry.runs import open_run
 from smallfirst.tasks.classify import Classify
 from smallfirst.training import causal_lm
-from smallfirst.training.batches import TokenizedRow, collate
+from smallfirst.training.batches import TokenizedRow
 from smallfirst.training.causal_lm import (
     CausalBackend,
-    forward_rows,
-    forward_with_shared_prefix,
+    forward,
     shared_prefix_tokens,
     target_loss,
 )
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.frozen_layers import FrozenLayers
+from smallfirst.training.frozen_layers import FrozenLayers, require_isolated_rows
 from smallfirst.training.recipes.recipe import TaskRecipe
+from smallfirst.training.rms_norm import replace_norms
 from smallfirst.training.run import train
 
 BEGINNING = tuple(range(10, 22))
@@ -53,7 +54,7 @@ def test_the_shared_beginning_ends_before_the_token_that_predicts_the_first_targ
     assert shared_prefix_tokens(ROWS[:1]) == 0
     assert shared_prefix_tokens([TokenizedRow((*BEGINNING, 1), 12), TokenizedRow((*BEGINNING, 2), 12)]) == 11
     assert shared_prefix_tokens([TokenizedRow((1, *BEGINNING, 9), 12), TokenizedRow((2, *BEGINNING, 9), 12)]) == 0
-    assert shared_prefix_tokens([TokenizedRow((*BEGINNING[:7], 1, 5), 8), TokenizedRow((*BEGINNING[:7], 2, 5), 8)]) == 0
+    assert shared_prefix_tokens([TokenizedRow((8, 1, 5), 2), TokenizedRow((8, 2, 5), 2)]) == 0
     assert (
         shared_prefix_tokens([TokenizedRow(BEGINNING, 0), TokenizedRow(BEGINNING, 0)]) == 0
     )  # plain text: every token is a target
@@ -70,13 +71,36 @@ def test_a_beginning_read_once_gives_the_loss_and_gradient_of_reading_it_with_ev
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
-def test_the_shared_beginning_passes_through_the_layers_once(model: Any) -> None:
+def test_the_layers_see_the_shared_beginning_once_and_no_padding(model: Any) -> None:
     seen = []
     model.model.layers[0].register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[:2]))
-    batch = collate(ROWS)
-    hidden = forward_with_shared_prefix(model, batch, 12)
-    assert seen == [(1, 12), (3, 4)]
-    torch.testing.assert_close(hidden, forward_rows(model, batch)[:, 12:], atol=1e-5, rtol=1e-4)
+    assert forward(model, ROWS).states.shape == (6, 32)
+    assert seen == [(1, 12 + 3 + 3 + 4)]
+
+
+def test_states_before_each_target_are_those_of_transformers_own_pass_over_each_row(
+    model: Any, tiny_folder: Path
+) -> None:
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tiny_folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    replace_norms(model)
+    found = forward(model, ROWS)
+    assert found.tokens.tolist() == [300, 301, 300, 301, 302, 300]
+    with torch.inference_mode():
+        states = [
+            theirs.model(input_ids=torch.tensor([row.ids[:-1]])).last_hidden_state[0, row.n_prompt - 1 :]
+            for row in ROWS
+        ]
+    torch.testing.assert_close(found.states, torch.cat(states), atol=1e-5, rtol=1e-4)
+
+
+def test_a_model_whose_packed_rows_see_one_another_is_refused(model: Any) -> None:
+    require_isolated_rows(model)
+    plain = model.model.forward
+    model.model.forward = lambda packed, **rest: plain(**rest)
+    with pytest.raises(TrainingError, match="cannot read rows packed behind one another"):
+        require_isolated_rows(model)
 
 
 def test_frozen_layers_read_once_give_the_gradient_of_the_others(model: Any) -> None:

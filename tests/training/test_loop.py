@@ -10,15 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import TrainingError
 from smallfirst.models.local.label_tokens import choose_label_tokens
 from smallfirst.models.local.weights import load_causal
 from smallfirst.tasks.classify import Classify
-from smallfirst.training.batches import TokenizedRow, collate, encode_label_rows
-from smallfirst.training.causal_lm import CausalBackend, forward_rows, target_loss
+from smallfirst.training.batches import TokenizedRow, encode_label_rows
+from smallfirst.training.causal_lm import CausalBackend, target_loss
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.loop import StepMetrics, TrainingLoop, count_steps, iterate_batches, learning_rate_at
 from smallfirst.training.optimizer import MasterAdamW
@@ -66,26 +65,6 @@ def test_the_loss_is_plain_cross_entropy_of_the_full_vocabulary(
             by_hand.append(-logits.log_softmax(-1)[row.ids[-1]].item())
         loss = target_loss(model, rows[:7]).item()
     assert loss == pytest.approx(sum(by_hand), abs=1e-4)
-
-
-def test_padding_and_tokens_beyond_it_never_change_loss_or_gradients(
-    tiny_fp32: tuple[Any, Any], rows: list[TokenizedRow]
-) -> None:
-    model, _ = tiny_fp32
-    chosen = sorted(rows, key=lambda row: len(row.ids))[:3] + [rows[-1]]
-    batch = collate(chosen)
-    wide = torch.cat([batch.ids, torch.zeros(4, 9, dtype=torch.long)], dim=1)
-    for i, row in enumerate(chosen):
-        wide[i, len(row.ids) - 1 :] = 77
-    results = []
-    for ids in (batch.ids, wide):
-        model.zero_grad()
-        hidden = forward_rows(model, batch._replace(ids=ids))[batch.targets[:, 0], batch.targets[:, 1]]
-        loss = F.cross_entropy(model.lm_head(hidden), batch.targets[:, 2])
-        loss.backward()
-        results.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
-    for plain, padded in zip(*results, strict=True):
-        torch.testing.assert_close(padded, plain, atol=1e-5, rtol=1e-4)
 
 
 def test_the_rate_rises_to_the_peak_and_falls_to_the_floor() -> None:

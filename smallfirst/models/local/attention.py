@@ -7,6 +7,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from smallfirst.models.local.token_batches import PackedRows, RowGroup
+
 NAME = "smallfirst_causal"
 SHORT_TOKENS = 256
 """Rows with at most this many keys are computed here."""
@@ -19,13 +21,17 @@ def causal_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float,
+    packed: PackedRows | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Return the attention output (rows, time, heads, head_dim); `attention_mask`, if given, is the only mask.
 
     query (rows, heads, time, head_dim); key, value (rows, kv_heads, keys, head_dim), of which the last `time` keys are
-    the queries' own; attention_mask (rows, 1, time, keys) is added to the scores.
+    the queries' own; attention_mask (rows, 1, time, keys) is added to the scores. With `packed` there is one row, of
+    these packed rows' tokens; each of them sees itself and the common prefix.
     """
+    if packed is not None:
+        return _packed_attention(query, key, value, scaling, packed)[None], None
     rows, heads, time, width = query.shape
     kv_heads, keys = key.shape[1], key.shape[2]
     groups = heads // kv_heads
@@ -43,6 +49,26 @@ def causal_attention(
     weights = (scores + mask.repeat(*[1] * (mask.dim() - 2), groups, 1)).softmax(-1).to(value.dtype)
     mixed = torch.matmul(weights, value).reshape(rows, heads, time, width)
     return mixed.transpose(1, 2).contiguous(), None
+
+
+def _packed_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, packed: PackedRows
+) -> torch.Tensor:
+    """Return the attention output of packed rows (tokens, heads, head_dim)."""
+    sizes = [packed.n_shared, query.shape[2] - packed.n_shared]
+    prefix, own = zip(*(torch.split(part[0].transpose(0, 1), sizes) for part in (query, key, value)), strict=True)
+
+    def attend(group: RowGroup | None, *given: torch.Tensor) -> torch.Tensor:
+        """Take and return (rows, time, heads, head_dim)."""
+        query, *known = given
+        if group is not None and packed.n_shared:
+            shared = (part.expand(len(query), -1, -1, -1) for part in prefix[1:])
+            known = [torch.cat(pair, 1) for pair in zip(shared, known, strict=True)]
+        key, value = (part.transpose(1, 2) for part in known)
+        return causal_attention(None, query.transpose(1, 2), key, value, None, scaling)[0]
+
+    mixed = packed.by_group(attend, *own)
+    return torch.cat([attend(None, *(part[None] for part in prefix))[0], mixed]) if packed.n_shared else mixed
 
 
 def _future(time: int, keys: int, query: torch.Tensor) -> torch.Tensor:

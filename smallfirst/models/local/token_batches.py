@@ -57,13 +57,13 @@ class RowGroup(NamedTuple):
     def pad(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the values (tokens, ...) as (rows, width, ...), zeros behind each row."""
         if self.places is not None:
-            tokens = _scatter(tokens, self.places, len(self.lengths) * self.width)
+            tokens = _moved(tokens, self.places, len(self.lengths) * self.width)
         return tokens.reshape(len(self.lengths), self.width, *tokens.shape[1:])
 
     def unpad(self, padded: torch.Tensor) -> torch.Tensor:
         """Return the values (rows, width, ...) as (tokens, ...)."""
         flat = padded.flatten(0, 1)
-        return flat if self.places is None else _gather(flat, self.places)
+        return flat if self.places is None else gather_rows(flat, self.places)
 
 
 class PackedRows(NamedTuple):
@@ -94,7 +94,7 @@ class PackedRows(NamedTuple):
         """Return the values (tokens, ...) of rows without a common prefix as (rows, longest, ...), in order."""
         width = self.groups[-1].width
         row = torch.tensor(self.order).repeat_interleave(torch.tensor(self.lengths))
-        padded = _scatter(tokens, row * width + self.positions, len(self.order) * width)
+        padded = _moved(tokens, row * width + self.positions, len(self.order) * width)
         return padded.view(len(self.order), width, *tokens.shape[1:])
 
     def by_group(self, attend: Callable[..., torch.Tensor], *tokens: torch.Tensor) -> torch.Tensor:
@@ -138,39 +138,29 @@ def _group(lengths: list[int]) -> RowGroup:
     return RowGroup(lengths, width, own.view(-1).nonzero().view(-1))
 
 
-def _scatter(tokens: torch.Tensor, places: torch.Tensor, n: int) -> torch.Tensor:
-    """Return the values (tokens, ...) at their places among `n`, zeros elsewhere."""
-    found: torch.Tensor = _Scatter.apply(tokens, places, n)  # type: ignore[no-untyped-call]
+def gather_rows(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Return the values (n, ...) at these places, none named twice."""
+    return _moved(values, places, None)
+
+
+def _moved(values: torch.Tensor, places: torch.Tensor, n: int | None) -> torch.Tensor:
+    """Return the values (tokens, ...) put at `places` among `n` and zeros; without `n` the values found there."""
+    found: torch.Tensor = _Move.apply(values, places.to(values.device), n)  # type: ignore[no-untyped-call]
     return found
 
 
-def _gather(padded: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Return the values at these places: the inverse of `_scatter`."""
-    found: torch.Tensor = _Gather.apply(padded, places)  # type: ignore[no-untyped-call]
-    return found
-
-
-class _Scatter(torch.autograd.Function):
-    """Each of the two is the other's gradient, as places are unique; PyTorch's own gradients add one by one."""
+class _Move(torch.autograd.Function):
+    """Each way is the other's gradient, as no place is named twice; PyTorch's own gradients add one by one."""
 
     @staticmethod
-    def forward(ctx: Any, tokens: torch.Tensor, places: torch.Tensor, n: int) -> torch.Tensor:
+    def forward(ctx: Any, values: torch.Tensor, places: torch.Tensor, n: int | None) -> torch.Tensor:
         ctx.save_for_backward(places)
-        return tokens.new_zeros(n, *tokens.shape[1:]).index_copy_(0, places, tokens)
+        ctx.back = len(values) if n is None else None
+        if n is None:
+            return values.index_select(0, places)
+        return values.new_zeros(n, *values.shape[1:]).index_copy_(0, places, values)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return gradient.index_select(0, *ctx.saved_tensors), None, None
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, padded: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(places)
-        ctx.n = len(padded)
-        return padded.index_select(0, places)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         (places,) = ctx.saved_tensors
-        return gradient.new_zeros(ctx.n, *gradient.shape[1:]).index_copy_(0, places, gradient), None
+        return _moved(gradient, places, ctx.back), None, None

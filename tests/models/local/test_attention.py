@@ -12,6 +12,7 @@ import transformers
 
 from smallfirst.models.local import attention
 from smallfirst.models.local.attention import causal_attention
+from smallfirst.models.local.token_batches import pack_rows
 
 SHAPES = [
     pytest.param(4, 4, 7, id="as many key heads as heads"),
@@ -111,3 +112,23 @@ def test_without_a_mask_the_last_positions_see_all_before_them(keys: int, time: 
     query, key, value = (t.detach() for t in drawn(4, 2, keys))
     mixed, _ = causal_attention(None, query[:, :, keys - time :], key, value, None, scaling=0.3)
     torch.testing.assert_close(mixed, reference(query, key, value)[:, keys - time :], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("n_shared", [0, 2])
+def test_packed_rows_attend_as_each_does_alone(n_shared: int) -> None:
+    lengths = [3, 9, 4, 3]
+    layout = pack_rows([[7] * n for n in lengths], n_shared=n_shared)
+    torch.manual_seed(3)
+    tensors = [torch.randn(1, heads, len(layout.ids), 8, requires_grad=True) for heads in (6, 2, 2)]
+    weigh = torch.randn(len(layout.ids), 6, 8)
+    mixed, _ = causal_attention(None, *tensors, None, scaling=0.3, packed=layout)
+    assert mixed.shape == (1, len(layout.ids), 6, 8)
+    alone = torch.zeros(len(layout.ids), 6, 8)
+    for start, length in zip(layout.starts, lengths, strict=True):
+        places = [*range(n_shared), *range(start, start + length - n_shared)]
+        own, _ = causal_attention(None, *(part[:, :, places] for part in tensors), None, scaling=0.3)
+        alone = alone.index_copy(0, torch.tensor(places), own[0])
+    torch.testing.assert_close(mixed[0], alone, atol=1e-5, rtol=0)
+    ours, theirs = (torch.autograd.grad((out * weigh).sum(), tensors) for out in (mixed[0], alone))
+    for our, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our, their, atol=1e-4, rtol=1e-4)
