@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from smallfirst.errors import ConfigError
+from smallfirst.gate.verdict import Verdict
 from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import MANIFEST, read_manifest
 from smallfirst.models.protocol import Completion, Model, Request, label_probability_model
@@ -35,10 +36,13 @@ class Predictor:
     Every method takes one text or several (a list, a pandas column), and answers in kind. `predict` has the label of
     `classify` (a list of labels with `multiple`), the JSON value of `extract`, else the text; None where the model
     wrote nothing that the task can read.
+
+    `plan` says how its version passed the gate. After `small first` only answers that its Router keeps are certified:
+    here it answers the others too, which `smallfirst serve` sends on. Empty if the model is of no registered version.
     """
 
-    def __init__(self, model: Model, task: Task, *, name: str = "") -> None:
-        self.model, self.task, self.name = model, task, name or model.name
+    def __init__(self, model: Model, task: Task, *, name: str = "", plan: str = "") -> None:
+        self.model, self.task, self.name, self.plan = model, task, name or model.name, plan
 
     @property
     def classes_(self) -> list[str]:
@@ -117,7 +121,8 @@ class Predictor:
 
     def __repr__(self) -> str:
         labels = f", {len(self.task.closed)} classes" if self.task.closed else ""
-        return f"Predictor({self.name!r}, {self.task.kind}{labels})"
+        plan = ", small first: without its Router" if self.plan == "small first" else ""
+        return f"Predictor({self.name!r}, {self.task.kind}{labels}{plan})"
 
 
 class _Place(NamedTuple):
@@ -137,14 +142,14 @@ def load(model: str | Path | TaskFile | ModelVersion) -> Predictor:
     RegistryError if there is no such version, or if its files are not the registered ones.
     """
     if isinstance(model, ModelVersion):
-        return _predictor(model.folder, f"{model.name}/{model.version}")
+        return _predictor(model.folder, f"{model.name}/{model.version}", plan=_plan(model))
     place = _find(model)
     with state_of(place.state):
         if place.folder is not None:
             return _predictor(place.folder, place.folder.name)
         version = versions.resolve(place.reference)
         name = place.file.name if place.file else version.name
-        return _predictor(version.folder, f"{name}/{version.version}", place.file)
+        return _predictor(version.folder, f"{name}/{version.version}", place.file, plan=_plan(version))
 
 
 def _find(model: str | Path | TaskFile) -> _Place:
@@ -166,9 +171,15 @@ def _find(model: str | Path | TaskFile) -> _Place:
     return _Place(file.folder, None, f"{file.register_to}{version}", file)
 
 
-def _predictor(folder: Path, name: str, file: TaskFile | None = None) -> Predictor:
+def _predictor(folder: Path, name: str, file: TaskFile | None = None, *, plan: str = "") -> Predictor:
     price = file.prices.machine if file else None
-    return Predictor(load_model(folder, name=name, price=price), read_manifest(folder).task, name=name)
+    return Predictor(load_model(folder, name=name, price=price), read_manifest(folder).task, name=name, plan=plan)
+
+
+def _plan(version: ModelVersion) -> str:
+    """Return the plan that the version's verdict is about: `small alone` or `small first`; empty without a verdict."""
+    verdict = version.tags.get("verdict")
+    return Verdict.model_validate_json(verdict).plan if verdict else ""
 
 
 def _value(answer: str | None, task: Task) -> Any:

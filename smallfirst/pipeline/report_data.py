@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -72,6 +73,7 @@ def report_data(project: Project, run_folder: RunFolder, doubts: Diagnostics) ->
         outcome=run_folder.outcome(),
         certificate=run_folder.certificate() if "certificate.json" in there else None,
         training=_training(file, run_folder),
+        prompt_search=file.large.prompt.search if file.large and file.large.prompt else None,
         machine=file.prices.machine,
         requests_per_month=file.requests_per_month,
         list_prices=_list_prices(file) if prompt_tokens else (),
@@ -80,7 +82,7 @@ def report_data(project: Project, run_folder: RunFolder, doubts: Diagnostics) ->
         open_ended=open_ended,
         learning_curve=_learning_curve(run_folder),
         suspects=doubts.suspects,
-        suspects_export="smallfirst suspects task.yaml --out suspects.jsonl",
+        suspects_export=f"smallfirst suspects {shlex.quote(str(file.folder))} --out suspects.jsonl",
         self_agreement=doubts.ceiling,
         leaks=LeakEffect.measure(small, doubts.leaks) if (small := _judged(run_folder)) else None,
         retention=saved_retention(run_folder),

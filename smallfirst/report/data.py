@@ -18,6 +18,7 @@ from smallfirst.gate.outcome import Outcome
 from smallfirst.gate.verdict import Verdict, nearest_to_passing
 from smallfirst.pricing import MachinePrice
 from smallfirst.project.candidate_registry import FINE_TUNED
+from smallfirst.project.prompt_file import PromptSearch
 from smallfirst.records import Record
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.stats.intervals import Estimate, wilson
@@ -114,6 +115,8 @@ class ReportData(Record):
     """What the run decided; None in runs of before there were outcomes."""
     certificate: Certificate | None = None
     training: TrainingSummary | None = None
+    prompt_search: PromptSearch | None = None
+    """What the search for the large model's prompt cost; None without one."""
     machine: MachinePrice = MachinePrice()
     requests_per_month: int = 1_000_000
     list_prices: tuple[ListPrice, ...] = ()

@@ -23,7 +23,7 @@ class PathCost(Record):
     large_part_usd_per_1k: float
     """How much of it is spent on the large model; moves with the large model's price."""
     training_usd: float
-    """Paid once before the first request."""
+    """Paid once before the first request: for training, and for the search of the large model's prompt."""
 
     def after_drop(self, drop: float) -> float:
         """Return USD for 1,000 requests when the large model's price falls by `drop`, in [0, 1]."""
@@ -67,6 +67,12 @@ def break_even_requests(training_usd: float, path_usd_per_1k: float, large_usd_p
     return math.ceil(round(training_usd / saving * 1000, 6))
 
 
+def break_even(path: PathCost, large: PathCost, *, drop: float = 0.0) -> int | None:
+    """Return after how many requests `path` has cost less than the large path, whose price falls by `drop`, or None."""
+    ahead_usd = max(0.0, path.training_usd - large.training_usd)
+    return break_even_requests(ahead_usd, path.after_drop(drop), large.after_drop(drop))
+
+
 def list_cost_usd_per_1k(price: ListPrice, *, prompt_tokens: float, completion_tokens: float) -> float:
     """Return USD for 1,000 requests of this many tokens at a list price."""
     tokens_usd = prompt_tokens * price.input_usd_per_mtok + completion_tokens * price.output_usd_per_mtok
@@ -85,9 +91,12 @@ def large_part_usd_per_1k(routed: Evaluation, large: Evaluation) -> float:
 
 
 def path_costs(
-    evaluations: Sequence[Evaluation], *, training_usd: float, drafts: str = FINE_TUNED
+    evaluations: Sequence[Evaluation], *, training_usd: float, drafts: str = FINE_TUNED, prompt_search_usd: float = 0.0
 ) -> tuple[PathCost, ...]:
-    """Return each path's cost, in the order given; only the fine-tune, and `routed` if it `drafts`, cost training."""
+    """Return each path's cost, in the order given.
+
+    Only the fine-tune, and `routed` if it `drafts`, cost training; `large` and `routed` cost the search of a prompt.
+    """
     large = next((e for e in evaluations if e.candidate == "large"), None)
     trained = {FINE_TUNED, "routed"} if drafts == FINE_TUNED else {FINE_TUNED}
 
@@ -101,7 +110,8 @@ def path_costs(
             candidate=evaluation.candidate,
             cost_usd_per_1k=evaluation.cost_usd_per_1k,
             large_part_usd_per_1k=large_part(evaluation),
-            training_usd=training_usd if evaluation.candidate in trained else 0.0,
+            training_usd=training_usd * (evaluation.candidate in trained)
+            + prompt_search_usd * (evaluation.candidate in ("large", "routed")),
         )
         for evaluation in evaluations
     )
@@ -114,9 +124,7 @@ def price_drops(paths: Sequence[PathCost], large: PathCost) -> tuple[PriceDrop, 
             drop=drop,
             large_usd_per_1k=large.after_drop(drop),
             cheaper_usd_per_1k=tuple(path.after_drop(drop) for path in paths),
-            break_even=tuple(
-                break_even_requests(path.training_usd, path.after_drop(drop), large.after_drop(drop)) for path in paths
-            ),
+            break_even=tuple(break_even(path, large, drop=drop) for path in paths),
         )
         for drop in PRICE_DROPS
     )

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures.endpoints import PASSED
 
 import smallfirst as sf
+from smallfirst.data.dataset import Dataset
 from smallfirst.deployment.predictor import Predictor
 from smallfirst.errors import ConfigError
+from smallfirst.models.linear.classifier import LinearClassifier
+from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Capability, Chunk, Completion, LabelScores, Request, stream_in_one_chunk
 
 KNOWN = {"a card": (0.9, 0.1), "a fee": (0.2, 0.8)}
@@ -98,3 +104,22 @@ def test_it_says_what_it_is_and_closes_its_model(model: Predictor) -> None:
     with model as same:
         assert same is model
     assert model.model.name == "closed"
+
+
+def test_a_model_that_went_live_behind_its_router_says_so(
+    tmp_path: Path, toy_rows: Dataset, toy_task: sf.Classify
+) -> None:
+    LinearClassifier.fit("words", toy_rows, toy_task).save(tmp_path, Manifest(kind="words", task=toy_task, base=""))
+    verdict = PASSED.model_copy(update={"plan": "small first"})
+
+    def version(tags: dict[str, str]) -> sf.ModelVersion:
+        values = {"name": "main.ml.toy", "version": 3, "aliases": (), "folder": tmp_path, "run_id": "r", "tags": tags}
+        return sf.ModelVersion(**values, created_at=datetime(2026, 1, 2, tzinfo=UTC))
+
+    with sf.load(version({"verdict": verdict.model_dump_json()})) as routed:
+        assert routed.plan == "small first"
+        assert repr(routed) == "Predictor('main.ml.toy/3', classify, 4 classes, small first: without its Router)"
+    with sf.load(version({"verdict": PASSED.model_dump_json()})) as alone:
+        assert (alone.plan, repr(alone)) == ("small alone", "Predictor('main.ml.toy/3', classify, 4 classes)")
+    with sf.load(version({})) as unjudged:
+        assert unjudged.plan == ""

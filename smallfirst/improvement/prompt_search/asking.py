@@ -20,6 +20,7 @@ from smallfirst.models.recorded.replay import RecordedAnswer, read_recording, re
 from smallfirst.models.recorded.spending_cap import SpendingCap
 from smallfirst.paths import home
 from smallfirst.pipeline import large_model
+from smallfirst.progress import ProgressCallback, no_progress
 from smallfirst.project.project import Project
 from smallfirst.project.prompt_file import Prompt
 from smallfirst.project.task_file import LargeConfig, TaskFile
@@ -80,8 +81,9 @@ class Asking:
         requests = [Request(messages=example.messages) for example in examples]
         path = large_model.recording_path(file, task)
         header = large_model.recording_header(file, task, rows)
-        with self._project.progress.bar(f"asking {model.name}", len(requests)):
-            return self._recorded(model, requests, path, header, Spending(self._cap, self._worst(file, model)))
+        spending = Spending(self._cap, self._worst(file, model))
+        with self._project.progress.bar(f"asking {model.name}", len(requests)) as update:
+            return self._recorded(model, requests, path, header, spending, update)
 
     def propose(self, request: str) -> str:
         """Return what the proposing model writes to a request for better instructions. Raise as `answer`."""
@@ -105,7 +107,13 @@ class Asking:
                 run_sync(model.aclose())
 
     def _recorded(
-        self, model: Model, requests: Sequence[Request], path: Path, header: dict[str, Any], spending: Spending
+        self,
+        model: Model,
+        requests: Sequence[Request],
+        path: Path,
+        header: dict[str, Any],
+        spending: Spending,
+        progress: ProgressCallback = no_progress,
     ) -> list[RecordedAnswer | None]:
         keys = [request_key(request) for request in requests]
         self._count(path, keys)
@@ -116,7 +124,7 @@ class Asking:
         try:
             if n_new:
                 with suppress(BadAnswer):  # a row without an answer counts as wrong
-                    run_sync(record(model, requests, path, header=header, spending=spending))
+                    run_sync(record(model, requests, path, header=header, spending=spending, progress=progress))
         finally:
             self._count(path, keys, paid=True)
         return [self._used.get((path, key)) for key in keys]

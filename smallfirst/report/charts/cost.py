@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from smallfirst.report.charts.axes import Axis, Label, chart, circle, large_frame, line, log_scale, stack_labels
-from smallfirst.report.economics import PRICE_DROPS, PathCost, break_even_requests
+from smallfirst.report.economics import PRICE_DROPS, PathCost, break_even
 from smallfirst.report.formats import MINUS, count, percent, short, usd_tick
 
 
 def spending_chart(paths: Sequence[PathCost], large: PathCost, *, requests_per_month: int) -> Markup:
     """Draw total USD by requests on log scales; thin lines are the large path at lower prices."""
-    evens = [_break_even(path, large, drop) for path in paths for drop in PRICE_DROPS]
+    evens = [break_even(path, large, drop=drop) for path in paths for drop in PRICE_DROPS]
     reach = [*filter(None, evens), requests_per_month, requests_per_month * 12]
     x = log_scale([max(10.0, min(reach) / 10), max(reach)], margin=1.2)
     lowest = (large.total_usd(x.low, drop=PRICE_DROPS[-1]), *(path.total_usd(x.low) for path in paths))
@@ -30,7 +30,7 @@ def spending_chart(paths: Sequence[PathCost], large: PathCost, *, requests_per_m
         places = [frame.at(n, path.total_usd(n)) for n in requests]
         body.append(line(places, f"curve {path.candidate}"))
         labels.append(Label(*places[-1], path.candidate, path.candidate))
-        even = _break_even(path, large, 0.0)
+        even = break_even(path, large)
         facts.append(f"{path.candidate}: {count(even)}")
         if even:
             body.append(circle(f"mark {path.candidate}", frame.at(even, large.total_usd(even)), 5))
@@ -43,7 +43,3 @@ def spending_chart(paths: Sequence[PathCost], large: PathCost, *, requests_per_m
         title="Money spent by number of requests",
         description=f"Requests after which a path has paid its training back. {'; '.join(facts)}.",
     )
-
-
-def _break_even(path: PathCost, large: PathCost, drop: float) -> int | None:
-    return break_even_requests(path.training_usd, path.after_drop(drop), large.after_drop(drop))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from smallfirst.evaluation.learning_curve import forecast
 from smallfirst.pricing import format_usd
 from smallfirst.report.data import ReportData
-from smallfirst.report.economics import HOURS_PER_MONTH, PathCost, break_even_requests, max_price_drop
+from smallfirst.report.economics import HOURS_PER_MONTH, PathCost, break_even, max_price_drop
 from smallfirst.report.formats import accurate, capitalize_first, count, path_name, percent, signed
 from smallfirst.report.text.guarantee import guarantee_sentence, guarantee_state
 
@@ -107,7 +107,7 @@ def _prices(data: ReportData, paths: tuple[PathCost, ...]) -> list[str]:
         f"The saving is gone if the large model's price falls by {percent(drop)} "
         f"(to {format_usd(large.after_drop(drop))} per 1,000 requests)."
     ]
-    if needed := break_even_requests(path.training_usd, path.cost_usd_per_1k, large.cost_usd_per_1k):
+    if needed := break_even(path, large):
         sentences.append(f"Below {count(needed)} requests in all, training is not paid back.")
     return sentences
 
