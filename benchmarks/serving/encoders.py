@@ -22,6 +22,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from benchmarks.paths import RESULTS
 from benchmarks.serving.encoders_ours import ENCODER, KEY, MODEL, rows
 from benchmarks.serving.measure import measure, say, started
@@ -64,6 +66,12 @@ def peer(folder: Path, place: str, labels: Sequence[str], *options: str) -> Side
     )
 
 
+def used(pid: int) -> float:
+    """Processor seconds of a process so far."""
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system
+
+
 def page(cells: dict[str, list[dict[str, Any]]], sides: Sequence[str], n: int, folder: Path) -> str:
     """The result page."""
     check = json.loads((folder / "int8.json").read_text())
@@ -79,8 +87,8 @@ def page(cells: dict[str, list[dict[str, Any]]], sides: Sequence[str], n: int, f
         f"int8 was decided on {check['agreement']['n']} validation rows: {check['why']}.",
         "By `python -m benchmarks.serving.encoders`, which says how to run it.",
         "",
-        "| server | clients | requests/s | p50 ms | p95 ms | accuracy | peak MB | start s |",
-        "|---|---|---|---|---|---|---|---|",
+        "| server | clients | requests/s | CPU ms a request | p50 ms | p95 ms | accuracy | peak MB | start s |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for side in sides:
         for clients in CLIENTS:
@@ -91,6 +99,7 @@ def page(cells: dict[str, list[dict[str, Any]]], sides: Sequence[str], n: int, f
             right = wilson(found[0]["right"], len(found[0]["ms"]))
             numbers = (
                 f"{statistics.median(cell['requests_per_s'] for cell in found):.0f}",
+                f"{statistics.median(cell['cpu_ms'] for cell in found):.2f}",
                 f"{statistics.median(ms):.1f}",
                 f"{ms[int(0.95 * len(ms))]:.1f}",
                 str(right),
@@ -105,15 +114,23 @@ def page(cells: dict[str, list[dict[str, Any]]], sides: Sequence[str], n: int, f
 
 
 def _ratios(cells: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """The rate behind the Router as a share of the rate alone, round by round."""
+    """Processor time alone as a share of that behind the Router, and the rates the other way round."""
     found = []
     for clients in CLIENTS:
-        both = [cells.get(f"{way}, ctranslate2|{clients}", []) for way in ("routed", "alone")]
-        shares = [a["requests_per_s"] / b["requests_per_s"] for a, b in zip(*both, strict=False)]
-        if shares:
-            spread = f"{statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"
-            found.append(f"- {clients} client{'s' * (clients > 1)}: {spread}")
-    return ["Behind the Router, as a share of the rate alone (median, least to most):", "", *found]
+        routed, alone = (cells.get(f"{way}, ctranslate2|{clients}", []) for way in ("routed", "alone"))
+        if routed and alone:
+            cpu, rate = (
+                [statistics.median(cell[key] for cell in side) for side in (routed, alone)]
+                for key in ("cpu_ms", "requests_per_s")
+            )
+            found.append(
+                f"- {clients} client{'s' * (clients > 1)}: {cpu[1] / cpu[0]:.2f}, rates {rate[0] / rate[1]:.2f}"
+            )
+    return [
+        "Processor time of a request alone as a share of that behind the Router, and the share of the rates:",
+        "",
+        *found,
+    ]
 
 
 def main() -> None:
@@ -141,8 +158,13 @@ def main() -> None:
             with started(side, 1, wanted.folder, own[0]) as server:
                 for clients in CLIENTS:
                     n = own[: max(60, wanted.rows // 4)] if clients == 1 else own
+                    before = used(server.process.pid)
                     cell = asyncio.run(measure(server, n, others[:50], clients=clients))
-                    say(f"{side.name}, {clients}: {cell['requests_per_s']:.0f}/s, right {cell['right']} of {len(n)}")
+                    asked = len(n) + 3 * clients  # with those that warm up, and about one more a client at the end
+                    cell["cpu_ms"] = 1000 * (used(server.process.pid) - before) / asked
+                    say(
+                        f"{side.name}, {clients}: {cell['requests_per_s']:.0f}/s, {cell['cpu_ms']:.2f} CPU ms, right {cell['right']} of {len(n)}"
+                    )
                     cells.setdefault(f"{side.name}|{clients}", []).append(cell)
                     path.write_text(json.dumps(cells))
     (RESULTS / "encoders.md").write_text(page(cells, [side.name for side in sides], wanted.rows, wanted.folder))

@@ -8,6 +8,7 @@ known. The selection rows must not be used for any other guarantee.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import pydantic
@@ -35,13 +36,19 @@ class ConformalScorer(Record):
 
     def neg_log_p_values(self, scores: np.ndarray) -> np.ndarray:
         """Return each score's -log p-value in nats; beyond the own scores p falls exponentially."""
-        own, asked = np.asarray(self.own), np.asarray(scores, dtype=np.float64)
+        own, scale = self._curve
+        asked = np.asarray(scores, dtype=np.float64)
         at_least = len(own) - np.searchsorted(own, asked, side="left")
-        upper = own[int(0.9 * (len(own) - 1)) :]
-        scale = max(float((upper - upper[0]).mean()), 1e-9 * max(1.0, abs(float(own[-1]))))
         beyond = np.maximum(asked - own[-1], 0) / scale
         nats: np.ndarray = np.log(len(own) + 1) - np.log(at_least + 1) + beyond
         return nats
+
+    @cached_property
+    def _curve(self) -> tuple[np.ndarray, float]:
+        """The own scores, and the mean excess of the largest tenth of them, in which p falls beyond them."""
+        own = np.asarray(self.own)
+        upper = own[int(0.9 * (len(own) - 1)) :]
+        return own, max(float((upper - upper[0]).mean()), 1e-9 * max(1.0, abs(float(own[-1]))))
 
     def ood_score(self, scores: np.ndarray) -> np.ndarray:
         """Return 1 - p for each score; at most a share 1 - x of the task's own rows gets more than x."""

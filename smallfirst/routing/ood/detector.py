@@ -173,8 +173,10 @@ class TaskProfile:
         parameters = ProfileParameters.load(folder / PROFILE_FILE)
         readers: dict[str, Reader] = {}
         if parameters.encoder:
-            int8 = parameters.encoder_int8
-            readers["encoder"] = lambda texts: _embed(open_encoder(find_weights(parameters.encoder), int8=int8), texts)
+            opened = functools.cache(
+                lambda: open_encoder(find_weights(parameters.encoder), int8=parameters.encoder_int8)
+            )
+            readers["encoder"] = lambda texts: _embed(opened(), texts)
         if (folder / "model.safetensors").exists():
             if model is None:
                 raise ConfigError(f"{folder} was fitted with the task's own model; load it and pass it as `model`")
