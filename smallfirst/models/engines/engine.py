@@ -51,6 +51,7 @@ class ModelSource(NamedTuple):
             kinds: dict[str, Kind] = {
                 "label_tokens": "label",
                 "words": "linear",
+                "static": "linear",
                 "encoder": "linear",
                 "blend": "linear",
             }

@@ -115,7 +115,7 @@ def chat_template(task: Task, tokenizer: Any) -> str:
 def _problems(
     manifest: Manifest, target: Path, format: ExportFormat, precision: Precision, texts: Sequence[str]
 ) -> Iterator[str]:
-    if manifest.kind in ("words", "encoder"):
+    if manifest.kind in ("words", "static", "encoder"):
         yield (
             "it is a linear model, which no other engine runs: copy the folder (linear.safetensors with weights and "
             "bias, words.json with the vocabulary), or export the fine-tuned model: --candidate small"

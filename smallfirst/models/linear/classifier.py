@@ -15,13 +15,14 @@ from smallfirst.data.dataset import Dataset
 from smallfirst.files import write_atomically
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder, open_encoder
+from smallfirst.models.encoder.static_vectors import StaticVectors, open_static_vectors
 from smallfirst.models.label_model import Embedder, LabelLogProbs
 from smallfirst.models.linear.tfidf import TfidfVectorizer, Vocabulary
 from smallfirst.models.local.int8_record import int8_allowed
 from smallfirst.models.manifest import Manifest, write_manifest
 from smallfirst.tasks.task import Task
 
-INVERSE_REGULARIZATION = {"words": 30.0, "encoder": 10.0}
+INVERSE_REGULARIZATION = {"words": 30.0, "static": 30.0, "encoder": 10.0}
 """C of the logistic regression: fixed values that suit features of unit length, so nothing is tuned on the rows."""
 ENCODER_FOLDER = "encoder"
 """Folder inside a model's folder that holds its own, fine-tuned encoder."""
@@ -102,9 +103,14 @@ class LinearClassifier:
 
     @classmethod
     def fit(
-        cls, kind: Literal["words", "encoder"], data: Dataset, task: Task, *, encoder: SentenceEncoder | None = None
+        cls,
+        kind: Literal["words", "static", "encoder"],
+        data: Dataset,
+        task: Task,
+        *,
+        encoder: SentenceEncoder | StaticVectors | None = None,
     ) -> LinearClassifier:
-        """Return a logistic regression fitted on the rows; kind `encoder` uses `encoder` or the default."""
+        """Return a logistic regression fitted on the rows; kind `encoder` uses `encoder` or the default one."""
         texts = [example.text for example in data.examples]
         features: Any
         if kind == "words":
@@ -151,6 +157,8 @@ class LinearClassifier:
         weights, bias, several = tensors["weights"], tensors["bias"], not manifest.task.closed
         if manifest.kind == "words":
             return cls(TfidfFeatures.load(folder), weights, bias, several_labels=several)
+        if manifest.kind == "static":
+            return cls(open_static_vectors(find_weights(manifest.base)).embed, weights, bias, several_labels=several)
         if int8 is None:
             int8 = int8_allowed(folder, manifest)
         if (own := folder / ENCODER_FOLDER).is_dir():
