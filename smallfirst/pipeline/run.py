@@ -102,12 +102,14 @@ def _try_run(
     project: Project | None = None
     run_folder: RunFolder | None = None
     ended: BaseException | None = None
+    progress = progress or Progress()
+    began = progress.clock()
     try:
         refuse_second_run(file.name)
         project = Project.read(file, progress)
         _check_first(project, despite_check=despite_check)
         with only_run(file.name):
-            run_folder = train_stage(project, resume=resume)
+            run_folder = train_stage(project, resume=resume, began=began)
             evaluate_stage(project, run_folder, resume=resume)
             gate_and_release(project, run_folder)
     except (Exception, KeyboardInterrupt) as error:

@@ -9,6 +9,7 @@ from smallfirst.errors import NothingGained, StageMissing
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.memory import release_memory
 from smallfirst.pipeline.ladder.ladder import Ladder
+from smallfirst.pipeline.ladder.time_budget import TimeBudget
 from smallfirst.pipeline.retention import requested_probe
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.project.candidates import Candidate, project_candidates
@@ -24,17 +25,18 @@ if TYPE_CHECKING:
 
 
 @in_task_state
-def train_stage(project: Project, *, resume: bool = False) -> RunFolder:
+def train_stage(project: Project, *, resume: bool = False, began: float | None = None) -> RunFolder:
     """Fit the candidates of the project and return the run folder.
 
     `resume` continues the latest run that reached no report. Raise StageMissing if there is none or its rows were
-    others, TrainingError while another run of the task is under way.
+    others, TrainingError while another run of the task is under way. `minutes` of task.yaml count from `began`, a time
+    of the progress's clock; None: from now.
     """
     with only_run(project.file.name):
-        return _fit_all(project, resume=resume)
+        return _fit_all(project, resume=resume, began=began)
 
 
-def _fit_all(project: Project, *, resume: bool) -> RunFolder:
+def _fit_all(project: Project, *, resume: bool, began: float | None) -> RunFolder:
     requested_probe(project.file)  # raises for bad questions before anything is trained
     candidates, train = project_candidates(project), project.rows.train
     run_folder = _run_folder(project, resume=resume)
@@ -53,7 +55,7 @@ def _fit_all(project: Project, *, resume: bool) -> RunFolder:
 
     def fit(project: Project, candidate: Candidate) -> None:
         nonlocal found
-        began = project.progress.clock()
+        start = project.progress.clock()
         with project.progress.step(f"fitting {candidate.title}"):
             try:
                 candidate.fit(project, run_folder)
@@ -62,7 +64,7 @@ def _fit_all(project: Project, *, resume: bool) -> RunFolder:
                 found = found.model_copy(update={"left_out": {**found.left_out, candidate.name: str(why)}})
                 return
         release_memory()
-        minutes = {**found.minutes, candidate.name: (project.progress.clock() - began) / 60}
+        minutes = {**found.minutes, candidate.name: (project.progress.clock() - start) / 60}
         found = found.model_copy(update={"fitted": (*found.fitted, candidate.name), "minutes": minutes})
         found.save(run_folder.path / FITTED)
 
@@ -71,7 +73,7 @@ def _fit_all(project: Project, *, resume: bool) -> RunFolder:
         for candidate in sorted(waiting, key=lambda candidate: candidate.combines):
             fit(project, candidate)
     else:
-        rungs = Ladder(project, waiting, used_minutes=sum(found.minutes.values()))
+        rungs = Ladder(project, waiting, TimeBudget(project, began=began, used_minutes=sum(found.minutes.values())))
         rungs.fit(fit, run_folder)
         left_out = {**found.left_out, **rungs.left_out}
         minutes = {name: took + rungs.trial_minutes.get(name, 0.0) for name, took in found.minutes.items()}

@@ -27,9 +27,9 @@ before that on selection rows to be fitted."""
 class Ladder:
     """The candidates of a run, fitted within its time."""
 
-    def __init__(self, project: Project, candidates: Iterable[Candidate], *, used_minutes: float = 0.0) -> None:
+    def __init__(self, project: Project, candidates: Iterable[Candidate], budget: TimeBudget) -> None:
         """Estimate how long each candidate takes; those that cannot be used here are left out."""
-        self.project, self.budget = project, TimeBudget(project, used_minutes=used_minutes)
+        self.project, self.budget = project, budget
         self.left_out: dict[str, str] = {}
         """Why each candidate that was not fitted was left out."""
         self.trial_minutes: dict[str, float] = {}

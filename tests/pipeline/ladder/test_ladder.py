@@ -10,6 +10,7 @@ import pytest
 from smallfirst.errors import ConfigError, WeightsNotFound
 from smallfirst.pipeline.ladder import ladder as module
 from smallfirst.pipeline.ladder.ladder import Ladder
+from smallfirst.pipeline.ladder.time_budget import TimeBudget
 from smallfirst.pipeline.ladder.times import TimeNeeded
 from smallfirst.progress import Progress
 from smallfirst.project.candidates import Candidate, get_candidate
@@ -55,7 +56,11 @@ class Desk:
                 break
 
     def run(self, *names: str) -> Ladder:
-        ladder = Ladder(self.project, [get_candidate(name) for name in names or ("words", "encoder", "tuned", "small")])
+        ladder = Ladder(
+            self.project,
+            [get_candidate(name) for name in names or ("words", "encoder", "tuned", "small")],
+            TimeBudget(self.project),
+        )
         ladder.fit(self.fit, cast(Any, None))
         return ladder
 

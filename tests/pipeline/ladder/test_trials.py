@@ -20,12 +20,12 @@ TUNED = get_candidate("tuned")
 
 @pytest.fixture
 def project(tmp_path: Path, tiny_encoder_folder: Path) -> Project:
-    """A label by the first word; a rate of 0.03 destroys what the head began with."""
+    """A label by the first word; a rate of 0.9 destroys what the head began with."""
     words = ["card", "fee", "loan", "rate"]
     rows = [{"text": f"{words[i % 4]} number {i % 9} of {i}", "label": words[i % 4]} for i in range(60)]
     for name, part in (("train", rows[:24]), ("validation", rows[24:56]), ("test", rows[56:])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-    training = {"duration": "2ep", "learning_rate": 0.03, "batch_tokens": 256, "max_seq_tokens": 32, "patience": None}
+    training = {"duration": "2ep", "learning_rate": 0.9, "batch_tokens": 256, "max_seq_tokens": 32, "patience": None}
     values = {
         "data": {name: f"{name}.jsonl" for name in ("train", "validation", "test")},
         "small": {"encoder": str(tiny_encoder_folder), "encoder_training": training},
@@ -42,7 +42,7 @@ def test_settings_are_tried_and_the_better_model_is_kept(project: Project) -> No
         first = load_run(TUNED, run_folder)
         trials = Trials(project, TUNED, run_folder)
         tried = list(trials.settings())
-        assert [config.learning_rate for config in tried] == pytest.approx([0.09, 0.01, 0.03])
+        assert [config.learning_rate for config in tried] == pytest.approx([0.5, 0.3, 0.9])
         assert [config.duration for config in tried] == ["2ep", "2ep", "4ep"]
         seen: list[int] = []
         worse = trials.run(first.config, lambda epoch, score: bool(seen.append(epoch)))
@@ -67,6 +67,6 @@ def test_a_trial_that_falls_behind_is_ended(project: Project) -> None:
         small = project.file.small.model_copy(update={"encoder_training": good})
         TUNED.fit(project._replace(file=project.file.model_copy(update={"small": small})), run_folder)
         trials = Trials(project, TUNED, run_folder)
-        poor = trials.run(good.model_copy(update={"learning_rate": 0.03}), lambda *_: False)
+        poor = trials.run(good.model_copy(update={"learning_rate": 0.9}), lambda *_: False)
     assert len(poor.validation_curve) == 2  # a third of six epochs: the first look
     assert load_run(TUNED, run_folder).config == good
