@@ -5,7 +5,7 @@
 ENCODER is a name of the catalogue or a folder; engines: pytorch, pytorch-bf16, ctranslate2, ctranslate2-int8,
 onnxruntime, onnxruntime-int8, openvino, openvino-bf16, openvino-int8; the last five need their packages (and onnx,
 onnxscript, nncf). Texts are training rows of Banking77. One thread, so that processor time is the engine's own and
-other work on the machine counts little. Prints rows of the table in benchmarks/results/encoders.md.
+other work on the machine counts little. Prints rows of the table in benchmarks/results/encoder_engines.md.
 """
 
 from __future__ import annotations

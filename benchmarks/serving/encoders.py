@@ -33,8 +33,6 @@ from smallfirst.models.manifest import read_manifest
 from smallfirst.stats.intervals import wilson
 
 CLIENTS = (1, 8, 32)
-ENGINES = RESULTS / "encoder_engines.md"
-"""Written by benchmarks/serving/encoder_engines.py, and joined to the page."""
 
 
 def ours(folder: Path, way: str, engine: str, labels: Sequence[str]) -> Side:
@@ -81,9 +79,10 @@ def page(cells: dict[str, list[dict[str, Any]]], sides: Sequence[str], n: int, f
         "",
         f"2026-11-27, 2 shared cores of a Zen 5 with 24 GB, Python {platform.python_version()}, CTranslate2",
         f"{version('ctranslate2')}, torch {version('torch')}. MiniLM (22 M weights) with a linear head fitted on 2,000 rows",
-        f"of Banking77; median of {rounds} rounds of {n} official test rows for each number of clients. The clients run on",
-        "the same two cores, and other work ran on them too: compare columns, not machines. `alone` and `routed` are our",
-        "server with a key and a ledger, without and with a Router and its domain gate; `ctranslate2` reads in int8.",
+        f"of Banking77; medians of at most {rounds} rounds of {n} official test rows for each number of clients. The clients run on",
+        "the same two cores, and much other work ran on them too: compare rows with each other, and processor time before rates. `alone` and `routed` are our",
+        "server with a key and a ledger, without and with a Router and its domain gate; `ctranslate2` reads in int8. Products",
+        "have one thread (OMP_NUM_THREADS=1).",
         f"int8 was decided on {check['agreement']['n']} validation rows: {check['why']}.",
         "By `python -m benchmarks.serving.encoders`, which says how to run it.",
         "",
@@ -108,8 +107,7 @@ def page(cells: dict[str, list[dict[str, Any]]], sides: Sequence[str], n: int, f
             )
             lines.append(f"| {side} | {clients} | {' | '.join(numbers)} |")
     lines += ["", *_ratios(cells)]
-    if ENGINES.exists():
-        lines += ["", ENGINES.read_text(encoding="utf-8").rstrip()]
+    lines += ["", "Engines by themselves, in one process: [encoder_engines.md](encoder_engines.md)."]
     return "\n".join(lines) + "\n"
 
 
@@ -147,7 +145,7 @@ def main() -> None:
     ways = [("alone", "ctranslate2"), ("routed", "ctranslate2"), ("alone", "pytorch")]
     sides = [ours(wanted.folder, way, engine, labels) for way, engine in ways]
     if wanted.peer:
-        sides += [peer(wanted.folder, wanted.peer, labels), peer(wanted.folder, wanted.peer, labels, "--bf16")]
+        sides.append(peer(wanted.folder, wanted.peer, labels))
     path = wanted.folder / "encoders.json"
     cells: dict[str, list[dict[str, Any]]] = json.loads(path.read_text()) if path.exists() else {}
     began = time.monotonic()
