@@ -26,8 +26,7 @@ class CandidateDescription:
     """What it is and does in a line that needs no knowledge of models; left out: `role`."""
     size: float
     """Sort key from the smallest model to the largest, in which candidates are shown. Built in: words 10, static 15,
-    encoder 20,
-    larger_encoder 22, tuned 30, reader 30, larger_tuned 32, blend 35, base 40, small 50. Which one
+    encoder 20, larger_encoder 22, tuned, tagger and reader 30, larger_tuned 32, blend 35, base 40, small 50. Which one
     is the cheapest is measured."""
     promise: float | None = None
     """Where time does not suffice for all, candidates of a higher promise are preferred; left out: `size`, since of
@@ -74,6 +73,7 @@ CANDIDATES: Registry[CandidateDescription] = Registry(
         "tuned": "smallfirst.pipeline.candidates.tuned_encoder:TUNED",
         "larger_tuned": "smallfirst.pipeline.candidates.tuned_encoder:LARGER_TUNED",
         "blend": "smallfirst.pipeline.candidates.blend:BLEND",
+        "tagger": "smallfirst.pipeline.candidates.tagger:TAGGER",
         "reader": "smallfirst.pipeline.candidates.reader:READER",
         "base": "smallfirst.pipeline.candidates.language_model:BASE",
         FINE_TUNED: "smallfirst.pipeline.candidates.language_model:SMALL",

@@ -73,13 +73,13 @@ class SmallConfig(Record):
     teacher: TeacherConfig | None = None
     """A larger model of the same vocabulary whose probabilities it learns as well."""
     encoder: str = DEFAULT_ENCODER
-    """Sentence encoder of the candidates `encoder`, `tuned` and `reader`, and for nearest examples."""
+    """Sentence encoder of the candidates `encoder`, `tuned`, `tagger` and `reader`, and for nearest examples."""
     larger_encoder: str = LARGER_ENCODER
     """Sentence encoder of the candidates `larger_encoder` and `larger_tuned`."""
     encoder_training: TrainConfig = TrainConfig(duration="6ep", patience=2, max_seq_tokens=256)
-    """Training settings of the candidates `tuned`, `larger_tuned` and `reader`. `learning_rate` left out: by the
-    encoder's width, 2e-4 for 384 (MiniLM) and 5e-5 for 768 (mpnet). For labels, of longer texts than `max_seq_tokens`
-    the beginning is read."""
+    """Training settings of the candidates `tuned`, `larger_tuned`, `tagger` and `reader`. `learning_rate` left out: by
+    the encoder's width, 2e-4 for 384 (MiniLM) and 5e-5 for 768 (mpnet). For labels, of longer texts than
+    `max_seq_tokens` the beginning is read."""
     sample_base: int = pydantic.Field(default=200, ge=1)
     """Test rows for the base model, which is slow because each prompt holds the instructions."""
     retention: bool = False
@@ -246,9 +246,10 @@ class TaskFile(Record):
     ladder: tuple[str, ...] | None = None
     """The candidates to train and measure; no other is fitted. `words`, `static` and `encoder` (linear models, fitted
     in seconds) and `tuned` (a fine-tuned encoder) are for closed answers only, as are `larger_encoder` and
-    `larger_tuned`, the same on `small.larger_encoder`, and `blend`, which mixes those of the ladder; `reader` marks
-    open answers in their contexts; `base` is the language model of `small` as it is, `small` the same after
-    fine-tuning. Left out: words, encoder, tuned, reader and small, as far as kind and rows allow."""
+    `larger_tuned`, the same on `small.larger_encoder`, and `blend`, which mixes those of the ladder; `tagger` marks
+    JSON fields in their texts, `reader` open answers in their contexts; `base` is the language model of `small` as it
+    is, `small` the same after fine-tuning. Left out: words, encoder, tuned, tagger, reader and small, as far as kind
+    and rows allow."""
     minutes: float | None = pydantic.Field(default=None, gt=0, allow_inf_nan=False)
     """How long a run may take. Candidates are then chosen by what they promise and how long they take here: of those on
     the ladder or, without one, of all that can go live. Left out: every candidate is trained to the end."""

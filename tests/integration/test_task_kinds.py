@@ -68,6 +68,8 @@ def test_a_kind_goes_the_whole_path(kind: str, measure: str, tmp_path: Path, tin
         settings |= {"ladder": ["words", "small"], "routing": {"small": "small"}}
     if kind == "answer":
         settings["ladder"] = ["base", "small"]  # the base model is measured on request
+    if kind == "extract":
+        settings["ladder"] = ["small"]  # a tagger's path is in test_tagger.py
     path = task_file(tmp_path, kind, tiny_folder, **settings)
     file = read_task_file(path)
     outcome = pipeline.run(file, progress=Progress(quiet=True))

@@ -1,7 +1,7 @@
 """Recipes: what a run learns from and how it is validated, found by name.
 
-`task` and `encoder` train on a task of task.yaml, `chat` on conversations, `text` on plain text. A package adds one
-under the entry-point group `smallfirst.recipes`.
+`task`, `encoder` and `tagging` train on a task of task.yaml, `chat` on conversations, `text` on plain text. A package
+adds one under the entry-point group `smallfirst.recipes`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ RECIPES: Registry[Any] = Registry(
     {
         "task": "smallfirst.training.recipes.recipe:TaskRecipe",
         "encoder": "smallfirst.training.recipes.contrastive:EncoderRecipe",
+        "tagging": "smallfirst.training.recipes.tagging:TaggingRecipe",
         "chat": "smallfirst.training.recipes.chat:ChatRecipe",
         "text": "smallfirst.training.recipes.chat:PretrainingRecipe",
     },

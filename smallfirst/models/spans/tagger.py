@@ -1,0 +1,166 @@
+"""The tagger: an encoder with a label for each token, which marks the fields of a JSON answer in the text."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from smallfirst.files import write_atomically
+from smallfirst.models.compute_thread import run_in_compute_thread
+from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
+from smallfirst.models.local.token_batches import length_batches
+from smallfirst.models.manifest import Manifest
+from smallfirst.models.spans.decoding import Mark, absence, best_labels, likeliest_marks, marks
+from smallfirst.models.spans.model import SpanAnswer
+from smallfirst.models.spans.plan import AnswerPlan, FieldPlan, Found, assemble, is_allowed, node_at
+from smallfirst.models.spans.values import read_value
+from smallfirst.models.spans.windows import TokenizedText, WindowReader
+
+ENCODER_FOLDER, HEADS, PLAN = "encoder", "heads.safetensors", "tagger.json"
+BATCH_TOKENS = 4096
+"""Tokens that are read together, padding included."""
+N_FORCED = 3
+"""Places tried for a value that must be there and was not marked."""
+
+
+class TaggerNetwork(torch.nn.Module):
+    """An encoder, a linear layer over its token states, and for each closed field an attention over them."""
+
+    def __init__(self, reader: WindowReader, plan: AnswerPlan) -> None:
+        super().__init__()
+        self.reader, self.plan, self.body = reader, plan, reader.encoder.model
+        width, sizes = self.body.config.hidden_size, [len(field.values) for field in plan.closed]
+        self.tokens = torch.nn.Linear(width, 1 + 2 * len(plan.spans))
+        self.queries = torch.nn.Parameter(torch.zeros(len(sizes), width))
+        self.closed = torch.nn.ModuleList(torch.nn.Linear(width, size) for size in sizes)
+
+    def forward(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return label logits (rows, tokens, labels), and for each closed field logits (rows, values)."""
+        states, mask = self.reader.states(rows)  # (rows, tokens, width), (rows, tokens)
+        likeness = (self.queries @ states.transpose(1, 2)).masked_fill(mask[:, None] == 0, -torch.inf)
+        pooled = likeness.softmax(-1) @ states  # (rows, closed fields, width)
+        return self.tokens(states), [head(pooled[:, i]) for i, head in enumerate(self.closed)]
+
+    def save(self, folder: Path) -> None:
+        """Write the encoder with its tokenizer, the heads and the plan."""
+        from safetensors.torch import save
+
+        self.body.save_pretrained(folder / ENCODER_FOLDER)
+        self.reader.encoder.tokenizer.save_pretrained(folder / ENCODER_FOLDER)
+        heads = {name: w.contiguous() for name, w in self.state_dict().items() if not name.startswith("body.")}
+        write_atomically(folder / HEADS, save(heads))
+        write_atomically(folder / PLAN, self.plan.model_dump_json(indent=2).encode())
+
+    @classmethod
+    def load(cls, folder: Path, max_tokens: int) -> TaggerNetwork:
+        from safetensors.torch import load_file
+
+        reader = WindowReader(SentenceEncoder(folder / ENCODER_FOLDER), max_tokens)
+        network = cls(reader, AnswerPlan.load(folder / PLAN)).eval()
+        network.load_state_dict(load_file(folder / HEADS), strict=False)
+        return network
+
+
+class Tagger:
+    """A SpanScorer: marks fields, reads their values and writes them as JSON under the schema."""
+
+    def __init__(self, network: TaggerNetwork, manifest: Manifest) -> None:
+        self.network, self.plan, self.manifest = network, network.plan, manifest
+        schema = manifest.task.answer_schema() or {}
+        self._schema, self._nodes = schema, {field.path: node_at(schema, field.way) for field in self.plan.fields}
+
+    def answer(self, texts: Sequence[str]) -> list[SpanAnswer]:
+        began = time.perf_counter()
+        tokenized = [self.network.reader.tokenize(text) for text in texts]
+        found: dict[int, tuple[str, dict[str, float]]] = {}
+        for chosen in length_batches([len(one.ids) for one in tokenized], max_tokens=BATCH_TOKENS):
+            ids = [tokenized[i].ids for i in chosen]
+            labels, closed = run_in_compute_thread(functools.partial(self._probabilities, ids))
+            for n, i in enumerate(chosen):
+                own = labels[n, : len(tokenized[i].ids)]
+                found[i] = self._answer(texts[i], tokenized[i], own, [probs[n] for probs in closed])
+        busy_s = (time.perf_counter() - began) / max(1, len(texts))
+        return [self._span_answer(*found[i], len(tokenized[i].ids), busy_s) for i in range(len(texts))]
+
+    def log_probabilities(self, answer: SpanAnswer) -> list[float]:
+        """Return the fields' log-probabilities in nats, from which the answer's confidence is calibrated."""
+        return [math.log(max(p, 1e-40)) for p in answer.field_confidence.values()]
+
+    @classmethod
+    def load(cls, folder: Path, manifest: Manifest) -> Tagger:
+        return cls(TaggerNetwork.load(folder, manifest.max_tokens), manifest)
+
+    @torch.inference_mode()
+    def _probabilities(self, rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Return log-probabilities of labels (rows, tokens, labels), and of each closed field (rows, values)."""
+        labels, closed = self.network(rows)
+        return labels.log_softmax(-1).double().numpy(), [logits.log_softmax(-1).double().numpy() for logits in closed]
+
+    def _answer(
+        self, text: str, tokenized: TokenizedText, log_probs: np.ndarray, closed: Sequence[np.ndarray]
+    ) -> tuple[str, dict[str, float]]:
+        """Return the answer and the confidence of each field."""
+        found: dict[str, list[Found]] = {}
+        logs: dict[str, float] = {}
+        for field, probs in zip(self.plan.closed, closed, strict=True):
+            best = int(probs.argmax())
+            logs[field.path] = float(probs[best])
+            if field.values[best]:
+                found[field.path] = [Found(0, json.loads(field.values[best]))]
+        marked, absent = marks(log_probs, best_labels(log_probs)), absence(log_probs)
+        spans = sorted(enumerate(self.plan.spans), key=lambda pair: any(f.startswith("days:") for f in pair[1].forms))
+        for number, field in spans:
+            known = {path: held[0].value for path, held in found.items()}
+            own = [mark for mark in marked if mark.field == number]
+            read = self._read(text, tokenized, field, own, known)
+            if not read and field.must:
+                read = self._read(text, tokenized, field, likeliest_marks(log_probs, number, N_FORCED), known)[:1]
+            if not field.is_list and field.group is None:
+                read = _surest(read)
+            if read:
+                found[field.path] = [one for one, _ in read]
+            logs[field.path] = math.fsum(log for _, log in read) if read else float(absent[number])
+        confidence = {field.path: min(1.0, math.exp(logs[field.path])) for field in self.plan.fields}
+        return assemble(self.plan, self._schema, found, text), confidence
+
+    def _read(
+        self, text: str, tokenized: TokenizedText, field: FieldPlan, own: Sequence[Mark], known: dict[str, Any]
+    ) -> list[tuple[Found, float]]:
+        """Return the values of marked words that the schema allows, each with its log-probability."""
+        found = []
+        for mark in own:
+            start, end = tokenized.places[mark.start][0], tokenized.places[mark.end - 1][1]
+            values = (read_value(text[start:end], form, known) for form in field.forms)
+            value = next((v for v in values if v is not None and self._allows(field, v)), None)
+            if value is not None:
+                found.append((Found(start, value), mark.log_probability))
+        return found
+
+    def _allows(self, field: FieldPlan, value: Any) -> bool:
+        return is_allowed(self._schema, self._nodes[field.path], value)
+
+    def _span_answer(self, text: str, confidence: dict[str, float], n_tokens: int, busy_s: float) -> SpanAnswer:
+        answer = self.manifest.task.parse(text)
+        found = SpanAnswer(answer or text, 0.0, confidence, n_tokens, busy_s)
+        if answer is None:  # the schema demands a value that was not found
+            return found
+        return found._replace(confidence=self.manifest.calibration.confidence(self.log_probabilities(found)))
+
+
+def _surest(read: Sequence[tuple[Found, float]]) -> list[tuple[Found, float]]:
+    """Return the likeliest value alone, less likely by its rivals of other values."""
+    if not read:
+        return []
+    best, log = max(read, key=lambda pair: pair[1])
+    rivals: dict[Any, float] = {}
+    for one, other in read:
+        rivals[one.value] = max(rivals.get(one.value, -math.inf), other)
+    return [(best, log - math.log(math.fsum(math.exp(other - log) for other in rivals.values())))]

@@ -1,0 +1,118 @@
+"""Forms of a value: where it may stand in a text, and how the words marked there become the value again.
+
+`text` as it stands · `lower`, `upper` in that case · `number` 1.234,50 € as 1234.5, words up to twelve included ·
+`digits` a whole number as a text · `date`, `date_dmy` in figures or written out as an ISO date, month or day first
+where 03/05/2024 leaves it open · `days:PATH` a number of days after the date of another field (`Net 30`).
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from typing import Any
+
+from smallfirst.tasks.metrics.value_matching import Normalizer, normalize_value
+
+_MONTH = r"[A-Za-z]{3,9}\.?"
+_DATES = [
+    re.compile(form, re.ASCII)
+    for form in (
+        r"(?<!\d)\d{4}[-/.]\d{2}[-/.]\d{2}(?!\d)",
+        r"(?<!\d)\d{1,2}([-/.])\d{1,2}\1(?:\d{4}|\d{2})(?!\d)",
+        rf"(?<!\d)\d{{1,2}}(?:st|nd|rd|th)?[ -](?:of )?{_MONTH}(?:[ -]|, ?)\d{{4}}(?!\d)",
+        rf"\b{_MONTH} \d{{1,2}}(?:st|nd|rd|th)?(?:, ?| )\d{{4}}(?!\d)",
+    )
+]
+_NUMBERS = [
+    re.compile(form, re.ASCII)
+    for form in (
+        r"(?<![\d.,])\d{1,3}(?:[ \u00a0\u202f'’.,]\d{3})+(?:[.,]\d+)?(?!\d)",
+        r"\d+(?:[.,]\d+)?(?!\d)",
+        r"(?<![\w.,])[-\N{MINUS SIGN}]\d+(?:[.,]\d+)?(?!\d)",
+    )
+]
+_DAYS = re.compile(r"(?<!\d)\d{1,3}(?!\d)", re.ASCII)
+_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_WORD = re.compile(rf"\b(?:{'|'.join(_WORDS)})\b", re.IGNORECASE)
+_WHOLE = re.compile(r"\s*\S*?(\d+)\s*[A-Za-z]*\s*", re.ASCII)
+
+
+def occurrences(
+    text: str, value: Any, form: str, known: Mapping[str, Any], how: Normalizer = "exact"
+) -> list[tuple[int, int]]:
+    """Return start and end (excluded) of every place where the text holds `value` in this form, in order.
+
+    `known` holds the answer's values by path, for `days:PATH`; `how` says which values count as equal.
+    """
+    wanted = normalize_value(value, how)
+    if form.startswith("days:"):
+        found = [place.span() for place in _DAYS.finditer(text)]
+        return [(start, end) for start, end in found if read_value(text[start:end], form, known) == value]
+    if form not in ("text", "lower", "upper"):
+        return [(start, end) for start, end, read in _reads(text, form) if normalize_value(read, how) == wanted]
+    if not isinstance(value, str) or not value.strip():
+        return []
+    places = _places(text, value, form, how)
+    return [(a, b) for a, b in places if normalize_value(read_value(text[a:b], form, {}), how) == wanted]
+
+
+def read_value(words: str, form: str, known: Mapping[str, Any]) -> Any:
+    """Return the value that marked words stand for: a text, a number or None where they have not this form."""
+    words = words.strip()
+    if form == "text":
+        return words or None
+    if form in ("lower", "upper"):
+        return (words.lower() if form == "lower" else words.upper()) or None
+    if form in ("number", "digits"):
+        number = _number(words)
+        return number if form == "number" else str(number) if isinstance(number, int) else None
+    if form.startswith("days:"):
+        return _days_after(words, known.get(form.removeprefix("days:")))
+    read: Any = normalize_value(words, "date_dmy" if form == "date_dmy" else "date")
+    if read[0] != "date" or 0 in read[1:]:
+        return None
+    return "{:04}-{:02}-{:02}".format(*read[1:])
+
+
+def _places(text: str, value: str, form: str, how: Normalizer) -> Iterator[tuple[int, int]]:
+    at = -1
+    while (form, how) == ("text", "exact") and (at := text.find(value.strip(), at + 1)) >= 0:
+        yield at, at + len(value.strip())
+    if (form, how) != ("text", "exact"):
+        pattern = r"\s+".join(map(re.escape, value.split()))
+        yield from (place.span() for place in re.finditer(pattern, text, re.IGNORECASE))
+
+
+@functools.lru_cache(maxsize=4096)
+def _reads(text: str, form: str) -> list[tuple[int, int, Any]]:
+    """Return start, end and value of all that the text holds in a form; a row's fields look for theirs in turn."""
+    patterns = [*_NUMBERS, _WORD] if form in ("number", "digits") else _DATES
+    found = sorted({place.span() for pattern in patterns for place in pattern.finditer(text)})
+    read = [(start, end, read_value(text[start:end], form, {})) for start, end in found]
+    return [one for one in read if one[2] is not None]
+
+
+def _number(words: str) -> int | float | None:
+    if words.lower() in _WORDS:
+        return _WORDS.index(words.lower())
+    digits = [place for place, character in enumerate(words) if character.isdigit() and character.isascii()]
+    if not digits or any(character.isalpha() for character in words[digits[0] : digits[-1]]):
+        return None
+    sign = words[digits[0] - 1] if digits[0] == 1 and words[0] in "-\N{MINUS SIGN}" else ""
+    read: Any = normalize_value(sign + words[digits[0] : digits[-1] + 1].replace("\u202f", " "), "number")
+    amount = read[1]
+    if not isinstance(amount, Decimal):
+        return None
+    return int(amount) if amount == amount.to_integral_value() and "." not in str(amount) else float(amount)
+
+
+def _days_after(words: str, start: Any) -> str | None:
+    found = _WHOLE.fullmatch(words)
+    try:
+        begin = datetime.date.fromisoformat(start)
+        return (begin + datetime.timedelta(days=int(found[1]))).isoformat() if found else None
+    except (TypeError, ValueError, OverflowError):
+        return None

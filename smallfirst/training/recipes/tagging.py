@@ -1,0 +1,169 @@
+"""An encoder fine-tuned to mark the fields of a JSON answer in the text, for tasks of kind extract.
+
+A value that stands in the text several times is learned at the place that the model finds likeliest at that step, and
+nothing is learned at the others: rows where it stands once show which place is meant.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from smallfirst.data.dataset import Dataset, Example
+from smallfirst.errors import ConfigError
+from smallfirst.evaluation.calibration import fit_calibration
+from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
+from smallfirst.models.local.weights import weights_fingerprint
+from smallfirst.models.manifest import Manifest
+from smallfirst.models.spans.alignment import align, learn_plan, parse_row
+from smallfirst.models.spans.plan import AnswerPlan, FieldPlan
+from smallfirst.models.spans.tagger import Tagger, TaggerNetwork
+from smallfirst.models.spans.windows import TokenizedText, WindowReader
+from smallfirst.tasks.extract import Extract
+from smallfirst.training.batches import epoch_batches
+from smallfirst.training.config import TrainConfig
+from smallfirst.training.optimizer import MasterAdamW
+from smallfirst.training.recipes.recipe import PreparedData
+from smallfirst.training.validation import ValidationResult
+
+IGNORED = -100
+"""The target of a token of which nothing is learned."""
+
+
+class TaggedRow(NamedTuple):
+    """One tokenised row."""
+
+    ids: tuple[int, ...]
+    values: tuple[tuple[int, tuple[tuple[int, int], ...]], ...]
+    """Of each value that stands in the text, the number of its field and the token ranges where it may stand."""
+    closed: tuple[int, ...]
+    """Of each closed field, the place of its value among the plan's; IGNORED if it has none there."""
+
+
+class TaggingBackend:
+    """The Backend of a tagger."""
+
+    def __init__(self, plan: AnswerPlan) -> None:
+        self.plan = plan
+
+    def load(self, base: Path, config: TrainConfig) -> tuple[TaggerNetwork, WindowReader]:
+        """Return the network, and its reader in place of a tokenizer."""
+        if config.method != "full" or config.micro_tokens or config.frozen_layers:
+            raise ConfigError("an encoder is fine-tuned whole: method full, micro_tokens and frozen_layers unset")
+        reader = WindowReader(SentenceEncoder(base), config.max_seq_tokens)
+        reader.encoder.model.config.attention_probs_dropout_prob = 0.0  # a quarter of the time at 200 tokens
+        return TaggerNetwork(reader, self.plan).eval(), reader
+
+    def begin(self, model: TaggerNetwork, rows: Sequence[TaggedRow], config: TrainConfig) -> None:
+        model.body.to(torch.bfloat16)
+
+    def batches(self, rows: Sequence[TaggedRow], config: TrainConfig, seed: int) -> list[list[TaggedRow]]:
+        return epoch_batches(rows, batch_tokens=config.batch_tokens, seed=seed)
+
+    def gradient(
+        self, model: TaggerNetwork, rows: Sequence[TaggedRow], config: TrainConfig, optimizer: MasterAdamW
+    ) -> float:
+        labels, closed = model([row.ids for row in rows])
+        loss = F.cross_entropy(labels.flatten(0, 1), targets(rows, labels).flatten(), ignore_index=IGNORED)
+        for i, logits in enumerate(closed):
+            gold = torch.tensor([row.closed[i] for row in rows])
+            if (gold != IGNORED).any():
+                loss = loss + F.cross_entropy(logits, gold, ignore_index=IGNORED)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.gather()
+        return loss.item()
+
+    def save(self, model: TaggerNetwork, tokenizer: WindowReader, folder: Path) -> str:
+        model.save(folder)
+        return weights_fingerprint(model)
+
+
+class TaggingRecipe(NamedTuple):
+    """An extraction task, its rows, and the selection rows that choose the best epoch."""
+
+    task: Extract
+    train_rows: Dataset
+    selection: Dataset
+    plan: AnswerPlan
+
+    @classmethod
+    def of(cls, task: Extract, train_rows: Dataset, selection: Dataset) -> TaggingRecipe:
+        """Return the recipe with the plan learned from the training rows."""
+        return cls(task, train_rows, selection, learn_plan(task, train_rows.examples)[0])
+
+    @property
+    def name(self) -> str:
+        return self.task.name
+
+    @property
+    def backend(self) -> TaggingBackend:
+        return TaggingBackend(self.plan)
+
+    def prepare(self, tokenizer: WindowReader, config: TrainConfig, base: str) -> PreparedData:
+        rows = [self._tagged(example, tokenizer) for example in self.train_rows.examples]
+        return PreparedData(rows, Manifest(kind="tagger", task=self.task, base=base, max_tokens=config.max_seq_tokens))
+
+    def validate(self, model: TaggerNetwork, tokenizer: WindowReader, manifest: Manifest) -> ValidationResult:
+        """Return the share of selection rows with every field right, computed in fp32, as the model will be served."""
+        model.body.float()
+        tagger, examples = Tagger(model, manifest), self.selection.examples
+        answers = tagger.answer([example.text for example in examples])
+        model.body.to(torch.bfloat16)
+        right = [
+            self.task.score(example.golds, self.task.parse(answer.text)) >= self.task.pass_score
+            for example, answer in zip(examples, answers, strict=True)
+        ]
+        calibration = fit_calibration([tagger.log_probabilities(answer) for answer in answers], right)
+        value = float(np.mean(right)) if right else 0.0
+        return ValidationResult(value, manifest.model_copy(update={"calibration": calibration}))
+
+    def _tagged(self, example: Example, reader: WindowReader) -> TaggedRow:
+        row, tokenized = parse_row(example), reader.tokenize(example.text)
+        values = []
+        for value in align(self.task, self.plan, row):
+            ranges = tuple(found for place in value.places if (found := token_range(tokenized, place)))
+            values += [(value.field, ranges)] * bool(ranges)
+        closed = (_closed(field, row.values.get(field.path)) for field in self.plan.closed)
+        return TaggedRow(tokenized.ids, tuple(values), tuple(closed))
+
+
+def _closed(field: FieldPlan, values: Sequence[Any] | None) -> int:
+    said = json.dumps(values[0], ensure_ascii=False) if values else ""
+    return field.values.index(said) if said in field.values else IGNORED
+
+
+def token_range(tokenized: TokenizedText, place: tuple[int, int]) -> tuple[int, int] | None:
+    """Return first and last (excluded) of the tokens that touch the characters of `place`; None without any."""
+    start, end = place
+    touched = [i for i, (left, right) in enumerate(tokenized.places) if left < end and right > start]
+    return (touched[0], touched[-1] + 1) if touched else None
+
+
+@torch.no_grad()
+def targets(rows: Sequence[TaggedRow], logits: torch.Tensor) -> torch.Tensor:
+    """Return the labels to learn (rows, tokens), IGNORED for padding and for the unlikelier places of a value."""
+    log_probs = logits.log_softmax(-1)  # (rows, tokens, labels)
+    wanted = torch.full(logits.shape[:2], IGNORED)
+    for n, row in enumerate(rows):
+        wanted[n, : len(row.ids)] = 0
+        for field, ranges in row.values:
+            free = [r for r in ranges if not (wanted[n, slice(*r)] > 0).any()]
+            if not free:  # within the words of another field
+                continue
+            begin, inside = log_probs[n, :, 1 + 2 * field], log_probs[n, :, 2 + 2 * field]
+            chosen = free[0]
+            if len(free) > 1:
+                chosen = max(free, key=lambda r: float(begin[r[0]] + inside[r[0] + 1 : r[1]].sum()))
+            for start, end in free:
+                if (start, end) == chosen:
+                    wanted[n, start] = 1 + 2 * field
+                    wanted[n, start + 1 : end] = 2 + 2 * field
+                elif not (wanted[n, start:end] > 0).any():
+                    wanted[n, start:end] = IGNORED
+    return wanted

@@ -1,0 +1,123 @@
+"""Answers from label probabilities: values read and held to the schema, rivals weighed, confidences by field."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from smallfirst.models.manifest import Manifest
+from smallfirst.models.spans.plan import AnswerPlan, FieldPlan
+from smallfirst.models.spans.tagger import Tagger
+from smallfirst.models.spans.windows import TokenizedText
+from smallfirst.tasks.extract import Extract
+
+DAY = {"type": "string", "format": "date"}
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "maxLength": 5},
+        "sent": DAY,
+        "due": DAY,
+        "tags": {"type": "array", "items": {"type": "string"}},
+        "kind": {"enum": ["air", "rail"]},
+    },
+    "required": ["city"],
+}
+FIELDS = (
+    FieldPlan(path="city", way=("city",), how="span", forms=("text",), must=True),
+    FieldPlan(path="due", way=("due",), how="span", forms=("date", "days:sent")),
+    FieldPlan(path="sent", way=("sent",), how="span", forms=("date",)),
+    FieldPlan(path="tags", way=("tags", "[]"), how="span", forms=("text",)),
+    FieldPlan(path="kind", way=("kind",), how="closed", values=("", '"air"', '"rail"')),
+)
+LABELS = {name: 1 + 2 * n for n, name in enumerate(("city", "due", "sent", "tags"))}
+
+
+class Spelled:
+    """A network that marks `city:Bern` as a city, and `~city:Rome` almost as surely; `+` goes on."""
+
+    def __init__(self) -> None:
+        self.plan, self.reader, self.words = AnswerPlan(fields=FIELDS), self, list[str]()
+
+    def tokenize(self, text: str) -> TokenizedText:
+        found = list(re.finditer(r"\S+", text))
+        first = len(self.words)
+        self.words += [match[0] for match in found]
+        places = ((match.start() + match[0].rfind(":") + 1, match.end()) for match in found)
+        return TokenizedText(tuple(range(first, len(self.words))), tuple(places))
+
+    def __call__(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        logits = torch.zeros(len(rows), max(map(len, rows)), 9)
+        for n, row in enumerate(rows):
+            for t, token in enumerate(row):
+                name, _, word = self.words[token].rpartition(":")
+                label = LABELS[name.strip("~+")] + ("+" in name) if word and name else 0
+                logits[n, t, label] = 9 if "~" not in name else 8.5
+        kinds = [float(any("flies" in self.words[token] for token in row)) for row in rows]
+        return logits, [torch.tensor([[0.0, 6 * fly, 0.0] for fly in kinds])]
+
+
+def tagger() -> Tagger:
+    manifest = Manifest(kind="tagger", task=Extract(name="trips", json_schema=SCHEMA), base="toy")
+    return Tagger(Spelled(), manifest)  # type: ignore[arg-type]
+
+
+def answer(text: str) -> tuple[Any, dict[str, float], float]:
+    (found,) = tagger().answer([text])
+    return json.loads(found.text), found.field_confidence, found.confidence
+
+
+def test_marked_words_become_the_values_of_the_schema() -> None:
+    said, confidence, whole = answer("he flies to city:Bern due:30 days sent:2025-03-01 tags:far +tags:off tags:cold")
+    assert said == {
+        "city": "Bern",
+        "sent": "2025-03-01",
+        "due": "2025-03-31",
+        "tags": ["far +tags:off", "cold"],
+        "kind": "air",
+    }
+    assert list(confidence) == ["city", "due", "sent", "tags", "kind"]
+    assert whole == pytest.approx(math.prod(confidence.values()))
+    assert confidence["kind"] == pytest.approx(math.exp(6) / (math.exp(6) + 2))
+    marked = math.exp(9) / (math.exp(9) + 8)
+    assert confidence["city"] == pytest.approx(marked * (1 - 1 / (math.exp(9) + 8)))  # it begins there, and ends
+
+
+def test_answers_come_in_the_order_of_the_texts() -> None:
+    texts = ["to city:Bern and so on", "city:Rome", "we go to city:Oslo"]
+    assert [json.loads(found.text)["city"] for found in tagger().answer(texts)] == ["Bern", "Rome", "Oslo"]
+
+
+def test_of_two_values_the_likelier_is_taken_and_its_rival_costs_confidence() -> None:
+    said, confidence, _ = answer("from city:Bern to ~city:Rome")
+    assert said["city"] == "Bern"
+    assert 0.49 < confidence["city"] < 0.51
+    assert answer("from city:Bern to city:Bern")[1]["city"] > 0.99  # the same value twice is no rival
+
+
+def test_what_the_schema_does_not_allow_is_not_taken() -> None:
+    assert answer("city:Konstantinopel city:Rome")[0]["city"] == "Rome"
+    assert "due" not in answer("city:Rome due:soon")[0]
+
+
+def test_what_must_be_there_is_taken_where_it_is_likeliest() -> None:
+    said, confidence, _ = answer("hello Rome")
+    assert said["city"] in ("hello", "Rome")
+    assert confidence["city"] < 0.01
+
+
+def test_an_answer_that_the_schema_refuses_has_no_confidence() -> None:
+    (found,) = tagger().answer(["Konstantinopel"])
+    assert (found.text, found.confidence) == ("{}", 0.0)
+
+
+def test_absence_has_a_confidence_too() -> None:
+    _, confidence, _ = answer("to city:Bern")
+    nothing = (1 - 1 / (math.exp(9) + 8)) ** 2
+    assert confidence["due"] == pytest.approx(nothing)

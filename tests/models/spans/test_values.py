@@ -1,0 +1,65 @@
+"""Where a value stands in a text, in which form, and what marked words are read as."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from smallfirst.models.spans.values import occurrences, read_value
+
+TEXT = "On 05-Feb-2025 we sent 2 x 158,20 and 1 045,56 € net 30, Total $1,045.56 due March 7, 2025 or 07.03.2025"
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "words"),
+    [
+        ("Total", "text", ["Total"]),
+        ("total", "lower", ["Total"]),
+        ("NET", "upper", ["net"]),
+        ("2025-02-05", "date", ["05-Feb-2025"]),
+        ("2025-03-07", "date", ["March 7, 2025", "07.03.2025"]),
+        (158.2, "number", ["158,20"]),
+        (1045.56, "number", ["1 045,56", "1,045.56"]),
+        (2, "number", ["2"]),
+        ("2025-03-07", "days:sent", ["30"]),
+        ("gross", "text", []),
+        (7, "text", []),
+        ("2025-03-08", "date", []),
+    ],
+)
+def test_every_place_of_a_value_is_found(value: Any, form: str, words: list[str]) -> None:
+    found = occurrences(TEXT, value, form, {"sent": "2025-02-05"})
+    assert [TEXT[start:end] for start, end in found] == words
+
+
+def test_white_space_and_case_are_folded_only_where_the_task_folds_them() -> None:
+    assert occurrences("to New\n York now", "new york", "text", {}, "case") == [(3, 12)]
+    assert occurrences("to New\n York now", "new york", "text", {}) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "form", "value"),
+    [
+        (" Bern ", "text", "Bern"),
+        ("", "text", None),
+        ("€644.90", "number", 644.9),
+        ("1.651,15 PLN", "number", 1651.15),
+        ("12", "number", 12),
+        ("Three", "number", 3),
+        ("-5", "number", -5),
+        ("5 to 6", "number", None),
+        ("four", "digits", "4"),
+        ("4.5", "digits", None),
+        ("soon", "number", None),
+        ("03/05/2024", "date", "2024-03-05"),
+        ("03/05/2024", "date_dmy", "2024-05-03"),
+        ("30", "date", None),
+        ("5 May", "date", None),  # without a year it is no date
+        ("30 days", "days:sent", "2025-03-07"),
+        ("soon", "days:sent", None),
+        ("30", "days:paid", None),
+    ],
+)
+def test_marked_words_are_read_in_their_form(words: str, form: str, value: Any) -> None:
+    assert read_value(words, form, {"sent": "2025-02-05"}) == value

@@ -1,0 +1,138 @@
+"""The tagger: targets by hand, a run that learns to mark, a folder that answers as it was judged."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from fixtures.training import fine_tune
+
+from smallfirst.data.dataset import Dataset, Example, Message
+from smallfirst.errors import ConfigError
+from smallfirst.models.loading import load_model
+from smallfirst.models.manifest import read_manifest
+from smallfirst.models.protocol import Completion, Request
+from smallfirst.models.spans.windows import TokenizedText
+from smallfirst.tasks.extract import Extract
+from smallfirst.training.config import TrainConfig
+from smallfirst.training.recipes.tagging import IGNORED, TaggedRow, TaggingBackend, TaggingRecipe, targets, token_range
+from smallfirst.training.run import Run
+
+pytestmark = pytest.mark.usefixtures("module_home")
+CONFIG = TrainConfig(duration="10ep", learning_rate=3e-3, batch_tokens=32, max_seq_tokens=64)
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "thing": {"type": "string"},
+        "count": {"type": ["integer", "null"]},
+        "kind": {"enum": ["lost", "late"]},
+    },
+    "required": ["thing", "count", "kind"],
+}
+THINGS = ("card", "envelope", "parcel", "refund", "pin", "passcode", "currency", "exchange")
+
+
+def rows(name: str, numbers: range) -> Dataset:
+    def example(n: int) -> Example:
+        thing, kind, count = THINGS[n % 8], ("lost", "late")[n // 8 % 2], n % 5 + 2 if n % 3 else None
+        about = f"{count} times" if count else "again"
+        text = f"my {thing} is {'gone' if kind == 'lost' else 'slow'} {about} please"
+        answer = json.dumps({"thing": thing, "count": count, "kind": kind})
+        return Example(messages=(Message(role="user", content=text),), answer=answer, shape="target", path=name, line=n)
+
+    return Dataset(name=name, examples=tuple(map(example, numbers)))
+
+
+@pytest.fixture(scope="module")
+def recipe() -> TaggingRecipe:
+    task = Extract(name="toy", json_schema=SCHEMA)
+    return TaggingRecipe.of(task, rows("train.jsonl", range(120)), rows("selection.jsonl", range(120, 160)))
+
+
+@pytest.fixture(scope="module")
+def tuned(recipe: TaggingRecipe, tiny_encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return fine_tune(recipe, CONFIG, tiny_encoder_folder, tmp_path_factory.mktemp("tagger"))
+
+
+def ask(folder: Path, *texts: str) -> list[Completion]:
+    async def together() -> list[Completion]:
+        model = load_model(folder)
+        found = await asyncio.gather(*(model.complete(Request.ask(text)) for text in texts))
+        await model.aclose()
+        return found
+
+    return asyncio.run(together())
+
+
+def test_the_targets_of_a_value_are_at_its_likeliest_place_and_nothing_is_learned_at_the_others() -> None:
+    logits = torch.zeros(2, 6, 5)
+    logits[0, 4, 1] = 2  # field 0 begins most likely at the second place
+    placed = TaggedRow((9,) * 6, ((0, ((0, 2), (4, 5))), (1, ((2, 4),))), ())
+    short = TaggedRow((9,) * 2, ((1, ((0, 1),)), (0, ((0, 2),))), ())  # the second value is within the first
+    assert targets([placed, short], logits).tolist() == [
+        [IGNORED, IGNORED, 3, 4, 1, 0],
+        [3, 0, IGNORED, IGNORED, IGNORED, IGNORED],
+    ]
+
+
+def test_a_place_is_all_tokens_that_touch_it() -> None:
+    tokens = TokenizedText((1, 2, 3, 4), ((0, 0), (0, 3), (3, 5), (6, 8)))
+    assert [token_range(tokens, place) for place in ((0, 4), (4, 7), (5, 6))] == [(1, 3), (2, 4), None]
+
+
+def test_rows_hold_the_places_of_their_values_and_their_closed_values(
+    recipe: TaggingRecipe, tiny_encoder_folder: Path
+) -> None:
+    _, reader = recipe.backend.load(tiny_encoder_folder, CONFIG)
+    row = recipe.prepare(reader, CONFIG, "toys/tiny").rows[1]
+    text = recipe.train_rows.examples[1].text
+    places = reader.tokenize(text).places
+    words = {field: text[places[a][0] : places[b - 1][1]].strip() for field, ((a, b),) in row.values}
+    assert words == {0: "envelope", 1: "3"}
+    assert [recipe.plan.closed[0].values[i] for i in row.closed] == ['"lost"']
+
+
+def test_it_learns_to_mark_and_the_folder_answers_as_it_was_judged(tuned: Run, recipe: TaggingRecipe) -> None:
+    examples = recipe.selection.examples
+    answers = ask(tuned.folder, *(example.text for example in examples))
+    right = [recipe.task.score(e.golds, a.text) == 1 for e, a in zip(examples, answers, strict=True)]
+    assert sum(right) / len(right) == max(value for _, value in tuned.validation_curve) > 0.9
+    manifest = read_manifest(tuned.folder)
+    assert (manifest.kind, manifest.base) == ("tagger", "toys/tiny")
+    assert manifest.weights_fingerprint
+
+
+def test_every_field_has_a_confidence_there_or_not(tuned: Run) -> None:
+    there, without = ask(tuned.folder, "my card is slow 4 times please", "my card is slow again please")
+    assert (there.text, without.text) == (
+        '{"thing": "card", "count": 4, "kind": "late"}',
+        '{"thing": "card", "count": null, "kind": "late"}',
+    )
+    for answer in (there, without):
+        assert list(answer.field_confidence) == ["thing", "count", "kind"]
+        assert all(0.5 < value <= 1 for value in answer.field_confidence.values())
+        assert answer.confidence is not None
+        assert 0 < answer.confidence <= 1
+
+
+def test_what_must_be_there_is_marked_even_where_nothing_looks_like_it(tuned: Run) -> None:
+    (nothing,) = ask(tuned.folder, "hello again")
+    assert json.loads(nothing.text)["thing"] in "hello again"
+
+
+def test_a_long_text_is_read_in_windows(tuned: Run) -> None:
+    text = "my parcel is gone 3 times please" + ", hello" * 100
+    (answer,) = ask(tuned.folder, text)
+    assert answer.prompt_tokens > 2 * CONFIG.max_seq_tokens
+    assert json.loads(answer.text)["thing"] in text
+
+
+@pytest.mark.parametrize("setting", [{"method": "lora"}, {"frozen_layers": 1}, {"micro_tokens": 64}])
+def test_settings_of_causal_models_are_refused(
+    recipe: TaggingRecipe, tiny_encoder_folder: Path, setting: dict[str, object]
+) -> None:
+    with pytest.raises(ConfigError, match="an encoder is fine-tuned whole"):
+        TaggingBackend(recipe.plan).load(tiny_encoder_folder, TrainConfig(**setting))
