@@ -248,8 +248,7 @@ class TaskFile(Record):
     in seconds) and `tuned` (a fine-tuned encoder) are for closed answers only, as are `larger_encoder` and
     `larger_tuned`, the same on `small.larger_encoder`, and `blend`, which mixes those of the ladder; `tagger` marks
     JSON fields in their texts, `reader` open answers in their contexts; `base` is the language model of `small` as it
-    is, `small` the same after fine-tuning. Left out: words, encoder, tuned, tagger, reader and small, as far as kind
-    and rows allow."""
+    is, `small` after fine-tuning. Left out: words, encoder, tuned, tagger, reader and small, as far as all suit."""
     minutes: float | None = pydantic.Field(default=None, gt=0, allow_inf_nan=False)
     """How long a run may take. Candidates are then chosen by what they promise and how long they take here: of those on
     the ladder or, without one, of all that can go live. Left out: every candidate is trained to the end."""
