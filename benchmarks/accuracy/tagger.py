@@ -211,7 +211,7 @@ def write_page(figures: dict[str, Any]) -> None:
             )
     speeds = [one for one in figures.values() if "speed" in one]
     if speeds:
-        lines += ["", "## Requests a second", "", "One process, two threads, 512 test texts at once and 60 one by one, in turn with the frozen encoder alone (medians of 5).", "",
+        lines += ["", "## Requests a second", "", "One process, one thread, 512 test texts at once and 60 one by one, in turn with the frozen encoder alone (medians of 5).", "",
             "| set | tagger, all at once | frozen encoder | ratio | tagger, one by one | frozen encoder | ratio |", "|---|---|---|---|---|---|---|"]  # fmt: skip
         for one in speeds:
             s = one["speed"]
