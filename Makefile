@@ -3,14 +3,17 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 DEMO   := examples/claims_desk/task.yaml
+SECOND := examples/claim_details/task.yaml
 
 .PHONY: help demo test lint tests format hooks docs serve tree clean
 
 help:                    ## list these commands
 	@grep -hE '^[a-z]+: .*##|^[a-z]+:  +##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
 
-demo: $(VENV)/.demo      ## run the whole path on a real small model; ends with a verdict and report.html
-	@$(BIN)/smallfirst run $(DEMO) --report report.html $(ARGS)
+demo: $(VENV)/.demo      ## run the whole path for labels and for JSON; ends with two verdicts, report.html, details.html
+	@labels="$$($(BIN)/smallfirst run $(DEMO) --report report.html $(ARGS))"; failed=$$?; \
+	json="$$($(BIN)/smallfirst run $(SECOND) --report details.html $(ARGS))" || failed=$$?; \
+	printf '%s\n%s\n' "$$labels" "$$json"; exit $$failed
 
 test: lint tests         ## run everything that must pass: style, types, import contract, tests
 
@@ -53,4 +56,4 @@ $(VENV)/.dev: $(VENV)/.demo
 	touch $@
 
 clean:                   ## remove the environment and all state
-	rm -rf $(VENV) .smallfirst report.html
+	rm -rf $(VENV) .smallfirst report.html details.html
