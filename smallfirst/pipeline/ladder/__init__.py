@@ -1,1 +1,1 @@
-"""A ladder that thinks about time: which candidates are tried within `minutes`, in which order, with which settings."""
+"""A ladder that thinks about time: which candidates are tried within `minutes`, in which order, with what settings."""
