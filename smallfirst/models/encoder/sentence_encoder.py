@@ -95,6 +95,12 @@ class SentenceEncoder:
         width: int = self.model.config.hidden_size if self.engine is None else self.engine.width
         return width
 
+    @cached_property
+    def max_positions(self) -> int:
+        """Tokens for which the encoder has positions, special ones included."""
+        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        return int(config.get("max_position_embeddings", self.max_tokens))
+
     @property
     def int8(self) -> bool:
         return self.engine is not None and self.engine.int8

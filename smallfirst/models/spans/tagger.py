@@ -36,8 +36,9 @@ class TaggerNetwork(torch.nn.Module):
 
     def __init__(self, reader: WindowReader, plan: AnswerPlan) -> None:
         super().__init__()
-        self.reader, self.plan, self.body = reader, plan, reader.encoder.model
-        width, sizes = self.body.config.hidden_size, [len(field.values) for field in plan.closed]
+        encoder = reader.encoder
+        self.reader, self.plan, self.body = reader, plan, encoder.model if encoder.engine is None else None
+        width, sizes = encoder.width, [len(field.values) for field in plan.closed]
         self.tokens = torch.nn.Linear(width, 1 + 2 * len(plan.spans))
         self.queries = torch.nn.Parameter(torch.zeros(len(sizes), width))
         self.closed = torch.nn.ModuleList(torch.nn.Linear(width, size) for size in sizes)
@@ -53,7 +54,7 @@ class TaggerNetwork(torch.nn.Module):
         """Write the encoder with its tokenizer, the heads and the plan."""
         from safetensors.torch import save
 
-        self.body.save_pretrained(folder / ENCODER_FOLDER)
+        self.reader.encoder.model.save_pretrained(folder / ENCODER_FOLDER)
         self.reader.encoder.tokenizer.save_pretrained(folder / ENCODER_FOLDER)
         heads = {name: w.contiguous() for name, w in self.state_dict().items() if not name.startswith("body.")}
         write_atomically(folder / HEADS, save(heads))
@@ -63,7 +64,7 @@ class TaggerNetwork(torch.nn.Module):
     def load(cls, folder: Path, max_tokens: int) -> TaggerNetwork:
         from safetensors.torch import load_file
 
-        reader = WindowReader(SentenceEncoder(folder / ENCODER_FOLDER), max_tokens)
+        reader = WindowReader(SentenceEncoder.for_inference(folder / ENCODER_FOLDER), max_tokens)
         network = cls(reader, AnswerPlan.load(folder / PLAN)).eval()
         network.load_state_dict(load_file(folder / HEADS), strict=False)
         return network

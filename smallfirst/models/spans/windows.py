@@ -36,7 +36,7 @@ class WindowReader:
     def __init__(self, encoder: SentenceEncoder, max_tokens: int) -> None:
         """Read `max_tokens` tokens at once, special tokens included, or as many as the encoder has positions for."""
         self.encoder = encoder
-        self.max_tokens = min(max_tokens, int(getattr(encoder.model.config, "max_position_embeddings", max_tokens)) - 2)
+        self.max_tokens = min(max_tokens, encoder.max_positions - 2)
 
     def tokenize(self, text: str) -> TokenizedText:
         found = self.encoder.tokenizer(text, return_offsets_mapping=True, truncation=False, verbose=False)

@@ -28,11 +28,11 @@ def encoder_pace(folder: Path, texts: tuple[str, ...]) -> EncoderPace:
     """Measure an encoder on `texts`, read as they are served and trained on in bf16; takes a second or two."""
     from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 
-    encoder = SentenceEncoder(folder)
+    served, encoder = SentenceEncoder.for_inference(folder), SentenceEncoder(folder)
     import torch  # of an extra, whose absence was told above
 
-    encoder.embed(texts)  # the first call is slower
-    read_s = _seconds(lambda: encoder.embed(texts)) / len(texts)
+    served.embed(texts)  # the first call is slower
+    read_s = _seconds(lambda: served.embed(texts)) / len(texts)
     ids = [encoder.tokens(text) for text in texts]
     encoder.model.to(torch.bfloat16)
 
