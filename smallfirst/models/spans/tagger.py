@@ -37,7 +37,8 @@ class TaggerNetwork(torch.nn.Module):
     def __init__(self, reader: WindowReader, plan: AnswerPlan) -> None:
         super().__init__()
         encoder = reader.encoder
-        self.reader, self.plan, self.body = reader, plan, encoder.model if encoder.engine is None else None
+        self.reader, self.plan = reader, plan
+        self.body: Any = encoder.model if encoder.engine is None else None
         width, sizes = encoder.width, [len(field.values) for field in plan.closed]
         self.tokens = torch.nn.Linear(width, 1 + 2 * len(plan.spans))
         self.queries = torch.nn.Parameter(torch.zeros(len(sizes), width))
