@@ -15,10 +15,11 @@ from typing import Any
 import smallfirst
 from smallfirst.data.dataset import Example
 from smallfirst.data.sources.reader import RawRow
+from smallfirst.models.local.token_batches import PackedRows
 from smallfirst.project.project import Project
 from smallfirst.project.task_file import read_task_file
 from smallfirst.registry.runs import open_run
-from smallfirst.training.batches import Batch, TokenizedRow
+from smallfirst.training.batches import TokenizedRow
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.loop import StepMetrics
 from smallfirst.training.recipes.recipe import TaskRecipe
@@ -26,7 +27,7 @@ from smallfirst.training.run import train
 
 PACKAGE = Path(smallfirst.__file__).parent
 DOCUMENT = PACKAGE.parent / "docs" / "design" / "training_path.md"
-MAX_FILES = 13
+MAX_FILES = 16
 MARK = "zebra"
 """A word of every row's text and of every label."""
 BESIDE = {
@@ -47,7 +48,7 @@ def is_row(value: Any) -> bool:
     """True for a row or a batch in any form, for its text or its label, and for a sequence of rows."""
     if isinstance(value, str):
         return MARK in value
-    if isinstance(value, RawRow | Example | TokenizedRow | Batch):
+    if isinstance(value, RawRow | Example | TokenizedRow | PackedRows):
         return True
     return isinstance(value, list | tuple) and bool(value) and not isinstance(value[0], str) and is_row(value[0])
 

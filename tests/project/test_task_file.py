@@ -237,8 +237,8 @@ def test_the_ladder_says_what_is_trained_and_what_can_go_live(tmp_path: Path) ->
     assert read(tmp_path, MINIMAL + "routing: {small: small}\n").goes_live == "small"
     cases = {
         "ladder: [word]\n": 'ladder: "word" is no candidate — did you mean "words"?',
-        "ladder: [base]\n": "name a candidate that can go live: words, encoder, ",
-        "ladder: []\n": "name a candidate that can go live: words, encoder, ",
+        "ladder: [base]\n": "name a candidate that can go live: words, ",
+        "ladder: []\n": "name a candidate that can go live: words, ",
         "small: {candidates: [words]}\n": "small.candidates moved to ladder: write `ladder: [words, small]`",
         "ladder: [words]\nrouting: {small: encoder}\n": "routing.small: encoder is not on the ladder: add it to ladder",
         "ladder: [small]\nrouting: {agreement: [words]}\n": "routing.agreement: words is not on the ladder",
