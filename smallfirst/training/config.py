@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 import pydantic
 
+from smallfirst.errors import ConfigError
 from smallfirst.records import Record
 
 
@@ -70,6 +71,12 @@ class TrainConfig(Record):
     def _duration_is_readable(cls, value: str) -> str:
         parse_duration(value)
         return value
+
+
+def require_whole(config: TrainConfig) -> None:
+    """Raise ConfigError unless every weight is trained in whole batches: an encoder knows no adapters."""
+    if config.method != "full" or config.micro_tokens or config.frozen_layers:
+        raise ConfigError("an encoder is fine-tuned whole: method full, micro_tokens and frozen_layers unset")
 
 
 class TeacherConfig(Record):

@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 
 from smallfirst.data.dataset import Dataset, Example
-from smallfirst.errors import ConfigError
 from smallfirst.evaluation.label_sets import calibrate_labels
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.linear.classifier import (
@@ -32,7 +31,7 @@ from smallfirst.models.local.weights import weights_fingerprint
 from smallfirst.models.manifest import Manifest
 from smallfirst.tasks.task import Task
 from smallfirst.training.batches import encode_all_rows
-from smallfirst.training.config import TrainConfig
+from smallfirst.training.config import TrainConfig, require_whole
 from smallfirst.training.optimizer import MasterAdamW
 from smallfirst.training.recipes.recipe import PreparedData
 from smallfirst.training.validation import ValidationResult
@@ -87,8 +86,7 @@ class ContrastiveBackend:
         self.n_labels = n_labels
 
     def load(self, base: Path, config: TrainConfig) -> tuple[SentenceClassifier, Any]:
-        if config.method != "full" or config.micro_tokens or config.frozen_layers:
-            raise ConfigError("an encoder is fine-tuned whole: method full, micro_tokens and frozen_layers unset")
+        require_whole(config)
         encoder = SentenceEncoder(base)
         encoder.max_tokens = min(encoder.max_tokens, config.max_seq_tokens)
         return SentenceClassifier(encoder).eval(), encoder.tokenizer

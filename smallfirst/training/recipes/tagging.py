@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 
 from smallfirst.data.dataset import Dataset, Example
-from smallfirst.errors import ConfigError
 from smallfirst.evaluation.calibration import fit_calibration
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.local.weights import weights_fingerprint
@@ -27,7 +26,7 @@ from smallfirst.models.spans.tagger import Tagger, TaggerNetwork
 from smallfirst.models.spans.windows import TokenizedText, WindowReader
 from smallfirst.tasks.extract import Extract
 from smallfirst.training.batches import epoch_batches
-from smallfirst.training.config import TrainConfig
+from smallfirst.training.config import TrainConfig, require_whole
 from smallfirst.training.optimizer import MasterAdamW
 from smallfirst.training.recipes.recipe import PreparedData
 from smallfirst.training.validation import ValidationResult
@@ -54,8 +53,7 @@ class TaggingBackend:
 
     def load(self, base: Path, config: TrainConfig) -> tuple[TaggerNetwork, WindowReader]:
         """Return the network, and its reader in place of a tokenizer."""
-        if config.method != "full" or config.micro_tokens or config.frozen_layers:
-            raise ConfigError("an encoder is fine-tuned whole: method full, micro_tokens and frozen_layers unset")
+        require_whole(config)
         reader = WindowReader(SentenceEncoder(base), config.max_seq_tokens)
         reader.encoder.model.config.attention_probs_dropout_prob = 0.0  # a quarter of the time at 200 tokens
         return TaggerNetwork(reader, self.plan).eval(), reader
