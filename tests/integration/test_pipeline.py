@@ -161,20 +161,16 @@ def test_a_training_that_was_broken_off_is_gone_on_with(desk_folder: Path) -> No
     assert RunFolder.unfinished("claims-desk") is None
 
 
-def test_a_fine_tuned_encoder_is_measured_and_judged_where_it_is_asked_for(
+def test_a_fine_tuned_encoder_is_measured_and_judged(
     desk_folder: Path, tiny_encoder_folder: Path
 ) -> None:
     file = task_file(desk_folder, accuracy_at_least=0.5)
     brief = file.small.encoder_training.model_copy(update={"duration": "2ba", "max_seq_tokens": 512})
-    more = {
-        "encoder": str(tiny_encoder_folder),
-        "encoder_training": brief,
-        "training": file.small.training.model_copy(update={"duration": "2ba"}),
-    }
-    changed = {"ladder": ("tuned", "small"), "small": file.small.model_copy(update=more)}
+    more = {"encoder": str(tiny_encoder_folder), "encoder_training": brief}
+    changed = {"ladder": ("tuned",), "small": file.small.model_copy(update=more)}
     project = Project.read(file.model_copy(update=changed), Progress(quiet=True))
     run_folder = pipeline.train_stage(project)
-    assert {"tuned", "small"} <= {e.candidate for e in pipeline.evaluate_stage(project, run_folder)}
+    assert "tuned" in {e.candidate for e in pipeline.evaluate_stage(project, run_folder)}
     verdict = pipeline.gate_stage(project, run_folder).of("tuned")
     tuned = run_folder.evaluation("tuned", "test")
     assert tuned is not None
