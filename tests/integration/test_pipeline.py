@@ -161,9 +161,7 @@ def test_a_training_that_was_broken_off_is_gone_on_with(desk_folder: Path) -> No
     assert RunFolder.unfinished("claims-desk") is None
 
 
-def test_a_fine_tuned_encoder_is_measured_and_judged(
-    desk_folder: Path, tiny_encoder_folder: Path
-) -> None:
+def test_a_fine_tuned_encoder_is_measured_and_judged(desk_folder: Path, tiny_encoder_folder: Path) -> None:
     file = task_file(desk_folder, accuracy_at_least=0.5)
     brief = file.small.encoder_training.model_copy(update={"duration": "2ba", "max_seq_tokens": 512})
     more = {"encoder": str(tiny_encoder_folder), "encoder_training": brief}
