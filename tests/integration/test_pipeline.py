@@ -146,7 +146,10 @@ class Interrupting(Progress):
         yield press
 
 
-def test_a_training_that_was_broken_off_is_gone_on_with(desk_folder: Path) -> None:
+def test_a_training_that_was_broken_off_is_gone_on_with(
+    desk_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path))  # other tests leave runs without a report in the shared home
     project = Project.read(task_file(desk_folder), Progress(quiet=True))
     with pytest.raises(StageMissing, match="claims-desk has no interrupted run to resume"):
         pipeline.train_stage(project, resume=True)

@@ -1,0 +1,1 @@
+"""Typed questions in OpenAI's and TypeSafe's shapes: each distinct question is a task."""
