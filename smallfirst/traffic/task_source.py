@@ -10,6 +10,7 @@ from typing import Literal
 
 from smallfirst.records import Record
 from smallfirst.traffic.answers.answer_format import AnswerFormat
+from smallfirst.traffic.answers.find_format import FormatCheck
 from smallfirst.traffic.messages import Prompt
 from smallfirst.traffic.templates.template import Template
 
@@ -65,6 +66,8 @@ class TaskSource(Record):
     templates: tuple[TaskTemplate, ...]
     """The wordings in use, newest last."""
     answer_format: AnswerFormat
+    format_check: FormatCheck | None = None
+    """How faithfully the format gives the recorded answers back; one that is not exact blocks the take-over."""
     models: tuple[str, ...] = ()
     """Models that the application asks for with these prompts."""
     teacher: Teacher

@@ -1,0 +1,129 @@
+"""The common format of recorded answers, and the answer that it does not give back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from smallfirst.traffic.answers.find_format import find_format, frequent_labels
+from smallfirst.traffic.messages import Answer, ToolCall
+
+LABELS = ("card arrival", "card linking", "top up failed", "top up limits")
+
+
+def in_frame(prefix: str, suffix: str, labels: tuple[str, ...] = LABELS) -> list[Answer]:
+    return [Answer(f"{prefix}{label}{suffix}") for label in labels for _ in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "suffix"),
+    [
+        ("", ""),
+        ("Intent: ", ""),
+        ("The intent is ", "."),
+        ('{"intent": "', '"}'),
+        ('{\n  "intent": "', '"\n}'),
+        ('```json\n{"intent":"', '"}\n```'),
+        ("**", "**"),
+        ("", "\n"),
+        ("<label>", "</label>"),
+    ],
+)
+def test_a_label_is_found_in_its_frame(prefix: str, suffix: str) -> None:
+    found = find_format(in_frame(prefix, suffix))
+    assert found is not None
+    assert (found.format.kind, found.format.prefix, found.format.suffix) == ("label", prefix, suffix)
+    assert sorted(found.labels) == sorted(LABELS)
+    assert found.check.is_exact
+    assert found.check.n_exact == 40
+
+
+def test_what_labels_have_in_common_is_no_frame() -> None:
+    found = find_format(in_frame("", "", ("top up failed now", "top up limits now", "self-harm", "self-help")))
+    assert found is not None
+    assert found.format.prefix == found.format.suffix == ""
+    alike = find_format(in_frame("", "", ("self-harm", "self-help")))
+    assert alike is not None
+    assert alike.format.prefix == ""
+
+
+def test_two_labels_that_begin_alike_need_no_frame_although_a_third_is_rare() -> None:
+    answers = [Answer("not urgent")] * 100 + [Answer("not relevant")] * 100 + [Answer("urgent")] * 4
+    found = find_format(answers)
+    assert found is not None
+    assert set(found.labels) == {"not urgent", "not relevant", "urgent"}
+
+
+def test_an_answer_in_the_models_own_words_is_no_label() -> None:
+    found = find_format([*in_frame("", ""), Answer("I can only classify messages into the intents.")])
+    assert found is not None
+    assert len(found.labels) == 4
+    assert found.check.n_read == 41
+
+
+def test_refusals_and_cut_off_answers_do_not_count() -> None:
+    found = find_format([*in_frame("", ""), Answer("I cannot", finish_reason="length")])
+    assert found is not None
+    assert found.check.n_answers == 40
+
+
+def test_objects_are_json_in_their_writing() -> None:
+    texts = [json.dumps({"who": f"name {i}", "n": i}, indent=2) for i in range(40)]
+    found = find_format([Answer(f"```json\n{text}\n```") for text in texts])
+    assert found is not None
+    assert found.format.kind == "json"
+    assert found.format.writing.indent == "  "
+    assert found.check.is_exact
+    assert found.labels == ()
+
+
+def test_few_different_objects_of_two_fields_are_no_labels() -> None:
+    texts = ['{"who": "me", "n": "1"}', '{"who": "me", "n": "2"}', '{"who": "you", "n": "1"}']
+    found = find_format([Answer(text) for text in texts for _ in range(20)])
+    assert found is not None
+    assert found.format.kind == "json"
+
+
+def test_lists_of_labels_are_json() -> None:
+    found = find_format([Answer(text) for text in ('["a", "b"]', '["a"]', "[]", '["b"]') for _ in range(10)])
+    assert found is not None
+    assert found.format.kind == "json"
+    assert found.check.is_exact
+
+
+def test_a_call_of_one_function_is_a_format() -> None:
+    answers = [Answer("", (ToolCall("route", f'{{"queue":"{label}"}}'),), "tool_calls") for label in LABELS * 10]
+    found = find_format(answers)
+    assert found is not None
+    assert (found.format.tool, found.format.kind) == ("route", "label")
+    assert found.check.is_exact
+    assert set(found.labels) == set(LABELS)
+
+
+def test_calls_of_several_functions_have_no_common_format() -> None:
+    answers = [Answer("", (ToolCall(name, "{}"),), "tool_calls") for name in ("a", "b", "c") for _ in range(5)]
+    assert find_format(answers) is None
+    assert find_format([]) is None
+    assert find_format([Answer("x", (ToolCall("a", "{}"),))] * 10) is None
+
+
+def test_other_answers_are_text() -> None:
+    found = find_format([Answer(f"The answer is {i * 17} km.") for i in range(40)])
+    assert found is not None
+    assert (found.format.kind, found.format.prefix, found.format.suffix) == ("text", "The answer is ", ".")
+
+
+def test_the_answer_that_does_not_come_back_is_named() -> None:
+    answers = [Answer(f'{{"total": {i}.20}}') for i in range(60)] + [Answer('{"total": 7.5}')]
+    found = find_format(answers)
+    assert found is not None
+    assert not found.check.is_exact
+    assert (found.check.n_exact, found.check.n_read) == (60, 61)
+    assert (found.check.recorded, found.check.rendered) == ('{"total": 7.5}', '{"total": 7.50}')
+
+
+def test_a_closed_set_needs_repeats() -> None:
+    assert frequent_labels(["a"] * 10 + ["b"] * 10) == ("a", "b")
+    assert frequent_labels([f"answer {i}" for i in range(40)]) == ()
+    assert frequent_labels([]) == ()
