@@ -1,10 +1,16 @@
-"""What a request asks and a response answers, in one form for chat completions, responses, completions and messages."""
+"""What a request asks and a response answers, in one form for chat completions, responses, completions and messages.
+
+A decision of one question reads as its words and its state; its answer as the likeliest label.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+from smallfirst.traffic.decisions.exchanges import is_decision, read_decision, read_label
+from smallfirst.traffic.decisions.question import DecisionRequest, Question
 
 _ROLES = {"developer": "system"}
 
@@ -51,6 +57,8 @@ class Answer(NamedTuple):
 
 def read_prompt(route: str, request: dict[str, Any]) -> Prompt | None:
     """Return what a request asks; None on routes without messages, such as embeddings, and for a malformed body."""
+    if is_decision(route):
+        return _decision_prompt(route, request)
     model = request.get("model")
     found = _turns(route, request)
     if found is None or not found[0]:
@@ -69,6 +77,9 @@ def read_prompt(route: str, request: dict[str, Any]) -> Prompt | None:
 
 def read_answer(route: str, response: dict[str, Any]) -> Answer | None:
     """Return what a response answers; None where it holds no answer, as an error does not."""
+    if is_decision(route):
+        label = read_label(route, response)
+        return Answer(label.text, (), "refusal" if label.refused else "stop") if label else None
     if route.endswith("/responses"):
         return _responses_answer(response)
     if route.endswith("/messages"):
@@ -90,9 +101,22 @@ def read_answer(route: str, response: dict[str, Any]) -> Answer | None:
     return Answer(text, named, reason)
 
 
+def question_prompt(model: str, question: Question, request: DecisionRequest) -> Prompt:
+    """Return one question of a decision as a prompt: the question in words, and the state."""
+    turns = (Turn("system", question.text), Turn("user", request.text))
+    return Prompt(model, turns, has_media=request.has_media or not question.is_task)
+
+
 def canonical(value: Any) -> str:
     """Return `value` as JSON with sorted keys: equal values, equal text."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def _decision_prompt(route: str, body: dict[str, Any]) -> Prompt | None:
+    request = read_decision(route, body)
+    if request is None or len(request.questions) != 1:
+        return None
+    return question_prompt(request.model, request.questions[0], request)
 
 
 def _turns(route: str, request: dict[str, Any]) -> tuple[list[Turn], bool] | None:

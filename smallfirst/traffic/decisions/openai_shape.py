@@ -1,0 +1,213 @@
+"""OpenAI's `POST /v1/decisions`: requests with the limits that its reference gives, answers in the order of questions.
+
+Source: `types/decision.py` of openai-python 3.57.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from smallfirst.traffic.decisions.openai_body import (
+    MAX_CHOICES,
+    MAX_LEVELS,
+    Body,
+    Call,
+    CallOutput,
+    ChoiceQuestion,
+    ImagePart,
+    JsonPart,
+    ScoreQuestion,
+    UserMessage,
+)
+from smallfirst.traffic.decisions.question import (
+    DEFAULT_INSTRUCTIONS,
+    DecisionRequest,
+    Option,
+    Question,
+    Usage,
+    Verdict,
+    as_number,
+    as_text,
+    confidence_of,
+    label_of,
+    predicate_options,
+)
+
+ROUTE = "/v1/decisions"
+
+
+def read_request(body: dict[str, Any]) -> DecisionRequest:
+    """Return a request's questions. Raise pydantic.ValidationError naming every broken rule."""
+    parsed = Body.model_validate(body)
+    questions = tuple(_question(one, raw) for one, raw in zip(parsed.questions, body["questions"], strict=True))
+    state, has_media = _state(parsed.input)
+    return DecisionRequest(parsed.model, state, questions, body, has_media)
+
+
+def write_request(request: DecisionRequest, questions: Sequence[Question], model: str) -> dict[str, Any]:
+    """Return the body that asks `questions` of a request in another shape. Raise ValueError where it has no form."""
+    return {"model": model, "input": _input(request.state), "questions": [_written(one) for one in questions]}
+
+
+def with_questions(request: DecisionRequest, questions: Sequence[Question], model: str) -> dict[str, Any]:
+    """Return a body of this shape with these of its questions alone."""
+    return {**request.raw, "model": model, "questions": [question.raw for question in questions]}
+
+
+def read_response(response: dict[str, Any], questions: Sequence[Question]) -> list[Verdict]:
+    """Return the verdict on each question. Raise ValueError where an answer is missing or has another form."""
+    answers = response.get("answers")
+    if not isinstance(answers, list) or len(answers) != len(questions):
+        raise ValueError(f"{len(questions)} answers expected")
+    return [_verdict(answer, question) for answer, question in zip(answers, questions, strict=True)]
+
+
+def read_usage(response: dict[str, Any]) -> Usage:
+    """Return the tokens that a response bills; what it leaves out counts as none."""
+    usage = response.get("usage")
+    given = usage if isinstance(usage, dict) else {}
+    cached = (given.get("input_tokens_details") or {}).get("cached_tokens")
+    reasoning = (given.get("output_tokens_details") or {}).get("reasoning_tokens")
+    return Usage(*(n if isinstance(n, int) else 0 for n in _tokens(given, cached, reasoning)))
+
+
+def write_response(
+    model: str, questions: Sequence[Question], verdicts: Sequence[Verdict], usage: Usage
+) -> dict[str, Any]:
+    """Return the response's body."""
+    return {
+        "answers": [_answer(question, verdict) for question, verdict in zip(questions, verdicts, strict=True)],
+        "model": model,
+        "usage": {
+            "input_tokens": usage.input_tokens,
+            "input_tokens_details": {"cache_write_tokens": 0, "cached_tokens": usage.cached_tokens},
+            "output_tokens": usage.output_tokens,
+            "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+            "total_tokens": usage.input_tokens + usage.output_tokens,
+        },
+    }
+
+
+def _tokens(usage: dict[str, Any], cached: Any, reasoning: Any) -> tuple[Any, ...]:
+    return usage.get("input_tokens"), usage.get("output_tokens"), cached, reasoning
+
+
+def _parts(content: Any) -> tuple[str, bool]:
+    if isinstance(content, str):
+        return content, False
+    texts = [
+        as_text(part.data) if isinstance(part, JsonPart) else getattr(part, "text", getattr(part, "refusal", ""))
+        for part in content
+        if not isinstance(part, ImagePart)
+    ]
+    return "\n".join(texts), len(texts) < len(content)
+
+
+def _state(given: Any) -> tuple[str | dict[str, Any] | list[Any], bool]:
+    if isinstance(given, str):
+        return given, False
+    alone = given[0] if len(given) == 1 and isinstance(given[0], UserMessage) else None
+    if alone is not None and isinstance(alone.content, list) and len(alone.content) == 1:
+        part = alone.content[0]
+        if isinstance(part, JsonPart):
+            return part.data, False
+    if alone is not None:
+        return _parts(alone.content)
+    turns, has_media = [], False
+    for item in given:
+        if isinstance(item, Call):
+            turns.append({"role": "assistant", "call": item.name, "content": item.arguments or item.input or ""})
+            continue
+        text, media = _parts(item.output if isinstance(item, CallOutput) else item.content)
+        turns.append({"role": getattr(item, "role", "tool"), "content": text})
+        has_media = has_media or media
+    return turns, has_media
+
+
+def _question(asked: Any, raw: dict[str, Any]) -> Question:
+    text, has_media = _parts(asked.instructions)
+    options = predicate_options()
+    if isinstance(asked, ChoiceQuestion):
+        options = tuple(Option(label_of(one.value), one.description or "", one.value) for one in asked.choices)
+    elif isinstance(asked, ScoreQuestion):
+        options = tuple(Option(one.label, one.description or "", one.label) for one in asked.levels)
+    return Question(asked.type, text, options, asked.name, raw, has_media)
+
+
+def _input(state: Any) -> str | list[Any]:
+    is_json = isinstance(state, dict) or (state and all(isinstance(one, dict) for one in state))
+    if isinstance(state, str) or not is_json:
+        return as_text(state)
+    return [{"role": "user", "content": [{"type": "input_json", "data": state}]}]
+
+
+def _written(question: Question) -> dict[str, Any]:
+    """Return the question in this shape; what it has no field for stands in the instructions."""
+    instructions = question.instructions or DEFAULT_INSTRUCTIONS[question.kind]
+    written: dict[str, Any] = {"type": question.kind, "instructions": instructions}
+    if question.name is not None:
+        written["name"] = question.name
+    if question.kind == "predicate":
+        said = [f"{option.label}: {option.description}" for option in question.options if option.description]
+        return {**written, "instructions": "\n".join([instructions, *said])}
+    key, most, list_key = (
+        ("value", MAX_CHOICES, "choices") if question.kind == "choice" else ("label", MAX_LEVELS, "levels")
+    )
+    if not 2 <= len(question.options) <= most:
+        raise ValueError(f"OpenAI's shape takes 2 to {most} {list_key}")
+    options = [{key: option.value, **_described(option)} for option in question.options]
+    return {**written, list_key: options}
+
+
+def _described(option: Option) -> dict[str, str]:
+    return {"description": option.description} if option.description else {}
+
+
+def _verdict(answer: Any, question: Question) -> Verdict:
+    kind = answer.get("type") if isinstance(answer, dict) else None
+    if kind == "refusal":
+        return Verdict(raw=answer)
+    if kind != question.kind:
+        raise ValueError(f"an answer to a {question.kind} expected, not {kind!r}")
+    try:
+        if kind == "predicate":
+            true = float(answer["probability"])
+            return Verdict((true, 1 - true), raw=answer)
+        given = {_key(one["value"]): float(one["probability"]) for one in answer["probabilities"]}
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"a {kind} without its probabilities") from None
+    keys = range(len(question.options)) if kind == "score" else [option.value for option in question.options]
+    probabilities = tuple(given.get(_key(key), 0.0) for key in keys)
+    confidence = answer.get("confidence")
+    return Verdict(probabilities, as_number(confidence), answer)
+
+
+def _key(value: Any) -> tuple[bool, Any]:
+    """Tell a boolean from the number and the text that equal it."""
+    return isinstance(value, bool), value
+
+
+def _answer(question: Question, verdict: Verdict) -> dict[str, Any]:
+    if verdict.refused:
+        return {"type": "refusal", "name": question.name}
+    if verdict.raw is not None and verdict.raw.get("type") == question.kind and _is_own(verdict.raw):
+        return {**verdict.raw, "name": question.name}
+    if question.kind == "predicate":
+        return {"type": "predicate", "name": question.name, "probability": verdict.probabilities[0]}
+    confidence = verdict.confidence
+    if confidence is None:
+        confidence = confidence_of(question.kind, verdict.probabilities)
+    pairs = list(zip(question.options, verdict.probabilities, strict=True))
+    if question.kind == "choice":
+        said: dict[str, Any] = {"choice": question.options[verdict.best].value}
+        listed = [{"value": option.value, "probability": p} for option, p in pairs]
+    else:
+        said = {"score": verdict.expected}
+        listed = [{"value": i, "label": option.label, "probability": p} for i, (option, p) in enumerate(pairs)]
+    return {"type": question.kind, "name": question.name, **said, "confidence": confidence, "probabilities": listed}
+
+
+def _is_own(answer: dict[str, Any]) -> bool:
+    """Tell an answer of this shape from one of System One, whose probabilities are an object."""
+    return "probability" in answer or isinstance(answer.get("probabilities"), list)
