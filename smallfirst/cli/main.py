@@ -22,6 +22,7 @@ STAGES = {
     "go live": ("promote", "serve", "parity", "rollback", "export"),
     "watch": ("explain", "queue"),
     "improve": ("label", "label-plan", "suspects", "harvest", "challenge"),
+    "drop in": ("proxy",),
     "operate": ("doctor", "keys", "completion"),
 }
 """The verbs by stage of work, in the order of the path; those of installed packages belong to the last stage."""
@@ -36,10 +37,21 @@ MAX_SUMMARY = 64
 
 _OWN_MODULE = {"run", "jobs", "serve", "parity", "keys"}
 
+_PACKAGE = "drop in"
+"""Stage whose verbs have a module each, in a package."""
+
+
+def _module(stage: str, verb: str) -> str:
+    name, of_stage = verb.replace("-", "_"), stage.replace(" ", "_")
+    if stage == _PACKAGE:
+        return f"{of_stage}.{name}"
+    return name if verb in _OWN_MODULE else of_stage
+
+
 COMMANDS: Registry[click.Command] = Registry(
     "smallfirst.commands",
     {
-        verb: f"smallfirst.cli.{verb if verb in _OWN_MODULE else stage.replace(' ', '_')}:{verb.replace('-', '_')}"
+        verb: f"smallfirst.cli.{_module(stage, verb)}:{verb.replace('-', '_')}"
         for stage, verbs in STAGES.items()
         for verb in verbs
     },

@@ -20,9 +20,9 @@ DOORS = {
     "peft": ("models", "training"),
     "mlflow": ("registry", "interfaces"),
     "starlette": ("serving",),
-    "uvicorn": ("serving",),
+    "uvicorn": ("gateway", "serving"),
     "xllamacpp": ("models",),
-    "aiohttp": ("models",),
+    "aiohttp": ("gateway", "models"),
     "httpx": (),
 }
 """Which part of the package may import a heavy dependency at all."""

@@ -13,10 +13,37 @@ from smallfirst.models.remote.circuit_breaker import CircuitBreakerConfig
 from smallfirst.records import Record
 
 
+def check_base_url(value: str) -> str:
+    """Return the address without a slash at its end. Raise ValueError unless it is a full one without secrets."""
+    url = _split(value)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise ValueError("must be a full address such as https://api.example.com/v1")
+    if url.username or url.password:
+        raise ValueError("must hold no user or password; the key comes from the environment")
+    if url.query or url.fragment:
+        raise ValueError("must end with its path: no ? and no #, where a key could stand")
+    return value.rstrip("/")
+
+
+def _split(value: str) -> SplitResult:
+    if any(character <= " " or character == "\x7f" for character in value):
+        raise ValueError("is not an address: it contains a space or a control character")
+    try:
+        url = urlsplit(value)
+        _ = url.port  # parsed here, or it would only fail on the first request
+    except ValueError as error:
+        raise ValueError(f"is not an address: {error}") from None
+    return url
+
+
+BaseUrl = Annotated[str, pydantic.AfterValidator(check_base_url)]
+"""A full address without secrets, as `check_base_url` wants it."""
+
+
 class EndpointConfig(Record):
     """Where an endpoint is, and how it is used."""
 
-    base_url: str
+    base_url: BaseUrl
     """Address up to and including `/v1`."""
     model: str
     """Name of the model at the endpoint; its price is looked up by this name."""
@@ -43,18 +70,6 @@ class EndpointConfig(Record):
     extra_body: dict[str, Any] = {}
     """Added to every request body; null removes a setting (`temperature: null`)."""
 
-    @pydantic.field_validator("base_url")
-    @classmethod
-    def _is_an_address(cls, value: str) -> str:
-        url = _split(value)
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise ValueError("must be a full address such as https://api.example.com/v1")
-        if url.username or url.password:
-            raise ValueError("must hold no user or password; the key comes from the environment")
-        if url.query or url.fragment:
-            raise ValueError("must end with its path: no ? and no #, where a key could stand")
-        return value.rstrip("/")
-
     @property
     def is_loopback(self) -> bool:
         return is_loopback(urlsplit(self.base_url).hostname or "")
@@ -66,14 +81,3 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _split(value: str) -> SplitResult:
-    if any(character <= " " or character == "\x7f" for character in value):
-        raise ValueError("is not an address: it contains a space or a control character")
-    try:
-        url = urlsplit(value)
-        _ = url.port  # parsed here, or it would only fail on the first request
-    except ValueError as error:
-        raise ValueError(f"is not an address: {error}") from None
-    return url

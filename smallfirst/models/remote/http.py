@@ -65,7 +65,7 @@ class HttpSession:
     ) -> None:
         """Open nothing yet. `timeout_s` limits the wait for the first byte and between two pieces."""
         self._base_url = base_url
-        self._proxy = None if unix_socket or is_loopback(urlsplit(base_url).hostname or "") else _proxy_for(base_url)
+        self._proxy = None if unix_socket or is_loopback(urlsplit(base_url).hostname or "") else proxy_for(base_url)
         headers = {"Content-Type": "application/json", "User-Agent": "smallfirst", "Accept-Encoding": "identity"}
         if key:
             headers["Authorization"] = f"Bearer {key}"
@@ -74,7 +74,7 @@ class HttpSession:
             # One connection a request: llama.cpp closes idle ones, and a request on a closing connection would be lost.
             connector = aiohttp.UnixConnector(str(unix_socket), limit=max_connections, force_close=True)
         else:
-            trust = _certificates(base_url)
+            trust = certificates(base_url)
             connector = aiohttp.TCPConnector(limit=max_connections, keepalive_timeout=IDLE_TIMEOUT_S, ssl=trust)
         self._session = aiohttp.ClientSession(
             connector=connector,
@@ -228,7 +228,8 @@ def _text(line: bytes | bytearray) -> str:
         raise InvalidResponse("no UTF-8") from None
 
 
-def _proxy_for(url: str) -> str | None:
+def proxy_for(url: str) -> str | None:
+    """Return the address of the proxy that the environment names for `url`, or None."""
     parts = urlsplit(url)
     if proxy_bypass(parts.netloc):
         return None
@@ -236,7 +237,7 @@ def _proxy_for(url: str) -> str | None:
     return proxies.get(parts.scheme) or proxies.get("all")
 
 
-def _certificates(url: str) -> ssl.SSLContext | bool:
+def certificates(url: str) -> ssl.SSLContext | bool:
     """Trust the certificates of the system (or of SSL_CERT_FILE), or those of certifi where the system has none."""
     if not url.startswith("https:"):
         return True

@@ -15,14 +15,14 @@ from smallfirst.models.remote.http import BlockingSession, ConnectionBroken, Htt
 def test_proxy_of_the_environment_is_used_except_where_it_says_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
     monkeypatch.setenv("NO_PROXY", "internal.example.com")
-    assert http._proxy_for("https://api.example.com/v1") == "http://proxy:3128"
-    assert http._proxy_for("https://internal.example.com/v1") is None
+    assert http.proxy_for("https://api.example.com/v1") == "http://proxy:3128"
+    assert http.proxy_for("https://internal.example.com/v1") is None
 
 
 def test_https_trusts_the_certificates_of_the_system_or_else_those_of_certifi(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert http._certificates("http://api.example.com/v1") is True
+    assert http.certificates("http://api.example.com/v1") is True
     monkeypatch.setattr(ssl.SSLContext, "load_default_certs", lambda *_: None)
-    context = http._certificates("https://api.example.com/v1")
+    context = http.certificates("https://api.example.com/v1")
     assert isinstance(context, ssl.SSLContext)
     assert context.get_ca_certs()
 

@@ -1,0 +1,190 @@
+"""The proxy as an ASGI application: answer small what may be, pass everything else on, and hand both to the capture.
+
+There is no router in the path of a request: own routes are looked up by method and path, all others below `/v1` go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+from smallfirst.gateway.forwarding import BrokenOff, Client, ClientGone, Copy, Receive, Send, pass_back
+from smallfirst.gateway.http import GatewayRequest, GatewayResponse, error_response, json_response
+from smallfirst.gateway.model_name import find_model, with_model
+from smallfirst.gateway.settings import GatewaySettings
+from smallfirst.gateway.upstreams import Target, UpstreamAnswer, UpstreamFailed, Upstreams
+
+_log = logging.getLogger("smallfirst.gateway")
+_MOST_COPIED = 4 * 1024 * 1024
+"""Answers of more bytes are not handed to `LocalAnswers.passed`."""
+_DOTS = re.compile(r"(?:^|/)(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
+
+Handler = Callable[[GatewayRequest, Upstreams], Awaitable[GatewayResponse | None]]
+"""An own route. It gets the whole request and the upstreams; with None the request is passed on."""
+
+
+class LocalAnswers(Protocol):
+    """The small models behind the proxy."""
+
+    async def answer(self, request: GatewayRequest, upstreams: Upstreams) -> GatewayResponse | None:
+        """Return the small answer to a POST with a JSON body, or None: then it is passed on, byte for byte.
+
+        An exception counts as None. The client's disconnect cancels it.
+        """
+
+    def passed(self, request: GatewayRequest, answer: UpstreamAnswer) -> None:
+        """Take the upstream's whole answer to a request whose `watched` was set; the client has it already."""
+
+    async def aclose(self) -> None:
+        """Release what is held; called once the server has stopped."""
+
+
+class Gateway:
+    """The ASGI application."""
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        *,
+        local: LocalAnswers | None = None,
+        routes: Mapping[tuple[str, str], Handler] = {},
+    ) -> None:
+        """`routes` are own routes by method and path, such as `("POST", "/v1/decisions")`.
+
+        Raise ConfigError if the key of an upstream is missing.
+        """
+        for upstream in settings.upstreams.values():
+            upstream.key()
+        self.settings, self.local = settings, local
+        self.routes: dict[tuple[str, str], Handler] = {("GET", "/health"): _health, **routes}
+        self._upstreams: Upstreams | None = None
+
+    @property
+    def upstreams(self) -> Upstreams:
+        """Made at the first request, inside the loop that serves it."""
+        if self._upstreams is None:
+            self._upstreams = Upstreams(self.settings)
+        return self._upstreams
+
+    async def aclose(self) -> None:
+        if self.local is not None:
+            await self.local.aclose()
+        if self._upstreams is not None:
+            await self._upstreams.aclose()
+
+    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            raise NotImplementedError(scope["type"])
+        client = Client(receive, send)
+        try:
+            await self._serve(_head(scope), client)
+        except ClientGone:
+            pass
+        except asyncio.CancelledError:
+            if not client.gone:
+                raise
+        finally:
+            client.end()
+
+    async def _serve(self, request: GatewayRequest, client: Client) -> None:
+        refusal = refuse(request)
+        if refusal is not None:
+            await client.answer(refusal)
+            return
+        request.body, more = await client.read(self._most_buffered)
+        if more:
+            await self._pass_while_it_arrives(request, client)
+            return
+        client.watch()
+        response = await self._own_answer(request)
+        if response is None:
+            await self._pass_on(request, client)
+        else:
+            await client.answer(response)
+
+    @property
+    def _most_buffered(self) -> int:
+        """With models on several upstreams the name must be known before anything is sent to one of them."""
+        settings = self.settings
+        return max(settings.max_buffered_bytes, settings.max_routed_bytes if settings.models else 0)
+
+    async def _own_answer(self, request: GatewayRequest) -> GatewayResponse | None:
+        handler = self.routes.get((request.method, request.path))
+        if handler is not None:
+            return await handler(request, self.upstreams)
+        if self.local is None or request.method != "POST" or len(request.body) > self.settings.max_buffered_bytes:
+            return None
+        try:
+            return await self.local.answer(request, self.upstreams) if request.json() is not None else None
+        except Exception:
+            _log.exception("a small answer failed; the request is passed on")
+            return None
+
+    async def _pass_on(self, request: GatewayRequest, client: Client) -> None:
+        body, model, kind = request.body, None, request.header(b"content-type")
+        if self.settings.models and body:
+            model = find_model(kind, body)
+        target = self.upstreams.target(model.name if model else None, request.headers)
+        if model is not None and target.model is not None:
+            body = with_model(kind, body, model, target.model)
+        await self._exchange(request, client, target, body)
+
+    async def _pass_while_it_arrives(self, request: GatewayRequest, client: Client) -> None:
+        beginning, request.body = request.body, b""
+        if self.settings.models:
+            limit = f"{self.settings.max_routed_bytes:,} bytes"
+            message = f"The body is larger than {limit}, within which the model is looked for (max_routed_bytes)."
+            await client.answer(error_response(413, message, "body_too_large"))
+            return
+        await self._exchange(request, client, self.upstreams.target(None, request.headers), client.rest(beginning))
+
+    async def _exchange(
+        self, request: GatewayRequest, client: Client, target: Target, body: bytes | AsyncIterator[bytes]
+    ) -> None:
+        copy = Copy(_MOST_COPIED) if request.watched else None
+        began = time.perf_counter()
+        try:
+            response = await self.upstreams.send(request, target, body)
+        except UpstreamFailed as failure:
+            await client.answer(error_response(failure.status, str(failure), failure.code))
+            return
+        try:
+            await pass_back(response, client, copy)
+        except UpstreamFailed as failure:
+            raise BrokenOff(str(failure)) from None
+        finally:
+            response.close()
+        if self.local is not None and copy is not None and copy.whole:
+            latency_ms = 1000 * (time.perf_counter() - began)
+            answer = UpstreamAnswer(response.status, response.headers, copy.body(), target.upstream, latency_ms)
+            self.local.passed(request, answer)
+
+
+def refuse(request: GatewayRequest) -> GatewayResponse | None:
+    """Return the error for a request that cannot be passed on; None for all others."""
+    if request.header(b"upgrade").lower() == b"websocket":
+        message = "WebSockets are not passed on; connect to the upstream itself for realtime sessions."
+        return error_response(501, message, "websocket_not_supported")
+    below = request.path.startswith("/v1/") or request.path in ("/v1", "/health")
+    if not below:
+        message = (
+            f"Only paths below /v1 are passed on, not {request.path[:100]}; the client's base URL must end in /v1."
+        )
+        return error_response(404, message, "not_below_v1")
+    if _DOTS.search(request.path):
+        return error_response(400, "The path has . or .. in it.", "invalid_path")
+    return None
+
+
+async def _health(_: GatewayRequest, __: Upstreams) -> GatewayResponse:
+    return json_response({"status": "ok"})
+
+
+def _head(scope: Mapping[str, Any]) -> GatewayRequest:
+    path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1")
+    return GatewayRequest(scope["method"], path, scope["query_string"], list(scope["headers"]), b"")

@@ -1,0 +1,52 @@
+"""The process around the proxy: listen, serve, and stop without breaking an answer off."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import socket
+
+import uvicorn
+
+from smallfirst.gateway.app import Gateway
+from smallfirst.gateway.forwarding import BrokenOff
+
+DRAIN_S = 30
+"""Seconds that running answers have when the proxy is told to stop."""
+
+
+def run(gateway: Gateway, listener: socket.socket) -> None:
+    """Serve until SIGINT or SIGTERM, let running answers end, and close the gateway."""
+    logging.getLogger("uvicorn.error").addFilter(_is_no_broken_answer)
+    config = uvicorn.Config(
+        gateway,
+        http="auto",
+        loop="auto",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=DRAIN_S,
+    )
+    gc.collect()
+    gc.freeze()
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(_serve(uvicorn.Server(config), listener, gateway))
+
+
+async def _serve(server: uvicorn.Server, listener: socket.socket, gateway: Gateway) -> None:
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        await gateway.aclose()
+
+
+def _is_no_broken_answer(record: logging.LogRecord) -> bool:
+    """Leave out what uvicorn says of an answer that the upstream broke off: the client sees the same."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, BrokenOff)

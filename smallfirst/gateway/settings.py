@@ -1,0 +1,159 @@
+"""The settings of the proxy, gateway.yaml: upstreams, models, what is kept of the traffic, teachers and prices."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+from pydantic import Field
+
+from smallfirst.errors import ConfigError, did_you_mean
+from smallfirst.models.remote.config import BaseUrl
+from smallfirst.pricing import PriceBook
+from smallfirst.records import Record, parse_record
+
+FILE_NAME = "gateway.yaml"
+DEFAULT_UPSTREAM = "default"
+"""Name of the upstream that `--upstream` gives."""
+
+
+class Upstream(Record):
+    """An API that requests are passed on to."""
+
+    base_url: BaseUrl
+    """Address up to and including `/v1`."""
+    api_key_env: str | None = None
+    """Environment variable that holds its key; left out: each client's own key is passed on, and never stored."""
+    api_key_header: Literal["authorization", "x-api-key", "api-key"] = "authorization"
+    """Header of that key: `authorization` as a bearer token; `x-api-key` for Anthropic, `api-key` for Azure."""
+    timeout_s: Annotated[float, Field(gt=0)] = 600
+    """Longest wait for the first byte of an answer and between two pieces of it; then 504."""
+    connect_timeout_s: Annotated[float, Field(gt=0)] = 10
+    """Longest wait for a connection; then 502."""
+    max_connections: Annotated[int, Field(ge=1)] = 1_000
+    """Connections at most; further requests wait for one."""
+
+    def key(self) -> str | None:
+        """Return its key from the environment, or None where the client's own is passed on. Raise ConfigError."""
+        if self.api_key_env is None:
+            return None
+        found = os.environ.get(self.api_key_env, "").strip()
+        if not found:
+            raise ConfigError(
+                f"no key for {self.base_url}: the environment variable {self.api_key_env} is not set",
+                hint=f"export {self.api_key_env}=…, or leave api_key_env out to pass the clients' own keys on",
+            )
+        return found
+
+
+class ModelRoute(Record):
+    """Where requests for a model go."""
+
+    upstream: str
+    """Name of an upstream."""
+    name: str | None = None
+    """What the upstream calls the model; left out: as it is asked for."""
+
+
+class CaptureSettings(Record):
+    """What is kept of the traffic, redacted. Without it nothing is kept."""
+
+    share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of the requests that is kept, drawn by chance."""
+    max_rows: Annotated[int, Field(ge=1)] = 200_000
+    """Most exchanges; the oldest go first."""
+    keep_days: Annotated[int, Field(ge=1)] = 30
+    """Days after which an exchange is deleted."""
+    tenants: tuple[str, ...] = ("default",)
+    """Tenants who have agreed: names of keys (`smallfirst keys create NAME`); `default` is everybody without a key."""
+    key_env: str | None = None
+    """Environment variable that holds the key the store is encrypted with; left out: it is not encrypted."""
+    max_body_bytes: Annotated[int, Field(ge=1)] = 1024 * 1024
+    """Exchanges with a larger body, of the request or of the answer, are not kept."""
+    buffer_bytes: Annotated[int, Field(ge=1024 * 1024)] = 64 * 1024 * 1024
+    """Memory for what waits to be stored; what comes while it is full is not kept, and counted."""
+
+
+class Teacher(Record):
+    """Terms of a model whose recorded answers small models might learn from."""
+
+    licence: str = ""
+    """Its licence or terms, as given."""
+    training_allowed: bool | None = None
+    """False: its answers are used for measuring only. None: nobody has said."""
+
+
+class GatewaySettings(Record):
+    """Everything that gateway.yaml can say."""
+
+    upstreams: dict[str, Upstream] = Field(min_length=1)
+    """By name. Requests for models that `models` does not name go to the first."""
+    models: dict[str, ModelRoute] = {}
+    """By the name that is asked for; `gpt-4o: default` is short for `gpt-4o: {upstream: default}`."""
+    capture: CaptureSettings | None = None
+    """Left out: nothing is kept."""
+    teachers: dict[str, Teacher] = {}
+    """By model name."""
+    prices: PriceBook = PriceBook()
+    """As in task.yaml."""
+    max_buffered_bytes: Annotated[int, Field(ge=1)] = 1024 * 1024
+    """Larger request bodies are passed on while they arrive; no small model answers them."""
+    max_routed_bytes: Annotated[int, Field(ge=1)] = 64 * 1024 * 1024
+    """With `models`, the largest request body: it is read whole, since its model says where it goes."""
+    folder: Path = Path()
+    """Folder of gateway.yaml; set when it is read."""
+
+    @pydantic.field_validator("models", mode="before")
+    @classmethod
+    def _names_of_upstreams(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {name: {"upstream": to} if isinstance(to, str) else to for name, to in values.items()}
+
+    @pydantic.model_validator(mode="after")
+    def _upstreams_exist(self) -> GatewaySettings:
+        for model, route in self.models.items():
+            if route.upstream not in self.upstreams:
+                raise ValueError(
+                    f"models.{model}: no upstream is called {route.upstream!r}"
+                    f"{did_you_mean(route.upstream, self.upstreams)}"
+                )
+        return self
+
+    @property
+    def first_upstream(self) -> str:
+        return next(iter(self.upstreams))
+
+
+def read_gateway_file(path: Path | None = None, *, upstream: str | None = None) -> GatewaySettings:
+    """Return the settings in `path`, a file or its folder, with `upstream`'s address as the first upstream.
+
+    Without a path, those of gateway.yaml in the current folder; that may be missing if there is an `upstream`. Raise
+    ConfigError naming every wrong setting.
+    """
+    file = path or Path(FILE_NAME)
+    if file.is_dir():
+        file = file / FILE_NAME
+    values: dict[str, Any] = {}
+    if file.is_file():
+        values = _read_yaml(file)
+    elif path is not None or upstream is None:
+        raise ConfigError(f"{file}: no such file", hint="smallfirst proxy --upstream https://api.openai.com/v1")
+    if upstream is not None:
+        values["upstreams"] = {DEFAULT_UPSTREAM: {"base_url": upstream}, **(values.get("upstreams") or {})}
+        values["upstreams"][DEFAULT_UPSTREAM] = {**values["upstreams"][DEFAULT_UPSTREAM], "base_url": upstream}
+    return parse_record(GatewaySettings, {**values, "folder": str(file.parent)}, where=str(file))
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not readable as YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: expected settings by name, found {type(values).__name__}")
+    return values

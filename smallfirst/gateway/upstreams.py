@@ -1,0 +1,236 @@
+"""Connections to the upstreams, and which of them a request goes to."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import aiohttp
+import yarl
+
+from smallfirst.gateway.http import OWN_PREFIX, GatewayRequest, RawHeaders
+from smallfirst.gateway.settings import GatewaySettings, Upstream
+from smallfirst.models.remote.config import is_loopback
+from smallfirst.models.remote.http import IDLE_TIMEOUT_S, certificates, proxy_for
+
+UPSTREAM_HEADER = b"x-smallfirst-upstream"
+"""A client may name the upstream itself, for routes whose requests name no model."""
+HOP_BY_HOP = frozenset(
+    {
+        b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te",
+        b"trailer", b"transfer-encoding", b"upgrade",
+    }
+)  # fmt: skip
+"""Headers of one connection (RFC 9110, 7.6.1); never passed on."""
+_OF_OUR_CONNECTION = HOP_BY_HOP | {b"host", b"expect", b"content-length"}
+_KEY_HEADERS = frozenset({b"authorization", b"x-api-key", b"api-key"})
+_NOT_ADDED = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
+_PIECE_BYTES = 256 * 1024
+
+
+class UpstreamFailed(Exception):
+    """The upstream gave no answer, or broke it off."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        """`status` and `code` are those of the proxy's error."""
+        super().__init__(message)
+        self.status, self.code = status, code
+
+
+class Target(NamedTuple):
+    """Where a request goes."""
+
+    upstream: str
+    """Name in the settings."""
+    model: str | None = None
+    """What the upstream calls the model; None: as it was asked for."""
+
+
+class UpstreamAnswer(NamedTuple):
+    """The whole answer of an upstream."""
+
+    status: int
+    headers: RawHeaders
+    body: bytes
+    """As it came, compressed if `content-encoding` says so."""
+    upstream: str
+    latency_ms: float
+    """From the request to the last byte."""
+
+
+@dataclass
+class _Connection:
+    settings: Upstream
+    path: str
+    key_header: tuple[str, str] | None
+    session: aiohttp.ClientSession
+    proxy: str | None
+    urls: dict[tuple[str, bytes], yarl.URL] = field(default_factory=dict)
+
+
+class Upstreams:
+    """All upstreams of the settings. Make it inside a running loop and close it there. Raise ConfigError."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self.settings = settings
+        self._open = {name: _connect(upstream) for name, upstream in settings.upstreams.items()}
+
+    async def aclose(self) -> None:
+        for one in self._open.values():
+            await one.session.close()
+
+    def target(self, model: str | None, headers: RawHeaders = []) -> Target:  # noqa: B006
+        """Return where a request for `model` goes; a header of the client's comes first, then `models`."""
+        for name, value in headers:
+            if name == UPSTREAM_HEADER and (chosen := value.decode("latin-1")) in self._open:
+                return Target(chosen)
+        route = self.settings.models.get(model) if model is not None else None
+        return Target(route.upstream, route.name) if route else Target(self.settings.first_upstream)
+
+    async def send(self, request: GatewayRequest, target: Target, body: bytes | AsyncIterator[bytes]) -> Response:
+        """Pass a request on and return the response, its body unread. Raise UpstreamFailed."""
+        one = self._open[target.upstream]
+        place = (request.path, request.query)
+        url = one.urls.get(place)
+        if url is None:
+            url = _url(one.settings.base_url, request)
+            if len(one.urls) < 1000:
+                one.urls[place] = url
+        streamed = not isinstance(body, bytes) or len(body) > _PIECE_BYTES
+        headers = _passed_on(request.headers, one.key_header)
+        if streamed and (length := _length(request, body)) is not None:
+            headers.append(("Content-Length", length))
+        data = _pieces(body) if isinstance(body, bytes) and streamed else body
+        try:
+            response = await one.session.request(
+                request.method,
+                url,
+                data=data or None,
+                headers=headers,
+                allow_redirects=False,
+                proxy=one.proxy,
+                skip_auto_headers=_NOT_ADDED,
+            )
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise _failure(error, target.upstream) from None
+        return Response(response, target.upstream)
+
+    async def ask(self, request: GatewayRequest, target: Target | None = None) -> UpstreamAnswer:
+        """Send a whole request on the proxy's own account and return the whole answer. Raise UpstreamFailed."""
+        began = time.perf_counter()
+        response = await self.send(request, target or self.target(None), request.body)
+        try:
+            body = b"".join([piece async for piece in response.pieces()])
+        finally:
+            response.close()
+        latency_ms = 1000 * (time.perf_counter() - began)
+        return UpstreamAnswer(response.status, response.headers, body, response.upstream, latency_ms)
+
+
+class Response:
+    """An upstream's response whose body is read piece by piece."""
+
+    def __init__(self, response: aiohttp.ClientResponse, upstream: str) -> None:
+        self._response, self.upstream, self.status = response, upstream, response.status
+        values = response.headers.getall("Connection", ())
+        named = {part.strip() for value in values for part in value.lower().encode().split(b",")}
+        dropped = HOP_BY_HOP | named if named else HOP_BY_HOP
+        self.headers: RawHeaders = [
+            (key, value) for name, value in response.raw_headers if (key := name.lower()) not in dropped
+        ]
+
+    @property
+    def length(self) -> int | None:
+        """Bytes of the body that will follow; None if that is not known."""
+        value = self._response.headers.get("Content-Length", "")
+        return int(value) if value.isdigit() and self._response.method != "HEAD" else None
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Yield the body as it arrives. Raise UpstreamFailed if it breaks off."""
+        content = self._response.content
+        try:
+            while piece := await content.readany():
+                yield piece
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _failure(error, self.upstream) from None
+
+    def close(self) -> None:
+        """Return the connection to the pool if the body was read to its end, else close it."""
+        self._response.close()
+
+
+def _connect(upstream: Upstream) -> _Connection:
+    key, host = upstream.key(), urlsplit(upstream.base_url).hostname or ""
+    header = None
+    if key is not None:
+        header = (upstream.api_key_header, f"Bearer {key}" if upstream.api_key_header == "authorization" else key)
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(
+            limit=upstream.max_connections, keepalive_timeout=IDLE_TIMEOUT_S, ssl=certificates(upstream.base_url)
+        ),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        timeout=aiohttp.ClientTimeout(
+            total=None, sock_connect=upstream.connect_timeout_s, sock_read=upstream.timeout_s
+        ),
+        max_line_size=64 * 1024,
+        max_field_size=64 * 1024,
+    )
+    proxy = None if is_loopback(host) else proxy_for(upstream.base_url)
+    return _Connection(upstream, urlsplit(upstream.base_url).path, header, session, proxy)
+
+
+def _url(base_url: str, request: GatewayRequest) -> yarl.URL:
+    query = b"?" + request.query if request.query else b""
+    return yarl.URL(f"{base_url}{request.path.removeprefix('/v1')}{query.decode('latin-1')}", encoded=True)
+
+
+def _passed_on(headers: RawHeaders, key_header: tuple[str, str] | None) -> list[tuple[str, str]]:
+    """Return the client's headers for the upstream, with the upstream's own key in the place of the client's."""
+    dropped = _OF_OUR_CONNECTION
+    if key_header is not None:
+        dropped = dropped | _KEY_HEADERS
+    for name, value in headers:
+        if name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
+            dropped = dropped | {part.strip() for part in value.lower().split(b",")}
+    kept = [
+        (name.decode("latin-1"), _text(value))
+        for name, value in headers
+        if name not in dropped and not name.startswith(OWN_PREFIX)
+    ]
+    return kept if key_header is None else [*kept, key_header]
+
+
+def _text(value: bytes) -> str:
+    """Return a header's value as text that aiohttp, which writes UTF-8, writes as the same bytes wherever it can."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+def _length(request: GatewayRequest, body: bytes | AsyncIterator[bytes]) -> str | None:
+    if isinstance(body, bytes):
+        return str(len(body))
+    return request.header(b"content-length").decode("latin-1") or None
+
+
+async def _pieces(body: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(body), _PIECE_BYTES):
+        yield body[start : start + _PIECE_BYTES]
+        await asyncio.sleep(0)
+
+
+def _failure(error: Exception, upstream: str) -> UpstreamFailed:
+    """Return what a client can be told: no address, which may be internal, and no key."""
+    if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)):
+        return UpstreamFailed(502, "upstream_unreachable", f'The upstream "{upstream}" cannot be reached.')
+    if isinstance(error, TimeoutError):
+        return UpstreamFailed(504, "upstream_timeout", f'The upstream "{upstream}" did not answer in time.')
+    if isinstance(error, aiohttp.ServerDisconnectedError | ConnectionError | aiohttp.ClientPayloadError):
+        return UpstreamFailed(502, "upstream_disconnected", f'The upstream "{upstream}" broke the connection off.')
+    return UpstreamFailed(502, "upstream_invalid", f'What the upstream "{upstream}" answered is not valid HTTP.')

@@ -1,0 +1,150 @@
+"""A scripted upstream on raw sockets and the proxy in front of it, in one thread."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import uvicorn
+
+from smallfirst.gateway.app import Gateway
+from smallfirst.gateway.settings import GatewaySettings
+
+Script = Callable[["Asked", asyncio.StreamWriter], Awaitable[None]]
+
+
+class Asked(NamedTuple):
+    """A request as the upstream got it."""
+
+    line: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class Upstream:
+    """Answers every request with `script` and keeps what it was asked."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.asked: list[Asked] = []
+        self.script: Script = answer(b"{}")
+        self.closed = threading.Event()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while (head := await _head(reader)) is not None:
+            line, headers = head
+            if "content-length" in headers:
+                body = await reader.readexactly(int(headers["content-length"]))
+            else:
+                body = await _chunks(reader) if "transfer-encoding" in headers else b""
+            self.asked.append(Asked(line, headers, body))
+            await self.script(self.asked[-1], writer)
+        self.closed.set()
+        writer.close()
+
+
+def answer(body: bytes, status: str = "200 OK", *headers: str) -> Script:
+    """A script that answers at once."""
+
+    async def script(_: Asked, writer: asyncio.StreamWriter) -> None:
+        lines = [f"HTTP/1.1 {status}", "Content-Type: application/json", f"Content-Length: {len(body)}", *headers]
+        writer.write("\r\n".join([*lines, "", ""]).encode() + body)
+
+    return script
+
+
+async def _head(reader: asyncio.StreamReader) -> tuple[str, dict[str, str]] | None:
+    try:
+        line, *rest = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")[:-2]
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None
+    return line, {name.lower(): value.strip() for name, _, value in (header.partition(":") for header in rest)}
+
+
+async def _chunks(reader: asyncio.StreamReader) -> bytes:
+    body = b""
+    while size := int(await reader.readline(), 16):
+        body += (await reader.readexactly(size + 2))[:-2]
+    await reader.readline()
+    return body
+
+
+class Proxied(NamedTuple):
+    """The proxy and what stands behind it."""
+
+    gateway: Gateway
+    port: int
+    upstream: Upstream
+    other: Upstream
+
+    def send(self, head: str, body: bytes = b"", *, read: bool = True) -> Any:
+        """Send a request as raw bytes; return status line, headers and body as they came, or the open socket."""
+        line = socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        line.sendall(head.replace("\n", "\r\n").encode("latin-1") + b"\r\n\r\n" + body)
+        if not read:
+            return line
+        with line:
+            data = b""
+            while piece := line.recv(65536):
+                data += piece
+        top, _, rest = data.partition(b"\r\n\r\n")
+        status, *lines = top.decode("latin-1").split("\r\n")
+        return status, dict(header.split(": ", 1) for header in lines), rest
+
+
+def settings(first: int, second: int, **more: Any) -> GatewaySettings:
+    """Settings with two upstreams on loopback."""
+    upstreams = {"first": {"base_url": f"http://127.0.0.1:{first}/v1"}, "second": _second(second)}
+    return GatewaySettings.model_validate({"upstreams": upstreams, **more})
+
+
+def _second(port: int) -> dict[str, Any]:
+    return {"base_url": f"http://127.0.0.1:{port}/other/v1", "api_key_env": "SECOND_KEY", "timeout_s": 0.3}
+
+
+@pytest.fixture(scope="module")
+def proxied_once() -> Iterator[Proxied]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SECOND_KEY", "sk-second")
+        started: threading.Event = threading.Event()
+        found: dict[str, Any] = {}
+        thread = threading.Thread(target=lambda: asyncio.run(_serve(found, started)), daemon=True)
+        thread.start()
+        assert started.wait(20)
+        yield found["proxied"]
+        found["server"].should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def proxied(proxied_once: Proxied) -> Proxied:
+    """The proxy, its upstreams without a past."""
+    gateway = proxied_once.gateway
+    gateway.local, gateway.settings = None, settings(proxied_once.upstream.port, proxied_once.other.port)
+    gateway.upstreams.settings = gateway.settings
+    for upstream in (proxied_once.upstream, proxied_once.other):
+        upstream.asked.clear()
+        upstream.closed.clear()
+        upstream.script = answer(b"{}")
+    return proxied_once
+
+
+async def _serve(found: dict[str, Any], started: threading.Event) -> None:
+    upstreams = []
+    for _ in range(2):
+        listener = socket.create_server(("127.0.0.1", 0))
+        upstreams.append(Upstream(listener.getsockname()[1]))
+        await asyncio.start_server(upstreams[-1].serve, sock=listener)
+    gateway = Gateway(settings(upstreams[0].port, upstreams[1].port))
+    _ = gateway.upstreams
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(gateway, ws="none", lifespan="off", log_config=None, date_header=False, server_header=False)
+    found["server"] = server = uvicorn.Server(config)
+    found["proxied"] = Proxied(gateway, listener.getsockname()[1], *upstreams)
+    started.set()
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        await gateway.aclose()

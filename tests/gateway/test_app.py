@@ -1,0 +1,163 @@
+import asyncio
+import json
+
+from smallfirst.gateway.app import Gateway
+from smallfirst.gateway.http import GatewayRequest, GatewayResponse, json_response
+from smallfirst.gateway.upstreams import UpstreamAnswer, Upstreams
+from tests.gateway.conftest import Proxied, answer, settings
+
+CHAT = json.dumps({"messages": [{"role": "user", "content": "Grüße"}], "model": "gpt-4o"}, ensure_ascii=False).encode()
+
+
+def post(path: str, body: bytes = CHAT, *more: str) -> str:
+    lines = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", "Connection: close", f"Content-Length: {len(body)}", *more]
+    return "\n".join(lines)
+
+
+def code(sent: tuple[str, dict[str, str], bytes]) -> tuple[str, str]:
+    status, headers, body = sent
+    assert json.loads(body)["error"]["code"] == headers["x-smallfirst-error"]
+    return status.split(" ", 1)[1], headers["x-smallfirst-error"]
+
+
+class Small:
+    """Answers one text, watches another, fails on a third."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, UpstreamAnswer]] = []
+
+    async def answer(self, request: GatewayRequest, upstreams: Upstreams) -> GatewayResponse | None:
+        asked = (request.json() or {})["ask"]
+        if asked == "fail":
+            raise RuntimeError(asked)
+        request.watched = asked == "watch"
+        return json_response({"answer": "small"}) if asked == "small" else None
+
+    def passed(self, request: GatewayRequest, answer: UpstreamAnswer) -> None:
+        self.seen.append((request.id, answer))
+
+    async def aclose(self) -> None: ...
+
+
+def test_bytes_query_and_headers_pass_both_ways(proxied: Proxied) -> None:
+    limits = ("X-RateLimit-Remaining: 3", "Retry-After: 7")
+    proxied.upstream.script = answer(b'{ "a":1}', "429 Too Many Requests", *limits)
+    more = (
+        "Authorization: Bearer sk-own",
+        "X-Custom: ü",
+        "OpenAI-Organization: o",
+        "TE: trailers",
+        "X-Smallfirst-A: b",
+    )
+    head = post("/v1/chat/completions?api-version=2%2F1&a", CHAT, *more)
+    status, headers, body = proxied.send(head, CHAT)
+    (asked,) = proxied.upstream.asked
+    assert asked.line == "POST /v1/chat/completions?api-version=2%2F1&a HTTP/1.1"
+    assert asked.body == CHAT
+    assert {name: asked.headers[name] for name in ("authorization", "openai-organization")} == {
+        "authorization": "Bearer sk-own",
+        "openai-organization": "o",
+    }
+    assert not {"te", "x-smallfirst-a", "accept-encoding", "user-agent", "content-type", "accept"} & set(asked.headers)
+    assert status.startswith("HTTP/1.1 429")
+    assert body == b'{ "a":1}'
+    kept = {name: headers[name] for name in ("x-ratelimit-remaining", "retry-after", "content-length")}
+    assert kept == {"x-ratelimit-remaining": "3", "retry-after": "7", "content-length": "8"}
+
+
+def test_head_and_empty_answers(proxied: Proxied) -> None:
+    proxied.upstream.script = answer(b"", "204 No Content")
+    assert proxied.send("DELETE /v1/files/f%20x HTTP/1.1\nHost: localhost\nConnection: close")[0].split()[1] == "204"
+    assert proxied.upstream.asked[0].line == "DELETE /v1/files/f%20x HTTP/1.1"
+
+    async def head(_: object, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 123\r\n\r\n")
+
+    proxied.upstream.script = head
+    status, headers, body = proxied.send("HEAD /v1/files/f HTTP/1.1\nHost: localhost\nConnection: close")
+    assert (status.split()[1], headers["content-length"], body) == ("200", "123", b"")
+
+
+def test_what_cannot_be_passed_on_is_refused(proxied: Proxied) -> None:
+    get = "GET {} HTTP/1.1\nHost: localhost\nConnection: close"
+    assert code(proxied.send(get.format("/metrics"))) == ("404 Not Found", "not_below_v1")
+    assert code(proxied.send(get.format("/v1/%2e%2E/admin"))) == ("400 Bad Request", "invalid_path")
+    upgrade = get.format("/v1/realtime").replace("close", "Upgrade\nUpgrade: websocket")
+    assert code(proxied.send(upgrade + "\nConnection: close")) == ("501 Not Implemented", "websocket_not_supported")
+    assert proxied.upstream.asked == []
+
+
+def test_a_small_answer_takes_the_place_of_the_upstreams(proxied: Proxied) -> None:
+    proxied.gateway.local = small = Small()
+    for asked in ("small", "fail", "watch", "pass"):
+        body = json.dumps({"ask": asked}).encode()
+        sent = proxied.send(post("/v1/chat/completions", body), body)
+        assert sent[2] == (b'{"answer": "small"}' if asked == "small" else b"{}")
+    assert [json.loads(asked.body)["ask"] for asked in proxied.upstream.asked] == ["fail", "watch", "pass"]
+    ((_, seen),) = small.seen
+    assert (seen.status, seen.body, seen.upstream) == (200, b"{}", "first")
+
+
+def test_an_own_route_may_answer_or_pass_on(proxied: Proxied) -> None:
+    async def own(request: GatewayRequest, upstreams: Upstreams) -> GatewayResponse | None:
+        return None if request.body == CHAT else json_response({"own": True}, 202)
+
+    proxied.gateway.routes["POST", "/v1/decisions"] = own
+    assert proxied.send(post("/v1/decisions", b"x"), b"x")[0].split()[1] == "202"
+    assert proxied.send(post("/v1/decisions"), CHAT)[0].split()[1] == "200"
+    assert len(proxied.upstream.asked) == 1
+
+
+def test_a_model_chooses_its_upstream_and_is_renamed_there(proxied: Proxied) -> None:
+    route = {"models": {"gpt-4o": {"upstream": "second", "name": "qwen"}}}
+    proxied.gateway.settings = settings(proxied.upstream.port, proxied.other.port, **route)
+    proxied.gateway.upstreams.settings = proxied.gateway.settings
+    head = post("/v1/chat/completions", CHAT, "Authorization: Bearer sk-own", "Content-Type: application/json")
+    assert proxied.send(head, CHAT)[0].split()[1] == "200"
+    (asked,) = proxied.other.asked
+    assert asked.line.startswith("POST /other/v1/chat/completions ")
+    assert asked.headers["authorization"] == "Bearer sk-second"
+    assert asked.body == CHAT.replace(b"gpt-4o", b"qwen")
+
+
+def test_dead_slow_and_garbled_upstreams(proxied: Proxied) -> None:
+    async def garbage(_: object, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"\x16\x03\x01garbage\r\n\r\n")
+
+    async def hang(_: object, writer: asyncio.StreamWriter) -> None: ...
+
+    async def close(_: object, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    to_second = "X-Smallfirst-Upstream: second"
+    found = []
+    for script in (garbage, hang, close):
+        proxied.other.script = script
+        found.append(code(proxied.send(post("/v1/responses", CHAT, to_second), CHAT)))
+    assert found == [
+        ("502 Bad Gateway", "upstream_invalid"),
+        ("504 Gateway Timeout", "upstream_timeout"),
+        ("502 Bad Gateway", "upstream_disconnected"),
+    ]
+
+
+def test_an_unreachable_upstream() -> None:
+    sent = []
+
+    async def ask() -> None:
+        messages = [{"type": "http.request", "body": b"{}"}]
+
+        async def receive() -> dict[str, object]:
+            return messages.pop() if messages else await asyncio.sleep(60, {})
+
+        async def send(message: dict[str, object]) -> None:
+            sent.append(message)
+
+        gateway = Gateway(settings(1, 1, upstreams={"gone": {"base_url": "http://127.0.0.1:1/v1"}}))
+        scope = {"type": "http", "method": "POST", "path": "/v1/x", "query_string": b"", "headers": []}
+        await gateway(scope, receive, send)
+        await gateway.aclose()
+
+    asyncio.run(ask())
+    assert sent[0]["status"] == 502
+    assert (b"x-smallfirst-error", b"upstream_unreachable") in sent[0]["headers"]
