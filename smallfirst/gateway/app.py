@@ -10,13 +10,21 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
+from smallfirst.gateway.capture import Capture
 from smallfirst.gateway.forwarding import BrokenOff, Client, ClientGone, Copy, Receive, Send, pass_back
-from smallfirst.gateway.http import GatewayRequest, GatewayResponse, error_response, json_response
-from smallfirst.gateway.model_name import find_model, with_model
+from smallfirst.gateway.http import (
+    Captured,
+    GatewayRequest,
+    GatewayResponse,
+    UpstreamAnswer,
+    error_response,
+    json_response,
+)
 from smallfirst.gateway.settings import GatewaySettings
-from smallfirst.gateway.upstreams import Target, UpstreamAnswer, UpstreamFailed, Upstreams
+from smallfirst.gateway.upstreams import Target, UpstreamFailed, Upstreams
 
 _log = logging.getLogger("smallfirst.gateway")
 _MOST_COPIED = 4 * 1024 * 1024
@@ -52,6 +60,7 @@ class Gateway:
         *,
         local: LocalAnswers | None = None,
         routes: Mapping[tuple[str, str], Handler] = {},
+        capture: Capture | None = None,
     ) -> None:
         """`routes` are own routes by method and path, such as `("POST", "/v1/decisions")`.
 
@@ -59,7 +68,7 @@ class Gateway:
         """
         for upstream in settings.upstreams.values():
             upstream.key()
-        self.settings, self.local = settings, local
+        self.settings, self.local, self.capture = settings, local, capture
         self.routes: dict[tuple[str, str], Handler] = {("GET", "/health"): _health, **routes}
         self._upstreams: Upstreams | None = None
 
@@ -75,6 +84,8 @@ class Gateway:
             await self.local.aclose()
         if self._upstreams is not None:
             await self._upstreams.aclose()
+        if self.capture is not None:
+            await asyncio.to_thread(self.capture.close)
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -106,6 +117,7 @@ class Gateway:
             await self._pass_on(request, client)
         else:
             await client.answer(response)
+            self._keep(request, response.captured)
 
     @property
     def _most_buffered(self) -> int:
@@ -126,12 +138,7 @@ class Gateway:
             return None
 
     async def _pass_on(self, request: GatewayRequest, client: Client) -> None:
-        body, model, kind = request.body, None, request.header(b"content-type")
-        if self.settings.models and body:
-            model = find_model(kind, body)
-        target = self.upstreams.target(model.name if model else None, request.headers)
-        if model is not None and target.model is not None:
-            body = with_model(kind, body, model, target.model)
+        target, body = self.upstreams.place(request)
         await self._exchange(request, client, target, body)
 
     async def _pass_while_it_arrives(self, request: GatewayRequest, client: Client) -> None:
@@ -146,23 +153,39 @@ class Gateway:
     async def _exchange(
         self, request: GatewayRequest, client: Client, target: Target, body: bytes | AsyncIterator[bytes]
     ) -> None:
-        copy = Copy(_MOST_COPIED) if request.watched else None
+        capture = self.capture if self.capture and isinstance(body, bytes) and self.capture.wants(request) else None
+        copied = capture is not None or request.watched
         began = time.perf_counter()
         try:
-            response = await self.upstreams.send(request, target, body)
+            response = await self.upstreams.send(request, target, body, readable=copied)
         except UpstreamFailed as failure:
             await client.answer(error_response(failure.status, str(failure), failure.code))
             return
+        copy = Copy(_MOST_COPIED) if copied else None
+
+        def whole() -> UpstreamAnswer:
+            assert copy is not None
+            latency_ms = 1000 * (time.perf_counter() - began)
+            return UpstreamAnswer(response.status, response.headers, copy.body(), target.upstream, latency_ms)
+
+        def keep() -> None:
+            """Hand it over before the client has the end: an answer that was given is kept even if we are killed."""
+            if capture is not None and copy is not None and copy.whole and response.status == 200:
+                first_ms = 1000 * (copy.first_at - began) if copy.first_at is not None else None
+                capture.keep(request, whole(), first_ms)
+
         try:
-            await pass_back(response, client, copy)
+            await pass_back(response, client, copy, keep)
         except UpstreamFailed as failure:
             raise BrokenOff(str(failure)) from None
         finally:
             response.close()
-        if self.local is not None and copy is not None and copy.whole:
-            latency_ms = 1000 * (time.perf_counter() - began)
-            answer = UpstreamAnswer(response.status, response.headers, copy.body(), target.upstream, latency_ms)
-            self.local.passed(request, answer)
+        if self.local is not None and request.watched and copy is not None and copy.whole:
+            self.local.passed(request, whole())
+
+    def _keep(self, request: GatewayRequest, captured: Captured | None) -> None:
+        if captured is not None and self.capture is not None and self.capture.wants(request):
+            self.capture.keep(replace(request, body=captured.request), captured.answer)
 
 
 def refuse(request: GatewayRequest) -> GatewayResponse | None:

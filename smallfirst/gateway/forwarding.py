@@ -136,8 +136,13 @@ class Copy:
         return b"".join(self._pieces)
 
 
-async def pass_back(response: Response, client: Client, copy: Copy | None) -> None:
-    """Pass an upstream's answer on to the client as it arrives. Raise UpstreamFailed if it breaks off."""
+async def pass_back(
+    response: Response, client: Client, copy: Copy | None, before_end: Callable[[], None] = lambda: None
+) -> None:
+    """Pass an upstream's answer on to the client as it arrives. Raise UpstreamFailed if it breaks off.
+
+    `before_end` is called when all of it is there, just before the client gets the end.
+    """
     await client.start(response.status, response.headers)
     left = response.length
     async for piece in response.pieces():
@@ -145,6 +150,9 @@ async def pass_back(response: Response, client: Client, copy: Copy | None) -> No
             copy.add(piece)
         if left is not None:
             left -= len(piece)
+        if left == 0:
+            before_end()
         await client.piece(piece, more=left != 0)
     if left != 0:
+        before_end()
         await client.piece(b"", more=False)

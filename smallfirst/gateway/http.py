@@ -56,6 +56,27 @@ class GatewayRequest:
         return next((value for key, value in self.headers if key == name), b"")
 
 
+class UpstreamAnswer(NamedTuple):
+    """The whole answer of an upstream."""
+
+    status: int
+    headers: RawHeaders
+    body: bytes
+    """As it came, compressed if `content-encoding` says so; `assembly.read_response` reads it."""
+    upstream: str
+    """Name in the settings."""
+    latency_ms: float
+    """From the request to the last byte."""
+
+
+class Captured(NamedTuple):
+    """A question to an upstream and its answer, as the capture is to keep them."""
+
+    request: bytes
+    """A JSON object."""
+    answer: UpstreamAnswer
+
+
 class GatewayResponse(NamedTuple):
     """An answer of the proxy's own, or of an upstream that was asked for it."""
 
@@ -63,8 +84,8 @@ class GatewayResponse(NamedTuple):
     headers: RawHeaders
     body: bytes | AsyncIterator[bytes]
     """Whole, or pieces that are sent as they come."""
-    captured_from: str | None = None
-    """Capture it as an answer of this upstream; None: it is not kept. The small models' own answers must not be."""
+    captured: Captured | None = None
+    """What to keep as an exchange; None: nothing. A small model's own answers must not be: nobody learns from them."""
 
 
 def json_response(value: Any, status: int = 200, *headers: tuple[bytes, bytes]) -> GatewayResponse:

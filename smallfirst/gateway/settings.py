@@ -71,10 +71,11 @@ class CaptureSettings(Record):
     tenants: tuple[str, ...] = ("default",)
     """Tenants who have agreed: names of keys (`smallfirst keys create NAME`); `default` is everybody without a key."""
     key_env: str | None = None
-    """Environment variable that holds the key the store is encrypted with; left out: it is not encrypted."""
+    """Environment variable that holds the key with which the store is encrypted; left out: SMALLFIRST_CAPTURE_KEY, if
+    that is set."""
     max_body_bytes: Annotated[int, Field(ge=1)] = 1024 * 1024
     """Exchanges with a larger body, of the request or of the answer, are not kept."""
-    buffer_bytes: Annotated[int, Field(ge=1024 * 1024)] = 64 * 1024 * 1024
+    buffer_bytes: Annotated[int, Field(ge=1024 * 1024)] = 16 * 1024 * 1024
     """Memory for what waits to be stored; what comes while it is full is not kept, and counted."""
 
 

@@ -12,7 +12,9 @@ from urllib.parse import urlsplit
 import aiohttp
 import yarl
 
-from smallfirst.gateway.http import OWN_PREFIX, GatewayRequest, RawHeaders
+from smallfirst.gateway.assembly import READABLE
+from smallfirst.gateway.http import OWN_PREFIX, GatewayRequest, RawHeaders, UpstreamAnswer
+from smallfirst.gateway.model_name import find_model, with_model
 from smallfirst.gateway.settings import GatewaySettings, Upstream
 from smallfirst.models.remote.config import is_loopback
 from smallfirst.models.remote.http import IDLE_TIMEOUT_S, certificates, proxy_for
@@ -50,18 +52,6 @@ class Target(NamedTuple):
     """What the upstream calls the model; None: as it was asked for."""
 
 
-class UpstreamAnswer(NamedTuple):
-    """The whole answer of an upstream."""
-
-    status: int
-    headers: RawHeaders
-    body: bytes
-    """As it came, compressed if `content-encoding` says so."""
-    upstream: str
-    latency_ms: float
-    """From the request to the last byte."""
-
-
 @dataclass
 class _Connection:
     settings: Upstream
@@ -91,8 +81,23 @@ class Upstreams:
         route = self.settings.models.get(model) if model is not None else None
         return Target(route.upstream, route.name) if route else Target(self.settings.first_upstream)
 
-    async def send(self, request: GatewayRequest, target: Target, body: bytes | AsyncIterator[bytes]) -> Response:
-        """Pass a request on and return the response, its body unread. Raise UpstreamFailed."""
+    def place(self, request: GatewayRequest) -> tuple[Target, bytes]:
+        """Return where a whole request goes, and its body with the model's name there."""
+        model, kind = None, request.header(b"content-type")
+        if self.settings.models and request.body:
+            model = find_model(kind, request.body)
+        target = self.target(model.name if model else None, request.headers)
+        if model is None or target.model is None:
+            return target, request.body
+        return target, with_model(kind, request.body, model, target.model)
+
+    async def send(
+        self, request: GatewayRequest, target: Target, body: bytes | AsyncIterator[bytes], *, readable: bool = False
+    ) -> Response:
+        """Pass a request on and return the response, its body unread. Raise UpstreamFailed.
+
+        With `readable`, only content codings that the proxy can read are offered to the upstream.
+        """
         one = self._open[target.upstream]
         place = (request.path, request.query)
         url = one.urls.get(place)
@@ -102,6 +107,8 @@ class Upstreams:
                 one.urls[place] = url
         streamed = not isinstance(body, bytes) or len(body) > _PIECE_BYTES
         headers = _passed_on(request.headers, one.key_header)
+        if readable:
+            headers = [(name, _readable(value) if name == "accept-encoding" else value) for name, value in headers]
         if streamed and (length := _length(request, body)) is not None:
             headers.append(("Content-Length", length))
         data = _pieces(body) if isinstance(body, bytes) and streamed else body
@@ -119,16 +126,17 @@ class Upstreams:
             raise _failure(error, target.upstream) from None
         return Response(response, target.upstream)
 
-    async def ask(self, request: GatewayRequest, target: Target | None = None) -> UpstreamAnswer:
+    async def ask(self, request: GatewayRequest) -> UpstreamAnswer:
         """Send a whole request on the proxy's own account and return the whole answer. Raise UpstreamFailed."""
         began = time.perf_counter()
-        response = await self.send(request, target or self.target(None), request.body)
+        target, body = self.place(request)
+        response = await self.send(request, target, body, readable=True)
         try:
-            body = b"".join([piece async for piece in response.pieces()])
+            answer = b"".join([piece async for piece in response.pieces()])
         finally:
             response.close()
         latency_ms = 1000 * (time.perf_counter() - began)
-        return UpstreamAnswer(response.status, response.headers, body, response.upstream, latency_ms)
+        return UpstreamAnswer(response.status, response.headers, answer, response.upstream, latency_ms)
 
 
 class Response:
@@ -211,6 +219,11 @@ def _text(value: bytes) -> str:
         return value.decode()
     except UnicodeDecodeError:
         return value.decode("latin-1")
+
+
+def _readable(offered: str) -> str:
+    """Return the content codings of an `accept-encoding` that can be read here."""
+    return ", ".join(part for part in offered.split(",") if part.partition(";")[0].strip() in READABLE) or "identity"
 
 
 def _length(request: GatewayRequest, body: bytes | AsyncIterator[bytes]) -> str | None:

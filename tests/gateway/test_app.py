@@ -2,8 +2,8 @@ import asyncio
 import json
 
 from smallfirst.gateway.app import Gateway
-from smallfirst.gateway.http import GatewayRequest, GatewayResponse, json_response
-from smallfirst.gateway.upstreams import UpstreamAnswer, Upstreams
+from smallfirst.gateway.http import GatewayRequest, GatewayResponse, UpstreamAnswer, json_response
+from smallfirst.gateway.upstreams import Upstreams
 from tests.gateway.conftest import Proxied, answer, settings
 
 CHAT = json.dumps({"messages": [{"role": "user", "content": "Grüße"}], "model": "gpt-4o"}, ensure_ascii=False).encode()

@@ -28,14 +28,16 @@ def proxy(gateway_yaml: Path | None, upstream: str | None, host: str, port: int)
     folder, which names upstreams, models and what may be kept; without it, nothing is kept.
     """
     from smallfirst.gateway.app import Gateway
+    from smallfirst.gateway.capture import Capture
     from smallfirst.gateway.server import run
     from smallfirst.gateway.settings import read_gateway_file
-    from smallfirst.paths import state_of
+    from smallfirst.paths import home, state_of
     from smallfirst.serving.server import listen
 
     settings = read_gateway_file(gateway_yaml, upstream=upstream)
     click.get_current_context().with_resource(state_of(settings.folder))
-    gateway = Gateway(settings)
+    capture = Capture(settings, settings.capture, home()) if settings.capture else None
+    gateway = Gateway(settings, capture=capture)
     listener = listen(host, port)
     name = f"[{host}]" if ":" in host else host
     click.echo(f"smallfirst passes http://{name}:{listener.getsockname()[1]}/v1 on to {_addresses(settings)}")

@@ -1,0 +1,158 @@
+"""The process that keeps exchanges: it reads, prices, redacts and stores what the proxy hands over, and outlives it.
+
+    python -m smallfirst.gateway.capture_worker ORDER
+
+ORDER is a `WorkerOrder` as JSON. The process ends once the proxy has ended and everything is stored.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+from smallfirst.errors import SmallfirstError
+from smallfirst.gateway.assembly import is_stream, read_response
+from smallfirst.gateway.capture import FRAME, WorkerOrder
+from smallfirst.gateway.ring import Ring
+from smallfirst.traffic.billing import cost_usd, read_usage
+from smallfirst.traffic.capture_store import CaptureStore, CaptureUnavailable
+from smallfirst.traffic.exchange import Exchange
+
+_log = logging.getLogger("smallfirst.gateway")
+_BATCH = 100
+_GATHER_S = 0.05
+"""After the first of a batch, time for more of them."""
+_EXPIRE_S = 3600.0
+_RETRY_S = 1.0
+_LAST_TRIES = 30
+"""How often a full disk is tried again after the proxy has ended."""
+
+
+def read_entry(entry: bytes, order: WorkerOrder) -> Exchange | None:
+    """Return the exchange of a ring's entry; None if its bodies are no JSON objects."""
+    n_facts, n_request = FRAME.unpack_from(entry)
+    start = FRAME.size + n_facts
+    facts: dict[str, Any] = json.loads(entry[FRAME.size : start])
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in facts.pop("headers")]
+    try:
+        request = json.loads(entry[start : start + n_request])
+    except (ValueError, RecursionError):
+        return None
+    response = read_response(headers, entry[start + n_request :])
+    if not isinstance(request, dict) or response is None:
+        return None
+    usage, model, answered_by = read_usage(response), _text(request.get("model")), _text(response.get("model"))
+    address = order.addresses.get(facts["upstream"])
+    return Exchange(
+        **{**facts, "at": datetime.fromtimestamp(facts["at"], UTC)},
+        request=request,
+        response=response,
+        model=model,
+        answered_by=answered_by,
+        streamed=is_stream(headers),
+        prompt_tokens=usage.prompt_tokens,
+        cached_tokens=usage.cached_tokens,
+        completion_tokens=usage.completion_tokens,
+        cost_usd=cost_usd(order.prices, (answered_by, model), usage, api_url=address),
+    )
+
+
+class Worker:
+    """Moves entries from the ring to the store."""
+
+    def __init__(self, order: WorkerOrder, store: CaptureStore, ring: Ring) -> None:
+        self._order, self._store, self._ring = order, store, ring
+        self._ended = False
+        self._expired_s = -_EXPIRE_S
+
+    def run(self, sleep: Callable[[float], None] = time.sleep) -> None:
+        """Store entries until the proxy has ended and nothing waits."""
+        while True:
+            self._expire()
+            if not self._ended:
+                self._wait(sleep)
+            while self._store_some(sleep):
+                pass
+            if self._ended:
+                return
+
+    def _wait(self, sleep: Callable[[float], None]) -> None:
+        ready, _, _ = select.select([self._order.wake_fd], [], [], _EXPIRE_S)
+        if ready:
+            sleep(_GATHER_S)
+            self._ended = not os.read(self._order.wake_fd, 65536)
+
+    def _store_some(self, sleep: Callable[[float], None]) -> bool:
+        entries, end = self._ring.entries(_BATCH)
+        if not entries:
+            return False
+        found = [self._read(entry) for entry in entries]
+        exchanges = [one for one in found if one is not None]
+        kept = self._append(exchanges, sleep)
+        self._ring.take(end, stored=kept, unreadable=len(entries) - kept)
+        return True
+
+    def _read(self, entry: bytes) -> Exchange | None:
+        try:
+            return read_entry(entry, self._order)
+        except Exception:
+            _log.exception("an exchange cannot be kept")
+            return None
+
+    def _append(self, exchanges: list[Exchange], sleep: Callable[[float], None]) -> int:
+        """Append all, and return how many; wait while the disk is full, but not for ever once the proxy has ended."""
+        tries, too_long = 0, self._store.n_too_long
+        while True:
+            try:
+                self._store.append(exchanges)
+                return len(exchanges) - (self._store.n_too_long - too_long)
+            except CaptureUnavailable as error:
+                if not tries:
+                    _log.warning("%s", error)
+                tries += 1
+                if self._ended and tries > _LAST_TRIES:
+                    return 0
+                sleep(_RETRY_S)
+                self._look_for_end()
+            except (SmallfirstError, ValueError):
+                _log.exception("exchanges cannot be kept")
+                return 0
+
+    def _look_for_end(self) -> None:
+        if not self._ended and select.select([self._order.wake_fd], [], [], 0)[0]:
+            self._ended = not os.read(self._order.wake_fd, 65536)
+
+    def _expire(self) -> None:
+        if time.monotonic() - self._expired_s >= _EXPIRE_S:
+            self._expired_s = time.monotonic()
+            with suppress(Exception):  # a full disk, which the next entry reports
+                self._store.expire()
+
+
+def main() -> None:
+    """Serve one proxy."""
+    logging.basicConfig(format="%(name)s: %(message)s")
+    order = WorkerOrder.model_validate_json(sys.argv[1])
+    os.nice(5)  # an answer comes before its copy
+    key = os.environ.get(order.key_env) or None
+    store = CaptureStore(order.path, max_rows=order.max_rows, keep_days=order.keep_days, key=key)
+    try:
+        Worker(order, store, Ring(order.ring_fd, order.ring_bytes)).run()
+    finally:
+        store.close()
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from smallfirst.errors import ConfigError
+from smallfirst.gateway.capture import Capture
+from smallfirst.gateway.http import GatewayRequest, UpstreamAnswer
+from smallfirst.gateway.settings import CaptureSettings, GatewaySettings
+from smallfirst.traffic.capture_store import FILE_NAME, CaptureStore
+
+ANSWER = {"model": "m-2026", "choices": [], "usage": {"prompt_tokens": 1000, "completion_tokens": 500}}
+SETTINGS = GatewaySettings.model_validate(
+    {
+        "upstreams": {"first": {"base_url": "http://127.0.0.1:1/v1"}},
+        "prices": {"tokens": {"m": {"input_usd_per_mtok": 2, "output_usd_per_mtok": 4}}},
+    }
+)
+
+
+def request(tenant: str = "default", **more: object) -> GatewayRequest:
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "ask ada@example.com"}]} | more).encode()
+    headers = [(b"authorization", b"Bearer sk-secret")]
+    return GatewayRequest("POST", "/v1/chat/completions", b"", headers, body, tenant, at=1_700_000_000.5)
+
+
+def reply(body: bytes = json.dumps(ANSWER).encode()) -> UpstreamAnswer:
+    headers = [(b"content-type", b"application/json"), (b"set-cookie", b"secret")]
+    return UpstreamAnswer(200, headers, body, "first", 12.5)
+
+
+def test_exchanges_are_kept_by_another_process_which_ends_with_this_one(tmp_path: Path) -> None:
+    capture = Capture(SETTINGS, CaptureSettings(max_rows=5), tmp_path)
+    asked = [request() for _ in range(3)]
+    for one in asked:
+        capture.keep(one, reply(), 3.0)
+    capture.keep(request(), reply(b"garbage"), 3.0)
+    capture.close()
+    assert capture.counts == {"stored": 3, "waiting_bytes": 0, "no_room": 0, "unreadable": 1}
+    kept = list(CaptureStore(tmp_path / FILE_NAME).exchanges())
+    assert [one.id for one in kept] == [one.id for one in asked]
+    first = kept[0]
+    assert first.request["messages"][0]["content"] == "ask [EMAIL]"
+    assert first.at == datetime.fromtimestamp(1_700_000_000.5, UTC)
+    assert (first.model, first.answered_by, first.upstream, first.latency_ms) == ("m", "m-2026", "first", 12.5)
+    assert (first.prompt_tokens, first.cost_usd, first.first_token_ms) == (1000, pytest.approx(0.004), None)
+    assert b"secret" not in (tmp_path / FILE_NAME).read_bytes()
+
+
+class Unstarted(Capture):
+    """Without its process."""
+
+    def _start(self) -> None:
+        self._read_fd, self._wake_fd = os.pipe()
+
+
+def test_only_those_who_agreed_are_kept_and_only_questions(tmp_path: Path) -> None:
+    capture = Unstarted(SETTINGS, CaptureSettings(tenants=("ada",), max_body_bytes=200), tmp_path)
+    assert capture.wants(request("ada"))
+    assert not capture.wants(request())
+    assert not capture.wants(request("ada", long="x" * 200))
+    files = GatewayRequest("POST", "/v1/files", b"", [], b"", "ada")
+    assert not capture.wants(files)
+    none = Unstarted(SETTINGS, CaptureSettings(share=0), tmp_path)
+    assert not none.wants(request())
+
+
+def test_what_finds_no_room_is_counted_and_delays_nobody(tmp_path: Path) -> None:
+    capture = Unstarted(SETTINGS, CaptureSettings(buffer_bytes=1024 * 1024), tmp_path)
+    for _ in range(4):
+        capture.keep(request(long="x" * 400_000), reply())
+    assert capture.counts["no_room"] == 2
+
+
+def test_a_key_that_is_named_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CAPTURE_KEY", raising=False)
+    with pytest.raises(ConfigError, match="CAPTURE_KEY is not set"):
+        Unstarted(SETTINGS, CaptureSettings(key_env="CAPTURE_KEY"), tmp_path)
