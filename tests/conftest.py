@@ -23,6 +23,7 @@ pytest_plugins = [
     "fixtures.deployment",
     "fixtures.gate",
     "fixtures.jobs",
+    "fixtures.logs",
     "fixtures.models",
     "fixtures.pages",
     "fixtures.registry",

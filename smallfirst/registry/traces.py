@@ -1,4 +1,4 @@
-"""MLflow traces: finished spans, written in batches to the store that the tracking URI names.
+"""MLflow traces in the store that the tracking URI names: finished spans written in batches, traces read as JSON.
 
 Spans carry their own times and ids. Five take milliseconds in SQLite, so write from a background thread.
 """
@@ -6,9 +6,10 @@ Spans carry their own times and ids. Five take milliseconds in SQLite, so write 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from smallfirst.errors import ConfigError
 from smallfirst.paths import tracking_uri
 from smallfirst.registry.runs import client, experiment_id, store_errors
 
@@ -21,8 +22,9 @@ TOKENS = "mlflow.chat.tokenUsage"
 COST = "mlflow.llm.cost"
 INPUTS = "mlflow.spanInputs"
 OUTPUTS = "mlflow.spanOutputs"
-_KIND = "mlflow.spanType"
+KIND = "mlflow.spanType"
 _TRACE = "mlflow.traceRequestId"
+_PAGE = 100
 
 
 class TraceSpan(NamedTuple):
@@ -60,6 +62,25 @@ class TraceStore:
             TracingClient(self._uri).log_spans(self._experiment_id, [to_mlflow_span(span) for span in spans])
 
 
+def read_traces(experiment: str) -> Iterator[str]:
+    """Yield the traces of an experiment with their spans as JSON, newest first. Raise ConfigError if there is none."""
+    mlflow_client = client(tracking_uri())
+    with store_errors():
+        found = mlflow_client.get_experiment_by_name(experiment)
+    if found is None:
+        raise ConfigError(f'MLflow has no experiment "{experiment}"', hint="set MLFLOW_TRACKING_URI to its store")
+    token: str | None = None
+    while True:
+        with store_errors():
+            page = mlflow_client.search_traces(
+                locations=[found.experiment_id], max_results=_PAGE, page_token=token, order_by=["timestamp_ms DESC"]
+            )
+        yield from (trace.to_json() for trace in page)
+        token = page.token
+        if not token:
+            return
+
+
 def mlflow_trace_id(trace_id: int) -> str:
     """Return MLflow's id of a trace."""
     return f"tr-{trace_id:032x}"
@@ -75,7 +96,7 @@ def to_mlflow_span(span: TraceSpan) -> Span:
     def context(span_id: int) -> SpanContext:
         return SpanContext(span.trace_id, span_id, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
 
-    named = {**span.attributes, _KIND: span.kind, _TRACE: mlflow_trace_id(span.trace_id)}
+    named = {**span.attributes, KIND: span.kind, _TRACE: mlflow_trace_id(span.trace_id)}
     return MlflowSpan(
         ReadableSpan(
             name=span.name,

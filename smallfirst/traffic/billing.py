@@ -18,7 +18,7 @@ class Usage(NamedTuple):
 
 
 def read_usage(response: dict[str, Any]) -> Usage:
-    """Return what a response of any route bills; of Anthropic's, reads and writes of the cache are prompt tokens too."""
+    """Return what a response of any route bills; Anthropic's reads and writes of the cache are prompt tokens too."""
     usage = response.get("usage")
     if not isinstance(usage, dict):
         return Usage()

@@ -15,6 +15,8 @@ class Exchange(Record):
     """Unique in its store."""
     at: datetime
     """When the request arrived, with a time zone."""
+    timed: bool = True
+    """False: its log has no times, and `at` is no more than the order of its lines."""
     route: str = "/v1/chat/completions"
     """Path that was asked, without the query."""
     request: dict[str, Any]

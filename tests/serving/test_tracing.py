@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import threading
 import time
@@ -14,6 +15,7 @@ import httpx
 import pytest
 from fixtures.server import WholeModel
 
+from smallfirst.errors import ConfigError
 from smallfirst.models.protocol import (
     Completion,
     Model,
@@ -22,7 +24,7 @@ from smallfirst.models.protocol import (
     RouteStep,
 )
 from smallfirst.registry.runs import client
-from smallfirst.registry.traces import TraceSpan, TraceStore
+from smallfirst.registry.traces import TraceSpan, TraceStore, read_traces
 from smallfirst.serving import tracing as module
 from smallfirst.serving.app import build_app
 from smallfirst.serving.ledger.ledger import Ledger
@@ -179,6 +181,10 @@ def test_bodies_are_stored_where_they_are_asked_for(store: TraceStore, tmp_path:
     root = mlflow.get_trace(found.info.trace_id).data.spans[0]
     assert root.inputs == {"messages": [{"role": "user", "content": "my money back"}]}
     assert root.outputs == {"choices": [{"index": 0, "message": {"role": "assistant", "content": "refund"}}]}
+    (text,) = read_traces(EXPERIMENT)
+    assert json.loads(text)["info"]["trace_id"] == found.info.trace_id
+    with pytest.raises(ConfigError, match='no experiment "sales"'):
+        next(read_traces("sales"))
 
 
 def test_a_model_without_a_router_is_one_span_and_a_choice_not_made_costs_nothing() -> None:

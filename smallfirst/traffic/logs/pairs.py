@@ -1,0 +1,84 @@
+"""Requests beside their responses: OpenAI's bodies, NVIDIA's flywheel records, chats that end with the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from smallfirst.errors import Problem
+from smallfirst.traffic.exchange import Exchange
+from smallfirst.traffic.logs.entry import Entry, exchange_of
+from smallfirst.traffic.logs.records import LogRecord
+from smallfirst.traffic.logs.shapes import as_object, first, parsed
+
+_REQUESTS = ("request", "request_body", "requestBody", "req", "kwargs", "inputs", "input")
+_RESPONSES = ("response", "response_body", "responseBody", "resp", "outputs", "output", "result", "completion")
+_CHATS = ("messages", "conversations", "conversation", "turns")
+TIMES = (
+    "timestamp",
+    "created_at",
+    "createdAt",
+    "start_time",
+    "startTime",
+    "request_time",
+    "time",
+    "at",
+    "date",
+    "created",
+)
+_SKIPPED = ("system", "developer", "user", "tool", "human")
+
+
+class PairReader:
+    """A request and a response in one record, under their usual names or as one body."""
+
+    title = "requests and responses"
+
+    def recognizes(self, values: dict[str, Any]) -> bool:
+        held = first(values, *_REQUESTS) is not None and first(values, *_RESPONSES) is not None
+        return held or any(isinstance(parsed(values.get(name)), list) for name in _CHATS)
+
+    def read(self, record: LogRecord) -> Iterable[Exchange | Problem]:
+        request, response = _parts(record.values)
+        asked, values = as_object(request), record.values
+        return [
+            exchange_of(
+                Entry(
+                    request,
+                    response,
+                    id=first(values, "id", "request_id", "requestId", "uuid") if "choices" not in values else "",
+                    at=first(values, *TIMES),
+                    end=first(values, "end_time", "endTime", "response_time", "completed_at"),
+                    latency_ms=first(values, "latency_ms", "duration_ms", "response_time_ms", "latencyMs"),
+                    route=first({**asked, **values}, "url", "path", "endpoint", "route"),
+                    model=values.get("model") if "choices" not in values else "",
+                    cost_usd=first(values, "cost_usd", "cost", "total_cost", "response_cost"),
+                    tenant=values.get("client_id"),
+                    error=first(values, "error", "error_details"),
+                    status=first({**as_object(response), **values}, "status_code", "statusCode", "http_status"),
+                    more={name: values[name] for name in ("tools", "response_format") if name in values},
+                ),
+                record,
+            )
+        ]
+
+    def finish(self) -> Iterable[Exchange | Problem]:
+        return ()
+
+
+def _parts(values: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return request and response."""
+    response = first(values, *_RESPONSES)
+    chat = parsed(first(values, *_CHATS))
+    if isinstance(chat, list):
+        if isinstance(values.get("choices"), list):  # both bodies in one object
+            return {**values, "messages": chat}, {"choices": values["choices"], "usage": values.get("usage")}
+        last = chat[-1] if chat and isinstance(chat[-1], dict) else {}
+        role = last.get("role", last.get("from"))
+        if response is None and isinstance(role, str) and role not in _SKIPPED:
+            return {"messages": chat[:-1]}, [last]
+        return {"messages": chat}, response
+    return first(values, *_REQUESTS), response
+
+
+PAIRS = PairReader

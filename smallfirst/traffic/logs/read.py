@@ -1,0 +1,126 @@
+"""Read logs of any known format as exchanges in one form; what cannot be read is named and skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from smallfirst.errors import Problem
+from smallfirst.extensions import Registry
+from smallfirst.pricing import PriceBook
+from smallfirst.records import fingerprint
+from smallfirst.traffic.billing import Usage, cost_usd
+from smallfirst.traffic.bodies import kept_body
+from smallfirst.traffic.exchange import Exchange
+from smallfirst.traffic.logs.entry import NO_TIME, LogReader
+from smallfirst.traffic.logs.mlflow_traces import ADDRESS, experiment_records
+from smallfirst.traffic.logs.records import LogRecord, file_records, log_files
+
+READERS: Registry[type[LogReader]] = Registry(
+    "smallfirst.log_readers",
+    {
+        "opentelemetry": "smallfirst.traffic.logs.opentelemetry:OpenTelemetryReader",
+        "mlflow": "smallfirst.traffic.logs.mlflow_traces:MLflowReader",
+        "batch": "smallfirst.traffic.logs.batches:BatchReader",
+        "langfuse": "smallfirst.traffic.logs.langfuse:LangfuseReader",
+        "litellm": "smallfirst.traffic.logs.litellm:LiteLLMReader",
+        "pairs": "smallfirst.traffic.logs.pairs:PairReader",
+        "table": "smallfirst.traffic.logs.tables:TableReader",
+    },
+    noun="log reader",
+)
+"""Formats of logs, in the order in which they are tried."""
+MOST_PROBLEMS = 1000
+"""Problems that are named; the last one counts the others."""
+
+
+def read_logs(
+    sources: Sequence[str | Path], *, prices: PriceBook | None = None
+) -> tuple[Iterator[Exchange], list[Problem]]:
+    """Return the exchanges in files, folders and MLflow experiments (`mlflow:NAME`), and the problems met.
+
+    Exchanges come in the order of the logs; the list of problems grows while they are read. Bodies are redacted like
+    captured ones. A price that the log does not have is taken from `prices`, then from the catalogue. Raise ConfigError
+    for a source that does not exist.
+    """
+    places: list[str | Path] = []
+    for source in sources:
+        places += [source] if str(source).startswith(ADDRESS) else log_files(Path(source))
+    problems = _Problems()
+    return _Reading(problems, prices or PriceBook()).exchanges(places), problems
+
+
+class _Problems(list[Problem]):
+    """The first problems, and the number of all."""
+
+    n = 0
+
+    def add(self, problem: Problem) -> None:
+        self.n += 1
+        if self.n > MOST_PROBLEMS:
+            more = f"{self.n - MOST_PROBLEMS:,} more that are not named"
+            self[MOST_PROBLEMS:] = [Problem(problem.path, problem.line, f"{problem.rule}; and {more}")]
+        else:
+            self.append(problem)
+
+
+class _Reading:
+    """One pass over logs."""
+
+    def __init__(self, problems: _Problems, prices: PriceBook) -> None:
+        self._problems, self._prices = problems, prices
+        self._readers = [reader() for _, reader in READERS]
+        self._last: LogReader | None = None
+        self._seen: dict[str, str] = {}
+        self._file_time = NO_TIME
+
+    def exchanges(self, places: Iterable[str | Path]) -> Iterator[Exchange]:
+        for place in places:
+            path, self._last = Path(place), None
+            self._file_time = datetime.fromtimestamp(path.stat().st_mtime, UTC) if path.exists() else datetime.now(UTC)
+            for record in experiment_records(place) if isinstance(place, str) else file_records(path):
+                if isinstance(record, Problem):
+                    self._problems.add(record)
+                elif reader := self._reader_of(record):
+                    yield from self._checked(reader.read(record))
+        for reader in self._readers:
+            yield from self._checked(reader.finish())
+
+    def _reader_of(self, record: LogRecord) -> LogReader | None:
+        """Return the reader that knows the record: the first in order, but the one of the record before at once."""
+        if self._last is None or not self._last.recognizes(record.values):
+            self._last = next((one for one in self._readers if one.recognizes(record.values)), None)
+        if self._last is None:
+            named = ", ".join(map(repr, list(record.values)[:8]))
+            self._problems.add(Problem(record.path, record.line, f"no request and answer in it; it has {named}"))
+        return self._last
+
+    def _checked(self, found: Iterable[Exchange | Problem]) -> Iterator[Exchange]:
+        for one in found:
+            if isinstance(one, Problem):
+                self._problems.add(one)
+            elif whole := self._whole(one):
+                yield whole
+
+    def _whole(self, one: Exchange) -> Exchange | None:
+        """Return the exchange with id, time and price, redacted; None if it was read before, as exports overlap."""
+        id, content = one.id or one.source, fingerprint([one.request, one.response])
+        if id in self._seen:
+            if self._seen[id] == content:
+                return None
+            id = f"{id}#{one.source}"  # one id for several
+        self._seen[id] = content
+        usage = Usage(one.prompt_tokens, one.cached_tokens, one.completion_tokens)
+        cost = cost_usd(self._prices, (one.answered_by, one.model), usage) if one.cost_usd is None else one.cost_usd
+        timed = one.at != NO_TIME
+        line = int(one.source.rpartition(":")[2] or 0)
+        changes = {
+            "id": id,
+            "at": one.at if timed else self._file_time + timedelta(milliseconds=line),
+            "timed": timed,
+            "cost_usd": cost,
+            "request": kept_body(one.request),
+            "response": kept_body(one.response),
+        }
+        return one.model_copy(update=changes)

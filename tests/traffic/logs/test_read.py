@@ -1,0 +1,55 @@
+"""Logs of several formats are read in one pass, redacted and priced; what cannot be read is named, never fatal."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from fixtures.logs import MESSAGES, RESPONSE
+
+from smallfirst.errors import ConfigError
+from smallfirst.pricing import PriceBook, TokenPrice
+from smallfirst.traffic.logs.read import MOST_PROBLEMS, read_logs
+
+PAIR = {"request": {"model": "mine", "messages": MESSAGES}, "response": RESPONSE | {"model": "mine-2026"}}
+
+
+def test_a_folder_of_several_formats(tmp_path):
+    (tmp_path / "a.jsonl").write_text(f"{json.dumps(PAIR)}\nbroken\n{json.dumps({'level': 'info', 'port': 1})}\n")
+    (tmp_path / "b.csv").write_text("question,answer\na,b\n")
+    found, problems = read_logs([tmp_path])
+    assert [one.source for one in found] == [f"{tmp_path}/a.jsonl:1", f"{tmp_path}/b.csv:2"]
+    assert [(problem.line, problem.rule) for problem in problems] == [
+        (2, "broken JSON: Expecting value: line 1 column 1 (char 0)"),
+        (3, "no request and answer in it; it has 'level', 'port'"),
+    ]
+
+
+def test_prices_come_from_the_log_then_from_the_settings(tmp_path):
+    (tmp_path / "a.jsonl").write_text(f"{json.dumps(PAIR)}\n{json.dumps({**PAIR, 'cost': 0.5})}\n")
+    prices = PriceBook(tokens={"mine": TokenPrice(input_usd_per_mtok=1.0, output_usd_per_mtok=10.0)})
+    found, _ = read_logs([tmp_path], prices=prices)
+    assert [one.cost_usd for one in found] == [pytest.approx(60e-6), 0.5]
+
+
+def test_texts_are_redacted(read_records):
+    (one,), _ = read_records({"prompt": "write to ann@example.com", "answer": "sent to ann@example.com"})
+    assert "ann" not in one.model_dump_json()
+
+
+def test_ids_are_unique_and_overlapping_exports_count_once(read_records):
+    other = {**PAIR, "response": "another"}
+    found, _ = read_records(*({**pair, "id": "x"} for pair in (PAIR, PAIR, other)), PAIR, PAIR)
+    assert [one.id.partition("/")[0] for one in found][:2] == ["x", "x#"]
+    assert len({one.id for one in found}) == len(found) == 4
+
+
+def test_many_problems_are_counted_not_kept(read_records):
+    _, problems = read_records(*["broken"] * (MOST_PROBLEMS + 7))
+    assert len(problems) == MOST_PROBLEMS + 1
+    assert problems[-1].rule.endswith("and 7 more that are not named")
+
+
+def test_a_source_that_does_not_exist_is_an_error_at_once(tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        read_logs([tmp_path / "nothing"])

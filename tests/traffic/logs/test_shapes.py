@@ -1,0 +1,127 @@
+"""Requests, responses, times and numbers read the same in whatever spelling a log has them."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+from fixtures.logs import ASKED, MESSAGES, RESPONSE
+
+from smallfirst.traffic.logs.shapes import CHAT, moment, number, request_body, response_body, route_of
+from smallfirst.traffic.messages import Answer, ToolCall, Turn, read_answer, read_prompt
+
+CALL = {"id": "c", "type": "function", "function": {"name": "file", "arguments": '{"label": "lost"}'}}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"model": "m", "messages": MESSAGES},
+        json.dumps({"messages": MESSAGES}),
+        {"body": {"messages": MESSAGES}},
+        MESSAGES,
+        [MESSAGES],
+        {"system": "File it.", "prompt": "My card is lost"},
+        {"system_prompt": "File it.", "input": [MESSAGES[1]]},
+        [{"type": "system", "content": "File it."}, {"type": "human", "content": "My card is lost"}],
+        [{"from": "system", "value": "File it."}, {"from": "human", "value": "My card is lost"}],
+        [
+            {"role": "system", "parts": [{"type": "text", "content": "File it."}]},
+            {"role": "user", "parts": [{"text": "My card is lost"}]},
+        ],
+    ],
+)
+def test_one_request_in_many_shapes(given):
+    body = request_body(given)
+    assert body is not None
+    prompt = read_prompt(CHAT, body)
+    assert prompt is not None
+    assert prompt.turns == ASKED
+
+
+def test_a_text_of_json_is_asked_as_it_is():
+    body = request_body('{"question": "a", "n": 2}')
+    assert body is not None
+    assert read_prompt(CHAT, body).turns == (Turn("user", '{"question": "a", "n": 2}'),)
+
+
+@pytest.mark.parametrize("given", [None, "", " ", [], {}, {"a": 1}, 3, [1, 2], [{"a": 1}]])
+def test_what_asks_nothing(given):
+    assert request_body(given) is None
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        RESPONSE,
+        json.dumps(RESPONSE),
+        {"body": RESPONSE},
+        "lost_card",
+        {"role": "assistant", "content": "lost_card"},
+        [{"role": "assistant", "content": "lost_card"}],
+        [{"message": {"role": "assistant", "content": "lost_card"}, "finish_reason": "stop"}],
+        {"completion": "lost_card"},
+        [{"type": "text", "text": "lost_card"}],
+        [{"role": "assistant", "parts": [{"type": "text", "content": "lost_card"}], "finish_reason": "stop"}],
+        {"type": "ai", "content": "lost_card"},
+    ],
+)
+def test_one_answer_in_many_shapes(given):
+    body = response_body(given)
+    assert body is not None
+    assert read_answer(CHAT, body) == Answer("lost_card")
+
+
+def test_an_answer_of_json_stays_as_it_was_written():
+    assert read_answer(CHAT, response_body('{"label":  "lost"}')) == Answer('{"label":  "lost"}')
+    assert read_answer(CHAT, response_body({"label": "lost", "sure": True})) == Answer(
+        '{"label": "lost", "sure": true}'
+    )
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        [{"role": "assistant", "parts": [{"type": "tool_call", "name": "file", "arguments": {"label": "lost"}}]}],
+    ],
+)
+def test_tool_calls(given):
+    expected = Answer("", (ToolCall("file", '{"label": "lost"}'),), "tool_calls")
+    assert read_answer(CHAT, response_body(given)) == expected
+
+
+def test_the_route_is_told_or_guessed():
+    assert route_of("https://api.example.com/v1/responses?a=1", {}, {}) == "/v1/responses"
+    assert route_of("", {"input": "a"}, {"output": []}) == "/v1/responses"
+    assert route_of(None, {}, {"type": "message", "content": []}) == "/v1/messages"
+    assert route_of("", {"prompt": "a"}, {}) == "/v1/completions"
+    assert route_of("", {"messages": []}, RESPONSE) == CHAT
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        1764201600,
+        1764201600.0,
+        "1764201600",
+        1764201600000,
+        "1764201600000000000",
+        "2025-11-27T00:00:00Z",
+        "2025-11-27 00:00:00.000",
+        "2025-11-27T01:00:00+01:00",
+        datetime(2025, 11, 27),
+    ],
+)
+def test_one_moment_in_many_spellings(given):
+    assert moment(given) == datetime(2025, 11, 27, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("given", [None, "", "soon", 12, True, "0001-01-01", float("nan"), float("inf")])
+def test_what_is_no_moment(given):
+    assert moment(given) is None
+
+
+def test_numbers():
+    assert [number(v) for v in (0.5, "0.5", 0, None, "", "free", -1, float("nan"), True)] == [0.5, 0.5, 0, *[None] * 6]
