@@ -216,11 +216,6 @@ def _cascade(
     large = fallback
     certificate = certificate.model_copy(update={"below": "escalate", "bands": ()})
     heads = ConfidenceHeads.model_validate_json(versions.read_attachment(version.name, version.version, HEADS) or b"{}")
-    if heads.agreement:
-        raise StageMissing(
-            f"{version.name} was certified by its agreement with {', '.join(heads.agreement)}, not served here",
-            hint="smallfirst serve task.yaml",
-        )
     if manifest.kind not in ("chat", "text"):
         large = PromptedModel(large, manifest.task, max_tokens=manifest.task.max_answer_tokens)
     signed = f"{cascade.override.by}: {cascade.override.because}" if cascade.override else ""

@@ -24,7 +24,6 @@ from smallfirst.pipeline.router_setup import (
     REFERENCE,
     TrafficReference,
     challenger_stages,
-    load_candidates,
     load_ood_detector,
     routes_to_challenger,
     routing_rules,
@@ -184,14 +183,13 @@ class TaskDeployment:
         loaded += [stage.model for stage in ahead]
         name = versioned_name(f"{file.name}-small", version.version)
         small = load_model(version.folder, name=name, price=file.prices.machine)
-        agreeing = load_candidates(file, run_folder, heads.agreement, version=version.version)
-        loaded += [small, *agreeing]
+        loaded.append(small)
         beside = challenger_stages(file, wanted.challenger) if wanted.challenger is not None else ()
         loaded += [stage.model for stage in beside]
         if trial is not None:
             trial(loaded)
         router = Router(
-            heads.on((*ahead, Stage("small", small, beside=agreeing))),
+            heads.on((*ahead, Stage("small", small))),
             self.large,
             certificate,
             general=self.general,

@@ -133,7 +133,6 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
         for stage, name in candidates.items()
     ]
     drafts[0] = _with_detection_cost(drafts[0], scores)
-    drafts[-1] = heads.with_cost(drafts[-1])
     large = run_folder.evaluation("large", "calibration")
     choosing = _selection_drafts(run_folder, candidates, confidences)
     certificate = _certificate(

@@ -11,9 +11,10 @@ import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pydantic
 
 from smallfirst.data.dataset import Dataset, Example
 from smallfirst.errors import NotRecorded
@@ -22,7 +23,6 @@ from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.pipeline.large_model import answers_so_far
 from smallfirst.project.project import Project
 from smallfirst.records import Record
-from smallfirst.routing.certificate.outcomes import with_routing_cost
 from smallfirst.routing.confidence_head import DraftHead
 from smallfirst.routing.gain import LARGE, SMALL, GainModel
 from smallfirst.routing.ood.acceptance import AcceptanceScore
@@ -41,30 +41,25 @@ class ConfidenceHeads(Record):
 
     by_stage: dict[str, DraftHead] = {}
     """Head by stage; a stage without one uses its model's own confidence."""
-    agreement: tuple[str, ...] = ()
-    """The candidates that the last stage's head compares its draft with; empty if that does not help."""
-    agreement_usd: float = 0.0
-    """Mean cost of their answers to a request."""
-    agreement_ms: float = 0.0
-    """Mean time of their answers, one after the other."""
     acceptance: dict[str, AcceptanceScore] = {}
     """By stage the score of confidence and distance together; empty where no domain check is served."""
 
-    def on(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
-        """Return the stages with their heads; without `agreement` nobody is asked beside them."""
-        beside = [stage.beside if self.agreement else () for stage in stages]
-        return tuple(
-            stage._replace(
-                head=self.by_stage.get(stage.name), acceptance=self.acceptance.get(stage.name), beside=others
-            )
-            for stage, others in zip(stages, beside, strict=True)
-        )
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _from_earlier_versions(cls, values: Any) -> Any:
+        """Read heads that compared drafts with those of further candidates, unless they need these candidates."""
+        if not isinstance(values, Mapping) or "agreement" not in values:
+            return values
+        if values["agreement"]:
+            raise ValueError("they compare with candidates that are no longer asked: smallfirst calibrate task.yaml")
+        return {key: value for key, value in values.items() if not key.startswith("agreement")}
 
-    def with_cost(self, last: Evaluation) -> Evaluation:
-        """Return the last stage's evaluation with the cost and time of the candidates that answer beside it."""
-        if not self.agreement:
-            return last
-        return with_routing_cost(last, cost_usd=self.agreement_usd, latency_ms=self.agreement_ms)
+    def on(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+        """Return the stages with their heads."""
+        return tuple(
+            stage._replace(head=self.by_stage.get(stage.name), acceptance=self.acceptance.get(stage.name))
+            for stage in stages
+        )
 
 
 async def fit_heads(
@@ -76,21 +71,16 @@ async def fit_heads(
     """
     rows = project.rows.selection
     drafts = {stage.name: await drafts_of(stage, rows) for stage in stages}
-    beside = await _drafts_beside(stages, rows, drafts)
+    before = _drafts_before(stages, drafts)
     heads: dict[str, DraftHead] = {}
     for stage in stages:
         mine = drafts[stage.name]
         right = [is_correct(project, e.golds, draft) for e, draft in zip(rows.examples, mine, strict=True)]
-        head = DraftHead.fit(mine, right, others=beside[stage.name])
+        head = DraftHead.fit(mine, right, others=before[stage.name])
         if head.weights:
             heads[stage.name] = head
             project.progress.log(f"confidence of {stage.name}: {head.why}")
-    last, names = stages[-1], project.file.routing.agreement
     found = ConfidenceHeads(by_stage=heads)
-    if last.name in heads and last.beside and heads[last.name].weighs_agreement:
-        asked = [answer for row in beside[last.name] for answer in row[-len(last.beside) :]]
-        usd, ms = (sum(values) / len(rows) for values in zip(*((a.cost_usd, a.latency_ms) for a in asked), strict=True))
-        found = ConfidenceHeads(by_stage=heads, agreement=names, agreement_usd=usd, agreement_ms=ms)
     if profile is not None:
         acceptance = await _fit_acceptance(project, found.on(stages), drafts, profile)
         found = found.model_copy(update={"acceptance": acceptance})
@@ -144,10 +134,10 @@ async def _confidences(
 ) -> dict[str, list[float]]:
     """Return by stage the confidence of its answer to each row, 0 where none is given; `drafts` saves asking again."""
     drafts = drafts or {stage.name: await drafts_of(stage, rows) for stage in stages}
-    beside = await _drafts_beside(stages, rows, drafts)
+    before = _drafts_before(stages, drafts)
     features = [one.features for one in measured] if measured is not None else [None] * len(rows)
     return {
-        s.name: [s.confidence(*one) or 0.0 for one in zip(drafts[s.name], beside[s.name], features, strict=True)]
+        s.name: [s.confidence(*one) or 0.0 for one in zip(drafts[s.name], before[s.name], features, strict=True)]
         for s in stages
     }
 
@@ -212,16 +202,16 @@ async def head_confidences(
     }
 
 
-async def _drafts_beside(
-    stages: Sequence[Stage], rows: Dataset, drafts: Mapping[str, Sequence[Completion]]
+def _drafts_before(
+    stages: Sequence[Stage], drafts: Mapping[str, Sequence[Completion]]
 ) -> dict[str, list[tuple[Completion, ...]]]:
-    """Return by stage, for each row, what its head compares the draft with: the stage before, then those beside."""
+    """Return by stage, for each row, what its head compares the draft with: the draft of the stage before."""
     found: dict[str, list[tuple[Completion, ...]]] = {}
     before: list[Sequence[Completion]] = []
     for stage in stages:
-        columns = [*before, *[await drafts_of(stage._replace(model=model), rows) for model in stage.beside]]
-        found[stage.name] = list(zip(*columns, strict=True)) if columns else [()] * len(rows)
-        before = [drafts[stage.name]]
+        mine = drafts[stage.name]
+        found[stage.name] = list(zip(*before, strict=True)) if before else [()] * len(mine)
+        before = [mine]
     return found
 
 

@@ -66,27 +66,21 @@ def traffic_reference(
 
 def cascade_stages(project: Project, run_folder: RunFolder, last: Model) -> tuple[Stage, ...]:
     """Return the stages below the large model: the smaller candidates, then `last` under the name `small`."""
-    beside = load_candidates(project.file, run_folder, project.file.routing.agreement)
-    return (*stages_ahead(project.file, run_folder), Stage("small", last, beside=beside))
+    return (*stages_ahead(project.file, run_folder), Stage("small", last))
 
 
 def stages_ahead(file: TaskFile, run_folder: RunFolder, *, version: int | None = None) -> tuple[Stage, ...]:
     """Return the smaller candidates that answer first, in order; `version` becomes part of their names."""
-    models = load_candidates(file, run_folder, file.routing.ahead, version=version)
-    return tuple(Stage(name, model) for name, model in zip(file.routing.ahead, models, strict=True))
-
-
-def load_candidates(
-    file: TaskFile, run_folder: RunFolder, names: Sequence[str], *, version: int | None = None
-) -> tuple[Model, ...]:
-    """Return a run's candidates as models; `version` becomes part of their names."""
     return tuple(
-        load_model(
-            run_folder.model_folder(name),
-            name=versioned_name(f"{file.name}-{name}", version),
-            price=file.prices.machine,
+        Stage(
+            name,
+            load_model(
+                run_folder.model_folder(name),
+                name=versioned_name(f"{file.name}-{name}", version),
+                price=file.prices.machine,
+            ),
         )
-        for name in names
+        for name in file.routing.ahead
     )
 
 

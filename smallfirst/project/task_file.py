@@ -194,9 +194,6 @@ class RoutingConfig(Record):
     small: str | None = None
     """The only candidate that may go live. Left out, or `smallest`: the cheapest one a request, as measured, that
     selection rows let expect to pass the gate, confirmed on test rows."""
-    agreement: tuple[str, ...] = ()
-    """Smaller candidates that answer beside the one that goes live: whether they agree with it counts in its
-    confidence, if selection rows show that it helps."""
     ahead: tuple[str, ...] = ()
     """Smaller candidates that answer before it, the smallest first; each keeps the requests it is certified for."""
     selection_share: float = pydantic.Field(default=0.2, gt=0, lt=1)
@@ -332,7 +329,7 @@ class TaskFile(Record):
         names, routing = promotable_names(), self.routing
         on_ladder = names if self.ladder is None else tuple(name for name in names if name in self.ladder)
         last = on_ladder[-1] if self.goes_live == SMALLEST else self.goes_live
-        smaller = [(place, name) for place in ("ahead", "agreement") for name in getattr(routing, place)]
+        smaller = [("ahead", name) for name in routing.ahead]
         for place, name in (("small", last), *smaller):
             if name not in names:
                 raise ValueError(f'routing.{place}: no candidate "{name}" can go live{did_you_mean(name, names)}')

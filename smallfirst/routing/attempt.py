@@ -118,11 +118,9 @@ class RoutingAttempt:
     async def _make_draft(self, stage: Stage) -> tuple[Completion, float | None]:
         others = [self.draft] if self.draft else []
         self.draft = await stage.model.complete(self.request)
-        beside = [await model.complete(self.request) for model in stage.beside] if stage.head else []
-        for answer in (self.draft, *beside):
-            self.cost_usd += answer.cost_usd
-            self.latency_ms += answer.latency_ms
-        return self.draft, stage.confidence(self.draft, (*others, *beside), self.features)
+        self.cost_usd += self.draft.cost_usd
+        self.latency_ms += self.draft.latency_ms
+        return self.draft, stage.confidence(self.draft, others, self.features)
 
     async def _out_of_domain(self) -> str | None:
         detector = self.router.ood_detector

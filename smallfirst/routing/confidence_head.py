@@ -97,11 +97,6 @@ class DraftHead(CalibratedHead):
             return completion.confidence or 0.0
         return self.probability(features_of(completion, others))
 
-    @property
-    def weighs_agreement(self) -> bool:
-        """True if it has a weight for the answers of cheaper models."""
-        return any(self.weights[FEATURES.index(name)] for name in ("same", "cheaper")) if self.weights else False
-
     def fields(self, completion: Completion) -> dict[str, float]:
         """Return by field path of a JSON draft the probability in [0, 1] that its value is right."""
         plain = IsotonicCurve()

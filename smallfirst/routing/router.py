@@ -167,7 +167,7 @@ class Router(CallableModel):
         return known and self.certificate.covers(label, confidence, stage=stage.name, tags=tags)
 
     async def aclose(self) -> None:
-        models = [m for s in (*self.stages, *self.options.policy_stages) for m in (s.model, *s.beside)]
+        models = [stage.model for stage in (*self.stages, *self.options.policy_stages)]
         for model in {id(m): m for m in (*models, self.large, self.general) if m}.values():
             await model.aclose()
         if self.ood_detector is not None:

@@ -84,8 +84,6 @@ class Stage(NamedTuple):
     """`words`, `encoder`, `small`, …; as the certificate names it."""
     model: Model
     head: ConfidenceHead | None = None
-    beside: Sequence[Model] = ()
-    """Cheap models that answer too, to compare the draft with; asked only where there is a head."""
     acceptance: Acceptance | None = None
     """Corrects the confidence for foreign requests; without it the certificate covers what the domain check passes."""
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+import pytest
 from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.data.dataset import Example
@@ -96,27 +97,11 @@ def test_a_head_that_sees_the_cheaper_draft_parts_right_from_wrong(tmp_path: Pat
     assert ConfidenceHeads.model_validate_json(heads.model_dump_json()) == heads
 
 
-def test_a_candidate_beside_counts_in_the_confidence_and_is_paid_for(tmp_path: Path) -> None:
-    of = project(tmp_path)
-    routing = of.file.routing.model_copy(update={"agreement": ("words",)})
-    of = of._replace(file=of.file.model_copy(update={"routing": routing}))
-    stages = (Stage("small", Small(), beside=(Words(),)),)
-    heads, drafts = asyncio.run(fit_heads(of, stages))
-    assert (heads.agreement, heads.agreement_usd, heads.agreement_ms) == (("words",), 0.0, 1.0)
-    found = asyncio.run(head_confidences(heads, stages, of.rows.calibration))["small"]
-    sure = {e.text: found[e.key] for e in of.rows.calibration.examples}
-    assert min(v for text, v in sure.items() if number(text) % 2 == 0) > 0.9
-    assert max(v for text, v in sure.items() if number(text) % 2) < 0.1
-    chosen_on = asyncio.run(head_confidences(heads, stages, of.rows.selection, drafts))["small"]
-    assert len(chosen_on) == len(of.rows.selection)
-    made = evaluation_of([evaluated_row("a", "g", "g", confidence=0.5)], split="calibration")
-    assert heads.with_cost(made).rows[0].latency_ms == made.rows[0].latency_ms + 1.0
-    assert ConfidenceHeads().with_cost(made) is made
-    assert heads.on(stages)[0].beside == stages[0].beside
-    assert heads.model_copy(update={"agreement": ()}).on(stages)[0].beside == ()  # nobody is asked in vain
-    itself, _ = asyncio.run(fit_heads(of, (Stage("small", Small(), beside=(Small(),)),)))
-    assert itself.agreement == ()  # it always agrees with itself
-    assert ConfidenceHeads.model_validate_json(heads.model_dump_json()) == heads
+def test_heads_of_earlier_versions_are_read_unless_they_need_further_candidates() -> None:
+    earlier = {"by_stage": {}, "agreement": [], "agreement_usd": 0.0, "agreement_ms": 0.0}
+    assert ConfidenceHeads.model_validate(earlier) == ConfidenceHeads()
+    with pytest.raises(ValueError, match="smallfirst calibrate task.yaml"):
+        ConfidenceHeads.model_validate(earlier | {"agreement": ["words"]})
 
 
 def test_without_a_head_nothing_is_asked_and_nothing_changes(tmp_path: Path) -> None:

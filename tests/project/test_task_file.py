@@ -241,8 +241,7 @@ def test_the_ladder_says_what_is_trained_and_what_can_go_live(tmp_path: Path) ->
         "ladder: []\n": "name a candidate that can go live: words, ",
         "small: {candidates: [words]}\n": "small.candidates moved to ladder: write `ladder: [words, small]`",
         "ladder: [words]\nrouting: {small: encoder}\n": "routing.small: encoder is not on the ladder: add it to ladder",
-        "ladder: [small]\nrouting: {agreement: [words]}\n": "routing.agreement: words is not on the ladder",
-        "routing: {small: words, agreement: [encoder]}\n": "routing.agreement: encoder is not smaller than words",
+        "routing: {small: words, ahead: [encoder]}\n": "routing.ahead: encoder is not smaller than words",
         "ladder: [small]\nrouting: {ahead: [words]}\n": "routing.ahead: words is not on the ladder: add it to ladder",
     }
     for text, message in cases.items():

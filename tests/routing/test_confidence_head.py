@@ -189,8 +189,6 @@ def test_with_few_rows_agreement_alone_is_weighed_and_several_models_count_by_th
     head = DraftHead.fit([spread[i] for i in rows], [right[i] for i in rows], others=[others[i] for i in rows])
     assert head.why.startswith("features of agreement are used")
     assert [name for name, weight in zip(FEATURES, head.weights, strict=True) if weight] == ["own", "same", "cheaper"]
-    assert head.weighs_agreement
-    assert not DraftHead().weighs_agreement
     pair = [draft("a", 0.7), draft("b", 0.7)]
     assert features_of(draft("a"), pair)[-2:] == (0.0, pytest.approx(0.0))
     assert (

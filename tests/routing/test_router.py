@@ -465,17 +465,6 @@ def test_a_head_estimates_the_confidence_from_the_cheaper_draft_too() -> None:
     words, small = router.stages
     router.stages = (words, small._replace(head=Agreement("words")))
     assert (ask(router).answered_by, route(ask(router))["confidence"]) == ("small", 1.0)
-    alone = ask(router)
-    router.stages = (
-        words,
-        small._replace(head=Agreement("words", "beside"), beside=(Echo("beside", cost_usd=2, latency_ms=3),)),
-    )
-    answer = ask(router)
-    assert (answer.answered_by, route(answer)["confidence"]) == ("small", 1.0)
-    assert answer.cost_usd == pytest.approx(alone.cost_usd + 2)  # who answers beside is paid for
-    assert answer.latency_ms == pytest.approx(alone.latency_ms + 3)
-    router.stages = (words, small._replace(beside=(Echo("beside", error=Unavailable("down")),)))
-    assert ask(router).answered_by == "large"  # without a head nobody is asked beside it
 
 
 def test_a_stream_that_fails_before_its_first_text_falls_back_to_the_draft() -> None:

@@ -38,7 +38,7 @@ class Ladder:
         self._took_s: dict[str, float] = {}
         self._combining_s = 0.0
         routing = project.file.routing
-        required = {*routing.ahead, *routing.agreement, project.file.goes_live} - {SMALLEST}
+        required = {*routing.ahead, project.file.goes_live} - {SMALLEST}
         with project.progress.step("estimating how long each candidate takes"):
             for candidate in candidates:
                 try:

@@ -78,8 +78,7 @@ async def draft_traffic(project: Project, run_folder: RunFolder, candidate: str,
 
 def heads_fingerprint(heads: ConfidenceHeads) -> str:
     """Return what tells these heads from others; empty without any."""
-    left_out = {"agreement_usd", "agreement_ms"}  # other at each measurement of the same heads
-    left_out |= set() if heads.acceptance else {"acceptance"}
+    left_out = set() if heads.acceptance else {"acceptance"}
     known = heads.by_stage or heads.acceptance
     return fingerprint(heads.model_dump(mode="json", exclude=left_out)) if known else ""
 
