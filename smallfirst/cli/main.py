@@ -17,12 +17,12 @@ from smallfirst.progress import disable_tqdm_in_pipes
 
 STAGES = {
     "prepare": ("init", "check", "record", "tune-prompt", "models"),
-    "train": ("run", "train", "learn", "jobs"),
+    "train": ("run", "train", "curve", "jobs"),
     "judge": ("evaluate", "gate", "override", "calibrate", "report"),
     "go live": ("promote", "serve", "parity", "rollback", "export"),
     "watch": ("explain", "queue"),
     "improve": ("label", "label-plan", "suspects", "harvest", "challenge"),
-    "drop in": ("proxy",),
+    "drop in": ("proxy", "learn", "take-over", "give-back"),
     "operate": ("doctor", "keys", "completion"),
 }
 """The verbs by stage of work, in the order of the path; those of installed packages belong to the last stage."""

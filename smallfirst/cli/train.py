@@ -20,15 +20,15 @@ def train(task_yaml: Path, resume: bool) -> None:
     click.echo(f"run {run_folder.path.name}\nnext: smallfirst evaluate {task_yaml}")
 
 
-@verb("smallfirst learn tickets")
+@verb("smallfirst curve tickets")
 @TASK
 @RUN
 @click.option("--small", is_flag=True, help="Fine-tune on parts of the rows as well: takes as long as some runs.")
-def learn(task_yaml: Path, run_name: str | None, small: bool) -> None:
+def curve(task_yaml: Path, run_name: str | None, small: bool) -> None:
     """Measure how accuracy grows with rows, and what more would bring."""
     from smallfirst.pipeline.learning_curve import forecast_lines, measure_curve
 
     project, run_folder = load_run(task_yaml, run_name)
-    curve = measure_curve(project, run_folder, all_candidates=small)
-    for line in forecast_lines(curve, len(project.rows.train)):
+    measured = measure_curve(project, run_folder, all_candidates=small)
+    for line in forecast_lines(measured, len(project.rows.train)):
         click.echo(line)

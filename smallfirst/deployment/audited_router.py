@@ -94,11 +94,15 @@ class AuditedRouter(DelegatingModel):
 
     async def complete(self, request: Request) -> Completion:
         """Return the Router's answer, or the large model's while the guarantee is not in force."""
-        decision = await self._decide(request)
+        decision = await self.decide(request)
         return await self._note_answer(await self.router.finish(decision, request))
 
+    async def settle(self, decision: Decision, answer: Completion) -> Completion:
+        """Return the answer that was given to a decision, by its draft or by a model that was asked elsewhere."""
+        return await self._note_answer(answer if decision.model is None else self.router.routed(decision, answer))
+
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        decision = await self._decide(request)
+        decision = await self.decide(request)
         async with aclosing(self.router.finish_stream(decision, request)) as chunks:
             async for chunk in chunks:
                 if chunk.completion is not None:
@@ -198,7 +202,8 @@ class AuditedRouter(DelegatingModel):
     def _drifted(self) -> bool:
         return self.cause in get_args(Statistic)
 
-    async def _decide(self, request: Request) -> Decision:
+    async def decide(self, request: Request) -> Decision:
+        """Decide who answers a request, and count it as traffic; `settle` takes the answer."""
         decision = await self.router.decide(request, paused=self.paused)
         await self._observe(decision)
         return decision

@@ -99,16 +99,24 @@ def _in_task_state(
 class TaskDeployment:
     """One task of a server."""
 
-    def __init__(self, file: TaskFile, ledger: Ledger, *, live: bool = True, store_bodies: bool = False) -> None:
-        """Read the task; `live=False` answers the large path from recordings.
+    def __init__(
+        self,
+        file: TaskFile,
+        ledger: Ledger,
+        *,
+        live: bool = True,
+        store_bodies: bool = False,
+        large: Model | None = None,
+    ) -> None:
+        """Read the task; `live=False` answers the large path from recordings, `large` in place of the file's own model.
 
         Raise RegistryError without a champion, or without the challenger that a policy leads to, and as `Project.read`.
         """
         self.file, self._ledger, self._store_bodies = file, ledger, store_bodies
-        self._read(live=live)
+        self._read(live=live, instead=large)
 
     @_in_task_state
-    def _read(self, *, live: bool) -> None:
+    def _read(self, *, live: bool, instead: Model | None) -> None:
         file = self.file
         if self.target_versions().challenger is None and routes_to_challenger(file):
             raise RegistryError(
@@ -117,7 +125,7 @@ class TaskDeployment:
             )
         project = Project.read(file, Progress(quiet=True))
         self._task = project.task
-        large, general = _large_models(project, live=live)
+        large, general = (instead, None) if instead else _large_models(project, live=live)
         self.shared = list({id(model): model for model in (large, general) if model}.values())
         """Models that all versions share."""
         shared = {id(model): SharedModel(model) for model in self.shared}

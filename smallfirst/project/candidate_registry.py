@@ -51,7 +51,7 @@ class CandidateDescription:
     encoder_setting: Literal["", "encoder", "larger_encoder"] = ""
     """Setting below `small` that names its sentence encoder; empty if it has none."""
     learning_curve: Literal["always", "on request", "never"] = "never"
-    """When it is trained on parts of the rows: in every run, by `smallfirst learn --small`, or not at all."""
+    """When it is trained on parts of the rows: in every run, by `smallfirst curve --small`, or not at all."""
 
     def encoder_name(self, small: Any) -> str:
         """Return its sentence encoder as the group `small` of a task file names it; empty if it has none."""

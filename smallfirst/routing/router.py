@@ -115,7 +115,7 @@ class Router(CallableModel):
                 answer = await decision.model.complete(request)
             except ModelError as error:
                 return await self._fall_back_to_draft(decision, request, error)
-        return self._routed(decision, answer)
+        return self.routed(decision, answer)
 
     async def finish_stream(self, decision: Decision, request: Request) -> AsyncGenerator[Chunk]:
         """Yield the answer of a decision; use the draft if the model fails before its first text."""
@@ -128,7 +128,7 @@ class Router(CallableModel):
                             begun = begun or bool(chunk.text)
                             if chunk.completion is not None:
                                 report.done()
-                                answer = self._routed(decision, chunk.completion)
+                                answer = self.routed(decision, chunk.completion)
                                 chunk = chunk.model_copy(update={"completion": answer})
                             yield chunk
                     return
@@ -195,7 +195,8 @@ class Router(CallableModel):
         attempt.trail, attempt.cost_usd, attempt.latency_ms = [*trail, failed], decision.cost_usd, decision.latency_ms
         return await attempt.answer_uncertified(self.stages[-1], why)
 
-    def _routed(self, decision: Decision, answer: Completion) -> Completion:
+    def routed(self, decision: Decision, answer: Completion) -> Completion:
+        """Return the answer of the model that a decision names, with its route and the cost of the draft."""
         if self.budget_tracker is not None and decision.draft is not None:  # the budget limits escalation alone
             self.budget_tracker.pay(answer.cost_usd)
         step = RouteStep(

@@ -182,7 +182,7 @@ def learning_curve_lines(project: Project) -> Iterator[str]:
     """
     candidate = next((c for c in project_candidates(project) if c.learning_curve == "always"), None)
     if candidate is None:
-        yield "more rows: linear models need closed answers; `smallfirst learn --small` fine-tunes on parts after a run"
+        yield "more rows: linear models need closed answers; `smallfirst curve --small` fine-tunes on parts after a run"
         return
     held_out, rest = sample_share(project.rows.train, HELD_OUT, "check")
     parts = [*subsets_per_label(rest), rest]

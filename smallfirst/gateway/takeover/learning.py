@@ -1,0 +1,243 @@
+"""Learn a discovered task from the large model's recorded answers, and from people's corrections where there are some.
+
+Without corrections right is what the large model answered, so the certificate promises agreement with it. With enough
+of them a part trains beside the recorded answers, and the rest certifies and tests: then it promises accuracy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+import smallfirst
+from smallfirst.data.dataset import Example, fold_text
+from smallfirst.data.sources.load import load_rows
+from smallfirst.errors import ConfigError
+from smallfirst.files import write_atomically
+from smallfirst.gateway.takeover.live_task import LEARNT
+from smallfirst.gateway.takeover.takeovers import TakeOver, TakeOvers
+from smallfirst.models.protocol import Request
+from smallfirst.models.recorded.replay import RecordedAnswer, RecordingHeader, request_key
+from smallfirst.pipeline.run import run
+from smallfirst.pipeline.summary import RunSummary
+from smallfirst.progress import Progress
+from smallfirst.project.task_file import TaskFile, read_task_file
+from smallfirst.records import Record
+from smallfirst.traffic.task_source import TaskSource, Teacher
+
+CORRECTIONS = "corrections.jsonl"
+"""File of people's right answers in the task's folder, in the columns of its rows."""
+MIN_CORRECTIONS = 200
+"""Fewer corrections than this only train: they could hardly certify anything."""
+_RECORDED = "recorded.jsonl"
+_PARTS = (("train", 0.4), ("validation", 0.8), ("test", 1.0))
+"""What corrections are used for, with the upper end of each part of [0, 1) into which a text's hash falls."""
+
+
+class Learnt(Record):
+    """What was learnt of a task."""
+
+    task: str
+    n_rows: int
+    """Recorded answers."""
+    n_corrections: int
+    """Corrections among the rows."""
+    promises_accuracy: bool
+    """True if people's answers certify; False if the certificate promises agreement with the large model."""
+    version: int
+    """Version in the registry."""
+    promise: str
+    """The promise in words."""
+    share: float
+    """Share of the test rows that stayed small."""
+    report: str
+
+    @property
+    def in_words(self) -> tuple[str, ...]:
+        """Return what it means in sentences."""
+        right = "people answered" if self.promises_accuracy else "the large model answered"
+        of = f", {self.n_corrections} of them corrected by people" if self.n_corrections else ""
+        return (
+            f"{self.task}: learnt from {self.n_rows:,} recorded answers{of}",
+            f"promise: {self.promise}; right is what {right}",
+            f"{self.share:.0%} of the test rows stay small; report: {self.report}",
+            "in shadow: the large model answers, and the small one is compared with it",
+        )
+
+
+class _Row(NamedTuple):
+    example: Example
+    values: dict[str, Any]
+    """The line that it was read from."""
+
+    @property
+    def key(self) -> str:
+        return fold_text(self.example.text)
+
+
+def learn(
+    folder: Path, *, progress: Progress | None = None, minutes: float | None = None, takeovers: TakeOvers | None = None
+) -> Learnt:
+    """Train, measure and certify the task that was drafted in `folder`, and put it in shadow.
+
+    Raise ConfigError if it did not come from traffic or its teacher's terms forbid it; GateFailed if no part of its
+    requests can be promised.
+    """
+    source = _source(folder)
+    drafted = read_task_file(folder)
+    rows, corrections = _rows(drafted), _corrections(folder, drafted)
+    place = folder / LEARNT
+    _write_recording(place / _RECORDED, rows, source.teacher)
+    corrected = [row for row in rows if row.key in corrections]
+    accuracy = len(corrected) >= MIN_CORRECTIONS
+    files = _write_parts(place, drafted, rows, corrections, accuracy=accuracy)
+    _write_task(place, folder, files, labels="gold" if accuracy else "large")
+    summary = run(place, progress=progress, minutes=minutes)
+    learnt = _learnt(summary, source.name, n_rows=len(rows), n_corrections=len(corrected), accuracy=accuracy)
+    file = takeovers or TakeOvers()
+    before = file.read().get(source.name)
+    taken = TakeOver(task=source.name, folder=folder.absolute(), version=learnt.version)
+    why = "learnt; the small model is compared with the large one before it answers"
+    file.put(
+        (before or taken)
+        .model_copy(update={"folder": taken.folder, "version": taken.version})
+        .moved("shadow", cause="person", why=why, share=0.0)
+    )
+    return learnt
+
+
+def _source(folder: Path) -> TaskSource:
+    source = TaskSource.of(folder)
+    if source is None:
+        raise ConfigError(
+            f"{folder} holds no task that was found in traffic: it has no source.json",
+            hint="smallfirst discover   drafts such folders; smallfirst run task.yaml   learns any other task",
+        )
+    if not source.teacher.training_allowed:
+        licence = source.teacher.licence or "as the settings say"
+        raise ConfigError(
+            f"{source.name}: the terms of {source.teacher.model} forbid training on its answers ({licence}), so they "
+            "are used for measuring only",
+            hint="let people answer the rows (smallfirst label-plan), or discover traffic of another model",
+        )
+    return source
+
+
+def _learnt(summary: RunSummary, name: str, *, n_rows: int, n_corrections: int, accuracy: bool) -> Learnt:
+    certificate, promoted = summary.certificate, summary.promoted
+    assert promoted is not None  # else the run has raised
+    if certificate is None or not certificate.issued:
+        raise ConfigError(
+            f"{name}: no promise can be shown: {certificate.why if certificate else 'nothing was certified'}",
+            hint=f"more traffic, or another guarantee in task.yaml; read {summary.report}",
+        )
+    routed = summary.paths.get("routed")
+    return Learnt(
+        task=name,
+        n_rows=n_rows,
+        n_corrections=n_corrections,
+        promises_accuracy=accuracy,
+        version=promoted.version,
+        promise=certificate.guarantee.in_words if certificate.guarantee else "",
+        share=routed.share if routed else 0.0,
+        report=summary.report,
+    )
+
+
+def _rows(drafted: TaskFile) -> list[_Row]:
+    """Return all rows of the draft, in the order of its files."""
+    paths = (drafted.data.train, drafted.data.validation, drafted.data.test)
+    return [row for path in paths if path is not None for row in _read(drafted.path(path), drafted)]
+
+
+def _corrections(folder: Path, drafted: TaskFile) -> dict[str, _Row]:
+    path = folder / CORRECTIONS
+    return {row.key: row for row in _read(path, drafted)} if path.exists() else {}
+
+
+def _read(path: Path, drafted: TaskFile) -> list[_Row]:
+    lines = path.read_text(encoding="utf-8").split("\n")
+    examples = load_rows(path, columns=drafted.data.columns, folder=drafted.folder).examples
+    return [_Row(example, json.loads(lines[example.line - 1])) for example in examples]
+
+
+def _write_recording(path: Path, rows: Sequence[_Row], teacher: Teacher) -> None:
+    """Write the recorded answers with their bills, so that the large model is measured without being asked again."""
+    answers = {}
+    for row in rows:
+        request = Request(messages=row.example.messages)
+        measured = {name: row.values.get(name) or 0 for name in ("prompt_tokens", "completion_tokens", "latency_ms")}
+        answer = RecordedAnswer(
+            key=request_key(request),
+            text=row.example.text,
+            answer=row.example.answer,
+            cost_usd=row.values.get("cost_usd") or 0.0,
+            **measured,
+        )
+        answers[answer.key] = answer
+    header = RecordingHeader(
+        model=teacher.model,
+        made_at=datetime.now(UTC).date().isoformat(),
+        smallfirst=smallfirst.__version__,
+        command="smallfirst learn",
+        prompt="as the application asked",
+        n=len(answers),
+    )
+    lines = [json.dumps({"recorded": header.model_dump(mode="json")}), *(a.model_dump_json() for a in answers.values())]
+    write_atomically(path, ("\n".join(lines) + "\n").encode())
+
+
+def _write_parts(
+    place: Path, drafted: TaskFile, rows: Sequence[_Row], corrections: Mapping[str, _Row], *, accuracy: bool
+) -> dict[str, str]:
+    """Write the rows by what they are used for; return the files of `data` by name, relative to `place`."""
+    data = drafted.data
+    given = {"train": data.train, "validation": data.validation, "test": data.test}
+    if not corrections:
+        return {name: os.path.relpath(drafted.path(path), place) for name, path in given.items() if path is not None}
+    if not accuracy:
+        for name, path in given.items():
+            if path is not None:
+                part = [corrections.get(row.key, row).values for row in _read(drafted.path(path), drafted)]
+                _write_lines(place / f"{name}.jsonl", part)
+        return {name: f"{name}.jsonl" for name, path in given.items() if path is not None}
+    parts: dict[str, list[dict[str, Any]]] = {name: [] for name, _ in _PARTS}
+    for row in rows:
+        mended = corrections.get(row.key)
+        parts["train" if mended is None else _part(row.key)].append((mended or row).values)
+    for name, lines in parts.items():
+        _write_lines(place / f"{name}.jsonl", lines)
+    return {name: f"{name}.jsonl" for name in parts}
+
+
+def _part(key: str) -> str:
+    """Return what a correction is used for: the same text always for the same."""
+    place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:6]) / 2**48
+    return next(name for name, end in _PARTS if place < end)
+
+
+def _write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    write_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+
+
+def _write_task(place: Path, folder: Path, files: Mapping[str, str], *, labels: str) -> None:
+    """Write the task.yaml of what is learnt: the drafted one with these rows, the recorded answers as large model."""
+    values = yaml.safe_load((folder / "task.yaml").read_text(encoding="utf-8"))
+    kept = {
+        name: value for name, value in values.get("data", {}).items() if name not in ("train", "validation", "test")
+    }
+    changes = {
+        "data": {**kept, **files},
+        "large": {"recorded": _RECORDED},
+        "routing": {**(values.get("routing") or {}), "labels": labels},
+    }
+    text = yaml.safe_dump({**values, **changes}, sort_keys=False, allow_unicode=True, width=120)
+    note = f"# Written by `smallfirst learn` from ../task.yaml: change that one.\n\n{text}"
+    write_atomically(place / "task.yaml", note.encode())

@@ -1,0 +1,91 @@
+"""Which tasks were taken over, and which share of each: a file that the command line writes and the proxy follows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AwareDatetime, Field
+
+from smallfirst.errors import ConfigError, did_you_mean
+from smallfirst.files import locked
+from smallfirst.paths import home, state_folder
+from smallfirst.records import Record
+
+FILE_NAME = "takeovers.json"
+State = Literal["shadow", "live", "stepped back"]
+"""shadow: the large model answers, the small one beside it; stepped back: the same, since something has changed."""
+Cause = Literal["", "person", "prompt", "model", "guarantee", "drift"]
+"""shadow: the large model answers, the small one beside it; stepped back: so as well, since something has changed."""
+
+
+class TakeOver(Record):
+    """A learnt task, as it is served."""
+
+    task: str
+    """Its name."""
+    folder: Path
+    """Folder of its `source.json`; what was learnt is below it."""
+    state: State = "shadow"
+    share: float = Field(default=0.0, ge=0, le=1)
+    """Share of its requests for which the small model may answer, in [0, 1]; kept while it has stepped back."""
+    version: int = 0
+    """Version of its model in the registry; another one is loaded at once."""
+    changed_at: AwareDatetime = datetime.fromtimestamp(0, UTC)
+    cause: Cause = ""
+    why: str = ""
+    """What led to its state, in one sentence."""
+
+    @property
+    def live_share(self) -> float:
+        """Share of requests for which the small model may answer now."""
+        return self.share if self.state == "live" else 0.0
+
+    def moved(self, state: State, *, cause: Cause, why: str, share: float | None = None) -> TakeOver:
+        """Return it in another state, as of now."""
+        changes = {"state": state, "cause": cause, "why": why, "changed_at": datetime.now(UTC)}
+        return self.model_copy(update=changes if share is None else {**changes, "share": share})
+
+
+class _Content(Record):
+    tasks: tuple[TakeOver, ...] = ()
+
+
+class TakeOvers:
+    """The file of one state folder. Any process may change it; each change is one task's."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        """Use the file at `path`, else that of the state folder; it may be missing."""
+        self.path = path or state_folder() / FILE_NAME
+
+    def read(self) -> Mapping[str, TakeOver]:
+        """Return the learnt tasks by name."""
+        found = _Content.load(self.path).tasks if self.path.exists() else ()
+        return {one.task: one for one in found}
+
+    def get(self, task: str) -> TakeOver:
+        """Return a task. Raise ConfigError if it was not learnt."""
+        known = self.read()
+        if task not in known:
+            raise ConfigError(
+                f"{task} was not learnt{did_you_mean(task, known)}; learnt so far: {', '.join(known) or 'nothing'}",
+                hint=f"smallfirst learn discovered/{task}",
+            )
+        return known[task]
+
+    def put(self, changed: TakeOver) -> TakeOver:
+        """Write one task, in place of what the file said of it; return it."""
+        if self.path == state_folder() / FILE_NAME:
+            home()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(self.path.with_suffix(".lock")):
+            others = (one for name, one in self.read().items() if name != changed.task)
+            _Content(tasks=(*others, changed)).save(self.path)
+        return changed
+
+    @property
+    def stamp(self) -> int:
+        """A number that changes with the file."""
+        return self.path.stat().st_mtime_ns if self.path.exists() else 0

@@ -1,0 +1,97 @@
+"""The large model behind the proxy, as a Model: its answers to passed requests, and asked again for audits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from time import perf_counter
+from typing import Any, NamedTuple
+
+from smallfirst.errors import ModelError
+from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
+from smallfirst.models.wrappers import CallableModel
+from smallfirst.traffic.messages import read_answer
+from smallfirst.traffic.task_source import TaskSource
+
+Json = dict[str, Any]
+AskAgain = Callable[[], Awaitable[tuple[int, Json | None]]]
+"""Send a request to its upstream once more, not streamed; return the status and the response's body."""
+
+
+class Asked(NamedTuple):
+    """A request that follows a task's wording."""
+
+    id: str
+    path: str
+    route: str
+    """As `answerable.route_of` names it."""
+    body: Json
+    text: str
+    """The case that it asks about."""
+    again: AskAgain
+    """Sends it to its upstream once more."""
+
+    @property
+    def request(self) -> Request:
+        """The request as the task's models take it."""
+        return Request.ask(self.text)
+
+
+_under_audit: ContextVar[Asked] = ContextVar("request under audit")
+
+
+@contextmanager
+def audit_of(asked: Asked) -> Iterator[None]:
+    """Within the block, and in tasks that are created there, `Upstream.complete` sends this request."""
+    token = _under_audit.set(asked)
+    try:
+        yield
+    finally:
+        _under_audit.reset(token)
+
+
+class Upstream(CallableModel):
+    """The upstream's model, as an AuditedRouter asks it."""
+
+    capabilities: frozenset[Capability] = frozenset()
+
+    def __init__(self, source: TaskSource, noticed: Callable[[str], None]) -> None:
+        """`noticed` is told the model that each response names."""
+        self.name, self._source, self._noticed = source.teacher.model, source, noticed
+        self.usual_usd = 0.0
+        """Cost of an answer whose own cost is not known: the mean of the recorded ones."""
+
+    async def complete(self, request: Request) -> Completion:
+        """Send the request under audit again. Raise ModelError if it is not answered."""
+        began, asked = perf_counter(), _under_audit.get()
+        status, response = await asked.again()
+        found = self.read(asked, response, latency_ms=(perf_counter() - began) * 1000) if status == 200 else None
+        if found is None:
+            raise ModelError(f"{self.name} did not answer an audit: HTTP {status}")
+        return found
+
+    def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        return stream_in_one_chunk(self, request)
+
+    async def aclose(self) -> None: ...
+
+    def read(self, asked: Asked, response: Json | None, *, latency_ms: float = 0.0) -> Completion | None:
+        """Return the answer in a response, in the task's form where it has the known format; None without one."""
+        answer = read_answer(asked.path, response or {})
+        if answer is None or response is None:
+            return None
+        named = str(response.get("model") or self.name)
+        self._noticed(named)
+        value = self._source.answer_format.parse(answer)
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) if value else answer.text
+        usage = response.get("usage") or {}
+        return Completion(
+            text=text,
+            answered_by=named,
+            latency_ms=latency_ms,
+            cost_usd=self.usual_usd,
+            prompt_tokens=int(usage.get("prompt_tokens") or usage.get("input_tokens") or 0),
+            completion_tokens=int(usage.get("completion_tokens") or usage.get("output_tokens") or 0),
+        )

@@ -1,0 +1,52 @@
+"""A request finds its task by its wording; a changed wording is recognized by its words, an open request is not."""
+
+from __future__ import annotations
+
+from smallfirst.gateway.takeover.matching import TaskMatcher
+from smallfirst.traffic.answers.answer_format import AnswerFormat
+from smallfirst.traffic.messages import Prompt, Turn
+from smallfirst.traffic.task_source import Slot, TaskSource, TaskTemplate, Teacher
+from smallfirst.traffic.templates.template import Template, TextPattern, TurnPattern
+
+SYSTEM = "You sort messages of a bank's customers. Answer with one of these intents: lost card, refund, pin."
+
+
+def source(name: str, *turns: tuple[str, tuple[str, ...]], models: tuple[str, ...] = ()) -> TaskSource:
+    patterns = tuple(TurnPattern(role=role, text=TextPattern(pieces=pieces)) for role, pieces in turns)
+    wording = TaskTemplate(template=Template(turns=patterns), slots=(Slot(name="text"),))
+    form, teacher = AnswerFormat(kind="label"), Teacher(model="gpt-large")
+    return TaskSource(name=name, templates=(wording,), answer_format=form, models=models, teacher=teacher)
+
+
+def prompt(*turns: tuple[str, str], model: str = "gpt", tools: str = "") -> Prompt:
+    return Prompt(model, tuple(Turn(*turn) for turn in turns), tools=tools)
+
+
+MATCHER = TaskMatcher(
+    {
+        "intents": source("intents", ("system", (SYSTEM,)), ("user", ("", "")), models=("gpt",)),
+        "mood": source("mood", ("user", ("Is this message of a customer friendly or angry?\n", "\nAnswer:"))),
+    }
+)
+
+
+def test_the_wording_decides_and_gives_the_case():
+    asked = prompt(("system", SYSTEM), ("user", "my card is gone"))
+    assert MATCHER.find(asked) == ("intents", "my card is gone")
+    mood = prompt(("user", "Is this message of a customer friendly or angry?\nno way\nAnswer:"))
+    assert MATCHER.find(mood) == ("mood", "no way")
+
+
+def test_another_model_tools_or_a_longer_conversation_are_not_the_task():
+    turns = (("system", SYSTEM), ("user", "my card is gone"))
+    assert MATCHER.find(prompt(*turns, model="gpt-mini")) is None
+    assert MATCHER.find(prompt(*turns, tools="[{}]")) is None
+    assert MATCHER.find(prompt(*turns, ("assistant", "lost card"), ("user", "why?"))) is None
+
+
+def test_a_changed_wording_resembles_its_task_and_an_open_request_none():
+    changed = prompt(("system", SYSTEM.replace("pin", "pin, other") + " Think first."), ("user", "my card is gone"))
+    assert MATCHER.find(changed) is None
+    assert MATCHER.near(changed) == "intents"
+    assert MATCHER.near(prompt(("user", "Write a poem about a customer of a bank"))) is None
+    assert TaskMatcher({}).near(changed) is None
