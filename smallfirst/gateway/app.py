@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
+from smallfirst.gateway.access import Access, may_ask, refusal
+from smallfirst.gateway.assembly import read_response
 from smallfirst.gateway.capture import Capture
 from smallfirst.gateway.forwarding import BrokenOff, Client, ClientGone, Copy, Receive, Send, pass_back
 from smallfirst.gateway.http import (
@@ -25,6 +27,7 @@ from smallfirst.gateway.http import (
 )
 from smallfirst.gateway.settings import GatewaySettings
 from smallfirst.gateway.upstreams import Target, UpstreamFailed, Upstreams
+from smallfirst.serving.openai.errors import ApiError
 
 _log = logging.getLogger("smallfirst.gateway")
 _MOST_COPIED = 4 * 1024 * 1024
@@ -44,7 +47,10 @@ class LocalAnswers(Protocol):
         An exception counts as None. The client's disconnect cancels it.
         """
 
-    def passed(self, request: GatewayRequest, answer: UpstreamAnswer) -> None:
+    async def start(self) -> None:
+        """Make ready; called before the first request, inside the loop."""
+
+    async def passed(self, request: GatewayRequest, answer: UpstreamAnswer) -> None:
         """Take the upstream's whole answer to a request whose `watched` was set; the client has it already."""
 
     async def aclose(self) -> None:
@@ -61,15 +67,16 @@ class Gateway:
         local: LocalAnswers | None = None,
         routes: Mapping[tuple[str, str], Handler] = {},
         capture: Capture | None = None,
+        access: Access | None = None,
     ) -> None:
         """`routes` are own routes by method and path, such as `("POST", "/v1/decisions")`.
 
-        Raise ConfigError if the key of an upstream is missing.
+        Without `access` everybody is served who reaches it. Raise ConfigError if the key of an upstream is missing.
         """
         for upstream in settings.upstreams.values():
             upstream.key()
-        self.settings, self.local, self.capture = settings, local, capture
-        self.routes: dict[tuple[str, str], Handler] = {("GET", "/health"): _health, **routes}
+        self.settings, self.local, self.capture, self.access = settings, local, capture, access
+        self.routes: dict[tuple[str, str], Handler] = {**self._own_routes(), **routes}
         self._upstreams: Upstreams | None = None
 
     @property
@@ -79,13 +86,32 @@ class Gateway:
             self._upstreams = Upstreams(self.settings)
         return self._upstreams
 
+    async def start(self) -> None:
+        """Make ready for the first request; call it inside the loop that serves."""
+        _ = self.upstreams
+        if self.local is not None:
+            await self.local.start()
+
     async def aclose(self) -> None:
+        """Let go of the upstreams, and wait until what was captured is stored."""
         if self.local is not None:
             await self.local.aclose()
         if self._upstreams is not None:
             await self._upstreams.aclose()
         if self.capture is not None:
             await asyncio.to_thread(self.capture.close)
+
+    def _own_routes(self) -> dict[tuple[str, str], Handler]:
+        async def health(_: GatewayRequest, __: Upstreams) -> GatewayResponse:
+            return json_response({"status": "ok"})
+
+        async def status(_: GatewayRequest, __: Upstreams) -> GatewayResponse:
+            return json_response({"capture": self.capture.counts if self.capture else None})
+
+        found: dict[tuple[str, str], Handler] = {("GET", "/health"): health, ("GET", "/v1/smallfirst/status"): status}
+        if self.settings.models:
+            found["GET", "/v1/models"] = list_models
+        return found
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -96,6 +122,10 @@ class Gateway:
             await self._serve(_head(scope), client)
         except ClientGone:
             pass
+        except UpstreamFailed as failure:
+            if client.started:
+                raise BrokenOff(str(failure)) from None
+            await client.answer(error_response(failure.status, str(failure), failure.code))
         except asyncio.CancelledError:
             if not client.gone:
                 raise
@@ -103,11 +133,23 @@ class Gateway:
             client.end()
 
     async def _serve(self, request: GatewayRequest, client: Client) -> None:
-        refusal = refuse(request)
-        if refusal is not None:
-            await client.answer(refusal)
+        refused = refuse(request)
+        if refused is not None:
+            await client.answer(refused)
             return
+        if self.access is None or request.path == "/health":
+            await self._admitted(request, client, ())
+            return
+        try:
+            with self.access.admit(request) as models:
+                await self._admitted(request, client, models)
+        except ApiError as error:
+            await client.answer(refusal(error))
+
+    async def _admitted(self, request: GatewayRequest, client: Client, models: tuple[str, ...]) -> None:
         request.body, more = await client.read(self._most_buffered)
+        if models and not may_ask(request, models):
+            raise ApiError(403, "This key may not use this model.", code="model_not_allowed")
         if more:
             await self._pass_while_it_arrives(request, client)
             return
@@ -146,6 +188,7 @@ class Gateway:
         if self.settings.models:
             limit = f"{self.settings.max_routed_bytes:,} bytes"
             message = f"The body is larger than {limit}, within which the model is looked for (max_routed_bytes)."
+            await client.discard(self.settings.max_routed_bytes)
             await client.answer(error_response(413, message, "body_too_large"))
             return
         await self._exchange(request, client, self.upstreams.target(None, request.headers), client.rest(beginning))
@@ -156,11 +199,7 @@ class Gateway:
         capture = self.capture if self.capture and isinstance(body, bytes) and self.capture.wants(request) else None
         copied = capture is not None or request.watched
         began = time.perf_counter()
-        try:
-            response = await self.upstreams.send(request, target, body, readable=copied)
-        except UpstreamFailed as failure:
-            await client.answer(error_response(failure.status, str(failure), failure.code))
-            return
+        response = await self.upstreams.send(request, target, body, readable=copied)
         copy = Copy(_MOST_COPIED) if copied else None
 
         def whole() -> UpstreamAnswer:
@@ -176,12 +215,17 @@ class Gateway:
 
         try:
             await pass_back(response, client, copy, keep)
-        except UpstreamFailed as failure:
-            raise BrokenOff(str(failure)) from None
         finally:
             response.close()
         if self.local is not None and request.watched and copy is not None and copy.whole:
-            self.local.passed(request, whole())
+            await self._tell(request, whole())
+
+    async def _tell(self, request: GatewayRequest, answer: UpstreamAnswer) -> None:
+        assert self.local is not None
+        try:
+            await self.local.passed(request, answer)
+        except Exception:
+            _log.exception("an upstream's answer could not be looked at")
 
     def _keep(self, request: GatewayRequest, captured: Captured | None) -> None:
         if captured is not None and self.capture is not None and self.capture.wants(request):
@@ -204,8 +248,17 @@ def refuse(request: GatewayRequest) -> GatewayResponse | None:
     return None
 
 
-async def _health(_: GatewayRequest, __: Upstreams) -> GatewayResponse:
-    return json_response({"status": "ok"})
+async def list_models(request: GatewayRequest, upstreams: Upstreams) -> GatewayResponse:
+    """Return the first upstream's list of models, with the names of `models` added. Raise UpstreamFailed."""
+    headers = [(name, value) for name, value in request.headers if name != b"accept-encoding"]
+    answer = await upstreams.ask(replace(request, headers=headers))
+    listed = read_response(answer.headers, answer.body)
+    if answer.status != 200 or listed is None or not isinstance(listed.get("data"), list):
+        return GatewayResponse(answer.status, answer.headers, answer.body)
+    there = {model.get("id") for model in listed["data"] if isinstance(model, dict)}
+    named = upstreams.settings.models.items()
+    more = [{"id": n, "object": "model", "created": 0, "owned_by": to.upstream} for n, to in named if n not in there]
+    return json_response({**listed, "data": [*listed["data"], *more]})
 
 
 def _head(scope: Mapping[str, Any]) -> GatewayRequest:

@@ -64,6 +64,13 @@ class Client:
                 yield message["body"]
         self.watch()
 
+    async def discard(self, most: int) -> None:
+        """Read up to `most` bytes more of the body: else a client that sends sees no answer. Raise ClientGone."""
+        async for piece in self.rest(b""):
+            most -= len(piece)
+            if most < 0:
+                return
+
     def watch(self) -> None:
         """Cancel the running task, which answers this client, as soon as the client goes; the body must be read."""
         task = asyncio.current_task()

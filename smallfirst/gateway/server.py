@@ -41,6 +41,7 @@ def run(gateway: Gateway, listener: socket.socket) -> None:
 
 async def _serve(server: uvicorn.Server, listener: socket.socket, gateway: Gateway) -> None:
     try:
+        await gateway.start()
         await server.serve(sockets=[listener])
     finally:
         await gateway.aclose()

@@ -138,7 +138,7 @@ async def _serve(found: dict[str, Any], started: threading.Event) -> None:
         upstreams.append(Upstream(listener.getsockname()[1]))
         await asyncio.start_server(upstreams[-1].serve, sock=listener)
     gateway = Gateway(settings(upstreams[0].port, upstreams[1].port))
-    _ = gateway.upstreams
+    await gateway.start()
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(gateway, ws="none", lifespan="off", log_config=None, date_header=False, server_header=False)
     found["server"] = server = uvicorn.Server(config)

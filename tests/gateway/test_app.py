@@ -33,7 +33,9 @@ class Small:
         request.watched = asked == "watch"
         return json_response({"answer": "small"}) if asked == "small" else None
 
-    def passed(self, request: GatewayRequest, answer: UpstreamAnswer) -> None:
+    async def start(self) -> None: ...
+
+    async def passed(self, request: GatewayRequest, answer: UpstreamAnswer) -> None:
         self.seen.append((request.id, answer))
 
     async def aclose(self) -> None: ...

@@ -10,7 +10,7 @@ import hmac
 import json
 import re
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from typing import NamedTuple
@@ -52,6 +52,8 @@ class Caller(NamedTuple):
     """What the key allows; where no key is asked for, everything."""
     quota: Quota | None = None
     """What is left of its limits; None if it has none."""
+    name: str = ""
+    """Name of the key; empty for a key that is not in the key store."""
 
     @property
     def may_judge(self) -> bool:
@@ -79,6 +81,48 @@ def caller_owner() -> str:
     return _caller.get().owner
 
 
+class KeyCheck:
+    """The keys that open a server."""
+
+    def __init__(self, hashes: Sequence[str], key_store: KeyStore | None) -> None:
+        self._hashes, self._key_store = hashes, key_store
+        self._quotas = Quotas()
+
+    @property
+    def needed(self) -> bool:
+        """True if a request needs a key."""
+        return bool(self._hashes) or (self._key_store is not None and self._key_store.key_required)
+
+    def caller(self, presented: str) -> Caller:
+        """Return whose key it is. Raise ApiError 401 for none or an unknown one, 503 if the keys cannot be read."""
+        if not presented:
+            raise _unauthorised("No API key was given; send it as Authorization: Bearer KEY.")
+        digest, known = hash_key(presented), self._known(presented)
+        fits = hmac.compare_digest(digest, known.sha256 if known else _NO_HASH)
+        fixed = key_matches(presented, self._hashes)
+        if known is not None and fits:
+            if (state := known.state()) != "active":
+                raise _unauthorised(f"The API key {known.id} is {state}.")
+            assert self._key_store is not None
+            self._key_store.used(known.id)
+            # By name and owner: a rotated key goes on with what its predecessor left.
+            quota = self._quotas.of(f"{known.owner}/{known.name}", known.policy)
+            return Caller(known.owner, known.id, known.policy, quota, known.name)
+        if fixed:
+            return Caller(digest)
+        raise _unauthorised("The API key is not known to this server.")
+
+    def _known(self, presented: str) -> ApiKey | None:
+        try:
+            return self._key_store.find(key_id(presented)) if self._key_store else None
+        except KeyStoreUnreadable:
+            if key_matches(presented, self._hashes):
+                return None
+            raise ApiError(
+                503, "Keys cannot be checked at the moment.", kind="server_error", code="keys_unreadable"
+            ) from None
+
+
 class AuthMiddleware:
     """ASGI middleware in front of all routes."""
 
@@ -95,11 +139,9 @@ class AuthMiddleware:
     ) -> None:
         """With `allowed_hosts` the Host header must name one of them, except on open paths; ports do not count."""
         self._app = app
-        self._hashes = settings.api_keys_sha256
-        self._key_store = key_store
+        self._keys = KeyCheck(settings.api_keys_sha256, key_store)
         self._open, self._user, self._judge = frozenset(open_paths), frozenset(user_paths), frozenset(judge_paths)
         self._hosts = frozenset(host.lower() for host in allowed_hosts)
-        self._quotas = Quotas()
         # Twice the places: half of them for bodies on their way, which take none.
         self._requests = Shares(2 * (settings.max_in_flight + settings.max_queue), "requests")
 
@@ -138,45 +180,17 @@ class AuthMiddleware:
         if path in self._open:
             # An orchestrator probes the machine by its address, whatever names it has.
             return Caller(policy=KeyPolicy())
-        if self._hosts and _host_name(headers) not in self._hosts:
+        if self._hosts and _host_name(headers.getlist("host")) not in self._hosts:
             raise ApiError(403, "The Host header names another server.", code="host_not_allowed")
-        if not self._hashes and (self._key_store is None or not self._key_store.key_required):
-            _check_local(headers)
+        if not self._keys.needed:
+            check_local(headers.getlist("host"), headers.getlist("origin"))
             return _NO_KEY_NEEDED
-        caller = self._identify(_key(headers))
+        caller = self._keys.caller(_key(headers))
         open_to = self._user | self._judge if caller.may_judge else self._user
         within = path in open_to or any(path.startswith(f"{above}/") for above in open_to)
         if caller.policy.role != "admin" and not within:
             raise ApiError(403, "This path needs a key with the role admin.", code="admin_only")
         return caller
-
-    def _identify(self, presented: str) -> Caller:
-        if not presented:
-            raise _unauthorised("No API key was given; send it as Authorization: Bearer KEY.")
-        digest, known = hash_key(presented), self._known(presented)
-        fits = hmac.compare_digest(digest, known.sha256 if known else _NO_HASH)
-        fixed = key_matches(presented, self._hashes)
-        if known is not None and fits:
-            if (state := known.state()) != "active":
-                raise _unauthorised(f"The API key {known.id} is {state}.")
-            assert self._key_store is not None
-            self._key_store.used(known.id)
-            # By name and owner: a rotated key goes on with what its predecessor left.
-            quota = self._quotas.of(f"{known.owner}/{known.name}", known.policy)
-            return Caller(known.owner, known.id, known.policy, quota)
-        if fixed:
-            return Caller(digest)
-        raise _unauthorised("The API key is not known to this server.")
-
-    def _known(self, presented: str) -> ApiKey | None:
-        try:
-            return self._key_store.find(key_id(presented)) if self._key_store else None
-        except KeyStoreUnreadable:
-            if key_matches(presented, self._hashes):
-                return None
-            raise ApiError(
-                503, "Keys cannot be checked at the moment.", kind="server_error", code="keys_unreadable"
-            ) from None
 
 
 def _key(headers: Headers) -> str:
@@ -186,18 +200,18 @@ def _key(headers: Headers) -> str:
     return key.strip() if scheme.lower() == "bearer" else ""
 
 
-def _check_local(headers: Headers) -> None:
-    if not is_loopback(_host_name(headers)):
+def check_local(hosts: Sequence[str], origins: Sequence[str]) -> None:
+    """Raise ApiError 403 unless the Host and Origin headers name this machine: no page from elsewhere may ask."""
+    if not is_loopback(_host_name(hosts)):
         message = "Without API keys only requests to localhost are answered; the Host header names another host."
         raise ApiError(403, message, code="host_not_allowed")
-    if not all(is_loopback(_name_in(origin.partition("://")[2])) for origin in headers.getlist("origin")):
+    if not all(is_loopback(_name_in(origin.partition("://")[2])) for origin in origins):
         raise ApiError(403, "Without API keys pages from elsewhere are not answered.", code="origin_not_allowed")
 
 
-def _host_name(headers: Headers) -> str:
+def _host_name(hosts: Sequence[str]) -> str:
     """Return the name in the Host header; empty if there is none, or two."""
-    given = headers.getlist("host")
-    return _name_in(given[0]) if len(given) == 1 else ""
+    return _name_in(hosts[0]) if len(hosts) == 1 else ""
 
 
 def _name_in(host: str) -> str:
