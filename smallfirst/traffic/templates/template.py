@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from functools import lru_cache
-
 from smallfirst.records import Record, fingerprint
 from smallfirst.traffic.messages import Prompt
 
@@ -21,10 +18,20 @@ class TextPattern(Record):
 
     def values(self, text: str) -> tuple[str, ...] | None:
         """Return what stands in the slots, of each the shortest that fits; None if the text does not follow."""
-        if not text.startswith(self.pieces[0]) or not text.endswith(self.pieces[-1]):
+        pieces = self.pieces
+        if len(pieces) == 1:
+            return () if text == pieces[0] else None
+        at, end = len(pieces[0]), len(text) - len(pieces[-1])
+        if at > end or not text.startswith(pieces[0]) or not text.endswith(pieces[-1]):
             return None
-        found = _regex(self.pieces).fullmatch(text)
-        return found.groups() if found else None
+        values = []
+        for piece in pieces[1:-1]:
+            found = text.find(piece, at, end)
+            if found < 0:
+                return None
+            values.append(text[at:found])
+            at = found + len(piece)
+        return (*values, text[at:end])
 
     def filled(self, values: tuple[str, ...]) -> str:
         """Return the text with these values in its slots."""
@@ -71,8 +78,3 @@ class Template(Record):
                 return None
             values += found
         return values
-
-
-@lru_cache(maxsize=4096)
-def _regex(pieces: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("(.*?)".join(map(re.escape, pieces)), re.DOTALL)

@@ -1,0 +1,235 @@
+"""Find the templates in traffic: the prompts that programs wrote, what stays the same in them, and what varies.
+
+One pass: a request is compared with the templates found so far; those that follow none are kept, up to a bound, and
+looked through together when there are enough. What people wrote themselves, and conversations, share no template.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import NamedTuple
+
+from smallfirst.records import Record
+from smallfirst.traffic.exchange import Exchange
+from smallfirst.traffic.messages import Prompt, read_prompt
+from smallfirst.traffic.templates.consensus import consensus
+from smallfirst.traffic.templates.conversations import Conversations
+from smallfirst.traffic.templates.dates import with_dates_open
+from smallfirst.traffic.templates.slots import MinedSlot, describe_slots
+from smallfirst.traffic.templates.template import Template, TurnPattern
+from smallfirst.traffic.templates.tokens import tokens
+from smallfirst.traffic.templates.versions import versions
+from smallfirst.traffic.templates.wordings import wordings
+
+MIN_REQUESTS = 20
+"""Fewest requests that must follow a template."""
+_POOL = 12_000
+"""Most requests without a template that are kept at a time."""
+_SAMPLE = 4_000
+"""Requests of one shape that are looked through together."""
+_ALIGNED = 120
+"""Requests of a wording that are compared word by word."""
+_DESCRIBED = 2_000
+_LEAST_WORDS, _LEAST_CHARACTERS = 6, 20
+_LONG = 60
+"""Characters of constant text that need no mark, such as a colon, between them and the case."""
+_MARKS = ':\n"`<>[](){}#=|'
+_FOLLOW, _DIFFERENT = 0.9, 0.02
+_MOST_ROUNDS = 4
+
+
+class MinedTemplate(Record):
+    """A template with the requests that follow it."""
+
+    template: Template
+    slots: tuple[MinedSlot, ...]
+    """One for each slot, in order."""
+    members: tuple[str, ...]
+    """Ids of the requests, in the order they were read."""
+    first_seen: datetime
+    last_seen: datetime
+
+    @property
+    def n(self) -> int:
+        return len(self.members)
+
+
+class _Asked(NamedTuple):
+    """A request as far as templates are concerned."""
+
+    id: str
+    at: datetime
+    prompt: Prompt
+
+
+class _Shape(NamedTuple):
+    """What two prompts of one template have in common before their texts are looked at."""
+
+    roles: tuple[str, ...]
+    tools: str
+    response_format: str
+
+
+@dataclass
+class _Found:
+    """A template while requests are being read."""
+
+    template: Template
+    members: list[str] = field(default_factory=list)
+    values: list[tuple[str, ...]] = field(default_factory=list)
+    first: datetime | None = None
+    last: datetime | None = None
+
+    def add(self, asked: _Asked, values: tuple[str, ...]) -> None:
+        self.members.append(asked.id)
+        self.first = min(self.first or asked.at, asked.at)
+        self.last = max(self.last or asked.at, asked.at)
+        if len(self.values) < _DESCRIBED:
+            self.values.append(values)
+        elif (i := random.randrange(len(self.members))) < _DESCRIBED:
+            self.values[i] = values
+
+
+def mine(exchanges: Iterable[Exchange], *, min_requests: int = MIN_REQUESTS) -> list[MinedTemplate]:
+    """Return the templates that at least `min_requests` requests follow, the most frequent first."""
+    miner = Miner(min_requests)
+    for exchange in exchanges:
+        prompt = read_prompt(exchange.route, exchange.request)
+        if prompt is not None:
+            miner.add(exchange.id, exchange.at, prompt)
+    return miner.templates()
+
+
+class Miner:
+    """Templates of the requests that were added."""
+
+    def __init__(self, min_requests: int = MIN_REQUESTS) -> None:
+        self.min_requests = min_requests
+        self._found: dict[_Shape, list[_Found]] = defaultdict(list)
+        self._pool: list[_Asked] = []
+        self._conversations = Conversations()
+
+    def add(self, request_id: str, at: datetime, prompt: Prompt) -> None:
+        """Take a request; prompts with images and those of agents that report what a tool returned are passed over."""
+        self._conversations.note(prompt)
+        if prompt.has_media or any(turn.role == "tool" for turn in prompt.turns):
+            return
+        asked = _Asked(request_id, at, prompt)
+        if not self._match(asked):
+            self._pool.append(asked)
+            if len(self._pool) >= _POOL:
+                self._learn()
+                random.Random(0).shuffle(self._pool)
+                del self._pool[_POOL // 2 :]
+
+    def templates(self) -> list[MinedTemplate]:
+        """Return the templates found, the most frequent first."""
+        self._learn()
+        found = [one for group in self._found.values() for one in group if self._is_template(one)]
+        return [
+            MinedTemplate(
+                template=one.template,
+                slots=describe_slots(one.template, one.values),
+                members=tuple(one.members),
+                first_seen=one.first,
+                last_seen=one.last,
+            )
+            for one in sorted(found, key=lambda one: -len(one.members))
+            if one.first and one.last
+        ]
+
+    def _match(self, asked: _Asked) -> bool:
+        for found in self._found.get(_shape(asked.prompt), ()):
+            values = found.template.values(asked.prompt)
+            if values is not None:
+                found.add(asked, values)
+                return True
+        return False
+
+    def _learn(self) -> None:
+        """Look through the requests without a template until no more templates are found."""
+        for _ in range(_MOST_ROUNDS):
+            shapes: dict[_Shape, list[_Asked]] = defaultdict(list)
+            for asked in self._pool:
+                shapes[_shape(asked.prompt)].append(asked)
+            new = False
+            for shape, group in shapes.items():
+                for template in self._templates_of(group):
+                    self._found[shape].append(_Found(template))
+                    new = True
+                self._found[shape].sort(key=lambda one: -_constant_characters(one.template))
+            if not new:
+                return
+            self._pool = [asked for asked in self._pool if not self._match(asked)]
+
+    def _templates_of(self, group: Sequence[_Asked]) -> Iterator[Template]:
+        """Yield templates of requests of one shape."""
+        if len(group) < self.min_requests:
+            return
+        sample = group if len(group) <= _SAMPLE else random.Random(0).sample(group, _SAMPLE)
+        least = max(4, min(self.min_requests // 2, round(self.min_requests * len(sample) / len(group))))
+        for members in wordings([asked.prompt for asked in sample], least):
+            yield from self._templates_of_wording([sample[i] for i in members], least)
+
+    def _templates_of_wording(self, asked: Sequence[_Asked], least: int) -> Iterator[Template]:
+        template = _aligned([one.prompt for one in asked])
+        times = [one.at for one in asked]
+        template = with_dates_open(template, min(times), max(times))
+        if template.n_slots == 0 or not is_constant_enough(template):
+            return
+        values = [template.values(one.prompt) for one in asked]
+        followers = [(one, value) for one, value in zip(asked, values, strict=True) if value is not None]
+        if len(followers) < _FOLLOW * len(asked):
+            return
+        groups = versions(template, [v for _, v in followers], [one.at for one, _ in followers], least)
+        if not groups:
+            yield template
+        for group in groups:
+            yield from self._templates_of_wording([followers[i][0] for i in group], least)
+
+    def _is_template(self, found: _Found) -> bool:
+        """True unless it has too few requests or cases, or is the system prompt of an assistant to converse with."""
+        n = len(found.members)
+        if n < self.min_requests or len(set(found.values)) < max(10, _DIFFERENT * len(found.values)):
+            return False
+        roles = [turn.role for turn in found.template.turns for _ in range(turn.text.n_slots)]
+        for role, column in zip(roles, zip(*found.values, strict=True), strict=True):
+            if role == "assistant" and len(set(column)) > len(column) / 2:
+                return False
+        return not self._conversations.starts_them(found.template)
+
+
+def _shape(prompt: Prompt) -> _Shape:
+    return _Shape(tuple(turn.role for turn in prompt.turns), prompt.tools, prompt.response_format)
+
+
+def _aligned(prompts: Sequence[Prompt]) -> Template:
+    """Return what these prompts share."""
+    sample = prompts if len(prompts) <= _ALIGNED else random.Random(0).sample(prompts, _ALIGNED)
+    turns = tuple(
+        TurnPattern(role=sample[0].turns[i].role, text=consensus([prompt.turns[i].text for prompt in sample]))
+        for i in range(len(sample[0].turns))
+    )
+    return Template(turns=turns, tools=sample[0].tools, response_format=sample[0].response_format)
+
+
+def is_constant_enough(template: Template) -> bool:
+    """True if there are several constant words, set apart from the case by a mark, another message or their number."""
+    pieces = [piece for turn in template.turns for piece in turn.text.pieces]
+    words = [token for piece in pieces for token in tokens(piece) if token.isalpha()]
+    if len(words) < _LEAST_WORDS or _constant_characters(template) < _LEAST_CHARACTERS:
+        return False
+    if len(template.turns) > 1 or _constant_characters(template) >= _LONG:
+        return True
+    edges = [piece for turn in template.turns for piece in turn.text.pieces]
+    return any(piece.rstrip(" ")[-1:] in _MARKS for piece in edges[:-1] if piece.strip()) or any(
+        piece[:1] in _MARKS for piece in edges[1:] if piece.strip()
+    )
+
+
+def _constant_characters(template: Template) -> int:
+    return sum(len(piece.strip()) for turn in template.turns for piece in turn.text.pieces)

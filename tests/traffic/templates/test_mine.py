@@ -1,0 +1,74 @@
+"""Templates found in mixed traffic."""
+
+from __future__ import annotations
+
+import random
+from datetime import UTC, datetime, timedelta
+
+from smallfirst.traffic.exchange import Exchange
+from smallfirst.traffic.messages import read_prompt
+from smallfirst.traffic.templates.mine import Miner, mine
+
+START = datetime(2026, 10, 1, tzinfo=UTC)
+RNG = random.Random(0)
+WORDS = [f"w{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(400)]
+SORT = "You sort messages of a bank's customers. Answer with card, transfer or other."
+CHAT = "You are Ada, the friendly assistant of a shop for garden tools in the north."
+
+
+def case(n=10):
+    return " ".join(RNG.choices(WORDS, k=n))
+
+
+def exchange(i, *turns, **more):
+    messages = [{"role": role, "content": text} for role, text in turns]
+    return Exchange(id=f"r{i}", at=START + timedelta(minutes=i), request={"messages": messages, **more}, response={})
+
+
+def test_what_programs_wrote_is_found_among_what_people_wrote():
+    log, cases = [], {}
+    for i in range(0, 320, 4):
+        cases[f"r{i}"], cases[f"r{i + 1}"] = case(), case()
+        log.append(exchange(i, ("system", SORT), ("user", cases[f"r{i}"])))
+        user = (
+            f"Is this mail urgent? Say yes or no.\n\nTier: {RNG.choice(['gold', 'basic'])}\nMail:\n{cases[f'r{i + 1}']}"
+        )
+        log.append(exchange(i + 1, ("user", user)))
+        log.append(exchange(i + 2, ("user", case(30))))
+        talk = (("system", CHAT), ("user", case()))
+        log.append(exchange(i + 3, *talk))
+        log.append(exchange(i + 3.5, *talk, ("assistant", case(20)), ("user", case())))
+    found = mine(log)
+    slots = sorted((one.n, [(slot.name, slot.kind) for slot in one.slots]) for one in found)
+    assert slots == [(80, [("text", "text")]), (80, [("tier", "choice"), ("mail", "text")])]
+    by_id = {one.id: read_prompt(one.route, one.request) for one in log}
+    for one in found:
+        assert [one.template.values(by_id[member])[-1] for member in one.members] == [cases[m] for m in one.members]
+    assert {one.first_seen for one in found} == {START, START + timedelta(minutes=1)}
+
+
+def test_tools_and_forms_of_answers_make_another_template():
+    tools = [{"type": "function", "function": {"name": "file"}}]
+    log = [exchange(i, ("system", SORT), ("user", case()), **({"tools": tools} if i % 2 else {})) for i in range(60)]
+    assert sorted((one.n, bool(one.template.tools)) for one in mine(log)) == [(30, False), (30, True)]
+
+
+def test_one_request_sent_again_and_again_is_no_task():
+    assert mine([exchange(i, ("system", SORT), ("user", "ping")) for i in range(50)]) == []
+
+
+def test_a_template_that_begins_late_is_found_in_a_long_log(monkeypatch):
+    monkeypatch.setattr("smallfirst.traffic.templates.mine._POOL", 100)
+    miner = Miner()
+    for i in range(600):
+        asked = exchange(i, ("system", SORT + " Be brief." * (i > 400)), ("user", case()))
+        miner.add(asked.id, asked.at, read_prompt(asked.route, asked.request))
+        assert len(miner._pool) < 100
+    assert [one.n for one in miner.templates()] == [401, 199]
+
+
+def test_images_and_agents_are_passed_over():
+    picture = {"type": "image_url", "image_url": {"url": "data:"}}
+    log = [exchange(i, ("system", SORT), ("user", [{"type": "text", "text": case()}, picture])) for i in range(30)]
+    log += [exchange(i, ("system", SORT), ("user", case()), ("tool", case())) for i in range(30)]
+    assert mine(log) == []

@@ -1,0 +1,29 @@
+"""Tokens, and the runs of them that prompts share."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smallfirst.traffic.messages import Prompt, Turn
+from smallfirst.traffic.templates.tokens import Tokenizer, tokens, varies_by_nature
+
+
+@given(st.text())
+def test_tokens_together_are_the_text(text):
+    assert "".join(tokens(text)) == text
+
+
+def test_what_dates_and_ids_are_made_of_varies_by_nature():
+    assert all(map(varies_by_nature, ("2026", "f27d", "October", "Monday")))
+    assert not any(map(varies_by_nature, ("card", "-", " ")))
+
+
+def test_prompts_that_differ_in_dates_alone_share_all_runs():
+    texts = ["Filed on 3 May 2026 by you", "Filed on 12 June 2025 by you", "Filed with care by you"]
+    runs = Tokenizer().runs([Prompt("", (Turn("user", text),)) for text in texts])
+    first, second, third = (set(runs.hashes[runs.prompts == i].tolist()) for i in range(3))
+    assert first == second
+    assert not first & third
+    assert len(runs.hashes) == len(np.unique(np.stack([runs.hashes, runs.prompts.astype(np.uint64)]), axis=1).T)

@@ -1,0 +1,30 @@
+"""Versions of a wording."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from smallfirst.traffic.templates.template import Template, TextPattern, TurnPattern
+from smallfirst.traffic.templates.versions import versions
+
+TIMES = [datetime(2026, 10, 1, tzinfo=UTC) + timedelta(hours=i) for i in range(100)]
+
+
+def found(before, values):
+    text = TextPattern(pieces=(before, " now.\nMessage: ", ""))
+    template = Template(turns=(TurnPattern(role="user", text=text),))
+    return versions(template, [(value, f"case {i}") for i, value in enumerate(values)], TIMES, 10)
+
+
+def test_words_that_replace_each_other_in_time_are_versions():
+    assert found("Mode: ", ["old"] * 40 + ["new"] * 60) == [list(range(40)), list(range(40, 100))]
+
+
+def test_a_field_with_few_values_is_none():
+    assert found("Tier: ", ["gold", "basic"] * 50) == []
+    assert found("Tier: ", [f"{i}" for i in range(100)]) == []
+    assert found("Tier: ", ["gold"] * 98 + ["basic"] * 2) == []
+
+
+def test_words_within_a_sentence_are():
+    assert len(found("Please answer ", ["briefly", "shortly"] * 50)) == 2
