@@ -24,6 +24,8 @@ class TokenPrice(Record):
     """USD per million prompt tokens."""
     output_usd_per_mtok: Usd
     """USD per million completion tokens."""
+    cached_usd_per_mtok: Usd | None = None
+    """USD per million prompt tokens that the seller has cached; left out: they cost what others do."""
     source: str = "task.yaml"
     """Where the price was read."""
 
@@ -52,15 +54,24 @@ class PriceBook(Record):
     """What a person's label costs; left out: labels are priced like answers of the large model."""
 
     def token_cost_usd(
-        self, model: str, prompt_tokens: int, completion_tokens: int, *, api_url: str | None = None
+        self,
+        model: str,
+        prompt_tokens: int,
+        completion_tokens: int,
+        *,
+        cached_tokens: int = 0,
+        api_url: str | None = None,
     ) -> float:
-        """Return the cost of one hosted call in USD. `api_url` identifies the seller. Raise PriceUnknown."""
+        """Return the cost of one hosted call in USD, of which `cached_tokens` of the prompt were billed as cached.
+
+        `api_url` identifies the seller. Raise PriceUnknown.
+        """
         own = self.tokens.get(model)
-        if own is not None:
-            spent = prompt_tokens * own.input_usd_per_mtok
-            spent += completion_tokens * own.output_usd_per_mtok
-            return spent / 1_000_000
-        return _from_catalogue(model, prompt_tokens, completion_tokens, api_url)[0]
+        if own is None:
+            return _from_catalogue(model, prompt_tokens, completion_tokens, api_url, cached_tokens)[0]
+        cached = own.input_usd_per_mtok if own.cached_usd_per_mtok is None else own.cached_usd_per_mtok
+        spent = (prompt_tokens - cached_tokens) * own.input_usd_per_mtok + cached_tokens * cached
+        return (spent + completion_tokens * own.output_usd_per_mtok) / 1_000_000
 
     def source(self, model: str, *, api_url: str | None = None) -> str:
         """Return where the token price of `model` comes from, in words. Raise PriceUnknown."""
@@ -68,13 +79,17 @@ class PriceBook(Record):
         return own.source if own is not None else _from_catalogue(model, 1, 1, api_url)[1]
 
 
-def _from_catalogue(model: str, prompt_tokens: int, completion_tokens: int, api_url: str | None) -> tuple[float, str]:
+def _from_catalogue(
+    model: str, prompt_tokens: int, completion_tokens: int, api_url: str | None, cached_tokens: int = 0
+) -> tuple[float, str]:
     """Return cost in USD and its source from the installed genai-prices package."""
     try:
         import genai_prices
     except ImportError:
         raise _unknown(model, "the price catalogue genai-prices is not installed") from None
-    usage = genai_prices.Usage(input_tokens=prompt_tokens, output_tokens=completion_tokens)
+    usage = genai_prices.Usage(
+        input_tokens=prompt_tokens, cache_read_tokens=cached_tokens, output_tokens=completion_tokens
+    )
     catalogue = f"genai-prices {genai_prices.__version__}"
     # A known address names the seller for certain; else the model's maker is taken as the seller.
     for address in dict.fromkeys((api_url, None)):

@@ -22,6 +22,14 @@ def test_three_ways_to_bill_are_one(usage):
     assert read_usage({"usage": usage}) == Usage(100, 80, 5)
 
 
+def test_cached_tokens_have_their_own_price():
+    usage = Usage(10_000, 8_000, 100)
+    # gpt-4o-mini in the catalogue: $0.15, $0.075 cached and $0.60 per million
+    assert cost_usd(PriceBook(), ("gpt-4o-mini",), usage) == pytest.approx(0.0003 + 0.0006 + 0.00006)
+    own = TokenPrice(input_usd_per_mtok=1.0, output_usd_per_mtok=10.0, cached_usd_per_mtok=0.1)
+    assert cost_usd(PriceBook(tokens={"mine": own}), ("mine",), usage) == pytest.approx(0.002 + 0.0008 + 0.001)
+
+
 def test_what_is_not_said_is_unknown():
     assert read_usage({"usage": None}) == read_usage({}) == Usage()
     assert read_usage({"usage": {"prompt_tokens": 8, "total_tokens": 8}}) == Usage(8, None, None)
