@@ -12,6 +12,7 @@ import yaml
 from pydantic import Field
 
 from smallfirst.errors import ConfigError, did_you_mean
+from smallfirst.gateway.decisions.settings import DecisionSettings
 from smallfirst.models.remote.config import BaseUrl
 from smallfirst.pricing import PriceBook
 from smallfirst.records import Record, parse_record
@@ -95,6 +96,8 @@ class GatewaySettings(Record):
     """By name. Requests for models that `models` does not name go to the first."""
     models: dict[str, ModelRoute] = {}
     """By the name that is asked for; `gpt-4o: default` is short for `gpt-4o: {upstream: default}`."""
+    decisions: DecisionSettings | None = None
+    """Who answers typed questions; left out: the upstream of the model that is asked, in the shape of the route."""
     capture: CaptureSettings | None = None
     """Left out: nothing is kept."""
     teachers: dict[str, Teacher] = {}
@@ -117,12 +120,12 @@ class GatewaySettings(Record):
 
     @pydantic.model_validator(mode="after")
     def _upstreams_exist(self) -> GatewaySettings:
-        for model, route in self.models.items():
-            if route.upstream not in self.upstreams:
-                raise ValueError(
-                    f"models.{model}: no upstream is called {route.upstream!r}"
-                    f"{did_you_mean(route.upstream, self.upstreams)}"
-                )
+        named = {f"models.{model}": route.upstream for model, route in self.models.items()}
+        if self.decisions is not None:
+            named["decisions.upstream"] = self.decisions.upstream
+        for place, name in named.items():
+            if name not in self.upstreams:
+                raise ValueError(f"{place}: no upstream is called {name!r}{did_you_mean(name, self.upstreams)}")
         return self
 
     @property

@@ -31,6 +31,7 @@ def proxy(gateway_yaml: Path | None, upstream: str | None, host: str, port: int,
     from smallfirst.gateway.access import Access, check_exposure
     from smallfirst.gateway.app import Gateway
     from smallfirst.gateway.capture import Capture
+    from smallfirst.gateway.decisions.routes import DecisionRoutes
     from smallfirst.gateway.server import run
     from smallfirst.gateway.settings import read_gateway_file
     from smallfirst.paths import home, state_of
@@ -42,7 +43,8 @@ def proxy(gateway_yaml: Path | None, upstream: str | None, host: str, port: int,
     keys = home_key_store()
     check_exposure(host, keys, everybody=everybody)
     capture = Capture(settings, settings.capture, home()) if settings.capture else None
-    gateway = Gateway(settings, capture=capture, access=Access(keys, everybody=everybody))
+    routes = DecisionRoutes(settings.decisions).routes
+    gateway = Gateway(settings, capture=capture, access=Access(keys, everybody=everybody), routes=routes)
     listener = listen(host, port)
     name = f"[{host}]" if ":" in host else host
     click.echo(f"smallfirst passes http://{name}:{listener.getsockname()[1]}/v1 on to {_addresses(settings)}")

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import pydantic
 
 from smallfirst.traffic.decisions import openai_shape, systemone_shape
-from smallfirst.traffic.decisions.question import FALSE, TRUE, DecisionRequest, label_of
+from smallfirst.traffic.decisions.question import FALSE, TRUE, DecisionRequest, Question, Usage, Verdict, label_of
 from smallfirst.traffic.exchange import Exchange
 
-SHAPES = {openai_shape.ROUTE: openai_shape, systemone_shape.ROUTE: systemone_shape}
+
+class Asking(Protocol):
+    """A shape in which an upstream can be asked."""
+
+    ROUTE: str
+
+    def write_request(self, request: DecisionRequest, questions: Sequence[Question], model: str) -> dict[str, Any]: ...
+
+    def read_response(self, response: dict[str, Any], questions: Sequence[Question]) -> list[Verdict]: ...
+
+    def read_usage(self, response: dict[str, Any]) -> Usage: ...
+
+
+class Shape(Asking, Protocol):
+    """A shape in which applications ask."""
+
+    def read_request(self, body: dict[str, Any]) -> DecisionRequest: ...
+
+    def with_questions(self, request: DecisionRequest, questions: Sequence[Question], model: str) -> dict[str, Any]: ...
+
+    def write_response(
+        self, model: str, questions: Sequence[Question], verdicts: Sequence[Verdict], usage: Usage
+    ) -> dict[str, Any]: ...
+
+
+SHAPES: dict[str, Shape] = {openai_shape.ROUTE: openai_shape, systemone_shape.ROUTE: systemone_shape}
 _SHARED = ("prompt_tokens", "cached_tokens", "completion_tokens", "cost_usd")
 
 

@@ -174,25 +174,20 @@ def _verdict(answer: Any, question: Question) -> Verdict:
         if kind == "predicate":
             true = float(answer["probability"])
             return Verdict((true, 1 - true), raw=answer)
-        given = {_key(one["value"]): float(one["probability"]) for one in answer["probabilities"]}
+        given = {one["value"]: float(one["probability"]) for one in answer["probabilities"]}
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"a {kind} without its probabilities") from None
     keys = range(len(question.options)) if kind == "score" else [option.value for option in question.options]
-    probabilities = tuple(given.get(_key(key), 0.0) for key in keys)
+    probabilities = tuple(given.get(key, 0.0) for key in keys)
     confidence = answer.get("confidence")
     return Verdict(probabilities, as_number(confidence), answer)
-
-
-def _key(value: Any) -> tuple[bool, Any]:
-    """Tell a boolean from the number and the text that equal it."""
-    return isinstance(value, bool), value
 
 
 def _answer(question: Question, verdict: Verdict) -> dict[str, Any]:
     if verdict.refused:
         return {"type": "refusal", "name": question.name}
     if verdict.raw is not None and verdict.raw.get("type") == question.kind and _is_own(verdict.raw):
-        return {**verdict.raw, "name": question.name}
+        return verdict.raw
     if question.kind == "predicate":
         return {"type": "predicate", "name": question.name, "probability": verdict.probabilities[0]}
     confidence = verdict.confidence
