@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime
 from itertools import pairwise
+from typing import TypeVar
 
 from smallfirst.traffic.templates.template import Template
 
+K = TypeVar("K")
 _MOST_VERSIONS = 4
 _LEAST_SHARE = 0.03
 _OVERLAP = 0.02
+_BEGIN = re.compile(r"[<\[#*]*[A-Za-z][\w -]{0,30}[>\]:=*]+\s*")
+_END = re.compile(r"\n[<\[#*/]*[A-Za-z][\w -]{0,30}[>\]:=*]+\s*$")
 _MARKS = ':\n"`<>[](){}#=|'
 
 
@@ -21,21 +26,37 @@ def versions(
     """Return the indices of the requests of each version; empty if there is one version.
 
     A slot with up to four values holds words of the prompt if the values replace each other in time, or if it stands
-    within a sentence rather than after a mark such as a colon.
+    within a sentence rather than after a mark such as a colon. A slot of cases holds words of the prompt if all its
+    values begin and end in one of a few ways, such as `<mail>` and `</mail>`.
     """
     pieces = [(turn.text.pieces, i) for turn in template.turns for i in range(turn.text.n_slots)]
     for (around, i), column in zip(pieces, zip(*values, strict=True), strict=True):
-        groups: dict[str, list[int]] = defaultdict(list)
-        for index, value in enumerate(column):
-            groups[value].append(index)
-            if len(groups) > _MOST_VERSIONS:
-                break
-        needed = max(least, _LEAST_SHARE * len(column))
-        if 1 < len(groups) <= _MOST_VERSIONS and all(len(group) >= needed for group in groups.values()):
+        if groups := _few(column, least):
             in_sentence = around[i].rstrip(" ")[-1:] not in _MARKS and bool(around[i].strip())
             if in_sentence or _replace_each_other([[at[k] for k in group] for group in groups.values()]):
                 return list(groups.values())
+        else:
+            groups = _few([_frame(value) for value in column], least)
+            if sum(bool(begin and end) for begin, end in groups) >= len(groups) - 1 > 0:
+                return list(groups.values())
     return []
+
+
+def _few(keys: Sequence[K], least: int) -> dict[K, list[int]]:
+    """Return the indices of each key; empty if there is one, or more than a few, or one is rare."""
+    groups: dict[K, list[int]] = defaultdict(list)
+    for index, key in enumerate(keys):
+        groups[key].append(index)
+        if len(groups) > _MOST_VERSIONS:
+            return {}
+    needed = max(least, _LEAST_SHARE * len(keys))
+    return groups if len(groups) > 1 and all(len(group) >= needed for group in groups.values()) else {}
+
+
+def _frame(value: str) -> tuple[str, str]:
+    """Return a label or tag that a text begins with, and one that is its last line; empty where there is none."""
+    begin, end = _BEGIN.match(value), _END.search(value)
+    return begin.group() if begin else "", end.group() if end else ""
 
 
 def _replace_each_other(times: Sequence[Sequence[datetime]]) -> bool:

@@ -28,3 +28,15 @@ def test_a_field_with_few_values_is_none():
 
 def test_words_within_a_sentence_are():
     assert len(found("Please answer ", ["briefly", "shortly"] * 50)) == 2
+
+
+def test_frames_around_the_case_are():
+    text = TextPattern(pieces=("File what follows.\n\n", ""))
+    template = Template(turns=(TurnPattern(role="user", text=text),))
+    cases = [f"<mail>\ncase {i}\n</mail>" if i % 2 else f"Mail: case {i}\nLabel:" for i in range(100)]
+    assert sorted(versions(template, [(case,) for case in cases], TIMES, 10)) == [
+        list(range(0, 100, 2)),
+        list(range(1, 100, 2)),
+    ]
+    mails = [f"{'Subject' if i % 2 else 'From'}: case {i}" for i in range(100)]
+    assert versions(template, [(mail,) for mail in mails], TIMES, 10) == []
