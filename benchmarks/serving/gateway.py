@@ -105,7 +105,7 @@ def stopped(process: subprocess.Popen[str]) -> Iterator[None]:
 @contextmanager
 def gateway(side: str, upstream: int, folder: Path, litellm: str) -> Iterator[Running]:
     """Yield a fresh gateway that has answered its first requests."""
-    port = _free_port()
+    port = free_port()
     if side == "LiteLLM":
         config = folder / "litellm.yaml"
         config.write_text(LITELLM.format(model=MODEL, upstream=upstream, key=KEY), encoding="utf-8")
@@ -115,14 +115,14 @@ def gateway(side: str, upstream: int, folder: Path, litellm: str) -> Iterator[Ru
         command = [sys.executable, "-m", "benchmarks.serving.gateway_ours", str(upstream), str(folder), side, str(port)]
         process = start(command, folder / f"{side}.log")
     with stopped(process):
-        _wait_for(port, process, folder)
+        wait_for(port, process, folder)
         load(port, {"clients": 1}, 1)
         load(port, {"rate": 50}, 2)
         yield Running(port, process)
 
 
-def load(port: int, kind: dict[str, float], seconds: float) -> dict[str, Any]:
-    order = {"port": port, "key": KEY, "model": MODEL, "seconds": seconds, **kind}
+def load(port: int, kind: dict[str, float], seconds: float, **more: Any) -> dict[str, Any]:
+    order = {"port": port, "key": KEY, "model": MODEL, "seconds": seconds, **kind, **more}
     command = [sys.executable, "-m", "benchmarks.serving.gateway_load", json.dumps(order)]
     found: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return found
@@ -139,28 +139,28 @@ def measure(side: str, upstream: int, folder: Path, litellm: str, seconds: float
                 del waiting[name]
                 alone, busy_s = load(upstream, kind, seconds), running.busy_s()
                 got = load(running.port, kind, seconds)
-                found[name] = seen = _seen(got, alone, running.busy_s() - busy_s, running.memory_mb())
+                found[name] = seen = seen_of(got, alone, running.busy_s() - busy_s, running.memory_mb())
                 print(side, name, seen, flush=True)
                 if seen.failed:
                     break
     return found
 
 
-def _seen(got: dict[str, Any], alone: dict[str, Any], busy_s: float, memory_mb: float) -> Seen:
+def seen_of(got: dict[str, Any], alone: dict[str, Any], busy_s: float, memory_mb: float) -> Seen:
     p50, p99 = (got[key] if got[key] is not None else float("nan") for key in ("p50_ms", "p99_ms"))
     added = p50 - alone["p50_ms"], p99 - alone["p99_ms"]
     busy_ms = 1000 * busy_s / max(1, got["n"] - got["failed"])
     return Seen(got["n"], got["failed"], got["rate"], p50, p99, *added, busy_ms, memory_mb)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
         return port
 
 
-def _wait_for(port: int, process: subprocess.Popen[str], folder: Path) -> None:
+def wait_for(port: int, process: subprocess.Popen[str], folder: Path) -> None:
     for _ in range(1200):
         if process.poll() is not None:
             said = "\n".join(log.read_text(encoding="utf-8")[-2000:] for log in folder.glob("*.log"))
@@ -212,7 +212,7 @@ def main() -> None:
     arguments = parser.parse_args()
     sides = [*arguments.ways.split(","), *(["LiteLLM"] if arguments.litellm else [])]
     found: dict[str, list[dict[str, Seen]]] = {side: [] for side in sides}
-    before = _waiting()
+    before = waiting()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         subprocess.run([sys.executable, "-m", "benchmarks.serving.gateway_ours", "fit", str(folder)], check=True)
@@ -223,11 +223,11 @@ def main() -> None:
             for repetition in range(arguments.repeats):
                 for side in sides if repetition % 2 == 0 else reversed(sides):
                     found[side].append(measure(side, port, folder, arguments.litellm, arguments.seconds))
-    busy = f"Runnable processes of others meanwhile: {before:.1f} on average before, {_waiting():.1f} after."
+    busy = f"Runnable processes of others meanwhile: {before:.1f} on average before, {waiting():.1f} after."
     RESULT.write_text(page(found, arguments, _version(arguments.litellm), busy), encoding="utf-8")
 
 
-def _waiting() -> float:
+def waiting() -> float:
     """Return the mean number of runnable processes over a few seconds in which the benchmark is idle."""
     seen = []
     for _ in range(30):

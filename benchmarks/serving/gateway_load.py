@@ -38,10 +38,11 @@ class Load:
         self.order = order
         content = f"Tell me in one sentence why {'the sky is blue and the sea is green, and ' * 2}so on."
         body = json.dumps({"model": order["model"], "messages": [{"role": "user", "content": content}]}).encode()
+        more = "".join(f"{name}: {value}\r\n" for name, value in order.get("headers", {}).items())
         head = (
             f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1:{order['port']}\r\n"
             f"authorization: Bearer {order['key']}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\n\r\n"
+            f"content-length: {len(body)}\r\n{more}\r\n"
         )
         self.request = head.encode() + body
         self.waiting: deque[float] = deque()
@@ -128,8 +129,10 @@ class Line(asyncio.Protocol):
         if end < 0:
             return
         head = self.buffer[:end].lower()
-        length = int(head[head.index(b"content-length:") + 15 :].split(b"\r\n", 1)[0])
-        if len(self.buffer) < end + 4 + length:
+        if b"transfer-encoding: chunked" in head:
+            if not self.buffer.endswith(b"\r\n0\r\n\r\n"):
+                return
+        elif len(self.buffer) < end + 4 + int(head[head.index(b"content-length:") + 15 :].split(b"\r\n", 1)[0]):
             return
         self._end(self.buffer[9:12] == b"200" and time.perf_counter() - self.moment < PATIENCE_S)
         self.buffer, self.answered = b"", True
