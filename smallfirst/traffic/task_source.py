@@ -32,6 +32,8 @@ class TaskTemplate(Record):
     template: Template
     slots: tuple[Slot, ...]
     """One for each slot of the template, in order."""
+    answer_format: AnswerFormat | None = None
+    """Format of its answers, where it is not the task's."""
 
     def text(self, prompt: Prompt) -> str | None:
         """Return the case that a prompt asks about; None if it follows another template.
@@ -76,9 +78,14 @@ class TaskSource(Record):
 
     def text(self, prompt: Prompt) -> str | None:
         """Return the case that a prompt of this task asks about; None if it is no prompt of this task."""
+        found = self.match(prompt)
+        return found[0] if found else None
+
+    def match(self, prompt: Prompt) -> tuple[str, AnswerFormat] | None:
+        """Return the case that a prompt asks about and the format of its answer; None if it is none of this task."""
         for wording in self.templates:
             if (text := wording.text(prompt)) is not None:
-                return text
+                return text, wording.answer_format or self.answer_format
         return None
 
     @classmethod

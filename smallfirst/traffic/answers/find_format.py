@@ -55,8 +55,11 @@ class FoundFormat(NamedTuple):
     check: FormatCheck
 
 
-def find_format(answers: Sequence[Answer]) -> FoundFormat | None:
-    """Return the format that at least MIN_READ of the finished answers have; None if they have none in common."""
+def find_format(answers: Sequence[Answer], asked: str = "") -> FoundFormat | None:
+    """Return the format that at least MIN_READ of the finished answers have; None if they have none in common.
+
+    An answer that stands in `asked`, the constant text of the prompts, counts as a label even if it is rare.
+    """
     finished = [answer for answer in answers if answer.finish_reason in ("stop", "tool_calls")]
     if not finished:
         return None
@@ -67,9 +70,11 @@ def find_format(answers: Sequence[Answer]) -> FoundFormat | None:
     kept = [text for text in texts if text.strip()]
     if len(kept) < MIN_READ * len(finished):
         return None
-    found = _label_format(kept) or _json_format(kept) or _text_format(kept)
+    framed = _text_format(kept)
+    labels = _labels_in(framed, kept, asked)
+    found = framed.model_copy(update={"kind": "label"}) if labels else _json_format(kept) or framed
     answer_format = found.model_copy(update={"tool": tool})
-    return FoundFormat(answer_format, _labels(answer_format, finished), check_format(answer_format, finished))
+    return FoundFormat(answer_format, labels, check_format(answer_format, finished))
 
 
 def check_format(answer_format: AnswerFormat, answers: Sequence[Answer]) -> FormatCheck:
@@ -100,17 +105,12 @@ def _shown(answer: Answer) -> str:
     return "".join(f"{call.name}({call.arguments})" for call in answer.tool_calls) or answer.text
 
 
-def _label_format(texts: Sequence[str]) -> AnswerFormat | None:
-    """Return the frame around a closed set of labels; None if the answers are no closed set."""
-    if len(frequent_labels(texts)) < 2:
-        return None
-    prefix, suffix = _frame(texts)
-    one = AnswerFormat(kind="label", prefix=prefix, suffix=suffix)
-    values = [value for text in texts if (value := one.parse(Answer(text))) is not None]
-    in_json = _starts_json(prefix.lstrip("`json\n ")) or any(_starts_json(value) for value in values)
-    if len(values) < MIN_READ * len(texts) or (in_json and any(set(value) & set('"{[') for value in values)):
-        return None  # several fields
-    return one
+def _labels_in(framed: AnswerFormat, texts: Sequence[str], asked: str) -> tuple[str, ...]:
+    """Return the labels inside the frame of answers; empty if they are no closed set, or JSON of several fields."""
+    values = [value for text in texts if (value := framed.parse(Answer(text))) is not None]
+    labels = frequent_labels(values, asked) if len(values) >= MIN_READ * len(texts) else ()
+    in_json = _starts_json(framed.prefix.lstrip("`json\n ")) or any(_starts_json(label) for label in labels)
+    return () if len(labels) < 2 or (in_json and any(set(label) & set('"{[') for label in labels)) else labels
 
 
 def _json_format(texts: Sequence[str]) -> AnswerFormat | None:
@@ -132,21 +132,25 @@ def _text_format(texts: Sequence[str]) -> AnswerFormat:
     return AnswerFormat(kind="text", prefix=prefix, suffix=suffix)
 
 
-def frequent_labels(values: Sequence[str]) -> tuple[str, ...]:
+def frequent_labels(values: Sequence[str], asked: str = "") -> tuple[str, ...]:
     """Return the values of a closed set, most frequent first; empty if the values are no closed set.
 
-    Values seen fewer than MIN_PER_LABEL times are no labels: a model that cannot answer says so in its own words.
+    Values seen fewer than MIN_PER_LABEL times are no labels, unless they are listed in what is `asked`: a model that
+    cannot answer says so in its own words.
     """
     counts = Counter(values)
-    labels = [value for value, n in counts.most_common() if n >= MIN_PER_LABEL and len(value) <= MAX_LABEL_CHARACTERS]
+    labels = [
+        value
+        for value, n in counts.most_common()
+        if len(value) <= MAX_LABEL_CHARACTERS and (n >= MIN_PER_LABEL or _is_listed(value, asked))
+    ]
     labelled = sum(counts[label] for label in labels)
-    return tuple(labels) if len(labels) <= MAX_LABELS and labelled >= MIN_LABELLED * max(1, len(values)) else ()
+    closed = len(labels) <= min(MAX_LABELS, len(values) / 2) and labelled >= MIN_LABELLED * max(1, len(values))
+    return tuple(labels) if closed else ()
 
 
-def _labels(answer_format: AnswerFormat, answers: Sequence[Answer]) -> tuple[str, ...]:
-    if answer_format.kind != "label":
-        return ()
-    return frequent_labels([value for answer in answers if (value := answer_format.parse(answer)) is not None])
+def _is_listed(value: str, asked: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(value)}(?!\w)", asked) is not None
 
 
 def _frame(texts: Sequence[str]) -> tuple[str, str]:

@@ -11,8 +11,8 @@ from typing import Any
 
 from smallfirst.records import Record
 
-_SAMPLE = 300
-"""Answers on which writings are compared."""
+_FIRST, _SAMPLE, _KEPT = 10, 300, 3
+"""Answers on which all writings are compared, and those on which the best few are."""
 _INDENTS = ("", " ", "  ", "   ", "    ", "\t")
 
 
@@ -79,14 +79,20 @@ def find_writing(texts: Sequence[str]) -> JsonWriting:
         # Numbers whose last decimal may be any digit end in 0 one time in ten, where a shortest form drops it.
         decimals={path: n for path, (n, times) in common.items() if n > 0 and times > 0.95 * numbers[path].total()},
     )
-    sample = list(zip(texts, values, strict=True))[:_SAMPLE]
-    return max(_writings(found), key=lambda one: sum(one.write(value) == text for text, value in sample))
+    pairs = list(zip(texts, values, strict=True))
+
+    def n_exact(writing: JsonWriting, sample: Sequence[tuple[str, Any]]) -> int:
+        return sum(writing.write(value) == text for text, value in sample)
+
+    best = sorted(_writings(found), key=lambda one: -n_exact(one, pairs[:_FIRST]))[:_KEPT]
+    return max(best, key=lambda one: n_exact(one, pairs[:_SAMPLE]))
 
 
 def _writings(found: JsonWriting) -> Iterator[JsonWriting]:
     layouts = [(indent, ", ", ": ") for indent in _INDENTS[1:]]
+    numbers = ({}, found.decimals) if found.decimals else ({},)
     layouts += [("", item, key) for item, key in itertools.product((", ", ","), (": ", ":"))]
-    for decimals, ascii_only, (indent, item, key) in itertools.product((found.decimals, {}), (False, True), layouts):
+    for decimals, ascii_only, (indent, item, key) in itertools.product(numbers, (False, True), layouts):
         yield found.model_copy(
             update={
                 "decimals": decimals,

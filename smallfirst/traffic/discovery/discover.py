@@ -1,0 +1,232 @@
+"""What is in recorded traffic: its tasks, what each costs, which part can move to a small model, and what stays."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from smallfirst.tasks.extract import Extract
+from smallfirst.traffic.discovery import cheap_models
+from smallfirst.traffic.discovery.cases import Case, Cases, read_cases
+from smallfirst.traffic.discovery.draft import Row, known_name, rows_of, source_of, task_settings, write_draft
+from smallfirst.traffic.discovery.found import Asked, Discovery, FoundTask, Rest, Verdict
+from smallfirst.traffic.discovery.outlook import FIELD_ERRORS, LABEL_ERRORS, MIN_ROWS, Outlook, foretell
+from smallfirst.traffic.discovery.tasks import MONTH, RecurringTask, find_tasks, total_cost_usd
+from smallfirst.traffic.exchange import Exchange
+from smallfirst.traffic.task_source import Teacher
+from smallfirst.traffic.templates.mine import mine
+from smallfirst.traffic.templates.template import Template
+
+MAX_ERROR = 0.05
+"""Share of kept answers that may differ from the large model's, unless another is asked for."""
+_EXAMPLES, _MOST_CHARACTERS, _MOST_LABELS = 3, 2000, 300
+_OPEN = {
+    "open text": "open text: agreement cannot say whether another wording is as good",
+    "mixed": "its answers have no common format",
+    "short answers": "short answers of no closed set: how many can move shows when it is learnt",
+}
+
+
+def discover(
+    exchanges: Iterable[Exchange],
+    *,
+    sources: Sequence[str] = (),
+    out: Path | None = None,
+    max_error: float = MAX_ERROR,
+    teachers: Mapping[str, Teacher] = {},
+    problems: Sequence[str] = (),
+    log: Callable[[str], None] = lambda _: None,
+) -> Discovery:
+    """Find the tasks in recorded traffic; with `out` draft a folder for each that may move."""
+    kept = list(exchanges)
+    read = read_cases(kept)
+    log(f"{len(read.cases):,} requests with messages and an answer")
+    by_id = {case.id: case for case in read.cases}
+    mined = {
+        one.template: sorted((by_id[name] for name in one.members if name in by_id), key=lambda case: case.at)
+        for one in mine(kept)
+    }
+    del kept
+    log(f"{len(mined):,} wordings")
+    tasks = find_tasks(mined)
+    days = (read.cases[-1].at - read.cases[0].at).total_seconds() / 86400 if read.cases else 0.0
+    found: list[FoundTask] = []
+    for task in tasks:
+        task.name = _settled_name(task, out, [one.name for one in found])
+        found.append(_judge(task, out, max_error, teachers, days))
+        log(f"{found[-1].name}: {found[-1].why}")
+    return Discovery(
+        sources=tuple(sources),
+        made_at=datetime.now(UTC),
+        n_exchanges=len(read.cases) + sum(read.left_out.values()),
+        left_out=read.left_out,
+        since=read.cases[0].at if read.cases else None,
+        until=read.cases[-1].at if read.cases else None,
+        days=days,
+        cost_usd=total_cost_usd(read.cases),
+        max_error=max_error,
+        tasks=tuple(found),
+        rest=_rest(read, tasks),
+        problems=tuple(problems),
+    )
+
+
+def _settled_name(task: RecurringTask, out: Path | None, taken: Sequence[str]) -> str:
+    """Return the name that an earlier discovery gave to the task, if any."""
+    known = known_name([one.template.template.id for one in task.wordings], out) if out and out.is_dir() else None
+    return known if known and known not in taken else task.name
+
+
+def _judge(
+    task: RecurringTask, out: Path | None, max_error: float, teachers: Mapping[str, Teacher], days: float
+) -> FoundTask:
+    rows = rows_of(task)
+    settings = task_settings(task, rows)
+    outlook = _outlook(task, rows, settings)
+    verdict, why = _verdict(task, settings, outlook, max_error)
+    folder = ""
+    if out and not isinstance(settings, str) and rows:
+        source = source_of(task, outlook, max_error, teachers)
+        if source is not None:
+            folder = str(out / task.name)
+            write_draft(task, source, settings, rows, out / task.name, max_error)
+    cases = [case for case, _, _ in task.cases]
+    per_month = MONTH.days / days if days >= 1 else 1.0
+    cost = total_cost_usd(cases)
+    return FoundTask(
+        name=task.name,
+        kind=task.kind,
+        folder=folder,
+        n_requests=len(cases),
+        n_cases=len(rows),
+        requests_per_month=round(len(cases) * per_month),
+        cost_usd=cost,
+        usd_per_month=None if cost is None else cost * per_month,
+        models=task.models,
+        answered_by=task.most_frequent("answered_by"),
+        first_at=task.first_at,
+        last_at=task.last_at,
+        median_latency_ms=_median([case.latency_ms for case in cases]),
+        median_prompt_tokens=_median([case.prompt_tokens for case in cases]),
+        wordings=tuple(
+            Asked(
+                prompt=_shown(wording.template.template, [slot.name for slot in wording.template.slots]),
+                n_requests=len(wording.cases),
+                first_at=wording.cases[0].at,
+                last_at=wording.cases[-1].at,
+                slots={slot.name: slot.use for slot in wording.template.slots},
+            )
+            for wording in task.wordings
+        ),
+        labels=dict(list(task.labels.items())[:_MOST_LABELS]),
+        fields=tuple(task.largest.domain) if task.kind == "fields" else (),
+        answer=_answer_in_words(task),
+        format_check=task.format_check,
+        repeats=task.repeats,
+        drift=task.drift,
+        examples=_examples(rows, task),
+        outlook=outlook,
+        verdict=verdict,
+        why=why,
+    )
+
+
+def _outlook(task: RecurringTask, rows: Sequence[Row], settings: Mapping[str, object] | str) -> Outlook:
+    """Return what a cheap model's answers foretell."""
+    if isinstance(settings, str) or task.kind not in ("labels", "fields"):
+        return Outlook(why=_OPEN.get(task.kind, settings if isinstance(settings, str) else "lists are not foretold"))
+    if len(rows) < MIN_ROWS:
+        return Outlook(why=f"{len(rows)} different cases are too few to foretell anything: {MIN_ROWS} are needed")
+    n_finished = task.format_check.n_answers if task.format_check else 0
+    in_format = min(1.0, sum(row.n for row in rows) / max(1, n_finished))
+    repeatable = task.repeats.high
+    texts = [row.text for row in rows]
+    if task.kind == "labels":
+        drawn = cheap_models.drawn_cases(texts, cheap_models.MOST_CASES, cheap_models.MOST_CHARACTERS)
+        held_out = cheap_models.hold_out_labels([texts[i] for i in drawn], [rows[i].value for i in drawn])
+        errors_left = LABEL_ERRORS
+    else:
+        extract = Extract.model_validate({"name": "task", "json_schema": settings["schema"]})
+        most = cheap_models.MOST_FIELD_CHARACTERS // max(6, len(extract.fields))
+        drawn = cheap_models.drawn_cases(texts, cheap_models.MOST_FIELD_CASES, most)
+        found = cheap_models.hold_out_fields([texts[i] for i in drawn], [rows[i].value for i in drawn], extract)
+        if isinstance(found, str):
+            return Outlook(why=f"{found}: a language model has to write them, which is not foretold")
+        held_out, errors_left = found, FIELD_ERRORS
+    return foretell(held_out, n_rows=len(rows), errors_left=errors_left, in_format=in_format, repeatable=repeatable)
+
+
+def _verdict(
+    task: RecurringTask, settings: Mapping[str, object] | str, outlook: Outlook, max_error: float
+) -> tuple[Verdict, str]:
+    if isinstance(settings, str):
+        return "stays", _OPEN.get(task.kind, settings)
+    if not outlook.shares:
+        return "unclear", outlook.why
+    at = outlook.at(max_error)
+    limit = f"{max_error:.0%} of the kept answers differing"
+    if at.share >= 0.01:
+        return "moves", f"{at.share:.0%} [{at.low:.0%}, {at.high:.0%}] of its requests can move with at most {limit}"
+    later = next((one for one in outlook.shares if one.max_error > max_error and one.share >= 0.01), None)
+    more = f"; with {later.max_error:.0%}, {later.share:.0%} [{later.low:.0%}, {later.high:.0%}]" if later else ""
+    verdict: Verdict = "unclear" if at.high >= 0.05 else "stays"
+    return verdict, f"little can move with at most {limit} (up to {at.high:.0%}){more}"
+
+
+def _rest(read: Cases, tasks: Sequence[RecurringTask]) -> tuple[Rest, ...]:
+    """Return the requests of no task by what they are, the most frequent first."""
+    taken = {case.id for task in tasks for case, _, _ in task.cases}
+    by_kind: dict[str, list[Case]] = {}
+    for case in read.cases:
+        if case.id not in taken:
+            by_kind.setdefault(_kind_of_rest(case), []).append(case)
+    found = [Rest(what=what, n_requests=len(cases), cost_usd=total_cost_usd(cases)) for what, cases in by_kind.items()]
+    return tuple(sorted(found, key=lambda rest: -rest.n_requests))
+
+
+def _kind_of_rest(case: Case) -> str:
+    if case.prompt.has_media:
+        return "with images, audio or files"
+    roles = [turn.role for turn in case.prompt.turns]
+    if "tool" in roles or case.answer.tool_calls:
+        return "agents that call tools"
+    return "conversations" if "assistant" in roles else "open requests"
+
+
+def _shown(template: Template, names: Sequence[str]) -> str:
+    left, lines = list(names), []
+    for turn in template.turns:
+        pieces = [turn.text.pieces[0]]
+        for piece in turn.text.pieces[1:]:
+            pieces += [f"⟨{left.pop(0)}⟩" if left else "⟨…⟩", piece]
+        lines.append(f"{turn.role}: {''.join(pieces)}")
+    return "\n\n".join(lines)[:_MOST_CHARACTERS]
+
+
+def _answer_in_words(task: RecurringTask) -> str:
+    own = task.answer_format
+    if own is None:
+        return "no common format"
+    what = {"label": "⟨label⟩", "json": "⟨JSON⟩", "text": "⟨text⟩"}[own.kind]
+    text = f"{own.prefix}{what}{own.suffix}"
+    shown = f"{own.tool}({text})" if own.tool else text
+    others = len({w.found.format.model_dump_json() for w in task.wordings if w.found}) - 1
+    return shown + (f" and {others} other way{'s' if others > 1 else ''} of writing it" if others else "")
+
+
+def _examples(rows: Sequence[Row], task: RecurringTask) -> tuple[tuple[str, str], ...]:
+    """Return a few cases with different answers, the most frequent first."""
+    shown: dict[str, str] = {}
+    for row in sorted(rows, key=lambda row: -row.n):
+        answer = row.value if isinstance(row.value, str) else str(row.value)
+        shown.setdefault(answer[:400], row.text[:400])
+        if len(shown) == _EXAMPLES:
+            break
+    return tuple((text, answer) for answer, text in shown.items())
+
+
+def _median(values: Sequence[float | int | None]) -> float | None:
+    known = [float(value) for value in values if value is not None]
+    return statistics.median(known) if known else None

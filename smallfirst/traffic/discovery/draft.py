@@ -1,0 +1,218 @@
+"""Write a found task's folder: task.yaml, rows of recorded answers, and where it was found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from smallfirst.data.dataset import fold_text
+from smallfirst.errors import ConfigError
+from smallfirst.files import write_atomically
+from smallfirst.tasks.extract import Extract
+from smallfirst.tasks.json.schema_inference import infer_schema
+from smallfirst.traffic.discovery.cases import Case
+from smallfirst.traffic.discovery.outlook import Outlook
+from smallfirst.traffic.discovery.tasks import MONTH, RecurringTask, as_text
+from smallfirst.traffic.task_source import TaskSource, Teacher
+
+ROWS, VALIDATION, TEST, SCHEMA = "rows.jsonl", "validation.jsonl", "test.jsonl", "schema.json"
+_PARTS = ((ROWS, 0.6), (VALIDATION, 0.8), (TEST, 1.0))
+SPLIT_BY_TIME = 500
+"""Different cases from which the newest ones test; of fewer, a run draws what it tests with."""
+_MOST_ABOUT = 300
+_MARK = "# Drafted by smallfirst discover, "
+
+
+class Row(NamedTuple):
+    """One case with its answer."""
+
+    text: str
+    value: Any
+    """The answer that it got most often, of equally frequent ones the newest."""
+    case: Case
+    """The newest request with that answer."""
+    n: int
+    """Requests that asked it."""
+
+
+def rows_of(task: RecurringTask) -> list[Row]:
+    """Return each different case once, in the order in which they were last asked, if its answer has a value.
+
+    Cases that differ in case, spaces or punctuation alone count as one.
+    """
+    by_text: dict[str, list[tuple[str, Any, Case]]] = {}
+    for case, text, value in task.cases:
+        if text.strip() and _is_value(task, value):
+            by_text.setdefault(fold_text(text), []).append((text, value, case))
+    rows = []
+    for answered in by_text.values():
+        counts = Counter(as_text(value) for _, value, _ in answered)
+        most = max(counts.values())
+        text, value, case = next(one for one in reversed(answered) if counts[as_text(one[1])] == most)
+        rows.append(Row(text, value, case, len(answered)))
+    return sorted(rows, key=lambda row: row.case.at)
+
+
+def _is_value(task: RecurringTask, value: Any) -> bool:
+    if task.kind == "labels":
+        return isinstance(value, str) and value in task.labels
+    return value is not None and (task.kind != "fields" or isinstance(value, dict))
+
+
+def task_settings(task: RecurringTask, rows: Sequence[Row]) -> dict[str, Any] | str:
+    """Return `kind` and the kind's settings of task.yaml, or why no kind does."""
+    if task.kind == "labels":
+        return {"kind": "classify", "labels": list(task.labels)}
+    if task.kind == "label lists":
+        return {"kind": "classify", "multiple": True, "labels": list(task.labels)}
+    if task.kind == "short answers":
+        return {"kind": "answer"}
+    if task.kind != "fields":
+        return f"answers are {task.kind}"
+    try:
+        schema = infer_schema([row.value for row in rows])
+        Extract(name="task", json_schema=schema)
+    except (ConfigError, ValueError) as error:
+        return f"the JSON of its answers follows no schema that can be kept: {str(error).splitlines()[0]}"
+    return {"kind": "extract", "schema": schema}
+
+
+def source_of(
+    task: RecurringTask, outlook: Outlook, max_error: float, teachers: Mapping[str, Teacher] = {}
+) -> TaskSource | None:
+    """Return the record of where the task was found; None if its answers have no common format."""
+    if task.answer_format is None:
+        return None
+    own = task.answer_format
+    templates = tuple(
+        wording.template.model_copy(update={"answer_format": wording.found.format})
+        if wording.found and wording.found.format != own
+        else wording.template
+        for wording in task.wordings
+    )
+    model = task.most_frequent("answered_by")
+    named = [one for one in (model, *task.models) if one in teachers]
+    teacher = teachers[named[0]].model_copy(update={"model": model}) if named else Teacher(model=model)
+    share = outlook.at(max_error)
+    return TaskSource(
+        name=task.name,
+        templates=templates,
+        answer_format=own,
+        format_check=task.format_check,
+        models=task.models,
+        teacher=teacher,
+        foretold_share=(share.share, share.low, share.high) if outlook.shares else None,
+    )
+
+
+def write_draft(
+    task: RecurringTask,
+    source: TaskSource,
+    settings: dict[str, Any],
+    rows: Sequence[Row],
+    folder: Path,
+    max_error: float,
+) -> bool:
+    """Write the folder of a task; return False if its task.yaml was changed by hand, which then stays as it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source.save(folder / "source.json")
+    parts = _parts(rows)
+    for name, part in parts.items():
+        lines = [json.dumps(_as_row(row, settings["kind"]), ensure_ascii=False) for row in part]
+        write_atomically(folder / name, ("\n".join(lines) + "\n").encode())
+    for name in {VALIDATION, TEST} - parts.keys():
+        (folder / name).unlink(missing_ok=True)
+    written = {**settings}
+    if "schema" in settings:
+        write_atomically(folder / SCHEMA, json.dumps(settings["schema"], indent=2, ensure_ascii=False).encode())
+        written["schema"] = SCHEMA
+    path = folder / "task.yaml"
+    if path.exists() and not _is_ours(path.read_text(encoding="utf-8")):
+        return False
+    write_atomically(path, _task_yaml(task, written, sorted(parts), max_error).encode())
+    return True
+
+
+def known_name(templates: Sequence[str], out: Path) -> str | None:
+    """Return the name of the task in `out` that has one of these templates, by id; None if there is none."""
+    for path in sorted(out.glob("*/source.json")):
+        try:
+            known = TaskSource.load(path)
+        except ConfigError:
+            continue
+        if set(templates) & {one.template.id for one in known.templates}:
+            return path.parent.name
+    return None
+
+
+def _parts(rows: Sequence[Row]) -> dict[str, Sequence[Row]]:
+    """Return the rows by file: the oldest to learn from, newer ones to choose and certify, the newest to test."""
+    if len(rows) < SPLIT_BY_TIME:
+        return {ROWS: rows}
+    ends = [0, *(round(share * len(rows)) for _, share in _PARTS)]
+    return {name: rows[start:end] for (name, _), start, end in zip(_PARTS, ends[:-1], ends[1:], strict=True)}
+
+
+def _as_row(row: Row, kind: str) -> dict[str, Any]:
+    case = row.case
+    names = {"classify": ("text", "label"), "extract": ("text", "target"), "answer": ("question", "answer")}[kind]
+    if isinstance(row.value, list):
+        names = ("text", "labels")
+    measured = {
+        "cost_usd": case.cost_usd,
+        "latency_ms": case.latency_ms,
+        "prompt_tokens": case.prompt_tokens,
+        "completion_tokens": case.completion_tokens,
+    }
+    origin = {"teacher": case.answered_by or "unknown", "labelled_on": case.at.date().isoformat(), "id": case.id}
+    known = {name: value for name, value in measured.items() if value is not None}
+    return {names[0]: row.text, names[1]: row.value, **origin, "n": row.n, **known}
+
+
+def _task_yaml(task: RecurringTask, settings: dict[str, Any], files: Sequence[str], max_error: float) -> str:
+    days = max(1.0, (task.last_at - task.first_at).total_seconds() / 86400)
+    names = {ROWS: "train", VALIDATION: "validation", TEST: "test"}
+    values = {
+        "name": task.name,
+        "kind": settings["kind"],
+        "about": _about(task),
+        **{name: value for name, value in settings.items() if name != "kind"},
+        "data": {names[name]: name for name in (ROWS, VALIDATION, TEST) if name in files},
+        # What may stay small is the certificate's to say: agreement on all requests can be low.
+        "gate": {"accuracy_at_least": 0.3},
+        "routing": {"labels": "large", "guarantee": {"max_error": max_error}},
+        "requests_per_month": max(1, round(len(task.cases) * MONTH.days / days)),
+    }
+    body = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110)
+    model = task.models[0] if task.models else ""
+    body += (
+        f"\n# Right is what {task.most_frequent('answered_by') or 'the large model'} answered, asked for as "
+        f"{model or 'an unnamed model'}: `learn` promises\n# agreement with it, and accuracy once corrections.jsonl "
+        "beside this file holds people's answers.\n"
+    )
+    return f"{_MARK}{_digest(body)}: a changed file is kept by the next discover.\n\n{body}"
+
+
+def _about(task: RecurringTask) -> str:
+    """Return the instruction of the largest wording on one line, without slots."""
+    turns = task.largest.template.template.turns
+    text = " ".join(piece for turn in turns if turn.role != "assistant" for piece in turn.text.pieces)
+    line = " ".join(text.split())
+    return line if len(line) <= _MOST_ABOUT else f"{line[:_MOST_ABOUT].rsplit(' ', 1)[0]} …"
+
+
+def _digest(body: str) -> str:
+    return hashlib.sha256(body.encode()).hexdigest()[:12]
+
+
+def _is_ours(text: str) -> bool:
+    """Return True if the file is as it was drafted."""
+    found = re.match(rf"{re.escape(_MARK)}([0-9a-f]{{12}}): .*\n\n", text)
+    return found is not None and found[1] == _digest(text[found.end() :])

@@ -1,0 +1,126 @@
+"""What was found in traffic, as records: written to discovery.json and shown by the report."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from smallfirst.records import Record
+from smallfirst.stats.intervals import Estimate
+from smallfirst.traffic.answers.find_format import FormatCheck
+from smallfirst.traffic.discovery.outlook import Outlook, ShareAt
+from smallfirst.traffic.discovery.tasks import MONTH
+from smallfirst.traffic.discovery.wordings import AnswerKind
+
+Verdict = Literal["moves", "unclear", "stays"]
+"""A share above 0 is expected to move, nothing is foretold, or nothing can move."""
+
+
+class Asked(Record):
+    """One wording of a task's prompt."""
+
+    prompt: str
+    """The messages, slots written as ⟨name⟩."""
+    n_requests: int
+    first_at: datetime
+    last_at: datetime
+    slots: dict[str, str]
+    """What each slot is used for: text or ignored."""
+
+
+class FoundTask(Record):
+    """A recurring task."""
+
+    name: str
+    kind: AnswerKind
+    folder: str = ""
+    """Where it was drafted; empty if it was not."""
+    n_requests: int
+    n_cases: int
+    """Different cases with an answer of the task's kind."""
+    requests_per_month: int
+    cost_usd: float | None
+    """Of its answers; None if no price is known."""
+    usd_per_month: float | None
+    models: tuple[str, ...]
+    answered_by: str
+    first_at: datetime
+    last_at: datetime
+    median_latency_ms: float | None
+    median_prompt_tokens: float | None
+    wordings: tuple[Asked, ...]
+    labels: dict[str, int] = {}
+    """Labels with numbers of answers."""
+    fields: tuple[str, ...] = ()
+    """Top-level keys of JSON answers."""
+    answer: str
+    """The format of its answers in words."""
+    format_check: FormatCheck | None
+    repeats: Estimate
+    """Share of repeated cases that got the same answer again."""
+    drift: tuple[float, float] | None
+    """Total variation of the labels between both halves in time, and its p-value."""
+    examples: tuple[tuple[str, str], ...]
+    """Cases with their answers."""
+    outlook: Outlook
+    verdict: Verdict
+    why: str
+    """What the verdict rests on."""
+
+
+class Rest(Record):
+    """Requests that belong to no task."""
+
+    what: str
+    n_requests: int
+    cost_usd: float | None
+
+
+class Discovery(Record):
+    """What was found in traffic."""
+
+    sources: tuple[str, ...]
+    made_at: datetime
+    n_exchanges: int
+    left_out: dict[str, int]
+    """Exchanges without a prompt or an answer, by reason."""
+    since: datetime | None
+    until: datetime | None
+    days: float
+    """Time from the first to the last request."""
+    cost_usd: float | None
+    """Of all requests that were looked at."""
+    max_error: float
+    """Share of kept answers that may differ from the large model's, for which the shares are given."""
+    tasks: tuple[FoundTask, ...]
+    rest: tuple[Rest, ...]
+    problems: tuple[str, ...] = ()
+    """Lines of logs that could not be read."""
+
+    @property
+    def usd_per_month(self) -> float | None:
+        """The bill of a month."""
+        return None if self.cost_usd is None else self.cost_usd * self.per_month
+
+    @property
+    def per_month(self) -> float:
+        """By what figures of the log are multiplied for a month; 1 for logs shorter than a day."""
+        return MONTH.days / self.days if self.days >= 1 else 1.0
+
+    @property
+    def moving(self) -> ShareAt:
+        """Share of the bill that can move, or of the requests if no price is known. The ends add those of the tasks."""
+        total = self.cost_usd or float(sum(task.n_requests for task in self.tasks) + self.n_rest)
+        parts = []
+        for task in self.tasks:
+            weight = (task.cost_usd or 0.0) if self.cost_usd else task.n_requests
+            parts.append((weight / total if total else 0.0, task.outlook.at(self.max_error)))
+        share, low, high = (
+            round(sum(weight * getattr(one, end) for weight, one in parts), 4) for end in ("share", "low", "high")
+        )
+        return ShareAt(max_error=self.max_error, share=share, low=low, high=high)
+
+    @property
+    def n_rest(self) -> int:
+        """Requests of no task."""
+        return sum(rest.n_requests for rest in self.rest)

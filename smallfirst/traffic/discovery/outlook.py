@@ -1,0 +1,103 @@
+"""Which share of a task's requests can move to a small model, foretold from recorded answers before one is trained.
+
+A cheap model is cross-validated on the recorded answers. Resamples of its right and wrong answers then go through the
+search for a threshold that the certificate will use, with as many calibration rows as a run would have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from smallfirst.records import Record
+from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.threshold_search import search_threshold
+from smallfirst.stats.intervals import Estimate, wilson
+from smallfirst.traffic.discovery.cheap_models import HeldOut
+
+LIMITS = (0.02, 0.05, 0.1, 0.2)
+"""Shares of kept answers that may differ from the large model's, for which the outlook is given."""
+CALIBRATION_SHARE = 0.16
+"""Share of the rows that certifies in a run: 20 % are validation rows, 80 % of which choose nothing."""
+ErrorsLeft = tuple[float, float, float]
+"""Share of the cheap model's errors that the model of a run makes: at worst, probably, and at best."""
+LABEL_ERRORS, FIELD_ERRORS = (1.0, 0.7, 0.4), (1.0, 0.3, 0.05)
+MIN_ROWS = 100
+"""Fewest different cases from which anything is foretold."""
+_RESAMPLES, _SEED = 200, 0
+
+
+class ShareAt(Record):
+    """The share that can move at one limit."""
+
+    max_error: float
+    """Share of kept answers that may differ from the large model's."""
+    share: float
+    """Of the task's requests, in [0, 1]."""
+    low: float
+    """Lower end of the 95 % interval: the cheap model goes live, on few lucky calibration rows."""
+    high: float
+    """Upper end: the model of a run makes as few errors as are possible."""
+
+
+class Outlook(Record):
+    """What can be expected of a small model."""
+
+    agreement: Estimate | None = None
+    """Share of held-out cases in which a cheap model gives the large model's answer; None if none was tried."""
+    shares: tuple[ShareAt, ...] = ()
+    """The share that can move, by limit; empty if none can."""
+    why: str = ""
+    """Why nothing can be said or nothing can move; empty otherwise."""
+
+    def at(self, max_error: float) -> ShareAt:
+        """Return the share at a limit; none if there is no outlook for it."""
+        found = [one for one in self.shares if one.max_error == max_error]
+        return found[0] if found else ShareAt(max_error=max_error, share=0.0, low=0.0, high=0.0)
+
+    def can_move(self, max_error: float) -> bool:
+        """Return True if a share above 0 is expected at a limit."""
+        return self.at(max_error).share > 0
+
+
+def foretell(
+    held_out: HeldOut,
+    *,
+    n_rows: int,
+    errors_left: ErrorsLeft = LABEL_ERRORS,
+    in_format: float = 1.0,
+    repeatable: float = 1.0,
+) -> Outlook:
+    """Return the outlook of a task of `n_rows` different cases.
+
+    `in_format` is the share of answers that have the task's format: the others cannot be right. `repeatable` is the
+    share of repeated cases that got the same answer again: no model can agree more often than that.
+    """
+    floor = (1 - repeatable) / max(1e-9, 1 - float(held_out.right.mean()))
+    left = [min(1.0, max(one, floor)) for one in errors_left]
+    shares = tuple(_share_at(held_out, limit, n_rows, in_format, left) for limit in LIMITS)
+    agreement = wilson(int(held_out.right.sum()), len(held_out.right))
+    return Outlook(agreement=agreement, shares=shares)
+
+
+def _share_at(held_out: HeldOut, limit: float, n_rows: int, in_format: float, errors_left: Sequence[float]) -> ShareAt:
+    rng = np.random.default_rng(_SEED)
+    n, n_calibration = len(held_out.right), max(1, round(CALIBRATION_SHARE * n_rows))
+    guarantee = Guarantee(max_error=limit)
+    kept = np.zeros((len(errors_left), _RESAMPLES))
+    for resample in range(_RESAMPLES):
+        rows, certifying = rng.integers(0, n, size=n), rng.integers(0, n, size=n_calibration)
+        luck = rng.random(n)
+        for scenario, left in enumerate(errors_left):
+            right = held_out.right | (luck >= left)
+            found = search_threshold(held_out.confidence[certifying].tolist(), right[certifying].tolist(), guarantee)
+            kept[scenario, resample] = float((held_out.confidence[rows] >= found.threshold).mean())
+    middle = float(kept[1].mean())
+    low, high = float(np.quantile(kept[0], 0.025)), float(np.quantile(kept[-1], 0.975))
+    return ShareAt(
+        max_error=limit,
+        share=round(in_format * middle, 4),
+        low=round(in_format * min(low, middle), 4),
+        high=round(in_format * max(high, middle), 4),
+    )

@@ -1,0 +1,193 @@
+"""Recurring tasks in recorded traffic: what each asks and answers, how often, for how much, and how steadily."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from smallfirst.project.names import NAME_PATTERN
+from smallfirst.stats.intervals import Estimate, wilson
+from smallfirst.traffic.answers.answer_format import AnswerFormat
+from smallfirst.traffic.answers.find_format import FormatCheck
+from smallfirst.traffic.discovery.cases import Case
+from smallfirst.traffic.discovery.same_task import group_wordings
+from smallfirst.traffic.discovery.wordings import AnswerKind, Wording
+from smallfirst.traffic.templates.template import Template
+
+MONTH = timedelta(days=30.44)
+MIN_REQUESTS = 30
+"""Fewest requests of a task."""
+_NAME_WORDS = 3
+_STOPWORDS = frozenset(
+    re.findall(
+        r"\w+",
+        "a about above after all an and any are as at be below by can for from give given go has have help here how i "
+        "if in into is it its me my no not now of on one only or our out please reply return say so some that the "
+        "their them then these they this to today use what when which who will with write you your following exactly "
+        "answer text message input output date current assistant json user",
+    )
+)
+
+
+class RecurringTask:
+    """The wordings of one task with their cases."""
+
+    def __init__(self, name: str, wordings: Sequence[Wording]) -> None:
+        """Take the wordings in the order of their last case."""
+        self.name, self.wordings = name, list(wordings)
+
+    @property
+    def kind(self) -> AnswerKind:
+        """What its answers are."""
+        return self.wordings[0].kind
+
+    @cached_property
+    def largest(self) -> Wording:
+        """The wording with most cases."""
+        return max(self.wordings, key=lambda wording: len(wording.cases))
+
+    @cached_property
+    def cases(self) -> list[tuple[Case, str, Any]]:
+        """Each case with what it asks about and what its answer says (None: no value), oldest first."""
+        found = [
+            one for wording in self.wordings for one in zip(wording.cases, wording.texts, wording.values, strict=True)
+        ]
+        return sorted(found, key=lambda one: one[0].at)
+
+    @cached_property
+    def labels(self) -> dict[str, int]:
+        """Labels, most frequent first, with their numbers of answers; empty for other answers."""
+        if self.kind not in ("labels", "label lists"):
+            return {}
+        counts: Counter[str] = Counter()
+        for wording in self.wordings:
+            counts.update(wording.domain)
+        return dict(counts.most_common())
+
+    @property
+    def answer_format(self) -> AnswerFormat | None:
+        """Format of the largest wording's answers."""
+        return self.largest.found.format if self.largest.found else None
+
+    @cached_property
+    def format_check(self) -> FormatCheck | None:
+        """How faithfully the formats of all wordings give their answers back."""
+        checks = [wording.found.check for wording in self.wordings if wording.found]
+        if not checks:
+            return None
+        worst = next((check for check in checks if not check.is_exact), checks[0])
+        return worst.model_copy(
+            update={name: sum(getattr(check, name) for check in checks) for name in ("n_answers", "n_read", "n_exact")}
+        )
+
+    @cached_property
+    def repeats(self) -> Estimate:
+        """Share of repetitions of a case that got the answer of the one before (n: repetitions)."""
+        last: dict[str, str] = {}
+        n_repeats = n_same = 0
+        for _, text, value in self.cases:
+            answer = as_text(value)
+            n_repeats, n_same = n_repeats + (text in last), n_same + (last.get(text) == answer)
+            last[text] = answer
+        return wilson(n_same, n_repeats)
+
+    @cached_property
+    def drift(self) -> tuple[float, float] | None:
+        """How far the labels of the second half are from those of the first: total variation in [0, 1] and p-value.
+
+        Pearson's chi-squared test on labels with at least 10 answers. None for other answers.
+        """
+        said = [value for _, _, value in self.cases if isinstance(value, str) and value in self.labels]
+        if self.kind != "labels" or len(said) < 2 * MIN_REQUESTS:
+            return None
+        half = len(said) // 2
+        counts = [Counter(said[:half]), Counter(said[half:])]
+        table = np.array([[one[label] for label in self.labels] for one in counts], dtype=float)
+        shares = table / table.sum(axis=1, keepdims=True)
+        frequent = table[:, table.sum(axis=0) >= 10]
+        if frequent.shape[1] < 2:
+            return None
+        expected = np.outer(frequent.sum(axis=1), frequent.sum(axis=0)) / frequent.sum()
+        chi_square = float(((frequent - expected) ** 2 / expected).sum())
+        return float(np.abs(shares[0] - shares[1]).sum() / 2), float(special.chdtrc(frequent.shape[1] - 1, chi_square))
+
+    @property
+    def first_at(self) -> datetime:
+        """When the first case was asked."""
+        return self.cases[0][0].at
+
+    @property
+    def last_at(self) -> datetime:
+        """When the last one was."""
+        return self.cases[-1][0].at
+
+    @property
+    def cost_usd(self) -> float | None:
+        """What its answers cost, unpriced ones as the mean of the priced ones; None if no price is known."""
+        return total_cost_usd([case for case, _, _ in self.cases])
+
+    def most_frequent(self, field: str) -> str:
+        """Return the most frequent value of a field of its cases, such as `answered_by`."""
+        counts = Counter(str(getattr(case, field)) for case, _, _ in self.cases)
+        return counts.most_common(1)[0][0]
+
+    @cached_property
+    def models(self) -> tuple[str, ...]:
+        """Models that are asked for, most frequent first."""
+        return tuple(model for model, _ in Counter(case.prompt.model for case, _, _ in self.cases).most_common())
+
+
+def find_tasks(mined: Mapping[Template, Sequence[Case]]) -> list[RecurringTask]:
+    """Return the tasks of mined templates, the most frequent first; the cases of a template oldest first."""
+    wordings = [Wording(template, cases) for template, cases in mined.items()]
+    groups = group_wordings([wording for wording in wordings if wording.cases])
+    tasks: list[RecurringTask] = []
+    taken: set[str] = set()
+    for group in groups:
+        if sum(len(wording.cases) for wording in group) < MIN_REQUESTS:
+            continue
+        name = _free_name(task_name_of(max(group, key=lambda wording: len(wording.cases))), taken)
+        taken.add(name)
+        tasks.append(RecurringTask(name, group))
+    return tasks
+
+
+def task_name_of(wording: Wording) -> str:
+    """Return a name for a task: the function that answers call, or the first telling words of the instruction."""
+    if wording.found and wording.found.format.tool:
+        return _as_name(wording.found.format.tool)
+    labels = frozenset(word for label in wording.domain for word in re.findall(r"[a-z]+", label.casefold()))
+    text = " ".join(piece for turn in wording.template.template.turns for piece in turn.text.pieces)
+    words = [word for word in re.findall(r"[a-z]{2,}", text.casefold()) if word not in _STOPWORDS]
+    telling = list(dict.fromkeys(word for word in words if word not in labels)) or list(dict.fromkeys(words))
+    return _as_name("-".join(telling[:_NAME_WORDS]))
+
+
+def total_cost_usd(cases: Sequence[Case]) -> float | None:
+    """Return what the answers cost, unpriced ones as the mean of the priced ones; None if no price is known."""
+    known = [case.cost_usd for case in cases if case.cost_usd is not None]
+    return sum(known) / len(known) * len(cases) if known else None
+
+
+def as_text(value: Any) -> str:
+    """Return a value as text: JSON in canonical form."""
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def _as_name(words: str) -> str:
+    name = re.sub(r"[^a-z0-9]+", "-", words.casefold()).strip("-")[:48].strip("-")
+    return name if re.match(NAME_PATTERN, name) else "task"
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    if name not in taken:
+        return name
+    return next(other for n in range(2, len(taken) + 3) if (other := f"{name}-{n}") not in taken)
