@@ -1,24 +1,31 @@
-"""`POST /v1/decisions` and `POST /v1/systemone`, answered by an upstream of either shape, or by a chat model.
+"""`POST /v1/decisions`, `POST /v1/systemone`: each question by its task's small model, the rest by one upstream call.
 
-A request passes as it is where its upstream speaks the route's own shape.
+A request that no task has to do with passes as it is where its upstream speaks the route's own shape.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import logging
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any
 
 import pydantic
 
 from smallfirst.gateway.app import Handler
 from smallfirst.gateway.decisions.errors import invalid_request, refuse, upstream_error
-from smallfirst.gateway.decisions.responses import Answered, write_response
+from smallfirst.gateway.decisions.responses import Answered, one_answer, write_response
 from smallfirst.gateway.decisions.settings import DecisionSettings
+from smallfirst.gateway.decisions.small import Ruled, Tasks, answer_small, rule
 from smallfirst.gateway.decisions.upstream import DecisionUpstream, Verdicts
 from smallfirst.gateway.http import Captured, GatewayRequest, GatewayResponse
+from smallfirst.gateway.takeover.upstream import Asked
 from smallfirst.gateway.upstreams import UpstreamFailed, Upstreams
-from smallfirst.traffic.decisions.exchanges import SHAPES
+from smallfirst.traffic.bodies import kept_body
+from smallfirst.traffic.decisions.exchanges import SHAPES, read_decision
 from smallfirst.traffic.decisions.question import DecisionRequest, Question, Verdict
 
+_log = logging.getLogger("smallfirst.decisions")
 OWN = "smallfirst"
 """Who answers a question of one option, which nobody needs to be asked."""
 
@@ -26,8 +33,9 @@ OWN = "smallfirst"
 class DecisionRoutes:
     """The handlers of both routes."""
 
-    def __init__(self, settings: DecisionSettings | None = None) -> None:
-        self._settings = settings
+    def __init__(self, settings: DecisionSettings | None = None, tasks: Tasks | None = None) -> None:
+        self._settings, self._tasks = settings, tasks
+        self._background: set[asyncio.Task[None]] = set()
 
     @property
     def routes(self) -> Mapping[tuple[str, str], Handler]:
@@ -40,9 +48,10 @@ class DecisionRoutes:
             asked = _read(request, upstream)
             if isinstance(asked, GatewayResponse):
                 return asked
-            if asked is None or upstream.speaks_route:
+            ruled = await self._ruled(request, asked, upstream) if asked else []
+            if asked is None or (upstream.speaks_route and not any(ruled)):
                 return await self._pass_on(request, upstream)
-            return await self._answer(request, asked, upstream)
+            return await self._answer(request, asked, upstream, ruled)
         except UpstreamFailed as failure:
             return refuse(request.path, failure.status, str(failure), failure.code)
 
@@ -54,9 +63,9 @@ class DecisionRoutes:
         return GatewayResponse(answer.status, answer.headers, answer.body, kept)
 
     async def _answer(
-        self, request: GatewayRequest, asked: DecisionRequest, upstream: DecisionUpstream
+        self, request: GatewayRequest, asked: DecisionRequest, upstream: DecisionUpstream, ruled: Sequence[Ruled | None]
     ) -> GatewayResponse:
-        answered = [_answer_here(question) for question in asked.questions]
+        answered = await asyncio.gather(*map(_answer_here, asked.questions, ruled))
         rest = [i for i, one in enumerate(answered) if one is None]
         said: Verdicts | None = None
         if rest:
@@ -68,7 +77,37 @@ class DecisionRoutes:
                 return _refused(request.path, upstream, said)
             for i, verdict in zip(rest, said.verdicts, strict=True):
                 answered[i] = Answered(verdict, said.model, upstream.worth)
-        return write_response(request, asked, [one for one in answered if one is not None], said)
+        every = [one for one in answered if one is not None]
+        for i, one in enumerate(ruled):
+            if one is not None and every[i].task:
+                await one.task.answered(one.ruling)
+            elif one is not None and said is not None:
+                response = one_answer(request.path, asked.questions[i], every[i].verdict, said, len(rest))
+                self._start(one.task.passed(one.ruling, response, latency_ms=said.answer.latency_ms))
+        return write_response(request, asked, every, said)
+
+    async def _ruled(
+        self, request: GatewayRequest, asked: DecisionRequest, upstream: DecisionUpstream
+    ) -> list[Ruled | None]:
+        """Return the task of each question, None where there is none; a failure counts as none."""
+        kept = read_decision(request.path, kept_body(asked.raw)) if self._tasks is not None else None
+        if self._tasks is None or kept is None or asked.has_media:
+            return [None] * len(asked.questions)
+        tasks = self._tasks
+
+        async def ruled(i: int, question: Question) -> Ruled | None:
+            try:
+                return await rule(tasks, question, kept, lambda text: _asked(request, asked, i, text, upstream))
+            except Exception:
+                _log.exception("a small answer failed; the question is passed on")
+                return None
+
+        return list(await asyncio.gather(*(ruled(i, one) for i, one in enumerate(kept.questions))))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
 
 def _read(request: GatewayRequest, upstream: DecisionUpstream) -> DecisionRequest | GatewayResponse | None:
@@ -88,8 +127,27 @@ def _read(request: GatewayRequest, upstream: DecisionUpstream) -> DecisionReques
     return asked
 
 
-def _answer_here(question: Question) -> Answered | None:
-    return Answered(Verdict((1.0,)), OWN, "calibrated") if len(question.options) == 1 else None
+def _asked(request: GatewayRequest, asked: DecisionRequest, i: int, text: str, upstream: DecisionUpstream) -> Asked:
+    """Return one question about a case as a request of its own, which an audit may send again."""
+    question, route = asked.questions[i], request.path
+
+    async def again() -> tuple[int, dict[str, Any] | None]:
+        try:
+            said = await upstream.ask(asked, [question])
+        except (UpstreamFailed, ValueError) as error:
+            return getattr(error, "status", 502), None
+        if said.verdicts is None:
+            return said.answer.status, None
+        return 200, one_answer(route, question, said.verdicts[0], said, 1)
+
+    body = SHAPES[route].with_questions(asked, [question], asked.model)
+    return Asked(f"{request.id}#{i}", route, "decisions", body, text, again)
+
+
+async def _answer_here(question: Question, ruled: Ruled | None) -> Answered | None:
+    if len(question.options) == 1:
+        return Answered(Verdict((1.0,)), OWN, "calibrated")
+    return await answer_small(ruled, question) if ruled is not None else None
 
 
 def _refused(route: str, upstream: DecisionUpstream, said: Verdicts) -> GatewayResponse:

@@ -73,9 +73,12 @@ class LiveTask:
         upstream.usual_usd = deployed.router.router.options.expected_cost_usd.get("large", 0.0)
         found.append(cls(taken, source, deployed, ledger, changed))
         found[0].upstream = upstream
+        found[0].agreement = deployment.file.routing.labels == "large"
         return found[0]
 
     upstream: Upstream
+    agreement: bool = True
+    """True if right is what the large model answered; False if people's answers certify."""
 
     async def rule(self, asked: Asked) -> Ruling:
         """Decide who answers a request that follows the task's wording."""

@@ -1,14 +1,19 @@
-"""An upstream of another shape answers in the shape in which it was asked."""
+"""Each question is answered by its task or by one upstream call, in the shape in which it was asked."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from smallfirst.gateway.decisions.routes import DecisionRoutes
 from smallfirst.gateway.decisions.settings import DecisionSettings
+from smallfirst.gateway.takeover.live_task import Ruling
 from smallfirst.gateway.upstreams import UpstreamFailed
+from smallfirst.models.protocol import Completion
+from smallfirst.traffic.messages import Answer, read_answer
 
 DECISIONS, SYSTEM_ONE = "/v1/decisions", "/v1/systemone"
 IMAGE = {"type": "input_image", "image_url": "data:,"}
@@ -23,12 +28,117 @@ JEV = {
 }
 
 
-async def test_without_settings_all_passes_as_it_is(ticket, post, upstreams, luna):
+class ScriptedTask:
+    """A task that answers "Which team?" with fees, for states without a question mark, and follows "Anger?" in shadow."""
+
+    agreement = True
+    taken = SimpleNamespace(task="team")
+    router = SimpleNamespace(router=SimpleNamespace(stages=()))
+
+    def __init__(self):
+        self.ruled, self.gave, self.noted = [], [], []
+
+    def find(self, prompt):
+        self.wording = prompt.turns[0].text
+        return None if "urgent" in self.wording else (self, prompt.turns[1].text)
+
+    async def rule(self, asked):
+        if "?" in asked.text:
+            raise RuntimeError("out of memory")
+        self.ruled.append(asked)
+        if "Anger" in self.wording:
+            return Ruling(asked)
+        small = Completion(
+            text="fees",
+            answered_by="team-small@1",
+            latency_ms=1,
+            cost_usd=0,
+            confidence=0.75,
+            alternatives=(("fees", 0.75), ("cards", 0.25)),
+            prompt_tokens=8,
+            completion_tokens=1,
+        )
+        return Ruling(asked, None, small, Answer("fees"))
+
+    async def answered(self, ruling):
+        self.gave.append(ruling.asked.id)
+
+    async def passed(self, ruling, response, *, latency_ms):
+        self.noted.append((ruling.asked.id, read_answer(DECISIONS, response)))
+
+
+async def test_what_no_task_has_to_do_with_passes_as_it_is(ticket, post, upstreams, luna):
     scripted = upstreams(luna)
     assert await DecisionRoutes().handle(post(DECISIONS, ticket), scripted) is None
     assert await DecisionRoutes().handle(post(DECISIONS, {"newer": "form"}), scripted) is None
     assert await DecisionRoutes().handle(post(DECISIONS, b"(compressed)"), scripted) is None
     assert not scripted.asked
+
+
+async def test_some_questions_are_answered_small_and_the_rest_by_one_call(ticket, post, upstreams, luna):
+    scripted, task = upstreams(luna), ScriptedTask()
+    response = await DecisionRoutes(tasks=task).handle(post(DECISIONS, ticket), scripted)
+    body = json.loads(response.body)
+    assert [question["type"] for question in scripted.body["questions"]] == ["predicate", "score"]
+    assert len(scripted.asked) == 1
+    urgent, team, anger = body["answers"]
+    assert urgent == {"type": "predicate", "name": "urgent", "probability": 0.9}
+    assert (team["name"], team["choice"], team["confidence"]) == ("team", "fees", pytest.approx(0.625))
+    assert [one["probability"] for one in team["probabilities"]] == [0.25, 0.75, 0.0]
+    assert (anger["score"], body["model"]) == (0.7, "luna-2026-10-06")
+    assert body["usage"]["input_tokens"] == 60 + 8
+    assert body["smallfirst"]["answers"] == [
+        {"answered_by": "luna-2026-10-06", "probabilities": "upstream"},
+        {
+            "answered_by": "team-small@1",
+            "probabilities": "calibrated to the large model",
+            "task": "team",
+            "certified": True,
+        },
+        {"answered_by": "luna-2026-10-06", "probabilities": "upstream"},
+    ]
+    headers = dict(response.headers)
+    assert (headers[b"x-smallfirst-answered"], headers[b"x-smallfirst-probabilities"]) == (
+        b"1 small, 2 upstream",
+        b"upstream",
+    )
+    assert (headers[b"x-request-id"], headers[b"x-ratelimit-remaining-requests"]) == (b"r1", b"9")
+    await asyncio.sleep(0)
+    assert (task.gave, task.noted) == (["r1#1"], [("r1#2", Answer("angry"))])
+    kept, answer = map(json.loads, (response.captured.request, response.captured.answer.body))
+    assert kept == {**ticket, "questions": [ticket["questions"][0], ticket["questions"][2]]}
+    assert answer["answers"] == [urgent, anger]
+    assert response.captured.answer.upstream == "default"
+
+
+async def test_an_audit_asks_the_upstream_for_the_one_question_again(ticket, post, upstreams, luna):
+    scripted, task = upstreams(luna), ScriptedTask()
+    await DecisionRoutes(tasks=task).handle(post(DECISIONS, ticket), scripted)
+    status, response = await task.ruled[0].again()
+    assert (status, read_answer(DECISIONS, response)) == (200, Answer("cards"))
+    assert scripted.body["questions"] == [ticket["questions"][1]]
+    scripted.script = lambda body: (500, b"")
+    assert await task.ruled[0].again() == (500, None)
+
+
+async def test_all_answered_small_needs_no_upstream_and_nothing_is_captured(ticket, post, upstreams):
+    scripted = upstreams(lambda body: pytest.fail("asked"))
+    request = post(DECISIONS, {**ticket, "questions": ticket["questions"][1:2]})
+    response = await DecisionRoutes(tasks=ScriptedTask()).handle(request, scripted)
+    assert (response.captured, json.loads(response.body)["model"]) == (None, "luna")
+    assert dict(response.headers)[b"x-smallfirst-answered"] == b"1 small"
+
+
+async def test_a_task_that_fails_passes_its_question_on(ticket, post, upstreams, luna):
+    request = post(DECISIONS, {**ticket, "input": "Is my card lost?"})
+    assert await DecisionRoutes(tasks=ScriptedTask()).handle(request, upstreams(luna)) is None
+
+
+async def test_the_upstreams_refusal_comes_back_as_it_was_and_no_small_answer_is_counted(ticket, post, upstreams):
+    task = ScriptedTask()
+    response = await DecisionRoutes(tasks=task).handle(post(DECISIONS, ticket), upstreams(lambda _: (429, b"slow")))
+    assert (response.status, response.body, dict(response.headers)[b"retry-after"]) == (429, b"slow", b"3")
+    assert not task.gave
 
 
 async def test_system_one_is_answered_by_an_upstream_of_openais_shape(post, upstreams, luna):
@@ -76,11 +186,7 @@ async def test_the_routes_own_shape_at_another_upstream_passes_whole(ticket, pos
     ("changed", "status", "code"),
     [
         ({"questions": []}, 400, b"invalid_request"),
-        (
-            {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:,"}]}]},
-            400,
-            b"media_not_supported",
-        ),
+        ({"input": [{"role": "user", "content": [IMAGE]}]}, 400, b"media_not_supported"),
     ],
 )
 async def test_what_cannot_be_translated_is_refused_before_the_upstream(ticket, post, upstreams, changed, status, code):
