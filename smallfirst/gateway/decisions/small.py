@@ -33,7 +33,7 @@ class Ruled(NamedTuple):
 async def rule(
     tasks: Tasks, question: Question, request: DecisionRequest, asked: Callable[[str], Asked]
 ) -> Ruled | None:
-    """Return the task of a question and who answers it; None if it follows none. `asked` makes the request of a case."""
+    """Return the task of a question and who answers it, or None. `asked` makes the request of a case."""
     prompt = question_prompt(request.model, question, request)
     found = None if prompt.has_media else tasks.find(prompt)
     if found is None:

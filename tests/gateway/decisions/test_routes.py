@@ -29,7 +29,7 @@ JEV = {
 
 
 class ScriptedTask:
-    """A task that answers "Which team?" with fees, for states without a question mark, and follows "Anger?" in shadow."""
+    """Two tasks: "Which team?" is answered with fees, but for a state with a question mark; "Anger?" is in shadow."""
 
     agreement = True
     taken = SimpleNamespace(task="team")
