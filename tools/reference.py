@@ -27,13 +27,14 @@ WORDS = {str: "text", int: "integer", float: "number", bool: "true or false", Pa
 
 
 def settings_page() -> str:
-    """Return the page of all settings of task.yaml."""
+    """Return the page of all settings of task.yaml and gateway.yaml."""
+    from smallfirst.gateway.settings import GatewaySettings
     from smallfirst.project.task_file import TaskFile
     from smallfirst.routing.policies import POLICIES
     from smallfirst.tasks import TASK_KINDS
 
     lines = [
-        "# Settings of task.yaml",
+        "# Settings of task.yaml and gateway.yaml",
         "",
         MADE_BY,
         "",
@@ -51,13 +52,16 @@ def settings_page() -> str:
         lines += _table(kind, only=own)
     for name, policy in POLICIES:
         lines += ["", f"## routing.policies, kind: {name}", "", _sentence(policy), "", *_table(policy, skip={"kind"})]
+    lines += ["", "## gateway.yaml", "", "The settings of `smallfirst proxy` ([proxy](../proxy.md)).", ""]
+    lines += [*_table(GatewaySettings, skip={"folder"}), *_groups(GatewaySettings, "gateway.yaml: ", {})]
     return "\n".join(lines) + "\n"
 
 
 def _groups(record: type[pydantic.BaseModel], path: str, seen: dict[type, str]) -> Iterator[str]:
     """Yield a section for each field of `record` that is a record itself, and for those inside it; each record once."""
     for name, field in record.model_fields.items():
-        inner = next((part for part in _parts(field.annotation) if _is_record(part)), None)
+        parts = [*_parts(field.annotation), *(part for part in typing.get_args(field.annotation)[1:])]
+        inner = next((part for part in parts if _is_record(part)), None)
         if inner is None or not inner.model_fields:
             continue
         where = f"{path}{name}"

@@ -31,6 +31,8 @@ HOP_BY_HOP = frozenset(
 _OF_OUR_CONNECTION = HOP_BY_HOP | {b"host", b"expect", b"content-length"}
 _KEY_HEADERS = frozenset({b"authorization", b"x-api-key", b"api-key"})
 _NOT_ADDED = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
+_IDLE_TLS_S = 60.0
+"""Idle connections of providers are used again for longer: a new one costs two round trips more."""
 _PIECE_BYTES = 256 * 1024
 
 
@@ -176,9 +178,10 @@ def _connect(upstream: Upstream) -> _Connection:
     header = None
     if key is not None:
         header = (upstream.api_key_header, f"Bearer {key}" if upstream.api_key_header == "authorization" else key)
+    idle_s = _IDLE_TLS_S if upstream.base_url.startswith("https:") else IDLE_TIMEOUT_S
     session = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
-            limit=upstream.max_connections, keepalive_timeout=IDLE_TIMEOUT_S, ssl=certificates(upstream.base_url)
+            limit=upstream.max_connections, keepalive_timeout=idle_s, ssl=certificates(upstream.base_url)
         ),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,

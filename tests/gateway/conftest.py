@@ -4,10 +4,11 @@ import asyncio
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import pytest
-import uvicorn
+from fixtures.gateway import run_gateway
 
 from smallfirst.gateway.app import Gateway
 from smallfirst.gateway.settings import GatewaySettings
@@ -106,16 +107,24 @@ def _second(port: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def proxied_once() -> Iterator[Proxied]:
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         patch.setenv("SECOND_KEY", "sk-second")
-        started: threading.Event = threading.Event()
-        found: dict[str, Any] = {}
-        thread = threading.Thread(target=lambda: asyncio.run(_serve(found, started)), daemon=True)
-        thread.start()
-        assert started.wait(20)
-        yield found["proxied"]
-        found["server"].should_exit = True
-        thread.join()
+        upstreams = [stack.enter_context(_upstream()) for _ in range(2)]
+        gateway = Gateway(settings(*(upstream.port for upstream in upstreams)))
+        port = stack.enter_context(run_gateway(gateway, socket.create_server(("127.0.0.1", 0))))
+        yield Proxied(gateway, port, *upstreams)
+
+
+@contextmanager
+def _upstream() -> Iterator[Upstream]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    upstream, loop = Upstream(listener.getsockname()[1]), asyncio.new_event_loop()
+    loop.run_until_complete(asyncio.start_server(upstream.serve, sock=listener))
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    yield upstream
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
 
 
 @pytest.fixture
@@ -129,22 +138,3 @@ def proxied(proxied_once: Proxied) -> Proxied:
         upstream.closed.clear()
         upstream.script = answer(b"{}")
     return proxied_once
-
-
-async def _serve(found: dict[str, Any], started: threading.Event) -> None:
-    upstreams = []
-    for _ in range(2):
-        listener = socket.create_server(("127.0.0.1", 0))
-        upstreams.append(Upstream(listener.getsockname()[1]))
-        await asyncio.start_server(upstreams[-1].serve, sock=listener)
-    gateway = Gateway(settings(upstreams[0].port, upstreams[1].port))
-    await gateway.start()
-    listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(gateway, ws="none", lifespan="off", log_config=None, date_header=False, server_header=False)
-    found["server"] = server = uvicorn.Server(config)
-    found["proxied"] = Proxied(gateway, listener.getsockname()[1], *upstreams)
-    started.set()
-    try:
-        await server.serve(sockets=[listener])
-    finally:
-        await gateway.aclose()
