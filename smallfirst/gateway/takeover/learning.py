@@ -23,6 +23,7 @@ from smallfirst.errors import ConfigError
 from smallfirst.files import write_atomically
 from smallfirst.gateway.takeover.live_task import LEARNT
 from smallfirst.gateway.takeover.takeovers import TakeOver, TakeOvers
+from smallfirst.gateway.teachers import settings_near, with_terms_now
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded.replay import RecordedAnswer, RecordingHeader, request_key
 from smallfirst.pipeline.run import run
@@ -60,13 +61,18 @@ class Learnt(Record):
     report: str
 
     @property
+    def promise_in_words(self) -> str:
+        """Return the promise and what it calls right."""
+        right = "people answered" if self.promises_accuracy else "the large model answered"
+        return f"{self.promise}; right is what {right}"
+
+    @property
     def in_words(self) -> tuple[str, ...]:
         """Return what it means in sentences."""
-        right = "people answered" if self.promises_accuracy else "the large model answered"
         of = f", {self.n_corrections} of them corrected by people" if self.n_corrections else ""
         return (
             f"{self.task}: learnt from {self.n_rows:,} recorded answers{of}",
-            f"promise: {self.promise}; right is what {right}",
+            f"promise: {self.promise_in_words}",
             f"{self.share:.0%} of the test rows stay small; report: {self.report}",
             "in shadow: the large model answers, and the small one is compared with it",
         )
@@ -97,6 +103,9 @@ def learn(
     _write_recording(place / _RECORDED, rows, source.teacher)
     corrected = [row for row in rows if row.key in corrections]
     accuracy = len(corrected) >= MIN_CORRECTIONS
+    if not source.teacher.training_allowed:
+        _check_terms(source, len(corrected))
+        rows = corrected
     files = _write_parts(place, drafted, rows, corrections, accuracy=accuracy)
     _write_task(place, folder, files, labels="gold" if accuracy else "large")
     summary = run(place, progress=progress, minutes=minutes)
@@ -107,7 +116,7 @@ def learn(
     why = "learnt; the small model is compared with the large one before it answers"
     file.put(
         (before or taken)
-        .model_copy(update={"folder": taken.folder, "version": taken.version})
+        .model_copy(update={"folder": taken.folder, "version": taken.version, "promise": learnt.promise_in_words})
         .moved("shadow", cause="person", why=why, share=0.0)
     )
     return learnt
@@ -120,14 +129,18 @@ def _source(folder: Path) -> TaskSource:
             f"{folder} holds no task that was found in traffic: it has no source.json",
             hint="smallfirst discover   drafts such folders; smallfirst run task.yaml   learns any other task",
         )
-    if not source.teacher.training_allowed:
+    return with_terms_now(source, settings_near(folder))
+
+
+def _check_terms(source: TaskSource, n_corrections: int) -> None:
+    """Raise ConfigError unless people's answers are enough to learn from without the teacher's."""
+    if n_corrections < MIN_CORRECTIONS:
         licence = source.teacher.licence or "as the settings say"
         raise ConfigError(
             f"{source.name}: the terms of {source.teacher.model} forbid training on its answers ({licence}), so they "
-            "are used for measuring only",
-            hint="let people answer the rows (smallfirst label-plan), or discover traffic of another model",
+            f"are used for measuring only, and people have answered {n_corrections:,} of its rows",
+            hint=f"put people's answers to at least {MIN_CORRECTIONS} rows into {CORRECTIONS} beside source.json",
         )
-    return source
 
 
 def _learnt(summary: RunSummary, name: str, *, n_rows: int, n_corrections: int, accuracy: bool) -> Learnt:

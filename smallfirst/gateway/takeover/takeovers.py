@@ -34,6 +34,8 @@ class TakeOver(Record):
     version: int = 0
     """Version of its model in the registry; another one is loaded at once."""
     changed_at: AwareDatetime = datetime.fromtimestamp(0, UTC)
+    promise: str = ""
+    """What its certificate promises, in words."""
     cause: Cause = ""
     why: str = ""
     """What led to its state, in one sentence."""
