@@ -29,6 +29,7 @@ pytest_plugins = [
     "fixtures.registry",
     "fixtures.report",
     "fixtures.training",
+    "fixtures.warm_processes",
     "fixtures.finetuning_api",  # imports others, which pytest must see first
 ]
 
@@ -90,6 +91,15 @@ def _new_stores_are_copies(tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(utils, "_initialize_tables", initialize)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_traces(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Two hundred traces of each evaluation take MLflow longer than everything else in a run."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.name != "test_evaluations.py":
+            patch.setattr("smallfirst.registry.evaluations.sample_rows", lambda rows, limit: rows[:2])
         yield
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import importlib
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from fixtures import warm_processes
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "benchmarks").rglob("*.py"))
@@ -23,9 +23,9 @@ for name in sys.argv[1:]:
 """
 
 
-def test_every_benchmark_loads() -> None:
+def test_every_benchmark_loads(warm_parent: None) -> None:
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in MODULES]
-    done = subprocess.run([sys.executable, "-c", LOAD, *names], cwd=ROOT, capture_output=True, text=True)
+    done = warm_processes.run([sys.executable, "-c", LOAD, *names], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -16,6 +16,7 @@ from itertools import pairwise
 
 import httpx
 import pytest
+from fixtures.warm_processes import WarmProcess
 
 from smallfirst.cli.explain import explanation, in_words
 from smallfirst.deployment import service
@@ -212,12 +213,12 @@ def _answered_by(reply: httpx.Response) -> str:
     return str(next(json.loads(e)["smallfirst"]["answered_by"] for e in events[:-1] if "smallfirst" in json.loads(e)))
 
 
-def test_a_running_server_follows_without_a_dropped_request(desk) -> None:
+def test_a_running_server_follows_without_a_dropped_request(desk, warm_parent: None) -> None:
     for turn in (0, 1):
         desk.register(turn)
     versions.promote("main.desk.toy", 1)
     command = [sys.executable, "-c", SERVER, str(desk.path)]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    server = WarmProcess(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert server.stdout is not None
     url = server.stdout.readline().rsplit(" ", 1)[1].strip()
     clients = [Client(url, stream=stream) for stream in (False, True, False)]

@@ -20,7 +20,7 @@ from smallfirst.jobs.supervisor import output_tail
 from smallfirst.registry import versions
 from smallfirst.registry.runs import client
 
-pytestmark = pytest.mark.usefixtures("jobs_home")
+pytestmark = pytest.mark.usefixtures("jobs_home", "warm_jobs")
 
 SUBMIT_AND_DIE = """
 import os, signal, sys

@@ -21,7 +21,7 @@ from smallfirst.registry import versions
 from smallfirst.registry.runs import client, open_run
 from smallfirst.training.run import Run
 
-pytestmark = pytest.mark.usefixtures("jobs_home")
+pytestmark = pytest.mark.usefixtures("jobs_home", "warm_jobs")
 
 
 def has_checkpoint(job: JobFolder) -> bool:

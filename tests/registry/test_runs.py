@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from fixtures.warm_processes import WarmProcess
 
 from smallfirst.errors import SmallfirstError
 from smallfirst.registry import runs
@@ -138,11 +139,11 @@ def test_a_password_in_the_store_address_is_not_shown(monkeypatch: pytest.Monkey
     assert "secret" not in str(caught.value)
 
 
-def test_processes_that_create_the_same_new_store_at_once_all_succeed(tmp_path: Path) -> None:
+def test_processes_that_create_the_same_new_store_at_once_all_succeed(tmp_path: Path, warm_parent: None) -> None:
     program = "from smallfirst.registry.runs import client; print(len(client().search_experiments()))"
     env = {"SMALLFIRST_HOME": str(tmp_path / "home"), "PYTHONPATH": ":".join(sys.path)}
     processes = [
-        subprocess.Popen([sys.executable, "-c", program], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        WarmProcess([sys.executable, "-c", program], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for _ in range(2)
     ]
     ended = [(*process.communicate(timeout=300), process.returncode) for process in processes]

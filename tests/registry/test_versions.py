@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures import warm_processes
 
 from smallfirst.errors import GateFailed, RegistryError
 from smallfirst.gate.check_result import CheckResult
@@ -239,7 +239,7 @@ def test_a_damaged_former_champion_does_not_come_back(model: Path) -> None:
     assert resolve(NAME).version == 2
 
 
-def test_a_kill_between_copy_and_version_leaves_nothing_to_resolve(model: Path) -> None:
+def test_a_kill_between_copy_and_version_leaves_nothing_to_resolve(model: Path, warm_parent: None) -> None:
     program = (
         "import os, sys\n"
         "from pathlib import Path\n"
@@ -250,7 +250,7 @@ def test_a_kill_between_copy_and_version_leaves_nothing_to_resolve(model: Path) 
         "sys.stdout.flush()\n"
         "os._exit(9)\n"
     )
-    done = subprocess.run(
+    done = warm_processes.run(
         [sys.executable, "-c", program, str(model)],
         capture_output=True,
         text=True,

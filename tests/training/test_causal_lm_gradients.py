@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from fixtures.warm_processes import WarmProcess
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.models.local.weights import load_causal
@@ -85,11 +85,13 @@ def test_micro_batches_give_the_gradient_of_the_whole(model: Any) -> None:
     assert_same([torch.tensor(loss), *(m.grad for m in optimizer.masters)], whole)
 
 
-def test_two_processes_give_the_gradient_of_one(model: Any, tiny_folder: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_gradient_of_one(
+    model: Any, tiny_folder: Path, tmp_path: Path, warm_parent: None
+) -> None:
     program = f"ROWS = {[(list(r.ids), r.n_prompt) for r in ROWS]}\n" + textwrap.dedent(PROCESS)
     meeting, outs = tmp_path / "meeting", [tmp_path / "0.pt", tmp_path / "1.pt"]
     children = [
-        subprocess.Popen([sys.executable, "-c", program, str(tiny_folder), str(meeting), str(rank), str(out)])
+        WarmProcess([sys.executable, "-c", program, str(tiny_folder), str(meeting), str(rank), str(out)])
         for rank, out in enumerate(outs)
     ]
     assert [child.wait(timeout=120) for child in children] == [0, 0]

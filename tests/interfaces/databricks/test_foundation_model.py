@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures import warm_processes
 from fixtures.jobs import TIMEOUT_S, create_job, job_spec
 
 from smallfirst.interfaces.databricks import foundation_model as fm
@@ -110,9 +110,11 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_a_run_outlives_the_process_that_created_it_and_its_model_answers(tiny_folder: Path, rows: Path) -> None:
+def test_a_run_outlives_the_process_that_created_it_and_its_model_answers(
+    tiny_folder: Path, rows: Path, warm_jobs: None
+) -> None:
     command = [sys.executable, "-c", CREATE_AND_DIE, str(tiny_folder), str(rows)]
-    parent = subprocess.run(command, capture_output=True, text=True, check=False)
+    parent = warm_processes.run(command, capture_output=True, text=True, check=False)
     assert parent.returncode == -9, parent.stderr
     name, status = parent.stdout.split()
     assert status in ("Pending", "Starting", "Queued")

@@ -35,6 +35,8 @@ from smallfirst.serving.ledger.rows import AuditRow
 from smallfirst.serving.plugins import Plugin
 from smallfirst.tasks.classify import Classify
 
+pytestmark = pytest.mark.usefixtures("warm_jobs")
+
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory, toy_rows: Dataset, toy_task: Classify) -> Iterator[Large]:

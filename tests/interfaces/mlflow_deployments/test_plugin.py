@@ -49,7 +49,7 @@ def large() -> Iterator[Large]:
 
 @pytest.fixture(scope="module")
 def created(
-    tmp_path_factory: pytest.TempPathFactory, toy_rows: Dataset, toy_task: Classify, large: Large
+    tmp_path_factory: pytest.TempPathFactory, toy_rows: Dataset, toy_task: Classify, large: Large, warm_jobs: None
 ) -> Iterator[dict[str, Any]]:
     """The endpoint `support-desk`, as MLflow's client gave it back."""
     folder = tmp_path_factory.mktemp("plugin")

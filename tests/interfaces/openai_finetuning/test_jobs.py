@@ -51,7 +51,9 @@ def until(client: openai.OpenAI, id: str, *statuses: str) -> Any:
     return job
 
 
-def test_from_an_upload_to_the_answer_of_the_model(start_api: Any, chat_file: bytes, tiny_folder: Path) -> None:
+def test_from_an_upload_to_the_answer_of_the_model(
+    start_api: Any, chat_file: bytes, tiny_folder: Path, warm_jobs: None
+) -> None:
     server = start_api("one", "two", max_open_jobs=1, max_loaded_models=1)
     one, two = server.client("one"), server.client("two")
     training, validation = upload(one, chat_file), upload(one, chat_file)
