@@ -34,6 +34,7 @@ def proxy(gateway_yaml: Path | None, upstream: str | None, host: str, port: int,
     from smallfirst.gateway.decisions.routes import DecisionRoutes
     from smallfirst.gateway.server import run
     from smallfirst.gateway.settings import read_gateway_file
+    from smallfirst.gateway.task_table import DISCOVERED, task_routes
     from smallfirst.paths import home, state_of
     from smallfirst.serving.auth.keys import home_key_store
     from smallfirst.serving.server import listen
@@ -43,7 +44,7 @@ def proxy(gateway_yaml: Path | None, upstream: str | None, host: str, port: int,
     keys = home_key_store()
     check_exposure(host, keys, everybody=everybody)
     capture = Capture(settings, settings.capture, home()) if settings.capture else None
-    routes = DecisionRoutes(settings.decisions).routes
+    routes = {**DecisionRoutes(settings.decisions).routes, **task_routes(home(), settings.folder / DISCOVERED)}
     gateway = Gateway(settings, capture=capture, access=Access(keys, everybody=everybody), routes=routes)
     listener = listen(host, port)
     name = f"[{host}]" if ":" in host else host

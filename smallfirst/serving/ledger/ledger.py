@@ -166,6 +166,16 @@ class Ledger:
             stages.setdefault(row["stage"], []).append(row)
         return {stage: _sum_up(rows) for stage, rows in stages.items()}
 
+    def task_totals(self, since: datetime) -> dict[tuple[str, str], tuple[int, float]]:
+        """Return the number and the cost in USD of the answers since then by task and stage, audits under `audit`."""
+        found = self._read(
+            "SELECT task, coalesce(stage, '') AS stage, count(*) AS n, total(cost_usd) AS cost_usd FROM answers"
+            " WHERE at >= ? AND status = 200 AND task IS NOT NULL GROUP BY task, stage UNION ALL"
+            " SELECT task, 'audit', count(*), total(cost_usd) FROM audits WHERE at >= ? GROUP BY task",
+            (utc_text(since), utc_text(since)),
+        )
+        return {(row["task"], row["stage"]): (row["n"], row["cost_usd"]) for row in found}
+
     def expire_bodies(self) -> int:
         """Delete the questions and answers that are too old, whether or not new ones are kept; return their number."""
         return self._open_bodies().expire() if self._bodies_path.exists() else 0

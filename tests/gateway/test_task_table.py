@@ -1,0 +1,169 @@
+"""The table of tasks adds up the ledger, and shows the same as lines, JSON and a page."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from click.testing import CliRunner
+
+from smallfirst.cli.main import main
+from smallfirst.gateway.http import GatewayRequest
+from smallfirst.gateway.takeover.takeovers import TakeOver, TakeOvers
+from smallfirst.gateway.task_table import page, read_task_table, task_routes
+from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.ledger.rows import AuditRow, LedgerRow
+from smallfirst.stats.intervals import wilson
+from smallfirst.traffic import task_source
+from smallfirst.traffic.answers.answer_format import AnswerFormat
+from smallfirst.traffic.discovery.found import Discovery, FoundTask
+from smallfirst.traffic.discovery.outlook import Outlook
+from smallfirst.traffic.task_source import FILE_NAME, TaskSource
+
+NOW = datetime.now(UTC)
+WHY = "the upstream answers with another <model>"
+
+
+def found_task(name, usd):
+    return FoundTask(
+        name=name,
+        kind="labels",
+        n_requests=100,
+        n_cases=90,
+        requests_per_month=300,
+        cost_usd=usd / 3,
+        usd_per_month=usd,
+        models=("gpt-4o",),
+        answered_by="gpt-4o-2024-08-06",
+        first_at=NOW,
+        last_at=NOW,
+        median_latency_ms=None,
+        median_prompt_tokens=None,
+        wordings=(),
+        answer="a label",
+        format_check=None,
+        repeats=wilson(1, 1),
+        drift=None,
+        examples=(),
+        outlook=Outlook(why=""),
+        verdict="moves",
+        why="about 70 % can move",
+    )
+
+
+def save_source(folder, **teacher):
+    source = TaskSource(
+        name=folder.name,
+        templates=(),
+        answer_format=AnswerFormat(kind="label"),
+        teacher=task_source.Teacher(model="gpt-4o-2024-08-06", **teacher),
+        foretold_share=(0.7, 0.6, 0.8),
+    )
+    folder.mkdir(parents=True)
+    source.save(folder / FILE_NAME)
+
+
+@pytest.fixture
+def state(tmp_path, monkeypatch):
+    """Ninety days of one live task, of which thirty count, one that has stepped back, and one that was only found."""
+    monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "state").mkdir()
+    for name, teacher in (("tickets", {"licence": "MIT"}), ("mails", {}), ("notes", {"training_allowed": False})):
+        save_source(tmp_path / "discovered" / name, **teacher)
+    file = TakeOvers()
+    file.put(TakeOver(task="tickets", folder=tmp_path / "discovered" / "tickets", promise="at most 5 % wrong"))
+    file.put(file.get("tickets").moved("live", cause="person", why="taken over", share=0.5))
+    file.put(TakeOver(task="mails", folder=tmp_path / "discovered" / "mails", share=1.0))
+    file.put(file.get("mails").moved("stepped back", cause="model", why=WHY))
+    ledger = Ledger(tmp_path / "state" / "ledger.db")
+    rows = [row(i, "small" if i < 6 else "large", 0.0001 if i < 6 else 0.01) for i in range(10)]
+    audit = AuditRow(
+        id="0", at=NOW, task="tickets", certificate="c", propensity=0.1, wrong=False, judged_by="large", cost_usd=0.01
+    )
+    ledger.append(*rows, row(10, "small", 0.0, days=31), row(11, "large", 0.0, status=502), audit)
+    ledger.close()
+    values = {
+        "sources": (),
+        "made_at": NOW,
+        "n_exchanges": 200,
+        "left_out": {},
+        "since": NOW,
+        "until": NOW,
+        "days": 1.0,
+    }
+    tasks = (found_task("tickets", 9.0), found_task("notes", 4.0))
+    Discovery(**values, cost_usd=1.0, max_error=0.05, tasks=tasks, rest=()).save(
+        tmp_path / "discovered" / "discovery.json"
+    )
+    return tmp_path
+
+
+def row(i, stage, cost, *, days=0, status=200):
+    at = NOW - timedelta(days=days)
+    return LedgerRow(
+        id=str(i), at=at, served_name="m", status=status, latency_ms=1, stage=stage, cost_usd=cost, task="tickets"
+    )
+
+
+def test_every_task_once_with_its_sums(state):
+    notes, tickets, mails = read_task_table(state / "state", state / "discovered").tasks
+    assert (tickets.state, tickets.share, tickets.requests, tickets.small_share) == ("live", 0.5, 10, 0.6)
+    assert tickets.bill_usd == pytest.approx(6 * 0.0001 + 4 * 0.01 + 0.01)
+    assert tickets.saved_usd == pytest.approx(6 * 0.01 - 6 * 0.0001 - 0.01)  # an audit is paid from it
+    assert (tickets.foretold_share, tickets.promise, tickets.terms) == (0.7, "at most 5 % wrong", "MIT")
+    assert (mails.state, mails.requests, mails.small_share, mails.saved_usd, mails.why) == (
+        "stepped back",
+        0,
+        None,
+        None,
+        WHY,
+    )
+    assert (notes.state, notes.requests, notes.bill_usd, notes.training_allowed) == ("found", 300, 4.0, False)
+
+
+def test_before_the_large_model_was_billed_its_price_is_that_of_the_recorded_rows(state):
+    (state / "state" / "ledger.db").unlink()
+    ledger = Ledger(state / "state" / "ledger.db")
+    ledger.append(row(1, "small", 0.0))
+    ledger.close()
+    rows = state / "discovered" / "tickets" / "rows.jsonl"
+    rows.write_text('{"cost_usd": 0.02}\n{"text": "without"}\n{"cost_usd": 0.04}\n')
+    tickets = read_task_table(state / "state", state / "discovered").tasks[1]
+    assert (tickets.task, tickets.saved_usd) == ("tickets", pytest.approx(0.03))
+
+
+def test_the_verb_prints_it(state):
+    run = CliRunner().invoke(main, ["tasks"])
+    assert run.exit_code == 0
+    heading, notes, tickets, _, why = run.output.splitlines()
+    assert heading.split() == ["task", "requests", "bill", "state", "share", "small", "promise", "saved"]
+    assert notes.split("  ")[0] == "notes"
+    assert "found, measuring only" in notes
+    assert "foretold 70%" in notes
+    assert "live, 50% of requests" in tickets
+    assert why == f"mails has stepped back: {WHY}"
+    as_json = CliRunner().invoke(main, ["tasks", "--json"])
+    assert [task["task"] for task in json.loads(as_json.output)["tasks"]] == ["notes", "tickets", "mails"]
+
+
+def test_the_proxy_serves_it_as_json_and_as_a_page(state):
+    routes = task_routes(state / "state", state / "discovered")
+
+    def get(path):
+        return asyncio.run(routes["GET", path](GatewayRequest("GET", path, b"", [], b""), None))
+
+    assert len(json.loads(get("/v1/smallfirst/tasks").body)["tasks"]) == 3
+    html = get("/v1/smallfirst").body.decode()
+    assert "another &lt;model&gt;" in html
+    assert "learnt from gpt-4o-2024-08-06, MIT" in html
+
+
+def test_nothing_yet_names_the_next_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path / "state"))
+    run = CliRunner().invoke(main, ["tasks", str(tmp_path)])
+    assert "smallfirst discover" in run.output
+    assert not (tmp_path / "state").exists()
+    assert "smallfirst discover" in page(read_task_table(tmp_path / "state", tmp_path))
