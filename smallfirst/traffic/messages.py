@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from smallfirst.traffic.decisions.exchanges import is_decision, read_decision, read_label
 from smallfirst.traffic.decisions.question import DecisionRequest, Question
 
+QUESTION = "question"
+"""Key of the response format that a typed question has."""
 _ROLES = {"developer": "system"}
 
 
@@ -102,9 +104,13 @@ def read_answer(route: str, response: dict[str, Any]) -> Answer | None:
 
 
 def question_prompt(model: str, question: Question, request: DecisionRequest) -> Prompt:
-    """Return one question of a decision as a prompt: the question in words, and the state."""
+    """Return one question of a decision as a prompt: the question in words, and the state.
+
+    The response format names the question, so that no two of them are taken for one, however alike they are.
+    """
     turns = (Turn("system", question.text), Turn("user", request.text))
-    return Prompt(model, turns, has_media=request.has_media or not question.is_task)
+    has_media = request.has_media or not question.is_task
+    return Prompt(model, turns, "", canonical({QUESTION: question.id}), has_media)
 
 
 def canonical(value: Any) -> str:

@@ -10,6 +10,8 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+from smallfirst.records import fingerprint
+
 Kind = Literal["predicate", "choice", "score"]
 TRUE, FALSE = "true", "false"
 DEFAULT_INSTRUCTIONS: dict[Kind, str] = {
@@ -56,14 +58,19 @@ class Question(NamedTuple):
     @property
     def text(self) -> str:
         """Return the question in words; equal questions, equal text, whatever their names and their shape."""
-        listed = "\n".join(_line(option) for option in self.options)
+        listed = "\n".join(": ".join(filter(None, option[:2])) for option in self.options)
         asked = self.instructions or DEFAULT_INSTRUCTIONS[self.kind]
-        if self.kind == "predicate":
-            meaning = f"\n{listed}" if any(option.description for option in self.options) else ""
-            return f"Is this statement about the text true?\n{asked}{meaning}\nAnswer true or false."
         if self.kind == "choice":
-            return f"{asked}\nOptions:\n{listed}\nAnswer with one option."
-        return f"{asked}\nLevels, from the lowest to the highest:\n{listed}\nAnswer with one level."
+            return f"{asked}\n{listed}\nAnswer with one of these."
+        if self.kind == "score":
+            return f"{asked}\n{listed}\nAnswer with one of these, listed from the lowest to the highest."
+        meaning = f"{listed}\n" if any(option.description for option in self.options) else ""
+        return f"{asked}\n{meaning}Is this true of the text? Answer true or false."
+
+    @property
+    def id(self) -> str:
+        """16 hex digits: equal questions, equal ids."""
+        return fingerprint(self.text)
 
 
 class DecisionRequest(NamedTuple):
@@ -157,7 +164,3 @@ def label_of(value: str | bool) -> str:
 def predicate_options(true: str = "", false: str = "") -> tuple[Option, ...]:
     """Return the two options of a predicate with what counts as each."""
     return (Option(TRUE, true, TRUE), Option(FALSE, false, FALSE))
-
-
-def _line(option: Option) -> str:
-    return f"- {option.label}: {option.description}" if option.description else f"- {option.label}"

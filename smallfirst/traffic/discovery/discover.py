@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from smallfirst.tasks.extract import Extract
+from smallfirst.traffic.decisions.exchanges import one_question_each
 from smallfirst.traffic.discovery import cheap_models
 from smallfirst.traffic.discovery.cases import Case, Cases, read_cases
 from smallfirst.traffic.discovery.draft import Row, known_name, rows_of, source_of, task_settings, write_draft
@@ -40,7 +41,7 @@ def discover(
     log: Callable[[str], None] = lambda _: None,
 ) -> Discovery:
     """Find the tasks in recorded traffic; with `out` draft a folder for each that may move."""
-    kept = list(exchanges)
+    kept = list(one_question_each(exchanges))
     read = read_cases(kept)
     log(f"{len(read.cases):,} requests with messages and an answer")
     by_id = {case.id: case for case in read.cases}

@@ -18,8 +18,8 @@ def test_all_questions_stand_in_one_request_with_their_labels_as_a_schema(ticket
     body = chat_shape.write_request(asked, asked.questions[:2], "gpt")
     assert body["model"] == "gpt"
     assert body["messages"][1] == {"role": "user", "content": "My card is lost and nobody answers!"}
-    assert "q0: Is this statement about the text true?\nIt is urgent.\n" in body["messages"][0]["content"]
-    assert "q1: Which team?\nOptions:\n- cards\n" in body["messages"][0]["content"]
+    assert "q0: It is urgent.\nIs this true" in body["messages"][0]["content"]
+    assert "q1: Which team?\ncards\n" in body["messages"][0]["content"]
     schema = body["response_format"]["json_schema"]["schema"]
     assert schema["properties"]["q1"] == {"type": "string", "enum": ["cards", "fees", "other"]}
     assert schema["required"] == ["q0", "q1"]

@@ -84,10 +84,11 @@ def test_each_question_of_both_shapes_reads_as_the_same_prompt_and_label(route, 
     prompts = [read_prompt(route, one.request) for one in parts]
     assert [prompt.turns[1] for prompt in prompts] == [Turn("user", "My card is lost")] * 3
     assert [prompt.turns[0].text for prompt in prompts] == [
-        "Is this statement about the text true?\nIt is urgent.\nAnswer true or false.",
-        "Team?\nOptions:\n- cards\n- fees\nAnswer with one option.",
-        "Anger?\nLevels, from the lowest to the highest:\n- calm\n- angry\nAnswer with one level.",
+        "It is urgent.\nIs this true of the text? Answer true or false.",
+        "Team?\ncards\nfees\nAnswer with one of these.",
+        "Anger?\ncalm\nangry\nAnswer with one of these, listed from the lowest to the highest.",
     ]
+    assert len({prompt.response_format for prompt in prompts}) == 3
     assert [read_answer(route, one.response) for one in parts] == [Answer("false"), Answer("cards"), Answer("angry")]
 
 

@@ -43,7 +43,7 @@ def test_a_question_is_the_same_in_both_shapes_whatever_its_name():
     )
     assert [one.text for one in ours] == [one.text for one in theirs]
     assert [one.labels for one in ours] == [("true", "false"), ("card", "fee"), ("calm", "angry")]
-    assert ours[1].text == "Topic?\nOptions:\n- card: Cards\n- fee\nAnswer with one option."
+    assert ours[1].text == "Topic?\ncard: Cards\nfee\nAnswer with one of these."
 
 
 def test_another_wording_or_another_option_is_another_question():
