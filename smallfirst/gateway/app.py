@@ -122,13 +122,14 @@ class Gateway:
             await self._serve(_head(scope), client)
         except ClientGone:
             pass
-        except UpstreamFailed as failure:
-            if client.started:
-                raise BrokenOff(str(failure)) from None
-            await client.answer(error_response(failure.status, str(failure), failure.code))
         except asyncio.CancelledError:
             if not client.gone:
                 raise
+        except Exception as error:
+            answer = _own_error(error)
+            if client.started:
+                raise BrokenOff(str(error)) from None
+            await client.answer(answer)
         finally:
             client.end()
 
@@ -140,11 +141,8 @@ class Gateway:
         if self.access is None or request.path == "/health":
             await self._admitted(request, client, ())
             return
-        try:
-            with self.access.admit(request) as models:
-                await self._admitted(request, client, models)
-        except ApiError as error:
-            await client.answer(refusal(error))
+        with self.access.admit(request) as models:
+            await self._admitted(request, client, models)
 
     async def _admitted(self, request: GatewayRequest, client: Client, models: tuple[str, ...]) -> None:
         request.body, more = await client.read(self._most_buffered)
@@ -259,6 +257,16 @@ async def list_models(request: GatewayRequest, upstreams: Upstreams) -> GatewayR
     named = upstreams.settings.models.items()
     more = [{"id": n, "object": "model", "created": 0, "owned_by": to.upstream} for n, to in named if n not in there]
     return json_response({**listed, "data": [*listed["data"], *more]})
+
+
+def _own_error(error: Exception) -> GatewayResponse:
+    """Return the answer to a request that failed here or at the upstream; log what is a bug."""
+    if isinstance(error, ApiError):
+        return refusal(error)
+    if isinstance(error, UpstreamFailed):
+        return error_response(error.status, str(error), error.code)
+    _log.error("a request failed", exc_info=error)
+    return error_response(500, "The proxy failed; its log says why.", "internal_error")
 
 
 def _head(scope: Mapping[str, Any]) -> GatewayRequest:

@@ -247,6 +247,6 @@ def _failure(error: Exception, upstream: str) -> UpstreamFailed:
         return UpstreamFailed(502, "upstream_unreachable", f'The upstream "{upstream}" cannot be reached.')
     if isinstance(error, TimeoutError):
         return UpstreamFailed(504, "upstream_timeout", f'The upstream "{upstream}" did not answer in time.')
-    if isinstance(error, aiohttp.ServerDisconnectedError | ConnectionError | aiohttp.ClientPayloadError):
+    if isinstance(error, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError | ConnectionError):
         return UpstreamFailed(502, "upstream_disconnected", f'The upstream "{upstream}" broke the connection off.')
     return UpstreamFailed(502, "upstream_invalid", f'What the upstream "{upstream}" answered is not valid HTTP.')

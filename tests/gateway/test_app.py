@@ -4,6 +4,7 @@ import json
 from smallfirst.gateway.app import Gateway
 from smallfirst.gateway.http import GatewayRequest, GatewayResponse, UpstreamAnswer, json_response
 from smallfirst.gateway.upstreams import Upstreams
+from smallfirst.serving.openai.errors import ApiError
 from tests.gateway.conftest import Proxied, answer, settings
 
 CHAT = json.dumps({"messages": [{"role": "user", "content": "Grüße"}], "model": "gpt-4o"}, ensure_ascii=False).encode()
@@ -108,6 +109,19 @@ def test_an_own_route_may_answer_or_pass_on(proxied: Proxied) -> None:
     assert proxied.send(post("/v1/decisions", b"x"), b"x")[0].split()[1] == "202"
     assert proxied.send(post("/v1/decisions"), CHAT)[0].split()[1] == "200"
     assert len(proxied.upstream.asked) == 1
+
+
+def test_an_own_route_that_fails_answers_in_openais_shape(proxied: Proxied) -> None:
+    async def refuse(request: GatewayRequest, upstreams: Upstreams) -> GatewayResponse | None:
+        raise ApiError(422, "no such option", code="invalid_option")
+
+    async def fail(request: GatewayRequest, upstreams: Upstreams) -> GatewayResponse | None:
+        raise ZeroDivisionError
+
+    for handler, expected in ((refuse, ("422", "invalid_option")), (fail, ("500", "internal_error"))):
+        proxied.gateway.routes["POST", "/v1/decisions"] = handler
+        status, found = code(proxied.send(post("/v1/decisions"), CHAT))
+        assert (status.split()[0], found) == expected
 
 
 def test_a_model_chooses_its_upstream_and_is_renamed_there(proxied: Proxied) -> None:
