@@ -7,6 +7,7 @@ looked through together when there are enough. What people wrote themselves, and
 from __future__ import annotations
 
 import random
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +35,9 @@ _SAMPLE = 4_000
 _ALIGNED = 120
 """Requests of a wording that are compared word by word."""
 _DESCRIBED = 2_000
-_LEAST_WORDS, _LEAST_CHARACTERS = 6, 20
+_LEAST_WORDS, _LEAST_CHARACTERS = 4, 20
+_STOCK = re.compile(r"\s*you are (?:a|an) [\w, ]{0,60}assistant\W*", re.IGNORECASE)
+"""A system prompt that gives no instruction."""
 _LONG = 60
 """Characters of constant text that need no mark, such as a colon, between them and the case."""
 _MARKS = ':\n"`<>[](){}#=|'
@@ -221,7 +224,11 @@ def is_constant_enough(template: Template) -> bool:
     """True if there are several constant words, set apart from the case by a mark, another message or their number."""
     pieces = [piece for turn in template.turns for piece in turn.text.pieces]
     words = [token for piece in pieces for token in tokens(piece) if token.isalpha()]
-    if len(words) < _LEAST_WORDS or _constant_characters(template) < _LEAST_CHARACTERS:
+    if (
+        len(words) < _LEAST_WORDS
+        or _constant_characters(template) < _LEAST_CHARACTERS
+        or _STOCK.fullmatch("".join(pieces))
+    ):
         return False
     if len(template.turns) > 1 or _constant_characters(template) >= _LONG:
         return True

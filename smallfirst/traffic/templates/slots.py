@@ -47,7 +47,8 @@ def describe_slots(template: Template, values: Sequence[tuple[str, ...]]) -> tup
         kind: SlotKind = "example" if is_example else slot_kind(counts)
         role, pieces = template.turns[turn].role, template.turns[turn].text.pieces
         found = "" if not any(pieces) else _name(pieces[i])
-        name = _unique(found or ("text" if kind == "text" else f"{role}_{kind}"), names)
+        is_case = kind == "text" and turn == len(template.turns) - 1
+        name = _unique(found or ("text" if is_case else f"{role}_{kind}"), names)
         names.append(name)
         shown = MOST_CHOICES if kind == "choice" else 3
         slots.append(
@@ -81,7 +82,7 @@ def _name(before: str) -> str:
     if found is None:
         return ""
     words = re.findall(r"[a-z0-9]+", found[1].lower())
-    return "_".join(words[-_MOST_WORDS:])
+    return "_".join(words) if len(words) <= _MOST_WORDS else ""
 
 
 def _unique(name: str, taken: Sequence[str]) -> str:

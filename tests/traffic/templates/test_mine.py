@@ -72,3 +72,9 @@ def test_images_and_agents_are_passed_over():
     log = [exchange(i, ("system", SORT), ("user", [{"type": "text", "text": case()}, picture])) for i in range(30)]
     log += [exchange(i, ("system", SORT), ("user", case()), ("tool", case())) for i in range(30)]
     assert mine(log) == []
+
+
+def test_a_short_instruction_is_one_and_a_stock_system_prompt_none():
+    log = [exchange(i, ("user", f"Summarize in one sentence: {case(30)}")) for i in range(40)]
+    log += [exchange(i, ("system", "You are a helpful assistant."), ("user", case())) for i in range(40, 80)]
+    assert [(one.n, one.slots[0].name) for one in mine(log)] == [(40, "text")]
