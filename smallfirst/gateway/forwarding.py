@@ -106,7 +106,7 @@ class Client:
 
     async def answer(self, response: GatewayResponse) -> None:
         """Send an answer of the proxy's own."""
-        headers, body = list(response.headers), response.body
+        headers, body = [h for h in response.headers if h[0] != b"content-length"], response.body
         if isinstance(body, bytes):
             headers.append((b"content-length", b"%d" % len(body)))
             await self.start(response.status, headers)

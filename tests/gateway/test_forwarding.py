@@ -109,3 +109,6 @@ def test_the_list_of_models_has_the_mapped_names_too(proxied: Proxied) -> None:
     status, _, body = proxied.send("GET /v1/models HTTP/1.1\nHost: localhost\nConnection: close")
     assert status.split()[1] == "200"
     assert [model["id"] for model in json.loads(body)["data"]] == ["gpt-4o", "ours"]
+    proxied.upstream.script = answer(b'{"error": {}}', "401 Unauthorized")
+    status, headers, body = proxied.send("GET /v1/models HTTP/1.1\nHost: localhost\nConnection: close")
+    assert (status.split()[1], headers["content-length"], body) == ("401", "13", b'{"error": {}}')
