@@ -21,7 +21,7 @@ _CACHED_CHARACTERS = 20_000
 def kept_body(body: Any) -> Any:
     """Return a body as JSON values with placeholders: `[EMAIL]` in texts, `[5,000 characters of data]` for media.
 
-    Keys and numbers stay as they are. A second pass changes nothing.
+    Keys and numbers stay as they are; what is no Unicode becomes `?`. A second pass changes nothing.
     """
     if isinstance(body, str):
         return _redacted(body) if len(body) <= _CACHED_CHARACTERS else _kept_text(body)
@@ -35,6 +35,8 @@ def kept_body(body: Any) -> Any:
 
 
 def _kept_text(text: str) -> str:
+    if not text.isascii():
+        text = text.encode("utf-8", "replace").decode()  # half of a surrogate pair, which JSON can hold, is no text
     if len(text) >= 1000 and _MEDIA.fullmatch(text):
         return f"[{len(text):,} characters of data]"
     return redact(text).text

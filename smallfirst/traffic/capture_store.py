@@ -153,7 +153,7 @@ class CaptureStore:
     def _row(self, exchange: Exchange) -> tuple[str, str, bytes] | None:
         bodies = {"request": kept_body(exchange.request), "response": kept_body(exchange.response)}
         values = exchange.model_copy(update=bodies).model_dump(exclude_defaults=True) | {"at": _text(exchange.at)}
-        content = json.dumps(values, separators=(",", ":")).encode()  # pydantic refuses half of a surrogate pair
+        content = json.dumps(values, separators=(",", ":")).encode()
         if len(content) > MAX_BYTES:
             self.n_too_long += 1
             return None

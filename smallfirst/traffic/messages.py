@@ -15,6 +15,8 @@ from smallfirst.traffic.decisions.question import DecisionRequest, Question
 QUESTION = "question"
 """Key of the response format that a typed question has."""
 _ROLES = {"developer": "system"}
+_ELSEWHERE = ("previous_response_id", "conversation")
+"""What of a request refers to messages that it does not hold."""
 
 
 class Turn(NamedTuple):
@@ -37,7 +39,8 @@ class Prompt(NamedTuple):
     response_format: str = ""
     """The answer's required format as canonical JSON; empty for text."""
     has_media: bool = False
-    """True if images, audio or files are in it, which `turns` leaves out."""
+    """True if the model gets more than `turns` hold: images, audio, files, or a conversation or prompt that the API
+    has stored."""
 
 
 class ToolCall(NamedTuple):
@@ -66,7 +69,8 @@ def read_prompt(route: str, request: dict[str, Any]) -> Prompt | None:
     if found is None or not found[0]:
         return None
     turns, has_media = found
-    chosen = {key: request[key] for key in ("tools", "tool_choice", "functions") if request.get(key)}
+    has_media = has_media or any(request.get(key) for key in _ELSEWHERE) or isinstance(request.get("prompt"), dict)
+    chosen = {key: request[key] for key in ("tools", "tool_choice", "functions", "function_call") if request.get(key)}
     wanted = request.get("response_format") or (request.get("text") if isinstance(request.get("text"), dict) else None)
     return Prompt(
         model if isinstance(model, str) else "",
@@ -97,8 +101,8 @@ def read_answer(route: str, response: dict[str, Any]) -> Answer | None:
         return Answer(text, (), reason) if isinstance(text, str) else None
     if message.get("refusal"):
         return Answer(str(message["refusal"]), (), "refusal")
-    calls = [call.get("function") for call in message.get("tool_calls") or () if isinstance(call, dict)]
-    named = tuple(ToolCall(str(c.get("name")), str(c.get("arguments"))) for c in calls if isinstance(c, dict))
+    calls = [call.get("function") for call in _objects(message.get("tool_calls"))]
+    named = tuple(ToolCall(str(c.get("name")), str(c.get("arguments"))) for c in _objects(calls))
     text, _ = _text(message.get("content"))
     return Answer(text, named, reason)
 
@@ -138,8 +142,7 @@ def _turns(route: str, request: dict[str, Any]) -> tuple[list[Turn], bool] | Non
             return None
         role = str(item.get("role", "tool"))
         text, media = _text(item.get("content", item.get("output")))
-        for call in item.get("tool_calls") or ():
-            text += canonical(call.get("function")) if isinstance(call, dict) else ""
+        text += "".join(canonical(call.get("function")) for call in _objects(item.get("tool_calls")))
         if item.get("type") == "function_call":
             role, text = "assistant", canonical({key: item.get(key) for key in ("name", "arguments")})
         turns.append(Turn(_ROLES.get(role, role), text))
@@ -160,20 +163,25 @@ def _text(content: Any) -> tuple[str, bool]:
     return "\n".join(words), len(words) < len(content)
 
 
+def _objects(items: Any) -> list[dict[str, Any]]:
+    """Return the objects in a list; none for anything else, since a client may send any JSON."""
+    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+
+
 def _responses_answer(response: dict[str, Any]) -> Answer | None:
     output = response.get("output")
     if not isinstance(output, list):
         return None
-    items = [item for item in output if isinstance(item, dict)]
+    items = _objects(output)
     calls = tuple(
         ToolCall(str(item.get("name")), str(item.get("arguments")))
         for item in items
         if item.get("type") == "function_call"
     )
-    parts = [part for item in items if item.get("type") == "message" for part in item.get("content") or ()]
-    if refused := [part.get("refusal") for part in parts if isinstance(part, dict) and part.get("type") == "refusal"]:
+    parts = [part for item in items if item.get("type") == "message" for part in _objects(item.get("content"))]
+    if refused := [part.get("refusal") for part in parts if part.get("type") == "refusal"]:
         return Answer(str(refused[0]), (), "refusal")
-    text = "".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
+    text = "".join(str(part.get("text", "")) for part in parts)
     cut_off = response.get("status") == "incomplete"
     return Answer(text, calls, "length" if cut_off else "tool_calls" if calls else "stop")
 
@@ -182,7 +190,7 @@ def _anthropic_answer(response: dict[str, Any]) -> Answer | None:
     content = response.get("content")
     if not isinstance(content, list):
         return None
-    parts = [part for part in content if isinstance(part, dict)]
+    parts = _objects(content)
     calls = tuple(
         ToolCall(str(part.get("name")), canonical(part.get("input")))
         for part in parts

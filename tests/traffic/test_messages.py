@@ -32,6 +32,28 @@ def test_images_are_named_and_left_out():
     assert (found.turns, found.has_media) == ((Turn("user", "What is this?"),), True)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [{"previous_response_id": "resp_1"}, {"conversation": "conv_1"}, {"prompt": {"id": "pmpt_1", "variables": {}}}],
+)
+def test_what_the_api_has_stored_is_named_as_left_out(more):
+    found = read_prompt(RESPONSES, {"input": "My card is lost", **more})
+    assert found is not None
+    assert found.has_media
+
+
+@pytest.mark.parametrize("wrong", [3, True, "text", [3], [[]], {"a": 1}, [{"function": 3}], [None]])
+def test_any_json_is_read_without_an_error(wrong):
+    message = {"role": "user", "content": wrong, "tool_calls": wrong}
+    read_prompt(CHAT, {"messages": [message], "tools": wrong, "response_format": wrong, "system": wrong})
+    read_prompt(RESPONSES, {"input": [message], "instructions": wrong, "text": wrong})
+    read_answer(CHAT, {"choices": [{"message": message, "finish_reason": wrong}]})
+    read_answer(
+        RESPONSES, {"output": [{"type": "message", "content": wrong}, {"type": "function_call", "name": wrong}]}
+    )
+    read_answer(MESSAGES, {"content": wrong, "stop_reason": wrong})
+
+
 def test_embeddings_and_malformed_bodies_ask_nothing():
     assert read_prompt("/v1/embeddings", {"input": ["a", "b"]}) is None
     assert read_prompt(CHAT, {"messages": "no"}) == Prompt("", (Turn("user", "no"),))

@@ -76,7 +76,7 @@ def exchange_of(entry: Entry, record: LogRecord) -> Exchange | Problem:
     model = _name(entry.model) or _name(request.get("model"))
     given = {key: value for key, value in entry.more.items() if value not in (None, [], {}) and key not in request}
     return Exchange(
-        id=str(entry.id or ""),
+        id=str(entry.id or "").encode("utf-8", "replace").decode(),
         at=start or moment(response.get("created", response.get("created_at"))) or NO_TIME,
         route=route_of(entry.route, request, response),
         request={**({"model": model} if model else {}), **request, **given},

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from smallfirst.errors import Problem
+from smallfirst.traffic.billing import whole
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.logs.entry import Entry, exchange_of
 from smallfirst.traffic.logs.records import LogRecord
@@ -209,9 +210,8 @@ def _tools(attributes: Mapping[str, Any]) -> list[Any]:
 
 
 def _span_events(span: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for event in span.get("events") or ():
-        if isinstance(event, dict):
-            yield str(event.get("name")), _attributes(event.get("attributes"))
+    for event in _inner(span, "events"):
+        yield str(event.get("name")), _attributes(event.get("attributes"))
 
 
 def _span_id(span: Mapping[str, Any]) -> str:
@@ -220,7 +220,8 @@ def _span_id(span: Mapping[str, Any]) -> str:
 
 def _inner(values: Mapping[str, Any], *names: str) -> Iterator[dict[str, Any]]:
     """Yield the objects in lists within lists: names are those of the lists."""
-    for item in values.get(names[0]) or ():
+    items = values.get(names[0])
+    for item in items if isinstance(items, list) else ():
         if isinstance(item, dict):
             yield from _inner(item, *names[1:]) if len(names) > 1 else (item,)
 
@@ -238,9 +239,10 @@ def _value(given: Any) -> Any:
         return given
     kind, value = next(iter(given.items()))
     if kind == "arrayValue":
-        return [_value(item) for item in as_object(value).get("values", [])]
+        items = as_object(value).get("values")
+        return [_value(item) for item in items] if isinstance(items, list) else []
     if kind == "kvlistValue":
         return _attributes(as_object(value).get("values"))
     if kind == "intValue":
-        return int(value)
+        return whole(value)
     return value

@@ -83,9 +83,9 @@ class _Reading:
                 if isinstance(record, Problem):
                     self._problems.add(record)
                 elif reader := self._reader_of(record):
-                    yield from self._checked(reader.read(record))
+                    yield from self._checked(reader.read(record), record)
         for reader in self._readers:
-            yield from self._checked(reader.finish())
+            yield from self._checked(reader.finish(), LogRecord(reader.title, 0, {}))
 
     def _reader_of(self, record: LogRecord) -> LogReader | None:
         """Return the reader that knows the record: the first in order, but the one of the record before at once."""
@@ -96,16 +96,21 @@ class _Reading:
             self._problems.add(Problem(record.path, record.line, f"no request and answer in it; it has {named}"))
         return self._last
 
-    def _checked(self, found: Iterable[Exchange | Problem]) -> Iterator[Exchange]:
-        for one in found:
-            if isinstance(one, Problem):
-                self._problems.add(one)
-            elif whole := self._whole(one):
-                yield whole
+    def _checked(self, found: Iterable[Exchange | Problem], record: LogRecord) -> Iterator[Exchange]:
+        try:
+            for one in found:
+                if isinstance(one, Problem):
+                    self._problems.add(one)
+                elif whole := self._whole(one):
+                    yield whole
+        except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
+            # Nobody else's format is known in all its variants: the record is lost, and the log is not.
+            self._problems.add(Problem(record.path, record.line, f"of another form than its format has: {error}"[:200]))
 
     def _whole(self, one: Exchange) -> Exchange | None:
         """Return the exchange with id, time and price, redacted; None if it was read before, as exports overlap."""
-        id, content = one.id or one.source, fingerprint([one.request, one.response])
+        request, response = kept_body(one.request), kept_body(one.response)
+        id, content = one.id or one.source, fingerprint([request, response])
         if id in self._seen:
             if self._seen[id] == content:
                 return None
@@ -120,7 +125,7 @@ class _Reading:
             "at": one.at if timed else self._file_time + timedelta(milliseconds=line),
             "timed": timed,
             "cost_usd": cost,
-            "request": kept_body(one.request),
-            "response": kept_body(one.response),
+            "request": request,
+            "response": response,
         }
         return one.model_copy(update=changes)

@@ -44,6 +44,27 @@ def test_ids_are_unique_and_overlapping_exports_count_once(read_records):
     assert len({one.id for one in found}) == len(found) == 4
 
 
+@pytest.mark.parametrize("wrong", [3, "x", [3], {"a": []}, None])
+def test_a_record_of_another_form_costs_no_other(read_records, wrong):
+    spoilt = [
+        {
+            "resourceSpans": [
+                {"scopeSpans": [{"spans": [{"attributes": [{"key": "gen_ai.request.model", "value": wrong}]}]}]}
+            ]
+        },
+        {"resourceSpans": wrong, "resourceLogs": wrong},
+        {"data": {"spans": [{"attributes": {"mlflow.spanType": '"LLM"', "mlflow.spanInputs": wrong}}]}},
+        {"custom_id": "a", "body": wrong},
+        {"custom_id": "a", "response": wrong},
+        {"traceId": "t", "type": "GENERATION", "startTime": wrong, "input": wrong, "usage": wrong},
+        {"call_type": "completion", "spend": wrong, "messages": wrong, "response": wrong},
+        {"request": wrong, "response": wrong, "timestamp": wrong},
+    ]
+    found, problems = read_records(*spoilt, {**PAIR, "id": "\ud800"})
+    assert found[-1].id == "?"
+    assert len(found) + len(problems) > 4
+
+
 def test_many_problems_are_counted_not_kept(read_records):
     _, problems = read_records(*["broken"] * (MOST_PROBLEMS + 7))
     assert len(problems) == MOST_PROBLEMS + 1
