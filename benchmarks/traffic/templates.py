@@ -72,7 +72,8 @@ def read_log(collection: str, seed: int) -> Log:
 
 def _acme() -> Log:
     spec = importlib.util.find_spec("slmify")
-    assert spec is not None and spec.origin is not None, "install slmify 0.2.0"
+    if spec is None or spec.origin is None:
+        raise SystemExit("install slmify 0.2.0")
     path = Path(spec.origin).parent / "demo" / "acme_traces.jsonl.gz"
     rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode().split("\n") if line]
     exchanges = [
@@ -155,7 +156,8 @@ def _as_chat(exchange: Exchange) -> dict[str, Any]:
         read_prompt(exchange.route, exchange.request),
         read_answer(exchange.route, exchange.response),
     )
-    assert prompt is not None and answer is not None
+    assert prompt is not None
+    assert answer is not None
     messages = [{"role": turn.role, "content": turn.text} for turn in prompt.turns]
     choices = [{"message": {"role": "assistant", "content": answer.text}, "finish_reason": "stop"}]
     request = {"model": exchange.model, "messages": messages}
