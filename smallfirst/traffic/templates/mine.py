@@ -14,15 +14,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
+from smallfirst.data.importers.constant_text import constant_pieces, tokens
 from smallfirst.records import Record
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.messages import Prompt, read_prompt
-from smallfirst.traffic.templates.consensus import consensus
 from smallfirst.traffic.templates.conversations import Conversations
 from smallfirst.traffic.templates.dates import with_dates_open
 from smallfirst.traffic.templates.slots import MinedSlot, describe_slots
-from smallfirst.traffic.templates.template import Template, TurnPattern
-from smallfirst.traffic.templates.tokens import tokens
+from smallfirst.traffic.templates.template import Template, TextPattern, TurnPattern
 from smallfirst.traffic.templates.versions import versions
 from smallfirst.traffic.templates.wordings import wordings
 
@@ -214,7 +213,10 @@ def _aligned(prompts: Sequence[Prompt]) -> Template:
     """Return what these prompts share."""
     sample = prompts if len(prompts) <= _ALIGNED else random.Random(0).sample(prompts, _ALIGNED)
     turns = tuple(
-        TurnPattern(role=sample[0].turns[i].role, text=consensus([prompt.turns[i].text for prompt in sample]))
+        TurnPattern(
+            role=sample[0].turns[i].role,
+            text=TextPattern(pieces=constant_pieces([prompt.turns[i].text for prompt in sample])),
+        )
         for i in range(len(sample[0].turns))
     )
     return Template(turns=turns, tools=sample[0].tools, response_format=sample[0].response_format)

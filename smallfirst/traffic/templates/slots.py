@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
+from smallfirst.data.importers.constant_text import tokens, varies_by_nature
 from smallfirst.records import Record
 from smallfirst.traffic.templates.dates import is_date
 from smallfirst.traffic.templates.template import Template
-from smallfirst.traffic.templates.tokens import tokens, varies_by_nature
 
 SlotKind = Literal["text", "choice", "date", "number", "id", "example"]
 MOST_CHOICES = 12

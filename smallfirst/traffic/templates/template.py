@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from smallfirst.data.importers.constant_text import values_between
 from smallfirst.records import Record, fingerprint
 from smallfirst.traffic.messages import Prompt
 
@@ -18,20 +19,7 @@ class TextPattern(Record):
 
     def values(self, text: str) -> tuple[str, ...] | None:
         """Return what stands in the slots, of each the shortest that fits; None if the text does not follow."""
-        pieces = self.pieces
-        if len(pieces) == 1:
-            return () if text == pieces[0] else None
-        at, end = len(pieces[0]), len(text) - len(pieces[-1])
-        if at > end or not text.startswith(pieces[0]) or not text.endswith(pieces[-1]):
-            return None
-        values = []
-        for piece in pieces[1:-1]:
-            found = text.find(piece, at, end)
-            if found < 0:
-                return None
-            values.append(text[at:found])
-            at = found + len(piece)
-        return (*values, text[at:end])
+        return values_between(self.pieces, text)
 
     def filled(self, values: tuple[str, ...]) -> str:
         """Return the text with these values in its slots."""

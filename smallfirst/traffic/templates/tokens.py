@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from smallfirst.data.importers.constant_text import tokens, varies_by_nature
 from smallfirst.traffic.messages import Prompt
 
 RUN = 5
 """Tokens in a run."""
-_TOKEN = re.compile(r"[^\W_]+|\s+|[\W_]")
-_DAYS = "monday tuesday wednesday thursday friday saturday sunday mon tue wed thu fri sat sun"
-_MONTHS = "january february march april may june july august september october november december"
-_SHORT_MONTHS = "jan feb mar apr jun jul aug sep sept oct nov dec"
-_CALENDAR = frozenset(f"{_DAYS} {_MONTHS} {_SHORT_MONTHS}".split())
 _FOLDED = "0"
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-
-
-def tokens(text: str) -> list[str]:
-    """Return words, runs of white space and single other characters, which together are the text."""
-    return _TOKEN.findall(text)
-
-
-def varies_by_nature(token: str) -> bool:
-    """True for what dates, times, numbers and ids are made of: anything with a digit, names of days and months."""
-    return any(map(str.isdigit, token)) or token.lower() in _CALENDAR
 
 
 class Runs(NamedTuple):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from smallfirst.traffic.templates.template import TextPattern
-from smallfirst.traffic.templates.tokens import tokens, varies_by_nature
-
+_TOKEN = re.compile(r"[^\W_]+|\s+|[\W_]")
+_DAYS = "monday tuesday wednesday thursday friday saturday sunday mon tue wed thu fri sat sun"
+_MONTHS = "january february march april may june july august september october november december"
+_SHORT_MONTHS = "jan feb mar apr jun jul aug sep sept oct nov dec"
+_CALENDAR = frozenset(f"{_DAYS} {_MONTHS} {_SHORT_MONTHS}".split())
 _NEARLY_ALL = 0.99
 _LEAST_CHARACTERS = 8
 _MARK = re.compile(r'[:\n"`<>\[\](){}#=|]')
@@ -22,10 +25,40 @@ _MOST_WORDS_OF_A_CASE = 2
 Wanted = Callable[[str], bool]
 
 
-def consensus(texts: Sequence[str]) -> TextPattern:
-    """Return the pattern that nearly all texts follow; equal texts are a pattern without a slot."""
-    pieces = _pieces(list(texts), 0)
-    return TextPattern(pieces=_joined(pieces, texts) if len(pieces) > 1 else tuple(pieces))
+def tokens(text: str) -> list[str]:
+    """Return words, runs of white space and single other characters, which together are the text."""
+    return _TOKEN.findall(text)
+
+
+def varies_by_nature(token: str) -> bool:
+    """True for what dates, times, numbers and ids are made of: anything with a digit, names of days and months."""
+    return any(map(str.isdigit, token)) or token.lower() in _CALENDAR
+
+
+def values_between(pieces: Sequence[str], text: str) -> tuple[str, ...] | None:
+    """Return what stands between the pieces, of each the shortest that fits; None if the text does not follow them."""
+    if len(pieces) == 1:
+        return () if text == pieces[0] else None
+    at, end = len(pieces[0]), len(text) - len(pieces[-1])
+    if at > end or not text.startswith(pieces[0]) or not text.endswith(pieces[-1]):
+        return None
+    values = []
+    for piece in pieces[1:-1]:
+        found = text.find(piece, at, end)
+        if found < 0:
+            return None
+        values.append(text[at:found])
+        at = found + len(piece)
+    return (*values, text[at:end])
+
+
+def constant_pieces(texts: Sequence[str], share: float = _NEARLY_ALL) -> tuple[str, ...]:
+    """Return the constant text around what varies, as pieces with a slot between each two; equal texts are one piece.
+
+    At least `share` of the texts should follow. The outer pieces may be empty.
+    """
+    pieces = _pieces(list(texts), 0, share)
+    return _joined(pieces, texts) if len(pieces) > 1 else tuple(pieces)
 
 
 # Three passes: long runs of words, short ones with a mark such as a colon, paragraph breaks.
@@ -36,18 +69,18 @@ _PASSES: tuple[tuple[int, Wanted], ...] = (
 )
 
 
-def _pieces(texts: list[str], level: int) -> list[str]:
+def _pieces(texts: list[str], level: int, share: float = _NEARLY_ALL) -> list[str]:
     """Return constant pieces with a slot between each two of them; the first and the last may be empty."""
     common, n = Counter(texts).most_common(1)[0]
-    if n >= _NEARLY_ALL * len(texts):
+    if n >= share * len(texts):
         return [common]
-    first = _beginning(texts)
+    first = _beginning(texts, share)
     texts = [text[len(first) :] for text in texts if text.startswith(first)]
-    last = _beginning([text[::-1] for text in texts])[::-1]
+    last = _beginning([text[::-1] for text in texts], share)[::-1]
     texts = [text[: len(text) - len(last)] for text in texts if text.endswith(last)]
     inner: list[str] = []
     while level < len(_PASSES) and not inner:
-        inner = _anchors(texts, *_PASSES[level])
+        inner = _anchors(texts, share, *_PASSES[level])
         level += not inner
     gaps = [gap for text in texts if (gap := _gaps(text, inner))] if inner else []
     if not gaps:
@@ -61,13 +94,13 @@ def _pieces(texts: list[str], level: int) -> list[str]:
     return found
 
 
-def _beginning(texts: Sequence[str]) -> str:
-    """Return what nearly all texts begin with, up to the end of a token."""
+def _beginning(texts: Sequence[str], share: float) -> str:
+    """Return what `share` of the texts begin with, up to the end of a token."""
     ordered = sorted(texts)
-    spare = int((1 - _NEARLY_ALL) * len(ordered) / 2)
-    low, high = ordered[spare], ordered[-1 - spare]
-    n = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
-    common = low[:n]
+    n = math.ceil(share * len(ordered))
+    ends = [(ordered[i], ordered[i + n - 1]) for i in range(len(ordered) - n + 1)]
+    low, high = max(ends, key=lambda pair: _n_common(*pair))
+    common = low[: _n_common(low, high)]
     if len(common) < max(len(low), len(high)):
         cut = tokens(common)
         whole = tokens(low)[: len(cut)] == cut and tokens(high)[: len(cut)] == cut
@@ -75,14 +108,18 @@ def _beginning(texts: Sequence[str]) -> str:
     return common
 
 
-def _anchors(texts: Sequence[str], size: int, wanted: Wanted) -> list[str]:
+def _n_common(a: str, b: str) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _anchors(texts: Sequence[str], share: float, size: int, wanted: Wanted) -> list[str]:
     """Return pieces that stand in nearly all texts in this order, made of runs that each text has equally often."""
     split = [tokens(text) for text in texts]
     numbers: dict[str, Counter[int]] = {}
     for words in split:
         for run, n in Counter(_runs(words, size)).items():
             numbers.setdefault(run, Counter())[n] += 1
-    least = _NEARLY_ALL * len(texts)
+    least = share * len(texts)
     common = {run for run, counts in numbers.items() if max(counts.values()) >= least and wanted(run)}
     if not common:
         return []
@@ -145,7 +182,7 @@ def _gaps(text: str, pieces: Sequence[str]) -> list[str] | None:
 def _joined(pieces: list[str], texts: Sequence[str]) -> tuple[str, ...]:
     """Return the pieces with slots widened to whole cases and dates, and without pieces that say nothing."""
     pieces = _without_silent(pieces)
-    values = [found for text in texts[:_LOOKED_AT] if (found := TextPattern(pieces=tuple(pieces)).values(text))]
+    values = [found for text in texts[:_LOOKED_AT] if (found := values_between(pieces, text))]
     is_number = [_are_numbers(slot) for slot in zip(*values, strict=True)]
     last = len(pieces) - 1
     trimmed = []
