@@ -17,7 +17,7 @@ from smallfirst.cli.main import COMMANDS, STAGES, main
 
 VERBS = COMMANDS.names()
 READ_NO_TASK = {"proxy", "learn", "take-over", "give-back", "init", "models", "explain", "keys", "jobs"}
-READ_NO_TASK |= {"endpoints", "completion", "doctor"}
+READ_NO_TASK |= {"tasks", "endpoints", "completion", "doctor"}
 
 
 def test_help_lists_the_verbs_by_stage_of_work_in_the_order_of_the_path() -> None:

@@ -73,7 +73,7 @@ def test_with_enough_answers_of_people_it_learns_from_these_alone(tmp_path, monk
     def stop(*_: object, **__: object) -> None:
         raise Stopped
 
-    monkeypatch.setattr(learning, "run", stop)
+    monkeypatch.setattr(learning, "try_run", stop)
     (tmp_path / "gateway.yaml").write_text(SETTINGS)
     (tmp_path / "task.yaml").write_text("kind: classify\nlabels: [a, b]\ndata: {train: rows.jsonl}\n")
     for name, n, label in (("rows.jsonl", 400, "a"), ("corrections.jsonl", 300, "b")):

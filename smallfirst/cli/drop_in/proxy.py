@@ -35,9 +35,11 @@ def proxy(gateway_yaml: Path | None, upstream: str | None, keep: bool, host: str
     from smallfirst.gateway.decisions.routes import DecisionRoutes
     from smallfirst.gateway.server import run
     from smallfirst.gateway.settings import CaptureSettings, read_gateway_file
+    from smallfirst.gateway.takeover.tasks import TakenOverTasks
     from smallfirst.gateway.task_table import DISCOVERED, task_routes
     from smallfirst.paths import home, state_of
     from smallfirst.serving.auth.keys import home_key_store
+    from smallfirst.serving.ledger.ledger import Ledger
     from smallfirst.serving.server import listen
 
     settings = read_gateway_file(gateway_yaml, upstream=upstream)
@@ -48,8 +50,10 @@ def proxy(gateway_yaml: Path | None, upstream: str | None, keep: bool, host: str
     check_exposure(host, keys, everybody=everybody)
     listener = listen(host, port)
     capture = Capture(settings, settings.capture, home()) if settings.capture else None
-    routes = {**DecisionRoutes(settings.decisions).routes, **task_routes(home(), settings.folder / DISCOVERED)}
-    gateway = Gateway(settings, capture=capture, access=Access(keys, everybody=everybody), routes=routes)
+    local = TakenOverTasks(Ledger(home() / "ledger.db"))
+    routes = {**DecisionRoutes(settings.decisions, local).routes, **task_routes(home(), settings.folder / DISCOVERED)}
+    access = Access(keys, everybody=everybody)
+    gateway = Gateway(settings, capture=capture, local=local, access=access, routes=routes)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/v1"
     click.echo(f"smallfirst passes {address} on to {', '.join(one.base_url for one in settings.upstreams.values())}")
     click.echo(_kept(settings, home()))

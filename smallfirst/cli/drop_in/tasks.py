@@ -15,7 +15,7 @@ from smallfirst.progress import format_table
 @click.option("--days", type=click.IntRange(1), default=30, show_default=True, help="Days to count over.")
 @JSON
 def tasks(discovered: Path, days: int, as_json: bool) -> None:
-    """List the tasks of the traffic with bill, state, promise and savings.
+    """List the tasks of the traffic: bill, state, promise, savings.
 
     FOLDER is where `discover` wrote its tasks. A running proxy shows the same under /v1/smallfirst, and as JSON under
     /v1/smallfirst/tasks.

@@ -33,7 +33,7 @@ LEARNT = "learnt"
 COMPARED_BESIDE = 0.25
 """Share of the requests outside the share taken over whose drafts are compared; in shadow all are."""
 OUTSIDE = "outside the share that was taken over"
-Changed = Callable[[TakeOver], None]
+Changed = Callable[[TakeOver], object]
 """Is told that a task has changed its state."""
 
 

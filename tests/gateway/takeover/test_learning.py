@@ -1,0 +1,85 @@
+"""A drafted task is learnt from recorded answers; corrections win, and enough of them certify accuracy."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from smallfirst.errors import ConfigError
+from smallfirst.gateway.takeover import learning
+from smallfirst.gateway.takeover.learning import learn
+from smallfirst.models.recorded.replay import read_recording
+from smallfirst.project.task_file import read_task_file
+from smallfirst.traffic.task_source import FILE_NAME, Teacher
+from tests.gateway.takeover.conftest import TEACHER, cases, source, write_draft
+
+
+def test_a_task_is_learnt_in_shadow_and_promises_agreement(learnt):
+    found, taken = learnt.learnt, learnt.takeovers.get("queues")
+    assert found.n_rows == 240
+    assert not found.promises_accuracy
+    assert found.share > 0.5
+    assert "right is what the large model answered" in "\n".join(found.in_words)
+    assert (taken.state, taken.live_share, taken.version) == ("shadow", 0, 1)
+    file = read_task_file(learnt.folder / "learnt")
+    assert file.routing.labels == "large"
+    header, answers = read_recording(learnt.folder / "learnt" / "recorded.jsonl")
+    assert header.model == TEACHER
+    assert {answer.cost_usd for answer in answers} == {1e-4}
+
+
+class _Stopped(Exception):
+    pass
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    """What `learn` writes before it trains."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise _Stopped
+
+    monkeypatch.setattr(learning, "try_run", stop)
+
+    def prepare(corrected: int):
+        folder = write_draft(tmp_path / f"draft-{corrected}", cases(600), corrected=corrected)
+        with pytest.raises(_Stopped):
+            learn(folder, progress=None)
+        settings = yaml.safe_load((folder / "learnt" / "task.yaml").read_text())
+        read = {
+            name: [json.loads(line) for line in (folder / "learnt" / path).read_text().splitlines()]
+            for name, path in settings["data"].items()
+        }
+        return settings, read
+
+    return prepare
+
+
+def test_few_corrections_train_only(prepared):
+    settings, rows = prepared(30)
+    assert settings["routing"]["labels"] == "large"
+    assert dict(cases(600)) == {row["text"]: row["label"] for row in rows["train"]}
+    assert sum("source" not in row for row in rows["train"]) == 30
+
+
+def test_many_corrections_certify_and_test_and_the_rest_trains(prepared):
+    settings, rows = prepared(400)
+    gold = dict(cases(600))
+    assert settings["routing"]["labels"] == "gold"
+    assert settings["large"] == {"recorded": "recorded.jsonl"}
+    for part in ("validation", "test"):
+        assert all("source" not in row and row["label"] == gold[row["text"]] for row in rows[part])
+    sizes = {name: len(part) for name, part in rows.items()}
+    assert sum(sizes.values()) == 600
+    assert 120 < sizes["validation"] < 200
+    assert 50 < sizes["test"] < 110
+
+
+def test_a_teacher_whose_terms_forbid_it_is_not_learnt_from(tmp_path):
+    folder = write_draft(tmp_path / "queues", cases(20))
+    forbidden = Teacher(model=TEACHER, licence="no imitation", training_allowed=False)
+    source().model_copy(update={"teacher": forbidden}).save(folder / FILE_NAME)
+    with pytest.raises(ConfigError, match=r"no imitation.*measuring only"):
+        learn(folder)

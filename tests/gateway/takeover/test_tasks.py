@@ -1,0 +1,158 @@
+"""Behind a proxy: certified drafts are answered in the upstream's format, all else passes, and changes lead back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from smallfirst.gateway.http import GatewayRequest, GatewayResponse, UpstreamAnswer
+from smallfirst.gateway.takeover.takeovers import TakeOvers
+from smallfirst.gateway.takeover.tasks import TakenOverTasks
+from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.ledger.rows import AuditRow, LedgerRow, StateRow
+from tests.gateway.takeover.conftest import SYSTEM, TEACHER, LearntTask, cases
+
+CASES = cases(60, seed=5)
+UNCERTAIN = "card loan flight"
+
+
+def request(text: str, *, system: str = SYSTEM, **more: Any) -> GatewayRequest:
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": f"Message: {text}"}]
+    body = {"model": "big", "messages": messages, "temperature": 0, **more}
+    return GatewayRequest("POST", "/v1/chat/completions", b"", [], json.dumps(body).encode())
+
+
+class Application:
+    """Asks the tasks as the proxy does, with an upstream that always knows the right queue."""
+
+    def __init__(self, tasks: TakenOverTasks) -> None:
+        self.tasks, self.model, self.format, self.again = tasks, TEACHER, "Queue: {}", 0
+        self.right = dict(CASES)
+
+    async def ask_about(self, text: str, **more: Any) -> GatewayResponse | None:
+        asked = request(text, **more)
+        found = await self.tasks.answer(asked, self)  # type: ignore[arg-type]
+        if found is None and asked.watched:
+            await self.tasks.passed(asked, self.response(asked))
+        return found
+
+    async def ask(self, asked: GatewayRequest) -> UpstreamAnswer:
+        self.again += 1
+        assert "stream" not in json.loads(asked.body)
+        return self.response(asked)
+
+    def response(self, asked: GatewayRequest) -> UpstreamAnswer:
+        text = json.loads(asked.body)["messages"][-1]["content"].removeprefix("Message: ")
+        said = {"role": "assistant", "content": self.format.format(self.right.get(text, "cards"))}
+        choice = {"index": 0, "message": said, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 40, "completion_tokens": 3}
+        body = {"id": f"up-{uuid.uuid4().hex}", "model": self.model, "choices": [choice], "usage": usage}
+        return UpstreamAnswer(200, [], json.dumps(body).encode(), "default", 400.0)
+
+
+Work = Callable[[Application], Awaitable[None]]
+
+
+@pytest.fixture
+def serve(learnt: LearntTask, tmp_path):
+    """Run `work` in front of the learnt task with a live share; return the ledger and the file afterwards."""
+
+    def run(work: Work, *, share: float) -> tuple[Ledger, TakeOvers]:
+        file = learnt.takeovers
+        if share:
+            file.put(file.get("queues").moved("live", cause="person", why="test", share=share))
+
+        async def session() -> None:
+            tasks = TakenOverTasks(Ledger(tmp_path / "ledger.db"), file, poll_interval_s=0)
+            application = Application(tasks)
+            await tasks.start()
+            assert set(tasks.tasks) == {"queues"}
+            try:
+                await work(application)
+            finally:
+                await tasks.aclose()
+
+        asyncio.run(session())
+        return Ledger(tmp_path / "ledger.db"), file
+
+    return run
+
+
+def test_certified_drafts_are_answered_in_the_known_format(serve):
+    found: list[tuple[str, GatewayResponse | None]] = []
+
+    async def work(app: Application) -> None:
+        found.extend([(label, await app.ask_about(text, max_tokens=20)) for text, label in CASES])
+        assert await app.ask_about(CASES[0][0], logprobs=True) is None
+        assert await app.ask_about(UNCERTAIN) is None
+
+    ledger, _ = serve(work, share=1.0)
+    small = [(label, response) for label, response in found if response is not None]
+    assert len(small) > 30
+    for label, response in small:
+        body = json.loads(response.body)
+        assert body["choices"][0]["message"]["content"] == f"Queue: {label}"
+        assert body["model"] == TEACHER
+        assert (b"x-smallfirst-task", b"queues") in response.headers
+    rows = ledger.entries(LedgerRow)
+    assert sum(row.stage != "large" for row in rows) == len(small)
+    assert {row.stage for row in rows if not row.certified} == {"large"}
+    assert json.loads(small[0][1].body)["id"] in {row.id for row in rows}
+
+
+def test_in_shadow_everything_passes_and_drafts_are_compared(serve):
+    async def work(app: Application) -> None:
+        for text, _ in CASES:
+            assert await app.ask_about(text) is None
+        for _ in range(200):
+            await asyncio.sleep(0.01)
+            if not app.tasks.tasks["queues"].router._tasks:
+                break
+
+    ledger, _ = serve(work, share=0.0)
+    audits = ledger.entries(AuditRow)
+    assert len(audits) > 30
+    assert not any(audit.wrong for audit in audits)
+    assert {row.answered_by for row in ledger.entries(LedgerRow)} == {TEACHER}
+
+
+def test_another_model_upstream_leads_back_at_once(serve):
+    async def work(app: Application) -> None:
+        app.model = "big-2026-06-01"
+        assert await app.ask_about(UNCERTAIN) is None
+        assert await app.ask_about(CASES[0][0]) is None
+
+    ledger, file = serve(work, share=1.0)
+    taken = file.get("queues")
+    assert (taken.state, taken.cause, taken.share) == ("stepped back", "model", 1.0)
+    assert "big-2026-06-01" in taken.why
+    assert [row.after for row in ledger.entries(StateRow) if not row.certificate] == ["stepped back"]
+
+
+def test_another_wording_leads_back_and_is_never_answered(serve):
+    async def work(app: Application) -> None:
+        for text, _ in CASES:
+            assert await app.ask_about(text, system=f"{SYSTEM} Answer in German.") is None
+
+    _, file = serve(work, share=1.0)
+    assert (file.get("queues").state, file.get("queues").cause) == ("stepped back", "prompt")
+
+
+def test_a_share_is_drawn_and_a_command_is_followed_while_it_runs(serve, learnt):
+    async def work(app: Application) -> None:
+        small = [await app.ask_about(CASES[0][0]) is not None for _ in range(200)]
+        assert 60 < sum(small) < 140
+        learnt.takeovers.put(learnt.takeovers.get("queues").moved("shadow", cause="person", why="", share=0.0))
+        await app.ask_about(CASES[0][0])  # sees that the file has changed
+        for _ in range(100):
+            await asyncio.sleep(0.01)
+            if app.tasks.tasks["queues"].taken.state == "shadow":
+                break
+        assert await app.ask_about(CASES[0][0]) is None
+
+    serve(work, share=0.5)
