@@ -32,7 +32,7 @@ def tokens(text: str) -> list[str]:
 
 def varies_by_nature(token: str) -> bool:
     """True for what dates, times, numbers and ids are made of: anything with a digit, names of days and months."""
-    return any(map(str.isdigit, token)) or token.lower() in _CALENDAR
+    return token.lower() in _CALENDAR if token.isalpha() else any(map(str.isdigit, token))
 
 
 def values_between(pieces: Sequence[str], text: str) -> tuple[str, ...] | None:
@@ -115,12 +115,11 @@ def _n_common(a: str, b: str) -> int:
 def _anchors(texts: Sequence[str], share: float, size: int, wanted: Wanted) -> list[str]:
     """Return pieces that stand in nearly all texts in this order, made of runs that each text has equally often."""
     split = [tokens(text) for text in texts]
-    numbers: dict[str, Counter[int]] = {}
+    texts_by_count: Counter[tuple[str, int]] = Counter()
     for words in split:
-        for run, n in Counter(_runs(words, size)).items():
-            numbers.setdefault(run, Counter())[n] += 1
+        texts_by_count.update(Counter(_runs(words, size)).items())
     least = share * len(texts)
-    common = {run for run, counts in numbers.items() if max(counts.values()) >= least and wanted(run)}
+    common = {run for (run, _), n in texts_by_count.items() if n >= least and wanted(run)}
     if not common:
         return []
     words = max(split, key=lambda words: sum(run in common for run in _runs(words, size)))
