@@ -9,6 +9,7 @@ import asyncio
 import logging
 import re
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
@@ -77,6 +78,8 @@ class Gateway:
             upstream.key()
         self.settings, self.local, self.capture, self.access = settings, local, capture, access
         self.routes: dict[tuple[str, str], Handler] = {**self._own_routes(), **routes}
+        self.counts: Counter[str] = Counter()
+        """Requests since the start: `small`, `own` (own routes), `passed`, and the codes of the proxy's own errors."""
         self._upstreams: Upstreams | None = None
 
     @property
@@ -106,7 +109,8 @@ class Gateway:
             return json_response({"status": "ok"})
 
         async def status(_: GatewayRequest, __: Upstreams) -> GatewayResponse:
-            return json_response({"capture": self.capture.counts if self.capture else None})
+            kept = self.capture.counts if self.capture else None
+            return json_response({"requests": dict(self.counts), "capture": kept})
 
         found: dict[tuple[str, str], Handler] = {("GET", "/health"): health, ("GET", "/v1/smallfirst/status"): status}
         if self.settings.models:
@@ -126,7 +130,8 @@ class Gateway:
             if not client.gone:
                 raise
         except Exception as error:
-            answer = _own_error(error)
+            code, answer = _own_error(error)
+            self.counts[code] += 1
             if client.started:
                 raise BrokenOff(str(error)) from None
             await client.answer(answer)
@@ -168,11 +173,14 @@ class Gateway:
     async def _own_answer(self, request: GatewayRequest) -> GatewayResponse | None:
         handler = self.routes.get((request.method, request.path))
         if handler is not None:
+            self.counts["own"] += 1
             return await handler(request, self.upstreams)
         if self.local is None or request.method != "POST" or len(request.body) > self.settings.max_buffered_bytes:
             return None
         try:
-            return await self.local.answer(request, self.upstreams) if request.json() is not None else None
+            answer = await self.local.answer(request, self.upstreams) if request.json() is not None else None
+            self.counts["small"] += answer is not None
+            return answer
         except Exception:
             _log.exception("a small answer failed; the request is passed on")
             return None
@@ -194,6 +202,7 @@ class Gateway:
     async def _exchange(
         self, request: GatewayRequest, client: Client, target: Target, body: bytes | AsyncIterator[bytes]
     ) -> None:
+        self.counts["passed"] += 1
         capture = self.capture if self.capture and isinstance(body, bytes) and self.capture.wants(request) else None
         copied = capture is not None or request.watched
         began = time.perf_counter()
@@ -259,14 +268,14 @@ async def list_models(request: GatewayRequest, upstreams: Upstreams) -> GatewayR
     return json_response({**listed, "data": [*listed["data"], *more]})
 
 
-def _own_error(error: Exception) -> GatewayResponse:
-    """Return the answer to a request that failed here or at the upstream; log what is a bug."""
+def _own_error(error: Exception) -> tuple[str, GatewayResponse]:
+    """Return the code and the answer of a request that failed here or at the upstream; log what is a bug."""
     if isinstance(error, ApiError):
-        return refusal(error)
+        return error.code or "refused", refusal(error)
     if isinstance(error, UpstreamFailed):
-        return error_response(error.status, str(error), error.code)
+        return error.code, error_response(error.status, str(error), error.code)
     _log.error("a request failed", exc_info=error)
-    return error_response(500, "The proxy failed; its log says why.", "internal_error")
+    return "internal_error", error_response(500, "The proxy failed; its log says why.", "internal_error")
 
 
 def _head(scope: Mapping[str, Any]) -> GatewayRequest:

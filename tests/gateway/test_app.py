@@ -101,6 +101,17 @@ def test_a_small_answer_takes_the_place_of_the_upstreams(proxied: Proxied) -> No
     assert (seen.status, seen.body, seen.upstream) == (200, b"{}", "first")
 
 
+def test_the_status_counts_what_became_of_requests(proxied: Proxied) -> None:
+    proxied.gateway.local = Small()
+    proxied.gateway.counts.clear()
+    for asked in ("small", "pass", "pass"):
+        body = json.dumps({"ask": asked}).encode()
+        proxied.send(post("/v1/chat/completions", body), body)
+    get = "GET /v1/smallfirst/status HTTP/1.1\nHost: localhost\nConnection: close"
+    counted = {"small": 1, "passed": 2, "own": 1}
+    assert json.loads(proxied.send(get)[2]) == {"requests": counted, "capture": None}
+
+
 def test_an_own_route_may_answer_or_pass_on(proxied: Proxied) -> None:
     async def own(request: GatewayRequest, upstreams: Upstreams) -> GatewayResponse | None:
         return None if request.body == CHAT else json_response({"own": True}, 202)
