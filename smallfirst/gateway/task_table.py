@@ -31,7 +31,7 @@ DISCOVERED = "discovered"
 DAYS = 30
 """Days that requests and money are counted over."""
 LARGE, AUDIT = "large", "audit"
-HEADING = ("task", "requests", "bill", "state", "share small", "promise", "saved")
+HEADING = ("task", "requests", "bill", "state", "share small", "saved", "promise")
 
 
 class TaskLine(Record):
@@ -74,8 +74,8 @@ class TaskLine(Record):
             "" if self.bill_usd is None else format_usd(self.bill_usd),
             state if self.training_allowed else f"{state}, measuring only",
             "" if self.small_share is None else f"{expected}{self.small_share:.0%}",
-            self.promise,
             "" if self.saved_usd is None else format_usd(self.saved_usd),
+            self.promise,
         )
 
 

@@ -139,7 +139,7 @@ def test_the_verb_prints_it(state):
     run = CliRunner().invoke(main, ["tasks"])
     assert run.exit_code == 0
     heading, notes, tickets, _, why = run.output.splitlines()
-    assert heading.split() == ["task", "requests", "bill", "state", "share", "small", "promise", "saved"]
+    assert heading.split() == ["task", "requests", "bill", "state", "share", "small", "saved", "promise"]
     assert notes.split("  ")[0] == "notes"
     assert "found, measuring only" in notes
     assert "foretold 70%" in notes
