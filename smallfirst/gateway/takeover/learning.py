@@ -22,8 +22,10 @@ from smallfirst.data.sources.load import load_rows
 from smallfirst.errors import ConfigError, GateFailed
 from smallfirst.files import write_atomically
 from smallfirst.gateway.takeover.live_task import LEARNT
+from smallfirst.gateway.takeover.mending import mended
 from smallfirst.gateway.takeover.takeovers import TakeOver, TakeOvers
 from smallfirst.gateway.teachers import settings_near, with_terms_now
+from smallfirst.models.catalog import find_weights
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded.replay import RecordedAnswer, RecordingHeader, request_key
 from smallfirst.pipeline.run import try_run
@@ -39,7 +41,7 @@ CORRECTIONS = "corrections.jsonl"
 MIN_CORRECTIONS = 200
 """Fewer corrections than this only train: they could hardly certify anything."""
 _RECORDED = "recorded.jsonl"
-_PARTS = (("train", 0.4), ("validation", 0.8), ("test", 1.0))
+_PARTS = (("train", 0.6), ("validation", 0.85), ("test", 1.0))
 """What corrections are used for, with the upper end of each part of [0, 1) into which a text's hash falls."""
 
 
@@ -235,11 +237,28 @@ def _write_parts(
         return {name: f"{name}.jsonl" for name, path in given.items() if path is not None}
     parts: dict[str, list[dict[str, Any]]] = {name: [] for name, _ in _PARTS}
     for row in rows:
-        mended = corrections.get(row.key)
-        parts["train" if mended is None else _part(row.key)].append((mended or row).values)
+        if row.key in corrections:
+            parts[_part(row.key)].append(corrections[row.key].values)
+    parts["train"] += _mended(rows, corrections, drafted)
     for name, lines in parts.items():
         _write_lines(place / f"{name}.jsonl", lines)
     return {name: f"{name}.jsonl" for name in parts}
+
+
+def _mended(rows: Sequence[_Row], corrections: Mapping[str, _Row], drafted: TaskFile) -> list[dict[str, Any]]:
+    """Return the rows without a correction, their labels mended by the corrections that train."""
+    others = [row for row in rows if row.key not in corrections]
+    seen = [
+        (row.example.text, row.example.answer, corrections[row.key].example.answer)
+        for row in rows
+        if row.key in corrections and _part(row.key) == "train"
+    ]
+    if not others or others[0].example.shape != "label":
+        return [row.values for row in others]
+    texts, answers = [row.example.text for row in others], [row.example.answer for row in others]
+    found = mended(texts, answers, seen, find_weights(drafted.small.encoder))
+    label = drafted.data.columns.label
+    return [{**row.values, label: answer} for row, answer in zip(others, found, strict=True)]
 
 
 def _part(key: str) -> str:

@@ -42,6 +42,8 @@ def prepared(tmp_path, monkeypatch):
         raise _Stopped
 
     monkeypatch.setattr(learning, "try_run", stop)
+    monkeypatch.setattr(learning, "find_weights", lambda name: tmp_path)
+    monkeypatch.setattr(learning, "mended", lambda texts, answers, seen, encoder: ["mended"] * len(answers))
 
     def prepare(corrected: int):
         folder = write_draft(tmp_path / f"draft-{corrected}", cases(600), corrected=corrected)
@@ -71,10 +73,13 @@ def test_many_corrections_certify_and_test_and_the_rest_trains(prepared):
     assert settings["large"] == {"recorded": "recorded.jsonl"}
     for part in ("validation", "test"):
         assert all("source" not in row and row["label"] == gold[row["text"]] for row in rows[part])
+    mended = [row for row in rows["train"] if "source" in row]
+    assert {row["label"] for row in mended} == {"mended"}
+    assert len(mended) == 200
     sizes = {name: len(part) for name, part in rows.items()}
     assert sum(sizes.values()) == 600
-    assert 120 < sizes["validation"] < 200
-    assert 50 < sizes["test"] < 110
+    assert 70 < sizes["validation"] < 130
+    assert 40 < sizes["test"] < 80
 
 
 def test_a_teacher_whose_terms_forbid_it_is_not_learnt_from(tmp_path):
