@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 from smallfirst.traffic.decisions.exchanges import is_decision, read_decision, read_label
 from smallfirst.traffic.decisions.question import DecisionRequest, Question
 
-QUESTION = "question"
-"""Key of the response format that a typed question has."""
+_QUESTION = "question"
 _ROLES = {"developer": "system"}
 _ELSEWHERE = ("previous_response_id", "conversation")
 """What of a request refers to messages that it does not hold."""
@@ -114,7 +113,12 @@ def question_prompt(model: str, question: Question, request: DecisionRequest) ->
     """
     turns = (Turn("system", question.text), Turn("user", request.text))
     has_media = request.has_media or not question.is_task
-    return Prompt(model, turns, "", canonical({QUESTION: question.id}), has_media)
+    return Prompt(model, turns, "", canonical({_QUESTION: question.id}), has_media)
+
+
+def question_of(response_format: str) -> str:
+    """Return which typed question a prompt or a template asks, by its response format; empty for all others."""
+    return response_format if response_format.startswith(f'{{"{_QUESTION}":') else ""
 
 
 def canonical(value: Any) -> str:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from smallfirst.traffic.messages import Prompt
+from smallfirst.traffic.messages import Prompt, question_of
 from smallfirst.traffic.task_source import TaskSource, TaskTemplate
 
 PREFIX = 64
@@ -48,7 +48,7 @@ class TaskMatcher:
                 self._by_prefix[kind][first].append(_Wording(task, wording, source.models))
                 constant = " ".join(piece for turn in template.turns for piece in turn.text.pieces)
                 words = frozenset(_WORD.findall(constant.lower()))
-                if len(words) >= MIN_WORDS:
+                if len(words) >= MIN_WORDS and not question_of(template.response_format):
                     self._words.append((words, task))
 
     def find(self, prompt: Prompt) -> Match | None:
@@ -66,8 +66,11 @@ class TaskMatcher:
         return None
 
     def near(self, prompt: Prompt) -> str | None:
-        """Return the task that a prompt which follows no wording resembles most: a changed wording of it, or None."""
-        if not self._words:
+        """Return the task that a prompt which follows no wording resembles most: a changed wording of it, or None.
+
+        A typed question resembles none: many are asked at once in almost the same words, and a changed one is another.
+        """
+        if not self._words or question_of(prompt.response_format):
             return None
         text = "\n".join(turn.text for turn in prompt.turns)[:_LONGEST]
         words = set(_WORD.findall(text.lower()))

@@ -57,10 +57,12 @@ class TakenOverTasks:
 
     async def answer(self, request: GatewayRequest, upstreams: Upstreams) -> GatewayResponse | None:
         """Return the small model's certified answer, or None: the request is passed on."""
-        self._look_at_file()
         path, raw = request.path, request.json()
-        route = route_of(path) if self.tasks else None
+        route = route_of(path)
         if route is None or raw is None:
+            return None
+        self._look_at_file()
+        if not self.tasks:
             return None
         body = kept_body(raw)
         prompt = read_prompt(path, body)
@@ -81,6 +83,7 @@ class TakenOverTasks:
 
     def find(self, prompt: Prompt) -> tuple[LiveTask, str] | None:
         """Return the task that a prompt follows and the case that it asks about; note one that resembles a task."""
+        self._look_at_file()
         if found := self._matcher.find(prompt):
             return self.tasks[found.task], found.text
         if near := self._matcher.near(prompt):

@@ -9,7 +9,7 @@ import numpy as np
 
 from smallfirst.stats.intervals import wilson
 from smallfirst.traffic.discovery.wordings import Wording
-from smallfirst.traffic.messages import QUESTION
+from smallfirst.traffic.messages import question_of
 
 SAME_DOMAIN = 0.8
 """Share of answers that must lie in the other wording's labels or keys, both ways."""
@@ -41,7 +41,8 @@ def same_task(first: Wording, second: Wording) -> bool:
     Equal sets of many labels or keys are enough. Of few, either the prompts are alike, or a model that learnt on the
     answers of the first gives those of the second.
     """
-    if first.kind != second.kind or _question(first) != _question(second):
+    asked = [question_of(one.template.template.response_format) for one in (first, second)]
+    if first.kind != second.kind or asked[0] != asked[1]:  # each typed question is a task of its own
         return False
     alike = jaccard(first.words, second.words) >= SAME_WORDS
     if not first.domain and not second.domain:
@@ -95,12 +96,6 @@ def _sample(wording: Wording) -> tuple[list[str], list[str]]:
     pairs = list(rows.items())
     order = np.random.default_rng(_SEED).permutation(len(pairs))[:_MOST_ROWS]
     return [pairs[i][0] for i in order], [str(pairs[i][1]) for i in order]
-
-
-def _question(wording: Wording) -> str:
-    """Return which typed question it is; empty for a prompt. Each is a task of its own."""
-    asked = wording.template.template.response_format
-    return asked if asked.startswith(f'{{"{QUESTION}":') else ""
 
 
 def _same_domain(first: Counter[str], second: Counter[str]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from smallfirst.gateway.takeover.matching import TaskMatcher
 from smallfirst.traffic.answers.answer_format import AnswerFormat
-from smallfirst.traffic.messages import Prompt, Turn
+from smallfirst.traffic.messages import Prompt, Turn, read_prompt
 from smallfirst.traffic.task_source import Slot, TaskSource, TaskTemplate, Teacher
 from smallfirst.traffic.templates.template import Template, TextPattern, TurnPattern
 
@@ -50,3 +50,23 @@ def test_a_changed_wording_resembles_its_task_and_an_open_request_none():
     assert MATCHER.near(changed) == "intents"
     assert MATCHER.near(prompt(("user", "Write a poem about a customer of a bank"))) is None
     assert TaskMatcher({}).near(changed) is None
+
+
+def test_a_typed_question_follows_its_own_wording_and_resembles_no_other():
+    def asked(question: str) -> Prompt:
+        questions = [{"type": "predicate", "instructions": question}]
+        found = read_prompt("/v1/decisions", {"model": "gpt", "input": "My card", "questions": questions})
+        assert found is not None
+        return found
+
+    first = asked("The customer writes about a card.")
+    turns = (("system", (first.turns[0].text,)), ("user", ("", "")))
+    learnt = source("card", *turns)
+    template = learnt.templates[0].template.model_copy(update={"response_format": first.response_format})
+    wording = learnt.templates[0].model_copy(update={"template": template})
+    matcher = TaskMatcher({"card": learnt.model_copy(update={"templates": (wording,)})})
+    assert matcher.find(first) == ("card", "My card")
+    other = asked("The customer writes about a fee.")
+    assert matcher.find(other) is None
+    assert matcher.near(other) is None
+    assert matcher.near(prompt(("user", first.turns[0].text + " Think first."))) is None
