@@ -9,7 +9,7 @@ from smallfirst.errors import Problem
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.logs.entry import Entry, exchange_of
 from smallfirst.traffic.logs.records import LogRecord
-from smallfirst.traffic.logs.shapes import as_object, first, parsed
+from smallfirst.traffic.logs.shapes import as_object, find_bodies, first, parsed
 
 _REQUESTS = ("request", "request_body", "requestBody", "req", "kwargs", "inputs", "input")
 _RESPONSES = ("response", "response_body", "responseBody", "resp", "outputs", "output", "result", "completion")
@@ -39,31 +39,41 @@ class PairReader:
         return held or any(isinstance(parsed(values.get(name)), list) for name in _CHATS)
 
     def read(self, record: LogRecord) -> Iterable[Exchange | Problem]:
-        request, response = _parts(record.values)
-        asked, values = as_object(request), record.values
-        return [
-            exchange_of(
-                Entry(
-                    request,
-                    response,
-                    id=first(values, "id", "request_id", "requestId", "uuid") if "choices" not in values else "",
-                    at=first(values, *TIMES),
-                    end=first(values, "end_time", "endTime", "response_time", "completed_at"),
-                    latency_ms=first(values, "latency_ms", "duration_ms", "response_time_ms", "latencyMs"),
-                    route=first({**asked, **values}, "url", "path", "endpoint", "route"),
-                    model=values.get("model") if "choices" not in values else "",
-                    cost_usd=first(values, "cost_usd", "cost", "total_cost", "response_cost"),
-                    tenant=values.get("client_id"),
-                    error=first(values, "error", "error_details"),
-                    status=first({**as_object(response), **values}, "status_code", "statusCode", "http_status"),
-                    more={name: values[name] for name in ("tools", "response_format") if name in values},
-                ),
-                record,
-            )
-        ]
+        return [exchange_of(_entry(record.values, *_parts(record.values)), record)]
 
     def finish(self) -> Iterable[Exchange | Problem]:
         return ()
+
+
+class NestedReader(PairReader):
+    """Bodies of the API anywhere in a record, under whatever names a program of one's own has given them."""
+
+    title = "records with a request and a response in them"
+
+    def recognizes(self, values: dict[str, Any]) -> bool:
+        return None not in find_bodies(values)
+
+    def read(self, record: LogRecord) -> Iterable[Exchange | Problem]:
+        return [exchange_of(_entry(record.values, *find_bodies(record.values)), record)]
+
+
+def _entry(values: Mapping[str, Any], request: Any, response: Any) -> Entry:
+    asked = as_object(request)
+    return Entry(
+        request,
+        response,
+        id=first(values, "id", "request_id", "requestId", "uuid") if "choices" not in values else "",
+        at=first(values, *TIMES),
+        end=first(values, "end_time", "endTime", "response_time", "completed_at"),
+        latency_ms=first(values, "latency_ms", "duration_ms", "response_time_ms", "latencyMs"),
+        route=first({**asked, **values}, "url", "path", "endpoint", "route"),
+        model=values.get("model") if "choices" not in values else "",
+        cost_usd=first(values, "cost_usd", "cost", "total_cost", "response_cost"),
+        tenant=values.get("client_id"),
+        error=first(values, "error", "error_details"),
+        status=first({**as_object(response), **values}, "status_code", "statusCode", "http_status"),
+        more={name: values[name] for name in ("tools", "response_format") if name in values},
+    )
 
 
 def _parts(values: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -77,8 +87,6 @@ def _parts(values: Mapping[str, Any]) -> tuple[Any, Any]:
         role = last.get("role", last.get("from"))
         if response is None and isinstance(role, str) and role not in _SKIPPED:
             return {"messages": chat[:-1]}, [last]
-        return {"messages": chat}, response
+        held = {name: value for name, value in values.items() if name not in _CHATS}
+        return {"messages": chat}, find_bodies(held)[1] if response is None else response
     return first(values, *_REQUESTS), response
-
-
-PAIRS = PairReader

@@ -26,6 +26,7 @@ READERS: Registry[type[LogReader]] = Registry(
         "langfuse": "smallfirst.traffic.logs.langfuse:LangfuseReader",
         "litellm": "smallfirst.traffic.logs.litellm:LiteLLMReader",
         "pairs": "smallfirst.traffic.logs.pairs:PairReader",
+        "nested": "smallfirst.traffic.logs.pairs:NestedReader",
         "table": "smallfirst.traffic.logs.tables:TableReader",
     },
     noun="log reader",

@@ -34,6 +34,19 @@ def as_object(value: Any) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def find_bodies(value: Any, depth: int = 5) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Return the first request's and the first response's body in a value, outer ones first; None for what is not."""
+    value = parsed(value)
+    if not isinstance(value, dict) or not depth:
+        return None, None
+    if _is_body(value):
+        return None, value
+    if (request := _known_request(value)) is not None:
+        return request, None
+    found = [find_bodies(inner, depth - 1) for inner in value.values()]
+    return next((one for one, _ in found if one), None), next((one for _, one in found if one), None)
+
+
 def request_body(value: Any) -> dict[str, Any] | None:
     """Return the request's body that a log holds whole, as its messages, or as one text; None if there is none."""
     if isinstance(value, str):

@@ -24,6 +24,8 @@ ANSWER = {"role": "assistant", "content": "lost_card"}
         {"model": "gpt-4o-mini", "messages": [*MESSAGES, ANSWER]},
         {"conversations": [{"from": m["role"], "value": m["content"]} for m in (*MESSAGES, ANSWER)]},
         {"kwargs": REQUEST, "output": "lost_card"},
+        {"messages": MESSAGES, "received": {"http": RESPONSE}},
+        {"user": "u1", "call": {"sent": REQUEST, "received": {"http": RESPONSE}}, "result": "ok"},
     ],
 )
 def test_one_exchange_in_many_logs(read_records, record):
