@@ -22,7 +22,7 @@ STAGES = {
     "go live": ("promote", "serve", "parity", "rollback", "export"),
     "watch": ("explain", "queue"),
     "improve": ("label", "label-plan", "suspects", "harvest", "challenge"),
-    "drop in": ("proxy", "learn", "take-over", "give-back", "tasks"),
+    "drop in": ("proxy", "discover", "learn", "take-over", "give-back", "tasks"),
     "operate": ("doctor", "keys", "completion"),
 }
 """The verbs by stage of work, in the order of the path; those of installed packages belong to the last stage."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import NamedTuple
 
+from smallfirst.traffic.decisions.exchanges import one_question_each
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.messages import Answer, Prompt, read_answer, read_prompt
 
@@ -29,6 +30,8 @@ class Case(NamedTuple):
     prompt_tokens: int | None
     cached_tokens: int | None
     completion_tokens: int | None
+    timed: bool
+    """False: `at` is no more than the order in the log."""
 
 
 class Cases(NamedTuple):
@@ -41,11 +44,11 @@ class Cases(NamedTuple):
 
 
 def read_cases(exchanges: Iterable[Exchange]) -> Cases:
-    """Return the exchanges that ask and answer in words."""
+    """Return the exchanges that ask and answer in words; typed decisions as one case a question."""
     cases: list[Case] = []
     left_out: Counter[str] = Counter()
     texts: dict[str, str] = {}
-    for exchange in exchanges:
+    for exchange in one_question_each(exchanges):
         found = _case(exchange, texts)
         if isinstance(found, str):
             left_out[found] += 1
@@ -85,4 +88,5 @@ def _case(exchange: Exchange, texts: dict[str, str]) -> Case | str:
         exchange.prompt_tokens,
         exchange.cached_tokens,
         exchange.completion_tokens,
+        exchange.timed,
     )

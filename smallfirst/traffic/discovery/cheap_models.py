@@ -6,12 +6,13 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from smallfirst.data.dataset import Example, Message
+from smallfirst.errors import WeightsNotFound
 from smallfirst.models.spans.alignment import Row, align, learn_plan, parse_row
 from smallfirst.models.spans.decoding import absence, best_labels, marks
 from smallfirst.models.spans.plan import AnswerPlan, Found, assemble
@@ -23,7 +24,7 @@ MOST_CASES, MOST_CHARACTERS = 2500, 600_000
 """Most cases that are looked at for labels, and most characters of all together."""
 MOST_FIELD_CASES, MOST_FIELD_CHARACTERS = 600, 1_000_000
 """The same for fields, where every word is a row and every field a class: characters are shared by the fields."""
-_RIDGE = 1.0
+_RIDGE, _VECTOR_WEIGHT, _BATCH = 1.0, 4.0, 256
 _SEED = 0
 _TOKEN = re.compile(r"\w(?:\S*\w)?|\S|\n")
 _BUCKETS = 2**17
@@ -47,16 +48,32 @@ def drawn_cases(texts: Sequence[str], most_cases: int, most_characters: int) -> 
     return order[: max(1, int(most_characters / max(1.0, mean)))]
 
 
-def hold_out_labels(texts: Sequence[str], labels: Sequence[str]) -> HeldOut:
-    """Return the answers of a ridge regression on words and their parts to the cases of the other folds.
+def sentence_encoder() -> Callable[[Sequence[str]], np.ndarray] | None:
+    """Return what makes vectors of unit length of texts, if the default encoder's weights are here already."""
+    from smallfirst.models.catalog import find_weights
+    from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, open_encoder
 
-    The folds are left out in closed form. Confidence is the margin over the second label.
+    try:
+        return open_encoder(find_weights(DEFAULT_ENCODER, download=False)).embed
+    except (WeightsNotFound, ModuleNotFoundError):
+        return None
+
+
+def hold_out_labels(
+    texts: Sequence[str], labels: Sequence[str], embed: Callable[[Sequence[str]], np.ndarray] | None = None
+) -> HeldOut:
+    """Return the answers of a ridge regression to the cases of the other folds, left out in closed form.
+
+    It knows words and their parts, and with `embed` sentence vectors. Confidence is the margin over the second label.
     """
     from smallfirst.models.linear.classifier import TfidfFeatures
 
     gold = np.unique(labels, return_inverse=True)[1]
     features = TfidfFeatures.fit(texts)(texts)
     kernel = np.asarray((features @ features.T).todense(), dtype=np.float64)
+    if embed is not None:
+        vectors = np.concatenate([embed(texts[at : at + _BATCH]) for at in range(0, len(texts), _BATCH)])
+        kernel += _VECTOR_WEIGHT * (vectors @ vectors.T)
     inverse = np.linalg.inv(kernel + _RIDGE * np.eye(len(kernel)))
     wanted = np.eye(int(gold.max()) + 1)[gold]
     dual = inverse @ (wanted - wanted.mean(axis=0))

@@ -8,20 +8,35 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from smallfirst.tasks.extract import Extract
-from smallfirst.traffic.decisions.exchanges import one_question_each
 from smallfirst.traffic.discovery import cheap_models
 from smallfirst.traffic.discovery.cases import Case, Cases, read_cases
-from smallfirst.traffic.discovery.draft import Row, known_name, rows_of, source_of, task_settings, write_draft
-from smallfirst.traffic.discovery.found import Asked, Discovery, FoundTask, Rest, Verdict
-from smallfirst.traffic.discovery.outlook import FIELD_ERRORS, LABEL_ERRORS, MIN_ROWS, Outlook, foretell
-from smallfirst.traffic.discovery.tasks import MONTH, RecurringTask, find_tasks, total_cost_usd
+from smallfirst.traffic.discovery.draft import (
+    Row,
+    known_name,
+    n_certifying,
+    rows_of,
+    source_of,
+    task_settings,
+    write_draft,
+)
+from smallfirst.traffic.discovery.found import Asked, Discovery, FoundTask, Rest, Verdict, month_factor
+from smallfirst.traffic.discovery.outlook import (
+    FIELD_ERRORS,
+    MIN_ROWS,
+    VECTOR_ERRORS,
+    WORD_ERRORS,
+    Outlook,
+    foretell,
+)
+from smallfirst.traffic.discovery.tasks import RecurringTask, find_tasks, total_cost_usd
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.task_source import Teacher
-from smallfirst.traffic.templates.mine import mine
+from smallfirst.traffic.templates.mine import Miner
 from smallfirst.traffic.templates.template import Template
 
 MAX_ERROR = 0.05
 """Share of kept answers that may differ from the large model's, unless another is asked for."""
+_LEVEL = 0.05
 _EXAMPLES, _MOST_CHARACTERS, _MOST_LABELS = 3, 2000, 300
 _OPEN = {
     "open text": "open text: agreement cannot say whether another wording is as good",
@@ -37,22 +52,20 @@ def discover(
     out: Path | None = None,
     max_error: float = MAX_ERROR,
     teachers: Mapping[str, Teacher] = {},
-    problems: Sequence[str] = (),
+    problems: Sequence[object] = (),
     log: Callable[[str], None] = lambda _: None,
 ) -> Discovery:
     """Find the tasks in recorded traffic; with `out` draft a folder for each that may move."""
-    kept = list(one_question_each(exchanges))
-    read = read_cases(kept)
+    read = read_cases(exchanges)
     log(f"{len(read.cases):,} requests with messages and an answer")
-    by_id = {case.id: case for case in read.cases}
-    mined = {
-        one.template: sorted((by_id[name] for name in one.members if name in by_id), key=lambda case: case.at)
-        for one in mine(kept)
-    }
-    del kept
-    log(f"{len(mined):,} wordings")
+    miner, by_id = Miner(), {case.id: case for case in read.cases}
+    for case in read.cases:
+        miner.add(case.id, case.at, case.prompt)
+    mined = {one.template: [by_id[name] for name in one.members] for one in miner.templates()}
+    log(f"{len(mined):,} recurring prompts")
     tasks = find_tasks(mined)
-    days = (read.cases[-1].at - read.cases[0].at).total_seconds() / 86400 if read.cases else 0.0
+    timed = [case.at for case in read.cases if case.timed]
+    days = (timed[-1] - timed[0]).total_seconds() / 86400 if timed else 0.0
     found: list[FoundTask] = []
     for task in tasks:
         task.name = _settled_name(task, out, [one.name for one in found])
@@ -63,14 +76,14 @@ def discover(
         made_at=datetime.now(UTC),
         n_exchanges=len(read.cases) + sum(read.left_out.values()),
         left_out=read.left_out,
-        since=read.cases[0].at if read.cases else None,
-        until=read.cases[-1].at if read.cases else None,
+        since=timed[0] if timed else None,
+        until=timed[-1] if timed else None,
         days=days,
         cost_usd=total_cost_usd(read.cases),
         max_error=max_error,
         tasks=tuple(found),
         rest=_rest(read, tasks),
-        problems=tuple(problems),
+        problems=tuple(map(str, problems)),
     )
 
 
@@ -86,7 +99,7 @@ def _judge(
     rows = rows_of(task)
     settings = task_settings(task, rows)
     outlook = _outlook(task, rows, settings)
-    verdict, why = _verdict(task, settings, outlook, max_error)
+    verdict, why = _verdict(task, settings, outlook, max_error, len(rows))
     folder = ""
     if out and not isinstance(settings, str) and rows:
         source = source_of(task, outlook, max_error, teachers)
@@ -94,7 +107,7 @@ def _judge(
             folder = str(out / task.name)
             write_draft(task, source, settings, rows, out / task.name, max_error)
     cases = [case for case, _, _ in task.cases]
-    per_month = MONTH.days / days if days >= 1 else 1.0
+    per_month = month_factor(days)
     cost = total_cost_usd(cases)
     return FoundTask(
         name=task.name,
@@ -146,8 +159,9 @@ def _outlook(task: RecurringTask, rows: Sequence[Row], settings: Mapping[str, ob
     texts = [row.text for row in rows]
     if task.kind == "labels":
         drawn = cheap_models.drawn_cases(texts, cheap_models.MOST_CASES, cheap_models.MOST_CHARACTERS)
-        held_out = cheap_models.hold_out_labels([texts[i] for i in drawn], [rows[i].value for i in drawn])
-        errors_left = LABEL_ERRORS
+        embed = cheap_models.sentence_encoder()
+        held_out = cheap_models.hold_out_labels([texts[i] for i in drawn], [rows[i].value for i in drawn], embed)
+        errors_left = VECTOR_ERRORS if embed else WORD_ERRORS
     else:
         extract = Extract.model_validate({"name": "task", "json_schema": settings["schema"]})
         most = cheap_models.MOST_FIELD_CHARACTERS // max(6, len(extract.fields))
@@ -156,17 +170,25 @@ def _outlook(task: RecurringTask, rows: Sequence[Row], settings: Mapping[str, ob
         if isinstance(found, str):
             return Outlook(why=f"{found}: a language model has to write them, which is not foretold")
         held_out, errors_left = found, FIELD_ERRORS
-    return foretell(held_out, n_rows=len(rows), errors_left=errors_left, in_format=in_format, repeatable=repeatable)
+    return foretell(
+        held_out,
+        n_certifying=n_certifying(len(rows)),
+        errors_left=errors_left,
+        in_format=in_format,
+        repeatable=repeatable,
+    )
 
 
 def _verdict(
-    task: RecurringTask, settings: Mapping[str, object] | str, outlook: Outlook, max_error: float
+    task: RecurringTask, settings: Mapping[str, object] | str, outlook: Outlook, max_error: float, n_rows: int
 ) -> tuple[Verdict, str]:
     if isinstance(settings, str):
         return "stays", _OPEN.get(task.kind, settings)
     if not outlook.shares:
         return "unclear", outlook.why
-    at = outlook.at(max_error)
+    at, n_showing = outlook.at(max_error), n_certifying(n_rows)
+    if (1 - max_error) ** n_showing > _LEVEL:
+        return "unclear", f"{n_showing} of {n_rows} cases would certify, too few to show {max_error:.0%}: collect more"
     limit = f"{max_error:.0%} of the kept answers differing"
     if at.share >= 0.01:
         return "moves", f"{at.share:.0%} [{at.low:.0%}, {at.high:.0%}] of its requests can move with at most {limit}"

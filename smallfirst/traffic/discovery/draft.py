@@ -23,9 +23,13 @@ from smallfirst.traffic.discovery.tasks import MONTH, RecurringTask, as_text
 from smallfirst.traffic.task_source import TaskSource, Teacher
 
 ROWS, VALIDATION, TEST, SCHEMA = "rows.jsonl", "validation.jsonl", "test.jsonl", "schema.json"
-_PARTS = ((ROWS, 0.6), (VALIDATION, 0.8), (TEST, 1.0))
+_PARTS = ((ROWS, 0.5), (VALIDATION, 0.85), (TEST, 1.0))
 SPLIT_BY_TIME = 500
 """Different cases from which the newest ones test; of fewer, a run draws what it tests with."""
+_CERTIFYING = 0.8
+"""Share of the validation rows that certifies."""
+_GOES_LIVE = {"classify": ("tuned", ["words", "encoder", "tuned"]), "extract": ("tagger", ["tagger"])}
+"""The candidate that goes live and the ladder, by kind: the one that keeps most, since each costs next to nothing."""
 _MOST_ABOUT = 300
 _MARK = "# Drafted by smallfirst discover, "
 
@@ -140,6 +144,12 @@ def write_draft(
     return True
 
 
+def n_certifying(n_rows: int) -> int:
+    """Return how many of so many rows certify in a run on the draft."""
+    share = _PARTS[1][1] - _PARTS[0][1] if n_rows >= SPLIT_BY_TIME else 0.2
+    return max(1, round(_CERTIFYING * share * n_rows))
+
+
 def known_name(templates: Sequence[str], out: Path) -> str | None:
     """Return the name of the task in `out` that has one of these templates, by id; None if there is none."""
     for path in sorted(out.glob("*/source.json")):
@@ -179,15 +189,18 @@ def _as_row(row: Row, kind: str) -> dict[str, Any]:
 def _task_yaml(task: RecurringTask, settings: dict[str, Any], files: Sequence[str], max_error: float) -> str:
     days = max(1.0, (task.last_at - task.first_at).total_seconds() / 86400)
     names = {ROWS: "train", VALIDATION: "validation", TEST: "test"}
+    live = None if settings.get("multiple") else _GOES_LIVE.get(settings["kind"])
+    small = {"small": live[0]} if live else {}
     values = {
         "name": task.name,
         "kind": settings["kind"],
         "about": _about(task),
         **{name: value for name, value in settings.items() if name != "kind"},
+        **({"ladder": live[1]} if live else {}),
         "data": {names[name]: name for name in (ROWS, VALIDATION, TEST) if name in files},
         # What may stay small is the certificate's to say: agreement on all requests can be low.
         "gate": {"accuracy_at_least": 0.3},
-        "routing": {"labels": "large", "guarantee": {"max_error": max_error}},
+        "routing": {"labels": "large", "guarantee": {"max_error": max_error}, **small},
         "requests_per_month": max(1, round(len(task.cases) * MONTH.days / days)),
     }
     body = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110)

@@ -16,6 +16,11 @@ Verdict = Literal["moves", "unclear", "stays"]
 """A share above 0 is expected to move, nothing is foretold, or nothing can move."""
 
 
+def month_factor(days: float) -> float:
+    """Return by what figures of so many days are multiplied for a month; 1 for logs without times or of hours."""
+    return MONTH.total_seconds() / 86400 / days if days >= 1 else 1.0
+
+
 class Asked(Record):
     """One wording of a task's prompt."""
 
@@ -87,7 +92,7 @@ class Discovery(Record):
     since: datetime | None
     until: datetime | None
     days: float
-    """Time from the first to the last request."""
+    """Time from the first to the last request; 0 for a log without times."""
     cost_usd: float | None
     """Of all requests that were looked at."""
     max_error: float
@@ -104,8 +109,8 @@ class Discovery(Record):
 
     @property
     def per_month(self) -> float:
-        """By what figures of the log are multiplied for a month; 1 for logs shorter than a day."""
-        return MONTH.days / self.days if self.days >= 1 else 1.0
+        """By what figures of the log are multiplied for a month."""
+        return month_factor(self.days)
 
     @property
     def moving(self) -> ShareAt:

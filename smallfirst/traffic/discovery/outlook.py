@@ -18,14 +18,13 @@ from smallfirst.traffic.discovery.cheap_models import HeldOut
 
 LIMITS = (0.02, 0.05, 0.1, 0.2)
 """Shares of kept answers that may differ from the large model's, for which the outlook is given."""
-CALIBRATION_SHARE = 0.16
-"""Share of the rows that certifies in a run: 20 % are validation rows, 80 % of which choose nothing."""
 ErrorsLeft = tuple[float, float, float]
 """Share of the cheap model's errors that the model of a run makes: at worst, probably, and at best."""
-LABEL_ERRORS, FIELD_ERRORS = (1.0, 0.7, 0.4), (1.0, 0.3, 0.05)
+VECTOR_ERRORS, WORD_ERRORS, FIELD_ERRORS = (1.0, 0.9, 0.7), (1.0, 0.8, 0.5), (1.0, 0.3, 0.05)
+"""For a cheap model of labels that knows sentence vectors, one that knows words alone, and one of fields."""
 MIN_ROWS = 100
 """Fewest different cases from which anything is foretold."""
-_RESAMPLES, _SEED = 200, 0
+_RESAMPLES, _SEED = 100, 0
 
 
 class ShareAt(Record):
@@ -64,30 +63,31 @@ class Outlook(Record):
 def foretell(
     held_out: HeldOut,
     *,
-    n_rows: int,
-    errors_left: ErrorsLeft = LABEL_ERRORS,
+    n_certifying: int,
+    errors_left: ErrorsLeft = WORD_ERRORS,
     in_format: float = 1.0,
     repeatable: float = 1.0,
 ) -> Outlook:
-    """Return the outlook of a task of `n_rows` different cases.
+    """Return the outlook of a task of which so many rows will certify.
 
     `in_format` is the share of answers that have the task's format: the others cannot be right. `repeatable` is the
     share of repeated cases that got the same answer again: no model can agree more often than that.
     """
     floor = (1 - repeatable) / max(1e-9, 1 - float(held_out.right.mean()))
     left = [min(1.0, max(one, floor)) for one in errors_left]
-    shares = tuple(_share_at(held_out, limit, n_rows, in_format, left) for limit in LIMITS)
+    shares = tuple(_share_at(held_out, limit, n_certifying, in_format, left) for limit in LIMITS)
     agreement = wilson(int(held_out.right.sum()), len(held_out.right))
     return Outlook(agreement=agreement, shares=shares)
 
 
-def _share_at(held_out: HeldOut, limit: float, n_rows: int, in_format: float, errors_left: Sequence[float]) -> ShareAt:
+def _share_at(
+    held_out: HeldOut, limit: float, n_certifying: int, in_format: float, errors_left: Sequence[float]
+) -> ShareAt:
     rng = np.random.default_rng(_SEED)
-    n, n_calibration = len(held_out.right), max(1, round(CALIBRATION_SHARE * n_rows))
-    guarantee = Guarantee(max_error=limit)
+    n, guarantee = len(held_out.right), Guarantee(max_error=limit)
     kept = np.zeros((len(errors_left), _RESAMPLES))
     for resample in range(_RESAMPLES):
-        rows, certifying = rng.integers(0, n, size=n), rng.integers(0, n, size=n_calibration)
+        rows, certifying = rng.integers(0, n, size=n), rng.integers(0, n, size=n_certifying)
         luck = rng.random(n)
         for scenario, left in enumerate(errors_left):
             right = held_out.right | (luck >= left)

@@ -38,6 +38,7 @@ def test_labels_are_drafted_with_both_formats(tmp_path: Path) -> None:
     assert (file.kind, file.routing.labels, file.routing.guarantee.max_error) == ("classify", "large", 0.05)
     assert sorted(file.settings["labels"]) == ["account", "billing", "delivery"]
     assert file.requests_per_month == 90 * 30
+    assert file.routing.small == "tuned"
     read = TaskSource.of(tmp_path / "tickets")
     assert read == written
     matched = [written.match(case.prompt) for case, _, _ in task.cases]
@@ -55,7 +56,7 @@ def test_the_newest_rows_test_where_there_are_enough(tmp_path: Path) -> None:
     (task,) = find_tasks({template_of(SORT, "Message: "): cases_of(exchanges)})
     drafted(task, tmp_path / "t")
     parts = [(tmp_path / "t" / f"{name}.jsonl").read_text().splitlines() for name in ("rows", "validation", "test")]
-    assert [len(part) for part in parts] == [300, 100, 100]
+    assert [len(part) for part in parts] == [250, 175, 75]
     assert json.loads(parts[2][-1])["id"] == "x499"
     file = read_task_file(tmp_path / "t")
     assert file.data.test == Path("test.jsonl")

@@ -1,0 +1,67 @@
+"""The report of a discovery as one HTML file that loads nothing: what can move, what stays, and on what this rests."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+
+from smallfirst.files import write_atomically
+from smallfirst.pricing import format_usd
+from smallfirst.report import formats
+from smallfirst.traffic.discovery.found import Discovery, FoundTask
+
+_ORDER = {"moves": 0, "unclear": 1, "stays": 2}
+_WORDS = {"moves": "can move", "unclear": "unclear", "stays": "stays"}
+
+
+def save(found: Discovery, path: Path) -> Path:
+    """Write the report to `path` and return the path."""
+    return write_atomically(path, render(found).encode())
+
+
+def render(found: Discovery) -> str:
+    """Return the report as HTML."""
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_read),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    filters = (format_usd, formats.percent, formats.count, formats.ms, formats.p_value)
+    environment.filters |= {function.__name__: function for function in filters}
+    css = resources.files("smallfirst.report").joinpath("templates", "page.css").read_text(encoding="utf-8")
+    tasks = sorted(found.tasks, key=lambda task: (_ORDER[task.verdict], -_weight(task, found)))
+    return environment.get_template("discovery.html").render(
+        found=found,
+        tasks=tasks,
+        weight={task.name: _weight(task, found) for task in tasks},
+        heaviest=max((_weight(task, found) for task in tasks), default=1.0) or 1.0,
+        headline=headline(found),
+        words=_WORDS,
+        css=css,
+    )
+
+
+def headline(found: Discovery) -> str:
+    """Return in a sentence how much can move."""
+    if not found.tasks:
+        return "No recurring task was found in this traffic"
+    what = "bill" if found.cost_usd else "requests"
+    at = found.moving
+    if at.high < 0.005:
+        if any(task.verdict == "unclear" for task in found.tasks):
+            return f"What of the {what} can move cannot be told yet"
+        return f"Nothing of the {what} can be expected to move"
+    return f"About {at.share:.0%} of the {what} can move: between {at.low:.0%} and {at.high:.0%}"
+
+
+def _weight(task: FoundTask, found: Discovery) -> float:
+    """Return the task's part of the bill, or of the requests if no price is known."""
+    return (task.cost_usd or 0.0) if found.cost_usd else float(task.n_requests)
+
+
+def _read(name: str) -> str:
+    return resources.files("smallfirst.traffic.discovery").joinpath("templates", name).read_text(encoding="utf-8")

@@ -1,0 +1,97 @@
+"""A log of two tasks and noise becomes a report and drafted folders."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from fixtures.traffic import SAYINGS, SORT, exchange, read_bookings, sorted_tickets
+
+from smallfirst.project.task_file import read_task_file
+from smallfirst.traffic.discovery.discover import discover
+from smallfirst.traffic.discovery.found import Discovery
+from smallfirst.traffic.exchange import Exchange
+
+PARTS = ("ri", "ver", "lamp", "sto", "ne", "qui", "et", "oran", "ge", "moun", "tain", "pa", "per", "win", "dow", "gar")
+
+
+def open_requests(n: int, *, start: int = 0) -> list[Exchange]:
+    """Return requests that share nothing, with answers in free text."""
+    rng = random.Random(5)
+
+    def said(k: int) -> str:
+        return " ".join(rng.choice(PARTS) + rng.choice(PARTS) for _ in range(k))
+
+    found = []
+    for i in range(n):
+        one = exchange(start + i, "", said(rng.randint(5, 12)), said(30))
+        bare = {**one.request, "messages": one.request["messages"][1:]}
+        found.append(one.model_copy(update={"request": bare}))
+    return found
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Discovery, Path]:
+    out = tmp_path_factory.mktemp("found")
+    log = [*sorted_tickets(700), *read_bookings(120, start=700), *open_requests(60, start=820)]
+    log.append(exchange(5000, "s", "u", "x", route="/v1/embeddings"))
+    return discover(log, out=out, sources=("log",), problems=["log:7  not JSON"]), out
+
+
+def test_tasks_are_found_with_their_bill(found: tuple[Discovery, Path]) -> None:
+    discovery, _ = found
+    assert [(task.kind, task.n_requests) for task in discovery.tasks] == [("labels", 700), ("fields", 120)]
+    assert discovery.n_exchanges == 881
+    assert discovery.left_out == {"/v1/embeddings: no messages": 1}
+    assert [(rest.what, rest.n_requests) for rest in discovery.rest] == [("open requests", 60)]
+    assert discovery.cost_usd == pytest.approx(0.88)
+    assert discovery.tasks[0].usd_per_month == discovery.tasks[0].cost_usd  # hours cannot be projected
+    assert discovery.problems == ("log:7  not JSON",)
+
+
+def test_what_words_tell_can_move(found: tuple[Discovery, Path]) -> None:
+    discovery, _ = found
+    tickets = discovery.tasks[0]
+    assert tickets.verdict == "moves"
+    assert discovery.tasks[1].verdict == "unclear"
+    assert "too few" in discovery.tasks[1].why
+    assert tickets.outlook.at(0.2).low > 0.5
+    assert discovery.moving.high <= 820 / 880
+    assert discovery.moving.share == pytest.approx(
+        sum(task.n_requests * task.outlook.at(0.05).share for task in discovery.tasks) / 880, abs=1e-3
+    )
+
+
+def test_folders_are_drafted(found: tuple[Discovery, Path]) -> None:
+    discovery, out = found
+    for task, kind in zip(discovery.tasks, ("classify", "extract"), strict=True):
+        assert task.folder == str(out / task.name)
+        assert read_task_file(out / task.name).kind == kind
+
+
+def test_a_task_keeps_the_name_of_its_folder(tmp_path: Path) -> None:
+    log = sorted_tickets(60)
+    name = discover(log, out=tmp_path).tasks[0].name
+    (tmp_path / name).rename(tmp_path / "tickets")
+    assert discover(log, out=tmp_path).tasks[0].name == "tickets"
+
+
+def test_noise_holds_no_task_that_moves() -> None:
+    discovery = discover(open_requests(150))
+    assert not [task for task in discovery.tasks if task.verdict == "moves"]
+    assert discovery.moving.high == 0
+    assert discover([]).tasks == ()
+
+
+def test_answers_by_chance_do_not_move() -> None:
+    rng = random.Random(0)
+    log = [
+        exchange(i, SORT, f"Message: {rng.choice(SAYINGS).format(f'thing {i}')}", rng.choice(("billing", "account")))
+        for i in range(200)
+    ]
+    (task,) = discover(log, max_error=0.1).tasks
+    assert task.verdict == "stays"
+    assert task.folder == ""
+    assert task.outlook.agreement is not None
+    assert task.outlook.agreement.value < 0.65
