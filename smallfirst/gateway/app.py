@@ -222,6 +222,9 @@ class Gateway:
 
         try:
             await pass_back(response, client, copy, keep)
+        except asyncio.CancelledError:
+            if not (client.gone and copy is not None and copy.says_done):
+                raise
         finally:
             response.close()
         if self.local is not None and request.watched and copy is not None and copy.whole:

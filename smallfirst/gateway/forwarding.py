@@ -15,6 +15,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
+_TAIL_BYTES = 20
+
+
 class ClientGone(Exception):
     """The client has closed its connection; nobody waits for an answer."""
 
@@ -124,6 +127,7 @@ class Copy:
     def __init__(self, most: int) -> None:
         self._pieces: list[bytes] = []
         self._left = most
+        self._tail = b""
         self.whole = True
         """False once the answer was larger."""
         self.first_at: float | None = None
@@ -138,6 +142,12 @@ class Copy:
             self.whole = False
         else:
             self._pieces.append(piece)
+        self._tail = (self._tail + piece[-_TAIL_BYTES:])[-_TAIL_BYTES:]
+
+    @property
+    def says_done(self) -> bool:
+        """True once OpenAI's mark of a stream's end is there: clients may go then, before the answer itself ends."""
+        return self._tail.rstrip().endswith(b"data: [DONE]")
 
     def body(self) -> bytes:
         return b"".join(self._pieces)
@@ -150,6 +160,14 @@ async def pass_back(
 
     `before_end` is called when all of it is there, just before the client gets the end.
     """
+    told = False
+
+    def tell() -> None:
+        nonlocal told
+        if not told:
+            told = True
+            before_end()
+
     await client.start(response.status, response.headers)
     left = response.length
     async for piece in response.pieces():
@@ -157,9 +175,9 @@ async def pass_back(
             copy.add(piece)
         if left is not None:
             left -= len(piece)
-        if left == 0:
-            before_end()
+        if left == 0 or (copy is not None and copy.says_done):
+            tell()
         await client.piece(piece, more=left != 0)
     if left != 0:
-        before_end()
+        tell()
         await client.piece(b"", more=False)

@@ -1,5 +1,8 @@
 import asyncio
 import json
+import time
+
+import pytest
 
 from smallfirst.gateway.app import Gateway
 from smallfirst.gateway.http import GatewayRequest, GatewayResponse, UpstreamAnswer, json_response
@@ -188,3 +191,44 @@ def test_an_unreachable_upstream() -> None:
     asyncio.run(ask())
     assert sent[0]["status"] == 502
     assert (b"x-smallfirst-error", b"upstream_unreachable") in sent[0]["headers"]
+
+
+class Kept:
+    """A capture that keeps all bodies in memory."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+
+    def wants(self, request: GatewayRequest) -> bool:
+        return True
+
+    def keep(self, request: GatewayRequest, answer: UpstreamAnswer, first_token_ms: float | None = None) -> None:
+        self.bodies.append(answer.body)
+
+
+@pytest.mark.parametrize(("mark", "n_kept"), [(b"data: [DONE]\n\n", 1), (b"data: {}\n\n", 0)])
+def test_a_stream_is_kept_though_its_client_goes_at_the_mark_of_its_end(
+    proxied: Proxied, monkeypatch: pytest.MonkeyPatch, mark: bytes, n_kept: int
+) -> None:
+    async def script(_: object, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for piece in (b"data: {}\n\n" + mark[:7], mark[7:]):
+            writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            await writer.drain()
+            await asyncio.sleep(0.01)
+
+    kept, small = Kept(), Small()
+    monkeypatch.setattr(proxied.gateway, "capture", kept)
+    proxied.gateway.local, proxied.upstream.script = small, script
+    body = json.dumps({"ask": "watch"}).encode()
+    with proxied.send(post("/v1/chat/completions", body), body, read=False) as line:
+        seen = b""
+        while mark[7:] not in seen:
+            seen += line.recv(65536)
+    assert proxied.upstream.closed.wait(10)  # the upstream's work ends with its client
+    assert kept.bodies == [b"data: {}\n\n" + mark] * n_kept
+    for _ in range(500 * n_kept):
+        if small.seen:
+            break
+        time.sleep(0.01)
+    assert [answer.body for _, answer in small.seen] == kept.bodies
