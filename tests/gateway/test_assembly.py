@@ -130,3 +130,52 @@ def test_garbage_is_no_answer(body: bytes) -> None:
     assert read(body, JSON_TYPE) is None
     assert read(body, STREAM_TYPE) is None
     assert read(b"{}", JSON_TYPE, (b"content-encoding", b"br")) is None
+
+
+def said(*deltas: dict[str, Any], reason: str = "stop", **more: Any) -> list[dict[str, Any]]:
+    return [*(chunk(delta=delta, **more) for delta in deltas), chunk(delta={}, finish_reason=reason)]
+
+
+def calls(*pieces: tuple[int, str, str]) -> list[dict[str, Any]]:
+    return [
+        {"tool_calls": [{"index": i, **({"id": name, "type": "function"} if name else {}), "function": function}]}
+        for i, name, arguments in pieces
+        for function in [{"arguments": arguments} | ({"name": name} if name else {})]
+    ]
+
+
+TOKEN = {"token": "t", "logprob": -1.5, "bytes": [1], "top_logprobs": []}
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        said({"role": "assistant", "content": ""}, {"content": "Grüße"}, {"content": " 😀"}),
+        said({"role": "assistant", "content": None}, {"refusal": "I "}, {"refusal": "cannot."}),
+        said({"role": "assistant", "content": "a"}, {"content": "b"}, logprobs={"content": [TOKEN]}),
+        said(
+            {"role": "assistant"},
+            *calls((0, "look", ""), (0, "", '{"a"'), (0, "", ": 1}"), (1, "buy", "{}")),
+            reason="tool_calls",
+        ),
+        said({"role": "assistant", "content": "cut"}, reason="length"),
+    ],
+)
+def test_openais_own_client_puts_the_same_together(events: list[dict[str, Any]]) -> None:
+    from openai.lib.streaming.chat import ChatCompletionStreamState
+    from openai.types.chat import ChatCompletionChunk
+
+    state = ChatCompletionStreamState()
+    for event in events:
+        state.handle_chunk(ChatCompletionChunk.model_validate(event))
+    theirs = state.current_completion_snapshot.model_dump(exclude_none=True)
+    for choice in theirs["choices"]:
+        choice.pop("parsed", None)
+        for call in choice["message"].get("tool_calls", ()):
+            call.pop("index", None)
+            call["function"].pop("parsed_arguments", None)
+    ours = read(stream(*events, "[DONE]"), STREAM_TYPE)
+    assert ours is not None
+    for choice in ours["choices"]:
+        choice["message"] = {key: value for key, value in choice["message"].items() if value is not None}
+    assert ours == theirs
