@@ -91,7 +91,7 @@ class LiveTask:
         draft = decision.draft
         if decision.model is not None or draft is None or not decision.route.certified:
             return Ruling(asked, decision)
-        answer = self._rendered(draft.text)
+        answer = self._rendered(asked, draft.text)
         if answer is None:
             return Ruling(asked)
         return Ruling(asked, decision, draft, answer)
@@ -164,10 +164,9 @@ class LiveTask:
         drawn = int.from_bytes(hashlib.sha256(f"{self.taken.task}:{id}".encode()).digest()[:6]) / 2**48
         return drawn < share
 
-    def _rendered(self, text: str) -> Answer | None:
+    def _rendered(self, asked: Asked, text: str) -> Answer | None:
         try:
-            value = text if self.source.answer_format.kind != "json" else json.loads(text)
-            return self.source.answer_format.render(value)
+            return (asked.answer_format or self.source.answer_format).render(text)
         except (ValueError, TypeError, KeyError):
             _log.warning("%s: an answer cannot be written in the upstream's format", self.taken.task)
             return None

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from smallfirst.traffic.answers.answer_format import AnswerFormat
 from smallfirst.traffic.messages import Prompt, question_of
 from smallfirst.traffic.task_source import TaskSource, TaskTemplate
 
@@ -26,12 +27,15 @@ class Match(NamedTuple):
 
     task: str
     text: str
+    answer_format: AnswerFormat
+    """Format of the answers to this wording."""
 
 
 class _Wording(NamedTuple):
     task: str
     template: TaskTemplate
     models: tuple[str, ...]
+    answer_format: AnswerFormat
 
 
 class TaskMatcher:
@@ -42,10 +46,10 @@ class TaskMatcher:
         self._words: list[tuple[frozenset[str], str]] = []
         for task, source in sources.items():
             for wording in source.templates:
-                template = wording.template
+                template, form = wording.template, wording.answer_format or source.answer_format
                 first = template.turns[0].text.pieces[0][:PREFIX]
                 kind = (template.tools, template.response_format, *(turn.role for turn in template.turns))
-                self._by_prefix[kind][first].append(_Wording(task, wording, source.models))
+                self._by_prefix[kind][first].append(_Wording(task, wording, source.models, form))
                 constant = " ".join(piece for turn in template.turns for piece in turn.text.pieces)
                 words = frozenset(_WORD.findall(constant.lower()))
                 if len(words) >= MIN_WORDS and not question_of(template.response_format):
@@ -62,7 +66,7 @@ class TaskMatcher:
                 if wording.models and prompt.model not in wording.models:
                     continue
                 if (case := wording.template.text(prompt)) is not None:
-                    return Match(wording.task, case)
+                    return Match(wording.task, case, wording.answer_format)
         return None
 
     def near(self, prompt: Prompt) -> str | None:

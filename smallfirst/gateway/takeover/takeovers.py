@@ -13,6 +13,7 @@ from smallfirst.errors import ConfigError, did_you_mean
 from smallfirst.files import locked
 from smallfirst.paths import home, state_folder
 from smallfirst.records import Record
+from smallfirst.traffic.task_source import TaskSource
 
 FILE_NAME = "takeovers.json"
 State = Literal["shadow", "live", "stepped back"]
@@ -44,6 +45,17 @@ class TakeOver(Record):
     def live_share(self) -> float:
         """Share of requests for which the small model may answer now."""
         return self.share if self.state == "live" else 0.0
+
+    def check_format(self) -> None:
+        """Raise ConfigError, with an example, unless every recorded answer comes back byte for byte."""
+        source = TaskSource.of(self.folder)
+        check = source.format_check if source else None
+        if check is not None and not check.is_exact:
+            raise ConfigError(
+                f"{self.task}: {check.n_read - check.n_exact} of {check.n_read} recorded answers do not come back byte for "
+                f"byte\n  the large model: {check.recorded}\n  written again:   {check.rendered}",
+                hint="--accept-format, if the application reads both alike",
+            )
 
     def moved(self, state: State, *, cause: Cause, why: str, share: float | None = None) -> TakeOver:
         """Return it in another state, as of now."""

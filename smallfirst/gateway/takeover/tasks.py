@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from smallfirst.gateway.assembly import read_response
 from smallfirst.gateway.http import GatewayRequest, GatewayResponse, UpstreamAnswer
 from smallfirst.gateway.takeover.answerable import route_of, why_not
-from smallfirst.gateway.takeover.matching import TaskMatcher
+from smallfirst.gateway.takeover.matching import Match, TaskMatcher
 from smallfirst.gateway.takeover.takeovers import TakeOver, TakeOvers
 from smallfirst.gateway.takeover.upstream import Asked
 from smallfirst.gateway.takeover.wire import Reply, Usage, new_id
@@ -68,13 +68,13 @@ class TakenOverTasks:
         prompt = read_prompt(path, body)
         if prompt is None:
             return None
-        found = self.find(prompt)
+        found = self._match(prompt)
         if found is None:
             return None
-        task, text = found
-        if why_not(route, raw) or (task.source.answer_format.kind != "label" and body != raw):
+        task = self.tasks[found.task]
+        if why_not(route, raw) or (found.answer_format.kind != "label" and body != raw):
             return None  # a redacted value must not stand in an answer
-        asked = Asked(request.id, path, route, raw, text, _asking_again(request, upstreams))
+        asked = Asked(request.id, path, route, raw, found.text, _asking_again(request, upstreams), found.answer_format)
         ruling = await task.rule(asked)
         if ruling.small is None or ruling.answer is None or why_not(route, raw, _written(ruling)):
             self._await_upstream(request, task, ruling)
@@ -84,8 +84,12 @@ class TakenOverTasks:
     def find(self, prompt: Prompt) -> tuple[LiveTask, str] | None:
         """Return the task that a prompt follows and the case that it asks about; note one that resembles a task."""
         self._look_at_file()
+        found = self._match(prompt)
+        return (self.tasks[found.task], found.text) if found else None
+
+    def _match(self, prompt: Prompt) -> Match | None:
         if found := self._matcher.find(prompt):
-            return self.tasks[found.task], found.text
+            return found
         if near := self._matcher.near(prompt):
             self.tasks[near].missed()
         return None

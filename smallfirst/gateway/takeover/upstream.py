@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from smallfirst.errors import ModelError
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
 from smallfirst.models.wrappers import CallableModel
+from smallfirst.traffic.answers.answer_format import AnswerFormat
 from smallfirst.traffic.messages import read_answer
 from smallfirst.traffic.task_source import TaskSource
 
@@ -32,6 +33,8 @@ class Asked(NamedTuple):
     """The case that it asks about."""
     again: AskAgain
     """Sends it to its upstream once more."""
+    answer_format: AnswerFormat | None = None
+    """Format of the answers to its wording; None: the task's."""
 
     @property
     def request(self) -> Request:
@@ -84,7 +87,7 @@ class Upstream(CallableModel):
             return None
         named = str(response.get("model") or self.name)
         self._noticed(named)
-        value = self._source.answer_format.parse(answer)
+        value = (asked.answer_format or self._source.answer_format).parse(answer)
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) if value else answer.text
         usage = response.get("usage") or {}
         return Completion(

@@ -32,9 +32,9 @@ MATCHER = TaskMatcher(
 
 def test_the_wording_decides_and_gives_the_case():
     asked = prompt(("system", SYSTEM), ("user", "my card is gone"))
-    assert MATCHER.find(asked) == ("intents", "my card is gone")
+    assert MATCHER.find(asked) == ("intents", "my card is gone", AnswerFormat(kind="label"))
     mood = prompt(("user", "Is this message of a customer friendly or angry?\nno way\nAnswer:"))
-    assert MATCHER.find(mood) == ("mood", "no way")
+    assert MATCHER.find(mood) == ("mood", "no way", AnswerFormat(kind="label"))
 
 
 def test_another_model_tools_or_a_longer_conversation_are_not_the_task():
