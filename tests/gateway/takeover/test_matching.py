@@ -65,7 +65,7 @@ def test_a_typed_question_follows_its_own_wording_and_resembles_no_other():
     template = learnt.templates[0].template.model_copy(update={"response_format": first.response_format})
     wording = learnt.templates[0].model_copy(update={"template": template})
     matcher = TaskMatcher({"card": learnt.model_copy(update={"templates": (wording,)})})
-    assert matcher.find(first) == ("card", "My card")
+    assert matcher.find(first) == ("card", "My card", AnswerFormat(kind="label"))
     other = asked("The customer writes about a fee.")
     assert matcher.find(other) is None
     assert matcher.near(other) is None
