@@ -12,6 +12,7 @@ _DAYS = "monday tuesday wednesday thursday friday saturday sunday mon tue wed th
 _MONTHS = "january february march april may june july august september october november december"
 _SHORT_MONTHS = "jan feb mar apr jun jul aug sep sept oct nov dec"
 _CALENDAR = frozenset(f"{_DAYS} {_MONTHS} {_SHORT_MONTHS}".split())
+_FOLDED = "\0"
 _NEARLY_ALL = 0.99
 _LEAST_CHARACTERS = 8
 _MARK = re.compile(r'[:\n"`<>\[\](){}#=|]')
@@ -57,13 +58,47 @@ def constant_pieces(texts: Sequence[str], share: float = _NEARLY_ALL) -> tuple[s
 
     At least `share` of the texts should follow. The outer pieces may be empty.
     """
-    pieces = _pieces(list(texts), 0, share)
+    folded = [_fold(text) for text in texts]
+    pieces = _unfolded(_pieces([text for text, _ in folded], 0, share), folded)
     return _joined(pieces, texts) if len(pieces) > 1 else tuple(pieces)
+
+
+def _fold(text: str) -> tuple[str, list[str]]:
+    """Return the text with one mark in place of each date's or number's part, and these parts."""
+    words = tokens(text)
+    varying = [word for word in words if word == _FOLDED or varies_by_nature(word)]
+    return "".join(_FOLDED if word == _FOLDED or varies_by_nature(word) else word for word in words), varying
+
+
+def _unfolded(pieces: Sequence[str], folded: Sequence[tuple[str, list[str]]]) -> list[str]:
+    """Return the pieces with the parts of dates and numbers that are the same in nearly all texts; others are slots."""
+    found: list[list[list[str]]] = []  # per text, per piece, the parts that stand in it
+    for text, varying in folded:
+        values = values_between(pieces, text)
+        if values is None:
+            continue
+        at, parts = 0, []
+        for piece, value in zip(pieces, (*values, ""), strict=True):
+            n = piece.count(_FOLDED)
+            parts.append(varying[at : at + n])
+            at += n + value.count(_FOLDED)
+        found.append(parts)
+    unfolded: list[str] = []
+    for i, piece in enumerate(pieces):
+        first, *rest = piece.split(_FOLDED)
+        unfolded.append(first)
+        for k, after in enumerate(rest):
+            part, n = Counter(parts[i][k] for parts in found).most_common(1)[0] if found else ("", 0)
+            if found and n >= _NEARLY_ALL * len(found):
+                unfolded[-1] += part + after
+            else:
+                unfolded.append(after)
+    return unfolded
 
 
 # Three passes: long runs of words, short ones with a mark such as a colon, paragraph breaks.
 _PASSES: tuple[tuple[int, Wanted], ...] = (
-    (5, lambda run: len(run.strip()) >= _LEAST_CHARACTERS),
+    (5, lambda run: len(run.replace(_FOLDED, "0000").strip()) >= _LEAST_CHARACTERS and any(map(str.isalpha, run))),
     (3, lambda run: bool(_MARK.search(run)) and any(map(str.isalpha, run))),
     (1, lambda run: run.count("\n") >= 2),
 )
@@ -195,8 +230,8 @@ def _joined(pieces: list[str], texts: Sequence[str]) -> tuple[str, ...]:
 
 
 def _without_silent(pieces: Sequence[str]) -> list[str]:
-    """Return the pieces that have a word or end a paragraph; the outer ones are kept."""
-    inner = [piece for piece in pieces[1:-1] if any(map(str.isalnum, piece)) or piece.count("\n") > 1]
+    """Return the pieces without inner ones that only join the parts of a date or number."""
+    inner = [piece for piece in pieces[1:-1] if not _JOINTS.issuperset(piece)]
     return [pieces[0], *inner, pieces[-1]]
 
 

@@ -191,7 +191,8 @@ class Miner:
         if not groups:
             yield template
         for group in groups:
-            yield from self._templates_of_wording([followers[i][0] for i in group], least)
+            if len(group) >= least:
+                yield from self._templates_of_wording([followers[i][0] for i in group], least)
 
     def _is_template(self, found: _Found) -> bool:
         """True unless it has too few requests or cases, or is the system prompt of an assistant to converse with."""

@@ -9,11 +9,14 @@ from datetime import datetime
 from itertools import pairwise
 from typing import TypeVar
 
+from smallfirst.data.importers.constant_text import tokens, varies_by_nature
 from smallfirst.traffic.templates.template import Template
 
 K = TypeVar("K")
 _MOST_VERSIONS = 4
 _LEAST_SHARE = 0.03
+_LEAST_REPLACED = 3
+"""Fewest requests of a version that begins just before the log ends."""
 _OVERLAP = 0.02
 _BEGIN = re.compile(r"[<\[#*]*[A-Za-z][\w -]{0,30}[>\]:=*]+\s*")
 _END = re.compile(r"\n[<\[#*/]*[A-Za-z][\w -]{0,30}[>\]:=*]+\s*$")
@@ -25,32 +28,39 @@ def versions(
 ) -> list[list[int]]:
     """Return the indices of the requests of each version; empty if there is one version.
 
-    A slot with up to four values holds words of the prompt if the values replace each other in time, or if it stands
-    within a sentence rather than after a mark such as a colon. A slot of cases holds words of the prompt if all its
-    values begin and end in one of a few ways, such as `<mail>` and `</mail>`.
+    A slot with up to four values, no dates or numbers, holds words of the prompt if the values replace each other in
+    time, or if it stands within a sentence rather than after a mark such as a colon. A slot of cases holds words of the
+    prompt if all its values begin and end in one of a few ways, such as `<mail>` and `</mail>`.
     """
     pieces = [(turn.text.pieces, i) for turn in template.turns for i in range(turn.text.n_slots)]
     for (around, i), column in zip(pieces, zip(*values, strict=True), strict=True):
-        if groups := _few(column, least):
+        if groups := _few(column, _LEAST_REPLACED):
+            if all(map(_is_number, groups)):
+                continue
+            times = [[at[k] for k in group] for group in groups.values()]
             in_sentence = around[i].rstrip(" ")[-1:] not in _MARKS and bool(around[i].strip())
-            if in_sentence or _replace_each_other([[at[k] for k in group] for group in groups.values()]):
+            is_frequent = all(len(group) >= max(least, _LEAST_SHARE * len(column)) for group in groups.values())
+            if (in_sentence and is_frequent) or _replace_each_other(times):
                 return list(groups.values())
         else:
-            groups = _few([_frame(value) for value in column], least)
+            groups = _few([_frame(value) for value in column], max(least, _LEAST_SHARE * len(column)))
             if sum(bool(begin and end) for begin, end in groups) >= len(groups) - 1 > 0:
                 return list(groups.values())
     return []
 
 
-def _few(keys: Sequence[K], least: int) -> dict[K, list[int]]:
-    """Return the indices of each key; empty if there is one, or more than a few, or one is rare."""
+def _is_number(value: str) -> bool:
+    return all(varies_by_nature(token) or not token.isalnum() for token in tokens(value))
+
+
+def _few(keys: Sequence[K], least: float) -> dict[K, list[int]]:
+    """Return the indices of each key; empty if there is one, or more than a few, or one is rarer than `least`."""
     groups: dict[K, list[int]] = defaultdict(list)
     for index, key in enumerate(keys):
         groups[key].append(index)
         if len(groups) > _MOST_VERSIONS:
             return {}
-    needed = max(least, _LEAST_SHARE * len(keys))
-    return groups if len(groups) > 1 and all(len(group) >= needed for group in groups.values()) else {}
+    return groups if len(groups) > 1 and all(len(group) >= least for group in groups.values()) else {}
 
 
 def _frame(value: str) -> tuple[str, str]:

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from smallfirst.data.importers.constant_text import constant_pieces, tokens, values_between, varies_by_nature
 
-CASES = [f"parcel {i} has not {word} yet." for i in range(30) for word in ("come", "left")]
+RNG = random.Random(0)
+WORDS = "card bank fee lost when why is my the not sent paid top up abroad app pin late twice"
+CASES = [f"{' '.join(RNG.choices(WORDS.split(), k=RNG.randint(4, 12)))} {i % 7}?" for i in range(60)]
 
 
 @pytest.mark.parametrize(
@@ -38,6 +40,14 @@ def test_dates_numbers_choices_and_the_case_are_slots_of_their_own():
     ]
     pieces = ("Today is ", ". File it.\n\nTicket: ", "\nTier: ", '\nMessage: "', '"')
     assert constant_pieces(texts) == pieces
+
+
+def test_short_words_between_numbers_and_dates_are_the_prompts():
+    texts = [
+        f"From customer {i * 37} on Monday, October {1 + i % 28:02d}, 2026:\n{case}\n\nFile it."
+        for i, case in enumerate(CASES)
+    ]
+    assert constant_pieces(texts) == ("From customer ", " on ", ":\n", "\n\nFile it.")
 
 
 def test_examples_that_change_do_not_hide_the_case():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from smallfirst.data.importers.prompt_template import find_template
 
-CASES = [f"parcel {i} has not {word} yet." for i in range(20) for word in ("come", "left")]
+RNG = random.Random(0)
+WORDS = "card bank fee lost when why is my the not sent paid top up abroad app pin late twice"
+CASES = [f"{' '.join(RNG.choices(WORDS.split(), k=RNG.randint(4, 12)))} {i % 7}?" for i in range(60)]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,11 @@ def test_a_field_with_few_values_is_none():
     assert found("Tier: ", ["gold", "basic"] * 50) == []
     assert found("Tier: ", [f"{i}" for i in range(100)]) == []
     assert found("Tier: ", ["gold"] * 98 + ["basic"] * 2) == []
+    assert found("Day: ", ["2026-10-01"] * 50 + ["2026-10-02"] * 50) == []
+
+
+def test_a_version_that_begins_just_before_the_log_ends_is_one():
+    assert [len(group) for group in found("Mode: ", ["old"] * 97 + ["new"] * 3)] == [97, 3]
 
 
 def test_words_within_a_sentence_are():
