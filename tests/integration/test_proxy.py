@@ -21,10 +21,6 @@ from smallfirst.gateway.settings import GatewaySettings
 
 AGENT = "Zoë".encode().decode("latin-1")
 KEYS = [("authorization", "Bearer sk-own"), ("accept-encoding", "gzip, deflate"), ("user-agent", AGENT)]
-    ("authorization", "Bearer sk-own"),
-    ("accept-encoding", "gzip, deflate"),
-    ("user-agent", "Zoë".encode().decode("latin-1")),
-]
 CHAT = json.dumps({"model": "m", "messages": [{"role": "user", "content": "Grüße " * 300}]}).encode()
 FORM = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n\x00\xff\r\n--x--\r\n'
 SAMPLES = {
