@@ -42,6 +42,11 @@ def raw(tmp_path):
     return b"".join(file.read_bytes() for file in tmp_path.glob("capture.db*"))
 
 
+def content_of(tmp_path, id):
+    with sqlite3.connect(tmp_path / "capture.db") as other:
+        return other.execute("SELECT content FROM exchanges WHERE id = ?", (id,)).fetchone()[0]
+
+
 def test_what_goes_in_comes_out(open_store):
     one = exchange(tenant="shop", cost_usd=0.001, prompt_tokens=12, streamed=True, first_token_ms=3.5)
     store = open_store()
@@ -107,8 +112,11 @@ def test_another_process_reads_while_this_one_writes(open_store):
 def test_with_a_key_nothing_is_readable_without_it(open_store, tmp_path):
     plain = open_store()
     plain.append([exchange()])
+    content = content_of(tmp_path, "r0")
+    assert content in raw(tmp_path)
     kept = open_store(key="correct horse")
     kept.append([exchange(1)])
+    assert content[1:] not in raw(tmp_path)
     assert ids(open_store(key="correct horse").exchanges()) == ["r0", "r1"]
     with pytest.raises(ConfigError, match="encrypted with another key"):
         open_store(key="battery staple")
@@ -131,9 +139,7 @@ def test_an_encrypted_row_is_bound_to_its_id(open_store, tmp_path):
 def test_no_trace_of_an_erased_text_remains(open_store, tmp_path):
     store = open_store()
     store.append([exchange(i) for i in range(20)])
-    (content,) = (
-        sqlite3.connect(tmp_path / "capture.db").execute("SELECT content FROM exchanges WHERE id='r3'").fetchone()
-    )
+    content = content_of(tmp_path, "r3")
     assert content in raw(tmp_path)
     store.erase("r3")
     assert content not in raw(tmp_path)

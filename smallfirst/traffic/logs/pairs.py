@@ -1,4 +1,4 @@
-"""Requests beside their responses: OpenAI's bodies, NVIDIA's flywheel records, chats that end with the answer."""
+"""Requests beside their responses: OpenAI's bodies, NVIDIA's flywheel records, Databricks' inference tables, chats."""
 
 from __future__ import annotations
 
@@ -14,18 +14,12 @@ from smallfirst.traffic.logs.shapes import as_object, find_bodies, first, parsed
 _REQUESTS = ("request", "request_body", "requestBody", "req", "kwargs", "inputs", "input")
 _RESPONSES = ("response", "response_body", "responseBody", "resp", "outputs", "output", "result", "completion")
 _CHATS = ("messages", "conversations", "conversation", "turns")
-TIMES = (
-    "timestamp",
-    "created_at",
-    "createdAt",
-    "start_time",
-    "startTime",
-    "request_time",
-    "time",
-    "at",
-    "date",
-    "created",
-)
+_NAMES = {
+    "times": "timestamp timestamp_ms created_at createdAt start_time startTime request_time time at date created",
+    "latencies": "latency_ms duration_ms execution_time_ms execution_duration_ms response_time_ms latencyMs",
+    "ids": "id request_id requestId databricks_request_id uuid",
+}
+TIMES, LATENCIES, IDS = (names.split() for names in _NAMES.values())
 _SKIPPED = ("system", "developer", "user", "tool", "human")
 
 
@@ -62,10 +56,10 @@ def _entry(values: Mapping[str, Any], request: Any, response: Any) -> Entry:
     return Entry(
         request,
         response,
-        id=first(values, "id", "request_id", "requestId", "uuid") if "choices" not in values else "",
+        id=first(values, *IDS) if "choices" not in values else "",
         at=first(values, *TIMES),
         end=first(values, "end_time", "endTime", "response_time", "completed_at"),
-        latency_ms=first(values, "latency_ms", "duration_ms", "response_time_ms", "latencyMs"),
+        latency_ms=first(values, *LATENCIES),
         route=first({**asked, **values}, "url", "path", "endpoint", "route"),
         model=values.get("model") if "choices" not in values else "",
         cost_usd=first(values, "cost_usd", "cost", "total_cost", "response_cost"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 
 import pytest
@@ -42,6 +43,13 @@ def test_a_flywheel_record_has_its_time_tenant_model_and_bill(read_records):
     assert (one.tenant, one.model, one.answered_by) == ("shop", "gpt-4o-mini", "gpt-4o-mini-2024-07-18")
     assert (one.prompt_tokens, one.cached_tokens, one.completion_tokens) == (30, 10, 3)
     assert one.timed
+
+
+def test_a_row_of_an_inference_table(read_records):
+    row = {"databricks_request_id": "r1", "timestamp_ms": 1764201601000, "execution_time_ms": 420, "status_code": 200}
+    (one,), _ = read_records({**row, "request": json.dumps(REQUEST), "response": json.dumps(RESPONSE)})
+    assert (one.id, one.latency_ms, one.timed) == ("r1", 420.0, True)
+    assert one.at == datetime(2025, 11, 27, 0, 0, 1, tzinfo=UTC)
 
 
 def test_a_failed_request_keeps_its_status(read_records):
