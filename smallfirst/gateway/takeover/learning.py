@@ -110,7 +110,8 @@ def learn(
         _check_terms(source, len(corrected))
         rows = corrected
     files = _write_parts(place, drafted, rows, corrections, accuracy=accuracy)
-    _write_task(place, folder, files, labels="gold" if accuracy else "large")
+    named = [row.example.answer for row in corrections.values() if row.example.shape == "label"]
+    _write_task(place, folder, files, labels="gold" if accuracy else "large", named=named)
     summary = _run(place, progress, minutes)
     learnt = _learnt(summary, source.name, n_rows=len(rows), n_corrections=len(corrected), accuracy=accuracy)
     file = takeovers or TakeOvers()
@@ -271,19 +272,21 @@ def _write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     write_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
 
 
-def _write_task(place: Path, folder: Path, files: Mapping[str, str], *, labels: str) -> None:
+def _write_task(place: Path, folder: Path, files: Mapping[str, str], *, labels: str, named: Sequence[str]) -> None:
     """Write the task.yaml of what is learnt: the drafted one with these rows, the recorded answers as large model."""
     values = yaml.safe_load((folder / "task.yaml").read_text(encoding="utf-8"))
     kept = {
         name: value for name, value in values.get("data", {}).items() if name not in ("train", "validation", "test")
     }
-    changes = {
+    changes: dict[str, Any] = {
         "data": {**kept, **files},
         "large": {"recorded": _RECORDED},
         # Only what a certificate covers is answered small, so no candidate goes live alone: plans are tried in order.
         "gate": {**(values.get("gate") or {}), "accuracy_at_least": 1.0},
         "routing": {**(values.get("routing") or {}), "labels": labels},
     }
+    if isinstance(values.get("labels"), list):  # people may name one that the large model never did
+        changes["labels"] = list(dict.fromkeys([*values["labels"], *named]))
     text = yaml.safe_dump({**values, **changes}, sort_keys=False, allow_unicode=True, width=120)
     note = f"# Written by `smallfirst learn` from ../task.yaml: change that one.\n\n{text}"
     write_atomically(place / "task.yaml", note.encode())

@@ -45,8 +45,10 @@ def prepared(tmp_path, monkeypatch):
     monkeypatch.setattr(learning, "find_weights", lambda name: tmp_path)
     monkeypatch.setattr(learning, "mended", lambda texts, answers, seen, encoder: ["mended"] * len(answers))
 
-    def prepare(corrected: int):
+    def prepare(corrected: int, **settings: object):
         folder = write_draft(tmp_path / f"draft-{corrected}", cases(600), corrected=corrected)
+        file = folder / "task.yaml"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
         with pytest.raises(_Stopped):
             learn(folder, progress=None)
         settings = yaml.safe_load((folder / "learnt" / "task.yaml").read_text())
@@ -80,6 +82,11 @@ def test_many_corrections_certify_and_test_and_the_rest_trains(prepared):
     assert sum(sizes.values()) == 600
     assert 70 < sizes["validation"] < 130
     assert 40 < sizes["test"] < 80
+
+
+def test_people_may_name_a_label_that_the_large_model_never_did(prepared):
+    settings, _ = prepared(30, labels=["cards", "travel"])
+    assert settings["labels"] == ["cards", "travel", "loans"]
 
 
 def test_a_teacher_whose_terms_forbid_it_is_not_learnt_from(tmp_path):
