@@ -37,7 +37,8 @@ class Load:
     def __init__(self, order: dict[str, Any]) -> None:
         self.order = order
         content = f"Tell me in one sentence why {'the sky is blue and the sea is green, and ' * 2}so on."
-        body = json.dumps({"model": order["model"], "messages": [{"role": "user", "content": content}]}).encode()
+        asked = {"model": order["model"], "messages": [{"role": "user", "content": content}]}
+        body = json.dumps({**asked, "stream": True} if order.get("stream") else asked).encode()
         more = "".join(f"{name}: {value}\r\n" for name, value in order.get("headers", {}).items())
         head = (
             f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1:{order['port']}\r\n"
@@ -49,6 +50,7 @@ class Load:
         self.idle: list[Line] = []
         self.n_lines = 0
         self.done: list[Done] = []
+        self.first_ms: list[float] = []
         self.sent = 0
         self.again_until = 0.0
 
@@ -110,7 +112,7 @@ class Line(asyncio.Protocol):
     """One connection to the gateway."""
 
     def __init__(self, load: Load) -> None:
-        self.load, self.buffer, self.moment, self.answered = load, b"", 0.0, False
+        self.load, self.buffer, self.moment, self.answered, self.begun = load, b"", 0.0, False, False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ready for a request."""
@@ -130,12 +132,15 @@ class Line(asyncio.Protocol):
             return
         head = self.buffer[:end].lower()
         if b"transfer-encoding: chunked" in head:
+            if not self.begun and b"data:" in self.buffer:
+                self.begun = True
+                self.load.first_ms.append(1000 * (time.perf_counter() - self.moment))
             if not self.buffer.endswith(b"\r\n0\r\n\r\n"):
                 return
         elif len(self.buffer) < end + 4 + int(head[head.index(b"content-length:") + 15 :].split(b"\r\n", 1)[0]):
             return
         self._end(self.buffer[9:12] == b"200" and time.perf_counter() - self.moment < PATIENCE_S)
-        self.buffer, self.answered = b"", True
+        self.buffer, self.answered, self.begun = b"", True, False
         self.load.free(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -163,7 +168,9 @@ async def main() -> None:
     times = sorted(done.ms for done in load.done if done.ok)
     n, failed = load.sent, load.sent - len(times)
     at = {f"p{p}_ms": times[min(len(times) - 1, len(times) * p // 100)] if times else None for p in (50, 95, 99)}
-    print(json.dumps({"n": n, "failed": failed, "rate": len(times) / seconds, **at}), flush=True)
+    first = sorted(load.first_ms)
+    firsts = {f"first_p{p}_ms": first[len(first) * p // 100] for p in (50, 99)} if first else {}
+    print(json.dumps({"n": n, "failed": failed, "rate": len(times) / seconds, **at, **firsts}), flush=True)
 
 
 if __name__ == "__main__":

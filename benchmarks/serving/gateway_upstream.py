@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 
 ANSWER = {
     "id": "chatcmpl-1",
@@ -28,6 +29,13 @@ ANSWER = {
 BODY = json.dumps(ANSWER).encode()
 REPLY = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(BODY), BODY)
 
+EVENTS, EVENT_S = 20, 0.005
+"""Events of a stream and the time between two of them, if a stream is asked for."""
+_CHUNK = {"id": "c", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": "word "}}]}
+_DATA = b"data: " + json.dumps(_CHUNK).encode() + b"\n\n"
+EVENT = b"%x\r\n%s\r\n" % (len(_DATA), _DATA)
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+
 
 class Instant(asyncio.Protocol):
     """One connection."""
@@ -45,8 +53,20 @@ class Instant(asyncio.Protocol):
             whole = end + 4 + (int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0)
             if len(self.buffer) < whole:
                 return
+            streamed = re.search(rb'"stream": ?true', self.buffer[:whole]) is not None
             self.buffer = self.buffer[whole:]
-            self.transport.write(REPLY)  # type: ignore[attr-defined]
+            if streamed:
+                self._event(EVENTS)
+            else:
+                self.transport.write(REPLY)  # type: ignore[attr-defined]
+
+    def _event(self, left: int) -> None:
+        """Send an event, and the others at their times."""
+        head = STREAM_HEAD if left == EVENTS else b""
+        end = b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n" if left == 1 else b""
+        self.transport.write(head + EVENT + end)  # type: ignore[attr-defined]
+        if left > 1:
+            asyncio.get_running_loop().call_later(EVENT_S, self._event, left - 1)
 
 
 async def main() -> None:
