@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -54,14 +53,11 @@ class Target(NamedTuple):
     """What the upstream calls the model; None: as it was asked for."""
 
 
-@dataclass
-class _Connection:
-    settings: Upstream
-    path: str
+class _Connection(NamedTuple):
+    base_url: str
     key_header: tuple[str, str] | None
     session: aiohttp.ClientSession
     proxy: str | None
-    urls: dict[tuple[str, bytes], yarl.URL] = field(default_factory=dict)
 
 
 class Upstreams:
@@ -101,12 +97,6 @@ class Upstreams:
         With `readable`, only content codings that the proxy can read are offered to the upstream.
         """
         one = self._open[target.upstream]
-        place = (request.path, request.query)
-        url = one.urls.get(place)
-        if url is None:
-            url = _url(one.settings.base_url, request)
-            if len(one.urls) < 1000:
-                one.urls[place] = url
         streamed = not isinstance(body, bytes) or len(body) > _PIECE_BYTES
         headers = _passed_on(request.headers, one.key_header)
         if readable:
@@ -117,7 +107,7 @@ class Upstreams:
         try:
             response = await one.session.request(
                 request.method,
-                url,
+                _url(one.base_url, request),
                 data=data or None,
                 headers=headers,
                 allow_redirects=False,
@@ -192,7 +182,7 @@ def _connect(upstream: Upstream) -> _Connection:
         max_field_size=64 * 1024,
     )
     proxy = None if is_loopback(host) else proxy_for(upstream.base_url)
-    return _Connection(upstream, urlsplit(upstream.base_url).path, header, session, proxy)
+    return _Connection(upstream.base_url, header, session, proxy)
 
 
 def _url(base_url: str, request: GatewayRequest) -> yarl.URL:
