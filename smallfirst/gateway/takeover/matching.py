@@ -43,6 +43,7 @@ class TaskMatcher:
 
     def __init__(self, sources: Mapping[str, TaskSource]) -> None:
         self._by_prefix: dict[tuple[str, ...], dict[str, list[_Wording]]] = defaultdict(lambda: defaultdict(list))
+        self._beginnings: dict[tuple[str, ...], set[str]] = defaultdict(set)
         self._words: list[tuple[frozenset[str], str]] = []
         for task, source in sources.items():
             for wording in source.templates:
@@ -50,10 +51,19 @@ class TaskMatcher:
                 first = template.turns[0].text.pieces[0][:PREFIX]
                 kind = (template.tools, template.response_format, *(turn.role for turn in template.turns))
                 self._by_prefix[kind][first].append(_Wording(task, wording, source.models, form))
+                self._beginnings[kind[2:]].add(first.partition("[")[0])  # a placeholder stands for other text
                 constant = " ".join(piece for turn in template.turns for piece in turn.text.pieces)
                 words = frozenset(_WORD.findall(constant.lower()))
                 if len(words) >= MIN_WORDS and not question_of(template.response_format):
                     self._words.append((words, task))
+
+    def may_find(self, raw: Prompt) -> bool:
+        """Return False if a prompt that is not redacted yet follows no wording by its roles and first words.
+
+        Redacting takes 0.3 ms for 1,000 characters, which requests of no task need not pay.
+        """
+        known, text = self._beginnings.get(tuple(turn.role for turn in raw.turns), ()), raw.turns[0].text
+        return any(text.startswith(beginning) for beginning in known)
 
     def find(self, prompt: Prompt) -> Match | None:
         """Return the task whose wording the prompt follows, asked of a model that the task is asked of."""

@@ -64,10 +64,13 @@ class TakenOverTasks:
         self._look_at_file()
         if not self.tasks:
             return None
-        body = kept_body(raw)
-        prompt = read_prompt(path, body)
+        prompt = read_prompt(path, raw)
         if prompt is None:
             return None
+        body = raw
+        if self._matcher.may_find(prompt):
+            body = kept_body(raw)
+            prompt = read_prompt(path, body) or prompt
         found = self._match(prompt)
         if found is None:
             return None

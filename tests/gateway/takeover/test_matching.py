@@ -70,3 +70,11 @@ def test_a_typed_question_follows_its_own_wording_and_resembles_no_other():
     assert matcher.find(other) is None
     assert matcher.near(other) is None
     assert matcher.near(prompt(("user", first.turns[0].text + " Think first."))) is None
+
+
+def test_only_a_prompt_that_begins_like_a_wording_is_redacted():
+    assert MATCHER.may_find(prompt(("system", SYSTEM), ("user", "call 030 1234567")))
+    assert not MATCHER.may_find(prompt(("user", SYSTEM)))
+    assert not MATCHER.may_find(prompt(("system", "Another application."), ("user", "hello")))
+    mailed = TaskMatcher({"mails": source("mails", ("user", ("Mail to [EMAIL], urgent or not?\n", "")))})
+    assert mailed.may_find(prompt(("user", "Mail to ada@example.com, urgent or not?\nnow!")))
