@@ -105,9 +105,16 @@ class DecisionRoutes:
         return list(await asyncio.gather(*(ruled(i, one) for i, one in enumerate(kept.questions))))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+        task = asyncio.get_running_loop().create_task(_logged(work))
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+
+async def _logged(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        await work
+    except Exception:  # what the application gets does not depend on it
+        _log.exception("a task was not followed up")
 
 
 def _read(request: GatewayRequest, upstream: DecisionUpstream) -> DecisionRequest | GatewayResponse | None:
