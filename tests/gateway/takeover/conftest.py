@@ -83,7 +83,12 @@ def write_draft(folder: Path, rows: list[tuple[str, str]], *, corrected: int = 0
         "data": {"train": "rows.jsonl"},
         "ladder": ["words"],
         "gate": {"accuracy_at_least": 0.3},
-        "routing": {"labels": "large", "domain": "off", "guarantee": {"max_error": 0.15}},
+        "routing": {
+            "labels": "large",
+            "domain": "off",
+            "guarantee": {"max_error": 0.15},
+            "monitor": {"audit_share": 1.0, "audit_share_on_drift": 1.0},
+        },
     }
     (folder / "task.yaml").write_text(json.dumps(settings))
     source().save(folder / FILE_NAME)

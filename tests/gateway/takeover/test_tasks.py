@@ -134,6 +134,23 @@ def test_another_model_upstream_leads_back_at_once(serve):
     assert [row.after for row in ledger.entries(StateRow) if not row.certificate] == ["stepped back"]
 
 
+def test_audits_that_break_the_promise_lead_back(serve):
+    async def work(app: Application) -> None:
+        app.right = dict.fromkeys(app.right, "another queue")  # the model has changed behind its name
+        asked = 0
+        for text, _ in CASES:
+            asked += await app.ask_about(text, stream=True) is not None
+            while app.tasks.tasks["queues"].router._tasks:
+                await asyncio.sleep(0.001)
+        assert 3 < asked == app.again < 20
+
+    ledger, file = serve(work, share=1.0)
+    assert (file.get("queues").state, file.get("queues").cause) == ("stepped back", "guarantee")
+    assert "does not hold" in file.get("queues").why
+    audits = ledger.entries(AuditRow)
+    assert all(audit.wrong for audit in audits[:3])
+
+
 def test_another_wording_leads_back_and_is_never_answered(serve):
     async def work(app: Application) -> None:
         for text, _ in CASES:
