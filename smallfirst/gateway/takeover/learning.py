@@ -99,6 +99,7 @@ def learn(
     Raise ConfigError if it did not come from traffic or its teacher's terms forbid it; GateFailed if no part of its
     requests can be promised.
     """
+    folder = folder.absolute()
     source = _source(folder)
     drafted = read_task_file(folder)
     rows, corrections = _rows(drafted), _corrections(folder, drafted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -42,6 +43,7 @@ def prepared(tmp_path, monkeypatch):
         raise _Stopped
 
     monkeypatch.setattr(learning, "try_run", stop)
+    monkeypatch.chdir(tmp_path)  # a folder is named from where the user stands
     monkeypatch.setattr(learning, "find_weights", lambda name: tmp_path)
     monkeypatch.setattr(learning, "mended", lambda texts, answers, seen, encoder: ["mended"] * len(answers))
 
@@ -50,7 +52,7 @@ def prepared(tmp_path, monkeypatch):
         file = folder / "task.yaml"
         file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
         with pytest.raises(_Stopped):
-            learn(folder, progress=None)
+            learn(Path(folder.name), progress=None)
         settings = yaml.safe_load((folder / "learnt" / "task.yaml").read_text())
         read = {
             name: [json.loads(line) for line in (folder / "learnt" / path).read_text().splitlines()]
