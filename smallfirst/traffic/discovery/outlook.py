@@ -12,6 +12,7 @@ import numpy as np
 
 from smallfirst.records import Record
 from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.starts import choose_starts
 from smallfirst.routing.certificate.threshold_search import search_threshold
 from smallfirst.stats.intervals import Estimate, wilson
 from smallfirst.traffic.discovery.cheap_models import HeldOut
@@ -86,12 +87,17 @@ def _share_at(
     rng = np.random.default_rng(_SEED)
     n, guarantee = len(held_out.right), Guarantee(max_error=limit)
     kept = np.zeros((len(errors_left), _RESAMPLES))
-    for resample in range(_RESAMPLES):
-        rows, certifying = rng.integers(0, n, size=n), rng.integers(0, n, size=n_certifying)
-        luck = rng.random(n)
-        for scenario, left in enumerate(errors_left):
-            right = held_out.right | (luck >= left)
-            found = search_threshold(held_out.confidence[certifying].tolist(), right[certifying].tolist(), guarantee)
+    luck = rng.random(n)
+    selecting = rng.integers(0, n, size=max(1, n_certifying // 4))
+    for scenario, left in enumerate(errors_left):
+        right = held_out.right | (luck >= left)
+        level = 1 - guarantee.confidence
+        starts = choose_starts(held_out.confidence[selecting], right[selecting], n_certifying, limit, level)
+        for resample in range(_RESAMPLES):
+            rows, certifying = rng.integers(0, n, size=n), rng.integers(0, n, size=n_certifying)
+            found = search_threshold(
+                held_out.confidence[certifying].tolist(), right[certifying].tolist(), guarantee, starts
+            )
             kept[scenario, resample] = float((held_out.confidence[rows] >= found.threshold).mean())
     middle = float(kept[1].mean())
     low, high = float(np.quantile(kept[0], 0.025)), float(np.quantile(kept[-1], 0.975))

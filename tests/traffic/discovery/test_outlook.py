@@ -42,7 +42,7 @@ def test_answers_of_another_form_do_not_move() -> None:
 def test_no_model_agrees_more_than_the_large_one_with_itself() -> None:
     one = held_out(1000, 0.8, 0.8)
     assert foretell(one, n_certifying=500, repeatable=0.8).at(0.05).high < 0.05
-    assert foretell(one, n_certifying=500).at(0.1).high > 0.5
+    assert foretell(one, n_certifying=500).at(0.2).high > 0.9
 
 
 def test_without_an_outlook_nothing_moves() -> None:
