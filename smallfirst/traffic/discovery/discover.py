@@ -36,7 +36,6 @@ from smallfirst.traffic.templates.template import Template
 
 MAX_ERROR = 0.05
 """Share of kept answers that may differ from the large model's, unless another is asked for."""
-_LEVEL = 0.05
 _EXAMPLES, _MOST_CHARACTERS, _MOST_LABELS = 3, 2000, 300
 _OPEN = {
     "open text": "open text: agreement cannot say whether another wording is as good",
@@ -186,9 +185,10 @@ def _verdict(
         return "stays", _OPEN.get(task.kind, settings)
     if not outlook.shares:
         return "unclear", outlook.why
-    at, n_showing = outlook.at(max_error), n_certifying(n_rows)
-    if (1 - max_error) ** n_showing > _LEVEL:
-        return "unclear", f"{n_showing} of {n_rows} cases would certify, too few to show {max_error:.0%}: collect more"
+    at = outlook.at(max_error)
+    if not outlook.can_show(max_error):
+        few = f"{outlook.n_certifying} of {n_rows} cases would certify, too few to show {max_error:.0%}"
+        return "unclear", f"{few}: collect more"
     limit = f"{max_error:.0%} of the kept answers differing"
     if at.share >= 0.01:
         return "moves", f"{at.share:.0%} [{at.low:.0%}, {at.high:.0%}] of its requests can move with at most {limit}"

@@ -25,6 +25,7 @@ VECTOR_ERRORS, WORD_ERRORS, FIELD_ERRORS = (1.0, 0.9, 0.7), (1.0, 0.8, 0.5), (1.
 """For a cheap model of labels that knows sentence vectors, one that knows words alone, and one of fields."""
 MIN_ROWS = 100
 """Fewest different cases from which anything is foretold."""
+_LEVEL = 0.05
 _RESAMPLES, _SEED = 100, 0
 
 
@@ -48,6 +49,8 @@ class Outlook(Record):
     """Share of held-out cases in which a cheap model gives the large model's answer; None if none was tried."""
     shares: tuple[ShareAt, ...] = ()
     """The share that can move, by limit; empty if none can."""
+    n_certifying: int = 0
+    """Rows that would certify in a run."""
     why: str = ""
     """Why nothing can be said or nothing can move; empty otherwise."""
 
@@ -55,6 +58,10 @@ class Outlook(Record):
         """Return the share at a limit; none if there is no outlook for it."""
         found = [one for one in self.shares if one.max_error == max_error]
         return found[0] if found else ShareAt(max_error=max_error, share=0.0, low=0.0, high=0.0)
+
+    def can_show(self, max_error: float) -> bool:
+        """Return True if there are enough rows to show a limit at 95 %, were all of them right."""
+        return (1 - max_error) ** self.n_certifying <= _LEVEL
 
     def can_move(self, max_error: float) -> bool:
         """Return True if a share above 0 is expected at a limit."""
@@ -78,7 +85,7 @@ def foretell(
     left = [min(1.0, max(one, floor)) for one in errors_left]
     shares = tuple(_share_at(held_out, limit, n_certifying, in_format, left) for limit in LIMITS)
     agreement = wilson(int(held_out.right.sum()), len(held_out.right))
-    return Outlook(agreement=agreement, shares=shares)
+    return Outlook(agreement=agreement, shares=shares, n_certifying=n_certifying)
 
 
 def _share_at(
