@@ -84,7 +84,7 @@ def read_answer(route: str, response: dict[str, Any]) -> Answer | None:
     """Return what a response answers; None where it holds no answer, as an error does not."""
     if is_decision(route):
         label = read_label(route, response)
-        return Answer(label.text, (), "refusal" if label.refused else "stop") if label else None
+        return None if label is None else Answer(label, (), "stop" if label else "refusal")
     if route.endswith("/responses"):
         return _responses_answer(response)
     if route.endswith("/messages"):

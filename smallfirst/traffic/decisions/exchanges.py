@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import pydantic
 
@@ -40,13 +40,6 @@ SHAPES: dict[str, Shape] = {openai_shape.ROUTE: openai_shape, systemone_shape.RO
 _SHARED = ("prompt_tokens", "cached_tokens", "completion_tokens", "cost_usd")
 
 
-class Label(NamedTuple):
-    """The label that an answer gives; `refused` where it gives none."""
-
-    text: str
-    refused: bool = False
-
-
 def is_decision(route: str) -> bool:
     """Return whether a route asks typed questions."""
     return route in SHAPES
@@ -69,17 +62,17 @@ def one_question_each(exchanges: Iterable[Exchange]) -> Iterator[Exchange]:
         yield from _split(exchange) if is_decision(exchange.route) else (exchange,)
 
 
-def read_label(route: str, response: dict[str, Any]) -> Label | None:
-    """Return the likeliest label of a response's only answer; None if it has not exactly one."""
+def read_label(route: str, response: dict[str, Any]) -> str | None:
+    """Return the likeliest label of a response's only answer, empty for a refusal; None if it has not exactly one."""
     answers = response.get("answers")
     given = list(answers.values()) if isinstance(answers, dict) else answers
     if route not in SHAPES or not isinstance(given, list) or len(given) != 1 or not isinstance(given[0], dict):
         return None
     answer = given[0]
     if answer.get("type") == "refusal":
-        return Label("", refused=True)
+        return ""
     try:
-        return Label(_label(answer))
+        return _label(answer)
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
 

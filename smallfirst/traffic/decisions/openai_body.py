@@ -15,18 +15,18 @@ MAX_QUESTIONS, MAX_CHOICES, MAX_LEVELS, MAX_IMAGES = 400, 255, 10, 128
 MAX_JSON_LEVELS, MAX_JSON_VALUES, MAX_JSON_BYTES = 32, 10_000, 256 * 1024
 
 
+_Breakpoint = dict[Literal["mode"], Literal["explicit"]] | None
+_Status = Literal["in_progress", "completed", "incomplete"] | None
+
+
 class _Strict(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
-
-
-class _Breakpoint(_Strict):
-    mode: Literal["explicit"]
 
 
 class _Text(_Strict):
     type: Literal["input_text"]
     text: str
-    prompt_cache_breakpoint: _Breakpoint | None = None
+    prompt_cache_breakpoint: _Breakpoint = None
 
 
 class ImagePart(_Strict):
@@ -35,7 +35,7 @@ class ImagePart(_Strict):
     type: Literal["input_image"]
     image_url: Annotated[str, Field(min_length=1)]
     detail: Literal["low", "high", "auto", "original"] | None = None
-    prompt_cache_breakpoint: _Breakpoint | None = None
+    prompt_cache_breakpoint: _Breakpoint = None
 
 
 class JsonPart(_Strict):
@@ -95,7 +95,6 @@ _OwnPart = Annotated[
 ]
 _String = Annotated[str, Tag("<text>")]
 _Content = Annotated[_String | Annotated[list[_Part], Tag("<list>")], Discriminator(_text_or_list)]
-_Status = Literal["in_progress", "completed", "incomplete"] | None
 
 
 class UserMessage(_Strict):

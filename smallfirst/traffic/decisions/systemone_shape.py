@@ -113,15 +113,14 @@ def with_questions(request: DecisionRequest, questions: Sequence[Question], mode
 
 
 def read_response(response: dict[str, Any], questions: Sequence[Question]) -> list[Verdict]:
-    """Return the verdict on each question, found by its name, or by `q` and its number.
+    """Return the verdict on each question, found by its name, or by `q` and its number if it came in another shape.
 
     Raise ValueError where an answer is missing or has another form.
     """
     answers = response.get("answers")
     if not isinstance(answers, dict) or len(answers) != len(questions):
         raise ValueError(f"{len(questions)} answers expected")
-    named = all(question.name in answers for question in questions)
-    keys = [question.name if named else f"q{i}" for i, question in enumerate(questions)]
+    keys = [question.name if _is_own(question) else f"q{i}" for i, question in enumerate(questions)]
     return [_verdict(answers.get(key), question) for key, question in zip(keys, questions, strict=True)]
 
 
@@ -167,6 +166,10 @@ def _level(content: Any) -> Option:
         if content.keys() <= {"label", "description"}:
             return Option(content["label"], description, content["label"])
     return Option(as_text(content), value=as_text(content))
+
+
+def _is_own(question: Question) -> bool:
+    return question.raw["type"] == "noul" or "criteria" in question.raw
 
 
 def _written(question: Question) -> dict[str, Any]:

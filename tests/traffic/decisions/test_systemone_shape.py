@@ -91,8 +91,8 @@ def test_questions_of_openais_shape_are_written_and_answered_in_their_order():
             "model": "m",
             "input": [{"role": "user", "content": "Late"}],
             "questions": [
-                {"type": "predicate", "instructions": "It is late."},
-                {"type": "choice", "instructions": "Paid?", "choices": [{"value": False}, {"value": "n"}]},
+                {"type": "predicate", "name": "q1", "instructions": "It is late."},
+                {"type": "choice", "name": "q0", "instructions": "Paid?", "choices": [{"value": False}, {"value": "n"}]},
                 {"type": "score", "instructions": "?", "levels": [{"label": "a", "description": "b"}, {"label": "c"}]},
             ],
         }
@@ -115,6 +115,6 @@ def test_questions_of_openais_shape_are_written_and_answered_in_their_order():
     }
     verdicts = systemone_shape.read_response(response, asked.questions)
     answers = openai_shape.write_response("m", asked.questions, verdicts, Usage())["answers"]
-    assert answers[0] == {"type": "predicate", "name": None, "probability": 0.5}
+    assert answers[0] == {"type": "predicate", "name": "q1", "probability": 0.5}
     assert answers[1]["choice"] is False
     assert answers[2]["probabilities"][0] == {"value": 0, "label": "a", "probability": 0.0}
