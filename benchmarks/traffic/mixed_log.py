@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.traffic import wordings
 from benchmarks.traffic.cases import TASKS, Case, Kind, Recorded, TaskCases, conversations, open_prompts, wrong
+from benchmarks.traffic.wording import Turns, Use
 from smallfirst.traffic.exchange import Exchange
 
 START = datetime(2026, 10, 1, tzinfo=UTC)
@@ -150,9 +151,7 @@ def _drawn(cases: Sequence[Case], n: int, rng: random.Random) -> list[Case]:
     return drawn
 
 
-def _task_entry(
-    task: TaskCases, use: wordings.Use, pattern: wordings.Turns, model: str, case: Case, rng: random.Random
-) -> Entry:
+def _task_entry(task: TaskCases, use: Use, pattern: Turns, model: str, case: Case, rng: random.Random) -> Entry:
     at = _at(rng, use.since, use.until)
     slots = _slots(task, use, case, at, rng)
     used = {name: slots[name] for _, text in pattern for name in _SLOT.findall(text)}
@@ -168,7 +167,7 @@ def _task_entry(
     return Entry(exchange, truth)
 
 
-def _slots(task: TaskCases, use: wordings.Use, case: Case, at: datetime, rng: random.Random) -> dict[str, str]:
+def _slots(task: TaskCases, use: Use, case: Case, at: datetime, rng: random.Random) -> dict[str, str]:
     form = wordings.DATE_FORMS[zlib.crc32(f"{use.task}{use.frame}".encode()) % len(wordings.DATE_FORMS)]
     slots = dict(case.fields)
     slots |= {f"{name}_json": json.dumps(text, ensure_ascii=False)[1:-1] for name, text in case.fields.items()}
@@ -218,7 +217,7 @@ def _written(answer: str, value: Any, task: TaskCases) -> tuple[str, str]:
     return (f"```json\n{text}\n```" if answer == "fence" else text), ""
 
 
-def _tools(use: wordings.Use, task: TaskCases) -> dict[str, Any]:
+def _tools(use: Use, task: TaskCases) -> dict[str, Any]:
     if use.answer != "tool":
         return {}
     fields = {"answer": {"type": "string", "enum": list(task.labels)}} if task.labels else {}
@@ -303,7 +302,7 @@ def open_prompts_with_answers() -> list[tuple[str, str]]:
 
 
 def _exchange(
-    turns: wordings.Turns,
+    turns: Turns,
     answer: str,
     tool: str,
     model: str,

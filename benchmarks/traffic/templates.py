@@ -3,7 +3,7 @@
     python -m benchmarks.traffic.templates measure METHOD COLLECTION SEED RESULTS.jsonl
     python -m benchmarks.traffic.templates page RESULTS.jsonl
 
-METHOD is ours, drain, drain_masked, slmify_steps or slmify; COLLECTION is development, report, noise or acme (the log
+METHOD is ours, drain, drain_masked, slmify_steps or slmify; COLLECTION is development, report, unseen, noise or acme (the log
 that slmify brings along, with its labels). `measure` adds a line to RESULTS.jsonl, `page` writes the section
 "Templates" of benchmarks/results/discovery.md from it. The peers, installed apart: `drain3` 0.9.11, `slmify` 0.2.0.
 """
@@ -45,6 +45,7 @@ TITLES = {
 COLLECTIONS = {
     "report": "24,000 requests, wordings that nothing was tuned on",
     "development": "24,000 requests, the wordings that the miner was developed on",
+    "unseen": "24,000 requests, wordings written after the miner was finished and run once",
     "acme": "4,500 requests, the log that slmify brings along (15 labelled tasks, written by its authors)",
     "noise": "7,500 requests of no task",
 }

@@ -1,37 +1,20 @@
-"""Prompts of applications for the tasks of `cases`: two collections that share no wording.
+"""Prompts of applications for the tasks of `cases`: three collections that share no wording.
 
-`development` is what a method may be tuned on; `report` is what is reported. `<<name>>` is a slot.
+`development` is what a method may be tuned on, `report` is what is reported; `unseen` was written later still and is
+run once. `<<name>>` is a slot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+
+from benchmarks.traffic.wording import Frame, Shots, Turns, Use
+from benchmarks.traffic.wordings_unseen import UNSEEN, UNSEEN_FRAMES, UNSEEN_USES
 
 DATE_FORMS = ("%Y-%m-%d", "%d %B %Y", "%A, %B %d, %Y")
-COLLECTIONS = ("development", "report")
+COLLECTIONS = ("development", "report", "unseen")
 INPUT = {"pubmedqa": ("question", "context"), "xquad": ("question", "context")}
 """Fields of a case where there are several; else it is `text`."""
-
-
-class Use(NamedTuple):
-    """One wording in use: an instruction in a frame, an answer format, and when."""
-
-    task: str
-    frame: str
-    version: int
-    """Of the instruction: 1 or 2."""
-    answer: str
-    """label, frame, json, compact, indent, fence, tool or text."""
-    since: float = 0.0
-    """Share of the month that has passed when it comes into use."""
-    until: float = 1.0
-    weight: float = 1.0
-
-
-Turns = list[tuple[str, str]]
-Shots = Sequence[tuple[str, str]]
-Frame = Callable[[str, tuple[str, ...], Shots], Turns]
 
 # Instructions: {lines}, {commas} and {pipes} are the labels.
 DEVELOPMENT: dict[str, tuple[str, str]] = {
@@ -312,8 +295,8 @@ REPORT_USES = (
     Use("medquad", "persona", 2, "text", since=0.5),
     Use("medquad", "numbered", 1, "text"),
 )
-USES = {"development": DEVELOPMENT_USES, "report": REPORT_USES}
-INSTRUCTIONS = {"development": DEVELOPMENT, "report": REPORT}
+USES = {"development": DEVELOPMENT_USES, "report": REPORT_USES, "unseen": UNSEEN_USES}
+INSTRUCTIONS = {"development": DEVELOPMENT, "report": REPORT, "unseen": UNSEEN}
 
 
 def instruction(collection: str, use: Use, labels: Sequence[str]) -> str:
@@ -326,6 +309,8 @@ def instruction(collection: str, use: Use, labels: Sequence[str]) -> str:
 
 def turns(collection: str, use: Use, labels: Sequence[str], shots: Shots) -> Turns:
     """Return the messages of a wording, as role and text with slots; shots are examples as (case, answer)."""
-    found = FRAMES[use.frame](instruction(collection, use, labels), INPUT.get(use.task, ("text",)), shots)
+    found = (FRAMES | UNSEEN_FRAMES)[use.frame](
+        instruction(collection, use, labels), INPUT.get(use.task, ("text",)), shots
+    )
     noun = NOUNS.get(use.task)
     return [(role, text.replace("Message: <<text>>", f"{noun}: <<text>>") if noun else text) for role, text in found]

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-_TOKEN = re.compile(r"[^\W_]+|\s+|[\W_]")
+_TOKEN = re.compile(r"[^\W_]+|\n+|[^\S\n]+|[\W_]")
 _DAYS = "monday tuesday wednesday thursday friday saturday sunday mon tue wed thu fri sat sun"
 _MONTHS = "january february march april may june july august september october november december"
 _SHORT_MONTHS = "jan feb mar apr jun jul aug sep sept oct nov dec"
@@ -15,9 +15,10 @@ _CALENDAR = frozenset(f"{_DAYS} {_MONTHS} {_SHORT_MONTHS}".split())
 _FOLDED = "\0"
 _NEARLY_ALL = 0.99
 _LEAST_CHARACTERS = 8
-_MARK = re.compile(r'[:\n"`<>\[\](){}#=|]')
-_AFTER_MARK = re.compile(r'.*[:\n"`<>\[\](){}#=|]\s*', re.DOTALL)
-_BEFORE_MARK = re.compile(r'[^\n"`<>\[\](){}#=|]*(?=[\n"`<>\[\](){}#=|])')
+_MARKS = re.escape('\n"`<>[](){}#=|„“”«»')
+_MARK = re.compile(f"[:{_MARKS}]")
+_AFTER_MARK = re.compile(rf".*[:{_MARKS}]\s*", re.DOTALL)
+_CASE_END = re.compile(rf"[\w \t.?!,;']*(?=[{_MARKS}]|->|$)")
 _JOINTS = frozenset("-/.,: ")
 _LOOKED_AT = 50
 _MOST_WORDS_OF_A_CASE = 2
@@ -34,6 +35,11 @@ def tokens(text: str) -> list[str]:
 def varies_by_nature(token: str) -> bool:
     """True for what dates, times, numbers and ids are made of: anything with a digit, names of days and months."""
     return token.lower() in _CALENDAR if token.isalpha() else any(map(str.isdigit, token))
+
+
+def has_mark(text: str) -> bool:
+    """True if something in a text sets parts of it apart, such as a colon, a line break, quotes or brackets."""
+    return _MARK.search(text) is not None
 
 
 def values_between(pieces: Sequence[str], text: str) -> tuple[str, ...] | None:
@@ -99,7 +105,7 @@ def _unfolded(pieces: Sequence[str], folded: Sequence[tuple[str, list[str]]]) ->
 # Three passes: long runs of words, short ones with a mark such as a colon, paragraph breaks.
 _PASSES: tuple[tuple[int, Wanted], ...] = (
     (5, lambda run: len(run.replace(_FOLDED, "0000").strip()) >= _LEAST_CHARACTERS and any(map(str.isalpha, run))),
-    (3, lambda run: bool(_MARK.search(run)) and any(map(str.isalpha, run))),
+    (3, lambda run: has_mark(run) and any(map(str.isalpha, run))),
     (1, lambda run: run.count("\n") >= 2),
 )
 
@@ -231,7 +237,7 @@ def _joined(pieces: list[str], texts: Sequence[str]) -> tuple[str, ...]:
 
 def _without_silent(pieces: Sequence[str]) -> list[str]:
     """Return the pieces without inner ones that only join the parts of a date or number."""
-    inner = [piece for piece in pieces[1:-1] if not _JOINTS.issuperset(piece)]
+    inner = [piece for piece in pieces[1:-1] if ": " in piece or not _JOINTS.issuperset(piece)]
     return [pieces[0], *inner, pieces[-1]]
 
 
@@ -266,8 +272,6 @@ def _without_case_after(piece: str) -> str:
 
 def _without_case_before(piece: str) -> str:
     """Return a piece after a slot without the words and the full stop that all cases end with."""
-    before = _BEFORE_MARK.match(piece)
-    end = before.group() if before else piece
-    if 0 < len(end.split()) <= _MOST_WORDS_OF_A_CASE and ":" not in end:
-        return piece[len(end.rstrip()) :] if before else ""
-    return piece
+    found = _CASE_END.match(piece)
+    end = found.group() if found else ""
+    return piece[len(end.rstrip()) :] if 0 < len(end.split()) <= _MOST_WORDS_OF_A_CASE else piece

@@ -19,14 +19,16 @@ class Conversations:
         self._by_system: Counter[int] = Counter()
         self._continued: Counter[int] = Counter()
 
-    def note(self, prompt: Prompt) -> None:
-        """Take a request: it continues an earlier one if this one's turns, an answer and a question follow it."""
+    def note(self, prompt: Prompt) -> bool:
+        """Take a request; return True if it is an earlier one with its answer and another question after it."""
         turns = prompt.turns
+        continues = len(turns) > 2 and hash(turns[:-2]) in self._asked
         if turns[0].role == "system":
             system = hash(turns[0])
             self._by_system[system] += 1
-            self._continued[system] += len(turns) > 3 and hash(turns[:-2]) in self._asked
+            self._continued[system] += continues
         self._asked.add(hash(turns))
+        return continues
 
     def starts_them(self, template: Template) -> bool:
         """True for a constant system prompt with whatever the user says, where requests continue earlier ones."""

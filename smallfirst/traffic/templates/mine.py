@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
-from smallfirst.data.importers.constant_text import constant_pieces, tokens
+from smallfirst.data.importers.constant_text import constant_pieces, has_mark, tokens
 from smallfirst.records import Record
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.messages import Prompt, read_prompt
@@ -39,8 +39,8 @@ _STOCK = re.compile(r"\s*you are (?:a|an) [\w, ]{0,60}assistant\W*", re.IGNORECA
 """A system prompt that gives no instruction."""
 _LONG = 60
 """Characters of constant text that need no mark, such as a colon, between them and the case."""
-_MARKS = ':\n"`<>[](){}#=|'
-_FOLLOW, _DIFFERENT = 0.9, 0.02
+_FOLLOW, _CONTINUE = 0.9, 0.5
+_LEAST_CASES = 5
 _MOST_ROUNDS = 4
 
 
@@ -66,6 +66,8 @@ class _Asked(NamedTuple):
     id: str
     at: datetime
     prompt: Prompt
+    continues: bool
+    """True if it continues an earlier request."""
 
 
 class _Shape(NamedTuple):
@@ -85,9 +87,11 @@ class _Found:
     values: list[tuple[str, ...]] = field(default_factory=list)
     first: datetime | None = None
     last: datetime | None = None
+    n_continuing: int = 0
 
     def add(self, asked: _Asked, values: tuple[str, ...]) -> None:
         self.members.append(asked.id)
+        self.n_continuing += asked.continues
         self.first = min(self.first or asked.at, asked.at)
         self.last = max(self.last or asked.at, asked.at)
         if len(self.values) < _DESCRIBED:
@@ -117,10 +121,10 @@ class Miner:
 
     def add(self, request_id: str, at: datetime, prompt: Prompt) -> None:
         """Take a request; prompts with images and those of agents that report what a tool returned are passed over."""
-        self._conversations.note(prompt)
+        continues = self._conversations.note(prompt)
         if prompt.has_media or any(turn.role == "tool" for turn in prompt.turns):
             return
-        asked = _Asked(request_id, at, prompt)
+        asked = _Asked(request_id, at, prompt, continues)
         if not self._match(asked):
             self._pool.append(asked)
             if len(self._pool) >= _POOL:
@@ -197,7 +201,7 @@ class Miner:
     def _is_template(self, found: _Found) -> bool:
         """True unless it has too few requests or cases, or is the system prompt of an assistant to converse with."""
         n = len(found.members)
-        if n < self.min_requests or len(set(found.values)) < max(10, _DIFFERENT * len(found.values)):
+        if n < self.min_requests or len(set(found.values)) < _LEAST_CASES or found.n_continuing > _CONTINUE * n:
             return False
         roles = [turn.role for turn in found.template.turns for _ in range(turn.text.n_slots)]
         for role, column in zip(roles, zip(*found.values, strict=True), strict=True):
@@ -235,10 +239,7 @@ def is_constant_enough(template: Template) -> bool:
         return False
     if len(template.turns) > 1 or _constant_characters(template) >= _LONG:
         return True
-    edges = [piece for turn in template.turns for piece in turn.text.pieces]
-    return any(piece.rstrip(" ")[-1:] in _MARKS for piece in edges[:-1] if piece.strip()) or any(
-        piece[:1] in _MARKS for piece in edges[1:] if piece.strip()
-    )
+    return any(map(has_mark, pieces))
 
 
 def _constant_characters(template: Template) -> int:

@@ -9,7 +9,7 @@ from datetime import datetime
 from itertools import pairwise
 from typing import TypeVar
 
-from smallfirst.data.importers.constant_text import tokens, varies_by_nature
+from smallfirst.data.importers.constant_text import has_mark, tokens, varies_by_nature
 from smallfirst.traffic.templates.template import Template
 
 K = TypeVar("K")
@@ -20,7 +20,6 @@ _LEAST_REPLACED = 3
 _OVERLAP = 0.02
 _BEGIN = re.compile(r"[<\[#*]*[A-Za-z][\w -]{0,30}[>\]:=*]+\s*")
 _END = re.compile(r"\n[<\[#*/]*[A-Za-z][\w -]{0,30}[>\]:=*]+\s*$")
-_MARKS = ':\n"`<>[](){}#=|'
 
 
 def versions(
@@ -38,7 +37,7 @@ def versions(
             if all(map(_is_number, groups)):
                 continue
             times = [[at[k] for k in group] for group in groups.values()]
-            in_sentence = around[i].rstrip(" ")[-1:] not in _MARKS and bool(around[i].strip())
+            in_sentence = bool(around[i].strip()) and not has_mark(around[i].rstrip(" ")[-1:])
             is_frequent = all(len(group) >= max(least, _LEAST_SHARE * len(column)) for group in groups.values())
             if (in_sentence and is_frequent) or _replace_each_other(times):
                 return list(groups.values())

@@ -23,6 +23,8 @@ CASES = [f"{' '.join(RNG.choices(WORDS.split(), k=RNG.randint(4, 12)))} {i % 7}?
         ('File this under one of the labels: """', '"""'),
         ("You are a clerk. Read {this} and answer [a|b]:\n<case>\n", "\n</case>\nAnswer:"),
         ("Sort it.\n\nInput: card lost\nOutput: cards\n\nInput: fee?\nOutput: fees\n\nInput: ", "\nOutput:"),
+        ("Sort it.\n###\ncard lost -> cards\n", " ->"),
+        ("Was ist gemeint? Nachricht: „", "“"),
         ("Labels:\n- card not working\n- top up not working\n- card lost\n- top up lost\n\nText: ", ""),
     ],
 )

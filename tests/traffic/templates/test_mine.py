@@ -67,6 +67,22 @@ def test_a_template_that_begins_late_is_found_in_a_long_log(monkeypatch):
     assert [one.n for one in miner.templates()] == [401, 199]
 
 
+def test_what_continues_an_earlier_request_is_a_conversation():
+    log = []
+    for i in range(0, 80, 2):
+        asked = (("system", SORT), ("user", f"Ticket {i}: {case()}"))
+        log.append(exchange(i, *asked))
+        log.append(exchange(i + 1, *asked, ("assistant", "Happy to help. What else?"), ("user", f"Also: {case()}")))
+    assert [(one.n, len(one.template.turns)) for one in mine(log)] == [(40, 2)]
+
+
+def test_few_cases_asked_often_are_a_task():
+    cases = [case() for _ in range(8)]
+    assert [one.n for one in mine([exchange(i, ("system", SORT), ("user", RNG.choice(cases))) for i in range(60)])] == [
+        60
+    ]
+
+
 def test_images_and_agents_are_passed_over():
     picture = {"type": "image_url", "image_url": {"url": "data:"}}
     log = [exchange(i, ("system", SORT), ("user", [{"type": "text", "text": case()}, picture])) for i in range(30)]
