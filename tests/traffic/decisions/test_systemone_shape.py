@@ -92,7 +92,7 @@ def test_questions_of_openais_shape_are_written_and_answered_in_their_order():
             "input": [{"role": "user", "content": "Late"}],
             "questions": [
                 {"type": "predicate", "name": "q1", "instructions": "It is late."},
-                {"type": "choice", "name": "q0", "instructions": "Paid?", "choices": [{"value": False}, {"value": "n"}]},
+                {"type": "choice", "name": "q0", "instructions": "?", "choices": [{"value": False}, {"value": "n"}]},
                 {"type": "score", "instructions": "?", "levels": [{"label": "a", "description": "b"}, {"label": "c"}]},
             ],
         }
@@ -102,7 +102,7 @@ def test_questions_of_openais_shape_are_written_and_answered_in_their_order():
         "state": "Late",
         "questions": {
             "q0": {"type": "noul", "instructions": "It is late."},
-            "q1": {"type": "choice", "instructions": "Paid?", "criteria": {"false": None, "n": None}},
+            "q1": {"type": "choice", "instructions": "?", "criteria": {"false": None, "n": None}},
             "q2": {"type": "score", "instructions": "?", "criteria": ["a: b", "c"]},
         },
     }
