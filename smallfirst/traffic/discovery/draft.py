@@ -214,9 +214,9 @@ def _task_yaml(task: RecurringTask, settings: dict[str, Any], files: Sequence[st
 
 
 def _about(task: RecurringTask) -> str:
-    """Return the instruction of the largest wording on one line, without slots."""
+    """Return the instruction of the largest wording on one line, slots as "…"."""
     turns = task.largest.template.template.turns
-    text = " ".join(piece for turn in turns if turn.role != "assistant" for piece in turn.text.pieces)
+    text = " ".join("…".join(turn.text.pieces) for turn in turns if turn.role != "assistant")
     line = " ".join(text.split())
     return line if len(line) <= _MOST_ABOUT else f"{line[:_MOST_ABOUT].rsplit(' ', 1)[0]} …"
 

@@ -37,7 +37,7 @@ class ShareAt(Record):
     share: float
     """Of the task's requests, in [0, 1]."""
     low: float
-    """Lower end of the 95 % interval: the cheap model goes live, on few lucky calibration rows."""
+    """Lower end of the 95 % interval: the cheap model, on unlucky calibration rows."""
     high: float
     """Upper end: the model of a run makes as few errors as are possible."""
 
@@ -62,10 +62,6 @@ class Outlook(Record):
     def can_show(self, max_error: float) -> bool:
         """Return True if there are enough rows to show a limit at 95 %, were all of them right."""
         return (1 - max_error) ** self.n_certifying <= _LEVEL
-
-    def can_move(self, max_error: float) -> bool:
-        """Return True if a share above 0 is expected at a limit."""
-        return self.at(max_error).share > 0
 
 
 def foretell(

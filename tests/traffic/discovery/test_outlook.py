@@ -23,7 +23,7 @@ def test_what_is_right_where_it_is_sure_can_move() -> None:
 
 def test_chance_cannot_move() -> None:
     found = foretell(held_out(1000, 0.4, 0.4), n_certifying=500)
-    assert not found.can_move(0.05)
+    assert found.at(0.05).share == 0
     assert found.at(0.1).high < 0.05
 
 
@@ -47,4 +47,4 @@ def test_no_model_agrees_more_than_the_large_one_with_itself() -> None:
 
 def test_without_an_outlook_nothing_moves() -> None:
     assert Outlook(why="open text").at(0.05).high == 0
-    assert not Outlook().can_move(0.05)
+    assert not Outlook().can_show(0.05)
