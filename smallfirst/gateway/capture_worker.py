@@ -22,7 +22,7 @@ from smallfirst.errors import SmallfirstError
 from smallfirst.gateway.assembly import is_stream, read_response
 from smallfirst.gateway.capture import FRAME, WorkerOrder
 from smallfirst.gateway.ring import Ring
-from smallfirst.traffic.billing import cost_usd, read_usage
+from smallfirst.traffic.billing import billed, read_usage
 from smallfirst.traffic.capture_store import CaptureStore, CaptureUnavailable
 from smallfirst.traffic.exchange import Exchange
 
@@ -51,18 +51,16 @@ def read_entry(entry: bytes, order: WorkerOrder) -> Exchange | None:
         return None
     usage, model, answered_by = read_usage(response), _text(request.get("model")), _text(response.get("model"))
     address = order.addresses.get(facts["upstream"])
-    return Exchange(
+    exchange = Exchange(
         **{**facts, "at": datetime.fromtimestamp(facts["at"], UTC)},
         request=request,
         response=response,
         model=model,
         answered_by=answered_by,
         streamed=is_stream(headers),
-        prompt_tokens=usage.prompt_tokens,
-        cached_tokens=usage.cached_tokens,
-        completion_tokens=usage.completion_tokens,
-        cost_usd=cost_usd(order.prices, (answered_by, model), usage, api_url=address),
+        **usage._asdict(),
     )
+    return billed(exchange, order.prices, api_url=address)
 
 
 class Worker:

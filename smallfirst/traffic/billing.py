@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from smallfirst.errors import PriceUnknown
+from smallfirst.models.usage import BYTES_PER_TOKEN
 from smallfirst.pricing import PriceBook
+from smallfirst.traffic.exchange import Exchange
+from smallfirst.traffic.messages import read_answer, read_prompt
 
 
 class Usage(NamedTuple):
@@ -32,6 +36,32 @@ def read_usage(response: dict[str, Any]) -> Usage:
         cached = cached if apart[0] is None else apart[0]
         prompt += sum(n or 0 for n in apart)
     return Usage(prompt, cached, completion)
+
+
+def estimate_usage(route: str, request: dict[str, Any], response: dict[str, Any]) -> Usage:
+    """Return tokens estimated from the texts, BYTES_PER_TOKEN each; nothing where there is more than text, or none."""
+    prompt, answer = read_prompt(route, request), read_answer(route, response)
+    if prompt is None or answer is None or prompt.has_media:
+        return Usage()
+    asked = "".join((prompt.tools, prompt.response_format, *(turn.text for turn in prompt.turns)))
+    said = "".join((answer.text, *(call.arguments for call in answer.tool_calls)))
+    return Usage(_tokens(asked), None, _tokens(said))
+
+
+def _tokens(text: str) -> int:
+    return math.ceil(len(text.encode("utf-8", "replace")) / BYTES_PER_TOKEN)
+
+
+def billed(exchange: Exchange, prices: PriceBook, *, api_url: str | None = None) -> Exchange:
+    """Return the exchange with what its bill leaves out: the cost by `prices`, and the tokens by an estimate."""
+    usage, estimated = Usage(exchange.prompt_tokens, exchange.cached_tokens, exchange.completion_tokens), False
+    if usage.prompt_tokens is None and usage.completion_tokens is None:
+        usage = estimate_usage(exchange.route, exchange.request, exchange.response)
+        estimated = usage != Usage()
+    changes: dict[str, Any] = {**usage._asdict(), "estimated": estimated}
+    if exchange.cost_usd is None:
+        changes["cost_usd"] = cost_usd(prices, (exchange.answered_by, exchange.model), usage, api_url=api_url)
+    return exchange.model_copy(update=changes)
 
 
 def cost_usd(prices: PriceBook, models: tuple[str, ...], usage: Usage, *, api_url: str | None = None) -> float | None:

@@ -43,6 +43,9 @@ class Exchange(Record):
     """As the response bills them, reasoning included."""
     cost_usd: float | None = None
     """What the answer cost; None where no price is known."""
+    estimated: bool = False
+    """True if tokens and cost are estimated from the texts: a stream has no usage unless `stream_options` asks for it.
+    """
     latency_ms: float | None = None
     """From the request to the last byte."""
     first_token_ms: float | None = None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from smallfirst.pricing import PriceBook, TokenPrice
-from smallfirst.traffic.billing import Usage, cost_usd, read_usage, whole
+from smallfirst.traffic.billing import Usage, billed, cost_usd, read_usage, whole
+from smallfirst.traffic.exchange import Exchange
 
 PRICES = PriceBook(tokens={"mine": TokenPrice(input_usd_per_mtok=1.0, output_usd_per_mtok=10.0)})
 
@@ -40,6 +41,29 @@ def test_the_first_name_with_a_price_gives_it():
     assert cost_usd(PRICES, ("mine-2026-11", "mine"), usage) == pytest.approx(2.0)
     assert cost_usd(PRICES, ("nobody-sells-this",), usage) is None
     assert cost_usd(PRICES, ("mine",), Usage()) is None
+
+
+def exchange(**more):
+    request = {"messages": [{"role": "user", "content": "x" * 40}]}
+    response = {"choices": [{"message": {"content": "abcde"}}]}
+    return Exchange(id="1", at="2026-11-27T00:00:00Z", request=request, response=response, model="mine", **more)
+
+
+def test_what_a_stream_does_not_say_is_estimated_and_said_to_be():
+    found = billed(exchange(), PRICES)
+    assert (found.prompt_tokens, found.completion_tokens, found.estimated) == (10, 2, True)
+    assert found.cost_usd == pytest.approx(10e-6 + 20e-6)
+    assert billed(exchange(cost_usd=0.5), PRICES).cost_usd == 0.5
+    told = billed(exchange(prompt_tokens=7), PRICES)
+    assert (told.prompt_tokens, told.estimated, told.cost_usd) == (7, False, pytest.approx(7e-6))
+
+
+def test_an_image_is_not_estimated():
+    content = [{"type": "image_url", "image_url": {"url": "data:"}}]
+    found = billed(
+        exchange().model_copy(update={"request": {"messages": [{"role": "user", "content": content}]}}), PRICES
+    )
+    assert (found.prompt_tokens, found.cost_usd, found.estimated) == (None, None, False)
 
 
 def test_numbers_in_tables():

@@ -10,7 +10,7 @@ from smallfirst.errors import Problem
 from smallfirst.extensions import Registry
 from smallfirst.pricing import PriceBook
 from smallfirst.records import fingerprint
-from smallfirst.traffic.billing import Usage, cost_usd
+from smallfirst.traffic.billing import billed
 from smallfirst.traffic.bodies import kept_body
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.logs.entry import NO_TIME, LogReader
@@ -117,16 +117,13 @@ class _Reading:
                 return None
             id = f"{id}#{one.source}"  # one id for several
         self._seen[id] = content
-        usage = Usage(one.prompt_tokens, one.cached_tokens, one.completion_tokens)
-        cost = cost_usd(self._prices, (one.answered_by, one.model), usage) if one.cost_usd is None else one.cost_usd
         timed = one.at != NO_TIME
         line = int(one.source.rpartition(":")[2] or 0)
         changes = {
             "id": id,
             "at": one.at if timed else self._file_time + timedelta(milliseconds=line),
             "timed": timed,
-            "cost_usd": cost,
             "request": request,
             "response": response,
         }
-        return one.model_copy(update=changes)
+        return billed(one.model_copy(update=changes), self._prices)
