@@ -10,7 +10,7 @@ import numpy as np
 from smallfirst.models.encoder.sentence_encoder import open_encoder
 
 NEAR = 0.6
-"""Cosine similarity from which two cases with the same recorded answer count as the same mistake or the same success."""
+"""Cosine similarity from which two cases with the same recorded answer count as one mistake or one success."""
 _AT_ONCE = 256
 
 

@@ -52,8 +52,8 @@ class TakeOver(Record):
         check = source.format_check if source else None
         if check is not None and not check.is_exact:
             raise ConfigError(
-                f"{self.task}: {check.n_read - check.n_exact} of {check.n_read} recorded answers do not come back byte for "
-                f"byte\n  the large model: {check.recorded}\n  written again:   {check.rendered}",
+                f"{self.task}: {check.n_read - check.n_exact} of {check.n_read} recorded answers do not come back byte "
+                f"for byte\n  the large model: {check.recorded}\n  written again:   {check.rendered}",
                 hint="--accept-format, if the application reads both alike",
             )
 
