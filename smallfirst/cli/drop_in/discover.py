@@ -123,5 +123,5 @@ def _in_words(found: Discovery) -> list[str]:
     rest = [f"no task: {rest.n_requests:,} {rest.what}" for rest in found.rest]
     lines = [*(format_table(rows) if found.tasks else []), *rest, headline(found)]
     if found.problems:
-        lines.append(f"{len(found.problems):,} lines could not be read; the first: {found.problems[0]}")
+        lines.append(f"not readable: {len(found.problems):,} lines of the log, the first {found.problems[0]}")
     return lines

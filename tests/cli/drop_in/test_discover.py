@@ -26,7 +26,7 @@ def test_a_log_becomes_a_report_and_folders(here: Path) -> None:
     (here / "log.jsonl").write_text("\n".join([*lines, "{not JSON", ""]))
     done = call("discover", "log.jsonl", "--out", "found", "--max-error", "0.2")
     assert done.exit_code == 0, done.output
-    assert "1 lines could not be read" in done.stdout
+    assert "not readable: 1 lines of the log, the first log.jsonl:401" in done.stdout
     found = Discovery.load(here / "found" / "discovery.json")
     name = found.tasks[0].name
     assert found.max_error == 0.2
