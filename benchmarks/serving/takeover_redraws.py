@@ -1,0 +1,109 @@
+"""Redraw the rows of the whole way 200 times: is what the certificate promises kept?
+
+    python -m benchmarks.serving.takeover_redraws FOLDER [--draws 200] [--rows 3000]
+
+Each time all 13,083 recorded requests are shuffled: the first ROWS train, choose and certify a linear model on the
+encoder's vectors (the candidate `encoder` on vectors that are computed once), the next 3,000 are live traffic, and all
+that were not learnt from are the truth. Right is what the hosted model answered. FOLDER/redraws-ROWS.json holds a line
+for each draw; takeover_page.py writes the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+
+from benchmarks.serving.takeover_upstream import recorded
+from smallfirst.models.catalog import find_weights
+from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, open_encoder
+from smallfirst.models.linear.classifier import INVERSE_REGULARIZATION
+from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.outcomes import CascadeData
+from smallfirst.routing.certificate.threshold_search import search_cascade
+
+PROMISE = Guarantee(max_error=0.05)
+LIVE = 3_000
+TRAIN, VALIDATION, SELECTION = 0.6, 0.2, 0.2
+"""Shares of the rows that train and validate; share of the validation rows that chooses and does not certify."""
+
+
+def vectors(folder: Path, texts: list[str]) -> np.ndarray:
+    """Return the encoder's vectors (texts, width), computed once and kept in `folder`."""
+    place = folder / "vectors.npy"
+    if not place.exists():
+        encoder = open_encoder(find_weights(DEFAULT_ENCODER))
+        np.save(place, np.concatenate([encoder.embed(texts[i : i + 256]) for i in range(0, len(texts), 256)]))
+    found: np.ndarray = np.load(place, allow_pickle=False)
+    return found
+
+
+def answers(confidence: np.ndarray, right: np.ndarray) -> CascadeData:
+    """Return rows as the certificate reads them; the large model is right by definition."""
+    n = len(right)
+    return CascadeData(
+        names=("small",),
+        confidence=confidence[None, :].astype(float),
+        right=right[None, :],
+        answer=np.full((1, n), None, dtype=object),
+        cost_usd=np.zeros((2, n)),
+        latency_ms=np.zeros((2, n)),
+        asked=np.ones(n, dtype=bool),
+        large_right=np.ones(n, dtype=bool),
+        labels="large",
+    )
+
+
+def draw(x: np.ndarray, said: np.ndarray, rng: np.random.Generator, n_rows: int) -> dict[str, float | bool]:
+    """Learn from the first rows of a new order; return what was kept, and how often it differed."""
+    order = rng.permutation(len(said))
+    rows, rest = order[:n_rows], order[n_rows:]
+    ends = [int(TRAIN * n_rows), int((TRAIN + VALIDATION) * n_rows)]
+    train, validation, test = np.split(rows, ends)
+    model = LogisticRegression(C=INVERSE_REGULARIZATION["encoder"], max_iter=200).fit(x[train], said[train])
+
+    def judged(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        probabilities = model.predict_proba(x[part])
+        return probabilities.max(axis=1), model.classes_[probabilities.argmax(axis=1)] == said[part]
+
+    chooses = rng.random(len(validation)) < SELECTION
+    found = search_cascade(
+        answers(*judged(validation[~chooses])), PROMISE, selection=answers(*judged(validation[chooses]))
+    )
+    threshold = found.thresholds[-1]
+    confidence, right = judged(rest)
+    kept = confidence >= threshold
+    live = kept[:LIVE]
+    return {
+        "issued": bool(threshold <= 1),
+        "share": float(live.mean()),
+        "differs": float((~right[:LIVE][live]).mean()) if live.any() else 0.0,
+        "share_of_all": float(kept.mean()),
+        "differs_of_all": float((~right[kept]).mean()) if kept.any() else 0.0,
+        "agreement_alone": float(right.mean()),
+        "test_rows": len(test),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--draws", type=int, default=200)
+    parser.add_argument("--rows", type=int, default=3_000)
+    arguments = parser.parse_args()
+    rows = recorded("train") + recorded("test")
+    x = vectors(arguments.folder, [row["text"] for row in rows])
+    said = np.array([row["answer"] for row in rows])
+    found = []
+    for number in range(arguments.draws):
+        found.append(draw(x, said, np.random.default_rng(number), arguments.rows))
+        if number % 20 == 19:
+            print(number + 1, json.dumps(found[-1]), flush=True)
+        (arguments.folder / f"redraws-{arguments.rows}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""The upstream of takeover.py: it answers Banking77's messages from the recording, after the recorded time.
+
+    python -m benchmarks.serving.takeover_upstream      # prints its port, then serves until killed
+
+The answer, its bill and its latency are those that deepseek-v4.1-flash gave on 2026-09-26 (hosted_banking77).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import os
+import random
+import uuid
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from benchmarks.paths import ROOT
+
+MODEL = "deepseek-v4.1-flash"
+ASKED = "deepseek-chat"
+Row = dict[str, Any]
+
+
+def recorded(split: str) -> list[Row]:
+    """Return the rows of the recording, in its order."""
+    root = Path(os.environ.get("SMALLFIRST_DATA", ROOT.parent / "shared" / "datasets")) / "hosted_banking77"
+    with gzip.open(root / f"{split}.jsonl.gz", "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def stream(seed: int = 1) -> list[Row]:
+    """Return all rows as they arrive: the training rows in an order drawn by chance, then the test rows likewise."""
+    train, test = recorded("train"), recorded("test")
+    for rows in (train, test):
+        random.Random(seed).shuffle(rows)
+    return train + test
+
+
+def instructions() -> str:
+    """Return the application's prompt: the 77 intents in words, as the recording was made."""
+    names = sorted({row["label"].replace("_", " ") for row in recorded("train")})
+    return (
+        "You classify the messages of an online bank's customers by what they want. Answer with one of these intents, "
+        f"in exactly these words and nothing else:\n{'; '.join(names)}"
+    )
+
+
+def response(row: Row, *, model: str = MODEL, answer: str | None = None) -> Row:
+    """Return a chat completion with the recorded answer and bill."""
+    text = row["answer"] if answer is None else answer
+    message = {"role": "assistant", "content": text, "refusal": None}
+    return {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "object": "chat.completion",
+        "created": 1_790_000_000,
+        "model": model,
+        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}],
+        "usage": {
+            "prompt_tokens": row["prompt_tokens"],
+            "completion_tokens": row["completion_tokens"],
+            "total_tokens": row["prompt_tokens"] + row["completion_tokens"],
+            "prompt_tokens_details": {"cached_tokens": row["cached_tokens"]},
+        },
+    }
+
+
+async def main() -> None:
+    by_text = {row["text"]: row for split in ("train", "test") for row in recorded(split)}
+
+    async def chat(request: web.Request) -> web.Response:
+        body = await request.json()
+        row = by_text[body["messages"][-1]["content"]]
+        await asyncio.sleep(row["latency_ms"] / 1000)
+        return web.json_response(response(row))
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", chat)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    print(runner.addresses[0][1], flush=True)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
