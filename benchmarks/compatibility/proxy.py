@@ -180,7 +180,8 @@ def page(
         "",
         f"{len(direct):,} tests of its resources, directly: {counts}. Through the proxy, which captures meanwhile: "
         f"**{len(other)} outcomes differ**" + (f": {'; '.join(other[:10])}." if other else "."),
-        "The upstream answers each request with a sample of the type that the SDK expects there, so strict validation passes.",
+        "The upstream answers each request with a sample of the type that the SDK expects there, so strict validation passes;"
+        " what fails directly as well misses a field in its sample.",
         "",
         "## Bytes",
         "",

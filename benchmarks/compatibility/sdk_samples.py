@@ -58,7 +58,7 @@ def _first(kinds: tuple[Any, ...], depth: int) -> Any:
 def _of_class(kind: type, depth: int) -> Any:
     if issubclass(kind, pydantic.BaseModel):
         fields = kind.model_fields.items()
-        wanted = [(name, field) for name, field in fields if field.is_required() or name == "data"]
+        wanted = [(name, field) for name, field in fields if field.is_required() or not _may_lack(name, field)]
         return {field.alias or name: sample(field.annotation, depth + 1) for name, field in wanted}
     plain = {str: "string", bool: True, int: 0, float: 0.0, type(None): None}
     if kind in plain:
@@ -66,6 +66,10 @@ def _of_class(kind: type, depth: int) -> Any:
     if issubclass(kind, datetime.datetime):
         return "2019-12-27T18:11:19.117Z"
     return "2019-12-27" if issubclass(kind, datetime.date) else {}
+
+
+def _may_lack(name: str, field: Any) -> bool:
+    return name != "data" and type(None) in typing.get_args(field.annotation)
 
 
 def _answer(request: httpx2.Request) -> httpx2.Response:
