@@ -34,7 +34,8 @@ class MetricThresholds(Record):
     """Thresholds for accuracy and for the task's own metrics."""
 
     accuracy_at_least: Share | None = None
-    """The lower end of the accuracy interval must reach this, in [0, 1]."""
+    """The lower end of the accuracy interval must reach this, in [0, 1]. 1, which no rows can show: no candidate goes
+    live alone, only the part of its requests that a certificate covers."""
     macro_f1_at_least: Share | None = None
     """The lower end of the macro-F1 interval must reach this, in [0, 1]."""
     measures_at_least: dict[str, Share] = {}

@@ -63,6 +63,8 @@ def forecast_gate(project: Project) -> tuple[ThresholdForecast, ...]:
     gate, test = project.file.gate, project.rows.test
     if not test.examples:
         return ()
+    if gate.accuracy_at_least == 1:  # no candidate is meant to go live alone
+        gate = gate.model_copy(update={"accuracy_at_least": None})
     names = [candidate.name for candidate in project_candidates(project) if candidate.promotable]
     level = ConfidenceLevel(min(count_comparisons(names, names[0] if names else None).values(), default=1))
     large = project.file.large

@@ -77,3 +77,7 @@ def test_without_test_rows_nothing_is_forecast(tmp_path: Path) -> None:
     project = project_of(tmp_path)
     rows = project.rows.model_copy(update={"test": project.rows.test.subset("none", ())})
     assert forecast_gate(project._replace(rows=rows)) == ()
+
+
+def test_an_accuracy_of_one_says_that_nothing_goes_live_alone_and_is_no_finding(tmp_path: Path) -> None:
+    assert forecast_gate(project_of(tmp_path, test=60, more="gate: {accuracy_at_least: 1.0}\n")) == ()
