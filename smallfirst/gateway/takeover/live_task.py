@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from smallfirst.deployment.task_deployment import DeployedVersion, TargetVersions, TaskDeployment
-from smallfirst.gateway.takeover.step_back import WordingWatch
+from smallfirst.gateway.takeover.step_back import DraftWatch, WordingWatch
 from smallfirst.gateway.takeover.takeovers import Cause, State, TakeOver
 from smallfirst.gateway.takeover.upstream import Asked, Upstream, audit_of
 from smallfirst.models.protocol import Completion, Route
@@ -57,7 +57,8 @@ class LiveTask:
     ) -> None:
         self.taken, self.source, self.deployed = taken, source, deployed
         self.router = deployed.router
-        self._ledger, self._changed, self._wording = ledger, changed, WordingWatch()
+        self._ledger, self._changed = ledger, changed
+        self._wording, self._drafts = WordingWatch(), DraftWatch()
         self._background: set[asyncio.Task[None]] = set()
 
     @classmethod
@@ -110,6 +111,11 @@ class LiveTask:
         if completion is None:
             return
         if ruling.decision is not None and ruling.decision.model is not None:
+            draft = ruling.decision.draft
+            if draft is not None and self.taken.state == "live":
+                agrees = self.router.auditing.agrees(draft.text, completion.text)
+                if wrong := self._drafts.compared(not agrees):
+                    self.step_back("model", wrong)
             self._note(ruling.asked, await self.router.settle(ruling.decision, completion))
             return
         share = COMPARED_BESIDE if self.taken.live_share else 1.0

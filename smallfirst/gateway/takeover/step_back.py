@@ -1,8 +1,11 @@
-"""What shows that a task is asked in another way than it was learnt: another wording, or one that grew into a slot."""
+"""What shows for nothing that a task is no longer what it was: another wording, or drafts that differ more often."""
 
 from __future__ import annotations
 
 from collections import deque
+
+from smallfirst.stats.intervals import upper_bound
+from smallfirst.stats.sequential import GuaranteeTest
 
 N_RECENT = 40
 """Requests of a task, or like it, that are looked back on."""
@@ -12,6 +15,10 @@ N_SAME = 12
 """Different cases in a row that begin or end alike, from which on the common part counts as wording."""
 MIN_SAME = 16
 """Characters that they have in common."""
+N_USUAL = 400
+"""Compared drafts from which their usual share of differences is taken."""
+FALSE_ALARMS = 0.025
+"""Probability that the usual share is taken for smaller than it is, and that of an alarm while it stays."""
 
 
 class WordingWatch:
@@ -45,6 +52,34 @@ class WordingWatch:
         if len(self._missed) < N_RECENT or n < NEAR_ENOUGH * N_RECENT:
             return ""
         return f"the application's prompt has changed: {n} of the last {N_RECENT} requests follow no known wording"
+
+
+class DraftWatch:
+    """How often drafts that were not sure enough differ from the upstream's answer, which is there anyway.
+
+    The first N_USUAL say what is usual. More differences than their upper bound mean another model behind the same
+    name, or other cases; a test that may be looked at after each one decides.
+    """
+
+    def __init__(self) -> None:
+        self._n = self._n_different = 0
+        self._test: GuaranteeTest | None = None
+        self._usual = 0.0
+
+    def compared(self, differs: bool) -> str:
+        """Add a draft; return what is wrong, in a sentence, or nothing."""
+        if self._test is None:
+            self._n, self._n_different = self._n + 1, self._n_different + differs
+            if self._n == N_USUAL:
+                self._usual = upper_bound(self._n_different, self._n, confidence=1 - FALSE_ALARMS)
+                self._test = GuaranteeTest(min(self._usual, 0.999), 1 - FALSE_ALARMS)
+            return ""
+        self._test.update(differs)
+        if not self._test.rejected:
+            return ""
+        found, usual = f"{self._test.losses:.0f} of {self._test.n}", f"{100 * self._usual:.3g} % at most were usual"
+        why = f"{found} drafts that were not sure enough differ from them, {usual}"
+        return f"the upstream's answers have changed: {why}; evidence {self._test.e_value:.0f} to 1"
 
 
 def _common_beginning(texts: list[str]) -> str:

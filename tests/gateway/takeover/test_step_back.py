@@ -1,8 +1,8 @@
-"""What counts as a changed prompt: requests that miss every wording, and cases that all begin or end alike."""
+"""What counts as a change: requests that miss every wording, cases that begin or end alike, drafts that differ more."""
 
 from __future__ import annotations
 
-from smallfirst.gateway.takeover.step_back import N_RECENT, N_SAME, WordingWatch
+from smallfirst.gateway.takeover.step_back import N_RECENT, N_SAME, N_USUAL, DraftWatch, WordingWatch
 
 
 def test_a_wording_that_nobody_follows_any_more_has_changed():
@@ -35,3 +35,16 @@ def test_instructions_that_grew_into_the_slot_are_noticed():
 def test_the_same_case_again_and_again_is_no_wording():
     watch = WordingWatch()
     assert not any(watch.followed("the very same question again") for _ in range(3 * N_SAME))
+
+
+def test_drafts_that_differ_more_often_than_usual_are_noticed_and_usual_ones_are_not():
+    watch, same = DraftWatch(), DraftWatch()
+    for n in range(N_USUAL):
+        assert not watch.compared(n % 10 < 3)  # 30 %
+        assert not same.compared(n % 10 < 3)
+    assert not any(same.compared(n % 10 < 3) for n in range(2000))
+    after = [watch.compared(n % 2 == 0) for n in range(400)]
+    first = next(i for i, why in enumerate(after) if why)
+    assert first < 250
+    # The upper 97.5 % bound of 120 of 400 is 0.348.
+    assert "34.8 % at most were usual" in after[first]
