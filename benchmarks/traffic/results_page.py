@@ -8,8 +8,8 @@ PAGE = RESULTS / "discovery.md"
 _HEAD = """# What is discovered in traffic
 
 2026-11-27, 2 shared cores (Zen 5), 24 GB, no GPU, Python 3.11, busy with other work. The log is made by
-`benchmarks/traffic/mixed_log.py` from ten public sets: 24,000 requests, 15 % of them noise, 41 wordings of 11 tasks. The wordings of
-the collection `report` are others than those of `development`, on which methods were tuned.
+`benchmarks/traffic/mixed_log.py` from ten public sets: 24,000 requests, 15 % of them noise, 41 wordings of 11 tasks.
+The wordings of the collections `report` and `unseen` are others than those of `development`, on which the miner was developed.
 """
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.traffic.templates measure METHOD COLLECTION SEED RESULTS.jsonl
     python -m benchmarks.traffic.templates page RESULTS.jsonl
 
-METHOD is ours, drain, drain_masked, slmify_steps or slmify; COLLECTION is development, report, unseen, noise or acme (the log
+METHOD is ours, ours_tasks, drain, drain_masked, slmify_steps or slmify; COLLECTION is development, report, unseen, noise or acme (the log
 that slmify brings along, with its labels). `measure` adds a line to RESULTS.jsonl, `page` writes the section
 "Templates" of benchmarks/results/discovery.md from it. The peers, installed apart: `drain3` 0.9.11, `slmify` 0.2.0.
 """
@@ -27,6 +27,8 @@ from sklearn.metrics import homogeneity_completeness_v_measure
 from benchmarks.traffic.mixed_log import mixed_log, noise_log
 from benchmarks.traffic.results_page import write_section
 from smallfirst.stats.intervals import wilson
+from smallfirst.traffic.discovery.cases import read_cases
+from smallfirst.traffic.discovery.tasks import find_tasks
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.messages import read_answer, read_prompt
 from smallfirst.traffic.templates.mine import MIN_REQUESTS, mine
@@ -36,6 +38,7 @@ FOUND = 0.9
 NOISE = "noise"
 CASE_FIELDS = {f"{name}{ending}" for name in ("text", "question", "context") for ending in ("", "_json")}
 TITLES = {
+    "ours_first": "`mine` (ours), the first run on these wordings",
     "ours": "`mine` (ours)",
     "drain": "`drain3`, its defaults",
     "drain_masked": "`slmify`'s miner (`drain3`, values masked, whole prompt)",
@@ -43,10 +46,10 @@ TITLES = {
     "slmify": "`slmify`'s clusters (signatures and both texts' vectors)",
 }
 COLLECTIONS = {
-    "report": "24,000 requests, wordings that nothing was tuned on",
+    "report": "24,000 requests, wordings other than those that the miner was developed on",
     "development": "24,000 requests, the wordings that the miner was developed on",
-    "unseen": "24,000 requests, wordings written after the miner was finished and run once",
-    "acme": "4,500 requests, the log that slmify brings along (15 labelled tasks, written by its authors)",
+    "unseen": "24,000 requests, wordings written after that, in the layouts of public frameworks",
+    "acme": "4,500 requests, the log that slmify brings along (7 labelled groups, one of them conversations; written by its authors)",
     "noise": "7,500 requests of no task",
 }
 
@@ -105,6 +108,15 @@ def by_us(log: Log) -> tuple[list[int], dict[str, Any]]:
             exact += case <= {value.strip() for value in values}
         asked += bool(case)
     return [group.get(e.id, -1) for e in log.exchanges], {"exact_cases": exact, "cases": asked}
+
+
+def by_our_tasks(log: Log) -> tuple[list[int], dict[str, Any]]:
+    """Return the tasks that discovery makes of the templates: wordings with the same answers are one task."""
+    by_id = {case.id: case for case in read_cases(log.exchanges).cases}
+    mined = {one.template: [by_id[member] for member in one.members] for one in mine(log.exchanges)}
+    tasks = find_tasks(mined)
+    group = {case.id: i for i, task in enumerate(tasks) for case, _, _ in task.cases}
+    return [group.get(e.id, -1) for e in log.exchanges], {"kinds": [task.kind for task in tasks]}
 
 
 def _text(exchange: Exchange) -> str:
@@ -184,6 +196,7 @@ def by_slmify(log: Log) -> tuple[list[int], dict[str, Any]]:
 
 METHODS: dict[str, Callable[[Log], tuple[list[int], dict[str, Any]]]] = {
     "ours": by_us,
+    "ours_tasks": by_our_tasks,
     "drain": by_drain,
     "drain_masked": by_masked_drain,
     "slmify_steps": by_slmify_steps,
@@ -199,9 +212,12 @@ def measure(method: str, collection: str, seed: int) -> dict[str, Any]:
     begun = time.process_time()
     groups, more = METHODS[method](log)
     seconds = time.process_time() - begun
-    sizes = Counter(groups)
+    sizes, all_groups = Counter(groups), list(groups)
     groups = [group if sizes[group] >= MIN_REQUESTS else -1 for group in groups]
     truth = list(log.wordings)
+    by_task = [wording.partition("/")[0] for wording in truth]
+    if method == "ours_tasks":
+        truth = by_task
     counts: dict[int, Counter[str]] = defaultdict(Counter)
     for group, wording in zip(groups, truth, strict=True):
         counts[group][wording] += 1
@@ -231,6 +247,8 @@ def measure(method: str, collection: str, seed: int) -> dict[str, Any]:
         "v_tasks": homogeneity_completeness_v_measure([truth[i] for i in kept], [groups[i] for i in kept])[2]
         if kept
         else None,
+        "v_any_size": homogeneity_completeness_v_measure(truth, all_groups)[2],
+        "v_by_task": homogeneity_completeness_v_measure(by_task, groups)[2],
         "seconds": seconds,
         **more,
     }
@@ -238,27 +256,69 @@ def measure(method: str, collection: str, seed: int) -> dict[str, Any]:
 
 # The page
 
+_REMARKS = (
+    "How the miner was developed: on `development`, seed 0. Its first run on `report` found 37 of 41 wordings and cut "
+    "94.7 % of the cases exactly; two faults (a version that begins just before a look was mixed with the old one; words "
+    "between a number and a date were lost) were then removed, so `report` is no longer untouched. `unseen` was written "
+    "after that: its first run found 41 of 41 and cut 84.7 % exactly (`->` and typographic quotes were taken for the "
+    "case's own, and a question that ends with a blank hid the blank line after it); the first run on slmify's log found "
+    "4 of 7 (few cases asked often, and an instruction whose cases all begin alike, were refused). The lines "
+    "without *first run* are after these faults were removed; seeds 2 and 3 draw other requests for the same wordings.",
+    "",
+    "All logs but slmify's were written by the authors of the miner from public sets: the cases are real, the prompts are not. "
+    "On slmify's log the first turn of each conversation is a template of its own here and later turns are none; its "
+    "labels take all turns for one group.",
+    "",
+    "Drain groups by the number of words first, so a case of another length is another group. `slmify` has Drain, the "
+    "system prompt, the tools and the shape of the answer in its signatures and clusters these further by vectors: few "
+    "wordings stay whole.",
+)
+
 
 def page(results: Path) -> None:
     rows = [json.loads(line) for line in results.read_text().splitlines()]
     lines = [
         "A group is right if it holds 90 % of a wording's requests and 90 % of it is that wording; groups of fewer than "
         f"{MIN_REQUESTS} requests count as none. V-measure: over all requests, noise taken for one class and requests in "
-        "no group for one group, and over the requests of tasks alone. Processor seconds on one shared core, medians "
+        "no group for one group, over the requests of tasks alone, and over all requests with groups of any size. Groups, right "
+        "ones and V are medians over seeds; recall is per wording of one log. Case exact: requests of tasks whose slots hold "
+        "the case as it was put in, to the character (white space at its ends aside). Processor seconds on one shared core, medians "
         "over seeds. `slmify` embeds with its own fallback (`hash`), since the weights of its default are not on PyPI.",
     ]
     for collection, title in COLLECTIONS.items():
         chosen = [row for row in rows if row["collection"] == collection]
         if chosen:
             lines += ["", f"**{title}**", "", *_table(chosen)]
+    lines += ["", "**Tasks: wordings with the same answers put together by `discover`**", ""]
+    lines += [
+        "A task is right if its group holds 90 % of its requests and 90 % of the group is of it. V-measure against tasks, "
+        "noise one class; the peers' groups are measured against the same truth.",
+        "",
+        "| log | | seeds | groups | right | recall of tasks | V |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for collection in COLLECTIONS:
+        for method in ("ours_tasks", "slmify_steps", "slmify"):
+            of = [r for r in rows if r["method"] == method and r["collection"] == collection and "v_by_task" in r]
+            if not of or collection == NOISE:
+                continue
+            right, wordings = round(np.mean([row["right"] for row in of])), of[0]["wordings"]
+            ours = method == "ours_tasks"
+            v = np.median([row["v_by_task"] for row in of])
+            lines.append(
+                f"| {collection} | {'`discover` (ours)' if ours else TITLES[method]} | {len(of)} | "
+                f"{np.median([row['groups'] for row in of]):.0f} | {right if ours else '–'} | "
+                f"{wilson(right, wordings) if ours else '–'} | {v:.3f} |"
+            )
     command = "`python -m benchmarks.traffic.templates measure …` for each line, then `… page`"
-    write_section("Templates", command, "\n".join(lines))
+    write_section("Templates", command, "\n".join([*lines, "", *_REMARKS]))
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = [
-        "| | seeds | groups | right | recall of wordings | V all | V tasks | noise in groups | case exact | seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| | seeds | groups | right | recall of wordings | V all | V tasks | V any size | noise in groups | case exact | "
+        "seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for method, title in TITLES.items():
         of = [row for row in rows if row["method"] == method]
@@ -269,15 +329,16 @@ def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
             return sum(row.get(name, 0) for row in of)
 
         def median(name: str, of: Sequence[dict[str, Any]] = of) -> str:
-            values = [row[name] for row in of if row[name] is not None]
+            values = [row[name] for row in of if row.get(name) is not None]
             return f"{np.median(values):.3f}" if values else "–"
 
-        recall = str(wilson(total("right"), total("wordings"))) if total("wordings") else "–"
+        recall = str(wilson(round(total("right") / len(of)), of[0]["wordings"])) if total("wordings") else "–"
         exact = f"{total('exact_cases') / total('cases'):.4f}" if total("cases") else "–"
         noise = f"{total('noise_in_groups'):,} of {total('noise'):,}" if total("noise") else "–"
         lines.append(
-            f"| {title} | {len(of)} | {total('groups')} | {total('right')} | {recall} | {median('v_all')} | "
-            f"{median('v_tasks')} | {noise} | {exact} | {float(median('seconds')):.0f} |"
+            f"| {title} | {len(of)} | {float(median('groups')):.0f} | {float(median('right')):.0f} | {recall} | "
+            f"{median('v_all')} | {median('v_tasks')} | {median('v_any_size')} | {noise} | {exact} | "
+            f"{float(median('seconds')):.0f} |"
         )
     return lines
 
