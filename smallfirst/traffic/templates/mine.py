@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from smallfirst.data.importers.constant_text import constant_pieces, has_mark, tokens
 from smallfirst.records import Record
@@ -27,18 +27,21 @@ from smallfirst.traffic.templates.wordings import wordings
 
 MIN_REQUESTS = 20
 """Fewest requests that must follow a template."""
-_POOL = 12_000
-"""Most requests without a template that are kept at a time."""
+_POOL, _POOL_CHARACTERS = 12_000, 60_000_000
+"""Most requests without a template, and most characters of them, that are kept at a time."""
 _SAMPLE = 4_000
 """Requests of one shape that are looked through together."""
-_ALIGNED = 120
-"""Requests of a wording that are compared word by word."""
-_DESCRIBED = 2_000
+_SAMPLE_CHARACTERS = 12_000_000
+_ALIGNED, _ALIGNED_CHARACTERS = 120, 2_000_000
+"""Requests of a wording that are compared word by word; fewer if they are long."""
+_LEAST_ALIGNED = 20
+_DESCRIBED, _SHOWN = 2_000, 200
 _LEAST_WORDS, _LEAST_CHARACTERS = 4, 20
 _STOCK = re.compile(r"\s*you are (?:a|an) [\w, ]{0,60}assistant\W*", re.IGNORECASE)
 """A system prompt that gives no instruction."""
 _LONG = 60
 """Characters of constant text that need no mark, such as a colon, between them and the case."""
+T = TypeVar("T")
 _FOLLOW, _CONTINUE = 0.9, 0.5
 _LEAST_CASES = 5
 _MOST_ROUNDS = 4
@@ -95,9 +98,9 @@ class _Found:
         self.first = min(self.first or asked.at, asked.at)
         self.last = max(self.last or asked.at, asked.at)
         if len(self.values) < _DESCRIBED:
-            self.values.append(values)
+            self.values.append(_clipped(values))
         elif (i := random.randrange(len(self.members))) < _DESCRIBED:
-            self.values[i] = values
+            self.values[i] = _clipped(values)
 
 
 def mine(exchanges: Iterable[Exchange], *, min_requests: int = MIN_REQUESTS) -> list[MinedTemplate]:
@@ -117,6 +120,7 @@ class Miner:
         self.min_requests = min_requests
         self._found: dict[_Shape, list[_Found]] = defaultdict(list)
         self._pool: list[_Asked] = []
+        self._pool_characters = 0
         self._conversations = Conversations()
 
     def add(self, request_id: str, at: datetime, prompt: Prompt) -> None:
@@ -127,10 +131,13 @@ class Miner:
         asked = _Asked(request_id, at, prompt, continues)
         if not self._match(asked):
             self._pool.append(asked)
-            if len(self._pool) >= _POOL:
+            self._pool_characters += _length(prompt)
+            if len(self._pool) >= _POOL or self._pool_characters >= _POOL_CHARACTERS:
                 self._learn()
                 random.Random(0).shuffle(self._pool)
-                del self._pool[_POOL // 2 :]
+                kept = min(_POOL // 2, len(self._pool) * _POOL_CHARACTERS // (2 * max(self._pool_characters, 1)))
+                del self._pool[kept:]
+                self._pool_characters = sum(_length(one.prompt) for one in self._pool)
 
     def templates(self) -> list[MinedTemplate]:
         """Return the templates found, the most frequent first."""
@@ -176,7 +183,7 @@ class Miner:
         """Yield templates of requests of one shape."""
         if len(group) < self.min_requests:
             return
-        sample = group if len(group) <= _SAMPLE else random.Random(0).sample(group, _SAMPLE)
+        sample = _sample(group, _SAMPLE, _SAMPLE_CHARACTERS // _mean_length([asked.prompt for asked in group]))
         least = max(4, min(self.min_requests // 2, round(self.min_requests * len(sample) / len(group))))
         for members in wordings([asked.prompt for asked in sample], least):
             yield from self._templates_of_wording([sample[i] for i in members], least)
@@ -216,7 +223,7 @@ def _shape(prompt: Prompt) -> _Shape:
 
 def _aligned(prompts: Sequence[Prompt]) -> Template:
     """Return what these prompts share."""
-    sample = prompts if len(prompts) <= _ALIGNED else random.Random(0).sample(prompts, _ALIGNED)
+    sample = _sample(prompts, _ALIGNED, max(_LEAST_ALIGNED, _ALIGNED_CHARACTERS // _mean_length(prompts)))
     turns = tuple(
         TurnPattern(
             role=sample[0].turns[i].role,
@@ -240,6 +247,24 @@ def is_constant_enough(template: Template) -> bool:
     if len(template.turns) > 1 or _constant_characters(template) >= _LONG:
         return True
     return any(map(has_mark, pieces))
+
+
+def _sample(items: Sequence[T], *most: int) -> Sequence[T]:
+    n = min(most)
+    return items if len(items) <= n else random.Random(0).sample(items, n)
+
+
+def _mean_length(prompts: Sequence[Prompt]) -> int:
+    return 1 + sum(map(_length, prompts)) // len(prompts)
+
+
+def _length(prompt: Prompt) -> int:
+    return sum(len(turn.text) for turn in prompt.turns)
+
+
+def _clipped(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the values, long ones as their beginning and a hash."""
+    return tuple(v if len(v) <= _SHOWN else f"{v[:_SHOWN]}… {hash(v) % 10**6:06}" for v in values)
 
 
 def _constant_characters(template: Template) -> int:

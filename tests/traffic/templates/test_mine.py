@@ -83,6 +83,19 @@ def test_few_cases_asked_often_are_a_task():
     ]
 
 
+def test_long_documents_are_kept_within_bounds(monkeypatch):
+    monkeypatch.setattr("smallfirst.traffic.templates.mine._POOL_CHARACTERS", 200_000)
+    monkeypatch.setattr("smallfirst.traffic.templates.mine._SAMPLE_CHARACTERS", 100_000)
+    miner = Miner()
+    for i in range(120):
+        asked = exchange(i, ("user", f"{SORT}\n\nContract:\n{case(600)}" if i % 2 else case(600)))
+        miner.add(asked.id, asked.at, read_prompt(asked.route, asked.request))
+        assert sum(len(one.prompt.turns[0].text) for one in miner._pool) < 210_000
+    (found,) = miner.templates()
+    assert found.n == 60
+    assert max(map(len, found.slots[0].values)) < 220
+
+
 def test_images_and_agents_are_passed_over():
     picture = {"type": "image_url", "image_url": {"url": "data:"}}
     log = [exchange(i, ("system", SORT), ("user", [{"type": "text", "text": case()}, picture])) for i in range(30)]
