@@ -190,7 +190,7 @@ def page(
         " compressed or chunked answer or a megabyte. Compared are status, every header and its order, body, framing and the"
         " number of pieces of a stream; and by hashes in the answer the request's line, body and headers as they arrived.",
         "",
-        "| proxy | requests | MB both ways | answers that differ in more than named headers | named headers |",
+        "| proxy | requests | MB both ways | differences in anything else | named headers |",
         "|---|---|---|---|---|",
     ]
     for name, one in compared.items():
@@ -204,6 +204,10 @@ def page(
     kinds = next(iter(compared.values())).kinds
     lines += ["", "Kinds of answers: " + ", ".join(f"{kind} {n:,}" for kind, n in kinds.most_common()) + ".", ""]
     lines += [f"- {what}: {why}." for what, why in NAMED.items()]
+    lines.append(
+        "- pieces of a stream: two pieces that the upstream sent 20 ms apart arrived together, in the same order and with"
+        " the same bytes; it happens where the machine is busy for longer than that."
+    )
     for name, one in compared.items():
         lines += [f"- {name}, example: {text}" for what, text in one.examples.items() if what not in NAMED]
     good = sum(row["equal"] and not row["failed"] for row in rows)
