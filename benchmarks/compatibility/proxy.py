@@ -186,7 +186,7 @@ def page(
         "## Bytes",
         "",
         "The requests of these tests, in a random order and eight at a time, once directly and once through the proxy. A"
-        " tenth of the bodies is sent in chunks; a third of the requests asks for an error (400, 401, 429, 500, 503), a"
+        " tenth of the bodies is sent in chunks; two thirds of the requests ask for an error (400, 401, 429, 500, 503), a"
         " compressed or chunked answer or a megabyte. Compared are status, every header and its order, body, framing and the"
         " number of pieces of a stream; and by hashes in the answer the request's line, body and headers as they arrived.",
         "",
