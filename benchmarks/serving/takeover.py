@@ -20,12 +20,15 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from benchmarks.serving.takeover_upstream import ASKED, MODEL, Row, instructions, recorded, stream
+from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.ledger.rows import AuditRow, LedgerRow
 from smallfirst.stats.intervals import clopper_pearson, paired_difference
 
 STEP = 1_000
@@ -167,7 +170,17 @@ def after(folder: Path, rows: list[Row], found: dict[str, Any]) -> dict[str, Any
     finally:
         proxy.stop()
         served.stop()
-    return found | figures(answered, sum(one["minutes"] for one in found["attempts"]))
+    return found | figures(answered, sum(one["minutes"] for one in found["attempts"])) | own_costs(folder, len(rows))
+
+
+def own_costs(folder: Path, n_requests: int) -> dict[str, float]:
+    """Return from the ledger what drafts and audits of the last requests, so many, cost in USD."""
+    with closing(Ledger(folder / ".smallfirst" / "ledger.db")) as ledger:
+        rows = ledger.entries(LedgerRow)[-n_requests:]
+        drafts = [row.cost_usd or 0.0 for row in rows if row.certified]
+        ids = {row.id for row in rows}
+        audits = sum(audit.cost_usd for audit in ledger.entries(AuditRow) if audit.id in ids) / len(rows)
+    return {"usd_drafts": statistics.mean(drafts) * n_requests, "usd_audits": audits * n_requests}
 
 
 def figures(after: list[Answered], minutes: float) -> dict[str, Any]:
