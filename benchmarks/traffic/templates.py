@@ -269,6 +269,9 @@ _REMARKS = (
     "On slmify's log the first turn of each conversation is a template of its own here and later turns are none; its "
     "labels take all turns for one group.",
     "",
+    "Size: all three collections twice, one after another (144,000 requests), read from files as one stream: 25 processor "
+    "seconds in the miner, 193 MB of memory at the peak, 124 templates for 123 wordings.",
+    "",
     "Drain groups by the number of words first, so a case of another length is another group. `slmify` has Drain, the "
     "system prompt, the tools and the shape of the answer in its signatures and clusters these further by vectors: few "
     "wordings stay whole.",
