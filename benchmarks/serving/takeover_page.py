@@ -122,8 +122,8 @@ def change_lines(results: list[dict[str, Any]]) -> list[str]:
         "Wrong: a small answer that differs from what the upstream would have said at that moment. Medians with the smallest and the"
     ]
     lines += [
-        f"largest of the repetitions; {MOST:,} requests after the change at most. `nothing` counts false steps back. Traffic: only the 15 intents on which the hosted model is
-wrong most often; the promise still holds there (4 to 5 % of the kept answers differ), so staying is right, and drift raises audits.\n"
+        f"largest of the repetitions; {MOST:,} requests after the change at most. `nothing` counts false steps back. Traffic: only the",
+        "15 intents on which the hosted model is wrong most often; 4 to 5 % of the kept answers differ there, so the promise holds.\n",
     ]
     lines += [
         "| change | audited | repetitions | stepped back | requests until then | small answers meanwhile | of these wrong | cause |"
