@@ -3,8 +3,9 @@
     python -m benchmarks.serving.takeover FOLDER              # learns the task that is used here
     python -m benchmarks.serving.takeover_changes FOLDER [--repeats 10]
 
-The learnt task answers recorded requests of the hosted model, drawn with replacement from the test rows; from request 1,001 on one thing changes. The same code answers as in the proxy, without sockets. Wrong is what
-differs from what the upstream would have answered at that moment. FOLDER/changes.json holds the figures.
+The learnt task answers recorded requests of the hosted model, drawn with replacement from the test rows; from request
+1,001 on one thing changes. The same code answers as in the proxy, without sockets. Wrong is what differs from what the
+upstream would have answered at that moment. FOLDER/changes.json holds the figures.
 """
 
 from __future__ import annotations
