@@ -39,7 +39,7 @@ LADDER = ("words", "encoder")
 """Candidates that are measured: those that need no fine-tuning."""
 MAX_ERRORS = (0.05, 0.1)
 """Promises that are tried, in this order."""
-NAMES = tuple(question["name"] for question in questions())
+NAMES = ("intent", "card", "urgency")
 TYPESAFE = """
 import json, sys
 from typesafe_sdk import Choice, Noul, Score, TypeSafeClient
