@@ -178,9 +178,8 @@ def _page(
             "## Noise",
             "",
             f"{noise.n_exchanges:,} requests without a task (`noise_log`): {len(noise.tasks)} recurring prompts, of which "
-            f"{len(moving)} are said to move{': ' + ', '.join(moving) if moving else ''}. "
-            + "; ".join(f"{task.name}: {task.verdict} ({task.why})" for task in noise.tasks)
-            + ".",
+            f"{len(moving)} are said to move{': ' + ', '.join(moving) if moving else ''}.",
+            *(f"- {task.name}: {task.verdict}, {task.why}" for task in noise.tasks),
             "",
         ]
     )
