@@ -240,7 +240,7 @@ promises differs, so it is compared with smallfirst under its own promise, both 
 Kept: mean (and range over draws) of the share of the traffic answered small. Differs: mean share by that promise's own count. Broken: draws in which the traffic differed
 more than was promised; {confidence:.0%} confidence allows one in twenty, and chance among {traffic:,} rows adds some. Minutes: processor
 time to fit, all limits of an arm together. Gain: kept by smallfirst minus kept by the peer in the same draws, mean and the 95 % interval of
-Student's t.
+Student's t; draws come from one pool and overlap, so the interval is narrower than that of new traffic.
 """
 
 
