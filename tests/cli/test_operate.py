@@ -24,7 +24,7 @@ def test_verbs_and_options_are_completed() -> None:
         lines = CliRunner(env=asked).invoke(main, prog_name="smallfirst").output.splitlines()
         return [line.removeprefix("plain,").partition("\t")[0] for line in lines]
 
-    assert completed("smallfirst pro") == ["promote"]
+    assert completed("smallfirst prom") == ["promote"]
     assert completed("smallfirst gate --js") == ["--json"]
 
 
