@@ -43,6 +43,8 @@ _LONG = 60
 """Characters of constant text that need no mark, such as a colon, between them and the case."""
 T = TypeVar("T")
 _FOLLOW, _CONTINUE = 0.9, 0.5
+_MOST_MESSAGES = 8
+"""Most texts of one message by which requests that share little else are told apart."""
 _LEAST_CASES = 5
 _MOST_ROUNDS = 4
 
@@ -193,6 +195,8 @@ class Miner:
         times = [one.at for one in asked]
         template = with_dates_open(template, min(times), max(times))
         if template.n_slots == 0 or not is_constant_enough(template):
+            for group in _by_message(asked, least):
+                yield from self._templates_of_wording(group, least)
             return
         values = [template.values(one.prompt) for one in asked]
         followers = [(one, value) for one, value in zip(asked, values, strict=True) if value is not None]
@@ -219,6 +223,18 @@ class Miner:
 
 def _shape(prompt: Prompt) -> _Shape:
     return _Shape(tuple(turn.role for turn in prompt.turns), prompt.tools, prompt.response_format)
+
+
+def _by_message(asked: Sequence[_Asked], least: int) -> list[list[_Asked]]:
+    """Return requests apart by one of their messages, where a few texts of it are those of nearly all."""
+    for i in range(len(asked[0].prompt.turns)):
+        by_text: dict[str, list[_Asked]] = defaultdict(list)
+        for one in asked:
+            by_text[one.prompt.turns[i].text].append(one)
+        groups = [group for group in by_text.values() if len(group) >= least]
+        if 1 < len(groups) <= _MOST_MESSAGES and sum(map(len, groups)) >= _FOLLOW * len(asked):
+            return groups
+    return []
 
 
 def _aligned(prompts: Sequence[Prompt]) -> Template:

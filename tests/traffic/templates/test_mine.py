@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.messages import read_prompt
-from smallfirst.traffic.templates.mine import Miner, mine
+from smallfirst.traffic.templates.mine import Miner, _Asked, mine
 
 START = datetime(2026, 10, 1, tzinfo=UTC)
 RNG = random.Random(0)
@@ -107,3 +107,18 @@ def test_a_short_instruction_is_one_and_a_stock_system_prompt_none():
     log = [exchange(i, ("user", f"Summarize in one sentence: {case(30)}")) for i in range(40)]
     log += [exchange(i, ("system", "You are a helpful assistant."), ("user", case())) for i in range(40, 80)]
     assert [(one.n, one.slots[0].name) for one in mine(log)] == [(40, "text")]
+
+
+def test_wordings_that_were_put_together_are_told_apart_by_their_instruction():
+    """Long cases of one layout share more text with cases of another wording than with others of their own."""
+    miner, asked = Miner(), []
+    for i in range(40):
+        instruction = (
+            "Read the invoice. Write JSON with the total." if i % 2 else "Which due date does the mail give? Answer:"
+        )
+        one = exchange(i, ("system", instruction), ("user", case()))
+        asked.append(_Asked(one.id, one.at, read_prompt(one.route, one.request), continues=False))
+    found = list(miner._templates_of_wording(asked, 10))
+    assert [template.n_slots for template in found] == [1, 1]
+    assert [sum(template.values(one.prompt) is not None for one in asked) for template in found] == [20, 20]
+    assert list(miner._templates_of_wording(asked[::2], 30)) == found[:1]
