@@ -195,8 +195,8 @@ class Miner:
         times = [one.at for one in asked]
         template = with_dates_open(template, min(times), max(times))
         if template.n_slots == 0 or not is_constant_enough(template):
-            for group in _by_message(asked, least):
-                yield from self._templates_of_wording(group, least)
+            for part in _by_message(asked, least):
+                yield from self._templates_of_wording(part, least)
             return
         values = [template.values(one.prompt) for one in asked]
         followers = [(one, value) for one, value in zip(asked, values, strict=True) if value is not None]
