@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pydantic
@@ -19,6 +19,7 @@ from smallfirst.gateway.decisions.settings import DecisionSettings
 from smallfirst.gateway.decisions.small import Ruled, Tasks, answer_small, rule
 from smallfirst.gateway.decisions.upstream import DecisionUpstream, Verdicts
 from smallfirst.gateway.http import Captured, GatewayRequest, GatewayResponse
+from smallfirst.gateway.takeover.background import BackgroundTasks
 from smallfirst.gateway.takeover.upstream import Asked
 from smallfirst.gateway.upstreams import UpstreamFailed, Upstreams
 from smallfirst.traffic.bodies import kept_body
@@ -35,7 +36,7 @@ class DecisionRoutes:
 
     def __init__(self, settings: DecisionSettings | None = None, tasks: Tasks | None = None) -> None:
         self._settings, self._tasks = settings, tasks
-        self._background: set[asyncio.Task[None]] = set()
+        self._background = BackgroundTasks()
 
     @property
     def routes(self) -> Mapping[tuple[str, str], Handler]:
@@ -83,7 +84,7 @@ class DecisionRoutes:
                 await one.task.answered(one.ruling)
             elif one is not None and said is not None:
                 response = one_answer(request.path, asked.questions[i], every[i].verdict, said, len(rest))
-                self._start(one.task.passed(one.ruling, response, latency_ms=said.answer.latency_ms))
+                self._background.start(one.task.passed(one.ruling, response, latency_ms=said.answer.latency_ms))
         return write_response(request, asked, every, said)
 
     async def _ruled(
@@ -103,18 +104,6 @@ class DecisionRoutes:
                 return None
 
         return list(await asyncio.gather(*(ruled(i, one) for i, one in enumerate(kept.questions))))
-
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(_logged(work))
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-
-
-async def _logged(work: Coroutine[Any, Any, None]) -> None:
-    try:
-        await work
-    except Exception:  # what the application gets does not depend on it
-        _log.exception("a task was not followed up")
 
 
 def _read(request: GatewayRequest, upstream: DecisionUpstream) -> DecisionRequest | GatewayResponse | None:

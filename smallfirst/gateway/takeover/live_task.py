@@ -6,16 +6,16 @@ outside the share that was taken over pass, and the small model's drafts are com
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import logging
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from smallfirst.deployment.task_deployment import DeployedVersion, TargetVersions, TaskDeployment
+from smallfirst.gateway.takeover.background import BackgroundTasks
 from smallfirst.gateway.takeover.step_back import DraftWatch, WordingWatch
 from smallfirst.gateway.takeover.takeovers import Cause, State, TakeOver
 from smallfirst.gateway.takeover.upstream import Asked, Upstream, audit_of
@@ -59,7 +59,7 @@ class LiveTask:
         self.router = deployed.router
         self._ledger, self._changed = ledger, changed
         self._wording, self._drafts = WordingWatch(), DraftWatch()
-        self._background: set[asyncio.Task[None]] = set()
+        self._background = BackgroundTasks()
 
     @classmethod
     def load(cls, taken: TakeOver, ledger: Ledger, changed: Changed) -> LiveTask:
@@ -142,8 +142,7 @@ class LiveTask:
 
     async def aclose(self) -> None:
         """Wait for what is under way, then free the models."""
-        if self._background:
-            await asyncio.wait(self._background, timeout=10)
+        await self._background.wait()
         await self.deployed.aclose()
 
     def _follow_monitor(self) -> None:
@@ -162,7 +161,7 @@ class LiveTask:
         row = StateRow(
             at=datetime.now(UTC), task=self.taken.task, before=before, after=state, why=why, cause=cause, certificate=""
         )
-        self._start(self._ledger.append_async(row))
+        self._background.start(self._ledger.append_async(row))
         self._changed(self.taken)
 
     def _in_share(self, id: str) -> bool:
@@ -181,19 +180,7 @@ class LiveTask:
         """Write the ledger's row, and hand the answer to the audits."""
         with audit_of(asked):
             self.router.answered(asked.id, asked.request, completion)
-        self._start(self._ledger.append_async(ledger_row(asked, completion)))
-
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(_logged(work))
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-
-
-async def _logged(work: Coroutine[Any, Any, None]) -> None:
-    try:
-        await work
-    except Exception:  # an answer does not depend on a full disk
-        _log.exception("the ledger did not take a row")
+        self._background.start(self._ledger.append_async(ledger_row(asked, completion)))
 
 
 def ledger_row(asked: Asked, completion: Completion) -> LedgerRow:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from smallfirst.gateway.assembly import read_response
 from smallfirst.gateway.http import GatewayRequest, GatewayResponse, UpstreamAnswer
 from smallfirst.gateway.takeover.answerable import route_of, why_not
+from smallfirst.gateway.takeover.background import BackgroundTasks
 from smallfirst.gateway.takeover.matching import Match, TaskMatcher
 from smallfirst.gateway.takeover.takeovers import TakeOver, TakeOvers
 from smallfirst.gateway.takeover.upstream import Asked
@@ -47,7 +48,7 @@ class TakenOverTasks:
         self._matcher = TaskMatcher({})
         self._failed: dict[str, TakeOver] = {}
         self._waiting: dict[str, tuple[LiveTask, Ruling]] = {}
-        self._background: set[asyncio.Task[None]] = set()
+        self._background = BackgroundTasks()
         self._looked_at, self._stamp = time.monotonic(), 0
 
     async def start(self) -> None:
@@ -108,8 +109,7 @@ class TakenOverTasks:
 
     async def aclose(self) -> None:
         """Finish what is under way and free all models."""
-        if self._background:
-            await asyncio.wait(self._background, timeout=10)
+        await self._background.wait()
         for task in self.tasks.values():
             await task.aclose()
         self._ledger.close()
@@ -144,7 +144,7 @@ class TakenOverTasks:
         self._looked_at = now
         if (stamp := self._file.stamp) != self._stamp:
             self._stamp = stamp
-            self._start(self._follow())
+            self._background.start(self._follow())
 
     async def _follow(self) -> None:
         replaced = await asyncio.to_thread(self._loaded)
@@ -182,18 +182,6 @@ class TakenOverTasks:
         before, self.tasks = self.tasks, tasks
         self._matcher = TaskMatcher({name: task.source for name, task in tasks.items()})
         return [task for name, task in before.items() if tasks.get(name) is not task]
-
-    def _start(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(_logged(work))
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-
-
-async def _logged(work: Awaitable[None]) -> None:
-    try:
-        await work
-    except Exception:  # what the application gets does not depend on it
-        _log.exception("a task was not followed up")
 
 
 def _written(ruling: Ruling) -> str:

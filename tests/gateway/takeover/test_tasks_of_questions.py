@@ -81,7 +81,7 @@ def served(learnt: LearntTask, tmp_path, monkeypatch):
                 for path, body in ((DECISIONS, ours), (SYSTEM_ONE, theirs)) if share else ((DECISIONS, ours),):
                     request = GatewayRequest("POST", path, b"", [], json.dumps(body).encode())
                     found.append(await routes.handle(request, judge))  # type: ignore[arg-type]
-            while routes._background or tasks.tasks["queues"].router._tasks:
+            while routes._background._running or tasks.tasks["queues"].router._tasks:
                 await asyncio.sleep(0.01)
             await tasks.aclose()
 
