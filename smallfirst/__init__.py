@@ -88,7 +88,10 @@ _NAMES = {
     "models.manifest": "Manifest",
     "models.confidence": "Calibration IsotonicCurve",
     "models.remote.circuit_breaker": "CircuitBreakerConfig",
-    "pricing": "MachinePrice PriceBook TokenPrice",
+    "pricing.charge": "Charge",
+    "pricing.machine": "MachinePrice",
+    "pricing.prices": "PriceBook TokenPrice",
+    "pricing.tokens": "TokenUsage",
     # training
     "training.run": "train Run",
     "training.config": "TrainConfig TeacherConfig",
@@ -132,7 +135,8 @@ _NAMES = {
     "serving.plugins": "Plugin FileDownload PluginRequest PluginRoute TextResponse",
     "serving.auth.keys": "KeyStore ApiKey KeyPolicy",
     "serving.ledger.ledger": "Ledger StageTotals",
-    "serving.ledger.rows": "LedgerRow AttemptRow FeedbackRow AuditRow DraftRow StateRow",
+    "serving.ledger.rows": "LedgerRow AttemptRow FeedbackRow AuditRow DraftRow StateRow ExpenseRow",
+    "serving.ledger.sums": "Sums",
     # all records
     "records": "Record",
 }

@@ -81,9 +81,11 @@ from smallfirst.pipeline.summary import PathSummary as PathSummary
 from smallfirst.pipeline.summary import RunError as RunError
 from smallfirst.pipeline.summary import RunSummary as RunSummary
 from smallfirst.pipeline.train import train_stage as train_stage
-from smallfirst.pricing import MachinePrice as MachinePrice
-from smallfirst.pricing import PriceBook as PriceBook
-from smallfirst.pricing import TokenPrice as TokenPrice
+from smallfirst.pricing.charge import Charge as Charge
+from smallfirst.pricing.machine import MachinePrice as MachinePrice
+from smallfirst.pricing.prices import PriceBook as PriceBook
+from smallfirst.pricing.prices import TokenPrice as TokenPrice
+from smallfirst.pricing.tokens import TokenUsage as TokenUsage
 from smallfirst.progress import Progress as Progress
 from smallfirst.progress import ProgressCallback as ProgressCallback
 from smallfirst.project.candidates import CANDIDATES as CANDIDATES
@@ -154,9 +156,11 @@ from smallfirst.serving.ledger.ledger import StageTotals as StageTotals
 from smallfirst.serving.ledger.rows import AttemptRow as AttemptRow
 from smallfirst.serving.ledger.rows import AuditRow as AuditRow
 from smallfirst.serving.ledger.rows import DraftRow as DraftRow
+from smallfirst.serving.ledger.rows import ExpenseRow as ExpenseRow
 from smallfirst.serving.ledger.rows import FeedbackRow as FeedbackRow
 from smallfirst.serving.ledger.rows import LedgerRow as LedgerRow
 from smallfirst.serving.ledger.rows import StateRow as StateRow
+from smallfirst.serving.ledger.sums import Sums as Sums
 from smallfirst.serving.plugins import FileDownload as FileDownload
 from smallfirst.serving.plugins import Plugin as Plugin
 from smallfirst.serving.plugins import PluginRequest as PluginRequest

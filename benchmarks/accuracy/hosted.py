@@ -27,7 +27,7 @@ from smallfirst.evaluation.evaluate import EvaluationSetup, compare, evaluate, s
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.protocol import Completion
 from smallfirst.models.recorded.replay import ReplayModel
-from smallfirst.pricing import format_usd
+from smallfirst.pricing.money import format_usd
 from smallfirst.progress import Progress
 from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project

@@ -12,7 +12,7 @@ from smallfirst.models.loading import load_model
 from smallfirst.models.protocol import Model
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
 from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppModel
-from smallfirst.pricing import PriceBook
+from smallfirst.pricing.prices import PriceBook
 from smallfirst.serving.app import serve
 from smallfirst.serving.auth.keys import hash_key
 from smallfirst.serving.ledger.ledger import Ledger

@@ -359,7 +359,7 @@ def serve_all(task_yaml: Path, folder: Path, model: Path, gguf: Path | None) -> 
     from smallfirst.models.protocol import Model
     from smallfirst.models.remote.model import EndpointConfig, EndpointModel
     from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppModel
-    from smallfirst.pricing import PriceBook
+    from smallfirst.pricing.prices import PriceBook
     from smallfirst.project.task_file import read_task_file
     from smallfirst.serving.app import serve
     from smallfirst.serving.auth.keys import KeyStore

@@ -31,7 +31,7 @@ from smallfirst.models.wrappers import DelegatingModel
 from smallfirst.paths import home
 from smallfirst.pipeline.confidence_heads import HEADS, ConfidenceHeads
 from smallfirst.pipeline.router_setup import PROFILE_FOLDER, REFERENCE, TrafficReference, versioned_name
-from smallfirst.pricing import PriceBook
+from smallfirst.pricing.prices import PriceBook
 from smallfirst.project.task_file import RoutingConfig, SignedOverride
 from smallfirst.records import Record
 from smallfirst.registry import versions

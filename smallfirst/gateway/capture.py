@@ -22,7 +22,7 @@ from smallfirst.gateway.assembly import is_stream
 from smallfirst.gateway.http import GatewayRequest, UpstreamAnswer
 from smallfirst.gateway.ring import Ring, shared_memory
 from smallfirst.gateway.settings import CaptureSettings, GatewaySettings
-from smallfirst.pricing import PriceBook
+from smallfirst.pricing.prices import PriceBook
 from smallfirst.records import Record
 from smallfirst.traffic.capture_store import FILE_NAME, KEY_ENV, CaptureStore
 

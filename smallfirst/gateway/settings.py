@@ -14,7 +14,7 @@ from pydantic import Field
 from smallfirst.errors import ConfigError, did_you_mean
 from smallfirst.gateway.decisions.settings import DecisionSettings
 from smallfirst.models.remote.config import BaseUrl
-from smallfirst.pricing import PriceBook
+from smallfirst.pricing.prices import PriceBook
 from smallfirst.records import Record, parse_record
 
 FILE_NAME = "gateway.yaml"

@@ -19,7 +19,7 @@ from smallfirst.gateway.app import Handler
 from smallfirst.gateway.http import GatewayRequest, GatewayResponse, json_response
 from smallfirst.gateway.takeover.takeovers import TakeOver, TakeOvers
 from smallfirst.gateway.upstreams import Upstreams
-from smallfirst.pricing import format_usd
+from smallfirst.pricing.money import format_usd
 from smallfirst.records import Record
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.traffic.discovery.found import Discovery, FoundTask

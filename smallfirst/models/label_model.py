@@ -24,7 +24,7 @@ from smallfirst.models.protocol import (
 )
 from smallfirst.models.usage import ReportUnfinished, unfinished
 from smallfirst.models.wrappers import CallableModel
-from smallfirst.pricing import MachinePrice
+from smallfirst.pricing.machine import MachinePrice
 
 CHARACTERS_PER_TOKEN = 4
 """Of ordinary text, to estimate the work that waits before it is tokenised."""

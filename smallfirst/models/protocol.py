@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol, cast, runtime_
 from pydantic import Field
 
 from smallfirst.data.dataset import Message
+from smallfirst.pricing.charge import Charge
 from smallfirst.records import Record
 
 MAX_LOGPROBS = 20
@@ -141,6 +142,8 @@ class Completion(Record):
     """From request to whole answer, discarded drafts included."""
     cost_usd: float
     """Cost of the answer, discarded drafts included. An unknown price is an error, never 0."""
+    charges: tuple[Charge, ...] = ()
+    """The lines of its bill, whose sum is `cost_usd`."""
     prompt_tokens: int = 0
     """Tokens read."""
     completion_tokens: int = 0

@@ -6,7 +6,7 @@ from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.outcome import Outcome
 from smallfirst.gate.routed import stays_small
 from smallfirst.pipeline.next_step import NextStep
-from smallfirst.pricing import format_usd
+from smallfirst.pricing.money import format_usd
 from smallfirst.project.candidate_registry import FINE_TUNED, all_candidates
 from smallfirst.project.prompt_file import PromptSearch
 from smallfirst.project.run_folder import FittedCandidates, GateVerdicts, Promotion, RunFolder

@@ -19,7 +19,7 @@ from smallfirst.errors import ConfigError, did_you_mean
 from smallfirst.gate.gate import Gate
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, LARGER_ENCODER
 from smallfirst.models.remote.config import EndpointConfig
-from smallfirst.pricing import PriceBook
+from smallfirst.pricing.prices import PriceBook
 from smallfirst.project.candidate_registry import CANDIDATES, promotable_names
 from smallfirst.project.names import NAME_PATTERN, registry_name, task_name
 from smallfirst.project.prompt_file import Prompt, with_prompt_read

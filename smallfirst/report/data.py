@@ -16,7 +16,7 @@ from smallfirst.evaluation.retention import Retention
 from smallfirst.evaluation.self_agreement import SelfAgreement
 from smallfirst.gate.outcome import Outcome
 from smallfirst.gate.verdict import Verdict, nearest_to_passing
-from smallfirst.pricing import MachinePrice
+from smallfirst.pricing.machine import MachinePrice
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.project.prompt_file import PromptSearch
 from smallfirst.records import Record

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.pricing import MachinePrice
+from smallfirst.pricing.machine import MachinePrice
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.records import Record
 from smallfirst.report.data import ListPrice

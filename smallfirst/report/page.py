@@ -14,7 +14,7 @@ from pathlib import Path
 import jinja2
 
 from smallfirst.files import write_atomically
-from smallfirst.pricing import format_usd
+from smallfirst.pricing.money import format_usd
 from smallfirst.report import economics, excerpts, formats, json_differences, sections
 from smallfirst.report.charts import confidence
 from smallfirst.report.data import ReportData

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from smallfirst.errors import PriceUnknown
 from smallfirst.models.usage import BYTES_PER_TOKEN
-from smallfirst.pricing import PriceBook
+from smallfirst.pricing.prices import PriceBook
+from smallfirst.pricing.tokens import whole
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.messages import read_answer, read_prompt
 
@@ -89,14 +90,3 @@ def _catalogue_rates(model: str, api_url: str | None) -> tuple[float, float, flo
         return asked[0] / n, asked[1] / n, price(model, 0, n, api_url=api_url) / n
     except PriceUnknown:
         return None
-
-
-def whole(value: Any) -> int | None:
-    """Return a whole number that is not negative, also one that a table holds as text or float; else None."""
-    if isinstance(value, bool) or value is None or value == "":
-        return None
-    try:
-        number = int(float(value))
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if number >= 0 else None

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallfirst.pricing import MachinePrice
+from smallfirst.pricing.machine import MachinePrice
 from smallfirst.report.data import ListPrice, ReportData
 from smallfirst.report.economics import (
     PathCost,

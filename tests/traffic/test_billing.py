@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from smallfirst.pricing import PriceBook, TokenPrice
-from smallfirst.traffic.billing import Usage, billed, cost_usd, read_usage, whole
+from smallfirst.pricing.prices import PriceBook, TokenPrice
+from smallfirst.pricing.tokens import whole
+from smallfirst.traffic.billing import Usage, billed, cost_usd, read_usage
 from smallfirst.traffic.exchange import Exchange
 
 PRICES = PriceBook(tokens={"mine": TokenPrice(input_usd_per_mtok=1.0, output_usd_per_mtok=10.0)})

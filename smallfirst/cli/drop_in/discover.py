@@ -109,7 +109,7 @@ def _capture_key(settings: GatewaySettings | None) -> str | None:
 
 def _in_words(found: Discovery) -> list[str]:
     """Return the tasks as a table, and how much can move."""
-    from smallfirst.pricing import format_usd
+    from smallfirst.pricing.money import format_usd
     from smallfirst.progress import format_table
     from smallfirst.traffic.discovery.page import headline
 

@@ -20,7 +20,7 @@ from smallfirst.errors import ConfigError, DataError
 from smallfirst.improvement.labelling.unlabelled import filter_texts, read_texts
 from smallfirst.pipeline.planned_labels.certificate import is_right, right_above
 from smallfirst.pipeline.planned_labels.drafts import Draft, TrafficDrafts, draft_traffic, model_fingerprint
-from smallfirst.pricing import format_usd
+from smallfirst.pricing.money import format_usd
 from smallfirst.project.planned_rows import load_plan, plan_path, read_planned, write_planned
 from smallfirst.project.project import Project, shown_as
 from smallfirst.project.run_folder import RunFolder

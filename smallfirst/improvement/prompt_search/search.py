@@ -17,7 +17,7 @@ from smallfirst.errors import DataError, SpendingLimitReached
 from smallfirst.improvement.prompt_search.asking import Asking, BudgetSpent
 from smallfirst.improvement.prompt_search.gepa_adapter import ROWS_READ, Answered, search_instructions
 from smallfirst.models.few_shot import fixed_shots
-from smallfirst.pricing import format_usd
+from smallfirst.pricing.money import format_usd
 from smallfirst.project.project import Project, in_task_state
 from smallfirst.project.prompt_file import Prompt, PromptSearch
 from smallfirst.records import Record

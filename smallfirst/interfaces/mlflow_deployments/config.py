@@ -25,7 +25,7 @@ from smallfirst.interfaces.mlflow_deployments.config_schema import (
     IGNORED_ENTITY_FIELDS,
     EndpointBody,
 )
-from smallfirst.pricing import PriceBook
+from smallfirst.pricing.prices import PriceBook
 from smallfirst.records import parse_record
 
 _CORE_FIELDS = ("served_entities", "served_models", "traffic_config", "auto_capture_config")

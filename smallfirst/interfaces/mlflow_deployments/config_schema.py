@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from smallfirst import ServeSettings, SignedOverride
-from smallfirst.pricing import PriceBook
+from smallfirst.pricing.prices import PriceBook
 from smallfirst.records import Record
 
 

@@ -21,7 +21,7 @@ from smallfirst.interfaces.openai_finetuning.objects import is_owned_by, job_id,
 from smallfirst.interfaces.openai_finetuning.pagination import unix_seconds
 from smallfirst.jobs import queue
 from smallfirst.jobs.job_folder import JobFolder
-from smallfirst.pricing import MachinePrice
+from smallfirst.pricing.machine import MachinePrice
 from smallfirst.serving.plugins import ApiError, open_stream
 
 _log = logging.getLogger("smallfirst.serving")

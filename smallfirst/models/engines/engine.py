@@ -10,7 +10,7 @@ from smallfirst.errors import MissingExtra
 from smallfirst.models.engines.hardware import Hardware
 from smallfirst.models.manifest import MANIFEST, Manifest, read_manifest
 from smallfirst.models.protocol import Model
-from smallfirst.pricing import PriceBook
+from smallfirst.pricing.prices import PriceBook
 
 Kind = Literal["address", "gguf", "weights", "label", "generative", "linear", "spans", "other"]
 

@@ -15,7 +15,7 @@ from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
 from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppModel
 from smallfirst.models.wrappers import DelegatingModel
-from smallfirst.pricing import PriceBook
+from smallfirst.pricing.prices import PriceBook
 
 SPARE_TOKENS = 8
 """Room for a start token and an end token."""

@@ -22,7 +22,7 @@ from smallfirst.models.local.label_scorer import LabelScorer
 from smallfirst.models.local.weights import load_causal
 from smallfirst.models.manifest import ADAPTER_CONFIG, Manifest, read_manifest, require_base
 from smallfirst.models.protocol import Model
-from smallfirst.pricing import MachinePrice
+from smallfirst.pricing.machine import MachinePrice
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 SETTINGS = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "target_modules")

@@ -34,7 +34,7 @@ from smallfirst.models.protocol import Capability, Chunk, Completion, Embeddings
 from smallfirst.models.response_format import ResponseGrammars
 from smallfirst.models.usage import ReportUnfinished, report_unfinished, unfinished
 from smallfirst.models.wrappers import CallableModel
-from smallfirst.pricing import MachinePrice
+from smallfirst.pricing.machine import MachinePrice
 from smallfirst.tasks.json.paths import field_path, omission_spans, value_spans
 
 MAX_PROMPT_TOKENS = 4096

@@ -13,7 +13,7 @@ from smallfirst.files import write_atomically
 from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.models.recorded.replay import MEASURED, RecordedAnswer, RecordingHeader, read_recording, request_key
 from smallfirst.models.recorded.spending_cap import SpendingCap
-from smallfirst.pricing import format_usd
+from smallfirst.pricing.money import format_usd
 from smallfirst.progress import ProgressCallback, no_progress
 from smallfirst.records import parse_record
 

@@ -14,7 +14,7 @@ from smallfirst.data.dataset import Message
 from smallfirst.errors import DataError, NotRecorded, Problem
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
 from smallfirst.models.wrappers import CallableModel
-from smallfirst.pricing import Usd
+from smallfirst.pricing.money import Usd
 from smallfirst.records import Record, fingerprint
 
 

@@ -33,7 +33,7 @@ from smallfirst.models.usage import (
     unfinished,
 )
 from smallfirst.models.wrappers import CallableModel
-from smallfirst.pricing import PriceBook
+from smallfirst.pricing.prices import PriceBook
 
 __all__ = ["EndpointConfig", "EndpointModel", "open_session"]
 

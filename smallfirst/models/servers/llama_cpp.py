@@ -24,7 +24,7 @@ from smallfirst.models.servers.llama_cpp_main import KEY_VARIABLE
 from smallfirst.models.servers.managed_server import ManagedServerConfig, ManagedServerModel, ServerBackend
 from smallfirst.models.servers.slots import Slot
 from smallfirst.models.servers.unix_socket import SocketFolder
-from smallfirst.pricing import PriceBook
+from smallfirst.pricing.prices import PriceBook
 
 
 class LlamaCppConfig(ManagedServerConfig):

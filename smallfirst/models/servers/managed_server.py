@@ -28,7 +28,7 @@ from smallfirst.models.servers.child_process import ChildProcess
 from smallfirst.models.servers.slots import Slot, SlotPool
 from smallfirst.models.servers.supervisor import RestartPolicy, Supervisor
 from smallfirst.models.servers.unix_socket import SocketFolder
-from smallfirst.pricing import PriceBook
+from smallfirst.pricing.prices import PriceBook
 from smallfirst.records import Record
 
 READINESS_REQUEST = Request(messages=Request.ask("Hi").messages, max_tokens=1, tenant="readiness")

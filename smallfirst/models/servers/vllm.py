@@ -29,7 +29,7 @@ from smallfirst.models.servers.child_process import child_environment
 from smallfirst.models.servers.managed_server import ManagedServerConfig, ManagedServerModel, ServerBackend
 from smallfirst.models.servers.slots import Slot
 from smallfirst.models.servers.unix_socket import SocketFolder
-from smallfirst.pricing import PriceBook
+from smallfirst.pricing.prices import PriceBook
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Values of vLLM's `--max-lora-rank`."""

@@ -13,7 +13,7 @@ from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
 from smallfirst.models.usage import ReportUnfinished, unfinished
 from smallfirst.models.wrappers import CallableModel
-from smallfirst.pricing import MachinePrice
+from smallfirst.pricing.machine import MachinePrice
 
 
 class SpanAnswer(NamedTuple):

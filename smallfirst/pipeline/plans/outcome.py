@@ -11,7 +11,7 @@ from smallfirst.gate.verdict import Verdict, nearest_to_passing
 from smallfirst.pipeline.plans.small_first import PROMISE, PlanTrials
 from smallfirst.pipeline.preflight.more_rows import more_rows
 from smallfirst.pipeline.summary import KEPT, KeptOnTest
-from smallfirst.pricing import format_usd
+from smallfirst.pricing.money import format_usd
 from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import OUTCOME, RunFolder

@@ -30,7 +30,7 @@ from smallfirst.pipeline.preflight.gate import ThresholdForecast, forecast_gate,
 from smallfirst.pipeline.preflight.language import language_findings
 from smallfirst.pipeline.preflight.large_model import LargeForecast, forecast_large, large_findings
 from smallfirst.pipeline.preflight.memory import MemoryForecast, forecast_memory, memory_findings
-from smallfirst.pricing import PriceBook
+from smallfirst.pricing.prices import PriceBook
 from smallfirst.project.candidates import project_candidates
 from smallfirst.project.project import Project, shown_as
 from smallfirst.project.rows import Rows

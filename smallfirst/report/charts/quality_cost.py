@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.evaluation.self_agreement import SelfAgreement
-from smallfirst.pricing import format_usd
+from smallfirst.pricing.money import format_usd
 from smallfirst.report.charts.axes import (
     Axis,
     Frame,

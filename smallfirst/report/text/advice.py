@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from smallfirst.data.quality.leaks import min_clean_rows
-from smallfirst.pricing import format_usd
+from smallfirst.pricing.money import format_usd
 from smallfirst.report.data import ReportData
 from smallfirst.report.economics import PathCost
 from smallfirst.report.formats import accurate, capitalize_first, count, path_name, percent, points

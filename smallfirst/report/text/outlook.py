@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from smallfirst.evaluation.learning_curve import forecast
-from smallfirst.pricing import format_usd
+from smallfirst.pricing.money import format_usd
 from smallfirst.report.data import ReportData
 from smallfirst.report.economics import HOURS_PER_MONTH, PathCost, break_even, max_price_drop
 from smallfirst.report.formats import accurate, capitalize_first, count, path_name, percent, signed

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from smallfirst.models.batching import BatchWorker
 from smallfirst.models.protocol import Request
-from smallfirst.pricing import MachinePrice
+from smallfirst.pricing.machine import MachinePrice
 from smallfirst.routing.ood.detector import PROFILE_FILE, MeasuredText, TaskProfile
 from smallfirst.routing.types import OodScore
 

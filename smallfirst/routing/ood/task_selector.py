@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from smallfirst.models.protocol import Request
-from smallfirst.pricing import MachinePrice
+from smallfirst.pricing.machine import MachinePrice
 from smallfirst.records import Record
 from smallfirst.routing.ood.detector import ProfileScore, TaskProfile
 from smallfirst.routing.policies.policy import is_conversation

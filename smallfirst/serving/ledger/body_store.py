@@ -20,7 +20,16 @@ from typing import NamedTuple, TypeVar
 
 from smallfirst.data.redaction import redact, redact_json
 from smallfirst.errors import ConfigError
-from smallfirst.serving.ledger.rows import AttemptRow, AuditRow, DraftRow, Entry, FeedbackRow, LedgerRow, StateRow
+from smallfirst.serving.ledger.rows import (
+    AttemptRow,
+    AuditRow,
+    DraftRow,
+    Entry,
+    ExpenseRow,
+    FeedbackRow,
+    LedgerRow,
+    StateRow,
+)
 
 KEEP_DAYS = 30
 MAX_CHARACTERS = 200_000
@@ -40,7 +49,7 @@ _CHECKED = "CREATE TABLE IF NOT EXISTS checked (at TEXT NOT NULL)"
 MAX_GRACE = timedelta(days=1)
 """Longest time for which nothing is deleted after the clock has jumped, or the file was not open for long."""
 
-E = TypeVar("E", LedgerRow, AttemptRow, AuditRow, DraftRow, FeedbackRow, StateRow)
+E = TypeVar("E", LedgerRow, AttemptRow, AuditRow, DraftRow, FeedbackRow, StateRow, ExpenseRow)
 
 
 class Body(NamedTuple):

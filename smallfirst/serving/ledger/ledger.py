@@ -31,8 +31,18 @@ from smallfirst.serving.ledger.body_store import (
     with_body,
 )
 from smallfirst.serving.ledger.group_commit import GroupCommitWriter
-from smallfirst.serving.ledger.rows import AttemptRow, AuditRow, DraftRow, Entry, FeedbackRow, LedgerRow, StateRow
+from smallfirst.serving.ledger.rows import (
+    AttemptRow,
+    AuditRow,
+    DraftRow,
+    Entry,
+    ExpenseRow,
+    FeedbackRow,
+    LedgerRow,
+    StateRow,
+)
 from smallfirst.serving.ledger.schema import VERSION, open_ledger
+from smallfirst.serving.ledger.sums import Dimension, Period, Sums, sum_up
 
 __all__ = ["Ledger", "LedgerRow", "LedgerUnavailable", "StageTotals"]
 
@@ -41,7 +51,7 @@ _log = logging.getLogger("smallfirst.serving")
 EXPIRY_INTERVAL_S = 600.0
 """Seconds between two deletions of the questions and answers that are too old."""
 
-E = TypeVar("E", LedgerRow, AttemptRow, AuditRow, DraftRow, FeedbackRow, StateRow)
+E = TypeVar("E", LedgerRow, AttemptRow, AuditRow, DraftRow, FeedbackRow, StateRow, ExpenseRow)
 
 _TABLES: dict[type[Entry], str] = {
     LedgerRow: "answers",
@@ -50,6 +60,7 @@ _TABLES: dict[type[Entry], str] = {
     DraftRow: "drafts",
     FeedbackRow: "feedback",
     StateRow: "states",
+    ExpenseRow: "expenses",
 }
 
 
@@ -165,6 +176,21 @@ class Ledger:
         ):
             stages.setdefault(row["stage"], []).append(row)
         return {stage: _sum_up(rows) for stage, rows in stages.items()}
+
+    def sums(
+        self,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        *,
+        by: Sequence[Dimension] = ("task", "stage"),
+        every: Period | None = None,
+        **equal: str,
+    ) -> tuple[Sums, ...]:
+        """Return sums over the rows in [since, until), by these fields and by hour, day or month, earliest first.
+
+        `equal` keeps rows whose fields have these values (`task="tickets"`).
+        """
+        return sum_up(self, since, until, by=by, every=every, equal=equal)
 
     def task_totals(self, since: datetime) -> dict[tuple[str, str], tuple[int, float]]:
         """Return the number and the cost in USD of the answers since then by task and stage, audits under `audit`."""

@@ -10,6 +10,7 @@ from pydantic import AwareDatetime, Field
 
 from smallfirst.models.protocol import RouteStep
 from smallfirst.models.usage import Attempt
+from smallfirst.pricing.charge import Charge
 from smallfirst.records import Record
 
 
@@ -39,9 +40,13 @@ class LedgerRow(Record):
     threshold: float | None = None
     """Confidence that was asked for, in [0, 1]."""
     prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    """Of `prompt_tokens`, those that the provider read from its cache; None in rows of older formats."""
     completion_tokens: int | None = None
     cost_usd: float | None = None
-    """Cost of the answer, of discarded drafts, and of attempts that led to no answer."""
+    """Cost of the answer, of discarded drafts, and of attempts that led to no answer: the sum of `charges`."""
+    charges: str | None = None
+    """The lines of the bill as JSON (`bill` reads them); None in rows of older formats."""
     estimated: bool = False
     """True if tokens and cost are estimated, since an answer was cut off."""
     request_sha256: str | None = None
@@ -64,6 +69,10 @@ class LedgerRow(Record):
     """Weight of its audit in tests and intervals: the mean chance at that moment over its own."""
     audited: bool = False
     """True if chance has selected it for an audit."""
+
+    @property
+    def bill(self) -> tuple[Charge, ...]:
+        return tuple(Charge.model_validate(one) for one in pydantic_core.from_json(self.charges or "[]"))
 
     @property
     def steps(self) -> tuple[RouteStep, ...]:
@@ -115,6 +124,8 @@ class AuditRow(Record):
     """Verdicts on this answer before this one, which corrects the last; None in rows of older formats."""
     cost_usd: float = 0.0
     """Cost of asking the judge."""
+    charges: str | None = None
+    """The lines of that bill as JSON; None in rows of older formats."""
     draft: str | None = None
     """The small model's answer, only if bodies are stored."""
     other: str | None = None
@@ -164,4 +175,21 @@ class StateRow(Record):
     """Fingerprint of the certificate in force."""
 
 
-Entry = LedgerRow | AttemptRow | AuditRow | DraftRow | FeedbackRow | StateRow
+class ExpenseRow(Record):
+    """Money spent on a task beside its answers: once, not per request."""
+
+    id: str
+    """Names the expense, so that it is counted once however often it is reported: a run's id, for example."""
+    at: AwareDatetime
+    task: str
+    kind: Literal["training", "labelling", "prompt search", "evaluation", "labels"]
+    """`labelling`: a large model labelled rows · `evaluation`: the large model answered the rows of a run · `labels`:
+    people's labels at `prices.usd_per_label`."""
+    cost_usd: float = Field(ge=0)
+    what: str = ""
+    """What was paid for, in a few words."""
+    busy_s: float = 0.0
+    """Seconds that a machine of our own worked."""
+
+
+Entry = LedgerRow | AttemptRow | AuditRow | DraftRow | FeedbackRow | StateRow | ExpenseRow

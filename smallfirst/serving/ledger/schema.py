@@ -7,7 +7,7 @@ from pathlib import Path
 
 from smallfirst.errors import ConfigError
 
-VERSION = 10
+VERSION = 11
 _FIRST = """
 CREATE TABLE answers (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -122,7 +122,24 @@ ALTER TABLE answers ADD COLUMN audit_weight REAL NOT NULL DEFAULT 1;
 ALTER TABLE audits ADD COLUMN weight REAL NOT NULL DEFAULT 1;
 """
 """Audits of older formats were drawn uniformly, so all have the weight 1."""
-_MIGRATIONS = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH, _EIGHTH, _NINTH, _TENTH)
+_ELEVENTH = """
+ALTER TABLE answers ADD COLUMN cached_tokens INTEGER;
+ALTER TABLE answers ADD COLUMN charges TEXT;
+ALTER TABLE audits ADD COLUMN charges TEXT;
+CREATE TABLE expenses (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    at TEXT NOT NULL,
+    task TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    cost_usd REAL NOT NULL,
+    what TEXT NOT NULL,
+    busy_s REAL NOT NULL
+);
+CREATE TRIGGER expenses_stay BEFORE UPDATE ON expenses BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+CREATE TRIGGER expenses_last BEFORE DELETE ON expenses BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+"""
+_MIGRATIONS = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH, _EIGHTH, _NINTH, _TENTH, _ELEVENTH)
 """The migration to each format from the one before."""
 
 

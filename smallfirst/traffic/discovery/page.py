@@ -8,7 +8,7 @@ from pathlib import Path
 import jinja2
 
 from smallfirst.files import write_atomically
-from smallfirst.pricing import format_usd
+from smallfirst.pricing.money import format_usd
 from smallfirst.report import formats
 from smallfirst.traffic.discovery.found import Discovery, FoundTask
 

@@ -7,7 +7,8 @@ from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
 from smallfirst.errors import Problem
-from smallfirst.traffic.billing import read_usage, whole
+from smallfirst.pricing.tokens import whole
+from smallfirst.traffic.billing import read_usage
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.logs.records import LogRecord
 from smallfirst.traffic.logs.shapes import milliseconds, moment, number, request_body, response_body, route_of

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from smallfirst.errors import Problem
-from smallfirst.traffic.billing import whole
+from smallfirst.pricing.tokens import whole
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.logs.entry import Entry, exchange_of
 from smallfirst.traffic.logs.records import LogRecord

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from smallfirst.errors import Problem
 from smallfirst.extensions import Registry
-from smallfirst.pricing import PriceBook
+from smallfirst.pricing.prices import PriceBook
 from smallfirst.records import fingerprint
 from smallfirst.traffic.billing import billed
 from smallfirst.traffic.bodies import kept_body

@@ -12,7 +12,7 @@ from smallfirst.errors import ConfigError
 from smallfirst.models.engines.exported_model import ExportedModel
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Completion, Model, Request
-from smallfirst.pricing import PriceBook
+from smallfirst.pricing.prices import PriceBook
 from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.classify import Classify
 from smallfirst.tasks.extract import Extract

@@ -31,7 +31,7 @@ from smallfirst.models.local.weights import weights_fingerprint
 from smallfirst.models.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from smallfirst.models.protocol import Request
 from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppModel
-from smallfirst.pricing import PriceBook
+from smallfirst.pricing.prices import PriceBook
 from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.classify import Classify
 

@@ -18,7 +18,7 @@ from smallfirst.models.remote.http import HttpResponse, HttpSession
 from smallfirst.models.response_format import FREE_TEXT, OutputFormat
 from smallfirst.models.servers import llama_cpp
 from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppModel, choice_grammar
-from smallfirst.pricing import PriceBook
+from smallfirst.pricing.prices import PriceBook
 
 COLOUR = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}
 CLOSED = COLOUR | {"additionalProperties": False}

@@ -31,7 +31,7 @@ from smallfirst.models.servers import managed_server
 from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppModel
 from smallfirst.models.servers.managed_server import ServerProcess
 from smallfirst.models.servers.supervisor import RestartPolicy
-from smallfirst.pricing import PriceBook
+from smallfirst.pricing.prices import PriceBook
 
 SHORT = Request.ask("card", max_tokens=1)
 LONG = Request.ask("where is my card", max_tokens=15_000)
@@ -167,7 +167,7 @@ def test_child_ends_with_its_parent(tiny_gguf: Path, tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppModel\n"
         "from smallfirst.models.protocol import Request\n"
-        "from smallfirst.pricing import PriceBook\n"
+        "from smallfirst.pricing.prices import PriceBook\n"
         "config = LlamaCppConfig(path=Path(sys.argv[1]), threads=1, context_tokens=1024)\n"
         "asyncio.run(LlamaCppModel(config, PriceBook()).complete(Request.ask('Hi', max_tokens=1)))\n"
         "print('answered', flush=True)\n"

@@ -21,7 +21,7 @@ from smallfirst.errors import BadAnswer, ConfigError, MissingExtra, RequestRefus
 from smallfirst.models.manifest import Manifest, base_sha256, write_manifest
 from smallfirst.models.protocol import Capability, Model, Request, ResponseFormat
 from smallfirst.models.servers.vllm import VllmConfig, VllmModel, find_vllm, serve_command
-from smallfirst.pricing import PriceBook
+from smallfirst.pricing.prices import PriceBook
 from smallfirst.tasks.answer import Answer
 
 STAND_IN = f"""#!{sys.executable}
@@ -214,7 +214,7 @@ async def test_server_ends_with_its_parent(config: VllmConfig, program: Path) ->
         "import asyncio, sys\n"
         "from smallfirst.models.protocol import Request\n"
         "from smallfirst.models.servers.vllm import VllmConfig, VllmModel\n"
-        "from smallfirst.pricing import PriceBook\n"
+        "from smallfirst.pricing.prices import PriceBook\n"
         "model = VllmModel(VllmConfig.model_validate_json(sys.argv[1]), PriceBook())\n"
         "asyncio.run(model.complete(Request.ask('Hi', max_tokens=1)))\n"
         "print('answered', flush=True)\n"

@@ -106,6 +106,9 @@ def test_audits_of_older_formats_were_drawn_uniformly(tmp_path: Path) -> None:
     with closing(sqlite3.connect(path)) as old:  # as format 9 was
         old.execute("ALTER TABLE answers DROP COLUMN audit_weight")
         old.execute("ALTER TABLE audits DROP COLUMN weight")
+        for later in ("answers DROP COLUMN cached_tokens", "answers DROP COLUMN charges", "audits DROP COLUMN charges"):
+            old.execute(f"ALTER TABLE {later}")
+        old.execute("DROP TABLE expenses")
         old.execute("PRAGMA user_version = 9")
     again = Ledger(path)
     again.append(AuditRow.model_validate({**audit, "id": "b", "weight": 0.5}))

@@ -1,4 +1,4 @@
-"""Prices of hosted tokens and of machine time. An unknown price is an error, never $0.
+"""Prices of hosted tokens and of machine time, by model. An unknown price is an error, never $0.
 
 A PriceBook looks in the prices of task.yaml, then in the catalogue inside the installed genai-prices package, which is
 as old as that version, and raises PriceUnknown if neither has the model. `source` names the origin of a price.
@@ -7,14 +7,11 @@ as old as that version, and raises PriceUnknown if neither has the model. `sourc
 from __future__ import annotations
 
 import json
-from typing import Annotated
-
-from pydantic import Field
 
 from smallfirst.errors import PriceUnknown
+from smallfirst.pricing.machine import MachinePrice
+from smallfirst.pricing.money import Usd
 from smallfirst.records import Record
-
-Usd = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class TokenPrice(Record):
@@ -28,19 +25,6 @@ class TokenPrice(Record):
     """USD per million prompt tokens that the seller has cached; left out: they cost what others do."""
     source: str = "task.yaml"
     """Where the price was read."""
-
-
-class MachinePrice(Record):
-    """Price of a machine that runs models itself."""
-
-    usd_per_hour: Usd = 0.10
-    """Rent or depreciation plus power. 0.10 is about what 2 shared cloud cores cost."""
-    utilisation: Annotated[float, Field(gt=0, le=1)] = 0.3
-    """Share of the hour in which it does useful work, in (0, 1]; idle time is paid as well."""
-
-    def cost_usd(self, busy_s: float) -> float:
-        """Return the cost in USD of `busy_s` busy seconds, idle time included."""
-        return busy_s * self.usd_per_hour / 3600 / self.utilisation
 
 
 class PriceBook(Record):
@@ -111,18 +95,3 @@ def _unknown(model: str, why: str) -> PriceUnknown:
         "        output_usd_per_mtok: …",
     ]
     return PriceUnknown(f'no price for "{model}": it is not under `prices`, and {why}', hint="\n".join(lines))
-
-
-def format_usd(amount: float) -> str:
-    """Return an amount in USD: cents from a dollar up, two significant digits below."""
-    if amount < 0:
-        return f"−{format_usd(-amount)}"
-    if amount >= 99.5:
-        return f"${amount:,.0f}"
-    if amount >= 0.995 or amount == 0:
-        return f"${amount:.2f}"
-    # 0.0028 and never 2.8e-03; two significant digits.
-    digits = 2
-    while round(amount, digits) < 10 ** (1 - digits) and digits < 9:
-        digits += 1
-    return f"${amount:.{digits}f}"

@@ -6,7 +6,8 @@ import pydantic
 import pytest
 
 from smallfirst.errors import PriceUnknown
-from smallfirst.pricing import MachinePrice, PriceBook, TokenPrice
+from smallfirst.pricing.machine import MachinePrice
+from smallfirst.pricing.prices import PriceBook, TokenPrice
 
 OWN = PriceBook(tokens={"gpt-4o-mini": TokenPrice(input_usd_per_mtok=1, output_usd_per_mtok=3)})
 
