@@ -24,7 +24,16 @@ from smallfirst.routing.monitoring.reports import UserReports
 from smallfirst.routing.router import Router
 from smallfirst.routing.types import OUT_OF_SCOPE, Decision, took_cascade
 from smallfirst.serving.ledger.ledger import AlreadyRecorded, Ledger
-from smallfirst.serving.ledger.rows import AuditRow, DraftRow, FeedbackRow, LedgerRow, StateRow, attempt_rows
+from smallfirst.serving.ledger.rows import (
+    AuditRow,
+    DraftRow,
+    FeedbackRow,
+    LedgerRow,
+    StateRow,
+    attempt_rows,
+    standing,
+    without_people,
+)
 from smallfirst.serving.openai.errors import ApiError
 
 _log = logging.getLogger("smallfirst.serving")
@@ -128,8 +137,10 @@ class AuditedRouter(DelegatingModel):
         async with self._verdict_lock:
             if not feedback.judge:
                 await self._report(feedback, row)
-            elif row is not None and (verdict := await asyncio.to_thread(self._verdict, feedback, row)) is not None:
-                feedback = feedback.model_copy(update={"counted": await self._judged(verdict)})
+            elif row is not None:
+                read = self._verdict if feedback.verdict != "withdrawn" else self._without
+                if (verdict := await asyncio.to_thread(read, feedback, row)) is not None:
+                    feedback = feedback.model_copy(update={"counted": await self._judged(verdict)})
             await self.ledger.append_async(feedback)
         return feedback
 
@@ -156,6 +167,16 @@ class AuditedRouter(DelegatingModel):
             other=feedback.answer if self.auditing.store_bodies else None,
         )
 
+    def _without(self, feedback: FeedbackRow, row: LedgerRow) -> AuditRow | None:
+        """Return the verdict that stands without the caller's: another judge's, the large model's, or nobody's."""
+        audits = self.ledger.entries(AuditRow, id=row.id)
+        if not audits or audits[-1].certificate != self.certificate:
+            return None
+        said = standing(self.ledger.entries(FeedbackRow, id=row.id))
+        others = [one for one in said if one.counted and one.caller != feedback.caller]
+        stands = self._verdict(others[-1].model_copy(update={"at": feedback.at}), row) if others else None
+        return stands or without_people(audits, feedback.at)
+
     def _draft_is_wrong(self, feedback: FeedbackRow, draft: str, shown: str) -> bool:
         """Tell by the right answer whether the draft beside the large model's answer `shown` is wrong."""
         right = feedback.answer or (shown if feedback.verdict == "right" else None)
@@ -171,7 +192,8 @@ class AuditedRouter(DelegatingModel):
         earlier = await asyncio.to_thread(self.ledger.entries, AuditRow, id=verdict.id)
         if not earlier:
             return await self._take_verdict(verdict)
-        if earlier[-1].wrong == verdict.wrong:
+        last = earlier[-1]
+        if last.wrong == verdict.wrong and (last.judged_by == "nobody") == (verdict.judged_by == "nobody"):
             return True
         try:
             await self._correct_verdict(verdict.model_copy(update={"revision": len(earlier)}))
@@ -183,7 +205,7 @@ class AuditedRouter(DelegatingModel):
         """Count the first report of a user on a kept answer, which can raise a hint."""
         earlier = await asyncio.to_thread(self.ledger.entries, FeedbackRow, id=feedback.id)
         if row is None or not row.certified or row.at < self._started or any(not one.judge for one in earlier):
-            return
+            return  # a report that is withdrawn later stays counted: hints change nothing
         if hint := self.reports.add(feedback.verdict == "wrong"):
             evidence = {"reported_wrong": self.reports.n_wrong, "kept": self.reports.n_kept}
             await self._record_changes((self.monitor.add_hint("reports", hint, evidence),))
@@ -317,7 +339,8 @@ class AuditedRouter(DelegatingModel):
         if self._drifted and before in ("drift", "fallback") and self.monitor.state == "live":
             self.monitor.resume(before)
         if self.monitor.state != before:
-            await self._record_state(before, f"a person corrected the verdict on {verdict.id}", cause="verdict")
+            done = "withdrew" if verdict.judged_by == "nobody" else "corrected"
+            await self._record_state(before, f"a person {done} the verdict on {verdict.id}", cause="verdict")
 
     async def _record_changes(self, changes: tuple[StateChange, ...]) -> None:
         for change in changes:

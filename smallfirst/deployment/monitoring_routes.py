@@ -20,7 +20,7 @@ from smallfirst.deployment.review_queue import waiting_for_review
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.routing.monitoring.quantities import not_watched
 from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.ledger.rows import FeedbackRow, StateRow
+from smallfirst.serving.ledger.rows import FeedbackRow, StateRow, standing
 from smallfirst.serving.openai.errors import ApiError
 from smallfirst.serving.plugins import Plugin, PluginRequest, PluginRoute
 
@@ -61,6 +61,9 @@ class MonitoringRoutes(Plugin):
         if row is None or row.status != 200 or not (call.may_judge or row.owner == call.caller):
             raise ApiError(404, "There is no answer with this id.", param="id", code="answer_not_found")
         earlier = await asyncio.to_thread(self._ledger.entries, FeedbackRow, id=feedback.id)
+        mine = [one for one in standing(earlier) if (one.caller, one.judge) == (feedback.caller, feedback.judge)]
+        if feedback.verdict == "withdrawn" and not mine:
+            raise ApiError(409, "There is no verdict of yours on this answer.", param="verdict", code="no_verdict")
         if sum(one.judge == feedback.judge for one in earlier) >= MAX_VERDICTS:
             raise ApiError(409, f"There are {MAX_VERDICTS} verdicts on this answer already.", param="id", code="judged")
         router = self.by_task.get(row.task or "")
@@ -186,8 +189,8 @@ def _parse(body: dict[str, Any], call: PluginRequest) -> FeedbackRow:
     id, verdict, answer = body.get("id"), body.get("verdict"), body.get("answer")
     if not isinstance(id, str) or not 1 <= len(id) <= 128:
         raise ApiError(400, "`id` is the id of a response, such as chatcmpl-….", param="id")
-    if verdict not in ("right", "wrong"):
-        raise ApiError(400, '`verdict` is "right" or "wrong".', param="verdict")
+    if verdict not in ("right", "wrong", "withdrawn"):
+        raise ApiError(400, '`verdict` is "right", "wrong" or "withdrawn".', param="verdict")
     if answer is not None and (not isinstance(answer, str) or len(answer) > 32_768):
         raise ApiError(400, "`answer` is the right answer as text, at most 32,768 characters.", param="answer")
     known = {"caller": call.caller, "judge": call.may_judge}

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.ledger.rows import AuditRow, DraftRow, FeedbackRow, LedgerRow
+from smallfirst.serving.ledger.rows import AuditRow, DraftRow, FeedbackRow, LedgerRow, standing
 
 PERSON_STAGE = "person"
 """Stage of answers that the Router marks for a person."""
@@ -19,8 +19,9 @@ PERSON_STAGE = "person"
 
 def waiting_for_review(ledger: Ledger, tasks: Iterable[str]) -> list[LedgerRow]:
     """Return the answers of `tasks` that wait for a person, oldest first."""
-    judged = {feedback.id for feedback in ledger.entries(FeedbackRow) if feedback.judge}
-    audited = {audit.id for audit in ledger.entries(AuditRow)}
+    judged = {feedback.id for feedback in standing(ledger.entries(FeedbackRow)) if feedback.judge}
+    last = {audit.id: audit for audit in ledger.entries(AuditRow)}
+    audited = {id for id, audit in last.items() if audit.judged_by != "nobody"}
     waiting: dict[str, LedgerRow] = {}
     for task in tasks:
         marked = ledger.entries(LedgerRow, task=task, stage=PERSON_STAGE)

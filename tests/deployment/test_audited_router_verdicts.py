@@ -197,3 +197,30 @@ def test_an_old_ledger_with_two_verdicts_on_an_audit_opens_and_takes_corrections
     assert [(row.revision, row.wrong) for row in opened.entries(AuditRow)] == [(None, False)] * 2 + [(2, True)]
     assert again.live.monitor.live_error.value == 1.0
     opened.close()
+
+
+@pytest.mark.parametrize("judge", ["person", "large"])
+def test_a_withdrawn_verdict_leaves_the_bound_as_it_was_before(ledger: Ledger, judge: Any) -> None:
+    setting = Setting(ledger, judge=judge)
+    asyncio.run(setting.ask(2))
+    before = setting.live.monitor.live_error
+    id, other = (row.id for row in ledger.rows())
+    ada, ben = (said(id, "wrong").model_copy(update={"caller": name}) for name in ("ada", "ben"))
+
+    def give(feedback: FeedbackRow, verdict: str) -> float:
+        asyncio.run(setting.live.feedback(feedback.model_copy(update={"verdict": verdict, "counted": False})))
+        error = setting.live.monitor.live_error
+        return round(error.value * error.n, 6)
+
+    assert give(ada, "wrong") == 1
+    assert give(ben, "right") == 0
+    assert give(ben, "withdrawn") == 1  # Ada's stands again
+    assert give(ada, "withdrawn") == 0
+    assert setting.live.monitor.live_error == before
+    assert Setting(ledger, judge=judge).live.monitor.live_error == before  # after a restart too
+    assert ledger.entries(AuditRow, id=id)[-1].judged_by == ("nobody" if judge == "person" else "large")
+    assert sum(audit.cost_usd for audit in ledger.entries(AuditRow, id=id)) == (1.0 if judge == "large" else 0.0)
+    waiting = [row.id for row in waiting_for_review(ledger, ["tickets"])]
+    assert waiting == ([id, other] if judge == "person" else [])
+    assert give(ada, "wrong") == 1
+    assert [row.counted for row in ledger.entries(FeedbackRow)] == [True] * 5

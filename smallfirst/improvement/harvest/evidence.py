@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 from smallfirst.errors import ConfigError
 from smallfirst.paths import state_folder
 from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow
+from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow, standing
 
 Source = Literal["feedback", "confirmed", "audit", "large", "suspect", "user"]
 TRUST: dict[Source, int] = {"feedback": 0, "confirmed": 1, "audit": 2, "large": 3, "suspect": 3, "user": 4}
@@ -109,7 +109,7 @@ def _rows(
 
 
 def _voices(row: LedgerRow, audits: Sequence[AuditRow], feedback: Sequence[FeedbackRow]) -> Iterator[_Word]:
-    for said in {(f.caller, f.judge): f for f in feedback}.values():
+    for said in standing(feedback):
         corrected: Source = "feedback" if said.judge else "user"
         if said.answer is not None:
             yield corrected, said.answer, False
@@ -118,7 +118,8 @@ def _voices(row: LedgerRow, audits: Sequence[AuditRow], feedback: Sequence[Feedb
         if said.verdict == "wrong":
             yield corrected, row.answer_text, True
     last = {audit.judged_by: audit for audit in audits}
-    if (person := last.get("person")) and person.other is not None:
+    person = last.get("person") if audits and audits[-1].judged_by == "person" else None
+    if person and person.other is not None:
         yield "audit", person.other, False
     large = last.get("large")
     if large and large.wrong:

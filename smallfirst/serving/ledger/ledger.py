@@ -162,10 +162,10 @@ class Ledger:
         return found[0] if found else None
 
     def last_verdicts(self, task: str, certificate: str) -> list[tuple[bool, float]]:
-        """Return the last verdict on each audited answer of a certificate, oldest first: whether wrong, and weight."""
-        sql = "SELECT id, wrong, weight FROM audits WHERE task = ? AND certificate = ? ORDER BY seq"
-        found = self._read(sql, (task, certificate))
-        return list({row["id"]: (bool(row["wrong"]), row["weight"]) for row in found}.values())
+        """Return the verdict that stands on each audited answer of a certificate: whether wrong, and weight."""
+        sql = "SELECT id, wrong, weight, judged_by FROM audits WHERE task = ? AND certificate = ? ORDER BY seq"
+        last = {row["id"]: row for row in self._read(sql, (task, certificate))}
+        return [(bool(row["wrong"]), row["weight"]) for row in last.values() if row["judged_by"] != "nobody"]
 
     def totals(self) -> dict[str, StageTotals]:
         """Return sums by stage; rows that did not end with an answer are under `error`."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Literal
 
 import pydantic_core
@@ -119,7 +120,8 @@ class AuditRow(Record):
     weight: float = Field(default=1.0, gt=0)
     """The mean chance of accepted answers at that moment over this one's; 1 in rows of older formats."""
     wrong: bool
-    judged_by: Literal["large", "person"]
+    judged_by: Literal["large", "person", "nobody"]
+    """`nobody`: the verdict before it was withdrawn, and none stands."""
     revision: int | None = 0
     """Verdicts on this answer before this one, which corrects the last; None in rows of older formats."""
     cost_usd: float = 0.0
@@ -148,7 +150,8 @@ class FeedbackRow(Record):
 
     id: str
     at: AwareDatetime
-    verdict: Literal["right", "wrong"]
+    verdict: Literal["right", "wrong", "withdrawn"]
+    """The last of a caller's verdicts on an answer stands; `withdrawn` takes it back."""
     answer: str | None = None
     """The right answer, if given."""
     caller: str = ""
@@ -157,6 +160,24 @@ class FeedbackRow(Record):
     """True if it came from somebody who may judge; in rows of older formats too."""
     counted: bool = False
     """True if it is the verdict of the answer's audit; False in rows of older formats."""
+
+
+def standing(feedback: Iterable[FeedbackRow]) -> list[FeedbackRow]:
+    """Return the verdicts that stand, of feedback in the order of writing: each caller's last one on each answer."""
+    last: dict[tuple[str, str, bool], FeedbackRow] = {}
+    for said in feedback:
+        key = (said.id, said.caller, said.judge)
+        last.pop(key, None)
+        last[key] = said
+    return [said for said in last.values() if said.verdict != "withdrawn"]
+
+
+def without_people(audits: Sequence[AuditRow], at: datetime) -> AuditRow:
+    """Return the row to add to an answer's audits when no person's verdict stands: the large model's or nobody's."""
+    large = next((audit for audit in audits if audit.judged_by == "large"), None)
+    nobody = {"judged_by": "nobody", "wrong": False, "draft": None, "other": None}
+    unpaid = {"at": at, "cost_usd": 0.0, "charges": None}
+    return (large or audits[-1].model_copy(update=nobody)).model_copy(update=unpaid)
 
 
 class StateRow(Record):
