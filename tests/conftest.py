@@ -21,6 +21,7 @@ pytest_plugins = [
     "fixtures.cli",
     "fixtures.contributing",
     "fixtures.server",  # first, since others import it
+    "fixtures.dashboard",
     "fixtures.deployment",
     "fixtures.gate",
     "fixtures.jobs",

@@ -13,6 +13,8 @@ from smallfirst.cli.options import TASKS, verb
 from smallfirst.errors import ConfigError
 
 if TYPE_CHECKING:
+    from smallfirst.deployment.audited_router import AuditedRouter
+    from smallfirst.deployment.service import DeployedTasks
     from smallfirst.models.protocol import Model
     from smallfirst.project.task_file import TaskFile
     from smallfirst.serving.ledger.ledger import Ledger
@@ -70,6 +72,7 @@ def serve(
     promotion or a rollback changes who answers, without a restart. A model named by --model answers as it is, with
     neither router nor certificate: one that continues text at /v1/completions, for example.
     """
+    from smallfirst.dashboard.plugin import Dashboard
     from smallfirst.paths import home, state_of
     from smallfirst.project.task_file import read_task_file
     from smallfirst.records import parse_record
@@ -96,12 +99,15 @@ def serve(
         _refuse_other_keys()
     ledger = Ledger(home() / "ledger.db", keep_bodies_days=keep_days)
     models: Mapping[str, Model] = {}
+    routers: Mapping[str, AuditedRouter] = {}
     plugins: list[Plugin] = []
     if files:
-        models, plugins = _deploy(files, ledger, settings, live)
+        deployed, plugins = _deploy(files, ledger, settings, live)
+        models, routers = deployed.models, deployed.by_task
     named = _registered(references)
     models = ChainMap(named, cast(MutableMapping[str, "Model"], models)) if named else models
     plugins += installed_plugins(models, enabled, plugin_options)
+    plugins += [Dashboard(models, ledger, routers)] if models or plugins else []
     serve_models(models, ledger=ledger, settings=settings, plugins=plugins)
 
 
@@ -120,8 +126,8 @@ def _registered(references: Sequence[str]) -> dict[str, Model]:
 
 def _deploy(
     files: Sequence[TaskFile], ledger: Ledger, settings: ServeSettings, live: dict[str, Any]
-) -> tuple[Mapping[str, Model], list[Plugin]]:
-    """Return the models of the tasks, and the plugins that monitor them."""
+) -> tuple[DeployedTasks, list[Plugin]]:
+    """Return the tasks at work, and the plugins that monitor them."""
     from smallfirst.deployment.service import deploy, trace_plugin
 
     watcher = deploy(
@@ -132,7 +138,7 @@ def _deploy(
         poll_interval_s=live["follow_s"] or None,
     )
     traces = [trace_plugin(files, store_bodies=settings.store_bodies)] if live["trace"] else []
-    return watcher.models, [watcher, *traces]
+    return watcher, [watcher, *traces]
 
 
 def _refuse_other_keys() -> None:

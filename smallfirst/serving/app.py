@@ -22,7 +22,7 @@ from smallfirst.errors import ConfigError
 from smallfirst.models.protocol import Model
 from smallfirst.serving.admission import Admission, ClientDisconnected
 from smallfirst.serving.auth.keys import KeyStore, home_key_store
-from smallfirst.serving.auth.middleware import CHAT_PATH, USER_PATHS, AuthMiddleware, caller_owner
+from smallfirst.serving.auth.middleware import CHAT_PATH, PUBLIC_PATHS, USER_PATHS, AuthMiddleware, caller_owner
 from smallfirst.serving.error_responses import to_api_error
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.metrics import MEDIA_TYPE, Metrics
@@ -72,13 +72,14 @@ def build_app(
         *map(starlette_route, context.plugins.routes),
         *(Route(path, ModelEndpoint(context, *found), methods=["POST"]) for path, found in _HANDLERS.items()),
     ]
-    added: dict[str, set[str]] = {"user": set(), "judge": set(), "admin": set()}
+    added: dict[str, set[str]] = {"public": set(), "user": set(), "judge": set(), "admin": set()}
     for route in context.plugins.routes:
-        added[route.role].add(route.path.partition("{")[0].rstrip("/"))
+        added[route.role].add(route.path.partition("{")[0].rstrip("/") or "/")
     authentication = Middleware(
         AuthMiddleware,
         settings=settings,
         key_store=key_store,
+        open_paths=PUBLIC_PATHS | added["public"],
         user_paths=USER_PATHS | added["user"],
         judge_paths=added["judge"],
         allowed_hosts=settings.allowed_hosts,
@@ -117,7 +118,10 @@ def serve(
     listener = listen(settings.host, settings.port)
     names = ", ".join(models) or "models of its plugins"
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    print(f"smallfirst serves {names} at http://{host}:{listener.getsockname()[1]}/v1", flush=True)
+    address = f"http://{host}:{listener.getsockname()[1]}"
+    print(f"smallfirst serves {names} at {address}/v1", flush=True)
+    if any(route.path == "/" for plugin in plugins for route in plugin.routes):
+        print(f"its page: {address}/", flush=True)
 
     def stopping() -> None:
         app.state.readiness.stopping = True

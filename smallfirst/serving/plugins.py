@@ -43,6 +43,7 @@ class PluginRequest:
         """Owner of what the caller makes: stays when a key is rotated; empty where the server asks for none."""
         self.may_judge = current_caller().may_judge
         """True if the caller's verdicts on answers of others count."""
+        self.role = current_caller().policy.role
         self.headers: Mapping[str, str] = request.headers
         """By name in lower case."""
         self.path_params: Mapping[str, str] = request.path_params
@@ -72,6 +73,7 @@ class TextResponse(NamedTuple):
 
     content: str
     media_type: str
+    headers: Mapping[str, str] = {}
 
 
 PluginResponse = dict[str, Any] | FileDownload | TextResponse
@@ -85,8 +87,9 @@ class PluginRoute(NamedTuple):
     """In Starlette's syntax: /v1/files/{file_id}."""
     answer: Callable[[PluginRequest], Awaitable[PluginResponse] | PluginResponse]
     """Returns the response or raises ApiError; a plain function, such as one that reads files, runs in a thread."""
-    role: Literal["user", "judge", "admin"] = "admin"
-    """Who may use it: any key, keys with the role judge or admin, or only admin."""
+    role: Literal["public", "user", "judge", "admin"] = "admin"
+    """Who may use it: everybody, any key, keys with the role judge or admin, or only admin. A public path has no
+    parameters, and what it answers no data."""
 
 
 class Plugin:
@@ -219,7 +222,7 @@ def starlette_route(route: PluginRoute) -> Route:
         if isinstance(answer, dict):
             return JSONResponse(answer)
         if isinstance(answer, TextResponse):
-            return Response(answer.content, media_type=answer.media_type)
+            return Response(answer.content, media_type=answer.media_type, headers=answer.headers)
         # A browser must never show a file as a page of this server: its uploader chose what is in it.
         headers = {"x-content-type-options": "nosniff"}
         return FileResponse(

@@ -1,0 +1,44 @@
+"""The plugin that serves the page and its figures, behind the keys and roles of the server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from smallfirst.dashboard.answers import answer_details
+from smallfirst.dashboard.page import page_routes
+from smallfirst.deployment.audited_router import AuditedRouter
+from smallfirst.models.protocol import Model
+from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.plugins import Plugin, PluginRequest, PluginRoute, current_caller
+
+AUTO = "auto"
+
+
+class Dashboard(Plugin):
+    """The page of one server: its models, its ledger, and the Routers of its tasks."""
+
+    def __init__(self, models: Mapping[str, Model], ledger: Ledger, routers: Mapping[str, AuditedRouter]) -> None:
+        """`models` and `routers`, by name, may change while the server runs."""
+        self._models, self._ledger, self._routers = models, ledger, routers
+        self.routes = (
+            *page_routes(),
+            PluginRoute("GET", "/v1/dashboard/session", self._session, "user"),
+            PluginRoute("GET", "/v1/dashboard/answers/{id}", self._answer, "user"),
+        )
+
+    async def _session(self, call: PluginRequest) -> dict[str, Any]:
+        """Say who asks and what there is to ask: the tasks, `auto` among them, and the single models."""
+        caller = current_caller()
+        usable = [name for name in self._models if caller.may_use(name)]
+        tasks = [name for name in usable if name in self._routers or name == AUTO]
+        return {
+            "role": call.role,
+            "name": caller.name,
+            "key_needed": bool(caller.owner),
+            "tasks": tasks,
+            "models": [name for name in usable if name not in tasks],
+        }
+
+    def _answer(self, call: PluginRequest) -> dict[str, Any]:
+        return answer_details(self._ledger, call.path_params["id"], owner=None if call.may_judge else call.caller)
