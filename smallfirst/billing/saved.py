@@ -1,0 +1,279 @@
+"""What a task saved: what the large model would have billed for the requests that stayed small, less what they cost.
+
+Audits are a random sample of the answers that stayed small, with a known chance each, and the large model's bill for
+them is known. Their weighted mean (Hájek 1971) times the number of such answers is the bill that did not come. Without
+enough audits the mean of the escalated answers takes its place, which are other, often harder requests, and without
+those the mean on the rows of the task's evaluation; `basis` says which.
+
+Everything is as billed: prompt tokens that the large model read from its cache count at their price in the cache. Costs
+that come once (training, labelling) and idle machines are not in it: a statement shows them beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+from scipy import special
+
+from smallfirst.errors import StageMissing
+from smallfirst.pricing.money import format_usd
+from smallfirst.project.run_folder import RunFolder
+from smallfirst.records import Record
+from smallfirst.routing.types import OUT_OF_SCOPE
+from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.ledger.rows import AuditRow, LedgerRow
+
+Basis = Literal["audits", "escalated", "evaluation", "unknown"]
+MIN_AUDITS = 10
+"""Audits from which they are the basis: the interval of fewer covers too little where costs are skewed."""
+_BASIS_IN_WORDS: dict[Basis, str] = {
+    "audits": "measured on {n:,} of them, drawn at random and answered by the large model as well",
+    "escalated": "the mean of {n:,} answers that the large model gave: other requests, so a rough guide",
+    "evaluation": "the mean on {n:,} rows of the task's evaluation: not this traffic, so a rough guide",
+    "unknown": "nothing tells what the large model costs here: no audits, no answers of it, no evaluation",
+}
+
+
+class Amount(Record):
+    """An amount in USD with its 95 % interval."""
+
+    usd: float
+    low_usd: float | None
+    """None, as `high_usd`, where there is too little to tell an interval from."""
+    high_usd: float | None
+    n: int
+    """Costs that it was estimated from."""
+
+    def __str__(self) -> str:
+        if self.low_usd is None or self.high_usd is None:
+            return format_usd(self.usd)
+        return f"{format_usd(self.usd)} (95 %: {format_usd(self.low_usd)} to {format_usd(self.high_usd)})"
+
+    @classmethod
+    def around(cls, usd: float, half: float | None, n: int) -> Amount:
+        """Return an amount whose interval reaches `half` to both sides; None: nobody knows how far."""
+        return cls(
+            usd=usd, low_usd=None if half is None else usd - half, high_usd=None if half is None else usd + half, n=n
+        )
+
+    @property
+    def half_usd(self) -> float | None:
+        """Half the width of the interval."""
+        return None if self.high_usd is None else self.high_usd - self.usd
+
+    def times(self, factor: float, *, less: float = 0.0) -> Amount:
+        """Return the amount times `factor`, less a known one."""
+        half = self.half_usd
+        return Amount.around(self.usd * factor - less, None if half is None else half * factor, self.n)
+
+
+class Saving(Record):
+    """What one task, or all together, saved in a period."""
+
+    task: str
+    """Empty for all tasks together."""
+    n_small: int
+    """Answers that stayed small."""
+    n_large: int
+    """Answers that the large model gave."""
+    large_usd: Amount | None
+    """Mean bill of the large model for a request that stayed small; None where nothing tells."""
+    would_have_usd: Amount | None
+    """What it would have billed for all of them."""
+    small_usd: float
+    """What the answers that stayed small cost."""
+    draft_usd: float
+    """What the discarded drafts of the large model's answers cost."""
+    audit_usd: float
+    saved_usd: Amount | None
+    """`would_have_usd` less the three costs; below 0 if sending everything to the large model would have been
+    cheaper."""
+    basis: Basis
+
+    @property
+    def share_small(self) -> float | None:
+        """Share of answers that stayed small, in [0, 1]; None without answers."""
+        answers = self.n_small + self.n_large
+        return self.n_small / answers if answers else None
+
+    @property
+    def in_words(self) -> str:
+        """Return the saving and its basis in one sentence."""
+        basis = _BASIS_IN_WORDS[self.basis].format(n=self.would_have_usd.n if self.would_have_usd else 0)
+        return f"saved {self.saved_usd}: {basis}" if self.saved_usd else f"saving unknown: {basis}"
+
+
+@dataclass
+class CostSample:
+    """Costs drawn with known chances, as sums from which mean and interval follow."""
+
+    n: int = 0
+    _weights: float = 0.0
+    _costs: float = 0.0
+    _spread: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+
+    def add(self, usd: float, propensity: float) -> None:
+        """Add a cost that had this chance of being drawn, in (0, 1]."""
+        self.n += 1
+        self._weights += 1 / propensity
+        self._costs += usd / propensity
+        unseen = (1 - propensity) / propensity**2
+        for power in range(3):
+            self._spread[power] += unseen * usd**power
+
+    def mean(self) -> Amount:
+        """Return the mean of all costs, drawn or not; the interval has no width where all were drawn."""
+        value = self._costs / self._weights
+        zeroth, first, second = self._spread
+        squares = second - 2 * value * first + value**2 * zeroth
+        return _with_interval(value, squares / self._weights**2, self.n, self.n)
+
+
+@dataclass
+class Account:
+    """What the saving of one task is made from, by rows or by sums over them."""
+
+    n_small: int = 0
+    small_usd: float = 0.0
+    n_large: int = 0
+    draft_usd: float = 0.0
+    audit_usd: float = 0.0
+    audits: CostSample = field(default_factory=CostSample)
+    escalated: dict[str, list[float]] = field(default_factory=lambda: defaultdict(lambda: [0.0, 0.0]))
+    """By hour: the answers of the large model whose cost is known, and what they cost without drafts."""
+
+    def add_answers(
+        self, stage: str, hour: str, n: int, usd: float, *, n_unknown: int = 0, draft_usd: float = 0.0
+    ) -> None:
+        """Add answers of one hour and stage, whose costs sum to `usd`, `draft_usd` of it for discarded drafts."""
+        if is_small(stage):
+            self.n_small += n
+            self.small_usd += usd
+        elif stage == "large":
+            self.n_large += n
+            self.draft_usd += draft_usd
+            known = self.escalated[hour]
+            known[0] += n - n_unknown
+            known[1] += usd - draft_usd
+
+    def saving(self, task: str, evaluated: Amount | None = None) -> Saving:
+        """Return the saving; `evaluated` is the large model's mean cost of a request in the task's evaluation."""
+        basis, mean = self._large_cost(evaluated)
+        spent = self.small_usd + self.draft_usd + self.audit_usd
+        would = mean and mean.times(self.n_small)
+        return Saving(
+            task=task,
+            n_small=self.n_small,
+            n_large=self.n_large,
+            large_usd=mean,
+            would_have_usd=would,
+            small_usd=self.small_usd,
+            draft_usd=self.draft_usd,
+            audit_usd=self.audit_usd,
+            saved_usd=would and would.times(1, less=spent),
+            basis=basis,
+        )
+
+    def _large_cost(self, evaluated: Amount | None) -> tuple[Basis, Amount | None]:
+        if self.audits.n >= MIN_AUDITS:
+            return "audits", self.audits.mean()
+        hours = [(n, usd) for n, usd in self.escalated.values() if n]
+        if len(hours) > 1 or (hours and evaluated is None):
+            return "escalated", _mean_of_groups(hours)
+        return ("evaluation", evaluated) if evaluated else ("unknown", None)
+
+
+def is_small(stage: str) -> bool:
+    """Return True if a stage of a task's Router is a small model: nobody else answered."""
+    return stage not in ("", "large", "person", OUT_OF_SCOPE)
+
+
+def savings(
+    ledger: Ledger, since: datetime | None, until: datetime | None, *, evaluated: Mapping[str, Amount] | None = None
+) -> tuple[Saving, ...]:
+    """Return what each task saved in [since, until), by name. `evaluated` as `evaluated_cost` gives it, by task."""
+    accounts: dict[str, Account] = defaultdict(Account)
+    answers = ledger.sums(since, until, by=("task", "stage"), every="hour", kind="answer", outcome="answered")
+    for one in answers:
+        if one.task:
+            draft_usd = getattr(one, "draft_usd", 0.0)
+            accounts[one.task].add_answers(
+                one.stage, one.period, one.n, one.cost_usd, n_unknown=one.n_cost_unknown, draft_usd=draft_usd
+            )
+    for one in ledger.sums(since, until, by=("task",), kind="audit"):
+        accounts[one.task].audit_usd += one.cost_usd
+    for task, propensity, usd in _audited_costs(ledger, since, until):
+        accounts[task].audits.add(usd, propensity)
+    known = evaluated or {}
+    return tuple(account.saving(task, known.get(task)) for task, account in sorted(accounts.items()))
+
+
+def total(found: Iterable[Saving]) -> Saving:
+    """Return all tasks together. What nobody knows of one is not in the sums, and `basis` is the weakest of them."""
+    parts = tuple(found)
+    ranks: tuple[Basis, ...] = ("audits", "escalated", "evaluation", "unknown")
+    amounts = ("n_small", "n_large", "small_usd", "draft_usd", "audit_usd")
+    known = [part for part in parts if part.n_small or part.n_large or part.audit_usd]
+    return Saving(
+        task="",
+        large_usd=None,
+        would_have_usd=_added([part.would_have_usd for part in known]),
+        saved_usd=_added([part.saved_usd for part in known]),
+        basis=max((part.basis for part in known), key=ranks.index, default="unknown"),
+        **{name: sum(getattr(part, name) for part in parts) for name in amounts},
+    )
+
+
+def evaluated_cost(task: str) -> Amount | None:
+    """Return the large model's mean cost of a request, in USD, on the test rows of the task's latest run, or None.
+
+    The run is looked for in the state folder of the moment.
+    """
+    try:
+        found = RunFolder.latest(task).evaluation("large", "test")
+    except StageMissing:
+        return None
+    return _mean_of_groups([(1, row.cost_usd) for row in found.rows]) if found and found.rows else None
+
+
+def _mean_of_groups(groups: Sequence[tuple[float, float]]) -> Amount:
+    """Return the mean cost from the numbers and the sums of independent groups, as the ratio of their totals."""
+    n, usd = (math.fsum(column) for column in zip(*groups, strict=True))
+    squares = math.fsum((part - usd / n * of) ** 2 for of, part in groups)
+    return _with_interval(usd / n, squares / n**2, len(groups), int(n))
+
+
+def _with_interval(usd: float, variance: float, groups: int, n: int) -> Amount:
+    """Return an amount with Student's interval; `variance` is not yet corrected for so few independent groups."""
+    if groups < 2:
+        return Amount.around(usd, None, n)
+    error = math.sqrt(max(0.0, variance) * groups / (groups - 1))
+    return Amount.around(usd, float(special.stdtrit(groups - 1, 0.975)) * error, n)
+
+
+def _added(parts: Sequence[Amount | None]) -> Amount | None:
+    """Return the sum of independent amounts; None if there is none or one is unknown."""
+    amounts = [part for part in parts if part is not None]
+    if not amounts or len(amounts) < len(parts):
+        return None
+    halves = [one.half_usd for one in amounts]
+    half = None if None in halves else math.hypot(*filter(None, halves))
+    return Amount.around(math.fsum(one.usd for one in amounts), half, sum(one.n for one in amounts))
+
+
+def _audited_costs(
+    ledger: Ledger, since: datetime | None, until: datetime | None
+) -> Iterator[tuple[str, float, float]]:
+    """Yield task, chance and cost of each answer that stayed small and that the large model judged."""
+    kept: set[str] | None = None
+    for audit in ledger.entries(AuditRow, since=since):
+        if audit.judged_by == "large" and (until is None or audit.at < until):
+            if kept is None:
+                kept = {row.id for row in ledger.entries(LedgerRow) if row.certified}
+            if audit.id in kept:
+                yield audit.task, audit.propensity, audit.cost_usd
