@@ -23,6 +23,7 @@ STAGES = {
     "watch": ("explain", "queue"),
     "improve": ("label", "label-plan", "suspects", "harvest", "challenge"),
     "drop in": ("proxy", "discover", "learn", "take-over", "give-back", "tasks"),
+    "account": ("ledger",),
     "operate": ("doctor", "keys", "completion"),
 }
 """The verbs by stage of work, in the order of the path; those of installed packages belong to the last stage."""
@@ -37,13 +38,13 @@ MAX_SUMMARY = 64
 
 _OWN_MODULE = {"run", "jobs", "serve", "parity", "keys"}
 
-_PACKAGE = "drop in"
-"""Stage whose verbs have a module each, in a package."""
+_PACKAGES = {"drop in", "account"}
+"""Stages whose verbs have a module each, in a package."""
 
 
 def _module(stage: str, verb: str) -> str:
     name, of_stage = verb.replace("-", "_"), stage.replace(" ", "_")
-    if stage == _PACKAGE:
+    if stage in _PACKAGES:
         return f"{of_stage}.{name}"
     return name if verb in _OWN_MODULE else of_stage
 

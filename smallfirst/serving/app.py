@@ -127,6 +127,7 @@ def serve(
         app.state.readiness.stopping = True
 
     ledger.start_expiry()
+    ledger.start_uptime()
     for plugin in plugins:
         plugin.started()
     run(app, listener, drain_s=settings.drain_s, stopping=stopping, held=[*models.values(), *plugins])

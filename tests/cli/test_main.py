@@ -16,7 +16,19 @@ import smallfirst
 from smallfirst.cli.main import COMMANDS, STAGES, main
 
 VERBS = COMMANDS.names()
-READ_NO_TASK = {"proxy", "discover", "learn", "take-over", "give-back", "init", "models", "explain", "keys", "jobs"}
+READ_NO_TASK = {
+    "proxy",
+    "discover",
+    "learn",
+    "take-over",
+    "give-back",
+    "init",
+    "models",
+    "explain",
+    "keys",
+    "jobs",
+    "ledger",
+}
 READ_NO_TASK |= {"tasks", "endpoints", "completion", "doctor"}
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
 import sqlite3
 import statistics
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,6 +51,9 @@ _log = logging.getLogger("smallfirst.serving")
 
 EXPIRY_INTERVAL_S = 600.0
 """Seconds between two deletions of the questions and answers that are too old."""
+
+UPTIME_INTERVAL_S = 60.0
+"""Seconds between two notes that a server is up; what a killed one was up since the last is lost."""
 
 E = TypeVar("E", LedgerRow, AttemptRow, AuditRow, DraftRow, FeedbackRow, StateRow, ExpenseRow)
 
@@ -202,6 +206,54 @@ class Ledger:
         )
         return {(row["task"], row["stage"]): (row["n"], row["cost_usd"]) for row in found}
 
+    def scan(
+        self, kind: type[E], since: datetime | None = None, until: datetime | None = None, **equal: str
+    ) -> Iterator[E]:
+        """Yield the entries of a kind in [since, until), one after the other in the order of writing, without texts."""
+        for row in self.entries(kind, since=since, limit=None, **equal):
+            if until is None or row.at < until:
+                yield row
+
+    def audited_costs(
+        self, since: datetime | None = None, until: datetime | None = None
+    ) -> list[tuple[str, float, float]]:
+        """Return task, propensity and the judge's cost in USD of audits by the large model of certified answers."""
+        found = self._read(
+            "SELECT audits.task, propensity, audits.cost_usd FROM audits JOIN answers USING (id) WHERE certified"
+            " AND judged_by = 'large' AND audits.at >= ? AND audits.at < ? ORDER BY audits.seq",
+            (utc_text(since) if since else "", utc_text(until) if until else "~"),
+        )
+        return [(row[0], row[1], row[2]) for row in found]
+
+    def note_uptime(self, since: datetime, until: datetime, machine: str = "") -> None:
+        """Note that this host, priced as `machine` of the settings, was up in [since, until).
+
+        Times that overlap, of several servers on one host, count once. Raise LedgerUnavailable.
+        """
+        host, begin = socket.gethostname(), since.astimezone(UTC)
+        while begin < until:
+            hour = begin.replace(minute=0, second=0, microsecond=0)
+            end = min(hour + timedelta(hours=1), until.astimezone(UTC))
+            sql = (
+                "INSERT INTO machine_hours VALUES (?1, ?2, ?3, (julianday(?5) - julianday(?4)) * 86400, ?5)"
+                " ON CONFLICT DO UPDATE SET noted_until = max(noted_until, ?5), up_s = up_s"
+                " + max(0, (julianday(?5) - julianday(max(noted_until, ?4))) * 86400)"
+            )
+            self._writer.put(((sql, (hour.isoformat()[:13], machine, host, utc_text(begin), utc_text(end))),))
+            begin = end
+
+    def uptime(self, since: datetime | None = None, until: datetime | None = None) -> dict[str, float]:
+        """Return the seconds for which servers ran in the hours of [since, until), by machine of the settings.
+
+        Two hosts with the same name of a machine count twice.
+        """
+        found = self._read(
+            "SELECT machine, sum(up_s) FROM machine_hours WHERE hour >= ? AND hour || ':00:00.000000+00:00' < ?"
+            " GROUP BY machine",
+            (utc_text(since)[:13] if since else "", utc_text(until) if until else "~"),
+        )
+        return {row[0]: row[1] for row in found}
+
     def expire_bodies(self) -> int:
         """Delete the questions and answers that are too old, whether or not new ones are kept; return their number."""
         return self._open_bodies().expire() if self._bodies_path.exists() else 0
@@ -209,6 +261,10 @@ class Ledger:
     def start_expiry(self) -> None:
         """Call `expire_bodies` now and every EXPIRY_INTERVAL_S in a thread of its own, until the ledger is closed."""
         threading.Thread(target=self._expire_regularly, name="expiry", daemon=True).start()
+
+    def start_uptime(self, machine: str = "") -> None:
+        """Call `note_uptime` every UPTIME_INTERVAL_S in a thread of its own, until the ledger is closed."""
+        threading.Thread(target=self._note_regularly, args=(machine,), name="uptime", daemon=True).start()
 
     def close(self) -> None:
         """Wait for pending rows and close the file. Safe to call twice."""
@@ -226,6 +282,19 @@ class Ledger:
             except (sqlite3.Error, ConfigError) as error:
                 _log.warning("%s: nothing was deleted: %s", self._bodies_path, error)
             self._closed.wait(EXPIRY_INTERVAL_S)
+
+    def _note_regularly(self, machine: str) -> None:
+        noted, closed = datetime.now(UTC), False
+        while not closed:
+            closed = self._closed.wait(UPTIME_INTERVAL_S)
+            now = datetime.now(UTC)
+            # A clock that went back or a computer that slept is no time up.
+            begin = max(noted, now - timedelta(seconds=2 * UPTIME_INTERVAL_S))
+            try:
+                self.note_uptime(begin, now, machine)
+            except (LedgerUnavailable, RuntimeError) as error:
+                _log.warning("%s: uptime was not noted: %s", self.path, error)
+            noted = now
 
     def _write_bodies(self, bodies: Sequence[tuple[str, Body]]) -> None:
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from smallfirst.errors import ConfigError
 
-VERSION = 11
+VERSION = 12
 _FIRST = """
 CREATE TABLE answers (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -139,7 +139,20 @@ CREATE TABLE expenses (
 CREATE TRIGGER expenses_stay BEFORE UPDATE ON expenses BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 CREATE TRIGGER expenses_last BEFORE DELETE ON expenses BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 """
-_MIGRATIONS = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH, _EIGHTH, _NINTH, _TENTH, _ELEVENTH)
+_TWELFTH = """
+CREATE TABLE machine_hours (
+    hour TEXT NOT NULL,
+    machine TEXT NOT NULL,
+    host TEXT NOT NULL,
+    up_s REAL NOT NULL,
+    noted_until TEXT NOT NULL,
+    PRIMARY KEY (hour, machine, host)
+) WITHOUT ROWID;
+"""
+_MIGRATIONS = (
+    *(_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH, _EIGHTH, _NINTH, _TENTH),
+    *(_ELEVENTH, _TWELFTH),
+)
 """The migration to each format from the one before."""
 
 

@@ -5,11 +5,15 @@ One definition for all of them, so that they cannot disagree.
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
+import pydantic_core
+
+from smallfirst.pricing.charge import Charge
 from smallfirst.records import Record
 from smallfirst.serving.ledger.rows import AuditRow, ExpenseRow, LedgerRow
 
@@ -47,8 +51,12 @@ class Sums(Record):
     """Seconds that machines of our own worked."""
     machine_usd: float = 0.0
     """Part of `cost_usd` that is time of machines of our own, at the price with which its rows were written."""
+    draft_usd: float = 0.0
+    """Part of `cost_usd` that is drafts which were discarded."""
     n_certified: int = 0
     n_estimated: int = 0
+    n_without_row: int = 0
+    """Refused requests beyond the cap, which have no row."""
     latency_ms_buckets: dict[int, int] = {}
     """Answers by latency: bucket i counts those in [1.1**i, 1.1**(i+1)) ms."""
 
@@ -103,18 +111,40 @@ def _amounts(row: LedgerRow | AuditRow | ExpenseRow) -> dict[str, float]:
     amounts: dict[str, float] = {"n": 1, "cost_usd": row.cost_usd or 0.0}
     if isinstance(row, ExpenseRow):
         return amounts | {"busy_s": row.busy_s}
+    charges = [Charge.model_validate(one) for one in pydantic_core.from_json(row.charges or "[]")]
+    known = [(charge, charge.usd) for charge in charges if charge.usd is not None]
+    amounts |= {
+        "n_cost_unknown": len(known) < len(charges),
+        "busy_s": math.fsum(charge.busy_s for charge in charges),
+        "machine_usd": math.fsum(usd for charge, usd in known if charge.basis == "machine time"),
+        "draft_usd": math.fsum(usd for charge, usd in known if charge.purpose == "draft"),
+    }
     if isinstance(row, LedgerRow):
         tokens = ("prompt_tokens", "cached_tokens", "completion_tokens")
         amounts |= {name: getattr(row, name) or 0 for name in tokens}
         amounts |= {"n_certified": bool(row.certified), "n_estimated": row.estimated}
+        if row.status == 200:
+            amounts["n_cost_unknown"] = len(known) < len(charges) or row.cost_usd is None
+            amounts["latency_ms_buckets"] = bucket_of(row.latency_ms)
     return amounts
 
 
-def _added(rows: Iterable[dict[str, float]]) -> dict[str, float]:
+def bucket_of(latency_ms: float) -> int:
+    """Return i for a latency in [1.1**i, 1.1**(i+1)) ms."""
+    return math.floor(math.log(max(latency_ms, 0.01), 1.1) + 1e-9)
+
+
+def _added(rows: Iterable[dict[str, float]]) -> dict[str, object]:
     total: dict[str, float] = defaultdict(float)
+    latencies: Counter[float] = Counter()
     for row in rows:
         for name, amount in row.items():
-            total[name] += amount
+            if name == "latency_ms_buckets":
+                latencies[amount] += 1
+            else:
+                total[name] += amount
+    floats = {"cost_usd", "busy_s", "machine_usd", "draft_usd"}
     return {
-        name: value if name in ("cost_usd", "busy_s", "machine_usd") else int(value) for name, value in total.items()
+        "latency_ms_buckets": latencies,
+        **{name: value if name in floats else int(value) for name, value in total.items()},
     }

@@ -109,6 +109,7 @@ def test_audits_of_older_formats_were_drawn_uniformly(tmp_path: Path) -> None:
         for later in ("answers DROP COLUMN cached_tokens", "answers DROP COLUMN charges", "audits DROP COLUMN charges"):
             old.execute(f"ALTER TABLE {later}")
         old.execute("DROP TABLE expenses")
+        old.execute("DROP TABLE machine_hours")
         old.execute("PRAGMA user_version = 9")
     again = Ledger(path)
     again.append(AuditRow.model_validate({**audit, "id": "b", "weight": 0.5}))
@@ -357,4 +358,37 @@ def test_entries_are_found_by_their_own_fields_only(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.db")
     with pytest.raises(KeyError, match="1=1 OR task"):
         ledger.entries(AuditRow, **{"1=1 OR task": "x"})
+    ledger.close()
+
+
+def test_the_time_for_which_servers_of_one_host_ran_counts_once(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.db")
+    minute = timedelta(minutes=1)
+    ledger.note_uptime(NOON - minute, NOON + minute)
+    ledger.note_uptime(NOON, NOON + 2 * minute)  # another server: one minute is new
+    ledger.note_uptime(NOON, NOON + minute)
+    ledger.note_uptime(NOON, NOON + minute, machine="gpu")
+    assert ledger.uptime() == pytest.approx({"": 180, "gpu": 60}, abs=1e-3)
+    assert ledger.uptime(NOON, NOON + minute) == pytest.approx({"": 120, "gpu": 60}, abs=1e-3)
+    assert ledger.uptime(until=NOON) == pytest.approx({"": 60}, abs=1e-3)
+    ledger.close()
+
+
+def test_a_scan_yields_the_rows_of_a_time_one_after_the_other(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.db")
+    for hour, id in enumerate("abcd"):
+        ledger.append(answer(id, at=NOON + timedelta(hours=hour), task="t"))
+    rows = ledger.scan(LedgerRow, NOON + timedelta(hours=1), NOON + timedelta(hours=3), task="t")
+    assert [row.id for row in rows] == ["b", "c"]
+    ledger.close()
+
+
+def test_what_the_large_model_cost_in_audits_of_certified_answers(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.db")
+    ledger.append(answer("a"), answer("b", certified=False), answer("c"))
+    audit = {"at": NOON, "task": "t", "certificate": "c", "propensity": 0.5, "wrong": False, "cost_usd": 0.3}
+    for id, judge in (("a", "large"), ("b", "large"), ("c", "person")):
+        ledger.append(AuditRow.model_validate({**audit, "id": id, "judged_by": judge}))
+    assert ledger.audited_costs() == [("t", 0.5, 0.3)]
+    assert ledger.audited_costs(until=NOON) == []
     ledger.close()
