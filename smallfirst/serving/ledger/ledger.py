@@ -219,8 +219,8 @@ class Ledger:
     ) -> list[tuple[str, float, float]]:
         """Return task, propensity and the judge's cost in USD of audits by the large model of certified answers."""
         found = self._read(
-            "SELECT audits.task, propensity, audits.cost_usd FROM audits JOIN answers USING (id) WHERE certified"
-            " AND judged_by = 'large' AND audits.at >= ? AND audits.at < ? ORDER BY audits.seq",
+            "SELECT audits.task, propensity, max(audits.cost_usd) FROM audits JOIN answers USING (id) WHERE certified"
+            " AND judged_by = 'large' AND audits.at >= ? AND audits.at < ? GROUP BY audits.id",
             (utc_text(since) if since else "", utc_text(until) if until else "~"),
         )
         return [(row[0], row[1], row[2]) for row in found]
