@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from pydantic import computed_field
+
 from smallfirst.pricing.machine import MachinePrice
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.records import Record
@@ -28,22 +30,28 @@ class MachineCost(Record):
     """Utilisation at which answers were charged, in (0, 1]."""
     charged_usd: float
     """Machine time that the rows carry."""
+    part: float = 1.0
+    """Part of the machine that is counted here, in [0, 1]."""
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def utilisation(self) -> float | None:
         """Busy seconds over seconds up, at most 1; None if it was never up."""
         return min(1.0, self.busy_s / self.up_s) if self.up_s else None
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def rent_usd(self) -> float:
         """Cost of the hours for which it was up, or for which it worked if those are more."""
         return max(self.up_s, self.busy_s) / 3600 * self.usd_per_hour
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def idle_usd(self) -> float:
         """Part of the rent in which it did nothing."""
         return self.rent_usd - self.busy_s / 3600 * self.usd_per_hour
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def uncharged_usd(self) -> float:
         """Rent that no row carries; negative if it worked more than stated, so that the rows carry too much."""
@@ -65,7 +73,7 @@ def machine_costs(
     wanted = {name: sums for name, sums in by_task.items() if task in (None, name)}
     busy_s, all_s = (sum(seconds for seconds, _ in some.values()) for some in (wanted, by_task))
     charged = sum(usd for _, usd in wanted.values())
-    up = _uptime(ledger, since, until)
+    up = ledger.uptime(since, until)
     part = busy_s / all_s if all_s else 1.0
     found = []
     for name, up_s in sorted(up.items() or {"": 0.0}.items()):
@@ -80,14 +88,10 @@ def machine_costs(
                 busy_s=busy_s * share,
                 stated_utilisation=price.utilisation,
                 charged_usd=charged * share,
+                part=part,
             )
         )
     return tuple(one for one in found if one.up_s or one.busy_s)
-
-
-def _uptime(ledger: Ledger, since: datetime, until: datetime) -> dict[str, float]:
-    read = getattr(ledger, "uptime", None)
-    return dict(read(since, until)) if read else {}
 
 
 def _price(prices: PriceBook, name: str) -> MachinePrice:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 from typing import Literal
 
+from smallfirst.billing.saved import is_small
 from smallfirst.records import Record
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.sums import Sums
 
-NOT_SMALL = frozenset({"large", "person", ""})
-"""Stages at which no small model answered; each other one of a Router is a small model's."""
 _STEPS = {"hour": timedelta(hours=1), "day": timedelta(days=1)}
-
-
-def is_small(stage: str) -> bool:
-    """Return True if answers of this stage came from a small model."""
-    return stage not in NOT_SMALL
 
 
 class TaskPeriod(Record):
@@ -38,15 +33,15 @@ class TaskPeriod(Record):
     """Part of `large_usd` that discarded drafts cost."""
     audit_usd: float = 0.0
     """Cost of comparing answers that chance drew."""
-    failed_usd: float = 0.0
-    """Cost of requests that brought no answer, or whose client left."""
+    other_usd: float = 0.0
+    """Cost of requests that no model answered: failed, left by the client, or left to a person."""
     own_usd: float = 0.0
-    """Part of all these that is time of machines of our own, except where the large model runs on one."""
+    """Part of small answers, drafts and audits that is time of machines of our own."""
 
     @property
     def cost_usd(self) -> float:
         """Cost of everything that was asked, audits included."""
-        return self.small_usd + self.large_usd + self.audit_usd + self.failed_usd
+        return self.small_usd + self.large_usd + self.audit_usd + self.other_usd
 
     def saved_usd(self, large_usd: float) -> float:
         """Return USD less than if the large model, at `large_usd` a request, had answered what stayed small.
@@ -87,19 +82,24 @@ def _period(name: str, rows: Sequence[Sums]) -> TaskPeriod:
     answered = [row for row in rows if row.outcome == "answered"]
     small = [row for row in answered if is_small(row.stage)]
     large = [row for row in answered if row.stage == "large"]
-    large_usd, on_own = sum(row.cost_usd for row in large), sum(row.machine_usd for row in large)
-    # Where the large model runs here as well, its time and that of the drafts cannot be told apart.
-    draft_usd = on_own if on_own < large_usd else 0.0
-    beside = [row for row in rows if row.kind == "audit" or (row.outcome != "answered")]
+    audits = [row for row in rows if row.kind == "audit"]
+    small_usd, large_usd, draft_usd = (
+        math.fsum(amounts)
+        for amounts in (
+            (row.cost_usd for row in small),
+            (row.cost_usd for row in large),
+            (row.draft_usd for row in large),
+        )
+    )
     return TaskPeriod(
         period=name,
         n=sum(row.n for row in answered),
         n_small=sum(row.n for row in small),
         n_large=sum(row.n for row in large),
-        small_usd=sum(row.cost_usd for row in small),
+        small_usd=small_usd,
         large_usd=large_usd,
         draft_usd=draft_usd,
-        audit_usd=sum(row.cost_usd for row in rows if row.kind == "audit"),
-        failed_usd=sum(row.cost_usd for row in beside if row.kind == "answer"),
-        own_usd=draft_usd + sum(row.machine_usd for row in (*small, *beside)),
+        audit_usd=sum(row.cost_usd for row in audits),
+        other_usd=math.fsum(row.cost_usd for row in rows if row not in (*small, *large, *audits)),
+        own_usd=draft_usd + sum(row.machine_usd for row in (*small, *audits)),
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from smallfirst.cli.options import JSON, RUN, TASK, load_run, show_steps, verb
+from smallfirst.cli.options import JSON, LEDGER, PATH, RUN, TASK, load_run, show_steps, verb
 
 if TYPE_CHECKING:
     from smallfirst.project.project import Project
@@ -135,11 +135,29 @@ def _try_plans(project: Project, run_folder: RunFolder, *, as_json: bool) -> Non
         sys.exit(3)
 
 
-@verb("smallfirst report tickets")
+@verb(
+    "smallfirst report tickets",
+    "smallfirst report tickets --live 24h",
+    "smallfirst report tickets --live 30d --html bill.html",
+)
 @TASK
 @RUN
-def report(task_yaml: Path, run_name: str | None) -> None:
-    """Write the report as one HTML file."""
+@click.option("--live", metavar="TIME", help="Report on what was served in the last 24h, 7d or 4w, from the ledger.")
+@click.option("--html", type=PATH, help="With --live: write the report as one HTML file too.")
+@LEDGER
+@JSON
+def report(
+    task_yaml: Path, run_name: str | None, live: str | None, html: Path | None, ledger: Path | None, as_json: bool
+) -> None:
+    """Write the report as one HTML file; --live: costs and savings.
+
+    The live report has who answered, what it cost on machines as they were used, what it saved, and a forecast.
+    """
+    if live is not None:
+        from smallfirst.cli.account.live import show
+
+        show(task_yaml, live, ledger=ledger, html=html, as_json=as_json)
+        return
     from smallfirst.pipeline.run import report_stage
 
     project, run_folder = load_run(task_yaml, run_name)

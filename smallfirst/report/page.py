@@ -10,6 +10,7 @@ import hashlib
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -58,10 +59,9 @@ def render(data: ReportData) -> str:
     paths = economics.path_costs(
         data.evaluations, training_usd=training_usd, drafts=data.focus.candidate, prompt_search_usd=search_usd
     )
-    template = _environment().get_template("page.html")
-    return template.render(
+    return render_page(
+        "page.html",
         data=data,
-        css=_read("page.css"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         excerpt=excerpts.Excerpts(),
@@ -69,6 +69,11 @@ def render(data: ReportData) -> str:
         **sections.evidence(data),
         **sections.money(data, paths),
     )
+
+
+def render_page(template: str, **values: Any) -> str:
+    """Return one of the templates as HTML with the report's style, its filters and these values, escaped."""
+    return _environment().get_template(template).render(css=_read("page.css"), **values)
 
 
 def _read(name: str) -> str:

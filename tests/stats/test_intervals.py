@@ -329,4 +329,5 @@ def test_a_ratio_of_sums_with_the_linearized_variance_by_hand() -> None:
     spread = math.sqrt(2 * (1.5**2 + 1.5**2)) / 20
     assert (found.value, found.n) == (0.45, 20)
     assert found.high - 0.45 == pytest.approx(scipy_stats.t.ppf(0.975, 1) * spread)
-    assert math.isinf(ratio_interval([3.0], [10]).high) and math.isinf(ratio_interval([], []).high)
+    assert math.isinf(ratio_interval([3.0], [10]).high)
+    assert math.isinf(ratio_interval([], []).high)

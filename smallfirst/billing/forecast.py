@@ -1,0 +1,214 @@
+"""What a task will cost and save a month, from its traffic so far: break-even, ranges, and what would change it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from pydantic import computed_field
+from scipy import special
+
+from smallfirst.billing.saved import Amount
+from smallfirst.billing.traffic import TaskPeriod, total
+from smallfirst.pricing.money import format_usd
+from smallfirst.records import Record
+from smallfirst.report.economics import break_even_requests
+from smallfirst.report.formats import count, percent
+from smallfirst.stats.intervals import Estimate, ratio_interval
+
+DAYS = 30
+"""Days of a month."""
+_PART = 0.975
+"""Confidence of each of two ranges whose product is to hold with 95 % (Bonferroni)."""
+_WIDER = 1.15
+"""How much wider such a range is than one of 95 %, for many units."""
+_CHANGES = (
+    *(("requests", factor) for factor in (0.1, 0.5, 2.0, 10.0)),
+    *(("large model's price", factor) for factor in (0.5, 0.2, 0.1)),
+    *(("share small", factor) for factor in (0.5, 0.8, 1.2)),
+)
+
+
+class Change(Record):
+    """What the month would save if one thing were different."""
+
+    what: str
+    factor: float
+    saved_usd: float
+
+
+class Forecast(Record):
+    """A month of 30 days at the traffic seen. Ranges hold with 95 %; a range without an end has no data for it yet."""
+
+    n_days: int
+    """Whole days of traffic that it rests on."""
+    requests: Estimate | None
+    """Requests in the month, with the range in which it will be; None before there are two whole days."""
+    share_small: Estimate
+    gain_usd: Amount
+    """USD saved a request, before rent: what the large model would bill, less what small answers, drafts and audits
+    cost."""
+    priced_usd: float
+    """Part of `gain_usd` that moves with the large model's price and the share that stays small."""
+    rent_usd: float
+    """Rent of the machines for the month; 0 where it is in `gain_usd`, since the ledger has no uptime."""
+    utilisation: float
+    """Busy part of these machines, in [0, 1]; 0 if unknown."""
+    once_usd: float
+    """Spent once: training, labelling, prompt search, evaluation."""
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def saved_usd(self) -> Amount | None:
+        """USD saved in the month, rent paid; negative: a loss. None without a forecast of requests."""
+        if (v := self.requests) is None:
+            return None
+        low, high = self.gain_usd.low_usd, self.gain_usd.high_usd
+        return Amount(
+            usd=self.saved_at(),
+            low_usd=None if low is None else low * (v.low if low > 0 else v.high) - self.rent_usd,
+            high_usd=None if high is None else high * (v.high if high > 0 else v.low) - self.rent_usd,
+            n=self.gain_usd.n,
+        )
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def pays_from(self) -> int | None:
+        """Requests a month that earn the rent; None: it does not at any volume."""
+        return break_even_requests(self.rent_usd, 0.0, 1000 * self.gain_usd.usd)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def paid_back_after(self) -> int | None:
+        """Requests after which the saving has paid what was spent once; None: never at this traffic."""
+        if self.requests is None or not self.requests.value:
+            return None
+        return break_even_requests(self.once_usd, 0.0, 1000 * self.saved_at() / self.requests.value)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def max_price_cut(self) -> float | None:
+        """Fall of the large model's price, in [0, 1], that ends the saving; None without a saving."""
+        v = self.requests.value if self.requests else 0.0
+        return self.saved_at() / (v * self.priced_usd) if v and self.priced_usd > 0 and self.saved_at() > 0 else None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def sensitivity(self) -> tuple[Change, ...]:
+        """What the month would save with other traffic, another price of the large model or another share."""
+        if self.requests is None:
+            return ()
+        return tuple(Change(what=what, factor=by, saved_usd=self._changed(what, by)) for what, by in _CHANGES)
+
+    def _changed(self, what: str, by: float) -> float:
+        if what == "requests":
+            return self.saved_at(by)
+        most = 1 / self.share_small.value if what == "share small" and self.share_small.value else by
+        return self.saved_at(1.0, min(by, most))
+
+    def saved_at(self, volume: float = 1.0, priced: float = 1.0) -> float:
+        """Return USD saved in the month at so many times the requests, and the large model's price or the share small.
+
+        More work than the machines can do takes more of them.
+        """
+        gain = self.gain_usd.usd + (priced - 1) * self.priced_usd
+        machines = max(1, math.ceil(volume * self.utilisation))
+        return volume * (self.requests.value if self.requests else 0.0) * gain - machines * self.rent_usd
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def verdict(self) -> str:
+        """Whether the small model pays, in plain words."""
+        return " ".join(filter(None, (self._answer, self._volume, self._price, self._once)))
+
+    @property
+    def _answer(self) -> str:
+        if (saved := self.saved_usd) is None:
+            return (
+                f"Too early to say: a forecast needs two whole days of traffic, and there are {self.n_days}. So far a "
+                f"thousand requests save {self.gain_usd.times(1000)}, rent not counted."
+            )
+        if saved.low_usd is not None and saved.low_usd > 0:
+            return f"The small model pays: it saves {saved} a month."
+        if saved.high_usd is not None and saved.high_usd < 0:
+            more = Amount(usd=-saved.usd, low_usd=-saved.high_usd, high_usd=-(saved.low_usd or 0.0), n=saved.n)
+            return f"Keep the API: with the small model a month costs more, by {more}."
+        if saved.low_usd is None:
+            return f"Not decided: {saved} a month by the figures so far, which are too few for a range."
+        return f"Not decided: the month saves {saved}, which can be a loss or a saving."
+
+    @property
+    def _volume(self) -> str:
+        if self.requests is None or not self.rent_usd:
+            return ""
+        machines = f"Its machines ({format_usd(self.rent_usd)} a month)"
+        if self.pays_from is None:
+            return f"{machines} are earned at no number of requests."
+        now = count(round(self.requests.value))
+        return f"{machines} are earned from {count(self.pays_from)} requests a month; now there are {now}."
+
+    @property
+    def _price(self) -> str:
+        cut = self.max_price_cut
+        if cut is None or cut >= 1:
+            return ""
+        return f"If the large model's price falls by {percent(cut, digits=0)}, the saving is gone."
+
+    @property
+    def _once(self) -> str:
+        after, saved = self.paid_back_after, self.saved_usd
+        if not self.once_usd or saved is None:
+            return ""
+        spent = f"What was spent once ({format_usd(self.once_usd)})"
+        if after is None or self.requests is None:
+            return f"{spent} is never paid back at this traffic."
+        days = math.ceil(after / self.requests.value * DAYS)
+        return f"{spent} is paid back after {count(after)} requests, about {count(days)} days."
+
+
+def forecast(
+    days: Sequence[TaskPeriod],
+    units: Sequence[TaskPeriod],
+    large_usd: Amount,
+    *,
+    rent_usd: float = 0.0,
+    utilisation: float = 0.0,
+    once_usd: float = 0.0,
+) -> Forecast:
+    """Return the forecast from whole `days` of traffic and from `units` (days, or hours of a short time).
+
+    `large_usd` is what the large model bills a request that stays small, `rent_usd` the machines' rent for a month; 0:
+    machine time is charged to requests as the ledger has it.
+    """
+    whole, n = total(units), [one.n for one in units]
+    gains = [one.saved_usd(large_usd.usd) + (one.own_usd if rent_usd else 0.0) for one in units]
+    gain, small = ratio_interval(gains, n, confidence=_PART), ratio_interval([one.n_small for one in units], n)
+    half: float | None = None
+    if large_usd.half_usd is not None and math.isfinite(gain.high):
+        half = math.hypot(gain.high - gain.value, _WIDER * small.value * large_usd.half_usd)
+    return Forecast(
+        n_days=len(days),
+        requests=month_of([one.n for one in days]),
+        share_small=small.model_copy(update={"low": max(0.0, small.low), "high": min(1.0, small.high)}),
+        gain_usd=Amount.around(gain.value, half, gain.n),
+        priced_usd=(whole.n_small * large_usd.usd - whole.audit_usd) / max(1, whole.n),
+        rent_usd=rent_usd,
+        utilisation=utilisation,
+        once_usd=once_usd,
+    )
+
+
+def month_of(counts: Sequence[int], *, days: int = DAYS, confidence: float = _PART) -> Estimate | None:
+    """Return the requests of the next `days` from those of past days, with a prediction interval; None below two days.
+
+    Quasi-Poisson: the variance is a multiple of the mean, at least 1, found from the days. From a week on only whole
+    weeks count. A trend is not continued. `n` is the number of days used.
+    """
+    used = np.asarray(counts[-(len(counts) // 7 * 7) :] if len(counts) >= 7 else counts, dtype=np.float64)
+    n, mean = len(used), float(used.mean()) if len(used) else 0.0
+    if n < 2 or not mean:
+        return None
+    dispersion = max(1.0, float(used.var(ddof=1)) / mean)
+    half = float(special.stdtrit(n - 1, 0.5 + confidence / 2)) * math.sqrt(dispersion * mean * days * (1 + days / n))
+    return Estimate(value=mean * days, low=max(0.0, mean * days - half), high=mean * days + half, n=n)

@@ -1,0 +1,188 @@
+"""The report of a served task from its ledger: who answered, what it cost, what it saved, and what a month will."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from itertools import accumulate
+
+from pydantic import computed_field
+
+from smallfirst.billing.forecast import DAYS, Forecast, forecast
+from smallfirst.billing.machines import MachineCost, machine_costs
+from smallfirst.billing.saved import Amount, Saving, savings
+from smallfirst.billing.traffic import TaskPeriod, periods, total
+from smallfirst.pricing.prices import PriceBook
+from smallfirst.records import Record
+from smallfirst.serving.ledger.ledger import Ledger
+
+HISTORY = timedelta(days=56)
+"""How far back the forecast looks: eight weeks."""
+MAX_HOURLY = timedelta(days=3)
+MIN_DAYS = 8
+"""Whole days from which days are the units of its ranges; hours before."""
+
+
+IDLE = "machine time that no answer carries"
+"""Kind of cost; negative if the machines worked more than `prices` state."""
+
+
+class ModelLine(Record):
+    """Answers of one model at one stage."""
+
+    stage: str
+    model: str
+    """Name with its version; empty for answers that were left to a person."""
+    n: int
+    share: float
+    """Of all answers, in [0, 1]."""
+    cost_usd: float
+    """Drafts that were discarded before it answered included."""
+    busy_s: float
+    """Seconds that machines of our own worked for these answers."""
+    n_cost_unknown: int
+    p50_ms: float
+    p95_ms: float
+
+    @property
+    def usd_per_1k(self) -> float:
+        return 1000 * self.cost_usd / self.n
+
+
+class LiveReport(Record):
+    """What a task did and cost in a time, and what a month of it will."""
+
+    task: str
+    since: datetime
+    until: datetime
+    outcomes: dict[str, int]
+    """Requests by how they ended: `answered`, `refused`, `left`, `failed`."""
+    models: tuple[ModelLine, ...]
+    costs: dict[str, float]
+    """USD by kind; machine time that no answer carries is in it, negative where answers carry too much."""
+    once: dict[str, float]
+    """USD spent once, by kind, since the ledger began."""
+    saving: Saving | None
+    """None without an answer."""
+    by_period: tuple[TaskPeriod, ...]
+    """By hour; by day for more than three days, which then begin at midnight (UTC)."""
+    machines: tuple[MachineCost, ...]
+    forecast: Forecast | None
+    """None while nobody knows what the large model bills."""
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def cost_usd(self) -> float:
+        """Cost of the time, expenses that come once left out."""
+        return math.fsum(self.costs.values())
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def saved_usd(self) -> Amount | None:
+        """USD saved in this time, the machines' whole rent paid; None without an answer of known price."""
+        if self.saving is None or self.saving.saved_usd is None:
+            return None
+        return self.saving.saved_usd.times(1, less=self.costs[IDLE])
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def verdict(self) -> str:
+        """Whether the small model pays, in plain words."""
+        if self.forecast is None:
+            return "Nothing can be said of a saving: nobody knows what the large model costs here."
+        return self.forecast.verdict
+
+
+def live_report(
+    ledger: Ledger, task: str, prices: PriceBook, since: datetime, until: datetime, *, evaluated: Amount | None = None
+) -> LiveReport:
+    """Return the report from the hour of `since`, of more than three days from midnight (UTC).
+
+    `evaluated` is the large model's mean cost in the last run, as `billing.saved.evaluated_cost` gives it.
+    """
+    by_day = until - since > MAX_HOURLY
+    since, until = since.astimezone(UTC).replace(minute=0, second=0, microsecond=0), until.astimezone(UTC)
+    since = since.replace(hour=0) if by_day else since
+    requests = ledger.sums(since, until, by=("outcome",), task=task, kind="answer")
+    found = periods(ledger, task, since, until, every="day" if by_day else "hour")
+    machines = machine_costs(ledger, prices, since, until, task=task)
+    expenses = [row for row in ledger.sums(by=("kind",), task=task) if row.kind not in ("answer", "audit")]
+    once = {row.kind: row.cost_usd for row in expenses}
+    known = {} if evaluated is None else {task: evaluated}
+    return LiveReport(
+        task=task,
+        since=since,
+        until=until,
+        outcomes={row.outcome: row.n for row in requests},
+        models=_models(ledger, task, since, until),
+        costs=_costs(total(found), machines),
+        once=once,
+        saving=_saving(ledger, task, since, until, known),
+        by_period=found,
+        machines=machines,
+        forecast=_forecast(ledger, task, prices, until, known, math.fsum(once.values())),
+    )
+
+
+def latency_ms(buckets: Mapping[int, int], q: float) -> float:
+    """Return the q-quantile of latencies counted by `Sums.latency_ms_buckets`, exact to 5 %; 0 without any."""
+    counts = sorted(buckets.items())
+    reached = accumulate(n for _, n in counts)
+    wanted = q * sum(buckets.values())
+    return next((1.1 ** (i + 0.5) for (i, _), n in zip(counts, reached, strict=True) if n >= wanted), 0.0)
+
+
+def _models(ledger: Ledger, task: str, since: datetime, until: datetime) -> tuple[ModelLine, ...]:
+    rows = ledger.sums(since, until, by=("stage", "answered_by"), task=task, kind="answer", outcome="answered")
+    answers = sum(row.n for row in rows)
+    lines = (
+        ModelLine(
+            stage=row.stage,
+            model=row.answered_by,
+            share=row.n / answers,
+            p50_ms=latency_ms(row.latency_ms_buckets, 0.5),
+            p95_ms=latency_ms(row.latency_ms_buckets, 0.95),
+            **{name: getattr(row, name) for name in ("n", "cost_usd", "busy_s", "n_cost_unknown")},
+        )
+        for row in rows
+    )
+    return tuple(sorted(lines, key=lambda line: -line.n))
+
+
+def _costs(whole: TaskPeriod, machines: Iterable[MachineCost]) -> dict[str, float]:
+    return {
+        "answers that stayed small": whole.small_usd,
+        "answers of the large model": whole.large_usd - whole.draft_usd,
+        "drafts that were discarded": whole.draft_usd,
+        "audits": whole.audit_usd,
+        "requests without an answer": whole.other_usd,
+        IDLE: math.fsum(one.uncharged_usd for one in machines),
+    }
+
+
+def _saving(
+    ledger: Ledger, task: str, since: datetime, until: datetime, evaluated: Mapping[str, Amount]
+) -> Saving | None:
+    return next((one for one in savings(ledger, since, until, evaluated=evaluated) if one.task == task), None)
+
+
+def _forecast(
+    ledger: Ledger, task: str, prices: PriceBook, until: datetime, evaluated: Mapping[str, Amount], once_usd: float
+) -> Forecast | None:
+    since = until - HISTORY
+    saving = _saving(ledger, task, since, until, evaluated)
+    if saving is None or saving.large_usd is None:
+        return None
+    days = periods(ledger, task, since, until.replace(hour=0, minute=0, second=0, microsecond=0))
+    whole = days[1:] if days and days[0].period > since.date().isoformat() else days  # the first day began with it
+    units = days if len(whole) >= MIN_DAYS else periods(ledger, task, since, until, every="hour")
+    machines = machine_costs(ledger, prices, since, until, task=task)
+    return forecast(
+        whole,
+        units,
+        saving.large_usd,
+        rent_usd=sum(one.usd_per_hour * 24 * DAYS * one.part for one in machines if one.up_s),
+        utilisation=max((one.utilisation or 0.0 for one in machines), default=0.0),
+        once_usd=once_usd,
+    )

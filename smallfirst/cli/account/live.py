@@ -1,0 +1,82 @@
+"""`smallfirst report --live`: a served task from its ledger, in words, as JSON or as a page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import click
+
+from smallfirst.billing.live import IDLE, LiveReport, live_report
+from smallfirst.billing.saved import evaluated_cost
+from smallfirst.cli.options import load_task_file
+from smallfirst.files import write_atomically
+from smallfirst.improvement.harvest.evidence import open_ledger
+from smallfirst.pricing.money import format_usd
+from smallfirst.progress import format_table
+from smallfirst.report.formats import count, ms, percent
+from smallfirst.report.page import render_page
+
+_UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
+
+
+def show(task_yaml: Path, last: str, *, ledger: Path | None, html: Path | None, as_json: bool) -> None:
+    """Print the report on the `last` hours, days or weeks (`24h`, `30d`) and write its page. Raise BadParameter."""
+    if not (found := re.fullmatch(r"(\d{1,4})([hdw])", last.strip())):
+        raise click.BadParameter(f"{last!r} is no time: write 24h, 7d or 4w", param_hint="--live")
+    until, file = datetime.now(UTC), load_task_file(task_yaml)
+    since = until - int(found[1]) * _UNITS[found[2]]
+    with closing(open_ledger(ledger)) as opened:
+        report = live_report(opened, file.name, file.prices, since, until, evaluated=evaluated_cost(file.name))
+    if html is not None:
+        write_atomically(html, render_page("live.html", report=report).encode())
+    if as_json:
+        click.echo(report.model_dump_json(indent=2))
+        return
+    click.echo("\n".join(in_words(report)))
+    if html is not None:
+        click.echo(f"\npage: {html}")
+
+
+def in_words(report: LiveReport) -> Iterator[str]:
+    """Yield the lines of the report for a terminal."""
+    yield f"{report.task}, {report.since:%Y-%m-%d %H:%M} to {report.until:%Y-%m-%d %H:%M} UTC\n"
+    if not report.models:
+        yield "no answers in this time"
+        return
+    heading = ("stage", "answered by", "answers", "share", "cost", "per 1,000", "p50", "p95")
+    rows = [
+        (m.stage, m.model, count(m.n), percent(m.share), format_usd(m.cost_usd), format_usd(m.usd_per_1k), ms(m.p50_ms),
+         ms(m.p95_ms))
+        for m in report.models
+    ]  # fmt: skip
+    yield from format_table([heading, *rows])
+    yield ""
+    yield from format_table([(name, value) for name, value in _facts(report) if value])
+    yield f"\n{report.verdict}"
+    if report.forecast and (changes := report.forecast.sensitivity):
+        yield "\nA month would save, if one thing were different:"
+        yield from format_table([(f"  {one.what} × {one.factor:g}", format_usd(one.saved_usd)) for one in changes])
+
+
+def _facts(report: LiveReport) -> Iterator[tuple[str, str]]:
+    others = (f"{count(n)} {how}" for how, n in report.outcomes.items() if how != "answered" and n)
+    yield "without an answer", ", ".join(others)
+    for name, usd in report.costs.items():
+        yield name, format_usd(usd) if usd else ""
+    yield "cost of this time", format_usd(report.cost_usd)
+    unknown = sum(one.n_cost_unknown for one in report.models)
+    yield "of unknown cost", f"{count(unknown)} answers" if unknown else ""
+    yield "saved by answers", report.saving.in_words.removeprefix("saved ") if report.saving else ""
+    yield "saved, all rent paid", str(report.saved_usd or "") if report.costs[IDLE] else ""
+    for one in report.machines:
+        busy = "" if one.utilisation is None else f", busy {percent(one.utilisation)} of it"
+        rent = f"{format_usd(one.rent_usd)}, of it idle {format_usd(one.idle_usd)}"
+        yield f"machine {one.machine}".strip(), f"up {one.up_s / 3600:,.1f} h{busy}; rent {rent}"
+    for kind, usd in report.once.items():
+        yield f"once: {kind}", format_usd(usd)
+    if report.forecast and (v := report.forecast.requests):
+        yield "next 30 days", f"{count(round(v.value))} requests ({count(round(v.low))} to {count(round(v.high))})"
