@@ -12,7 +12,7 @@ import click
 from smallfirst.cli.options import JSON, LEDGER, OF_TASK, TASK, load_task_file, verb
 
 if TYPE_CHECKING:
-    from smallfirst.serving.ledger.rows import LedgerRow
+    from smallfirst.deployment.review_queue import Waiting
 
 
 @verb("smallfirst explain chatcmpl-4f0c2a")
@@ -37,42 +37,45 @@ def explain(response_id: str, ledger: Path | None, as_json: bool) -> None:
 @TASK
 @click.option("--task", "name", help="Name of the task, instead of its file.")
 @LEDGER
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Oldest entries to show.")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Entries to show.")
 @JSON
 def queue(task_yaml: Path, name: str | None, ledger: Path | None, limit: int, as_json: bool) -> None:
-    """List answers that wait for a person.
+    """List answers whose label helps most.
 
-    Those are answers no model was sure of, and audits without a verdict.
+    Audits without a verdict come first, then what is in doubt, answers on which models disagree, and those nearest to
+    the certificate's threshold. Mark them on the endpoint's page, or by POST /v1/feedback.
     """
-    from smallfirst.deployment.review_queue import waiting_for_review
+    from smallfirst.deployment.review_queue import DUE, review_queue
     from smallfirst.improvement.harvest.evidence import open_ledger
 
     task = name or load_task_file(task_yaml).name
     with closing(open_ledger(ledger)) as opened:
-        rows = waiting_for_review(opened, [task])
-    shown = [_told(row) for row in rows[:limit]]
+        found = review_queue(opened, [task])
+    n_due = sum(one.reason in DUE for one in found)
+    shown = [_told(one) for one in found[:limit]]
     if as_json:
-        click.echo(json.dumps({"task": task, "n_waiting": len(rows), "data": shown}, indent=2, ensure_ascii=False))
+        click.echo(json.dumps({"task": task, "n_waiting": n_due, "data": shown}, indent=2, ensure_ascii=False))
         return
-    click.echo(f"{len(rows):,} answers of {task} wait for a person" + (", the oldest first" if rows else ""))
+    click.echo(f"{n_due:,} answers of {task} wait for a person; a label would help {len(found) - n_due:,} more")
     for entry in shown:
         click.echo(f"\n{entry['id']}  {entry['at']}  {entry['why']}")
         click.echo(f"  asked    {entry['question'] or '(not stored: smallfirst serve --store-bodies)'}")
         click.echo(f"  draft    {entry['draft'] or '(not stored)'}")
-    if len(rows) > limit:
-        click.echo(f"\nand {len(rows) - limit:,} more: --limit {len(rows)}")
-    if rows:
+    if len(found) > limit:
+        click.echo(f"\nand {len(found) - limit:,} more: --limit {len(found)}")
+    if found:
         click.echo('\nnext: POST /v1/feedback {"id": "…", "verdict": "right"}, or "wrong" and the right "answer"')
 
 
-def _told(row: LedgerRow) -> dict[str, Any]:
+def _told(one: Waiting) -> dict[str, Any]:
     from smallfirst.improvement.harvest.evidence import last_user_message
 
-    unsure = "no model was sure" if row.confidence is None else f"no model was sure ({row.confidence:.3f})"
+    row = one.row
     return {
         "id": row.id,
         "at": row.at.isoformat(timespec="seconds"),
-        "why": unsure if row.stage == "person" else "audit without a verdict",
+        "reason": one.reason,
+        "why": one.why,
         "confidence": row.confidence,
         "question": last_user_message(row),
         "draft": row.answer_text or "",

@@ -12,8 +12,9 @@ import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from datetime import UTC, datetime
-from typing import Literal, NamedTuple, TypeVar, cast, get_args
+from typing import TypeVar, cast, get_args
 
+from smallfirst.deployment.auditing import AuditSettings, note_difference
 from smallfirst.errors import ModelError
 from smallfirst.models.protocol import Chunk, Completion, Request
 from smallfirst.models.usage import ReportUnfinished, collect_attempts
@@ -43,18 +44,6 @@ MAX_CONCURRENT_AUDITS = 4
 MAX_PENDING_AUDITS = 10_000
 """Selected answers of which the process remembers when they were given, and drafts that wait for a person."""
 V = TypeVar("V")
-
-
-class AuditSettings(NamedTuple):
-    """How answers of one task are judged."""
-
-    judge: Literal["large", "person"]
-    agrees: Callable[[str, str], bool]
-    """Return True if the first answer (the draft) agrees with the second one (the judge's).
-
-    It runs in a thread: the score of a long extraction takes its time.
-    """
-    store_bodies: bool = False
 
 
 class AuditedRouter(DelegatingModel):
@@ -104,18 +93,20 @@ class AuditedRouter(DelegatingModel):
     async def complete(self, request: Request) -> Completion:
         """Return the Router's answer, or the large model's while the guarantee is not in force."""
         decision = await self.decide(request)
-        return await self._note_answer(await self.router.finish(decision, request))
+        return await self._note_answer(await self.router.finish(decision, request), decision)
 
     async def settle(self, decision: Decision, answer: Completion) -> Completion:
         """Return the answer that was given to a decision, by its draft or by a model that was asked elsewhere."""
-        return await self._note_answer(answer if decision.model is None else self.router.routed(decision, answer))
+        routed = answer if decision.model is None else self.router.routed(decision, answer)
+        return await self._note_answer(routed, decision)
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
         decision = await self.decide(request)
         async with aclosing(self.router.finish_stream(decision, request)) as chunks:
             async for chunk in chunks:
                 if chunk.completion is not None:
-                    chunk = chunk.model_copy(update={"completion": await self._note_answer(chunk.completion)})
+                    noted = await self._note_answer(chunk.completion, decision)
+                    chunk = chunk.model_copy(update={"completion": noted})
                 yield chunk
 
     def answered(self, id: str, request: Request, completion: Completion) -> None:
@@ -230,8 +221,9 @@ class AuditedRouter(DelegatingModel):
         await self._observe(decision)
         return decision
 
-    async def _note_answer(self, completion: Completion) -> Completion:
+    async def _note_answer(self, completion: Completion, decision: Decision) -> Completion:
         """Test the limits that requests test, and return the answer as it is given, drawn for an audit or not."""
+        completion = await note_difference(completion, decision, self.auditing.agrees)
         route = completion.route
         if route is not None and (took_cascade(route) or any(step.stage == _OOD_STAGE for step in route.trail)):
             with ReportUnfinished(lambda _: completion):

@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from smallfirst.deployment.audited_router import AuditedRouter
-from smallfirst.deployment.review_queue import waiting_for_review
+from smallfirst.deployment.queue_routes import QueueRoutes
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.routing.monitoring.quantities import not_watched
 from smallfirst.serving.ledger.ledger import Ledger
@@ -28,7 +28,6 @@ STATES = ("live", "shadow", "drift", "fallback")
 _MAX_BODY_BYTES = 64 * 1024
 MAX_VERDICTS = 16
 """Verdicts of users, and of judges, that are kept on one answer: they may disagree, but must not fill the ledger."""
-_MAX_LISTED = 200
 
 
 class MonitoringRoutes(Plugin):
@@ -36,14 +35,14 @@ class MonitoringRoutes(Plugin):
 
     def __init__(self, routers: Sequence[AuditedRouter], ledger: Ledger) -> None:
         self.by_task = {router.name: router for router in routers}
-        self._ledger = ledger
+        self._ledger, self._queue = ledger, QueueRoutes(self.by_task, ledger)
         self._answers: Counter[tuple[str, str]] = Counter()
         self._cost_usd: Counter[str] = Counter()
         self.collectors = (_RouterMetrics(self),)
         self.routes = (
             PluginRoute("POST", "/v1/feedback", self._feedback, "user"),
             PluginRoute("GET", "/v1/routers", self._states),
-            PluginRoute("GET", "/v1/queue", self._queue, "judge"),
+            *self._queue.routes,
         )
 
     def answered(self, id: str, request: Request, completion: Completion) -> None:
@@ -56,10 +55,14 @@ class MonitoringRoutes(Plugin):
             router.answered(id, request, completion)
 
     async def _feedback(self, call: PluginRequest) -> dict[str, Any]:
-        feedback = _parse(await call.json(max_bytes=_MAX_BODY_BYTES), call)
-        row = await asyncio.to_thread(self._ledger.get, feedback.id)
+        body = _checked(await call.json(max_bytes=_MAX_BODY_BYTES))
+        worker = body.pop("worker", "")
+        row = await asyncio.to_thread(self._ledger.get, body["id"])
         if row is None or row.status != 200 or not (call.may_judge or row.owner == call.caller):
             raise ApiError(404, "There is no answer with this id.", param="id", code="answer_not_found")
+        implied = {} if body.get("verdict") else await self._queue.verdict(row, body["answer"])
+        known = {"at": datetime.now(UTC), "caller": call.caller, "judge": call.may_judge}
+        feedback = FeedbackRow.model_validate({**body, **implied, **known})
         earlier = await asyncio.to_thread(self._ledger.entries, FeedbackRow, id=feedback.id)
         mine = [one for one in standing(earlier) if (one.caller, one.judge) == (feedback.caller, feedback.judge)]
         if feedback.verdict == "withdrawn" and not mine:
@@ -71,20 +74,11 @@ class MonitoringRoutes(Plugin):
             await self._ledger.append_async(feedback)
         else:
             feedback = await router.feedback(feedback)
-        return {
-            "object": "feedback",
-            "id": feedback.id,
-            "verdict": feedback.verdict,
-            "audit": feedback.counted,
-        }
+        told = {"object": "feedback", "id": row.id, "verdict": feedback.verdict, "audit": feedback.counted}
+        return told | (self._queue.marked(feedback, worker, earlier) if feedback.judge else {})
 
     def _states(self, _: PluginRequest) -> dict[str, Any]:
         return {"object": "list", "data": [_status(router) for router in list(self.by_task.values())]}
-
-    def _queue(self, _: PluginRequest) -> dict[str, Any]:
-        waiting = waiting_for_review(self._ledger, list(self.by_task))
-        data = [{"id": r.id, "task": r.task, "at": r.at.isoformat(), "stage": r.stage} for r in waiting[:_MAX_LISTED]]
-        return {"object": "list", "data": data, "has_more": len(waiting) > _MAX_LISTED}
 
 
 class _RouterMetrics(Collector):
@@ -182,16 +176,17 @@ def _status(router: AuditedRouter) -> dict[str, Any]:
     }
 
 
-def _parse(body: dict[str, Any], call: PluginRequest) -> FeedbackRow:
-    unknown = sorted(set(body) - {"id", "verdict", "answer"})
+def _checked(body: dict[str, Any]) -> dict[str, Any]:
+    unknown = sorted(set(body) - {"id", "verdict", "answer", "worker"})
     if unknown:
         raise ApiError(400, f'Unknown field: "{unknown[0][:64]}".', param=unknown[0][:64], code="unknown_parameter")
-    id, verdict, answer = body.get("id"), body.get("verdict"), body.get("answer")
+    id, verdict, answer, worker = (body.get(name) for name in ("id", "verdict", "answer", "worker"))
     if not isinstance(id, str) or not 1 <= len(id) <= 128:
         raise ApiError(400, "`id` is the id of a response, such as chatcmpl-….", param="id")
-    if verdict not in ("right", "wrong", "withdrawn"):
+    if verdict not in ("right", "wrong", "withdrawn") and not (verdict is None and answer is not None):
         raise ApiError(400, '`verdict` is "right", "wrong" or "withdrawn".', param="verdict")
     if answer is not None and (not isinstance(answer, str) or len(answer) > 32_768):
         raise ApiError(400, "`answer` is the right answer as text, at most 32,768 characters.", param="answer")
-    known = {"caller": call.caller, "judge": call.may_judge}
-    return FeedbackRow.model_validate({**body, "at": datetime.now(UTC), **known})
+    if worker is not None and (not isinstance(worker, str) or len(worker) > 128):
+        raise ApiError(400, "`worker` names a window or program, at most 128 characters.", param="worker")
+    return body

@@ -1,33 +1,141 @@
-"""The review queue: answers that a person should judge and nobody has, for HTTP and the command line alike.
+"""The review queue: answers that a judge's label would help, those that it helps most first, for HTTP and command line.
 
-Two kinds of answers wait: those that no model was certain of and that the Router marked for a person, and those that
-were selected for an audit and have no verdict of a judge. Where a person judges a task, all selected answers wait; in a
-fallback the verdict names the right answer, by which the small model's draft is judged. Where the large model judges,
-its verdict comes within seconds, so a selected answer stays in the queue only if that audit failed.
+An audit comes first: chance drew it, so its verdict moves the bound. Then what is in doubt by other people's word, what
+the Router left to a person, answers on which models disagree (the surest dissent first), and last those whose
+confidence is near the certificate's threshold. Labels of answers that chance did not draw train, and measure nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from typing import Literal, NamedTuple
 
 from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.ledger.rows import AuditRow, DraftRow, FeedbackRow, LedgerRow, standing
+from smallfirst.serving.ledger.rows import AuditRow, DraftRow, FeedbackRow, LedgerRow, StateRow, standing
 
 PERSON_STAGE = "person"
 """Stage of answers that the Router marks for a person."""
+N_RECENT = 2_000
+"""Newest answers of a task among which doubtful ones are looked for."""
+Reason = Literal["audit", "conflict", "reported", "unsure", "disagreement", "near"]
+REASONS: tuple[Reason, ...] = ("audit", "conflict", "reported", "unsure", "disagreement", "near")
+"""Why an answer is in the queue, in the order of what a label brings."""
+DUE = REASONS[:4]
+"""Reasons for which an answer waits for a judge; for the others a label helps, and nobody waits."""
+
+
+class Opinion(NamedTuple):
+    """What a model that did not give the answer says instead."""
+
+    model: str
+    answer: str
+    confidence: float
+    """In [0, 1]."""
+
+
+class Waiting(NamedTuple):
+    """An answer in the queue."""
+
+    row: LedgerRow
+    reason: Reason
+    why: str
+    """The reason with its figures, in one clause."""
+    doubt: float = 0.0
+    """Greater comes first among equal reasons, then the older."""
+
+
+def review_queue(
+    ledger: Ledger, tasks: Iterable[str], opinions: Mapping[str, Opinion] = {}, *, recent: int = N_RECENT
+) -> list[Waiting]:
+    """Return the answers of `tasks` that a label would help, the most helpful first.
+
+    `opinions` are other models' by response id. A text that a judge has marked already, or that comes earlier in the
+    queue, is left out where chance did not draw it.
+    """
+    found = [one for task in tasks for one in _of_task(ledger, task, opinions, recent)]
+    found.sort(key=lambda one: (REASONS.index(one.reason), -one.doubt, one.row.at))
+    seen: set[str] = set()
+    kept = []
+    for one in found:
+        text = one.row.request_sha256
+        if one.reason in DUE or text is None or text not in seen:
+            kept.append(one)
+        if text is not None:
+            seen.add(text)
+    return kept
 
 
 def waiting_for_review(ledger: Ledger, tasks: Iterable[str]) -> list[LedgerRow]:
-    """Return the answers of `tasks` that wait for a person, oldest first."""
-    judged = {feedback.id for feedback in standing(ledger.entries(FeedbackRow)) if feedback.judge}
-    last = {audit.id: audit for audit in ledger.entries(AuditRow)}
+    """Return the answers that wait for a judge, without those for which a label would merely help."""
+    return [one.row for one in review_queue(ledger, tasks, recent=0) if one.reason in DUE]
+
+
+def recent_texts(ledger: Ledger, task: str, limit: int = N_RECENT) -> list[LedgerRow]:
+    """Return a task's newest answers whose question and answer are stored."""
+    rows = ledger.entries(LedgerRow, task=task, limit=limit) if limit else ()
+    return [row for row in rows if row.status == 200 and row.request_text and row.answer_text is not None]
+
+
+def _of_task(ledger: Ledger, task: str, opinions: Mapping[str, Opinion], recent: int) -> Iterator[Waiting]:
+    said: dict[str, list[FeedbackRow]] = defaultdict(list)
+    for one in standing(ledger.entries(FeedbackRow)):
+        said[one.id].append(one)
+    judged = {id for id, verdicts in said.items() if any(one.judge for one in verdicts)}
+    due = {one.row.id: one for one in _due(ledger, task, said, judged)}
+    yield from due.values()
+    rows = recent_texts(ledger, task, recent)
+    marked = {row.request_sha256 for row in rows if row.id in judged}
+    for row in rows:
+        if row.id not in due and row.id not in judged and row.request_sha256 not in marked:
+            yield from _helpful(row, opinions.get(row.id))
+
+
+def _due(ledger: Ledger, task: str, said: Mapping[str, list[FeedbackRow]], judged: set[str]) -> Iterator[Waiting]:
+    last = {audit.id: audit for audit in ledger.entries(AuditRow, task=task)}
     audited = {id for id, audit in last.items() if audit.judged_by != "nobody"}
-    waiting: dict[str, LedgerRow] = {}
-    for task in tasks:
-        marked = ledger.entries(LedgerRow, task=task, stage=PERSON_STAGE)
-        selected = [row for row in ledger.entries(LedgerRow, task=task, audited="1") if row.certified]
-        waiting |= {row.id: row for row in marked if row.id not in judged}
-        drafts = {draft.id for draft in ledger.entries(DraftRow, task=task)} - judged - audited
-        selected += [row for row in map(ledger.get, sorted(drafts)) if row is not None]
-        waiting |= {row.id: row for row in selected if row.id not in judged | audited}
-    return sorted(waiting.values(), key=lambda row: row.at)
+    since = _in_force_since(ledger, task)
+    drafts = {draft.id for draft in ledger.entries(DraftRow, task=task)} - judged - audited
+    drawn = [row for row in ledger.entries(LedgerRow, task=task, audited="1") if row.certified]
+    drawn += [row for row in map(ledger.get, sorted(drafts)) if row is not None]
+    for row in drawn:
+        if row.id not in judged | audited:
+            counts = since is None or row.at >= since
+            what = "its verdict counts for the guarantee" if counts else "under an earlier certificate, counts no more"
+            yield Waiting(row, "audit", f"drawn by chance: {what}", float(counts))
+    for row in ledger.entries(LedgerRow, task=task, stage=PERSON_STAGE):
+        if row.id not in judged:
+            yield Waiting(row, "unsure", f"no model was sure{_measured(row)}: left to a person")
+    for id, verdicts in list(said.items())[-N_RECENT:]:
+        by_judges = [one for one in verdicts if one.judge]
+        disputed = len({(one.verdict, one.answer) for one in by_judges}) > 1
+        reported = not by_judges and any(one.verdict == "wrong" for one in verdicts) and id not in audited
+        doubted = ledger.get(id) if disputed or reported else None
+        if doubted is not None and doubted.task == task:
+            why = "two judges marked it differently" if disputed else "a user called it wrong"
+            yield Waiting(doubted, "conflict" if disputed else "reported", why)
+
+
+def _helpful(row: LedgerRow, opinion: Opinion | None) -> Iterator[Waiting]:
+    """Yield the answer if models disagree on it, or it is near the threshold."""
+    if row.steps and row.steps[-1].differs:
+        why = f"the small model said something else{_measured(row)}"
+        yield Waiting(row, "disagreement", why, row.confidence or 0.0)
+    elif opinion is not None:
+        why = f"{opinion.model} says something else ({opinion.confidence:.2f})"
+        yield Waiting(row, "disagreement", why, opinion.confidence)
+    elif row.confidence is not None and row.threshold is not None and row.threshold <= 1:
+        far = row.confidence - row.threshold
+        where = f"{abs(far):.3f} {'above' if far >= 0 else 'below'} the threshold of {row.threshold:.3f}"
+        yield Waiting(row, "near", f"confidence {where}", -abs(far))
+
+
+def _measured(row: LedgerRow) -> str:
+    return "" if row.confidence is None else f" (confidence {row.confidence:.3f})"
+
+
+def _in_force_since(ledger: Ledger, task: str) -> datetime | None:
+    """Return when the certificate in force went live; None if the ledger does not say."""
+    states = [state for state in ledger.entries(StateRow, task=task) if state.certificate]
+    return next((state.at for state in states if state.certificate == states[-1].certificate), None)

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from smallfirst.data.dataset import Message
-from smallfirst.deployment.audited_router import AuditedRouter, AuditSettings
+from smallfirst.deployment.audited_router import AuditedRouter
+from smallfirst.deployment.auditing import AuditSettings
 from smallfirst.deployment.hot_swap import ModelSet, SharedModel
 from smallfirst.errors import RegistryError, StageMissing
 from smallfirst.models.loading import load_model
+from smallfirst.models.manifest import MANIFEST
 from smallfirst.models.protocol import Model, Request
 from smallfirst.paths import state_of
 from smallfirst.pipeline import large_model as large_path
@@ -36,6 +38,7 @@ from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import RoutingConfig, TaskFile
 from smallfirst.registry import versions
+from smallfirst.registry.versions import ModelVersion
 from smallfirst.routing.budget import WINDOW_SECONDS, BudgetTracker
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.guarantee import AUDITED
@@ -51,6 +54,8 @@ from smallfirst.serving.ledger.rows import LedgerRow
 _log = logging.getLogger("smallfirst.serving")
 CERTIFICATE = "certificate.json"
 """Attachment that a version needs before it may be served."""
+CHEAP = ("words", "static")
+"""Candidates whose word is asked about answers of others, where a run has them."""
 P = ParamSpec("P")
 R = TypeVar("R")
 Trial = Callable[[Sequence[Model]], None]
@@ -215,11 +220,20 @@ class TaskDeployment:
             task=self._task,
             ledger=self._ledger,
             store_bodies=self._store_bodies,
+            others=functools.cache(functools.partial(self._others, version, run_folder, ahead)),
         )
         models: dict[str, Model] = {file.name: audited, f"{file.name}-small": small}
         if self.general is not None:
             models[f"{file.name}-large"] = self.general.inner
         return DeployedVersion(wanted, audited, ModelSet(file.name, models, audited), run_folder.path / PROFILE_FOLDER)
+
+    @_in_task_state
+    def _others(self, version: ModelVersion, run_folder: RunFolder, ahead: Sequence[Stage]) -> Sequence[Model]:
+        """Return the linear candidates of a version's run whose answers cost next to nothing; load them."""
+        known = {version.tags.get("candidate"), *(stage.name for stage in ahead)}
+        folders = {name: run_folder.model_folder(name) for name in CHEAP if name not in known}
+        there = [name for name, folder in folders.items() if (folder / MANIFEST).is_file()][:1]
+        return [*(stage.model for stage in ahead), *(load_model(folders[name], name=name) for name in there)]
 
     def _check_fallback(self, certificate: Certificate) -> None:
         if self.large is None and not certificate.issued and self.file.routing.override is None:
@@ -238,10 +252,11 @@ def audited_router(
     task: Any,
     ledger: Ledger,
     store_bodies: bool = False,
+    others: Callable[[], Sequence[Model]] = tuple,
 ) -> AuditedRouter:
     """Return the Router with its guarantee audited, its traffic monitored and its state in the ledger."""
     judge = _judge(routing, router.certificate, router.large)
-    auditing = AuditSettings(judge, _agreement(task), store_bodies)
+    auditing = AuditSettings(judge, _agreement(task), store_bodies, task, others)
     monitor = _monitor(router, routing, reference, judge)
     return AuditedRouter(router, monitor, ledger=ledger, auditing=auditing)
 

@@ -86,6 +86,8 @@ class RouteStep(Record):
     """Cost of the step; for `not asked`, its expected cost."""
     latency_ms: float = 0.0
     """Duration of the step."""
+    differs: bool = False
+    """True if the answer differs from the last draft, which was not sure enough, by the task's own score."""
 
 
 class Route(Record):

@@ -41,6 +41,8 @@ class PluginRequest:
         self._request = request
         self.caller = caller_owner()
         """Owner of what the caller makes: stays when a key is rotated; empty where the server asks for none."""
+        self.caller_name = current_caller().name
+        """Name of the caller's key; empty where the server asks for none."""
         self.may_judge = current_caller().may_judge
         """True if the caller's verdicts on answers of others count."""
         self.role = current_caller().policy.role

@@ -21,7 +21,8 @@ from fixtures.loop_lag import MAX_LAG_S, LoopLag
 from fixtures.server import WholeModel
 
 from smallfirst.deployment import audited_router
-from smallfirst.deployment.audited_router import AuditedRouter, AuditSettings
+from smallfirst.deployment.audited_router import AuditedRouter
+from smallfirst.deployment.auditing import AuditSettings
 from smallfirst.deployment.monitoring_routes import MAX_VERDICTS, MonitoringRoutes
 from smallfirst.errors import Unavailable
 from smallfirst.models.protocol import Completion, Request
@@ -462,7 +463,7 @@ def test_over_http_feedback_is_taken_by_id_and_refused_with_the_field_at_fault(
     given = client.post("/v1/feedback", json={"id": id, "verdict": "wrong", "answer": "lost_card"})
     assert (given.status_code, given.json()) == (
         200,
-        {"object": "feedback", "id": id, "verdict": "wrong", "audit": True},
+        {"object": "feedback", "id": id, "verdict": "wrong", "audit": True, "others": [], "conflict": False},
     )
     (kept,) = setting.ledger.entries(FeedbackRow)
     assert (kept.verdict, kept.answer) == ("wrong", "lost_card")

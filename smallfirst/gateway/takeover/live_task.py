@@ -111,12 +111,11 @@ class LiveTask:
         if completion is None:
             return
         if ruling.decision is not None and ruling.decision.model is not None:
-            draft = ruling.decision.draft
-            if draft is not None and self.taken.state == "live":
-                agrees = self.router.auditing.agrees(draft.text, completion.text)
-                if wrong := self._drafts.compared(not agrees):
-                    self.step_back("model", wrong)
-            self._note(ruling.asked, await self.router.settle(ruling.decision, completion))
+            noted = await self.router.settle(ruling.decision, completion)
+            last = noted.route.trail[-1] if noted.route and ruling.decision.draft else None
+            if last and self.taken.state == "live" and (wrong := self._drafts.compared(last.differs)):
+                self.step_back("model", wrong)
+            self._note(ruling.asked, noted)
             return
         share = COMPARED_BESIDE if self.taken.live_share else 1.0
         drawn = ruling.decision is None and random.random() < share

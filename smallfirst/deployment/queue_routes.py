@@ -1,0 +1,192 @@
+"""HTTP routes of the review queue: list it, and claim the next answer with what it takes to mark it.
+
+A mark is feedback (`POST /v1/feedback`), which moves a bound as any judge's verdict does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from smallfirst.deployment.audited_router import AuditedRouter
+from smallfirst.deployment.leases import LEASE_S, Holder, Leases
+from smallfirst.deployment.review_queue import REASONS, Opinion, Waiting, recent_texts, review_queue
+from smallfirst.errors import ModelError
+from smallfirst.models.protocol import Completion, Model, Request
+from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.ledger.rows import FeedbackRow, LedgerRow, standing
+from smallfirst.serving.openai.errors import ApiError
+from smallfirst.serving.plugins import PluginRequest, PluginRoute
+
+_MAX_BODY_BYTES = 16 * 1024
+_MAX_LISTED = 200
+_ORDER_HOLDS_S = 10.0
+"""Seconds for which the order is kept; what is marked leaves it at once."""
+_ASKED_AT_ONCE = 500
+"""Most answers about which other candidates are asked while somebody waits."""
+_MOST_OPINIONS = 20_000
+_DIGITS = 9
+"""As many labels have a digit each, always the same one; of more labels the likeliest are offered."""
+
+
+class QueueRoutes:
+    """The routes over the Routers of one server."""
+
+    def __init__(self, by_task: Mapping[str, AuditedRouter], ledger: Ledger) -> None:
+        self._by_task, self._ledger, self.leases = by_task, ledger, Leases()
+        self._order: dict[str, Waiting] = {}
+        self._made_at, self._making = float("-inf"), asyncio.Lock()
+        self._opinions: dict[str, Opinion | None] = {}
+        self._markers: dict[str, Holder] = {}
+        """By response id who marked it last."""
+        self._names: dict[str, str] = {}
+        """Names of the keys of those who mark, by owner."""
+        self.routes = (
+            PluginRoute("GET", "/v1/queue", self._list, "judge"),
+            PluginRoute("POST", "/v1/queue/claim", self._claim, "judge"),
+        )
+
+    async def verdict(self, row: LedgerRow, answer: str) -> dict[str, str]:
+        """Return the verdict on an answer that the right one implies, and the right one in canonical form.
+
+        Raise ApiError if the task has no such answer, or the answer that was given is not stored.
+        """
+        router = self._by_task.get(row.task or "")
+        task = router.auditing.task if router else None
+        if router is None or task is None or row.answer_text is None:
+            raise ApiError(400, '`verdict` is "right", "wrong" or "withdrawn".', param="verdict")
+        right = task.parse(answer)
+        if right is None:
+            raise ApiError(400, f"{row.task} has no such answer.", param="answer", code="invalid_answer")
+        agrees = await asyncio.to_thread(router.auditing.agrees, row.answer_text, right)
+        return {"verdict": "right" if agrees else "wrong", "answer": right}
+
+    def marked(self, feedback: FeedbackRow, worker: str, earlier: Sequence[FeedbackRow]) -> dict[str, Any]:
+        """Take an answer that was just marked out of the queue; return the others' marks, and whether they conflict."""
+        id, me = feedback.id, Holder(feedback.caller, worker)
+        self.leases.release(id)
+        self._order.pop(id, None)
+        if feedback.verdict == "withdrawn":
+            self._made_at = float("-inf")
+        own = self._markers.get(id, me) == me
+        self._markers[id] = me
+        others = [one for one in standing(earlier) if one.judge and (one.caller != feedback.caller or not own)]
+        differ = any((one.verdict, one.answer) != (feedback.verdict, feedback.answer) for one in others)
+        marks = [self._mark(one, me) for one in others]
+        return {"others": marks, "conflict": differ and feedback.verdict != "withdrawn"}
+
+    async def _list(self, call: PluginRequest) -> dict[str, Any]:
+        query = dict(call.query)
+        found = await self._ordered(query.get("task"))
+        counts = Counter(one.reason for one in found)
+        data = [{**_facts(one), "held": bool(self.leases.holder(one.row.id))} for one in found[:_MAX_LISTED]]
+        reasons = {reason: counts[reason] for reason in REASONS}
+        return {"object": "list", "data": data, "has_more": len(found) > _MAX_LISTED, "reasons": reasons}
+
+    async def _claim(self, call: PluginRequest) -> dict[str, Any]:
+        """Hold the next answer for the caller, or the one named by `id`, also if somebody else holds it."""
+        body = await call.json(max_bytes=_MAX_BODY_BYTES)
+        for name, value in body.items():
+            if name not in ("worker", "task", "id", "skip") or not isinstance(value, str) or len(value) > 128:
+                raise ApiError(400, "Fields are `worker`, `task`, `id` and `skip`, each a text.", param=name[:64])
+        me = Holder(call.caller, body.get("worker", ""))
+        self._names[call.caller] = call.caller_name
+        if skipped := body.get("skip"):
+            self.leases.skip(skipped, me)
+        waiting = await self._ordered(body.get("task"))
+        ids = [body["id"]] if "id" in body else [one.row.id for one in waiting]
+        before = self.leases.holder(ids[0]) if ids else None
+        claimed = self.leases.claim(ids, me, take_over="id" in body)
+        item = await self._item(claimed, me) if claimed else None
+        if item and "id" in body and before not in (None, me):
+            item["taken_over"] = True
+        return {"object": "queue.claim", "item": item, "waiting": len(waiting)}
+
+    async def _item(self, id: str, me: Holder) -> dict[str, Any]:
+        row = await asyncio.to_thread(self._ledger.get, id)
+        router = self._by_task.get(row.task or "") if row else None
+        if row is None or router is None or row.status != 200:
+            self.leases.release(id)
+            raise ApiError(404, "There is no answer with this id.", param="id", code="answer_not_found")
+        said = await asyncio.to_thread(self._ledger.entries, FeedbackRow, id=id)
+        models = (router.router.stages[-1].model, *await asyncio.to_thread(router.auditing.others))
+        drafts = [one for one in await _ask(models, row) if one is not None]
+        shown = ("answered_by", "certified", "confidence", "threshold")
+        return {
+            **_facts(self._order.get(id) or Waiting(row, "near", "")),
+            "question": json.loads(row.request_text or "[]"),
+            "answer": row.answer_text,
+            **{name: getattr(row, name) for name in shown},
+            "drafts": [{"model": one.answered_by, "answer": one.text, "confidence": one.confidence} for one in drafts],
+            "marks": [self._mark(one, me) for one in standing(said)],
+            "lease_s": LEASE_S,
+            **_choices(router, row, drafts),
+        }
+
+    def _mark(self, said: FeedbackRow, me: Holder) -> dict[str, Any]:
+        by = self._names.get(said.caller) or said.caller[:8] or "somebody"
+        facts = {"by": by, "mine": said.caller == me.owner and self._markers.get(said.id, me) == me}
+        return {**facts, "judge": said.judge, **said.model_dump(mode="json", include={"verdict", "answer", "at"})}
+
+    async def _ordered(self, task: str | None) -> list[Waiting]:
+        async with self._making:
+            if time.monotonic() - self._made_at > _ORDER_HOLDS_S:
+                if len(self._opinions) > _MOST_OPINIONS:
+                    self._opinions.clear()
+                for name, router in list(self._by_task.items()):
+                    await self._ask_others(name, router)
+                known = {id: one for id, one in self._opinions.items() if one is not None}
+                found = await asyncio.to_thread(review_queue, self._ledger, list(self._by_task), known)
+                self._order, self._made_at = {one.row.id: one for one in found}, time.monotonic()
+        return [one for one in self._order.values() if task in (None, one.row.task)]
+
+    async def _ask_others(self, task: str, router: AuditedRouter) -> None:
+        """Ask cheap candidates about the newest answers, once about each, and keep the surest dissent."""
+        if not (models := await asyncio.to_thread(router.auditing.others)):
+            return
+        rows = await asyncio.to_thread(recent_texts, self._ledger, task)
+        new = [row for row in reversed(rows) if row.id not in self._opinions][:_ASKED_AT_ONCE]
+        for row, given in zip(new, await asyncio.gather(*(_ask(models, row) for row in new)), strict=True):
+            dissent = [one for one in given if one and not router.auditing.agrees(one.text, row.answer_text or "")]
+            surest = max(dissent, key=lambda one: one.confidence or 0.0, default=None)
+            said = Opinion(surest.answered_by, surest.text, surest.confidence or 0.0) if surest else None
+            self._opinions[row.id] = said
+
+
+async def _ask(models: Sequence[Model], row: LedgerRow) -> list[Completion | None]:
+    """Return what each model says to a stored question; None where it fails or there is no question."""
+
+    async def one(model: Model) -> Completion | None:
+        try:
+            return await model.complete(request)
+        except ModelError:
+            return None
+
+    turns = [{"role": role, "content": content} for role, content in json.loads(row.request_text or "[]")]
+    request = Request.model_validate({"messages": turns})
+    return list(await asyncio.gather(*map(one, models))) if turns else []
+
+
+def _facts(one: Waiting) -> dict[str, Any]:
+    row = one.row
+    known = {"id": row.id, "task": row.task, "at": row.at.isoformat(), "stage": row.stage}
+    return {**known, "reason": one.reason, "why": one.why}
+
+
+def _choices(router: AuditedRouter, row: LedgerRow, drafts: Sequence[Completion]) -> dict[str, Any]:
+    """Return what an answer may be: all labels with the likeliest to offer, or the schema of a JSON answer."""
+    task = router.auditing.task
+    if task is None:
+        return {"kind": "text"}
+    if not task.closed:
+        schema, labels = task.answer_schema(), task.answer_labels
+        return {"kind": "json" if schema or labels else "text", "labels": labels, "schema": schema}
+    likely = [label for one in drafts for label in (one.text, *(name for name, _ in one.alternatives))]
+    offered = dict.fromkeys([task.parse(row.answer_text or ""), *map(task.parse, likely)])
+    few = len(task.closed) <= _DIGITS
+    offer = task.closed if few else [label for label in offered if label is not None][:_DIGITS]
+    return {"kind": "label", "labels": task.closed, "offer": offer}
