@@ -21,6 +21,7 @@ from typing import Literal
 from scipy import special
 
 from smallfirst.errors import StageMissing
+from smallfirst.evaluation.results import Evaluation
 from smallfirst.pricing.money import format_usd
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.records import Record
@@ -235,10 +236,15 @@ def evaluated_cost(task: str) -> Amount | None:
     The run is looked for in the state folder of the moment.
     """
     try:
-        found = RunFolder.latest(task).evaluation("large", "test")
+        return cost_in(RunFolder.latest(task).evaluation("large", "test"))
     except StageMissing:
         return None
-    return _mean_of_groups([(1, row.cost_usd) for row in found.rows]) if found and found.rows else None
+
+
+def cost_in(evaluation: Evaluation | None) -> Amount | None:
+    """Return the mean cost of a request, in USD, in an evaluation."""
+    rows = evaluation.rows if evaluation else ()
+    return _mean_of_groups([(1, row.cost_usd) for row in rows]) if rows else None
 
 
 def _mean_of_groups(groups: Sequence[tuple[float, float]]) -> Amount:

@@ -13,7 +13,6 @@ from smallfirst.cli.options import TASKS, verb
 from smallfirst.errors import ConfigError
 
 if TYPE_CHECKING:
-    from smallfirst.deployment.audited_router import AuditedRouter
     from smallfirst.deployment.service import DeployedTasks
     from smallfirst.models.protocol import Model
     from smallfirst.project.task_file import TaskFile
@@ -99,15 +98,15 @@ def serve(
         _refuse_other_keys()
     ledger = Ledger(home() / "ledger.db", keep_bodies_days=keep_days)
     models: Mapping[str, Model] = {}
-    routers: Mapping[str, AuditedRouter] = {}
     plugins: list[Plugin] = []
+    tasks: tuple[Any, ...] = ({},)
     if files:
         deployed, plugins = _deploy(files, ledger, settings, live)
-        models, routers = deployed.models, deployed.by_task
+        models, tasks = deployed.models, (deployed.by_task, deployed.measured)
     named = _registered(references)
     models = ChainMap(named, cast(MutableMapping[str, "Model"], models)) if named else models
     plugins += installed_plugins(models, enabled, plugin_options)
-    plugins += [Dashboard(models, ledger, routers)] if models or plugins else []
+    plugins += [Dashboard(models, ledger, *tasks)] if models or plugins else []
     serve_models(models, ledger=ledger, settings=settings, plugins=plugins)
 
 

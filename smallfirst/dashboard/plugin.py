@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from smallfirst.dashboard.answers import answer_details
 from smallfirst.dashboard.page import page_routes
+from smallfirst.dashboard.watch import RANGES, Window, watch
 from smallfirst.deployment.audited_router import AuditedRouter
+from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.protocol import Model
 from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.openai.errors import ApiError
 from smallfirst.serving.plugins import Plugin, PluginRequest, PluginRoute, current_caller
 
 AUTO = "auto"
@@ -18,12 +22,21 @@ AUTO = "auto"
 class Dashboard(Plugin):
     """The page of one server: its models, its ledger, and the Routers of its tasks."""
 
-    def __init__(self, models: Mapping[str, Model], ledger: Ledger, routers: Mapping[str, AuditedRouter]) -> None:
-        """`models` and `routers`, by name, may change while the server runs."""
-        self._models, self._ledger, self._routers = models, ledger, routers
+    def __init__(
+        self,
+        models: Mapping[str, Model],
+        ledger: Ledger,
+        routers: Mapping[str, AuditedRouter],
+        measured: Callable[[str], Evaluation | None] = lambda task: None,
+    ) -> None:
+        """`models` and `routers`, by name, may change while the server runs; `measured` is a task's large model on test
+        rows.
+        """
+        self._models, self._ledger, self._routers, self._measured = models, ledger, routers, measured
         self.routes = (
             *page_routes(),
             PluginRoute("GET", "/v1/dashboard/session", self._session, "user"),
+            PluginRoute("GET", "/v1/dashboard/watch", self._watch),
             PluginRoute("GET", "/v1/dashboard/answers/{id}", self._answer, "user"),
         )
 
@@ -39,6 +52,13 @@ class Dashboard(Plugin):
             "tasks": tasks,
             "models": [name for name in usable if name not in tasks],
         }
+
+    def _watch(self, call: PluginRequest) -> dict[str, Any]:
+        asked = dict(call.query)
+        if (name := asked.get("range", "30d")) not in RANGES:
+            raise ApiError(400, f"`range` is one of {', '.join(RANGES)}.", param="range")
+        window = Window.of(name, datetime.now(UTC))
+        return watch(self._ledger, dict(self._routers), asked.get("task", ""), window, self._measured)
 
     def _answer(self, call: PluginRequest) -> dict[str, Any]:
         return answer_details(self._ledger, call.path_params["id"], owner=None if call.may_judge else call.caller)

@@ -16,7 +16,9 @@ from smallfirst.deployment.monitoring_routes import MonitoringRoutes
 from smallfirst.deployment.registry_watcher import NotReadyYet, RegistryWatcher, one_line
 from smallfirst.deployment.task_deployment import DeployedVersion, TargetVersions, TaskDeployment, check_models_answer
 from smallfirst.errors import ConfigError
+from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.protocol import Completion, Model, Request
+from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import TaskFile
 from smallfirst.registry.traces import TraceStore
 from smallfirst.routing.auto import AutoRouter
@@ -88,6 +90,11 @@ class DeployedTasks(Plugin):
     @property
     def by_task(self) -> Mapping[str, AuditedRouter]:
         return self._monitoring.by_task
+
+    def measured(self, task: str) -> Evaluation | None:
+        """Return the large model on the test rows of the run whose version answers; None where it was not measured."""
+        target = self._targets.get(task)
+        return RunFolder(target.deployed.profile_folder.parent).evaluation("large", "test") if target else None
 
     def answered(self, id: str, request: Request, completion: Completion) -> None:
         """Count the answer and hand it to the audits of the version that gave it."""

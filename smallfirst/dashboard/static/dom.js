@@ -18,6 +18,15 @@ export const h = (name, attributes, ...children) => make(document.createElement(
 /** Return an SVG element. */
 export const s = (name, attributes, ...children) => make(document.createElementNS(SVG, name), attributes, children);
 
+/** Return a table whose first column names the rows; it scrolls by itself where it is too wide. */
+export function table(caption, heading, rows) {
+  return h('div', { class: 'wide', tabindex: 0, role: 'region', 'aria-label': caption },
+    h('table', {}, h('caption', { class: 'visually-hidden' }, caption),
+      h('thead', {}, h('tr', {}, heading.map((name) => h('th', { scope: 'col' }, name)))),
+      h('tbody', {}, rows.map(([first, ...rest]) =>
+        h('tr', {}, h('th', { scope: 'row' }, first), rest.map((cell) => h('td', {}, cell)))))));
+}
+
 export class ApiError extends Error {
   constructor(status, message, code) {
     super(message);

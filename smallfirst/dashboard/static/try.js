@@ -1,6 +1,6 @@
 // Try: send one request and see who answered, why, how sure, and what it cost.
 import { meter } from './charts.js';
-import { api, h, ms, percent, usd } from './dom.js';
+import { api, h, ms, percent, table, usd } from './dom.js';
 
 const PURPOSES = { answer: 'answer', draft: 'draft, discarded', audit: 'audit', attempt: 'attempt without an answer' };
 
@@ -92,14 +92,6 @@ function step(one) {
     one.latency_ms && !waived ? ms(one.latency_ms) : '', one.cost_usd ? `${waived ? '~' : ''}${usd(one.cost_usd)}` : '',
     [one.model, one.why].filter(Boolean).join(': '),
   ];
-}
-
-function table(caption, heading, rows) {
-  return h('div', { class: 'wide', tabindex: 0, role: 'region', 'aria-label': caption },
-    h('table', {}, h('caption', { class: 'visually-hidden' }, caption),
-      h('thead', {}, h('tr', {}, heading.map((name) => h('th', { scope: 'col' }, name)))),
-      h('tbody', {}, rows.map(([first, ...rest]) =>
-        h('tr', {}, h('th', { scope: 'row' }, first), rest.map((cell) => h('td', {}, cell)))))));
 }
 
 function feedback(id, role) {

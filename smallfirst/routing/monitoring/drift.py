@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Collection, Sequence
 from typing import Literal
 
+from smallfirst.records import Record
 from smallfirst.stats.sequential import DriftTest
 
 Statistic = Literal["confidence", "ood_score", "label"]
@@ -21,6 +22,19 @@ _N_RECENT = 200
 """Requests that an alarm describes."""
 _MIN_REFERENCE, _MAX_REFERENCE = 200, 2000
 """Size of the reference that is gathered after an alarm, whatever the size of the first."""
+
+
+class DriftReading(Record):
+    """How far one statistic is from an alarm."""
+
+    statistic: Statistic
+    what: str
+    """Its recent and its usual value in words; empty before the first request."""
+    evidence: float
+    """Evidence of a change; 1 or less on average without one."""
+    alarm_at: float
+    learning: bool
+    """True while requests after an alarm become the new reference, during which nothing is watched."""
 
 
 class DriftDetector:
@@ -52,6 +66,13 @@ class DriftDetector:
             self._alarm()
         return drifted
 
+    @property
+    def reading(self) -> DriftReading:
+        """Return where the statistic stands now."""
+        what = self._compared() if self._recent else ""
+        values = {"statistic": self.name, "what": what, "evidence": self._test.e_value, "alarm_at": 1 / self._error}
+        return DriftReading.model_validate({**values, "learning": self._gathered is not None})
+
     def _start(self, reference: Sequence[float | str]) -> None:
         self._error = max(self._error / 2, MIN_FALSE_ALARM_RATE)
         self._test = DriftTest([_as_number(value) for value in reference], 1 - self._error)
@@ -60,14 +81,17 @@ class DriftDetector:
     def _alarm(self) -> None:
         found, alarm_at = self._test.e_value, 1 / self._error
         self.evidence = {"evidence": found, "alarm_at": alarm_at}
-        now = _summary(self._recent)
-        most = max(now, key=lambda name: now[name] - self._usual.get(name, 0.0))
-        figures = f"{now[most]:.3f} over the last {len(self._recent)}, {self._usual.get(most, 0.0):.3f} before"
-        name = self.name.replace("ood_score", "out-of-domain score")
-        what = f"share of the answer {most!r}" if self.name == "label" else f"mean {name}"
-        self.why = f"the requests have changed: {what} {figures}; evidence {found:.0f} to 1 (alarm at {alarm_at:.0f})"
+        compared = f"evidence {found:.0f} to 1 (alarm at {alarm_at:.0f})"
+        self.why = f"the requests have changed: {self._compared()}; {compared}"
         self._gathered = []
         self._recent.clear()
+
+    def _compared(self) -> str:
+        now = _summary(self._recent)
+        most = max(now, key=lambda name: now[name] - self._usual.get(name, 0.0))
+        name = self.name.replace("ood_score", "out-of-domain score")
+        what = f"share of the answer {most!r}" if self.name == "label" else f"mean {name}"
+        return f"{what} {now[most]:.3f} over the last {len(self._recent)}, {self._usual.get(most, 0.0):.3f} before"
 
 
 def _as_number(value: float | str) -> float:

@@ -23,7 +23,7 @@ import pydantic
 from smallfirst.models.protocol import Completion
 from smallfirst.records import Record
 from smallfirst.routing.monitoring.audit_plan import MAX_WEIGHT, UNIFORM, AuditAllocation, AuditBudget, AuditDraw
-from smallfirst.routing.monitoring.drift import DriftDetector, Statistic
+from smallfirst.routing.monitoring.drift import DriftDetector, DriftReading, Statistic
 from smallfirst.routing.monitoring.quantities import Quantity, Watch
 from smallfirst.stats.intervals import Estimate
 from smallfirst.stats.sequential import RecoveryTest, weighted_interval
@@ -130,6 +130,11 @@ class Monitor:
         watched = [(name, reference) for name, reference in references.items() if len(reference)]
         error = (1 - settings.drift_confidence) / max(1, len(watched))
         self._detectors = [DriftDetector(name, reference, error) for name, reference in watched]
+
+    @property
+    def drift(self) -> tuple[DriftReading, ...]:
+        """How far each statistic of the requests is from an alarm."""
+        return tuple(detector.reading for detector in self._detectors)
 
     @property
     def audit_share(self) -> float:

@@ -1,0 +1,177 @@
+// Watch: what was answered small, how right it was, what it cost and saved, how fast, and what changed.
+import { bars, intervals, legend, meter } from './charts.js';
+import { api, count, h, ms, percent, plural, table, usd, when } from './dom.js';
+
+const RANGES = { '24h': '24 hours', '7d': '7 days', '30d': '30 days' };
+const REFRESH_MS = 30_000;
+const STATES = {
+  live: ['good', 'Live'], shadow: ['mixed', 'In shadow'], drift: ['mixed', 'Drift: more audits'], fallback: ['bad', 'Fallback: the large model answers'],
+};
+
+export async function show(root, { session, params, go, say }) {
+  const tasks = session.tasks.filter((name) => name !== 'auto');
+  const task = params.get('task') ?? (tasks.length === 1 ? tasks[0] : '');
+  const range = RANGES[params.get('range')] ? params.get('range') : '30d';
+  const figures = h('div', {});
+  const names = task && !tasks.includes(task) ? [...tasks, task] : tasks;
+  const choice = h('select', { id: 'task', onchange: () => go('watch', { task: choice.value, range }) },
+    [h('option', { value: '' }, 'All tasks'), ...names.map((name) => h('option', { selected: name === task }, name))]);
+  const link = (name) => h('a', { href: `#/watch?${new URLSearchParams({ task, range: name })}`, 'aria-current': name === range && 'true' }, RANGES[name]);
+  root.append(
+    h('div', { class: 'controls' },
+      h('h1', {}, task || 'All tasks'),
+      names.length > 1 && h('div', {}, h('label', { for: 'task', class: 'visually-hidden' }, 'Task'), choice),
+      h('div', { class: 'ranges', role: 'group', 'aria-label': 'Range' }, Object.keys(RANGES).map(link))),
+    figures);
+
+  const refresh = async () => {
+    const found = await api(`/v1/dashboard/watch?${new URLSearchParams({ task, range })}`);
+    const open = [...figures.querySelectorAll('details[open]')].map((one) => one.id);
+    figures.replaceChildren(...sections(found, range).flat().filter(Boolean));
+    for (const id of open) figures.querySelector(`#${id}`)?.setAttribute('open', '');
+  };
+  await refresh();
+  const timer = setInterval(() => {
+    if (!document.hidden) refresh().catch((error) => say(error.message));
+  }, REFRESH_MS);
+  return () => clearInterval(timer);
+}
+
+function sections(found, range) {
+  const n = Object.values(found.outcomes).reduce((sum, one) => sum + one, 0);
+  if (n === 0) {
+    return [state(found), h('p', { class: 'card' }, `No requests in the last ${RANGES[range]}. `, h('a', { href: '#/try' }, 'Try one'), '.'), changes(found)];
+  }
+  return [state(found), cards(found), unanswered(found), found.tasks && taskTable(found.tasks, range), charts(found), accuracy(found), latency(found), changes(found)];
+}
+
+const card = (title, big, ...lines) =>
+  h('li', { class: 'card' }, h('h2', {}, title), h('p', { class: 'big' }, big), lines.filter(Boolean).map((line) => h('p', { class: 'soft' }, line)));
+const range95 = ({ low, high }, digits = 1) => `95 %: ${percent(low, digits)} to ${percent(high, digits)}`;
+
+function state({ router }) {
+  if (!router) return null;
+  const [kind, words] = STATES[router.state];
+  return h('div', { class: `state ${kind}` }, h('p', {}, h('strong', {}, words), router.since ? `, since ${when(router.since)}` : ''),
+    router.state !== 'live' && h('p', {}, router.why),
+    h('p', { class: 'soft' }, `Promise: ${router.guarantee}.`),
+    router.hints.map((hint) => h('p', {}, `Hint: ${hint}`)));
+}
+
+function cards({ n, share, usd: spent, saving, n_cost_unknown: unknown, accuracy: right, router }) {
+  const paid = (spent.small ?? 0) + (spent.large ?? 0) + (spent.other ?? 0) + (spent.audits ?? 0);
+  const saved = saving?.saved_usd;
+  return h('ul', { class: 'cards' },
+    share && card('Answered small', percent(share.value), `${count(n.small ?? 0)} of ${plural(share.n, 'answer')}`, range95(share)),
+    saved ? card(saved.usd < 0 ? 'Cost more' : 'Saved', usd(Math.abs(saved.usd)), saved.low_usd !== null && `95 %: ${usd(saved.low_usd)} to ${usd(saved.high_usd)}`, saving.in_words)
+      : card('Saved', 'unknown', saving?.in_words),
+    card('Spent', usd(paid), `small ${usd(spent.small ?? 0)}, large ${usd(spent.large ?? 0)}, audits ${usd(spent.audits ?? 0)}`,
+      spent.once > 0 && `and once, for training and labels: ${usd(spent.once)}`, unknown > 0 && `${plural(unknown, 'cost')} unknown, not in it`),
+    right && (right.small
+      ? card('Small answers right', percent(right.small.value), `${count(right.small.n - right.small.n_wrong)} of ${plural(right.small.n, 'audit')}`, range95(right.small), router?.live.promised && `promised: at least ${percent(router.live.promised)}`)
+      : card('Small answers right', '–', 'no audit in this time yet')));
+}
+
+function unanswered({ outcomes: { refused = 0, failed = 0, left = 0 } }) {
+  if (refused + failed + left === 0) return null;
+  const parts = [[refused, 'refused before a model worked'], [failed, 'failed'], [left, 'left by the client first']];
+  return h('p', { class: 'soft' }, `Without an answer: ${parts.filter(([n]) => n).map(([n, what]) => `${count(n)} ${what}`).join(', ')}.`);
+}
+
+/** Return the name of a period in full, and as a short tick; times are UTC, as everywhere in the ledger. */
+function named(period) {
+  const at = new Date(period.length > 10 ? `${period}:00Z` : `${period}T00:00Z`);
+  const write = (options) => at.toLocaleString('en-GB', { timeZone: 'UTC', ...options });
+  return period.length > 10
+    ? [write({ day: 'numeric', month: 'short', hour: '2-digit', minute: '2-digit' }), write({ hour: '2-digit', minute: '2-digit' })]
+    : [write({ weekday: 'short', day: 'numeric', month: 'short' }), write({ day: 'numeric', month: 'short' })];
+}
+
+function charts({ periods, every }) {
+  const names = periods.map(({ period }) => named(period)[0]);
+  const stride = Math.ceil(periods.length / (innerWidth < 640 ? 4 : 7));
+  const ticks = periods.map(({ period }, index) => ((periods.length - 1 - index) % stride ? '' : named(period)[1]));
+  const values = (part, name) => periods.map((one) => one[part][name] ?? 0);
+  const series = (part, titles) => Object.entries(titles)
+    .map(([name, title]) => ({ name: title, class: name, values: values(part, name) }))
+    .filter((one) => one.values.some((value) => value > 0));
+  const answers = series('n', { small: 'small', large: 'large', other: 'other' });
+  const money = series('usd', { small: 'small', large: 'large', other: 'other', audits: 'audits' });
+  const known = periods.every((one) => one.large_alone_usd !== null);
+  const without = known && { name: 'large model alone', class: 'without', values: periods.map((one) => one.large_alone_usd) };
+  const unit = every === 'hour' ? 'hour' : 'day';
+  const figure = (title, chart, key, ...more) => h('figure', { class: 'card' }, h('h2', {}, title), chart, legend(key), more);
+  const rows = periods.map((one, index) => [names[index], count(one.n.small ?? 0), count(one.n.large ?? 0), usd(one.usd.small ?? 0),
+    usd(one.usd.large ?? 0), usd(one.usd.audits ?? 0), without ? usd(without.values[index]) : '–']);
+  const heading = [`${unit[0].toUpperCase()}${unit.slice(1)} (UTC)`, 'Small', 'Large', 'Small, USD', 'Large, USD', 'Audits, USD', 'Large model alone, USD'];
+  return h('div', {},
+    h('div', { class: 'pair' },
+      figure(`Answers a ${unit}`, bars({ label: `Answers a ${unit}, by path; the figures are in the table below`, series: answers, names, ticks, text: count, whole: true }), answers),
+      figure(`Money a ${unit}`, bars({ label: `Money a ${unit}, by path; the figures are in the table below`, series: money, beside: without, names, ticks, text: usd }),
+        without ? [...money, without] : money)),
+    h('details', { class: 'card', id: 'table' }, h('summary', {}, 'These figures as a table'), table('Answers and money over time', heading, rows)));
+}
+
+function accuracy({ accuracy: right, router }) {
+  if (!right) return null;
+  const line = (name, kind, found, what) => found && { name, class: kind, ...found, what };
+  const lines = [
+    line('Small path, audits', 'small', right.small, right.small && `${plural(right.small.n, 'answer')} drawn by chance, valid at any time`),
+    line('Small path, since go-live', 'small', router?.live.n > 0 && router.live.n !== right.small?.n && router.live, router && `${plural(router.live.n, 'audit')} under this certificate, valid at any time`),
+    line('Large path, marked by judges', 'large', right.large_marked, right.large_marked && `${plural(right.large_marked.n, 'answer')}, no random sample`),
+    line('Large model, before go-live', 'large', right.large_measured, right.large_measured && `${plural(right.large_measured.n, 'test row')}`),
+  ].filter(Boolean);
+  if (!lines.length) return null;
+  const promised = router?.live.promised ?? null;
+  return h('section', { class: 'card', 'aria-labelledby': 'accuracy' }, h('h2', { id: 'accuracy' }, 'Right answers, with 95 % intervals'),
+    h('div', { class: 'beside' },
+      intervals({ label: lines.map((one) => `${one.name}: ${percent(one.value)}`).join('; '), lines, ...shareAxis(lines, promised), mark: promised }),
+      h('dl', {}, lines.map((one) => h('div', {}, h('dt', { class: one.class }, one.name),
+        h('dd', {}, h('strong', {}, percent(one.value)), ` (${percent(one.low)} to ${percent(one.high)}) `, h('span', { class: 'soft' }, one.what)))))),
+    promised !== null && h('p', { class: 'soft' }, `Dashed: of the answers kept small at least ${percent(promised)} are promised to be right.`,
+      router.reports.wrong > 0 && ` Users called ${count(router.reports.wrong)} of them wrong, which is no random sample.`));
+}
+
+function shareAxis(lines, promised) {
+  const from = Math.max(0, Math.floor(20 * (Math.min(...lines.map((one) => one.low), promised ?? 1) - 0.005)) / 20);
+  return { place: (share) => (share - from) / (1 - from), ticks: [from, (from + 1) / 2, 1].map((at) => [at, percent(at, from > 0.9 ? 1 : 0)]) };
+}
+
+function latency({ latency: found }) {
+  const lines = ['small', 'large'].filter((path) => found[path])
+    .map((path) => ({ name: `${path} path`, class: path, value: found[path].p50, low: found[path].p50, high: found[path].p95 }));
+  if (!lines.length) return null;
+  const words = (one) => `half within ${ms(one.value)}, 95 % within ${ms(one.high)}`;
+  const [from, to] = [Math.floor(Math.log10(Math.min(...lines.map((one) => one.low)))), Math.ceil(Math.log10(Math.max(...lines.map((one) => one.high))))];
+  const ticks = Array.from({ length: to - from + 1 }, (_, index) => [10 ** (from + index), ms(10 ** (from + index))]);
+  return h('section', { class: 'card', 'aria-labelledby': 'latency' }, h('h2', { id: 'latency' }, 'Latency'),
+    h('div', { class: 'beside' },
+      intervals({ label: lines.map((one) => `${one.name}: ${words(one)}`).join('; '), lines, place: (value) => (Math.log10(value) - from) / (to - from), ticks }),
+      h('dl', {}, lines.map((one) => h('div', {}, h('dt', { class: one.class }, one.name), h('dd', {}, words(one)))))));
+}
+
+function changes({ router, changes: rows }) {
+  const drift = router?.drift ?? [];
+  if (!drift.length && !rows.length) return null;
+  const level = (one) => Math.min(1, Math.max(0, Math.log(one.evidence) / Math.log(one.alarm_at)));
+  return h('section', { class: 'card', 'aria-labelledby': 'changes' }, h('h2', { id: 'changes' }, 'Alarms and drift'),
+    drift.length > 0 && h('dl', {}, drift.map((one) => h('div', {}, h('dt', {}, one.statistic.replace('ood_score', 'out-of-domain score')),
+      h('dd', {}, one.learning ? 'learning what is usual now' : [meter(level(one), null), ` evidence of a change ${one.evidence.toPrecision(2)} to 1, alarm at ${Math.round(one.alarm_at)}`],
+        one.what && h('span', { class: 'soft' }, `; ${one.what}`))))),
+    rows.length > 0 ? h('ol', { class: 'changes', reversed: true }, rows.toReversed().map((one) => h('li', {},
+      h('p', {}, h('time', { datetime: one.at }, when(one.at)), ' ', h('strong', { class: STATES[one.after]?.[0] }, one.before === one.after ? one.after : `${one.before || 'start'} → ${one.after}`), ` ${one.task}`),
+      h('p', { class: 'soft' }, one.why))))
+      : h('p', { class: 'soft' }, 'No change of state in this time.'));
+}
+
+function taskTable(tasks, range) {
+  const row = ({ task, n, share, usd: spent, saving, state: name, live }) => [
+    h('a', { href: `#/watch?${new URLSearchParams({ task, range })}` }, task),
+    STATES[name] ? h('span', { class: STATES[name][0] }, STATES[name][1]) : 'not served here',
+    count(Object.values(n).reduce((sum, one) => sum + one, 0)), share ? percent(share.value) : '–',
+    live?.n ? `${percent(live.value)} (${percent(live.low)} to ${percent(live.high)})` : '–',
+    usd((spent.small ?? 0) + (spent.large ?? 0) + (spent.other ?? 0) + (spent.audits ?? 0)), saving?.saved_usd ? usd(saving.saved_usd.usd) : '–',
+  ];
+  return h('section', { class: 'card', 'aria-labelledby': 'tasks' }, h('h2', { id: 'tasks' }, 'Tasks'),
+    table('Tasks', ['Task', 'State', 'Answers', 'Small', 'Small answers right', 'Spent', 'Saved'], tasks.map(row)));
+}

@@ -1,0 +1,197 @@
+"""What happened in the last hours or days: share answered small, accuracy on both paths, money, latency, states, drift."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+from smallfirst.billing.saved import Saving, cost_in, is_small, savings, total
+from smallfirst.deployment.audited_router import AuditedRouter
+from smallfirst.evaluation.results import Evaluation
+from smallfirst.routing.monitoring.audit_plan import MAX_WEIGHT
+from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, StateRow, standing
+from smallfirst.serving.ledger.sums import Period, Sums
+from smallfirst.stats.intervals import Estimate, wilson
+from smallfirst.stats.sequential import weighted_interval
+
+RANGES: dict[str, tuple[int, Period]] = {"24h": (24, "hour"), "7d": (7, "day"), "30d": (30, "day")}
+"""Windows by name: so many periods, the present one among them."""
+MAX_MARKS = 300
+"""Newest verdicts of judges whose answers are looked up."""
+
+
+class Window(NamedTuple):
+    """Whole periods up to now, in UTC."""
+
+    since: datetime
+    until: datetime
+    every: Period
+
+    @classmethod
+    def of(cls, name: str, now: datetime) -> Window:
+        """Return a window of RANGES."""
+        n, every = RANGES[name]
+        start = now.replace(minute=0, second=0, microsecond=0)
+        step = timedelta(hours=1)
+        if every == "day":
+            start, step = start.replace(hour=0), timedelta(days=1)
+        return cls(start - (n - 1) * step, now, every)
+
+    def period(self, at: datetime) -> str:
+        return at.astimezone(UTC).isoformat()[: 13 if self.every == "hour" else 10]
+
+    @property
+    def periods(self) -> list[str]:
+        """All of them, also those without a request."""
+        step = timedelta(hours=1) if self.every == "hour" else timedelta(days=1)
+        n = math.ceil((self.until - self.since) / step)
+        return [self.period(self.since + index * step) for index in range(n)]
+
+
+def watch(
+    ledger: Ledger,
+    routers: Mapping[str, AuditedRouter],
+    task: str,
+    window: Window,
+    measured: Callable[[str], Evaluation | None] = lambda task: None,
+) -> dict[str, Any]:
+    """Return the figures of one task, or of all with an empty name; `measured` is the large model on test rows."""
+    equal = {"task": task} if task else {}
+    rows = ledger.sums(window.since, window.until, by=("kind", "task", "stage", "outcome"), every=window.every, **equal)
+    names = [task] if task else sorted({*routers, *(row.task for row in rows if row.task)})
+    known = {name: cost for name in names if (cost := cost_in(measured(name))) is not None}
+    saved = {one.task: one for one in savings(ledger, window.since, window.until, evaluated=known) if one.task in names}
+    found: dict[str, Any] = {
+        "task": task,
+        "every": window.every,
+        "since": window.since.isoformat(),
+        "until": window.until.isoformat(),
+        **_traffic(rows),
+        "saving": _saving(total(saved.values())),
+        "periods": [_period(name, [row for row in rows if row.period == name], saved) for name in window.periods],
+        "latency": {path: _latency(row for row in rows if _path(row) == path) for path in ("small", "large")},
+        "changes": [
+            row.model_dump(mode="json") for row in ledger.entries(StateRow, since=window.since, limit=20, **equal)
+        ],
+    }
+    if task:
+        return found | _accuracy(ledger, routers.get(task), task, window, measured(task))
+    lines = {name: [row for row in rows if row.task == name] for name in names}
+    return found | {"tasks": [_line(name, own, routers.get(name), saved.get(name)) for name, own in lines.items()]}
+
+
+def _period(name: str, rows: Sequence[Sums], saved: Mapping[str, Saving]) -> dict[str, Any]:
+    """Return one period, and what the large model alone would have billed in it, where that is known of each task."""
+    alone: float | None = 0.0
+    for row in rows:
+        large = saved[row.task].large_usd if row.task in saved else None
+        if _path(row) == "large":
+            alone = alone if alone is None else alone + row.cost_usd - row.draft_usd
+        elif _path(row) == "small" and row.n:
+            alone = None if alone is None or large is None else alone + row.n * large.usd
+    return {"period": name, **_traffic(rows), "large_alone_usd": alone}
+
+
+def _line(name: str, rows: Sequence[Sums], router: AuditedRouter | None, saving: Saving | None) -> dict[str, Any]:
+    live = {} if router is None else {"state": router.monitor.state, "live": _live(router)}
+    return {"task": name, **_traffic(rows), "saving": _saving(saving), **live}
+
+
+def _saving(saving: Saving | None) -> dict[str, Any] | None:
+    if saving is None:
+        return None
+    return {**saving.model_dump(), "in_words": saving.in_words.removeprefix(f"saved {saving.saved_usd}: ")}
+
+
+def _traffic(rows: Iterable[Sums]) -> dict[str, Any]:
+    """Return the answers by path, the money by what it was paid for, and how requests ended."""
+    n, usd, outcomes, unknown = Counter[str](), defaultdict[str, float](float), Counter[str](), 0
+    for row in rows:
+        unknown += row.n_cost_unknown
+        if row.kind != "answer":
+            usd["audits" if row.kind == "audit" else "once"] += row.cost_usd
+            continue
+        outcomes[row.outcome] += row.n
+        usd[_path(row)] += row.cost_usd
+        if row.outcome == "answered":
+            n[_path(row)] += row.n
+    routed = n["small"] + n["large"]
+    share = wilson(n["small"], routed).model_dump() if routed else None
+    return {"n": n, "share": share, "usd": usd, "outcomes": outcomes, "n_cost_unknown": unknown}
+
+
+def _path(row: Sums) -> str:
+    """Return which path answered: `small`, `large`, or `other`, where no Router chose or nobody answered."""
+    if row.kind != "answer" or not row.task:
+        return "other"
+    return "small" if is_small(row.stage) else "large" if row.stage == "large" else "other"
+
+
+def _latency(rows: Iterable[Sums]) -> dict[str, float] | None:
+    """Return median and 95 % quantile in ms, to the width of a bucket (10 %); None without answers."""
+    buckets = Counter[int]()
+    for row in rows:
+        buckets.update(row.latency_ms_buckets if row.outcome == "answered" else {})
+    return {"p50": _quantile(buckets, 0.5), "p95": _quantile(buckets, 0.95)} if buckets else None
+
+
+def _quantile(buckets: Counter[int], share: float) -> float:
+    wanted, seen = share * buckets.total(), 0
+    for index in sorted(buckets):
+        seen += buckets[index]
+        if seen >= wanted:
+            break
+    return float(1.1 ** (index + 0.5))
+
+
+def _accuracy(
+    ledger: Ledger, router: AuditedRouter | None, task: str, window: Window, measured: Evaluation | None
+) -> dict[str, Any]:
+    audits = {row.id: row for row in ledger.entries(AuditRow, since=window.since, task=task)}
+    judged = [row for row in audits.values() if row.judged_by != "nobody"]
+    counts = Counter((min(round(row.weight, 9), MAX_WEIGHT), row.wrong) for row in judged)
+    error = weighted_interval(counts, max_weight=MAX_WEIGHT if any(w != 1 for w, _ in counts) else 1.0)
+    marks = [said for said in standing(ledger.entries(FeedbackRow, since=window.since)) if said.judge][-MAX_MARKS:]
+    rows = [(said, ledger.get(said.id)) for said in marks]
+    large = [said for said, row in rows if row is not None and row.task == task and row.stage == "large"]
+    right = sum(said.verdict == "right" for said in large)
+    return {
+        "accuracy": {
+            "small": {**_right(error), "n_wrong": sum(row.wrong for row in judged)} if judged else None,
+            "large_marked": wilson(right, len(large)).model_dump() if large else None,
+            "large_measured": measured.accuracy.model_dump() if measured else None,
+        },
+        **({} if router is None else {"router": _router(ledger, router)}),
+    }
+
+
+def _right(error: Estimate) -> dict[str, Any]:
+    return {"value": 1 - error.value, "low": 1 - error.high, "high": 1 - error.low, "n": error.n}
+
+
+def _live(router: AuditedRouter) -> dict[str, Any]:
+    """Return the accuracy of kept answers since the certificate went live, and the least that is promised."""
+    limits = [watch.quantity.limit for watch in router.monitor.watches if watch.quantity.loss is None]
+    return {**_right(router.monitor.live_error), "promised": 1 - min(limits) if limits else None}
+
+
+def _router(ledger: Ledger, router: AuditedRouter) -> dict[str, Any]:
+    states = ledger.entries(StateRow, task=router.name, limit=50)
+    last = next((row for row in reversed(states) if row.before != row.after), None)
+    monitor = router.monitor
+    return {
+        "state": monitor.state,
+        "why": last.why if last else "",
+        "since": last.at.isoformat() if last else None,
+        "guarantee": router.router.guarantee,
+        "live": _live(router),
+        "judge": router.auditing.judge,
+        "audit_share": monitor.audit_share,
+        "drift": [one.model_dump() for one in monitor.drift],
+        "hints": [hint.why for hint in monitor.hints],
+        "reports": {"wrong": router.reports.n_wrong, "right": router.reports.n_right},
+    }
