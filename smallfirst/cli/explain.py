@@ -105,6 +105,8 @@ def _after(found: Explanation) -> Iterator[str]:
     for one in found.attempts:
         cost = "of unknown cost" if one.cost_usd is None else f"for {_usd(one.cost_usd)}"
         yield f"attempt: {_time(one.at)}  {one.model} at {one.endpoint} for the {one.purpose}: {one.outcome}, {cost}"
+    for line in row.bill:
+        yield f"bill: {line.in_words}"
     if found.not_made:
         yield f"not chosen: {found.not_made}"
     if row.audit_share is not None:

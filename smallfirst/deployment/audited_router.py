@@ -19,6 +19,7 @@ from smallfirst.errors import ModelError
 from smallfirst.models.protocol import Chunk, Completion, Request
 from smallfirst.models.usage import ReportUnfinished, collect_attempts
 from smallfirst.models.wrappers import DelegatingModel
+from smallfirst.pricing.charge import charges_json, total_usd, with_purpose
 from smallfirst.routing.monitoring.drift import Statistic
 from smallfirst.routing.monitoring.monitor import Monitor, State, StateChange
 from smallfirst.routing.monitoring.reports import UserReports
@@ -268,14 +269,14 @@ class AuditedRouter(DelegatingModel):
             try:
                 if route.certified:
                     other = await self._ask_large(id, request)
-                    draft, judged, cost_usd = completion.text, other.text, other.cost_usd
+                    draft, judged, charges = completion.text, other.text, other.charges
                 else:
                     decision = await self.router.decide(request)
                     await self._observe(decision)
                     self._note_drawn(id)
                     if decision.model is not None or decision.draft is None or not decision.route.certified:
                         return  # the certificate would not accept it: nothing was guaranteed about it
-                    draft, judged, cost_usd = decision.draft.text, completion.text, decision.cost_usd
+                    draft, judged, charges = decision.draft.text, completion.text, decision.charges
                     if self.auditing.judge == "person":
                         await self._ask_person(id, draft, judged)
                         return
@@ -292,7 +293,8 @@ class AuditedRouter(DelegatingModel):
             weight=route.audit_weight,
             wrong=not agreed,
             judged_by="large",
-            cost_usd=cost_usd,
+            cost_usd=total_usd(charges),
+            charges=charges_json(with_purpose(charges, "audit")),
             draft=draft if self.auditing.store_bodies else None,
             other=judged if self.auditing.store_bodies else None,
         )

@@ -22,9 +22,11 @@ from smallfirst.models.protocol import (
     Token,
     stream_in_one_chunk,
 )
-from smallfirst.models.usage import ReportUnfinished, unfinished
+from smallfirst.models.usage import ReportUnfinished, paid, unfinished
 from smallfirst.models.wrappers import CallableModel
+from smallfirst.pricing.charge import Charge
 from smallfirst.pricing.machine import MachinePrice
+from smallfirst.pricing.tokens import tokens_of
 
 CHARACTERS_PER_TOKEN = 4
 """Of ordinary text, to estimate the work that waits before it is tokenised."""
@@ -105,9 +107,7 @@ class LabelModel(CallableModel):
             text=labels[best[0]],
             answered_by=self.name,
             latency_ms=(time.perf_counter() - began) * 1000,
-            cost_usd=self._price.cost_usd(scored.busy_s),
-            prompt_tokens=scored.n_tokens,
-            completion_tokens=1,
+            **paid(self._charge(scored)),
             confidence=float(probabilities[best[0]]),
             alternatives=tuple((labels[i], float(probabilities[i])) for i in best[:5]),
             tokens=() if request.logprobs is None else (self._token(scored, best, request.logprobs),),
@@ -124,6 +124,7 @@ class LabelModel(CallableModel):
                 probabilities=softmax(scored.log_probabilities, temperature).tolist(),
                 n_tokens=scored.n_tokens,
                 cost_usd=self._price.cost_usd(scored.busy_s),
+                charges=(self._charge(scored),),
             )
             for scored in await asyncio.gather(*(self._score(text) for text in texts))
         ]
@@ -134,8 +135,9 @@ class LabelModel(CallableModel):
             raise RequestRefused(f"{self.name} has no embeddings: it computes word counts, not vectors")
         items = [self._submit(_Item(text, embeds=True)) for text in texts]
         found = [one for one in await asyncio.gather(*items) if isinstance(one, TextEmbedding)]
-        cost_usd = sum(self._price.cost_usd(one.busy_s) for one in found)
-        return Embeddings([one.vector for one in found], sum(one.n_tokens for one in found), cost_usd)
+        n_tokens = sum(one.n_tokens for one in found)
+        charge = self._price.charge(self.name, sum(one.busy_s for one in found), tokens_of(n_tokens))
+        return Embeddings([one.vector for one in found], n_tokens, charge.usd or 0.0, (charge,))
 
     async def ready(self) -> None:
         await self._score("ready")
@@ -154,14 +156,17 @@ class LabelModel(CallableModel):
         self._n_submitted += 1
 
         def used(_: BaseException) -> Completion:
-            cost_usd = self._price.cost_usd((time.perf_counter() - began) / self._n_submitted)
-            return unfinished(self.name, cost_usd, prompt_tokens=_size(item), completion_tokens=int(not item.embeds))
+            busy_s = (time.perf_counter() - began) / self._n_submitted
+            return unfinished(self._price.charge(self.name, busy_s, tokens_of(_size(item), int(not item.embeds))))
 
         try:
             with ReportUnfinished(used):
                 return await self._worker.submit(item)
         finally:
             self._n_submitted -= 1
+
+    def _charge(self, scored: LabelLogProbs) -> Charge:
+        return self._price.charge(self.name, scored.busy_s, tokens_of(scored.n_tokens, 1))
 
     def _compute(self, items: Sequence[_Item]) -> list[LabelLogProbs | TextEmbedding]:
         scored_texts, embedded_texts = ([one.text for one in items if one.embeds is kind] for kind in (False, True))

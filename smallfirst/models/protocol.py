@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from enum import StrEnum
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
+import pydantic
 from pydantic import Field
 
 from smallfirst.data.dataset import Message
-from smallfirst.pricing.charge import Charge
+from smallfirst.pricing.charge import Charge, itemized, total_usd
 from smallfirst.records import Record
 
 MAX_LOGPROBS = 20
@@ -145,7 +146,7 @@ class Completion(Record):
     cost_usd: float
     """Cost of the answer, discarded drafts included. An unknown price is an error, never 0."""
     charges: tuple[Charge, ...] = ()
-    """The lines of its bill, whose sum is `cost_usd`."""
+    """The lines of its bill, whose sum is `cost_usd`; one line where a model states a cost alone."""
     prompt_tokens: int = 0
     """Tokens read."""
     completion_tokens: int = 0
@@ -167,6 +168,23 @@ class Completion(Record):
     token."""
     route: Route | None = None
     """Set by a Router."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _itemized(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("charges") or not values.get("cost_usd"):
+            return values
+        return {**values, "charges": itemized(str(values.get("answered_by")), values["cost_usd"])}
+
+    @property
+    def cached_tokens(self) -> int:
+        """Of `prompt_tokens`, those that a provider read from its cache."""
+        return sum(charge.tokens.cached_tokens for charge in self.charges if charge.purpose != "draft")
+
+    def with_charges(self, charges: Iterable[Charge], **changes: Any) -> Completion:
+        """Return a copy with these lines as its bill, and their sum as its cost."""
+        lines = tuple(charges)
+        return self.model_copy(update={"charges": lines, "cost_usd": total_usd(lines), **changes})
 
 
 class Chunk(Record):
@@ -226,6 +244,8 @@ class Embeddings(NamedTuple):
     """One per text, of length 1."""
     n_tokens: int
     cost_usd: float
+    charges: tuple[Charge, ...] = ()
+    """The lines of `cost_usd`, where they are known."""
 
 
 class LabelScores(NamedTuple):
@@ -236,6 +256,8 @@ class LabelScores(NamedTuple):
     """One per label, calibrated; they sum to 1."""
     n_tokens: int
     cost_usd: float
+    charges: tuple[Charge, ...] = ()
+    """The lines of `cost_usd`, where they are known."""
 
 
 class EmbeddingModel(Protocol):

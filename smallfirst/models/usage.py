@@ -13,9 +13,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from smallfirst.models.protocol import Completion, Model, Request
+from smallfirst.pricing.charge import Charge, with_purpose
 
 BYTES_PER_TOKEN = 4
 """Of ordinary text in UTF-8, to estimate how many tokens were written."""
@@ -31,9 +32,9 @@ def collect_unfinished() -> list[Completion]:
 
 
 def report_unfinished(completion: Completion) -> None:
-    """Report the tokens and the cost of work whose Completion is not returned."""
+    """Report the tokens and the bill of work whose Completion is not returned."""
     if (found := _collected.get()) is not None:
-        found.append(completion)
+        found.append(completion.with_charges(with_purpose(completion.charges, "attempt")))
 
 
 class ReportUnfinished:
@@ -54,27 +55,26 @@ class ReportUnfinished:
             report_unfinished(used)
 
 
-def unfinished(
-    name: str, cost_usd: float, *, prompt_tokens: int = 0, completion_tokens: int = 0, estimated: bool = True
-) -> Completion:
+def paid(charge: Charge) -> dict[str, Any]:
+    """Return the fields of a Completion whose bill is this one line."""
+    read, written = charge.tokens.prompt_tokens, charge.tokens.completion_tokens
+    cost = {"cost_usd": charge.usd or 0.0, "charges": (charge,), "estimated": charge.estimated}
+    return {**cost, "prompt_tokens": read, "completion_tokens": written}
+
+
+def unfinished(charge: Charge, *, estimated: bool = True) -> Completion:
     """Return the usage of an answer that was not finished, as a Completion without text."""
-    return Completion(
-        text="",
-        answered_by=name,
-        latency_ms=0,
-        cost_usd=cost_usd,
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
-        estimated=estimated,
-    )
+    line = charge.model_copy(update={"estimated": estimated})
+    return Completion(text="", answered_by=charge.model, latency_ms=0, **paid(line))
 
 
-def usage_of_draft(name: str, cost_usd: float, draft: Completion | None) -> Completion | None:
+def usage_of_draft(name: str, charges: tuple[Charge, ...], draft: Completion | None) -> Completion | None:
     """Return the usage of a request's drafts, of which `draft` is the last; None if it has none."""
     if draft is None:
         return None
-    n_read, n_written = draft.prompt_tokens, draft.completion_tokens
-    return unfinished(name, cost_usd, prompt_tokens=n_read, completion_tokens=n_written, estimated=False)
+    read = {"prompt_tokens": draft.prompt_tokens, "completion_tokens": draft.completion_tokens}
+    nothing = Completion(text="", answered_by=name, latency_ms=0, cost_usd=0.0, **read)
+    return nothing.with_charges(with_purpose(charges, "draft"))
 
 
 def estimate_prompt_tokens(request: Request) -> int:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import datetime
+import json
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
+from smallfirst.pricing.money import format_usd
 from smallfirst.pricing.tokens import TokenUsage
 from smallfirst.records import Record
+
+Purpose = Literal["answer", "draft", "audit", "attempt"]
 
 
 class Charge(Record):
@@ -16,9 +20,9 @@ class Charge(Record):
 
     model: str
     """Name of the model that worked."""
-    purpose: Literal["answer", "draft", "audit", "attempt"] = "answer"
-    """`draft`: a draft that was discarded · `audit`: a comparison that the client did not wait for · `attempt`: a
-    request to an endpoint that brought no answer."""
+    purpose: Purpose = "answer"
+    """`draft`: a draft that was discarded, and the look at the request before it · `audit`: a comparison that the
+    client did not wait for · `attempt`: work that brought no answer: cut off, failed, or not in the format."""
     usd: float | None
     """None: it may have to be paid, and nobody knows how much."""
     basis: Literal["billed", "tokens", "machine time"] = "machine time"
@@ -35,10 +39,56 @@ class Charge(Record):
     """Where the price was read: a settings file, a version of the catalogue, a field of the provider's answer."""
     price_date: datetime.date | None = None
     """Day from which that price is valid, or on which the catalogue was made; None if nobody says."""
+    rates: dict[str, float] = {}
+    """That price in USD: per million tokens by kind (`input`, `cached`, `cache_write`, `image`, `output`,
+    `reasoning`), per `request`, or per machine `hour` with its `utilisation`."""
     estimated: bool = False
     """True if tokens are estimated, since an answer was cut off."""
+
+    @property
+    def in_words(self) -> str:
+        """The line as a sentence without its end."""
+        cost = "unknown cost" if self.usd is None else format_usd(self.usd)
+        tokens, made = self.tokens, []
+        if self.busy_s:
+            made.append(f"{self.busy_s:.3g} s of {self.machine or 'this machine'}")
+        if tokens.prompt_tokens or tokens.completion_tokens:
+            cached = f" ({tokens.cached_tokens:,} cached)" if tokens.cached_tokens else ""
+            made.append(f"{tokens.prompt_tokens:,} tokens read{cached}, {tokens.completion_tokens:,} written")
+        at = " at " + ", ".join(f"{name} {usd:g}" for name, usd in self.rates.items()) if self.rates else ""
+        dated = f" of {self.price_date}" if self.price_date else ""
+        tier, guess = f", {self.tier} tier" if self.tier else "", ", estimated" if self.estimated else ""
+        where = f" ({self.source}{dated})" if self.source else ""
+        return f"{cost} for {self.purpose} by {self.model}: {', '.join(made) or 'stated'}{tier}{guess}{at}{where}"
 
 
 def total_usd(charges: Iterable[Charge]) -> float:
     """Return the sum of the costs that are known, in USD."""
     return math.fsum(charge.usd for charge in charges if charge.usd is not None)
+
+
+def known_usd(charges: Iterable[Charge]) -> float | None:
+    """Return the same sum; None if there are lines and no cost of any is known."""
+    lines = tuple(charges)
+    return None if lines and all(line.usd is None for line in lines) else total_usd(lines)
+
+
+def with_purpose(charges: Iterable[Charge], purpose: Purpose) -> tuple[Charge, ...]:
+    """Return the lines of an answer as ones of another purpose; those that have another already keep it."""
+    return tuple(line.model_copy(update={"purpose": purpose}) if line.purpose == "answer" else line for line in charges)
+
+
+def stated(model: str, usd: float | None, *, source: str = "stated by the model", **known: Any) -> Charge:
+    """Return the line of a cost that is stated without saying how it came about."""
+    return Charge(model=model, usd=usd, basis="billed", source=source, **known)
+
+
+def itemized(model: str, usd: float, charges: tuple[Charge, ...] = ()) -> tuple[Charge, ...]:
+    """Return the lines of a cost; one line where it is stated alone, none for 0."""
+    return charges or ((stated(model, usd),) if usd else ())
+
+
+def charges_json(charges: Iterable[Charge]) -> str | None:
+    """Return the lines as the ledger keeps them, or None without any."""
+    lines = [line.model_dump(mode="json", exclude_defaults=True) for line in charges]
+    return json.dumps(lines, ensure_ascii=False, separators=(",", ":")) if lines else None

@@ -6,7 +6,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from smallfirst.pricing.charge import Charge
 from smallfirst.pricing.money import Usd
+from smallfirst.pricing.tokens import TokenUsage
 from smallfirst.records import Record
 
 
@@ -21,3 +23,14 @@ class MachinePrice(Record):
     def cost_usd(self, busy_s: float) -> float:
         """Return the cost in USD of `busy_s` busy seconds, idle time included."""
         return busy_s * self.usd_per_hour / 3600 / self.utilisation
+
+    def charge(self, model: str, busy_s: float, tokens: TokenUsage | None = None) -> Charge:
+        """Return the line of a bill for `busy_s` busy seconds of a model."""
+        return Charge(
+            model=model,
+            usd=self.cost_usd(busy_s),
+            busy_s=busy_s,
+            tokens=tokens or TokenUsage(),
+            source="prices.machine",
+            rates={"hour": self.usd_per_hour, "utilisation": self.utilisation},
+        )

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 
 from smallfirst.errors import PriceUnknown
+from smallfirst.pricing.charge import Charge
 from smallfirst.pricing.machine import MachinePrice
 from smallfirst.pricing.money import Usd
+from smallfirst.pricing.tokens import TokenUsage
 from smallfirst.records import Record
 
 
@@ -56,6 +58,13 @@ class PriceBook(Record):
         cached = own.input_usd_per_mtok if own.cached_usd_per_mtok is None else own.cached_usd_per_mtok
         spent = (prompt_tokens - cached_tokens) * own.input_usd_per_mtok + cached_tokens * cached
         return (spent + completion_tokens * own.output_usd_per_mtok) / 1_000_000
+
+    def charge(self, model: str, tokens: TokenUsage, *, api_url: str | None = None) -> Charge:
+        """Return the line of a bill for one hosted call. Raise PriceUnknown."""
+        read, written, cached = tokens.prompt_tokens, tokens.completion_tokens, tokens.cached_tokens
+        usd = self.token_cost_usd(model, read, written, cached_tokens=cached, api_url=api_url)
+        source = self.source(model, api_url=api_url)
+        return Charge(model=model, usd=usd, basis="tokens", tokens=tokens, source=source)
 
     def source(self, model: str, *, api_url: str | None = None) -> str:
         """Return where the token price of `model` comes from, in words. Raise PriceUnknown."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from smallfirst.errors import ModelError
 from smallfirst.models.protocol import Completion, Model, Request, Route, RouteStep
+from smallfirst.pricing.charge import Charge, itemized, with_purpose
 from smallfirst.routing.policies.policy import PolicyDecision, is_conversation
 from smallfirst.routing.types import OUT_OF_SCOPE, Decision, Stage
 
@@ -19,7 +20,9 @@ class RoutingAttempt:
     def __init__(self, router: Router, request: Request, paused: str = "") -> None:
         self.router, self.request, self.paused = router, request, paused
         self.trail: list[RouteStep] = []
-        self.cost_usd = self.latency_ms = 0.0
+        self.latency_ms = 0.0
+        self.charges: tuple[Charge, ...] = ()
+        """What was paid so far; drafts before the last are discarded ones."""
         self.draft: Completion | None = None
         self.features: tuple[float, ...] | None = None
         """Of the domain check; None if there was none, or for a conversation."""
@@ -118,7 +121,7 @@ class RoutingAttempt:
     async def _make_draft(self, stage: Stage) -> tuple[Completion, float | None]:
         others = [self.draft] if self.draft else []
         self.draft = await stage.model.complete(self.request)
-        self.cost_usd += self.draft.cost_usd
+        self.charges = (*(with_purpose(self.charges, "draft") if others else self.charges), *self.draft.charges)
         self.latency_ms += self.draft.latency_ms
         return self.draft, stage.confidence(self.draft, others, self.features)
 
@@ -127,7 +130,7 @@ class RoutingAttempt:
         if detector is None:
             return None
         found, threshold = await detector.score(self.request), detector.threshold
-        self.cost_usd += found.cost_usd
+        self.charges += itemized("domain", found.cost_usd, found.charges)
         self.latency_ms += found.latency_ms
         self.features = None if is_conversation(self.request) else found.features
         why = None
@@ -199,12 +202,11 @@ class RoutingAttempt:
 
     def _accept(self, draft: Completion, route: Route) -> Decision:
         route = route.model_copy(update={"trail": tuple(self.trail)})
-        total = {"route": route, "cost_usd": self.cost_usd, "latency_ms": self.latency_ms}
-        return Decision(route, draft.model_copy(update=total), None, self.cost_usd, self.latency_ms)
+        accepted = draft.with_charges(self.charges, route=route, latency_ms=self.latency_ms)
+        return Decision(route, accepted, None, self.charges, self.latency_ms)
 
     def _delegate(self, model: Model | None, route: Route) -> Decision:
         if model is None:
             raise ModelError(f"{self.router.name}: no model for stage {route.stage!r}: {route.why}")
-        total = {"cost_usd": self.cost_usd, "latency_ms": self.latency_ms}
-        draft = self.draft and self.draft.model_copy(update=total)
-        return Decision(route, draft, model, self.cost_usd, self.latency_ms)
+        draft = self.draft and self.draft.with_charges(self.charges, latency_ms=self.latency_ms)
+        return Decision(route, draft, model, with_purpose(self.charges, "draft"), self.latency_ms)

@@ -17,6 +17,7 @@ from smallfirst.models.protocol import (
     open_stream,
 )
 from smallfirst.models.usage import max_answer_tokens
+from smallfirst.pricing.charge import itemized
 from smallfirst.routing.ood.task_selector import TaskSelection, TaskSelector
 
 
@@ -90,10 +91,8 @@ def _with_selection(selection: TaskSelection, completion: Completion) -> Complet
             latency_ms=completion.latency_ms,
         )
         route = Route(stage="large", why=selection.why, certified=False, trail=(last,))
-    return completion.model_copy(
-        update={
-            "route": route.model_copy(update={"trail": (step, *route.trail)}),
-            "cost_usd": completion.cost_usd + selection.cost_usd,
-            "latency_ms": completion.latency_ms + selection.latency_ms,
-        }
+    return completion.with_charges(
+        (*itemized("auto", selection.cost_usd, selection.charges), *completion.charges),
+        route=route.model_copy(update={"trail": (step, *route.trail)}),
+        latency_ms=completion.latency_ms + selection.latency_ms,
     )

@@ -101,7 +101,7 @@ class Router(CallableModel):
         """Decide who answers a request; `paused` is why the task's requests go to the large model without a draft."""
         chosen = apply_policies(self.options.policies, request, self.options.gain)
         attempt = RoutingAttempt(self, request, paused)
-        with ReportUnfinished(lambda _: usage_of_draft(self.name, attempt.cost_usd, attempt.draft)):
+        with ReportUnfinished(lambda _: usage_of_draft(self.name, attempt.charges, attempt.draft)):
             if chosen is not None and chosen.to != CASCADE:
                 return await attempt.run_stage(chosen)
             return await attempt.run_cascade(chosen)
@@ -110,7 +110,7 @@ class Router(CallableModel):
         if decision.model is None:
             assert decision.draft is not None
             return decision.draft
-        with ReportUnfinished(lambda _: usage_of_draft(self.name, decision.cost_usd, decision.draft)):
+        with ReportUnfinished(lambda _: usage_of_draft(self.name, decision.charges, decision.draft)):
             try:
                 answer = await decision.model.complete(request)
             except ModelError as error:
@@ -120,7 +120,7 @@ class Router(CallableModel):
     async def finish_stream(self, decision: Decision, request: Request) -> AsyncGenerator[Chunk]:
         """Yield the answer of a decision; use the draft if the model fails before its first text."""
         begun, draft = False, decision.draft
-        with ReportUnfinished(lambda _: usage_of_draft(self.name, decision.cost_usd, decision.draft)) as report:
+        with ReportUnfinished(lambda _: usage_of_draft(self.name, decision.charges, decision.draft)) as report:
             if decision.model is not None:
                 try:
                     async with open_stream(decision.model, request) as chunks:
@@ -192,7 +192,7 @@ class Router(CallableModel):
         if not isinstance(error, NotRecorded):  # it may answer later, while a recording never will
             raise error
         attempt = RoutingAttempt(self, request)
-        attempt.trail, attempt.cost_usd, attempt.latency_ms = [*trail, failed], decision.cost_usd, decision.latency_ms
+        attempt.trail, attempt.charges, attempt.latency_ms = [*trail, failed], decision.charges, decision.latency_ms
         return await attempt.answer_uncertified(self.stages[-1], why)
 
     def routed(self, decision: Decision, answer: Completion) -> Completion:
@@ -207,12 +207,10 @@ class Router(CallableModel):
             cost_usd=answer.cost_usd,
             latency_ms=answer.latency_ms,
         )
-        return answer.model_copy(
-            update={
-                "route": decision.route.model_copy(update={"trail": (*decision.route.trail, step)}),
-                "cost_usd": answer.cost_usd + decision.cost_usd,
-                "latency_ms": answer.latency_ms + decision.latency_ms,
-            }
+        return answer.with_charges(
+            (*decision.charges, *answer.charges),
+            route=decision.route.model_copy(update={"trail": (*decision.route.trail, step)}),
+            latency_ms=answer.latency_ms + decision.latency_ms,
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from smallfirst.models.protocol import Completion, Model, Request, Route
+from smallfirst.pricing.charge import Charge, total_usd
 from smallfirst.records import Record
 from smallfirst.routing.budget import Budget
 from smallfirst.routing.policies.policy import GainScorer, Policy
@@ -43,6 +44,8 @@ class OodScore(NamedTuple):
     """In [0, 1]; higher is less like them."""
     cost_usd: float
     latency_ms: float
+    charges: tuple[Charge, ...] = ()
+    """The lines of `cost_usd`, where they are known."""
     features: tuple[float, ...] = ()
     """What `Stage.acceptance` reads beside the confidence, each larger the less the request is like the task's."""
 
@@ -129,5 +132,10 @@ class Decision(NamedTuple):
     """The accepted draft, or the fallback if `model` fails; its cost and latency are those of the whole attempt."""
     model: Model | None
     """The model to ask; None if the draft is accepted."""
-    cost_usd: float
+    charges: tuple[Charge, ...]
+    """What was paid so far."""
     latency_ms: float
+
+    @property
+    def cost_usd(self) -> float:
+        return total_usd(self.charges)

@@ -59,6 +59,7 @@ _EXPLANATION = _object(
         "certified_fields": _or_null(_list(_TEXT)),
         "confidence": _or_null(_CHANCE),
         "cost_usd": {"type": "number", "minimum": 0},
+        "charges": _list({"type": "object"}),
         "latency_ms": {"type": "number", "minimum": 0},
         "answered_by": _TEXT,
         "alternatives": _list(_object({"label": _TEXT, "probability": _CHANCE})),

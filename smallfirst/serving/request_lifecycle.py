@@ -25,6 +25,8 @@ from smallfirst.models.usage import (
     max_answer_tokens,
     unfinished,
 )
+from smallfirst.pricing.charge import charges_json, known_usd, stated
+from smallfirst.pricing.tokens import tokens_of
 from smallfirst.serving.admission import Admission, ClientDisconnected, cancel_on_disconnect, read_body
 from smallfirst.serving.auth.middleware import caller_owner, current_caller
 from smallfirst.serving.auth.rate_limits import TokenReservation
@@ -135,7 +137,8 @@ class ApiCall:
                 return None
             read = estimate_prompt_tokens(request)
             cost_usd = self.app.usd_per_token.get(self.response.served_name, 0.0) * (read + written)
-            return unfinished("", cost_usd, prompt_tokens=read, completion_tokens=written)
+            name, tokens = self.response.served_name, tokens_of(read, written)
+            return unfinished(stated(name, cost_usd, tokens=tokens, source="the latest answer's cost a token"))
 
         return ReportUnfinished(used)
 
@@ -270,8 +273,10 @@ def usage_columns(used: Completion) -> dict[str, object]:
     """Return the columns of a ledger row that say what was used."""
     return {
         "prompt_tokens": used.prompt_tokens,
+        "cached_tokens": used.cached_tokens,
         "completion_tokens": used.completion_tokens,
-        "cost_usd": used.cost_usd,
+        "cost_usd": known_usd(used.charges),
+        "charges": charges_json(used.charges),
         "estimated": used.estimated,
     }
 

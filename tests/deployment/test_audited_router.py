@@ -165,7 +165,7 @@ def test_audited_answers_are_held_against_the_large_model_after_the_client_has_t
         "judged_by": "large",
         "revision": 0,
         "cost_usd": 1.0,
-        "charges": None,
+        "charges": '[{"model":"large","purpose":"audit","usd":1.0,"basis":"billed","source":"stated by the model"}]',
         "draft": None,
         "other": None,
     }

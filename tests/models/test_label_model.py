@@ -145,7 +145,10 @@ def test_embeddings_come_in_order_with_tokens_and_cost() -> None:
         return await asyncio.gather(model.embed(["a", "", "b"]), model.complete(Request.ask("any")))
 
     embedded, answer = asyncio.run(both())
-    assert embedded == ([[0.6, 0.8], [1.0, 0.0], [0.6, 0.8]], 15, pytest.approx(0.0003))
+    (line,) = answer.charges
+    assert (line.model, line.basis, line.usd, line.busy_s) == ("digits", "machine time", answer.cost_usd, 0.36)
+    assert [line.tokens.prompt_tokens for line in embedded.charges] == [15]
+    assert embedded[:3] == ([[0.6, 0.8], [1.0, 0.0], [0.6, 0.8]], 15, pytest.approx(0.0003))
     assert answer.text == "label-1"
 
 

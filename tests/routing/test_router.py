@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from smallfirst.data.dataset import Message
 from smallfirst.errors import ModelError, NotRecorded, Unavailable
 from smallfirst.models.protocol import Capability, Chunk, Completion, Embeddings, Model, Request
+from smallfirst.pricing.charge import total_usd
 from smallfirst.routing.budget import Budget
 from smallfirst.routing.certificate.certificate import StageThreshold
 from smallfirst.routing.certificate.guarantee import Guarantee
@@ -114,6 +115,26 @@ def steps(answer: Completion) -> list[tuple[str, str]]:
     return [(step.stage, step.decision) for step in answer.route.trail]
 
 
+def bill(answer: Completion) -> list[tuple[str, str, float | None]]:
+    assert answer.cost_usd == pytest.approx(total_usd(answer.charges), rel=1e-12)
+    return [(line.model, line.purpose, line.usd) for line in answer.charges]
+
+
+def test_the_bill_says_which_work_answered_and_which_was_for_nothing() -> None:
+    detector = EssayDetector(cost_usd=0.002)
+    small, large = Echo("small", confidence=0.9, **SMALL), Echo("large", **LARGE)
+    kept = ask(Router(small, large, certificate(0.8), ood_detector=detector))
+    assert bill(kept) == [("domain", "answer", 0.002), ("small", "answer", 0.001)]
+    foreign = ask(Router(small, large, certificate(0.8), ood_detector=detector), "an essay")
+    assert bill(foreign) == [("domain", "draft", 0.002), ("large", "answer", 0.25)]
+    down = Echo("large", error=Unavailable("down", hint="wait"))
+    unsure = Echo("small", confidence=0.1, **SMALL)
+    assert bill(ask(Router(unsure, down, certificate(0.8)))) == [("small", "answer", 0.001)]
+    two = (Stage("words", Echo("words", confidence=0.1, **SMALL)), Stage("small", unsure))
+    both = [("words", "draft", 0.001), ("small", "draft", 0.001), ("large", "answer", 0.25)]
+    assert bill(ask(Router(two, large, certificate(0.8)))) == both
+
+
 CONFIDENCES = st.one_of(st.none(), st.floats(0, 1))
 
 
@@ -148,6 +169,7 @@ def test_an_escalated_answer_costs_and_takes_the_sum_of_both() -> None:
     answer = ask(Router(Echo("small", confidence=0.79, **SMALL), Echo("large", **LARGE), certificate(0.8)))
     assert (answer.cost_usd, answer.latency_ms) == (pytest.approx(0.251), 904)
     assert answer.confidence is None  # the large model's own, not the draft's
+    assert bill(answer) == [("small", "draft", 0.001), ("large", "answer", 0.25)]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from smallfirst.project.task_file import read_task_file
 from smallfirst.routing.types import Decision
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import LedgerRow, StateRow
+from smallfirst.serving.request_lifecycle import usage_columns
 from smallfirst.traffic.messages import Answer
 from smallfirst.traffic.task_source import TaskSource
 
@@ -198,9 +199,7 @@ def ledger_row(asked: Asked, completion: Completion) -> LedgerRow:
         certified=route.certified,
         confidence=route.confidence,
         threshold=route.threshold,
-        prompt_tokens=completion.prompt_tokens,
-        completion_tokens=completion.completion_tokens,
-        cost_usd=completion.cost_usd,
+        **usage_columns(completion),
         task=route.task,
         trail=json.dumps(trail, ensure_ascii=False, separators=(",", ":")) if trail else None,
         guarantee=route.guarantee or None,

@@ -32,9 +32,10 @@ from smallfirst.models.local.tokenizer import common_prefix, encode_prompt
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Capability, Chunk, Completion, Embeddings, Request, Token
 from smallfirst.models.response_format import ResponseGrammars
-from smallfirst.models.usage import ReportUnfinished, report_unfinished, unfinished
+from smallfirst.models.usage import ReportUnfinished, paid, report_unfinished, unfinished
 from smallfirst.models.wrappers import CallableModel
 from smallfirst.pricing.machine import MachinePrice
+from smallfirst.pricing.tokens import tokens_of
 from smallfirst.tasks.json.paths import field_path, omission_spans, value_spans
 
 MAX_PROMPT_TOKENS = 4096
@@ -214,7 +215,7 @@ class GenerativeModel(CallableModel):
         busy_s, n_tokens = 0.0, sum(map(len, rows))
 
         def used(_: BaseException) -> Completion:
-            return unfinished(self.name, self._price.cost_usd(busy_s), prompt_tokens=n_tokens)
+            return unfinished(self._price.charge(self.name, busy_s, tokens_of(n_tokens)))
 
         with ReportUnfinished(used):
             for chosen in length_batches([len(row) for row in rows], max_tokens=EMBEDDING_BATCH_TOKENS):
@@ -223,7 +224,8 @@ class GenerativeModel(CallableModel):
                 busy_s += took_s
                 for i, vector in zip(chosen, vectors, strict=True):
                     found[i] = vector
-        return Embeddings(found, n_tokens, self._price.cost_usd(busy_s))
+        charge = self._price.charge(self.name, busy_s, tokens_of(n_tokens))
+        return Embeddings(found, n_tokens, charge.usd or 0.0, (charge,))
 
     async def aclose(self) -> None:
         """Leave the scheduler, whose thread ends with its last model. Safe to call twice."""
@@ -256,9 +258,8 @@ class GenerativeModel(CallableModel):
         )
 
     def _cut_off(self, sequence: GeneratedSequence) -> None:
-        n_prompt, cost_usd = len(sequence.request.ids), self._price.cost_usd(sequence.busy_s)
-        n_written = len(sequence.ids)
-        report_unfinished(unfinished(self.name, cost_usd, prompt_tokens=n_prompt, completion_tokens=n_written))
+        tokens = tokens_of(len(sequence.request.ids), len(sequence.ids))
+        report_unfinished(unfinished(self._price.charge(self.name, sequence.busy_s, tokens)))
 
     @torch.inference_mode()
     def _probe(self) -> None:
@@ -282,13 +283,12 @@ class GenerativeModel(CallableModel):
         return time.perf_counter() - began, torch.nn.functional.normalize(mean, dim=-1).tolist()
 
     async def _completion(self, generation: GenerationRequest, result: GenerationResult, began: float) -> Completion:
+        tokens = tokens_of(result.n_prompt_tokens, len(result.token_ids))
         return Completion(
             text=result.text if self.prompt.keeps_spaces else result.text.strip(),
             answered_by=self.name,
             latency_ms=(time.perf_counter() - began) * 1000,
-            cost_usd=self._price.cost_usd(result.busy_s),
-            prompt_tokens=result.n_prompt_tokens,
-            completion_tokens=len(result.token_ids),
+            **paid(self._price.charge(self.name, result.busy_s, tokens)),
             confidence=self._calibration.confidence(result.log_probabilities),
             field_confidence=field_confidence(result, generation.grammar) if generation.grammar else {},
             finish_reason=result.finish_reason,

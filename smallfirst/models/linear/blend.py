@@ -54,6 +54,7 @@ class BlendModel(CallableModel):
             answered_by=self.name,
             latency_ms=(time.perf_counter() - began) * 1000,
             cost_usd=scored.cost_usd,
+            charges=scored.charges,
             prompt_tokens=scored.n_tokens,
             completion_tokens=1,
             confidence=float(probabilities[best[0]]),
@@ -74,6 +75,7 @@ class BlendModel(CallableModel):
                 probabilities=row.tolist(),
                 n_tokens=sum(scores[i].n_tokens for scores in found),
                 cost_usd=sum(scores[i].cost_usd for scores in found),
+                charges=tuple(charge for scores in found for charge in scores[i].charges),
             )
             for i, row in enumerate(mixed)
         ]

@@ -9,6 +9,7 @@ import numpy as np
 from smallfirst.data.row_formats import to_json
 from smallfirst.models.label_model import LabelModel
 from smallfirst.models.protocol import Capability, Completion, Request
+from smallfirst.models.usage import paid
 from smallfirst.tasks.task import Task
 
 
@@ -27,9 +28,7 @@ class LabelSetModel(LabelModel):
             text=answer_labels(odds, self.manifest.task, threshold),
             answered_by=self.name,
             latency_ms=(time.perf_counter() - began) * 1000,
-            cost_usd=self._price.cost_usd(scored.busy_s),
-            prompt_tokens=scored.n_tokens,
-            completion_tokens=1,
+            **paid(self._charge(scored)),
             confidence=self.manifest.calibration.confidence(decision_nats(odds, threshold).tolist()),
         )
 

@@ -12,16 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from smallfirst.errors import BadAnswer, ConfigError, ModelError, PriceUnknown
+from smallfirst.errors import AnswerLost, BadAnswer, ConfigError, ModelError, PriceUnknown
 from smallfirst.models.protocol import Capability, Chunk, Completion, Embeddings, Request, ResponseFormat
 from smallfirst.models.remote.client import EndpointClient
 from smallfirst.models.remote.config import EndpointConfig
-from smallfirst.models.remote.http import HttpSession
+from smallfirst.models.remote.http import HttpResponse, HttpSession
 from smallfirst.models.remote.responses import (
     MAX_HIDDEN_TOKENS,
     PartialAnswer,
     ResponseParser,
-    Usage,
     max_response_bytes,
 )
 from smallfirst.models.usage import (
@@ -30,10 +29,13 @@ from smallfirst.models.usage import (
     estimate_prompt_tokens,
     estimate_written_tokens,
     new_attempt,
+    paid,
     unfinished,
 )
 from smallfirst.models.wrappers import CallableModel
+from smallfirst.pricing.charge import Charge, stated
 from smallfirst.pricing.prices import PriceBook
+from smallfirst.pricing.tokens import COST_HEADERS, Reported, TokenUsage, read_usage, tokens_of
 
 __all__ = ["EndpointConfig", "EndpointModel", "open_session"]
 
@@ -98,7 +100,7 @@ class EndpointModel(CallableModel):
             answer = _new_answer(request, body)
             with self._report(answer, request, share, n_unseen=request.max_tokens):
                 async with self._client.post(session, CHAT, body) as (response, attempt):
-                    answer.begun = True
+                    answer.begun, answer.reported = True, _reported_in_head(response)
                     async with asyncio.timeout(self.config.timeout_s):
                         content = await response.read(max_bytes=max_response_bytes(request))
                     self._parser.parse_body(content, answer)
@@ -112,7 +114,7 @@ class EndpointModel(CallableModel):
             answer = _new_answer(request, body)
             with self._report(answer, request, share):
                 async with self._client.post(session, CHAT, body) as (response, attempt):
-                    answer.begun = True
+                    answer.begun, answer.reported = True, _reported_in_head(response)
                     async for data in response.events(max_bytes=max_response_bytes(request, stream=True)):
                         if (chunk := self._parser.parse_event(data, answer)) is not None:
                             yield chunk
@@ -131,14 +133,15 @@ class EndpointModel(CallableModel):
             answer = _new_answer(request, body)
             with self._report(answer, request, share):
                 async with self._client.post(session, "/embeddings", body) as (response, attempt):
-                    answer.begun = True
+                    answer.begun, answer.reported = True, _reported_in_head(response)
                     async with asyncio.timeout(self.config.timeout_s):
                         content = await response.read(max_bytes=(1 + len(texts)) * MAX_VECTOR_BYTES)
                     found = self._parser.parse_embeddings(content, len(texts), max_tokens=answer.max_prompt_tokens)
-                usage = Usage(prompt_tokens=found.usage.prompt_tokens, completion_tokens=0) if found.usage else None
-                cost_usd = attempt.cost_usd = self._cost_usd(usage, (time.perf_counter() - answer.started) * share)
+                answer.reported = answer.reported.then(read_usage(found.model_dump(include={"usage"})))
+                charge = self._charge(answer, (time.perf_counter() - answer.started) * share)
+                attempt.cost_usd = charge.usd
         vectors = [_normalized(item.embedding) for item in found.data]
-        return Embeddings(vectors, usage.prompt_tokens if usage else 0, cost_usd)
+        return Embeddings(vectors, charge.tokens.prompt_tokens, charge.usd or 0.0, (charge,))
 
     async def ready(self) -> None:
         self._client.check()
@@ -162,15 +165,14 @@ class EndpointModel(CallableModel):
         return {key: value for key, value in body.items() if value is not None}
 
     def _completion(self, answer: PartialAnswer, share: float, attempt: Attempt) -> Completion:
-        seconds, usage = time.perf_counter() - answer.started, answer.usage
-        attempt.cost_usd = self._cost_usd(usage, seconds * share)
+        seconds = time.perf_counter() - answer.started
+        charge = self._charge(answer, seconds * share)
+        attempt.cost_usd = charge.usd
         return Completion(
             text=answer.text,
             answered_by=self.name,
             latency_ms=seconds * 1000,
-            cost_usd=attempt.cost_usd,
-            prompt_tokens=usage.prompt_tokens if usage else 0,
-            completion_tokens=usage.completion_tokens if usage else 0,
+            **paid(charge),
             finish_reason="length" if answer.finish_reason == "length" else "stop",
             tokens=tuple(answer.tokens),
         )
@@ -180,32 +182,35 @@ class EndpointModel(CallableModel):
 
         def used(error: BaseException) -> Completion | None:
             if isinstance(error, ModelError) and not answer.begun:
-                return None  # the endpoint refused it
+                # Nobody knows whether a lost answer has to be paid; any other error is a refusal.
+                lost = isinstance(error, AnswerLost)
+                return unfinished(stated(self.name, None, source="no answer came"), estimated=False) if lost else None
             written = max(n_unseen, estimate_written_tokens(answer.n_chunks, len(answer.text.encode())))
-            usage = answer.usage or Usage(
-                prompt_tokens=estimate_prompt_tokens(request), completion_tokens=max(written, len(answer.tokens))
-            )
-            return unfinished(
-                self.name,
-                self._cost_usd(usage, (time.perf_counter() - answer.started) * share),
-                prompt_tokens=usage.prompt_tokens,
-                completion_tokens=usage.completion_tokens,
-                estimated=answer.usage is None,
-            )
+            tokens = tokens_of(estimate_prompt_tokens(request), max(written, len(answer.tokens)))
+            busy_s = (time.perf_counter() - answer.started) * share
+            return unfinished(self._charge(answer, busy_s, tokens), estimated=answer.reported.tokens is None)
 
         return ReportUnfinished(used)
 
-    def _cost_usd(self, usage: Usage | None, busy_s: float) -> float:
+    def _charge(self, answer: PartialAnswer, busy_s: float, estimate: TokenUsage | None = None) -> Charge:
+        """Return the line of the bill. Raise BadAnswer if the endpoint named neither cost nor tokens."""
+        tokens, tier, usd, source = answer.reported
+        tokens = tokens or estimate
         if not self._by_tokens:
-            return self._prices.machine.cost_usd(busy_s)
-        if usage is None:
+            return self._prices.machine.charge(self.name, busy_s, tokens)
+        if usd is not None:
+            return stated(self.name, usd, tokens=tokens or TokenUsage(), tier=tier, source=source)
+        if tokens is None:
             raise BadAnswer(
                 f"{self._parser.url} did not say how many tokens it used: its answer has no price",
                 hint="ask for usage in the endpoint's own settings, or set `priced_by: machine`",
                 reason="no usage, so no price",
             )
-        read, written, url = usage.prompt_tokens, usage.completion_tokens, self.config.base_url
-        return self._prices.token_cost_usd(self.name, read, written, api_url=url)
+        return self._prices.charge(self.name, tokens, api_url=self.config.base_url)
+
+
+def _reported_in_head(response: HttpResponse) -> Reported:
+    return read_usage({}, {name: response.header(name) for name in COST_HEADERS})
 
 
 def _new_answer(request: Request, body: bytes) -> PartialAnswer:

@@ -19,6 +19,7 @@ from pydantic import Field
 from smallfirst.errors import AnswerLost, BadAnswer, ModelError, RateLimited, Unauthorised, Unavailable
 from smallfirst.models.protocol import Chunk, Request, Token
 from smallfirst.models.remote.http import MAX_BODY_BYTES
+from smallfirst.pricing.tokens import Reported, read_usage
 
 SHOWN_CHARACTERS = 300
 MAX_REFUSAL_BYTES = 64 * 1024
@@ -80,26 +81,25 @@ class _Choice(pydantic.BaseModel):
         return tuple(one.as_token() for one in written or ())
 
 
-class Usage(pydantic.BaseModel):
-    """Tokens read and written, as the endpoint counts them."""
-
+class _EmbeddingUsage(pydantic.BaseModel, extra="allow"):
     prompt_tokens: _Count
+
+
+class _Usage(_EmbeddingUsage):
     completion_tokens: _Count
 
 
 class _ChatCompletion(pydantic.BaseModel):
     choices: list[_Choice] = Field([], max_length=128)
-    usage: Usage | None = None
+    usage: _Usage | None = None
+    service_tier: str | None = None
+    smallfirst: dict[str, Any] | None = None
     error: Any = None
 
 
 class _Embedding(pydantic.BaseModel):
     index: int
     embedding: list[Annotated[float, Field(allow_inf_nan=False)]] = Field(min_length=1)
-
-
-class _EmbeddingUsage(pydantic.BaseModel):
-    prompt_tokens: _Count
 
 
 class EmbeddingsBody(pydantic.BaseModel):
@@ -121,7 +121,8 @@ class PartialAnswer:
     begun: bool = False
     """True once the endpoint has accepted the request."""
     finish_reason: str | None = None
-    usage: Usage | None = None
+    reported: Reported = field(default_factory=Reported)
+    """What it says of its tokens and its cost."""
     tokens: list[Token] = field(default_factory=list)
 
     @property
@@ -230,11 +231,12 @@ class ResponseParser:
             raise self._not_a_completion(content, _reason(error)) from None
         if body.error is not None:
             raise self.lost(f"error while answering: {self._quoted(str(body.error))}", "an error while answering")
-        if (usage := body.usage) is not None:
+        reported = read_usage(body.model_dump(include={"usage", "service_tier", "smallfirst"}))
+        if (tokens := reported.tokens) is not None:
             most = answer.max_prompt_tokens, answer.max_completion_tokens
-            if usage.prompt_tokens > most[0] or usage.completion_tokens > most[1]:
+            if tokens.prompt_tokens > most[0] or tokens.completion_tokens > most[1]:
                 raise self.invalid(f"usage of more than {most[0]:,} or {most[1]:,} tokens for this request")
-            answer.usage = usage
+        answer.reported = answer.reported.then(reported)
         return body
 
     def _not_a_completion(self, content: bytes | str, reason: str) -> BadAnswer:

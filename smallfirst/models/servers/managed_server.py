@@ -270,8 +270,9 @@ class ManagedServerModel:
         return self._server
 
     def _priced(self, completion: Completion, began: float, lease: Lease) -> Completion:
-        latency_ms, cost_usd = (time.perf_counter() - began) * 1000, self._prices.machine.cost_usd(lease.busy_s)
-        return completion.model_copy(update={"answered_by": self.name, "latency_ms": latency_ms, "cost_usd": cost_usd})
+        tokens, latency_ms = completion.charges[0].tokens, (time.perf_counter() - began) * 1000
+        charge = self._prices.machine.charge(self.name, lease.busy_s, tokens)
+        return completion.with_charges((charge,), answered_by=self.name, latency_ms=latency_ms)
 
 
 _SERVERS: dict[ManagedServerConfig, tuple[ManagedServer, int]] = {}

@@ -11,9 +11,10 @@ from smallfirst.models.batching import BatchBudget, BatchWorker
 from smallfirst.models.label_model import CHARACTERS_PER_TOKEN
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
-from smallfirst.models.usage import ReportUnfinished, unfinished
+from smallfirst.models.usage import ReportUnfinished, paid, unfinished
 from smallfirst.models.wrappers import CallableModel
 from smallfirst.pricing.machine import MachinePrice
+from smallfirst.pricing.tokens import tokens_of
 
 
 class SpanAnswer(NamedTuple):
@@ -67,8 +68,7 @@ class SpanModel(CallableModel):
             text=answer.text,
             answered_by=self.name,
             latency_ms=(time.perf_counter() - began) * 1000,
-            cost_usd=self._price.cost_usd(answer.busy_s),
-            prompt_tokens=answer.n_tokens,
+            **paid(self._price.charge(self.name, answer.busy_s, tokens_of(answer.n_tokens))),
             confidence=answer.confidence,
             field_confidence=answer.field_confidence,
         )
@@ -87,8 +87,8 @@ class SpanModel(CallableModel):
         self._n_submitted += 1
 
         def used(_: BaseException) -> Completion:
-            cost_usd = self._price.cost_usd((time.perf_counter() - began) / self._n_submitted)
-            return unfinished(self.name, cost_usd, prompt_tokens=_size(text))
+            busy_s = (time.perf_counter() - began) / self._n_submitted
+            return unfinished(self._price.charge(self.name, busy_s, tokens_of(_size(text))))
 
         try:
             with ReportUnfinished(used):

@@ -38,7 +38,8 @@ class OodGate:
         began = time.perf_counter()
         found, busy_s = await self._worker.submit(request.text)
         latency_ms = (time.perf_counter() - began) * 1000
-        return OodScore(found.ood_score, self._price.cost_usd(busy_s), latency_ms, found.features)
+        charge = self._price.charge("domain", busy_s)
+        return OodScore(found.ood_score, charge.usd or 0.0, latency_ms, (charge,), found.features)
 
     async def aclose(self) -> None:
         await self._worker.aclose()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from smallfirst.models.protocol import Request
+from smallfirst.pricing.charge import Charge
 from smallfirst.pricing.machine import MachinePrice
 from smallfirst.records import Record
 from smallfirst.routing.ood.detector import ProfileScore, TaskProfile
@@ -42,6 +43,8 @@ class TaskSelection(Record):
     """True if hidden states were read as well as words."""
     cost_usd: float
     """Cost of the selection in USD."""
+    charges: tuple[Charge, ...] = ()
+    """The lines of `cost_usd`."""
     latency_ms: float
     """Duration of the selection; for a batch of texts each one's share."""
 
@@ -82,7 +85,8 @@ class TaskSelector:
         scored = _score(asked, texts)
         found = [self._decide(text, {name: by[i] for name, by in scored.items()}) for i, text in enumerate(texts)]
         busy_s = (time.perf_counter() - began) / len(texts)
-        cost = {"cost_usd": self._price.cost_usd(busy_s), "latency_ms": busy_s * 1000}
+        charge = self._price.charge("auto", busy_s)
+        cost = {"cost_usd": charge.usd, "charges": (charge,), "latency_ms": busy_s * 1000}
         return [
             TaskSelection(
                 task=task,

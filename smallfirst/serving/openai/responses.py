@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
 from smallfirst.models.protocol import Completion, RouteStep, Token
+from smallfirst.pricing.charge import Charge, total_usd
 
 
 class ResponseBuilder(NamedTuple):
@@ -74,6 +74,7 @@ class ResponseBuilder(NamedTuple):
             "guarantee": (route.guarantee or None) if route else None,
             "steps": [step.model_dump(exclude_defaults=True) for step in route.trail] if route else [],
             "cost_usd": completion.cost_usd,
+            "charges": [line.model_dump(mode="json", exclude_defaults=True) for line in completion.charges],
             "latency_ms": completion.latency_ms,
             "answered_by": completion.answered_by,
             "alternatives": [
@@ -90,6 +91,7 @@ class ResponseBuilder(NamedTuple):
             **_field_headers(completion),
             **({} if known is None else {"x-smallfirst-confidence": f"{known:.6f}"}),
             "x-smallfirst-cost-usd": f"{completion.cost_usd:.9f}",
+            **({"x-smallfirst-charges": _bill(completion.charges)} if completion.charges else {}),
             "x-smallfirst-model": _header(completion.answered_by),
             **_route_headers(completion),
         }
@@ -144,7 +146,8 @@ def combine(answers: Sequence[Completion], n: int = 1) -> Completion:
     made = list({id(answer): answer for answer in answers}.values())  # an answer sent twice was made once
     return first.model_copy(
         update={
-            "cost_usd": math.fsum(answer.cost_usd for answer in made),
+            "charges": (charges := tuple(charge for answer in made for charge in answer.charges)),
+            "cost_usd": total_usd(charges),
             "latency_ms": max(answer.latency_ms for answer in made),
             "prompt_tokens": sum(answer.prompt_tokens for answer in answers[::n]),
             "completion_tokens": sum(answer.completion_tokens for answer in answers),
@@ -189,6 +192,11 @@ def _compared(step: RouteStep) -> str:
     if step.score is None:
         return ""
     return f" ({step.score:.3f})" if step.threshold is None else f" ({step.score:.3f} of {step.threshold:.3f})"
+
+
+def _bill(charges: Sequence[Charge]) -> str:
+    costs = ("unknown" if line.usd is None else f"{line.usd:.9f}" for line in charges)
+    return _header("; ".join(f"{x.model} {x.purpose} {cost}" for x, cost in zip(charges, costs, strict=True))[:900])
 
 
 def usage(answers: Sequence[Completion], n: int = 1) -> dict[str, int]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
 from pydantic import Field
 from pydantic_core import PydanticCustomError
 
 from smallfirst.models.protocol import Completion, Model, Request, embedding_model, label_probability_model
+from smallfirst.pricing.charge import Charge
 from smallfirst.serving.openai.errors import ApiError, validation_error
 from smallfirst.serving.openai.requests import EMBEDDING_IGNORED, EMBEDDING_REFUSED, check_parameters, read_fields
 from smallfirst.serving.request_lifecycle import ApiCall
@@ -41,12 +42,21 @@ class EmbeddingBody(ScoreBody):
     encoding_format: Literal["float", "base64"] = "float"
 
 
+class Computed(NamedTuple):
+    """The entries of `data`, the tokens read, and the cost with its lines."""
+
+    data: list[dict[str, Any]]
+    n_tokens: int
+    cost_usd: float
+    charges: tuple[Charge, ...]
+
+
 async def embeddings(call: ApiCall, body: bytes) -> None:
     """Answer with one vector per text. Raise what `to_api_error` knows."""
     parsed = _parse(EmbeddingBody, body)
     as_text = isinstance(parsed, EmbeddingBody) and parsed.encoding_format == "base64"
 
-    async def embed(model: Model) -> tuple[list[dict[str, Any]], int, float]:
+    async def embed(model: Model) -> Computed:
         able = embedding_model(model)
         if able is None:
             raise _unsupported(parsed.model, "embeddings")
@@ -55,7 +65,7 @@ async def embeddings(call: ApiCall, body: bytes) -> None:
             {"object": "embedding", "index": index, "embedding": _base64(vector) if as_text else vector}
             for index, vector in enumerate(found.vectors)
         ]
-        return data, found.n_tokens, found.cost_usd
+        return Computed(data, found.n_tokens, found.cost_usd, found.charges)
 
     await _answer(call, parsed, embed)
 
@@ -64,7 +74,7 @@ async def score(call: ApiCall, body: bytes) -> None:
     """Answer with the probability of every label for each text. Raise what `to_api_error` knows."""
     parsed = _parse(ScoreBody, body)
 
-    async def probabilities(model: Model) -> tuple[list[dict[str, Any]], int, float]:
+    async def probabilities(model: Model) -> Computed:
         able = label_probability_model(model)
         if able is None:
             raise _unsupported(parsed.model, "label probabilities")
@@ -78,19 +88,18 @@ async def score(call: ApiCall, body: bytes) -> None:
             }
             for index, one in enumerate(found)
         ]
-        return data, sum(one.n_tokens for one in found), sum(one.cost_usd for one in found)
+        charges = tuple(charge for one in found for charge in one.charges)
+        return Computed(data, sum(one.n_tokens for one in found), sum(one.cost_usd for one in found), charges)
 
     await _answer(call, parsed, probabilities)
 
 
-async def _answer(
-    call: ApiCall, parsed: ScoreBody, compute: Callable[[Model], Awaitable[tuple[list[dict[str, Any]], int, float]]]
-) -> None:
-    """Send and record what `compute` returns: the entries of `data`, the tokens read and the cost in USD."""
+async def _answer(call: ApiCall, parsed: ScoreBody, compute: Callable[[Model], Awaitable[Computed]]) -> None:
+    """Send and record what `compute` returns."""
     model = call.accept(parsed.model, [Request.ask(text) for text in parsed.input])
     with call.admitted(model, n=0) as reservation:
         async with call.turn():
-            data, n_tokens, cost_usd = await compute(model)
+            data, n_tokens, cost_usd, charges = await compute(model)
         call.first_token_s = call.elapsed_s
         # The ledger keeps it as an answer without text.
         answer = Completion(
@@ -98,6 +107,7 @@ async def _answer(
             answered_by=model.name,
             latency_ms=call.first_token_s * 1000,
             cost_usd=cost_usd,
+            charges=charges,
             prompt_tokens=n_tokens,
         )
         call.answers.append(answer)

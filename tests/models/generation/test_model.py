@@ -142,7 +142,7 @@ def test_the_chunks_of_a_stream_add_up_to_the_whole_answer(lively: Loaded, task:
     assert "".join(chunk.text for chunk in chunks) == whole.text
     assert sum((chunk.tokens for chunk in chunks), ()) == whole.tokens
     assert last.completion is not None
-    measured = {"latency_ms", "cost_usd"}
+    measured = {"latency_ms", "cost_usd", "charges"}
     assert last.completion.model_dump(exclude=measured) == whole.model_dump(exclude=measured)
 
 

@@ -220,6 +220,14 @@ def test_the_whole_response_has_every_key_of_the_openai_schema() -> None:
             "guarantee": "at most 5 % wrong",
             "steps": [{"stage": "small", "decision": "kept", "why": "sure enough", "score": 0.9, "threshold": 0.8}],
             "cost_usd": 0.00002,
+            "charges": [
+                {
+                    "model": "café\r\nx-evil: 1",
+                    "usd": 0.00002,
+                    "basis": "billed",
+                    "source": "stated by the model",
+                }
+            ],
             "latency_ms": 12.5,
             "answered_by": "café\r\nx-evil: 1",
             "alternatives": [{"label": "refund", "probability": 0.9}, {"label": "other", "probability": 0.1}],
@@ -234,6 +242,7 @@ def test_headers_say_the_same_and_cannot_be_broken_out_of() -> None:
         "x-smallfirst-certified": "true",
         "x-smallfirst-confidence": "0.900000",
         "x-smallfirst-cost-usd": "0.000020000",
+        "x-smallfirst-charges": "caf%C3%A9%0D%0Ax-evil: 1 answer 0.000020000",
         "x-smallfirst-model": "caf%C3%A9%0D%0Ax-evil: 1",
         "x-smallfirst-why": "sure enough",
         "x-smallfirst-steps": "small kept (0.900 of 0.800)",
