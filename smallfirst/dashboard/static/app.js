@@ -26,7 +26,7 @@ async function signIn(message = '') {
   document.getElementById('who').replaceChildren();
   const input = h('input', {
     id: 'key', type: 'password', autocomplete: 'current-password', required: true, spellcheck: 'false',
-    'aria-describedby': message ? 'key-hint key-problem' : 'key-hint',
+    'aria-describedby': 'key-hint',
   });
   const enter = (event) => {
     event.preventDefault();
@@ -36,12 +36,12 @@ async function signIn(message = '') {
   main.replaceChildren(
     h('form', { class: 'sign-in', onsubmit: enter },
       h('h1', {}, 'Sign in'),
-      message && h('p', { class: 'problem', id: 'key-problem', role: 'alert' }, message),
+      message && h('p', { class: 'problem', role: 'alert' }, message),
       h('label', { for: 'key' }, 'API key'),
       input,
-      h('p', { class: 'soft', id: 'key-hint' }, 'The key that you send to this endpoint: sf-… It stays in this tab. ',
-        'No key yet? ', h('code', {}, 'smallfirst keys create NAME --role admin')),
-      h('button', { class: 'main' }, 'Sign in')),
+      h('p', { class: 'soft', id: 'key-hint' }, 'The key that you send to this endpoint: sf-… It stays in this tab.'),
+      h('button', { class: 'main' }, 'Sign in'),
+      h('p', { class: 'soft' }, 'No key yet? Whoever runs the endpoint makes one:', h('br'), h('code', {}, 'smallfirst keys create NAME --admin'))),
   );
   input.focus();
 }

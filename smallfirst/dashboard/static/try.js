@@ -8,7 +8,7 @@ export function show(root, { session, params, say }) {
   const option = (name) => h('option', { selected: name === params.get('task') }, name);
   const group = (label, names) => names.length > 0 && h('optgroup', { label }, names.map(option));
   const model = h('select', { id: 'model' }, group('Tasks', session.tasks), group('Single models', session.models));
-  const text = h('textarea', { id: 'request', rows: 4, required: true, 'aria-describedby': 'request-hint' });
+  const text = h('textarea', { id: 'request', rows: 3, required: true, 'aria-describedby': 'request-hint' });
   const send = h('button', { class: 'main' }, 'Send');
   const result = h('div', { id: 'result', tabindex: -1 });
 
@@ -35,9 +35,8 @@ export function show(root, { session, params, say }) {
     h('form', { class: 'ask', onsubmit: ask, onkeydown: shortcut },
       h('label', { for: 'model' }, 'Ask'), model,
       h('label', { for: 'request' }, 'Request'), text,
-      h('p', { class: 'soft', id: 'request-hint' }, 'As your application would send it. Ctrl + Enter sends it. ',
-        'It is answered, billed and recorded like any other request.'),
-      send),
+      h('div', { class: 'buttons' }, send,
+        h('p', { class: 'soft', id: 'request-hint' }, 'Ctrl + Enter sends it. It is answered, billed and recorded like any other.'))),
     result,
   );
 }
@@ -45,6 +44,7 @@ export function show(root, { session, params, say }) {
 function answer(found, bill, role) {
   const how = found.smallfirst;
   const { content, refusal } = found.choices[0].message;
+  const waived = how.steps.find((one) => one.decision === 'not asked');
   return [
     h('section', { class: 'card', 'aria-labelledby': 'answer-heading' },
       h('h2', { id: 'answer-heading' }, 'Answer'),
@@ -53,10 +53,12 @@ function answer(found, bill, role) {
         h('strong', {}, how.answered_by), how.why ? `: ${how.why}.` : ''),
       how.confidence !== null && sureness(how),
       h('p', {}, h('strong', { class: how.certified ? 'good' : 'soft' }, how.certified ? 'Guaranteed' : 'No guarantee'),
-        how.certified ? `: ${how.guarantee ?? 'covered by the certificate'}.` : ' on this answer.')),
-    h('section', { class: 'card', 'aria-labelledby': 'price-heading' },
-      h('h2', { id: 'price-heading' }, `${usd(how.cost_usd)} in ${ms(how.latency_ms)}`),
-      bill.length > 0 && table('What it cost', ['Model', 'For', 'USD', 'Counted by', 'Price from'], bill.map(line))),
+        how.certified ? `: ${how.guarantee ?? 'covered by the certificate'}.` : ' on this answer.'),
+      h('p', {}, h('strong', {}, `${usd(how.cost_usd)} in ${ms(how.latency_ms)}`),
+        waived && `; asking ${waived.model} would have cost about ${usd(waived.cost_usd)} more`, '.')),
+    bill.length > 0 && h('section', { class: 'card', 'aria-labelledby': 'bill-heading' },
+      h('h2', { id: 'bill-heading' }, 'Bill'),
+      table('What it cost', ['Model', 'For', 'USD', 'Counted by', 'Price from'], bill.map(line))),
     how.steps.length > 0 && h('section', { class: 'card', 'aria-labelledby': 'steps-heading' },
       h('h2', { id: 'steps-heading' }, 'Steps'),
       table('Who decided what, in order', ['Stage', 'Decision', 'Score', 'Asked for', 'Time', 'USD', 'Why'],
