@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
@@ -27,7 +27,6 @@ from smallfirst.project.run_folder import RunFolder
 from smallfirst.records import Record
 from smallfirst.routing.types import OUT_OF_SCOPE
 from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.ledger.rows import AuditRow, LedgerRow
 
 Basis = Literal["audits", "escalated", "evaluation", "unknown"]
 MIN_AUDITS = 10
@@ -202,13 +201,12 @@ def savings(
     answers = ledger.sums(since, until, by=("task", "stage"), every="hour", kind="answer", outcome="answered")
     for one in answers:
         if one.task:
-            draft_usd = getattr(one, "draft_usd", 0.0)
             accounts[one.task].add_answers(
-                one.stage, one.period, one.n, one.cost_usd, n_unknown=one.n_cost_unknown, draft_usd=draft_usd
+                one.stage, one.period, one.n, one.cost_usd, n_unknown=one.n_cost_unknown, draft_usd=one.draft_usd
             )
     for one in ledger.sums(since, until, by=("task",), kind="audit"):
         accounts[one.task].audit_usd += one.cost_usd
-    for task, propensity, usd in _audited_costs(ledger, since, until):
+    for task, propensity, usd in ledger.audited_costs(since, until):
         accounts[task].audits.add(usd, propensity)
     known = evaluated or {}
     return tuple(account.saving(task, known.get(task)) for task, account in sorted(accounts.items()))
@@ -270,16 +268,3 @@ def _added(parts: Sequence[Amount | None]) -> Amount | None:
     halves = [one.half_usd for one in amounts]
     half = None if None in halves else math.hypot(*filter(None, halves))
     return Amount.around(math.fsum(one.usd for one in amounts), half, sum(one.n for one in amounts))
-
-
-def _audited_costs(
-    ledger: Ledger, since: datetime | None, until: datetime | None
-) -> Iterator[tuple[str, float, float]]:
-    """Yield task, chance and cost of each answer that stayed small and that the large model judged."""
-    kept: set[str] | None = None
-    for audit in ledger.entries(AuditRow, since=since):
-        if audit.judged_by == "large" and (until is None or audit.at < until):
-            if kept is None:
-                kept = {row.id for row in ledger.entries(LedgerRow) if row.certified}
-            if audit.id in kept:
-                yield audit.task, audit.propensity, audit.cost_usd

@@ -23,7 +23,7 @@ STAGES = {
     "watch": ("explain", "queue"),
     "improve": ("label", "label-plan", "suspects", "harvest", "challenge"),
     "drop in": ("proxy", "discover", "learn", "take-over", "give-back", "tasks"),
-    "account": ("ledger",),
+    "account": ("ledger", "statement"),
     "operate": ("doctor", "keys", "completion"),
 }
 """The verbs by stage of work, in the order of the path; those of installed packages belong to the last stage."""

@@ -1,0 +1,289 @@
+"""The statement of a month: what was asked, promised, proven, paid and saved, signed, with a row for each figure.
+
+A folder holds `rows.csv`, `statement.json`, which names the SHA-256 of the rows and is signed with Ed25519, and
+`statement.html`, the page for people, which follows from it. All figures come from the rows alone, so that a reader who
+has nothing but the folder adds them up again.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import secrets
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import smallfirst
+from smallfirst.billing.machines import MachineCost
+from smallfirst.billing.saved import Amount, Saving, is_small, total
+from smallfirst.billing.statement_rows import Figures, Line, Tally, digest, ledger_lines, read_lines, write_lines
+from smallfirst.errors import ConfigError, as_missing_extra
+from smallfirst.files import sha256, write_atomically
+from smallfirst.progress import ProgressCallback, no_progress
+from smallfirst.records import Record, parse_record
+from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.ledger.rows import StateRow
+from smallfirst.serving.ledger.sums import Sums
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+KEY = "statement.key"
+"""File of the private key in the state folder."""
+_ROWS, _SIGNED = "rows.csv", "statement.json"
+_STEP = 10_000
+"""Rows between two reports of progress."""
+
+
+class Statement(Record):
+    """All that is signed."""
+
+    month: str
+    """`2026-11`, in UTC."""
+    since: datetime
+    until: datetime
+    so_far: bool
+    """True if the month was not over."""
+    made_at: datetime
+    made_by: str
+    tasks: tuple[str, ...]
+    """The tasks that it is limited to; none: all that the ledger has."""
+    rows_sha256: str
+    n_refused_without_row: int
+    """Refused requests beyond those that the ledger keeps a row of; they cost nothing."""
+    guarantees: dict[str, str]
+    """Words of each promise, by their digest in the rows."""
+    changes: tuple[StateRow, ...]
+    """Alarms, fallbacks and recoveries of the month."""
+    evaluated: dict[str, Amount]
+    """By task, the large model's mean bill on the rows of its evaluation."""
+    machines: tuple[MachineCost, ...]
+    """Machines of our own as they were used, from the servers' notes of their uptime."""
+    figures: Figures
+
+    @property
+    def saving(self) -> Saving:
+        """The saving of all tasks, before what comes once and before idle machines."""
+        return total(self.figures.savings)
+
+    @property
+    def uncharged_usd(self) -> float:
+        """Time of our own machines that no row carries; below 0 if they worked more than their price assumes."""
+        return sum(machine.uncharged_usd for machine in self.machines)
+
+    @property
+    def net_usd(self) -> Amount | None:
+        """What is left of the saving after what comes once and after idle machines; None if it is unknown."""
+        saved = self.saving.saved_usd
+        once = sum(one.cost_usd for one in self.figures.sums if one.kind not in ("answer", "audit"))
+        return saved and saved.times(1, less=once + self.uncharged_usd)
+
+    @property
+    def total_usd(self) -> float:
+        """All that was spent and is known."""
+        return sum(one.cost_usd for one in self.figures.sums) + self.uncharged_usd
+
+    @property
+    def n_cost_unknown(self) -> int:
+        """Rows of which nobody knows whether, or how much, is to be paid."""
+        return sum(one.n_cost_unknown for one in self.figures.sums)
+
+    @property
+    def bill(self) -> dict[str, tuple[int, float]]:
+        """Number and USD by kind of cost, in plain words; discarded drafts are apart from the answers they led to."""
+        found: dict[str, tuple[int, float]] = defaultdict(lambda: (0, 0.0))
+        for one in self.figures.sums:
+            drafts = one.draft_usd * (one.stage == "large")
+            for kind, amount in ((_kind(one), one.cost_usd - drafts), ("discarded drafts", drafts)):
+                if amount or kind != "discarded drafts":
+                    n, usd = found[kind]
+                    found[kind] = n + one.n, usd + amount
+        return dict(sorted(found.items(), key=lambda one: (*_KINDS, one[0]).index(one[0])))
+
+
+def make(
+    ledger: Ledger,
+    month: str,
+    folder: Path,
+    *,
+    key: Ed25519PrivateKey,
+    tasks: Collection[str] = (),
+    evaluated: Mapping[str, Amount] | None = None,
+    machines: Sequence[MachineCost] = (),
+    now: datetime | None = None,
+    progress: ProgressCallback = no_progress,
+) -> Statement:
+    """Write rows and signed statement of a month into `folder`, and return it; `evaluated` as in `savings`.
+
+    Raise ConfigError for a month that is none or has not begun, and if rows are missing that the ledger's sums count.
+    """
+    made_at = now or datetime.now(UTC)
+    since, end = month_of(month)
+    if since > made_at:
+        raise ConfigError(f"{month} has not begun", hint="name a month that has: --month 2026-11")
+    until = min(end, made_at)
+    sums = [one for one in ledger.sums(since, until, by=("task", "outcome")) if not tasks or one.task in tasks]
+    without_row = sum(one.n_without_row for one in sums)
+    n_rows = sum(one.n for one in sums) - without_row
+    tally, guarantees = Tally(), dict[str, str]()
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / f".{_ROWS}.{secrets.token_hex(4)}"
+    try:
+        with draft.open("w", encoding="utf-8", newline="") as file:
+            lines = write_lines(file, ledger_lines(ledger, since, until, tasks, guarantees))
+            for n, line in enumerate(lines):
+                tally.add(line)
+                if n % _STEP == 0:
+                    progress(n, n_rows)
+        figures = tally.figures(evaluated or {})
+        if until == end and figures.n < n_rows:
+            raise ConfigError(
+                f"of {n_rows:,} rows of {month} that the sums count, {figures.n:,} are left: older ones expired",
+                hint="make statements before rows expire: smallfirst serve --keep-rows-days",
+            )
+        draft.replace(folder / _ROWS)
+    finally:
+        draft.unlink(missing_ok=True)
+    changes = [row for row in ledger.scan(StateRow, since, until) if row.before and (not tasks or row.task in tasks)]
+    statement = Statement(
+        month=month,
+        since=since,
+        until=until,
+        so_far=until < end,
+        made_at=made_at,
+        made_by=f"smallfirst {smallfirst.__version__}",
+        tasks=tuple(tasks),
+        rows_sha256=sha256(folder / _ROWS),
+        n_refused_without_row=without_row,
+        guarantees=guarantees,
+        changes=tuple(changes),
+        evaluated={task: cost for task, cost in (evaluated or {}).items() if cost},
+        machines=tuple(machines),
+        figures=figures,
+    )
+    content = statement.model_dump(mode="json", exclude_defaults=True)
+    signature = base64.b64encode(key.sign(_canonical(content))).decode()
+    signed = {"statement": content, "public_key": public_text(key), "signature": signature}
+    write_atomically(folder / _SIGNED, _canonical(signed))
+    return statement
+
+
+def verify(
+    folder: Path, *, public_key: str = "", ledger: Ledger | None = None, progress: ProgressCallback = no_progress
+) -> tuple[Statement, str]:
+    """Return the statement in `folder` and the public key that signed it, after all has been checked offline.
+
+    Raise ConfigError, naming what does not fit: the signature, the key if `public_key` is given, the rows, figures that
+    do not follow from the rows, and with a `ledger` the first row that differs from it.
+    """
+    path = folder / _SIGNED
+    try:
+        signed = json.loads(path.read_text(encoding="utf-8"))
+        content, signer = signed["statement"], signed["public_key"]
+        _check_signature(signer, signed["signature"], _canonical(content))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: no statement: {error!r}", hint="name the folder that holds it") from None
+    if public_key and public_key != signer:
+        raise ConfigError(f"{path} is signed by {signer}, not by {public_key}", hint="ask who sent it to you")
+    statement = parse_record(Statement, content, where=str(path))
+    tally = Tally()
+    for n, line in enumerate(read_lines(folder / _ROWS)):
+        tally.add(line)
+        if n % _STEP == 0:
+            progress(n, statement.figures.n)
+    if sha256(folder / _ROWS) != statement.rows_sha256:
+        raise _changed(f"{folder / _ROWS}: these are other rows than those that were signed")
+    found = tally.figures(statement.evaluated)
+    if differing := [name for name in Figures.model_fields if getattr(found, name) != getattr(statement.figures, name)]:
+        raise _changed(f"{path}: {', '.join(differing)} do not follow from the rows")
+    if wrong := [words for name, words in statement.guarantees.items() if digest(words) != name]:
+        raise _changed(f'{path}: the rows know no promise "{wrong[0]}"')
+    if ledger is not None:
+        _compare(read_lines(folder / _ROWS), statement, ledger)
+    return statement, signer
+
+
+_KINDS = ("answers of small models", "answers of the large model", "discarded drafts", "audits", "other answers")
+"""Kinds of cost that come first in a bill, in this order."""
+
+
+def _kind(one: Sums) -> str:
+    if one.kind != "answer":
+        return "audits" if one.kind == "audit" else one.kind
+    if one.outcome != "answered":
+        return {"refused": "refused requests", "left": "requests the client left"}.get(one.outcome, "failed requests")
+    if one.stage == "large":
+        return "answers of the large model"
+    return "answers of small models" if one.task and is_small(one.stage) else "other answers"
+
+
+def month_of(month: str) -> tuple[datetime, datetime]:
+    """Return begin and end of a month such as `2026-11` in UTC. Raise ConfigError if it is none."""
+    found = re.fullmatch(r"(\d{4})-(0[1-9]|1[0-2])", month)
+    if found is None:
+        raise ConfigError(f'"{month}" is no month', hint="write year and month: --month 2026-11")
+    year, number = int(found[1]), int(found[2])
+    return datetime(year, number, 1, tzinfo=UTC), datetime(year + number // 12, number % 12 + 1, 1, tzinfo=UTC)
+
+
+def signing_key(state: Path) -> Ed25519PrivateKey:
+    """Return the key of a state folder; make it if there is none, readable by its owner only. Raise ConfigError."""
+    try:
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    except ModuleNotFoundError as error:
+        raise as_missing_extra(error) from None
+    path = state / KEY
+    try:
+        if not path.exists():
+            write_atomically(path, base64.b64encode(os.urandom(32)) + b"\n", mode=0o600)
+        return Ed25519PrivateKey.from_private_bytes(base64.b64decode(path.read_bytes(), validate=False))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: no signing key: {error}", hint="put it back from a backup, or move it away"
+        ) from None
+
+
+def public_text(key: Ed25519PrivateKey) -> str:
+    """Return the public key: 32 bytes in Base64."""
+    return base64.b64encode(key.public_key().public_bytes_raw()).decode()
+
+
+def _check_signature(public_key: str, signature: str, content: bytes) -> None:
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    try:
+        Ed25519PublicKey.from_public_bytes(base64.b64decode(public_key)).verify(base64.b64decode(signature), content)
+    except InvalidSignature:
+        raise _changed("the signature does not fit: the statement was changed after it was signed") from None
+
+
+def _compare(lines: Iterator[Line], statement: Statement, ledger: Ledger) -> None:
+    ours = ledger_lines(ledger, statement.since, statement.until, statement.tasks, {})
+    for said, held in zip_longest(lines, ours):
+        if said is None or held is None or said[:-1] != held[:-1]:
+            one = said or held
+            assert one is not None
+            where = (
+                "only in the ledger" if said is None else "only in the statement" if held is None else "not as there"
+            )
+            raise ConfigError(
+                f"{one.kind} {one.id} of {one.at} is {where}: statement and ledger {ledger.path} differ",
+                hint="rows that came later or expired differ too: make the statement anew, or look at the row with  "
+                f"smallfirst explain {one.id}",
+            )
+
+
+def _changed(message: str) -> ConfigError:
+    return ConfigError(message, hint="ask the sender for the folder as it was signed")
+
+
+def _canonical(content: Any) -> bytes:
+    """Return JSON with sorted keys and without spaces, in UTF-8: what is signed."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()

@@ -1,0 +1,54 @@
+"""The page of a statement, for people and for print."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+from markupsafe import Markup
+
+from smallfirst.billing.saved import is_small
+from smallfirst.billing.statement import Statement
+from smallfirst.files import write_atomically
+from smallfirst.report.charts.axes import Axis, Label, chart, large_frame, line, linear_scale, stack_labels, value_scale
+from smallfirst.report.formats import usd_tick
+from smallfirst.report.page import render_page
+
+PAGE = "statement.html"
+
+
+def write_page(statement: Statement, folder: Path, public_key: str) -> Path:
+    """Write the page into the statement's folder and return its path."""
+    title = f"Statement of {statement.since:%B %Y}{' so far' if statement.so_far else ''}"
+    page = render_page(PAGE, title=title, statement=statement, chart=money_chart(statement), public_key=public_key)
+    return write_atomically(folder / PAGE, page.encode())
+
+
+def money_chart(statement: Statement) -> Markup | None:
+    """Draw what was spent by day, and what the large model alone would have billed; None where there is one day."""
+    means = {one.task: one.large_usd.usd if one.large_usd else 0.0 for one in statement.figures.savings}
+    spent, alone = defaultdict[int, float](float), defaultdict[int, float](float)
+    for one in statement.figures.sums:
+        day = int(one.period[8:])
+        if one.kind in ("answer", "audit"):
+            spent[day] += one.cost_usd
+            answered = one.task and one.kind == "answer" and one.outcome == "answered"
+            stayed = means.get(one.task, 0.0) * one.n if answered and is_small(one.stage) else None
+            alone[day] += stayed if stayed is not None else (one.cost_usd - one.draft_usd) * (one.kind == "answer")
+    if len(spent) < 2:
+        return None
+    frame = large_frame(linear_scale(1, max(spent)), value_scale([0.0, *spent.values(), *alone.values()]), height=300)
+    body, labels = [], []
+    for name, days, css in (("spent", spent, "routed"), ("large model alone", alone, "large")):
+        places = [frame.at(day, days[day]) for day in range(min(spent), max(spent) + 1)]
+        body.append(line(places, f"curve {css}"))
+        labels.append(Label(*places[-1], name, css))
+    return chart(
+        "money",
+        frame,
+        [*body, stack_labels(labels, frame)],
+        x=Axis(f"day of {statement.month}", lambda day: f"{day:g}"),
+        y=Axis("USD a day", usd_tick),
+        title="Money by day",
+        description=f"In all {sum(spent.values()):.2f} spent, {sum(alone.values()):.2f} with the large model alone.",
+    )

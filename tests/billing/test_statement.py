@@ -1,0 +1,281 @@
+"""A month's statement: its figures are the ledger's sums, and whatever is changed in it is found and named."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from smallfirst.billing.saved import Amount, savings
+from smallfirst.billing.statement import KEY, Statement, make, month_of, public_text, signing_key, verify
+from smallfirst.errors import ConfigError
+from smallfirst.pricing.charge import Charge
+from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.ledger.rows import AuditRow, ExpenseRow, LedgerRow, StateRow
+
+NOON = datetime(2026, 11, 10, 12, tzinfo=UTC)
+LATER = datetime(2026, 12, 2, tzinfo=UTC)
+KEYS = Ed25519PrivateKey.from_private_bytes(bytes(32))
+
+
+def bill(*charges: Charge) -> str:
+    return json.dumps(
+        [charge.model_dump(mode="json", exclude_defaults=True) | {"usd": charge.usd} for charge in charges]
+    )
+
+
+def fill(ledger: Ledger) -> None:
+    """20 answers that stayed small and one of the large model with a draft, an audit of each small one, a training."""
+    small = LedgerRow(id="s", at=NOON, served_name="t", status=200, latency_ms=1.0, task="t", stage="small")
+    small = small.model_copy(update={"certified": True, "audited": True, "guarantee": "at most 5 % wrong"})
+    small = small.model_copy(update={"cost_usd": 0.01, "charges": bill(Charge(model="t/3", usd=0.01, busy_s=2.0))})
+    ledger.append(*(small.model_copy(update={"id": f"s{i}", "at": NOON + timedelta(days=i % 3)}) for i in range(20)))
+    draft, tokens = Charge(model="t/3", usd=0.01, purpose="draft"), Charge(model="big", usd=0.2, basis="tokens")
+    charges = bill(draft, tokens.model_copy(update={"source": "prices.yaml", "price_date": date(2026, 10, 1)}))
+    large = {"id": "l", "stage": "large", "certified": False, "guarantee": None, "cost_usd": 0.21, "charges": charges}
+    ledger.append(small.model_copy(update={**large, "audited": False}))
+    ledger.append(
+        *(
+            AuditRow(
+                id=f"s{i}",
+                at=NOON,
+                task="t",
+                certificate="c1",
+                propensity=1.0,
+                wrong=i == 3,
+                judged_by="large",
+                cost_usd=0.3,
+            )
+            for i in range(20)
+        ),
+        ExpenseRow(id="run", at=NOON, task="t", kind="training", cost_usd=1.0),
+        StateRow(at=NOON, task="t", before="live", after="drift", why="confidence fell", certificate="c1"),
+    )
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    opened = Ledger(tmp_path / "ledger.db")
+    yield opened
+    opened.close()
+
+
+def made(ledger: Ledger, folder: Path) -> Statement:
+    return make(ledger, "2026-11", folder, key=KEYS, now=LATER)
+
+
+def test_it_says_what_was_paid_proven_and_saved(ledger: Ledger, tmp_path: Path) -> None:
+    fill(ledger)
+    found = made(ledger, tmp_path / "november")
+    assert {kind: (n, round(usd, 9)) for kind, (n, usd) in found.bill.items()} == {
+        "answers of small models": (20, 0.2),
+        "answers of the large model": (1, 0.2),
+        "discarded drafts": (1, 0.01),
+        "audits": (20, 6.0),
+        "training": (1, 1.0),
+    }
+    assert found.total_usd == pytest.approx(7.41)
+    assert found.saving.saved_usd is not None
+    assert found.saving.saved_usd.usd == pytest.approx(20 * 0.3 - 0.2 - 0.01 - 6.0)
+    assert found.net_usd is not None
+    assert found.net_usd.usd == pytest.approx(20 * 0.3 - 0.2 - 0.01 - 6.0 - 1.0)
+    (proof,) = found.figures.proofs
+    assert (proof.wrong.n, proof.n_wrong, proof.wrong.value, proof.judged_by) == (20, 1, 0.05, {"large": 20})
+    assert found.guarantees[found.figures.promises[0].guarantee] == "at most 5 % wrong"
+    assert [change.after for change in found.changes] == ["drift"]
+    assert {(one.model, one.price_source, one.price_date): one.n for one in found.figures.prices} == {
+        ("t/3", "", ""): 20,
+        ("t/3 + big", "prices.yaml", "2026-10-01"): 1,
+    }
+    assert not found.so_far
+
+
+def test_a_statement_that_nobody_touched_verifies_without_the_ledger_and_with_it(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    fill(ledger)
+    found = made(ledger, tmp_path / "november")
+    assert verify(tmp_path / "november") == (found, public_text(KEYS))
+    assert verify(tmp_path / "november", public_key=public_text(KEYS), ledger=ledger)[0] == found
+    with pytest.raises(ConfigError, match="not by"):
+        verify(tmp_path / "november", public_key=public_text(Ed25519PrivateKey.generate()))
+    with pytest.raises(ConfigError, match="no statement"):
+        verify(tmp_path)
+    ledger.append(ExpenseRow(id="forgotten", at=NOON, task="t", kind="labels", cost_usd=5.0))
+    with pytest.raises(ConfigError, match=r"labels forgotten of .* is only in the ledger"):
+        verify(tmp_path / "november", ledger=ledger)
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after", "said"),
+    [
+        ("rows.csv", "s7,2026-11-11T12:00:00+00:00,t,small", "s7,2026-11-11T12:00:00+00:00,t,large", "answer s7 was"),
+        ("rows.csv", "0.3,,", "0.4,,", "line 23: audit s0 was"),
+        ("rows.csv", "kind,id", "id,kind", "heading"),
+        ("statement.json", '"cost_usd":0.21', '"cost_usd":0.22', "signature"),
+        ("statement.json", '"signature":"', '"signature":"AAAA', "statement"),
+    ],
+)
+def test_what_was_changed_is_found_and_named(
+    ledger: Ledger, tmp_path: Path, file: str, before: str, after: str, said: str
+) -> None:
+    fill(ledger)
+    made(ledger, tmp_path)
+    content = (tmp_path / file).read_text()
+    assert before in content
+    (tmp_path / file).write_text(content.replace(before, after, 1))
+    with pytest.raises(ConfigError, match=said):
+        verify(tmp_path)
+
+
+def test_rows_taken_out_put_in_or_made_anew_are_found(ledger: Ledger, tmp_path: Path) -> None:
+    fill(ledger)
+    made(ledger, tmp_path)
+    rows = (tmp_path / "rows.csv").read_text().splitlines(keepends=True)
+    for changed, said in (
+        ([*rows[:4], *rows[5:]], "line 5: answer s4 was"),
+        ([*rows[:4], rows[6], *rows[4:]], "line 5: answer s5 was"),
+        ([*rows[:4], rows[4].replace(",", ";"), *rows[5:]], "line 5"),
+        (rows[:-1], "other rows"),
+    ):
+        (tmp_path / "rows.csv").write_text("".join(changed))
+        with pytest.raises(ConfigError, match=said):
+            verify(tmp_path)
+    # Somebody writes other rows with checks of their own: what is signed is not theirs.
+    ledger.append(ExpenseRow(id="more", at=NOON, task="t", kind="labels", cost_usd=5.0))
+    make(ledger, "2026-11", tmp_path / "other", key=Ed25519PrivateKey.generate(), now=LATER)
+    (tmp_path / "rows.csv").write_bytes((tmp_path / "other" / "rows.csv").read_bytes())
+    with pytest.raises(ConfigError, match="other rows"):
+        verify(tmp_path)
+
+
+def test_figures_that_do_not_follow_from_the_rows_are_found_although_they_are_signed(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    fill(ledger)
+    made(ledger, tmp_path)
+    signed = json.loads((tmp_path / "statement.json").read_text())
+    signed["statement"]["figures"]["sums"][0]["cost_usd"] += 1
+    canonical = json.dumps(signed["statement"], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    signed["signature"] = base64.b64encode(KEYS.sign(canonical.encode())).decode()
+    (tmp_path / "statement.json").write_text(json.dumps(signed))
+    with pytest.raises(ConfigError, match="sums do not follow from the rows"):
+        verify(tmp_path)
+
+
+def test_a_month_under_way_is_marked_and_one_to_come_refused(ledger: Ledger, tmp_path: Path) -> None:
+    fill(ledger)
+    found = make(ledger, "2026-11", tmp_path, key=KEYS, now=NOON + timedelta(days=1, hours=1))
+    assert found.so_far
+    assert found.figures.n == 36  # the days to come are not in it
+    with pytest.raises(ConfigError, match="has not begun"):
+        make(ledger, "2026-12", tmp_path, key=KEYS, now=NOON)
+    for wrong in ("2026-13", "november", "2026-1"):
+        with pytest.raises(ConfigError, match="is no month"):
+            month_of(wrong)
+    assert month_of("2026-12")[1] == datetime(2027, 1, 1, tzinfo=UTC)
+
+
+def test_only_named_tasks_are_in_it(ledger: Ledger, tmp_path: Path) -> None:
+    fill(ledger)
+    found = make(ledger, "2026-11", tmp_path, key=KEYS, now=LATER, tasks=["other"])
+    assert (found.figures.n, found.saving.saved_usd) == (0, None)
+    assert make(ledger, "2026-11", tmp_path, key=KEYS, now=LATER, tasks=["t"]).figures.n == 42
+
+
+def test_the_key_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> None:
+    key = signing_key(tmp_path)
+    assert public_text(signing_key(tmp_path)) == public_text(key)
+    assert (tmp_path / KEY).stat().st_mode & 0o777 == 0o600
+    (tmp_path / KEY).write_text("garbage")
+    with pytest.raises(ConfigError, match="no signing key"):
+        signing_key(tmp_path)
+
+
+MONEY = st.floats(0, 100, allow_nan=False).map(lambda usd: round(usd, 6))
+MOMENTS = st.integers(0, 3 * 86_400 - 1).map(
+    lambda s: NOON + timedelta(seconds=s, days=1)
+)  # to the month's last second
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> list[LedgerRow | AuditRow | ExpenseRow]:
+    found: list[LedgerRow | AuditRow | ExpenseRow] = []
+    for i in range(draw(st.integers(0, 14))):
+        stage, task = draw(st.sampled_from(["small", "words", "large", "person", "=cmd"])), draw(st.sampled_from("ab"))
+        drafts = [Charge(model="d", usd=draw(MONEY), purpose="draft")] if draw(st.booleans()) else []
+        usd = draw(st.none() | MONEY)
+        charges = [*drafts, Charge(model='m,"x"\n', usd=usd, basis="tokens", source="+list", busy_s=draw(MONEY))]
+        row = LedgerRow(
+            id=f"r{i}",
+            at=draw(MOMENTS),
+            served_name="t",
+            status=draw(st.sampled_from([200, 200, 200, 499, 422, 500])),
+            latency_ms=1.0,
+            task=draw(st.none() | st.just(task)),
+            stage=stage,
+            certified=stage in ("small", "words"),
+            cost_usd=draw(st.just(sum(charge.usd or 0 for charge in charges)) | st.none()),
+            charges=draw(st.just(bill(*charges)) | st.none()),
+            prompt_tokens=draw(st.none() | st.integers(0, 10**6)),
+            audited=draw(st.booleans()),
+        )
+        found.append(row)
+        if row.audited and row.task:
+            columns = {"propensity": draw(st.floats(0.01, 1)), "cost_usd": draw(MONEY), "wrong": draw(st.booleans())}
+            judge = draw(st.sampled_from(["large", "person"]))
+            audit = AuditRow(id=row.id, at=draw(MOMENTS), task=task, certificate="c", judged_by=judge, **columns)
+            found.append(audit.model_copy(update={"charges": bill(Charge(model="big", usd=audit.cost_usd))}))
+    for i in range(draw(st.integers(0, 2))):
+        found.append(ExpenseRow(id=f"e{i}", at=draw(MOMENTS), task="a", kind="training", cost_usd=draw(MONEY)))
+    return found
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    derandomize=True,
+)
+@given(rows())
+def test_the_figures_of_any_ledger_are_its_sums_and_its_savings(
+    tmp_path_factory: pytest.TempPathFactory, entries: list[LedgerRow | AuditRow | ExpenseRow]
+) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    ledger = Ledger(folder / "ledger.db")
+    ledger.append(*entries)
+    evaluated = {"a": Amount(usd=1.5, low_usd=1.0, high_usd=2.0, n=7)}
+    made = make(ledger, "2026-11", folder, key=KEYS, now=LATER, evaluated=evaluated)
+    assert verify(folder, ledger=ledger)[0] == made
+    since, until = month_of("2026-11")
+    names = ("period", "kind", "task", "stage", "outcome", "n", "n_certified", "n_cost_unknown", "prompt_tokens")
+    amounts = ("cost_usd", "draft_usd", "busy_s")
+    sums = ledger.sums(since, until, by=("kind", "task", "stage", "outcome"), every="day")
+    told = [one.model_copy(update={"stage": one.stage.removeprefix("'")}) for one in made.figures.sums]
+    for said, summed in zip(sorted(told, key=lambda one: [getattr(one, n) for n in names[:5]]), sums, strict=True):
+        assert [getattr(said, name) for name in names] == [getattr(summed, name) for name in names]
+        assert [getattr(said, n) for n in amounts] == pytest.approx([getattr(summed, n) for n in amounts], rel=1e-9)
+    for said_saving, saving in zip(
+        made.figures.savings, savings(ledger, since, until, evaluated=evaluated), strict=True
+    ):
+        assert said_saving.model_dump(exclude_none=True) == _about(saving.model_dump(exclude_none=True))
+    ledger.close()
+
+
+def _about(values: dict[str, object]) -> dict[str, object]:
+    return {
+        name: _about(value)
+        if isinstance(value, dict)
+        else pytest.approx(value, rel=1e-9, abs=1e-9)
+        if isinstance(value, float)
+        else value
+        for name, value in values.items()
+    }
