@@ -83,17 +83,6 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def rename_keys(values: Any, **new_names: str) -> Any:
-    """Return `values` with the keys of older versions renamed; for records whose stored form must stay readable.
-
-    For use in a `model_validator(mode="before")`: `rename_keys(values, old="new")`. Anything but a mapping is returned
-    as it is.
-    """
-    if not isinstance(values, Mapping):
-        return values
-    return {new_names.get(key, key): value for key, value in values.items()}
-
-
 def parse_record(kind: type[R], values: Mapping[str, Any], *, where: str) -> R:
     """Build a record of `kind` from plain values. Raise ConfigError listing every wrong field of `where`."""
     try:

@@ -11,7 +11,7 @@ import pytest
 
 from smallfirst.errors import ConfigError
 from smallfirst.files import write_atomically
-from smallfirst.records import Record, fingerprint, parse_json_lines, parse_record, rename_keys
+from smallfirst.records import Record, fingerprint, parse_json_lines, parse_record
 
 
 class Engine(Record):
@@ -171,8 +171,3 @@ def test_json_lines_give_records_and_a_problem_for_each_bad_line() -> None:
     assert [(p.path, p.line) for p in problems] == [("cars.jsonl", line) for line in (3, 4, 5)]
     assert problems[0].rule == "not readable as JSON: not an object"
     assert 'nam: unknown setting — did you mean "name"?' in problems[2].rule
-
-
-def test_keys_of_older_versions_are_renamed() -> None:
-    assert rename_keys({"nom": "a", "spare": None}, nom="name") == {"name": "a", "spare": None}
-    assert rename_keys("text", nom="name") == "text"

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
-
-import pydantic
 
 from smallfirst.errors import SmallfirstError
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.records import Record, rename_keys
+from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate, cohen_kappa, wilson
 
 AnswerMatcher = Callable[[str, str], bool]
@@ -36,17 +33,6 @@ class SelfAgreement(Record):
     may be wrong."""
     note: str = ""
     """How it was measured, from the notes of both passes."""
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _read_former_names(cls, values: Any) -> Any:
-        return rename_keys(
-            values,
-            itself="agreement",
-            gold="accuracy",
-            gold_again="second_accuracy",
-            same_but_wrong="same_wrong_answer",
-        )
 
     @property
     def attainable(self) -> tuple[float, float]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
-
-import pydantic
+from typing import NamedTuple
 
 from smallfirst.evaluation.risk_coverage import risk_coverage_curve
 from smallfirst.evaluation.self_agreement import AnswerMatcher, answer_kappa, repeated_answers
-from smallfirst.records import Record, rename_keys
+from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate, wilson
 from smallfirst.tasks.task import Task
 
@@ -57,11 +55,6 @@ class ConfidenceThreshold(Record):
     accuracy: Estimate
     """Share of right answers among the accepted, Wilson interval."""
 
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _read_former_names(cls, values: Any) -> Any:
-        return rename_keys(values, sure_from="min_confidence")
-
 
 class TeacherAgreement(Record):
     """Agreement of a teacher with itself and with people; None and empty where it was not asked."""
@@ -77,11 +70,6 @@ class TeacherAgreement(Record):
     thresholds: tuple[ConfidenceThreshold, ...] = ()
     """Other values of `min_confidence`, the strictest first; empty if the teacher never gives a confidence."""
     checked_on: str = ""
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _read_former_names(cls, values: Any) -> Any:
-        return rename_keys(values, itself="self_agreement", people="accuracy", people_sure="confident_accuracy")
 
     @property
     def in_words(self) -> list[str]:

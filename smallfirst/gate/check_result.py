@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import pydantic
 from scipy import stats as scipy_stats
@@ -15,7 +15,7 @@ from scipy import stats as scipy_stats
 from smallfirst.data.quality.leaks import LeakReport
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.evaluation.retention import Retention
-from smallfirst.records import Record, rename_keys
+from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate
 from smallfirst.stats.sample_size import round_up_to_two_digits
 
@@ -42,9 +42,9 @@ class CheckResult(Record):
     """One requirement of the gate and what was measured."""
 
     name: str = ""
-    """Key of the threshold in task.yaml; empty in verdicts of older versions."""
+    """Key of the threshold in task.yaml."""
     threshold: float | None = None
-    """Value of the threshold; None in verdicts of older versions."""
+    """Value of the threshold; None where a check has none."""
     requirement: str
     """The requirement in words, threshold included."""
     measured: str
@@ -65,11 +65,6 @@ class CheckResult(Record):
             return 0.0 if self.passed else math.inf
         end = self.estimate.high if self.name.endswith("_at_most") else self.estimate.low
         return abs(end - self.threshold) / max(abs(self.threshold), 1e-9)
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _read_former_names(cls, values: Any) -> Any:
-        return rename_keys(values, bar="requirement", found="estimate")
 
 
 class CheckInputs(NamedTuple):

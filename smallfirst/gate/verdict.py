@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Literal
 
 import pydantic
 
 from smallfirst.errors import ConfigError, did_you_mean
 from smallfirst.gate.check_result import CheckResult
-from smallfirst.records import Record, rename_keys
+from smallfirst.records import Record
 
 
 class Verdict(Record):
@@ -37,11 +37,6 @@ class Verdict(Record):
     def failed_checks(self) -> tuple[CheckResult, ...]:
         """The checks that failed; an override does not remove them."""
         return tuple(check for check in self.checks if not check.passed)
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _read_former_names(cls, values: Any) -> Any:
-        return rename_keys(values, lines="checks")
 
     @pydantic.model_validator(mode="after")
     def _passed_or_overridden(self) -> Verdict:

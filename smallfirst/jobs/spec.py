@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pydantic
 
-from smallfirst.records import Record, rename_keys
+from smallfirst.records import Record
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.config import parse_duration as parse_duration
 
@@ -45,11 +45,6 @@ class JobSpec(Record):
     working_folder: Path = Path()
     """Where it was submitted, filled in then; relative addresses and MLFLOW_TRACKING_URI start there."""
     environment: dict[str, str] = {}
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _read_older_files(cls, values: Any) -> Any:
-        return rename_keys(values, lesson="recipe")
 
 
 class JobProgress(Record):

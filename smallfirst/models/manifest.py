@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
-
-import pydantic
+from typing import Literal
 
 from smallfirst.errors import ConfigError
 from smallfirst.files import files_sha256, sha256, write_atomically
@@ -15,7 +12,6 @@ from smallfirst.records import Record
 from smallfirst.tasks import AnyTask
 
 MANIFEST = "smallfirst.json"
-OLD_KINDS = {"codes": "label_tokens", "writes": "generative", "chats": "chat"}
 ADAPTER_CONFIG = "adapter_config.json"
 """The file that marks a folder of LoRA adapters saved by peft."""
 BASE_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
@@ -56,15 +52,6 @@ class Manifest(Record):
     """Longest prompt; the middle of a longer text is cut."""
     weights_fingerprint: str = ""
     """Changes with the weights."""
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _read_old_names(cls, values: Any) -> Any:
-        """Accept the names in manifests of before 2026-11-26."""
-        if isinstance(values, Mapping):
-            values = {"label_tokens" if key == "codes" else key: value for key, value in values.items()}
-            values |= {"kind": OLD_KINDS[values["kind"]]} if values.get("kind") in OLD_KINDS else {}
-        return values
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

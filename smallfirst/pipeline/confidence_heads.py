@@ -11,10 +11,9 @@ import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import pydantic
 
 from smallfirst.data.dataset import Dataset, Example
 from smallfirst.errors import NotRecorded
@@ -43,16 +42,6 @@ class ConfidenceHeads(Record):
     """Head by stage; a stage without one uses its model's own confidence."""
     acceptance: dict[str, AcceptanceScore] = {}
     """By stage the score of confidence and distance together; empty where no domain check is served."""
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _from_earlier_versions(cls, values: Any) -> Any:
-        """Read heads that compared drafts with those of further candidates, unless they need these candidates."""
-        if not isinstance(values, Mapping) or "agreement" not in values:
-            return values
-        if values["agreement"]:
-            raise ValueError("they compare with candidates that are no longer asked: smallfirst calibrate task.yaml")
-        return {key: value for key, value in values.items() if not key.startswith("agreement")}
 
     def on(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
         """Return the stages with their heads."""
@@ -166,8 +155,8 @@ async def fit_gain(project: Project, drafts: Sequence[Completion], folder: Path)
 
 
 def load_gain(folder: Path) -> GainModel | None:
-    """Return the gain model of a run folder, or the difficulty that an earlier version left; None without either."""
-    return GainModel.load(folder / GAIN) or GainModel.load(folder / "difficulty")
+    """Return the gain model of a run folder; None without one."""
+    return GainModel.load(folder / GAIN)
 
 
 async def _recorded_outcome(project: Project, recorded: Model, example: Example) -> float:

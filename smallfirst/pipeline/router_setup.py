@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import DataError
@@ -140,22 +140,15 @@ def fit_profile(project: Project, run_folder: RunFolder) -> TaskProfile | None:
 
 
 def load_ood_detector(file: TaskFile, run_folder: RunFolder, heads: ConfidenceHeads) -> OodGate | None:
-    """Return the domain check; None if it is off, or was not part of the calibration that fitted `heads`.
-
-    Runs of earlier versions fitted nothing, and with `routing.domain: own_rows` what it passes may be certified.
-    """
-    if file.routing.domain == "off" or not (heads.acceptance or file.routing.domain == "own_rows"):
+    """Return the domain check; None if it is off, or was not part of the calibration that fitted `heads`."""
+    if file.routing.domain == "off" or not heads.acceptance:
         return None
-    found = OodGate.load(run_folder.path / PROFILE_FOLDER, price=file.prices.machine)
-    if found is not None:
-        found.scored = bool(heads.acceptance)
-    return found
+    return OodGate.load(run_folder.path / PROFILE_FOLDER, price=file.prices.machine)
 
 
 def served_filters(file: TaskFile, detector: OodGate | None) -> RequestFilters:
     """Return what requests of a task pass before its cascade."""
-    domain: Literal["", "scored", "own_rows"] = "scored" if detector and detector.scored else "own_rows"
-    return filters_of(domain if detector else "", file.routing.policies)
+    return filters_of("scored" if detector else "", file.routing.policies)
 
 
 async def served_rows(
@@ -171,7 +164,7 @@ async def served_rows(
     policies = [policy for policy in file.routing.policies if not random_split(policy)]
     options = RouterOptions(policies, gain=load_gain(run_folder.path))
     draft = _Draft()
-    stage = Stage("small", draft, acceptance=_ACCEPT_ANY if detector and detector.scored else None)
+    stage = Stage("small", draft, acceptance=_ACCEPT_ANY if detector else None)
     router = Router((stage,), draft, _ACCEPT_ALL, ood_detector=detector, options=options)
     own, scores = [], []
     for example in rows.examples:

@@ -85,13 +85,6 @@ class SmallConfig(Record):
     retention: bool = False
     """Measure the retention of general ability even if the gate does not check it; takes some seconds."""
 
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _candidates_have_moved(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "candidates" in values:
-            raise ValueError("small.candidates moved to ladder: write `ladder: [words, small]` at the top level")
-        return values
-
 
 class VllmSettings(Record):
     """A general model that vLLM serves, started from its own environment."""
@@ -198,10 +191,9 @@ class RoutingConfig(Record):
     """Smaller candidates that answer before it, the smallest first; each keeps the requests it is certified for."""
     selection_share: float = pydantic.Field(default=0.2, gt=0, lt=1)
     """Share of the validation rows used to choose (epoch, temperature, domain limit); the others only certify."""
-    domain: Literal["scored", "off", "open_ended", "own_rows"] = "scored"
+    domain: Literal["scored", "off"] = "scored"
     """Whether foreign requests are told apart: `scored` makes how unlike the task's own rows a request is part of the
-    confidence, with `data.open_ended` or bundled requests as the foreign ones. `open_ended` and `own_rows`, gates of
-    earlier versions, now mean the same."""
+    confidence, with `data.open_ended` or bundled requests as the foreign ones."""
     out_of_scope: OutOfScope = OutOfScope()
     """What is answered to a request that is not the task's where there is no large model: never a certified label."""
     policies: tuple[AnyPolicy, ...] = ()

@@ -187,26 +187,6 @@ class GainModel:
         probabilities, direct = self._predict(texts, further)
         return _mean_gain(_gain(probabilities), direct)
 
-    def choose(
-        self,
-        texts: Sequence[str],
-        costs_usd: Mapping[str, float],
-        *,
-        usd_per_right_answer: float,
-        further: Sequence[Sequence[float]] | None = None,
-    ) -> list[str]:
-        """Return for each text the model of the highest expected value; of equal ones the cheapest.
-
-        The value is a model's chance to be right times what a right answer is worth, less its cost. `costs_usd` is the
-        mean cost of an answer by model; any number of models may be skipped. Raise ValueError for one not fitted.
-        """
-        if unknown := costs_usd.keys() - self.fitted.models.keys():
-            raise ValueError(f"no outcomes of {', '.join(sorted(unknown))}; known: {', '.join(self.fitted.models)}")
-        names = sorted(costs_usd, key=lambda name: costs_usd[name])
-        chances = self.probabilities(texts, further=further)
-        values = np.stack([usd_per_right_answer * chances[name] - costs_usd[name] for name in names])
-        return [names[best] for best in values.argmax(axis=0)]
-
     def threshold(self, share: float) -> float:
         """Return the gain that a share in [0, 1] of the held-out rows exceeded; 1 if the gain is the same for all."""
         quantiles = self.fitted.quantiles
@@ -222,21 +202,15 @@ class GainModel:
 
     @classmethod
     def load(cls, folder: Path) -> GainModel | None:
-        """Return the model saved in a folder, also a difficulty of an earlier version; None without one."""
-        if (folder / "difficulty.json").exists():
-            old = _OldDifficulty.load(folder / "difficulty.json")
-            values = old.model_dump(exclude={"base"})
-            fitted = GainParameters(models={SMALL: ModelOutcome.model_validate(values)}, base=old.base)
-        elif (folder / "gain.json").exists():
-            fitted = GainParameters.load(folder / "gain.json")
-        else:
+        """Return the model saved in a folder; None without one."""
+        if not (folder / "gain.json").exists():
             return None
+        fitted = GainParameters.load(folder / "gain.json")
         if fitted.direct is None and not any(one.known for one in fitted.models.values()):
             return cls(fitted)
         from safetensors.numpy import load_file
 
-        name = "gain" if (folder / "gain.json").exists() else "difficulty"
-        arrays = load_file(folder / f"{name}.safetensors")
+        arrays = load_file(folder / "gain.safetensors")
         n = len(fitted.models) + (fitted.direct is not None)
         columns = {key: part if key == "rarity" else part.reshape(len(part), n) for key, part in arrays.items()}
         weights = GainWeights(**columns)
@@ -245,12 +219,6 @@ class GainModel:
         from smallfirst.models.encoder.sentence_encoder import open_encoder
 
         return cls(fitted, weights, open_encoder(find_weights(fitted.base)))
-
-
-class _OldDifficulty(ModelOutcome):
-    """File of the difficulty of version 0.1.0's first months: the small model's outcome alone."""
-
-    base: str = ""
 
 
 class _Learned(NamedTuple):

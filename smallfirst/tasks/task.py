@@ -8,8 +8,6 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-import pydantic
-
 from smallfirst.data.dataset import Dataset, Message, RowFormat
 from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate, wilson
@@ -78,14 +76,6 @@ class Task(Record, ABC):
 
     request_noun: ClassVar[str] = "requests"
     """What a report calls the rows, in the plural."""
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _read_old_names(cls, values: Any) -> Any:
-        # Earlier versions wrote right_from.
-        if isinstance(values, dict) and "right_from" in values:
-            return {"pass_score" if name == "right_from" else name: value for name, value in values.items()}
-        return values
 
     if TYPE_CHECKING:  # subclasses define these as fields or as properties
 

@@ -13,12 +13,14 @@ from smallfirst.deployment.task_deployment import TargetVersions, TaskDeployment
 from smallfirst.errors import StageMissing
 from smallfirst.models.protocol import Request
 from smallfirst.paths import home
+from smallfirst.pipeline.confidence_heads import HEADS, ConfidenceHeads
 from smallfirst.pipeline.router_setup import PROFILE_FOLDER
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.registry import versions
 from smallfirst.routing.certificate.filters import RequestFilters
+from smallfirst.routing.ood.acceptance import AcceptanceScore
 from smallfirst.routing.ood.detector import fit_task_profile
 from smallfirst.serving.ledger.ledger import Ledger
 
@@ -29,25 +31,27 @@ def set_routing(path: Path, **routing: object) -> None:
 
 
 def test_a_certificate_made_inside_the_domain_is_not_served_without_the_gate(desk) -> None:
-    set_routing(desk.path, domain="own_rows")
+    set_routing(desk.path, domain="scored")
     version = desk.register(0)
-    found = make_certificate(0.0, filters=RequestFilters(domain="own_rows", n_rows=100, n_passed=97))
+    found = make_certificate(0.0, filters=RequestFilters(domain="scored", n_rows=100, n_passed=97))
     versions.attach("main.desk.toy", version, "certificate.json", found.model_dump_json().encode())
     versions.promote("main.desk.toy", version)
     ledger = Ledger(home() / "ledger.db")
     deployment = TaskDeployment(desk.file, ledger)
     assert deployment.general is None
-    with pytest.raises(StageMissing, match="toy: its certificate holds behind the domain gate"):
+    with pytest.raises(StageMissing, match="toy: its certificate holds behind the domain check"):
         deployment.load(TargetVersions(version))
 
     rows = Project.read(desk.file, Progress(quiet=True)).rows
     fit_task_profile(rows.train, rows.selection).save(RunFolder.latest("toy").path / PROFILE_FOLDER)
+    near = AcceptanceScore(weights=(1.0, 1.0), intercept=0.0, n_own=40, n_foreign=40)
+    heads = ConfidenceHeads(acceptance={"small": near})
+    versions.attach("main.desk.toy", version, HEADS, heads.model_dump_json().encode())
     router = deployment.load(TargetVersions(version)).router
+    detector = router.router.ood_detector
+    assert detector is not None
     foreign = "Explain, with 12 equations, why the ΔG of photosynthesis is +2,870 kJ"
-    texts = {True: rows.train.examples[0].text, False: foreign}
-    for inside, text in texts.items():
-        route = asyncio.run(router.complete(Request.ask(text))).route
-        assert route is not None
-        assert (route.stage, route.certified) == ("small" if inside else "out_of_scope", inside)
+    for inside, text in {True: rows.train.examples[0].text, False: foreign}.items():
+        assert (asyncio.run(detector.score(Request.ask(text))).value <= detector.threshold) == inside
     asyncio.run(router.aclose())
     ledger.close()

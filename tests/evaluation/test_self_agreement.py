@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from smallfirst.errors import SmallfirstError
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.evaluation.self_agreement import SelfAgreement, self_agreement
+from smallfirst.evaluation.self_agreement import self_agreement
 from smallfirst.stats.intervals import wilson
 
 
@@ -57,14 +57,6 @@ def test_the_best_match_with_a_drawing_model_lies_within_the_bound(weights: list
     agreement = sum(sum(p * p for p in row) for row in rows) / len(rows)
     best = sum(max(row) for row in rows) / len(rows)
     assert agreement - 1e-12 <= best <= math.sqrt(agreement) + 1e-12
-
-
-def test_a_record_of_an_older_version_is_read() -> None:
-    found = self_agreement(asked(FIRST, GOLD), asked(AGAIN, GOLD))
-    stored = found.model_dump()
-    former = {"agreement": "itself", "accuracy": "gold", "second_accuracy": "gold_again"}
-    former["same_wrong_answer"] = "same_but_wrong"
-    assert SelfAgreement.model_validate({former.get(key, key): value for key, value in stored.items()}) == found
 
 
 def test_passes_that_cannot_be_compared_are_refused() -> None:

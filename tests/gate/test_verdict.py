@@ -100,13 +100,3 @@ def test_one_verdict_of_a_run_is_overridden_and_the_others_stay() -> None:
         override_candidate(run, "smal", by="Ada", because="pilot")
     with pytest.raises(ConfigError, match=r"smallfirst gate task\.yaml"):
         override_candidate([], "small", by="Ada", because="pilot")
-
-
-def test_a_verdict_of_an_older_version_is_read() -> None:
-    found = {"value": 0.9, "low": 0.8, "high": 0.95, "n": 50}
-    line = {"bar": "accuracy at least 0.8", "measured": "0.9", "passed": True, "advice": "", "found": found}
-    stored = {"candidate": "small", "lines": [line], "passed": True, "evaluation_fingerprint": "e"}
-    (result,) = Verdict.model_validate(stored).checks
-    assert (result.requirement, result.name, result.threshold) == ("accuracy at least 0.8", "", None)
-    assert result.estimate is not None
-    assert result.estimate.low == 0.8

@@ -46,13 +46,3 @@ def test_a_manifest_with_a_wrong_key_names_file_and_key(tmp_path: Path) -> None:
     assert str(caught.value) == (
         f'{tmp_path}/smallfirst.json:\n  temprature: unknown setting — did you mean "temperature"?'
     )
-
-
-@pytest.mark.parametrize(("old", "kind"), [("codes", "label_tokens"), ("writes", "generative"), ("chats", "chat")])
-def test_a_manifest_with_old_names_is_read(tmp_path: Path, old: str, kind: str) -> None:
-    write_manifest(tmp_path, Manifest(kind="words", task=TASK, base=""))
-    plain = json.loads((tmp_path / "smallfirst.json").read_text())
-    del plain["label_tokens"]
-    (tmp_path / "smallfirst.json").write_text(json.dumps(plain | {"kind": old, "codes": [3, 4]}))
-    found = read_manifest(tmp_path)
-    assert (found.kind, found.label_tokens) == (kind, (3, 4))

@@ -7,7 +7,6 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
-import pytest
 from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.data.dataset import Example
@@ -95,13 +94,6 @@ def test_a_head_that_sees_the_cheaper_draft_parts_right_from_wrong(tmp_path: Pat
     assert min(v for text, v in sure.items() if number(text) % 2 == 0) > 0.9
     assert max(v for text, v in sure.items() if number(text) % 2) < 0.1
     assert ConfidenceHeads.model_validate_json(heads.model_dump_json()) == heads
-
-
-def test_heads_of_earlier_versions_are_read_unless_they_need_further_candidates() -> None:
-    earlier = {"by_stage": {}, "agreement": [], "agreement_usd": 0.0, "agreement_ms": 0.0}
-    assert ConfidenceHeads.model_validate(earlier) == ConfidenceHeads()
-    with pytest.raises(ValueError, match="smallfirst calibrate"):
-        ConfidenceHeads.model_validate(earlier | {"agreement": ["words"]})
 
 
 def test_without_a_head_nothing_is_asked_and_nothing_changes(tmp_path: Path) -> None:

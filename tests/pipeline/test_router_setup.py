@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fixtures.certificates import certificate as make_certificate
 
-from smallfirst.data.dataset import Dataset, Example
+from smallfirst.data.dataset import Dataset
 from smallfirst.errors import StageMissing
-from smallfirst.models.protocol import Request
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads
 from smallfirst.pipeline.router_setup import (
     PROFILE_FOLDER,
@@ -69,31 +67,14 @@ def test_rows_that_a_policy_places_elsewhere_do_not_certify_the_rest(tmp_path: P
 
 
 def gated(folder: Path) -> tuple[Project, RunFolder]:
-    """A task with the gate of its own rows, no large model, and rows of which some are foreign."""
+    """A task with a profile of its own rows, no large model, and rows of which some are foreign."""
     pairs = ((" please", " today"), (" now", " please"), (" today", " now"))
     own = [f"{wish.format(thing)}{a}{b}" for wish in WISHES for thing in THINGS for a, b in pairs]
-    of = project(folder, [*own, *(f"{FOREIGN} number {i}" for i in range(40))], domain="own_rows")
+    of = project(folder, [*own, *(f"{FOREIGN} number {i}" for i in range(40))], domain="scored")
     run_folder = RunFolder(folder / "run")
     profile = fit_task_profile(of.rows.train, Dataset(name="own", examples=of.rows.selection.examples[:0]))
     profile.save(run_folder.path / PROFILE_FOLDER)
     return of, run_folder
-
-
-def test_rows_outside_the_domain_do_not_certify_with_or_without_a_large_model(tmp_path: Path) -> None:
-    of, run_folder = gated(tmp_path)
-    rows, scores, filters = asyncio.run(served_rows(of, run_folder, ConfidenceHeads()))
-    detector = load_ood_detector(of.file, run_folder, ConfidenceHeads())
-    assert detector is not None
-
-    async def inside(example: Example) -> bool:
-        return (await detector.score(Request(messages=example.messages))).value <= detector.threshold
-
-    async def expected() -> list[Example]:
-        return [e for e in of.rows.calibration.examples if await inside(e)]
-
-    assert list(rows.examples) == asyncio.run(expected())
-    assert (len(scores), filters.domain, filters.n_passed) == (len(rows), "own_rows", len(rows))
-    assert 10 < len(rows) < len(of.rows.calibration) - 10
 
 
 SCORED = ConfidenceHeads(
@@ -112,23 +93,16 @@ def test_where_the_confidence_counts_the_distance_every_row_certifies(tmp_path: 
     off = project(tmp_path, ["a"], domain="off").file
     assert load_ood_detector(off, run_folder, SCORED) is None
     default = off.model_copy(update={"routing": RoutingConfig()})
-    assert load_ood_detector(default, run_folder, ConfidenceHeads()) is None  # a run of an earlier version
+    assert load_ood_detector(default, run_folder, ConfidenceHeads()) is None  # its calibration had no check
 
 
 def test_a_certificate_is_served_behind_its_own_filters_only(tmp_path: Path) -> None:
     of, run_folder = gated(tmp_path)
-    filters = served_filters(of.file, load_ood_detector(of.file, run_folder, ConfidenceHeads()))
+    filters = served_filters(of.file, load_ood_detector(of.file, run_folder, SCORED))
     filters.check_served(filters, "desk")
-    with pytest.raises(StageMissing, match="desk: its certificate holds behind the domain gate of its calibration"):
+    with pytest.raises(StageMissing, match="desk: its certificate holds behind the domain check of its calibration"):
         filters.check_served(served_filters(of.file, None), "desk")
     policies = [{"kind": "rule", "to": "small", "longer_than_chars": 9}]
-    other = project(tmp_path, ["a"], domain="own_rows", policies=policies).file
+    other = project(tmp_path, ["a"], domain="scored", policies=policies).file
     with pytest.raises(StageMissing, match="behind the policies of its calibration"):
-        filters.check_served(served_filters(other, load_ood_detector(other, run_folder, ConfidenceHeads())), "desk")
-
-
-def test_an_older_certificate_keeps_its_fingerprint() -> None:
-    assert make_certificate().fingerprint() != make_certificate(filters=None, threshold=0.7).fingerprint()
-    stored = make_certificate().model_dump(mode="json")
-    stored.pop("filters")
-    assert type(make_certificate()).model_validate(stored).fingerprint() == make_certificate().fingerprint()
+        filters.check_served(served_filters(other, load_ood_detector(other, run_folder, SCORED)), "desk")

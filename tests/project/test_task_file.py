@@ -239,7 +239,7 @@ def test_the_ladder_says_what_is_trained_and_what_can_go_live(tmp_path: Path) ->
         "ladder: [word]\n": 'ladder: "word" is no candidate — did you mean "words"?',
         "ladder: [base]\n": "name a candidate that can go live: words, ",
         "ladder: []\n": "name a candidate that can go live: words, ",
-        "small: {candidates: [words]}\n": "small.candidates moved to ladder: write `ladder: [words, small]`",
+        "small: {candidates: [words]}\n": "small.candidates: unknown setting; write ladder: [words]",
         "ladder: [words]\nrouting: {small: encoder}\n": "routing.small: encoder is not on the ladder: add it to ladder",
         "routing: {small: words, ahead: [encoder]}\n": "routing.ahead: encoder is not smaller than words",
         "ladder: [small]\nrouting: {ahead: [words]}\n": "routing.ahead: words is not on the ladder: add it to ladder",

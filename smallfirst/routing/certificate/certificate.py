@@ -6,15 +6,12 @@ It holds for requests drawn like the calibration rows; drift ends it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
-
-import pydantic
+from typing import Literal, NamedTuple
 
 from smallfirst.errors import ConfigError
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.records import Record, fingerprint
+from smallfirst.records import Record
 from smallfirst.routing.certificate.below_threshold import Band, BelowAction, BelowRule, decide_below_threshold
-from smallfirst.routing.certificate.earlier_names import upgrade
 from smallfirst.routing.certificate.filters import RequestFilters
 from smallfirst.routing.certificate.frontier import FrontierPoint, frontier
 from smallfirst.routing.certificate.guarantee import LABEL, Guarantee
@@ -101,9 +98,9 @@ class Certificate(Record):
     dataset_fingerprint: str
     """The calibration rows."""
     guarantee: Guarantee | None = None
-    """The guarantee as it was asked for; None in certificates made before it was stored."""
+    """The guarantee as it was asked for."""
     stages: tuple[StageThreshold, ...] = ()
-    """Drafting stages, cheapest first; empty in certificates of one stage made before they were stored."""
+    """Drafting stages, cheapest first."""
     risks: tuple[RiskResult, ...] = ()
     """What was shown about each limit of the guarantee."""
     labels: LabelSource = "gold"
@@ -131,33 +128,18 @@ class Certificate(Record):
     shift: TrafficShift | None = None
     """The traffic that it was made for, where that is not taken to be like the calibration rows."""
     filters: RequestFilters | None = None
-    """What requests must pass before they reach the cascade for which it holds; None in certificates made before it was
-    stored."""
+    """What requests must pass before they reach the cascade for which it holds."""
     frontier: tuple[FrontierPoint, ...] = ()
-    """For each of a few limits on errors the share that could stay small, each shown at `confidence` by itself; empty
-    in certificates made before it was stored."""
+    """For each of a few limits on errors the share that could stay small, each shown at `confidence` by itself."""
     foreign: ForeignAccepted | None = None
     """What happens to foreign calibration rows; None where none are known."""
-    earlier_fingerprint: str = ""
-    """Fingerprint of the certificate as it was first written, if that was under earlier field names."""
-
-    @pydantic.model_validator(mode="before")
-    @classmethod
-    def _read_earlier_names(cls, values: Any) -> Any:
-        return upgrade(values) if isinstance(values, Mapping) and "promised_error" in values else values
-
-    def fingerprint(self) -> str:
-        """Return 16 hex digits of the content's SHA-256, or the earlier fingerprint: ledgers refer to it."""
-        later = ("labels_missing_chance", "look", "audit_limits", "filters", "frontier", "fields", "shift", "foreign")
-        empty = {name for name in later if getattr(self, name) in (None, {}, ())}
-        return self.earlier_fingerprint or fingerprint(self.model_dump(mode="json", exclude=empty))
 
     def audit_limit_for(self, risk: str, judge: Literal["large", "person"]) -> float | None:
         """Return the share of audits by `judge` that may find answers wrong, in (0, 1); None if that shows nothing."""
         found = self.audit_limits.get(risk, {}).get(judge)
         if self.audit_limits or risk != "error":
             return found
-        # A certificate from before these were stored, or one that was not issued.
+        # A certificate that was not issued.
         by_person = self.max_error if self.max_error < 1 else self.error_bound
         unknown = self.audit_limit or (None if self.labels == "gold" and self.issued else by_person)
         found = by_person if judge == "person" else unknown

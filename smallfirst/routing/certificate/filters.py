@@ -11,11 +11,10 @@ from smallfirst.routing.policies.policy import Policy
 
 
 class RequestFilters(Record):
-    """The domain gate and the policies through which a request reaches the cascade."""
+    """The domain check and the policies through which a request reaches the cascade."""
 
-    domain: Literal["", "scored", "open_ended", "own_rows"] = ""
-    """What tells foreign requests apart: `scored`, part of the confidence; the two others, gates of earlier versions in
-    front of the cascade; empty if there is nothing."""
+    domain: Literal["", "scored"] = ""
+    """What tells foreign requests apart: `scored`, part of the confidence; empty if there is nothing."""
     policies: tuple[dict[str, Any], ...] = ()
     """Policies in order, without random splits."""
     n_rows: int = 0
@@ -28,17 +27,14 @@ class RequestFilters(Record):
     @property
     def limits(self) -> tuple[str, ...]:
         """The sentences that limit a certificate."""
-        gates = {"open_ended": "the domain gate", "own_rows": "the gate of the task's own requests"}
-        gate = gates.get(self.domain, "")
-        through = " and ".join(filter(None, ["the policies" if self.policies else "", gate]))
-        held = f"it holds for requests that pass {through}, as {self.n_passed} of {self.n_rows} calibration rows did"
-        return (*((held,) if through else ()), *self.unknown)
+        held = f"it holds for requests that pass the policies, as {self.n_passed} of {self.n_rows} calibration rows did"
+        return (*((held,) if self.policies else ()), *self.unknown)
 
     def check_served(self, served: RequestFilters, task: str) -> None:
         """Raise StageMissing if requests are `served` through other filters than these."""
         if (served.domain, served.policies) == (self.domain, self.policies):
             return
-        what = "domain gate" if served.domain != self.domain else "policies"
+        what = "domain check" if served.domain != self.domain else "policies"
         raise StageMissing(
             f"{task}: its certificate holds behind the {what} of its calibration, and another would be served",
             hint="smallfirst calibrate task.yaml, or restore routing.domain, routing.policies and the run's files",
@@ -50,7 +46,7 @@ def random_split(policy: Policy) -> bool:
     return policy.kind == "split"
 
 
-def filters_of(domain: Literal["", "scored", "own_rows"], policies: Sequence[Policy]) -> RequestFilters:
+def filters_of(domain: Literal["", "scored"], policies: Sequence[Policy]) -> RequestFilters:
     """Return the filters of a served path, before any row was counted."""
     values = [policy.model_dump(mode="json") for policy in policies]
     unknown = [

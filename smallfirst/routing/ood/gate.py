@@ -20,8 +20,6 @@ class OodGate:
 
     def __init__(self, profile: TaskProfile, *, price: MachinePrice | None = None) -> None:
         self.profile, self._price = profile, price or MachinePrice()
-        self.scored = False
-        """True if its features are part of the one score, so that it refuses nothing by itself."""
         self._worker: BatchWorker[str, tuple[MeasuredText, float]] = BatchWorker(
             self._measure, name="domain", max_batch_size=MAX_BATCH
         )

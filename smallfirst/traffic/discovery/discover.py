@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from smallfirst.data.dataset import Example, Message
+from smallfirst.models.spans.alignment import learn_plan
 from smallfirst.tasks.extract import Extract
 from smallfirst.traffic.discovery import cheap_models
 from smallfirst.traffic.discovery.cases import Case, Cases, read_cases
@@ -21,7 +24,6 @@ from smallfirst.traffic.discovery.draft import (
 )
 from smallfirst.traffic.discovery.found import Asked, Discovery, FoundTask, Rest, Verdict, month_factor
 from smallfirst.traffic.discovery.outlook import (
-    FIELD_ERRORS,
     MIN_ROWS,
     VECTOR_ERRORS,
     WORD_ERRORS,
@@ -147,35 +149,39 @@ def _judge(
 
 
 def _outlook(task: RecurringTask, rows: Sequence[Row], settings: Mapping[str, object] | str) -> Outlook:
-    """Return what a cheap model's answers foretell."""
+    """Return what a cheap model's answers foretell; of fields only whether they stand in their texts."""
     if isinstance(settings, str) or task.kind not in ("labels", "fields"):
         return Outlook(why=_OPEN.get(task.kind, settings if isinstance(settings, str) else "lists are not foretold"))
     if len(rows) < MIN_ROWS:
         return Outlook(why=f"{len(rows)} different cases are too few to foretell anything: {MIN_ROWS} are needed")
+    if task.kind == "fields":
+        return Outlook(why=fields_in_words([(row.text, row.value) for row in rows], settings["schema"]))
     n_finished = task.format_check.n_answers if task.format_check else 0
     in_format = min(1.0, sum(row.n for row in rows) / max(1, n_finished))
     repeatable = task.repeats.high
     texts = [row.text for row in rows]
-    if task.kind == "labels":
-        drawn = cheap_models.drawn_cases(texts, cheap_models.MOST_CASES, cheap_models.MOST_CHARACTERS)
-        embed = cheap_models.sentence_encoder()
-        held_out = cheap_models.hold_out_labels([texts[i] for i in drawn], [rows[i].value for i in drawn], embed)
-        errors_left = VECTOR_ERRORS if embed else WORD_ERRORS
-    else:
-        extract = Extract.model_validate({"name": "task", "json_schema": settings["schema"]})
-        most = cheap_models.MOST_FIELD_CHARACTERS // max(6, len(extract.fields))
-        drawn = cheap_models.drawn_cases(texts, cheap_models.MOST_FIELD_CASES, most)
-        found = cheap_models.hold_out_fields([texts[i] for i in drawn], [rows[i].value for i in drawn], extract)
-        if isinstance(found, str):
-            return Outlook(why=f"{found}: a language model has to write them, which is not foretold")
-        held_out, errors_left = found, FIELD_ERRORS
+    drawn = cheap_models.drawn_cases(texts)
+    embed = cheap_models.sentence_encoder()
+    held_out = cheap_models.hold_out_labels([texts[i] for i in drawn], [rows[i].value for i in drawn], embed)
     return foretell(
         held_out,
         n_certifying=n_certifying(len(rows)),
-        errors_left=errors_left,
+        errors_left=VECTOR_ERRORS if embed else WORD_ERRORS,
         in_format=in_format,
         repeatable=repeatable,
     )
+
+
+def fields_in_words(cases: Sequence[tuple[str, object]], schema: object) -> str:
+    """Return whether the values of JSON answers stand in their texts, as an encoder's have to."""
+    examples = [
+        Example(messages=(Message(role="user", content=text),), answer=json.dumps(value), shape="target")
+        for text, value in cases
+    ]
+    _, problem = learn_plan(Extract.model_validate({"name": "task", "json_schema": schema}), examples)
+    if problem:
+        return f"{problem}: a language model has to write them, which is not foretold"
+    return "its fields stand in their texts: how many requests can move shows when it is learnt"
 
 
 def _verdict(

@@ -21,8 +21,8 @@ LIMITS = (0.02, 0.05, 0.1, 0.2)
 """Shares of kept answers that may differ from the large model's, for which the outlook is given."""
 ErrorsLeft = tuple[float, float, float]
 """Share of the cheap model's errors that the model of a run makes: at worst, probably, and at best."""
-VECTOR_ERRORS, WORD_ERRORS, FIELD_ERRORS = (1.0, 0.9, 0.7), (1.0, 0.8, 0.5), (1.0, 0.3, 0.05)
-"""For a cheap model of labels that knows sentence vectors, one that knows words alone, and one of fields."""
+VECTOR_ERRORS, WORD_ERRORS = (1.0, 0.9, 0.7), (1.0, 0.8, 0.5)
+"""For a cheap model that knows sentence vectors, and one that knows words alone."""
 MIN_ROWS = 100
 """Fewest different cases from which anything is foretold."""
 _LEVEL = 0.05

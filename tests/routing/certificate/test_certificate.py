@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +16,6 @@ from hypothesis import strategies as st
 
 from smallfirst.errors import ConfigError, DataError
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.records import fingerprint
 from smallfirst.routing.certificate.certificate import Certificate, certify
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.guarantee_check import check_guarantee
@@ -374,17 +372,6 @@ EARLIER = """{
 }"""
 
 
-def test_a_certificate_with_earlier_field_names_is_read_and_keeps_its_fingerprint() -> None:
-    found = Certificate.model_validate_json(EARLIER)
-    assert (found.max_error, found.n_accepted, found.n_errors) == (0.1, 60, 2)
-    assert found.guarantee == Guarantee(max_error=0.1, max_accuracy_loss=0.02, max_p95_ms=300)
-    assert [found.stages[0].n_errors, found.curve[0].n_errors, found.classes[0].n_errors] == [2, 2, 2]
-    assert (found.risks[0].risk, found.bands[0].action, found.decide(0.5)) == ("latency", "escalate", "escalate")
-    assert found.fingerprint() == fingerprint(json.loads(EARLIER))  # the ledger's audits refer to it
-    again = Certificate.model_validate_json(found.model_dump_json())
-    assert (again, again.fingerprint()) == (found, found.fingerprint())
-
-
 def test_each_limit_is_described_with_its_measurement() -> None:
     draw = np.random.default_rng(3)
     small = measured("small", (draw.random(600) < 0.99).tolist(), draw.random(600).tolist())
@@ -501,15 +488,6 @@ def test_a_later_look_has_a_smaller_share_of_the_level() -> None:
     assert "it takes 0.8333 %" in second.limits_of_validity[1]
     # 0.95 ** 94 is above 0.05 / 6, 0.95 ** 93 too: 94 rows are the fewest of a second look.
     assert [certified(measured("small", [True] * n, falling(n)), look=2).issued for n in (93, 94)] == [False, True]
-
-
-def test_a_certificate_without_a_look_keeps_its_fingerprint() -> None:
-    found = certified(measured("small", [True] * 100, falling(100)))
-    before = found.model_dump(
-        mode="json", exclude={"look", "labels_missing_chance", "filters", "fields", "shift", "foreign"}
-    )
-    assert found.fingerprint() == fingerprint(before)
-    assert certified(measured("small", [True] * 100, falling(100)), look=1).fingerprint() != found.fingerprint()
 
 
 def test_no_rows_at_all_show_nothing() -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import random
 
 import numpy as np
-from fixtures.traffic import QUEUES, read_bookings, ticket
+import pytest
+from fixtures.traffic import QUEUES, ticket
 
-from smallfirst.tasks.extract import Extract
-from smallfirst.tasks.json.schema_inference import infer_schema
 from smallfirst.traffic.discovery import cheap_models
-from smallfirst.traffic.discovery.cheap_models import drawn_cases, hold_out_fields, hold_out_labels
+from smallfirst.traffic.discovery.cheap_models import drawn_cases, hold_out_labels
 
 
 def test_labels_that_words_tell_are_found_and_chance_is_not() -> None:
@@ -41,25 +39,10 @@ def test_left_out_folds_are_left_out() -> None:
     np.testing.assert_array_equal(hold_out_labels(texts, queues).right[~kept], by_hand)
 
 
-def test_fields_that_stand_in_the_text_are_marked() -> None:
-    exchanges = read_bookings(120)
-    texts = [one.request["messages"][1]["content"] for one in exchanges]
-    values = [json.loads(one.response["choices"][0]["message"]["content"]) for one in exchanges]
-    task = Extract(name="booking", json_schema=infer_schema(values))
-    found = hold_out_fields(texts, values, task)
-    assert not isinstance(found, str)
-    assert found.right.mean() > 0.9
-    assert found.confidence.max() <= 1
-
-
-def test_fields_that_do_not_stand_in_the_text_are_named() -> None:
-    values = [{"summary": f"something else {i * 37}"} for i in range(60)]
-    task = Extract(name="summary", json_schema=infer_schema(values))
-    assert "`summary`" in str(hold_out_fields([f"text {i}" for i in range(60)], values, task))
-
-
-def test_of_many_or_long_cases_some_are_drawn() -> None:
-    assert sorted(drawn_cases(["ab"] * 5, 10, 100)) == [0, 1, 2, 3, 4]
-    assert len(set(drawn_cases(["ab"] * 50, 10, 100))) == 10
-    assert len(drawn_cases(["x" * 40] * 50, 10, 100)) == 2
-    assert drawn_cases(["x" * 400], 10, 100) == [0]
+def test_of_many_or_long_cases_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cheap_models, "MOST_CASES", 10)
+    monkeypatch.setattr(cheap_models, "MOST_CHARACTERS", 100)
+    assert sorted(drawn_cases(["ab"] * 5)) == [0, 1, 2, 3, 4]
+    assert len(set(drawn_cases(["ab"] * 50))) == 10
+    assert len(drawn_cases(["x" * 40] * 50)) == 2
+    assert drawn_cases(["x" * 400]) == [0]
