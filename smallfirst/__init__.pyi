@@ -1,4 +1,4 @@
-"""Types of the public names, for type checkers and editors; `__init__.py` loads the names on first use."""
+"""The public names, each with its module: `__init__.py` reads them here and loads them on first use."""
 
 from types import ModuleType
 
