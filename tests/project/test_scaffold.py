@@ -56,7 +56,7 @@ def test_other_formats_become_rows_of_the_task_and_the_unused_are_listed(tmp_pat
     assert json.loads((folder / "not_used.jsonl").read_text()) == {
         "path": str(chats),
         "line": 5,
-        "rule": "no answer of text",
+        "rule": "no answer",
     }
     task_file = init(tmp_path / "desk2", from_=chats)
     assert task_file.about == "File it.\nBriefly."

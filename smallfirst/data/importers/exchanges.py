@@ -1,80 +1,42 @@
-"""Chats, batch files and logs of requests as a table of texts and answers, without the instructions that all share."""
+"""What was asked and answered in chats and logs as a table, without the instructions that all share."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from smallfirst.data.importers.converted import Converted
-from smallfirst.data.importers.messages import Exchange, find_exchange
 from smallfirst.data.importers.profiles import as_object
 from smallfirst.data.importers.prompt_template import find_template
 from smallfirst.data.importers.table import Table
 from smallfirst.data.sources.reader import RawRow
-from smallfirst.errors import ConfigError, Problem
+from smallfirst.errors import Problem
 
-ASKED, ANSWER = "text", "answer"
+_TEXT, _ANSWER = "text", "answer"
 """Columns of the table."""
 _CONSTANT = 0.95
 _REPEATED, _NAMED = 0.9, 0.7
 _MIN_ROWS = 20
 
 
-class ChatImporter:
-    """Chats and logs: any row in which messages and an answer to them can be found, however deep."""
+class Asked(NamedTuple):
+    """What one row asked, and the answer."""
 
-    title = "chats or logs of requests"
-
-    def recognizes(self, row: dict[str, Any]) -> bool:
-        return isinstance(find_exchange(row), Exchange) or any(
-            isinstance(row.get(key), list) for key in ("messages", "conversations")
-        )
-
-    def convert(self, rows: Sequence[RawRow]) -> Converted:
-        return _as_table([(row, find_exchange(row.values)) for row in rows if isinstance(row.values, dict)])
+    system: str
+    earlier: tuple[str, ...]
+    """Turns between the system message and the last question."""
+    asked: str
+    answer: str
+    model: str = ""
+    """The model that gave the answer; empty where the row does not say that one did."""
 
 
-class BatchImporter:
-    """Input and output files of a batch, joined by `custom_id`."""
-
-    title = "batch requests and responses"
-
-    def recognizes(self, row: dict[str, Any]) -> bool:
-        return isinstance(row.get("custom_id"), str) and bool({"body", "params", "response", "result"} & row.keys())
-
-    def convert(self, rows: Sequence[RawRow]) -> Converted:
-        """Return the joined rows. Raise ConfigError if only requests or only responses are there."""
-        asked: dict[str, tuple[RawRow, dict[str, Any]]] = {}
-        answers: dict[str, dict[str, Any]] = {}
-        for row in rows:
-            if isinstance(row.values, dict):
-                key = str(row.values.get("custom_id"))
-                if {"body", "params"} & row.values.keys():
-                    asked[key] = (row, row.values)
-                else:
-                    answers[key] = row.values
-        if not asked or not answers:
-            missing, there = ("input", "responses") if answers else ("output", "requests")
-            raise ConfigError(
-                f"{rows[0].path}: a batch file of {there} alone",
-                hint=f"put the batch's {missing} file beside it in a folder and give --from FOLDER",
-            )
-        joined = [
-            (row, find_exchange({"request": request, "response": answers[key]}) if key in answers else "no response")
-            for key, (row, request) in asked.items()
-        ]
-        return _as_table(joined)
-
-
-CHATS = ChatImporter()
-BATCHES = BatchImporter()
-
-
-def _as_table(found: Sequence[tuple[RawRow, Exchange | str]]) -> Converted:
-    unused = [Problem(row.path, row.line, why) for row, why in found if isinstance(why, str)]
-    exchanges = [(row, one) for row, one in found if isinstance(one, Exchange)]
+def as_table(found: Sequence[tuple[RawRow, Asked | str]], unused: Sequence[Problem] = ()) -> Converted:
+    """Return what the rows ask and answer, or why not, as a table; `unused` are rows that could not be read."""
+    unused = [*unused, *(Problem(row.path, row.line, why) for row, why in found if isinstance(why, str))]
+    exchanges = [(row, one) for row, one in found if isinstance(one, Asked)]
     notes: list[str] = []
     about = _system_prompt([one for _, one in exchanges], notes)
     cases = _cases([one for _, one in exchanges], notes)
@@ -88,14 +50,14 @@ def _as_table(found: Sequence[tuple[RawRow, Exchange | str]]) -> Converted:
         if answer is None:
             why = f"none of the answers that the others repeat, or the instructions name: {one.answer[:60]!r}"
             unused.append(Problem(row.path, row.line, why))
-    table = [{ASKED: case, ANSWER: a} for (_, _, case), a in zip(kept, answers, strict=True) if a is not None]
+    table = [{_TEXT: case, _ANSWER: a} for (_, _, case), a in zip(kept, answers, strict=True) if a is not None]
     model = ", ".join(dict.fromkeys(one.model for _, one in exchanges if one.model))
     if model:
         notes.append(f"the answers are those of {model}: what is measured and certified is agreement with it")
-    return Converted(Table(table, (ASKED,), (ANSWER,)), tuple(unused), tuple(notes), about, model)
+    return Converted(Table(table, (_TEXT,), (_ANSWER,)), tuple(unused), tuple(notes), about, model)
 
 
-def _system_prompt(exchanges: Sequence[Exchange], notes: list[str]) -> str:
+def _system_prompt(exchanges: Sequence[Asked], notes: list[str]) -> str:
     """Return the system prompt that nearly all rows share; empty if there is none."""
     counts = Counter(one.system.strip() for one in exchanges)
     most, n = counts.most_common(1)[0] if counts else ("", 0)
@@ -108,7 +70,7 @@ def _system_prompt(exchanges: Sequence[Exchange], notes: list[str]) -> str:
     return most
 
 
-def _cases(exchanges: Sequence[Exchange], notes: list[str]) -> list[str | None]:
+def _cases(exchanges: Sequence[Asked], notes: list[str]) -> list[str | None]:
     """Return what varies from prompt to prompt; None for a row that does not follow the others' template."""
     users = [one.asked for one in exchanges]
     prompts = users

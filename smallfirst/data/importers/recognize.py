@@ -16,16 +16,16 @@ from smallfirst.extensions import Registry
 IMPORTERS: Registry[Importer] = Registry(
     "smallfirst.importers",
     {
-        "batch": "smallfirst.data.importers.exchanges:BATCHES",
+        "batch": "smallfirst.traffic.logs.importer:BATCHES",
         "label_studio": "smallfirst.data.importers.annotations:LABEL_STUDIO",
         "argilla": "smallfirst.data.importers.annotations:ARGILLA",
         "squad": "smallfirst.data.importers.documents:SQUAD",
         "intents": "smallfirst.data.importers.documents:INTENTS",
-        "chat": "smallfirst.data.importers.exchanges:CHATS",
+        "logs": "smallfirst.traffic.logs.importer:LOGS",
     },
     noun="importer",
 )
-"""Formats that are no table, in the order in which they are tried."""
+"""Formats that are no table, in the order in which they are tried; chats and logs are read as `traffic` reads them."""
 _LOOKED_AT = 20
 
 

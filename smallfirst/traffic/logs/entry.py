@@ -67,9 +67,10 @@ def exchange_of(entry: Entry, record: LogRecord) -> Exchange | Problem:
     response = response_body(entry.response)
     status = whole(entry.status) or 200
     if response is None:
-        if not entry.error:
+        error = entry.error or (f"status {status}" if status >= 400 else None)
+        if not error:
             return Problem(record.path, record.line, "no answer")
-        response = {"error": {"message": str(entry.error)[:500]}}
+        response = {"error": error if isinstance(error, dict) else {"message": str(error)[:500]}}
     if "error" in response and response["error"] and status == 200:
         status = 500
     start, end = moment(entry.at), moment(entry.end)

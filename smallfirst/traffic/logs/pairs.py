@@ -9,17 +9,17 @@ from smallfirst.errors import Problem
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.logs.entry import Entry, exchange_of
 from smallfirst.traffic.logs.records import LogRecord
-from smallfirst.traffic.logs.shapes import as_object, find_bodies, first, parsed
+from smallfirst.traffic.logs.shapes import as_object, find_bodies, first, known_request, parsed
 
 _REQUESTS = ("request", "request_body", "requestBody", "req", "kwargs", "inputs", "input")
-_RESPONSES = ("response", "response_body", "responseBody", "resp", "outputs", "output", "result", "completion")
 _CHATS = ("messages", "conversations", "conversation", "turns")
 _NAMES = {
     "times": "timestamp timestamp_ms created_at createdAt start_time startTime request_time time at date created",
     "latencies": "latency_ms duration_ms execution_time_ms execution_duration_ms response_time_ms latencyMs",
+    "responses": "response response_body responseBody resp outputs output result completion ideal preferred_output",
     "ids": "id request_id requestId databricks_request_id uuid",
 }
-TIMES, LATENCIES, IDS = (names.split() for names in _NAMES.values())
+TIMES, LATENCIES, _RESPONSES, IDS = (names.split() for names in _NAMES.values())
 _SKIPPED = ("system", "developer", "user", "tool", "human")
 
 
@@ -49,6 +49,13 @@ class NestedReader(PairReader):
 
     def read(self, record: LogRecord) -> Iterable[Exchange | Problem]:
         return [exchange_of(_entry(record.values, *find_bodies(record.values)), record)]
+
+
+def holds_messages(values: Mapping[str, Any]) -> bool:
+    """Return True if the record asks with messages or a body of the API, not with a text as a table does."""
+    asked = parsed(first(values, *_REQUESTS))
+    chats = any(isinstance(parsed(values.get(name)), list) for name in _CHATS)
+    return chats or known_request(asked) is not None or find_bodies(values)[0] is not None
 
 
 def _entry(values: Mapping[str, Any], request: Any, response: Any) -> Entry:

@@ -41,7 +41,7 @@ def find_bodies(value: Any, depth: int = 5) -> tuple[dict[str, Any] | None, dict
         return None, None
     if _is_body(value):
         return None, value
-    if (request := _known_request(value)) is not None:
+    if (request := known_request(value)) is not None:
         return request, None
     found = [find_bodies(inner, depth - 1) for inner in value.values()]
     return next((one for one, _ in found if one), None), next((one for _, one in found if one), None)
@@ -51,8 +51,8 @@ def request_body(value: Any) -> dict[str, Any] | None:
     """Return the request's body that a log holds whole, as its messages, or as one text; None if there is none."""
     if isinstance(value, str):
         text = {"messages": [{"role": "user", "content": value}]} if value.strip() else None
-        return _known_request(parsed(value)) or text
-    known = _known_request(value)
+        return known_request(parsed(value)) or text
+    known = known_request(value)
     if known is not None or not isinstance(value, dict):
         return known
     asked = first(value, *_ASKED)
@@ -73,7 +73,7 @@ def response_body(value: Any) -> dict[str, Any] | None:
     if isinstance(value, str):
         return _known_response(parsed(value)) or (chat_response(_assistant(value)) if value else None)
     known = _known_response(value)
-    if known is not None or not isinstance(value, dict) or not value:
+    if known is not None or not isinstance(value, dict) or not value or isinstance(value.get("body"), dict):
         return known
     inner = first(value, *_ANSWERED)
     if len(value) <= 2 and isinstance(inner, str):
@@ -83,7 +83,8 @@ def response_body(value: Any) -> dict[str, Any] | None:
     return chat_response(_assistant(json.dumps(value, ensure_ascii=False)))
 
 
-def _known_request(value: Any) -> dict[str, Any] | None:
+def known_request(value: Any) -> dict[str, Any] | None:
+    """Return a body of the API, or a list of messages as one; None for anything else."""
     if isinstance(value, list):
         turns = messages(value)
         return {"messages": turns} if turns else None
@@ -93,8 +94,8 @@ def _known_request(value: Any) -> dict[str, Any] | None:
         turns = messages(value["messages"])
         return {**value, "messages": turns} if turns else None
     if isinstance(value.get("body"), dict):
-        return _known_request(value["body"])
-    return value if "model" in value and first(value, "input", "prompt") is not None else None
+        return known_request(value["body"])
+    return value if {"model", "instructions"} & value.keys() and first(value, "input", "prompt") is not None else None
 
 
 def _known_response(value: Any) -> dict[str, Any] | None:
@@ -190,14 +191,18 @@ def _from_list(value: list[Any]) -> dict[str, Any] | None:
 
 
 def _is_body(value: dict[str, Any]) -> bool:
-    choices, kind = value.get("choices"), value.get("object", value.get("type"))
+    choices, output, kind = value.get("choices"), value.get("output"), value.get("object", value.get("type"))
     return bool(
         (isinstance(choices, list) and choices and isinstance(choices[0], dict))
-        or (kind == "response" and isinstance(value.get("output"), list))
+        or (isinstance(output, list) and (kind == "response" or any(_is_message(item) for item in output)))
         or (kind == "message" and isinstance(value.get("content"), list))
         or (kind == "list" and isinstance(value.get("data"), list))
         or (isinstance(value.get("error"), dict) and value["error"].get("message"))
     )
+
+
+def _is_message(item: Any) -> bool:
+    return isinstance(item, dict) and item.get("type") == "message"
 
 
 def route_of(given: Any, request: Mapping[str, Any], response: Mapping[str, Any]) -> str:
