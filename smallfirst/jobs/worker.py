@@ -24,6 +24,7 @@ from smallfirst.jobs.queue import is_waiting, unfinished_before
 from smallfirst.jobs.rows import JobRows
 from smallfirst.jobs.spec import JobProgress, MlflowIds, utc_now
 from smallfirst.jobs.supervisor import claim_lock
+from smallfirst.pricing.machine import MachinePrice
 from smallfirst.training.recipes import RECIPES
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ def run_job(job: JobFolder) -> None:
 
 def _train(job: JobFolder, rows: JobRows, tracked: TrackedRun) -> Run:
     from smallfirst.models.catalog import find_weights
+    from smallfirst.project.expenses import note_expense
     from smallfirst.training.run import train
 
     spec = job.spec
@@ -141,6 +143,8 @@ def _train(job: JobFolder, rows: JobRows, tracked: TrackedRun) -> Run:
     reporter.relay_events()
     tracked.log_artifact(job.run_folder / "events.jsonl")
     job.finish_training(f"best epoch {run.best_epoch} of {run.task}", seconds=run.seconds)
+    usd = MachinePrice().usd_per_hour * run.seconds / 3600
+    note_expense(spec.register_to, "training", job.name, usd, what=f"job {job.name}", busy_s=run.seconds)
     return run
 
 

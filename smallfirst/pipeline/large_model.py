@@ -28,7 +28,8 @@ from smallfirst.models.recorded.replay import ReplayModel, read_recording
 from smallfirst.models.recorded.spending_cap import SpendingCap
 from smallfirst.models.remote.model import is_priced_by_tokens
 from smallfirst.paths import home, state_folder
-from smallfirst.progress import Progress
+from smallfirst.progress import Progress, ProgressCallback
+from smallfirst.project.expenses import note_recording
 from smallfirst.project.rows import Rows
 from smallfirst.project.task_file import LargeConfig, TaskFile
 from smallfirst.records import fingerprint
@@ -141,10 +142,7 @@ async def recorded_answers(
         await model.complete(requests[0])  # loading and the first prompt are no request's latency
     with progress.bar(f"asking {model.name}", len(requests)) as update:
         header = recording_header(task_file, task, rows)
-        spending = _spending(task_file, task, model)
-        home()  # the state folder is created when something is written
-        await record(model, requests, path, header=header, progress=update, spending=spending)
-    await model.aclose()
+        await _record(task_file, model, requests, path, header, update, _spending(task_file, task, model))
     return ReplayModel.load(path)
 
 
@@ -167,10 +165,7 @@ async def second_answers(task_file: TaskFile, task: Task, rows: Rows, *, progres
         header = recording_header(task_file, task, rows)
         header["settings"] = header["settings"] | {"temperature": SECOND_ANSWER_TEMPERATURE, "seed": 1}
         with progress.bar(f"asking {model.name} again", len(requests)) as update:
-            spending = _spending(task_file, task, model)
-            home()  # the state folder is created when something is written
-            await record(model, requests, path, header=header, progress=update, spending=spending)
-        await model.aclose()
+            await _record(task_file, model, requests, path, header, update, _spending(task_file, task, model))
     return ReplayModel.load(path) if path.exists() else None
 
 
@@ -191,10 +186,26 @@ async def recorded_open_answers(task_file: TaskFile, rows: Rows, *, progress: Pr
         requests = [Request(messages=e.messages, max_tokens=48) for e in rows.open_ended.examples]
         header = recording_header(task_file, None, rows) | {"settings": {"max_tokens": 48, "temperature": 0}}
         with progress.bar(f"asking {model.name}", len(requests)) as update:
-            home()  # the state folder is created when something is written
-            await record(model, requests, path, header=header, progress=update)
-        await model.aclose()
+            await _record(task_file, model, requests, path, header, update)
     return ReplayModel.load(path)
+
+
+async def _record(
+    task_file: TaskFile,
+    model: Model,
+    requests: Sequence[Request],
+    path: Path,
+    header: dict[str, Any],
+    update: ProgressCallback,
+    spending: Spending | None = None,
+) -> None:
+    """Ask for the answers that `path` lacks, note in the ledger what they cost, and close the model."""
+    home()  # the state folder is created when something is written
+    try:
+        await record(model, requests, path, header=header, progress=update, spending=spending)
+    finally:
+        note_recording(task_file.name, "evaluation", path)
+        await model.aclose()
 
 
 def _config(task_file: TaskFile) -> LargeConfig:

@@ -13,6 +13,7 @@ from smallfirst.pipeline.ladder.time_budget import TimeBudget
 from smallfirst.pipeline.retention import requested_probe
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.project.candidates import Candidate, project_candidates
+from smallfirst.project.expenses import note_expense
 from smallfirst.project.project import Project, in_task_state
 from smallfirst.project.run_folder import FITTED, FittedCandidates, RunFolder
 from smallfirst.project.run_lock import only_run
@@ -67,6 +68,7 @@ def _fit_all(project: Project, *, resume: bool, began: float | None) -> RunFolde
         minutes = {**found.minutes, candidate.name: (project.progress.clock() - start) / 60}
         found = found.model_copy(update={"fitted": (*found.fitted, candidate.name), "minutes": minutes})
         found.save(run_folder.path / FITTED)
+        _note_expense(project, run_folder, found)
 
     waiting = [candidate for candidate in candidates if candidate.name not in found.fitted]
     if project.file.minutes is None:
@@ -78,10 +80,19 @@ def _fit_all(project: Project, *, resume: bool, began: float | None) -> RunFolde
         left_out = {**found.left_out, **rungs.left_out}
         minutes = {name: took + rungs.trial_minutes.get(name, 0.0) for name, took in found.minutes.items()}
         found = found.model_copy(update={"left_out": left_out, "minutes": minutes})
+        _note_expense(project, run_folder, found)
     if found.mlflow_run_id is None:
         run_id = run_folder.mlflow_run_id() if FINE_TUNED in found.fitted else _open_run(project, run_folder, found)
         found.model_copy(update={"mlflow_run_id": run_id}).save(run_folder.path / FITTED)
     return run_folder
+
+
+def _note_expense(project: Project, run_folder: RunFolder, found: FittedCandidates) -> None:
+    """Write to the ledger what fitting has cost so far, at the machine's price an hour: it does nothing else then."""
+    hours = sum(found.minutes.values()) / 60
+    usd = hours * project.file.prices.machine.usd_per_hour
+    what = f"run {run_folder.path.name}: {', '.join(found.minutes)}"
+    note_expense(project.file.name, "training", run_folder.path.name, usd, what=what, busy_s=3600 * hours)
 
 
 def _open_run(project: Project, run_folder: RunFolder, found: FittedCandidates) -> str:

@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from fixtures.expenses import spent_once
 from fixtures.jobs import Eventually, create_job, event_kinds, job_spec, process_id
 
 from smallfirst.errors import Cancelled, ConfigError
@@ -62,6 +63,7 @@ def test_a_killed_job_is_restarted_in_its_turn_and_its_model_registered(spec: Jo
     assert max(point.step for point in client().get_metric_history(tracking(first), "loss")) == 160
     assert first.result is not None
     assert first.result.reference == "main.toys.desk/1"
+    assert spent_once(first.folder, "main.toys.desk")["training"] > 0
     version = versions.resolve("main.toys.desk/1")
     assert (version.tags["signed_by"], version.tags["because"]) == ("somebody", "no gate was declared")
     assert version.run_id == tracking(first)

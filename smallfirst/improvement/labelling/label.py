@@ -36,6 +36,7 @@ from smallfirst.models.recorded.replay import read_recording
 from smallfirst.models.recorded.spending_cap import SpendingCap
 from smallfirst.paths import home
 from smallfirst.progress import Progress
+from smallfirst.project.expenses import note_expense
 from smallfirst.project.project import Project
 from smallfirst.project.task_file import TaskFile
 from smallfirst.records import fingerprint
@@ -97,7 +98,13 @@ class _Run:
             raise type(error)(f"{error.args[0]}; {done}", hint=hint) from error
         finally:
             await self.teacher.model.aclose()
+            self._note_expense()
         self._refuse_small_cap()
+
+    def _note_expense(self) -> None:
+        total_usd = sum(answer.cost_usd for answer in self.log.answers.values())
+        what = f"{len(self.log.answers):,} answers"
+        note_expense(self.project.file.name, "labelling", self.log.path.stem, total_usd, what=what)
 
     @property
     def outcomes(self) -> list[LabelOutcome]:

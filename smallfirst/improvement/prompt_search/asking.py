@@ -21,6 +21,7 @@ from smallfirst.models.recorded.spending_cap import SpendingCap
 from smallfirst.paths import home
 from smallfirst.pipeline import large_model
 from smallfirst.progress import ProgressCallback, no_progress
+from smallfirst.project.expenses import note_recording
 from smallfirst.project.project import Project
 from smallfirst.project.prompt_file import Prompt
 from smallfirst.project.task_file import LargeConfig, TaskFile
@@ -127,6 +128,7 @@ class Asking:
                     run_sync(record(model, requests, path, header=header, spending=spending, progress=progress))
         finally:
             self._count(path, keys, paid=True)
+            note_recording(self.file.name, "prompt search", path)
         return [self._used.get((path, key)) for key in keys]
 
     def _count(self, path: Path, keys: Sequence[str], *, paid: bool = False) -> None:

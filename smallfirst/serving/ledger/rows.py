@@ -196,6 +196,9 @@ class StateRow(Record):
     """Fingerprint of the certificate in force."""
 
 
+ExpenseKind = Literal["training", "labelling", "prompt search", "evaluation", "labels"]
+
+
 class ExpenseRow(Record):
     """Money spent on a task beside its answers: once, not per request."""
 
@@ -203,7 +206,7 @@ class ExpenseRow(Record):
     """Names the expense, so that it is counted once however often it is reported: a run's id, for example."""
     at: AwareDatetime
     task: str
-    kind: Literal["training", "labelling", "prompt search", "evaluation", "labels"]
+    kind: ExpenseKind
     """`labelling`: a large model labelled rows · `evaluation`: the large model answered the rows of a run · `labels`:
     people's labels at `prices.usd_per_label`."""
     cost_usd: float = Field(ge=0)

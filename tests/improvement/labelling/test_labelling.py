@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.expenses import spent_once
 from fixtures.server import WholeModel
 
 from smallfirst.data.sources.load import load_rows
@@ -440,6 +441,7 @@ def test_after_a_crash_between_answers_no_text_is_asked_twice(tmp_path: Path) ->
     assert second.answered == [text(i) for i in range(5, 8)]
     assert [row["text"] for row in out(tmp_path)] == [text(i) for i in range(8)]
     assert (found.n_answers_now, found.paid_now_usd, found.paid_usd) == (3, 3 * COST, 8 * COST)
+    assert spent_once(tmp_path, found.task) == {"labelling": 8 * COST}
     assert found.lost_usd == WORST  # the sixth request may have been paid, and nobody knows
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from fixtures.endpoints import Large, large_server
+from fixtures.expenses import spent_once
 
 from smallfirst.errors import BadAnswer, ConfigError, SpendingLimitReached
 from smallfirst.improvement.prompt_search import PromptOptions, PromptSearchResult, tune_prompt
@@ -71,6 +72,7 @@ def test_the_rule_is_found_written_down_and_used(tmp_path: Path, server: Large) 
     assert found.search.n_requests == len(server.asked) <= 70
     assert found.search.prompt_tokens == 5 * len(server.asked)  # as the server counts
     assert found.search.cost_usd == pytest.approx(7e-6 * len(server.asked))
+    assert spent_once(tmp_path, "desk") == {"prompt search": pytest.approx(7e-6 * len(server.asked))}
 
     asked = len(server.asked)
     project = write_task(tmp_path, server, prompt="prompt.yaml")

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from fixtures.expenses import spent_once
 
 from smallfirst.models.linear import blend
 from smallfirst.models.linear.blend import MEMBERS_FOLDER
@@ -44,6 +45,8 @@ def test_a_run_leaves_out_a_blend_that_gains_nothing(project: Project, monkeypat
     assert [candidate.name for candidate in fitted_candidates(project, run_folder)] == ["words", "encoder"]
     found = run_folder.fitted()
     assert found is not None
+    hours = sum(found.minutes.values()) / 60
+    assert spent_once(project.file.folder, "desk") == {"training": pytest.approx(0.1 * hours)}
     assert found.left_out == {"blend": "no blend is better on selection rows than words alone"}
 
     monkeypatch.setattr(blend, "choose_weights", lambda of_members, gold: dict.fromkeys(of_members, 0.5))
