@@ -129,6 +129,7 @@ EXTRAS = {
     "torch": "train",
     "transformers": "train",
     "uvicorn": "serve",
+    "psycopg": "postgres",
     "xllamacpp": "llama",
 }
 """Extra of this project that installs each optional package."""

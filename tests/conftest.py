@@ -28,6 +28,7 @@ pytest_plugins = [
     "fixtures.logs",
     "fixtures.models",
     "fixtures.pages",
+    "fixtures.postgresql",
     "fixtures.registry",
     "fixtures.report",
     "fixtures.training",

@@ -274,7 +274,7 @@ def _compare(lines: Iterator[Line], statement: Statement, ledger: Ledger) -> Non
                 "only in the ledger" if said is None else "only in the statement" if held is None else "not as there"
             )
             raise ConfigError(
-                f"{one.kind} {one.id} of {one.at} is {where}: statement and ledger {ledger.path} differ",
+                f"{one.kind} {one.id} of {one.at} is {where}: statement and ledger {ledger.place} differ",
                 hint="rows that came later or expired differ too: make the statement anew, or look at the row with  "
                 f"smallfirst explain {one.id}",
             )

@@ -176,7 +176,7 @@ def _unknown(ledger: Ledger, id: str) -> ConfigError:
     near = near or difflib.get_close_matches(id, known, n=3, cutoff=0.6)
     told = f"; near it: {', '.join(near)}" if near else ""
     return ConfigError(
-        f"no answer with the id {id!r} is in {ledger.path}{told}",
+        f"no answer with the id {id!r} is in {ledger.place}{told}",
         hint="an id is `id` in the response body, its header x-request-id, or in: smallfirst queue",
     )
 

@@ -131,7 +131,7 @@ def serve(
     for plugin in plugins:
         plugin.started()
     run(app, listener, drain_s=settings.drain_s, stopping=stopping, held=[*models.values(), *plugins])
-    print(f"smallfirst stopped; the ledger is {ledger.path}", flush=True)
+    print(f"smallfirst stopped; the ledger is {ledger.place}", flush=True)
 
 
 def _create_context(

@@ -85,7 +85,9 @@ def test_axe_finds_nothing_and_nothing_is_wider_than_the_screen(dashboard: Dashb
     found = []
 
     def check(page: Any) -> None:
-        found.extend(f"{one['id']}: {node['html']}" for one in axe.run(page).response["violations"] for node in one["nodes"])
+        found.extend(
+            f"{one['id']}: {node['html']}" for one in axe.run(page).response["violations"] for node in one["nodes"]
+        )
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
     page = dashboard.open("", **look)

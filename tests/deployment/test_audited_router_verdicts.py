@@ -177,7 +177,7 @@ def test_an_old_ledger_with_two_verdicts_on_an_audit_opens_and_takes_corrections
         for later in ("answers DROP COLUMN cached_tokens", "answers DROP COLUMN charges", "audits DROP COLUMN charges"):
             old.execute(f"ALTER TABLE {later}")
         old.execute("DROP TABLE expenses")
-        old.execute("DROP TABLE machine_hours")
+        old.execute("DROP TABLE sums")
         for statement in ("DROP INDEX audits_once", "ALTER TABLE audits DROP COLUMN revision"):
             old.execute(statement)
         for column in ("judge", "counted"):

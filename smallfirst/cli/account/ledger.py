@@ -33,8 +33,8 @@ def info(ledger: Path | None, as_json: bool) -> None:
     first, last = (days[0].period, days[-1].period) if days else ("", "")
     found = {one.kind: {"n": one.n, "cost_usd": one.cost_usd} for one in kinds}
     if as_json:
-        click.echo(json.dumps({"ledger": str(opened.path), "from": first, "to": last, "kinds": found}, indent=2))
+        click.echo(json.dumps({"ledger": opened.place, "from": first, "to": last, "kinds": found}, indent=2))
         return
-    click.echo(f"{opened.path}: " + (f"{first} to {last} (UTC)" if found else "no entry yet"))
+    click.echo(f"{opened.place}: " + (f"{first} to {last} (UTC)" if found else "no entry yet"))
     for kind, one in found.items():
         click.echo(f"  {kind:<14} {one['n']:>12,.0f}  ${one['cost_usd']:,.4f}")

@@ -12,14 +12,18 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
+
 from smallfirst.data.redaction import redact, redact_json
 from smallfirst.errors import ConfigError
+from smallfirst.serving.ledger.database import Database, complete, open_file, reason
 from smallfirst.serving.ledger.rows import (
     AttemptRow,
     AuditRow,
@@ -30,22 +34,12 @@ from smallfirst.serving.ledger.rows import (
     LedgerRow,
     StateRow,
 )
+from smallfirst.serving.ledger.tables import BODIES, CHECKED, TEXTS
 
 KEEP_DAYS = 30
 MAX_CHARACTERS = 200_000
 """Longest question or answer that is kept; a longer one is dropped, since half of a conversation is no valid JSON."""
 _BATCH = 500
-_TABLE = """
-CREATE TABLE IF NOT EXISTS bodies (
-    id TEXT PRIMARY KEY,
-    at TEXT NOT NULL,
-    request_text TEXT,
-    answer_text TEXT
-) WITHOUT ROWID
-"""
-_INDEX = "CREATE INDEX IF NOT EXISTS bodies_at ON bodies (at)"
-_CHECKED = "CREATE TABLE IF NOT EXISTS checked (at TEXT NOT NULL)"
-"""One row: the time of the last deletion, by a clock that was trusted."""
 MAX_GRACE = timedelta(days=1)
 """Longest time for which nothing is deleted after the clock has jumped, or the file was not open for long."""
 
@@ -107,22 +101,24 @@ def with_body(entry: E, body: Body | None) -> E:
 
 
 class BodyStore:
-    """A SQLite file of texts that expire. Any thread may write and read."""
+    """A SQLite file, or tables of PostgreSQL, with texts that expire. Any thread may write and read."""
 
-    def __init__(self, path: Path, *, keep_days: int = KEEP_DAYS) -> None:
-        """Open or create `path`, readable by its owner only, and delete what has expired. Raise ConfigError."""
-        self.path, self._keep = path, timedelta(days=keep_days)
+    def __init__(self, place: Path | Database, *, keep_days: int = KEEP_DAYS) -> None:
+        """Open or create a file, readable by its owner only, and delete what has expired. Raise ConfigError."""
+        self._keep = timedelta(days=keep_days)
         self._lock = threading.Lock()
         self._jumped: tuple[datetime, float] | None = None
+        # Deleted texts are overwritten with zeros; the journal, which holds older pages, is deleted as well.
+        pragmas = ("secure_delete = ON", "journal_mode = DELETE")
+        self._database = open_file(place, *pragmas) if isinstance(place, Path) else place
+        self._writer, self.path = self._database.writer, self._database.path
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch(mode=0o600)
-            self._connection = sqlite3.connect(path, check_same_thread=False, timeout=10, isolation_level=None)
-            # Deleted texts are overwritten with zeros; the journal, which holds older pages, is deleted as well.
-            for statement in ("PRAGMA secure_delete = ON", "PRAGMA journal_mode = DELETE", _TABLE, _INDEX, _CHECKED):
-                self._connection.execute(statement)
-        except (OSError, sqlite3.Error) as error:
-            raise ConfigError(f"{path} cannot keep texts: {error}", hint="choose another path") from None
+            with self._writer.begin() as connection:
+                complete(connection, BODIES)
+        except (sqlite3.Error, SQLAlchemyError) as error:
+            raise ConfigError(
+                f"{self._database.place} cannot keep texts: {reason(error)}", hint="choose another path"
+            ) from None
         self.expire()
 
     def put(self, id: str, body: Body, *, at: datetime | None = None) -> None:
@@ -130,33 +126,30 @@ class BodyStore:
 
     def put_all(self, bodies: Sequence[tuple[str, Body]], *, at: datetime | None = None) -> None:
         """Write bodies in one transaction."""
-        now = utc_text(at or datetime.now(UTC))
-        rows = [(id, now, *map(_redacted, body)) for id, body in bodies]
-        with self._transaction() as connection:
-            connection.executemany("INSERT OR REPLACE INTO bodies VALUES (?, ?, ?, ?)", rows)
+        now, insert = at or datetime.now(UTC), self._database.insert(TEXTS)
+        later = {name: insert.excluded[name] for name in ("at", "request_text", "answer_text")}
+        rows = [{"id": id, "at": now, **Body(*map(_redacted, body))._asdict()} for id, body in bodies]
+        with self._writer.begin() as connection:
+            connection.execute(insert.on_conflict_do_update(index_elements=["id"], set_=later), rows)
 
     def get(self, id: str) -> Body | None:
         """Return a body; None if there is none, or none any longer."""
         return self.many([id]).get(id)
 
     def many(self, ids: Sequence[str]) -> dict[str, Body]:
-        oldest = utc_text(datetime.now(UTC) - self._keep)
+        oldest = datetime.now(UTC) - self._keep
         found: dict[str, Body] = {}
-        for start in range(0, len(ids), _BATCH):
-            some = ids[start : start + _BATCH]
-            marks = ", ".join("?" * len(some))
-            with self._lock:
-                rows = self._connection.execute(
-                    f"SELECT id, request_text, answer_text FROM bodies WHERE at >= ? AND id IN ({marks})",
-                    (oldest, *some),
-                ).fetchall()
-            found |= {id: Body(*texts) for id, *texts in rows}
+        wanted = select(TEXTS.c.id, TEXTS.c.request_text, TEXTS.c.answer_text).where(TEXTS.c.at >= oldest)
+        with self._database.reader.connect() as connection:
+            for start in range(0, len(ids), _BATCH):
+                for id, *texts in connection.execute(wanted.where(TEXTS.c.id.in_(ids[start : start + _BATCH]))):
+                    found[id] = Body(*texts)
         return found
 
     def erase(self, id: str) -> bool:
         """Delete a body, as its author may ask; return False if there was none."""
-        with self._lock:
-            return self._connection.execute("DELETE FROM bodies WHERE id = ?", (id,)).rowcount > 0
+        with self._writer.begin() as connection:
+            return connection.execute(TEXTS.delete().where(TEXTS.c.id == id)).rowcount > 0
 
     def expire(self, now: datetime | None = None, *, running_s: float | None = None) -> int:
         """Delete the bodies that are too old and return their number.
@@ -167,44 +160,37 @@ class BodyStore:
         now, running_s = now or datetime.now(UTC), time.monotonic() if running_s is None else running_s
         if not self._is_trusted(now, running_s):
             return 0
-        oldest, deleted, latest = utc_text(now - self._keep), 0, utc_text(now)
-        with self._transaction() as connection:
-            connection.execute("DELETE FROM checked")
-            connection.execute("INSERT INTO checked VALUES (?)", (latest,))
+        oldest, deleted = now - self._keep, 0
+        with self._writer.begin() as connection:
+            connection.execute(CHECKED.delete())
+            connection.execute(CHECKED.insert().values(at=now))
             # Written while the clock was ahead: their days begin now.
-            connection.execute("UPDATE bodies SET at = ? WHERE at > ?", (latest, utc_text(now + MAX_GRACE)))
+            connection.execute(TEXTS.update().values(at=now).where(TEXTS.c.at > now + MAX_GRACE))
+        old = TEXTS.delete().where(TEXTS.c.id.in_(select(TEXTS.c.id).where(TEXTS.c.at < oldest).limit(_BATCH)))
         while True:  # in parts, between which others write
-            with self._transaction() as connection:
-                found = connection.execute(
-                    "DELETE FROM bodies WHERE id IN (SELECT id FROM bodies WHERE at < ? LIMIT ?)", (oldest, _BATCH)
-                ).rowcount
+            with self._writer.begin() as connection:
+                found = connection.execute(old).rowcount
             deleted += found
             if found < _BATCH:
                 return deleted
 
     def _is_trusted(self, now: datetime, running_s: float) -> bool:
-        with self._lock:
-            last = self._connection.execute("SELECT coalesce((SELECT at FROM checked), (SELECT max(at) FROM bodies))")
-            text = last.fetchone()[0]
-        before = datetime.fromisoformat(text) if text else now
+        with self._database.reader.connect() as connection:
+            last = connection.execute(select(func.max(CHECKED.c.at))).scalar()
+            before = last or connection.execute(select(func.max(TEXTS.c.at))).scalar() or now
         if abs(now - before) <= self._keep / 4 or not self._keep:
             self._jumped = None
             return True
         grace = min(self._keep / 4, MAX_GRACE)
-        if self._jumped is None or abs(now - self._jumped[0] - timedelta(seconds=running_s - self._jumped[1])) > grace:
-            self._jumped = now, running_s  # the first time, or another jump
-        return running_s - self._jumped[1] >= grace.total_seconds()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, self._connection:
-            self._connection.execute("BEGIN IMMEDIATE")
-            yield self._connection
+        with self._lock:
+            jumped = self._jumped
+            if jumped is None or abs(now - jumped[0] - timedelta(seconds=running_s - jumped[1])) > grace:
+                self._jumped = jumped = now, running_s  # the first time, or another jump
+        return running_s - jumped[1] >= grace.total_seconds()
 
     def close(self) -> None:
         """Close the file. Safe to call twice."""
-        with self._lock:
-            self._connection.close()
+        self._database.close()
 
 
 def _redacted(text: str | None) -> str | None:
@@ -216,8 +202,3 @@ def _redacted(text: str | None) -> str | None:
         with suppress(ValueError):
             found = redact_json(text)
     return found.text if found.counts else text
-
-
-def utc_text(moment: datetime) -> str:
-    """Format with a fixed width, so that order as text is order in time."""
-    return moment.astimezone(UTC).isoformat(timespec="microseconds")

@@ -13,8 +13,8 @@ from smallfirst.serving.ledger.rows import AuditRow, ExpenseRow, LedgerRow
 NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)
 
 
-def test_sums_by_task_and_stage_hold_every_row_once(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger.db")
+def test_sums_by_task_and_stage_hold_every_row_once(place: Path | str) -> None:
+    ledger = Ledger(place)
     row = LedgerRow(id="a", at=NOON, served_name="t", status=200, latency_ms=2.0, task="t", stage="small", cost_usd=0.1)
     large = row.model_copy(update={"id": "b", "stage": "large", "cost_usd": 0.7, "at": NOON + timedelta(hours=1)})
     refused = LedgerRow(id="c", at=NOON, served_name="t", status=422, latency_ms=1.0)

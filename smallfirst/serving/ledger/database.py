@@ -1,0 +1,251 @@
+"""The database of a ledger: a SQLite file, or PostgreSQL by its URL; made, and brought up to today's format.
+
+In SQLite readers do not block the writer (WAL). Triggers refuse changes and deletions of what was recorded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sqlalchemy import (
+    Connection,
+    Dialect,
+    Engine,
+    MetaData,
+    Table,
+    create_engine,
+    event,
+    func,
+    inspect,
+    make_url,
+    select,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.pool import NullPool, QueuePool
+from sqlalchemy.schema import CreateColumn
+from sqlalchemy.sql.compiler import SQLCompiler
+
+from smallfirst.errors import ConfigError
+from smallfirst.serving.ledger.rollups import Rollup
+from smallfirst.serving.ledger.sums import SUMMED
+from smallfirst.serving.ledger.tables import ABOUT, EXPIRING, LEDGER, TABLES
+
+FORMAT = 13
+LOCK_TIMEOUT_S = 10
+"""Longest wait for another process that writes."""
+_LOCK = 8_347_201
+"""PostgreSQL's advisory lock under which tables are made."""
+
+_log = logging.getLogger("smallfirst.serving")
+
+
+class Database(NamedTuple):
+    """Where a ledger is."""
+
+    place: str
+    """Its path, or its URL without the password."""
+    path: Path | None
+    """None in PostgreSQL."""
+    writer: Engine
+    """Holds one connection. A transaction of SQLite takes its lock at once."""
+    reader: Engine
+
+    def insert(self, table: Table) -> sqlite.Insert | postgresql.Insert:
+        """Return an INSERT that may say what happens on a conflict."""
+        return sqlite.insert(table) if self.path else postgresql.insert(table)
+
+    def write(
+        self,
+        connection: Connection,
+        table: Table,
+        rows: Sequence[Mapping[str, Any]],
+        add: Sequence[str] = (),
+    ) -> None:
+        """Insert rows; to those whose key is there already, add the columns `add`, or nothing.
+
+        Values are as the database's driver takes them: times in SQLite are text.
+        """
+        compiled = _insert(self.writer.dialect, table, tuple(rows[0]), tuple(add))
+        values = [tuple(row[name] for name in compiled.positiontup or ()) or dict(row) for row in rows]
+        connection.exec_driver_sql(compiled.string, values if len(values) > 1 else values[0])
+
+    def close(self) -> None:
+        """Close all connections. Safe to call twice."""
+        self.writer.dispose()
+        self.reader.dispose()
+
+
+@cache
+def _insert(dialect: Dialect, table: Table, names: tuple[str, ...], add: tuple[str, ...]) -> SQLCompiler:
+    """Return a statement compiled once: to build and to look it up takes longer than to run it."""
+    insert = sqlite.insert(table) if dialect.name == "sqlite" else postgresql.insert(table)
+    if table not in TABLES.values():
+        keys, new = [key.name for key in table.primary_key], insert.excluded
+        more = {name: table.c[name] + new[name] for name in add}
+        insert = (
+            insert.on_conflict_do_update(index_elements=keys, set_=more) if add else insert.on_conflict_do_nothing()
+        )
+    return insert.compile(dialect=dialect, column_keys=names)
+
+
+def open_database(place: Path | str) -> Database:
+    """Open the ledger at a path or URL, make or migrate it where necessary. Raise ConfigError."""
+    database = _in_postgresql(place) if isinstance(place, str) and "://" in place else open_file(Path(place))
+    try:
+        with database.writer.begin() as connection:
+            if database.path is None:
+                connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
+            found = _format(connection)
+            if found < FORMAT:
+                _bring_up(connection, database, found)
+    except (OSError, sqlite3.Error, SQLAlchemyError) as error:
+        database.close()
+        raise _unusable(database.place, reason(error)) from None
+    if found > FORMAT:
+        database.close()
+        raise ConfigError(
+            f"{database.place} is a ledger of format {found}; this smallfirst reads format {FORMAT}",
+            hint="pip install --upgrade smallfirst, or choose another path for the ledger",
+        )
+    return database
+
+
+def open_file(path: Path, *pragmas: str) -> Database:
+    """Open or create a SQLite file, readable by its owner only. Raise ConfigError."""
+
+    def connect(*, read_only: bool = False) -> sqlite3.Connection:
+        place = path.absolute().as_uri() + ("?mode=ro" if read_only else "")
+        connection = sqlite3.connect(place, uri=True, check_same_thread=False, timeout=LOCK_TIMEOUT_S)
+        connection.isolation_level = None
+        for pragma in () if read_only else pragmas or ("journal_mode = WAL", "synchronous = NORMAL"):
+            connection.execute(f"PRAGMA {pragma}")
+        return connection
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+    except OSError as error:
+        raise _unusable(str(path), error) from None
+    writer = create_engine("sqlite://", creator=connect, poolclass=QueuePool, pool_size=1, max_overflow=0)
+    event.listen(writer, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    # Each read has a connection of its own, so a long report never blocks the writer.
+    reader = create_engine("sqlite://", creator=lambda: connect(read_only=True), poolclass=NullPool)
+    return Database(str(path), path, writer, reader)
+
+
+def _in_postgresql(place: str) -> Database:
+    """Return the database of a URL, whose password may be in the environment (`?password_env=NAME`, PGPASSWORD)."""
+    try:
+        url = make_url(place)
+    except ArgumentError:
+        raise _unusable("the ledger's URL", "it cannot be read") from None
+    if url.get_backend_name() not in ("postgresql", "postgres"):
+        raise _unusable(url.render_as_string(), "a URL is one of PostgreSQL: postgresql://USER@HOST/DATABASE")
+    name = url.query.get("password_env")
+    if isinstance(name, str):
+        if not os.environ.get(name):
+            raise ConfigError(f"the ledger's password: the environment variable {name} is not set")
+        url = url.difference_update_query(["password_env"]).set(password=os.environ[name])
+    settings = {
+        "connect_timeout": LOCK_TIMEOUT_S,
+        "tcp_user_timeout": LOCK_TIMEOUT_S * 1000,
+        "options": f"-c timezone=utc -c lock_timeout={LOCK_TIMEOUT_S}s",
+    }
+    engines = [
+        create_engine(
+            url.set(drivername="postgresql+psycopg"), connect_args=settings, pool_pre_ping=True, pool_size=size
+        )
+        for size in (1, 4)
+    ]
+    return Database(url.set(drivername="postgresql").render_as_string(), None, *engines)
+
+
+def reason(error: Exception) -> str:
+    """Return what the database said, in one line."""
+    return str(getattr(error, "orig", None) or error).partition("\n")[0]
+
+
+def _unusable(place: str, why: object) -> ConfigError:
+    return ConfigError(f"{place} cannot be used as a ledger: {why}", hint="choose another path for the ledger")
+
+
+def _format(connection: Connection) -> int:
+    if connection.dialect.name == "sqlite":
+        return int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
+    there = inspect(connection).has_table(ABOUT.name)
+    return connection.execute(select(ABOUT.c.format)).scalar_one() if there else 0
+
+
+def _bring_up(connection: Connection, database: Database, found: int) -> None:
+    """Make what is missing of today's tables, and the sums over the rows of a ledger from before there were any."""
+    before = inspect(connection)
+    had_sums, is_old = before.has_table("sums"), before.has_table("answers")
+    if is_old and any(column["name"] == "promise" for column in before.get_columns("answers")):
+        connection.exec_driver_sql("ALTER TABLE answers RENAME COLUMN promise TO guarantee")
+    if is_old and found == 12:  # of a development version
+        connection.exec_driver_sql("DROP TABLE machine_hours")
+    complete(connection, LEDGER)
+    for statement in _triggers(connection.dialect.name):
+        connection.exec_driver_sql(statement)
+    if is_old and not had_sums:
+        _log.warning("%s: the sums over its rows are made, once", database.place)
+        rollup = Rollup()
+        for kind in SUMMED:
+            for row in connection.execution_options(yield_per=1000).execute(select(TABLES[kind])):
+                rollup.add(kind.model_construct(**row._mapping))  # read back, so it is valid
+        rollup.write(partial(database.write, connection), set())
+    connection.execute(ABOUT.delete())
+    connection.execute(ABOUT.insert().values(format=FORMAT))
+    if database.path:
+        connection.exec_driver_sql(f"PRAGMA user_version = {FORMAT}")
+
+
+def complete(connection: Connection, metadata: MetaData) -> None:
+    """Create the tables, columns and indexes that are missing."""
+    inspector = inspect(connection)
+    old = {table.name: {column["name"] for column in inspector.get_columns(table.name)}
+           for table in metadata.tables.values() if inspector.has_table(table.name)}  # fmt: skip
+    metadata.create_all(connection)
+    for table in metadata.tables.values():
+        for column in table.columns if table.name in old else ():
+            if column.name not in old[table.name]:
+                definition = CreateColumn(column).compile(dialect=connection.dialect)
+                connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {definition}")
+        for index in table.indexes:
+            index.create(connection, checkfirst=True)
+
+
+_REFUSAL = "the ledger is append-only"
+_MAY_GO = f"OLD.at < (SELECT rows_since FROM {ABOUT.name})"
+
+
+def _triggers(dialect: str) -> Sequence[str]:
+    """Return the statements that make every row of an entry stay as it is, until it may expire."""
+    names = {table.name: kind in EXPIRING for kind, table in TABLES.items()}
+    if dialect == "sqlite":
+        refuse = f"BEGIN SELECT RAISE(ABORT, '{_REFUSAL}'); END"
+        found = [f"DROP TRIGGER IF EXISTS {name}_{event}" for name in names for event in ("stay", "last")]
+        found += [f"CREATE TRIGGER {name}_stay BEFORE UPDATE ON {name} {refuse}" for name in names]
+        unless = {name: f"WHEN coalesce(NOT {_MAY_GO}, 1)" if expires else "" for name, expires in names.items()}
+        return [
+            *found,
+            *(f"CREATE TRIGGER {name}_last BEFORE DELETE ON {name} {unless[name]} {refuse}" for name in names),
+        ]
+    body = (
+        f"BEGIN IF TG_OP = 'DELETE' AND TG_NARGS = 1 THEN IF {_MAY_GO} THEN RETURN OLD; END IF; END IF;"
+        f" RAISE EXCEPTION '{_REFUSAL}'; END"
+    )
+    make = "CREATE OR REPLACE TRIGGER {0}_{1} BEFORE {2} ON {0} FOR EACH {3} EXECUTE FUNCTION ledger_refuses({4})"
+    return [
+        f"CREATE OR REPLACE FUNCTION ledger_refuses() RETURNS trigger LANGUAGE plpgsql AS $${body}$$",
+        *(make.format(name, "stay", "UPDATE", "ROW", "") for name in names),
+        *(make.format(name, "last", "DELETE", "ROW", "'expires'" if names[name] else "") for name in names),
+        *(make.format(name, "whole", "TRUNCATE", "STATEMENT", "") for name in names),
+    ]

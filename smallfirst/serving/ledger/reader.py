@@ -1,0 +1,204 @@
+"""Reading a ledger: entries of a kind, and the sums over them. Each read has a connection of its own."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Boolean, ColumnElement, Row, Select, Table, func, select
+
+from smallfirst.records import Record
+from smallfirst.serving.ledger.body_store import Body, BodyStore, E, body_id, with_body
+from smallfirst.serving.ledger.database import Database
+from smallfirst.serving.ledger.rollups import read_sums, within
+from smallfirst.serving.ledger.rows import AuditRow, Entry, LedgerRow
+from smallfirst.serving.ledger.sums import Dimension, Period, Sums
+from smallfirst.serving.ledger.tables import MACHINES, TABLES
+
+_CHUNK = 5_000
+"""Rows that a scan reads at once."""
+
+
+class StageTotals(Record):
+    """Sums over the rows of one stage."""
+
+    n: int
+    cost_usd: float
+    """Sum of the costs that are known."""
+    n_cost_unknown: int
+    """Rows without a cost: no model was asked."""
+    prompt_tokens: int
+    completion_tokens: int
+    p50_latency_ms: float
+
+
+class LedgerReader:
+    """The reading half of a Ledger."""
+
+    def __init__(self, database: Database, *, keep_bodies_days: int) -> None:
+        self._database, self._keep_bodies_days = database, keep_bodies_days
+        self.path, self.place = database.path, database.place
+        self._bodies_path = self.path and self.path.with_name(f"{self.path.stem}-bodies.db")
+        self._bodies: BodyStore | None = None
+        self._lock = threading.Lock()
+
+    def rows(self, since: datetime | None = None, limit: int | None = None) -> tuple[LedgerRow, ...]:
+        """Return the rows at or after `since`, the newest `limit` of them, in the order of writing."""
+        return self.entries(LedgerRow, since=since, limit=limit)
+
+    def entries(
+        self, kind: type[E], *, since: datetime | None = None, limit: int | None = None, **equal: str
+    ) -> tuple[E, ...]:
+        """Return the entries of a kind whose fields equal those given (`task="tickets"`), limited as in `rows`."""
+        table = TABLES[kind]
+        found = self._read(_select(kind, since, None, equal).order_by(table.c.seq.desc()).limit(limit))
+        rows = [_entry(kind, row) for row in reversed(found)]
+        bodies = self._read_bodies([id for row in rows if (id := body_id(row))])
+        return tuple(with_body(row, bodies.get(body_id(row))) for row in rows) if bodies else tuple(rows)
+
+    def scan(
+        self, kind: type[E], since: datetime | None = None, until: datetime | None = None, **equal: str
+    ) -> Iterator[E]:
+        """Yield the entries of a kind in [since, until), one after the other in the order of writing, without texts.
+
+        They are read a chunk at a time, so that a million of them needs no memory.
+        """
+        seq = TABLES[kind].c.seq
+        wanted, last = _select(kind, since, until, equal), 0
+        ((first, end),) = map(tuple, self._read(wanted.with_only_columns(func.min(seq), func.max(seq))))
+        last = (first or 1) - 1
+        while end is not None and last < end:
+            found = self._read(wanted.add_columns(seq).where(seq > last, seq <= end).order_by(seq).limit(_CHUNK))
+            if not found:
+                return
+            yield from (_entry(kind, row) for row in found)
+            last = found[-1].seq
+
+    def get(self, id: str) -> LedgerRow | None:
+        found = self.entries(LedgerRow, id=id)
+        return found[0] if found else None
+
+    def last_verdicts(self, task: str, certificate: str) -> list[tuple[bool, float]]:
+        """Return the verdict that stands on each audited answer of a certificate: whether wrong, and weight."""
+        audits = TABLES[AuditRow].c
+        wanted = select(audits.id, audits.wrong, audits.weight, audits.judged_by).order_by(audits.seq)
+        found = self._read(wanted.where(audits.task == task, audits.certificate == certificate))
+        last = {row.id: row for row in found}
+        return [(row.wrong, row.weight) for row in last.values() if row.judged_by != "nobody"]
+
+    def totals(self) -> dict[str, StageTotals]:
+        """Return sums by stage; rows that did not end with an answer are under `error`."""
+        stages: dict[str, list[Row[Any]]] = defaultdict(list)
+        t = TABLES[LedgerRow].c
+        for row in self._read(
+            select(t.status, t.stage, t.latency_ms, t.cost_usd, t.prompt_tokens, t.completion_tokens).order_by(t.stage)
+        ):
+            stages[row.stage if row.status == 200 else "error"].append(row)
+        return {stage: _sum_up(rows) for stage, rows in stages.items()}
+
+    def sums(
+        self,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        *,
+        by: Sequence[Dimension] = ("task", "stage"),
+        every: Period | None = None,
+        **equal: str,
+    ) -> tuple[Sums, ...]:
+        """Return sums over the hours that have a part in [since, until), by these fields and by hour, day or month.
+
+        Earliest first, in UTC. `equal` keeps rows whose fields have these values (`task="tickets"`). No row is read:
+        those that went stay counted.
+        """
+        with self._database.reader.connect() as connection:
+            return read_sums(connection, since, until, by=by, every=every, equal=equal)
+
+    def task_totals(self, since: datetime) -> dict[tuple[str, str], tuple[int, float]]:
+        """Return the number and the cost in USD of the answers since that hour by task and stage.
+
+        Audits are under `audit`.
+        """
+        answers = self.sums(since, by=("task", "stage"), kind="answer", outcome="answered")
+        audits = self.sums(since, by=("task",), kind="audit")
+        found = {(one.task, one.stage): (one.n, one.cost_usd) for one in answers if one.task}
+        return found | {(one.task, "audit"): (one.n, one.cost_usd) for one in audits}
+
+    def audited_costs(
+        self, since: datetime | None = None, until: datetime | None = None
+    ) -> list[tuple[str, float, float]]:
+        """Return task, propensity and the judge's cost in USD of audits by the large model of certified answers."""
+        audits, answers = TABLES[AuditRow], TABLES[LedgerRow]
+        # A verdict that holds again, since a person's was withdrawn, costs nothing.
+        cost = func.max(audits.c.cost_usd)
+        wanted = select(audits.c.task, audits.c.propensity, cost).join_from(
+            audits, answers, audits.c.id == answers.c.id
+        )
+        wanted = wanted.where(answers.c.certified.is_(True), audits.c.judged_by == "large")
+        wanted = wanted.where(*_during(audits, since, until)).group_by(audits.c.id, audits.c.task, audits.c.propensity)
+        return [tuple(row) for row in self._read(wanted)]
+
+    def uptime(self, since: datetime | None = None, until: datetime | None = None) -> dict[str, float]:
+        """Return the seconds for which servers ran in the hours of [since, until), by machine of the settings.
+
+        Two hosts with the same name of a machine count twice.
+        """
+        return self._machine_s("up_s", since, until)
+
+    def busy(self, since: datetime | None = None, until: datetime | None = None) -> dict[str, float]:
+        """Return the seconds for which models worked in the hours of [since, until), by machine of the settings."""
+        return self._machine_s("busy_s", since, until)
+
+    def _machine_s(self, name: str, since: datetime | None, until: datetime | None) -> dict[str, float]:
+        t = MACHINES.c
+        found = select(t.machine, func.sum(t[name])).where(*within(t.hour, since, until)).group_by(t.machine)
+        return dict(map(tuple, self._read(found.having(func.sum(t[name]) > 0))))
+
+    def _bodies_exist(self) -> bool:
+        return self._bodies is not None or self._bodies_path is None or self._bodies_path.exists()
+
+    def _read_bodies(self, ids: Sequence[str]) -> dict[str, Body]:
+        return self._open_bodies().many(ids) if ids and self._bodies_exist() else {}
+
+    def _open_bodies(self) -> BodyStore:
+        with self._lock:
+            if self._bodies is None:
+                self._bodies = BodyStore(self._bodies_path or self._database, keep_days=self._keep_bodies_days)
+            return self._bodies
+
+    def _read(self, wanted: Select[Any]) -> Sequence[Row[Any]]:
+        with self._database.reader.connect() as connection:
+            return connection.execute(wanted).all()
+
+
+def _during(table: Table, since: datetime | None, until: datetime | None) -> list[ColumnElement[bool]]:
+    return [*([table.c.at >= since] if since else []), *([table.c.at < until] if until else [])]
+
+
+def _select(kind: type[Entry], since: datetime | None, until: datetime | None, equal: dict[str, str]) -> Select[Any]:
+    table = TABLES[kind]
+    where = _during(table, since, until)
+    for name, value in equal.items():
+        column = table.c[name]
+        where.append(column.is_(value in ("1", "true")) if isinstance(column.type, Boolean) else column == value)
+    return select(*(table.c[name] for name in kind.model_fields)).where(*where)
+
+
+def _entry(kind: type[E], row: Row[Any]) -> E:
+    return kind.model_validate({name: row._mapping[name] for name in kind.model_fields})
+
+
+def _sum_up(rows: list[Row[Any]]) -> StageTotals:
+    costs = [row.cost_usd for row in rows if row.cost_usd is not None]
+    return StageTotals(
+        n=len(rows),
+        cost_usd=math.fsum(costs),
+        n_cost_unknown=len(rows) - len(costs),
+        prompt_tokens=sum(row.prompt_tokens or 0 for row in rows),
+        completion_tokens=sum(row.completion_tokens or 0 for row in rows),
+        p50_latency_ms=statistics.median(row.latency_ms for row in rows),
+    )
