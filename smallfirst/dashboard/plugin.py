@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from smallfirst.dashboard.answers import answer_details
 from smallfirst.dashboard.page import page_routes
-from smallfirst.dashboard.watch import RANGES, Window, watch
+from smallfirst.dashboard.watch import watch_range
 from smallfirst.deployment.audited_router import AuditedRouter
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.protocol import Model
 from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.openai.errors import ApiError
 from smallfirst.serving.plugins import Plugin, PluginRequest, PluginRoute, current_caller
 
 AUTO = "auto"
@@ -29,8 +27,9 @@ class Dashboard(Plugin):
         routers: Mapping[str, AuditedRouter],
         measured: Callable[[str], Evaluation | None] = lambda task: None,
     ) -> None:
-        """`models` and `routers`, by name, may change while the server runs; `measured` is a task's large model on test
-        rows.
+        """`models` and `routers`, by name, may change while the server runs.
+
+        `measured` returns the large model of a task on test rows.
         """
         self._models, self._ledger, self._routers, self._measured = models, ledger, routers, measured
         self.routes = (
@@ -46,19 +45,15 @@ class Dashboard(Plugin):
         usable = [name for name in self._models if caller.may_use(name)]
         tasks = [name for name in usable if name in self._routers or name == AUTO]
         return {
+            "at": "server",
             "role": call.role,
             "name": caller.name,
-            "key_needed": bool(caller.owner),
             "tasks": tasks,
             "models": [name for name in usable if name not in tasks],
         }
 
     def _watch(self, call: PluginRequest) -> dict[str, Any]:
-        asked = dict(call.query)
-        if (name := asked.get("range", "30d")) not in RANGES:
-            raise ApiError(400, f"`range` is one of {', '.join(RANGES)}.", param="range")
-        window = Window.of(name, datetime.now(UTC))
-        return watch(self._ledger, dict(self._routers), asked.get("task", ""), window, self._measured)
+        return watch_range(self._ledger, self._routers, dict(call.query), self._measured)
 
     def _answer(self, call: PluginRequest) -> dict[str, Any]:
         return answer_details(self._ledger, call.path_params["id"], owner=None if call.may_judge else call.caller)

@@ -1,4 +1,4 @@
-"""What happened in the last hours or days: share answered small, accuracy on both paths, money, latency, states, drift."""
+"""The last hours or days in figures: share answered small, accuracy on both paths, money, latency, states, drift."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from smallfirst.routing.monitoring.audit_plan import MAX_WEIGHT
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, StateRow, standing
 from smallfirst.serving.ledger.sums import Period, Sums
+from smallfirst.serving.openai.errors import ApiError
 from smallfirst.stats.intervals import Estimate, wilson
 from smallfirst.stats.sequential import weighted_interval
 
@@ -50,6 +51,18 @@ class Window(NamedTuple):
         step = timedelta(hours=1) if self.every == "hour" else timedelta(days=1)
         n = math.ceil((self.until - self.since) / step)
         return [self.period(self.since + index * step) for index in range(n)]
+
+
+def watch_range(
+    ledger: Ledger,
+    routers: Mapping[str, AuditedRouter],
+    query: Mapping[str, str],
+    measured: Callable[[str], Evaluation | None] = lambda task: None,
+) -> dict[str, Any]:
+    """Return `watch` of the `task` and the `range` in a query, 30 days unless it says otherwise. Raise ApiError 400."""
+    if (name := query.get("range", "30d")) not in RANGES:
+        raise ApiError(400, f"`range` is one of {', '.join(RANGES)}.", param="range")
+    return watch(ledger, dict(routers), query.get("task", ""), Window.of(name, datetime.now(UTC)), measured)
 
 
 def watch(

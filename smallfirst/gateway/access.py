@@ -16,8 +16,8 @@ from smallfirst.serving.auth.middleware import KeyCheck, check_local
 from smallfirst.serving.openai.errors import ApiError
 
 KEY_HEADER = b"x-smallfirst-key"
-OWN_PATHS = "/v1/smallfirst/"
-"""Paths below it say what the proxy does; with keys they need the role `admin`."""
+OWN_PATHS = ("/v1/smallfirst/", "/v1/dashboard/")
+"""Paths below them say what the proxy does; with keys they need the role `admin`."""
 _PLACES = (KEY_HEADER, b"authorization", b"x-api-key", b"api-key")
 
 

@@ -72,7 +72,8 @@ class Gateway:
     ) -> None:
         """`routes` are own routes by method and path, such as `("POST", "/v1/decisions")`.
 
-        Without `access` everybody is served who reaches it. Raise ConfigError if the key of an upstream is missing.
+        Those that are not below /v1 are public. Without `access` everybody is served who reaches it. Raise ConfigError
+        if the key of an upstream is missing.
         """
         for upstream in settings.upstreams.values():
             upstream.key()
@@ -139,11 +140,12 @@ class Gateway:
             client.end()
 
     async def _serve(self, request: GatewayRequest, client: Client) -> None:
-        refused = refuse(request)
+        public = (request.method, request.path) in self.routes and not request.path.startswith("/v1/")
+        refused = None if public else refuse(request)
         if refused is not None:
             await client.answer(refused)
             return
-        if self.access is None or request.path == "/health":
+        if self.access is None or public:
             await self._admitted(request, client, ())
             return
         with self.access.admit(request) as models:

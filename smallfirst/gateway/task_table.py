@@ -7,12 +7,8 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Literal
-
-import jinja2
 
 from smallfirst.errors import ConfigError
 from smallfirst.gateway.app import Handler
@@ -112,28 +108,13 @@ def read_task_table(state: Path, discovered: Path, *, days: int = DAYS) -> TaskT
 
 
 def task_routes(state: Path, discovered: Path) -> dict[tuple[str, str], Handler]:
-    """Return the proxy's routes to the table: as JSON, and as a page."""
+    """Return the proxy's route to the table."""
 
     async def as_json(request: GatewayRequest, _: Upstreams) -> GatewayResponse:
         table = await asyncio.to_thread(read_task_table, state, discovered)
         return json_response(table.model_dump(mode="json"))
 
-    async def as_page(request: GatewayRequest, _: Upstreams) -> GatewayResponse:
-        html = page(await asyncio.to_thread(read_task_table, state, discovered))
-        return GatewayResponse(200, [(b"content-type", b"text/html; charset=utf-8")], html.encode())
-
-    return {("GET", "/v1/smallfirst/tasks"): as_json, ("GET", "/v1/smallfirst"): as_page}
-
-
-def page(table: TaskTable) -> str:
-    """Return the table as one HTML page that loads nothing."""
-    return _template().render(table=table, heading=HEADING, days=DAYS)
-
-
-@cache
-def _template() -> jinja2.Template:
-    text = resources.files("smallfirst.gateway").joinpath("tasks.html").read_text(encoding="utf-8")
-    return jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(text)
+    return {("GET", "/v1/smallfirst/tasks"): as_json}
 
 
 def _learnt(taken: TakeOver, totals: Mapping[str, tuple[int, float]]) -> TaskLine:

@@ -35,6 +35,7 @@ def proxy(gateway_yaml: Path | None, upstream: str | None, keep: bool, host: str
     from smallfirst.gateway.decisions.routes import DecisionRoutes
     from smallfirst.gateway.server import run
     from smallfirst.gateway.settings import CaptureSettings, read_gateway_file
+    from smallfirst.gateway.takeover.page import page_routes
     from smallfirst.gateway.takeover.tasks import TakenOverTasks
     from smallfirst.gateway.task_table import DISCOVERED, task_routes
     from smallfirst.paths import home, state_of
@@ -50,13 +51,19 @@ def proxy(gateway_yaml: Path | None, upstream: str | None, keep: bool, host: str
     check_exposure(host, keys, everybody=everybody)
     listener = listen(host, port)
     capture = Capture(settings, settings.capture, home()) if settings.capture else None
-    local = TakenOverTasks(Ledger(home() / "ledger.db"))
-    routes = {**DecisionRoutes(settings.decisions, local).routes, **task_routes(home(), settings.folder / DISCOVERED)}
+    ledger = Ledger(home() / "ledger.db")
+    local = TakenOverTasks(ledger)
+    routes = {
+        **DecisionRoutes(settings.decisions, local).routes,
+        **task_routes(home(), settings.folder / DISCOVERED),
+        **page_routes(ledger, local),
+    }
     access = Access(keys, everybody=everybody)
     gateway = Gateway(settings, capture=capture, local=local, access=access, routes=routes)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/v1"
     click.echo(f"smallfirst passes {address} on to {', '.join(one.base_url for one in settings.upstreams.values())}")
     click.echo(_kept(settings, home()))
+    click.echo(f"its page: {address.removesuffix('v1')}")
     click.echo(f"in the application:  export OPENAI_BASE_URL={address}")
     run(gateway, listener)
 

@@ -17,7 +17,7 @@ from smallfirst.progress import format_table
 def tasks(discovered: Path, days: int, as_json: bool) -> None:
     """List the tasks of the traffic: bill, state, promise, savings.
 
-    FOLDER is where `discover` wrote its tasks. A running proxy shows the same under /v1/smallfirst, and as JSON under
+    FOLDER is where `discover` wrote its tasks. A running proxy shows the same on its page at /, and as JSON under
     /v1/smallfirst/tasks.
     """
     from smallfirst.gateway.task_table import HEADING, read_task_table

@@ -10,7 +10,7 @@ let turn = 0;
 
 const say = (text) => (status.textContent = text);
 const go = (tab, params = {}) => (location.hash = `#/${tab}?${new URLSearchParams(params)}`);
-const allowed = () => TABS.filter((tab) => tab.roles.includes(session.role));
+const allowed = () => TABS.filter((tab) => tab.roles.includes(session.role) && (tab.at ?? ['server']).includes(session.at));
 
 function problem(error) {
   if (!(error instanceof ApiError)) console.error(error);
@@ -57,7 +57,7 @@ async function start() {
     key.set('');
     signIn();
   };
-  document.getElementById('who').replaceChildren(...(session.key_needed
+  document.getElementById('who').replaceChildren(...(key.get()
     ? [h('span', {}, [session.name, session.role].filter(Boolean).join(', ')), h('button', { onclick: out }, 'Sign out')]
     : []));
   show();

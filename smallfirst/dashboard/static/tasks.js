@@ -1,0 +1,24 @@
+// Tasks of a proxy: what was found in its traffic, learnt and taken over, what it costs and saves.
+import { api, count, h, percent, table, usd } from './dom.js';
+
+const STATES = { live: 'good', shadow: 'mixed', 'stepped back': 'bad' };
+const HEADING = ['Task', 'State', 'Requests', 'Bill', 'Answered small', 'Saved', 'Promise', 'Learnt from'];
+
+function row(one) {
+  const state = one.state === 'live' ? `live, ${percent(one.share, 0)} of requests` : one.state;
+  const small = one.small_share === null ? '–' : `${one.state === 'found' ? 'foretold ' : ''}${percent(one.small_share, 0)}`;
+  return [
+    one.state === 'found' ? one.task : h('a', { href: `#/watch?${new URLSearchParams({ task: one.task })}` }, one.task),
+    [h('strong', { class: STATES[one.state] }, one.training_allowed ? state : `${state}, measuring only`), one.why && h('small', { class: 'soft' }, one.why)],
+    count(one.requests), one.bill_usd === null ? '–' : usd(one.bill_usd), small, one.saved_usd === null ? '–' : usd(one.saved_usd),
+    one.promise, [one.teacher, one.terms].filter(Boolean).join(', '),
+  ];
+}
+
+export async function show(root) {
+  const { tasks } = await api('/v1/smallfirst/tasks');
+  root.append(h('h1', {}, 'Tasks'), tasks.length > 0
+    ? h('div', { class: 'card' }, table('Tasks', HEADING, tasks.map(row)),
+      h('p', { class: 'soft' }, 'Requests, bill and savings of learnt tasks: the last 30 days. Of found tasks: a month of the traffic that they were found in.'))
+    : h('p', { class: 'card' }, 'No task yet: ', h('code', {}, 'smallfirst discover'), ' finds them in what was captured.'));
+}
