@@ -37,9 +37,10 @@ def test_what_is_kept_is_said_before_the_first_request(tmp_path: Path, monkeypat
     for more in ((), ("--capture",)):
         result = call("proxy", "--upstream", "https://example.com/v1", "--port", "0", *more)
         assert result.exit_code == 0, result.output
-        passes, keeps, export = result.output.splitlines()
+        passes, keeps, page, export = result.output.splitlines()
         address = passes.split()[2]
         assert passes == f"smallfirst passes {address} on to https://example.com/v1"
         assert keeps.startswith("kept in " if more else "nothing is kept of it")
+        assert page == f"its page: {address.removesuffix('v1')}"
         assert export == f"in the application:  export OPENAI_BASE_URL={address}"
     assert kept == [False, True]
