@@ -70,12 +70,12 @@ class QueueRoutes:
         id, me = feedback.id, Holder(feedback.caller, worker)
         self.leases.release(id)
         self._order.pop(id, None)
-        if feedback.verdict == "withdrawn":
-            self._made_at = float("-inf")
         own = self._markers.get(id, me) == me
         self._markers[id] = me
         others = [one for one in standing(earlier) if one.judge and (one.caller != feedback.caller or not own)]
         differ = any((one.verdict, one.answer) != (feedback.verdict, feedback.answer) for one in others)
+        if differ or feedback.verdict == "withdrawn":
+            self._made_at = float("-inf")
         marks = [self._mark(one, me) for one in others]
         return {"others": marks, "conflict": differ and feedback.verdict != "withdrawn"}
 
@@ -88,22 +88,22 @@ class QueueRoutes:
         return {"object": "list", "data": data, "has_more": len(found) > _MAX_LISTED, "reasons": reasons}
 
     async def _claim(self, call: PluginRequest) -> dict[str, Any]:
-        """Hold the next answer for the caller, or the one named by `id`, also if somebody else holds it."""
+        """Hold the next answer for the caller, the one named by `id`, or by `take` also if somebody else holds it."""
         body = await call.json(max_bytes=_MAX_BODY_BYTES)
         for name, value in body.items():
-            if name not in ("worker", "task", "id", "skip") or not isinstance(value, str) or len(value) > 128:
-                raise ApiError(400, "Fields are `worker`, `task`, `id` and `skip`, each a text.", param=name[:64])
+            if name not in ("worker", "task", "id", "take", "skip") or not isinstance(value, str) or len(value) > 128:
+                raise ApiError(400, "Fields are worker, task, id, take and skip, each a text.", param=name[:64])
         me = Holder(call.caller, body.get("worker", ""))
         self._names[call.caller] = call.caller_name
         if skipped := body.get("skip"):
             self.leases.skip(skipped, me)
         waiting = await self._ordered(body.get("task"))
-        ids = [body["id"]] if "id" in body else [one.row.id for one in waiting]
-        before = self.leases.holder(ids[0]) if ids else None
-        claimed = self.leases.claim(ids, me, take_over="id" in body)
+        named = body.get("take", body.get("id"))
+        if named and "take" not in body and self.leases.holder(named) not in (None, me):
+            raise ApiError(409, "Somebody else holds this answer now.", param="id", code="held")
+        ids = [named] if named else [one.row.id for one in waiting]
+        claimed = self.leases.claim(ids, me, take_over=named is not None)
         item = await self._item(claimed, me) if claimed else None
-        if item and "id" in body and before not in (None, me):
-            item["taken_over"] = True
         return {"object": "queue.claim", "item": item, "waiting": len(waiting)}
 
     async def _item(self, id: str, me: Holder) -> dict[str, Any]:

@@ -102,7 +102,9 @@ def test_two_judges_mark_different_answers_and_see_a_conflict(open_desk: Any, le
         "others": [],
         "conflict": False,
     }
-    taken = desk.claim("ben", worker="2", id="in doubt")
+    assert desk.claim("ada", worker="1", take="in doubt")["id"] == "in doubt"
+    assert desk.post("ben", "/v1/queue/claim", worker="2", id="in doubt").json()["error"]["code"] == "held"
+    taken = desk.claim("ben", worker="2", take="in doubt")
     (mark,) = taken["marks"]
     assert (mark["by"], mark["verdict"], mark["answer"], mark["mine"]) == ("ada", "wrong", "lost card", False)
     found = desk.mark("ben", "in doubt", answer="refund", worker="2")

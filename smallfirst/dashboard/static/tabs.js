@@ -7,5 +7,6 @@
 export const TABS = [
   { id: 'tasks', title: 'Tasks', at: ['proxy'], roles: ['admin'], load: () => import('./tasks.js') },
   { id: 'watch', title: 'Watch', at: ['server', 'proxy'], roles: ['admin'], load: () => import('./watch.js') },
+  { id: 'queue', title: 'Mark', roles: ['judge', 'admin'], load: () => import('./queue.js') },
   { id: 'try', title: 'Try', roles: ['user', 'judge', 'admin'], load: () => import('./try.js') },
 ];

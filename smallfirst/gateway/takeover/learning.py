@@ -1,7 +1,8 @@
 """Learn a discovered task from the large model's recorded answers, and from people's corrections where there are some.
 
 Without corrections right is what the large model answered, so the certificate promises agreement with it. With enough
-of them a part trains beside the recorded answers, and the rest certifies and tests: then it promises accuracy.
+of them a part trains beside the recorded answers, and the rest certifies and tests: then it promises accuracy. What
+judges marked of answers that were served trains in both cases and measures in none: it is no random sample.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ from smallfirst.gateway.takeover.live_task import LEARNT
 from smallfirst.gateway.takeover.mending import mended
 from smallfirst.gateway.takeover.takeovers import TakeOver, TakeOvers
 from smallfirst.gateway.teachers import settings_near, with_terms_now
+from smallfirst.improvement.harvest import harvest, open_ledger
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded.replay import RecordedAnswer, RecordingHeader, request_key
+from smallfirst.paths import state_of
 from smallfirst.pipeline.run import try_run
 from smallfirst.pipeline.summary import RunSummary
 from smallfirst.progress import Progress
+from smallfirst.project.project import Project
 from smallfirst.project.task_file import TaskFile, read_task_file
 from smallfirst.records import Record
 from smallfirst.sync import outside_event_loop
@@ -41,6 +45,7 @@ CORRECTIONS = "corrections.jsonl"
 MIN_CORRECTIONS = 200
 """Fewer corrections than this only train: they could hardly certify anything."""
 _RECORDED = "recorded.jsonl"
+_MARKED = "marked.jsonl"
 _PARTS = (("train", 0.6), ("validation", 0.85), ("test", 1.0))
 """What corrections are used for, with the upper end of each part of [0, 1) into which a text's hash falls."""
 
@@ -53,6 +58,8 @@ class Learnt(Record):
     """Recorded answers."""
     n_corrections: int
     """Corrections among the rows."""
+    n_marked: int = 0
+    """Rows more that judges marked as the task was served; they train."""
     promises_accuracy: bool
     """True if people's answers certify; False if the certificate promises agreement with the large model."""
     version: int
@@ -73,6 +80,7 @@ class Learnt(Record):
     def in_words(self) -> tuple[str, ...]:
         """Return what it means in sentences."""
         of = f", {self.n_corrections} of them corrected by people" if self.n_corrections else ""
+        of += f", and from {self.n_marked:,} that judges marked as it was served" if self.n_marked else ""
         return (
             f"{self.task}: learnt from {self.n_rows:,} recorded answers{of}",
             f"promise: {self.promise_in_words}",
@@ -113,8 +121,10 @@ def learn(
     files = _write_parts(place, drafted, rows, corrections, accuracy=accuracy)
     named = [row.example.answer for row in corrections.values() if row.example.shape == "label"]
     _write_task(place, folder, files, labels="gold" if accuracy else "large", named=named)
+    n_marked = _add_marked(place)
     summary = _run(place, progress, minutes)
     learnt = _learnt(summary, source.name, n_rows=len(rows), n_corrections=len(corrected), accuracy=accuracy)
+    learnt = learnt.model_copy(update={"n_marked": n_marked})
     file = takeovers or TakeOvers()
     before = file.read().get(source.name)
     taken = TakeOver(task=source.name, folder=folder.absolute(), version=learnt.version)
@@ -146,6 +156,22 @@ def _check_terms(source: TaskSource, n_corrections: int) -> None:
             f"are used for measuring only, and people have answered {n_corrections:,} of its rows",
             hint=f"put people's answers to at least {MIN_CORRECTIONS} rows into {CORRECTIONS} beside source.json",
         )
+
+
+def _add_marked(place: Path) -> int:
+    """Let what judges marked in the ledger train as well; return the number of rows."""
+    file = read_task_file(place)
+    with state_of(place):
+        try:
+            open_ledger().close()
+        except ConfigError:  # nothing was served yet
+            return 0
+        found = harvest(Project.read(file, Progress(quiet=True)), out=place / _MARKED, people_only=True)
+    if found.n_rows:
+        values = yaml.safe_load((place / "task.yaml").read_text(encoding="utf-8"))
+        values["data"]["harvested"] = [*values["data"].get("harvested", []), _MARKED]
+        _write_settings(place, values)
+    return found.n_rows
 
 
 def _run(place: Path, progress: Progress | None, minutes: float | None) -> RunSummary:
@@ -288,6 +314,10 @@ def _write_task(place: Path, folder: Path, files: Mapping[str, str], *, labels: 
     }
     if isinstance(values.get("labels"), list):  # people may name one that the large model never did
         changes["labels"] = list(dict.fromkeys([*values["labels"], *named]))
-    text = yaml.safe_dump({**values, **changes}, sort_keys=False, allow_unicode=True, width=120)
+    _write_settings(place, {**values, **changes})
+
+
+def _write_settings(place: Path, values: Mapping[str, Any]) -> None:
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
     note = f"# Written by `smallfirst learn` from ../task.yaml: change that one.\n\n{text}"
     write_atomically(place / "task.yaml", note.encode())

@@ -15,7 +15,7 @@ from smallfirst.data.redaction import RedactedText, redact, redact_json
 from smallfirst.data.row_formats import Columns, detect_layout, parse_row, to_row
 from smallfirst.errors import ConfigError
 from smallfirst.files import write_atomically
-from smallfirst.improvement.harvest.evidence import collect, open_ledger
+from smallfirst.improvement.harvest.evidence import BY_JUDGES, TRUST, collect, open_ledger
 from smallfirst.improvement.harvest.resolve import ParsedEvidence, Resolution, parse_evidence, resolve
 from smallfirst.improvement.harvest.result import REASONS, SOURCES, DisputedText, HarvestResult, UnparsedAnswer
 from smallfirst.project.project import Project
@@ -28,17 +28,26 @@ SHOWN = 200
 
 
 def harvest(
-    project: Project, *, out: Path = Path("harvested.jsonl"), ledger: Path | None = None, since: datetime | None = None
+    project: Project,
+    *,
+    out: Path = Path("harvested.jsonl"),
+    ledger: Path | None = None,
+    since: datetime | None = None,
+    people_only: bool = False,
 ) -> HarvestResult:
     """Write the training rows that the ledger gives for the project's task to `out`; return the record.
 
-    Use only answers given or judged at or after `since`. A text of the training rows is left out, unless it came from
+    Use only answers given or judged at or after `since`; with `people_only` only what judges said. A text of the
+    training rows is left out, unless it came from
     `out` itself. Raise ConfigError if there is no ledger, or if `out` is read by the task, was edited by somebody, or
     holds an earlier harvest from further back.
     """
     _refuse_to_overwrite(project, out, since)
     with closing(open_ledger(ledger)) as opened:
         heard = collect(opened, project.file.name, since)
+    if people_only:
+        said = [one for one in heard.voices if one.against or TRUST[one.source] <= BY_JUDGES]
+        heard = heard._replace(voices=said)
     builder = _RowBuilder(project, out)
     builder.outcomes.update(heard.refused)
     votes, unread = parse_evidence(heard.voices, project.task)

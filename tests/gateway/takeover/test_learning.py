@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ from smallfirst.gateway.takeover import learning
 from smallfirst.gateway.takeover.learning import learn
 from smallfirst.models.recorded.replay import read_recording
 from smallfirst.project.task_file import read_task_file
+from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.ledger.rows import FeedbackRow, LedgerRow
 from smallfirst.traffic.task_source import FILE_NAME, Teacher
 from tests.gateway.takeover.conftest import TEACHER, cases, source, write_draft
 
@@ -56,7 +60,8 @@ def prepared(tmp_path, monkeypatch):
         settings = yaml.safe_load((folder / "learnt" / "task.yaml").read_text())
         read = {
             name: [json.loads(line) for line in (folder / "learnt" / path).read_text().splitlines()]
-            for name, path in settings["data"].items()
+            for name, paths in settings["data"].items()
+            for path in (paths if isinstance(paths, list) else [paths])
         }
         return settings, read
 
@@ -97,3 +102,23 @@ def test_a_teacher_whose_terms_forbid_it_is_not_learnt_from(tmp_path):
     source().model_copy(update={"teacher": forbidden}).save(folder / FILE_NAME)
     with pytest.raises(ConfigError, match=r"no imitation.*measuring only"):
         learn(folder)
+
+
+def test_what_judges_marked_trains_and_measures_nothing(prepared, monkeypatch, tmp_path):
+    monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path / "state"))
+    at = datetime.now(UTC)
+    held_out = next(text for text, _ in cases(600))
+    said = {"new and wrong": "loans", "new and right": None, "by a user": "loans", held_out: "loans"}
+    with closing(Ledger(tmp_path / "state" / "ledger.db")) as ledger:
+        for text, answer in said.items():
+            row = {"id": text, "at": at, "served_name": "queues", "status": 200, "latency_ms": 1.0, "task": "queues"}
+            body = {"request_text": json.dumps([["user", text]]), "answer_text": "cards"}
+            ledger.append(LedgerRow.model_validate({**row, **body, "stage": "large"}))
+            verdict = "wrong" if answer else "right"
+            ledger.append(FeedbackRow(id=text, at=at, verdict=verdict, answer=answer, judge=text != "by a user"))
+    settings, rows = prepared(0)
+    assert settings["data"]["harvested"] == ["marked.jsonl"]
+    assert [(row["text"], row["label"], row["source"]) for row in rows["harvested"]] == [
+        ("new and wrong", "loans", "feedback"),
+        ("new and right", "cards", "confirmed"),
+    ]

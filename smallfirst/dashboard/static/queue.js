@@ -1,0 +1,268 @@
+// Mark: answers that a label would help most, one after the other, by one key each.
+import { api, count, h, percent, plural, when } from './dom.js';
+
+const REASONS = {
+  audit: 'Audit', conflict: 'Conflict', reported: 'Reported', unsure: 'Left to a person', disagreement: 'Disagreement', near: 'Near the threshold',
+};
+const RENEW_MS = 45000;
+const EMPTY_MS = 15000;
+
+/** Return what tells this window apart from others with the same key. */
+function worker(anew = false) {
+  const known = (!anew && sessionStorage.getItem('smallfirst.worker')) || String(Math.random()).slice(2);
+  sessionStorage.setItem('smallfirst.worker', known);
+  return known;
+}
+
+export async function show(root, { session, params, go, say }) {
+  let me = worker();
+  const task = params.get('task') ?? '';
+  const tasks = session.tasks.filter((name) => name !== 'auto');
+  const note = h('div', { class: 'note', role: 'status' });
+  const stage = h('div', {});
+  const list = h('details', { class: 'all', ontoggle: () => list.open && refreshList() }, h('summary', {}, 'What waits'));
+  const keys = h('input', { type: 'checkbox', id: 'one-key', checked: localStorage.getItem('smallfirst.keys') !== 'off' });
+  keys.addEventListener('change', () => localStorage.setItem('smallfirst.keys', keys.checked ? 'on' : 'off'));
+  let item = null;
+  let done = [];
+  let actions = {};
+  let active = true;
+  let timer = null;
+
+  const claim = (more = {}) => api('/v1/queue/claim', { worker: me, ...(task && { task }), ...more });
+
+  async function next(more = {}) {
+    clearTimeout(timer);
+    try {
+      const found = await claim(more);
+      item = found.item;
+      draw(found.waiting);
+    } catch (error) {
+      complain(error);
+    }
+  }
+
+  function complain(error) {
+    if (error.status !== 401) note.replaceChildren(h('p', { class: 'problem', role: 'alert' }, error.message));
+  }
+
+  async function mark(body) {
+    const marked = item;
+    actions = {};
+    try {
+      const found = await api('/v1/feedback', { id: marked.id, worker: me, ...body });
+      done.push(marked.id);
+      const right = found.verdict === 'right';
+      note.replaceChildren(
+        h('p', {}, h('strong', { class: right ? 'good' : 'bad' }, right ? 'Right' : 'Wrong'), summary(marked, body, right),
+          found.audit ? 'It counts for the guarantee. ' : 'It trains, and moves no guarantee: chance had not drawn it. ',
+          h('button', { onclick: undo, 'aria-keyshortcuts': 'u' }, 'Undo ', h('kbd', {}, 'u'))),
+        found.conflict ? conflict(marked.id, found.others) : '');
+      await next();
+    } catch (error) {
+      complain(error);
+      arm();
+    }
+  }
+
+  const conflict = (id, others) => h('p', { class: 'problem', role: 'alert' },
+    `${others.map(told).join('; ')}: that is not what you say. Nothing is learnt from it until the marks agree. `,
+    h('button', { onclick: () => next({ take: id }) }, 'Look at it again'));
+
+  async function undo() {
+    const id = done.pop();
+    if (!id) return;
+    try {
+      await api('/v1/feedback', { id, verdict: 'withdrawn', worker: me });
+      note.replaceChildren(h('p', {}, 'Taken back. The ledger keeps both, and only what stands counts.'));
+    } catch (error) {
+      complain(error);
+    }
+    await next({ take: id });
+  }
+
+  function draw(waiting) {
+    if (!item) {
+      actions = {};
+      stage.replaceChildren(h('section', { class: 'card' }, h('h2', {}, waiting ? 'Others are at work on the rest' : 'Nothing waits'),
+        h('p', { class: 'soft' }, waiting ? `${plural(waiting, 'answer')} in the queue, held by others or skipped by you.`
+          : 'New audits and doubtful answers appear here by themselves.'),
+        waiting > 0 && h('button', { onclick: again }, 'Show what I skipped')));
+      timer = setTimeout(next, EMPTY_MS);
+      return;
+    }
+    const stored = item.question.length > 0;
+    stage.replaceChildren(h('section', { class: 'card item', 'aria-labelledby': 'question-heading' },
+      h('p', { class: 'why' }, h('span', { class: `tag ${item.reason}` }, REASONS[item.reason]), ' ', item.why, item.why && '. ',
+        h('span', { class: 'soft' }, [tasks.length > 1 && item.task, when(item.at)].filter(Boolean).join(', '))),
+      h('h2', { id: 'question-heading', tabindex: -1 }, 'Question'),
+      stored ? item.question.map(([role, content]) => h('p', { class: `turn ${role}` },
+        item.question.length > 1 && h('span', { class: 'soft' }, `${role}: `), content))
+        : h('p', { class: 'soft' }, 'Its text is not stored. ', h('code', {}, 'smallfirst serve --store-bodies'), ' keeps the texts of answers to come.'),
+      item.marks.length > 0 && h('p', { class: 'bad' }, `${item.marks.map(told).join('; ')}.`),
+      ...choices(stored),
+      h('p', { class: 'buttons' },
+        h('button', { onclick: skip, 'aria-keyshortcuts': 's' }, 'Skip ', h('kbd', {}, 's')),
+        h('label', { class: 'keys' }, keys, ' one key a label'))));
+    arm();
+    const heading = stage.querySelector('h2');
+    heading.focus({ preventScroll: true });
+    say(`${REASONS[item.reason]}. ${stored ? item.question.at(-1)[1] : ''} Answered: ${item.answer ?? 'not stored'}`);
+    if (list.open) refreshList();
+  }
+
+  const again = () => {
+    me = worker(true);
+    next();
+  };
+
+  const skip = () => {
+    note.replaceChildren();
+    next({ skip: item.id });
+  };
+
+  /** Return what says the same as a label: who gave it and how sure. */
+  function said(answer) {
+    const given = answer === item.answer ? [`given by ${item.answered_by ?? item.stage ?? 'the endpoint'}`] : [];
+    const others = item.drafts.filter((one) => one.answer === answer && one.model !== item.answered_by);
+    return [...given, ...others.map((one) => `${one.model}${one.confidence === null ? '' : ` ${percent(one.confidence, 0)}`}`)].join(', ');
+  }
+
+  function choices(stored) {
+    if (!stored || item.answer === null) return verdicts();
+    return item.kind === 'label' ? labels() : editor();
+  }
+
+  const verdicts = () => [h('p', {}, 'Answered: ', h('strong', {}, item.answer ?? 'not stored')),
+    h('p', { class: 'buttons' },
+      h('button', { class: 'main', onclick: () => mark({ verdict: 'right' }) }, 'Right ', h('kbd', {}, 'r')),
+      h('button', { onclick: () => mark({ verdict: 'wrong' }) }, 'Wrong ', h('kbd', {}, 'w')))];
+
+  function labels() {
+    const pick = (label) => () => mark({ answer: label });
+    const button = (label, at) => h('button', { class: label === item.answer ? 'label given' : 'label', onclick: pick(label), 'aria-keyshortcuts': at },
+      at ? h('kbd', {}, at) : '', ' ', h('span', {}, label), ' ', h('small', { class: 'soft' }, said(label)));
+    const offered = h('div', { class: 'labels', role: 'group', 'aria-label': 'Which is right?' }, item.offer.map((label, i) => button(label, i + 1)));
+    if (item.labels.length === item.offer.length) return [h('h3', {}, 'Which is right?'), offered];
+    const found = h('div', { class: 'labels found', role: 'group', 'aria-label': 'Labels found' });
+    const words = (text) => text.toLowerCase().replaceAll('_', ' ');
+    const matching = () => item.labels.filter((label) => words(search.value).split(' ').every((word) => words(label).includes(word)));
+    const search = h('input', {
+      id: 'label-search', type: 'search', autocomplete: 'off',
+      oninput: () => {
+        const matches = search.value ? matching() : [];
+        found.replaceChildren(...matches.slice(0, 12).map((label) => button(label)));
+        say(search.value ? `${plural(matches.length, 'label')}, Enter takes ${matches[0] ?? 'none'}` : '');
+      },
+      onkeydown: (event) => {
+        const [first] = search.value ? matching() : [];
+        if (event.key === 'Escape') search.blur();
+        if (event.key === 'Enter' && first) mark({ answer: first });
+      },
+    });
+    return [h('h3', {}, 'Which is right?'), offered,
+      h('label', { for: 'label-search' }, `Another of the ${count(item.labels.length)} labels `, h('kbd', {}, '/')), search, found];
+  }
+
+  function editor() {
+    const json = item.kind === 'json';
+    const text = h('textarea', { id: 'right', rows: 6, spellcheck: json ? 'false' : 'true', 'aria-describedby': 'right-hint' });
+    text.value = pretty(item.answer, json);
+    const hint = item.schema ? `Fields: ${Object.keys(item.schema.properties ?? {}).join(', ')}. `
+      : item.labels?.length ? `Labels: ${item.labels.join(', ')}. ` : '';
+    const save = (event) => {
+      event.preventDefault();
+      try {
+        if (json) JSON.parse(text.value);
+        mark({ answer: text.value });
+      } catch (error) {
+        complain({ message: `This is no JSON: ${error.message}` });
+        text.focus();
+      }
+    };
+    text.addEventListener('keydown', (event) => {
+      if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) save(event);
+      if (event.key === 'Escape') stage.querySelector('h2').focus();
+    });
+    const others = item.drafts.filter((one) => one.model !== item.answered_by && one.answer !== item.answer);
+    return [h('p', { class: 'soft' }, `Answered by ${item.answered_by}${item.confidence === null ? '' : `, confidence ${percent(item.confidence)}`}.`),
+      h('label', { for: 'right' }, 'The right answer'), text,
+      h('p', { class: 'soft', id: 'right-hint' }, hint, 'Correct it, then Ctrl + Enter; Esc leaves the field.'),
+      others.map((one) => h('p', { class: 'soft' }, `${one.model} says: ${short(one.answer)} `,
+        h('button', { onclick: () => (text.value = pretty(one.answer, json)) }, 'Take it'))),
+      h('p', { class: 'buttons' },
+        h('button', { class: 'main', onclick: () => mark({ verdict: 'right' }), 'aria-keyshortcuts': 'r' }, 'Right as it is ', h('kbd', {}, 'r')),
+        h('button', { onclick: save }, 'Save the corrected answer'),
+        h('button', { onclick: () => text.focus(), 'aria-keyshortcuts': 'e' }, 'Edit ', h('kbd', {}, 'e')))];
+  }
+
+  /** Take the keys for the answer that is shown. */
+  function arm() {
+    const search = () => stage.querySelector('#label-search')?.focus();
+    actions = { s: skip, u: undo, '/': search };
+    const labelled = stage.querySelector('.labels');
+    if (labelled) item.offer.forEach((label, i) => (actions[i + 1] = () => mark({ answer: label })));
+    else Object.assign(actions, { r: () => mark({ verdict: 'right' }), e: () => stage.querySelector('#right')?.focus() });
+    if (!labelled && !stage.querySelector('#right')) actions.w = () => mark({ verdict: 'wrong' });
+  }
+
+  function press(event) {
+    active = true;
+    const typing = event.target.closest?.('input, textarea, select') && event.target.type !== 'checkbox';
+    if (typing || !keys.checked || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+    const act = actions[event.key];
+    if (!act) return;
+    event.preventDefault();
+    act();
+  }
+
+  async function refreshList() {
+    const found = await api(`/v1/queue${task ? `?task=${encodeURIComponent(task)}` : ''}`).catch(complain);
+    if (!found) return;
+    const counts = Object.entries(found.reasons).filter(([, n]) => n).map(([reason, n]) => `${REASONS[reason]} ${count(n)}`);
+    const row = (one) => h('tr', {}, h('th', { scope: 'row' }, REASONS[one.reason]), h('td', {}, one.why), h('td', {}, when(one.at)),
+      h('td', {}, one.id === item?.id ? 'here' : h('button', { onclick: () => next({ take: one.id }) }, one.held ? 'Take over' : 'Open')));
+    list.replaceChildren(h('summary', {}, 'What waits'), h('p', {}, counts.join(' · ') || 'Nothing.'),
+      h('div', { class: 'wide', tabindex: 0, role: 'region', 'aria-label': 'Answers in the queue' }, h('table', {},
+        h('thead', {}, h('tr', {}, ['Reason', 'Why', 'Asked', ''].map((name) => h('th', { scope: 'col' }, name || h('span', { class: 'visually-hidden' }, 'Open'))))),
+        h('tbody', {}, found.data.slice(0, 20).map(row)))));
+  }
+
+  const renewing = setInterval(() => {
+    if (item && active) claim({ id: item.id }).catch(complain);
+    active = false;
+  }, RENEW_MS);
+  const moved = () => (active = true);
+  document.addEventListener('keydown', press);
+  document.addEventListener('pointermove', moved);
+  root.append(
+    h('h1', {}, 'Mark answers'),
+    ...(tasks.length > 1 ? [h('label', { for: 'queue-task' }, 'Task'),
+      h('select', { id: 'queue-task', onchange: (event) => go('queue', event.target.value && { task: event.target.value }) },
+        h('option', { value: '' }, 'all tasks'), tasks.map((name) => h('option', { selected: name === task }, name)))] : []),
+    note, stage, list);
+  note.append(h('p', { class: 'soft' }, 'What a label helps most comes first. Only audits move the guarantee; the others train.'));
+  await next();
+  return () => {
+    clearTimeout(timer);
+    clearInterval(renewing);
+    document.removeEventListener('keydown', press);
+    document.removeEventListener('pointermove', moved);
+  };
+}
+
+function summary(marked, body, right) {
+  if (right || !body.answer) return `: ${short(marked.answer ?? marked.id)}. `;
+  return `: it said ${short(marked.answer)}, right is ${short(body.answer)}. `;
+}
+
+const short = (text) => (text.length > 80 ? `${text.slice(0, 79)}…` : text);
+const told = (one) => `${one.mine ? 'you' : one.by}${one.judge ? '' : ' (a user)'} marked it ${one.verdict}${one.answer ? `: ${short(one.answer)}` : ''}`;
+
+function pretty(text, json) {
+  try {
+    return json ? JSON.stringify(JSON.parse(text), null, 2) : text;
+  } catch {
+    return text;
+  }
+}

@@ -1,0 +1,121 @@
+"""The tab on which judges mark answers, in a real Chromium: two people, a key a label, undo, conflict, search, JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from fixtures.dashboard import LABELS, TASK, DashboardServer
+
+from smallfirst.deployment import queue_routes
+from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow
+from smallfirst.tasks.classify import Classify
+from smallfirst.tasks.extract import Extract
+
+
+def ask(server: DashboardServer, *texts: str) -> None:
+    headers = {"authorization": f"Bearer {server.keys['user']}"}
+    for text in texts:
+        body = {"model": TASK, "messages": [{"role": "user", "content": text}]}
+        httpx.post(f"{server.url}/v1/chat/completions", json=body, headers=headers).raise_for_status()
+
+
+def shows(page: Any, text: str) -> bool:
+    page.locator(".turn", has_text=text).wait_for()
+    return True
+
+
+def found_by_axe(page: Any) -> list[str]:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    return [f"{one['id']}: {one['nodes'][0]['html']}" for one in axe.run(page).response["violations"]]
+
+
+def verdicts(server: DashboardServer) -> list[tuple[str, str | None]]:
+    return [(row.verdict, row.answer) for row in server.ledger.entries(FeedbackRow)]
+
+
+@pytest.fixture
+def queue(dashboard: DashboardServer, monkeypatch: pytest.MonkeyPatch) -> DashboardServer:
+    """The server when chance draws all answers that stay small, and the queue's order is always fresh."""
+    monkeypatch.setattr(queue_routes, "_ORDER_HOLDS_S", 0.0)
+    dashboard.router._rng.random = lambda: 0.0  # type: ignore[method-assign]
+    return dashboard
+
+
+def test_two_judges_mark_undo_and_see_their_conflict(queue: DashboardServer) -> None:
+    ask(queue, "my refund", "my delivery", "an unclear invoice")
+    ada = queue.open("judge", path="#/queue")
+    assert shows(ada, "my refund")
+    ben = queue.open("second judge", path="#/queue")
+    assert shows(ben, "my delivery")
+    assert ada.locator(".tag").inner_text() == "Audit"
+    ada.keyboard.press("3")  # password, while refund was given
+    ada.get_by_text("it said refund, right is password").wait_for()
+    assert "counts for the guarantee" in ada.locator(".note").inner_text()
+    assert [row.wrong for row in queue.ledger.entries(AuditRow)] == [True]
+    assert shows(ada, "an unclear invoice")
+    assert "the small model said something else" in ada.locator(".why").inner_text()
+    ada.keyboard.press("u")
+    ada.get_by_text("Taken back").wait_for()
+    assert shows(ada, "my refund")
+    assert queue.router.monitor.live_error.n == 0
+    ada.keyboard.press("1")
+    ada.get_by_text("Right: refund").wait_for()
+    assert verdicts(queue) == [("wrong", "password"), ("withdrawn", None), ("right", "refund")]
+    ben.keyboard.press("s")  # and it goes to Ada, who has skipped nothing
+    ben.get_by_text("Others are at work").wait_for()
+    ada.reload()
+    assert shows(ada, "my delivery")
+    ada.keyboard.press("2")
+    ada.get_by_text("Right: delivery").wait_for()
+    id = queue.ledger.entries(FeedbackRow)[-1].id
+    headers = {"authorization": f"Bearer {queue.keys['second judge']}"}
+    body = {"id": id, "answer": "card", "worker": "elsewhere"}
+    assert httpx.post(f"{queue.url}/v1/feedback", json=body, headers=headers).json()["conflict"]
+    page = queue.open("admin", path="#/queue")
+    page.get_by_text("marked it wrong: card").wait_for()
+    assert page.locator(".tag").inner_text() == "Conflict"
+    page.keyboard.press("4")
+    page.get_by_text("Nothing is learnt from it until the marks agree").wait_for()
+
+
+def test_many_labels_are_searched_and_a_phone_is_enough(queue: DashboardServer) -> None:
+    before = queue.router.auditing
+    labels = (*LABELS, *(f"topic_{n}" for n in range(20)), "lost_card")
+    queue.router.auditing = before._replace(task=Classify(name=TASK, labels=labels))
+    ask(queue, "refund my card")
+    page = queue.open("judge", path="#/queue", viewport={"width": 390, "height": 844}, color_scheme="dark")
+    assert shows(page, "refund my card")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.keyboard.press("/")
+    page.keyboard.type("card")
+    assert page.get_by_role("group", name="Labels found").get_by_role("button").all_inner_texts() == ["lost_card"]
+    assert found_by_axe(page) == []
+    page.keyboard.press("Enter")
+    page.get_by_text("right is lost_card").wait_for()
+    assert verdicts(queue)[-1] == ("wrong", "lost_card")
+    queue.router.auditing = before
+
+
+def test_a_json_answer_is_corrected_in_an_editor(queue: DashboardServer) -> None:
+    before = queue.router.auditing
+    schema = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}
+    queue.router.auditing = before._replace(task=Extract(name=TASK, json_schema=schema))
+    row = queue.ledger.rows(limit=1)[0]
+    values = {"id": "json", "answer_text": '{"sum": 3}', "certified": True, "audited": True, "audit_share": 0.5}
+    queue.ledger.append(LedgerRow.model_validate({**row.model_dump(), **values, "stage": "small"}))
+    page = queue.open("judge", path="#/queue")
+    page.get_by_text("What waits").click()
+    page.get_by_role("row", name="Audit").get_by_role("cell", name="here").wait_for()
+    page.get_by_text("Fields: sum").wait_for()
+    page.keyboard.press("e")
+    page.get_by_label("The right answer").fill("{sum: 4}")
+    page.keyboard.press("Control+Enter")
+    assert "This is no JSON" in page.get_by_role("alert").inner_text()
+    page.get_by_label("The right answer").fill('{"sum": 4}')
+    assert found_by_axe(page) == []
+    page.keyboard.press("Control+Enter")
+    page.get_by_text('right is {"sum": 4}').wait_for()
+    assert verdicts(queue)[-1] == ("wrong", '{"sum": 4}')
+    queue.router.auditing = before
