@@ -38,16 +38,14 @@ def harvest(
     """Write the training rows that the ledger gives for the project's task to `out`; return the record.
 
     Use only answers given or judged at or after `since`; with `people_only` only what judges said. A text of the
-    training rows is left out, unless it came from
-    `out` itself. Raise ConfigError if there is no ledger, or if `out` is read by the task, was edited by somebody, or
-    holds an earlier harvest from further back.
+    training rows is left out, unless it came from `out` itself. Raise ConfigError if there is no ledger, or if `out` is
+    read by the task, was edited by somebody, or holds an earlier harvest from further back.
     """
     _refuse_to_overwrite(project, out, since)
     with closing(open_ledger(ledger)) as opened:
         heard = collect(opened, project.file.name, since)
     if people_only:
-        said = [one for one in heard.voices if one.against or TRUST[one.source] <= BY_JUDGES]
-        heard = heard._replace(voices=said)
+        heard = heard._replace(voices=[one for one in heard.voices if one.against or TRUST[one.source] <= BY_JUDGES])
     builder = _RowBuilder(project, out)
     builder.outcomes.update(heard.refused)
     votes, unread = parse_evidence(heard.voices, project.task)
