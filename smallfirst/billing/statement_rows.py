@@ -20,12 +20,11 @@ from smallfirst.billing.saved import Account, Amount, Saving
 from smallfirst.errors import ConfigError
 from smallfirst.pricing.charge import Charge
 from smallfirst.records import Record
-from smallfirst.routing.monitoring.audit_plan import MAX_WEIGHT
+from smallfirst.routing.monitoring.audit_plan import share_wrong
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, ExpenseRow, LedgerRow
 from smallfirst.serving.ledger.sums import Sums, outcome_of
 from smallfirst.stats.intervals import Estimate
-from smallfirst.stats.sequential import weighted_interval
 
 _KEY = ("period", "kind", "task", "stage", "outcome")
 _TOKENS = ("cache_write_tokens", "image_tokens", "reasoning_tokens")
@@ -34,8 +33,8 @@ _AMOUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens", "busy_s", "dr
 Line = namedtuple(
     "Line",
     "kind id at task stage outcome model prompt_tokens cached_tokens cache_write_tokens image_tokens completion_tokens"
-    " reasoning_tokens busy_s usd draft_usd cost_unknown basis price_source price_date tier certified guarantee"
-    " propensity weight wrong judged_by certificate check",
+    " reasoning_tokens busy_s usd draft_usd cost_unknown estimated basis price price_source price_date tier certified"
+    " guarantee propensity weight wrong judged_by certificate check",
 )
 """One line of text cells, named as in the ledger; what does not apply is empty, a yes is 1.
 
@@ -49,6 +48,8 @@ class PriceUsed(Record):
 
     model: str
     basis: str
+    price: str
+    """USD per million tokens by kind, per request, or per hour of a machine."""
     price_source: str
     price_date: str
     tier: str
@@ -139,9 +140,9 @@ def read_lines(path: Path) -> Iterator[Line]:
         if next(reader, None) != list(Line._fields):
             raise ConfigError(f"{path}: the heading was changed", hint=hint)
         for cells in reader:
-            line = Line(*(cells + [""] * 29)[: len(Line._fields)])
+            line = Line(*[*cells, *Line._fields][: len(Line._fields)])
             check = _check(check, line)
-            if line.check != check or len(cells) != len(Line._fields):
+            if line.check != check or len(cells) != len(line):
                 where = f"{path}, line {reader.line_num}: {line.kind} {line.id}"
                 raise ConfigError(f"{where} was changed, or one before it was taken out or put in", hint=hint)
             yield line
@@ -161,12 +162,13 @@ class Tally:
         is_answer, usd, draft_usd = line.kind == "answer", float(line.usd or 0), float(line.draft_usd or 0)
         sums: Counter[Any] = self._sums[line.at[:10], line.kind, line.task, line.stage * is_answer, line.outcome]
         certified = is_answer and line.certified != ""
-        sums.update({"n": 1, "cost_usd": usd, "n_cost_unknown": line.cost_unknown != "", "n_certified": certified})
+        sums.update({"n": 1, "cost_usd": usd, "n_certified": certified})
+        sums.update({"n_cost_unknown": line.cost_unknown != "", "n_estimated": line.estimated != ""})
         sums.update({name: float(cell) for name in _AMOUNTS if (cell := getattr(line, name))})
         if line.guarantee:
             self._promises[line.task, line.guarantee] += 1
         if line.basis:
-            price = self._prices[line.model, line.basis, line.price_source, line.price_date, line.tier]
+            price = self._prices[line.model, line.basis, line.price, line.price_source, line.price_date, line.tier]
             price[:] = price[0] + 1, price[1] + usd
         if line.kind == "audit":
             self._verdicts[line.id] = line
@@ -209,6 +211,7 @@ def _answer_line(row: LedgerRow) -> Line:
         kind="answer",
         stage=_text(row.stage),
         outcome=outcome_of(row),
+        estimated="1" if row.estimated else "",
         draft_usd=_number(sum(drafts) or None),
         guarantee=digest(row.guarantee) if row.guarantee else "",
         **{name: _number(getattr(row, name)) for name in ("prompt_tokens", "cached_tokens", "completion_tokens")},
@@ -243,6 +246,8 @@ def _cells(
     """Return the cells that answers and audits share; several models or prices are joined by +."""
     paid = {"model": "model", "basis": "basis", "price_source": "source", "price_date": "price_date", "tier": "tier"}
     joined = {name: " + ".join(dict.fromkeys(str(one[of]) for one in bill if one.get(of))) for name, of in paid.items()}
+    rates = (", ".join(f"{name} {usd:g}" for name, usd in one.get("rates", {}).items()) for one in bill)
+    joined["price"] = " + ".join(dict.fromkeys(filter(None, rates)))
     tokens = {name: sum((one.get("tokens") or {}).get(name, 0) for one in bill) for name in _TOKENS}
     busy_s = sum(one.get("busy_s", 0.0) for one in bill)
     return {
@@ -268,9 +273,7 @@ def _proofs(verdicts: Iterable[Line]) -> tuple[Proof, ...]:
             task=task,
             certificate=certificate,
             n_wrong=sum(line.wrong != "" for line in lines),
-            wrong=weighted_interval(
-                Counter((float(line.weight), line.wrong != "") for line in lines), max_weight=MAX_WEIGHT
-            ),
+            wrong=share_wrong((float(line.weight), line.wrong != "") for line in lines),
             judged_by=Counter(line.judged_by for line in lines),
         )
         for (task, certificate), lines in _sorted(by_certificate)

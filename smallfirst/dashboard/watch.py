@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 from smallfirst.billing.saved import Saving, cost_in, is_small, savings, total
 from smallfirst.deployment.audited_router import AuditedRouter
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.routing.monitoring.audit_plan import MAX_WEIGHT
+from smallfirst.routing.monitoring.audit_plan import share_wrong
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, StateRow, standing
 from smallfirst.serving.ledger.sums import Period, Sums
 from smallfirst.serving.openai.errors import ApiError
 from smallfirst.stats.intervals import Estimate, wilson
-from smallfirst.stats.sequential import weighted_interval
 
 RANGES: dict[str, tuple[int, Period]] = {"24h": (24, "hour"), "7d": (7, "day"), "30d": (30, "day")}
 """Windows by name: so many periods, the present one among them."""
@@ -166,8 +165,7 @@ def _accuracy(
 ) -> dict[str, Any]:
     audits = {row.id: row for row in ledger.entries(AuditRow, since=window.since, task=task)}
     judged = [row for row in audits.values() if row.judged_by != "nobody"]
-    counts = Counter((min(round(row.weight, 9), MAX_WEIGHT), row.wrong) for row in judged)
-    error = weighted_interval(counts, max_weight=MAX_WEIGHT if any(w != 1 for w, _ in counts) else 1.0)
+    error = share_wrong((row.weight, row.wrong) for row in judged)
     marks = [said for said in standing(ledger.entries(FeedbackRow, since=window.since)) if said.judge][-MAX_MARKS:]
     rows = [(said, ledger.get(said.id)) for said in marks]
     large = [said for said, row in rows if row is not None and row.task == task and row.stage == "large"]

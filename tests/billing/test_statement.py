@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -13,10 +14,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from smallfirst.billing.saved import Amount, savings
+from smallfirst.billing.live import live_report
+from smallfirst.billing.saved import Amount, savings, total
 from smallfirst.billing.statement import KEY, Statement, make, month_of, public_text, signing_key, verify
+from smallfirst.dashboard.watch import Window, watch
 from smallfirst.errors import ConfigError
 from smallfirst.pricing.charge import Charge
+from smallfirst.pricing.prices import PriceBook
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, ExpenseRow, LedgerRow, StateRow
 
@@ -263,11 +267,46 @@ def test_the_figures_of_any_ledger_are_its_sums_and_its_savings(
     for said, summed in zip(sorted(told, key=lambda one: [getattr(one, n) for n in names[:5]]), sums, strict=True):
         assert [getattr(said, name) for name in names] == [getattr(summed, name) for name in names]
         assert [getattr(said, n) for n in amounts] == pytest.approx([getattr(summed, n) for n in amounts], rel=1e-9)
-    for said_saving, saving in zip(
-        made.figures.savings, savings(ledger, since, until, evaluated=evaluated), strict=True
-    ):
-        assert said_saving.model_dump(exclude_none=True) == _about(saving.model_dump(exclude_none=True))
+    found = savings(ledger, since, until, evaluated=evaluated)
+    for said_saving, saving in zip(made.figures.savings, found, strict=True):
+        assert said_saving.model_dump() == _about(saving.model_dump())
+    assert made.saving.model_dump() == _about(total(found).model_dump())
+    for one in made.figures.savings:
+        assert _costs_in_report(ledger, one.task, evaluated.get(one.task)) == _about(
+            _costs_in_statement(made, one.task)
+        )
+    page = watch(ledger, {}, "", Window(since, until, "day"))
+    answers = [one for one in made.figures.sums if one.kind == "answer"]
+    assert page["outcomes"] == Counter(one.outcome for one in answers for _ in range(one.n))
+    assert sum(page["usd"].values()) == pytest.approx(made.total_usd, rel=1e-9)
+    assert page["n_cost_unknown"] == made.n_cost_unknown
+    assert page["n"]["small"] == made.saving.n_small
     ledger.close()
+
+
+def _costs_in_report(ledger: Ledger, task: str, evaluated: Amount | None) -> dict[str, object]:
+    """What `smallfirst report --live` says of a task."""
+    report = live_report(ledger, task, PriceBook(), *month_of("2026-11"), evaluated=evaluated)
+    assert report.saving is not None
+    return {
+        "spent": report.cost_usd,
+        "small": report.costs["answers that stayed small"],
+        "audits": report.costs["audits"],
+        "saved": report.saving.saved_usd and report.saving.saved_usd.model_dump(),
+        "outcomes": report.outcomes,
+    }
+
+
+def _costs_in_statement(made: Statement, task: str) -> dict[str, object]:
+    own = [one for one in made.figures.sums if one.task == task]
+    (saving,) = [one for one in made.figures.savings if one.task == task]
+    return {
+        "spent": sum(one.cost_usd for one in own if one.kind in ("answer", "audit")),
+        "small": saving.small_usd,
+        "audits": saving.audit_usd,
+        "saved": saving.saved_usd and saving.saved_usd.model_dump(),
+        "outcomes": dict(Counter(one.outcome for one in own if one.outcome for _ in range(one.n))),
+    }
 
 
 def _about(values: dict[str, object]) -> dict[str, object]:

@@ -9,13 +9,16 @@ alarm comes. With a reserve the number of audits is bounded: of any n accepted a
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from smallfirst.routing.certificate.threshold_curve import ThresholdPoint
+from smallfirst.stats.intervals import Estimate
+from smallfirst.stats.sequential import weighted_interval
 
 MAX_WEIGHT = 2.0
 """Largest weight of an audit: no accepted answer has less than 1 / MAX_WEIGHT of the mean chance."""
@@ -95,6 +98,12 @@ def _levels(rows: np.ndarray, errors: np.ndarray) -> tuple[float, ...]:
         mean = np.average(np.maximum(floor, middle * spread), weights=rows)
         low, high = (middle, high) if mean < 1 else (low, middle)
     return tuple(np.maximum(floor, high * spread).tolist())
+
+
+def share_wrong(audits: Iterable[tuple[float, bool]]) -> Estimate:
+    """Return the share of wrong answers from weights and verdicts of audits, 95 %, valid at every moment."""
+    counts = Counter((min(round(weight, 9), MAX_WEIGHT), wrong) for weight, wrong in audits)
+    return weighted_interval(counts, max_weight=MAX_WEIGHT if any(weight != 1 for weight, _ in counts) else 1.0)
 
 
 class AuditBudget:

@@ -17,7 +17,9 @@ from smallfirst.routing.monitoring.audit_plan import (
     AuditAllocation,
     AuditBudget,
     allocate_audits,
+    share_wrong,
 )
+from smallfirst.stats.sequential import weighted_interval
 
 
 def curve(*points: tuple[float, int, int]) -> tuple[ThresholdPoint, ...]:
@@ -100,3 +102,11 @@ def test_the_sum_of_the_chances_has_a_bound_whatever_happens() -> None:
         total += chance
         assert total <= 0.05 * number + 20
     assert total > 0.05 * 5000 - 20
+
+
+def test_the_share_wrong_is_bounded_by_weighted_audits_and_tighter_where_all_weigh_the_same() -> None:
+    equal, mixed = [(1.0, i < 3) for i in range(60)], [(1.5 if i % 2 else 0.5, i < 3) for i in range(60)]
+    assert share_wrong(equal) == weighted_interval({(1.0, True): 3, (1.0, False): 57})
+    assert share_wrong(mixed).value == pytest.approx((0.5 + 1.5 + 0.5) / 60)
+    assert share_wrong(mixed).high > share_wrong(equal).high > 0.05
+    assert share_wrong([(MAX_WEIGHT + 1e-12, True)]).n == 1  # rounded when it was written
