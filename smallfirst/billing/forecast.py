@@ -10,7 +10,7 @@ from pydantic import computed_field
 from scipy import special
 
 from smallfirst.billing.saved import Amount
-from smallfirst.billing.traffic import TaskPeriod, total
+from smallfirst.billing.traffic import TaskPeriod
 from smallfirst.pricing.money import format_usd
 from smallfirst.records import Record
 from smallfirst.report.economics import break_even_requests
@@ -23,19 +23,6 @@ _PART = 0.975
 """Confidence of each of two ranges whose product is to hold with 95 % (Bonferroni)."""
 _WIDER = 1.15
 """How much wider such a range is than one of 95 %, for many units."""
-_CHANGES = (
-    *(("requests", factor) for factor in (0.1, 0.5, 2.0, 10.0)),
-    *(("large model's price", factor) for factor in (0.5, 0.2, 0.1)),
-    *(("share small", factor) for factor in (0.5, 0.8, 1.2)),
-)
-
-
-class Change(Record):
-    """What the month would save if one thing were different."""
-
-    what: str
-    factor: float
-    saved_usd: float
 
 
 class Forecast(Record):
@@ -95,17 +82,16 @@ class Forecast(Record):
 
     @computed_field  # type: ignore[prop-decorator]
     @property
-    def sensitivity(self) -> tuple[Change, ...]:
-        """What the month would save with other traffic, another price of the large model or another share."""
+    def sensitivity(self) -> dict[str, float]:
+        """USD that the month would save if one thing were different, by what that is."""
         if self.requests is None:
-            return ()
-        return tuple(Change(what=what, factor=by, saved_usd=self._changed(what, by)) for what, by in _CHANGES)
-
-    def _changed(self, what: str, by: float) -> float:
-        if what == "requests":
-            return self.saved_at(by)
-        most = 1 / self.share_small.value if what == "share small" and self.share_small.value else by
-        return self.saved_at(1.0, min(by, most))
+            return {}
+        most = 1 / self.share_small.value if self.share_small.value else 1.0
+        return {
+            **{f"requests × {by:g}": self.saved_at(by) for by in (0.1, 0.5, 2, 10)},
+            **{f"the large model's price −{1 - by:.0%}": self.saved_at(1, by) for by in (0.5, 0.2, 0.1)},
+            **{f"share that stays small × {by:.2g}": self.saved_at(1, by) for by in (0.5, 0.8, most) if by <= most},
+        }
 
     def saved_at(self, volume: float = 1.0, priced: float = 1.0) -> float:
         """Return USD saved in the month at so many times the requests, and the large model's price or the share small.
@@ -164,7 +150,7 @@ class Forecast(Record):
         if after is None or self.requests is None:
             return f"{spent} is never paid back at this traffic."
         days = math.ceil(after / self.requests.value * DAYS)
-        return f"{spent} is paid back after {count(after)} requests, about {count(days)} days."
+        return f"{spent} is paid back after {count(after)} requests, about {count(days)} day{'s' * (days > 1)}."
 
 
 def forecast(
@@ -181,7 +167,7 @@ def forecast(
     `large_usd` is what the large model bills a request that stays small, `rent_usd` the machines' rent for a month; 0:
     machine time is charged to requests as the ledger has it.
     """
-    whole, n = total(units), [one.n for one in units]
+    n = [one.n for one in units]
     gains = [one.saved_usd(large_usd.usd) + (one.own_usd if rent_usd else 0.0) for one in units]
     gain, small = ratio_interval(gains, n, confidence=_PART), ratio_interval([one.n_small for one in units], n)
     half: float | None = None
@@ -192,7 +178,7 @@ def forecast(
         requests=month_of([one.n for one in days]),
         share_small=small.model_copy(update={"low": max(0.0, small.low), "high": min(1.0, small.high)}),
         gain_usd=Amount.around(gain.value, half, gain.n),
-        priced_usd=(whole.n_small * large_usd.usd - whole.audit_usd) / max(1, whole.n),
+        priced_usd=sum(one.n_small * large_usd.usd - one.audit_usd for one in units) / max(1, sum(n)),
         rent_usd=rent_usd,
         utilisation=utilisation,
         once_usd=once_usd,

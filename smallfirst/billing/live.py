@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from itertools import accumulate
 
@@ -12,18 +13,17 @@ from pydantic import computed_field
 from smallfirst.billing.forecast import DAYS, Forecast, forecast
 from smallfirst.billing.machines import MachineCost, machine_costs
 from smallfirst.billing.saved import Amount, Saving, savings
-from smallfirst.billing.traffic import TaskPeriod, periods, total
+from smallfirst.billing.traffic import TaskPeriod, periods
+from smallfirst.pricing.money import format_usd
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.records import Record
+from smallfirst.report.formats import accurate
 from smallfirst.serving.ledger.ledger import Ledger
 
 HISTORY = timedelta(days=56)
 """How far back the forecast looks: eight weeks."""
-MAX_HOURLY = timedelta(days=3)
 MIN_DAYS = 8
 """Whole days from which days are the units of its ranges; hours before."""
-
-
 IDLE = "machine time that no answer carries"
 """Kind of cost; negative if the machines worked more than `prices` state."""
 
@@ -65,8 +65,6 @@ class LiveReport(Record):
     """USD spent once, by kind, since the ledger began."""
     saving: Saving | None
     """None without an answer."""
-    by_period: tuple[TaskPeriod, ...]
-    """By hour; by day for more than three days, which then begin at midnight (UTC)."""
     machines: tuple[MachineCost, ...]
     forecast: Forecast | None
     """None while nobody knows what the large model bills."""
@@ -85,6 +83,31 @@ class LiveReport(Record):
             return None
         return self.saving.saved_usd.times(1, less=self.costs[IDLE])
 
+    @property
+    def facts(self) -> tuple[tuple[str, str], ...]:
+        """What it cost and saved, as names and values in words."""
+        return tuple((name, value) for name, value in self._facts() if value)
+
+    def _facts(self) -> Iterator[tuple[str, str]]:
+        yield "without an answer", ", ".join(f"{n:,} {how}" for how, n in self.outcomes.items() if how != "answered")
+        for name, usd in self.costs.items():
+            yield name, format_usd(usd) if usd else ""
+        yield "cost of this time", format_usd(self.cost_usd)
+        unknown = sum(one.n_cost_unknown for one in self.models)
+        yield "of unknown cost", f"{unknown:,} answers" if unknown else ""
+        yield "saved by answers", self.saving.in_words.removeprefix("saved ") if self.saving else ""
+        yield "saved, all rent paid", str(self.saved_usd or "") if self.costs[IDLE] else ""
+        for one in self.machines:
+            yield f"machine {one.machine}".strip(), one.in_words
+        for kind, usd in self.once.items():
+            yield f"spent once: {kind}", format_usd(usd)
+        if self.forecast and (v := self.forecast.requests):
+            share = self.forecast.share_small
+            yield (
+                "next 30 days",
+                f"{v.value:,.0f} requests ({v.low:,.0f} to {v.high:,.0f}), {accurate(share)} of them small",
+            )
+
     @computed_field  # type: ignore[prop-decorator]
     @property
     def verdict(self) -> str:
@@ -97,15 +120,15 @@ class LiveReport(Record):
 def live_report(
     ledger: Ledger, task: str, prices: PriceBook, since: datetime, until: datetime, *, evaluated: Amount | None = None
 ) -> LiveReport:
-    """Return the report from the hour of `since`, of more than three days from midnight (UTC).
+    """Return the report from the hour of `since` (UTC).
 
     `evaluated` is the large model's mean cost in the last run, as `billing.saved.evaluated_cost` gives it.
     """
-    by_day = until - since > MAX_HOURLY
     since, until = since.astimezone(UTC).replace(minute=0, second=0, microsecond=0), until.astimezone(UTC)
-    since = since.replace(hour=0) if by_day else since
-    requests = ledger.sums(since, until, by=("outcome",), task=task, kind="answer")
-    found = periods(ledger, task, since, until, every="day" if by_day else "hour")
+    rows = ledger.sums(since, until, by=("kind", "stage", "outcome"), task=task)
+    outcomes = Counter[str]()
+    for row in rows:
+        outcomes[row.outcome] += row.n * (row.kind == "answer")
     machines = machine_costs(ledger, prices, since, until, task=task)
     expenses = [row for row in ledger.sums(by=("kind",), task=task) if row.kind not in ("answer", "audit")]
     once = {row.kind: row.cost_usd for row in expenses}
@@ -114,12 +137,11 @@ def live_report(
         task=task,
         since=since,
         until=until,
-        outcomes={row.outcome: row.n for row in requests},
+        outcomes={how: n for how, n in outcomes.items() if n},
         models=_models(ledger, task, since, until),
-        costs=_costs(total(found), machines),
+        costs=_costs(TaskPeriod.of(rows), machines),
         once=once,
         saving=_saving(ledger, task, since, until, known),
-        by_period=found,
         machines=machines,
         forecast=_forecast(ledger, task, prices, until, known, math.fsum(once.values())),
     )

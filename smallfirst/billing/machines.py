@@ -11,8 +11,10 @@ from datetime import datetime
 from pydantic import computed_field
 
 from smallfirst.pricing.machine import MachinePrice
+from smallfirst.pricing.money import format_usd
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.records import Record
+from smallfirst.report.formats import percent
 from smallfirst.serving.ledger.ledger import Ledger
 
 
@@ -27,7 +29,7 @@ class MachineCost(Record):
     busy_s: float
     """Seconds for which models worked on answers and audits."""
     stated_utilisation: float
-    """Utilisation at which answers were charged, in (0, 1]."""
+    """Utilisation at which answers are charged, in (0, 1]."""
     charged_usd: float
     """Machine time that the rows carry."""
     part: float = 1.0
@@ -57,41 +59,47 @@ class MachineCost(Record):
         """Rent that no row carries; negative if it worked more than stated, so that the rows carry too much."""
         return self.rent_usd - self.charged_usd if self.up_s else 0.0
 
+    @property
+    def in_words(self) -> str:
+        """Hours, use and rent; and the setting to change where answers are charged at a use far from the observed."""
+        if (used := self.utilisation) is None:
+            return f"busy {self.busy_s / 3600:,.2f} h, which answers carry at {percent(self.stated_utilisation)} use"
+        hours = f"up {self.up_s / 3600:,.1f} h at {format_usd(self.usd_per_hour)}, busy {percent(used, digits=2)} of it"
+        rent = f"rent {format_usd(self.rent_usd)}, of it idle {format_usd(self.idle_usd)}"
+        if not used or 0.5 < used / self.stated_utilisation < 2:
+            return f"{hours}; {rent}"
+        advice = f"answers are charged as if it were {percent(self.stated_utilisation, digits=0)}"
+        return f"{hours} ({advice}: set prices.machine.utilisation to {used:.2g}); {rent}"
+
 
 def machine_costs(
     ledger: Ledger, prices: PriceBook, since: datetime, until: datetime, *, task: str | None = None
 ) -> tuple[MachineCost, ...]:
     """Return what machines that served in [since, until) cost, and what of it was used; with `task` its part alone.
 
-    Idle time of a machine that several tasks share is theirs in proportion to their busy seconds.
+    Idle time of a machine that several tasks share is theirs in proportion to their busy seconds. What the rows carry
+    is divided among several machines by busy seconds at their prices.
     """
-    by_task: dict[str, tuple[float, float]] = {}
-    for row in ledger.sums(since, until, by=("task", "kind")):
-        if row.kind in ("answer", "audit"):
-            busy_s, usd = by_task.get(row.task, (0.0, 0.0))
-            by_task[row.task] = (busy_s + row.busy_s, usd + row.machine_usd)
-    wanted = {name: sums for name, sums in by_task.items() if task in (None, name)}
-    busy_s, all_s = (sum(seconds for seconds, _ in some.values()) for some in (wanted, by_task))
-    charged = sum(usd for _, usd in wanted.values())
-    up = ledger.uptime(since, until)
-    part = busy_s / all_s if all_s else 1.0
-    found = []
-    for name, up_s in sorted(up.items() or {"": 0.0}.items()):
-        price = _price(prices, name)
-        # Busy seconds of several machines are told apart by how long each was up.
-        share = up_s / sum(up.values()) if sum(up.values()) else 1.0
-        found.append(
-            MachineCost(
-                machine=name,
-                usd_per_hour=price.usd_per_hour,
-                up_s=up_s * part,
-                busy_s=busy_s * share,
-                stated_utilisation=price.utilisation,
-                charged_usd=charged * share,
-                part=part,
-            )
+    rows = [row for row in ledger.sums(since, until, by=("task", "kind")) if row.kind in ("answer", "audit")]
+    own = [row for row in rows if task in (None, row.task)]
+    busy_s = sum(row.busy_s for row in rows)
+    part = sum(row.busy_s for row in own) / busy_s if busy_s else 1.0
+    up, busy = ledger.uptime(since, until), ledger.busy(since, until)
+    price = {name: _price(prices, name) for name in {**up, **busy}}
+    stated = {name: price[name].cost_usd(seconds) for name, seconds in busy.items()}
+    charged = sum(row.machine_usd for row in own) / (sum(stated.values()) or 1.0)
+    return tuple(
+        MachineCost(
+            machine=name,
+            usd_per_hour=of.usd_per_hour,
+            up_s=up.get(name, 0.0) * part,
+            busy_s=busy.get(name, 0.0) * part,
+            stated_utilisation=of.utilisation,
+            charged_usd=stated.get(name, 0.0) * charged,
+            part=part,
         )
-    return tuple(one for one in found if one.up_s or one.busy_s)
+        for name, of in sorted(price.items())
+    )
 
 
 def _price(prices: PriceBook, name: str) -> MachinePrice:

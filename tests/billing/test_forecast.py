@@ -17,7 +17,7 @@ def days(n: int = 14, requests: int = 1000) -> list[TaskPeriod]:
     per = requests / 1000
     return [
         TaskPeriod(
-            period=f"2026-11-{i + 1:02}", n=requests + i % 2, n_small=round(900 * per), n_large=round(100 * per),
+            period=f"2026-11-{i + 1:02}", n_small=round(900 * per), n_large=round(100 * per) + i % 2,
             small_usd=0.045 * per, large_usd=0.205 * per, draft_usd=0.005 * per, audit_usd=0.09 * per,
             own_usd=0.05 * per,
         )
@@ -51,17 +51,17 @@ def test_a_month_by_hand_without_and_with_rent() -> None:
 
 def test_sensitivity_moves_one_thing_and_no_share_exceeds_one() -> None:
     found = forecast(days(), days(), PRICE)
-    saved = {(one.what, one.factor): one.saved_usd for one in found.sensitivity}
+    saved = found.sensitivity
     v, priced, own = 30 * 1000.5, (1.8 - 0.09) / 1000.5, 0.05 / 1000.5
-    assert saved[("requests", 0.5)] == pytest.approx(v / 2 * (priced - own))
-    assert saved[("large model's price", 0.1)] == pytest.approx(v * (priced / 10 - own))
-    assert saved[("share small", 1.2)] == pytest.approx(v * (priced * 1000.5 / 900 - own))
+    assert saved["requests × 0.5"] == pytest.approx(v / 2 * (priced - own))
+    assert saved["the large model's price −90%"] == pytest.approx(v * (priced / 10 - own))
+    assert saved["share that stays small × 1.1"] == pytest.approx(v * (priced * 1000.5 / 900 - own))
 
 
 def test_what_is_not_known_is_said() -> None:
     early = forecast(days(1), days(1), PRICE)
     assert early.saved_usd is None
-    assert early.sensitivity == ()
+    assert early.sensitivity == {}
     assert early.verdict.startswith("Too early to say: a forecast needs two whole days of traffic, and there are 1.")
     unsure = forecast(days(), days(), Amount(usd=0.002, low_usd=None, high_usd=None, n=1))
     assert "too few for a range" in unsure.verdict

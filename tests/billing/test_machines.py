@@ -27,6 +27,10 @@ class TwoTasks:
             Sums(task="a", kind="training", busy_s=5000, cost_usd=1.0),
         )
 
+    def busy(self, *_: object) -> dict[str, float]:
+        """Seconds busy by machine."""
+        return {"": 1200.0}
+
     def uptime(self, *_: object) -> dict[str, float]:
         """Seconds up by machine."""
         return {"": 7200.0}
@@ -51,3 +55,10 @@ def test_a_task_carries_idle_time_in_proportion_to_its_work() -> None:
     assert [one.up_s for one in parts] == [5400, 1800]
     assert sum(one.rent_usd for one in parts) == pytest.approx(0.24)
     assert [one.utilisation for one in parts] == pytest.approx([1 / 6, 1 / 6])
+
+
+def test_a_use_far_from_the_stated_one_is_said_with_the_setting() -> None:
+    (found,) = machine_costs(TwoTasks(), PRICES, NOON, NOON + timedelta(hours=2))  # type: ignore[arg-type]
+    assert found.in_words == "up 2.0 h at $0.12, busy 16.67\xa0% of it; rent $0.24, of it idle $0.20"
+    assert "set prices" not in found.model_copy(update={"stated_utilisation": 0.2}).in_words
+    assert "set prices.machine.utilisation to 0.17" in found.model_copy(update={"stated_utilisation": 0.9}).in_words

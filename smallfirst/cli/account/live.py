@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from smallfirst.billing.live import IDLE, LiveReport, live_report
+from smallfirst.billing.live import LiveReport, live_report
 from smallfirst.billing.saved import evaluated_cost
 from smallfirst.cli.options import load_task_file
 from smallfirst.files import write_atomically
@@ -55,28 +55,8 @@ def in_words(report: LiveReport) -> Iterator[str]:
     ]  # fmt: skip
     yield from format_table([heading, *rows])
     yield ""
-    yield from format_table([(name, value) for name, value in _facts(report) if value])
+    yield from format_table(report.facts)
     yield f"\n{report.verdict}"
     if report.forecast and (changes := report.forecast.sensitivity):
         yield "\nA month would save, if one thing were different:"
-        yield from format_table([(f"  {one.what} × {one.factor:g}", format_usd(one.saved_usd)) for one in changes])
-
-
-def _facts(report: LiveReport) -> Iterator[tuple[str, str]]:
-    others = (f"{count(n)} {how}" for how, n in report.outcomes.items() if how != "answered" and n)
-    yield "without an answer", ", ".join(others)
-    for name, usd in report.costs.items():
-        yield name, format_usd(usd) if usd else ""
-    yield "cost of this time", format_usd(report.cost_usd)
-    unknown = sum(one.n_cost_unknown for one in report.models)
-    yield "of unknown cost", f"{count(unknown)} answers" if unknown else ""
-    yield "saved by answers", report.saving.in_words.removeprefix("saved ") if report.saving else ""
-    yield "saved, all rent paid", str(report.saved_usd or "") if report.costs[IDLE] else ""
-    for one in report.machines:
-        busy = "" if one.utilisation is None else f", busy {percent(one.utilisation)} of it"
-        rent = f"{format_usd(one.rent_usd)}, of it idle {format_usd(one.idle_usd)}"
-        yield f"machine {one.machine}".strip(), f"up {one.up_s / 3600:,.1f} h{busy}; rent {rent}"
-    for kind, usd in report.once.items():
-        yield f"once: {kind}", format_usd(usd)
-    if report.forecast and (v := report.forecast.requests):
-        yield "next 30 days", f"{count(round(v.value))} requests ({count(round(v.low))} to {count(round(v.high))})"
+        yield from format_table([(f"  {what}", format_usd(usd)) for what, usd in changes.items()])
