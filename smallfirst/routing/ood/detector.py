@@ -6,6 +6,7 @@ texts, so the threshold keeps the same share of the task's own requests with and
 
 from __future__ import annotations
 
+import contextvars
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -173,9 +174,13 @@ class TaskProfile:
         parameters = ProfileParameters.load(folder / PROFILE_FILE)
         readers: dict[str, Reader] = {}
         if parameters.encoder:
-            opened = functools.cache(
-                lambda: open_encoder(find_weights(parameters.encoder), int8=parameters.encoder_int8)
-            )
+            here = contextvars.copy_context()  # the thread that opens it would look in another state folder
+
+            @functools.cache
+            def opened() -> SentenceEncoder:
+                weights = here.copy().run(find_weights, parameters.encoder)
+                return open_encoder(weights, int8=parameters.encoder_int8)
+
             readers["encoder"] = lambda texts: _embed(opened(), texts)
         if (folder / "model.safetensors").exists():
             if model is None:

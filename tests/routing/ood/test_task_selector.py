@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Request
+from smallfirst.paths import state_of
 from smallfirst.routing.ood.detector import TaskProfile, fit_task_profile
 from smallfirst.routing.ood.task_selector import TaskSelector
 from smallfirst.tasks.classify import Classify
@@ -237,6 +240,24 @@ def test_a_profile_with_an_encoder_loads_as_it_was_saved(
     profile.save(tmp_path)
     texts = [*OPEN, "where is my pin"]
     assert TaskProfile.load(tmp_path).score(texts) == profile.score(texts)
+
+
+def test_an_encoder_is_looked_up_in_the_state_folder_of_the_task_that_was_loaded(
+    encoder: SentenceEncoder, tiny_encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "sentence-transformers/all-MiniLM-L6-v2"
+    profile = fit_task_profile(*rows(BANK), encoder=(name, encoder), grey=(0.0, 1.0))
+    profile.save(tmp_path / "profile")
+    weights = tmp_path / "bank" / ".smallfirst" / "weights"
+    shutil.copytree(tiny_encoder_folder, weights / name.replace("/", "--"))
+    monkeypatch.delenv("SMALLFIRST_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with state_of(tmp_path / "bank"):
+        loaded = TaskProfile.load(tmp_path / "profile")
+    with ThreadPoolExecutor() as threads:  # a server scores in a thread, which knows no task's folder
+        found = threads.submit(loaded.score, ["where is a late pin"]).result()
+    assert found == profile.score(["where is a late pin"])
+    assert found[0].by_states
 
 
 def test_a_folder_without_a_profile_is_named(tmp_path: Path) -> None:
