@@ -1,4 +1,4 @@
-"""Write requirements.lock: the base and serve requirements, each of one version with the SHA-256 of all its files.
+"""Write requirements.lock: the base, serve and postgres requirements, each of one version with the SHA-256 of all its files.
 
 python tools/lock_requirements.py    # today's versions by pip; run it on Linux with the oldest Python served
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 LOCK = ROOT / "requirements.lock"
-EXTRA = "serve"
+EXTRA = "serve,postgres"
 PIP = [sys.executable, "-m", "pip"]
 HEAD = f"""\
 # Made by tools/lock_requirements.py: what smallfirst[{EXTRA}] needs, with the hashes of all files of each version.

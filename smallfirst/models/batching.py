@@ -1,4 +1,4 @@
-"""Batching of concurrent calls in one thread: what waits is computed together, as much as a time budget allows."""
+"""Batching of concurrent calls in one thread, as much as a time budget allows; batches of rows of similar length."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import atexit
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Generic, NamedTuple, TypeVar
 
@@ -126,3 +126,18 @@ class ThroughputEstimate:
         if not self._seconds:
             return self._budget.full
         return max(self._budget.full, self._size / self._seconds * self._budget.seconds)
+
+
+def length_batches(
+    lengths: Sequence[int], *, max_rows: int | None = None, max_tokens: int | None = None
+) -> Iterator[list[int]]:
+    """Yield row numbers by batch, shortest first; `max_tokens` includes padding, a longer row is alone."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        full = max_tokens is not None and (len(batch) + 1) * lengths[i] > max_tokens
+        if batch and (full or len(batch) == max_rows):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch

@@ -106,7 +106,8 @@ def compute_states(scorer: LinearClassifier | LabelScorer, texts: Sequence[str])
 def _causal_states(scorer: LabelScorer, texts: Sequence[str]) -> HiddenStates:
     import torch
 
-    from smallfirst.models.local.token_batches import length_batches, pad_right
+    from smallfirst.models.batching import length_batches
+    from smallfirst.models.local.token_batches import pad_right
 
     encoded, model = scorer.encode(texts), scorer.model
     hidden = np.zeros((len(encoded), model.config.hidden_size), dtype=np.float32)

@@ -56,7 +56,7 @@ class SentenceEncoder:
 
         Vectors of the latest `remembered` texts are kept; 0 where the weights change.
         """
-        transformers = import_transformers("The sentence encoder")
+        transformers = import_transformers("The sentence encoder", weights=engine is None)
         self.folder, self.engine = folder, engine
         self.tokenizer = load_pretrained(transformers.AutoTokenizer, folder)
         if (published := folder / "sentence_bert_config.json").is_file():
@@ -162,7 +162,7 @@ class SentenceEncoder:
         return [found[text] for text in texts]
 
     def _read(self, texts: Sequence[str]) -> list[_Vector]:
-        from smallfirst.models.local.token_batches import length_batches
+        from smallfirst.models.batching import length_batches
 
         encoded = [self.tokens(text) for text in texts]
         found: dict[int, _Vector] = {}

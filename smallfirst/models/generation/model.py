@@ -14,6 +14,7 @@ import torch
 
 from smallfirst.data.dataset import Message
 from smallfirst.errors import ConfigError, ModelError, RequestRefused
+from smallfirst.models.batching import length_batches
 from smallfirst.models.confidence import Calibration
 from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.grammar import Grammar, guidance_tokenizer
@@ -27,7 +28,7 @@ from smallfirst.models.generation.sequence import (
 )
 from smallfirst.models.local.chat_template import encode_chat, end_of_turn_token, with_system_message
 from smallfirst.models.local.kv_cache import KVCache
-from smallfirst.models.local.token_batches import length_batches, pad_right
+from smallfirst.models.local.token_batches import pad_right
 from smallfirst.models.local.tokenizer import common_prefix, encode_prompt
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Capability, Chunk, Completion, Embeddings, Request, Token

@@ -76,7 +76,7 @@ class LabelScorer:
         compute: Callable[[list[list[int]]], list[list[float]]],
         result: Callable[[list[float], int, float], R],
     ) -> list[R]:
-        from smallfirst.models.local.token_batches import length_batches
+        from smallfirst.models.batching import length_batches
 
         def run() -> list[R]:
             encoded = self.encode(texts)

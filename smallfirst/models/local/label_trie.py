@@ -18,11 +18,11 @@ import torch
 
 from smallfirst.data.dataset import Message
 from smallfirst.errors import ConfigError
+from smallfirst.models.batching import length_batches
 from smallfirst.models.label_model import LabelLogProbs
 from smallfirst.models.local.attention import NAME as CAUSAL
 from smallfirst.models.local.chat_template import encode_chat, end_of_turn_token
 from smallfirst.models.local.kv_cache import KVCache
-from smallfirst.models.local.token_batches import length_batches
 from smallfirst.models.local.tokenizer import common_prefix, encode_prompt
 from smallfirst.models.local.weights import load_causal
 from smallfirst.tasks.task import Shot, Task

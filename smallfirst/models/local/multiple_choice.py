@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 
 from smallfirst.data.dataset import Message
+from smallfirst.models.batching import length_batches
 from smallfirst.models.local.chat_template import encode_chat
 from smallfirst.models.local.kv_cache import KVCache
 from smallfirst.models.local.label_trie import vocabulary_logsumexp
-from smallfirst.models.local.token_batches import length_batches
 from smallfirst.models.local.tokenizer import encode_prompt
 
 BATCH_ROWS = 16

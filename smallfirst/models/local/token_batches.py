@@ -1,9 +1,9 @@
-"""Token rows of unequal length as batches: sorted by length, padded on the right, or packed behind one another."""
+"""Token rows of unequal length as tensors: padded on the right, or packed behind one another."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,21 +20,6 @@ def rounded_tokens(n: int) -> int:
     """Return the number of tokens, at least `n`, that a batch of `n` is computed with; see `SHAPE_STEP`."""
     step = SHAPE_STEP * (1 if n <= 128 else 2 if n <= 256 else 8)
     return -(-n // step) * step
-
-
-def length_batches(
-    lengths: Sequence[int], *, max_rows: int | None = None, max_tokens: int | None = None
-) -> Iterator[list[int]]:
-    """Yield row numbers by batch, shortest first; `max_tokens` includes padding, a longer row is alone."""
-    batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        full = max_tokens is not None and (len(batch) + 1) * lengths[i] > max_tokens
-        if batch and (full or len(batch) == max_rows):
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
 
 
 def pad_right(rows: Sequence[Sequence[int]]) -> torch.Tensor:

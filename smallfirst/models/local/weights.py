@@ -31,14 +31,18 @@ def load_causal(folder: Path) -> tuple[Any, Any]:
     return model.to(device).eval(), tokenizer
 
 
-def import_transformers(step: str) -> Any:
-    """Return the transformers module, its log lines and progress bars off. Raise MissingExtra naming `step`."""
+def import_transformers(step: str, *, weights: bool = True) -> Any:
+    """Return the transformers module, its log lines and progress bars off. Raise MissingExtra naming `step`.
+
+    Without `weights` only tokenizers are wanted, which need no PyTorch.
+    """
     disable_tqdm_in_pipes()
     try:
-        import torch  # noqa: F401 - transformers imports without it and fails later
+        if weights:
+            import torch  # noqa: F401 - transformers imports without it and fails later
         import transformers as module
     except ImportError:
-        raise MissingExtra(step, "train") from None
+        raise MissingExtra(step, "train" if weights else "serve") from None
     transformers: Any = module  # its functions carry no types
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

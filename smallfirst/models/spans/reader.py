@@ -79,7 +79,7 @@ class Reader:
         """Return the best answer to each text, in order."""
         import torch
 
-        from smallfirst.models.local.token_batches import length_batches
+        from smallfirst.models.batching import length_batches
 
         split = [split_context(text) for text in texts]
         windows = [

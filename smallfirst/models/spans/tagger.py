@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from smallfirst.files import write_atomically
+from smallfirst.models.batching import length_batches
 from smallfirst.models.compute_thread import run_in_compute_thread
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
-from smallfirst.models.local.token_batches import length_batches
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.spans.decoding import Mark, absence, best_labels, likeliest_marks, marks
 from smallfirst.models.spans.model import SpanAnswer

@@ -6,7 +6,6 @@ texts, so the threshold keeps the same share of the task's own requests with and
 
 from __future__ import annotations
 
-import contextvars
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -166,7 +165,10 @@ class TaskProfile:
 
     @classmethod
     def load(cls, folder: Path, *, model: LinearClassifier | LabelScorer | None = None) -> Self:
-        """Load a profile; raise ConfigError without one, or if it was fitted with a model and none is given."""
+        """Load a profile and the encoder that it reads, so that no request waits or pays for that.
+
+        Raise ConfigError without a profile, or if it was fitted with a model and none is given, and WeightsNotFound.
+        """
         if not (folder / PROFILE_FILE).is_file():
             raise ConfigError(
                 f"{folder} holds no {PROFILE_FILE}", hint="fit_task_profile(train, selection).save(folder)"
@@ -174,14 +176,8 @@ class TaskProfile:
         parameters = ProfileParameters.load(folder / PROFILE_FILE)
         readers: dict[str, Reader] = {}
         if parameters.encoder:
-            here = contextvars.copy_context()  # the thread that opens it would look in another state folder
-
-            @functools.cache
-            def opened() -> SentenceEncoder:
-                weights = here.copy().run(find_weights, parameters.encoder)
-                return open_encoder(weights, int8=parameters.encoder_int8)
-
-            readers["encoder"] = lambda texts: _embed(opened(), texts)
+            opened = open_encoder(find_weights(parameters.encoder), int8=parameters.encoder_int8)
+            readers["encoder"] = functools.partial(_embed, opened)
         if (folder / "model.safetensors").exists():
             if model is None:
                 raise ConfigError(f"{folder} was fitted with the task's own model; load it and pass it as `model`")

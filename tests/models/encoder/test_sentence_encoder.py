@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -102,3 +105,15 @@ def test_states_to_learn_from_are_those_that_are_read(folder: Path) -> None:
     assert states.shape == plain.shape
     assert torch.equal(mask, own)
     torch.testing.assert_close(states * mask[..., None], plain * mask[..., None], atol=1e-5, rtol=1e-5)
+
+
+def test_texts_are_read_without_torch_in_the_process(folder: Path) -> None:
+    code = (
+        "import json, sys; from importlib.machinery import PathFinder; find = PathFinder.find_spec\n"
+        "PathFinder.find_spec = lambda name, *more: None if name.partition('.')[0] == 'torch' else find(name, *more)\n"
+        "from pathlib import Path; from smallfirst.models.encoder.sentence_encoder import SentenceEncoder\n"
+        f"print(SentenceEncoder.for_inference(Path({str(folder)!r})).embed(['where is my card']).tolist()[0])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == pytest.approx(SentenceEncoder(folder).embed(["where is my card"])[0], abs=1e-4)

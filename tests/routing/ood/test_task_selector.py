@@ -254,7 +254,7 @@ def test_an_encoder_is_looked_up_in_the_state_folder_of_the_task_that_was_loaded
     monkeypatch.chdir(tmp_path)
     with state_of(tmp_path / "bank"):
         loaded = TaskProfile.load(tmp_path / "profile")
-    with ThreadPoolExecutor() as threads:  # a server scores in a thread, which knows no task's folder
+    with ThreadPoolExecutor() as threads:  # as a server does; a thread knows no task's folder
         found = threads.submit(loaded.score, ["where is a late pin"]).result()
     assert found == profile.score(["where is a late pin"])
     assert found[0].by_states
