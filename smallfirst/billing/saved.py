@@ -102,10 +102,14 @@ class Saving(Record):
         return self.n_small / answers if answers else None
 
     @property
+    def basis_in_words(self) -> str:
+        """Return what the saving was estimated from."""
+        return _BASIS_IN_WORDS[self.basis].format(n=self.would_have_usd.n if self.would_have_usd else 0)
+
+    @property
     def in_words(self) -> str:
         """Return the saving and its basis in one sentence."""
-        basis = _BASIS_IN_WORDS[self.basis].format(n=self.would_have_usd.n if self.would_have_usd else 0)
-        return f"saved {self.saved_usd}: {basis}" if self.saved_usd else f"saving unknown: {basis}"
+        return f"{f'saved {self.saved_usd}' if self.saved_usd else 'saving unknown'}: {self.basis_in_words}"
 
 
 @dataclass

@@ -167,7 +167,8 @@ def make(
         machines=tuple(machines),
         figures=figures,
     )
-    content = statement.model_dump(mode="json", exclude_defaults=True)
+    computed: Any = {"machines": {"__all__": set(MachineCost.model_computed_fields)}}
+    content = statement.model_dump(mode="json", exclude_defaults=True, exclude=computed)
     signature = base64.b64encode(key.sign(_canonical(content))).decode()
     signed = {"statement": content, "public_key": public_text(key), "signature": signature}
     write_atomically(folder / _SIGNED, _canonical(signed))

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from smallfirst.billing.live import live_report
+from smallfirst.billing.machines import MachineCost
 from smallfirst.billing.saved import Amount, savings, total
 from smallfirst.billing.statement import KEY, Statement, make, month_of, public_text, signing_key, verify
 from smallfirst.dashboard.watch import Window, watch
@@ -72,7 +73,8 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 
 def made(ledger: Ledger, folder: Path) -> Statement:
-    return make(ledger, "2026-11", folder, key=KEYS, now=LATER)
+    machine = MachineCost(usd_per_hour=0.1, up_s=36_000, busy_s=3600, stated_utilisation=0.3, charged_usd=0.2)
+    return make(ledger, "2026-11", folder, key=KEYS, now=LATER, machines=[machine])
 
 
 def test_it_says_what_was_paid_proven_and_saved(ledger: Ledger, tmp_path: Path) -> None:
@@ -85,11 +87,11 @@ def test_it_says_what_was_paid_proven_and_saved(ledger: Ledger, tmp_path: Path) 
         "audits": (20, 6.0),
         "training": (1, 1.0),
     }
-    assert found.total_usd == pytest.approx(7.41)
+    assert found.total_usd == pytest.approx(7.41 + 1.0 - 0.2)
     assert found.saving.saved_usd is not None
     assert found.saving.saved_usd.usd == pytest.approx(20 * 0.3 - 0.2 - 0.01 - 6.0)
     assert found.net_usd is not None
-    assert found.net_usd.usd == pytest.approx(20 * 0.3 - 0.2 - 0.01 - 6.0 - 1.0)
+    assert found.net_usd.usd == pytest.approx(20 * 0.3 - 0.2 - 0.01 - 6.0 - 1.0 - 0.8)
     (proof,) = found.figures.proofs
     assert (proof.wrong.n, proof.n_wrong, proof.wrong.value, proof.judged_by) == (20, 1, 0.05, {"large": 20})
     assert found.guarantees[found.figures.promises[0].guarantee] == "at most 5 % wrong"
@@ -243,7 +245,7 @@ def rows(draw: st.DrawFn) -> list[LedgerRow | AuditRow | ExpenseRow]:
 
 
 @settings(
-    max_examples=25,
+    max_examples=12,
     deadline=None,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
