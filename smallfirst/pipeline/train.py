@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smallfirst.errors import NothingGained, StageMissing
+from smallfirst.evaluation.label_errors import read_relabels
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.memory import release_memory
 from smallfirst.pipeline.ladder.ladder import Ladder
@@ -53,6 +54,7 @@ def _fit_all(project: Project, *, resume: bool, began: float | None) -> RunFolde
             )
         found = earlier
     found.save(run_folder.path / FITTED)
+    _note_labels(project)
 
     def fit(project: Project, candidate: Candidate) -> None:
         nonlocal found
@@ -93,6 +95,14 @@ def _note_expense(project: Project, run_folder: RunFolder, found: FittedCandidat
     usd = hours * project.file.prices.machine.usd_per_hour
     what = f"run {run_folder.path.name}: {', '.join(found.minutes)}"
     note_expense(project.file.name, "training", run_folder.path.name, usd, what=what, busy_s=3600 * hours)
+
+
+def _note_labels(project: Project) -> None:
+    """Write to the ledger what people's labels of a label plan and of probable label errors have cost so far."""
+    file, relabels = project.file, project.file.data.relabels
+    n = len(project.rows.planned) + (len(read_relabels(file.path(relabels))) if relabels else 0)
+    usd = n * (file.prices.usd_per_label or 0.0)
+    note_expense(file.name, "labels", "labels", usd, what=f"{n:,} answers of people")
 
 
 def _open_run(project: Project, run_folder: RunFolder, found: FittedCandidates) -> str:
