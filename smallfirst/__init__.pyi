@@ -84,7 +84,7 @@ from smallfirst.pipeline.train import train_stage as train_stage
 from smallfirst.pricing.charge import Charge as Charge
 from smallfirst.pricing.machine import MachinePrice as MachinePrice
 from smallfirst.pricing.prices import PriceBook as PriceBook
-from smallfirst.pricing.prices import TokenPrice as TokenPrice
+from smallfirst.pricing.token_price import TokenPrice as TokenPrice
 from smallfirst.pricing.tokens import TokenUsage as TokenUsage
 from smallfirst.progress import Progress as Progress
 from smallfirst.progress import ProgressCallback as ProgressCallback

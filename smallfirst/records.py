@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, get_args
 
 import pydantic
 
@@ -19,6 +19,8 @@ from smallfirst.files import write_atomically
 
 R = TypeVar("R", bound="Record")
 
+ONE, SEVERAL = "=", "[]"
+"""Tags of a setting that is one record or a list of them; no part of the place that an error names."""
 SETTINGS_PROBLEM = "settings_problem"
 """Type of a pydantic error whose message names its own places."""
 
@@ -128,7 +130,7 @@ def explain_errors(
 
 
 def _explain(kind: type[Record], problem: dict[str, Any], more_names: Iterable[str], whole: type[Record]) -> str:
-    place = ".".join(str(part) for part in problem["loc"])
+    place = ".".join(str(part) for part in problem["loc"] if part not in (ONE, SEVERAL))
     if problem["type"] == SETTINGS_PROBLEM:
         return str(problem["msg"])
     if problem["type"] == "extra_forbidden":
@@ -149,9 +151,15 @@ def _field_names_at(kind: type[pydantic.BaseModel], path: tuple[int | str, ...])
         field = kind.model_fields.get(str(part))
         if field is None:
             continue
-        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        nested = [o for o in options if isinstance(o, type) and issubclass(o, pydantic.BaseModel)]
-        if not nested:
+        nested = next(_records_in(field.annotation), None)
+        if nested is None:
             return []
-        kind = nested[0]
+        kind = nested
     return list(kind.model_fields)
+
+
+def _records_in(annotation: Any) -> Iterator[type[pydantic.BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _records_in(part)

@@ -60,7 +60,7 @@ def settings_page() -> str:
 def _groups(record: type[pydantic.BaseModel], path: str, seen: dict[type, str]) -> Iterator[str]:
     """Yield a section for each field of `record` that is a record itself, and for those inside it; each record once."""
     for name, field in record.model_fields.items():
-        parts = [*_parts(field.annotation), *(part for part in typing.get_args(field.annotation)[1:])]
+        parts = [*_parts(field.annotation), *(p for a in typing.get_args(field.annotation)[1:] for p in _parts(a))]
         inner = next((part for part in parts if _is_record(part)), None)
         if inner is None or not inner.model_fields:
             continue

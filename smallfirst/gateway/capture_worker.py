@@ -22,7 +22,7 @@ from smallfirst.errors import SmallfirstError
 from smallfirst.gateway.assembly import is_stream, read_response
 from smallfirst.gateway.capture import FRAME, WorkerOrder
 from smallfirst.gateway.ring import Ring
-from smallfirst.traffic.billing import billed, read_usage
+from smallfirst.traffic.billing import billed
 from smallfirst.traffic.capture_store import CaptureStore, CaptureUnavailable
 from smallfirst.traffic.exchange import Exchange
 
@@ -49,7 +49,7 @@ def read_entry(entry: bytes, order: WorkerOrder) -> Exchange | None:
     response = read_response(headers, entry[start + n_request :])
     if not isinstance(request, dict) or response is None:
         return None
-    usage, model, answered_by = read_usage(response), _text(request.get("model")), _text(response.get("model"))
+    model, answered_by = _text(request.get("model")), _text(response.get("model"))
     address = order.addresses.get(facts["upstream"])
     exchange = Exchange(
         **{**facts, "at": datetime.fromtimestamp(facts["at"], UTC)},
@@ -58,9 +58,9 @@ def read_entry(entry: bytes, order: WorkerOrder) -> Exchange | None:
         model=model,
         answered_by=answered_by,
         streamed=is_stream(headers),
-        **usage._asdict(),
     )
-    return billed(exchange, order.prices, api_url=address)
+    named = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
+    return billed(exchange, order.prices, api_url=address, headers=named)
 
 
 class Worker:

@@ -14,7 +14,7 @@ from pydantic import Field
 from smallfirst.errors import ConfigError, did_you_mean
 from smallfirst.gateway.decisions.settings import DecisionSettings
 from smallfirst.models.remote.config import BaseUrl
-from smallfirst.pricing.prices import PriceBook
+from smallfirst.pricing.prices import PriceBook, with_price_file
 from smallfirst.records import Record, parse_record
 
 FILE_NAME = "gateway.yaml"
@@ -150,7 +150,8 @@ def read_gateway_file(path: Path | None = None, *, upstream: str | None = None) 
     if upstream is not None:
         values["upstreams"] = {DEFAULT_UPSTREAM: {"base_url": upstream}, **(values.get("upstreams") or {})}
         values["upstreams"][DEFAULT_UPSTREAM] = {**values["upstreams"][DEFAULT_UPSTREAM], "base_url": upstream}
-    return parse_record(GatewaySettings, {**values, "folder": str(file.parent)}, where=str(file))
+    own = {"folder": str(file.parent), "prices": with_price_file(values.get("prices"), file)}
+    return parse_record(GatewaySettings, {**values, **own}, where=str(file))
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

@@ -116,6 +116,8 @@ def worst_usd(task_file: TaskFile, model: _Prompting) -> Callable[[str], float]:
     endpoint, prices = _config(task_file).endpoint, task_file.prices
     if endpoint is not None and is_priced_by_tokens(endpoint, prices):
         price, url = prices.token_cost_usd, endpoint.base_url
+        if endpoint.priced_by == "billed" and _config(task_file).max_usd is None:
+            return lambda text: 0.0  # without a cap nothing is reserved
         return lambda text: price(
             endpoint.model, _max_tokens(model.messages(text)), model.max_answer_tokens, api_url=url
         )

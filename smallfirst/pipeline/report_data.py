@@ -14,6 +14,7 @@ from smallfirst.evaluation.results import Evaluation
 from smallfirst.pipeline.diagnostics import Diagnostics, diagnose
 from smallfirst.pipeline.retention import saved_retention
 from smallfirst.pipeline.summary import OpenEndedRouting
+from smallfirst.pricing.tokens import tokens_of
 from smallfirst.project.candidate_registry import promotable_names
 from smallfirst.project.project import Project, shown_as
 from smallfirst.project.rows import Rows
@@ -149,8 +150,8 @@ def _list_prices(file: TaskFile) -> tuple[ListPrice, ...]:
     prices = []
     for model in HOSTED:
         try:
-            per_input = file.prices.token_cost_usd(model, 1_000_000, 0)
-            prices.append(ListPrice(model, per_input, file.prices.token_cost_usd(model, 0, 1_000_000)))
+            rates = file.prices.charge(model, tokens_of(1000, 1000)).rates  # of a prompt of usual length
+            prices.append(ListPrice(model, rates["input"], rates["output"]))
         except PriceUnknown:
             continue  # the price catalogue is optional; an unknown price is left out, never guessed
     return tuple(prices)

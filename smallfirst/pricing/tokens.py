@@ -26,6 +26,8 @@ class TokenUsage(Record):
     """Of `prompt_tokens`, those read from the provider's cache."""
     cache_write_tokens: Count = 0
     """Of `prompt_tokens`, those written to the provider's cache."""
+    cache_write_1h_tokens: Count = 0
+    """Of `cache_write_tokens`, those kept for an hour instead of minutes, which costs more at Anthropic."""
     image_tokens: Count = 0
     """Of `prompt_tokens`, those of images, where the provider counts them apart."""
     completion_tokens: Count = 0
@@ -65,7 +67,7 @@ def read_usage(response: Mapping[str, Any], headers: Mapping[str, str] | None = 
     and smallfirst.
     """
     usage = _object(response, "usage") or _object(response, "usageMetadata")
-    tiers = (usage.get("service_tier"), response.get("service_tier"))
+    tiers = ("fast" if usage.get("speed") == "fast" else None, usage.get("service_tier"), response.get("service_tier"))
     tier = next((tier.lower() for tier in tiers if isinstance(tier, str)), "")
     usd, source = _stated_cost(response, usage, headers or {})
     return Reported(_tokens(usage), "" if tier in _USUAL_TIERS else tier, usd, source)
@@ -85,6 +87,7 @@ def _tokens(usage: Mapping[str, Any]) -> TokenUsage | None:
         prompt += cached + written
     if prompt is None and completion is None:
         return None
+    hour = _first(_object(usage, "cache_creation"), "ephemeral_1h_input_tokens") or 0
     total = _first(usage, "total_tokens", "totalTokenCount")
     if reasoning and total == (prompt or 0) + (completion or 0) + reasoning:
         completion = (completion or 0) + reasoning  # counted beside the answer
@@ -93,7 +96,8 @@ def _tokens(usage: Mapping[str, Any]) -> TokenUsage | None:
     return TokenUsage(
         prompt_tokens=prompt,
         cached_tokens=cached,
-        cache_write_tokens=min(written, prompt - cached),
+        cache_write_tokens=(written := min(written, prompt - cached)),
+        cache_write_1h_tokens=min(hour, written),
         image_tokens=min(_first(read, "image_tokens") or 0, prompt),
         completion_tokens=completion,
         reasoning_tokens=min(reasoning, completion),

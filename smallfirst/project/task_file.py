@@ -19,7 +19,7 @@ from smallfirst.errors import ConfigError, did_you_mean
 from smallfirst.gate.gate import Gate
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, LARGER_ENCODER
 from smallfirst.models.remote.config import EndpointConfig
-from smallfirst.pricing.prices import PriceBook
+from smallfirst.pricing.prices import PriceBook, with_price_file
 from smallfirst.project.candidate_registry import CANDIDATES, promotable_names
 from smallfirst.project.names import NAME_PATTERN, registry_name, task_name
 from smallfirst.project.prompt_file import Prompt, with_prompt_read
@@ -380,7 +380,7 @@ def read_task_file(task: str | Path | TaskFile) -> TaskFile:
         raise ConfigError(f"{path}: not readable as YAML: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected settings by name, found {type(values).__name__}")
-    values = {**values, "folder": str(path.parent)}
+    values = {**values, "folder": str(path.parent), "prices": with_price_file(values.get("prices"), path)}
     if "large" in values:
         values["large"] = with_prompt_read(values["large"], path.parent)
     kind = str(values.get("kind", DEFAULT_KIND))

@@ -41,6 +41,8 @@ class Exchange(Record):
     """Prompt tokens that were billed at the price of cached ones."""
     completion_tokens: int | None = None
     """As the response bills them, reasoning included."""
+    tier: str = ""
+    """The provider's tier of service, such as `batch`, where the log says more than the response."""
     cost_usd: float | None = None
     """What the answer cost; None where no price is known."""
     estimated: bool = False

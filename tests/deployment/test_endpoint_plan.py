@@ -32,7 +32,8 @@ from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Req
 from smallfirst.models.remote.model import EndpointConfig
 from smallfirst.paths import home
 from smallfirst.pipeline.router_setup import PROFILE_FOLDER, REFERENCE, TrafficReference
-from smallfirst.pricing.prices import PriceBook, TokenPrice
+from smallfirst.pricing.prices import PriceBook
+from smallfirst.pricing.token_price import TokenPrice
 from smallfirst.project.task_file import SignedOverride
 from smallfirst.registry import versions
 from smallfirst.routing.certificate.certificate import Certificate

@@ -16,7 +16,8 @@ from fixtures.server import LabelModel, RunningServer, run_server
 
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
-from smallfirst.pricing.prices import PriceBook, TokenPrice
+from smallfirst.pricing.prices import PriceBook
+from smallfirst.pricing.token_price import TokenPrice
 from smallfirst.routing.router import Router
 from smallfirst.serving.auth.keys import KeyPolicy, KeyStore
 from smallfirst.serving.ledger.ledger import Ledger

@@ -22,7 +22,8 @@ from starlette.routing import Route
 from smallfirst.errors import Unavailable
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
-from smallfirst.pricing.prices import PriceBook, TokenPrice
+from smallfirst.pricing.prices import PriceBook
+from smallfirst.pricing.token_price import TokenPrice
 from smallfirst.serving.app import build_app
 from smallfirst.serving.auth.keys import KeyPolicy, KeyStore, hash_key, new_key
 from smallfirst.serving.settings import ServeSettings

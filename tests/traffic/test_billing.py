@@ -2,46 +2,41 @@
 
 from __future__ import annotations
 
+from datetime import date, datetime
+
 import pytest
 
-from smallfirst.pricing.prices import PriceBook, TokenPrice
-from smallfirst.pricing.tokens import whole
-from smallfirst.traffic.billing import Usage, billed, cost_usd, read_usage
+from smallfirst.pricing.prices import PriceBook
+from smallfirst.pricing.token_price import TokenPrice
+from smallfirst.pricing.tokens import Reported, TokenUsage
+from smallfirst.traffic.billing import billed, charge_of
 from smallfirst.traffic.exchange import Exchange
 
 PRICES = PriceBook(tokens={"mine": TokenPrice(input_usd_per_mtok=1.0, output_usd_per_mtok=10.0)})
 
 
-@pytest.mark.parametrize(
-    "usage",
-    [
-        {"prompt_tokens": 100, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 80}},
-        {"input_tokens": 100, "output_tokens": 5, "input_tokens_details": {"cached_tokens": 80}},
-        {"input_tokens": 15, "output_tokens": 5, "cache_read_input_tokens": 80, "cache_creation_input_tokens": 5},
-    ],
-)
-def test_three_ways_to_bill_are_one(usage):
-    assert read_usage({"usage": usage}) == Usage(100, 80, 5)
+def tokens(read: int, cached: int, written: int) -> Reported:
+    return Reported(TokenUsage(prompt_tokens=read, cached_tokens=cached, completion_tokens=written))
+
+
+def cost(prices: PriceBook, models: tuple[str, ...], reported: Reported) -> float | None:
+    charge = charge_of(models, reported, prices)
+    return charge.usd if charge else None
 
 
 def test_cached_tokens_have_their_own_price():
-    usage = Usage(10_000, 8_000, 100)
+    usage = tokens(10_000, 8_000, 100)
     # gpt-4o-mini in the catalogue: $0.15, $0.075 cached and $0.60 per million
-    assert cost_usd(PriceBook(), ("gpt-4o-mini",), usage) == pytest.approx(0.0003 + 0.0006 + 0.00006)
+    assert cost(PriceBook(), ("gpt-4o-mini",), usage) == pytest.approx(0.0003 + 0.0006 + 0.00006)
     own = TokenPrice(input_usd_per_mtok=1.0, output_usd_per_mtok=10.0, cached_usd_per_mtok=0.1)
-    assert cost_usd(PriceBook(tokens={"mine": own}), ("mine",), usage) == pytest.approx(0.002 + 0.0008 + 0.001)
-
-
-def test_what_is_not_said_is_unknown():
-    assert read_usage({"usage": None}) == read_usage({}) == Usage()
-    assert read_usage({"usage": {"prompt_tokens": 8, "total_tokens": 8}}) == Usage(8, None, None)
+    assert cost(PriceBook(tokens={"mine": own}), ("mine",), usage) == pytest.approx(0.002 + 0.0008 + 0.001)
 
 
 def test_the_first_name_with_a_price_gives_it():
-    usage = Usage(1_000_000, 0, 100_000)
-    assert cost_usd(PRICES, ("mine-2026-11", "mine"), usage) == pytest.approx(2.0)
-    assert cost_usd(PRICES, ("nobody-sells-this",), usage) is None
-    assert cost_usd(PRICES, ("mine",), Usage()) is None
+    usage = tokens(1_000_000, 0, 100_000)
+    assert cost(PRICES, ("mine-2026-11", "mine"), usage) == pytest.approx(2.0)
+    assert cost(PRICES, ("nobody-sells-this",), usage) is None
+    assert cost(PRICES, ("mine",), Reported()) is None
 
 
 def exchange(**more):
@@ -67,6 +62,22 @@ def test_an_image_is_not_estimated():
     assert (found.prompt_tokens, found.cost_usd, found.estimated) == (None, None, False)
 
 
-def test_numbers_in_tables():
-    assert [whole(v) for v in (3, "3", 3.0, "3.0")] == [3, 3, 3, 3]
-    assert [whole(v) for v in (None, "", "many", -1, True, float("nan"), float("inf"))] == [None] * 7
+def test_a_stated_cost_comes_before_a_price_and_after_that_of_the_log():
+    body = {"usage": {"prompt_tokens": 10, "completion_tokens": 1, "cost": 0.002}}
+    one = exchange().model_copy(update={"response": body})
+    assert billed(one, PRICES).cost_usd == 0.002
+    assert billed(one.model_copy(update={"cost_usd": 0.5}), PRICES).cost_usd == 0.5
+    other = billed(exchange(), PRICES, headers={"x-litellm-response-cost": "0.25"})
+    assert (other.cost_usd, other.prompt_tokens, other.estimated) == (0.25, 10, True)
+
+
+def test_a_batch_of_a_day_costs_what_batches_did_that_day():
+    old = TokenPrice(input_usd_per_mtok=4.0, output_usd_per_mtok=10.0, tiers={"batch": 0.5})
+    new = old.model_copy(update={"input_usd_per_mtok": 2.0, "valid_from": date(2026, 11, 27)})
+    prices = PriceBook(tokens={"mine": (old, new)})
+    for day, usd in (("2026-11-26", 2e-6), ("2026-11-27", 1e-6)):
+        one = exchange(tier="batch", prompt_tokens=1, completion_tokens=0)
+        found = billed(one.model_copy(update={"at": datetime.fromisoformat(f"{day}T12:00:00+00:00")}), prices)
+        assert found.cost_usd == pytest.approx(usd)
+    unknown = exchange(tier="flex", prompt_tokens=1)
+    assert billed(unknown, prices).cost_usd is None

@@ -52,7 +52,7 @@ def proxy(gateway_yaml: Path | None, upstream: str | None, keep: bool, host: str
     listener = listen(host, port)
     capture = Capture(settings, settings.capture, home()) if settings.capture else None
     ledger = Ledger(home() / "ledger.db")
-    local = TakenOverTasks(ledger)
+    local = TakenOverTasks(ledger, prices=settings.prices)
     routes = {
         **DecisionRoutes(settings.decisions, local).routes,
         **task_routes(home(), settings.folder / DISCOVERED),

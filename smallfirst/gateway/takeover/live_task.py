@@ -20,6 +20,7 @@ from smallfirst.gateway.takeover.step_back import DraftWatch, WordingWatch
 from smallfirst.gateway.takeover.takeovers import Cause, State, TakeOver
 from smallfirst.gateway.takeover.upstream import Asked, Upstream, audit_of
 from smallfirst.models.protocol import Completion, Route
+from smallfirst.pricing.prices import PriceBook
 from smallfirst.project.task_file import read_task_file
 from smallfirst.routing.types import Decision
 from smallfirst.serving.ledger.ledger import Ledger
@@ -63,12 +64,12 @@ class LiveTask:
         self._background = BackgroundTasks()
 
     @classmethod
-    def load(cls, taken: TakeOver, ledger: Ledger, changed: Changed) -> LiveTask:
+    def load(cls, taken: TakeOver, ledger: Ledger, changed: Changed, prices: PriceBook | None = None) -> LiveTask:
         """Load a learnt task's models, which takes seconds. Raise what `TaskDeployment` raises."""
         source = TaskSource.of(taken.folder)
         assert source is not None
         found: list[LiveTask] = []
-        upstream = Upstream(source, lambda model: found[0].noticed_model(model))
+        upstream = Upstream(source, lambda model: found[0].noticed_model(model), prices or PriceBook())
         deployment = TaskDeployment(read_task_file(taken.folder / LEARNT), ledger, large=upstream)
         wanted = TargetVersions(taken.version) if taken.version else deployment.target_versions()
         deployed = deployment.load(wanted)

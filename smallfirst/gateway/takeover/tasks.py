@@ -20,6 +20,7 @@ from smallfirst.gateway.takeover.upstream import Asked
 from smallfirst.gateway.takeover.wire import Reply, Usage, new_id
 from smallfirst.gateway.upstreams import UpstreamFailed, Upstreams
 from smallfirst.models.protocol import Completion
+from smallfirst.pricing.prices import PriceBook
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.openai.responses import system_fingerprint
 from smallfirst.traffic.bodies import kept_body
@@ -40,9 +41,15 @@ class TakenOverTasks:
     """The `LocalAnswers` of a proxy."""
 
     def __init__(
-        self, ledger: Ledger, file: TakeOvers | None = None, *, poll_interval_s: float = POLL_INTERVAL_S
+        self,
+        ledger: Ledger,
+        file: TakeOvers | None = None,
+        *,
+        prices: PriceBook | None = None,
+        poll_interval_s: float = POLL_INTERVAL_S,
     ) -> None:
-        """Follow the file, by default that of the state folder. The ledger is closed with this."""
+        """Follow the file, by default that of the state folder; `prices` are the upstream's. Closes the ledger."""
+        self._prices = prices
         self._ledger, self._file, self._interval_s = ledger, file or TakeOvers(), poll_interval_s
         self.tasks: dict[str, LiveTask] = {}
         self._matcher = TaskMatcher({})
@@ -169,7 +176,7 @@ class TakenOverTasks:
             if self._failed.get(name) == taken:
                 continue
             try:
-                found[name] = LiveTask.load(taken, self._ledger, self._file.put)
+                found[name] = LiveTask.load(taken, self._ledger, self._file.put, self._prices)
             except Exception as error:
                 self._failed[name] = taken
                 _log.error("%s is not served, its requests pass: %s", name, error)

@@ -11,8 +11,13 @@ from typing import Any, NamedTuple
 
 from smallfirst.errors import ModelError
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
+from smallfirst.models.usage import paid
 from smallfirst.models.wrappers import CallableModel
+from smallfirst.pricing.charge import Charge, stated
+from smallfirst.pricing.prices import PriceBook
+from smallfirst.pricing.tokens import TokenUsage, read_usage
 from smallfirst.traffic.answers.answer_format import AnswerFormat
+from smallfirst.traffic.billing import charge_of, estimate_tokens
 from smallfirst.traffic.messages import read_answer
 from smallfirst.traffic.task_source import TaskSource
 
@@ -60,11 +65,11 @@ class Upstream(CallableModel):
 
     capabilities: frozenset[Capability] = frozenset()
 
-    def __init__(self, source: TaskSource, noticed: Callable[[str], None]) -> None:
+    def __init__(self, source: TaskSource, noticed: Callable[[str], None], prices: PriceBook) -> None:
         """`noticed` is told the model that each response names."""
-        self.name, self._source, self._noticed = source.teacher.model, source, noticed
+        self.name, self._source, self._noticed, self._prices = source.teacher.model, source, noticed, prices
         self.usual_usd = 0.0
-        """Cost of an answer whose own cost is not known: the mean of the recorded ones."""
+        """Cost of an answer that has no price: the mean of the recorded ones; 0 if that is not known either."""
 
     async def complete(self, request: Request) -> Completion:
         """Send the request under audit again. Raise ModelError if it is not answered."""
@@ -89,12 +94,17 @@ class Upstream(CallableModel):
         self._noticed(named)
         value = (asked.answer_format or self._source.answer_format).parse(answer)
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) if value else answer.text
-        usage = response.get("usage") or {}
         return Completion(
-            text=text,
-            answered_by=named,
-            latency_ms=latency_ms,
-            cost_usd=self.usual_usd,
-            prompt_tokens=int(usage.get("prompt_tokens") or usage.get("input_tokens") or 0),
-            completion_tokens=int(usage.get("completion_tokens") or usage.get("output_tokens") or 0),
+            text=text, answered_by=named, latency_ms=latency_ms, **paid(self._charge(named, asked, response))
         )
+
+    def _charge(self, named: str, asked: Asked, response: Json) -> Charge:
+        """Return what the answer cost: as it states, by its tokens, or as the recorded ones did on average."""
+        reported = read_usage(response)
+        tokens = reported.tokens or estimate_tokens(asked.path, asked.body, response)
+        known = reported._replace(tokens=tokens)
+        charge = charge_of((named, str(asked.body.get("model") or ""), self.name), known, self._prices)
+        if charge is None:
+            usual, source = self.usual_usd or None, "the mean cost of recorded answers"
+            charge = stated(named, usual, tokens=tokens or TokenUsage(), source=source)
+        return charge.model_copy(update={"estimated": reported.tokens is None and reported.usd is None})

@@ -63,8 +63,11 @@ class EndpointConfig(Record):
     """After which failures no requests are sent, and for how long."""
     max_concurrency: Annotated[int, Field(ge=1)] = 8
     """Requests in flight at most; the others wait."""
-    priced_by: Literal["tokens", "machine"] | None = None
-    """Pay for tokens or for machine time. Default: tokens, or machine time on loopback if no token price is known."""
+    priced_by: Literal["tokens", "machine", "billed"] | None = None
+    """Pay for tokens, for machine time, or what every answer states as its cost. Default: tokens, or machine time on
+    loopback if no token price is known; a stated cost comes first, unless machine time is asked for."""
+    machine: str = ""
+    """The machine of one's own that it runs on, by its name under `prices.machines`; empty: `prices.machine`."""
     max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """The endpoint's name for the length limit; hosted reasoning models want the long one."""
     extra_body: dict[str, Any] = {}

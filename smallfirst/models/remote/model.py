@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
 import os
 import time
@@ -39,6 +40,7 @@ from smallfirst.pricing.tokens import COST_HEADERS, Reported, TokenUsage, read_u
 
 __all__ = ["EndpointConfig", "EndpointModel", "open_session"]
 
+_log = logging.getLogger("smallfirst.endpoint")
 CHAT = "/chat/completions"
 MAX_VECTOR_BYTES = 128 * 1024
 """Most bytes of one text's vector in a response."""
@@ -77,7 +79,7 @@ class EndpointModel(CallableModel):
         """Connect to nothing yet; `api_key` is for servers this program starts. Raise ConfigError, PriceUnknown."""
         self.config = config
         self._prices = prices
-        self._by_tokens = is_priced_by_tokens(config, prices)
+        self._by_tokens, self._machine = is_priced_by_tokens(config, prices), prices.machine_named(config.machine)
         key = api_key or _key_from_environment(config)
         self._parser = ResponseParser(config.base_url, config.model, config.api_key_env, key)
         self._client = EndpointClient(
@@ -196,17 +198,27 @@ class EndpointModel(CallableModel):
         """Return the line of the bill. Raise BadAnswer if the endpoint named neither cost nor tokens."""
         tokens, tier, usd, source = answer.reported
         tokens = tokens or estimate
-        if not self._by_tokens:
-            return self._prices.machine.charge(self.name, busy_s, tokens)
-        if usd is not None:
+        if usd is not None and self.config.priced_by != "machine":
             return stated(self.name, usd, tokens=tokens or TokenUsage(), tier=tier, source=source)
+        if not self._by_tokens:
+            return self._machine.charge(self.name, busy_s, tokens)
+        if self.config.priced_by == "billed" and estimate is None:
+            raise BadAnswer(
+                f"{self._parser.url} did not state what its answer cost, and `priced_by: billed` relies on that",
+                hint="set `priced_by: tokens` and its price under prices.tokens",
+                reason="no stated cost, so no price",
+            )
         if tokens is None:
             raise BadAnswer(
                 f"{self._parser.url} did not say how many tokens it used: its answer has no price",
                 hint="ask for usage in the endpoint's own settings, or set `priced_by: machine`",
                 reason="no usage, so no price",
             )
-        return self._prices.charge(self.name, tokens, api_url=self.config.base_url)
+        try:
+            return self._prices.charge(self.name, tokens, tier=tier, api_url=self.config.base_url)
+        except PriceUnknown as error:  # of this tier, or from today on: the answer is there, and its cost is not known
+            _log.warning("%s", error)
+            return Charge(model=self.name, usd=None, basis="tokens", tokens=tokens, tier=tier, source=error.args[0])
 
 
 def _reported_in_head(response: HttpResponse) -> Reported:
@@ -232,10 +244,10 @@ def _normalized(vector: list[float]) -> list[float]:
 
 def is_priced_by_tokens(config: EndpointConfig, prices: PriceBook) -> bool:
     """Return True if tokens are paid, False if machine time is. Raise PriceUnknown if a hosted model has no price."""
-    if config.priced_by == "machine":
-        return False
+    if config.priced_by in ("machine", "billed"):
+        return config.priced_by == "billed"
     try:
-        prices.source(config.model, api_url=config.base_url)
+        prices.source_of(config.model, api_url=config.base_url)
     except PriceUnknown:
         if config.is_loopback and config.priced_by is None:
             return False

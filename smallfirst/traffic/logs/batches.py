@@ -55,5 +55,6 @@ def _joined(request: LogRecord, response: LogRecord) -> Exchange | Problem:
         route=route,
         error=error,
         status=http.get("status_code"),
+        tier="batch",
     )
     return exchange_of(entry, request)

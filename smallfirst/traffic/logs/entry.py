@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, Protocol
 
 from smallfirst.errors import Problem
 from smallfirst.pricing.tokens import whole
-from smallfirst.traffic.billing import read_usage
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.logs.records import LogRecord
 from smallfirst.traffic.logs.shapes import milliseconds, moment, number, request_body, response_body, route_of
@@ -34,6 +33,7 @@ class Entry(NamedTuple):
     prompt_tokens: Any = None
     cached_tokens: Any = None
     completion_tokens: Any = None
+    tier: str = ""
     cost_usd: Any = None
     tenant: Any = ""
     error: Any = None
@@ -74,7 +74,6 @@ def exchange_of(entry: Entry, record: LogRecord) -> Exchange | Problem:
     if "error" in response and response["error"] and status == 200:
         status = 500
     start, end = moment(entry.at), moment(entry.end)
-    usage = read_usage(response)
     model = _name(entry.model) or _name(request.get("model"))
     given = {key: value for key, value in entry.more.items() if value not in (None, [], {}) and key not in request}
     return Exchange(
@@ -88,9 +87,10 @@ def exchange_of(entry: Entry, record: LogRecord) -> Exchange | Problem:
         answered_by=_name(entry.answered_by) or _name(response.get("model")) or model,
         tenant=_name(entry.tenant),
         streamed=request.get("stream") is True,
-        prompt_tokens=_either(whole(entry.prompt_tokens), usage.prompt_tokens),
-        cached_tokens=_either(whole(entry.cached_tokens), usage.cached_tokens),
-        completion_tokens=_either(whole(entry.completion_tokens), usage.completion_tokens),
+        prompt_tokens=whole(entry.prompt_tokens),
+        cached_tokens=whole(entry.cached_tokens),
+        completion_tokens=whole(entry.completion_tokens),
+        tier=entry.tier,
         cost_usd=number(entry.cost_usd),
         latency_ms=_either(number(entry.latency_ms), milliseconds(start, end)),
         first_token_ms=milliseconds(start, moment(entry.first_token_at)),

@@ -18,7 +18,8 @@ from smallfirst.models.protocol import Capability, Completion, Request
 from smallfirst.models.remote.client import BURST, CircuitOpenError
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
 from smallfirst.models.usage import collect_attempts
-from smallfirst.pricing.prices import PriceBook, TokenPrice
+from smallfirst.pricing.prices import PriceBook
+from smallfirst.pricing.token_price import TokenPrice
 
 BOOK = PriceBook(tokens={"big": TokenPrice(input_usd_per_mtok=2, output_usd_per_mtok=10)})
 BODY = json.dumps(
