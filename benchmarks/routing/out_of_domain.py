@@ -167,10 +167,23 @@ def _fused(
     """Return the table rows of scores fused without out-of-scope rows, and with the 100 training ones."""
     found = []
     for foreign, title in ((None, f"{of}, fused"), (scores["oos_train"], f"{of}, weighed on 100 out-of-scope rows")):
-        fusion = ScoreFusion.fit(scores["validation"], foreign)
-        strange = {part: fusion.nonconformity(scores[part]) for part in PARTS}
+        fusion = ScoreFusion.fit(scores["validation"])
+        nats = {part: fusion.neg_log_p_values(scores[part]) for part in PARTS}
+        weights = np.ones(len(fusion.ranks))
+        if foreign is not None:
+            weights = _weights(nats["validation"], fusion.neg_log_p_values(foreign))
+        strange = {part: nats[part] @ weights for part in PARTS}
         found.append(Answers(right, strange).line(f"{name} | {title}"))
     return found
+
+
+def _weights(own: np.ndarray, foreign: np.ndarray) -> np.ndarray:
+    """Return the weights of a balanced logistic regression of own rows against foreign ones, at least 0."""
+    from sklearn.linear_model import LogisticRegression
+
+    features, is_foreign = np.vstack([own, foreign]), np.repeat([0, 1], [len(own), len(foreign)])
+    fitted = LogisticRegression(class_weight="balanced").fit(features, is_foreign)
+    return np.maximum(fitted.coef_[0], 0)
 
 
 HEAD = """| answers by | rejected by | in-scope accuracy | out-of-scope recall | AUROC | FPR at 95 % TPR |

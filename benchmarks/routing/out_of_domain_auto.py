@@ -26,7 +26,6 @@ OPEN = {"nq_open": "test", "ifeval": "test", "mt_bench": "test", "self_instruct_
 KINDS = {
     "words": "words only",
     "encoder": "words, then the frozen encoder where words are undecided",
-    "known": "words only, fitted with self_instruct_seed as known foreign requests",
 }
 TIMED = 600
 """Requests asked one at a time."""
@@ -57,23 +56,19 @@ def open_requests(name: str) -> list[str]:
 
 def fit(kind: str, folder: Path) -> Path:
     """Return the folder of the selector's signatures, one per task, fitting missing ones."""
-    from smallfirst.data.dataset import Example, Message
     from smallfirst.models.catalog import find_weights
     from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder
     from smallfirst.routing.ood.detector import PROFILE_FILE, fit_task_profile
 
     place = folder / "auto" / kind
-    encoder = other = None
+    encoder = None
     for task in TASKS:
         if (place / task / PROFILE_FILE).exists():
             continue
         if kind == "encoder":
             encoder = encoder or (DEFAULT_ENCODER, SentenceEncoder(find_weights(DEFAULT_ENCODER)))
         train, selection, _ = rows(task)
-        if kind == "known":
-            known = [(Message(role="user", content=text),) for text in open_requests("self_instruct_seed")]
-            other = train.subset("other", tuple(Example(messages=m, answer="", shape="text") for m in known))
-        fit_task_profile(train, selection, foreign=other, encoder=encoder).save(place / task)
+        fit_task_profile(train, selection, encoder=encoder).save(place / task)
     return place
 
 
@@ -85,7 +80,7 @@ def confusion(kind: str, folder: Path) -> dict[str, Any]:
         front = TaskSelector.load({task: place / task for task in TASKS})
         counts: dict[str, Any] = {}
         for source, texts in requests().items():
-            choices = front.select_all(texts)
+            choices = [front.select(text) for text in texts]
             counts[source] = Counter(choice.task or "none" for choice in choices)
             counts[source]["second"] = sum(choice.by_states for choice in choices)
         kept.write_text(json.dumps(counts, indent=1), encoding="utf-8")
@@ -151,9 +146,7 @@ def page(folder: Path) -> list[str]:
             f"| from | n | {' | '.join(TASKS)} | none | right | second look |",
         ]
         lines.append("|---" * (len(TASKS) + 5) + "|")
-        lines += [
-            _row(source, counts[source]) for source in counts if (kind, source) != ("known", "self_instruct_seed")
-        ]
+        lines += [_row(source, counts[source]) for source in counts]
     lines += [
         "\n| one request at a time | p50 ms | p99 ms | p50, p99 ms of processor | memory | PyTorch loaded |",
         "|---" * 6 + "|",

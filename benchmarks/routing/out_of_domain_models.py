@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -14,11 +14,14 @@ from benchmarks.accuracy.run import data_folder
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.sources.load import load_rows
 from smallfirst.evaluation.calibration import fit_temperature
-from smallfirst.models.linear.classifier import ENCODER_FOLDER, LinearClassifier
+from smallfirst.models.linear.classifier import ENCODER_FOLDER, LinearClassifier, TfidfFeatures
 from smallfirst.models.manifest import Manifest, read_manifest
-from smallfirst.models.state_features import HiddenStateProfile, HiddenStates, compute_states
+from smallfirst.models.state_features import HiddenStateProfile, HiddenStates
 from smallfirst.routing.ood.text_features import TextFeatures
 from smallfirst.tasks.classify import Classify
+
+if TYPE_CHECKING:
+    from smallfirst.models.local.label_scorer import LabelScorer
 
 PARTS = ("validation", "test", "oos_train", "oos_test")
 
@@ -211,3 +214,32 @@ BEGAN = time.perf_counter()
 
 def say(words: str) -> None:
     print(f"[{(time.perf_counter() - BEGAN) / 60:5.1f} min] {words}", flush=True)
+
+
+def compute_states(scorer: LinearClassifier | LabelScorer, texts: Sequence[str]) -> HiddenStates:
+    """Return hidden states and logits of texts, in order, from one pass of the model over each."""
+    if not isinstance(scorer, LinearClassifier):
+        return _causal_states(scorer, texts)
+    features = scorer.features(list(texts))
+    logits = np.asarray(features @ scorer.weights.T) + scorer.bias
+    return HiddenStates(logits if isinstance(scorer.features, TfidfFeatures) else features, logits)
+
+
+def _causal_states(scorer: LabelScorer, texts: Sequence[str]) -> HiddenStates:
+    import torch
+
+    from smallfirst.models.batching import length_batches
+    from smallfirst.models.local.token_batches import pad_right
+
+    encoded, model = scorer.encode(texts), scorer.model
+    hidden = np.zeros((len(encoded), model.config.hidden_size), dtype=np.float32)
+    logits = np.zeros((len(encoded), len(scorer.manifest.label_tokens)), dtype=np.float32)
+    lengths = [len(ids) for ids in encoded]
+    for chosen in length_batches(lengths, max_rows=scorer.batch_rows):
+        with torch.inference_mode():
+            ids = pad_right([encoded[i] for i in chosen]).to(model.device)
+            states = model.model(input_ids=ids, use_cache=False).last_hidden_state
+            last = states[torch.arange(len(chosen)), torch.tensor([lengths[i] for i in chosen]) - 1].float()
+            head = model.get_output_embeddings().weight[scorer.label_tokens.to(model.device)].float()
+            hidden[chosen], logits[chosen] = last.cpu().numpy(), (last @ head.T).cpu().numpy()
+    return HiddenStates(hidden, logits)

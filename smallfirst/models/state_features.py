@@ -1,4 +1,4 @@
-"""Out-of-domain features of a text from the pass that answers it: its hidden state and label logits.
+"""Out-of-domain features of a text from its hidden state and label logits.
 
 The energy of its logits (Liu et al. 2020), the largest label probability (Hendrycks and Gimpel 2017), the Mahalanobis
 distance to the nearest label (Lee et al. 2018) and the distance to the nearest training texts (Sun et al. 2022).
@@ -8,15 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from smallfirst.files import write_atomically
-from smallfirst.models.linear.classifier import LinearClassifier, TfidfFeatures
-
-if TYPE_CHECKING:
-    from smallfirst.models.local.label_scorer import LabelScorer
 
 STATE_FEATURES = ("energy", "probability", "mahalanobis", "neighbour")
 """Columns of `HiddenStateProfile.nonconformity`; each grows with the distance from the training texts."""
@@ -92,35 +88,6 @@ def logit_features(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     whole = logsumexp(logits.astype(np.float64), axis=1)
     return -whole, whole - logits.max(axis=1)
-
-
-def compute_states(scorer: LinearClassifier | LabelScorer, texts: Sequence[str]) -> HiddenStates:
-    """Return hidden states and logits of texts, in order, from one pass of the model over each."""
-    if not isinstance(scorer, LinearClassifier):
-        return _causal_states(scorer, texts)
-    features = scorer.features(list(texts))
-    logits = np.asarray(features @ scorer.weights.T) + scorer.bias
-    return HiddenStates(logits if isinstance(scorer.features, TfidfFeatures) else features, logits)
-
-
-def _causal_states(scorer: LabelScorer, texts: Sequence[str]) -> HiddenStates:
-    import torch
-
-    from smallfirst.models.batching import length_batches
-    from smallfirst.models.local.token_batches import pad_right
-
-    encoded, model = scorer.encode(texts), scorer.model
-    hidden = np.zeros((len(encoded), model.config.hidden_size), dtype=np.float32)
-    logits = np.zeros((len(encoded), len(scorer.manifest.label_tokens)), dtype=np.float32)
-    lengths = [len(ids) for ids in encoded]
-    for chosen in length_batches(lengths, max_rows=scorer.batch_rows):
-        with torch.inference_mode():
-            ids = pad_right([encoded[i] for i in chosen]).to(model.device)
-            states = model.model(input_ids=ids, use_cache=False).last_hidden_state
-            last = states[torch.arange(len(chosen)), torch.tensor([lengths[i] for i in chosen]) - 1].float()
-            head = model.get_output_embeddings().weight[scorer.label_tokens.to(model.device)].float()
-            hidden[chosen], logits[chosen] = last.cpu().numpy(), (last @ head.T).cpu().numpy()
-    return HiddenStates(hidden, logits)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

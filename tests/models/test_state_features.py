@@ -1,4 +1,4 @@
-"""Hidden states and logits are those of the answering pass; four features measure how unusual they are."""
+"""Four features measure how unusual hidden states and logits are."""
 
 from __future__ import annotations
 
@@ -8,55 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from smallfirst.data.dataset import Dataset
-from smallfirst.models.linear.classifier import LinearClassifier
-from smallfirst.models.local.label_scorer import LabelScorer
 from smallfirst.models.state_features import (
     STATE_FEATURES,
     HiddenStateProfile,
     HiddenStates,
-    compute_states,
     logit_features,
 )
-from smallfirst.tasks.classify import Classify
-
-
-def texts_of(data: Dataset) -> list[str]:
-    return [example.text for example in data.examples]
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-
-
-def test_a_causal_models_logits_are_those_it_answers_from(scorer: LabelScorer, toy_rows: Dataset) -> None:
-    scorer.batch_rows = 7
-    texts = texts_of(toy_rows)
-    states = compute_states(scorer, texts)
-    expected = [scored.log_probabilities for scored in scorer.score(texts)]
-    assert log_softmax(states.logits) == pytest.approx(np.array(expected), abs=1e-6)
-    head = scorer.model.get_output_embeddings().weight[list(scorer.manifest.label_tokens)].detach().float().numpy()
-    assert states.hidden @ head.T == pytest.approx(states.logits, abs=1e-5)
-
-
-def test_a_linear_models_hidden_state_is_its_vector_or_without_one_its_logits(
-    toy_rows: Dataset, toy_task: Classify
-) -> None:
-    texts = texts_of(toy_rows)
-    words = LinearClassifier.fit("words", toy_rows, toy_task)
-    states = compute_states(words, texts)
-    assert (states.hidden == states.logits).all()
-    assert log_softmax(states.logits) == pytest.approx(
-        np.array([s.log_probabilities for s in words.score(texts)]), abs=1e-5
-    )
-
-    def count(asked: list[str]) -> np.ndarray:
-        return np.array([[text.count(letter) for letter in "abc"] for text in asked], dtype=np.float32)
-
-    encoder = LinearClassifier(count, np.eye(3, dtype=np.float32), np.array([0, 0, 1], dtype=np.float32))
-    states = compute_states(encoder, ["aab", "c"])
-    assert states.hidden.tolist() == [[2, 1, 0], [0, 0, 1]]
-    assert states.logits.tolist() == [[2, 1, 1], [0, 0, 2]]
 
 
 def test_energy_and_probability_by_hand() -> None:

@@ -1,8 +1,8 @@
 """Turn scores of any scale into one out-of-domain score in [0, 1] by their ranks among a task's own selection rows.
 
 1 minus a conformal p-value (Vovk et al. 2005): a threshold of 0.97 keeps at least 97 % of the task's own requests.
-Several scores are combined as Fisher (1925) combines p-values, or by a logistic regression where foreign texts are
-known. The selection rows must not be used for any other guarantee.
+Several scores are combined as Fisher (1925) combines p-values. The selection rows must not be used for any other
+guarantee.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from smallfirst.records import Record
 
 KNOTS = 1000
 """Selection rows whose scores are stored; of more, evenly spaced ones."""
-MIN_FOREIGN_ROWS = 10
-"""Foreign rows below which no weights are fitted."""
 
 
 class ConformalScorer(Record):
@@ -61,26 +59,17 @@ class ScoreFusion(Record):
 
     ranks: tuple[ConformalScorer, ...]
     """One per score."""
-    weights: tuple[float, ...]
-    """Weight of each score's -log p-value."""
     fused: ConformalScorer
-    """Of the weighted sum."""
+    """Of the sum of their -log p-values."""
 
     @classmethod
-    def fit(cls, own: np.ndarray, foreign: np.ndarray | None = None) -> ScoreFusion:
-        """Fit on the scores (rows, scores) of selection rows, and of foreign ones if there are any.
-
-        Weights are equal with fewer than ten foreign rows, else those of a balanced logistic regression, at least 0.
-        """
+    def fit(cls, own: np.ndarray) -> ScoreFusion:
+        """Fit on the scores (rows, scores) of selection rows."""
         ranks = tuple(ConformalScorer.fit(column) for column in own.T)
-        nats = _neg_log_p_values(ranks, own)
-        weights = np.ones(len(ranks))
-        if foreign is not None and len(foreign) >= MIN_FOREIGN_ROWS:
-            weights = _fit_weights(nats, _neg_log_p_values(ranks, foreign))
-        return cls(ranks=ranks, weights=tuple(weights.tolist()), fused=ConformalScorer.fit(nats @ weights))
+        return cls(ranks=ranks, fused=ConformalScorer.fit(_neg_log_p_values(ranks, own).sum(axis=1)))
 
     def nonconformity(self, scores: np.ndarray) -> np.ndarray:
-        total: np.ndarray = self.neg_log_p_values(scores) @ np.asarray(self.weights)
+        total: np.ndarray = self.neg_log_p_values(scores).sum(axis=1)
         return total
 
     def neg_log_p_values(self, scores: np.ndarray) -> np.ndarray:
@@ -93,12 +82,3 @@ class ScoreFusion(Record):
 
 def _neg_log_p_values(ranks: Sequence[ConformalScorer], scores: np.ndarray) -> np.ndarray:
     return np.column_stack([one.neg_log_p_values(column) for one, column in zip(ranks, scores.T, strict=True)])
-
-
-def _fit_weights(own: np.ndarray, foreign: np.ndarray) -> np.ndarray:
-    from sklearn.linear_model import LogisticRegression
-
-    features, is_foreign = np.vstack([own, foreign]), np.repeat([0, 1], [len(own), len(foreign)])
-    fitted = LogisticRegression(class_weight="balanced").fit(features, is_foreign)
-    weights: np.ndarray = np.maximum(fitted.coef_[0], 0)
-    return weights if weights.any() else np.ones(own.shape[1])

@@ -1,7 +1,7 @@
 """The profile of a task: how unlike the task's own requests a text is, as a score in [0, 1].
 
-Words decide the clear cases. In a grey zone hidden states of a frozen encoder or of the task's own model reorder the
-texts, so the threshold keeps the same share of the task's own requests with and without them.
+Words decide the clear cases. In a grey zone the vectors of a frozen sentence encoder reorder the texts, so the
+threshold keeps the same share of the task's own requests with and without them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import pydantic
@@ -18,28 +18,24 @@ from smallfirst.data.dataset import Dataset
 from smallfirst.errors import ConfigError, DataError
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder, open_encoder
-from smallfirst.models.linear.classifier import LinearClassifier
-from smallfirst.models.state_features import HiddenStateProfile, HiddenStates, compute_states
+from smallfirst.models.state_features import HiddenStateProfile, HiddenStates
 from smallfirst.records import Record
 from smallfirst.routing.ood.conformal import ConformalScorer, ScoreFusion
 from smallfirst.routing.ood.text_features import TextFeatures
 
-if TYPE_CHECKING:
-    from smallfirst.models.local.label_scorer import LabelScorer
-
 KEEP_SHARE = 0.97
-"""Share of the task's own requests that is kept unless another is asked for."""
+"""Share of the task's own requests that is kept."""
 GREY_ZONE = (0.5, 0.999)
 """Word scores between which hidden states are read."""
 MIN_ROWS = 20
 """Selection rows, and training rows, below which ranks would follow chance."""
 MAX_NATS = 10.0
 """Features above that count as that: so unlike is one of 22,000 own requests, and the tail is a guess."""
-PROFILE_FILE = "signature.json"
-"""Written last, so a folder without one holds no profile."""
+PROFILE_FILE, STATES_FILE = "signature.json", "encoder.safetensors"
+"""The first is written last, so a folder without one holds no profile."""
 
 Reader = Callable[[Sequence[str]], HiddenStates]
-"""Return hidden states, and logits if there are labels, of texts in order."""
+"""Return the hidden states of texts, in order."""
 
 
 class ProfileParameters(Record):
@@ -103,11 +99,8 @@ class MeasuredText(NamedTuple):
 class TaskProfile:
     """The requests of one task, to compare others with."""
 
-    def __init__(
-        self, parameters: ProfileParameters, text_features: TextFeatures, state_scorers: dict[str, StateScorer]
-    ) -> None:
-        """`state_scorers` by name, `encoder` or `model`, in the order in which they were fitted."""
-        self.parameters, self.text_features, self.state_scorers = parameters, text_features, state_scorers
+    def __init__(self, parameters: ProfileParameters, text_features: TextFeatures, encoder: StateScorer | None) -> None:
+        self.parameters, self.text_features, self.encoder = parameters, text_features, encoder
 
     @property
     def threshold(self) -> float:
@@ -117,15 +110,13 @@ class TaskProfile:
         features = self.text_features.scores(texts)
         return TextScores(features, self.parameters.words.ood_score(features))
 
-    def refine(self, texts: Sequence[str], words: TextScores, wanted: np.ndarray | None = None) -> list[ProfileScore]:
+    def refine(self, texts: Sequence[str], words: TextScores, *, read: bool = True) -> list[ProfileScore]:
         low, high = self.parameters.grey
         scores = words.ood_score.copy()
-        grey = (scores > low) & (scores < high) & bool(self.state_scorers)
-        if wanted is not None:
-            grey &= wanted
+        grey = (scores > low) & (scores < high) & (read and self.encoder is not None)
         if grey.any() and self.parameters.states:
             chosen = [text for text, is_grey in zip(texts, grey, strict=True) if is_grey]
-            columns = _columns(self.parameters.words, words.features[grey], self.state_scorers, chosen)
+            columns = _columns(self.parameters.words, words.features[grey], self.encoder, chosen)
             scores[grey] = self._rank_by_states(columns)
         return [ProfileScore(float(value), bool(again)) for value, again in zip(scores, grey, strict=True)]
 
@@ -133,13 +124,10 @@ class TaskProfile:
         """Score each text, in order; independent of the other texts but for an encoder's rounding."""
         return self.refine(texts, self.score_words(texts)) if texts else []
 
-    def ood_scores(self, texts: Sequence[str]) -> list[float]:
-        return [score.value for score in self.score(texts)]
-
     def measure(self, texts: Sequence[str]) -> list[MeasuredText]:
         """Return score and features of each text, in order; the hidden states of all are read, once."""
         words, (low, high) = self.score_words(texts), self.parameters.grey
-        columns = _columns(self.parameters.words, words.features, self.state_scorers, texts)
+        columns = _columns(self.parameters.words, words.features, self.encoder, texts)
         scores = words.ood_score.copy()
         if self.parameters.states is None:
             features = self.parameters.words.fused.neg_log_p_values(columns[:, 0])[:, None]
@@ -159,91 +147,58 @@ class TaskProfile:
 
     def save(self, folder: Path) -> None:
         self.text_features.save(folder)
-        for name, scorer in self.state_scorers.items():
-            scorer.profile.save(folder / f"{name}.safetensors")
+        if self.encoder is not None:
+            self.encoder.profile.save(folder / STATES_FILE)
         self.parameters.save(folder / PROFILE_FILE)
 
     @classmethod
-    def load(cls, folder: Path, *, model: LinearClassifier | LabelScorer | None = None) -> Self:
+    def load(cls, folder: Path) -> Self:
         """Load a profile and the encoder that it reads, so that no request waits or pays for that.
 
-        Raise ConfigError without a profile, or if it was fitted with a model and none is given, and WeightsNotFound.
+        Raise ConfigError without a profile, WeightsNotFound.
         """
         if not (folder / PROFILE_FILE).is_file():
             raise ConfigError(
                 f"{folder} holds no {PROFILE_FILE}", hint="fit_task_profile(train, selection).save(folder)"
             )
-        parameters = ProfileParameters.load(folder / PROFILE_FILE)
-        readers: dict[str, Reader] = {}
+        parameters, encoder = ProfileParameters.load(folder / PROFILE_FILE), None
         if parameters.encoder:
             opened = open_encoder(find_weights(parameters.encoder), int8=parameters.encoder_int8)
-            readers["encoder"] = functools.partial(_embed, opened)
-        if (folder / "model.safetensors").exists():
-            if model is None:
-                raise ConfigError(f"{folder} was fitted with the task's own model; load it and pass it as `model`")
-            readers["model"] = functools.partial(compute_states, model)
-        profiles = {name: HiddenStateProfile.load(folder / f"{name}.safetensors") for name in readers}
-        scorers = {name: StateScorer(read, profiles[name]) for name, read in readers.items()}
-        return cls(parameters, TextFeatures.load(folder), scorers)
+            encoder = StateScorer(functools.partial(_embed, opened), HiddenStateProfile.load(folder / STATES_FILE))
+        return cls(parameters, TextFeatures.load(folder), encoder)
 
 
 def fit_task_profile(
-    train: Dataset,
-    selection: Dataset,
-    *,
-    foreign: Dataset | None = None,
-    encoder: tuple[str, SentenceEncoder] | None = None,
-    model: LinearClassifier | LabelScorer | None = None,
-    keep: float = KEEP_SHARE,
-    grey: tuple[float, float] = GREY_ZONE,
+    train: Dataset, selection: Dataset, *, encoder: tuple[str, SentenceEncoder] | None = None
 ) -> TaskProfile:
-    """Fit the profile of the task with these rows; its threshold keeps a share `keep` of the selection rows.
+    """Fit the profile of the task with these rows; its threshold keeps KEEP_SHARE of the selection rows.
 
-    `foreign` are known requests of other domains. Hidden states come from `encoder` (with its name), from the task's
-    own `model`, or both. With fewer than MIN_ROWS selection rows a fifth of the training rows joins them. Raise
-    DataError if there are too few rows for that, ConfigError for a share or a zone outside [0, 1].
+    Vectors come from `encoder`, given with its name. With fewer than MIN_ROWS selection rows a fifth of the training
+    rows joins them. Raise DataError if there are too few rows for that.
     """
-    if not 0 < keep <= 1 or not 0 <= grey[0] < grey[1] <= 1:
-        raise ConfigError(f"keep must lie in (0, 1] and grey be two rising scores in [0, 1] (got {keep} and {grey})")
     train, selection = _with_enough_selection(train, selection)
-    readers: dict[str, Reader] = {}
+    texts, own = _texts(train), _texts(selection)
+    text_features, scorer = TextFeatures.fit(texts), None
     if encoder is not None:
-        readers["encoder"] = functools.partial(_embed, encoder[1])
-    if model is not None:
-        readers["model"] = functools.partial(compute_states, model)
-    texts, labels = _texts(train), _label_numbers(train)
-    text_features = TextFeatures.fit(texts)
-    scorers = {name: StateScorer(read, HiddenStateProfile.fit(read(texts), labels)) for name, read in readers.items()}
-    parameters = _fit(text_features, scorers, _texts(selection), _texts(foreign) if foreign else [], grey)
+        read = functools.partial(_embed, encoder[1])
+        scorer = StateScorer(read, HiddenStateProfile.fit(read(texts), _label_numbers(train)))
     several = any(sum(m.role != "system" for m in e.messages) > 1 for e in train.examples)
-    known = {"limit": keep, "conversations": several, "encoder": encoder[0] if encoder else ""}
-    known["encoder_int8"] = encoder is not None and encoder[1].int8
-    return TaskProfile(parameters.model_copy(update=known), text_features, scorers)
+    of_own = text_features.scores(own)
+    words = ScoreFusion.fit(of_own)
+    parameters = ProfileParameters(limit=KEEP_SHARE, grey=GREY_ZONE, conversations=several, words=words)
+    if encoder is not None:
+        columns = _columns(words, of_own, scorer, own)
+        states, scores = ScoreFusion.fit(columns), words.ood_score(of_own)
+        nonconformity = states.nonconformity(columns)
+        inside = (scores > GREY_ZONE[0]) & (scores < GREY_ZONE[1])
+        within = ConformalScorer.fit(nonconformity[inside] if inside.any() else nonconformity)
+        known = {"states": states, "within": within, "encoder": encoder[0], "encoder_int8": encoder[1].int8}
+        parameters = parameters.model_copy(update=known)
+    return TaskProfile(parameters, text_features, scorer)
 
 
-def _fit(
-    text_features: TextFeatures,
-    scorers: dict[str, StateScorer],
-    own: list[str],
-    foreign: list[str],
-    grey: tuple[float, float],
-) -> ProfileParameters:
-    of_own, of_foreign = text_features.scores(own), text_features.scores(foreign) if foreign else None
-    words = ScoreFusion.fit(of_own, of_foreign)
-    if not scorers:
-        return ProfileParameters(limit=KEEP_SHARE, grey=grey, words=words)
-    columns = _columns(words, of_own, scorers, own)
-    states = ScoreFusion.fit(columns, None if of_foreign is None else _columns(words, of_foreign, scorers, foreign))
-    scores, nonconformity = words.ood_score(of_own), states.nonconformity(columns)
-    inside = (scores > grey[0]) & (scores < grey[1])
-    within = ConformalScorer.fit(nonconformity[inside] if inside.any() else nonconformity)
-    return ProfileParameters(limit=KEEP_SHARE, grey=grey, words=words, states=states, within=within)
-
-
-def _columns(
-    words: ScoreFusion, features: np.ndarray, scorers: dict[str, StateScorer], texts: Sequence[str]
-) -> np.ndarray:
-    return np.column_stack([words.nonconformity(features), *(scorer.scores(texts) for scorer in scorers.values())])
+def _columns(words: ScoreFusion, features: np.ndarray, encoder: StateScorer | None, texts: Sequence[str]) -> np.ndarray:
+    return np.column_stack([words.nonconformity(features), *([encoder.scores(texts)] if encoder else [])])
 
 
 def _with_enough_selection(train: Dataset, selection: Dataset) -> tuple[Dataset, Dataset]:

@@ -7,11 +7,9 @@ they cannot make a text more ordinary than a clear case, so skipping them change
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
-
-import numpy as np
+from typing import Self
 
 from smallfirst.models.protocol import Request
 from smallfirst.pricing.charge import Charge
@@ -19,10 +17,6 @@ from smallfirst.pricing.machine import MachinePrice
 from smallfirst.records import Record
 from smallfirst.routing.ood.detector import ProfileScore, TaskProfile
 from smallfirst.routing.policies.policy import is_conversation
-
-if TYPE_CHECKING:
-    from smallfirst.models.linear.classifier import LinearClassifier
-    from smallfirst.models.local.label_scorer import LabelScorer
 
 TIE = 0.05
 """Difference of two scores up to which the words' likelihoods decide."""
@@ -46,7 +40,7 @@ class TaskSelection(Record):
     charges: tuple[Charge, ...] = ()
     """The lines of `cost_usd`."""
     latency_ms: float
-    """Duration of the selection; for a batch of texts each one's share."""
+    """Duration of the selection."""
 
 
 class TaskSelector:
@@ -58,46 +52,30 @@ class TaskSelector:
         self._price = price or MachinePrice()
 
     @classmethod
-    def load(
-        cls,
-        folders: Mapping[str, Path],
-        *,
-        models: Mapping[str, LinearClassifier | LabelScorer] | None = None,
-        price: MachinePrice | None = None,
-    ) -> Self:
-        """Load profiles by task name, with the `models` some were fitted with. Raise ConfigError if one is missing."""
-        given = models or {}
-        return cls({name: TaskProfile.load(at, model=given.get(name)) for name, at in folders.items()}, price=price)
+    def load(cls, folders: Mapping[str, Path], *, price: MachinePrice | None = None) -> Self:
+        """Load profiles by task name. Raise ConfigError if one is missing."""
+        return cls({name: TaskProfile.load(at) for name, at in folders.items()}, price=price)
 
     def select(self, request: Request | str) -> TaskSelection:
         """Return the task of a request, by its last user message; a conversation only goes to tasks that have some."""
+        began = time.perf_counter()
         conversation = isinstance(request, Request) and is_conversation(request)
         text = request if isinstance(request, str) else request.text
-        return self._select([text], conversation=conversation)[0]
-
-    def select_all(self, texts: Sequence[str]) -> list[TaskSelection]:
-        """Return the task of each text, in order: equal to `select` one by one, and faster."""
-        return self._select(texts, conversation=False) if texts else []
-
-    def _select(self, texts: Sequence[str], *, conversation: bool) -> list[TaskSelection]:
-        began = time.perf_counter()
         asked = {n: p for n, p in self.profiles.items() if p.parameters.conversations or not conversation}
-        scored = _score(asked, texts)
-        found = [self._decide(text, {name: by[i] for name, by in scored.items()}) for i, text in enumerate(texts)]
-        busy_s = (time.perf_counter() - began) / len(texts)
+        found = _score(asked, text)
+        task, why = self._decide(text, found)
+        busy_s, scores = time.perf_counter() - began, {name: one.value for name, one in found.items()}
         charge = self._price.charge("auto", busy_s)
-        cost = {"cost_usd": charge.usd, "charges": (charge,), "latency_ms": busy_s * 1000}
-        return [
-            TaskSelection(
-                task=task,
-                scores=(scores := {name: by[i].value for name, by in scored.items()}),
-                threshold=self._threshold_of(task or min(scores, key=lambda name: scores[name], default=None)),
-                why=why,
-                by_states=any(by[i].by_states for by in scored.values()),
-                **cost,
-            )
-            for i, (task, why) in enumerate(found)
-        ]
+        return TaskSelection(
+            task=task,
+            scores=scores,
+            threshold=self._threshold_of(task or min(scores, key=lambda name: scores[name], default=None)),
+            why=why,
+            by_states=any(one.by_states for one in found.values()),
+            cost_usd=charge.usd,
+            charges=(charge,),
+            latency_ms=busy_s * 1000,
+        )
 
     def _threshold_of(self, task: str | None) -> float | None:
         return None if task is None else self.profiles[task].threshold
@@ -123,10 +101,11 @@ class TaskSelector:
         return f"{name} (out-of-domain score {score.value:.3f} by {by}, threshold {self.profiles[name].threshold:.3f})"
 
 
-def _score(profiles: Mapping[str, TaskProfile], texts: Sequence[str]) -> dict[str, list[ProfileScore]]:
-    """Score every text with every profile; read hidden states where no task's words find the text clearly its own."""
-    by_words = {name: profile.score_words(texts) for name, profile in profiles.items()}
-    unclear = np.ones(len(texts), dtype=bool)
-    for name, words in by_words.items():
-        unclear &= words.ood_score > min(profiles[name].parameters.grey[0], profiles[name].threshold)
-    return {name: profile.refine(texts, by_words[name], unclear) for name, profile in profiles.items()}
+def _score(profiles: Mapping[str, TaskProfile], text: str) -> dict[str, ProfileScore]:
+    """Score a text with every profile; read hidden states where no task's words find it clearly its own."""
+    by_words = {name: profile.score_words([text]) for name, profile in profiles.items()}
+    unclear = all(
+        words.ood_score[0] > min(profiles[name].parameters.grey[0], profiles[name].threshold)
+        for name, words in by_words.items()
+    )
+    return {name: profile.refine([text], by_words[name], read=unclear)[0] for name, profile in profiles.items()}

@@ -54,7 +54,7 @@ def test_a_gate_measures_as_the_profile_that_was_saved(tmp_path: Path) -> None:
     assert gate.threshold == profile.threshold
     found, measured = asyncio.run(score(gate)), profile.measure(texts)
     assert [(one.value, one.features) for one in found] == [tuple(one) for one in measured]
-    assert [one.ood_score for one in measured] == profile.ood_scores(texts)
+    assert [one.ood_score for one in measured] == [score.value for score in profile.score(texts)]
     assert min(min(one.cost_usd, one.latency_ms) for one in found) > 0
     least, most = (f([m.features[0] for m in part]) for f, part in ((min, measured[18:29]), (max, measured[:18])))
     assert least > most  # foreign texts are less like the task's own

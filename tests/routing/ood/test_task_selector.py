@@ -7,7 +7,6 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +14,11 @@ import pytest
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.errors import ConfigError, DataError
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
-from smallfirst.models.linear.classifier import LinearClassifier
-from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Request
 from smallfirst.paths import state_of
+from smallfirst.routing.ood import detector
 from smallfirst.routing.ood.detector import TaskProfile, fit_task_profile
 from smallfirst.routing.ood.task_selector import TaskSelector
-from smallfirst.tasks.classify import Classify
 
 BANK = (
     ("where is my {}", "the {} does not work", "i lost the {} yesterday", "why was a {} declined", "my {} is late"),
@@ -96,20 +93,11 @@ def test_a_new_task_changes_no_bit_of_the_others(bank: TaskProfile, table: TaskP
         assert alone.select(text).scores["bank"] == together.select(text).scores["bank"]
 
 
-def test_texts_asked_together_get_what_they_get_alone(bank: TaskProfile, table: TaskProfile) -> None:
-    selector = TaskSelector({"bank": bank, "table": table})
-    texts = [*OPEN, "where is my pin", "book a table"]
-    together = selector.select_all(texts)
-    assert [(c.task, c.scores, c.why) for c in together] == [
-        (c.task, c.scores, c.why) for c in map(selector.select, texts)
-    ]
-    assert selector.select_all([]) == []
-
-
-def test_a_limit_keeps_the_share_of_selection_rows_that_was_asked_for() -> None:
+def test_a_limit_keeps_its_share_of_selection_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detector, "KEEP_SHARE", 0.5)
     train, selection = rows(BANK)
     foreign_half = selection.subset("half", (*selection.examples, *dataset([*OPEN] * 5).examples))
-    profile = fit_task_profile(train, foreign_half, keep=0.5)
+    profile = fit_task_profile(train, foreign_half)
     kept = [look.value <= 0.5 for look in profile.score([e.text for e in foreign_half.examples])]
     assert np.mean(kept) == pytest.approx(0.5, abs=0.15)
     assert np.mean(kept) >= 0.5
@@ -121,7 +109,9 @@ def test_of_two_tasks_that_are_as_sure_the_likelier_words_decide(
     """Two tasks with equal requests; one has more about cards."""
     train, selection = rows(BANK)
     cards = train.subset("cards", tuple(e for e in train.examples if "card" in e.text or "where" in e.text))
-    selector = TaskSelector({"cards": fit_task_profile(cards, selection, keep=1.0), "bank": bank})
+    with monkeypatch.context() as patch:
+        patch.setattr(detector, "KEEP_SHARE", 1.0)
+        selector = TaskSelector({"cards": fit_task_profile(cards, selection), "bank": bank})
     choice = selector.select("where is my card")
     apart = choice.scores["cards"] - choice.scores["bank"]
     assert 0 < apart < 0.2
@@ -150,15 +140,6 @@ def test_a_front_without_tasks_sends_everything_on() -> None:
     assert (found.task, found.threshold) == (None, None)
 
 
-def test_known_foreign_requests_make_it_better() -> None:
-    train, selection = rows(BANK)
-    near = [f"i lost the {thing} yesterday" for thing in ("key", "dog", "bus", "game", "bet", "plot")]
-    knowing = fit_task_profile(train, selection, foreign=dataset([*near[:4], *OPEN] * 2))
-    plain = fit_task_profile(train, selection)
-    assert knowing.parameters.words.weights != plain.parameters.words.weights
-    assert [look.value > knowing.threshold for look in knowing.score(OPEN)] == [True] * len(OPEN)
-
-
 def test_few_selection_rows_are_supplemented_and_too_few_rows_are_refused() -> None:
     train, selection = rows(BANK)
     few = selection.subset("few", selection.examples[:3])
@@ -174,10 +155,11 @@ def encoder(tiny_encoder_folder: Path) -> SentenceEncoder:
     return SentenceEncoder(tiny_encoder_folder)
 
 
-def test_the_encoder_is_asked_in_the_grey_zone_only(encoder: SentenceEncoder) -> None:
+def test_the_encoder_is_asked_in_the_grey_zone_only(encoder: SentenceEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detector, "GREY_ZONE", (0.3, 0.9))
     train, selection = rows(BANK)
     words = fit_task_profile(train, selection)
-    looked = fit_task_profile(train, selection, encoder=("tiny", encoder), grey=(0.3, 0.9))
+    looked = fit_task_profile(train, selection, encoder=("tiny", encoder))
     texts = [*(e.text for e in selection.examples), *OPEN]
     first, second = words.score(texts), looked.score(texts)
     grey = [0.3 < look.value < 0.9 for look in first]
@@ -187,10 +169,12 @@ def test_the_encoder_is_asked_in_the_grey_zone_only(encoder: SentenceEncoder) ->
         assert deep.value == plain.value if not deep.by_states else 0.3 <= deep.value < 0.9
 
 
-def test_states_are_not_read_where_one_tasks_words_are_clear(encoder: SentenceEncoder) -> None:
-    grey = (0.3, 0.999)
+def test_states_are_not_read_where_one_tasks_words_are_clear(
+    encoder: SentenceEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detector, "GREY_ZONE", (0.3, 0.999))
     kinds = {"bank": BANK, "table": (BANK[0], TABLE[1])}  # the same sentences about other things
-    both = {n: fit_task_profile(*rows(kind), encoder=("tiny", encoder), grey=grey) for n, kind in kinds.items()}
+    both = {n: fit_task_profile(*rows(kind), encoder=("tiny", encoder)) for n, kind in kinds.items()}
     selector = TaskSelector(both)
     texts = [*(e.text for kind in kinds.values() for e in rows(kind)[1].examples[:10]), *OPEN]
     n_clear = n_skipped = 0
@@ -206,47 +190,37 @@ def test_states_are_not_read_where_one_tasks_words_are_clear(encoder: SentenceEn
     assert 0 < n_skipped <= n_clear < len(texts)
 
 
-def test_hidden_states_keep_the_share_that_words_keep(encoder: SentenceEncoder) -> None:
+def test_hidden_states_keep_the_share_that_words_keep(
+    encoder: SentenceEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detector, "KEEP_SHARE", 0.8)
+    monkeypatch.setattr(detector, "GREY_ZONE", (0.0, 1.0))
     train, selection = rows(BANK)
-    profile = fit_task_profile(train, selection, encoder=("tiny", encoder), keep=0.8, grey=(0.0, 1.0))
+    profile = fit_task_profile(train, selection, encoder=("tiny", encoder))
     kept = [look.value <= 0.8 for look in profile.score([e.text for e in selection.examples])]
     assert np.mean(kept) >= 0.8
 
 
-def test_the_tasks_own_model_may_give_the_states(tmp_path: Path) -> None:
-    train, selection = rows(BANK)
-    task = Classify(name="bank", labels=("late", "other"))
-    answered = train.subset(
-        "rows", tuple(e.model_copy(update={"answer": "late" if "late" in e.text else "other"}) for e in train.examples)
-    )
-    model = LinearClassifier.fit("words", answered, task)
-    profile = fit_task_profile(answered, selection, model=model, grey=(0.0, 1.0))
-    profile.save(tmp_path / "profile")
-    model.save(tmp_path / "model", Manifest(kind="words", task=task, base=""))
-    with pytest.raises(ConfigError, match="was fitted with the task's own model"):
-        TaskProfile.load(tmp_path / "profile")
-    selector = TaskSelector.load({"bank": tmp_path / "profile"}, models={"bank": model})
-    texts = [*OPEN, "where is my pin"]
-    assert [c.scores["bank"] for c in selector.select_all(texts)] == [look.value for look in profile.score(texts)]
-    assert selector.select("where is a late pin").by_states
-    assert "by words and meaning" in selector.select("where is a late pin").why
-
-
 def test_a_profile_with_an_encoder_loads_as_it_was_saved(
-    encoder: SentenceEncoder, tiny_encoder_folder: Path, tmp_path: Path
+    encoder: SentenceEncoder, tiny_encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(detector, "GREY_ZONE", (0.0, 1.0))
     train, selection = rows(BANK)
-    profile = fit_task_profile(train, selection, encoder=(str(tiny_encoder_folder), encoder), grey=(0.0, 1.0))
+    profile = fit_task_profile(train, selection, encoder=(str(tiny_encoder_folder), encoder))
     profile.save(tmp_path)
     texts = [*OPEN, "where is my pin"]
     assert TaskProfile.load(tmp_path).score(texts) == profile.score(texts)
+    choice = TaskSelector({"bank": profile}).select("where is a late pin")
+    assert choice.by_states
+    assert "by words and meaning" in choice.why
 
 
 def test_an_encoder_is_looked_up_in_the_state_folder_of_the_task_that_was_loaded(
     encoder: SentenceEncoder, tiny_encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "sentence-transformers/all-MiniLM-L6-v2"
-    profile = fit_task_profile(*rows(BANK), encoder=(name, encoder), grey=(0.0, 1.0))
+    monkeypatch.setattr(detector, "GREY_ZONE", (0.0, 1.0))
+    profile = fit_task_profile(*rows(BANK), encoder=(name, encoder))
     profile.save(tmp_path / "profile")
     weights = tmp_path / "bank" / ".smallfirst" / "weights"
     shutil.copytree(tiny_encoder_folder, weights / name.replace("/", "--"))
@@ -276,9 +250,3 @@ def test_words_decide_without_torch_in_the_process(bank: TaskProfile, table: Tas
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout.split() == ["bank", "None", "False"]
-
-
-@pytest.mark.parametrize("wrong", [{"keep": 0.0}, {"keep": 97.0}, {"grey": (0.9, 0.5)}, {"grey": (0.5, 1.1)}])
-def test_shares_and_zones_outside_their_range_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"keep must lie in \(0, 1\]"):
-        fit_task_profile(*rows(BANK), **wrong)
