@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -42,8 +43,9 @@ from benchmarks.routing.quality_tables import (
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder
 from smallfirst.models.protocol import Completion
-from smallfirst.routing.confidence_head import draft_features
+from smallfirst.routing.confidence_head import features_of
 from smallfirst.routing.gain import GainModel
+from smallfirst.routing.request_features import NUMBER
 from smallfirst.stats.intervals import Estimate
 
 RESULT = RESULTS / "routing_quality.md"
@@ -108,6 +110,17 @@ def cross_fitted(
             scores = (-chances["small"], difference, fitted.score(asked, further=more))
             need[:, seed, test] = rankdata(scores, axis=1) / (len(test) + 1)
     return need
+
+
+def draft_features(texts: Sequence[str], drafts: Sequence[Completion]) -> list[list[float]]:
+    """Return FEATURES of each draft, its lines, numbers and end. Raise ValueError if the lengths differ."""
+    rows = []
+    for text, draft in zip(texts, drafts, strict=True):
+        given, written = set(NUMBER.findall(text)), set(NUMBER.findall(draft.text))
+        used, new = len(given & written) / max(1, len(given)), len(written - given) / max(1, len(written))
+        lines, cut = math.log1p(draft.text.count("\n")), float(draft.finish_reason == "length")
+        rows.append([*features_of(draft), lines, math.log1p(len(written)), used, new, cut])
+    return rows
 
 
 def decision_ms(table: Table, encoder: tuple[str, Any] | None) -> float:

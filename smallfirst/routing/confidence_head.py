@@ -7,15 +7,14 @@ better than the model's own probability, it stays unfitted and returns that prob
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from scipy import special
 
 from smallfirst.evaluation.calibration import MIN_ROWS, fit_isotonic
-from smallfirst.models.confidence import CalibratedHead, IsotonicCurve
+from smallfirst.models.confidence import CalibratedHead
 from smallfirst.models.protocol import Completion
 
 FEATURES = ("own", "margin", "entropy", "tokens", "characters", "least_field", "mean_field", "same", "cheaper")
@@ -34,7 +33,6 @@ wrong answers make much noise."""
 MIN_ROWS_PER_FEATURE = 10
 """Rows of the rarer kind, right or wrong, for each feature that varies (Peduzzi et al. 1996): with 15 wrong rows even
 cross-validation is misleading, as it was on Banking77's 209 selection rows."""
-NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 
 class DraftHead(CalibratedHead):
@@ -42,8 +40,6 @@ class DraftHead(CalibratedHead):
 
     FEATURES = FEATURES
 
-    field_steps: dict[str, IsotonicCurve] = {}
-    """Calibration curve by field path; other fields keep their own probability."""
     why: str = "not fitted"
     """Result of the fit in one sentence."""
 
@@ -54,27 +50,23 @@ class DraftHead(CalibratedHead):
         correct: Sequence[bool],
         *,
         others: Sequence[Sequence[Completion]] | None = None,
-        fields_correct: Sequence[Mapping[str, bool]] | None = None,
     ) -> DraftHead:
         """Fit on drafts and whether each was right; `others` are cheaper models' answers to each of the requests.
 
         All features, or those of AGREEMENT, are used only if they clearly beat the model's confidence, raw and
-        calibrated, in 5-fold log loss.
-        `fields_correct` says by field path which fields were right; a field with enough rows gets a curve of its own.
-        Raise ValueError if the lengths differ.
+        calibrated, in 5-fold log loss. Raise ValueError if the lengths differ.
         """
         right, beside = np.asarray(correct, dtype=bool), others or [()] * len(drafts)
-        lengths = [len(column) for column in (drafts, right, beside, fields_correct or drafts)]
+        lengths = [len(column) for column in (drafts, right, beside)]
         if len(set(lengths)) > 1:
             raise ValueError(f"drafts and outcomes differ in number: {', '.join(map(str, lengths))}")
-        fields = _field_curves(drafts, fields_correct or [])
         if not _enough(right):
             why = f"too few rows to fit anything: {right.sum()} right, {(~right).sum()} wrong; 10 of each are needed"
-            return cls(field_steps=fields, n_rows=len(right), why=why)
+            return cls(n_rows=len(right), why=why)
         features = np.array([features_of(*pair) for pair in zip(drafts, beside, strict=True)])
         chosen, why = _choose_columns(features, right)
         if not chosen:
-            return cls(field_steps=fields, n_rows=len(right), why=why)
+            return cls(n_rows=len(right), why=why)
         centres, scales = means_and_scales(features)
         standard = (features - centres) / scales
         weights = np.zeros(len(FEATURES))
@@ -86,7 +78,6 @@ class DraftHead(CalibratedHead):
             centres=tuple(centres.tolist()),
             scales=tuple(scales.tolist()),
             steps=fit_isotonic((standard @ weights).tolist(), right.tolist()),
-            field_steps=fields,
             n_rows=len(right),
             why=why,
         )
@@ -96,11 +87,6 @@ class DraftHead(CalibratedHead):
         if not self.weights:
             return completion.confidence or 0.0
         return self.probability(features_of(completion, others))
-
-    def fields(self, completion: Completion) -> dict[str, float]:
-        """Return by field path of a JSON draft the probability in [0, 1] that its value is right."""
-        plain = IsotonicCurve()
-        return {path: self.field_steps.get(path, plain).at(own) for path, own in completion.field_confidence.items()}
 
 
 def features_of(completion: Completion, others: Sequence[Completion] = ()) -> tuple[float, ...]:
@@ -113,19 +99,6 @@ def features_of(completion: Completion, others: Sequence[Completion] = ()) -> tu
     fields = [log_odds(p) for p in completion.field_confidence.values()] or [own]
     length = math.log1p(completion.completion_tokens), math.log1p(len(completion.text))
     return own, margin, entropy, *length, min(fields), math.fsum(fields) / len(fields), *_agreement(completion, others)
-
-
-def draft_features(
-    texts: Sequence[str], drafts: Sequence[Completion], others: Sequence[Sequence[Completion]] | None = None
-) -> list[list[float]]:
-    """Return FEATURES of each draft, its lines, numbers and end. Raise ValueError if the lengths differ."""
-    rows = []
-    for text, draft, beside in zip(texts, drafts, others or [()] * len(drafts), strict=True):
-        given, written = set(NUMBER.findall(text)), set(NUMBER.findall(draft.text))
-        used, new = len(given & written) / max(1, len(given)), len(written - given) / max(1, len(written))
-        lines, cut = math.log1p(draft.text.count("\n")), float(draft.finish_reason == "length")
-        rows.append([*features_of(draft, beside), lines, math.log1p(len(written)), used, new, cut])
-    return rows
 
 
 def _agreement(completion: Completion, others: Sequence[Completion]) -> tuple[float, float]:
@@ -218,19 +191,3 @@ def _held_out(features: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def _enough(right: np.ndarray) -> bool:
     return len(right) >= MIN_ROWS and min(right.sum(), (~right).sum()) >= 2 * FOLDS
-
-
-def _field_curves(drafts: Sequence[Completion], outcomes: Sequence[Mapping[str, bool]]) -> dict[str, IsotonicCurve]:
-    """Return curves for the fields whose own probability is clearly worse on held-out rows than a calibrated one."""
-    by_path: dict[str, list[tuple[float, bool]]] = {}
-    for draft, outcome in zip(drafts, outcomes, strict=False):
-        for path in draft.field_confidence.keys() & outcome.keys():
-            by_path.setdefault(path, []).append((draft.field_confidence[path], outcome[path]))
-    found = {}
-    for path, rows in sorted(by_path.items()):
-        own, right = np.array([[log_odds(p)] for p, _ in rows]), np.array([ok for _, ok in rows])
-        if _enough(right):
-            calibrated, raw = log_losses(_held_out(own, right), right), log_losses(special.expit(own[:, 0]), right)
-            if significantly_lower(calibrated, raw, errors=MIN_Z_SCORE):
-                found[path] = fit_isotonic([p for p, _ in rows], right.tolist())
-    return found

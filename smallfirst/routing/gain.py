@@ -116,7 +116,7 @@ class GainModel:
         """Fit on requests and how well each model did on them, in [0, 1] (True: right; NaN: not asked).
 
         `outcomes` are by model, `small` and `large` among them where a gain is wanted; without `large` it is taken to
-        be always right. `further` holds more numbers for each row, such as `confidence_head.draft_features`; `encoder`
+        be always right. `further` holds more numbers for each row; `encoder`
         is the encoder with its name in `models.catalog`. Raise ValueError if the lengths differ or an outcome leaves
         [0, 1].
         """

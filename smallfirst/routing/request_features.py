@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from smallfirst.routing.confidence_head import NUMBER
-
+NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 N_HASH_BUCKETS = 2**15
 """Buckets that words and word pairs are hashed to."""
 N_COMPONENTS = 64

@@ -14,7 +14,6 @@ from smallfirst.models.protocol import Completion
 from smallfirst.routing.confidence_head import (
     FEATURES,
     DraftHead,
-    draft_features,
     features_of,
     log_losses,
     log_odds,
@@ -77,15 +76,9 @@ def test_agreement_with_a_cheaper_model(cheaper: Completion, same: int, probabil
     assert features_of(draft("a"), [cheaper])[-2:] == (same, pytest.approx(log_odds(probability)))
 
 
-def test_what_a_draft_shows_of_numbers() -> None:
-    (shown,) = draft_features(["2 cars at 1,500 each"], [draft("2 * 1,500 = 3,000\n", finish_reason="length")])
-    assert shown[len(FEATURES) :] == pytest.approx([math.log(2), math.log(4), 1.0, 1 / 3, 1.0])
-
-
 def test_unfitted_it_gives_the_drafts_own_confidence() -> None:
     assert DraftHead().confidence(draft("a", 0.37)) == 0.37
     assert DraftHead().confidence(draft("a", None)) == 0.0
-    assert DraftHead().fields(draft("{}", field_confidence={"x": 0.4})) == {"x": 0.4}
 
 
 def test_agreement_is_weighed_where_it_tells_something() -> None:
@@ -129,18 +122,6 @@ def test_few_wrong_answers_cannot_weigh_many_features() -> None:
         assert min(sum(right), 90 - sum(right)) < 10 * 3  # own, same and cheaper differ
         head = DraftHead.fit(drafts, right, others=[(other,) for other in cheaper])
         assert "are used" not in head.why
-
-
-def test_a_field_with_thirty_rows_gets_steps_of_its_own() -> None:
-    drafts = [draft("{}", 0.9, field_confidence={"x": 0.5 + i / 100, "y": 0.9} if i < 10 else {"x": 0.5 + i / 100})
-              for i in range(40)]  # fmt: skip
-    outcomes = [{path: i >= 20 for path in each.field_confidence} for i, each in enumerate(drafts)]
-    head = DraftHead.fit(drafts, [True] * 40, fields_correct=outcomes)
-    assert list(head.field_steps) == ["x"]
-    low, high = (head.fields(draft("{}", field_confidence={"x": p, "y": 0.7})) for p in (0.55, 0.85))
-    assert low["x"] < 0.1
-    assert high["x"] > 0.9
-    assert low["y"] == 0.7
 
 
 def test_it_is_the_same_after_saving_and_loading(tmp_path: Path) -> None:
