@@ -245,8 +245,12 @@ def evaluated_cost(task: str) -> Amount | None:
 
 def cost_in(evaluation: Evaluation | None) -> Amount | None:
     """Return the mean cost of a request, in USD, in an evaluation."""
-    rows = evaluation.rows if evaluation else ()
-    return _mean_of_groups([(1, row.cost_usd) for row in rows]) if rows else None
+    return mean_cost([row.cost_usd for row in evaluation.rows]) if evaluation else None
+
+
+def mean_cost(costs: Sequence[float]) -> Amount | None:
+    """Return the mean cost of independent requests, in USD; None of none."""
+    return _mean_of_groups([(1, usd) for usd in costs]) if costs else None
 
 
 def _mean_of_groups(groups: Sequence[tuple[float, float]]) -> Amount:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import statistics
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
+from smallfirst.billing.saved import Amount, Saving, mean_cost, savings
 from smallfirst.errors import ConfigError
 from smallfirst.gateway.app import Handler
 from smallfirst.gateway.http import GatewayRequest, GatewayResponse, json_response
@@ -26,7 +27,6 @@ DISCOVERED = "discovered"
 """Folder that `discover` writes to unless another is named."""
 DAYS = 30
 """Days that requests and money are counted over."""
-LARGE, AUDIT = "large", "audit"
 HEADING = ("task", "requests", "bill", "state", "share small", "saved", "promise")
 
 
@@ -49,7 +49,7 @@ class TaskLine(Record):
     promise: str = ""
     """What its certificate promises, in words; empty without one."""
     saved_usd: float | None = None
-    """What the large model would have cost more, by its mean cost a request; audits are paid from it."""
+    """What the large model would have cost more, as `billing.saved` estimates it; drafts and audits are paid from it."""
     teacher: str = ""
     """The model that it was learnt from."""
     terms: str = ""
@@ -87,11 +87,13 @@ def task_table(
 ) -> TaskTable:
     """Return the learnt tasks, and those that were discovered into `folders`."""
     since = datetime.now(UTC) - timedelta(days=days)
-    totals = ledger.task_totals(since) if ledger else {}
-    lines = [
-        _learnt(one, {stage: sums for (task, stage), sums in totals.items() if task == name})
-        for name, one in takeovers.items()
-    ]
+    recorded = {name: cost for name, one in takeovers.items() if (cost := _recorded_cost(one.folder))}
+    saved = {one.task: one for one in savings(ledger, since, None, evaluated=recorded)} if ledger else {}
+    bills: dict[str, float] = defaultdict(float)
+    for row in ledger.sums(since, by=("task", "kind", "outcome")) if ledger else ():
+        if row.kind == "audit" or row.outcome == "answered":
+            bills[row.task] += row.cost_usd
+    lines = [_learnt(one, saved.get(name), bills[name]) for name, one in takeovers.items()]
     lines += [_found(task, folder) for folder in folders for task in _discovered(folder) if task.name not in takeovers]
     return TaskTable(since=since, tasks=tuple(sorted(lines, key=lambda line: -(line.bill_usd or 0.0))))
 
@@ -117,38 +119,29 @@ def task_routes(state: Path, discovered: Path) -> dict[tuple[str, str], Handler]
     return {("GET", "/v1/smallfirst/tasks"): as_json}
 
 
-def _learnt(taken: TakeOver, totals: Mapping[str, tuple[int, float]]) -> TaskLine:
-    answered = {stage: sums for stage, sums in totals.items() if stage != AUDIT}
-    requests = sum(n for n, _ in answered.values())
-    small = [sums for stage, sums in answered.items() if stage != LARGE]
-    n_small, small_usd = sum(n for n, _ in small), sum(usd for _, usd in small)
-    source, audits_usd = TaskSource.of(taken.folder), totals.get(AUDIT, (0, 0.0))[1]
-    large_usd = _mean_large_usd(totals.get(LARGE, (0, 0.0)), taken.folder)
-    saved = None if large_usd is None else n_small * large_usd - small_usd - audits_usd
+def _learnt(taken: TakeOver, saving: Saving | None, bill_usd: float) -> TaskLine:
+    source, saved = TaskSource.of(taken.folder), saving.saved_usd if saving else None
     return TaskLine(
         task=taken.task,
         state=taken.state,
-        requests=requests,
-        bill_usd=sum(usd for _, usd in totals.values()),
+        requests=saving.n_small + saving.n_large if saving else 0,
+        bill_usd=bill_usd,
         share=taken.share,
-        small_share=n_small / requests if requests else None,
+        small_share=saving.share_small if saving else None,
         foretold_share=source.foretold_share[0] if source and source.foretold_share else None,
         promise=taken.promise,
-        saved_usd=saved,
+        saved_usd=saved.usd if saved else None,
         why=taken.why,
         **_terms(source),
     )
 
 
-def _mean_large_usd(measured: tuple[int, float], folder: Path) -> float | None:
-    """Return what the large model costs a request: as billed lately, else as in the rows it was learnt from."""
-    if measured[0] and measured[1]:
-        return measured[1] / measured[0]
+def _recorded_cost(folder: Path) -> Amount | None:
+    """Return what the large model cost a request in the rows that a task was learnt from."""
     path = folder / "rows.jsonl"
     lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else ()
     costs = [number(json.loads(line).get("cost_usd")) for line in lines if line]
-    known = [cost for cost in costs if cost is not None]
-    return statistics.fmean(known) if known else None
+    return mean_cost([cost for cost in costs if cost is not None])
 
 
 def _discovered(folder: Path) -> tuple[FoundTask, ...]:

@@ -118,16 +118,6 @@ class LedgerReader:
         with self._database.reader.connect() as connection:
             return read_sums(connection, since, until, by=by, every=every, equal=equal)
 
-    def task_totals(self, since: datetime) -> dict[tuple[str, str], tuple[int, float]]:
-        """Return the number and the cost in USD of the answers since that hour by task and stage.
-
-        Audits are under `audit`.
-        """
-        answers = self.sums(since, by=("task", "stage"), kind="answer", outcome="answered")
-        audits = self.sums(since, by=("task",), kind="audit")
-        found = {(one.task, one.stage): (one.n, one.cost_usd) for one in answers if one.task}
-        return found | {(one.task, "audit"): (one.n, one.cost_usd) for one in audits}
-
     def audited_costs(
         self, since: datetime | None = None, until: datetime | None = None
     ) -> list[tuple[str, float, float]]:
