@@ -20,6 +20,7 @@ PROJECT_MARKS = ("task.yaml", *ROOT_MARKS)
 STATE = ".smallfirst"
 
 _project: ContextVar[Path | None] = ContextVar("project of the state folder", default=None)
+_ledger: ContextVar[Path | str | None] = ContextVar("place of the ledger", default=None)
 
 
 @contextmanager
@@ -33,6 +34,27 @@ def state_of(folder: Path) -> Iterator[None]:
         yield
     finally:
         _project.reset(token)
+
+
+@contextmanager
+def ledger_at(place: Path | str) -> Iterator[None]:
+    """Within the block the ledger is at this path or URL, not in the state folder; for threads as in `state_of`."""
+    token = _ledger.set(place)
+    try:
+        yield
+    finally:
+        _ledger.reset(token)
+
+
+def ledger_place(*, create: bool = False) -> Path | str:
+    """Return the path or URL of the ledger: that of `ledger_at`, else `SMALLFIRST_LEDGER`, else in the state folder.
+
+    With `create` the state folder is made where it is missing.
+    """
+    chosen = _ledger.get() or os.environ.get("SMALLFIRST_LEDGER", "").strip()
+    if isinstance(chosen, str) and "://" in chosen:
+        return chosen
+    return Path(chosen).expanduser() if chosen else (home() if create else state_folder()) / "ledger.db"
 
 
 def state_folder(start: Path | None = None) -> Path:

@@ -112,14 +112,14 @@ def suspects(task_yaml: Path, out: Path) -> None:
     "--since", help="Only answers given or judged from then on, such as 2026-01-31 or 2026-01-31T12:00+01:00."
 )
 @JSON
-def harvest(task_yaml: Path, out: Path, ledger: Path | None, since: str | None, as_json: bool) -> None:
+def harvest(task_yaml: Path, out: Path, since: str | None, as_json: bool) -> None:
     """Turn served answers into training rows.
 
     Only those that somebody judged, or that the large model gave.
     """
     from smallfirst.improvement.harvest import harvest as harvest_stage
 
-    found = harvest_stage(load_project(task_yaml), out=out, ledger=ledger, since=_moment(since) if since else None)
+    found = harvest_stage(load_project(task_yaml), out=out, since=_moment(since) if since else None)
     if as_json:
         click.echo(found.model_dump_json(indent=2))
         return
@@ -135,9 +135,7 @@ def harvest(task_yaml: Path, out: Path, ledger: Path | None, since: str | None, 
 @click.option("--propose", "only_propose", is_flag=True, help="Say why, and train nothing.")
 @click.option("--resume", is_flag=True, help="Go on with a challenge that was broken off.")
 @JSON
-def challenge(
-    task_yaml: Path, rows: Path, ledger: Path | None, only_propose: bool, resume: bool, as_json: bool
-) -> None:
+def challenge(task_yaml: Path, rows: Path, only_propose: bool, resume: bool, as_json: bool) -> None:
     """Train a challenger with harvested rows.
 
     It becomes champion only if it passes the gate and wins on test rows. It wins if it is shown more accurate than the
@@ -149,10 +147,10 @@ def challenge(
 
     project = load_project(task_yaml)
     if only_propose:
-        proposal = proposal_of(project, rows, ledger=ledger)
+        proposal = proposal_of(project, rows)
         click.echo(proposal.model_dump_json(indent=2) if as_json else "\n".join(proposal.in_words))
         return
-    found = challenge_stage(project, rows, ledger=ledger, resume=resume)
+    found = challenge_stage(project, rows, resume=resume)
     click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(found.in_words))
     if found.won and not as_json:
         named = named_in_task(rows, project.file)

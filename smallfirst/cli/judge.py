@@ -146,9 +146,7 @@ def _try_plans(project: Project, run_folder: RunFolder, *, as_json: bool) -> Non
 @click.option("--html", type=PATH, help="With --live: write the report as one HTML file too.")
 @LEDGER
 @JSON
-def report(
-    task_yaml: Path, run_name: str | None, live: str | None, html: Path | None, ledger: Path | None, as_json: bool
-) -> None:
+def report(task_yaml: Path, run_name: str | None, live: str | None, html: Path | None, as_json: bool) -> None:
     """Write the report as one HTML file; --live: costs and savings.
 
     The live report has who answered, what it cost on machines as they were used, what it saved, and a forecast.
@@ -156,7 +154,7 @@ def report(
     if live is not None:
         from smallfirst.cli.account.live import show
 
-        show(task_yaml, live, ledger=ledger, html=html, as_json=as_json)
+        show(task_yaml, live, html=html, as_json=as_json)
         return
     from smallfirst.pipeline.run import report_stage
 

@@ -56,7 +56,27 @@ TASKS = click.argument("task_yamls", type=PATH, nargs=-1, metavar="[TASK]...", c
 RUN = click.option("--run", "run_name", default=None, help="A run other than the latest.")
 RESUME = click.option("--resume", is_flag=True, help="Continue a training that was interrupted.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-LEDGER = click.option("--ledger", type=PATH, help="A ledger other than that of the state folder.")
+
+
+def _enter_ledger(context: click.Context, option: click.Parameter, place: str | None) -> None:
+    from smallfirst.paths import ledger_at
+
+    if place and re.search(r"://[^/@]*:[^/@]+@", place):
+        raise click.BadParameter(
+            "a password in a command line is seen by other users: leave it out, and set PGPASSWORD, or write"
+            " …?password_env=NAME"
+        )
+    if place:
+        context.with_resource(ledger_at(place))
+
+
+LEDGER = click.option(
+    "--ledger",
+    metavar="PATH|URL",
+    expose_value=False,
+    callback=_enter_ledger,
+    help="The ledger: a file, or postgresql://USER@HOST/DATABASE. Default: $SMALLFIRST_LEDGER, or in the state folder.",
+)
 
 
 class _WithExamples(click.Command):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from smallfirst.cli.options import TASKS, verb
+from smallfirst.cli.options import LEDGER, PATH, TASKS, verb
 from smallfirst.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,6 +41,13 @@ FINE_TUNING = "openai_finetuning"
 )
 @click.option("--store-bodies", is_flag=True, help="Keep questions and answers in the ledger: harvest needs them.")
 @click.option("--keep-days", default=30, show_default=True, type=click.IntRange(min=0), help="Days that they are kept.")
+@click.option(
+    "--keep-rows-days",
+    type=click.IntRange(min=1),
+    help="Days that rows of requests are kept; their sums, audits and expenses stay. Default: for ever.",
+)
+@click.option("--rows-to", type=PATH, metavar="FOLDER", help="Write rows that go to CSV files in this folder first.")
+@LEDGER
 @click.option("--follow-s", default=5.0, show_default=True, help="Look the registry's aliases up so often; 0: never.")
 @click.option("--trace", is_flag=True, help="Write traces of answers to MLflow.")
 @click.option(
@@ -72,7 +79,7 @@ def serve(
     neither router nor certificate: one that continues text at /v1/completions, for example.
     """
     from smallfirst.dashboard.plugin import Dashboard
-    from smallfirst.paths import home, state_of
+    from smallfirst.paths import ledger_place, state_of
     from smallfirst.project.task_file import read_task_file
     from smallfirst.records import parse_record
     from smallfirst.serving.app import serve as serve_models
@@ -87,7 +94,8 @@ def serve(
     enabled = {*options.pop("plugin_names"), *([FINE_TUNING] if fine_tuning else [])}
     plugin_options = [*options.pop("plugin_options"), *((FINE_TUNING, "base", base) for base in bases)]
     live = {name: options.pop(name) for name in ("replay_large", "follow_s", "trace", "uncertified")}
-    keep_days = options.pop("keep_days")
+    names = {"keep_days": "keep_bodies_days", "keep_rows_days": "keep_rows_days", "rows_to": "export_to"}
+    kept = {name: options.pop(option) for option, name in names.items()}
     settings = parse_record(ServeSettings, options, where="options")
     # Without one of them, only the models of the plugins and of --model are served.
     reason, others = live["uncertified"], enabled or references
@@ -96,7 +104,7 @@ def serve(
     if files:  # ledger and keys of the server are those of its first task
         click.get_current_context().with_resource(state_of(files[0].folder))
         _refuse_other_keys()
-    ledger = Ledger(home() / "ledger.db", keep_bodies_days=keep_days)
+    ledger = Ledger(ledger_place(create=True), **kept)
     models: Mapping[str, Model] = {}
     plugins: list[Plugin] = []
     tasks: tuple[Any, ...] = ({},)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @OF_TASK
 @LEDGER
 @JSON
-def explain(response_id: str, ledger: Path | None, as_json: bool) -> None:
+def explain(response_id: str, as_json: bool) -> None:
     """Explain one served answer step by step.
 
     Each step with score, threshold and price; then the guarantee, audits and feedback.
@@ -28,7 +28,7 @@ def explain(response_id: str, ledger: Path | None, as_json: bool) -> None:
     from smallfirst.cli.explain import explanation, in_words
     from smallfirst.improvement.harvest.evidence import open_ledger
 
-    with closing(open_ledger(ledger)) as opened:
+    with closing(open_ledger()) as opened:
         found = explanation(opened, response_id.strip())
     click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(in_words(found)))
 
@@ -39,7 +39,7 @@ def explain(response_id: str, ledger: Path | None, as_json: bool) -> None:
 @LEDGER
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Entries to show.")
 @JSON
-def queue(task_yaml: Path, name: str | None, ledger: Path | None, limit: int, as_json: bool) -> None:
+def queue(task_yaml: Path, name: str | None, limit: int, as_json: bool) -> None:
     """List answers whose label helps most.
 
     Audits without a verdict come first, then what is in doubt, answers on which models disagree, and those nearest to
@@ -49,7 +49,7 @@ def queue(task_yaml: Path, name: str | None, ledger: Path | None, limit: int, as
     from smallfirst.improvement.harvest.evidence import open_ledger
 
     task = name or load_task_file(task_yaml).name
-    with closing(open_ledger(ledger)) as opened:
+    with closing(open_ledger()) as opened:
         found = review_queue(opened, [task])
     n_due = sum(one.reason in DUE for one in found)
     shown = [_told(one) for one in found[:limit]]

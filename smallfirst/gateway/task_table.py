@@ -18,7 +18,7 @@ from smallfirst.gateway.takeover.takeovers import TakeOver, TakeOvers
 from smallfirst.gateway.upstreams import Upstreams
 from smallfirst.pricing.money import format_usd
 from smallfirst.records import Record
-from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.ledger.ledger import Ledger, open_existing
 from smallfirst.traffic.discovery.found import Discovery, FoundTask
 from smallfirst.traffic.logs.shapes import number
 from smallfirst.traffic.task_source import TaskSource
@@ -100,8 +100,7 @@ def task_table(
 
 def read_task_table(state: Path, discovered: Path, *, days: int = DAYS) -> TaskTable:
     """Return the table of a state folder and a folder of discovered tasks; either may be missing."""
-    path = state / "ledger.db"
-    ledger = Ledger(path) if path.exists() else None
+    ledger = open_existing()
     try:
         return task_table(TakeOvers(state / "takeovers.json").read(), ledger, [discovered], days=days)
     finally:

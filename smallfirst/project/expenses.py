@@ -13,7 +13,7 @@ from pathlib import Path
 
 from smallfirst.errors import SmallfirstError
 from smallfirst.models.recorded.replay import read_recording
-from smallfirst.paths import home
+from smallfirst.paths import ledger_place
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import ExpenseKind, ExpenseRow
 
@@ -31,7 +31,7 @@ def note_expense(
     if not total_usd:
         return
     try:
-        with closing(Ledger(home() / "ledger.db")) as ledger:
+        with closing(Ledger(ledger_place(create=True))) as ledger:
             before = [row for row in ledger.entries(ExpenseRow, task=task) if row.id.startswith(f"{task}/{name}#")]
             new_usd = total_usd - sum(row.cost_usd for row in before)
             if new_usd < _LEAST_USD:

@@ -23,13 +23,13 @@ from smallfirst.report.page import render_page
 _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 
 
-def show(task_yaml: Path, last: str, *, ledger: Path | None, html: Path | None, as_json: bool) -> None:
+def show(task_yaml: Path, last: str, *, html: Path | None, as_json: bool) -> None:
     """Print the report on the `last` hours, days or weeks (`24h`, `30d`) and write its page. Raise BadParameter."""
     if not (found := re.fullmatch(r"(\d{1,4})([hdw])", last.strip())):
         raise click.BadParameter(f"{last!r} is no time: write 24h, 7d or 4w", param_hint="--live")
     until, file = datetime.now(UTC), load_task_file(task_yaml)
     since = until - int(found[1]) * _UNITS[found[2]]
-    with closing(open_ledger(ledger)) as opened:
+    with closing(open_ledger()) as opened:
         report = live_report(opened, file.name, file.prices, since, until, evaluated=evaluated_cost(file.name))
     if html is not None:
         write_atomically(html, render_page("live.html", report=report).encode())

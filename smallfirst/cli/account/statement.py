@@ -51,7 +51,6 @@ def statement(
     verify: Path | None,
     public_key: str | None,
     against_ledger: bool,
-    ledger: Path | None,
     as_json: bool,
 ) -> None:
     """Write or check the signed statement of a month.
@@ -76,7 +75,7 @@ def statement(
             if not verify:
                 click.echo(public_key)
                 return
-        rows = opened.enter_context(closing(open_ledger(ledger))) if against_ledger or not verify else None
+        rows = opened.enter_context(closing(open_ledger())) if against_ledger or not verify else None
         done = opened.enter_context(Progress().bar("rows", None))
         if verify:
             found, signer = statements.verify(verify, public_key=public_key or "", ledger=rows, progress=done)

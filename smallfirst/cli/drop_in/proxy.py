@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from smallfirst.cli.options import PATH, verb
+from smallfirst.cli.options import LEDGER, PATH, verb
 
 if TYPE_CHECKING:
     from smallfirst.gateway.settings import GatewaySettings
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535))
 @click.option("--everybody", is_flag=True, help="Serve whoever reaches the address, without a key of the proxy.")
+@LEDGER
 def proxy(gateway_yaml: Path | None, upstream: str | None, keep: bool, host: str, port: int, everybody: bool) -> None:
     """Stand in front of a large model: pass on, record, take over.
 
@@ -38,7 +39,7 @@ def proxy(gateway_yaml: Path | None, upstream: str | None, keep: bool, host: str
     from smallfirst.gateway.takeover.page import page_routes
     from smallfirst.gateway.takeover.tasks import TakenOverTasks
     from smallfirst.gateway.task_table import DISCOVERED, task_routes
-    from smallfirst.paths import home, state_of
+    from smallfirst.paths import home, ledger_place, state_of
     from smallfirst.serving.auth.keys import home_key_store
     from smallfirst.serving.ledger.ledger import Ledger
     from smallfirst.serving.server import listen
@@ -51,7 +52,9 @@ def proxy(gateway_yaml: Path | None, upstream: str | None, keep: bool, host: str
     check_exposure(host, keys, everybody=everybody)
     listener = listen(host, port)
     capture = Capture(settings, settings.capture, home()) if settings.capture else None
-    ledger = Ledger(home() / "ledger.db")
+    ledger = Ledger(ledger_place(create=True))
+    ledger.start_expiry()
+    ledger.start_uptime()
     local = TakenOverTasks(ledger, prices=settings.prices)
     routes = {
         **DecisionRoutes(settings.decisions, local).routes,

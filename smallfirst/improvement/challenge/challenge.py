@@ -77,12 +77,14 @@ class _Champion(NamedTuple):
     test: Evaluation
 
 
-def proposal_of(project: Project, rows: Path, *, ledger: Path | None = None) -> Proposal:
+def proposal_of(project: Project, rows: Path, *, ledger: Path | str | None = None) -> Proposal:
     """Return the reason for a challenge with these rows; train nothing. Raise what `challenge` raises."""
     return _proposed(project, _grown(project, rows), _champion(project), rows, ledger)
 
 
-def challenge(project: Project, rows: Path, *, ledger: Path | None = None, resume: bool = False) -> ChallengeResult:
+def challenge(
+    project: Project, rows: Path, *, ledger: Path | str | None = None, resume: bool = False
+) -> ChallengeResult:
     """Train on the project's rows and those of `rows`, compare with the champion, and return the record.
 
     `resume` continues a challenge that was interrupted. Raise StageMissing if there is no champion, or it was not
@@ -149,7 +151,7 @@ def _champion(project: Project) -> _Champion:
     return _Champion(version, run_folder, candidate, test)
 
 
-def _proposed(project: Project, grown: Project, champion: _Champion, rows: Path, ledger: Path | None) -> Proposal:
+def _proposed(project: Project, grown: Project, champion: _Champion, rows: Path, ledger: Path | str | None) -> Proposal:
     routed = champion.run_folder.evaluation("routed", "test")
     return propose(
         project.file.name,

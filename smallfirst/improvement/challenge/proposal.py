@@ -11,8 +11,8 @@ from pathlib import Path
 from smallfirst.data.sources.text_files import file_format
 from smallfirst.improvement.harvest import open_ledger
 from smallfirst.improvement.harvest.result import SOURCES
-from smallfirst.paths import state_folder
 from smallfirst.records import Record
+from smallfirst.serving.ledger.ledger import open_existing
 from smallfirst.serving.ledger.rows import LedgerRow, StateRow
 from smallfirst.stats.intervals import Estimate, wilson
 
@@ -59,7 +59,7 @@ def propose(
     champion: tuple[int, datetime],
     rows: tuple[Path, int],
     *,
-    ledger: Path | None = None,
+    ledger: Path | str | None = None,
     sent_on_in_test: float | None = None,
 ) -> Proposal:
     """Return the reason to retrain a champion, given by version and time of registration.
@@ -70,9 +70,9 @@ def propose(
     made = Proposal(
         champion=version, since=since, n_new=rows[1], by_source=_sources(rows[0]), sent_on_in_test=sent_on_in_test
     )
-    if ledger is None and not (state_folder() / "ledger.db").is_file():
+    if (found := open_ledger(ledger) if ledger else open_existing()) is None:
         return made
-    with closing(open_ledger(ledger)) as opened:
+    with closing(found) as opened:
         states = [s for s in opened.entries(StateRow, task=task, since=since) if s.before]
         answers = opened.entries(LedgerRow, task=task, since=since, limit=RECENT_ANSWERS)
     stages = [row.stage for row in answers if row.status == 200]

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from smallfirst.errors import ConfigError
-from smallfirst.paths import state_folder
-from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.paths import ledger_place
+from smallfirst.serving.ledger.ledger import Ledger, open_existing
 from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow, standing
 
 Source = Literal["feedback", "confirmed", "audit", "large", "suspect", "user"]
@@ -47,15 +47,14 @@ class CollectedEvidence(NamedTuple):
     """By response id the reason, one of `result.REASONS`."""
 
 
-def open_ledger(path: Path | None = None) -> Ledger:
-    """Open the ledger at `path`, else that of the state folder. Raise ConfigError if it does not exist."""
-    place = path or state_folder() / "ledger.db"
-    if not place.is_file():
+def open_ledger(place: Path | str | None = None) -> Ledger:
+    """Open the ledger at a path or URL, by default `paths.ledger_place`. Raise ConfigError if it does not exist."""
+    if (found := open_existing(place)) is None:
         raise ConfigError(
-            f"{place}: no such ledger",
+            f"{place or ledger_place()}: no such ledger",
             hint="name it with --ledger, or serve some requests first: smallfirst serve task.yaml --store-bodies",
         )
-    return Ledger(place)
+    return found
 
 
 def collect(ledger: Ledger, task: str, since: datetime | None = None) -> CollectedEvidence:

@@ -31,7 +31,7 @@ def harvest(
     project: Project,
     *,
     out: Path = Path("harvested.jsonl"),
-    ledger: Path | None = None,
+    ledger: Path | str | None = None,
     since: datetime | None = None,
     people_only: bool = False,
 ) -> HarvestResult:

@@ -12,7 +12,7 @@ from smallfirst.errors import SmallfirstError
 from smallfirst.interfaces.mlflow_deployments.endpoint_folder import EndpointFolder
 from smallfirst.interfaces.mlflow_deployments.live_endpoint import LiveEndpoint
 from smallfirst.jobs.supervisor import claim_lock
-from smallfirst.paths import home
+from smallfirst.paths import ledger_place
 from smallfirst.serving.plugins import installed_plugins
 
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def serve_endpoint(endpoint: EndpointFolder) -> None:
     """Serve the endpoint until the process is told to stop and has drained. Raise SmallfirstError if it cannot."""
-    with closing(Ledger(home() / "ledger.db")) as ledger:
+    with closing(Ledger(ledger_place(create=True))) as ledger:
         live = LiveEndpoint(endpoint, ledger)
         record = endpoint.config
         assert record is not None

@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from smallfirst.data.redaction import redact, redact_json
 from smallfirst.errors import ConfigError
-from smallfirst.serving.ledger.database import Database, complete, open_file, reason
+from smallfirst.serving.ledger.database import Database, complete, open_file, reason, without_nul
 from smallfirst.serving.ledger.rows import (
     AttemptRow,
     AuditRow,
@@ -110,14 +110,14 @@ class BodyStore:
         self._jumped: tuple[datetime, float] | None = None
         # Deleted texts are overwritten with zeros; the journal, which holds older pages, is deleted as well.
         pragmas = ("secure_delete = ON", "journal_mode = DELETE")
-        self._database = open_file(place, *pragmas) if isinstance(place, Path) else place
-        self._writer, self.path = self._database.writer, self._database.path
+        self.database = open_file(place, *pragmas) if isinstance(place, Path) else place
+        self._writer, self.path = self.database.writer, self.database.path
         try:
             with self._writer.begin() as connection:
                 complete(connection, BODIES)
         except (sqlite3.Error, SQLAlchemyError) as error:
             raise ConfigError(
-                f"{self._database.place} cannot keep texts: {reason(error)}", hint="choose another path"
+                f"{self.database.place} cannot keep texts: {reason(error)}", hint="choose another path"
             ) from None
         self.expire()
 
@@ -126,7 +126,7 @@ class BodyStore:
 
     def put_all(self, bodies: Sequence[tuple[str, Body]], *, at: datetime | None = None) -> None:
         """Write bodies in one transaction."""
-        now, insert = at or datetime.now(UTC), self._database.insert(TEXTS)
+        now, insert = at or datetime.now(UTC), self.database.insert(TEXTS)
         later = {name: insert.excluded[name] for name in ("at", "request_text", "answer_text")}
         rows = [{"id": id, "at": now, **Body(*map(_redacted, body))._asdict()} for id, body in bodies]
         with self._writer.begin() as connection:
@@ -140,7 +140,7 @@ class BodyStore:
         oldest = datetime.now(UTC) - self._keep
         found: dict[str, Body] = {}
         wanted = select(TEXTS.c.id, TEXTS.c.request_text, TEXTS.c.answer_text).where(TEXTS.c.at >= oldest)
-        with self._database.reader.connect() as connection:
+        with self.database.reader.connect() as connection:
             for start in range(0, len(ids), _BATCH):
                 for id, *texts in connection.execute(wanted.where(TEXTS.c.id.in_(ids[start : start + _BATCH]))):
                     found[id] = Body(*texts)
@@ -175,7 +175,7 @@ class BodyStore:
                 return deleted
 
     def _is_trusted(self, now: datetime, running_s: float) -> bool:
-        with self._database.reader.connect() as connection:
+        with self.database.reader.connect() as connection:
             last = connection.execute(select(func.max(CHECKED.c.at))).scalar()
             before = last or connection.execute(select(func.max(TEXTS.c.at))).scalar() or now
         if abs(now - before) <= self._keep / 4 or not self._keep:
@@ -190,13 +190,14 @@ class BodyStore:
 
     def close(self) -> None:
         """Close the file. Safe to call twice."""
-        self._database.close()
+        self.database.close()
 
 
 def _redacted(text: str | None) -> str | None:
     """Redact a text, value by value if it is JSON; return one without findings unchanged."""
     if text is None or len(text) > MAX_CHARACTERS:
         return None
+    text = without_nul(text)
     found = redact(text)
     if text[:1] in ("[", "{"):
         with suppress(ValueError):

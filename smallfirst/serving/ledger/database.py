@@ -43,6 +43,7 @@ LOCK_TIMEOUT_S = 10
 _LOCK = 8_347_201
 """PostgreSQL's advisory lock under which tables are made."""
 
+
 _log = logging.getLogger("smallfirst.serving")
 
 
@@ -73,7 +74,10 @@ class Database(NamedTuple):
         Values are as the database's driver takes them: times in SQLite are text.
         """
         compiled = _insert(self.writer.dialect, table, tuple(rows[0]), tuple(add))
-        values = [tuple(row[name] for name in compiled.positiontup or ()) or dict(row) for row in rows]
+        if self.path:
+            values: Any = [tuple(row[name] for name in compiled.positiontup or ()) for row in rows]
+        else:
+            values = [{name: without_nul(value) for name, value in row.items()} for row in rows]
         connection.exec_driver_sql(compiled.string, values if len(values) > 1 else values[0])
 
     def close(self) -> None:
@@ -165,6 +169,11 @@ def _in_postgresql(place: str) -> Database:
         for size in (1, 4)
     ]
     return Database(url.set(drivername="postgresql").render_as_string(), None, *engines)
+
+
+def without_nul(value: Any) -> Any:
+    """Return a text without the character that PostgreSQL does not take; any other value as it is."""
+    return value.replace("\0", "\N{REPLACEMENT CHARACTER}") if isinstance(value, str) and "\0" in value else value
 
 
 def reason(error: Exception) -> str:

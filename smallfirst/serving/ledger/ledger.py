@@ -20,6 +20,7 @@ from sqlalchemy import Executable, case, literal, select
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from smallfirst.errors import SmallfirstError
+from smallfirst.paths import ledger_place
 from smallfirst.serving.ledger.body_store import (
     KEEP_DAYS,
     Body,
@@ -61,6 +62,15 @@ class LedgerUnavailable(SmallfirstError):
 
 class AlreadyRecorded(SmallfirstError):
     """The ledger holds another row of this kind about the same answer: each verdict of an audit is there once."""
+
+
+def open_existing(place: Path | str | None = None) -> Ledger | None:
+    """Open the ledger at a path or URL, by default `paths.ledger_place`; None where no such file is.
+
+    Raise ConfigError if it cannot be used.
+    """
+    place = place or ledger_place()
+    return None if isinstance(place, Path) and not place.is_file() else Ledger(place)
 
 
 class Ledger(LedgerReader):
@@ -115,7 +125,7 @@ class Ledger(LedgerReader):
 
         Times that overlap, of several servers on one host, count once. Raise LedgerUnavailable.
         """
-        begin, insert, t = since.timestamp(), self._database.insert(MACHINES), MACHINES.c
+        begin, insert, t = since.timestamp(), self.database.insert(MACHINES), MACHINES.c
         while begin < until.timestamp():
             hour = int(begin // HOUR_S)
             end = min((hour + 1) * HOUR_S, until.timestamp())
@@ -130,12 +140,12 @@ class Ledger(LedgerReader):
 
     def expire_bodies(self) -> int:
         """Delete the questions and answers that are too old, whether or not new ones are kept; return their number."""
-        return self._open_bodies().expire() if self._bodies_exist() else 0
+        return store.expire() if (store := self.bodies()) else 0
 
-    def expire_rows(self, before: datetime) -> int:
+    def expire_rows(self, before: datetime, *, export_to: Path | None = None) -> int:
         """Delete the rows of requests before a moment and return their number; sums and all other kinds stay.
 
-        With `export_to` they are written to a file first. Raise LedgerUnavailable.
+        They are written to files in the folder `export_to` first, if given. Raise LedgerUnavailable.
         """
         from smallfirst.serving.ledger.transfer import export
 
@@ -144,8 +154,8 @@ class Ledger(LedgerReader):
         for kind in EXPIRING:
             table = TABLES[kind]
             old = select(table.c.seq).where(table.c.at < before).limit(_CHUNK)
-            if self._export_to and self._read(old.limit(1)):
-                export(self, kind, self._export_to / f"{table.name}-before-{before:%Y-%m-%d}.csv", until=before)
+            if export_to and self._read(old.limit(1)):
+                export(self, kind, export_to / f"{table.name}-before-{before:%Y-%m-%d}.csv", until=before)
             while n_found := len(found := self._read(old)):  # in parts, between which others write
                 self._writer.put((table.delete().where(table.c.seq.in_([row.seq for row in found])),))
                 count += n_found
@@ -168,7 +178,7 @@ class Ledger(LedgerReader):
             thread.join()
         self._body_writer.close()
         self._writer.close()
-        self._database.close()
+        self.database.close()
         if self._bodies is not None:
             self._bodies.close()
 
@@ -179,7 +189,7 @@ class Ledger(LedgerReader):
                 if self._keep_rows_days is not None and (newest := self.rows(limit=1)):
                     # A clock that is ahead deletes nothing before the first row with its time.
                     today = min(datetime.now(UTC), newest[0].at).replace(hour=0, minute=0, second=0, microsecond=0)
-                    self.expire_rows(today - timedelta(days=self._keep_rows_days))
+                    self.expire_rows(today - timedelta(days=self._keep_rows_days), export_to=self._export_to)
             except (SQLAlchemyError, SmallfirstError, OSError, RuntimeError) as error:
                 _log.warning("%s: nothing was deleted: %s", self.place, error)
             self._closed.wait(EXPIRY_INTERVAL_S)
@@ -199,7 +209,9 @@ class Ledger(LedgerReader):
 
     def _write_bodies(self, bodies: Sequence[tuple[str, Body]]) -> None:
         try:
-            self._open_bodies().put_all(bodies)
+            store = self.bodies(create=True)
+            assert store
+            store.put_all(bodies)
         except SQLAlchemyError as error:
             raise _unavailable(self._bodies_path or self.place, "text", error) from None
 
@@ -216,8 +228,8 @@ class Ledger(LedgerReader):
                 if not counted_only:
                     kept[type(one)].append(self._values(one))
         try:
-            with self._database.writer.begin() as connection:
-                write = partial(self._database.write, connection)
+            with self.database.writer.begin() as connection:
+                write = partial(self.database.write, connection)
                 for kind, rows in kept.items():
                     write(TABLES[kind], rows)
                 rollup.write(write, self._groups)
@@ -231,12 +243,7 @@ class Ledger(LedgerReader):
 
     def _values(self, row: Entry) -> dict[str, Any]:
         values = {**row.__dict__, **columns_without_body(row)}
-        if self.path:
-            return values | {"at": utc_text(row.at)}
-        for name, value in values.items():
-            if isinstance(value, str) and "\0" in value:  # which PostgreSQL does not take
-                values[name] = value.replace("\0", "\N{REPLACEMENT CHARACTER}")
-        return values
+        return values | {"at": utc_text(row.at)} if self.path else values
 
     def _is_beyond_cap(self, row: LedgerRow) -> bool:
         """Count a refused request; return True if enough of its kind in this hour have a row."""

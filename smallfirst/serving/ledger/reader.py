@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Boolean, ColumnElement, Row, Select, Table, func, select
 
 from smallfirst.records import Record
-from smallfirst.serving.ledger.body_store import Body, BodyStore, E, body_id, with_body
+from smallfirst.serving.ledger.body_store import BodyStore, E, body_id, with_body
 from smallfirst.serving.ledger.database import Database
 from smallfirst.serving.ledger.rollups import read_sums, within
 from smallfirst.serving.ledger.rows import AuditRow, Entry, LedgerRow
@@ -41,7 +41,7 @@ class LedgerReader:
     """The reading half of a Ledger."""
 
     def __init__(self, database: Database, *, keep_bodies_days: int) -> None:
-        self._database, self._keep_bodies_days = database, keep_bodies_days
+        self.database, self._keep_bodies_days = database, keep_bodies_days
         self.path, self.place = database.path, database.place
         self._bodies_path = self.path and self.path.with_name(f"{self.path.stem}-bodies.db")
         self._bodies: BodyStore | None = None
@@ -58,7 +58,8 @@ class LedgerReader:
         table = TABLES[kind]
         found = self._read(_select(kind, since, None, equal).order_by(table.c.seq.desc()).limit(limit))
         rows = [_entry(kind, row) for row in reversed(found)]
-        bodies = self._read_bodies([id for row in rows if (id := body_id(row))])
+        ids = [id for row in rows if (id := body_id(row))]
+        bodies = store.many(ids) if ids and (store := self.bodies()) else {}
         return tuple(with_body(row, bodies.get(body_id(row))) for row in rows) if bodies else tuple(rows)
 
     def scan(
@@ -115,7 +116,7 @@ class LedgerReader:
         Earliest first, in UTC. `equal` keeps rows whose fields have these values (`task="tickets"`). No row is read:
         those that went stay counted.
         """
-        with self._database.reader.connect() as connection:
+        with self.database.reader.connect() as connection:
             return read_sums(connection, since, until, by=by, every=every, equal=equal)
 
     def audited_costs(
@@ -148,20 +149,16 @@ class LedgerReader:
         found = select(t.machine, func.sum(t[name])).where(*within(t.hour, since, until)).group_by(t.machine)
         return dict(map(tuple, self._read(found.having(func.sum(t[name]) > 0))))
 
-    def _bodies_exist(self) -> bool:
-        return self._bodies is not None or self._bodies_path is None or self._bodies_path.exists()
-
-    def _read_bodies(self, ids: Sequence[str]) -> dict[str, Body]:
-        return self._open_bodies().many(ids) if ids and self._bodies_exist() else {}
-
-    def _open_bodies(self) -> BodyStore:
+    def bodies(self, *, create: bool = False) -> BodyStore | None:
+        """Return the store of texts; None if there is none yet, unless it is to be made."""
         with self._lock:
-            if self._bodies is None:
-                self._bodies = BodyStore(self._bodies_path or self._database, keep_days=self._keep_bodies_days)
+            is_there = self._bodies or self._bodies_path is None or self._bodies_path.exists()
+            if self._bodies is None and (is_there or create):
+                self._bodies = BodyStore(self._bodies_path or self.database, keep_days=self._keep_bodies_days)
             return self._bodies
 
     def _read(self, wanted: Select[Any]) -> Sequence[Row[Any]]:
-        with self._database.reader.connect() as connection:
+        with self.database.reader.connect() as connection:
             return connection.execute(wanted).all()
 
 

@@ -9,12 +9,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Boolean, Double, Text, select
+from sqlalchemy import Boolean, Connection, Double, Table, Text, select
 
 from smallfirst.errors import ConfigError
-from smallfirst.serving.ledger.database import Database
 from smallfirst.serving.ledger.rows import Entry
-from smallfirst.serving.ledger.tables import LEDGER, TABLES, Moment
+from smallfirst.serving.ledger.tables import ABOUT, LEDGER, TABLES, TEXTS, Moment
 
 if TYPE_CHECKING:
     from smallfirst.serving.ledger.ledger import Ledger
@@ -71,21 +70,26 @@ def _to_parquet(kind: type[Entry], rows: Iterator[dict[str, Any]], out: Path) ->
     return count
 
 
-def copy(source: Database, target: Database) -> dict[str, int]:
+def copy(old: Ledger, new: Ledger) -> dict[str, int]:
     """Copy rows, sums and texts into an empty ledger; return the number of rows by table. Raise ConfigError.
 
-    All or nothing: what is interrupted leaves nothing behind. Nobody should write to the source meanwhile.
+    All or nothing of the rows; nobody should write to the old ledger meanwhile.
     """
-    with target.writer.begin() as into, source.reader.connect() as from_:
+    with new.database.writer.begin() as into, old.database.reader.connect() as from_:
         if any(into.execute(select(table).limit(1)).first() for table in TABLES.values()):
-            raise ConfigError(f"{target.place} has rows already", hint="copy into a new database")
-        found = {}
-        for table in LEDGER.sorted_tables:
-            into.execute(table.delete()) if table not in TABLES.values() else None
-            found[table.name] = 0
-            columns = [column for column in table.columns if column.name != "seq"]
-            wanted = select(*columns).order_by(*table.primary_key.columns)
-            for rows in from_.execution_options(yield_per=_CHUNK).execute(wanted).mappings().partitions():
-                into.execute(table.insert(), [dict(row) for row in rows])
-                found[table.name] += len(rows)
+            raise ConfigError(f"{new.place} has rows already", hint="copy into a new database")
+        into.execute(ABOUT.delete())
+        found = {table.name: _copy_table(from_, into, table) for table in LEDGER.sorted_tables}
+    if (texts := old.bodies()) and (target := new.bodies(create=True)):
+        with texts.database.reader.connect() as from_, target.database.writer.begin() as into:
+            found[TEXTS.name] = _copy_table(from_, into, TEXTS)
     return found
+
+
+def _copy_table(from_: Connection, into: Connection, table: Table) -> int:
+    wanted = select(*(column for column in table.columns if column.name != "seq")).order_by(*table.primary_key.columns)
+    count = 0
+    for rows in from_.execution_options(yield_per=_CHUNK).execute(wanted).mappings().partitions():
+        into.execute(table.insert(), [dict(row) for row in rows])
+        count += len(rows)
+    return count

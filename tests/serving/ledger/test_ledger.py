@@ -17,7 +17,6 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 from smallfirst.errors import ConfigError
-from smallfirst.models.protocol import RouteStep
 from smallfirst.serving.ledger.ledger import AlreadyRecorded, Ledger, LedgerRow, LedgerUnavailable, StageTotals
 from smallfirst.serving.ledger.rows import AttemptRow, AuditRow, FeedbackRow, StateRow
 
@@ -41,7 +40,7 @@ def answer(id: str, **values: object) -> LedgerRow:
 
 
 def pragma(ledger: Ledger, text: str) -> Any:
-    with ledger._database.writer.connect() as only:
+    with ledger.database.writer.connect() as only:
         return only.connection.execute(f"PRAGMA {text}").fetchone()  # type: ignore[attr-defined]
 
 
@@ -132,7 +131,7 @@ def test_rows_can_be_neither_changed_nor_deleted_nor_doubled(place: Path | str) 
         ledger.append(answer("a"))
     ledger.append(AttemptRow(id="a", at=NOON, endpoint="http://x/v1", model="big", outcome="timeout", latency_ms=1.0))
     for change in ("DELETE FROM answers", "UPDATE answers SET cost_usd = 0", "UPDATE attempts SET cost_usd = 0"):
-        with pytest.raises(DBAPIError, match="the ledger is append-only"), ledger._database.writer.begin() as other:
+        with pytest.raises(DBAPIError, match="the ledger is append-only"), ledger.database.writer.begin() as other:
             other.exec_driver_sql(change)
     assert len(ledger.rows()) == 1
     ledger.close()
@@ -292,93 +291,6 @@ def test_an_answer_and_its_attempts_are_written_together_or_not_at_all(place: Pa
     ledger.close()
 
 
-FORMAT_1 = """
-CREATE TABLE answers (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, at TEXT NOT NULL, served_name TEXT NOT NULL,
-    status INTEGER NOT NULL, latency_ms REAL NOT NULL, error_code TEXT, answered_by TEXT, stage TEXT,
-    certified INTEGER, confidence REAL, threshold REAL, prompt_tokens INTEGER, completion_tokens INTEGER,
-    cost_usd REAL, request_sha256 TEXT, request_text TEXT, answer_text TEXT
-);
-INSERT INTO answers (id, at, served_name, status, latency_ms)
-    VALUES ('old', '2026-01-02T12:00:00.000000+00:00', 'routed', 200, 3.0);
-PRAGMA user_version = 1;
-"""
-
-
-FORMAT_3 = """
-ALTER TABLE answers ADD COLUMN task TEXT;
-ALTER TABLE answers ADD COLUMN trail TEXT;
-ALTER TABLE answers ADD COLUMN promise TEXT;
-ALTER TABLE answers ADD COLUMN audit_share REAL;
-ALTER TABLE answers ADD COLUMN audited INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE answers ADD COLUMN first_token_ms REAL;
-CREATE TABLE states (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT, at TEXT NOT NULL, task TEXT NOT NULL, before TEXT NOT NULL,
-    after TEXT NOT NULL, why TEXT NOT NULL, certificate TEXT NOT NULL
-);
-PRAGMA user_version = 3;
-"""
-
-
-def test_a_ledger_of_the_first_format_is_brought_up_with_its_rows(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.db"
-    with sqlite3.connect(path) as old:
-        old.executescript(FORMAT_1)
-    old.close()
-    ledger = Ledger(path)
-    ledger.append(answer("new", task="tickets", trail='[{"stage":"small","decision":"kept","why":"sure"}]'))
-    ledger.close()
-    rows = Ledger(path).rows()
-    assert [(row.id, row.task) for row in rows] == [("old", None), ("new", "tickets")]
-    assert rows[0].steps == ()
-    assert rows[1].steps == (RouteStep(stage="small", decision="kept", why="sure"),)
-
-
-def test_what_was_promised_in_a_ledger_of_the_third_format_is_its_guarantee(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.db"
-    with sqlite3.connect(path) as old:
-        old.executescript(FORMAT_1 + FORMAT_3)
-        columns = "(id, at, served_name, status, latency_ms, promise)"
-        old.execute(f"INSERT INTO answers {columns} VALUES ('a', ?, 'm', 200, 1.0, 'at most 5 %')", (NOON.isoformat(),))
-        columns = "(at, task, before, after, why, certificate)"
-        old.execute(f"INSERT INTO states {columns} VALUES (?, 't', '', 'live', 'begun', 'c')", (NOON.isoformat(),))
-    old.close()
-    ledger = Ledger(path)
-    assert [row.guarantee for row in ledger.rows()] == [None, "at most 5 %"]
-    assert [(row.after, row.cause) for row in ledger.entries(StateRow)] == [("live", "")]
-    ledger.close()
-
-
-def test_entries_of_every_kind_come_back_in_order_and_stay(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger.db")
-    audit = AuditRow(
-        id="a", at=NOON, task="t", certificate="c", propensity=0.1, wrong=True, judged_by="large", cost_usd=0.5
-    )
-    said = FeedbackRow(id="a", at=NOON, verdict="wrong", answer="refund")
-    change = StateRow(at=NOON, task="t", before="live", after="fallback", why="3 of 20", certificate="c")
-    other = audit.model_copy(update={"id": "b", "task": "u"})
-    for entry in (audit, said, change, other):
-        ledger.append(entry)
-    assert ledger.entries(AuditRow) == (audit, other)
-    assert ledger.entries(AuditRow, task="u") == (other,)
-    assert ledger.entries(AuditRow, task="t", id="b") == ()
-    assert ledger.entries(FeedbackRow, id="a") == (said,)
-    assert ledger.entries(StateRow, limit=1) == (change,)
-    ledger.close()
-    with sqlite3.connect(tmp_path / "ledger.db") as direct:
-        for table in ("audits", "feedback", "states"):
-            for order in (f"DELETE FROM {table}", f"UPDATE {table} SET at = ''"):
-                with pytest.raises(sqlite3.IntegrityError, match="append-only"):
-                    direct.execute(order)
-
-
-def test_entries_are_found_by_their_own_fields_only(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger.db")
-    with pytest.raises(KeyError, match="1=1 OR task"):
-        ledger.entries(AuditRow, **{"1=1 OR task": "x"})
-    ledger.close()
-
-
 def test_the_time_for_which_servers_of_one_host_ran_counts_once(place: Path | str) -> None:
     ledger = Ledger(place)
     minute = timedelta(minutes=1)
@@ -411,4 +323,34 @@ def test_what_the_large_model_cost_in_audits_of_certified_answers(place: Path | 
     ledger.append(AuditRow.model_validate({**audit, **again}))
     assert ledger.audited_costs() == [("t", 0.5, 0.3)]
     assert ledger.audited_costs(until=NOON) == []
+    ledger.close()
+
+
+def test_entries_of_every_kind_come_back_in_order_and_stay(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.db")
+    audit = AuditRow(
+        id="a", at=NOON, task="t", certificate="c", propensity=0.1, wrong=True, judged_by="large", cost_usd=0.5
+    )
+    said = FeedbackRow(id="a", at=NOON, verdict="wrong", answer="refund")
+    change = StateRow(at=NOON, task="t", before="live", after="fallback", why="3 of 20", certificate="c")
+    other = audit.model_copy(update={"id": "b", "task": "u"})
+    for entry in (audit, said, change, other):
+        ledger.append(entry)
+    assert ledger.entries(AuditRow) == (audit, other)
+    assert ledger.entries(AuditRow, task="u") == (other,)
+    assert ledger.entries(AuditRow, task="t", id="b") == ()
+    assert ledger.entries(FeedbackRow, id="a") == (said,)
+    assert ledger.entries(StateRow, limit=1) == (change,)
+    ledger.close()
+    with sqlite3.connect(tmp_path / "ledger.db") as direct:
+        for table in ("audits", "feedback", "states"):
+            for order in (f"DELETE FROM {table}", f"UPDATE {table} SET at = ''"):
+                with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+                    direct.execute(order)
+
+
+def test_entries_are_found_by_their_own_fields_only(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.db")
+    with pytest.raises(KeyError, match="1=1 OR task"):
+        ledger.entries(AuditRow, **{"1=1 OR task": "x"})
     ledger.close()

@@ -1,0 +1,99 @@
+"""Rows that leave the ledger: exported, expired, copied to another database; their sums stay."""
+
+from __future__ import annotations
+
+import csv
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from smallfirst.errors import ConfigError
+from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.ledger.rows import AttemptRow, AuditRow, LedgerRow, StateRow
+from smallfirst.serving.ledger.transfer import copy, export
+from tests.fixtures.postgresql import new_database
+
+NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)
+
+
+def fill(ledger: Ledger, first: datetime = NOON) -> None:
+    """Three answers on three days, with an attempt and an audit each."""
+    for day, id in enumerate("abc"):
+        at = first + timedelta(days=day)
+        answer = LedgerRow(
+            id=id, at=at, served_name="t", status=200, latency_ms=5.0, task="t", cost_usd=0.25, certified=True,
+            answer_text=f"said {id}",
+        )  # fmt: skip
+        attempt = AttemptRow(id=id, at=at, endpoint="http://x", model="m", outcome="answered", latency_ms=1.0)
+        audit = AuditRow(id=id, at=at, task="t", certificate="c", propensity=1, wrong=False, judged_by="large")
+        ledger.append(attempt, answer, audit)
+    ledger.append(StateRow(at=NOON, task="t", before="", after="live", why="begun", certificate="c"))
+
+
+def test_old_rows_go_after_they_were_exported_and_sums_audits_and_newer_rows_stay(
+    place: Path | str, tmp_path: Path
+) -> None:
+    ledger = Ledger(place)
+    fill(ledger)
+    before, cut = ledger.sums(every="day"), NOON + timedelta(days=1, hours=1)
+    assert ledger.expire_rows(cut, export_to=tmp_path / "old") == 4
+    assert [row.id for row in ledger.rows()] == ["c"]
+    assert len(ledger.entries(AuditRow)) == 3
+    assert ledger.sums(every="day") == before
+    with (tmp_path / "old" / "answers-before-2026-11-28.csv").open() as file:
+        assert [(row["id"], row["cost_usd"], row["answer_text"]) for row in csv.DictReader(file)] == [
+            ("a", "0.25", ""),
+            ("b", "0.25", ""),
+        ]
+    assert ledger.expire_rows(cut, export_to=tmp_path / "old") == 0
+    with pytest.raises(Exception, match="append-only"), ledger.database.writer.begin() as other:
+        other.exec_driver_sql("DELETE FROM answers")
+    ledger.close()
+
+
+def test_a_server_lets_rows_go_that_are_older_than_the_days_before_the_newest(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.db", keep_rows_days=1, export_to=tmp_path)
+    fill(ledger, datetime.now(UTC) - timedelta(days=10))  # nothing since: the newest row says which day it is
+    ledger.start_expiry()
+    for _ in range(1_000):
+        if [row.id for row in ledger.rows()] == ["b", "c"]:
+            break
+        ledger._closed.wait(0.01)
+    assert [row.id for row in ledger.rows()] == ["b", "c"]
+    assert len(list(tmp_path.glob("answers-before-*.csv"))) == 1
+    ledger.close()
+
+
+def test_rows_are_exported_as_csv_and_parquet(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    ledger = Ledger(tmp_path / "ledger.db")
+    fill(ledger)
+    since = NOON + timedelta(days=1)
+    assert export(ledger, LedgerRow, tmp_path / "a.csv", since=since) == 2
+    assert export(ledger, LedgerRow, tmp_path / "a.parquet", since=since, until=since + timedelta(1)) == 1
+    (row,) = parquet.read_table(tmp_path / "a.parquet").to_pylist()
+    assert LedgerRow.model_validate(row) == next(ledger.scan(LedgerRow, since))
+    with pytest.raises(ConfigError, match=r"\.csv or \.parquet"):
+        export(ledger, LedgerRow, tmp_path / "a.xlsx")
+    assert sorted(path.name for path in tmp_path.glob("*a.*")) == ["a.csv", "a.parquet"]
+    ledger.close()
+
+
+def test_everything_is_copied_to_postgresql_and_back(postgresql: str, tmp_path: Path) -> None:
+    first, second, third = Ledger(tmp_path / "a.db"), Ledger(new_database(postgresql)), Ledger(tmp_path / "b.db")
+    fill(first)
+    first.note_uptime(NOON, NOON + timedelta(minutes=5))
+    found = copy(first, second)
+    assert (found["answers"], found["audits"], found["bodies"], found["machine_hours"]) == (3, 3, 3, 1)
+    copy(second, third)
+    for other in (second, third):
+        assert other.rows() == first.rows()
+        assert other.rows()[0].answer_text == "said a"
+        assert other.sums(every="hour") == first.sums(every="hour")
+        assert other.uptime() == pytest.approx({"": 300})
+        other.append(first.rows()[0].model_copy(update={"id": "d"}))
+    with pytest.raises(ConfigError, match="has rows already"):
+        copy(first, second)
+    for ledger in (first, second, third):
+        ledger.close()
