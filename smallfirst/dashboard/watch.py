@@ -20,7 +20,7 @@ from smallfirst.stats.intervals import Estimate, wilson
 
 RANGES: dict[str, tuple[int, Period]] = {"24h": (24, "hour"), "7d": (7, "day"), "30d": (30, "day")}
 """Windows by name: so many periods, the present one among them."""
-MAX_MARKS = 300
+MAX_MARKS = 100
 """Newest verdicts of judges whose answers are looked up."""
 
 
@@ -163,10 +163,10 @@ def _quantile(buckets: Counter[int], share: float) -> float:
 def _accuracy(
     ledger: Ledger, router: AuditedRouter | None, task: str, window: Window, measured: Evaluation | None
 ) -> dict[str, Any]:
-    audits = {row.id: row for row in ledger.entries(AuditRow, since=window.since, task=task)}
+    audits = {row.id: row for row in ledger.scan(AuditRow, window.since, window.until, task=task)}
     judged = [row for row in audits.values() if row.judged_by != "nobody"]
     error = share_wrong((row.weight, row.wrong) for row in judged)
-    marks = [said for said in standing(ledger.entries(FeedbackRow, since=window.since)) if said.judge][-MAX_MARKS:]
+    marks = [said for said in standing(ledger.scan(FeedbackRow, window.since)) if said.judge][-MAX_MARKS:]
     rows = [(said, ledger.get(said.id)) for said in marks]
     large = [said for said, row in rows if row is not None and row.task == task and row.stage == "large"]
     right = sum(said.verdict == "right" for said in large)
