@@ -118,7 +118,8 @@ def _stated_cost(
         "usage.cost_in_usd_ticks": _sum(usage.get("cost_in_usd_ticks"), scale=_USD_PER_TICK),
         "usage.cost_usd_total": usage.get("cost_usd_total"),
         "usage.estimated_cost": usage.get("estimated_cost"),
-        **{name: headers.get(name) for name in COST_HEADERS},
+        # A gateway without a price of the model writes 0 here, which is no cost.
+        **{name: _usd(headers.get(name)) or None for name in COST_HEADERS},
     }
     return next(((usd, name) for name, value in found.items() if (usd := _usd(value)) is not None), (None, ""))
 

@@ -86,6 +86,8 @@ def test_what_is_not_said_or_no_number_is_unknown(usage: Any) -> None:
         ({"smallfirst": {"cost_usd": 2e-7}}, {"x-smallfirst-cost-usd": "0.000000200"}, 2e-7, "smallfirst.cost_usd"),
         ({}, {"x-litellm-response-cost": "0.00042"}, 0.00042, "x-litellm-response-cost"),
         ({"usage": {"cost": 0}}, {}, 0.0, "usage.cost"),
+        # LiteLLM writes 0 for a model of which it knows no price.
+        ({}, {"x-litellm-response-cost": "0.0"}, None, ""),
         ({"usage": {"cost": -1}}, {"x-litellm-response-cost": "nan"}, None, ""),
         ({"usage": {"cost": "much"}}, {"x-litellm-response-cost": "None"}, None, ""),
     ],

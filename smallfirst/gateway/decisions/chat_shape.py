@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from smallfirst.traffic.decisions.question import DecisionRequest, Question, Usage, Verdict
+from smallfirst.traffic.decisions.question import DecisionRequest, Question, Verdict
 from smallfirst.traffic.messages import read_answer
 
 ROUTE = "/v1/chat/completions"
@@ -48,16 +48,6 @@ def read_response(response: dict[str, Any], questions: Sequence[Question]) -> li
         raise ValueError("a chat completion expected")
     labels = {} if answer.finish_reason == "refusal" else _labels(answer.text)
     return [_verdict(labels.get(_key(i)), question) for i, question in enumerate(questions)]
-
-
-def read_usage(response: dict[str, Any]) -> Usage:
-    """Return the tokens that a response bills; what it leaves out counts as none."""
-    usage = response.get("usage")
-    given = usage if isinstance(usage, dict) else {}
-    cached = (given.get("prompt_tokens_details") or {}).get("cached_tokens")
-    reasoning = (given.get("completion_tokens_details") or {}).get("reasoning_tokens")
-    tokens = (given.get("prompt_tokens"), given.get("completion_tokens"), cached, reasoning)
-    return Usage(*(n if isinstance(n, int) else 0 for n in tokens))
 
 
 def _key(i: int) -> str:

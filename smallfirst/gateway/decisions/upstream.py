@@ -68,7 +68,7 @@ class DecisionUpstream:
         except (ValueError, AttributeError, TypeError, RecursionError) as error:
             message = f'The upstream "{answer.upstream}" answered in no form of its shape: {error}.'
             raise UpstreamFailed(502, "upstream_invalid", message) from None
-        return Verdicts(answer, verdicts, self._shape.read_usage(response), str(response.get("model") or model))
+        return Verdicts(answer, verdicts, Usage.of(response), str(response.get("model") or model))
 
     async def pass_on(self) -> UpstreamAnswer:
         """Pass the request as it came, but for the model's name where the settings say one. Raise UpstreamFailed."""

@@ -14,7 +14,9 @@ from smallfirst.data.dataset import Message
 from smallfirst.errors import DataError, NotRecorded, Problem
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
 from smallfirst.models.wrappers import CallableModel
+from smallfirst.pricing.charge import stated
 from smallfirst.pricing.money import Usd
+from smallfirst.pricing.tokens import TokenUsage
 from smallfirst.records import Record, fingerprint
 
 
@@ -104,7 +106,10 @@ class ReplayModel(CallableModel):
                 hint="record it: smallfirst record (sends only what is missing)",
                 reason=f"a recording of {self.name} stands for it and has no answer to this request",
             )
-        return Completion(text=row.answer, answered_by=self.name, **row.model_dump(include=MEASURED))
+        tokens = TokenUsage(prompt_tokens=row.prompt_tokens, completion_tokens=row.completion_tokens)
+        charge = stated(self.name, row.cost_usd, tokens=tokens, source=f"recorded {self.header.made_at}")
+        measured = row.model_dump(include=MEASURED)
+        return Completion(text=row.answer, answered_by=self.name, charges=(charge,), **measured)
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
         return stream_in_one_chunk(self, request)

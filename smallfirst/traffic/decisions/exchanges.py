@@ -21,8 +21,6 @@ class Asking(Protocol):
 
     def read_response(self, response: dict[str, Any], questions: Sequence[Question]) -> list[Verdict]: ...
 
-    def read_usage(self, response: dict[str, Any]) -> Usage: ...
-
 
 class Shape(Asking, Protocol):
     """A shape in which applications ask."""

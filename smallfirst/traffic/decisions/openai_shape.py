@@ -63,15 +63,6 @@ def read_response(response: dict[str, Any], questions: Sequence[Question]) -> li
     return [_verdict(answer, question) for answer, question in zip(answers, questions, strict=True)]
 
 
-def read_usage(response: dict[str, Any]) -> Usage:
-    """Return the tokens that a response bills; what it leaves out counts as none."""
-    usage = response.get("usage")
-    given = usage if isinstance(usage, dict) else {}
-    cached = (given.get("input_tokens_details") or {}).get("cached_tokens")
-    reasoning = (given.get("output_tokens_details") or {}).get("reasoning_tokens")
-    return Usage(*(n if isinstance(n, int) else 0 for n in _tokens(given, cached, reasoning)))
-
-
 def write_response(
     model: str, questions: Sequence[Question], verdicts: Sequence[Verdict], usage: Usage
 ) -> dict[str, Any]:
@@ -87,10 +78,6 @@ def write_response(
             "total_tokens": usage.input_tokens + usage.output_tokens,
         },
     }
-
-
-def _tokens(usage: dict[str, Any], cached: Any, reasoning: Any) -> tuple[Any, ...]:
-    return usage.get("input_tokens"), usage.get("output_tokens"), cached, reasoning
 
 
 def _parts(content: Any) -> tuple[str, bool]:

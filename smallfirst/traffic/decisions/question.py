@@ -7,9 +7,10 @@ words with its options are the constant part of a prompt, the state is the case,
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from smallfirst.pricing.tokens import TokenUsage, read_usage
 from smallfirst.records import fingerprint
 
 Kind = Literal["predicate", "choice", "score"]
@@ -122,6 +123,12 @@ class Usage(NamedTuple):
     output_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+
+    @classmethod
+    def of(cls, response: Mapping[str, Any]) -> Usage:
+        """Return the tokens that a response bills; what it leaves out counts as none."""
+        tokens = read_usage(response).tokens or TokenUsage()
+        return cls(tokens.prompt_tokens, tokens.completion_tokens, tokens.cached_tokens, tokens.reasoning_tokens)
 
 
 def confidence_of(kind: Kind, probabilities: Sequence[float]) -> float:

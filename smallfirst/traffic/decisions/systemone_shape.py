@@ -124,13 +124,6 @@ def read_response(response: dict[str, Any], questions: Sequence[Question]) -> li
     return [_verdict(answers.get(key), question) for key, question in zip(keys, questions, strict=True)]
 
 
-def read_usage(response: dict[str, Any]) -> Usage:
-    """Return the tokens that a response bills; what it leaves out counts as none."""
-    usage = response.get("usage")
-    given = [usage.get(key) for key in ("input_tokens", "output_tokens")] if isinstance(usage, dict) else []
-    return Usage(*(n if isinstance(n, int) else 0 for n in given))
-
-
 def write_response(
     model: str, questions: Sequence[Question], verdicts: Sequence[Verdict], usage: Usage
 ) -> dict[str, Any]:

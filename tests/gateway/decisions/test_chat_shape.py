@@ -60,5 +60,5 @@ def test_a_refusal_of_the_model_refuses_all_and_no_answer_is_an_error(ticket):
 
 def test_usage_is_read_in_its_names():
     usage = {"prompt_tokens": 9, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 4}}
-    assert chat_shape.read_usage({"usage": usage}) == Usage(9, 2, 4, 0)
-    assert chat_shape.read_usage({}) == Usage()
+    assert Usage.of({"usage": usage}) == Usage(9, 2, 4, 0)
+    assert Usage.of({}) == Usage()

@@ -12,6 +12,8 @@ import pytest
 from smallfirst.errors import BadAnswer, DataError
 from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.models.recorded.replay import ReplayModel, request_key
+from smallfirst.pricing.charge import stated
+from smallfirst.pricing.tokens import tokens_of
 
 HEADER = {
     "model": "big-70b",
@@ -54,6 +56,7 @@ def test_recorded_answer_comes_back_as_it_was(tmp_path: Path) -> None:
         answered_by="big-70b",
         latency_ms=812.5,
         cost_usd=0.0002,
+        charges=(stated("big-70b", 0.0002, source=f"recorded {HEADER['made_at']}", tokens=tokens_of(90, 3)),),
         prompt_tokens=90,
         completion_tokens=3,
     )

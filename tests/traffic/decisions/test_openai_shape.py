@@ -76,7 +76,7 @@ def test_answers_come_back_as_they_were_and_in_their_order():
     assert written["answers"][2] == ANSWERS[2]
     assert written["usage"]["total_tokens"] == 9
     assert written["usage"]["input_tokens_details"]["cached_tokens"] == 3
-    assert openai_shape.read_usage(written) == Usage(7, 2, 3)
+    assert Usage.of(written) == Usage(7, 2, 3)
 
 
 def test_a_refusal_stays_one_and_a_broken_answer_is_named():

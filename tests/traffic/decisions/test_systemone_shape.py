@@ -67,7 +67,7 @@ def test_answers_come_back_as_they_were_under_their_names():
     response = {"answers": dict(reversed(ANSWERS.items())), "usage": {"input_tokens": 5, "output_tokens": 1}}
     verdicts = systemone_shape.read_response(response, questions)
     assert [one.probabilities for one in verdicts] == [(0.98, pytest.approx(0.02)), (0.25, 0.75), (0.75, 0.25)]
-    usage = systemone_shape.read_usage(response)
+    usage = Usage.of(response)
     written = systemone_shape.write_response("jev-1", questions, verdicts, usage)
     assert written == {"model": "jev-1", "answers": ANSWERS, "usage": {"input_tokens": 5, "output_tokens": 1}}
     computed = [Verdict(one.probabilities) for one in verdicts]
