@@ -24,7 +24,7 @@ from smallfirst.serving.plugins import PluginRequest, PluginRoute
 
 _MAX_BODY_BYTES = 16 * 1024
 _MAX_LISTED = 200
-_ORDER_HOLDS_S = 10.0
+_ORDER_HOLDS_S = 20.0
 """Seconds for which the order is kept; what is marked leaves it at once."""
 _ASKED_AT_ONCE = 500
 """Most answers about which other candidates are asked while somebody waits."""

@@ -1,15 +1,16 @@
 """The review queue: answers that a judge's label would help, those that it helps most first, for HTTP and command line.
 
 An audit comes first: chance drew it, so its verdict moves the bound. Then what is in doubt by other people's word, what
-the Router left to a person, answers on which models disagree (the surest dissent first), and last those whose
-confidence is near the certificate's threshold. Labels of answers that chance did not draw train, and measure nothing.
+the Router left to a person, answers on which models disagree (draft and large answer, then other candidates, the surest
+first), and last those with a confidence near the certificate's threshold. Labels of answers that chance did not draw
+train, and measure nothing.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Literal, NamedTuple
 
 from smallfirst.serving.ledger.ledger import Ledger
@@ -17,8 +18,10 @@ from smallfirst.serving.ledger.rows import AuditRow, DraftRow, FeedbackRow, Ledg
 
 PERSON_STAGE = "person"
 """Stage of answers that the Router marks for a person."""
-N_RECENT = 2_000
-"""Newest answers of a task among which doubtful ones are looked for."""
+N_RECENT = 1_000
+"""Newest answers of a task, of each kind, that are looked at: drawn, left to a person, any."""
+_N_DRAFTS = 200
+_CLOCKS_DIFFER = timedelta(hours=1)
 Reason = Literal["audit", "conflict", "reported", "unsure", "disagreement", "near"]
 REASONS: tuple[Reason, ...] = ("audit", "conflict", "reported", "unsure", "disagreement", "near")
 """Why an answer is in the queue, in the order of what a label brings."""
@@ -67,11 +70,6 @@ def review_queue(
     return kept
 
 
-def waiting_for_review(ledger: Ledger, tasks: Iterable[str]) -> list[LedgerRow]:
-    """Return the answers that wait for a judge, without those for which a label would merely help."""
-    return [one.row for one in review_queue(ledger, tasks, recent=0) if one.reason in DUE]
-
-
 def recent_texts(ledger: Ledger, task: str, limit: int = N_RECENT) -> list[LedgerRow]:
     """Return a task's newest answers whose question and answer are stored."""
     rows = ledger.entries(LedgerRow, task=task, limit=limit) if limit else ()
@@ -79,49 +77,57 @@ def recent_texts(ledger: Ledger, task: str, limit: int = N_RECENT) -> list[Ledge
 
 
 def _of_task(ledger: Ledger, task: str, opinions: Mapping[str, Opinion], recent: int) -> Iterator[Waiting]:
+    rows = recent_texts(ledger, task, recent)
+    drawn = ledger.entries(LedgerRow, task=task, audited="1", certified="1", limit=N_RECENT)
+    left = ledger.entries(LedgerRow, task=task, stage=PERSON_STAGE, limit=N_RECENT)
+    oldest = min((row.at - _CLOCKS_DIFFER for row in (*rows, *drawn, *left)), default=None)
     said: dict[str, list[FeedbackRow]] = defaultdict(list)
-    for one in standing(ledger.entries(FeedbackRow)):
+    for one in standing(ledger.entries(FeedbackRow, since=oldest)):
         said[one.id].append(one)
     judged = {id for id, verdicts in said.items() if any(one.judge for one in verdicts)}
-    due = {one.row.id: one for one in _due(ledger, task, said, judged)}
+    last = {audit.id: audit for audit in ledger.entries(AuditRow, task=task, since=oldest)}
+    audited = {id for id, audit in last.items() if audit.judged_by != "nobody"}
+    drafts = [one.id for one in ledger.entries(DraftRow, task=task, limit=N_RECENT) if one.id not in judged | audited]
+    drawn += tuple(row for row in map(ledger.get, drafts[-_N_DRAFTS:]) if row is not None)
+    due = {one.row.id: one for one in _drawn(drawn, judged | audited, _in_force_since(ledger, task))}
+    for row in left:
+        if row.id not in judged:
+            due[row.id] = Waiting(row, "unsure", f"no model was sure{_measured(row)}: left to a person")
+    due |= {one.row.id: one for one in _doubted(ledger, task, said, audited)}
     yield from due.values()
-    rows = recent_texts(ledger, task, recent)
     marked = {row.request_sha256 for row in rows if row.id in judged}
     for row in rows:
         if row.id not in due and row.id not in judged and row.request_sha256 not in marked:
             yield from _helpful(row, opinions.get(row.id))
 
 
-def _due(ledger: Ledger, task: str, said: Mapping[str, list[FeedbackRow]], judged: set[str]) -> Iterator[Waiting]:
-    last = {audit.id: audit for audit in ledger.entries(AuditRow, task=task)}
-    audited = {id for id, audit in last.items() if audit.judged_by != "nobody"}
-    since = _in_force_since(ledger, task)
-    drafts = {draft.id for draft in ledger.entries(DraftRow, task=task)} - judged - audited
-    drawn = [row for row in ledger.entries(LedgerRow, task=task, audited="1") if row.certified]
-    drawn += [row for row in map(ledger.get, sorted(drafts)) if row is not None]
-    for row in drawn:
-        if row.id not in judged | audited:
+def _drawn(rows: Iterable[LedgerRow], done: Collection[str], since: datetime | None) -> Iterator[Waiting]:
+    for row in rows:
+        if row.id not in done:
             counts = since is None or row.at >= since
             what = "its verdict counts for the guarantee" if counts else "under an earlier certificate, counts no more"
             yield Waiting(row, "audit", f"drawn by chance: {what}", float(counts))
-    for row in ledger.entries(LedgerRow, task=task, stage=PERSON_STAGE):
-        if row.id not in judged:
-            yield Waiting(row, "unsure", f"no model was sure{_measured(row)}: left to a person")
+
+
+def _doubted(
+    ledger: Ledger, task: str, said: Mapping[str, Sequence[FeedbackRow]], audited: Collection[str]
+) -> Iterator[Waiting]:
+    """Yield answers that two judges marked differently, or that a user called wrong and nobody has judged."""
     for id, verdicts in list(said.items())[-N_RECENT:]:
         by_judges = [one for one in verdicts if one.judge]
         disputed = len({(one.verdict, one.answer) for one in by_judges}) > 1
         reported = not by_judges and any(one.verdict == "wrong" for one in verdicts) and id not in audited
-        doubted = ledger.get(id) if disputed or reported else None
-        if doubted is not None and doubted.task == task:
+        row = ledger.get(id) if disputed or reported else None
+        if row is not None and row.task == task:
             why = "two judges marked it differently" if disputed else "a user called it wrong"
-            yield Waiting(doubted, "conflict" if disputed else "reported", why)
+            yield Waiting(row, "conflict" if disputed else "reported", why)
 
 
 def _helpful(row: LedgerRow, opinion: Opinion | None) -> Iterator[Waiting]:
     """Yield the answer if models disagree on it, or it is near the threshold."""
     if row.steps and row.steps[-1].differs:
         why = f"the small model said something else{_measured(row)}"
-        yield Waiting(row, "disagreement", why, row.confidence or 0.0)
+        yield Waiting(row, "disagreement", why, 1.0 + (row.confidence or 0.0))
     elif opinion is not None:
         why = f"{opinion.model} says something else ({opinion.confidence:.2f})"
         yield Waiting(row, "disagreement", why, opinion.confidence)

@@ -106,7 +106,7 @@ def test_a_json_answer_is_corrected_in_an_editor(queue: DashboardServer) -> None
     values = {"id": "json", "answer_text": '{"sum": 3}', "certified": True, "audited": True, "audit_share": 0.5}
     queue.ledger.append(LedgerRow.model_validate({**row.model_dump(), **values, "stage": "small"}))
     page = queue.open("judge", path="#/queue")
-    page.get_by_text("What waits").click()
+    page.locator("summary").click()
     page.get_by_role("row", name="Audit").get_by_role("cell", name="here").wait_for()
     page.get_by_text("Fields: sum").wait_for()
     page.keyboard.press("e")

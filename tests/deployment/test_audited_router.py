@@ -279,7 +279,7 @@ def test_an_audit_that_fails_changes_nothing(ledger: Ledger, caplog: pytest.LogC
 
 
 def said(id: str, verdict: Any) -> FeedbackRow:
-    return FeedbackRow.model_validate({"id": id, "at": "2026-01-02T13:00:00Z", "verdict": verdict})
+    return FeedbackRow.model_validate({"id": id, "at": datetime.now(UTC), "verdict": verdict})
 
 
 def test_a_person_judges_audits_where_they_are_asked_and_no_other_answers(ledger: Ledger) -> None:

@@ -15,11 +15,15 @@ import pytest
 from deployment.test_audited_router import Setting, chat, said
 
 from smallfirst.deployment.monitoring_routes import MAX_VERDICTS, MonitoringRoutes
-from smallfirst.deployment.review_queue import waiting_for_review
+from smallfirst.deployment.review_queue import review_queue
 from smallfirst.routing.monitoring.reports import UserReports
 from smallfirst.serving.auth.keys import KeyPolicy, KeyStore
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, DraftRow, FeedbackRow, LedgerRow, StateRow
+
+
+def waiting(ledger: Ledger) -> list[str]:
+    return [one.row.id for one in review_queue(ledger, ["tickets"])]
 
 
 @pytest.fixture
@@ -90,10 +94,10 @@ def test_a_report_of_a_user_leaves_the_answer_in_the_queue(ledger: Ledger) -> No
     setting = Setting(ledger, judge="person")
     asyncio.run(setting.ask())
     asyncio.run(setting.live.feedback(said("chatcmpl-1-0", "right").model_copy(update={"judge": False})))
-    assert [row.id for row in waiting_for_review(ledger, ["tickets"])] == ["chatcmpl-1-0"]
+    assert waiting(ledger) == ["chatcmpl-1-0"]
     assert setting.live.monitor.live_error.n == 0
     asyncio.run(setting.live.feedback(said("chatcmpl-1-0", "right")))
-    assert waiting_for_review(ledger, ["tickets"]) == []
+    assert waiting(ledger) == []
     assert setting.live.monitor.live_error.n == 1
 
 
@@ -119,7 +123,7 @@ def test_in_a_fallback_a_person_judges_the_draft_by_the_right_answer(ledger: Led
     asyncio.run(setting.ask(3))
     assert ledger.entries(AuditRow) == ()
     ids = [row.id for row in ledger.entries(DraftRow)]
-    assert [row.id for row in waiting_for_review(ledger, ["tickets"])] == ids
+    assert waiting(ledger) == ids
     assert len(ids) == 3
     asyncio.run(setting.live.feedback(said(ids[0], "right")))  # the large model's answer is right, the draft is not
     asyncio.run(setting.live.feedback(said(ids[1], "wrong").model_copy(update={"answer": "wrong"})))
@@ -128,7 +132,7 @@ def test_in_a_fallback_a_person_judges_the_draft_by_the_right_answer(ledger: Led
     audits = {audit.id: (audit.judged_by, audit.wrong) for audit in ledger.entries(AuditRow)}
     assert audits == {ids[0]: ("person", True), ids[1]: ("person", False)}
     assert setting.live.monitor.live_error.n == 2
-    assert [row.id for row in waiting_for_review(ledger, ["tickets"])] == ids[2:]
+    assert waiting(ledger) == ids[2:]
 
 
 def test_two_processes_on_one_ledger_count_each_audit_once(ledger: Ledger) -> None:
@@ -221,7 +225,6 @@ def test_a_withdrawn_verdict_leaves_the_bound_as_it_was_before(ledger: Ledger, j
     assert Setting(ledger, judge=judge).live.monitor.live_error == before  # after a restart too
     assert ledger.entries(AuditRow, id=id)[-1].judged_by == ("nobody" if judge == "person" else "large")
     assert sum(audit.cost_usd for audit in ledger.entries(AuditRow, id=id)) == (1.0 if judge == "large" else 0.0)
-    waiting = [row.id for row in waiting_for_review(ledger, ["tickets"])]
-    assert waiting == ([id, other] if judge == "person" else [])
+    assert waiting(ledger) == ([id, other] if judge == "person" else [])
     assert give(ada, "wrong") == 1
     assert [row.counted for row in ledger.entries(FeedbackRow)] == [True] * 5

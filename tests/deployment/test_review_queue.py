@@ -15,7 +15,7 @@ from deployment.test_audited_router import Setting
 
 from smallfirst.cli.watch import queue
 from smallfirst.deployment.monitoring_routes import MonitoringRoutes
-from smallfirst.deployment.review_queue import Opinion, review_queue, waiting_for_review
+from smallfirst.deployment.review_queue import DUE, Opinion, review_queue
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow
 from smallfirst.serving.settings import ServeSettings
@@ -116,7 +116,8 @@ def test_the_order_is_that_of_what_a_label_brings(ledger: Ledger) -> None:
     assert found[0].why == "drawn by chance: its verdict counts for the guarantee"
     assert found[6].why == "the small model said something else (confidence 0.700)"
     assert found[8].why == "confidence 0.010 below the threshold of 0.800"
-    assert [row.id for row in waiting_for_review(ledger, [TASK])] == expected[:6]
+    assert [one.row.id for one in review_queue(ledger, [TASK], recent=0)] == expected[:6]
+    assert {one.reason for one in found[:6]} == set(DUE)
 
 
 def test_another_candidates_word_counts_by_its_confidence(ledger: Ledger) -> None:
@@ -125,8 +126,8 @@ def test_another_candidates_word_counts_by_its_confidence(ledger: Ledger) -> Non
     answered(ledger, "d", certified=False, stage="large", confidence=0.6, differs=True)
     opinions = {"b": Opinion("words", "other", 0.7), "c": Opinion("words", "other", 0.5)}
     found = review_queue(ledger, [TASK], opinions)
-    assert [one.row.id for one in found] == ["b", "d", "c", "a"]
-    assert found[0].why == "words says something else (0.70)"
+    assert [one.row.id for one in found] == ["d", "b", "c", "a"]
+    assert found[1].why == "words says something else (0.70)"
 
 
 @pytest.mark.parametrize("judge", ["person", "large"])

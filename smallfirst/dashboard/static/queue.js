@@ -20,7 +20,8 @@ export async function show(root, { session, params, go, say }) {
   const tasks = session.tasks.filter((name) => name !== 'auto');
   const note = h('div', { class: 'note', role: 'status' });
   const stage = h('div', {});
-  const list = h('details', { class: 'all', ontoggle: () => list.open && refreshList() }, h('summary', {}, 'What waits'));
+  const waits = h('summary', {}, 'What waits');
+  const list = h('details', { ontoggle: () => list.open && refreshList() }, waits);
   const keys = h('input', { type: 'checkbox', id: 'one-key', checked: localStorage.getItem('smallfirst.keys') !== 'off' });
   keys.addEventListener('change', () => localStorage.setItem('smallfirst.keys', keys.checked ? 'on' : 'off'));
   let item = null;
@@ -82,6 +83,7 @@ export async function show(root, { session, params, go, say }) {
   }
 
   function draw(waiting) {
+    waits.textContent = `What waits (${count(waiting)})`;
     if (!item) {
       actions = {};
       stage.replaceChildren(h('section', { class: 'card' }, h('h2', {}, waiting ? 'Others are at work on the rest' : 'Nothing waits'),
@@ -143,7 +145,9 @@ export async function show(root, { session, params, go, say }) {
     const button = (label, at) => h('button', { class: label === item.answer ? 'label given' : 'label', onclick: pick(label), 'aria-keyshortcuts': at },
       at ? h('kbd', {}, at) : '', ' ', h('span', {}, label), ' ', h('small', { class: 'soft' }, said(label)));
     const offered = h('div', { class: 'labels', role: 'group', 'aria-label': 'Which is right?' }, item.offer.map((label, i) => button(label, i + 1)));
-    if (item.labels.length === item.offer.length) return [h('h3', {}, 'Which is right?'), offered];
+    const heading = [!item.labels.includes(item.answer) && h('p', {}, `${item.answered_by} answered “${item.answer}”, which is none of the labels.`),
+      h('h3', {}, 'Which is right?')].filter(Boolean);
+    if (item.labels.length === item.offer.length) return [...heading, offered];
     const found = h('div', { class: 'labels found', role: 'group', 'aria-label': 'Labels found' });
     const words = (text) => text.toLowerCase().replaceAll('_', ' ');
     const matching = () => item.labels.filter((label) => words(search.value).split(' ').every((word) => words(label).includes(word)));
@@ -160,7 +164,7 @@ export async function show(root, { session, params, go, say }) {
         if (event.key === 'Enter' && first) mark({ answer: first });
       },
     });
-    return [h('h3', {}, 'Which is right?'), offered,
+    return [...heading, offered,
       h('label', { for: 'label-search' }, `Another of the ${count(item.labels.length)} labels `, h('kbd', {}, '/')), search, found];
   }
 
@@ -186,14 +190,13 @@ export async function show(root, { session, params, go, say }) {
     });
     const others = item.drafts.filter((one) => one.model !== item.answered_by && one.answer !== item.answer);
     return [h('p', { class: 'soft' }, `Answered by ${item.answered_by}${item.confidence === null ? '' : `, confidence ${percent(item.confidence)}`}.`),
-      h('label', { for: 'right' }, 'The right answer'), text,
+      h('label', { for: 'right' }, 'The right answer ', h('kbd', {}, 'e')), text,
       h('p', { class: 'soft', id: 'right-hint' }, hint, 'Correct it, then Ctrl + Enter; Esc leaves the field.'),
       others.map((one) => h('p', { class: 'soft' }, `${one.model} says: ${short(one.answer)} `,
         h('button', { onclick: () => (text.value = pretty(one.answer, json)) }, 'Take it'))),
       h('p', { class: 'buttons' },
         h('button', { class: 'main', onclick: () => mark({ verdict: 'right' }), 'aria-keyshortcuts': 'r' }, 'Right as it is ', h('kbd', {}, 'r')),
-        h('button', { onclick: save }, 'Save the corrected answer'),
-        h('button', { onclick: () => text.focus(), 'aria-keyshortcuts': 'e' }, 'Edit ', h('kbd', {}, 'e')))];
+        h('button', { onclick: save }, 'Save the corrected answer'))];
   }
 
   /** Take the keys for the answer that is shown. */
@@ -222,7 +225,7 @@ export async function show(root, { session, params, go, say }) {
     const counts = Object.entries(found.reasons).filter(([, n]) => n).map(([reason, n]) => `${REASONS[reason]} ${count(n)}`);
     const row = (one) => h('tr', {}, h('th', { scope: 'row' }, REASONS[one.reason]), h('td', {}, one.why), h('td', {}, when(one.at)),
       h('td', {}, one.id === item?.id ? 'here' : h('button', { onclick: () => next({ take: one.id }) }, one.held ? 'Take over' : 'Open')));
-    list.replaceChildren(h('summary', {}, 'What waits'), h('p', {}, counts.join(' · ') || 'Nothing.'),
+    list.replaceChildren(waits, h('p', {}, counts.join(' · ') || 'Nothing.'),
       h('div', { class: 'wide', tabindex: 0, role: 'region', 'aria-label': 'Answers in the queue' }, h('table', {},
         h('thead', {}, h('tr', {}, ['Reason', 'Why', 'Asked', ''].map((name) => h('th', { scope: 'col' }, name || h('span', { class: 'visually-hidden' }, 'Open'))))),
         h('tbody', {}, found.data.slice(0, 20).map(row)))));
