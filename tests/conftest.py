@@ -25,6 +25,7 @@ pytest_plugins = [
     "fixtures.deployment",
     "fixtures.gate",
     "fixtures.jobs",
+    "fixtures.light_process",
     "fixtures.logs",
     "fixtures.models",
     "fixtures.pages",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures.light_process import LightProcess
 
 from smallfirst.errors import WeightsNotFound
 from smallfirst.routing.gain import GainModel
@@ -142,14 +141,13 @@ def test_rows_must_fit_together() -> None:
         GainModel.fit(["a", "b"], {"small": [True, False]}, further=[[1.0]])
 
 
-def test_without_an_encoder_no_torch_is_loaded() -> None:
+def test_without_an_encoder_no_torch_is_loaded(light_process: LightProcess) -> None:
     program = (
         "import sys; from smallfirst.routing.gain import GainModel\n"
         "GainModel.fit(['a b', 'c d'] * 40, {'small': [True, False] * 40}).score(['a b'])\n"
         "print('torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert light_process(program).strip() == "False"
 
 
 def test_the_gain_is_where_the_large_model_is_right_and_the_small_one_is_not() -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.light_process import LightProcess
 
 from smallfirst.errors import ConfigError, MissingExtra
 from smallfirst.models.engines import selection
@@ -211,7 +210,7 @@ def test_hardware_is_read_from_the_system(tmp_path: Path, monkeypatch: pytest.Mo
     assert detect_hardware(tmp_path / "none", tmp_path).features == ()
 
 
-def test_choosing_imports_no_engine(tmp_path: Path) -> None:
+def test_choosing_imports_no_engine(light_process: LightProcess) -> None:
     code = (
         "import sys\n"
         "from smallfirst.models.engines.engine import ModelSource\n"
@@ -219,7 +218,7 @@ def test_choosing_imports_no_engine(tmp_path: Path) -> None:
         "choose_engine(ModelSource('https://api.example.com/v1'), detect_environment())\n"
         "print(sorted({'torch', 'transformers', 'xllamacpp'} & sys.modules.keys()))\n"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+    assert light_process(code) == "[]\n"
 
 
 # --- loading follows the choice -----------------------------------------------------------------------------------

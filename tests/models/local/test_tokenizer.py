@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
+from fixtures.light_process import LightProcess
 
 from smallfirst.models.local.tokenizer import common_prefix, encode_prompt, load_tokenizer
 
@@ -70,12 +69,11 @@ def test_the_common_prefix_of_two_sequences(one: list[int], other: list[int], co
     assert common_prefix(one, other) == common
 
 
-def test_neither_torch_nor_transformers_is_loaded(tiny_folder: Path) -> None:
+def test_neither_torch_nor_transformers_is_loaded(tiny_folder: Path, light_process: LightProcess) -> None:
     code = (
         "import sys; from pathlib import Path; from smallfirst.models.local.tokenizer import load_tokenizer; "
         "print(len(load_tokenizer(Path(sys.argv[1])).encode('where is my card', add_special_tokens=False)), "
         "sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tiny_folder)], capture_output=True, text=True, check=True)
-    assert done.stdout.split()[0] == str(len(load_tokenizer(tiny_folder).encode(TEXTS[0], add_special_tokens=False)))
-    assert done.stdout.split()[1] == "[]"
+    n_tokens = len(load_tokenizer(tiny_folder).encode(TEXTS[0], add_special_tokens=False))
+    assert light_process(code, tiny_folder).split() == [str(n_tokens), "[]"]

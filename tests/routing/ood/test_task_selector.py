@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures.light_process import LightProcess
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.errors import ConfigError, DataError
@@ -239,7 +238,9 @@ def test_a_folder_without_a_profile_is_named(tmp_path: Path) -> None:
         TaskProfile.load(tmp_path)
 
 
-def test_words_decide_without_torch_in_the_process(bank: TaskProfile, table: TaskProfile, tmp_path: Path) -> None:
+def test_words_decide_without_torch_in_the_process(
+    bank: TaskProfile, table: TaskProfile, tmp_path: Path, light_process: LightProcess
+) -> None:
     bank.save(tmp_path / "bank")
     table.save(tmp_path / "table")
     program = (
@@ -248,5 +249,4 @@ def test_words_decide_without_torch_in_the_process(bank: TaskProfile, table: Tas
         "selector = TaskSelector.load({'bank': at / 'bank', 'table': at / 'table'})\n"
         "print(selector.select('where is my pin').task, selector.select('write a poem').task, 'torch' in sys.modules)"
     )
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert ran.stdout.split() == ["bank", "None", "False"]
+    assert light_process(program).split() == ["bank", "None", "False"]
