@@ -90,10 +90,24 @@ def watch(
             row.model_dump(mode="json") for row in ledger.entries(StateRow, since=window.since, limit=20, **equal)
         ],
     }
+    audited = _audited(ledger.scan(AuditRow, window.since, window.until, **equal))
     if task:
-        return found | _accuracy(ledger, routers.get(task), task, window, measured(task))
-    lines = {name: [row for row in rows if row.task == name] for name in names}
-    return found | {"tasks": [_line(name, own, routers.get(name), saved.get(name)) for name, own in lines.items()]}
+        large = {"large_marked": _marked(ledger, task, window), "large_measured": None}
+        if evaluation := measured(task):
+            large["large_measured"] = evaluation.accuracy.model_dump()
+        found["accuracy"] = {"small": audited.get(task), **large}
+        return found | ({"router": _router(ledger, routers[task])} if task in routers else {})
+    tasks = [
+        {
+            "task": name,
+            **_traffic(row for row in rows if row.task == name),
+            "saving": _saving(saved.get(name)),
+            "small": audited.get(name),
+            "state": routers[name].monitor.state if name in routers else None,
+        }
+        for name in names
+    ]
+    return found | {"tasks": tasks}
 
 
 def _period(name: str, rows: Sequence[Sums], saved: Mapping[str, Saving]) -> dict[str, Any]:
@@ -106,11 +120,6 @@ def _period(name: str, rows: Sequence[Sums], saved: Mapping[str, Saving]) -> dic
         elif _path(row) == "small" and row.n:
             alone = None if alone is None or large is None else alone + row.n * large.usd
     return {"period": name, **_traffic(rows), "large_alone_usd": alone}
-
-
-def _line(name: str, rows: Sequence[Sums], router: AuditedRouter | None, saving: Saving | None) -> dict[str, Any]:
-    live = {} if router is None else {"state": router.monitor.state, "live": _live(router)}
-    return {"task": name, **_traffic(rows), "saving": _saving(saving), **live}
 
 
 def _saving(saving: Saving | None) -> dict[str, Any] | None:
@@ -160,24 +169,28 @@ def _quantile(buckets: Counter[int], share: float) -> float:
     return float(1.1 ** (index + 0.5))
 
 
-def _accuracy(
-    ledger: Ledger, router: AuditedRouter | None, task: str, window: Window, measured: Evaluation | None
-) -> dict[str, Any]:
-    audits = {row.id: row for row in ledger.scan(AuditRow, window.since, window.until, task=task)}
-    judged = [row for row in audits.values() if row.judged_by != "nobody"]
-    error = share_wrong((row.weight, row.wrong) for row in judged)
+def _audited(audits: Iterable[AuditRow]) -> dict[str, dict[str, Any]]:
+    """Return by task the accuracy of kept answers by the verdicts that stand, and how many each kind of judge gave."""
+    found: dict[str, list[AuditRow]] = defaultdict(list)
+    for row in {row.id: row for row in audits}.values():
+        if row.judged_by != "nobody":
+            found[row.task].append(row)
+    return {
+        task: {
+            **_right(share_wrong((row.weight, row.wrong) for row in rows)),
+            "n_wrong": sum(row.wrong for row in rows),
+            "judges": Counter(row.judged_by for row in rows),
+        }
+        for task, rows in found.items()
+    }
+
+
+def _marked(ledger: Ledger, task: str, window: Window) -> dict[str, Any] | None:
+    """Return the accuracy of the large model's answers by the newest verdicts of judges, which are no random sample."""
     marks = [said for said in standing(ledger.scan(FeedbackRow, window.since)) if said.judge][-MAX_MARKS:]
     rows = [(said, ledger.get(said.id)) for said in marks]
     large = [said for said, row in rows if row is not None and row.task == task and row.stage == "large"]
-    right = sum(said.verdict == "right" for said in large)
-    return {
-        "accuracy": {
-            "small": {**_right(error), "n_wrong": sum(row.wrong for row in judged)} if judged else None,
-            "large_marked": wilson(right, len(large)).model_dump() if large else None,
-            "large_measured": measured.accuracy.model_dump() if measured else None,
-        },
-        **({} if router is None else {"router": _router(ledger, router)}),
-    }
+    return wilson(sum(said.verdict == "right" for said in large), len(large)).model_dump() if large else None
 
 
 def _right(error: Estimate) -> dict[str, Any]:
@@ -191,10 +204,12 @@ def _live(router: AuditedRouter) -> dict[str, Any]:
 
 
 def _router(ledger: Ledger, router: AuditedRouter) -> dict[str, Any]:
-    states = ledger.entries(StateRow, task=router.name, limit=50)
+    states = ledger.entries(StateRow, task=router.name)
     last = next((row for row in reversed(states) if row.before != row.after), None)
+    first = next((row.at for row in states if row.certificate == router.certificate), None)
     monitor = router.monitor
     return {
+        "certified_at": first.isoformat() if first else None,
         "state": monitor.state,
         "why": last.why if last else "",
         "since": last.at.isoformat() if last else None,

@@ -49,7 +49,7 @@ class TaskLine(Record):
     promise: str = ""
     """What its certificate promises, in words; empty without one."""
     saved_usd: float | None = None
-    """What the large model would have cost more, as `billing.saved` estimates it; drafts and audits are paid from it."""
+    """What the large model would have cost more, by `billing.saved`; drafts and audits are paid from it."""
     teacher: str = ""
     """The model that it was learnt from."""
     terms: str = ""

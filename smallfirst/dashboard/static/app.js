@@ -37,6 +37,7 @@ async function signIn(message = '') {
     h('form', { class: 'sign-in', onsubmit: enter },
       h('h1', {}, 'Sign in'),
       message && h('p', { class: 'problem', role: 'alert' }, message),
+      h('input', { autocomplete: 'username', hidden: true }),
       h('label', { for: 'key' }, 'API key'),
       input,
       h('p', { class: 'soft', id: 'key-hint' }, 'The key that you send to this endpoint: sf-… It stays in this tab.'),

@@ -64,13 +64,13 @@ export const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} 
 export const plural = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one : many}`;
 export const ms = (value) => (value >= 1000 ? `${(value / 1000).toPrecision(3)} s` : `${Number(value.toPrecision(2))} ms`);
 
-/** Return an amount as `smallfirst/pricing/money.py` does: cents from a dollar up, two significant digits below. */
-export function usd(amount) {
+/** Return an amount as `smallfirst/pricing/money.py` does: cents from a dollar up, below it `significant` digits. */
+export function usd(amount, significant = 2) {
   if (amount === null || amount === undefined) return 'unknown';
   const size = Math.abs(amount);
   let digits = 2;
   if (size >= 99.5) digits = 0;
-  else if (size < 0.995 && size > 0) while (digits < 9 && Number(size.toFixed(digits)) < 10 ** (1 - digits)) digits += 1;
+  else if (size < 0.995 && size > 0) while (digits < 9 && Number(size.toFixed(digits)) < 10 ** (significant - 1 - digits)) digits += 1;
   const text = size.toLocaleString('en-US', { minimumFractionDigits: digits, maximumFractionDigits: digits });
   return `${amount < 0 ? '−' : ''}$${text}`;
 }

@@ -4,6 +4,9 @@ import { api, count, h, ms, percent, plural, table, usd, when } from './dom.js';
 
 const RANGES = { '24h': '24 hours', '7d': '7 days', '30d': '30 days' };
 const REFRESH_MS = 30_000;
+const BASES = {
+  audits: 'measured on audited answers, drawn at random', escalated: 'a rough guide from answers of the large model', evaluation: 'a rough guide from its evaluation', unknown: 'unknown',
+};
 const STATES = {
   live: ['good', 'Live'], shadow: ['mixed', 'In shadow'], drift: ['mixed', 'Drift: more audits'], fallback: ['bad', 'Fallback: the large model answers'],
 };
@@ -58,24 +61,44 @@ function state({ router }) {
     router.hints.map((hint) => h('p', {}, `Hint: ${hint}`)));
 }
 
-function cards({ n, share, usd: spent, saving, n_cost_unknown: unknown, accuracy: right, router }) {
+/** Return how the saving was measured; of all tasks together, by task. */
+function basis({ tasks, saving }) {
+  const known = (tasks ?? []).filter((one) => one.saving);
+  if (new Set(known.map((one) => one.saving.basis)).size < 2) return saving.in_words;
+  const groups = Object.groupBy(known, (one) => one.saving.basis);
+  return Object.entries(groups).map(([name, members]) => `${members.map((one) => one.task).join(', ')}: ${BASES[name]}`).join('; ');
+}
+
+function cards(found) {
+  const { n, share, usd: spent, saving, n_cost_unknown: unknown, accuracy: right, router } = found;
   const paid = (spent.small ?? 0) + (spent.large ?? 0) + (spent.other ?? 0) + (spent.audits ?? 0);
   const saved = saving?.saved_usd;
   return h('ul', { class: 'cards' },
     share && card('Answered small', percent(share.value), `${count(n.small ?? 0)} of ${plural(share.n, 'answer')}`, range95(share)),
-    saved ? card(saved.usd < 0 ? 'Cost more' : 'Saved', usd(Math.abs(saved.usd)), saved.low_usd !== null && `95 %: ${usd(saved.low_usd)} to ${usd(saved.high_usd)}`, saving.in_words)
+    saved ? card(saved.usd < 0 ? 'Cost more' : 'Saved', usd(Math.abs(saved.usd)), saved.low_usd !== null && `95 %: ${usd(saved.low_usd, 3)} to ${usd(saved.high_usd, 3)}`, basis(found))
       : card('Saved', 'unknown', saving?.in_words),
-    card('Spent', usd(paid), `small ${usd(spent.small ?? 0)}, large ${usd(spent.large ?? 0)}, audits ${usd(spent.audits ?? 0)}`,
+    card('Spent', usd(paid), `small ${usd(spent.small ?? 0)}, large ${usd(spent.large ?? 0)}, audits ${usd(spent.audits ?? 0)}`, spent.other > 0 && `asked by name ${usd(spent.other)}`,
       spent.once > 0 && `and once, for training and labels: ${usd(spent.once)}`, unknown > 0 && `${plural(unknown, 'cost')} unknown, not in it`),
     right && (right.small
-      ? card('Small answers right', percent(right.small.value), `${count(right.small.n - right.small.n_wrong)} of ${plural(right.small.n, 'audit')}`, range95(right.small), router?.live.promised && `promised: at least ${percent(router.live.promised)}`)
+      ? card(`Small answers ${byLarge(right.small) ? 'confirmed' : 'right'}`, percent(right.small.value), `${count(right.small.n - right.small.n_wrong)} of ${plural(right.small.n, 'audit')}${byLarge(right.small) ? ', by the large model' : ''}`,
+        range95(right.small), promise(router))
       : card('Small answers right', '–', 'no audit in this time yet')));
 }
 
-function unanswered({ outcomes: { refused = 0, failed = 0, left = 0 } }) {
-  if (refused + failed + left === 0) return null;
+/** Return true if it was the large model that judged most audits: it errs too, so what it denies need not be wrong. */
+const byLarge = ({ judges: { large = 0, person = 0 } }) => large > person;
+
+function promise(router) {
+  if (!router?.live.promised) return null;
+  const least = percent(router.live.promised);
+  return router.judge === 'large' ? `the promise holds from ${least} on, since the large model errs too` : `promised: at least ${least}`;
+}
+
+function unanswered({ n, outcomes: { refused = 0, failed = 0, left = 0 } }) {
+  const named = n.other > 0 && h('p', { class: 'soft' }, `Not in the share: ${plural(n.other, 'answer')} of models that were asked by their own name, or left to a person.`);
+  if (refused + failed + left === 0) return named;
   const parts = [[refused, 'refused before a model worked'], [failed, 'failed'], [left, 'left by the client first']];
-  return h('p', { class: 'soft' }, `Without an answer: ${parts.filter(([n]) => n).map(([n, what]) => `${count(n)} ${what}`).join(', ')}.`);
+  return [named, h('p', { class: 'soft' }, `Without an answer: ${parts.filter(([k]) => k).map(([k, what]) => `${count(k)} ${what}`).join(', ')}.`)];
 }
 
 /** Return the name of a period in full, and as a short tick; times are UTC, as everywhere in the ledger. */
@@ -95,19 +118,19 @@ function charts({ periods, every }) {
   const series = (part, titles) => Object.entries(titles)
     .map(([name, title]) => ({ name: title, class: name, values: values(part, name) }))
     .filter((one) => one.values.some((value) => value > 0));
-  const answers = series('n', { small: 'small', large: 'large', other: 'other' });
-  const money = series('usd', { small: 'small', large: 'large', other: 'other', audits: 'audits' });
+  const answers = series('n', { small: 'small', large: 'large', other: 'asked by name' });
+  const money = series('usd', { small: 'small', large: 'large', other: 'asked by name', audits: 'audits' });
   const known = periods.every((one) => one.large_alone_usd !== null);
   const without = known && { name: 'large model alone', class: 'without', values: periods.map((one) => one.large_alone_usd) };
-  const unit = every === 'hour' ? 'hour' : 'day';
+  const unit = every === 'hour' ? 'an hour' : 'a day';
   const figure = (title, chart, key, ...more) => h('figure', { class: 'card' }, h('h2', {}, title), chart, legend(key), more);
   const rows = periods.map((one, index) => [names[index], count(one.n.small ?? 0), count(one.n.large ?? 0), usd(one.usd.small ?? 0),
     usd(one.usd.large ?? 0), usd(one.usd.audits ?? 0), without ? usd(without.values[index]) : '–']);
-  const heading = [`${unit[0].toUpperCase()}${unit.slice(1)} (UTC)`, 'Small', 'Large', 'Small, USD', 'Large, USD', 'Audits, USD', 'Large model alone, USD'];
+  const heading = [every === 'hour' ? 'Hour (UTC)' : 'Day (UTC)', 'Small', 'Large', 'Small, USD', 'Large, USD', 'Audits, USD', 'Large model alone, USD'];
   return h('div', {},
     h('div', { class: 'pair' },
-      figure(`Answers a ${unit}`, bars({ label: `Answers a ${unit}, by path; the figures are in the table below`, series: answers, names, ticks, text: count, whole: true }), answers),
-      figure(`Money a ${unit}`, bars({ label: `Money a ${unit}, by path; the figures are in the table below`, series: money, beside: without, names, ticks, text: usd }),
+      figure(`Answers ${unit}`, bars({ label: `Answers ${unit}, by path; the figures are in the table below`, series: answers, names, ticks, text: count, whole: true }), answers),
+      figure(`Money ${unit}`, bars({ label: `Money ${unit}, by path; the figures are in the table below`, series: money, beside: without, names, ticks, text: usd }),
         without ? [...money, without] : money)),
     h('details', { class: 'card', id: 'table' }, h('summary', {}, 'These figures as a table'), table('Answers and money over time', heading, rows)));
 }
@@ -116,8 +139,8 @@ function accuracy({ accuracy: right, router }) {
   if (!right) return null;
   const line = (name, kind, found, what) => found && { name, class: kind, ...found, what };
   const lines = [
-    line('Small path, audits', 'small', right.small, right.small && `${plural(right.small.n, 'answer')} drawn by chance, valid at any time`),
-    line('Small path, since go-live', 'small', router?.live.n > 0 && router.live.n !== right.small?.n && router.live, router && `${plural(router.live.n, 'audit')} under this certificate, valid at any time`),
+    line('Small path, audits', 'small', right.small, right.small && `${plural(right.small.n, 'answer')} drawn by chance, ${byLarge(right.small) ? 'confirmed by the large model' : 'judged by people'}`),
+    line(`Small path, since ${router?.certified_at && when(router.certified_at)}`, 'small', router?.live.n > 0 && router.live.n !== right.small?.n && router.live, router && `${plural(router.live.n, 'audit')} under the certificate in force`),
     line('Large path, marked by judges', 'large', right.large_marked, right.large_marked && `${plural(right.large_marked.n, 'answer')}, no random sample`),
     line('Large model, before go-live', 'large', right.large_measured, right.large_measured && `${plural(right.large_measured.n, 'test row')}`),
   ].filter(Boolean);
@@ -128,13 +151,13 @@ function accuracy({ accuracy: right, router }) {
       intervals({ label: lines.map((one) => `${one.name}: ${percent(one.value)}`).join('; '), lines, ...shareAxis(lines, promised), mark: promised }),
       h('dl', {}, lines.map((one) => h('div', {}, h('dt', { class: one.class }, one.name),
         h('dd', {}, h('strong', {}, percent(one.value)), ` (${percent(one.low)} to ${percent(one.high)}) `, h('span', { class: 'soft' }, one.what)))))),
-    promised !== null && h('p', { class: 'soft' }, `Dashed: of the answers kept small at least ${percent(promised)} are promised to be right.`,
+    promised !== null && h('p', { class: 'soft' }, `Dashed: ${promise(router)}. Intervals of audits hold at any time.`,
       router.reports.wrong > 0 && ` Users called ${count(router.reports.wrong)} of them wrong, which is no random sample.`));
 }
 
 function shareAxis(lines, promised) {
   const from = Math.max(0, Math.floor(20 * (Math.min(...lines.map((one) => one.low), promised ?? 1) - 0.005)) / 20);
-  return { place: (share) => (share - from) / (1 - from), ticks: [from, (from + 1) / 2, 1].map((at) => [at, percent(at, from > 0.9 ? 1 : 0)]) };
+  return { place: (share) => (share - from) / (1 - from), ticks: [from, (from + 1) / 2, 1].map((at) => [at, percent(at, Math.round(1000 * at) % 10 ? 1 : 0)]) };
 }
 
 function latency({ latency: found }) {
@@ -158,20 +181,34 @@ function changes({ router, changes: rows }) {
     drift.length > 0 && h('dl', {}, drift.map((one) => h('div', {}, h('dt', {}, one.statistic.replace('ood_score', 'out-of-domain score')),
       h('dd', {}, one.learning ? 'learning what is usual now' : [meter(level(one), null), ` evidence of a change ${one.evidence.toPrecision(2)} to 1, alarm at ${Math.round(one.alarm_at)}`],
         one.what && h('span', { class: 'soft' }, `; ${one.what}`))))),
-    rows.length > 0 ? h('ol', { class: 'changes', reversed: true }, rows.toReversed().map((one) => h('li', {},
-      h('p', {}, h('time', { datetime: one.at }, when(one.at)), ' ', h('strong', { class: STATES[one.after]?.[0] }, one.before === one.after ? one.after : `${one.before || 'start'} → ${one.after}`), ` ${one.task}`),
-      h('p', { class: 'soft' }, one.why))))
+    rows.length > 0 ? h('ul', { class: 'changes' }, grouped(rows).map(([first, ...more]) => h('li', {}, change(first),
+      more.length > 0 && h('details', { id: `more-${Date.parse(first.at)}` }, h('summary', {}, `${plural(more.length, 'more alarm')} within an hour`), more.map(change)))))
       : h('p', { class: 'soft' }, 'No change of state in this time.'));
 }
 
+const change = (one) => [
+  h('p', {}, h('time', { datetime: one.at }, when(one.at)), ' ', h('strong', { class: STATES[one.after]?.[0] }, one.before === one.after ? one.after : `${one.before || 'start'} → ${one.after}`), ` ${one.task}`),
+  h('p', { class: 'soft' }, one.why)];
+
+/** Return changes newest first, each with the alarms of the same task that changed nothing in the hour after it. */
+function grouped(rows) {
+  const groups = [];
+  for (const row of rows) {
+    const last = groups.findLast(([first]) => first.task === row.task);
+    if (last && row.before === row.after && Date.parse(row.at) - Date.parse(last[0].at) < 3_600_000) last.push(row);
+    else groups.push([row]);
+  }
+  return groups.reverse();
+}
+
 function taskTable(tasks, range) {
-  const row = ({ task, n, share, usd: spent, saving, state: name, live }) => [
+  const row = ({ task, n, share, usd: spent, saving, state: name, small }) => [
     h('a', { href: `#/watch?${new URLSearchParams({ task, range })}` }, task),
     STATES[name] ? h('span', { class: STATES[name][0] }, STATES[name][1]) : 'not served here',
     count(Object.values(n).reduce((sum, one) => sum + one, 0)), share ? percent(share.value) : '–',
-    live?.n ? `${percent(live.value)} (${percent(live.low)} to ${percent(live.high)})` : '–',
+    small ? `${percent(small.value)} (${percent(small.low)} to ${percent(small.high)})${byLarge(small) ? ' confirmed' : ' right'}` : '–',
     usd((spent.small ?? 0) + (spent.large ?? 0) + (spent.other ?? 0) + (spent.audits ?? 0)), saving?.saved_usd ? usd(saving.saved_usd.usd) : '–',
   ];
   return h('section', { class: 'card', 'aria-labelledby': 'tasks' }, h('h2', { id: 'tasks' }, 'Tasks'),
-    table('Tasks', ['Task', 'State', 'Answers', 'Small', 'Small answers right', 'Spent', 'Saved'], tasks.map(row)));
+    table('Tasks', ['Task', 'State', 'Answers', 'Small', 'Small answers audited', 'Spent', 'Saved'], tasks.map(row)));
 }
