@@ -12,7 +12,8 @@ COPY smallfirst /src/smallfirst
 ARG EXTRAS=
 RUN /opt/smallfirst/bin/python -m pip install --no-deps /src \
     && if [ -n "${EXTRAS}" ]; then /opt/smallfirst/bin/python -m pip install "/src[${EXTRAS}]"; fi \
-    && find /opt/smallfirst/lib -type d -name tests -prune -exec rm -r {} +
+    && find /opt/smallfirst/lib -type d -name tests -prune -exec rm -r {} + \
+    && find /opt/smallfirst/lib -path "*/transformers/models/*.pyc" -delete
 
 FROM ${BASE}
 COPY --from=build /opt/smallfirst /opt/smallfirst

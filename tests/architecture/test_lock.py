@@ -1,4 +1,4 @@
-"""requirements.lock pins what smallfirst[serve,postgres] needs, within pyproject's ranges, each version with its hashes."""
+"""requirements.lock pins what smallfirst[serve,postgres] needs, in pyproject's ranges, each version with its hashes."""
 
 from __future__ import annotations
 
