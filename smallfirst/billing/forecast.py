@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import computed_field
 from scipy import special
 
-from smallfirst.billing.saved import Amount
+from smallfirst.billing.saved import Amount, Basis
 from smallfirst.billing.traffic import TaskPeriod
 from smallfirst.pricing.money import format_usd
 from smallfirst.records import Record
@@ -21,6 +21,12 @@ DAYS = 30
 """Days of a month."""
 _PART = 0.975
 """Confidence of each of two ranges whose product is to hold with 95 % (Bonferroni)."""
+_CAUTION: dict[Basis, str] = {
+    "escalated": "A rough guide: the large model's price is that of the requests that it answered, not of those that "
+    "stayed small; audits measure it (routing.monitor.audit_share).",
+    "evaluation": "A rough guide: the large model's price is that of the last run's rows; audits of live answers "
+    "measure it (routing.monitor.audit_share).",
+}
 _WIDER = 1.15
 """How much wider such a range is than one of 95 %, for many units."""
 
@@ -44,6 +50,8 @@ class Forecast(Record):
     """Busy part of these machines, in [0, 1]; 0 if unknown."""
     once_usd: float
     """Spent once: training, labelling, prompt search, evaluation."""
+    basis: Basis
+    """What the large model's price of a request rests on, as in `Saving`; ranges hold for `audits` alone."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -106,7 +114,7 @@ class Forecast(Record):
     @property
     def verdict(self) -> str:
         """Whether the small model pays, in plain words."""
-        return " ".join(filter(None, (self._answer, self._volume, self._price, self._once)))
+        return " ".join(filter(None, (self._answer, self._volume, self._price, self._once, _CAUTION.get(self.basis))))
 
     @property
     def _answer(self) -> str:
@@ -158,14 +166,15 @@ def forecast(
     units: Sequence[TaskPeriod],
     large_usd: Amount,
     *,
+    basis: Basis = "audits",
     rent_usd: float = 0.0,
     utilisation: float = 0.0,
     once_usd: float = 0.0,
 ) -> Forecast:
     """Return the forecast from whole `days` of traffic and from `units` (days, or hours of a short time).
 
-    `large_usd` is what the large model bills a request that stays small, `rent_usd` the machines' rent for a month; 0:
-    machine time is charged to requests as the ledger has it.
+    `large_usd` is what the large model bills a request that stays small, by this `basis`. `rent_usd` is the machines'
+    rent for a month; 0: machine time is charged to requests as the ledger has it.
     """
     n = [one.n for one in units]
     gains = [one.saved_usd(large_usd.usd) + (one.own_usd if rent_usd else 0.0) for one in units]
@@ -182,6 +191,7 @@ def forecast(
         rent_usd=rent_usd,
         utilisation=utilisation,
         once_usd=once_usd,
+        basis=basis,
     )
 
 

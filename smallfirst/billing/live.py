@@ -125,12 +125,14 @@ def live_report(
     `evaluated` is the large model's mean cost in the last run, as `billing.saved.evaluated_cost` gives it.
     """
     since, until = since.astimezone(UTC).replace(minute=0, second=0, microsecond=0), until.astimezone(UTC)
-    rows = ledger.sums(since, until, by=("kind", "stage", "outcome"), task=task)
+    rows = ledger.sums(since, until, by=("kind", "stage", "outcome"), latencies=False, task=task)
     outcomes = Counter[str]()
     for row in rows:
         outcomes[row.outcome] += row.n * (row.kind == "answer")
     machines = machine_costs(ledger, prices, since, until, task=task)
-    expenses = [row for row in ledger.sums(by=("kind",), task=task) if row.kind not in ("answer", "audit")]
+    expenses = [
+        row for row in ledger.sums(by=("kind",), latencies=False, task=task) if row.kind not in ("answer", "audit")
+    ]
     once = {row.kind: row.cost_usd for row in expenses}
     known = {} if evaluated is None else {task: evaluated}
     return LiveReport(
@@ -186,7 +188,7 @@ def _costs(whole: TaskPeriod, machines: Iterable[MachineCost]) -> dict[str, floa
 def _saving(
     ledger: Ledger, task: str, since: datetime, until: datetime, evaluated: Mapping[str, Amount]
 ) -> Saving | None:
-    return next((one for one in savings(ledger, since, until, evaluated=evaluated) if one.task == task), None)
+    return next(iter(savings(ledger, since, until, evaluated=evaluated, task=task)), None)
 
 
 def _forecast(
@@ -204,6 +206,7 @@ def _forecast(
         whole,
         units,
         saving.large_usd,
+        basis=saving.basis,
         rent_usd=sum(one.usd_per_hour * 24 * DAYS * one.part for one in machines if one.up_s),
         utilisation=max((one.utilisation or 0.0 for one in machines), default=0.0),
         once_usd=once_usd,

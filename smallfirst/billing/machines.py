@@ -10,7 +10,6 @@ from datetime import datetime
 
 from pydantic import computed_field
 
-from smallfirst.pricing.machine import MachinePrice
 from smallfirst.pricing.money import format_usd
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.records import Record
@@ -80,12 +79,13 @@ def machine_costs(
     Idle time of a machine that several tasks share is theirs in proportion to their busy seconds. What the rows carry
     is divided among several machines by busy seconds at their prices.
     """
-    rows = [row for row in ledger.sums(since, until, by=("task", "kind")) if row.kind in ("answer", "audit")]
+    sums = ledger.sums(since, until, by=("task", "kind"), latencies=False)
+    rows = [row for row in sums if row.kind in ("answer", "audit")]
     own = [row for row in rows if task in (None, row.task)]
     busy_s = sum(row.busy_s for row in rows)
     part = sum(row.busy_s for row in own) / busy_s if busy_s else 1.0
     up, busy = ledger.uptime(since, until), ledger.busy(since, until)
-    price = {name: _price(prices, name) for name in {**up, **busy}}
+    price = {name: prices.machines.get(name, prices.machine) for name in {**up, **busy}}
     stated = {name: price[name].cost_usd(seconds) for name, seconds in busy.items()}
     charged = sum(row.machine_usd for row in own) / (sum(stated.values()) or 1.0)
     return tuple(
@@ -100,8 +100,3 @@ def machine_costs(
         )
         for name, of in sorted(price.items())
     )
-
-
-def _price(prices: PriceBook, name: str) -> MachinePrice:
-    named: dict[str, MachinePrice] = getattr(prices, "machines", {})
-    return named.get(name, prices.machine)

@@ -198,20 +198,29 @@ def is_small(stage: str) -> bool:
 
 
 def savings(
-    ledger: Ledger, since: datetime | None, until: datetime | None, *, evaluated: Mapping[str, Amount] | None = None
+    ledger: Ledger,
+    since: datetime | None,
+    until: datetime | None,
+    *,
+    evaluated: Mapping[str, Amount] | None = None,
+    **equal: str,
 ) -> tuple[Saving, ...]:
-    """Return what each task saved in [since, until), by name. `evaluated` as `evaluated_cost` gives it, by task."""
+    """Return what each task saved in [since, until), by name; with `task="tickets"` that one alone.
+
+    `evaluated` as `evaluated_cost` gives it, by task.
+    """
     accounts: dict[str, Account] = defaultdict(Account)
-    answers = ledger.sums(since, until, by=("task", "stage"), every="hour", kind="answer", outcome="answered")
-    for one in answers:
-        if one.task:
+    rows = ledger.sums(since, until, by=("task", "kind", "stage", "outcome"), every="hour", latencies=False, **equal)
+    for one in rows:
+        if one.kind == "audit":
+            accounts[one.task].audit_usd += one.cost_usd
+        elif one.task and (one.kind, one.outcome) == ("answer", "answered"):
             accounts[one.task].add_answers(
                 one.stage, one.period, one.n, one.cost_usd, n_unknown=one.n_cost_unknown, draft_usd=one.draft_usd
             )
-    for one in ledger.sums(since, until, by=("task",), kind="audit"):
-        accounts[one.task].audit_usd += one.cost_usd
     for task, propensity, usd in ledger.audited_costs(since, until):
-        accounts[task].audits.add(usd, propensity)
+        if task in accounts:
+            accounts[task].audits.add(usd, propensity)
     known = evaluated or {}
     return tuple(account.saving(task, known.get(task)) for task, account in sorted(accounts.items()))
 

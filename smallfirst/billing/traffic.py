@@ -80,7 +80,7 @@ def periods(
     start = since.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
     start = start.replace(hour=0) if every == "day" else start
     rows: dict[str, list[Sums]] = defaultdict(list)
-    for row in ledger.sums(start, until, by=("kind", "stage", "outcome"), every=every, task=task):
+    for row in ledger.sums(start, until, by=("kind", "stage", "outcome"), every=every, latencies=False, task=task):
         if row.kind in ("answer", "audit"):
             rows[row.period].append(row)
     names = [(start + i * step).isoformat()[:length] for i in range(math.ceil((until - start) / step))]

@@ -73,7 +73,9 @@ def watch(
 ) -> dict[str, Any]:
     """Return the figures of one task, or of all with an empty name; `measured` is the large model on test rows."""
     equal = {"task": task} if task else {}
-    rows = ledger.sums(window.since, window.until, by=("kind", "task", "stage", "outcome"), every=window.every, **equal)
+    rows = ledger.sums(
+        window.since, window.until, by=("kind", "task", "stage", "outcome"), every=window.every, latencies=True, **equal
+    )
     names = [task] if task else sorted({*routers, *(row.task for row in rows if row.task)})
     known = {name: cost for name in names if (cost := cost_in(measured(name))) is not None}
     saved = {one.task: one for one in savings(ledger, window.since, window.until, evaluated=known) if one.task in names}

@@ -71,6 +71,9 @@ def test_what_is_not_known_is_said() -> None:
     assert dear.verdict.startswith("Keep the API: with the small model a month costs more, by $")
     assert "is never paid back" in dear.verdict
     assert (dear.pays_from, dear.max_price_cut) == (None, None)
+    guess = forecast(days(), days(), PRICE, basis="escalated").verdict
+    assert guess.startswith("The small model pays")
+    assert "A rough guide: the large model's price is that of the requests that it answered" in guess
     assert Forecast.model_validate_json(dear.model_dump_json(exclude=set(Forecast.model_computed_fields))) == dear
 
 

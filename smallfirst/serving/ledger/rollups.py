@@ -99,6 +99,7 @@ def read_sums(
     by: Sequence[Dimension],
     every: Period | None,
     equal: Mapping[str, str],
+    latencies: bool = True,
 ) -> tuple[Sums, ...]:
     """See `Ledger.sums`."""
     for name in equal:
@@ -128,7 +129,7 @@ def read_sums(
         sums = at(row)
         for name, amount in zip(AMOUNTS, row[n_keys:], strict=True):
             sums[name] += AMOUNTS[name](amount)  # PostgreSQL's sum of integers is a Decimal
-    for row in connection.execute(grouped(LATENCIES, "n")):
+    for row in connection.execute(grouped(LATENCIES, "n")) if latencies else ():
         buckets = at(row)["latency_ms_buckets"]
         buckets[row[-2]] = buckets.get(row[-2], 0) + int(row[-1])
     names = ("period", *by)
