@@ -1,4 +1,4 @@
-"""Write requirements.lock: base, serve and postgres requirements, each of one version with the SHA-256 of all its files.
+"""Write requirements.lock: base, serve and postgres requirements, each of one version with the SHA-256 of its files.
 
 python tools/lock_requirements.py    # today's versions by pip; run it on Linux with the oldest Python served
 """
