@@ -6,7 +6,7 @@ Rows of hosted_banking77. In each round MiniLM + linear learns from 2,000 of its
 on 500 (at most 5 % of kept answers wrong, at 95 %), and 3,000 others are asked: kept small above the threshold, else
 answered as the hosted model did. Chance draws a twentieth of the kept answers for an audit by a person. The queue is
 `review_queue` over the ledger of these answers, with words + linear as the other candidate; the person says what the set
-says. Labels then join the training rows; accuracy is that on the 3,080 test rows. FOLDER keeps the vectors of the texts.
+says. Labels then join the training rows; accuracy is that on the 3,080 test rows. FOLDER keeps the vectors of the texts and what each round came to.
 Writes benchmarks/results/queue.md.
 """
 
@@ -32,6 +32,7 @@ from smallfirst.deployment.review_queue import Opinion, Waiting, review_queue
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, open_encoder
 from smallfirst.models.linear.classifier import LinearClassifier
+from smallfirst.records import Record
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.threshold_search import search_threshold
 from smallfirst.serving.ledger.ledger import Ledger
@@ -70,7 +71,7 @@ class Texts:
         return np.stack([self._by_text[text] for text in texts])
 
 
-class Round(NamedTuple):
+class Round(Record):
     """What one round came to."""
 
     base: float
@@ -268,7 +269,12 @@ def main() -> None:
     train, test = rows_of("train"), rows_of("test")
     texts = Texts(args.folder, [row.text for row in (*train, *test)])
     task = Classify(name="banking", labels=tuple(sorted({row.label for row in train})))
-    rounds = [one_round(seed, train, test, texts, task) for seed in range(args.rounds)]
+    rounds = []
+    for seed in range(args.rounds):
+        path = args.folder / f"round-{seed}.json"
+        if not path.exists():
+            one_round(seed, train, test, texts, task).save(path)
+        rounds.append(Round.load(path))
     (RESULTS / "queue.md").write_text(page(rounds), encoding="utf-8")
 
 

@@ -75,6 +75,8 @@ class MonitoringRoutes(Plugin):
         else:
             feedback = await router.feedback(feedback)
         told = {"object": "feedback", "id": row.id, "verdict": feedback.verdict, "audit": feedback.counted}
+        if router is not None and feedback.counted:
+            told["live_error"] = router.monitor.live_error.model_dump()
         return told | (self._queue.marked(feedback, worker, earlier) if feedback.judge else {})
 
     def _states(self, _: PluginRequest) -> dict[str, Any]:

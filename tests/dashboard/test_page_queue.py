@@ -52,7 +52,7 @@ def test_two_judges_mark_undo_and_see_their_conflict(queue: DashboardServer) -> 
     assert ada.locator(".tag").inner_text() == "Audit"
     ada.keyboard.press("3")  # password, while refund was given
     ada.get_by_text("it said refund, right is password").wait_for()
-    assert "counts for the guarantee" in ada.locator(".note").inner_text()
+    assert "counts for the guarantee: 1 audit, 100.0 % wrong" in ada.locator(".note").inner_text()
     assert [row.wrong for row in queue.ledger.entries(AuditRow)] == [True]
     assert shows(ada, "an unclear invoice")
     assert "the small model said something else" in ada.locator(".why").inner_text()
@@ -64,7 +64,7 @@ def test_two_judges_mark_undo_and_see_their_conflict(queue: DashboardServer) -> 
     ada.get_by_text("Right: refund").wait_for()
     assert verdicts(queue) == [("wrong", "password"), ("withdrawn", None), ("right", "refund")]
     ben.keyboard.press("s")  # and it goes to Ada, who has skipped nothing
-    ben.get_by_text("Others are at work").wait_for()
+    ben.get_by_text("Nothing is left for you").wait_for()
     ada.reload()
     assert shows(ada, "my delivery")
     ada.keyboard.press("2")

@@ -56,7 +56,7 @@ export async function show(root, { session, params, go, say }) {
       const right = found.verdict === 'right';
       note.replaceChildren(
         h('p', {}, h('strong', { class: right ? 'good' : 'bad' }, right ? 'Right' : 'Wrong'), summary(marked, body, right),
-          found.audit ? 'It counts for the guarantee. ' : 'It trains, and moves no guarantee: chance had not drawn it. ',
+          found.audit ? `It counts for the guarantee: ${measured(found.live_error)} ` : 'It trains, and moves no guarantee: chance had not drawn it. ',
           h('button', { onclick: undo, 'aria-keyshortcuts': 'u' }, 'Undo ', h('kbd', {}, 'u'))),
         found.conflict ? conflict(marked.id, found.others) : '');
       await next();
@@ -86,7 +86,7 @@ export async function show(root, { session, params, go, say }) {
     waits.textContent = `What waits (${count(waiting)})`;
     if (!item) {
       actions = {};
-      stage.replaceChildren(h('section', { class: 'card' }, h('h2', {}, waiting ? 'Others are at work on the rest' : 'Nothing waits'),
+      stage.replaceChildren(h('section', { class: 'card' }, h('h2', {}, waiting ? 'Nothing is left for you' : 'Nothing waits'),
         h('p', { class: 'soft' }, waiting ? `${plural(waiting, 'answer')} in the queue, held by others or skipped by you.`
           : 'New audits and doubtful answers appear here by themselves.'),
         waiting > 0 && h('button', { onclick: again }, 'Show what I skipped')));
@@ -94,18 +94,21 @@ export async function show(root, { session, params, go, say }) {
       return;
     }
     const stored = item.question.length > 0;
-    stage.replaceChildren(h('section', { class: 'card item', 'aria-labelledby': 'question-heading' },
+    const long = item.question.map(([, content]) => content).join('').length > 240;
+    stage.replaceChildren(h('section', { class: `card item${long ? ' long' : ''}`, 'aria-labelledby': 'question-heading' },
       h('p', { class: 'why' }, h('span', { class: `tag ${item.reason}` }, REASONS[item.reason]), ' ', item.why, item.why && '. ',
         h('span', { class: 'soft' }, [tasks.length > 1 && item.task, when(item.at)].filter(Boolean).join(', '))),
-      h('h2', { id: 'question-heading', tabindex: -1 }, 'Question'),
-      stored ? item.question.map(([role, content]) => h('p', { class: `turn ${role}` },
-        item.question.length > 1 && h('span', { class: 'soft' }, `${role}: `), content))
-        : h('p', { class: 'soft' }, 'Its text is not stored. ', h('code', {}, 'smallfirst serve --store-bodies'), ' keeps the texts of answers to come.'),
-      item.marks.length > 0 && h('p', { class: 'bad' }, `${item.marks.map(told).join('; ')}.`),
-      ...choices(stored),
+      h('div', { class: 'sides' },
+        h('div', {},
+          h('h2', { id: 'question-heading', tabindex: -1 }, 'Question'),
+          stored ? item.question.map(([role, content]) => h('p', { class: `turn ${role}` },
+            item.question.length > 1 && h('span', { class: 'soft' }, `${role}: `), content))
+            : h('p', { class: 'soft' }, 'Its text is not stored. ', h('code', {}, 'smallfirst serve --store-bodies'), ' keeps the texts of answers to come.'),
+          item.marks.length > 0 && h('p', { class: 'bad' }, `${item.marks.map(told).join('; ')}.`)),
+        h('div', {}, choices(stored))),
       h('p', { class: 'buttons' },
         h('button', { onclick: skip, 'aria-keyshortcuts': 's' }, 'Skip ', h('kbd', {}, 's')),
-        h('label', { class: 'keys' }, keys, ' one key a label'))));
+        h('label', { class: 'keys' }, keys, ' shortcut keys'))));
     arm();
     const heading = stage.querySelector('h2');
     heading.focus({ preventScroll: true });
@@ -172,6 +175,7 @@ export async function show(root, { session, params, go, say }) {
     const json = item.kind === 'json';
     const text = h('textarea', { id: 'right', rows: 6, spellcheck: json ? 'false' : 'true', 'aria-describedby': 'right-hint' });
     text.value = pretty(item.answer, json);
+    text.rows = Math.min(24, text.value.split('\n').length + 1);
     const hint = item.schema ? `Fields: ${Object.keys(item.schema.properties ?? {}).join(', ')}. `
       : item.labels?.length ? `Labels: ${item.labels.join(', ')}. ` : '';
     const save = (event) => {
@@ -223,12 +227,12 @@ export async function show(root, { session, params, go, say }) {
     const found = await api(`/v1/queue${task ? `?task=${encodeURIComponent(task)}` : ''}`).catch(complain);
     if (!found) return;
     const counts = Object.entries(found.reasons).filter(([, n]) => n).map(([reason, n]) => `${REASONS[reason]} ${count(n)}`);
-    const row = (one) => h('tr', {}, h('th', { scope: 'row' }, REASONS[one.reason]), h('td', {}, one.why), h('td', {}, when(one.at)),
+    const row = (one) => h('tr', {}, h('th', { scope: 'row' }, REASONS[one.reason]), h('td', {}, [tasks.length > 1 && one.task, one.why].filter(Boolean).join(': ')), h('td', {}, when(one.at)),
       h('td', {}, one.id === item?.id ? 'here' : h('button', { onclick: () => next({ take: one.id }) }, one.held ? 'Take over' : 'Open')));
     list.replaceChildren(waits, h('p', {}, counts.join(' · ') || 'Nothing.'),
       h('div', { class: 'wide', tabindex: 0, role: 'region', 'aria-label': 'Answers in the queue' }, h('table', {},
         h('thead', {}, h('tr', {}, ['Reason', 'Why', 'Asked', ''].map((name) => h('th', { scope: 'col' }, name || h('span', { class: 'visually-hidden' }, 'Open'))))),
-        h('tbody', {}, found.data.slice(0, 20).map(row)))));
+        h('tbody', {}, found.data.slice(0, 10).map(row)))));
   }
 
   const renewing = setInterval(() => {
@@ -240,7 +244,7 @@ export async function show(root, { session, params, go, say }) {
   document.addEventListener('pointermove', moved);
   root.append(
     h('h1', {}, 'Mark answers'),
-    ...(tasks.length > 1 ? [h('label', { for: 'queue-task' }, 'Task'),
+    ...(tasks.length > 1 ? [h('label', { for: 'queue-task', class: 'visually-hidden' }, 'Task'),
       h('select', { id: 'queue-task', onchange: (event) => go('queue', event.target.value && { task: event.target.value }) },
         h('option', { value: '' }, 'all tasks'), tasks.map((name) => h('option', { selected: name === task }, name)))] : []),
     note, stage, list);
@@ -253,6 +257,8 @@ export async function show(root, { session, params, go, say }) {
     document.removeEventListener('pointermove', moved);
   };
 }
+
+const measured = ({ n, value, low, high }) => `${plural(n, 'audit')}, ${percent(value)} wrong (${percent(low)} to ${percent(high)}).`;
 
 function summary(marked, body, right) {
   if (right || !body.answer) return `: ${short(marked.answer ?? marked.id)}. `;
