@@ -127,7 +127,8 @@ def _period(name: str, rows: Sequence[Sums], saved: Mapping[str, Saving]) -> dic
 def _saving(saving: Saving | None) -> dict[str, Any] | None:
     if saving is None:
         return None
-    return {**saving.model_dump(), "in_words": saving.in_words.removeprefix(f"saved {saving.saved_usd}: ")}
+    said = f"saved {saving.saved_usd}" if saving.saved_usd else "saving unknown"
+    return {**saving.model_dump(), "in_words": saving.in_words.removeprefix(f"{said}: ")}
 
 
 def _traffic(rows: Iterable[Sums]) -> dict[str, Any]:

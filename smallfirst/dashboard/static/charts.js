@@ -23,7 +23,7 @@ function steps(most, whole) {
  * `series` are {name, class, values}, from the ground up; `beside` is another value a bar, drawn as a mark across it;
  * `text` writes a value, `ticks` are the labels below the bars ('' leaves one out), `names` what a bar is called. */
 export function bars({ label, series, beside, names, ticks, text, whole = false }) {
-  const [width, height, left, top, bottom] = [innerWidth < 640 ? 360 : 500, 200, 58, 8, 26];
+  const [width, height, left, top, bottom] = [innerWidth < 640 ? 360 : 500, 200, 66, 8, 26];
   const totals = names.map((_, index) => series.reduce((sum, one) => sum + one.values[index], 0));
   const most = Math.max(...totals, ...(beside?.values ?? []), 0);
   const axis = steps(most || 1, whole);

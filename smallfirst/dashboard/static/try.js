@@ -44,11 +44,12 @@ export function show(root, { session, params, say }) {
 function answer(found, bill, role) {
   const how = found.smallfirst;
   const { content, refusal } = found.choices[0].message;
+  const text = indented(content ?? refusal);
   const waived = how.steps.find((one) => one.decision === 'not asked');
   return [
     h('section', { class: 'card', 'aria-labelledby': 'answer-heading' },
       h('h2', { id: 'answer-heading' }, 'Answer'),
-      h('p', { class: 'answer' }, content ?? refusal),
+      h('p', { class: text.length > 100 ? 'answer long' : 'answer' }, text),
       h('p', {}, h('span', { class: `tag ${side(how)}` }, side(how) === 'other' ? how.route : `${side(how)} path`), ' ',
         h('strong', {}, how.answered_by), how.why ? `: ${how.why}.` : ''),
       how.confidence !== null && sureness(how),
@@ -66,6 +67,15 @@ function answer(found, bill, role) {
     how.task && feedback(found.id, role),
     h('p', { class: 'soft id' }, 'Id of the answer: ', h('code', {}, found.id)),
   ].filter(Boolean);
+}
+
+/** Return JSON with a line for each field, and any other text as it is. */
+function indented(text) {
+  try {
+    return text.startsWith('{') ? JSON.stringify(JSON.parse(text), null, 2) : text;
+  } catch {
+    return text;
+  }
 }
 
 /** Return which path gave an answer: `small`, `large`, or `other` where no Router chose. */
@@ -87,6 +97,7 @@ function line(one) {
 }
 
 function step(one) {
+  const text = indented(content ?? refusal);
   const waived = one.decision === 'not asked';
   const bar = one.threshold > 1 ? 'never' : `${['domain', 'front'].includes(one.stage) ? '≤' : '≥'} ${(one.threshold ?? 0).toFixed(3)}`;
   return [

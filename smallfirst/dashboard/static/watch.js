@@ -76,7 +76,7 @@ function cards(found) {
   return h('ul', { class: 'cards' },
     share && card('Answered small', percent(share.value), `${count(n.small ?? 0)} of ${plural(share.n, 'answer')}`, range95(share)),
     saved ? card(saved.usd < 0 ? 'Cost more' : 'Saved', usd(Math.abs(saved.usd)), saved.low_usd !== null && `95 %: ${usd(saved.low_usd, 3)} to ${usd(saved.high_usd, 3)}`, basis(found))
-      : card('Saved', 'unknown', saving?.in_words),
+      : card('Saved', 'unknown', basis(found)),
     card('Spent', usd(paid), `small ${usd(spent.small ?? 0)}, large ${usd(spent.large ?? 0)}, audits ${usd(spent.audits ?? 0)}`, spent.other > 0 && `asked by name ${usd(spent.other)}`,
       spent.once > 0 && `and once, for training and labels: ${usd(spent.once)}`, unknown > 0 && `${plural(unknown, 'cost')} unknown, not in it`),
     right && (right.small
