@@ -38,6 +38,8 @@ class Forecast(Record):
     """Whole days of traffic that it rests on."""
     requests: Estimate | None
     """Requests in the month, with the range in which it will be; None before there are two whole days."""
+    pace: float
+    """Requests of a month at the mean rate so far, nights and weekends or not."""
     share_small: Estimate
     gain_usd: Amount
     """USD saved a request, before rent: what the large model would bill, less what small answers, drafts and audits
@@ -108,7 +110,7 @@ class Forecast(Record):
         """
         gain = self.gain_usd.usd + (priced - 1) * self.priced_usd
         machines = max(1, math.ceil(volume * self.utilisation))
-        return volume * (self.requests.value if self.requests else 0.0) * gain - machines * self.rent_usd
+        return volume * (self.requests.value if self.requests else self.pace) * gain - machines * self.rent_usd
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -119,9 +121,12 @@ class Forecast(Record):
     @property
     def _answer(self) -> str:
         if (saved := self.saved_usd) is None:
+            rent = f", with the rent of its machines ({format_usd(self.rent_usd)}) paid" if self.rent_usd else ""
+            usd = self.saved_at()
+            month = f"saves about {format_usd(usd)}" if usd >= 0 else f"costs about {format_usd(-usd)} more"
             return (
-                f"Too early to say: a forecast needs two whole days of traffic, and there are {self.n_days}. So far a "
-                f"thousand requests save {self.gain_usd.times(1000)}, rent not counted."
+                f"Too early to say: a forecast needs two whole days of traffic, there are {self.n_days}. At the pace "
+                f"so far a month has {count(round(self.pace))} requests and {month}{rent}."
             )
         if saved.low_usd is not None and saved.low_usd > 0:
             return f"The small model pays: it saves {saved} a month."
@@ -171,7 +176,7 @@ def forecast(
     utilisation: float = 0.0,
     once_usd: float = 0.0,
 ) -> Forecast:
-    """Return the forecast from whole `days` of traffic and from `units` (days, or hours of a short time).
+    """Return the forecast from whole `days` of traffic and from `units`: these days, or the hours of a short time.
 
     `large_usd` is what the large model bills a request that stays small, by this `basis`. `rent_usd` is the machines'
     rent for a month; 0: machine time is charged to requests as the ledger has it.
@@ -185,6 +190,7 @@ def forecast(
     return Forecast(
         n_days=len(days),
         requests=month_of([one.n for one in days]),
+        pace=sum(n) / max(1, len(n)) * DAYS * (1 if units == days else 24),
         share_small=small.model_copy(update={"low": max(0.0, small.low), "high": min(1.0, small.high)}),
         gain_usd=Amount.around(gain.value, half, gain.n),
         priced_usd=sum(one.n_small * large_usd.usd - one.audit_usd for one in units) / max(1, sum(n)),

@@ -200,7 +200,7 @@ def _forecast(
         return None
     days = periods(ledger, task, since, until.replace(hour=0, minute=0, second=0, microsecond=0))
     whole = days[1:] if days and days[0].period > since.date().isoformat() else days  # the first day began with it
-    units = days if len(whole) >= MIN_DAYS else periods(ledger, task, since, until, every="hour")
+    units = whole if len(whole) >= MIN_DAYS else periods(ledger, task, since, until, every="hour")
     machines = machine_costs(ledger, prices, since, until, task=task)
     return forecast(
         whole,

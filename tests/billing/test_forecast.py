@@ -62,7 +62,9 @@ def test_what_is_not_known_is_said() -> None:
     early = forecast(days(1), days(1), PRICE)
     assert early.saved_usd is None
     assert early.sensitivity == {}
-    assert early.verdict.startswith("Too early to say: a forecast needs two whole days of traffic, and there are 1.")
+    assert early.verdict.startswith("Too early to say: a forecast needs two whole days of traffic, there are 1. ")
+    assert "At the pace so far a month has 30,000 requests and saves about $49.80." in early.verdict
+    assert forecast((), days(1), PRICE).pace == 24 * 30_000  # hours
     unsure = forecast(days(), days(), Amount(usd=0.002, low_usd=None, high_usd=None, n=1))
     assert "too few for a range" in unsure.verdict
     between = forecast(days(), days(), Amount(usd=0.0002, low_usd=0.00005, high_usd=0.00035, n=50))
