@@ -28,6 +28,7 @@ from smallfirst.models.recorded.replay import ReplayModel, read_recording
 from smallfirst.models.recorded.spending_cap import SpendingCap
 from smallfirst.models.remote.model import is_priced_by_tokens
 from smallfirst.paths import home, state_folder
+from smallfirst.pricing.tokens import tokens_of
 from smallfirst.progress import Progress, ProgressCallback
 from smallfirst.project.expenses import note_recording
 from smallfirst.project.rows import Rows
@@ -115,12 +116,17 @@ def worst_usd(task_file: TaskFile, model: _Prompting) -> Callable[[str], float]:
     """Return the function from a text to the most that one answer of `model` to it may cost. Raise PriceUnknown."""
     endpoint, prices = _config(task_file).endpoint, task_file.prices
     if endpoint is not None and is_priced_by_tokens(endpoint, prices):
-        price, url = prices.token_cost_usd, endpoint.base_url
+        name, url = endpoint.model, endpoint.base_url
         if endpoint.priced_by == "billed" and _config(task_file).max_usd is None:
             return lambda text: 0.0  # without a cap nothing is reserved
-        return lambda text: price(
-            endpoint.model, _max_tokens(model.messages(text)), model.max_answer_tokens, api_url=url
-        )
+
+        def worst(text: str) -> float:
+            n = _max_tokens(model.messages(text))
+            fresh = tokens_of(n, model.max_answer_tokens)
+            kinds = (fresh, fresh.model_copy(update={"cache_write_tokens": n}))
+            return max(prices.charge(name, tokens, api_url=url).usd or 0.0 for tokens in kinds)
+
+        return worst
     timeout_s, retries = GGUF_TIMEOUT_S, GGUF_RETRIES
     if endpoint is not None:
         timeout_s, retries = endpoint.timeout_s, endpoint.max_retries

@@ -78,7 +78,7 @@ def _rate(price: Any, prompt_tokens: int) -> float | None:
 
 def _valid_from(prices: Any, at: datetime.datetime) -> datetime.date | None:
     """Return the first day of the price in force."""
-    for entry in reversed(prices if isinstance(prices, list) else []):
+    for entry in reversed(_listed(prices)):
         if entry.constraint is None or entry.constraint.active(at):
             return getattr(entry.constraint, "start_date", None)
     return None

@@ -55,11 +55,18 @@ class Charge(Record):
         if tokens.prompt_tokens or tokens.completion_tokens:
             cached = f" ({tokens.cached_tokens:,} cached)" if tokens.cached_tokens else ""
             made.append(f"{tokens.prompt_tokens:,} tokens read{cached}, {tokens.completion_tokens:,} written")
-        at = " at " + ", ".join(f"{name} {usd:g}" for name, usd in self.rates.items()) if self.rates else ""
+        at = f" at {_in_words(self.rates)}" if self.rates else ""
         dated = f" of {self.price_date}" if self.price_date else ""
         tier, guess = f", {self.tier} tier" if self.tier else "", ", estimated" if self.estimated else ""
         where = f" ({self.source}{dated})" if self.source else ""
         return f"{cost} for {self.purpose} by {self.model}: {', '.join(made) or 'stated'}{tier}{guess}{at}{where}"
+
+
+def _in_words(rates: dict[str, float]) -> str:
+    if "hour" in rates:
+        return f"${rates['hour']:g} an hour, {rates.get('utilisation', 1.0):.0%} of it used"
+    tokens = ", ".join(f"{kind} {usd:g}" for kind, usd in rates.items() if kind != "request")
+    return f"USD per million tokens: {tokens}" + (f"; ${rates['request']:g} a request" if "request" in rates else "")
 
 
 def total_usd(charges: Iterable[Charge]) -> float:

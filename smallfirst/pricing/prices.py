@@ -124,21 +124,6 @@ class PriceBook(Record):
             rates=used,
         )
 
-    def token_cost_usd(
-        self,
-        model: str,
-        prompt_tokens: int,
-        completion_tokens: int,
-        *,
-        cached_tokens: int = 0,
-        api_url: str | None = None,
-    ) -> float:
-        """Return what one hosted call costs today in USD. Raise PriceUnknown."""
-        tokens = TokenUsage(
-            prompt_tokens=prompt_tokens, cached_tokens=cached_tokens, completion_tokens=completion_tokens
-        )
-        return self.charge(model, tokens, api_url=api_url).usd or 0.0
-
     def source_of(self, model: str, *, api_url: str | None = None) -> str:
         """Return where the token price of `model` comes from, in words. Raise PriceUnknown."""
         return self.charge(model, TokenUsage(), api_url=api_url).source

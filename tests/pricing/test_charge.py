@@ -54,13 +54,15 @@ def test_busy_time_pays_for_idle_time_as_well() -> None:
     assert line.rates == {"hour": 0.36, "utilisation": 0.5}
     assert line.in_words == (
         "$0.00040 for answer by small: 2 s of this machine, 7 tokens read, 0 written"
-        " at hour 0.36, utilisation 0.5 (prices.machine)"
+        " at $0.36 an hour, 50% of it used (prices.machine)"
     )
 
 
 def test_a_line_in_words_names_tokens_tier_price_and_source() -> None:
     assert HOSTED.in_words == (
         "$0.0021 for answer by big: 1,000 tokens read (800 cached), 5 written, flex tier"
-        " at input 2, output 10 (task.yaml of 2026-11-01)"
+        " at USD per million tokens: input 2, output 10 (task.yaml of 2026-11-01)"
     )
+    fee = Charge(model="big", usd=0.005, basis="tokens", rates={"input": 1.0, "request": 0.005})
+    assert fee.in_words.endswith(" at USD per million tokens: input 1; $0.005 a request")
     assert stated("big", None).in_words == "unknown cost for answer by big: stated (stated by the model)"

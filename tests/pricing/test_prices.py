@@ -11,7 +11,7 @@ import pytest
 from smallfirst.errors import ConfigError, PriceUnknown
 from smallfirst.pricing.prices import PriceBook, with_price_file
 from smallfirst.pricing.token_price import TokenPrice
-from smallfirst.pricing.tokens import TokenUsage
+from smallfirst.pricing.tokens import TokenUsage, tokens_of
 from smallfirst.records import parse_record
 
 OWN = PriceBook(tokens={"gpt-4o-mini": TokenPrice(input_usd_per_mtok=1, output_usd_per_mtok=3)})
@@ -32,7 +32,7 @@ def book(**prices: Any) -> PriceBook:
 
 def test_own_price_comes_before_the_catalogue() -> None:
     # 2,000 tokens at $1 and 100 at $3 per million
-    assert OWN.token_cost_usd("gpt-4o-mini", 2000, 100) == pytest.approx(0.0023)
+    assert OWN.charge("gpt-4o-mini", tokens_of(2000, 100)).usd == pytest.approx(0.0023)
     assert OWN.source_of("gpt-4o-mini") == "task.yaml"
 
 
@@ -163,7 +163,7 @@ def test_a_shared_file_fills_in_what_the_settings_leave_out(tmp_path: Path) -> N
 def test_unknown_price_is_an_error_that_shows_the_lines_to_write() -> None:
     genai_prices = pytest.importorskip("genai_prices")
     with pytest.raises(PriceUnknown) as caught:
-        PriceBook(source="gateway.yaml").token_cost_usd('our-"70b"', 1, 1)
+        PriceBook(source="gateway.yaml").charge('our-"70b"', tokens_of(1, 1))
     assert str(caught.value) == (
         'no price for "our-\\"70b\\"": it is not under `prices`,'
         f" and genai-prices {genai_prices.__version__} does not know it either\n"

@@ -22,6 +22,7 @@ from smallfirst.models.usage import BYTES_PER_TOKEN, estimate_prompt_tokens
 from smallfirst.paths import state_folder
 from smallfirst.pipeline.large_model import n_second_answers, recording_path, second_recording_path
 from smallfirst.pricing.money import format_usd
+from smallfirst.pricing.tokens import tokens_of
 from smallfirst.project.rows import Rows
 from smallfirst.project.task_file import TaskFile
 from smallfirst.records import Record
@@ -148,11 +149,9 @@ def _cost(file: TaskFile, tokens: tuple[Range, Range], seconds: Range | None) ->
     try:
         if endpoint is not None and is_priced_by_tokens(endpoint, file.prices):
             read, written = tokens
-            price, url = file.prices.token_cost_usd, endpoint.base_url
-            return Range(
-                low=price(endpoint.model, round(read.low), round(written.low), api_url=url),
-                high=price(endpoint.model, round(read.high), round(written.high), api_url=url),
-            )
+            ends = (tokens_of(round(read.low), round(written.low)), tokens_of(round(read.high), round(written.high)))
+            low, high = (file.prices.charge(endpoint.model, n, api_url=endpoint.base_url).usd or 0.0 for n in ends)
+            return Range(low=low, high=high)
     except PriceUnknown:
         return None
     return seconds.times(file.prices.machine.cost_usd(1.0)) if seconds else None

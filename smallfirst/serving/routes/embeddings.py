@@ -5,14 +5,14 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
 from pydantic_core import PydanticCustomError
 
 from smallfirst.models.protocol import Completion, Model, Request, embedding_model, label_probability_model
-from smallfirst.pricing.charge import Charge
+from smallfirst.pricing.charge import Charge, itemized, total_usd
 from smallfirst.serving.openai.errors import ApiError, validation_error
 from smallfirst.serving.openai.requests import EMBEDDING_IGNORED, EMBEDDING_REFUSED, check_parameters, read_fields
 from smallfirst.serving.request_lifecycle import ApiCall
@@ -42,13 +42,8 @@ class EmbeddingBody(ScoreBody):
     encoding_format: Literal["float", "base64"] = "float"
 
 
-class Computed(NamedTuple):
-    """The entries of `data`, the tokens read, and the cost with its lines."""
-
-    data: list[dict[str, Any]]
-    n_tokens: int
-    cost_usd: float
-    charges: tuple[Charge, ...]
+Computed = tuple[list[dict[str, Any]], int, tuple[Charge, ...]]
+"""The entries of `data`, the tokens read, and the lines of the bill."""
 
 
 async def embeddings(call: ApiCall, body: bytes) -> None:
@@ -65,7 +60,7 @@ async def embeddings(call: ApiCall, body: bytes) -> None:
             {"object": "embedding", "index": index, "embedding": _base64(vector) if as_text else vector}
             for index, vector in enumerate(found.vectors)
         ]
-        return Computed(data, found.n_tokens, found.cost_usd, found.charges)
+        return data, found.n_tokens, itemized(model.name, found.cost_usd, found.charges)
 
     await _answer(call, parsed, embed)
 
@@ -88,8 +83,8 @@ async def score(call: ApiCall, body: bytes) -> None:
             }
             for index, one in enumerate(found)
         ]
-        charges = tuple(charge for one in found for charge in one.charges)
-        return Computed(data, sum(one.n_tokens for one in found), sum(one.cost_usd for one in found), charges)
+        charges = (charge for one in found for charge in itemized(model.name, one.cost_usd, one.charges))
+        return data, sum(one.n_tokens for one in found), tuple(charges)
 
     await _answer(call, parsed, probabilities)
 
@@ -99,14 +94,14 @@ async def _answer(call: ApiCall, parsed: ScoreBody, compute: Callable[[Model], A
     model = call.accept(parsed.model, [Request.ask(text) for text in parsed.input])
     with call.admitted(model, n=0) as reservation:
         async with call.turn():
-            data, n_tokens, cost_usd, charges = await compute(model)
+            data, n_tokens, charges = await compute(model)
         call.first_token_s = call.elapsed_s
         # The ledger keeps it as an answer without text.
         answer = Completion(
             text="",
             answered_by=model.name,
             latency_ms=call.first_token_s * 1000,
-            cost_usd=cost_usd,
+            cost_usd=total_usd(charges),
             charges=charges,
             prompt_tokens=n_tokens,
         )
@@ -115,7 +110,7 @@ async def _answer(call: ApiCall, parsed: ScoreBody, compute: Callable[[Model], A
     await call.record(answer)
     usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
     whole = {"object": "list", "model": parsed.model, "data": data, "usage": usage}
-    await call.send_json(200, whole, {"x-smallfirst-cost-usd": f"{cost_usd:.9f}"})
+    await call.send_json(200, whole, {"x-smallfirst-cost-usd": f"{answer.cost_usd:.9f}"})
 
 
 def _parse(kind: type[ScoreBody], body: bytes) -> ScoreBody:
