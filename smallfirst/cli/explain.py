@@ -157,7 +157,7 @@ def _cells(step: RouteStep) -> tuple[str, ...]:
         "" if waived or not step.latency_ms else f"{step.latency_ms:.1f}",
         ("~" if waived else "") + f"{step.cost_usd:.6f}" if step.cost_usd else "",
         step.model,
-        step.why,
+        f"{step.why}, differs from the draft" if step.differs else step.why,
     )
 
 

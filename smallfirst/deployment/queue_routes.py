@@ -26,7 +26,7 @@ _MAX_BODY_BYTES = 16 * 1024
 _MAX_LISTED = 200
 _ORDER_HOLDS_S = 20.0
 """Seconds for which the order is kept; what is marked leaves it at once."""
-_ASKED_AT_ONCE = 500
+_ASKED_AT_ONCE = 200
 """Most answers about which other candidates are asked while somebody waits."""
 _MOST_OPINIONS = 20_000
 _DIGITS = 9

@@ -54,8 +54,8 @@ from smallfirst.serving.ledger.rows import LedgerRow
 _log = logging.getLogger("smallfirst.serving")
 CERTIFICATE = "certificate.json"
 """Attachment that a version needs before it may be served."""
-CHEAP = ("words", "static")
-"""Candidates whose word is asked about answers of others, where a run has them."""
+CHEAP = ("words", "static", "encoder")
+"""Linear candidates, of which the first that a run has is asked about the answers of others."""
 P = ParamSpec("P")
 R = TypeVar("R")
 Trial = Callable[[Sequence[Model]], None]
@@ -229,7 +229,7 @@ class TaskDeployment:
 
     @_in_task_state
     def _others(self, version: ModelVersion, run_folder: RunFolder, ahead: Sequence[Stage]) -> Sequence[Model]:
-        """Return the linear candidates of a version's run whose answers cost next to nothing; load them."""
+        """Return the linear candidates of a version's run that are asked about the answers of others; load them."""
         known = {version.tags.get("candidate"), *(stage.name for stage in ahead)}
         folders = {name: run_folder.model_folder(name) for name in CHEAP if name not in known}
         there = [name for name, folder in folders.items() if (folder / MANIFEST).is_file()][:1]

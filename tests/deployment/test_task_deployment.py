@@ -13,6 +13,7 @@ from smallfirst.deployment.task_deployment import TargetVersions, TaskDeployment
 from smallfirst.errors import StageMissing
 from smallfirst.models.protocol import Request
 from smallfirst.paths import home
+from smallfirst.pipeline.candidates.linear import WORDS
 from smallfirst.pipeline.confidence_heads import HEADS, ConfidenceHeads
 from smallfirst.pipeline.router_setup import PROFILE_FOLDER
 from smallfirst.progress import Progress
@@ -45,6 +46,7 @@ def test_a_certificate_made_inside_the_domain_is_not_served_without_the_gate(des
     rows = Project.read(desk.file, Progress(quiet=True)).rows
     fit_task_profile(rows.train, rows.selection).save(RunFolder.latest("toy").path / PROFILE_FOLDER)
     near = AcceptanceScore(weights=(1.0, 1.0), intercept=0.0, n_own=40, n_foreign=40)
+    WORDS.fit(Project.read(desk.file, Progress(quiet=True)), RunFolder.latest("toy"))
     heads = ConfidenceHeads(acceptance={"small": near})
     versions.attach("main.desk.toy", version, HEADS, heads.model_dump_json().encode())
     router = deployment.load(TargetVersions(version)).router
@@ -53,5 +55,11 @@ def test_a_certificate_made_inside_the_domain_is_not_served_without_the_gate(des
     foreign = "Explain, with 12 equations, why the ΔG of photosynthesis is +2,870 kJ"
     for inside, text in {True: rows.train.examples[0].text, False: foreign}.items():
         assert (asyncio.run(detector.score(Request.ask(text))).value <= detector.threshold) == inside
+    (other,) = router.auditing.others()  # a linear candidate of the run, loaded when the queue first asks it
+    said = asyncio.run(other.complete(Request.ask(rows.train.examples[0].text)))
+    assert (other.name, said.text) == ("words", rows.train.examples[0].answer)
+    assert router.auditing.others() is router.auditing.others()
+    assert router.auditing.task == deployment._task
     asyncio.run(router.aclose())
+    asyncio.run(other.aclose())
     ledger.close()

@@ -85,7 +85,7 @@ export async function show(root, { session, params, go, say }) {
   function draw(waiting) {
     waits.textContent = `What waits (${count(waiting)})`;
     if (!item) {
-      actions = {};
+      actions = { u: undo };
       stage.replaceChildren(h('section', { class: 'card' }, h('h2', {}, waiting ? 'Nothing is left for you' : 'Nothing waits'),
         h('p', { class: 'soft' }, waiting ? `${plural(waiting, 'answer')} in the queue, held by others or skipped by you.`
           : 'New audits and doubtful answers appear here by themselves.'),
