@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
-import jinja2
-
 from smallfirst.files import write_atomically
-from smallfirst.pricing.money import format_usd
-from smallfirst.report import formats
+from smallfirst.report.page import render_page
 from smallfirst.traffic.discovery.found import Discovery, FoundTask
 
 _ORDER = {"moves": 0, "unclear": 1, "stays": 2}
@@ -23,25 +19,15 @@ def save(found: Discovery, path: Path) -> Path:
 
 def render(found: Discovery) -> str:
     """Return the report as HTML."""
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_read),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    filters = (format_usd, formats.percent, formats.count, formats.ms, formats.p_value)
-    environment.filters |= {function.__name__: function for function in filters}
-    css = resources.files("smallfirst.report").joinpath("templates", "page.css").read_text(encoding="utf-8")
     tasks = sorted(found.tasks, key=lambda task: (_ORDER[task.verdict], -_weight(task, found)))
-    return environment.get_template("discovery.html").render(
+    return render_page(
+        "discovery.html",
         found=found,
         tasks=tasks,
         weight={task.name: _weight(task, found) for task in tasks},
         heaviest=max((_weight(task, found) for task in tasks), default=1.0) or 1.0,
         headline=headline(found),
         words=_WORDS,
-        css=css,
     )
 
 
@@ -61,7 +47,3 @@ def headline(found: Discovery) -> str:
 def _weight(task: FoundTask, found: Discovery) -> float:
     """Return the task's part of the bill, or of the requests if no price is known."""
     return (task.cost_usd or 0.0) if found.cost_usd else float(task.n_requests)
-
-
-def _read(name: str) -> str:
-    return resources.files("smallfirst.traffic.discovery").joinpath("templates", name).read_text(encoding="utf-8")
