@@ -65,6 +65,7 @@ async def record(
                 fatal.append(error)
                 return
             measured = completion.model_dump(include=MEASURED) | {"latency_ms": round(completion.latency_ms, 1)}
+            measured["cached_tokens"] = completion.cached_tokens
             row = RecordedAnswer(key=key, text=request.text, answer=completion.text, **measured)
             file.write(_line(row.model_dump()))
             file.flush()

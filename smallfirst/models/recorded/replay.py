@@ -52,6 +52,8 @@ class RecordedAnswer(Record):
     """The model's answer."""
     prompt_tokens: Annotated[int, Field(ge=0)]
     """Tokens of the prompt."""
+    cached_tokens: Annotated[int, Field(ge=0)] = 0
+    """Of these, those that the provider read from its cache; 0 in older recordings."""
     completion_tokens: Annotated[int, Field(ge=0)]
     """Tokens of the answer."""
     latency_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -106,7 +108,7 @@ class ReplayModel(CallableModel):
                 hint="record it: smallfirst record (sends only what is missing)",
                 reason=f"a recording of {self.name} stands for it and has no answer to this request",
             )
-        tokens = TokenUsage(prompt_tokens=row.prompt_tokens, completion_tokens=row.completion_tokens)
+        tokens = TokenUsage(**row.model_dump(include={"prompt_tokens", "cached_tokens", "completion_tokens"}))
         charge = stated(self.name, row.cost_usd, tokens=tokens, source=f"recorded {self.header.made_at}")
         measured = row.model_dump(include=MEASURED)
         return Completion(text=row.answer, answered_by=self.name, charges=(charge,), **measured)

@@ -26,6 +26,8 @@ MAX_REFUSAL_BYTES = 64 * 1024
 """So much of an error's body is read."""
 MAX_HIDDEN_TOKENS = 128 * 1024
 """Tokens that a provider may add to a prompt, or spend on reasoning beyond the length asked for."""
+MAX_STATED_USD = 1000
+"""Most that an endpoint may say one answer costs."""
 MAX_TOKENS_IN_ANSWER = 256 * 1024
 """Most tokens with log-probabilities in one body."""
 
@@ -236,6 +238,8 @@ class ResponseParser:
             most = answer.max_prompt_tokens, answer.max_completion_tokens
             if tokens.prompt_tokens > most[0] or tokens.completion_tokens > most[1]:
                 raise self.invalid(f"usage of more than {most[0]:,} or {most[1]:,} tokens for this request")
+        if (reported.usd or 0.0) > MAX_STATED_USD:
+            raise self.invalid(f"a cost of more than ${MAX_STATED_USD:,} for this request")
         answer.reported = answer.reported.then(reported)
         return body
 

@@ -48,6 +48,12 @@ def loaded(tmp_path: Path, **header: Any) -> ReplayModel:
     return ReplayModel.load(path)
 
 
+def test_what_the_provider_had_cached_is_on_record(tmp_path: Path) -> None:
+    path = written(tmp_path / "big.jsonl", {"recorded": HEADER}, ROW | {"cached_tokens": 80})
+    (line,) = asyncio.run(ReplayModel.load(path).complete(LOST)).charges
+    assert (line.tokens.prompt_tokens, line.tokens.cached_tokens) == (90, 80)
+
+
 def test_recorded_answer_comes_back_as_it_was(tmp_path: Path) -> None:
     model = loaded(tmp_path)
     assert isinstance(model, Model)

@@ -35,6 +35,7 @@ INVALID = {
     "negative usage": json.dumps(message({"prompt_tokens": -150_000, "completion_tokens": 1})),
     "usage beyond any request": json.dumps(message({"prompt_tokens": 3, "completion_tokens": 10**12})),
     "a prompt longer than the one sent": json.dumps(message({"prompt_tokens": 10**7, "completion_tokens": 1})),
+    "cost beyond any request": json.dumps(message(USAGE | {"cost": 1e300})),
     "usage as text": json.dumps(message({"prompt_tokens": "3", "completion_tokens": 1})),
     "usage in fractions": json.dumps(message({"prompt_tokens": 3.5, "completion_tokens": 1})),
     "log-probability NaN": json.dumps(message(logprob=float("nan"))),
