@@ -177,7 +177,7 @@ def _select(kind: type[Entry], since: datetime | None, until: datetime | None, e
 
 
 def _entry(kind: type[E], row: Row[Any]) -> E:
-    return kind.model_validate({name: row._mapping[name] for name in kind.model_fields})
+    return kind.model_validate(dict(zip(kind.model_fields, row, strict=False)))  # `scan` adds a column at the end
 
 
 def _sum_up(rows: list[Row[Any]]) -> StageTotals:
