@@ -88,7 +88,13 @@ def _of(name: str, kind: type[Entry], *more: SchemaItem) -> Table:
 
 
 TABLES: dict[type[Entry], Table] = {
-    LedgerRow: _of("answers", LedgerRow, UniqueConstraint("id"), Index("answers_at", "at")),
+    LedgerRow: _of(
+        "answers",
+        LedgerRow,
+        UniqueConstraint("id"),
+        Index("answers_at", "at"),
+        Index("answers_drawn", "task", sqlite_where=text("audited IS 1"), postgresql_where=text("audited IS true")),
+    ),
     AttemptRow: _of("attempts", AttemptRow, Index("attempts_id", "id")),
     AuditRow: _of(
         "audits", AuditRow, Index("audits_id", "id"), Index("audits_once", "id", "revision", unique=True)
