@@ -97,7 +97,6 @@ function line(one) {
 }
 
 function step(one) {
-  const text = indented(content ?? refusal);
   const waived = one.decision === 'not asked';
   const bar = one.threshold > 1 ? 'never' : `${['domain', 'front'].includes(one.stage) ? '≤' : '≥'} ${(one.threshold ?? 0).toFixed(3)}`;
   return [

@@ -210,5 +210,5 @@ function taskTable(tasks, range) {
     usd((spent.small ?? 0) + (spent.large ?? 0) + (spent.other ?? 0) + (spent.audits ?? 0)), saving?.saved_usd ? usd(saving.saved_usd.usd) : '–',
   ];
   return h('section', { class: 'card', 'aria-labelledby': 'tasks' }, h('h2', { id: 'tasks' }, 'Tasks'),
-    table('Tasks', ['Task', 'State', 'Answers', 'Small', 'Small answers audited', 'Spent', 'Saved'], tasks.map(row)));
+    table('Figures of each task', ['Task', 'State', 'Answers', 'Small', 'Small answers audited', 'Spent', 'Saved'], tasks.map(row)));
 }
