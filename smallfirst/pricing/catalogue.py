@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+from contextlib import suppress
 from typing import Any
 
 from smallfirst.pricing.token_price import TokenPrice
@@ -33,18 +34,13 @@ def list_price(
     """
     try:
         import genai_prices
-        from genai_prices.data_snapshot import get_snapshot
     except ImportError:
         raise NotInCatalogue("the price catalogue genai-prices is not installed") from None
     catalogue = f"genai-prices {genai_prices.__version__}"
-    for address in dict.fromkeys((api_url, None)):
-        try:
-            provider, found = get_snapshot().find_provider_model(model, None, None, address)
-            break
-        except LookupError:
-            continue
-    else:
+    entry = _entry(model, api_url)
+    if entry is None:
         raise NotInCatalogue(f"{catalogue} does not know it either")
+    provider, found = entry
     # A provider calls a tier by one of these; a name that no entry has changes nothing.
     context = dict.fromkeys(("processing", "service_tier", "speed"), tier) if tier else {}
     if tier and not any(_applies(variant, context, at) for variant in found.price_variants or ()):
@@ -61,6 +57,17 @@ def list_price(
         valid_from=_valid_from(found.prices, at) or _newest_change(),
         source=f"{catalogue}: {provider.id}/{found.id}",
     )
+
+
+@functools.lru_cache(maxsize=1024)
+def _entry(model: str, api_url: str | None) -> tuple[Any, Any] | None:
+    """Return the seller and its model; to find none takes a millisecond, too long for each line of a log."""
+    from genai_prices.data_snapshot import get_snapshot
+
+    for address in dict.fromkeys((api_url, None)):
+        with suppress(LookupError):
+            return get_snapshot().find_provider_model(model, None, None, address)
+    return None
 
 
 def _applies(variant: Any, context: dict[str, str], at: datetime.datetime) -> bool:
