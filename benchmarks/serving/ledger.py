@@ -25,7 +25,7 @@ from pathlib import Path
 from benchmarks.paths import RESULTS, ROOT
 from smallfirst.billing.live import live_report
 from smallfirst.dashboard.watch import Window, watch
-from smallfirst.deployment.review_queue import waiting_for_review
+from smallfirst.deployment.review_queue import review_queue
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, LedgerRow
@@ -193,7 +193,7 @@ def reads(name: str, ledger: Ledger, now: datetime) -> Iterator[str]:
         "page, one task, 30 days": lambda: watch(ledger, {}, "task0", Window.of("30d", now)),
         "page, one task, 24 hours": lambda: watch(ledger, {}, "task0", Window.of("24h", now)),
         "report --live 30d": lambda: live_report(ledger, "task0", PriceBook(), month, now),
-        "queue of one task": lambda: waiting_for_review(ledger, ["task0"]),
+        "queue of one task": lambda: review_queue(ledger, ["task0"]),
         "one answer by its id": lambda: ledger.get("r777"),
     }
     for what, ask in asked.items():
