@@ -29,6 +29,7 @@ _ORDER_HOLDS_S = 20.0
 _ASKED_AT_ONCE = 200
 """Most answers about which other candidates are asked while somebody waits."""
 _MOST_OPINIONS = 20_000
+_PATIENCE_S = 3.0
 _DIGITS = 9
 """As many labels have a digit each, always the same one; of more labels the likeliest are offered."""
 
@@ -113,7 +114,9 @@ class QueueRoutes:
             self.leases.release(id)
             raise ApiError(404, "There is no answer with this id.", param="id", code="answer_not_found")
         said = await asyncio.to_thread(self._ledger.entries, FeedbackRow, id=id)
-        models = (router.router.stages[-1].model, *await asyncio.to_thread(router.auditing.others))
+        small, task = router.router.stages[-1].model, router.auditing.task
+        again = [small] if (task is not None and task.closed) or row.answered_by != small.name else []
+        models = (*again, *await asyncio.to_thread(router.auditing.others))
         drafts = [one for one in await _ask(models, row) if one is not None]
         shown = ("answered_by", "certified", "confidence", "threshold")
         return {
@@ -158,12 +161,13 @@ class QueueRoutes:
 
 
 async def _ask(models: Sequence[Model], row: LedgerRow) -> list[Completion | None]:
-    """Return what each model says to a stored question; None where it fails or there is no question."""
+    """Return what each model says to a stored question; None where it fails or takes too long."""
 
     async def one(model: Model) -> Completion | None:
         try:
-            return await model.complete(request)
-        except ModelError:
+            async with asyncio.timeout(_PATIENCE_S):
+                return await model.complete(request)
+        except (ModelError, TimeoutError):
             return None
 
     turns = [{"role": role, "content": content} for role, content in json.loads(row.request_text or "[]")]

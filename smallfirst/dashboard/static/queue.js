@@ -100,7 +100,7 @@ export async function show(root, { session, params, go, say }) {
         h('span', { class: 'soft' }, [tasks.length > 1 && item.task, when(item.at)].filter(Boolean).join(', '))),
       h('div', { class: 'sides' },
         h('div', {},
-          h('h2', { id: 'question-heading', tabindex: -1 }, 'Question'),
+          h('h2', { id: 'question-heading', tabindex: -1 }, 'Request'),
           stored ? item.question.map(([role, content]) => h('p', { class: `turn ${role}` },
             item.question.length > 1 && h('span', { class: 'soft' }, `${role}: `), content))
             : h('p', { class: 'soft' }, 'Its text is not stored. ', h('code', {}, 'smallfirst serve --store-bodies'), ' keeps the texts of answers to come.'),
