@@ -169,8 +169,8 @@ def test_the_queue_shows_what_nobody_has_judged_oldest_first(ledger: Ledger) -> 
     ledger.append(row("foreign", stage="person", task="other"))
     found = json.loads(call(queue, "--task", "toy", "--json").output)
     assert [(entry["id"], entry["why"]) for entry in found["data"]] == [
-        ("early", "audit without a verdict"),
-        ("late", "no model was sure (0.400)"),
+        ("early", "drawn by chance: its verdict counts for the guarantee"),
+        ("late", "no model was sure (confidence 0.400): left to a person"),
     ]
     output = call(queue, "--task", "toy", "--limit", "1").output
     assert output.startswith("2 answers of toy wait for a person")
