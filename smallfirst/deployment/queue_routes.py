@@ -14,7 +14,7 @@ from typing import Any
 
 from smallfirst.deployment.audited_router import AuditedRouter
 from smallfirst.deployment.leases import LEASE_S, Holder, Leases
-from smallfirst.deployment.review_queue import REASONS, Opinion, Waiting, recent_texts, review_queue
+from smallfirst.deployment.review_queue import REASONS, Opinion, Waiting, conflict, recent_texts, review_queue
 from smallfirst.errors import ModelError
 from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.serving.ledger.ledger import Ledger
@@ -74,11 +74,11 @@ class QueueRoutes:
         own = self._markers.get(id, me) == me
         self._markers[id] = me
         others = [one for one in standing(earlier) if one.judge and (one.caller != feedback.caller or not own)]
-        differ = any((one.verdict, one.answer) != (feedback.verdict, feedback.answer) for one in others)
-        if differ or feedback.verdict == "withdrawn":
+        withdrawn = feedback.verdict == "withdrawn"
+        differ = not withdrawn and any(conflict(one, feedback) for one in others)
+        if differ or withdrawn:
             self._made_at = float("-inf")
-        marks = [self._mark(one, me) for one in others]
-        return {"others": marks, "conflict": differ and feedback.verdict != "withdrawn"}
+        return {"others": [self._mark(one, me) for one in others], "conflict": differ}
 
     async def _list(self, call: PluginRequest) -> dict[str, Any]:
         query = dict(call.query)

@@ -70,6 +70,12 @@ def review_queue(
     return kept
 
 
+def conflict(one: FeedbackRow, other: FeedbackRow) -> bool:
+    """Return True if two verdicts on an answer cannot both hold."""
+    named = one.verdict == "wrong" and one.answer is not None and other.answer is not None
+    return one.verdict != other.verdict or (named and one.answer != other.answer)
+
+
 def recent_texts(ledger: Ledger, task: str, limit: int = N_RECENT) -> list[LedgerRow]:
     """Return a task's newest answers whose question and answer are stored."""
     rows = ledger.entries(LedgerRow, task=task, limit=limit) if limit else ()
@@ -115,7 +121,7 @@ def _doubted(
     """Yield answers that two judges marked differently, or that a user called wrong and nobody has judged."""
     for id, verdicts in list(said.items())[-N_RECENT:]:
         by_judges = [one for one in verdicts if one.judge]
-        disputed = len({(one.verdict, one.answer) for one in by_judges}) > 1
+        disputed = any(conflict(by_judges[0], one) for one in by_judges[1:])
         reported = not by_judges and any(one.verdict == "wrong" for one in verdicts) and id not in audited
         row = ledger.get(id) if disputed or reported else None
         if row is not None and row.task == task:

@@ -15,7 +15,7 @@ from deployment.test_audited_router import Setting
 
 from smallfirst.cli.watch import queue
 from smallfirst.deployment.monitoring_routes import MonitoringRoutes
-from smallfirst.deployment.review_queue import DUE, Opinion, review_queue
+from smallfirst.deployment.review_queue import DUE, Opinion, conflict, review_queue
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow
 from smallfirst.serving.settings import ServeSettings
@@ -118,6 +118,19 @@ def test_the_order_is_that_of_what_a_label_brings(ledger: Ledger) -> None:
     assert found[8].why == "confidence 0.010 below the threshold of 0.800"
     assert [one.row.id for one in review_queue(ledger, [TASK], recent=0)] == expected[:6]
     assert {one.reason for one in found[:6]} == set(DUE)
+
+
+def test_verdicts_conflict_only_where_they_cannot_both_hold() -> None:
+    right, named = (
+        FeedbackRow(id="a", at=NOON, verdict="right"),
+        FeedbackRow(id="a", at=NOON, verdict="right", answer="x"),
+    )
+    wrong, other = (FeedbackRow(id="a", at=NOON, verdict="wrong", answer=answer) for answer in ("y", "z"))
+    open_end = FeedbackRow(id="a", at=NOON, verdict="wrong")
+    assert not conflict(right, named)
+    assert not conflict(wrong, open_end)
+    assert conflict(right, wrong)
+    assert conflict(wrong, other)
 
 
 def test_another_candidates_word_counts_by_its_confidence(ledger: Ledger) -> None:
