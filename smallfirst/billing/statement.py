@@ -128,24 +128,23 @@ def make(
     if since > made_at:
         raise ConfigError(f"{month} has not begun", hint="name a month that has: --month 2026-11")
     until = min(end, made_at)
-    sums = [one for one in ledger.sums(since, until, by=("task", "outcome")) if not tasks or one.task in tasks]
-    without_row = sum(one.n_without_row for one in sums)
-    n_rows = sum(one.n for one in sums) - without_row
-    tally, guarantees = Tally(), dict[str, str]()
+    hour = until.replace(minute=0, second=0, microsecond=0)
+    without_row = sum(one.n_without_row for one in _sums(ledger, since, until, tasks))
+    n_rows = sum(one.n - one.n_without_row for one in _sums(ledger, since, hour, tasks))
+    tally, guarantees, n_found = Tally(), dict[str, str](), 0
     folder.mkdir(parents=True, exist_ok=True)
     draft = folder / f".{_ROWS}.{secrets.token_hex(4)}"
     try:
         with draft.open("w", encoding="utf-8", newline="") as file:
-            lines = write_lines(file, ledger_lines(ledger, since, until, tasks, guarantees))
-            for n, line in enumerate(lines):
+            for line in write_lines(file, ledger_lines(ledger, since, until, tasks, guarantees)):
                 tally.add(line)
-                if n % _STEP == 0:
-                    progress(n, n_rows)
-        figures = tally.figures(evaluated or {})
-        if until == end and figures.n < n_rows:
+                n_found += line.at < hour.isoformat()
+                if n_found % _STEP == 0:
+                    progress(n_found, n_rows)
+        if n_found < n_rows:
             raise ConfigError(
-                f"of {n_rows:,} rows of {month} that the sums count, {figures.n:,} are left: older ones expired",
-                hint="make statements before rows expire: smallfirst serve --keep-rows-days",
+                f"of the {n_rows:,} rows of {month} that the ledger's sums count, {n_found:,} are left: others expired",
+                hint="make a statement before rows expire: smallfirst serve --keep-rows-days",
             )
         draft.replace(folder / _ROWS)
     finally:
@@ -165,7 +164,7 @@ def make(
         changes=tuple(changes),
         evaluated={task: cost for task, cost in (evaluated or {}).items() if cost},
         machines=tuple(machines),
-        figures=figures,
+        figures=tally.figures(evaluated or {}),
     )
     computed: Any = {"machines": {"__all__": set(MachineCost.model_computed_fields)}}
     content = statement.model_dump(mode="json", exclude_defaults=True, exclude=computed)
@@ -208,6 +207,10 @@ def verify(
     if ledger is not None:
         _compare(read_lines(folder / _ROWS), statement, ledger)
     return statement, signer
+
+
+def _sums(ledger: Ledger, since: datetime, until: datetime, tasks: Collection[str]) -> list[Sums]:
+    return [one for one in ledger.sums(since, until, by=("task",)) if not tasks or one.task in tasks]
 
 
 _KINDS = ("answers of small models", "answers of the large model", "discarded drafts", "audits", "other answers")

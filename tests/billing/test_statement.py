@@ -189,6 +189,15 @@ def test_a_month_under_way_is_marked_and_one_to_come_refused(ledger: Ledger, tmp
     assert month_of("2026-12")[1] == datetime(2027, 1, 1, tzinfo=UTC)
 
 
+def test_rows_that_have_expired_are_missed(ledger: Ledger, tmp_path: Path) -> None:
+    fill(ledger)
+    ledger.expire_rows(NOON + timedelta(hours=1))
+    for now in (LATER, NOON + timedelta(days=5)):
+        with pytest.raises(ConfigError, match=r"of the 42 rows of 2026-11 .* are left"):
+            make(ledger, "2026-11", tmp_path, key=KEYS, now=now)
+    assert list(tmp_path.glob("*rows.csv*")) == []
+
+
 def test_only_named_tasks_are_in_it(ledger: Ledger, tmp_path: Path) -> None:
     fill(ledger)
     found = make(ledger, "2026-11", tmp_path, key=KEYS, now=LATER, tasks=["other"])

@@ -95,7 +95,11 @@ def statement(
                 key=own,
                 tasks=[file.name for file in files] if task_yamls else (),
                 evaluated=_evaluated(files, rows),
-                machines=[one for file in files[:1] for one in machine_costs(rows, file.prices, since, until)],
+                machines=[
+                    one
+                    for file in (files if task_yamls else files[:1])
+                    for one in machine_costs(rows, file.prices, since, until, task=file.name if task_yamls else None)
+                ],
                 progress=done,
             )
             shown = f"wrote {write_page(found, out, statements.public_text(own))}, rows.csv and statement.json"
