@@ -56,7 +56,8 @@ def queue(task_yaml: Path, name: str | None, limit: int, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"task": task, "n_waiting": n_due, "data": shown}, indent=2, ensure_ascii=False))
         return
-    click.echo(f"{n_due:,} answers of {task} wait for a person; a label would help {len(found) - n_due:,} more")
+    more = f"; a label would help {len(found) - n_due:,} more" if len(found) > n_due else ""
+    click.echo(f"{n_due:,} answers of {task} wait for a person{more}")
     for entry in shown:
         click.echo(f"\n{entry['id']}  {entry['at']}  {entry['why']}")
         click.echo(f"  asked    {entry['question'] or '(not stored: smallfirst serve --store-bodies)'}")
