@@ -1,6 +1,6 @@
 """The ledger under load: rows a second, `kill -9` at ten moments, and how fast a million rows are read.
 
-    python -m benchmarks.serving.ledger FOLDER [--before CHECKOUT] [--rows 1000000]
+    python -m benchmarks.serving.ledger FOLDER [--before CHECKOUT] [--part NAME]...
 
 SQLite and, where its programs are installed, PostgreSQL in a cluster in FOLDER that is durable (fsync on). CHECKOUT is an
 older checkout of the project, whose ledger is measured in turn. Writes benchmarks/results/ledger.md.
@@ -205,76 +205,115 @@ def reads(name: str, ledger: Ledger, now: datetime) -> Iterator[str]:
         yield f"| {what} | {name} | {statistics.median(seconds) * 1000:,.0f} | {max(seconds) * 1000:,.0f} |"
 
 
+def rates_part(work: Path, before: Path | None) -> list[str]:
+    """Rows a second."""
+    sides: dict[str, tuple[Callable[[int], str], Path]] = {}
+    if before:
+        sides["before, SQLite"] = (lambda i: str(work / f"before{i}.db"), before.absolute())
+    sides["now, SQLite"] = (lambda i: str(work / f"now{i}.db"), ROOT)
+    cluster = Cluster(work / "pg-rates") if INSTALLED else None
+    if cluster:
+        url = cluster.url()
+        sides["now, PostgreSQL"] = (lambda i: url, ROOT)
+    head = ["| at once | ledger | rows/s | least to most | to the first |", "|---|---|---|---|---|"]
+    found = [*head, *throughput(work, sides)]
+    if cluster:
+        cluster.stop()
+    return found
+
+
+def kills_part(work: Path, before: Path | None) -> list[str]:
+    """Promised rows after `kill -9`."""
+    dice = random.Random(19)
+    found = [
+        "| ledger | killed | moments | promised rows | of these lost | rows in the ledger | by its sums |",
+        "|---|---|---|---|---|---|---|",
+        kills(work, "SQLite", str(work / "killed.db"), dice),
+    ]
+    if INSTALLED:
+        cluster = Cluster(work / "pg-kills")
+        found.append(kills(work, "PostgreSQL", cluster.url(), dice))
+        found.append(kills(work, "PostgreSQL, itself", cluster.url(), dice, cluster))
+        cluster.stop()
+    return found
+
+
+def sqlite_part(work: Path, before: Path | None) -> list[str]:
+    """A million rows in SQLite."""
+    begin, now = time.perf_counter(), datetime.now(UTC)
+    with closing(Ledger(work / "million.db")) as ledger:
+        fill(ledger, ROWS, now)
+        took, size = time.perf_counter() - begin, (work / "million.db").stat().st_size / 1e6
+        note = f"{ROWS:,} requests of 30 days, written in {took:,.0f} s, {size:,.0f} MB. Medians of {READS} reads."
+        return [
+            note,
+            "",
+            "| asked | ledger | median ms | slowest ms |",
+            "|---|---|---|---|",
+            *reads("SQLite", ledger, now),
+        ]
+
+
+def postgresql_part(work: Path, before: Path | None) -> list[str]:
+    """The same rows, copied to PostgreSQL."""
+    if not INSTALLED:
+        return []
+    cluster, begin = Cluster(work / "pg-million"), time.perf_counter()
+    with closing(Ledger(work / "million.db")) as ledger, closing(Ledger(cluster.url())) as other:
+        copy(ledger, other)
+        note = f"Copied to PostgreSQL with `smallfirst ledger copy` in {time.perf_counter() - begin:,.0f} s."
+        now = ledger.rows(limit=1)[0].at
+        found = ["| asked | ledger | median ms | slowest ms |", "|---|---|---|---|", *reads("PostgreSQL", other, now)]
+    cluster.stop()
+    return [note, "", *found]
+
+
+ROWS = 1_000_000
+INSTALLED = bool(list(Path("/usr/lib/postgresql").glob("*/bin")))
+PARTS: dict[str, tuple[str, str, Callable[[Path, Path | None], list[str]]]] = {
+    "rates": (
+        "## Rows a second",
+        f"Each row alone in an `append_async`, so many at once, medians of {ROUNDS} rounds in turn; the ratio is the median of the rounds'."
+        " `before` wrote no sums. PostgreSQL on a Unix socket, durable (fsync on); SQLite in WAL mode.",
+        rates_part,
+    ),
+    "kills": (
+        "## `kill -9` under load",
+        "32 at once; a row is promised when its caller was told that it is written. Rows beyond the promised ones were written and not yet"
+        " told; the third line goes on with the second's ledger.",
+        kills_part,
+    ),
+    "sqlite": ("## A million rows", "", sqlite_part),
+    "postgresql": ("", "", postgresql_part),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--before", type=Path)
-    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--part", choices=PARTS, action="append", help="Measure this part alone; the others stay.")
     given = parser.parse_args()
     work: Path = given.folder.absolute()
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    load, dice = os.getloadavg()[0], random.Random(19)
-    cluster = Cluster(work / "pg") if list(Path("/usr/lib/postgresql").glob("*/bin")) else None
-    sides: dict[str, tuple[Callable[[int], str], Path]] = {}
-    if given.before:
-        sides["before, SQLite"] = (lambda i: str(work / f"before{i}.db"), given.before.absolute())
-    sides["now, SQLite"] = (lambda i: str(work / f"now{i}.db"), ROOT)
-    if cluster:
-        url = cluster.url()
-        sides["now, PostgreSQL"] = (lambda i: url, ROOT)
-    lines = [
-        "| at once | ledger | rows/s | least to most | to the first |",
-        "|---|---|---|---|---|",
-        *throughput(work, sides),
-    ]
-    lines += [
-        "",
-        "| ledger | killed | moments | promised rows | of these lost | rows in the ledger | by its sums |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    lines.append(kills(work, "SQLite", str(work / "killed.db"), dice))
-    if cluster:
-        cluster.stop()
-        cluster = Cluster(work / "pg2")
-        lines += [
-            kills(work, "PostgreSQL", cluster.url(), dice),
-            kills(work, "PostgreSQL, itself", cluster.url(), dice, cluster),
-        ]
-        cluster.stop()
-    print("\n".join(lines), flush=True)
-    now, begin = datetime.now(UTC), time.perf_counter()
-    with closing(Ledger(work / "million.db")) as ledger:
-        fill(ledger, given.rows, now)
-        filled = time.perf_counter() - begin
-        size = (work / "million.db").stat().st_size / 1e6
-        table = ["| asked | ledger | median ms | slowest ms |", "|---|---|---|---|", *reads("SQLite", ledger, now)]
-        note = f"{given.rows:,} requests of 30 days, written in {filled:,.0f} s, {size:,.0f} MB."
-        if cluster:
-            cluster = Cluster(work / "pg3")
-            with closing(Ledger(cluster.url())) as other:
-                begin = time.perf_counter()
-                copy(ledger, other)
-                note += f" Copied to PostgreSQL in {time.perf_counter() - begin:,.0f} s."
-                table += reads("PostgreSQL", other, now)
-            cluster.stop()
-    page = [
-        "# The ledger", "",
-        f"`python -m benchmarks.serving.ledger FOLDER --before CHECKOUT`, {now:%Y-%m-%d}, 2 shared cores (Zen 5), 24 GB, no GPU, Python 3.11.",
-        f"Load average before: {load:.1f}; other processes shared the cores throughout.", "",
-        "## Rows a second", "",
-        f"Each row alone in an `append_async`, so many at once, medians of {ROUNDS} rounds in turn; the ratio is the median of the rounds'. `before`"
-        " wrote no sums. PostgreSQL on a Unix socket, durable (fsync on); SQLite in WAL mode.", "",
-        *lines[: len(CROWDS) * len(sides) + 2], "",
-        "## `kill -9` under load", "",
-        "32 at once; a row is promised when its caller was told that it is written. Rows that are in the ledger beyond the promised ones were"
-        " written and not yet told.", "",
-        *lines[len(CROWDS) * len(sides) + 3 :], "",
-        "## A million rows", "",
-        note + f" Medians of {READS} reads.", "", *table, "",
-    ]  # fmt: skip
-    (RESULTS / "ledger.md").write_text("\n".join(page), encoding="utf-8")
-    print("\n".join(page))
+    work.mkdir(parents=True, exist_ok=True)
+    for part in given.part or PARTS:
+        load = f"Load average at the beginning: {os.getloadavg()[0]:.1f} on two cores."
+        lines = PARTS[part][2](work, given.before)
+        (work / f"{part}.md").write_text("\n".join([load, "", *lines, ""]), encoding="utf-8")
+        page = [
+            "# The ledger", "",
+            f"`python -m benchmarks.serving.ledger FOLDER --before CHECKOUT`, {datetime.now(UTC):%Y-%m-%d},"
+            " 2 shared cores (Zen 5), 24 GB, no GPU, Python 3.11. Other processes shared the cores throughout.", "",
+        ]  # fmt: skip
+        for name, (title, text, _) in PARTS.items():
+            if (work / f"{name}.md").exists():
+                page += [
+                    *([title, ""] if title else []),
+                    *([text, ""] if text else []),
+                    (work / f"{name}.md").read_text(encoding="utf-8"),
+                ]
+        (RESULTS / "ledger.md").write_text("\n".join(page), encoding="utf-8")
+        print("\n".join(lines), flush=True)
 
 
 if __name__ == "__main__":
