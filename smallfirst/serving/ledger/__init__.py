@@ -1,1 +1,1 @@
-"""One row per answer in SQLite, bodies kept apart."""
+"""One row per answer in SQLite or PostgreSQL, sums by hour beside them, bodies kept apart."""

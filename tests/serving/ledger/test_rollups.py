@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 from collections import Counter, defaultdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -133,3 +134,21 @@ def test_names_that_nobody_serves_make_no_group_each(tmp_path: Path) -> None:
     assert [(one.served_name, one.n) for one in ledger.sums(by=("served_name",))] == [("", 3)]
     assert ledger.rows()[0].served_name == "guess0"
     ledger.close()
+
+
+def test_two_processes_count_the_same_hours_together(place: Path | str) -> None:
+    ledgers = [Ledger(place), Ledger(place)]
+    rows = [row for row in some_rows(120, 3) if row.status != 401]
+
+    def write(ledger: Ledger, mine: list[LedgerRow]) -> None:
+        for row in mine:
+            ledger.append(row)
+
+    threads = [threading.Thread(target=write, args=(one, rows[i::2])) for i, one in enumerate(ledgers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for ledger in ledgers:
+        assert sum(one.n for one in ledger.sums()) == len(ledger.rows()) == len(rows)
+        ledger.close()
