@@ -127,7 +127,7 @@ class QueueRoutes:
             "drafts": [{"model": one.answered_by, "answer": one.text, "confidence": one.confidence} for one in drafts],
             "marks": [self._mark(one, me) for one in standing(said)],
             "lease_s": LEASE_S,
-            **_choices(router, row, drafts),
+            **_choices(router, row, drafts, [one.answer for one in standing(said) if one.answer]),
         }
 
     def _mark(self, said: FeedbackRow, me: Holder) -> dict[str, Any]:
@@ -181,7 +181,9 @@ def _facts(one: Waiting) -> dict[str, Any]:
     return {**known, "reason": one.reason, "why": one.why}
 
 
-def _choices(router: AuditedRouter, row: LedgerRow, drafts: Sequence[Completion]) -> dict[str, Any]:
+def _choices(
+    router: AuditedRouter, row: LedgerRow, drafts: Sequence[Completion], named: Sequence[str]
+) -> dict[str, Any]:
     """Return what an answer may be: all labels with the likeliest to offer, or the schema of a JSON answer."""
     task = router.auditing.task
     if task is None:
@@ -190,7 +192,7 @@ def _choices(router: AuditedRouter, row: LedgerRow, drafts: Sequence[Completion]
         schema, labels = task.answer_schema(), task.answer_labels
         return {"kind": "json" if schema or labels else "text", "labels": labels, "schema": schema}
     likely = [label for one in drafts for label in (one.text, *(name for name, _ in one.alternatives))]
-    offered = dict.fromkeys([task.parse(row.answer_text or ""), *map(task.parse, likely)])
+    offered = dict.fromkeys(map(task.parse, [row.answer_text or "", *named, *likely]))
     few = len(task.closed) <= _DIGITS
     offer = task.closed if few else [label for label in offered if label is not None][:_DIGITS]
     return {"kind": "label", "labels": task.closed, "offer": offer}

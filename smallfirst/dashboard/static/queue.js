@@ -20,7 +20,7 @@ export async function show(root, { session, params, go, say }) {
   const tasks = session.tasks.filter((name) => name !== 'auto');
   const note = h('div', { class: 'note', role: 'status' });
   const stage = h('div', {});
-  const waits = h('summary', {}, 'What waits');
+  const waits = h('summary', {}, 'The queue');
   const list = h('details', { ontoggle: () => list.open && refreshList() }, waits);
   const keys = h('input', { type: 'checkbox', id: 'one-key', checked: localStorage.getItem('smallfirst.keys') !== 'off' });
   keys.addEventListener('change', () => localStorage.setItem('smallfirst.keys', keys.checked ? 'on' : 'off'));
@@ -83,7 +83,7 @@ export async function show(root, { session, params, go, say }) {
   }
 
   function draw(waiting) {
-    waits.textContent = `What waits (${count(waiting)})`;
+    waits.textContent = `The queue (${count(waiting)})`;
     if (!item) {
       actions = { u: undo };
       stage.replaceChildren(h('section', { class: 'card' }, h('h2', {}, waiting ? 'Nothing is left for you' : 'Nothing waits'),
