@@ -67,6 +67,8 @@ def test_a_day_by_hand(ledger: Ledger) -> None:
     assert found.saving.basis == "escalated"
     assert found.saved_usd is not None
     assert found.saved_usd.usd == pytest.approx(12 * 0.01 - 0.06 - 0.01)
+    per_1k = dict(found.facts)["per 1,000 that stayed small"]
+    assert per_1k == "$5.83 with drafts, audits and all rent; by the large model $10.00"  # (0.06 + 0.01) / 12
 
 
 def test_the_forecast_looks_back_beyond_the_time_and_the_costs_are_the_sums(ledger: Ledger) -> None:
