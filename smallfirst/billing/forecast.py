@@ -38,6 +38,8 @@ class Forecast(Record):
     """Whole days of traffic that it rests on."""
     requests: Estimate | None
     """Requests in the month, with the range in which it will be; None before there are two whole days."""
+    growth: float | None
+    """Part by which requests grew from the first to the second half of these days; None if by no more than chance."""
     pace: float
     """Requests of a month at the mean rate so far, nights and weekends or not."""
     share_small: Estimate
@@ -116,7 +118,8 @@ class Forecast(Record):
     @property
     def verdict(self) -> str:
         """Whether the small model pays, in plain words."""
-        return " ".join(filter(None, (self._answer, self._volume, self._price, self._once, _CAUTION.get(self.basis))))
+        sentences = (self._answer, self._volume, self._price, self._once, self._growth, _CAUTION.get(self.basis))
+        return " ".join(filter(None, sentences))
 
     @property
     def _answer(self) -> str:
@@ -136,6 +139,13 @@ class Forecast(Record):
         if saved.low_usd is None:
             return f"Not decided: {saved} a month by the figures so far, which are too few for a range."
         return f"Not decided: the month saves {saved}, which can be a loss or a saving."
+
+    @property
+    def _growth(self) -> str:
+        if self.growth is None:
+            return ""
+        how = f"{'grew' if self.growth > 0 else 'fell'} by {percent(abs(self.growth), digits=0)}"
+        return f"Requests {how} from the first to the second half of these days: the forecast does not go on with that."
 
     @property
     def _volume(self) -> str:
@@ -190,6 +200,7 @@ def forecast(
     return Forecast(
         n_days=len(days),
         requests=month_of([one.n for one in days]),
+        growth=growth_of([one.n for one in days]),
         pace=sum(n) / max(1, len(n)) * DAYS * (1 if units == days else 24),
         share_small=small.model_copy(update={"low": max(0.0, small.low), "high": min(1.0, small.high)}),
         gain_usd=Amount.around(gain.value, half, gain.n),
@@ -204,13 +215,32 @@ def forecast(
 def month_of(counts: Sequence[int], *, days: int = DAYS, confidence: float = _PART) -> Estimate | None:
     """Return the requests of the next `days` from those of past days, with a prediction interval; None below two days.
 
-    Quasi-Poisson: the variance is a multiple of the mean, at least 1, found from the days. From a week on only whole
-    weeks count. A trend is not continued. `n` is the number of days used.
+    Quasi-Poisson: the variance is a multiple of the mean, at least 1, found from the days; from three weeks on from
+    whole weeks, since weekdays differ and a trend shows as variance there. `n` is the number of days used.
     """
-    used = np.asarray(counts[-(len(counts) // 7 * 7) :] if len(counts) >= 7 else counts, dtype=np.float64)
-    n, mean = len(used), float(used.mean()) if len(used) else 0.0
-    if n < 2 or not mean:
+    weeks = len(counts) // 7
+    used = np.asarray(counts[-7 * weeks :] if weeks else counts, dtype=np.float64)
+    if len(used) < 2 or not used.any():
         return None
-    dispersion = max(1.0, float(used.var(ddof=1)) / mean)
-    half = float(special.stdtrit(n - 1, 0.5 + confidence / 2)) * math.sqrt(dispersion * mean * days * (1 + days / n))
-    return Estimate(value=mean * days, low=max(0.0, mean * days - half), high=mean * days + half, n=n)
+    # The day after the last one has the weekday of the first one.
+    value = float(np.resize(used.reshape(weeks, 7).mean(axis=0), days).sum() if weeks else used.mean() * days)
+    units = used.reshape(weeks, 7).sum(axis=1) if weeks >= 3 else used
+    dispersion = max(1.0, float(units.var(ddof=1) / units.mean()))
+    t = float(special.stdtrit(len(units) - 1, 0.5 + confidence / 2))
+    half = t * math.sqrt(dispersion * value * (1 + days / len(used)))
+    return Estimate(value=value, low=max(0.0, value - half), high=value + half, n=len(used))
+
+
+def growth_of(counts: Sequence[int]) -> float | None:
+    """Return by what part requests grew from the first to the second half of past weeks; None if that may be chance.
+
+    Below two whole weeks it is None. An odd week in the middle is left out.
+    """
+    half = len(counts) // 14 * 7
+    if not half or not sum(counts[:half]):
+        return None
+    halves = np.array([counts[:half], counts[-half:]], dtype=np.float64)
+    dispersion = max(1.0, float(halves.var(axis=1, ddof=1).mean() / halves.mean()))
+    first, second = halves.sum(axis=1)
+    z = (second - first) / math.sqrt(dispersion * (first + second))
+    return second / first - 1 if abs(z) > special.stdtrit(2 * half - 2, 0.5 + _PART / 2) else None

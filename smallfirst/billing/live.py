@@ -97,9 +97,12 @@ class LiveReport(Record):
         yield "of unknown cost", f"{unknown:,} answers" if unknown else ""
         if (saving := self.saving) and saving.n_small and saving.large_usd:
             own = saving.small_usd + saving.draft_usd + saving.audit_usd + self.costs[IDLE]
-            yield "per 1,000 that stayed small", (
-                f"{format_usd(1000 * own / saving.n_small)} with drafts, audits and all rent; "
-                f"by the large model {saving.large_usd.times(1000)}"
+            yield (
+                "per 1,000 that stayed small",
+                (
+                    f"{format_usd(1000 * own / saving.n_small)} with drafts, audits and all rent; "
+                    f"by the large model {saving.large_usd.times(1000)}"
+                ),
             )
         yield "saved by answers", self.saving.in_words.removeprefix("saved ") if self.saving else ""
         yield "saved, all rent paid", str(self.saved_usd or "") if self.costs[IDLE] else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from smallfirst.billing.forecast import Forecast, forecast, month_of
+from smallfirst.billing.forecast import Forecast, forecast, growth_of, month_of
 from smallfirst.billing.saved import Amount
 from smallfirst.billing.traffic import TaskPeriod
 
@@ -77,6 +77,17 @@ def test_what_is_not_known_is_said() -> None:
     assert guess.startswith("The small model pays")
     assert "A rough guide: the large model's price is that of the requests that it answered" in guess
     assert Forecast.model_validate_json(dear.model_dump_json(exclude=set(Forecast.model_computed_fields))) == dear
+
+
+def test_a_trend_is_said_and_chance_is_not() -> None:
+    rng = np.random.default_rng(5)
+    steady = [growth_of(rng.poisson(rng.gamma(5.0, 40.0, 28)).tolist()) for _ in range(200)]
+    assert sum(one is not None for one in steady) <= 10
+    assert growth_of([100] * 7 + [90] * 7 + [150] * 7) == 0.5  # the week in the middle is left out
+    assert growth_of([100] * 13) is None
+    assert growth_of([0] * 14) is None
+    rising = [TaskPeriod(n_small=100 + 10 * i, small_usd=0.01) for i in range(28)]
+    assert "Requests grew by 85" in forecast(rising, rising, PRICE).verdict
 
 
 @pytest.mark.parametrize("n", [2, 5, 14, 28])
