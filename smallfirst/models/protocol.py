@@ -179,7 +179,8 @@ class Completion(Record):
     @property
     def cached_tokens(self) -> int:
         """Of `prompt_tokens`, those that a provider read from its cache."""
-        return sum(charge.tokens.cached_tokens for charge in self.charges if charge.purpose != "draft")
+        cached = sum(charge.tokens.cached_tokens for charge in self.charges if charge.purpose != "draft")
+        return min(cached, self.prompt_tokens)  # several answers to a prompt count it once
 
     def with_charges(self, charges: Iterable[Charge], **changes: Any) -> Completion:
         """Return a copy with these lines as its bill, and their sum as its cost."""

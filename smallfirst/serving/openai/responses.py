@@ -199,10 +199,12 @@ def _bill(charges: Sequence[Charge]) -> str:
     return _header("; ".join(f"{x.model} {x.purpose} {cost}" for x, cost in zip(charges, costs, strict=True))[:900])
 
 
-def usage(answers: Sequence[Completion], n: int = 1) -> dict[str, int]:
+def usage(answers: Sequence[Completion], n: int = 1) -> dict[str, Any]:
     """Return OpenAI's `usage` object for `n` answers to each prompt."""
     whole = combine(answers, n)
+    cached = {"prompt_tokens_details": {"cached_tokens": whole.cached_tokens}} if whole.cached_tokens else {}
     return {
+        **cached,
         "prompt_tokens": whole.prompt_tokens,
         "completion_tokens": whole.completion_tokens,
         "total_tokens": whole.prompt_tokens + whole.completion_tokens,

@@ -11,6 +11,8 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsNon
 
 from smallfirst.data.dataset import Message
 from smallfirst.models.protocol import Completion, Request, Route, RouteStep
+from smallfirst.pricing.charge import Charge
+from smallfirst.pricing.tokens import TokenUsage
 from smallfirst.serving.openai.errors import ApiError, model_not_found
 from smallfirst.serving.openai.requests import CHAT_IGNORED, CHAT_REFUSED, ParsedRequest, parse_chat
 from smallfirst.serving.openai.responses import ResponseBuilder, sse_event
@@ -234,6 +236,16 @@ def test_the_whole_response_has_every_key_of_the_openai_schema() -> None:
         },
     }
     ChatCompletion.model_validate(REPLY.whole([ROUTED]), strict=True)
+
+
+def test_usage_names_what_the_large_models_provider_had_cached() -> None:
+    line = Charge(model="big", usd=0.1, tokens=TokenUsage(prompt_tokens=9, cached_tokens=8))
+    draft = Charge(model="small", usd=0.1, purpose="draft", tokens=TokenUsage(prompt_tokens=9, cached_tokens=3))
+    answer = ROUTED.with_charges((draft, line))
+    assert REPLY.whole([answer])["usage"]["prompt_tokens_details"] == {"cached_tokens": 8}
+    assert REPLY.whole([answer, answer.with_charges((line,))], n=2)["usage"]["prompt_tokens_details"] == {
+        "cached_tokens": 9
+    }
 
 
 def test_headers_say_the_same_and_cannot_be_broken_out_of() -> None:
