@@ -52,7 +52,8 @@ class Amount(Record):
     def __str__(self) -> str:
         if self.low_usd is None or self.high_usd is None:
             return format_usd(self.usd)
-        return f"{format_usd(self.usd)} (95 %: {format_usd(self.low_usd)} to {format_usd(self.high_usd)})"
+        usd, low, high = (format_usd(amount, 3) for amount in (self.usd, self.low_usd, self.high_usd))
+        return f"{usd} (95 %: {low} to {high})"
 
     @classmethod
     def around(cls, usd: float, half: float | None, n: int) -> Amount:

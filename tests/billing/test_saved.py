@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from smallfirst.billing.saved import Account, Amount, CostSample, savings, total
+from smallfirst.billing.saved import Account, Amount, CostSample, is_small, savings, total
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, LedgerRow
 
@@ -92,6 +92,14 @@ def test_without_audits_the_escalated_answers_tell_their_drafts_apart() -> None:
     assert one_hour.saving("t").in_words == (
         "saved $0.00: the mean of 3 answers that the large model gave: other requests, so a rough guide"
     )
+
+
+def test_answers_of_people_and_requests_that_nobody_answers_did_not_stay_small() -> None:
+    assert [is_small(stage) for stage in ("small", "words", "large", "person", "out_of_scope", "")] == [
+        True,
+        True,
+        *[False] * 4,
+    ]
 
 
 def test_a_saving_that_nothing_tells_is_unknown_and_so_is_the_total() -> None:
