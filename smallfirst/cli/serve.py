@@ -110,7 +110,7 @@ def serve(
     tasks: tuple[Any, ...] = ({},)
     if files:
         deployed, plugins = _deploy(files, ledger, settings, live)
-        models, tasks = deployed.models, (deployed.by_task, deployed.measured)
+        models, tasks = deployed.models, (deployed.by_task, deployed.measured, deployed.prices)
     named = _registered(references)
     models = ChainMap(named, cast(MutableMapping[str, "Model"], models)) if named else models
     plugins += installed_plugins(models, enabled, plugin_options)

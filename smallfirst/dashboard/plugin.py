@@ -11,6 +11,7 @@ from smallfirst.dashboard.watch import watch_range
 from smallfirst.deployment.audited_router import AuditedRouter
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.protocol import Model
+from smallfirst.pricing.prices import PriceBook
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.plugins import Plugin, PluginRequest, PluginRoute, current_caller
 
@@ -26,12 +27,14 @@ class Dashboard(Plugin):
         ledger: Ledger,
         routers: Mapping[str, AuditedRouter],
         measured: Callable[[str], Evaluation | None] = lambda task: None,
+        prices: Callable[[str], PriceBook | None] = lambda task: None,
     ) -> None:
         """`models` and `routers`, by name, may change while the server runs.
 
-        `measured` returns the large model of a task on test rows.
+        `measured` returns the large model of a task on test rows, `prices` those of its settings.
         """
-        self._models, self._ledger, self._routers, self._measured = models, ledger, routers, measured
+        self._models, self._ledger, self._routers = models, ledger, routers
+        self._measured, self._prices = measured, prices
         self.routes = (
             *page_routes(),
             PluginRoute("GET", "/v1/dashboard/session", self._session, "user"),
@@ -53,7 +56,7 @@ class Dashboard(Plugin):
         }
 
     def _watch(self, call: PluginRequest) -> dict[str, Any]:
-        return watch_range(self._ledger, self._routers, dict(call.query), self._measured)
+        return watch_range(self._ledger, self._routers, dict(call.query), self._measured, self._prices)
 
     def _answer(self, call: PluginRequest) -> dict[str, Any]:
         return answer_details(self._ledger, call.path_params["id"], owner=None if call.may_judge else call.caller)

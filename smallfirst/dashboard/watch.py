@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
+from smallfirst.billing.machines import machine_costs
 from smallfirst.billing.saved import Saving, cost_in, is_small, savings, total
 from smallfirst.deployment.audited_router import AuditedRouter
 from smallfirst.evaluation.results import Evaluation
+from smallfirst.pricing.prices import PriceBook
 from smallfirst.routing.monitoring.audit_plan import share_wrong
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, StateRow, standing
@@ -57,11 +59,12 @@ def watch_range(
     routers: Mapping[str, AuditedRouter],
     query: Mapping[str, str],
     measured: Callable[[str], Evaluation | None] = lambda task: None,
+    prices: Callable[[str], PriceBook | None] = lambda task: None,
 ) -> dict[str, Any]:
     """Return `watch` of the `task` and the `range` in a query, 30 days unless it says otherwise. Raise ApiError 400."""
     if (name := query.get("range", "30d")) not in RANGES:
         raise ApiError(400, f"`range` is one of {', '.join(RANGES)}.", param="range")
-    return watch(ledger, dict(routers), query.get("task", ""), Window.of(name, datetime.now(UTC)), measured)
+    return watch(ledger, dict(routers), query.get("task", ""), Window.of(name, datetime.now(UTC)), measured, prices)
 
 
 def watch(
@@ -70,8 +73,12 @@ def watch(
     task: str,
     window: Window,
     measured: Callable[[str], Evaluation | None] = lambda task: None,
+    prices: Callable[[str], PriceBook | None] = lambda task: None,
 ) -> dict[str, Any]:
-    """Return the figures of one task, or of all with an empty name; `measured` is the large model on test rows."""
+    """Return the figures of one task, or of all with an empty name.
+
+    `measured` returns the large model on test rows, `prices` the prices by which idle machines count.
+    """
     equal = {"task": task} if task else {}
     rows = ledger.sums(
         window.since, window.until, by=("kind", "task", "stage", "outcome"), every=window.every, latencies=True, **equal
@@ -86,6 +93,7 @@ def watch(
         "until": window.until.isoformat(),
         **_traffic(rows),
         "saving": _saving(total(saved.values())),
+        "idle_usd": _idle_usd(ledger, prices(task), task, window),
         "periods": [_period(name, [row for row in rows if row.period == name], saved) for name in window.periods],
         "latency": {path: _latency(row for row in rows if _path(row) == path) for path in ("small", "large")},
         "changes": [
@@ -122,6 +130,14 @@ def _period(name: str, rows: Sequence[Sums], saved: Mapping[str, Saving]) -> dic
         elif _path(row) == "small" and row.n:
             alone = None if alone is None or large is None else alone + row.n * large.usd
     return {"period": name, **_traffic(rows), "large_alone_usd": alone}
+
+
+def _idle_usd(ledger: Ledger, prices: PriceBook | None, task: str, window: Window) -> float | None:
+    """Return the machines' rent that no row carries, as a statement counts it; None without prices."""
+    if prices is None:
+        return None
+    found = machine_costs(ledger, prices, window.since, window.until, task=task or None)
+    return math.fsum(one.uncharged_usd for one in found)
 
 
 def _saving(saving: Saving | None) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from smallfirst.deployment.task_deployment import DeployedVersion, TargetVersion
 from smallfirst.errors import ConfigError
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.protocol import Completion, Model, Request
+from smallfirst.pricing.prices import PriceBook
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import TaskFile
 from smallfirst.registry.traces import TraceStore
@@ -95,6 +96,11 @@ class DeployedTasks(Plugin):
         """Return the large model on the test rows of the run whose version answers; None where it was not measured."""
         target = self._targets.get(task)
         return RunFolder(target.deployed.profile_folder.parent).evaluation("large", "test") if target else None
+
+    def prices(self, task: str) -> PriceBook | None:
+        """Return the prices of a task's settings, or with an empty name those of the first task."""
+        target = self._targets.get(task or next(iter(self._targets)))
+        return target.deployment.file.prices if target else None
 
     def answered(self, id: str, request: Request, completion: Completion) -> None:
         """Count the answer and hand it to the audits of the version that gave it."""

@@ -11,9 +11,11 @@ import httpx
 import pytest
 from fixtures.dashboard import DashboardServer
 
+from smallfirst.billing.machines import machine_costs
 from smallfirst.billing.saved import savings
 from smallfirst.dashboard.watch import Window, watch
 from smallfirst.pricing.charge import Charge
+from smallfirst.pricing.prices import PriceBook
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, ExpenseRow, FeedbackRow, LedgerRow
 from smallfirst.stats.intervals import wilson
@@ -75,9 +77,22 @@ def test_figures_of_a_task_are_those_of_its_rows(ledger: Ledger) -> None:
     assert found["periods"][-1]["large_alone_usd"] == pytest.approx(6 * 0.02 + 0.02)
     [saving] = [one for one in savings(ledger, Window.of("30d", NOON).since, NOON) if one.task == "tickets"]
     assert found["saving"]["saved_usd"] == saving.saved_usd.model_dump()  # type: ignore[union-attr]
+    assert found["idle_usd"] is None
     small = found["latency"]["small"]
     assert small["p50"] == pytest.approx(10, rel=0.1)
     assert small["p95"] == pytest.approx(1000, rel=0.1)
+
+
+def test_idle_machine_time_is_that_of_the_bill(ledger: Ledger) -> None:
+    window, prices = Window.of("24h", NOON), PriceBook.model_validate({"machine": {"usd_per_hour": 0.36}})
+    ledger.note_uptime(NOON - timedelta(hours=2), NOON - timedelta(hours=1))
+    ledger.append(answer("own", 1, "small", 0.0, charges='[{"model":"m","usd":0.0,"busy_s":100.0}]'))
+    found = watch(ledger, {}, "tickets", window, prices=lambda task: prices)
+    # An hour of rent, none of which the rows carry.
+    assert found["idle_usd"] == pytest.approx(0.36)
+    assert found["idle_usd"] == sum(
+        one.uncharged_usd for one in machine_costs(ledger, prices, *window[:2], task="tickets")
+    )
 
 
 def test_accuracy_counts_the_last_verdict_and_keeps_marks_apart_from_audits(ledger: Ledger) -> None:

@@ -49,6 +49,8 @@ function answer(found, bill, role) {
   return [
     h('section', { class: 'card', 'aria-labelledby': 'answer-heading' },
       h('h2', { id: 'answer-heading' }, 'Answer'),
+      !how.certified && how.steps.some((one) => one.decision === 'failed')
+        && h('p', { class: 'problem' }, 'The model that was to answer did not. This is a draft, and nothing guarantees it.'),
       h('p', { class: text.length > 100 ? 'answer long' : 'answer' }, text),
       h('p', {}, h('span', { class: `tag ${side(how)}` }, side(how) === 'other' ? how.route : `${side(how)} path`), ' ',
         h('strong', {}, how.answered_by), how.why ? `: ${how.why}.` : ''),

@@ -7,6 +7,10 @@ const REFRESH_MS = 30_000;
 const BASES = {
   audits: 'measured on audited answers, drawn at random', escalated: 'a rough guide from answers of the large model', evaluation: 'a rough guide from its evaluation', unknown: 'unknown',
 };
+const DRIFTED = 'Requests look different from those that the promise was made on. More answers are audited until audits show the promise again.';
+const MEANINGS = {
+  confidence: DRIFTED, ood_score: DRIFTED, label: DRIFTED, guarantee: 'Audits found more wrong answers than promised, so the large model answers.', recovery: 'Audits show the promise again.',
+};
 const STATES = {
   live: ['good', 'Live'], shadow: ['mixed', 'In shadow'], drift: ['mixed', 'Drift: more audits'], fallback: ['bad', 'Fallback: the large model answers'],
 };
@@ -69,13 +73,20 @@ function basis({ tasks, saving }) {
   return Object.entries(groups).map(([name, members]) => `${members.map((one) => one.task).join(', ')}: ${BASES[name]}`).join('; ');
 }
 
+/** Return what is left of the saving, as the statement counts it, once idle machines and what comes once are paid. */
+function left({ saving, idle_usd: idle, usd: { once = 0 } }) {
+  if (idle === null && once === 0) return null;
+  const less = [idle !== null && `idle machine time (${usd(idle)})`, once > 0 && `what is paid once (${usd(once)})`].filter(Boolean);
+  return h('strong', {}, `${usd(saving.saved_usd.usd - (idle ?? 0) - once)} after ${less.join(' and ')}`);
+}
+
 function cards(found) {
   const { n, share, usd: spent, saving, n_cost_unknown: unknown, accuracy: right, router } = found;
   const paid = (spent.small ?? 0) + (spent.large ?? 0) + (spent.other ?? 0) + (spent.audits ?? 0);
   const saved = saving?.saved_usd;
   return h('ul', { class: 'cards' },
     share && card('Answered small', percent(share.value), `${count(n.small ?? 0)} of ${plural(share.n, 'answer')}`, range95(share)),
-    saved ? card(saved.usd < 0 ? 'Cost more' : 'Saved', usd(Math.abs(saved.usd)), saved.low_usd !== null && `95 %: ${usd(saved.low_usd, 3)} to ${usd(saved.high_usd, 3)}`, basis(found))
+    saved ? card(saved.usd < 0 ? 'Cost more' : 'Saved', usd(Math.abs(saved.usd)), saved.low_usd !== null && `95 %: ${usd(saved.low_usd, 3)} to ${usd(saved.high_usd, 3)}`, basis(found), left(found))
       : card('Saved', 'unknown', basis(found)),
     card('Spent', usd(paid), `small ${usd(spent.small ?? 0)}, large ${usd(spent.large ?? 0)}, audits ${usd(spent.audits ?? 0)}`, spent.other > 0 && `asked by name ${usd(spent.other)}`,
       spent.once > 0 && `and once, for training and labels: ${usd(spent.once)}`, unknown > 0 && `${plural(unknown, 'cost')} unknown, not in it`),
@@ -188,7 +199,8 @@ function changes({ router, changes: rows }) {
 
 const change = (one) => [
   h('p', {}, h('time', { datetime: one.at }, when(one.at)), ' ', h('strong', { class: STATES[one.after]?.[0] }, one.before === one.after ? one.after : `${one.before || 'start'} → ${one.after}`), ` ${one.task}`),
-  h('p', { class: 'soft' }, one.why)];
+  MEANINGS[one.cause] && h('p', {}, MEANINGS[one.cause]),
+  h('p', { class: 'soft' }, one.why)].filter(Boolean);
 
 /** Return changes newest first, each with the alarms of the same task that changed nothing in the hour after it. */
 function grouped(rows) {
