@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -149,17 +150,21 @@ class Ledger(LedgerReader):
         """
         from smallfirst.serving.ledger.transfer import export
 
-        count = 0
+        n_deleted = 0
         self._writer.put((ABOUT.update().values(rows_since=before),))
         for kind in EXPIRING:
             table = TABLES[kind]
             old = select(table.c.seq).where(table.c.at < before).limit(_CHUNK)
             if export_to and self._read(old.limit(1)):
-                export(self, kind, export_to / f"{table.name}-before-{before:%Y-%m-%d}.csv", until=before)
+                names = (
+                    f"{table.name}-before-{before:%Y-%m-%d}{again}.csv"
+                    for again in chain([""], map("-{}".format, count(2)))
+                )
+                export(self, kind, next(out for name in names if not (out := export_to / name).exists()), until=before)
             while n_found := len(found := self._read(old)):  # in parts, between which others write
                 self._writer.put((table.delete().where(table.c.seq.in_([row.seq for row in found])),))
-                count += n_found
-        return count
+                n_deleted += n_found
+        return n_deleted
 
     def start_expiry(self) -> None:
         """Delete what is too old now and every EXPIRY_INTERVAL_S in a thread of its own, until the ledger is closed."""

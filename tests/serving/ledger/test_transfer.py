@@ -36,17 +36,20 @@ def test_old_rows_go_after_they_were_exported_and_sums_audits_and_newer_rows_sta
 ) -> None:
     ledger = Ledger(place)
     fill(ledger)
-    before, cut = ledger.sums(every="day"), NOON + timedelta(days=1, hours=1)
+    before, cut = ledger.sums(every="day", outcome="answered"), NOON + timedelta(days=1, hours=1)
     assert ledger.expire_rows(cut, export_to=tmp_path / "old") == 4
     assert [row.id for row in ledger.rows()] == ["c"]
     assert len(ledger.entries(AuditRow)) == 3
-    assert ledger.sums(every="day") == before
+    assert ledger.sums(every="day", outcome="answered") == before
     with (tmp_path / "old" / "answers-before-2026-11-28.csv").open() as file:
         assert [(row["id"], row["cost_usd"], row["answer_text"]) for row in csv.DictReader(file)] == [
             ("a", "0.25", ""),
             ("b", "0.25", ""),
         ]
     assert ledger.expire_rows(cut, export_to=tmp_path / "old") == 0
+    ledger.append(LedgerRow(id="late", at=NOON, served_name="t", status=499, latency_ms=1.0))
+    assert ledger.expire_rows(cut, export_to=tmp_path / "old") == 1
+    assert "late" in (tmp_path / "old" / "answers-before-2026-11-28-2.csv").read_text()
     with pytest.raises(Exception, match="append-only"), ledger.database.writer.begin() as other:
         other.exec_driver_sql("DELETE FROM answers")
     ledger.close()
