@@ -119,6 +119,23 @@ def test_a_statement_that_nobody_touched_verifies_without_the_ledger_and_with_it
         verify(tmp_path / "november", ledger=ledger)
 
 
+def test_a_row_that_the_ledger_has_otherwise_is_named(tmp_path: Path) -> None:
+    small = LedgerRow(
+        id="a", at=NOON, served_name="t", status=200, latency_ms=1.0, task="t", stage="small", cost_usd=0.1
+    )
+    said, held = Ledger(tmp_path / "said.db"), Ledger(tmp_path / "held.db")
+    said.append(small, small.model_copy(update={"id": "b"}))
+    made(said, tmp_path / "november")
+    held.append(small)
+    with pytest.raises(ConfigError, match=r"answer b of .* is only in the statement"):
+        verify(tmp_path / "november", ledger=held)
+    held.append(small.model_copy(update={"id": "b", "cost_usd": 0.2}))
+    with pytest.raises(ConfigError, match=r"answer b of .* is not as there"):
+        verify(tmp_path / "november", ledger=held)
+    said.close()
+    held.close()
+
+
 @pytest.mark.parametrize(
     ("file", "before", "after", "said"),
     [
