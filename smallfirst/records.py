@@ -59,11 +59,22 @@ class Record(pydantic.BaseModel):
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read a saved record. Raise ConfigError naming the file and the field."""
+        return cls.from_json(path.read_bytes(), where=str(path))
+
+    @classmethod
+    def from_json(cls, content: bytes, *, where: str) -> Self:
+        """Read a record that was saved at `where`. Raise ConfigError naming the place and the field."""
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(content)
         except ValueError as error:
-            raise ConfigError(f"{path}: not readable as JSON: {error}") from None
-        return parse_record(cls, values, where=str(path))
+            raise ConfigError(f"{where}: not readable as JSON: {error}") from None
+        try:
+            return parse_record(cls, values, where=where)
+        except ConfigError as error:
+            raise ConfigError(
+                error.args[0],
+                hint="another version of smallfirst may have written it:  smallfirst run TASK  makes it anew",
+            ) from None
 
 
 class _Shortened:

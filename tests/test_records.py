@@ -148,7 +148,10 @@ def test_a_file_that_is_no_json_or_no_such_record_is_named(tmp_path: Path) -> No
     path.write_text('{"name": "a", "engin": {}}')
     with pytest.raises(ConfigError) as caught:
         Car.load(path)
-    assert str(caught.value) == f'{path}:\n  engin: unknown setting — did you mean "engine"?'
+    assert str(caught.value) == (
+        f'{path}:\n  engin: unknown setting — did you mean "engine"?\n'
+        "  next: another version of smallfirst may have written it:  smallfirst run TASK  makes it anew"
+    )
 
 
 def test_equal_content_has_an_equal_fingerprint_and_any_change_another() -> None:

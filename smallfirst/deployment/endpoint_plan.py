@@ -182,7 +182,7 @@ def _certificate(version: versions.ModelVersion, cascade: Cascade) -> Certificat
             f"{what} has no certificate, so nothing says which answers it may give",
             hint="smallfirst calibrate task.yaml; or split the traffic: strategy: split",
         )
-    found = Certificate.model_validate_json(raw)
+    found = Certificate.from_json(raw, where=f"the certificate of {what}")
     if not found.issued and cascade.override is None:
         raise StageMissing(
             f"{what}: {found.why}",

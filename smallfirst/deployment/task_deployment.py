@@ -185,9 +185,10 @@ class TaskDeployment:
         version = versions.resolve(f"{file.register_to}/{wanted.champion}")
         # The version's own run, not the newest one: that may be a challenger's that has lost.
         run_folder = RunFolder.latest(file.name, version.tags.get("run"))
-        certificate = Certificate.model_validate_json(_attached(version, CERTIFICATE))
-        reference = TrafficReference.model_validate_json(_attached(version, REFERENCE, b"{}"))
-        heads = ConfidenceHeads.model_validate_json(_attached(version, HEADS, b"{}"))
+        where = f"{version.name} version {version.version}"
+        certificate = Certificate.from_json(_attached(version, CERTIFICATE), where=f"the certificate of {where}")
+        reference = TrafficReference.from_json(_attached(version, REFERENCE, b"{}"), where=f"the reference of {where}")
+        heads = ConfidenceHeads.from_json(_attached(version, HEADS, b"{}"), where=f"the confidence heads of {where}")
         self._check_fallback(certificate)
         detector = load_ood_detector(file, run_folder, heads)
         if certificate.filters is not None and certificate.issued:

@@ -31,12 +31,15 @@ def show(task_yaml: Path, last: str, *, html: Path | None, as_json: bool) -> Non
     since = until - int(found[1]) * _UNITS[found[2]]
     with closing(open_ledger()) as opened:
         report = live_report(opened, file.name, file.prices, since, until, evaluated=evaluated_cost(file.name))
+        place = opened.place
     if html is not None:
         write_atomically(html, render_page("live.html", report=report).encode())
     if as_json:
         click.echo(report.model_dump_json(indent=2))
         return
     click.echo("\n".join(in_words(report)))
+    if not report.models:
+        click.echo(f"in {place}; a server of several tasks writes to the ledger of its first one: --ledger PATH")
     if html is not None:
         click.echo(f"\npage: {html}")
 

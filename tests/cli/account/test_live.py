@@ -33,6 +33,9 @@ def test_the_last_day_of_a_task(tmp_path: Path) -> None:
     told = CliRunner().invoke(main, ["report", str(tmp_path), "--live", "7d", "--json"])
     found = json.loads(told.stdout)
     assert (found["cost_usd"], found["outcomes"]) == (0.0002, {"answered": 1})
+    (tmp_path / "task.yaml").write_text("name: other\nkind: classify\ndata: {train: train.jsonl}\n")
+    empty = CliRunner().invoke(main, ["report", str(tmp_path), "--live", "24h"])
+    assert f"in {tmp_path / '.smallfirst' / 'ledger.db'}; a server of several tasks" in empty.output
     wrong = CliRunner().invoke(main, ["report", str(tmp_path), "--live", "yesterday"])
     assert wrong.exit_code == 2
     assert "write 24h, 7d or 4w" in wrong.output
