@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
+from smallfirst.billing.live import latency_ms
 from smallfirst.billing.machines import machine_costs
 from smallfirst.billing.saved import Saving, cost_in, is_small, savings, total
 from smallfirst.deployment.audited_router import AuditedRouter
@@ -176,16 +177,7 @@ def _latency(rows: Iterable[Sums]) -> dict[str, float] | None:
     buckets = Counter[int]()
     for row in rows:
         buckets.update(row.latency_ms_buckets if row.outcome == "answered" else {})
-    return {"p50": _quantile(buckets, 0.5), "p95": _quantile(buckets, 0.95)} if buckets else None
-
-
-def _quantile(buckets: Counter[int], share: float) -> float:
-    wanted, seen = share * buckets.total(), 0
-    for index in sorted(buckets):
-        seen += buckets[index]
-        if seen >= wanted:
-            break
-    return float(1.1 ** (index + 0.5))
+    return {"p50": latency_ms(buckets, 0.5), "p95": latency_ms(buckets, 0.95)} if buckets else None
 
 
 def _audited(audits: Iterable[AuditRow]) -> dict[str, dict[str, Any]]:

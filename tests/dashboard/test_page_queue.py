@@ -63,6 +63,7 @@ def test_two_judges_mark_undo_and_see_their_conflict(queue: DashboardServer) -> 
     ada.keyboard.press("1")
     ada.get_by_text("Right: refund").wait_for()
     assert verdicts(queue) == [("wrong", "password"), ("withdrawn", None), ("right", "refund")]
+    assert shows(ada, "an unclear invoice")
     ben.keyboard.press("s")  # and it goes to Ada, who has skipped nothing
     ben.get_by_text("Nothing is left for you").wait_for()
     ada.reload()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 from fixtures.jobs import create_job, job_spec
 
 from smallfirst.files import try_lock
-from smallfirst.jobs.job_folder import JobFolder, state_after
+from smallfirst.jobs.job_folder import state_after
 from smallfirst.jobs.spec import new_job_name
 from smallfirst.jobs.supervisor import output_tail
 from smallfirst.training.events import Event
@@ -68,10 +67,3 @@ def test_names_tell_the_model_and_are_safe_in_paths() -> None:
     assert new_job_name("Org/My Model.v2")[:-6] == "my-model-v2-"
     assert new_job_name("../..")[:-6] == "model-"
     assert len({new_job_name("a/b") for _ in range(50)}) == 50
-
-
-def test_a_specification_of_an_older_version_is_read(tmp_path: Path) -> None:
-    values = {**job_spec("old").model_dump(mode="json"), "lesson": "text"}
-    del values["recipe"]
-    (tmp_path / "job.json").write_text(json.dumps(values))
-    assert JobFolder(tmp_path).spec == job_spec("old", recipe="text")

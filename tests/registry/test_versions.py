@@ -392,15 +392,6 @@ def test_links_and_empty_folders_are_not_stored(model: Path, tmp_path: Path) -> 
         new_version(tmp_path / "missing")
 
 
-def test_a_verdict_of_an_older_version_stays_readable(model: Path) -> None:
-    former = {"bar": "accuracy at least 0.9", "measured": "0.95", "passed": True, "advice": "", "found": None}
-    verdict = {"candidate": "small", "lines": [former], "passed": True, "evaluation_fingerprint": "e1"}
-    register(model, PASSED, name=NAME, run_id=None, tags={})
-    client().set_model_version_tag(NAME, "1", "verdict", json.dumps(verdict))
-    stored = Verdict.model_validate_json(resolve(f"{NAME}/1").tags["verdict"])
-    assert [check.requirement for check in stored.checks] == ["accuracy at least 0.9"]
-
-
 def test_attachments_are_replaced_and_leave_the_model_sealed(model: Path) -> None:
     new_version(model)
     assert read_attachment(NAME, 1, "certificate.json") is None
