@@ -43,6 +43,6 @@ def test_a_manifest_with_a_wrong_key_names_file_and_key(tmp_path: Path) -> None:
     (tmp_path / "smallfirst.json").write_text(json.dumps(plain | {"temprature": 2}))
     with pytest.raises(ConfigError) as caught:
         read_manifest(tmp_path)
-    assert str(caught.value) == (
+    assert caught.value.args[0] == (
         f'{tmp_path}/smallfirst.json:\n  temprature: unknown setting — did you mean "temperature"?'
     )
