@@ -250,7 +250,7 @@ def sqlite_part(work: Path, before: Path | None) -> list[str]:
         return [
             note,
             "",
-            "| asked | ledger | processor ms | ms on the busy machine | slowest |",
+            "| asked | ledger | processor ms | wall ms | slowest |",
             "|---|---|---|---|---|",
             *reads("SQLite", ledger, now),
         ]
@@ -266,7 +266,7 @@ def postgresql_part(work: Path, before: Path | None) -> list[str]:
         note = f"Copied to PostgreSQL with `smallfirst ledger copy` in {time.perf_counter() - begin:,.0f} s."
         now = ledger.rows(limit=1)[0].at
         found = [
-            "| asked | ledger | processor ms | ms on the busy machine | slowest |",
+            "| asked | ledger | processor ms | wall ms | slowest |",
             "|---|---|---|---|---|",
             *reads("PostgreSQL", other, now),
         ]
@@ -314,7 +314,7 @@ def main() -> None:
         page = [
             "# The ledger", "",
             f"`python -m benchmarks.serving.ledger FOLDER --before CHECKOUT`, {datetime.now(UTC):%Y-%m-%d},"
-            " 2 shared cores (Zen 5), 24 GB, no GPU, Python 3.11. Other processes shared the cores throughout.", "",
+            " 2 shared cores (Zen 5), 24 GB, no GPU, Python 3.11. The load of each part is named.", "",
         ]  # fmt: skip
         for name, (title, text, _) in PARTS.items():
             if (work / f"{name}.md").exists():
