@@ -128,27 +128,8 @@ def make(
     if since > made_at:
         raise ConfigError(f"{month} has not begun", hint="name a month that has: --month 2026-11")
     until = min(end, made_at)
-    hour = until.replace(minute=0, second=0, microsecond=0)
-    without_row = sum(one.n_without_row for one in _sums(ledger, since, until, tasks))
-    n_rows = sum(one.n - one.n_without_row for one in _sums(ledger, since, hour, tasks))
-    tally, guarantees, n_found = Tally(), dict[str, str](), 0
     folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f".{_ROWS}.{secrets.token_hex(4)}"
-    try:
-        with draft.open("w", encoding="utf-8", newline="") as file:
-            for line in write_lines(file, ledger_lines(ledger, since, until, tasks, guarantees)):
-                tally.add(line)
-                n_found += line.at < hour.isoformat()
-                if n_found % _STEP == 0:
-                    progress(n_found, n_rows)
-        if n_found < n_rows:
-            raise ConfigError(
-                f"of the {n_rows:,} rows of {month} that the ledger's sums count, {n_found:,} are left: others expired",
-                hint="make a statement before rows expire: smallfirst serve --keep-rows-days",
-            )
-        draft.replace(folder / _ROWS)
-    finally:
-        draft.unlink(missing_ok=True)
+    tally, guarantees = _write_rows(ledger, folder / _ROWS, since, until, tasks, progress)
     changes = [row for row in ledger.scan(StateRow, since, until) if row.before and (not tasks or row.task in tasks)]
     statement = Statement(
         month=month,
@@ -159,7 +140,7 @@ def make(
         made_by=f"smallfirst {smallfirst.__version__}",
         tasks=tuple(tasks),
         rows_sha256=sha256(folder / _ROWS),
-        n_refused_without_row=without_row,
+        n_refused_without_row=sum(one.n_without_row for one in _sums(ledger, since, until, tasks)),
         guarantees=guarantees,
         changes=tuple(changes),
         evaluated={task: cost for task, cost in (evaluated or {}).items() if cost},
@@ -172,6 +153,36 @@ def make(
     signed = {"statement": content, "public_key": public_text(key), "signature": signature}
     write_atomically(folder / _SIGNED, _canonical(signed))
     return statement
+
+
+def _write_rows(
+    ledger: Ledger, path: Path, since: datetime, until: datetime, tasks: Collection[str], progress: ProgressCallback
+) -> tuple[Tally, dict[str, str]]:
+    """Write a line for each row, and return their sums and the guarantees that they name; `path` is whole or not there.
+
+    Raise ConfigError if rows are missing that the ledger's sums count.
+    """
+    hour = until.replace(minute=0, second=0, microsecond=0)
+    n_rows = sum(one.n - one.n_without_row for one in _sums(ledger, since, hour, tasks))
+    tally, guarantees, n_found = Tally(), dict[str, str](), 0
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with draft.open("w", encoding="utf-8", newline="") as file:
+            for line in write_lines(file, ledger_lines(ledger, since, until, tasks, guarantees)):
+                tally.add(line)
+                n_found += line.at < hour.isoformat()
+                if n_found % _STEP == 0:
+                    progress(n_found, n_rows)
+        if n_found < n_rows:
+            raise ConfigError(
+                f"of the {n_rows:,} rows of {since:%Y-%m} that the ledger's sums count, {n_found:,} are left: "
+                "others expired",
+                hint="make a statement before rows expire: smallfirst serve --keep-rows-days",
+            )
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return tally, guarantees
 
 
 def verify(
