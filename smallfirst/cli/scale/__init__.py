@@ -1,0 +1,1 @@
+"""The verbs beyond one machine: batch scoring, sweeps, capacity; a module each."""

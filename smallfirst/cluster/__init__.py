@@ -1,0 +1,1 @@
+"""Ray: the one place where a cluster is started or joined, with its token."""

@@ -1,0 +1,68 @@
+"""Start or join a Ray cluster. A token is always needed, the dashboard stays on loopback, and no usage data is sent.
+
+Ray runs what its clients send, so whoever reaches its ports without a token owns its machines.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from smallfirst.errors import ConfigError, as_missing_extra
+from smallfirst.paths import state_folder
+
+ADDRESS = "RAY_ADDRESS"
+"""Environment variable with the address of a running cluster; without one a cluster is started on this machine."""
+TOKEN_FILE = "ray.token"
+
+
+@contextmanager
+def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[Any]:
+    """Yield the module `ray`, connected; afterwards the connection ends, and with it a cluster started here.
+
+    A connection that is open already is used and stays open. Raise MissingExtra without Ray, ConfigError for a
+    running cluster without a token.
+    """
+    address = address or os.environ.get(ADDRESS)
+    prepare_environment(address)
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise (as_missing_extra(error) or error) from None
+    if ray.is_initialized():
+        yield ray
+        return
+    options: dict[str, Any] = {"address": address} if address else {"num_cpus": num_cpus, "dashboard_host": "127.0.0.1"}
+    try:
+        ray.init(**options, include_dashboard=None if address else False, logging_level="ERROR", log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"cannot use the Ray cluster{f' at {address}' if address else ''}: {str(error).splitlines()[0]}",
+            hint=f"check {ADDRESS} and the token (RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH)",
+        ) from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def prepare_environment(address: str | None) -> None:
+    """Set what Ray reads when it is imported: token authentication, and no usage statistics."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_AUTH_MODE"] = "token"
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    if address:
+        raise ConfigError(
+            f"the Ray cluster at {address} needs a token",
+            hint="set RAY_AUTH_TOKEN_PATH to the file with the token that the cluster was started with",
+        )
+    path = state_folder() / TOKEN_FILE
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        path.write_text(secrets.token_hex(32), encoding="utf-8")
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
