@@ -38,7 +38,8 @@ class CausalBackend:
 
     def load(self, base: Path, config: TrainConfig) -> tuple[Any, Any]:
         model, tokenizer = load_causal(base)
-        replace_norms(model)
+        if model.device.type == "cpu":
+            replace_norms(model)
         require_isolated_rows(model)
         if config.frozen_layers:
             self.frozen = FrozenLayers(model, config.frozen_layers)

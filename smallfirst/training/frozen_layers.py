@@ -1,4 +1,4 @@
-"""Read packed rows; keep the lowest layers fixed, their states of each row computed once (two bytes a number)."""
+"""Read packed rows; keep the lowest layers fixed, their states of each row computed once and kept off the GPU."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class FrozenLayers:
             packed = pack_rows([row.ids[:-1] for row in part])
             states = torch.split(self._read_lower(model, packed), packed.lengths)
             for at, own in zip(packed.order, states, strict=True):
-                self._states[part[at].ids[:-1]] = own.clone()
+                self._states[part[at].ids[:-1]] = own.to("cpu", copy=True)
 
     def read_upper(self, model: Any, packed: PackedRows) -> torch.Tensor:
         """Return the hidden states after the last layer (tokens, hidden) of packed rows given to `fill` before."""
         states = [self._states[tuple(own.tolist())] for own in torch.split(packed.ids, packed.lengths)]
-        return self._read_upper(model, packed, torch.cat(states))
+        return self._read_upper(model, packed, torch.cat(states).to(model.device))
 
     def _read_lower(self, model: Any, packed: PackedRows) -> torch.Tensor:
         with _only(model.model, slice(0, self.n_layers), torch.nn.Identity()):
@@ -69,9 +69,9 @@ class FrozenLayers:
 
 def read_packed(model: Any, packed: PackedRows, states: torch.Tensor | None = None) -> torch.Tensor:
     """Return the hidden states after each token of packed rows (tokens, hidden); `states` stand for the embeddings."""
-    known = {"input_ids": packed.ids[None].to(model.device)} if states is None else {"inputs_embeds": states[None]}
-    positions = packed.positions[None].to(model.device)
-    read = model.model(**known, position_ids=positions, use_cache=False, packed=packed)
+    packed = packed.to(model.device)
+    known = {"input_ids": packed.ids[None]} if states is None else {"inputs_embeds": states[None]}
+    read = model.model(**known, position_ids=packed.positions[None], use_cache=False, packed=packed)
     hidden: torch.Tensor = read.last_hidden_state[0]
     return hidden
 

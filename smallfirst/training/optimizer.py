@@ -66,7 +66,9 @@ class MasterAdamW:
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         for i, master in enumerate(self.masters):
             master.copy_(state[f"{i}.master"])
-            moments = {name: state[f"{i}.{name}"].clone() for name in _KEPT if f"{i}.{name}" in state}
+            moments = {
+                name: state[f"{i}.{name}"].to(master.device, copy=True) for name in _KEPT if f"{i}.{name}" in state
+            }
             if moments:
                 self.adam.state[master] = moments
         self._copy_back()

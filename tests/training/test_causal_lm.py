@@ -95,6 +95,13 @@ def test_states_before_each_target_are_those_of_transformers_own_pass_over_each_
     torch.testing.assert_close(found.states, torch.cat(states), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("rows", [ROWS, ROWS[:1]], ids=["shared beginning", "one row"])
+def test_everything_that_a_step_computes_is_on_the_device_of_the_model(model: Any, rows: list[TokenizedRow]) -> None:
+    model.to("meta")  # like a GPU it refuses to mix its tensors with the processor's
+    target_loss(model, rows).backward()
+    assert {p.grad.device.type for p in model.parameters()} == {"meta"}
+
+
 def test_a_model_whose_packed_rows_see_one_another_is_refused(model: Any) -> None:
     require_isolated_rows(model)
     plain = model.model.forward

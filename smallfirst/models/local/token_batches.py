@@ -39,6 +39,9 @@ class RowGroup(NamedTuple):
     places: torch.Tensor | None
     """Padded place of each token (tokens,); None if all rows are equally long."""
 
+    def to(self, device: torch.device) -> RowGroup:
+        return self if self.places is None else self._replace(places=self.places.to(device, non_blocking=True))
+
     def pad(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the values (tokens, ...) as (rows, width, ...), zeros behind each row."""
         if self.places is not None:
@@ -74,6 +77,11 @@ class PackedRows(NamedTuple):
         """Place of each row's own first token in `ids`, by row number."""
         starts = itertools.accumulate(self.lengths, initial=self.n_shared)
         return [start for _, start in sorted(zip(self.order, starts, strict=False))]
+
+    def to(self, device: torch.device) -> PackedRows:
+        """Return the same rows with their tensors on `device`."""
+        ids, positions = (part.to(device, non_blocking=True) for part in (self.ids, self.positions))
+        return self._replace(ids=ids, positions=positions, groups=[group.to(device) for group in self.groups])
 
     def pad(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the values (tokens, ...) of rows without a common prefix as (rows, longest, ...), in order."""

@@ -4,11 +4,42 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smallfirst.errors import ConfigError, MissingExtra
 from smallfirst.progress import disable_tqdm_in_pipes
+
+if TYPE_CHECKING:
+    import torch
+
+DEVICE_VARIABLE = "SMALLFIRST_DEVICE"
+"""Environment variable that names the device of models: `cpu`, `cuda`, `cuda:1`, `mps`."""
+
+
+def choose_device() -> torch.device:
+    """Return the device that models are trained and run on.
+
+    What SMALLFIRST_DEVICE names, else the CUDA GPU of this process (of several on a machine the one of its LOCAL_RANK),
+    else the processor. Raise ConfigError if it names one that is not here.
+    """
+    import torch
+
+    name = os.environ.get(DEVICE_VARIABLE, "").strip()
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise ConfigError(f'{DEVICE_VARIABLE}: "{name}" is no device', hint="name cpu, cuda, cuda:1 or mps") from None
+    if device.type == "cuda" and device.index is None and torch.cuda.device_count() > 1:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    here = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= here.get(device.type, 0):
+        raise ConfigError(
+            f"{DEVICE_VARIABLE} is {name}, and this machine or this build of PyTorch has no such device",
+            hint="unset it to use what is here, or install PyTorch for your GPU (pytorch.org)",
+        )
+    return device
 
 
 def load_causal(folder: Path) -> tuple[Any, Any]:
@@ -27,8 +58,7 @@ def load_causal(folder: Path) -> tuple[Any, Any]:
         use_safetensors=True,
         attn_implementation=attention.register(),
     )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).eval(), tokenizer
+    return model.to(choose_device()).eval(), tokenizer
 
 
 def import_transformers(step: str, *, weights: bool = True) -> Any:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from smallfirst.models.local.weights import choose_device
+
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 MEASUREMENT_S = 0.4
@@ -31,9 +33,7 @@ class FreeMemory(NamedTuple):
 
 def has_gpu() -> bool:
     """Return True if training would use a GPU."""
-    import torch
-
-    return bool(torch.cuda.is_available())
+    return choose_device().type == "cuda"
 
 
 def free_memory(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> FreeMemory | None:
@@ -41,7 +41,7 @@ def free_memory(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> FreeMemory | 
     if has_gpu():
         import torch
 
-        return FreeMemory(int(torch.cuda.mem_get_info()[0]), 0, gpu=True)
+        return FreeMemory(int(torch.cuda.mem_get_info(choose_device())[0]), 0, gpu=True)
     return system_memory(meminfo, cgroup)
 
 
@@ -72,8 +72,9 @@ def matmul_rate(tokens: int, hidden: int, inner: int, *, seconds: float = MEASUR
     """Measure the rate of the product (tokens, hidden) × (hidden, inner) on the device that training uses."""
     import torch
 
-    gpu = bool(torch.cuda.is_available())
-    a = torch.randn(tokens, hidden, device="cuda" if gpu else "cpu").bfloat16()
+    device = choose_device()
+    gpu = device.type == "cuda"
+    a = torch.randn(tokens, hidden, device=device).bfloat16()
     b = torch.randn(hidden, inner, device=a.device).bfloat16()
     flops, threads = 2.0 * tokens * hidden * inner, torch.get_num_threads()
     now = alone = 0.0

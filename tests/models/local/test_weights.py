@@ -15,7 +15,7 @@ from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.export import read_back
 from smallfirst.models.local import weights
 from smallfirst.models.local.tokenizer import load_tokenizer
-from smallfirst.models.local.weights import load_causal, weights_fingerprint
+from smallfirst.models.local.weights import choose_device, load_causal, weights_fingerprint
 
 
 def test_a_model_is_loaded_in_bfloat16_ready_to_answer(tiny_folder: Path) -> None:
@@ -59,3 +59,27 @@ def test_the_fingerprint_changes_with_any_weight_and_with_their_order(tiny_folde
         rows = model.model.embed_tokens.weight
         rows[[4, 5]] = rows[[5, 4]]
     assert len(seen | {weights_fingerprint(model)}) == len(tensors) + 2
+
+
+def test_the_device_is_the_one_named_else_the_gpu_of_this_process_else_the_processor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert choose_device() == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert choose_device() == torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert choose_device() == torch.device("cuda:2")
+    for name in ("cpu", "cuda:3"):
+        monkeypatch.setenv("SMALLFIRST_DEVICE", name)
+        assert choose_device() == torch.device(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"), [("gpu", "is no device"), ("cuda:0", "no such device"), ("meta", "no such device")]
+)
+def test_a_device_that_is_not_here_is_refused(name: str, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMALLFIRST_DEVICE", name)
+    with pytest.raises(ConfigError, match=rule):
+        choose_device()
