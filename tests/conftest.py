@@ -30,6 +30,7 @@ pytest_plugins = [
     "fixtures.models",
     "fixtures.pages",
     "fixtures.postgresql",
+    "fixtures.ray_cluster",
     "fixtures.registry",
     "fixtures.report",
     "fixtures.training",

@@ -1,6 +1,7 @@
-"""Start or join a Ray cluster. A token is always needed, the dashboard stays on loopback, and no usage data is sent.
+"""Start or join a Ray cluster. A token is always needed, and no usage data is sent.
 
-Ray runs what its clients send, so whoever reaches its ports without a token owns its machines.
+Ray runs what its clients send, so whoever reaches its ports without a token owns its machines. A cluster that is
+started here listens on loopback alone and has no dashboard.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from smallfirst.paths import state_folder
 ADDRESS = "RAY_ADDRESS"
 """Environment variable with the address of a running cluster; without one a cluster is started on this machine."""
 TOKEN_FILE = "ray.token"
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Environment variable that Ray reads on every system: with 0 a node's address, and all that listens, is 127.0.0.1."""
+OBJECT_STORE_BYTES = 256 * 1024**2
+"""Shared memory of a cluster started here: workers are given settings and paths, never rows or weights."""
 
 
 @contextmanager
@@ -35,9 +40,10 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
     if ray.is_initialized():
         yield ray
         return
-    options: dict[str, Any] = {"address": address} if address else {"num_cpus": num_cpus, "dashboard_host": "127.0.0.1"}
+    local = {"num_cpus": num_cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    options: dict[str, Any] = {"address": address} if address else local
     try:
-        ray.init(**options, include_dashboard=None if address else False, logging_level="ERROR", log_to_driver=False)
+        ray.init(**options, logging_level="ERROR", log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"cannot use the Ray cluster{f' at {address}' if address else ''}: {str(error).splitlines()[0]}",
@@ -50,9 +56,13 @@ def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> I
 
 
 def prepare_environment(address: str | None) -> None:
-    """Set what Ray reads when it is imported: token authentication, and no usage statistics."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_AUTH_MODE"] = "token"
+    """Set what Ray reads when it is imported: token authentication, no usage statistics, loopback without an address.
+
+    Raise ConfigError for a running cluster without a token.
+    """
+    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="token")
+    if not address:
+        os.environ[LOOPBACK] = "0"
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return
     if address:
