@@ -23,11 +23,6 @@ from smallfirst.deployment.predictor import load as load
 from smallfirst.evaluation.evaluate import EvaluationSetup as EvaluationSetup
 from smallfirst.evaluation.evaluate import compare as compare
 from smallfirst.evaluation.evaluate import evaluate as evaluate
-from smallfirst.evaluation.llm_judge import JudgeAgreement as JudgeAgreement
-from smallfirst.evaluation.llm_judge import Judgment as Judgment
-from smallfirst.evaluation.llm_judge import LLMJudge as LLMJudge
-from smallfirst.evaluation.llm_judge import apply_judgments as apply_judgments
-from smallfirst.evaluation.llm_judge import judge_agreement as judge_agreement
 from smallfirst.evaluation.results import Comparison as Comparison
 from smallfirst.evaluation.results import EvaluatedRow as EvaluatedRow
 from smallfirst.evaluation.results import Evaluation as Evaluation
@@ -131,9 +126,6 @@ from smallfirst.routing.certificate.threshold_curve import ThresholdPoint as Thr
 from smallfirst.routing.certificate.units.fields import FieldCertificate as FieldCertificate
 from smallfirst.routing.certificate.units.fields import KeptFields as KeptFields
 from smallfirst.routing.certificate.units.per_group import GroupCertificate as GroupCertificate
-from smallfirst.routing.certificate.units.shift import TrafficShift as TrafficShift
-from smallfirst.routing.certificate.units.shift import WeightedRows as WeightedRows
-from smallfirst.routing.certificate.units.shift import weigh_rows as weigh_rows
 from smallfirst.routing.monitoring.monitor import MonitorSettings as MonitorSettings
 from smallfirst.routing.policies.policy import GainScorer as GainScorer
 from smallfirst.routing.policies.policy import Policy as Policy

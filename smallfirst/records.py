@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import reduce
 from pathlib import Path
 from typing import Any, Self, TypeVar, get_args
 
@@ -63,13 +65,16 @@ class Record(pydantic.BaseModel):
 
     @classmethod
     def from_json(cls, content: bytes, *, where: str) -> Self:
-        """Read a record that was saved at `where`. Raise ConfigError naming the place and the field."""
+        """Read a record that was saved at `where`, without fields of an older version that held nothing.
+
+        Raise ConfigError naming the place and the field.
+        """
         try:
             values = json.loads(content)
         except ValueError as error:
             raise ConfigError(f"{where}: not readable as JSON: {error}") from None
         try:
-            return parse_record(cls, values, where=where)
+            return parse_record(cls, _without_unknown_nulls(cls, values), where=where)
         except ConfigError as error:
             raise ConfigError(
                 error.args[0],
@@ -102,6 +107,18 @@ def parse_record(kind: type[R], values: Mapping[str, Any], *, where: str) -> R:
         return kind.model_validate(values)
     except pydantic.ValidationError as error:
         raise ConfigError(f"{where}:\n  " + "\n  ".join(explain_errors(kind, error))) from None
+
+
+def _without_unknown_nulls(kind: type[Record], values: Any) -> Any:
+    try:
+        kind.model_validate(values)
+    except pydantic.ValidationError as error:
+        for problem in error.errors():
+            *path, name = problem["loc"] or ("",)
+            if problem["type"] == "extra_forbidden" and problem["input"] is None:
+                with suppress(KeyError, IndexError, TypeError):  # a tag of a union is no key
+                    del reduce(lambda inside, part: inside[part], path, values)[name]
+    return values
 
 
 def parse_json_lines(kind: type[R], text: str, path: str) -> tuple[list[tuple[int, R]], list[Problem]]:

@@ -1,15 +1,14 @@
-"""Certificates of fields, of groups and for shifted traffic: how much they keep and how often they break.
+"""Certificates of fields and of groups: how much they keep and how often they break.
 
     python -m benchmarks.routing.field_tables OUT      # the tables, once
     python -m benchmarks.routing.invoice_fields OUT
     python -m benchmarks.routing.field_certificates OUT [--draws 1000]
 
 Calibration rows are drawn with replacement from a pool that is the truth; a certificate is broken if, over the whole
-pool, more of what it keeps is wrong than it promises. `before` takes fields, rows of a group and calibration rows for
-independent draws of the traffic, as the rules for whole answers do; `after` is what the package does. Restaurant-8k: 300
+pool, more of what it keeps is wrong than it promises. `before` takes fields and rows of a group for
+independent draws, as the rules for whole answers do; `after` is what the package does. Restaurant-8k: 300
 validation rows make the confidences of fields comparable, the other rows are the pool. Invoices: whole templates are
-drawn. Clusters: synthetic cases of five rows, right and wrong together by a Gaussian copula. Shift: Banking77, a
-logistic regression on words fitted on the training rows; the traffic is a quarter of the intents.
+drawn. Clusters: synthetic cases of five rows, right and wrong together by a Gaussian copula.
 """
 
 from __future__ import annotations
@@ -25,14 +24,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import norm
 
-from benchmarks.accuracy.run import data_folder
 from benchmarks.paths import RESULTS
-from smallfirst.evaluation.results import EvaluatedRow, Evaluation
+from smallfirst.evaluation.results import EvaluatedRow
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.threshold_search import search_threshold
 from smallfirst.routing.certificate.units.clusters import Parts
 from smallfirst.routing.certificate.units.fields import FieldTable, field_table, fit_curves
-from smallfirst.routing.certificate.units.shift import weigh_rows
 from smallfirst.stats.intervals import wilson
 
 RESULT = RESULTS / "field_certificates.md"
@@ -235,62 +232,6 @@ def cases(draw: np.random.Generator, n: int, together: float) -> tuple[np.ndarra
     return confidence, mixed() < 0.35 * (1 - confidence) ** 1.5
 
 
-def shift(draws: int) -> Iterator[str]:
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-
-    folder = data_folder("banking77")
-    train, test = (rows_of(folder / f"{part}.jsonl") for part in ("train", "test"))
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-    given = words.fit_transform([row["text"] for row in train])
-    model = LogisticRegression(C=10.0, max_iter=60).fit(given, [row["label"] for row in train])
-    chances = model.predict_proba(words.transform([row["text"] for row in test]))
-    confidence, labels = chances.max(axis=1), np.array([row["label"] for row in test])
-    wrong = model.classes_[chances.argmax(axis=1)] != labels
-    names, texts = np.array(sorted(set(labels.tolist()))), np.array([row["text"] for row in test], dtype=object)
-    reference = [row["text"] for row in train[:1500]]
-    yield f"{len(test):,} test rows, {1 - wrong.mean():.3f} right; traffic: 19 of 77 intents, drawn anew each time.\n"
-    yield HEAD
-    for limit in (0.05, 0.1):
-        draw = np.random.default_rng(round(100 * limit))
-        found: dict[str, list[tuple[float, bool]]] = {"calibration rows as they are, before": [], "weighted, after": []}
-        worth, refused = [], 0
-        for _ in range(draws):
-            inside = np.flatnonzero(np.isin(labels, draw.choice(names, 19, replace=False)))
-            draw.shuffle(inside)
-            rows = draw.integers(0, len(test), 800)
-            drafts = evaluation(rows, confidence, wrong, texts)
-            guarantee = Guarantee(max_error=limit)
-            weighed = weigh_rows(drafts, texts[inside].tolist(), reference, guarantee)
-            worth.append(weighed.shift.n_effective)
-            refused += bool(weighed.shift.refused)
-            thresholds = (
-                threshold(confidence[rows], wrong[rows], limit),
-                weighed.changes(drafts, guarantee, level=LEVEL)["threshold"],
-            )
-            for name, at in zip(found, thresholds, strict=True):
-                everywhere = np.ones(len(inside))
-                found[name].append(outcome(confidence[inside][:, None], wrong[inside][:, None], everywhere, at, limit))
-        for name, results in found.items():
-            kept, broke = [share for share, _ in results], [one for _, one in results]
-            of = f", worth {np.mean(worth):.0f}, {refused} of {draws} refused" if "after" in name else ""
-            yield Cell(name, limit, f"800 rows{of}", kept, broke).line
-
-
-def evaluation(rows: np.ndarray, confidence: np.ndarray, wrong: np.ndarray, texts: np.ndarray) -> Evaluation:
-    evaluated_rows = tuple(
-        EvaluatedRow(
-            key=f"{place}", text=texts[i], gold="", answer="", correct=not wrong[i], confidence=float(confidence[i]),
-            stage="words", certified=False, latency_ms=0, cost_usd=0,
-        )
-        for place, i in enumerate(rows.tolist())
-    )  # fmt: skip
-    return Evaluation(
-        candidate="words", model="words", task="banking77", split="calibration", dataset_fingerprint="",
-        rows=evaluated_rows, accuracy=wilson(1, 1), cost_usd_per_1k=0, p50_ms=0, p95_ms=0, requests_per_s=None,
-    )  # fmt: skip
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
@@ -302,7 +243,6 @@ def main() -> None:
         "fields": ("Restaurant-8k, five fields", lambda: restaurant8k(out, draws)),
         "templates": ("Invoices, eight fields, new layouts", lambda: invoices(out, draws)),
         "clusters": ("Five near-copies of a case, synthetic", lambda: clusters(draws)),
-        "shift": ("Banking77, traffic of a quarter of the intents", lambda: shift(max(20, draws // 5))),
     }
     for name, (title, make) in sections.items():
         if wanted.only in ("", name):
@@ -318,7 +258,7 @@ def main() -> None:
     ]
     command = f"`python -m benchmarks.routing.field_certificates OUT --draws {draws}`"
     head = (
-        f"# Certificates of fields, groups and shifted traffic\n\n{command}, {date(2026, 11, 27)}, 2 shared cores "
+        f"# Certificates of fields and groups\n\n{command}, {date(2026, 11, 27)}, 2 shared cores "
         "(Zen 5), 24 GB. Kept: mean share of the pool's fields (rows) at the certified threshold, 0 where none is. "
         "Intervals: Wilson, 95 %.\n\n"
     )

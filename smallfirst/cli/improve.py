@@ -12,10 +12,8 @@ from smallfirst.cli.options import (
     JSON,
     LEDGER,
     PATH,
-    RUN,
     TASK,
     load_project,
-    load_run,
     load_task_file,
     named_in_task,
     verb,
@@ -47,42 +45,6 @@ def label(task_yaml: Path, rows: Path, as_json: bool, **settings: Any) -> None:
     options = parse_record(LabelOptions, settings, where="options")
     found = label_stage(load_task_file(task_yaml), rows, options=options, progress=Progress())
     click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(found.in_words))
-
-
-@verb(
-    "smallfirst label-plan tickets --unlabelled traffic.jsonl",
-    "smallfirst label-plan tickets --unlabelled traffic.jsonl --labels 200 --out to_label.csv",
-    "smallfirst label-plan tickets --out to_label.csv",
-)
-@TASK
-@RUN
-@click.option("--unlabelled", type=PATH, help="Requests without answers, to choose from.")
-@click.option("--out", type=PATH, default="to_label.jsonl", show_default=True, help="File to fill in; .jsonl or .csv.")
-@click.option("--labels", type=int, help="How many rows above the cut to label.")
-@click.option("--share", type=float, help="Share of the requests that should stay small; chooses the number.")
-@click.option("--below", type=int, default=0, show_default=True, help="Rows below the cut to label as well.")
-@JSON
-def label_plan(task_yaml: Path, run_name: str | None, as_json: bool, **settings: Any) -> None:
-    """Say which requests to label, and what that brings.
-
-    Called again with labels filled in, it says what they show so far, and when to stop.
-    """
-    from smallfirst.improvement.labelling.label_plan import LabelPlanOptions
-    from smallfirst.improvement.labelling.label_plan import label_plan as plan_stage
-    from smallfirst.records import parse_record
-
-    options = parse_record(LabelPlanOptions, settings, where="options")
-    found = plan_stage(*load_run(task_yaml, run_name), options)
-    if as_json:
-        click.echo(found.model_dump_json(indent=2, exclude={"plan": {"rows"}}))
-        return
-    click.echo("\n".join(found.in_words))
-    if found.shown_share:
-        named = named_in_task(found.out, load_task_file(task_yaml))
-        click.echo(f"next: add  label_plan: {named}  under data: in task.yaml, then: smallfirst calibrate {task_yaml}")
-    if found.n_more:
-        click.echo(f"next: fill in answers of {found.out} from its first row on, - where none of the task is right")
-        click.echo(f"then: smallfirst label-plan {task_yaml} --out {found.out}")
 
 
 @verb("smallfirst suspects tickets --out suspects.jsonl")

@@ -21,7 +21,7 @@ STAGES = {
     "judge": ("evaluate", "gate", "override", "calibrate", "report"),
     "go live": ("promote", "serve", "parity", "rollback", "export"),
     "watch": ("explain", "queue"),
-    "improve": ("label", "label-plan", "suspects", "harvest", "challenge"),
+    "improve": ("label", "suspects", "harvest", "challenge"),
     "drop in": ("proxy", "discover", "learn", "take-over", "give-back", "tasks"),
     "account": ("ledger", "statement"),
     "operate": ("doctor", "keys", "completion"),

@@ -28,7 +28,6 @@ from smallfirst.pipeline.confidence_heads import (
     with_confidences,
 )
 from smallfirst.pipeline.evaluate import measure_router
-from smallfirst.pipeline.planned_labels.certificate import certified_by_plan
 from smallfirst.pipeline.router_setup import (
     REFERENCE,
     TrafficReference,
@@ -139,7 +138,6 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
         project, run_folder, candidate, (drafts, choosing, foreign.confidence), large, alone=alone
     )
     certificate = _with_watched_share(certificate, [score.value for score in scores], foreign.n_outside)
-    certificate = certified_by_plan(project, run_folder, candidate, heads, certificate)
     said = (project.rows.counted.in_words, _label_sources(own) if certificate.labels == "large" else "")
     limits = (*filter(None, said), *filters.limits, *certificate.limits_of_validity)
     certificate = certificate.model_copy(update={"filters": filters, "limits_of_validity": limits})

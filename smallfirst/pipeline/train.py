@@ -98,9 +98,9 @@ def _note_expense(project: Project, run_folder: RunFolder, found: FittedCandidat
 
 
 def _note_labels(project: Project) -> None:
-    """Write to the ledger what people's labels of a label plan and of probable label errors have cost so far."""
+    """Write to the ledger what people's labels of probable label errors have cost so far."""
     file, relabels = project.file, project.file.data.relabels
-    n = len(project.rows.planned) + (len(read_relabels(file.path(relabels))) if relabels else 0)
+    n = len(read_relabels(file.path(relabels))) if relabels else 0
     usd = n * (file.prices.usd_per_label or 0.0)
     note_expense(file.name, "labels", "labels", usd, what=f"{n:,} answers of people")
 

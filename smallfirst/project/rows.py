@@ -21,13 +21,11 @@ from smallfirst.data.row_formats import ROW_FORMATS, Columns
 from smallfirst.data.sources.load import DEFAULT_COLUMNS, LoadedRows, load_noted, load_rows, note_skipped
 from smallfirst.errors import DataError, Problem
 from smallfirst.evaluation.label_errors import apply_relabels, read_relabels
-from smallfirst.project.planned_rows import planned_texts
 from smallfirst.project.task_file import DataFiles, TaskFile
 from smallfirst.records import Record, parse_record
 from smallfirst.tasks import TASK_KINDS
 from smallfirst.tasks.task import Task
 
-NO_ROWS = Dataset(name="none", examples=())
 PARTS = ("train", "selection", "calibration", "test")
 """Parts of the rows that have answers."""
 _SELECTION_SALT = "claims-desk"  # any would do; with this one the demo's recorded answers are of its calibration rows
@@ -50,8 +48,6 @@ class Rows(Record):
     """Requests that do not belong to the task."""
     left_out: Dataset = Dataset(name="left out", examples=())
     """Calibration rows that do not count, since they repeat a training, selection or other calibration row."""
-    planned: Dataset = NO_ROWS
-    """What the rows of `data.label_plan` ask; they certify one model and are used for nothing else."""
     counted: CountedRows = CountedRows(n_rows=0)
     """How many calibration rows count, and why the others do not."""
     notes: tuple[Finding, ...] = ()
@@ -62,7 +58,7 @@ class Rows(Record):
     @property
     def held_out(self) -> tuple[Dataset, ...]:
         """The parts that measure, certify or choose; none of their texts may be trained on."""
-        parts = (self.test, self.calibration, self.left_out, self.selection, self.planned)
+        parts = (self.test, self.calibration, self.left_out, self.selection)
         return parts if self.open_ended is None else (*parts, self.open_ended)
 
 
@@ -95,7 +91,6 @@ def read_rows(task_file: TaskFile) -> Rows:
         calibration=calibration,
         test=test,
         open_ended=_read_open_ended(task_file),
-        planned=planned_texts(task_file.path(files.label_plan)) if files.label_plan else NO_ROWS,
         notes=tuple(note for found in read_so_far for note in found.notes),
         skipped=tuple(found.skipped for found in read_so_far if found.skipped),
     )

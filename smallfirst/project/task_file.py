@@ -54,9 +54,6 @@ class DataFiles(Record):
     """Rows from served traffic (`smallfirst harvest` writes them), added to the training rows."""
     gold: Path | None = None
     """With `routing.labels: large`: people's answers to a random part of the validation rows; they certify alone."""
-    label_plan: Path | None = None
-    """Rows that `smallfirst label-plan` chose, with people's answers: they alone certify the model that they were
-    chosen for, and are used for nothing else."""
     columns: Columns = Columns()
     """Column names, where they differ from the default."""
     skip_bad_rows_up_to: float = pydantic.Field(default=0.0, ge=0, le=1)

@@ -62,8 +62,8 @@ def test_every_public_name_is_shown_or_is_the_type_of_a_signature() -> None:
     assert sorted(set(NAMES) - shown - named - ABOUT_ANSWERS_OF_PEOPLE) == []
 
 
-ABOUT_ANSWERS_OF_PEOPLE = {"apply_judgments", "judge_agreement", "LLMJudge", "SignedOverride"}
-"""Documented in docs/tasks.md and docs/deploy.md."""
+ABOUT_ANSWERS_OF_PEOPLE = {"SignedOverride"}
+"""Documented in docs/deploy.md."""
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -75,7 +75,7 @@ def test_signatures_name_public_types_only(name: str) -> None:
 
 def test_help_fits_on_two_screens() -> None:
     shown = pydoc.render_doc(smallfirst, renderer=pydoc.plaintext)
-    assert len(shown.splitlines()) <= 104
+    assert sum(not line.endswith(" (package)") for line in shown.splitlines()) <= 81  # and a line for each room
     assert all(re.search(rf"^    {name}\(", shown, re.MULTILINE) for name in ("init", "check", "run", "load"))
 
 

@@ -42,7 +42,6 @@ from smallfirst.routing.certificate.units.per_group import (
     guaranteed_rows,
     min_threshold,
 )
-from smallfirst.routing.certificate.units.shift import TrafficShift, WeightedRows
 from smallfirst.stats.intervals import Estimate, upper_bound, wilson
 from smallfirst.stats.sequential import spent_level
 
@@ -125,8 +124,6 @@ class Certificate(Record):
     """What the guarantee rests on and when it ends."""
     fields: FieldCertificate | None = None
     """What is shown about the fields of the last stage's JSON answers; None where `guarantee.max_wrong_fields` is."""
-    shift: TrafficShift | None = None
-    """The traffic that it was made for, where that is not taken to be like the calibration rows."""
     filters: RequestFilters | None = None
     """What requests must pass before they reach the cascade for which it holds."""
     frontier: tuple[FrontierPoint, ...] = ()
@@ -212,7 +209,6 @@ def certify(
     selection: Evaluation | Sequence[Evaluation] | None = None,
     alone: bool = True,
     usd_per_wrong_answer: float | None = None,
-    traffic: WeightedRows | None = None,
     foreign: Sequence[Sequence[float]] = (),
 ) -> Certificate:
     """Certify the drafting stages, cheapest first, from their answers on calibration rows used for no choice.
@@ -222,19 +218,17 @@ def certify(
     if False everything below goes on. With `person`, what is not sent on goes to a person. `labels="large"`: rows were
     scored against its answers. The certificate is number `look` on these rows (`looks.count_look`) and spends that
     look's share of the level; None: all of it. `selection`: the stages' answers to selection rows, which choose where
-    the search begins; None: a fixed rule does. `traffic`: weights of the rows (`weigh_rows`) where the certificate is
-    for requests that come otherwise. Of rows that share a group one counts. `foreign`: by stage the confidences, in
-    [0, 1], of drafts of foreign requests that nothing was fitted on; with `guarantee.max_foreign_share` they count as
-    wrong where they are accepted, and none known means all are.
-    Raise DataError if a draft lacks rows, ConfigError for a guarantee by group or weighted rows about several stages,
-    or by field about answers without fields.
+    the search begins; None: a fixed rule does. Of rows that share a group one counts. `foreign`: by
+    stage the confidences, in [0, 1], of drafts of foreign requests that nothing was fitted on; with
+    `guarantee.max_foreign_share` they count as wrong where they are accepted, and none known means all are.
+    Raise DataError if a draft lacks rows, ConfigError for a guarantee by group about several stages, or by field about
+    answers without fields.
     """
     stages, choosing = _as_list(drafts), _as_list(selection)
-    if (guarantee.grouped_by or traffic is not None) and len(stages) > 1:
-        what = f"guarantee by {guarantee.grouped_by}" if guarantee.grouped_by else "certificate for other traffic"
+    if guarantee.grouped_by and len(stages) > 1:
         raise ConfigError(
-            f"a {what} covers one drafting stage, and there are {len(stages)}",
-            hint="leave out guarantee.per_group (per_class) or the traffic, or let one stage draft",
+            f"a guarantee by {guarantee.grouped_by} covers one drafting stage, and there are {len(stages)}",
+            hint="leave out guarantee.per_group (per_class), or let one stage draft",
         )
     subject = CertificateSubject(
         model_fingerprint, stages[-1].dataset_fingerprint, person, look, alone, usd_per_wrong_answer
@@ -248,13 +242,9 @@ def certify(
     if counted.n < data.n:
         told = f"{data.n} calibration rows belong to {counted.n} groups, of each of which one row counts"
         found = found.model_copy(update={"limits_of_validity": (told, *found.limits_of_validity)})
-    spent = subject.share_of_level(guarantee)
-    if traffic is not None:
-        changes = traffic.changes(drafted[-1], guarantee, level=spent * (1 - guarantee.confidence))
-        return found.model_copy(update=changes)
     if guarantee.max_wrong_fields is None:
         return found
-    level *= spent
+    level *= subject.share_of_level(guarantee)
     choosing_fields = choosing[-1] if choosing else None
     fields = certify_fields(stages[-1], guarantee.max_wrong_fields, level=level, selection=choosing_fields)
     return found.model_copy(update=fields.changes(guarantee, found.issued, found.why, found.limits_of_validity))

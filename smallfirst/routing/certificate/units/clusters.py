@@ -51,8 +51,6 @@ class Parts:
     """By row and part."""
     group: np.ndarray | None = None
     """By row: its group, empty for none; None where no row has one."""
-    weight: np.ndarray | None = None
-    """By row: how much it counts, in [0, 1]; None: all alike."""
 
     @property
     def n(self) -> int:
@@ -63,9 +61,8 @@ class Parts:
         return unit_numbers(self.group, self.n)
 
     def means(self, parts: np.ndarray) -> np.ndarray:
-        """Return by unit the weighted mean of `parts` (rows, parts), in [0, 1]."""
-        of_rows = parts.mean(axis=1) * (1.0 if self.weight is None else self.weight)
-        means: np.ndarray = np.bincount(self.unit, weights=of_rows) / np.bincount(self.unit)
+        """Return by unit the mean of `parts` (rows, parts), in [0, 1]."""
+        means: np.ndarray = np.bincount(self.unit, weights=parts.mean(axis=1)) / np.bincount(self.unit)
         return means
 
     def search(self, limit: float, *, level: float) -> UnitSearch:
@@ -75,16 +72,12 @@ class Parts:
         """
         if not self.n:
             return UnitSearch(NEVER_ACCEPT, 1.0)
-        n_counted = len(set(self.unit.tolist())) * (1.0 if self.weight is None else float(self.weight.mean()))
-        search = self._search_drawn if n_counted * limit < MIN_EXPECTED else self._search_means
+        search = self._search_drawn if len(set(self.unit.tolist())) * limit < MIN_EXPECTED else self._search_means
         return search(limit, level)
 
     def _search_drawn(self, limit: float, level: float) -> UnitSearch:
-        """Test one part of each unit; one of weight w is left out with probability 1 - w."""
         draw = np.random.default_rng(_SEED)
         rows = one_row_a_unit(self.group, self.n)
-        if self.weight is not None:
-            rows = rows[draw.random(len(rows)) < self.weight[rows]]
         part = draw.integers(0, self.confidence.shape[1], len(rows))
         confidence, wrong = self.confidence[rows, part], self.wrong[rows, part]
         guarantee = Guarantee(max_error=limit, confidence=1 - level)

@@ -30,10 +30,10 @@ def test_a_row_without_a_group_is_a_unit_by_itself() -> None:
     assert chosen in ([0, 1, 2, 4], [1, 2, 3, 4])
 
 
-def test_the_mean_of_a_unit_is_that_of_its_weighted_rows_and_parts() -> None:
-    parts = Parts(np.zeros((3, 2)), np.zeros((3, 2), dtype=bool), named("a", "b", "a"), np.array([1.0, 0.5, 0.5]))
+def test_the_mean_of_a_unit_is_that_of_its_rows_and_parts() -> None:
+    parts = Parts(np.zeros((3, 2)), np.zeros((3, 2), dtype=bool), named("a", "b", "a"))
     values = np.array([[1, 1], [1, 0], [1, 0]])
-    assert parts.means(values).tolist() == pytest.approx([(1 + 0.25) / 2, 0.25])
+    assert parts.means(values).tolist() == pytest.approx([(1 + 0.5) / 2, 0.5])
 
 
 def test_a_start_that_reaches_the_next_hands_its_level_on() -> None:
