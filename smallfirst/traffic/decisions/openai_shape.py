@@ -12,13 +12,8 @@ from smallfirst.traffic.decisions.openai_body import (
     MAX_CHOICES,
     MAX_LEVELS,
     Body,
-    Call,
-    CallOutput,
     ChoiceQuestion,
-    ImagePart,
-    JsonPart,
     ScoreQuestion,
-    UserMessage,
 )
 from smallfirst.traffic.decisions.question import (
     DEFAULT_INSTRUCTIONS,
@@ -83,31 +78,25 @@ def write_response(
 def _parts(content: Any) -> tuple[str, bool]:
     if isinstance(content, str):
         return content, False
-    texts = [
-        as_text(part.data) if isinstance(part, JsonPart) else getattr(part, "text", getattr(part, "refusal", ""))
-        for part in content
-        if not isinstance(part, ImagePart)
-    ]
+    read = [part for part in content if part.type != "input_image"]
+    texts = [as_text(part.data) if part.type == "input_json" else part.text or part.refusal for part in read]
     return "\n".join(texts), len(texts) < len(content)
 
 
 def _state(given: Any) -> tuple[str | dict[str, Any] | list[Any], bool]:
     if isinstance(given, str):
         return given, False
-    alone = given[0] if len(given) == 1 and isinstance(given[0], UserMessage) else None
-    if alone is not None and isinstance(alone.content, list) and len(alone.content) == 1:
-        part = alone.content[0]
-        if isinstance(part, JsonPart):
-            return part.data, False
-    if alone is not None:
-        return _parts(alone.content)
+    if len(given) == 1 and given[0].role == "user":
+        content = given[0].content
+        one_json = isinstance(content, list) and [part.type for part in content] == ["input_json"]
+        return (content[0].data, False) if one_json else _parts(content)
     turns, has_media = [], False
     for item in given:
-        if isinstance(item, Call):
+        if item.type.endswith("_call"):
             turns.append({"role": "assistant", "call": item.name, "content": item.arguments or item.input or ""})
             continue
-        text, media = _parts(item.output if isinstance(item, CallOutput) else item.content)
-        turns.append({"role": getattr(item, "role", "tool"), "content": text})
+        text, media = _parts(item.content if item.type == "message" else item.output)
+        turns.append({"role": item.role, "content": text})
         has_media = has_media or media
     return turns, has_media
 
