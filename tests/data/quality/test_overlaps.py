@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,12 @@ def test_figures_only_grow_and_end_at_what_the_gate_counts(train: list[str], tes
     assert (overlap.exact, overlap.nearly) == (len(leaks.exact), leaks.n_leaked)
 
 
+@cache
+def overlaps_of(name: str) -> tuple[Overlap, ...]:
+    splits = {part: load_rows(DATASETS / name / f"{part}.jsonl") for part in ("train", "validation", "test")}
+    return find_overlaps(splits)[0]
+
+
 @pytest.mark.parametrize(
     ("name", "old", "kind", "published"),
     [
@@ -109,8 +116,6 @@ def test_figures_only_grow_and_end_at_what_the_gate_counts(train: list[str], tes
 def test_published_overlaps_are_found(name: str, old: str, kind: str, published: int) -> None:
     if not (DATASETS / name).is_dir():
         pytest.skip(f"no {name} beside this copy")
-    splits = {part: load_rows(DATASETS / name / f"{part}.jsonl") for part in ("train", "validation", "test")}
-    overlaps, _ = find_overlaps(splits)
-    [found] = [o for o in overlaps if (o.new, o.old) == ("test", old)]
+    [found] = [o for o in overlaps_of(name) if (o.new, o.old) == ("test", old)]
     assert kind in OVERLAP_KINDS
     assert getattr(found, kind) == published
