@@ -15,12 +15,13 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from smallfirst.models.generation.adapters import merge_adapters, save_adapter
 from smallfirst.models.local.token_batches import gather_rows, pack_rows
 from smallfirst.models.local.weights import load_causal, weights_fingerprint
 from smallfirst.training.batches import TokenizedRow, epoch_batches, micro_batches
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.frozen_layers import FrozenLayers, read_packed, require_isolated_rows
-from smallfirst.training.lora import add_adapters, merge_adapters
+from smallfirst.training.lora import add_adapters
 from smallfirst.training.optimizer import MasterAdamW
 from smallfirst.training.rms_norm import replace_norms
 
@@ -35,8 +36,10 @@ class CausalBackend:
     """The Backend of causal models: next-token loss on the answer's tokens; every weight, upper layers or adapters."""
 
     frozen: FrozenLayers | None = None
+    keeps_adapters = False
 
     def load(self, base: Path, config: TrainConfig) -> tuple[Any, Any]:
+        self.keeps_adapters = config.adapters == "kept"
         model, tokenizer = load_causal(base)
         if model.device.type == "cpu":
             replace_norms(model)
@@ -59,9 +62,11 @@ class CausalBackend:
         return target_loss(model, rows, self.frozen)
 
     def save(self, model: Any, tokenizer: Any, folder: Path) -> str:
+        tokenizer.save_pretrained(folder)
+        if self.keeps_adapters:
+            return save_adapter(model, folder)
         whole = merge_adapters(model)
         whole.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
         return weights_fingerprint(whole)
 
 

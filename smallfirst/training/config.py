@@ -37,6 +37,9 @@ class TrainConfig(Record):
     method: Literal["full", "lora", "dora"] = "full"
     """`full` moves every weight; `lora` low-rank adapters, merged at the end (less memory, less forgetting); `dora`
     adapters that learn each column's length apart from its direction (Liu et al. 2024), somewhat slower."""
+    adapters: Literal["merged", "kept"] = "merged"
+    """`merged`: the version is a whole model · `kept`: it is the adapter alone, a few MB that run over the same base;
+    versions and tasks over one base then share its weights in one process, or in a vLLM server."""
     duration: str = "5ep"
     """Epochs (`5ep`), batches (`300ba`) or tokens (`1_000_000tok`)."""
     learning_rate: float = pydantic.Field(default=2e-4, gt=0, lt=1)
@@ -65,6 +68,12 @@ class TrainConfig(Record):
     """Longest row; a longer one is refused by line number, never cut silently."""
     seed: int = 0
     """Set before anything random."""
+
+    @pydantic.model_validator(mode="after")
+    def _adapters_are_trained(self) -> TrainConfig:
+        if self.adapters == "kept" and self.method == "full":
+            raise ValueError("adapters: kept needs a method that trains adapters; set method: lora")
+        return self
 
     @pydantic.field_validator("duration")
     @classmethod

@@ -1,8 +1,7 @@
-"""Low-rank adapters by peft: added before training, merged into the weights after it."""
+"""Low-rank adapters by peft: added before training."""
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -28,21 +27,3 @@ def add_adapters(model: Any, config: TrainConfig) -> Any:
     )
     wrapped = peft.get_peft_model(model, adapters, autocast_adapter_dtype=False)
     return wrapped.base_model.model  # same object graph, without the wrapper's own forward
-
-
-def merge_adapters(model: Any) -> Any:
-    """Return a copy with the adapters merged, in fp32 before rounding to bf16 once; without any, the model itself."""
-    if not any(hasattr(module, "lora_A") for module in model.modules()):
-        return model
-    from peft.tuners.lora import LoraLayer
-
-    whole = copy.deepcopy(model).float()
-    for name, module in list(whole.named_modules()):
-        if isinstance(module, LoraLayer):
-            module.merge()
-            parent = whole.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], module.get_base_layer())
-    whole = whole.to(torch.bfloat16)
-    # peft marks the model as quantised or adapted in places that save_pretrained would follow.
-    whole._hf_peft_config_loaded = False
-    return whole

@@ -136,7 +136,7 @@ class _Trainer:
             self.log.append("CREATED", words, config=self.config.model_dump(), run_id=self.tracked.run_id)
         seed_everything(self.config.seed)
         self.base_sha256 = base_sha256(self.base[1])
-        backend = self.recipe.backend
+        backend = self.backend = self.recipe.backend
         require_memory(self.base, self.config, self.recipe.train_rows)
         self.model, self.tokenizer = backend.load(self.base[1], self.config)
         rows, self.manifest = self.recipe.prepare(self.tokenizer, self.config, self.base[0])
@@ -236,7 +236,7 @@ class _Trainer:
         shutil.rmtree(draft, ignore_errors=True)
         try:
             draft.mkdir(parents=True)
-            weights = self.recipe.backend.save(self.model, self.tokenizer, draft)
+            weights = self.backend.save(self.model, self.tokenizer, draft)
             pins = {"weights_fingerprint": weights, "base_sha256": self.base_sha256}
             write_manifest(draft, manifest.model_copy(update=pins))
         except BaseException as error:

@@ -70,3 +70,8 @@ def test_a_setting_out_of_range_is_refused(setting: str, value: object) -> None:
 
 def test_the_defaults_are_in_range() -> None:
     assert parse_record(TrainConfig, TrainConfig().model_dump(), where="defaults") == TrainConfig()
+
+
+def test_keeping_adapters_of_a_full_fine_tune_is_refused() -> None:
+    with pytest.raises(ConfigError, match="adapters: kept needs a method that trains adapters; set method: lora"):
+        parse_record(TrainConfig, {"adapters": "kept"}, where="task.yaml")

@@ -5,16 +5,16 @@ To add one, register an instance with the methods of `Engine` in the entry-point
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from smallfirst.errors import ConfigError, SmallfirstError
 from smallfirst.extensions import Registry
+from smallfirst.models.catalog import find_weights
 from smallfirst.models.engines.engine import Assessment, Engine, Environment, ModelSource
 from smallfirst.models.engines.hardware import Hardware, detect_hardware
-from smallfirst.models.manifest import ADAPTER_CONFIG
+from smallfirst.models.manifest import ADAPTER_CONFIG, read_manifest
 from smallfirst.models.protocol import Model
 
 ENGINES: Registry[Engine] = Registry(
@@ -102,8 +102,8 @@ def _size(weights: Path) -> int:
         return weights.stat().st_size
     files = [path for ending in ("safetensors", "gguf", "npz") for path in weights.glob(f"*.{ending}")]
     try:
-        base = json.loads((weights / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
-        files += Path(base).glob("*.safetensors")
-    except (OSError, ValueError, KeyError, TypeError):
+        if (weights / ADAPTER_CONFIG).is_file():
+            files += find_weights(read_manifest(weights).base, download=False).glob("*.safetensors")
+    except SmallfirstError:
         pass
     return sum(path.stat().st_size for path in files)

@@ -60,9 +60,9 @@ def export(
     manifest = read_manifest(folder)
     if problems := list(_problems(manifest, target, format, precision, texts)):
         raise ConfigError(f"{folder} cannot be exported:\n  " + "\n  ".join(problems))
-    from smallfirst.models.local.weights import load_causal
+    from smallfirst.models.generation.adapters import load_merged
 
-    model, tokenizer = load_causal(folder)
+    model, tokenizer = load_merged(folder)
     from smallfirst.models.export.read_back import Original, read_by_llama_cpp, read_by_transformers, write_folder
 
     model = model.float().cpu()

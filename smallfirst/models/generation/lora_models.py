@@ -5,28 +5,24 @@ Requests of one adapter are batched; those of others wait for their turn and sha
 
 from __future__ import annotations
 
-import json
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from smallfirst.errors import ConfigError, MissingExtra, ModelError
-from smallfirst.models.catalog import find_weights
+from smallfirst.errors import ConfigError, ModelError
+from smallfirst.models.generation.adapters import attach_adapter, find_base
 from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.model import GenerativeModel
 from smallfirst.models.generation.scheduler import ContinuousBatchScheduler
 from smallfirst.models.label_model import LabelLogProbs, LabelModel, TextEmbedding
 from smallfirst.models.local.label_scorer import LabelScorer
 from smallfirst.models.local.weights import load_causal
-from smallfirst.models.manifest import ADAPTER_CONFIG, Manifest, read_manifest, require_base
+from smallfirst.models.manifest import Manifest, read_manifest
 from smallfirst.models.protocol import Model
 from smallfirst.pricing.machine import MachinePrice
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-SETTINGS = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "target_modules")
-"""The settings of peft that are read; the rest is about training, or names code or places that are not followed."""
 
 
 class LoraBase:
@@ -97,34 +93,14 @@ class LoraBase:
 
     def _load(self, folder: Path, adapter: str) -> None:
         try:
-            import peft
-            from peft.tuners.lora import LoraLayer
-        except ImportError:
-            raise MissingExtra("Serving adapters", "train") from None
-        settings, weights = _read_settings(folder), _read_weights(folder)
-        config = peft.LoraConfig(**settings, inference_mode=True, task_type=peft.TaskType.CAUSAL_LM)
-        try:
-            wrong = self._wrap(config, weights, adapter)
-        except (RuntimeError, ValueError, KeyError) as error:
-            wrong = [str(error)]
-        if wrong and self._wrapped is not None and adapter in self._wrapped.peft_config:
-            self._wrapped.delete_adapter(adapter)
-        self._layers = [module for module in self.model.modules() if isinstance(module, LoraLayer)]
-        self._active = None
-        if wrong:
-            raise ConfigError(f"{folder}: this adapter does not fit the base {self._name}: {wrong[0]}")
+            self._wrapped = attach_adapter(self.model, self._wrapped, folder, adapter, base=self._name)
+        finally:
+            self._layers = [module for module in self.model.modules() if hasattr(module, "lora_A")]
+            self._active = None
 
-    def _wrap(self, config: Any, weights: dict[str, Any], adapter: str) -> list[str]:
-        import peft
 
-        if self._wrapped is None:
-            self._wrapped = peft.get_peft_model(self.model, config, adapter, autocast_adapter_dtype=False)
-        else:
-            self._wrapped.add_adapter(adapter, config)
-        found: Any = peft.set_peft_model_state_dict(self._wrapped, weights, adapter)
-        self._wrapped.eval()
-        self._wrapped.requires_grad_(False)
-        return [*(key for key in found.missing_keys if f".{adapter}." in key), *found.unexpected_keys]
+_BASES: weakref.WeakValueDictionary[Path, LoraBase] = weakref.WeakValueDictionary()
+_LOADING = threading.Lock()
 
 
 class _AdapterScorer:
@@ -142,43 +118,16 @@ class _AdapterScorer:
 
 
 def load_adapters(folders: Mapping[str, Path], *, price: MachinePrice | None = None) -> dict[str, Model]:
-    """Return models by name, one base shared. Raise ConfigError if one does not fit, WeightsNotFound."""
-    bases: dict[str, LoraBase] = {}
+    """Return models by name; all that this process has loaded over one base share its weights.
+
+    Raise ConfigError if one does not fit, WeightsNotFound.
+    """
     found: dict[str, Model] = {}
     for name, folder in folders.items():
         manifest = read_manifest(folder)
-        base, weights = manifest.base, find_weights(manifest.base)
-        require_base(folder, manifest, weights)
-        if base not in bases:
-            bases[base] = LoraBase.load(weights, name=base)
-        found[name] = bases[base].serve(folder, name=name, price=price)
+        weights = find_base(folder, manifest)
+        with _LOADING:
+            base = _BASES.get(weights) or LoraBase.load(weights, name=manifest.base)
+            _BASES[weights] = base
+        found[name] = base.serve(folder, name=name, price=price)
     return found
-
-
-def _read_settings(folder: Path) -> dict[str, Any]:
-    path = folder / ADAPTER_CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not readable as JSON: {error}") from None
-    if not isinstance(config, dict) or str(config.get("peft_type", "")).upper() != "LORA":
-        raise ConfigError(f"{path}: peft_type must be LORA; no other adapters are served")
-    settings = {key: config[key] for key in SETTINGS if config.get(key) is not None}
-    layers = config.get("layers_to_transform")
-    return settings if layers is None else {**settings, "layers_to_transform": layers}
-
-
-def _read_weights(folder: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = folder / ADAPTER_WEIGHTS
-    try:
-        weights: dict[str, Any] = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{path}: not readable as safetensors: {error}") from None
-    other = [key for key in weights if ".layers." not in key or ".lora_" not in key]
-    if other:
-        rule = "only low-rank parts of the blocks' linear layers can be served beside others"
-        raise ConfigError(f"{path}: {rule}, not {other[0]}", hint="merge it into the base, and serve that")
-    return weights

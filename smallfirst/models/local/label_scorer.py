@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from smallfirst.models.compute_thread import run_in_compute_thread
+from smallfirst.models.generation.adapters import load_merged
 from smallfirst.models.label_model import LabelLogProbs, TextEmbedding
 from smallfirst.models.local.int8_record import int8_allowed
 from smallfirst.models.local.tokenizer import common_prefix, encode_prompt
-from smallfirst.models.local.weights import load_causal
 from smallfirst.models.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class LabelScorer:
     @classmethod
     def load(cls, folder: Path, manifest: Manifest, *, engine: Engine | None = None) -> LabelScorer:
         """Return the scorer of a folder, on the fastest engine with equal answers, or on `engine` if possible."""
-        scorer = cls(*load_causal(folder), manifest)
+        scorer = cls(*load_merged(folder), manifest)
         scorer._pack(engine or ("int8" if int8_allowed(folder, manifest) else "packed"))
         scorer._serving = True
         return scorer

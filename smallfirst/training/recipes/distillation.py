@@ -15,8 +15,8 @@ import torch.nn.functional as F
 
 from smallfirst.errors import ConfigError
 from smallfirst.models.catalog import find_weights
+from smallfirst.models.generation.adapters import load_merged
 from smallfirst.models.local.label_tokens import choose_label_tokens
-from smallfirst.models.local.weights import load_causal
 from smallfirst.models.manifest import MANIFEST, read_manifest
 from smallfirst.tasks.task import Task
 from smallfirst.training.batches import TokenizedRow
@@ -69,7 +69,7 @@ def load_teacher(teacher: TeacherConfig, task: Task, tokenizer: Any) -> Any:
             hint="name a folder or hub model of safetensors",
         )
     check_task(folder, task, tokenizer)
-    model, own = load_causal(folder)
+    model, own = load_merged(folder)
     check_vocabulary(teacher.base, own.get_vocab(), tokenizer.get_vocab())
     return model.requires_grad_(False)
 

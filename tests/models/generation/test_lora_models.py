@@ -14,15 +14,16 @@ import safetensors.torch
 import torch
 
 from smallfirst.errors import ConfigError, ModelError
+from smallfirst.models.generation.adapters import ADAPTER_WEIGHTS
 from smallfirst.models.generation.generator import Generator
-from smallfirst.models.generation.lora_models import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LoraBase, load_adapters
+from smallfirst.models.generation.lora_models import LoraBase, load_adapters
 from smallfirst.models.generation.model import GenerativeModel
 from smallfirst.models.generation.sequence import GenerationRequest
 from smallfirst.models.label_model import LabelModel
 from smallfirst.models.loading import load_model
 from smallfirst.models.local.label_scorer import LabelScorer
 from smallfirst.models.local.weights import load_causal
-from smallfirst.models.manifest import Manifest, base_sha256, write_manifest
+from smallfirst.models.manifest import ADAPTER_CONFIG, Manifest, base_sha256, write_manifest
 from smallfirst.models.protocol import Completion, Model, Request, embedding_model
 from smallfirst.tasks.answer import Answer
 

@@ -1,0 +1,154 @@
+"""LoRA adapters as peft saves them: written, read without trusting them, put over a base, merged into it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from smallfirst.errors import ConfigError, MissingExtra
+from smallfirst.files import sha256
+from smallfirst.models.catalog import find_weights
+from smallfirst.models.local.weights import import_transformers, load_causal, load_pretrained
+from smallfirst.models.manifest import ADAPTER_CONFIG, Manifest, read_manifest, require_base
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+SETTINGS = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "target_modules")
+"""The settings of peft that are read; the rest is about training, or names code or places that are not followed."""
+OWN_NAME = "default"
+"""Name that peft gives to the adapter in training."""
+
+
+def load_merged(folder: Path) -> tuple[Any, Any]:
+    """Return model and tokenizer of a folder that training wrote; an adapter is merged into its base.
+
+    Raise ConfigError if the adapter does not fit the base that is found here, WeightsNotFound if none is.
+    """
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return load_causal(folder)
+    model, _ = load_causal(find_base(folder, manifest := read_manifest(folder)))
+    attach_adapter(model, None, folder, OWN_NAME, base=manifest.base)
+    tokenizer = load_pretrained(import_transformers("Running a local model").AutoTokenizer, folder)
+    return merge_adapters(model), tokenizer
+
+
+def find_base(folder: Path, manifest: Manifest) -> Path:
+    """Return the folder of the base that the adapter in `folder` was trained on, or raise ConfigError."""
+    base = find_weights(manifest.base)
+    require_base(folder, manifest, base)
+    return base
+
+
+def save_adapter(model: Any, folder: Path) -> str:
+    """Write the adapter of a model in training as peft does; return the fingerprint of its weights."""
+    from safetensors.torch import save_file
+
+    config = model.peft_config[OWN_NAME]
+    base = Path(model.config.name_or_path).name.replace("--", "/", 1)  # no path of this machine
+    settings = {**config.to_dict(), "base_model_name_or_path": base, "inference_mode": True}
+    text = json.dumps(settings, indent=2, sort_keys=True, default=sorted)
+    (folder / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
+    save_file(adapter_weights(model), folder / ADAPTER_WEIGHTS, {"format": "pt"})
+    return sha256(folder / ADAPTER_WEIGHTS)[:16]
+
+
+def adapter_weights(model: Any) -> dict[str, Any]:
+    """Return the adapter's weights by the names that peft gives them in files."""
+    own = {name: weight.detach() for name, weight in model.named_parameters() if ".lora_" in name}
+    names = {name: "base_model.model." + name.replace(f".{OWN_NAME}", "") for name in own}
+    return {
+        (names[name].removesuffix(".weight") if "magnitude" in name else names[name]): weight.cpu().contiguous()
+        for name, weight in own.items()
+    }
+
+
+def attach_adapter(model: Any, wrapped: Any, folder: Path, adapter: str, *, base: str) -> Any:
+    """Put the adapter in `folder` over `model` under the name `adapter`; return peft's wrapper.
+
+    `wrapped` is the wrapper of an adapter put over it before, None for the first. Raise ConfigError if it does not fit
+    `base`; nothing but the wrapper stays then.
+    """
+    try:
+        import peft
+    except ImportError:
+        raise MissingExtra("Running adapters", "train") from None
+    settings, weights = _read_settings(folder), _read_weights(folder)
+    config = peft.LoraConfig(**settings, inference_mode=True, task_type=peft.TaskType.CAUSAL_LM)
+    try:
+        if wrapped is None:
+            wrapped = peft.get_peft_model(model, config, adapter, autocast_adapter_dtype=False)
+        else:
+            wrapped.add_adapter(adapter, config)
+        found: Any = peft.set_peft_model_state_dict(wrapped, weights, adapter)
+        wrong = [*(key for key in found.missing_keys if f".{adapter}." in key), *found.unexpected_keys]
+    except (RuntimeError, ValueError, KeyError) as error:
+        wrong = [str(error)]
+    if wrong:
+        if wrapped is not None and adapter in wrapped.peft_config:
+            wrapped.delete_adapter(adapter)
+        raise ConfigError(f"{folder}: this adapter does not fit the base {base}: {wrong[0]}")
+    wrapped.eval()
+    return wrapped.requires_grad_(False)
+
+
+def merge_adapters(model: Any) -> Any:
+    """Return the model with its adapters merged, in fp32 before rounding once; without any, the model itself.
+
+    Other weights are shared with `model`, which stays as it is. A base in four bits is written out in bf16: the sums
+    are those of the model that was trained.
+    """
+    if not any(hasattr(module, "lora_A") for module in model.modules()):
+        return model
+    from peft.tuners.lora import LoraLayer
+
+    whole = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
+    for name, module in list(whole.named_modules()):
+        if isinstance(module, LoraLayer):
+            parent, _, own = name.rpartition(".")
+            setattr(whole.get_submodule(parent), own, _merged(module))
+    # peft marks the model as adapted in places that save_pretrained would follow.
+    whole._hf_peft_config_loaded = False
+    return whole
+
+
+def _merged(module: Any) -> Any:
+    import torch
+
+    base = module.get_base_layer()
+    sums = copy.deepcopy(module).float()
+    sums.merge()
+    linear = torch.nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
+    linear.weight = torch.nn.Parameter(sums.get_base_layer().weight.to(base.weight.dtype), requires_grad=False)
+    linear.bias = base.bias
+    return linear.train(module.training)
+
+
+def _read_settings(folder: Path) -> Mapping[str, Any]:
+    path = folder / ADAPTER_CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(config, dict) or str(config.get("peft_type", "")).upper() != "LORA":
+        raise ConfigError(f"{path}: peft_type must be LORA; no other adapters are served")
+    settings = {key: config[key] for key in SETTINGS if config.get(key) is not None}
+    layers = config.get("layers_to_transform")
+    return settings if layers is None else {**settings, "layers_to_transform": layers}
+
+
+def _read_weights(folder: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / ADAPTER_WEIGHTS
+    try:
+        weights: dict[str, Any] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path}: not readable as safetensors: {error}") from None
+    other = [key for key in weights if ".layers." not in key or ".lora_" not in key]
+    if other:
+        rule = "only low-rank parts of the blocks' linear layers can be served beside others"
+        raise ConfigError(f"{path}: {rule}, not {other[0]}", hint="merge it into the base, and serve that")
+    return weights
