@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
@@ -32,20 +31,13 @@ import numpy as np
 from benchmarks.paths import RESULTS
 from benchmarks.routing.quality_tables import (
     PRICE_RATIO,
-    WEAK,
     Table,
-    arithmetic,
     figures,
     gsm8k,
     mtbench,
     published,
 )
-from smallfirst.models.catalog import find_weights
-from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder
-from smallfirst.models.protocol import Completion
-from smallfirst.routing.confidence_head import features_of
 from smallfirst.routing.gain import GainModel
-from smallfirst.routing.request_features import NUMBER
 from smallfirst.stats.intervals import Estimate
 
 RESULT = RESULTS / "routing_quality.md"
@@ -64,7 +56,6 @@ class Line(NamedTuple):
     """How much the strong model is needed (seeds, rows); only the order matters."""
     ms: float = float("nan")
     """One decision."""
-    drafted: bool = False
     """True if the decision used the weak model's answer, which then costs money."""
     point: np.ndarray | None = None
     """Rows sent to the strong model by the router's own settings."""
@@ -74,58 +65,30 @@ Measured = tuple[Line, list[Estimate]]
 """A router, with its APGR and its calls for 50, 80 and 95 %."""
 
 
-class Remembering:
-    """An encoder that reads each text once."""
-
-    def __init__(self, encoder: SentenceEncoder, texts: Sequence[str]) -> None:
-        self.known = dict(zip(texts, encoder.embed(texts), strict=True))
-
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors (texts, width)."""
-        return np.array([self.known[text] for text in texts])
-
-
-def cross_fitted(
-    table: Table,
-    seeds: int,
-    *,
-    further: Sequence[Sequence[float]] | None = None,
-    encoder: tuple[str, Any] | None = None,
-) -> np.ndarray:
+def cross_fitted(table: Table, seeds: int) -> np.ndarray:
     """Return the need (RANKINGS, seeds, rows): a row's rank in its fold, fitted on the other folds."""
     from scipy.stats import rankdata
     from sklearn.model_selection import KFold
 
-    def part(column: Sequence[Any] | None, rows: np.ndarray) -> Any:
-        return None if column is None else [column[i] for i in rows]
+    def part(column: Sequence[Any], rows: np.ndarray) -> Any:
+        return [column[i] for i in rows]
 
     need = np.zeros((len(RANKINGS), seeds, len(table.texts)))
     for seed in range(seeds):
         for train, test in KFold(FOLDS, shuffle=True, random_state=seed).split(table.texts):
             texts, outcomes = part(table.texts, train), {who: part(all_, train) for who, all_ in table.outcomes.items()}
-            fitted = GainModel.fit(texts, outcomes, further=part(further, train), encoder=encoder)
-            asked, more = part(table.texts, test), part(further, test)
-            chances = fitted.probabilities(asked, further=more)
+            fitted = GainModel.fit(texts, outcomes)
+            asked = part(table.texts, test)
+            chances = fitted.probabilities(asked)
             difference = chances["large"] - chances["small"]
-            scores = (-chances["small"], difference, fitted.score(asked, further=more))
+            scores = (-chances["small"], difference, fitted.score(asked))
             need[:, seed, test] = rankdata(scores, axis=1) / (len(test) + 1)
     return need
 
 
-def draft_features(texts: Sequence[str], drafts: Sequence[Completion]) -> list[list[float]]:
-    """Return FEATURES of each draft, its lines, numbers and end. Raise ValueError if the lengths differ."""
-    rows = []
-    for text, draft in zip(texts, drafts, strict=True):
-        given, written = set(NUMBER.findall(text)), set(NUMBER.findall(draft.text))
-        used, new = len(given & written) / max(1, len(given)), len(written - given) / max(1, len(written))
-        lines, cut = math.log1p(draft.text.count("\n")), float(draft.finish_reason == "length")
-        rows.append([*features_of(draft), lines, math.log1p(len(written)), used, new, cut])
-    return rows
-
-
-def decision_ms(table: Table, encoder: tuple[str, Any] | None) -> float:
+def decision_ms(table: Table) -> float:
     """Return the median processor time of one decision in milliseconds, one at a time."""
-    fitted = GainModel.fit(table.texts, table.outcomes, encoder=encoder)
+    fitted = GainModel.fit(table.texts, table.outcomes)
     times = []
     for text in table.texts[:100]:
         began = time.process_time()
@@ -135,23 +98,9 @@ def decision_ms(table: Table, encoder: tuple[str, Any] | None) -> float:
 
 
 def ours(table: Table, seeds: int) -> list[Line]:
-    encoder = SentenceEncoder(find_weights(DEFAULT_ENCODER))
-    known = (DEFAULT_ENCODER, Remembering(encoder, table.texts))
     own = f"{len(table.texts) * (FOLDS - 1) // FOLDS:,} rows of the other folds"
-    words, meaning = cross_fitted(table, seeds), cross_fitted(table, seeds, encoder=known)
-    lines = []
-    for what, needs, model in (("words", words, None), ("words and MiniLM", meaning, (DEFAULT_ENCODER, encoder))):
-        ms = decision_ms(table, model)
-        lines += [Line(f"ours, before: {by}, {what}", own, need, ms) for by, need in zip(RANKINGS, needs, strict=True)]
-    if table.drafts:
-        drafts = [Completion(text=text, answered_by=WEAK, latency_ms=0, cost_usd=0) for text in table.drafts]
-        shown = zip(draft_features(table.texts, drafts), table.drafts, strict=True)
-        needs = cross_fitted(table, seeds, further=[[*draft, *arithmetic(text)] for draft, text in shown])
-        lines += [
-            Line(f"ours, after the weak model's draft: {by}", own, need, drafted=True)
-            for by, need in zip(RANKINGS, needs, strict=True)
-        ]
-    return lines
+    ms, needs = decision_ms(table), cross_fitted(table, seeds)
+    return [Line(f"ours, before: {by}, words", own, need, ms) for by, need in zip(RANKINGS, needs, strict=True)]
 
 
 def litellm(table: Table, python: str | None) -> tuple[str, list[Line]]:
@@ -200,8 +149,7 @@ def costs(measured: Sequence[Measured]) -> str:
     found = []
     for line, (_, _, calls, _) in measured:
         share = calls.value
-        drafts = 1.0 if line.drafted else 1 - share
-        cells = [100 * value for value in (share, share + PRICE_RATIO * drafts, share + 0.1 * drafts)]
+        cells = [100 * value for value in (share, share + PRICE_RATIO * (1 - share), share + 0.1 * (1 - share))]
         found.append(f"| {line.who} | {' | '.join(f'{cell:.1f}' for cell in cells)} |\n")
     return "".join(found)
 
@@ -234,12 +182,11 @@ GSM8K, APGR is
 The published lines (tables 3 and 1 of arXiv:2406.18665, no intervals given) were trained on other questions and had never
 seen GSM8K and MT-Bench; ours learn from the benchmark's own questions ({mtbench_rows_learnt} rows of MT-Bench), as a company
 would from its own traffic. So the two answer different questions: what a general router does on a new task, and what a few
-hundred rows of that task are worth. A decision after the draft sees what no line of theirs sees: the weak model's answer.
+hundred rows of that task are worth.
 
-## What the draft costs
+## What the weak answers cost
 
-A decision after the draft pays for the weak answer of every request, and waits for it. Cost where 80 % of GSM8K's gap is
-recovered, in % of the cost of the strong model alone, for three prices of a weak answer over a strong one: none counted,
+Cost where 80 % of GSM8K's gap is recovered, in % of the cost of the strong model alone, for three prices of a weak answer over a strong one: none counted,
 RouteLLM's {ratio:.4f} ($0.24 and $24.7 a million tokens), and 0.1.
 
 | router | 0 | {ratio:.4f} | 0.1 |
@@ -257,7 +204,9 @@ def write(tables: Sequence[Table], found: Sequence[Sequence[Measured]], version:
     """The result as a page."""
     math, talk = found
     old = RESULT.read_text(encoding="utf-8")
-    kept = {} if version else {part: kept_lines(old, part) for part in ("GSM8K", "MT-Bench", "What the draft costs")}
+    kept = (
+        {} if version else {part: kept_lines(old, part) for part in ("GSM8K", "MT-Bench", "What the weak answers cost")}
+    )
     points = "".join(own_points(t.name, t, m) for t, m in zip(tables, found, strict=True))
     theirs = (
         f"Version {version}, its offline classifiers in their own environment. With their own settings:\n\n{points}"
@@ -278,7 +227,7 @@ def write(tables: Sequence[Table], found: Sequence[Sequence[Measured]], version:
             mtbench_published=published("MT-Bench"),
             mtbench_rows_learnt=len(tables[1].texts) * (FOLDS - 1) // FOLDS,
             ratio=PRICE_RATIO,
-            costs=costs(math) + kept.get("What the draft costs", ""),
+            costs=costs(math) + kept.get("What the weak answers cost", ""),
             litellm=theirs if version else old.split("## LiteLLM\n\n")[1],
         ),
         encoding="utf-8",

@@ -59,7 +59,6 @@ class Table(NamedTuple):
     texts: list[str]
     weak: np.ndarray
     strong: np.ndarray
-    drafts: list[str]
     best: float
     """The highest score there is."""
 
@@ -78,7 +77,7 @@ def gsm8k(folder: Path) -> Table:
     rows = _rows(folder / "routellm_gsm8k" / "test.jsonl")
     rows = [row for i, row in enumerate(rows) if i not in GSM8K_LEFT_OUT]
     weak, strong = (np.array([float(row[f"{who}_correct"]) for row in rows]) for who in ("weak", "strong"))
-    return Table("GSM8K", [r["prompt"] for r in rows], weak, strong, [r["weak_response"] for r in rows], 1.0)
+    return Table("GSM8K", [r["prompt"] for r in rows], weak, strong, 1.0)
 
 
 def mtbench(folder: Path) -> Table:
@@ -89,7 +88,7 @@ def mtbench(folder: Path) -> Table:
             questions.setdefault(row["id"], []).append(row)
     turns = list(questions.values())
     weak, strong = (np.array([np.mean([t["scores"][who] for t in each]) for each in turns]) for who in (WEAK, STRONG))
-    return Table("MT-Bench", [each[0]["prompt"] for each in turns], weak, strong, [], 10.0)
+    return Table("MT-Bench", [each[0]["prompt"] for each in turns], weak, strong, 10.0)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -131,28 +130,6 @@ def figures(need: np.ndarray, gain: np.ndarray, *, resamples: int = RESAMPLES) -
     value = measured(np.arange(n))
     low, high = np.quantile([measured(draw.integers(0, n, n)) for _ in range(resamples)], [0.025, 0.975], axis=0)
     return [Estimate(value=v, low=a, high=b, n=n) for v, a, b in zip(value, low, high, strict=True)]
-
-
-def arithmetic(draft: str) -> list[float]:
-    """Return features of an answer in GSM8K's notation: `<<a*b=c>>` steps that do not compute, and a last line `#### c`."""
-    steps = [(_value(left), _value(right)) for left, right in ANNOTATION.findall(draft)]
-    wrong = sum(left is None or right is None or abs(left - right) > 0.01 * max(1, abs(left)) for left, right in steps)
-    final = _value((draft.split("####")[1].strip().split() or [""])[0]) if "####" in draft else None
-    last = steps[-1][1] if steps else None
-    agrees = final is not None and last is not None and abs(final - last) < 0.01
-    whole = final is not None and final == round(final) and final >= 0
-    return [np.log1p(len(steps)), wrong, wrong > 0, "####" in draft, agrees, whole, np.log1p(abs(final or 0.0))]
-
-
-def _value(text: str) -> float | None:
-    """Return the value of plain arithmetic, or None for anything else."""
-    text = text.replace(",", "").replace("$", "").replace("\\", "").replace("x", "*").strip(" .")
-    if not re.fullmatch(r"[\d.+\-*/() ]{1,60}", text) or "**" in text:
-        return None
-    try:
-        return float(eval(text, {"__builtins__": {}}))
-    except (SyntaxError, ZeroDivisionError, TypeError):
-        return None
 
 
 def published(name: str) -> str:

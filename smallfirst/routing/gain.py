@@ -1,34 +1,26 @@
-"""Predict by request which models answer rightly and what a larger one would add, from rows whose outcomes are known.
+"""Predict by request how much likelier a larger model is right than a smaller one, from rows whose outcomes are known.
 
-Hashed words, surface features and optionally a sentence encoder's vector go into one calibrated logistic regression a
-model, and into a ridge regression of the gain itself; the gain is the mean of both. Where held-out rows are not
-predicted better than by their mean outcome, that mean is returned.
+Hashed words and surface features go into one calibrated logistic regression a model, and into a ridge regression of the
+gain itself; the gain is the mean of both. Where held-out rows are not predicted better than by their mean outcome, that
+mean is returned.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import special
 
 from smallfirst.evaluation.calibration import MIN_ROWS, fit_isotonic
 from smallfirst.files import write_atomically
-from smallfirst.models.catalog import find_weights
 from smallfirst.models.confidence import IsotonicCurve
 from smallfirst.records import Record
-from smallfirst.routing.confidence_head import (
-    FOLDS,
-    log_losses,
-    logistic,
-    means_and_scales,
-    significantly_lower,
-)
+from smallfirst.routing.confidence_head import FOLDS, log_losses, logistic, means_and_scales, significantly_lower
 from smallfirst.routing.request_features import (
     N_HASH_BUCKETS,
-    N_SURFACE_FEATURES,
     directions,
     hashed_words,
     text_features,
@@ -43,13 +35,6 @@ MIN_GAIN = 1e-3
 """Smallest gain in log loss, in nats, that counts."""
 SMALL, LARGE = "small", "large"
 """The models that the gain lies between."""
-
-
-class Embedder(Protocol):
-    """A sentence encoder, such as `models.encoder.sentence_encoder.SentenceEncoder`."""
-
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Return unit vectors (texts, width), in order."""
 
 
 class ModelOutcome(Record):
@@ -74,8 +59,6 @@ class GainParameters(Record):
 
     models: dict[str, ModelOutcome]
     """By name of the model; the weights have their columns in this order."""
-    base: str = ""
-    """Name of the sentence encoder; empty without one."""
     direct: float | None = None
     """Intercept of the regression of the gain itself, whose weights are the last column; None without it."""
     quantiles: tuple[float, ...] = ()
@@ -93,46 +76,33 @@ class GainWeights(NamedTuple):
     rarity: np.ndarray
     words: np.ndarray
     counts: np.ndarray
-    meaning: np.ndarray
 
 
 class GainModel:
     """Estimate by request the probability that each model is right, and the gain of the large one."""
 
-    def __init__(
-        self, fitted: GainParameters, weights: GainWeights | None = None, embedder: Embedder | None = None
-    ) -> None:
-        self.fitted, self._weights, self._embedder = fitted, weights, embedder
+    def __init__(self, fitted: GainParameters, weights: GainWeights | None = None) -> None:
+        self.fitted, self._weights = fitted, weights
 
     @classmethod
-    def fit(
-        cls,
-        texts: Sequence[str],
-        outcomes: Mapping[str, Sequence[bool | float]],
-        *,
-        further: Sequence[Sequence[float]] | None = None,
-        encoder: tuple[str, Embedder] | None = None,
-    ) -> GainModel:
+    def fit(cls, texts: Sequence[str], outcomes: Mapping[str, Sequence[bool | float]]) -> GainModel:
         """Fit on requests and how well each model did on them, in [0, 1] (True: right; NaN: not asked).
 
         `outcomes` are by model, `small` and `large` among them where a gain is wanted; without `large` it is taken to
-        be always right. `further` holds more numbers for each row; `encoder`
-        is the encoder with its name in `models.catalog`. Raise ValueError if the lengths differ or an outcome leaves
-        [0, 1].
+        be always right. Raise ValueError if the lengths differ or an outcome leaves [0, 1].
         """
-        targets = {name: _checked(texts, values, further) for name, values in outcomes.items()}
+        targets = {name: _checked(texts, values) for name, values in outcomes.items()}
         if not texts:
             return cls(GainParameters(models={name: _learn(np.zeros((0, 0)), np.zeros(0)).outcome for name in targets}))
-        hashed, counts = hashed_words(texts), text_features(texts, further)
+        hashed, counts = hashed_words(texts), text_features(texts)
         rarity = 1 + np.log((1 + len(texts)) / (1 + np.bincount(hashed.indices, minlength=N_HASH_BUCKETS)))
         weighed, (centres, scales) = weighed_words(hashed, rarity), means_and_scales(counts)
-        meaning = encoder[1].embed(texts) if encoder else np.zeros((len(texts), 0))
-        basis, axes = directions(weighed), directions(meaning)
-        x = np.hstack([weighed @ basis, (counts - centres) / scales, meaning @ axes])
+        basis = directions(weighed)
+        x = np.hstack([weighed @ basis, (counts - centres) / scales])
         found = {name: _learn(x, target) for name, target in targets.items()}
         direct = _regress(x, targets[LARGE] - targets[SMALL]) if {SMALL, LARGE} <= targets.keys() else None
         weights = np.stack([one.weights for one in (*found.values(), direct) if one is not None], axis=1)
-        of_words, of_counts, of_meaning = np.split(weights, np.cumsum([basis.shape[1], len(scales)]))
+        of_words, of_counts = np.split(weights, [basis.shape[1]])
         of_counts = of_counts / scales[:, None]
         shifts = (centres @ of_counts).tolist()
         models = {
@@ -142,49 +112,32 @@ class GainModel:
         held_out = _gain({name: one.held_out for name, one in found.items()}) if SMALL in found else np.zeros(0)
         fitted = GainParameters(
             models=models,
-            base=encoder[0] if encoder else "",
             direct=direct and direct.intercept - shifts[-1],
             quantiles=_quantiles(_mean_gain(held_out, direct and direct.held_out)),
         )
-        if direct is None and not any(one.known for one in models.values()):
-            return cls(fitted.model_copy(update={"base": ""}))
-        parts = GainWeights(rarity, basis @ of_words, of_counts, axes @ of_meaning)
-        return cls(fitted, parts, encoder and encoder[1])
+        known = direct is not None or any(one.known for one in models.values())
+        return cls(fitted, GainWeights(rarity, basis @ of_words, of_counts) if known else None)
 
-    def probabilities(
-        self, texts: Sequence[str], *, further: Sequence[Sequence[float]] | None = None
-    ) -> dict[str, np.ndarray]:
-        """Return by model a probability in [0, 1] for each text. Raise ValueError unless `further` is as in `fit`."""
-        return self._predict(texts, further)[0]
+    def probabilities(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return by model a probability in [0, 1] for each text."""
+        return self._predict(texts)[0]
 
-    def _predict(
-        self, texts: Sequence[str], further: Sequence[Sequence[float]] | None
-    ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    def _predict(self, texts: Sequence[str]) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
         """Return the probabilities by model, and the gains of the direct regression."""
         models = self.fitted.models
         if self._weights is None or not texts:
             return {name: np.full(len(texts), one.rate) for name, one in models.items()}, None
-        counts = text_features(texts, further)
-        if counts.shape[1] != (n := len(self._weights.counts)):
-            raise ValueError(
-                f"fitted with {n - N_SURFACE_FEATURES} extra features, "
-                f"called with {counts.shape[1] - N_SURFACE_FEATURES}"
-            )
-        logits = (
-            weighed_words(hashed_words(texts), self._weights.rarity) @ self._weights.words
-            + counts @ self._weights.counts
-        )
-        if self._embedder is not None:
-            logits = logits + self._embedder.embed(texts) @ self._weights.meaning
+        words = weighed_words(hashed_words(texts), self._weights.rarity)
+        logits = words @ self._weights.words + text_features(texts) @ self._weights.counts
         probabilities = {
             name: one.steps.at_each(column + one.bias) if one.known else np.full(len(texts), one.rate)
             for (name, one), column in zip(models.items(), logits.T, strict=False)
         }
         return probabilities, None if self.fitted.direct is None else logits[:, -1] + self.fitted.direct
 
-    def score(self, texts: Sequence[str], *, further: Sequence[Sequence[float]] | None = None) -> np.ndarray:
+    def score(self, texts: Sequence[str]) -> np.ndarray:
         """Return for each text the gain in [-1, 1]: how much likelier the large model is right than the small one."""
-        probabilities, direct = self._predict(texts, further)
+        probabilities, direct = self._predict(texts)
         return _mean_gain(_gain(probabilities), direct)
 
     def threshold(self, share: float) -> float:
@@ -210,15 +163,7 @@ class GainModel:
             return cls(fitted)
         from safetensors.numpy import load_file
 
-        arrays = load_file(folder / "gain.safetensors")
-        n = len(fitted.models) + (fitted.direct is not None)
-        columns = {key: part if key == "rarity" else part.reshape(len(part), n) for key, part in arrays.items()}
-        weights = GainWeights(**columns)
-        if not fitted.base:
-            return cls(fitted, weights)
-        from smallfirst.models.encoder.sentence_encoder import open_encoder
-
-        return cls(fitted, weights, open_encoder(find_weights(fitted.base)))
+        return cls(fitted, GainWeights(**load_file(folder / "gain.safetensors")))
 
 
 class _Learned(NamedTuple):
@@ -317,13 +262,10 @@ def _fit(x: np.ndarray, target: np.ndarray, inverse_penalty: float) -> Any:
     return logistic(inverse_penalty).fit(np.vstack([x, x])[there], outcome[there], sample_weight=shares[there])
 
 
-def _checked(
-    texts: Sequence[str], values: Sequence[bool | float], further: Sequence[Sequence[float]] | None
-) -> np.ndarray:
+def _checked(texts: Sequence[str], values: Sequence[bool | float]) -> np.ndarray:
     target = np.asarray(values, dtype=np.float64)
-    n_further = len(texts if further is None else further)
-    if not len(texts) == len(target) == n_further:
-        raise ValueError(f"rows differ in number: {len(texts)} texts, {len(target)} outcomes, {n_further} further rows")
+    if len(texts) != len(target):
+        raise ValueError(f"rows differ in number: {len(texts)} texts, {len(target)} outcomes")
     if not all(0 <= outcome <= 1 for outcome in target[~np.isnan(target)]):
         raise ValueError(f"outcomes must lie in [0, 1] (got {np.nanmin(target):g} to {np.nanmax(target):g})")
     return target

@@ -13,7 +13,7 @@ NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 N_HASH_BUCKETS = 2**15
 """Buckets that words and word pairs are hashed to."""
 N_COMPONENTS = 64
-"""Components of the words' and of the encoder's space (truncated SVD); their weights are projected back."""
+"""Components of the words' space (truncated SVD); their weights are projected back."""
 QUESTION_WORD = re.compile(r"\b(?:who|whom|whose|what|when|where|why|how|which)\b", re.IGNORECASE)
 SENTENCE_END = re.compile(r"[.!?]+(?:\s|$)")
 
@@ -41,10 +41,9 @@ def surface_features(text: str) -> tuple[float, ...]:
 N_SURFACE_FEATURES = len(surface_features(""))
 
 
-def text_features(texts: Sequence[str], further: Sequence[Sequence[float]] | None) -> np.ndarray:
-    """Return surface features, then further numbers, of each text (texts, features)."""
-    own = np.array([surface_features(text) for text in texts], dtype=np.float64).reshape(-1, N_SURFACE_FEATURES)
-    return own if further is None else np.hstack([own, np.asarray(further, dtype=np.float64)])
+def text_features(texts: Sequence[str]) -> np.ndarray:
+    """Return the surface features of each text (texts, features)."""
+    return np.array([surface_features(text) for text in texts], dtype=np.float64).reshape(-1, N_SURFACE_FEATURES)
 
 
 def hashed_words(texts: Sequence[str]) -> Any:

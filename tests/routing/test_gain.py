@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from fixtures.light_process import LightProcess
 
-from smallfirst.errors import WeightsNotFound
 from smallfirst.routing.gain import GainModel
 
 EASY, HARD = ("where is my card", "what is the fee", "is my pin active"), ("prove the lemma", "derive a bound on it")
@@ -27,14 +26,6 @@ def asked(n: int, seed: int) -> tuple[list[str], list[bool]]:
 def small_alone(texts: Sequence[str], outcomes: Sequence[bool | float]) -> GainModel:
     """Fitted on the small model's outcomes; the large one counts as always right."""
     return GainModel.fit(texts, {"small": outcomes})
-
-
-class Letters:
-    """A tiny encoder: how often each letter occurs."""
-
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
-        counts = np.array([[text.count(chr(97 + i)) for i in range(26)] for text in texts], dtype=float)
-        return counts / np.maximum(1, np.linalg.norm(counts, axis=1, keepdims=True))
 
 
 @pytest.fixture(scope="module")
@@ -83,29 +74,6 @@ def test_outcomes_may_be_shares() -> None:
     assert scores == pytest.approx([0.8, 0.3], abs=0.05)
 
 
-def test_further_numbers_decide_where_the_text_tells_nothing() -> None:
-    draw = np.random.default_rng(0)
-    outcomes = draw.random(150) < 0.5
-    texts, numbers = ["the same request"] * 150, [[float(good) + draw.normal(0, 0.3)] for good in outcomes]
-    assert not small_alone(texts, outcomes.tolist()).fitted.models["small"].known
-    found = GainModel.fit(texts, {"small": outcomes.tolist()}, further=numbers)
-    high, low = found.score(["the same request"] * 2, further=[[0.0], [1.0]])
-    assert low < 0.2
-    assert high > 0.8
-    with pytest.raises(ValueError, match="fitted with 1 extra features, called with 0"):
-        found.score(["the same request"])
-
-
-def test_an_encoder_adds_its_directions() -> None:
-    draw = np.random.default_rng(0)
-    texts = ["".join(draw.choice(list("abcd" if i % 2 else "wxyz"), 8)) for i in range(120)]  # no word twice
-    outcomes = [i % 2 == 0 for i in range(120)]
-    with_letters = GainModel.fit(texts, {"small": outcomes}, encoder=("letters", Letters()))
-    assert with_letters.fitted.base == "letters"
-    assert with_letters.score(["wyzx", "badc"])[0] < 0.2
-    assert with_letters.score(["wyzx", "badc"])[1] > 0.8
-
-
 def test_it_is_the_same_after_saving_and_loading_and_holds_no_words(learned: GainModel, tmp_path: Path) -> None:
     learned.save(tmp_path / "gain")
     again = GainModel.load(tmp_path / "gain")
@@ -125,23 +93,14 @@ def test_one_that_knows_nothing_is_stored_too(tmp_path: Path) -> None:
     assert again.score(["c", "d"]).tolist() == [0.0, 0.0]
 
 
-def test_a_stored_one_looks_for_its_encoder_by_name(tmp_path: Path) -> None:
-    texts, outcomes = asked(100, 0)
-    GainModel.fit(texts, {"small": outcomes}, encoder=("nobody/letters", Letters())).save(tmp_path)
-    with pytest.raises(WeightsNotFound, match="nobody/letters"):
-        GainModel.load(tmp_path)
-
-
 def test_rows_must_fit_together() -> None:
     with pytest.raises(ValueError, match="2 texts, 1 outcomes"):
         small_alone(["a", "b"], [True])
     with pytest.raises(ValueError, match=r"outcomes must lie in \[0, 1\]"):
         small_alone(["a", "b"], [0.5, 1.5])
-    with pytest.raises(ValueError, match="1 further rows"):
-        GainModel.fit(["a", "b"], {"small": [True, False]}, further=[[1.0]])
 
 
-def test_without_an_encoder_no_torch_is_loaded(light_process: LightProcess) -> None:
+def test_no_torch_is_loaded(light_process: LightProcess) -> None:
     program = (
         "import sys; from smallfirst.routing.gain import GainModel\n"
         "GainModel.fit(['a b', 'c d'] * 40, {'small': [True, False] * 40}).score(['a b'])\n"

@@ -26,11 +26,9 @@ def test_counts_of_a_text_by_hand() -> None:
     assert found[10:] == pytest.approx([5 / 20, 3 / 20])
 
 
-def test_further_numbers_stand_behind_a_text_s_own() -> None:
-    found = text_features(["a", "b c"], [[7.0], [8.0]])
-    assert found.shape == (2, N_SURFACE_FEATURES + 1)
-    assert found[:, -1].tolist() == [7.0, 8.0]
-    assert text_features([], None).shape == (0, N_SURFACE_FEATURES)
+def test_each_text_is_a_row() -> None:
+    assert text_features(["a", "b c"])[1].tolist() == list(surface_features("b c"))
+    assert text_features([]).shape == (0, N_SURFACE_FEATURES)
 
 
 def test_words_are_hashed_weighed_and_projected() -> None:
