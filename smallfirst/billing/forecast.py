@@ -18,7 +18,6 @@ from smallfirst.report.formats import count, percent
 from smallfirst.stats.intervals import Estimate, ratio_interval
 
 DAYS = 30
-"""Days of a month."""
 _PART = 0.975
 """Confidence of each of two ranges whose product is to hold with 95 % (Bonferroni)."""
 _CAUTION: dict[Basis, str] = {

@@ -79,7 +79,6 @@ class Saving(Record):
     task: str
     """Empty for all tasks together."""
     n_small: int
-    """Answers that stayed small."""
     n_large: int
     """Answers that the large model gave."""
     large_usd: Amount | None
@@ -104,7 +103,6 @@ class Saving(Record):
 
     @property
     def basis_in_words(self) -> str:
-        """Return what the saving was estimated from."""
         return _BASIS_IN_WORDS[self.basis].format(n=self.would_have_usd.n if self.would_have_usd else 0)
 
     @property

@@ -25,7 +25,6 @@ class Explanation(Record):
     """The ledger's rows about one answer."""
 
     answer: LedgerRow
-    """The answer."""
     steps: tuple[RouteStep, ...]
     """Its steps through the Router, in order."""
     state: StateRow | None

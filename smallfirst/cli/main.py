@@ -65,7 +65,6 @@ class CommandGroup(click.Group):
     """Lists the verbs of COMMANDS by stage, and prints user errors without a traceback."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names of all commands."""
         return list(COMMANDS.names())
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:

@@ -36,7 +36,6 @@ class Window(NamedTuple):
 
     @classmethod
     def of(cls, name: str, now: datetime) -> Window:
-        """Return a window of RANGES."""
         n, every = RANGES[name]
         start = now.replace(minute=0, second=0, microsecond=0)
         step = timedelta(hours=1)

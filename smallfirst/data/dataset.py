@@ -27,9 +27,7 @@ class Message(Record):
     """One turn of a conversation, as OpenAI's API writes it."""
 
     role: Literal["system", "user", "assistant"]
-    """Who speaks."""
     content: str
-    """What is said."""
 
 
 class Example(Record):
@@ -42,7 +40,6 @@ class Example(Record):
     also: tuple[str, ...] = ()
     """Other answers that are as right."""
     shape: RowFormat
-    """Which of the row shapes it was read from."""
     path: str = ""
     line: int = 0
     """Line in that file, from 1."""

@@ -73,7 +73,6 @@ class CheckInputs(NamedTuple):
     candidate: Evaluation
     """The candidate on the rows that the thresholds are about."""
     level: ConfidenceLevel
-    """Confidence level of all intervals."""
     large: Evaluation | None = None
     """The large model; it may cover a sample of the rows."""
     leaks: LeakReport | None = None

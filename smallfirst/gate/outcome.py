@@ -18,7 +18,6 @@ class PlanTrial(Record):
     """One plan that was certified on calibration rows and confirmed, or not, on test rows."""
 
     candidate: str
-    """The candidate that drafts."""
     share_expected: float
     """Share of requests that selection rows let expect to stay small, in [0, 1]; by it the plans were ordered."""
     usd_per_1k_expected: float | None = None
@@ -48,7 +47,6 @@ class Outcome(Record):
     """What a run decided."""
 
     kind: OutcomeKind
-    """The verdict."""
     sentence: str
     """What to do and why, for a person, in one or two sentences."""
     candidate: str | None = None

@@ -17,7 +17,6 @@ class Verdict(Record):
     """The gate's answer for one candidate."""
 
     candidate: str
-    """Name of the candidate."""
     plan: Literal["small alone", "small first"] = "small alone"
     """What was judged: the candidate by itself on every request, or in front of the large model, with a certificate."""
     checks: tuple[CheckResult, ...]
@@ -27,11 +26,9 @@ class Verdict(Record):
     signed_by: str | None = None
     """Who overrode a failing verdict."""
     because: str | None = None
-    """Why it was overridden."""
     signed_at: str | None = None
     """When it was overridden, ISO 8601 in UTC."""
     evaluation_fingerprint: str
-    """Fingerprint of the evaluation it is based on."""
 
     @property
     def failed_checks(self) -> tuple[CheckResult, ...]:

@@ -41,7 +41,6 @@ class BaseSize(Record):
     key_value: int
     """Width of all key heads together, and of all value heads."""
     vocabulary: int
-    """Tokens in the vocabulary."""
     causal: bool
     """True for a model that generates text, False for an encoder."""
 

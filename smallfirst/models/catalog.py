@@ -41,7 +41,6 @@ class CatalogEntry(Record):
     megabytes: int
     """Size of the download."""
     licence: str
-    """Licence of the weights."""
 
 
 CATALOG = (

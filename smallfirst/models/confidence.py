@@ -63,7 +63,6 @@ class CalibratedHead(Record):
     steps: IsotonicCurve = IsotonicCurve()
     """From the score to the probability."""
     n_rows: int = 0
-    """Rows of the fit."""
 
     @pydantic.model_validator(mode="after")
     def _is_complete(self) -> Self:

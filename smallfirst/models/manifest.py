@@ -29,7 +29,6 @@ class Manifest(Record):
     `words`, `static`, `encoder`: linear models · `tagger`: an encoder that marks fields in a text · `reader`: one that
     marks the answer to a question in its context · `blend`: several of these for labels, their probabilities mixed."""
     task: AnyTask
-    """The task it was trained for."""
     base: str
     """Base model by name; empty for `words`."""
     base_sha256: str = ""

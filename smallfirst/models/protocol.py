@@ -45,7 +45,6 @@ class Request(Record):
     temperature: float = 0.0
     """0 = the likeliest answer."""
     seed: int | None = None
-    """Seed of sampled answers."""
     stop: tuple[str, ...] = ()
     """Texts before which a generated answer ends."""
     response_format: ResponseFormat | None = None
@@ -86,7 +85,6 @@ class RouteStep(Record):
     cost_usd: float = 0.0
     """Cost of the step; for `not asked`, its expected cost."""
     latency_ms: float = 0.0
-    """Duration of the step."""
     differs: bool = False
     """True if the answer differs from the last draft, which was not sure enough, by the task's own score."""
 
@@ -138,7 +136,6 @@ class Completion(Record):
     """One answer, its cost and its confidence."""
 
     text: str
-    """The answer."""
     answered_by: str
     """Name of the model that produced it."""
     latency_ms: float
@@ -148,7 +145,6 @@ class Completion(Record):
     charges: tuple[Charge, ...] = ()
     """The lines of its bill, whose sum is `cost_usd`; one line where a model states a cost alone."""
     prompt_tokens: int = 0
-    """Tokens read."""
     completion_tokens: int = 0
     """Tokens generated (1 for a label)."""
     estimated: bool = False

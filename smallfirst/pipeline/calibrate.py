@@ -61,7 +61,6 @@ class Certified(Record):
     """What certifying a candidate leaves for its version in the registry."""
 
     certificate: Certificate
-    """The certificate."""
     heads: ConfidenceHeads
     """The confidence heads that it was made with."""
     reference: TrafficReference

@@ -44,7 +44,6 @@ class ConfidenceHeads(Record):
     """By stage the score of confidence and distance together; empty where no domain check is served."""
 
     def on(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
-        """Return the stages with their heads."""
         return tuple(
             stage._replace(head=self.by_stage.get(stage.name), acceptance=self.acceptance.get(stage.name))
             for stage in stages

@@ -29,7 +29,6 @@ class NextStep(Record):
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """The step for the terminal."""
         return (f"{self.what}:", f"  {self.command}") if self.command else (self.what,)
 
 

@@ -59,11 +59,8 @@ class ParityRow(NamedTuple):
     """A row to ask."""
 
     key: str
-    """The row's content key."""
     messages: tuple[Message, ...]
-    """The conversation."""
     answer: str | None
-    """The measured answer."""
     confidence: float | None
     """Its measured confidence, in [0, 1]; None where confidences are not compared."""
 
@@ -97,7 +94,6 @@ class ParityResult(Record):
     version: int | None
     """Version in the registry whose answers were expected; None if not given."""
     split: str
-    """The rows' split."""
     n: int
     """Rows asked."""
     n_same: int

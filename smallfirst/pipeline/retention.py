@@ -34,7 +34,6 @@ class RetentionRecord(Record):
     after: ProbeResult
     """Answers of the fine-tuned model."""
     retention: Retention
-    """The measured retention."""
 
 
 def requested_probe(file: TaskFile) -> Probe | None:

@@ -26,7 +26,6 @@ class OpenEndedRouting(Record):
     """Where the Router sent open-ended requests that it was not fitted on."""
 
     n_requests: int
-    """Requests asked."""
     n_to_large: int
     """Requests that went to the large model."""
 
@@ -46,7 +45,6 @@ class PathSummary(Record):
     """One path measured on test rows."""
 
     model: str
-    """Name of the model."""
     accuracy: Estimate
     """Share of correct answers."""
     measures: dict[str, Estimate] = {}
@@ -77,7 +75,6 @@ class RunError(Record):
 
     @classmethod
     def of(cls, error: BaseException) -> RunError:
-        """Return the record of an error."""
         stopped = isinstance(error, KeyboardInterrupt)
         message = "stopped from the keyboard" if stopped else str(error)
         code = EXIT_STOPPED if stopped else getattr(error, "exit_code", 1)
@@ -88,7 +85,6 @@ class RunSummary(Record):
     """Everything that the last lines of a run show; for a run that failed, what it reached and its error."""
 
     task: str
-    """Task name."""
     error: RunError | None = None
     """The error that ended the run; None if it succeeded."""
     paths: dict[str, PathSummary] = {}

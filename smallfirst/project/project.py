@@ -49,7 +49,6 @@ class Project(NamedTuple):
             return cls(file, with_independent_calibration(rows), task, progress)
 
     def with_training_rows(self, rows: Dataset) -> Project:
-        """Return the project with other rows to train on."""
         return self._replace(rows=self.rows.model_copy(update={"train": rows}))
 
 

@@ -37,7 +37,6 @@ class Rows(Record):
     """The rows of a task, split by what they may be used for."""
 
     train: Dataset
-    """Rows to train on."""
     selection: Dataset
     """Rows to choose with: epoch, temperature, out-of-domain threshold."""
     calibration: Dataset

@@ -28,7 +28,6 @@ R = TypeVar("R", bound=Record)
 FITTED = "candidates.json"
 """File of the FittedCandidates in a run folder."""
 OUTCOME = "outcome.json"
-"""File of the Outcome."""
 
 
 class Promotion(Record):
@@ -37,9 +36,7 @@ class Promotion(Record):
     name: str
     """Three-level model name."""
     version: int
-    """Version in the registry."""
     candidate: str
-    """Its candidate."""
     at: str
     """ISO 8601 in UTC."""
     plan: Literal["small alone", "small first"] = "small alone"
@@ -52,7 +49,6 @@ class FittedCandidates(Record):
     ladder: tuple[str, ...]
     """The candidates of the run, the smallest first."""
     fitted: tuple[str, ...] = ()
-    """Those that are fitted."""
     dataset_fingerprint: str = ""
     """Of the training rows."""
     mlflow_run_id: str | None = None
@@ -135,7 +131,6 @@ class RunFolder:
 
     @property
     def is_fitted(self) -> bool:
-        """Whether all candidates of the run are fitted."""
         found = self.fitted()
         return (self.path / "run.json").exists() if found is None else found.mlflow_run_id is not None
 
@@ -145,11 +140,9 @@ class RunFolder:
         return FittedCandidates.load(path) if path.exists() else None
 
     def model_folder(self, candidate: str) -> Path:
-        """Return the folder of a candidate's model."""
         return self.path / CANDIDATES.get(candidate).folder
 
     def save_evaluation(self, evaluation: Evaluation) -> None:
-        """Save an evaluation."""
         evaluation.save(self._evaluation_path(evaluation.candidate, evaluation.split))
 
     def evaluation(self, candidate: str, split: str) -> Evaluation | None:

@@ -73,9 +73,7 @@ class Reliability(Record):
     auroc: Estimate | None
     """Probability that a right answer has more confidence than a wrong one; None if all are right or all are wrong."""
     n: int
-    """Rows with a confidence."""
     n_without: int = 0
-    """Rows without one."""
 
 
 def confused_pairs(evaluation: Evaluation, *, limit: int) -> tuple[ConfusedPair, ...]:

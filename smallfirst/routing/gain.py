@@ -47,7 +47,6 @@ class ModelOutcome(Record):
     why: str
     """Result of the fit in one sentence."""
     n_rows: int
-    """Rows with an outcome."""
     bias: float = 0.0
     """Intercept."""
     steps: IsotonicCurve = IsotonicCurve()

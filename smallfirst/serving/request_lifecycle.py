@@ -79,7 +79,6 @@ class ApiCall:
     unfinished: list[Completion] = field(default_factory=collect_unfinished)
     """What models did for the request without returning an answer."""
     answers: list[Completion] = field(default_factory=list)
-    """What they returned."""
     first_token_s: float | None = None
     status: int = 0
     head_sent: bool = False

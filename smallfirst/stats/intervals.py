@@ -16,13 +16,11 @@ class Estimate(Record):
     """A measured value with its interval. Prints as `0.912 [0.886, 0.932]`."""
 
     value: float
-    """Point estimate."""
     low: float
     """Lower end of the interval (two-sided, 95 % unless stated otherwise)."""
     high: float
     """Upper end of the interval."""
     n: int
-    """Number of examples."""
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"

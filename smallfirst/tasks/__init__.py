@@ -25,7 +25,6 @@ TASK_KINDS: Registry[type[Task]] = Registry(
     },
     noun="task kind",
 )
-"""Task kinds by name."""
 DEFAULT_KIND = "classify"
 """The kind of a file that names none."""
 

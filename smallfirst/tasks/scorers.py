@@ -65,7 +65,6 @@ SCORERS: Registry[Scorer] = Registry(
     {name: f"smallfirst.tasks.scorers:{name}" for name in ("exact", "token_f1", "rouge_l", "length_ratio", "contains")},
     noun="scorer",
 )
-"""Scorers by name."""
 
 
 @lru_cache

@@ -42,7 +42,6 @@ class PartCounts(Record):
     n_said: int
     """How often an answer said it."""
     n_right: int
-    """How often rightly."""
     n_missing: int = 0
     """There, but the answer says nothing (fields only)."""
     n_invented: int = 0

@@ -185,7 +185,6 @@ class CaptureStore:
         return cipher
 
     def _encrypted(self, key: str) -> Cipher:
-        """Encrypt what is there and return the cipher."""
         salt = new_salt()
         cipher = Cipher(key, salt)
         with self._connection:

@@ -26,7 +26,6 @@ class Exchange(Record):
     status: int = 200
     """HTTP status."""
     model: str = ""
-    """Model that was asked for."""
     answered_by: str = ""
     """Model that the response names; it changes when a provider moves a name to another version."""
     upstream: str = ""

@@ -64,7 +64,6 @@ class TaskSource(Record):
     """A recurring task in recorded traffic."""
 
     name: str
-    """Name of the task and of its folder."""
     templates: tuple[TaskTemplate, ...]
     """The wordings in use, newest last."""
     answer_format: AnswerFormat

@@ -27,7 +27,6 @@ class CountedRows(Record):
     n_repeats: int = 0
     """Other rows of a text, near-copy or group of which one row counts already."""
     grouped: bool = False
-    """Whether the rows carry a group."""
 
     @property
     def n_counted(self) -> int:

@@ -47,7 +47,6 @@ from smallfirst.errors import DataError, Problem, did_you_mean
 MAX_PROBLEMS = 10_000
 """Problems of one source that are kept; all bad rows are counted."""
 DEFAULT_COLUMNS = Columns()
-"""The usual column names."""
 TABLES_VARIABLE = "SMALLFIRST_TABLES"
 """Environment variable: the folder in which tables stand as catalog/schema/table."""
 MOST_SKIPPED = 0.1

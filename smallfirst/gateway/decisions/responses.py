@@ -25,7 +25,6 @@ class Answered(NamedTuple):
 
     verdict: Verdict
     by: str
-    """Model that gave it."""
     probabilities: Probabilities
     task: str = ""
     """Taken-over task that answered; empty for the upstream."""

@@ -47,7 +47,6 @@ class DecisionUpstream:
 
     @property
     def worth(self) -> Probabilities:
-        """Return what the probabilities of its answers are worth."""
         return "uncalibrated" if self.name == "chat" else "upstream"
 
     async def ask(self, request: DecisionRequest, questions: Sequence[Question]) -> Verdicts:

@@ -57,15 +57,12 @@ class Learnt(Record):
     n_rows: int
     """Recorded answers."""
     n_corrections: int
-    """Corrections among the rows."""
     n_marked: int = 0
     """Rows more that judges marked as the task was served; they train."""
     promises_accuracy: bool
     """True if people's answers certify; False if the certificate promises agreement with the large model."""
     version: int
-    """Version in the registry."""
     promise: str
-    """The promise in words."""
     share: float
     """Share of the test rows that stayed small."""
     report: str

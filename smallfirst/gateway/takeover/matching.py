@@ -28,7 +28,6 @@ class Match(NamedTuple):
     task: str
     text: str
     answer_format: AnswerFormat
-    """Format of the answers to this wording."""
 
 
 class _Wording(NamedTuple):

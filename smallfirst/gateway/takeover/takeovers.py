@@ -26,7 +26,6 @@ class TakeOver(Record):
     """A learnt task, as it is served."""
 
     task: str
-    """Its name."""
     folder: Path
     """Folder of its `source.json`; what was learnt is below it."""
     state: State = "shadow"

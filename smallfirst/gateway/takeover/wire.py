@@ -27,7 +27,6 @@ class Reply(NamedTuple):
     route: str
     """As `answerable.route_of` names it."""
     body: Json
-    """The request."""
     answer: Answer
     usage: Usage
     model: str

@@ -45,7 +45,6 @@ class PromptTrial(Record):
     """One prompt, measured on the selection rows."""
 
     prompt: Prompt
-    """The prompt."""
     scores: tuple[float, ...]
     """The score of each row in [0, 1], in the order of the rows."""
     accuracy: Estimate
@@ -73,7 +72,6 @@ class PromptSearchResult(Record):
     trials: tuple[PromptTrial, ...]
     """Every prompt that was measured on all selection rows, in order."""
     search: PromptSearch
-    """What it took."""
     stopped: str = ""
     """Why it ended before its end; empty if it did not."""
     out: Path

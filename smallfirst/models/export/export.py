@@ -30,13 +30,11 @@ class ExportReport(Record):
     format: ExportFormat
     """`safetensors`: a transformers folder · `gguf`: one file."""
     precision: Precision
-    """Precision of the matrices."""
     path: Path
     """Folder or file."""
     sha256: str
     """Hash of the weights: the GGUF file, or the safetensors files in order of their names."""
     n_texts: int
-    """Texts compared."""
     same_answers: float
     """Share of texts with the same answer, near ties counted as different, in [0, 1]; the lowest over engines."""
     max_difference: float

@@ -24,19 +24,15 @@ class RecordingHeader(Record):
     """The header of a recording: how it was made."""
 
     model: str
-    """Name of the model."""
     made_at: str
     """Date of its first answer, YYYY-MM-DD."""
     smallfirst: str
-    """Version of smallfirst that recorded it."""
     command: str = ""
-    """Command that made it."""
     settings: dict[str, Any] = {}
     """Settings of the model that change its answers."""
     prompt: tuple[Message, ...] | str = ""
     """Instructions before the user's text; a description if they differ by request."""
     machine: str = ""
-    """Machine of the latencies."""
     n: int
     """Different requests of a complete recording."""
 
@@ -49,17 +45,12 @@ class RecordedAnswer(Record):
     text: str
     """The user's text, for people who read the file."""
     answer: str
-    """The model's answer."""
     prompt_tokens: Annotated[int, Field(ge=0)]
-    """Tokens of the prompt."""
     cached_tokens: Annotated[int, Field(ge=0)] = 0
     """Of these, those that the provider read from its cache; 0 in older recordings."""
     completion_tokens: Annotated[int, Field(ge=0)]
-    """Tokens of the answer."""
     latency_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    """Latency when it was recorded."""
     cost_usd: Usd
-    """Cost when it was recorded."""
     finish_reason: Literal["stop", "length"] = "stop"
     """Why generation ended."""
 

@@ -27,7 +27,6 @@ class SpanAnswer(NamedTuple):
     field_confidence: dict[str, float]
     """By field path, the probability in [0, 1] of its value, or of its absence; empty where answers have no fields."""
     n_tokens: int
-    """Tokens read."""
     busy_s: float
     """Share of the pass's time."""
 

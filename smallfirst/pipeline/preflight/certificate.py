@@ -34,7 +34,6 @@ class CertificateForecast(Record):
     """What the calibration rows can show of the guarantee."""
 
     guarantee: str
-    """The guarantee in words."""
     n_rows: int
     """Calibration rows that count."""
     look: int

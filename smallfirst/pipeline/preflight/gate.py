@@ -32,7 +32,6 @@ class ThresholdForecast(Record):
     name: str
     """Key of the threshold in task.yaml."""
     requirement: str
-    """The threshold in words."""
     n_rows: int
     """Test rows."""
     reachable: bool

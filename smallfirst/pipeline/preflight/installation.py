@@ -46,7 +46,6 @@ class Finding(Record):
     level: Literal["ok", "warn", "fail"]
     """`fail` where something does not work, `warn` where it works worse or not yet."""
     what: str
-    """What was found."""
     next: str = ""
     """What to do about it; empty where nothing is wrong."""
 

@@ -35,15 +35,12 @@ class LargeForecast(Record):
     """What the answers that are missing take."""
 
     model: str
-    """Name of the large model."""
     n_requests: dict[str, int]
     """Requests to send: `calibration`, `test`, and `again` for second answers to test rows."""
     n_recorded: int
     """Answers that are recorded already and will not be asked again."""
     prompt_tokens: Range
-    """Tokens of all prompts."""
     answer_tokens: Range
-    """Tokens of all answers."""
     cost_usd: Range | None
     """For all requests; None if it has no price, or is paid by machine time and no earlier answer tells how long."""
     seconds: Range | None

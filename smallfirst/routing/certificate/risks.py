@@ -46,7 +46,6 @@ class RiskResult(Record):
     bound: float
     """Upper bound on it, at the level of this limit."""
     n: int
-    """Number of rows."""
 
 
 @dataclass(frozen=True)

@@ -81,11 +81,9 @@ class StateChange(Record):
     at_request: int
     """Number of requests until then."""
     before: State
-    """The state until then."""
     after: State
     """The state from then on; equal to `before` if an alarm follows an earlier one."""
     cause: Cause
-    """What led to it."""
     why: str
     """The cause as one sentence with figures."""
     values: dict[str, float]

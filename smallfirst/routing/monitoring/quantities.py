@@ -28,7 +28,6 @@ from smallfirst.stats.intervals import Estimate
 from smallfirst.stats.sequential import GuaranteeTest, anytime_valid_interval
 
 Judge = Literal["large", "person"]
-"""Who judges audits."""
 COST_RANGE = 100.0
 """Costs above so many times the limit count as that."""
 
@@ -40,7 +39,6 @@ class Quantity(NamedTuple):
     limit: float
     """Largest mean of the loss, in (0, 1)."""
     words: str
-    """The limit in words."""
     loss: Callable[[Completion], float] | None = None
     """Loss of a request in [0, 1]; None: the loss is an audit's verdict."""
     promised: bool = True

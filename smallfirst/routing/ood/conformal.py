@@ -58,7 +58,6 @@ class ScoreFusion(Record):
     """Combine several scores of a text into one."""
 
     ranks: tuple[ConformalScorer, ...]
-    """One per score."""
     fused: ConformalScorer
     """Of the sum of their -log p-values."""
 

@@ -40,7 +40,6 @@ class TaskSelection(Record):
     charges: tuple[Charge, ...] = ()
     """The lines of `cost_usd`."""
     latency_ms: float
-    """Duration of the selection."""
 
 
 class TaskSelector:

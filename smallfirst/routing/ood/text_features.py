@@ -18,7 +18,6 @@ from smallfirst.files import write_atomically
 from smallfirst.models.linear.classifier import TfidfFeatures
 
 SCORES = ("unseen", "nearest", "near", "unlike")
-"""Columns of the scores."""
 MAX_ROWS = 10_000
 """Training texts to compare with; of more, evenly spaced ones."""
 NEAREST = 3

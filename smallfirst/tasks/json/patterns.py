@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 MAX_PATTERN_CHARACTERS = 200
-"""Longest pattern."""
 MAX_MATCHED_CHARACTERS = 256
 """Longest string that a pattern is tried on; a longer one does not match."""
 MAX_STATES = 2_000

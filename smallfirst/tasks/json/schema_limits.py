@@ -41,7 +41,6 @@ _OF_TYPE = {
 }
 _TYPES_OF = {key: ("integer", "number") if kind == "number" else (kind,) for kind, ks in _OF_TYPE.items() for key in ks}
 KEYWORDS = frozenset({*_TYPES_OF, *CHOICES, "type", "enum", "const", "$ref"})
-"""Keywords that are kept."""
 _INSTEAD = {
     "nullable": 'write "type": ["string", "null"]',
     "patternProperties": "name every field",

@@ -18,7 +18,6 @@ from smallfirst.stats.intervals import Estimate, wilson
 from smallfirst.tasks.task import PartCounts, ScoredAnswer
 
 RESAMPLES = 1000
-"""Resamples of a bootstrap."""
 
 Metric = Callable[[np.ndarray], np.ndarray]
 """From how often each cell occurs (…, cells) to a figure (…,)."""

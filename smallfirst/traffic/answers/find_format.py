@@ -17,7 +17,6 @@ MIN_READ = 0.9
 MAX_LABELS = 300
 """Most labels of a closed set."""
 MAX_LABEL_CHARACTERS = 80
-"""Longest label."""
 MIN_PER_LABEL = 3
 """Fewest times that an answer must have been given to count as a label."""
 MIN_LABELLED = 0.95

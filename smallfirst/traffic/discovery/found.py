@@ -66,7 +66,6 @@ class FoundTask(Record):
     drift: tuple[float, float] | None
     """Total variation of the labels between both halves in time, and its p-value."""
     examples: tuple[tuple[str, str], ...]
-    """Cases with their answers."""
     outlook: Outlook
     verdict: Verdict
     why: str
@@ -104,7 +103,6 @@ class Discovery(Record):
 
     @property
     def usd_per_month(self) -> float | None:
-        """The bill of a month."""
         return None if self.cost_usd is None else self.cost_usd * self.per_month
 
     @property

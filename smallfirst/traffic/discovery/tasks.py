@@ -46,7 +46,6 @@ class RecurringTask:
 
     @property
     def kind(self) -> AnswerKind:
-        """What its answers are."""
         return self.wordings[0].kind
 
     @cached_property
@@ -126,7 +125,6 @@ class RecurringTask:
 
     @property
     def last_at(self) -> datetime:
-        """When the last one was."""
         return self.cases[-1][0].at
 
     @property

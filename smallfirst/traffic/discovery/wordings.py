@@ -54,7 +54,6 @@ class Wording:
 
     @cached_property
     def kind(self) -> AnswerKind:
-        """What the answers are."""
         if self.found is None:
             return "mixed"
         if self.found.format.kind == "label":

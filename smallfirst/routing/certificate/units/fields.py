@@ -30,11 +30,9 @@ class KeptFields(Record):
     threshold: float
     """Least confidence of a field that is kept; above 1 when none is."""
     n_kept: int
-    """Fields kept."""
     n_wrong: int
     """Wrong among them."""
     n_rows_kept: int
-    """Rows all of whose fields are kept."""
     n_rows_wrong: int
     """Of these rows, how many have a wrong field."""
     bound: float
