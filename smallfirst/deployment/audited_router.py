@@ -1,7 +1,7 @@
 """A Router after go-live: its guarantee is audited, its traffic monitored, and the large model answers on an alarm.
 
 A share of the answers that the certificate accepts is selected by chance and compared with the large model's answer or
-a person's. The monitor's state is in the ledger, so a restart continues where the process ended.
+a person's. The monitor's state is in the ledger, which all processes follow and a restart reads.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from datetime import UTC, datetime
-from typing import TypeVar, cast, get_args
+from typing import TypeVar, get_args
 
 from smallfirst.deployment.auditing import AuditSettings, note_difference
+from smallfirst.deployment.followed_monitor import FOLLOW_S, FollowedMonitor
 from smallfirst.errors import ModelError
 from smallfirst.models.protocol import Chunk, Completion, Request
 from smallfirst.models.usage import ReportUnfinished, collect_attempts
 from smallfirst.models.wrappers import DelegatingModel
 from smallfirst.pricing.charge import charges_json, total_usd, with_purpose
 from smallfirst.routing.monitoring.drift import Statistic
-from smallfirst.routing.monitoring.monitor import Monitor, State, StateChange
+from smallfirst.routing.monitoring.monitor import Monitor
 from smallfirst.routing.monitoring.reports import UserReports
 from smallfirst.routing.router import Router
 from smallfirst.routing.types import OUT_OF_SCOPE, Decision, took_cascade
-from smallfirst.serving.ledger.ledger import AlreadyRecorded, Ledger
+from smallfirst.serving.ledger.ledger import AlreadyRecorded, Ledger, LedgerAway, LedgerUnavailable
 from smallfirst.serving.ledger.rows import (
     AuditRow,
     DraftRow,
     FeedbackRow,
     LedgerRow,
-    StateRow,
     attempt_rows,
     standing,
     without_people,
@@ -62,21 +62,42 @@ class AuditedRouter(DelegatingModel):
         """`monitor` creates a monitor in its state at go-live; audits recorded since then are fed to it."""
         super().__init__(router)
         self.router, self.ledger, self.auditing = router, ledger, auditing
-        self._new_monitor = monitor
         self.certificate = router.certificate.fingerprint()
         self._rng = rng or random.SystemRandom()
         self._tasks: set[asyncio.Task[None]] = set()
         self._audit_slots = asyncio.Semaphore(MAX_CONCURRENT_AUDITS)
         self._verdict_lock = asyncio.Lock()
-        self._drawn_at: dict[str, int] = {}
-        self._drafts: dict[str, tuple[str, str]] = {}
-        """By response id the draft that a person is to judge, and the answer that the large model gave."""
+        self._drafts: dict[str, tuple[str, str, int]] = {}
+        """By response id the draft that a person is to judge, the answer that the large model gave, and the epoch."""
         self._started = datetime.now(UTC)
-        self.monitor = self._fed(monitor())
+        self._followed = FollowedMonitor(
+            monitor,
+            ledger,
+            self.name,
+            self.certificate,
+            why=router.certificate.why,
+            shadow_why="the small model runs in shadow: its certificate was not issued",
+        )
         usual = router.certificate.audit_limit_for("error", "person")
         self.reports = UserReports(usual, self.monitor.settings.confidence)
-        self._since, self.cause = self._resume()
-        """When this certificate went live, and what led to the present state."""
+        self._since = self._followed.since
+
+    @property
+    def monitor(self) -> Monitor:
+        """The monitor as this process knows it."""
+        return self._followed.monitor
+
+    @property
+    def cause(self) -> str:
+        """What led to the present state."""
+        return self._followed.cause
+
+    async def follow(self) -> None:
+        """Take over what other processes have written, unless that was done a moment ago. Raise LedgerAway."""
+        try:
+            await self._followed.follow(older_than_s=FOLLOW_S)
+        except LedgerUnavailable as error:
+            raise LedgerAway(error.args[0], hint=error.hint) from None
 
     @property
     def paused(self) -> str:
@@ -114,9 +135,8 @@ class AuditedRouter(DelegatingModel):
         route = completion.route
         if route is None or route.task != self.name or not route.audited:
             return
-        self._note_drawn(id)
         if self.auditing.judge == "large" or not route.certified:
-            task = asyncio.get_running_loop().create_task(self._audit(id, request, completion))
+            task = asyncio.get_running_loop().create_task(self._audit(id, request, completion, self.monitor.epoch))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -140,11 +160,11 @@ class AuditedRouter(DelegatingModel):
         """Return what a judge's feedback says about an audit; None if chance did not draw the answer for one."""
         if not row.audited or row.audit_share is None or row.at < self._since:
             return None  # an answer under another certificate tells nothing about this one
-        wrong = feedback.verdict == "wrong"
+        wrong, epoch = feedback.verdict == "wrong", self._followed.epoch_at(row.at)
         if not row.certified:
             if (beside := self._drafts.get(row.id)) is None:
                 return None
-            wrong = self._draft_is_wrong(feedback, *beside)
+            wrong, epoch = self._draft_is_wrong(feedback, *beside[:2]), beside[2]
         elif row.answered_by is not None and row.answered_by not in self._own_models:
             return None  # another version gave it
         return AuditRow(
@@ -156,6 +176,7 @@ class AuditedRouter(DelegatingModel):
             weight=row.audit_weight,
             wrong=wrong,
             judged_by="person",
+            epoch=epoch,
             other=feedback.answer if self.auditing.store_bodies else None,
         )
 
@@ -187,11 +208,7 @@ class AuditedRouter(DelegatingModel):
         last = earlier[-1]
         if last.wrong == verdict.wrong and (last.judged_by == "nobody") == (verdict.judged_by == "nobody"):
             return True
-        try:
-            await self._correct_verdict(verdict.model_copy(update={"revision": len(earlier)}))
-        except AlreadyRecorded:
-            return False
-        return True
+        return await self._take_verdict(verdict.model_copy(update={"revision": len(earlier)}))
 
     async def _report(self, feedback: FeedbackRow, row: LedgerRow | None) -> None:
         """Count the first report of a user on a kept answer, which can raise a hint."""
@@ -200,7 +217,7 @@ class AuditedRouter(DelegatingModel):
             return  # a report that is withdrawn later stays counted: hints change nothing
         if hint := self.reports.add(feedback.verdict == "wrong"):
             evidence = {"reported_wrong": self.reports.n_wrong, "kept": self.reports.n_kept}
-            await self._record_changes((self.monitor.add_hint("reports", hint, evidence),))
+            await self._followed.found((self.monitor.add_hint("reports", hint, evidence),))
 
     async def aclose(self) -> None:
         """Wait for running audits, then close the models."""
@@ -217,7 +234,8 @@ class AuditedRouter(DelegatingModel):
         return self.cause in get_args(Statistic)
 
     async def decide(self, request: Request) -> Decision:
-        """Decide who answers a request, and count it as traffic; `settle` takes the answer."""
+        """Decide who answers a request, and count it as traffic; `settle` takes the answer. Raise LedgerAway."""
+        await self.follow()
         decision = await self.router.decide(request, paused=self.paused)
         await self._observe(decision)
         return decision
@@ -228,8 +246,7 @@ class AuditedRouter(DelegatingModel):
         route = completion.route
         if route is not None and (took_cascade(route) or any(step.stage == _OOD_STAGE for step in route.trail)):
             with ReportUnfinished(lambda _: completion):
-                changes = self.monitor.record_answer(completion, in_cascade=took_cascade(route))
-                await self._record_changes(changes)
+                await self._followed.found(self.monitor.record_answer(completion, in_cascade=took_cascade(route)))
         if route is not None and route.certified and self.monitor.broken:
             broken = ", ".join(quantity.words for quantity in self.monitor.broken)
             in_words = f"{route.guarantee}; not in force, found broken on live requests: {broken}"
@@ -257,7 +274,7 @@ class AuditedRouter(DelegatingModel):
             if attempts:
                 await self.ledger.append_async(*attempt_rows(id, attempts, purpose="audit"))
 
-    async def _audit(self, id: str, request: Request, completion: Completion) -> None:
+    async def _audit(self, id: str, request: Request, completion: Completion, epoch: int) -> None:
         """Compare an accepted answer with the large model's, or in fallback and shadow a draft with the answer.
 
         Where a person judges, only make the draft: it waits for the person.
@@ -273,12 +290,12 @@ class AuditedRouter(DelegatingModel):
                 else:
                     decision = await self.router.decide(request)
                     await self._observe(decision)
-                    self._note_drawn(id)
+                    epoch = self.monitor.epoch
                     if decision.model is not None or decision.draft is None or not decision.route.certified:
                         return  # the certificate would not accept it: nothing was guaranteed about it
                     draft, judged, charges = decision.draft.text, completion.text, decision.charges
                     if self.auditing.judge == "person":
-                        await self._ask_person(id, draft, judged)
+                        await self._ask_person(id, draft, judged, epoch)
                         return
             except ModelError as error:
                 _log.warning("%s: not audited, %s", id, error.args[0])
@@ -293,6 +310,7 @@ class AuditedRouter(DelegatingModel):
             weight=route.audit_weight,
             wrong=not agreed,
             judged_by="large",
+            epoch=epoch,
             cost_usd=total_usd(charges),
             charges=charges_json(with_purpose(charges, "audit")),
             draft=draft if self.auditing.store_bodies else None,
@@ -304,83 +322,21 @@ class AuditedRouter(DelegatingModel):
     async def _observe(self, decision: Decision) -> None:
         if decision.draft is not None and decision.route.stage != OUT_OF_SCOPE:
             ood_score = next((s.score for s in decision.route.trail if s.stage == _OOD_STAGE), None)
-            changes = self.monitor.observe(decision.route.confidence, ood_score, decision.draft.text)
-            await self._record_changes(changes)
+            await self._followed.found(self.monitor.observe(decision.route.confidence, ood_score, decision.draft.text))
 
-    async def _ask_person(self, id: str, draft: str, shown: str) -> None:
-        _remember(self._drafts, id, (draft, shown))
-        row = DraftRow(id=id, at=datetime.now(UTC), task=self.name, certificate=self.certificate)
+    async def _ask_person(self, id: str, draft: str, shown: str, epoch: int) -> None:
+        _remember(self._drafts, id, (draft, shown, epoch))
+        row = DraftRow(id=id, at=datetime.now(UTC), task=self.name, certificate=self.certificate, epoch=epoch)
         await self.ledger.append_async(row)
 
     async def _take_verdict(self, audit: AuditRow) -> bool:
-        """Count the first verdict of an audit; return False if the ledger has it, from this process or another."""
+        """Count a verdict of an audit; return False if the ledger has one in its place, from whichever process."""
         try:
             await self.ledger.append_async(audit)
         except AlreadyRecorded:
             return False
-        drawn_at = self._drawn_at.pop(audit.id, None)
-        await self._record_changes(self.monitor.record_audit(audit.wrong, weight=audit.weight, drawn_at=drawn_at))
+        await self._followed.follow()
         return True
-
-    async def _correct_verdict(self, verdict: AuditRow) -> None:
-        """Rebuild the monitor with the corrected verdict; an alarm about drift does not rest on verdicts and stays."""
-        await self.ledger.append_async(verdict)
-        # In a thread, since there may be very many audits; the lock keeps further verdicts out meanwhile.
-        rebuilt = await asyncio.to_thread(self._fed, self._new_monitor())
-        earlier, self.monitor = self.monitor, rebuilt
-        self.monitor.take_over(earlier)
-        before = earlier.state
-        if self._drifted and before in ("drift", "fallback") and self.monitor.state == "live":
-            self.monitor.resume(before)
-        if self.monitor.state != before:
-            done = "withdrew" if verdict.judged_by == "nobody" else "corrected"
-            await self._record_state(before, f"a person {done} the verdict on {verdict.id}", cause="verdict")
-
-    async def _record_changes(self, changes: tuple[StateChange, ...]) -> None:
-        for change in changes:
-            await self._record_state(change.before, change.why, cause=change.cause, after=change.after)
-
-    async def _record_state(self, before: str, why: str, *, cause: str, after: str = "") -> None:
-        after = after or self.monitor.state
-        if after != before:
-            self.cause = cause
-        _log.warning("%s: %s -> %s: %s", self.name, before, after, why)
-        await self.ledger.append_async(self._state_row(before, after, why, cause))
-
-    def _state_row(self, before: str, after: str, why: str, cause: str) -> StateRow:
-        return StateRow(
-            at=datetime.now(UTC),
-            task=self.name,
-            before=before,
-            after=after,
-            why=why,
-            cause=cause,
-            certificate=self.certificate,
-        )
-
-    def _note_drawn(self, id: str) -> None:
-        _remember(self._drawn_at, id, self.monitor.requests)
-
-    def _fed(self, monitor: Monitor) -> Monitor:
-        """Feed a new monitor each audit of this certificate once, with its last verdict."""
-        for wrong, weight in self.ledger.last_verdicts(self.name, self.certificate):
-            monitor.record_audit(wrong, weight=weight)
-        return monitor
-
-    def _resume(self) -> tuple[datetime, str]:
-        """Resume the state last recorded for this certificate, or record the first one; return go-live and cause."""
-        states = [s for s in self.ledger.entries(StateRow, task=self.name) if s.certificate == self.certificate]
-        if states:
-            self.monitor.resume(cast(State, states[-1].after))
-            self.monitor.resume_broken({state.cause for state in states})
-            causes = [state.cause for state in states if state.before != state.after]
-            return states[0].at, causes[-1]
-        why = self.router.certificate.why
-        if self.monitor.state == "shadow":
-            why = "the small model runs in shadow: its certificate was not issued"
-        first = self._state_row("", self.monitor.state, why, "")
-        self.ledger.append(first)
-        return first.at, ""
 
 
 def _remember(place: dict[str, V], id: str, value: V) -> None:

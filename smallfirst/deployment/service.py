@@ -147,7 +147,7 @@ class DeployedTasks(Plugin):
             before=before,
             after=router.monitor.state,
             why=why,
-            cause=router.cause,
+            cause="version",
             certificate=router.certificate,
         )
         try:

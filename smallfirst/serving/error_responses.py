@@ -8,7 +8,7 @@ import math
 from smallfirst.errors import AnswerLost, ModelError, RateLimited, RequestRefused, Unauthorised, Unavailable
 from smallfirst.models.remote.client import CircuitOpenError
 from smallfirst.serving.admission import RETRY_AFTER_S, ClientDisconnected
-from smallfirst.serving.ledger.ledger import LedgerUnavailable
+from smallfirst.serving.ledger.ledger import LedgerAway, LedgerUnavailable
 from smallfirst.serving.openai.errors import ApiError
 
 _log = logging.getLogger("smallfirst.serving")
@@ -23,6 +23,9 @@ def to_api_error(error: Exception, served_name: str) -> ApiError:
             return ApiError(499, "The client disconnected.", code="client_disconnected")
         case TimeoutError():
             return server_error(504, "The answer took too long.", "timeout")
+        case LedgerAway():
+            what = "Answers cannot be recorded at the moment, so none is given; try again shortly."
+            return server_error(503, what, "ledger_unavailable", RETRY_AFTER_S)
         case LedgerUnavailable():
             # An answer that cannot be recorded is not given out; it may be paid already.
             return _not_again(server_error(503, "The answer could not be recorded.", "ledger_unavailable"))

@@ -229,6 +229,7 @@ class ModelEndpoint:
             async with asyncio.timeout(app.settings.request_timeout_s):
                 if app.readiness.stopping:
                     raise server_stopping()
+                await app.ledger.check()
                 body = await read_body(scope, receive, max_bytes=app.settings.max_body_bytes)
                 with app.admission.places.hold(call.owner):
                     await cancel_on_disconnect(self._handle(call, body), receive)

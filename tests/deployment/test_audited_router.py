@@ -164,6 +164,7 @@ def test_audited_answers_are_held_against_the_large_model_after_the_client_has_t
         "wrong": False,
         "judged_by": "large",
         "revision": 0,
+        "epoch": 0,
         "cost_usd": 1.0,
         "charges": '[{"model":"large","purpose":"audit","usd":1.0,"basis":"billed","source":"stated by the model"}]',
         "draft": None,
@@ -406,8 +407,9 @@ def test_two_verdicts_at_the_same_moment_count_once(ledger: Ledger, monkeypatch:
 def test_answers_that_wait_for_a_person_take_bounded_memory(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audited_router, "MAX_PENDING_AUDITS", 3)
     setting = Setting(ledger, judge="person")
+    setting.live.monitor.resume("fallback")
     asyncio.run(setting.ask(5))
-    assert list(setting.live._drawn_at) == ["chatcmpl-3-0", "chatcmpl-4-0", "chatcmpl-5-0"]
+    assert list(setting.live._drafts) == [row.id for row in ledger.rows()[-3:]]
 
 
 def test_feedback_on_an_answer_of_another_certificate_moves_no_bound(ledger: Ledger) -> None:

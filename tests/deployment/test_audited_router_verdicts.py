@@ -161,11 +161,13 @@ def test_two_processes_on_one_ledger_count_each_audit_once(ledger: Ledger) -> No
     for one in settings:
         one.ledger.entries = unaware  # type: ignore[method-assign]
     asyncio.run(race())
+    for one in settings:
+        asyncio.run(one.live._followed.follow())
     second.ledger.close()
     drawn = [row.id for row in entries(LedgerRow) if row.certified and row.audited]
     audits = [audit.id for audit in entries(AuditRow)]
     assert (len(audits), sorted(set(audits))) == (len(set(audits)), sorted(set(drawn)))
-    assert sum(one.live.monitor.live_error.n for one in settings) == len(audits) == 10
+    assert [one.live.monitor.live_error.n for one in settings] == [len(audits)] * 2 == [10, 10]
 
 
 def test_an_old_ledger_with_two_verdicts_on_an_audit_opens_and_takes_corrections(tmp_path: Path) -> None:

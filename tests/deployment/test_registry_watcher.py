@@ -175,13 +175,16 @@ def test_an_audit_counts_for_the_version_that_gave_the_answer(desk, ledger: Ledg
         assert await asyncio.to_thread(deployed.watcher.poll) == ["toy"]
         new = deployed.by_task["toy"]
         assert new is not old
+        audited: dict[str, list[str]] = {"old": [], "new": []}
+        for which, router in (("old", old), ("new", new)):
+            router.answered = lambda id, _, answer, to=audited[which]: to.extend([id] * answer.route.audited)
         drawn = late.model_copy(update={"route": late.route and late.route.model_copy(update={"audited": True})})
         deployed.answered("chatcmpl-1", Request.ask(TEXT), drawn)
-        assert ("chatcmpl-1" in old._drawn_at, "chatcmpl-1" in new._drawn_at) == (True, False)
+        assert audited == {"old": ["chatcmpl-1"], "new": []}
         fresh = await deployed.models["toy"].complete(Request.ask(TEXT))
         drawn = fresh.model_copy(update={"route": fresh.route and fresh.route.model_copy(update={"audited": True})})
         deployed.answered("chatcmpl-2", Request.ask(TEXT), drawn)
-        assert ("chatcmpl-2" in old._drawn_at, "chatcmpl-2" in new._drawn_at) == (False, True)
+        assert audited == {"old": ["chatcmpl-1"], "new": ["chatcmpl-2"]}
         await deployed.aclose()
 
     asyncio.run(finish_after_the_change())

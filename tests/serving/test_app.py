@@ -211,6 +211,29 @@ def test_an_answer_that_cannot_be_recorded_is_not_asked_for_again(start, echo, m
     assert (caught.value.status_code, headers.get("retry-after"), headers.get("x-should-retry")) == (503, None, "false")
 
 
+def test_while_the_ledger_takes_no_row_no_model_is_asked_and_clients_may_try_again(start, echo, monkeypatch) -> None:
+    server = start(m=echo)
+
+    async def away() -> None:
+        raise LedgerUnavailable("no connection")
+
+    def ask() -> httpx.Response:
+        return httpx.post(f"{server.url}/v1/chat/completions", json=BODY)
+
+    monkeypatch.setattr(server.ledger, "ready", away)
+    assert ask().status_code == 200  # the last row was written, so it is not asked
+    server.ledger._failing = True
+    echo.started.clear()
+    refused = ask()
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "2")
+    assert "x-should-retry" not in refused.headers
+    assert refused.json()["error"]["code"] == "ledger_unavailable"
+    assert not echo.started.is_set()
+    monkeypatch.undo()
+    assert ask().status_code == 200
+    assert server.ledger._failing is False
+
+
 @pytest.mark.parametrize("error", [ZeroDivisionError("inside"), PriceUnknown("inside")])
 def test_a_bug_is_a_500_that_tells_nothing_but_is_logged(start, failing, error, caplog) -> None:
     server = start(m=failing(error))

@@ -8,8 +8,8 @@ guaranteed. What users report, and errors where none are limited, raise hints, w
 A false guarantee alarm of any of the quantities watched, an unjustified recovery after each alarm, and a drift alarm
 while requests are exchangeable have probability at most 1 - confidence each. Audits by a large model bound the
 disagreement with it, not the error; answers must be drawn for audits with the chances of `plan_audit`. Equal calls give
-equal states, so a monitor is restored by feeding it the recorded audits again; tests of requests and the reserve of
-audits start anew.
+equal states, so a monitor is restored by feeding it the recorded audits and drifts again, and several processes that
+feed theirs alike agree; tests of requests and the reserve of audits start anew, and are each process's own.
 """
 
 from __future__ import annotations
@@ -113,6 +113,10 @@ class Monitor:
         self._budget = AuditBudget(settings.audit_share, settings.audit_reserve)
         self.state: State = "shadow" if shadow else "live"
         self.requests = 0
+        self.epoch = -1
+        """Number of the state: how often one was entered before it."""
+        self.told_of_drift = False
+        """Whether a drift that `observe` finds waits for `adopt`, instead of changing the state at once."""
         self.alarms: tuple[StateChange, ...] = ()
         self.hints: tuple[StateChange, ...] = ()
         rate = (1 - settings.confidence) / max(1, len(quantities))
@@ -195,14 +199,14 @@ class Monitor:
                 found.append(self._exceeded(watch, cast(OnRequests, watch.quantity.name), why, self.state))
         return tuple(found)
 
-    def record_audit(self, wrong: bool, *, weight: float = 1.0, drawn_at: int | None = None) -> tuple[StateChange, ...]:
+    def record_audit(self, wrong: bool, *, weight: float = 1.0, epoch: int | None = None) -> tuple[StateChange, ...]:
         """Add one audit of an answer that the certificate accepts; return the changes.
 
-        `weight` is that of `plan_audit`, at most MAX_WEIGHT. `drawn_at` is what `requests` was when the answer was
-        given: an answer from before an alarm is not counted after it.
+        `weight` is that of `plan_audit`, at most MAX_WEIGHT. `epoch` is what it was when the answer was given: an
+        answer from before an alarm is not counted after it.
         """
-        counts = self._since_live.add(wrong, weight, drawn_at)
-        if self._since_alarm.add(wrong, weight, drawn_at):
+        counts = self._since_live.add(wrong, weight, epoch)
+        if self._since_alarm.add(wrong, weight, epoch):
             for recovery in self._recoveries:
                 recovery.update(wrong, weight)
         if self.state in ("live", "drift") and counts:
@@ -222,9 +226,15 @@ class Monitor:
         if state != self.state:
             self._enter(state)
 
+    def adopt(self, cause: Statistic, why: str) -> StateChange:
+        """Enter the state that a drift leads to, whichever process found it, and return the change."""
+        after: State = "fallback" if "fallback" in (self.state, self.settings.on_drift) else "drift"
+        return self._change(after, cause, why, {})
+
     def take_over(self, earlier: Monitor) -> None:
         """Go on with what audits do not decide, after all audits were fed to this monitor anew."""
         self.requests, self._detectors, self._budget = earlier.requests, earlier._detectors, earlier._budget
+        self.told_of_drift = earlier.told_of_drift
         self.hints, self.alarms = (
             max(pair, key=len) for pair in ((earlier.hints, self.hints), (earlier.alarms, self.alarms))
         )
@@ -257,7 +267,8 @@ class Monitor:
     def _drifted(self, detector: DriftDetector) -> StateChange:
         after: State = "fallback" if "fallback" in (self.state, self.settings.on_drift) else "drift"
         then = "the large model answers" if after == "fallback" else f"{self.settings.audit_share_on_drift:.0%} audited"
-        return self._change(after, detector.name, f"{detector.why}; {then}", detector.evidence)
+        enter = not self.told_of_drift
+        return self._change(after, detector.name, f"{detector.why}; {then}", detector.evidence, enter=enter)
 
     def _recovered(self) -> StateChange:
         test, recent = min(self._recoveries, key=lambda recovery: recovery.e_value), self._since_alarm.recent
@@ -270,12 +281,16 @@ class Monitor:
         )
         return self._change("live", "recovery", why, evidence)
 
-    def _change(self, after: State, cause: Cause, why: str, evidence: Mapping[str, float]) -> StateChange:
+    def _change(
+        self, after: State, cause: Cause, why: str, evidence: Mapping[str, float], *, enter: bool = True
+    ) -> StateChange:
         error = self.live_error
         values = {"errors": self._since_live.errors, "audits": error.n, "low": error.low, "high": error.high}
         values |= evidence
         at, before = self.requests, self.state
         change = StateChange(at_request=at, before=before, after=after, cause=cause, why=why, values=values)
+        if not enter:
+            return change
         if cause in get_args(Hint):
             self.hints += (change,)
         elif cause != "recovery":
@@ -286,13 +301,14 @@ class Monitor:
 
     def _enter(self, state: State) -> None:
         """Set the state and restart the tests, and the live error too if another model answers from now on."""
+        self.epoch += 1
         answered_small, answers_small = (each in ("live", "drift") for each in (self.state, state))
         if answered_small != answers_small:
-            self._since_live = _Audits(self.requests, self._max_weight(state))
+            self._since_live = _Audits(self.epoch, self._max_weight(state))
         for watch in self._audited:
             if answers_small and not answered_small and watch.exceeded:
                 watch.restart()
-        self._since_alarm = _Audits(self.requests, self._max_weight(state))
+        self._since_alarm = _Audits(self.epoch, self._max_weight(state))
         limits = [watch.quantity.limit for watch in self._audited]
         most = MAX_WEIGHT if answers_small else 1.0
         self._recoveries = [RecoveryTest(limit, self.settings.confidence, max_weight=most) for limit in limits]
@@ -309,8 +325,8 @@ class _Audits:
         """Audits by weight and whether the answer was wrong."""
         self.recent: deque[bool] = deque(maxlen=_N_RECENT)
 
-    def add(self, wrong: bool, weight: float, drawn_at: int | None) -> bool:
-        counts = drawn_at is None or drawn_at > self.since
+    def add(self, wrong: bool, weight: float, epoch: int | None) -> bool:
+        counts = epoch is None or epoch >= self.since
         if counts:
             self.counts[round(weight, 9), wrong] += 1
             self.errors += wrong

@@ -32,19 +32,31 @@ from sqlalchemy.pool import NullPool, QueuePool
 from sqlalchemy.schema import CreateColumn
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from smallfirst.errors import ConfigError
+from smallfirst.errors import ConfigError, SmallfirstError
 from smallfirst.serving.ledger.rollups import Rollup
 from smallfirst.serving.ledger.sums import SUMMED
 from smallfirst.serving.ledger.tables import ABOUT, EXPIRING, LEDGER, TABLES
 
-FORMAT = 13
+FORMAT = 14
 LOCK_TIMEOUT_S = 10
 """Longest wait for another process that writes."""
 _LOCK = 8_347_201
-"""PostgreSQL's advisory lock under which tables are made."""
+"""PostgreSQL's advisory lock under which tables are made; the next number is that under which audits are written."""
+_FROZEN_S = 5
+"""Seconds after which PostgreSQL ends a transaction whose process does not go on, so that others need not wait."""
 
 
 _log = logging.getLogger("smallfirst.serving")
+
+
+class LedgerUnavailable(SmallfirstError):
+    """A row could not be written or read: full disk, no permission, no connection. The next one is tried again."""
+
+    retryable = True
+
+
+class LedgerAway(LedgerUnavailable):
+    """The ledger is known to take no row, before any model was asked."""
 
 
 class Database(NamedTuple):
@@ -79,6 +91,11 @@ class Database(NamedTuple):
         else:
             values = [{name: without_nul(value) for name, value in row.items()} for row in rows]
         connection.exec_driver_sql(compiled.string, values if len(values) > 1 else values[0])
+
+    def hold_order(self, connection: Connection) -> None:
+        """Let no other process number audits and changes of state until the transaction ends: the order is one."""
+        if self.path is None:  # SQLite has one writer at a time
+            connection.execute(select(func.pg_advisory_xact_lock(_LOCK + 1)))
 
     def close(self) -> None:
         """Close all connections. Safe to call twice."""
@@ -160,7 +177,8 @@ def _in_postgresql(place: str) -> Database:
     settings = {
         "connect_timeout": LOCK_TIMEOUT_S,
         "tcp_user_timeout": LOCK_TIMEOUT_S * 1000,
-        "options": f"-c timezone=utc -c lock_timeout={LOCK_TIMEOUT_S}s",
+        "options": f"-c timezone=utc -c lock_timeout={LOCK_TIMEOUT_S}s"
+        f" -c idle_in_transaction_session_timeout={_FROZEN_S}s",
     }
     engines = [
         create_engine(
@@ -179,6 +197,15 @@ def without_nul(value: Any) -> Any:
 def reason(error: Exception) -> str:
     """Return what the database said, in one line."""
     return str(getattr(error, "orig", None) or error).partition("\n")[0]
+
+
+def unavailable(place: Path | str, what: str, error: Exception) -> LedgerUnavailable:
+    """Return the error for a place that, for example, `takes no row`."""
+    mend = "make room on its disk and see that it can be written to"
+    if "://" in str(place):
+        mend = "see that its server runs and can be reached"
+    hint = f"{mend}; the next {what.rpartition(' ')[2]} is tried again"
+    return LedgerUnavailable(f"{place} {what}: {reason(error)}", hint=hint)
 
 
 def _unusable(place: str, why: object) -> ConfigError:

@@ -17,7 +17,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Executable, case, literal, select
+from sqlalchemy import Connection, Executable, case, func, literal, select
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from smallfirst.errors import SmallfirstError
@@ -29,18 +29,15 @@ from smallfirst.serving.ledger.body_store import (
     body_of,
     columns_without_body,
 )
-from smallfirst.serving.ledger.database import open_database, reason
+from smallfirst.serving.ledger.database import LedgerAway, LedgerUnavailable, open_database, reason, unavailable
 from smallfirst.serving.ledger.group_commit import GroupCommitWriter
 from smallfirst.serving.ledger.reader import LedgerReader, StageTotals
 from smallfirst.serving.ledger.rollups import HOUR_S, Rollup, hour_of
-from smallfirst.serving.ledger.rows import (
-    Entry,
-    LedgerRow,
-)
+from smallfirst.serving.ledger.rows import LAST_AUDIT, AuditRow, Entry, LedgerRow, StateRow
 from smallfirst.serving.ledger.sums import outcome_of
 from smallfirst.serving.ledger.tables import ABOUT, EXPIRING, MACHINES, TABLES, utc_text
 
-__all__ = ["Ledger", "LedgerRow", "LedgerUnavailable", "StageTotals"]
+__all__ = ["Ledger", "LedgerAway", "LedgerRow", "LedgerUnavailable", "StageTotals"]
 
 _log = logging.getLogger("smallfirst.serving")
 
@@ -53,12 +50,6 @@ REFUSED_ROWS = 100
 Each process counts its own, from its start."""
 _CHUNK = 5_000
 """Rows that are deleted at once."""
-
-
-class LedgerUnavailable(SmallfirstError):
-    """A row could not be written: full disk, file that is not writable, no connection. The next row is tried again."""
-
-    retryable = True
 
 
 class AlreadyRecorded(SmallfirstError):
@@ -98,6 +89,7 @@ class Ledger(LedgerReader):
         self._threads: list[threading.Thread] = []
         self._keep_rows_days, self._export_to = keep_rows_days, export_to
         self._groups: set[int] = set()
+        self._failing = False
         self._refused: Counter[tuple[int, str | None, str | None]] = Counter()
 
     def append(self, *rows: Entry) -> None:
@@ -120,6 +112,14 @@ class Ledger(LedgerReader):
     async def ready(self) -> None:
         """Write a transaction that changes nothing. Raise LedgerUnavailable if no row could be written now."""
         await self._writer.put_async((ABOUT.update().values(format=ABOUT.c.format),))
+
+    async def check(self) -> None:
+        """Raise LedgerAway if the last row could not be written, and none can be now."""
+        try:
+            if self._failing:
+                await self.ready()
+        except LedgerUnavailable as error:
+            raise LedgerAway(error.args[0], hint=error.hint) from None
 
     def note_uptime(self, since: datetime, until: datetime, machine: str = "") -> None:
         """Note that this host, priced as `machine` of the settings, was up in [since, until).
@@ -218,7 +218,7 @@ class Ledger(LedgerReader):
             assert store
             store.put_all(bodies)
         except SQLAlchemyError as error:
-            raise _unavailable(self._bodies_path or self.place, "text", error) from None
+            raise unavailable(self._bodies_path or self.place, "takes no text", error) from None
 
     def _write(self, entries: Sequence[tuple[Entry | Executable, ...]]) -> None:
         rollup, statements = Rollup(), []
@@ -235,16 +235,27 @@ class Ledger(LedgerReader):
         try:
             with self.database.writer.begin() as connection:
                 write = partial(self.database.write, connection)
-                for kind, rows in kept.items():
-                    write(TABLES[kind], rows)
+                for kind in sorted(kept, key=list(TABLES).index):  # changes of state after audits
+                    self._place(connection, kind, kept[kind])
+                    write(TABLES[kind], kept[kind])
                 rollup.write(write, self._groups)
                 for statement in statements:
                     connection.execute(statement)
         except IntegrityError as error:
             raise AlreadyRecorded(f"{self.place} has such a row already: {reason(error)}") from None
         except SQLAlchemyError as error:  # full, read-only, locked for too long, failing disk, no connection
-            raise _unavailable(self.place, "row", error) from None
+            self._failing = True
+            raise unavailable(self.place, "takes no row", error) from None
+        self._failing = False
         self._groups |= rollup.groups.keys()
+
+    def _place(self, connection: Connection, kind: type[Entry], rows: Sequence[dict[str, Any]]) -> None:
+        """Keep audits and changes of state in one order, and give the latter their place in it."""
+        if kind in (AuditRow, StateRow):
+            self.database.hold_order(connection)
+            last = connection.execute(select(func.max(TABLES[AuditRow].c.seq))).scalar() or 0
+            for row in rows:
+                row |= {"after_audit": last} if row.get("after_audit") == LAST_AUDIT else {}
 
     def _values(self, row: Entry) -> dict[str, Any]:
         values = {**row.__dict__, **columns_without_body(row)}
@@ -262,10 +273,3 @@ class Ledger(LedgerReader):
             _log.warning("%s: more than %d refusals %s of one caller in an hour: the rest is counted, without rows",
                          self.place, REFUSED_ROWS, row.error_code)  # fmt: skip
         return self._refused[key] > REFUSED_ROWS
-
-
-def _unavailable(place: Path | str, what: str, error: Exception) -> LedgerUnavailable:
-    return LedgerUnavailable(
-        f"{place} takes no {what}: {reason(error)}",
-        hint=f"make room on its disk and see that it can be written to; the next {what} is tried again",
-    )

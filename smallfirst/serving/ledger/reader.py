@@ -8,15 +8,17 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Any
+from itertools import takewhile
+from typing import Any, NamedTuple
 
 from sqlalchemy import Boolean, ColumnElement, Row, Select, Table, func, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from smallfirst.records import Record
 from smallfirst.serving.ledger.body_store import BodyStore, E, body_id, with_body
-from smallfirst.serving.ledger.database import Database
+from smallfirst.serving.ledger.database import Database, unavailable
 from smallfirst.serving.ledger.rollups import read_sums, within
-from smallfirst.serving.ledger.rows import AuditRow, Entry, LedgerRow
+from smallfirst.serving.ledger.rows import AuditRow, Entry, LedgerRow, StateRow
 from smallfirst.serving.ledger.sums import Dimension, Period, Sums
 from smallfirst.serving.ledger.tables import MACHINES, TABLES
 
@@ -35,6 +37,13 @@ class StageTotals(Record):
     prompt_tokens: int
     completion_tokens: int
     p50_latency_ms: float
+
+
+class Watched(NamedTuple):
+    """What the state of a task rests on, each in the order of writing."""
+
+    audits: Sequence[Row[Any]]
+    changes: Sequence[Row[Any]]
 
 
 class LedgerReader:
@@ -84,13 +93,27 @@ class LedgerReader:
         found = self.entries(LedgerRow, id=id)
         return found[0] if found else None
 
-    def last_verdicts(self, task: str, certificate: str) -> list[tuple[bool, float]]:
-        """Return the verdict that stands on each audited answer of a certificate: whether wrong, and weight."""
-        audits = TABLES[AuditRow].c
-        wanted = select(audits.id, audits.wrong, audits.weight, audits.judged_by).order_by(audits.seq)
-        found = self._read(wanted.where(audits.task == task, audits.certificate == certificate))
-        last = {row.id: row for row in found}
-        return [(row.wrong, row.weight) for row in last.values() if row.judged_by != "nobody"]
+    def watched(self, task: str, certificate: str, audit_seq: int = 0, state_seq: int = 0) -> Watched:
+        """Return the audits and changes of state of a certificate after those with these `seq`, in their order.
+
+        What comes later fits behind: no change is missing that was written before one of these audits. Raise
+        LedgerUnavailable.
+        """
+        audits, states = TABLES[AuditRow].c, TABLES[StateRow].c
+        one = select(audits.seq, audits.id, audits.at, audits.wrong, audits.weight, audits.judged_by)
+        one = one.add_columns(audits.epoch, audits.revision)
+        one = one.where(audits.task == task, audits.certificate == certificate, audits.seq > audit_seq)
+        change = select(TABLES[StateRow]).where(
+            states.task == task, states.certificate == certificate, states.seq > state_seq
+        )
+        try:
+            with self.database.reader.connect() as connection:
+                last = connection.execute(select(func.max(audits.seq))).scalar() or 0
+                changes = connection.execute(change.order_by(states.seq)).all()
+                found: Any = connection.execute(one.where(audits.seq <= last).order_by(audits.seq)).all()
+        except SQLAlchemyError as error:
+            raise unavailable(self.place, "gives no row", error) from None
+        return Watched(found, tuple(takewhile(lambda row: (row.after_audit or 0) <= last, changes)))
 
     def totals(self) -> dict[str, StageTotals]:
         """Return sums by stage; rows that did not end with an answer are under `error`."""

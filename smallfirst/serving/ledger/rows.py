@@ -124,6 +124,8 @@ class AuditRow(Record):
     """`nobody`: the verdict before it was withdrawn, and none stands."""
     revision: int | None = 0
     """Verdicts on this answer before this one, which corrects the last; None in rows of older formats."""
+    epoch: int | None = None
+    """`Monitor.epoch` when the answer was given; None in rows of older formats."""
     cost_usd: float = 0.0
     """Cost of asking the judge."""
     charges: str | None = None
@@ -143,6 +145,8 @@ class DraftRow(Record):
     task: str
     certificate: str
     """Fingerprint of the certificate that accepts the draft."""
+    epoch: int | None = None
+    """`Monitor.epoch` when it was made; None in rows of older formats."""
 
 
 class FeedbackRow(Record):
@@ -180,6 +184,10 @@ def without_people(audits: Sequence[AuditRow], at: datetime) -> AuditRow:
     return (large or audits[-1].model_copy(update=nobody)).model_copy(update=unpaid)
 
 
+LAST_AUDIT = -1
+"""`StateRow.after_audit` that the ledger replaces by the `seq` of its last audit when it writes the row."""
+
+
 class StateRow(Record):
     """A task changed from one state to another."""
 
@@ -191,9 +199,13 @@ class StateRow(Record):
     why: str
     """The reason, in one sentence with its figures."""
     cause: str = ""
-    """What led to it: `guarantee`, `recovery`, a drift statistic, `verdict`; empty if unknown or at the start."""
+    """What led to it: `guarantee`, `recovery`, a drift statistic, `verdict`; `version` notes another version; empty if
+    unknown or at the start."""
     certificate: str
     """Fingerprint of the certificate in force."""
+    after_audit: int | None = None
+    """Its place among the audits: the `seq` of the last one before it, once for each certificate and cause. None for a
+    note, which changes no state, and in rows of older formats, which are placed by their time."""
 
 
 ExpenseKind = Literal["training", "labelling", "prompt search", "evaluation", "labels"]

@@ -101,7 +101,7 @@ TABLES: dict[type[Entry], Table] = {
     ),  # an index takes any number of rows of older formats, which have no revision
     DraftRow: _of("drafts", DraftRow, UniqueConstraint("id")),
     FeedbackRow: _of("feedback", FeedbackRow, Index("feedback_id", "id")),
-    StateRow: _of("states", StateRow),
+    StateRow: _of("states", StateRow, Index("states_once", "task", "certificate", "after_audit", "cause", unique=True)),
     ExpenseRow: _of("expenses", ExpenseRow, UniqueConstraint("id")),
 }
 EXPIRING = (LedgerRow, AttemptRow, DraftRow, FeedbackRow)

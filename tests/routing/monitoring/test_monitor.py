@@ -74,9 +74,9 @@ def test_a_broken_small_model_falls_back_and_returns_when_it_is_repaired() -> No
     assert traffic.send(monitor, 2000) == []  # still broken
     assert monitor.live_error.low > 0.3
     before = monitor.live_error
-    monitor.record_audit(False, drawn_at=broken.at_request)  # an answer from before the fallback counts no longer
+    monitor.record_audit(False, epoch=monitor.epoch - 1)  # an answer from before the fallback counts no longer
     assert monitor.live_error == before
-    monitor.record_audit(True, drawn_at=broken.at_request + 1)
+    monitor.record_audit(True, epoch=monitor.epoch)
     assert monitor.live_error.n == before.n + 1
     traffic.error = 0.01
     (back,) = _until_changed(traffic, monitor, 4000)

@@ -119,7 +119,7 @@ def test_audits_of_older_formats_were_drawn_uniformly(tmp_path: Path) -> None:
         old.execute("PRAGMA user_version = 9")
     again = Ledger(path)
     again.append(AuditRow.model_validate({**audit, "id": "b", "weight": 0.5}))
-    assert again.last_verdicts("t", "c") == [(True, 1.0), (True, 0.5)]
+    assert [(row.wrong, row.weight) for row in again.watched("t", "c").audits] == [(True, 1.0), (True, 0.5)]
     assert again.rows()[0].audit_weight == 1.0
     again.close()
 

@@ -1,0 +1,200 @@
+"""Several processes over one ledger: each change of state is found once, written once, and in force in all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deployment.test_audited_router import Setting, said
+
+from smallfirst.deployment.followed_monitor import FollowedMonitor
+from smallfirst.errors import ModelError
+from smallfirst.models.protocol import Request
+from smallfirst.routing.monitoring.monitor import Monitor, MonitorSettings, StateChange
+from smallfirst.routing.monitoring.quantities import Quantity
+from smallfirst.serving.ledger.ledger import Ledger, LedgerAway, LedgerUnavailable
+from smallfirst.serving.ledger.rows import AuditRow, StateRow
+
+QUANTITY = Quantity("error", 0.05, "at most 5 % of kept answers wrong")
+
+
+def monitor(**settings: Any) -> Monitor:
+    chosen = MonitorSettings.model_validate({"on_drift": "fallback", **settings})
+    return Monitor(chosen, quantities=[QUANTITY], reference_confidence=[0.9, 0.92, 0.94, 0.96] * 100)
+
+
+def follower(ledger: Ledger, new: Callable[[], Monitor] = monitor) -> FollowedMonitor:
+    return FollowedMonitor(new, ledger, "tickets", "c", why="13 of 720 wrong", shadow_why="")
+
+
+def audit(id: str, *, wrong: bool, epoch: int | None = 0, **values: Any) -> AuditRow:
+    known = {"at": datetime.now(UTC), "task": "tickets", "certificate": "c", "propensity": 1.0, "judged_by": "large"}
+    return AuditRow.model_validate({"id": id, "wrong": wrong, "epoch": epoch, **known, **values})
+
+
+def drifted(of: FollowedMonitor) -> StateChange:
+    """A drift as `Monitor.observe` finds it."""
+    known = {"at_request": 9, "before": of.monitor.state, "after": "fallback", "cause": "confidence"}
+    return StateChange.model_validate({**known, "why": "the requests have changed", "values": {}})
+
+
+def seen(one: FollowedMonitor) -> tuple[Any, ...]:
+    """All that a monitor knows from the ledger."""
+    of = one.monitor
+    tests = [(watch.exceeded, watch.test.e_value) for watch in of.watches]
+    recoveries = [(test.n, test.e_value) for test in of._recoveries]
+    return of.state, one.cause, of.epoch, of.live_error, tests, recoveries, one.since, one._replay._began
+
+
+def changes(ledger: Ledger) -> list[tuple[str, str, str]]:
+    return [(row.before, row.after, row.cause) for row in ledger.entries(StateRow)]
+
+
+def test_an_alarm_of_one_process_stops_the_small_model_in_all_and_is_written_once(place: Path | str) -> None:
+    ledgers = [Ledger(place) for _ in range(3)]
+    first, second, third = settings = [Setting(ledger) for ledger in ledgers]
+    second.small.asked, third.small.asked = 1_000, 2_000  # ids of their own
+    assert second.changes == [("", "live")]
+
+    async def work() -> None:
+        first.small.wrong = True
+        await first.ask(8)
+        assert first.live.monitor.state == "fallback"
+        await asyncio.gather(*(one.live._followed.follow() for one in settings))
+        assert [one.live.paused for one in settings] == ["the guarantee was found broken on live answers"] * 3
+        assert (await second.ask())[0].answered_by == "large"
+        first.small.wrong = False
+        await third.ask(400)  # its audits bring the guarantee back for all
+        await asyncio.gather(*(one.live._followed.follow() for one in settings))
+
+    asyncio.run(work())
+    assert first.changes == [("", "live"), ("live", "fallback"), ("fallback", "live")]
+    again = Setting(ledgers[0])
+    assert {one.live.monitor.state for one in (*settings, again)} == {"live"}
+    assert len({seen(one.live._followed)[3].model_dump_json() for one in (*settings, again)}) == 1
+    for ledger in ledgers:
+        ledger.close()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whoever_writes_what_and_reads_when_all_agree_with_a_process_that_reads_all_at_once(
+    tmp_path: Path, seed: int
+) -> None:
+    """Audits, drifts and corrections by four processes of which each reads now and then."""
+    draw, ledger = random.Random(seed), Ledger(tmp_path / "ledger.db")
+    followers = [follower(ledger) for _ in range(4)]
+    corrected: set[str] = set()
+
+    async def work() -> None:
+        for n in range(160):
+            one = draw.choice(followers)
+            bad = n % 80 < 30
+            ledger.append(audit(f"a{n}", wrong=draw.random() < (0.5 if bad else 0.01), epoch=one.monitor.epoch))
+            if draw.random() < 0.02:
+                await one.found([drifted(one)])
+            if draw.random() < 0.01 and f"a{n // 2}" not in corrected:
+                corrected.add(f"a{n // 2}")
+                ledger.append(audit(f"a{n // 2}", wrong=draw.random() < 0.5, revision=1, judged_by="person"))
+            if draw.random() < 0.3:
+                await draw.choice(followers).follow()
+        for one in followers:
+            await one.follow()
+
+    asyncio.run(work())
+    fresh = follower(ledger)
+    found = {repr(seen(one)[:2] + seen(one)[3:4]) for one in followers}
+    assert len(found) == 1
+    assert repr(seen(fresh)[:1] + seen(fresh)[3:4]) == repr(seen(followers[0])[:1] + seen(followers[0])[3:4])
+    if not corrected:
+        assert len({repr(seen(one)) for one in (*followers, fresh)}) == 1
+    rows = [(row.cause, row.after_audit) for row in ledger.entries(StateRow)]
+    assert len(rows) == len(set(rows))
+    ledger.close()
+
+
+def test_a_drift_that_one_process_finds_is_in_force_in_all_and_keeps_its_place(place: Path | str) -> None:
+    ledgers = [Ledger(place), Ledger(place)]
+    one, other = map(follower, ledgers)
+
+    async def work() -> None:
+        ledgers[0].append(*(audit(f"a{n}", wrong=False) for n in range(3)))
+        await one.found([drifted(one)])
+        ledgers[0].append(*(audit(f"b{n}", wrong=n == 0, epoch=1) for n in range(5)))
+        ledgers[0].append(audit("late", wrong=True, epoch=0))  # of an answer from before the drift
+        for each in (one, other):
+            await each.follow()
+
+    asyncio.run(work())
+    assert seen(one) == seen(other) == seen(follower(ledgers[1]))
+    assert (other.monitor.state, other.cause, other.monitor.live_error.n) == ("fallback", "confidence", 5)
+    assert [alarm.cause for alarm in other.monitor.alarms] == ["confidence"]
+    assert changes(ledgers[0]) == [("", "live", ""), ("live", "fallback", "confidence")]
+    for ledger in ledgers:
+        ledger.close()
+
+
+def test_an_alarm_whose_process_was_killed_before_it_wrote_it_is_written_by_the_next(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.db")
+    follower(ledger)
+    ledger.append(*(audit(f"a{n}", wrong=True) for n in range(8)))
+    for _ in range(2):
+        asyncio.run(follower(ledger).follow())
+    assert changes(ledger) == [("", "live", ""), ("live", "fallback", "guarantee")]
+    ledger.close()
+
+
+def test_states_of_older_formats_are_placed_by_their_time(tmp_path: Path) -> None:
+    ledger, now = Ledger(tmp_path / "ledger.db"), datetime.now(UTC)
+    known = {"task": "tickets", "certificate": "c", "why": ""}
+    for minutes, before, after, cause in ((0, "", "live", ""), (3, "live", "drift", "confidence")):
+        at = now + timedelta(minutes=minutes)
+        ledger.append(StateRow.model_validate({**known, "at": at, "before": before, "after": after, "cause": cause}))
+    for n in range(6):
+        ledger.append(audit(f"a{n}", wrong=False, epoch=None, at=now + timedelta(minutes=n)))
+    found = follower(ledger, lambda: monitor(on_drift="audit"))
+    assert (found.monitor.state, found.cause, found.since) == ("drift", "confidence", now)
+    assert [test.n for test in found.monitor._recoveries] == [2]  # at minutes 4 and 5
+    ledger.close()
+
+
+def test_no_answer_is_decided_on_a_state_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(tmp_path / "ledger.db")
+    setting = Setting(ledger)
+    asyncio.run(setting.ask())
+
+    def away(*_: Any) -> Any:
+        raise LedgerUnavailable("no connection")
+
+    monkeypatch.setattr(ledger, "watched", away)
+    setting.live._followed._read_at_s -= 2
+    with pytest.raises(LedgerAway, match="no connection"):
+        asyncio.run(setting.live.complete(Request.ask("hi")))
+    monkeypatch.undo()
+    assert setting.small.asked == 1
+    asyncio.run(setting.ask())
+    assert not issubclass(LedgerAway, ModelError)
+    ledger.close()
+
+
+def test_a_correction_reaches_all_processes(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.db")
+    first, second = Setting(ledger), Setting(ledger)
+    first.small.wrong = True
+
+    async def work() -> None:
+        await first.ask(8)
+        await second.live._followed.follow()
+        assert second.live.monitor.state == "fallback"
+        for row in ledger.entries(AuditRow):
+            await first.live.feedback(said(row.id, "right"))
+        await second.live._followed.follow()
+
+    asyncio.run(work())
+    assert (second.live.monitor.state, second.live.cause) == ("live", "verdict")
+    assert [change[2] for change in changes(ledger)] == ["", "guarantee", "verdict"]
+    ledger.close()
