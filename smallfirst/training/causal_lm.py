@@ -14,19 +14,22 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from smallfirst.models.generation.adapters import merge_adapters, save_adapter
 from smallfirst.models.local.token_batches import gather_rows, pack_rows
 from smallfirst.models.local.weights import load_causal, weights_fingerprint
 from smallfirst.training.batches import TokenizedRow, epoch_batches, micro_batches
 from smallfirst.training.config import TrainConfig
+from smallfirst.training.device import checkpoint_layers, compile_layers, use_fast_kernels
 from smallfirst.training.frozen_layers import FrozenLayers, read_packed, require_isolated_rows
 from smallfirst.training.lora import add_adapters
 from smallfirst.training.optimizer import MasterAdamW
-from smallfirst.training.rms_norm import replace_norms
 
 MIN_SHARED_PREFIX_TOKENS = 2
 """A shorter common prefix saves less than computing it apart costs."""
+LOSS_TARGETS = 1024
+"""Targets whose logits are in memory at once; those of more are computed again in the backward pass."""
 
 LossFunction = Callable[[Any, Sequence[TokenizedRow]], torch.Tensor]
 """From a model and rows to the sum of the losses of their target tokens, in nats."""
@@ -41,14 +44,19 @@ class CausalBackend:
     def load(self, base: Path, config: TrainConfig) -> tuple[Any, Any]:
         self.keeps_adapters = config.adapters == "kept"
         model, tokenizer = load_causal(base)
-        if model.device.type == "cpu":
-            replace_norms(model)
+        use_fast_kernels(model)
         require_isolated_rows(model)
         if config.frozen_layers:
             self.frozen = FrozenLayers(model, config.frozen_layers)
-        return (model if config.method == "full" else add_adapters(model, config)), tokenizer
+        if config.method != "full":
+            model = add_adapters(model, config)
+        if config.compile:
+            compile_layers(model)
+        return model, tokenizer
 
     def begin(self, model: Any, rows: Sequence[TokenizedRow], config: TrainConfig) -> None:
+        if config.gradient_checkpointing:
+            checkpoint_layers(model)
         if self.frozen is not None:
             self.frozen.fill(model, rows)
 
@@ -80,7 +88,16 @@ class TargetStates(NamedTuple):
 def target_loss(model: Any, rows: Sequence[TokenizedRow], frozen: FrozenLayers | None = None) -> torch.Tensor:
     """Return the sum of the cross-entropies over the target tokens, in nats."""
     states, tokens = forward(model, rows, frozen)
-    logits = model.get_output_embeddings()(states)  # (n_targets, vocabulary)
+    if len(tokens) <= LOSS_TARGETS:
+        return cross_entropy(model, states, tokens)
+    parts = zip(torch.split(states, LOSS_TARGETS), torch.split(tokens, LOSS_TARGETS), strict=True)
+    losses = [checkpoint(cross_entropy, model, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+    return torch.stack(losses).sum()
+
+
+def cross_entropy(model: Any, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Return the sum of the cross-entropies of tokens (n,) after states (n, hidden), in nats."""
+    logits = model.get_output_embeddings()(states)  # (n, vocabulary)
     return F.cross_entropy(logits.float(), tokens, reduction="sum")
 
 

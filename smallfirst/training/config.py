@@ -53,6 +53,11 @@ class TrainConfig(Record):
     micro_tokens: int | None = pydantic.Field(default=None, ge=32)
     """Tokens read at once, padding included; a step adds up as many reads as its batch needs. The same model comes out,
     with less memory. None: the whole batch."""
+    gradient_checkpointing: bool | None = None
+    """True: a layer's activations are computed again in the backward pass instead of kept: a third more work, and long
+    rows fit. None: if they would not fit otherwise. The model is the same."""
+    compile: bool = False
+    """Compile the layers (`torch.compile`): a minute or more at the start, faster steps on a GPU."""
     patience: int | None = pydantic.Field(default=None, ge=1)
     """Stop after so many epochs without a better score on selection rows. None: train to the end."""
     weight_decay: float = pydantic.Field(default=0.01, ge=0)

@@ -31,7 +31,7 @@ def load_merged(folder: Path) -> tuple[Any, Any]:
     model, _ = load_causal(find_base(folder, manifest := read_manifest(folder)))
     attach_adapter(model, None, folder, OWN_NAME, base=manifest.base)
     tokenizer = load_pretrained(import_transformers("Running a local model").AutoTokenizer, folder)
-    return merge_adapters(model), tokenizer
+    return merge_adapters(model).to(model.device), tokenizer
 
 
 def find_base(folder: Path, manifest: Manifest) -> Path:
@@ -96,7 +96,7 @@ def attach_adapter(model: Any, wrapped: Any, folder: Path, adapter: str, *, base
 def merge_adapters(model: Any) -> Any:
     """Return the model with its adapters merged, in fp32 before rounding once; without any, the model itself.
 
-    Other weights are shared with `model`, which stays as it is. A base in four bits is written out in bf16: the sums
+    Merged weights are in the processor's memory, others are shared with `model`, which stays as it is. A base in four bits is written out in bf16: the sums
     are those of the model that was trained.
     """
     if not any(hasattr(module, "lora_A") for module in model.modules()):
@@ -120,7 +120,7 @@ def _merged(module: Any) -> Any:
     sums = copy.deepcopy(module).float()
     sums.merge()
     linear = torch.nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
-    linear.weight = torch.nn.Parameter(sums.get_base_layer().weight.to(base.weight.dtype), requires_grad=False)
+    linear.weight = torch.nn.Parameter(sums.get_base_layer().weight.to("cpu", base.weight.dtype), requires_grad=False)
     linear.bias = base.bias
     return linear.train(module.training)
 

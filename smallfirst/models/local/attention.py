@@ -1,17 +1,29 @@
-"""Causal attention for short rows, where PyTorch's fused kernel for processors is slow: two products and a softmax."""
+"""Causal attention: two products and a softmax for short rows on a processor, where PyTorch's fused kernel is slow.
+
+On a GPU packed rows go through FlashAttention for rows of unequal length, by flash-attn or by PyTorch from 2.12 on.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from smallfirst.models.local.token_batches import PackedRows, RowGroup
+from smallfirst.models.local.token_batches import PackedRows, RaggedRows, RowGroup
 
 NAME = "smallfirst_causal"
 SHORT_TOKENS = 256
 """Rows with at most this many keys are computed here."""
+MAX_FLASH_WIDTH = 256
+"""Widest head that FlashAttention takes."""
+
+RaggedKernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, RaggedRows, float], torch.Tensor]
+"""From query (tokens, heads, head_dim), key and value (keys, kv_heads, head_dim) to the output, as query."""
 
 
 def causal_attention(
@@ -31,7 +43,8 @@ def causal_attention(
     these packed rows' tokens; each of them sees itself and the common prefix.
     """
     if packed is not None:
-        return _packed_attention(query, key, value, scaling, packed)[None], None
+        attend = _packed_attention if (kernel := _kernel_for(query, packed)) is None else kernel
+        return attend(query, key, value, scaling, packed)[None], None
     rows, heads, time, width = query.shape
     kv_heads, keys = key.shape[1], key.shape[2]
     groups = heads // kv_heads
@@ -69,6 +82,56 @@ def _packed_attention(
 
     mixed = packed.by_group(attend, *own)
     return torch.cat([attend(None, *(part[None] for part in prefix))[0], mixed]) if packed.n_shared else mixed
+
+
+def _kernel_for(query: torch.Tensor, packed: PackedRows) -> Callable[..., torch.Tensor] | None:
+    fits = query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= MAX_FLASH_WIDTH
+    kernel = ragged_kernel() if packed.ragged is not None and fits else None
+    return None if kernel is None else partial(_ragged_attention, kernel)
+
+
+def _ragged_attention(
+    kernel: RaggedKernel,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float,
+    packed: PackedRows,
+) -> torch.Tensor:
+    """Return the attention output of packed rows (tokens, heads, head_dim) by one call of a kernel."""
+    rows = packed.ragged
+    assert rows is not None
+    query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
+    if rows.key_tokens is not None:
+        key, value = (part.index_select(0, rows.key_tokens) for part in (key, value))
+    return kernel(query.contiguous(), key.contiguous(), value.contiguous(), rows, scaling)
+
+
+@cache
+def ragged_kernel() -> RaggedKernel | None:
+    """Return the installed kernel whose causal mask is aligned at the last key of each row; None without any."""
+    if importlib.util.find_spec("flash_attn") is not None:
+        flash: Any = importlib.import_module("flash_attn").flash_attn_varlen_func
+        return partial(_call_kernel, partial(flash, causal=True), "softmax_scale")
+    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
+        return None
+    varlen: Any = importlib.import_module("torch.nn.attention.varlen").varlen_attn
+    if not {"window_size", "enable_gqa"} <= inspect.signature(varlen).parameters.keys():
+        return None
+    return partial(_call_kernel, partial(varlen, window_size=(-1, 0), enable_gqa=True), "scale")
+
+
+def _call_kernel(
+    kernel: Callable[..., torch.Tensor],
+    scale: str,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    rows: RaggedRows,
+    scaling: float,
+) -> torch.Tensor:
+    ends, longest = (rows.query_ends, rows.key_ends), (rows.longest_query, rows.longest_key)
+    return kernel(query, key, value, *ends, *longest, **{scale: scaling})
 
 
 def _future(time: int, keys: int, query: torch.Tensor) -> torch.Tensor:

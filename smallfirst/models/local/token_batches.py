@@ -54,6 +54,19 @@ class RowGroup(NamedTuple):
         return flat if self.places is None else gather_rows(flat, self.places)
 
 
+class RaggedRows(NamedTuple):
+    """Where rows begin and end for attention kernels that take them unpadded; a common prefix is a row before them."""
+
+    query_ends: torch.Tensor
+    """0 and the place after the last token of each row (rows + 1,), int32."""
+    key_ends: torch.Tensor
+    """The same for keys, where each row has the prefix before its own."""
+    key_tokens: torch.Tensor | None
+    """Token of each key; None without a prefix: they are the same."""
+    longest_query: int
+    longest_key: int
+
+
 class PackedRows(NamedTuple):
     """Rows behind one another, shortest first: linear layers see no padding, and attention hardly any."""
 
@@ -66,6 +79,8 @@ class PackedRows(NamedTuple):
     n_shared: int
     """Tokens of the common prefix."""
     groups: list[RowGroup]
+    ragged: RaggedRows | None = None
+    """On a GPU: the rows for a kernel that needs no groups."""
 
     @property
     def lengths(self) -> list[int]:
@@ -81,7 +96,9 @@ class PackedRows(NamedTuple):
     def to(self, device: torch.device) -> PackedRows:
         """Return the same rows with their tensors on `device`."""
         ids, positions = (part.to(device, non_blocking=True) for part in (self.ids, self.positions))
-        return self._replace(ids=ids, positions=positions, groups=[group.to(device) for group in self.groups])
+        ragged = _ragged(self.lengths, self.n_shared, device) if device.type == "cuda" else self.ragged
+        groups = [group.to(device) for group in self.groups]
+        return self._replace(ids=ids, positions=positions, groups=groups, ragged=ragged)
 
     def pad(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the values (tokens, ...) of rows without a common prefix as (rows, longest, ...), in order."""
@@ -129,6 +146,18 @@ def _group(lengths: list[int]) -> RowGroup:
         return RowGroup(lengths, width, None)
     own = torch.arange(width) < torch.tensor(lengths)[:, None]  # (rows, width)
     return RowGroup(lengths, width, own.view(-1).nonzero().view(-1))
+
+
+def _ragged(lengths: list[int], n_shared: int, device: torch.device) -> RaggedRows:
+    queries = [n_shared, *lengths] if n_shared else lengths
+    keys = [n_shared, *(n_shared + n for n in lengths)] if n_shared else lengths
+    ends, other_ends = (torch.tensor([0, *itertools.accumulate(part)], dtype=torch.int32) for part in (queries, keys))
+    tokens = None
+    if n_shared:
+        prefix, own = torch.arange(n_shared), torch.split(torch.arange(n_shared, n_shared + sum(lengths)), lengths)
+        tokens = torch.cat([prefix, *(part for row in own for part in (prefix, row))]).to(device, non_blocking=True)
+    ends, other_ends = (part.to(device, non_blocking=True) for part in (ends, other_ends))
+    return RaggedRows(ends, other_ends, tokens, max(queries), max(keys))
 
 
 def gather_rows(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,97 @@
+"""What saves memory or time on a GPU changes neither loss nor gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from smallfirst.models.local.weights import load_causal
+from smallfirst.training import causal_lm
+from smallfirst.training.batches import TokenizedRow
+from smallfirst.training.causal_lm import CausalBackend, target_loss
+from smallfirst.training.config import TrainConfig
+from smallfirst.training.device import checkpoint_layers
+
+ROWS = [
+    TokenizedRow((0, 5, 9, 300, 301), 3),
+    TokenizedRow((0, 5, 7, 300, 301, 302), 3),
+    TokenizedRow((0, 5, 11, 12, 13, 14, 300), 6),
+]
+
+
+@pytest.fixture
+def model(tiny_folder: Path) -> Any:
+    return load_causal(tiny_folder)[0].float().train()
+
+
+def gradients(model: Any, rows: list[TokenizedRow] = ROWS) -> list[torch.Tensor]:
+    model.zero_grad()
+    loss = target_loss(model, rows)
+    loss.backward()
+    return [loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+
+def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    assert len(found) == len(expected) > 1
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def saved_bytes(work: Callable[[], object]) -> int:
+    """Of the tensors that the forward pass keeps for the backward pass."""
+    seen: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        work()
+    return sum(seen.values())
+
+
+def test_checkpointed_layers_give_the_same_loss_and_gradient_and_keep_less(model: Any) -> None:
+    plain, kept = gradients(model), saved_bytes(lambda: target_loss(model, ROWS))
+    checkpoint_layers(model)
+    assert_same(gradients(model), plain)
+    assert saved_bytes(lambda: target_loss(model, ROWS)) < kept / 2
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_setting_checkpoints_what_is_trained(method: str, tiny_folder: Path) -> None:
+    found = []
+    for setting in (False, True):
+        config, backend = TrainConfig(method=method, gradient_checkpointing=setting), CausalBackend()
+        torch.manual_seed(0)
+        model, _ = backend.load(tiny_folder, config)
+        backend.begin(model, ROWS, config)
+        found.append([*gradients(model), torch.tensor(saved_bytes(lambda m=model: target_loss(m, ROWS)))])
+    *plain, kept = found[0]
+    *again, less = found[1]
+    assert_same(again, plain)
+    assert less < kept
+
+
+def test_the_loss_of_many_targets_is_computed_in_parts(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, kept = gradients(model), saved_bytes(lambda: target_loss(model, ROWS))
+    monkeypatch.setattr(causal_lm, "LOSS_TARGETS", 2)
+    assert_same(gradients(model), whole)
+    assert saved_bytes(lambda: target_loss(model, ROWS)) < kept
+
+
+def test_rows_of_4096_tokens_packed_give_the_gradient_of_each_alone(model: Any) -> None:
+    torch.manual_seed(0)
+    long, other = (tuple(torch.randint(5, 300, (n,)).tolist()) for n in (4096, 1500))
+    rows = [TokenizedRow(long, 4080), TokenizedRow(other, 1490), ROWS[0]]
+    packed = gradients(model, rows)
+    alone = [gradients(model, [row]) for row in rows]
+    assert_same(packed, [torch.stack(parts).sum(0) for parts in zip(*alone, strict=True)])
+
+
+def test_compiled_layers_are_the_same_layers(tiny_folder: Path) -> None:
+    model, _ = CausalBackend().load(tiny_folder, TrainConfig(compile=True))
+    assert all(layer._compiled_call_impl is not None for layer in model.model.layers)
