@@ -37,7 +37,7 @@ def test_blocks_that_do_not_run_are_few_and_say_what_they_need() -> None:
         "docs/foundation_model.md": "needs dspy",
         "docs/howto/container.md": "needs Docker Compose",
         "docs/howto/mlflow.md": "needs the full MLflow package",
-        "docs/howto/scorer.md": "needs thirty answers that people judged",
+        "docs/howto/scorer.md": "needs an API key",
         "docs/howto/take_over.md": "needs captured traffic: corrections.jsonl",
         "docs/routing.md": "needs served traffic that somebody judged",
     }
