@@ -25,6 +25,9 @@ PATH = click.Path(path_type=Path)
 TYPED_TASK = "smallfirst.typed_task"
 """Key of the context's `meta` under which the TASK stands as it was typed, ready for a shell."""
 
+ARGUMENTS = "smallfirst.arguments"
+"""Key of the context's `meta` under which the arguments of the verb stand."""
+
 
 def _remember(
     ctx: click.Context, _: click.Parameter, value: Path | tuple[Path, ...] | None
@@ -97,7 +100,12 @@ class _WithExamples(click.Command):
 
 
 class Verb(_WithExamples):
-    """A command with examples."""
+    """A command with examples, which keeps its arguments so that another process can be given them."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Note the arguments in the context's `meta` and parse them."""
+        ctx.meta[ARGUMENTS] = list(args)
+        return super().parse_args(ctx, args)
 
 
 class VerbGroup(_WithExamples, click.Group):

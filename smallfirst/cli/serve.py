@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import click
 
-from smallfirst.cli.options import LEDGER, PATH, TASKS, verb
+from smallfirst.cli.options import ARGUMENTS, LEDGER, PATH, TASKS, verb
 from smallfirst.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from smallfirst.project.task_file import TaskFile
     from smallfirst.serving.ledger.ledger import Ledger
     from smallfirst.serving.plugins import Plugin
+    from smallfirst.serving.replicas import Service
     from smallfirst.serving.settings import ServeSettings
 
 FINE_TUNING = "openai_finetuning"
@@ -62,14 +63,8 @@ FINE_TUNING = "openai_finetuning"
     "--model", "references", multiple=True, metavar="NAME=REFERENCE", help="A registered model beside the tasks."
 )
 @click.option("--base", "bases", multiple=True, help="NAME or NAME=FOLDER that may be fine-tuned.")
-def serve(
-    task_yamls: tuple[Path, ...],
-    only_explain: bool,
-    fine_tuning: bool,
-    bases: tuple[str, ...],
-    references: tuple[str, ...],
-    **options: Any,
-) -> None:
+@click.option("--replicas", type=click.IntRange(min=1), help="So many processes on Ray Serve, here or at RAY_ADDRESS.")
+def serve(task_yamls: tuple[Path, ...], only_explain: bool, replicas: int | None, **options: Any) -> None:
     """Serve the Routers of tasks as an OpenAI-style API.
 
     Each task's Router, its small and its large model are served, and `auto` over all tasks.
@@ -78,19 +73,47 @@ def serve(
     promotion or a rollback changes who answers, without a restart. A model named by --model answers as it is, with
     neither router nor certificate: one that continues text at /v1/completions, for example.
     """
-    from smallfirst.dashboard.plugin import Dashboard
-    from smallfirst.paths import ledger_place, state_of
-    from smallfirst.project.task_file import read_task_file
-    from smallfirst.records import parse_record
-    from smallfirst.serving.app import serve as serve_models
-    from smallfirst.serving.ledger.ledger import Ledger
-    from smallfirst.serving.plugins import installed_plugins
-    from smallfirst.serving.settings import ServeSettings
-
     wanted = task_yamls or (Path("task.yaml"),)
     if only_explain:
         click.echo(_engines(wanted))
         return
+    setup = _set_up(wanted, **options)
+    if replicas:
+        from smallfirst.serving.replicas import serve_replicas
+
+        serve_replicas(click.get_current_context().meta[ARGUMENTS], replicas, settings=setup.settings)
+        return
+    from smallfirst.serving.app import serve as serve_models
+
+    service = _assemble(setup)
+    serve_models(service.models, ledger=service.ledger, settings=service.settings, plugins=service.plugins)
+
+
+def service_of(arguments: Sequence[str]) -> Service:
+    """Return what `smallfirst serve` with these arguments answers with, loaded: a replica serves it."""
+    with serve.make_context("serve", list(arguments)) as context, context.scope():
+        options = {name: value for name, value in context.params.items() if name not in ("only_explain", "replicas")}
+        return _assemble(_set_up(options.pop("task_yamls") or (Path("task.yaml"),), **options))
+
+
+class _Setup(NamedTuple):
+    files: list[TaskFile]
+    settings: ServeSettings
+    kept: dict[str, Any]
+    live: dict[str, Any]
+    plugins: tuple[set[str], list[tuple[str, str, str]]]
+    references: tuple[str, ...]
+
+
+def _set_up(
+    wanted: Sequence[Path], *, fine_tuning: bool, bases: Sequence[str], references: tuple[str, ...], **options: Any
+) -> _Setup:
+    """Read the options and the task files; the state folder is that of the first task from now on."""
+    from smallfirst.paths import state_of
+    from smallfirst.project.task_file import read_task_file
+    from smallfirst.records import parse_record
+    from smallfirst.serving.settings import ServeSettings
+
     enabled = {*options.pop("plugin_names"), *([FINE_TUNING] if fine_tuning else [])}
     plugin_options = [*options.pop("plugin_options"), *((FINE_TUNING, "base", base) for base in bases)]
     live = {name: options.pop(name) for name in ("replay_large", "follow_s", "trace", "uncertified")}
@@ -104,18 +127,30 @@ def serve(
     if files:  # ledger and keys of the server are those of its first task
         click.get_current_context().with_resource(state_of(files[0].folder))
         _refuse_other_keys()
-    ledger = Ledger(ledger_place(create=True), **kept)
+    return _Setup(files, settings, kept, live, (enabled, plugin_options), references)
+
+
+def _assemble(setup: _Setup) -> Service:
+    """Load the models and plugins, and open the ledger."""
+    from smallfirst.dashboard.plugin import Dashboard
+    from smallfirst.paths import ledger_place
+    from smallfirst.serving.ledger.ledger import Ledger
+    from smallfirst.serving.plugins import installed_plugins
+    from smallfirst.serving.replicas import Service
+
+    files, settings = setup.files, setup.settings
+    ledger = Ledger(ledger_place(create=True), **setup.kept)
     models: Mapping[str, Model] = {}
     plugins: list[Plugin] = []
     tasks: tuple[Any, ...] = ({},)
     if files:
-        deployed, plugins = _deploy(files, ledger, settings, live)
+        deployed, plugins = _deploy(files, ledger, settings, setup.live)
         models, tasks = deployed.models, (deployed.by_task, deployed.measured, deployed.prices)
-    named = _registered(references)
+    named = _registered(setup.references)
     models = ChainMap(named, cast(MutableMapping[str, "Model"], models)) if named else models
-    plugins += installed_plugins(models, enabled, plugin_options)
+    plugins += installed_plugins(models, *setup.plugins)
     plugins += [Dashboard(models, ledger, *tasks)] if models or plugins else []
-    serve_models(models, ledger=ledger, settings=settings, plugins=plugins)
+    return Service(models, ledger, settings, plugins, files[0].folder if files else Path.cwd(), ledger_place())
 
 
 def _registered(references: Sequence[str]) -> dict[str, Model]:

@@ -18,8 +18,9 @@ from smallfirst.paths import state_folder
 ADDRESS = "RAY_ADDRESS"
 """Environment variable with the address of a running cluster; without one a cluster is started on this machine."""
 TOKEN_FILE = "ray.token"
-LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Environment variable that Ray reads on every system: with 0 a node's address, and all that listens, is 127.0.0.1."""
+LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_worker_niceness": "0"}
+"""Environment variables of a cluster started here. With the first, which Ray reads on every system, a node's address
+and all that listens is 127.0.0.1; with the second its workers get as much of a busy processor as other programs."""
 OBJECT_STORE_BYTES = 256 * 1024**2
 """Shared memory of a cluster started here: workers are given settings and paths, never rows or weights."""
 
@@ -62,7 +63,7 @@ def prepare_environment(address: str | None) -> None:
     """
     os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="token")
     if not address:
-        os.environ[LOOPBACK] = "0"
+        os.environ.update(LOCAL)
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return
     if address:

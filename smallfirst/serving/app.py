@@ -126,12 +126,17 @@ def serve(
     def stopping() -> None:
         app.state.readiness.stopping = True
 
+    start_background_work(ledger, plugins)
+    run(app, listener, drain_s=settings.drain_s, stopping=stopping, held=[*models.values(), *plugins])
+    print(f"smallfirst stopped; the ledger is {ledger.place}", flush=True)
+
+
+def start_background_work(ledger: Ledger, plugins: Sequence[Plugin]) -> None:
+    """Begin what runs beside the requests of a server: erasing old bodies, noting the uptime, work of plugins."""
     ledger.start_expiry()
     ledger.start_uptime()
     for plugin in plugins:
         plugin.started()
-    run(app, listener, drain_s=settings.drain_s, stopping=stopping, held=[*models.values(), *plugins])
-    print(f"smallfirst stopped; the ledger is {ledger.place}", flush=True)
 
 
 def _create_context(

@@ -9,14 +9,14 @@ import pytest
 from click.testing import CliRunner
 from fixtures.endpoints import register_words
 
-from smallfirst.cli.serve import serve
+from smallfirst.cli.serve import serve, service_of
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import ConfigError
 from smallfirst.models.protocol import Model
 from smallfirst.models.servers.vllm import VllmModel
 from smallfirst.pipeline.large_model import general_model
 from smallfirst.project.task_file import read_task_file
-from smallfirst.serving import app
+from smallfirst.serving import app, replicas
 from smallfirst.tasks.classify import Classify
 
 
@@ -52,6 +52,22 @@ def test_a_registered_model_is_served_by_name_without_a_task(
     CliRunner().invoke(serve, ["--model", f"desk=main.ml.desk/{version}"], catch_exceptions=False)
     [models] = served
     assert [(name, model.name) for name, model in models.items()] == [("desk", "desk")]
+
+
+def test_replicas_load_what_the_command_line_names(
+    module_store: Path, tmp_path: Path, toy_rows: Dataset, toy_task: Classify, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[list[str], int]] = []
+    monkeypatch.setattr(replicas, "serve_replicas", lambda arguments, n, **_: given.append((arguments, n)))
+    monkeypatch.chdir(tmp_path)
+    version = register_words(tmp_path / "model", toy_rows, toy_task, name="main.ml.desk")
+    typed = ["--model", f"desk=main.ml.desk/{version}", "--ledger", "here.db", "--keep-days", "7", "--replicas", "3"]
+    CliRunner().invoke(serve, typed, catch_exceptions=False)
+    assert given == [(typed, 3)]
+    service = service_of(typed)
+    assert list(service.models) == ["desk"]
+    assert (service.ledger.place, service.place) == ("here.db", Path("here.db"))
+    service.ledger.close()
 
 
 def test_a_model_without_a_name_is_refused() -> None:

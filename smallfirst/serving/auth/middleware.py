@@ -173,7 +173,7 @@ class AuthMiddleware:
                 await self._app(scope, receive, with_id)
         except ApiError as refusal:
             # Raised here only: Starlette's handlers answer what the routes raise.
-            await _refuse(refusal, with_id)
+            await send_refusal(refusal, with_id)
 
     def _authenticate(self, scope: Scope) -> Caller:
         headers, path = Headers(scope=scope), scope["path"]
@@ -226,7 +226,8 @@ def _unauthorised(message: str) -> ApiError:
     return refusal
 
 
-async def _refuse(refusal: ApiError, send: Send) -> None:
+async def send_refusal(refusal: ApiError, send: Send) -> None:
+    """Answer a request with an error."""
     body = json.dumps(refusal.body).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body))}
     raw = [(n.encode(), v.encode()) for n, v in {**headers, **refusal.headers}.items()]

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import openai
+import pytest
+from fixtures.ray_cluster import RayCluster
+from fixtures.replica_service import service_of
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from smallfirst.errors import ConfigError
+from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.replicas import ENVIRONMENT, HEALTH_PATH, Edge, ReplicaApp, open_replica, serve_replicas
+from smallfirst.serving.settings import ServeSettings
+
+PATH = "/v1/chat/completions"
+SERVE = """
+import sys
+from smallfirst.serving.replicas import serve_replicas
+from smallfirst.serving.settings import ServeSettings
+settings = ServeSettings(port=0, drain_s=5)
+serve_replicas([sys.argv[1], "5"], 2, settings=settings, service="fixtures.replica_service:service_of")
+"""
+
+
+def asking(seconds: float, *, stream: bool = False) -> dict[str, Any]:
+    return {"model": "slow", "stream": stream, "messages": [{"role": "user", "content": str(seconds)}]}
+
+
+def behind(app: ASGIApp) -> TestClient:
+    """A client of a proxy of Serve, which has `app` as its replicas."""
+    return TestClient(Edge(app), raise_server_exceptions=False)
+
+
+def answering(status: int, *ids: str) -> ASGIApp:
+    """What comes from a proxy of Serve: the application's answer has two request ids, Serve's own one."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        response = PlainTextResponse("it", status_code=status)
+        response.raw_headers += [(b"x-request-id", id.encode()) for id in ids]
+        await response(scope, receive, send)
+
+    return app
+
+
+def test_the_applications_answer_keeps_its_own_request_id() -> None:
+    answer = behind(answering(418, "chatcmpl-1", "of-serve")).get("/v1/models")
+    assert (answer.status_code, answer.text) == (418, "it")
+    assert answer.headers.get_list("x-request-id") == ["chatcmpl-1"]
+
+
+@pytest.mark.parametrize("status", [404, 503])
+def test_a_request_that_reached_no_replica_is_to_be_tried_again(status: int) -> None:
+    answer = behind(answering(status, "of-serve")).post(PATH, json=asking(0))
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "2"
+    assert answer.json()["error"]["code"] == "no_replica"
+    assert answer.headers["x-request-id"].startswith("req-")
+
+
+def test_a_request_whose_replica_died_is_not_sent_again() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve ends without a word."""
+
+    for died in (app, answering(500, "of-serve")):
+        answer = behind(died).post(PATH, json=asking(0))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (502, "answer_lost")
+        assert answer.headers["x-should-retry"] == "false"
+
+
+def test_of_serves_own_paths_only_its_health_is_answered() -> None:
+    client = behind(answering(200, "of-serve"))
+    assert client.get(HEALTH_PATH).text == "it"
+    assert client.get("/-/routes").json()["error"]["code"] == "not_found"
+
+
+def test_a_client_cannot_steer_serve_by_headers() -> None:
+    async def echo(request: Request) -> PlainTextResponse:
+        answer = PlainTextResponse(json.dumps(sorted(request.headers)))
+        answer.raw_headers += [(b"x-request-id", b"1"), (b"x-request-id", b"2")]
+        return answer
+
+    client = behind(Starlette(routes=[Route("/", echo)]))
+    plain = client.get("/").json()
+    sent = {
+        "x-request-id": "mine",
+        "x-request-timeout-seconds": "0.001",
+        "x-request-disconnect-disabled": "?1",
+        "serve_multiplexed_model_id": "m",
+        "x-session-id": "s",
+    }
+    assert client.get("/", headers=sent).json() == plain
+
+
+def test_a_replica_stops_when_its_requests_are_done_and_cuts_off_the_rest(tmp_path: Path) -> None:
+    async def main() -> None:
+        app = ReplicaApp(service_of([str(tmp_path / "ledger.db"), "1"]))
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            quick, slow = (asyncio.create_task(client.post(PATH, json=asking(s))) for s in (0.2, 60))
+            while app.n_running < 2:
+                await asyncio.sleep(0.01)
+            assert await app.stop() == 1
+            assert (await quick).status_code == 200
+            assert (await slow).json()["error"]["code"] == "stopping"
+            assert (await client.post(PATH, json=asking(0))).json()["error"]["code"] == "stopping"
+
+    asyncio.run(main())
+
+
+def test_a_replica_closes_models_and_ledger_with_its_lifespan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    app = open_replica(json.dumps(["fixtures.replica_service:service_of", str(tmp_path), ["ledger.db", "1"]]))
+    with TestClient(app, base_url="http://localhost") as client:
+        assert client.post(PATH, json=asking(0)).status_code == 200
+    assert (tmp_path / f"closed-{os.getpid()}").exists()
+
+
+def test_a_replica_on_a_machine_without_the_tasks_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no folder .* on .*\n  next: mount the tasks there on every node"):
+        open_replica(json.dumps(["fixtures.replica_service:service_of", str(tmp_path / "none"), []]))
+
+
+def test_replicas_on_other_addresses_need_a_key_as_well() -> None:
+    with pytest.raises(ConfigError, match="can be reached from other machines"):
+        serve_replicas([], 2, settings=ServeSettings(host="0.0.0.0"))
+
+
+class Serving(NamedTuple):
+    url: str
+    folder: Path
+    process: subprocess.Popen[str]
+
+    def ask(self, seconds: float) -> httpx.Response:
+        return httpx.post(f"{self.url}/chat/completions", json=asking(seconds), timeout=60)
+
+    def pids(self, at_least: int = 2) -> set[int]:
+        """The processes of replicas that answer, once there are so many."""
+        found: set[int] = set()
+        end = time.monotonic() + 120
+        while len(found) < at_least and time.monotonic() < end:
+            if (answer := self.ask(0)).status_code == 200:
+                found.add(int(answer.json()["choices"][0]["message"]["content"].rsplit(" ", 1)[1]))
+        return found
+
+
+@pytest.fixture(scope="module")
+def serving(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """Two replicas of the slow model, started as `smallfirst serve --replicas 2` does."""
+    folder = tmp_path_factory.mktemp("replicas")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        tests = Path(__file__).parents[1]
+        patch.setenv("PYTHONPATH", f"{tests.parent}{os.pathsep}{tests}")
+        cluster: RayCluster = request.getfixturevalue("ray_cluster")
+        environment = {**os.environ, **cluster.environment}
+        command = [sys.executable, "-c", SERVE, str(folder / "ledger.db")]
+        process = subprocess.Popen(command, env=environment, cwd=folder, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        started = process.stdout.readline()
+        assert started.startswith("smallfirst serves with 2 replicas at http://127.0.0.1:")
+        yield Serving(started.rsplit(" ", 1)[1].strip(), folder, process)
+        process.kill()
+
+
+def test_answers_streams_and_errors_are_those_of_one_server(serving: Serving) -> None:
+    client = openai.OpenAI(base_url=serving.url, api_key="none", max_retries=0)
+    messages: Any = asking(0.1)["messages"]
+    answer = client.chat.completions.with_raw_response.create(model="slow", messages=messages)
+    assert answer.headers.get_list("x-request-id") == [answer.parse().id]
+    words = [
+        part.choices[0].delta.content
+        for part in client.chat.completions.create(model="slow", messages=messages, stream=True)
+        if part.choices
+    ]
+    assert [word for word in words if word][:10] == [f"{word} " for word in range(10)]
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model="none", messages=messages)
+    assert caught.value.code == "model_not_found"
+    assert [model.id for model in client.models.list()] == ["slow"]
+
+
+def test_a_replica_that_is_killed_costs_its_own_requests_alone(serving: Serving) -> None:
+    killed, other = serving.pids()
+    answers: list[httpx.Response] = []
+    threads = [threading.Thread(target=lambda: answers.append(serving.ask(3))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    time.sleep(1)  # they are under way in both
+    os.kill(killed, signal.SIGKILL)
+    for thread in threads:
+        thread.join()
+    assert {answer.status_code for answer in answers} == {200, 502}
+    for answer in answers:
+        if answer.status_code == 502:
+            assert answer.json()["error"]["code"] == "answer_lost"
+        else:
+            assert answer.json()["choices"][0]["message"]["content"].endswith(str(other))
+    assert serving.ask(0).status_code == 200
+    ledger = Ledger(serving.folder / "ledger.db")
+    rows = {row.id for row in ledger.rows()}
+    ledger.close()
+    assert {answer.json()["id"] for answer in answers if answer.status_code == 200} <= rows
+
+
+def test_told_to_stop_they_finish_their_requests_and_close_their_models(serving: Serving) -> None:
+    answers: list[httpx.Response] = []
+    thread = threading.Thread(target=lambda: answers.append(serving.ask(2)))
+    thread.start()
+    time.sleep(1)  # it is under way
+    serving.process.send_signal(signal.SIGTERM)
+    thread.join()
+    assert answers[0].status_code == 200
+    out, _ = serving.process.communicate(timeout=120)
+    assert serving.process.returncode == 0
+    assert out.endswith("smallfirst stopped\n")
+    assert int(answers[0].json()["choices"][0]["message"]["content"].rsplit(" ", 1)[1]) in {
+        int(path.name.removeprefix("closed-")) for path in serving.folder.glob("closed-*")
+    }
