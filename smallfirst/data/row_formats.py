@@ -130,7 +130,7 @@ def parse_row(
     """Return the row as an Example and no rules, or None and every rule that its values break."""
     keys = found.keys
     if found.shape == "chat":
-        rules = _message_rules(row[keys["messages"]], keys["messages"])
+        rules = message_rules(row[keys["messages"]], keys["messages"])
         rules += [
             rule
             for field, key in keys.items()
@@ -287,12 +287,12 @@ def _value_rules(field: str, value: object, name: str) -> list[str]:
     if field in ("labels", "answer", "context") and isinstance(value, list):
         if not value and field == "answer":
             return [f"{name} is an empty list"]
-        return [rule for i, item in enumerate(value) for rule in _text_rules(item, f"{name}[{i}]")]
+        return [rule for i, item in enumerate(value) for rule in text_rules(item, f"{name}[{i}]")]
     if field == "labels":
         return [f"{name} must be a list of labels, not {_kind(value)}"]
     if field == "target" and not isinstance(value, str):
         return _object_rules(value, name)
-    rules = _text_rules(value, name)
+    rules = text_rules(value, name)
     if field == "target" and not rules:
         try:
             read = json.loads(str(value))
@@ -321,7 +321,8 @@ def _object_rules(value: object, name: str) -> list[str]:
     return [f"{name} has half a surrogate pair"] if _BAD_CHARACTER.search(text) else []
 
 
-def _text_rules(value: object, name: str) -> list[str]:
+def text_rules(value: object, name: str) -> list[str]:
+    """Return the rules that `value` breaks as a text; `name` is what messages call it."""
     if not isinstance(value, str):
         return [f"{name} must be text, not {_kind(value)}"]
     if not value.strip():
@@ -332,7 +333,8 @@ def _text_rules(value: object, name: str) -> list[str]:
     return []
 
 
-def _message_rules(value: object, key: str) -> list[str]:
+def message_rules(value: object, key: str) -> list[str]:
+    """Return the rules that `value` breaks as a conversation that ends with its answer; `key` is its column."""
     if not isinstance(value, list):
         return [f'"{key}" must be a list of messages, not {_kind(value)}']
     if len(value) < 2:
@@ -350,7 +352,7 @@ def _one_message(message: object, name: str) -> list[str]:
     if "role" in message and message["role"] not in _ROLES:
         rules.append(f"{name} has role {_quoted(message['role'])}: use system, user or assistant")
     if "content" in message:
-        rules += _text_rules(message["content"], f"{name} content")
+        rules += text_rules(message["content"], f"{name} content")
     return rules
 
 

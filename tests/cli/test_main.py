@@ -64,7 +64,7 @@ def test_the_version_is_the_packages() -> None:
 def test_a_missing_file_is_a_wrong_setting(verb: str, tmp_path: Path) -> None:
     path = tmp_path / "task.yaml"
     signed = ("--candidate", "small", "--by", "Ada", "--because", "seen")
-    more = {"override": signed, "label": ("rows.jsonl",), "export": ("out",)}
+    more = {"override": signed, "label": ("rows.jsonl",), "score": ("rows.jsonl",), "export": ("out",)}
     assert failed(call(verb, path, *more.get(verb, ())), 2) == (
         f"ConfigError: {path}: no such file\n  next: smallfirst init   writes a commented task.yaml\n"
     )

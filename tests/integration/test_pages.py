@@ -35,6 +35,7 @@ def test_blocks_that_do_not_run_are_few_and_say_what_they_need() -> None:
         "README.md": "needs an application's traffic",
         "docs/engines.md": "needs vLLM in an environment of its own",
         "docs/foundation_model.md": "needs dspy",
+        "docs/howto/batch.md": "needs a cluster or several cores",
         "docs/howto/container.md": "needs Docker Compose",
         "docs/howto/mlflow.md": "needs the full MLflow package",
         "docs/howto/scorer.md": "needs an API key",

@@ -1,0 +1,215 @@
+"""Who answers a batch: a task's Router as it is served, its small or its large model, or a version; loaded once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from smallfirst.batch.folder import Part, requests_in
+from smallfirst.deployment.task_deployment import CERTIFICATE, TargetVersions, TaskDeployment
+from smallfirst.errors import ModelError, NotRecorded, RateLimited, RequestRefused, Unauthorised
+from smallfirst.models.few_shot import PromptedModel
+from smallfirst.models.loading import load_model
+from smallfirst.models.manifest import MANIFEST, read_manifest
+from smallfirst.models.protocol import Completion, Model, Request
+from smallfirst.models.wrappers import DelegatingModel
+from smallfirst.paths import ledger_place, state_of
+from smallfirst.pipeline.large_model import prompted_model, worst_usd
+from smallfirst.pipeline.router_setup import routes_to_challenger, versioned_name
+from smallfirst.progress import Progress
+from smallfirst.project.project import Project
+from smallfirst.project.task_file import TaskFile, read_task_file
+from smallfirst.records import Record, fingerprint
+from smallfirst.registry import versions
+from smallfirst.routing.certificate.certificate import Certificate
+from smallfirst.routing.policies.policy import CHALLENGER
+from smallfirst.routing.router import Router
+from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.sync import run_sync
+
+AT_ONCE = 1024
+"""Requests that wait for a model at a time, so that its passes are full."""
+PAUSES_S = (2.0, 10.0, 30.0)
+"""Before each further try of a request that certainly cost nothing: an endpoint may be down for a moment."""
+_FREE = (Unauthorised, RateLimited, RequestRefused, NotRecorded)
+"""Errors that cost nothing; any other may have been paid for, with an unknown amount."""
+Keep = Callable[[dict[str, Any], float | None], Awaitable[None]]
+"""Called with an answer and the amount that was reserved for it."""
+Reserve = Callable[[int, str], Awaitable[float | None]]
+"""Called with the number and the text of a request."""
+
+
+class ScorerSource(Record):
+    """Which model answers, in a form that travels to other processes."""
+
+    task: str
+    """Path of task.yaml."""
+    reference: str
+    """`router`, `large`, the folder of a model, or `NAME/VERSION`."""
+    champion: int = 0
+    challenger: int | None = None
+    decides: str = ""
+    """Fingerprint of all that decides on its answers."""
+    certificate: str = ""
+    paid: bool = False
+    """True if a large model behind an address may be asked."""
+
+    @property
+    def model(self) -> str:
+        """The model in words, with its version."""
+        return f"router of version {self.champion}" if self.reference == "router" else self.reference
+
+    @classmethod
+    def find(cls, task: Path, model: str) -> Self:
+        """Return what `model` means now: empty for the Router, `small`, `large`, a version, an alias or a folder.
+
+        Raise RegistryError if there is no such version.
+        """
+        file = read_task_file(task)
+        with state_of(file.folder):
+            return cls._find(file, {"task": str(task.absolute())}, model)
+
+    @classmethod
+    def _find(cls, file: TaskFile, values: dict[str, Any], model: str) -> Self:
+        paid = file.large is not None and file.large.endpoint is not None
+        if model == "large":
+            what: Any = file.large.model_dump(mode="json") if file.large else None
+            return cls(**values, reference=model, decides=fingerprint(what), paid=paid)
+        if (Path(model) / MANIFEST).is_file():
+            folder = Path(model).absolute()
+            what = read_manifest(folder).model_dump(mode="json")
+            return cls(**values, reference=str(folder), decides=fingerprint(what))
+        if model:
+            alias = {"small": "@champion"}.get(model, model)
+            name = f"{file.register_to}{alias}" if alias.startswith("@") else alias
+            version = versions.resolve(f"{file.register_to}/{alias}" if alias.isdecimal() else name)
+            what = read_manifest(version.folder).model_dump(mode="json")
+            return cls(**values, reference=f"{version.name}/{version.version}", decides=fingerprint(what))
+        champion = versions.resolve(f"{file.register_to}@{versions.CHAMPION}").version
+        beside = versions.resolve(f"{file.register_to}@{CHALLENGER}").version if routes_to_challenger(file) else None
+        raw = versions.read_attachment(file.register_to, champion, CERTIFICATE)
+        certificate = Certificate.from_json(raw, where="the certificate").fingerprint() if raw else ""
+        what = [champion, beside, certificate, file.model_dump(mode="json", include={"large", "routing"})]
+        return cls(
+            **values,
+            reference="router",
+            champion=champion,
+            challenger=beside,
+            decides=fingerprint(what),
+            certificate=certificate,
+            paid=paid,
+        )
+
+
+class Scorer:
+    """A loaded model that answers parts. Ray makes one in each of its actors, from JSON."""
+
+    def __init__(self, source: str) -> None:
+        """Load the model that a ScorerSource in JSON names."""
+        self.source = ScorerSource.model_validate_json(source)
+        file = read_task_file(Path(self.source.task))
+        self.worst_usd: Callable[[str], float] = lambda _: 0.0
+        with state_of(file.folder):
+            self.model, self.task = self._load(file)
+
+    def _load(self, file: TaskFile) -> tuple[Model, Any]:
+        reference = self.source.reference
+        if reference == "router":
+            return self._router(file)
+        if reference == "large":
+            project = Project.read(file, Progress(quiet=True))
+            model = prompted_model(file, project.task, project.rows.train)
+            self.worst_usd = worst_usd(file, model)
+            return model, project.task
+        named = Path(reference).is_absolute()
+        folder = Path(reference) if named else versions.resolve(reference).folder
+        name = folder.name if named else versioned_name(f"{file.name}-small", int(reference.rpartition("/")[2]))
+        return load_model(folder, name=name, price=file.prices.machine), read_manifest(folder).task
+
+    def _router(self, file: TaskFile) -> tuple[Model, Any]:
+        """Return the Router as it is served, without its audits: a batch is no traffic that tells of drift."""
+        ledger = Ledger(ledger_place(create=True))
+        try:
+            deployment = TaskDeployment(file, ledger)
+            audited = deployment.load(TargetVersions(self.source.champion, self.source.challenger)).router
+        finally:
+            ledger.close()
+        if self.source.paid and isinstance(large := deployment.shared[0], PromptedModel):
+            self.worst_usd = worst_usd(file, large)
+        return _Unaudited(audited.router, audited.paused), audited.auditing.task
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        """Answer one part for Ray Data: `item` is JSON, and so are the answers."""
+        work_file, part, answered = json.loads(batch["item"][0])
+        found: list[dict[str, Any]] = []
+
+        async def keep(answer: dict[str, Any], _: float | None) -> None:
+            found.append(answer)
+
+        run_sync(self.answer(requests_in(Path(work_file), Part(*part), answered), keep))
+        return {"part": [json.dumps(part)], "answers": [json.dumps(found, ensure_ascii=False)]}
+
+    async def answer(self, requests: Sequence[tuple[int, str]], keep: Keep, reserve: Reserve | None = None) -> None:
+        """Answer numbered requests, shortest first, so that those of a pass are alike; hand each answer to `keep`.
+
+        `reserve` sets aside what a request may cost; it is not sent if None comes back.
+        """
+        places = asyncio.Semaphore(AT_ONCE)
+
+        async def one(number: int, line: str) -> None:
+            async with places:
+                values = {**json.loads(line), "max_tokens": self.task.max_answer_tokens}
+                request, amount = Request.model_validate(values), None
+                if reserve is not None and (amount := await reserve(number, request.text)) is None:
+                    return
+                await keep({"number": number, **await self._answer(request)}, amount)
+
+        async with asyncio.TaskGroup() as group:
+            for number, line in sorted(requests, key=lambda pair: len(pair[1])):
+                group.create_task(one(number, line))
+
+    async def _answer(self, request: Request) -> dict[str, Any]:
+        for pause_s in (*PAUSES_S, None):
+            try:
+                return self._columns(await self.model.complete(request))
+            except ModelError as error:
+                if pause_s is None or not error.retryable:
+                    free = error.retryable or isinstance(error, _FREE)
+                    return {"error": _code(error), "message": error.args[0], "cost_usd": 0.0 if free else None}
+                await asyncio.sleep(pause_s)
+        raise AssertionError
+
+    def _columns(self, found: Completion) -> dict[str, Any]:
+        answer, route = self.task.parse(found.text), found.route
+        confidence = found.confidence if route is None or route.confidence is None else route.confidence
+        problem = {"error": "unreadable", "message": f"no answer of the task: {found.text[:200]!r}"}
+        return {
+            "answer": answer,
+            "confidence": confidence,
+            "stage": route.stage if route else "",
+            "certified": bool(route and route.certified),
+            "cost_usd": found.cost_usd,
+            "answered_by": found.answered_by,
+            "error": None,
+            **({} if answer is not None or found.refusal else problem),
+        }
+
+
+class _Unaudited(DelegatingModel):
+    """A Router in the state in which it is served: while its guarantee is not in force the large model answers."""
+
+    def __init__(self, router: Router, paused: str) -> None:
+        super().__init__(router)
+        self.router, self.paused = router, paused
+
+    async def complete(self, request: Request) -> Completion:
+        return await self.router.finish(await self.router.decide(request, paused=self.paused), request)
+
+
+def _code(error: ModelError) -> str:
+    """Return the kind of an error as a word, such as `rate_limited`."""
+    name = type(error).__name__
+    return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
