@@ -137,7 +137,7 @@ def test_with_equal_weights_the_weighted_interval_is_the_anytime_one(errors: int
 
 def test_the_weighted_interval_covers_at_every_audit_at_once() -> None:
     """Errors of 30 and 2 % in halves, drawn at 3 to 1: the mean is 16 %, though 23 % of the rows drawn are wrong."""
-    draw, missed, n, draws = np.random.default_rng(3), 0, 60, 40
+    draw, missed, n, draws = np.random.default_rng(3), 0, 60, 20
     for _ in range(draws):
         counts: Counter[tuple[float, bool]] = Counter()
         for _ in range(n):

@@ -18,11 +18,11 @@ from smallfirst.interfaces.openai_finetuning.uploaded_rows import read_upload
 from smallfirst.jobs.queue import jobs_folder
 from smallfirst.paths import home
 
-SIZE = 8 << 20
-MAX_GROWTH = 96 << 20
+SIZE = 4 << 20
+MAX_GROWTH = 72 << 20
 """Bytes that a server may grow by while one such file is uploaded and read: some copies of the upload."""
 SHORTEST = b'{"prompt":"a","completion":"b"}\n'
-PADDED = b'{"prompt":"' + b"a" * 56 + b'","completion":"b"}\n'
+PADDED = b'{"prompt":"' + b"a" * 12 + b'","completion":"b"}\n'
 
 
 @pytest.mark.parametrize(

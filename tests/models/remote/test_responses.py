@@ -113,7 +113,7 @@ def endless(head: bytes, content: bytes) -> Deed:
 
 OPEN_BODY = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
 OPEN_EVENTS = OPEN_BODY.replace(b"application/json", b"text/event-stream")
-EVENT = f"data: {json.dumps({'choices': [{'delta': {'content': 'yes '}}]})}\n\n".encode()
+EVENT = f"data: {json.dumps({'choices': [{'delta': {'content': 'yes ' * 50}}]})}\n\n".encode()
 BLOCK = 65536
 FLOODS = {
     "body": (False, OPEN_BODY + b'{"x": "', b"x" * BLOCK),

@@ -17,7 +17,7 @@ def issued(rows: CascadeData) -> bool:
 
 def test_the_advised_rows_suffice_as_often_as_stated() -> None:
     draw, advised, enough, stated = np.random.default_rng(2), 0, 0, 0.0
-    for _ in range(80):
+    for _ in range(50):
         rows = cascade(draw.random(100), draw.random(100) >= draw.beta(1, 30))
         wrong = 1 - rows.right.mean()
         if issued(rows) or not 0.01 <= wrong <= 0.07:
