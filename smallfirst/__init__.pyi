@@ -56,6 +56,7 @@ from smallfirst.models.remote.config import EndpointConfig as EndpointConfig
 from smallfirst.models.remote.http import HttpResponse as HttpResponse
 from smallfirst.models.remote.http import HttpSession as HttpSession
 from smallfirst.models.remote.model import EndpointModel as EndpointModel
+from smallfirst.models.servers.vllm_config import VllmServer as VllmServer
 from smallfirst.pipeline.calibrate import calibrate_stage as calibrate_stage
 from smallfirst.pipeline.evaluate import evaluate_stage as evaluate_stage
 from smallfirst.pipeline.next_step import NextStep as NextStep

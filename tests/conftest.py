@@ -34,6 +34,7 @@ pytest_plugins = [
     "fixtures.registry",
     "fixtures.report",
     "fixtures.training",
+    "fixtures.vllm_server",
     "fixtures.warm_processes",
     "fixtures.finetuning_api",  # imports others, which pytest must see first
 ]

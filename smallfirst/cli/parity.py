@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 def parity(task_yaml: Path, url: str | None, name: str | None, n_rows: int | None, key_env: str, as_json: bool) -> None:
     """Compare an endpoint's answers with the measured ones.
 
-    Evaluation rows are asked again over HTTP. Exit code 3 if the answers differ.
+    Evaluation rows are asked again over HTTP. Without --url the result is stored with the champion: one that was
+    measured with PyTorch may be served through the vLLM of task.yaml once it has passed there. Exit code 3 if the
+    answers differ.
     """
     from smallfirst.pipeline.parity import require_parity
     from smallfirst.project.run_folder import RunFolder
@@ -52,9 +54,8 @@ def _checked(
     n_rows: int | None,
 ) -> ParityResult:
     """What the endpoint, or a server of the champion, says to the rows that the champion was evaluated on."""
-    from smallfirst.models.loading import load_model
-    from smallfirst.pipeline.parity import check_parity, parity_rows, top_two_lookup
-    from smallfirst.serving.loopback import Address, serve_on_loopback
+    from smallfirst.pipeline.parity import check_parity, parity_rows, served_parity, top_two_lookup
+    from smallfirst.serving.loopback import Address
 
     (url, name, key), candidate = where, version.tags.get("candidate", "")
     if not candidate:
@@ -62,12 +63,10 @@ def _checked(
             f"{version.name} version {version.version} does not say what it was evaluated as",
             hint="smallfirst promote task.yaml",
         )
+    if url is None:
+        return served_parity(project, run_folder, version, candidate, n_rows=n_rows)
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"--url {url!r} is no address", hint="for example --url http://127.0.0.1:8000/v1")
     rows, bests = parity_rows(project, run_folder, candidate, n_rows), top_two_lookup(project, run_folder, candidate)
-    if url is not None:
-        if not url.startswith(("http://", "https://")):
-            raise ConfigError(f"--url {url!r} is no address", hint="for example --url http://127.0.0.1:8000/v1")
-        found = asyncio.run(check_parity(Address(url, key), name, rows, task=project.task, bests=bests))
-        return found.model_copy(update={"version": version.version})
-    with serve_on_loopback({name: load_model(version.folder, name=name, price=project.file.prices.machine)}) as address:
-        found = asyncio.run(check_parity(address, name, rows, task=project.task, bests=bests))
+    found = asyncio.run(check_parity(Address(url, key), name, rows, task=project.task, bests=bests))
     return found.model_copy(update={"version": version.version})

@@ -16,11 +16,12 @@ from smallfirst.deployment.auditing import AuditSettings
 from smallfirst.deployment.hot_swap import ModelSet, SharedModel
 from smallfirst.errors import RegistryError, StageMissing
 from smallfirst.models.loading import load_model
-from smallfirst.models.manifest import MANIFEST
+from smallfirst.models.manifest import MANIFEST, read_manifest
 from smallfirst.models.protocol import Model, Request
 from smallfirst.paths import state_of
 from smallfirst.pipeline import large_model as large_path
 from smallfirst.pipeline.confidence_heads import HEADS, ConfidenceHeads
+from smallfirst.pipeline.parity import PARITY, ParityResult
 from smallfirst.pipeline.router_setup import (
     PROFILE_FOLDER,
     REFERENCE,
@@ -36,6 +37,7 @@ from smallfirst.pipeline.router_setup import (
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
+from smallfirst.project.small_model import load_small, small_engine
 from smallfirst.project.task_file import RoutingConfig, TaskFile
 from smallfirst.registry import versions
 from smallfirst.registry.versions import ModelVersion
@@ -190,13 +192,14 @@ class TaskDeployment:
         reference = TrafficReference.from_json(_attached(version, REFERENCE, b"{}"), where=f"the reference of {where}")
         heads = ConfidenceHeads.from_json(_attached(version, HEADS, b"{}"), where=f"the confidence heads of {where}")
         self._check_fallback(certificate)
+        self._check_engine(version)
         detector = load_ood_detector(file, run_folder, heads)
         if certificate.filters is not None and certificate.issued:
             certificate.filters.check_served(served_filters(file, detector), file.name)
         ahead = stages_ahead(file, run_folder, version=version.version)
         loaded += [stage.model for stage in ahead]
         name = versioned_name(f"{file.name}-small", version.version)
-        small = load_model(version.folder, name=name, price=file.prices.machine)
+        small = load_small(file, version.folder, name=name)
         loaded.append(small)
         beside = challenger_stages(file, wanted.challenger) if wanted.challenger is not None else ()
         loaded += [stage.model for stage in beside]
@@ -235,6 +238,19 @@ class TaskDeployment:
         folders = {name: run_folder.model_folder(name) for name in CHEAP if name not in known}
         there = [name for name, folder in folders.items() if (folder / MANIFEST).is_file()][:1]
         return [*(stage.model for stage in ahead), *(load_model(folders[name], name=name) for name in there)]
+
+    def _check_engine(self, version: ModelVersion) -> None:
+        """Raise StageMissing unless the version was compared with its measured answers on the engine that serves it."""
+        if read_manifest(version.folder).kind not in ("label_tokens", "generative", "chat", "text"):
+            return
+        raw, engine = versions.read_attachment(version.name, version.version, PARITY), small_engine(self.file)
+        found = ParityResult.from_json(raw, where=PARITY) if raw else None
+        if found.engine != engine or not found.passed if found else engine:
+            raise StageMissing(
+                f"{version.name} version {version.version} was not compared with its measured answers on "
+                f"{engine or 'PyTorch'}, which is to serve it",
+                hint="smallfirst parity task.yaml   compares them; its certificate then holds there too",
+            )
 
     def _check_fallback(self, certificate: Certificate) -> None:
         if self.large is None and not certificate.issued and self.file.routing.override is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -71,35 +72,27 @@ class _Item(NamedTuple):
     embeds: bool = False
 
 
-class LabelModel(CallableModel):
-    """A Scorer as a Model: batches concurrent requests and prices the machine's time."""
+class LabelAnswers(CallableModel, ABC):
+    """A Model that answers with the likeliest label; subclasses say where the log-probabilities come from."""
 
     max_answer_tokens = 1
-    max_batch_size = 512
-    """Texts in a pass; those that arrive meanwhile wait for the next."""
-    budget = BatchBudget(seconds=0.1, full=256)
-    """Tokens, roughly, that share a pass. Short passes cost no throughput, and a server can send answers while the next
-    one runs."""
 
-    def __init__(
-        self, scorer: Scorer, manifest: Manifest, *, name: str = "", price: MachinePrice | None = None
-    ) -> None:
+    def __init__(self, manifest: Manifest, *, name: str = "", price: MachinePrice | None = None) -> None:
         self.manifest = manifest
         self.name = name or manifest.task.name
         self._price = price or MachinePrice()
-        self._scorer, self._n_submitted = scorer, 0
-        self._worker: BatchWorker[_Item, LabelLogProbs | TextEmbedding] = BatchWorker(
-            self._compute, name=self.name, max_batch_size=self.max_batch_size, size=_size, budget=self.budget
-        )
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        own = {Capability.LOGPROBS, Capability.LABEL_PROBABILITIES, Capability.READINESS}
-        return frozenset(own if self._scorer.embed is None else own | {Capability.EMBEDDINGS})
+        return frozenset({Capability.LOGPROBS, Capability.LABEL_PROBABILITIES, Capability.READINESS})
+
+    @abstractmethod
+    async def log_probabilities(self, text: str, *, tenant: str = "") -> LabelLogProbs:
+        """Return the label log-probabilities of one text. Raise ModelError."""
 
     async def complete(self, request: Request) -> Completion:
         began = time.perf_counter()
-        scored = await self._score(request.text)
+        scored = await self._score(request.text, request.tenant)
         probabilities = softmax(scored.log_probabilities, self.manifest.temperature)
         best = np.argsort(-probabilities)
         labels = self.manifest.task.closed
@@ -129,6 +122,57 @@ class LabelModel(CallableModel):
             for scored in await asyncio.gather(*(self._score(text) for text in texts))
         ]
 
+    async def ready(self) -> None:
+        await self._score("ready")
+
+    @abstractmethod
+    async def aclose(self) -> None: ...
+
+    async def _score(self, text: str, tenant: str = "") -> LabelLogProbs:
+        scored = await self.log_probabilities(text, tenant=tenant)
+        if not np.isfinite(scored.log_probabilities).any():
+            raise ModelError(f"{self.name} could not answer: its label probabilities are not numbers")
+        return scored
+
+    def _charge(self, scored: LabelLogProbs) -> Charge:
+        return self._price.charge(self.name, scored.busy_s, tokens_of(scored.n_tokens, 1))
+
+    def _token(self, scored: LabelLogProbs, best: np.ndarray, n_top: int) -> Token:
+        labels = self.manifest.task.closed
+        logs = log_softmax(scored.log_probabilities, self.manifest.temperature)
+        text = labels[best[0]]
+        top = tuple((labels[i], float(logs[i])) for i in best[:n_top])
+        return Token(text=text, logprob=float(logs[best[0]]), octets=tuple(text.encode()), top=top)
+
+
+class LabelModel(LabelAnswers):
+    """A Scorer as a Model: batches concurrent requests and prices the machine's time."""
+
+    max_batch_size = 512
+    """Texts in a pass; those that arrive meanwhile wait for the next."""
+    budget = BatchBudget(seconds=0.1, full=256)
+    """Tokens, roughly, that share a pass. Short passes cost no throughput, and a server can send answers while the next
+    one runs."""
+
+    def __init__(
+        self, scorer: Scorer, manifest: Manifest, *, name: str = "", price: MachinePrice | None = None
+    ) -> None:
+        super().__init__(manifest, name=name, price=price)
+        self._scorer, self._n_submitted = scorer, 0
+        self._worker: BatchWorker[_Item, LabelLogProbs | TextEmbedding] = BatchWorker(
+            self._compute, name=self.name, max_batch_size=self.max_batch_size, size=_size, budget=self.budget
+        )
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        own = super().capabilities
+        return own if self._scorer.embed is None else own | {Capability.EMBEDDINGS}
+
+    async def log_probabilities(self, text: str, *, tenant: str = "") -> LabelLogProbs:
+        scored = await self._submit(_Item(text))
+        assert isinstance(scored, LabelLogProbs)
+        return scored
+
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         """Return vectors of length 1. Raise RequestRefused if the scorer has none, ModelError if it fails."""
         if self._scorer.embed is None:
@@ -139,17 +183,8 @@ class LabelModel(CallableModel):
         charge = self._price.charge(self.name, sum(one.busy_s for one in found), tokens_of(n_tokens))
         return Embeddings([one.vector for one in found], n_tokens, charge.usd or 0.0, (charge,))
 
-    async def ready(self) -> None:
-        await self._score("ready")
-
     async def aclose(self) -> None:
         await self._worker.aclose()
-
-    async def _score(self, text: str) -> LabelLogProbs:
-        scored = await self._submit(_Item(text))
-        if not isinstance(scored, LabelLogProbs) or not np.isfinite(scored.log_probabilities).any():
-            raise ModelError(f"{self.name} could not answer: its label probabilities are not numbers")
-        return scored
 
     async def _submit(self, item: _Item) -> LabelLogProbs | TextEmbedding:
         began = time.perf_counter()
@@ -165,9 +200,6 @@ class LabelModel(CallableModel):
         finally:
             self._n_submitted -= 1
 
-    def _charge(self, scored: LabelLogProbs) -> Charge:
-        return self._price.charge(self.name, scored.busy_s, tokens_of(scored.n_tokens, 1))
-
     def _compute(self, items: Sequence[_Item]) -> list[LabelLogProbs | TextEmbedding]:
         scored_texts, embedded_texts = ([one.text for one in items if one.embeds is kind] for kind in (False, True))
         scored = self._scorer.score(scored_texts) if scored_texts else []
@@ -177,13 +209,6 @@ class LabelModel(CallableModel):
             raise ValueError(f"{len(items)} texts, {len(scored) + len(embedded)} results")
         labels, vectors = iter(scored), iter(embedded)
         return [next(vectors) if one.embeds else next(labels) for one in items]
-
-    def _token(self, scored: LabelLogProbs, best: np.ndarray, n_top: int) -> Token:
-        labels = self.manifest.task.closed
-        logs = log_softmax(scored.log_probabilities, self.manifest.temperature)
-        text = labels[best[0]]
-        top = tuple((labels[i], float(logs[i])) for i in best[:n_top])
-        return Token(text=text, logprob=float(logs[best[0]]), octets=tuple(text.encode()), top=top)
 
 
 def _size(item: _Item) -> int:

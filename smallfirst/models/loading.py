@@ -8,17 +8,27 @@ from smallfirst.models.engines.engine import ModelSource
 from smallfirst.models.engines.selection import load
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.protocol import Model
+from smallfirst.models.servers.vllm_config import VllmServer
 from smallfirst.pricing.machine import MachinePrice
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.sync import run_in_thread
 
 
-def load_model(folder: Path, *, name: str = "", price: MachinePrice | None = None, certified: bool = True) -> Model:
+def load_model(
+    folder: Path,
+    *,
+    name: str = "",
+    price: MachinePrice | None = None,
+    certified: bool = True,
+    vllm: VllmServer | None = None,
+) -> Model:
     """Return the model in a folder that training or the registry wrote, ready to answer, or raise ConfigError.
 
     With `certified=False`, where no certificate covers its confidences, a faster engine than the measured one may run
-    it.
+    it. With `vllm` that runs language models; linear ones and encoders stay in this process.
     """
     read_manifest(folder)  # raises the error that names what is missing
     source = ModelSource(folder, name, certified=certified, prices=PriceBook(machine=price or MachinePrice()))
+    if vllm is not None and source.kind in ("label", "generative"):
+        source = source._replace(engine="vLLM", settings=vllm.model_dump(exclude_defaults=True))
     return run_in_thread(lambda: load(source))

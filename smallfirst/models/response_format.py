@@ -12,18 +12,17 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 from smallfirst.errors import BadAnswer, ConfigError, RequestRefused
-from smallfirst.models.generation.grammar import Grammar, GrammarCache, with_number_bounds
+from smallfirst.models.generation.grammar import Grammar, GrammarCache, lark_grammar, with_number_bounds
 from smallfirst.models.protocol import Completion, ResponseFormat
 from smallfirst.models.usage import report_unfinished
 from smallfirst.tasks.json.answers import answer_parser, keeps_schema
-from smallfirst.tasks.json.schema import SEPARATORS, closed_schema
+from smallfirst.tasks.json.schema import closed_schema
 from smallfirst.tasks.json.validation import AnswerCheck, unsupported_part
 
 MAX_COMPILED = 64
 """Compiled schemas kept in memory."""
 SHOWN_CHARACTERS = 200
 """Characters of a wrong answer that its error message quotes."""
-_SPACING = {"whitespace_flexible": False, "item_separator": SEPARATORS[0], "key_separator": SEPARATORS[1]}
 
 
 class OutputFormat(NamedTuple):
@@ -51,9 +50,7 @@ class CompiledSchema:
         from llguidance import LLMatcher
 
         self._schema = schema
-        self.grammar = (
-            f"%llguidance {{}}\nstart: %json {json.dumps({**with_number_bounds(schema), 'x-guidance': _SPACING})}"
-        )
+        self.grammar = lark_grammar(schema)
         """The value of llama.cpp's `grammar` parameter."""
         own = LLMatcher.grammar_from_json_schema(json.dumps(with_number_bounds(schema)))
         failed, warnings = LLMatcher.validate_grammar_with_warnings(own, _byte_tokenizer())

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from smallfirst.data.dataset import Message, sample_rows
 from smallfirst.errors import GateFailed, StageMissing
 from smallfirst.evaluation.results import EvaluatedRow
-from smallfirst.models.loading import load_model
 from smallfirst.models.protocol import Model, Request
 from smallfirst.models.remote.http import ConnectionBroken, HttpSession, ResponseTimeout
 from smallfirst.models.remote.responses import did_nothing
 from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
+from smallfirst.project.small_model import load_small, small_engine
 from smallfirst.records import Record
 from smallfirst.registry import versions
 from smallfirst.registry.versions import ModelVersion
@@ -112,6 +112,8 @@ class ParityResult(Record):
     """True if only a few ties differ."""
     at: str
     """Time in ISO 8601, UTC."""
+    engine: str = ""
+    """What ran the served model (`small_engine`); empty: PyTorch in the server's process, or a server of its own."""
 
     @property
     def in_words(self) -> list[str]:
@@ -186,19 +188,28 @@ def parity_stage(project: Project, run_folder: RunFolder, version: ModelVersion,
     Call it between `versions.register` and `versions.promote`. Raises ParityFailed naming the rows that differ,
     StageMissing if the candidate was not evaluated, RegistryError if the version's files are damaged.
     """
+    found = served_parity(project, run_folder, version, candidate)
+    project.progress.log(f"parity: {found.in_words[0]}")
+    return require_parity(found)
+
+
+def served_parity(
+    project: Project, run_folder: RunFolder, version: ModelVersion, candidate: str, *, n_rows: int | None = None
+) -> ParityResult:
+    """Return how a server of the version answers `n_rows`; the result on all that promotion asks is attached to it."""
     from smallfirst.serving.loopback import serve_on_loopback
 
     name = f"{project.file.name}-small"
-    rows = parity_rows(project, run_folder, candidate)
+    rows = parity_rows(project, run_folder, candidate, n_rows)
     folder = versions.resolve(f"{version.name}/{version.version}").folder
-    with serve_on_loopback({name: load_model(folder, name=name, price=project.file.prices.machine)}) as address:
+    with serve_on_loopback({name: load_small(project.file, folder, name=name)}) as address:
         found = asyncio.run(
             check_parity(address, name, rows, task=project.task, bests=top_two_lookup(project, run_folder, candidate))
         )
-    found = found.model_copy(update={"version": version.version})
-    versions.attach(version.name, version.version, PARITY, found.model_dump_json(indent=2).encode())
-    project.progress.log(f"parity: {found.in_words[0]}")
-    return require_parity(found)
+    found = found.model_copy(update={"version": version.version, "engine": small_engine(project.file)})
+    if n_rows is None:
+        versions.attach(version.name, version.version, PARITY, found.model_dump_json(indent=2).encode())
+    return found
 
 
 def require_parity(found: ParityResult) -> ParityResult:

@@ -14,7 +14,6 @@ from smallfirst.data.dataset import Dataset
 from smallfirst.errors import DataError
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.catalog import find_weights
-from smallfirst.models.loading import load_model
 from smallfirst.models.local.int8_record import int8_allowed
 from smallfirst.models.manifest import MANIFEST, read_manifest
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_in_one_chunk
@@ -22,6 +21,7 @@ from smallfirst.pipeline.confidence_heads import ConfidenceHeads, load_gain
 from smallfirst.project.candidates import fitted_candidates
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
+from smallfirst.project.small_model import load_small
 from smallfirst.project.task_file import TaskFile
 from smallfirst.records import Record
 from smallfirst.registry import versions
@@ -74,11 +74,7 @@ def stages_ahead(file: TaskFile, run_folder: RunFolder, *, version: int | None =
     return tuple(
         Stage(
             name,
-            load_model(
-                run_folder.model_folder(name),
-                name=versioned_name(f"{file.name}-{name}", version),
-                price=file.prices.machine,
-            ),
+            load_small(file, run_folder.model_folder(name), name=versioned_name(f"{file.name}-{name}", version)),
         )
         for name in file.routing.ahead
     )
@@ -117,7 +113,7 @@ def challenger_stages(file: TaskFile, version: int | None = None) -> tuple[Stage
         return ()
     found = versions.resolve(f"{file.register_to}@{CHALLENGER}" if version is None else f"{file.register_to}/{version}")
     name = versioned_name(f"{file.name}-{CHALLENGER}", found.version)
-    return (Stage(CHALLENGER, load_model(found.folder, name=name, price=file.prices.machine)),)
+    return (Stage(CHALLENGER, load_small(file, found.folder, name=name)),)
 
 
 def fit_profile(project: Project, run_folder: RunFolder) -> TaskProfile | None:

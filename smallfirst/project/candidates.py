@@ -20,6 +20,7 @@ from smallfirst.errors import ConfigError
 from smallfirst.project.candidate_registry import CANDIDATES, FINE_TUNED, CandidateDescription, all_candidates
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
+from smallfirst.project.small_model import load_small
 from smallfirst.project.task_file import TaskFile
 
 if TYPE_CHECKING:
@@ -48,10 +49,7 @@ class Candidate(CandidateDescription, ABC):
 
     def load(self, project: Project, run_folder: RunFolder) -> Model:
         """Return the fitted model, ready to answer, priced by the machine's time."""
-        from smallfirst.models.loading import load_model
-
-        name = f"{project.file.name}-{self.name}"
-        return load_model(run_folder.model_folder(self.name), name=name, price=project.file.prices.machine)
+        return load_small(project.file, run_folder.model_folder(self.name), name=f"{project.file.name}-{self.name}")
 
     def why_unsuitable(self, project: Project) -> str:
         """Return why it cannot be used for this task and its training rows, in a clause; empty if it can."""

@@ -19,6 +19,7 @@ from smallfirst.errors import ConfigError, did_you_mean
 from smallfirst.gate.gate import Gate
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, LARGER_ENCODER
 from smallfirst.models.remote.config import EndpointConfig
+from smallfirst.models.servers.vllm_config import VllmServer
 from smallfirst.pricing.prices import PriceBook, with_price_file
 from smallfirst.project.candidate_registry import CANDIDATES, promotable_names
 from smallfirst.project.names import NAME_PATTERN, registry_name, task_name
@@ -79,6 +80,8 @@ class SmallConfig(Record):
     `max_seq_tokens` the beginning is read."""
     sample_base: int = pydantic.Field(default=200, ge=1)
     """Test rows for the base model, which is slow because each prompt holds the instructions."""
+    vllm: VllmServer | None = None
+    """The vLLM that runs the fine-tuned model, to measure it and to serve it; left out, PyTorch in this process."""
     retention: bool = False
     """Measure the retention of general ability even if the gate does not check it; takes some seconds."""
 

@@ -8,13 +8,17 @@ from pathlib import Path
 
 import pytest
 from fixtures.certificates import certificate as make_certificate
+from fixtures.deployment import measured
+from fixtures.vllm_server import ScriptedVllm, scored_by
 
 from smallfirst.deployment.task_deployment import TargetVersions, TaskDeployment
 from smallfirst.errors import StageMissing
+from smallfirst.models.local.weights import load_causal
 from smallfirst.models.protocol import Request
 from smallfirst.paths import home
 from smallfirst.pipeline.candidates.linear import WORDS
 from smallfirst.pipeline.confidence_heads import HEADS, ConfidenceHeads
+from smallfirst.pipeline.parity import served_parity
 from smallfirst.pipeline.router_setup import PROFILE_FOLDER
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
@@ -62,4 +66,28 @@ def test_a_certificate_made_inside_the_domain_is_not_served_without_the_gate(des
     assert router.auditing.task == deployment._task
     asyncio.run(router.aclose())
     asyncio.run(other.aclose())
+    ledger.close()
+
+
+def test_version_is_served_by_vllm_once_it_was_compared_there(desk, vllm: ScriptedVllm) -> None:
+    settings = json.loads(desk.path.read_text(encoding="utf-8"))
+    project, run_folder = measured(desk)
+    version = desk.register(0)
+    versions.promote("main.desk.toy", version)
+    desk.path.write_text(json.dumps(settings | {"small": {"vllm": {"url": vllm.url}}}), encoding="utf-8")
+    model, _ = load_causal(desk.tiny)
+    ledger, vllm.complete = Ledger(home() / "ledger.db"), scored_by(model)
+    vllm.models.add("toy-small")
+    vllm.models.add(f"toy-small-{version}")
+    deployment = TaskDeployment(desk.file, ledger)
+    with pytest.raises(StageMissing, match=f"was not compared with its measured answers on vLLM at {vllm.url}"):
+        deployment.load(TargetVersions(version))
+    project = Project.read(desk.file, Progress(quiet=True))
+    found = served_parity(project, run_folder, versions.resolve(f"main.desk.toy/{version}"), "small")
+    assert (found.passed, found.engine) == (True, f"vLLM at {vllm.url}")
+    deployed = deployment.load(TargetVersions(version))
+    answer = asyncio.run(deployed.models.models["toy-small"].complete(Request.ask("where is my card")))
+    assert answer.answered_by == f"toy-small@{version}"
+    assert vllm.bodies[-1]["model"] == f"toy-small-{version}"
+    asyncio.run(deployed.aclose())
     ledger.close()

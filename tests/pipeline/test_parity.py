@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from fixtures.deployment import measured
 
 from smallfirst.cli.main import CommandGroup
 from smallfirst.cli.parity import parity
 from smallfirst.errors import StageMissing
-from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate
 from smallfirst.models.loading import load_model
 from smallfirst.models.protocol import Capability, Completion, Request, stream_in_one_chunk
 from smallfirst.pipeline.parity import (
@@ -26,28 +25,9 @@ from smallfirst.pipeline.parity import (
     parity_rows,
     parity_stage,
 )
-from smallfirst.progress import Progress
-from smallfirst.project.project import Project
-from smallfirst.project.run_folder import RunFolder
 from smallfirst.registry import versions
 from smallfirst.serving.loopback import Address, serve_on_loopback
 from smallfirst.tasks.classify import Classify
-
-
-def measured(desk: Any, turn: int = 0, **manifest: Any) -> tuple[Project, RunFolder]:
-    """A run whose small model was evaluated on the calibration rows."""
-    project, run_folder = Project.read(desk.file, Progress(quiet=True)), RunFolder.new("toy")
-    shutil.copytree(desk.folder(turn, **manifest), run_folder.path / "model")
-    (run_folder.path / "run.json").write_text("{}", encoding="utf-8")
-    model = load_model(run_folder.path / "model", name="toy-small")
-    measuring = EvaluationSetup(project.task, project.rows.calibration, split="calibration")
-
-    async def measure() -> None:
-        run_folder.save_evaluation(await evaluate(model, measuring, candidate="small"))
-        await model.aclose()
-
-    asyncio.run(measure())
-    return project, run_folder
 
 
 def kept(version: versions.ModelVersion) -> ParityResult:

@@ -40,8 +40,8 @@ _TOKENIZERS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 class Grammar:
     """A compiled schema for one tokenizer."""
 
-    def __init__(self, matcher: Any, words: Any, names: Sequence[str] = ()) -> None:
-        self._matcher, self.words = matcher, words
+    def __init__(self, matcher: Any, words: Any, names: Sequence[str] = (), source: str = "") -> None:
+        self._matcher, self.words, self.source = matcher, words, source
         self.names = tuple(names)
         """Fields at the top level, in the order in which they are written; empty where there are none."""
         single = {bytes([byte]): token for token in reversed(range(words.vocab_size)) if (byte := _byte(words, token))}
@@ -64,7 +64,7 @@ class Grammar:
         matcher = LLMatcher(words, grammar, log_level=0)
         if failed or matcher.is_error():
             raise ConfigError(f"no answer can be written under this schema: {matcher.get_error()}")
-        return cls(matcher, words, tuple(schema.get("properties", ())))
+        return cls(matcher, words, tuple(schema.get("properties", ())), lark_grammar(schema))
 
     def start(self) -> GrammarState:
         return GrammarState(self._matcher.deep_copy(), self._closers, self.words)
@@ -83,6 +83,12 @@ class Grammar:
                     hint="ask for fewer fields, or lower minItems and minLength",
                 )
         return n_tokens
+
+
+def lark_grammar(schema: Mapping[str, Any]) -> str:
+    """Return the grammar of `Grammar.compile` as a text for engines in other processes."""
+    spacing = {"whitespace_flexible": False, "item_separator": SEPARATORS[0], "key_separator": SEPARATORS[1]}
+    return f"%llguidance {{}}\nstart: %json {json.dumps({**with_number_bounds(schema), 'x-guidance': spacing})}"
 
 
 class GrammarState:

@@ -9,22 +9,18 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
 from smallfirst.errors import Unavailable
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
-from smallfirst.models.remote.http import (
-    UNIX_SOCKET_URL,
-    BlockingSession,
-    ConnectionBroken,
-    HttpSession,
-    ResponseTimeout,
-)
+from smallfirst.models.remote.http import UNIX_SOCKET_URL, BlockingSession
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel, open_session
 from smallfirst.models.response_format import FREE_TEXT, OutputFormat, generate_in_format, requested_format
 from smallfirst.models.servers.child_process import ChildProcess
+from smallfirst.models.servers.joined_server import JoinedServer, blocking_session, check_health, post_adapter
 from smallfirst.models.servers.slots import Slot, SlotPool
 from smallfirst.models.servers.supervisor import RestartPolicy, Supervisor
 from smallfirst.models.servers.unix_socket import SocketFolder
@@ -64,13 +60,20 @@ class ServerBackend(NamedTuple):
     """Fields of a request body beside OpenAI's. With True, the engine must not reuse a cached prompt."""
     n_slots: int
     start_failure: tuple[str, str]
+    adapters: dict[str, Path] = {}
+    """LoRA adapters by name; those that models bring while it runs are added, and each new process starts with all."""
 
 
 class ServerProcess(ChildProcess):
     """The running program, with its socket and key."""
 
+    base_url = UNIX_SOCKET_URL
+
     def __init__(self, backend: ServerBackend) -> None:
         self.key, self.folder, self._backend = secrets.token_urlsafe(32), SocketFolder(), backend
+        self.unix_socket = self.folder.socket
+        self.adapters = set(backend.adapters)
+        """Adapters that it has loaded, by name."""
         try:
             super().__init__(backend.command(self.folder), backend.environment(self.key))
         except BaseException:
@@ -96,20 +99,11 @@ class ServerProcess(ChildProcess):
         return process
 
     def session(self, timeout_s: float) -> BlockingSession:
-        socket = self.folder.socket
-        return BlockingSession(
-            lambda: HttpSession(UNIX_SOCKET_URL, key=self.key, timeout_s=timeout_s, unix_socket=socket)
-        )
+        return blocking_session(self, timeout_s)
 
     def check_health(self, timeout_s: float) -> None:
         """Block until the engine answers. Raise Unavailable if it does not within `timeout_s`."""
-        try:
-            with self.session(timeout_s) as session:
-                status = session.send("GET", self._backend.health_path).status
-        except (ConnectionBroken, ResponseTimeout) as error:
-            raise Unavailable(f"{self._backend.name}: {type(error).__name__}: {error}") from None
-        if not 200 <= status < 300:
-            raise Unavailable(f"{self._backend.name}: HTTP {status}")
+        check_health(self, self._backend.health_path, self._backend.name, timeout_s)
 
     def stop(self) -> None:
         super().stop()
@@ -119,7 +113,7 @@ class ServerProcess(ChildProcess):
 class Lease(NamedTuple):
     """One request's time in a slot."""
 
-    process: ServerProcess
+    process: ServerProcess | JoinedServer
     slot: Slot
     share: float
     """Part of the machine's time that the request pays for, in (0, 1]."""
@@ -134,9 +128,10 @@ class Lease(NamedTuple):
 class ManagedServer:
     """One process for all models that use it. It starts with the first request."""
 
-    def __init__(self, backend: ServerBackend, config: ManagedServerConfig) -> None:
-        self._backend, self.config = backend, config
-        self.supervisor: Supervisor[ServerProcess] = Supervisor(
+    def __init__(self, backend: ServerBackend, config: ManagedServerConfig, joined: JoinedServer | None = None) -> None:
+        """Start the backend's program with the first request, or send requests to `joined`."""
+        self.backend, self.config = backend, config
+        self.supervisor: Supervisor[Any] | JoinedServer = joined or Supervisor(
             backend.name,
             lambda: ServerProcess.start(backend, config.start_timeout_s),
             ServerProcess.check_health,
@@ -150,12 +145,20 @@ class ManagedServer:
         )
 
     @asynccontextmanager
-    async def lease(self, request: Request) -> AsyncIterator[Lease]:
+    async def lease(self, request: Request, model: str = "") -> AsyncIterator[Lease]:
+        """Wait for a slot, for the server, and for the adapter `model` if it is one. Raise Unavailable."""
         n_characters = sum(len(message.content) for message in request.messages)
         async with self.slots.acquire(request.tenant, n_characters, timeout_s=self.config.timeout_s) as slot:
             process = await self.supervisor.process()
+            await self.load_adapter(process, model)
             with self.supervisor.request() as n_in_flight:
                 yield Lease(process, slot, 1 / n_in_flight, time.perf_counter())
+
+    async def load_adapter(self, process: ServerProcess | JoinedServer, name: str) -> None:
+        """Load the adapter into a running server, unless it is there. Raise Unavailable if it cannot be loaded."""
+        folder = self.backend.adapters.get(name)
+        if folder is not None and name not in process.adapters:
+            await post_adapter(process, name, folder, timeout_s=self.config.timeout_s)
 
     async def stream(
         self,
@@ -168,15 +171,15 @@ class ManagedServer:
         fresh: bool = False,
     ) -> AsyncGenerator[Chunk, None]:
         config = EndpointConfig(
-            base_url=f"{UNIX_SOCKET_URL}/v1",
+            base_url=f"{lease.process.base_url}/v1",
             model=model,
             timeout_s=self.config.timeout_s,
             max_retries=0,
             max_concurrency=1,
             priced_by="machine",
-            extra_body=self._backend.extra_body(request, output_format, lease.slot, fresh),
+            extra_body=self.backend.extra_body(request, output_format, lease.slot, fresh),
         )
-        connect = partial(open_session, unix_socket=lease.process.folder.socket)
+        connect = partial(open_session, unix_socket=lease.process.unix_socket)
         endpoint = EndpointModel(config, prices, connect=connect, api_key=lease.process.key)
         try:
             async with aclosing(endpoint.stream(request)) as chunks:  # type: ignore[type-var]
@@ -219,7 +222,7 @@ class ManagedServerModel:
         output_format = self.output_format or await requested_format(request.response_format)
         request = request.model_copy(update={"response_format": None})  # extra_body asks for the format
         server = self.server()
-        async with server.lease(request) as lease:
+        async with server.lease(request, self._model) as lease:
 
             async def generate(fresh: bool) -> Completion:
                 chunks = server.stream(
@@ -239,7 +242,7 @@ class ManagedServerModel:
             return
         began, server = time.perf_counter(), self.server()
         async with (
-            server.lease(request) as lease,
+            server.lease(request, self._model) as lease,
             aclosing(server.stream(lease, request, FREE_TEXT, model=self._model, prices=self._prices)) as chunks,
         ):
             async for chunk in chunks:
@@ -250,7 +253,7 @@ class ManagedServerModel:
         """Generate one token; if every slot is busy, probe the engine instead. Raise ModelError if it fails."""
         server = self.server()
         if server.slots.n_free:
-            async with server.lease(READINESS_REQUEST) as lease:
+            async with server.lease(READINESS_REQUEST, self._model) as lease:
                 async for _ in server.stream(
                     lease, READINESS_REQUEST, FREE_TEXT, model=self._model, prices=self._prices
                 ):
@@ -266,8 +269,11 @@ class ManagedServerModel:
 
     def server(self) -> ManagedServer:
         if self._server is None:
-            self._server = acquire(self._backend, self._config)
+            self._server = self._acquire()
         return self._server
+
+    def _acquire(self) -> ManagedServer:
+        return acquire(self._backend, self._config)
 
     def _priced(self, completion: Completion, began: float, lease: Lease) -> Completion:
         tokens, latency_ms = completion.charges[0].tokens, (time.perf_counter() - began) * 1000
@@ -280,10 +286,12 @@ _SERVERS: dict[ManagedServerConfig, tuple[ManagedServer, int]] = {}
 _LOCK = threading.Lock()
 
 
-def acquire(backend: ServerBackend, config: ManagedServerConfig) -> ManagedServer:
+def acquire(
+    backend: ServerBackend, config: ManagedServerConfig, join: Callable[[], JoinedServer] | None = None
+) -> ManagedServer:
     """Return the server of `config`, the same one for all who ask; give it back with `release`."""
     with _LOCK:
-        server, n_users = _SERVERS.get(config) or (ManagedServer(backend, config), 0)
+        server, n_users = _SERVERS.get(config) or (ManagedServer(backend, config, join() if join else None), 0)
         _SERVERS[config] = server, n_users + 1
     return server
 

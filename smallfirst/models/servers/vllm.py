@@ -1,7 +1,8 @@
-"""vLLM as a child process: a server from an environment of its own, on a Unix socket that only this user may open.
+"""vLLM as a child process, on a Unix socket that only this user may open, or joined at its address.
 
-Its key guards only some of its routes, and others can stop it or change its weights, so no other user may reach it. Its
-prompt cache is salted by tenant. Schemas are compiled before they are sent, and answers are checked.
+Its key guards only some of its routes, and others can stop it or change its weights, so no other user may reach it. One
+vLLM serves every model of a base, and adapters are loaded while it runs. Its prompt cache is salted by tenant. Schemas
+are compiled before they are sent, and answers are checked.
 """
 
 from __future__ import annotations
@@ -14,84 +15,57 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import pydantic
 from pydantic import Field
 
 from smallfirst.errors import ConfigError, MissingExtra
+from smallfirst.files import sha256
 from smallfirst.models.manifest import ADAPTER_CONFIG, MANIFEST, read_manifest, require_base
 from smallfirst.models.protocol import Request
 from smallfirst.models.response_format import OutputFormat, json_format
 from smallfirst.models.servers import orphan_guard
 from smallfirst.models.servers.child_process import child_environment
-from smallfirst.models.servers.managed_server import ManagedServerConfig, ManagedServerModel, ServerBackend
+from smallfirst.models.servers.joined_server import JoinedServer
+from smallfirst.models.servers.managed_server import (
+    ManagedServer,
+    ManagedServerConfig,
+    ManagedServerModel,
+    ServerBackend,
+    acquire,
+)
 from smallfirst.models.servers.slots import Slot
 from smallfirst.models.servers.unix_socket import SocketFolder
+from smallfirst.models.servers.vllm_config import VllmServer
 from smallfirst.pricing.prices import PriceBook
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Values of vLLM's `--max-lora-rank`."""
-ADAPTER_NAME = r"^[A-Za-z0-9._-]{1,128}$"
-_NETWORK_OPTIONS = ("--host", "--port", "--uds", "--api-key", "--allow", "--root-path", "--middleware", "--headless")
-_MODEL_OPTIONS = ("--served-model-name", "--enable-lora", "--lora-modules", "--chat-template", "--trust-remote-code")
-_RESERVED_OPTIONS = (*_NETWORK_OPTIONS, *_MODEL_OPTIONS, "--config")
-"""Options that would open the server or run foreign code, and those that are set here."""
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+MOST_LABELS = 1024
+"""Value of `--max-logprobs`: labels whose probabilities one request may ask for."""
 _PYTHON_VARIABLES = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 _QUIET = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
     "VLLM_SERVER_DEV_MODE": "0",
 }
 
 
-class VllmConfig(ManagedServerConfig):
-    """The models that vLLM serves, and where it is installed."""
+class VllmConfig(VllmServer, ManagedServerConfig):
+    """The base that a vLLM serves. Models of equal settings share one vLLM."""
 
     model: Path
-    """Folder of the base model: config.json, safetensors, tokenizer."""
-    program: Path | None = None
-    """The `vllm` of its environment (`…/bin/vllm`), by default the one on PATH; or that environment's `python`, for
-    builds whose command does not work."""
-    adapters: tuple[tuple[str, Path], ...] = ()
-    """LoRA adapters over the base: pairs of name and folder, or a mapping."""
-    context_tokens: Annotated[int, Field(ge=64)] | None = None
-    """Longest prompt with its answer; by default the model's own."""
-    slots: Annotated[int, Field(ge=1)] = 64
-    """Requests in flight at most."""
-    options: tuple[str, ...] = ()
-    """Further options of `vllm serve`, such as `--dtype=bfloat16`."""
+    """Folder of the base model: config.json, safetensors, tokenizer. Only its name matters for one at `url`."""
     start_timeout_s: Annotated[float, Field(gt=0)] = 900
     """Longest wait for the weights to load."""
 
-    @pydantic.field_validator("adapters", mode="before")
-    @classmethod
-    def _to_pairs(cls, value: Any) -> Any:
-        return tuple(value.items()) if isinstance(value, Mapping) else value
-
-    @pydantic.field_validator("adapters")
-    @classmethod
-    def _check_names(cls, value: tuple[tuple[str, Path], ...]) -> tuple[tuple[str, Path], ...]:
-        if wrong := [name for name, _ in value if not re.match(ADAPTER_NAME, name)]:
-            raise ValueError(f"names must be letters, digits, dots, underscores and dashes: {', '.join(wrong)}")
-        if len({name for name, _ in value}) < len(value):
-            raise ValueError("two adapters have the same name")
-        return value
-
-    @pydantic.field_validator("options")
-    @classmethod
-    def _check_options(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if wrong := [option for option in value if option.startswith(_RESERVED_OPTIONS)]:
-            raise ValueError(
-                f"{', '.join(wrong)} cannot be given: they are set here, open the server or run foreign code"
-            )
-        return value
-
 
 class VllmModel(ManagedServerModel):
-    """One model of a vLLM server: the base model, or an adapter over it."""
+    """A general chat model on vLLM, with its own chat template: the base, or an adapter over it."""
 
     def __init__(
         self,
@@ -99,20 +73,46 @@ class VllmModel(ManagedServerModel):
         prices: PriceBook,
         *,
         name: str = "",
-        adapter: str | None = None,
+        adapter: Path | None = None,
         schema: Mapping[str, Any] | None = None,
     ) -> None:
         """Start nothing yet; `schema` allows JSON only. Raise ConfigError for wrong folders, VllmNotInstalled."""
-        if problems := _problems(config, adapter):
-            raise ConfigError("vLLM cannot serve this:\n  " + "\n  ".join(problems))
-        for _, folder in config.adapters:
-            if (folder / MANIFEST).is_file():
-                require_base(folder, read_manifest(folder), config.model)
-        if (program := find_vllm(config.program)) is None:
-            raise VllmNotInstalled(config.program)
+        check_folders(config, adapter)
+        self._vllm, self._adapter = config, adapter
+        model = adapter_name(adapter, name or adapter.name) if adapter else config.model.name
         output_format = json_format(schema) if schema is not None else None
-        backend, model = vllm_backend(program, config), adapter or config.model.name
-        super().__init__(backend, config, prices, model=model, name=name, output_format=output_format)
+        super().__init__(
+            vllm_backend(config),
+            config,
+            prices,
+            model=model,
+            name=name or (adapter or config.model).name,
+            output_format=output_format,
+        )
+
+    def _acquire(self) -> ManagedServer:
+        return shared_server(self._vllm, {self._model: self._adapter} if self._adapter else {})
+
+
+def check_folders(config: VllmConfig, adapter: Path | None = None) -> None:
+    """Raise ConfigError if a folder cannot be served, VllmNotInstalled if vLLM should be started and is not there."""
+    problems = [*([] if config.url else _base_problems(config.model)), *_adapter_problems(config, adapter)]
+    if problems:
+        raise ConfigError("vLLM cannot serve this:\n  " + "\n  ".join(problems))
+    if config.url:
+        return
+    if adapter and (adapter / MANIFEST).is_file():
+        require_base(adapter, read_manifest(adapter), config.model)
+    if find_vllm(config.program) is None:
+        raise VllmNotInstalled(config.program)
+
+
+def adapter_name(folder: Path, name: str) -> str:
+    """Return the name under which vLLM knows a folder's weights: `tickets-small-3-1f0c9a2b`, another for others."""
+    fingerprint = read_manifest(folder).weights_fingerprint if (folder / MANIFEST).is_file() else ""
+    weights = folder / ADAPTER_WEIGHTS
+    digest = fingerprint or (sha256(weights) if weights.is_file() else "")
+    return "-".join(filter(None, (re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:100], digest[:8])))
 
 
 class VllmNotInstalled(MissingExtra):
@@ -133,7 +133,7 @@ def find_vllm(program: Path | None = None) -> Path | None:
     return Path(found) if found else None
 
 
-def serve_command(program: Path, config: VllmConfig, socket: Path) -> list[str]:
+def serve_command(program: Path, config: VllmConfig, socket: Path, adapters: Mapping[str, Path]) -> list[str]:
     """Return the command that starts vLLM. Its key is not in it, because any user can read another's arguments."""
     run = ["-m", "vllm.entrypoints.openai.api_server", "--model"] if program.name.startswith("python") else ["serve"]
     command = [str(program), *run, str(config.model.absolute()), "--uds", str(socket)]
@@ -141,24 +141,27 @@ def serve_command(program: Path, config: VllmConfig, socket: Path) -> list[str]:
     command += ["--generation-config", "vllm"]
     command += ["--served-model-name", config.model.name, "--max-num-seqs", str(config.slots)]
     command += ["--structured-outputs-config", json.dumps({"backend": "guidance"})]
-    command += ["--disable-fastapi-docs", "--disable-uvicorn-access-log"]
+    command += ["--max-logprobs", str(MOST_LABELS), "--disable-fastapi-docs", "--disable-uvicorn-access-log"]
     if config.context_tokens:
         command += ["--max-model-len", str(config.context_tokens)]
-    if config.adapters:
-        rank = max(_rank(folder) for _, folder in config.adapters)
-        command += ["--enable-lora", "--max-loras", str(len(config.adapters))]
-        command += ["--max-lora-rank", str(next(limit for limit in LORA_RANKS if limit >= rank)), "--lora-modules"]
-        command += [f"{name}={folder.absolute()}" for name, folder in config.adapters]
+    if config.head_dtype == "float32":
+        command += ["--hf-overrides", json.dumps({"head_dtype": "float32"})]
+    if config.lora_rank:
+        command += ["--enable-lora", "--max-loras", str(config.loras_at_once)]
+        command += ["--max-lora-rank", str(next(limit for limit in LORA_RANKS if limit >= config.lora_rank))]
+    if adapters:
+        command += ["--lora-modules", *(f"{name}={folder.absolute()}" for name, folder in adapters.items())]
     return [*command, *config.options]
 
 
-def vllm_backend(program: Path, config: VllmConfig) -> ServerBackend:
-    """Return the program that serves the config's models, and how to speak to it."""
-    salt = os.urandom(32)
+def vllm_backend(config: VllmConfig) -> ServerBackend:
+    """Return the server of a base, started or joined, and how to speak to it."""
+    salt, program = os.urandom(32), find_vllm(config.program) or Path("vllm")
+    adapters: dict[str, Path] = {}
 
     def command(folder: SocketFolder) -> list[str]:
         guard = [sys.executable, "-I", str(Path(orphan_guard.__file__))]
-        return [*guard, *serve_command(program, config, folder.socket)]
+        return [*guard, *serve_command(program, config, folder.socket, adapters)]
 
     def environment(key: str) -> dict[str, str]:
         found = child_environment(**_QUIET, VLLM_API_KEY=key)
@@ -180,7 +183,22 @@ def vllm_backend(program: Path, config: VllmConfig) -> ServerBackend:
             f"vLLM did not start for {config.model.name}",
             f"try it by hand: {program} serve {config.model}",
         ),
+        adapters=adapters,
     )
+
+
+def shared_server(config: VllmConfig, adapters: Mapping[str, Path]) -> ManagedServer:
+    """Return the vLLM of equal settings, with these adapters beside those of other models; `release` gives it back."""
+    join = partial(joined_server, config, config.url, config.model.name) if config.url else None
+    server = acquire(vllm_backend(config), config, join)
+    server.backend.adapters.update(adapters)
+    return server
+
+
+def joined_server(config: VllmServer, url: str, name: str) -> JoinedServer:
+    """Return the vLLM at an address, not asked yet; errors mention `name`."""
+    key = os.environ.get(config.api_key_env, "").strip()
+    return JoinedServer(url, key, name=name, max_waiting=config.max_waiting)
 
 
 def _response_format(output_format: OutputFormat) -> dict[str, Any]:
@@ -191,29 +209,34 @@ def _response_format(output_format: OutputFormat) -> dict[str, Any]:
     }
 
 
-def _problems(config: VllmConfig, adapter: str | None) -> list[str]:
-    found = []
-    if adapter is not None and adapter not in dict(config.adapters):
-        found.append(f'there is no adapter "{adapter}"')
-    settings = _read(config.model / "config.json")
+def context_of(base: Path) -> int | None:
+    """Return the longest prompt with its answer that a base was made for, in tokens; None if its folder is not here."""
+    found = (_read(base / "config.json") or {}).get("max_position_embeddings")
+    return found if isinstance(found, int) else None
+
+
+def _base_problems(folder: Path) -> list[str]:
+    settings, found = _read(folder / "config.json"), []
     if settings is None:
-        found.append(f"{config.model} has no config.json")
+        found.append(f"{folder} has no config.json")
     elif "auto_map" in settings:
-        found.append(f"{config.model} would run code of its own (auto_map in config.json)")
-    if not any(config.model.glob("*.safetensors")):
-        found.append(f"{config.model} has no weights as safetensors")
-    for name, folder in config.adapters:
-        if name == config.model.name:
-            found.append(f"adapter {name}: the base model's folder has the same name")
-        if _read(folder / ADAPTER_CONFIG) is None or not (folder / "adapter_model.safetensors").is_file():
-            found.append(f"adapter {name}: {folder} lacks adapter_config.json or adapter_model.safetensors")
-        elif _rank(folder) > LORA_RANKS[-1]:
-            found.append(f"adapter {name}: its rank is {_rank(folder)}, vLLM takes at most {LORA_RANKS[-1]}")
+        found.append(f"{folder} would run code of its own (auto_map in config.json)")
+    if not any(folder.glob("*.safetensors")):
+        found.append(f"{folder} has no weights as safetensors")
     return found
 
 
-def _rank(folder: Path) -> int:
-    return int((_read(folder / ADAPTER_CONFIG) or {}).get("r", LORA_RANKS[0]))
+def _adapter_problems(config: VllmConfig, folder: Path | None) -> list[str]:
+    if folder is None:
+        return []
+    settings = _read(folder / ADAPTER_CONFIG)
+    if settings is None or not (folder / ADAPTER_WEIGHTS).is_file():
+        return [f"{folder} lacks {ADAPTER_CONFIG} or {ADAPTER_WEIGHTS}"]
+    if (rank := int(settings.get("r", 8))) > config.lora_rank:
+        return [f"{folder}: this adapter's rank is {rank}, and lora_rank allows {config.lora_rank}"]
+    if settings.get("use_dora"):
+        return [f"{folder}: vLLM runs no DoRA; train with method: lora, or merge"]
+    return []
 
 
 def _read(path: Path) -> dict[str, Any] | None:

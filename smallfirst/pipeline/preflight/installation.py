@@ -22,6 +22,7 @@ from smallfirst.errors import EXTRAS, SmallfirstError, WeightsNotFound, without_
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.engines.hardware import detect_hardware
 from smallfirst.models.remote.config import EndpointConfig
+from smallfirst.models.servers.vllm_config import VllmServer
 from smallfirst.paths import state_folder, tracking_uri
 from smallfirst.project.candidate_registry import all_candidates
 from smallfirst.project.task_file import SmallConfig, TaskFile
@@ -68,6 +69,8 @@ def examine(file: TaskFile | None, *, ask_large: bool = False, port: int = 8000)
     ]
     if file is not None and file.large is not None and file.large.endpoint is not None:
         looks.append(("large model", partial(_endpoint, file.large.endpoint, ask=ask_large)))
+    if file is not None and file.small.vllm is not None:
+        looks.append(("vLLM", partial(_vllm, file.small.vllm)))
     return [_finding(name, look) for name, look in looks]
 
 
@@ -175,6 +178,19 @@ def _endpoint(endpoint: EndpointConfig, *, ask: bool) -> Result:
     if status in (401, 403):
         return "fail", f"{where} refuses the key in {endpoint.api_key_env} (status {status})", export
     return "ok", f"{where} answers (status {status})", ""
+
+
+def _vllm(server: VllmServer) -> Result:
+    from smallfirst.models.servers.vllm import VllmNotInstalled, find_vllm, joined_server
+
+    if server.url is None:
+        program = find_vllm(server.program)
+        if program is None:
+            raise VllmNotInstalled(server.program)
+        return "ok", f"{program}, started with the first request", ""
+    load = asyncio.run(joined_server(server, server.url, "vLLM").process()).load
+    in_use = f"{load.kv_cache:.0%} of the memory for keys and values in use"
+    return "ok", f"{server.url}: {load.running} requests running, {load.waiting} waiting, {in_use}", ""
 
 
 def _get(base_url: str, path: str, key: str) -> int | str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +25,7 @@ from smallfirst.models.engines.selection import (
 )
 from smallfirst.models.generation.model import GenerativeModel
 from smallfirst.models.loading import load_model
-from smallfirst.models.manifest import Manifest, write_manifest
+from smallfirst.models.manifest import Manifest, read_manifest, write_manifest
 from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.classify import Classify
 
@@ -102,10 +101,10 @@ def test_export_beside_an_uncertified_generative_model_is_run_by_llama_cpp(tmp_p
     found = choose(folder, certified=False)
     assert (found.engine, found.assessment.weights, found.weights_bytes) == ("llama.cpp", export, 1000)
     assert reasons(found) == {
-        "vLLM": "there is no CUDA GPU",
+        "vLLM": "its probabilities are not those that were certified; see small: vllm:",
         "PyTorch": "faster at reading long prompts, slower at generating in bf16",
     }
-    assert reasons(choose(folder, ALL_WITH_GPU, certified=False))["vLLM"] == "it does not run fine-tuned task models"
+    assert "small: vllm:" in reasons(choose(folder, ALL_WITH_GPU, certified=False))["vLLM"]
     without = choose(folder, TORCH, certified=False)
     assert without.engine == "PyTorch"
     assert "pip install" in reasons(without)["llama.cpp"]
@@ -168,7 +167,9 @@ def test_adapter_counts_its_base(tmp_path: Path) -> None:
     base, folder = tmp_path / "base", model_folder(tmp_path / "m", "label_tokens")
     base.mkdir()
     (base / "model.safetensors").write_bytes(bytes(500))
-    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    (base / "config.json").write_text("{}")
+    (folder / "adapter_config.json").write_text("{}")
+    write_manifest(folder, read_manifest(folder).model_copy(update={"base": str(base)}))
     assert choose(folder, TORCH).weights_bytes == 3_000_500
 
 
@@ -186,7 +187,7 @@ def test_explanation_names_machine_engine_reasons_and_memory(tmp_path: Path) -> 
         "  weights  3 MB in memory, 2 threads",
         "  not llama.cpp: it generates labels token by token: faster for one client, at 32 less than half the "
         "throughput",
-        "  not vLLM: its probabilities are not those that were measured",
+        "  not vLLM: its probabilities are not those that were certified; see small: vllm:",
         "",
         "large",
         "  engine   endpoint: asked at its address",

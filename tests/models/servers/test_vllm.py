@@ -20,7 +20,7 @@ from fixtures.tiny_llama import has_ended, until
 from smallfirst.errors import BadAnswer, ConfigError, MissingExtra, RequestRefused, Unavailable
 from smallfirst.models.manifest import Manifest, base_sha256, write_manifest
 from smallfirst.models.protocol import Capability, Model, Request, ResponseFormat
-from smallfirst.models.servers.vllm import VllmConfig, VllmModel, find_vllm, serve_command
+from smallfirst.models.servers.vllm import VllmConfig, VllmModel, adapter_name, find_vllm, serve_command
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.tasks.answer import Answer
 
@@ -98,7 +98,12 @@ def config(tmp_path: Path, program: Path) -> VllmConfig:
     (base / "model.safetensors").touch()
     (adapter / "adapter_config.json").write_text('{"r": 24}')
     (adapter / "adapter_model.safetensors").touch()
-    return VllmConfig(model=base, program=program, adapters=(("billing", adapter),), start_timeout_s=60)
+    return VllmConfig(model=base, program=program, start_timeout_s=60)
+
+
+@pytest.fixture
+def adapter(tmp_path: Path, config: VllmConfig) -> Path:
+    return tmp_path / "adapter"
 
 
 @pytest.fixture
@@ -138,15 +143,16 @@ def test_server_is_started_for_us_alone(model: VllmModel, config: VllmConfig, mo
     given = dict(zip(own["arguments"], own["arguments"][1:], strict=False))
     assert own["arguments"][:2] == ["serve", str(config.model)]
     assert given["--served-model-name"] == "base"
-    assert given["--max-lora-rank"] == "32"  # the adapter's is 24
-    assert given["--lora-modules"] == f"billing={config.adapters[0][1]}"
+    assert given["--max-lora-rank"] == "32"
+    assert json.loads(given["--hf-overrides"]) == {"head_dtype": "float32"}
     assert Path(given["--uds"]).parent.stat().st_mode & 0o777 == 0o700
     assert {"--host", "--port"} & set(own["arguments"]) == set()
     environment = own["environment"]
     assert len(environment["VLLM_API_KEY"]) > 40
     assert environment["VLLM_API_KEY"] not in " ".join(own["arguments"])
     assert {"OPENAI_API_KEY", "PYTHONPATH"} & environment.keys() == set()
-    assert environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == environment["VLLM_SERVER_DEV_MODE"] == "0"
+    assert environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"  # nobody else reaches the socket
+    assert environment["VLLM_SERVER_DEV_MODE"] == "0"
 
 
 @in_loop
@@ -161,18 +167,26 @@ async def test_tenants_prompts_are_salted_apart(model: VllmModel, program: Path)
 
 
 @in_loop
-async def test_adapter_is_served_by_name_in_the_same_process(
-    config: VllmConfig, model: VllmModel, program: Path
+async def test_adapter_is_loaded_into_the_running_process_and_into_the_next_one(
+    config: VllmConfig, model: VllmModel, program: Path, adapter: Path
 ) -> None:
-    adapted = VllmModel(config, PriceBook(), adapter="billing")
+    adapted = VllmModel(config, PriceBook(), name="billing", adapter=adapter)
     await model.complete(SHORT)
-    pid = started(program)["pid"]
+    own, process = started(program), await model.server().supervisor.process()
     assert (await adapted.complete(SHORT)).answered_by == "billing"
-    assert started(program)["pid"] == pid
+    name = adapter_name(adapter, "billing")
+    assert bodies(program)[1:] == [
+        {"lora_name": name, "lora_path": str(adapter)},
+        bodies(program)[0] | {"model": name, "cache_salt": bodies(program)[2]["cache_salt"]},
+    ]
+    assert started(program)["pid"] == own["pid"]
     await model.aclose()
+    os.kill(own["pid"], signal.SIGKILL)
+    await until(lambda: not process.is_alive)
     await adapted.complete(SHORT)
+    assert started(program)["arguments"][-2:] == ["--lora-modules", f"{name}={adapter}"]
+    assert [body.get("model") for body in bodies(program)] == ["base", None, name, name]  # loaded once
     await adapted.aclose()
-    assert [body["model"] for body in bodies(program)] == ["base", "billing", "billing"]
 
 
 @in_loop
@@ -244,26 +258,26 @@ def test_without_vllm_it_is_said_how_to_install_it(config: VllmConfig, monkeypat
         VllmModel(config.model_copy(update={"program": Path("nowhere/vllm")}), PriceBook())
 
 
-def test_everything_wrong_with_the_folders_is_named(config: VllmConfig) -> None:
+def test_everything_wrong_with_the_folders_is_named(config: VllmConfig, adapter: Path) -> None:
     (config.model / "config.json").write_text('{"auto_map": {"AutoModel": "evil.py"}}')
     (config.model / "model.safetensors").unlink()
-    (config.adapters[0][1] / "adapter_config.json").write_text('{"r": 1024}')
+    (adapter / "adapter_config.json").write_text('{"r": 1024}')
     with pytest.raises(ConfigError) as caught:
-        VllmModel(config, PriceBook(), adapter="other")
-    for problem in ('there is no adapter "other"', "code of its own", "no weights as safetensors", "rank is 1024"):
+        VllmModel(config, PriceBook(), adapter=adapter)
+    for problem in ("code of its own", "no weights as safetensors", "rank is 1024"):
         assert problem in str(caught.value)
 
 
-def test_an_adapter_of_another_base_is_refused(config: VllmConfig) -> None:
+def test_an_adapter_of_another_base_is_refused(config: VllmConfig, adapter: Path) -> None:
     task, own = Answer(name="rules", max_answer_tokens=8), base_sha256(config.model)
     for sha256 in (own, ""):
         manifest = Manifest(kind="generative", task=task, base="b", base_sha256=sha256)
-        write_manifest(config.adapters[0][1], manifest)
-        VllmModel(config, PriceBook())
-    write_manifest(config.adapters[0][1], manifest.model_copy(update={"base_sha256": own}))
+        write_manifest(adapter, manifest)
+        VllmModel(config, PriceBook(), adapter=adapter)
+    write_manifest(adapter, manifest.model_copy(update={"base_sha256": own}))
     (config.model / "model.safetensors").write_bytes(b"others")
     with pytest.raises(ConfigError, match="this adapter was trained on b"):
-        VllmModel(config, PriceBook())
+        VllmModel(config, PriceBook(), adapter=adapter)
 
 
 @pytest.mark.parametrize(
@@ -272,19 +286,18 @@ def test_an_adapter_of_another_base_is_refused(config: VllmConfig) -> None:
         {"options": ("--trust-remote-code",)},
         {"options": ("--host=0.0.0.0",)},
         {"options": ("--allowed-local-media-path=/",)},
-        {"adapters": {"../up": "a"}},
-        {"adapters": [["a", "x"], ["a", "y"]]},
+        {"options": ("--max-lora-rank=8",)},
+        {"url": "http://10.0.0.1:8000", "options": ("--dtype=bfloat16",)},
+        {"url": "http://user:secret@10.0.0.1:8000"},
     ],
 )
 def test_settings_that_would_open_it_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(pydantic.ValidationError, match=r"cannot be given|names must be|same name"):
+    with pytest.raises(pydantic.ValidationError, match=r"cannot be given|at url runs already|no user or password"):
         VllmConfig.model_validate({"model": "m", **wrong})
 
 
-def test_adapters_may_be_written_as_a_mapping(config: VllmConfig) -> None:
-    found = VllmConfig.model_validate({"model": "m", "adapters": {"a": "x"}, "options": ["--dtype=bfloat16"]})
-    assert found.adapters == (("a", Path("x")),)
-    assert (
-        serve_command(Path("vllm"), config.model_copy(update={"options": ("--dtype=float",)}), Path("s"))[-1]
-        == "--dtype=float"
-    )
+def test_options_come_last_so_that_they_count(config: VllmConfig) -> None:
+    wanted = config.model_copy(update={"options": ("--dtype=float",), "lora_rank": 0, "head_dtype": "model"})
+    command = serve_command(Path("vllm"), wanted, Path("s"), {})
+    assert command[-1] == "--dtype=float"
+    assert {"--enable-lora", "--hf-overrides"} & set(command) == set()

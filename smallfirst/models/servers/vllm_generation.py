@@ -1,0 +1,143 @@
+"""Fine-tuned models that generate, on vLLM: prompts, formats and calibration are those of the model in this process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from smallfirst.errors import BadAnswer, RequestRefused, Unavailable
+from smallfirst.models.generation.model import GenerativeModel
+from smallfirst.models.generation.sequence import GeneratedSequence, GenerationRequest, GenerationResult, TextDelta
+from smallfirst.models.local.weights import import_transformers, load_pretrained
+from smallfirst.models.manifest import Manifest
+from smallfirst.models.protocol import Capability, Embeddings, Request
+from smallfirst.models.servers.vllm_models import VllmRoute, token_of
+from smallfirst.pricing.machine import MachinePrice
+
+CutOff = Callable[[Any], None]
+SHOWN_CHARACTERS = 300
+
+
+class VllmScheduler:
+    """Generates answers on a vLLM, in the place of a ContinuousBatchScheduler."""
+
+    def __init__(self, route: VllmRoute, tokenizer: Any, *, context_tokens: int | None) -> None:
+        self.route, self.tokenizer, self.closed = route, tokenizer, False
+        limits = SimpleNamespace(max_position_embeddings=context_tokens)
+        self.generator = SimpleNamespace(model=SimpleNamespace(config=limits))
+
+    async def generate(self, request: GenerationRequest, cut_off: CutOff | None = None) -> GenerationResult:
+        """Return the whole answer. Raise ModelError."""
+        async with aclosing(self.stream(request, cut_off)) as events:
+            return [event async for event in events if isinstance(event, GenerationResult)][-1]
+
+    async def stream(
+        self, request: GenerationRequest, cut_off: CutOff | None = None
+    ) -> AsyncGenerator[TextDelta | GenerationResult]:
+        """Yield the answer's deltas, then the whole. Closed early, vLLM stops generating it."""
+        asked, answer = Request.ask("x" * len(request.ids)), _Answer(request, self.tokenizer)
+        async with self.route.lease(asked) as lease:
+            try:
+                async with self.route.post(lease, asked, self._body(request)) as response:
+                    async for data in response.events():
+                        if data != "[DONE]" and (delta := answer.take(data)):
+                            yield delta
+                    if not answer.finished:
+                        raise Unavailable(f"{self.route.name}: the answer broke off", hint="retry")
+                answer.busy_s, cut_off = lease.busy_s, None
+                yield answer.result()
+            finally:
+                answer.busy_s = lease.busy_s
+                if cut_off is not None and answer.ids:
+                    cut_off(answer)
+
+    async def aclose(self) -> None:
+        self.closed = True
+        await self.route.aclose()
+
+    def _body(self, request: GenerationRequest) -> dict[str, Any]:
+        end = request.end if request.end is not None else self.tokenizer.eos_token_id
+        body: dict[str, Any] = {
+            "prompt": list(request.ids),
+            "max_tokens": request.max_tokens,
+            "temperature": request.temperature,
+            "seed": request.seed,
+            "logprobs": request.top or 0,
+            "stream": True,
+            "return_token_ids": True,
+        }
+        if request.grammar is not None:
+            return body | {"structured_outputs": {"grammar": request.grammar.source}}
+        return body | {"stop": list(request.stop) or None, "stop_token_ids": None if end is None else [end]}
+
+
+class _Answer(GeneratedSequence):
+    """An answer as far as it has arrived; vLLM follows the grammar."""
+
+    def __init__(self, request: GenerationRequest, tokenizer: Any) -> None:
+        stop = () if request.grammar else request.stop
+        super().__init__(request._replace(grammar=None, stop=stop, temperature=0.0), tokenizer, streams=True)
+        self._ends = {request.end, tokenizer.eos_token_id}
+
+    def take(self, data: str) -> TextDelta | None:
+        """Return what an event adds to the text. Raise BadAnswer if it cannot be read, Unavailable for an error."""
+        try:
+            body = json.loads(data)
+            if "error" in body:
+                raise Unavailable(f"vLLM broke off: {str(body['error'])[:SHOWN_CHARACTERS]}")
+            for choice in body["choices"]:
+                self._extend(choice)
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            raise BadAnswer(f"vLLM sent what is no part of an answer ({type(error).__name__})") from None
+        self._detokenize()
+        return self.delta()
+
+    def _extend(self, choice: dict[str, Any]) -> None:
+        ids, logprobs = list(choice["token_ids"] or ()), choice["logprobs"] or {}
+        self.log_probabilities += map(float, logprobs.get("token_logprobs") or ())
+        if reason := choice["finish_reason"]:
+            self.finished, self.finish_reason = True, "length" if reason == "length" else "stop"
+            if reason == "stop" and ids and ids[-1] in self._ends:
+                ids.pop()  # its probability counts, and it is no part of the text
+        self.ids += ids
+        if self.request.top is not None:
+            likeliest = [list(one.items())[: self.request.top] for one in logprobs.get("top_logprobs") or ()]
+            self.top += [tuple((token_of(token), float(value)) for token, value in one) for one in likeliest]
+
+
+class VllmGenerativeModel(GenerativeModel):
+    """A GenerativeModel whose answers vLLM generates."""
+
+    capabilities = GenerativeModel.capabilities - {Capability.EMBEDDINGS}
+
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        raise RequestRefused(f"{self.name} has no embeddings: vLLM serves it for answers")
+
+    async def ready(self) -> None:
+        await self.scheduler.route.ready()  # type: ignore[attr-defined]
+
+
+def generative_model(
+    route: VllmRoute,
+    tokenizer: Path,
+    manifest: Manifest,
+    *,
+    name: str,
+    price: MachinePrice,
+    context_tokens: int | None = None,
+) -> GenerativeModel:
+    """Return the model of a folder that training wrote, with the tokenizer in the folder `tokenizer`.
+
+    `context_tokens` is the longest prompt with its answer; None if unknown. Raise MissingExtra.
+    """
+    transformers = import_transformers("Serving through vLLM", weights=False)
+    loaded = load_pretrained(transformers.AutoTokenizer, tokenizer)
+    scheduler: Any = VllmScheduler(route, loaded, context_tokens=context_tokens)
+    if manifest.kind == "chat":
+        return VllmGenerativeModel.for_chat(scheduler, name=name, price=price, manifest=manifest)
+    build = VllmGenerativeModel.for_text if manifest.kind == "text" else VllmGenerativeModel.for_task
+    return build(scheduler, manifest, name=name, price=price)

@@ -1,0 +1,121 @@
+"""Fine-tuned label models on vLLM: the probabilities of PyTorch, and an adapter that is there when it is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fixtures.event_loop import in_loop
+from fixtures.vllm_server import ScriptedVllm, scored_by, top_logprobs
+
+from smallfirst.errors import BadAnswer, ConfigError, MissingExtra
+from smallfirst.models.label_model import LabelModel
+from smallfirst.models.loading import load_model
+from smallfirst.models.local.label_scorer import LabelScorer
+from smallfirst.models.manifest import write_manifest
+from smallfirst.models.protocol import Capability, Model, Request, label_probability_model
+from smallfirst.models.servers.vllm_config import VllmServer
+
+TEXTS = ("where is my card", "my card was stolen and I want another one", "")
+
+
+@pytest.fixture
+def adapter(tmp_path: Path, tiny_folder: Path, scorer: LabelScorer) -> Path:
+    """A folder as training writes it with adapters kept."""
+    folder = tmp_path / "tickets"
+    folder.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_folder / name, folder)
+    (folder / "adapter_config.json").write_text(json.dumps({"r": 8, "peft_type": "LORA"}))
+    (folder / "adapter_model.safetensors").touch()
+    manifest = scorer.manifest.model_copy(update={"weights_fingerprint": "0123456789abcdef", "temperature": 1.5})
+    write_manifest(folder, manifest)
+    return folder
+
+
+@pytest.fixture
+def computing(vllm: ScriptedVllm, scorer: LabelScorer) -> ScriptedVllm:
+    vllm.complete = scored_by(scorer.model)
+    return vllm
+
+
+def loaded(folder: Path, vllm: ScriptedVllm) -> Model:
+    return load_model(folder, name="tickets-small@3", vllm=VllmServer(url=f"{vllm.url}/v1"))
+
+
+@in_loop
+async def test_probabilities_are_those_of_pytorch(computing: ScriptedVllm, adapter: Path, scorer: LabelScorer) -> None:
+    model, reference = loaded(adapter, computing), LabelModel(scorer, scorer.manifest)
+    temperature = 1.5
+    scoring = label_probability_model(model)
+    assert scoring is not None
+    assert Capability.EMBEDDINGS not in model.capabilities
+    for text, found, expected in zip(TEXTS, await scoring.probabilities(TEXTS), scorer.score(TEXTS), strict=True):
+        logs = torch.tensor(expected.log_probabilities) / temperature
+        assert found.probabilities == pytest.approx(logs.softmax(-1).tolist(), abs=1e-5), text
+        assert found.n_tokens == expected.n_tokens
+    answer = await model.complete(Request.ask(TEXTS[0]))
+    assert (answer.text, answer.completion_tokens) == ((await reference.complete(Request.ask(TEXTS[0]))).text, 1)
+    assert answer.cost_usd > 0
+    await model.ready()
+    await model.aclose()
+    await reference.aclose()
+
+
+@in_loop
+async def test_adapter_is_loaded_once_and_again_after_a_restart(computing: ScriptedVllm, adapter: Path) -> None:
+    model = loaded(adapter, computing)
+    await asyncio.gather(*(model.complete(Request.ask(text)) for text in TEXTS))
+    name = "tickets-small-3-01234567"  # task, version and weights
+    assert computing.adapters == {name: str(adapter)}
+    computing.stop()
+    computing.start()  # sooner than anybody looks
+    await model.complete(Request.ask(TEXTS[0]))
+    assert computing.adapters == {name: str(adapter)}
+    assert {body["model"] for body in computing.bodies} == {name}
+    await model.aclose()
+
+
+@in_loop
+async def test_tenants_prompts_are_salted_apart(computing: ScriptedVllm, adapter: Path) -> None:
+    model = loaded(adapter, computing)
+    for tenant in ("ann", "ann", "bob"):
+        await model.complete(Request.ask(TEXTS[0]).model_copy(update={"tenant": tenant}))
+    first, again, other = (body["cache_salt"] for body in computing.bodies)
+    assert first == again != other
+    await model.aclose()
+
+
+@pytest.mark.parametrize("answer", [{}, {"choices": []}, top_logprobs({5: -0.1}), [1], top_logprobs({5: math.nan})])
+@in_loop
+async def test_answer_without_every_label_is_refused(vllm: ScriptedVllm, adapter: Path, answer: Any) -> None:
+    vllm.complete = lambda _: answer
+    model = loaded(adapter, vllm)
+    with pytest.raises(BadAnswer, match="did not return the probability of every label token"):
+        await model.complete(Request.ask("x"))
+    await model.aclose()
+
+
+def test_what_vllm_cannot_serve_is_refused_before_it_is_asked(adapter: Path, vllm: ScriptedVllm) -> None:
+    for settings, problem in (
+        ({"r": 64}, "this adapter's rank is 64, and lora_rank allows 32"),
+        ({"r": 8, "use_dora": True}, "vLLM runs no DoRA"),
+    ):
+        (adapter / "adapter_config.json").write_text(json.dumps(settings))
+        with pytest.raises(ConfigError, match=problem):
+            loaded(adapter, vllm)
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"lacks adapter_config\.json or adapter_model\.safetensors"):
+        loaded(adapter, vllm)
+
+
+def test_without_an_address_it_needs_a_program(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(MissingExtra, match="no `vllm` is on PATH"):
+        load_model(adapter, vllm=VllmServer())
