@@ -19,9 +19,10 @@ from torch.utils.checkpoint import checkpoint
 from smallfirst.models.generation.adapters import merge_adapters, save_adapter
 from smallfirst.models.local.token_batches import gather_rows, pack_rows
 from smallfirst.models.local.weights import load_causal, weights_fingerprint
-from smallfirst.training.batches import TokenizedRow, epoch_batches, micro_batches
+from smallfirst.training.batches import TokenizedRow, epoch_batches
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.device import checkpoint_layers, compile_layers, use_fast_kernels
+from smallfirst.training.distributed.group import loss_of, own_parts
 from smallfirst.training.frozen_layers import FrozenLayers, read_packed, require_isolated_rows
 from smallfirst.training.lora import add_adapters
 from smallfirst.training.optimizer import MasterAdamW
@@ -109,11 +110,10 @@ def accumulate_gradient(
     loss_function: LossFunction = target_loss,
 ) -> float:
     """Return the mean loss over the targets of `rows`, in nats; each distributed process computes its part."""
-    own = rows[dist.get_rank() :: dist.get_world_size()] if dist.is_initialized() else rows
     n_targets = sum(len(row.ids) - row.n_prompt for row in rows)
     total = torch.zeros((), device=model.device)
-    for part in micro_batches(own, config.micro_tokens or config.batch_tokens):
-        loss = loss_function(model, part) / n_targets
+    for part, weight in own_parts(rows, config.micro_tokens or config.batch_tokens):
+        loss = loss_of(model, part, loss_function) * weight / n_targets
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.gather()
         total += loss.detach()

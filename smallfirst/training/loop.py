@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from smallfirst.errors import TrainingError
+from smallfirst.training.checkpoint import SavedCheckpoint
 from smallfirst.training.config import TrainConfig, epoch_seed, parse_duration
 from smallfirst.training.optimizer import MasterAdamW
 
@@ -74,9 +75,12 @@ class TrainingLoop:
         tensors = {**self.optimizer.state(), "generator": torch.get_rng_state()}
         return tensors, {"step": self.step, "tokens": self.tokens, "busy_s": self.busy_s}
 
-    def restore(self, tensors: dict[str, torch.Tensor], figures: dict[str, float]) -> None:
-        self.optimizer.restore(tensors)
-        torch.set_rng_state(tensors["generator"])
+    def restore(self, saved: SavedCheckpoint, figures: dict[str, float]) -> None:
+        """Continue from a checkpoint that holds the tensors of `state`, and from its figures."""
+        self.optimizer.restore(saved.names(), saved.load_into)
+        generator = torch.get_rng_state()
+        saved.load_into({"generator": generator})
+        torch.set_rng_state(generator)
         self.step, self.tokens, self.busy_s = int(figures["step"]), int(figures["tokens"]), figures["busy_s"]
 
     def _step(self, rows: Sequence[Any]) -> StepMetrics:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -37,11 +37,11 @@ class MasterAdamW:
                 param.grad = None
 
     def reduce(self) -> None:
-        """Sum the gathered gradients over all processes."""
-        for master in self.masters:
-            if master.grad is None:  # this process had no row of the batch
-                master.grad = torch.zeros_like(master)
-            dist.all_reduce(master.grad)
+        """Sum the gathered gradients over all processes; the backward pass has summed those of sharded parameters."""
+        whole = [master.grad for master in self.masters if master.grad is not None]
+        sums = [dist.all_reduce(grad, async_op=True) for grad in whole if not hasattr(grad, "full_tensor")]
+        for under_way in sums:
+            under_way.wait()
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
@@ -62,15 +62,13 @@ class MasterAdamW:
             found |= {f"{i}.{name}": kept[name] for name in _KEPT if name in kept}
         return found
 
-    @torch.no_grad()
-    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+    def restore(self, names: Collection[str], load_into: Callable[[Mapping[str, torch.Tensor]], None]) -> None:
+        """Continue from a saved state: the names of its tensors, and what overwrites tensors by them."""
         for i, master in enumerate(self.masters):
-            master.copy_(state[f"{i}.master"])
-            moments = {
-                name: state[f"{i}.{name}"].to(master.device, copy=True) for name in _KEPT if f"{i}.{name}" in state
-            }
-            if moments:
-                self.adam.state[master] = moments
+            if f"{i}.step" in names:
+                own = {name: torch.zeros_like(master) for name in ("exp_avg", "exp_avg_sq")}
+                self.adam.state[master] = {"step": torch.zeros((), device=master.device), **own}
+        load_into(self.state())
         self._copy_back()
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,13 +27,14 @@ from smallfirst.records import Record, fingerprint
 from smallfirst.registry.runs import TrackedRun
 from smallfirst.training.checkpoint import Checkpoint, CheckpointStore
 from smallfirst.training.config import TrainConfig
+from smallfirst.training.distributed.group import Group, whole_model
 from smallfirst.training.estimates.memory import require_memory
 from smallfirst.training.events import EventLog
 from smallfirst.training.loop import StepMetrics, TrainingLoop
 from smallfirst.training.recipes.recipe import Recipe
 
-CANCEL_FILE = "cancel"
-"""Name of the file in a run's folder that stops the run within one step."""
+CANCEL_FILE, STOP_FILE = "cancel", "stop"
+"""Files in a run's folder that end the run within one step: as cancelled, or with the best epoch so far."""
 
 StepCallback = Callable[[StepMetrics], None]
 EpochCallback = Callable[[int, float], bool]
@@ -73,6 +75,8 @@ def train(
     on_step: StepCallback = lambda _: None,
     on_epoch: EpochCallback = lambda *_: False,
     save_every_s: float = 60,
+    together: bool = False,
+    shard: bool = False,
 ) -> Run:
     """Fine-tune the base model (name and folder) and write the result to `folder`/model.
 
@@ -80,9 +84,13 @@ def train(
     `save_every_s` apart. `on_epoch` may end the run early. Raise DataError for rows that cannot be trained on,
     Cancelled once the folder holds a file CANCEL_FILE, TrainingError if the run fails or another process trains in
     `folder`; what was saved before stays.
+
+    `together` the processes of the torch.distributed group call this with equal arguments and divide each batch, with
+    `shard` also weights and optimizer state. The first one validates, logs and writes; its callbacks count.
     """
-    with hold_folder(folder):
-        return _train(_Trainer(recipe, config, base, tracked, folder, save_every_s), on_step, on_epoch)
+    group = Group.joined(shard=shard) if together else Group()
+    with hold_folder(folder) if group.leads else contextlib.nullcontext():
+        return _train(_Trainer(recipe, config, base, tracked, folder, save_every_s, group), on_step, on_epoch)
 
 
 def hold_folder(folder: Path) -> AbstractContextManager[None]:
@@ -122,10 +130,12 @@ class _Trainer:
         tracked: TrackedRun,
         folder: Path,
         save_every_s: float,
+        group: Group,
     ) -> None:
         self.recipe, self.config, self.base, self.tracked, self.folder = recipe, config, base, tracked, folder
-        self.log = EventLog(folder / "events.jsonl")
-        self.checkpoints = CheckpointStore(folder / "checkpoint", least_s=save_every_s)
+        self.group = group
+        self.log = EventLog(folder / "events.jsonl", writes=group.leads)
+        self.checkpoints = CheckpointStore(folder / "checkpoint", least_s=save_every_s, group=group)
         self.validation_curve: list[tuple[float, float]] = []
         self.loss_curve: list[tuple[int, float]] = []
         self.best, self.best_epoch, self.epoch, self.saving_s = -math.inf, 0, 0, 0.0
@@ -135,12 +145,16 @@ class _Trainer:
             words = f"fine-tune of {self.base[0]} on {len(self.recipe.train_rows)} rows"
             self.log.append("CREATED", words, config=self.config.model_dump(), run_id=self.tracked.run_id)
         seed_everything(self.config.seed)
-        self.base_sha256 = base_sha256(self.base[1])
+        self.base_sha256 = base_sha256(self.base[1]) if self.group.leads else ""
         backend = self.backend = self.recipe.backend
         require_memory(self.base, self.config, self.recipe.train_rows)
         self.model, self.tokenizer = backend.load(self.base[1], self.config)
         rows, self.manifest = self.recipe.prepare(self.tokenizer, self.config, self.base[0])
         backend.begin(self.model, rows, self.config)
+        if self.group.shard:
+            from smallfirst.training.distributed.sharded_model import ShardedModel
+
+            self.model = ShardedModel(self.model, self.group.size)
         loop = TrainingLoop(backend, self.model, rows, self.config)
         self._start(loop)
         began = time.perf_counter()
@@ -151,11 +165,12 @@ class _Trainer:
             on_step(step)
             if step.ends_epoch:
                 value = self._validate(step)
-                if on_epoch(self.epoch, value):
+                if self.group.agree(on_epoch(self.epoch, value)):
                     break
             if self.config.patience is not None and self.epoch - self.best_epoch >= self.config.patience:
                 break
-            self._checkpoint(loop, step)
+            if not self._goes_on(loop, step):
+                break
         seconds = self.seconds + time.perf_counter() - began - self.saving_s
         return self._finish(loop, seconds)
 
@@ -164,18 +179,20 @@ class _Trainer:
         saved, events = self.checkpoints.latest(), self.log.read()
         if saved is not None:
             own = saved.figures["run"]
-            if (own["of"], own.get("base_sha256", self.base_sha256)) != (self._fingerprint(), self.base_sha256):
+            same = (own["of"], own.get("base_sha256", self.base_sha256)) == (self._fingerprint(), self.base_sha256)
+            if self.group.leads and not same:
                 raise TrainingError(
                     f"{self.checkpoints.folder} is of another run: its rows, settings or base model differ",
                     hint="restore what it began with, or remove the folder to start again",
                 )
-            loop.restore(saved.tensors, saved.figures["fit"])
+            loop.restore(saved, saved.figures["fit"])
             self.validation_curve = [(epoch, value) for epoch, value in own["validation_curve"]]
             self.loss_curve = [(step, loss) for step, loss in own["loss_curve"]]
             self.best, self.best_epoch, self.epoch = own["best"], own["best_epoch"], own["epoch"]
             self.seconds = own["seconds"]
-            _restore_model(self.folder / "model")
-        if events[-1].kind == "CREATED":
+            if self.group.leads:
+                _restore_model(self.folder / "model")
+        if events and events[-1].kind == "CREATED":
             self.log.append("TRAIN_STARTED", f"{loop.total} steps", steps=loop.total)
         else:
             self.log.append("RESUMED", f"from step {loop.step} of {loop.total}", steps=loop.total)
@@ -184,8 +201,13 @@ class _Trainer:
     def _validate(self, step: StepMetrics) -> float:
         """Validate the epoch, keep its weights if none was better, and return its score."""
         self.epoch += 1
-        result = self.recipe.validate(self.model, self.tokenizer, self.manifest)
+        with whole_model(self.model, keep=self.group.leads) as model:
+            return self._judge(model, step)
+
+    def _judge(self, model: Any, step: StepMetrics) -> float:
+        result = self.recipe.validate(model, self.tokenizer, self.manifest) if self.group.leads else None
         value, manifest = (result.value, result.manifest) if result else (0.0, self.manifest)
+        value = self.group.agree(value)
         if result:
             self.validation_curve.append((float(self.epoch), value))
             self.tracked.log_metrics(step.step, {result.measure: value})
@@ -193,16 +215,24 @@ class _Trainer:
         self.log.append("EPOCH_FINISHED", words, **({result.measure: value} if result else {}))
         if value >= self.best:  # of equals the later: its learning rate has come further down
             began = time.perf_counter()
-            self._save(manifest)
+            if self.group.leads:
+                self._save(model, manifest)
             self.best, self.best_epoch = value, self.epoch
             self.saving_s += time.perf_counter() - began
         return value
 
-    def _checkpoint(self, loop: TrainingLoop, step: StepMetrics) -> None:
-        if (self.folder / CANCEL_FILE).exists():
+    def _goes_on(self, loop: TrainingLoop, step: StepMetrics) -> bool:
+        """Write a checkpoint if one is due; return False to end the run here. Raise Cancelled."""
+        wanted = (CANCEL_FILE, STOP_FILE, "checkpoint", "")
+        here = [(self.folder / CANCEL_FILE).exists(), (self.folder / STOP_FILE).exists(), self.checkpoints.due, True]
+        next_is = wanted[int(self.group.agree(here.index(True)))]
+        if next_is == CANCEL_FILE:
             raise Cancelled(f"cancelled at step {step.step} of {loop.total}")
-        if not self.checkpoints.due:
-            return
+        if next_is == "checkpoint" and (self.group.leads or self.group.shard):
+            self._checkpoint(loop, step)
+        return next_is != STOP_FILE
+
+    def _checkpoint(self, loop: TrainingLoop, step: StepMetrics) -> None:
         tensors, figures = loop.state()
         own = {
             "of": self._fingerprint(),
@@ -229,14 +259,14 @@ class _Trainer:
         own = [self.config.model_dump(), self.recipe.train_rows.content_fingerprint, self.base[0]]
         return fingerprint([*own, *taught])
 
-    def _save(self, manifest: Manifest) -> None:
+    def _save(self, model: Any, manifest: Manifest) -> None:
         """Replace the content of the model folder by these weights; if this fails, it keeps those it has."""
         place = self.folder / "model"
         draft = self.folder / "model.draft"
         shutil.rmtree(draft, ignore_errors=True)
         try:
             draft.mkdir(parents=True)
-            weights = self.backend.save(self.model, self.tokenizer, draft)
+            weights = self.backend.save(model, self.tokenizer, draft)
             pins = {"weights_fingerprint": weights, "base_sha256": self.base_sha256}
             write_manifest(draft, manifest.model_copy(update=pins))
         except BaseException as error:
@@ -247,6 +277,12 @@ class _Trainer:
     def _finish(self, loop: TrainingLoop, seconds: float) -> Run:
         if not self.best_epoch:
             raise TrainingError("the run ended before its first step")
+        if self.group.leads:
+            self._conclude(loop, seconds)
+        self.group.wait()
+        return Run.load(self.folder / "run.json")
+
+    def _conclude(self, loop: TrainingLoop, seconds: float) -> None:
         every = math.ceil(len(self.loss_curve) / 200)
         run = Run(
             run_id=self.tracked.run_id,
@@ -266,7 +302,6 @@ class _Trainer:
         run.save(self.folder / "run.json")
         self.log.append("COMPLETED", f"best epoch {self.best_epoch}: {self.best:.3f}", seconds=seconds)
         self.checkpoints.clear()
-        return run
 
 
 def seed_everything(seed: int) -> None:

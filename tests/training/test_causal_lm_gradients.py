@@ -30,19 +30,23 @@ ROWS = [
 PROCESS = """
     import sys, torch, torch.distributed as dist
     from pathlib import Path
-    from smallfirst.models.local.label_scorer import load_causal
+    from smallfirst.models.local.weights import load_causal
     from smallfirst.training.batches import TokenizedRow
     from smallfirst.training.config import TrainConfig
     from smallfirst.training.causal_lm import accumulate_gradient
     from smallfirst.training.optimizer import MasterAdamW
-    folder, meeting, rank, out = sys.argv[1:]
+    from smallfirst.training.distributed.sharded_model import ShardedModel
+    folder, meeting, rank, out, shard = sys.argv[1:]
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=int(rank), world_size=2)
     model, _ = load_causal(Path(folder))
     model.float()
+    model = ShardedModel(model, 2) if shard else model
     rows = [TokenizedRow(tuple(ids), n) for ids, n in ROWS]
     optimizer = MasterAdamW(list(model.parameters()), TrainConfig())
-    loss = accumulate_gradient(model, rows, TrainConfig(), optimizer)
-    torch.save([torch.tensor(loss), *(m.grad for m in optimizer.masters)], out)
+    config = TrainConfig.model_construct(**{**TrainConfig().model_dump(), "micro_tokens": 12})
+    loss = accumulate_gradient(model, rows, config, optimizer)
+    grads = [m.grad.full_tensor() if shard else m.grad for m in optimizer.masters]
+    torch.save([torch.tensor(loss), *grads], out)
 """
 
 
@@ -85,13 +89,15 @@ def test_micro_batches_give_the_gradient_of_the_whole(model: Any) -> None:
     assert_same([torch.tensor(loss), *(m.grad for m in optimizer.masters)], whole)
 
 
+@pytest.mark.parametrize("shard", ["", "shard"])
 def test_two_processes_give_the_gradient_of_one(
-    model: Any, tiny_folder: Path, tmp_path: Path, warm_parent: None
+    model: Any, tiny_folder: Path, tmp_path: Path, warm_parent: None, shard: str
 ) -> None:
+    """One has a micro-batch more than the other, which reads a row again at weight 0."""
     program = f"ROWS = {[(list(r.ids), r.n_prompt) for r in ROWS]}\n" + textwrap.dedent(PROCESS)
     meeting, outs = tmp_path / "meeting", [tmp_path / "0.pt", tmp_path / "1.pt"]
     children = [
-        WarmProcess([sys.executable, "-c", program, str(tiny_folder), str(meeting), str(rank), str(out)])
+        WarmProcess([sys.executable, "-c", program, str(tiny_folder), str(meeting), str(rank), str(out), shard])
         for rank, out in enumerate(outs)
     ]
     assert [child.wait(timeout=120) for child in children] == [0, 0]

@@ -1,0 +1,82 @@
+"""Several processes train as one: the same losses, and a run that is killed and resumed by more or fewer of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fixtures.training import Bench, event_kinds
+from fixtures.warm_processes import WarmProcess
+
+from smallfirst.registry.runs import open_run
+from smallfirst.training.config import TrainConfig
+from smallfirst.training.distributed.work import FOLDER, do_work, new_work, write_work
+from smallfirst.training.recipes.recipe import TaskRecipe
+from smallfirst.training.run import Run
+
+pytestmark = pytest.mark.usefixtures("module_home")
+
+CONFIG = TrainConfig(duration="3ep", learning_rate=5e-3, batch_tokens=96, max_seq_tokens=64)
+PROCESS = """
+import os, sys
+from pathlib import Path
+import torch.distributed as dist
+from smallfirst.training.distributed.work import do_work, do_work_and_tell
+folder, meeting, rank, size, kill_at = sys.argv[1:]
+dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=int(rank), world_size=int(size))
+def on_step(step):
+    if str(step.step) == kill_at:
+        os._exit(9)
+do_work(Path(folder), on_step=on_step) if kill_at else do_work_and_tell(Path(folder))
+"""
+
+
+@pytest.fixture(scope="module")
+def alone(bench: Bench, tmp_path_factory: pytest.TempPathFactory, module_home: None) -> Run:
+    """The run of one process."""
+    return do_work(prepared(bench, tmp_path_factory.mktemp("alone")))
+
+
+def prepared(bench: Bench, folder: Path, *, shard: bool = False, every_s: float = 0, **more: Any) -> Path:
+    recipe = TaskRecipe(bench.task, more.get("rows", bench.rows), bench.selection)
+    run_id = open_run("toy", folder.name).run_id
+    work = new_work(recipe, CONFIG, ("toys/tiny", bench.base), run_id, shard=shard)
+    write_work(folder, recipe, work.model_copy(update={"save_every_s": every_s}))
+    return folder
+
+
+def run_in(folder: Path, size: int, *, kill_at: str = "") -> list[int]:
+    """Exit codes of `size` processes that do the work."""
+    meeting = folder / f"meeting-{os.urandom(4).hex()}"
+    command = [sys.executable, "-c", PROCESS, str(folder), str(meeting)]
+    processes = [WarmProcess([*command, str(rank), str(size), kill_at]) for rank in range(size)]
+    return [process.wait(timeout=120) for process in processes]
+
+
+def assert_like(run: Run, alone: Run) -> None:
+    """In bfloat16 other sums of the same numbers differ in the third digit."""
+    assert [step for step, _ in run.loss_curve] == [step for step, _ in alone.loss_curve]
+    for (_, loss), (_, expected) in zip(run.loss_curve, alone.loss_curve, strict=True):
+        assert loss == pytest.approx(expected, rel=0.03)
+    assert len(run.validation_curve) == 3
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_two_processes_go_the_way_of_one_and_a_killed_run_goes_on_with_another_number(
+    bench: Bench, alone: Run, tmp_path: Path, warm_parent: None, shard: bool
+) -> None:
+    folder = prepared(bench, tmp_path, shard=shard)
+    assert 0 not in run_in(folder, 2, kill_at="4")  # with the first process the others end as well
+    saved = next((folder / "checkpoint").iterdir())
+    assert len(list(saved.glob("*.safetensors"))) == (2 if shard else 1)
+    assert run_in(folder, 1 if shard else 2) == [0] * (1 if shard else 2)
+    run = Run.load(folder / "run.json")
+    assert_like(run, alone)
+    assert event_kinds(folder).count("RESUMED") == 1
+    assert event_kinds(folder).count("EPOCH_FINISHED") >= 3
+    assert (run.folder / "model.safetensors").is_file()
+    assert json.loads((folder / FOLDER / "progress.json").read_text())["progress"] == 1
