@@ -1,4 +1,4 @@
-"""A queueing simulation of replicas that draft every request, and of the large path behind them.
+"""A queueing simulation of replicas that work on every request, and of the large model behind them.
 
 Each replica is a flow-equivalent server (Chandy, Herzog and Woo 1975): with n requests in it, it completes as many a
 second as were measured with n under way, so that batches, threads and waiting inside the program are in the
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Generator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Generator, Iterable, Sequence
+from functools import cached_property, partial
 from heapq import heappop, heappush
 from typing import Any, Literal
 
@@ -28,6 +28,16 @@ GROUP = 16
 """Replicas that are simulated of a larger number: more of them share load a little better still."""
 WARM_UP = 0.2
 """First part of each replication that is cut."""
+
+
+KEPT = 100
+"""Quantiles that stand for a distribution of times."""
+
+
+def quantiles(values: Sequence[float]) -> tuple[float, ...]:
+    """Return at most KEPT evenly spaced quantiles, which stand for the values."""
+    n = min(len(values), KEPT)
+    return tuple(np.quantile(values, (np.arange(n) + 0.5) / n).round(4).tolist()) if n else ()
 
 
 class Rates(Record):
@@ -61,20 +71,15 @@ class Scenario(Record):
 
     rate_per_s: float
     """Mean rate of arrivals at all replicas."""
-    small: Rates
-    """One replica of what drafts every request."""
+    rates: Rates
+    """Of one replica, which works on every request."""
     replicas: int = 1
     burst: float = 0.0
     """Coefficient of variation of the rate between windows of 10 s; 0: Poisson arrivals."""
     share_large: float = 0.0
     """Part of the requests that goes on to the large model, in [0, 1]."""
-    large_ms: tuple[float, ...] = ()
-    """Latencies of the large model, of which each request draws one, where somebody else has its machines."""
-    large: Rates | None = None
-    """One replica of a large model of one's own."""
-    large_replicas: int = 1
-    share_audited: float = 0.0
-    """Part of the others that a large model of one's own answers as well, for nobody waits for it."""
+    large_ms: tuple[float, ...] = (0.0,)
+    """Latencies of the large model, of which each request draws one."""
     in_flight: int = 64
     """Requests that a replica answers at once, the large model's time included (`serve`'s max_in_flight)."""
     queue: int = 256
@@ -85,35 +90,30 @@ class Scenario(Record):
     @property
     def utilisation(self) -> float:
         """Arrivals over the most that the replicas can answer; from 1 on they cannot keep up."""
-        return self.rate_per_s / (self.small.most_per_s * self.replicas)
-
-    @property
-    def large_utilisation(self) -> float:
-        """The same of the large model's replicas, audits included; 0 if they are somebody else's."""
-        if self.large is None:
-            return 0.0
-        asked = self.share_large + (1 - self.share_large) * self.share_audited
-        return self.rate_per_s * asked / (self.large.most_per_s * self.large_replicas)
+        return self.rate_per_s / (self.rates.most_per_s * self.replicas)
 
 
 class Simulated(Record):
-    """Latencies in ms by quantile, each the mean of independent replications with its interval."""
+    """Latencies by quantile, each the mean of independent replications with its interval."""
 
+    mean_ms: Estimate
     p50_ms: Estimate
     p95_ms: Estimate
     p99_ms: Estimate
     small_p95_ms: Estimate
     """Of the requests that stay small."""
-    mean_ms: Estimate
+    latencies_ms: tuple[float, ...]
+    """Evenly spaced quantiles of all latencies."""
     refused: float
     """Part of the requests that found no place, in [0, 1]."""
 
 
-class _Station:
-    """One replica. All requests in slots advance alike, so each ends when the common progress reaches its own mark."""
+class _Replica:
+    """All requests in slots advance alike, so each ends when the common progress reaches its own mark."""
 
-    def __init__(self, env: simpy.Environment, rates: Rates) -> None:
-        self.env, self.rates, self.slots, self.n = env, rates.by_number, rates.slots, 0
+    def __init__(self, env: simpy.Environment, scenario: Scenario) -> None:
+        self.env, self.rates, self.slots = env, scenario.rates.by_number, scenario.rates.slots
+        self.turns, self.n_held, self.n = simpy.Resource(env, scenario.in_flight), 0, 0
         self._waiting: deque[tuple[float, simpy.Event]] = deque()
         self._serving: list[tuple[float, int, simpy.Event]] = []
         self._progress = self._since = self._speed = 0.0
@@ -121,7 +121,7 @@ class _Station:
         self._timer: simpy.Event | None = None
 
     def serve(self, work: float) -> simpy.Event:
-        """Return the event of the end of a request."""
+        """Return the event of the end of the work on a request."""
         done = self.env.event()
         self.n += 1
         self._waiting.append((work, done))
@@ -129,14 +129,13 @@ class _Station:
         return done
 
     def _advance(self) -> None:
-        now = self.env.now
-        self._progress += (now - self._since) * self._speed
-        self._since = now
+        self._progress += (self.env.now - self._since) * self._speed
+        self._since = self.env.now
         while self._waiting and len(self._serving) < self.slots:
             work, done = self._waiting.popleft()
             heappush(self._serving, (self._progress + work, next(self._order), done))
-        self._speed = self.rates[min(self.n, len(self.rates)) - 1] / len(self._serving) if self._serving else 0.0
         if self._serving:
+            self._speed = self.rates[min(self.n, len(self.rates)) - 1] / len(self._serving)
             left = self._serving[0][0] - self._progress
             self._timer = self.env.timeout(max(0.0, left / self._speed))
             self._timer.callbacks.append(self._finish)
@@ -148,32 +147,18 @@ class _Station:
             self._advance()
 
 
-class _Replica:
-    def __init__(self, env: simpy.Environment, scenario: Scenario) -> None:
-        self.station, self.n = _Station(env, scenario.small), 0
-        self.turns = simpy.Resource(env, scenario.in_flight)
-
-
-class _Run:
-    """One replication."""
-
+class _Replication:
     def __init__(self, scenario: Scenario, n_requests: int, seed: int) -> None:
-        self.scenario, self.env, self.draw = scenario, simpy.Environment(), np.random.default_rng(seed)
-        self.latencies: list[tuple[float, bool]] = []
-        self.n_refused = 0
-        self.times = _arrivals(self.draw, scenario, n_requests)
-        self.begin = WARM_UP * self.times[-1]
+        self.scenario, self.env, draw = scenario, simpy.Environment(), np.random.default_rng(seed)
+        self.times = _arrivals(draw, scenario, n_requests)
+        n, works = len(self.times), np.asarray(scenario.rates.work)
+        self.work, self.large_s = draw.choice(works / works.mean(), n), draw.choice(scenario.large_ms, n) / 1000
+        self.escalated = draw.random(n) < scenario.share_large
+        self.chosen = draw.integers(0, scenario.replicas, (n, 2))
         self.replicas = [_Replica(self.env, scenario) for _ in range(scenario.replicas)]
-        larges = range(scenario.large_replicas if scenario.large else 0)
-        self.larges = [_Station(self.env, scenario.large) for _ in larges]  # type: ignore[arg-type]
-        n = len(self.times)
-        self.work = self.draw.choice(scenario.small.work, n) / np.mean(scenario.small.work)
-        self.fate = self.draw.random(n)
-        self.chosen = self.draw.integers(0, scenario.replicas, (n, 2))
-        waits = scenario.large.work if scenario.large else scenario.large_ms or (0.0,)
-        self.large = self.draw.choice(waits, n) / (np.mean(waits) if scenario.large else 1000.0)
-
-    def run(self) -> None:
+        self.begin, self.n_refused = WARM_UP * self.times[-1], 0
+        self.small_ms: list[float] = []
+        self.large_ms: list[float] = []
         self.env.process(self._come())
         self.env.run(until=self.times[-1])
 
@@ -183,29 +168,22 @@ class _Run:
             self.env.process(self._request(i))
 
     def _request(self, i: int) -> Generator[simpy.Event]:
-        began, s = self.env.now, self.scenario
-        first, second = (self.replicas[at] for at in self.chosen[i])
-        one = second if s.balance == "two choices" and second.n < first.n else first
-        if one.n >= s.in_flight + s.queue:
+        began, limits = self.env.now, self.scenario
+        one, other = (self.replicas[at] for at in self.chosen[i])
+        if limits.balance == "two choices" and other.n_held < one.n_held:
+            one = other
+        if one.n_held >= limits.in_flight + limits.queue:
             self.n_refused += began >= self.begin
             return
-        one.n += 1
-        escalated = bool(self.fate[i] < s.share_large)
+        one.n_held += 1
         with one.turns.request() as turn:
             yield turn
-            yield one.station.serve(self.work[i])
-            if escalated:
-                yield self._ask_large(i)
-        one.n -= 1
+            yield one.serve(self.work[i])
+            if self.escalated[i]:
+                yield self.env.timeout(self.large_s[i])
+        one.n_held -= 1
         if began >= self.begin:
-            self.latencies.append(((self.env.now - began) * 1000, escalated))
-        if self.larges and not escalated and self.fate[i] < s.share_large + (1 - s.share_large) * s.share_audited:
-            yield self._ask_large(i)
-
-    def _ask_large(self, i: int) -> simpy.Event:
-        if not self.larges:
-            return self.env.timeout(self.large[i])
-        return min(self.larges, key=lambda station: station.n).serve(self.large[i])
+            (self.large_ms if self.escalated[i] else self.small_ms).append((self.env.now - began) * 1000)
 
 
 def _arrivals(draw: np.random.Generator, scenario: Scenario, n_requests: int) -> np.ndarray:
@@ -222,22 +200,19 @@ def _arrivals(draw: np.random.Generator, scenario: Scenario, n_requests: int) ->
 def simulate(scenario: Scenario, *, n_requests: int = 10_000, replications: int = 8, seed: int = 0) -> Simulated:
     """Return what a scenario comes to. Of more than GROUP replicas a group is simulated at its part of the rate."""
     if (part := GROUP / scenario.replicas) < 1:
-        scaled = {"rate_per_s": scenario.rate_per_s * part, "replicas": GROUP}
-        scaled["large_replicas"] = max(1, round(scenario.large_replicas * part))
-        scenario = scenario.model_copy(update=scaled)
-    runs = [_Run(scenario, n_requests, seed + i) for i in range(replications)]
-    for run in runs:
-        run.run()
-    n_refused, n_answered = sum(run.n_refused for run in runs), sum(len(run.latencies) for run in runs)
+        scenario = scenario.model_copy(update={"rate_per_s": scenario.rate_per_s * part, "replicas": GROUP})
+    runs = [_Replication(scenario, n_requests, seed + i) for i in range(replications)]
+    both = [run.small_ms + run.large_ms for run in runs]
+    n_refused = sum(run.n_refused for run in runs)
     return Simulated(
-        **{f"p{q}_ms": _over(runs, lambda x, q=q: np.quantile(x, q / 100)) for q in (50, 95, 99)},
-        small_p95_ms=_over(runs, lambda x: np.quantile(x, 0.95), only_small=True),
-        mean_ms=_over(runs, np.mean),
-        refused=n_refused / max(1, n_answered + n_refused),
+        mean_ms=_over(both, np.mean),
+        **{f"p{q}_ms": _over(both, partial(np.percentile, q=q)) for q in (50, 95, 99)},
+        small_p95_ms=_over([run.small_ms for run in runs], partial(np.percentile, q=95)),
+        latencies_ms=quantiles([*itertools.chain(*both)]),
+        refused=n_refused / max(1, n_refused + sum(map(len, both))),
     )
 
 
-def _over(runs: Sequence[_Run], figure: Any, *, only_small: bool = False) -> Estimate:
-    kept = [[ms for ms, escalated in run.latencies if not (only_small and escalated)] for run in runs]
-    values = [float(figure(latencies)) for latencies in kept if latencies]
+def _over(latencies: Iterable[list[float]], figure: Callable[[list[float]], Any]) -> Estimate:
+    values = [float(figure(of_one)) for of_one in latencies if of_one]
     return ratio_interval(values, np.ones(len(values)))

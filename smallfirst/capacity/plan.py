@@ -1,0 +1,191 @@
+"""How many machines of which kind a demand needs for a latency in the busiest hour, at what use and cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from pydantic import computed_field
+
+from smallfirst.capacity.demand import Demand
+from smallfirst.capacity.measurement import Measurement
+from smallfirst.capacity.simulation import Scenario, Simulated, simulate
+from smallfirst.pricing.money import format_usd
+from smallfirst.pricing.prices import PriceBook
+from smallfirst.records import Record
+from smallfirst.report.economics import HOURS_PER_MONTH
+from smallfirst.report.formats import count, ms, percent
+
+MOST_REFUSED = 0.001
+"""Part of requests that may be refused in the busiest hour."""
+_MOST_TRIED, _STEP = 10, 1.15
+"""Numbers of machines that are tried, and the growth from one that is too small to the next."""
+_SLOWER = 2.0
+"""What a large model of one's own may take in the busiest hour, as a multiple of its p95 when it is idle."""
+
+
+class Choice(Record):
+    """A number of machines, and what it comes to in the busiest hour."""
+
+    machine: str
+    """Its name under `prices.machines`; empty: the one under `prices.machine`."""
+    machines: int
+    replicas: int
+    """Servers on these machines."""
+    utilisation: float
+    """In the busiest hour; 1 is the highest rate that was measured."""
+    simulated: Simulated
+    meets: bool
+    machines_usd: float
+    """Rent of a month, those of a large model of one's own included."""
+    large_usd: float | None
+    """The large model's bill of a month for escalated requests and audits; None if its price is unknown."""
+    large: Choice | None = None
+    """The machines of a large model of one's own; None: it is somebody else's."""
+
+    @property
+    def total_usd(self) -> float:
+        return self.machines_usd + (self.large_usd or 0.0)
+
+    def __str__(self) -> str:
+        kind = f" ({self.machine})" if self.machine else ""
+        return f"{count(self.machines)} machine{'s' * (self.machines > 1)}{kind}"
+
+
+class CapacityPlan(Record):
+    """What was tried, and the cheapest that meets the target."""
+
+    demand: Demand
+    p95_ms: float
+    only_small: bool
+    """True if the target holds for requests that stay small alone, since no machine speeds up the others."""
+    tried: tuple[Choice, ...]
+    assumptions: tuple[str, ...]
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def chosen(self) -> Choice | None:
+        """The cheapest that meets the target; None if none does."""
+        return min((one for one in self.tried if one.meets), key=lambda one: one.total_usd, default=None)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def api_usd(self) -> float | None:
+        """What the large model alone bills for a month; None if its price is unknown."""
+        usd = self.demand.large_usd
+        return None if usd is None else usd * self.demand.requests_per_month
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def verdict(self) -> str:
+        """What to do, in plain words."""
+        return " ".join(self._sentences())
+
+    def _sentences(self) -> Iterator[str]:
+        best, api_usd = self.chosen, self.api_usd
+        if self.only_small:
+            yield (
+                f"No number of machines brings the p95 of all requests to {ms(self.p95_ms)}: the large model, to which "
+                f"{percent(self.demand.share_large)} go on, takes longer. The target is held for what stays small."
+            )
+        if best is None:
+            yield "No number that was tried meets the target: take a faster machine, a smaller model, or a later p95."
+            return
+        if api_usd is not None and best.total_usd >= api_usd:
+            yield f"Keep the API: it bills {format_usd(api_usd)} a month, and small first on {best} would cost"
+            yield f"{format_usd(best.total_usd)}."
+            return
+        yield "One machine is enough:" if best.machines == 1 else f"Take {best}:"
+        yield f"{percent(best.utilisation, digits=0)} used in the busiest hour."
+        if best.large:
+            yield f"The large model takes {best.large}, {percent(best.large.utilisation, digits=0)} used."
+        instead = "" if api_usd is None else f"; the large model alone would bill {format_usd(api_usd)}"
+        yield f"A month costs {format_usd(best.total_usd)}, {format_usd(best.machines_usd)} of it machines{instead}."
+        if best.machines == 1:
+            yield "If it fails nothing answers: --spare 1 adds another."
+
+
+def capacity_plan(
+    demand: Demand,
+    measured: Sequence[Measurement],
+    prices: PriceBook,
+    *,
+    p95_ms: float,
+    spare: int = 0,
+    balance: str = "two choices",
+    n_requests: int = 10_000,
+) -> CapacityPlan:
+    """Return the plan over the machines that were measured, with each large model of one's own and without.
+
+    Raise ConfigError if a machine has no price.
+    """
+    tried: list[Choice] = []
+    only_small = True
+    for large in (None, *(one for one in measured if one.large)):
+        own, waits = None, np.asarray(demand.large_ms or [0.0])
+        if large:
+            waits = np.asarray(large.rates.work) * 1000 / large.rates.by_number[0]
+            n = demand.requests_per_month * demand.share_asked
+            asked = demand.model_copy(update={"requests_per_month": n, "share_large": 0.0, "share_asked": 0.0})
+            *_, own = _tried(
+                asked, large, prices, _SLOWER * float(np.percentile(waits, 95)), spare, balance, n_requests
+            )
+        # Whatever the machines, so many requests are late.
+        slow = float(np.mean(waits > p95_ms)) * demand.share_large >= 0.05
+        only_small = only_small and slow
+        for small in (one for one in measured if not one.large):
+            tried += _tried(demand, small, prices, p95_ms, spare, balance, n_requests, own=own, only_small=slow)
+    always = (
+        "a server answers 64 requests at once, 256 wait (serve's max_in_flight and max_queue); no network in between",
+        f"rent of {HOURS_PER_MONTH:g} hours a month, whether used or not",
+    )
+    unknown = sorted(set(prices.machines) - {one.machine for one in measured})
+    ask = (f"{name}: not measured; on it:  smallfirst plan task.yaml --measure --machine {name}" for name in unknown)
+    assumptions = (*demand.sources, *map(str, measured), *ask, *always)
+    return CapacityPlan(
+        demand=demand, p95_ms=p95_ms, only_small=only_small, tried=tuple(tried), assumptions=assumptions
+    )
+
+
+def _tried(
+    demand: Demand,
+    measured: Measurement,
+    prices: PriceBook,
+    p95_ms: float,
+    spare: int,
+    balance: str,
+    n_requests: int,
+    *,
+    own: Choice | None = None,
+    only_small: bool = False,
+) -> Iterator[Choice]:
+    """Yield numbers of machines, from the fewest that can keep up to the first that meets the target."""
+    waits = own.simulated.latencies_ms if own else demand.large_ms
+    scenario = Scenario.model_validate({
+        "rate_per_s": demand.peak_per_s, "rates": measured.rates, "burst": demand.burst, "balance": balance,
+        "share_large": demand.share_large, "large_ms": waits or (0.0,),
+    })  # fmt: skip
+    rent = prices.machine_named(measured.machine).usd_per_hour * HOURS_PER_MONTH
+    usd = None if demand.large_usd is None else demand.requests_per_month * demand.share_asked * demand.large_usd
+    n = max(1, math.ceil(scenario.utilisation / measured.processes * 1.0001))
+    for _ in range(_MOST_TRIED):
+        sized = scenario.model_copy(update={"replicas": n * measured.processes})
+        found = simulate(sized, n_requests=n_requests)
+        p95 = found.small_p95_ms if only_small else found.p95_ms
+        yield (
+            one := Choice(
+                machine=measured.machine,
+                machines=n + spare,
+                replicas=(n + spare) * measured.processes,
+                utilisation=sized.utilisation,
+                simulated=found,
+                meets=p95.high <= p95_ms and found.refused <= MOST_REFUSED,
+                machines_usd=(n + spare) * rent + (own.machines_usd if own else 0.0),
+                large_usd=0.0 if own else usd,
+                large=own,
+            )
+        )
+        if one.meets:
+            return
+        n = max(n + 1, round(n * _STEP))
