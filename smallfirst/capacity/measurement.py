@@ -140,7 +140,7 @@ def serving(task_yaml: Path, processes: int = 1) -> Iterator[tuple[list[str], st
     key = secrets.token_urlsafe(24)
     with ExitStack() as stack:
         folder = stack.enter_context(TemporaryDirectory())
-        ports = [_free_port() for _ in range(processes)]
+        ports = [free_port() for _ in range(processes)]
         options = ["--replay-large", "--follow-s", "0", "--ledger", str(Path(folder) / "ledger.db")]
         options += ["--api-key-sha256", hashlib.sha256(key.encode()).hexdigest()]
         command = [sys.executable, "-m", "smallfirst.cli.main", "serve", str(task_yaml), *options]
@@ -161,7 +161,8 @@ def _stop(server: ChildProcess) -> None:
     server.stop()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

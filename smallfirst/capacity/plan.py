@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from pydantic import computed_field
@@ -107,64 +108,58 @@ class CapacityPlan(Record):
 
 
 def capacity_plan(
-    demand: Demand,
-    measured: Sequence[Measurement],
-    prices: PriceBook,
-    *,
-    p95_ms: float,
-    spare: int = 0,
-    balance: str = "two choices",
-    n_requests: int = 10_000,
+    demand: Demand, measured: Sequence[Measurement], prices: PriceBook, *, p95_ms: float, **sizing: Any
 ) -> CapacityPlan:
     """Return the plan over the machines that were measured, with each large model of one's own and without.
 
-    Raise ConfigError if a machine has no price.
+    `sizing` is as in `tried`. Raise ConfigError if a machine has no price.
     """
-    tried: list[Choice] = []
+    choices: list[Choice] = []
     only_small = True
     for large in (None, *(one for one in measured if one.large)):
         own, waits = None, np.asarray(demand.large_ms or [0.0])
         if large:
             waits = np.asarray(large.rates.work) * 1000 / large.rates.by_number[0]
-            n = demand.requests_per_month * demand.share_asked
+            n, target = demand.requests_per_month * demand.share_asked, _SLOWER * float(np.percentile(waits, 95))
             asked = demand.model_copy(update={"requests_per_month": n, "share_large": 0.0, "share_asked": 0.0})
-            *_, own = _tried(
-                asked, large, prices, _SLOWER * float(np.percentile(waits, 95)), spare, balance, n_requests
-            )
+            *_, own = tried(asked, large, prices, target, **sizing)
         # Whatever the machines, so many requests are late.
         slow = float(np.mean(waits > p95_ms)) * demand.share_large >= 0.05
         only_small = only_small and slow
         for small in (one for one in measured if not one.large):
-            tried += _tried(demand, small, prices, p95_ms, spare, balance, n_requests, own=own, only_small=slow)
-    always = (
+            choices += tried(demand, small, prices, p95_ms, own=own, only_small=slow, **sizing)
+    unknown = sorted(set(prices.machines) - {one.machine for one in measured})
+    assumptions = (
+        *(*demand.sources, *map(str, measured)),
+        *(f"{name}: not measured; on it:  smallfirst plan task.yaml --measure --machine {name}" for name in unknown),
         "a server answers 64 requests at once, 256 wait (serve's max_in_flight and max_queue); no network in between",
         f"rent of {HOURS_PER_MONTH:g} hours a month, whether used or not",
     )
-    unknown = sorted(set(prices.machines) - {one.machine for one in measured})
-    ask = (f"{name}: not measured; on it:  smallfirst plan task.yaml --measure --machine {name}" for name in unknown)
-    assumptions = (*demand.sources, *map(str, measured), *ask, *always)
     return CapacityPlan(
-        demand=demand, p95_ms=p95_ms, only_small=only_small, tried=tuple(tried), assumptions=assumptions
+        demand=demand, p95_ms=p95_ms, only_small=only_small, tried=tuple(choices), assumptions=assumptions
     )
 
 
-def _tried(
+def tried(
     demand: Demand,
     measured: Measurement,
     prices: PriceBook,
     p95_ms: float,
-    spare: int,
-    balance: str,
-    n_requests: int,
     *,
     own: Choice | None = None,
     only_small: bool = False,
+    spare: int = 0,
+    balance: str = "two choices",
+    n_requests: int = 10_000,
 ) -> Iterator[Choice]:
-    """Yield numbers of machines, from the fewest that can keep up to the first that meets the target."""
-    waits = own.simulated.latencies_ms if own else demand.large_ms
+    """Yield numbers of machines, from the fewest that can keep up to the first that meets the target.
+
+    `own` has the times of a large model of one's own, `spare` machines are added, `n_requests` are simulated.
+    """
     scenario = Scenario.model_validate({
         "rate_per_s": demand.peak_per_s, "rates": measured.rates, "burst": demand.burst, "balance": balance,
-        "share_large": demand.share_large, "large_ms": waits or (0.0,),
+        "share_large": demand.share_large,
+        "large_ms": (own.simulated.latencies_ms if own else demand.large_ms) or (0.0,),
     })  # fmt: skip
     rent = prices.machine_named(measured.machine).usd_per_hour * HOURS_PER_MONTH
     usd = None if demand.large_usd is None else demand.requests_per_month * demand.share_asked * demand.large_usd
@@ -173,19 +168,18 @@ def _tried(
         sized = scenario.model_copy(update={"replicas": n * measured.processes})
         found = simulate(sized, n_requests=n_requests)
         p95 = found.small_p95_ms if only_small else found.p95_ms
-        yield (
-            one := Choice(
-                machine=measured.machine,
-                machines=n + spare,
-                replicas=(n + spare) * measured.processes,
-                utilisation=sized.utilisation,
-                simulated=found,
-                meets=p95.high <= p95_ms and found.refused <= MOST_REFUSED,
-                machines_usd=(n + spare) * rent + (own.machines_usd if own else 0.0),
-                large_usd=0.0 if own else usd,
-                large=own,
-            )
+        meets = p95.high <= p95_ms and found.refused <= MOST_REFUSED
+        yield Choice(
+            machine=measured.machine,
+            machines=n + spare,
+            replicas=(n + spare) * measured.processes,
+            utilisation=sized.utilisation,
+            simulated=found,
+            meets=meets,
+            machines_usd=(n + spare) * rent + (own.machines_usd if own else 0.0),
+            large_usd=0.0 if own else usd,
+            large=own,
         )
-        if one.meets:
+        if meets:
             return
         n = max(n + 1, round(n * _STEP))

@@ -13,6 +13,7 @@ import click
 
 from smallfirst.cli.options import JSON, LEDGER, PATH, TASK, as_typed, load_task_file, verb
 
+POSITIVE = click.FloatRange(min=0, min_open=True)
 MEASURING = ("machine", "processes", "seconds", "url", "large")
 """Options of a measurement."""
 
@@ -28,31 +29,19 @@ if TYPE_CHECKING:
     "smallfirst plan tickets --measure --large llama --url http://127.0.0.1:8001 --machine gpu",
 )
 @TASK
-@click.option("--requests-per-month", type=click.FloatRange(min=0, min_open=True), help="Such as 30e6.")
-@click.option(
-    "--p95-ms", type=click.FloatRange(min=0, min_open=True), help="Latency in the busiest hour to stay below."
-)
-@click.option(
-    "--peak", type=click.FloatRange(min=1), help="Busiest hour over the mean rate. Default: the ledger's, or 3."
-)
-@click.option(
-    "--burst", type=click.FloatRange(min=0), help="Variation of the rate within 10 s. Default: the ledger's, or 0."
-)
+@click.option("--requests-per-month", type=POSITIVE, help="Such as 30e6.")
+@click.option("--p95-ms", type=POSITIVE, help="Latency in the busiest hour to stay below.")
+@click.option("--peak", type=POSITIVE, help="Busiest hour over the mean rate. Default: the ledger's, or 3.")
+@click.option("--burst", type=click.FloatRange(min=0), help="Variation of the rate. Default: the ledger's, or 0.")
 @click.option("--spare", default=0, type=click.IntRange(min=0), help="Machines that may fail.")
 @click.option("--balance", type=click.Choice(["two choices", "random"]), default="two choices", show_default=True)
 @click.option("--measured", "files", multiple=True, type=PATH, help="A measurement that was made elsewhere.")
-@click.option(
-    "--measure", "do_measure", is_flag=True, help="Load the promoted model on this machine for half a minute."
-)
+@click.option("--measure", "do_measure", is_flag=True, help="Load the promoted model here for half a minute.")
 @click.option("--machine", default="", help="Measure: name under prices.machines of this machine.")
 @click.option("--processes", default=1, show_default=True, type=click.IntRange(min=1), help="Measure: servers at once.")
-@click.option(
-    "--seconds", default=3.0, show_default=True, type=click.FloatRange(min=0.1), help="Measure: of each level."
-)
+@click.option("--seconds", default=3.0, show_default=True, type=POSITIVE, help="Measure: of each level.")
 @click.option("--url", help="Measure: what is served there already; its key is in SMALLFIRST_API_KEY.")
-@click.option(
-    "--large", metavar="NAME", help="Measure: a large model of one's own by the name under which it is served."
-)
+@click.option("--large", metavar="NAME", help="Measure: a large model of one's own, by its served name.")
 @LEDGER
 @JSON
 def plan(
@@ -85,12 +74,14 @@ def plan(
     if p95_ms is None or requests_per_month is None:
         raise click.UsageError("give --requests-per-month and --p95-ms, the latency to stay below in the busiest hour")
     run = RunFolder.latest(file.name)
-    found = [Measurement.load(path) for path in (*sorted(state_folder().glob(f"capacity-{file.name}.*.json")), *files)]
+    saved = sorted(state_folder().glob(f"capacity-{file.name}.*.json"))
+    found = [Measurement.load(path) for path in (*saved, *files)]
     if all(one.large for one in found):
         evaluated = run.evaluation(run.live_candidate(), "test")
-        found += filter(None, [from_evaluation(evaluated) if evaluated else None])
-    if all(one.large for one in found):
-        raise ConfigError("no rate of this task's model is known", hint="smallfirst plan task.yaml --measure")
+        timed = from_evaluation(evaluated) if evaluated else None
+        if timed is None:
+            raise ConfigError("no rate of this task's model is known", hint="smallfirst plan task.yaml --measure")
+        found.append(timed)
     with ExitStack() as stack:
         ledger = open_existing()
         wanted = demand(

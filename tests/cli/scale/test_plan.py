@@ -20,9 +20,9 @@ WANTED = ("--requests-per-month", "3e6", "--p95-ms", "300")
 def little_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Simulation and load are short: what they find is tested elsewhere."""
     from smallfirst.capacity.measurement import measure
-    from smallfirst.capacity.plan import capacity_plan
+    from smallfirst.capacity.plan import tried
 
-    monkeypatch.setitem(capacity_plan.__kwdefaults__, "n_requests", 200)
+    monkeypatch.setitem(tried.__kwdefaults__, "n_requests", 200)
     monkeypatch.setitem(measure.__kwdefaults__, "levels", (1, 2))
 
 
