@@ -114,6 +114,7 @@ class Scorer:
         self.worst_usd: Callable[[str], float] = lambda _: 0.0
         with state_of(file.folder):
             self.model, self.task = self._load(file)
+        self.max_tokens = self.task.max_answer_tokens
 
     def _load(self, file: TaskFile) -> tuple[Model, Any]:
         reference = self.source.reference
@@ -157,19 +158,19 @@ class Scorer:
 
         `reserve` sets aside what a request may cost; it is not sent if None comes back.
         """
-        places = asyncio.Semaphore(AT_ONCE)
+        todo = iter(sorted(requests, key=lambda pair: len(pair[1])))
 
-        async def one(number: int, line: str) -> None:
-            async with places:
-                values = {**json.loads(line), "max_tokens": self.task.max_answer_tokens}
-                request, amount = Request.model_validate(values), None
+        async def some() -> None:
+            for number, line in todo:
+                request = Request.model_validate({**json.loads(line), "max_tokens": self.max_tokens})
+                amount = None
                 if reserve is not None and (amount := await reserve(number, request.text)) is None:
                     return
                 await keep({"number": number, **await self._answer(request)}, amount)
 
         async with asyncio.TaskGroup() as group:
-            for number, line in sorted(requests, key=lambda pair: len(pair[1])):
-                group.create_task(one(number, line))
+            for _ in range(min(AT_ONCE, len(requests))):
+                group.create_task(some())
 
     async def _answer(self, request: Request) -> dict[str, Any]:
         for pause_s in (*PAUSES_S, None):

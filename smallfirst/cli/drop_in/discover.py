@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="Share of kept answers that may differ from the large model's.",
 )
+@click.option("--most", type=int, default=100_000, show_default=True, help="Requests held; of more, some are drawn.")
 @JSON
-def discover(sources: tuple[str, ...], out: Path, max_error: str, as_json: bool) -> None:
+def discover(sources: tuple[str, ...], out: Path, max_error: str, most: int, as_json: bool) -> None:
     """Find the tasks in recorded traffic, and what could move.
 
     SOURCE is a file or folder of logs, or mlflow:EXPERIMENT; left out: what the proxy has kept. OUT gets report.html,
@@ -47,6 +48,7 @@ def discover(sources: tuple[str, ...], out: Path, max_error: str, as_json: bool)
         max_error=float(max_error),
         teachers=_teachers(settings),
         problems=problems,
+        most=most,
         log=Progress().log,
     )
     found.save(out / "discovery.json")

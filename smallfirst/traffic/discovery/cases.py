@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
@@ -12,6 +13,8 @@ from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.messages import Answer, Prompt, read_answer, read_prompt
 
 _MOST_CHARACTERS = 100_000
+MOST_CASES = 100_000
+"""Cases that are held; of more, so many are drawn at random, which settles shares to a fraction of a percent."""
 
 
 class Case(NamedTuple):
@@ -41,25 +44,46 @@ class Cases(NamedTuple):
     """Oldest first."""
     left_out: dict[str, int]
     """Numbers of other exchanges by reason."""
+    n: int
+    """Cases of which `cases` were drawn."""
 
 
-def read_cases(exchanges: Iterable[Exchange]) -> Cases:
-    """Return the exchanges that ask and answer in words; typed decisions as one case a question."""
+def read_cases(exchanges: Iterable[Exchange], most: int = MOST_CASES) -> Cases:
+    """Return the exchanges that ask and answer in words, at most so many; typed decisions as one case a question.
+
+    Of more cases each is drawn with the same probability (Vitter's algorithm R, fixed seed), so memory is bounded.
+    """
     cases: list[Case] = []
     left_out: Counter[str] = Counter()
     texts: dict[str, str] = {}
+    n, rng = 0, random.Random(0)
     for exchange in one_question_each(exchanges):
-        found = _case(exchange, texts)
+        found = _case(exchange)
         if isinstance(found, str):
             left_out[found] += 1
-        else:
-            cases.append(found)
+            continue
+        n += 1
+        place = len(cases) if n <= most else rng.randrange(n)
+        if place < most:
+            cases[place : place + 1] = [_shared(found, texts)]
     cases.sort(key=lambda case: case.at)
-    return Cases(cases, dict(left_out))
+    return Cases(cases, dict(left_out), n)
 
 
-def _case(exchange: Exchange, texts: dict[str, str]) -> Case | str:
-    """Return the case, or why it is none; equal long texts are kept once, in `texts`."""
+def _shared(case: Case, texts: dict[str, str]) -> Case:
+    """Return the case with texts that others have too kept once, in `texts`."""
+    prompt = case.prompt
+    return case._replace(
+        prompt=prompt._replace(
+            turns=tuple(turn._replace(text=texts.setdefault(turn.text, turn.text)) for turn in prompt.turns),
+            tools=texts.setdefault(prompt.tools, prompt.tools),
+            response_format=texts.setdefault(prompt.response_format, prompt.response_format),
+        )
+    )
+
+
+def _case(exchange: Exchange) -> Case | str:
+    """Return the case, or why it is none."""
     prompt = read_prompt(exchange.route, exchange.request)
     if prompt is None:
         return f"{exchange.route}: no messages"
@@ -70,16 +94,11 @@ def _case(exchange: Exchange, texts: dict[str, str]) -> Case | str:
         return "no answer recorded"
     if sum(len(turn.text) for turn in prompt.turns) > _MOST_CHARACTERS:
         return f"longer than {_MOST_CHARACTERS:,} characters"
-    turns = tuple(turn._replace(text=texts.setdefault(turn.text, turn.text)) for turn in prompt.turns)
     return Case(
         exchange.id,
         exchange.at,
         exchange.route,
-        prompt._replace(
-            turns=turns,
-            tools=texts.setdefault(prompt.tools, prompt.tools),
-            response_format=texts.setdefault(prompt.response_format, prompt.response_format),
-        ),
+        prompt,
         answer,
         exchange.answered_by or exchange.model,
         exchange.upstream,

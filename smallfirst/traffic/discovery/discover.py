@@ -12,7 +12,7 @@ from smallfirst.data.dataset import Example, Message
 from smallfirst.models.spans.alignment import learn_plan
 from smallfirst.tasks.extract import Extract
 from smallfirst.traffic.discovery import cheap_models
-from smallfirst.traffic.discovery.cases import Case, Cases, read_cases
+from smallfirst.traffic.discovery.cases import MOST_CASES, Case, Cases, read_cases
 from smallfirst.traffic.discovery.draft import (
     Row,
     known_name,
@@ -54,11 +54,12 @@ def discover(
     max_error: float = MAX_ERROR,
     teachers: Mapping[str, Teacher] = {},
     problems: Sequence[object] = (),
+    most: int = MOST_CASES,
     log: Callable[[str], None] = lambda _: None,
 ) -> Discovery:
-    """Find the tasks in recorded traffic; with `out` draft a folder for each that may move."""
-    read = read_cases(exchanges)
-    log(f"{len(read.cases):,} requests with messages and an answer")
+    """Find the tasks in recorded traffic, of which `most` requests are held; with `out` draft a folder for each."""
+    read = read_cases(exchanges, most)
+    log(f"{len(read.cases):,} of {read.n:,} requests with messages and an answer")
     miner, by_id = Miner(), {case.id: case for case in read.cases}
     for case in read.cases:
         miner.add(case.id, case.at, case.prompt)
@@ -67,15 +68,17 @@ def discover(
     tasks = find_tasks(mined)
     timed = [case.at for case in read.cases if case.timed]
     days = (timed[-1] - timed[0]).total_seconds() / 86400 if timed else 0.0
+    per_month = month_factor(days) * read.n / max(1, len(read.cases))
     found: list[FoundTask] = []
     for task in tasks:
         task.name = _settled_name(task, out, [one.name for one in found])
-        found.append(_judge(task, out, max_error, teachers, days))
+        found.append(_judge(task, out, max_error, teachers, per_month))
         log(f"{found[-1].name}: {found[-1].why}")
     return Discovery(
         sources=tuple(sources),
         made_at=datetime.now(UTC),
-        n_exchanges=len(read.cases) + sum(read.left_out.values()),
+        n_exchanges=read.n + sum(read.left_out.values()),
+        n_drawn=len(read.cases),
         left_out=read.left_out,
         since=timed[0] if timed else None,
         until=timed[-1] if timed else None,
@@ -95,7 +98,7 @@ def _settled_name(task: RecurringTask, out: Path | None, taken: Sequence[str]) -
 
 
 def _judge(
-    task: RecurringTask, out: Path | None, max_error: float, teachers: Mapping[str, Teacher], days: float
+    task: RecurringTask, out: Path | None, max_error: float, teachers: Mapping[str, Teacher], per_month: float
 ) -> FoundTask:
     rows = rows_of(task)
     settings = task_settings(task, rows)
@@ -108,7 +111,6 @@ def _judge(
             folder = str(out / task.name)
             write_draft(task, source, settings, rows, out / task.name, max_error)
     cases = [case for case, _, _ in task.cases]
-    per_month = month_factor(days)
     cost = total_cost_usd(cases)
     return FoundTask(
         name=task.name,

@@ -86,6 +86,8 @@ class Discovery(Record):
     sources: tuple[str, ...]
     made_at: datetime
     n_exchanges: int
+    n_drawn: int = 0
+    """Of the others, those that were looked at; figures are theirs, and those of a month are scaled to all. 0: all."""
     left_out: dict[str, int]
     """Exchanges without a prompt or an answer, by reason."""
     since: datetime | None
@@ -108,7 +110,8 @@ class Discovery(Record):
     @property
     def per_month(self) -> float:
         """By what figures of the log are multiplied for a month."""
-        return month_factor(self.days)
+        others = self.n_exchanges - sum(self.left_out.values())
+        return month_factor(self.days) * (others / self.n_drawn if self.n_drawn else 1.0)
 
     @property
     def moving(self) -> ShareAt:

@@ -28,3 +28,12 @@ def test_cases_are_in_the_order_of_time_and_the_others_are_counted() -> None:
 def test_equal_texts_are_kept_once() -> None:
     first, second = read_cases([exchange(i, "".join(["the", " same"]), str(i), "a") for i in (1, 2)]).cases
     assert first.prompt.turns[0].text is second.prompt.turns[0].text
+
+
+def test_of_more_cases_than_are_held_each_is_drawn_alike() -> None:
+    read = read_cases((exchange(i, "s", f"u{i}", "a") for i in range(4000)), most=1000)
+    assert (len(read.cases), read.n) == (1000, 4000)
+    numbers = [int(case.id[1:]) for case in read.cases]
+    assert numbers == sorted(set(numbers))
+    quarters = [sum(number // 1000 == quarter for number in numbers) for quarter in range(4)]
+    assert all(195 < n < 305 for n in quarters)  # 250 each, four standard errors of 13.7

@@ -49,6 +49,9 @@ def test_tasks_are_found_with_their_bill(found: tuple[Discovery, Path]) -> None:
     assert discovery.cost_usd == pytest.approx(0.88)
     assert discovery.tasks[0].usd_per_month == discovery.tasks[0].cost_usd  # hours cannot be projected
     assert discovery.problems == ("log:7  not JSON",)
+    assert discovery.n_drawn == 880
+    half = discovery.model_copy(update={"n_drawn": 440, "cost_usd": 0.44})
+    assert half.usd_per_month == pytest.approx(discovery.usd_per_month)  # what was drawn stands for all
 
 
 def test_what_words_tell_can_move(found: tuple[Discovery, Path]) -> None:
