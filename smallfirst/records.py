@@ -162,7 +162,7 @@ def _explain(kind: type[Record], problem: dict[str, Any], more_names: Iterable[s
     if problem["type"] == SETTINGS_PROBLEM:
         return str(problem["msg"])
     if problem["type"] == "extra_forbidden":
-        names = [*_field_names_at(kind, problem["loc"][:-1]), *more_names]
+        names = [*field_names_at(kind, problem["loc"][:-1]), *more_names]
         meant = whole.meant_setting(problem["loc"], problem["input"])
         return f"{place}: unknown setting{meant or did_you_mean(str(problem['loc'][-1]), names)}"
     if problem["type"] == "missing":
@@ -173,7 +173,7 @@ def _explain(kind: type[Record], problem: dict[str, Any], more_names: Iterable[s
     return f"{place}: {said} (got {problem['input']!r})"
 
 
-def _field_names_at(kind: type[pydantic.BaseModel], path: tuple[int | str, ...]) -> list[str]:
+def field_names_at(kind: type[pydantic.BaseModel], path: tuple[int | str, ...]) -> list[str]:
     """Names of the fields of the record found by walking `path` from `kind`, as far as it can be walked."""
     for part in path:
         field = kind.model_fields.get(str(part))

@@ -99,22 +99,7 @@ def create(
 
     Raise ValidationError with every argument that breaks a rule and every bad row, MissingExtra without torch.
     """
-    arguments = parse_arguments(
-        model=model,
-        train_data_path=train_data_path,
-        register_to=register_to,
-        experiment_path=experiment_path,
-        task_type=task_type,
-        eval_data_path=eval_data_path,
-        eval_prompts=eval_prompts,
-        custom_weights_path=custom_weights_path,
-        training_duration=training_duration,
-        learning_rate=learning_rate,
-        context_length=context_length,
-        validate_inputs=validate_inputs,
-        data_prep_cluster_id=data_prep_cluster_id,
-        config=config,
-    )
+    arguments = parse_arguments(**locals())
     spec = arguments.job_spec()
     arguments.warn()
     rows = _read_rows(spec) if arguments.validate_inputs else None

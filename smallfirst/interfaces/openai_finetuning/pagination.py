@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import pydantic
 
 from smallfirst.errors import did_you_mean
+from smallfirst.records import field_names_at
 from smallfirst.serving.plugins import ApiError
 
 B = TypeVar("B", bound=pydantic.BaseModel)
@@ -63,19 +64,8 @@ def _rule(kind: type[pydantic.BaseModel], problem: str, path: tuple[int | str, .
     if problem != "extra_forbidden":
         return f"{_place(path)}: {words.removeprefix('Value error, ')}"
     name = str(path[-1])[:64]
-    return f'Unknown parameter: "{_place(path)}"{did_you_mean(name, _names_at(kind, path[:-1]))}'
+    return f'Unknown parameter: "{_place(path)}"{did_you_mean(name, field_names_at(kind, path[:-1]))}'
 
 
 def _place(path: tuple[int | str, ...]) -> str:
     return ".".join(str(part)[:64] for part in path)
-
-
-def _names_at(kind: type[pydantic.BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    for part in path:
-        field = kind.model_fields.get(str(part))
-        options = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        nested = [o for o in options if isinstance(o, type) and issubclass(o, pydantic.BaseModel)]
-        if not nested:
-            return []
-        kind = nested[0]
-    return list(kind.model_fields)
