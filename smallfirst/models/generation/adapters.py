@@ -96,8 +96,8 @@ def attach_adapter(model: Any, wrapped: Any, folder: Path, adapter: str, *, base
 def merge_adapters(model: Any) -> Any:
     """Return the model with its adapters merged, in fp32 before rounding once; without any, the model itself.
 
-    Merged weights are in the processor's memory, others are shared with `model`, which stays as it is. A base in four bits is written out in bf16: the sums
-    are those of the model that was trained.
+    Merged weights are in the processor's memory, others are shared with `model`, which stays as it is. A base in four
+    bits is written out in bf16: the sums are those of the model that was trained.
     """
     if not any(hasattr(module, "lora_A") for module in model.modules()):
         return model

@@ -62,7 +62,7 @@ def test_its_gradients_equal_pytorchs(heads: int, kv_heads: int, time: int) -> N
 def by_row(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rows: RaggedRows, scaling: float
 ) -> torch.Tensor:
-    """What a kernel for rows of unequal length does: the last query of a row sees all its keys, each before one less."""
+    """What a kernel for rows of unequal length does: a row's last query sees all keys, each before it one less."""
     found, groups = [], query.shape[1] // key.shape[1]
     ends = zip(*(part.tolist() for part in (rows.query_ends, rows.key_ends)), strict=True)
     for (begin, key_begin), (end, key_end) in itertools.pairwise(ends):
