@@ -11,6 +11,9 @@ from smallfirst.errors import DataError, Problem
 from smallfirst.models.local.tokenizer import encode_prompt
 from smallfirst.tasks.task import Task
 
+LOSS_TARGETS = 1024
+"""Targets whose logits are in memory at once; those of more are computed again in the backward pass."""
+
 
 class HasTokens(Protocol):
     """A row in tokens, of any kind of model."""

@@ -16,21 +16,21 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from smallfirst.models.base_size import BaseSize, read_base_size
 from smallfirst.models.generation.adapters import merge_adapters, save_adapter
 from smallfirst.models.local.token_batches import gather_rows, pack_rows
 from smallfirst.models.local.weights import load_causal, weights_fingerprint
-from smallfirst.training.batches import TokenizedRow, epoch_batches
+from smallfirst.training.batches import LOSS_TARGETS, TokenizedRow, epoch_batches
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.device import checkpoint_layers, compile_layers, use_fast_kernels
 from smallfirst.training.distributed.group import loss_of, own_parts
+from smallfirst.training.estimates.memory import needs_checkpointing
 from smallfirst.training.frozen_layers import FrozenLayers, read_packed, require_isolated_rows
 from smallfirst.training.lora import add_adapters
 from smallfirst.training.optimizer import MasterAdamW
 
 MIN_SHARED_PREFIX_TOKENS = 2
 """A shorter common prefix saves less than computing it apart costs."""
-LOSS_TARGETS = 1024
-"""Targets whose logits are in memory at once; those of more are computed again in the backward pass."""
 
 LossFunction = Callable[[Any, Sequence[TokenizedRow]], torch.Tensor]
 """From a model and rows to the sum of the losses of their target tokens, in nats."""
@@ -41,10 +41,12 @@ class CausalBackend:
 
     frozen: FrozenLayers | None = None
     keeps_adapters = False
+    size: BaseSize | None = None
 
     def load(self, base: Path, config: TrainConfig) -> tuple[Any, Any]:
+        self.size = read_base_size(base)
         self.keeps_adapters = config.adapters == "kept"
-        model, tokenizer = load_causal(base)
+        model, tokenizer = load_causal(base, nf4=config.method == "qlora")
         use_fast_kernels(model)
         require_isolated_rows(model)
         if config.frozen_layers:
@@ -56,7 +58,7 @@ class CausalBackend:
         return model, tokenizer
 
     def begin(self, model: Any, rows: Sequence[TokenizedRow], config: TrainConfig) -> None:
-        if config.gradient_checkpointing:
+        if needs_checkpointing(self.size, config, rows):
             checkpoint_layers(model)
         if self.frozen is not None:
             self.frozen.fill(model, rows)

@@ -51,7 +51,7 @@ def test_an_unknown_setting_is_refused_with_the_nearest_known_one() -> None:
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("method", "qlora"),
+        ("method", "ia3"),
         ("learning_rate", 0),
         ("learning_rate", 1),
         ("warmup_share", 1),

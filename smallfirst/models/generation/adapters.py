@@ -105,24 +105,39 @@ def merge_adapters(model: Any) -> Any:
 
     whole = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
     for name, module in list(whole.named_modules()):
-        if isinstance(module, LoraLayer):
-            parent, _, own = name.rpartition(".")
+        parent, _, own = name.rpartition(".")
+        if isinstance(module, LoraLayer) or (_in_4_bits(module) and own != "base_layer"):
             setattr(whole.get_submodule(parent), own, _merged(module))
-    # peft marks the model as adapted in places that save_pretrained would follow.
-    whole._hf_peft_config_loaded = False
+    # peft and bitsandbytes mark the model in places that save_pretrained would follow.
+    whole._hf_peft_config_loaded, whole.hf_quantizer = False, None
+    if hasattr(whole.config, "quantization_config"):
+        del whole.config.quantization_config
     return whole
 
 
 def _merged(module: Any) -> Any:
     import torch
 
-    base = module.get_base_layer()
-    sums = copy.deepcopy(module).float()
-    sums.merge()
+    base = module.get_base_layer() if hasattr(module, "lora_A") else module
+    if _in_4_bits(base):
+        from bitsandbytes.functional import dequantize_4bit
+
+        weight = dequantize_4bit(base.weight.data, base.weight.quant_state).float()
+        for name in getattr(module, "active_adapters", ()):
+            weight += module.scaling[name] * module.lora_B[name].weight.float() @ module.lora_A[name].weight.float()
+        dtype = torch.bfloat16
+    else:
+        sums = copy.deepcopy(module).float()
+        sums.merge()
+        weight, dtype = sums.get_base_layer().weight, base.weight.dtype
     linear = torch.nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
-    linear.weight = torch.nn.Parameter(sums.get_base_layer().weight.to("cpu", base.weight.dtype), requires_grad=False)
+    linear.weight = torch.nn.Parameter(weight.detach().to("cpu", dtype), requires_grad=False)
     linear.bias = base.bias
     return linear.train(module.training)
+
+
+def _in_4_bits(module: Any) -> bool:
+    return type(getattr(module, "weight", None)).__name__ == "Params4bit"
 
 
 def _read_settings(folder: Path) -> Mapping[str, Any]:

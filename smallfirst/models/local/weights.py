@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib.util
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,14 +43,28 @@ def choose_device() -> torch.device:
     return device
 
 
-def load_causal(folder: Path) -> tuple[Any, Any]:
-    """Return the model (bf16, evaluation mode) and its tokenizer. Raise ConfigError, or MissingExtra without torch."""
+def load_causal(folder: Path, *, nf4: bool = False) -> tuple[Any, Any]:
+    """Return the model (bf16, evaluation mode) and its tokenizer. Raise ConfigError, or MissingExtra without torch.
+
+    With `nf4` the matrices of its blocks are in 4-bit NormalFloat, their scales in 8 bits (Dettmers et al. 2023).
+    """
     transformers = import_transformers("Running a local model")
     import torch
 
     from smallfirst.models.local import attention
 
     keep_freed_memory()
+    device, settings = choose_device(), dict[str, Any]()
+    if nf4:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise MissingExtra("A base in 4 bits (method: qlora)", "gpu")
+        settings["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+        settings["device_map"] = {"": device}  # each matrix is packed there as it is read
     tokenizer = load_pretrained(transformers.AutoTokenizer, folder)
     model = load_pretrained(
         transformers.AutoModelForCausalLM,
@@ -57,8 +72,11 @@ def load_causal(folder: Path) -> tuple[Any, Any]:
         dtype=torch.bfloat16,
         use_safetensors=True,
         attn_implementation=attention.register(),
+        **settings,
     )
-    return model.to(choose_device()).eval(), tokenizer
+    for part in model.modules() if nf4 else ():
+        part.support_avx512bf16_for_cpu = False  # it would round the scales once more at the first validation
+    return (model if nf4 else model.to(device)).eval(), tokenizer
 
 
 def import_transformers(step: str, *, weights: bool = True) -> Any:

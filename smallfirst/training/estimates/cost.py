@@ -1,7 +1,7 @@
 """Estimate time, memory and cost of a fine-tune before it starts, as ranges.
 
 A trained weight takes 6 floating-point operations a token (Kaplan et al. 2020, section 2.1); under adapters the base's
-weights take 4. Attention adds 12 × layers × query width × length a token (Chowdhery et al. 2022, appendix B), the
+weights take 4; checkpointed layers take 2 more. Attention adds 12 × layers × query width × length a token (Chowdhery et al. 2022, appendix B), the
 output matrix its share at target tokens only. The speed is that of an earlier run with the same base and method on this
 machine, else half of a matrix product's (benchmarks/results/estimate.md).
 """
@@ -147,8 +147,9 @@ def train_flops(size: BaseSize, config: TrainConfig, work: EpochWork, epochs: fl
     """Return the floating-point operations of the whole run. Frozen layers are computed once, whatever the epochs."""
     upper = 1 - min(1.0, config.frozen_layers / size.layers)
     full = config.method == "full"
-    token = (6 if full else 4) * size.body * upper + (0 if full else 6 * trainable_parameters(size, config))
-    attention = 12 * size.layers * upper * size.query * work.pairs
+    again = 2 if config.gradient_checkpointing else 0
+    token = (again + (6 if full else 4)) * size.body * upper + (0 if full else 6 * trainable_parameters(size, config))
+    attention = (12 + 2 * again) * size.layers * upper * size.query * work.pairs
     head = (6 if full else 4) * size.vocabulary * size.hidden * work.targets
     frozen = 2 * size.body * (1 - upper) * work.padded
     return epochs * (token * work.padded + attention + head) + frozen

@@ -1,12 +1,14 @@
 """Estimate the peak memory of a fine-tune, and refuse one that cannot fit.
 
-Per weight: 2 bytes bf16, and for each trained one 12 (fp32 master and both moments of AdamW); on top of them the larger
-of two moments of a step: 4 bytes fp32 gradient while the optimizer works, or 2 bytes bf16 gradient (and the 4, if a
-step has several micro-batches) beside the activations of one micro-batch. Adapters are merged into an fp32 copy.
+Per weight: 2 bytes bf16 (0.52 in 4 bits with the scales), and for each trained one 12 (fp32 master and both moments of
+AdamW); on top of them the larger of two moments of a step: 4 bytes fp32 gradient while the optimizer works, or 2 bytes
+bf16 gradient (and the 4, if a step has several micro-batches) beside the activations of one micro-batch. Merging
+adapters makes the blocks' weights a second time, in the processor's memory.
 
 A layer of the Llama family keeps for each token, in bytes (h hidden, q query, k key, f feed-forward width): 16 h + 4 q
-+ 4 k + 8 f; short rows on a CPU also 6 for each head and key; each target 10 a vocabulary entry. The formula is within
-3 % of `torch.autograd.graph.saved_tensors_hooks`, within 10 % for adapters; DoRA keeps 1.6 to 2 times as much.
++ 4 k + 8 f; short rows on a CPU also 6 for each head and key; each target 10 a vocabulary entry. Checkpointed layers
+keep 2 h each, and one of them all. The formula is within 3 % of `torch.autograd.graph.saved_tensors_hooks`, within
+10 % for adapters; DoRA keeps 1.6 to 2 times as much.
 """
 
 from __future__ import annotations
@@ -21,12 +23,14 @@ from smallfirst.data.dataset import Dataset
 from smallfirst.errors import TrainingError
 from smallfirst.models.base_size import BaseSize, read_base_size
 from smallfirst.records import Record
-from smallfirst.training.batches import TokenizedRow, epoch_batches, micro_batches
+from smallfirst.training.batches import LOSS_TARGETS, TokenizedRow, epoch_batches, micro_batches
 from smallfirst.training.config import TrainConfig, epoch_seed
 from smallfirst.training.estimates.hardware import FreeMemory, free_memory
 
 SHORT_TOKENS = 256
 """Rows up to this long keep their attention weights on a CPU (`models.attention` computes them itself)."""
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Of a weight in 4 bits: itself, an 8-bit scale for 64 of them, an fp32 scale for 256 scales (Dettmers et al. 2023)."""
 DORA_MEMORY_FACTOR = 1.8
 """What DoRA keeps over what LoRA keeps."""
 PROGRAM_BYTES = 600e6
@@ -90,11 +94,19 @@ def activation_bytes(size: BaseSize, config: TrainConfig, read: MicroBatchShape,
     if not size.causal:
         return 0.0
     layers = size.layers - min(size.layers, config.frozen_layers)
-    token = 16 * size.hidden + 4 * size.query + 4 * size.key_value + 8 * size.inner
+    token: float = 16 * size.hidden + 4 * size.query + 4 * size.key_value + 8 * size.inner
     if not gpu and read.width <= SHORT_TOKENS:
         token += 6 * size.heads * read.width
-    body = layers * token * (DORA_MEMORY_FACTOR if config.method == "dora" else 1.0)
-    return read.rows * read.width * body + read.targets * 10 * size.vocabulary
+    token *= DORA_MEMORY_FACTOR if config.method == "dora" else 1.0
+    body = layers * 2 * size.hidden + min(layers, 1) * token if config.gradient_checkpointing else layers * token
+    return read.rows * read.width * body + min(read.targets, LOSS_TARGETS) * 10 * size.vocabulary
+
+
+def base_bytes(size: BaseSize, config: TrainConfig) -> float:
+    """Return what the weights take as they are read in training."""
+    if config.method == "qlora":
+        return 2 * (size.parameters - size.body) + NF4_BYTES * size.body
+    return (2 if size.causal else 4) * size.parameters
 
 
 def peak_memory(
@@ -108,12 +120,13 @@ def peak_memory(
 ) -> PeakMemory:
     """Return the peak of a run on `in_all` tokens, `read` its largest micro-batch; `several`: a step has more."""
     trained, width = trainable_parameters(size, config), 2 if size.causal else 4
-    always = width * size.parameters + 12 * trained
+    always = base_bytes(size, config) + 12 * trained
     if config.frozen_layers:
         always += 2 * size.hidden * in_all
     kept = activation_bytes(size, config, read, gpu=gpu)
     working, reading = 4 * trained, (width + (4 if several else 0)) * trained
-    saving = 0.0 if config.method == "full" else 4.0 * size.parameters
+    merges = config.method != "full" and config.adapters == "merged" and not gpu
+    saving = 2.0 * size.body if merges else 0.0
     if reading + kept >= max(working, saving):
         return PeakMemory(always + reading, kept)
     return PeakMemory(always + max(working, saving), 0.0)
@@ -155,8 +168,20 @@ def require_memory(base: tuple[str, Path], config: TrainConfig, rows: Dataset) -
         )
 
 
+def needs_checkpointing(size: BaseSize | None, config: TrainConfig, rows: Sequence[TokenizedRow]) -> bool:
+    """Return whether a run whose weights are loaded needs checkpointed layers to fit into the memory that is free."""
+    free = free_memory() if config.gradient_checkpointing is None else None
+    if size is None or free is None:
+        return bool(config.gradient_checkpointing)
+    read, several = largest_micro_batch(rows, size, config, gpu=free.gpu)
+    peak = peak_memory(size, config, read, gpu=free.gpu, several=several)
+    return peak.weights - base_bytes(size, config) + AT_MOST * peak.read > free.bytes
+
+
 def least_bytes(size: BaseSize, config: TrainConfig, rows: Dataset, *, gpu: bool = False) -> float:
     """Return the least a fine-tune can take before its rows are tokenized; a common prefix is counted once."""
+    if config.gradient_checkpointing is None:  # they are checkpointed if they would not fit otherwise
+        config = config.model_copy(update={"gradient_checkpointing": True})
     texts = ["\0".join([*(m.content for m in e.messages), e.answer]) for e in rows.examples]
     in_all = sum(len(text.encode()) for text in texts) / MAX_BYTES_PER_TOKEN
     limit = config.micro_tokens or config.batch_tokens
@@ -193,12 +218,17 @@ def suggest_smaller_setting(size: BaseSize, config: TrainConfig, rows: Dataset, 
     ways: list[tuple[str, dict[str, Any]]] = []
     if size.causal:
         ways.append(("micro_tokens: 256 (the same model, read in smaller parts)", {"micro_tokens": 256}))
+        ways.append(
+            ("gradient_checkpointing: true (the same model, a third more work)", {"gradient_checkpointing": True})
+        )
         ways.append((f"method: lora (rank {config.lora_rank})", {"method": "lora"}))
-        ways.append(("method: lora with micro_tokens: 256", {"method": "lora", "micro_tokens": 256}))
+        least = {"micro_tokens": 256, "gradient_checkpointing": True}
+        words = "with micro_tokens: 256 and gradient_checkpointing: true"
+        ways += [(f"method: {method} {words}", {"method": method, **least}) for method in ("lora", "qlora")]
     for words, change in ways:
         less = config.model_copy(update=change)
         need = least_bytes(size, less, rows, gpu=free.gpu)
         if less != config and need <= free.bytes + free.swap:
             return f"{words} under training: needs at least {format_gigabytes(need)}"
-    a_weight = 18 if config.method == "full" else 6
+    a_weight = {"full": 18.0, "qlora": NF4_BYTES}.get(config.method, 2.0)
     return f"a smaller base model: {(free.bytes + free.swap) / a_weight / 1e6:,.0f} M weights at most would fit"

@@ -21,6 +21,7 @@ from smallfirst.training.estimates.memory import (
     activation_bytes,
     largest_micro_batch,
     least_bytes,
+    needs_checkpointing,
     peak_memory,
     require_memory,
     suggest_smaller_setting,
@@ -58,8 +59,35 @@ def test_the_peak_is_the_larger_of_two_moments() -> None:
     kept = activation_bytes(SIZE, FULL, read, gpu=True)
     assert peak_memory(SIZE, FULL, read, gpu=True) == (16_000, kept)
     assert peak_memory(SIZE, FULL, read, gpu=True, several=True) == (20_000, kept)
-    # Adapters: the base in bf16, 12 bytes for each of theirs, and the whole in fp32 once it is saved.
-    assert peak_memory(SIZE, LORA, nothing).at_least == 2_000 + 1_200 + 4_000
+    # Adapters: the base in bf16, 12 bytes for each of theirs, and the blocks a second time once they are merged.
+    assert peak_memory(SIZE, LORA, nothing).at_least == 2_000 + 1_200 + 1_600
+    for kept in (LORA.model_copy(update={"adapters": "kept"}), LORA):
+        assert peak_memory(SIZE, kept, nothing, gpu=True).at_least == 2_000 + 1_200 + 400
+    # The blocks in 4 bits, with an 8-bit scale for 64 weights and an fp32 one for 256 scales; the embedding in bf16.
+    packed = peak_memory(SIZE, LORA.model_copy(update={"method": "qlora"}), nothing, gpu=True)
+    assert packed.at_least == pytest.approx(400 + 800 * (4 + 8 / 64 + 32 / (64 * 256)) / 8 + 1_200 + 400)
+
+
+def test_checkpointed_layers_keep_their_inputs_and_one_layer_whole() -> None:
+    read, config = MicroBatchShape(3, 10, 2_000), TrainConfig(gradient_checkpointing=True)
+    logits = 1_024 * 10 * 25  # of more targets than this the rest are computed again
+    assert activation_bytes(SIZE, config, read, gpu=True) == 3 * 10 * (4 * 2 * 8 + 304) + logits
+    assert activation_bytes(SIZE, FULL, read, gpu=True) == 3 * 10 * 4 * 304 + logits
+
+
+def test_layers_are_checkpointed_by_themselves_only_where_they_would_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [TokenizedRow(tuple(range(101)), 100)] * 4
+    read, several = largest_micro_batch(rows, SIZE, FULL)
+    peak = peak_memory(SIZE, FULL, read, several=several)
+    need = peak.weights - 2 * SIZE.parameters + 1.3 * peak.read  # the base is loaded when it is asked
+    free_is(monkeypatch, need + 1)
+    assert not needs_checkpointing(SIZE, FULL, rows)
+    free_is(monkeypatch, need - 1)
+    assert needs_checkpointing(SIZE, FULL, rows)
+    assert not needs_checkpointing(SIZE, TrainConfig(gradient_checkpointing=False), rows)
+    assert not needs_checkpointing(None, FULL, rows)
+    free_is(monkeypatch, 1e12)
+    assert needs_checkpointing(SIZE, TrainConfig(gradient_checkpointing=True), rows)
 
 
 def test_what_frozen_layers_made_of_all_rows_is_counted() -> None:
@@ -89,6 +117,18 @@ def test_the_formula_is_what_pytorch_keeps(tmp_path: Path, width: int, method: A
     rows = 4
     formula = activation_bytes(size, config, MicroBatchShape(rows, width, 0), gpu=False)
     assert kept_by(model, rows, width) == pytest.approx(formula, rel=within)
+
+
+def test_pytorch_keeps_the_inputs_of_checkpointed_layers(tmp_path: Path) -> None:
+    from smallfirst.training.device import checkpoint_layers
+
+    model, size = seeded_llama(tmp_path)
+    whole = kept_by(model, 4, 300)
+    checkpoint_layers(model)
+    found = kept_by(model, 4, 300)
+    rest = whole - activation_bytes(size, FULL, MicroBatchShape(4, 300, 0), gpu=False)
+    assert found == pytest.approx(4 * 300 * size.layers * 2 * size.hidden + rest, rel=0.4)
+    assert found < whole / 10
 
 
 def seeded_llama(folder: Path) -> tuple[Any, BaseSize]:
@@ -179,7 +219,7 @@ def test_a_run_that_cannot_fit_is_refused_with_what_would(
         require_memory(("tiny", tiny_folder), FULL, toy_rows)
     assert str(caught.value).startswith("full fine-tune of tiny (0 M weights) needs at least 0.0 GB of memory")
     assert "next:" in str(caught.value)
-    free_is(monkeypatch, need)
+    free_is(monkeypatch, need + 1)
     require_memory(("tiny", tiny_folder), FULL, toy_rows)
 
 
@@ -205,7 +245,7 @@ def test_nobody_is_refused_on_what_is_not_known(
 def test_the_way_out_is_the_nearest_that_fits() -> None:
     many = text_rows("train", *(f"{i} {'a' * 100}" for i in range(1000)))
     wide = LARGE.model_copy(update={"hidden": 8192, "inner": 32768, "layers": 40})
-    full = TrainConfig(batch_tokens=65_536)
+    full = TrainConfig(batch_tokens=65_536, gradient_checkpointing=False)
     assert least_bytes(wide, full, many) > 60e9 > least_bytes(wide, full.model_copy(update={"micro_tokens": 256}), many)
     assert suggest_smaller_setting(wide, full, many, FreeMemory(int(60e9), 0, gpu=False)).startswith(
         "micro_tokens: 256 "
