@@ -36,14 +36,19 @@ from smallfirst.progress import Progress
 def label(task_yaml: Path, rows: Path, as_json: bool, **settings: Any) -> None:
     """Have the large model label ROWS under a price cap.
 
-    Those it is sure of become training rows.
+    Those it is sure of become training rows. If ROWS is a folder that `smallfirst score --keep text` wrote, its answers
+    are the labels: for millions of rows.
     """
     from smallfirst.improvement.labelling import LabelOptions
     from smallfirst.improvement.labelling import label as label_stage
+    from smallfirst.improvement.labelling.scored import is_scored, label_scored
     from smallfirst.records import parse_record
 
     options = parse_record(LabelOptions, settings, where="options")
-    found = label_stage(load_task_file(task_yaml), rows, options=options, progress=Progress())
+    if is_scored(rows):
+        found: Any = label_scored(load_project(task_yaml), rows, options)
+    else:
+        found = label_stage(load_task_file(task_yaml), rows, options=options, progress=Progress())
     click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(found.in_words))
 
 

@@ -1,0 +1,96 @@
+"""Training rows from a folder that `smallfirst score` wrote: any number of rows, a part of them held at a time."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from smallfirst.batch.folder import ABOUT, BatchAbout
+from smallfirst.data.dataset import Dataset, Example, Message, fold_text
+from smallfirst.data.sources.parquet import import_pyarrow
+from smallfirst.errors import ConfigError
+from smallfirst.evaluation.self_consistency import MajorityVote
+from smallfirst.improvement.labelling.options import LabelOptions
+from smallfirst.improvement.labelling.result import LabelOutcome, training_file
+from smallfirst.improvement.labelling.unlabelled import FilterCounts, filter_texts
+from smallfirst.project.project import Project
+from smallfirst.records import Record
+
+
+class ScoredLabels(Record):
+    """What became of the rows of a batch."""
+
+    teacher: str
+    out: Path
+    n_rows: int = 0
+    n_kept: int = 0
+    n_unsure: int = 0
+    """Rows whose answer has too little confidence, or that have none."""
+    filtered: FilterCounts = FilterCounts(n_rows=0)
+
+    @property
+    def in_words(self) -> list[str]:
+        return [
+            f"{self.n_kept:,} of {self.n_rows:,} rows labelled by {self.teacher} in {self.out}; {self.n_unsure:,} "
+            "unsure or with an error",
+            self.filtered.in_words,
+            "how accurate the teacher is:  smallfirst evaluate task.yaml",
+        ]
+
+
+def is_scored(rows: Path) -> bool:
+    """Return True if `rows` is the folder of a batch."""
+    return (rows / ABOUT).is_file()
+
+
+def label_scored(project: Project, folder: Path, options: LabelOptions) -> ScoredLabels:
+    """Write the sure answers of a batch as training rows, without what equals a held-out or an earlier row.
+
+    Raise ConfigError if the batch is not done or does not keep the column that was asked, or if `out` exists.
+    """
+    about, columns = BatchAbout.load(folder / ABOUT), project.file.data.columns
+    asked = about.identity.text or next(
+        (n for n in (columns.text, columns.question, columns.prompt) if n in about.kinds), ""
+    )
+    if asked not in about.kinds or about.counts.n_written < about.counts.n_parts or not about.cut:
+        raise ConfigError(
+            f"{folder} has no texts beside its answers, or is not done", hint="smallfirst score … --keep text"
+        )
+    if options.out.exists():
+        raise ConfigError(f"{options.out} exists already", hint="name another file: --out NAME.jsonl")
+    total = ScoredLabels(teacher=about.identity.model, out=options.out).model_dump()
+    seen: set[bytes] = set()
+    day, draft = datetime.now(UTC).date().isoformat(), options.out.with_suffix(".part")
+    with draft.open("w", encoding="utf-8") as file:
+        for path in sorted(folder.glob("part-*.parquet")):
+            rows = import_pyarrow("reading a batch").parquet.read_table(path).to_pylist()
+            votes = {}
+            for row in rows:
+                vote = MajorityVote(answer=row["answer"], agreement=None, confidence=row["confidence"])
+                key = hashlib.blake2b(fold_text(row[asked] or "").encode(), digest_size=8).digest()
+                total["n_unsure"] += not (sure := vote.is_confident(options.min_confidence))
+                if sure and key not in seen:
+                    seen.add(key)
+                    votes[row["row"]] = vote
+            left, found = filter_texts(_unanswered(project, rows, votes, asked), project.rows, project.rows.selection)
+            outcomes = [LabelOutcome(e, "kept", votes[e.line], day) for e in left.examples]
+            file.write(training_file(outcomes, columns, about.identity.model))
+            for name, n in found.model_dump().items():
+                total["filtered"][name] += n
+            total["n_rows"], total["n_kept"] = total["n_rows"] + len(rows), total["n_kept"] + len(outcomes)
+    draft.replace(options.out)
+    return ScoredLabels.model_validate(total)
+
+
+def _unanswered(project: Project, rows: list[dict[str, Any]], votes: dict[int, MajorityVote], asked: str) -> Dataset:
+    shape, context = project.rows.train.examples[0].shape, project.file.data.columns.context
+    found = []
+    for row in rows:
+        if row["row"] in votes:
+            text = f"{row[context].strip()}\n\n{row[asked]}" if row.get(context) else row[asked]
+            found.append(
+                Example(messages=(Message(role="user", content=text),), answer="", shape=shape, line=row["row"])
+            )
+    return Dataset(name="batch", examples=tuple(found))
