@@ -37,6 +37,7 @@ def test_blocks_that_do_not_run_are_few_and_say_what_they_need() -> None:
         "docs/foundation_model.md": "needs dspy",
         "docs/howto/batch.md": "needs a cluster or several cores",
         "docs/howto/container.md": "needs Docker Compose",
+        "docs/howto/kubernetes.md": "needs a Kubernetes cluster with KubeRay",
         "docs/howto/mlflow.md": "needs the full MLflow package",
         "docs/howto/scorer.md": "needs an API key",
         "docs/howto/take_over.md": "needs captured traffic: corrections.jsonl",
