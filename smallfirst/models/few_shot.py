@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,7 +13,8 @@ import numpy as np
 
 from smallfirst.data.dataset import Dataset, Message
 from smallfirst.files import write_atomically
-from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_in_one_chunk
+from smallfirst.models.protocol import Capability, Completion, Model, Request
+from smallfirst.models.wrappers import CallableModel
 from smallfirst.records import fingerprint
 from smallfirst.tasks.task import Shot, Task
 
@@ -27,7 +28,7 @@ class ShotSelector(Protocol):
     def select(self, text: str) -> Sequence[Shot]: ...
 
 
-class PromptedModel:
+class PromptedModel(CallableModel):
     """A Task answered by a general model; the answer is the parsed one wherever there is one."""
 
     capabilities: frozenset[Capability] = frozenset()
@@ -65,9 +66,6 @@ class PromptedModel:
         completion = await self._inner.complete(request.model_copy(update=own | without))
         answer = self._task.parse(completion.text)
         return completion if answer is None else completion.model_copy(update={"text": answer})
-
-    def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        return stream_in_one_chunk(self, request)
 
     async def aclose(self) -> None:
         await self._inner.aclose()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -15,13 +15,11 @@ from smallfirst.models.batching import BatchBudget, BatchWorker
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import (
     Capability,
-    Chunk,
     Completion,
     Embeddings,
     LabelScores,
     Request,
     Token,
-    stream_in_one_chunk,
 )
 from smallfirst.models.usage import ReportUnfinished, paid, unfinished
 from smallfirst.models.wrappers import CallableModel
@@ -106,9 +104,6 @@ class LabelAnswers(CallableModel, ABC):
             tokens=() if request.logprobs is None else (self._token(scored, best, request.logprobs),),
         )
 
-    def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        return stream_in_one_chunk(self, request)
-
     async def probabilities(self, texts: Sequence[str]) -> list[LabelScores]:
         labels, temperature = self.manifest.task.closed, self.manifest.temperature
         return [
@@ -124,9 +119,6 @@ class LabelAnswers(CallableModel, ABC):
 
     async def ready(self) -> None:
         await self._score("ready")
-
-    @abstractmethod
-    async def aclose(self) -> None: ...
 
     async def _score(self, text: str, tenant: str = "") -> LabelLogProbs:
         scored = await self.log_probabilities(text, tenant=tenant)

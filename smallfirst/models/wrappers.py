@@ -118,5 +118,12 @@ class CallableModel:
         """Return the whole answer to a text, as `await complete(Request.ask(text))` does."""
         return run_sync(self.complete(Request.ask(request) if isinstance(request, str) else request))
 
+    def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        """Yield the whole answer as one chunk."""
+        return stream_in_one_chunk(self, request)
+
+    async def aclose(self) -> None:
+        """Do nothing: no resource is held."""
+
     def __repr__(self: _Named) -> str:
         return f"{type(self).__name__}({self.name!r})"

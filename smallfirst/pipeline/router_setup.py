@@ -6,7 +6,7 @@ Measurement on test rows and serving use the same parts. A served model has its 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.local.int8_record import int8_allowed
 from smallfirst.models.manifest import MANIFEST, read_manifest
-from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_in_one_chunk
+from smallfirst.models.protocol import Capability, Completion, Model, Request
+from smallfirst.models.wrappers import CallableModel
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads, load_gain
 from smallfirst.project.candidates import fitted_candidates
 from smallfirst.project.project import Project
@@ -173,7 +174,7 @@ async def served_rows(
     return rows.subset("calibration", tuple(own)), tuple(scores), found
 
 
-class _Draft:
+class _Draft(CallableModel):
     """A model that is certain, to find out which requests reach the cascade."""
 
     name = "draft"
@@ -183,11 +184,6 @@ class _Draft:
         return Completion(
             text="", prompt_tokens=0, completion_tokens=0, cost_usd=0.0, latency_ms=0.0, confidence=1.0, answered_by=""
         )
-
-    def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        return stream_in_one_chunk(self, request)
-
-    async def aclose(self) -> None: ...
 
 
 class _AcceptAny:

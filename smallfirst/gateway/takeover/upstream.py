@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from time import perf_counter
 from typing import Any, NamedTuple
 
 from smallfirst.errors import ModelError
-from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
+from smallfirst.models.protocol import Capability, Completion, Request
 from smallfirst.models.usage import paid
 from smallfirst.models.wrappers import CallableModel
 from smallfirst.pricing.charge import Charge, stated
@@ -79,11 +79,6 @@ class Upstream(CallableModel):
         if found is None:
             raise ModelError(f"{self.name} did not answer an audit: HTTP {status}")
         return found
-
-    def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        return stream_in_one_chunk(self, request)
-
-    async def aclose(self) -> None: ...
 
     def read(self, asked: Asked, response: Json | None, *, latency_ms: float = 0.0) -> Completion | None:
         """Return the answer in a response, in the task's form where it has the known format; None without one."""

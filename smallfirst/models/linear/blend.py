@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -14,14 +14,12 @@ from smallfirst.models.label_model import log_softmax, softmax
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import (
     Capability,
-    Chunk,
     Completion,
     LabelScores,
     Model,
     Request,
     label_probability_model,
     probed_model,
-    stream_in_one_chunk,
 )
 from smallfirst.models.wrappers import CallableModel
 
@@ -60,9 +58,6 @@ class BlendModel(CallableModel):
             confidence=float(probabilities[best[0]]),
             alternatives=tuple((scored.labels[i], float(probabilities[i])) for i in best[:5]),
         )
-
-    def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        return stream_in_one_chunk(self, request)
 
     async def probabilities(self, texts: Sequence[str]) -> list[LabelScores]:
         weights = self.manifest.member_weights

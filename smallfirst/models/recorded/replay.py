@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -12,7 +12,7 @@ from pydantic import Field
 
 from smallfirst.data.dataset import Message
 from smallfirst.errors import DataError, NotRecorded, Problem
-from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
+from smallfirst.models.protocol import Capability, Completion, Request
 from smallfirst.models.wrappers import CallableModel
 from smallfirst.pricing.charge import stated
 from smallfirst.pricing.money import Usd
@@ -103,11 +103,6 @@ class ReplayModel(CallableModel):
         charge = stated(self.name, row.cost_usd, tokens=tokens, source=f"recorded {self.header.made_at}")
         measured = row.model_dump(include=MEASURED)
         return Completion(text=row.answer, answered_by=self.name, charges=(charge,), **measured)
-
-    def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        return stream_in_one_chunk(self, request)
-
-    async def aclose(self) -> None: ...
 
 
 def read_recording(path: Path) -> tuple[RecordingHeader, tuple[RecordedAnswer, ...]]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from smallfirst.errors import ModelError
 from smallfirst.models.batching import BatchBudget, BatchWorker
 from smallfirst.models.label_model import CHARACTERS_PER_TOKEN
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
+from smallfirst.models.protocol import Capability, Completion, Request
 from smallfirst.models.usage import ReportUnfinished, paid, unfinished
 from smallfirst.models.wrappers import CallableModel
 from smallfirst.pricing.machine import MachinePrice
@@ -71,9 +71,6 @@ class SpanModel(CallableModel):
             confidence=answer.confidence,
             field_confidence=answer.field_confidence,
         )
-
-    def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        return stream_in_one_chunk(self, request)
 
     async def ready(self) -> None:
         await self._answer("ready")
