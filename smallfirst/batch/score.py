@@ -209,19 +209,27 @@ def _ask_on_ray(folder: BatchFolder, source: ScorerSource, workers: int, update:
     with ray_session(num_cpus=workers) as ray:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars, context.verbose_stats_logs = False, False
+        n_gpus = ray.cluster_resources().get("GPU", 0)
         answers = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             Scorer,
             fn_constructor_args=[source.model_dump_json()],
             compute=ray.data.ActorPoolStrategy(size=workers),
             batch_size=1,
             num_cpus=1,
+            num_gpus=1 if n_gpus >= workers else 0,
         )
-        for row in answers.iter_rows():
-            found = json.loads(row["answers"])
-            folder.keep(found)
-            folder.finish(Part(*json.loads(row["part"])))
-            update(folder.n_answered, folder.n_requests)
-            failures.check(found)
+        try:
+            for row in answers.iter_rows():
+                found = json.loads(row["answers"])
+                folder.keep(found)
+                folder.finish(Part(*json.loads(row["part"])))
+                update(folder.n_answered, folder.n_requests)
+                failures.check(found)
+        except ray.exceptions.RayError as error:
+            why = str(error).strip().splitlines()[-1].strip()
+            raise ModelError(
+                f"a worker failed: {why}", hint="what was answered is kept; the same command goes on"
+            ) from None
 
 
 class Failures:

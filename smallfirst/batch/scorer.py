@@ -75,30 +75,28 @@ class ScorerSource(Record):
     @classmethod
     def _find(cls, file: TaskFile, values: dict[str, Any], model: str) -> Self:
         paid = file.large is not None and file.large.endpoint is not None
+        settings = file.model_dump(mode="json", exclude={"gate", "prices"})
         if model == "large":
-            what: Any = file.large.model_dump(mode="json") if file.large else None
-            return cls(**values, reference=model, decides=fingerprint(what), paid=paid)
-        if (Path(model) / MANIFEST).is_file():
-            folder = Path(model).absolute()
-            what = read_manifest(folder).model_dump(mode="json")
-            return cls(**values, reference=str(folder), decides=fingerprint(what))
+            return cls(**values, reference=model, decides=fingerprint(settings), paid=paid)
         if model:
-            alias = {"small": "@champion"}.get(model, model)
-            name = f"{file.register_to}{alias}" if alias.startswith("@") else alias
-            version = versions.resolve(f"{file.register_to}/{alias}" if alias.isdecimal() else name)
-            what = read_manifest(version.folder).model_dump(mode="json")
-            return cls(**values, reference=f"{version.name}/{version.version}", decides=fingerprint(what))
+            folder, reference = Path(model).absolute(), str(Path(model).absolute())
+            if not (folder / MANIFEST).is_file():
+                alias = {"small": f"@{versions.CHAMPION}"}.get(model, f"/{model}" if model.isdecimal() else model)
+                version = versions.resolve(f"{file.register_to}{alias}" if alias[0] in "@/" else alias)
+                folder, reference = version.folder, f"{version.name}/{version.version}"
+            return cls(
+                **values, reference=reference, decides=fingerprint(read_manifest(folder).model_dump(mode="json"))
+            )
         champion = versions.resolve(f"{file.register_to}@{versions.CHAMPION}").version
         beside = versions.resolve(f"{file.register_to}@{CHALLENGER}").version if routes_to_challenger(file) else None
         raw = versions.read_attachment(file.register_to, champion, CERTIFICATE)
         certificate = Certificate.from_json(raw, where="the certificate").fingerprint() if raw else ""
-        what = [champion, beside, certificate, file.model_dump(mode="json", include={"large", "routing"})]
         return cls(
             **values,
             reference="router",
             champion=champion,
             challenger=beside,
-            decides=fingerprint(what),
+            decides=fingerprint([champion, beside, certificate, settings]),
             certificate=certificate,
             paid=paid,
         )

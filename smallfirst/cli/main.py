@@ -104,6 +104,8 @@ class CommandGroup(click.Group):
         command = self.get_command(ctx, verb)
         if command and any(parameter.name == "resume" for parameter in command.params):
             return f"; what was done is kept\n  next: smallfirst {verb} task.yaml --resume"
+        if verb == "score":
+            return "; what was answered is kept\n  next: the same command"
         if verb in ASK_ONCE:
             return f"; answers are kept and not asked for again\n  next: smallfirst {verb} task.yaml"
         return ""

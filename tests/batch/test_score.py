@@ -175,6 +175,10 @@ def test_the_router_answers_as_it_is_served_and_nothing_of_it_is_audited(desk: D
     assert [row["answer"] for row in results(desk.path.parent / "alone")] == [row["answer"] for row in table]
     assert {row["certified"] for row in results(desk.path.parent / "alone")} == {False}
 
+    named = [scorer.ScorerSource.find(desk.path, name) for name in ("small", "@champion", "1", f"{NAME}/1")]
+    assert named == [named[0]] * 4
+    assert named[0].decides != scorer.ScorerSource.find(desk.path, "").decides
+
     versions.promote(NAME, desk.register(1))
     with pytest.raises(ConfigError, match="holds answers of another batch"):
         score(desk.path, rows, desk.path.parent / "out", progress=QUIET)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from smallfirst.cli.options import JSON, LEDGER, PATH, TASK, load_task_file, verb
+from smallfirst.cli.options import JSON, PATH, TASK, load_task_file, verb
 from smallfirst.progress import Progress
 
 
@@ -27,7 +27,6 @@ from smallfirst.progress import Progress
 @click.option("--retry-errors", is_flag=True, help="Ask again what ended in an error.")
 @click.option("--cap-usd", type=float, help="Most that all answers may cost.")
 @click.option("--yes", is_flag=True, help="Accept what a paid model costs without a cap.")
-@LEDGER
 @JSON
 def score(task_yaml: Path, rows: str, out: Path, as_json: bool, **settings: Any) -> None:
     """Answer ROWS in bulk; the same command goes on where it ended.
