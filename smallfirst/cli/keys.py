@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from smallfirst.cli.options import JSON, OF_TASK, PATH, VerbGroup
+from smallfirst.cli.options import JSON, KEYS, LEDGER, OF_TASK, VerbGroup
+from smallfirst.paths import home
 
 if TYPE_CHECKING:
     from smallfirst.serving.auth.keys import ApiKey, KeyPolicy, KeyStore
 
-FILE = click.option("--file", type=PATH, help="Another key store than that of the state folder.")
 GRACE = "Seconds for which the old key still works."
 LIMIT = click.IntRange(min=1)
 
@@ -23,7 +22,8 @@ LIMIT = click.IntRange(min=1)
 def keys() -> None:
     """Make, list, rotate and revoke the keys of clients.
 
-    With at least one key the server asks for one; a change takes effect with the next request.
+    With at least one key the server asks for one; a change takes effect with the next request, or within two seconds
+    where keys are in the ledger's database, as they are with a ledger in PostgreSQL.
     """
 
 
@@ -38,13 +38,14 @@ def keys() -> None:
 @click.option("--expires", "expires_on", type=click.DateTime(["%Y-%m-%d"]), help="First day (UTC) without it.")
 @click.option("--owner", help="Name or id of a key with which it shares files, jobs and models. Default: none.")
 @OF_TASK
-@FILE
+@LEDGER
+@KEYS
 @JSON
-def create(name: str, role: str | None, owner: str | None, file: Path | None, as_json: bool, **terms: Any) -> None:
+def create(name: str, role: str | None, owner: str | None, as_json: bool, **terms: Any) -> None:
     """Make a key called NAME and show it, this once."""
     expires_on: datetime | None = terms.pop("expires_on")
     _show_once(
-        *_key_store(file).create(name, _terms(role or "user", expires_on, terms), owner=owner),
+        *_key_store().create(name, _terms(role or "user", expires_on, terms), owner=owner),
         as_json=as_json,
     )
 
@@ -53,11 +54,12 @@ def create(name: str, role: str | None, owner: str | None, file: Path | None, as
 @click.argument("name_or_id")
 @click.option("--grace-s", default=0.0, show_default=True, type=click.FloatRange(0, 366 * 86_400), help=GRACE)
 @OF_TASK
-@FILE
+@LEDGER
+@KEYS
 @JSON
-def rotate(name_or_id: str, grace_s: float, file: Path | None, as_json: bool) -> None:
+def rotate(name_or_id: str, grace_s: float, as_json: bool) -> None:
     """Replace a key and show the new one, this once: it keeps name, role, limits, files, jobs and models."""
-    _show_once(*_key_store(file).rotate(name_or_id, grace_s=grace_s), as_json=as_json)
+    _show_once(*_key_store().rotate(name_or_id, grace_s=grace_s), as_json=as_json)
 
 
 def _show_once(key: ApiKey, secret: str, *, as_json: bool) -> None:
@@ -70,17 +72,18 @@ def _show_once(key: ApiKey, secret: str, *, as_json: bool) -> None:
 
 @keys.command("list")
 @OF_TASK
-@FILE
+@LEDGER
+@KEYS
 @JSON
-def list_(file: Path | None, as_json: bool) -> None:
+def list_(as_json: bool) -> None:
     """Show all keys, oldest first: what they are for, not the keys."""
-    key_store = _key_store(file, write=False)
+    key_store = _key_store(write=False)
     found, used = key_store.entries(), key_store.last_used()
     if as_json:
         click.echo(json.dumps([_told(key, used) for key in found], indent=2))
         return
     if not found:
-        click.echo(f"no keys in {key_store.path}\nnext: smallfirst keys create NAME")
+        click.echo(f"no keys in {key_store.place}\nnext: smallfirst keys create NAME")
     for key in found:
         click.echo(_in_words(key, used))
 
@@ -88,17 +91,30 @@ def list_(file: Path | None, as_json: bool) -> None:
 @keys.command()
 @click.argument("name_or_id")
 @OF_TASK
-@FILE
-def revoke(name_or_id: str, file: Path | None) -> None:
-    """Take keys back, by their name or one's id: the next request with them is refused."""
-    key = _key_store(file).revoke(name_or_id)
+@LEDGER
+@KEYS
+def revoke(name_or_id: str) -> None:
+    """Take keys back, by their name or one's id: requests with them are refused from then on."""
+    key = _key_store().revoke(name_or_id)
     click.echo(f"revoked {key.name} ({key.id})")
 
 
-def _key_store(file: Path | None, *, write: bool = True) -> KeyStore:
-    from smallfirst.serving.auth.keys import KeyStore, home_key_store
+@keys.command()
+@OF_TASK
+@LEDGER
+def move() -> None:
+    """Move the keys of the state folder's file into the ledger's database, for servers on several machines."""
+    from smallfirst.serving.auth.keys import FILE_NAME, IN_LEDGER, KeyStore, home_key_store
 
-    return KeyStore(file) if file else home_key_store(write=write)
+    file, table = KeyStore(home() / FILE_NAME), home_key_store(IN_LEDGER)
+    n_moved = file.move_to(table)
+    click.echo(f"{n_moved} keys are in {table.place} now\nnext: smallfirst keys list --keys {IN_LEDGER}")
+
+
+def _key_store(*, write: bool = True) -> KeyStore:
+    from smallfirst.serving.auth.keys import home_key_store
+
+    return home_key_store(write=write)
 
 
 def _terms(role: str, expires_on: datetime | None, terms: dict[str, Any]) -> KeyPolicy:

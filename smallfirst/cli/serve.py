@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import ChainMap
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import click
 
-from smallfirst.cli.options import ARGUMENTS, LEDGER, PATH, TASKS, verb
+from smallfirst.cli.options import ARGUMENTS, KEYS, LEDGER, PATH, TASKS, verb
 from smallfirst.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ FINE_TUNING = "openai_finetuning"
 )
 @click.option("--rows-to", type=PATH, metavar="FOLDER", help="Write rows that go to CSV files in this folder first.")
 @LEDGER
+@KEYS
 @click.option("--follow-s", default=5.0, show_default=True, help="Look the registry's aliases up so often; 0: never.")
 @click.option("--trace", is_flag=True, help="Write traces of answers to MLflow.")
 @click.option(
@@ -91,7 +93,11 @@ def serve(task_yamls: tuple[Path, ...], only_explain: bool, replicas: int | None
 
 def service_of(arguments: Sequence[str]) -> Service:
     """Return what `smallfirst serve` with these arguments answers with, loaded: a replica serves it."""
+    from smallfirst.serving.auth.keys import keys_place
+
     with serve.make_context("serve", list(arguments)) as context, context.scope():
+        if place := keys_place():
+            os.environ["SMALLFIRST_KEYS"] = place  # for what this process builds outside of the context
         options = {name: value for name, value in context.params.items() if name not in ("only_explain", "replicas")}
         return _assemble(_set_up(options.pop("task_yamls") or (Path("task.yaml"),), **options))
 
@@ -186,10 +192,12 @@ def _deploy(
 def _refuse_other_keys() -> None:
     """Raise ConfigError if the current folder's keys are not those of the server: it would be open, unnoticed."""
     from smallfirst.errors import ConfigError
-    from smallfirst.paths import state_folder
-    from smallfirst.serving.auth.keys import FILE_NAME
+    from smallfirst.paths import ledger_place, state_folder
+    from smallfirst.serving.auth.keys import FILE_NAME, keys_place
 
     here, used = state_folder(Path.cwd()) / FILE_NAME, state_folder() / FILE_NAME
+    if keys_place() or isinstance(ledger_place(), str):
+        return
     if here != used and here.exists() and not used.exists():
         raise ConfigError(
             f"the keys in {here} are not this server's, which reads {used}",

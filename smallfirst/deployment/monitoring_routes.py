@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,7 +20,7 @@ from smallfirst.deployment.audited_router import AuditedRouter
 from smallfirst.deployment.queue_routes import QueueRoutes
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.routing.monitoring.quantities import not_watched
-from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.ledger.ledger import Ledger, LedgerUnavailable
 from smallfirst.serving.ledger.rows import FeedbackRow, StateRow, standing
 from smallfirst.serving.openai.errors import ApiError
 from smallfirst.serving.plugins import Plugin, PluginRequest, PluginRoute
@@ -77,9 +78,19 @@ class MonitoringRoutes(Plugin):
         told = {"object": "feedback", "id": row.id, "verdict": feedback.verdict, "audit": feedback.counted}
         if router is not None and feedback.counted:
             told["live_error"] = router.monitor.live_error.model_dump()
-        return told | (self._queue.marked(feedback, worker, earlier) if feedback.judge else {})
+        return told | (await self._queue.marked(feedback, worker, earlier) if feedback.judge else {})
 
-    def _states(self, _: PluginRequest) -> dict[str, Any]:
+    async def refresh(self) -> None:
+        """Take over what other processes have written, as far as the ledger can be read."""
+        for router in list(self.by_task.values()):
+            with suppress(LedgerUnavailable):
+                await router.follow()
+
+    async def _states(self, _: PluginRequest) -> dict[str, Any]:
+        await self.refresh()
+        return await asyncio.to_thread(self._status_of_all)
+
+    def _status_of_all(self) -> dict[str, Any]:
         return {"object": "list", "data": [_status(router) for router in list(self.by_task.values())]}
 
 

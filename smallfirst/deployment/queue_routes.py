@@ -38,7 +38,7 @@ class QueueRoutes:
     """The routes over the Routers of one server."""
 
     def __init__(self, by_task: Mapping[str, AuditedRouter], ledger: Ledger) -> None:
-        self._by_task, self._ledger, self.leases = by_task, ledger, Leases()
+        self._by_task, self._ledger, self.leases = by_task, ledger, Leases(ledger.shared)
         self._order: dict[str, Waiting] = {}
         self._made_at, self._making = float("-inf"), asyncio.Lock()
         self._opinions: dict[str, Opinion | None] = {}
@@ -66,16 +66,16 @@ class QueueRoutes:
         agrees = await asyncio.to_thread(router.auditing.agrees, row.answer_text, right)
         return {"verdict": "right" if agrees else "wrong", "answer": right}
 
-    def marked(self, feedback: FeedbackRow, worker: str, earlier: Sequence[FeedbackRow]) -> dict[str, Any]:
+    async def marked(self, feedback: FeedbackRow, worker: str, earlier: Sequence[FeedbackRow]) -> dict[str, Any]:
         """Take an answer that was just marked out of the queue; return the others' marks, and whether they conflict."""
         id, me = feedback.id, Holder(feedback.caller, worker)
-        self.leases.release(id)
         self._order.pop(id, None)
         own = self._markers.get(id, me) == me
         self._markers[id] = me
         others = [one for one in standing(earlier) if one.judge and (one.caller != feedback.caller or not own)]
         withdrawn = feedback.verdict == "withdrawn"
         differ = not withdrawn and any(conflict(one, feedback) for one in others)
+        await self.leases.release(id, marked=not (differ or withdrawn))
         if differ or withdrawn:
             self._made_at = float("-inf")
         return {"others": [self._mark(one, me) for one in others], "conflict": differ}
@@ -83,8 +83,8 @@ class QueueRoutes:
     async def _list(self, call: PluginRequest) -> dict[str, Any]:
         query = dict(call.query)
         found = await self._ordered(query.get("task"))
-        counts = Counter(one.reason for one in found)
-        data = [{**_facts(one), "held": bool(self.leases.holder(one.row.id))} for one in found[:_MAX_LISTED]]
+        counts, held = Counter(one.reason for one in found), await self.leases.holders()
+        data = [{**_facts(one), "held": one.row.id in held} for one in found[:_MAX_LISTED]]
         reasons = {reason: counts[reason] for reason in REASONS}
         return {"object": "list", "data": data, "has_more": len(found) > _MAX_LISTED, "reasons": reasons}
 
@@ -97,13 +97,13 @@ class QueueRoutes:
         me = Holder(call.caller, body.get("worker", ""))
         self._names[call.caller] = call.caller_name
         if skipped := body.get("skip"):
-            self.leases.skip(skipped, me)
+            await self.leases.skip(skipped, me)
         waiting = await self._ordered(body.get("task"))
         named = body.get("take", body.get("id"))
-        if named and "take" not in body and self.leases.holder(named) not in (None, me):
+        if named and "take" not in body and (await self.leases.holders()).get(named, me) != me:
             raise ApiError(409, "Somebody else holds this answer now.", param="id", code="held")
         ids = [named] if named else [one.row.id for one in waiting]
-        claimed = self.leases.claim(ids, me, take_over=named is not None)
+        claimed = await self.leases.claim(ids, me, take_over=named is not None)
         item = await self._item(claimed, me) if claimed else None
         return {"object": "queue.claim", "item": item, "waiting": len(waiting)}
 
@@ -111,7 +111,7 @@ class QueueRoutes:
         row = await asyncio.to_thread(self._ledger.get, id)
         router = self._by_task.get(row.task or "") if row else None
         if row is None or router is None or row.status != 200:
-            self.leases.release(id)
+            await self.leases.release(id, marked=False)
             raise ApiError(404, "There is no answer with this id.", param="id", code="answer_not_found")
         said = await asyncio.to_thread(self._ledger.entries, FeedbackRow, id=id)
         small, task = router.router.stages[-1].model, router.auditing.task

@@ -115,6 +115,9 @@ class DeployedTasks(Plugin):
         self._monitoring.answered(id, request, counted)
         owner.answered(id, request, completion)
 
+    async def refresh(self) -> None:
+        await self._monitoring.refresh()
+
     async def aclose(self) -> None:
         await self.watcher.stop()
         await self.models.aclose()

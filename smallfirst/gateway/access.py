@@ -5,14 +5,17 @@ A key of the proxy comes in `x-smallfirst-key`, or in the place of the upstream'
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, nullcontext
 
 from smallfirst.errors import ConfigError
 from smallfirst.gateway.http import GatewayRequest, GatewayResponse, error_response
 from smallfirst.models.remote.config import is_loopback
 from smallfirst.serving.auth.keys import KeyStore, key_id
 from smallfirst.serving.auth.middleware import KeyCheck, check_local
+from smallfirst.serving.error_responses import ledger_away
+from smallfirst.serving.ledger.database import LedgerAway
+from smallfirst.serving.ledger.shared_state import SharedState
 from smallfirst.serving.openai.errors import ApiError
 
 KEY_HEADER = b"x-smallfirst-key"
@@ -24,16 +27,19 @@ _PLACES = (KEY_HEADER, b"authorization", b"x-api-key", b"api-key")
 class Access:
     """The check of each request."""
 
-    def __init__(self, key_store: KeyStore | None = None, *, everybody: bool = False) -> None:
-        """With `everybody`, requests without a key are served whatever host they name."""
-        self._keys, self._everybody = KeyCheck((), key_store), everybody
+    def __init__(
+        self, key_store: KeyStore | None = None, *, everybody: bool = False, state: SharedState | None = None
+    ) -> None:
+        """With `everybody`, requests without a key are served whatever host they name; `state` as in `KeyCheck`."""
+        self._keys, self._everybody = KeyCheck((), key_store, state), everybody
 
-    @contextmanager
-    def admit(self, request: GatewayRequest) -> Iterator[tuple[str, ...]]:
+    @asynccontextmanager
+    async def admit(self, request: GatewayRequest) -> AsyncIterator[tuple[str, ...]]:
         """Hold the place of a request, name its tenant and take the proxy's key out of it. Raise ApiError.
 
         Yield the models that may be asked for; none: all of them.
         """
+        await self._keys.refresh()
         if not self._keys.needed:
             if not self._everybody:
                 check_local(_all(request, b"host"), _all(request, b"origin"))
@@ -45,8 +51,11 @@ class Access:
             raise ApiError(403, "This path needs a key with the role admin.", code="admin_only")
         request.tenant = caller.name
         request.headers = [(name, value) for name, value in request.headers if name != place]
-        with caller.quota.request() if caller.quota else nullcontext():
-            yield caller.policy.models
+        try:
+            async with caller.quota.request() if caller.quota else nullcontext():
+                yield caller.policy.models
+        except LedgerAway:
+            raise ledger_away() from None
 
 
 def check_exposure(host: str, key_store: KeyStore, *, everybody: bool) -> None:

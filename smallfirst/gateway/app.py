@@ -148,7 +148,7 @@ class Gateway:
         if self.access is None or public:
             await self._admitted(request, client, ())
             return
-        with self.access.admit(request) as models:
+        async with self.access.admit(request) as models:
             await self._admitted(request, client, models)
 
     async def _admitted(self, request: GatewayRequest, client: Client, models: tuple[str, ...]) -> None:

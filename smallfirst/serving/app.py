@@ -83,6 +83,7 @@ def build_app(
         user_paths=USER_PATHS | added["user"],
         judge_paths=added["judge"],
         allowed_hosts=settings.allowed_hosts,
+        state=ledger.shared,
     )
     app = Starlette(
         routes=routes,
@@ -114,7 +115,8 @@ def serve(
     at once. The ledger stays open: it belongs to the caller. Raise ConfigError if the settings are unsafe or the
     address cannot be used.
     """
-    app = build_app(models, ledger=ledger, settings=settings, plugins=plugins, key_store=key_store or home_key_store())
+    keys = key_store or home_key_store(state=ledger.shared)
+    app = build_app(models, ledger=ledger, settings=settings, plugins=plugins, key_store=keys)
     listener = listen(settings.host, settings.port)
     names = ", ".join(models) or "models of its plugins"
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -184,6 +186,7 @@ def _monitoring_routes(context: AppContext) -> list[Route]:
         return JSONResponse({"status": "ready" if is_ready else "not ready"}, status_code=200 if is_ready else 503)
 
     async def metrics(_: HttpRequest) -> PlainTextResponse:
+        await context.plugins.refresh()
         return PlainTextResponse(context.metrics.render(), media_type=MEDIA_TYPE)
 
     async def openapi(_: HttpRequest) -> JSONResponse:

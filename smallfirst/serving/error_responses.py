@@ -24,8 +24,7 @@ def to_api_error(error: Exception, served_name: str) -> ApiError:
         case TimeoutError():
             return server_error(504, "The answer took too long.", "timeout")
         case LedgerAway():
-            what = "Answers cannot be recorded at the moment, so none is given; try again shortly."
-            return server_error(503, what, "ledger_unavailable", RETRY_AFTER_S)
+            return ledger_away()
         case LedgerUnavailable():
             # An answer that cannot be recorded is not given out; it may be paid already.
             return _not_again(server_error(503, "The answer could not be recorded.", "ledger_unavailable"))
@@ -76,6 +75,12 @@ def _because(error: ModelError) -> str:
 def server_error(status: int, message: str, code: str, retry_after_s: int | None = None) -> ApiError:
     """Return an error that is the server's own fault."""
     return ApiError(status, message, kind="server_error", code=code, retry_after_s=retry_after_s)
+
+
+def ledger_away() -> ApiError:
+    """Return the error for requests while the ledger takes no row: no model was asked, so they may be sent again."""
+    what = "Answers cannot be recorded at the moment, so none is given; try again shortly."
+    return server_error(503, what, "ledger_unavailable", RETRY_AFTER_S)
 
 
 def server_stopping() -> ApiError:

@@ -113,6 +113,9 @@ class Plugin:
     def answered(self, id: str, request: Request, completion: Completion) -> None:
         """Take note of an answer that is in the ledger. It must be quick: longer work goes into a task of its own."""
 
+    async def refresh(self) -> None:
+        """Bring what metrics show up to date, where other processes change it."""
+
     def started(self) -> None:
         """Begin work in the background: the server accepts connections now."""
 
@@ -179,6 +182,10 @@ class PluginGroup(Plugin):
                 each.answered(id, request, completion)
             except Exception:
                 _log.exception("%s: the plugin %s failed", id, type(each).__name__)
+
+    async def refresh(self) -> None:
+        for each in self._plugins:
+            await each.refresh()
 
     async def aclose(self) -> None:
         for each in self._plugins:

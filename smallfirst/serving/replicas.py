@@ -85,7 +85,7 @@ class ReplicaApp:
         self._service, self._running = service, set[asyncio.Task[Any]]()
         models, ledger, settings, plugins, _, _ = service
         with self._state():
-            keys = home_key_store()
+            keys = home_key_store(state=ledger.shared)
             self._app = build_app(models, ledger=ledger, settings=settings, plugins=plugins, key_store=keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -7,8 +7,8 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -95,8 +95,8 @@ class ApiCall:
             raise model_not_found(served_name, self.app.models.own_names())
         return found
 
-    @contextmanager
-    def admitted(self, model: Model, n_draws: int = 1, *, n: int = 1) -> Iterator[TokenReservation]:
+    @asynccontextmanager
+    async def admitted(self, model: Model, n_draws: int = 1, *, n: int = 1) -> AsyncIterator[TokenReservation]:
         """Reserve places for `n_draws` answers, and tokens for the prompts and the longest `n` answers to each.
 
         Raise ApiError 429 or 503 if there is no room. Without an answer the prompts count, and what was written.
@@ -104,17 +104,14 @@ class ApiCall:
         most = max_answer_tokens(model) or MAX_TOKENS
         n_read = sum(map(estimate_prompt_tokens, self.requests))
         n_written = n * sum(min(request.max_tokens, most) for request in self.requests)
-        with (
-            self.places(n_draws),
-            self.app.admission.prompt_tokens.hold(self.owner, n_read),
-            current_caller().tokens(n_read + n_written) as reservation,
-        ):
-            try:
-                yield reservation
-            except BaseException:
-                used = self.used()
-                reservation.settle(max(n_read, used.prompt_tokens + used.completion_tokens) if used else n_read)
-                raise
+        with self.places(n_draws), self.app.admission.prompt_tokens.hold(self.owner, n_read):
+            async with current_caller().tokens(n_read + n_written) as reservation:
+                try:
+                    yield reservation
+                except BaseException:
+                    used = self.used()
+                    reservation.settle(max(n_read, used.prompt_tokens + used.completion_tokens) if used else n_read)
+                    raise
 
     def places(self, n_draws: int) -> AbstractContextManager[None]:
         """Hold a place for each answer that may be under way at once; the request has one already."""

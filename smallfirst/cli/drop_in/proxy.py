@@ -61,7 +61,7 @@ def proxy(gateway_yaml: Path | None, upstream: str | None, keep: bool, host: str
         **task_routes(home(), settings.folder / DISCOVERED),
         **page_routes(ledger, local),
     }
-    access = Access(keys, everybody=everybody)
+    access = Access(keys, everybody=everybody, state=ledger.shared)
     gateway = Gateway(settings, capture=capture, local=local, access=access, routes=routes)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/v1"
     click.echo(f"smallfirst passes {address} on to {', '.join(one.base_url for one in settings.upstreams.values())}")

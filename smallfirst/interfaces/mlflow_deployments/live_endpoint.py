@@ -42,6 +42,9 @@ class LiveEndpoint(Plugin):
         self.report(live=self.config.record.number)
         self._watcher.start()
 
+    async def refresh(self) -> None:
+        await self._monitoring.refresh()
+
     async def aclose(self) -> None:
         await self._watcher.stop()
         await self.models.aclose()

@@ -1,13 +1,14 @@
-"""API keys: 256 random bits each, stored as SHA-256 in one JSON file that the server only reads.
+"""API keys: 256 random bits each, stored as SHA-256 in one JSON file, or beside the ledger for servers on any machine.
 
-What a key makes (files, jobs, models, rows of the ledger) belongs to its owner, which a rotated key keeps. The file's
-time, size and inode are looked at before every request, so a revoked key is refused from the next one on.
-Once a server has seen a key it asks for one until it ends, even if the file goes away. The days on which keys were last
-used are in a second file, so that the first one has no writer but the command line.
+What a key makes (files, jobs, models, rows of the ledger) belongs to its owner, which a rotated key keeps. A revoked
+key is refused from the next request on, by servers that read them beside the ledger after REFRESH_S. Once a server has
+seen a key it asks for one until it ends, even if the file goes away. The days on which keys were last used are kept
+apart, so that keys have no writer but the command line.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -15,20 +16,29 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import pydantic
 from pydantic import AliasChoices, AwareDatetime, Field
 
-from smallfirst.errors import ConfigError
-from smallfirst.files import locked, write_atomically
-from smallfirst.paths import home, state_folder
+from smallfirst.errors import ConfigError, SmallfirstError
+from smallfirst.paths import home, ledger_place, state_folder
 from smallfirst.records import Record, parse_record
+from smallfirst.serving.auth.key_storage import FileStorage, TableStorage
+from smallfirst.serving.ledger.database import open_database
+from smallfirst.serving.ledger.shared_state import SharedState
 
 FILE_NAME = "keys.json"
+IN_LEDGER = "ledger"
+"""The place of keys that are in the ledger's database."""
+REFRESH_S = 1.0
+"""Seconds after which keys of a database are read again, before the next request."""
 MAX_KEYS = 10_000
 """Keys of one file, revoked ones included."""
 
@@ -39,6 +49,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _SHA256_HEX = re.compile(r"[0-9a-f]{64}")
 _WITH_ID = re.compile(r"sf-([0-9a-f]{12})-[A-Za-z0-9_-]{43}")
 _log = logging.getLogger("smallfirst.serving")
+R = TypeVar("R")
+_place: ContextVar[str] = ContextVar("place of the keys", default="")
 
 
 class KeyStoreUnreadable(Exception):
@@ -95,38 +107,61 @@ class ApiKey(Record):
         return "expired" if ends is not None and (today or _today()) >= ends else "active"
 
 
+Keys = tuple[ApiKey, ...]
+
+
 class _File(Record):
     version: Literal[1] = 1
-    keys: tuple[ApiKey, ...] = Field(default=(), max_length=MAX_KEYS)
+    keys: Keys = Field(default=(), max_length=MAX_KEYS)
 
 
 class KeyStore:
-    """The keys in one file. Reading is for one thread; any number of processes may change the file."""
+    """The keys in one place. Reading is for one thread; any number of processes may change them."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._version: tuple[int, int, int] | None = None
+    def __init__(self, place: Path | SharedState) -> None:
+        """`place` is a file, or the database of a ledger."""
+        self._storage = FileStorage(place) if isinstance(place, Path) else TableStorage(place)
+        self.place = self._storage.place
+        self._version: object = None
         self._by_id: Mapping[str, ApiKey] = {}
         self._readable = True
-        self._key_required = False
+        self._key_required = self._looked = False
         self._used: dict[str, str] = {}
+        self._read_at_s = float("-inf")
+        self._reading = asyncio.Lock()
+
+    @property
+    def path(self) -> Path:
+        """The file of the keys. Raise ConfigError if they are in a database."""
+        if not isinstance(self._storage, FileStorage):
+            raise ConfigError(f"the keys are in {self.place}, not in a file")
+        return self._storage.path
+
+    async def refresh(self) -> None:
+        """Read keys of a database again if that is longer ago than REFRESH_S."""
+        if isinstance(self._storage, FileStorage) or time.monotonic() - self._read_at_s <= REFRESH_S:
+            return
+        async with self._reading:
+            if (now := time.monotonic()) - self._read_at_s > REFRESH_S:
+                await asyncio.to_thread(self._reload)
+                self._read_at_s = now
 
     @property
     def key_required(self) -> bool:
         """True if a request needs a key: the file has, or had since this object was made, at least one."""
-        self._reload()
+        self._look()
         return self._key_required
 
     def find(self, id: str) -> ApiKey | None:
-        """Return the key of this id as the file has it now. Raise KeyStoreUnreadable."""
-        self._reload()
+        """Return the key of this id as it is stored now, or was at the last `refresh`. Raise KeyStoreUnreadable."""
+        self._look()
         if not self._readable:
             raise KeyStoreUnreadable
         return self._by_id.get(id)
 
     def entries(self) -> tuple[ApiKey, ...]:
-        """Return all keys, oldest first. Raise ConfigError if the file cannot be read."""
-        return _read(self.path).keys
+        """Return all keys, oldest first. Raise ConfigError if they cannot be read, LedgerAway without a connection."""
+        return _parsed(self._storage.read(), self.place).keys
 
     def create(self, name: str, policy: KeyPolicy, *, owner: str | None = None) -> tuple[ApiKey, str]:
         """Return a new key and its text, which is stored nowhere. Raise ConfigError for a taken or invalid name.
@@ -135,13 +170,14 @@ class KeyStore:
         """
         if not _NAME.fullmatch(name):
             raise ConfigError(f"{name!r} cannot be a key's name", hint="use 1 to 64 of A-Z a-z 0-9 . _ @ -")
-        with locked(_lock_path(self.path)):
-            stored = _read(self.path).keys
+
+        def change(stored: Keys) -> tuple[Keys, tuple[ApiKey, str]]:
             if any(key.name == name and key.revoked_at is None for key in stored):
                 raise ConfigError(f'there is a key called "{name}"', hint=f"smallfirst keys rotate {name}")
             key, secret = _make_key(name, policy, None if owner is None else _find_owner(stored, owner))
-            _write(self.path, (*stored, key))
-        return key, secret
+            return (*stored, key), (key, secret)
+
+        return self._replace(change)
 
     def rotate(self, name_or_id: str, *, grace_s: float = 0) -> tuple[ApiKey, str]:
         """Return a new key with the name, owner and policy of another, which ends now or after `grace_s` seconds.
@@ -149,8 +185,8 @@ class KeyStore:
         Raise ConfigError if no key of this name or id is active, or if it was rotated already.
         """
         now = datetime.now(UTC)
-        with locked(_lock_path(self.path)):
-            stored = _read(self.path).keys
+
+        def change(stored: Keys) -> tuple[Keys, tuple[ApiKey, str]]:
             old = _in_force(stored, name_or_id)[-1]
             if old.state() == "expired" or old.ends_at is not None:
                 state = "was rotated" if old.ends_at else "has expired"
@@ -159,69 +195,115 @@ class KeyStore:
             key, secret = _make_key(old.name, old.policy, old.owner)
             ends = {"ends_at": now + timedelta(seconds=grace_s)} if grace_s > 0 else {"revoked_at": now}
             ended = old.model_copy(update=ends)
-            _write(self.path, (*(ended if each.id == old.id else each for each in stored), key))
-        return key, secret
+            return (*(ended if each.id == old.id else each for each in stored), key), (key, secret)
+
+        return self._replace(change)
 
     def revoke(self, name_or_id: str) -> ApiKey:
         """Revoke the keys of a name, or the key of an id, and return the newest. Raise ConfigError if none is in force.
 
         Expired keys are in force too: they keep their name.
         """
-        with locked(_lock_path(self.path)):
-            stored = _read(self.path).keys
+
+        def change(stored: Keys) -> tuple[Keys, ApiKey]:
             found = {key.id for key in _in_force(stored, name_or_id)}
             revoked = {"revoked_at": datetime.now(UTC)}
             keys = tuple(key.model_copy(update=revoked) if key.id in found else key for key in stored)
-            _write(self.path, keys)
-        return next(key for key in reversed(keys) if key.id in found)
+            return keys, next(key for key in reversed(keys) if key.id in found)
+
+        return self._replace(change)
+
+    def move_to(self, other: KeyStore) -> int:
+        """Move all keys of this file to another place, which has none, and return their number. Raise ConfigError."""
+        keys, path = self.entries(), self.path
+
+        def change(stored: Keys) -> tuple[Keys, None]:
+            if stored:
+                raise ConfigError(f"{other.place} has keys already", hint="smallfirst keys list")
+            return keys, None
+
+        if not keys:
+            raise ConfigError(f"no keys in {self.place}")
+        other._replace(change)
+        path.rename(path.with_name(f"{path.stem}-moved.json"))
+        return len(keys)
 
     def last_used(self) -> Mapping[str, str]:
         """Return, by id, the day (UTC, ISO 8601) on which a key was last used; ids never used are missing."""
-        try:
-            found = json.loads(self._used_path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return {str(id): str(day) for id, day in found.items()} if isinstance(found, dict) else {}
+        return self._storage.last_used()
 
     def used(self, id: str) -> None:
         """Note that a key was used today; a disk that cannot be written to stops nobody."""
         today = _today().isoformat()
-        if self._used.get(id) == today:
-            return
-        self._used[id] = today
-        try:
-            with locked(_lock_path(self._used_path)):
-                text = json.dumps({**self.last_used(), id: today}, indent=1)
-                write_atomically(self._used_path, text.encode(), mode=0o600)
-        except OSError as error:
-            _log.warning("the last use of key %s was not noted: %s", id, error.strerror)
+        if self._used.get(id) != today:
+            self._used[id] = today
+            self._storage.note_use(id, today)
 
-    @property
-    def _used_path(self) -> Path:
-        return self.path.with_name(f"{self.path.stem}-used.json")
+    def _replace(self, change: Callable[[Keys], tuple[Keys, R]]) -> R:
+        """Replace all keys by what `change` makes of them, and return its result."""
+
+        def of_text(text: str | None) -> tuple[str, R]:
+            keys, result = change(_parsed(text, self.place).keys)
+            if len(keys) > MAX_KEYS:
+                raise ConfigError(f"{self.place} holds {MAX_KEYS:,} keys already", hint="start another file")
+            return _File(keys=keys).model_dump_json(indent=2), result
+
+        return self._storage.replace(of_text)
+
+    def _look(self) -> None:
+        if isinstance(self._storage, FileStorage) or not self._looked:
+            self._reload()
 
     def _reload(self) -> None:
+        self._looked = True
         try:
-            stat = os.stat(self.path)
-            version = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-        except OSError:
-            version = None
-        if version == self._version:
-            return
-        self._version = version
-        try:
-            stored = _read(self.path).keys
-        except ConfigError as error:
+            version = self._storage.version()
+            if version == self._version:
+                return
+            stored = _parsed(self._storage.read(), self.place).keys
+        except SmallfirstError as error:
             _log.error("the key store cannot be read, its keys open nothing: %s", " ".join(str(error).split())[:300])
             self._readable, self._key_required = False, True
+            self._version = version if isinstance(error, ConfigError) else None
             return
+        self._version = version
         self._by_id, self._readable = {key.id: key for key in stored}, True
         self._key_required |= bool(stored)
 
 
-def home_key_store(*, write: bool = False) -> KeyStore:
-    """Return the key store of the state folder, which is created if keys are to be written."""
-    return KeyStore((home() if write else state_folder()) / FILE_NAME)
+@contextmanager
+def keys_at(place: str) -> Iterator[None]:
+    """Within the block the keys are at this place, if it is not empty, as in `home_key_store`."""
+    token = _place.set(place or _place.get())
+    try:
+        yield
+    finally:
+        _place.reset(token)
+
+
+def keys_place() -> str:
+    """Return the place that was chosen for keys, by `keys_at` or `SMALLFIRST_KEYS`; empty if none was."""
+    return _place.get() or os.environ.get("SMALLFIRST_KEYS", "").strip()
+
+
+def home_key_store(place: str = "", *, write: bool = False, state: SharedState | None = None) -> KeyStore:
+    """Return the keys at a place, by default that of `keys_place`: a file, or `ledger` for the ledger's database.
+
+    Without either: the file of the state folder, which is created if keys are to be written; where the ledger is in
+    PostgreSQL its database, unless it has no keys and the file has some. `state` is that of a ledger that is open.
+    """
+    chosen = place or keys_place()
+    if chosen and chosen != IN_LEDGER:
+        return KeyStore(Path(chosen).expanduser())
+    file = KeyStore((home() if write else state_folder()) / FILE_NAME)
+    where = ledger_place(create=write)
+    if not chosen and isinstance(where, Path):
+        return file
+    table = KeyStore(state or SharedState(open_database(where)))
+    if chosen or table.entries() or not file.entries():
+        return table
+    _log.warning("keys are those of %s, which other machines do not see: smallfirst keys move", file.place)
+    return file
 
 
 def new_id() -> str:
@@ -285,28 +367,14 @@ def _today() -> date:
     return datetime.now(UTC).date()
 
 
-def _lock_path(path: Path) -> Path:
-    return path.with_name(f".{path.name}.lock")
-
-
-def _write(path: Path, keys: tuple[ApiKey, ...]) -> None:
-    if len(keys) > MAX_KEYS:
-        raise ConfigError(f"{path} holds {MAX_KEYS:,} keys already", hint="start another file")
-    write_atomically(path, _File(keys=keys).model_dump_json(indent=2).encode(), mode=0o600)
-
-
-def _read(path: Path) -> _File:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+def _parsed(text: str | None, place: str) -> _File:
+    if text is None:
         return _File()
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
     try:
         # From JSON, where a date is a text. The second attempt is only for the words of its error.
         return _File.model_validate_json(text)
     except pydantic.ValidationError:
         try:
-            return parse_record(_File, json.loads(text), where=str(path))
+            return parse_record(_File, json.loads(text), where=place)
         except ValueError:
-            raise ConfigError(f"{path} is no key store: not JSON", hint="move it away, or repair it") from None
+            raise ConfigError(f"{place} is no key store: not JSON", hint="move it away, or repair it") from None

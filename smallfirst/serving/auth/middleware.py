@@ -11,7 +11,7 @@ import json
 import re
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from contextvars import ContextVar
 from typing import NamedTuple
 
@@ -19,9 +19,12 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from smallfirst.models.remote.config import is_loopback
-from smallfirst.serving.admission import Shares
+from smallfirst.serving.admission import RETRY_AFTER_S, Shares
 from smallfirst.serving.auth.keys import ApiKey, KeyPolicy, KeyStore, KeyStoreUnreadable, hash_key, key_id, key_matches
 from smallfirst.serving.auth.rate_limits import Quota, Quotas, TokenReservation
+from smallfirst.serving.error_responses import ledger_away
+from smallfirst.serving.ledger.database import LedgerAway
+from smallfirst.serving.ledger.shared_state import SharedState
 from smallfirst.serving.openai.errors import ApiError
 from smallfirst.serving.settings import ServeSettings
 
@@ -62,7 +65,7 @@ class Caller(NamedTuple):
     def may_use(self, name: str) -> bool:
         return not self.policy.models or name in self.policy.models
 
-    def tokens(self, estimate: int) -> AbstractContextManager[TokenReservation]:
+    def tokens(self, estimate: int) -> AbstractAsyncContextManager[TokenReservation]:
         """Reserve the tokens of one request, as `Quota.tokens` does. Raise ApiError 429."""
         return nullcontext(TokenReservation(None, estimate)) if self.quota is None else self.quota.tokens(estimate)
 
@@ -84,9 +87,15 @@ def caller_owner() -> str:
 class KeyCheck:
     """The keys that open a server."""
 
-    def __init__(self, hashes: Sequence[str], key_store: KeyStore | None) -> None:
+    def __init__(self, hashes: Sequence[str], key_store: KeyStore | None, state: SharedState | None = None) -> None:
+        """`state` has what is left of limits for all processes; without it they are those of this one."""
         self._hashes, self._key_store = hashes, key_store
-        self._quotas = Quotas()
+        self._quotas = Quotas(state=state)
+
+    async def refresh(self) -> None:
+        """Read keys that are kept in a database, unless they were read a moment ago."""
+        if self._key_store is not None:
+            await self._key_store.refresh()
 
     @property
     def needed(self) -> bool:
@@ -118,8 +127,9 @@ class KeyCheck:
         except KeyStoreUnreadable:
             if key_matches(presented, self._hashes):
                 return None
+            what = "Keys cannot be checked at the moment; try again shortly."
             raise ApiError(
-                503, "Keys cannot be checked at the moment.", kind="server_error", code="keys_unreadable"
+                503, what, kind="server_error", code="keys_unreadable", retry_after_s=RETRY_AFTER_S
             ) from None
 
 
@@ -136,10 +146,11 @@ class AuthMiddleware:
         user_paths: Collection[str] = USER_PATHS,
         judge_paths: Collection[str] = (),
         allowed_hosts: Collection[str] = (),
+        state: SharedState | None = None,
     ) -> None:
         """With `allowed_hosts` the Host header must name one of them, except on open paths; ports do not count."""
         self._app = app
-        self._keys = KeyCheck(settings.api_keys_sha256, key_store)
+        self._keys = KeyCheck(settings.api_keys_sha256, key_store, state)
         self._open, self._user, self._judge = frozenset(open_paths), frozenset(user_paths), frozenset(judge_paths)
         self._hosts = frozenset(host.lower() for host in allowed_hosts)
         # Twice the places: half of them for bodies on their way, which take none.
@@ -154,26 +165,31 @@ class AuthMiddleware:
         id = f"{kind}-{uuid.uuid4().hex}"
         scope["smallfirst.id"] = id
         limits: Callable[[], Mapping[str, str]] = dict
+        started = False
 
         async def with_id(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = id
                 headers.update(limits())
             await send(message)
 
         try:
+            if scope["path"] not in self._open:
+                await self._keys.refresh()
             caller = self._authenticate(scope)
             _caller.set(caller)
             limits = caller.quota.headers if caller.quota else dict
-            with (
-                nullcontext() if scope["path"] in self._open else self._requests.hold(caller.owner),
-                caller.quota.request() if caller.quota else nullcontext(),
-            ):
-                await self._app(scope, receive, with_id)
-        except ApiError as refusal:
+            with nullcontext() if scope["path"] in self._open else self._requests.hold(caller.owner):
+                async with caller.quota.request() if caller.quota else nullcontext():
+                    await self._app(scope, receive, with_id)
+        except (ApiError, LedgerAway) as refusal:
             # Raised here only: Starlette's handlers answer what the routes raise.
-            await send_refusal(refusal, with_id)
+            if started:
+                raise
+            await send_refusal(refusal if isinstance(refusal, ApiError) else ledger_away(), with_id)
 
     def _authenticate(self, scope: Scope) -> Caller:
         headers, path = Headers(scope=scope), scope["path"]

@@ -37,7 +37,7 @@ from smallfirst.serving.ledger.rollups import Rollup
 from smallfirst.serving.ledger.sums import SUMMED
 from smallfirst.serving.ledger.tables import ABOUT, EXPIRING, LEDGER, TABLES
 
-FORMAT = 14
+FORMAT = 15
 LOCK_TIMEOUT_S = 10
 """Longest wait for another process that writes."""
 _LOCK = 8_347_201
@@ -199,13 +199,15 @@ def reason(error: Exception) -> str:
     return str(getattr(error, "orig", None) or error).partition("\n")[0]
 
 
-def unavailable(place: Path | str, what: str, error: Exception) -> LedgerUnavailable:
+def unavailable(
+    place: Path | str, what: str, error: Exception, kind: type[LedgerUnavailable] = LedgerUnavailable
+) -> LedgerUnavailable:
     """Return the error for a place that, for example, `takes no row`."""
     mend = "make room on its disk and see that it can be written to"
     if "://" in str(place):
         mend = "see that its server runs and can be reached"
     hint = f"{mend}; the next {what.rpartition(' ')[2]} is tried again"
-    return LedgerUnavailable(f"{place} {what}: {reason(error)}", hint=hint)
+    return kind(f"{place} {what}: {reason(error)}", hint=hint)
 
 
 def _unusable(place: str, why: object) -> ConfigError:

@@ -34,6 +34,7 @@ from smallfirst.serving.ledger.group_commit import GroupCommitWriter
 from smallfirst.serving.ledger.reader import LedgerReader, StageTotals
 from smallfirst.serving.ledger.rollups import HOUR_S, Rollup, hour_of
 from smallfirst.serving.ledger.rows import LAST_AUDIT, AuditRow, Entry, LedgerRow, StateRow
+from smallfirst.serving.ledger.shared_state import SharedState
 from smallfirst.serving.ledger.sums import outcome_of
 from smallfirst.serving.ledger.tables import ABOUT, EXPIRING, MACHINES, TABLES, utc_text
 
@@ -88,6 +89,7 @@ class Ledger(LedgerReader):
         self._closed = threading.Event()
         self._threads: list[threading.Thread] = []
         self._keep_rows_days, self._export_to = keep_rows_days, export_to
+        self.shared = SharedState(self.database)
         self._groups: set[int] = set()
         self._failing = False
         self._refused: Counter[tuple[int, str | None, str | None]] = Counter()

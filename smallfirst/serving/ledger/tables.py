@@ -146,6 +146,11 @@ MACHINES = Table(
 )
 """Seconds of an hour for which a host was up, and, under the empty host, for which models worked."""
 
+SHARED = Table(
+    "shared", LEDGER, _key("name", Text), _number("version", BigInteger), Column("value", Text, nullable=False)
+)
+"""Values of `SharedState`."""
+
 TEXTS = Table(
     "bodies",
     BODIES,

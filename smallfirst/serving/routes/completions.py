@@ -63,7 +63,7 @@ async def _answer(call: ApiCall, parsed: ParsedRequest) -> None:
     model = call.accept(parsed.model, parsed.requests)
     parsed = parsed._replace(requests=call.requests)
     await check_requested_schema(parsed)
-    with call.admitted(model, parsed.n_draws, n=parsed.n) as reservation:
+    async with call.admitted(model, parsed.n_draws, n=parsed.n) as reservation:
         if not parsed.stream:
             answer = await _send_whole(call, parsed, model)
         elif len(parsed.requests) * parsed.n == 1:

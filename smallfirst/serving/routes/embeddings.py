@@ -92,7 +92,7 @@ async def score(call: ApiCall, body: bytes) -> None:
 async def _answer(call: ApiCall, parsed: ScoreBody, compute: Callable[[Model], Awaitable[Computed]]) -> None:
     """Send and record what `compute` returns."""
     model = call.accept(parsed.model, [Request.ask(text) for text in parsed.input])
-    with call.admitted(model, n=0) as reservation:
+    async with call.admitted(model, n=0) as reservation:
         async with call.turn():
             data, n_tokens, charges = await compute(model)
         call.first_token_s = call.elapsed_s

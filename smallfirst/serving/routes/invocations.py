@@ -67,7 +67,7 @@ async def _predict(call: ApiCall, invocation: Invocation, name: object) -> None:
         row = dataclasses.replace(call, response=response, requests=(), unfinished=collect_unfinished(), answers=[])
         row.accept(first.model, (request,))
         try:
-            with row.admitted(model) as reservation:
+            async with row.admitted(model) as reservation:
                 (found,) = await complete_choices(row, model, first._replace(requests=row.requests))
                 reservation.add(found)
             await row.record(found)

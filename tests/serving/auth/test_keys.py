@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import stat
+import time
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 import httpx
 import pytest
+from fixtures.postgresql import new_database
 
 from smallfirst.errors import ConfigError
-from smallfirst.serving.auth.keys import KeyPolicy, KeyStore, KeyStoreUnreadable, hash_key, key_id, new_key
+from smallfirst.paths import home
+from smallfirst.serving.auth.keys import (
+    REFRESH_S,
+    KeyPolicy,
+    KeyStore,
+    KeyStoreUnreadable,
+    hash_key,
+    home_key_store,
+    key_id,
+    new_key,
+)
+from smallfirst.serving.ledger.ledger import Ledger, LedgerAway
 from smallfirst.serving.settings import ServeSettings
 
 FREE = KeyPolicy()
@@ -141,3 +158,78 @@ def test_keys_given_by_their_hash_work_beside_the_key_store(start, key_store: Ke
         assert [m.id for m in server.client(key).models.list()] == ["m"]
     key_store.path.write_text("{")  # a broken key store does not shut out the key of the command line
     assert [m.id for m in server.client(fixed).models.list()] == ["m"]
+
+
+def test_keys_beside_the_ledger_are_the_same_for_all_servers(place: Path | str) -> None:
+    ledgers = [Ledger(place), Ledger(place)]
+    made, serving = (KeyStore(ledger.shared) for ledger in ledgers)
+    assert not serving.key_required
+    key, secret = made.create("desk", FREE)
+
+    async def known() -> str:
+        await serving.refresh()
+        return found.state() if (found := serving.find(key.id)) else ""
+
+    assert asyncio.run(known()) == "active"
+    assert serving.key_required
+    made.revoke("desk")
+    assert asyncio.run(known()) == "active"  # read a moment ago
+    serving._read_at_s -= REFRESH_S
+    assert asyncio.run(known()) == "revoked"
+    assert secret not in json.dumps(ledgers[0].shared.get("keys"))
+    made.create("desk", FREE)
+    with pytest.raises(ConfigError, match="there is a key called"):
+        serving.create("desk", FREE)
+    assert len(serving.entries()) == 2
+    serving.used(key.id)
+    for _ in range(200):
+        if made.last_used():
+            break
+        time.sleep(0.01)
+    assert made.last_used() == {key.id: datetime.now(UTC).date().isoformat()}
+    for ledger in ledgers:
+        ledger.close()
+
+
+def test_keys_that_cannot_be_read_any_more_open_nothing_until_they_can(tmp_path: Path, monkeypatch: Any) -> None:
+    ledger = Ledger(tmp_path / "ledger.db")
+    store = KeyStore(ledger.shared)
+    key, _ = store.create("desk", FREE)
+
+    def away(_: str) -> int:
+        raise LedgerAway("no connection")
+
+    async def find() -> Any:
+        store._read_at_s -= REFRESH_S
+        await store.refresh()
+        return store.find(key.id)
+
+    assert asyncio.run(find()) == key
+    monkeypatch.setattr(ledger.shared, "version", away)
+    with pytest.raises(KeyStoreUnreadable):
+        asyncio.run(find())
+    assert store.key_required
+    monkeypatch.undo()
+    assert asyncio.run(find()) == key
+    ledger.close()
+
+
+def test_the_place_of_keys_is_the_file_until_they_are_moved_to_a_ledger_of_several_machines(
+    postgresql: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert home_key_store(write=True).path == home() / "keys.json"
+    monkeypatch.setenv("SMALLFIRST_LEDGER", place := new_database(postgresql))
+    assert unquote(home_key_store().place) == place
+    monkeypatch.delenv("SMALLFIRST_LEDGER")
+    key, _ = home_key_store(write=True).create("desk", FREE)
+    monkeypatch.setenv("SMALLFIRST_LEDGER", place)
+    file = home_key_store()
+    assert file.path == home() / "keys.json"  # those of before still open the server
+    assert file.move_to(home_key_store("ledger")) == 1
+    assert (unquote(home_key_store().place), home_key_store().entries()) == (place, (key,))
+    assert not (home() / "keys.json").exists()
+    monkeypatch.delenv("SMALLFIRST_LEDGER")
+    monkeypatch.setenv("SMALLFIRST_KEYS", "ledger")
+    assert home_key_store(write=True).place == str(home() / "ledger.db")
+    monkeypatch.setenv("SMALLFIRST_KEYS", str(home() / "keys-moved.json"))
+    assert home_key_store().entries() == (key,)

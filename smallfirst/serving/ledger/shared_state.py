@@ -1,0 +1,101 @@
+"""Small values that processes over one ledger share beside its rows: keys, what limits leave, who holds what.
+
+A value is JSON under a name. It is replaced only if nobody has replaced it meanwhile (compare and set), so no process
+waits for another that is frozen. Times are the database's, so clocks of machines need not agree.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, func, literal, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from smallfirst.serving.ledger.database import Database, LedgerAway, unavailable
+from smallfirst.serving.ledger.tables import SHARED
+
+_MOST_TRIES = 100
+R = TypeVar("R")
+Change = Callable[[Any, float], tuple[Any, R]]
+"""From a value (None: there is none) and the time in seconds to the value after and a result; it may run again, and
+must leave the value that it gets as it is."""
+
+
+class MemoryState:
+    """Values of one process alone."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._values = clock, dict[str, Any]()
+
+    async def update(self, name: str, change: Change[R]) -> R:
+        """Replace a value by what `change` makes of it, and return the result."""
+        self._values[name], result = change(self._values.get(name), self._clock())
+        return result
+
+
+class SharedState:
+    """The values of a ledger's database. Any thread may use it. Raise LedgerAway."""
+
+    def __init__(self, database: Database) -> None:
+        self.place, self._database = database.place, database
+        # Without a transaction in PostgreSQL: none can be left open.
+        self._single = database.reader.execution_options(isolation_level="AUTOCOMMIT")
+
+    def version(self, name: str) -> int:
+        """Return how often a value was replaced; 0 if there is none."""
+        return self._run(lambda connection: self._scalar(connection, SHARED.c.version, name) or 0)
+
+    def get(self, name: str) -> Any:
+        """Return a value; None if there is none."""
+        text = self._run(lambda connection: self._scalar(connection, SHARED.c.value, name))
+        return None if text is None else json.loads(text)
+
+    async def update(self, name: str, change: Change[R]) -> R:
+        """Replace a value by what `change` makes of it, in a thread, and return the result."""
+        return await asyncio.to_thread(self.replace, name, change)
+
+    def replace(self, name: str, change: Change[R]) -> R:
+        """Replace a value by what `change` makes of it, and return the result; nothing is written if it is the same."""
+        for _ in range(_MOST_TRIES):
+            done, result = self._run(lambda connection: self._try(connection, name, change), write=True)
+            if done:
+                return result
+        error = TimeoutError(f"{name}: others replace it all the time")
+        raise unavailable(self.place, "takes no value", error, LedgerAway)
+
+    def _try(self, connection: Connection, name: str, change: Change[R]) -> tuple[bool, R]:
+        t, is_file = SHARED.c, self._database.path is not None
+        now = literal(time.time()) if is_file else func.extract("epoch", func.clock_timestamp())
+        known = [select(column).where(t.name == name).scalar_subquery() for column in (t.version, t.value)]
+        at, version, text = connection.execute(select(now, *known)).one()
+        before = None if text is None else json.loads(text)
+        after, result = change(before, float(at))
+        if after is before:
+            return True, result
+        value = json.dumps(after, ensure_ascii=False, separators=(",", ":"))
+        if version is None:
+            row = self._database.insert(SHARED).values(name=name, version=1, value=value)
+            done = row.on_conflict_do_nothing().returning(t.version)
+            return connection.execute(done).first() is not None, result
+        replaced = SHARED.update().where(t.name == name, t.version == version)
+        return connection.execute(replaced.values(version=version + 1, value=value)).rowcount == 1, result
+
+    def _scalar(self, connection: Connection, column: Any, name: str) -> Any:
+        return connection.execute(select(column).where(SHARED.c.name == name)).scalar()
+
+    def _run(self, work: Callable[[Connection], R], *, write: bool = False) -> R:
+        try:
+            with self._begin(write) as connection:
+                return work(connection)
+        except SQLAlchemyError as error:
+            raise unavailable(self.place, "takes no value", error, LedgerAway) from None
+
+    def _begin(self, write: bool) -> AbstractContextManager[Connection]:
+        if self._database.path is None:
+            return self._single.connect()
+        return self._database.writer.begin() if write else self._database.reader.connect()
