@@ -25,7 +25,7 @@ from smallfirst.stats.intervals import wilson
 
 PACKAGE = Path(smallfirst.__file__).parent
 DOCUMENT = PACKAGE.parent / "docs" / "design" / "request_path.md"
-MAX_FILES = 28
+MAX_FILES = 30
 QUESTION = "where is my card"
 
 

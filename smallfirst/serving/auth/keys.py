@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import pydantic
 from pydantic import AliasChoices, AwareDatetime, Field
@@ -33,6 +33,9 @@ from smallfirst.records import Record, parse_record
 from smallfirst.serving.auth.key_storage import FileStorage, TableStorage
 from smallfirst.serving.ledger.database import open_database
 from smallfirst.serving.ledger.shared_state import SharedState
+
+if TYPE_CHECKING:
+    from smallfirst.serving.ledger.ledger import Ledger
 
 FILE_NAME = "keys.json"
 IN_LEDGER = "ledger"
@@ -118,10 +121,8 @@ class _File(Record):
 class KeyStore:
     """The keys in one place. Reading is for one thread; any number of processes may change them."""
 
-    def __init__(self, place: Path | SharedState) -> None:
-        """`place` is a file, or the database of a ledger."""
-        self._storage = FileStorage(place) if isinstance(place, Path) else TableStorage(place)
-        self.place = self._storage.place
+    def __init__(self, path: Path) -> None:
+        self._storage: FileStorage | TableStorage = FileStorage(path)
         self._version: object = None
         self._by_id: Mapping[str, ApiKey] = {}
         self._readable = True
@@ -129,6 +130,16 @@ class KeyStore:
         self._used: dict[str, str] = {}
         self._read_at_s = float("-inf")
         self._reading = asyncio.Lock()
+
+    @classmethod
+    def beside(cls, ledger: Ledger) -> KeyStore:
+        """Return the keys in the database of a ledger."""
+        return _in_state(ledger.shared)
+
+    @property
+    def place(self) -> str:
+        """The file, or the database."""
+        return self._storage.place
 
     @property
     def path(self) -> Path:
@@ -299,11 +310,17 @@ def home_key_store(place: str = "", *, write: bool = False, state: SharedState |
     where = ledger_place(create=write)
     if not chosen and isinstance(where, Path):
         return file
-    table = KeyStore(state or SharedState(open_database(where)))
+    table = _in_state(state or SharedState(open_database(where)))
     if chosen or table.entries() or not file.entries():
         return table
     _log.warning("keys are those of %s, which other machines do not see: smallfirst keys move", file.place)
     return file
+
+
+def _in_state(state: SharedState) -> KeyStore:
+    store = KeyStore(Path(FILE_NAME))
+    store._storage = TableStorage(state)
+    return store
 
 
 def new_id() -> str:

@@ -162,7 +162,7 @@ def test_keys_given_by_their_hash_work_beside_the_key_store(start, key_store: Ke
 
 def test_keys_beside_the_ledger_are_the_same_for_all_servers(place: Path | str) -> None:
     ledgers = [Ledger(place), Ledger(place)]
-    made, serving = (KeyStore(ledger.shared) for ledger in ledgers)
+    made, serving = (KeyStore.beside(ledger) for ledger in ledgers)
     assert not serving.key_required
     key, secret = made.create("desk", FREE)
 
@@ -193,7 +193,7 @@ def test_keys_beside_the_ledger_are_the_same_for_all_servers(place: Path | str) 
 
 def test_keys_that_cannot_be_read_any_more_open_nothing_until_they_can(tmp_path: Path, monkeypatch: Any) -> None:
     ledger = Ledger(tmp_path / "ledger.db")
-    store = KeyStore(ledger.shared)
+    store = KeyStore.beside(ledger)
     key, _ = store.create("desk", FREE)
 
     def away(_: str) -> int:
