@@ -12,7 +12,6 @@ from smallfirst.batch.folder import Part, requests_in
 from smallfirst.deployment.task_deployment import CERTIFICATE, TargetVersions, TaskDeployment
 from smallfirst.errors import ModelError, NotRecorded, RateLimited, RequestRefused, Unauthorised
 from smallfirst.models.few_shot import PromptedModel
-from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import MANIFEST, read_manifest
 from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.models.wrappers import DelegatingModel
@@ -21,6 +20,7 @@ from smallfirst.pipeline.large_model import prompted_model, worst_usd
 from smallfirst.pipeline.router_setup import routes_to_challenger, versioned_name
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
+from smallfirst.project.small_model import load_small
 from smallfirst.project.task_file import TaskFile, read_task_file
 from smallfirst.records import Record, fingerprint
 from smallfirst.registry import versions
@@ -126,7 +126,7 @@ class Scorer:
         named = Path(reference).is_absolute()
         folder = Path(reference) if named else versions.resolve(reference).folder
         name = folder.name if named else versioned_name(f"{file.name}-small", int(reference.rpartition("/")[2]))
-        return load_model(folder, name=name, price=file.prices.machine), read_manifest(folder).task
+        return load_small(file, folder, name=name), read_manifest(folder).task
 
     def _router(self, file: TaskFile) -> tuple[Model, Any]:
         """Return the Router as it is served, without its audits: a batch is no traffic that tells of drift."""

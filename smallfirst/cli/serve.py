@@ -220,6 +220,7 @@ def _engines(wanted: Sequence[Path]) -> str:
     """Which engine answers for each model of the tasks, and why; nothing is loaded."""
     from smallfirst.models.engines.engine import ModelSource
     from smallfirst.models.engines.selection import choose_engine, detect_environment, explain_choices
+    from smallfirst.models.loading import on_vllm
     from smallfirst.paths import state_of
     from smallfirst.pipeline.large_model import general_source
     from smallfirst.project.task_file import read_task_file
@@ -229,7 +230,8 @@ def _engines(wanted: Sequence[Path]) -> str:
     for file in map(read_task_file, wanted):
         with state_of(file.folder):
             version = versions.resolve(f"{file.register_to}@{versions.CHAMPION}")
-            choices.append(choose_engine(ModelSource(version.folder, f"{file.name}-small"), environment))
+            small = on_vllm(ModelSource(version.folder, f"{file.name}-small"), file.small.vllm)
+            choices.append(choose_engine(small, environment))
             if (source := general_source(file, download=False)) is not None:
                 choices.append(choose_engine(source._replace(name=f"{file.name}-large"), environment))
     return explain_choices(choices, environment.hardware)

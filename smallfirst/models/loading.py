@@ -28,7 +28,13 @@ def load_model(
     it. With `vllm` that runs language models; linear ones and encoders stay in this process.
     """
     read_manifest(folder)  # raises the error that names what is missing
-    source = ModelSource(folder, name, certified=certified, prices=PriceBook(machine=price or MachinePrice()))
-    if vllm is not None and source.kind in ("label", "generative"):
-        source = source._replace(engine="vLLM", settings=vllm.model_dump(exclude_defaults=True))
+    prices = PriceBook(machine=price or MachinePrice())
+    source = on_vllm(ModelSource(folder, name, certified=certified, prices=prices), vllm)
     return run_in_thread(lambda: load(source))
+
+
+def on_vllm(source: ModelSource, vllm: VllmServer | None) -> ModelSource:
+    """Return the source with vLLM as its engine, where that is given and it is a language model."""
+    if vllm is None or source.kind not in ("label", "generative"):
+        return source
+    return source._replace(engine="vLLM", settings=vllm.model_dump(exclude_defaults=True))

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from smallfirst.data.dataset import Dataset, Message
 from smallfirst.errors import ConfigError
 from smallfirst.models.few_shot import PromptedModel, fixed_shots
-from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.protocol import Model
 from smallfirst.pipeline.large_model import GGUF_AT_ONCE, prompted_model, told_task, worst_usd
+from smallfirst.project.small_model import load_small
 from smallfirst.project.task_file import LargeConfig, TaskFile
 from smallfirst.records import fingerprint
 from smallfirst.tasks.task import Task
@@ -74,7 +74,7 @@ def local_teacher(folder: Path, file: TaskFile, task: Task) -> Teacher:
             f"are not those of {task.name}",
             hint="give a model of this task, trained on its labelled rows",
         )
-    model = load_model(folder, name=f"{task.name} model in {folder.name}", price=file.prices.machine)
+    model = load_small(file, folder, name=f"{task.name} model in {folder.name}")
     longest = file.prices.machine.cost_usd(LOCAL_TIMEOUT_S)
     prompt_fingerprint = fingerprint(manifest.model_dump())
     return Teacher(
