@@ -6,7 +6,8 @@ ROWS.jsonl holds `text` and `label`; a row is a conversation of two turns under 
 label's text its answer. There is no system prompt unless `--system TEXT` gives one, which we compute once per batch. Peers
 need environments of their own (`pip install trl`, `pip install llamafactory`): give their interpreters. TRL
 gets our tokens. Each round runs every side once, a warm-up and then some steps, with the machine's bf16 and fp32
-matrix rate measured before and after each; medians over the rounds are shown. "Of the peak" means 6 FLOPs for each weight
+matrix rate measured before and after each; medians over the rounds are shown. `--method lora` trains adapters of rank 16
+on both sides (TRL with peft), `--tokens 2048` joins texts to rows of so many tokens. "Of the peak" means 6 FLOPs for each weight
 outside the embedding and each real token, over the bf16 rate.
 """
 
@@ -52,15 +53,25 @@ def matrix_rate(dtype: torch.dtype, seconds: float = 1.0) -> float:
     return n * 2 * 2048**3 / (now() - began)
 
 
-def write_rows(base: Path, source: Path, into: Path, n: int, system: str) -> None:
-    """Write the rows in tokens to `into`, and the conversations for a side that tokenizes itself."""
+def write_rows(base: Path, source: Path, into: Path, n: int, system: str, tokens: int = 0) -> None:
+    """Write the rows in tokens to `into`, and the conversations for a side that tokenizes itself.
+
+    With `tokens` texts are joined to rows of about so many.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     before = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
     with source.open(encoding="utf-8") as lines, into.open("w", encoding="utf-8") as out:
+        joined, length = [], 0
         for line, _ in zip(lines, range(n), strict=False):
             row = json.loads(line)
+            if tokens:
+                joined.append(row["text"])
+                length += len(tokenizer.encode(row["text"])) + 1
+                if length < tokens:
+                    continue
+                row["text"], joined, length = "\n".join(joined), [], 0
             answer = row["label"].replace("_", " ")
             prompt = tokenizer.encode(f"{before}<|im_start|>user\n{row['text']}<|im_end|>\n<|im_start|>assistant\n")
             target = tokenizer.encode(f"{answer}<|im_end|>")
@@ -74,15 +85,16 @@ def write_rows(base: Path, source: Path, into: Path, n: int, system: str) -> Non
             out.write(json.dumps(record) + "\n")
 
 
-def ours(base: Path, rows: Path, frozen: int) -> dict[str, float]:
+def ours(base: Path, rows: Path, frozen: int, method: Any) -> dict[str, float]:
     """Figures of our own steps, in this process."""
     from smallfirst.training.batches import TokenizedRow
     from smallfirst.training.causal_lm import CausalBackend
     from smallfirst.training.config import TrainConfig, epoch_seed
     from smallfirst.training.loop import TrainingLoop
 
-    config = TrainConfig(batch_tokens=1024, frozen_layers=frozen)
     read = [json.loads(line) for line in rows.open(encoding="utf-8")]
+    longest = max(len(row["ids"]) for row in read)
+    config = TrainConfig(batch_tokens=max(1024, longest), frozen_layers=frozen, method=method)
     learnt = [TokenizedRow(tuple(row["ids"]), row["n_prompt"]) for row in read]
     study = CausalBackend()
     model, _ = study.load(base, config)
@@ -115,13 +127,14 @@ def run_side(side: Side, base: Path, rows: Path) -> dict[str, float]:
 
 def sides(wanted: argparse.Namespace) -> list[Side]:
     """Everybody who takes part."""
-    own = (sys.executable, "-m", "benchmarks.training.speed", "--own")
+    own = (sys.executable, "-m", "benchmarks.training.speed", "--own", wanted.method)
     found = [Side("ours", (*own, "0"))]
     if wanted.frozen:
         found.append(Side(f"ours, {wanted.frozen} lower layers frozen", (*own, str(wanted.frozen))))
     if wanted.trl:
         script = "-m", "benchmarks.peers.train_trl"
-        found += [Side(f"TRL, {how}", (wanted.trl, script, how)) for how in ("defaults", "bf16 grouped")]
+        ways = ("lora",) if wanted.method == "lora" else ("defaults", "bf16 grouped")
+        found += [Side(f"TRL, {how}", (wanted.trl, *script, how)) for how in ways]
     if wanted.llamafactory:
         found.append(Side("LLaMA-Factory", (wanted.llamafactory, "-m", "benchmarks.peers.train_llamafactory")))
     return found
@@ -155,6 +168,8 @@ def main() -> None:
     parser.add_argument("--frozen", type=int, default=0)
     parser.add_argument("--system", default="")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--method", choices=("full", "lora", "qlora"), default="full")
+    parser.add_argument("--tokens", type=int, default=0)
     wanted = parser.parse_args()
     from transformers import AutoModelForCausalLM
 
@@ -165,7 +180,7 @@ def main() -> None:
     rates: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as scratch:
         rows = Path(scratch) / "rows.jsonl"
-        write_rows(wanted.base, wanted.rows, rows, 2000, wanted.system)
+        write_rows(wanted.base, wanted.rows, rows, 2000, wanted.system, wanted.tokens)
         for number in range(wanted.rounds):
             for side in sides(wanted):
                 before = matrix_rate(torch.bfloat16)
@@ -181,6 +196,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--own"]:
-        print(json.dumps(ours(Path(sys.argv[3]), Path(sys.argv[4]), int(sys.argv[2]))))
+        print(json.dumps(ours(Path(sys.argv[4]), Path(sys.argv[5]), int(sys.argv[3]), sys.argv[2])))
     else:
         main()
