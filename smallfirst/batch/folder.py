@@ -199,8 +199,13 @@ class BatchFolder:
 
     def close(self) -> BatchCounts:
         """Return how far the batch is; if nothing is left to be asked, not even again, remove the working files."""
+        if not self.about.finished:
+            self._close()
         if self.about.finished:
-            return self.about.counts
+            shutil.rmtree(self.folder / WORK, ignore_errors=True)
+        return self.about.counts
+
+    def _close(self) -> None:
         n_rows, n_requests, n_errors, n_parts, n_written = self._row(
             "SELECT coalesce(sum(n_rows), 0), coalesce(max(last), 0), coalesce(sum(n_errors), 0), count(*), "
             "coalesce(sum(written), 0) FROM parts"
@@ -222,9 +227,6 @@ class BatchFolder:
         self._save(counts=counts, finished=finished)
         self._db.close()
         os.close(self._lock)
-        if finished:
-            shutil.rmtree(self.folder / WORK)
-        return counts
 
     @property
     def spent_usd(self) -> float:
