@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from smallfirst.cluster.ray_session import ADDRESS, ray_session
 from smallfirst.errors import ConfigError
 from smallfirst.models.protocol import Model
-from smallfirst.paths import ledger_at, state_of
+from smallfirst.paths import ledger_at, ledger_place, state_of
 from smallfirst.serving.admission import RETRY_AFTER_S
 from smallfirst.serving.app import build_app, start_background_work
 from smallfirst.serving.auth.keys import home_key_store
@@ -179,9 +179,7 @@ def open_replica(wanted: str) -> ReplicaApp:
     return ReplicaApp(getattr(import_module(module), function)(arguments))
 
 
-def serve_replicas(
-    arguments: Sequence[str], n: int, *, settings: ServeSettings, service: str = SERVICE, num_cpus: int | None = None
-) -> None:
+def serve_replicas(arguments: Sequence[str], n: int, *, settings: ServeSettings, service: str = SERVICE) -> None:
     """Serve with `n` replicas, here or on the cluster at RAY_ADDRESS, until SIGINT or SIGTERM.
 
     Then new requests are refused, running ones have `settings.drain_s` seconds, and the replicas close their models; a
@@ -196,9 +194,10 @@ def serve_replicas(
     if here:
         os.environ.update(ENVIRONMENT)
     args = {"service": service, "serve": list(arguments), "folder": str(Path.cwd())}
-    with ray_session(num_cpus=num_cpus or max(n, os.cpu_count() or 1)) as ray:
+    with ray_session(num_cpus=max(n, os.cpu_count() or 1)) as ray:
         from ray import serve
 
+        check_ledger(sum(node["Alive"] for node in ray.nodes()))
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         n_gpus = min(1.0, ray.cluster_resources().get("GPU", 0) / n)
         http = {"host": settings.host, "port": port, "keep_alive_timeout_s": 15}
@@ -213,6 +212,15 @@ def serve_replicas(
         handle.broadcast("stop").results(timeout_s=settings.drain_s + _CLOSE_S, return_exceptions=True)
         serve.delete(APPLICATION)
     print("smallfirst stopped", flush=True)
+
+
+def check_ledger(n_machines: int) -> None:
+    """Raise ConfigError where replicas on several machines would each write a file of their own."""
+    if n_machines > 1 and isinstance(ledger_place(), Path):
+        raise ConfigError(
+            f"replicas on {n_machines} machines need one ledger that all of them reach",
+            hint="--ledger postgresql://USER@HOST/DATABASE",
+        )
 
 
 def _wait_for_signal(most_s: float) -> None:

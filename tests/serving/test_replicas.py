@@ -25,8 +25,17 @@ from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from smallfirst.errors import ConfigError
+from smallfirst.paths import ledger_at
 from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.replicas import ENVIRONMENT, HEALTH_PATH, Edge, ReplicaApp, open_replica, serve_replicas
+from smallfirst.serving.replicas import (
+    ENVIRONMENT,
+    HEALTH_PATH,
+    Edge,
+    ReplicaApp,
+    check_ledger,
+    open_replica,
+    serve_replicas,
+)
 from smallfirst.serving.settings import ServeSettings
 
 PATH = "/v1/chat/completions"
@@ -140,6 +149,14 @@ def test_a_replica_on_a_machine_without_the_tasks_says_so(tmp_path: Path) -> Non
 def test_replicas_on_other_addresses_need_a_key_as_well() -> None:
     with pytest.raises(ConfigError, match="can be reached from other machines"):
         serve_replicas([], 2, settings=ServeSettings(host="0.0.0.0"))
+
+
+def test_replicas_on_several_machines_need_a_ledger_that_all_reach() -> None:
+    check_ledger(1)
+    with pytest.raises(ConfigError, match="on 2 machines need one ledger"):
+        check_ledger(2)
+    with ledger_at("postgresql://sf@db/sf"):
+        check_ledger(2)
 
 
 class Serving(NamedTuple):
