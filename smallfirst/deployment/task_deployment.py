@@ -18,13 +18,15 @@ from smallfirst.errors import RegistryError, StageMissing
 from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import MANIFEST, read_manifest
 from smallfirst.models.protocol import Model, Request
-from smallfirst.paths import state_of
+from smallfirst.paths import home, state_of
 from smallfirst.pipeline import large_model as large_path
 from smallfirst.pipeline.confidence_heads import HEADS, ConfidenceHeads
 from smallfirst.pipeline.parity import PARITY, ParityResult
 from smallfirst.pipeline.router_setup import (
+    CHEAP,
     PROFILE_FOLDER,
     REFERENCE,
+    RUN,
     TrafficReference,
     challenger_stages,
     load_ood_detector,
@@ -56,8 +58,6 @@ from smallfirst.serving.ledger.rows import LedgerRow
 _log = logging.getLogger("smallfirst.serving")
 CERTIFICATE = "certificate.json"
 """Attachment that a version needs before it may be served."""
-CHEAP = ("words", "static", "encoder")
-"""Linear candidates, of which the first that a run has is asked about the answers of others."""
 P = ParamSpec("P")
 R = TypeVar("R")
 Trial = Callable[[Sequence[Model]], None]
@@ -186,7 +186,10 @@ class TaskDeployment:
         file = self.file
         version = versions.resolve(f"{file.register_to}/{wanted.champion}")
         # The version's own run, not the newest one: that may be a challenger's that has lost.
-        run_folder = RunFolder.latest(file.name, version.tags.get("run"))
+        run = version.tags.get("run")
+        if run and not (folder := home() / "tasks" / file.name / run).exists():
+            versions.fetch_folder(version.name, version.version, RUN, folder)
+        run_folder = RunFolder.latest(file.name, run)
         where = f"{version.name} version {version.version}"
         certificate = Certificate.from_json(_attached(version, CERTIFICATE), where=f"the certificate of {where}")
         reference = TrafficReference.from_json(_attached(version, REFERENCE, b"{}"), where=f"the reference of {where}")

@@ -18,6 +18,7 @@ from smallfirst.evaluation.evaluate import EvaluationSetup, restrict_to_rows
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.manifest import read_manifest
 from smallfirst.pipeline.confidence_heads import (
+    GAIN,
     HEADS,
     ConfidenceHeads,
     ForeignDrafts,
@@ -29,7 +30,10 @@ from smallfirst.pipeline.confidence_heads import (
 )
 from smallfirst.pipeline.evaluate import measure_router
 from smallfirst.pipeline.router_setup import (
+    CHEAP,
+    PROFILE_FOLDER,
     REFERENCE,
+    RUN,
     TrafficReference,
     cascade_stages,
     fit_profile,
@@ -84,7 +88,7 @@ def calibrate_stage(project: Project, run_folder: RunFolder, promotion: Promotio
         found.certificate.save(run_folder.path / CERTIFICATE)
         found.save(run_folder.path / CERTIFIED)
         asyncio.run(measure_router(project, run_folder, kept, found.heads, candidate=candidate))
-    attach_certified(promotion, found)
+    attach_certified(promotion, found, run_folder)
     return found.certificate
 
 
@@ -149,8 +153,15 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
     return found
 
 
-def attach_certified(promotion: Promotion, found: Certified) -> None:
-    """Attach the certificate, the heads and the reference of live traffic to the version that is or goes live."""
+def attach_certified(promotion: Promotion, found: Certified, run_folder: RunFolder) -> None:
+    """Attach the certificate, the heads and the reference of live traffic to the version that is or goes live.
+
+    What a server needs of the run goes with them, where the registry is not on this machine: models of words and
+    sentence encoders, which may answer first or are asked about the others' answers, and what recognises the task.
+    """
+    kept = {PROFILE_FOLDER, GAIN, *(run_folder.model_folder(name).name for name in CHEAP)}
+    paths = [path for path in run_folder.path.iterdir() if path.name in kept or path.suffix == ".json"]
+    versions.attach_folder(promotion.name, promotion.version, RUN, paths)
     for filename, record in ((CERTIFICATE, found.certificate), (HEADS, found.heads), (REFERENCE, found.reference)):
         versions.attach(promotion.name, promotion.version, filename, record.model_dump_json(indent=2).encode())
 

@@ -98,7 +98,7 @@ def promote_stage(project: Project, run_folder: RunFolder, candidate: str | None
         plan=verdict.plan,
     )
     if verdict.plan == "small first":  # without its certificate it may answer nothing
-        attach_certified(promotion, Certified.load(run_folder.path / CERTIFIED))
+        attach_certified(promotion, Certified.load(run_folder.path / CERTIFIED), run_folder)
     versions.promote(version.name, version.version)
     promotion.save(run_folder.path / "promoted.json")
     how = f"{verdict.candidate}, {verdict.plan}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 import uuid
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
@@ -80,6 +82,28 @@ class StoredModel(Record):
             if wanted not in [item.path for item in store.list_artifacts(self.run_id, f"{self.entry}/attachments")]:
                 return None
             return Path(store.download_artifacts(self.run_id, wanted, temporary)).read_bytes()
+
+    def write_folder(self, name: str, paths: Iterable[Path]) -> None:
+        """Upload files and folders beside the model as folder `name`, unless artifacts are on this machine."""
+        inside = f"{self.entry}/{name}"
+        with store_errors():
+            for path in paths if self.local_folder() is None else ():
+                if path.is_dir():
+                    client().log_artifacts(self.run_id, str(path), f"{inside}/{path.name}")
+                else:
+                    client().log_artifact(self.run_id, str(path), inside)
+
+    def read_folder(self, name: str, to: Path) -> None:
+        """Download such a folder to `to`, which does not exist yet; nothing if there is none."""
+        wanted, store = f"{self.entry}/{name}", client()
+        with store_errors():
+            if self.local_folder() is not None or not store.list_artifacts(self.run_id, wanted):
+                return
+            to.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=to.parent, prefix=".") as temporary:
+                downloaded = Path(store.download_artifacts(self.run_id, wanted, temporary))
+                with suppress(OSError):  # another process was faster
+                    downloaded.rename(to)
 
 
 def upload(run_id: str, folder: Path, manifest: Manifest) -> StoredModel:

@@ -15,6 +15,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
+from urllib.parse import quote
 
 from smallfirst.errors import SmallfirstError
 from smallfirst.files import locked
@@ -34,6 +35,9 @@ PARAM_CHARS = 6000
 TAG_CHARS = 5000
 MAX_BUFFERED_METRICS = 100_000
 """Metrics held in memory while the store does not answer; older ones are dropped."""
+
+ARTIFACT_ROOT = "MLFLOW_DEFAULT_ARTIFACT_ROOT"
+"""Environment variable of MLflow: where files of new experiments go, such as `s3://models/smallfirst`."""
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -193,8 +197,11 @@ def experiment_id(store: MlflowClient, name: str) -> str:
     found = store.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
-    # A database stores no files, so they go to the state folder; a server has its own artifact store.
-    location = None if re.match(r"https?:|databricks|uc:", tracking_uri()) else artifact_folder().as_uri()
+    # A database stores no files, so they go to the state folder or an object store; a server has a store of its own.
+    chosen = os.environ.get(ARTIFACT_ROOT, "").strip().rstrip("/")
+    location: str | None = f"{chosen}/{quote(name, safe='')}" if chosen else artifact_folder().as_uri()
+    if re.match(r"https?:|databricks|uc:", tracking_uri()):
+        location = None
     try:
         return str(store.create_experiment(name, artifact_location=location))
     except MlflowException:

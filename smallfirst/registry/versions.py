@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -132,6 +132,16 @@ def read_attachment(name: str, version: int, filename: str) -> bytes | None:
     """Return what `attach` stored under `filename`, or None."""
     _check_filename(filename)
     return _stored(_row(check_name(name), version)).read_attachment(filename)
+
+
+def attach_folder(name: str, version: int, folder_name: str, paths: Iterable[Path]) -> None:
+    """Store files and folders beside the version, for other machines; nothing where artifacts are on this one."""
+    _stored(_row(check_name(name), version)).write_folder(folder_name, paths)
+
+
+def fetch_folder(name: str, version: int, folder_name: str, to: Path) -> None:
+    """Download what `attach_folder` stored to `to`, which does not exist yet; nothing if there is none."""
+    _stored(_row(check_name(name), version)).read_folder(folder_name, to)
 
 
 def check_name(name: str) -> str:
