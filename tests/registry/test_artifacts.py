@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from fixtures.postgresql import new_database
+
 from smallfirst.gate.check_result import CheckResult
 from smallfirst.gate.verdict import Verdict
 from smallfirst.registry import versions
