@@ -9,21 +9,24 @@ import csv
 import hashlib
 import io
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from smallfirst.data.row_formats import Columns, message_rules, text_rules
+from smallfirst.data.sources.delta import DELTA_LOG
 from smallfirst.data.sources.load import load_raw
 from smallfirst.data.sources.parquet import PARQUET, batch_rows, import_pyarrow
 from smallfirst.data.sources.reader import MAX_ROW_BYTES, NumberedRow, ReadBudget, first_line
 from smallfirst.data.sources.tables import detect_delimiter
 from smallfirst.data.sources.text_files import file_format
-from smallfirst.errors import DataError
+from smallfirst.errors import DataError, did_you_mean
 from smallfirst.records import fingerprint
 
 _JSON_LINES, _TABLES = (".jsonl", ".ndjson"), {".csv": ",", ".tsv": "\t"}
+_HIDDEN = re.compile(r"/[._]")
 _STREAMED = (PARQUET, *_JSON_LINES, *_TABLES)
 
 
@@ -51,18 +54,18 @@ class RowSource:
         from pyarrow import fs
 
         try:
-            where = address if "://" in address else str(Path(address).absolute())
-            self._files, path = fs.FileSystem.from_uri(where)
-            found = self._files.get_file_info(path)
-            if found.type == fs.FileType.Directory:
+            local = fs.LocalFileSystem(), str(Path(address).absolute())
+            self._files, path = fs.FileSystem.from_uri(address) if "://" in address else local
+            files = listed = [self._files.get_file_info(path)]
+            if files[0].type == fs.FileType.Directory:
                 listed = self._files.get_file_info(fs.FileSelector(path, recursive=True))
-                files = [one for one in listed if one.is_file and not one.base_name.startswith((".", "_"))]
-            else:
-                files = [found] if found.is_file else []
+                files = [one for one in listed if not _HIDDEN.search(one.path[len(path) :])]
+            is_delta = any(one.base_name == DELTA_LOG for one in listed)  # its old files are still there
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{address}: {first_line(error)}") from None
-        self._infos = sorted(files, key=lambda one: one.path)
-        self._streamed = bool(files) and all(file_format(Path(one.path)) in _STREAMED for one in files)
+        self._infos = sorted((one for one in files if one.is_file), key=lambda one: one.path)
+        known = all(file_format(Path(one.path)) in _STREAMED for one in self._infos)
+        self._streamed = bool(self._infos) and known and not is_delta
 
     @property
     def fingerprint(self) -> str:
@@ -74,6 +77,8 @@ class RowSource:
             if isinstance(values, str):
                 yield BatchRow(number, (None,) * len(self.keep), "", values)
                 continue
+            if number == 1 and (lost := [name for name in self.keep if name not in values]):
+                raise DataError(f"{self.address}: no column {lost[0]!r} to keep{did_you_mean(lost[0], values)}")
             request = self._request(values)
             kept = tuple(values.get(name) for name in self.keep)
             yield BatchRow(number, kept, *((request, "") if request.startswith("{") else ("", request)))

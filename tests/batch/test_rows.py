@@ -45,13 +45,21 @@ def write_all(folder: Path) -> list[Path]:
 
 
 def test_every_format_gives_the_same_requests(tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow")
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     for path in write_all(tmp_path):
         rows = read(path, keep=("id",))
         assert asked(rows) == TEXTS, path
         assert [row.number for row in rows] == [1, 2, 3]
         assert [int(row.kept[0]) for row in rows] == [0, 1, 2]
     assert asked(read(f"file://{tmp_path}/rows.csv")) == TEXTS
+    deltalake = pytest.importorskip("deltalake")
+    table, odd = pa.table({"text": TEXTS}), tmp_path / "100% of #1 ä.d"
+    odd.mkdir()
+    for rows in (table, table.slice(1)):
+        deltalake.write_deltalake(str(odd / "delta"), rows, mode="overwrite")
+    assert asked(read(odd / "delta")) == TEXTS[1:]
+    pq.write_table(table, odd / "rows.parquet")
+    assert asked(read(odd / "rows.parquet")) == TEXTS
 
 
 def test_a_bad_row_has_its_rule_and_the_others_are_read(tmp_path: Path) -> None:
@@ -102,5 +110,8 @@ def test_another_file_is_another_source_and_none_is_an_error(tmp_path: Path) -> 
     assert RowSource(str(path), columns=Columns()).fingerprint == first
     path.write_text('{"text": "ab"}\n')
     assert RowSource(str(path), columns=Columns()).fingerprint != first
+    path.write_text('{"text": "a", "id": 1}\n')
+    with pytest.raises(DataError, match="no column 'idd' to keep — did you mean \"id\""):
+        read(path, keep=("idd",))
     with pytest.raises(DataError, match=r"no such file[\s\S]*did you mean .*rows\.jsonl"):
         read(tmp_path / "row.jsonl")
