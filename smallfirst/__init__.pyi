@@ -145,7 +145,6 @@ from smallfirst.serving.auth.keys import ApiKey as ApiKey
 from smallfirst.serving.auth.keys import KeyPolicy as KeyPolicy
 from smallfirst.serving.auth.keys import KeyStore as KeyStore
 from smallfirst.serving.ledger.ledger import Ledger as Ledger
-from smallfirst.serving.ledger.ledger import StageTotals as StageTotals
 from smallfirst.serving.ledger.rows import AttemptRow as AttemptRow
 from smallfirst.serving.ledger.rows import AuditRow as AuditRow
 from smallfirst.serving.ledger.rows import DraftRow as DraftRow

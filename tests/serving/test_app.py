@@ -284,10 +284,12 @@ def test_the_sums_of_the_ledger_are_the_sums_of_what_clients_were_told(start, ec
         except openai.NotFoundError:
             continue
         told.append((answer.smallfirst["cost_usd"], answer.usage.total_tokens))
-    totals = server.ledger.totals()
-    assert {stage: sums.n for stage, sums in totals.items()} == {"error": 1, "large": 1, "small": 2}
-    assert math.fsum(sums.cost_usd for sums in totals.values()) == math.fsum(c for c, _ in told)
-    tokens = sum(sums.prompt_tokens + sums.completion_tokens for sums in totals.values())
+    found = server.ledger.sums(by=("stage", "outcome"))
+    assert {(sums.stage, sums.outcome): sums.n for sums in found} == {
+        ("", "refused"): 1, ("large", "answered"): 1, ("small", "answered"): 2
+    }  # fmt: skip
+    assert math.fsum(sums.cost_usd for sums in found) == math.fsum(c for c, _ in told)
+    tokens = sum(sums.prompt_tokens + sums.completion_tokens for sums in found)
     assert tokens == sum(n for _, n in told) == 16
 
 

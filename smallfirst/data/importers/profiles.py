@@ -27,7 +27,6 @@ class Profile(NamedTuple):
 
     name: str
     content: Content
-    n_filled: int
     n_distinct: int
     words: float
     """Mean number of words of the values that are not empty."""
@@ -81,7 +80,7 @@ def _profile(name: str, values: Sequence[Any]) -> Profile:
     words = sum(map(count_words, texts)) / max(1, len(texts))
     numeric = bool(texts) and _share(_NUMBER, texts) >= _MOSTLY
     content = _content(filled, texts, counts, words, numeric=numeric)
-    return Profile(name, content, len(filled), len(counts), words, numeric)
+    return Profile(name, content, len(counts), words, numeric)
 
 
 def _content(

@@ -31,14 +31,14 @@ from smallfirst.serving.ledger.body_store import (
 )
 from smallfirst.serving.ledger.database import LedgerAway, LedgerUnavailable, open_database, reason, unavailable
 from smallfirst.serving.ledger.group_commit import GroupCommitWriter
-from smallfirst.serving.ledger.reader import LedgerReader, StageTotals
+from smallfirst.serving.ledger.reader import LedgerReader
 from smallfirst.serving.ledger.rollups import HOUR_S, Rollup, hour_of
 from smallfirst.serving.ledger.rows import LAST_AUDIT, AuditRow, Entry, LedgerRow, StateRow
 from smallfirst.serving.ledger.shared_state import SharedState
 from smallfirst.serving.ledger.sums import outcome_of
 from smallfirst.serving.ledger.tables import ABOUT, EXPIRING, MACHINES, TABLES, utc_text
 
-__all__ = ["Ledger", "LedgerAway", "LedgerRow", "LedgerUnavailable", "StageTotals"]
+__all__ = ["Ledger", "LedgerAway", "LedgerRow", "LedgerUnavailable"]
 
 _log = logging.getLogger("smallfirst.serving")
 

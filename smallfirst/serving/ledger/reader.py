@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 import threading
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from itertools import takewhile
@@ -14,7 +11,6 @@ from typing import Any, NamedTuple
 from sqlalchemy import Boolean, ColumnElement, Row, Select, Table, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from smallfirst.records import Record
 from smallfirst.serving.ledger.body_store import BodyStore, E, body_id, with_body
 from smallfirst.serving.ledger.database import Database, unavailable
 from smallfirst.serving.ledger.rollups import read_sums, within
@@ -24,19 +20,6 @@ from smallfirst.serving.ledger.tables import MACHINES, TABLES
 
 _CHUNK = 5_000
 """Rows that a scan reads at once."""
-
-
-class StageTotals(Record):
-    """Sums over the rows of one stage."""
-
-    n: int
-    cost_usd: float
-    """Sum of the costs that are known."""
-    n_cost_unknown: int
-    """Rows without a cost: no model was asked."""
-    prompt_tokens: int
-    completion_tokens: int
-    p50_latency_ms: float
 
 
 class Watched(NamedTuple):
@@ -115,16 +98,6 @@ class LedgerReader:
             raise unavailable(self.place, "gives no row", error) from None
         return Watched(found, tuple(takewhile(lambda row: (row.after_audit or 0) <= last, changes)))
 
-    def totals(self) -> dict[str, StageTotals]:
-        """Return sums by stage; rows that did not end with an answer are under `error`."""
-        stages: dict[str, list[Row[Any]]] = defaultdict(list)
-        t = TABLES[LedgerRow].c
-        for row in self._read(
-            select(t.status, t.stage, t.latency_ms, t.cost_usd, t.prompt_tokens, t.completion_tokens).order_by(t.stage)
-        ):
-            stages[row.stage if row.status == 200 else "error"].append(row)
-        return {stage: _sum_up(rows) for stage, rows in stages.items()}
-
     def sums(
         self,
         since: datetime | None = None,
@@ -201,15 +174,3 @@ def _select(kind: type[Entry], since: datetime | None, until: datetime | None, e
 
 def _entry(kind: type[E], row: Row[Any]) -> E:
     return kind.model_validate(dict(zip(kind.model_fields, row, strict=False)))  # `scan` adds a column at the end
-
-
-def _sum_up(rows: list[Row[Any]]) -> StageTotals:
-    costs = [row.cost_usd for row in rows if row.cost_usd is not None]
-    return StageTotals(
-        n=len(rows),
-        cost_usd=math.fsum(costs),
-        n_cost_unknown=len(rows) - len(costs),
-        prompt_tokens=sum(row.prompt_tokens or 0 for row in rows),
-        completion_tokens=sum(row.completion_tokens or 0 for row in rows),
-        p50_latency_ms=statistics.median(row.latency_ms for row in rows),
-    )

@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 from smallfirst.errors import ConfigError
-from smallfirst.serving.ledger.ledger import AlreadyRecorded, Ledger, LedgerRow, LedgerUnavailable, StageTotals
+from smallfirst.serving.ledger.ledger import AlreadyRecorded, Ledger, LedgerRow, LedgerUnavailable
 from smallfirst.serving.ledger.rows import AttemptRow, AuditRow, FeedbackRow, StateRow
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -75,30 +75,6 @@ def test_rows_come_in_order_of_writing_from_a_moment_on_and_the_newest_if_limite
     assert [row.id for row in ledger.rows(since=NOON + timedelta(hours=1))] == ["b", "c", "d"]
     assert [row.id for row in ledger.rows(limit=2)] == ["c", "d"]
     assert ledger.rows()[0].at == NOON
-    ledger.close()
-
-
-def test_totals_sum_per_stage_and_keep_errors_apart_with_unknown_cost(place: Path | str) -> None:
-    ledger = Ledger(place)
-    assert ledger.totals() == {}
-    ledger.append(answer("a", latency_ms=10, cost_usd=0.25))
-    ledger.append(answer("b", latency_ms=30, cost_usd=0.5))
-    ledger.append(answer("c", stage="large", latency_ms=7, cost_usd=2.0))
-    ledger.append(LedgerRow(id="d", at=NOON, served_name="", status=400, latency_ms=1.0))
-    assert ledger.totals() == {
-        "small": StageTotals(
-            n=2, cost_usd=0.75, n_cost_unknown=0, prompt_tokens=10, completion_tokens=2,
-            p50_latency_ms=20.0,
-        ),
-        "large": StageTotals(
-            n=1, cost_usd=2.0, n_cost_unknown=0, prompt_tokens=5, completion_tokens=1,
-            p50_latency_ms=7.0,
-        ),
-        "error": StageTotals(
-            n=1, cost_usd=0.0, n_cost_unknown=1, prompt_tokens=0, completion_tokens=0,
-            p50_latency_ms=1.0,
-        ),
-    }  # fmt: skip
     ledger.close()
 
 
