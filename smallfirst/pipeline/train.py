@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from smallfirst.errors import NothingGained, StageMissing
 from smallfirst.evaluation.label_errors import read_relabels
@@ -22,6 +22,7 @@ from smallfirst.registry import runs
 
 if TYPE_CHECKING:
     from smallfirst.training.config import TrainConfig
+    from smallfirst.training.loop import StepMetrics
     from smallfirst.training.recipes.recipe import Recipe
     from smallfirst.training.run import Run
 
@@ -118,6 +119,8 @@ def fine_tune(project: Project, recipe: Recipe, config: TrainConfig, *, base: st
 
     A folder in which training was interrupted is continued, in the MLflow run that it began with.
     """
+    from smallfirst.training.distributed import torchrun
+    from smallfirst.training.recipes.recipe import TaskRecipe
     from smallfirst.training.run import hold_folder, train
 
     weights = find_weights(base, log=project.progress.log)
@@ -134,17 +137,23 @@ def fine_tune(project: Project, recipe: Recipe, config: TrainConfig, *, base: st
         _tracked_run(project.file.name, folder, run_name, params) as tracked,
         project.progress.bar("training", 100, unit="%") as update,
     ):
-        run = train(
-            recipe,
-            config,
-            base=(base, weights),
-            tracked=tracked,
-            folder=folder,
-            on_epoch=project.on_epoch,
-            on_step=lambda step: update(
-                round(100 * step.progress), 100, f"loss {step.loss:.3f}, {step.tokens_per_s:.0f} tokens/s"
-            ),
-        )
+
+        def on_step(step: StepMetrics) -> None:
+            update(round(100 * step.progress), 100, f"loss {step.loss:.3f}, {step.tokens_per_s:.0f} tokens/s")
+
+        calls: dict[str, Any] = {"on_step": on_step, "on_epoch": project.on_epoch}
+        if isinstance(recipe, TaskRecipe) and (project.n_workers > 1 or torchrun.is_launched()):
+            from smallfirst.training.distributed.ray_train import train_on_ray
+            from smallfirst.training.distributed.work import new_work, write_work
+
+            work = new_work(recipe, config, (base, weights), tracked.run_id, shard=project.shard)
+            write_work(folder, recipe, work)
+            if torchrun.is_launched():
+                run: Run = torchrun.train_along(folder, tracked=tracked, **calls)
+            else:
+                run = train_on_ray(folder, project.n_workers, log=project.progress.log, **calls)
+        else:
+            run = train(recipe, config, base=(base, weights), tracked=tracked, folder=folder, **calls)
         tracked.log_artifact(folder / "events.jsonl")
     score = dict(run.validation_curve)[run.best_epoch]
     project.progress.log(

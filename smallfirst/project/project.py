@@ -35,6 +35,10 @@ class Project(NamedTuple):
     on_epoch: Callable[[int, float], bool] = lambda *_: False
     """Called in a fine-tune after each epoch with its number, from 1, and its score on selection rows; True ends the
     fine-tune there."""
+    n_workers: int = 1
+    """Processes on a Ray cluster that fine-tune a language model together."""
+    shard: bool = False
+    """Divide weights and optimizer state among them (FSDP2)."""
 
     @classmethod
     def read(cls, file: TaskFile, progress: Progress | None = None) -> Project:

@@ -52,8 +52,8 @@ class Work(Record):
 def write_work(folder: Path, recipe: TaskRecipe, work: Work) -> None:
     """Write what the processes need into a run's folder; what an earlier attempt told is removed."""
     place = folder / FOLDER
-    for name in ("error.json", "progress.json"):
-        (place / name).unlink(missing_ok=True)
+    for stale in (place / "error.json", place / "progress.json", folder / STOP_FILE):
+        stale.unlink(missing_ok=True)
     recipe.train_rows.save(place / "train.json")
     recipe.selection.save(place / "selection.json")
     work.save(place / "work.json")
@@ -73,6 +73,13 @@ def new_work(recipe: TaskRecipe, config: TrainConfig, base: tuple[str, Path], ru
     )
 
 
+def read_work(folder: Path) -> tuple[Work, TaskRecipe]:
+    """Return what `write_work` wrote."""
+    work = Work.load(folder / FOLDER / "work.json")
+    rows, selection = (Dataset.load(folder / FOLDER / f"{name}.json") for name in ("train", "selection"))
+    return work, TaskRecipe(work.task, rows, selection, work.teacher)
+
+
 def do_work(
     folder: Path,
     *,
@@ -81,15 +88,13 @@ def do_work(
     on_epoch: EpochCallback = lambda *_: False,
 ) -> Run:
     """Train as one process of the torch.distributed group; `tracked` is opened in the first one if it is not given."""
-    place = folder / FOLDER
-    work = Work.load(place / "work.json")
+    work, recipe = read_work(folder)
     os.environ["SMALLFIRST_HOME"] = str(work.state)
     leads = Group.joined().leads
-    rows, selection = (Dataset.load(place / f"{name}.json") for name in ("train", "selection"))
     opened = resume_run(work.run_id) if leads and tracked is None else None
     try:
         return train(
-            TaskRecipe(work.task, rows, selection, work.teacher),
+            recipe,
             work.config,
             base=(work.base, work.weights),
             tracked=tracked or opened or _Untracked(work.run_id),

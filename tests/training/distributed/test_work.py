@@ -12,11 +12,13 @@ import pytest
 from fixtures.training import Bench, event_kinds
 from fixtures.warm_processes import WarmProcess
 
+from smallfirst.errors import Cancelled, DataError
 from smallfirst.registry.runs import open_run
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.distributed.work import FOLDER, do_work, new_work, write_work
+from smallfirst.training.distributed.work import FOLDER, Watch, do_work, new_work, write_work
+from smallfirst.training.loop import StepMetrics
 from smallfirst.training.recipes.recipe import TaskRecipe
-from smallfirst.training.run import Run
+from smallfirst.training.run import CANCEL_FILE, STOP_FILE, Run
 
 pytestmark = pytest.mark.usefixtures("module_home")
 
@@ -80,3 +82,39 @@ def test_two_processes_go_the_way_of_one_and_a_killed_run_goes_on_with_another_n
     assert event_kinds(folder).count("EPOCH_FINISHED") >= 3
     assert (run.folder / "model.safetensors").is_file()
     assert json.loads((folder / FOLDER / "progress.json").read_text())["progress"] == 1
+
+
+def test_what_the_first_process_writes_is_relayed_and_on_epoch_ends_the_run(bench: Bench, tmp_path: Path) -> None:
+    folder = prepared(bench, tmp_path)
+    steps: list[StepMetrics] = []
+    epochs: list[int] = []
+    watch = Watch(folder, steps.append, lambda epoch, score: bool(epochs.append(epoch)) or epoch == 2, print)
+    watch.look()  # nothing is there yet
+    do_work(folder, on_step=lambda _: watch.look())
+    watch.raise_error()
+    assert epochs == [1, 2]
+    assert (folder / STOP_FILE).is_file()
+    run = Run.load(folder / "run.json")
+    assert len(run.validation_curve) == 2
+    assert steps == []  # only do_work_and_tell writes steps
+
+
+def test_an_error_of_a_process_reaches_the_user_and_is_not_tried_again(
+    bench: Bench, tmp_path: Path, warm_parent: None
+) -> None:
+    bad = bench.rows.examples[0].model_copy(update={"answer": "nonsense"})
+    folder = prepared(bench, tmp_path, rows=bench.rows.subset("bad", (bad,)))
+    assert 0 not in run_in(folder, 2)
+    with pytest.raises(DataError, match="1 of 1 rows cannot be trained on"):
+        Watch(folder, print, lambda *_: False, print).raise_error()
+    assert run_in(folder, 2) == [0, 0]
+    assert event_kinds(folder) == ["CREATED", "FAILED"]
+
+
+def test_a_cancel_file_ends_all_processes(bench: Bench, tmp_path: Path, warm_parent: None) -> None:
+    folder = prepared(bench, tmp_path)
+    (folder / CANCEL_FILE).touch()
+    assert 0 not in run_in(folder, 2)
+    with pytest.raises(Cancelled, match="cancelled at step 1 of"):
+        Watch(folder, print, lambda *_: False, print).raise_error()
+    assert event_kinds(folder)[-1] == "STOPPED"
