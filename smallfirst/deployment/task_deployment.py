@@ -21,7 +21,7 @@ from smallfirst.models.protocol import Model, Request
 from smallfirst.paths import home, state_of
 from smallfirst.pipeline import large_model as large_path
 from smallfirst.pipeline.confidence_heads import HEADS, ConfidenceHeads
-from smallfirst.pipeline.parity import PARITY, ParityResult
+from smallfirst.pipeline.parity import PARITY, VLLM_PARITY, ParityResult
 from smallfirst.pipeline.router_setup import (
     CHEAP,
     PROFILE_FOLDER,
@@ -246,9 +246,11 @@ class TaskDeployment:
         """Raise StageMissing unless the version was compared with its measured answers on the engine that serves it."""
         if read_manifest(version.folder).kind not in ("label_tokens", "generative", "chat", "text"):
             return
-        raw, engine = versions.read_attachment(version.name, version.version, PARITY), small_engine(self.file)
-        found = ParityResult.from_json(raw, where=PARITY) if raw else None
-        if found.engine != engine or not found.passed if found else engine:
+        attached = functools.partial(versions.read_attachment, version.name, version.version)
+        engine, on_vllm, here = small_engine(self.file), attached(VLLM_PARITY), attached(PARITY)
+        found = ParityResult.from_json(on_vllm, where=VLLM_PARITY) if on_vllm else None
+        served = found is not None and found.passed and found.engine == engine
+        if not served if engine else here is None and found is not None:
             raise StageMissing(
                 f"{version.name} version {version.version} was not compared with its measured answers on "
                 f"{engine or 'PyTorch'}, which is to serve it",

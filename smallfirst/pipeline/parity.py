@@ -35,8 +35,8 @@ from smallfirst.tasks.task import Task
 if TYPE_CHECKING:
     from smallfirst.serving.loopback import Address
 
-PARITY = "parity.json"
-"""File attached to the version, whatever the result."""
+PARITY, VLLM_PARITY = "parity.json", "parity-vllm.json"
+"""Files attached to the version, whatever the result: on PyTorch, and on the vLLM of its task."""
 MOST_ROWS = 200
 """Rows with closed answers to ask, drawn by content hash: the same rows every time."""
 MOST_WRITTEN = 50
@@ -208,7 +208,8 @@ def served_parity(
         )
     found = found.model_copy(update={"version": version.version, "engine": small_engine(project.file)})
     if n_rows is None:
-        versions.attach(version.name, version.version, PARITY, found.model_dump_json(indent=2).encode())
+        filename = VLLM_PARITY if found.engine else PARITY
+        versions.attach(version.name, version.version, filename, found.model_dump_json(indent=2).encode())
     return found
 
 
