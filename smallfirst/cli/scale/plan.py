@@ -143,6 +143,6 @@ def _in_words(made: CapacityPlan) -> list[str]:
         more = f" + large: {one.large}" if one.large else ""
         rows.append((f"{one}{more}", str(one.replicas), *shares, *latencies, format_usd(one.total_usd), verdict))
     demand = made.demand
-    asked = f"{demand.requests_per_month:,.0f} requests a month, {demand.peak_per_s:,.3g}/s in the busiest hour"
+    asked = f"{demand.requests_per_month:,.0f} requests a month, {demand.peak_per_s:,.1f}/s in the busiest hour"
     lines = [f"{asked}; p95 at most {ms(made.p95_ms)}", "", *format_table(rows), "", made.verdict, ""]
     return [*lines, "assumed and measured:", *(f"  {one}" for one in made.assumptions)]

@@ -47,7 +47,7 @@ def test_from_the_evaluation_or_a_measurement(evaluated_folder: Path) -> None:
         run.save_evaluation(timed)
     shown = call("plan", evaluated_folder, *WANTED)
     assert shown.exit_code == 0, shown.output
-    assert "3,000,000 requests a month, 3.47/s in the busiest hour" in shown.stdout
+    assert "3,000,000 requests a month, 3.5/s in the busiest hour" in shown.stdout
     assert "without HTTP, routing and ledger" in shown.stdout
     assert "<- chosen" in shown.stdout
     with large_server() as server:
