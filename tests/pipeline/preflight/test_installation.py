@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from fixtures.vllm_server import ScriptedVllm
 
 from smallfirst.paths import state_folder
 from smallfirst.pipeline.preflight import installation
@@ -123,3 +124,17 @@ def test_a_key_that_is_not_set_fails_before_anything_is_asked(tmp_path: Path) ->
     file = task_file(tmp_path, f"large: {{endpoint: {{{where}, model: m, api_key_env: BIG_KEY}}}}")
     one = found("large model", file, ask_large=True)
     assert (one.level, one.next) == ("fail", "export BIG_KEY=…")
+
+
+def test_the_vllm_of_a_task_is_looked_at(tmp_path: Path, vllm: ScriptedVllm, monkeypatch: pytest.MonkeyPatch) -> None:
+    joined = task_file(tmp_path, f"small: {{vllm: {{url: {vllm.url}}}}}")
+    seen = found("vLLM", joined)
+    assert (seen.level, seen.what) == (
+        "ok",
+        f"{vllm.url}: 3 requests running, 0 waiting, 50% of the memory for keys and values in use",
+    )
+    vllm.stop()
+    assert "does not answer" in found("vLLM", joined).what
+    monkeypatch.setenv("PATH", "")
+    missing = found("vLLM", task_file(tmp_path, "small: {vllm: {}}"))
+    assert (missing.level, "pip install vllm" in missing.next) == ("fail", True)
