@@ -85,7 +85,9 @@ def main() -> None:
     found = {
         words: measure(asked.base, asked.rows, asked.trl, asked.rounds, tokens) for words, tokens in LENGTHS.items()
     }
-    command = f"python -m benchmarks.training.adapter_speed --base FOLDER --rows ROWS --trl PYTHON --rounds {asked.rounds}"
+    command = (
+        f"python -m benchmarks.training.adapter_speed --base FOLDER --rows ROWS --trl PYTHON --rounds {asked.rounds}"
+    )
     PAGE.write_text(page(found, command, asked.load), encoding="utf-8")
 
 
