@@ -37,7 +37,7 @@ from smallfirst.training.recipes.recipe import TaskRecipe
 from smallfirst.training.run import Run
 
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
-N_ROWS, N_SELECTION, STEPS, ROUNDS = 480, 24, 6, 2
+N_ROWS, N_SELECTION, STEPS, ROUNDS = 480, 24, 6, 1
 SIDES = {"one": (1, False), "two": (2, False), "two, sharded": (2, True)}
 WORKER = """
 import sys, torch
