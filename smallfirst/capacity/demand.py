@@ -121,8 +121,8 @@ def dispersion(times: Sequence[float]) -> float | None:
 
     It is the variance of counts beyond their mean, as of a mixed Poisson process. None below MIN_WINDOWS windows.
     """
-    at = np.asarray(times) - min(times)
-    if (whole := int(at.max() // WINDOW_S)) < MIN_WINDOWS:
+    at = np.asarray(times) - min(times, default=0.0)
+    if (whole := int(at.max(initial=0.0) // WINDOW_S)) < MIN_WINDOWS:
         return None
     counts = np.histogram(at, bins=whole, range=(0, whole * WINDOW_S))[0]
     return float(math.sqrt(max(0.0, counts.var(ddof=1) - counts.mean())) / counts.mean())

@@ -81,3 +81,4 @@ def test_dispersion_is_the_variation_beyond_poisson() -> None:
     even = [0.0] + [10 * (window + at) for window in range(2000) for at in draw.random(draw.poisson(30))]
     assert dispersion(even) == pytest.approx(0.0, abs=0.05)
     assert dispersion([0.0, 50.0]) is None
+    assert dispersion([]) is None  # the hour's rows may have gone

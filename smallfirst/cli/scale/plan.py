@@ -68,7 +68,8 @@ def plan(
 
     file = load_task_file(task_yaml)
     if do_measure:
-        _measure(file, **{name: options.pop(name) for name in MEASURING})
+        done = _measure(file, **{name: options.pop(name) for name in MEASURING})
+        click.echo(done, err=p95_ms is not None)
         if p95_ms is None:
             return
     if p95_ms is None or requests_per_month is None:
@@ -100,8 +101,8 @@ def plan(
     click.echo(made.model_dump_json(indent=2) if as_json else shown)
 
 
-def _measure(file: TaskFile, machine: str, processes: int, seconds: float, url: str | None, large: str | None) -> None:
-    """Measure and save. Raise ConfigError for an unknown machine."""
+def _measure(file: TaskFile, machine: str, processes: int, seconds: float, url: str | None, large: str | None) -> str:
+    """Measure, save and say so. Raise ConfigError for an unknown machine."""
     from smallfirst.capacity.measurement import Measurement, measure, serving, this_machine
     from smallfirst.paths import home
     from smallfirst.progress import Progress
@@ -125,7 +126,7 @@ def _measure(file: TaskFile, machine: str, processes: int, seconds: float, url: 
     path = home() / f"capacity-{file.name}.{kind}{f'-{machine}' if machine else ''}.json"
     found.save(path)
     levels = ", ".join(f"{per_s:,.3g} at {level}" for level, per_s in rates.per_s.items())
-    click.echo(f"{name}: answers/s of each server by requests under way: {levels}\nsaved: {path}")
+    return f"{name}: answers/s of each server by requests under way: {levels}\nsaved: {path}"
 
 
 def _in_words(made: CapacityPlan) -> list[str]:
