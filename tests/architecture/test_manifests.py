@@ -108,7 +108,7 @@ def test_commands_are_those_of_the_command_line() -> None:
     for path in (ROOT / "skypilot").glob("*.yaml"):
         run = yaml.safe_load(path.read_text(encoding="utf-8"))["run"]
         found += [shlex.split(line)[1:] for line in run.splitlines()]
-    assert {arguments[0] for arguments in found} == {"serve", "proxy", "score"}
+    assert {arguments[0] for arguments in found} == {"serve", "proxy", "score", "train"}
     for arguments in found:
         check_arguments(arguments)
 

@@ -38,12 +38,13 @@ def test_blocks_that_do_not_run_are_few_and_say_what_they_need() -> None:
         "docs/howto/batch.md": "needs a cluster or several cores",
         "docs/howto/container.md": "needs Docker Compose",
         "docs/howto/gpu.md": "needs weights of 8 B parameters",
-        "docs/howto/kubernetes.md": "needs a Kubernetes cluster with KubeRay",
+        "docs/howto/kubernetes.md": "needs SkyPilot and an account with a cloud",
         "docs/howto/mlflow.md": "needs PostgreSQL, an object store and the full MLflow package",
         "docs/howto/plan.md": "needs a large model of your own",
         "docs/howto/scorer.md": "needs an API key",
         "docs/howto/take_over.md": "needs captured traffic: corrections.jsonl",
         "docs/howto/vllm.md": "needs vLLM",
+        "docs/howto/several_workers.md": "needs two cores and minutes",
         "docs/routing.md": "needs served traffic that somebody judged",
     }
 
