@@ -176,6 +176,8 @@ class FollowedMonitor:
             self._pending += [self._derived(seq, change) for seq, _, change in self._replay.derived]
             self._replay.derived.clear()
             await self._write_pending()
+            # Never fewer: one that has ended may have been near an alarm.
+            self.monitor.processes = max(self.monitor.processes, self._ledger.n_servers)
             self._read_at_s = now
 
     async def _play_all(self, correction: Row[Any] | None) -> None:

@@ -69,7 +69,8 @@ def test_an_alarm_of_one_process_stops_the_small_model_in_all_and_is_written_onc
         assert [one.live.paused for one in settings] == ["the guarantee was found broken on live answers"] * 3
         assert (await second.ask())[0].answered_by == "large"
         first.small.wrong = False
-        await third.ask(400)  # its audits bring the guarantee back for all
+        while third.live.monitor.state != "live":  # its audits bring the guarantee back for all
+            await third.ask(20)
         await asyncio.gather(*(one.live._followed.follow() for one in settings))
 
     asyncio.run(work())
@@ -81,7 +82,7 @@ def test_an_alarm_of_one_process_stops_the_small_model_in_all_and_is_written_onc
         ledger.close()
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(5))
 def test_whoever_writes_what_and_reads_when_all_agree_with_a_process_that_reads_all_at_once(
     tmp_path: Path, seed: int
 ) -> None:
@@ -91,9 +92,9 @@ def test_whoever_writes_what_and_reads_when_all_agree_with_a_process_that_reads_
     corrected: set[str] = set()
 
     async def work() -> None:
-        for n in range(160):
+        for n in range(120):
             one = draw.choice(followers)
-            bad = n % 80 < 30
+            bad = n % 60 < 24
             ledger.append(audit(f"a{n}", wrong=draw.random() < (0.5 if bad else 0.01), epoch=one.monitor.epoch))
             if draw.random() < 0.02:
                 await one.found([drifted(one)])

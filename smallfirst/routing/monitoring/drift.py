@@ -41,7 +41,7 @@ class DriftDetector:
     """Watch one statistic; a false alarm ever comes with probability `error` at most. Labels are hashed to numbers."""
 
     def __init__(self, name: Statistic, reference: Sequence[float | str], error: float) -> None:
-        self.name, self._error = name, error
+        self.name, self._error, self._processes = name, error, 1
         self.why = ""
         """The last alarm in a sentence."""
         self.evidence: dict[str, float] = {}
@@ -51,8 +51,12 @@ class DriftDetector:
         self._recent: deque[float | str] = deque(maxlen=_N_RECENT)
         self._start(reference)
 
-    def observe(self, value: float | str | None) -> bool:
-        """Add one value, ignoring None; return True if it raises an alarm."""
+    def observe(self, value: float | str | None, *, processes: int = 1) -> bool:
+        """Add one value, ignoring None; return True if it raises an alarm.
+
+        So many processes share the level: each tests its own requests, and needs as many times the evidence.
+        """
+        self._processes = processes
         if value is None:
             return False
         if self._gathered is not None:
@@ -62,15 +66,19 @@ class DriftDetector:
             return False
         self._recent.append(value)
         self._test.update(_as_number(value))
-        if drifted := self._test.rejected:
+        if drifted := self._test.e_value >= self._alarm_at:
             self._alarm()
         return drifted
+
+    @property
+    def _alarm_at(self) -> float:
+        return self._processes / self._error
 
     @property
     def reading(self) -> DriftReading:
         """Return where the statistic stands now."""
         what = self._compared() if self._recent else ""
-        values = {"statistic": self.name, "what": what, "evidence": self._test.e_value, "alarm_at": 1 / self._error}
+        values = {"statistic": self.name, "what": what, "evidence": self._test.e_value, "alarm_at": self._alarm_at}
         return DriftReading.model_validate({**values, "learning": self._gathered is not None})
 
     def _start(self, reference: Sequence[float | str]) -> None:
@@ -79,7 +87,7 @@ class DriftDetector:
         self._usual, self._gathered = _summary(reference), None
 
     def _alarm(self) -> None:
-        found, alarm_at = self._test.e_value, 1 / self._error
+        found, alarm_at = self._test.e_value, self._alarm_at
         self.evidence = {"evidence": found, "alarm_at": alarm_at}
         compared = f"evidence {found:.0f} to 1 (alarm at {alarm_at:.0f})"
         self.why = f"the requests have changed: {self._compared()}; {compared}"

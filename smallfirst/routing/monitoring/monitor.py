@@ -115,6 +115,8 @@ class Monitor:
         self.requests = 0
         self.epoch = -1
         """Number of the state: how often one was entered before it."""
+        self.processes = 1
+        """Processes that watch such requests, which share the chance of a false drift alarm."""
         self.told_of_drift = False
         """Whether a drift that `observe` finds waits for `adopt`, instead of changing the state at once."""
         self.alarms: tuple[StateChange, ...] = ()
@@ -179,7 +181,9 @@ class Monitor:
         if self.state == "shadow":
             return ()
         values = {"confidence": confidence, "ood_score": ood_score, "label": label}
-        return tuple(self._drifted(one) for one in self._detectors if one.observe(values[one.name]))
+        return tuple(
+            self._drifted(one) for one in self._detectors if one.observe(values[one.name], processes=self.processes)
+        )
 
     def record_answer(self, answer: Completion, *, in_cascade: bool = True) -> tuple[StateChange, ...]:
         """Add an answer to a request, whoever gave it; return the changes.
@@ -234,7 +238,7 @@ class Monitor:
     def take_over(self, earlier: Monitor) -> None:
         """Go on with what audits do not decide, after all audits were fed to this monitor anew."""
         self.requests, self._detectors, self._budget = earlier.requests, earlier._detectors, earlier._budget
-        self.told_of_drift = earlier.told_of_drift
+        self.told_of_drift, self.processes = earlier.told_of_drift, earlier.processes
         self.hints, self.alarms = (
             max(pair, key=len) for pair in ((earlier.hints, self.hints), (earlier.alarms, self.alarms))
         )

@@ -16,6 +16,7 @@ from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from sqlalchemy import Connection, Executable, case, func, literal, select
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
@@ -90,6 +91,9 @@ class Ledger(LedgerReader):
         self._threads: list[threading.Thread] = []
         self._keep_rows_days, self._export_to = keep_rows_days, export_to
         self.shared = SharedState(self.database)
+        self.n_servers = 1
+        """Processes that serve from this ledger, as `start_uptime` found last."""
+        self._name = uuid4().hex[:12]
         self._groups: set[int] = set()
         self._failing = False
         self._refused: Counter[tuple[int, str | None, str | None]] = Counter()
@@ -173,7 +177,8 @@ class Ledger(LedgerReader):
         threading.Thread(target=self._expire_regularly, name="expiry", daemon=True).start()
 
     def start_uptime(self, machine: str = "") -> None:
-        """Call `note_uptime` every UPTIME_INTERVAL_S in a thread of its own, until the ledger is closed."""
+        """Note every UPTIME_INTERVAL_S that this process serves, in a thread of its own, until the ledger is closed."""
+        self._count_servers()
         thread = threading.Thread(target=self._note_regularly, args=(machine,), name="uptime", daemon=True)
         self._threads.append(thread)
         thread.start()
@@ -210,9 +215,19 @@ class Ledger(LedgerReader):
             begin = max(noted, now - timedelta(seconds=2 * UPTIME_INTERVAL_S))
             try:
                 self.note_uptime(begin, now, machine)
+                self._count_servers(gone=closed)
             except LedgerUnavailable as error:
                 _log.warning("%s", error)
             noted = now
+
+    def _count_servers(self, *, gone: bool = False) -> None:
+        """Note that this process is there, or `gone`, and count those that were there a moment ago."""
+
+        def change(known: Any, now: float) -> tuple[dict[str, float], int]:
+            others = {name: until for name, until in (known or {}).items() if until > now and name != self._name}
+            return others | ({} if gone else {self._name: now + 2.5 * UPTIME_INTERVAL_S}), len(others) + 1
+
+        self.n_servers = self.shared.replace("servers", change)
 
     def _write_bodies(self, bodies: Sequence[tuple[str, Body]]) -> None:
         try:

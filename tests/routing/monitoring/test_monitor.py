@@ -278,3 +278,18 @@ def test_impossible_settings_are_refused(values: dict[str, float], message: str)
 def test_a_limit_outside_0_and_1_is_refused() -> None:
     with pytest.raises(ValueError, match="limit"):
         Monitor(MonitorSettings(), quantities=[Quantity("error", 0.0, "none wrong")], reference_confidence=[0.5])
+
+
+def test_several_processes_share_the_chance_of_a_false_drift_alarm() -> None:
+    """Each needs as many times the evidence; the level of one statistic and its first test is 0.05 / 2."""
+    reference = [0.9 + 0.001 * (i % 97) for i in range(400)]
+    found = []
+    for processes in (1, 4):
+        monitor = Monitor(MonitorSettings(), quantities=(), reference_confidence=reference)
+        monitor.processes = processes
+        while not (changes := monitor.observe(0.5)):
+            pass
+        (alarm,) = changes
+        assert alarm.values["evidence"] >= alarm.values["alarm_at"] == pytest.approx(40 * processes)
+        found.append(monitor.requests)
+    assert found[0] < found[1]
