@@ -24,7 +24,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,14 +80,12 @@ class Seen(NamedTuple):
 
 def busy_s() -> float:
     """Processor time of the servers that this process has started, in s."""
-    total = 0
+    found: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        total += (int(fields[11]) + int(fields[12])) * (int(fields[1]) == os.getpid())
-    return total / TICKS
+        with suppress(OSError):
+            found[int(path.parent.name)] = [int(one) for one in path.read_text().rpartition(")")[2].split()[1:14]]
+    own = {pid for pid, fields in found.items() if fields[0] == os.getpid()}  # each leads a session of its own
+    return sum(fields[10] + fields[11] for fields in found.values() if fields[2] in own) / TICKS
 
 
 async def open_load(side: Side, per_s: float, seed: int) -> tuple[list[float], int]:

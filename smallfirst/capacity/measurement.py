@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import secrets
-import signal
 import socket
 import statistics
 import sys
@@ -30,6 +29,7 @@ from smallfirst.data.dataset import Message
 from smallfirst.errors import ConfigError, ModelError
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.remote.http import HttpSession
+from smallfirst.models.servers import orphan_guard
 from smallfirst.models.servers.child_process import ChildProcess, child_environment
 from smallfirst.progress import ProgressCallback, no_progress
 from smallfirst.records import Record
@@ -143,22 +143,17 @@ def serving(task_yaml: Path, processes: int = 1) -> Iterator[tuple[list[str], st
         ports = [free_port() for _ in range(processes)]
         options = ["--replay-large", "--follow-s", "0", "--ledger", str(Path(folder) / "ledger.db")]
         options += ["--api-key-sha256", hashlib.sha256(key.encode()).hexdigest()]
-        command = [sys.executable, "-m", "smallfirst.cli.main", "serve", str(task_yaml), *options]
+        guard = [sys.executable, "-I", orphan_guard.__file__]  # servers end with this process, even if it is killed
+        command = [*guard, sys.executable, "-m", "smallfirst.cli.main", "serve", str(task_yaml), *options]
         for port in ports:
             server = ChildProcess([*command, "--port", str(port)], child_environment())
-            stack.callback(_stop, server)
+            stack.callback(server.stop)
             if not server.wait_until(lambda port=port: _is_ready(port), READY_TIMEOUT_S):  # type: ignore[misc]
                 raise ConfigError(
                     f"the server to measure did not start: {server.output_tail()}",
                     hint="smallfirst serve task.yaml --replay-large   shows why",
                 )
         yield [f"http://127.0.0.1:{port}" for port in ports], key
-
-
-def _stop(server: ChildProcess) -> None:
-    if server.is_alive:
-        os.kill(server.pid, signal.SIGTERM)
-    server.stop()
 
 
 def free_port() -> int:
