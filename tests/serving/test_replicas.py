@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -167,6 +168,10 @@ class Serving(NamedTuple):
     def ask(self, seconds: float) -> httpx.Response:
         return httpx.post(f"{self.url}/chat/completions", json=asking(seconds), timeout=60)
 
+    def begun(self) -> Counter[int]:
+        """Answers that each process has begun."""
+        return Counter(int(path.name.split("-")[1]) for path in self.folder.glob("began-*"))
+
     def pids(self, at_least: int = 2) -> set[int]:
         """The processes of replicas that answer, once there are so many."""
         found: set[int] = set()
@@ -217,10 +222,12 @@ def test_answers_streams_and_errors_are_those_of_one_server(serving: Serving) ->
 def test_a_replica_that_is_killed_costs_its_own_requests_alone(serving: Serving) -> None:
     killed, other = serving.pids()
     answers: list[httpx.Response] = []
-    threads = [threading.Thread(target=lambda: answers.append(serving.ask(3))) for _ in range(6)]
+    threads = [threading.Thread(target=lambda: answers.append(serving.ask(5))) for _ in range(6)]
+    before = serving.begun()
     for thread in threads:
         thread.start()
-    time.sleep(1)  # they are under way in both
+    while not {killed, other} <= set(serving.begun() - before):
+        time.sleep(0.01)
     os.kill(killed, signal.SIGKILL)
     for thread in threads:
         thread.join()
@@ -240,8 +247,10 @@ def test_a_replica_that_is_killed_costs_its_own_requests_alone(serving: Serving)
 def test_told_to_stop_they_finish_their_requests_and_close_their_models(serving: Serving) -> None:
     answers: list[httpx.Response] = []
     thread = threading.Thread(target=lambda: answers.append(serving.ask(2)))
+    before = serving.begun()
     thread.start()
-    time.sleep(1)  # it is under way
+    while not serving.begun() - before:
+        time.sleep(0.01)
     serving.process.send_signal(signal.SIGTERM)
     thread.join()
     assert answers[0].status_code == 200
