@@ -176,9 +176,9 @@ def write(runs: dict[str, list[Run]], lost: dict[str, Any], config: TrainConfig)
 PAGE = """# One worker and two
 
 `python -m benchmarks.training.workers FOLDER`, {today}, 2 shared cores (Zen 5), 24 GB, no GPU, Python 3.11. SmolLM2-135M-Instruct, every
-weight trained, {n} rows of Banking77, {steps} steps of {tokens} tokens, one thread a process, gloo. {rounds} rounds of all
-sides, one after another; ratios within a round, their median and range. Seven other programs ran on the two cores, which are
-one physical core with two threads: a second worker has little to win here.
+weight trained, {n} rows of Banking77, {steps} steps of {tokens} tokens, one thread a process, gloo. {rounds} round(s) of all sides,
+one after another. **The rates are no measure of the method**: 14 to 18 other programs wanted the two cores (one physical core with two threads), so one
+process had a sixth of what it has alone, and two processes got two shares. What the page shows is the losses, and that a lost worker costs no result.
 
 | processes | tokens/s, median | over one process | loss, largest distance from one process | loss, first → last step |
 |---|---|---|---|---|
@@ -190,7 +190,7 @@ bfloat16, so sums in another order differ in the third digit.
 ## kill -9 of a worker
 
 Two workers on Ray, a checkpoint as often as 3 % of the time allows. The second worker was killed after step {at}: training stood for
-{back_s:.0f} s (Ray notices, starts two new workers, they load PyTorch and the model), {repeated} steps were done again, from step {from}. The final
+{back_s:.0f} s (Ray notices, starts two new workers, they load PyTorch and the model, at the load named above: the first start took six minutes), {repeated} steps were done again, from step {from}. The final
 weights {said} those of two processes that were not disturbed, byte for byte.
 
 What was not measured: several machines, GPUs, NCCL.

@@ -150,7 +150,10 @@ class _Trainer:
         require_memory(self.base, self.config, self.recipe.train_rows)
         self.model, self.tokenizer = backend.load(self.base[1], self.config)
         rows, self.manifest = self.recipe.prepare(self.tokenizer, self.config, self.base[0])
-        backend.begin(self.model, rows, self.config)
+        config = self.config
+        if self.group.shard and config.gradient_checkpointing is None:  # each process would decide for itself
+            config = config.model_copy(update={"gradient_checkpointing": True})
+        backend.begin(self.model, rows, config)
         if self.group.shard:
             from smallfirst.training.distributed.sharded_model import ShardedModel
 
