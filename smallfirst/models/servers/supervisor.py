@@ -17,6 +17,8 @@ from smallfirst.models.servers.child_process import ChildProcess
 from smallfirst.records import Record
 
 P = TypeVar("P", bound=ChildProcess)
+RESTART_TIMEOUT_S = 10.0
+"""Requests wait so long for an engine that starts again after a crash; some take minutes."""
 EXIT_TIMEOUT_S = 0.5
 """Sockets break a moment before the process ends."""
 
@@ -74,7 +76,7 @@ class Supervisor(Generic[P]):
                 starting = self._starting
             if starting is not None:
                 # Others wait for the same start: a caller who leaves must not cancel it.
-                return await asyncio.shield(asyncio.wrap_future(starting))
+                return await self._started(asyncio.shield(asyncio.wrap_future(starting)))
             if wait_s > self._policy.max_request_wait_s:
                 times = "once" if self._n_crashes == 1 else f"{self._n_crashes} times in a row"
                 raise Unavailable(
@@ -83,6 +85,16 @@ class Supervisor(Generic[P]):
                     hint="if memory is short, lower context_tokens or slots",
                 )
             await self._sleep(wait_s)
+
+    async def _started(self, starting: Awaitable[P]) -> P:
+        if not self._n_crashes:
+            return await starting
+        try:
+            return await asyncio.wait_for(starting, RESTART_TIMEOUT_S)
+        except TimeoutError:
+            raise Unavailable(
+                f"{self._name}: the engine crashed and is starting again", hint="retry after a while"
+            ) from None
 
     @contextmanager
     def request(self) -> Iterator[int]:

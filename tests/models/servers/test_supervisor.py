@@ -190,3 +190,27 @@ async def test_unresponsive_process_is_killed_only_while_requests_are_in_flight(
     with pytest.raises(Unavailable, match=r"does not answer: nothing within 0\.3 s"):
         one.check_health(process)
     one.stop()
+
+
+def test_a_restart_that_takes_long_refuses_requests_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = threading.Event()
+    loaded.set()
+
+    def start() -> ChildProcess:
+        loaded.wait(60)
+        return program()
+
+    time = Time()
+    one = supervisor(start, time=time)
+    first = asyncio.run(one.process())
+    monkeypatch.setattr("smallfirst.models.servers.supervisor.RESTART_TIMEOUT_S", 0.0)
+    loaded.clear()
+    first.kill("gone")
+    assert first.ended.wait(60)
+    time.now_s = first.ended_s
+    with pytest.raises(Unavailable, match="the engine crashed and is starting again"):
+        asyncio.run(one.process())
+    loaded.set()
+    monkeypatch.setattr("smallfirst.models.servers.supervisor.RESTART_TIMEOUT_S", 60.0)
+    assert asyncio.run(one.process()).is_alive
+    one.stop()
