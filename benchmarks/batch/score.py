@@ -234,7 +234,7 @@ def main(folder: Path, language: Path | None) -> None:
 def _rows(runs: dict[str, list[Any]], n: int) -> list[str]:
     base = [n / run[0] for run in runs["plain loop"]]
     lines = [
-        "| side | rows/s, median of 3 [least, most] | against the loop beside it | processor s | peak MB |",
+        "| side | rows/s, median [least, most] | against the loop beside it | processor s | peak MB |",
         "|---|---|---|---|---|",
     ]
     for side, found in runs.items():
@@ -262,7 +262,8 @@ def page(figures: dict[str, Any]) -> list[str]:
         *_rows(figures["rates"], N_ROWS),
         "",
         "The plain loop is `load(TASK).predict` on a list that is in memory, and writes nothing. Processor seconds are those of the",
-        "process itself, without Ray's workers.",
+        "process itself, without Ray's workers. Two workers have one physical core between them here, and Ray's start is in",
+        "their time: this says what Ray costs, not what it brings on more cores.",
         "",
         "## Killed with SIGKILL, twice in each run, parts of 500 rows",
         "",
@@ -282,7 +283,7 @@ def page(figures: dict[str, Any]) -> list[str]:
     if "language" in figures:
         lines += [
             "",
-            f"## {N_LANGUAGE:,} of these texts, SmolLM2-135M read at one position (not trained: the same work)",
+            f"## {N_LANGUAGE:,} of these texts, SmolLM2-135M read at one position (not trained: the same work), one round",
             "",
         ]
         lines += _rows(figures["language"], N_LANGUAGE)
