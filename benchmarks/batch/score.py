@@ -283,10 +283,15 @@ def page(figures: dict[str, Any]) -> list[str]:
     if "language" in figures:
         lines += [
             "",
-            f"## {N_LANGUAGE:,} of these texts, SmolLM2-135M read at one position (not trained: the same work), one round",
+            f"## {N_LANGUAGE:,} of these texts, SmolLM2-135M read at one position (not trained: the same work)",
             "",
         ]
         lines += _rows(figures["language"], N_LANGUAGE)
+        n = len(figures["language"]["score"])
+        lines += [
+            "",
+            f"Rounds: {n}. Equal processor seconds mean equal work; with one round the ratio of times is the machine's other load.",
+        ]
     return lines
 
 
