@@ -190,7 +190,7 @@ bfloat16, so sums in another order differ in the third digit.
 ## kill -9 of a worker
 
 Two workers on Ray, a checkpoint as often as 3 % of the time allows. The second worker was killed after step {at}: training stood for
-{back_s:.0f} s (Ray notices, starts two new workers, they load PyTorch and the model, at the load named above: the first start took six minutes), {repeated} steps were done again, from step {from}. The final
+{back_s:.0f} s (Ray notices, starts two new workers, they load PyTorch and the model, at the load named above: the first start took four minutes), {repeated} steps were done again, from step {from}. The final
 weights {said} those of two processes that were not disturbed, byte for byte.
 
 What was not measured: several machines, GPUs, NCCL.
