@@ -99,7 +99,7 @@ async def load(
 
 async def measure(routes: list[VllmRoute], wanted: argparse.Namespace, vocabulary: int) -> dict[str, dict[str, float]]:
     labels = random.Random(1).sample(range(FIRST_TOKEN, vocabulary), wanted.labels)
-    short = wanted.toy
+    short, n_written = wanted.toy, ANSWER // 16 if wanted.toy else ANSWER
 
     def prompt(n: int) -> list[int]:
         return [random.randrange(FIRST_TOKEN, vocabulary) for _ in range(n // 8 if short else n)]
@@ -109,12 +109,10 @@ async def measure(routes: list[VllmRoute], wanted: argparse.Namespace, vocabular
         return {"prompt": prompt(LABEL_PROMPT), "temperature": 0, **own}
 
     def answer() -> dict[str, Any]:
-        return {"prompt": prompt(PROMPT), "temperature": 0, "max_tokens": ANSWER // 16 if short else ANSWER} | {
-            "ignore_eos": True
-        }
+        return {"prompt": prompt(PROMPT), "temperature": 0, "max_tokens": n_written} | {"ignore_eos": True}
 
     found = {}
-    bodies: dict[str, tuple[Callable[[], dict[str, Any]], int]] = {"labels": (label, 1), "answers": (answer, ANSWER)}
+    bodies: dict[str, tuple[Callable[[], dict[str, Any]], int]] = {"labels": (label, 1), "answers": (answer, n_written)}
     for name, (body, n_tokens) in bodies.items():
         await load(routes, wanted.clients, 1 if short else 10, body)  # loads the adapters, and compiles
         rate, took = await load(routes, wanted.clients, wanted.seconds, body)
