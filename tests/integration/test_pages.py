@@ -32,7 +32,7 @@ def test_every_block_of_a_page_and_of_those_that_continue_it_runs(first: str, pa
 def test_blocks_that_do_not_run_are_few_and_say_what_they_need() -> None:
     needs = {block.place.partition(":")[0]: block.needs for page in PAGES for block in blocks_of(page) if block.needs}
     assert needs == {
-        "README.md": "needs an application's traffic",
+        "README.md": "needs several cores or a cluster",
         "docs/engines.md": "needs vLLM in an environment of its own",
         "docs/foundation_model.md": "needs dspy",
         "docs/howto/batch.md": "needs a cluster or several cores",
