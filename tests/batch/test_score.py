@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -193,9 +194,14 @@ def test_workers_on_ray_lose_and_double_nothing_when_one_is_killed(
     rows = write_rows(tmp_path / "rows.jsonl", [*texts, *texts[:50]])
     killed: list[int] = []
 
+    def is_worker(process: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.Error):  # it may end meanwhile
+            return "MapWorker" in " ".join(process.cmdline())
+        return False
+
     def kill_one() -> None:
         while not killed:
-            workers = [p for p in psutil.Process().children(recursive=True) if "MapWorker" in " ".join(p.cmdline())]
+            workers = [process for process in psutil.Process().children(recursive=True) if is_worker(process)]
             if workers and list((tmp_path / "out").glob("part-*")):
                 killed.append(workers[0].pid)
                 workers[0].kill()
