@@ -37,7 +37,7 @@ from smallfirst.training.recipes.recipe import TaskRecipe
 from smallfirst.training.run import Run
 
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
-N_ROWS, N_SELECTION, STEPS, ROUNDS = 480, 24, 6, 1
+N_ROWS, N_SELECTION, STEPS, ROUNDS = 480, 24, 6, 3
 SIDES = {"one": (1, False), "two": (2, False), "two, sharded": (2, True)}
 WORKER = """
 import sys, torch
@@ -136,6 +136,7 @@ def main() -> None:
     place = Path(sys.argv[1]).absolute()
     place.mkdir(parents=True, exist_ok=True)
     home()
+    load = os.getloadavg()[0]
     config = TrainConfig(duration=f"{STEPS}ba", learning_rate=2e-4, batch_tokens=1024, seed=0)
     runs: dict[str, list[Run]] = {name: [] for name in SIDES}
     for round_ in range(ROUNDS):
@@ -150,13 +151,15 @@ def main() -> None:
         kept.write_text(json.dumps(killed(prepare(lost, config, shard=False, every_s=0))))
     told = json.loads(kept.read_text())
     told["equal"] = weights(Run.load(lost / "run.json")) == weights(runs["two"][0])
-    write(runs, told, config)
+    write(runs, told, config, load)
 
 
-def write(runs: dict[str, list[Run]], lost: dict[str, Any], config: TrainConfig) -> None:
+def write(runs: dict[str, list[Run]], lost: dict[str, Any], config: TrainConfig, load: float) -> None:
     """The result as a page."""
     alone = runs["one"][0].loss_curve
-    lines = [PAGE.format(today=date.today(), steps=STEPS, n=N_ROWS, tokens=config.batch_tokens, rounds=ROUNDS)]
+    lines = [
+        PAGE.format(today=date.today(), steps=STEPS, n=N_ROWS, tokens=config.batch_tokens, rounds=ROUNDS, load=load)
+    ]
     for name, of in runs.items():
         ratios = [run.tokens_per_s / one.tokens_per_s for run, one in zip(of, runs["one"], strict=True)]
         away = max(abs(a - b) / b for (_, a), (_, b) in zip(of[0].loss_curve, alone, strict=True))
@@ -177,8 +180,7 @@ PAGE = """# One worker and two
 
 `python -m benchmarks.training.workers FOLDER`, {today}, 2 shared cores (Zen 5), 24 GB, no GPU, Python 3.11. SmolLM2-135M-Instruct, every
 weight trained, {n} rows of Banking77, {steps} steps of {tokens} tokens, one thread a process, gloo. {rounds} round(s) of all sides,
-one after another. **The rates are no measure of the method**: 14 to 18 other programs wanted the two cores (one physical core with two threads), so one
-process had a sixth of what it has alone, and two processes got two shares. What the page shows is the losses, and that a lost worker costs no result.
+one after another; load average {load:.1f} when it began. The two cores are two threads of one physical core, so two processes cannot be twice as fast here.
 
 | processes | tokens/s, median | over one process | loss, largest distance from one process | loss, first → last step |
 |---|---|---|---|---|
@@ -190,7 +192,7 @@ bfloat16, so sums in another order differ in the third digit.
 ## kill -9 of a worker
 
 Two workers on Ray, a checkpoint as often as 3 % of the time allows. The second worker was killed after step {at}: training stood for
-{back_s:.0f} s (Ray notices, starts two new workers, they load PyTorch and the model, at the load named above: the first start took four minutes), {repeated} steps were done again, from step {from}. The final
+{back_s:.0f} s (Ray notices, starts two new workers, they load PyTorch and the model), {repeated} steps were done again, from step {from}. The final
 weights {said} those of two processes that were not disturbed, byte for byte.
 
 What was not measured: several machines, GPUs, NCCL.

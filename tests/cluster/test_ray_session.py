@@ -32,9 +32,11 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def listening() -> list[tuple[str, int]]:
     """Address and port of every listening socket of this process and those it started."""
-    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    connections = [connection for process in processes for connection in process.net_connections("tcp")]
-    return [each.laddr[:2] for each in connections if each.status == psutil.CONN_LISTEN]
+    found = []
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            found += [each.laddr[:2] for each in process.net_connections("tcp") if each.status == psutil.CONN_LISTEN]
+    return found
 
 
 def answers(port: int, token: str | None) -> dict[str, str]:
