@@ -1,4 +1,4 @@
-"""What is varied, and what trials tell by their files; a sweep on a cluster: benchmarks/training/workers.py."""
+"""What is varied, and what trials tell by their files; no sweep on a cluster is run here."""
 
 from __future__ import annotations
 
