@@ -43,8 +43,10 @@ register_entry_points()
 # One thread: on matrices this small a second one only waits, for seconds when the machine is busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A busy machine is no failure of the code: the first draw may import PyTorch.
-hypothesis.settings.register_profile("calm", deadline=None)
-hypothesis.settings.load_profile("calm")
+hypothesis.settings.register_profile("explore", deadline=None)
+# The same examples in every run, so that a failure is a change's own; HYPOTHESIS_PROFILE=explore draws others.
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 def pytest_collection_finish() -> None:

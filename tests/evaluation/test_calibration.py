@@ -115,7 +115,7 @@ def test_steps_keep_the_order_and_leave_the_mean_right(rows: list[tuple[float, b
         assert steps == IsotonicCurve()
         return
     found = [steps.at(value) for value in sorted(values)]
-    assert found == sorted(found)
+    assert min(np.diff(found)) >= -1e-12  # equal ones may differ by rounding
     assert 0 <= found[0] <= found[-1] <= 1
     # Isotonic regression keeps the mean, here with the two rows that were added.
     assert np.mean([steps.at(s) for s in confidences]) == pytest.approx(
