@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import simpy
 from pydantic import Field
+from scipy.optimize import isotonic_regression
 
 from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate, ratio_interval
@@ -50,14 +51,14 @@ class Rates(Record):
 
     @property
     def most_per_s(self) -> float:
-        """Capacity: the highest rate."""
-        return max(self.per_s.values())
+        """Capacity: the rate with many requests under way."""
+        return self.by_number[-1]
 
     @cached_property
     def by_number(self) -> tuple[float, ...]:
-        """Rates with 1, 2, … requests under way; a rate below that of fewer requests is noise and left out."""
+        """Rates with 1, 2, … requests under way, never falling: isotonic regression takes out the noise of each."""
         n = sorted(self.per_s)
-        rates = np.maximum.accumulate([self.per_s[i] for i in n])
+        rates = isotonic_regression([self.per_s[i] for i in n]).x
         return tuple(np.interp(np.arange(1, n[-1] + 1), n, rates).tolist())
 
     @property
