@@ -9,7 +9,8 @@ A false guarantee alarm of any of the quantities watched, an unjustified recover
 while requests are exchangeable have probability at most 1 - confidence each. Audits by a large model bound the
 disagreement with it, not the error; answers must be drawn for audits with the chances of `plan_audit`. Equal calls give
 equal states, so a monitor is restored by feeding it the recorded audits and drifts again, and several processes that
-feed theirs alike agree; tests of requests and the reserve of audits start anew, and are each process's own.
+feed theirs alike agree; tests of requests and the reserve of audits start anew, and are each process's own. Processes
+share the chance of a false alarm of such a test: with n of them each needs n times the evidence.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ class Monitor:
         self.epoch = -1
         """Number of the state: how often one was entered before it."""
         self.processes = 1
-        """Processes that watch such requests, which share the chance of a false drift alarm."""
+        """Processes that watch such requests, which share the chance of a false alarm by them."""
         self.told_of_drift = False
         """Whether a drift that `observe` finds waits for `adopt`, instead of changing the state at once."""
         self.alarms: tuple[StateChange, ...] = ()
@@ -196,6 +197,7 @@ class Monitor:
         for watch in self.watches:
             if watch.quantity.loss is None or not (in_cascade or watch.quantity.of_all):
                 continue
+            watch.processes = self.processes
             if watch.add(watch.quantity.loss(answer)):
                 mean = watch.interval(self.settings.confidence)
                 measured = f"{mean.value:.3g} over {mean.n} requests"
@@ -263,7 +265,7 @@ class Monitor:
         return self._exceeded(watch, "guarantee", why, "fallback")
 
     def _exceeded(self, watch: Watch, cause: Cause, why: str, after: State) -> StateChange:
-        evidence = {"evidence": watch.test.e_value, "alarm_at": 1 / (1 - watch.test.confidence)}
+        evidence = {"evidence": watch.test.e_value, "alarm_at": watch.alarm_at}
         then = "; the large model answers" if after == "fallback" else ""
         shown = f"{why}, evidence {evidence['evidence']:.0f} to 1 (alarm at {evidence['alarm_at']:.0f}){then}"
         return self._change(after, cause, shown, {**evidence, "limit": watch.quantity.limit})

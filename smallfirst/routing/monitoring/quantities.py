@@ -54,6 +54,8 @@ class Watch:
 
     def __init__(self, quantity: Quantity, false_alarm_rate: float) -> None:
         self.quantity = quantity
+        self.processes = 1
+        """Processes that test a limit of requests, each on its own: each needs as many times the evidence."""
         self.exceeded = False
         """True once the test has found more than the limit."""
         self._rate, self._n_broken = false_alarm_rate, 0
@@ -67,10 +69,15 @@ class Watch:
         most = MAX_WEIGHT if self.quantity.loss is None else 1.0
         self.test = GuaranteeTest(self.quantity.limit, 1 - rate, max_weight=most)
 
+    @property
+    def alarm_at(self) -> float:
+        """Evidence from which on the limit counts as broken."""
+        return self.processes / (1 - self.test.confidence)
+
     def add(self, loss: float, weight: float = 1.0) -> bool:
         """Add a loss; return True if the test finds by it, for the first time, that the limit does not hold."""
         self.test.update(loss, weight)
-        found = self.test.rejected and not self.exceeded
+        found = self.test.e_value >= self.alarm_at and not self.exceeded
         self.exceeded |= found
         return found
 

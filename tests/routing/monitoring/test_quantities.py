@@ -132,6 +132,20 @@ def test_several_limits_share_the_chance_of_a_false_alarm() -> None:
     assert {round(1 / (1 - one.test.confidence)) for one in watch.watches} == {round(4 * 20 * 4 / 3)}
 
 
+def test_several_processes_share_the_chance_of_a_false_alarm_by_requests() -> None:
+    """Each needs as many times the evidence; the first test of each of two quantities has 3/4 of half of 0.05."""
+    found = []
+    for processes in (1, 4):
+        watch = monitor(promising(max_escalation_rate=0.3))
+        watch.processes = processes
+        while not (changes := watch.record_answer(seen(False, "large"))):
+            pass
+        assert changes[0].values["evidence"] >= changes[0].values["alarm_at"]
+        assert changes[0].values["alarm_at"] == pytest.approx(processes / (0.025 * 3 / 4))
+        found.append(watch.watches[0].test.n)
+    assert found[0] < found[1]
+
+
 def seen(outside: bool, stage: str = "small") -> Completion:
     step = RouteStep(stage="domain", decision="passed on", why="", score=0.99 if outside else 0.2, threshold=0.97)
     route = Route(stage=stage, why="", certified=False, trail=(step,))
