@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from typing import TypeVar, get_args
 
@@ -69,7 +70,6 @@ class AuditedRouter(DelegatingModel):
         self._verdict_lock = asyncio.Lock()
         self._drafts: dict[str, tuple[str, str, int]] = {}
         """By response id the draft that a person is to judge, the answer that the large model gave, and the epoch."""
-        self._started = datetime.now(UTC)
         self._followed = FollowedMonitor(
             monitor,
             ledger,
@@ -78,9 +78,7 @@ class AuditedRouter(DelegatingModel):
             why=router.certificate.why,
             shadow_why="the small model runs in shadow: its certificate was not issued",
         )
-        usual = router.certificate.audit_limit_for("error", "person")
-        self.reports = UserReports(usual, self.monitor.settings.confidence)
-        self._since = self._followed.since
+        self._since, self._shared_at_s = self._followed.since, float("-inf")
 
     @property
     def monitor(self) -> Monitor:
@@ -98,6 +96,14 @@ class AuditedRouter(DelegatingModel):
             await self._followed.follow(older_than_s=FOLLOW_S)
         except LedgerUnavailable as error:
             raise LedgerAway(error.args[0], hint=error.hint) from None
+        if (now := time.monotonic()) - self._shared_at_s > FOLLOW_S:
+            self._shared_at_s = now
+            await self._share()
+
+    @property
+    def reports(self) -> UserReports:
+        """What users said of kept answers, to whichever process."""
+        return UserReports(*(round(self.monitor.sums[name]) for name in ("kept", "right", "wrong")))
 
     @property
     def paused(self) -> str:
@@ -213,16 +219,22 @@ class AuditedRouter(DelegatingModel):
     async def _report(self, feedback: FeedbackRow, row: LedgerRow | None) -> None:
         """Count the first report of a user on a kept answer, which can raise a hint."""
         earlier = await asyncio.to_thread(self.ledger.entries, FeedbackRow, id=feedback.id)
-        if row is None or not row.certified or row.at < self._started or any(not one.judge for one in earlier):
+        if row is None or not row.certified or row.at < self._since or any(not one.judge for one in earlier):
             return  # a report that is withdrawn later stays counted: hints change nothing
-        if hint := self.reports.add(feedback.verdict == "wrong"):
-            evidence = {"reported_wrong": self.reports.n_wrong, "kept": self.reports.n_kept}
+        sums, limit = self.monitor.sums, self.router.certificate.audit_limit_for("error", "person")
+        sums.add("wrong" if feedback.verdict == "wrong" else "right")
+        found = self.reports
+        if limit and not sums["hinted"] and (hint := found.hint(limit, self.monitor.settings.confidence)):
+            sums.add("hinted")
+            evidence = {"reported_wrong": found.n_wrong, "kept": found.n_kept}
             await self._followed.found((self.monitor.add_hint("reports", hint, evidence),))
 
     async def aclose(self) -> None:
         """Wait for running audits, then close the models."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=30)
+        with suppress(LedgerAway):
+            await self._share()
         await self.router.aclose()
 
     @property
@@ -240,6 +252,12 @@ class AuditedRouter(DelegatingModel):
         await self._observe(decision)
         return decision
 
+    async def _share(self) -> None:
+        """Tell other processes what was counted here, and learn what they counted. Raise LedgerAway."""
+        await self.monitor.sums.share(self.ledger.shared, f"sums/{self.name}/{self.certificate}")
+        if (tracker := self.router.budget_tracker) is not None:
+            await tracker.share(self.ledger.shared, self.name)
+
     async def _note_answer(self, completion: Completion, decision: Decision) -> Completion:
         """Test the limits that requests test, and return the answer as it is given, drawn for an audit or not."""
         completion = await note_difference(completion, decision, self.auditing.agrees)
@@ -255,7 +273,8 @@ class AuditedRouter(DelegatingModel):
 
     def _select_for_audit(self, completion: Completion) -> Completion:
         route = completion.route
-        self.reports.n_kept += route is not None and route.certified
+        if route is not None and route.certified:
+            self.monitor.sums.add("kept")
         drafted_beside = self.paused and route is not None and route.why == self.paused
         if route is None or not (route.certified or drafted_beside):
             return completion

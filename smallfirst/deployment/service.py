@@ -71,7 +71,7 @@ def trace_plugin(files: Sequence[TaskFile], *, store_bodies: bool = False, share
     """Return the plugin that writes traces of answers to MLflow; hosted models have their host as provider."""
     endpoints = [file.large.endpoint for file in files if file.large and file.large.endpoint]
     providers = {endpoint.model: urlsplit(endpoint.base_url).hostname or "" for endpoint in endpoints}
-    return TracePlugin(TraceStore(EXPERIMENT), store_bodies=store_bodies, share=share, providers=providers)
+    return TracePlugin(TraceStore(EXPERIMENT).write, store_bodies=store_bodies, share=share, providers=providers)
 
 
 class DeployedTasks(Plugin):

@@ -6,7 +6,6 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
@@ -43,7 +42,6 @@ from smallfirst.project.small_model import load_small, small_engine
 from smallfirst.project.task_file import RoutingConfig, TaskFile
 from smallfirst.registry import versions
 from smallfirst.registry.versions import ModelVersion
-from smallfirst.routing.budget import WINDOW_SECONDS, BudgetTracker
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.guarantee import AUDITED
 from smallfirst.routing.monitoring.audit_plan import allocate_audits
@@ -53,7 +51,6 @@ from smallfirst.routing.policies.policy import CHALLENGER
 from smallfirst.routing.router import Router
 from smallfirst.routing.types import Stage
 from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.ledger.rows import LedgerRow
 
 _log = logging.getLogger("smallfirst.serving")
 CERTIFICATE = "certificate.json"
@@ -217,8 +214,6 @@ class TaskDeployment:
             options=routing_rules(file, reference.large_usd, run_folder.path, beside),
             name=file.name,
         )
-        if router.budget_tracker is not None:
-            restore_spending(router.budget_tracker, self._ledger, file.name)
         # Last, since it writes the state of the certificate to the ledger.
         audited = audited_router(
             router,
@@ -281,17 +276,6 @@ def audited_router(
     auditing = AuditSettings(judge, _agreement(task), store_bodies, task, others)
     monitor = _monitor(router, routing, reference, judge)
     return AuditedRouter(router, monitor, ledger=ledger, auditing=auditing)
-
-
-def restore_spending(tracker: BudgetTracker, ledger: Ledger, task: str) -> None:
-    """Tell `tracker` what escalated answers of the task cost in its window before this process started."""
-    now = datetime.now(UTC)
-    since = now - timedelta(seconds=WINDOW_SECONDS[tracker.budget.per])
-    for row in ledger.entries(LedgerRow, since=since, task=task):
-        drafted = any(step.decision == "passed on" and step.model for step in row.steps)
-        cost_usd = sum(step.cost_usd for step in row.steps if step.decision == "answered")
-        if drafted and cost_usd:
-            tracker.pay(cost_usd, age_s=(now - row.at).total_seconds())
 
 
 def _judge(routing: RoutingConfig, certificate: Certificate, large: Model | None) -> Judge:

@@ -3,46 +3,49 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Literal
 
 from pydantic import Field
 
 from smallfirst.records import Record
+from smallfirst.routing.shared_sums import SharedSums, State
 
-WINDOW_SECONDS = {"hour": 3600.0, "day": 86400.0, "month": 30 * 86400.0}
+_PART_S = {"hour": 60.0, "day": 1440.0, "month": 12 * 3600.0}
+_PARTS = 60
+"""Parts of a window, which leave it one after the other."""
 
 
 class Budget(Record):
     """Largest cost of escalated answers."""
 
     usd: float = Field(gt=0)
-    """Largest cost of escalated answers in one window, in USD."""
+    """Largest cost of escalated answers in one window, in USD, over all servers of one ledger."""
     per: Literal["hour", "day", "month"] = "day"
     """Length of the sliding window; a month is 30 days."""
 
 
 class BudgetTracker:
-    """Track what is left of a budget. After a restart, report earlier payments again."""
+    """Track what is left of a budget, as far as this process knows since it last called `share`."""
 
-    def __init__(self, budget: Budget, *, now: Callable[[], float] = time.monotonic) -> None:
-        self.budget, self._now = budget, now
-        self._spent: deque[tuple[float, float]] = deque()
-        self._sum = 0.0
+    def __init__(self, budget: Budget, *, now: Callable[[], float] = time.time) -> None:
+        self.budget, self._now, self._spent = budget, now, SharedSums()
 
     def allows(self, cost_usd: float = 0.0) -> bool:
-        self._forget()
-        return self._sum + cost_usd < self.budget.usd
+        """Return True if an answer of this cost leaves something of the budget."""
+        return sum(self._spent[part] for part in filter(self._counts, self._spent.names())) + cost_usd < self.budget.usd
 
-    def pay(self, cost_usd: float, *, age_s: float = 0.0) -> None:
-        """Count the cost of an answer escalated `age_s` seconds ago. Call with the oldest payments first."""
-        self._spent.append((self._now() - age_s, cost_usd))
-        self._sum += cost_usd
+    def pay(self, cost_usd: float) -> None:
+        """Count the cost of an escalated answer."""
+        self._spent.add(str(self._part), cost_usd)
 
-    def _forget(self) -> None:
-        oldest = self._now() - WINDOW_SECONDS[self.budget.per]
-        while self._spent and self._spent[0][0] <= oldest:
-            self._sum -= self._spent.popleft()[1]
-        if not self._spent:
-            self._sum = 0.0  # rounding errors must not add up
+    async def share(self, state: State, task: str) -> None:
+        """Tell other processes what was paid here, and learn what they paid. Raise what `state` raises."""
+        await self._spent.share(state, f"budget/{task}", keep=self._counts)
+
+    @property
+    def _part(self) -> int:
+        return int(self._now() // _PART_S[self.budget.per])
+
+    def _counts(self, part: str) -> bool:
+        return int(part) > self._part - _PARTS

@@ -106,13 +106,13 @@ def test_users_who_report_wrong_answers_more_readily_raise_no_false_hint(error: 
     """They report 30 % of wrong and 1 % of right answers, against a limit of 5 %."""
     found = 0
     for seed in range(200):
-        draw, reports = random.Random(seed), UserReports(0.05, 0.95)
-        for _ in range(3000):
-            reports.n_kept += 1
+        draw, n_right, n_wrong, hint = random.Random(seed), 0, 0, ""
+        for n_kept in range(1, 3001):
             wrong = draw.random() < error
-            if draw.random() < (0.3 if wrong else 0.01):
-                reports.add(wrong)
-        found += reports.hinted
+            if not hint and draw.random() < (0.3 if wrong else 0.01):
+                n_right, n_wrong = n_right + (not wrong), n_wrong + wrong
+                hint = UserReports(n_kept, n_right, n_wrong).hint(0.05, 0.95)
+        found += bool(hint)
     assert found == hinted
 
 

@@ -15,8 +15,11 @@ from deployment.test_audited_router import Setting, said
 from smallfirst.deployment.followed_monitor import FollowedMonitor
 from smallfirst.errors import ModelError
 from smallfirst.models.protocol import Request
+from smallfirst.routing.budget import Budget, BudgetTracker
+from smallfirst.routing.monitoring.audit_plan import SAVING
 from smallfirst.routing.monitoring.monitor import Monitor, MonitorSettings, StateChange
 from smallfirst.routing.monitoring.quantities import Quantity
+from smallfirst.routing.monitoring.reports import UserReports
 from smallfirst.serving.ledger.ledger import Ledger, LedgerAway, LedgerUnavailable
 from smallfirst.serving.ledger.rows import AuditRow, StateRow
 
@@ -78,6 +81,36 @@ def test_an_alarm_of_one_process_stops_the_small_model_in_all_and_is_written_onc
     again = Setting(ledgers[0])
     assert {one.live.monitor.state for one in (*settings, again)} == {"live"}
     assert len({seen(one.live._followed)[3].model_dump_json() for one in (*settings, again)}) == 1
+    for ledger in ledgers:
+        ledger.close()
+
+
+def test_budget_reserve_and_reports_of_users_are_one_for_all_and_outlast_a_restart(place: Path | str) -> None:
+    ledgers = [Ledger(place) for _ in range(2)]
+
+    def opened(ledger: Ledger) -> Setting:
+        setting = Setting(ledger, audit_share=0.5)
+        setting.live.router.budget_tracker = BudgetTracker(Budget(usd=2.0))
+        return setting
+
+    async def work() -> None:
+        first, second = map(opened, ledgers)
+        await first.ask(3)
+        await first.live.feedback(said("chatcmpl-1-0", "wrong").model_copy(update={"judge": False}))
+        assert first.live.router.budget_tracker is not None
+        first.live.router.budget_tracker.pay(1.5)
+        first.live.monitor.sums.add("reserve", 200)
+        await first.live.aclose()
+        await second.live.follow()
+        for one in (second, opened(ledgers[0])):
+            await one.live.follow()
+            assert one.live.reports == UserReports(n_kept=3, n_right=0, n_wrong=1)
+            assert one.live.monitor.audit_share == 0.5 * (1 - SAVING)  # nothing of the reserve is left
+            purse = one.live.router.budget_tracker
+            assert purse is not None
+            assert (purse.allows(0.4), purse.allows(0.6)) == (True, False)
+
+    asyncio.run(work())
     for ledger in ledgers:
         ledger.close()
 

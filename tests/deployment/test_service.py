@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,13 @@ import pytest
 
 from smallfirst.deployment import service, task_deployment
 from smallfirst.errors import ConfigError, RegistryError, StageMissing
-from smallfirst.models.protocol import RouteStep
 from smallfirst.paths import home
 from smallfirst.pipeline import router_setup
 from smallfirst.project.task_file import TaskFile
 from smallfirst.records import parse_record
-from smallfirst.routing.budget import Budget, BudgetTracker
 from smallfirst.routing.policies.always import AlwaysPolicy
 from smallfirst.routing.types import Stage
 from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.ledger.rows import LedgerRow
 from smallfirst.tasks.classify import Classify
 from smallfirst.tasks.extract import Extract
 
@@ -81,32 +77,6 @@ def test_without_a_champion_nothing_is_served(tmp_path: Path) -> None:
     with pytest.raises((RegistryError, StageMissing)):
         service.deploy([task_file()], ledger)
     ledger.close()
-
-
-def test_a_budget_remembers_what_was_paid_before_a_restart(tmp_path: Path) -> None:
-    ledger, now = Ledger(home() / "ledger.db"), datetime.now(UTC)
-
-    def answer(id: str, hours_ago: float, cost_usd: float, **values: Any) -> None:
-        step = RouteStep(stage="large", decision="answered", why="asked last", cost_usd=cost_usd)
-        draft = RouteStep(stage="small", decision="passed on", why="not sure enough", model="desk-small")
-        trail = f"[{draft.model_dump_json()},{step.model_dump_json()}]"
-        given = {"id": id, "at": now - timedelta(hours=hours_ago), "served_name": "desk", "status": 200}
-        ledger.append(LedgerRow.model_validate({**given, "latency_ms": 1.0, "task": "desk", "trail": trail, **values}))
-
-    answer("old", 30, 5.0)
-    answer("today", 20, 0.75)
-    answer("other", 1, 5.0, task="other")
-    outside = '[{"stage":"large","decision":"answered","why":"no task","cost_usd":5.0}]'
-    answer("outside", 1, 5.0, trail=outside)
-    answer("kept", 1, 5.0, trail='[{"stage":"small","decision":"kept","why":"sure","cost_usd":5.0}]')
-    clock = [0.0]
-    purse = BudgetTracker(Budget(usd=1.0, per="day"), now=lambda: clock[0])
-    task_deployment.restore_spending(purse, ledger, "desk")
-    ledger.close()
-    assert purse.allows(0.2)
-    assert not purse.allows(0.3)
-    clock[0] = 4.01 * 3600  # the payment is more than a day old
-    assert purse.allows(0.9)
 
 
 def test_a_hosted_model_is_traced_under_its_providers_name(tmp_path: Path) -> None:

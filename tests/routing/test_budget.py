@@ -1,8 +1,11 @@
-"""A budget is never overspent by more than one answer."""
+"""A budget is overspent by no more than the answers under way, whichever process gave them."""
 
 from __future__ import annotations
 
+import asyncio
+
 from smallfirst.routing.budget import Budget, BudgetTracker
+from smallfirst.serving.ledger.shared_state import MemoryState
 
 
 def test_a_budget_slides() -> None:
@@ -18,3 +21,27 @@ def test_a_budget_slides() -> None:
     assert tracker.allows(0.3)
     clock[0] = 5400
     assert tracker.allows(0.99)
+
+
+def test_processes_spend_one_budget_and_one_that_starts_knows_what_is_left() -> None:
+    clock, state = [0.0], MemoryState()
+    first, second, other = (BudgetTracker(Budget(usd=1.0), now=lambda: clock[0]) for _ in range(3))
+    first.pay(0.5)
+    second.pay(0.3)
+    assert first.allows(0.4)
+
+    async def share() -> None:
+        for tracker in (first, second, first):
+            await tracker.share(state, "tickets")
+        await other.share(state, "bills")
+
+    asyncio.run(share())
+    assert [tracker.allows(0.3) for tracker in (first, second, other)] == [False, False, True]
+    fresh = BudgetTracker(Budget(usd=1.0), now=lambda: clock[0])
+    asyncio.run(fresh.share(state, "tickets"))
+    assert (fresh.allows(0.1), fresh.allows(0.3)) == (True, False)
+    clock[0] = 86_400
+    assert fresh.allows(0.9)
+    fresh.pay(0.1)
+    asyncio.run(fresh.share(state, "tickets"))
+    assert state._values["budget/tickets"] == {"60": 0.1}  # what is out of the window is dropped

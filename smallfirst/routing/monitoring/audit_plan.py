@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from smallfirst.routing.certificate.threshold_curve import ThresholdPoint
+from smallfirst.routing.shared_sums import SharedSums
 from smallfirst.stats.intervals import Estimate
 from smallfirst.stats.sequential import weighted_interval
 
@@ -32,6 +33,8 @@ _BANDS = (0.125, 0.25, 0.5, 1.0)
 """Ends of the bands of confidence, from the least accepted up, as shares of accepted calibration rows."""
 _PRIOR_ROWS = 10
 """Rows with the mean error that are added to each band."""
+_RESERVE = "reserve"
+"""Audits that were made beyond the share, less what has refilled."""
 
 
 class AuditDraw(NamedTuple):
@@ -109,13 +112,16 @@ def share_wrong(audits: Iterable[tuple[float, bool]]) -> Estimate:
 class AuditBudget:
     """How many accepted answers are audited in the live state, given how recent audits look."""
 
-    def __init__(self, share: float, reserve: float) -> None:
-        """`reserve` audits may be spent beyond `share`, which refill; it starts full. 0: the share never changes."""
-        self._share, self._reserve, self.left = share, reserve, float(reserve)
+    def __init__(self, share: float, reserve: float, sums: SharedSums | None = None) -> None:
+        """`reserve` audits may be spent beyond `share`, which refill; it starts full. 0: the share never changes.
+
+        What is spent of the reserve is in `sums`, which processes may share.
+        """
+        self._share, self._reserve, self._sums = share, reserve, sums or SharedSums()
 
     def rate(self, suspicion: float) -> float:
         """Return the mean chance of the next accepted answer, in (0, 1]."""
-        if not self._reserve or (self.left > self._reserve - 1 and suspicion < SUSPICION):
+        if not self._reserve or (self._spent < 1 and suspicion < SUSPICION):
             return self._share
         if self.spent or suspicion < SUSPICION:
             return self._share * (1 - SAVING)
@@ -124,8 +130,12 @@ class AuditBudget:
     @property
     def spent(self) -> bool:
         """True if there is a reserve and nothing of it is left."""
-        return self._reserve > 0 and self.left < 1
+        return 0 < self._reserve < self._spent + 1
 
     def pay(self, propensity: float) -> None:
         """Count an accepted answer that had this chance."""
-        self.left = min(float(self._reserve), self.left + self._share - propensity)
+        self._sums.add(_RESERVE, propensity - self._share)
+
+    @property
+    def _spent(self) -> float:
+        return self._sums[_RESERVE]

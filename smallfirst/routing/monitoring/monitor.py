@@ -9,8 +9,9 @@ A false guarantee alarm of any of the quantities watched, an unjustified recover
 while requests are exchangeable have probability at most 1 - confidence each. Audits by a large model bound the
 disagreement with it, not the error; answers must be drawn for audits with the chances of `plan_audit`. Equal calls give
 equal states, so a monitor is restored by feeding it the recorded audits and drifts again, and several processes that
-feed theirs alike agree; tests of requests and the reserve of audits start anew, and are each process's own. Processes
-share the chance of a false alarm of such a test: with n of them each needs n times the evidence.
+feed theirs alike agree; tests of requests start anew, and are each process's own. Processes share the chance of a false
+alarm of such a test: with n of them each needs n times the evidence. `sums` may be shared as well: what is spent of the
+reserve of audits, and what else is counted beside the tests.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from smallfirst.records import Record
 from smallfirst.routing.monitoring.audit_plan import MAX_WEIGHT, UNIFORM, AuditAllocation, AuditBudget, AuditDraw
 from smallfirst.routing.monitoring.drift import DriftDetector, DriftReading, Statistic
 from smallfirst.routing.monitoring.quantities import Quantity, Watch
+from smallfirst.routing.shared_sums import SharedSums
 from smallfirst.stats.intervals import Estimate
 from smallfirst.stats.sequential import RecoveryTest, weighted_interval
 
@@ -111,7 +113,8 @@ class Monitor:
     ) -> None:
         self.settings = settings
         self._allocation = allocation if settings.audit_by_uncertainty else UNIFORM
-        self._budget = AuditBudget(settings.audit_share, settings.audit_reserve)
+        self.sums = SharedSums()
+        self._budget = AuditBudget(settings.audit_share, settings.audit_reserve, self.sums)
         self.state: State = "shadow" if shadow else "live"
         self.requests = 0
         self.epoch = -1
@@ -240,6 +243,7 @@ class Monitor:
     def take_over(self, earlier: Monitor) -> None:
         """Go on with what audits do not decide, after all audits were fed to this monitor anew."""
         self.requests, self._detectors, self._budget = earlier.requests, earlier._detectors, earlier._budget
+        self.sums = earlier.sums
         self.told_of_drift, self.processes = earlier.told_of_drift, earlier.processes
         self.hints, self.alarms = (
             max(pair, key=len) for pair in ((earlier.hints, self.hints), (earlier.alarms, self.alarms))

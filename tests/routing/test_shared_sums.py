@@ -1,0 +1,40 @@
+"""Sums of several processes: every amount counts once for all, and none that could not be told is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from smallfirst.routing.shared_sums import SharedSums
+from smallfirst.serving.ledger.ledger import LedgerAway
+from smallfirst.serving.ledger.shared_state import MemoryState
+
+
+def test_amounts_of_all_count_once_and_never_below_nothing() -> None:
+    state, (first, second) = MemoryState(), (SharedSums(), SharedSums())
+    first.add("kept", 3)
+    first.add("reserve", -5)
+    second.add("kept")
+    second.add("reserve", 2)
+    for sums in (first, second, first, second):
+        asyncio.run(sums.share(state, "tickets"))
+    assert {(sums["kept"], sums["reserve"], sums["other"]) for sums in (first, second)} == {(4, 2, 0)}
+    first.add("reserve", -9)
+    assert first["reserve"] == 0
+
+
+def test_what_could_not_be_told_is_told_later() -> None:
+    class Away:
+        async def update(self, name: str, change: Any) -> Any:
+            sums.add("kept")  # while it was tried
+            raise LedgerAway("no connection")
+
+    sums, state = SharedSums(), MemoryState()
+    sums.add("kept", 2)
+    with pytest.raises(LedgerAway):
+        asyncio.run(sums.share(Away(), "tickets"))
+    assert sums["kept"] == 3
+    asyncio.run(sums.share(state, "tickets"))
+    assert state._values == {"tickets": {"kept": 3}}
