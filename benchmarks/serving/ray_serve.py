@@ -4,6 +4,7 @@
 
 The same service (a linear model on words, key, ledger row before each answer) as `smallfirst serve` and with 1 and 2
 replicas, asked in turn by 1, 8 and 32 clients on the same cores. Then 8 clients ask while a replica is killed -9.
+`--rounds 0` does the last alone and writes its part of the page.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -39,6 +40,9 @@ PAGE = RESULTS / "ray_serve.md"
 SIDES = {"one server": 0, "Ray Serve, 1 replica": 1, "Ray Serve, 2 replicas": 2}
 CLIENTS = (1, 8, 32)
 PORT = 8791
+KILLED = "## A replica is killed"
+ASKED_S, ANSWER_S = 40, 30
+"""Seconds for which clients ask while a replica is killed · that they wait for an answer."""
 
 
 def settings() -> ServeSettings:
@@ -62,14 +66,23 @@ def request(n: int) -> bytes:
 def serving(n_replicas: int, folder: Path) -> Iterator[psutil.Process]:
     """The service in a process of its own, until it answers; its processes end with it."""
     command = [sys.executable, "-m", "benchmarks.serving.ray_serve", "serve", str(n_replicas), str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    while not (line := process.stdout.readline()).startswith("smallfirst serves"):
-        if not line:
-            sys.exit("the server did not start")
-    yield psutil.Process(process.pid)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
+    said = folder / "said.txt"  # no pipe: Ray's processes would hold it open, and stand still once it is full
+    with said.open("w") as file:
+        process = subprocess.Popen(command, stdout=file)
+    try:
+        while "smallfirst serves" not in said.read_text():
+            if process.poll() is not None:
+                sys.exit("the server did not start")
+            time.sleep(0.05)
+        yield psutil.Process(process.pid)
+    finally:
+        own = [process, *psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
+        process.send_signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=120)
+        for each in own:
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                each.kill()
 
 
 def processor_s(process: psutil.Process) -> float:
@@ -102,8 +115,14 @@ async def kill_one(process: psutil.Process) -> tuple[list[tuple[float, Answer]],
 
     async def work() -> None:
         client = Client(PORT)
-        while time.monotonic() < began + 40:
-            answer, _, _ = await client.ask(request(len(answers)))
+        while time.monotonic() < began + ASKED_S:
+            try:
+                async with asyncio.timeout(ANSWER_S):
+                    answer, _, _ = await client.ask(request(len(answers)))
+            except (TimeoutError, OSError):
+                client.close()
+                answer = Answer(0, b"", ANSWER_S)
+                await asyncio.sleep(0.1)
             answers.append((time.monotonic() - began, answer))
 
     tasks = [asyncio.create_task(work()) for _ in range(8)]
@@ -148,22 +167,22 @@ def main() -> None:
     codes = Counter(json.loads(a.body)["error"]["code"] for _, a in answers if a.status not in (0, 200))
     unrecorded = sum(json.loads(a.body)["id"] not in known for _, a in answers if a.status == 200)
     failed = [at for at, answer in answers if answer.status != 200]
-    PAGE.write_text(
-        page(options, rounds, load_before)
-        + "\n".join(
-            (
-                "## A replica is killed",
-                "",
-                f"8 clients ask for 40 s without a pause, with 2 replicas; after {killed_s:.0f} s one is killed -9.",
-                "",
-                f"- {statuses[200]:,} answers of {len(answers):,}; others: {dict(codes) or 'none'}, {statuses[0]} broken connections.",
-                f"- The failures came within {max(failed, default=killed_s) - killed_s:.1f} s of the kill; at most 8 requests were under way.",
-                f"- Answers without a row in the ledger: {unrecorded}. Replicas at the end: {n_alive}.",
-                "",
-            )
-        ),
-        encoding="utf-8",
-    )
+    before, header = PAGE.read_text(encoding="utf-8").partition(KILLED)[0], platform.python_version()
+    if rounds:
+        before, header = page(options, rounds, load_before), ""
+    lines = [
+        KILLED,
+        "",
+        f"8 clients ask for {ASKED_S} s without a pause, with 2 replicas; after {killed_s:.0f} s one is killed -9."
+        + (f" Measured alone (`--rounds 0`, 2026-11-27, Python {header}, load {load_before:.0f})." if header else ""),
+        "",
+        f"- {statuses[200]:,} answers of {len(answers):,}; others: {dict(codes) or 'none'}, {statuses[0]} without an answer.",
+        f"- The failures came within {max(failed, default=killed_s) - killed_s:.1f} s of the kill; at most 8 requests were under way.",
+        f"- Answers without a row in the ledger: {unrecorded}. Replicas at the end: {n_alive}.",
+        "",
+    ]
+    PAGE.write_text(before + "\n".join(lines), encoding="utf-8")
+    print("\n".join(lines))
 
 
 def page(
