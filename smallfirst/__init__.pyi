@@ -72,7 +72,6 @@ from smallfirst.pipeline.release import promote_stage as promote_stage
 from smallfirst.pipeline.report_data import report_stage as report_stage
 from smallfirst.pipeline.run import check as check
 from smallfirst.pipeline.run import run as run
-from smallfirst.pipeline.summary import OpenEndedRouting as OpenEndedRouting
 from smallfirst.pipeline.summary import PathSummary as PathSummary
 from smallfirst.pipeline.summary import RunError as RunError
 from smallfirst.pipeline.summary import RunSummary as RunSummary
@@ -112,6 +111,7 @@ from smallfirst.registry.versions import promote as promote
 from smallfirst.registry.versions import register as register
 from smallfirst.registry.versions import resolve as resolve
 from smallfirst.registry.versions import rollback as rollback
+from smallfirst.report.data import OpenEndedRouting as OpenEndedRouting
 from smallfirst.routing.budget import Budget as Budget
 from smallfirst.routing.certificate.below_threshold import Band as Band
 from smallfirst.routing.certificate.certificate import Certificate as Certificate
@@ -153,11 +153,9 @@ from smallfirst.serving.ledger.rows import FeedbackRow as FeedbackRow
 from smallfirst.serving.ledger.rows import LedgerRow as LedgerRow
 from smallfirst.serving.ledger.rows import StateRow as StateRow
 from smallfirst.serving.ledger.sums import Sums as Sums
-from smallfirst.serving.plugins import FileDownload as FileDownload
 from smallfirst.serving.plugins import Plugin as Plugin
 from smallfirst.serving.plugins import PluginRequest as PluginRequest
 from smallfirst.serving.plugins import PluginRoute as PluginRoute
-from smallfirst.serving.plugins import TextResponse as TextResponse
 from smallfirst.serving.settings import ServeSettings as ServeSettings
 from smallfirst.stats.intervals import Estimate as Estimate
 from smallfirst.tasks.answer import Answer as Answer

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from benchmarks.paths import RESULTS, ROOT
 from smallfirst.billing.live import live_report
-from smallfirst.dashboard.watch import Window, watch
+from smallfirst.dashboard.watch import watch
 from smallfirst.deployment.review_queue import review_queue
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.serving.ledger.ledger import Ledger
@@ -189,9 +189,9 @@ def reads(name: str, ledger: Ledger, now: datetime) -> Iterator[str]:
         "sums of the month, by day and all fields": lambda: ledger.sums(
             month, now, by=("task", "stage", "owner", "answered_by", "outcome"), every="day"
         ),
-        "page, all tasks, 30 days": lambda: watch(ledger, {}, "", Window.of("30d", now)),
-        "page, one task, 30 days": lambda: watch(ledger, {}, "task0", Window.of("30d", now)),
-        "page, one task, 24 hours": lambda: watch(ledger, {}, "task0", Window.of("24h", now)),
+        "page, all tasks, 30 days": lambda: watch(ledger, {}, {"range": "30d"}, now=now),
+        "page, one task, 30 days": lambda: watch(ledger, {}, {"task": "task0", "range": "30d"}, now=now),
+        "page, one task, 24 hours": lambda: watch(ledger, {}, {"task": "task0", "range": "24h"}, now=now),
         "report --live 30d": lambda: live_report(ledger, "task0", PriceBook(), month, now),
         "queue of one task": lambda: review_queue(ledger, ["task0"]),
         "one answer by its id": lambda: ledger.get("r777"),

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from smallfirst.dashboard.answers import answer_details
-from smallfirst.dashboard.page import page_routes
-from smallfirst.dashboard.watch import watch_range
+from smallfirst.dashboard.page import page_files
+from smallfirst.dashboard.watch import watch
 from smallfirst.deployment.audited_router import AuditedRouter
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.protocol import Model
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.plugins import Plugin, PluginRequest, PluginRoute, current_caller
+from smallfirst.serving.plugins import ApiError, Plugin, PluginRequest, PluginRoute, Response, current_caller
 
 AUTO = "auto"
 
@@ -36,7 +35,7 @@ class Dashboard(Plugin):
         self._models, self._ledger, self._routers = models, ledger, routers
         self._measured, self._prices = measured, prices
         self.routes = (
-            *page_routes(),
+            *map(_file_route, page_files()),
             PluginRoute("GET", "/v1/dashboard/session", self._session, "user"),
             PluginRoute("GET", "/v1/dashboard/watch", self._watch),
             PluginRoute("GET", "/v1/dashboard/answers/{id}", self._answer, "user"),
@@ -56,7 +55,20 @@ class Dashboard(Plugin):
         }
 
     def _watch(self, call: PluginRequest) -> dict[str, Any]:
-        return watch_range(self._ledger, self._routers, dict(call.query), self._measured, self._prices)
+        return watch(self._ledger, self._routers, dict(call.query), self._measured, self._prices)
 
     def _answer(self, call: PluginRequest) -> dict[str, Any]:
-        return answer_details(self._ledger, call.path_params["id"], owner=None if call.may_judge else call.caller)
+        """Return what the ledger holds about an answer, without texts; users see their own key's alone."""
+        row = self._ledger.get(call.path_params["id"])
+        if row is None or not (call.may_judge or row.owner == call.caller):
+            raise ApiError(404, "There is no answer with this id.", param="id", code="answer_not_found")
+        texts = {"request_text", "answer_text", "request_sha256", "charges", "trail"}
+        lists = {"bill": row.bill, "steps": row.steps}
+        return row.model_dump(mode="json", exclude=texts) | {
+            name: [one.model_dump(mode="json") for one in found] for name, found in lists.items()
+        }
+
+
+def _file_route(file: tuple[str, bytes, Mapping[str, str]]) -> PluginRoute:
+    path, content, headers = file
+    return PluginRoute("GET", path, lambda _: Response(content, headers=headers), "public")

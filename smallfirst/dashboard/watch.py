@@ -34,51 +34,36 @@ class Window(NamedTuple):
     until: datetime
     every: Period
 
+    periods: Sequence[str]
+    """All of them, also those without a request, as `Sums` names them."""
+
     @classmethod
     def of(cls, name: str, now: datetime) -> Window:
         n, every = RANGES[name]
-        start = now.replace(minute=0, second=0, microsecond=0)
-        step = timedelta(hours=1)
-        if every == "day":
-            start, step = start.replace(hour=0), timedelta(days=1)
-        return cls(start - (n - 1) * step, now, every)
-
-    def period(self, at: datetime) -> str:
-        return at.astimezone(UTC).isoformat()[: 13 if self.every == "hour" else 10]
-
-    @property
-    def periods(self) -> list[str]:
-        """All of them, also those without a request."""
-        step = timedelta(hours=1) if self.every == "hour" else timedelta(days=1)
-        n = math.ceil((self.until - self.since) / step)
-        return [self.period(self.since + index * step) for index in range(n)]
-
-
-def watch_range(
-    ledger: Ledger,
-    routers: Mapping[str, AuditedRouter],
-    query: Mapping[str, str],
-    measured: Callable[[str], Evaluation | None] = lambda task: None,
-    prices: Callable[[str], PriceBook | None] = lambda task: None,
-) -> dict[str, Any]:
-    """Return `watch` of the `task` and the `range` in a query, 30 days unless it says otherwise. Raise ApiError 400."""
-    if (name := query.get("range", "30d")) not in RANGES:
-        raise ApiError(400, f"`range` is one of {', '.join(RANGES)}.", param="range")
-    return watch(ledger, dict(routers), query.get("task", ""), Window.of(name, datetime.now(UTC)), measured, prices)
+        step = timedelta(hours=1) if every == "hour" else timedelta(days=1)
+        start = now.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+        start = start if every == "hour" else start.replace(hour=0)
+        starts = [start - index * step for index in reversed(range(n))]
+        return cls(starts[0], now, every, [one.isoformat()[: 13 if every == "hour" else 10] for one in starts])
 
 
 def watch(
     ledger: Ledger,
     routers: Mapping[str, AuditedRouter],
-    task: str,
-    window: Window,
+    query: Mapping[str, str],
     measured: Callable[[str], Evaluation | None] = lambda task: None,
     prices: Callable[[str], PriceBook | None] = lambda task: None,
+    *,
+    now: datetime | None = None,
 ) -> dict[str, Any]:
-    """Return the figures of one task, or of all with an empty name.
+    """Return the figures of the `task` in a query, or of all without, for its `range`, 30 days without one.
 
-    `measured` returns the large model on test rows, `prices` the prices by which idle machines count.
+    `measured` returns the large model on test rows, `prices` the prices by which idle machines count. Raise ApiError
+    400 for an unknown range.
     """
+    if (name := query.get("range", "30d")) not in RANGES:
+        raise ApiError(400, f"`range` is one of {', '.join(RANGES)}.", param="range")
+    task, window, routers = query.get("task", ""), Window.of(name, now or datetime.now(UTC)), dict(routers)
     equal = {"task": task} if task else {}
     rows = ledger.sums(
         window.since, window.until, by=("kind", "task", "stage", "outcome"), every=window.every, latencies=True, **equal

@@ -15,11 +15,12 @@ from smallfirst.pipeline.large_model import recorded_answers, recorded_open_answ
 from smallfirst.pipeline.preflight.large_model import forecast_large
 from smallfirst.pipeline.retention import measure_retention
 from smallfirst.pipeline.router_setup import cascade_stages, load_ood_detector, routing_rules
-from smallfirst.pipeline.summary import KEPT, KeptOnTest, OpenEndedRouting
+from smallfirst.pipeline.summary import KEPT, KeptOnTest
 from smallfirst.project.candidates import Candidate, fitted_candidates, get_candidate
 from smallfirst.project.project import Project, in_task_state
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.registry.evaluations import log_evaluation
+from smallfirst.report.data import OpenEndedRouting
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.ood.foreign import split_foreign
 from smallfirst.routing.router import Router

@@ -13,7 +13,6 @@ from smallfirst.evaluation.learning_curve import LearningCurve, LearningPoint
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.pipeline.diagnostics import Diagnostics, diagnose
 from smallfirst.pipeline.retention import saved_retention
-from smallfirst.pipeline.summary import OpenEndedRouting
 from smallfirst.pricing.tokens import tokens_of
 from smallfirst.project.candidate_registry import promotable_names
 from smallfirst.project.project import Project, shown_as
@@ -24,7 +23,7 @@ from smallfirst.registry import runs
 from smallfirst.report.data import (
     LeakEffect,
     ListPrice,
-    OutOfScopeRequests,
+    OpenEndedRouting,
     ReportData,
     TrainingSummary,
 )
@@ -56,8 +55,7 @@ def report_data(project: Project, run_folder: RunFolder, doubts: Diagnostics) ->
     prompt_tokens, completion_tokens = _large_tokens(file)
     open_ended = None
     if "open_ended.json" in there:
-        share = OpenEndedRouting.load(run_folder.path / "open_ended.json")
-        open_ended = OutOfScopeRequests(n_requests=share.n_requests, n_to_large=share.n_to_large)
+        open_ended = OpenEndedRouting.load(run_folder.path / "open_ended.json")
     return ReportData(
         title=f"{file.name}: small model or large?",
         task=file.name,

@@ -12,6 +12,7 @@ from smallfirst.project.prompt_file import PromptSearch
 from smallfirst.project.run_folder import FittedCandidates, GateVerdicts, Promotion, RunFolder
 from smallfirst.project.task_file import TaskFile
 from smallfirst.records import Record
+from smallfirst.report.data import OpenEndedRouting
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.guarantee_check import GuaranteeCheck, check_guarantee
 from smallfirst.stats.intervals import Estimate
@@ -20,14 +21,6 @@ KEPT = "kept.json"
 """File of the KeptOnTest in a run folder."""
 EXIT_STOPPED = 130
 """Exit code after Ctrl-C, as shells have it."""
-
-
-class OpenEndedRouting(Record):
-    """Where the Router sent open-ended requests that it was not fitted on."""
-
-    n_requests: int
-    n_to_large: int
-    """Requests that went to the large model."""
 
 
 class KeptOnTest(Record):

@@ -21,6 +21,7 @@ from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.project.prompt_file import PromptSearch
 from smallfirst.records import Record
 from smallfirst.routing.certificate.certificate import Certificate
+from smallfirst.routing.certificate.guarantee_check import check_guarantee
 from smallfirst.stats.intervals import Estimate, wilson
 
 
@@ -49,11 +50,12 @@ class ListPrice(NamedTuple):
     output_usd_per_mtok: float
 
 
-class OutOfScopeRequests(Record):
-    """What the Router did with requests outside the task."""
+class OpenEndedRouting(Record):
+    """Where the Router sent open-ended requests that it was not fitted on."""
 
     n_requests: int
     n_to_large: int
+    """Requests that went to the large model."""
 
     @property
     def share(self) -> Estimate:
@@ -124,7 +126,7 @@ class ReportData(Record):
     """Mean prompt tokens of one request on the large path."""
     large_completion_tokens: float = 0.0
     """Mean completion tokens of one request on the large path."""
-    open_ended: OutOfScopeRequests | None = None
+    open_ended: OpenEndedRouting | None = None
     learning_curve: tuple[LearningPoint, ...] = ()
     suspects: tuple[Suspect, ...] = ()
     """Rows whose given answer is probably wrong, strongest evidence first."""
@@ -177,6 +179,12 @@ class ReportData(Record):
         nearest = nearest_to_passing(gated).candidate if gated else FINE_TUNED
         names = (self.recommended if self.recommended != "large" else None, nearest, FINE_TUNED)
         return next((e for name in names if (e := self.evaluation(name))), self.evaluations[0])
+
+    @property
+    def guarantee_state(self) -> str:
+        """`held`, `inconclusive` or `broken` on the test rows; empty if there is no guarantee of errors to check."""
+        found = check_guarantee(self.certificate, self.evaluation("routed"))
+        return found.state if found else ""
 
     def evaluation(self, candidate: str | None) -> Evaluation | None:
         return next((e for e in self.evaluations if e.candidate == candidate), None)

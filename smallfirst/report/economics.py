@@ -13,6 +13,7 @@ from smallfirst.report.data import ListPrice
 
 HOURS_PER_MONTH = 730.0
 PRICE_DROPS = (0.0, 0.5, 0.8, 0.9)
+"""Falls of the large model's price that are shown."""
 
 
 class PathCost(Record):
@@ -35,17 +36,6 @@ class PathCost(Record):
     def total_usd(self, requests: float, *, drop: float = 0.0) -> float:
         """Return USD from the start, training included, for `requests` in all."""
         return self.training_usd + self.after_drop(drop) * requests / 1000
-
-
-class PriceDrop(Record):
-    """Costs after a fall of the large model's price."""
-
-    drop: float
-    large_usd_per_1k: float
-    cheaper_usd_per_1k: tuple[float, ...]
-    """The smaller paths, in the order given."""
-    break_even: tuple[int | None, ...]
-    """Requests until each has paid its training back; None = never."""
 
 
 class DedicatedMachine(Record):
@@ -114,19 +104,6 @@ def path_costs(
             + prompt_search_usd * (evaluation.candidate in ("large", "routed")),
         )
         for evaluation in evaluations
-    )
-
-
-def price_drops(paths: Sequence[PathCost], large: PathCost) -> tuple[PriceDrop, ...]:
-    """Return costs at falls of the large model's price by none, 50, 80 and 90 %."""
-    return tuple(
-        PriceDrop(
-            drop=drop,
-            large_usd_per_1k=large.after_drop(drop),
-            cheaper_usd_per_1k=tuple(path.after_drop(drop) for path in paths),
-            break_even=tuple(break_even(path, large, drop=drop) for path in paths),
-        )
-        for drop in PRICE_DROPS
     )
 
 

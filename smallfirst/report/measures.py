@@ -48,7 +48,6 @@ class Grades(Record):
     n_none: int
     """Score 0, but there is an answer."""
     n_silent: int
-    """No answer."""
 
 
 class ReliabilityBin(Record):

@@ -43,6 +43,7 @@ FUNCTIONS = (
     json_differences.compare_fields,
     excerpts.question_and_context,
     formats.path_explanation,
+    economics.break_even,
 )
 
 

@@ -11,15 +11,12 @@ from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.report import economics, measures
 from smallfirst.report.candidates import candidate_table
 from smallfirst.report.charts import confidence, training
-from smallfirst.report.charts.cost import spending_chart
-from smallfirst.report.charts.frontier import frontier_chart
 from smallfirst.report.charts.latency import latency_chart, latency_row
-from smallfirst.report.charts.quality_cost import quality_cost_chart, quality_frame
+from smallfirst.report.charts.tradeoffs import frontier_chart, quality_cost_chart, quality_frame, spending_chart
 from smallfirst.report.data import ReportData
 from smallfirst.report.formats import percent
 from smallfirst.report.per_class import field_reliability, part_rows
 from smallfirst.report.text import advice, verdict
-from smallfirst.report.text.guarantee import guarantee_sentence, guarantee_state
 from smallfirst.report.text.outlook import outlook
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.threshold_curve import ThresholdPoint
@@ -60,14 +57,14 @@ def first_screen(data: ReportData, paths: tuple[economics.PathCost, ...]) -> dic
         "comparisons": verdict.comparisons(data),
         "linear_note": verdict.linear_note(data),
         "recommendations": advice.recommendations(data, paths),
-        "warnings": advice.warnings(data),
+        "warnings": [*advice.warnings(data)],
         "cards": cards,
         "same_rows": len({card.evaluation.accuracy.n for card in cards}) == 1,
         "overview_plot": quality_cost_chart(
             data.evaluations, (), chosen=None, agreement=data.self_agreement, name="overview"
         ),
-        "guarantee_state": guarantee_state(data),
-        "guarantee_sentence": guarantee_sentence(data),
+        "guarantee_state": data.guarantee_state,
+        "guarantee_sentence": advice.guarantee_sentence(data),
         "opened_verdicts": opened,
         "other_verdicts": [v for v in data.verdicts if v not in opened],
         "tried": [trial.verdict for trial in data.decided.trials] if data.decided else [],
@@ -112,7 +109,7 @@ def path_cards(data: ReportData, paths: tuple[economics.PathCost, ...]) -> tuple
 
 
 def _state(data: ReportData, name: str) -> tuple[bool | None, str]:
-    verdict, guarantee = data.verdict(name), guarantee_state(data) if name == "routed" else ""
+    verdict, guarantee = data.verdict(name), data.guarantee_state if name == "routed" else ""
     passed = verdict.passed if verdict else guarantee != "broken" if guarantee else None
     if passed is None:
         return None, ""
@@ -198,14 +195,14 @@ def money(data: ReportData, paths: tuple[economics.PathCost, ...]) -> dict[str, 
         "paths": paths,
         "large_path": large,
         "smaller_paths": smaller,
-        "drops": economics.price_drops(smaller, large) if large else (),
+        "drops": economics.PRICE_DROPS,
         "spending_plot": spending,
         "listed": sorted(listed, key=lambda item: item[1]),
         "dedicated": dedicated,
         "loss_plot": training.loss_chart(run) if run and run.loss_curve else None,
         "validation_plot": training.validation_chart(run) if run and run.validation_curve else None,
         "learning_plot": training.learning_chart(data.learning_curve) if data.learning_curve else None,
-        "retention_sentences": advice.retention_sentences(data),
+        "retention_sentences": [*advice.retention_sentences(data)],
         "outlook": outlook(data, paths),
     }
 

@@ -98,13 +98,6 @@ class Turns(Shares):
         """Return a context that waits for a turn and holds it."""
         return _Turn(self, key)
 
-    async def wait(self, key: str) -> None:
-        """Take a turn as soon as there is one. Whoever waits does not fit, so nobody is overtaken."""
-        if self.fits(key):
-            self.take(key)
-        else:
-            await self._wait(key)
-
     def give_back(self, key: str, n: int = 1) -> None:
         super().give_back(key, n)
         while (chosen := next(filter(self.fits, self._waiting), None)) is not None:
@@ -115,7 +108,11 @@ class Turns(Shares):
             self.take(chosen)
             granted.set_result(None)
 
-    async def _wait(self, key: str) -> None:
+    async def wait(self, key: str) -> None:
+        """Take a turn as soon as there is one. Whoever waits does not fit, so nobody is overtaken."""
+        if self.fits(key):
+            self.take(key)
+            return
         granted = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(key, deque()).append(granted)
         try:

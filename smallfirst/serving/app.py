@@ -9,7 +9,6 @@ import asyncio
 import re
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -18,6 +17,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
+from smallfirst import __version__
 from smallfirst.errors import ConfigError
 from smallfirst.models.protocol import Model
 from smallfirst.serving.admission import Admission, ClientDisconnected
@@ -152,7 +152,7 @@ def _create_context(
     metrics.add_gauge(
         "smallfirst_prompt_tokens_in_flight", "Their prompt tokens, estimated.", lambda: admission.prompt_tokens.used
     )
-    readiness = Readiness(models, ledger_ready=ledger.ready)
+    readiness = Readiness(models, ledger.ready)
     return AppContext(ServedModels(models, plugins), ledger, settings, admission, metrics, readiness, plugins, {})
 
 
@@ -182,7 +182,7 @@ def _model_routes(context: AppContext, fixed: Mapping[str, Model]) -> list[Route
 
 def _monitoring_routes(context: AppContext) -> list[Route]:
     async def ready(_: HttpRequest) -> JSONResponse:
-        is_ready = (await context.readiness.check()).ready
+        is_ready = await context.readiness.check()
         return JSONResponse({"status": "ready" if is_ready else "not ready"}, status_code=200 if is_ready else 503)
 
     async def metrics(_: HttpRequest) -> PlainTextResponse:
@@ -191,7 +191,7 @@ def _monitoring_routes(context: AppContext) -> list[Route]:
 
     async def openapi(_: HttpRequest) -> JSONResponse:
         names = await asyncio.to_thread(lambda: list(context.models))
-        return JSONResponse(openapi_document(_version(), names))
+        return JSONResponse(openapi_document(__version__, names))
 
     found = {"/ready": ready, "/metrics": metrics, "/openapi.json": openapi}
     return [Route(path, answer, methods=["GET"]) for path, answer in found.items()]
@@ -206,14 +206,7 @@ def _check_names(models: Mapping[str, Model]) -> None:
 
 
 async def _health(_: HttpRequest) -> JSONResponse:
-    return JSONResponse({"status": "ok", "version": _version()})
-
-
-def _version() -> str:
-    try:
-        return version("smallfirst")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "0+unknown"
+    return JSONResponse({"status": "ok", "version": __version__})
 
 
 async def _http_error(request: HttpRequest, error: Exception) -> JSONResponse:
@@ -227,5 +220,4 @@ async def _http_error(request: HttpRequest, error: Exception) -> JSONResponse:
 
 
 async def _api_error(_: HttpRequest, error: Exception) -> JSONResponse:
-    refusal = to_api_error(error, "")
-    return JSONResponse(refusal.body, status_code=refusal.status, headers=refusal.headers)
+    return to_api_error(error, "").response()

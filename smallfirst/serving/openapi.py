@@ -123,6 +123,8 @@ _MODEL_ERRORS = (400, 408, 413, 415, 500, 502, 503, 504)
 
 def openapi_document(version: str, names: Sequence[str]) -> Json:
     """Return the document of this release for a caller who may use the models of these names."""
+    alive, ready = _object({"status": {"const": "ok"}, "version": _TEXT}), {"enum": ["ready", "not ready"]}
+    place = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
     return {
         "openapi": "3.1.0",
         "info": {"title": "smallfirst", "version": version, "license": {"name": "Apache-2.0"}},
@@ -140,9 +142,9 @@ def openapi_document(version: str, names: Sequence[str]) -> Json:
             "/v1/score": _post("Probabilities of labels", _body(ScoreBody, EMBEDDING_IGNORED), _SCORES),
             "/invocations": _post("MLflow's formats", _INVOCATION, {"type": "object"}),
             "/v1/models": _get("What is served", _object({"object": {"const": "list"}, "data": _list(_MODEL)})),
-            "/v1/models/{model}": _get("One served model", _MODEL, named="model"),
-            "/health": _open("Whether the server is alive", _object({"status": {"const": "ok"}, "version": _TEXT})),
-            "/ready": _open("Whether it would answer now", _object({"status": {"enum": ["ready", "not ready"]}}), 503),
+            "/v1/models/{model}": _get("One served model", _MODEL, parameters=[place]),
+            "/health": _get("Whether the server is alive", alive, errors=(403,), security=[]),
+            "/ready": _get("Whether it would answer now", _object({"status": ready}), 503, errors=(403,), security=[]),
         },
     }
 
@@ -166,31 +168,23 @@ def _parts() -> Json:
 
 
 def _post(what: str, body: Json, answer: Json, *, streams: bool = False) -> Json:
-    content: Json = {"application/json": {"schema": answer}}
-    if streams:
-        content["text/event-stream"] = {}  # events, each of them JSON: no schema of the whole says that
-    failures = {str(status): _failure() for status in sorted({*_KEY_ERRORS, *_MODEL_ERRORS})}
-    return {
-        "post": {
-            "summary": what,
-            "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
-            "responses": {"200": {"description": "The answer", "content": content}, **failures},
-        }
+    found = _operation(what, answer, 200, errors=sorted({*_KEY_ERRORS, *_MODEL_ERRORS}))
+    if streams:  # events, each of them JSON: no schema of the whole says that
+        found["responses"]["200"]["content"]["text/event-stream"] = {}
+    return {"post": {**found, "requestBody": {"required": True, "content": _json(body)}}}
+
+
+def _get(what: str, answer: Json, *other: int, errors: Iterable[int] = _KEY_ERRORS, **more: Any) -> Json:
+    return {"get": {**_operation(what, answer, 200, *other, errors=errors), **more}}
+
+
+def _operation(what: str, answer: Json, *statuses: int, errors: Iterable[int]) -> Json:
+    found = {str(status): {"description": "The answer", "content": _json(answer)} for status in statuses}
+    failures = {
+        str(status): {"description": "An error in OpenAI's format", "content": _json(_ERROR)} for status in errors
     }
+    return {"summary": what, "responses": {**found, **failures}}
 
 
-def _get(what: str, answer: Json, *, named: str = "") -> Json:
-    place = {"name": named, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-    failures = {str(status): _failure() for status in _KEY_ERRORS}
-    found = {"200": {"description": "The answer", "content": {"application/json": {"schema": answer}}}}
-    return {"get": {"summary": what, "parameters": [place] if named else [], "responses": {**found, **failures}}}
-
-
-def _open(what: str, answer: Json, *other: int) -> Json:
-    content = {"description": what, "content": {"application/json": {"schema": answer}}}
-    responses = {str(status): content for status in (200, *other)} | {"403": _failure()}
-    return {"get": {"summary": what, "security": [], "responses": responses}}
-
-
-def _failure() -> Json:
-    return {"description": "An error in OpenAI's format", "content": {"application/json": {"schema": _ERROR}}}
+def _json(schema: Json) -> Json:
+    return {"application/json": {"schema": schema}}

@@ -12,13 +12,14 @@ import asyncio
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from prometheus_client.registry import Collector
 from starlette.middleware import Middleware
 from starlette.requests import Request as HttpRequest
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse as FileResponse
+from starlette.responses import JSONResponse
+from starlette.responses import Response as Response
 from starlette.routing import Route
 
 from smallfirst.extensions import Registry
@@ -62,23 +63,8 @@ class PluginRequest:
         return body_chunks(self._request.receive, max_bytes=max_bytes, max_read_bytes=max_read_bytes)
 
 
-class FileDownload(NamedTuple):
-    """A response that is a file."""
-
-    path: Path
-    filename: str
-    """The name that the client is given."""
-
-
-class TextResponse(NamedTuple):
-    """A response that is neither JSON nor a file."""
-
-    content: str
-    media_type: str
-    headers: Mapping[str, str] = {}
-
-
-PluginResponse = dict[str, Any] | FileDownload | TextResponse
+PluginResponse = dict[str, Any] | Response
+"""A JSON object, or any response of Starlette."""
 
 
 class PluginRoute(NamedTuple):
@@ -200,12 +186,11 @@ class ServedModels(Mapping[str, Model]):
 
     def __getitem__(self, name: str) -> Model:
         caller = current_caller()
-        found = self._models.get(name) if caller.may_use(name) else None
-        if found is None and caller.may_use(name):
-            found = self._plugins.find(name, caller.owner)
-        if found is None:
-            raise KeyError(name)
-        return found
+        if caller.may_use(name):
+            found = self._models.get(name)
+            if found is not None or (found := self._plugins.find(name, caller.owner)) is not None:
+                return found
+        raise KeyError(name)
 
     def __iter__(self) -> Iterator[str]:
         caller = current_caller()
@@ -228,14 +213,6 @@ def starlette_route(route: PluginRoute) -> Route:
             answer = await route.answer(PluginRequest(request))
         else:
             answer = await asyncio.to_thread(route.answer, PluginRequest(request))
-        if isinstance(answer, dict):
-            return JSONResponse(answer)
-        if isinstance(answer, TextResponse):
-            return Response(answer.content, media_type=answer.media_type, headers=answer.headers)
-        # A browser must never show a file as a page of this server: its uploader chose what is in it.
-        headers = {"x-content-type-options": "nosniff"}
-        return FileResponse(
-            answer.path, filename=answer.filename, media_type="application/octet-stream", headers=headers
-        )
+        return JSONResponse(answer) if isinstance(answer, dict) else answer
 
     return Route(route.path, respond, methods=[route.method])

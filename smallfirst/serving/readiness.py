@@ -9,7 +9,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import NamedTuple
 
 from smallfirst.models.protocol import Model, probed_model
 from smallfirst.models.remote.client import CircuitOpenError
@@ -22,46 +21,31 @@ PROBE_TIMEOUT_S = 10.0
 """Seconds after which a model that has not answered is not ready."""
 
 
-class ReadinessResult(NamedTuple):
-    """The result of one check."""
-
-    unready: tuple[str, ...]
-    """Served names that would not answer, and "the ledger" or "the server"."""
-
-    @property
-    def ready(self) -> bool:
-        return not self.unready
-
-
 class Readiness:
     """Checks whether the models and the ledger of a server would answer."""
 
-    def __init__(
-        self, models: Mapping[str, Model], *, ledger_ready: Callable[[], Awaitable[None]] | None = None
-    ) -> None:
+    def __init__(self, models: Mapping[str, Model], ledger_ready: Callable[[], Awaitable[None]]) -> None:
         self._models, self._ledger_ready = models, ledger_ready
         self.stopping = False
         """Set to True, the server is not ready at once."""
-        self._last: tuple[float, asyncio.Task[ReadinessResult]] | None = None
+        self._last: tuple[float, asyncio.Task[bool]] | None = None
 
-    async def check(self) -> ReadinessResult:
+    async def check(self) -> bool:
+        """Return True if all would answer; the log names what would not."""
         if self.stopping:
-            return ReadinessResult(("the server, which is stopping",))
+            return False
         now = time.monotonic()
         if self._last is None or (self._last[1].done() and now - self._last[0] > FRESH_S):
             self._last = (now, asyncio.create_task(self._probe_all()))
         return await asyncio.shield(self._last[1])
 
-    async def _probe_all(self) -> ReadinessResult:
-        probes: dict[str, Callable[[], Awaitable[None]]] = {}
+    async def _probe_all(self) -> bool:
+        probes = [("the ledger", self._ledger_ready)]
         for name in list(self._models):
             model = self._models.get(name)  # names may go while the server runs
             if model is not None and (probed := probed_model(model)) is not None:
-                probes[name] = probed.ready
-        if self._ledger_ready is not None:
-            probes["the ledger"] = self._ledger_ready
-        found = await asyncio.gather(*(_answers(name, probe) for name, probe in probes.items()))
-        return ReadinessResult(tuple(name for name, ready in zip(probes, found, strict=True) if not ready))
+                probes.append((name, probed.ready))
+        return all(await asyncio.gather(*(_answers(*probe) for probe in probes)))
 
 
 async def _answers(name: str, probe: Callable[[], Awaitable[None]]) -> bool:

@@ -32,7 +32,6 @@ from smallfirst.paths import ledger_at, ledger_place, state_of
 from smallfirst.serving.admission import RETRY_AFTER_S
 from smallfirst.serving.app import build_app, start_background_work
 from smallfirst.serving.auth.keys import home_key_store
-from smallfirst.serving.auth.middleware import send_refusal
 from smallfirst.serving.error_responses import server_error
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.openai.errors import ApiError
@@ -75,7 +74,6 @@ class Service(NamedTuple):
     folder: Path
     """Folder of the task whose state folder is the server's."""
     place: Path | str
-    """The ledger's."""
 
 
 class ReplicaApp:
@@ -103,7 +101,6 @@ class ReplicaApp:
 
     @property
     def n_running(self) -> int:
-        """Requests that are answered at the moment."""
         return len(self._running)
 
     async def stop(self) -> int:
@@ -261,46 +258,36 @@ class Edge:
             await send({"type": "websocket.close"})
             return
         if scope["path"].startswith("/-/") and scope["path"] != HEALTH_PATH:
-            await send_refusal(ApiError(404, "There is nothing at this path.", code="not_found"), send)
+            refusal = ApiError(404, "There is nothing at this path.", code="not_found")
+            await refusal.response()(scope, receive, send)
             return
-        given = scope["headers"]
-        headers = [(name, value) for name, value in given if name.replace(b"_", b"-") not in _STEERING]
-        answer = _Answer(send, passes_all=scope["path"] == HEALTH_PATH)
+        passes, started, status = scope["path"] == HEALTH_PATH, False, 0
+
+        async def take(message: Message) -> None:
+            """Pass on what comes from the application, without the request id that Serve adds to its own."""
+            nonlocal passes, started, status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                ids = [header for header in message["headers"] if header[0].lower() == _REQUEST_ID]
+                if len(ids) > 1:
+                    passes = True
+                    message = {**message, "headers": [header for header in message["headers"] if header is not ids[-1]]}
+            if passes:
+                started = True
+                await send(message)
+
+        headers = [(name, value) for name, value in scope["headers"] if name.replace(b"_", b"-") not in _STEERING]
         try:
-            await self._app({**scope, "headers": headers}, receive, answer.take)
+            await self._app({**scope, "headers": headers}, receive, take)
         finally:
-            await answer.end()
-
-
-class _Answer:
-    """What a proxy of Serve sends for one request: the application's own answer, or an error of Serve."""
-
-    def __init__(self, send: Send, *, passes_all: bool) -> None:
-        self._send, self._passes, self._started, self._status = send, passes_all, False, 0
-
-    async def take(self, message: Message) -> None:
-        """Pass on what comes from the application, without the request id that Serve adds to its own."""
-        if message["type"] == "http.response.start":
-            self._status = message["status"]
-            ids = [header for header in message["headers"] if header[0].lower() == _REQUEST_ID]
-            if len(ids) > 1:
-                self._passes = True
-                message = {**message, "headers": [header for header in message["headers"] if header is not ids[-1]]}
-        if self._passes:
-            self._started = True
-            await self._send(message)
-
-    async def end(self) -> None:
-        """Answer in the place of Serve, whose own error was held back, or which had none."""
-        if self._started:
-            return
-        if self._status in (404, 503):
-            refusal = server_error(503, "No replica is free; try again shortly.", "no_replica", RETRY_AFTER_S)
-        else:
-            refusal = server_error(502, "The replica took the request and gave no answer.", "answer_lost")
-            refusal.headers["x-should-retry"] = "false"
-        refusal.headers["x-request-id"] = f"req-{uuid.uuid4().hex}"
-        await send_refusal(refusal, self._send)
+            if not started:  # Serve's own error was held back, or it had none
+                if status in (404, 503):
+                    refusal = server_error(503, "No replica is free; try again shortly.", "no_replica", RETRY_AFTER_S)
+                else:
+                    refusal = server_error(502, "The replica took the request and gave no answer.", "answer_lost")
+                    refusal.headers["x-should-retry"] = "false"
+                refusal.headers["x-request-id"] = f"req-{uuid.uuid4().hex}"
+                await refusal.response()(scope, receive, send)
 
 
 def edge() -> list[Middleware]:

@@ -105,7 +105,7 @@ class ApiCall:
         n_read = sum(map(estimate_prompt_tokens, self.requests))
         n_written = n * sum(min(request.max_tokens, most) for request in self.requests)
         with self.places(n_draws), self.app.admission.prompt_tokens.hold(self.owner, n_read):
-            async with current_caller().tokens(n_read + n_written) as reservation:
+            async with current_caller().quota.tokens(n_read + n_written) as reservation:
                 try:
                     yield reservation
                 except BaseException:
@@ -119,7 +119,6 @@ class ApiCall:
         return self.app.admission.places.hold(self.owner, n_more) if n_more else nullcontext()
 
     def turn(self) -> AbstractAsyncContextManager[None]:
-        """Wait until a model may answer once."""
         return self.app.admission.turns.turn(self.owner)
 
     def asking(self, request: Request, n_written: Callable[[], int]) -> ReportUnfinished:
@@ -177,7 +176,6 @@ class ApiCall:
         await self.send_body(content, more=False)
 
     def row(self, *, status: int, latency_ms: float) -> LedgerRow:
-        """Return the ledger row of the request without its answer."""
         messages = messages_json(self.requests[0]) if self.requests else None
         return LedgerRow(
             id=self.response.id,

@@ -11,14 +11,16 @@ import asyncio
 import logging
 import queue
 import random
-import re
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
+from opentelemetry.trace import SpanContext, get_current_span
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -40,19 +42,10 @@ _BATCH = 100
 _EVERY_S = 1.0
 _MAX_BACKOFF_S = 60.0
 _CLOSE_TIMEOUT_S = 10.0
-_TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 
 
-class ParentSpan(NamedTuple):
-    """The trace of the client that a request belongs to (W3C Trace Context)."""
-
-    trace_id: int
-    span_id: int
-    sampled: bool
-    """False if the client does not want the request traced."""
-
-
-_parent: ContextVar[ParentSpan | None] = ContextVar("parent", default=None)
+_parent: ContextVar[SpanContext | None] = ContextVar("parent", default=None)
+"""The client's span that a request belongs to (W3C Trace Context)."""
 
 
 class TraceContextMiddleware:
@@ -63,17 +56,11 @@ class TraceContextMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            given = [value for name, value in scope["headers"] if name == b"traceparent"]
-            _parent.set(parse_traceparent(given[0]) if len(given) == 1 else None)
+            given = Headers(scope=scope).getlist("traceparent")
+            sent = {"traceparent": given[0]} if len(given) == 1 else {}
+            found = get_current_span(TraceContextTextMapPropagator().extract(sent)).get_span_context()
+            _parent.set(found if found.is_valid else None)
         await self._app(scope, receive, send)
-
-
-def parse_traceparent(header: bytes) -> ParentSpan | None:
-    """Return the span that a `traceparent` header names; None if it is invalid or of an unknown version."""
-    found = _TRACEPARENT.fullmatch(header.strip())
-    if found is None or not int(found[1], 16) or not int(found[2], 16):
-        return None
-    return ParentSpan(int(found[1], 16), int(found[2], 16), bool(int(found[3], 16) & 1))
 
 
 class _Answer(NamedTuple):
@@ -81,14 +68,7 @@ class _Answer(NamedTuple):
     request: Request
     completion: Completion
     end_ns: int
-    parent: ParentSpan | None
-
-
-class SpanStore(Protocol):
-    """Where spans are kept, such as `smallfirst.registry.traces.TraceStore`."""
-
-    def write(self, spans: Sequence[TraceSpan]) -> None:
-        """Raise whatever goes wrong."""
+    parent: SpanContext | None
 
 
 class TracePlugin(Plugin):
@@ -98,22 +78,20 @@ class TracePlugin(Plugin):
 
     def __init__(
         self,
-        store: SpanStore,
+        write: Callable[[Sequence[TraceSpan]], None],
         *,
         store_bodies: bool = False,
         share: float = 1.0,
-        max_per_s: float = MAX_TRACES_PER_S,
         providers: Mapping[str, str] | None = None,
-        max_queued: int = MAX_QUEUED,
     ) -> None:
-        """Trace a `share` of the answers, in [0, 1], and no more than `max_per_s`.
+        """Trace a `share` of the answers, in [0, 1]; `write` may raise anything.
 
         `providers` maps names of models to who runs them; all others run here.
         """
-        self._store, self._share = store, share
-        self._per_s, self._room, self._room_at_s = max_per_s, max_per_s * _BURST_S, time.monotonic()
+        self._write, self._share = write, share
+        self._room, self._room_at_s = MAX_TRACES_PER_S * _BURST_S, time.monotonic()
         self._spans = _SpanBuilder(store_bodies, dict(providers or {}))
-        self._queue: queue.Queue[_Answer] = queue.Queue(max_queued)
+        self._queue: queue.Queue[_Answer] = queue.Queue(MAX_QUEUED)
         self.n_written = self.n_lost = self.n_skipped = 0
         """Answers that were traced, that were lost to a failure or a full queue, and that came too fast."""
         self._stop = threading.Event()
@@ -122,7 +100,7 @@ class TracePlugin(Plugin):
 
     def answered(self, id: str, request: Request, completion: Completion) -> None:
         parent = _parent.get()
-        if not parent.sampled if parent else self._share < 1 and random.random() >= self._share:
+        if not parent.trace_flags.sampled if parent else self._share < 1 and random.random() >= self._share:
             return
         if not self._has_room():
             self.n_skipped += 1
@@ -139,7 +117,8 @@ class TracePlugin(Plugin):
 
     def _has_room(self) -> bool:
         now_s = time.monotonic()
-        self._room = min(self._per_s * _BURST_S, self._room + (now_s - self._room_at_s) * self._per_s)
+        refilled = self._room + (now_s - self._room_at_s) * MAX_TRACES_PER_S
+        self._room = min(MAX_TRACES_PER_S * _BURST_S, refilled)
         self._room_at_s = now_s
         if self._room < 1:
             return False
@@ -162,7 +141,7 @@ class TracePlugin(Plugin):
         """Return the seconds to wait before the next attempt: longer each time while the store fails."""
         while answers := self._taken():
             try:
-                self._store.write([span for answer in answers for span in self._spans.build(answer)])
+                self._write([span for answer in answers for span in self._spans.build(answer)])
                 self.n_written += len(answers)
             except Exception as error:  # no answer fails because of its trace
                 self.n_lost += len(answers)

@@ -18,7 +18,7 @@ from smallfirst.billing.live import live_report
 from smallfirst.billing.machines import MachineCost
 from smallfirst.billing.saved import Amount, savings, total
 from smallfirst.billing.statement import KEY, Statement, make, month_of, public_text, signing_key, verify
-from smallfirst.dashboard.watch import Window, watch
+from smallfirst.dashboard.watch import watch
 from smallfirst.errors import ConfigError
 from smallfirst.pricing.charge import Charge
 from smallfirst.pricing.prices import PriceBook
@@ -303,7 +303,7 @@ def test_the_figures_of_any_ledger_are_its_sums_and_its_savings(
         assert _costs_in_report(ledger, one.task, evaluated.get(one.task)) == _about(
             _costs_in_statement(made, one.task)
         )
-    page = watch(ledger, {}, "", Window(since, until, "day"))
+    page = watch(ledger, {}, {"range": "30d"}, now=until - timedelta(microseconds=1))  # the thirty days of November
     answers = [one for one in made.figures.sums if one.kind == "answer"]
     assert page["outcomes"] == Counter(one.outcome for one in answers for _ in range(one.n))
     assert sum(page["usd"].values()) == pytest.approx(made.total_usd, rel=1e-9)

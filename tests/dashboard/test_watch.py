@@ -65,7 +65,7 @@ def ledger(tmp_path: Path) -> Any:
 
 
 def test_figures_of_a_task_are_those_of_its_rows(ledger: Ledger) -> None:
-    found = watch(ledger, {}, "tickets", Window.of("30d", NOON))
+    found = watch(ledger, {}, {"task": "tickets", "range": "30d"}, now=NOON)
     assert found["n"] == {"small": 6, "large": 2, "other": 1}
     assert found["share"] == wilson(6, 8).model_dump()
     assert found["usd"] == pytest.approx({"small": 0.006, "large": 0.04, "other": 0.001, "audits": 0.06, "once": 0.4})
@@ -87,7 +87,7 @@ def test_idle_machine_time_is_that_of_the_bill(ledger: Ledger) -> None:
     window, prices = Window.of("24h", NOON), PriceBook.model_validate({"machine": {"usd_per_hour": 0.36}})
     ledger.note_uptime(NOON - timedelta(hours=2), NOON - timedelta(hours=1))
     ledger.append(answer("own", 1, "small", 0.0, charges='[{"model":"m","usd":0.0,"busy_s":100.0}]'))
-    found = watch(ledger, {}, "tickets", window, prices=lambda task: prices)
+    found = watch(ledger, {}, {"task": "tickets", "range": "24h"}, prices=lambda task: prices, now=NOON)
     # An hour of rent, none of which the rows carry.
     assert found["idle_usd"] == pytest.approx(0.36)
     assert found["idle_usd"] == sum(
@@ -96,7 +96,7 @@ def test_idle_machine_time_is_that_of_the_bill(ledger: Ledger) -> None:
 
 
 def test_accuracy_counts_the_last_verdict_and_keeps_marks_apart_from_audits(ledger: Ledger) -> None:
-    found = watch(ledger, {}, "tickets", Window.of("24h", NOON))["accuracy"]
+    found = watch(ledger, {}, {"task": "tickets", "range": "24h"}, now=NOON)["accuracy"]
     assert (found["small"]["n"], found["small"]["n_wrong"]) == (3, 1)
     assert found["small"]["value"] == pytest.approx(2 / 3)
     assert 0 < found["small"]["low"] < 2 / 3 < found["small"]["high"] < 1
@@ -105,7 +105,7 @@ def test_accuracy_counts_the_last_verdict_and_keeps_marks_apart_from_audits(ledg
 
 
 def test_all_tasks_have_a_line_each_and_other_models_are_no_task(ledger: Ledger) -> None:
-    found = watch(ledger, {}, "", Window.of("24h", NOON))
+    found = watch(ledger, {}, {"task": "", "range": "24h"}, now=NOON)
     assert {one["task"]: one["n"].get("small") for one in found["tasks"]} == {"tickets": 6, "invoices": 1}
     assert found["n"]["other"] == 2
     assert found["usd"]["other"] == pytest.approx(0.251)

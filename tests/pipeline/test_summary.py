@@ -12,9 +12,10 @@ from smallfirst.errors import StageMissing
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.check_result import CheckResult
 from smallfirst.gate.verdict import Verdict
-from smallfirst.pipeline.summary import OpenEndedRouting, format_summary, summarize_run
+from smallfirst.pipeline.summary import format_summary, summarize_run
 from smallfirst.project.run_folder import FITTED, FittedCandidates, GateVerdicts, Promotion, RunFolder
 from smallfirst.project.task_file import TaskFile
+from smallfirst.report.data import OpenEndedRouting
 from smallfirst.stats.intervals import wilson
 
 FILE = TaskFile.model_validate({"name": "desk", "data": {"train": "train.jsonl"}})

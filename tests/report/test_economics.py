@@ -18,7 +18,6 @@ from smallfirst.report.economics import (
     list_cost_usd_per_1k,
     max_price_drop,
     path_costs,
-    price_drops,
 )
 
 
@@ -58,14 +57,11 @@ def test_a_price_drop_moves_the_large_part_of_the_routed_path_only() -> None:
     small = path("small", 0.05, training=3.9)
     # A quarter of the requests go large: 0.05 for drafts, 0.5 for the large model.
     routed = path("routed", 0.55, large=0.5, training=3.9)
-    today, half, fifth, tenth = price_drops((small, routed), LARGE)
-    assert (today.drop, half.drop, fifth.drop, tenth.drop) == (0.0, 0.5, 0.8, 0.9)
-    assert today.cheaper_usd_per_1k == pytest.approx((0.05, 0.55))
-    assert half.large_usd_per_1k == pytest.approx(1.0)
-    assert half.cheaper_usd_per_1k == pytest.approx((0.05, 0.30))
+    assert [one.after_drop(0.0) for one in (small, routed)] == pytest.approx([0.05, 0.55])
+    assert [one.after_drop(0.5) for one in (small, routed, LARGE)] == pytest.approx([0.05, 0.30, 1.0])
     # At 90 % less large costs 0.20: small saves 0.15, routed costs 0.05 + 0.05 and saves 0.10.
-    assert tenth.cheaper_usd_per_1k == pytest.approx((0.05, 0.10))
-    assert tenth.break_even == (26_000, 39_000)
+    assert [one.after_drop(0.9) for one in (small, routed)] == pytest.approx([0.05, 0.10])
+    assert [break_even(one, LARGE, drop=0.9) for one in (small, routed)] == [26_000, 39_000]
 
 
 def test_the_drop_that_ends_the_saving_is_where_both_paths_cost_the_same() -> None:

@@ -14,7 +14,7 @@ from fixtures.html_page import Page
 
 from smallfirst.evaluation.learning_curve import LearningPoint
 from smallfirst.gate.outcome import Outcome, PlanTrial
-from smallfirst.report.data import OutOfScopeRequests, ReportData
+from smallfirst.report.data import OpenEndedRouting, ReportData
 from smallfirst.report.page import render, save
 from smallfirst.routing.certificate.below_threshold import Band
 from smallfirst.routing.certificate.certificate import StageThreshold
@@ -232,7 +232,7 @@ def test_what_is_guaranteed_and_what_happens_below_stand_in_tables(make_report: 
 
 
 def test_requests_outside_the_task_are_counted(make_report: Make) -> None:
-    seen = words(make_report(open_ended=OutOfScopeRequests(n_requests=10, n_to_large=9)))
+    seen = words(make_report(open_ended=OpenEndedRouting(n_requests=10, n_to_large=9)))
     assert "Of 10 open-ended requests, 9 went to the large model: 0.900 [0.596, 0.982]" in seen
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from urllib.parse import parse_qsl
 
 from smallfirst.dashboard.page import page_files
@@ -11,7 +12,6 @@ from smallfirst.gateway.http import GatewayRequest, GatewayResponse, json_respon
 from smallfirst.gateway.takeover.tasks import TakenOverTasks
 from smallfirst.gateway.upstreams import Upstreams
 from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.plugins import TextResponse
 
 
 def page_routes(ledger: Ledger, local: TakenOverTasks) -> dict[tuple[str, str], Handler]:
@@ -21,24 +21,23 @@ def page_routes(ledger: Ledger, local: TakenOverTasks) -> dict[tuple[str, str], 
         return json_response({"at": "proxy", "role": "admin", "name": "", "tasks": list(local.tasks), "models": []})
 
     async def watched(request: GatewayRequest, _: Upstreams) -> GatewayResponse:
-        from smallfirst.dashboard.watch import watch_range
+        from smallfirst.dashboard.watch import watch
 
         routers = {name: task.router for name, task in local.tasks.items()}
         query = dict(parse_qsl(request.query.decode("latin-1")))
-        return json_response(await asyncio.to_thread(watch_range, ledger, routers, query))
+        return json_response(await asyncio.to_thread(watch, ledger, routers, query))
 
     return {
-        **{("GET", path): _file(content) for path, content in page_files()},
+        **{("GET", path): _file(content, headers) for path, content, headers in page_files()},
         ("GET", "/v1/dashboard/session"): session,
         ("GET", "/v1/dashboard/watch"): watched,
     }
 
 
-def _file(content: TextResponse) -> Handler:
-    headers = {"content-type": f"{content.media_type}; charset=utf-8", **content.headers}
+def _file(content: bytes, headers: Mapping[str, str]) -> Handler:
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
 
     async def answer(_: GatewayRequest, __: Upstreams) -> GatewayResponse:
-        return GatewayResponse(200, raw, content.content.encode())
+        return GatewayResponse(200, raw, content)
 
     return answer

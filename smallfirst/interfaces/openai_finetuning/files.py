@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from smallfirst.interfaces.openai_finetuning.file_store import FileStore, StorageFull, StoredFile
 from smallfirst.interfaces.openai_finetuning.pagination import page
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
-from smallfirst.serving.plugins import Admission, ApiError, FileDownload, PluginRequest, PluginResponse, PluginRoute
+from smallfirst.serving.plugins import Admission, ApiError, FileResponse, PluginRequest, PluginResponse, PluginRoute
 
 if TYPE_CHECKING:
     from smallfirst.interfaces.openai_finetuning.multipart import UploadForm
@@ -63,7 +63,9 @@ class FilesApi:
 
     def content(self, call: PluginRequest) -> PluginResponse:
         file = self._find(call)
-        return FileDownload(self._store.path(call.caller, file), file.filename)
+        # A browser must never show a file as a page of this server: its uploader chose what is in it.
+        headers = {"x-content-type-options": "nosniff", "content-type": "application/octet-stream"}
+        return FileResponse(self._store.path(call.caller, file), filename=file.filename, headers=headers)
 
     def delete(self, call: PluginRequest) -> PluginResponse:
         file = self._find(call)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from smallfirst.data.quality.leaks import min_clean_rows
 from smallfirst.pricing.money import format_usd
 from smallfirst.report.data import ReportData
 from smallfirst.report.economics import PathCost
 from smallfirst.report.formats import accurate, capitalize_first, count, path_name, percent, points
-from smallfirst.report.text.guarantee import guarantee_state
+from smallfirst.routing.certificate.guarantee_check import check_guarantee
 
 
 def recommendations(data: ReportData, paths: tuple[PathCost, ...]) -> tuple[str, ...]:
     """Return one to four things to do, most important first."""
-    return (_go_live(data, paths), *_smaller(data), *_repair(data), *_relabel(data))
+    return (_go_live(data, paths), *_also(data))
 
 
 def _go_live(data: ReportData, paths: tuple[PathCost, ...]) -> str:
@@ -57,52 +59,57 @@ def _nearest(data: ReportData) -> str:
     return f" The nearest, “{path_name(verdict.candidate)}”, fails “{check.requirement}”{advice}."
 
 
-def _smaller(data: ReportData) -> list[str]:
-    smallest = data.evaluation(data.smallest_passing)
-    if smallest is None or data.recommended == data.smallest_passing:
-        return []
-    cost = format_usd(smallest.cost_usd_per_1k)
-    return [
-        f"Consider “{path_name(smallest.candidate)}” (routing.small: smallest): it meets the requirements as well, "
-        f"right on {accurate(smallest.accuracy)} at {cost} per 1,000 requests."
-    ]
+def _also(data: ReportData) -> Iterator[str]:
+    smallest, n = data.evaluation(data.smallest_passing), len(data.suspects)
+    if smallest is not None and data.recommended != data.smallest_passing:
+        yield (
+            f"Consider “{path_name(smallest.candidate)}” (routing.small: smallest): it meets the requirements as well, "
+            f"right on {accurate(smallest.accuracy)} at {format_usd(smallest.cost_usd_per_1k)} per 1,000 requests."
+        )
+    if data.guarantee_state == "broken":
+        yield "Do not route by confidence yet: the guarantee did not hold on the test rows. Calibrate again."
+    if n:
+        rows = "1 row whose given answer is" if n == 1 else f"{n:,} rows whose given answers are"
+        yield (
+            f"Look at {rows} probably wrong. To correct test or calibration labels judge every row of the split anew, "
+            "not these alone: labels corrected only where models disagree flatter the models."
+        )
 
 
-def _repair(data: ReportData) -> list[str]:
-    found = []
-    if guarantee_state(data) == "broken":
-        found.append("Do not route by confidence yet: the guarantee did not hold on the test rows. Calibrate again.")
-    return found
-
-
-def _relabel(data: ReportData) -> list[str]:
-    if not data.suspects:
-        return []
-    n = len(data.suspects)
-    rows = "1 row whose given answer is" if n == 1 else f"{n:,} rows whose given answers are"
-    return [
-        f"Look at {rows} probably wrong. To correct test or calibration labels judge every row of the split anew, not "
-        "these alone: labels corrected only where models disagree flatter the models."
-    ]
-
-
-def warnings(data: ReportData) -> tuple[str, ...]:
-    """Return what to know before trusting the figures; empty if nothing speaks against them."""
-    found = []
+def warnings(data: ReportData) -> Iterator[str]:
+    """Yield what to know before trusting the figures; nothing if nothing speaks against them."""
     if len({(e.accuracy.n, e.dataset_fingerprint) for e in data.evaluations}) > 1:
-        found.append("The paths were not all measured on the same rows; compare them with care.")
+        yield "The paths were not all measured on the same rows; compare them with care."
     if untested := [e.candidate for e in data.evaluations if e.split != "test"]:
-        found.append(f"Not measured on test rows: {', '.join(untested)}.")
-    clean = data.leaks.n_test - data.leaks.n_leaked if data.leaks is not None else 0
-    if data.leaks is not None and clean < min_clean_rows(data.leaks.n_test):
-        found.append(f"{leak_sentence(data)} Too few other rows are left to judge by: {clean:,}.")
-    found += [
-        f"“{path_name(v.candidate)}” passed by a signed override, not by measurement: {v.signed_by}, because "
-        f"“{v.because or 'no reason given'}”."
-        for v in data.verdicts
-        if v.signed_by
-    ]
-    return tuple(found)
+        yield f"Not measured on test rows: {', '.join(untested)}."
+    if data.leaks and (clean := data.leaks.n_test - data.leaks.n_leaked) < min_clean_rows(data.leaks.n_test):
+        yield f"{leak_sentence(data)} Too few other rows are left to judge by: {clean:,}."
+    for verdict in data.verdicts:
+        if verdict.signed_by:
+            yield (
+                f"“{path_name(verdict.candidate)}” passed by a signed override, not by measurement: "
+                f"{verdict.signed_by}, because “{verdict.because or 'no reason given'}”."
+            )
+
+
+def guarantee_sentence(data: ReportData) -> str:
+    """Say whether the guarantee held on the test rows; empty if there is none to check."""
+    found = check_guarantee(data.certificate, data.evaluation("routed"))
+    if found is None:
+        return ""
+    error = found.error
+    if not error.n:
+        return "No test answer was kept small, so the guarantee was not tested."
+    counted = (
+        f"{found.n_errors:,} of {error.n:,} kept test answers were wrong: "
+        f"{percent(error.value, digits=2)} [{error.low * 100:.2f}, {error.high * 100:.2f}]"
+    )
+    limit = f"the guaranteed {percent(found.max_error)}"
+    if found.state == "broken":
+        return f"The guarantee did not hold on the test rows. {counted}, above {limit}."
+    if found.state == "inconclusive":
+        return f"{counted}; above {limit}, but chance could explain it."
+    return f"The guarantee held on the test rows. {counted}, within {limit}."
 
 
 def leak_sentence(data: ReportData) -> str:
@@ -124,25 +131,24 @@ def leak_sentence(data: ReportData) -> str:
     )
 
 
-def retention_sentences(data: ReportData) -> tuple[str, ...]:
-    """Say what the fine-tuned model still answers of general questions, by kind too; empty if not measured."""
+def retention_sentences(data: ReportData) -> Iterator[str]:
+    """Say what the fine-tuned model still answers of general questions, by kind too; nothing if not measured."""
     retention = data.retention
     if retention is None:
-        return ()
-    sentences = [
+        return
+    yield (
         f"Of {retention.right_before.n:,} general questions ({retention.prompts}) the small model is right on "
         f"{accurate(retention.right_before)} before fine-tuning and on {accurate(retention.right_after)} after: "
         f"{points(retention.difference)}."
-    ]
+    )
     if retention.kept is None:
-        sentences.append("Before fine-tuning it was not shown to be better than guessing, so there is nothing to keep.")
+        yield "Before fine-tuning it was not shown to be better than guessing, so there is nothing to keep."
     else:
         low, high = (f"{end * 100:.0f}" for end in (retention.kept.low, retention.kept.high))
-        sentences.append(
+        yield (
             f"Of its ability above guessing {percent(retention.kept.value, digits=0)} is left ({low} to {high}). It "
             "was trained for one task and is not meant to chat; the figure says whether it could serve another one."
         )
     if retention.parts:
         kinds = (f"{one.kind or 'other'} {one.n_before} → {one.n_after} of {one.n}" for one in retention.parts)
-        sentences.append(f"Right answers before and after: {', '.join(kinds)}.")
-    return tuple(sentences)
+        yield f"Right answers before and after: {', '.join(kinds)}."

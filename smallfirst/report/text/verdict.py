@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from smallfirst.evaluation.results import Evaluation
@@ -119,48 +120,43 @@ def comparisons(data: ReportData) -> tuple[str, ...]:
     return (*_against_large(data), *_alone(data), *_routing(data), *_losses(data))
 
 
-def _alone(data: ReportData) -> list[str]:
+def _alone(data: ReportData) -> Iterator[str]:
     alone = data.evaluation(data.recommended)
-    if alone is None or alone.candidate == data.served:
-        return []
-    name, cost = path_name(alone.candidate), format_usd(alone.cost_usd_per_1k)
-    return [f"Alone, “{name}” is right on {accurate(alone.accuracy)}, at {cost} per 1,000 requests."]
+    if alone is not None and alone.candidate != data.served:
+        name, cost = path_name(alone.candidate), format_usd(alone.cost_usd_per_1k)
+        yield f"Alone, “{name}” is right on {accurate(alone.accuracy)}, at {cost} per 1,000 requests."
 
 
-def _losses(data: ReportData) -> list[str]:
-    found: list[str] = []
+def _losses(data: ReportData) -> Iterator[str]:
     if data.focus.candidate != FINE_TUNED:
-        return found  # `linear_note` compares it
+        return  # `linear_note` compares it
     rivals = {"large": "the large model"} | {c.name: c.role for c in all_candidates() if c.name != FINE_TUNED}
     for rival, name in rivals.items():
         comparison = difference(data, FINE_TUNED, rival)
-        if comparison is not None and comparison.difference.high < 0:
-            gap = comparison.difference
-            found.append(
+        if comparison is not None and (gap := comparison.difference).high < 0:
+            yield (
                 f"The fine-tuned small model loses to {name}: it is right less often by {absolute_points(gap)} "
                 f"on the same {gap.n:,} requests."
             )
-    return found
 
 
-def _against_large(data: ReportData) -> list[str]:
+def _against_large(data: ReportData) -> Iterator[str]:
     comparison = difference(data, data.served, "large") if data.served not in (None, "large") else None
     if comparison is None:
-        return []
-    gap = comparison.difference
+        return
+    gap, name = comparison.difference, capitalize_first(path_name(comparison.first))
     if gap.low <= 0 <= gap.high:
-        return [f"No difference from the large model in right answers was found ({points(gap)})."]
-    if data.served == FINE_TUNED and gap.high < 0:
-        return []  # `_losses` says it
-    name, more = capitalize_first(path_name(comparison.first)), "more" if gap.low > 0 else "less"
-    return [f"“{name}” is right {more} often than the large model, by {absolute_points(gap)}."]
+        yield f"No difference from the large model in right answers was found ({points(gap)})."
+    elif data.served != FINE_TUNED or gap.low > 0:  # else `_losses` says it
+        more = "more" if gap.low > 0 else "less"
+        yield f"“{name}” is right {more} often than the large model, by {absolute_points(gap)}."
 
 
-def _routing(data: ReportData) -> list[str]:
+def _routing(data: ReportData) -> Iterator[str]:
     routed, verdict = data.evaluation("routed"), data.verdict("routed")
     certified = data.certificate is not None and data.certificate.issued
     if routed is None or data.served == "routed" or not certified:
-        return []
+        return
     if routed.share("large"):
         small = percent(1 - routed.share("large"))
         where = f"Routed, {small} of requests stay small and the rest goes to the large model"
@@ -171,7 +167,7 @@ def _routing(data: ReportData) -> list[str]:
         covered = percent(sum(row.certified for row in routed.rows) / max(1, len(routed.rows)))
         where = f"Routed, every request stays small, {covered} of them covered by the certificate"
     gate = "" if verdict is None or verdict.passed else " It does not meet the requirements."
-    return [f"{where}: right on {accurate(routed.accuracy)}, {_cost_against_large(data, routed)}.{gate}"]
+    yield f"{where}: right on {accurate(routed.accuracy)}, {_cost_against_large(data, routed)}.{gate}"
 
 
 def linear_note(data: ReportData) -> str:

@@ -16,13 +16,14 @@ import logging
 import os
 import re
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import pydantic
 from pydantic import AliasChoices, AwareDatetime, Field
@@ -30,7 +31,7 @@ from pydantic import AliasChoices, AwareDatetime, Field
 from smallfirst.errors import ConfigError, SmallfirstError
 from smallfirst.paths import home, ledger_place, state_folder
 from smallfirst.records import Record, parse_record
-from smallfirst.serving.auth.key_storage import FileStorage, TableStorage
+from smallfirst.serving.auth.key_storage import FileState
 from smallfirst.serving.ledger.database import open_database
 from smallfirst.serving.ledger.shared_state import SharedState
 
@@ -51,6 +52,7 @@ _Model = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/@:-]{1,128}$")]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _SHA256_HEX = re.compile(r"[0-9a-f]{64}")
 _WITH_ID = re.compile(r"sf-([0-9a-f]{12})-[A-Za-z0-9_-]{43}")
+_KEYS, _USED = "keys", "keys used"
 _log = logging.getLogger("smallfirst.serving")
 R = TypeVar("R")
 _place: ContextVar[str] = ContextVar("place of the keys", default="")
@@ -122,7 +124,7 @@ class KeyStore:
     """The keys in one place. Reading is for one thread; any number of processes may change them."""
 
     def __init__(self, path: Path) -> None:
-        self._storage: FileStorage | TableStorage = FileStorage(path)
+        self._state: FileState | SharedState = FileState(path)
         self._version: object = None
         self._by_id: Mapping[str, ApiKey] = {}
         self._readable = True
@@ -134,23 +136,22 @@ class KeyStore:
     @classmethod
     def beside(cls, ledger: Ledger) -> KeyStore:
         """Return the keys in the database of a ledger."""
-        return _in_state(ledger.shared)
+        return cls._in(ledger.shared)
+
+    @classmethod
+    def _in(cls, state: SharedState) -> KeyStore:
+        store = cls(Path())
+        store._state = state
+        return store
 
     @property
     def place(self) -> str:
         """The file, or the database."""
-        return self._storage.place
-
-    @property
-    def path(self) -> Path:
-        """The file of the keys. Raise ConfigError if they are in a database."""
-        if not isinstance(self._storage, FileStorage):
-            raise ConfigError(f"the keys are in {self.place}, not in a file")
-        return self._storage.path
+        return self._state.place
 
     async def refresh(self) -> None:
         """Read keys of a database again if that is longer ago than REFRESH_S."""
-        if isinstance(self._storage, FileStorage) or time.monotonic() - self._read_at_s <= REFRESH_S:
+        if isinstance(self._state, FileState) or time.monotonic() - self._read_at_s <= REFRESH_S:
             return
         async with self._reading:
             if (now := time.monotonic()) - self._read_at_s > REFRESH_S:
@@ -172,7 +173,7 @@ class KeyStore:
 
     def entries(self) -> tuple[ApiKey, ...]:
         """Return all keys, oldest first. Raise ConfigError if they cannot be read, LedgerAway without a connection."""
-        return _parsed(self._storage.read(), self.place).keys
+        return _parsed(self._state.get(_KEYS), self.place).keys
 
     def create(self, name: str, policy: KeyPolicy, *, owner: str | None = None) -> tuple[ApiKey, str]:
         """Return a new key and its text, which is stored nowhere. Raise ConfigError for a taken or invalid name.
@@ -226,7 +227,8 @@ class KeyStore:
 
     def move_to(self, other: KeyStore) -> int:
         """Move all keys of this file to another place, which has none, and return their number. Raise ConfigError."""
-        keys, path = self.entries(), self.path
+        assert isinstance(self._state, FileState)
+        keys = self.entries()
 
         def change(stored: Keys) -> tuple[Keys, None]:
             if stored:
@@ -236,42 +238,54 @@ class KeyStore:
         if not keys:
             raise ConfigError(f"no keys in {self.place}")
         other._replace(change)
+        path = Path(self.place)
         path.rename(path.with_name(f"{path.stem}-moved.json"))
         return len(keys)
 
     def last_used(self) -> Mapping[str, str]:
         """Return, by id, the day (UTC, ISO 8601) on which a key was last used; ids never used are missing."""
-        return self._storage.last_used()
+        with suppress(ConfigError):
+            return _days(self._state.get(_USED))
+        return {}
 
     def used(self, id: str) -> None:
         """Note that a key was used today; a disk that cannot be written to stops nobody."""
         today = _today().isoformat()
         if self._used.get(id) != today:
             self._used[id] = today
-            self._storage.note_use(id, today)
+            if isinstance(self._state, FileState):
+                self._note_use(id, today)
+            else:  # no request waits for a database
+                threading.Thread(target=self._note_use, args=(id, today), name="last use", daemon=True).start()
+
+    def _note_use(self, id: str, today: str) -> None:
+        try:
+            self._state.replace(_USED, lambda days, _: ({**_days(days), id: today}, None))
+        except (OSError, SmallfirstError) as error:
+            _log.warning("the last use of key %s was not noted: %s", id, error.args[-1])
 
     def _replace(self, change: Callable[[Keys], tuple[Keys, R]]) -> R:
         """Replace all keys by what `change` makes of them, and return its result."""
 
-        def of_text(text: str | None) -> tuple[str, R]:
-            keys, result = change(_parsed(text, self.place).keys)
+        def of_value(value: Any, _: float) -> tuple[Any, R]:
+            keys, result = change(_parsed(value, self.place).keys)
             if len(keys) > MAX_KEYS:
                 raise ConfigError(f"{self.place} holds {MAX_KEYS:,} keys already", hint="start another file")
-            return _File(keys=keys).model_dump_json(indent=2), result
+            return _File(keys=keys).model_dump(mode="json"), result
 
-        return self._storage.replace(of_text)
+        return self._state.replace(_KEYS, of_value)
 
     def _look(self) -> None:
-        if isinstance(self._storage, FileStorage) or not self._looked:
+        if isinstance(self._state, FileState) or not self._looked:
             self._reload()
 
     def _reload(self) -> None:
         self._looked = True
         try:
-            version = self._storage.version()
+            version = self._state.version(_KEYS)
             if version == self._version:
                 return
-            stored = _parsed(self._storage.read(), self.place).keys
+            stored = self.entries()
         except SmallfirstError as error:
             _log.error("the key store cannot be read, its keys open nothing: %s", " ".join(str(error).split())[:300])
             self._readable, self._key_required = False, True
@@ -310,27 +324,16 @@ def home_key_store(place: str = "", *, write: bool = False, state: SharedState |
     where = ledger_place(create=write)
     if not chosen and isinstance(where, Path):
         return file
-    table = _in_state(state or SharedState(open_database(where)))
+    table = KeyStore._in(state or SharedState(open_database(where)))
     if chosen or table.entries() or not file.entries():
         return table
     _log.warning("keys are those of %s, which other machines do not see: smallfirst keys move", file.place)
     return file
 
 
-def _in_state(state: SharedState) -> KeyStore:
-    store = KeyStore(Path(FILE_NAME))
-    store._storage = TableStorage(state)
-    return store
-
-
-def new_id() -> str:
-    """Return a new key id: 12 hex digits."""
-    return secrets.token_hex(6)
-
-
-def new_key(id: str | None = None) -> str:
-    """Return a new random key with `id` in it. Show it to its owner once and keep only its `hash_key`."""
-    return f"sf-{id or new_id()}-{secrets.token_urlsafe(32)}"
+def new_key() -> str:
+    """Return a new random key, an id of 12 hex digits in it. Show it to its owner once and keep only its `hash_key`."""
+    return f"sf-{secrets.token_hex(6)}-{secrets.token_urlsafe(32)}"
 
 
 def key_id(key: str) -> str:
@@ -352,14 +355,11 @@ def is_key_hash(text: str) -> bool:
 def key_matches(presented: str, hashes: Sequence[str]) -> bool:
     """Return True if the presented key has one of these hashes; the time taken does not tell which."""
     digest = hash_key(presented)
-    found = False
-    for known in hashes:
-        found |= hmac.compare_digest(digest, known)
-    return found
+    return any([hmac.compare_digest(digest, known) for known in hashes])
 
 
 def _make_key(name: str, policy: KeyPolicy, owner: str | None) -> tuple[ApiKey, str]:
-    secret = new_key(id := new_id())
+    id = key_id(secret := new_key())
     values = {"id": id, "name": name, "sha256": hash_key(secret), "owner": owner or id, "policy": policy}
     return ApiKey(created_at=datetime.now(UTC), **values), secret
 
@@ -384,14 +384,15 @@ def _today() -> date:
     return datetime.now(UTC).date()
 
 
-def _parsed(text: str | None, place: str) -> _File:
-    if text is None:
+def _days(found: Any) -> dict[str, str]:
+    return {str(id): str(day) for id, day in found.items()} if isinstance(found, dict) else {}
+
+
+def _parsed(value: Any, place: str) -> _File:
+    if value is None:
         return _File()
     try:
         # From JSON, where a date is a text. The second attempt is only for the words of its error.
-        return _File.model_validate_json(text)
+        return _File.model_validate_json(json.dumps(value))
     except pydantic.ValidationError:
-        try:
-            return parse_record(_File, json.loads(text), where=place)
-        except ValueError:
-            raise ConfigError(f"{place} is no key store: not JSON", hint="move it away, or repair it") from None
+        return parse_record(_File, value, where=place)

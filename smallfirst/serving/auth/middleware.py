@@ -7,11 +7,10 @@ only, the Host and Origin headers must name this machine, so that no web page fr
 from __future__ import annotations
 
 import hmac
-import json
 import re
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import nullcontext
 from contextvars import ContextVar
 from typing import NamedTuple
 
@@ -21,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from smallfirst.models.remote.config import is_loopback
 from smallfirst.serving.admission import RETRY_AFTER_S, Shares
 from smallfirst.serving.auth.keys import ApiKey, KeyPolicy, KeyStore, KeyStoreUnreadable, hash_key, key_id, key_matches
-from smallfirst.serving.auth.rate_limits import Quota, Quotas, TokenReservation
+from smallfirst.serving.auth.rate_limits import Quota, Quotas
 from smallfirst.serving.error_responses import ledger_away
 from smallfirst.serving.ledger.database import LedgerAway
 from smallfirst.serving.ledger.shared_state import SharedState
@@ -53,8 +52,8 @@ class Caller(NamedTuple):
     """Id of the key, which may be logged; empty for a key that is not in the key store."""
     policy: KeyPolicy = KeyPolicy(role="admin")
     """What the key allows; where no key is asked for, everything."""
-    quota: Quota | None = None
-    """What is left of its limits; None if it has none."""
+    quota: Quota = Quota(KeyPolicy())
+    """What is left of its limits, if it has any."""
     name: str = ""
     """Name of the key; empty for a key that is not in the key store."""
 
@@ -64,10 +63,6 @@ class Caller(NamedTuple):
 
     def may_use(self, name: str) -> bool:
         return not self.policy.models or name in self.policy.models
-
-    def tokens(self, estimate: int) -> AbstractAsyncContextManager[TokenReservation]:
-        """Reserve the tokens of one request, as `Quota.tokens` does. Raise ApiError 429."""
-        return nullcontext(TokenReservation(None, estimate)) if self.quota is None else self.quota.tokens(estimate)
 
 
 _NO_KEY_NEEDED = Caller()
@@ -99,7 +94,6 @@ class KeyCheck:
 
     @property
     def needed(self) -> bool:
-        """True if a request needs a key."""
         return bool(self._hashes) or (self._key_store is not None and self._key_store.key_required)
 
     def caller(self, presented: str) -> Caller:
@@ -181,15 +175,16 @@ class AuthMiddleware:
                 await self._keys.refresh()
             caller = self._authenticate(scope)
             _caller.set(caller)
-            limits = caller.quota.headers if caller.quota else dict
+            limits = caller.quota.headers
             with nullcontext() if scope["path"] in self._open else self._requests.hold(caller.owner):
-                async with caller.quota.request() if caller.quota else nullcontext():
+                async with caller.quota.request():
                     await self._app(scope, receive, with_id)
         except (ApiError, LedgerAway) as refusal:
             # Raised here only: Starlette's handlers answer what the routes raise.
             if started:
                 raise
-            await send_refusal(refusal if isinstance(refusal, ApiError) else ledger_away(), with_id)
+            refusal = refusal if isinstance(refusal, ApiError) else ledger_away()
+            await refusal.response()(scope, receive, with_id)
 
     def _authenticate(self, scope: Scope) -> Caller:
         headers, path = Headers(scope=scope), scope["path"]
@@ -240,12 +235,3 @@ def _unauthorised(message: str) -> ApiError:
     refusal = ApiError(401, message, code="invalid_api_key")
     refusal.headers["www-authenticate"] = "Bearer"
     return refusal
-
-
-async def send_refusal(refusal: ApiError, send: Send) -> None:
-    """Answer a request with an error."""
-    body = json.dumps(refusal.body).encode()
-    headers = {"content-type": "application/json", "content-length": str(len(body))}
-    raw = [(n.encode(), v.encode()) for n, v in {**headers, **refusal.headers}.items()]
-    await send({"type": "http.response.start", "status": refusal.status, "headers": raw})
-    await send({"type": "http.response.body", "body": body})

@@ -55,49 +55,45 @@ class Body(NamedTuple):
     """The answer; of an audit, the answer that the draft was compared with."""
 
 
+_FIELDS: dict[type[Entry], tuple[str, str]] = {
+    LedgerRow: ("request_text", "answer_text"),
+    AuditRow: ("draft", "other"),
+}
+"""Fields of an entry that are its body."""
+
+
 def body_id(entry: Entry) -> str:
     """Return the id under which an entry's body is stored; empty if entries of its kind have none."""
-    match entry:
-        case LedgerRow():
-            return entry.id
-        case AuditRow():
-            return f"{entry.id}/{entry.judged_by}"
-    return ""
+    if isinstance(entry, AuditRow):
+        return f"{entry.id}/{entry.judged_by}"
+    return entry.id if isinstance(entry, LedgerRow) else ""
 
 
 def body_of(entry: Entry) -> Body | None:
     """Return the texts that an entry carries, not redacted yet; None if it carries none."""
-    match entry:
-        case LedgerRow() if entry.request_text is not None or entry.answer_text is not None:
-            return Body(entry.request_text, entry.answer_text)
-        case AuditRow() if entry.draft is not None or entry.other is not None:
-            draft = None if entry.draft is None else json.dumps([["assistant", entry.draft]], ensure_ascii=False)
-            return Body(draft, entry.other)
-    return None
+    if (names := _FIELDS.get(type(entry))) is None:
+        return None
+    first, answer = (getattr(entry, name) for name in names)
+    if first is not None and isinstance(entry, AuditRow):
+        first = json.dumps([["assistant", first]], ensure_ascii=False)
+    return None if first is None and answer is None else Body(first, answer)
 
 
 def columns_without_body(entry: Entry) -> dict[str, object]:
     """Return the columns that the ledger stores differently from the entry."""
-    match entry:
-        case LedgerRow():
-            return {"request_text": None, "answer_text": None}
-        case AuditRow():
-            return {"draft": None, "other": None}
-        case FeedbackRow() if entry.answer is not None:
-            return {"answer": redact(entry.answer).text}
-    return {}
+    if isinstance(entry, FeedbackRow) and entry.answer is not None:
+        return {"answer": redact(entry.answer).text}
+    return dict.fromkeys(_FIELDS.get(type(entry), ()))
 
 
 def with_body(entry: E, body: Body | None) -> E:
     """Return the entry with its body. An entry of an older ledger, which has texts itself, stays as it is."""
-    if body is None:
+    if body is None or body_of(entry) is not None:
         return entry
-    if isinstance(entry, LedgerRow) and entry.request_text is None:
-        return entry.model_copy(update=body._asdict())
-    if isinstance(entry, AuditRow) and entry.draft is None:
-        draft = None if body.request_text is None else json.loads(body.request_text)[0][1]
-        return entry.model_copy(update={"draft": draft, "other": body.answer_text})
-    return entry
+    first, answer = body
+    if first is not None and isinstance(entry, AuditRow):
+        first = json.loads(first)[0][1]
+    return entry.model_copy(update=dict(zip(_FIELDS[type(entry)], (first, answer), strict=True)))
 
 
 class BodyStore:
@@ -121,10 +117,7 @@ class BodyStore:
             ) from None
         self.expire()
 
-    def put(self, id: str, body: Body, *, at: datetime | None = None) -> None:
-        self.put_all([(id, body)], at=at)
-
-    def put_all(self, bodies: Sequence[tuple[str, Body]], *, at: datetime | None = None) -> None:
+    def put(self, bodies: Sequence[tuple[str, Body]], *, at: datetime | None = None) -> None:
         """Write bodies in one transaction."""
         now, insert = at or datetime.now(UTC), self.database.insert(TEXTS)
         later = {name: insert.excluded[name] for name in ("at", "request_text", "answer_text")}
@@ -132,11 +125,8 @@ class BodyStore:
         with self._writer.begin() as connection:
             connection.execute(insert.on_conflict_do_update(index_elements=["id"], set_=later), rows)
 
-    def get(self, id: str) -> Body | None:
-        """Return a body; None if there is none, or none any longer."""
-        return self.many([id]).get(id)
-
-    def many(self, ids: Sequence[str]) -> dict[str, Body]:
+    def get(self, ids: Sequence[str]) -> dict[str, Body]:
+        """Return by id the bodies that are there still."""
         oldest = datetime.now(UTC) - self._keep
         found: dict[str, Body] = {}
         wanted = select(TEXTS.c.id, TEXTS.c.request_text, TEXTS.c.answer_text).where(TEXTS.c.at >= oldest)
@@ -145,11 +135,6 @@ class BodyStore:
                 for id, *texts in connection.execute(wanted.where(TEXTS.c.id.in_(ids[start : start + _BATCH]))):
                     found[id] = Body(*texts)
         return found
-
-    def erase(self, id: str) -> bool:
-        """Delete a body, as its author may ask; return False if there was none."""
-        with self._writer.begin() as connection:
-            return connection.execute(TEXTS.delete().where(TEXTS.c.id == id)).rowcount > 0
 
     def expire(self, now: datetime | None = None, *, running_s: float | None = None) -> int:
         """Delete the bodies that are too old and return their number.

@@ -233,7 +233,7 @@ class Ledger(LedgerReader):
         try:
             store = self.bodies(create=True)
             assert store
-            store.put_all(bodies)
+            store.put(bodies)
         except SQLAlchemyError as error:
             raise unavailable(self._bodies_path or self.place, "takes no text", error) from None
 

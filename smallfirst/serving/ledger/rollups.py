@@ -6,21 +6,17 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, Table, func, literal, select
+from sqlalchemy import ColumnElement, Table
 
-from smallfirst.serving.ledger.rows import Entry, LedgerRow
+from smallfirst.serving.ledger.rows import BILL, Entry, ExpenseRow, LedgerRow
 from smallfirst.serving.ledger.sums import (
     AMOUNTS,
     DIMENSIONS,
     SUMMED,
-    Dimension,
-    Period,
-    Sums,
     amounts_of,
-    bill_of,
     bucket_of,
     facts_of,
 )
@@ -28,7 +24,6 @@ from smallfirst.serving.ledger.tables import GROUPS, LATENCIES, MACHINES, SUMS
 
 Write = Callable[[Table, Sequence[Mapping[str, Any]], Sequence[str]], None]
 HOUR_S = 3600
-_LENGTH = {"hour": 13, "day": 10, "month": 7}
 
 
 class Rollup:
@@ -44,7 +39,8 @@ class Rollup:
         """Count a row; `without_row`: it is not kept itself."""
         if not isinstance(row, SUMMED):
             return
-        facts, hour, bill = facts_of(row), hour_of(row.at), bill_of(row)
+        facts, hour = facts_of(row), hour_of(row.at)
+        bill = BILL.validate_json(row.charges) if not isinstance(row, ExpenseRow) and row.charges else ()
         # A hash, so that two processes agree on it without asking.
         group = int.from_bytes(hashlib.blake2b("\x1f".join(facts).encode(), digest_size=8).digest()) >> 1
         self.groups[group] = facts
@@ -89,50 +85,3 @@ def within(hour: ColumnElement[int], since: datetime | None, until: datetime | N
         *([hour >= hour_of(since)] if since else []),
         *([hour < hour_of(until, up=True)] if until else []),
     ]
-
-
-def read_sums(
-    connection: Connection,
-    since: datetime | None,
-    until: datetime | None,
-    *,
-    by: Sequence[Dimension],
-    every: Period | None,
-    equal: Mapping[str, str],
-    latencies: bool = True,
-) -> tuple[Sums, ...]:
-    """See `Ledger.sums`."""
-    for name in equal:
-        if name not in DIMENSIONS:
-            raise KeyError(name)
-
-    def grouped(table: Table, *amounts: str) -> Select[Any]:
-        """Return a SELECT of the period's first hour, `by`, then sums of `amounts`."""
-        hours = 1 if every == "hour" else 24
-        period = table.c.hour // hours * hours if every else literal(0)
-        numbers = [period.label("period"), table.c.group_id, *([table.c.bucket] if table is LATENCIES else [])]
-        groups = select(GROUPS.c.id).where(*(GROUPS.c[name] == value for name, value in equal.items()))
-        where = [*within(table.c.hour, since, until), *([table.c.group_id.in_(groups)] if equal else [])]
-        # By numbers first: there are many rows, and to sort texts takes long.
-        sums = [func.sum(table.c[name]).label(name) for name in amounts]
-        some = select(*numbers, *sums).where(*where).group_by(*numbers).subquery()
-        keys = [some.c.period, *(GROUPS.c[name] for name in by), *([some.c.bucket] if table is LATENCIES else [])]
-        found = select(*keys, *(func.sum(some.c[name]) for name in amounts))
-        return found.join_from(some, GROUPS, some.c.group_id == GROUPS.c.id).group_by(*keys)
-
-    found: dict[tuple[str, ...], dict[str, Any]] = {}
-    n_keys = 1 + len(by)
-
-    def at(row: Sequence[Any]) -> dict[str, Any]:
-        period = datetime.fromtimestamp(row[0] * HOUR_S, UTC).isoformat()[: _LENGTH[every]] if every else ""
-        return found.setdefault((period, *row[1:n_keys]), {"latency_ms_buckets": {}, **dict.fromkeys(AMOUNTS, 0)})
-
-    for row in connection.execute(grouped(SUMS, *AMOUNTS)):
-        sums = at(row)
-        for name, amount in zip(AMOUNTS, row[n_keys:], strict=True):
-            sums[name] += AMOUNTS[name](amount)  # PostgreSQL's sum of integers is a Decimal
-    for row in connection.execute(grouped(LATENCIES, "n")) if latencies else ():
-        buckets = at(row)["latency_ms_buckets"]
-        buckets[row[-2]] = buckets.get(row[-2], 0) + int(row[-1])
-    names = ("period", *by)
-    return tuple(Sums.model_validate({**dict(zip(names, key, strict=True)), **found[key]}) for key in sorted(found))

@@ -6,13 +6,15 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Literal
 
-import pydantic_core
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, Field, TypeAdapter
 
 from smallfirst.models.protocol import RouteStep
 from smallfirst.models.usage import Attempt
 from smallfirst.pricing.charge import Charge
 from smallfirst.records import Record
+
+BILL, _STEPS = TypeAdapter(tuple[Charge, ...]), TypeAdapter(tuple[RouteStep, ...])
+"""Reads `charges` · reads `trail`."""
 
 
 class LedgerRow(Record):
@@ -73,11 +75,11 @@ class LedgerRow(Record):
 
     @property
     def bill(self) -> tuple[Charge, ...]:
-        return tuple(Charge.model_validate(one) for one in pydantic_core.from_json(self.charges or "[]"))
+        return BILL.validate_json(self.charges or "[]")
 
     @property
     def steps(self) -> tuple[RouteStep, ...]:
-        return tuple(RouteStep.model_validate(step) for step in pydantic_core.from_json(self.trail or "[]"))
+        return _STEPS.validate_json(self.trail or "[]")
 
 
 class AttemptRow(Record):

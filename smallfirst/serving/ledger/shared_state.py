@@ -51,7 +51,6 @@ class SharedState:
         return self._run(lambda connection: self._scalar(connection, SHARED.c.version, name) or 0)
 
     def get(self, name: str) -> Any:
-        """Return a value; None if there is none."""
         text = self._run(lambda connection: self._scalar(connection, SHARED.c.value, name))
         return None if text is None else json.loads(text)
 

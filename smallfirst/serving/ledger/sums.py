@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 from typing import Literal, get_args
 
-from pydantic import TypeAdapter
-
 from smallfirst.pricing.charge import Charge
 from smallfirst.records import Record
 from smallfirst.serving.ledger.rows import AuditRow, ExpenseRow, LedgerRow
@@ -63,7 +61,6 @@ AMOUNTS: dict[str, type[int] | type[float]] = {
 """The fields of `Sums` that are added up."""
 SUMMED = (LedgerRow, AuditRow, ExpenseRow)
 """Kinds of entries that are summed up."""
-_BILL = TypeAdapter(tuple[Charge, ...])
 
 
 def outcome_of(row: LedgerRow) -> str:
@@ -83,11 +80,6 @@ def facts_of(row: LedgerRow | AuditRow | ExpenseRow) -> tuple[str, ...]:
     served_name = "" if row.status == 404 else row.served_name
     found = (row.task, row.stage, row.owner, served_name, row.answered_by)
     return "answer", *(value or "" for value in found), outcome_of(row)
-
-
-def bill_of(row: LedgerRow | AuditRow | ExpenseRow) -> tuple[Charge, ...]:
-    """Return the lines of a row's bill; none for an expense and for rows of older formats."""
-    return () if isinstance(row, ExpenseRow) or not row.charges else _BILL.validate_json(row.charges)
 
 
 def amounts_of(row: LedgerRow | AuditRow | ExpenseRow, bill: tuple[Charge, ...]) -> dict[str, float]:

@@ -50,7 +50,6 @@ class Moment(TypeDecorator[datetime]):
     impl, cache_ok = Text, True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """Return the type of the column."""
         return dialect.type_descriptor(TIMESTAMP(timezone=True) if dialect.name == "postgresql" else Text())
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
@@ -58,7 +57,6 @@ class Moment(TypeDecorator[datetime]):
         return value if value is None or dialect.name == "postgresql" else utc_text(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
-        """Return the time in UTC."""
         return datetime.fromisoformat(value) if isinstance(value, str) else value and value.astimezone(UTC)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import pydantic
+from starlette.responses import JSONResponse
 
 from smallfirst.errors import did_you_mean
 
@@ -28,6 +29,9 @@ class ApiError(Exception):
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
         self.code = code
         self.headers = {} if retry_after_s is None else {"retry-after": str(retry_after_s)}
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body, self.status, self.headers)
 
 
 def validation_error(error: pydantic.ValidationError) -> ApiError:

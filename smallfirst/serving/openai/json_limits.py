@@ -1,4 +1,4 @@
-"""Limits of a client's JSON: depth, keys, elements, the lists in OpenAI's parameters, and schemas.
+"""Limits of a client's JSON: depth, keys, elements, and schemas.
 
 They apply to the parsed JSON, before anything is built from it; each value is visited once, without recursion.
 """
@@ -24,21 +24,6 @@ MAX_ELEMENTS = 50_000
 """Values in all."""
 MAX_INTEGER_BITS = 64
 """Bits of an integer; nothing here counts further."""
-MAX_PARTS = 1_024
-"""Parts of all messages together."""
-MAX_ENTRIES: Mapping[str, int] = {
-    "stop": 4,
-    "logit_bias": 300,
-    "tools": 128,
-    "functions": 128,
-    "metadata": 16,
-    "modalities": 4,
-    "input": 2_048,
-    "prompt": 2_048,
-}
-"""Most entries of a list or an object, by parameter."""
-MAX_NUMBERS: Mapping[str, int] = {"n": 8, "best_of": 8, "top_logprobs": 20}
-"""Largest number, by parameter."""
 MAX_SCHEMA_OBJECTS = 1_000
 """Objects in a schema: checking one against the rules of JSON Schema takes a quarter of a millisecond."""
 MAX_SCHEMA_BYTES = 32 * 1024
@@ -60,10 +45,10 @@ def parse_json_object(body: bytes) -> dict[str, Any]:
     return value
 
 
-def check_json(value: Any) -> None:
-    """Raise ApiError 400, naming the place, for parsed JSON beyond the limits."""
+def check_json(value: Any) -> int:
+    """Return the number of objects in parsed JSON. Raise ApiError 400, naming the place, beyond the limits."""
     waiting: list[tuple[Any, int, _Place]] = [([value], 0, ())]
-    n_elements = 0
+    n_elements = n_objects = 0
     while waiting:
         held, depth, place = waiting.pop()
         if depth > MAX_DEPTH:
@@ -72,6 +57,7 @@ def check_json(value: Any) -> None:
         if n_elements > MAX_ELEMENTS + 1:
             raise _too_large((), f"more than {MAX_ELEMENTS:,} values in all")
         if isinstance(held, dict):
+            n_objects += 1
             _check_names(held, place)
         for key, inner in held.items() if isinstance(held, dict) else enumerate(held):
             kind = type(inner)
@@ -81,25 +67,7 @@ def check_json(value: Any) -> None:
                 raise _too_large((place, key), f"an integer of more than {MAX_INTEGER_BITS} bits")
             elif kind is float and not math.isfinite(inner):
                 raise _too_large((place, key), "a number that is too large")
-
-
-def check_lists(values: Mapping[str, Any]) -> None:
-    """Raise ApiError 400, naming the field, if lists or numbers of a body are beyond OpenAI's limits."""
-    for name, most in MAX_ENTRIES.items():
-        held = values.get(name)
-        if isinstance(held, list | dict) and len(held) > most:
-            raise ApiError(
-                400, f"{name}: {len(held)} entries; at most {most} are allowed.", param=name, code="too_long"
-            )
-    for name, most in MAX_NUMBERS.items():
-        number = values.get(name)
-        if isinstance(number, int | float) and number > most:
-            raise ApiError(400, f"{name}: at most {most}.", param=name, code="too_large")
-    messages = values.get("messages")
-    turns = messages if isinstance(messages, list) else []
-    parts = sum(len(t["content"]) for t in turns if isinstance(t, dict) and isinstance(t.get("content"), list))
-    if parts > MAX_PARTS:
-        raise ApiError(400, f"{parts} parts in messages; at most {MAX_PARTS} are allowed.", param="messages")
+    return n_objects
 
 
 def check_schema(schema: Mapping[str, Any], *, place: str = SCHEMA_PLACE) -> None:
@@ -107,11 +75,11 @@ def check_schema(schema: Mapping[str, Any], *, place: str = SCHEMA_PLACE) -> Non
 
     It takes up to a quarter of a second, so call it in a thread; results of recent schemas are cached.
     """
-    check_json(schema)
+    n_objects = check_json(schema)
     written = pydantic_core.to_json(schema)
     if len(written) > MAX_SCHEMA_BYTES:
         problems = f"{len(written):,} bytes as JSON; at most {MAX_SCHEMA_BYTES:,} are allowed"
-    elif (n_objects := _n_objects(schema)) > MAX_SCHEMA_OBJECTS:
+    elif n_objects > MAX_SCHEMA_OBJECTS:
         problems = f"{n_objects:,} objects; at most {MAX_SCHEMA_OBJECTS:,} are allowed"
     else:
         problems = _schema_problems(written)
@@ -131,16 +99,6 @@ def _schema_problems(schema: bytes) -> str:
         lines = [line.strip() for line in str(error.args[0]).splitlines()[1:]]
         return "; ".join(lines)[:2_000]
     return ""
-
-
-def _n_objects(schema: Any) -> int:
-    waiting, n = [schema], 0
-    while waiting:
-        held = waiting.pop()
-        n += isinstance(held, dict)
-        inside = held.values() if isinstance(held, dict) else held
-        waiting += [inner for inner in inside if isinstance(inner, dict | list)]
-    return n
 
 
 def _check_names(held: Mapping[str, Any], place: _Place) -> None:

@@ -7,7 +7,7 @@ name. Any other name is taken for a spelling mistake and refused with a suggesti
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import pydantic
@@ -18,13 +18,16 @@ from smallfirst.data.dataset import Message
 from smallfirst.errors import did_you_mean
 from smallfirst.models.protocol import MAX_LOGPROBS, Request, ResponseFormat
 from smallfirst.serving.openai.errors import ApiError, validation_error
-from smallfirst.serving.openai.json_limits import check_lists, parse_json_object
+from smallfirst.serving.openai.json_limits import parse_json_object
 
 MAX_CHOICES = 8
 """Answers to one prompt at most (`n`)."""
 MAX_PROMPTS = 64
 """Prompts of one completion at most."""
 MAX_TOKENS = 32_768
+MAX_PARTS = 1_024
+"""Parts of all messages of a chat together."""
+MAX_BIASES = 300
 _DEFAULT_COMPLETION_TOKENS = 16
 """`max_tokens` of a completion if the client sends none, as at OpenAI."""
 _MAX_COMPLETION_LOGPROBS = 5
@@ -84,7 +87,6 @@ class ParsedRequest(NamedTuple):
     requests: tuple[Request, ...]
     """One per prompt; a chat has one."""
     n: int = 1
-    """Answers to each prompt."""
     stream: bool = False
     include_usage: bool = False
 
@@ -117,8 +119,7 @@ class _Turn(pydantic.BaseModel):
     def _drop_ignored(cls, value: object) -> object:
         if not isinstance(value, dict):
             return value
-        kept = {k: v for k, v in value.items() if v is not None and v != []}
-        return {k: v for k, v in kept.items() if k not in _IGNORED_IN_MESSAGE}
+        return {k: v for k, v in value.items() if v is not None and v != [] and k not in _IGNORED_IN_MESSAGE}
 
     @pydantic.field_validator("content", mode="before")
     @classmethod
@@ -264,17 +265,19 @@ class CompletionBody(_Common):
         return tuple(Request(messages=(Message(role="user", content=text),), **rest) for text in self.prompt)
 
 
-_Kind = TypeVar("_Kind", bound=_Common)
+B = TypeVar("B", bound=pydantic.BaseModel)
 
 
 def parse_chat(body: bytes, *, max_messages: int) -> ParsedRequest:
     """Parse the body of a chat. Raise ApiError 400 naming the field at fault."""
     values = read_fields(body)
-    check_parameters(values, ChatBody.model_fields, CHAT_IGNORED, CHAT_REFUSED)
     messages = values.get("messages")
-    if isinstance(messages, list) and len(messages) > max_messages:
-        raise ApiError(400, f"{len(messages)} messages; at most {max_messages} are allowed.", param="messages")
-    parsed = _read(ChatBody, values)
+    turns = messages if isinstance(messages, list) else []
+    n_parts = sum(len(t["content"]) for t in turns if isinstance(t, dict) and isinstance(t.get("content"), list))
+    for n, most, what in ((len(turns), max_messages, "messages"), (n_parts, MAX_PARTS, "parts in messages")):
+        if n > most:
+            raise ApiError(400, f"{n} {what}; at most {most} are allowed.", param="messages")
+    parsed = parse_body(ChatBody, values, CHAT_IGNORED, CHAT_REFUSED)
     if parsed.messages[-1].role == "assistant":
         raise ApiError(400, "The last message is the one to answer, so it cannot be the assistant's.", param="messages")
     return parsed.parsed(parsed.to_request())
@@ -282,27 +285,22 @@ def parse_chat(body: bytes, *, max_messages: int) -> ParsedRequest:
 
 def parse_completion(body: bytes) -> ParsedRequest:
     """Parse the body of a completion. Raise ApiError 400 naming the field at fault."""
-    values = read_fields(body)
-    check_parameters(values, CompletionBody.model_fields, COMPLETION_IGNORED, COMPLETION_REFUSED)
-    parsed = _read(CompletionBody, values)
+    parsed = parse_body(CompletionBody, read_fields(body), COMPLETION_IGNORED, COMPLETION_REFUSED)
     return parsed.parsed(*parsed.to_requests())
 
 
 def read_fields(body: bytes) -> dict[str, Any]:
     """Return the fields of a JSON body that are not null. Raise ApiError 400 if it is no object or too large."""
     values = parse_json_object(body)
-    check_lists(values)
+    bias = values.get("logit_bias")  # the one list that no model of a body reads, and so checks
+    if isinstance(bias, dict) and len(bias) > MAX_BIASES:
+        raise ApiError(400, f"logit_bias: {len(bias)} entries; at most {MAX_BIASES} are allowed.", param="logit_bias")
     return {name: value for name, value in values.items() if value is not None}
 
 
-def check_parameters(
-    values: Mapping[str, object],
-    read: Iterable[str],
-    ignored: frozenset[str] = CHAT_IGNORED,
-    refused: Refused = CHAT_REFUSED,
-) -> None:
-    """Raise ApiError 400 for the first parameter that is unknown or refused."""
-    known = [*read, *ignored, *refused]
+def parse_body(kind: type[B], values: Mapping[str, object], ignored: frozenset[str], refused: Refused) -> B:
+    """Return the body. Raise ApiError 400 for a parameter that is unknown, refused or has no fitting value."""
+    known = [*kind.model_fields, *ignored, *refused]
     for name, value in values.items():
         if name in refused:
             why, harmless = refused[name]
@@ -313,9 +311,6 @@ def check_parameters(
             shown = name[:64]
             near = did_you_mean(shown, known) or "."
             raise ApiError(400, f'Unknown parameter: "{shown}"{near}', param=shown, code="unknown_parameter")
-
-
-def _read(kind: type[_Kind], values: dict[str, Any]) -> _Kind:
     try:
         return kind.model_validate(values)
     except pydantic.ValidationError as error:

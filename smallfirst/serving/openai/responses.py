@@ -19,7 +19,6 @@ class ResponseBuilder(NamedTuple):
     id: str
     """`chatcmpl-…` or `cmpl-…`, also the id of the ledger row."""
     created: int
-    """Seconds since 1970."""
     served_name: str
     form: Literal["chat", "text"] = "chat"
 
@@ -84,17 +83,22 @@ class ResponseBuilder(NamedTuple):
 
     def headers(self, completion: Completion) -> dict[str, str]:
         """Return the main fields of the `smallfirst` object as headers; an unknown confidence is left out."""
-        known = confidence(completion)
-        return {
-            "x-smallfirst-route": _header(self.stage(completion)),
-            "x-smallfirst-certified": "true" if certified(completion) else "false",
-            **_field_headers(completion),
-            **({} if known is None else {"x-smallfirst-confidence": f"{known:.6f}"}),
-            "x-smallfirst-cost-usd": f"{completion.cost_usd:.9f}",
-            **({"x-smallfirst-charges": _bill(completion.charges)} if completion.charges else {}),
-            "x-smallfirst-model": _header(completion.answered_by),
-            **_route_headers(completion),
+        known, route = confidence(completion), completion.route
+        fields = route.certified_fields if route else None
+        steps = [f"{step.stage} {step.decision}{_compared(step)}" for step in route.trail] if route else []
+        found = {
+            "route": self.stage(completion),
+            "certified": "true" if certified(completion) else "false",
+            "certified-fields": None if fields is None else ", ".join(fields),
+            "confidence": None if known is None else f"{known:.6f}",
+            "cost-usd": f"{completion.cost_usd:.9f}",
+            "charges": "; ".join(map(_in_words, completion.charges))[:900] or None,
+            "model": completion.answered_by,
+            "why": route.why[:300] if route else None,
+            "steps": "; ".join(steps)[:900] or None,
         }
+        known_ones = {name: text for name, text in found.items() if text is not None}
+        return {f"x-smallfirst-{name}": quote(text, safe="/@:+ ,=();") for name, text in known_ones.items()}
 
     def stage(self, completion: Completion) -> str:
         """Return the Router's stage that answered; the served name where no Router chose."""
@@ -171,22 +175,6 @@ def certified(completion: Completion) -> bool:
     return completion.route is not None and completion.route.certified
 
 
-def _field_headers(completion: Completion) -> dict[str, str]:
-    fields = completion.route.certified_fields if completion.route else None
-    return {} if fields is None else {"x-smallfirst-certified-fields": _header(", ".join(fields))}
-
-
-def _route_headers(completion: Completion) -> dict[str, str]:
-    route = completion.route
-    if route is None:
-        return {}
-    steps = "; ".join(f"{step.stage} {step.decision}{_compared(step)}" for step in route.trail)
-    return {
-        "x-smallfirst-why": _header(route.why[:300]),
-        **({"x-smallfirst-steps": _header(steps[:900])} if steps else {}),
-    }
-
-
 def _compared(step: RouteStep) -> str:
     """Return ` (0.412 of 0.800)`: the score and the threshold."""
     if step.score is None:
@@ -194,9 +182,8 @@ def _compared(step: RouteStep) -> str:
     return f" ({step.score:.3f})" if step.threshold is None else f" ({step.score:.3f} of {step.threshold:.3f})"
 
 
-def _bill(charges: Sequence[Charge]) -> str:
-    costs = ("unknown" if line.usd is None else f"{line.usd:.9f}" for line in charges)
-    return _header("; ".join(f"{x.model} {x.purpose} {cost}" for x, cost in zip(charges, costs, strict=True))[:900])
+def _in_words(charge: Charge) -> str:
+    return f"{charge.model} {charge.purpose} {'unknown' if charge.usd is None else f'{charge.usd:.9f}'}"
 
 
 def usage(answers: Sequence[Completion], n: int = 1) -> dict[str, Any]:
@@ -225,7 +212,3 @@ def sse_event(value: dict[str, Any] | str) -> bytes:
     """Return one server-sent event, in ASCII because some clients split lines at a bare U+2028 as well."""
     text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), allow_nan=False)
     return f"data: {text}\n\n".encode()
-
-
-def _header(text: str) -> str:
-    return quote(text, safe="/@:+ ,=();")

@@ -6,16 +6,22 @@ An answer is in the ledger before the client has the end of it; an answer that c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
-from smallfirst.models.protocol import Completion, Model, Request
+from smallfirst.errors import BadAnswer
+from smallfirst.models.protocol import Chunk, Completion, Model, Request, open_stream
 from smallfirst.models.response_format import check_response_format
+from smallfirst.models.usage import estimate_written_tokens
 from smallfirst.serving.openai.json_limits import check_schema
 from smallfirst.serving.openai.requests import ParsedRequest, parse_chat, parse_completion
 from smallfirst.serving.openai.responses import combine, sse_event
 from smallfirst.serving.request_lifecycle import ApiCall
-from smallfirst.serving.routes.stream_buffer import buffer_stream, first_chunk, next_chunk
+
+_MAX_AHEAD = 64
+"""Chunks that a model may be ahead of its client."""
+_Chunks = asyncio.Queue[Chunk | Exception]
 
 
 async def chat(call: ApiCall, body: bytes) -> None:
@@ -85,8 +91,8 @@ async def _send_whole(call: ApiCall, parsed: ParsedRequest, model: Model) -> Com
 async def _stream_one(call: ApiCall, parsed: ParsedRequest, model: Model) -> Completion:
     """Send the headers with the first text; a route that is not known by then is in the last chunk."""
     response, usage, request = call.response, parsed.include_usage, parsed.requests[0]
-    async with call.turn(), buffer_stream(call, model, request) as chunks:
-        chunk = await first_chunk(chunks)
+    async with call.turn(), _buffer_stream(call, model, request) as chunks:
+        chunk = await _first_chunk(chunks)
         call.first_token_s = call.elapsed_s
         await _open_stream(call, chunk.completion)
         if response.form == "chat":
@@ -97,7 +103,7 @@ async def _stream_one(call: ApiCall, parsed: ParsedRequest, model: Model) -> Com
                 await call.send_body(sse_event(piece), more=True)
             if chunk.completion is not None:
                 break
-            chunk = await next_chunk(chunks)
+            chunk = await _next_chunk(chunks)
     answer = chunk.completion
     if request.response_format is not None:
         await check_response_format(answer, request.response_format)
@@ -146,3 +152,51 @@ async def _complete(call: ApiCall, model: Model, request: Request) -> Completion
     if request.response_format is not None:
         await check_response_format(answer, request.response_format)
     return answer
+
+
+@asynccontextmanager
+async def _buffer_stream(call: ApiCall, model: Model, request: Request) -> AsyncIterator[_Chunks]:
+    """Yield a queue that a task fills from the model's stream; that task also closes the stream at the end."""
+    chunks: _Chunks = asyncio.Queue(_MAX_AHEAD)
+    filling = asyncio.create_task(_fill(chunks, call, model, request))
+    try:
+        yield chunks
+    finally:
+        filling.cancel()
+        await asyncio.gather(filling, return_exceptions=True)
+
+
+async def _fill(chunks: _Chunks, call: ApiCall, model: Model, request: Request) -> None:
+    n_chunks = n_characters = 0
+    try:
+        with call.asking(request, lambda: estimate_written_tokens(n_chunks, n_characters)):
+            async with open_stream(model, request) as stream:
+                async for chunk in stream:
+                    if chunk.completion is not None:
+                        call.answers.append(chunk.completion)
+                        await chunks.put(chunk)
+                        return
+                    n_chunks, n_characters = n_chunks + bool(chunk.text), n_characters + len(chunk.text)
+                    await chunks.put(chunk)
+            raise BadAnswer("the stream ended without a completion")
+    except Exception as error:
+        await chunks.put(error)
+
+
+async def _next_chunk(chunks: _Chunks) -> Chunk:
+    item = await chunks.get()
+    if isinstance(item, Exception):
+        raise item
+    return item
+
+
+async def _first_chunk(chunks: _Chunks) -> Chunk:
+    """Return the first text with all that is ready by then, perhaps the Completion. Raise what the stream raised."""
+    found = await _next_chunk(chunks)
+    while found.completion is None and (not found.text or not chunks.empty()):
+        more = await _next_chunk(chunks)
+        found = Chunk(text=found.text + more.text, tokens=found.tokens + more.tokens, completion=more.completion)
+    if not found.text and found.completion is not None:
+        # A model may send its whole answer with the Completion alone.
+        return Chunk(text=found.completion.text, tokens=found.completion.tokens, completion=found.completion)
+    return found

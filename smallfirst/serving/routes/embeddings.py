@@ -13,8 +13,8 @@ from pydantic_core import PydanticCustomError
 
 from smallfirst.models.protocol import Completion, Model, Request, embedding_model, label_probability_model
 from smallfirst.pricing.charge import Charge, itemized, total_usd
-from smallfirst.serving.openai.errors import ApiError, validation_error
-from smallfirst.serving.openai.requests import EMBEDDING_IGNORED, EMBEDDING_REFUSED, check_parameters, read_fields
+from smallfirst.serving.openai.errors import ApiError
+from smallfirst.serving.openai.requests import EMBEDDING_IGNORED, EMBEDDING_REFUSED, parse_body, read_fields
 from smallfirst.serving.request_lifecycle import ApiCall
 
 MAX_TEXTS = 256
@@ -48,8 +48,8 @@ Computed = tuple[list[dict[str, Any]], int, tuple[Charge, ...]]
 
 async def embeddings(call: ApiCall, body: bytes) -> None:
     """Answer with one vector per text. Raise what `to_api_error` knows."""
-    parsed = _parse(EmbeddingBody, body)
-    as_text = isinstance(parsed, EmbeddingBody) and parsed.encoding_format == "base64"
+    parsed = parse_body(EmbeddingBody, read_fields(body), EMBEDDING_IGNORED, EMBEDDING_REFUSED)
+    as_text = parsed.encoding_format == "base64"
 
     async def embed(model: Model) -> Computed:
         able = embedding_model(model)
@@ -67,7 +67,7 @@ async def embeddings(call: ApiCall, body: bytes) -> None:
 
 async def score(call: ApiCall, body: bytes) -> None:
     """Answer with the probability of every label for each text. Raise what `to_api_error` knows."""
-    parsed = _parse(ScoreBody, body)
+    parsed = parse_body(ScoreBody, read_fields(body), EMBEDDING_IGNORED, EMBEDDING_REFUSED)
 
     async def probabilities(model: Model) -> Computed:
         able = label_probability_model(model)
@@ -90,7 +90,6 @@ async def score(call: ApiCall, body: bytes) -> None:
 
 
 async def _answer(call: ApiCall, parsed: ScoreBody, compute: Callable[[Model], Awaitable[Computed]]) -> None:
-    """Send and record what `compute` returns."""
     model = call.accept(parsed.model, [Request.ask(text) for text in parsed.input])
     async with call.admitted(model, n=0) as reservation:
         async with call.turn():
@@ -111,15 +110,6 @@ async def _answer(call: ApiCall, parsed: ScoreBody, compute: Callable[[Model], A
     usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
     whole = {"object": "list", "model": parsed.model, "data": data, "usage": usage}
     await call.send_json(200, whole, {"x-smallfirst-cost-usd": f"{answer.cost_usd:.9f}"})
-
-
-def _parse(kind: type[ScoreBody], body: bytes) -> ScoreBody:
-    values = read_fields(body)
-    check_parameters(values, kind.model_fields, EMBEDDING_IGNORED, EMBEDDING_REFUSED)
-    try:
-        return kind.model_validate(values)
-    except pydantic.ValidationError as error:
-        raise validation_error(error) from None
 
 
 def _unsupported(name: str, what: str) -> ApiError:

@@ -6,13 +6,20 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.data.quality.leaks import Leak, LeakReport
 from smallfirst.evaluation.retention import Retention, RetentionByKind
 from smallfirst.gate.outcome import LabelsNeeded, Outcome
 from smallfirst.report.data import LeakEffect, ReportData
 from smallfirst.report.economics import path_costs
-from smallfirst.report.text.advice import leak_sentence, recommendations, retention_sentences, warnings
+from smallfirst.report.text.advice import (
+    guarantee_sentence,
+    leak_sentence,
+    recommendations,
+    retention_sentences,
+    warnings,
+)
 from smallfirst.stats.intervals import Estimate, paired_difference, wilson
 
 Make = Callable[..., ReportData]
@@ -100,8 +107,8 @@ def test_what_speaks_against_routing_and_the_figures_is_told(make_report: Make, 
 def test_leaks_are_warned_of_where_too_few_other_rows_are_left(make_report: Make) -> None:
     many = make_report(leaks=LeakEffect(n_leaked=950, n_test=1000))
     most = make_report(leaks=LeakEffect(n_leaked=951, n_test=1000))
-    assert warnings(many) == ()
-    assert warnings(most)[0].endswith("the gate judges the others. Too few other rows are left to judge by: 49.")
+    assert [*warnings(many)] == []
+    assert next(warnings(most)).endswith("the gate judges the others. Too few other rows are left to judge by: 49.")
     assert leak_sentence(make_report(leaks=LeakEffect(n_leaked=0, n_test=9))).startswith("None of the 9 test rows")
 
 
@@ -127,11 +134,11 @@ def test_other_rows_other_splits_and_overrides_are_warned_of(make_report: Make, 
     signed = make_verdict("small", passed=False).model_copy(
         update={"passed": True, "signed_by": "Ada", "because": "pilot", "signed_at": "2026-11-25T09:00:00Z"}
     )
-    assert warnings(make_report(evaluations=(small, other), verdicts=(signed,))) == (
+    assert [*warnings(make_report(evaluations=(small, other), verdicts=(signed,)))] == [
         "The paths were not all measured on the same rows; compare them with care.",
         "Not measured on test rows: large.",
         "“fine-tuned small model” passed by a signed override, not by measurement: Ada, because “pilot”.",
-    )
+    ]
 
 
 def test_the_effect_of_leaks_is_counted_on_the_rows_that_are_left(make_report: Make) -> None:
@@ -174,4 +181,25 @@ def test_retention_gives_both_figures_their_difference_and_what_is_left(
     assert "on 62.5 % (51.0 to 72.8) after: −8.3 points [" in first
     assert sentence in second
     assert third == "Right answers before and after: arithmetic 11 → 5 of 12, format 40 → 40 of 60."
-    assert retention_sentences(make_report()) == ()
+    assert [*retention_sentences(make_report())] == []
+
+
+@pytest.mark.parametrize(
+    ("n_wrong", "n", "sentence"),
+    [
+        (0, 6, "held on the test rows. 0 of 6 kept test answers were wrong: 0.00 % [0.00, 45.93], within the guarant"),
+        (40, 100, "The guarantee did not hold on the test rows. 40 of 100"),
+        (12, 100, "above the guaranteed 10.0 %, but chance could explain it."),
+        (0, 0, "No test answer was kept small, so the guarantee was not tested."),
+    ],
+)
+def test_the_sentence_says_whether_it_held(make_report: Make, n_wrong: int, n: int, sentence: str) -> None:
+    rows = [evaluated_row(f"r{i}", "a", "b" if i < n_wrong else "a", certified=True) for i in range(n)]
+    routed = evaluation_of(rows, candidate="routed")
+    data = make_report(evaluations=(make_report().evaluations[0], routed))
+    assert sentence in guarantee_sentence(data).replace("\xa0", " ")
+
+
+def test_without_a_guarantee_nothing_is_said(make_report: Make, make_certificate: Build) -> None:
+    for data in (make_report(certificate=None), make_report(certificate=make_certificate(max_error=1.0))):
+        assert (data.guarantee_state, guarantee_sentence(data)) == ("", "")

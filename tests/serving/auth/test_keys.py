@@ -45,10 +45,10 @@ def test_a_key_is_kept_as_its_hash_and_found_by_its_id(key_store: KeyStore) -> N
     assert len(secret) == len("sf-") + 12 + len("-") + 43  # 12 hex digits, 256 bits in base64
     assert key_store.find(key.id) == key
     assert key.sha256 == hash_key(secret)
-    text = key_store.path.read_text()
+    text = Path(key_store.place).read_text()
     assert secret not in text
     assert secret[-43:] not in text
-    assert stat.S_IMODE(os.stat(key_store.path).st_mode) == 0o600
+    assert stat.S_IMODE(os.stat(Path(key_store.place)).st_mode) == 0o600
     assert key_store.find("0" * 12) is None
 
 
@@ -62,7 +62,7 @@ def test_what_is_no_key_has_no_id(text: str) -> None:
 
 
 def test_a_revoked_key_is_seen_by_a_key_store_that_is_open(key_store: KeyStore) -> None:
-    serving = KeyStore(key_store.path)
+    serving = KeyStore(Path(key_store.place))
     assert not serving.key_required
     key, _ = key_store.create("desk", FREE)
     assert serving.key_required
@@ -94,30 +94,30 @@ def test_names_that_are_taken_or_unfit_and_keys_that_are_not_there_are_refused(k
 
 def test_a_broken_file_lets_nobody_in_and_a_missing_one_does_not_open_the_server(key_store: KeyStore) -> None:
     key, _ = key_store.create("desk", FREE)
-    serving = KeyStore(key_store.path)
+    serving = KeyStore(Path(key_store.place))
     assert serving.find(key.id) is not None
-    key_store.path.write_text('{"version": 1, "keys": [{"id": "x"}]}')
+    Path(key_store.place).write_text('{"version": 1, "keys": [{"id": "x"}]}')
     assert serving.key_required
     with pytest.raises(KeyStoreUnreadable):
         serving.find(key.id)
     with pytest.raises(ConfigError, match=r"keys\.0\.id"):
         key_store.entries()
-    key_store.path.unlink()
+    Path(key_store.place).unlink()
     assert serving.find(key.id) is None
     assert serving.key_required  # once asked for, always asked for
-    assert not KeyStore(key_store.path).key_required
+    assert not KeyStore(Path(key_store.place)).key_required
 
 
 def test_the_day_of_the_last_use_is_written_once_and_no_failure_stops_a_request(key_store: KeyStore) -> None:
     key, _ = key_store.create("desk", FREE)
     key_store.used(key.id)
     assert key_store.last_used() == {key.id: datetime.now(UTC).date().isoformat()}
-    used = key_store.path.with_name("keys-used.json")
+    used = Path(key_store.place).with_name("keys-used.json")
     assert stat.S_IMODE(os.stat(used).st_mode) == 0o600
     used.unlink()
     key_store.used(key.id)
     assert not used.exists()
-    nowhere = KeyStore(key_store.path.parent / "missing" / "keys.json")
+    nowhere = KeyStore(Path(key_store.place).parent / "missing" / "keys.json")
     nowhere.used(key.id)
     used.write_text("[1]")
     assert key_store.last_used() == {}
@@ -136,7 +136,7 @@ def test_a_key_works_at_once_and_a_revoked_one_no_more(start, key_store: KeyStor
     assert refused.json()["error"]["message"] == f"The API key {key.id} is revoked."
     assert [m.id for m in server.client(other).models.list()] == ["m"]
     assert set(key_store.last_used()) == {key_id(secret), key_id(other)}
-    key_store.path.write_text("{")
+    Path(key_store.place).write_text("{")
     broken = httpx.get(f"{server.url}/v1/models", headers={"authorization": f"Bearer {other}"})
     assert (broken.status_code, broken.json()["error"]["code"]) == (503, "keys_unreadable")
 
@@ -156,7 +156,7 @@ def test_keys_given_by_their_hash_work_beside_the_key_store(start, key_store: Ke
     server = start(ServeSettings(api_keys_sha256=(hash_key(fixed),)), key_store=key_store, m=label)
     for key in (fixed, secret):
         assert [m.id for m in server.client(key).models.list()] == ["m"]
-    key_store.path.write_text("{")  # a broken key store does not shut out the key of the command line
+    Path(key_store.place).write_text("{")  # a broken key store does not shut out the key of the command line
     assert [m.id for m in server.client(fixed).models.list()] == ["m"]
 
 
@@ -217,14 +217,14 @@ def test_keys_that_cannot_be_read_any_more_open_nothing_until_they_can(tmp_path:
 def test_the_place_of_keys_is_the_file_until_they_are_moved_to_a_ledger_of_several_machines(
     postgresql: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert home_key_store(write=True).path == home() / "keys.json"
+    assert home_key_store(write=True).place == str(home() / "keys.json")
     monkeypatch.setenv("SMALLFIRST_LEDGER", place := new_database(postgresql))
     assert unquote(home_key_store().place) == place
     monkeypatch.delenv("SMALLFIRST_LEDGER")
     key, _ = home_key_store(write=True).create("desk", FREE)
     monkeypatch.setenv("SMALLFIRST_LEDGER", place)
     file = home_key_store()
-    assert file.path == home() / "keys.json"  # those of before still open the server
+    assert file.place == str(home() / "keys.json")  # those of before still open the server
     assert file.move_to(home_key_store("ledger")) == 1
     assert (unquote(home_key_store().place), home_key_store().entries()) == (place, (key,))
     assert not (home() / "keys.json").exists()

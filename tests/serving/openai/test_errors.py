@@ -140,7 +140,7 @@ def test_a_misspelt_parameter_gets_a_suggestion() -> None:
         ({"max_tokens": 0}, "max_tokens", "max_tokens: Input should be greater than"),
         ({"max_tokens": "5"}, "max_tokens", "max_tokens: Input should be a valid integer"),
         ({"temperature": 3}, "temperature", "temperature: Input should be less than"),
-        ({"stop": ["a"] * 5}, "stop", "stop: 5 entries; at most 4 are allowed."),
+        ({"stop": ["a"] * 5}, "stop", "stop: List should have at most 4 items"),
         ({"stop": [""]}, "stop", "stop: each stop text must have 1 to 256 characters"),
         ({"model": ""}, "model", "model: String should have at least 1 character"),
         ({"stream_options": {"x": 1}}, "stream_options.x", "stream_options.x: Extra inputs"),

@@ -47,6 +47,26 @@ def test_several_answers_draw_with_a_seed_each_and_the_likeliest_is_asked_for_on
     assert refused(chat, n=9)["param"] == "n"
 
 
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"stop": ["a"] * 5}, "stop"),
+        ({"logit_bias": {str(n): 1 for n in range(301)}}, "logit_bias"),
+        ({"tools": [{}]}, "tools"),
+        ({"metadata": {str(n): "x" for n in range(17)}}, "metadata"),
+        ({"n": 1e300}, "n"),
+        ({"messages": [USER] * 4}, "messages"),
+        ({"messages": [{"content": [{}] * 513}] * 2}, "messages"),
+    ],
+)
+def test_lists_and_numbers_beyond_their_bounds_are_refused(body: dict[str, object], param: str) -> None:
+    assert refused(chat, **body)["param"] == param
+
+
+def test_lists_at_their_bounds_pass() -> None:
+    assert chat(stop=["a"] * 4, n=8, logit_bias={str(n): 1 for n in range(300)}).n == 8
+
+
 def test_token_probabilities_are_asked_for_by_two_names() -> None:
     assert chat().requests[0].logprobs is None
     assert chat(logprobs=True).requests[0].logprobs == 0

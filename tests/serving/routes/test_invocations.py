@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from smallfirst.serving.openai.errors import ApiError
-from smallfirst.serving.routes.invocation_formats import answer, parse
+from smallfirst.serving.routes.invocations import MAX_ROWS, parse
 
 
 def user(text: str) -> list[dict[str, str]]:
@@ -25,7 +25,6 @@ def user(text: str) -> list[dict[str, str]]:
 def test_a_body_of_one_question_goes_on_as_it_is(body: dict[str, Any], shape: str) -> None:
     found = parse(body)
     assert found == (shape, (body,))
-    assert answer(found.shape, [{"id": "one"}]) == {"id": "one"}
 
 
 @pytest.mark.parametrize(
@@ -54,14 +53,6 @@ def test_one_text_and_one_conversation_are_rows_too() -> None:
     assert parse({"dataframe_records": [{"messages": spoken, "id": 3}]}).bodies == ({"messages": spoken},)
 
 
-def test_a_table_is_answered_with_the_texts_in_order_and_who_wrote_them() -> None:
-    completions = [{"choices": [{"message": {"content": text}}], "smallfirst": {"route": text}} for text in "xy"]
-    assert answer("predictions", completions) == {
-        "predictions": ["x", "y"],
-        "smallfirst": [{"route": "x"}, {"route": "y"}],
-    }
-
-
 @pytest.mark.parametrize(
     ("body", "param", "words"),
     [
@@ -69,8 +60,8 @@ def test_a_table_is_answered_with_the_texts_in_order_and_who_wrote_them() -> Non
         ({"dataframe_spilt": {}}, "dataframe_spilt", 'did you mean "dataframe_split"'),
         ({"inputs": ["a"], "messages": user("b")}, "messages", "messages, inputs were sent together"),
         ({"inputs": ["a"], "max_tokens": 3}, "max_tokens", "into `params`"),
-        ({"inputs": []}, "inputs", "0 rows; 1 to 2"),
-        ({"inputs": ["a", "b", "c"]}, "inputs", "3 rows; 1 to 2"),
+        ({"inputs": []}, "inputs", "0 rows; 1 to 256"),
+        ({"inputs": ["a"] * (MAX_ROWS + 1)}, "inputs", "257 rows; 1 to 256"),
         ({"inputs": [3]}, "inputs[0]", "A row must be a text"),
         ({"inputs": [["a", "b"]]}, "inputs[0]", "A row must be a text"),
         ({"inputs": {"a": ["x"], "b": ["y", "z"]}}, "inputs", "of equal length"),
@@ -93,7 +84,7 @@ def test_a_table_is_answered_with_the_texts_in_order_and_who_wrote_them() -> Non
 )
 def test_what_cannot_be_read_is_refused_with_its_place(body: dict[str, Any], param: str, words: str) -> None:
     with pytest.raises(ApiError) as caught:
-        parse(body, max_rows=2)
+        parse(body)
     error = caught.value.body["error"]
     assert caught.value.status == 400
     assert error["param"] == param
