@@ -1,13 +1,22 @@
-"""Verbs that change who answers, or take a model elsewhere."""
+"""Verbs that change who answers, take a model elsewhere, or compare what is served with what was measured."""
 
 from __future__ import annotations
 
+import asyncio
+import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from smallfirst.cli.options import PATH, RUN, TASK, load_run, load_task_file, verb
+from smallfirst.cli.options import JSON, PATH, RUN, TASK, load_project, load_run, load_task_file, show, verb
+from smallfirst.errors import ConfigError, StageMissing
+
+if TYPE_CHECKING:
+    from smallfirst.pipeline.parity import ParityResult
+    from smallfirst.project.project import Project
+    from smallfirst.project.run_folder import RunFolder
+    from smallfirst.registry.versions import ModelVersion
 
 
 @verb("smallfirst promote tickets", "smallfirst promote tickets --candidate words")
@@ -16,7 +25,7 @@ from smallfirst.cli.options import PATH, RUN, TASK, load_run, load_task_file, ve
 @click.option("--candidate", help="Another that passed, instead of the one that routing.small names.")
 def promote(task_yaml: Path, run_name: str | None, candidate: str | None) -> None:
     """Register the candidate that passed and make it champion."""
-    from smallfirst.pipeline.run import promote_stage
+    from smallfirst.pipeline.release import promote_stage
 
     project, run_folder = load_run(task_yaml, run_name)
     promoted = promote_stage(project, run_folder, candidate)
@@ -62,3 +71,56 @@ def export(
     folder = run_folder.model_folder(candidate or run_folder.live_candidate())
     found = export_model(folder, target, format=kind, precision=precision, texts=texts)
     click.echo(found.model_dump_json(indent=2))
+
+
+@verb("smallfirst parity tickets", "smallfirst parity tickets --url http://127.0.0.1:8000/v1 --rows 50")
+@TASK
+@click.option("--url", help="A running endpoint, up to and including /v1; left out: one is started with the champion.")
+@click.option("--model", "name", help="Served name to ask; left out: the task's small model.")
+@click.option("--rows", "n_rows", type=click.IntRange(min=1), help="Most rows to ask; left out: as promotion does.")
+@click.option("--key-env", default="SMALLFIRST_API_KEY", show_default=True, help="Environment variable of the key.")
+@JSON
+def parity(task_yaml: Path, url: str | None, name: str | None, n_rows: int | None, key_env: str, as_json: bool) -> None:
+    """Compare an endpoint's answers with the measured ones.
+
+    Evaluation rows are asked again over HTTP. Without --url the result is stored with the champion: one that was
+    measured with PyTorch may be served through the vLLM of task.yaml once it has passed there. Exit code 3 if the
+    answers differ.
+    """
+    from smallfirst.pipeline.parity import require_parity
+    from smallfirst.project.run_folder import RunFolder
+    from smallfirst.registry import versions
+
+    project = load_project(task_yaml)
+    version = versions.resolve(f"{project.file.register_to}@{versions.CHAMPION}")
+    run_folder = RunFolder.latest(project.file.name, version.tags.get("run"))
+    where = (url, name or f"{project.file.name}-small", os.environ.get(key_env, ""))
+    found = _checked(project, run_folder, version, where, n_rows)
+    show(found, as_json)
+    require_parity(found)
+
+
+def _checked(
+    project: Project,
+    run_folder: RunFolder,
+    version: ModelVersion,
+    where: tuple[str | None, str, str],
+    n_rows: int | None,
+) -> ParityResult:
+    """What the endpoint, or a server of the champion, says to the rows that the champion was evaluated on."""
+    from smallfirst.pipeline.parity import check_parity, parity_rows, served_parity, top_two_lookup
+    from smallfirst.serving.loopback import Address
+
+    (url, name, key), candidate = where, version.tags.get("candidate", "")
+    if not candidate:
+        raise StageMissing(
+            f"{version.name} version {version.version} does not say what it was evaluated as",
+            hint="smallfirst promote task.yaml",
+        )
+    if url is None:
+        return served_parity(project, run_folder, version, candidate, n_rows=n_rows)
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"--url {url!r} is no address", hint="for example --url http://127.0.0.1:8000/v1")
+    rows, bests = parity_rows(project, run_folder, candidate, n_rows), top_two_lookup(project, run_folder, candidate)
+    found = asyncio.run(check_parity(Address(url, key), name, rows, task=project.task, bests=bests))
+    return found.model_copy(update={"version": version.version})

@@ -16,6 +16,7 @@ from smallfirst.cli.options import (
     load_project,
     load_task_file,
     named_in_task,
+    show,
     verb,
 )
 from smallfirst.errors import ConfigError
@@ -36,20 +37,23 @@ from smallfirst.progress import Progress
 def label(task_yaml: Path, rows: Path, as_json: bool, **settings: Any) -> None:
     """Have the large model label ROWS under a price cap.
 
-    Those it is sure of become training rows. If ROWS is a folder that `smallfirst score --keep text` wrote, its answers
-    are the labels: for millions of rows.
+    Those it is sure of become training rows. Of a file or folder of more than 64 MB a part is held at a time, as
+    `smallfirst score` does; then nothing tells how accurate the labels are. ROWS may be a folder that `smallfirst score
+    --keep text` wrote: its answers are the labels.
     """
     from smallfirst.improvement.labelling import LabelOptions
     from smallfirst.improvement.labelling import label as label_stage
-    from smallfirst.improvement.labelling.scored import is_scored, label_scored
+    from smallfirst.improvement.labelling.scored import is_bulk, is_scored, label_in_bulk, label_scored
     from smallfirst.records import parse_record
 
     options = parse_record(LabelOptions, settings, where="options")
     if is_scored(rows):
         found: Any = label_scored(load_project(task_yaml), rows, options)
+    elif is_bulk(rows, options):
+        found = label_in_bulk(load_project(task_yaml), task_yaml, rows, options)
     else:
         found = label_stage(load_task_file(task_yaml), rows, options=options, progress=Progress())
-    click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(found.in_words))
+    show(found, as_json)
 
 
 @verb("smallfirst suspects tickets --out suspects.jsonl")
@@ -87,11 +91,8 @@ def harvest(task_yaml: Path, out: Path, since: str | None, as_json: bool) -> Non
     from smallfirst.improvement.harvest import harvest as harvest_stage
 
     found = harvest_stage(load_project(task_yaml), out=out, since=_moment(since) if since else None)
-    if as_json:
-        click.echo(found.model_dump_json(indent=2))
-        return
-    click.echo("\n".join(found.in_words))
-    if found.n_rows:
+    show(found, as_json)
+    if found.n_rows and not as_json:
         click.echo(f"next: smallfirst challenge {task_yaml} --rows {out}")
 
 
@@ -114,11 +115,10 @@ def challenge(task_yaml: Path, rows: Path, only_propose: bool, resume: bool, as_
 
     project = load_project(task_yaml)
     if only_propose:
-        proposal = proposal_of(project, rows)
-        click.echo(proposal.model_dump_json(indent=2) if as_json else "\n".join(proposal.in_words))
+        show(proposal_of(project, rows), as_json)
         return
     found = challenge_stage(project, rows, resume=resume)
-    click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(found.in_words))
+    show(found, as_json)
     if found.won and not as_json:
         named = named_in_task(rows, project.file)
         click.echo(f"next: name {named} under data.harvested in task.yaml, so that later runs learn from it as well")

@@ -23,7 +23,7 @@ def evaluate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
     """Measure every candidate and the large model on the same rows."""
     import json
 
-    from smallfirst.pipeline.run import evaluate_stage
+    from smallfirst.pipeline.evaluate import evaluate_stage
 
     project, run_folder = load_run(task_yaml, run_name)
     found = evaluate_stage(project, run_folder)
@@ -47,7 +47,7 @@ def gate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
     """
     from smallfirst.gate.verdict import format_verdict
     from smallfirst.pipeline.next_step import NextStep, after_gate
-    from smallfirst.pipeline.run import chosen_candidate, gate_stage
+    from smallfirst.pipeline.release import chosen_candidate, gate_stage
 
     project, run_folder = load_run(task_yaml, run_name)
     verdicts = gate_stage(project, run_folder)
@@ -60,8 +60,8 @@ def gate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
         click.echo(f"cheapest candidate that passes alone: {verdicts.smallest or 'none'}{how}")
     passed = verdicts.of(chosen_candidate(project, verdicts)).passed
     if not as_json:
-        steps = () if passed else after_gate(project, run_folder, verdicts)
-        show_steps(steps or [NextStep(what="let it go live", command="smallfirst promote task.yaml")])
+        promote = NextStep(what="let it go live", command="smallfirst promote task.yaml")
+        show_steps([promote] if passed else after_gate(project, run_folder, verdicts))
     if not passed:
         sys.exit(3)
 
@@ -78,7 +78,7 @@ def override(task_yaml: Path, run_name: str | None, candidate: str, by: str, bec
     The failed checks stay on record, with the name and the reason.
     """
     from smallfirst.gate.verdict import format_verdict
-    from smallfirst.pipeline.run import override_stage
+    from smallfirst.pipeline.release import override_stage
 
     project, run_folder = load_run(task_yaml, run_name)
     verdicts = override_stage(project, run_folder, candidate, by=by, because=because)
@@ -96,11 +96,13 @@ def calibrate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
     The Router is measured with it on the test rows. Where no candidate passed the gate alone, plans are tried that keep
     a part of the requests small; exit code 3 if none is proven.
     """
+    from smallfirst.pipeline.calibrate import calibrate_stage
     from smallfirst.pipeline.next_step import after_certificate
-    from smallfirst.pipeline.run import calibrate_stage, decide_outcome
+    from smallfirst.pipeline.plans.outcome import decide_outcome
+    from smallfirst.project.run_folder import PROMOTED
 
     project, run_folder = load_run(task_yaml, run_name)
-    if not (run_folder.path / "promoted.json").exists() and run_folder.verdicts().smallest is None:
+    if not (run_folder.path / PROMOTED).exists() and run_folder.verdicts().smallest is None:
         _try_plans(project, run_folder, as_json=as_json)
         return
     certificate = calibrate_stage(project, run_folder)
@@ -119,7 +121,8 @@ def calibrate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
 def _try_plans(project: Project, run_folder: RunFolder, *, as_json: bool) -> None:
     from smallfirst.gate.verdict import format_verdict
     from smallfirst.pipeline.next_step import NextStep, after_gate
-    from smallfirst.pipeline.run import decide_outcome, small_first_stage
+    from smallfirst.pipeline.plans.outcome import decide_outcome
+    from smallfirst.pipeline.plans.small_first import small_first_stage
 
     found = small_first_stage(project, run_folder)
     outcome = decide_outcome(project, run_folder, found.passed)
@@ -152,11 +155,11 @@ def report(task_yaml: Path, run_name: str | None, live: str | None, html: Path |
     The live report has who answered, what it cost on machines as they were used, what it saved, and a forecast.
     """
     if live is not None:
-        from smallfirst.cli.account.live import show
+        from smallfirst.cli.account import show_live
 
-        show(task_yaml, live, html=html, as_json=as_json)
+        show_live(task_yaml, live, html=html, as_json=as_json)
         return
-    from smallfirst.pipeline.run import report_stage
+    from smallfirst.pipeline.report_data import report_stage
 
     project, run_folder = load_run(task_yaml, run_name)
     click.echo(str(report_stage(project, run_folder)))

@@ -37,23 +37,13 @@ ASK_ONCE = {"evaluate", "label", "tune-prompt", "record"}
 MAX_SUMMARY = 64
 """Most characters of a summary, so that it stands on one line of 80 columns."""
 
-_OWN_MODULE = {"run", "jobs", "serve", "parity", "keys"}
-
-_PACKAGES = {"drop in", "account", "scale"}
-"""Stages whose verbs have a module each, in a package."""
-
-
-def _module(stage: str, verb: str) -> str:
-    name, of_stage = verb.replace("-", "_"), stage.replace(" ", "_")
-    if stage in _PACKAGES:
-        return f"{of_stage}.{name}"
-    return name if verb in _OWN_MODULE else of_stage
-
+_OWN_MODULE = {"jobs": "jobs", "serve": "serve", "score": "scale.score", "plan": "scale.plan", "sweep": "scale.sweep"}
+"""Verbs that have a module to themselves; the others stand in that of their stage."""
 
 COMMANDS: Registry[click.Command] = Registry(
     "smallfirst.commands",
     {
-        verb: f"smallfirst.cli.{_module(stage, verb)}:{verb.replace('-', '_')}"
+        verb: f"smallfirst.cli.{_OWN_MODULE.get(verb, stage.replace(' ', '_'))}:{verb.replace('-', '_')}"
         for stage, verbs in STAGES.items()
         for verb in verbs
     },

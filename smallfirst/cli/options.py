@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from smallfirst.project.project import Project
     from smallfirst.project.run_folder import RunFolder
     from smallfirst.project.task_file import TaskFile
+    from smallfirst.serving.ledger.ledger import Ledger
 
 TASK_HELP = "A task.yaml or its folder; left out: task.yaml of the current folder."
 
@@ -59,6 +61,19 @@ TASKS = click.argument("task_yamls", type=PATH, nargs=-1, metavar="[TASK]...", c
 RUN = click.option("--run", "run_name", default=None, help="A run other than the latest.")
 RESUME = click.option("--resume", is_flag=True, help="Continue a training that was interrupted.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def show(found: Any, as_json: bool, in_words: Callable[[Any], Iterable[str]] | None = None) -> None:
+    """Print a record as JSON, or as the lines of `in_words`; left out, its own."""
+    lines = () if as_json else in_words(found) if in_words else found.in_words
+    click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(lines))
+
+
+def read_ledger(place: str | Path | None = None) -> closing[Ledger]:
+    """Return the ledger that exists at a place, or where the command has it. Raise ConfigError without one."""
+    from smallfirst.improvement.harvest.evidence import open_ledger
+
+    return closing(open_ledger(place))
 
 
 def _enter_ledger(context: click.Context, option: click.Parameter, place: str | None) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smallfirst.cli.options import JSON, PATH, TASK, VerbGroup, load_project, named_in_task, verb
+from smallfirst.cli.options import JSON, PATH, TASK, VerbGroup, load_project, named_in_task, show, verb
 from smallfirst.errors import DataError
 from smallfirst.progress import Progress
 
@@ -82,7 +82,7 @@ def check(task_yaml: Path, as_json: bool, rows_out: Path | None, curve: bool) ->
     Findings come with their places, and with what the run will take.
     """
     from smallfirst.data.quality.findings import write_locations
-    from smallfirst.pipeline.run import check_stage
+    from smallfirst.pipeline.preflight.check import check_stage
 
     found = check_stage(load_project(task_yaml), curve=curve)
     click.echo(found.in_json if as_json else found.in_words)
@@ -135,10 +135,9 @@ def tune_prompt(task_yaml: Path, as_json: bool, **settings: Any) -> None:
 
     project = load_project(task_yaml)
     found = tune_stage(project, parse_record(PromptOptions, settings, where="options"))
+    show(found, as_json)
     if as_json:
-        click.echo(found.model_dump_json(indent=2))
         return
-    click.echo("\n".join(found.in_words))
     large = project.file.large
     replaces = "; remove  recorded:, whose answers are of another prompt" if large and large.recorded else ""
     click.echo(f"next: write  prompt: {named_in_task(found.out, project.file)}  under large: in task.yaml{replaces}")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import ChainMap
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -14,10 +15,8 @@ from smallfirst.cli.options import ARGUMENTS, KEYS, LEDGER, PATH, TASKS, verb
 from smallfirst.errors import ConfigError
 
 if TYPE_CHECKING:
-    from smallfirst.deployment.service import DeployedTasks
     from smallfirst.models.protocol import Model
     from smallfirst.project.task_file import TaskFile
-    from smallfirst.serving.ledger.ledger import Ledger
     from smallfirst.serving.plugins import Plugin
     from smallfirst.serving.replicas import Service
     from smallfirst.serving.settings import ServeSettings
@@ -79,15 +78,15 @@ def serve(task_yamls: tuple[Path, ...], only_explain: bool, replicas: int | None
     if only_explain:
         click.echo(_engines(wanted))
         return
-    setup = _set_up(wanted, **options)
+    settings, assemble = _set_up(wanted, **options)
     if replicas:
         from smallfirst.serving.replicas import serve_replicas
 
-        serve_replicas(click.get_current_context().meta[ARGUMENTS], replicas, settings=setup.settings)
+        serve_replicas(click.get_current_context().meta[ARGUMENTS], replicas, settings=settings)
         return
     from smallfirst.serving.app import serve as serve_models
 
-    service = _assemble(setup)
+    service = assemble()
     serve_models(service.models, ledger=service.ledger, settings=service.settings, plugins=service.plugins)
 
 
@@ -99,22 +98,16 @@ def service_of(arguments: Sequence[str]) -> Service:
         if place := keys_place():
             os.environ["SMALLFIRST_KEYS"] = place  # for what this process builds outside of the context
         options = {name: value for name, value in context.params.items() if name not in ("only_explain", "replicas")}
-        return _assemble(_set_up(options.pop("task_yamls") or (Path("task.yaml"),), **options))
-
-
-class _Setup(NamedTuple):
-    files: list[TaskFile]
-    settings: ServeSettings
-    kept: dict[str, Any]
-    live: dict[str, Any]
-    plugins: tuple[set[str], list[tuple[str, str, str]]]
-    references: tuple[str, ...]
+        return _set_up(options.pop("task_yamls") or (Path("task.yaml"),), **options)[1]()
 
 
 def _set_up(
     wanted: Sequence[Path], *, fine_tuning: bool, bases: Sequence[str], references: tuple[str, ...], **options: Any
-) -> _Setup:
-    """Read the options and the task files; the state folder is that of the first task from now on."""
+) -> tuple[ServeSettings, Callable[[], Service]]:
+    """Read the options and the task files; return the settings, and what loads all that is served.
+
+    The state folder is that of the first task from now on.
+    """
     from smallfirst.paths import state_of
     from smallfirst.project.task_file import read_task_file
     from smallfirst.records import parse_record
@@ -133,10 +126,17 @@ def _set_up(
     if files:  # ledger and keys of the server are those of its first task
         click.get_current_context().with_resource(state_of(files[0].folder))
         _refuse_other_keys()
-    return _Setup(files, settings, kept, live, (enabled, plugin_options), references)
+    return settings, partial(_assemble, files, settings, kept, live, (enabled, plugin_options), references)
 
 
-def _assemble(setup: _Setup) -> Service:
+def _assemble(
+    files: Sequence[TaskFile],
+    settings: ServeSettings,
+    kept: dict[str, Any],
+    live: dict[str, Any],
+    wanted: tuple[set[str], list[tuple[str, str, str]]],
+    references: Sequence[str],
+) -> Service:
     """Load the models and plugins, and open the ledger."""
     from smallfirst.dashboard.plugin import Dashboard
     from smallfirst.paths import ledger_place
@@ -144,17 +144,20 @@ def _assemble(setup: _Setup) -> Service:
     from smallfirst.serving.plugins import installed_plugins
     from smallfirst.serving.replicas import Service
 
-    files, settings = setup.files, setup.settings
-    ledger = Ledger(ledger_place(create=True), **setup.kept)
+    ledger = Ledger(ledger_place(create=True), **kept)
     models: Mapping[str, Model] = {}
     plugins: list[Plugin] = []
     tasks: tuple[Any, ...] = ({},)
     if files:
-        deployed, plugins = _deploy(files, ledger, settings, setup.live)
+        from smallfirst.deployment.service import deploy, trace_plugin
+
+        poll_s, bodies = live["follow_s"] or None, settings.store_bodies
+        deployed = deploy(files, ledger, live=not live["replay_large"], store_bodies=bodies, poll_interval_s=poll_s)
+        plugins += [deployed, *([trace_plugin(files, store_bodies=bodies)] if live["trace"] else [])]
         models, tasks = deployed.models, (deployed.by_task, deployed.measured, deployed.prices)
-    named = _registered(setup.references)
+    named = _registered(references)
     models = ChainMap(named, cast(MutableMapping[str, "Model"], models)) if named else models
-    plugins += installed_plugins(models, *setup.plugins)
+    plugins += installed_plugins(models, *wanted)
     plugins += [Dashboard(models, ledger, *tasks)] if models or plugins else []
     return Service(models, ledger, settings, plugins, files[0].folder if files else Path.cwd(), ledger_place())
 
@@ -172,26 +175,8 @@ def _registered(references: Sequence[str]) -> dict[str, Model]:
     return {name: load_model(versions.resolve(at).folder, name=name, certified=False) for name, _, at in pairs}
 
 
-def _deploy(
-    files: Sequence[TaskFile], ledger: Ledger, settings: ServeSettings, live: dict[str, Any]
-) -> tuple[DeployedTasks, list[Plugin]]:
-    """Return the tasks at work, and the plugins that monitor them."""
-    from smallfirst.deployment.service import deploy, trace_plugin
-
-    watcher = deploy(
-        files,
-        ledger,
-        live=not live["replay_large"],
-        store_bodies=settings.store_bodies,
-        poll_interval_s=live["follow_s"] or None,
-    )
-    traces = [trace_plugin(files, store_bodies=settings.store_bodies)] if live["trace"] else []
-    return watcher, [watcher, *traces]
-
-
 def _refuse_other_keys() -> None:
     """Raise ConfigError if the current folder's keys are not those of the server: it would be open, unnoticed."""
-    from smallfirst.errors import ConfigError
     from smallfirst.paths import ledger_place, state_folder
     from smallfirst.serving.auth.keys import FILE_NAME, keys_place
 

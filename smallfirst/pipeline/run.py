@@ -20,13 +20,13 @@ from smallfirst.pipeline.plans.outcome import decide_outcome
 from smallfirst.pipeline.plans.small_first import small_first_stage
 from smallfirst.pipeline.preflight.check import PreflightReport, check_stage
 from smallfirst.pipeline.preflight.large_model import require_large
-from smallfirst.pipeline.release import chosen_candidate, gate_stage, override_stage, promote_stage
+from smallfirst.pipeline.release import chosen_candidate, gate_stage, promote_stage
 from smallfirst.pipeline.report_data import report_stage
 from smallfirst.pipeline.summary import RunSummary, summarize_run
 from smallfirst.pipeline.train import train_stage
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
-from smallfirst.project.run_folder import RunFolder
+from smallfirst.project.run_folder import PROMOTED, RunFolder
 from smallfirst.project.run_lock import only_run, refuse_second_run
 from smallfirst.project.task_file import TaskFile, read_task_file
 from smallfirst.sync import outside_event_loop
@@ -40,7 +40,6 @@ __all__ = [
     "evaluate_stage",
     "gate_and_release",
     "gate_stage",
-    "override_stage",
     "promote_stage",
     "report_stage",
     "run",
@@ -92,32 +91,26 @@ def try_run(
 
     `task` is the task as the user named it, for the next steps. Ctrl-C ends a run as an error does.
     """
-    with state_of(file.folder):
-        return _try_run(file, task, progress, resume=resume, despite_check=despite_check)
-
-
-def _try_run(
-    file: TaskFile, task: str, progress: Progress | None, *, resume: bool, despite_check: bool
-) -> tuple[RunSummary, BaseException | None]:
     project: Project | None = None
     run_folder: RunFolder | None = None
     ended: BaseException | None = None
     progress = progress or Progress()
     began = progress.clock()
-    try:
-        refuse_second_run(file.name)
-        project = Project.read(file, progress)
-        _check_first(project, despite_check=despite_check)
-        with only_run(file.name):
-            run_folder = train_stage(project, resume=resume, began=began)
-            evaluate_stage(project, run_folder, resume=resume)
-            gate_and_release(project, run_folder)
-    except (Exception, KeyboardInterrupt) as error:
-        ended = error
-    steps = next_steps(project, run_folder, ended, task=task)
-    if isinstance(ended, SmallfirstError):
-        ended.hint = hint_of(ended, steps)
-    return summarize_run(file, run_folder, ended).model_copy(update={"next_steps": steps}), ended
+    with state_of(file.folder):
+        try:
+            refuse_second_run(file.name)
+            project = Project.read(file, progress)
+            _check_first(project, despite_check=despite_check)
+            with only_run(file.name):
+                run_folder = train_stage(project, resume=resume, began=began)
+                evaluate_stage(project, run_folder, resume=resume)
+                gate_and_release(project, run_folder)
+        except (Exception, KeyboardInterrupt) as error:
+            ended = error
+        steps = next_steps(project, run_folder, ended, task=task)
+        if isinstance(ended, SmallfirstError):
+            ended.hint = hint_of(ended, steps)
+        return summarize_run(file, run_folder, ended).model_copy(update={"next_steps": steps}), ended
 
 
 def _check_first(project: Project, *, despite_check: bool) -> None:
@@ -157,7 +150,7 @@ def gate_and_release(project: Project, run_folder: RunFolder) -> None:
     outcome = decide_outcome(project, run_folder)
     project.progress.log(outcome.sentence)
     report_stage(project, run_folder)
-    if not (run_folder.path / "promoted.json").exists():
+    if not (run_folder.path / PROMOTED).exists():
         raise GateFailed(_refusal(outcome, alone), hint=f"read {run_folder.path / 'report.html'}")
 
 

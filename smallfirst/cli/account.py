@@ -1,0 +1,278 @@
+"""Verbs for the books: the ledger itself, the signed statement of a month, and the report on what was served."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from smallfirst.cli.options import (
+    JSON,
+    LEDGER,
+    OF_TASK,
+    PATH,
+    TASKS,
+    VerbGroup,
+    load_task_file,
+    read_ledger,
+    show,
+    verb,
+)
+from smallfirst.pricing.money import format_usd
+from smallfirst.progress import Progress, format_table
+
+if TYPE_CHECKING:
+    from smallfirst.billing.live import LiveReport
+    from smallfirst.billing.saved import Amount
+    from smallfirst.billing.statement import Statement
+    from smallfirst.project.task_file import TaskFile
+    from smallfirst.serving.ledger.ledger import Ledger
+
+_DAY = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M"])
+_KINDS = ("answers", "attempts", "audits", "drafts", "feedback", "states", "expenses")
+
+
+@click.group(
+    cls=VerbGroup,
+    examples=(
+        "smallfirst ledger export november.parquet --since 2026-11-01 --until 2026-12-01",
+        "smallfirst ledger copy ledger.db postgresql://smallfirst@localhost/smallfirst",
+    ),
+)
+def ledger() -> None:
+    """Look after the ledger: see, export, expire, copy.
+
+    Every answer of `serve` and of taken-over tasks is a row of it, and so are audits, verdicts and expenses.
+    """
+
+
+@ledger.command()
+@OF_TASK
+@LEDGER
+@JSON
+def info(as_json: bool) -> None:
+    """Show where the ledger is and what it holds: entries by kind, first and last day, their cost."""
+    with read_ledger() as opened:
+        days = opened.sums(by=("kind",), every="day")
+        kinds = opened.sums(by=("kind",))
+    first, last = (days[0].period, days[-1].period) if days else ("", "")
+    found = {one.kind: {"n": one.n, "cost_usd": one.cost_usd, "n_without_row": one.n_without_row} for one in kinds}
+    if as_json:
+        click.echo(json.dumps({"ledger": opened.place, "from": first, "to": last, "kinds": found}, indent=2))
+        return
+    click.echo(f"{opened.place}: " + (f"{first} to {last} (UTC)" if found else "no entry yet"))
+    for one in kinds:
+        beyond = f"  {one.n_without_row:,} refused ones have no row" if one.n_without_row else ""
+        click.echo(f"  {one.kind:<14} {one.n:>12,}  ${one.cost_usd:,.4f}{beyond}")
+
+
+@ledger.command()
+@click.argument("out", type=PATH)
+@click.option("--since", type=_DAY, help="First day, in UTC. Default: the first there is.")
+@click.option("--until", type=_DAY, help="First day that is left out. Default: none.")
+@click.option("--kind", type=click.Choice(_KINDS), default=_KINDS[0], show_default=True)
+@OF_TASK
+@LEDGER
+def export(out: Path, since: datetime | None, until: datetime | None, kind: str) -> None:
+    """Write rows to OUT, a .csv or .parquet file, without the texts that they are about."""
+    from smallfirst.serving.ledger.transfer import KINDS
+    from smallfirst.serving.ledger.transfer import export as export_rows
+
+    first, end = (moment and moment.replace(tzinfo=UTC) for moment in (since, until))
+    with read_ledger() as opened:
+        count = export_rows(opened, KINDS[kind], out, since=first, until=end)
+    click.echo(f"{count:,} {kind} in {out}")
+
+
+@ledger.command()
+@click.option("--keep-rows-days", "days", type=click.IntRange(min=1), required=True)
+@click.option("--rows-to", type=PATH, metavar="FOLDER", help="Write them to CSV files in this folder first.")
+@OF_TASK
+@LEDGER
+def expire(days: int, rows_to: Path | None) -> None:
+    """Delete rows of requests that are older; their sums, audits, states and expenses stay."""
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    with read_ledger() as opened:
+        count = opened.expire_rows(today - timedelta(days=days), export_to=rows_to)
+    click.echo(f"{count:,} rows deleted" + (f", after they were written to {rows_to}" if rows_to and count else ""))
+
+
+@ledger.command()
+@click.argument("source")
+@click.argument("target")
+def copy(source: str, target: str) -> None:
+    """Copy everything from one ledger into another, empty one: each a path or postgresql://USER@HOST/DATABASE.
+
+    Stop the servers first. All is copied or nothing.
+    """
+    from smallfirst.serving.ledger.ledger import Ledger
+    from smallfirst.serving.ledger.transfer import copy as copy_all
+
+    places = [place if "://" in place else Path(place) for place in (source, target)]
+    with read_ledger(places[0]) as old, closing(Ledger(places[1])) as new:
+        for table, count in copy_all(old, new).items():
+            click.echo(f"  {table:<14} {count:>12,}")
+        click.echo(f"{old.place} is copied\nnext: smallfirst serve --ledger {new.place}")
+
+
+@verb(
+    "smallfirst statement --month 2026-11",
+    "smallfirst statement tickets invoices --month 2026-11 --out november",
+    "smallfirst statement --public-key",
+    "smallfirst statement --verify november --public-key ORPGEAuRr…=",
+    "smallfirst statement --verify november --against-ledger",
+)
+@TASKS
+@click.option("--month", help="Year and month in UTC, such as 2026-11. Default: the present one, so far.")
+@click.option("--out", type=PATH, help="Folder to write. Default: statement-MONTH.")
+@click.option(
+    "--verify", type=PATH, metavar="FOLDER", help="Check a statement instead of making one; needs no network."
+)
+@click.option(
+    "--public-key",
+    is_flag=False,
+    flag_value="own",
+    metavar="[KEY]",
+    help="Print the public key of this installation; with --verify, the key that must have signed.",
+)
+@click.option("--against-ledger", is_flag=True, help="With --verify: compare each row with the ledger as well.")
+@LEDGER
+@JSON
+def statement(
+    task_yamls: tuple[Path, ...],
+    month: str | None,
+    out: Path | None,
+    verify: Path | None,
+    public_key: str | None,
+    against_ledger: bool,
+    as_json: bool,
+) -> None:
+    """Write or check the signed statement of a month.
+
+    It says what was asked, promised, proven, paid and saved, with a row for each request: a page, CSV and JSON, signed
+    with the key in the state folder. Without a TASK it is about all that the ledger of this folder holds.
+    """
+    from smallfirst.billing import statement as statements
+    from smallfirst.billing.machines import machine_costs
+    from smallfirst.billing.statement_page import write_page
+    from smallfirst.paths import home, state_of
+    from smallfirst.project.task_file import read_task_file
+
+    files = [read_task_file(path) for path in task_yamls or ([Path()] if Path("task.yaml").exists() else [])]
+    with ExitStack() as opened:
+        if files:  # the ledger of a server is that of its first task
+            opened.enter_context(state_of(files[0].folder))
+        own = statements.signing_key(home()) if public_key == "own" or not verify else None
+        if own and public_key == "own":
+            public_key = statements.public_text(own)
+            if not verify:
+                click.echo(public_key)
+                return
+        rows = opened.enter_context(read_ledger()) if against_ledger or not verify else None
+        done = opened.enter_context(Progress().bar("rows", None))
+        if verify:
+            found, signer = statements.verify(verify, public_key=public_key or "", ledger=rows, progress=done)
+            shown = f"{verify}: {found.figures.n:,} rows, all figures and the signature fit together"
+            shown += ", and with the ledger" if rows else ""
+            if not public_key:
+                shown += f"\nsigned by {signer}; its sender's  smallfirst statement --public-key  must print the same"
+        else:
+            assert own
+            assert rows
+            month = month or datetime.now(UTC).strftime("%Y-%m")
+            since, until = statements.month_of(month)
+            found = statements.make(
+                rows,
+                month,
+                out := out or Path(f"statement-{month}"),
+                key=own,
+                tasks=[file.name for file in files] if task_yamls else (),
+                evaluated=_evaluated(files, rows),
+                machines=[
+                    one
+                    for file in (files if task_yamls else files[:1])
+                    for one in machine_costs(rows, file.prices, since, until, task=file.name if task_yamls else None)
+                ],
+                progress=done,
+            )
+            shown = f"wrote {write_page(found, out, statements.public_text(own))}, rows.csv and statement.json"
+    click.echo(found.model_dump_json(indent=2) if as_json else "\n".join((*_statement_in_words(found), shown)))
+
+
+def _evaluated(files: Sequence[TaskFile], rows: Ledger) -> dict[str, Amount]:
+    """Return the large model's cost in the last evaluation of each task, where there is one."""
+    from smallfirst.billing.saved import evaluated_cost
+    from smallfirst.paths import state_of
+
+    found = {one.task: evaluated_cost(one.task) for one in rows.sums(by=("task",)) if one.task}
+    for file in files:
+        with state_of(file.folder):
+            found[file.name] = evaluated_cost(file.name)
+    return {task: cost for task, cost in found.items() if cost}
+
+
+def _statement_in_words(found: Statement) -> list[str]:
+    bill = [(what, f"{n:,}", format_usd(usd)) for what, (n, usd) in found.bill.items()]
+    bill += [("own machines, time no row carries", "", format_usd(found.uncharged_usd))] if found.machines else []
+    bill += [("all", f"{found.figures.n:,}", format_usd(found.total_usd))]
+    lines = [f"{found.month}{' so far' if found.so_far else ''} (UTC)", *(f"  {row}" for row in format_table(bill))]
+    if found.n_cost_unknown:
+        lines.append(f"  and {found.n_cost_unknown:,} with work whose cost nobody knows")
+    lines += [f"{one.task}: {one.in_words}" for one in found.figures.savings]
+    return [*lines, *([f"after training, labels and idle machines: {found.net_usd}"] if found.net_usd else [])]
+
+
+_UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
+
+
+def show_live(task_yaml: Path, last: str, *, html: Path | None, as_json: bool) -> None:
+    """Print the report on the `last` hours, days or weeks (`24h`, `30d`) and write its page. Raise BadParameter."""
+    from smallfirst.billing.live import live_report
+    from smallfirst.billing.saved import evaluated_cost
+    from smallfirst.files import write_atomically
+    from smallfirst.report.page import render_page
+
+    if not (found := re.fullmatch(r"(\d{1,4})([hdw])", last.strip())):
+        raise click.BadParameter(f"{last!r} is no time: write 24h, 7d or 4w", param_hint="--live")
+    until, file = datetime.now(UTC), load_task_file(task_yaml)
+    since = until - int(found[1]) * _UNITS[found[2]]
+    with read_ledger() as opened:
+        report = live_report(opened, file.name, file.prices, since, until, evaluated=evaluated_cost(file.name))
+        place = opened.place
+    if html is not None:
+        write_atomically(html, render_page("live.html", report=report).encode())
+    show(report, as_json, _live_in_words)
+    if as_json:
+        return
+    if not report.models:
+        click.echo(f"in {place}; a server of several tasks writes to the ledger of its first one: --ledger PATH")
+    if html is not None:
+        click.echo(f"\npage: {html}")
+
+
+def _live_in_words(report: LiveReport) -> Iterator[str]:
+    from smallfirst.report.formats import count, ms, percent
+
+    yield f"{report.task}, {report.since:%Y-%m-%d %H:%M} to {report.until:%Y-%m-%d %H:%M} UTC\n"
+    if not report.models:
+        yield "no answers in this time"
+        return
+    heading = ("stage", "answered by", "answers", "share", "cost", "per 1,000", "p50", "p95")
+    rows = [
+        (m.stage, m.model, count(m.n), percent(m.share), format_usd(m.cost_usd), format_usd(m.usd_per_1k), ms(m.p50_ms),
+         ms(m.p95_ms))
+        for m in report.models
+    ]  # fmt: skip
+    yield from format_table([heading, *rows])
+    yield ""
+    yield from format_table(report.facts)
+    yield f"\n{report.verdict}"
+    if report.forecast and (changes := report.forecast.sensitivity):
+        yield "\nA month would save, if one thing were different:"
+        yield from format_table([(f"  {what}", format_usd(usd)) for what, usd in changes.items()])

@@ -1,0 +1,110 @@
+"""The verbs for the books: what is printed of a ledger and where its rows go, the live report, the statement."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.ledger.rows import ExpenseRow, LedgerRow
+from tests.billing.test_statement import fill
+from tests.fixtures.cli import call, failed
+
+NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A ledger with an answer and an expense."""
+    ledger = Ledger(tmp_path / "ledger.db")
+    ledger.append(LedgerRow(id="a", at=NOON, served_name="t", status=200, latency_ms=1.0, cost_usd=0.25, task="t"))
+    ledger.append(ExpenseRow(id="run", at=NOON, task="t", kind="training", cost_usd=2.0))
+    ledger.close()
+    return tmp_path / "ledger.db"
+
+
+def test_it_says_what_a_ledger_holds(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = call("ledger", "info", "--ledger", path).output
+    assert told.startswith(f"{path}: 2026-11-27 to 2026-11-27 (UTC)\n")
+    assert "answer                    1  $0.2500" in told
+    monkeypatch.setenv("SMALLFIRST_LEDGER", str(path))
+    found = json.loads(call("ledger", "info", "--json").output)
+    assert found["kinds"]["training"] == {"n": 1, "cost_usd": 2.0, "n_without_row": 0}
+
+
+def test_rows_are_exported_copied_and_expired(path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.csv"
+    assert call("ledger", "export", out, "--since", "2026-11-27", "--ledger", path).output == f"1 answers in {out}\n"
+    assert call("ledger", "export", out, "--until", "2026-11-27", "--ledger", path).output == f"0 answers in {out}\n"
+    copied = call("ledger", "copy", path, tmp_path / "copy.db")
+    assert copied.output.endswith(f"next: smallfirst serve --ledger {tmp_path / 'copy.db'}\n")
+    expired = call("ledger", "expire", "--keep-rows-days", "20000", "--rows-to", tmp_path, "--ledger", path)
+    assert expired.output == "0 rows deleted\n"
+
+
+def test_a_password_in_a_command_line_is_refused(path: Path) -> None:
+    told = failed(call("ledger", "info", "--ledger", "postgresql://ada:s3cret@localhost/books"), 2)
+    assert "set PGPASSWORD" in told
+    assert "s3cret" not in told
+
+
+def test_the_last_day_of_a_task(tmp_path: Path) -> None:
+    (tmp_path / "task.yaml").write_text("name: t\nkind: classify\ndata: {train: train.jsonl}\n")
+    missing = call("report", tmp_path, "--live", "24h")
+    assert missing.exit_code == 2
+    assert "no such ledger" in missing.output
+    ledger = Ledger(tmp_path / ".smallfirst" / "ledger.db")
+    ledger.append(LedgerRow(
+        id="a", at=datetime.now(UTC), served_name="t", status=200, latency_ms=3.0, task="t", stage="small",
+        answered_by="t-small@1 int8", cost_usd=0.0002,
+    ))  # fmt: skip
+    ledger.close()
+    page = tmp_path / "bill.html"
+    shown = call("report", tmp_path, "--live", "24h", "--html", page)
+    assert shown.exit_code == 0, shown.output
+    assert "t-small@1 int8" in shown.output
+    assert "$0.00020" in shown.output
+    assert "t-small@1" in page.read_text()
+    told = call("report", tmp_path, "--live", "7d", "--json")
+    found = json.loads(told.stdout)
+    assert (found["cost_usd"], found["outcomes"]) == (0.0002, {"answered": 1})
+    (tmp_path / "task.yaml").write_text("name: other\nkind: classify\ndata: {train: train.jsonl}\n")
+    empty = call("report", tmp_path, "--live", "24h")
+    assert f"in {tmp_path / '.smallfirst' / 'ledger.db'}; a server of several tasks" in empty.output
+    wrong = call("report", tmp_path, "--live", "yesterday")
+    assert wrong.exit_code == 2
+    assert "write 24h, 7d or 4w" in wrong.output
+
+
+def test_a_month_is_written_shown_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+    ledger = Ledger(tmp_path / "ledger.db")
+    fill(ledger)
+    ledger.close()
+    made = call("statement", "--month", "2026-11", "--ledger", "ledger.db")
+    assert made.exit_code == 0, made.output
+    assert "answers of small models     20  $0.20" in made.output
+    assert "t: saved −$0.210 (95 %: −$0.210 to −$0.210): measured on 20 of them" in made.output
+    assert "wrote statement-2026-11/statement.html, rows.csv and statement.json" in made.output
+    key = call("statement", "--public-key").output.strip()
+    told = call("statement", "--verify", "statement-2026-11", "--public-key", key).output
+    assert "statement-2026-11: 42 rows, all figures and the signature fit together\n" in told
+    assert f"signed by {key}" in call("statement", "--verify", "statement-2026-11").output
+    own = call(
+        "statement", "--verify", "statement-2026-11", "--against-ledger", "--ledger", "ledger.db", "--public-key"
+    )
+    assert "and with the ledger" in own.output
+    read = json.loads(call("statement", "--verify", "statement-2026-11", "--json").stdout)
+    assert read["figures"]["savings"][0]["n_small"] == 20
+    rows = tmp_path / "statement-2026-11" / "rows.csv"
+    rows.write_text(rows.read_text().replace(",0.01,", ",0.001,", 1))
+    assert "answer s0 was changed" in failed(call("statement", "--verify", "statement-2026-11"), 2)
+
+
+def test_without_a_ledger_it_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path))
+    assert "no such ledger" in failed(call("statement", "--month", "2026-11"), 2)
