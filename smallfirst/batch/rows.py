@@ -72,6 +72,12 @@ class RowSource:
         """Fingerprint of the names, sizes and times of the files: another one means other rows."""
         return fingerprint([[one.path, one.size, one.mtime_ns] for one in self._infos] or self.address)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Columns of the first row; empty without one."""
+        first = next(iter(self._rows()), "")
+        return () if isinstance(first, str) else tuple(first)
+
     def __iter__(self) -> Iterator[BatchRow]:
         for number, values in enumerate(self._rows(), start=1):
             if isinstance(values, str):

@@ -32,7 +32,7 @@ from smallfirst.routing.monitoring.monitor import MonitorSettings
 from smallfirst.routing.policies import AnyPolicy, check_stages
 from smallfirst.routing.types import OutOfScope
 from smallfirst.tasks import DEFAULT_KIND, TASK_KINDS
-from smallfirst.training.config import TeacherConfig, TrainConfig
+from smallfirst.training.config import OF_LANGUAGE_MODELS, TeacherConfig, TrainConfig
 
 SMALLEST = "smallest"
 """Value of `routing.small` that stands for the cheapest candidate that passes the gate."""
@@ -77,13 +77,21 @@ class SmallConfig(Record):
     encoder_training: TrainConfig = TrainConfig(duration="6ep", patience=2, max_seq_tokens=256)
     """Training settings of the candidates `tuned`, `larger_tuned`, `tagger` and `reader`. `learning_rate` left out: by
     the encoder's width, 2e-4 for 384 (MiniLM) and 5e-5 for 768 (mpnet). For labels, of longer texts than
-    `max_seq_tokens` the beginning is read."""
+    `max_seq_tokens` the beginning is read. Settings of language models, such as `method`, are refused."""
     sample_base: int = pydantic.Field(default=200, ge=1)
     """Test rows for the base model, which is slow because each prompt holds the instructions."""
     vllm: VllmServer | None = None
     """The vLLM that runs the fine-tuned model, to measure it and to serve it; left out, PyTorch in this process."""
     retention: bool = False
     """Measure the retention of general ability even if the gate does not check it; takes some seconds."""
+
+    @pydantic.field_validator("encoder_training")
+    @classmethod
+    def _encoders_read_it(cls, config: TrainConfig) -> TrainConfig:
+        defaults = {name: TrainConfig.model_fields[name].default for name in OF_LANGUAGE_MODELS}
+        if unread := [name for name, default in defaults.items() if getattr(config, name) != default]:
+            raise ValueError(f"an encoder is fine-tuned whole; leave out {', '.join(unread)}")
+        return config
 
 
 class VllmSettings(Record):

@@ -7,7 +7,6 @@ from typing import Literal, NamedTuple
 
 import pydantic
 
-from smallfirst.errors import ConfigError
 from smallfirst.records import Record
 
 
@@ -88,10 +87,10 @@ class TrainConfig(Record):
         return value
 
 
-def require_whole(config: TrainConfig) -> None:
-    """Raise ConfigError unless every weight is trained in whole batches: an encoder knows no adapters."""
-    if config.method != "full" or config.micro_tokens or config.frozen_layers:
-        raise ConfigError("an encoder is fine-tuned whole: method full, micro_tokens and frozen_layers unset")
+OF_LANGUAGE_MODELS = (
+    "method", "adapters", "micro_tokens", "gradient_checkpointing", "compile", "frozen_layers", "lora_rank",
+)  # fmt: skip
+"""Settings that the fine-tune of an encoder does not read: every weight is trained, in whole batches."""
 
 
 class TeacherConfig(Record):

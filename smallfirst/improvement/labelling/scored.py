@@ -1,4 +1,7 @@
-"""Training rows from a folder that `smallfirst score` wrote: any number of rows, a part of them held at a time."""
+"""Training rows from a folder that `smallfirst score` wrote: any number of rows, a part of them held at a time.
+
+A large input is answered in bulk first, into a folder of the state folder: what is kept there is not asked again.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from smallfirst.batch.folder import ABOUT, BatchAbout
+from smallfirst.batch.rows import RowSource
+from smallfirst.batch.score import ScoreOptions, score
+from smallfirst.batch.scorer import ScorerSource
 from smallfirst.data.dataset import Dataset, Example, Message, fold_text
 from smallfirst.data.sources.parquet import import_pyarrow
-from smallfirst.errors import ConfigError
+from smallfirst.errors import ConfigError, DataError, SpendingLimitReached
 from smallfirst.evaluation.self_consistency import MajorityVote
 from smallfirst.improvement.labelling.options import LabelOptions
 from smallfirst.improvement.labelling.result import LabelOutcome, training_file
 from smallfirst.improvement.labelling.unlabelled import FilterCounts, filter_texts
+from smallfirst.paths import home
+from smallfirst.project.expenses import note_expense
 from smallfirst.project.project import Project
-from smallfirst.records import Record
+from smallfirst.records import Record, fingerprint
+
+BULK_BYTES = 64 << 20
+"""Inputs of more bytes are labelled in bulk, unless rows are to be asked several times or checked on rows of one's own.
+"""
 
 
 class ScoredLabels(Record):
@@ -43,6 +55,40 @@ class ScoredLabels(Record):
 def is_scored(rows: Path) -> bool:
     """Return True if `rows` is the folder of a batch."""
     return (rows / ABOUT).is_file()
+
+
+def is_bulk(rows: Path, options: LabelOptions) -> bool:
+    """Return True if `rows` is a file or folder too large to be held in memory."""
+    files = rows.rglob("*") if rows.is_dir() else [rows]
+    n_bytes = sum(file.stat().st_size for file in files if file.is_file())
+    return n_bytes > BULK_BYTES and options.samples == 1 and options.gold is None
+
+
+def label_in_bulk(project: Project, task: Path, rows: Path, options: LabelOptions) -> ScoredLabels:
+    """Have the teacher answer the rows as `score` does, then write its answers as `label_scored` does.
+
+    `task` is the path of task.yaml. Called again, it goes on where it ended. Raise as these two do, DataError for rows
+    with answers, SpendingLimitReached at the cap.
+    """
+    columns = project.file.data.columns
+    source = RowSource(str(rows), columns=columns)
+    if answered := {columns.label, columns.labels, columns.target, columns.answer}.intersection(source.names):
+        raise DataError(
+            f"{rows}: its rows have answers already (column {min(answered)!r})",
+            hint="name the file as data.train; or remove the answers to label the rows again",
+        )
+    keep = tuple(n for n in (columns.text, columns.question, columns.prompt, columns.context) if n in source.names)
+    model = str(options.teacher) if options.teacher else "large"
+    decides = fingerprint([str(rows.absolute()), source.fingerprint, ScorerSource.find(task, model).decides])
+    folder = home() / "labels" / project.file.name / f"bulk-{decides}"
+    how = ScoreOptions(model=model, keep=keep, cap_usd=options.cap_usd, yes=options.yes, retry_errors=folder.exists())
+    project.progress.log(f"in bulk, kept in {folder}")
+    found = score(task, str(rows), folder, options=how, progress=project.progress)
+    counts, task_name = found.counts, project.file.name
+    note_expense(task_name, "labelling", folder.name, counts.cost_usd, what=f"{counts.n_answered:,} answers")
+    if found.stopped:
+        raise SpendingLimitReached(found.stopped)
+    return label_scored(project, folder, options)
 
 
 def label_scored(project: Project, folder: Path, options: LabelOptions) -> ScoredLabels:

@@ -31,7 +31,7 @@ from smallfirst.models.local.weights import weights_fingerprint
 from smallfirst.models.manifest import Manifest
 from smallfirst.tasks.task import Task
 from smallfirst.training.batches import encode_all_rows
-from smallfirst.training.config import TrainConfig, require_whole
+from smallfirst.training.config import TrainConfig
 from smallfirst.training.optimizer import MasterAdamW
 from smallfirst.training.recipes.recipe import PreparedData
 from smallfirst.training.validation import ValidationResult
@@ -86,7 +86,6 @@ class ContrastiveBackend:
         self.n_labels = n_labels
 
     def load(self, base: Path, config: TrainConfig) -> tuple[SentenceClassifier, Any]:
-        require_whole(config)
         encoder = SentenceEncoder(base)
         encoder.max_tokens = min(encoder.max_tokens, config.max_seq_tokens)
         return SentenceClassifier(encoder).eval(), encoder.tokenizer

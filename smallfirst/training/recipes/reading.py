@@ -23,7 +23,7 @@ from smallfirst.models.spans.occurrences import CharSpan, occurrences
 from smallfirst.models.spans.reader import Reader, Window, save_weights, span_log_odds, windows_of
 from smallfirst.tasks.answer import Answer, split_context
 from smallfirst.training.batches import epoch_batches
-from smallfirst.training.config import TrainConfig, require_whole
+from smallfirst.training.config import TrainConfig
 from smallfirst.training.optimizer import MasterAdamW
 from smallfirst.training.recipes.recipe import PreparedData
 from smallfirst.training.validation import ValidationResult
@@ -71,7 +71,6 @@ class ReadingBackend:
         self.max_span_tokens = max_span_tokens
 
     def load(self, base: Path, config: TrainConfig) -> tuple[PointerModel, Any]:
-        require_whole(config)
         encoder = SentenceEncoder(base)
         return PointerModel(encoder, self.max_span_tokens).eval(), encoder.tokenizer
 

@@ -26,7 +26,7 @@ from smallfirst.models.spans.tagger import Tagger, TaggerNetwork
 from smallfirst.models.spans.windows import TokenizedText, WindowReader
 from smallfirst.tasks.extract import Extract
 from smallfirst.training.batches import epoch_batches
-from smallfirst.training.config import TrainConfig, require_whole
+from smallfirst.training.config import TrainConfig
 from smallfirst.training.optimizer import MasterAdamW
 from smallfirst.training.recipes.recipe import PreparedData
 from smallfirst.training.validation import ValidationResult
@@ -53,7 +53,6 @@ class TaggingBackend:
 
     def load(self, base: Path, config: TrainConfig) -> tuple[TaggerNetwork, WindowReader]:
         """Return the network, and its reader in place of a tokenizer."""
-        require_whole(config)
         reader = WindowReader(SentenceEncoder(base), config.max_seq_tokens)
         reader.encoder.model.config.attention_probs_dropout_prob = 0.0  # a quarter of the time at 200 tokens
         return TaggerNetwork(reader, self.plan).eval(), reader

@@ -10,6 +10,7 @@ from fixtures.cli import call, failed
 
 from smallfirst.batch.score import ScoreOptions, score
 from smallfirst.data.dataset import Dataset
+from smallfirst.improvement.labelling import scored
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import Manifest
 from smallfirst.progress import Progress
@@ -50,3 +51,30 @@ def test_sure_answers_become_rows_once_and_held_out_ones_do_not(
     options = options.model_copy(update={"keep": ()})
     score(tmp_path, str(tmp_path / "rows.jsonl"), tmp_path / "bare", options=options, progress=Progress(quiet=True))
     assert "smallfirst score … --keep text" in failed(call("label", tmp_path, tmp_path / "bare", "--out", "x.jsonl"), 2)
+
+
+def test_a_large_input_is_labelled_a_part_at_a_time_and_not_answered_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy_rows: Dataset, toy_task: Classify
+) -> None:
+    monkeypatch.setattr(scored, "BULK_BYTES", 100)
+    model = tmp_path / "words"
+    model.mkdir()
+    LinearClassifier.fit("words", toy_rows, toy_task).save(model, Manifest(kind="words", task=toy_task, base=""))
+    lines = [json.dumps({"text": e.text, "label": e.answer}) for e in toy_rows.examples]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    (tmp_path / "task.yaml").write_text('{"name": "toy", "data": {"train": "train.jsonl"}}')
+    texts = [f"pin code {i} forgotten again" for i in range(30)]
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    for i in (0, 1):
+        part = "".join(json.dumps({"text": text}) + "\n" for text in texts[i::2])
+        (rows / f"part-{i}.jsonl").write_text(part)
+    told = call("label", tmp_path, rows, "--teacher", model, "--out", tmp_path / "labelled.jsonl")
+    assert told.output.startswith("30 of 30 rows labelled by"), told.output
+    written = [json.loads(line)["text"] for line in (tmp_path / "labelled.jsonl").read_text().splitlines()]
+    assert sorted(written) == sorted(texts)
+    monkeypatch.setattr("smallfirst.batch.score._Here.ask", None)
+    again = call("label", tmp_path, rows, "--teacher", model, "--out", tmp_path / "again.jsonl")
+    assert again.exit_code == 0, again.output
+    answered = call("label", tmp_path, tmp_path / "train.jsonl", "--teacher", model, "--out", tmp_path / "x.jsonl")
+    assert "its rows have answers already (column 'label')" in failed(answered, 1)

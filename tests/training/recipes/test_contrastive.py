@@ -14,7 +14,7 @@ from fixtures.training import Killed, killing
 from safetensors.torch import load_file
 
 from smallfirst.data.dataset import Dataset
-from smallfirst.errors import ConfigError, DataError
+from smallfirst.errors import DataError
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.linear.classifier import ENCODER_FOLDER, LinearClassifier
 from smallfirst.models.loading import load_model
@@ -185,9 +185,3 @@ def test_rows_that_cannot_be_trained_on_are_named(
         few.prepare(tokenizer, CONFIG, "x")
     short = recipe.prepare(tokenizer, CONFIG.model_construct(max_seq_tokens=3), "x").rows  # of long ones the beginning
     assert {len(row.ids) for row in short} == {3}
-
-
-@pytest.mark.parametrize("setting", [{"method": "lora"}, {"frozen_layers": 1}, {"micro_tokens": 64}])
-def test_settings_of_causal_models_are_refused(tiny_encoder_folder: Path, setting: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="an encoder is fine-tuned whole"):
-        ContrastiveBackend(4).load(tiny_encoder_folder, TrainConfig(**setting))

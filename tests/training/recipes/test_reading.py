@@ -22,7 +22,7 @@ from smallfirst.models.spans.occurrences import CharSpan
 from smallfirst.models.spans.reader import Window
 from smallfirst.tasks.answer import Answer
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.recipes.reading import PointerModel, ReadingBackend, ReadingRecipe, WindowRow
+from smallfirst.training.recipes.reading import PointerModel, ReadingRecipe, WindowRow
 from smallfirst.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("module_home")
@@ -106,8 +106,3 @@ def test_rows_without_a_single_marked_answer_are_refused(tiny_encoder_folder: Pa
     data = answered_rows("t", ("my card\n\nwhat?", "in other words"), shape="question")
     with pytest.raises(ConfigError, match="nothing to mark"):
         ReadingRecipe(TASK, data, data).prepare(SentenceEncoder(tiny_encoder_folder).tokenizer, CONFIG, "x")
-
-
-def test_settings_of_causal_models_are_refused(tiny_encoder_folder: Path) -> None:
-    with pytest.raises(ConfigError, match="an encoder is fine-tuned whole"):
-        ReadingBackend(8).load(tiny_encoder_folder, TrainConfig(method="lora"))

@@ -11,14 +11,13 @@ import torch
 from fixtures.training import fine_tune
 
 from smallfirst.data.dataset import Dataset, Example, Message
-from smallfirst.errors import ConfigError
 from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.models.spans.windows import TokenizedText
 from smallfirst.tasks.extract import Extract
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.recipes.tagging import IGNORED, TaggedRow, TaggingBackend, TaggingRecipe, targets, token_range
+from smallfirst.training.recipes.tagging import IGNORED, TaggedRow, TaggingRecipe, targets, token_range
 from smallfirst.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("module_home")
@@ -128,11 +127,3 @@ def test_a_long_text_is_read_in_windows(tuned: Run) -> None:
     (answer,) = ask(tuned.folder, text)
     assert answer.prompt_tokens > 2 * CONFIG.max_seq_tokens
     assert json.loads(answer.text)["thing"] in text
-
-
-@pytest.mark.parametrize("setting", [{"method": "lora"}, {"frozen_layers": 1}, {"micro_tokens": 64}])
-def test_settings_of_causal_models_are_refused(
-    recipe: TaggingRecipe, tiny_encoder_folder: Path, setting: dict[str, object]
-) -> None:
-    with pytest.raises(ConfigError, match="an encoder is fine-tuned whole"):
-        TaggingBackend(recipe.plan).load(tiny_encoder_folder, TrainConfig(**setting))
