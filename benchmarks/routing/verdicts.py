@@ -67,7 +67,7 @@ def run(folder: Path, name: str, *, label: str, again: bool) -> dict[str, Any]:
             "evaluation-routed-test.json",
         ):
             (run_folder.path / stale).unlink(missing_ok=True)
-        run_folder._evaluation_path("routed", "test").unlink(missing_ok=True)
+        (run_folder.path / "evaluations" / "routed-test.json").unlink(missing_ok=True)
         try:
             pipeline.gate_and_release(project, run_folder)
         except GateFailed as refused:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from smallfirst.data.dataset import Dataset, fold_text
 from smallfirst.data.sources.load import load_rows
@@ -43,7 +43,7 @@ from smallfirst.pipeline.router_setup import (
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project, shown_as
-from smallfirst.project.run_folder import Promotion, RunFolder
+from smallfirst.project.run_folder import CERTIFICATE, Promotion, RunFolder
 from smallfirst.records import Record, fingerprint
 from smallfirst.registry import versions
 from smallfirst.routing.certificate.below_threshold import BelowAction
@@ -53,8 +53,6 @@ from smallfirst.routing.certificate.outcomes import max_outside, with_routing_co
 from smallfirst.routing.ood.detector import KEEP_SHARE
 from smallfirst.routing.types import OodScore
 
-CERTIFICATE = "certificate.json"
-"""File of the certificate in the run folder, and attached to a version."""
 CERTIFIED = "certified.json"
 """File of the latest Certified in a run folder."""
 LOOKS = "looks.json"
@@ -126,26 +124,46 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
     `alone`: it passed its gate by itself, so what is not certified may stay small. This counts as a look at the rows.
     Raise StageMissing if a stage of the cascade was not evaluated.
     """
-    ahead = project.file.routing.ahead
+    routing, manifest = project.file.routing, read_manifest(run_folder.model_folder(candidate))
     heads, confidences, foreign = asyncio.run(_fit_heads(project, run_folder, candidate))
     own, scores, filters = asyncio.run(served_rows(project, run_folder, heads))
-    candidates = dict(zip((*ahead, FINE_TUNED), (*ahead, candidate), strict=True))
+    candidates = {**{name: name for name in routing.ahead}, FINE_TUNED: candidate}
     drafts = [
         with_confidences(_calibration_rows(project, run_folder, name, own), confidences.get(stage, {}))
         for stage, name in candidates.items()
     ]
     drafts[0] = _with_detection_cost(drafts[0], scores)
     large = run_folder.evaluation("large", "calibration")
-    choosing = _selection_drafts(run_folder, candidates, confidences)
-    certificate = _certificate(
-        project, run_folder, candidate, (drafts, choosing, foreign.confidence), large, alone=alone
-    )
-    certificate = _with_watched_share(certificate, [score.value for score in scores], foreign.n_outside)
-    said = (project.rows.counted.in_words, _label_sources(own) if certificate.labels == "large" else "")
-    limits = (*filter(None, said), *filters.limits, *certificate.limits_of_validity)
-    certificate = certificate.model_copy(update={"filters": filters, "limits_of_validity": limits})
-    certificate.save(run_folder.path / CERTIFICATE)
     reference = traffic_reference(project, drafts[-1], [score.value for score in scores], large)
+    labels = labelled_by(project)
+    if labels == "large" and project.file.data.gold:  # as few as they are, people's answers bound true errors tighter
+        gold, labels = gold_answers(project, drafts[-1]), "gold"
+        drafts = [judged_by_gold(project, draft, gold) for draft in drafts]
+        large = judged_by_gold(project, large, gold) if large else None
+    look = count_look(
+        run_folder.path.parent / LOOKS,
+        {fingerprint(fold_text(row.text)) for row in drafts[-1].rows},
+        trial_fingerprint(drafts, large, routing.guarantee, foreign.confidence),
+    )
+    certificate = certify(
+        drafts,
+        large,
+        routing.guarantee,
+        model_fingerprint=manifest.weights_fingerprint,
+        # Of a candidate that failed its gate by itself only what is certified stays; a person is the last resort.
+        person=routing.person if alone else project.file.large is None,
+        alone=alone,
+        usd_per_wrong_answer=routing.usd_per_wrong_answer,
+        labels=labels,
+        look=look,
+        selection=_selection_drafts(run_folder, candidates, confidences),
+        foreign=foreign.confidence,
+    )
+    said = (project.rows.counted.in_words, _label_sources(own) if labels == "large" else "")
+    limits = (*filter(None, said), *filters.limits, *certificate.limits_of_validity)
+    update = {"temperature": manifest.temperature, "filters": filters, "limits_of_validity": limits}
+    certificate = certificate.model_copy(update=update | _watched_share(certificate, scores, foreign.n_outside))
+    certificate.save(run_folder.path / CERTIFICATE)
     project.progress.log(f"certificate of {candidate}: {certificate.why}")
     project.progress.log(f"below the threshold: {certificate.below} ({certificate.below_why})")
     found = Certified(certificate=certificate, heads=heads, reference=reference)
@@ -175,14 +193,14 @@ def _selection_drafts(
     return drafts if len(drafts) == len(found) else None
 
 
-def _with_watched_share(certificate: Certificate, own: Sequence[float], n_outside: int) -> Certificate:
-    """Return the certificate with the share of requests that may look foreign; `own` are calibration rows' scores."""
+def _watched_share(certificate: Certificate, own: Sequence[OodScore], n_outside: int) -> dict[str, Any]:
+    """Return what the certificate says of the share of requests that may look foreign; `own` are calibration rows'."""
     foreign, share = certificate.foreign, certificate.guarantee.max_foreign_share if certificate.guarantee else 0.0
     if foreign is None or not share:
-        return certificate
-    counts = (sum(score > KEEP_SHARE for score in own), len(own))
+        return {}
+    counts = (sum(score.value > KEEP_SHARE for score in own), len(own))
     most = max_outside(share, counts, (n_outside, foreign.n))
-    return certificate.model_copy(update={"foreign": foreign.model_copy(update={"max_outside": most})})
+    return {"foreign": foreign.model_copy(update={"max_outside": most})}
 
 
 def _with_detection_cost(first: Evaluation, scores: Sequence[OodScore]) -> Evaluation:
@@ -192,45 +210,6 @@ def _with_detection_cost(first: Evaluation, scores: Sequence[OodScore]) -> Evalu
     cost_usd = sum(score.cost_usd for score in scores) / len(scores)
     latency_ms = sum(score.latency_ms for score in scores) / len(scores)
     return with_routing_cost(first, cost_usd=cost_usd, latency_ms=latency_ms)
-
-
-def _certificate(
-    project: Project,
-    run_folder: RunFolder,
-    candidate: str,
-    measured: tuple[list[Evaluation], list[Evaluation] | None, list[list[float]]],
-    large: Evaluation | None,
-    *,
-    alone: bool,
-) -> Certificate:
-    """Return the certificate from the stages' answers to calibration rows, foreign rows and, if any, selection rows."""
-    (drafts, selection, foreign), routing = measured, project.file.routing
-    manifest = read_manifest(run_folder.model_folder(candidate))
-    labels = labelled_by(project)
-    if labels == "large" and project.file.data.gold:  # as few as they are, people's answers bound true errors tighter
-        gold, labels = gold_answers(project, drafts[-1]), "gold"
-        drafts = [judged_by_gold(project, draft, gold) for draft in drafts]
-        large = judged_by_gold(project, large, gold) if large else None
-    look = count_look(
-        run_folder.path.parent / LOOKS,
-        {fingerprint(fold_text(row.text)) for row in drafts[-1].rows},
-        trial_fingerprint(drafts, large, routing.guarantee, foreign),
-    )
-    certificate = certify(
-        drafts,
-        large,
-        routing.guarantee,
-        model_fingerprint=manifest.weights_fingerprint,
-        # Of a candidate that failed its gate by itself only what is certified stays; a person is the last resort.
-        person=routing.person if alone else project.file.large is None,
-        alone=alone,
-        usd_per_wrong_answer=routing.usd_per_wrong_answer,
-        labels=labels,
-        look=look,
-        selection=selection,
-        foreign=foreign,
-    )
-    return certificate.model_copy(update={"temperature": manifest.temperature})
 
 
 async def _fit_heads(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,33 +60,36 @@ async def fit_heads(
     """
     rows = project.rows.selection
     drafts = {stage.name: await drafts_of(stage, rows) for stage in stages}
+    right = {
+        name: [is_correct(project, e.golds, draft) for e, draft in zip(rows.examples, mine, strict=True)]
+        for name, mine in drafts.items()
+    }
     before = _drafts_before(stages, drafts)
-    heads: dict[str, DraftHead] = {}
-    for stage in stages:
-        mine = drafts[stage.name]
-        right = [is_correct(project, e.golds, draft) for e, draft in zip(rows.examples, mine, strict=True)]
-        head = DraftHead.fit(mine, right, others=before[stage.name])
-        if head.weights:
-            heads[stage.name] = head
-            project.progress.log(f"confidence of {stage.name}: {head.why}")
+    heads = {name: DraftHead.fit(mine, right[name], others=before[name]) for name, mine in drafts.items()}
+    heads = {name: head for name, head in heads.items() if head.weights}
+    for name, head in heads.items():
+        project.progress.log(f"confidence of {name}: {head.why}")
     found = ConfidenceHeads(by_stage=heads)
     if profile is not None:
-        acceptance = await _fit_acceptance(project, found.on(stages), drafts, profile)
+        acceptance = await _fit_acceptance(project, found.on(stages), drafts, right, profile)
         found = found.model_copy(update={"acceptance": acceptance})
     return found, drafts
 
 
 async def _fit_acceptance(
-    project: Project, stages: Sequence[Stage], drafts: Mapping[str, Sequence[Completion]], profile: TaskProfile
+    project: Project,
+    stages: Sequence[Stage],
+    drafts: Mapping[str, Sequence[Completion]],
+    right: Mapping[str, Sequence[bool]],
+    profile: TaskProfile,
 ) -> dict[str, AcceptanceScore]:
     rows, (foreign, _) = project.rows.selection, foreign_rows(project.rows.open_ended)
     own, theirs = await _confidences(stages, rows, drafts), await _confidences(stages, foreign)
     features, others = (np.array([one.features for one in _measured(profile, part)]) for part in (rows, foreign))
     found: dict[str, AcceptanceScore] = {}
-    for name, mine in drafts.items():
-        right = [is_correct(project, e.golds, draft) for e, draft in zip(rows.examples, mine, strict=True)]
-        share = project.file.routing.guarantee.max_foreign_share
-        score = AcceptanceScore.fit((own[name], features, right), (theirs[name], others), share=share)
+    share = project.file.routing.guarantee.max_foreign_share
+    for name in drafts:
+        score = AcceptanceScore.fit((own[name], features, right[name]), (theirs[name], others), share=share)
         found |= {} if score is None else {name: score}
     if not found:
         project.progress.log(f"foreign requests are not told apart: {len(rows)} selection rows are too few")
@@ -194,13 +198,9 @@ def _drafts_before(
     stages: Sequence[Stage], drafts: Mapping[str, Sequence[Completion]]
 ) -> dict[str, list[tuple[Completion, ...]]]:
     """Return by stage, for each row, what its head compares the draft with: the draft of the stage before."""
-    found: dict[str, list[tuple[Completion, ...]]] = {}
-    before: list[Sequence[Completion]] = []
-    for stage in stages:
-        mine = drafts[stage.name]
-        found[stage.name] = list(zip(*before, strict=True)) if before else [()] * len(mine)
-        before = [mine]
-    return found
+    names = [stage.name for stage in stages]
+    found: dict[str, list[tuple[Completion, ...]]] = {names[0]: [()] * len(drafts[names[0]])}
+    return found | {name: [(draft,) for draft in drafts[before]] for before, name in pairwise(names)}
 
 
 def with_confidences(evaluation: Evaluation, confidence: Mapping[str, float]) -> Evaluation:

@@ -10,23 +10,23 @@ import asyncio
 import itertools
 from pathlib import Path
 
-from smallfirst.data.dataset import Dataset, sample_rows, sample_share
+from smallfirst.data.dataset import sample_rows, sample_share
 from smallfirst.data.quality.leaks import LeakReport, PairLeaks, find_leaks
-from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate, restrict_to_rows
+from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate, restrict_to_rows, summarize
 from smallfirst.evaluation.label_errors import Suspect, find_label_errors, write_suspects
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.evaluation.self_agreement import SelfAgreement, self_agreement
-from smallfirst.models.label_model import LabelModel
-from smallfirst.models.manifest import Manifest
 from smallfirst.pipeline import large_model as large_path
+from smallfirst.pipeline.candidates.linear import WORDS
 from smallfirst.project.candidate_registry import promotable_names
 from smallfirst.project.project import Project, shown_as
 from smallfirst.project.rows import PARTS
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.records import Record
-from smallfirst.tasks.task import Task
 
 _FOLDS = 5
+LEAKS, CEILING = "leaks.json", "ceiling.json"
+"""Files of the LeakReport and of the SelfAgreement in a run folder."""
 
 
 class Diagnostics(Record):
@@ -42,18 +42,16 @@ class Diagnostics(Record):
 
 def find_split_leaks(project: Project, run_folder: RunFolder) -> LeakReport:
     """Return the test rows that are also training rows, with counts of every other pair of splits."""
-    path = run_folder.path / "leaks.json"
-    if path.exists():
-        found = LeakReport.load(path)
-        if found.test_fingerprint == project.rows.test.content_fingerprint:
-            return found
+    known = run_folder.find(LeakReport, LEAKS)
+    if known and known.test_fingerprint == project.rows.test.content_fingerprint:
+        return known
     found = find_leaks(project.rows.train, project.rows.test)
     splits = {name: getattr(project.rows, name) for name in PARTS}
     others = [pair for pair in itertools.combinations(PARTS, 2) if pair != ("train", "test")]
     leaks = {(old, new): find_leaks(splits[old], splits[new]).n_leaked for old, new in others}
     pairs = tuple(PairLeaks(new=new, old=old, n_rows=len(splits[new]), n_leaked=n) for (old, new), n in leaks.items())
     found = found.model_copy(update={"pairs": pairs})
-    found.save(path)
+    found.save(run_folder.path / LEAKS)
     return found
 
 
@@ -86,19 +84,11 @@ def find_training_suspects(project: Project) -> tuple[Suspect, ...]:
         part = train.subset("fold", tuple(e for e in upto.examples if id(e) not in seen))
         rest = train.subset("rest", tuple(e for e in train.examples if id(e) not in held or id(e) in seen))
         if part.examples and len(rest.labels()) > 1:
-            evaluations.append(asyncio.run(_judged_by_words(task, rest, part)))
+            rows, setup = WORDS.answers(rest, part.examples, task), EvaluationSetup(task, part, split="train")
+            evaluations.append(
+                summarize(rows, setup, candidate="words", model="words", latencies_ms=[], requests_per_s=None)
+            )
     return find_label_errors(evaluations)
-
-
-async def _judged_by_words(task: Task, train: Dataset, rows: Dataset) -> Evaluation:
-    from smallfirst.models.linear.classifier import LinearClassifier
-
-    classifier = LinearClassifier.fit("words", train, task)
-    model = LabelModel(classifier, Manifest(kind="words", task=task, base=""), name="words")
-    try:
-        return await evaluate(model, EvaluationSetup(task, rows, split="train"), candidate="words")
-    finally:
-        await model.aclose()
 
 
 @shown_as("judging the training rows")
@@ -114,22 +104,20 @@ def export_suspects(project: Project, path: Path) -> int:
 
 def measure_self_agreement(project: Project, run_folder: RunFolder) -> SelfAgreement | None:
     """Return the large model's agreement with itself; None if it is not asked for, or no model can be asked."""
-    path, large = run_folder.path / "ceiling.json", project.file.large
-    if path.exists():
-        return SelfAgreement.load(path)
-    first = run_folder.evaluation("large", "test")
+    if known := run_folder.find(SelfAgreement, CEILING):
+        return known
+    first, large = run_folder.evaluation("large", "test"), project.file.large
     if first is None or large is None or not large.sample_ceiling:
         return None
-    found = asyncio.run(_asked_twice(project, run_folder))
+    found = asyncio.run(_asked_twice(project, first))
     if found:
-        found.save(path)
+        found.save(run_folder.path / CEILING)
     return found
 
 
-async def _asked_twice(project: Project, run_folder: RunFolder) -> SelfAgreement | None:
+async def _asked_twice(project: Project, first: Evaluation) -> SelfAgreement | None:
     again = await large_path.second_answers(project.file, project.task, project.rows, progress=project.progress)
-    first = run_folder.evaluation("large", "test")
-    if again is None or first is None:
+    if again is None:
         return None
     data = sample_rows(project.rows.test, large_path.n_second_answers(project.file))
     second = await evaluate(

@@ -15,7 +15,7 @@ from smallfirst.pipeline.large_model import recorded_answers, recorded_open_answ
 from smallfirst.pipeline.preflight.large_model import forecast_large
 from smallfirst.pipeline.retention import measure_retention
 from smallfirst.pipeline.router_setup import cascade_stages, load_ood_detector, routing_rules
-from smallfirst.pipeline.summary import KEPT, KeptOnTest
+from smallfirst.pipeline.summary import KEPT, OPEN_ENDED, KeptOnTest
 from smallfirst.project.candidates import Candidate, fitted_candidates, get_candidate
 from smallfirst.project.project import Project, in_task_state
 from smallfirst.project.run_folder import RunFolder
@@ -170,5 +170,5 @@ async def _count_kept(project: Project, run_folder: RunFolder, router: Router) -
 async def _count_open_ended(project: Project, run_folder: RunFolder, router: Router, requests: Dataset) -> None:
     completions = [await router.complete(Request(messages=e.messages)) for e in requests.examples]
     n_to_large = sum(c.route is not None and c.route.stage == "large" for c in completions)
-    OpenEndedRouting(n_requests=len(requests), n_to_large=n_to_large).save(run_folder.path / "open_ended.json")
+    OpenEndedRouting(n_requests=len(requests), n_to_large=n_to_large).save(run_folder.path / OPEN_ENDED)
     project.progress.log(f"open-ended requests sent to the large model: {n_to_large} of {len(requests)}")

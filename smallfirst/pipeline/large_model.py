@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import open_encoder
 from smallfirst.models.engines import selection as engines
 from smallfirst.models.engines.engine import ModelSource
+from smallfirst.models.engines.hardware import detect_hardware
 from smallfirst.models.few_shot import NearestShots, PromptedModel, fixed_shots
 from smallfirst.models.protocol import Model, Request
 from smallfirst.models.recorded.record import Spending, record
@@ -263,8 +265,6 @@ def _max_tokens(messages: Sequence[Message]) -> int:
 
 def recording_header(task_file: TaskFile, task: Task | None, rows: Rows) -> dict[str, Any]:
     """Return when, how and with which prompt answers are made; without a task, requests go as they come."""
-    from datetime import date
-
     large = _config(task_file)
     prompt: Any = "none: the request as it came"
     if task is not None and large.nearest:
@@ -281,11 +281,5 @@ def recording_header(task_file: TaskFile, task: Task | None, rows: Rows) -> dict
         "command": "smallfirst record task.yaml",
         "settings": settings | {"temperature": 0},
         "prompt": prompt,
-        "machine": f"{platform.machine()}, {platform.system()}, {_cores()} cores",
+        "machine": f"{platform.machine()}, {platform.system()}, {detect_hardware().cores} cores",
     }
-
-
-def _cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -17,6 +17,9 @@ from smallfirst.project.candidates import fitted_candidates
 from smallfirst.project.project import Project, shown_as
 from smallfirst.project.run_folder import RunFolder
 
+LEARNING = "learning.json"
+"""File of the LearningCurve in a run folder."""
+
 
 @shown_as("measuring the learning curve")
 def measure_curve(project: Project, run_folder: RunFolder, *, all_candidates: bool = False) -> LearningCurve:
@@ -25,14 +28,13 @@ def measure_curve(project: Project, run_folder: RunFolder, *, all_candidates: bo
     `all_candidates` includes those that are measured on request only. The point for all rows is the run's own
     evaluation.
     """
-    path = run_folder.path / "learning.json"
+    earlier = run_folder.find(LearningCurve, LEARNING) or LearningCurve(points=())
     modes = {"always", "on request"} if all_candidates else {"always"}
     wanted = [candidate for candidate in fitted_candidates(project, run_folder) if candidate.learning_curve in modes]
     if not wanted:
-        return LearningCurve.load(path) if path.exists() else LearningCurve(points=())
+        return earlier
     names = {candidate.name for candidate in wanted}
-    earlier = LearningCurve.load(path).points if path.exists() else ()
-    points = [point for point in earlier if point.candidate not in names]
+    points = [point for point in earlier.points if point.candidate not in names]
     rows = project.rows.train
     parts = subsets_per_label(rows) if project.task.closed else subsets_by_share(rows)
     for candidate in wanted:
@@ -43,7 +45,7 @@ def measure_curve(project: Project, run_folder: RunFolder, *, all_candidates: bo
         if (whole := run_folder.evaluation(candidate.name, "test")) is not None:
             points.append(LearningPoint(n_rows=len(rows), candidate=candidate.name, accuracy=whole.accuracy))
     curve = LearningCurve(points=tuple(points))
-    curve.save(path)
+    curve.save(run_folder.path / LEARNING)
     return curve
 
 

@@ -8,10 +8,12 @@ from collections.abc import Iterable, Iterator
 
 from smallfirst.errors import DataError, GateFailed, ModelError, SmallfirstError, TrainingError
 from smallfirst.evaluation.learning_curve import LearningCurve, forecast
+from smallfirst.gate.outcome import Outcome
 from smallfirst.gate.verdict import Verdict, nearest_to_passing
+from smallfirst.pipeline.learning_curve import LEARNING
 from smallfirst.pipeline.preflight.more_rows import more_rows
 from smallfirst.project.project import Project
-from smallfirst.project.run_folder import GateVerdicts, RunFolder
+from smallfirst.project.run_folder import CERTIFICATE, OUTCOME, VERDICTS, GateVerdicts, RunFolder
 from smallfirst.records import Record
 from smallfirst.routing.certificate.certificate import Certificate
 
@@ -39,36 +41,19 @@ def next_steps(
 
     `task` is the task as the user named it. After an error that says itself what to do there are no steps.
     """
+    steps: Iterable[NextStep] = ()
     if isinstance(error, DataError):
-        return _after_bad_rows(task)
-    if project is not None and isinstance(error, KeyboardInterrupt | ModelError | TrainingError):
-        return tuple(_after_interruption(project, error, task))
-    if project is None or run_folder is None:
-        return ()
-    if type(error) is GateFailed and (run_folder.path / "verdicts.json").exists():
-        return after_gate(project, run_folder, run_folder.verdicts(), task=task)
-    if error is None and (run_folder.path / "certificate.json").exists():
-        return after_certificate(project, run_folder.certificate(), task=task)
-    return ()
-
-
-def _after_bad_rows(task: str) -> tuple[NextStep, ...]:
-    return (
-        NextStep(what="see what is wrong with the rows, and where", command=f"smallfirst check {task}"),
-        NextStep(what=f"mend them or label more, then: smallfirst run {task}"),
-    )
-
-
-def after_gate(
-    project: Project, run_folder: RunFolder, gate: GateVerdicts, *, task: str = "task.yaml"
-) -> tuple[NextStep, ...]:
-    """Return what to do after the gate has said no to the candidate that was to go live."""
-    return tuple(_after_gate(project, run_folder, gate, task))
-
-
-def after_certificate(project: Project, certificate: Certificate, *, task: str = "task.yaml") -> tuple[NextStep, ...]:
-    """Return how to serve a promoted version with this certificate, or without one if it is refused."""
-    return tuple(_after_certificate(project, certificate, task))
+        look = NextStep(what="see what is wrong with the rows, and where", command=f"smallfirst check {task}")
+        steps = look, NextStep(what=f"mend them or label more, then: smallfirst run {task}")
+    elif project is not None and isinstance(error, KeyboardInterrupt | ModelError | TrainingError):
+        steps = _after_interruption(project, error, task)
+    elif project is None or run_folder is None:
+        pass
+    elif type(error) is GateFailed and (verdicts := run_folder.find(GateVerdicts, VERDICTS)):
+        steps = after_gate(project, run_folder, verdicts, task=task)
+    elif error is None and (certificate := run_folder.find(Certificate, CERTIFICATE)):
+        steps = after_certificate(project, certificate, task=task)
+    return tuple(steps)
 
 
 def _after_interruption(project: Project, error: BaseException, task: str) -> Iterator[NextStep]:
@@ -80,14 +65,17 @@ def _after_interruption(project: Project, error: BaseException, task: str) -> It
         yield NextStep(what="or leave large: out of task.yaml: the small models are then judged by the rows alone")
 
 
-def _after_gate(project: Project, run_folder: RunFolder, gate: GateVerdicts, task: str) -> Iterator[NextStep]:
+def after_gate(
+    project: Project, run_folder: RunFolder, gate: GateVerdicts, *, task: str = "task.yaml"
+) -> Iterator[NextStep]:
+    """Yield what to do after the gate has said no to the candidate that was to go live."""
     if gate.smallest is not None:  # the candidate that task.yaml names failed, and another passes
         yield NextStep(
             what=f"{gate.smallest} passes: let it go live in place of {project.file.goes_live}",
             command=f"smallfirst promote {task} --candidate {gate.smallest}",
         )
         return
-    best, outcome = nearest_to_passing(gate.verdicts), run_folder.outcome()
+    best, outcome = nearest_to_passing(gate.verdicts), run_folder.find(Outcome, OUTCOME)
     if outcome is None:
         what = "no candidate passes alone: see which part of the requests can stay small"
         yield NextStep(what=what, command=f"smallfirst calibrate {task}")
@@ -120,13 +108,14 @@ def _what_to_label(project: Project, run_folder: RunFolder, best: Verdict) -> It
 
 
 def _forecast(project: Project, run_folder: RunFolder, candidate: str) -> str:
-    path, n_rows = run_folder.path / "learning.json", 2 * len(project.rows.train)
-    points = [p for p in (LearningCurve.load(path).points if path.exists() else ()) if p.candidate == candidate]
-    found = forecast(points, n_rows) if points else None
+    curve = run_folder.find(LearningCurve, LEARNING)
+    points = [p for p in curve.points if p.candidate == candidate] if curve else []
+    found = forecast(points, 2 * len(project.rows.train)) if points else None
     return f" ({found.why})" if found is not None and found.accuracy is not None else ""
 
 
-def _after_certificate(project: Project, certificate: Certificate, task: str) -> Iterator[NextStep]:
+def after_certificate(project: Project, certificate: Certificate, *, task: str = "task.yaml") -> Iterator[NextStep]:
+    """Yield how to serve a promoted version with this certificate, or without one if it is refused."""
     file = project.file
     live = file.large is not None and file.large.general_engine is not None
     replay = " --replay-large" if file.large and file.large.recorded else ""

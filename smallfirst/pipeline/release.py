@@ -14,7 +14,7 @@ from smallfirst.pipeline.plans.small_first import PlanTrials
 from smallfirst.pipeline.retention import measure_retention
 from smallfirst.project.candidate_registry import FINE_TUNED, promotable_names
 from smallfirst.project.project import Project, in_task_state, shown_as
-from smallfirst.project.run_folder import GateVerdicts, Promotion, RunFolder
+from smallfirst.project.run_folder import PROMOTED, VERDICTS, GateVerdicts, Promotion, RunFolder
 from smallfirst.project.task_file import SMALLEST
 from smallfirst.registry import versions
 
@@ -100,7 +100,7 @@ def promote_stage(project: Project, run_folder: RunFolder, candidate: str | None
     if verdict.plan == "small first":  # without its certificate it may answer nothing
         attach_certified(promotion, Certified.load(run_folder.path / CERTIFIED), run_folder)
     versions.promote(version.name, version.version)
-    promotion.save(run_folder.path / "promoted.json")
+    promotion.save(run_folder.path / PROMOTED)
     how = f"{verdict.candidate}, {verdict.plan}"
     project.progress.log(f"promoted {promotion.name} version {promotion.version} @champion ({how})")
     return promotion
@@ -108,5 +108,5 @@ def promote_stage(project: Project, run_folder: RunFolder, candidate: str | None
 
 def _saved(verdicts: tuple[Verdict, ...], run_folder: RunFolder, chosen: str | None) -> GateVerdicts:
     result = GateVerdicts(verdicts=verdicts, smallest=smallest_passing(verdicts, chosen), chosen=chosen)
-    result.save(run_folder.path / "verdicts.json")
+    result.save(run_folder.path / VERDICTS)
     return result

@@ -9,15 +9,28 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import smallfirst
-from smallfirst.evaluation.learning_curve import LearningCurve, LearningPoint
+from smallfirst.errors import PriceUnknown
+from smallfirst.evaluation.learning_curve import LearningCurve
 from smallfirst.evaluation.results import Evaluation
+from smallfirst.gate.outcome import Outcome
+from smallfirst.models.recorded.replay import read_recording
 from smallfirst.pipeline.diagnostics import Diagnostics, diagnose
+from smallfirst.pipeline.learning_curve import LEARNING
 from smallfirst.pipeline.retention import saved_retention
+from smallfirst.pipeline.summary import OPEN_ENDED
 from smallfirst.pricing.tokens import tokens_of
 from smallfirst.project.candidate_registry import promotable_names
 from smallfirst.project.project import Project, shown_as
 from smallfirst.project.rows import Rows
-from smallfirst.project.run_folder import Promotion, RunFolder
+from smallfirst.project.run_folder import (
+    CERTIFICATE,
+    OUTCOME,
+    PROMOTED,
+    VERDICTS,
+    GateVerdicts,
+    Promotion,
+    RunFolder,
+)
 from smallfirst.project.task_file import TaskFile
 from smallfirst.registry import runs
 from smallfirst.report.data import (
@@ -28,6 +41,7 @@ from smallfirst.report.data import (
     TrainingSummary,
 )
 from smallfirst.report.formats import capitalize_first
+from smallfirst.routing.certificate.certificate import Certificate
 
 HOSTED = ("gpt-4o", "gpt-4o-mini", "claude-sonnet-4-5")
 """Hosted models whose list prices the report applies to the large path's tokens."""
@@ -50,12 +64,9 @@ def report_data(project: Project, run_folder: RunFolder, doubts: Diagnostics) ->
     """Return everything that the report of a run shows."""
     file, rows = project.file, project.rows
     evaluations = run_folder.evaluations("test")
-    there = {path.name for path in run_folder.path.iterdir()}
-    verdicts = run_folder.verdicts() if "verdicts.json" in there else None
+    verdicts, live = run_folder.find(GateVerdicts, VERDICTS), run_folder.find(Promotion, PROMOTED)
+    curve = run_folder.find(LearningCurve, LEARNING)
     prompt_tokens, completion_tokens = _large_tokens(file)
-    open_ended = None
-    if "open_ended.json" in there:
-        open_ended = OpenEndedRouting.load(run_folder.path / "open_ended.json")
     return ReportData(
         title=f"{file.name}: small model or large?",
         task=file.name,
@@ -68,9 +79,9 @@ def report_data(project: Project, run_folder: RunFolder, doubts: Diagnostics) ->
         ),
         verdicts=verdicts.verdicts if verdicts else (),
         smallest_passing=verdicts.smallest if verdicts else None,
-        promoted=_promoted(run_folder),
-        outcome=run_folder.outcome(),
-        certificate=run_folder.certificate() if "certificate.json" in there else None,
+        promoted=live.candidate if live else None,
+        outcome=run_folder.find(Outcome, OUTCOME),
+        certificate=run_folder.find(Certificate, CERTIFICATE),
         training=_training(file, run_folder),
         prompt_search=file.large.prompt.search if file.large and file.large.prompt else None,
         machine=file.prices.machine,
@@ -78,53 +89,37 @@ def report_data(project: Project, run_folder: RunFolder, doubts: Diagnostics) ->
         list_prices=_list_prices(file) if prompt_tokens else (),
         large_prompt_tokens=prompt_tokens,
         large_completion_tokens=completion_tokens,
-        open_ended=open_ended,
-        learning_curve=_learning_curve(run_folder),
+        open_ended=run_folder.find(OpenEndedRouting, OPEN_ENDED),
+        learning_curve=curve.points if curve else (),
         suspects=doubts.suspects,
         suspects_export=f"smallfirst suspects {shlex.quote(str(file.folder))} --out suspects.jsonl",
         self_agreement=doubts.ceiling,
-        leaks=LeakEffect.measure(small, doubts.leaks) if (small := _judged(run_folder)) else None,
+        leaks=LeakEffect.measure(small, doubts.leaks) if (small := _judged(run_folder, live)) else None,
         retention=saved_retention(run_folder),
-        notes=_notes(rows, run_folder),
+        notes=_notes(rows, run_folder, verdicts),
         made_at=datetime.now(UTC),
         versions=_versions(),
     )
 
 
-def _judged(run_folder: RunFolder) -> Evaluation | None:
+def _judged(run_folder: RunFolder, live: Promotion | None) -> Evaluation | None:
     """The evaluation whose accuracy is shown with and without leaks: of who went live, else of the largest."""
-    live = _promoted(run_folder)
-    names = [live] if live else promotable_names()
+    names = [live.candidate] if live else promotable_names()
     return next((found for name in reversed(names) if (found := run_folder.evaluation(name, "test"))), None)
 
 
-def _promoted(run_folder: RunFolder) -> str | None:
-    live = run_folder.path / "promoted.json"
-    return Promotion.load(live).candidate if live.exists() else None
-
-
-def _learning_curve(run_folder: RunFolder) -> tuple[LearningPoint, ...]:
-    path = run_folder.path / "learning.json"
-    return LearningCurve.load(path).points if path.exists() else ()
-
-
 def _training(file: TaskFile, run_folder: RunFolder) -> TrainingSummary | None:
-    path = run_folder.path / "run.json"
-    if not path.exists():  # the ladder is without the fine-tuned model
+    if not (run_folder.path / "run.json").exists():  # the ladder is without the fine-tuned model
         return None
     from smallfirst.training.run import Run
 
-    run = Run.load(path)
+    run = Run.load(run_folder.path / "run.json")
     return TrainingSummary(
-        base=run.base,
+        **{name: getattr(run, name) for name in ("base", "seconds", "tokens_per_s", "loss_curve", "validation_curve")},
         method=run.config.method,
         epochs=run.validation_curve[-1][0],
-        seconds=run.seconds,
-        tokens_per_s=run.tokens_per_s,
         train_rows=run.n_train,
         cost_usd=file.prices.machine.usd_per_hour * run.seconds / 3600,
-        loss_curve=run.loss_curve,
-        validation_curve=run.validation_curve,
     )
 
 
@@ -132,8 +127,6 @@ def _large_tokens(file: TaskFile) -> tuple[float, float]:
     """Mean tokens read and written for one request on the large path; zeros if not recorded in a file."""
     if file.large is None or file.large.recorded is None:
         return 0.0, 0.0
-    from smallfirst.models.recorded.replay import read_recording
-
     path = file.path(file.large.recorded)
     if not path.exists():
         return 0.0, 0.0
@@ -143,8 +136,6 @@ def _large_tokens(file: TaskFile) -> tuple[float, float]:
 
 
 def _list_prices(file: TaskFile) -> tuple[ListPrice, ...]:
-    from smallfirst.errors import PriceUnknown
-
     prices = []
     for model in HOSTED:
         try:
@@ -155,7 +146,7 @@ def _list_prices(file: TaskFile) -> tuple[ListPrice, ...]:
     return tuple(prices)
 
 
-def _notes(rows: Rows, run_folder: RunFolder) -> tuple[str, ...]:
+def _notes(rows: Rows, run_folder: RunFolder, verdicts: GateVerdicts | None) -> tuple[str, ...]:
     notes = [
         f"Rows: {len(rows.train)} to train on, {len(rows.selection)} to choose the epoch, the temperature and the "
         "candidate, "
@@ -167,7 +158,6 @@ def _notes(rows: Rows, run_folder: RunFolder) -> tuple[str, ...]:
         notes.append(f"{capitalize_first(found.what)}{': ' if found.where else ''}{'; '.join(found.where)}.")
     if rows.counted.in_words:
         notes.append(f"{rows.counted.in_words}.")
-    verdicts = run_folder.verdicts() if (run_folder.path / "verdicts.json").exists() else None
     if verdicts and verdicts.how_found:
         notes.append(f"{capitalize_first(str(verdicts.smallest))}: {verdicts.how_found}.")
     if (fitted := run_folder.fitted()) is not None and fitted.minutes:

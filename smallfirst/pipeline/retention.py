@@ -20,7 +20,7 @@ from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import TaskFile
 from smallfirst.records import Record
 from smallfirst.registry import runs
-from smallfirst.stats.intervals import Estimate
+from smallfirst.registry.evaluations import with_ends
 
 FILE_NAME = "retention.json"
 """File in a run folder."""
@@ -50,16 +50,14 @@ def measure_retention(project: Project, run_folder: RunFolder) -> Retention | No
     probe = requested_probe(project.file)
     if probe is None or FINE_TUNED not in [candidate.name for candidate in fitted_candidates(project, run_folder)]:
         return None
-    folder, path = run_folder.model_folder(FINE_TUNED), run_folder.path / FILE_NAME
-    if path.exists():
-        known = RetentionRecord.load(path)
-        if known.after.model_fingerprint == model_fingerprint(folder) and _same(known, probe):
-            return known.retention
+    folder, known = run_folder.model_folder(FINE_TUNED), run_folder.find(RetentionRecord, FILE_NAME)
+    if known and known.after.model_fingerprint == model_fingerprint(folder) and _same(known, probe):
+        return known.retention
     began = time.monotonic()
     before = _of_base(project, probe)
     after = run_probe(probe, folder, name=f"{project.file.name}-{FINE_TUNED}")
     measured = RetentionRecord(before=before, after=after, retention=retention_from_probes(probe, before, after))
-    measured.save(path)
+    measured.save(run_folder.path / FILE_NAME)
     _log(run_folder, measured)
     project.progress.log(f"general ability: {in_words(measured.retention)} ({time.monotonic() - began:.0f} s)")
     return measured.retention
@@ -67,8 +65,8 @@ def measure_retention(project: Project, run_folder: RunFolder) -> Retention | No
 
 def saved_retention(run_folder: RunFolder) -> Retention | None:
     """Return the retention measured earlier in a run, or None."""
-    path = run_folder.path / FILE_NAME
-    return RetentionRecord.load(path).retention if path.exists() else None
+    found = run_folder.find(RetentionRecord, FILE_NAME)
+    return found.retention if found else None
 
 
 def in_words(retention: Retention) -> str:
@@ -101,10 +99,8 @@ def _log(run_folder: RunFolder, measured: RetentionRecord) -> None:
     found = measured.retention
     figures: dict[str, float | None] = {"retention/before": found.before, "retention/after": found.after}
     for name in ("kept", "difference", "right_before", "right_after"):
-        estimate: Estimate | None = getattr(found, name)
-        if estimate is not None:
-            ends = {"": estimate.value, ".low": estimate.low, ".high": estimate.high}
-            figures |= {f"retention/{name}{end}": value for end, value in ends.items()}
+        if (estimate := getattr(found, name)) is not None:
+            figures |= with_ends(f"retention/{name}", estimate)
     tracked.log_metrics(0, figures)
     tracked.flush()
     tracked.log_json("retention", measured)

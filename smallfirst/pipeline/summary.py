@@ -9,7 +9,16 @@ from smallfirst.pipeline.next_step import NextStep
 from smallfirst.pricing.money import format_usd
 from smallfirst.project.candidate_registry import FINE_TUNED, all_candidates
 from smallfirst.project.prompt_file import PromptSearch
-from smallfirst.project.run_folder import FittedCandidates, GateVerdicts, Promotion, RunFolder
+from smallfirst.project.run_folder import (
+    CERTIFICATE,
+    OUTCOME,
+    PROMOTED,
+    VERDICTS,
+    FittedCandidates,
+    GateVerdicts,
+    Promotion,
+    RunFolder,
+)
 from smallfirst.project.task_file import TaskFile
 from smallfirst.records import Record
 from smallfirst.report.data import OpenEndedRouting
@@ -19,6 +28,8 @@ from smallfirst.stats.intervals import Estimate
 
 KEPT = "kept.json"
 """File of the KeptOnTest in a run folder."""
+OPEN_ENDED = "open_ended.json"
+"""File of what the Router did with open-ended requests that it was not fitted on."""
 EXIT_STOPPED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
@@ -116,8 +127,7 @@ def summarize_run(file: TaskFile, run_folder: RunFolder | None, error: BaseExcep
         return RunSummary(task=file.name, error=ended)
     names = ("large", *(candidate.name for candidate in all_candidates()), "routed")
     measured = {name: run_folder.evaluation(name, "test") for name in names}
-    present = {path.name for path in run_folder.path.iterdir()}
-    certificate = run_folder.certificate() if "certificate.json" in present else None
+    certificate, report = run_folder.find(Certificate, CERTIFICATE), run_folder.path / "report.html"
     fitted = run_folder.fitted() or FittedCandidates(ladder=())
     return RunSummary(
         task=file.name,
@@ -125,16 +135,14 @@ def summarize_run(file: TaskFile, run_folder: RunFolder | None, error: BaseExcep
         minutes=fitted.minutes,
         left_out=fitted.left_out,
         paths={name: _path_summary(evaluation) for name, evaluation in measured.items() if evaluation},
-        outcome=run_folder.outcome(),
-        gate=run_folder.verdicts()
-        if "verdicts.json" in present or not error
-        else GateVerdicts(verdicts=(), smallest=None),
+        outcome=run_folder.find(Outcome, OUTCOME),
+        gate=run_folder.find(GateVerdicts, VERDICTS) or GateVerdicts(verdicts=(), smallest=None),
         certificate=certificate,
         guarantee=check_guarantee(certificate, measured["routed"]),
-        promoted=run_folder.promoted() if "promoted.json" in present else None,
-        open_ended=OpenEndedRouting.load(run_folder.path / "open_ended.json") if "open_ended.json" in present else None,
+        promoted=run_folder.find(Promotion, PROMOTED),
+        open_ended=run_folder.find(OpenEndedRouting, OPEN_ENDED),
         prompt_search=file.large.prompt.search if file.large and file.large.prompt else None,
-        report=str(run_folder.path / "report.html") if "report.html" in present or not error else "",
+        report=str(report) if report.exists() or not error else "",
     )
 
 
@@ -186,14 +194,5 @@ def _sentences(summary: RunSummary) -> list[str]:
 
 def _path_summary(evaluation: Evaluation) -> PathSummary:
     small = sum(stays_small(evaluation)) / max(1, len(evaluation.rows))
-    return PathSummary(
-        model=evaluation.model,
-        accuracy=evaluation.accuracy,
-        measures=evaluation.measures,
-        cost_usd_per_1k=evaluation.cost_usd_per_1k,
-        p50_ms=evaluation.p50_ms,
-        p95_ms=evaluation.p95_ms,
-        requests_per_s=evaluation.requests_per_s,
-        share=small if evaluation.candidate == "routed" else 1.0,
-        note=evaluation.note,
-    )
+    measured = {name: getattr(evaluation, name) for name in PathSummary.model_fields if name != "share"}
+    return PathSummary(**measured, share=small if evaluation.candidate == "routed" else 1.0)

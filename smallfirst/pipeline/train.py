@@ -10,7 +10,7 @@ from smallfirst.evaluation.label_errors import read_relabels
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.memory import release_memory
 from smallfirst.pipeline.ladder.ladder import Ladder
-from smallfirst.pipeline.ladder.time_budget import TimeBudget
+from smallfirst.pipeline.ladder.plan import TimeBudget
 from smallfirst.pipeline.retention import requested_probe
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.project.candidates import Candidate, project_candidates

@@ -38,6 +38,8 @@ class CandidateDescription:
     """Measure it if task.yaml has no `ladder`."""
     closed_answers_only = False
     """Leave it out for tasks whose answers are not a closed set."""
+    several_labels = False
+    """With `closed_answers_only`: it can be used where a text may have several labels, too."""
     promotable = True
     """The gate checks it and it may go live; False for a point of reference."""
     is_language_model = False
@@ -70,11 +72,11 @@ CANDIDATES: Registry[CandidateDescription] = Registry(
         "static": "smallfirst.pipeline.candidates.linear:STATIC",
         "encoder": "smallfirst.pipeline.candidates.linear:ENCODER",
         "larger_encoder": "smallfirst.pipeline.candidates.linear:LARGER_ENCODER",
-        "tuned": "smallfirst.pipeline.candidates.tuned_encoder:TUNED",
-        "larger_tuned": "smallfirst.pipeline.candidates.tuned_encoder:LARGER_TUNED",
+        "tuned": "smallfirst.pipeline.candidates.tuned:TUNED",
+        "larger_tuned": "smallfirst.pipeline.candidates.tuned:LARGER_TUNED",
         "blend": "smallfirst.pipeline.candidates.blend:BLEND",
-        "tagger": "smallfirst.pipeline.candidates.tagger:TAGGER",
-        "reader": "smallfirst.pipeline.candidates.reader:READER",
+        "tagger": "smallfirst.pipeline.candidates.tuned:TAGGER",
+        "reader": "smallfirst.pipeline.candidates.tuned:READER",
         "base": "smallfirst.pipeline.candidates.language_model:BASE",
         FINE_TUNED: "smallfirst.pipeline.candidates.language_model:SMALL",
     },

@@ -53,7 +53,8 @@ class Candidate(CandidateDescription, ABC):
 
     def why_unsuitable(self, project: Project) -> str:
         """Return why it cannot be used for this task and its training rows, in a clause; empty if it can."""
-        if self.closed_answers_only and not project.task.closed:
+        labels = project.task.answer_labels if self.several_labels else project.task.closed
+        if self.closed_answers_only and not labels:
             return f"it needs a closed set of answers; this task of kind {project.file.kind} has none"
         return ""
 

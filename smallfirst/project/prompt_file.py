@@ -53,11 +53,11 @@ class Prompt(Record):
 
     def save(self, path: Path) -> Path:
         """Write the prompt as YAML, its instructions as lines that a person can edit."""
-        content = yaml.dump(self.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+        content = yaml.dump(self.model_dump(), Dumper=BlockDumper, sort_keys=False, allow_unicode=True, width=110)
         return write_atomically(path, content.encode())
 
 
-class _Dumper(yaml.SafeDumper):
+class BlockDumper(yaml.SafeDumper):
     """Writes texts of several lines as blocks."""
 
 
@@ -65,8 +65,8 @@ def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
 
-_Dumper.add_representer(str, _text)
-_Dumper.ignore_aliases = lambda self, data: True  # type: ignore[method-assign]
+BlockDumper.add_representer(str, _text)
+BlockDumper.ignore_aliases = lambda self, data: True  # type: ignore[method-assign]
 
 
 def read_prompt(path: Path) -> Prompt:

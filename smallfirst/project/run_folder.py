@@ -15,7 +15,6 @@ from typing import Literal, TypeVar
 
 from smallfirst.errors import StageMissing
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.outcome import Outcome
 from smallfirst.gate.verdict import Verdict
 from smallfirst.paths import home, state_folder
 from smallfirst.project.candidate_registry import CANDIDATES, FINE_TUNED, all_candidates, promotable_names
@@ -27,7 +26,8 @@ R = TypeVar("R", bound=Record)
 
 FITTED = "candidates.json"
 """File of the FittedCandidates in a run folder."""
-OUTCOME = "outcome.json"
+OUTCOME, VERDICTS, CERTIFICATE, PROMOTED = "outcome.json", "verdicts.json", "certificate.json", "promoted.json"
+"""Files of the Outcome, the GateVerdicts, the Certificate and the Promotion."""
 
 
 class Promotion(Record):
@@ -103,31 +103,29 @@ class RunFolder:
     @classmethod
     def latest(cls, task: str, run: str | None = None) -> RunFolder:
         """Return the latest run whose training finished, or the one named `run`. Raise StageMissing without one."""
-        place = state_folder() / "tasks" / task
-        runs = sorted(folder for folder in place.glob("*/") if cls(folder).is_fitted)
-        if run is not None:
-            runs = [folder for folder in runs if folder.name == run]
+        runs = [one for one in cls._all(task) if one.is_fitted and run in (None, one.path.name)]
         if not runs:
-            wanted = f' "{run}"' if run else ""
+            what = f"{task} has no finished run" + (f' "{run}"' if run else "")
             if busy := run_under_way(task):
-                raise StageMissing(
-                    f"{task} has no finished run{wanted}: one is under way ({busy})", hint="wait until it ends"
-                )
-            raise StageMissing(f"{task} has no finished run{wanted}", hint="smallfirst train task.yaml")
-        return cls(runs[-1])
+                raise StageMissing(f"{what}: one is under way ({busy})", hint="wait until it ends")
+            raise StageMissing(what, hint="smallfirst train task.yaml")
+        return runs[-1]
 
     @classmethod
     def unfinished(cls, task: str) -> RunFolder | None:
         """Return the latest run if its training was interrupted, else None."""
-        place = state_folder() / "tasks" / task
-        runs = sorted({path.parent for name in (FITTED, "events.jsonl") for path in place.glob(f"*/{name}")})
-        return cls(runs[-1]) if runs and not cls(runs[-1]).is_fitted else None
+        runs = [one for one in cls._all(task) if any((one.path / name).exists() for name in (FITTED, "events.jsonl"))]
+        return runs[-1] if runs and not runs[-1].is_fitted else None
 
     @classmethod
     def without_report(cls, task: str) -> RunFolder | None:
         """Return the latest run if it has all its candidates but no report: a later stage was interrupted."""
-        runs = sorted((state_folder() / "tasks" / task).glob(f"*/{FITTED}"))
-        return cls(runs[-1].parent) if runs and not runs[-1].with_name("report.html").exists() else None
+        runs = [one for one in cls._all(task) if (one.path / FITTED).exists()]
+        return runs[-1] if runs and not (runs[-1].path / "report.html").exists() else None
+
+    @classmethod
+    def _all(cls, task: str) -> list[RunFolder]:
+        return [cls(folder) for folder in sorted((state_folder() / "tasks" / task).glob("*/"))]
 
     @property
     def is_fitted(self) -> bool:
@@ -136,19 +134,17 @@ class RunFolder:
 
     def fitted(self) -> FittedCandidates | None:
         """Return what has been fitted; None in runs of before 2026-11-27, which always fine-tuned."""
-        path = self.path / FITTED
-        return FittedCandidates.load(path) if path.exists() else None
+        return self.find(FittedCandidates, FITTED)
 
     def model_folder(self, candidate: str) -> Path:
         return self.path / CANDIDATES.get(candidate).folder
 
     def save_evaluation(self, evaluation: Evaluation) -> None:
-        evaluation.save(self._evaluation_path(evaluation.candidate, evaluation.split))
+        evaluation.save(self.path / "evaluations" / f"{evaluation.candidate}-{evaluation.split}.json")
 
     def evaluation(self, candidate: str, split: str) -> Evaluation | None:
         """Return a saved evaluation, or None."""
-        path = self._evaluation_path(candidate, split)
-        return Evaluation.load(path) if path.exists() else None
+        return self.find(Evaluation, f"evaluations/{candidate}-{split}.json")
 
     def evaluations(self, split: str, names: Iterable[str] | None = None) -> list[Evaluation]:
         """Return the evaluations on a split: of `names`, else of the candidates by size, the large model, the Router.
@@ -168,36 +164,29 @@ class RunFolder:
             return found.mlflow_run_id
         return str(json.loads((self.path / "run.json").read_text(encoding="utf-8"))["run_id"])
 
-    def read(self, kind: type[R], name: str, *, next_command: str) -> R:
-        """Load the record saved as `name`. Raise StageMissing, naming the command that makes it."""
+    def find(self, kind: type[R], name: str) -> R | None:
+        """Return the record saved as `name`; None if the run has not come so far."""
         path = self.path / name
-        if not path.exists():
-            raise StageMissing(f"{path.name} is missing in run {self.path.name}", hint=next_command)
-        return kind.load(path)
+        return kind.load(path) if path.exists() else None
+
+    def read(self, kind: type[R], name: str, *, next_command: str) -> R:
+        """Return the record saved as `name`. Raise StageMissing, naming the command that makes it."""
+        if (found := self.find(kind, name)) is None:
+            raise StageMissing(f"{name} is missing in run {self.path.name}", hint=next_command)
+        return found
 
     def verdicts(self) -> GateVerdicts:
-        """Load the gate's verdicts."""
-        return self.read(GateVerdicts, "verdicts.json", next_command="smallfirst gate task.yaml")
+        return self.read(GateVerdicts, VERDICTS, next_command="smallfirst gate task.yaml")
 
     def certificate(self) -> Certificate:
-        """Load the Router's certificate."""
-        return self.read(Certificate, "certificate.json", next_command="smallfirst calibrate task.yaml")
-
-    def outcome(self) -> Outcome | None:
-        """Load the outcome; None in a run that has not reached one, or of before there were outcomes."""
-        path = self.path / OUTCOME
-        return Outcome.load(path) if path.exists() else None
+        return self.read(Certificate, CERTIFICATE, next_command="smallfirst calibrate task.yaml")
 
     def promoted(self) -> Promotion:
-        """Load the version that went live from this run."""
-        return self.read(Promotion, "promoted.json", next_command="smallfirst promote task.yaml")
+        return self.read(Promotion, PROMOTED, next_command="smallfirst promote task.yaml")
 
     def live_candidate(self) -> str:
         """Return the candidate that went live from this run; before any did, the largest that is fitted."""
-        if (self.path / "promoted.json").exists():
-            return self.promoted().candidate
+        if promoted := self.find(Promotion, PROMOTED):
+            return promoted.candidate
         there = [name for name in promotable_names() if self.model_folder(name).exists()]
         return there[-1] if there else FINE_TUNED
-
-    def _evaluation_path(self, candidate: str, split: str) -> Path:
-        return self.path / "evaluations" / f"{candidate}-{split}.json"

@@ -20,6 +20,7 @@ from smallfirst.data.sources.load import load_valid
 from smallfirst.errors import ConfigError, Problem, did_you_mean
 from smallfirst.files import write_atomically
 from smallfirst.progress import format_table
+from smallfirst.project.prompt_file import BlockDumper
 from smallfirst.project.task_file import TaskFile, read_task_file
 from smallfirst.tasks import DEFAULT_KIND, TASK_KINDS
 
@@ -195,7 +196,9 @@ def _task_yaml(source: str, found: Guess, data: Mapping[str, Any], unused: Seque
         "# The large model that answers today, to compare with and to fall back to; its key is in OPENAI_API_KEY.\n"
         f"# large: {{endpoint: {{base_url: https://api.openai.com/v1, model: {model}}}}}\n"
     )
-    written = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
+    written = yaml.dump(
+        values, Dumper=BlockDumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None
+    )
     comments = "".join(f"# {' '.join(line.split())}\n" for line in lines)
     return f"{comments}\n{written}\n{large}"
 
@@ -229,14 +232,3 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, "".join(f"{to_json(row)}\n" for row in rows).encode())
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes text of several lines as it stands."""
-
-
-def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
-
-
-_Dumper.add_representer(str, _text)

@@ -88,15 +88,16 @@ def _write(run: TrackedRun, metrics: dict[str, float | None]) -> None:
 
 
 def _metrics(evaluation: Evaluation) -> dict[str, float | None]:
-    metrics: dict[str, float | None] = {"n": evaluation.accuracy.n, **_with_ends("accuracy", evaluation.accuracy)}
+    metrics: dict[str, float | None] = {"n": evaluation.accuracy.n, **with_ends("accuracy", evaluation.accuracy)}
     for name, estimate in evaluation.measures.items():
-        metrics |= _with_ends(name, estimate)
+        metrics |= with_ends(name, estimate)
     for name in ("cost_usd_per_1k", "p50_ms", "p95_ms", "requests_per_s"):
         metrics[name] = getattr(evaluation, name)
     return metrics
 
 
-def _with_ends(name: str, estimate: Estimate) -> dict[str, float | None]:
+def with_ends(name: str, estimate: Estimate) -> dict[str, float | None]:
+    """Return an estimate as three metrics: value, `.low`, `.high`."""
     return {name: estimate.value, f"{name}.low": estimate.low, f"{name}.high": estimate.high}
 
 

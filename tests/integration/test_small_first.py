@@ -12,12 +12,13 @@ from click.testing import CliRunner
 from smallfirst.cli.main import main
 from smallfirst.deployment import service
 from smallfirst.errors import GateFailed
+from smallfirst.gate.outcome import Outcome
 from smallfirst.models.protocol import Request
 from smallfirst.paths import home
 from smallfirst.pipeline import run as pipeline
 from smallfirst.pipeline.summary import format_summary
 from smallfirst.progress import Progress
-from smallfirst.project.run_folder import RunFolder
+from smallfirst.project.run_folder import OUTCOME, RunFolder
 from smallfirst.project.task_file import TaskFile, read_task_file
 from smallfirst.registry import versions
 from smallfirst.serving.ledger.ledger import Ledger
@@ -105,7 +106,7 @@ def test_a_promise_that_no_rows_show_promotes_nothing_and_says_which_rows_would(
     write(desk, max_error=0.012)  # takes 306 kept rows without an error
     with pytest.raises(GateFailed, match="Cannot be told yet: label") as refused:
         pipeline.run(desk, progress=Progress(quiet=True))
-    outcome = RunFolder.latest("desk").outcome()
+    outcome = RunFolder.latest("desk").find(Outcome, OUTCOME)
     assert outcome is not None
     assert (outcome.kind, outcome.share_small) == ("cannot be told yet", None)
     assert outcome.labels_needed is not None

@@ -12,7 +12,7 @@ from smallfirst.errors import StageMissing
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.check_result import CheckResult
 from smallfirst.gate.verdict import Verdict
-from smallfirst.pipeline.summary import format_summary, summarize_run
+from smallfirst.pipeline.summary import OPEN_ENDED, format_summary, summarize_run
 from smallfirst.project.run_folder import FITTED, FittedCandidates, GateVerdicts, Promotion, RunFolder
 from smallfirst.project.task_file import TaskFile
 from smallfirst.report.data import OpenEndedRouting
@@ -62,7 +62,7 @@ def finished(made: RunFolder, *, wrong: set[int], below: str = "escalate") -> Ru
     Promotion(name="main.default.desk", version=3, candidate="small", at="2025-01-02T03:04:05+00:00").save(
         made.path / "promoted.json"
     )
-    OpenEndedRouting(n_requests=40, n_to_large=39).save(made.path / "open_ended.json")
+    OpenEndedRouting(n_requests=40, n_to_large=39).save(made.path / OPEN_ENDED)
     make_certificate(0.4, max_error=0.1, below=below).save(made.path / "certificate.json")
     return made
 

@@ -35,6 +35,7 @@ class LinearCandidate(Candidate):
     kind: Literal["words", "static", "encoder"]
     headline = "A linear model is enough here."
     closed_answers_only = True
+    several_labels = True
     fitted_in_folds = True
 
     def fit(self, project: Project, run_folder: RunFolder) -> None:
@@ -42,8 +43,7 @@ class LinearCandidate(Candidate):
         from smallfirst.models.linear.classifier import LinearClassifier
 
         encoder = self._encoder(project)
-        cached: Any = None if encoder is None else _CachedEncoder(encoder)
-        classifier = LinearClassifier.fit(self.kind, project.rows.train, project.task, encoder=cached)
+        classifier = LinearClassifier.fit(self.kind, project.rows.train, project.task, encoder=encoder)
         base, folder = self.encoder_name(project.file.small), run_folder.model_folder(self.name)
         manifest = classifier.save(folder, Manifest(kind=self.kind, task=project.task, base=base))
         if choose_precision(project, folder):
@@ -51,74 +51,59 @@ class LinearCandidate(Candidate):
         score = calibrate(project, classifier, manifest, folder)
         project.progress.log(f"fitted {self.title}: {score:.3f} on selection rows")
 
-    def why_unsuitable(self, project: Project) -> str:
-        """Return why it cannot be used: only where an answer is one label or a list of labels can it be."""
-        return "" if project.task.answer_labels else super().why_unsuitable(project)
-
     def accuracies(self, project: Project, parts: Sequence[Dataset], folder: Path) -> Iterator[Estimate]:
         """Yield the accuracy on all test rows after fitting each part; embed every text once."""
         if not project.task.closed:
             yield from super().accuracies(project, parts, folder)
             return
-        from smallfirst.models.linear.classifier import LinearClassifier
-
-        encoder = self._encoder(project)
-        if encoder is not None:
-            encoder = _CachedEncoder(encoder)
-        test, labels = project.rows.test.examples, project.task.closed
+        encoder, test = self._encoder(project), project.rows.test.examples
         for part in parts:
-            classifier = LinearClassifier.fit(self.kind, part, project.task, encoder=encoder)
-            scored = classifier.score([example.text for example in test])
-            answers = [labels[int(np.argmax(row.log_probabilities))] for row in scored]
-            yield wilson(sum(answer in e.golds for answer, e in zip(answers, test, strict=True)), len(test))
+            answers = self.answers(part, test, project.task, encoder)
+            yield wilson(sum(row.correct for row in answers), len(test))
 
     def out_of_fold(self, project: Project) -> tuple[EvaluatedRow, ...] | None:
         """Return answers to the training rows, each by a model fitted on four fifths of the others.
 
         None where a text may have several labels.
         """
-        if not project.task.closed:
-            return None
-        from smallfirst.models.linear.classifier import LinearClassifier
-
-        encoder = self._encoder(project)
-        cached: Any = None if encoder is None else _CachedEncoder(encoder)
-        task, train = project.task, project.rows.train
+        task, train, encoder = project.task, project.rows.train, self._encoder(project)
         answers: dict[int, EvaluatedRow] = {}
         for fold in range(FOLDS):
-            held_out = [i for i in range(len(train)) if i % FOLDS == fold]
             rest = tuple(example for i, example in enumerate(train.examples) if i % FOLDS != fold)
-            if len({example.answer for example in rest}) < 2:
+            if not task.closed or len({example.answer for example in rest}) < 2:
                 return None
-            classifier = LinearClassifier.fit(self.kind, train.subset("fold", rest), task, encoder=cached)
-            scored = classifier.score([train.examples[i].text for i in held_out])
-            for i, row in zip(held_out, scored, strict=True):
-                answers[i] = self._answered(train.examples[i], np.asarray(row.log_probabilities), task)
+            found = self.answers(train.subset("fold", rest), train.examples[fold::FOLDS], task, encoder)
+            answers.update(zip(range(fold, len(train), FOLDS), found, strict=True))
         return tuple(answers[i] for i in range(len(train)))
 
-    def _answered(self, example: Example, log_probabilities: np.ndarray, task: Task) -> EvaluatedRow:
+    def answers(self, train: Dataset, rows: Sequence[Example], task: Task, encoder: Any = None) -> list[EvaluatedRow]:
+        """Return the answers to `rows`, labels, of a model fitted on `train`; models of words need no encoder."""
         from smallfirst.evaluation.evaluate import score_row
+        from smallfirst.models.linear.classifier import LinearClassifier
 
-        best = int(np.argmax(log_probabilities))
-        completion = Completion(
-            text=task.closed[best],
-            prompt_tokens=0,
-            completion_tokens=0,
-            cost_usd=0.0,
-            latency_ms=0.0,
-            confidence=float(np.exp(log_probabilities[best])),
-            answered_by=self.name,
-        )
-        return score_row(example, completion, task, self.name)
+        classifier = LinearClassifier.fit(self.kind, train, task, encoder=encoder)
+        found = []
+        for example, scored in zip(rows, classifier.score([e.text for e in rows]), strict=True):
+            best = int(np.argmax(scored.log_probabilities))
+            completion = Completion(
+                text=task.closed[best],
+                latency_ms=0.0,
+                cost_usd=0.0,
+                confidence=float(np.exp(scored.log_probabilities[best])),
+                answered_by=self.name,
+            )
+            found.append(score_row(example, completion, task, self.name))
+        return found
 
     def _encoder(self, project: Project) -> Any:
+        """Return what embeds every text once; None for models of words."""
         name = self.encoder_name(project.file.small)
         if not name:
             return None
         from smallfirst.models.encoder.sentence_encoder import open_encoder
 
         folder = find_weights(name, log=project.progress.log)
-        return StaticVectors(folder) if self.kind == "static" else open_encoder(folder)
+        return _CachedEncoder(StaticVectors(folder) if self.kind == "static" else open_encoder(folder))
 
 
 def calibrate(project: Project, classifier: LinearClassifier, manifest: Manifest, folder: Path) -> float:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from smallfirst.errors import ConfigError, MissingExtra, SmallfirstError
-from smallfirst.pipeline.ladder.plan import SAFETY, Rung, Step, in_minutes, plan_steps, why_left_out
-from smallfirst.pipeline.ladder.time_budget import TimeBudget
+from smallfirst.pipeline.ladder.plan import SAFETY, Rung, Step, TimeBudget, in_minutes, plan_steps, why_left_out
 from smallfirst.pipeline.ladder.times import TimeNeeded, time_needed
 from smallfirst.pipeline.ladder.trials import LEAST_ROWS, Trials, best_score, load_run, with_training
 from smallfirst.project.candidates import Candidate, get_candidate

@@ -14,12 +14,9 @@ from smallfirst.pipeline.summary import KEPT, KeptOnTest
 from smallfirst.pricing.money import format_usd
 from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project
-from smallfirst.project.run_folder import OUTCOME, RunFolder
+from smallfirst.project.run_folder import CERTIFICATE, OUTCOME, PROMOTED, Promotion, RunFolder
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.stats.intervals import wilson
-
-GoesLive = tuple[str, str]
-"""Candidate and kind of plan."""
 
 
 def decide_outcome(project: Project, run_folder: RunFolder, plan: PlanTrial | None = None) -> Outcome:
@@ -28,13 +25,8 @@ def decide_outcome(project: Project, run_folder: RunFolder, plan: PlanTrial | No
     `plan` passed and is not promoted yet.
     """
     trials = PlanTrials.of(run_folder).trials
-    verdict = plan.verdict if plan else None
-    if (run_folder.path / "promoted.json").exists():
-        live = run_folder.promoted()
-        goes_live: GoesLive | None = live.candidate, live.plan
-    else:
-        goes_live = (verdict.candidate, verdict.plan) if verdict else None
-    found = _live(project, run_folder, *goes_live) if goes_live else None
+    live = run_folder.find(Promotion, PROMOTED) or (plan.verdict if plan else None)
+    found = _live(project, run_folder, live.candidate, live.plan) if live else None
     if found is None:
         found = _undecided(project, run_folder) or _keep_large(project, run_folder)
     found = found.model_copy(update={"trials": trials})
@@ -44,12 +36,12 @@ def decide_outcome(project: Project, run_folder: RunFolder, plan: PlanTrial | No
 
 def _live(project: Project, run_folder: RunFolder, candidate: str, plan: str) -> Outcome | None:
     """Return what goes live; None if nothing certifies its answers and nobody signed."""
-    certificate = run_folder.certificate() if (run_folder.path / "certificate.json").exists() else None
+    certificate = run_folder.find(Certificate, CERTIFICATE)
     routed, large = run_folder.evaluation("routed", "test"), run_folder.evaluation("large", "test")
     signed = project.file.routing.override is not None
     if certificate is None or routed is None or not (certificate.issued or signed):
         return None
-    kept = KeptOnTest.load(run_folder.path / KEPT) if (run_folder.path / KEPT).exists() else None
+    kept = run_folder.find(KeptOnTest, KEPT)
     small = stays_small(routed)
     share = wilson(sum(small), len(small))
     alone = plan == "small alone" and share.value == 1
@@ -141,9 +133,9 @@ def _verdicts(run_folder: RunFolder) -> Iterator[Verdict]:
 
 def _refused(run_folder: RunFolder) -> Certificate | None:
     """Return the certificate of a version that passed its gate alone, if it was refused."""
-    there = (run_folder.path / "certificate.json").exists() and (run_folder.path / "promoted.json").exists()
-    certificate = run_folder.certificate() if there else None
-    return certificate if certificate is not None and not certificate.issued else None
+    certificate = run_folder.find(Certificate, CERTIFICATE)
+    refused = certificate is not None and not certificate.issued
+    return certificate if refused and run_folder.find(Promotion, PROMOTED) else None
 
 
 def _priced(project: Project, run_folder: RunFolder, part: str, n_rows: int) -> LabelsNeeded:

@@ -13,13 +13,13 @@ from smallfirst.gate.choice import PLANS
 from smallfirst.gate.outcome import PlanTrial
 from smallfirst.gate.routed import check_routed
 from smallfirst.gate.verdict import Verdict, format_verdict
-from smallfirst.pipeline.calibrate import CERTIFICATE, certify_candidate
+from smallfirst.pipeline.calibrate import certify_candidate
 from smallfirst.pipeline.diagnostics import find_split_leaks, without_copies
 from smallfirst.pipeline.evaluate import measure_router
 from smallfirst.pipeline.plans.choosing import ExpectedPlan, expected_plans
 from smallfirst.pipeline.summary import KEPT, KeptOnTest
 from smallfirst.project.project import Project, shown_as
-from smallfirst.project.run_folder import RunFolder
+from smallfirst.project.run_folder import CERTIFICATE, RunFolder
 from smallfirst.records import Record
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.stats.intervals import clopper_pearson
@@ -40,8 +40,7 @@ class PlanTrials(Record):
     @classmethod
     def of(cls, run_folder: RunFolder) -> PlanTrials:
         """Load what a run tried; nothing if a candidate passed its gate alone."""
-        path = run_folder.path / TRIALS
-        return cls.load(path) if path.exists() else cls()
+        return run_folder.find(cls, TRIALS) or cls()
 
     @property
     def passed(self) -> PlanTrial | None:

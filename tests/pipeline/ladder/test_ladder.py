@@ -10,7 +10,7 @@ import pytest
 from smallfirst.errors import ConfigError, WeightsNotFound
 from smallfirst.pipeline.ladder import ladder as module
 from smallfirst.pipeline.ladder.ladder import Ladder
-from smallfirst.pipeline.ladder.time_budget import TimeBudget
+from smallfirst.pipeline.ladder.plan import TimeBudget
 from smallfirst.pipeline.ladder.times import TimeNeeded
 from smallfirst.progress import Progress
 from smallfirst.project.candidates import Candidate, get_candidate

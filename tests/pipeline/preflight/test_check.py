@@ -85,6 +85,14 @@ def test_rows_over_the_limit_are_named_in_full(tmp_path: Path, tiny_folder: Path
     assert found.verdict == "NO"
 
 
+def test_settings_that_nothing_reads_are_named(tmp_path: Path) -> None:
+    for ladder, named in (("[words]", ["small.base, small.training"]), ("[words, small]", [])):
+        found = check_stage(desk(tmp_path, "none", more=f"ladder: {ladder}\n")).rows.findings
+        assert [f.what for f in found if "nothing reads" in f.what] == [
+            f"settings that nothing reads here: {names}" for names in named
+        ]
+
+
 def test_what_the_machine_costs_is_said_only_if_the_file_says_it(tmp_path: Path, tiny_folder: Path) -> None:
     needs = check_stage(desk(tmp_path, tiny_folder, more="prices: {machine: {usd_per_hour: 3600}}\n")).needs
     assert needs is not None

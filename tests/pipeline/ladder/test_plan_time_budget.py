@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from smallfirst.pipeline.ladder.time_budget import TimeBudget
+from smallfirst.pipeline.ladder.plan import TimeBudget
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.task_file import TaskFile

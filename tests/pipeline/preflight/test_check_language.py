@@ -10,8 +10,8 @@ from fixtures.preflight import project_of
 
 from smallfirst.data.dataset import Message
 from smallfirst.errors import MissingExtra
-from smallfirst.pipeline.preflight import language
-from smallfirst.pipeline.preflight.language import language_findings, other_languages
+from smallfirst.pipeline.preflight import check
+from smallfirst.pipeline.preflight.check import language_findings, other_languages
 
 GERMAN = ["Wo ist meine Karte geblieben?", "Ich möchte das Geld für die Bestellung zurück haben."]
 ENGLISH = ["Where is my card, it was due on Monday", "I would like my money back for this order, please"]
@@ -31,7 +31,7 @@ def test_without_the_extra_other_scripts_are_seen(monkeypatch: pytest.MonkeyPatc
     def missing(text: str) -> str:
         raise MissingExtra("Rules on languages", "language")
 
-    monkeypatch.setattr(language, "detect_language", missing)
+    monkeypatch.setattr(check, "detect_language", missing)
     assert other_languages([*GERMAN, "Где моя карта, она должна была прийти"]) == (Counter(Cyrillic=1), 3)
 
 
