@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
-import pytest
-from fixtures.cli import call, evaluated, failed
+from fixtures.cli import call, evaluated, failed, row
 
-from smallfirst.paths import home
 from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.ledger.rows import LedgerRow
-
-NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
 
 def test_suspects_are_exported(desk_folder: Path, tmp_path: Path) -> None:
@@ -23,29 +16,6 @@ def test_suspects_are_exported(desk_folder: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert result.output == f"no probable label errors: label more rows\nnext: smallfirst run {desk_folder}\n"
     assert (tmp_path / "suspects.jsonl").exists()
-
-
-def row(id: str, **values: object) -> LedgerRow:
-    given = {
-        "id": id,
-        "at": NOON,
-        "served_name": "auto",
-        "status": 200,
-        "latency_ms": 32.25,
-        "answered_by": "toy-small",
-        "stage": "small",
-        "certified": True,
-        "cost_usd": 0.00002,
-        "task": "toy",
-    }
-    return LedgerRow.model_validate({**given, **values})
-
-
-@pytest.fixture
-def ledger() -> Iterator[Ledger]:
-    made = Ledger(home() / "ledger.db")
-    yield made
-    made.close()
 
 
 def test_harvest_says_what_it_did_and_what_comes_next(ledger: Ledger, tmp_path: Path) -> None:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 from click.testing import CliRunner, Result
+from fixtures.cli import NOON, row
 
 from smallfirst.cli.watch import explain, queue
 from smallfirst.errors import ConfigError
-from smallfirst.paths import home
 from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow, StateRow
+from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, StateRow
 
-NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 STEPS: list[dict[str, Any]] = [
     {"stage": "domain", "decision": "passed on", "why": "the task's own", "score": 0.1, "threshold": 0.4},
     {
@@ -43,29 +41,6 @@ STEPS: list[dict[str, Any]] = [
     },
     {"stage": "large", "decision": "not asked", "why": "expected price", "model": "big", "cost_usd": 0.0012},
 ]
-
-
-def row(id: str, **values: object) -> LedgerRow:
-    given = {
-        "id": id,
-        "at": NOON,
-        "served_name": "auto",
-        "status": 200,
-        "latency_ms": 32.25,
-        "answered_by": "toy-small",
-        "stage": "small",
-        "certified": True,
-        "cost_usd": 0.00002,
-        "task": "toy",
-    }
-    return LedgerRow.model_validate({**given, **values})
-
-
-@pytest.fixture
-def ledger() -> Iterator[Ledger]:
-    made = Ledger(home() / "ledger.db")
-    yield made
-    made.close()
 
 
 def call(command: click.Command, *words: str) -> Result:
