@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from smallfirst.cli.options import JSON, PATH, RUN, TASK, load_project, load_run, load_task_file, show, verb
 from smallfirst.errors import ConfigError, StageMissing
-
-if TYPE_CHECKING:
-    from smallfirst.pipeline.parity import ParityResult
-    from smallfirst.project.project import Project
-    from smallfirst.project.run_folder import RunFolder
-    from smallfirst.registry.versions import ModelVersion
 
 
 @verb("smallfirst promote tickets", "smallfirst promote tickets --candidate words")
@@ -87,40 +80,22 @@ def parity(task_yaml: Path, url: str | None, name: str | None, n_rows: int | Non
     measured with PyTorch may be served through the vLLM of task.yaml once it has passed there. Exit code 3 if the
     answers differ.
     """
-    from smallfirst.pipeline.parity import require_parity
+    from smallfirst.pipeline.parity import require_parity, served_parity
     from smallfirst.project.run_folder import RunFolder
     from smallfirst.registry import versions
+    from smallfirst.serving.loopback import Address
 
     project = load_project(task_yaml)
     version = versions.resolve(f"{project.file.register_to}@{versions.CHAMPION}")
     run_folder = RunFolder.latest(project.file.name, version.tags.get("run"))
-    where = (url, name or f"{project.file.name}-small", os.environ.get(key_env, ""))
-    found = _checked(project, run_folder, version, where, n_rows)
-    show(found, as_json)
-    require_parity(found)
-
-
-def _checked(
-    project: Project,
-    run_folder: RunFolder,
-    version: ModelVersion,
-    where: tuple[str | None, str, str],
-    n_rows: int | None,
-) -> ParityResult:
-    """What the endpoint, or a server of the champion, says to the rows that the champion was evaluated on."""
-    from smallfirst.pipeline.parity import check_parity, parity_rows, served_parity, top_two_lookup
-    from smallfirst.serving.loopback import Address
-
-    (url, name, key), candidate = where, version.tags.get("candidate", "")
-    if not candidate:
+    if not (candidate := version.tags.get("candidate")):
         raise StageMissing(
             f"{version.name} version {version.version} does not say what it was evaluated as",
             hint="smallfirst promote task.yaml",
         )
-    if url is None:
-        return served_parity(project, run_folder, version, candidate, n_rows=n_rows)
-    if not url.startswith(("http://", "https://")):
+    if url is not None and not url.startswith(("http://", "https://")):
         raise ConfigError(f"--url {url!r} is no address", hint="for example --url http://127.0.0.1:8000/v1")
-    rows, bests = parity_rows(project, run_folder, candidate, n_rows), top_two_lookup(project, run_folder, candidate)
-    found = asyncio.run(check_parity(Address(url, key), name, rows, task=project.task, bests=bests))
-    return found.model_copy(update={"version": version.version})
+    at = url and (Address(url, os.environ.get(key_env, "")), name or f"{project.file.name}-small")
+    found = served_parity(project, run_folder, version, candidate, n_rows=n_rows, at=at or None)
+    show(found, as_json)
+    require_parity(found)

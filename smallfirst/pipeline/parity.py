@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smallfirst.data.dataset import Message, sample_rows
 from smallfirst.errors import GateFailed, StageMissing
-from smallfirst.evaluation.results import EvaluatedRow
 from smallfirst.models.protocol import Model, Request
 from smallfirst.models.remote.http import ConnectionBroken, HttpSession, ResponseTimeout
 from smallfirst.models.remote.responses import did_nothing
@@ -194,18 +193,28 @@ def parity_stage(project: Project, run_folder: RunFolder, version: ModelVersion,
 
 
 def served_parity(
-    project: Project, run_folder: RunFolder, version: ModelVersion, candidate: str, *, n_rows: int | None = None
+    project: Project,
+    run_folder: RunFolder,
+    version: ModelVersion,
+    candidate: str,
+    *,
+    n_rows: int | None = None,
+    at: tuple[Address, str] | None = None,
 ) -> ParityResult:
-    """Return how a server of the version answers `n_rows`; the result on all that promotion asks is attached to it."""
+    """Return how the endpoint and served name of `at`, else a server of the version, answers `n_rows`.
+
+    The result of the latter on all that promotion asks is attached to the version.
+    """
     from smallfirst.serving.loopback import serve_on_loopback
 
     name = f"{project.file.name}-small"
-    rows = parity_rows(project, run_folder, candidate, n_rows)
+    rows, bests = parity_rows(project, run_folder, candidate, n_rows), top_two_lookup(project, run_folder, candidate)
+    if at is not None:
+        found = asyncio.run(check_parity(*at, rows, task=project.task, bests=bests))
+        return found.model_copy(update={"version": version.version})
     folder = versions.resolve(f"{version.name}/{version.version}").folder
     with serve_on_loopback({name: load_small(project.file, folder, name=name)}) as address:
-        found = asyncio.run(
-            check_parity(address, name, rows, task=project.task, bests=top_two_lookup(project, run_folder, candidate))
-        )
+        found = asyncio.run(check_parity(address, name, rows, task=project.task, bests=bests))
     found = found.model_copy(update={"version": version.version, "engine": small_engine(project.file)})
     if n_rows is None:
         filename = VLLM_PARITY if found.engine else PARITY
@@ -235,8 +244,10 @@ def parity_rows(
         raise StageMissing(f"{candidate} was not evaluated on {_SPLIT} rows", hint="smallfirst evaluate task.yaml")
     most = n_rows or (MOST_ROWS if project.task.closed else MOST_WRITTEN)
     chosen = sample_rows(project.rows.calibration, most).examples
-    known = [(example, evaluation.by_key.get(example.key)) for example in chosen]
-    rows = tuple(_row(project, example.messages, row) for example, row in known if row is not None)
+    known = [(example.messages, row) for example in chosen if (row := evaluation.by_key.get(example.key))]
+    # The confidence of a written answer moves in steps, so that rounding alone can move it far.
+    closed = bool(project.task.closed)
+    rows = tuple(ParityRow(row.key, said, row.answer, row.confidence if closed else None) for said, row in known)
     if not rows:
         raise StageMissing(
             f"none of today's {_SPLIT} rows is among those {candidate} was evaluated on",
@@ -263,11 +274,6 @@ def top_two_lookup(project: Project, run_folder: RunFolder, candidate: str) -> T
 async def _best(model: Model, row: ParityRow) -> TopTwo | None:
     two = (await model.complete(Request(messages=row.messages))).alternatives[:2]
     return TopTwo(tuple(label for label, _ in two), two[0][1] - two[1][1]) if len(two) == 2 else None
-
-
-def _row(project: Project, messages: tuple[Message, ...], row: EvaluatedRow) -> ParityRow:
-    # The confidence of a written answer moves in steps, so that rounding alone can move it far.
-    return ParityRow(row.key, messages, row.answer, row.confidence if project.task.closed else None)
 
 
 def _compare(row: ParityRow, reply: EndpointReply, task: Task) -> tuple[ParityDifference | None, float | None]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from smallfirst.gate.outcome import LabelsNeeded, Outcome, PlanTrial
 from smallfirst.gate.routed import stays_small
-from smallfirst.gate.verdict import Verdict, nearest_to_passing
+from smallfirst.gate.verdict import nearest_to_passing
 from smallfirst.pipeline.plans.small_first import PROMISE, PlanTrials
 from smallfirst.pipeline.preflight.more_rows import more_rows
 from smallfirst.pipeline.summary import KEPT, KeptOnTest
@@ -53,34 +52,26 @@ def _live(project: Project, run_folder: RunFolder, candidate: str, plan: str) ->
         theirs = sum(cost for _, cost in pairs)
         bill = sum(cost for cost, _ in pairs) / theirs if theirs else None
     promise = certificate.guarantee.in_words if certificate.guarantee and certificate.issued else ""
-    values = {
-        "candidate": candidate,
-        "share_small": share,
-        "share_of_bill": bill,
-        "promise": promise,
-        "n_kept": kept.n_kept if kept else 0,
-        "n_kept_wrong": kept.n_wrong if kept else 0,
-    }
-    sentence = _alone_in_words(project, run_folder, values) if alone else _first_in_words(project, values)
-    return Outcome(kind="small alone" if alone else "small first", sentence=sentence, **values)
-
-
-def _alone_in_words(project: Project, run_folder: RunFolder, values: dict[str, Any]) -> str:
-    measured = run_folder.evaluation(values["candidate"], "test")
-    assert measured is not None
-    certified = f"; {values['promise']}" if values["promise"] else ""
-    cost = _cost_in_words(values["share_of_bill"])
-    right = f"right on {measured.accuracy} of {measured.accuracy.n:,} test rows"
-    return f"Small alone: {_title(values['candidate'])} answers every request, {right}{cost}{certified}."
-
-
-def _first_in_words(project: Project, values: dict[str, Any]) -> str:
-    share, cost = values["share_small"], _cost_in_words(values["share_of_bill"])
-    rest = "the large model" if project.file.large else "a person"
-    low, high = _percent(share.low), _percent(share.high)
-    return (
-        f"Small first: {_title(values['candidate'])} answers {_percent(share.value)} [{low}, {high}] of requests"
-        f"{cost}; {values['promise']}; the rest goes to {rest}."
+    cost = f", at {_percent(bill)} of the large model's bill" if bill is not None else ""
+    if alone:
+        measured = run_folder.evaluation(candidate, "test")
+        assert measured is not None
+        right = f"right on {measured.accuracy} of {measured.accuracy.n:,} test rows"
+        certified = f"; {promise}" if promise else ""
+        sentence = f"Small alone: {_title(candidate)} answers every request, {right}{cost}{certified}."
+    else:
+        rest = "the large model" if project.file.large else "a person"
+        answered = f"{_percent(share.value)} [{_percent(share.low)}, {_percent(share.high)}] of requests"
+        sentence = f"Small first: {_title(candidate)} answers {answered}{cost}; {promise}; the rest goes to {rest}."
+    return Outcome(
+        kind="small alone" if alone else "small first",
+        sentence=sentence,
+        candidate=candidate,
+        share_small=share,
+        share_of_bill=bill,
+        promise=promise,
+        n_kept=kept.n_kept if kept else 0,
+        n_kept_wrong=kept.n_wrong if kept else 0,
     )
 
 
@@ -90,12 +81,13 @@ def _undecided(project: Project, run_folder: RunFolder) -> Outcome | None:
     if needed is None:
         return None
     price = f", about {format_usd(needed.usd)} by {needed.priced_by}" if needed.usd is not None else ""
-    sentence = f"Cannot be told yet: label {needed.in_words}{price}. Until then {_meanwhile(project)}."
+    meanwhile = "the large model answers" if project.file.large else "nothing goes live"
+    sentence = f"Cannot be told yet: label {needed.in_words}{price}. Until then {meanwhile}."
     return Outcome(kind="cannot be told yet", sentence=sentence, labels_needed=needed)
 
 
 def _rows_that_decide(project: Project, run_folder: RunFolder) -> Iterator[LabelsNeeded]:
-    for verdict in _verdicts(run_folder):
+    for verdict in (*run_folder.verdicts().verdicts, *(trial.verdict for trial in PlanTrials.of(run_folder).trials)):
         failed = verdict.failed_checks
         missing = [check.more_rows for check in failed]
         if not failed or None in missing:
@@ -125,12 +117,6 @@ def _keep_large(project: Project, run_folder: RunFolder) -> Outcome:
     return Outcome(kind="keep the large model", sentence=f"{start}: {why}.")
 
 
-def _verdicts(run_folder: RunFolder) -> Iterator[Verdict]:
-    yield from run_folder.verdicts().verdicts
-    for trial in PlanTrials.of(run_folder).trials:
-        yield trial.verdict
-
-
 def _refused(run_folder: RunFolder) -> Certificate | None:
     """Return the certificate of a version that passed its gate alone, if it was refused."""
     certificate = run_folder.find(Certificate, CERTIFICATE)
@@ -153,14 +139,6 @@ def _priced(project: Project, run_folder: RunFolder, part: str, n_rows: int) -> 
         priced_by=by,
         in_words=needed.in_words,
     )
-
-
-def _meanwhile(project: Project) -> str:
-    return "the large model answers" if project.file.large else "nothing goes live"
-
-
-def _cost_in_words(bill: float | None) -> str:
-    return f", at {_percent(bill)} of the large model's bill" if bill is not None else ""
 
 
 def _title(candidate: str) -> str:
