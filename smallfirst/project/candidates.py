@@ -70,7 +70,7 @@ class Candidate(CandidateDescription, ABC):
         """Yield the accuracy on test rows after training on each part; intermediate files go below `folder`."""
         for part in parts:
             run_folder = RunFolder(folder / f"{self.name}-{len(part)}")
-            self.fit(project.with_training_rows(part), run_folder)
+            self.fit(project._replace(rows=project.rows.model_copy(update={"train": part})), run_folder)
             yield asyncio.run(self._accuracy(project, run_folder))
             shutil.rmtree(run_folder.path)
 

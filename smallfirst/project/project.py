@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
-from smallfirst.data.dataset import Dataset
 from smallfirst.paths import state_of
 from smallfirst.progress import Progress
 from smallfirst.project.rows import (
@@ -51,9 +50,6 @@ class Project(NamedTuple):
                 rows = with_harvested(rows, file.path(path), columns=file.data.columns, labels=task.closed)
             rows = with_relabels(with_canonical_answers(rows, task, file.data), file, task)
             return cls(file, with_independent_calibration(rows), task, progress)
-
-    def with_training_rows(self, rows: Dataset) -> Project:
-        return self._replace(rows=self.rows.model_copy(update={"train": rows}))
 
 
 def in_task_state(stage: Callable[Concatenate[Project, P], R]) -> Callable[Concatenate[Project, P], R]:

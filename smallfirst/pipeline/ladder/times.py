@@ -79,19 +79,15 @@ def _encoder_time(project: Project, candidate: Candidate) -> TimeNeeded:
     if not candidate.training_setting:
         curve_s = head_s if candidate.learning_curve == "always" else 0.0
         return TimeNeeded(head_s + validate_s, after_s=measure_s + curve_s)
+    from smallfirst.training.recipes.contrastive import epoch_passes  # loads PyTorch
+
     config: TrainConfig = getattr(small, candidate.training_setting)
-    n *= _epoch_passes(n * pace.tokens, config) if project.task.answer_labels else 1
+    n *= epoch_passes(n * pace.tokens, config) if project.task.answer_labels else 1
     steps = math.ceil(n * pace.tokens / config.batch_tokens)
     update_s = steps * OPTIMIZER_BYTES * pace.parameters / MEMORY_BYTES_PER_S
     duration = parse_duration(config.duration)
     epochs = duration.amount / {"ep": 1, "ba": steps, "tok": n * pace.tokens}[duration.unit]
     return _in_epochs(BEGIN_S + head_s, n * pace.train_s + update_s + validate_s, epochs, measure_s)
-
-
-def _epoch_passes(n_tokens: float, config: TrainConfig) -> int:
-    from smallfirst.training.recipes.contrastive import epoch_passes
-
-    return epoch_passes(n_tokens, config)
 
 
 def _language_model_time(project: Project, candidate: Candidate) -> TimeNeeded:

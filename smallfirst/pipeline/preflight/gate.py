@@ -6,7 +6,7 @@ candidate that is alone to be confirmed. A threshold that it misses is out of re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from smallfirst.data.dataset import Dataset, sample_rows
 from smallfirst.data.quality.findings import Finding, make_finding
@@ -23,7 +23,7 @@ from smallfirst.pipeline.preflight.more_rows import MoreRows, more_rows
 from smallfirst.project.candidates import project_candidates
 from smallfirst.project.project import Project
 from smallfirst.records import Record
-from smallfirst.stats.intervals import Estimate, wilson
+from smallfirst.stats.intervals import wilson
 
 
 class ThresholdForecast(Record):
@@ -112,7 +112,7 @@ def perfect_evaluation(project: Project, data: Dataset, *, cost_usd: float = 0.0
         )
         for example in data.examples
     )
-    n = len(rows)
+    n, limited = len(rows), project.file.gate.measures_at_most
     return Evaluation(
         candidate="a model without an error",
         model="",
@@ -121,7 +121,7 @@ def perfect_evaluation(project: Project, data: Dataset, *, cost_usd: float = 0.0
         dataset_fingerprint=data.content_fingerprint,
         rows=rows,
         accuracy=wilson(n, n),
-        measures=_perfect_measures(project, n),
+        measures={name: wilson(0 if name in limited else n, n) for name in project.task.measures(())},
         parts=project.task.parts([row.answered for row in rows]),
         cost_usd_per_1k=1000 * cost_usd,
         p50_ms=0.0,
@@ -129,11 +129,6 @@ def perfect_evaluation(project: Project, data: Dataset, *, cost_usd: float = 0.0
         requests_per_s=None,
         probes_ms=(0.0,) * min(n, LIMITED_PROBE_ROWS),
     )
-
-
-def _perfect_measures(project: Project, n: int) -> Mapping[str, Estimate]:
-    limited = project.file.gate.measures_at_most
-    return {name: wilson(0 if name in limited else n, n) for name in project.task.measures(())}
 
 
 def _forecast(project: Project, result: CheckResult, level: ConfidenceLevel) -> ThresholdForecast:

@@ -70,7 +70,7 @@ def test_a_large_input_is_labelled_a_part_at_a_time_and_not_answered_again(
         part = "".join(json.dumps({"text": text}) + "\n" for text in texts[i::2])
         (rows / f"part-{i}.jsonl").write_text(part)
     told = call("label", tmp_path, rows, "--teacher", model, "--out", tmp_path / "labelled.jsonl")
-    assert told.output.startswith("30 of 30 rows labelled by"), told.output
+    assert told.stdout.startswith("30 of 30 rows labelled by"), told.output
     written = [json.loads(line)["text"] for line in (tmp_path / "labelled.jsonl").read_text().splitlines()]
     assert sorted(written) == sorted(texts)
     monkeypatch.setattr("smallfirst.batch.score._Here.ask", None)
