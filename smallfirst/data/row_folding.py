@@ -28,7 +28,7 @@ def is_empty_row(values: Mapping[str, Any], layout: RowLayout | None = None) -> 
     """Return True if nothing stands in the row, or in the columns that make it."""
     beside = ("group", "source", TAG)
     keys = values if layout is None else [key for field, key in layout.keys.items() if not field.startswith(beside)]
-    return all(_is_blank(values[key]) for key in keys)
+    return all(is_blank(values[key]) for key in keys)
 
 
 class Folding:
@@ -76,15 +76,19 @@ class Folding:
         return [change(item) for item in value] if isinstance(value, list) else change(value)
 
 
-def _as_text(value: Any) -> Any:
+def scalar_text(value: Any) -> str:
+    """Return a scalar of a table as text: `3` and not 3.0, `true` and not True."""
     if isinstance(value, bool):
         return str(value).lower()
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def is_blank(value: Any) -> bool:
+    """Return True for what says nothing: null, NaN, an empty text or list."""
+    return value is None or value != value or value in ([], {}) or (isinstance(value, str) and not value.strip())
+
+
+def _as_text(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None  # what pandas writes for a value that is missing
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value) if isinstance(value, int | float) else value
-
-
-def _is_blank(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip()) or value in ([], {}) or value != value
+    return scalar_text(value) if isinstance(value, int | float) else value

@@ -129,24 +129,12 @@ def parse_row(
 ) -> tuple[Example | None, list[str]]:
     """Return the row as an Example and no rules, or None and every rule that its values break."""
     keys = found.keys
-    if found.shape == "chat":
-        rules = message_rules(row[keys["messages"]], keys["messages"])
-        rules += [
-            rule
-            for field, key in keys.items()
-            if field == "group" or field.startswith(TAG)
-            for rule in _value_rules(field, row[key], f'"{field.removeprefix(TAG)}"')
-        ]
-    else:
-        rules = [rule for field, key in keys.items() for rule in _value_rules(field, row[key], f'"{key}"')]
-    if rules:
+    if rules := [rule for field, key in keys.items() for rule in _value_rules(field, row[key], key)]:
         return None, rules
     messages, golds = _asked_and_golds(row, found)
-    if found.shape == "label" and labels is not None and golds[0] not in labels:
-        return None, [_not_a_label(golds[0], tuple(labels))]
-    if found.shape == "labels" and labels is not None:
-        unknown = [label for label in row[keys["labels"]] if label not in labels]
-        if unknown:
+    if labels is not None and found.shape in ("label", "labels"):
+        given = golds if found.shape == "label" else row[keys["labels"]]
+        if unknown := [label for label in given if label not in labels]:
             return None, [_not_a_label(label, tuple(labels)) for label in unknown]
     group = _one_line(row[keys["group"]]) if "group" in keys else ""
     source = str(row[keys["source"]] or "") if "source" in keys else ""
@@ -279,7 +267,10 @@ def _what_is_missing(keys: Collection[str], names: Mapping[str, str], columns: C
     return "; ".join(problems)
 
 
-def _value_rules(field: str, value: object, name: str) -> list[str]:
+def _value_rules(field: str, value: object, key: str) -> list[str]:
+    if field == "messages":
+        return message_rules(value, key)
+    name = f'"{key}"'
     if field in ("source", "group") or field.startswith((FIELD, TAG)):
         return _beside_rules(field, value, name)
     if field == "context" and (value is None or value == "" or value == []):

@@ -6,9 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from smallfirst.data.importers.converted import Converted
-from smallfirst.data.importers.profiles import is_blank
-from smallfirst.data.importers.table import Table
+from smallfirst.data.importers.table import Converted, Table
+from smallfirst.data.row_folding import is_blank
 from smallfirst.data.row_formats import to_json
 from smallfirst.data.sources.reader import RawRow
 from smallfirst.errors import Problem

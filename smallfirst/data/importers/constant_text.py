@@ -7,6 +7,11 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+MIN_CONSTANT_CHARACTERS = 20
+"""Fewest characters that prompts must share for these to be a template."""
+MIN_SHARE = 0.8
+"""Least share of prompts that must follow a template."""
+_SAMPLE = 120
 _TOKEN = re.compile(r"[^\W_]+|\n+|[^\S\n]+|[\W_]")
 _DAYS = "monday tuesday wednesday thursday friday saturday sunday mon tue wed thu fri sat sun"
 _MONTHS = "january february march april may june july august september october november december"
@@ -57,6 +62,21 @@ def values_between(pieces: Sequence[str], text: str) -> tuple[str, ...] | None:
         values.append(text[at:found])
         at = found + len(piece)
     return (*values, text[at:end])
+
+
+def find_template(prompts: Sequence[str]) -> tuple[str, ...] | None:
+    """Return the constant pieces around the case that most prompts follow; None if they share no constant text."""
+    different = list(dict.fromkeys(prompts))
+    if len(different) < 3:
+        return None
+    step = max(1, len(different) // _SAMPLE)
+    for share in (1.0, MIN_SHARE):  # the second is for prompts of which a few follow no template
+        pieces = constant_pieces(different[::step][:_SAMPLE], share)
+        n_followed = sum(values_between(pieces, prompt) is not None for prompt in prompts)
+        n_constant = sum(len(piece.strip()) for piece in pieces)
+        if n_constant >= MIN_CONSTANT_CHARACTERS and n_followed >= MIN_SHARE * len(prompts):
+            return pieces
+    return None
 
 
 def constant_pieces(texts: Sequence[str], share: float = _NEARLY_ALL) -> tuple[str, ...]:
@@ -123,7 +143,7 @@ def _pieces(texts: list[str], level: int, share: float = _NEARLY_ALL) -> list[st
     while level < len(_PASSES) and not inner:
         inner = _anchors(texts, share, *_PASSES[level])
         level += not inner
-    gaps = [gap for text in texts if (gap := _gaps(text, inner))] if inner else []
+    gaps = [gap for text in texts if (gap := values_between(["", *inner, ""], text))] if inner else []
     if not gaps:
         return [first, last]
     found = [first]
@@ -203,17 +223,6 @@ def _in_order(pieces: list[str], texts: Sequence[str], least: float) -> list[str
         i = missed.most_common(1)[0][0]
         del pieces[i - 1 if i and len(pieces[i - 1]) < len(pieces[i]) else i]
     return pieces
-
-
-def _gaps(text: str, pieces: Sequence[str]) -> list[str] | None:
-    gaps, at = [], 0
-    for piece in pieces:
-        found = text.find(piece, at)
-        if found < 0:
-            return None
-        gaps.append(text[at:found])
-        at = found + len(piece)
-    return [*gaps, text[at:]]
 
 
 # Where a slot begins and ends

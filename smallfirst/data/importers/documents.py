@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from smallfirst.data.importers.converted import Converted
-from smallfirst.data.importers.table import Table
+from smallfirst.data.importers.table import Converted, Table
 from smallfirst.data.sources.reader import RawRow
 
 

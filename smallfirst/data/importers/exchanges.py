@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from smallfirst.data.importers.converted import Converted
+from smallfirst.data.dataset import fold_text
+from smallfirst.data.importers.constant_text import find_template, values_between
 from smallfirst.data.importers.profiles import as_object
-from smallfirst.data.importers.prompt_template import find_template
-from smallfirst.data.importers.table import Table
+from smallfirst.data.importers.table import Converted, Table
 from smallfirst.data.sources.reader import RawRow
 from smallfirst.errors import Problem
 
@@ -82,21 +82,21 @@ def _cases(exchanges: Sequence[Asked], notes: list[str]) -> list[str | None]:
     template = find_template(prompts)
     if template is None:
         return [prompt.strip() or None for prompt in prompts]
-    values = [template.values(prompt) for prompt in prompts]
+    found = [values_between(template, prompt) for prompt in prompts]
+    values = [value and tuple(slot.strip() for slot in value) for value in found]
     followed = [value for value in values if value is not None]
     slots = list(zip(*followed, strict=True))
     distinct = [len(set(slot)) / len(slot) for slot in slots]
     chosen = [i for i, share in enumerate(distinct) if share > 0.5] or [distinct.index(max(distinct))]
-    notes.append(
-        f'the constant text around each case is left out: "{_shortened(template.in_words)}"; send the case alone'
-    )
+    notes.append(f'the constant text around each case is left out: "{_shortened(template)}"; send the case alone')
     for i, slot in enumerate(slots):
         if i not in chosen and any(slot):
             notes.append(f'what varies little is left out as well, such as "{slot[0][:60]}" ({len(set(slot))} values)')
     return [(value and "\n\n".join(value[i] for i in chosen if value[i])) or None for value in values]
 
 
-def _shortened(text: str) -> str:
+def _shortened(template: Sequence[str]) -> str:
+    text = " … ".join(" ".join(piece.split()) for piece in template if piece.strip())
     return text if len(text) <= 160 else f"{text[:80]} [...] {text[-70:]}"
 
 
@@ -108,7 +108,7 @@ def _answers(given: Sequence[str], told: str, notes: list[str]) -> list[Any]:
     objects = [as_object(answer) for answer in given]
     if sum(value is not None for value in objects) >= _REPEATED * len(given):
         return objects
-    folded = [fold_label(answer) for answer in given]
+    folded = [fold_text(answer) for answer in given]
     counts = Counter(folded)
     repeated = sum(n for n in counts.values() if n > 1)
     if len(given) < _MIN_ROWS or repeated < _REPEATED * len(given) or len(counts) > len(given) / 2:
@@ -123,11 +123,6 @@ def _answers(given: Sequence[str], told: str, notes: list[str]) -> list[Any]:
     if closed:
         notes.append(f"the labels are the {len(listed)} answers that the instructions name")
     return [spelling[key] if k else None for key, k in zip(folded, kept, strict=True)]
-
-
-def fold_label(text: str) -> str:
-    """Return the label without case, punctuation and kind of spacing: `"Card_Arrival."` and `card arrival` are one."""
-    return re.sub(r"[\W_]+", " ", text.casefold()).strip()
 
 
 def _listed(key: str, told: str) -> str:

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from smallfirst.data.row_folding import is_blank, scalar_text
+
 Content = Literal["empty", "constant", "object", "texts", "date", "number", "id", "few", "free", "short"]
 """`texts`: lists of text · `few`: values that repeat, such as labels · `free`: texts of several words, mostly different
 · `short`: text that is neither."""
@@ -61,16 +63,7 @@ def as_object(value: Any) -> dict[str, Any] | None:
 
 def as_text(value: Any) -> str:
     """Return a scalar as the text that stands for it in a table, without spaces around it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip()
-
-
-def is_blank(value: Any) -> bool:
-    """Return True for what says nothing: null, NaN, an empty text or list."""
-    return value is None or value != value or value in ([], {}) or (isinstance(value, str) and not value.strip())
+    return scalar_text(value).strip()
 
 
 def _profile(name: str, values: Sequence[Any]) -> Profile:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from smallfirst.data.importers.converted import Converted, Importer
-from smallfirst.data.importers.profiles import as_object, as_text, is_blank
+from smallfirst.data.importers.profiles import as_object, as_text
 from smallfirst.data.importers.source import Source
-from smallfirst.data.importers.table import MARGIN, Reading, Table, read_table
+from smallfirst.data.importers.table import MARGIN, Converted, Importer, Reading, Table, read_table
+from smallfirst.data.row_folding import is_blank
 from smallfirst.data.sources.reader import RawRow
 from smallfirst.errors import ConfigError, DataError, Problem
 from smallfirst.extensions import Registry

@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from smallfirst.data.importers.profiles import Profile, as_text, is_blank, profile_columns
-from smallfirst.errors import ConfigError, did_you_mean
+from smallfirst.data.importers.profiles import Profile, as_text, profile_columns
+from smallfirst.data.row_folding import is_blank
+from smallfirst.data.sources.reader import RawRow
+from smallfirst.errors import ConfigError, Problem, did_you_mean
 
 ROLES = ("text", "label", "labels", "target", "fields", "question", "answer", "context")
 """Parts of a row that a column, or for `fields` several, may play."""
@@ -54,6 +56,33 @@ class Table(NamedTuple):
     rows: Sequence[Mapping[str, Any]]
     asked: tuple[str, ...] | None = None
     answers: tuple[str, ...] | None = None
+
+
+class Converted(NamedTuple):
+    """The rows of a format as a table."""
+
+    table: Table
+    unused: tuple[Problem, ...] = ()
+    """Rows that cannot be used, each with the reason."""
+    notes: tuple[str, ...] = ()
+    """What was assumed, changed or left out, in words for the user."""
+    about: str = ""
+    """The job in words: the system prompt that all rows share."""
+    model: str = ""
+    """The model that gave the answers; empty for people's."""
+
+
+class Importer(Protocol):
+    """One format of rows that is no table."""
+
+    title: str
+    """What the format is called, such as "Label Studio export"."""
+
+    def recognizes(self, row: dict[str, Any]) -> bool:
+        """Return True if the row is of this format."""
+
+    def convert(self, rows: Sequence[RawRow]) -> Converted:
+        """Return the rows as a table. Rows that break a rule are not among them."""
 
 
 def read_table(table: Table, chosen: Mapping[str, str]) -> list[Reading]:

@@ -13,7 +13,9 @@ from smallfirst.data.quality.findings import (
     SEVERITIES,
     Finding,
     Location,
+    Severity,
     file_and_line,
+    find_at,
     locate,
     make_finding,
     severity_of,
@@ -184,18 +186,17 @@ def _straddling_groups(splits: Mapping[str, Dataset]) -> Iterator[Finding]:
                 where.append(
                     locate(example, f'is of group "{example.group[:40]}", as {file_and_line(other)} in {earlier}')
                 )
-        if where:
-            level = "fix" if name == "validation" else "stop"
-            rule = "keep each group in one split; without a file of this split, the training file is split by group"
-            yield make_finding(level, f"{name} rows of a group of an earlier split: {len(where):,}", rule, where)
+        level: Severity = "fix" if name == "validation" else "stop"
+        rule = "keep each group in one split; without a file of this split, the training file is split by group"
+        yield from find_at(level, f"{name} rows of a group of an earlier split", rule, where)
 
 
 def _models_labels(splits: Mapping[str, Dataset]) -> Iterator[Finding]:
     for name, data in splits.items():
-        where = [locate(example, f"was answered by {example.source}") for example in data.examples if example.source]
-        if where and name != "train":
-            rule = "figures on them say how far a model agrees with that model, not how far it is right"
-            yield make_finding("fix", f"{name} rows that a model labelled: {len(where):,}", rule, where)
+        answered = [example for example in data.examples if example.source and name != "train"]
+        where = [locate(example, f"was answered by {example.source}") for example in answered]
+        rule = "figures on them say how far a model agrees with that model, not how far it is right"
+        yield from find_at("fix", f"{name} rows that a model labelled", rule, where)
 
 
 def _classes(train: Dataset) -> Iterator[Finding]:
@@ -205,9 +206,9 @@ def _classes(train: Dataset) -> Iterator[Finding]:
     if len(counts) == 1:
         rule = "a classifier needs at least two labels to tell apart"
         yield make_finding("stop", f'one label only: "{next(iter(counts))}"', rule, n=1)
-    if thin := [f'"{label}": {n}' for label, n in counts.items() if n < MIN_CLASS_ROWS]:
-        rule = f"at least {MIN_CLASS_ROWS} rows a label: add rows, or merge labels"
-        yield make_finding("fix", f"labels with too few train rows: {len(thin):,}", rule, thin)
+    thin = [f'"{label}": {n}' for label, n in counts.items() if n < MIN_CLASS_ROWS]
+    rule = f"at least {MIN_CLASS_ROWS} rows a label: add rows, or merge labels"
+    yield from find_at("fix", "labels with too few train rows", rule, thin)
     fewest, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
     if counts[most] >= MAX_IMBALANCE * counts[fewest]:
         what = f'"{most}" has {counts[most]:,} train rows, "{fewest}" has {counts[fewest]:,}'
@@ -224,10 +225,6 @@ def _unseen_labels(splits: dict[str, Dataset]) -> Iterator[Finding]:
     known = _class_counts(splits["train"])
     for name, data in splits.items():
         unseen = {e.answer: e for e in reversed(_labelled(data)) if e.answer not in known}
-        if name != "train" and unseen:
-            yield make_finding(
-                "stop",
-                f"{name} labels without a train row: {len(unseen):,}",
-                "a label that was never shown cannot be answered: add train rows, or drop it",
-                [Location(e.path, e.line, _shown_answer(e)) for e in reversed(unseen.values())],
-            )
+        where = [Location(e.path, e.line, _shown_answer(e)) for e in reversed(unseen.values())]
+        rule = "a label that was never shown cannot be answered: add train rows, or drop it"
+        yield from find_at("stop", f"{name} labels without a train row", rule, where)

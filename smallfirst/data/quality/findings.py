@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -47,19 +47,17 @@ class Finding(Record):
     """All rows it is about; not part of the JSON, `write_locations` writes them."""
 
 
-def make_finding(level: str, what: str, rule: str, where: Sequence[Location | str] = (), n: int = 0) -> Finding:
+def make_finding(level: Severity, what: str, rule: str, where: Sequence[Location | str] = (), n: int = 0) -> Finding:
     """Return a finding at these places; `n` is their number where not all are given."""
-    words = [place if isinstance(place, str) else place.words for place in where]
-    return Finding.model_validate(
-        {
-            "level": level,
-            "what": what,
-            "rule": rule,
-            "where": tuple(words[:MAX_SHOWN]),
-            "n": n or len(words),
-            "places": tuple(place for place in where if isinstance(place, Location)),
-        }
-    )
+    words = tuple(place if isinstance(place, str) else place.words for place in where)
+    places = tuple(place for place in where if isinstance(place, Location))
+    return Finding(level=level, what=what, rule=rule, where=words[:MAX_SHOWN], n=n or len(words), places=places)
+
+
+def find_at(level: Severity, what: str, rule: str, where: Sequence[Location | str]) -> Iterator[Finding]:
+    """Yield a finding at these places, with their number behind its words; nothing without a place."""
+    if where:
+        yield make_finding(level, f"{what}: {len(where):,}", rule, where)
 
 
 def severity_of(n: int, of: int, *, small: Severity, large: Severity, bar: float) -> Severity:

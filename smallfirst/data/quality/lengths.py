@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+
 from smallfirst.data.dataset import Dataset, Example
-from smallfirst.data.quality.findings import Finding, locate, make_finding
+from smallfirst.data.quality.findings import Finding, Severity, find_at, locate
 from smallfirst.records import Record
 
 BYTES_PER_TOKEN = 4
@@ -51,24 +53,21 @@ def estimate_token_counts(splits: Mapping[str, Dataset], limit: int) -> TokenCou
 
 def summarize_lengths(tokens: TokenCounts) -> tuple[LengthSummary, ...]:
     """Summarize each split that has rows. Percentiles are the nearest rank's: a length that a row has."""
-    found = []
-    for split, counts in tokens.counts.items():
-        ordered = sorted(counts)
-        if ordered:
-            found.append(
-                LengthSummary(
-                    split=split,
-                    n_rows=len(ordered),
-                    median=ordered[math.ceil(0.5 * len(ordered)) - 1],
-                    p95=ordered[math.ceil(0.95 * len(ordered)) - 1],
-                    longest=ordered[-1],
-                    total=sum(ordered),
-                    n_over=sum(n > tokens.limit for n in ordered),
-                    limit=tokens.limit,
-                    counted_by=tokens.counted_by,
-                )
-            )
-    return tuple(found)
+    return tuple(
+        LengthSummary(
+            split=split,
+            n_rows=len(counts),
+            median=int(np.quantile(counts, 0.5, method="inverted_cdf")),
+            p95=int(np.quantile(counts, 0.95, method="inverted_cdf")),
+            longest=max(counts),
+            total=sum(counts),
+            n_over=sum(n > tokens.limit for n in counts),
+            limit=tokens.limit,
+            counted_by=tokens.counted_by,
+        )
+        for split, counts in tokens.counts.items()
+        if counts
+    )
 
 
 def find_long_rows(splits: Mapping[str, Dataset], tokens: TokenCounts) -> Iterator[Finding]:
@@ -78,19 +77,15 @@ def find_long_rows(splits: Mapping[str, Dataset], tokens: TokenCounts) -> Iterat
             continue
         pairs = zip(data.examples, tokens.counts[name], strict=True)
         where = [locate(example, f"has {n:,}") for example, n in pairs if n > tokens.limit]
-        if not where:
-            continue
+        level: Severity = "fix"
         if not tokens.counted_by:
-            rule = "guessed from bytes: fetch the base model and check again to know"
-            yield make_finding(
-                "note", f"{name} rows probably over {tokens.limit:,} tokens: {len(where):,}", rule, where
-            )
+            level, rule = "note", "guessed from bytes: fetch the base model and check again to know"
         elif name == "train":
-            rule = "rows are never cut in silence: shorten them, drop them, or raise max_seq_tokens"
-            yield make_finding("stop", f"{name} rows over {tokens.limit:,} tokens: {len(where):,}", rule, where)
+            level, rule = "stop", "rows are never cut in silence: shorten them, drop them, or raise max_seq_tokens"
         else:
             rule = "the small model reads them with their middle cut out: shorten them, or raise max_seq_tokens"
-            yield make_finding("fix", f"{name} rows over {tokens.limit:,} tokens: {len(where):,}", rule, where)
+        over = "over" if tokens.counted_by else "probably over"
+        yield from find_at(level, f"{name} rows {over} {tokens.limit:,} tokens", rule, where)
 
 
 def format_lengths(lengths: Sequence[LengthSummary]) -> list[str]:

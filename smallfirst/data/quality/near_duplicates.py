@@ -7,36 +7,12 @@ language written without spaces is one word per clause.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from smallfirst.data.dataset import fold_text
 
 MIN_ROWS_FOR_BOILERPLATE = 50
 """Below this many texts, words in most of them are content, not a shared template."""
-
-_BITS = 1024
-
-
-class _Words:
-    """A set of words by rank, with a bit pattern that rejects unlike sets cheaply."""
-
-    def __init__(self, ranks: frozenset[int]) -> None:
-        self.ranks = ranks
-        self.bits = 0
-        for rank in ranks:
-            self.bits |= 1 << rank % _BITS
-
-    def rarest(self) -> Sequence[int]:
-        """Return so many words that a similar set must share one of them: n - ⌈0.9 n⌉ + 1."""
-        n = len(self.ranks)
-        return sorted(self.ranks)[: n // 10 + 1] if n else ()
-
-    def resembles(self, other: _Words) -> bool:
-        """Return True if the Jaccard similarity is at least 0.9, which is 19 |a △ b| ≤ |a| + |b|."""
-        size = len(self.ranks) + len(other.ranks)
-        if 19 * (self.bits ^ other.bits).bit_count() > size:  # each such bit is at least one word
-            return False
-        return 19 * len(self.ranks ^ other.ranks) <= size
 
 
 def near_duplicates(known: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]:
@@ -48,15 +24,10 @@ def near_duplicates(known: Sequence[str], new: Sequence[str]) -> list[tuple[int,
     rank = _ranks([*old_texts, *new_texts])
     index = WordIndex(rank)
     for text in old_texts:
-        index.add(text)
-    pairs, same = [], set(old_texts)
-    for j, text in enumerate(new_texts):
-        words = index.words(text)
-        candidates = () if text in same else index.candidates(words)
-        match = next((i for i in candidates if words.resembles(index.rows[i])), None)
-        if match is not None:
-            pairs.append((j, match))
-    return pairs
+        index.add(index.words(text))
+    same = set(old_texts)
+    found = {j: next(index.near(index.words(text)), None) for j, text in enumerate(new_texts) if text not in same}
+    return [(j, i) for j, i in found.items() if i is not None]
 
 
 def near_clusters(texts: Sequence[str], joined: Iterable[tuple[int, int]] = ()) -> list[int]:
@@ -64,53 +35,50 @@ def near_clusters(texts: Sequence[str], joined: Iterable[tuple[int, int]] = ()) 
 
     `joined` are pairs of indices that are together anyway. Clusters that share a text are one.
     """
-    parent = list(range(len(texts)))
+    from scipy.cluster.hierarchy import DisjointSet
 
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    def join(i: int, j: int) -> None:
-        low, high = sorted((root(i), root(j)))
-        parent[high] = low
-
-    folded, first = [fold_text(text) for text in texts], dict[str, int]()
+    folded, same, found = [fold_text(text) for text in texts], dict[str, int](), DisjointSet(range(len(texts)))
     for pair in joined:
-        join(*pair)
+        found.merge(*pair)
     index = WordIndex(_ranks(folded))
     for i, text in enumerate(folded):
-        join(i, first.setdefault(text.replace(" ", ""), i))
-        words = index.add(text)
-        for j in index.candidates(words):
-            if root(i) != root(j) and words.resembles(index.rows[j]):
-                join(i, j)
-    return [root(i) for i in range(len(texts))]
+        words = index.words(text)
+        for j in (same.setdefault(text.replace(" ", ""), i), *index.near(words)):
+            found.merge(i, j)
+        index.add(words)
+    first: dict[int, int] = {}
+    return [first.setdefault(found[i], i) for i in range(len(texts))]
 
 
 class WordIndex:
-    """Word sets of texts, found again by their rarest words."""
+    """Word sets of texts, by the ranks of their words, found again by their rarest words."""
 
     def __init__(self, rank: dict[str, int]) -> None:
-        self.rows: list[_Words] = []
         self._rank = rank
+        self._rows: list[frozenset[int]] = []
         self._by_word: dict[int, list[int]] = defaultdict(list)
         self._first: dict[frozenset[int], int] = {}
 
-    def words(self, text: str) -> _Words:
-        return _Words(frozenset(self._rank[w] for w in text.split() if w in self._rank))
+    def words(self, text: str) -> frozenset[int]:
+        return frozenset(self._rank[word] for word in text.split() if word in self._rank)
 
-    def add(self, text: str) -> _Words:
-        i, words = len(self.rows), self.words(text)
-        self.rows.append(words)
-        if self._first.setdefault(words.ranks, i) == i:  # one row of each word set is enough to find it
-            for word in words.rarest():
+    def add(self, words: frozenset[int]) -> None:
+        i = len(self._rows)
+        self._rows.append(words)
+        if self._first.setdefault(words, i) == i:  # one row of each word set is enough to find it
+            for word in _rarest(words):
                 self._by_word[word].append(i)
-        return words
 
-    def candidates(self, words: _Words) -> Iterable[int]:
-        return dict.fromkeys(i for w in words.rarest() for i in self._by_word.get(w, ()))
+    def near(self, words: frozenset[int]) -> Iterator[int]:
+        """Yield the rows of a Jaccard similarity of at least 0.9, which is 19 |a △ b| ≤ |a| + |b|."""
+        for i in dict.fromkeys(i for word in _rarest(words) for i in self._by_word.get(word, ())):
+            if 19 * len(words ^ self._rows[i]) <= len(words) + len(self._rows[i]):
+                yield i
+
+
+def _rarest(words: frozenset[int]) -> Sequence[int]:
+    """Return so many words that a similar set must share one of them: n - ⌈0.9 n⌉ + 1."""
+    return sorted(words)[: len(words) // 10 + 1]
 
 
 def _ranks(texts: Sequence[str]) -> dict[str, int]:

@@ -52,12 +52,10 @@ def find_overlaps(splits: Mapping[str, Dataset]) -> tuple[list[Overlap], list[Fi
     found: list[Finding] = []
     names = list(splits)
     for i, new in enumerate(names):
-        seen: list[SeenKeys] = []
-        for old in names[:i]:
-            seen.append(_pair(splits[old], splits[new], (old, new), found))
-            overlaps.append(_overlap(seen[-1:], splits[new], new, old))
+        seen = {old: _pair(splits[old], splits[new], (old, new), found) for old in names[:i]}
+        overlaps += [_overlap([keys], splits[new], new, old) for old, keys in seen.items()]
         if len(seen) > 1:
-            overlaps.append(_overlap(seen, splits[new], new, " or ".join(names[:i])))
+            overlaps.append(_overlap([*seen.values()], splits[new], new, " or ".join(seen)))
     return overlaps, found
 
 

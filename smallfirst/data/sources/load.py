@@ -16,11 +16,10 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from smallfirst.data.dataset import Dataset, Example, RowFormat
 from smallfirst.data.quality.findings import Finding, Location, make_finding
@@ -105,7 +104,7 @@ def load_rows(
 ) -> Dataset:
     """Return all rows of the source in order, paths relative to `folder`, answers among `labels` if given.
 
-    Reading a text file takes at most four times its size and some 3 kB a row. Raise DataError with its first
+    Reading a text file takes at most five times its size and some 3 kB a row. Raise DataError with its first
     MAX_PROBLEMS Problems if any row is bad, there are more than `max_rows` or the source cannot be read, ConfigError
     for a wrong environment variable, MissingExtra.
     """
@@ -129,44 +128,34 @@ def load_noted(
 
 
 def load_valid(
-    address: str | Path,
-    *,
-    columns: Columns = DEFAULT_COLUMNS,
-    labels: Sequence[str] | None = None,
-    folder: Path = Path(),
+    address: str | Path, *, columns: Columns = DEFAULT_COLUMNS, labels: Sequence[str] | None = None
 ) -> tuple[Dataset, tuple[Problem, ...]]:
     """Return the good rows of the source and the first problems of the others; otherwise as `load_rows`."""
-    read = _find(os.fspath(address), folder).read(columns, labels)
+    read = _find(os.fspath(address), Path()).read(columns, labels)
     return read.data, read.problems
 
 
-def load_raw(
-    address: str | Path, *, folder: Path = Path(), max_rows: int | None = None
-) -> tuple[list[RawRow], tuple[SourceFormat, ...]]:
+def load_raw(address: str | Path) -> tuple[list[RawRow], tuple[SourceFormat, ...]]:
     """Return the rows of a source with all their columns as they stand, and how its files are written.
 
-    A row that cannot be read is the rule that it breaks; `max_rows` ends the reading without an error.
+    A row that cannot be read is the rule that it breaks.
     """
-    source = _find(os.fspath(address), folder)
+    source = _find(os.fspath(address), Path())
     budget = ReadBudget(source.where)
-    rows = list(islice(source.rows(None, budget), max_rows))
-    return rows, tuple(budget.formats)
-
-
-class _Reader(Protocol):
-    def __call__(self, columns: Columns | None, budget: ReadBudget, *, answered: bool = False) -> Iterable[RawRow]: ...
+    return list(source.rows(None, budget)), tuple(budget.formats)
 
 
 class _Source(NamedTuple):
     where: str
     """Address as error messages show it."""
     name: str
-    rows: _Reader
+    rows: Callable[..., Iterable[RawRow]]
+    """Its reader, which takes columns, budget and `answered`."""
 
     def read(self, columns: Columns, labels: Sequence[str] | None, max_rows: int | None = None) -> LoadedRows:
         budget = ReadBudget(self.where, max_rows)
         rows = self.rows(columns, budget, answered=labels is not None)
-        found = build_dataset(rows, self.name, columns=columns, labels=labels)
+        found = _build_dataset(rows, self.name, columns=columns, labels=labels)
         if not len(found.data) and not found.problems:
             empty = "; ".join(note.what for note in found.notes)
             raise DataError(f"{self.where}: there are no rows{f' ({empty})' if empty else ''}")
@@ -187,12 +176,12 @@ def _told(formats: Sequence[SourceFormat]) -> Iterator[Finding]:
 class _Parsed(NamedTuple):
     path: str
     line: int
-    format: RowFormat | None
-    example: Example | None
     rules: list[str]
+    format: RowFormat | None = None
+    example: Example | None = None
 
 
-def build_dataset(rows: Iterable[RawRow], name: str, *, columns: Columns, labels: Sequence[str] | None) -> LoadedRows:
+def _build_dataset(rows: Iterable[RawRow], name: str, *, columns: Columns, labels: Sequence[str] | None) -> LoadedRows:
     """Return the good rows as a Dataset, the first MAX_PROBLEMS of the others, and the number of the others.
 
     A row of another format than most is bad; an empty row is none.
@@ -243,16 +232,16 @@ class _Parser:
         """Return the row as an example or with the rules it breaks; None if it is empty."""
         path, line, values = row
         if isinstance(values, str):
-            return _Parsed(path, line, None, None, [values])
+            return _Parsed(path, line, [values])
         layout = self._detect(values)
         if is_empty_row(values, None if isinstance(layout, str) else layout):
             self.folding.skip_empty(path, line)
             return None
         if isinstance(layout, str):
-            return _Parsed(path, line, None, None, [layout])
+            return _Parsed(path, line, [layout])
         folded = self.folding.fold(values, layout, path, line)
         example, rules = parse_row(folded, layout, path=path, line=line, labels=self._allowed)
-        return _Parsed(path, line, layout.shape, example, rules)
+        return _Parsed(path, line, rules, layout.shape, example)
 
     def _detect(self, values: Mapping[str, Any]) -> RowLayout | str:
         keys = tuple(values)
@@ -294,13 +283,11 @@ def _at(path: Path, version: int | None = None) -> _Source:
         return _delta(path, name, version)
     if path.is_dir():
         return _folder(path, name)
-    suffix = path.suffix.lower()
+    suffix, alone = path.suffix.lower(), [FoundFile(path, None)]
     if suffix in SPREADSHEETS:
         return _Source(str(path), name, partial(read_spreadsheet, path))
-    if suffix == PARQUET:
-        return _Source(str(path), name, partial(read_parquet, [FoundFile(path, None)]))
-    if suffix in TEXT_SUFFIXES:
-        return _Source(str(path), name, partial(read_texts, [FoundFile(path, None)]))
+    if suffix in (PARQUET, *TEXT_SUFFIXES):
+        return _Source(str(path), name, partial(read_parquet if suffix == PARQUET else read_texts, alone))
     return _Source(str(path), path.name, partial(read_text_file, path))
 
 

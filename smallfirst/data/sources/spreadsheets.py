@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from smallfirst.data.row_folding import scalar_text
 from smallfirst.data.row_formats import Columns
 from smallfirst.data.sources.reader import RawRow, ReadBudget, SourceFormat, first_line, row_size_rule
 from smallfirst.data.sources.tables import NO_HEADER, TableRecord, table_rows
@@ -55,14 +56,8 @@ def _records(cells: list[list[Any]]) -> Iterator[TableRecord]:
 
 
 def _text(cell: Any) -> str:
-    """Return the cell as text: 3 and not 3.0, an ISO date, true or false."""
-    if isinstance(cell, bool):
-        return str(cell).lower()
-    if isinstance(cell, float) and cell.is_integer():
-        return str(int(cell))
-    if isinstance(cell, datetime.date | datetime.time):
-        return cell.isoformat().removesuffix("T00:00:00")
-    return str(cell)
+    is_date = isinstance(cell, datetime.date | datetime.time)
+    return cell.isoformat().removesuffix("T00:00:00") if is_date else scalar_text(cell)
 
 
 def _refuse_too_large(file: Path) -> None:

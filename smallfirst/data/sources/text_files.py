@@ -10,16 +10,16 @@ import csv
 import difflib
 import gzip
 import json
+import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from smallfirst.data.row_formats import Columns
 from smallfirst.data.sources.encodings import to_utf8
-from smallfirst.data.sources.json_lists import is_list, list_rows
 from smallfirst.data.sources.reader import (
     MAX_ROW_BYTES,
     NumberedRow,
@@ -38,6 +38,11 @@ FORMATS = (*_JSON, *_SEPARATORS)
 """Suffixes of the files that are read; each may have `.gz` after it."""
 _PIECE_BYTES = 1 << 20
 _SAMPLE_BYTES = 1 << 16
+_FIRST_CHARACTERS = 1 << 14
+"""Characters in which the end of an item is looked for first."""
+_SPACE = re.compile(r"[ \t\r\n]*")
+_DECODER = json.JSONDecoder()
+
 _BLANK = " \t\r"  # not str.strip(): U+2028 and its like are text, not blank
 
 
@@ -156,6 +161,69 @@ def _json_rows(lines: Iterable[_Line]) -> Iterator[NumberedRow]:
             yield number, rule
         elif line.text.strip(_BLANK):
             yield number, _object(line.text)
+
+
+def is_list(raw: bytes) -> bool:
+    """Return True if UTF-8 content begins as a list of objects, or is an empty list."""
+    head = raw[:MAX_ROW_BYTES].lstrip(codecs.BOM_UTF8).lstrip()
+    return head.startswith(b"[") and head[1:].lstrip()[:1] in (b"{", b"]")
+
+
+def list_rows(raw: bytes, parse: Callable[[str], dict[str, Any] | str]) -> Iterator[NumberedRow]:
+    """Yield the parsed items of a list by the lines on which they begin; the first that is broken is the last."""
+    text, damage = _decoded(raw)
+    at, line = 0, 1
+
+    def move(end: int) -> None:
+        nonlocal at, line
+        at, line = end, line + text.count("\n", at, end)
+
+    def following() -> str:
+        found = _SPACE.match(text, at)
+        move(found.end() if found else at)
+        return text[at : at + 1]
+
+    def take(character: str) -> None:
+        if following() != character:
+            raise json.JSONDecodeError(f"Expecting '{character}'", text, at)
+        move(at + 1)
+
+    try:
+        take("[")
+        while following() != "]":
+            begin, first_line = at, line
+            move(_end_of_value(text, at))
+            yield first_line, row_size_rule(at - begin) or parse(text[begin:at])
+            if following() != "]":
+                take(",")
+        take("]")
+        if following():
+            yield line, "broken JSON: something follows the list"
+    except json.JSONDecodeError as error:
+        yield (line, damage) if damage else (line + text.count("\n", at, error.pos), f"broken JSON: {error.msg}")
+    except RecursionError:
+        yield line, "broken JSON: nested too deeply"
+
+
+def _decoded(raw: bytes) -> tuple[str, str]:
+    """Return the text up to the first byte that is not UTF-8, and what is wrong with that byte, if there is one."""
+    try:
+        return raw.decode("utf-8-sig"), ""
+    except UnicodeDecodeError as error:
+        damaged = f"after this line not UTF-8: byte 0x{error.object[error.start]:02x}"
+        return error.object[: error.start].decode(), damaged
+
+
+def _end_of_value(text: str, at: int) -> int:
+    """Return where the value at `at` ends, within twice MAX_ROW_BYTES. Raise JSONDecodeError, RecursionError."""
+    size = _FIRST_CHARACTERS
+    while True:
+        try:
+            return at + _DECODER.raw_decode(text[at : at + size])[1]
+        except json.JSONDecodeError as error:
+            if at + size >= len(text) or size > 2 * MAX_ROW_BYTES:
+                raise json.JSONDecodeError(error.msg, text, at + error.pos) from None
+            size *= 8
 
 
 def _object(text: str, unit: str = "line") -> dict[str, Any] | str:

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from smallfirst.data.importers.converted import Converted
 from smallfirst.data.importers.exchanges import Asked, as_table
+from smallfirst.data.importers.table import Converted
 from smallfirst.data.sources.reader import RawRow
 from smallfirst.errors import ConfigError, Problem
 from smallfirst.traffic.exchange import Exchange

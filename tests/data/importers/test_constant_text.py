@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallfirst.data.importers.constant_text import constant_pieces, tokens, values_between, varies_by_nature
+from smallfirst.data.importers.constant_text import (
+    constant_pieces,
+    find_template,
+    tokens,
+    values_between,
+    varies_by_nature,
+)
 
 RNG = random.Random(0)
 WORDS = "card bank fee lost when why is my the not sent paid top up abroad app pin late twice"
@@ -30,7 +36,10 @@ CASES = [f"{' '.join(RNG.choices(WORDS.split(), k=RNG.randint(4, 12)))} {i % 7}?
 )
 def test_the_case_is_what_varies(around):
     before, after = around
-    assert constant_pieces([f"{before}{case}{after}" for case in CASES]) == (before, after)
+    texts = [f"{before}{case}{after}" for case in CASES]
+    assert constant_pieces(texts) == (before, after)
+    if len(before + after) >= 30:
+        assert find_template(texts) == (before, after)
 
 
 def test_dates_numbers_choices_and_the_case_are_slots_of_their_own():
@@ -79,3 +88,19 @@ def test_tokens_together_are_the_text(text):
 def test_what_dates_and_ids_are_made_of_varies_by_nature():
     assert all(map(varies_by_nature, ("2026", "f27d", "October", "Monday")))
     assert not any(map(varies_by_nature, ("card", "-", " ")))
+
+
+def test_a_date_is_a_gap_of_its_own_and_strangers_follow_no_template():
+    prompts = [f"Today is 2026-09-0{1 + i % 9}. Message of the customer: {case}" for i, case in enumerate(CASES)]
+    prompts[0] = "hello there"
+    template = find_template(prompts)
+    assert template == ("Today is ", ". Message of the customer: ", "")
+    assert values_between(template, prompts[0]) is None
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [CASES[:2], ["the same text each time"] * 9, [f"{i} where is my {i * 7} card {i * 3}?" for i in range(40)]],
+)
+def test_texts_that_share_little_have_no_template(prompts):
+    assert find_template(prompts) is None

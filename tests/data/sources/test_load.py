@@ -126,13 +126,12 @@ def test_a_packed_json_list_is_read(tmp_path: Path) -> None:
 def test_raw_rows_have_every_column_as_it_stands_and_the_format_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("id;Message ;Team\n1;lost it;\n2;too short\n")
-    rows, [found] = load_raw("rows.csv", folder=tmp_path)
+    rows, [found] = load_raw(path)
     assert [row.values for row in rows] == [
         {"id": "1", "Message": "lost it", "Team": ""},
         "2 fields where the header has 3",
     ]
     assert (found.encoding, found.delimiter, found.has_header) == ("utf-8", ";", True)
-    assert len(load_raw(path, max_rows=1)[0]) == 1
 
 
 def test_empty_rows_are_left_out_and_outer_spaces_are_no_part_of_a_label(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from smallfirst.data.importers.converted import Converted
+from smallfirst.data.importers.table import Converted
 from smallfirst.data.sources.reader import RawRow
 from smallfirst.traffic.logs.importer import LOGS
 
