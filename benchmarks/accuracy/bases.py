@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.accuracy.run import data_folder, task_file
 from smallfirst.models.catalog import find_weights
-from smallfirst.models.memory import release_memory
+from smallfirst.models.local.weights import release_memory
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.registry import runs

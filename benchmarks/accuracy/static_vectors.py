@@ -28,7 +28,8 @@ from benchmarks.accuracy.run import data_folder
 from benchmarks.paths import RESULTS
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder
-from smallfirst.models.linear.classifier import INVERSE_REGULARIZATION, TfidfFeatures, fit_logistic_regression
+from smallfirst.models.linear.classifier import INVERSE_REGULARIZATION, fit_logistic_regression
+from smallfirst.models.linear.tfidf import TfidfFeatures
 from smallfirst.stats.intervals import paired_difference, wilson
 
 INVERSE_PENALTIES = (10.0, 30.0, 100.0, 300.0)
@@ -80,7 +81,9 @@ def measure(name: str, n: int | None, static: StaticVectors, encoder: SentenceEn
     rows = rows_of(name)
     texts, labels = rows["train"] if n is None else some_of_each_label(*rows["train"], n)
     names, (asked, gold) = sorted(set(labels)), rows["test"]
-    kinds: dict[str, tuple[Features, float]] = {"words": (TfidfFeatures.fit(texts), INVERSE_REGULARIZATION["words"])}
+    kinds: dict[str, tuple[Features, float]] = {
+        "words": (TfidfFeatures.fit(texts).matrix, INVERSE_REGULARIZATION["words"])
+    }
     validated = {}
     for c in INVERSE_PENALTIES:
         head = fit(static(texts), labels, names, c)
@@ -110,10 +113,10 @@ def requests_per_s(static: StaticVectors, encoder: SentenceEncoder) -> dict[str,
     texts, labels = some_of_each_label(*rows_of("banking77")["train"], 30)
     names, asked = sorted(set(labels)), rows_of("banking77")["test"][0][:TIMED]
     words = TfidfFeatures.fit(texts)
-    heads = {"words": fit(words(texts), labels, names, 30.0), "static": fit(static(texts), labels, names, 30.0)}
+    heads = {"words": fit(words.matrix(texts), labels, names, 30.0), "static": fit(static(texts), labels, names, 30.0)}
     width = encoder.embed(asked[:1]).shape[1]
     heads["encoder"] = (np.zeros((len(names), width), np.float32), np.zeros(len(names), np.float32))
-    saved: dict[str, Features] = {"words": words.as_saved(), "static": static, "encoder": encoder.embed}
+    saved: dict[str, Features] = {"words": words, "static": static, "encoder": encoder.embed}
     rates = defaultdict(list)
     for _ in range(ROUNDS):
         for kind, features in saved.items():

@@ -64,7 +64,7 @@ def _cut(request: Request) -> Request:
 def main() -> None:
     """Serve until told to stop."""
     port, key, path = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
-    whole = GenerativeModel.for_chat(Generator.load(base.find_weights(BASE), chat=True), name="smollm2")
+    whole = GenerativeModel.published(Generator.load(base.find_weights(BASE), chat=True), name="smollm2")
     settings = ServeSettings(port=port, api_keys_sha256=(hash_key(key),))
     serve({**dict.fromkeys(NAMES, Short(whole)), "small": whole}, ledger=Ledger(path), settings=settings)
 

@@ -18,7 +18,7 @@ def tiny(folder: Path) -> Model:
 
     if not (folder / "config.json").is_file():
         make_tiny(folder)
-    return GenerativeModel.for_chat(Generator.load(folder, chat=True), name="tiny")
+    return GenerativeModel.published(Generator.load(folder, chat=True), name="tiny")
 
 
 class Flood:

@@ -14,7 +14,8 @@ from benchmarks.accuracy.run import data_folder
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.sources.load import load_rows
 from smallfirst.evaluation.calibration import fit_temperature
-from smallfirst.models.linear.classifier import ENCODER_FOLDER, LinearClassifier, TfidfFeatures
+from smallfirst.models.linear.classifier import ENCODER_FOLDER, LinearClassifier
+from smallfirst.models.linear.tfidf import TfidfFeatures
 from smallfirst.models.manifest import Manifest, read_manifest
 from smallfirst.models.state_features import HiddenStateProfile, HiddenStates
 from smallfirst.routing.ood.text_features import TextFeatures

@@ -26,6 +26,7 @@ import torch
 
 from benchmarks.paths import RESULTS
 from benchmarks.serving.scoring import matrix_rate
+from smallfirst.models.batching import length_batches
 from smallfirst.models.label_model import LabelModel
 from smallfirst.models.local.int8_check import compare
 from smallfirst.models.local.label_scorer import Engine, LabelScorer
@@ -78,7 +79,8 @@ def timed(scorer: LabelScorer, encoded: list[list[int]], rows: int) -> float:
     began = time.perf_counter()
     for start in range(0, len(encoded), rows):
         batch = encoded[start : start + rows]
-        for chosen in scorer._batches(batch):
+        lengths = [len(ids) for ids in batch]
+        for chosen in length_batches(lengths, max_rows=scorer.batch_rows, max_tokens=scorer.batch_tokens):
             scorer._forward([batch[i] for i in chosen])
     return len(encoded) / (time.perf_counter() - began)
 
@@ -106,7 +108,7 @@ def speed(folder: Path, test: Path) -> dict[str, Any]:
     scorers = loaded(folder)
     texts = rows_of(test, read_manifest(folder))[0][:256]
     any_one = next(iter(scorers.values()))
-    encoded = any_one._encode(texts)
+    encoded = any_one.encode(texts)
     tokens = sum(map(len, encoded)) / len(encoded)
     weights = sum(w.numel() for name, w in any_one.model.named_parameters() if "embed" not in name)
     peaks = [matrix_rate(1.0)]

@@ -95,11 +95,10 @@ def read_probe(path: Path | None = None) -> Probe:
 def run_probe(probe: Probe, folder: Path, *, name: str) -> ProbeResult:
     """Ask the causal model in `folder` all questions; right means likelier than every wrong answer, ties excluded."""
     from smallfirst.models.generation.adapters import load_merged
-    from smallfirst.models.local.multiple_choice import encode_question, mean_log_probabilities
+    from smallfirst.models.local.label_trie import mean_log_probabilities
 
     model, tokenizer = load_merged(folder)
-    choices = [encode_question(tokenizer, q.prompt, (*q.answer, *q.wrong)) for q in probe.questions]
-    likelihoods = mean_log_probabilities(model, choices)
+    likelihoods = [mean_log_probabilities(model, tokenizer, q.prompt, (*q.answer, *q.wrong)) for q in probe.questions]
     return ProbeResult(
         model=name,
         model_fingerprint=model_fingerprint(folder),

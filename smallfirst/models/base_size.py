@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from smallfirst.records import Record
 
 _EMBEDDING = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
 _HEAD = ("lm_head.weight", "embed_out.weight")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-_HEADER_LIMIT = 100_000_000
-"""Bytes; the format's own limit for a header."""
 
 
 class BaseSize(Record):
@@ -55,7 +55,7 @@ def read_base_size(folder: Path) -> BaseSize | None:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         shapes = _shapes(folder)
-    except (OSError, ValueError):
+    except (OSError, ValueError, SafetensorError):
         return None
     if not shapes or not isinstance(config, dict) or any(config.get(name) for name in _EXPERTS):
         return None
@@ -89,7 +89,7 @@ def _size(config: Mapping[str, Any], shapes: Mapping[str, list[int]]) -> BaseSiz
 
 
 def _shapes(folder: Path) -> dict[str, list[int]]:
-    """Return the shape of every tensor by name. Raise OSError or ValueError if a file cannot be read."""
+    """Return the shape of every tensor by name. Raise OSError, ValueError or SafetensorError for unreadable files."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -97,12 +97,8 @@ def _shapes(folder: Path) -> dict[str, list[int]]:
         names = ["model.safetensors"]
     found: dict[str, list[int]] = {}
     for name in names:
-        with (folder / name).open("rb") as file:
-            n_bytes = int.from_bytes(file.read(8), "little")
-            if n_bytes > _HEADER_LIMIT:
-                raise ValueError(f"{name} has no safetensors header")
-            header = json.loads(file.read(n_bytes))
-        found |= {key: value["shape"] for key, value in header.items() if key != "__metadata__"}
+        with safe_open(folder / name, framework="np") as file:
+            found |= {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 - no mapping
     return found
 
 

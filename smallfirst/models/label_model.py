@@ -6,12 +6,12 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from smallfirst.errors import ModelError, RequestRefused
-from smallfirst.models.batching import BatchBudget, BatchWorker
+from smallfirst.models.batching import SHORT_PASS, BatchWorker, estimated_tokens
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import (
     Capability,
@@ -21,14 +21,11 @@ from smallfirst.models.protocol import (
     Request,
     Token,
 )
-from smallfirst.models.usage import ReportUnfinished, paid, unfinished
+from smallfirst.models.usage import paid
 from smallfirst.models.wrappers import CallableModel
 from smallfirst.pricing.charge import Charge
 from smallfirst.pricing.machine import MachinePrice
 from smallfirst.pricing.tokens import tokens_of
-
-CHARACTERS_PER_TOKEN = 4
-"""Of ordinary text, to estimate the work that waits before it is tokenised."""
 
 
 class LabelLogProbs(NamedTuple):
@@ -92,16 +89,12 @@ class LabelAnswers(CallableModel, ABC):
         began = time.perf_counter()
         scored = await self._score(request.text, request.tenant)
         probabilities = softmax(scored.log_probabilities, self.manifest.temperature)
-        best = np.argsort(-probabilities)
-        labels = self.manifest.task.closed
         return Completion(
-            text=labels[best[0]],
+            **likeliest(self.manifest.task.closed, probabilities),
             answered_by=self.name,
             latency_ms=(time.perf_counter() - began) * 1000,
             **paid(self._charge(scored)),
-            confidence=float(probabilities[best[0]]),
-            alternatives=tuple((labels[i], float(probabilities[i])) for i in best[:5]),
-            tokens=() if request.logprobs is None else (self._token(scored, best, request.logprobs),),
+            tokens=() if request.logprobs is None else (self._token(scored, request.logprobs),),
         )
 
     async def probabilities(self, texts: Sequence[str]) -> list[LabelScores]:
@@ -129,9 +122,10 @@ class LabelAnswers(CallableModel, ABC):
     def _charge(self, scored: LabelLogProbs) -> Charge:
         return self._price.charge(self.name, scored.busy_s, tokens_of(scored.n_tokens, 1))
 
-    def _token(self, scored: LabelLogProbs, best: np.ndarray, n_top: int) -> Token:
+    def _token(self, scored: LabelLogProbs, n_top: int) -> Token:
         labels = self.manifest.task.closed
         logs = log_softmax(scored.log_probabilities, self.manifest.temperature)
+        best = np.argsort(-logs)
         text = labels[best[0]]
         top = tuple((labels[i], float(logs[i])) for i in best[:n_top])
         return Token(text=text, logprob=float(logs[best[0]]), octets=tuple(text.encode()), top=top)
@@ -142,17 +136,20 @@ class LabelModel(LabelAnswers):
 
     max_batch_size = 512
     """Texts in a pass; those that arrive meanwhile wait for the next."""
-    budget = BatchBudget(seconds=0.1, full=256)
-    """Tokens, roughly, that share a pass. Short passes cost no throughput, and a server can send answers while the next
-    one runs."""
 
     def __init__(
         self, scorer: Scorer, manifest: Manifest, *, name: str = "", price: MachinePrice | None = None
     ) -> None:
         super().__init__(manifest, name=name, price=price)
-        self._scorer, self._n_submitted = scorer, 0
+        self._scorer = scorer
         self._worker: BatchWorker[_Item, LabelLogProbs | TextEmbedding] = BatchWorker(
-            self._compute, name=self.name, max_batch_size=self.max_batch_size, size=_size, budget=self.budget
+            self._compute,
+            name=self.name,
+            max_batch_size=self.max_batch_size,
+            size=lambda item: estimated_tokens(item.text),
+            budget=SHORT_PASS,
+            price=self._price,
+            n_written=lambda item: int(not item.embeds),
         )
 
     @property
@@ -161,7 +158,7 @@ class LabelModel(LabelAnswers):
         return own if self._scorer.embed is None else own | {Capability.EMBEDDINGS}
 
     async def log_probabilities(self, text: str, *, tenant: str = "") -> LabelLogProbs:
-        scored = await self._submit(_Item(text))
+        scored = await self._worker.submit(_Item(text))
         assert isinstance(scored, LabelLogProbs)
         return scored
 
@@ -169,7 +166,7 @@ class LabelModel(LabelAnswers):
         """Return vectors of length 1. Raise RequestRefused if the scorer has none, ModelError if it fails."""
         if self._scorer.embed is None:
             raise RequestRefused(f"{self.name} has no embeddings: it computes word counts, not vectors")
-        items = [self._submit(_Item(text, embeds=True)) for text in texts]
+        items = [self._worker.submit(_Item(text, embeds=True)) for text in texts]
         found = [one for one in await asyncio.gather(*items) if isinstance(one, TextEmbedding)]
         n_tokens = sum(one.n_tokens for one in found)
         charge = self._price.charge(self.name, sum(one.busy_s for one in found), tokens_of(n_tokens))
@@ -177,20 +174,6 @@ class LabelModel(LabelAnswers):
 
     async def aclose(self) -> None:
         await self._worker.aclose()
-
-    async def _submit(self, item: _Item) -> LabelLogProbs | TextEmbedding:
-        began = time.perf_counter()
-        self._n_submitted += 1
-
-        def used(_: BaseException) -> Completion:
-            busy_s = (time.perf_counter() - began) / self._n_submitted
-            return unfinished(self._price.charge(self.name, busy_s, tokens_of(_size(item), int(not item.embeds))))
-
-        try:
-            with ReportUnfinished(used):
-                return await self._worker.submit(item)
-        finally:
-            self._n_submitted -= 1
 
     def _compute(self, items: Sequence[_Item]) -> list[LabelLogProbs | TextEmbedding]:
         scored_texts, embedded_texts = ([one.text for one in items if one.embeds is kind] for kind in (False, True))
@@ -203,8 +186,11 @@ class LabelModel(LabelAnswers):
         return [next(vectors) if one.embeds else next(labels) for one in items]
 
 
-def _size(item: _Item) -> int:
-    return 1 + len(item.text) // CHARACTERS_PER_TOKEN
+def likeliest(labels: Sequence[str], probabilities: Sequence[float] | np.ndarray) -> dict[str, Any]:
+    """Return the fields of a Completion that answers with the likeliest label."""
+    best = np.argsort(-np.asarray(probabilities))[:5]
+    alternatives = tuple((labels[i], float(probabilities[i])) for i in best)
+    return {"text": alternatives[0][0], "confidence": alternatives[0][1], "alternatives": alternatives}
 
 
 def softmax(log_probabilities: Sequence[float] | np.ndarray, temperature: float) -> np.ndarray:

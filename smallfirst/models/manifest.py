@@ -1,4 +1,4 @@
-"""The manifest of a model folder: kind, task, label tokens, calibration."""
+"""The manifest of a model folder: kind, task, label tokens, calibration; and whether its weights are read in int8."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from smallfirst.errors import ConfigError
 from smallfirst.files import files_sha256, sha256, write_atomically
 from smallfirst.models.confidence import Calibration
 from smallfirst.records import Record
+from smallfirst.stats.intervals import Estimate
 from smallfirst.tasks import AnyTask
 
 MANIFEST = "smallfirst.json"
+INT8_FILE = "int8.json"
 ADAPTER_CONFIG = "adapter_config.json"
 """The file that marks a folder of LoRA adapters saved by peft."""
 BASE_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
@@ -83,6 +85,40 @@ def require_base(folder: Path, manifest: Manifest, base: Path) -> None:
             "base only",
             hint=f"copy the folder of {manifest.base} from where it was trained to {base}, or train again on this one",
         )
+
+
+class Int8Check(Record):
+    """How int8 arithmetic changed a model's answers on some rows."""
+
+    weights_fingerprint: str
+    """Of the weights that were checked."""
+    agreement: Estimate
+    """Share of rows with the same likeliest label."""
+    difference: Estimate | None = None
+    """Accuracy in int8 minus accuracy in the model's own precision, same rows."""
+    exact_right: int | None = None
+    """Rows answered correctly in the model's own precision."""
+    int8_right: int | None = None
+    """Rows answered correctly in int8."""
+    mean_shift: float
+    """Mean absolute change of the likeliest label's probability, in [0, 1]."""
+    rows: str
+    """Name of the rows."""
+    kept: bool
+    """True if the model is read in int8 from now on, where the processor supports it."""
+    why: str
+    """The reason, in one sentence."""
+
+
+def int8_allowed(folder: Path, manifest: Manifest) -> bool:
+    """Return whether a check in the folder, made for these weights, allows int8.
+
+    What follows a dash in the manifest's fingerprint was fitted to the weights later, and does not count.
+    """
+    if not (folder / INT8_FILE).is_file() or not manifest.weights_fingerprint:
+        return False
+    found = Int8Check.load(folder / INT8_FILE)
+    return found.kept and found.weights_fingerprint == manifest.weights_fingerprint.partition("-")[0]
 
 
 def _is_hidden(path: Path) -> bool:

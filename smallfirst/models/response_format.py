@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from smallfirst.errors import BadAnswer, ConfigError, RequestRefused
-from smallfirst.models.generation.grammar import Grammar, GrammarCache, lark_grammar, with_number_bounds
+from smallfirst.models.generation.grammar import Grammar, lark_grammar, with_number_bounds
 from smallfirst.models.protocol import Completion, ResponseFormat
 from smallfirst.models.usage import report_unfinished
 from smallfirst.tasks.json.answers import answer_parser, keeps_schema
@@ -20,7 +22,9 @@ from smallfirst.tasks.json.schema import closed_schema
 from smallfirst.tasks.json.validation import AnswerCheck, unsupported_part
 
 MAX_COMPILED = 64
-"""Compiled schemas kept in memory."""
+"""Compiled schemas kept in memory, and grammars of requests' own schemas for each local model."""
+COMPILE_TIMEOUT_S = 10.0
+"""Seconds after which a local model refuses a schema, the wait for those compiled before it included."""
 SHOWN_CHARACTERS = 200
 """Characters of a wrong answer that its error message quotes."""
 
@@ -70,7 +74,10 @@ class CompiledSchema:
 
 
 class ResponseGrammars:
-    """The grammars of one local model: that of its task, or else those of the requests' own schemas."""
+    """The grammars of one local model: that of its task, or else those of the requests' own schemas.
+
+    These are compiled one by one in a thread; the least used are dropped.
+    """
 
     def __init__(self, own: Mapping[str, Any] | None, tokenizer: Any, *, name: str, writes_json: bool = True) -> None:
         """Compile `own`, the schema of every answer, if there is one. Raise ConfigError if it has no grammar.
@@ -80,7 +87,8 @@ class ResponseGrammars:
         """
         self._own, self._name, self._writes_json = own, name, writes_json
         self._own_grammar = Grammar.compile(own, tokenizer) if own is not None else None
-        self._requested = GrammarCache(tokenizer)
+        self._tokenizer, self._requested = tokenizer, OrderedDict[str, Grammar]()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammars")
 
     async def grammar_for(self, wanted: ResponseFormat | None) -> Grammar | None:
         """Return the answer's grammar, None for free text. Raise RequestRefused if there is none, or another."""
@@ -98,13 +106,28 @@ class ResponseGrammars:
                 f"response_format: {self._name} was trained on answers that are no JSON objects; leave response_format "
                 "out, or name the fields by a json_schema"
             )
-        try:
-            return await self._requested.grammar(wanted.answer_schema)
-        except ConfigError as error:
-            raise RequestRefused(f"response_format: {error.args[0]}") from None
+        return await self._compiled(wanted.answer_schema)
+
+    async def _compiled(self, schema: Mapping[str, Any]) -> Grammar:
+        # Not the canonical form: the order of properties is the order in which they are written.
+        key = json.dumps(schema)
+        if key not in self._requested:
+            loop = asyncio.get_running_loop()
+            compiling = loop.run_in_executor(self._thread, Grammar.compile, schema, self._tokenizer)
+            try:
+                self._requested[key] = await asyncio.wait_for(compiling, COMPILE_TIMEOUT_S)
+            except ConfigError as error:
+                raise RequestRefused(f"response_format: {error.args[0]}") from None
+            except TimeoutError:
+                rule = f"it takes more than {COMPILE_TIMEOUT_S:g} s to compile"
+                raise RequestRefused(f"response_format: no answer can be written under this schema: {rule}") from None
+            if len(self._requested) > MAX_COMPILED:
+                self._requested.popitem(last=False)
+        self._requested.move_to_end(key)
+        return self._requested[key]
 
     def close(self) -> None:
-        self._requested.close()
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 def json_format(schema: Mapping[str, Any]) -> OutputFormat:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
 
 from smallfirst.errors import BadAnswer, ModelError
 from smallfirst.models.protocol import (
@@ -104,17 +103,10 @@ class OpenEndedReplay(DelegatingModel):
         return stream_in_one_chunk(self, request)
 
 
-class _Named(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    async def complete(self, request: Request) -> Completion: ...
-
-
 class CallableModel:
     """A base of Models that can be called: `router("where is my card")`, with or without an event loop."""
 
-    def __call__(self: _Named, request: str | Request) -> Completion:
+    def __call__(self: Model, request: str | Request) -> Completion:
         """Return the whole answer to a text, as `await complete(Request.ask(text))` does."""
         return run_sync(self.complete(Request.ask(request) if isinstance(request, str) else request))
 
@@ -125,5 +117,5 @@ class CallableModel:
     async def aclose(self) -> None:
         """Do nothing: no resource is held."""
 
-    def __repr__(self: _Named) -> str:
+    def __repr__(self: Model) -> str:
         return f"{type(self).__name__}({self.name!r})"

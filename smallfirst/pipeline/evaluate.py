@@ -7,7 +7,7 @@ import asyncio
 from smallfirst.data.dataset import Dataset, sample_rows
 from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.models.memory import release_memory
+from smallfirst.models.local.weights import release_memory
 from smallfirst.models.protocol import Model, Request
 from smallfirst.models.wrappers import OpenEndedReplay
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads, is_correct

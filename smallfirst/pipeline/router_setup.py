@@ -14,8 +14,7 @@ from smallfirst.data.dataset import Dataset
 from smallfirst.errors import DataError
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.catalog import find_weights
-from smallfirst.models.local.int8_record import int8_allowed
-from smallfirst.models.manifest import MANIFEST, read_manifest
+from smallfirst.models.manifest import MANIFEST, int8_allowed, read_manifest
 from smallfirst.models.protocol import Capability, Completion, Model, Request
 from smallfirst.models.wrappers import CallableModel
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads, load_gain

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from smallfirst.errors import NothingGained, StageMissing
 from smallfirst.evaluation.label_errors import read_relabels
 from smallfirst.models.catalog import find_weights
-from smallfirst.models.memory import release_memory
+from smallfirst.models.local.weights import release_memory
 from smallfirst.pipeline.ladder.ladder import Ladder
 from smallfirst.pipeline.ladder.plan import TimeBudget
 from smallfirst.pipeline.retention import requested_probe

@@ -103,7 +103,7 @@ def bootstrap_interval(value: float, values: np.ndarray, *, n: int, confidence: 
     Interval: bias-corrected percentiles (Efron 1981), widened to Wilson's interval of a share of equal value, because
     resampling cannot show an error that was not seen.
     """
-    low, high = _bias_corrected(value, values, confidence)
+    low, high = bias_corrected(value, values, confidence)
     least, most = _wilson_ends(value, n, confidence)
     return Estimate(value=value, low=min(low, least), high=max(high, most), n=n)
 
@@ -231,8 +231,8 @@ def _resample(metric: Callable[[np.ndarray], float], n: int, *, resamples: int, 
     return float(metric(np.arange(n))), np.array([metric(draw.integers(0, n, n)) for _ in range(resamples)])
 
 
-def _bias_corrected(value: float, values: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Return low and high, moved so that the value is at the median of the resamples."""
+def bias_corrected(value: float, values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    """Return low and high, moved so that the value is at the median of its `values` on resamples (Efron 1981)."""
     below = float((values < value).mean() + (values == value).mean() / 2)
     least = 0.5 / len(values)
     shift = 2 * float(special.ndtri(min(max(below, least), 1 - least)))

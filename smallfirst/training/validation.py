@@ -18,9 +18,8 @@ from smallfirst.evaluation.calibration import accuracy_and_temperature, fit_cali
 from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.grammar import Grammar
 from smallfirst.models.generation.sequence import GenerationRequest
-from smallfirst.models.local.chat_template import encode_chat, end_of_turn_token, with_system_message
 from smallfirst.models.local.label_scorer import LabelScorer
-from smallfirst.models.local.tokenizer import encode_prompt
+from smallfirst.models.local.tokenizer import encode_chat, encode_prompt, end_of_turn_token, with_system_message
 from smallfirst.models.manifest import Manifest
 from smallfirst.training.batches import TokenizedRow, micro_batches
 from smallfirst.training.causal_lm import target_loss

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from typing import Any
 
 import jsonschema
@@ -11,6 +12,7 @@ import pytest
 from fixtures.event_loop import in_loop
 
 from smallfirst.errors import BadAnswer, ConfigError, RequestRefused
+from smallfirst.models import response_format
 from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.grammar import Grammar
 from smallfirst.models.generation.sequence import GenerationRequest
@@ -50,6 +52,41 @@ def test_a_task_with_a_schema_follows_it(lively: tuple[Any, Any], wanted: Respon
 def test_another_schema_than_the_tasks_is_refused(lively: tuple[Any, Any]) -> None:
     with pytest.raises(RequestRefused, match="the answers of orders follow the schema of its task"):
         grammar_of(lively[1], OWN, wanted_json(OTHER))
+
+
+def test_grammars_are_cached_by_schema_and_property_order_and_the_oldest_is_dropped(
+    lively: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(response_format, "MAX_COMPILED", 2)
+    made, compiled = ResponseGrammars(None, lively[1], name="orders"), Grammar.compile
+    asked: list[Any] = []
+    monkeypatch.setattr(Grammar, "compile", lambda schema, words: (asked.append(schema), compiled(schema, words))[1])
+    properties = {"a": {"type": "integer"}, "b": {"type": "integer"}}
+    one, other = (
+        {"type": "object", "properties": dict(order)} for order in (properties.items(), [*properties.items()][::-1])
+    )
+
+    async def play() -> None:
+        for schema in (one, other, one, {"enum": ["c"]}, one, other):
+            await made.grammar_for(wanted_json(schema))
+
+    asyncio.run(play())
+    made.close()
+    assert list(map(json.dumps, asked)) == list(map(json.dumps, (one, other, {"enum": ["c"]}, other)))
+
+
+def test_compiling_blocks_nobody_and_is_limited_in_time(
+    lively: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, release = ResponseGrammars(None, lively[1], name="orders"), threading.Event()
+    monkeypatch.setattr(response_format, "COMPILE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(Grammar, "compile", lambda *_: release.wait(60))
+    try:
+        with pytest.raises(RequestRefused, match=r"it takes more than 0\.05 s to compile"):
+            asyncio.run(made.grammar_for(wanted_json(OWN)))
+    finally:
+        release.set()
+        made.close()
 
 
 def test_free_text_takes_the_format_of_the_request(lively: tuple[Any, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from smallfirst.models.compute_thread import run_in_compute_thread
+from smallfirst.models.batching import run_in_compute_thread
 from smallfirst.models.encoder.ctranslate2_engine import CTranslate2Encoder, unsupported_reason
 from smallfirst.models.label_model import TextEmbedding
 from smallfirst.models.local.weights import (

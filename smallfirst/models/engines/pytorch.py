@@ -46,7 +46,7 @@ class PyTorchEngine:
         folder, name, price = source.path, source.name, source.prices.machine
         if source.kind == "weights":
             chat = Generator.load(folder, chat=True)
-            return GenerativeModel.for_chat(chat, name=name or folder.name, price=price, schema=source.schema)
+            return GenerativeModel.published(chat, name=name or folder.name, price=price, schema=source.schema)
         # Labels are read several times as fast from merged weights, by a decoder that knows no adapters.
         if (folder / ADAPTER_CONFIG).is_file() and (source.kind != "label" or choose_device().type != "cpu"):
             from smallfirst.models.generation.lora_models import load_adapters
@@ -58,13 +58,8 @@ class PyTorchEngine:
             from smallfirst.models.local.label_scorer import LabelScorer
 
             return LabelModel(LabelScorer.load(folder, manifest), manifest, name=name, price=price)
-        if manifest.kind == "chat":
-            return GenerativeModel.for_chat(
-                Generator.load(folder, chat=True), name=name, price=price, manifest=manifest
-            )
-        if manifest.kind == "text":
-            return GenerativeModel.for_text(Generator.load(folder), manifest, name=name, price=price)
-        return GenerativeModel.for_task(Generator.load(folder), manifest, name=name, price=price)
+        generator = Generator.load(folder, chat=manifest.kind == "chat")
+        return GenerativeModel.fine_tuned(generator, manifest, name=name, price=price)
 
 
 PYTORCH = PyTorchEngine()

@@ -25,7 +25,7 @@ from smallfirst.models.export.parity import (
     torch_reader,
 )
 from smallfirst.models.local import attention
-from smallfirst.models.local.chat_template import encode_chat
+from smallfirst.models.local.tokenizer import encode_chat
 from smallfirst.models.local.weights import import_transformers, load_pretrained, weights_fingerprint
 from smallfirst.models.manifest import Manifest, write_manifest
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
 
 from smallfirst.errors import ModelError
 from smallfirst.models.generation.generator import DROP_BELOW, Batch, Generator
@@ -27,10 +26,6 @@ class ScheduledRequest:
     @property
     def max_tokens(self) -> int:
         return len(self.request.ids) + self.request.max_tokens
-
-    def start(self, tokenizer: Any) -> GeneratedSequence:
-        self.sequence = GeneratedSequence(self.request, tokenizer, streams=self.streams)
-        return self.sequence
 
     def send(self, events: Sequence[GenerationEvent]) -> None:
         """Send events to whoever waits. May be called from any thread."""
@@ -70,7 +65,9 @@ class AdapterBatch:
         sequences: list[GeneratedSequence] = []
         for request in requests:
             try:
-                sequences.append(request.start(self._generator.tokenizer))
+                tokenizer = self._generator.tokenizer
+                request.sequence = GeneratedSequence(request.request, tokenizer, streams=request.streams)
+                sequences.append(request.sequence)
                 self.requests.append(request)
             except Exception as error:  # the others start all the same
                 request.send([self._model_error(error)])

@@ -43,6 +43,7 @@ def find_base(folder: Path, manifest: Manifest) -> Path:
 
 def save_adapter(model: Any, folder: Path) -> str:
     """Write the adapter of a model in training as peft does; return the fingerprint of its weights."""
+    import peft
     from safetensors.torch import save_file
 
     config = model.peft_config[OWN_NAME]
@@ -50,18 +51,10 @@ def save_adapter(model: Any, folder: Path) -> str:
     settings = {**config.to_dict(), "base_model_name_or_path": base, "inference_mode": True}
     text = json.dumps(settings, indent=2, sort_keys=True, default=sorted)
     (folder / ADAPTER_CONFIG).write_text(text, encoding="utf-8")
-    save_file(adapter_weights(model), folder / ADAPTER_WEIGHTS, {"format": "pt"})
+    weights = peft.get_peft_model_state_dict(model, adapter_name=OWN_NAME, save_embedding_layers=False)
+    tensors = {f"base_model.model.{name}": weight.cpu().contiguous() for name, weight in weights.items()}
+    save_file(tensors, folder / ADAPTER_WEIGHTS, {"format": "pt"})
     return sha256(folder / ADAPTER_WEIGHTS)[:16]
-
-
-def adapter_weights(model: Any) -> dict[str, Any]:
-    """Return the adapter's weights by the names that peft gives them in files."""
-    own = {name: weight.detach() for name, weight in model.named_parameters() if ".lora_" in name}
-    names = {name: "base_model.model." + name.replace(f".{OWN_NAME}", "") for name in own}
-    return {
-        (names[name].removesuffix(".weight") if "magnitude" in name else names[name]): weight.cpu().contiguous()
-        for name, weight in own.items()
-    }
 
 
 def attach_adapter(model: Any, wrapped: Any, folder: Path, adapter: str, *, base: str) -> Any:

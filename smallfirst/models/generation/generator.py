@@ -19,8 +19,8 @@ import torch
 from smallfirst.errors import ModelError
 from smallfirst.models.batching import length_batches
 from smallfirst.models.generation.sequence import GeneratedSequence, GenerationRequest, GenerationResult
-from smallfirst.models.local.chat_template import end_of_turn_token
 from smallfirst.models.local.kv_cache import KVCache
+from smallfirst.models.local.tokenizer import end_of_turn_token
 from smallfirst.models.local.weights import load_causal
 
 STEP_TOKENS = 64

@@ -5,13 +5,9 @@ A forced token needs no forward pass. An answer that runs out of tokens is close
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import json
 import weakref
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -27,10 +23,6 @@ MAX_NUMBER = 10**18
 `165E11030` is a JSON number that no program can hold."""
 _VALUES = ("const", "enum", "default", "examples")
 """Keywords whose values are not schemas."""
-MAX_GRAMMARS = 64
-"""Grammars of requests' own schemas kept in memory for each model."""
-COMPILE_TIMEOUT_S = 10.0
-"""Seconds after which a schema is refused, the wait for those compiled before it included."""
 MAX_CLOSING_TOKENS = 4096
 """A schema whose shortest answer is longer than this is refused."""
 
@@ -140,39 +132,6 @@ class GrammarState:
     def _consume(self, token: int) -> None:
         if not self._matcher.consume_token(token):
             raise ModelError(f"the grammar was left at token {token}: {self._matcher.get_error()}")
-
-
-class GrammarCache:
-    """Grammars of one tokenizer, compiled one by one in a thread when first needed; the least used are dropped."""
-
-    def __init__(self, tokenizer: Any, *, max_grammars: int = MAX_GRAMMARS) -> None:
-        self._tokenizer, self._max_grammars = tokenizer, max_grammars
-        self._grammars: OrderedDict[str, Grammar] = OrderedDict()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammars")
-
-    def __len__(self) -> int:
-        return len(self._grammars)
-
-    async def grammar(self, schema: Mapping[str, Any]) -> Grammar:
-        """Return the grammar of a schema. Raise ConfigError if it has none, or takes too long to compile."""
-        # Not the canonical form: the order of properties is the order in which they are written.
-        key = hashlib.sha256(json.dumps(schema).encode()).hexdigest()
-        if key not in self._grammars:
-            loop = asyncio.get_running_loop()
-            compiling = loop.run_in_executor(self._thread, Grammar.compile, schema, self._tokenizer)
-            try:
-                self._grammars[key] = await asyncio.wait_for(compiling, COMPILE_TIMEOUT_S)
-            except TimeoutError:
-                rule = f"it takes more than {COMPILE_TIMEOUT_S:g} s to compile"
-                message = f"no answer can be written under this schema: {rule}"
-                raise ConfigError(message, hint="simplify the schema") from None
-            while len(self._grammars) > self._max_grammars:
-                self._grammars.popitem(last=False)
-        self._grammars.move_to_end(key)
-        return self._grammars[key]
-
-    def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 def with_number_bounds(schema: Any) -> Any:

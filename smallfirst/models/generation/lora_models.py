@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from smallfirst.models.generation.adapters import attach_adapter, find_base
 from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.model import GenerativeModel
 from smallfirst.models.generation.scheduler import ContinuousBatchScheduler
-from smallfirst.models.label_model import LabelLogProbs, LabelModel, TextEmbedding
+from smallfirst.models.label_model import LabelModel
 from smallfirst.models.local.label_scorer import LabelScorer
 from smallfirst.models.local.weights import load_causal
-from smallfirst.models.manifest import Manifest, read_manifest
+from smallfirst.models.manifest import read_manifest
 from smallfirst.models.protocol import Model
 from smallfirst.pricing.machine import MachinePrice
 
@@ -48,13 +49,10 @@ class LoraBase:
         adapter = self.add(folder)
         name = name or manifest.task.name
         if manifest.kind == "label_tokens":
-            return LabelModel(_AdapterScorer(self, adapter, manifest), manifest, name=name, price=price)
-        if manifest.kind == "generative":
-            return GenerativeModel.for_task(self._shared(), manifest, name=name, price=price, adapter=adapter)
-        if manifest.kind == "chat":
-            return GenerativeModel.for_chat(self._shared(), name=name, price=price, adapter=adapter, manifest=manifest)
-        if manifest.kind == "text":
-            return GenerativeModel.for_text(self._shared(), manifest, name=name, price=price, adapter=adapter)
+            scorer = LabelScorer(self.model, self.tokenizer, manifest, using=partial(self.using, adapter))
+            return LabelModel(scorer, manifest, name=name, price=price)
+        if manifest.kind in ("generative", "chat", "text"):
+            return GenerativeModel.fine_tuned(self._shared(), manifest, name=name, price=price, adapter=adapter)
         raise ConfigError(f"{folder}: a model of kind {manifest.kind} has no adapters")
 
     def add(self, folder: Path) -> str:
@@ -101,20 +99,6 @@ class LoraBase:
 
 _BASES: weakref.WeakValueDictionary[Path, LoraBase] = weakref.WeakValueDictionary()
 _LOADING = threading.Lock()
-
-
-class _AdapterScorer:
-    def __init__(self, base: LoraBase, adapter: str, manifest: Manifest) -> None:
-        self._base, self._adapter = base, adapter
-        self._scorer = LabelScorer(base.model, base.tokenizer, manifest)
-
-    def score(self, texts: Sequence[str]) -> list[LabelLogProbs]:
-        with self._base.using(self._adapter):
-            return self._scorer.score(texts)
-
-    def embed(self, texts: Sequence[str]) -> list[TextEmbedding]:
-        with self._base.using(self._adapter):
-            return self._scorer.embed(texts)
 
 
 def load_adapters(folders: Mapping[str, Path], *, price: MachinePrice | None = None) -> dict[str, Model]:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from smallfirst.data.dataset import Message
 from smallfirst.errors import ConfigError, ModelError, RequestRefused
 from smallfirst.models.batching import length_batches
 from smallfirst.models.confidence import Calibration
@@ -26,10 +25,15 @@ from smallfirst.models.generation.sequence import (
     TextDelta,
     TopLogProbs,
 )
-from smallfirst.models.local.chat_template import encode_chat, end_of_turn_token, with_system_message
 from smallfirst.models.local.kv_cache import KVCache
 from smallfirst.models.local.token_batches import pad_right
-from smallfirst.models.local.tokenizer import common_prefix, encode_prompt
+from smallfirst.models.local.tokenizer import (
+    common_prefix,
+    encode_chat,
+    encode_prompt,
+    end_of_turn_token,
+    with_system_message,
+)
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Capability, Chunk, Completion, Embeddings, Request, Token
 from smallfirst.models.response_format import ResponseGrammars
@@ -91,7 +95,19 @@ class GenerativeModel(CallableModel):
         self._open = True
 
     @classmethod
-    def for_task(
+    def published(
+        cls,
+        generator: Generator,
+        *,
+        name: str,
+        price: MachinePrice | None = None,
+        schema: Mapping[str, Any] | None = None,
+    ) -> GenerativeModel:
+        """Return a chat model as it was published; with a schema every answer follows it."""
+        return cls(generator, chat_prompt(generator.tokenizer, schema=schema), name=name, price=price)
+
+    @classmethod
+    def fine_tuned(
         cls,
         generator: Generator | ContinuousBatchScheduler,
         manifest: Manifest,
@@ -100,85 +116,22 @@ class GenerativeModel(CallableModel):
         price: MachinePrice | None = None,
         adapter: str = "",
     ) -> GenerativeModel:
-        task, max_tokens = manifest.task, manifest.max_tokens
-
-        def encode(request: Request) -> list[int]:
-            return encode_prompt(generator.tokenizer, task.prompt(request.text), max_tokens)
-
-        prompt = PromptFormat(
-            encode=encode,
-            max_tokens=max_tokens,
-            max_answer_tokens=task.max_answer_tokens,
-            prefix=tuple(common_prefix(*(encode(Request.ask(text)) for text in ("a", "Z")))),
-            schema=task.answer_schema(),
-            writes_json=manifest.writes_json,
-        )
+        """Return the model that a manifest of a kind that generates describes."""
+        tokenizer, end, max_tokens = generator.tokenizer, None, manifest.max_tokens
+        if manifest.kind == "chat":
+            prompt = chat_prompt(tokenizer, manifest.system, max_tokens=max_tokens, writes_json=manifest.writes_json)
+            end = None if isinstance(generator, Generator) else end_of_turn_token(tokenizer)
+        else:
+            prompt = text_prompt(tokenizer, max_tokens) if manifest.kind == "text" else task_prompt(tokenizer, manifest)
         return cls(
-            generator, prompt, name=name or task.name, price=price, adapter=adapter, calibration=manifest.calibration
+            generator,
+            prompt,
+            name=name or manifest.task.name,
+            price=price,
+            adapter=adapter,
+            calibration=manifest.calibration,
+            end=end,
         )
-
-    @classmethod
-    def for_chat(
-        cls,
-        generator: Generator | ContinuousBatchScheduler,
-        *,
-        name: str,
-        price: MachinePrice | None = None,
-        schema: Mapping[str, Any] | None = None,
-        declared: Sequence[Message] = (),
-        adapter: str = "",
-        manifest: Manifest | None = None,
-    ) -> GenerativeModel:
-        """Return a chat model with its own template; `declared` first messages are read once and cached.
-
-        `manifest` describes a fine-tuned one: a request without a system message gets that of its training rows.
-        """
-        tokenizer = generator.tokenizer
-        max_tokens, system = (manifest.max_tokens, manifest.system) if manifest else (MAX_PROMPT_TOKENS, "")
-        declared = declared or with_system_message((), system)
-
-        def encode(messages: Sequence[Message]) -> list[int]:
-            if tokenizer.chat_template:
-                return encode_chat(tokenizer, messages, max_tokens=max_tokens)
-            return encode_prompt(tokenizer, "\n\n".join(message.content for message in messages), max_tokens)
-
-        def encode_request(request: Request) -> list[int]:
-            try:
-                return encode(with_system_message(request.messages, system))
-            except ConfigError as error:
-                raise RequestRefused(f"messages: {error.args[0]}", code="context_length_exceeded") from None
-
-        prefix: list[int] = []
-        if declared:
-            prefix = common_prefix(*(encode([*declared, Message(role="user", content=text)]) for text in ("a", "Z")))
-        prompt = PromptFormat(
-            encode=encode_request,
-            max_tokens=max_tokens,
-            prefix=tuple(prefix),
-            schema=schema,
-            writes_json=manifest is None or manifest.writes_json,
-        )
-        end = None if isinstance(generator, Generator) else end_of_turn_token(tokenizer)
-        return cls(generator, prompt, name=name, price=price, adapter=adapter, end=end)
-
-    @classmethod
-    def for_text(
-        cls,
-        generator: Generator | ContinuousBatchScheduler,
-        manifest: Manifest,
-        *,
-        name: str,
-        price: MachinePrice | None = None,
-        adapter: str = "",
-    ) -> GenerativeModel:
-        """Return a model that continues a request's text as it stands: no template, no cue, spaces kept."""
-
-        def encode(request: Request) -> list[int]:
-            text = "\n\n".join(message.content for message in request.messages)
-            return encode_prompt(generator.tokenizer, text, manifest.max_tokens)
-
-        prompt = PromptFormat(encode, manifest.max_tokens, writes_json=False, keeps_spaces=True)
-        return cls(generator, prompt, name=name, price=price, adapter=adapter)
 
     @property
     def max_answer_tokens(self) -> int | None:
@@ -305,6 +258,59 @@ class GenerativeModel(CallableModel):
             n_tokens = part.n_in_text
         rows = zip(part.token_ids[:n_tokens], part.log_probabilities, part.top, strict=False)
         return tuple(_token(words, *row) for row in rows)
+
+
+def task_prompt(tokenizer: Any, manifest: Manifest) -> PromptFormat:
+    """Return the prompt of a task, as in training."""
+    task = manifest.task
+
+    def encode(request: Request) -> list[int]:
+        return encode_prompt(tokenizer, task.prompt(request.text), manifest.max_tokens)
+
+    return PromptFormat(
+        encode=encode,
+        max_tokens=manifest.max_tokens,
+        max_answer_tokens=task.max_answer_tokens,
+        prefix=_common_beginning(encode),
+        schema=task.answer_schema(),
+        writes_json=manifest.writes_json,
+    )
+
+
+def text_prompt(tokenizer: Any, max_tokens: int) -> PromptFormat:
+    """Return a request's text as it stands, to be continued: no template, no cue, spaces kept."""
+
+    def encode(request: Request) -> list[int]:
+        return encode_prompt(tokenizer, "\n\n".join(m.content for m in request.messages), max_tokens)
+
+    return PromptFormat(encode, max_tokens, writes_json=False, keeps_spaces=True)
+
+
+def chat_prompt(
+    tokenizer: Any,
+    system: str = "",
+    *,
+    max_tokens: int = MAX_PROMPT_TOKENS,
+    schema: Mapping[str, Any] | None = None,
+    writes_json: bool = True,
+) -> PromptFormat:
+    """Return whole conversations through the model's own template; `system` stands for a missing system message."""
+
+    def encode(request: Request) -> list[int]:
+        messages = with_system_message(request.messages, system)
+        if not tokenizer.chat_template:
+            return encode_prompt(tokenizer, "\n\n".join(m.content for m in messages), max_tokens)
+        try:
+            return encode_chat(tokenizer, messages, max_tokens=max_tokens)
+        except ConfigError as error:
+            raise RequestRefused(f"messages: {error.args[0]}", code="context_length_exceeded") from None
+
+    prefix = _common_beginning(encode) if system else ()
+    return PromptFormat(encode, max_tokens, prefix=prefix, schema=schema, writes_json=writes_json)
+
+
+def _common_beginning(encode: Callable[[Request], list[int]]) -> tuple[int, ...]:
+    return tuple(common_prefix(*(encode(Request.ask(text)) for text in ("a", "Z"))))
 
 
 def field_confidence(result: GenerationResult, grammar: Grammar) -> dict[str, float]:

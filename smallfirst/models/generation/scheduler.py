@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import aclosing
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from smallfirst.errors import ModelError
 from smallfirst.models.generation.adapter_batch import AdapterBatch, ScheduledRequest
@@ -28,27 +28,23 @@ ABORT_S = 5.0
 """Time for the current step when the rest is aborted."""
 
 
-class SchedulerLimits(NamedTuple):
-    """Bounds on what runs at once."""
-
-    rows: int = 64
-    memory_tokens: int = 32_768
-    """Tokens of keys and values, padding and room for the answers included; one answer alone may need more."""
-    read_tokens: int = 2048
-    """Tokens of new prompts that are read between two steps of the running answers."""
-
-
 class ContinuousBatchScheduler:
     """Generates the answers to requests in a thread of its own."""
 
-    def __init__(self, generator: Generator, *, name: str, limits: SchedulerLimits | None = None) -> None:
+    max_rows = 64
+    memory_tokens = 32_768
+    """Tokens of keys and values, padding and room for the answers included; one answer alone may need more."""
+    read_tokens = 2048
+    """Tokens of new prompts that are read between two steps of the running answers."""
+
+    def __init__(self, generator: Generator, *, name: str) -> None:
         """Take over `generator`, which nobody else may use from now on; errors mention `name`."""
-        self.generator, self.limits, self._name = generator, limits or SchedulerLimits(), name
+        self.generator, self._name = generator, name
         self._batches: dict[str, AdapterBatch] = {}
         self._waiting: deque[ScheduledRequest] = deque()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._changed = threading.Condition()
-        self._closed = self._aborted = False
+        self.closed = self._aborted = False
         self._n_users = 1
         self._thread = threading.Thread(target=self._run, name=f"answers of {name}", daemon=True)
         self._thread.start()
@@ -63,10 +59,6 @@ class ContinuousBatchScheduler:
     def n_running(self) -> int:
         """Rows that hold keys and values of an answer that is neither finished nor cancelled."""
         return sum(batch.n_active for batch in list(self._batches.values()))
-
-    @property
-    def n_waiting(self) -> int:
-        return len(self._waiting)
 
     async def generate(self, request: GenerationRequest, cut_off: CutOff | None = None) -> GenerationResult:
         """Return the whole answer. Raise ModelError. Cancelled, its row is free within a step.
@@ -93,10 +85,6 @@ class ContinuousBatchScheduler:
             self._calls.append((call, future))
             self._changed.notify()
         return await asyncio.wrap_future(future)
-
-    @property
-    def closed(self) -> bool:
-        return self._closed
 
     def share(self) -> ContinuousBatchScheduler:
         self._n_users += 1
@@ -132,12 +120,12 @@ class ContinuousBatchScheduler:
                 cut_off(scheduled.sequence)
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self.closed:
             raise ModelError(f"{self._name} is closed")
 
     def _stop(self) -> None:
         with self._changed:
-            self._closed = True
+            self.closed = True
             self._changed.notify()
         self._thread.join(timeout=DRAIN_S)
         self._aborted = True
@@ -164,7 +152,7 @@ class ContinuousBatchScheduler:
     def _wait_for_work(self) -> bool:
         with self._changed:
             while not (self._waiting or self._calls or self._batches):
-                if self._closed:
+                if self.closed:
                     return False
                 self._changed.wait()
             return True
@@ -185,7 +173,7 @@ class ContinuousBatchScheduler:
         while chosen := self._take_waiting():
             adapter = chosen[0].request.adapter
             if adapter not in self._batches:
-                self._batches[adapter] = AdapterBatch(self.generator, adapter, self.limits.read_tokens, self._name)
+                self._batches[adapter] = AdapterBatch(self.generator, adapter, self.read_tokens, self._name)
             self._batches[adapter].admit(chosen)
 
     def _take_waiting(self) -> list[ScheduledRequest]:
@@ -214,8 +202,8 @@ class ContinuousBatchScheduler:
 
     def _too_little_room(self) -> bool:
         """Return True if so few of many could start that it is better to wait: reading few prompts takes as long."""
-        room = self.limits.rows - self.n_running
-        return bool(self._batches) and room < min(len(self._waiting), max(1, self.limits.rows // 8))
+        room = self.max_rows - self.n_running
+        return bool(self._batches) and room < min(len(self._waiting), max(1, self.max_rows // 8))
 
     def _fits(self, new: list[ScheduledRequest]) -> bool:
         """Return True if these may start now; a request that runs alone always may, or it would wait for ever."""
@@ -227,9 +215,7 @@ class ContinuousBatchScheduler:
         if adapter not in self._batches:
             tokens += len(new) * max(one.max_tokens for one in new)
         return (
-            rows <= self.limits.rows
-            and tokens <= self.limits.memory_tokens
-            and len(new) * longest <= self.generator.batch_tokens
+            rows <= self.max_rows and tokens <= self.memory_tokens and len(new) * longest <= self.generator.batch_tokens
         )
 
     def _fail_all(self, error: ModelError) -> None:

@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 
 from smallfirst.errors import ModelError
-from smallfirst.models.label_model import log_softmax, softmax
+from smallfirst.models.label_model import likeliest, log_softmax, softmax
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import (
     Capability,
@@ -45,18 +45,14 @@ class BlendModel(CallableModel):
     async def complete(self, request: Request) -> Completion:
         began = time.perf_counter()
         (scored,) = await self.probabilities([request.text])
-        probabilities = np.asarray(scored.probabilities)
-        best = np.argsort(-probabilities)
         return Completion(
-            text=scored.labels[best[0]],
+            **likeliest(scored.labels, scored.probabilities),
             answered_by=self.name,
             latency_ms=(time.perf_counter() - began) * 1000,
             cost_usd=scored.cost_usd,
             charges=scored.charges,
             prompt_tokens=scored.n_tokens,
             completion_tokens=1,
-            confidence=float(probabilities[best[0]]),
-            alternatives=tuple((scored.labels[i], float(probabilities[i])) for i in best[:5]),
         )
 
     async def probabilities(self, texts: Sequence[str]) -> list[LabelScores]:

@@ -16,66 +16,15 @@ from smallfirst.files import write_atomically
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder, open_encoder
 from smallfirst.models.encoder.static_vectors import StaticVectors, open_static_vectors
-from smallfirst.models.label_model import Embedder, LabelLogProbs
-from smallfirst.models.linear.tfidf import TfidfVectorizer, Vocabulary
-from smallfirst.models.local.int8_record import int8_allowed
-from smallfirst.models.manifest import Manifest, write_manifest
+from smallfirst.models.label_model import Embedder, LabelLogProbs, log_softmax
+from smallfirst.models.linear.tfidf import TfidfFeatures
+from smallfirst.models.manifest import Manifest, int8_allowed, write_manifest
 from smallfirst.tasks.task import Task
 
 INVERSE_REGULARIZATION = {"words": 30.0, "static": 30.0, "encoder": 10.0}
 """C of the logistic regression: fixed values that suit features of unit length, so nothing is tuned on the rows."""
 ENCODER_FOLDER = "encoder"
 """Folder inside a model's folder that holds its own, fine-tuned encoder."""
-
-
-class TfidfFeatures:
-    """TF-IDF over words (1-2) and characters inside words (2-5), side by side."""
-
-    def __init__(self, vectorisers: Sequence[Any] = (), *, tables: Sequence[Vocabulary] = ()) -> None:
-        """Use fitted vectorisers, or their saved vocabularies, which need no scikit-learn to answer."""
-        self._vectorisers, self._tables = vectorisers, tables
-        self._tfidf = TfidfVectorizer(*tables) if tables else None
-
-    @property
-    def vectorisers(self) -> Sequence[Any]:
-        if not self._vectorisers:
-            made = [_vectoriser("word", (1, 2)), _vectoriser("char_wb", (2, 5))]
-            for vectoriser, table in zip(made, self._tables, strict=True):
-                vectoriser.vocabulary_, vectoriser.idf_ = table.column, table.idf
-            self._vectorisers = made
-        return self._vectorisers
-
-    @classmethod
-    def fit(cls, texts: Sequence[str]) -> TfidfFeatures:
-        made = cls([_vectoriser("word", (1, 2)), _vectoriser("char_wb", (2, 5))])
-        for vectoriser in made.vectorisers:
-            vectoriser.fit(texts)
-        return made
-
-    def __call__(self, texts: Sequence[str]) -> Any:
-        """Return a sparse matrix (texts, features)."""
-        if self._tfidf is not None:
-            return self._tfidf(texts)
-        from scipy import sparse
-
-        return sparse.hstack([v.transform(texts) for v in self.vectorisers], format="csr")
-
-    def as_saved(self) -> TfidfFeatures:
-        """Return features on the vocabularies alone, which compute bit for bit what a loaded model does."""
-        if self._tables:
-            return self
-        return TfidfFeatures(
-            tables=[Vocabulary({w: int(i) for w, i in v.vocabulary_.items()}, v.idf_) for v in self._vectorisers]
-        )
-
-    def save(self, folder: Path) -> None:
-        parts = [{"vocabulary": table.column, "idf": table.idf.tolist()} for table in self.as_saved()._tables]
-        write_atomically(folder / "words.json", json.dumps(parts, ensure_ascii=False).encode())
-
-    @classmethod
-    def load(cls, folder: Path) -> TfidfFeatures:
-        parts = json.loads((folder / "words.json").read_text(encoding="utf-8"))
-        return cls(tables=[Vocabulary(part["vocabulary"], np.asarray(part["idf"])) for part in parts])
 
 
 class LinearClassifier:
@@ -115,12 +64,13 @@ class LinearClassifier:
         features: Any
         if kind == "words":
             features = TfidfFeatures.fit(texts)
+            inputs = features.matrix(texts)
         else:
             features = (encoder or open_encoder(find_weights(DEFAULT_ENCODER))).embed
+            inputs = features(texts)
         gold, n_labels = gold_labels([example.answer for example in data.examples], task), len(task.answer_labels)
-        fitted = fit_logistic_regression(features(texts), gold, n_labels, INVERSE_REGULARIZATION[kind])
-        several = not task.closed
-        return cls(features.as_saved() if kind == "words" else features, *fitted, several_labels=several)
+        fitted = fit_logistic_regression(inputs, gold, n_labels, INVERSE_REGULARIZATION[kind])
+        return cls(features, *fitted, several_labels=not task.closed)
 
     def score(self, texts: Sequence[str]) -> list[LabelLogProbs]:
         if not texts:
@@ -128,8 +78,7 @@ class LinearClassifier:
         began = time.perf_counter()
         logits = np.asarray(self.features(list(texts)) @ self.weights.T) + self.bias  # (texts, labels)
         if not self.several_labels:
-            shifted = logits - logits.max(axis=1, keepdims=True)
-            logits = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+            logits = log_softmax(logits, 1.0)
         busy_s = (time.perf_counter() - began) / len(texts)
         return [LabelLogProbs(row, 0, busy_s) for row in logits]
 
@@ -208,9 +157,3 @@ def fit_logistic_regression(
     else:
         weights[fitted.classes_], bias[fitted.classes_] = fitted.coef_, fitted.intercept_
     return weights.astype(np.float32), bias.astype(np.float32)
-
-
-def _vectoriser(analyzer: str, ngrams: tuple[int, int]) -> Any:
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    return TfidfVectorizer(analyzer=analyzer, ngram_range=ngrams, sublinear_tf=True, lowercase=True)

@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from smallfirst.files import write_atomically
 
 _WORD = re.compile(r"(?u)\b\w\w+\b")
 _PIECE_LENGTHS = range(2, 6)
 
 
 class Vocabulary(NamedTuple):
-    """The terms of one vectoriser."""
+    """The terms of one kind in the training texts."""
 
     column: Mapping[str, int]
     idf: np.ndarray
+    """Of each: 1 + ln((1 + texts) / (1 + texts that have it))."""
+
+    @classmethod
+    def fit(cls, grams: Callable[[str], Iterable[str]], texts: Sequence[str]) -> Vocabulary:
+        counts = Counter(term for text in texts for term in set(grams(text)))
+        terms = sorted(counts)
+        idf = 1 + np.log((1 + len(texts)) / (1 + np.array([counts[term] for term in terms], dtype=np.float64)))
+        return cls({term: column for column, term in enumerate(terms)}, idf)
 
 
 class SparseRows(NamedTuple):
     """Sparse rows, which can only be multiplied by a matrix."""
 
     rows: tuple[tuple[np.ndarray, np.ndarray], ...]
+    """Columns and values of each."""
 
     def __matmul__(self, dense: np.ndarray) -> np.ndarray:
         product = np.zeros((len(self.rows), dense.shape[1]))
@@ -34,21 +47,65 @@ class SparseRows(NamedTuple):
         return product
 
 
-class TfidfVectorizer:
+class TfidfFeatures:
     """TF-IDF over words (1-2) and characters inside words (2-5), side by side, each of length 1."""
 
     def __init__(self, words: Vocabulary, pieces: Vocabulary) -> None:
-        self._words, self._pieces = words, pieces
+        self.words, self.pieces = words, pieces
+
+    @classmethod
+    def fit(cls, texts: Sequence[str]) -> TfidfFeatures:
+        return cls(Vocabulary.fit(word_grams, texts), Vocabulary.fit(piece_grams, texts))
 
     def __call__(self, texts: Sequence[str]) -> SparseRows:
         """Return one row per text; terms that do not occur in the training texts are ignored."""
-        return SparseRows(tuple(self._row(text.lower()) for text in texts))
+        return SparseRows(tuple(map(self._row, texts)))
+
+    def matrix(self, texts: Sequence[str]) -> Any:
+        """Return the rows as a sparse matrix of SciPy (texts, features), to fit something to them."""
+        from scipy import sparse
+
+        columns, values = zip(*map(self._row, texts), strict=True)
+        ends = np.cumsum([0, *map(len, columns)])
+        shape = len(texts), len(self.words.idf) + len(self.pieces.idf)
+        found = sparse.csr_matrix((np.concatenate(values), np.concatenate(columns), ends), shape=shape)
+        found.sort_indices()
+        return found
+
+    def save(self, folder: Path) -> None:
+        parts = [{"vocabulary": part.column, "idf": part.idf.tolist()} for part in (self.words, self.pieces)]
+        write_atomically(folder / "words.json", json.dumps(parts, ensure_ascii=False).encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> TfidfFeatures:
+        parts = json.loads((folder / "words.json").read_text(encoding="utf-8"))
+        return cls(*(Vocabulary(part["vocabulary"], np.asarray(part["idf"])) for part in parts))
 
     def _row(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        columns, values = _weighed(_words(text), self._words)
-        of_pieces, their_values = _weighed(_pieces(text), self._pieces)
-        moved = [column + len(self._words.idf) for column in of_pieces]
+        columns, values = _weighed(word_grams(text), self.words)
+        of_pieces, their_values = _weighed(piece_grams(text), self.pieces)
+        moved = [column + len(self.words.idf) for column in of_pieces]
         return np.array(columns + moved, dtype=np.intp), np.array(values + their_values)
+
+
+def word_grams(text: str) -> Iterator[str]:
+    """Yield the words of at least two characters without case, then the pairs of them."""
+    words = _WORD.findall(text.lower())
+    yield from words
+    for first, second in pairwise(words):
+        yield f"{first} {second}"
+
+
+def piece_grams(text: str) -> Iterator[str]:
+    """Yield the 2 to 5 characters long pieces of each word with a blank on either side; a shorter word whole, once."""
+    for word in text.lower().split():
+        padded = f" {word} "
+        for length in _PIECE_LENGTHS:
+            if length >= len(padded):
+                yield padded
+                break
+            for start in range(len(padded) - length + 1):
+                yield padded[start : start + length]
 
 
 def _weighed(terms: Iterator[str], table: Vocabulary) -> tuple[list[int], list[float]]:
@@ -58,22 +115,3 @@ def _weighed(terms: Iterator[str], table: Vocabulary) -> tuple[list[int], list[f
     values = [(1 + math.log(count)) * float(idf[column]) for column, count in counted.items()]
     length = math.sqrt(math.fsum(value * value for value in values)) or 1.0
     return list(counted), [value / length for value in values]
-
-
-def _words(text: str) -> Iterator[str]:
-    words = _WORD.findall(text)
-    yield from words
-    for first, second in pairwise(words):
-        yield f"{first} {second}"
-
-
-def _pieces(text: str) -> Iterator[str]:
-    """Yield the 2 to 5 characters long pieces of each word with a blank on either side; a shorter word whole, once."""
-    for word in text.split():
-        padded = f" {word} "
-        for length in _PIECE_LENGTHS:
-            if length >= len(padded):
-                yield padded
-                break
-            for start in range(len(padded) - length + 1):
-                yield padded[start : start + length]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -43,8 +43,10 @@ def causal_attention(
     these packed rows' tokens; each of them sees itself and the common prefix.
     """
     if packed is not None:
-        attend = _packed_attention if (kernel := _kernel_for(query, packed)) is None else kernel
-        return attend(query, key, value, scaling, packed)[None], None
+        fits = query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= MAX_FLASH_WIDTH
+        if packed.ragged is not None and fits and (kernel := ragged_kernel()) is not None:
+            return _ragged_attention(kernel, query, key, value, scaling, packed.ragged)[None], None
+        return _packed_attention(query, key, value, scaling, packed)[None], None
     rows, heads, time, width = query.shape
     kv_heads, keys = key.shape[1], key.shape[2]
     groups = heads // kv_heads
@@ -84,23 +86,15 @@ def _packed_attention(
     return torch.cat([attend(None, *(part[None] for part in prefix))[0], mixed]) if packed.n_shared else mixed
 
 
-def _kernel_for(query: torch.Tensor, packed: PackedRows) -> Callable[..., torch.Tensor] | None:
-    fits = query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= MAX_FLASH_WIDTH
-    kernel = ragged_kernel() if packed.ragged is not None and fits else None
-    return None if kernel is None else partial(_ragged_attention, kernel)
-
-
 def _ragged_attention(
     kernel: RaggedKernel,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     scaling: float,
-    packed: PackedRows,
+    rows: RaggedRows,
 ) -> torch.Tensor:
     """Return the attention output of packed rows (tokens, heads, head_dim) by one call of a kernel."""
-    rows = packed.ragged
-    assert rows is not None
     query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
     if rows.key_tokens is not None:
         key, value = (part.index_select(0, rows.key_tokens) for part in (key, value))
@@ -112,26 +106,18 @@ def ragged_kernel() -> RaggedKernel | None:
     """Return the installed kernel whose causal mask is aligned at the last key of each row; None without any."""
     if importlib.util.find_spec("flash_attn") is not None:
         flash: Any = importlib.import_module("flash_attn").flash_attn_varlen_func
-        return partial(_call_kernel, partial(flash, causal=True), "softmax_scale")
+        return lambda *parts: flash(*parts[:3], *_ends(parts[3]), softmax_scale=parts[4], causal=True)
     if importlib.util.find_spec("torch.nn.attention.varlen") is None:
         return None
     varlen: Any = importlib.import_module("torch.nn.attention.varlen").varlen_attn
     if not {"window_size", "enable_gqa"} <= inspect.signature(varlen).parameters.keys():
         return None
-    return partial(_call_kernel, partial(varlen, window_size=(-1, 0), enable_gqa=True), "scale")
+    causal = {"window_size": (-1, 0), "enable_gqa": True}
+    return lambda *parts: varlen(*parts[:3], *_ends(parts[3]), scale=parts[4], **causal)
 
 
-def _call_kernel(
-    kernel: Callable[..., torch.Tensor],
-    scale: str,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    rows: RaggedRows,
-    scaling: float,
-) -> torch.Tensor:
-    ends, longest = (rows.query_ends, rows.key_ends), (rows.longest_query, rows.longest_key)
-    return kernel(query, key, value, *ends, *longest, **{scale: scaling})
+def _ends(rows: RaggedRows) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+    return rows.query_ends, rows.key_ends, rows.longest_query, rows.longest_key
 
 
 def _future(time: int, keys: int, query: torch.Tensor) -> torch.Tensor:

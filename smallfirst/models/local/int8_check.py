@@ -13,9 +13,7 @@ import numpy as np
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import DataError
 from smallfirst.models.label_model import LabelLogProbs, Scorer
-from smallfirst.models.local.int8_record import INT8_FILE, Int8Check
-from smallfirst.models.local.label_scorer import LabelScorer
-from smallfirst.models.manifest import Manifest, read_manifest
+from smallfirst.models.manifest import INT8_FILE, Int8Check, Manifest, read_manifest
 from smallfirst.stats.intervals import Estimate, paired_difference, wilson
 
 MIN_ROWS = 100
@@ -29,15 +27,15 @@ MAX_ACCURACY_LOSS = 0.01
 def compare(
     exact: Sequence[LabelLogProbs],
     int8: Sequence[LabelLogProbs],
-    gold: Sequence[int] | None,
+    gold: Sequence[int],
     *,
     manifest: Manifest,
     rows: str,
 ) -> Int8Check:
     """Compare the answers to the same rows in both precisions; `gold` holds label indices.
 
-    int8 is kept if, on MIN_ROWS or more, MIN_AGREEMENT of labels agree and, with gold, at most MAX_ACCURACY_LOSS is
-    lost. Raise DataError without rows.
+    int8 is kept if, on MIN_ROWS or more, MIN_AGREEMENT of labels agree and at most MAX_ACCURACY_LOSS is lost. Raise
+    DataError without rows.
     """
     if not exact:
         raise DataError(f"{rows}: no rows to check int8 on")
@@ -45,18 +43,15 @@ def compare(
     before, after = first.argmax(axis=1), second.argmax(axis=1)
     agreement = wilson(int((before == after).sum()), len(before))
     unchanged = np.take_along_axis(second, before[:, None], 1)[:, 0]
-    difference, right_before, right_after = None, None, None
-    if gold is not None:
-        right = before == np.asarray(gold), after == np.asarray(gold)
-        difference = paired_difference(right[1].tolist(), right[0].tolist())
-        right_before, right_after = (int(one.sum()) for one in right)
+    right_before, right_after = before == np.asarray(gold), after == np.asarray(gold)
+    difference = paired_difference(right_after.tolist(), right_before.tolist())
     kept, why = _decide(agreement, difference)
     return Int8Check(
         weights_fingerprint=manifest.weights_fingerprint,
         agreement=agreement,
         difference=difference,
-        exact_right=right_before,
-        int8_right=right_after,
+        exact_right=int(right_before.sum()),
+        int8_right=int(right_after.sum()),
         mean_shift=float(np.abs(np.exp(first.max(axis=1)) - np.exp(unchanged)).mean()),
         rows=rows,
         kept=kept,
@@ -89,15 +84,17 @@ def _in_both_precisions(folder: Path, manifest: Manifest) -> tuple[Scorer, Score
         return exact, LinearClassifier.load(folder, manifest, int8=True)
     if manifest.kind != "label_tokens":
         return None
+    from smallfirst.models.local.label_scorer import LabelScorer
+
     int8 = LabelScorer.load(folder, manifest, engine="int8")
     return (LabelScorer.load(folder, manifest, engine="packed"), int8) if int8.engine == "int8" else None
 
 
-def _decide(agreement: Estimate, difference: Estimate | None) -> tuple[bool, str]:
+def _decide(agreement: Estimate, difference: Estimate) -> tuple[bool, str]:
     if agreement.n < MIN_ROWS:
         return False, f"{agreement.n} rows are too few to decide on; at least {MIN_ROWS} are needed"
     if agreement.value < MIN_AGREEMENT:
         return False, f"the same label on {agreement}, but at least {MIN_AGREEMENT:.0%} is required"
-    if difference is not None and difference.value < -MAX_ACCURACY_LOSS:
+    if difference.value < -MAX_ACCURACY_LOSS:
         return False, f"accuracy changes by {difference}, but no more than {MAX_ACCURACY_LOSS:.0%} may be lost"
-    return True, f"the same label on {agreement}" + (f", accuracy changes by {difference}" if difference else "")
+    return True, f"the same label on {agreement}, accuracy changes by {difference}"

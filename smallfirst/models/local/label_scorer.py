@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from smallfirst.models.compute_thread import run_in_compute_thread
+import torch
+
+from smallfirst.models.batching import length_batches, run_in_compute_thread
 from smallfirst.models.generation.adapters import load_merged
 from smallfirst.models.label_model import LabelLogProbs, TextEmbedding
-from smallfirst.models.local.int8_record import int8_allowed
+from smallfirst.models.local.int8_matmul import Int8Linear, int8_supported
+from smallfirst.models.local.packed_decoder import PackedDecoder, unsupported_reason
+from smallfirst.models.local.smoothquant import MAX_PROMPTS, measure_input_ranges
+from smallfirst.models.local.token_batches import pad_right
 from smallfirst.models.local.tokenizer import common_prefix, encode_prompt
-from smallfirst.models.manifest import Manifest
-
-if TYPE_CHECKING:
-    import torch
-
-    from smallfirst.models.local.packed_decoder import PackedDecoder
+from smallfirst.models.manifest import Manifest, int8_allowed
 
 R = TypeVar("R", LabelLogProbs, TextEmbedding)
 Engine = Literal["transformers", "packed", "int8"]
@@ -35,11 +36,16 @@ class LabelScorer:
     batch_tokens = 1024
     """Most tokens in a batch of more than one row; it bounds how long one long text delays another."""
 
-    def __init__(self, model: Any, tokenizer: Any, manifest: Manifest) -> None:
-        """Score with transformers' own forward, so that the weights may still be trained."""
-        import torch
-
-        self.model, self.tokenizer, self.manifest = model, tokenizer, manifest
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        manifest: Manifest,
+        *,
+        using: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """Score with transformers' own forward, so that the weights may be trained; `using()` is held meanwhile."""
+        self.model, self.tokenizer, self.manifest, self._using = model, tokenizer, manifest, using
         self.label_tokens = torch.tensor(manifest.label_tokens)
         self.engine: Engine = "transformers"
         self._packed: PackedDecoder | None = None
@@ -76,8 +82,6 @@ class LabelScorer:
         compute: Callable[[list[list[int]]], list[list[float]]],
         result: Callable[[list[float], int, float], R],
     ) -> list[R]:
-        from smallfirst.models.batching import length_batches
-
         def run() -> list[R]:
             encoded = self.encode(texts)
             results: dict[int, R] = {}
@@ -89,13 +93,10 @@ class LabelScorer:
                 results |= {i: result(row, lengths[i], busy_s) for i, row in zip(chosen, rows, strict=True)}
             return [results[i] for i in range(len(encoded))]
 
-        return run_in_compute_thread(run) if self._serving else run()
+        with self._using():
+            return run_in_compute_thread(run) if self._serving else run()
 
     def _pack(self, engine: Engine) -> None:
-        from smallfirst.models.local.int8_matmul import Int8Linear, int8_supported
-        from smallfirst.models.local.packed_decoder import PackedDecoder, unsupported_reason
-        from smallfirst.models.local.smoothquant import MAX_PROMPTS, measure_input_ranges
-
         if engine == "transformers" or unsupported_reason(self.model):
             return
         if engine == "int8" and int8_supported():
@@ -107,31 +108,23 @@ class LabelScorer:
         self._packed.share_prefix(self.prefix)
 
     def _forward(self, batch: list[list[int]]) -> list[list[float]]:
-        import torch
-
         with torch.inference_mode():
             last = self._last_states(batch)
             head = self.model.get_output_embeddings().weight[self.label_tokens.to(last.device)].float()
             return torch.log_softmax(last @ head.T, dim=-1).tolist()  # (batch, labels)
 
     def _last_states(self, batch: list[list[int]]) -> torch.Tensor:
-        import torch
-
         if self._packed:
             return self._packed.last_states(batch)
         ends = torch.tensor([len(ids) for ids in batch]) - 1
         return self._padded_states(batch)[torch.arange(len(batch)), ends].float()
 
     def _padded_states(self, batch: list[list[int]]) -> torch.Tensor:
-        from smallfirst.models.local.token_batches import pad_right
-
         ids = pad_right(batch).to(self.model.device)
         states: torch.Tensor = self.model.model(input_ids=ids, use_cache=False).last_hidden_state
         return states
 
     def _embed(self, batch: list[list[int]]) -> list[list[float]]:
-        import torch
-
         if self._packed:
             states = self._packed.all_states(batch)
         else:
@@ -141,8 +134,6 @@ class LabelScorer:
         return [self._mean(len(ids), rows) for ids, rows in zip(batch, states, strict=True)]
 
     def _mean(self, n_tokens: int, states: torch.Tensor) -> list[float]:
-        import torch
-
         before, after = map(len, self._edges)
         own = states[before : n_tokens - after] if n_tokens > before + after else states  # an empty text has none
         vector: list[float] = torch.nn.functional.normalize(own.double().mean(dim=0), dim=0).tolist()

@@ -2,8 +2,9 @@
 
 The labels' tokens, end of turn included, form a tree. A prompt is read once, then all inner nodes in one packed pass,
 each seeing the prompt and its ancestors. A label's log-probability is the sum along its path, normalised over labels:
-p(label | prompt, the answer is a label). Renormalising at every node would answer another question. The logits must be
-the last hidden state times the output matrix, as in Llama, Qwen and SmolLM.
+p(label | prompt, the answer is a label). Renormalising at every node would answer another question. Answers of a
+multiple choice are compared by the mean along their paths instead. The logits must be the last hidden state times the
+output matrix, as in Llama, Qwen and SmolLM.
 """
 
 from __future__ import annotations
@@ -21,9 +22,8 @@ from smallfirst.errors import ConfigError
 from smallfirst.models.batching import length_batches
 from smallfirst.models.label_model import LabelLogProbs
 from smallfirst.models.local.attention import NAME as CAUSAL
-from smallfirst.models.local.chat_template import encode_chat, end_of_turn_token
 from smallfirst.models.local.kv_cache import KVCache
-from smallfirst.models.local.tokenizer import common_prefix, encode_prompt
+from smallfirst.models.local.tokenizer import common_prefix, encode_chat, encode_prompt, end_of_turn_token
 from smallfirst.models.local.weights import load_causal
 from smallfirst.tasks.task import Shot, Task
 
@@ -31,6 +31,7 @@ VOCABULARY_CHUNK = 8192
 """Rows of the output matrix multiplied at a time."""
 MIN_PREFIX_TOKENS = 16
 """A shorter common prefix is read again for every prompt."""
+MAX_QUESTION_TOKENS = 4096
 MASKED_ATTENTION = ("sdpa", "eager", CAUSAL)
 """Kinds of attention that honour a mask."""
 
@@ -49,7 +50,7 @@ class TokenTree(NamedTuple):
 
     @classmethod
     def grow(cls, answers: Sequence[Sequence[int]]) -> TokenTree:
-        """Return the tree of token sequences, none of which may begin with another."""
+        """Return the tree of token sequences, none of them empty."""
         nodes: dict[tuple[int, ...], int] = {(): 0}
         edges: dict[tuple[int, int], int] = {}
         paths = []
@@ -161,22 +162,45 @@ class TrieScorer:
                 self._prefix_cache = KVCache(self.model, 1)
                 self._prefix_cache.read([self._prefix])
             cache = self._prefix_cache.repeat(len(prompts))
-        last = cache.read([ids[n_prefix:] for ids in prompts])
-        nodes = cache.read_tree(self.tree.tokens, self.tree.depths, self.tree.visibility())
-        states = torch.cat([last[:, None], nodes], dim=1).float()  # (prompts, nodes, hidden)
-        edges = self._edge_log_probabilities(states).double().cpu()
+        edges = edge_log_probabilities(cache, cache.read([ids[n_prefix:] for ids in prompts]), self.tree)
         sums = torch.zeros(len(prompts), len(self.tree.paths), dtype=torch.double)
         for answer, path in enumerate(self.tree.paths):
             sums[:, answer] = edges[:, path].sum(dim=1)
         rows: list[list[float]] = sums.log_softmax(dim=-1).tolist()
         return rows
 
-    def _edge_log_probabilities(self, states: torch.Tensor) -> torch.Tensor:
-        head = self.model.get_output_embeddings().weight
-        whole = vocabulary_logsumexp(states.flatten(0, 1), head)
-        nodes, tokens = (torch.tensor(ends, device=states.device) for ends in zip(*self.tree.edges, strict=True))
-        logits = torch.einsum("peh,eh->pe", states[:, nodes], head[tokens].float())
-        return logits - whole.view(states.shape[:2])[:, nodes]
+
+@torch.inference_mode()
+def mean_log_probabilities(model: Any, tokenizer: Any, question: str, answers: Sequence[str]) -> list[float]:
+    """Return the mean log-probability a token of each answer to a question, in nats.
+
+    The question is a user's message in the model's chat template; without one it is plain text and a cue. Of a question
+    of more than MAX_QUESTION_TOKENS the middle is cut.
+    """
+    if tokenizer.chat_template:
+        ids = encode_chat(tokenizer, [Message(role="user", content=question)], max_tokens=MAX_QUESTION_TOKENS)
+    else:
+        ids = encode_prompt(tokenizer, f"{question}\nAnswer:", MAX_QUESTION_TOKENS)
+        answers = [f" {answer}" for answer in answers]
+    tree = TokenTree.grow([tokenizer.encode(answer, add_special_tokens=False) for answer in answers])
+    cache = KVCache(model, 1)
+    (edges,) = edge_log_probabilities(cache, cache.read([ids]), tree)
+    return [float(edges[list(path)].mean()) for path in tree.paths]
+
+
+def edge_log_probabilities(cache: KVCache, last: torch.Tensor, tree: TokenTree) -> torch.Tensor:
+    """Return the log-probability of each edge of a tree after every row of the cache (rows, edges), float64.
+
+    `last` (rows, hidden) are the states after what the cache has read.
+    """
+    states = last[:, None]
+    if tree.tokens:
+        states = torch.cat([states, cache.read_tree(tree.tokens, tree.depths, tree.visibility())], dim=1)
+    states, head = states.float(), cache.model.get_output_embeddings().weight  # (rows, nodes, hidden)
+    whole = vocabulary_logsumexp(states.flatten(0, 1), head)
+    nodes, tokens = (torch.tensor(ends, device=states.device) for ends in zip(*tree.edges, strict=True))
+    logits = torch.einsum("peh,eh->pe", states[:, nodes], head[tokens].float())
+    return (logits - whole.view(states.shape[:2])[:, nodes]).double().cpu()
 
 
 def vocabulary_logsumexp(states: torch.Tensor, head: Any) -> torch.Tensor:

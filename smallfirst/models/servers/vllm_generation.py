@@ -137,7 +137,4 @@ def generative_model(
     transformers = import_transformers("Serving through vLLM", weights=False)
     loaded = load_pretrained(transformers.AutoTokenizer, tokenizer)
     scheduler: Any = VllmScheduler(route, loaded, context_tokens=context_tokens)
-    if manifest.kind == "chat":
-        return VllmGenerativeModel.for_chat(scheduler, name=name, price=price, manifest=manifest)
-    build = VllmGenerativeModel.for_text if manifest.kind == "text" else VllmGenerativeModel.for_task
-    return build(scheduler, manifest, name=name, price=price)
+    return VllmGenerativeModel.fine_tuned(scheduler, manifest, name=name, price=price)

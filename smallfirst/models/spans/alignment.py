@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from smallfirst.data.dataset import Example
-from smallfirst.models.spans.plan import LIST, AnswerPlan, FieldPlan, Found, assemble, list_places
+from smallfirst.models.spans.plan import AnswerPlan, FieldPlan, Found, assemble
 from smallfirst.models.spans.values import occurrences
 from smallfirst.tasks.extract import Extract
 from smallfirst.tasks.json.paths import flatten
-from smallfirst.tasks.json.schema import FieldSpec
+from smallfirst.tasks.json.schema import LIST, FieldSpec
 
 TOLERANCE = 0.05
 """Share of the rows that may hold a value of a field that cannot be marked."""
@@ -62,20 +62,19 @@ def learn_plan(task: Extract, examples: Sequence[Example]) -> tuple[AnswerPlan, 
     values.
     """
     rows = [parse_row(example) for example in examples]
-    places = dict(list_places(task.json_schema))
-    problems = [f"`{path}` is not named in the schema" for row in rows for path in row.values if path not in places]
+    paths = [spec.path for spec in task.fields]
+    problems = [f"`{path}` is not named in the schema" for row in rows for path in row.values if path not in paths]
     sample = rows[:: max(1, len(rows) // SAMPLE)]
-    forms = {path: _forms(task, path, sample) for path in places}
+    forms = {path: _forms(task, path, sample) for path in paths}
     dates = [path for path, (chosen, _) in forms.items() if any(form.startswith("date") for form in chosen)]
     forms |= {path: _with_days(task, path, sample, *forms[path], [d for d in dates if d != path]) for path in dates}
     fields = []
     for spec in task.fields:
-        way = places[spec.path]
-        holder = way[:-1] if way[-1] == LIST else way
+        holder = spec.way[:-1] if spec.way[-1] == LIST else spec.way
         if holder.count(LIST) > 1 or holder[-1] == LIST:
             problems.append(f"`{spec.path}` is in a list within a list")
             continue
-        field, problem = _field(spec, way, rows, forms[spec.path][0], len(forms[spec.path][1]) / len(sample))
+        field, problem = _field(spec, rows, forms[spec.path][0], len(forms[spec.path][1]) / len(sample))
         fields.append(field)
         problems += [problem] * bool(problem)
     plan = AnswerPlan(fields=tuple(fields))
@@ -139,11 +138,9 @@ def _with_days(
     return (*(form for form in forms if form not in _FORMS[2]), best), missing - hits[best]
 
 
-def _field(
-    spec: FieldSpec, way: tuple[str, ...], rows: Sequence[Row], forms: tuple[str, ...], missing: float
-) -> tuple[FieldPlan, str]:
+def _field(spec: FieldSpec, rows: Sequence[Row], forms: tuple[str, ...], missing: float) -> tuple[FieldPlan, str]:
     """Return the plan of a field, and what speaks against it; `missing` is the share of rows that cannot be marked."""
-    present = [row.values[spec.path] for row in rows if spec.path in row.values]
+    way, present = spec.way, [row.values[spec.path] for row in rows if spec.path in row.values]
     must = spec.required and not spec.nullable and LIST not in way
     absent = _absent(way, rows, spec.path)
     field = FieldPlan(path=spec.path, way=way, how="span", forms=forms or ("text",), absent=absent, must=must)

@@ -6,12 +6,10 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from smallfirst.errors import ModelError
-from smallfirst.models.batching import BatchBudget, BatchWorker
-from smallfirst.models.label_model import CHARACTERS_PER_TOKEN
+from smallfirst.models.batching import SHORT_PASS, BatchWorker, estimated_tokens
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Capability, Completion, Request
-from smallfirst.models.usage import ReportUnfinished, paid, unfinished
+from smallfirst.models.usage import paid
 from smallfirst.models.wrappers import CallableModel
 from smallfirst.pricing.machine import MachinePrice
 from smallfirst.pricing.tokens import tokens_of
@@ -43,8 +41,6 @@ class SpanModel(CallableModel):
 
     max_batch_size = 128
     """Texts in a pass; those that arrive meanwhile wait for the next."""
-    budget = BatchBudget(seconds=0.1, full=256)
-    """Tokens, roughly, that share a pass."""
     capabilities = frozenset({Capability.READINESS})
 
     def __init__(
@@ -54,15 +50,20 @@ class SpanModel(CallableModel):
         self.name = name or manifest.task.name
         self.max_answer_tokens = manifest.task.max_answer_tokens
         self._price = price or MachinePrice()
-        self._scorer, self._n_submitted = scorer, 0
+        self._scorer = scorer
         self._worker: BatchWorker[str, SpanAnswer] = BatchWorker(
-            self._compute, name=self.name, max_batch_size=self.max_batch_size, size=_size, budget=self.budget
+            scorer.answer,
+            name=self.name,
+            max_batch_size=self.max_batch_size,
+            size=estimated_tokens,
+            budget=SHORT_PASS,
+            price=self._price,
         )
 
     async def complete(self, request: Request) -> Completion:
         """Return the marked answer; it generates no tokens. Raise ModelError if there is none."""
         began = time.perf_counter()
-        answer = await self._answer(request.text)
+        answer = await self._worker.submit(request.text)
         return Completion(
             text=answer.text,
             answered_by=self.name,
@@ -73,31 +74,7 @@ class SpanModel(CallableModel):
         )
 
     async def ready(self) -> None:
-        await self._answer("ready")
+        await self._worker.submit("ready")
 
     async def aclose(self) -> None:
         await self._worker.aclose()
-
-    async def _answer(self, text: str) -> SpanAnswer:
-        began = time.perf_counter()
-        self._n_submitted += 1
-
-        def used(_: BaseException) -> Completion:
-            busy_s = (time.perf_counter() - began) / self._n_submitted
-            return unfinished(self._price.charge(self.name, busy_s, tokens_of(_size(text))))
-
-        try:
-            with ReportUnfinished(used):
-                return await self._worker.submit(text)
-        finally:
-            self._n_submitted -= 1
-
-    def _compute(self, texts: Sequence[str]) -> list[SpanAnswer]:
-        answers = self._scorer.answer(texts)
-        if len(answers) != len(texts):
-            raise ModelError(f"{self.name}: {len(texts)} texts, {len(answers)} answers")
-        return answers
-
-
-def _size(text: str) -> int:
-    return 1 + len(text) // CHARACTERS_PER_TOKEN

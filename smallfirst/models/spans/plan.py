@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from smallfirst.records import Record
-from smallfirst.tasks.json.paths import field_path, list_items_path
-from smallfirst.tasks.json.schema import SEPARATORS, alternatives
+from smallfirst.tasks.json.schema import LIST, SEPARATORS, alternatives
 from smallfirst.tasks.json.schema_limits import Schema, allowed_types
 from smallfirst.tasks.json.validation import AnswerCheck
-
-LIST = "[]"
-"""The step of a way into a list."""
-_DEEPEST = 8
 
 
 class FieldPlan(Record):
@@ -67,29 +62,6 @@ class Found(NamedTuple):
 
     place: int
     value: Any
-
-
-def list_places(schema: Schema) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield path and way of every scalar that the schema names, in its order, as deep as `_DEEPEST` steps."""
-    seen = set()
-    for place in _walk(schema, schema, "", ()):
-        if place not in seen:
-            seen.add(place)
-            yield place
-
-
-def _walk(schema: Schema, node: Schema, path: str, way: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    if len(way) > _DEEPEST:
-        return
-    in_list = way[-1:] == (LIST,)
-    for option in alternatives(schema, node):
-        kinds = allowed_types(option)
-        for name, held in option.get("properties", {}).items() if "object" in kinds else ():
-            yield from _walk(schema, held, field_path(path, name, in_list=in_list), (*way, name))
-        if "array" in kinds:
-            yield from _walk(schema, option["items"], list_items_path(path, in_list=in_list), (*way, LIST))
-        if way and {*kinds} & {"string", "integer", "number", "boolean"}:
-            yield path, way
 
 
 def assemble(plan: AnswerPlan, schema: Schema, found: Mapping[str, Sequence[Found]], text: str) -> str:

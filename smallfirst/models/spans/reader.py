@@ -7,6 +7,7 @@ span's log-odds against that compare between windows. Places that hold the same 
 
 from __future__ import annotations
 
+import re
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,13 +15,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from smallfirst.files import write_atomically
-from smallfirst.models.compute_thread import run_in_compute_thread
+from smallfirst.models.batching import length_batches, run_in_compute_thread
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.spans.model import SpanAnswer
-from smallfirst.models.spans.occurrences import CharSpan
 from smallfirst.tasks.answer import Answer, split_context
 from smallfirst.tasks.scorers import normalize_answer
 
@@ -32,6 +33,16 @@ N_BEST = 20
 """Spans of a window that can become the answer."""
 MAX_QUESTION_SHARE = 0.5
 """Of a window's tokens; the rest of a longer question is not read."""
+
+
+_ARTICLES = {"a", "an", "the"}
+
+
+class CharSpan(NamedTuple):
+    """Characters of a text, from `start` up to but not including `end`."""
+
+    start: int
+    end: int
 
 
 class Window(NamedTuple):
@@ -77,10 +88,6 @@ class Reader:
 
     def read(self, texts: Sequence[str]) -> list[Reading]:
         """Return the best answer to each text, in order."""
-        import torch
-
-        from smallfirst.models.batching import length_batches
-
         split = [split_context(text) for text in texts]
         windows = [
             (i, window)
@@ -161,8 +168,6 @@ def span_log_odds(encoder: SentenceEncoder, heads: Any, windows: Sequence[Window
 
     In nats, float32; minus infinity outside the context, for ends before their starts and for spans that are longer.
     """
-    import torch
-
     states, _ = encoder.hidden_states([window.ids for window in windows])  # (windows, tokens, width)
     start, end = (states @ heads[:, :-1].T + heads[:, -1]).unbind(-1)  # (windows, tokens) each
     at = torch.arange(states.shape[1])
@@ -184,4 +189,40 @@ def _best_spans(window: Window, odds: Any) -> list[tuple[CharSpan, float]]:
             first, last = divmod(place, odds.shape[1])
             places = window.places
             found.append((CharSpan(places[first - window.first].start, places[last - window.first].end), score))
+    return found
+
+
+def occurrences(answer: str, text: str) -> list[CharSpan]:
+    """Return every place of `answer` in `text`: as whole words verbatim, else in any case, else word by word folded.
+
+    Folded as `normalize_answer` does, so that what is found there scores 1. Empty if it stands nowhere.
+    """
+    wanted = answer.strip()
+    if not wanted:
+        return []
+    for flags in (re.NOFLAG, re.IGNORECASE):
+        whole = re.compile(rf"(?<!\w){re.escape(wanted)}(?!\w)", flags)
+        if found := [CharSpan(*match.span()) for match in whole.finditer(text)]:
+            return found
+    return _folded_occurrences(wanted, text)
+
+
+def _folded_occurrences(answer: str, text: str) -> list[CharSpan]:
+    wanted = [word for word, _ in _folded_words(answer)]
+    words = _folded_words(text)
+    starts = range(len(words) - len(wanted) + 1) if wanted else ()
+    return [
+        CharSpan(words[i][1].start, words[i + len(wanted) - 1][1].end)
+        for i in starts
+        if all(words[i + k][0] == word for k, word in enumerate(wanted))
+    ]
+
+
+def _folded_words(text: str) -> list[tuple[str, CharSpan]]:
+    """Return the words without punctuation and articles, each with its place less the punctuation at its ends."""
+    found = []
+    for match in re.finditer(r"\S+", text):
+        inner = re.search(r"\w(?:.*\w)?", match[0])
+        if inner and (folded := normalize_answer(match[0])) not in _ARTICLES:
+            found.append((folded, CharSpan(match.start() + inner.start(), match.start() + inner.end())))
     return found

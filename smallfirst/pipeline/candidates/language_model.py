@@ -56,7 +56,7 @@ class BaseModel(Candidate):
         from smallfirst.models.generation.model import GenerativeModel
 
         generator = Generator.load(folder, chat=True)
-        inner = GenerativeModel.for_chat(generator, name=name, price=price, schema=task.answer_schema())
+        inner = GenerativeModel.published(generator, name=name, price=price, schema=task.answer_schema())
         shots = fixed_shots(project.rows.train, task, 1)
         return PromptedModel(inner, task, shots=shots, max_tokens=task.max_answer_tokens)
 

@@ -1,6 +1,6 @@
 """The memory of a whole run: the fine-tune, then the models that are measured one after the other, then the large one.
 
-Each step gives its memory back before the next (`models.memory`), so the peak of a run is that of its largest step.
+Each step gives its memory back before the next (`release_memory`), so the peak of a run is that of its largest step.
 """
 
 from __future__ import annotations

@@ -8,14 +8,14 @@ nearest one by words that occur more than once. About 50 MB in memory for 10,000
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from smallfirst.files import write_atomically
-from smallfirst.models.linear.classifier import TfidfFeatures
+from smallfirst.models.linear.tfidf import TfidfFeatures, piece_grams, word_grams
 
 SCORES = ("unseen", "nearest", "near", "unlike")
 MAX_ROWS = 10_000
@@ -31,8 +31,8 @@ AT_ONCE = 128
 class Vocabulary(NamedTuple):
     """The n-grams of one kind in a task's training texts."""
 
-    grams: Callable[[str], list[str]]
-    columns: dict[str, int]
+    grams: Callable[[str], Iterable[str]]
+    columns: Mapping[str, int]
     idf: np.ndarray
     """Inverse document frequency of each known one: 1 + ln((1 + texts) / (1 + texts that have it))."""
     unseen_idf: float
@@ -63,7 +63,8 @@ class TextFeatures:
         features = TfidfFeatures.fit(cut)
         compared = cut[:: max(1, -(-len(cut) // MAX_ROWS))]
         words, _ = _vocabularies(features, len(cut))
-        of_words, of_pieces = (vectoriser.transform(compared) for vectoriser in features.vectorisers)
+        matrix, n_words = features.matrix(compared), len(features.words.idf)
+        of_words, of_pieces = matrix[:, :n_words], matrix[:, n_words:]
         plain = normalize(of_words.multiply(words.repeated / words.idf).tocsr())  # without idf
         rows = {"words": plain.astype(np.float32).T.tocsr(), "pieces": of_pieces.astype(np.float32).T.tocsr()}
         return cls(features, rows, len(cut))
@@ -121,14 +122,15 @@ class TextFeatures:
 
 def _vocabularies(features: TfidfFeatures, n_texts: int) -> tuple[Vocabulary, Vocabulary]:
     unseen = 1 + float(np.log(1 + n_texts))
-    words, pieces = (
-        Vocabulary(v.build_analyzer(), v.vocabulary_, np.asarray(v.idf_), unseen) for v in features.vectorisers
-    )
-    return words, pieces
+    words, pieces = features.words, features.pieces
+    return Vocabulary(word_grams, *words, unseen), Vocabulary(piece_grams, *pieces, unseen)
 
 
 def _vectors(
-    texts: Sequence[Counter[str]], columns: dict[str, int], weights: np.ndarray, lengths: Sequence[float] | None = None
+    texts: Sequence[Counter[str]],
+    columns: Mapping[str, int],
+    weights: np.ndarray,
+    lengths: Sequence[float] | None = None,
 ) -> Any:
     """Return sparse (texts, n-grams): (1 + ln count) * weight, divided by `lengths` or by the norm."""
     from scipy import sparse

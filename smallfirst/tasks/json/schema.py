@@ -20,6 +20,8 @@ from smallfirst.tasks.json.schema_limits import check_schema as check_schema
 
 SEPARATORS = (", ", ": ")
 """Between items, and between key and value: how canonical answers are spaced, and what the grammar must write."""
+LIST = "[]"
+"""The step of a way into a list."""
 
 
 class FieldSpec(NamedTuple):
@@ -36,6 +38,8 @@ class FieldSpec(NamedTuple):
     """True if the object that holds it must have it."""
     is_list: bool
     about: str = ""
+    way: tuple[str, ...] = ()
+    """Names from the root of the answer, LIST for the items of a list."""
 
 
 def alternatives(schema: Schema, node: Schema) -> list[Schema]:
@@ -83,30 +87,29 @@ def list_fields(schema: Schema) -> tuple[FieldSpec, ...]:
     """Return every place for a value, in schema order; a recursive reference is followed once."""
     found: dict[str, FieldSpec] = {}
 
-    def walk(node: Schema, path: str, spec: tuple[bool, bool, str], refs: frozenset[str]) -> None:
-        required, is_list, about = spec
-        about = node.get("description", about)
+    def walk(node: Schema, path: str, way: tuple[str, ...], required: bool, about: str, refs: frozenset[str]) -> None:
+        about, is_list = node.get("description", about), way[-1:] == (LIST,)
         if reference := node.get("$ref"):
             if reference not in refs:
-                walk(resolve_reference(schema, reference), path, (required, is_list, about), refs | {reference})
+                walk(resolve_reference(schema, reference), path, way, required, about, refs | {reference})
             return
         for choice in CHOICES:
             for option in node.get(choice, ()):
-                walk(option, path, (required, is_list, about), refs)
+                walk(option, path, way, required, about, refs)
         for name, field in node.get("properties", {}).items():
             inside = field_path(path, name, in_list=is_list)
-            walk(field, inside, (name in node.get("required", ()), False, ""), refs)
+            walk(field, inside, (*way, name), name in node.get("required", ()), "", refs)
         if isinstance(items := node.get("items"), Mapping):
-            walk(items, list_items_path(path, in_list=is_list), (required, True, about), refs)
+            walk(items, list_items_path(path, in_list=is_list), (*way, LIST), required, about, refs)
         kinds = [kind for kind in allowed_types(node) if kind in SCALARS]
         if path and kinds:
             values = tuple(value for value in allowed_values(node) if value is not None)
             nullable = "null" in kinds and (not allowed_values(node) or None in allowed_values(node))
             kind = "|".join(k for k in kinds if k != "null") or "null"
-            spec_here = FieldSpec(path, kind, nullable, values, required, is_list, about)
+            spec_here = FieldSpec(path, kind, nullable, values, required, is_list, about, way)
             found[path] = _merged(found[path], spec_here) if path in found else spec_here
 
-    walk(schema, "", (True, False, ""), frozenset({"#"}))
+    walk(schema, "", (), True, "", frozenset({"#"}))
     return tuple(found.values())
 
 
@@ -121,4 +124,5 @@ def _merged(first: FieldSpec, second: FieldSpec) -> FieldSpec:
         first.required and second.required,
         first.is_list or second.is_list,
         first.about or second.about,
+        first.way if second.type == "null" else second.way,
     )

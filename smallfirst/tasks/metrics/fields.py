@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -17,24 +17,8 @@ from smallfirst.tasks.task import PartCounts, ScoredAnswer
 Normalizers = Mapping[str, Normalizer]
 
 
-class FieldCounts(NamedTuple):
-    """Counts of the values of one field, or of all fields of a row."""
-
-    n_gold: int
-    """Values that are there."""
-    n_said: int
-    """Values that the answer gives."""
-    n_right: int
-    """Of these, how many are there."""
-    n_missing: int
-    """Values there beyond the number that is said."""
-    n_invented: int
-    """Values said beyond the number that is there."""
-
-    @property
-    def f1(self) -> float:
-        """Harmonic mean of precision and recall; 0 if nothing is there and nothing said."""
-        return 2 * self.n_right / max(1, self.n_gold + self.n_said)
+COUNTS = ("n_gold", "n_said", "n_right", "n_missing", "n_invented")
+"""Values that are there, that the answer gives, of these those that are there, and those beyond the other number."""
 
 
 def field_score(golds: Sequence[str], answer: str | None, normalise: Normalizers) -> float:
@@ -66,9 +50,8 @@ def _differing(names: Sequence[str], gold: Any, said: Any, normalise: Normalizer
 
 def field_metrics(rows: Sequence[ScoredAnswer], normalise: Normalizers) -> dict[str, Estimate]:
     """Return the micro metrics of fields (bootstrapped over rows), `missing`, `invented` and `valid`."""
-    totals = [_sum(by_path.values()) for by_path in _counted(rows, normalise)]
-    counts = np.array(totals, dtype=np.int64).reshape(len(rows), len(FieldCounts._fields))
-    gold, said, right, missing, invented = counts.T
+    totals = [_total(by_path) for by_path in _counted(rows, normalise)]
+    gold, said, right, missing, invented = np.array(totals, dtype=np.int64).reshape(len(rows), len(COUNTS)).T
 
     def ratio(above: np.ndarray, below: np.ndarray) -> Estimate:
         return bootstrap_share(lambda at: float(above[at].sum() / max(1, below[at].sum())), len(rows))
@@ -87,14 +70,14 @@ def counts_by_field(
     paths: Iterable[str], rows: Sequence[ScoredAnswer], normalise: Normalizers
 ) -> tuple[PartCounts, ...]:
     """Return counts by field: those of `paths` in this order, then others in order of appearance."""
-    found: dict[str, list[FieldCounts]] = {path: [] for path in paths}
+    found = {path: np.zeros(len(COUNTS), dtype=np.int64) for path in paths}
     for by_path in _counted(rows, normalise):
         for path, counts in by_path.items():
-            found.setdefault(path, []).append(counts)
-    return tuple(PartCounts(name=path, **_sum(counts)._asdict()) for path, counts in found.items())
+            found[path] = found.get(path, 0) + counts
+    return tuple(PartCounts(name=path, **dict(zip(COUNTS, n.tolist(), strict=True))) for path, n in found.items())
 
 
-def _counted(rows: Sequence[ScoredAnswer], normalise: Normalizers) -> list[dict[str, FieldCounts]]:
+def _counted(rows: Sequence[ScoredAnswer], normalise: Normalizers) -> list[dict[str, np.ndarray]]:
     """Return the counts of each row by path, against the gold answer nearest to the answer."""
     found = []
     for row in rows:
@@ -108,19 +91,19 @@ def _counted(rows: Sequence[ScoredAnswer], normalise: Normalizers) -> list[dict[
 def _score(gold: Any, said: Any, normalise: Normalizers) -> float:
     if comparison_key(gold, normalise) == comparison_key(said, normalise):
         return 1.0
-    counts = _sum(_by_path(gold, said, normalise).values())
-    if counts.f1 == 1.0:  # right values, but at the wrong objects of a list: as if one of them were wrong
-        return 1 - 1 / counts.n_gold
-    return counts.f1
+    n_gold, n_said, n_right, *_ = _total(_by_path(gold, said, normalise))
+    if 2 * n_right == n_gold + n_said > 0:  # right values, but at the wrong objects of a list: as if one were wrong
+        return float(1 - 1 / n_gold)
+    return float(2 * n_right / max(1, n_gold + n_said))
 
 
-def _by_path(gold: Any, said: Any, normalise: Normalizers) -> dict[str, FieldCounts]:
+def _by_path(gold: Any, said: Any, normalise: Normalizers) -> dict[str, np.ndarray]:
     there, given = _values(gold, normalise), _values(said, normalise)
     found = {}
     for path in {**there, **given}:
         g, s = there.get(path, Counter()), given.get(path, Counter())
         n_gold, n_said = g.total(), s.total()
-        found[path] = FieldCounts(n_gold, n_said, (g & s).total(), max(0, n_gold - n_said), max(0, n_said - n_gold))
+        found[path] = np.array([n_gold, n_said, (g & s).total(), max(0, n_gold - n_said), max(0, n_said - n_gold)])
     return found
 
 
@@ -131,8 +114,8 @@ def _values(answer: Any, normalise: Normalizers) -> dict[str, Counter[Any]]:
     }
 
 
-def _sum(counts: Iterable[FieldCounts]) -> FieldCounts:
-    return FieldCounts(*map(sum, zip(FieldCounts(0, 0, 0, 0, 0), *counts, strict=True)))
+def _total(by_path: Mapping[str, np.ndarray]) -> np.ndarray:
+    return sum(by_path.values(), np.zeros(len(COUNTS), dtype=np.int64))
 
 
 def _parsed(answer: str | None) -> Any:

@@ -9,12 +9,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
-from typing import cast
 
 import numpy as np
-from scipy import special
 
-from smallfirst.stats.intervals import Estimate, wilson
+from smallfirst.stats.intervals import Estimate, bias_corrected, bootstrap_interval, wilson
 from smallfirst.tasks.task import PartCounts, ScoredAnswer
 
 RESAMPLES = 1000
@@ -147,9 +145,7 @@ class _Draws:
         """Return a metric in [0, 1] with a bias-corrected percentile interval, no narrower than Wilson's."""
         if self.n == 0:
             return Estimate(value=0.0, low=0.0, high=1.0, n=0)
-        value, low, high = self.ends(metric)
-        least = wilson(cast(int, value * self.n), self.n)  # the formula holds for parts of a success as well
-        return Estimate(value=value, low=min(low, least.low), high=max(high, least.high), n=self.n)
+        return bootstrap_interval(float(metric(self.counts)), metric(self.resampled), n=self.n)
 
     def mean(self, table: np.ndarray, gold: np.ndarray, said: np.ndarray) -> Estimate:
         """Return the mean of `table[gold, said]`, one pair a cell; no answer (-1) is the worst.
@@ -167,12 +163,9 @@ class _Draws:
         return Estimate(value=value, low=min(low, least.low * each), high=max(high, least.high * each), n=self.n)
 
     def ends(self, metric: Metric) -> tuple[float, float, float]:
-        """Return value, low and high, shifted so that the value is the median of the resamples (Efron 1981)."""
-        value, values = float(metric(self.counts)), metric(self.resampled)
-        below = float((values < value).mean() + (values == value).mean() / 2)
-        shift = 2 * special.ndtri(np.clip(below, 0.5 / RESAMPLES, 1 - 0.5 / RESAMPLES))
-        low, high = np.quantile(values, special.ndtr(shift + special.ndtri([0.025, 0.975])))
-        return value, float(low), float(high)
+        """Return value, low and high."""
+        value = float(metric(self.counts))
+        return value, *bias_corrected(value, metric(self.resampled))
 
 
 def _f1_measures(draws: _Draws, gold: np.ndarray, said: np.ndarray) -> dict[str, Estimate]:

@@ -50,10 +50,10 @@ def hold_out_labels(
 
     It knows words and their parts, and with `embed` sentence vectors. Confidence is the margin over the second label.
     """
-    from smallfirst.models.linear.classifier import TfidfFeatures
+    from smallfirst.models.linear.tfidf import TfidfFeatures
 
     gold = np.unique(labels, return_inverse=True)[1]
-    features = TfidfFeatures.fit(texts)(texts)
+    features = TfidfFeatures.fit(texts).matrix(texts)
     kernel = np.asarray((features @ features.T).todense(), dtype=np.float64)
     if embed is not None:
         vectors = np.concatenate([embed(texts[at : at + _BATCH]) for at in range(0, len(texts), _BATCH)])

@@ -65,7 +65,8 @@ def predicts(first: Wording, second: Wording) -> bool:
 
     Both in accuracy above that of always saying the most frequent label; False if its own answers give nothing.
     """
-    from smallfirst.models.linear.classifier import TfidfFeatures, fit_logistic_regression
+    from smallfirst.models.linear.classifier import fit_logistic_regression
+    from smallfirst.models.linear.tfidf import TfidfFeatures
 
     texts, labels = _sample(first)
     others, wanted = _sample(second)
@@ -79,8 +80,8 @@ def predicts(first: Wording, second: Wording) -> bool:
 
     def n_right(learnt: list[str], answers: list[str]) -> int:
         own = np.array([names[answer] for answer in answers])
-        weights, bias = fit_logistic_regression(features(learnt), own, len(names), 10.0)
-        said = np.asarray(features(others[half:]) @ weights.T) + bias
+        weights, bias = fit_logistic_regression(features.matrix(learnt), own, len(names), 10.0)
+        said = features(others[half:]) @ weights.T + bias
         return int((said.argmax(axis=1) == gold[half:]).sum())
 
     n = len(others) - half

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from smallfirst.data.dataset import Dataset, Example, Message, RowFormat
 from smallfirst.errors import DataError, Problem, TrainingError
-from smallfirst.models.local.chat_template import end_of_turn_token
+from smallfirst.models.local.tokenizer import end_of_turn_token
 from smallfirst.models.manifest import Manifest
 from smallfirst.tasks.chat import Chat
 from smallfirst.training.batches import TokenizedRow, encode_rows

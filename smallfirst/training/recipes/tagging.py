@@ -22,8 +22,7 @@ from smallfirst.models.local.weights import weights_fingerprint
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.spans.alignment import align, learn_plan, parse_row
 from smallfirst.models.spans.plan import AnswerPlan, FieldPlan
-from smallfirst.models.spans.tagger import Tagger, TaggerNetwork
-from smallfirst.models.spans.windows import TokenizedText, WindowReader
+from smallfirst.models.spans.tagger import Tagger, TaggerNetwork, TokenizedText, WindowReader
 from smallfirst.tasks.extract import Extract
 from smallfirst.training.batches import epoch_batches
 from smallfirst.training.config import TrainConfig

@@ -62,7 +62,7 @@ def test_answers_and_confidences_are_those_of_the_trained_model(folder: Path) ->
     from smallfirst.models.generation.model import GenerativeModel
 
     manifest = Manifest(kind="generative", task=RULES, base="tiny")
-    trained = answers(GenerativeModel.for_task(Generator.load(folder), manifest))
+    trained = answers(GenerativeModel.fine_tuned(Generator.load(folder), manifest))
     path = exported(folder, manifest)
     found = answers(ExportedModel(path, manifest, PriceBook(), threads=1))
     assert [one.text for one in found] == [one.text for one in trained]

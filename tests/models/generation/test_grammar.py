@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
 from typing import Any
 
 import jsonschema
 import pytest
 
 from smallfirst.errors import ConfigError, ModelError
-from smallfirst.models.generation import grammar as grammars
-from smallfirst.models.generation.grammar import MAX_NUMBER, Grammar, GrammarCache, with_number_bounds
+from smallfirst.models.generation.grammar import MAX_NUMBER, Grammar, with_number_bounds
 
 
 def closed(**properties: Any) -> dict[str, Any]:
@@ -152,41 +149,3 @@ def test_a_number_that_is_cut_is_closed_at_once(tokenizer: Any, place: str, begu
             break
     jsonschema.validate(json.loads(done), schema)
     assert len(done) <= len(text) + 14
-
-
-def test_grammars_are_cached_by_schema_and_property_order_and_the_oldest_is_dropped(tokenizer: Any) -> None:
-    cache = GrammarCache(tokenizer, max_grammars=2)
-    properties = {"a": {"type": "integer"}, "b": {"type": "integer"}}
-    one, other = (
-        {"type": "object", "properties": dict(order)} for order in (properties.items(), [*properties.items()][::-1])
-    )
-
-    async def play() -> None:
-        first = await cache.grammar(one)
-        assert await cache.grammar(other) is not first
-        assert await cache.grammar(one) is first
-        await cache.grammar({"enum": ["c"]})
-        assert len(cache) == 2
-        assert await cache.grammar(one) is first
-
-    asyncio.run(play())
-    cache.close()
-
-
-def test_compiling_blocks_nobody_and_is_limited_in_time(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = GrammarCache(tokenizer)
-    monkeypatch.setattr(grammars, "COMPILE_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(Grammar, "compile", lambda *_: time.sleep(1))
-
-    async def play() -> int:
-        ticks = 0
-        compiling = asyncio.create_task(cache.grammar({"enum": ["a"]}))
-        while not compiling.done():
-            await asyncio.sleep(0.01)
-            ticks += 1
-        with pytest.raises(ConfigError, match=r"more than 0.2 s to compile"):
-            await compiling
-        return ticks
-
-    assert asyncio.run(play()) >= 3
-    cache.close()

@@ -103,7 +103,7 @@ def test_adapters_beside_each_other_answer_like_merged_weights(
     n_adapters = sum(weight.numel() for name, weight in base.model.named_parameters() if ".lora_" in name)
     assert sum(weight.numel() for weight in base.model.parameters()) == n_base + n_adapters
     wanted = ask(
-        *(GenerativeModel.for_task(Generator(model, base.tokenizer), manifest(tiny_folder)) for model in whole)
+        *(GenerativeModel.fine_tuned(Generator(model, base.tokenizer), manifest(tiny_folder)) for model in whole)
     )
     assert texts_of(found[0]) != texts_of(found[1])
     for mine, theirs in zip(found, wanted, strict=True):
@@ -225,7 +225,7 @@ def test_adapters_that_do_not_fit_are_refused_and_change_nothing(
         pass
     assert tokens_of(base) == before
     (found,) = ask(base.serve(folder))
-    (wanted,) = ask(GenerativeModel.for_task(Generator(merged[0], base.tokenizer), manifest(tiny_folder)))
+    (wanted,) = ask(GenerativeModel.fine_tuned(Generator(merged[0], base.tokenizer), manifest(tiny_folder)))
     assert texts_of(found) == texts_of(wanted)
 
 

@@ -41,13 +41,18 @@ Loaded = tuple[Any, Any]
 
 def for_task(loaded: Loaded, task: Any = ANSWER, *, price: MachinePrice | None = None, **more: Any) -> GenerativeModel:
     manifest = Manifest(kind="generative", task=task, base="tiny", **more)
-    return GenerativeModel.for_task(Generator(*loaded), manifest, price=price)
+    return GenerativeModel.fine_tuned(Generator(*loaded), manifest, price=price)
 
 
-def for_chat(loaded: Loaded, template: str | None = None, **settings: Any) -> GenerativeModel:
+def for_chat(
+    loaded: Loaded, template: str | None = None, manifest: Manifest | None = None, **settings: Any
+) -> GenerativeModel:
     """A chat model whose answers end only where their tokens run out."""
     loaded[1].chat_template = template
-    return GenerativeModel.for_chat(Generator(*loaded, end=-1), name="tiny", **settings)
+    generator = Generator(*loaded, end=-1)
+    if manifest is not None:
+        return GenerativeModel.fine_tuned(generator, manifest, name="tiny")
+    return GenerativeModel.published(generator, name="tiny", **settings)
 
 
 def ask(model: Model, *requests: Request) -> list[Completion]:
@@ -224,7 +229,7 @@ def test_an_answer_never_exceeds_the_models_context(lively: Loaded) -> None:
     assert found.finish_reason == "length"
 
 
-def test_only_declared_messages_are_cached(lively: Loaded) -> None:
+def test_only_the_messages_of_the_training_rows_are_cached(lively: Loaded) -> None:
     system = Message(role="system", content="Be brief, and tell me more about the card and the refund please.")
     requests = [
         Request(messages=(system, Message(role="user", content=text)), max_tokens=6) for text in ("pin", "card")
@@ -233,7 +238,7 @@ def test_only_declared_messages_are_cached(lively: Loaded) -> None:
     plain = for_chat(lively, TEMPLATE)
     wanted = [found.text for found in ask(plain, *requests)]
     assert not plain.scheduler.generator._prefixes
-    model = for_chat(lively, TEMPLATE, declared=(system,))
+    model = for_chat(lively, TEMPLATE, manifest=Manifest(kind="chat", task=ANSWER, base="tiny", system=system.content))
     assert [found.text for found in ask(model, other, *requests)[1:]] == wanted
     ((_, ids),) = model.scheduler.generator._prefixes
     assert lively[1].decode(ids).startswith(f"system:{system.content}")
@@ -291,7 +296,7 @@ def test_a_request_without_a_system_message_gets_that_of_the_training_rows(livel
 def test_text_is_continued_as_it_stands(lively: Loaded) -> None:
     lively[1].chat_template = TEMPLATE
     manifest = Manifest(kind="text", task=ANSWER, base="tiny")
-    model = GenerativeModel.for_text(Generator(*lively), manifest, name="tiny")
+    model = GenerativeModel.fine_tuned(Generator(*lively), manifest, name="tiny")
     assert model.prompt.encode(Request.ask("the card ")) == encode_prompt(lively[1], "the card ", 512)
     ids = encode_prompt(lively[1], "the card", 512)
     wanted = Generator(*lively).generate([GenerationRequest(ids, 6)])[0].text

@@ -14,7 +14,7 @@ import torch
 from smallfirst.errors import ModelError
 from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.grammar import Grammar
-from smallfirst.models.generation.scheduler import ContinuousBatchScheduler, SchedulerLimits
+from smallfirst.models.generation.scheduler import ContinuousBatchScheduler
 from smallfirst.models.generation.sequence import GeneratedSequence, GenerationRequest, GenerationResult, TextDelta
 
 R = TypeVar("R")
@@ -31,7 +31,8 @@ def use(generator: Generator, play: Callable[[ContinuousBatchScheduler], Awaitab
     """Return the result of `play`; the scheduler's thread ends after it."""
 
     async def run() -> R:
-        scheduler = ContinuousBatchScheduler(generator, name="tiny", limits=SchedulerLimits(**limits))
+        scheduler = ContinuousBatchScheduler(generator, name="tiny")
+        vars(scheduler).update(limits)
         try:
             return await asyncio.wait_for(play(scheduler), 60)
         finally:
@@ -105,7 +106,7 @@ def watched_shapes(generator: Generator) -> Iterator[list[tuple[int, int]]]:
     hook.remove()
 
 
-@pytest.mark.parametrize("limits", [{}, {"rows": 3}, {"memory_tokens": 150}, {"read_tokens": 6}])
+@pytest.mark.parametrize("limits", [{}, {"max_rows": 3}, {"memory_tokens": 150}, {"read_tokens": 6}])
 def test_answers_do_not_depend_on_what_comes_and_goes(generator: Generator, limits: dict[str, int]) -> None:
     wanted = [alone(generator, request) for request in requests_of(generator)]
 
@@ -204,15 +205,15 @@ def test_a_cancelled_answer_frees_its_row_within_a_step(generator: Generator, ho
 def test_a_request_cancelled_while_it_waits_never_starts(generator: Generator) -> None:
     async def play(scheduler: ContinuousBatchScheduler) -> int:
         task = asyncio.create_task(scheduler.generate(GenerationRequest([1], 3)))
-        await until(lambda: scheduler.n_waiting == 1)
+        await until(lambda: len(scheduler._waiting) == 1)
         task.cancel()
-        await until(lambda: scheduler.n_waiting == 0)
+        await until(lambda: len(scheduler._waiting) == 0)
         return scheduler.n_running
 
-    assert use_beside_another(generator, play, rows=1) == 1
+    assert use_beside_another(generator, play, max_rows=1) == 1
 
 
-@pytest.mark.parametrize(("limits", "most"), [({"rows": 3}, 3), ({"memory_tokens": 64}, 2)])
+@pytest.mark.parametrize(("limits", "most"), [({"max_rows": 3}, 3), ({"memory_tokens": 64}, 2)])
 def test_no_more_runs_than_the_limits_allow(generator: Generator, limits: dict[str, int], most: int) -> None:
     seen: list[int] = []
 
@@ -280,7 +281,8 @@ def test_a_failed_step_fails_its_requests_and_the_next_are_answered(generator: G
 
 def test_closing_answers_what_waits_and_takes_nothing_more(generator: Generator) -> None:
     async def play() -> list[GenerationResult]:
-        scheduler = ContinuousBatchScheduler(generator, name="tiny", limits=SchedulerLimits(rows=2))
+        scheduler = ContinuousBatchScheduler(generator, name="tiny")
+        scheduler.max_rows = 2
         tasks = [asyncio.create_task(scheduler.generate(request)) for request in requests_of(generator, 6)]
         await asyncio.sleep(0)  # all have asked
         await scheduler.aclose()

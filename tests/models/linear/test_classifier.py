@@ -11,7 +11,8 @@ import pytest
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.label_model import LabelLogProbs
-from smallfirst.models.linear.classifier import LinearClassifier, TfidfFeatures
+from smallfirst.models.linear.classifier import LinearClassifier
+from smallfirst.models.linear.tfidf import TfidfFeatures
 from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Request
@@ -121,16 +122,6 @@ def test_a_label_without_training_rows_is_never_chosen(n_seen: int) -> None:
         assert unseen.tolist() == [0.0, 0.0]
 
 
-def test_word_features_read_words_pairs_and_pieces_without_case() -> None:
-    features = TfidfFeatures.fit(["My card", "lost card"])
-    words, pieces = features.vectorisers
-    assert set(words.vocabulary_) == {"my", "card", "lost", "my card", "lost card"}
-    assert " ca" in pieces.vocabulary_
-    matrix = features(["MY CARD", "my card", "nothing"]).toarray()
-    assert np.array_equal(matrix[0], matrix[1])
-    assert np.linalg.norm(matrix[0]) == pytest.approx(2**0.5)  # two parts of unit length
-
-
 def test_an_encoder_classifier_is_linear_on_its_vectors() -> None:
     task = Classify(name="letters", labels=("many a", "many b", "many c"))
     data = rows(*((letter * n, f"many {letter}") for letter in "abc" for n in (2, 3, 4)))
@@ -145,7 +136,7 @@ def test_an_encoder_classifier_is_linear_on_its_vectors() -> None:
 
 def test_no_texts_give_no_scores() -> None:
     words = TfidfFeatures.fit(["where is my card", "my pin is blocked"])
-    width = words(["card"]).shape[1]
+    width = words.matrix(["card"]).shape[1]
     scorer = LinearClassifier(words, np.zeros((2, width)), np.zeros(2))
     assert scorer.score([]) == []
 

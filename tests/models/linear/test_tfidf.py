@@ -9,21 +9,39 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.feature_extraction.text import TfidfVectorizer
 
-from smallfirst.models.linear.classifier import TfidfFeatures
-from smallfirst.models.linear.tfidf import TfidfVectorizer, Vocabulary
+from smallfirst.models.linear.tfidf import TfidfFeatures, Vocabulary
 
 ROWS = ["Where is my card?", "my card  was lost, a card I need", "Größe: 42 €\tok", "I a b", "x" * 40, "card card CARD"]
 FITTED = TfidfFeatures.fit(ROWS)
-TABLES = [
-    Vocabulary({term: int(at) for term, at in v.vocabulary_.items()}, np.asarray(v.idf_)) for v in FITTED.vectorisers
+REFERENCE = [
+    TfidfVectorizer(analyzer=analyzer, ngram_range=lengths, sublinear_tf=True).fit(ROWS)
+    for analyzer, lengths in (("word", (1, 2)), ("char_wb", (2, 5)))
 ]
-WIDTH = sum(len(table.idf) for table in TABLES)
+WIDTH = sum(len(vectoriser.idf_) for vectoriser in REFERENCE)
 
 
 def both(text: str) -> tuple[np.ndarray, np.ndarray]:
-    ours = TfidfVectorizer(*TABLES)([text]) @ np.eye(WIDTH)
-    return ours[0], FITTED([text]).toarray()[0]
+    ours = FITTED([text]) @ np.eye(WIDTH)
+    return ours[0], np.concatenate([vectoriser.transform([text]).toarray()[0] for vectoriser in REFERENCE])
+
+
+def test_the_vocabulary_is_that_of_scikit_learn() -> None:
+    for ours, theirs in zip((FITTED.words, FITTED.pieces), REFERENCE, strict=True):
+        assert ours.column == theirs.vocabulary_
+        np.testing.assert_array_equal(ours.idf, theirs.idf_)
+    assert set(TfidfFeatures.fit(["My card", "lost card"]).words.column) == {
+        "my",
+        "card",
+        "lost",
+        "my card",
+        "lost card",
+    }
+
+
+def test_the_matrix_to_fit_on_has_the_same_rows() -> None:
+    np.testing.assert_array_equal(FITTED.matrix(ROWS).toarray(), FITTED(ROWS) @ np.eye(WIDTH))
 
 
 @pytest.mark.parametrize(
@@ -45,7 +63,7 @@ def test_a_product_by_hand() -> None:
     pieces = Vocabulary({" c": 0}, np.array([3.0]))
     # my, card, «my card»: 1, 2, 2 over their length 3; the one piece has length 1.
     weights = np.array([[3.0, 0.0], [0.0, 3.0], [0.0, 3.0], [5.0, 0.0]])
-    np.testing.assert_allclose(TfidfVectorizer(words, pieces)(["My card"]) @ weights, [[6.0, 4.0]])
+    np.testing.assert_allclose(TfidfFeatures(words, pieces)(["My card"]) @ weights, [[6.0, 4.0]])
 
 
 def test_nothing_heavy_is_loaded() -> None:

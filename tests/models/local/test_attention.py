@@ -83,7 +83,7 @@ def test_one_call_of_a_kernel_for_ragged_rows_equals_the_groups(n_shared: int) -
     query, key, value = (torch.randn(1, h, len(packed.ids), 8, requires_grad=True) for h in (4, 2, 2))
     grouped = causal_attention(None, query, key, value, None, 0.3, packed)[0]
     rows = token_batches._ragged(packed.lengths, n_shared, torch.device("cpu"))
-    one = attention._ragged_attention(by_row, query, key, value, 0.3, packed._replace(ragged=rows))[None]
+    one = attention._ragged_attention(by_row, query, key, value, 0.3, rows)[None]
     torch.testing.assert_close(one, grouped, atol=1e-5, rtol=1e-4)
     weigh = torch.randn_like(one)
     for mine, theirs in zip(
@@ -97,12 +97,15 @@ def test_a_kernel_for_ragged_rows_is_asked_for_on_a_gpu_in_half_precision_alone(
 ) -> None:
     packed, query = pack_rows([[1, 2], [3]]), torch.zeros(1, 2, 3, 8, dtype=torch.bfloat16)
     here = packed._replace(ragged=token_batches._ragged(packed.lengths, 0, torch.device("cpu")))
-    monkeypatch.setattr(attention, "ragged_kernel", lambda: by_row)
+    seen: list[int] = []
+    monkeypatch.setattr(attention, "ragged_kernel", lambda: lambda *parts: (seen.append(1), by_row(*parts))[1])
     assert packed.to(torch.device("cpu")).ragged is None
-    assert attention._kernel_for(query, packed) is None
-    assert attention._kernel_for(query.float(), here) is None
-    assert attention._kernel_for(torch.zeros(1, 2, 3, 320, dtype=torch.bfloat16), here) is None
-    assert attention._kernel_for(query, here) is not None
+    wide = torch.zeros(1, 2, 3, 320, dtype=torch.bfloat16)
+    for given, rows in ((query, packed), (query.float(), here), (wide, here)):
+        causal_attention(None, given, given, given, None, 0.3, rows)
+    assert not seen
+    causal_attention(None, query, query, query, None, 0.3, here)
+    assert seen
 
 
 def test_pytorchs_kernel_takes_what_it_is_given() -> None:
@@ -113,7 +116,7 @@ def test_pytorchs_kernel_takes_what_it_is_given() -> None:
     packed = pack_rows([[7, 7, 1], [7, 7, 2, 3]], n_shared=2)
     rows = token_batches._ragged(packed.lengths, 2, torch.device("meta"))
     query, key, value = (torch.zeros(1, h, len(packed.ids), 8, dtype=torch.bfloat16, device="meta") for h in (4, 2, 2))
-    found = attention._ragged_attention(kernel, query, key, value, 0.3, packed._replace(ragged=rows))
+    found = attention._ragged_attention(kernel, query, key, value, 0.3, rows)
     assert found.shape == (len(packed.ids), 4, 8)
 
 

@@ -11,9 +11,9 @@ import torch
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.models.local.int8_matmul import int8_supported
-from smallfirst.models.local.int8_record import INT8_FILE, OLD_INT8_FILE, Int8Check
 from smallfirst.models.local.label_scorer import Engine, LabelScorer
 from smallfirst.models.local.tokenizer import encode_prompt
+from smallfirst.models.manifest import INT8_FILE, Int8Check
 from smallfirst.stats.intervals import wilson
 
 TEXT = "where is my card"
@@ -74,17 +74,15 @@ def test_an_engine_may_be_named(tiny_folder: Path, scorer: LabelScorer) -> None:
     assert found.log_probabilities == pytest.approx(expected.log_probabilities, abs=0.1)
 
 
-@pytest.mark.parametrize("file", [INT8_FILE, OLD_INT8_FILE])
 @pytest.mark.parametrize(("fingerprint", "kept"), [("abc", True), ("abc", False), ("other", True)])
 def test_int8_is_used_only_after_a_check_of_these_weights(
-    tiny_folder: Path, tmp_path: Path, scorer: LabelScorer, fingerprint: str, kept: bool, file: str
+    tiny_folder: Path, tmp_path: Path, scorer: LabelScorer, fingerprint: str, kept: bool
 ) -> None:
     folder = shutil.copytree(tiny_folder, tmp_path / "model")
     check = Int8Check(
         weights_fingerprint=fingerprint, agreement=wilson(5, 5), mean_shift=0.0, rows="some", kept=kept, why="so"
     )
-    record = check.model_dump_json()
-    (folder / file).write_text(record.replace("int8_right", "eight_bits_right") if file == OLD_INT8_FILE else record)
+    check.save(folder / INT8_FILE)
     engine = LabelScorer.load(folder, scorer.manifest.model_copy(update={"weights_fingerprint": "abc"})).engine
     assert engine == ("int8" if kept and fingerprint == "abc" and int8_supported() else "packed")
 

@@ -93,7 +93,7 @@ def test_answers_are_those_of_the_model_in_this_process(
     model = made(task)
     assert Capability.EMBEDDINGS not in model.capabilities
     found, chunks = answers(model)
-    expected, expected_chunks = answers(GenerativeModel.for_task(Generator(*tiny_fp32), manifest, name="orders"))
+    expected, expected_chunks = answers(GenerativeModel.fine_tuned(Generator(*tiny_fp32), manifest, name="orders"))
     ignored = {"latency_ms", "cost_usd", "charges"}
     assert found.model_dump(exclude=ignored) == expected.model_dump(exclude=ignored)
     assert "".join(chunk.text for chunk in chunks) == "".join(chunk.text for chunk in expected_chunks)

@@ -85,7 +85,7 @@ def test_a_stream_is_the_answer_and_then_the_completion() -> None:
     assert asyncio.run(chunks()) == ['{"city": "Rome"}', '{"city": "Rome"}', "mine"]
 
 
-@pytest.mark.parametrize(("text", "error"), [("broken", "no words"), ("short", "1 texts, 0 answers")])
+@pytest.mark.parametrize(("text", "error"), [("broken", "no words"), ("short", "1 texts, 0 results")])
 def test_a_scorer_that_fails_is_an_error_of_the_model(text: str, error: str) -> None:
     model = SpanModel(FirstWord(), MANIFEST)
     with pytest.raises(ModelError, match=error):

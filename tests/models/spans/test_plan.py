@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from smallfirst.models.spans.plan import AnswerPlan, FieldPlan, Found, assemble, is_allowed, list_places, node_at
+from smallfirst.models.spans.plan import AnswerPlan, FieldPlan, Found, assemble, is_allowed, node_at
+from smallfirst.tasks.json.schema import list_fields
 
 ITEM = {"type": "object", "properties": {"name": {"type": "string"}, "price": {"type": "number"}}}
 SCHEMA: dict[str, Any] = {
@@ -23,18 +24,8 @@ TEXT = "ham 3\ncheese 4\nbread"
 
 
 def plan(**more: Any) -> AnswerPlan:
-    fields = (FieldPlan(path=path, way=way, how="span", forms=("text",)) for path, way in list_places(SCHEMA))
+    fields = (FieldPlan(path=f.path, way=f.way, how="span", forms=("text",)) for f in list_fields(SCHEMA))
     return AnswerPlan(fields=tuple(fields), **more)
-
-
-def test_places_name_every_scalar_and_the_way_to_it() -> None:
-    assert list(list_places(SCHEMA)) == [
-        ("city", ("city",)),
-        ("when.day", ("when", "day")),
-        ("tags", ("tags", "[]")),
-        ("items[].name", ("items", "[]", "name")),
-        ("items[].price", ("items", "[]", "price")),
-    ]
 
 
 def test_what_was_not_found_is_what_the_schema_demands() -> None:

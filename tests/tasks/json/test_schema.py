@@ -224,19 +224,24 @@ def test_fields_are_listed_in_schema_order_with_what_they_hold() -> None:
         required=["intent", "n"],
     )
     assert list_fields(schema) == (
-        FieldSpec("intent", "string", False, ("buy", "ask"), True, False, "what for"),
-        FieldSpec("slots.artist", "string", False, (), False, True),
-        FieldSpec("items[].price", "number", False, (), True, False),
-        FieldSpec("items[].size", "string", True, ("s", "l"), False, False),
-        FieldSpec("n", "integer", True, (), True, False),
-        FieldSpec("grid[]", "boolean", False, (), False, True),
+        FieldSpec("intent", "string", False, ("buy", "ask"), True, False, "what for", ("intent",)),
+        FieldSpec("slots.artist", "string", False, (), False, True, "", ("slots", "artist", "[]")),
+        FieldSpec("items[].price", "number", False, (), True, False, "", ("items", "[]", "price")),
+        FieldSpec("items[].size", "string", True, ("s", "l"), False, False, "", ("items", "[]", "size")),
+        FieldSpec("n", "integer", True, (), True, False, "", ("n",)),
+        FieldSpec("grid[]", "boolean", False, (), False, True, "", ("grid", "[]", "[]")),
     )
 
 
 def test_choices_of_one_place_are_one_field() -> None:
     schema = one({"anyOf": [{"enum": ["x"]}, {"enum": ["y", 1]}, {"type": "null"}]})
-    assert list_fields(schema) == (FieldSpec("a", "string|integer", True, ("x", "y", 1), False, False),)
+    assert list_fields(schema) == (FieldSpec("a", "string|integer", True, ("x", "y", 1), False, False, "", ("a",)),)
     assert list_fields(one({"anyOf": [{"enum": ["x"]}, TEXT]}))[0].enum == ()
+    for options in (
+        [{"type": "array", "items": TEXT}, {"type": "null"}],
+        [{"type": "null"}, {"type": "array", "items": TEXT}],
+    ):
+        assert list_fields(one({"anyOf": options}))[0].way == ("a", "[]")
 
 
 def test_a_recursive_schema_has_its_fields_once() -> None:

@@ -24,12 +24,12 @@ def test_labels_that_words_tell_are_found_and_chance_is_not() -> None:
 
 def test_left_out_folds_are_left_out() -> None:
     """The closed form is what a fit on the other folds says."""
-    from smallfirst.models.linear.classifier import TfidfFeatures
+    from smallfirst.models.linear.tfidf import TfidfFeatures
 
     rng = random.Random(1)
     queues = [rng.choice(tuple(QUEUES)) for _ in range(30)]
     texts = [ticket(rng, queue) for queue in queues]
-    features = TfidfFeatures.fit(texts)(texts).toarray()
+    features = TfidfFeatures.fit(texts).matrix(texts).toarray()
     gold = np.unique(queues, return_inverse=True)[1]
     wanted = np.eye(3)[gold] - np.eye(3)[gold].mean(axis=0)
     kept = np.arange(30) % cheap_models.FOLDS != 0

@@ -17,7 +17,7 @@ import transformers
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.errors import DataError, TrainingError
 from smallfirst.models.loading import load_model
-from smallfirst.models.local.chat_template import end_of_turn_token
+from smallfirst.models.local.tokenizer import end_of_turn_token
 from smallfirst.models.local.weights import load_causal
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.protocol import Request

@@ -14,7 +14,7 @@ from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.protocol import Completion, Request
-from smallfirst.models.spans.windows import TokenizedText
+from smallfirst.models.spans.tagger import TokenizedText
 from smallfirst.tasks.extract import Extract
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.recipes.tagging import IGNORED, TaggedRow, TaggingRecipe, targets, token_range
