@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import DataError
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.manifest import MANIFEST, int8_allowed, read_manifest
-from smallfirst.models.protocol import Capability, Completion, Model, Request
-from smallfirst.models.wrappers import CallableModel
+from smallfirst.models.protocol import Model, Request
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads, load_gain
 from smallfirst.project.candidates import fitted_candidates
 from smallfirst.project.project import Project
@@ -25,12 +23,11 @@ from smallfirst.project.small_model import load_small
 from smallfirst.project.task_file import TaskFile
 from smallfirst.records import Record
 from smallfirst.registry import versions
-from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.filters import RequestFilters, filters_of, random_split
 from smallfirst.routing.ood.detector import TaskProfile, fit_task_profile
 from smallfirst.routing.ood.gate import OodGate
-from smallfirst.routing.policies.policy import CHALLENGER
-from smallfirst.routing.router import Router
+from smallfirst.routing.policies import apply_policies
+from smallfirst.routing.policies.policy import CASCADE, CHALLENGER, is_conversation
 from smallfirst.routing.types import OodScore, RouterOptions, Stage
 
 PROFILE_FOLDER = "signature"
@@ -156,44 +153,21 @@ async def served_rows(
 ) -> tuple[Dataset, tuple[OodScore, ...], RequestFilters]:
     """Return the calibration rows that reach the cascade when they are served, the detector's scores, and the filters.
 
-    The Router itself decides, so every filter of the served path applies; random splits are left out. Without a
-    detector there are no scores.
+    Policies and domain check are applied as the Router applies them; random splits are left out. Without a detector
+    there are no scores.
     """
     file, rows = project.file, project.rows.calibration
-    detector = load_ood_detector(file, run_folder, heads)
+    detector, gain = load_ood_detector(file, run_folder, heads), load_gain(run_folder.path)
     policies = [policy for policy in file.routing.policies if not random_split(policy)]
-    options = RouterOptions(policies, gain=load_gain(run_folder.path))
-    draft = _Draft()
-    stage = Stage("small", draft, acceptance=_ACCEPT_ANY if detector else None)
-    router = Router((stage,), draft, _ACCEPT_ALL, ood_detector=detector, options=options)
     own, scores = [], []
     for example in rows.examples:
-        route = (await router.decide(Request(messages=example.messages))).route
-        if route.certified:
-            own.append(example)
-            scores += [OodScore(s.score or 0.0, s.cost_usd, s.latency_ms) for s in route.trail if s.stage == "domain"]
-    await router.aclose()
+        request = Request(messages=example.messages)
+        chosen = apply_policies(policies, request, gain)
+        if (chosen is not None and chosen.to != CASCADE) or (detector and is_conversation(request)):
+            continue
+        own.append(example)
+        scores += [await detector.score(request)] if detector else []
+    if detector:
+        await detector.aclose()
     found = served_filters(file, detector).model_copy(update={"n_rows": len(rows), "n_passed": len(own)})
     return rows.subset("calibration", tuple(own)), tuple(scores), found
-
-
-class _Draft(CallableModel):
-    """A model that is certain, to find out which requests reach the cascade."""
-
-    name = "draft"
-    capabilities: frozenset[Capability] = frozenset()
-
-    async def complete(self, request: Request) -> Completion:
-        return Completion(
-            text="", prompt_tokens=0, completion_tokens=0, cost_usd=0.0, latency_ms=0.0, confidence=1.0, answered_by=""
-        )
-
-
-class _AcceptAny:
-    def confidence(self, draft: float, features: Sequence[float]) -> float:
-        return draft
-
-
-_ACCEPT_ANY = _AcceptAny()
-_ACCEPTS: dict[str, Any] = {"issued": True, "threshold": 0.0, "max_error": 0.5, "confidence": 0.95}
-_ACCEPT_ALL = Certificate.model_construct(**_ACCEPTS)
