@@ -12,7 +12,7 @@ import os
 import shutil
 import sqlite3
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -28,15 +28,16 @@ from smallfirst.records import Record
 ABOUT, WORK = "_batch.json", "_work"
 """Names that readers of a folder of Parquet leave out."""
 _TABLES = """
-CREATE TABLE IF NOT EXISTS requests (hash BLOB PRIMARY KEY, number INTEGER) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS answers (number INTEGER PRIMARY KEY, answer TEXT, error TEXT, cost_usd REAL);
-CREATE TABLE IF NOT EXISTS sent (number INTEGER PRIMARY KEY, worst_usd REAL);
-CREATE TABLE IF NOT EXISTS lost (usd REAL);
-INSERT INTO lost SELECT sum(worst_usd) FROM sent HAVING count(*) > 0;
-DELETE FROM sent;
-CREATE TABLE IF NOT EXISTS parts (
-    part INTEGER PRIMARY KEY, n_rows INTEGER, first INTEGER, last INTEGER, written INTEGER DEFAULT 0, n_errors INTEGER
+CREATE TABLE IF NOT EXISTS requests (
+    number INTEGER PRIMARY KEY, hash BLOB UNIQUE, asked TEXT, sent_usd REAL, answer TEXT, error TEXT, cost_usd REAL
 );
+CREATE TABLE IF NOT EXISTS rows (row INTEGER PRIMARY KEY, request INTEGER, rule TEXT, kept TEXT);
+CREATE TABLE IF NOT EXISTS parts (
+    part INTEGER PRIMARY KEY, n_rows INTEGER, first INTEGER, last INTEGER, n_errors INTEGER
+);
+CREATE TABLE IF NOT EXISTS lost (usd REAL);
+INSERT INTO lost SELECT sent_usd FROM requests WHERE sent_usd IS NOT NULL;
+UPDATE requests SET sent_usd = NULL WHERE sent_usd IS NOT NULL;
 """
 ANSWER = {
     "answer": "string",
@@ -49,9 +50,8 @@ ANSWER = {
     "message": "string",
 }
 """Columns of an answer, and their types in Arrow."""
-_WORK = {"row": "int64", "request": "int64", "asked": "string", "rule": "string", "kept": "string"}
+_OPEN = "FROM requests WHERE number BETWEEN first AND last AND answer IS NULL"
 _KINDS = {bool: "bool_", int: "int64", float: "float64", str: "string"}
-_AT_ONCE = 500
 
 
 class BatchIdentity(Record):
@@ -136,8 +136,9 @@ class BatchFolder:
             raise ConfigError(f"{folder} is in use: another process works on it", hint="wait for it to end")
         self._lock = lock
         self.about.save(about)
-        self._db = sqlite3.connect(folder / WORK / "batch.db", isolation_level=None, check_same_thread=False)
-        self._db.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; BEGIN; {_TABLES} COMMIT;")
+        self.database = folder / WORK / "batch.db"
+        self._db = connect(self.database)
+        self._db.executescript(f"BEGIN; {_TABLES} COMMIT;")
 
     def cut(self, source: RowSource, progress: Callable[[int], None]) -> None:
         """Cut the rows into parts, after those that are cut already, and find what is left to do."""
@@ -154,48 +155,41 @@ class BatchFolder:
                 progress(part[-1].number)
             types = {name: next(iter(found)) if len(found) == 1 else "string" for name, found in kinds.items()}
             self._save(cut=True, kinds=types)
-        n_there = "(SELECT count(*) FROM answers WHERE number BETWEEN first AND last)"
-        self.pending = {part.part: part for part in self._parts(f"last - first + 1 > {n_there}")}
-        self._unwritten = self._parts("NOT written")
-        (self.n_requests,) = self._row("SELECT coalesce(max(last), 0) FROM parts")
-        (self.n_answered,) = self._row("SELECT count(*) FROM answers")
+        self.pending = {part.part: part for part in self._parts(f"EXISTS (SELECT 1 {_OPEN})")}
+        self._unwritten = self._parts("n_errors IS NULL")
+        self.n_requests, self.n_answered = self._row("SELECT count(*), count(answer) FROM requests")
         self._write_ready()
 
     def forget_errors(self) -> None:
         """Let requests that ended in an error be asked again, and the parts that hold them be written again."""
+        failed = "WHERE error IS NOT NULL"
         with self._transaction():
-            self._db.execute("INSERT INTO lost SELECT coalesce(sum(cost_usd), 0) FROM answers WHERE error IS NOT NULL")
-            self._db.execute("DELETE FROM answers WHERE error IS NOT NULL")
-            self._db.execute("UPDATE parts SET written = 0 WHERE n_errors > 0")
+            self._db.execute(f"INSERT INTO lost SELECT coalesce(sum(cost_usd), 0) FROM requests {failed}")
+            self._db.execute(f"UPDATE requests SET answer = NULL, error = NULL, cost_usd = NULL {failed}")
+            self._db.execute("UPDATE parts SET n_errors = NULL WHERE n_errors > 0")
 
-    def answered(self, part: Part) -> list[int]:
-        """Return the numbers of those of a part's requests that have an answer."""
-        found = self._db.execute("SELECT number FROM answers WHERE number BETWEEN ? AND ?", (part.first, part.last))
-        return [number for (number,) in found]
-
-    def work_file(self, part: Part) -> Path:
-        """Return the file that `requests_in` reads."""
-        return self.folder / WORK / f"rows-{part.part:05d}.parquet"
-
-    def note_sent(self, number: int, worst_usd: float) -> None:
-        """Note, before a request is sent, how much it may cost: should its answer be lost, so much counts as paid."""
-        self._db.execute("INSERT OR REPLACE INTO sent VALUES (?, ?)", (number, worst_usd))
+    def open_requests(self, part: Part) -> list[tuple[int, str]]:
+        """Return the requests of a part that have no answer, each with its number."""
+        query = "SELECT number, asked FROM requests WHERE number BETWEEN ? AND ? AND answer IS NULL ORDER BY number"
+        return self._db.execute(query, (part.first, part.last)).fetchall()
 
     def keep(self, answers: Sequence[Mapping[str, Any]]) -> None:
         """Keep answers, each with the `number` of its request; once this returns they survive the process."""
         rows = [
-            (one["number"], json.dumps(one, ensure_ascii=False), one["error"], one["cost_usd"] or 0.0)
+            (json.dumps(one, ensure_ascii=False), one["error"], one["cost_usd"] or 0.0, one["number"])
             for one in answers
         ]
         with self._transaction():
-            self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)", rows)
-            self._db.executemany("DELETE FROM sent WHERE number = ?", [row[:1] for row in rows])
+            self._db.executemany(
+                "UPDATE requests SET answer = ?, error = ?, cost_usd = ?, sent_usd = NULL WHERE number = ?", rows
+            )
         self.n_answered += len(rows)
 
     def finish(self, part: Part) -> None:
-        """Note that all requests of a part are answered, and write the parts that have all they need."""
-        del self.pending[part.part]
-        self._write_ready()
+        """Note that a part was asked; write the parts whose requests, and those of all before them, are answered."""
+        if not self._parts(f"part = {part.part} AND EXISTS (SELECT 1 {_OPEN})"):
+            del self.pending[part.part]
+            self._write_ready()
 
     def close(self) -> BatchCounts:
         """Return how far the batch is; if nothing is left to be asked, not even again, remove the working files."""
@@ -206,36 +200,32 @@ class BatchFolder:
         return self.about.counts
 
     def _close(self) -> None:
-        n_rows, n_requests, n_errors, n_parts, n_written = self._row(
-            "SELECT coalesce(sum(n_rows), 0), coalesce(max(last), 0), coalesce(sum(n_errors), 0), count(*), "
-            "coalesce(sum(written), 0) FROM parts"
+        of_parts = self._db.execute(
+            "SELECT coalesce(sum(n_rows), 0) n_rows, coalesce(sum(n_errors), 0) n_errors, count(*) n_parts, "
+            "count(n_errors) n_written FROM parts"
         )
-        n_answered, n_failed, cost_usd = self._row(
-            "SELECT count(*), count(error), coalesce(sum(cost_usd), 0) FROM answers"
+        of_requests = self._db.execute(
+            "SELECT count(*) n_requests, count(answer) n_answered, coalesce(sum(cost_usd), 0) cost_usd FROM requests"
         )
-        counts = BatchCounts(
-            n_rows=n_rows,
-            n_requests=n_requests,
-            n_answered=n_answered,
-            n_errors=n_errors,
-            cost_usd=cost_usd,
-            lost_usd=self.lost_usd,
-            n_parts=n_parts,
-            n_written=n_written,
-        )
-        finished = self.about.cut and n_written == n_parts and not n_failed
-        self._save(counts=counts, finished=finished)
+        found = {
+            name[0]: value
+            for one in (of_parts, of_requests)
+            for name, value in zip(one.description, one.fetchone(), strict=True)
+        }
+        counts = BatchCounts(**found, lost_usd=self._lost_usd)
+        (n_failed,) = self._row("SELECT count(error) FROM requests")
+        self._save(counts=counts, finished=self.about.cut and counts.n_written == counts.n_parts and not n_failed)
         self._db.close()
         os.close(self._lock)
 
     @property
     def spent_usd(self) -> float:
         """What was paid, or may have been."""
-        (paid_usd,) = self._row("SELECT coalesce(sum(cost_usd), 0) FROM answers")
-        return float(paid_usd) + self.lost_usd
+        (paid_usd,) = self._row("SELECT coalesce(sum(cost_usd), 0) FROM requests")
+        return float(paid_usd) + self._lost_usd
 
     @property
-    def lost_usd(self) -> float:
+    def _lost_usd(self) -> float:
         (lost_usd,) = self._row("SELECT coalesce(sum(usd), 0) FROM lost")
         return float(lost_usd)
 
@@ -257,26 +247,19 @@ class BatchFolder:
         self.about.save(self.folder / ABOUT)
 
     def _cut_part(self, rows: Sequence[BatchRow], n_requests: int) -> int:
-        """Number the new requests of a part, write its working file, and return the number of requests so far."""
-        first = n_requests + 1
-        number = (rows[0].number - 1) // self.identity.part_rows
-        columns: dict[str, list[Any]] = {"row": [], "request": [], "asked": [], "rule": [], "kept": []}
+        """Number the new requests of a part and return the number of requests so far."""
+        first, part = n_requests + 1, (rows[0].number - 1) // self.identity.part_rows
         with self._transaction():
             for row in rows:
-                asked, known = None, None
+                number = None
                 if row.request:
-                    key = request_hash(row.request)
-                    known = self._db.execute("SELECT number FROM requests WHERE hash = ?", (key,)).fetchone()
-                    if known is None:
-                        n_requests, asked = n_requests + 1, row.request
-                        known = (n_requests,)
-                        self._db.execute("INSERT INTO requests VALUES (?, ?)", (key, n_requests))
-                values = (row.number, known and known[0], asked, row.rule or None, json.dumps(row.kept, default=str))
-                for column, value in zip(columns.values(), values, strict=True):
-                    column.append(value)
-            part = Part(number, len(rows), first, n_requests)
-            _write_parquet(self.work_file(part), columns, _WORK)
-            self._db.execute("INSERT INTO parts (part, n_rows, first, last) VALUES (?, ?, ?, ?)", part)
+                    new = (n_requests + 1, request_hash(row.request), row.request)
+                    add = "INSERT OR IGNORE INTO requests (number, hash, asked) VALUES (?, ?, ?)"
+                    n_requests += self._db.execute(add, new).rowcount
+                    (number,) = self._db.execute("SELECT number FROM requests WHERE hash = ?", new[1:2]).fetchone()
+                kept = json.dumps(row.kept, default=str)
+                self._db.execute("INSERT INTO rows VALUES (?, ?, ?, ?)", (row.number, number, row.rule, kept))
+            self._db.execute("INSERT INTO parts VALUES (?, ?, ?, ?, NULL)", (part, len(rows), first, n_requests))
         return n_requests
 
     def _write_ready(self) -> None:
@@ -285,40 +268,43 @@ class BatchFolder:
         while self._unwritten and self._unwritten[0].part < behind:
             part = self._unwritten.pop(0)
             n_errors = self._write_part(part)
-            self._db.execute("UPDATE parts SET written = 1, n_errors = ? WHERE part = ?", (n_errors, part.part))
+            self._db.execute("UPDATE parts SET n_errors = ? WHERE part = ?", (n_errors, part.part))
 
     def _write_part(self, part: Part) -> int:
         """Write a part's results and return how many of its rows have an error."""
-        work = _read_parquet(self.work_file(part), ["row", "request", "rule", "kept"])
-        numbers = {number for number in work["request"] if number is not None}
-        earlier = sorted(number for number in numbers if number < part.first)
-        query = "SELECT number, answer FROM answers WHERE number "
-        answers = dict(self._db.execute(f"{query} BETWEEN ? AND ?", (part.first, part.last)))
-        for start in range(0, len(earlier), _AT_ONCE):
-            some = earlier[start : start + _AT_ONCE]
-            answers |= dict(self._db.execute(f"{query} IN ({','.join('?' * len(some))})", some))
-        given = {number: json.loads(answer) for number, answer in answers.items()}
-        bad = {"error": "bad_row"}
+        start = part.part * self.identity.part_rows
+        query = (
+            "SELECT row, kept, answer, rule FROM rows LEFT JOIN requests ON number = request "
+            "WHERE row > ? AND row <= ? ORDER BY row"
+        )
+        rows, kept, answers, rules = zip(*self._db.execute(query, (start, start + part.n_rows)), strict=True)
         found = [
-            bad | {"message": rule} if number is None else given[number]
-            for number, rule in zip(work["request"], work["rule"], strict=True)
+            json.loads(answer) if answer else {"error": "bad_row", "message": rule}
+            for answer, rule in zip(answers, rules, strict=True)
         ]
-        kept = [json.loads(values) for values in work["kept"]]
-        columns = {"row": work["row"]}
-        for i, (name, kind) in enumerate(self.about.kinds.items()):
-            columns[name] = [_as_kind(values[i], kind) for values in kept]
+        values = dict(zip(self.about.kinds, zip(*map(json.loads, kept), strict=True), strict=True))
+        kinds = {"row": "int64", **self.about.kinds, **ANSWER, "certificate": "string"}
+        columns: dict[str, Sequence[Any]] = {"row": rows}
+        columns |= {name: [_as_kind(value, kinds[name]) for value in of_all] for name, of_all in values.items()}
         columns |= {name: [one.get(name) for one in found] for name in ANSWER}
         columns["certificate"] = [self.identity.certificate if one.get("certified") else None for one in found]
-        types = {"row": "int64", **self.about.kinds, **ANSWER, "certificate": "string"}
-        _write_parquet(self.folder / f"part-{part.part:05d}.parquet", columns, types, self.identity)
+        self._write_parquet(self.folder / f"part-{part.part:05d}.parquet", columns, kinds)
         return sum(one["error"] is not None for one in found)
 
+    def _write_parquet(self, path: Path, columns: Mapping[str, Sequence[Any]], kinds: Mapping[str, str]) -> None:
+        pyarrow = import_pyarrow("writing Parquet")
+        types = [(name, getattr(pyarrow, kind)()) for name, kind in kinds.items()]
+        schema = pyarrow.schema(types, metadata={"smallfirst": self.identity.model_dump_json()})
+        buffer = pyarrow.BufferOutputStream()
+        pyarrow.parquet.write_table(pyarrow.table(columns, schema=schema), buffer)
+        write_atomically(path, buffer.getvalue())
 
-def requests_in(work_file: Path, part: Part, answered: Iterable[int]) -> list[tuple[int, str]]:
-    """Return the requests of a part that have no answer, each with its number."""
-    work, done = _read_parquet(work_file, ["request", "asked"]), set(answered)
-    pairs = zip(work["request"], work["asked"], strict=True)
-    return [(number, asked) for number, asked in pairs if asked is not None and number not in done]
+
+def connect(database: Path) -> sqlite3.Connection:
+    """Return a connection without transactions of its own; several processes of this machine may have one."""
+    db = sqlite3.connect(database, timeout=60, isolation_level=None, check_same_thread=False)
+    db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;")
+    return db
 
 
 def _refuse_to_mix(folder: Path, there: BatchIdentity, now: BatchIdentity) -> None:
@@ -342,21 +328,3 @@ def _note_kinds(kinds: Mapping[str, set[str]], row: BatchRow) -> None:
 
 def _as_kind(value: Any, kind: str) -> Any:
     return json.dumps(value, ensure_ascii=False) if kind == "string" and not isinstance(value, str | None) else value
-
-
-def _write_parquet(
-    path: Path, columns: Mapping[str, Sequence[Any]], types: Mapping[str, str], about: Record | None = None
-) -> None:
-    pyarrow = import_pyarrow("writing Parquet")
-    metadata = {"smallfirst": about.model_dump_json()} if about else None
-    schema = pyarrow.schema([(name, getattr(pyarrow, kind)()) for name, kind in types.items()], metadata=metadata)
-    buffer = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(pyarrow.table(dict(columns), schema=schema), buffer)
-    write_atomically(path, buffer.getvalue())
-
-
-def _read_parquet(path: Path, columns: list[str]) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = (
-        import_pyarrow("reading Parquet").parquet.read_table(path, columns=columns).to_pydict()
-    )
-    return found

@@ -10,12 +10,12 @@ from typing import Any
 
 import pydantic
 
-from smallfirst.batch.folder import ANSWER, BatchCounts, BatchFolder, BatchIdentity, Part, requests_in
+from smallfirst.batch.folder import ANSWER, BatchCounts, BatchFolder, BatchIdentity
 from smallfirst.batch.rows import RowSource
-from smallfirst.batch.scorer import Scorer, ScorerSource
+from smallfirst.batch.scorer import Budget, Scorer, ScorerSource, shared_budget
 from smallfirst.cluster.ray_session import ray_session
 from smallfirst.errors import ConfigError, ModelError
-from smallfirst.models.recorded.spending_cap import SpendingCap
+from smallfirst.files import write_atomically
 from smallfirst.progress import Progress, ProgressCallback
 from smallfirst.project.task_file import read_task_file
 from smallfirst.records import Record
@@ -104,9 +104,9 @@ def score(
             folder.cut(found, lambda n: update(n, n, f"{n:,} rows"))
         with progress.bar(f"asking {source.model}", folder.n_requests) as update:
             if folder.pending and options.workers:
-                _ask_on_ray(folder, source, options.workers, update)
+                stopped = _ask_on_ray(folder, source, options.workers, options.cap_usd, update)
             elif folder.pending:
-                stopped = asyncio.run(_Here(folder, source, options, update).ask())
+                stopped = asyncio.run(_Here(folder, source, options.cap_usd, update).ask())
     finally:
         counts = folder.close()
     return ScoreResult(out=out, model=source.model, counts=counts, stopped=stopped)
@@ -121,40 +121,32 @@ def _check(source: ScorerSource, options: ScoreOptions) -> None:
             f"{source.model} may ask a model that costs money, and there is no limit",
             hint="--cap-usd AMOUNT   or --yes to accept any cost",
         )
-    if source.paid and options.workers and options.cap_usd is not None:
-        raise ConfigError(
-            "a cap holds in one process: several workers could exceed it together",
-            hint="leave out --workers: a model behind an address answers as many requests at once from one process",
-        )
 
 
 class _Here:
     """Ask the parts in this process."""
 
     def __init__(
-        self, folder: BatchFolder, source: ScorerSource, options: ScoreOptions, update: ProgressCallback
+        self, folder: BatchFolder, source: ScorerSource, cap_usd: float | None, update: ProgressCallback
     ) -> None:
-        self.folder, self.update, self.cap_usd = folder, update, options.cap_usd
+        self.folder, self.update, self.failures = folder, update, Failures()
         self.scorer = Scorer(source.model_dump_json())
-        self.cap = SpendingCap(options.cap_usd, folder.spent_usd)
-        self.paid, self.stopped = source.paid, ""
-        self.failures = Failures()
+        self.budget = Budget(folder.database, cap_usd, folder.spent_usd) if source.paid else None
         self._found: list[dict[str, Any]] = []
         self._kept_at = time.monotonic()
 
     async def ask(self) -> str:
         """Ask all parts; return why it stopped before the end, if it did."""
         parts = iter([*self.folder.pending.values()])
+        calls = (self.budget.reserve, self.budget.release) if self.budget else ()
 
         async def some() -> None:
             for part in parts:
-                if self.stopped:
+                if self.budget and self.budget.stopped:
                     return
-                requests = requests_in(self.folder.work_file(part), part, self.folder.answered(part))
-                await self.scorer.answer(requests, self._keep, self._reserve if self.paid else None)
+                await self.scorer.answer(self.folder.open_requests(part), self._keep, *calls)
                 self._flush()
-                if not self.stopped:
-                    self.folder.finish(part)
+                self.folder.finish(part)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -168,28 +160,11 @@ class _Here:
         finally:
             self._flush()
             await self.scorer.model.aclose()
-        return self.stopped
+        return self.budget.stopped if self.budget else ""
 
-    async def _reserve(self, number: int, text: str) -> float | None:
-        """Return the amount that is set aside for a request; None if the cap leaves too little."""
-        worst_usd = self.scorer.worst_usd(text)
-        amount = None if self.stopped else await self.cap.reserve(worst_usd)
-        if amount is None:
-            self.stopped = self.stopped or (
-                f"stopped at the cap of ${self.cap_usd:g}: the next answer may cost ${worst_usd:.4f}; "
-                "run the same command with a higher --cap-usd to go on"
-            )
-        else:
-            self.folder.note_sent(number, amount)
-        return amount
-
-    async def _keep(self, answer: dict[str, Any], reserved_usd: float | None) -> None:
-        if answer["cost_usd"] is None:
-            answer["cost_usd"] = reserved_usd
+    def _keep(self, answer: dict[str, Any]) -> None:
         self._found.append(answer)
-        if reserved_usd is not None:
-            await self.cap.release(reserved_usd, answer["cost_usd"])
-        if self.paid or time.monotonic() - self._kept_at >= KEEP_EVERY_S:
+        if self.budget or time.monotonic() - self._kept_at >= KEEP_EVERY_S:
             self._flush()
         self.failures.check([answer])
 
@@ -199,20 +174,27 @@ class _Here:
         self._found, self._kept_at = [], time.monotonic()
 
 
-def _ask_on_ray(folder: BatchFolder, source: ScorerSource, workers: int, update: ProgressCallback) -> None:
-    """Ask the parts on a cluster; each worker loads the model once, and Ray starts a dead one again."""
-    items = [
-        {"item": json.dumps([str(folder.work_file(part).absolute()), part, folder.answered(part)])}
-        for part in folder.pending.values()
-    ]
-    failures = Failures()
+def _ask_on_ray(
+    folder: BatchFolder, source: ScorerSource, workers: int, cap_usd: float | None, update: ProgressCallback
+) -> str:
+    """Ask the parts on a cluster; each worker loads the model once, and Ray starts a dead one again.
+
+    Return why it stopped before the end, if it did.
+    """
+    parts, items, failures = dict(folder.pending), [], Failures()
+    for part in parts.values():
+        file = folder.database.with_name(f"part-{part.part}.json").absolute()
+        write_atomically(file, json.dumps(folder.open_requests(part), ensure_ascii=False).encode())
+        items.append({"file": str(file), "part": part.part})
     with ray_session(num_cpus=workers) as ray:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars, context.verbose_stats_logs = False, False
         n_gpus = ray.cluster_resources().get("GPU", 0)
+        spent = (folder.database.absolute(), cap_usd, folder.spent_usd)
+        budget = shared_budget(ray, workers, *spent) if source.paid else None
         answers = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             Scorer,
-            fn_constructor_args=[source.model_dump_json()],
+            fn_constructor_args=[source.model_dump_json(), budget],
             compute=ray.data.ActorPoolStrategy(size=workers),
             batch_size=1,
             num_cpus=1,
@@ -222,9 +204,10 @@ def _ask_on_ray(folder: BatchFolder, source: ScorerSource, workers: int, update:
             for row in answers.iter_rows():
                 found = json.loads(row["answers"])
                 folder.keep(found)
-                folder.finish(Part(*json.loads(row["part"])))
+                folder.finish(parts[row["part"]])
                 update(folder.n_answered, folder.n_requests)
                 failures.check(found)
+            return ray.get(budget.why_stopped.remote()) if budget else ""
         except ray.exceptions.RayError as error:
             why = str(error).strip().splitlines()[-1].strip()
             raise ModelError(

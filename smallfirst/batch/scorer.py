@@ -1,4 +1,4 @@
-"""Who answers a batch: a task's Router as it is served, its small or its large model, or a version; loaded once."""
+"""Who answers a batch (a task's Router as served, its small or large model, a version), loaded once; and its budget."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from smallfirst.batch.folder import Part, requests_in
+from smallfirst.batch.folder import connect
 from smallfirst.deployment.task_deployment import CERTIFICATE, TargetVersions, TaskDeployment
 from smallfirst.errors import ModelError, NotRecorded, RateLimited, RequestRefused, Unauthorised
 from smallfirst.models.few_shot import PromptedModel
 from smallfirst.models.manifest import MANIFEST, read_manifest
 from smallfirst.models.protocol import Completion, Model, Request
+from smallfirst.models.recorded.spending_cap import SpendingCap
 from smallfirst.models.wrappers import DelegatingModel
 from smallfirst.paths import ledger_place, state_of
 from smallfirst.pipeline.large_model import prompted_model, worst_usd
@@ -36,10 +37,9 @@ PAUSES_S = (2.0, 10.0, 30.0)
 """Before each further try of a request that certainly cost nothing: an endpoint may be down for a moment."""
 _FREE = (Unauthorised, RateLimited, RequestRefused, NotRecorded)
 """Errors that cost nothing; any other may have been paid for, with an unknown amount."""
-Keep = Callable[[dict[str, Any], float | None], Awaitable[None]]
-"""Called with an answer and the amount that was reserved for it."""
-Reserve = Callable[[int, str], Awaitable[float | None]]
-"""Called with the number and the text of a request."""
+Reserve = Callable[[int, float], Awaitable[float | None]]
+Release = Callable[[int, float], Awaitable[None]]
+"""Those of a Budget."""
 
 
 class ScorerSource(Record):
@@ -105,9 +105,9 @@ class ScorerSource(Record):
 class Scorer:
     """A loaded model that answers parts. Ray makes one in each of its actors, from JSON."""
 
-    def __init__(self, source: str) -> None:
-        """Load the model that a ScorerSource in JSON names."""
-        self.source = ScorerSource.model_validate_json(source)
+    def __init__(self, source: str, budget: Any = None) -> None:
+        """Load the model that a ScorerSource in JSON names; `budget` is the actor of a cluster's Budget."""
+        self.source, self.budget = ScorerSource.model_validate_json(source), budget
         file = read_task_file(Path(self.source.task))
         self.worst_usd: Callable[[str], float] = lambda _: 0.0
         with state_of(file.folder):
@@ -140,18 +140,28 @@ class Scorer:
             self.worst_usd = worst_usd(file, large)
         return _Unaudited(audited.router, audited.paused), audited.auditing.task
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        """Answer one part for Ray Data: `item` is JSON, and so are the answers."""
-        work_file, part, answered = json.loads(batch["item"][0])
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        """Answer one part for Ray Data: `file` has the requests as JSON, and so are the answers."""
+        requests = json.loads(Path(batch["file"][0]).read_bytes())
+        found = run_sync(self._answer_all(requests))
+        return {"part": batch["part"], "answers": [json.dumps(found, ensure_ascii=False)]}
+
+    async def _answer_all(self, requests: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
+        if self.budget is None:
+            await self.answer(requests, found.append)
+        else:
+            await self.budget.begin.remote(requests[0][0], requests[-1][0])
+            await self.answer(requests, found.append, self.budget.reserve.remote, self.budget.release.remote)
+        return found
 
-        async def keep(answer: dict[str, Any], _: float | None) -> None:
-            found.append(answer)
-
-        run_sync(self.answer(requests_in(Path(work_file), Part(*part), answered), keep))
-        return {"part": [json.dumps(part)], "answers": [json.dumps(found, ensure_ascii=False)]}
-
-    async def answer(self, requests: Sequence[tuple[int, str]], keep: Keep, reserve: Reserve | None = None) -> None:
+    async def answer(
+        self,
+        requests: Sequence[tuple[int, str]],
+        keep: Callable[[dict[str, Any]], None],
+        reserve: Reserve | None = None,
+        release: Release | None = None,
+    ) -> None:
         """Answer numbered requests, shortest first, so that those of a pass are alike; hand each answer to `keep`.
 
         `reserve` sets aside what a request may cost; it is not sent if None comes back.
@@ -162,9 +172,14 @@ class Scorer:
             for number, line in todo:
                 request = Request.model_validate({**json.loads(line), "max_tokens": self.max_tokens})
                 amount = None
-                if reserve is not None and (amount := await reserve(number, request.text)) is None:
+                if reserve is not None and (amount := await reserve(number, self.worst_usd(request.text))) is None:
                     return
-                await keep({"number": number, **await self._answer(request)}, amount)
+                answer = {"number": number, **await self._answer(request)}
+                if answer["cost_usd"] is None:
+                    answer["cost_usd"] = amount
+                keep(answer)
+                if release is not None:
+                    await release(number, answer["cost_usd"])
 
         async with asyncio.TaskGroup() as group:
             for _ in range(min(AT_ONCE, len(requests))):
@@ -195,6 +210,58 @@ class Scorer:
             "error": None,
             **({} if answer is not None or found.refusal else problem),
         }
+
+
+class Budget:
+    """What a batch may still cost: the worst case of a request is set aside, on disk too, before it is sent.
+
+    In one process it is an object; the workers of a cluster share one, an actor beside the process that keeps answers.
+    """
+
+    def __init__(self, database: Path, cap_usd: float | None, spent_usd: float) -> None:
+        self.cap, self.stopped = SpendingCap(cap_usd, spent_usd), ""
+        self._db = connect(database)
+        self._held: dict[int, float] = {}
+
+    async def begin(self, first: int, last: int) -> None:
+        """Begin these requests; what an earlier attempt, now dead, had set aside for any of them counts as paid."""
+        own = (first, last)
+        sent = "WHERE number BETWEEN ? AND ? AND sent_usd IS NOT NULL"
+        self._db.execute(f"INSERT INTO lost SELECT sent_usd FROM requests {sent}", own)
+        self._db.execute(f"UPDATE requests SET sent_usd = NULL {sent}", own)
+        for number in [number for number in self._held if first <= number <= last]:
+            await self.release(number, self._held.get(number, 0.0))
+
+    async def reserve(self, number: int, worst_usd: float) -> float | None:
+        """Return the amount that is set aside for a request; None if the cap leaves too little."""
+        amount = None if self.stopped else await self.cap.reserve(worst_usd)
+        if amount is None:
+            self.stopped = self.stopped or (
+                f"stopped at the cap of ${self.cap.cap_usd:g}: the next answer may cost ${worst_usd:.4f}; "
+                "run the same command with a higher --cap-usd to go on"
+            )
+            return None
+        self._held[number] = amount
+        self._db.execute("UPDATE requests SET sent_usd = ? WHERE number = ?", (amount, number))
+        return amount
+
+    async def release(self, number: int, paid_usd: float) -> None:
+        """Put what was paid for a request in place of what was set aside."""
+        amount = self._held.pop(number, None)
+        if amount is not None:  # else a dead worker's last word came late
+            await self.cap.release(amount, paid_usd)
+
+    async def why_stopped(self) -> str:
+        return self.stopped
+
+
+def shared_budget(ray: Any, n_workers: int, *args: Any) -> Any:
+    """Return a Budget as an actor on this machine; its methods are called as `budget.reserve.remote`."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    at_once = 2 * n_workers * AT_ONCE  # those that wait must not keep out those that release
+    return ray.remote(Budget).options(num_cpus=0, max_concurrency=at_once, scheduling_strategy=here).remote(*args)
 
 
 class _Unaudited(DelegatingModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from smallfirst.batch.folder import BatchFolder, BatchIdentity, requests_in
+from smallfirst.batch.folder import BatchFolder, BatchIdentity
 from smallfirst.batch.rows import RowSource
+from smallfirst.batch.scorer import Budget
 from smallfirst.data.row_formats import Columns
 from smallfirst.errors import ConfigError
 
@@ -59,7 +61,7 @@ class Batch:
         try:
             folder.cut(self.source(), step)
             for part in [*folder.pending.values()]:
-                for number, request in requests_in(folder.work_file(part), part, folder.answered(part)):
+                for number, request in folder.open_requests(part):
                     step()
                     self.asked.append(number)
                     text = json.loads(request)["messages"][0]["content"]
@@ -74,6 +76,10 @@ class Batch:
 
     def results(self) -> list[dict[str, Any]]:
         return [row for path in sorted(self.out.glob("part-*")) for row in pq.read_table(path).to_pylist()]
+
+
+def set_aside(folder: BatchFolder, number: int, worst_usd: float) -> float | None:
+    return asyncio.run(Budget(folder.database, None, 0.0).reserve(number, worst_usd))
 
 
 def kill(folder: BatchFolder) -> None:
@@ -122,7 +128,7 @@ def test_errors_are_forgotten_on_demand_and_their_cost_is_not(tmp_path: Path) ->
     folder = batch.open()
     folder.cut(batch.source(), lambda _: None)
     parts = [*folder.pending.values()]
-    folder.note_sent(1, 9.0)
+    assert set_aside(folder, 1, 9.0) == 9.0
     for number in range(1, 8):
         failed = number == 6
         error = {"error": "unavailable", "message": "down"} if failed else {"error": None, "answer": "a"}
@@ -137,8 +143,8 @@ def test_errors_are_forgotten_on_demand_and_their_cost_is_not(tmp_path: Path) ->
     again.forget_errors()
     again.cut(batch.source(), lambda _: None)
     (part,) = again.pending.values()
-    assert [number for number, _ in requests_in(again.work_file(part), part, again.answered(part))] == [6]
-    again.note_sent(6, 2.0)
+    assert [number for number, _ in again.open_requests(part)] == [6]
+    assert set_aside(again, 6, 2.0) == 2.0
     kill(again)
     last = batch.open()
     last.cut(batch.source(), lambda _: None)

@@ -65,9 +65,9 @@ def words(tmp_path: Path, toy_rows: Dataset, toy_task: Classify) -> str:
     return str(folder)
 
 
-def name_large(task: Path, large: Large) -> None:
+def name_large(task: Path, large: Large, *, key: str = "TOY_KEY") -> None:
     """Name the server as the task's large model."""
-    endpoint = {"base_url": large.url, "model": "gpt-4o-mini", "api_key_env": "TOY_KEY", "max_retries": 0}
+    endpoint = {"base_url": large.url, "model": "gpt-4o-mini", "api_key_env": key, "max_retries": 0}
     settings = {"name": "toy", "data": {"train": "train.jsonl"}, "large": {"endpoint": endpoint}}
     (task / "task.yaml").write_text(json.dumps({**settings, "prices": {"tokens": PRICE}}))
 
@@ -124,8 +124,6 @@ def test_a_cap_is_never_passed_and_nothing_is_paid_twice(desk_task: Path, tmp_pa
         rows = write_rows(tmp_path / "rows.jsonl", [f"card {i}" for i in range(12)])
         with pytest.raises(ConfigError, match="may ask a model that costs money"):
             score(desk_task, rows, tmp_path / "out", options=ScoreOptions(model="large"), progress=QUIET)
-        with pytest.raises(ConfigError, match="a cap holds in one process"):
-            score(desk_task, rows, tmp_path / "out", options=ScoreOptions(model="large", cap_usd=9, workers=2))
         low = ScoreOptions(model="large", cap_usd=1)
         told = score(desk_task, rows, tmp_path / "out", options=low, progress=QUIET).stopped
         assert large.asked == []
@@ -218,3 +216,20 @@ def test_workers_on_ray_lose_and_double_nothing_when_one_is_killed(
     assert here.counts.n_errors == found.counts.n_errors == 0
     answers = [[(row["row"], row["id"], row["answer"]) for row in results(tmp_path / one)] for one in ("out", "here")]
     assert answers[0] == answers[1]
+
+
+def test_a_cap_holds_for_all_workers_together(ray_cluster: RayCluster, desk_task: Path, tmp_path: Path) -> None:
+    with large_server(LABELS[0]) as large:
+        name_large(desk_task, large, key="HOME")  # which workers have that began before this test
+        rows = write_rows(tmp_path / "rows.jsonl", [f"card {i}" for i in range(12)])
+        low = ScoreOptions(model="large", cap_usd=1, part_rows=3)
+        told = score(desk_task, rows, tmp_path / "out", options=low, progress=QUIET).stopped
+        worst_usd = float(told.partition("may cost $")[2].partition(";")[0])
+        capped = low.model_copy(update={"cap_usd": worst_usd + 21, "workers": 2})
+        found = score(desk_task, rows, tmp_path / "out", options=capped, progress=QUIET)
+        assert "stopped at the cap" in found.stopped
+        assert (len(large.asked), found.counts.cost_usd, found.counts.lost_usd) == (4, 28.0, 0.0)
+        higher = capped.model_copy(update={"cap_usd": 90000})
+        found = score(desk_task, rows, tmp_path / "out", options=higher, progress=QUIET)
+        assert (found.stopped, found.counts.n_answered, len(large.asked)) == ("", 12, 12)
+        assert set(Counter(str(body["messages"][-1]) for body in large.asked).values()) == {1}
