@@ -31,7 +31,7 @@ from smallfirst.paths import home
 from smallfirst.registry.runs import open_run
 from smallfirst.tasks.classify import Classify
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.distributed.work import new_work, write_work
+from smallfirst.training.distributed.work import write_work
 from smallfirst.training.events import EventLog
 from smallfirst.training.recipes.recipe import TaskRecipe
 from smallfirst.training.run import Run
@@ -52,7 +52,7 @@ do_work_and_tell(Path(sys.argv[1]))
 RAY = """
 import sys
 from pathlib import Path
-from smallfirst.training.distributed.ray_train import train_on_ray
+from smallfirst.training.distributed.on_ray import train_on_ray
 train_on_ray(Path(sys.argv[1]), 2, on_step=lambda _: None, on_epoch=lambda *_: False, log=print)
 """
 
@@ -66,8 +66,7 @@ def prepare(folder: Path, config: TrainConfig, *, shard: bool, every_s: float) -
     selection = rows.subset("selection", rows.examples[1 :: len(rows) // N_SELECTION][:N_SELECTION])
     recipe = TaskRecipe(Classify(name="banking77", labels=labels), train, selection)
     run_id = open_run("workers", folder.name).run_id
-    work = new_work(recipe, config, (BASE, find_weights(BASE)), run_id, shard=shard)
-    write_work(folder, recipe, work.model_copy(update={"save_every_s": every_s}))
+    write_work(folder, recipe, config, (BASE, find_weights(BASE)), run_id, shard=shard, save_every_s=every_s)
     return folder
 
 

@@ -60,6 +60,10 @@ OPTIONAL_TASK = click.argument("task_yaml", type=PATH, required=False, metavar="
 TASKS = click.argument("task_yamls", type=PATH, nargs=-1, metavar="[TASK]...", callback=_remember)
 RUN = click.option("--run", "run_name", default=None, help="A run other than the latest.")
 RESUME = click.option("--resume", is_flag=True, help="Continue a training that was interrupted.")
+WORKERS = click.option(
+    "--workers", type=click.IntRange(1), default=1, help="Processes that train the language model together, by Ray."
+)
+SHARD = click.option("--shard", is_flag=True, help="Divide weights and optimizer state among them (FSDP2).")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 

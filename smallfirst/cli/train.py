@@ -13,8 +13,10 @@ from smallfirst.cli.options import (
     PATH,
     RESUME,
     RUN,
+    SHARD,
     TASK,
     TYPED_TASK,
+    WORKERS,
     load_project,
     load_run,
     load_task_file,
@@ -38,6 +40,8 @@ from smallfirst.progress import Progress
 @click.option("--despite-check", is_flag=True, help="Run although the check of the rows says NO.")
 @click.option("--minutes", type=float, help="How long the run may take, instead of minutes in task.yaml.")
 @click.option("--max-usd", type=float, help="Most that the large model's answers may cost, instead of large.max_usd.")
+@WORKERS
+@SHARD
 def run(
     task_yaml: Path,
     as_json: bool,
@@ -46,6 +50,8 @@ def run(
     despite_check: bool,
     minutes: float | None,
     max_usd: float | None,
+    workers: int,
+    shard: bool,
 ) -> None:
     """Train, measure, gate, promote, certify and report."""
     from smallfirst.pipeline import run as pipeline
@@ -60,7 +66,13 @@ def run(
         if minutes is not None:
             file = file.with_minutes(minutes)
         outcome, error = pipeline.try_run(
-            file, task=ctx.meta[TYPED_TASK], progress=Progress(), resume=resume, despite_check=despite_check
+            file,
+            task=ctx.meta[TYPED_TASK],
+            progress=Progress(),
+            resume=resume,
+            despite_check=despite_check,
+            workers=workers,
+            shard=shard,
         )
     except SmallfirstError as wrong:
         outcome, error = RunSummary(task=str(task_yaml), error=RunError.of(wrong)), wrong
@@ -79,10 +91,8 @@ def run(
 @verb("smallfirst train tickets", "smallfirst train tickets --resume", "smallfirst train tickets --workers 4 --shard")
 @TASK
 @RESUME
-@click.option(
-    "--workers", type=click.IntRange(1), default=1, help="Processes that train the language model together, by Ray."
-)
-@click.option("--shard", is_flag=True, help="Divide weights and optimizer state among them (FSDP2).")
+@WORKERS
+@SHARD
 def train(task_yaml: Path, resume: bool, workers: int, shard: bool) -> None:
     """Fine-tune the small model and fit the linear ones."""
     from smallfirst.pipeline.train import train_stage
@@ -102,11 +112,14 @@ def train(task_yaml: Path, resume: bool, workers: int, shard: bool) -> None:
 @TASK
 @RUN
 @click.option("--small", is_flag=True, help="Fine-tune on parts of the rows as well: takes as long as some runs.")
-def curve(task_yaml: Path, run_name: str | None, small: bool) -> None:
+@WORKERS
+@SHARD
+def curve(task_yaml: Path, run_name: str | None, small: bool, workers: int, shard: bool) -> None:
     """Measure how accuracy grows with rows, and what more would bring."""
     from smallfirst.pipeline.learning_curve import forecast_lines, measure_curve
 
     project, run_folder = load_run(task_yaml, run_name)
+    project = project._replace(n_workers=workers, shard=shard)
     measured = measure_curve(project, run_folder, all_candidates=small)
     for line in forecast_lines(measured, len(project.rows.train)):
         click.echo(line)

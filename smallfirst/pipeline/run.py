@@ -9,8 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from smallfirst.errors import DataError, GateFailed, SmallfirstError
-from smallfirst.gate.outcome import Outcome
-from smallfirst.gate.verdict import Verdict, format_verdict
+from smallfirst.gate.verdict import Outcome, Verdict, format_verdict
 from smallfirst.paths import state_of
 from smallfirst.pipeline.calibrate import calibrate_stage
 from smallfirst.pipeline.evaluate import evaluate_stage
@@ -86,10 +85,13 @@ def try_run(
     progress: Progress | None = None,
     resume: bool = False,
     despite_check: bool = False,
+    workers: int = 1,
+    shard: bool = False,
 ) -> tuple[RunSummary, BaseException | None]:
     """Do as `run`; return the summary of what was reached and the error that ended the run, if any.
 
-    `task` is the task as the user named it, for the next steps. Ctrl-C ends a run as an error does.
+    `task` is the task as the user named it, for the next steps. Ctrl-C ends a run as an error does. `workers` processes
+    fine-tune the language model, weights divided among them with `shard`.
     """
     project: Project | None = None
     run_folder: RunFolder | None = None
@@ -99,7 +101,7 @@ def try_run(
     with state_of(file.folder):
         try:
             refuse_second_run(file.name)
-            project = Project.read(file, progress)
+            project = Project.read(file, progress)._replace(n_workers=workers, shard=shard)
             _check_first(project, despite_check=despite_check)
             with only_run(file.name):
                 run_folder = train_stage(project, resume=resume, began=began)

@@ -143,11 +143,10 @@ def fine_tune(project: Project, recipe: Recipe, config: TrainConfig, *, base: st
 
         calls: dict[str, Any] = {"on_step": on_step, "on_epoch": project.on_epoch}
         if isinstance(recipe, TaskRecipe) and (project.n_workers > 1 or torchrun.is_launched()):
-            from smallfirst.training.distributed.ray_train import train_on_ray
-            from smallfirst.training.distributed.work import new_work, write_work
+            from smallfirst.training.distributed.on_ray import train_on_ray
+            from smallfirst.training.distributed.work import write_work
 
-            work = new_work(recipe, config, (base, weights), tracked.run_id, shard=project.shard)
-            write_work(folder, recipe, work)
+            write_work(folder, recipe, config, (base, weights), tracked.run_id, shard=project.shard)
             if torchrun.is_launched():
                 run: Run = torchrun.train_along(folder, tracked=tracked, **calls)
             else:

@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from smallfirst.training.distributed.ray_train import WAIT_S
+from smallfirst.training.distributed.work import WAIT_S
 
 
 def is_launched() -> bool:

@@ -30,6 +30,8 @@ from smallfirst.training.run import STOP_FILE, EpochCallback, Run, StepCallback,
 FOLDER = "workers"
 """Folder in a run's folder with all that the processes are told and tell."""
 REPORT_EVERY_S = 1.0
+WAIT_S = 6 * 3600
+"""How long processes wait for one another: the first one alone validates and writes."""
 
 
 class Work(Record):
@@ -49,19 +51,23 @@ class Work(Record):
     save_every_s: float = 60
 
 
-def write_work(folder: Path, recipe: TaskRecipe, work: Work) -> None:
+def write_work(
+    folder: Path,
+    recipe: TaskRecipe,
+    config: TrainConfig,
+    base: tuple[str, Path],
+    run_id: str,
+    *,
+    shard: bool = False,
+    save_every_s: float = 60,
+) -> None:
     """Write what the processes need into a run's folder; what an earlier attempt told is removed."""
     place = folder / FOLDER
     for stale in (place / "error.json", place / "progress.json", folder / STOP_FILE):
         stale.unlink(missing_ok=True)
     recipe.train_rows.save(place / "train.json")
     recipe.selection.save(place / "selection.json")
-    work.save(place / "work.json")
-
-
-def new_work(recipe: TaskRecipe, config: TrainConfig, base: tuple[str, Path], run_id: str, *, shard: bool) -> Work:
-    """Return the work of a recipe in the current state folder."""
-    return Work(
+    work = Work(
         task=recipe.task,
         teacher=recipe.teacher,
         config=config,
@@ -70,7 +76,9 @@ def new_work(recipe: TaskRecipe, config: TrainConfig, base: tuple[str, Path], ru
         run_id=run_id,
         state=state_folder(),
         shard=shard,
+        save_every_s=save_every_s,
     )
+    work.save(place / "work.json")
 
 
 def read_work(folder: Path) -> tuple[Work, TaskRecipe]:

@@ -15,7 +15,7 @@ from fixtures.warm_processes import WarmProcess
 from smallfirst.errors import Cancelled, DataError
 from smallfirst.registry.runs import open_run
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.distributed.work import FOLDER, Watch, do_work, new_work, write_work
+from smallfirst.training.distributed.work import FOLDER, Watch, do_work, write_work
 from smallfirst.training.loop import StepMetrics
 from smallfirst.training.recipes.recipe import TaskRecipe
 from smallfirst.training.run import CANCEL_FILE, STOP_FILE, Run
@@ -46,8 +46,7 @@ def alone(bench: Bench, tmp_path_factory: pytest.TempPathFactory, module_home: N
 def prepared(bench: Bench, folder: Path, *, shard: bool = False, every_s: float = 0, **more: Any) -> Path:
     recipe = TaskRecipe(bench.task, more.get("rows", bench.rows), bench.selection)
     run_id = open_run("toy", folder.name).run_id
-    work = new_work(recipe, CONFIG, ("toys/tiny", bench.base), run_id, shard=shard)
-    write_work(folder, recipe, work.model_copy(update={"save_every_s": every_s}))
+    write_work(folder, recipe, CONFIG, ("toys/tiny", bench.base), run_id, shard=shard, save_every_s=every_s)
     return folder
 
 
