@@ -30,10 +30,10 @@ from smallfirst.evaluation.retention import Retention as Retention
 from smallfirst.evaluation.retention import RetentionByKind as RetentionByKind
 from smallfirst.gate.check_result import CheckResult as CheckResult
 from smallfirst.gate.gate import Gate as Gate
-from smallfirst.gate.outcome import LabelsNeeded as LabelsNeeded
-from smallfirst.gate.outcome import Outcome as Outcome
-from smallfirst.gate.outcome import PlanTrial as PlanTrial
 from smallfirst.gate.routed import RoutedThresholds as RoutedThresholds
+from smallfirst.gate.verdict import LabelsNeeded as LabelsNeeded
+from smallfirst.gate.verdict import Outcome as Outcome
+from smallfirst.gate.verdict import PlanTrial as PlanTrial
 from smallfirst.gate.verdict import Verdict as Verdict
 from smallfirst.models.catalog import find_weights as find_weights
 from smallfirst.models.confidence import Calibration as Calibration
@@ -172,8 +172,8 @@ from smallfirst.training.config import TrainConfig as TrainConfig
 from smallfirst.training.estimates.cost import TrainingEstimate as TrainingEstimate
 from smallfirst.training.estimates.memory import Range as Range
 from smallfirst.training.loop import Backend as Backend
+from smallfirst.training.loop import MasterAdamW as MasterAdamW
 from smallfirst.training.loop import StepMetrics as StepMetrics
-from smallfirst.training.optimizer import MasterAdamW as MasterAdamW
 from smallfirst.training.recipes.recipe import PreparedData as PreparedData
 from smallfirst.training.recipes.recipe import Recipe as Recipe
 from smallfirst.training.recipes.recipe import TaskRecipe as TaskRecipe

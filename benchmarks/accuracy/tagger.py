@@ -87,7 +87,7 @@ def measure(name: str, encoder: str, epochs: int, n_rows: int | None) -> dict[st
     config = TrainConfig(duration=f"{epochs}ep", max_seq_tokens=512 if hosted else 256, seed=SEED)
     config = with_learning_rate(config, base)
     folder = home() / "tagger" / f"{name}-{Path(encoder).name}-{len(rows)}"
-    recipe = TaggingRecipe.of(task, rows, data["selection"])
+    recipe = TaggingRecipe(task, rows, data["selection"])
     with open_run(f"tagger-{name}", folder.name) as tracked:
         run = train(
             recipe, config, base=(encoder, base), tracked=tracked, folder=folder,

@@ -32,8 +32,7 @@ from benchmarks.accuracy.tiny import ROWS, make_tiny
 from benchmarks.paths import RESULTS
 from smallfirst.interfaces.databricks import foundation_model as fm
 from smallfirst.jobs import queue
-from smallfirst.jobs.job_folder import JobFolder
-from smallfirst.jobs.spec import JobSpec, utc_now
+from smallfirst.jobs.job_folder import JobFolder, JobSpec, utc_now
 from smallfirst.jobs.supervisor import output_tail
 from smallfirst.registry import versions
 from smallfirst.registry.runs import client

@@ -63,8 +63,7 @@ def create(rows: str, register_to: str, base: str, duration: str, max_tokens: in
     from smallfirst.data.sources.load import load_rows
     from smallfirst.jobs import queue
     from smallfirst.jobs.base_models import require_training_packages
-    from smallfirst.jobs.rows import JobRows
-    from smallfirst.jobs.spec import JobSpec, new_job_name, user_name, utc_now
+    from smallfirst.jobs.job_folder import JobRows, JobSpec, new_job_name, user_name, utc_now
     from smallfirst.records import parse_record
     from smallfirst.registry.versions import check_name
     from smallfirst.training.config import TrainConfig
@@ -132,7 +131,7 @@ def cancel(names: tuple[str, ...]) -> None:
 def resume(names: tuple[str, ...]) -> None:
     """Resume jobs that stopped, failed or died from their last checkpoint."""
     from smallfirst.jobs import queue
-    from smallfirst.jobs.spec import user_name
+    from smallfirst.jobs.job_folder import user_name
 
     for job in [queue.find(name, restart_dead=False) for name in names]:
         resumed = queue.resume(job, by=user_name())

@@ -37,7 +37,7 @@ ASK_ONCE = {"evaluate", "label", "tune-prompt", "record"}
 MAX_SUMMARY = 64
 """Most characters of a summary, so that it stands on one line of 80 columns."""
 
-_OWN_MODULE = {"jobs": "jobs", "serve": "serve", "score": "scale.score", "plan": "scale.plan", "sweep": "scale.sweep"}
+_OWN_MODULE = {"jobs": "jobs", "serve": "serve"}
 """Verbs that have a module to themselves; the others stand in that of their stage."""
 
 COMMANDS: Registry[click.Command] = Registry(

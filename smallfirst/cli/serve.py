@@ -192,7 +192,7 @@ def _refuse_other_keys() -> None:
 
 def _signed(file: TaskFile, reason: str | None) -> TaskFile:
     """Return the task file with the user's signature under `routing.override`, if there is a reason and no other."""
-    from smallfirst.jobs.spec import user_name
+    from smallfirst.jobs.job_folder import user_name
     from smallfirst.project.task_file import SignedOverride
 
     if not reason or file.routing.override is not None:

@@ -26,13 +26,13 @@ OBJECT_STORE_BYTES = 256 * 1024**2
 
 
 @contextmanager
-def ray_session(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[Any]:
+def ray_session(*, num_cpus: int | None = None) -> Iterator[Any]:
     """Yield the module `ray`, connected; afterwards the connection ends, and with it a cluster started here.
 
     A connection that is open already is used and stays open. Raise MissingExtra without Ray, ConfigError for a
     running cluster without a token.
     """
-    address = address or os.environ.get(ADDRESS)
+    address = os.environ.get(ADDRESS)
     prepare_environment(address)
     try:
         import ray

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,11 +19,13 @@ from smallfirst.tasks.task import Task
 WARM_UP_ROWS = 3
 
 
-class EvaluationSetup:
+class EvaluationSetup(NamedTuple):
     """The task, rows and split that several candidates are evaluated on."""
 
-    def __init__(self, task: Task, data: Dataset, *, split: str, progress: ProgressCallback = no_progress) -> None:
-        self.task, self.data, self.split, self.progress = task, data, split, progress
+    task: Task
+    data: Dataset
+    split: str
+    progress: ProgressCallback = no_progress
 
 
 async def evaluate(

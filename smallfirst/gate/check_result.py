@@ -36,6 +36,8 @@ class Requirement(NamedTuple):
     """Key of the threshold in task.yaml."""
     threshold: float
     text: str
+    at_most: bool = False
+    """True for a maximum, which the upper end of an interval must not exceed."""
 
 
 class CheckResult(Record):
@@ -128,55 +130,41 @@ def check_value(requirement: Requirement, *, passed: bool, measured: str, advice
     )
 
 
-def check_minimum(
-    requirement: Requirement, estimate: Estimate, measured: str, rows_for: Callable[[], int | None]
+def check_interval(
+    requirement: Requirement, estimate: Estimate, measured: str, rows_for: Callable[[], int | None] | None = None
 ) -> CheckResult:
-    """Return the result of a minimum, met by the interval's lower end; `rows_for()` is how many rows would show it."""
-    minimum = requirement.threshold
-    passed = estimate.n > 0 and estimate.low >= minimum
-    advice, more_rows = ("", None) if passed else advice_for(estimate, minimum, rows_for)
-    result = check_value(requirement, passed=passed, measured=measured, advice=advice)
-    return result.model_copy(update={"estimate": estimate, "more_rows": more_rows})
+    """Return the result of a threshold that the worse end of an interval must reach.
 
-
-def check_maximum(
-    requirement: Requirement, estimate: Estimate, measured: str, rows_for: Callable[[Estimate, float], int | None]
-) -> CheckResult:
-    """Return the result of a maximum, met by the interval's upper end: a minimum of the negated value.
-
-    `rows_for` takes the negated estimate and maximum.
+    `rows_for()` is how many rows would show it; left out, those that make the interval narrow enough.
     """
-    negated = Estimate(value=-estimate.value, low=-estimate.high, high=-estimate.low, n=estimate.n)
-    minimum = -requirement.threshold
-    result = check_minimum(
-        requirement._replace(threshold=minimum), negated, measured, lambda: rows_for(negated, minimum)
-    )
-    return result.model_copy(update={"estimate": estimate, "threshold": requirement.threshold})
-
-
-def advice_for(estimate: Estimate, minimum: float, rows_for: Callable[[], int | None]) -> tuple[str, int | None]:
-    """Return what to do about an estimate that does not reach `minimum`, and about how many more rows would do."""
+    sign, end = (-1, estimate.high) if requirement.at_most else (1, estimate.low)
+    passed = estimate.n > 0 and sign * end >= sign * requirement.threshold
+    result = check_value(requirement, passed=passed, measured=measured).model_copy(update={"estimate": estimate})
+    if passed:
+        return result
+    more = None
     if estimate.n == 0:
-        return "no row was measured", None
-    if not (math.isfinite(estimate.value) and math.isfinite(estimate.low)):
-        return "the value is not a number: fix the scorer and evaluate again", None
-    if estimate.value < minimum:
-        return (
-            "the measured value misses the threshold: more test rows will not help, more training rows may",
-            None,
-        )
-    needed = rows_for()
-    if needed is None or needed > MAX_ADVISED_ROWS:
-        return f"{estimate.n} examples cannot show this, nor can any number: too close to the threshold", None
-    more = round_up_to_two_digits(needed - estimate.n)
-    return f"{estimate.n} examples cannot show this; label about {more} more", more
+        advice = "no row was measured"
+    elif not (math.isfinite(estimate.value) and math.isfinite(end)):
+        advice = "the value is not a number: fix the scorer and evaluate again"
+    elif sign * estimate.value < sign * requirement.threshold:
+        advice = "the measured value misses the threshold: more test rows will not help, more training rows may"
+    else:
+        needed = rows_for() if rows_for else rows_for_width(estimate, requirement.threshold)
+        if needed is None or needed > MAX_ADVISED_ROWS:
+            advice = f"{estimate.n} examples cannot show this, nor can any number: too close to the threshold"
+        else:
+            more = round_up_to_two_digits(needed - estimate.n)
+            advice = f"{estimate.n} examples cannot show this; label about {more} more"
+    return result.model_copy(update={"advice": advice, "more_rows": more})
 
 
-def rows_for_width(estimate: Estimate, minimum: float) -> int | None:
-    """Return about the rows at which the lower end is at `minimum`: a width shrinks with the root of n."""
-    if estimate.value <= minimum:
+def rows_for_width(estimate: Estimate, threshold: float) -> int | None:
+    """Return about the rows at which an interval whose value meets a threshold ends there: widths shrink as √n."""
+    if estimate.value == threshold:
         return None
-    rows = estimate.n * ((estimate.value - estimate.low) / (estimate.value - minimum)) ** 2
+    end = estimate.low if estimate.value > threshold else estimate.high
+    rows = estimate.n * ((estimate.value - end) / (estimate.value - threshold)) ** 2
     return max(estimate.n + 1, math.ceil(rows - 1e-6))
 
 

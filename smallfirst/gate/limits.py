@@ -15,10 +15,8 @@ from smallfirst.gate.check_result import (
     Positive,
     Requirement,
     Share,
-    check_maximum,
-    check_minimum,
+    check_interval,
     not_measured,
-    rows_for_width,
 )
 from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate, mean_interval, quantile_interval
@@ -44,12 +42,14 @@ def check_limits(gate: LimitThresholds, inputs: CheckInputs) -> Iterator[CheckRe
     candidate, level = inputs.candidate, inputs.level
     for name, q in (("p50_ms_at_most", 0.5), ("p95_ms_at_most", 0.95)):
         if (maximum := getattr(gate, name)) is not None:
-            yield check_latency(Requirement(name, maximum, f"{name[:3]} latency at most {maximum:g} ms"), q, inputs)
+            text = f"{name[:3]} latency at most {maximum:g} ms"
+            yield check_latency(Requirement(name, maximum, text, at_most=True), q, inputs)
     if (maximum := gate.cost_usd_per_1k_at_most) is not None:
-        requirement = Requirement("cost_usd_per_1k_at_most", maximum, f"cost at most ${maximum:g} per 1,000")
+        text = f"cost at most ${maximum:g} per 1,000"
+        requirement = Requirement("cost_usd_per_1k_at_most", maximum, text, at_most=True)
         cost = mean_interval([1000 * row.cost_usd for row in candidate.rows], confidence=level.confidence)
         measured = f"${cost.value:.4f} [{cost.low:.4f}, {cost.high:.4f}] per 1,000 n={cost.n}{level.note}"
-        yield _adapted(check_maximum(requirement, cost, measured, rows_for_width))
+        yield _adapted(check_interval(requirement, cost, measured))
     if gate.cheaper_than_large_by is not None:
         yield check_saving(gate.cheaper_than_large_by, candidate, inputs.large, level)
 
@@ -63,7 +63,7 @@ def check_latency(requirement: Requirement, q: float, inputs: CheckInputs) -> Ch
     if found.n and found.value <= requirement.threshold and math.isinf(found.high):
         fewest = math.ceil(math.log((1 - level.confidence) / 2) / math.log(q))
         return not_measured(requirement, measured, f"{found.n} requests show no upper end; ask at least {fewest}")
-    return _adapted(check_maximum(requirement, found, measured, rows_for_width))
+    return _adapted(check_interval(requirement, found, measured))
 
 
 def check_saving(share: float, candidate: Evaluation, large: Evaluation | None, level: ConfidenceLevel) -> CheckResult:
@@ -91,7 +91,7 @@ def check_saving(share: float, candidate: Evaluation, large: Evaluation | None, 
     by_row = np.round(saved - (ours - (1 - saved) * theirs) / theirs.mean(), 12)
     found = mean_interval(by_row, confidence=level.confidence)
     measured = f"{level.format(found)} cheaper: ${ours.mean():.4f} against ${theirs.mean():.4f} per 1,000"
-    return _adapted(check_minimum(requirement, found, measured, lambda: rows_for_width(found, share)))
+    return _adapted(check_interval(requirement, found, measured))
 
 
 def _adapted(result: CheckResult) -> CheckResult:

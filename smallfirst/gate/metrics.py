@@ -1,33 +1,44 @@
-"""Checks of accuracy and of any metric of the task by its name.
+"""Checks of a candidate by itself: accuracy, metrics of the task by name, single labels or fields, general ability.
 
-A value counts as shown at most as far as n perfect rows show it, n / (n + z²) (Wilson 1927): 0.99 takes 381 rows.
+A value counts as shown at most as far as n perfect rows show it, n / (n + z²) (Wilson 1927): 0.99 takes 381 rows. A
+good mean can hide a label that is never found; each interval of a part is widened by the number of checked parts
+(Bonferroni): 77 labels of 40 rows show at most 0.77.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import pydantic
 
 from smallfirst.errors import did_you_mean
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.check_result import (
+    MAX_ADVISED_ROWS,
     CheckInputs,
     CheckResult,
     ConfidenceLevel,
     NonNegative,
     Requirement,
     Share,
-    check_maximum,
-    check_minimum,
+    check_interval,
+    check_value,
+    join_first,
     not_measured,
     rows_for_width,
 )
 from smallfirst.records import Record
 from smallfirst.stats import intervals
 from smallfirst.stats.intervals import Estimate
-from smallfirst.stats.sample_size import rows_for_lower_bound
+from smallfirst.stats.sample_size import round_up_to_two_digits, rows_for_lower_bound
+from smallfirst.tasks.task import PartCounts
 
 NAMES = {"macro_f1": "macro-F1"}
+MAX_NAMED = 5
+"""Parts named in one message; the others are counted."""
 
 
 class MetricThresholds(Record):
@@ -50,18 +61,18 @@ def check_metrics(gate: MetricThresholds, inputs: CheckInputs) -> Iterator[Check
     if gate.accuracy_at_least is not None:
         yield check_accuracy(gate.accuracy_at_least, candidate, level)
     if gate.macro_f1_at_least is not None:
-        yield check_metric_minimum("macro_f1", gate.macro_f1_at_least, candidate, level)
+        yield check_metric("macro_f1", gate.macro_f1_at_least, candidate, level)
     for name, minimum in gate.measures_at_least.items():
-        yield check_metric_minimum(name, minimum, candidate, level)
+        yield check_metric(name, minimum, candidate, level)
     for name, maximum in gate.measures_at_most.items():
-        yield check_metric_maximum(name, maximum, candidate, level)
+        yield check_metric(name, maximum, candidate, level, at_most=True)
 
 
 def check_accuracy(minimum: float, candidate: Evaluation, level: ConfidenceLevel) -> CheckResult:
     """Check the lower end of Wilson's interval over the rows."""
     n_correct = sum(row.correct for row in candidate.rows)
     found = intervals.wilson(n_correct, len(candidate.rows), confidence=level.confidence)
-    return check_minimum(
+    return check_interval(
         Requirement("accuracy_at_least", minimum, f"accuracy at least {minimum:.3f}"),
         found,
         level.format(found),
@@ -69,31 +80,25 @@ def check_accuracy(minimum: float, candidate: Evaluation, level: ConfidenceLevel
     )
 
 
-def check_metric_minimum(name: str, minimum: float, candidate: Evaluation, level: ConfidenceLevel) -> CheckResult:
-    """Check the lower end of a metric in [0, 1]; a metric that the task lacks fails."""
-    requirement = Requirement(f"{name}_at_least", minimum, f"{NAMES.get(name, name)} at least {minimum:.3f}")
+def check_metric(
+    name: str, threshold: float, candidate: Evaluation, level: ConfidenceLevel, *, at_most: bool = False
+) -> CheckResult:
+    """Check the worse end of a metric in [0, 1], or any with `at_most`; one that the task lacks fails."""
+    bound, text = ("at_most", f"at most {threshold:g}") if at_most else ("at_least", f"at least {threshold:.3f}")
+    requirement = Requirement(f"{name}_{bound}", threshold, f"{NAMES.get(name, name)} {text}", at_most)
     if name not in candidate.measures:
         return _unknown_metric(requirement, name, candidate)
     stored = candidate.measures[name]
     wide = level.widen(stored)
-    ends = {"low": min(wide.low, max_lower_bound(wide.n, level)), "high": min(wide.high, max(1.0, stored.high))}
-    found = wide.model_copy(update=ends)
-    return check_minimum(requirement, found, level.format(found), lambda: _rows(wide, minimum, level, minimum))
+    shown = max_lower_bound(wide.n, level)
+    ends = {"low": min(wide.low, shown), "high": min(wide.high, max(1.0, stored.high))}
+    found = wide.model_copy(update={"high": max(wide.high, 1 - shown)} if at_most else ends)
 
+    def rows_for() -> int | None:
+        needed = rows_for_width(wide, threshold), min_perfect_rows(1 - threshold if at_most else threshold, level)
+        return None if needed[0] is None or needed[1] is None else max(needed[0], needed[1])
 
-def check_metric_maximum(name: str, maximum: float, candidate: Evaluation, level: ConfidenceLevel) -> CheckResult:
-    """Check the upper end of a metric such as `invented` or `mean_cost`; a metric that the task lacks fails."""
-    requirement = Requirement(f"{name}_at_most", maximum, f"{NAMES.get(name, name)} at most {maximum:g}")
-    if name not in candidate.measures:
-        return _unknown_metric(requirement, name, candidate)
-    wide = level.widen(candidate.measures[name])
-    found = wide.model_copy(update={"high": max(wide.high, 1 - max_lower_bound(wide.n, level))})
-    return check_maximum(
-        requirement,
-        found,
-        level.format(found),
-        lambda _, minimum: _rows(_negated(wide), minimum, level, 1 - maximum),
-    )
+    return check_interval(requirement, found, level.format(found), rows_for)
 
 
 def max_lower_bound(n: int, level: ConfidenceLevel) -> float:
@@ -113,16 +118,6 @@ def min_perfect_rows(share: float, level: ConfidenceLevel) -> int | None:
     return math.ceil(share * level.z**2 / (1 - share) - 1e-9) if share < 1 else None
 
 
-def _negated(estimate: Estimate) -> Estimate:
-    return Estimate(value=-estimate.value, low=-estimate.high, high=-estimate.low, n=estimate.n)
-
-
-def _rows(wide: Estimate, minimum: float, level: ConfidenceLevel, share: float) -> int | None:
-    """Return about the rows that make the interval narrow enough, and enough of them that perfect ones show `share`."""
-    by_width, perfect = rows_for_width(wide, minimum), min_perfect_rows(share, level)
-    return None if by_width is None or perfect is None else max(by_width, perfect)
-
-
 def _unknown_metric(requirement: Requirement, name: str, candidate: Evaluation) -> CheckResult:
     if name == "accuracy":
         return not_measured(
@@ -134,3 +129,133 @@ def _unknown_metric(requirement: Requirement, name: str, candidate: Evaluation) 
         f'{candidate.candidate} has no metric "{name}"{did_you_mean(name, candidate.measures)}',
         f'metrics of task "{candidate.task}": {known}',
     )
+
+
+class PerClassThresholds(Record):
+    """Thresholds for the recall of labels or fields."""
+
+    each_part_at_least: Share | None = None
+    """Recall of every label or field: its lower end, at a level corrected for the number of parts, must reach this."""
+    part_rows: Annotated[int, pydantic.Field(ge=1)] = 20
+    """Labels or fields that occur fewer times are named, but not held to `each_part_at_least`."""
+    parts_at_least: dict[str, Share] = {}
+    """The lower end of the recall of these labels or fields must reach this."""
+
+
+def check_per_class(gate: PerClassThresholds, inputs: CheckInputs) -> Iterator[CheckResult]:
+    """Yield a result for each declared threshold."""
+    if gate.each_part_at_least is not None:
+        yield check_each_part(gate.each_part_at_least, inputs.candidate, inputs.level, part_rows=gate.part_rows)
+    for name, minimum in gate.parts_at_least.items():
+        yield check_named_part(name, minimum, inputs.candidate, inputs.level)
+
+
+def check_each_part(minimum: float, candidate: Evaluation, level: ConfidenceLevel, *, part_rows: int) -> CheckResult:
+    """Check the recall of every part that occurs at least `part_rows` times."""
+    requirement = Requirement("each_part_at_least", minimum, f"recall of each part at least {minimum:.3f}")
+    if not candidate.parts:
+        return _no_parts(requirement, candidate)
+    rare = [part for part in candidate.parts if part.n_gold < part_rows]
+    checked = [part for part in candidate.parts if part.n_gold >= part_rows]
+    joint = level.for_parts(len(checked))
+    unchecked = _unchecked(rare, part_rows, min_perfect_rows(minimum, joint))
+    if not checked:
+        return not_measured(requirement, f"no part has {part_rows} rows", unchecked)
+    found = sorted(((_recall(part, joint), part) for part in checked), key=lambda pair: (pair[0].low, pair[1].name))
+    failed = [(recall, part) for recall, part in found if recall.low < minimum]
+    worst, part = found[0]
+    return check_value(
+        requirement,
+        passed=not failed,
+        measured=f'worst of {len(checked)} is "{part.name}": {joint.format(worst)}',
+        advice="; ".join(filter(None, (*_advice(failed, minimum, joint), unchecked))),
+    ).model_copy(update={"estimate": worst})
+
+
+def check_named_part(name: str, minimum: float, candidate: Evaluation, level: ConfidenceLevel) -> CheckResult:
+    """Check the recall of one part; an unknown name fails with the nearest known one."""
+    requirement = Requirement(f"parts_at_least.{name}", minimum, f'recall of "{name}" at least {minimum:.3f}')
+    if not candidate.parts:
+        return _no_parts(requirement, candidate)
+    known = {part.name: part for part in candidate.parts}
+    if name not in known:
+        names = join_first([f'"{part}"' for part in known], MAX_NAMED)
+        return not_measured(
+            requirement,
+            f'task "{candidate.task}" has no part "{name}"{did_you_mean(name, known)}',
+            f"its parts: {names}",
+        )
+    recall = _recall(known[name], level)
+    return check_interval(requirement, recall, level.format(recall), lambda: _rows_for(known[name], minimum, level))
+
+
+def _recall(part: PartCounts, level: ConfidenceLevel) -> Estimate:
+    return intervals.wilson(min(part.n_right, part.n_gold), part.n_gold, confidence=level.confidence)
+
+
+def _rows_for(part: PartCounts, minimum: float, level: ConfidenceLevel) -> int | None:
+    share = min(part.n_right, part.n_gold) / max(1, part.n_gold)
+    return rows_for_lower_bound(share, minimum, confidence=level.confidence)
+
+
+def _advice(failed: Sequence[tuple[Estimate, PartCounts]], minimum: float, level: ConfidenceLevel) -> Iterator[str]:
+    weak = [f'"{part.name}" {recall.value:.3f}' for recall, part in failed if recall.value < minimum]
+    short = [
+        _rows_to_label(part, _rows_for(part, minimum, level)) for recall, part in failed if recall.value >= minimum
+    ]
+    if weak:
+        yield f"below the threshold, where only a better model would help: {join_first(weak, MAX_NAMED)}"
+    if short:
+        yield f"not shown by the rows there are: {join_first(short, MAX_NAMED)}"
+
+
+def _unchecked(rare: Sequence[PartCounts], part_rows: int, perfect: int | None) -> str:
+    ordered = sorted(rare, key=lambda part: (part.n_gold, part.name))
+    names = [_rows_to_label(part, max(part_rows, perfect or 0)) for part in ordered]
+    return f"not checked, with fewer than {part_rows} rows: {join_first(names, MAX_NAMED)}" if names else ""
+
+
+def _rows_to_label(part: PartCounts, needed: int | None) -> str:
+    if needed is None or needed > MAX_ADVISED_ROWS:
+        return f'"{part.name}" (n={part.n_gold}, too close to the threshold for any number)'
+    return f'"{part.name}" (n={part.n_gold}, label about {round_up_to_two_digits(needed - part.n_gold)} more)'
+
+
+def _no_parts(requirement: Requirement, candidate: Evaluation) -> CheckResult:
+    return not_measured(
+        requirement,
+        f'task "{candidate.task}" has no labels or fields to check',
+        "remove the threshold from the gate, or measure a task that has parts",
+    )
+
+
+class RetentionThresholds(Record):
+    """The threshold for retention, and what to measure it with."""
+
+    retention_at_least: NonNegative | None = None
+    """Share of general ability that must be left after training (lower end); fails if it was not measured."""
+    retention_prompts: Path | None = None
+    """General questions to measure it with, JSON lines of `prompt`, `answer` and `wrong`; left out: the built-in 72."""
+
+
+def check_retention(gate: RetentionThresholds, inputs: CheckInputs) -> Iterator[CheckResult]:
+    """Yield the result for the kept share of general ability, if the threshold is declared."""
+    minimum, retention, level = gate.retention_at_least, inputs.retention, inputs.level
+    if minimum is None:
+        return
+    requirement = Requirement("retention_at_least", minimum, f"general ability kept at least {minimum:.3f}")
+    if retention is None:
+        advice = "smallfirst evaluate task.yaml   measures it for the fine-tuned model; a linear one has none to keep"
+        yield not_measured(requirement, "not measured", advice)
+    elif retention.kept is None:
+        measured = f"the base model is no better than guessing: {retention.before:.3f} before"
+        yield not_measured(requirement, measured, "name prompts that it can answer (gate.retention_prompts)")
+    else:
+        kept = cap_lower_bound(level.widen(retention.kept), level)
+        measured = f"{level.format(kept)}, {retention.before:.3f} before and {retention.after:.3f} after"
+        result = check_interval(requirement, kept, measured)
+        if not result.passed:
+            forgot = "more than that was forgotten: method lora, fewer epochs or a lower learning_rate forget less"
+            advice = forgot if kept.value < minimum else f"{result.advice} (gate.retention_prompts)"
+            result = result.model_copy(update={"advice": advice})
+        yield result

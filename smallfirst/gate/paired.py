@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
@@ -13,10 +14,9 @@ from smallfirst.gate.check_result import (
     ConfidenceLevel,
     Requirement,
     Share,
-    check_minimum,
+    check_interval,
     check_value,
     not_measured,
-    rows_for_width,
 )
 from smallfirst.gate.metrics import cap_lower_bound
 from smallfirst.records import Record
@@ -55,12 +55,17 @@ def check_not_worse(
     theirs = sum(big.correct and not small.correct for small, big in pairs)
     found = paired_score_interval(ours, theirs, len(pairs), confidence=level.confidence)
 
-    def low_at(rows: int) -> float:
-        return score_lower_bound(ours * rows / len(pairs), theirs * rows / len(pairs), rows, level.z)
+    def rows_for() -> int | None:
+        """Return about the fewest rows at which the same rates would show it; None if none do."""
+        n, numbers = len(pairs), range(len(pairs), 2 * MAX_ADVISED_ROWS)
+        at = bisect_left(
+            numbers, -margin, key=lambda rows: score_lower_bound(ours * rows / n, theirs * rows / n, rows, level.z)
+        )
+        return numbers[at] if at < len(numbers) else None
 
     measured = level.format(found, f" of {len(candidate.rows)} rows paired")
     minimum = requirement._replace(threshold=-margin)
-    return check_minimum(minimum, found, measured, lambda: _fewest_rows(low_at, -margin, len(pairs)))
+    return check_interval(minimum, found, measured, rows_for)
 
 
 def check_score_not_worse(
@@ -78,21 +83,7 @@ def check_score_not_worse(
     found = cap_lower_bound(paired_score_difference(ours, theirs, confidence=level.confidence), level)
     measured = level.format(found, f" of {len(candidate.rows)} rows paired")
     minimum = requirement._replace(threshold=-margin)
-    return check_minimum(minimum, found, measured, lambda: rows_for_width(found, -margin))
-
-
-def _fewest_rows(low_at: Callable[[int], float], minimum: float, n: int) -> int | None:
-    """Return about the fewest rows above `n` at which the same rates reach `minimum`; None if none do."""
-    enough = max(1, n)
-    while low_at(enough) < minimum:
-        enough *= 2
-        if enough > 2 * MAX_ADVISED_ROWS:
-            return None
-    too_few = enough // 2
-    while enough - too_few > 1:
-        middle = (too_few + enough) // 2
-        too_few, enough = (too_few, middle) if low_at(middle) >= minimum else (middle, enough)
-    return enough
+    return check_interval(minimum, found, measured)
 
 
 class _Outcome(NamedTuple):

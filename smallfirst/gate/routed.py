@@ -12,7 +12,7 @@ from smallfirst.gate.check_result import (
     Positive,
     Requirement,
     Share,
-    check_minimum,
+    check_interval,
 )
 from smallfirst.gate.limits import LimitThresholds, check_limits, check_saving
 from smallfirst.gate.metrics import check_accuracy
@@ -66,7 +66,7 @@ def stays_small(routed: Evaluation) -> list[bool]:
 def _check_share(minimum: float, routed: Evaluation, level: ConfidenceLevel) -> CheckResult:
     small = stays_small(routed)
     found = wilson(sum(small), len(small), confidence=level.confidence)
-    return check_minimum(
+    return check_interval(
         Requirement("share_small_at_least", minimum, f"share of requests that stay small at least {minimum:.3f}"),
         found,
         level.format(found),

@@ -1,20 +1,35 @@
-"""A job as stored in its folder: any process reads it, only the process that runs the job writes."""
+"""A job as stored in its folder: any process reads it, only the process that runs the job writes.
+
+Its rows are read once from their addresses, then kept there, so that a later edit changes nothing.
+"""
 
 from __future__ import annotations
 
+import getpass
 import json
+import os
+import re
+import secrets
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from smallfirst.errors import Cancelled
+import pydantic
+
+from smallfirst.data.dataset import Dataset
+from smallfirst.data.row_formats import ROW_FORMATS
+from smallfirst.data.sources.load import load_rows
+from smallfirst.errors import Cancelled, DataError, Problem
 from smallfirst.files import is_locked, locked
-from smallfirst.jobs.spec import JobProgress, JobResult, JobSpec, MlflowIds
 from smallfirst.records import Record
+from smallfirst.training.config import TrainConfig
+from smallfirst.training.config import parse_duration as parse_duration
 from smallfirst.training.events import Event as Event
 from smallfirst.training.events import EventLog
+from smallfirst.training.recipes import RECIPES
 
+JOB_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 R = TypeVar("R", bound=Record)
 State = Literal["PENDING", "QUEUED", "STARTING", "RUNNING", "TERMINATING", "COMPLETED", "STOPPED", "FAILED"]
 
@@ -32,6 +47,89 @@ _STATES: dict[str, State] = {
 """State after each event; other events change nothing."""
 TERMINAL_STATES: frozenset[str] = frozenset({"COMPLETED", "STOPPED", "FAILED"})
 WAITING_STATES: frozenset[str] = frozenset({"PENDING", "QUEUED"})
+
+
+class JobSpec(Record):
+    """A fine-tune to run."""
+
+    name: str = pydantic.Field(pattern=f"^{JOB_NAME.pattern}$")
+    recipe: Literal["chat", "text"]
+    """`chat`: conversations or prompts with responses · `text`: continued pre-training."""
+    model: str
+    weights: str | None = None
+    """Folder of weights to start from; None: those of `model`."""
+    train_rows: str
+    eval_rows: str | None = None
+    """Address of the rows whose loss selects the best epoch; None: the last epoch is kept."""
+    eval_prompts: tuple[str, ...] = ()
+    register_to: str
+    experiment: str
+    config: TrainConfig
+    checkpoint_every_s: float = pydantic.Field(default=60, ge=0)
+    """Least time between two checkpoints; a killed process loses at most this much work."""
+    created_by: str
+    created_at: datetime
+    """When it was submitted; jobs run in this order."""
+    submitted: dict[str, Any] = {}
+    """The original request, for the interface it came through."""
+    working_folder: Path = Path()
+    """Where it was submitted, filled in then; relative addresses and MLFLOW_TRACKING_URI start there."""
+    environment: dict[str, str] = {}
+
+
+class JobProgress(Record):
+    """How far training is; written about once a second."""
+
+    step: int
+    epoch: float
+    share: float
+    """Share of the training done, in [0, 1]."""
+    loss: float
+    """Loss of the last step, in nats per target token."""
+    tokens_per_s: float
+    seconds_left: float | None
+    """Seconds until training ends at this rate; None at the first step."""
+    at: datetime
+
+
+class MlflowIds(Record):
+    """The job's run in MLflow."""
+
+    run_id: str
+    experiment_id: str
+
+
+class JobResult(Record):
+    """The registered model."""
+
+    model: str
+    version: int
+    best_epoch: int
+    """Epoch whose weights were kept, from 1."""
+
+    @property
+    def reference(self) -> str:
+        """The version as `versions.resolve` takes it."""
+        return f"{self.model}/{self.version}"
+
+
+def new_job_name(model: str) -> str:
+    """Return a new name for a job that fine-tunes `model`: its last part and six random hex digits."""
+    last = re.sub(r"[^A-Za-z0-9_]+", "-", re.split(r"[/\\]", model.rstrip("/\\"))[-1]).strip("-").lower()
+    return f"{last[:60] or 'model'}-{secrets.token_hex(3)}"
+
+
+def user_name() -> str:
+    """Return the login name of the current user, or the user id if it has none."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container may run under an id without a name
+        return f"user-{os.getuid()}"
+
+
+def utc_now() -> datetime:
+    """Return the time in UTC."""
+    return datetime.now(UTC)
 
 
 class JobFolder:
@@ -154,3 +252,43 @@ def state_after(events: tuple[Event, ...], *, cancelled: bool) -> State:
     states = [_STATES[event.kind] for event in events if event.kind in _STATES]
     state = states[-1] if states else "PENDING"
     return "TERMINATING" if cancelled and state not in TERMINAL_STATES else state
+
+
+class JobRows:
+    """Training and evaluation rows of one job."""
+
+    def __init__(self, train: Dataset, evaluation: Dataset | None) -> None:
+        self.train, self.evaluation = train, evaluation
+
+    @classmethod
+    def read(cls, spec: JobSpec) -> JobRows:
+        evaluation = read_rows(spec.eval_rows, spec.recipe) if spec.eval_rows else None
+        return cls(read_rows(spec.train_rows, spec.recipe), evaluation)
+
+    @classmethod
+    def load(cls, job: JobFolder) -> JobRows:
+        """Return the rows kept in the job's folder; read and keep them first if there are none."""
+        if not (job.folder / "rows" / "train.json").is_file():
+            cls.read(job.spec).save(job.folder)
+        evaluation = job.folder / "rows" / "evaluation.json"
+        train = Dataset.load(job.folder / "rows" / "train.json")
+        return cls(train, Dataset.load(evaluation) if evaluation.is_file() else None)
+
+    def save(self, folder: Path) -> None:
+        """Write the rows into a job's folder, the training rows last: they mark the copy as complete."""
+        if self.evaluation is not None:
+            self.evaluation.save(folder / "rows" / "evaluation.json")
+        self.train.save(folder / "rows" / "train.json")
+
+
+def read_rows(address: str, recipe: str, *, max_rows: int | None = None) -> Dataset:
+    """Return the rows at an address. Raise DataError naming those that do not fit the recipe, and as `load_rows`."""
+    data = load_rows(address, max_rows=max_rows)
+    kind = RECIPES.get(recipe)
+    if wrong := [e for e in data.examples if e.shape not in kind.row_formats]:
+        problems = [
+            Problem(e.path, e.line, f"a row of {ROW_FORMATS[e.shape]}; this recipe takes {kind.rows_in_words}")
+            for e in wrong
+        ]
+        raise DataError(f"{address}: {len(wrong)} of {len(data)} rows do not fit the recipe", problems)
+    return data

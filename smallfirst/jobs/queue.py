@@ -14,9 +14,15 @@ from pathlib import Path
 
 from smallfirst.errors import ConfigError, SmallfirstError, did_you_mean
 from smallfirst.files import try_lock
-from smallfirst.jobs.job_folder import TERMINAL_STATES, WAITING_STATES, JobFolder, state_after
-from smallfirst.jobs.rows import JobRows
-from smallfirst.jobs.spec import JOB_NAME, JobSpec
+from smallfirst.jobs.job_folder import (
+    JOB_NAME,
+    TERMINAL_STATES,
+    WAITING_STATES,
+    JobFolder,
+    JobRows,
+    JobSpec,
+    state_after,
+)
 from smallfirst.jobs.supervisor import output_tail, recorded_environment, start_process
 from smallfirst.paths import home
 from smallfirst.registry.runs import Status, resume_run

@@ -17,12 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smallfirst.errors import Cancelled, ConfigError, SmallfirstError
+from smallfirst.errors import Cancelled, ConfigError, RegistryError, SmallfirstError
 from smallfirst.files import try_lock
-from smallfirst.jobs.job_folder import JobFolder
+from smallfirst.jobs.job_folder import JobFolder, JobProgress, JobResult, JobRows, MlflowIds, utc_now
 from smallfirst.jobs.queue import is_waiting, unfinished_before
-from smallfirst.jobs.rows import JobRows
-from smallfirst.jobs.spec import JobProgress, MlflowIds, utc_now
 from smallfirst.jobs.supervisor import claim_lock
 from smallfirst.pricing.machine import MachinePrice
 from smallfirst.training.recipes import RECIPES
@@ -98,8 +96,6 @@ def take_slot() -> int | None:
 
 def run_job(job: JobFolder) -> None:
     """Train and register the job's model, up to COMPLETED. Raise Cancelled after a request to stop."""
-    from smallfirst.jobs.register import register_model
-
     job.log.append("STARTED", f"process {os.getpid()}", process=os.getpid())
     rows = JobRows.load(job)
     n_eval = len(rows.evaluation) if rows.evaluation else 0
@@ -146,6 +142,32 @@ def _train(job: JobFolder, rows: JobRows, tracked: TrackedRun) -> Run:
     usd = MachinePrice().usd_per_hour * run.seconds / 3600
     note_expense(spec.register_to, "training", job.name, usd, what=f"job {job.name}", busy_s=run.seconds)
     return run
+
+
+def register_model(job: JobFolder, run: Run) -> JobResult:
+    """Register the model, unless an earlier, killed process did. Raise RegistryError.
+
+    A job declares no gate: the verdict, signed by who submitted the job, is one failed check, and the version is not
+    live until it is promoted.
+    """
+    from smallfirst.gate.check_result import CheckResult
+    from smallfirst.gate.verdict import Verdict, override
+    from smallfirst.registry import versions
+
+    spec, registered = job.spec, []
+    with contextlib.suppress(RegistryError):  # no model has this name yet
+        registered = versions.list_versions(spec.register_to)
+    version = next((v.version for v in registered if v.tags.get("job") == job.name), None)
+    if version is None:
+        advice = "declare one in a task.yaml and measure this model before it goes live"
+        check = CheckResult(requirement="a gate", measured="none was declared", passed=False, advice=advice)
+        verdict = Verdict(candidate="small", checks=(check,), passed=False, evaluation_fingerprint="")
+        signed = override(verdict, by=spec.created_by, because="no gate was declared")
+        tags = {"task": spec.name, "job": spec.name, "base": spec.model, "recipe": spec.recipe}
+        version = versions.register(run.folder, signed, name=spec.register_to, run_id=run.run_id, tags=tags).version
+    result = JobResult(model=spec.register_to, version=version, best_epoch=run.best_epoch)
+    result.save(job.folder / "result.json")
+    return result
 
 
 def _open_mlflow_run(job: JobFolder, rows: JobRows) -> TrackedRun:

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from smallfirst.errors import DataError, GateFailed, ModelError, SmallfirstError, TrainingError
 from smallfirst.evaluation.learning_curve import LearningCurve, forecast
-from smallfirst.gate.outcome import Outcome
-from smallfirst.gate.verdict import Verdict, nearest_to_passing
+from smallfirst.gate.verdict import Outcome, Verdict, nearest_to_passing
 from smallfirst.pipeline.learning_curve import LEARNING
 from smallfirst.pipeline.preflight.more_rows import more_rows
 from smallfirst.project.project import Project

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from smallfirst.gate.choice import choose_candidate, count_comparisons
+from smallfirst.gate.gate import choose_candidate, count_comparisons
 from smallfirst.gate.verdict import Verdict, nearest_to_passing, override_candidate, smallest_passing
 from smallfirst.pipeline.calibrate import CERTIFIED, Certified, attach_certified
 from smallfirst.pipeline.diagnostics import find_split_leaks, without_copies

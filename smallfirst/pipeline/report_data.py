@@ -12,7 +12,7 @@ import smallfirst
 from smallfirst.errors import PriceUnknown
 from smallfirst.evaluation.learning_curve import LearningCurve
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.outcome import Outcome
+from smallfirst.gate.verdict import Outcome
 from smallfirst.models.recorded.replay import read_recording
 from smallfirst.pipeline.diagnostics import Diagnostics, diagnose
 from smallfirst.pipeline.learning_curve import LEARNING

@@ -9,8 +9,15 @@ from __future__ import annotations
 
 import time
 
-from smallfirst.evaluation.ability_probe import Probe, ProbeResult, model_fingerprint, read_probe, run_probe
-from smallfirst.evaluation.retention import Retention, retention_from_probes
+from smallfirst.evaluation.retention import (
+    Probe,
+    ProbeResult,
+    Retention,
+    model_fingerprint,
+    read_probe,
+    retention_from_probes,
+    run_probe,
+)
 from smallfirst.models.catalog import find_weights
 from smallfirst.paths import home
 from smallfirst.project.candidate_registry import FINE_TUNED

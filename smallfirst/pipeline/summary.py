@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.outcome import Outcome
 from smallfirst.gate.routed import stays_small
+from smallfirst.gate.verdict import Outcome
 from smallfirst.pipeline.next_step import NextStep
 from smallfirst.pricing.money import format_usd
 from smallfirst.project.candidate_registry import FINE_TUNED, all_candidates

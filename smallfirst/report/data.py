@@ -14,8 +14,7 @@ from smallfirst.evaluation.learning_curve import LearningPoint
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.evaluation.retention import Retention
 from smallfirst.evaluation.self_agreement import SelfAgreement
-from smallfirst.gate.outcome import Outcome
-from smallfirst.gate.verdict import Verdict, nearest_to_passing
+from smallfirst.gate.verdict import Outcome, Verdict, nearest_to_passing
 from smallfirst.pricing.machine import MachinePrice
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.project.prompt_file import PromptSearch

@@ -90,25 +90,14 @@ def epoch_batches(rows: Sequence[R], *, batch_tokens: int, seed: int) -> list[li
     """Return all rows in batches of at most `batch_tokens` tokens, padding included, in an order drawn from `seed`."""
     draw = random.Random(seed)
     noisy = sorted(rows, key=lambda row: len(row.ids) * draw.uniform(0.9, 1.1))
-    batches: list[list[R]] = []
-    current: list[R] = []
-    width = 0
-    for row in noisy:
-        wider = max(width, len(row.ids) - 1)
-        if current and wider * (len(current) + 1) > batch_tokens:
-            batches.append(current)
-            current, wider = [], len(row.ids) - 1
-        current.append(row)
-        width = wider
-    if current:
-        batches.append(current)
+    batches = micro_batches(noisy, batch_tokens)
     draw.shuffle(batches)
     return batches
 
 
-def micro_batches(rows: Sequence[TokenizedRow], max_tokens: int) -> list[list[TokenizedRow]]:
+def micro_batches(rows: Sequence[R], max_tokens: int) -> list[list[R]]:
     """The rows, in order, in parts of at most `max_tokens` tokens, padding included; a longer row stands alone."""
-    parts: list[list[TokenizedRow]] = []
+    parts: list[list[R]] = []
     width = 0
     for row in rows:
         wider = max(width, len(row.ids) - 1)

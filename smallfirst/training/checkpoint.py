@@ -27,14 +27,6 @@ MAX_TIME_SHARE = 0.03
 _STATE, _TENSORS = "state.json", "state.safetensors"
 
 
-class Checkpoint(NamedTuple):
-    """The state of a run."""
-
-    tensors: Mapping[str, torch.Tensor]
-    figures: dict[str, Any]
-    """Plain JSON values."""
-
-
 class SavedCheckpoint(NamedTuple):
     """A complete checkpoint in its folder."""
 
@@ -76,8 +68,8 @@ class CheckpointStore:
     def due(self) -> bool:
         return time.monotonic() >= self._next_at
 
-    def write(self, step: int, saved: Checkpoint) -> float:
-        """Write a checkpoint; return the seconds it took. On OSError the one before is still there.
+    def write(self, step: int, tensors: Mapping[str, torch.Tensor], figures: dict[str, Any]) -> float:
+        """Write a checkpoint, `figures` as JSON; return the seconds it took. On OSError the one before is still there.
 
         Every process of a sharded run must come here, of others the first one only.
         """
@@ -87,9 +79,9 @@ class CheckpointStore:
             if self.group.leads:
                 shutil.rmtree(place, ignore_errors=True)
                 place.mkdir(parents=True)
-            self._write_tensors(place, saved.tensors)
+            self._write_tensors(place, tensors)
             if self.group.leads:
-                write_atomically(place / _STATE, json.dumps(saved.figures).encode())
+                write_atomically(place / _STATE, json.dumps(figures).encode())
         except BaseException as error:
             shutil.rmtree(place, ignore_errors=True)
             raise (OSError(str(error)) if isinstance(error, SafetensorError) else error) from None

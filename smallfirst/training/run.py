@@ -25,7 +25,7 @@ from smallfirst.files import locked_or_raise
 from smallfirst.models.manifest import MANIFEST, Manifest, base_sha256, write_manifest
 from smallfirst.records import Record, fingerprint
 from smallfirst.registry.runs import TrackedRun
-from smallfirst.training.checkpoint import Checkpoint, CheckpointStore
+from smallfirst.training.checkpoint import CheckpointStore
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.distributed.group import Group, whole_model
 from smallfirst.training.estimates.memory import require_memory
@@ -248,7 +248,7 @@ class _Trainer:
             "seconds": self.seconds + time.perf_counter() - self.began - self.saving_s,
         }
         try:
-            took = self.checkpoints.write(step.step, Checkpoint(tensors, {"fit": figures, "run": own}))
+            took = self.checkpoints.write(step.step, tensors, {"fit": figures, "run": own})
         except OSError as error:
             self.log.append("CHECKPOINT_FAILED", f"step {step.step}: {error}")
             return

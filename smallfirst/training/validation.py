@@ -7,13 +7,13 @@ rows stands in; it compares between epochs of one run, not between tokenizers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from smallfirst.data.dataset import Dataset, Message
+from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.evaluation.calibration import accuracy_and_temperature, fit_calibration
 from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.grammar import Grammar
@@ -50,11 +50,8 @@ class Sample(NamedTuple):
     answer: str
 
 
-class ValidationCallback(Protocol):
-    """Called after each epoch."""
-
-    def __call__(self, figures: Mapping[str, float], samples: Sequence[Sample]) -> None:
-        """Take `figures` by name, empty without evaluation rows, and `samples` in the order of the prompts."""
+ValidationCallback = Callable[[Mapping[str, float], Sequence[Sample]], None]
+"""Called after each epoch with figures by name, empty without evaluation rows, and samples in the prompts' order."""
 
 
 def validate_labels(model: Any, tokenizer: Any, manifest: Manifest, selection: Dataset) -> ValidationResult:
@@ -67,18 +64,28 @@ def validate_labels(model: Any, tokenizer: Any, manifest: Manifest, selection: D
 def validate_generation(model: Any, tokenizer: Any, manifest: Manifest, selection: Dataset) -> ValidationResult:
     """Return the mean score of a model that writes its answers, and its calibration; under the task's grammar."""
     task, examples = manifest.task, selection.examples[:MAX_GENERATED_ROWS]
-    if not examples:
-        return ValidationResult(0.0, manifest)
     schema = task.answer_schema()
     grammar = Grammar.compile(schema, tokenizer) if schema is not None else None
     prompts = [encode_prompt(tokenizer, task.prompt(e.text), manifest.max_tokens) for e in examples]
     requests = [GenerationRequest(ids, task.max_answer_tokens, grammar=grammar) for ids in prompts]
     written = Generator(model, tokenizer).generate(requests)
-    scores = [task.score(e.golds, task.parse(w.text)) for e, w in zip(examples, written, strict=True)]
-    calibration = fit_calibration(
-        [w.log_probabilities for w in written], [score >= task.pass_score for score in scores]
-    )
-    return ValidationResult(float(np.mean(scores)), manifest.model_copy(update={"calibration": calibration}))
+    return score_answers(manifest, examples, [(one.text, one.log_probabilities) for one in written])
+
+
+def score_answers(
+    manifest: Manifest,
+    examples: Sequence[Example],
+    answers: Sequence[tuple[str, Sequence[float]]],
+    *,
+    graded: bool = True,
+) -> ValidationResult:
+    """Return the mean score of answers, or the share of right ones, and the calibration of their log-probabilities."""
+    task = manifest.task
+    scores = [task.score(e.golds, task.parse(text)) for e, (text, _) in zip(examples, answers, strict=True)]
+    right = [score >= task.pass_score for score in scores]
+    calibration = fit_calibration([nats for _, nats in answers], right)
+    value = float(np.mean(scores if graded else right)) if scores else 0.0
+    return ValidationResult(value, manifest.model_copy(update={"calibration": calibration}))
 
 
 def validate_loss(

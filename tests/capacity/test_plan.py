@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from smallfirst.capacity.demand import Demand
 from smallfirst.capacity.measurement import Measurement
-from smallfirst.capacity.plan import CapacityPlan, capacity_plan
+from smallfirst.capacity.plan import CapacityPlan, Demand, capacity_plan
 from smallfirst.capacity.simulation import Rates
 from smallfirst.errors import ConfigError
 from smallfirst.pricing.machine import MachinePrice

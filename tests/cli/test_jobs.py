@@ -17,9 +17,7 @@ from smallfirst.cli.jobs import jobs
 from smallfirst.errors import ConfigError, RegistryError
 from smallfirst.files import try_lock
 from smallfirst.jobs import queue
-from smallfirst.jobs.job_folder import JobFolder
-from smallfirst.jobs.rows import JobRows
-from smallfirst.jobs.spec import JobProgress, JobResult, JobSpec, MlflowIds, utc_now
+from smallfirst.jobs.job_folder import JobFolder, JobProgress, JobResult, JobRows, JobSpec, MlflowIds, utc_now
 from smallfirst.training.config import TrainConfig
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from smallfirst.errors import ConfigError
-from smallfirst.evaluation.ability_probe import Probe, ProbeResult, Question
-from smallfirst.evaluation.retention import RetentionByKind, retention_from_probes
+from smallfirst.evaluation.retention import Probe, ProbeResult, Question, RetentionByKind, retention_from_probes
 
 PROBE = Probe(
     name="eight",

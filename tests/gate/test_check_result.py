@@ -10,9 +10,7 @@ from scipy.stats import norm
 from smallfirst.gate.check_result import (
     ConfidenceLevel,
     Requirement,
-    advice_for,
-    check_minimum,
-    rows_for_width,
+    check_interval,
 )
 from smallfirst.stats.intervals import Estimate
 
@@ -65,20 +63,18 @@ def test_widening_goes_below_zero_only_for_what_was_there_before() -> None:
     ],
 )
 def test_advice_names_the_reason(found: Estimate, advice: str) -> None:
-    result = check_minimum(minimum(0.8), found, "measured", lambda: rows_for_width(found, 0.8))
+    result = check_interval(minimum(0.8), found, "measured")
     assert (result.passed, result.advice) == (False, advice)
 
 
 def test_advice_never_asks_for_more_labels_than_anyone_would_write() -> None:
     found = Estimate(value=0.9, low=0.8, high=0.95, n=50)
-    assert advice_for(found, 0.85, lambda: 100_001)[0].endswith("too close to the threshold")
-    assert advice_for(found, 0.85, lambda: 100_000) == (
-        "50 examples cannot show this; label about 100000 more",
-        100_000,
-    )
+    too_many, most = (check_interval(minimum(0.85), found, "", lambda n=n: n) for n in (100_001, 100_000))
+    assert too_many.advice.endswith("too close to the threshold")
+    assert (most.advice, most.more_rows) == ("50 examples cannot show this; label about 100000 more", 100_000)
 
 
 def test_the_lower_end_alone_decides() -> None:
     found = Estimate(value=0.9, low=0.8, high=0.95, n=50)
-    assert check_minimum(minimum(0.8), found, "", lambda: None).passed
-    assert not check_minimum(minimum(0.8000001), found, "", lambda: None).passed
+    assert check_interval(minimum(0.8), found, "", lambda: None).passed
+    assert not check_interval(minimum(0.8000001), found, "", lambda: None).passed

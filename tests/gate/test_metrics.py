@@ -7,11 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.check_result import CheckResult, ConfidenceLevel
+from smallfirst.gate.check_result import ConfidenceLevel
 from smallfirst.gate.metrics import (
     check_accuracy,
-    check_metric_maximum,
-    check_metric_minimum,
+    check_metric,
     max_lower_bound,
     min_perfect_rows,
 )
@@ -31,18 +30,18 @@ def test_accuracy_counts_the_rows_themselves(measured: Measured) -> None:
 
 def test_a_metric_passes_by_its_lower_end(measured: Measured) -> None:
     candidate = measured([True] * 100, measures={"token_f1": Estimate(value=0.9, low=0.86, high=0.93, n=100)})
-    result = check_metric_minimum("token_f1", 0.86, candidate, ONE)
+    result = check_metric("token_f1", 0.86, candidate, ONE)
     assert (result.requirement, result.measured, result.passed) == (
         "token_f1 at least 0.860",
         "0.900 [0.860, 0.930] n=100",
         True,
     )
-    assert not check_metric_minimum("token_f1", 0.87, candidate, ONE).passed
+    assert not check_metric("token_f1", 0.87, candidate, ONE).passed
 
 
 def test_few_perfect_rows_show_no_more_than_so_many_can(measured: Measured) -> None:
     candidate = measured([True] * 20, measures={"field_f1": Estimate(value=1.0, low=1.0, high=1.0, n=20)})
-    result = check_metric_minimum("field_f1", 0.9, candidate, ONE)
+    result = check_metric("field_f1", 0.9, candidate, ONE)
     # 20 / (20 + 3.8415) = 0.839, and n / (n + 3.8415) reaches 0.9 at 34.6.
     assert result.measured == "1.000 [0.839, 1.000] n=20"
     assert result.advice == "20 examples cannot show this; label about 15 more"
@@ -59,16 +58,16 @@ def test_perfect_rows_are_the_fewest_that_show_a_share(share: float) -> None:
 
 def test_a_maximum_is_held_by_the_upper_end(measured: Measured) -> None:
     candidate = measured([True] * 400, measures={"invented": Estimate(value=0.02, low=0.01, high=0.04, n=400)})
-    result = check_metric_maximum("invented", 0.04, candidate, ONE)
+    result = check_metric("invented", 0.04, candidate, ONE, at_most=True)
     assert (result.requirement, result.measured, result.passed) == (
         "invented at most 0.04",
         "0.020 [0.010, 0.040] n=400",
         True,
     )
-    missed = check_metric_maximum("invented", 0.03, candidate, ONE)
+    missed = check_metric("invented", 0.03, candidate, ONE, at_most=True)
     # The upper side must shrink from 0.02 to 0.01: four times the rows.
     assert (missed.passed, missed.advice) == (False, "400 examples cannot show this; label about 1200 more")
-    worse = check_metric_maximum("invented", 0.015, candidate, ONE)
+    worse = check_metric("invented", 0.015, candidate, ONE, at_most=True)
     assert (
         worse.advice == "the measured value misses the threshold: more test rows will not help, more training rows may"
     )
@@ -76,7 +75,7 @@ def test_a_maximum_is_held_by_the_upper_end(measured: Measured) -> None:
 
 def test_no_error_in_few_rows_is_no_proof_of_none(measured: Measured) -> None:
     candidate = measured([True] * 20, measures={"invented": Estimate(value=0.0, low=0.0, high=0.0, n=20)})
-    result = check_metric_maximum("invented", 0.1, candidate, ONE)
+    result = check_metric("invented", 0.1, candidate, ONE, at_most=True)
     assert not result.passed
     assert result.measured == "0.000 [0.000, 0.161] n=20"  # 1 - 20 / 23.8415
     assert result.advice == "20 examples cannot show this; label about 15 more"
@@ -84,26 +83,21 @@ def test_no_error_in_few_rows_is_no_proof_of_none(measured: Measured) -> None:
 
 def test_a_maximum_above_one_holds_a_cost(measured: Measured) -> None:
     candidate = measured([True] * 50, measures={"mean_cost": Estimate(value=2.0, low=1.5, high=2.6, n=50)})
-    assert check_metric_maximum("mean_cost", 2.6, candidate, ONE).passed
-    assert not check_metric_maximum("mean_cost", 2.5, candidate, ONE).passed
-    assert not check_metric_maximum("mean_cost", 2.6, candidate, ConfidenceLevel(2)).passed
+    assert check_metric("mean_cost", 2.6, candidate, ONE, at_most=True).passed
+    assert not check_metric("mean_cost", 2.5, candidate, ONE, at_most=True).passed
+    assert not check_metric("mean_cost", 2.6, candidate, ConfidenceLevel(2), at_most=True).passed
 
 
-@pytest.mark.parametrize("check", [check_metric_minimum, check_metric_maximum])
-def test_an_unknown_metric_fails_and_names_the_nearest_one(
-    measured: Measured, check: Callable[[str, float, Evaluation, ConfidenceLevel], CheckResult]
-) -> None:
-    result = check("macro_f2", 0.5, measured([True] * 50), ONE)
-    assert (result.passed, result.requirement) == (
-        False,
-        f"macro_f2 {'at least 0.500' if check is check_metric_minimum else 'at most 0.5'}",
-    )
+@pytest.mark.parametrize(("at_most", "text"), [(False, "at least 0.500"), (True, "at most 0.5")])
+def test_an_unknown_metric_fails_and_names_the_nearest_one(measured: Measured, at_most: bool, text: str) -> None:
+    result = check_metric("macro_f2", 0.5, measured([True] * 50), ONE, at_most=at_most)
+    assert (result.passed, result.requirement) == (False, f"macro_f2 {text}")
     assert result.measured == 'small has no metric "macro_f2" — did you mean "macro_f1"?'
     assert result.advice == 'metrics of task "parity": macro_f1'
 
 
 def test_accuracy_by_name_is_sent_to_its_own_threshold(measured: Measured) -> None:
-    result = check_metric_minimum("accuracy", 0.5, measured([True] * 50), ONE)
+    result = check_metric("accuracy", 0.5, measured([True] * 50), ONE)
     assert (result.passed, result.advice) == (False, "use its own threshold: accuracy_at_least")
 
 
@@ -112,8 +106,8 @@ def test_a_metric_that_is_not_a_number_fails(measured: Measured) -> None:
     for stored in (Estimate(value=nan, low=nan, high=nan, n=50), Estimate(value=nan, low=0.9, high=0.9, n=50)):
         candidate = measured([True] * 50, measures={"token_f1": stored})
         for result in (
-            check_metric_minimum("token_f1", 0.0, candidate, ONE),
-            check_metric_maximum("token_f1", 9, candidate, ONE),
+            check_metric("token_f1", 0.0, candidate, ONE),
+            check_metric("token_f1", 9, candidate, ONE, at_most=True),
         ):
             assert not result.passed
             assert result.advice.startswith("the value is not a number")

@@ -14,8 +14,7 @@ import pytest
 from fixtures.jobs import Eventually, process_id
 
 from smallfirst.jobs import queue
-from smallfirst.jobs.job_folder import JobFolder
-from smallfirst.jobs.spec import JobSpec
+from smallfirst.jobs.job_folder import JobFolder, JobSpec
 from smallfirst.jobs.supervisor import output_tail
 from smallfirst.registry import versions
 from smallfirst.registry.runs import client
@@ -26,7 +25,7 @@ SUBMIT_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
 from smallfirst.jobs import queue
-from smallfirst.jobs.spec import JobSpec
+from smallfirst.jobs.job_folder import JobSpec
 queue.submit(JobSpec.load(Path(sys.argv[1])))
 os.kill(os.getpid(), signal.SIGKILL)
 """

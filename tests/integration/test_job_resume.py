@@ -12,9 +12,7 @@ from fixtures.jobs import Eventually, create_job, event_kinds, job_spec
 
 from smallfirst.errors import ConfigError
 from smallfirst.jobs import queue, worker
-from smallfirst.jobs.job_folder import JobFolder
-from smallfirst.jobs.rows import JobRows
-from smallfirst.jobs.spec import JobSpec
+from smallfirst.jobs.job_folder import JobFolder, JobRows, JobSpec
 from smallfirst.registry.runs import client, open_run
 
 

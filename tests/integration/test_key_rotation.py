@@ -12,7 +12,7 @@ from fixtures.finetuning_api import add_job
 
 from smallfirst.interfaces.openai_finetuning.plugin import fine_tuning
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
-from smallfirst.jobs.spec import JobResult
+from smallfirst.jobs.job_folder import JobResult
 from smallfirst.serving.auth.keys import KeyPolicy, KeyStore
 
 

@@ -9,8 +9,7 @@ import pytest
 from fixtures.jobs import create_job, job_spec
 
 from smallfirst.files import try_lock
-from smallfirst.jobs.job_folder import state_after
-from smallfirst.jobs.spec import new_job_name
+from smallfirst.jobs.job_folder import new_job_name, state_after
 from smallfirst.jobs.supervisor import output_tail
 from smallfirst.training.events import Event
 

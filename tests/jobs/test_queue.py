@@ -14,10 +14,9 @@ from fixtures.jobs import Eventually, create_job, event_kinds, job_spec, process
 from smallfirst.errors import Cancelled, ConfigError
 from smallfirst.files import try_lock
 from smallfirst.jobs import queue, worker
-from smallfirst.jobs.job_folder import JobFolder
-from smallfirst.jobs.register import register_model
-from smallfirst.jobs.spec import JobSpec, MlflowIds
+from smallfirst.jobs.job_folder import JobFolder, JobSpec, MlflowIds
 from smallfirst.jobs.supervisor import output_tail
+from smallfirst.jobs.worker import register_model
 from smallfirst.registry import versions
 from smallfirst.registry.runs import client, open_run
 from smallfirst.training.run import Run

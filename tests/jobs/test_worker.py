@@ -12,7 +12,7 @@ from fixtures.jobs import create_job, event_kinds
 
 from smallfirst.errors import ConfigError
 from smallfirst.jobs import queue, worker
-from smallfirst.jobs.spec import JobSpec
+from smallfirst.jobs.job_folder import JobSpec
 from smallfirst.training.events import EventLog
 
 

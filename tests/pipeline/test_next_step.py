@@ -12,8 +12,7 @@ from fixtures.certificates import certificate
 
 from smallfirst.errors import ConfigError, DataError, TrainingError, Unavailable
 from smallfirst.gate.check_result import CheckResult
-from smallfirst.gate.outcome import LabelsNeeded, Outcome
-from smallfirst.gate.verdict import Verdict
+from smallfirst.gate.verdict import LabelsNeeded, Outcome, Verdict
 from smallfirst.pipeline.next_step import after_certificate, after_gate, hint_of, next_steps
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project

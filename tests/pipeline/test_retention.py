@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import DataError
-from smallfirst.evaluation.ability_probe import run_probe
+from smallfirst.evaluation.retention import run_probe
 from smallfirst.gate.gate import Gate
 from smallfirst.pipeline import retention as module
 from smallfirst.pipeline.retention import (

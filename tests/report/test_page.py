@@ -13,7 +13,7 @@ import pytest
 from fixtures.html_page import Page
 
 from smallfirst.evaluation.learning_curve import LearningPoint
-from smallfirst.gate.outcome import Outcome, PlanTrial
+from smallfirst.gate.verdict import Outcome, PlanTrial
 from smallfirst.report.data import OpenEndedRouting, ReportData
 from smallfirst.report.page import render, save
 from smallfirst.routing.certificate.below_threshold import Band

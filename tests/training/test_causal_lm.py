@@ -18,14 +18,15 @@ from smallfirst.training import causal_lm
 from smallfirst.training.batches import TokenizedRow
 from smallfirst.training.causal_lm import (
     CausalBackend,
+    FrozenLayers,
     forward,
+    require_isolated_rows,
     shared_prefix_tokens,
     target_loss,
 )
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.frozen_layers import FrozenLayers, require_isolated_rows
+from smallfirst.training.device import replace_norms
 from smallfirst.training.recipes.recipe import TaskRecipe
-from smallfirst.training.rms_norm import replace_norms
 from smallfirst.training.run import train
 
 BEGINNING = tuple(range(10, 22))

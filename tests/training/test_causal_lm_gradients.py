@@ -17,7 +17,7 @@ from smallfirst.tasks.answer import Answer
 from smallfirst.training.batches import TokenizedRow, micro_batches
 from smallfirst.training.causal_lm import accumulate_gradient
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.optimizer import MasterAdamW
+from smallfirst.training.loop import MasterAdamW
 
 # Rows with one, two and five targets: a mean of means would weigh them wrongly.
 ROWS = [
@@ -34,7 +34,7 @@ PROCESS = """
     from smallfirst.training.batches import TokenizedRow
     from smallfirst.training.config import TrainConfig
     from smallfirst.training.causal_lm import accumulate_gradient
-    from smallfirst.training.optimizer import MasterAdamW
+    from smallfirst.training.loop import MasterAdamW
     from smallfirst.training.distributed.sharded_model import ShardedModel
     folder, meeting, rank, out, shard = sys.argv[1:]
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=int(rank), world_size=2)

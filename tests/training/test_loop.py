@@ -19,8 +19,14 @@ from smallfirst.tasks.classify import Classify
 from smallfirst.training.batches import TokenizedRow, encode_label_rows
 from smallfirst.training.causal_lm import CausalBackend, target_loss
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.loop import StepMetrics, TrainingLoop, count_steps, iterate_batches, learning_rate_at
-from smallfirst.training.optimizer import MasterAdamW
+from smallfirst.training.loop import (
+    MasterAdamW,
+    StepMetrics,
+    TrainingLoop,
+    count_steps,
+    iterate_batches,
+    learning_rate_at,
+)
 
 CONFIG = TrainConfig(duration="12ep", learning_rate=5e-3, batch_tokens=64, max_seq_tokens=64)
 Watched = tuple[Any, list[StepMetrics], list[int]]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from smallfirst.data.dataset import fold_text
 from smallfirst.data.redaction import redact
-from smallfirst.evaluation.self_consistency import answer_matcher
+from smallfirst.evaluation.self_agreement import answer_matcher
 from smallfirst.improvement.harvest.evidence import BY_JUDGES, TRUST, Evidence
 from smallfirst.tasks.task import Task
 

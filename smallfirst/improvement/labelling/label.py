@@ -11,7 +11,7 @@ from pathlib import Path
 import smallfirst
 from smallfirst.data.dataset import Example
 from smallfirst.errors import ConfigError, DataError, ModelError
-from smallfirst.evaluation.self_consistency import (
+from smallfirst.evaluation.self_agreement import (
     TeacherAgreement,
     agreement_with_itself,
     agreement_with_people,

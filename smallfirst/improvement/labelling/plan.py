@@ -10,7 +10,7 @@ from smallfirst.data.dataset import Dataset, Example, fold_text, sample_rows
 from smallfirst.data.quality.leaks import find_leaks
 from smallfirst.data.sources.load import load_rows
 from smallfirst.errors import DataError, Problem
-from smallfirst.evaluation.self_consistency import TeacherAnswer
+from smallfirst.evaluation.self_agreement import TeacherAnswer
 from smallfirst.improvement.labelling.answer_log import AnswerLog, LabelRequest
 from smallfirst.improvement.labelling.options import LabelOptions
 from smallfirst.improvement.labelling.unlabelled import FilterCounts, filter_texts, read_texts

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from smallfirst.data.dataset import Example
 from smallfirst.data.row_formats import Columns, to_row
-from smallfirst.evaluation.self_consistency import MajorityVote, TeacherAgreement
+from smallfirst.evaluation.self_agreement import MajorityVote, TeacherAgreement
 from smallfirst.improvement.labelling.options import LabelOptions
 from smallfirst.improvement.labelling.unlabelled import FilterCounts
 from smallfirst.records import Record

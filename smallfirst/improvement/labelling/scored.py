@@ -17,7 +17,7 @@ from smallfirst.batch.scorer import ScorerSource
 from smallfirst.data.dataset import Dataset, Example, Message, fold_text
 from smallfirst.data.sources.parquet import import_pyarrow
 from smallfirst.errors import ConfigError, DataError, SpendingLimitReached
-from smallfirst.evaluation.self_consistency import MajorityVote
+from smallfirst.evaluation.self_agreement import MajorityVote
 from smallfirst.improvement.labelling.options import LabelOptions
 from smallfirst.improvement.labelling.result import LabelOutcome, training_file
 from smallfirst.improvement.labelling.unlabelled import FilterCounts, filter_texts

@@ -32,8 +32,7 @@ from smallfirst.interfaces.databricks.training_run import (
 from smallfirst.interfaces.databricks.validation import parse_arguments
 from smallfirst.jobs import queue
 from smallfirst.jobs.base_models import require_training_packages, trainable_models
-from smallfirst.jobs.rows import JobRows, read_rows
-from smallfirst.jobs.spec import JobSpec
+from smallfirst.jobs.job_folder import JobRows, JobSpec, read_rows
 
 __all__ = ["cancel", "create", "get", "get_checkpoints", "get_events", "get_models", "list"]
 

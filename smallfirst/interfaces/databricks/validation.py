@@ -14,7 +14,7 @@ from smallfirst import TrainConfig
 from smallfirst.errors import ConfigError, SmallfirstError
 from smallfirst.interfaces.databricks.exceptions import ValidationError
 from smallfirst.jobs.base_models import context_length, weights_folder
-from smallfirst.jobs.spec import JobSpec, new_job_name, parse_duration, user_name, utc_now
+from smallfirst.jobs.job_folder import JobSpec, new_job_name, parse_duration, user_name, utc_now
 from smallfirst.records import Record, parse_record
 
 RECIPES: dict[str, Literal["chat", "text"]] = {

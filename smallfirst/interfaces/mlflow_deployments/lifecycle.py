@@ -21,7 +21,7 @@ from smallfirst.interfaces.mlflow_deployments.endpoint_folder import (
     endpoint_folder,
     endpoints_folder,
 )
-from smallfirst.jobs.spec import user_name
+from smallfirst.jobs.job_folder import user_name
 from smallfirst.jobs.supervisor import output_tail, recorded_environment, start_process, stop_process
 
 START_TIMEOUT_S = 300.0

@@ -9,8 +9,7 @@ from typing import Any
 
 from smallfirst.interfaces.openai_finetuning.pagination import unix_seconds
 from smallfirst.interfaces.openai_finetuning.requests import INTERFACE, JOB_ID
-from smallfirst.jobs.job_folder import TERMINAL_STATES, Event, JobFolder, State, state_after
-from smallfirst.jobs.spec import JobProgress
+from smallfirst.jobs.job_folder import TERMINAL_STATES, Event, JobFolder, JobProgress, State, state_after
 from smallfirst.paths import state_folder
 
 ORGANISATION = "smallfirst"

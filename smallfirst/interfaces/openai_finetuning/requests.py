@@ -22,7 +22,7 @@ from smallfirst.interfaces.openai_finetuning.pagination import parse_body
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
 from smallfirst.interfaces.openai_finetuning.uploaded_rows import UploadedRows, read_upload
 from smallfirst.jobs.base_models import context_length
-from smallfirst.jobs.spec import JobSpec, parse_duration, user_name, utc_now
+from smallfirst.jobs.job_folder import JobSpec, parse_duration, user_name, utc_now
 from smallfirst.jobs.supervisor import ProcessFailed
 from smallfirst.serving.plugins import ApiError
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from smallfirst import Dataset
 from smallfirst.errors import DataError
-from smallfirst.jobs.rows import read_rows
+from smallfirst.jobs.job_folder import read_rows
 from smallfirst.jobs.supervisor import run_module
 from smallfirst.records import Record
 

@@ -111,7 +111,7 @@ def calibrate(project: Project, classifier: LinearClassifier, manifest: Manifest
 
     On selection rows, and with `other`, where there are enough of its rows: the signals that recognize it.
     """
-    from smallfirst.evaluation.label_sets import calibrate_labels
+    from smallfirst.evaluation.calibration import calibrate_labels
     from smallfirst.models.linear.scope import ScopedClassifier
 
     selection, scorer = project.rows.selection, cast("Scorer", classifier)

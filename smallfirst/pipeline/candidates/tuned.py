@@ -120,7 +120,7 @@ class _Tagger(TunedEncoder):
     def recipe(self, project: Project) -> Recipe:
         from smallfirst.training.recipes.tagging import TaggingRecipe
 
-        return TaggingRecipe.of(cast(Extract, project.task), project.rows.train, project.rows.selection)
+        return TaggingRecipe(cast(Extract, project.task), project.rows.train, project.rows.selection)
 
 
 class _Reader(TunedEncoder):

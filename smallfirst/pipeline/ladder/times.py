@@ -26,8 +26,7 @@ from smallfirst.training.estimates.cost import (
     epoch_work,
     train_flops,
 )
-from smallfirst.training.estimates.encoder_pace import SAMPLE_ROWS, encoder_pace
-from smallfirst.training.estimates.hardware import has_gpu
+from smallfirst.training.estimates.hardware import SAMPLE_ROWS, encoder_pace, has_gpu
 
 REGRESSION_S = 1e-3
 """A row in a logistic regression on vectors: 8 s for 10,000 rows in 77 labels."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from smallfirst.evaluation.evaluate import EvaluationSetup, summarize
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
-from smallfirst.gate.choice import cheapest_first
+from smallfirst.gate.gate import cheapest_first
 from smallfirst.project.candidate_registry import promotable_names
 from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from smallfirst.gate.outcome import LabelsNeeded, Outcome, PlanTrial
 from smallfirst.gate.routed import stays_small
-from smallfirst.gate.verdict import nearest_to_passing
+from smallfirst.gate.verdict import LabelsNeeded, Outcome, PlanTrial, nearest_to_passing
 from smallfirst.pipeline.plans.small_first import PROMISE, PlanTrials
 from smallfirst.pipeline.preflight.more_rows import more_rows
 from smallfirst.pipeline.summary import KEPT, KeptOnTest

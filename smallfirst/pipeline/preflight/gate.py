@@ -12,12 +12,10 @@ from smallfirst.data.dataset import Dataset, sample_rows
 from smallfirst.data.quality.findings import Finding, make_finding
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
 from smallfirst.gate.check_result import CheckInputs, CheckResult, ConfidenceLevel
-from smallfirst.gate.choice import count_comparisons
-from smallfirst.gate.gate import Gate
+from smallfirst.gate.gate import Gate, count_comparisons
 from smallfirst.gate.limits import check_limits
-from smallfirst.gate.metrics import check_metrics
+from smallfirst.gate.metrics import check_metrics, check_per_class
 from smallfirst.gate.paired import check_paired
-from smallfirst.gate.per_class import check_per_class
 from smallfirst.pipeline.evaluate import LIMITED_PROBE_ROWS
 from smallfirst.pipeline.preflight.more_rows import MoreRows, more_rows
 from smallfirst.project.candidates import project_candidates

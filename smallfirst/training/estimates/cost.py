@@ -9,17 +9,18 @@ same base and method on this machine, else half of a matrix product's (benchmark
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from smallfirst.models.base_size import BaseSize
 from smallfirst.records import Record
-from smallfirst.training.batches import TokenizedRow, epoch_batches, micro_batches
-from smallfirst.training.config import TrainConfig, epoch_seed, parse_duration
+from smallfirst.training.batches import TokenizedRow
+from smallfirst.training.config import TrainConfig, parse_duration
 from smallfirst.training.estimates.hardware import MatmulRate
 from smallfirst.training.estimates.memory import (
     Range,
+    first_epoch,
     largest_micro_batch,
-    micro_batch_shape,
     peak_memory,
     trainable_parameters,
 )
@@ -123,16 +124,15 @@ class TrainingEstimate(Record):
 
 
 def epoch_work(rows: Sequence[TokenizedRow], config: TrainConfig) -> EpochWork:
-    """Return the work of the first epoch, batched as in training."""
-    batches = epoch_batches(rows, batch_tokens=config.batch_tokens, seed=epoch_seed(config, 0))
-    parts = [p for batch in batches for p in micro_batches(batch, config.micro_tokens or config.batch_tokens)]
-    reads = [micro_batch_shape(part) for part in parts]
+    """Return the work of the first epoch."""
+    steps = first_epoch(rows, config)
+    reads = [*chain(*steps)]
     return EpochWork(
         tokens=sum(len(row.ids) - 1 for row in rows),
         padded=sum(read.rows * read.width for read in reads),
         targets=sum(read.targets for read in reads),
         pairs=sum(read.rows * read.width**2 for read in reads),
-        steps=len(batches),
+        steps=len(steps),
         reads=len(reads),
     )
 

@@ -1,10 +1,11 @@
-"""Free memory (of a container, what it may still take) and speed in matrix products of this machine."""
+"""Free memory (of a container, what it may still take) and speed of this machine: matrix products, an encoder."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 MEASUREMENT_S = 0.4
 """Time that measuring the rate may take."""
+SAMPLE_ROWS = 32
+"""Texts on which an encoder is timed."""
 _AT_ONCE = 4
 """Products between two looks at the clock."""
 
@@ -91,6 +94,45 @@ def matmul_rate(tokens: int, hidden: int, inner: int, *, seconds: float = MEASUR
             alone = max(alone, _AT_ONCE * flops / max(1e-9, spent))
         if time.perf_counter() > end:
             return MatmulRate(now, max(now, alone))
+
+
+class EncoderPace(NamedTuple):
+    """What an encoder takes for a text, in seconds."""
+
+    read_s: float
+    train_s: float
+    """Forwards and backwards in bf16."""
+    tokens: float
+    """Mean tokens of a text."""
+    parameters: int
+
+
+@cache
+def encoder_pace(folder: Path, texts: tuple[str, ...]) -> EncoderPace:
+    """Measure an encoder on `texts`, read as they are served and trained on in bf16; takes a second or two."""
+    from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
+
+    served, encoder = SentenceEncoder.for_inference(folder), SentenceEncoder(folder)
+    import torch  # of an extra, whose absence was told above
+
+    served.embed(texts)  # the first call is slower
+    read_s = _seconds(lambda: served.embed(texts)) / len(texts)
+    ids = [encoder.tokens(text) for text in texts]
+    encoder.model.to(torch.bfloat16)
+
+    def step(rows: list[list[int]]) -> None:
+        encoder.vectors(rows).sum().backward()
+
+    step(ids[:8])
+    train_s = _seconds(lambda: step(ids)) / len(texts)
+    parameters = sum(p.numel() for p in encoder.model.parameters())
+    return EncoderPace(read_s, train_s, sum(map(len, ids)) / len(ids), parameters)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
 
 
 def _container(cgroup: Path) -> int | None:

@@ -14,8 +14,9 @@ keep 2 h each, and one of them all. The formula is within 3 % of `torch.autograd
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,21 +137,22 @@ def largest_micro_batch(
     rows: Sequence[TokenizedRow], size: BaseSize, config: TrainConfig, *, gpu: bool = False
 ) -> tuple[MicroBatchShape, bool]:
     """Return the micro-batch that keeps most in the first epoch, and whether any step has more than one."""
-    reads, several = [MicroBatchShape(0, 0, 0)], False
-    for batch in epoch_batches(rows, batch_tokens=config.batch_tokens, seed=epoch_seed(config, 0)):
-        parts = micro_batches(batch, config.micro_tokens or config.batch_tokens)
-        several = several or len(parts) > 1
-        reads += [micro_batch_shape(part) for part in parts]
-    return max(reads, key=lambda read: activation_bytes(size, config, read, gpu=gpu)), several
+    steps = first_epoch(rows, config)
+    largest = max(chain(*steps), key=lambda read: activation_bytes(size, config, read, gpu=gpu))
+    return largest, any(len(step) > 1 for step in steps)
 
 
-def micro_batch_shape(rows: Sequence[TokenizedRow]) -> MicroBatchShape:
-    """Return rows, width and targets of a micro-batch."""
-    return MicroBatchShape(
-        rows=len(rows),
-        width=max(len(row.ids) - 1 for row in rows),
-        targets=sum(len(row.ids) - row.n_prompt for row in rows),
-    )
+def first_epoch(rows: Sequence[TokenizedRow], config: TrainConfig) -> list[list[MicroBatchShape]]:
+    """Return the micro-batches of each step of the first epoch, batched as in training."""
+    batches = epoch_batches(rows, batch_tokens=config.batch_tokens, seed=epoch_seed(config, 0))
+    limit = config.micro_tokens or config.batch_tokens
+    return [
+        [
+            MicroBatchShape(len(part), max(len(r.ids) - 1 for r in part), sum(len(r.ids) - r.n_prompt for r in part))
+            for part in micro_batches(batch, limit)
+        ]
+        for batch in batches
+    ]
 
 
 def require_memory(base: tuple[str, Path], config: TrainConfig, rows: Dataset) -> None:
@@ -193,19 +195,10 @@ def least_bytes(size: BaseSize, config: TrainConfig, rows: Dataset, *, gpu: bool
 def _own_share(texts: Sequence[str]) -> float:
     """Return the share of all characters that are not a prefix shared with the row before in alphabetical order."""
     ordered = sorted(texts)
-    alike = sum(_alike(a, b) for a, b in pairwise(ordered))
+    alike = sum(
+        bisect_left(range(1, min(len(a), len(b)) + 1), True, key=lambda n: a[:n] != b[:n]) for a, b in pairwise(ordered)
+    )
     return 1 - alike / max(1, sum(map(len, ordered)))
-
-
-def _alike(a: str, b: str) -> int:
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def format_gigabytes(n_bytes: float) -> str:

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from smallfirst.data.dataset import Dataset, Example
-from smallfirst.evaluation.label_sets import calibrate_labels
+from smallfirst.data.dataset import Example
+from smallfirst.evaluation.calibration import calibrate_labels
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.linear.classifier import (
     ENCODER_FOLDER,
@@ -32,8 +32,8 @@ from smallfirst.models.manifest import Manifest
 from smallfirst.tasks.task import Task
 from smallfirst.training.batches import encode_all_rows
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.optimizer import MasterAdamW
-from smallfirst.training.recipes.recipe import PreparedData
+from smallfirst.training.recipes.encoder_backend import EncoderBackend, as_served
+from smallfirst.training.recipes.recipe import PreparedData, RowsOfTask
 from smallfirst.training.validation import ValidationResult
 
 CONTRASTIVE_WEIGHT = 0.5
@@ -79,7 +79,7 @@ class SentenceClassifier(torch.nn.Module):
         return LinearClassifier(self.encoder.embed, weights, bias, several_labels=several_labels)
 
 
-class ContrastiveBackend:
+class ContrastiveBackend(EncoderBackend):
     """The Backend of a sentence encoder with a linear head."""
 
     def __init__(self, n_labels: int) -> None:
@@ -123,9 +123,7 @@ class ContrastiveBackend:
             batches[-1] += group
         return batches
 
-    def gradient(
-        self, model: SentenceClassifier, rows: Sequence[LabelledRow], config: TrainConfig, optimizer: MasterAdamW
-    ) -> float:
+    def loss(self, model: SentenceClassifier, rows: Sequence[LabelledRow]) -> torch.Tensor:
         vectors, logits = model(rows)
         labels = torch.tensor([row.label for row in rows])
         if rows[0].labels:
@@ -133,10 +131,7 @@ class ContrastiveBackend:
             of_labels = F.binary_cross_entropy_with_logits(logits, gold, reduction="sum") / len(rows)
         else:
             of_labels = F.cross_entropy(logits, labels)
-        loss = of_labels + CONTRASTIVE_WEIGHT * contrastive_loss(vectors, labels)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.gather()
-        return loss.item()
+        return of_labels + CONTRASTIVE_WEIGHT * contrastive_loss(vectors, labels)
 
     def save(self, model: SentenceClassifier, tokenizer: Any, folder: Path) -> str:
         model.body.save_pretrained(folder / ENCODER_FOLDER)
@@ -145,16 +140,8 @@ class ContrastiveBackend:
         return weights_fingerprint(model)
 
 
-class EncoderRecipe(NamedTuple):
-    """A task whose answers are labels, its rows, and the selection rows that choose the best epoch."""
-
-    task: Task
-    train_rows: Dataset
-    selection: Dataset
-
-    @property
-    def name(self) -> str:
-        return self.task.name
+class EncoderRecipe(RowsOfTask[Task]):
+    """A task whose answers are labels."""
 
     @property
     def backend(self) -> ContrastiveBackend:
@@ -179,10 +166,9 @@ class EncoderRecipe(NamedTuple):
 
     def validate(self, model: SentenceClassifier, tokenizer: Any, manifest: Manifest) -> ValidationResult:
         """Return the mean score on the selection rows, computed in fp32, as the model will be served."""
-        model.body.float()
-        scorer = model.scorer(several_labels=not self.task.closed)
-        scored = scorer.score([example.text for example in self.selection.examples])
-        model.body.to(torch.bfloat16)
+        with as_served(model):
+            scorer = model.scorer(several_labels=not self.task.closed)
+            scored = scorer.score([example.text for example in self.selection.examples])
         return ValidationResult(*calibrate_labels(scored, self.selection, manifest))
 
 

@@ -10,12 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
-from smallfirst.data.dataset import Dataset, Example
+from smallfirst.data.dataset import Example
 from smallfirst.errors import ConfigError
-from smallfirst.evaluation.calibration import fit_calibration
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.local.weights import weights_fingerprint
 from smallfirst.models.manifest import Manifest
@@ -29,11 +27,10 @@ from smallfirst.models.spans.reader import (
     windows_of,
 )
 from smallfirst.tasks.answer import Answer, split_context
-from smallfirst.training.batches import epoch_batches
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.optimizer import MasterAdamW
-from smallfirst.training.recipes.recipe import PreparedData
-from smallfirst.training.validation import ValidationResult
+from smallfirst.training.recipes.encoder_backend import EncoderBackend, as_served
+from smallfirst.training.recipes.recipe import PreparedData, RowsOfTask
+from smallfirst.training.validation import ValidationResult, score_answers
 
 HEAD_SCALE = 0.02
 """Standard deviation of the head's first weights, as BERT's own."""
@@ -71,7 +68,7 @@ class PointerModel(torch.nn.Module):
         return (everything - torch.stack(right)).mean()
 
 
-class ReadingBackend:
+class ReadingBackend(EncoderBackend):
     """The Backend of an encoder with a pointer head."""
 
     def __init__(self, max_span_tokens: int) -> None:
@@ -83,34 +80,18 @@ class ReadingBackend:
 
     def begin(self, model: PointerModel, rows: Sequence[WindowRow], config: TrainConfig) -> None:
         torch.nn.init.normal_(model.heads, std=HEAD_SCALE)
-        model.body.to(torch.bfloat16)
+        super().begin(model, rows, config)
 
-    def batches(self, rows: Sequence[WindowRow], config: TrainConfig, seed: int) -> list[list[WindowRow]]:
-        return epoch_batches(rows, batch_tokens=config.batch_tokens, seed=seed)
-
-    def gradient(
-        self, model: PointerModel, rows: Sequence[WindowRow], config: TrainConfig, optimizer: MasterAdamW
-    ) -> float:
-        loss = model.loss(rows)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.gather()
-        return loss.item()
+    def loss(self, model: PointerModel, rows: Sequence[WindowRow]) -> torch.Tensor:
+        return model.loss(rows)
 
     def save(self, model: PointerModel, tokenizer: Any, folder: Path) -> str:
         save_weights(model.encoder, model.heads.detach().numpy(), folder)
         return weights_fingerprint(model)
 
 
-class ReadingRecipe(NamedTuple):
-    """A task of questions with contexts, its rows, and the selection rows that choose the best epoch."""
-
-    task: Answer
-    train_rows: Dataset
-    selection: Dataset
-
-    @property
-    def name(self) -> str:
-        return self.task.name
+class ReadingRecipe(RowsOfTask[Answer]):
+    """A task of questions with contexts."""
 
     @property
     def backend(self) -> ReadingBackend:
@@ -132,18 +113,11 @@ class ReadingRecipe(NamedTuple):
 
     def validate(self, model: PointerModel, tokenizer: Any, manifest: Manifest) -> ValidationResult:
         """Return the mean score on the selection rows, computed in fp32, as the model will be served."""
-        model.body.float()
-        reader = Reader(model.encoder, model.heads.detach().numpy(), manifest)
-        examples = self.selection.examples
-        readings = reader.read([example.text for example in examples])
-        model.body.to(torch.bfloat16)
-        scores = [
-            self.task.score(e.golds, self.task.parse(one.text)) for e, one in zip(examples, readings, strict=True)
-        ]
-        right = [score >= self.task.pass_score for score in scores]
-        calibration = fit_calibration([[one.log_probability] for one in readings], right)
-        value = float(np.mean(scores)) if scores else 0.0
-        return ValidationResult(value, manifest.model_copy(update={"calibration": calibration}))
+        with as_served(model):
+            reader = Reader(model.encoder, model.heads.detach().numpy(), manifest)
+            readings = reader.read([example.text for example in self.selection.examples])
+        answers = [(one.text, [one.log_probability]) for one in readings]
+        return score_answers(manifest, self.selection.examples, answers)
 
 
 def _window_rows(example: Example, task: Answer, tokenizer: Any, max_tokens: int) -> list[WindowRow]:

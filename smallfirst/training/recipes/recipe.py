@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.models.local.label_tokens import choose_label_tokens
@@ -15,6 +15,9 @@ from smallfirst.training.config import TeacherConfig, TrainConfig
 if TYPE_CHECKING:  # these load PyTorch
     from smallfirst.training.loop import Backend
     from smallfirst.training.validation import ValidationResult
+
+
+T = TypeVar("T", bound=Task)
 
 
 class PreparedData(NamedTuple):
@@ -50,17 +53,21 @@ class Recipe(Protocol):
         """Return the score of the model as it is now; None if there is nothing to validate on."""
 
 
-class TaskRecipe(NamedTuple):
-    """A task, its rows, the selection rows that choose the best epoch, and a teacher if there is one."""
+class RowsOfTask(Generic[T]):
+    """A task, its rows, and the selection rows that choose the best epoch."""
 
-    task: Task
-    train_rows: Dataset
-    selection: Dataset
-    teacher: TeacherConfig | None = None
+    def __init__(self, task: T, train_rows: Dataset, selection: Dataset) -> None:
+        self.task, self.train_rows, self.selection, self.name = task, train_rows, selection, task.name
 
-    @property
-    def name(self) -> str:
-        return self.task.name
+
+class TaskRecipe(RowsOfTask[Task]):
+    """A task that a causal model learns, from a teacher too if there is one."""
+
+    def __init__(
+        self, task: Task, train_rows: Dataset, selection: Dataset, teacher: TeacherConfig | None = None
+    ) -> None:
+        super().__init__(task, train_rows, selection)
+        self.teacher = teacher
 
     @property
     def backend(self) -> Backend:

@@ -11,12 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
 from smallfirst.data.dataset import Dataset, Example
-from smallfirst.evaluation.calibration import fit_calibration
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.local.weights import weights_fingerprint
 from smallfirst.models.manifest import Manifest
@@ -24,11 +22,10 @@ from smallfirst.models.spans.alignment import align, learn_plan, parse_row
 from smallfirst.models.spans.plan import AnswerPlan, FieldPlan
 from smallfirst.models.spans.tagger import Tagger, TaggerNetwork, TokenizedText, WindowReader
 from smallfirst.tasks.extract import Extract
-from smallfirst.training.batches import epoch_batches
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.optimizer import MasterAdamW
-from smallfirst.training.recipes.recipe import PreparedData
-from smallfirst.training.validation import ValidationResult
+from smallfirst.training.recipes.encoder_backend import EncoderBackend, as_served
+from smallfirst.training.recipes.recipe import PreparedData, RowsOfTask
+from smallfirst.training.validation import ValidationResult, score_answers
 
 IGNORED = -100
 """The target of a token of which nothing is learned."""
@@ -44,7 +41,7 @@ class TaggedRow(NamedTuple):
     """Of each closed field, the place of its value among the plan's; IGNORED if it has none there."""
 
 
-class TaggingBackend:
+class TaggingBackend(EncoderBackend):
     """The Backend of a tagger."""
 
     def __init__(self, plan: AnswerPlan) -> None:
@@ -56,46 +53,26 @@ class TaggingBackend:
         reader.encoder.model.config.attention_probs_dropout_prob = 0.0  # a quarter of the time at 200 tokens
         return TaggerNetwork(reader, self.plan).eval(), reader
 
-    def begin(self, model: TaggerNetwork, rows: Sequence[TaggedRow], config: TrainConfig) -> None:
-        model.body.to(torch.bfloat16)
-
-    def batches(self, rows: Sequence[TaggedRow], config: TrainConfig, seed: int) -> list[list[TaggedRow]]:
-        return epoch_batches(rows, batch_tokens=config.batch_tokens, seed=seed)
-
-    def gradient(
-        self, model: TaggerNetwork, rows: Sequence[TaggedRow], config: TrainConfig, optimizer: MasterAdamW
-    ) -> float:
+    def loss(self, model: TaggerNetwork, rows: Sequence[TaggedRow]) -> torch.Tensor:
         labels, closed = model([row.ids for row in rows])
         loss = F.cross_entropy(labels.flatten(0, 1), targets(rows, labels).flatten(), ignore_index=IGNORED)
         for i, logits in enumerate(closed):
             gold = torch.tensor([row.closed[i] for row in rows])
             if (gold != IGNORED).any():
                 loss = loss + F.cross_entropy(logits, gold, ignore_index=IGNORED)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.gather()
-        return loss.item()
+        return loss
 
     def save(self, model: TaggerNetwork, tokenizer: WindowReader, folder: Path) -> str:
         model.save(folder)
         return weights_fingerprint(model)
 
 
-class TaggingRecipe(NamedTuple):
-    """An extraction task, its rows, and the selection rows that choose the best epoch."""
+class TaggingRecipe(RowsOfTask[Extract]):
+    """An extraction task; its plan is learned from the training rows."""
 
-    task: Extract
-    train_rows: Dataset
-    selection: Dataset
-    plan: AnswerPlan
-
-    @classmethod
-    def of(cls, task: Extract, train_rows: Dataset, selection: Dataset) -> TaggingRecipe:
-        """Return the recipe with the plan learned from the training rows."""
-        return cls(task, train_rows, selection, learn_plan(task, train_rows.examples)[0])
-
-    @property
-    def name(self) -> str:
-        return self.task.name
+    def __init__(self, task: Extract, train_rows: Dataset, selection: Dataset) -> None:
+        super().__init__(task, train_rows, selection)
+        self.plan = learn_plan(task, train_rows.examples)[0]
 
     @property
     def backend(self) -> TaggingBackend:
@@ -107,17 +84,11 @@ class TaggingRecipe(NamedTuple):
 
     def validate(self, model: TaggerNetwork, tokenizer: WindowReader, manifest: Manifest) -> ValidationResult:
         """Return the share of selection rows with every field right, computed in fp32, as the model will be served."""
-        model.body.float()
-        tagger, examples = Tagger(model, manifest), self.selection.examples
-        answers = tagger.answer([example.text for example in examples])
-        model.body.to(torch.bfloat16)
-        right = [
-            self.task.score(example.golds, self.task.parse(answer.text)) >= self.task.pass_score
-            for example, answer in zip(examples, answers, strict=True)
-        ]
-        calibration = fit_calibration([tagger.log_probabilities(answer) for answer in answers], right)
-        value = float(np.mean(right)) if right else 0.0
-        return ValidationResult(value, manifest.model_copy(update={"calibration": calibration}))
+        with as_served(model):
+            tagger = Tagger(model, manifest)
+            found = tagger.answer([example.text for example in self.selection.examples])
+        answers = [(one.text, tagger.log_probabilities(one)) for one in found]
+        return score_answers(manifest, self.selection.examples, answers, graded=False)
 
     def _tagged(self, example: Example, reader: WindowReader) -> TaggedRow:
         row, tokenized = parse_row(example), reader.tokenize(example.text)

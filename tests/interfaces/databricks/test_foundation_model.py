@@ -24,8 +24,7 @@ from smallfirst.interfaces.databricks.exceptions import (
 )
 from smallfirst.interfaces.databricks.training_run import RunStatus
 from smallfirst.jobs import queue
-from smallfirst.jobs.job_folder import JobFolder
-from smallfirst.jobs.spec import MlflowIds
+from smallfirst.jobs.job_folder import JobFolder, MlflowIds
 from smallfirst.models.loading import load_model
 from smallfirst.models.protocol import Request
 from smallfirst.registry import versions

@@ -13,8 +13,7 @@ from fixtures.jobs import create_job, job_spec
 from smallfirst.files import try_lock
 from smallfirst.interfaces.databricks.exceptions import DatabricksGenAIResponseError
 from smallfirst.interfaces.databricks.training_run import RunStatus, TrainingRun
-from smallfirst.jobs.job_folder import JobFolder
-from smallfirst.jobs.spec import JobProgress, JobResult, MlflowIds
+from smallfirst.jobs.job_folder import JobFolder, JobProgress, JobResult, MlflowIds
 from smallfirst.training.config import TrainConfig
 
 

@@ -14,7 +14,7 @@ import pytest
 from smallfirst.errors import ConfigError
 from smallfirst.interfaces.databricks.exceptions import DatabricksGenAIError, ValidationError
 from smallfirst.interfaces.databricks.validation import CreateArguments, parse_arguments
-from smallfirst.jobs.spec import JobSpec
+from smallfirst.jobs.job_folder import JobSpec
 from smallfirst.training.config import TrainConfig
 
 

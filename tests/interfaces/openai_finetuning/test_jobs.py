@@ -18,9 +18,8 @@ from smallfirst.errors import MissingExtra
 from smallfirst.interfaces.databricks import foundation_model as fm
 from smallfirst.interfaces.openai_finetuning.plugin import fine_tuning
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
-from smallfirst.jobs.job_folder import JobFolder
+from smallfirst.jobs.job_folder import JobFolder, JobResult
 from smallfirst.jobs.queue import jobs_folder
-from smallfirst.jobs.spec import JobResult
 from smallfirst.paths import home as state_folder
 from smallfirst.registry import versions
 from smallfirst.serving.app import build_app

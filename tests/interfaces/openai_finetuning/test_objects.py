@@ -9,7 +9,7 @@ import pytest
 from fixtures.finetuning_api import add_job
 
 from smallfirst.interfaces.openai_finetuning.objects import job_id, job_object, public_message
-from smallfirst.jobs.spec import JobProgress
+from smallfirst.jobs.job_folder import JobProgress
 from smallfirst.paths import home as state_folder
 
 

@@ -11,7 +11,7 @@ from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.interfaces.openai_finetuning.requests import make_job_spec, parse_job
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
 from smallfirst.interfaces.openai_finetuning.uploaded_rows import UploadedRows, estimate_tokens
-from smallfirst.jobs.spec import JobSpec, user_name
+from smallfirst.jobs.job_folder import JobSpec, user_name
 from smallfirst.training.config import TrainConfig
 
 EXAMPLE = Example(

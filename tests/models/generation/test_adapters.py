@@ -100,7 +100,7 @@ def test_an_export_is_a_whole_model(kept: Path, tmp_path: Path) -> None:
 
 
 def test_merging_changes_nothing_of_the_model_in_training(kept: Path, tiny_folder: Path) -> None:
-    from smallfirst.training.lora import add_adapters
+    from smallfirst.training.causal_lm import add_adapters
 
     model = add_adapters(load_causal(tiny_folder)[0], TrainConfig(method="lora"))
     before = {name: weight.clone() for name, weight in model.state_dict().items()}

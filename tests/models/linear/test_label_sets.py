@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from smallfirst.data.dataset import Dataset, Example, Message
-from smallfirst.evaluation.label_sets import calibrate_labels
+from smallfirst.evaluation.calibration import calibrate_labels
 from smallfirst.models.linear.classifier import LinearClassifier, gold_labels
 from smallfirst.models.linear.label_sets import answer_labels, decision_nats
 from smallfirst.models.loading import load_model

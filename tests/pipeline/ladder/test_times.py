@@ -16,7 +16,7 @@ from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project
 from smallfirst.project.task_file import read_task_file
 from smallfirst.training.estimates.cost import TrainingSpeed
-from smallfirst.training.estimates.encoder_pace import EncoderPace
+from smallfirst.training.estimates.hardware import EncoderPace
 
 
 @pytest.fixture

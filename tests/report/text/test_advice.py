@@ -10,7 +10,7 @@ from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.data.quality.leaks import Leak, LeakReport
 from smallfirst.evaluation.retention import Retention, RetentionByKind
-from smallfirst.gate.outcome import LabelsNeeded, Outcome
+from smallfirst.gate.verdict import LabelsNeeded, Outcome
 from smallfirst.report.data import LeakEffect, ReportData
 from smallfirst.report.economics import path_costs
 from smallfirst.report.text.advice import (

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from smallfirst.gate.outcome import LabelsNeeded, Outcome
+from smallfirst.gate.verdict import LabelsNeeded, Outcome
 from smallfirst.report.data import ReportData
 from smallfirst.report.text.verdict import comparisons, headline, linear_note
 from smallfirst.stats.intervals import wilson

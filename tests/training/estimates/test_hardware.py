@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from smallfirst.training.estimates.hardware import FreeMemory, free_memory, matmul_rate, system_memory
+from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
+from smallfirst.training.estimates.hardware import (
+    FreeMemory,
+    encoder_pace,
+    free_memory,
+    matmul_rate,
+    system_memory,
+)
 
 MEMINFO = "MemTotal:       1000 kB\nMemFree:         100 kB\nMemAvailable:    600 kB\nSwapFree:         50 kB\n"
 KB = 1024
@@ -62,3 +69,13 @@ def test_where_the_system_tells_no_more_its_size_is_taken(tmp_path: Path) -> Non
 def test_the_rate_is_measured_and_never_higher_than_what_an_idle_machine_gives() -> None:
     rate = matmul_rate(64, 64, 64, seconds=0.02)
     assert 1e6 < rate.now <= rate.alone < 1e16
+
+
+def test_the_pace_is_measured_on_the_texts_that_are_given(tiny_encoder_folder: Path) -> None:
+    texts = ("where is my card", "a fee", "my card was lost")
+    pace = encoder_pace(tiny_encoder_folder, texts)
+    encoder = SentenceEncoder(tiny_encoder_folder)
+    assert pace.read_s > 0
+    assert pace.train_s > 0
+    assert pace.tokens == sum(len(encoder.tokens(text)) for text in texts) / 3
+    assert pace.parameters == sum(p.numel() for p in encoder.model.parameters())

@@ -111,7 +111,7 @@ def test_the_formula_is_what_pytorch_keeps(tmp_path: Path, width: int, method: A
     model, size = seeded_llama(tmp_path)
     config = TrainConfig(method=method)
     if method != "full":
-        from smallfirst.training.lora import add_adapters
+        from smallfirst.training.causal_lm import add_adapters
 
         model = add_adapters(model, config)
     rows = 4

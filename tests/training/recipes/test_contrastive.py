@@ -23,7 +23,7 @@ from smallfirst.models.protocol import Request
 from smallfirst.registry.runs import open_run
 from smallfirst.tasks.classify import Classify
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.optimizer import MasterAdamW
+from smallfirst.training.loop import MasterAdamW
 from smallfirst.training.recipes.contrastive import (
     CONTRASTIVE_WEIGHT,
     TEMPERATURE,
@@ -180,7 +180,7 @@ def test_rows_that_cannot_be_trained_on_are_named(
     recipe: EncoderRecipe, tiny_encoder_folder: Path, toy_task: Classify
 ) -> None:
     tokenizer = SentenceEncoder(tiny_encoder_folder).tokenizer
-    few = recipe._replace(task=Classify(name="toy", labels=toy_task.labels[:3]))
+    few = EncoderRecipe(Classify(name="toy", labels=toy_task.labels[:3]), recipe.train_rows, recipe.selection)
     with pytest.raises(DataError, match=r'12 of 48 rows .*\n  12 rows, first train.jsonl:10  unknown label "lost'):
         few.prepare(tokenizer, CONFIG, "x")
     short = recipe.prepare(tokenizer, CONFIG.model_construct(max_seq_tokens=3), "x").rows  # of long ones the beginning

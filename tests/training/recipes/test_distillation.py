@@ -20,7 +20,7 @@ from smallfirst.tasks.classify import Classify
 from smallfirst.training.batches import TokenizedRow
 from smallfirst.training.causal_lm import CausalBackend, accumulate_gradient
 from smallfirst.training.config import TeacherConfig, TrainConfig
-from smallfirst.training.optimizer import MasterAdamW
+from smallfirst.training.loop import MasterAdamW
 from smallfirst.training.recipes.distillation import DistillationBackend, check_vocabulary, distillation_loss
 from smallfirst.training.recipes.recipe import TaskRecipe
 from smallfirst.training.run import Run

@@ -48,7 +48,7 @@ def rows(name: str, numbers: range) -> Dataset:
 @pytest.fixture(scope="module")
 def recipe() -> TaggingRecipe:
     task = Extract(name="toy", json_schema=SCHEMA)
-    return TaggingRecipe.of(task, rows("train.jsonl", range(120)), rows("selection.jsonl", range(120, 160)))
+    return TaggingRecipe(task, rows("train.jsonl", range(120)), rows("selection.jsonl", range(120, 160)))
 
 
 @pytest.fixture(scope="module")

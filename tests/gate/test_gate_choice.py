@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.choice import PLANS, cheapest_first, choose_candidate, count_comparisons
-from smallfirst.gate.gate import Gate
+from smallfirst.gate.gate import PLANS, Gate, cheapest_first, choose_candidate, count_comparisons
 from smallfirst.gate.verdict import smallest_passing
 
 Measured = Callable[..., Evaluation]

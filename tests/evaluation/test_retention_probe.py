@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from smallfirst.errors import DataError
-from smallfirst.evaluation.ability_probe import Probe, ProbeResult, Question, model_fingerprint, read_probe, run_probe
+from smallfirst.evaluation.retention import Probe, ProbeResult, Question, model_fingerprint, read_probe, run_probe
 
 
 def written(path: Path, *lines: object) -> Path:

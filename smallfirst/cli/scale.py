@@ -1,4 +1,4 @@
-"""`smallfirst plan`: how many machines a number of requests takes, from measured rates."""
+"""The verbs beyond one machine: batch scoring, sweeps, capacity."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smallfirst.cli.options import JSON, LEDGER, PATH, TASK, as_typed, load_task_file, verb
+from smallfirst.cli.options import JSON, LEDGER, PATH, TASK, as_typed, load_project, load_task_file, verb
+from smallfirst.progress import Progress
 
 POSITIVE = click.FloatRange(min=0, min_open=True)
 MEASURING = ("machine", "processes", "seconds", "url", "large")
@@ -20,6 +21,54 @@ MEASURING = ("machine", "processes", "seconds", "url", "large")
 if TYPE_CHECKING:
     from smallfirst.capacity.plan import CapacityPlan
     from smallfirst.project.task_file import TaskFile
+
+
+@verb(
+    "smallfirst score tickets mails.parquet --out scored --keep id",
+    "smallfirst score tickets s3://bucket/mails/ --out scored --workers 8",
+    "smallfirst score tickets mails.csv --out scored --model large --cap-usd 5",
+)
+@TASK
+@click.argument("rows")
+@click.option("--out", type=PATH, default="scored", show_default=True, help="Folder of the results.")
+@click.option("--model", default="", help="small, large, a version, an alias or a model's folder. Default: the Router.")
+@click.option("--keep", multiple=True, metavar="COLUMN", help="A column of ROWS that stays beside the answer.")
+@click.option("--text", default="", metavar="COLUMN", help="The column that is asked.")
+@click.option("--part-rows", type=int, default=2000, show_default=True, help="Rows of a part.")
+@click.option("--workers", type=int, help="Processes on a Ray cluster: $RAY_ADDRESS, or one started here.")
+@click.option("--retry-errors", is_flag=True, help="Ask again what ended in an error.")
+@click.option("--cap-usd", type=float, help="Most that all answers may cost.")
+@click.option("--yes", is_flag=True, help="Accept what a paid model costs without a cap.")
+@JSON
+def score(task_yaml: Path, rows: str, out: Path, as_json: bool, **settings: Any) -> None:
+    """Answer ROWS in bulk; the same command goes on where it ended.
+
+    ROWS is a file or folder of Parquet, JSON Lines or CSV, also in an object store. OUT gets part-00000.parquet, … with
+    the row number, the answer, its confidence, route, cost and model, or the error of the row.
+    """
+    from smallfirst.batch.score import ScoreOptions
+    from smallfirst.batch.score import score as score_stage
+    from smallfirst.records import parse_record
+
+    options = parse_record(ScoreOptions, settings, where="options")
+    load_task_file(task_yaml)
+    found = score_stage(task_yaml, rows, out, options=options, progress=Progress())
+    click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(found.in_words))
+    if found.counts.n_errors:
+        click.echo("next: the same command with --retry-errors", err=True)
+
+
+@verb("smallfirst sweep tickets", "smallfirst sweep tickets --trials 20 --workers 4")
+@TASK
+@click.option("--trials", type=click.IntRange(2), default=8, show_default=True, help="How many settings are tried.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="How many are tried at once.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Draws other settings.")
+def sweep(task_yaml: Path, trials: int, workers: int, seed: int) -> None:
+    """Try other settings of the fine-tune at once and stop poor ones."""
+    from smallfirst.pipeline.ladder.sweep import sweep_stage
+
+    for line in sweep_stage(load_project(task_yaml), n_trials=trials, n_workers=workers, seed=seed):
+        click.echo(line)
 
 
 @verb(
@@ -58,9 +107,8 @@ def plan(
     The rates of a machine are measured once, under a real load. A simulation of the busiest hour then gives latency and
     use by the number of machines; rent and the large model's bill are those of task.yaml's prices.
     """
-    from smallfirst.capacity.demand import demand
     from smallfirst.capacity.measurement import Measurement, from_evaluation
-    from smallfirst.capacity.plan import capacity_plan
+    from smallfirst.capacity.plan import capacity_plan, demand
     from smallfirst.errors import ConfigError
     from smallfirst.paths import state_folder
     from smallfirst.project.run_folder import RunFolder
@@ -105,7 +153,6 @@ def _measure(file: TaskFile, machine: str, processes: int, seconds: float, url: 
     """Measure, save and say so. Raise ConfigError for an unknown machine."""
     from smallfirst.capacity.measurement import Measurement, measure, serving, this_machine
     from smallfirst.paths import home
-    from smallfirst.progress import Progress
     from smallfirst.project.project import Project
 
     file.prices.machine_named(machine)

@@ -12,7 +12,7 @@ import pytest
 from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.billing.traffic import TaskPeriod
-from smallfirst.capacity.demand import ASSUMED_PEAK, demand, dispersion, hourly_peak
+from smallfirst.capacity.plan import ASSUMED_PEAK, demand, dispersion, hourly_peak
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import LedgerRow
 
@@ -38,7 +38,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 
 def test_the_ledger_is_believed_from_200_answers_on(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smallfirst.capacity.demand.MIN_ANSWERS", 150)  # of the large model as well
+    monkeypatch.setattr("smallfirst.capacity.plan.MIN_ANSWERS", 150)  # of the large model as well
     routed = evaluation_of([evaluated_row("a", "x", "x", stage="large")], candidate="routed")
     found = demand(2_592_000, ledger, "t", routed=routed, audit_share=0.1, peak=2.0)
     assert found.share_large == 150 / 400  # not the 100 % of the evaluation

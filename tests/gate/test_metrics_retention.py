@@ -7,7 +7,7 @@ from fixtures.gate import evaluation
 
 from smallfirst.evaluation.retention import Retention
 from smallfirst.gate.check_result import CheckInputs, CheckResult, ConfidenceLevel
-from smallfirst.gate.retention import RetentionThresholds, check_retention
+from smallfirst.gate.metrics import RetentionThresholds, check_retention
 from smallfirst.stats.intervals import Estimate
 
 ONE = ConfidenceLevel(1)

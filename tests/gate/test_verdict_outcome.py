@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from smallfirst.gate.outcome import LabelsNeeded, Outcome
+from smallfirst.gate.verdict import LabelsNeeded, Outcome
 from smallfirst.stats.intervals import wilson
 
 

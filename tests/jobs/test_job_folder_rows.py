@@ -9,8 +9,7 @@ import pytest
 from fixtures.jobs import create_job
 
 from smallfirst.errors import DataError
-from smallfirst.jobs.rows import JobRows, read_rows
-from smallfirst.jobs.spec import JobSpec
+from smallfirst.jobs.job_folder import JobRows, JobSpec, read_rows
 
 
 def test_rows_once_read_are_kept_with_their_places(jobs_home: Path, spec: JobSpec) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from smallfirst.evaluation.self_consistency import (
+from smallfirst.evaluation.self_agreement import (
     MajorityVote,
     TeacherAgreement,
     TeacherAnswer,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.check_result import ConfidenceLevel
-from smallfirst.gate.per_class import check_each_part, check_named_part
+from smallfirst.gate.metrics import check_each_part, check_named_part
 from smallfirst.stats.intervals import wilson
 from smallfirst.tasks.task import PartCounts
 

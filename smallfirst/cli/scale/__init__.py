@@ -1,1 +1,0 @@
-"""The verbs beyond one machine: batch scoring, sweeps, capacity; a module each."""
