@@ -21,8 +21,8 @@ ENGINES: Registry[Engine] = Registry(
     "smallfirst.engines",
     {
         "endpoint": "smallfirst.models.engines.endpoint:ENDPOINT",
-        "linear": "smallfirst.models.engines.linear:LINEAR",
-        "spans": "smallfirst.models.engines.spans:SPANS",
+        "linear": "smallfirst.models.engines.in_process:LINEAR",
+        "spans": "smallfirst.models.engines.in_process:SPANS",
         "llama.cpp": "smallfirst.models.engines.llama_cpp:LLAMA_CPP",
         "vLLM": "smallfirst.models.engines.vllm:VLLM",
         "PyTorch": "smallfirst.models.engines.pytorch:PYTORCH",

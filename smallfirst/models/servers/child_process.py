@@ -13,9 +13,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from smallfirst.files import write_atomically
 
 STOP_TIMEOUT_S = 5.0
-KEPT_LINES, SHOWN_LINES, MAX_LINE_CHARACTERS = 50, 3, 500
+KEPT_LINES, SHOWN_LINES, MAX_LINE_CHARACTERS = 1000, 3, 500
 POLL_INTERVAL_S = 0.05
 _SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")
 
@@ -64,6 +67,10 @@ class ChildProcess:
         if code is not None:
             lines.append(f"exit code {code}" if code >= 0 else f"ended by signal {-code}")
         return " / ".join(lines) or "no output"
+
+    def write_output(self, log: Path) -> Path:
+        """Write the last KEPT_LINES lines of its output to a file for this user only, and return that."""
+        return write_atomically(log, "".join(f"{line}\n" for line in self._lines).encode(), mode=0o600)
 
     def wait_until(self, ready: Callable[[], bool], timeout_s: float) -> bool:
         """Return True once `ready()` is, or False if the process ends first or the time is over."""

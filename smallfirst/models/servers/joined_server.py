@@ -78,7 +78,7 @@ class JoinedServer:
         return self
 
     async def _look(self) -> None:
-        session = HttpSession(self.base_url, key=self.key, timeout_s=PROBE_TIMEOUT_S)
+        session = _session(self, PROBE_TIMEOUT_S)
         try:
             response = await session.send("GET", "/metrics")
             metrics = await response.read()
@@ -109,9 +109,11 @@ class JoinedServer:
 
 def blocking_session(server: Any, timeout_s: float) -> BlockingSession:
     """Return a session for code without an event loop, to a server with `base_url`, `key` and `unix_socket`."""
-    return BlockingSession(
-        lambda: HttpSession(server.base_url, key=server.key, timeout_s=timeout_s, unix_socket=server.unix_socket)
-    )
+    return BlockingSession(lambda: _session(server, timeout_s))
+
+
+def _session(server: Any, timeout_s: float) -> HttpSession:
+    return HttpSession(server.base_url, key=server.key, timeout_s=timeout_s, unix_socket=server.unix_socket)
 
 
 def check_health(server: Any, path: str, name: str, timeout_s: float) -> None:
@@ -128,7 +130,7 @@ def check_health(server: Any, path: str, name: str, timeout_s: float) -> None:
 async def post_adapter(server: Any, name: str, folder: Path, *, timeout_s: float) -> None:
     """Load an adapter into a vLLM, and note it in `server.adapters`. Raise Unavailable."""
     place = str(folder.absolute())
-    session = HttpSession(server.base_url, key=server.key, timeout_s=timeout_s, unix_socket=server.unix_socket)
+    session = _session(server, timeout_s)
     try:
         body = json.dumps({"lora_name": name, "lora_path": place}).encode()
         response = await session.post("/v1/load_lora_adapter", body)

@@ -23,7 +23,6 @@ from smallfirst.models.servers.child_process import child_environment
 from smallfirst.models.servers.llama_cpp_main import KEY_VARIABLE
 from smallfirst.models.servers.managed_server import ManagedServerConfig, ManagedServerModel, ServerBackend
 from smallfirst.models.servers.slots import Slot
-from smallfirst.models.servers.unix_socket import SocketFolder
 from smallfirst.pricing.prices import PriceBook
 
 
@@ -73,7 +72,7 @@ def llama_cpp_backend(config: LlamaCppConfig) -> ServerBackend:
     """Return the program that serves a GGUF file, and how to speak to it."""
     return ServerBackend(
         name=config.path.stem,
-        command=lambda folder: _command(config, folder),
+        command=lambda socket: _command(config, socket),
         environment=_environment,
         health_path="/slots",  # answered by the thread that computes; /health is not
         extra_body=_extra_body,
@@ -102,8 +101,11 @@ def _environment(key: str) -> dict[str, str]:
     return child_environment(**{KEY_VARIABLE: key, "PYTHONPATH": paths})
 
 
-def _command(config: LlamaCppConfig, folder: SocketFolder) -> Sequence[str]:
-    command = [sys.executable, "-m", "smallfirst.models.servers.llama_cpp_main", "--socket", str(folder.socket)]
-    command += ["--model", str(config.path.absolute()), "--slots", str(config.slots)]
-    command += ["--context", str(config.context_tokens), "--threads", str(config.threads or -1)]
-    return [*command, "--adapter", str(config.adapter.absolute())] if config.adapter else command
+def _command(config: LlamaCppConfig, socket: Path) -> Sequence[str]:
+    options = {
+        "socket": str(socket),
+        "model": str(config.path.absolute()),
+        "adapter": str(config.adapter.absolute()) if config.adapter else "",
+        **config.model_dump(include={"slots", "context_tokens", "threads"}),
+    }
+    return [sys.executable, "-m", "smallfirst.models.servers.llama_cpp_main", json.dumps(options)]

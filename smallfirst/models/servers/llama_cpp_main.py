@@ -1,9 +1,12 @@
-"""The program of the child process: llama.cpp serving one GGUF file on a Unix socket that only its user may open."""
+"""The program of the child process: llama.cpp serving one GGUF file on a Unix socket that only its user may open.
+
+Its argument is JSON: `model`, `adapter`, `socket`, `slots`, `context_tokens`, `threads`.
+"""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import json
 import os
 import sys
 from pathlib import Path
@@ -16,52 +19,40 @@ SPARE_CONNECTIONS = 4
 """Connections beside one for each slot: probes, and clients whose leaving is not noticed yet."""
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main() -> None:
     """Serve one file until standard input ends."""
     import xllamacpp
 
     os.umask(0o077)
     _disable_core_dumps()
-    options = argument_parser().parse_args(arguments)
+    options = json.loads(sys.argv[1])
     _server = xllamacpp.Server(server_parameters(xllamacpp, options, os.environ.pop(KEY_VARIABLE)))
     sys.stdin.buffer.read()
     with contextlib.suppress(OSError):  # the parent may be gone
-        Path(options.socket).unlink()
-        Path(options.socket).parent.rmdir()
+        Path(options["socket"]).unlink()
+        Path(options["socket"]).parent.rmdir()
     os._exit(0)
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    """Return the parser of the program's arguments."""
-    parser = argparse.ArgumentParser(prog="python -m smallfirst.models.servers.llama_cpp_main")
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--adapter", help="a LoRA adapter as GGUF file, on for every request")
-    parser.add_argument("--socket", required=True, help="path ending in .sock")
-    parser.add_argument("--slots", type=int, default=2)
-    parser.add_argument("--context", type=int, default=8192)
-    parser.add_argument("--threads", type=int, default=-1)
-    return parser
-
-
-def server_parameters(xllamacpp: Any, options: argparse.Namespace, key: str) -> Any:
-    """Return llama.cpp's own parameters for the program's arguments."""
+def server_parameters(xllamacpp: Any, options: dict[str, Any], key: str) -> Any:
+    """Return llama.cpp's own parameters for the program's options."""
     params = xllamacpp.CommonParams()
-    params.model.path = options.model
-    params.hostnames = [options.socket]
+    params.model.path = options["model"]
+    params.hostnames = [options["socket"]]
     params.port = 0
     params.api_keys = [key]
-    params.n_parallel = options.slots
-    params.n_ctx = options.context
+    params.n_parallel = options["slots"]
+    params.n_ctx = options["context_tokens"]
     params.n_batch = params.n_ubatch = BATCH_TOKENS
-    params.n_threads_http = options.slots + SPARE_CONNECTIONS
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options.threads
+    params.n_threads_http = options["slots"] + SPARE_CONNECTIONS
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options["threads"] or -1
     # A slot caches its last prompt, and each request says whether it may reuse that. The prompt cache in RAM is shared
     # by all slots, finds entries by tokens alone and knows neither tenants nor adapters: it stays off.
     params.cache_ram_mib = 0
     params.cache_idle_slots = False
     params.kv_unified = False
-    if options.adapter:
-        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(options.adapter, 1.0)]
+    if options["adapter"]:
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(options["adapter"], 1.0)]
     params.offline = True
     params.ui = params.endpoint_props = False
     params.endpoint_slots = True  # answered by the thread that computes, unlike /health: the watchdog asks it

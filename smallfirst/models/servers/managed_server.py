@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -16,20 +18,22 @@ from pydantic import Field
 
 from smallfirst.errors import Unavailable
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
-from smallfirst.models.remote.http import UNIX_SOCKET_URL, BlockingSession
+from smallfirst.models.remote.http import UNIX_SOCKET_URL
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel, open_session
 from smallfirst.models.response_format import FREE_TEXT, OutputFormat, generate_in_format, requested_format
 from smallfirst.models.servers.child_process import ChildProcess
-from smallfirst.models.servers.joined_server import JoinedServer, blocking_session, check_health, post_adapter
+from smallfirst.models.servers.joined_server import JoinedServer, check_health, post_adapter
 from smallfirst.models.servers.slots import Slot, SlotPool
 from smallfirst.models.servers.supervisor import RestartPolicy, Supervisor
-from smallfirst.models.servers.unix_socket import SocketFolder
+from smallfirst.paths import home
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.records import Record
 
 READINESS_REQUEST = Request(messages=Request.ask("Hi").messages, max_tokens=1, tenant="readiness")
 """A tiny request that shows that a model would answer; no key has its tenant."""
 STARTUP_PROBE_TIMEOUT_S = 2.0
+MAX_SOCKET_BYTES = 100
+"""The system's limit for a socket's path is 108 on Linux and 104 on macOS."""
 
 
 class ManagedServerConfig(Record):
@@ -51,7 +55,8 @@ class ServerBackend(NamedTuple):
     """The program of an engine, and how to speak to it."""
 
     name: str
-    command: Callable[[SocketFolder], Sequence[str]]
+    command: Callable[[Path], Sequence[str]]
+    """Its command line, given the Unix socket to listen on."""
     environment: Callable[[str], Mapping[str, str]]
     """Its environment, given the API key that it must ask for."""
     health_path: str
@@ -70,14 +75,13 @@ class ServerProcess(ChildProcess):
     base_url = UNIX_SOCKET_URL
 
     def __init__(self, backend: ServerBackend) -> None:
-        self.key, self.folder, self._backend = secrets.token_urlsafe(32), SocketFolder(), backend
-        self.unix_socket = self.folder.socket
+        self.key, self.unix_socket, self._backend = secrets.token_urlsafe(32), _private_socket(), backend
         self.adapters = set(backend.adapters)
         """Adapters that it has loaded, by name."""
         try:
-            super().__init__(backend.command(self.folder), backend.environment(self.key))
+            super().__init__(backend.command(self.unix_socket), backend.environment(self.key))
         except BaseException:
-            self.folder.remove()
+            self._remove_socket()
             raise
 
     @classmethod
@@ -95,11 +99,9 @@ class ServerProcess(ChildProcess):
         if not process.wait_until(is_healthy, timeout_s):
             process.stop()
             message, hint = backend.start_failure
-            raise Unavailable(f"{message}: {process.output_tail()}", hint=hint)
+            log = process.write_output(home() / "logs" / f"{backend.name}.log")
+            raise Unavailable(f"{message}: {process.output_tail()}", hint=f"{hint}; all that it said is in {log}")
         return process
-
-    def session(self, timeout_s: float) -> BlockingSession:
-        return blocking_session(self, timeout_s)
 
     def check_health(self, timeout_s: float) -> None:
         """Block until the engine answers. Raise Unavailable if it does not within `timeout_s`."""
@@ -107,7 +109,19 @@ class ServerProcess(ChildProcess):
 
     def stop(self) -> None:
         super().stop()
-        self.folder.remove()
+        self._remove_socket()
+
+    def _remove_socket(self) -> None:
+        shutil.rmtree(self.unix_socket.parent, ignore_errors=True)
+
+
+def _private_socket() -> Path:
+    """Return the path of a Unix socket in a new folder that only this user may enter."""
+    folder = Path(tempfile.mkdtemp(prefix="smallfirst-"))
+    if len(str(folder)) + 8 > MAX_SOCKET_BYTES:  # a deep TMPDIR
+        folder.rmdir()
+        folder = Path(tempfile.mkdtemp(prefix="smallfirst-", dir="/tmp"))
+    return folder / "e.sock"  # llama.cpp takes anything that does not end in .sock for a host name
 
 
 class Lease(NamedTuple):

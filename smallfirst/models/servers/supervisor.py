@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -72,7 +73,8 @@ class Supervisor(Generic[P]):
                 wait_s = self._not_before_s - self._clock()
                 if self._starting is None and wait_s <= 0:
                     self._starting = Future()
-                    threading.Thread(target=self._run, args=(self._starting, self._epoch), daemon=True).start()
+                    run = contextvars.copy_context().run  # with the task's state folder
+                    threading.Thread(target=run, args=(self._run, self._starting, self._epoch), daemon=True).start()
                 starting = self._starting
             if starting is not None:
                 # Others wait for the same start: a caller who leaves must not cancel it.

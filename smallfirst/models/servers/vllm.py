@@ -37,7 +37,6 @@ from smallfirst.models.servers.managed_server import (
     acquire,
 )
 from smallfirst.models.servers.slots import Slot
-from smallfirst.models.servers.unix_socket import SocketFolder
 from smallfirst.models.servers.vllm_config import VllmServer
 from smallfirst.pricing.prices import PriceBook
 
@@ -159,9 +158,9 @@ def vllm_backend(config: VllmConfig) -> ServerBackend:
     salt, program = os.urandom(32), find_vllm(config.program) or Path("vllm")
     adapters: dict[str, Path] = {}
 
-    def command(folder: SocketFolder) -> list[str]:
+    def command(socket: Path) -> list[str]:
         guard = [sys.executable, "-I", str(Path(orphan_guard.__file__))]
-        return [*guard, *serve_command(program, config, folder.socket, adapters)]
+        return [*guard, *serve_command(program, config, socket, adapters)]
 
     def environment(key: str) -> dict[str, str]:
         found = child_environment(**_QUIET, VLLM_API_KEY=key)

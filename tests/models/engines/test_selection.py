@@ -13,9 +13,8 @@ from fixtures.light_process import LightProcess
 from smallfirst.errors import ConfigError, MissingExtra
 from smallfirst.models.engines import selection
 from smallfirst.models.engines.engine import Assessment, Environment, ModelSource
-from smallfirst.models.engines.exported_model import ExportedModel
 from smallfirst.models.engines.hardware import Hardware, detect_hardware
-from smallfirst.models.engines.llama_cpp import find_gguf_export
+from smallfirst.models.engines.llama_cpp import ExportedModel, find_gguf_export
 from smallfirst.models.engines.selection import (
     ENGINES,
     EngineChoice,

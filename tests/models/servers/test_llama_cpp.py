@@ -17,6 +17,7 @@ from smallfirst.models.protocol import Capability, Model, Request
 from smallfirst.models.remote.http import HttpResponse, HttpSession
 from smallfirst.models.response_format import FREE_TEXT, OutputFormat
 from smallfirst.models.servers import llama_cpp
+from smallfirst.models.servers.joined_server import blocking_session
 from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppModel, choice_grammar
 from smallfirst.pricing.prices import PriceBook
 
@@ -92,7 +93,7 @@ async def reused(model: LlamaCppModel, tenant: str) -> int:
         body |= llama_cpp._extra_body(request, FREE_TEXT, lease.slot, False)
 
         def send() -> dict[str, Any]:
-            with lease.process.session(60) as session:
+            with blocking_session(lease.process, 60) as session:
                 return json.loads(session.read(session.send("POST", "/v1/chat/completions", body)))
 
         reply = await asyncio.to_thread(send)

@@ -139,7 +139,7 @@ async def test_nobody_else_reaches_the_engine(config: LlamaCppConfig) -> None:
     async with opened(config) as model:
         await model.ready()
         process = await process_of(model)
-        socket = process.folder.socket
+        socket = process.unix_socket
         assert stat.S_IMODE(socket.stat().st_mode) & 0o077 == 0
         assert stat.S_IMODE(socket.parent.stat().st_mode) == 0o700
         assert n_listening_ports(process.pid) == 0

@@ -21,6 +21,7 @@ from smallfirst.errors import BadAnswer, ConfigError, MissingExtra, RequestRefus
 from smallfirst.models.manifest import Manifest, base_sha256, write_manifest
 from smallfirst.models.protocol import Capability, Model, Request, ResponseFormat
 from smallfirst.models.servers.vllm import VllmConfig, VllmModel, adapter_name, find_vllm, serve_command
+from smallfirst.paths import home
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.tasks.answer import Answer
 
@@ -33,7 +34,8 @@ own = {{"arguments": sys.argv[1:], "environment": dict(os.environ), "helper": he
 (place / "started.json").write_text(json.dumps(own))
 if (place / "broken").exists():
     helper.kill()
-    sys.exit("ValueError: no kernel image is available")
+    print("ValueError: no kernel image is available", *("called from here",) * 5, sep="\\n")
+    sys.exit((place / "broken").read_text() or None)
 bodies = open(place / "bodies.jsonl", "a", buffering=1)
 
 
@@ -244,8 +246,22 @@ async def test_server_ends_with_its_parent(config: VllmConfig, program: Path) ->
 
 
 def test_server_that_does_not_start_says_why(model: VllmModel, program: Path) -> None:
-    (program.parent / "broken").touch()
-    with pytest.raises(Unavailable, match="vLLM did not start for base: ValueError: no kernel image is available"):
+    (program.parent / "broken").write_text("RuntimeError: see root cause above")
+    with pytest.raises(
+        Unavailable, match=r"vLLM did not start for base: .* see root cause above / exit code 1"
+    ) as caught:
+        asyncio.run(model.complete(SHORT))
+    log = home() / "logs" / "base.log"
+    assert str(caught.value).endswith(f"; all that it said is in {log}")
+    assert log.read_text().splitlines()[0] == "ValueError: no kernel image is available"
+    assert log.stat().st_mode & 0o777 == 0o600
+
+
+def test_server_that_ends_without_a_word_names_its_log_too(model: VllmModel, program: Path) -> None:
+    program.write_text("#!/bin/sh\n")
+    with pytest.raises(
+        Unavailable, match=r"exit code 0\n  next: try it by hand: .*; all that it said is in .*/logs/base\.log"
+    ):
         asyncio.run(model.complete(SHORT))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from smallfirst.errors import ConfigError
-from smallfirst.models.engines.exported_model import ExportedModel
+from smallfirst.models.engines.llama_cpp import ExportedModel
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.pricing.prices import PriceBook
