@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from smallfirst.errors import ConfigError
-from smallfirst.models.manifest import Manifest, read_manifest
+from smallfirst.models.manifest import Manifest, read_manifest, write_manifest
 from smallfirst.records import Record
 from smallfirst.tasks.task import Task
 
@@ -61,7 +61,7 @@ def export(
     from smallfirst.models.generation.adapters import load_merged
 
     model, tokenizer = load_merged(folder)
-    from smallfirst.models.export.read_back import Original, read_by_llama_cpp, read_by_transformers, write_folder
+    from smallfirst.models.export.parity import Original, read_by_llama_cpp, read_by_transformers
 
     model = model.float().cpu()
     tokenizer.chat_template = chat_template(manifest.task, tokenizer)
@@ -74,7 +74,7 @@ def export(
 
             notes += write_gguf(model, tokenizer, manifest, draft, precision=precision)
         else:
-            write_folder(original, model, draft, precision)
+            _write_folder(model, tokenizer, manifest, draft, precision)
         del model  # before the export is loaded
         results = [read_by_transformers(original, draft, precision)]
         if format == "gguf":
@@ -98,6 +98,25 @@ def export(
         n_llama_cpp_texts=sum(len(result.differences) for result in results[1:]),
         notes=tuple(notes),
     )
+
+
+def _write_folder(model: Any, tokenizer: Any, manifest: Manifest, draft: Path, precision: str) -> None:
+    """Write a folder that transformers loads."""
+    import torch
+
+    from smallfirst.models.local.weights import import_transformers
+
+    model.config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config = import_transformers("Exporting a model").GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        do_sample=False,
+        max_new_tokens=1 if manifest.label_tokens else manifest.task.max_answer_tokens,
+    )
+    model.to(torch.bfloat16 if precision == "bf16" else torch.float16).save_pretrained(draft)
+    tokenizer.save_pretrained(draft)
+    write_manifest(draft, manifest)
 
 
 def chat_template(task: Task, tokenizer: Any) -> str:

@@ -1,24 +1,32 @@
 """Whether an exported model answers as the trained one: both read the same rows, and every position is compared.
 
 At each position of an answer the likeliest token must be the same, but for near ties, and the probabilities of likely
-tokens must agree, since a wrong export can give right answers by luck.
+tokens must agree, since a wrong export can give right answers by luck. Exports are read with transformers, and where it
+is installed with llama.cpp.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 
+from smallfirst.data.dataset import Message
 from smallfirst.errors import SmallfirstError
+from smallfirst.models.export.gguf import pre_tokenizer_name
 from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.sequence import GenerationRequest
-from smallfirst.models.local.tokenizer import encode_prompt, plain_text_options
+from smallfirst.models.local import attention
+from smallfirst.models.local.tokenizer import encode_chat, encode_prompt, plain_text_options
+from smallfirst.models.local.weights import import_transformers, load_pretrained, weights_fingerprint
 from smallfirst.models.manifest import Manifest
+from smallfirst.models.servers.joined_server import blocking_session
 from smallfirst.models.servers.llama_cpp import LlamaCppConfig, llama_cpp_backend
 from smallfirst.models.servers.managed_server import ServerProcess
 
@@ -38,6 +46,10 @@ MAX_DIFFERENCE_NATS = {"bf16": 1e-3, "f16": 0.02, "q8_0": 0.75}
 """Largest difference of a likely token's log-probability that the precision of the weights explains."""
 LLAMA_CPP_EXTRA_NATS = 0.25
 """Added to it for llama.cpp, whose sums are rounded to the weights' precision as well."""
+LLAMA_CPP_TEXTS, LLAMA_CPP_TOP = 16, 100
+"""Texts that llama.cpp answers as well, and likeliest tokens that it is asked for in a generated answer."""
+MISREAD_PRE_TOKENIZERS = ("smollm",)
+"""Pre-tokenizers of GGUF files that transformers takes for others, so its tokens prove nothing about the file."""
 WEIGHTS_HINT = "export in bf16; if that fails too, take safetensors: this model is not supported in this format"
 
 
@@ -85,19 +97,101 @@ def torch_reader(model: Any, manifest: Manifest) -> Reader:
     return read
 
 
-def reference_outputs(model: Any, tokenizer: Any, manifest: Manifest, texts: Sequence[str]) -> list[Reference]:
-    """Return the trained model's answer to each text: a code token, or what it generates without a grammar."""
-    prompts = [encode_prompt(tokenizer, manifest.task.prompt(text), manifest.max_tokens) for text in texts]
-    read = torch_reader(model, manifest)
-    if manifest.kind == "label_tokens":
-        rows = [Row((*ids, manifest.label_tokens[0]), len(ids)) for ids in prompts]  # the last token is not read
+class Original(NamedTuple):
+    """The trained model's side of the comparison."""
+
+    manifest: Manifest
+    tokenizer: Any
+    texts: Sequence[str]
+    outputs: list[Reference]
+    """Its answer to each text: a code token, or what it generates without a grammar."""
+    vocabulary: int
+    fingerprint: str
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, manifest: Manifest, texts: Sequence[str]) -> Original:
+        prompts = [encode_prompt(tokenizer, manifest.task.prompt(text), manifest.max_tokens) for text in texts]
+        if manifest.kind == "label_tokens":
+            rows = [Row((*ids, manifest.label_tokens[0]), len(ids)) for ids in prompts]  # the last token is not read
+        else:
+            most = min(MAX_ANSWER_TOKENS, manifest.task.max_answer_tokens)
+            answers = Generator(model, tokenizer).generate([GenerationRequest(ids, most) for ids in prompts])
+            ends = [(tokenizer.eos_token_id,) if answer.finish_reason == "stop" else () for answer in answers]
+            written = [(*answer.token_ids, *end) for answer, end in zip(answers, ends, strict=True)]
+            rows = [Row((*ids, *answer), len(ids)) for ids, answer in zip(prompts, written, strict=True)]
+        read, outputs = torch_reader(model, manifest), []
+        for row in rows:
+            seen = read(row)
+            best = seen.topk(min(TOP, len(manifest.label_tokens) or seen.shape[1]), dim=-1)
+            outputs.append(Reference(row, best.indices, best.values))
+        return cls(manifest, tokenizer, texts, outputs, model.config.vocab_size, weights_fingerprint(model))
+
+    def check_tokens(self, encode: Callable[[str], list[int]], engine: str) -> None:
+        """Raise SmallfirstError naming every text that `encode` splits into other tokens than in training."""
+        lines = []
+        for number, text in enumerate(self.texts, start=1):
+            prompt = self.manifest.task.prompt(text)
+            if plain_text_options(self.tokenizer, prompt):
+                continue  # a control token spelled out in a text is plain text here, and the token to others
+            wanted, got = encode_prompt(self.tokenizer, prompt, 1 << 30), encode(text)
+            if wanted != got:
+                pairs = enumerate(zip(wanted, got, strict=False))
+                at = next((i for i, pair in pairs if pair[0] != pair[1]), len(wanted))
+                lines.append(f"text {number}: from token {at + 1} on, {len(got)} tokens instead of {len(wanted)}")
+        if lines:
+            raise _export_error(
+                f"{engine} splits {len(lines)} of {len(self.texts)} texts into other tokens than in training",
+                lines,
+                hint="export as safetensors; or bring texts into Unicode's NFC before they reach the model",
+            )
+
+
+class Result(NamedTuple):
+    """The comparison by one engine."""
+
+    engine: str
+    differences: list[Difference]
+    notes: tuple[str, ...] = ()
+
+
+def read_by_transformers(original: Original, draft: Path, precision: str) -> Result:
+    """Return how transformers reads the export. Raise SmallfirstError if that differs too much."""
+    model, tokenizer = _load(draft)
+    notes: tuple[str, ...] = ()
+    if draft.is_file() and pre_tokenizer_name(original.tokenizer) in MISREAD_PRE_TOKENIZERS:
+        notes = ("transformers splits text by another rule than this file says; llama.cpp follows it",)
     else:
-        most = min(MAX_ANSWER_TOKENS, manifest.task.max_answer_tokens)
-        answers = Generator(model, tokenizer).generate([GenerationRequest(ids, most) for ids in prompts])
-        ends = [(tokenizer.eos_token_id,) if answer.finish_reason == "stop" else () for answer in answers]
-        written = [(*answer.token_ids, *end) for answer, end in zip(answers, ends, strict=True)]
-        rows = [Row((*ids, *answer), len(ids)) for ids, answer in zip(prompts, written, strict=True)]
-    return [_seen(row, read(row), len(manifest.label_tokens)) for row in rows]
+        chat = [[Message(role="user", content=text)] for text in original.texts]
+        ids = {turns[0].content: encode_chat(tokenizer, turns, max_tokens=1 << 30) for turns in chat}
+        original.check_tokens(ids.__getitem__, "transformers")
+    read = torch_reader(model, original.manifest)
+    differences = [compare(output, read(output.row)) for output in original.outputs]
+    check_differences(differences, precision, original.tokenizer, engine="transformers")
+    if precision == "bf16" and weights_fingerprint(model) != original.fingerprint:
+        raise _export_error("read by transformers, some weights differ from the trained ones", [], hint=WEIGHTS_HINT)
+    return Result("transformers", differences, notes)
+
+
+def read_by_llama_cpp(original: Original, draft: Path, precision: str) -> list[Result]:
+    """Return how llama.cpp reads the export; nothing if it is not installed. Raise SmallfirstError, Unavailable."""
+    if importlib.util.find_spec("xllamacpp") is None:
+        return []
+    outputs, prompt = original.outputs[:LLAMA_CPP_TEXTS], original.manifest.task.prompt
+    with _llama_cpp(draft, max(len(output.row.ids) for output in outputs) + 1) as post:
+
+        def tokens(text: str) -> list[int]:
+            return list(post("/tokenize", content=prompt(text), add_special=True, parse_special=True)["tokens"])
+
+        def chat_prompt(text: str) -> str:
+            return str(post("/apply-template", messages=[{"role": "user", "content": text}])["prompt"])
+
+        original.check_tokens(tokens, "llama.cpp")
+        others = [str(i) for i, text in enumerate(original.texts, 1) if chat_prompt(text) != prompt(text)]
+        differences = [compare(output, _read_llama_cpp(post, output.row, original)) for output in outputs]
+    check_differences(differences, precision, original.tokenizer, engine="llama.cpp", extra_nats=LLAMA_CPP_EXTRA_NATS)
+    # It does not trim rare white space around a text as Python does.
+    note = f"llama.cpp's chat endpoint does not prompt as in training on text {', '.join(others)}"
+    return [Result("llama.cpp", differences, (note,) if others else ())]
 
 
 def compare(seen: Reference, read: torch.Tensor) -> Difference:
@@ -130,7 +224,7 @@ def check_differences(
             exported, trained = (tokenizer.decode([token]) for token in reversed(pair))
             line += f'; it says "{exported}", the trained model "{trained}", {found[i].gap_nats:.3g} nats likelier'
         lines.append(line)
-    raise export_error(
+    raise _export_error(
         f"read by {engine}, the {precision} export does not answer as the trained model on {len(lines)} of "
         f"{len(found)} texts (allowed: {limit:g} nats, other answers on {MAX_WRONG_SHARE[precision]:.0%} of texts)",
         lines,
@@ -138,82 +232,52 @@ def check_differences(
     )
 
 
-def check_tokens(
-    encode: Callable[[str], list[int]], tokenizer: Any, manifest: Manifest, texts: Sequence[str], *, engine: str
-) -> None:
-    """Raise SmallfirstError naming every text that `encode` splits into other tokens than in training."""
-    lines = []
-    for number, text in enumerate(texts, start=1):
-        prompt = manifest.task.prompt(text)
-        if plain_text_options(tokenizer, prompt):
-            continue  # a control token spelled out in a text is plain text here, and the token to others
-        wanted, got = encode_prompt(tokenizer, prompt, 1 << 30), encode(text)
-        if wanted != got:
-            at = next((i for i, pair in enumerate(zip(wanted, got, strict=False)) if pair[0] != pair[1]), len(wanted))
-            lines.append(f"text {number}: from token {at + 1} on, {len(got)} tokens instead of {len(wanted)}")
-    if lines:
-        raise export_error(
-            f"{engine} splits {len(lines)} of {len(texts)} texts into other tokens than in training",
-            lines,
-            hint="export as safetensors; or bring texts into Unicode's NFC before they reach the model",
-        )
-
-
-def export_error(message: str, lines: Sequence[str], *, hint: str) -> SmallfirstError:
+def _export_error(message: str, lines: Sequence[str], *, hint: str) -> SmallfirstError:
     """Return the error of an export that differs from the trained model; it names the first 20 rows."""
     more = [f"… and {len(lines) - 20} more"] if len(lines) > 20 else []
     return SmallfirstError("\n  ".join([message, *lines[:20], *more, "nothing was written"]), hint=hint)
 
 
-class LlamaCppReader:
-    """Reads rows with llama.cpp in a child process. Use it in a `with` block."""
+Post = Callable[..., dict[str, Any]]
+"""Sends a body to a path of llama.cpp and returns the reply."""
 
-    n_top = 100
-    """Likeliest tokens asked for at a position of a generated answer."""
 
-    def __init__(self, path: Path, manifest: Manifest, *, vocabulary: int, context_tokens: int) -> None:
-        self._manifest, self._vocabulary = manifest, vocabulary
-        threads = torch.get_num_threads()
-        self._config = LlamaCppConfig(path=path, slots=1, context_tokens=max(64, context_tokens), threads=threads)
+@contextmanager
+def _llama_cpp(path: Path, context_tokens: int) -> Iterator[Post]:
+    """Run llama.cpp on the file. Raise Unavailable if it does not load."""
+    threads = torch.get_num_threads()
+    config = LlamaCppConfig(path=path, slots=1, context_tokens=max(64, context_tokens), threads=threads)
+    process = ServerProcess.start(llama_cpp_backend(config), config.start_timeout_s)
+    try:
+        with blocking_session(process, config.timeout_s) as session:
 
-    def __enter__(self) -> Self:
-        """Raise Unavailable if the file does not load."""
-        self._process = ServerProcess.start(llama_cpp_backend(self._config), self._config.start_timeout_s)
-        self._session = self._process.session(self._config.timeout_s)
-        return self
+            def post(place: str, **body: Any) -> dict[str, Any]:
+                response = session.send("POST", place, body)
+                content = session.read(response, max_bytes=MAX_REPLY_BYTES)
+                if response.status != 200:
+                    said = content[:200].decode(errors="replace")
+                    raise SmallfirstError(f"llama.cpp refused {place} ({response.status}): {said}")
+                values: dict[str, Any] = json.loads(content)
+                return values
 
-    def __exit__(self, *_: object) -> None:
-        self._session.__exit__()
-        self._process.stop()
+            yield post
+    finally:
+        process.stop()
 
-    def tokens(self, prompt: str) -> list[int]:
-        found = self._post("/tokenize", content=prompt, add_special=True, parse_special=True)["tokens"]
-        return [int(token) for token in found]
 
-    def chat_prompt(self, text: str) -> str:
-        return str(self._post("/apply-template", messages=[{"role": "user", "content": text}])["prompt"])
-
-    def read(self, row: Row) -> torch.Tensor:
-        """Return log-probabilities as a Reader does; tokens beyond the likeliest `n_top` have -inf."""
-        n_top = self._vocabulary if self._manifest.label_tokens else self.n_top
-        # llama.cpp reports no probabilities without a whole character in the answer, so it is forced to generate an
-        # "a". The probabilities are from before that.
-        settings = {"n_predict": 1, "n_probs": n_top, "temperature": 0, "logit_bias": [["a", 1e6]]}
-        found = torch.full((len(row.ids) - row.n_prompt, self._vocabulary), -torch.inf)
-        for at in range(len(found)):
-            reply = self._post("/completion", prompt=row.ids[: row.n_prompt + at], **settings)
-            for token in reply["completion_probabilities"][0]["top_logprobs"]:
-                found[at, token["id"]] = token["logprob"]
-        return _narrowed(found, self._manifest) if self._manifest.label_tokens else found
-
-    def _post(self, path: str, **body: Any) -> dict[str, Any]:
-        response = self._session.send("POST", path, body)
-        content = self._session.read(response, max_bytes=MAX_REPLY_BYTES)
-        if response.status != 200:
-            said = content[:200].decode(errors="replace")
-            raise SmallfirstError(f"llama.cpp refused {path} ({response.status}): {said}")
-        values: dict[str, Any] = json.loads(content)
-        return values
+def _read_llama_cpp(post: Post, row: Row, original: Original) -> torch.Tensor:
+    """Return log-probabilities as a Reader does; of a generated answer, those beyond the likeliest are -inf."""
+    has_codes = bool(original.manifest.label_tokens)
+    n_top = original.vocabulary if has_codes else LLAMA_CPP_TOP
+    # llama.cpp reports no probabilities without a whole character in the answer, so it is forced to generate an
+    # "a". The probabilities are from before that.
+    settings = {"n_predict": 1, "n_probs": n_top, "temperature": 0, "logit_bias": [["a", 1e6]]}
+    found = torch.full((len(row.ids) - row.n_prompt, original.vocabulary), -torch.inf)
+    for at in range(len(found)):
+        reply = post("/completion", prompt=row.ids[: row.n_prompt + at], **settings)
+        for token in reply["completion_probabilities"][0]["top_logprobs"]:
+            found[at, token["id"]] = token["logprob"]
+    return _narrowed(found, original.manifest) if has_codes else found
 
 
 def _narrowed(logits: torch.Tensor, manifest: Manifest) -> torch.Tensor:
@@ -224,6 +288,19 @@ def _narrowed(logits: torch.Tensor, manifest: Manifest) -> torch.Tensor:
     return logits.log_softmax(dim=-1)
 
 
-def _seen(row: Row, read: torch.Tensor, n_codes: int) -> Reference:
-    best = read.topk(min(TOP, n_codes or read.shape[1]), dim=-1)
-    return Reference(row, best.indices, best.values)
+def _load(draft: Path) -> tuple[Any, Any]:
+    transformers = import_transformers("Exporting a model")
+    folder, settings = draft, {}
+    if draft.is_file():
+        folder, settings = draft.parent, {"gguf_file": draft.name}
+    tokenizer = load_pretrained(transformers.AutoTokenizer, folder, **settings)
+    if draft.is_file() and hasattr(transformers, "GgufConfig"):  # or else matrices may stay packed
+        settings["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    model = load_pretrained(
+        transformers.AutoModelForCausalLM,
+        folder,
+        dtype=torch.float32,
+        attn_implementation=attention.register(),
+        **settings,
+    )
+    return model.eval(), tokenizer

@@ -110,23 +110,16 @@ def _prepare(path: Path, model: Model, header: dict[str, Any], wanted: set[str])
     values = {**header, "model": model.name, "n": len(wanted)}
     new = parse_record(RecordingHeader, values, where="header of the recording")
     rows: tuple[RecordedAnswer, ...] = ()
-    if path.exists() and path.stat().st_size:
-        _drop_partial_row(path)
+    content = path.read_bytes() if path.exists() else b""
+    if content:
+        if not content.endswith(b"\n") and b"\n" in content:  # the row that a killed run was writing
+            write_atomically(path, content[: content.rindex(b"\n") + 1])
         old, rows = read_recording(path)
         _check_same(path, old, new)
-        everything = wanted | {row.key for row in rows}
-        new = old.model_copy(update={"n": len(everything)})
-    lines = [_line({"recorded": new.model_dump(mode="json")})]
-    lines += [_line(row.model_dump()) for row in rows]
+        new = old.model_copy(update={"n": len(wanted | {row.key for row in rows})})
+    lines = [_line({"recorded": new.model_dump(mode="json")}), *(_line(row.model_dump()) for row in rows)]
     write_atomically(path, "".join(lines).encode())
     return {row.key for row in rows}
-
-
-def _drop_partial_row(path: Path) -> None:
-    """Remove what follows the last newline: the row that a killed run was writing."""
-    content = path.read_bytes()
-    if not content.endswith(b"\n") and b"\n" in content:
-        write_atomically(path, content[: content.rindex(b"\n") + 1])
 
 
 def _check_same(path: Path, old: RecordingHeader, new: RecordingHeader) -> None:

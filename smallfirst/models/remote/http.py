@@ -6,14 +6,12 @@ followed, cookies and `.netrc` are ignored, and a proxy named by the environment
 
 from __future__ import annotations
 
-import asyncio
 import json
 import ssl
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -21,8 +19,7 @@ import aiohttp
 import yarl
 
 from smallfirst.models.remote.config import is_loopback
-
-T = TypeVar("T")
+from smallfirst.sync import run_sync
 
 IDLE_TIMEOUT_S = 4.0
 """Connections idle for longer are not used again; servers such as uvicorn and Node close them after 5 s."""
@@ -164,46 +161,34 @@ class HttpResponse:
 
 
 class BlockingSession:
-    """An HttpSession for code without an event loop; its loop has a thread of its own, so it works in a notebook."""
+    """An HttpSession for code without an event loop, and for a notebook."""
 
     def __init__(self, open_session: Callable[[], HttpSession]) -> None:
-        self._loop = asyncio.new_event_loop()
-        # A daemon, so that a server that does not answer cannot delay the end of this process.
-        self._thread = threading.Thread(target=self._loop.run_forever, name="http", daemon=True)
-        self._thread.start()
-
         async def session() -> HttpSession:
             return open_session()
 
-        self._session = self._run(session())
+        self._session = run_sync(session())
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._run(self._session.aclose())
-        self._run(self._loop.shutdown_asyncgens())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        run_sync(self._session.aclose())
 
     def send(self, method: str, path: str, body: Any = None) -> HttpResponse:
-        content = None if body is None else json.dumps(body).encode()
-        return self._run(self._session.send(method, path, content))
+        return run_sync(self._session.send(method, path, None if body is None else json.dumps(body).encode()))
 
     def read(self, response: HttpResponse, *, max_bytes: int = MAX_BODY_BYTES) -> bytes:
-        return self._run(response.read(max_bytes=max_bytes))
+        return run_sync(response.read(max_bytes=max_bytes))
 
     def events(self, response: HttpResponse) -> Iterator[str]:
         events = response.events()
-        while (event := self._run(anext(events, None))) is not None:
+
+        async def following() -> str | None:
+            return await anext(events, None)
+
+        while (event := run_sync(following())) is not None:
             yield event
-
-    def _run(self, awaitable: Awaitable[T]) -> T:
-        async def result() -> T:
-            return await awaitable
-
-        return asyncio.run_coroutine_threadsafe(result(), self._loop).result()
 
 
 def error_text(error: Exception) -> str:

@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from smallfirst.models.usage import (
 from smallfirst.models.wrappers import CallableModel
 from smallfirst.pricing.charge import Charge, stated
 from smallfirst.pricing.prices import PriceBook
-from smallfirst.pricing.tokens import COST_HEADERS, Reported, TokenUsage, read_usage, tokens_of
+from smallfirst.pricing.tokens import COST_HEADERS, TokenUsage, read_usage, tokens_of
 
 __all__ = ["EndpointConfig", "EndpointModel", "open_session"]
 
@@ -97,52 +98,33 @@ class EndpointModel(CallableModel):
         return self.config.model
 
     async def complete(self, request: Request) -> Completion:
-        body = json.dumps(self._body(request)).encode()
-        async with self._client.slot() as (session, share):
-            answer = _new_answer(request, body)
-            with self._report(answer, request, share, n_unseen=request.max_tokens):
-                async with self._client.post(session, CHAT, body) as (response, attempt):
-                    answer.begun, answer.reported = True, _reported_in_head(response)
-                    async with asyncio.timeout(self.config.timeout_s):
-                        content = await response.read(max_bytes=max_response_bytes(request))
-                    self._parser.parse_body(content, answer)
-                return self._completion(answer, share, attempt)
+        async with self._asking(request, CHAT, self._body(request), n_unseen=request.max_tokens) as (answer, response):
+            async with asyncio.timeout(self.config.timeout_s):
+                content = await response.read(max_bytes=max_response_bytes(request))
+            self._parser.parse_body(content, answer)
+        return self._completion(answer)
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
         """Yield the answer piece by piece; never retry once a piece has come. Raise ModelError."""
-        streamed = {"stream": True, "stream_options": {"include_usage": True}}
-        body = json.dumps(self._body(request) | streamed).encode()
-        async with self._client.slot() as (session, share):
-            answer = _new_answer(request, body)
-            with self._report(answer, request, share):
-                async with self._client.post(session, CHAT, body) as (response, attempt):
-                    answer.begun, answer.reported = True, _reported_in_head(response)
-                    async for data in response.events(max_bytes=max_response_bytes(request, stream=True)):
-                        if (chunk := self._parser.parse_event(data, answer)) is not None:
-                            yield chunk
-                    if answer.finish_reason is None:
-                        raise self._parser.lost("it broke off (the stream ended early)", "the answer broke off")
-                completion = self._completion(answer, share, attempt)
-            yield Chunk(completion=completion)
+        body = self._body(request) | {"stream": True, "stream_options": {"include_usage": True}}
+        async with self._asking(request, CHAT, body) as (answer, response):
+            async for data in response.events(max_bytes=max_response_bytes(request, stream=True)):
+                if (chunk := self._parser.parse_event(data, answer)) is not None:
+                    yield chunk
+            if answer.finish_reason is None:
+                raise self._parser.lost("it broke off (the stream ended early)", "the answer broke off")
+        yield Chunk(completion=self._completion(answer))
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         if not texts:
             return Embeddings([], 0, 0.0)
-        fields = {"model": self.config.model, "input": list(texts), "encoding_format": "float"}
-        body = json.dumps(fields).encode()
-        async with self._client.slot() as (session, share):
-            request = Request.ask("\n".join(texts))
-            answer = _new_answer(request, body)
-            with self._report(answer, request, share):
-                async with self._client.post(session, "/embeddings", body) as (response, attempt):
-                    answer.begun, answer.reported = True, _reported_in_head(response)
-                    async with asyncio.timeout(self.config.timeout_s):
-                        content = await response.read(max_bytes=(1 + len(texts)) * MAX_VECTOR_BYTES)
-                    found = self._parser.parse_embeddings(content, len(texts), max_tokens=answer.max_prompt_tokens)
-                answer.reported = answer.reported.then(read_usage(found.model_dump(include={"usage"})))
-                charge = self._charge(answer, (time.perf_counter() - answer.started) * share)
-                attempt.cost_usd = charge.usd
-        vectors = [_normalized(item.embedding) for item in found.data]
+        body = {"model": self.config.model, "input": list(texts), "encoding_format": "float"}
+        async with self._asking(Request.ask("\n".join(texts)), "/embeddings", body) as (answer, response):
+            async with asyncio.timeout(self.config.timeout_s):
+                content = await response.read(max_bytes=(1 + len(texts)) * MAX_VECTOR_BYTES)
+            found = self._parser.parse_embeddings(content, len(texts), max_tokens=answer.max_prompt_tokens)
+            answer.reported = answer.reported.then(read_usage(found.model_dump(include={"usage"})))
+        vectors, charge = [_normalized(item.embedding) for item in found.data], answer.charge
         return Embeddings(vectors, charge.tokens.prompt_tokens, charge.usd or 0.0, (charge,))
 
     async def ready(self) -> None:
@@ -150,6 +132,27 @@ class EndpointModel(CallableModel):
 
     async def aclose(self) -> None:
         await self._client.aclose()
+
+    @asynccontextmanager
+    async def _asking(
+        self, request: Request, path: str, fields: dict[str, Any], *, n_unseen: int = 0
+    ) -> AsyncIterator[tuple[PartialAnswer, HttpResponse]]:
+        """Send the fields; yield an answer to be filled from the response, and price it at the end. Raise ModelError.
+
+        If it is cut off, the endpoint may have written `n_unseen` tokens unseen.
+        """
+        body = json.dumps(fields).encode()
+        async with self._client.slot() as (session, share):
+            # A token is at least one byte of what was sent.
+            answer = PartialAnswer(len(body) + MAX_HIDDEN_TOKENS, request.max_tokens + MAX_HIDDEN_TOKENS)
+            with self._report(answer, request, share, n_unseen):
+                async with self._client.post(session, path, body) as (response, attempt):
+                    answer.begun = True
+                    answer.reported = read_usage({}, {name: response.header(name) for name in COST_HEADERS})
+                    yield answer, response
+                answer.seconds = time.perf_counter() - answer.started
+                answer.charge = self._charge(answer, answer.seconds * share)
+                attempt.cost_usd = answer.charge.usd
 
     def _body(self, request: Request) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -166,22 +169,17 @@ class EndpointModel(CallableModel):
         }
         return {key: value for key, value in body.items() if value is not None}
 
-    def _completion(self, answer: PartialAnswer, share: float, attempt: Attempt) -> Completion:
-        seconds = time.perf_counter() - answer.started
-        charge = self._charge(answer, seconds * share)
-        attempt.cost_usd = charge.usd
+    def _completion(self, answer: PartialAnswer) -> Completion:
         return Completion(
             text=answer.text,
             answered_by=self.name,
-            latency_ms=seconds * 1000,
-            **paid(charge),
+            latency_ms=answer.seconds * 1000,
+            **paid(answer.charge),
             finish_reason="length" if answer.finish_reason == "length" else "stop",
             tokens=tuple(answer.tokens),
         )
 
-    def _report(self, answer: PartialAnswer, request: Request, share: float, *, n_unseen: int = 0) -> ReportUnfinished:
-        """Report an answer that is cut off, of which the endpoint may have written `n_unseen` tokens unseen."""
-
+    def _report(self, answer: PartialAnswer, request: Request, share: float, n_unseen: int) -> ReportUnfinished:
         def used(error: BaseException) -> Completion | None:
             if isinstance(error, ModelError) and not answer.begun:
                 # Nobody knows whether a lost answer has to be paid; any other error is a refusal.
@@ -221,18 +219,11 @@ class EndpointModel(CallableModel):
             return Charge(model=self.name, usd=None, basis="tokens", tokens=tokens, tier=tier, source=error.args[0])
 
 
-def _reported_in_head(response: HttpResponse) -> Reported:
-    return read_usage({}, {name: response.header(name) for name in COST_HEADERS})
-
-
-def _new_answer(request: Request, body: bytes) -> PartialAnswer:
-    # A token is at least one byte of what was sent.
-    return PartialAnswer(len(body) + MAX_HIDDEN_TOKENS, request.max_tokens + MAX_HIDDEN_TOKENS)
-
-
 def _response_format(wanted: ResponseFormat | None) -> dict[str, Any] | None:
-    if wanted is None or wanted.kind == "json_object":
-        return None if wanted is None else {"type": "json_object"}
+    if wanted is None:
+        return None
+    if wanted.kind == "json_object":
+        return {"type": "json_object"}
     schema = {"name": wanted.name or "answer", "schema": wanted.json_schema, "strict": wanted.strict}
     return {"type": "json_schema", "json_schema": schema}
 

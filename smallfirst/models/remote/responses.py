@@ -19,6 +19,7 @@ from pydantic import Field
 from smallfirst.errors import AnswerLost, BadAnswer, ModelError, RateLimited, Unauthorised, Unavailable
 from smallfirst.models.protocol import Chunk, Request, Token
 from smallfirst.models.remote.http import MAX_BODY_BYTES
+from smallfirst.pricing.charge import Charge
 from smallfirst.pricing.tokens import Reported, read_usage
 
 SHOWN_CHARACTERS = 300
@@ -126,6 +127,9 @@ class PartialAnswer:
     reported: Reported = field(default_factory=Reported)
     """What it says of its tokens and its cost."""
     tokens: list[Token] = field(default_factory=list)
+    seconds: float = 0.0
+    charge: Charge = field(init=False)
+    """The line of its bill, once it is complete."""
 
     @property
     def text(self) -> str:
