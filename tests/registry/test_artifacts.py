@@ -67,7 +67,7 @@ def test_a_registry_on_this_machine_needs_no_copy(tmp_path: Path, monkeypatch: p
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A bucket in an object store that speaks S3; skips where moto is not installed."""
-    server = pytest.importorskip("moto.server", reason="needs moto: pip install 'moto[s3,server]'")
+    server = pytest.importorskip("moto.server", reason="needs moto: pip install 'smallfirst[dev]'")
     boto3 = pytest.importorskip("boto3", reason="needs boto3: pip install 'smallfirst[s3]'")
     store = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     store.start()
