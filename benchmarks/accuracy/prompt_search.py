@@ -15,8 +15,8 @@ from pathlib import Path
 
 from benchmarks.paths import RESULTS, ROOT
 from smallfirst.data.dataset import sample_rows
-from smallfirst.improvement.prompt_search import PromptOptions, tune_prompt
 from smallfirst.improvement.prompt_search.asking import Asking
+from smallfirst.improvement.prompt_search.search import PromptOptions, tune_prompt
 from smallfirst.project.project import Project
 from smallfirst.project.prompt_file import Prompt
 from smallfirst.project.task_file import read_task_file

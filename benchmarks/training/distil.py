@@ -23,7 +23,8 @@ from benchmarks.accuracy.run import data_folder
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.sources.load import load_rows
 from smallfirst.evaluation.calibration import accuracy_and_temperature
-from smallfirst.improvement.labelling import LabelOptions, label
+from smallfirst.improvement.labelling.label import label
+from smallfirst.improvement.labelling.result import LabelOptions
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.label_model import LabelLogProbs

@@ -41,8 +41,8 @@ def label(task_yaml: Path, rows: Path, as_json: bool, **settings: Any) -> None:
     `smallfirst score` does; then nothing tells how accurate the labels are. ROWS may be a folder that `smallfirst score
     --keep text` wrote: its answers are the labels.
     """
-    from smallfirst.improvement.labelling import LabelOptions
-    from smallfirst.improvement.labelling import label as label_stage
+    from smallfirst.improvement.labelling.label import label as label_stage
+    from smallfirst.improvement.labelling.result import LabelOptions
     from smallfirst.improvement.labelling.scored import is_bulk, is_scored, label_in_bulk, label_scored
     from smallfirst.records import parse_record
 
@@ -88,7 +88,7 @@ def harvest(task_yaml: Path, out: Path, since: str | None, as_json: bool) -> Non
 
     Only those that somebody judged, or that the large model gave.
     """
-    from smallfirst.improvement.harvest import harvest as harvest_stage
+    from smallfirst.improvement.harvest.harvest import harvest as harvest_stage
 
     found = harvest_stage(load_project(task_yaml), out=out, since=_moment(since) if since else None)
     show(found, as_json)
@@ -110,7 +110,7 @@ def challenge(task_yaml: Path, rows: Path, only_propose: bool, resume: bool, as_
     champion on the same test rows, or at most 0.01 less accurate while more of the requests stay small; each challenge
     of a champion has to show more than the one before. Exit code 3 if the gate said no.
     """
-    from smallfirst.improvement.challenge import challenge as challenge_stage
+    from smallfirst.improvement.challenge.challenge import challenge as challenge_stage
     from smallfirst.improvement.challenge.challenge import proposal_of
 
     project = load_project(task_yaml)

@@ -129,8 +129,8 @@ def tune_prompt(task_yaml: Path, as_json: bool, **settings: Any) -> None:
     First how many solved rows it is shown, then what it is told, by GEPA. Prompts are compared on selection rows, never
     on test rows. Called again after an interruption it goes on with the answers it has.
     """
-    from smallfirst.improvement.prompt_search import PromptOptions
-    from smallfirst.improvement.prompt_search import tune_prompt as tune_stage
+    from smallfirst.improvement.prompt_search.search import PromptOptions
+    from smallfirst.improvement.prompt_search.search import tune_prompt as tune_stage
     from smallfirst.records import parse_record
 
     project = load_project(task_yaml)

@@ -26,7 +26,8 @@ from smallfirst.gateway.takeover.live_task import LEARNT
 from smallfirst.gateway.takeover.mending import mended
 from smallfirst.gateway.takeover.takeovers import TakeOver, TakeOvers
 from smallfirst.gateway.teachers import settings_near, with_terms_now
-from smallfirst.improvement.harvest import harvest, open_ledger
+from smallfirst.improvement.harvest.evidence import open_ledger
+from smallfirst.improvement.harvest.harvest import harvest
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded.replay import RecordedAnswer, RecordingHeader, request_key

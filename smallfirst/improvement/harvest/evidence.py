@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from smallfirst.data.dataset import fold_text
+from smallfirst.data.redaction import redact
 from smallfirst.errors import ConfigError
+from smallfirst.evaluation.self_agreement import answer_matcher
 from smallfirst.paths import ledger_place
 from smallfirst.serving.ledger.ledger import Ledger, open_existing
 from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow, standing
+from smallfirst.tasks.task import Task
 
 Source = Literal["feedback", "confirmed", "audit", "large", "suspect", "user"]
 TRUST: dict[Source, int] = {"feedback": 0, "confirmed": 1, "audit": 2, "large": 3, "suspect": 3, "user": 4}
@@ -33,10 +37,27 @@ class Evidence(NamedTuple):
     response_id: str
     at: datetime
     text: str
-    """The last user message."""
+    """The last user message, redacted."""
     said: str
     source: Source
     against: bool = False
+    """True if it calls the answer wrong."""
+    redacted: Mapping[str, int] = {}
+    """Items taken out of the text, by kind."""
+    answer: str = ""
+    """The answer in canonical form, once the task has parsed it."""
+
+    @property
+    def trust(self) -> int:
+        return TRUST[self.source]
+
+    @property
+    def by_judge(self) -> bool:
+        return self.trust <= BY_JUDGES
+
+    @property
+    def by_user(self) -> bool:
+        return self.source == "user"
 
 
 class CollectedEvidence(NamedTuple):
@@ -93,7 +114,7 @@ def last_user_message(row: LedgerRow) -> str:
 
 
 _Word = tuple[Source, str | None, bool]
-"""Source, answer (None if it was not stored), and whether it was judged wrong."""
+"""Source, answer (None if it was not stored), and whether it calls that wrong."""
 
 
 def _rows(
@@ -140,7 +161,62 @@ def _why_not(row: LedgerRow, words: Sequence[_Word], audits: Sequence[AuditRow])
 
 
 def _with_texts(row: LedgerRow, words: Sequence[_Word]) -> Iterator[Evidence]:
-    text = last_user_message(row)
+    text, redacted = redact(last_user_message(row))
     for source, said, against in words:
         if said and text.strip():
-            yield Evidence(row.id, row.at, text, said, source, against)
+            yield Evidence(row.id, row.at, text, said, source, against, redacted)
+
+
+class Resolution(NamedTuple):
+    """The outcome of all evidence on one text."""
+
+    votes: tuple[Evidence, ...]
+    """Evidence that gives an answer, the most trusted and then the latest first."""
+    reason: str
+    """Why there is no row; empty if the first of `votes` becomes one."""
+
+    @property
+    def response_ids(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(vote.response_id for vote in self.votes))
+
+
+def parse_evidence(voices: Sequence[Evidence], task: Task) -> tuple[list[Evidence], list[Evidence]]:
+    """Parse the evidence; return what the task can parse, and what it cannot."""
+    votes, unread = [], []
+    for voice in voices:
+        answer = task.parse(voice.said)
+        if answer is not None:
+            votes.append(voice._replace(answer=answer))
+        elif not voice.against:
+            unread.append(voice)
+    return votes, unread
+
+
+def resolve(votes: Sequence[Evidence], task: Task) -> Iterator[Resolution]:
+    """Yield the resolution of each text that has an answer, in the order in which the texts were first asked."""
+    by_text: dict[str, list[Evidence]] = defaultdict(list)
+    for vote in votes:
+        by_text[fold_text(vote.text)].append(vote)
+    for group in by_text.values():
+        if any(not vote.against for vote in group):
+            yield _settled(group, task)
+
+
+def _settled(group: Sequence[Evidence], task: Task) -> Resolution:
+    wrong = {vote.answer for vote in group if vote.against and not vote.by_user}
+    given = [vote for vote in group if not vote.against]
+    given.sort(key=lambda vote: (vote.trust, -vote.at.timestamp()))
+    if any(vote.by_judge and vote.answer in wrong for vote in given):
+        return Resolution(tuple(given), "disputed")
+    left = [vote for vote in given if vote.answer not in wrong]
+    if not left:
+        return Resolution(tuple(given), "told_wrong")
+    best, same = left[0], answer_matcher(task)
+    votes = tuple(left + [v for v in given if v not in left])
+    if best.by_user:
+        return Resolution(votes, "users_only")
+    agreed = all(
+        same(best.answer, v.answer) for v in left if v.trust == best.trust or (v.by_user and not best.by_judge)
+    )
+    doubted = not best.by_judge and any(v.against and v.by_user and v.answer == best.answer for v in group)
+    return Resolution(votes, "" if agreed and not doubted else "disputed")

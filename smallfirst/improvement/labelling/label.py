@@ -1,45 +1,54 @@
-"""The labelling stage: check what costs nothing, estimate the cost, ask under the cap, write rows and a record."""
+"""The labelling stage: check what costs nothing, estimate the cost, ask under the cap, write rows and a record.
+
+Rows that measure the teacher are asked first, so that labels have an accuracy if the cap ends a run.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
 import smallfirst
-from smallfirst.data.dataset import Example
-from smallfirst.errors import ConfigError, DataError, ModelError
+from smallfirst.data.dataset import Dataset, Example, fold_text, sample_rows
+from smallfirst.data.quality.leaks import find_leaks
+from smallfirst.data.sources.load import load_rows
+from smallfirst.errors import ConfigError, DataError, ModelError, Problem
 from smallfirst.evaluation.self_agreement import (
     TeacherAgreement,
+    TeacherAnswer,
     agreement_with_itself,
     agreement_with_people,
     answer_matcher,
     majority_vote,
 )
-from smallfirst.files import write_atomically
-from smallfirst.improvement.labelling.answer_log import AnswerLog, LabelRequest
-from smallfirst.improvement.labelling.options import LabelOptions
-from smallfirst.improvement.labelling.plan import LabelPlan
-from smallfirst.improvement.labelling.requests import LabelRequests
+from smallfirst.improvement.labelling.answer_log import AnswerLog, LabelRequest, LabelRequests
 from smallfirst.improvement.labelling.result import (
     CostEstimate,
+    LabelCounts,
     LabellingResult,
+    LabelOptions,
     LabelOutcome,
     by_answer,
-    count_outcomes,
     training_file,
 )
 from smallfirst.improvement.labelling.teacher import Teacher, large_model_teacher, local_teacher
+from smallfirst.improvement.labelling.unlabelled import FilterCounts, filter_texts, read_texts
+from smallfirst.improvement.rows_file import refuse_to_overwrite, write_rows
 from smallfirst.models.recorded.replay import read_recording
 from smallfirst.models.recorded.spending_cap import SpendingCap
 from smallfirst.paths import home
 from smallfirst.progress import Progress
 from smallfirst.project.expenses import note_expense
 from smallfirst.project.project import Project
+from smallfirst.project.rows import with_canonical_answers
 from smallfirst.project.task_file import TaskFile
 from smallfirst.records import fingerprint
+from smallfirst.tasks.task import Task
 
 _USUAL = LabelOptions()
 
@@ -59,16 +68,99 @@ def label(
     if the model fails, after which another run asks only what is missing.
     """
     project = Project.read(file, progress)
-    _refuse_to_overwrite(project, texts, options)
-    teacher = teacher or _named(project, options)
+    earlier = LabellingResult.load(options.record_path) if options.record_path.exists() else None
+    refuse_to_overwrite(project, options.out, earlier, inputs=(texts, options.gold))
+    if teacher is None and options.teacher is not None:
+        teacher = local_teacher(options.teacher, file, project.task)
+    teacher = teacher or large_model_teacher(file, project.task, project.rows.train)
     plan = LabelPlan(project, texts, options, teacher.prompt_fingerprint)
     project.progress.log(plan.filtered.in_words)
     if not plan.left.examples:
         raise DataError(f"{texts}: {plan.filtered.in_words}", hint="give rows that the task does not have yet")
-    with AnswerLog.open(home() / "labels" / file.name / f"{teacher.prompt_fingerprint}.jsonl", _about(teacher)) as log:
+    about = {
+        "teacher": teacher.model.name,
+        "fingerprint": teacher.prompt_fingerprint,
+        "prompt": [message.model_dump() for message in teacher.prompt],
+        "begun": datetime.now(UTC).date().isoformat(),
+        "smallfirst": smallfirst.__version__,
+    }
+    with AnswerLog.open(home() / "labels" / file.name / f"{teacher.prompt_fingerprint}.jsonl", about) as log:
         run = _Run(project, plan, options, teacher, log)
         asyncio.run(run.ask())
-        return _written(run.labelled(texts), run)
+        outcomes = [run.outcome(example) for example in plan.left.examples]
+        content = training_file(outcomes, file.data.columns, teacher.model.name)
+        return write_rows(options.out, content, run.result(texts, outcomes), options.record_path)
+
+
+class LabelPlan:
+    """The rows of one labelling and their requests."""
+
+    def __init__(self, project: Project, texts: Path, options: LabelOptions, prompt_fingerprint: str) -> None:
+        """Read the rows. Raise DataError for bad rows, rows with answers, or `gold` rows that certify or measure."""
+        shape = project.rows.train.examples[0].shape
+        read = read_texts(texts, shape, project.file.data.columns)
+        people = project.rows.selection if options.gold is None else _read_gold(project, options.gold)
+        self.left: Dataset
+        self.filtered: FilterCounts
+        self.left, self.filtered = filter_texts(read, project.rows, people)
+        self.texts_fingerprint = read.content_fingerprint
+        self.check = sample_rows(people, options.check_rows)
+        self.checked_on = "selection rows" if options.gold is None else f"rows of {options.gold.name}"
+        self.samples, self.prompt_fingerprint, self.task = options.samples, prompt_fingerprint, project.task
+        self.again = self.left if options.samples > 1 else sample_rows(self.left, options.again_rows)
+
+    @cached_property
+    def requests(self) -> dict[LabelRequest, str]:
+        """Every request with its text, in order."""
+        found = self._of(self.check.examples, self.samples)
+        found |= self._of(self.again.examples, max(2, self.samples))
+        return found | self._of(self.left.examples, self.samples)
+
+    def request(self, example: Example, draw: int) -> LabelRequest:
+        return LabelRequest(fingerprint([self.prompt_fingerprint, example.text]), draw)
+
+    def draws(self, example: Example, n: int, log: AnswerLog) -> list[TeacherAnswer] | None:
+        """Return the row's first `n` answers as the task parses them; None if some are missing."""
+        response = [log.answers.get(self.request(example, i)) for i in range(n)]
+        there = [s for s in response if s is not None]
+        if len(there) < n:
+            return None
+        return [
+            TeacherAnswer(_answer(self.task, s.answer, cut=s.finish_reason == "length"), s.confidence) for s in there
+        ]
+
+    def _of(self, examples: Iterable[Example], n: int) -> dict[LabelRequest, str]:
+        return {self.request(example, draw): example.text for example in examples for draw in range(n)}
+
+
+def _answer(task: Task, response: str, *, cut: bool) -> str | None:
+    """Parse an answer. Open text that was cut off is no answer; a label or complete JSON before the cut is one."""
+    if cut and not task.closed and task.answer_schema() is None:
+        return None
+    return task.parse(response)
+
+
+def _read_gold(project: Project, path: Path) -> Dataset:
+    """Read rows answered by people, in canonical form, without those that the teacher may see in its prompt.
+
+    Raise DataError for rows that do not fit, rows that certify or measure, or if none is left.
+    """
+    labels = project.task.closed or None
+    rows = load_rows(path, columns=project.file.data.columns, labels=labels)
+    rows = with_canonical_answers(project.rows.model_copy(update={"selection": rows}), project.task).selection
+    kept = [part for part in project.rows.held_out if part is not project.rows.selection]
+    leaks = find_leaks(Dataset(name="kept", examples=tuple(e for part in kept for e in part.examples)), rows)
+    if seen := {leak.key for leak in (*leaks.exact, *leaks.folded)}:
+        raise DataError(
+            f"{path}: {len(seen):,} rows are test, calibration or open-ended rows, on which nothing is chosen",
+            [Problem(str(path), e.line, "is also a test or calibration row") for e in rows.examples if e.key in seen],
+            hint="have other rows answered by people, or leave out gold to use the selection rows",
+        )
+    shown = {fold_text(e.asked) for e in project.rows.train.examples}
+    left = tuple(e for e in rows.examples if fold_text(e.asked) not in shown)
+    if not left:
+        raise DataError(f"{path}: all its rows are training rows, which the teacher may see as examples")
+    return rows.subset(path.name, left)
 
 
 class _Run:
@@ -106,12 +198,8 @@ class _Run:
         what = f"{len(self.log.answers):,} answers"
         note_expense(self.project.file.name, "labelling", self.log.path.stem, total_usd, what=what)
 
-    @property
-    def outcomes(self) -> list[LabelOutcome]:
-        return [self._outcome(example) for example in self.plan.left.examples]
-
-    def labelled(self, texts: Path) -> LabellingResult:
-        outcomes, requests = self.outcomes, self.plan.requests
+    def result(self, texts: Path, outcomes: list[LabelOutcome]) -> LabellingResult:
+        requests = self.plan.requests
         paid_usd = self.log.paid_usd(requests)
         return LabellingResult(
             task=self.project.task.name,
@@ -123,7 +211,7 @@ class _Run:
             texts_fingerprint=self.plan.texts_fingerprint,
             options=self.options,
             filtered=self.plan.filtered,
-            counts=count_outcomes(outcomes),
+            counts=LabelCounts(**Counter(f"n_{outcome.fate}" for outcome in outcomes)),
             by_answer=by_answer(outcomes) if self.project.task.closed else {},
             trust=self._trust(),
             price=self.price,
@@ -202,7 +290,7 @@ class _Run:
                 hint=f"raise it to at least --cap-usd {_rounded_up(lost_usd + self.sender.refused_usd)}",
             )
 
-    def _outcome(self, example: Example) -> LabelOutcome:
+    def outcome(self, example: Example) -> LabelOutcome:
         draws = self.plan.draws(example, self.options.samples, self.log)
         requests = [self.plan.request(example, i) for i in range(self.options.samples)]
         if draws is None:
@@ -236,51 +324,6 @@ class _Run:
             f"stopped at the cap of ${self.options.cap_usd:g} (earlier runs count): {n_left:,} answers are missing; "
             f"to go on run again with --cap-usd {_rounded_up(more_usd)}, nothing is paid twice"
         )
-
-
-def _named(project: Project, options: LabelOptions) -> Teacher:
-    if options.teacher is not None:
-        return local_teacher(options.teacher, project.file, project.task)
-    return large_model_teacher(project.file, project.task, project.rows.train)
-
-
-def _about(teacher: Teacher) -> dict[str, object]:
-    return {
-        "teacher": teacher.model.name,
-        "fingerprint": teacher.prompt_fingerprint,
-        "prompt": [message.model_dump() for message in teacher.prompt],
-        "begun": datetime.now(UTC).date().isoformat(),
-        "smallfirst": smallfirst.__version__,
-    }
-
-
-def _refuse_to_overwrite(project: Project, texts: Path, options: LabelOptions) -> None:
-    """Raise ConfigError if the output would take the place of a file that is not an earlier, untouched output."""
-    data, out = project.file.data, options.out
-    own = [data.train, data.validation, data.test, data.open_ended, data.relabels]
-    inputs: Sequence[Path | None] = [texts, options.gold, *(path and project.file.path(path) for path in own)]
-    if out.resolve() in {path.resolve() for path in inputs if path is not None}:
-        raise ConfigError(
-            f"{out} is an input, so it cannot be the output", hint="name another file: --out labelled.jsonl"
-        )
-    if out.suffix != ".jsonl":
-        raise ConfigError(f"{out}: labelled rows are JSON Lines", hint=f"name it --out {out.with_suffix('.jsonl')}")
-    if not out.exists():
-        return
-    written = LabellingResult.load(options.record_path).written if options.record_path.exists() else None
-    if written != fingerprint(out.read_text(encoding="utf-8")):
-        raise ConfigError(
-            f"{out} exists and was changed since an earlier labelling wrote it",
-            hint="name another file, or move this one away; answers are kept, so nothing is paid twice",
-        )
-
-
-def _written(labelled: LabellingResult, run: _Run) -> LabellingResult:
-    content = training_file(run.outcomes, run.project.file.data.columns, labelled.teacher)
-    labelled = labelled.model_copy(update={"written": fingerprint(content)})
-    write_atomically(run.options.out, content.encode())
-    labelled.save(run.options.record_path)
-    return labelled
 
 
 def _rounded_up(usd: float) -> str:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+import pydantic
 
 from smallfirst.data.dataset import Example
 from smallfirst.data.row_formats import Columns, to_row
 from smallfirst.evaluation.self_agreement import MajorityVote, TeacherAgreement
-from smallfirst.improvement.labelling.options import LabelOptions
 from smallfirst.improvement.labelling.unlabelled import FilterCounts
+from smallfirst.improvement.rows_file import RowsRecord
 from smallfirst.records import Record
 
 LabelStatus = Literal["kept", "unsure", "unparseable", "failed", "unasked"]
@@ -56,7 +59,7 @@ class LabelCounts(Record):
     """Rows not asked often enough before the cap was reached."""
 
 
-class LabellingResult(Record):
+class LabellingResult(RowsRecord):
     """The record of a labelling: teacher, rows, cost, and how accurate the teacher is."""
 
     task: str
@@ -84,7 +87,6 @@ class LabellingResult(Record):
     """Most that may have been paid, over all runs, for requests without an answer; counts against the cap."""
     go_on: str = ""
     """Why it stopped early and how to continue; empty if it finished."""
-    written: str = ""
 
     @property
     def in_words(self) -> list[str]:
@@ -109,11 +111,6 @@ class LabelOutcome(NamedTuple):
     on: str
 
 
-def count_outcomes(outcomes: Sequence[LabelOutcome]) -> LabelCounts:
-    """Count the rows by status."""
-    return LabelCounts(**{f"n_{fate}": n for fate, n in Counter(outcome.fate for outcome in outcomes).items()})
-
-
 def by_answer(outcomes: Sequence[LabelOutcome]) -> dict[str, int]:
     """Count the training rows by answer, most frequent first."""
     kept = Counter(o.vote.answer or "" for o in outcomes if o.fate == "kept" and o.vote is not None)
@@ -135,3 +132,32 @@ def _row(outcome: LabelOutcome, vote: MajorityVote, columns: Columns, teacher: s
     row = {getattr(columns, field): value for field, value in to_row(answered).items()}
     source = {"teacher": teacher, "confidence": vote.confidence, "agreement": vote.agreement, "labelled_on": outcome.on}
     return row | {key: value for key, value in source.items() if key not in row}
+
+
+class LabelOptions(Record):
+    """How rows are labelled."""
+
+    teacher: Path | None = None
+    """Folder of a model of this task that labels; None: the large model of the task file."""
+    out: Path = Path("labelled.jsonl")
+    """File of the training rows; the record is written beside it as `<name>.labels.json`."""
+    cap_usd: float | None = pydantic.Field(default=None, gt=0, allow_inf_nan=False)
+    """Most that the answers to these rows may cost in all, in USD, those of earlier runs included. None: no limit."""
+    yes: bool = False
+    """Accept the estimated cost; not needed with a cap, or if labelling costs nothing."""
+    min_confidence: float = pydantic.Field(default=0.0, ge=0, le=1)
+    """Least confidence of an answer that becomes a training row, in [0, 1]; 0 keeps every answer."""
+    samples: int = pydantic.Field(default=1, ge=1, le=25)
+    """How often each row is asked: once at temperature 0, then with sampling. From 2 on, agreement is known."""
+    probe_calls: int = pydantic.Field(default=5, ge=1, le=100)
+    """Answers to pay for the estimate if there are no earlier ones; they are used."""
+    gold: Path | None = None
+    """Rows answered by people, to measure the teacher on; None for the selection rows of the task."""
+    check_rows: int = pydantic.Field(default=50, ge=0)
+    """Most of these rows to ask."""
+    again_rows: int = pydantic.Field(default=50, ge=0)
+    """With `samples` 1: rows to ask twice, to measure the teacher's agreement with itself."""
+
+    @property
+    def record_path(self) -> Path:
+        return self.out.with_name(f"{self.out.stem}.labels.json")

@@ -18,8 +18,7 @@ from smallfirst.data.dataset import Dataset, Example, Message, fold_text
 from smallfirst.data.sources.parquet import import_pyarrow
 from smallfirst.errors import ConfigError, DataError, SpendingLimitReached
 from smallfirst.evaluation.self_agreement import MajorityVote
-from smallfirst.improvement.labelling.options import LabelOptions
-from smallfirst.improvement.labelling.result import LabelOutcome, training_file
+from smallfirst.improvement.labelling.result import LabelOptions, LabelOutcome, training_file
 from smallfirst.improvement.labelling.unlabelled import FilterCounts, filter_texts
 from smallfirst.paths import home
 from smallfirst.project.expenses import note_expense

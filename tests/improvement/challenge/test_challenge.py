@@ -14,9 +14,15 @@ from scipy import stats
 from smallfirst.errors import ConfigError, DataError, RegistryError, StageMissing
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.gate import Gate
-from smallfirst.improvement.challenge import CHALLENGER, ChallengeResult, ChampionComparison, challenge, propose
-from smallfirst.improvement.challenge.challenge import COMPARISON_LOG, RESULT, proposal_of
-from smallfirst.improvement.challenge.comparison import compare_to_champion
+from smallfirst.improvement.challenge.challenge import (
+    COMPARISON_LOG,
+    RESULT,
+    ChallengeResult,
+    challenge,
+    proposal_of,
+    propose,
+)
+from smallfirst.improvement.challenge.comparison import ChampionComparison, compare_to_champion
 from smallfirst.paths import home
 from smallfirst.pipeline import run as pipeline
 from smallfirst.progress import Progress
@@ -24,6 +30,7 @@ from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import read_task_file
 from smallfirst.registry import versions
+from smallfirst.routing.policies.policy import CHALLENGER
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import LedgerRow, StateRow
 from smallfirst.stats.intervals import wilson

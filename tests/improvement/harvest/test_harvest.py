@@ -11,8 +11,7 @@ import pytest
 
 from smallfirst.data.sources.load import load_rows
 from smallfirst.errors import ConfigError, DataError
-from smallfirst.improvement.harvest import HarvestResult, harvest
-from smallfirst.improvement.harvest.harvest import record_path
+from smallfirst.improvement.harvest.harvest import HarvestResult, harvest, record_path
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.rows import with_harvested
@@ -315,9 +314,9 @@ def test_a_file_that_is_not_its_own_is_never_overwritten(project: Project, book:
     assert HarvestResult.load(record_path(out)) == first
     assert harvest(project, out=out, ledger=book.path).written == first.written
     out.write_text(out.read_text().replace("lost_pin", "card_arrival"))
-    with pytest.raises(ConfigError, match="was changed since an earlier harvest wrote it"):
+    with pytest.raises(ConfigError, match="was changed since an earlier run wrote it"):
         harvest(project, out=out, ledger=book.path)
-    with pytest.raises(ConfigError, match="is an input of the task"):
+    with pytest.raises(ConfigError, match="is an input, so it cannot be the output"):
         harvest(project, out=tmp_path / "train.jsonl", ledger=book.path)
     with pytest.raises(ConfigError, match=r"no such ledger(?s:.*)--ledger"):
         harvest(project, out=tmp_path / "other.jsonl", ledger=tmp_path / "none.db")

@@ -18,10 +18,10 @@ from fixtures.server import WholeModel
 
 from smallfirst.data.sources.load import load_rows
 from smallfirst.errors import BadAnswer, ConfigError, DataError, RateLimited, Unavailable
-from smallfirst.improvement.labelling import LabellingResult, LabelOptions, Teacher, label, large_model_teacher
-from smallfirst.improvement.labelling.answer_log import AnswerLog, LabelRequest
-from smallfirst.improvement.labelling.requests import MAX_BAD_IN_A_ROW
-from smallfirst.improvement.labelling.teacher import local_teacher
+from smallfirst.improvement.labelling.answer_log import MAX_BAD_IN_A_ROW, AnswerLog, LabelRequest
+from smallfirst.improvement.labelling.label import label
+from smallfirst.improvement.labelling.result import LabellingResult, LabelOptions
+from smallfirst.improvement.labelling.teacher import Teacher, large_model_teacher, local_teacher
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Completion, Request
@@ -716,17 +716,17 @@ def test_no_file_of_the_user_is_overwritten(tmp_path: Path) -> None:
     for name in ("rows.jsonl", "train.jsonl", "test.jsonl"):
         with pytest.raises(ConfigError, match="is an input, so it cannot be the output"):
             run(tmp_path, Oracle(), out=tmp_path / name)
-    with pytest.raises(ConfigError, match="labelled rows are JSON Lines"):
+    with pytest.raises(ConfigError, match="rows are written as JSON Lines"):
         run(tmp_path, Oracle(), out=tmp_path / "labelled.csv")
     (tmp_path / "labelled.jsonl").write_text("mine\n")
-    with pytest.raises(ConfigError, match="was changed since an earlier labelling wrote it"):
+    with pytest.raises(ConfigError, match="was changed since an earlier run wrote it"):
         run(tmp_path, Oracle())
     (tmp_path / "labelled.jsonl").unlink()
     run(tmp_path, Oracle())
     run(tmp_path, Oracle())  # its own output may be written anew
     mended = (tmp_path / "labelled.jsonl").read_text().replace('"card"', '"fee"')
     (tmp_path / "labelled.jsonl").write_text(mended)
-    with pytest.raises(ConfigError, match="was changed since an earlier labelling wrote it"):
+    with pytest.raises(ConfigError, match="was changed since an earlier run wrote it"):
         run(tmp_path, Oracle())
 
 

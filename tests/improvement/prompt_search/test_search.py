@@ -12,8 +12,8 @@ from fixtures.endpoints import Large, large_server
 from fixtures.expenses import spent_once
 
 from smallfirst.errors import BadAnswer, ConfigError, SpendingLimitReached
-from smallfirst.improvement.prompt_search import PromptOptions, PromptSearchResult, tune_prompt
 from smallfirst.improvement.prompt_search.asking import BudgetSpent
+from smallfirst.improvement.prompt_search.search import PromptOptions, PromptSearchResult, tune_prompt
 from smallfirst.pipeline.large_model import answers_so_far
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
