@@ -18,13 +18,15 @@ from datetime import datetime
 
 from smallfirst import Dataset, TrainConfig
 from smallfirst.errors import ConfigError, DataError, did_you_mean
-from smallfirst.interfaces.databricks.exceptions import DatabricksModelTrainingRequestError, ValidationError
-from smallfirst.interfaces.databricks.object_list import ObjectList, PagedList
 from smallfirst.interfaces.databricks.training_run import (
     RUN_COLUMNS,
+    DatabricksModelTrainingRequestError,
+    ObjectList,
+    PagedList,
     RunStatus,
     TrainingEvent,
     TrainingRun,
+    ValidationError,
     find_job,
     run_name,
     training_events,

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, fie
 
 from smallfirst import TrainConfig
 from smallfirst.errors import ConfigError, SmallfirstError
-from smallfirst.interfaces.databricks.exceptions import ValidationError
+from smallfirst.interfaces.databricks.training_run import ValidationError
 from smallfirst.jobs.base_models import context_length, weights_folder
 from smallfirst.jobs.job_folder import JobSpec, new_job_name, parse_duration, user_name, utc_now
 from smallfirst.records import Record, parse_record

@@ -20,11 +20,7 @@ from smallfirst.interfaces.mlflow_deployments.config_rules import (
     secret_violations,
     without_value,
 )
-from smallfirst.interfaces.mlflow_deployments.config_schema import (
-    IGNORED_BODY_FIELDS,
-    IGNORED_ENTITY_FIELDS,
-    EndpointBody,
-)
+from smallfirst.interfaces.mlflow_deployments.config_schema import EndpointBody, notes
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.records import parse_record
 
@@ -82,14 +78,19 @@ def _normalize(name: str | None, config: Mapping[str, Any]) -> dict[str, Any]:
     core |= {field: body.pop(field) for field in _CORE_FIELDS if field in body}
     if name is not None and body.setdefault("name", name) != name:
         raise ConfigError(f'two names: "{name}" and "{body["name"]}" in the config', hint="give one of them")
-    blocks = [*_pop(body, ("smallfirst", "routing")), *_pop(core, ("smallfirst", "routing"))]
+    blocks = [part.pop(key) for part in (body, core) for key in ("smallfirst", "routing") if key in part]
     if len(blocks) > 1:
         raise ConfigError("the config has more than one block `smallfirst` or `routing`", hint="put all in one")
     if "served_models" in core:
         core["served_entities"] = [*(core.get("served_entities") or ()), *(core.pop("served_models") or ())]
     entities = core.get("served_entities")
     if isinstance(entities, list | tuple):
-        core["served_entities"] = [_with_new_fields(one) for one in entities]
+        core["served_entities"] = [
+            {_RENAMED_FIELDS.get(field, field): value for field, value in one.items()}
+            if isinstance(one, Mapping)
+            else one
+            for one in entities
+        ]
     return {**body, **({"config": core} if core else {}), **({"smallfirst": blocks[0]} if blocks else {})}
 
 
@@ -103,16 +104,6 @@ def _merge(before: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(own, Mapping) and isinstance(previous, Mapping):
         merged["smallfirst"] = {**{key: previous[key] for key in ("server", "prices") if key in previous}, **own}
     return {**before, **new, **{key: value for key, value in merged.items() if value}}
-
-
-def _pop(values: dict[str, Any], fields: tuple[str, ...]) -> list[Any]:
-    return [values.pop(field) for field in fields if field in values]
-
-
-def _with_new_fields(entity: Any) -> Any:
-    if not isinstance(entity, Mapping):
-        return entity
-    return {_RENAMED_FIELDS.get(field, field): value for field, value in entity.items()}
 
 
 def _plan(body: EndpointBody) -> EndpointPlan:
@@ -164,15 +155,11 @@ def _storable(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def _notes(body: EndpointBody) -> Iterator[str]:
     for entity in body.config.served_entities:
-        for field, why in IGNORED_ENTITY_FIELDS.items():
-            if getattr(entity, field) is not None:
-                yield f"{entity_name(entity)}: {field} has no effect: {why}"
+        yield from (f"{entity_name(entity)}: {note}" for note in notes(entity))
         variable = external_endpoint(entity.external_model).api_key_env if entity.external_model else NO_KEY
         if variable != NO_KEY:
             yield f"{entity_name(entity)}: its key is read from the environment variable {variable}"
-    for field, why in IGNORED_BODY_FIELDS.items():
-        if getattr(body, field):
-            yield f"{field} has no effect: {why}"
+    yield from notes(body)
     capture = body.config.auto_capture_config
     if capture and capture.enabled:
         yield "auto_capture_config: questions and answers are stored in the ledger, not in a table of a catalogue"

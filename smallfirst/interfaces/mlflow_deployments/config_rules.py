@@ -23,14 +23,8 @@ _CONFIG_FIELDS = {
     "custom": "custom_provider_config",
 }
 _OTHER_APIS = {"ai21labs", "amazon-bedrock", "anthropic", "cohere", "google-cloud-vertex-ai", "palm"}
-_AZURE_FIELDS = (
-    "openai_api_version",
-    "openai_deployment_name",
-    "microsoft_entra_client_id",
-    "microsoft_entra_client_secret",
-    "microsoft_entra_client_secret_plaintext",
-    "microsoft_entra_tenant_id",
-)
+_AZURE = ("openai_api_version", "openai_deployment_name", "microsoft_entra_")
+"""Beginnings of Azure's fields."""
 NO_KEY = "SMALLFIRST_NO_KEY"
 """Environment variable, never set, that stands for "no key"."""
 _SECRET_FIELD = re.compile(r"token$|api_?key|secret|passw|private_key|credential", re.IGNORECASE)
@@ -182,7 +176,7 @@ def _external_rules(model: ExternalModel, path: str) -> Iterator[str]:
         if address.api_key_env == NO_KEY and not address.is_loopback:
             yield f'{path}: {address.base_url} needs a key: "{{{{secrets/scope/key}}}}"'
     openai, custom = model.openai_config, model.custom_provider_config
-    if openai and (openai.openai_api_type != "openai" or any(getattr(openai, field) for field in _AZURE_FIELDS)):
+    if openai and (openai.openai_api_type != "openai" or any(f.startswith(_AZURE) for f in openai.model_fields_set)):
         what = "Azure's addresses and keys are not supported; give its /openai/v1 address as openai_api_base"
         yield f"{path}.openai_config: {what}"
     if custom and custom.api_key_auth is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -9,6 +10,18 @@ from pydantic import Field, field_validator
 from smallfirst import ServeSettings, SignedOverride
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.records import Record
+
+
+def _without_effect(why: str) -> Any:
+    """Return a field that is accepted and changes nothing, for a reason that `notes` gives."""
+    return Field(default=None, json_schema_extra={"why": why})
+
+
+def notes(record: Record) -> Iterator[str]:
+    """Yield a sentence for each field of a record that is given and has no effect."""
+    for name, field in type(record).model_fields.items():
+        if isinstance(field.json_schema_extra, dict) and getattr(record, name) not in (None, ()):
+            yield f"{name} has no effect: {field.json_schema_extra['why']}"
 
 
 class OpenAiConfig(Record):
@@ -95,18 +108,17 @@ class ServedEntity(Record):
     """A number, or `@` and an alias that is followed; `model_version` is the older field."""
     external_model: ExternalModel | None = None
     """The external model, in place of a registered one."""
-    # Accepted without effect, see IGNORED_ENTITY_FIELDS:
-    workload_size: Any = None
-    workload_type: Any = None
-    scale_to_zero_enabled: Any = None
-    environment_vars: Any = None
-    instance_profile_arn: Any = None
-    min_provisioned_throughput: Any = None
-    max_provisioned_throughput: Any = None
-    min_provisioned_concurrency: Any = None
-    max_provisioned_concurrency: Any = None
-    provisioned_model_units: Any = None
-    burst_scaling_enabled: Any = None
+    workload_size: Any = _without_effect("the model runs in the endpoint's own process, as large as this machine is")
+    workload_type: Any = _without_effect("the model runs on the hardware of this machine")
+    scale_to_zero_enabled: Any = _without_effect("the process stays until `smallfirst endpoints stop`")
+    environment_vars: Any = _without_effect("models here read no environment; the values are not kept")
+    instance_profile_arn: Any = _without_effect("nothing here runs under a cloud role")
+    min_provisioned_throughput: Any = _without_effect("nothing is provisioned")
+    max_provisioned_throughput: Any = _without_effect("nothing is provisioned")
+    min_provisioned_concurrency: Any = _without_effect("nothing is provisioned")
+    max_provisioned_concurrency: Any = _without_effect("smallfirst.server.max_in_flight limits concurrent requests")
+    provisioned_model_units: Any = _without_effect("nothing is provisioned")
+    burst_scaling_enabled: Any = _without_effect("there is one process")
 
     @field_validator("entity_version", mode="before")
     @classmethod
@@ -183,35 +195,11 @@ class EndpointBody(Record):
     """Kept and shown."""
     description: Any = None
     """Kept and shown."""
-    # Accepted without effect, see IGNORED_BODY_FIELDS:
-    route_optimized: Any = None
-    rate_limits: Any = None
-    ai_gateway: Any = None
-    budget_policy_id: Any = None
-    email_notifications: Any = None
-    telemetry_config: Any = None
-
-
-IGNORED_ENTITY_FIELDS = {
-    "workload_size": "the model runs in the endpoint's own process, as large as this machine is",
-    "workload_type": "the model runs on the hardware of this machine",
-    "scale_to_zero_enabled": "the process stays until `smallfirst endpoints stop`",
-    "environment_vars": "models here read no environment; the values are not kept",
-    "instance_profile_arn": "nothing here runs under a cloud role",
-    "min_provisioned_throughput": "nothing is provisioned",
-    "max_provisioned_throughput": "nothing is provisioned",
-    "min_provisioned_concurrency": "nothing is provisioned",
-    "max_provisioned_concurrency": "smallfirst.server.max_in_flight limits concurrent requests",
-    "provisioned_model_units": "nothing is provisioned",
-    "burst_scaling_enabled": "there is one process",
-}
-"""Fields of an entity that have no effect, with the reason."""
-IGNORED_BODY_FIELDS = {
-    "route_optimized": "there is one route, and it is direct",
-    "rate_limits": "kept and shown; smallfirst.server limits concurrent and queued requests instead",
-    "ai_gateway": "kept and shown, with no effect",
-    "budget_policy_id": "kept and shown, with no effect",
-    "email_notifications": "no mail is sent",
-    "telemetry_config": "kept and shown, with no effect",
-}
-"""Fields of a body that have no effect, with the reason."""
+    route_optimized: Any = _without_effect("there is one route, and it is direct")
+    rate_limits: Any = _without_effect(
+        "kept and shown; smallfirst.server limits concurrent and queued requests instead"
+    )
+    ai_gateway: Any = _without_effect("kept and shown")
+    budget_policy_id: Any = _without_effect("kept and shown")
+    email_notifications: Any = _without_effect("no mail is sent")
+    telemetry_config: Any = _without_effect("kept and shown")

@@ -7,14 +7,14 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, closing, suppress
 from datetime import UTC, datetime
 from typing import Any
 
 from smallfirst.errors import ConfigError, SmallfirstError, Unavailable, did_you_mean
-from smallfirst.files import try_lock
-from smallfirst.interfaces.mlflow_deployments.config import ParsedConfig, parse_config
+from smallfirst.files import locked_or_raise, try_lock
+from smallfirst.interfaces.mlflow_deployments.config import parse_config
 from smallfirst.interfaces.mlflow_deployments.endpoint_folder import (
     EndpointFolder,
     EndpointRecord,
@@ -78,7 +78,11 @@ def update(name: str, config: Mapping[str, Any], *, log: Log | None = None) -> E
         if before is None:
             raise ConfigError(f"{name} has never been live", hint=f"smallfirst endpoints logs {name}")
         parsed = parse_config(name, config, before=before.body)
-        _check_same_server(parsed, before)
+        if _server_part(parsed.body) != _server_part(before.body):
+            raise ConfigError(
+                f"{name}: smallfirst.server and auto_capture_config cannot change while the endpoint exists",
+                hint="delete it, and create it with the new ones",
+            )
         number = max(before.number, (endpoint.status.failed if endpoint.status else 0)) + 1
         changes = {"number": number, "body": parsed.body, "updated_at": datetime.now(UTC)}
         record = before.model_copy(update=changes)
@@ -151,15 +155,9 @@ def all_endpoints() -> list[EndpointFolder]:
     return [endpoint for endpoint in map(EndpointFolder, folders) if endpoint.exists]
 
 
-@contextmanager
-def _exclusive(endpoint: EndpointFolder) -> Iterator[None]:
-    lock = try_lock(endpoint.changing)
-    if lock is None:
-        raise SmallfirstError(f"{endpoint.name} is being changed by another process", hint="try again when it is done")
-    try:
-        yield
-    finally:
-        os.close(lock)
+def _exclusive(endpoint: EndpointFolder) -> AbstractContextManager[None]:
+    what = f"{endpoint.name} is being changed by another process"
+    return locked_or_raise(endpoint.changing, SmallfirstError(what, hint="try again when it is done"))
 
 
 def _start(endpoint: EndpointFolder, record: EndpointRecord) -> None:
@@ -219,15 +217,8 @@ def _remove(endpoint: EndpointFolder) -> None:
     shutil.rmtree(deleted, ignore_errors=True)
 
 
-def _check_same_server(parsed: ParsedConfig, before: EndpointRecord) -> None:
-    if _server_part(parsed.body) != _server_part(before.body):
-        raise ConfigError(
-            f"{before.name}: smallfirst.server and auto_capture_config cannot change while the endpoint exists",
-            hint="delete it, and create it with the new ones",
-        )
-
-
 def _server_part(body: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return what cannot change while the endpoint exists."""
     return body.get("smallfirst", {}).get("server"), body["config"].get("auto_capture_config")
 
 

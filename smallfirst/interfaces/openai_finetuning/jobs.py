@@ -6,7 +6,7 @@ import asyncio
 import re
 
 from smallfirst.errors import SmallfirstError
-from smallfirst.interfaces.openai_finetuning.file_store import FileStore
+from smallfirst.interfaces.openai_finetuning.files import FileStore
 from smallfirst.interfaces.openai_finetuning.models import FineTunedModels
 from smallfirst.interfaces.openai_finetuning.objects import (
     checkpoint_objects,

@@ -101,9 +101,9 @@ class FineTunedModels:
 
     def __init__(self, *, max_models: int, machine: MachinePrice) -> None:
         def load(name: str, reference: str) -> Model:
-            from smallfirst import load_model
+            from smallfirst import load_model, resolve
 
-            return load_model(_resolve(reference), name=name, price=machine, certified=False)
+            return load_model(resolve(reference).folder, name=name, price=machine, certified=False)
 
         self._loaded = ModelCache(load, max_models=max_models)
         self._registered: dict[str, _RegisteredModel] = {}
@@ -115,8 +115,10 @@ class FineTunedModels:
 
     def folder(self, name: str, owner: str) -> Path | None:
         """Return the folder of the owner's model, or None. Raise RegistryError if its files have changed."""
+        from smallfirst import resolve
+
         model = self._find_registered(name)
-        return _resolve(model.reference) if model and model.owner == owner else None
+        return resolve(model.reference).folder if model and model.owner == owner else None
 
     def names(self, owner: str) -> Mapping[str, int]:
         """Return the owner's models, newest first, each with its creation time in seconds since 1970."""
@@ -194,9 +196,3 @@ async def _close(entry: _CacheEntry) -> None:
     del model, entry.loading
     # A model and its worker refer to each other: without this the weights stay until the garbage collector runs.
     await asyncio.to_thread(gc.collect)
-
-
-def _resolve(reference: str) -> Path:
-    from smallfirst import resolve
-
-    return resolve(reference).folder

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from datetime import timedelta
 from typing import Any
 
 from smallfirst.interfaces.openai_finetuning.pagination import unix_seconds
 from smallfirst.interfaces.openai_finetuning.requests import INTERFACE, JOB_ID
-from smallfirst.jobs.job_folder import TERMINAL_STATES, Event, JobFolder, JobProgress, State, state_after
+from smallfirst.jobs.job_folder import TERMINAL_STATES, Event, JobFolder, State, state_after
 from smallfirst.paths import state_folder
 
 ORGANISATION = "smallfirst"
@@ -68,7 +67,7 @@ def job_object(job: JobFolder) -> dict[str, Any]:
         "trained_tokens": _trained_tokens(events) if state == "COMPLETED" else None,
         "training_file": submitted["training_file"],
         "validation_file": submitted["validation_file"],
-        "estimated_finish": _estimated_finish(job.progress) if state == "RUNNING" else None,
+        "estimated_finish": unix_seconds(end) if (end := job.estimated_end) else None,
         "integrations": [],
         "metadata": submitted["metadata"] or None,
         "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
@@ -145,9 +144,3 @@ def _trained_tokens(events: tuple[Event, ...]) -> int | None:
     """Return the tokens read in training, padding not counted; None if the job did not record them."""
     counts = [event.values["tokens"] for event in events if event.kind == "TRAIN_UPDATED" and "tokens" in event.values]
     return int(counts[-1]) if counts else None
-
-
-def _estimated_finish(progress: JobProgress | None) -> int | None:
-    if progress is None or progress.seconds_left is None:
-        return None
-    return unix_seconds(progress.at + timedelta(seconds=progress.seconds_left))

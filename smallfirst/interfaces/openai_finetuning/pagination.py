@@ -8,12 +8,9 @@ from typing import Any, TypeVar
 
 import pydantic
 
-from smallfirst.errors import did_you_mean
-from smallfirst.records import field_names_at
-from smallfirst.serving.plugins import ApiError
+from smallfirst.serving.plugins import ApiError, validation_error
 
 B = TypeVar("B", bound=pydantic.BaseModel)
-MAX_RULES_SHOWN = 5
 
 
 def page(
@@ -45,27 +42,9 @@ def parse_body(kind: type[B], values: Mapping[str, Any]) -> B:
     try:
         return kind.model_validate({name: value for name, value in values.items() if value is not None})
     except pydantic.ValidationError as error:
-        problems = error.errors(include_input=False, include_url=False, include_context=False)
-        rules = [_rule(kind, problem["type"], problem["loc"], problem["msg"]) for problem in problems]
-        more = f"; and {len(rules) - MAX_RULES_SHOWN} more" if len(rules) > MAX_RULES_SHOWN else ""
-        unknown = problems[0]["type"] == "extra_forbidden"
-        code = "unknown_parameter" if unknown else str(problems[0]["type"])
-        raise ApiError(
-            400, "; ".join(rules[:MAX_RULES_SHOWN]) + more + ".", param=_place(problems[0]["loc"]), code=code
-        ) from None
+        raise validation_error(error, kind) from None
 
 
 def unix_seconds(moment: datetime | str) -> int:
     """Return the seconds since 1970 of a time, which may be ISO 8601 text."""
     return int((datetime.fromisoformat(moment) if isinstance(moment, str) else moment).timestamp())
-
-
-def _rule(kind: type[pydantic.BaseModel], problem: str, path: tuple[int | str, ...], words: str) -> str:
-    if problem != "extra_forbidden":
-        return f"{_place(path)}: {words.removeprefix('Value error, ')}"
-    name = str(path[-1])[:64]
-    return f'Unknown parameter: "{_place(path)}"{did_you_mean(name, field_names_at(kind, path[:-1]))}'
-
-
-def _place(path: tuple[int | str, ...]) -> str:
-    return ".".join(str(part)[:64] for part in path)

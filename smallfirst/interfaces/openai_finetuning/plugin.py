@@ -10,8 +10,7 @@ from importlib.util import find_spec
 
 from smallfirst import Model
 from smallfirst.errors import MissingExtra
-from smallfirst.interfaces.openai_finetuning.file_store import FileStore
-from smallfirst.interfaces.openai_finetuning.files import FilesApi
+from smallfirst.interfaces.openai_finetuning.files import FilesApi, FileStore
 from smallfirst.interfaces.openai_finetuning.jobs import JobsApi
 from smallfirst.interfaces.openai_finetuning.models import FineTunedModels
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from smallfirst import TrainConfig
 from smallfirst.errors import SmallfirstError, did_you_mean
-from smallfirst.interfaces.openai_finetuning.file_store import FileStore
+from smallfirst.interfaces.openai_finetuning.files import FileStore
 from smallfirst.interfaces.openai_finetuning.pagination import parse_body
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
 from smallfirst.interfaces.openai_finetuning.uploaded_rows import UploadedRows, read_upload
@@ -37,30 +37,25 @@ Auto = Literal["auto"]
 Short = Annotated[str, Field(max_length=512)]
 
 
-def _whole(most: int) -> pydantic.PlainValidator:
-    def check(value: object) -> int | str:
-        if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most):
-            return value
-        raise ValueError(f'must be "auto" or a whole number from 1 to {most}')
+def _auto_or(kind: type[int] | type[float], most: int) -> pydantic.PlainValidator:
+    """Accept "auto" and a number of a kind above 0, at most `most`."""
+    words = f"a whole number from 1 to {most}" if kind is int else f"a number above 0, at most {most}"
+
+    def check(value: object) -> int | float | str:
+        if value == "auto" or (isinstance(value, int | kind) and not isinstance(value, bool) and 0 < value <= most):
+            return value if value == "auto" else kind(value)
+        raise ValueError(f'must be "auto" or {words}')
 
     return pydantic.PlainValidator(check)
-
-
-def _multiplier(value: object) -> float | str:
-    if value == "auto":
-        return "auto"
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MAX_MULTIPLIER:
-        return float(value)
-    raise ValueError(f'must be "auto" or a number above 0, at most {MAX_MULTIPLIER}')
 
 
 class Hyperparameters(pydantic.BaseModel):
     """Hyperparameters; `auto` stands for the default of TrainConfig."""
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=True)
-    n_epochs: Annotated[int | Auto, _whole(50)] = "auto"
-    batch_size: Annotated[int | Auto, _whole(1024)] = "auto"
-    learning_rate_multiplier: Annotated[float | Auto, pydantic.PlainValidator(_multiplier)] = "auto"
+    n_epochs: Annotated[int | Auto, _auto_or(int, 50)] = "auto"
+    batch_size: Annotated[int | Auto, _auto_or(int, 1024)] = "auto"
+    learning_rate_multiplier: Annotated[float | Auto, _auto_or(float, MAX_MULTIPLIER)] = "auto"
 
 
 class _Supervised(pydantic.BaseModel):

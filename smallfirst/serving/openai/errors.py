@@ -8,6 +8,7 @@ import pydantic
 from starlette.responses import JSONResponse
 
 from smallfirst.errors import did_you_mean
+from smallfirst.records import field_names_at
 
 
 class ApiError(Exception):
@@ -34,13 +35,23 @@ class ApiError(Exception):
         return JSONResponse(self.body, self.status, self.headers)
 
 
-def validation_error(error: pydantic.ValidationError) -> ApiError:
-    """Return one ApiError 400 with the first five broken rules, without repeating what was sent."""
+def validation_error(error: pydantic.ValidationError, kind: type[pydantic.BaseModel] | None = None) -> ApiError:
+    """Return one ApiError 400 with the first five broken rules, without repeating what was sent.
+
+    With the `kind` that was read, an unknown field is called so, with the nearest known one.
+    """
     problems = error.errors(include_input=False, include_url=False, include_context=False)
-    places = [_place(problem["loc"]) for problem in problems]
-    rules = [f"{place}: {p['msg']}" if place else p["msg"] for place, p in zip(places, problems, strict=True)]
+    places, rules = [_place(problem["loc"]) for problem in problems], []
+    for place, problem in zip(places, problems, strict=True):
+        said = problem["msg"].removeprefix("Value error, ")
+        rules.append(f"{place}: {said}" if place else said)
+        if kind is not None and problem["type"] == "extra_forbidden":
+            *path, name = problem["loc"]
+            rules[-1] = f'Unknown parameter: "{place}"{did_you_mean(str(name)[:64], field_names_at(kind, tuple(path)))}'
     more = f"; and {len(rules) - 5} more" if len(rules) > 5 else ""
-    return ApiError(400, "; ".join(rules[:5]) + more, param=places[0] or None, code=str(problems[0]["type"]))
+    unknown = kind is not None and problems[0]["type"] == "extra_forbidden"
+    code = "unknown_parameter" if unknown else str(problems[0]["type"])
+    return ApiError(400, "; ".join(rules[:5]) + more, param=places[0] or None, code=code)
 
 
 def _place(path: tuple[int | str, ...]) -> str:

@@ -17,12 +17,12 @@ from fixtures import warm_processes
 from fixtures.jobs import TIMEOUT_S, create_job, job_spec
 
 from smallfirst.interfaces.databricks import foundation_model as fm
-from smallfirst.interfaces.databricks.exceptions import (
+from smallfirst.interfaces.databricks.training_run import (
     DatabricksGenAIResponseError,
     DatabricksModelTrainingRequestError,
+    RunStatus,
     ValidationError,
 )
-from smallfirst.interfaces.databricks.training_run import RunStatus
 from smallfirst.jobs import queue
 from smallfirst.jobs.job_folder import JobFolder, MlflowIds
 from smallfirst.models.loading import load_model

@@ -6,13 +6,20 @@ import os
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from fixtures.jobs import create_job, job_spec
 
 from smallfirst.files import try_lock
-from smallfirst.interfaces.databricks.exceptions import DatabricksGenAIResponseError
-from smallfirst.interfaces.databricks.training_run import RunStatus, TrainingRun
+from smallfirst.interfaces.databricks.training_run import (
+    DatabricksGenAIResponseError,
+    ObjectList,
+    PagedList,
+    RunStatus,
+    TrainingRun,
+    table_cell,
+)
 from smallfirst.jobs.job_folder import JobFolder, JobProgress, JobResult, MlflowIds
 from smallfirst.training.config import TrainConfig
 
@@ -117,3 +124,43 @@ def test_a_run_that_is_gone_is_told(job: JobFolder) -> None:
     (job.folder / "job.json").unlink()
     with pytest.raises(DatabricksGenAIResponseError, match='no job is called "tiny-1"'):
         run.refresh()
+
+
+class Thing(NamedTuple):
+    name: str
+    size: int | None
+
+
+COLUMNS = {"Name": "name", "Its size": "size"}
+
+
+def test_names_of_users_are_escaped_in_the_table() -> None:
+    table = ObjectList([Thing("<script>", None)], COLUMNS)._repr_html_()
+    assert table == (
+        "<table><thead><tr><th>Name</th><th>Its size</th></tr></thead>"
+        "<tbody><tr><td>&lt;script&gt;</td><td></td></tr></tbody></table>"
+    )
+    assert table_cell(datetime(2026, 11, 30, 12, tzinfo=UTC)) == "2026-11-30 12:00:00 UTC"
+
+
+def test_the_shown_columns_make_a_frame() -> None:
+    pytest.importorskip("pandas")
+    frame = ObjectList([Thing("a", 1), Thing("b", 2)], COLUMNS).to_pandas()
+    assert frame.to_dict("list") == {"Name": ["a", "b"], "Its size": [1, 2]}
+
+
+def test_pages_end() -> None:
+    last = PagedList([Thing("b", 2)], COLUMNS)
+    limits: list[int | None] = []
+
+    def load_next(limit: int | None) -> PagedList[Thing]:
+        limits.append(limit)
+        return last
+
+    first = PagedList([Thing("a", 1)], COLUMNS, load_next)
+    assert first.has_next_page
+    assert first.next_page(7) is last
+    assert limits == [7]
+    assert not last.has_next_page
+    with pytest.raises(StopIteration):
+        last.next_page()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from smallfirst.errors import ConfigError
-from smallfirst.interfaces.databricks.exceptions import DatabricksGenAIError, ValidationError
+from smallfirst.interfaces.databricks.training_run import DatabricksGenAIError, ValidationError
 from smallfirst.interfaces.databricks.validation import CreateArguments, parse_arguments
 from smallfirst.jobs.job_folder import JobSpec
 from smallfirst.training.config import TrainConfig

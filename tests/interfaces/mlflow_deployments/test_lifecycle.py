@@ -25,7 +25,7 @@ from smallfirst.interfaces.mlflow_deployments import server
 from smallfirst.interfaces.mlflow_deployments.commands import endpoints as command
 from smallfirst.interfaces.mlflow_deployments.endpoint_folder import EndpointFolder, endpoint_folder
 from smallfirst.interfaces.mlflow_deployments.listing import describe
-from smallfirst.interfaces.mlflow_deployments.live_endpoint import LiveEndpoint
+from smallfirst.interfaces.mlflow_deployments.server import LiveEndpoint
 from smallfirst.jobs.supervisor import output_tail
 from smallfirst.registry import versions
 from smallfirst.serving import plugins

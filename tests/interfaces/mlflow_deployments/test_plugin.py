@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from smallfirst.data.dataset import Dataset
 from smallfirst.interfaces.mlflow_deployments import lifecycle as endpoints
 from smallfirst.interfaces.mlflow_deployments import plugin as mlflow_plugin
-from smallfirst.interfaces.mlflow_deployments.client import request_body
+from smallfirst.interfaces.mlflow_deployments.plugin import request_body
 from smallfirst.models.loading import load_model
 from smallfirst.models.protocol import Request
 from smallfirst.tasks.classify import Classify

@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 
-from smallfirst.interfaces.openai_finetuning.file_store import FileStore, StoredFile, safe_filename
+from smallfirst.interfaces.openai_finetuning.files import FileStore, StoredFile, safe_filename
 from smallfirst.paths import home
 
 FORM = "multipart/form-data; boundary=B"

@@ -42,10 +42,10 @@ def test_every_state_has_a_status(kinds: tuple[str, ...], status: str) -> None:
 def test_a_running_job_says_when_it_will_be_done() -> None:
     job = add_job(1, "STARTED", "TRAIN_STARTED")
     assert job_object(job)["estimated_finish"] is None
-    at = datetime(2020, 1, 2, 12, tzinfo=UTC)
+    at = datetime.now(UTC).replace(microsecond=0)
     about = {"step": 1, "epoch": 0.5, "share": 0.25, "loss": 1.0, "tokens_per_s": 100.0}
-    JobProgress(**about, seconds_left=90.0, at=at).save(job.folder / "progress.json")
-    assert job_object(job)["estimated_finish"] == int(at.timestamp()) + 90
+    JobProgress(**about, seconds_left=9000.0, at=at).save(job.folder / "progress.json")
+    assert job_object(job)["estimated_finish"] == int(at.timestamp()) + 9000
 
 
 def test_a_job_that_has_succeeded_says_how_many_tokens_it_read() -> None:
