@@ -18,11 +18,10 @@ import yaml
 from pydantic import Field
 
 from smallfirst.errors import ConfigError, PriceUnknown, did_you_mean
-from smallfirst.pricing.catalogue import NotInCatalogue, list_price
 from smallfirst.pricing.charge import Charge
 from smallfirst.pricing.machine import MachinePrice
 from smallfirst.pricing.money import Usd
-from smallfirst.pricing.token_price import TokenPrice, tokens_by_kind
+from smallfirst.pricing.token_price import NotInCatalogue, TokenPrice, list_price, tokens_by_kind
 from smallfirst.pricing.tokens import TokenUsage
 from smallfirst.records import ONE, SEVERAL, Record, parse_record
 

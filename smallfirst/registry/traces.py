@@ -81,11 +81,6 @@ def read_traces(experiment: str) -> Iterator[str]:
             return
 
 
-def mlflow_trace_id(trace_id: int) -> str:
-    """Return MLflow's id of a trace."""
-    return f"tr-{trace_id:032x}"
-
-
 def to_mlflow_span(span: TraceSpan) -> Span:
     """Return the span as MLflow's, which keeps every attribute as JSON."""
     from mlflow.entities import Span as MlflowSpan
@@ -96,7 +91,7 @@ def to_mlflow_span(span: TraceSpan) -> Span:
     def context(span_id: int) -> SpanContext:
         return SpanContext(span.trace_id, span_id, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
 
-    named = {**span.attributes, KIND: span.kind, _TRACE: mlflow_trace_id(span.trace_id)}
+    named = {**span.attributes, KIND: span.kind, _TRACE: f"tr-{span.trace_id:032x}"}
     return MlflowSpan(
         ReadableSpan(
             name=span.name,

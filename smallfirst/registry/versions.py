@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from smallfirst.files import locked_or_raise
 from smallfirst.gate.verdict import Verdict
 from smallfirst.paths import home, tracking_uri
 from smallfirst.records import Record
-from smallfirst.registry.artifacts import Manifest, StoredModel, build_manifest, upload, verify
+from smallfirst.registry.artifacts import StoredModel, build_manifest, upload, verify
 from smallfirst.registry.runs import client, open_run, store_errors
 
 if TYPE_CHECKING:
@@ -59,10 +59,18 @@ def register(folder: Path, verdict: Verdict, *, name: str, run_id: str | None, t
     if not verdict.passed:
         raise _refusal(verdict)
     manifest = build_manifest(folder)
-    if run_id is not None:
-        return create_version(name, upload(run_id, folder, manifest), verdict, manifest, tags)
-    with open_run("registry", f"register {name}", tags={"model": name}) as run:
-        return create_version(name, upload(run.run_id, folder, manifest), verdict, manifest, tags)
+    evidence = {
+        "candidate": verdict.candidate,
+        "verdict": verdict.model_dump_json(),
+        "evaluation_fingerprint": verdict.evaluation_fingerprint,
+        "model_fingerprint": manifest.fingerprint(),
+        **({"signed_by": verdict.signed_by, "because": verdict.because or ""} if verdict.signed_by else {}),
+    }
+    with ExitStack() as opened:
+        if run_id is None:
+            run_id = opened.enter_context(open_run("registry", f"register {name}", tags={"model": name})).run_id
+        stored = upload(run_id, folder, manifest)
+        return _create(name, stored, {**tags, **evidence, "entry": stored.entry})
 
 
 def promote(name: str, version: int) -> ModelVersion:
@@ -158,9 +166,7 @@ def check_name(name: str) -> str:
     )
 
 
-def create_version(
-    name: str, stored: StoredModel, verdict: Verdict, manifest: Manifest, tags: Mapping[str, str]
-) -> ModelVersion:
+def _create(name: str, stored: StoredModel, tags: Mapping[str, str]) -> ModelVersion:
     """Create the version of files that are already complete."""
     store = client()
     from mlflow.exceptions import MlflowException
@@ -171,8 +177,7 @@ def create_version(
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        evidence = _evidence(verdict, manifest) | {"entry": stored.entry}
-        row = store.create_model_version(name, stored.source, stored.run_id, tags={**tags, **evidence})
+        row = store.create_model_version(name, stored.source, stored.run_id, tags=tags)
     return _version(row, _aliases(name))
 
 
@@ -183,18 +188,6 @@ def _refusal(verdict: Verdict) -> GateFailed:
         lines += [f"        {check.advice}"] if check.advice else []
     hint = "follow the advice, or have a person override the verdict (smallfirst override)"
     return GateFailed("\n".join(lines), hint=hint)
-
-
-def _evidence(verdict: Verdict, manifest: Manifest) -> dict[str, str]:
-    tags = {
-        "candidate": verdict.candidate,
-        "verdict": verdict.model_dump_json(),
-        "evaluation_fingerprint": verdict.evaluation_fingerprint,
-        "model_fingerprint": manifest.fingerprint(),
-    }
-    if verdict.signed_by:
-        tags |= {"signed_by": verdict.signed_by, "because": verdict.because or ""}
-    return tags
 
 
 def _parse(reference: str) -> tuple[str, int]:

@@ -8,8 +8,8 @@ from datetime import UTC, date, datetime
 import pytest
 
 from smallfirst.errors import PriceUnknown
-from smallfirst.pricing.catalogue import NotInCatalogue, list_price
 from smallfirst.pricing.prices import PriceBook
+from smallfirst.pricing.token_price import NotInCatalogue, list_price
 from smallfirst.pricing.tokens import TokenUsage
 
 genai_prices = pytest.importorskip("genai_prices")
