@@ -44,6 +44,10 @@ from smallfirst.models.remote.http import (
 
 P = ParamSpec("P")
 T = TypeVar("T")
+API_KEY_VARIABLE = "SMALLFIRST_API_KEY"
+"""Environment variable with the key of a server that requires one."""
+TIMEOUT_S = 300.0
+"""Longest wait between two chunks of an answer."""
 
 _HELP = """\
 smallfirst serves registered fine-tuned models, external models and cascades of both behind one name on this machine.
@@ -132,14 +136,14 @@ class SmallfirstClient(BaseDeploymentClient):  # type: ignore[misc]
     @_mlflow_errors
     def list_endpoints(self) -> list[dict[str, Any]]:
         if self._server:
-            found: list[dict[str, Any]] = get(self._server, "/api/2.0/serving-endpoints")["endpoints"]
+            found: list[dict[str, Any]] = ask(self._server, "GET", "/api/2.0/serving-endpoints")["endpoints"]
             return found
         return [describe(endpoint) for endpoint in lifecycle.all_endpoints()]
 
     @_mlflow_errors
     def get_endpoint(self, endpoint: str) -> dict[str, Any]:
         if self._server:
-            return get(self._server, f"/api/2.0/serving-endpoints/{quote(endpoint, safe='')}")
+            return ask(self._server, "GET", f"/api/2.0/serving-endpoints/{quote(endpoint, safe='')}")
         return describe(lifecycle.find(endpoint))
 
     @_mlflow_errors
@@ -231,24 +235,18 @@ def _one_model(model_uri: str, config: Mapping[str, Any]) -> dict[str, Any]:
     return {**server, **more, "served_entities": [{"entity_name": name, "entity_version": version or "@champion"}]}
 
 
-API_KEY_VARIABLE = "SMALLFIRST_API_KEY"
-"""Environment variable with the key of a server that requires one."""
-TIMEOUT_S = 300.0
-"""Longest wait between two chunks of an answer."""
-
-
-def get(server: str, path: str) -> dict[str, Any]:
-    """Return the JSON at a path of the server. Raise ModelError."""
+def ask(server: str, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the JSON that a server answers. Raise ModelError, ConfigError for a request that it refuses."""
     with _connected(server) as session:
-        return _json(session, _send(session, "GET", path))
+        found: dict[str, Any] = json.loads(session.read(_send(session, method, path, body)))
+    return found
 
 
 def invoke(server: str, name: str, inputs: Any) -> dict[str, Any]:
-    """Return a PredictionsResponse for a table, else a DatabricksEndpoint. Raise ModelError or ConfigError."""
+    """Return a PredictionsResponse for a table, else a DatabricksEndpoint. Raise as `ask` does."""
     from mlflow.deployments import DatabricksEndpoint, PredictionsResponse
 
-    with _connected(server) as session:
-        found = _json(session, _send(session, "POST", _path(name), request_body(inputs)))
+    found = ask(server, "POST", _path(name), request_body(inputs))
     kind: type[dict[str, Any]] = PredictionsResponse if "predictions" in found else DatabricksEndpoint
     return kind(found)
 
@@ -296,16 +294,11 @@ def _connected(server: str) -> Iterator[BlockingSession]:
         raise Unavailable(message, hint="smallfirst endpoints list") from None
 
 
-def _send(session: BlockingSession, method: str, path: str, body: dict[str, Any] | None = None) -> HttpResponse:
+def _send(session: BlockingSession, method: str, path: str, body: Mapping[str, Any] | None) -> HttpResponse:
     response = session.send(method, path, body)
     if response.status != 200:
         raise _refusal(response.status, session.read(response))
     return response
-
-
-def _json(session: BlockingSession, response: HttpResponse) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(session.read(response))
-    return found
 
 
 def _refusal(status: int, content: bytes) -> ModelError | ConfigError:
@@ -315,8 +308,5 @@ def _refusal(status: int, content: bytes) -> ModelError | ConfigError:
         message = f"status {status}"
     if status == 401:
         return Unauthorised(message, hint=f"export {API_KEY_VARIABLE}=…")
-    if status == 429:
-        return RateLimited(message)
-    if status >= 500:
-        return Unavailable(message) if status == 503 else BadAnswer(message)
-    return ConfigError(message)
+    kinds = {429: RateLimited, 503: Unavailable}
+    return kinds.get(status, BadAnswer if status >= 500 else ConfigError)(message)
