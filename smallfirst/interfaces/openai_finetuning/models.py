@@ -17,8 +17,8 @@ from jinja2.exceptions import TemplateError
 
 from smallfirst import Capability, Chunk, Completion, Model, Request
 from smallfirst.errors import ConfigError, SmallfirstError, Unavailable
-from smallfirst.interfaces.openai_finetuning.objects import is_owned_by, job_id, model_name
 from smallfirst.interfaces.openai_finetuning.pagination import unix_seconds
+from smallfirst.interfaces.openai_finetuning.requests import INTERFACE, JOB_ID
 from smallfirst.jobs import queue
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.pricing.machine import MachinePrice
@@ -26,8 +26,27 @@ from smallfirst.serving.plugins import ApiError, open_stream
 
 _log = logging.getLogger("smallfirst.serving")
 
+ORGANISATION = "smallfirst"
 Load = Callable[[str, str], Model]
 """Loads the model of a name and a registry reference; may take seconds."""
+
+
+def is_owned_by(job: JobFolder, owner: str) -> bool:
+    """Return True if the job was submitted through this API with the owner's key."""
+    submitted = job.spec.submitted
+    return submitted.get("interface") == INTERFACE and submitted.get("owner") == owner
+
+
+def model_name(job: JobFolder) -> str:
+    """Return the name of the job's model: `ft:base:smallfirst:suffix:id`."""
+    suffix = job.spec.submitted.get("suffix") or ""
+    return f"ft:{job.spec.model}:{ORGANISATION}:{suffix}:{job.name.removeprefix('ftjob-')}"
+
+
+def job_id(model: str) -> str | None:
+    """Return the id of the job that trained the model of this name; None if the name has another form."""
+    id = f"ftjob-{model.rpartition(':')[2]}"
+    return id if model.startswith("ft:") and JOB_ID.fullmatch(id) else None
 
 
 class _CacheEntry:
