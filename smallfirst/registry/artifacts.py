@@ -15,7 +15,7 @@ from smallfirst.errors import ConfigError, RegistryError
 from smallfirst.files import sha256, write_atomically
 from smallfirst.paths import home
 from smallfirst.records import Record
-from smallfirst.registry.runs import client, store_errors
+from smallfirst.registry.runs import TrackedRun, client, store_errors
 
 MANIFEST_FILENAME = "smallfirst-manifest.json"
 ALLOWED_SUFFIXES = (".safetensors", ".json", ".jsonl", ".txt", ".md", ".jinja", ".model", ".gguf", ".yaml")
@@ -85,13 +85,8 @@ class StoredModel(Record):
 
     def write_folder(self, name: str, paths: Iterable[Path]) -> None:
         """Upload files and folders beside the model as folder `name`, unless artifacts are on this machine."""
-        inside = f"{self.entry}/{name}"
-        with store_errors():
-            for path in paths if self.local_folder() is None else ():
-                if path.is_dir():
-                    client().log_artifacts(self.run_id, str(path), f"{inside}/{path.name}")
-                else:
-                    client().log_artifact(self.run_id, str(path), inside)
+        for path in paths if self.local_folder() is None else ():
+            TrackedRun(client(), self.run_id).log_artifact(path, f"{self.entry}/{name}")
 
     def read_folder(self, name: str, to: Path) -> None:
         """Download such a folder to `to`, which does not exist yet; nothing if there is none."""

@@ -76,12 +76,13 @@ class TrackedRun:
             return False
         return True
 
-    def log_artifact(self, path: Path, *, folder: str | None = None) -> None:
+    def log_artifact(self, path: Path, inside: str = "") -> None:
+        """Copy a file or a folder into the folder `inside` of the run."""
         with store_errors():
             if path.is_dir():
-                self._client.log_artifacts(self.run_id, str(path), folder or path.name)
+                self._client.log_artifacts(self.run_id, str(path), f"{inside}/{path.name}".lstrip("/"))
             else:
-                self._client.log_artifact(self.run_id, str(path), folder)
+                self._client.log_artifact(self.run_id, str(path), inside or None)
 
     def log_json(self, name: str, record: Record | Mapping[str, Any] | Sequence[Any]) -> str:
         path = name if name.endswith(".json") else f"{name}.json"

@@ -20,7 +20,7 @@ from smallfirst.errors import ConfigError, SmallfirstError
 from smallfirst.interfaces.mlflow_deployments import lifecycle
 from smallfirst.interfaces.mlflow_deployments.commands import endpoints as endpoints_command
 from smallfirst.interfaces.mlflow_deployments.config import parse_config
-from smallfirst.interfaces.mlflow_deployments.endpoint_folder import EndpointFolder
+from smallfirst.interfaces.mlflow_deployments.lifecycle import EndpointFolder
 from smallfirst.interfaces.mlflow_deployments.listing import describe
 from smallfirst.jobs import queue
 from smallfirst.paths import home

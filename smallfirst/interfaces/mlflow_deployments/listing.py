@@ -8,7 +8,7 @@ from typing import Any
 
 from smallfirst.interfaces.mlflow_deployments.config_rules import entity_name
 from smallfirst.interfaces.mlflow_deployments.config_schema import EndpointBody
-from smallfirst.interfaces.mlflow_deployments.endpoint_folder import EndpointFolder, EndpointRecord, ServerStatus
+from smallfirst.interfaces.mlflow_deployments.lifecycle import EndpointFolder, EndpointRecord, ServerStatus
 from smallfirst.serving.plugins import (
     ApiError,
     Plugin,

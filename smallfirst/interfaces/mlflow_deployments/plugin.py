@@ -31,7 +31,7 @@ from smallfirst.errors import (
     Unavailable,
 )
 from smallfirst.interfaces.mlflow_deployments import lifecycle
-from smallfirst.interfaces.mlflow_deployments.endpoint_folder import EndpointFolder
+from smallfirst.interfaces.mlflow_deployments.lifecycle import EndpointFolder
 from smallfirst.interfaces.mlflow_deployments.listing import describe
 from smallfirst.models.remote.http import (
     BlockingSession,

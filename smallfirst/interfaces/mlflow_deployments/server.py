@@ -19,7 +19,7 @@ from smallfirst.deployment.monitoring_routes import MonitoringRoutes
 from smallfirst.deployment.registry_watcher import RegistryWatcher
 from smallfirst.errors import ConfigError, SmallfirstError
 from smallfirst.interfaces.mlflow_deployments.config import ParsedConfig, parse_config
-from smallfirst.interfaces.mlflow_deployments.endpoint_folder import EndpointFolder, EndpointRecord
+from smallfirst.interfaces.mlflow_deployments.lifecycle import EndpointFolder, EndpointRecord
 from smallfirst.interfaces.mlflow_deployments.listing import describe, listing_routes
 from smallfirst.jobs.supervisor import claim_lock
 from smallfirst.paths import ledger_place

@@ -23,7 +23,7 @@ from smallfirst.extensions import Registry
 from smallfirst.interfaces.mlflow_deployments import lifecycle as endpoints
 from smallfirst.interfaces.mlflow_deployments import server
 from smallfirst.interfaces.mlflow_deployments.commands import endpoints as command
-from smallfirst.interfaces.mlflow_deployments.endpoint_folder import EndpointFolder, endpoint_folder
+from smallfirst.interfaces.mlflow_deployments.lifecycle import EndpointFolder, endpoint_folder
 from smallfirst.interfaces.mlflow_deployments.listing import describe
 from smallfirst.interfaces.mlflow_deployments.server import LiveEndpoint
 from smallfirst.jobs.supervisor import output_tail
