@@ -37,7 +37,7 @@ from smallfirst.improvement.labelling.result import (
     training_file,
 )
 from smallfirst.improvement.labelling.teacher import Teacher, large_model_teacher, local_teacher
-from smallfirst.improvement.labelling.unlabelled import FilterCounts, filter_texts, read_texts
+from smallfirst.improvement.labelling.unlabelled import filter_texts, read_texts
 from smallfirst.improvement.rows_file import refuse_to_overwrite, write_rows
 from smallfirst.models.recorded.replay import read_recording
 from smallfirst.models.recorded.spending_cap import SpendingCap
@@ -73,10 +73,10 @@ def label(
     if teacher is None and options.teacher is not None:
         teacher = local_teacher(options.teacher, file, project.task)
     teacher = teacher or large_model_teacher(file, project.task, project.rows.train)
-    plan = LabelPlan(project, texts, options, teacher.prompt_fingerprint)
-    project.progress.log(plan.filtered.in_words)
-    if not plan.left.examples:
-        raise DataError(f"{texts}: {plan.filtered.in_words}", hint="give rows that the task does not have yet")
+    run = _Run(project, texts, options, teacher)
+    project.progress.log(run.filtered.in_words)
+    if not run.left.examples:
+        raise DataError(f"{texts}: {run.filtered.in_words}", hint="give rows that the task does not have yet")
     about = {
         "teacher": teacher.model.name,
         "fingerprint": teacher.prompt_fingerprint,
@@ -85,52 +85,10 @@ def label(
         "smallfirst": smallfirst.__version__,
     }
     with AnswerLog.open(home() / "labels" / file.name / f"{teacher.prompt_fingerprint}.jsonl", about) as log:
-        run = _Run(project, plan, options, teacher, log)
-        asyncio.run(run.ask())
-        outcomes = [run.outcome(example) for example in plan.left.examples]
+        asyncio.run(run.ask(log))
+        outcomes = [run.outcome(example) for example in run.left.examples]
         content = training_file(outcomes, file.data.columns, teacher.model.name)
         return write_rows(options.out, content, run.result(texts, outcomes), options.record_path)
-
-
-class LabelPlan:
-    """The rows of one labelling and their requests."""
-
-    def __init__(self, project: Project, texts: Path, options: LabelOptions, prompt_fingerprint: str) -> None:
-        """Read the rows. Raise DataError for bad rows, rows with answers, or `gold` rows that certify or measure."""
-        shape = project.rows.train.examples[0].shape
-        read = read_texts(texts, shape, project.file.data.columns)
-        people = project.rows.selection if options.gold is None else _read_gold(project, options.gold)
-        self.left: Dataset
-        self.filtered: FilterCounts
-        self.left, self.filtered = filter_texts(read, project.rows, people)
-        self.texts_fingerprint = read.content_fingerprint
-        self.check = sample_rows(people, options.check_rows)
-        self.checked_on = "selection rows" if options.gold is None else f"rows of {options.gold.name}"
-        self.samples, self.prompt_fingerprint, self.task = options.samples, prompt_fingerprint, project.task
-        self.again = self.left if options.samples > 1 else sample_rows(self.left, options.again_rows)
-
-    @cached_property
-    def requests(self) -> dict[LabelRequest, str]:
-        """Every request with its text, in order."""
-        found = self._of(self.check.examples, self.samples)
-        found |= self._of(self.again.examples, max(2, self.samples))
-        return found | self._of(self.left.examples, self.samples)
-
-    def request(self, example: Example, draw: int) -> LabelRequest:
-        return LabelRequest(fingerprint([self.prompt_fingerprint, example.text]), draw)
-
-    def draws(self, example: Example, n: int, log: AnswerLog) -> list[TeacherAnswer] | None:
-        """Return the row's first `n` answers as the task parses them; None if some are missing."""
-        response = [log.answers.get(self.request(example, i)) for i in range(n)]
-        there = [s for s in response if s is not None]
-        if len(there) < n:
-            return None
-        return [
-            TeacherAnswer(_answer(self.task, s.answer, cut=s.finish_reason == "length"), s.confidence) for s in there
-        ]
-
-    def _of(self, examples: Iterable[Example], n: int) -> dict[LabelRequest, str]:
-        return {self.request(example, draw): example.text for example in examples for draw in range(n)}
 
 
 def _answer(task: Task, response: str, *, cut: bool) -> str | None:
@@ -164,16 +122,52 @@ def _read_gold(project: Project, path: Path) -> Dataset:
 
 
 class _Run:
-    def __init__(
-        self, project: Project, plan: LabelPlan, options: LabelOptions, teacher: Teacher, log: AnswerLog
-    ) -> None:
-        self.project, self.plan, self.options, self.teacher, self.log = project, plan, options, teacher, log
-        self.paid_before_usd = log.paid_usd(plan.requests)
-        budget = SpendingCap(options.cap_usd, self.paid_before_usd + log.lost_usd(plan.requests))
-        self.sender = LabelRequests(teacher, log, budget, max_tokens=project.task.max_answer_tokens)
+    """The rows of one labelling, their requests, and what became of them."""
+
+    log: AnswerLog
+    sender: LabelRequests
+
+    def __init__(self, project: Project, texts: Path, options: LabelOptions, teacher: Teacher) -> None:
+        """Read the rows. Raise DataError for bad rows, rows with answers, or `gold` rows that certify or measure."""
+        self.project, self.options, self.teacher = project, options, teacher
+        read = read_texts(texts, project.rows.train.examples[0].shape, project.file.data.columns)
+        people = project.rows.selection if options.gold is None else _read_gold(project, options.gold)
+        self.left, self.filtered = filter_texts(read, project.rows, people)
+        self.texts_fingerprint = read.content_fingerprint
+        self.check = sample_rows(people, options.check_rows)
+        self.checked_on = "selection rows" if options.gold is None else f"rows of {options.gold.name}"
+        self.again = self.left if options.samples > 1 else sample_rows(self.left, options.again_rows)
         self.price = CostEstimate(n_answers=0, usd_each=0.0, max_usd=0.0, judged_by="nothing")
 
-    async def ask(self) -> None:
+    @cached_property
+    def requests(self) -> dict[LabelRequest, str]:
+        """Every request with its text, in order."""
+        found = self._of(self.check.examples, self.options.samples)
+        found |= self._of(self.again.examples, max(2, self.options.samples))
+        return found | self._of(self.left.examples, self.options.samples)
+
+    def request(self, example: Example, draw: int) -> LabelRequest:
+        return LabelRequest(fingerprint([self.teacher.prompt_fingerprint, example.text]), draw)
+
+    def draws(self, example: Example, n: int) -> list[TeacherAnswer] | None:
+        """Return the row's first `n` answers as the task parses them; None if some are missing."""
+        response = [self.log.answers.get(self.request(example, i)) for i in range(n)]
+        there = [s for s in response if s is not None]
+        if len(there) < n:
+            return None
+        return [
+            TeacherAnswer(_answer(self.project.task, s.answer, cut=s.finish_reason == "length"), s.confidence)
+            for s in there
+        ]
+
+    def _of(self, examples: Iterable[Example], n: int) -> dict[LabelRequest, str]:
+        return {self.request(example, draw): example.text for example in examples for draw in range(n)}
+
+    async def ask(self, log: AnswerLog) -> None:
+        """Ask what the log lacks, as far as cap and consent go."""
+        self.log, self.paid_before_usd = log, log.paid_usd(self.requests)
+        budget = SpendingCap(self.options.cap_usd, self.paid_before_usd + log.lost_usd(self.requests))
+        self.sender = LabelRequests(self.teacher, log, budget, max_tokens=self.project.task.max_answer_tokens)
         try:
             self.price = await self._estimate()
             self._refuse_blind_threshold()
@@ -182,9 +176,9 @@ class _Run:
                 self._need_consent()
                 await self._send(self._first_missing)
                 self._refuse_blind_threshold()
-                await self._send(self.plan.requests)
+                await self._send(self.requests)
         except ModelError as error:
-            done = f"{self._n_answered:,} of {len(self.plan.requests):,} answers are kept in {self.log.path}"
+            done = f"{self._n_answered:,} of {len(self.requests):,} answers are kept in {self.log.path}"
             again = "run the same command again: only what is missing is asked, and nothing is paid twice"
             hint = f"{error.hint}; then {again}" if error.hint else again
             raise type(error)(f"{error.args[0]}; {done}", hint=hint) from error
@@ -199,7 +193,7 @@ class _Run:
         note_expense(self.project.file.name, "labelling", self.log.path.stem, total_usd, what=what)
 
     def result(self, texts: Path, outcomes: list[LabelOutcome]) -> LabellingResult:
-        requests = self.plan.requests
+        requests = self.requests
         paid_usd = self.log.paid_usd(requests)
         return LabellingResult(
             task=self.project.task.name,
@@ -208,9 +202,9 @@ class _Run:
             made_at=datetime.now(UTC).date().isoformat(),
             smallfirst=smallfirst.__version__,
             texts=str(texts),
-            texts_fingerprint=self.plan.texts_fingerprint,
+            texts_fingerprint=self.texts_fingerprint,
             options=self.options,
-            filtered=self.plan.filtered,
+            filtered=self.filtered,
             counts=LabelCounts(**Counter(f"n_{outcome.fate}" for outcome in outcomes)),
             by_answer=by_answer(outcomes) if self.project.task.closed else {},
             trust=self._trust(),
@@ -224,11 +218,11 @@ class _Run:
 
     @property
     def _n_answered(self) -> int:
-        return sum(request in self.log.answers for request in self.plan.requests)
+        return sum(request in self.log.answers for request in self.requests)
 
     @property
     def _first_missing(self) -> dict[LabelRequest, str]:
-        missing = ((e, text) for e, text in self.plan.requests.items() if e not in self.log.answers)
+        missing = ((e, text) for e, text in self.requests.items() if e not in self.log.answers)
         return dict(islice(missing, self.options.probe_calls))
 
     async def _send(self, requests: dict[LabelRequest, str]) -> None:
@@ -247,11 +241,11 @@ class _Run:
             if not costs and self.sender.bad:
                 raise next(iter(self.sender.bad.values()))
         return CostEstimate(
-            n_answers=sum(e not in self.log.answers and e not in self.sender.bad for e in self.plan.requests),
+            n_answers=sum(e not in self.log.answers and e not in self.sender.bad for e in self.requests),
             usd_each=sum(costs) / max(1, len(costs)),
             max_usd=max(costs, default=0.0),
             judged_by=f"{len(costs):,} {judged_by}",
-            paid_usd=self.log.paid_usd(self.plan.requests),
+            paid_usd=self.log.paid_usd(self.requests),
         )
 
     def _recorded_costs(self) -> list[float]:
@@ -270,7 +264,7 @@ class _Run:
             )
 
     def _refuse_blind_threshold(self) -> None:
-        response = [self.log.answers[e] for e in self.plan.requests if e in self.log.answers]
+        response = [self.log.answers[e] for e in self.requests if e in self.log.answers]
         if self.options.min_confidence <= 0 or self.options.samples > 1 or not response:
             return
         if all(answer.confidence is None for answer in response):
@@ -282,7 +276,7 @@ class _Run:
 
     def _refuse_small_cap(self) -> None:
         if self.sender.cap_reached and not self._n_answered:
-            lost_usd = self.log.lost_usd(self.plan.requests)
+            lost_usd = self.log.lost_usd(self.requests)
             lost = f", and requests without an answer may have cost ${lost_usd:.6f}" if lost_usd else ""
             raise ConfigError(
                 f"the cap of ${self.options.cap_usd:g} is too small for one answer, which may cost up to "
@@ -291,8 +285,8 @@ class _Run:
             )
 
     def outcome(self, example: Example) -> LabelOutcome:
-        draws = self.plan.draws(example, self.options.samples, self.log)
-        requests = [self.plan.request(example, i) for i in range(self.options.samples)]
+        draws = self.draws(example, self.options.samples)
+        requests = [self.request(example, i) for i in range(self.options.samples)]
         if draws is None:
             failed = any(request in self.sender.bad for request in requests)
             return LabelOutcome(example, "failed" if failed else "unasked", None, "")
@@ -304,21 +298,21 @@ class _Run:
 
     def _trust(self) -> TeacherAgreement:
         task, n = self.project.task, self.options.samples
-        twice = [d for e in self.plan.again.examples if (d := self.plan.draws(e, 2, self.log)) is not None]
-        checked = [(e.golds, d) for e in self.plan.check.examples if (d := self.plan.draws(e, n, self.log))]
+        twice = [d for e in self.again.examples if (d := self.draws(e, 2)) is not None]
+        checked = [(e.golds, d) for e in self.check.examples if (d := self.draws(e, n))]
         votes = [majority_vote(draws, answer_matcher(task)) for _, draws in checked]
         people = agreement_with_people(
             votes, [golds for golds, _ in checked], task, min_confidence=self.options.min_confidence
         )
         itself = agreement_with_itself([(first, second) for first, second in twice], task)
         return people.model_copy(
-            update={"self_agreement": itself.self_agreement, "kappa": itself.kappa, "checked_on": self.plan.checked_on}
+            update={"self_agreement": itself.self_agreement, "kappa": itself.kappa, "checked_on": self.checked_on}
         )
 
     def _go_on(self) -> str:
         if not self.sender.cap_reached:
             return ""
-        n_left = len(self.plan.requests) - self._n_answered
+        n_left = len(self.requests) - self._n_answered
         more_usd = self.sender.budget.spent_usd + n_left * self.price.max_usd + self.sender.refused_usd
         return (
             f"stopped at the cap of ${self.options.cap_usd:g} (earlier runs count): {n_left:,} answers are missing; "
