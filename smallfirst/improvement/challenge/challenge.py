@@ -17,7 +17,6 @@ from smallfirst.errors import DataError, StageMissing
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.verdict import Verdict, format_verdict
 from smallfirst.improvement.challenge.comparison import ChampionComparison, compare_to_champion
-from smallfirst.improvement.harvest.evidence import open_ledger
 from smallfirst.improvement.harvest.harvest import SOURCES
 from smallfirst.pipeline import run as pipeline
 from smallfirst.pipeline.parity import parity_stage
@@ -122,21 +121,19 @@ class _Champion(NamedTuple):
     test: Evaluation
 
 
-def proposal_of(project: Project, rows: Path, *, ledger: Path | str | None = None) -> Proposal:
+def proposal_of(project: Project, rows: Path) -> Proposal:
     """Return the reason for a challenge with these rows; train nothing. Raise what `challenge` raises."""
-    return _proposed(project, _grown(project, rows), _champion(project), rows, ledger)
+    return _proposed(project, _grown(project, rows), _champion(project), rows)
 
 
-def challenge(
-    project: Project, rows: Path, *, ledger: Path | str | None = None, resume: bool = False
-) -> ChallengeResult:
+def challenge(project: Project, rows: Path, *, resume: bool = False) -> ChallengeResult:
     """Train on the project's rows and those of `rows`, compare with the champion, and return the record.
 
     `resume` continues a challenge that was interrupted. Raise StageMissing if there is no champion, or it was not
     measured on the current test rows; DataError for bad or held-out rows, or if no row is new.
     """
     champion, grown = _champion(project), _grown(project, rows)
-    proposal = _proposed(project, grown, champion, rows, ledger)
+    proposal = _proposed(project, grown, champion, rows)
     for line in proposal.in_words:
         project.progress.log(line)
     run_folder = _trained(grown, resume=resume)
@@ -196,13 +193,12 @@ def _champion(project: Project) -> _Champion:
     return _Champion(version, run_folder, candidate, test)
 
 
-def _proposed(project: Project, grown: Project, champion: _Champion, rows: Path, ledger: Path | str | None) -> Proposal:
+def _proposed(project: Project, grown: Project, champion: _Champion, rows: Path) -> Proposal:
     routed = champion.run_folder.evaluation("routed", "test")
     return propose(
         project.file.name,
         (champion.version.version, champion.version.created_at),
         (rows, len(grown.rows.train) - len(project.rows.train)),
-        ledger=ledger,
         sent_on_in_test=routed.share("large") + routed.share("person") if routed else None,
     )
 
@@ -273,18 +269,17 @@ def propose(
     champion: tuple[int, datetime],
     rows: tuple[Path, int],
     *,
-    ledger: Path | str | None = None,
     sent_on_in_test: float | None = None,
 ) -> Proposal:
     """Return the reason to retrain a champion, given by version and time of registration.
 
-    `rows` are the file and how many of its rows are new. Raise ConfigError if `ledger` is named and does not exist.
+    `rows` are the file and how many of its rows are new.
     """
     version, since = champion
     made = Proposal(
         champion=version, since=since, n_new=rows[1], by_source=_sources(rows[0]), sent_on_in_test=sent_on_in_test
     )
-    if (found := open_ledger(ledger) if ledger else open_existing()) is None:
+    if (found := open_existing()) is None:
         return made
     with closing(found) as opened:
         states = [s for s in opened.entries(StateRow, task=task, since=since) if s.before]

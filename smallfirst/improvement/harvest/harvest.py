@@ -116,7 +116,6 @@ def harvest(
     project: Project,
     *,
     out: Path = Path("harvested.jsonl"),
-    ledger: Path | str | None = None,
     since: datetime | None = None,
     people_only: bool = False,
 ) -> HarvestResult:
@@ -133,7 +132,7 @@ def harvest(
             f"{out} holds a harvest from further back, and would lose rows",
             hint="leave out --since, or name another file: --out",
         )
-    with closing(open_ledger(ledger)) as opened:
+    with closing(open_ledger()) as opened:
         heard = collect(opened, project.file.name, since)
     votes, unread = parse_evidence(
         [one for one in heard.voices if one.against or one.by_judge or not people_only], project.task

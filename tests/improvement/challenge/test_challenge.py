@@ -11,7 +11,7 @@ import pytest
 from fixtures.evaluations import evaluated_row, evaluation_of
 from scipy import stats
 
-from smallfirst.errors import ConfigError, DataError, RegistryError, StageMissing
+from smallfirst.errors import DataError, RegistryError, StageMissing
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.gate import Gate
 from smallfirst.improvement.challenge.challenge import (
@@ -83,7 +83,9 @@ def test_each_challenge_has_to_show_more_than_the_one_before() -> None:
     assert sum(1 - duel(0, 0, 10, look=k).level for k in range(1, 200)) < 0.05
 
 
-def test_the_reason_tells_new_rows_alarms_and_how_much_is_sent_on(tmp_path: Path) -> None:
+def test_the_reason_tells_new_rows_alarms_and_how_much_is_sent_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = tmp_path / "rows.jsonl"
     lines = [{"text": "a", "label": "x", "source": "feedback"}, {"text": "b", "label": "x", "source": "large"}]
     rows.write_text("".join(json.dumps(line) + "\n" for line in lines * 2), encoding="utf-8")
@@ -99,7 +101,8 @@ def test_the_reason_tells_new_rows_alarms_and_how_much_is_sent_on(tmp_path: Path
         values = {"id": str(i), "at": NOON + timedelta(hours=i), "served_name": "toy", "status": 200, "latency_ms": 1}
         ledger.append(LedgerRow.model_validate({**values, "task": "toy", "stage": stage}))
     ledger.close()
-    found = propose("toy", (3, NOON), (rows, 4), ledger=ledger.path, sent_on_in_test=0.25)
+    monkeypatch.setenv("SMALLFIRST_LEDGER", str(ledger.path))
+    found = propose("toy", (3, NOON), (rows, 4), sent_on_in_test=0.25)
     assert found.changes == ("2026-01-02 13:00  live -> drift: w", "2026-01-02 14:00  drift -> live: w")
     assert found.n_alarms == 1
     assert found.sent_on == wilson(2, 5)
@@ -107,8 +110,6 @@ def test_the_reason_tells_new_rows_alarms_and_how_much_is_sent_on(tmp_path: Path
         "4 new rows for version 3 (in the file: 2 corrected by feedback, 2 answered by the large model)"
     )
     assert found.in_words[-1].endswith("were not the small model's; on test rows it was 0.250")
-    with pytest.raises(ConfigError, match="no such ledger"):
-        propose("toy", (3, NOON), (rows, 4), ledger=tmp_path / "none.db")
 
 
 NOUNS = {

@@ -84,8 +84,9 @@ class Book:
 
 
 @pytest.fixture
-def book(tmp_path: Path) -> Iterator[Book]:
+def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Book]:
     made = Book(tmp_path / "ledger.db")
+    monkeypatch.setenv("SMALLFIRST_LEDGER", str(made.path))
     yield made
     made.ledger.close()
 
@@ -98,7 +99,7 @@ def reap(
 
     def made() -> tuple[HarvestResult, dict[str, tuple[str, str, str]]]:
         out = tmp_path / "harvested.jsonl"
-        result = harvest(project, out=out, ledger=book.path)
+        result = harvest(project, out=out)
         rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
         return result, {row["text"]: (row["label"], row["source"], row["response_id"]) for row in rows}
 
@@ -283,7 +284,7 @@ def test_answers_in_json_are_redacted_by_value_and_stay_answers(book: Book, tmp_
     project = Project.read(read_task_file(tmp_path), Progress(quiet=True))
     book.answer("write to bob@example.com about the word", '{"word": "bob@example.com"}', "large")
     book.answer("charge card 4111111111111111", '{"word": "card", "n": 4111111111111111}', "large")
-    result = harvest(project, out=tmp_path / "out.jsonl", ledger=book.path)
+    result = harvest(project, out=tmp_path / "out.jsonl")
     (row,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert row["body"] == "write to [EMAIL] about the word"
     assert row["target"] == {"word": "[EMAIL]"}
@@ -299,40 +300,43 @@ def test_since_takes_what_was_said_later_about_earlier_answers(project: Project,
     book.feedback(early, "right", hour=1)
     book.feedback(late, "right", hour=5)
     out = tmp_path / "new.jsonl"
-    result = harvest(project, out=out, ledger=book.path, since=NOON + timedelta(hours=2))
+    result = harvest(project, out=out, since=NOON + timedelta(hours=2))
     assert [json.loads(line)["text"] for line in out.read_text().splitlines()] == ["a late one"]
     assert result.since == "2026-01-02T14:00:00+00:00"
-    harvest(project, out=out, ledger=book.path)
+    harvest(project, out=out)
     with pytest.raises(ConfigError, match="from further back, and would lose rows"):
-        harvest(project, out=out, ledger=book.path, since=NOON)
+        harvest(project, out=out, since=NOON)
 
 
-def test_a_file_that_is_not_its_own_is_never_overwritten(project: Project, book: Book, tmp_path: Path) -> None:
+def test_a_file_that_is_not_its_own_is_never_overwritten(
+    project: Project, book: Book, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     book.answer("one to learn", "lost_pin", "large")
     out = tmp_path / "harvested.jsonl"
-    first = harvest(project, out=out, ledger=book.path)
+    first = harvest(project, out=out)
     assert HarvestResult.load(record_path(out)) == first
-    assert harvest(project, out=out, ledger=book.path).written == first.written
+    assert harvest(project, out=out).written == first.written
     out.write_text(out.read_text().replace("lost_pin", "card_arrival"))
     with pytest.raises(ConfigError, match="was changed since an earlier run wrote it"):
-        harvest(project, out=out, ledger=book.path)
+        harvest(project, out=out)
     with pytest.raises(ConfigError, match="is an input, so it cannot be the output"):
-        harvest(project, out=tmp_path / "train.jsonl", ledger=book.path)
+        harvest(project, out=tmp_path / "train.jsonl")
+    monkeypatch.setenv("SMALLFIRST_LEDGER", str(tmp_path / "none.db"))
     with pytest.raises(ConfigError, match=r"no such ledger(?s:.*)--ledger"):
-        harvest(project, out=tmp_path / "other.jsonl", ledger=tmp_path / "none.db")
+        harvest(project, out=tmp_path / "other.jsonl")
     assert not (tmp_path / "none.db").exists()
 
 
 def test_harvested_rows_join_the_training_rows_and_nothing_else(project: Project, book: Book, tmp_path: Path) -> None:
     book.answer("one to learn", "lost_pin", "large")
     out = tmp_path / "harvested.jsonl"
-    harvest(project, out=out, ledger=book.path)
+    harvest(project, out=out)
     grown = with_harvested(project.rows, out, labels=project.task.closed)
     assert [e.asked for e in grown.train.examples] == [*TRAIN, "one to learn"]
     assert grown.model_copy(update={"train": project.rows.train}) == project.rows
     again = project._replace(rows=grown)
-    assert harvest(again, out=out, ledger=book.path).n_rows == 1  # its own earlier rows are no rows of the task
-    assert harvest(again, out=tmp_path / "b.jsonl", ledger=book.path).refused == {"known": 1}
+    assert harvest(again, out=out).n_rows == 1  # its own earlier rows are no rows of the task
+    assert harvest(again, out=tmp_path / "b.jsonl").refused == {"known": 1}
     write(out, {"Where is my CARD": "lost_pin"})
     assert with_harvested(project.rows, out, labels=project.task.closed) == project.rows  # people's row stands
 
