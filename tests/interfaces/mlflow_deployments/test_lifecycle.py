@@ -208,7 +208,7 @@ def test_an_endpoint_obeys_the_key_store_of_its_state_folder_while_it_runs(large
         assert ask(ringed, authorization=f"Bearer {other}").status_code == 404
         assert status("/api/2.0/serving-endpoints/ringed", other) == 404
     finally:
-        key_store.path.unlink()
+        Path(key_store.place).unlink()
         assert endpoints.delete("ringed")
 
 
