@@ -109,6 +109,19 @@ def parse_record(kind: type[R], values: Mapping[str, Any], *, where: str) -> R:
         raise ConfigError(f"{where}:\n  " + "\n  ".join(explain_errors(kind, error))) from None
 
 
+def read_yaml(path: Path, *, hint: str | None = None) -> dict[str, Any]:
+    """Return the settings in a file by name, none of an empty one. Raise ConfigError if it holds something else."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {error}", hint=hint) from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected settings by name, found {type(values).__name__}", hint=hint)
+    return values
+
+
 def _without_unknown_nulls(kind: type[Record], values: Any) -> Any:
     try:
         kind.model_validate(values)

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-import yaml
 from pydantic import Field
 
 from smallfirst.errors import ConfigError, did_you_mean
 from smallfirst.gateway.decisions.settings import DecisionSettings
 from smallfirst.models.remote.config import BaseUrl
 from smallfirst.pricing.prices import PriceBook, with_price_file
-from smallfirst.records import Record, parse_record
+from smallfirst.records import Record, parse_record, read_yaml
 
 FILE_NAME = "gateway.yaml"
 DEFAULT_UPSTREAM = "default"
@@ -144,7 +143,7 @@ def read_gateway_file(path: Path | None = None, *, upstream: str | None = None) 
         file = file / FILE_NAME
     values: dict[str, Any] = {}
     if file.is_file():
-        values = _read_yaml(file)
+        values = read_yaml(file)
     elif path is not None or upstream is None:
         raise ConfigError(f"{file}: no such file", hint="smallfirst proxy --upstream https://api.openai.com/v1")
     if upstream is not None:
@@ -152,13 +151,3 @@ def read_gateway_file(path: Path | None = None, *, upstream: str | None = None) 
         values["upstreams"][DEFAULT_UPSTREAM] = {**values["upstreams"][DEFAULT_UPSTREAM], "base_url": upstream}
     own = {"folder": str(file.parent), "prices": with_price_file(values.get("prices"), file)}
     return parse_record(GatewaySettings, {**values, **own}, where=str(file))
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not readable as YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file}: expected settings by name, found {type(values).__name__}")
-    return values

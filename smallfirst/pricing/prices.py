@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
-import yaml
 from pydantic import Field
 
 from smallfirst.errors import ConfigError, PriceUnknown, did_you_mean
@@ -23,7 +22,7 @@ from smallfirst.pricing.machine import MachinePrice
 from smallfirst.pricing.money import Usd
 from smallfirst.pricing.token_price import NotInCatalogue, TokenPrice, list_price, tokens_by_kind
 from smallfirst.pricing.tokens import TokenUsage
-from smallfirst.records import ONE, SEVERAL, Record, parse_record
+from smallfirst.records import ONE, SEVERAL, Record, parse_record, read_yaml
 
 _IN_USD = {name.replace("usd_", ""): name for name in TokenPrice.model_fields if "usd_" in name}
 """Names of a price in another currency, and those of the same in USD."""
@@ -158,7 +157,7 @@ def with_price_file(values: Any, settings_file: Path) -> Any:
     if not isinstance(name := own.get("file"), str):
         return own
     path = settings_file.parent / name
-    shared = _read_yaml(path)
+    shared = read_yaml(path, hint="prices.file names it")
     parse_record(PriceBook, {**shared, "source": path.name}, where=str(path))  # its own mistakes are named as its own
     tokens = {model: _sourced(price, path.name) for model, price in (shared.get("tokens") or {}).items()}
     merged = {"tokens": tokens, **{name: shared.get(name) or {} for name in ("currencies", "machines")}}
@@ -169,16 +168,6 @@ def _sourced(price: Any, source: str) -> Any:
     if isinstance(price, list):
         return [_sourced(one, source) for one in price]
     return {"source": source, **price}
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not readable: {error}", hint="prices.file names it") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected prices by name", hint="prices.file names it")
-    return values
 
 
 def _times(value: Any, rate: float) -> Any:

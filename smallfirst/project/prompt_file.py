@@ -9,9 +9,8 @@ from typing import Any
 import pydantic
 import yaml
 
-from smallfirst.errors import ConfigError
 from smallfirst.files import write_atomically
-from smallfirst.records import Record, parse_record
+from smallfirst.records import Record, parse_record, read_yaml
 
 
 class PromptSearch(Record):
@@ -71,16 +70,8 @@ BlockDumper.ignore_aliases = lambda self, data: True  # type: ignore[method-assi
 
 def read_prompt(path: Path) -> Prompt:
     """Return the prompt in a file. Raise ConfigError if it is not there or has other settings."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        hint = "smallfirst tune-prompt task.yaml   writes one; or remove large.prompt from task.yaml"
-        raise ConfigError(f"{path}: no such file, and large.prompt names it", hint=hint) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not readable as YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected settings by name, such as instructions: …")
-    return parse_record(Prompt, values, where=str(path))
+    hint = "smallfirst tune-prompt task.yaml   writes one; or remove large.prompt from task.yaml"
+    return parse_record(Prompt, read_yaml(path, hint=hint), where=str(path))
 
 
 def with_prompt_read(large: Any, folder: Path) -> Any:

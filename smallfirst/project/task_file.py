@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
-import yaml
 from pydantic_core import PydanticCustomError
 
 from smallfirst.data.row_formats import Columns
@@ -25,7 +24,7 @@ from smallfirst.project.candidate_registry import CANDIDATES, promotable_names
 from smallfirst.project.names import NAME_PATTERN, registry_name, task_name
 from smallfirst.project.prompt_file import Prompt, with_prompt_read
 from smallfirst.project.setting_names import meant_setting
-from smallfirst.records import SETTINGS_PROBLEM, Record, explain_errors, parse_record
+from smallfirst.records import SETTINGS_PROBLEM, Record, explain_errors, parse_record, read_yaml
 from smallfirst.routing.budget import Budget
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.monitoring.monitor import MonitorSettings
@@ -382,12 +381,7 @@ def read_task_file(task: str | Path | TaskFile) -> TaskFile:
         path = path / "task.yaml"
     if not path.is_file():
         raise ConfigError(f"{path}: no such file", hint="smallfirst init   writes a commented task.yaml")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not readable as YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected settings by name, found {type(values).__name__}")
+    values = read_yaml(path)
     values = {**values, "folder": str(path.parent), "prices": with_price_file(values.get("prices"), path)}
     if "large" in values:
         values["large"] = with_prompt_read(values["large"], path.parent)

@@ -45,7 +45,7 @@ def test_a_saved_prompt_is_read_again_and_its_lines_stay_lines(tmp_path: Path) -
     ("text", "said"),
     [
         ("instruction: Sort.", 'did you mean "instructions"'),
-        ("- Sort.", "expected settings by name, such as instructions: …"),
+        ("- Sort.", "expected settings by name, found list"),
         ("instructions: {", "not readable as YAML"),
     ],
 )
