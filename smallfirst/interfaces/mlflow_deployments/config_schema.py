@@ -20,7 +20,7 @@ def _without_effect(why: str) -> Any:
 def notes(record: Record) -> Iterator[str]:
     """Yield a sentence for each field of a record that is given and has no effect."""
     for name, field in type(record).model_fields.items():
-        if isinstance(field.json_schema_extra, dict) and getattr(record, name) not in (None, ()):
+        if isinstance(field.json_schema_extra, dict) and getattr(record, name):
             yield f"{name} has no effect: {field.json_schema_extra['why']}"
 
 
