@@ -229,7 +229,7 @@ def test_a_cap_holds_for_all_workers_together(ray_cluster: RayCluster, desk_task
         found = score(desk_task, rows, tmp_path / "out", options=capped, progress=QUIET)
         assert "stopped at the cap" in found.stopped
         assert (len(large.asked), found.counts.cost_usd, found.counts.lost_usd) == (4, 28.0, 0.0)
-        higher = capped.model_copy(update={"cap_usd": 90000})
+        higher = capped.model_copy(update={"cap_usd": 90000, "workers": None})
         found = score(desk_task, rows, tmp_path / "out", options=higher, progress=QUIET)
         assert (found.stopped, found.counts.n_answered, len(large.asked)) == ("", 12, 12)
         assert set(Counter(str(body["messages"][-1]) for body in large.asked).values()) == {1}
