@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from smallfirst.data.dataset import Dataset, Example
 from smallfirst.data.quality.leaks import find_leaks
-from smallfirst.data.quality.near_duplicates import near_clusters
+from smallfirst.data.quality.near_duplicates import clusters
 from smallfirst.records import Record, fingerprint
 
 
@@ -43,15 +43,6 @@ class CountedRows(Record):
         ]
         given = [f"{n:,} {words}" for n, words in reasons if n]
         return f"{self.n_counted:,} of {self.n_rows:,} calibration rows count: {'; '.join(given)}" if given else ""
-
-
-def clusters(texts: Sequence[str], groups: Sequence[str] | None = None) -> list[int]:
-    """Return a cluster number for each row: equal (folded) or nearly equal texts, and equal groups, have one.
-
-    A row of the empty group has none.
-    """
-    first: dict[str, int] = {}
-    return near_clusters(texts, [(i, first.setdefault(name, i)) for i, name in enumerate(groups or ()) if name])
 
 
 def independent_rows(texts: Sequence[str], *, groups: Sequence[str] | None = None) -> list[int]:

@@ -7,7 +7,7 @@ language written without spaces is one word per clause.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from smallfirst.data.dataset import fold_text
 
@@ -30,16 +30,17 @@ def near_duplicates(known: Sequence[str], new: Sequence[str]) -> list[tuple[int,
     return [(j, i) for j, i in found.items() if i is not None]
 
 
-def near_clusters(texts: Sequence[str], joined: Iterable[tuple[int, int]] = ()) -> list[int]:
-    """Return a cluster number for each text, the index of its first: texts that equal or nearly repeat each other.
+def clusters(texts: Sequence[str], groups: Sequence[str] | None = None) -> list[int]:
+    """Return a cluster number for each row, the index of its first: equal (folded) or nearly equal texts have one.
 
-    `joined` are pairs of indices that are together anyway. Clusters that share a text are one.
+    So have equal groups; a row of the empty group has none. Clusters that share a row are one.
     """
     from scipy.cluster.hierarchy import DisjointSet
 
     folded, same, found = [fold_text(text) for text in texts], dict[str, int](), DisjointSet(range(len(texts)))
-    for pair in joined:
-        found.merge(*pair)
+    of_group: dict[str, int] = {}
+    for i, group in enumerate(groups or ()):
+        found.merge(i, of_group.setdefault(group, i) if group else i)
     index = WordIndex(_ranks(folded))
     for i, text in enumerate(folded):
         words = index.words(text)

@@ -118,7 +118,7 @@ class EndpointClient:
             self._breaker.record_success(phase)
             attempt.end("invalid answer")
             raise self._parser.invalid(error_text(error)) from None
-        except (ConnectionBroken, ResponseTimeout, TimeoutError) as error:
+        except (ConnectionBroken, TimeoutError) as error:
             self._breaker.record_failure(phase)
             attempt.end("broken off")
             raise self._parser.lost(f"it broke off ({error_text(error)})", "the answer broke off") from None

@@ -43,7 +43,7 @@ class InvalidResponse(ConnectionBroken):
     """The response is larger than its limit, compressed, or no text."""
 
 
-class ResponseTimeout(Exception):
+class ResponseTimeout(ConnectionBroken):
     """The server sent nothing within the timeout; it may still be working on the request."""
 
 
@@ -88,7 +88,7 @@ class HttpSession:
         await self._session.close()
 
     async def send(self, method: str, path: str, body: bytes | None = None) -> HttpResponse:
-        """Return the response, its body unread. Raise NotConnected, ConnectionBroken or ResponseTimeout."""
+        """Return the response, its body unread. Raise ConnectionBroken."""
         url = yarl.URL(f"{self._base_url}{path}", encoded=True)
         try:
             sent = self._session.request(method, url, data=body, proxy=self._proxy, allow_redirects=False)
@@ -112,13 +112,13 @@ class HttpResponse:
         return self._response.headers.get(name, "")
 
     async def read(self, *, max_bytes: int = MAX_BODY_BYTES) -> bytes:
-        """Return the body. Raise InvalidResponse if it is too large, ConnectionBroken or ResponseTimeout."""
+        """Return the body. Raise ConnectionBroken, an InvalidResponse if it is too large."""
         return b"".join([piece async for piece in self._pieces(max_bytes)])
 
     async def read_start(self, n_bytes: int) -> bytes:
         """Return the first `n_bytes` of a body, or as many as come."""
         start = b""
-        with suppress(ConnectionBroken, ResponseTimeout):
+        with suppress(ConnectionBroken):
             async for piece in self._pieces(MAX_BODY_BYTES):
                 start += piece
                 if len(start) >= n_bytes:
@@ -200,7 +200,7 @@ _UNSENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp
 """Errors before a connection, TLS and proxy included, is there: the server got nothing to work on."""
 
 
-def _failure(error: Exception) -> ConnectionBroken | ResponseTimeout:
+def _failure(error: Exception) -> ConnectionBroken:
     if isinstance(error, _UNSENT):
         return NotConnected(error_text(error))
     return (ResponseTimeout if isinstance(error, TimeoutError) else ConnectionBroken)(error_text(error))

@@ -14,7 +14,6 @@ from smallfirst.models.remote.http import (
     BlockingSession,
     ConnectionBroken,
     HttpSession,
-    ResponseTimeout,
     error_text,
 )
 
@@ -85,7 +84,7 @@ class JoinedServer:
             if response.status != 200:
                 raise ConnectionBroken(f"HTTP {response.status}")
             self.load, self._error = Load.read(metrics.decode()), None
-        except (ConnectionBroken, ResponseTimeout, ValueError) as error:
+        except (ConnectionBroken, ValueError) as error:
             message = f"{self._name}: the vLLM at {self.base_url} does not answer: {error_text(error)}"
             self._error = Unavailable(message, hint="start it again; it is asked every second")
             self.adapters.clear()  # a new process has none of them
@@ -121,7 +120,7 @@ def check_health(server: Any, path: str, name: str, timeout_s: float) -> None:
     try:
         with blocking_session(server, timeout_s) as session:
             status = session.send("GET", path).status
-    except (ConnectionBroken, ResponseTimeout) as error:
+    except ConnectionBroken as error:
         raise Unavailable(f"{name}: {type(error).__name__}: {error}") from None
     if not 200 <= status < 300:
         raise Unavailable(f"{name}: HTTP {status}")
@@ -135,7 +134,7 @@ async def post_adapter(server: Any, name: str, folder: Path, *, timeout_s: float
         body = json.dumps({"lora_name": name, "lora_path": place}).encode()
         response = await session.post("/v1/load_lora_adapter", body)
         answer = (await response.read_start(SHOWN_BYTES)).decode(errors="replace")
-    except (ConnectionBroken, ResponseTimeout) as error:
+    except ConnectionBroken as error:
         raise Unavailable(f"{name}: the engine does not answer: {error_text(error)}") from None
     finally:
         await session.aclose()

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,7 @@ from smallfirst.models.protocol import Request
 from smallfirst.models.response_format import OutputFormat, json_format
 from smallfirst.models.servers.child_process import child_environment
 from smallfirst.models.servers.llama_cpp_main import KEY_VARIABLE
-from smallfirst.models.servers.managed_server import ManagedServerConfig, ManagedServerModel, ServerBackend
+from smallfirst.models.servers.managed_server import ManagedServerConfig, ManagedServerModel, ServerBackend, acquire
 from smallfirst.models.servers.slots import Slot
 from smallfirst.pricing.prices import PriceBook
 
@@ -64,8 +65,8 @@ class LlamaCppModel(ManagedServerModel):
             output_format = OutputFormat(choice_grammar(answers), answers.__contains__, answers)
         elif schema is not None:
             output_format = json_format(schema)
-        backend, model = llama_cpp_backend(config), config.path.stem
-        super().__init__(backend, config, prices, model=model, name=name, output_format=output_format)
+        server = partial(acquire, llama_cpp_backend(config), config)
+        super().__init__(server, prices, model=config.path.stem, name=name, output_format=output_format)
 
 
 def llama_cpp_backend(config: LlamaCppConfig) -> ServerBackend:

@@ -218,8 +218,7 @@ class ManagedServerModel:
 
     def __init__(
         self,
-        backend: ServerBackend,
-        config: ManagedServerConfig,
+        acquire: Callable[[], ManagedServer],
         prices: PriceBook,
         *,
         model: str,
@@ -228,7 +227,7 @@ class ManagedServerModel:
     ) -> None:
         """Start nothing yet. `model` is its name at the server; every answer has `output_format`, if there is one."""
         self.name, self.output_format = name or model, output_format
-        self._backend, self._config, self._prices, self._model = backend, config, prices, model
+        self._acquire, self._prices, self._model = acquire, prices, model
         self._server: ManagedServer | None = None
 
     async def complete(self, request: Request) -> Completion:
@@ -285,9 +284,6 @@ class ManagedServerModel:
         if self._server is None:
             self._server = self._acquire()
         return self._server
-
-    def _acquire(self) -> ManagedServer:
-        return acquire(self._backend, self._config)
 
     def _priced(self, completion: Completion, began: float, lease: Lease) -> Completion:
         tokens, latency_ms = completion.charges[0].tokens, (time.perf_counter() - began) * 1000

@@ -77,20 +77,11 @@ class VllmModel(ManagedServerModel):
     ) -> None:
         """Start nothing yet; `schema` allows JSON only. Raise ConfigError for wrong folders, VllmNotInstalled."""
         check_folders(config, adapter)
-        self._vllm, self._adapter = config, adapter
-        model = adapter_name(adapter, name or adapter.name) if adapter else config.model.name
+        name = name or (adapter or config.model).name
+        model = adapter_name(adapter, name) if adapter else config.model.name
+        server = partial(shared_server, config, {model: adapter} if adapter else {})
         output_format = json_format(schema) if schema is not None else None
-        super().__init__(
-            vllm_backend(config),
-            config,
-            prices,
-            model=model,
-            name=name or (adapter or config.model).name,
-            output_format=output_format,
-        )
-
-    def _acquire(self) -> ManagedServer:
-        return shared_server(self._vllm, {self._model: self._adapter} if self._adapter else {})
+        super().__init__(server, prices, model=model, name=name, output_format=output_format)
 
 
 def check_folders(config: VllmConfig, adapter: Path | None = None) -> None:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smallfirst.data.dataset import Dataset, Example, Message
-from smallfirst.data.quality.independence import clusters, count_rows, independent_rows
+from smallfirst.data.quality.independence import count_rows, independent_rows
+from smallfirst.data.quality.near_duplicates import clusters
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.threshold_search import search_threshold
 
