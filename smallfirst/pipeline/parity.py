@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smallfirst.data.dataset import Message, sample_rows
 from smallfirst.errors import GateFailed, StageMissing
-from smallfirst.models.protocol import Model, Request
+from smallfirst.models.protocol import Model, Request, probed_model
 from smallfirst.models.remote.http import ConnectionBroken, HttpSession, ResponseTimeout
 from smallfirst.models.remote.responses import did_nothing
 from smallfirst.project.candidates import get_candidate
@@ -29,6 +29,7 @@ from smallfirst.project.small_model import load_small, small_engine
 from smallfirst.records import Record
 from smallfirst.registry import versions
 from smallfirst.registry.versions import ModelVersion
+from smallfirst.sync import run_sync
 from smallfirst.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -213,9 +214,12 @@ def served_parity(
         found = asyncio.run(check_parity(*at, rows, task=project.task, bests=bests))
         return found.model_copy(update={"version": version.version})
     folder = versions.resolve(f"{version.name}/{version.version}").folder
-    with serve_on_loopback({name: load_small(project.file, folder, name=name)}) as address:
+    small, engine = load_small(project.file, folder, name=name), small_engine(project.file)
+    if engine and (probed := probed_model(small)):
+        run_sync(probed.ready())  # or the first rows would wait for the engine's start, which takes minutes
+    with serve_on_loopback({name: small}) as address:
         found = asyncio.run(check_parity(address, name, rows, task=project.task, bests=bests))
-    found = found.model_copy(update={"version": version.version, "engine": small_engine(project.file)})
+    found = found.model_copy(update={"version": version.version, "engine": engine})
     if n_rows is None:
         filename = VLLM_PARITY if found.engine else PARITY
         versions.attach(version.name, version.version, filename, found.model_dump_json(indent=2).encode())

@@ -85,6 +85,7 @@ def test_version_is_served_by_vllm_once_it_was_compared_there(desk, vllm: Script
     project = Project.read(desk.file, Progress(quiet=True))
     found = served_parity(project, run_folder, versions.resolve(f"main.desk.toy/{version}"), "small")
     assert (found.passed, found.engine) == (True, f"vLLM at {vllm.url}")
+    assert vllm.bodies[0]["prompt"] == [0]  # rows wait for its start, which takes minutes
     deployed = deployment.load(TargetVersions(version))
     answer = asyncio.run(deployed.models.models["toy-small"].complete(Request.ask("where is my card")))
     assert answer.answered_by == f"toy-small@{version}"
