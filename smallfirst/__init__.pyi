@@ -117,13 +117,13 @@ from smallfirst.routing.certificate.below_threshold import Band as Band
 from smallfirst.routing.certificate.certificate import Certificate as Certificate
 from smallfirst.routing.certificate.certificate import StageThreshold as StageThreshold
 from smallfirst.routing.certificate.certificate import certify as certify
+from smallfirst.routing.certificate.curves import FrontierPoint as FrontierPoint
+from smallfirst.routing.certificate.curves import ThresholdPoint as ThresholdPoint
 from smallfirst.routing.certificate.filters import RequestFilters as RequestFilters
-from smallfirst.routing.certificate.frontier import FrontierPoint as FrontierPoint
 from smallfirst.routing.certificate.guarantee import Guarantee as Guarantee
 from smallfirst.routing.certificate.guarantee_check import GuaranteeCheck as GuaranteeCheck
 from smallfirst.routing.certificate.outcomes import ForeignAccepted as ForeignAccepted
 from smallfirst.routing.certificate.risks import RiskResult as RiskResult
-from smallfirst.routing.certificate.threshold_curve import ThresholdPoint as ThresholdPoint
 from smallfirst.routing.certificate.units.fields import FieldCertificate as FieldCertificate
 from smallfirst.routing.certificate.units.fields import KeptFields as KeptFields
 from smallfirst.routing.certificate.units.per_group import GroupCertificate as GroupCertificate

@@ -75,22 +75,11 @@ def is_locked(path: Path) -> bool:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the exclusive lock at `path`; wait for it if another process holds it."""
-    descriptor = _open_locked(path, fcntl.LOCK_EX)
-    assert descriptor is not None
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def locked_or_raise(path: Path, error: Exception) -> Iterator[None]:
-    """Hold the exclusive lock at `path`; raise `error` if another process holds it."""
-    descriptor = try_lock(path)
+def locked(path: Path, *, otherwise: Exception | None = None) -> Iterator[None]:
+    """Hold the exclusive lock at `path`; wait for it if another process holds it, or raise `otherwise`."""
+    descriptor = try_lock(path) if otherwise else _open_locked(path, fcntl.LOCK_EX)
     if descriptor is None:
-        raise error
+        raise otherwise or AssertionError("a lock that is waited for is held")
     try:
         yield
     finally:

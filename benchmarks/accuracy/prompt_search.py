@@ -20,8 +20,7 @@ from smallfirst.improvement.prompt_search.search import PromptOptions, tune_prom
 from smallfirst.project.project import Project
 from smallfirst.project.prompt_file import Prompt
 from smallfirst.project.task_file import read_task_file
-from smallfirst.stats.intervals import wilson
-from smallfirst.stats.paired import paired_score_interval
+from smallfirst.stats.intervals import paired_score_interval, wilson
 
 ROWS, MAX_REQUESTS, CHECK_ROWS = 40, 240, 60
 

@@ -32,8 +32,7 @@ from benchmarks.accuracy.run import data_folder
 from benchmarks.paths import RESULTS
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder
-from smallfirst.stats.intervals import wilson
-from smallfirst.stats.paired import paired_score_interval
+from smallfirst.stats.intervals import paired_score_interval, wilson
 
 PROBE_ROWS = 200
 Predict = Callable[[Sequence[str]], Sequence[str]]

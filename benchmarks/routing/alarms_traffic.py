@@ -19,9 +19,9 @@ from sklearn.linear_model import LogisticRegression
 from benchmarks.accuracy.run import data_folder
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder
+from smallfirst.routing.certificate.curves import ThresholdPoint, threshold_curve
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import CascadeData
-from smallfirst.routing.certificate.threshold_curve import ThresholdPoint, threshold_curve
 from smallfirst.routing.certificate.threshold_search import search_threshold
 
 LIMIT, QUIET_ERROR = 0.05, 0.04

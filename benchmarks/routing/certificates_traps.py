@@ -30,7 +30,7 @@ from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import CascadeData
 from smallfirst.routing.certificate.rows_needed import rows_needed
 from smallfirst.routing.certificate.threshold_search import search_threshold
-from smallfirst.routing.policies.rule import RulePolicy
+from smallfirst.routing.policies.built_in import RulePolicy
 from smallfirst.stats.sequential import spent_level
 
 COPIES = 5

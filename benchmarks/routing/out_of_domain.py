@@ -35,7 +35,7 @@ from benchmarks.routing.out_of_domain_models import (
     worded,
 )
 from smallfirst.models.state_features import STATE_FEATURES
-from smallfirst.routing.ood.conformal import ConformalScorer, ScoreFusion
+from smallfirst.routing.ood.detector import ConformalScorer, ScoreFusion
 from smallfirst.routing.ood.text_features import SCORES
 from smallfirst.stats import intervals as stats
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from smallfirst.data.dataset import Dataset
-from smallfirst.routing.ood.task_selector import TaskSelector
+from smallfirst.routing.auto import TaskSelector
 
 TASKS = ("banking77", "snips_slots", "medquad_short")
 OPEN = {"nq_open": "test", "ifeval": "test", "mt_bench": "test", "self_instruct_seed": "train"}

@@ -25,8 +25,7 @@ from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.local.int8_check import check_int8
 from smallfirst.models.manifest import Manifest, read_manifest
 from smallfirst.models.protocol import Model
-from smallfirst.routing.ood.detector import fit_task_profile
-from smallfirst.routing.ood.gate import OodGate
+from smallfirst.routing.ood.detector import OodGate, fit_task_profile
 from smallfirst.routing.router import Router
 from smallfirst.routing.types import Stage
 from smallfirst.serving.app import serve

@@ -21,7 +21,8 @@ from smallfirst.models.remote.model import EndpointConfig, EndpointModel
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.pricing.token_price import TokenPrice
 from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.policies.rule import RulePolicy
+from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.policies.built_in import RulePolicy
 from smallfirst.routing.router import Router
 from smallfirst.routing.types import RouterOptions, Stage
 from smallfirst.serving.app import serve
@@ -51,6 +52,7 @@ CERTIFICATE = Certificate(
     curve=(),
     model_fingerprint="benchmark",
     dataset_fingerprint="benchmark",
+    guarantee=Guarantee(),
 )
 
 

@@ -25,8 +25,7 @@ from smallfirst.data.dataset import Dataset
 from smallfirst.data.sources.load import load_rows
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.starts import choose_starts
-from smallfirst.routing.certificate.threshold_search import search_threshold
+from smallfirst.routing.certificate.threshold_search import choose_starts, search_threshold
 from smallfirst.stats.intervals import wilson
 from smallfirst.tasks.classify import Classify
 from smallfirst.traffic.discovery.discover import discover

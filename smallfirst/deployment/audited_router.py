@@ -114,6 +114,10 @@ class AuditedRouter(DelegatingModel):
             return ""
         return "live traffic has drifted" if self._drifted else "the guarantee was found broken on live answers"
 
+    def note_version(self, before: str, why: str) -> None:
+        """Write to the ledger that another version answers, or why none does. Raise LedgerUnavailable."""
+        self.ledger.append(self._followed.row(before, self.monitor.state, why, "version"))
+
     def gave(self, completion: Completion) -> bool:
         """Return True if one of the Router's own models wrote the answer: their names contain the version."""
         return completion.answered_by in self._own_models

@@ -37,8 +37,8 @@ from smallfirst.records import Record
 from smallfirst.registry import versions
 from smallfirst.registry.versions import check_name as check_name
 from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.ood.gate import OodGate
-from smallfirst.routing.policies.split import SplitPolicy, split_position
+from smallfirst.routing.ood.detector import OodGate
+from smallfirst.routing.policies.built_in import SplitPolicy, split_position
 from smallfirst.routing.router import Router
 from smallfirst.routing.types import RouterOptions, Stage
 from smallfirst.serving.ledger.ledger import Ledger

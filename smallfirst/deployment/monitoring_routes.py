@@ -7,8 +7,9 @@ since people report wrong answers more readily than right ones. A judge's verdic
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -101,48 +102,46 @@ class _RouterMetrics(Collector):
         self._routes = routes
 
     def collect(self) -> Iterator[Metric]:
-        answers = CounterMetricFamily("smallfirst_answers", "Answers by task and stage.", labels=["task", "stage"])
+        families: list[Metric] = []
+        family = functools.partial(_family, families)
+        count, gauge = CounterMetricFamily, GaugeMetricFamily
+        answers = family(count, "answers", "Answers by task and stage.", "stage")
         for (task, stage), n in sorted(self._routes._answers.items()):
-            answers.add_metric([task, stage], n)
-        cost = CounterMetricFamily("smallfirst_cost_usd", "What the answers cost.", labels=["task"])
+            answers([task, stage], n)
+        cost = family(count, "cost_usd", "What the answers cost.")
         for task, usd in sorted(self._routes._cost_usd.items()):
-            cost.add_metric([task], usd)
-        state = GaugeMetricFamily("smallfirst_state", "1 for the state a task is in.", labels=["task", "state"])
-        audits = GaugeMetricFamily("smallfirst_audits", "Audits the live error rests on.", labels=["task"])
-        error = GaugeMetricFamily(
-            "smallfirst_live_error", "Live error of kept answers, valid at any time.", labels=["task", "end"]
-        )
-        watched = GaugeMetricFamily(
-            "smallfirst_watched",
-            "Quantities that are watched, in the guarantee's unit, with their limit.",
-            labels=["task", "quantity", "guaranteed", "end"],
-        )
-        alarms = CounterMetricFamily("smallfirst_alarms", "Alarms by cause.", labels=["task", "cause"])
-        reports = CounterMetricFamily(
-            "smallfirst_user_reports",
-            "What users called kept answers: no random sample, and no audit.",
-            labels=["task", "verdict"],
-        )
-        hints = CounterMetricFamily(
-            "smallfirst_hints", "Hints by source: they change nothing.", labels=["task", "source"]
-        )
+            cost([task], usd)
+        state = family(gauge, "state", "1 for the state a task is in.", "state")
+        audits = family(gauge, "audits", "Audits the live error rests on.")
+        error = family(gauge, "live_error", "Live error of kept answers, valid at any time.", "end")
+        what = "Quantities that are watched, in the guarantee's unit, with their limit."
+        watched = family(gauge, "watched", what, "quantity", "guaranteed", "end")
+        alarms = family(count, "alarms", "Alarms by cause.", "cause")
+        hints = family(count, "hints", "Hints by source: they change nothing.", "source")
+        what = "What users called kept answers: no random sample, and no audit."
+        reports = family(count, "user_reports", what, "verdict")
         for task, router in self._routes.by_task.items():
             found = router.monitor.live_error
             for name in STATES:
-                state.add_metric([task, name], float(name == router.monitor.state))
-            audits.add_metric([task], found.n)
+                state([task, name], float(name == router.monitor.state))
+            audits([task], found.n)
             for end in ("value", "low", "high"):
-                error.add_metric([task, end], getattr(found, end))
+                error([task, end], getattr(found, end))
             for one in _watched(router):
                 for end in ("limit", "value", "low", "high"):
-                    watched.add_metric([task, one["quantity"], str(one["guaranteed"]).lower(), end], one[end])
-            for cause, n in Counter(change.cause for change in router.monitor.alarms).items():
-                alarms.add_metric([task, cause], n)
-            reports.add_metric([task, "right"], router.reports.n_right)
-            reports.add_metric([task, "wrong"], router.reports.n_wrong)
-            for source, n in Counter(hint.cause for hint in router.monitor.hints).items():
-                hints.add_metric([task, source], n)
-        yield from (answers, cost, state, audits, error, watched, alarms, hints, reports)
+                    watched([task, one["quantity"], str(one["guaranteed"]).lower(), end], one[end])
+            for add, changes in ((alarms, router.monitor.alarms), (hints, router.monitor.hints)):
+                for cause, n in Counter(change.cause for change in changes).items():
+                    add([task, cause], n)
+            reports([task, "right"], router.reports.n_right)
+            reports([task, "wrong"], router.reports.n_wrong)
+        yield from families
+
+
+def _family(families: list[Metric], kind: type[Any], name: str, what: str, *labels: str) -> Callable[..., None]:
+    """Append a family of metrics by task and `labels`, and return what adds a metric to it."""
+    families.append(made := kind(f"smallfirst_{name}", what, labels=["task", *labels]))
+    return made.add_metric  # type: ignore[no-any-return]
 
 
 def _watched(router: AuditedRouter) -> list[dict[str, Any]]:

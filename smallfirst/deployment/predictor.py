@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from smallfirst.errors import ConfigError
 from smallfirst.gate.verdict import Verdict
@@ -125,15 +125,6 @@ class Predictor:
         return f"Predictor({self.name!r}, {self.task.kind}{labels}{plan})"
 
 
-class _Place(NamedTuple):
-    """Where a model is: a folder with its files, or a reference into the registry of a task's state folder."""
-
-    state: Path
-    folder: Path | None
-    reference: str
-    file: TaskFile | None
-
-
 def load(model: str | Path | TaskFile | ModelVersion) -> Predictor:
     """Return a promoted model, ready to predict.
 
@@ -143,20 +134,19 @@ def load(model: str | Path | TaskFile | ModelVersion) -> Predictor:
     """
     if isinstance(model, ModelVersion):
         return _predictor(model.folder, f"{model.name}/{model.version}", plan=_plan(model))
-    place = _find(model)
-    with state_of(place.state):
-        if place.folder is not None:
-            return _predictor(place.folder, place.folder.name)
-        version = versions.resolve(place.reference)
-        name = place.file.name if place.file else version.name
-        return _predictor(version.folder, f"{name}/{version.version}", place.file, plan=_plan(version))
+    if not isinstance(model, TaskFile) and (Path(model) / MANIFEST).is_file():
+        return _predictor(Path(model), Path(model).name)
+    file, reference = _find(model)
+    with state_of(file.folder if file else Path()):
+        version = versions.resolve(reference)
+        name = file.name if file else version.name
+        return _predictor(version.folder, f"{name}/{version.version}", file, plan=_plan(version))
 
 
-def _find(model: str | Path | TaskFile) -> _Place:
+def _find(model: str | Path | TaskFile) -> tuple[TaskFile | None, str]:
+    """Return the task, if there is one here, and the reference into the registry of its state folder."""
     if isinstance(model, TaskFile):
-        return _Place(model.folder, None, model.register_to, model)
-    if (Path(model) / MANIFEST).is_file():
-        return _Place(Path(), Path(model), "", None)
+        return model, model.register_to
     found = _REFERENCE.fullmatch(str(model).strip())
     assert found is not None  # everything is a task without a version
     task, version = found["task"], found["version"] or ""
@@ -167,8 +157,8 @@ def _find(model: str | Path | TaskFile) -> _Place:
         file = own
     else:
         name = task if task.removeprefix("models:/").count(".") == 2 else registry_name(task)
-        return _Place(Path(), None, f"{name}{version}", None)
-    return _Place(file.folder, None, f"{file.register_to}{version}", file)
+        return None, f"{name}{version}"
+    return file, f"{file.register_to}{version}"
 
 
 def _predictor(folder: Path, name: str, file: TaskFile | None = None, *, plan: str = "") -> Predictor:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 from smallfirst.deployment.audited_router import AuditedRouter
@@ -22,11 +21,9 @@ from smallfirst.pricing.prices import PriceBook
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import TaskFile
 from smallfirst.registry.traces import TraceStore
-from smallfirst.routing.auto import AutoRouter
+from smallfirst.routing.auto import AutoRouter, TaskSelector
 from smallfirst.routing.ood.detector import PROFILE_FILE
-from smallfirst.routing.ood.task_selector import TaskSelector
 from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.ledger.rows import StateRow
 from smallfirst.serving.plugins import Plugin
 from smallfirst.serving.tracing import EXPERIMENT, TracePlugin
 
@@ -79,7 +76,6 @@ class DeployedTasks(Plugin):
 
     def __init__(self, deployments: Sequence[TaskDeployment], ledger: Ledger, *, poll_interval_s: float) -> None:
         self.models = HotSwapModels()
-        self._ledger = ledger
         self._targets = {each.name: TaskTarget(each, self, poll_interval_s) for each in deployments}
         self._replaced: list[DeployedVersion] = []
         self._monitoring = MonitoringRoutes([target.deployed.router for target in self._targets.values()], ledger)
@@ -136,25 +132,14 @@ class DeployedTasks(Plugin):
             auto = self.models.active.get(AUTO)
         self.models.put([new.models, *([auto] if auto else [])], without=() if auto else (AUTO,))
         self._monitoring.by_task[name] = new.router
-        why = (
-            f"the registry's aliases moved from {old.versions.description} to {new.versions.description}, which answers"
-        )
-        self.record_state(new.router, old.router.monitor.state, why)
+        moved = f"moved from {old.versions.description} to {new.versions.description}, which answers"
+        self.record_state(new.router, old.router.monitor.state, f"the registry's aliases {moved}")
 
     def record_state(self, router: AuditedRouter, before: str, why: str) -> None:
         """Log a change and write it to the ledger, so that explanations of answers show it."""
         _log.warning("%s: %s", router.name, why)
-        row = StateRow(
-            at=datetime.now(UTC),
-            task=router.name,
-            before=before,
-            after=router.monitor.state,
-            why=why,
-            cause="version",
-            certificate=router.certificate,
-        )
         try:
-            self._ledger.append(row)
+            router.note_version(before, why)
         except Exception:  # a change of version does not depend on a full disk
             _log.exception("%s: the ledger did not take a row", router.name)
 
@@ -171,7 +156,8 @@ class DeployedTasks(Plugin):
         routers: dict[str, Model] = {
             name: ModelProxy(self.models, name, deployed.router) for name, deployed in known.items()
         }
-        selector = TaskSelector.load({name: deployed.profile_folder for name, deployed in known.items()})
+        folders = {name: deployed.profile_folder for name, deployed in known.items()}
+        selector = TaskSelector.load(folders, price=deployments[0].file.prices.machine)
         auto = AutoRouter(selector, routers, general)
         return ModelSet(AUTO, {AUTO: auto}, auto)
 

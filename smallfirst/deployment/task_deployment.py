@@ -7,7 +7,7 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple
 
 from smallfirst.data.dataset import Message
 from smallfirst.deployment.audited_router import AuditedRouter
@@ -55,8 +55,6 @@ from smallfirst.serving.ledger.ledger import Ledger
 _log = logging.getLogger("smallfirst.serving")
 CERTIFICATE = "certificate.json"
 """Attachment that a version needs before it may be served."""
-P = ParamSpec("P")
-R = TypeVar("R")
 Trial = Callable[[Sequence[Model]], None]
 """Asks new models one request each; raises what they raise."""
 
@@ -87,19 +85,6 @@ class DeployedVersion(NamedTuple):
         await self.models.aclose()
 
 
-def _in_task_state(
-    method: Callable[Concatenate[TaskDeployment, P], R],
-) -> Callable[Concatenate[TaskDeployment, P], R]:
-    """Let a method use the state folder of its task: it is called in a thread, and beside other tasks."""
-
-    @functools.wraps(method)
-    def placed(self: TaskDeployment, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        with state_of(self.file.folder):
-            return method(self, *args, **kwargs)
-
-    return placed
-
-
 class TaskDeployment:
     """One task of a server."""
 
@@ -117,9 +102,9 @@ class TaskDeployment:
         Raise RegistryError without a champion, or without the challenger that a policy leads to, and as `Project.read`.
         """
         self.file, self._ledger, self._store_bodies = file, ledger, store_bodies
-        self._read(live=live, instead=large)
+        with state_of(file.folder):
+            self._read(live=live, instead=large)
 
-    @_in_task_state
     def _read(self, *, live: bool, instead: Model | None) -> None:
         file = self.file
         if self.target_versions().challenger is None and routes_to_challenger(file):
@@ -141,15 +126,15 @@ class TaskDeployment:
     def name(self) -> str:
         return self.file.name
 
-    @_in_task_state
     def target_versions(self) -> TargetVersions:
         """Look up what the aliases name now; no file is read. Raise RegistryError without a champion."""
         name = self.file.register_to
         versions.check_name(name)
-        try:
-            named = {alias: v.version for v in versions.list_versions(name) for alias in v.aliases}
-        except RegistryError:  # nothing is registered under this name
-            named = {}
+        with state_of(self.file.folder):
+            try:
+                named = {alias: v.version for v in versions.list_versions(name) for alias in v.aliases}
+            except RegistryError:  # nothing is registered under this name
+                named = {}
         if versions.CHAMPION not in named:
             raise RegistryError(
                 f"{self.file.name} has no champion: no model has passed its gate and become {name}@champion",
@@ -159,12 +144,11 @@ class TaskDeployment:
             named[versions.CHAMPION], named.get(CHALLENGER) if routes_to_challenger(self.file) else None
         )
 
-    @_in_task_state
     def certified(self, version: int) -> bool:
         """Return True if a version has its certificate; without one it is not loaded."""
-        return versions.read_attachment(self.file.register_to, version, CERTIFICATE) is not None
+        with state_of(self.file.folder):
+            return versions.read_attachment(self.file.register_to, version, CERTIFICATE) is not None
 
-    @_in_task_state
     def load(self, wanted: TargetVersions, *, trial: Trial | None = None) -> DeployedVersion:
         """Return the audited Router of a version, with the models that are served beside it.
 
@@ -173,7 +157,8 @@ class TaskDeployment:
         """
         loaded: list[Model] = []
         try:
-            return self._load(wanted, loaded, trial)
+            with state_of(self.file.folder):
+                return self._load(wanted, loaded, trial)
         except BaseException:
             for model in loaded:
                 asyncio.run(model.aclose())
@@ -229,13 +214,13 @@ class TaskDeployment:
             models[f"{file.name}-large"] = self.general.inner
         return DeployedVersion(wanted, audited, ModelSet(file.name, models, audited), run_folder.path / PROFILE_FOLDER)
 
-    @_in_task_state
     def _others(self, version: ModelVersion, run_folder: RunFolder, ahead: Sequence[Stage]) -> Sequence[Model]:
         """Return the linear candidates of a version's run that are asked about the answers of others; load them."""
         known = {version.tags.get("candidate"), *(stage.name for stage in ahead)}
         folders = {name: run_folder.model_folder(name) for name in CHEAP if name not in known}
         there = [name for name, folder in folders.items() if (folder / MANIFEST).is_file()][:1]
-        return [*(stage.model for stage in ahead), *(load_model(folders[name], name=name) for name in there)]
+        with state_of(self.file.folder):
+            return [*(stage.model for stage in ahead), *(load_model(folders[name], name=name) for name in there)]
 
     def _check_engine(self, version: ModelVersion) -> None:
         """Raise StageMissing unless the version was compared with its measured answers on the engine that serves it."""

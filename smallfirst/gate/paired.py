@@ -20,7 +20,7 @@ from smallfirst.gate.check_result import (
 )
 from smallfirst.gate.metrics import cap_lower_bound
 from smallfirst.records import Record
-from smallfirst.stats.paired import paired_score_difference, paired_score_interval, score_lower_bound
+from smallfirst.stats.intervals import paired_score_difference, paired_score_interval, score_lower_bound
 
 MEASURE_LARGE = "measure the large model on the same rows, or on a sample of them"
 

@@ -195,7 +195,7 @@ def _selection_drafts(
 
 def _watched_share(certificate: Certificate, own: Sequence[OodScore], n_outside: int) -> dict[str, Any]:
     """Return what the certificate says of the share of requests that may look foreign; `own` are calibration rows'."""
-    foreign, share = certificate.foreign, certificate.guarantee.max_foreign_share if certificate.guarantee else 0.0
+    foreign, share = certificate.foreign, certificate.guarantee.max_foreign_share
     if foreign is None or not share:
         return {}
     counts = (sum(score.value > KEEP_SHARE for score in own), len(own))

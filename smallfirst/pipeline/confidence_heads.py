@@ -25,9 +25,8 @@ from smallfirst.project.project import Project
 from smallfirst.records import Record
 from smallfirst.routing.confidence_head import DraftHead
 from smallfirst.routing.gain import LARGE, SMALL, GainModel
-from smallfirst.routing.ood.acceptance import AcceptanceScore
+from smallfirst.routing.ood.acceptance import AcceptanceScore, foreign_rows
 from smallfirst.routing.ood.detector import MeasuredText, TaskProfile
-from smallfirst.routing.ood.foreign import foreign_rows
 from smallfirst.routing.types import Stage
 
 HEADS = "heads.json"

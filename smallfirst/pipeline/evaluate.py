@@ -22,7 +22,7 @@ from smallfirst.project.run_folder import RunFolder
 from smallfirst.registry.evaluations import log_evaluation
 from smallfirst.report.data import OpenEndedRouting
 from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.ood.foreign import split_foreign
+from smallfirst.routing.ood.acceptance import split_foreign
 from smallfirst.routing.router import Router
 
 PROBE_ROWS = 40

@@ -24,10 +24,8 @@ from smallfirst.project.task_file import TaskFile
 from smallfirst.records import Record
 from smallfirst.registry import versions
 from smallfirst.routing.certificate.filters import RequestFilters, filters_of, random_split
-from smallfirst.routing.ood.detector import TaskProfile, fit_task_profile
-from smallfirst.routing.ood.gate import OodGate
-from smallfirst.routing.policies import apply_policies
-from smallfirst.routing.policies.policy import CASCADE, CHALLENGER, is_conversation
+from smallfirst.routing.ood.detector import OodGate, TaskProfile, fit_task_profile
+from smallfirst.routing.policies.policy import CASCADE, CHALLENGER, apply_policies, is_conversation
 from smallfirst.routing.types import OodScore, RouterOptions, Stage
 
 PROFILE_FOLDER = "signature"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smallfirst.errors import GateFailed, RegistryError, did_you_mean
-from smallfirst.files import locked_or_raise
+from smallfirst.files import locked
 from smallfirst.gate.verdict import Verdict
 from smallfirst.paths import home, tracking_uri
 from smallfirst.records import Record
@@ -213,7 +213,7 @@ def _only_mover(name: str) -> AbstractContextManager[None]:
         f"{name} is being promoted or rolled back by another process; nothing was changed here",
         hint="see which version is champion now, then decide again",
     )
-    return locked_or_raise(home() / f"promote-{check_name(name)}.lock", busy)
+    return locked(home() / f"promote-{check_name(name)}.lock", otherwise=busy)
 
 
 def _move_aliases(name: str, seen: Mapping[str, int], targets: Mapping[str, int | None]) -> None:

@@ -7,7 +7,7 @@ from smallfirst.evaluation.results import Comparison
 from smallfirst.project.candidate_registry import FINE_TUNED, promotable_names
 from smallfirst.records import Record
 from smallfirst.report.data import ReportData
-from smallfirst.stats.intervals import Estimate, holm, paired_mean_difference
+from smallfirst.stats.intervals import Estimate, holm, paired_difference
 
 
 class PairedCandidates(Record):
@@ -63,4 +63,4 @@ def _score_difference(data: ReportData, comparison: Comparison) -> Estimate | No
     both = [(row, second.by_key[row.key]) for row in first.rows if row.key in second.by_key]
     if not any(0 < row.score < 1 for pair in both for row in pair):
         return None
-    return paired_mean_difference([a.score for a, _ in both], [b.score for _, b in both])
+    return paired_difference([a.score for a, _ in both], [b.score for _, b in both])

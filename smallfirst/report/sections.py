@@ -19,7 +19,7 @@ from smallfirst.report.per_class import field_reliability, part_rows
 from smallfirst.report.text import advice, verdict
 from smallfirst.report.text.outlook import outlook
 from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.certificate.threshold_curve import ThresholdPoint
+from smallfirst.routing.certificate.curves import ThresholdPoint
 
 N_WORST_PARTS = 10
 MAX_PARTS = 200

@@ -28,18 +28,13 @@ class RoutingAttempt:
         """Of the domain check; None if there was none, or for a conversation."""
 
     async def run_stage(self, chosen: PolicyDecision) -> Decision:
-        self._add_step(
-            stage=chosen.policy,
-            decision="passed on",
-            why=f"{chosen.why}: to {chosen.to}",
-            score=chosen.score,
-            threshold=chosen.threshold,
-        )
+        judged = {"score": chosen.score, "threshold": chosen.threshold}
+        self._add_step(chosen.policy, "passed on", f"{chosen.why}: to {chosen.to}", **judged)
         stage, why = self.router.stage(chosen.to), f"{chosen.policy}: {chosen.why}"
         if stage is not None:
             draft, confidence = await self._make_draft(stage)
-            self._add_draft(stage, draft, "kept", "a policy sends it here", confidence=confidence)
-            return self._accept(draft, self._route(stage.name, why, confidence=confidence))
+            self._add_draft(stage, "kept", "a policy sends it here", confidence)
+            return self._accept(draft, self._route(stage.name, why, confidence))
         general = chosen.to == "general" and self.router.general is not None
         return self._delegate(self.router.general if general else self.router.large, self._route(chosen.to, why))
 
@@ -53,18 +48,17 @@ class RoutingAttempt:
         for stage in self.router.stages:
             draft, confidence = await self._make_draft(stage)
             threshold = self.router.threshold(stage.name)
-            certified_fields = None if outside else self._certified_fields(stage)
-            by_fields = bool(certified_fields) and self.router.certificate.keeps_fields(draft.field_confidence)
-            if by_fields or self.router.covers(stage, draft.text, confidence, self.request.tags):
+            fields = None if outside else self._certified_fields(stage)
+            by_fields = bool(fields) and self.router.certificate.keeps_fields(draft.field_confidence)
+            covers = self.router.certificate.covers
+            if by_fields or covers(draft.text, confidence, threshold=threshold, tags=self.request.tags):
                 why = "confident enough for the certificate"
-                self._add_draft(stage, draft, "kept", why, confidence=confidence, threshold=threshold)
+                self._add_draft(stage, "kept", why, confidence, threshold)
                 self._add_large_not_asked()
-                certified = not self.paused
-                route = self._route(stage.name, why, confidence=confidence, threshold=threshold, certified=certified)
-                return self._accept(draft, route.model_copy(update={"certified_fields": certified_fields}))
-            self._add_draft(
-                stage, draft, "passed on", "not confident enough", confidence=confidence, threshold=threshold
-            )
+                return self._accept(
+                    draft, self._route(stage.name, why, confidence, threshold, certified=not self.paused, fields=fields)
+                )
+            self._add_draft(stage, "passed on", "not confident enough", confidence, threshold)
         return self._answer_outside(outside) if outside else self._below_threshold(confidence, threshold)
 
     def _may_accept(self, stage: Stage) -> bool:
@@ -78,13 +72,13 @@ class RoutingAttempt:
         if self.router.general is not None:
             return self._delegate(self.router.general, self._route("large", why))._replace(draft=None)
         why = f"{why}, and there is no other model to ask"
-        self._add_step(stage=OUT_OF_SCOPE, decision="answered", why="routing.out_of_scope says what")
+        self._add_step(OUT_OF_SCOPE, "answered", "routing.out_of_scope says what")
         return self._accept(self.router.options.out_of_scope.completion, self._route(OUT_OF_SCOPE, why))
 
     async def answer_uncertified(self, stage: Stage, why: str) -> Completion:
         draft, confidence = await self._make_draft(stage)
-        self._add_draft(stage, draft, "kept", why, confidence=confidence)
-        accepted = self._accept(draft, self._route(stage.name, why, confidence=confidence)).draft
+        self._add_draft(stage, "kept", why, confidence)
+        accepted = self._accept(draft, self._route(stage.name, why, confidence)).draft
         assert accepted is not None
         return accepted
 
@@ -104,12 +98,11 @@ class RoutingAttempt:
             why = f"not confident enough, but the budget of ${tracker.budget.usd:g} a {tracker.budget.per} is spent"
         else:
             why = "the small model was not confident enough"
-            return self._delegate(router.large, self._route("large", why, confidence=confidence, threshold=threshold))
+            return self._delegate(router.large, self._route("large", why, confidence, threshold))
         self._add_large_not_asked()
         assert self.draft is not None
-        route = self._route(stage, why, confidence=confidence, threshold=threshold)
-        certified_fields = self._certified_fields(router.stages[-1])
-        return self._accept(self.draft, route.model_copy(update={"certified_fields": certified_fields}))
+        fields = self._certified_fields(router.stages[-1])
+        return self._accept(self.draft, self._route(stage, why, confidence, threshold, fields=fields))
 
     def _certified_fields(self, stage: Stage) -> tuple[str, ...] | None:
         """Return the fields of the last stage's draft that are certified; None where no limit is on fields."""
@@ -138,56 +131,38 @@ class RoutingAttempt:
             why = "a conversation, while this task expects a single message"
         elif found.value > threshold:
             why = f"unlike this task's requests (out-of-domain score {found.value:.2f}, threshold {threshold:.2f})"
+        paid = {"cost_usd": found.cost_usd, "latency_ms": found.latency_ms}
         self._add_step(
-            stage="domain",
-            decision="passed on",
-            why=why or "belongs to the task",
-            score=found.value,
-            threshold=threshold,
-            cost_usd=found.cost_usd,
-            latency_ms=found.latency_ms,
+            "domain", "passed on", why or "belongs to the task", score=found.value, threshold=threshold, **paid
         )
         return why
 
-    def _add_step(self, **values: object) -> None:
-        self.trail.append(RouteStep.model_validate(values))
+    def _add_step(self, stage: str, decision: str, why: str, **values: object) -> None:
+        self.trail.append(RouteStep.model_validate({"stage": stage, "decision": decision, "why": why, **values}))
 
     def _add_draft(
-        self,
-        stage: Stage,
-        draft: Completion,
-        decision: str,
-        why: str,
-        *,
-        confidence: float | None,
-        threshold: float | None = None,
+        self, stage: Stage, decision: str, why: str, confidence: float | None, threshold: float | None = None
     ) -> None:
-        self._add_step(
-            stage=stage.name,
-            decision=decision,
-            why=why,
-            model=draft.answered_by,
-            score=confidence,
-            threshold=threshold,
-            cost_usd=draft.cost_usd,
-            latency_ms=draft.latency_ms,
-        )
+        assert self.draft is not None
+        paid = {"cost_usd": self.draft.cost_usd, "latency_ms": self.draft.latency_ms}
+        by = self.draft.answered_by
+        self._add_step(stage.name, decision, why, model=by, score=confidence, threshold=threshold, **paid)
 
     def _add_large_not_asked(self) -> None:
         """Add what the large model was expected to cost, where that is known."""
         large, expected = self.router.large, self.router.options.expected_cost_usd.get("large")
         if large is not None and expected is not None:
-            why = "expected cost of asking"
-            self._add_step(stage="large", decision="not asked", why=why, model=large.name, cost_usd=expected)
+            self._add_step("large", "not asked", "expected cost of asking", model=large.name, cost_usd=expected)
 
     def _route(
         self,
         stage: str,
         why: str,
-        *,
         confidence: float | None = None,
         threshold: float | None = None,
+        *,
         certified: bool = False,
+        fields: tuple[str, ...] | None = None,
     ) -> Route:
         return Route(
             stage=stage,
@@ -197,11 +172,11 @@ class RoutingAttempt:
             confidence=confidence,
             task=self.router.name,
             guarantee=self.router.guarantee if certified else "",
+            certified_fields=fields,
             trail=tuple(self.trail),
         )
 
     def _accept(self, draft: Completion, route: Route) -> Decision:
-        route = route.model_copy(update={"trail": tuple(self.trail)})
         accepted = draft.with_charges(self.charges, route=route, latency_ms=self.latency_ms)
         return Decision(route, accepted, None, self.charges, self.latency_ms)
 

@@ -98,13 +98,9 @@ def features_of(completion: Completion, others: Sequence[Completion] = ()) -> tu
     entropy = -math.fsum(p * math.log(p) for p in (*labels, rest) if p > 0)
     fields = [log_odds(p) for p in completion.field_confidence.values()] or [own]
     length = math.log1p(completion.completion_tokens), math.log1p(len(completion.text))
-    return own, margin, entropy, *length, min(fields), math.fsum(fields) / len(fields), *_agreement(completion, others)
-
-
-def _agreement(completion: Completion, others: Sequence[Completion]) -> tuple[float, float]:
     views = [_view_of(completion, other) for other in others] or [(0.0, 0.0)]
-    same, likely = np.mean(views, axis=0).tolist()
-    return same, likely
+    same, cheaper = np.mean(views, axis=0).tolist()
+    return own, margin, entropy, *length, min(fields), math.fsum(fields) / len(fields), same, cheaper
 
 
 def _view_of(completion: Completion, cheaper: Completion) -> tuple[float, float]:

@@ -7,7 +7,7 @@ goes to the general model, or is answered out of scope where there is none. Ever
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import TypeVar
 
@@ -16,12 +16,9 @@ from smallfirst.models.protocol import (
     Capability,
     Chunk,
     Completion,
-    EmbeddingModel,
     Embeddings,
-    LabelProbabilityModel,
     LabelScores,
     Model,
-    ProbedModel,
     Request,
     RouteStep,
     embedding_model,
@@ -34,10 +31,8 @@ from smallfirst.models.wrappers import CallableModel
 from smallfirst.routing.attempt import RoutingAttempt
 from smallfirst.routing.budget import BudgetTracker
 from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT
-from smallfirst.routing.policies import apply_policies
-from smallfirst.routing.policies.policy import CASCADE
+from smallfirst.routing.policies.policy import CASCADE, apply_policies
 from smallfirst.routing.types import Decision, OodDetector, RouterOptions, Stage
 
 T = TypeVar("T")
@@ -63,13 +58,9 @@ class Router(CallableModel):
         self.general, self.ood_detector = general or large, ood_detector
         self.options = options or RouterOptions()
         self.budget_tracker = BudgetTracker(self.options.budget) if self.options.budget else None
-        self.guarantee = _describe_guarantee(certificate)
+        self.guarantee = certificate.guarantee.in_words
         """What is guaranteed about certified answers, in one line."""
         self._name = name or self.stages[-1].model.name
-        drafting = [stage.model for stage in reversed(self.stages)]
-        self._embedding: EmbeddingModel | None = next(filter(None, map(embedding_model, drafting)), None)
-        self._scoring: LabelProbabilityModel | None = next(filter(None, map(label_probability_model, drafting)), None)
-        self._probed: ProbedModel | None = next(filter(None, map(probed_model, drafting)), None)
 
     @property
     def name(self) -> str:
@@ -78,11 +69,11 @@ class Router(CallableModel):
     @property
     def capabilities(self) -> frozenset[Capability]:
         given = {
-            Capability.EMBEDDINGS: self._embedding,
-            Capability.LABEL_PROBABILITIES: self._scoring,
-            Capability.READINESS: self._probed,
+            Capability.EMBEDDINGS: embedding_model,
+            Capability.LABEL_PROBABILITIES: label_probability_model,
+            Capability.READINESS: probed_model,
         }
-        return frozenset({Capability.STREAM, *(capability for capability, model in given.items() if model)})
+        return frozenset({Capability.STREAM, *(one for one, able in given.items() if self._drafting(able))})
 
     @property
     def max_answer_tokens(self) -> int | None:
@@ -143,14 +134,14 @@ class Router(CallableModel):
             yield Chunk(completion=draft)
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
-        return await self._able(self._embedding, "embeddings").embed(texts)
+        return await self._able(embedding_model, "embeddings").embed(texts)
 
     async def probabilities(self, texts: Sequence[str]) -> list[LabelScores]:
-        return await self._able(self._scoring, "label probabilities").probabilities(texts)
+        return await self._able(label_probability_model, "label probabilities").probabilities(texts)
 
     async def ready(self) -> None:
-        if self._probed is not None:
-            await self._probed.ready()
+        if (probed := self._drafting(probed_model)) is not None:
+            await probed.ready()
 
     def stage(self, name: str) -> Stage | None:
         return next((s for s in (*self.stages, *self.options.policy_stages) if s.name == name), None)
@@ -160,12 +151,6 @@ class Router(CallableModel):
             return self.certificate.threshold
         return next((one.threshold for one in self.certificate.stages if one.name == stage), NEVER_ACCEPT)
 
-    def covers(self, stage: Stage, label: str, confidence: float | None, tags: Mapping[str, str]) -> bool:
-        if stage is self.stages[-1]:
-            return self.certificate.covers(label, confidence, tags=tags)
-        known = any(one.name == stage.name for one in self.certificate.stages)
-        return known and self.certificate.covers(label, confidence, stage=stage.name, tags=tags)
-
     async def aclose(self) -> None:
         models = [stage.model for stage in (*self.stages, *self.options.policy_stages)]
         for model in {id(m): m for m in (*models, self.large, self.general) if m}.values():
@@ -173,8 +158,12 @@ class Router(CallableModel):
         if self.ood_detector is not None:
             await self.ood_detector.aclose()
 
-    def _able(self, model: T | None, what: str) -> T:
-        if model is None:
+    def _drafting(self, able: Callable[[Model], T | None]) -> T | None:
+        """Return the last drafting model that can do something; None if none can."""
+        return next(filter(None, (able(stage.model) for stage in reversed(self.stages))), None)
+
+    def _able(self, able: Callable[[Model], T | None], what: str) -> T:
+        if (model := self._drafting(able)) is None:
             raise ModelError(f"{self.name} has no {what}")
         return model
 
@@ -212,9 +201,3 @@ class Router(CallableModel):
             route=decision.route.model_copy(update={"trail": (*decision.route.trail, step)}),
             latency_ms=answer.latency_ms + decision.latency_ms,
         )
-
-
-def _describe_guarantee(certificate: Certificate) -> str:
-    if certificate.guarantee is not None:
-        return certificate.guarantee.in_words
-    return Guarantee(max_error=certificate.max_error, confidence=certificate.confidence).in_words

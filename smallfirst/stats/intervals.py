@@ -26,6 +26,16 @@ class Estimate(Record):
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
+def edge(inner: float, outer: float, inside: Callable[[float], bool], *, within: float = 0.0) -> float:
+    """Bisect for where `inside` ends between a value inside and one outside; return one outside, so near to it."""
+    for _ in range(60):
+        if abs(outer - inner) <= within:
+            break
+        middle = (inner + outer) / 2
+        inner, outer = (middle, outer) if inside(middle) else (inner, middle)
+    return outer
+
+
 def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Estimate:
     """Return the share of successes with Wilson's score interval (Wilson 1927). n = 0 gives [0, 1] around 0."""
     if n == 0:
@@ -50,51 +60,47 @@ def upper_bound(errors: int, n: int, *, confidence: float = 0.95) -> float:
     return float(special.betaincinv(errors + 1, n - errors, confidence))
 
 
-def binomial_tail(errors: int, n: int, rate: float) -> float:
-    """Return P(at most `errors` errors in n draws at error rate `rate`): the p-value of "the true rate is above it"."""
-    return float(special.bdtr(errors, n, rate))
-
-
 def mcnemar(only_first: int, only_second: int) -> float:
     """Return the exact two-sided McNemar p-value from the counts of rows that only one of two models gets right."""
     n = only_first + only_second
     return 1.0 if n == 0 else min(1.0, 2 * float(special.bdtr(min(only_first, only_second), n, 0.5)))
 
 
-def paired_difference(first: Sequence[bool], second: Sequence[bool], *, confidence: float = 0.95) -> Estimate:
-    """Return the accuracy of `first` minus that of `second`, paired, in [-1, 1] (Agresti and Min 2005)."""
-    a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
-    return _paired(a.astype(np.float64), b.astype(np.float64), confidence)
-
-
-def paired_mean_difference(first: Sequence[float], second: Sequence[float], *, confidence: float = 0.95) -> Estimate:
+def paired_difference(first: Sequence[float], second: Sequence[float], *, confidence: float = 0.95) -> Estimate:
     """Return the mean score of `first` minus that of `second` on the same rows, in [-1, 1], for scores in [0, 1].
 
-    Interval: the general form of `paired_difference`; a bootstrap covers too little where most rows score alike. Raise
-    ValueError if the lengths differ or a difference leaves [-1, 1].
+    Of right and wrong it is the accuracy. Interval: Agresti and Min (2005), and its general form; a bootstrap covers
+    too little where most rows score alike. Raise ValueError if the lengths differ or a difference leaves [-1, 1].
     """
-    return _paired(np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64), confidence)
+    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"paired rows differ in number: {a.size} and {b.size}")
+    d = a - b
+    if d.size == 0:
+        return Estimate(value=0.0, low=-1.0, high=1.0, n=0)
+    if not (np.abs(d) <= 1).all():
+        raise ValueError("paired scores must differ by at most 1: scores lie in [0, 1]")
+    m, value = d.size + 2, float(d.mean())
+    centre = float(d.sum()) / m
+    half = _z(confidence) * math.sqrt(max((float(d @ d) + 1) / m - centre**2, 0.0) / m)
+    low, high = min(value, centre - half), max(value, centre + half)
+    return Estimate(value=value, low=max(-1.0, low), high=min(1.0, high), n=d.size)
 
 
-def bootstrap(
-    metric: Callable[[np.ndarray], float], n: int, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
-) -> Estimate:
-    """Return `metric(row_indices)` with a percentile interval (Efron 1979). n = 0 gives [0, 1] around 0."""
+def bootstrap(metric: Callable[[np.ndarray], float], n: int, *, resamples: int = 1000) -> Estimate:
+    """Return `metric(row_indices)` with a 95 % percentile interval (Efron 1979). n = 0 gives [0, 1] around 0."""
     if n == 0:
         return Estimate(value=0.0, low=0.0, high=1.0, n=0)
-    value, values = _resample(metric, n, resamples=resamples, seed=seed)
-    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    value, values = _resample(metric, n, resamples)
+    low, high = np.quantile(values, [0.025, 0.975])
     return Estimate(value=value, low=float(low), high=float(high), n=n)
 
 
-def bootstrap_share(
-    metric: Callable[[np.ndarray], float], n: int, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
-) -> Estimate:
+def bootstrap_share(metric: Callable[[np.ndarray], float], n: int, *, resamples: int = 1000) -> Estimate:
     """Return a `metric(row_indices)` in [0, 1] with `bootstrap_interval`. n = 0 gives [0, 1] around 0."""
     if n == 0:
         return Estimate(value=0.0, low=0.0, high=1.0, n=0)
-    value, values = _resample(metric, n, resamples=resamples, seed=seed)
-    return bootstrap_interval(value, values, n=n, confidence=confidence)
+    return bootstrap_interval(*_resample(metric, n, resamples), n=n)
 
 
 def bootstrap_interval(value: float, values: np.ndarray, *, n: int, confidence: float = 0.95) -> Estimate:
@@ -121,7 +127,7 @@ def quantile_interval(values: Sequence[float] | np.ndarray, q: float, *, confide
     return Estimate(value=value, low=float(ends[low]), high=float(ends[high]), n=n)
 
 
-def mean_interval(values: Sequence[float] | np.ndarray, *, confidence: float = 0.95, seed: int = 0) -> Estimate:
+def mean_interval(values: Sequence[float] | np.ndarray, *, confidence: float = 0.95) -> Estimate:
     """Return the mean of values of any scale and skewness with an interval; infinite ends without two finite values.
 
     Interval: bootstrap-t (Efron 1982), which follows the skewness, widened to Student's. Equal values give no width.
@@ -132,7 +138,7 @@ def mean_interval(values: Sequence[float] | np.ndarray, *, confidence: float = 0
     if x[0] == x[-1]:
         return Estimate(value=float(x[0]), low=float(x[0]), high=float(x[0]), n=n)
     mean, scale = float(x.mean()), float(x.std(ddof=1)) / math.sqrt(n)
-    draw, found = np.random.default_rng(seed), list[np.ndarray]()
+    draw, found = np.random.default_rng(0), list[np.ndarray]()
     part = max(1, 2_000_000 // n)
     for first in range(0, resamples := max(1000, math.ceil(20 / tail)), part):
         taken = x[draw.integers(0, n, (min(part, resamples - first), n))]
@@ -145,17 +151,13 @@ def mean_interval(values: Sequence[float] | np.ndarray, *, confidence: float = 0
 
 
 def ratio_interval(
-    above: Sequence[float] | np.ndarray,
-    below: Sequence[float] | np.ndarray,
-    *,
-    n: int | None = None,
-    confidence: float = 0.95,
+    above: Sequence[float] | np.ndarray, below: Sequence[float] | np.ndarray, *, confidence: float = 0.95
 ) -> Estimate:
     """Return sum(above) / sum(below) over units that differ in size, such as days, with a Student interval.
 
     Interval: the linearized variance between units (Cochran 1977, 6.3). With y w above w, for weights w of 1 over the
-    chance of being drawn, it is Hájek's mean. Fewer than two units, or nothing below, give infinite ends. `n` is the
-    estimate's; left out, the sum of `below`.
+    chance of being drawn, it is Hájek's mean. Fewer than two units, or nothing below, give infinite ends. The
+    estimate's n is the sum of `below`.
     """
     y, x = np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)
     units, whole = int(np.count_nonzero(x)), float(x.sum())
@@ -163,10 +165,10 @@ def ratio_interval(
     if units > 1:
         spread = math.sqrt(units / (units - 1) * float(((y - value * x) ** 2).sum())) / whole
         half = spread * float(special.stdtrit(units - 1, 0.5 + confidence / 2))
-    return Estimate(value=value, low=value - half, high=value + half, n=int(whole) if n is None else n)
+    return Estimate(value=value, low=value - half, high=value + half, n=int(whole))
 
 
-def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable], *, confidence: float = 0.95) -> Estimate:
+def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> Estimate:
     """Return the agreement of two judges beyond chance on the same rows, in [-1, 1] (Cohen 1960).
 
     Interval: Wilson's for the share of agreement, with chance taken as known. A single answer throughout, or no row,
@@ -184,7 +186,7 @@ def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable], *, confid
     def beyond_chance(share: float) -> float:
         return max(-1.0, (share - chance) / (1 - chance))
 
-    low, high = _wilson_ends(agreed / n, n, confidence)
+    low, high = _wilson_ends(agreed / n, n, 0.95)
     return Estimate(value=beyond_chance(agreed / n), low=beyond_chance(low), high=beyond_chance(high), n=n)
 
 
@@ -211,23 +213,8 @@ def _wilson_ends(share: float, n: int, confidence: float) -> tuple[float, float]
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
-def _paired(first: np.ndarray, second: np.ndarray, confidence: float) -> Estimate:
-    if first.shape != second.shape:
-        raise ValueError(f"paired rows differ in number: {first.size} and {second.size}")
-    d = first - second
-    if d.size == 0:
-        return Estimate(value=0.0, low=-1.0, high=1.0, n=0)
-    if not (np.abs(d) <= 1).all():
-        raise ValueError("paired scores must differ by at most 1: scores lie in [0, 1]")
-    m, value = d.size + 2, float(d.mean())
-    centre = float(d.sum()) / m
-    half = _z(confidence) * math.sqrt(max((float(d @ d) + 1) / m - centre**2, 0.0) / m)
-    low, high = min(value, centre - half), max(value, centre + half)
-    return Estimate(value=value, low=max(-1.0, low), high=min(1.0, high), n=d.size)
-
-
-def _resample(metric: Callable[[np.ndarray], float], n: int, *, resamples: int, seed: int) -> tuple[float, np.ndarray]:
-    draw = np.random.default_rng(seed)
+def _resample(metric: Callable[[np.ndarray], float], n: int, resamples: int) -> tuple[float, np.ndarray]:
+    draw = np.random.default_rng(0)
     return float(metric(np.arange(n))), np.array([metric(draw.integers(0, n, n)) for _ in range(resamples)])
 
 
@@ -239,3 +226,54 @@ def bias_corrected(value: float, values: np.ndarray, confidence: float = 0.95) -
     z = _z(confidence)
     low, high = np.quantile(values, special.ndtr([shift - z, shift + z]))
     return float(low), float(high)
+
+
+MAX_CLIPS = 1000
+"""Rounds until the clipping point stands still; a dozen are usual."""
+
+
+def paired_score_interval(only_first: int, only_second: int, n: int, *, confidence: float = 0.95) -> Estimate:
+    """Return the accuracy difference from the rows that only one gets right (Tango 1998); [-1, 1] for n = 0."""
+    if n == 0:
+        return Estimate(value=0.0, low=-1.0, high=1.0, n=0)
+    z = float(special.ndtri(0.5 + confidence / 2))
+    low, high = score_lower_bound(only_first, only_second, n, z), -score_lower_bound(only_second, only_first, n, z)
+    return Estimate(value=(only_first - only_second) / n, low=low, high=high, n=n)
+
+
+def score_lower_bound(only_first: float, only_second: float, n: int, z: float) -> float:
+    """Return the smallest difference that the score test at normal quantile `z` does not reject, by bisection."""
+    a, b = only_first, only_second
+
+    def accepted(difference: float) -> bool:
+        # The likeliest share of "only second" at this difference: the larger root of a quadratic.
+        linear, constant = (2 * n - a + b) * difference - a - b, -b * difference * (1 - difference)
+        share = (math.sqrt(max(0.0, linear**2 - 8 * n * constant)) - linear) / (4 * n)
+        spread = math.sqrt(max(0.0, n * (2 * share + difference * (1 - difference))))
+        return a - b - n * difference < z * spread
+
+    return edge((a - b) / n, -1.0, accepted)
+
+
+def paired_score_difference(first: Sequence[float], second: Sequence[float], *, confidence: float = 0.95) -> Estimate:
+    """Return the mean score of the first minus that of the second on the same rows, for scores in [0, 1].
+
+    Like `paired_difference`, with errors as there, but the lower end never falls when the first scores higher:
+    differences are clipped where one row adds more to the spread than to the mean.
+    """
+    whole = paired_difference(first, second, confidence=confidence)
+    if whole.n == 0:
+        return whole
+    differences = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
+    z, m = float(special.ndtri(0.5 + confidence / 2)), whole.n + 2
+    # With the two pairs that Agresti and Min add, the lower end is (S - z √(Q + 1 - S²/m)) / m for the sum S and the
+    # sum of squares Q: concave in every difference, with its maximum where that is S/m + √(Q + 1 - S²/m) / z.
+    clipped = differences
+    for _ in range(MAX_CLIPS):
+        total = float(clipped.sum())
+        highest = total / m + math.sqrt(max(0.0, float(clipped @ clipped) + 1 - total**2 / m)) / z
+        before, clipped = clipped, np.minimum(differences, highest)
+        if np.allclose(before, clipped, rtol=0, atol=1e-12):
+            break
+    low = paired_difference(clipped.tolist(), [0.0] * whole.n, confidence=confidence).low
+    return whole.model_copy(update={"low": low})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 
 import numpy as np
 from scipy import special
@@ -18,14 +19,12 @@ def rows_for_upper_bound(rate: float, limit: float, *, confidence: float = 0.95,
     """Return the fewest rows at which an error `rate` has an exact upper bound of at most `limit`; None if none do."""
     if rate >= limit:
         return None
-    # Errors are whole numbers, so more rows may show less; hence a scan, not a bisection.
-    for start in range(1, max_rows + 1, 1000):
-        n = np.arange(start, min(start + 1000, max_rows + 1))
+
+    def shown(n: np.ndarray) -> np.ndarray:
         errors = np.ceil(rate * n - 1e-9)  # 0.07 * 100 must be 7, not the 8 that rounding up 7.000…1 gives
-        shown = special.bdtr(errors, n, limit) <= 1 - confidence
-        if shown.any():
-            return int(n[shown.argmax()])
-    return None
+        return np.asarray(special.bdtr(errors, n, limit) <= 1 - confidence)
+
+    return _fewest(shown, 1, max_rows)
 
 
 def rows_for_lower_bound(
@@ -40,12 +39,20 @@ def rows_for_lower_bound(
     z = float(special.ndtri(0.5 + confidence / 2))
     # Wilson's lower end is at the limit where a score test against it is just significant. Without rounding:
     fewest = max(1, math.floor(z * z * limit * (1 - limit) / (rate - limit) ** 2))
-    for start in range(fewest, max_rows + 1, 1000):
-        n = np.arange(start, min(start + 1000, max_rows + 1))
+
+    def shown(n: np.ndarray) -> np.ndarray:
         successes = np.floor(rate * n + 1e-9)  # 0.29 * 100 must be 29, not the 28 that rounding 28.999…6 down gives
-        shown = successes - n * limit >= z * np.sqrt(n * limit * (1 - limit))
-        if shown.any():
-            return int(n[shown.argmax()])
+        return np.asarray(successes - n * limit >= z * np.sqrt(n * limit * (1 - limit)))
+
+    return _fewest(shown, fewest, max_rows)
+
+
+def _fewest(shown: Callable[[np.ndarray], np.ndarray], first: int, most: int) -> int | None:
+    """Scan for the fewest rows from `first` to `most`: errors are whole numbers, so more rows may show less."""
+    for start in range(first, most + 1, 1000):
+        n = np.arange(start, min(start + 1000, most + 1))
+        if (found := shown(n)).any():
+            return int(n[found.argmax()])
     return None
 
 

@@ -15,11 +15,11 @@ import math
 import random
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from smallfirst.stats.intervals import Estimate
+from smallfirst.stats.intervals import Estimate, edge
 
 _ODDS = (1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 """Alternatives that are bet on: error rates with these multiples of the limit's odds."""
@@ -211,8 +211,8 @@ def anytime_valid_interval(errors: float, n: int, confidence: float = 0.95) -> E
         return _log_likelihood(errors, n, rate) > least
 
     share = errors / n
-    low = _edge(share, 0.0, inside) if errors else 0.0
-    high = _edge(share, 1.0, inside) if errors < n else 1.0
+    low = edge(share, 0.0, inside) if errors else 0.0
+    high = edge(share, 1.0, inside) if errors < n else 1.0
     return Estimate(value=share, low=low, high=high, n=n)
 
 
@@ -246,8 +246,8 @@ def weighted_interval(
         highest = float(gains.max())
         return highest + math.log(float(np.exp(gains - highest).mean())) < most
 
-    low = _edge(share, 0.0, inside) if wrong.any() else 0.0
-    high = _edge(share, 1.0, inside) if not wrong.all() else 1.0
+    low = edge(share, 0.0, inside) if wrong.any() else 0.0
+    high = edge(share, 1.0, inside) if not wrong.all() else 1.0
     return Estimate(value=share, low=low, high=high, n=n)
 
 
@@ -255,14 +255,6 @@ def _log_likelihood(errors: float, n: int, rate: float) -> float:
     if rate in (0.0, 1.0):
         return 0.0 if errors == n * rate else -math.inf
     return errors * math.log(rate) + (n - errors) * math.log1p(-rate)
-
-
-def _edge(inner: float, outer: float, inside: Callable[[float], bool]) -> float:
-    """Bisect for where `inside` ends between a rate inside and one outside; return a rate just outside."""
-    for _ in range(60):
-        middle = (inner + outer) / 2
-        inner, outer = (middle, outer) if inside(middle) else (inner, middle)
-    return outer
 
 
 def _bets(limit: float, max_weight: float) -> list[float]:

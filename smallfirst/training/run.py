@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 
 from smallfirst.errors import Cancelled, TrainingError
-from smallfirst.files import locked_or_raise
+from smallfirst.files import locked
 from smallfirst.models.manifest import MANIFEST, Manifest, base_sha256, write_manifest
 from smallfirst.records import Record, fingerprint
 from smallfirst.registry.runs import TrackedRun
@@ -97,7 +97,7 @@ def hold_folder(folder: Path) -> AbstractContextManager[None]:
     """Hold a run's folder for one training. Raise TrainingError if another process trains in it."""
     folder.mkdir(parents=True, exist_ok=True)
     busy = TrainingError(f"another process is training in {folder}", hint="wait until it ends, or use another folder")
-    return locked_or_raise(folder / "train.lock", busy)
+    return locked(folder / "train.lock", otherwise=busy)
 
 
 def _train(trainer: _Trainer, on_step: StepCallback, on_epoch: EpochCallback) -> Run:

@@ -16,6 +16,7 @@ import smallfirst
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded.replay import RecordedAnswer, RecordingHeader, ReplayModel, request_key
 from smallfirst.routing.certificate.certificate import Certificate
+from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.router import Router
 from smallfirst.serving.app import build_app
 from smallfirst.serving.auth.keys import KeyPolicy, KeyStore
@@ -63,6 +64,7 @@ def certificate() -> Certificate:
         curve=(),
         model_fingerprint="m",
         dataset_fingerprint="d",
+        guarantee=Guarantee(),
     )
 
 

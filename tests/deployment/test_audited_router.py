@@ -61,10 +61,10 @@ class Says(WholeModel):
 
 def certificate(*, issued: bool = True, guarantee: Guarantee | None = None) -> Certificate:
     why = "13 of 720 wrong" if issued else "too few labels"
+    by = {"error": {"person": 0.05, "large": 0.05}}
     if guarantee is not None:
-        by = {"error": {"person": 0.05, "large": 0.05}}
         return make_certificate(0.5, why=why, guarantee=guarantee, max_error=1.0, audit_limits=by)
-    return make_certificate(0.5 if issued else NEVER_ACCEPT, issued=issued, why=why, audit_limit=0.05)
+    return make_certificate(0.5 if issued else NEVER_ACCEPT, issued=issued, why=why, audit_limits=by)
 
 
 class Setting:

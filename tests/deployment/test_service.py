@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from smallfirst.deployment import service, task_deployment
+from smallfirst.deployment.hot_swap import HotSwapModels
 from smallfirst.errors import ConfigError, RegistryError, StageMissing
 from smallfirst.paths import home
 from smallfirst.pipeline import router_setup
+from smallfirst.pricing.machine import MachinePrice
+from smallfirst.pricing.prices import PriceBook
 from smallfirst.project.task_file import TaskFile
 from smallfirst.records import parse_record
-from smallfirst.routing.policies.always import AlwaysPolicy
+from smallfirst.routing.ood.detector import PROFILE_FILE
+from smallfirst.routing.policies.built_in import AlwaysPolicy
 from smallfirst.routing.types import Stage
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.tasks.classify import Classify
@@ -77,6 +82,23 @@ def test_without_a_champion_nothing_is_served(tmp_path: Path) -> None:
     with pytest.raises((RegistryError, StageMissing)):
         service.deploy([task_file()], ledger)
     ledger.close()
+
+
+def test_the_choice_of_the_task_is_billed_at_the_machine_price_of_the_first_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / PROFILE_FILE).touch()
+    priced = task_file().model_copy(update={"prices": PriceBook(machine=MachinePrice(usd_per_hour=7.0))})
+    deployed = SimpleNamespace(profile_folder=tmp_path, router=SimpleNamespace(name="desk"))
+    served = object.__new__(service.DeployedTasks)
+    served.models = HotSwapModels()
+    served._targets = {
+        "desk": SimpleNamespace(deployed=deployed, deployment=SimpleNamespace(file=priced, general=None))
+    }  # type: ignore[dict-item]
+    given: list[MachinePrice] = []
+    monkeypatch.setattr(service.TaskSelector, "load", lambda folders, *, price: given.append(price))
+    assert served._create_auto() is not None
+    assert [price.usd_per_hour for price in given] == [7.0]
 
 
 def test_a_hosted_model_is_traced_under_its_providers_name(tmp_path: Path) -> None:

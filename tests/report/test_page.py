@@ -18,7 +18,7 @@ from smallfirst.report.data import OpenEndedRouting, ReportData
 from smallfirst.report.page import render, save
 from smallfirst.routing.certificate.below_threshold import Band
 from smallfirst.routing.certificate.certificate import StageThreshold
-from smallfirst.routing.certificate.frontier import FrontierPoint
+from smallfirst.routing.certificate.curves import FrontierPoint
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.risks import RiskResult
 from smallfirst.routing.certificate.units.per_group import GroupCertificate

@@ -9,8 +9,7 @@ import pytest
 
 from smallfirst.errors import ModelError
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, Route, RouteStep
-from smallfirst.routing.auto import AutoRouter
-from smallfirst.routing.ood.task_selector import TaskSelection
+from smallfirst.routing.auto import AutoRouter, TaskSelection
 
 
 class ByWord:

@@ -20,9 +20,7 @@ from smallfirst.routing.certificate.certificate import StageThreshold
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT
 from smallfirst.routing.certificate.units.fields import FieldCertificate, KeptFields
-from smallfirst.routing.policies.always import AlwaysPolicy
-from smallfirst.routing.policies.rule import RulePolicy
-from smallfirst.routing.policies.split import SplitPolicy
+from smallfirst.routing.policies.built_in import AlwaysPolicy, RulePolicy, SplitPolicy
 from smallfirst.routing.router import Router
 from smallfirst.routing.types import REFUSAL, OodScore, OutOfScope, RouterOptions, Stage
 

@@ -198,7 +198,7 @@ def _learnt(summary: RunSummary, name: str, *, n_rows: int, n_corrections: int, 
         n_corrections=n_corrections,
         promises_accuracy=accuracy,
         version=promoted.version,
-        promise=certificate.guarantee.in_words if certificate.guarantee else "",
+        promise=certificate.guarantee.in_words,
         share=routed.share if routed else 0.0,
         report=summary.report,
     )

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.records import Record
-from smallfirst.stats.intervals import Estimate, mcnemar
-from smallfirst.stats.paired import paired_score_interval
+from smallfirst.stats.intervals import Estimate, mcnemar, paired_score_interval
 from smallfirst.stats.sequential import spent_level
 
 MARGIN = 0.01

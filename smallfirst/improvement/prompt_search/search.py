@@ -21,8 +21,7 @@ from smallfirst.pricing.money import format_usd
 from smallfirst.project.project import Project, in_task_state
 from smallfirst.project.prompt_file import Prompt, PromptSearch
 from smallfirst.records import Record
-from smallfirst.stats.intervals import Estimate, wilson
-from smallfirst.stats.paired import paired_score_interval
+from smallfirst.stats.intervals import Estimate, paired_score_interval, wilson
 from smallfirst.tasks.task import Task
 
 

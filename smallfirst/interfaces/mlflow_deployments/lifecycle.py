@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from smallfirst.errors import ConfigError, SmallfirstError, Unavailable, did_you_mean
-from smallfirst.files import is_locked, locked_or_raise, try_lock, write_atomically
+from smallfirst.files import is_locked, locked, try_lock, write_atomically
 from smallfirst.interfaces.mlflow_deployments.config import parse_config
 from smallfirst.interfaces.mlflow_deployments.config_rules import is_valid_name
 from smallfirst.jobs.job_folder import user_name
@@ -292,7 +292,7 @@ def all_endpoints() -> list[EndpointFolder]:
 
 def _exclusive(endpoint: EndpointFolder) -> AbstractContextManager[None]:
     what = f"{endpoint.name} is being changed by another process"
-    return locked_or_raise(endpoint.changing, SmallfirstError(what, hint="try again when it is done"))
+    return locked(endpoint.changing, otherwise=SmallfirstError(what, hint="try again when it is done"))
 
 
 def _start(endpoint: EndpointFolder, record: EndpointRecord) -> None:

@@ -50,7 +50,7 @@ def _live(project: Project, run_folder: RunFolder, candidate: str, plan: str) ->
         pairs = [(row.cost_usd, large.by_key[row.key].cost_usd) for row in routed.rows if row.key in large.by_key]
         theirs = sum(cost for _, cost in pairs)
         bill = sum(cost for cost, _ in pairs) / theirs if theirs else None
-    promise = certificate.guarantee.in_words if certificate.guarantee and certificate.issued else ""
+    promise = certificate.guarantee.in_words if certificate.issued else ""
     cost = f", at {_percent(bill)} of the large model's bill" if bill is not None else ""
     if alone:
         measured = run_folder.evaluation(candidate, "test")

@@ -99,7 +99,7 @@ def _try(project: Project, run_folder: RunFolder, plan: ExpectedPlan, level: Con
 
 def _promise_check(certificate: Certificate) -> CheckResult:
     """Return whether the guarantee is shown on calibration rows; `more_rows` are calibration rows."""
-    words = certificate.guarantee.in_words if certificate.guarantee else "the guarantee"
+    words = certificate.guarantee.in_words
     requirement = Requirement(PROMISE, certificate.max_error, f"a certificate: {words}")
     kept = f"{certificate.n_accepted} of {certificate.n_labels} calibration rows stay small"
     missing = certificate.labels_missing

@@ -21,8 +21,7 @@ from smallfirst.records import Record, fingerprint
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.looks import next_look
 from smallfirst.routing.certificate.outcomes import CascadeData
-from smallfirst.routing.certificate.starts import start_rows
-from smallfirst.routing.certificate.threshold_search import search_cascade
+from smallfirst.routing.certificate.threshold_search import search_cascade, start_rows
 from smallfirst.routing.certificate.units.per_group import certify_per_group
 from smallfirst.stats.sequential import spent_level
 

@@ -29,8 +29,7 @@ from smallfirst.report.charts.axes import (
 )
 from smallfirst.report.economics import PRICE_DROPS, PathCost, break_even
 from smallfirst.report.formats import MINUS, axis_percent, count, percent, short, usd_tick
-from smallfirst.routing.certificate.frontier import FrontierPoint
-from smallfirst.routing.certificate.threshold_curve import ThresholdPoint
+from smallfirst.routing.certificate.curves import FrontierPoint, ThresholdPoint
 from smallfirst.stats.intervals import Estimate
 
 MAX_GAP = 0.25

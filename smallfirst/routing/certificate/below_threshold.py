@@ -20,8 +20,7 @@ from scipy import special
 
 from smallfirst.records import Record
 from smallfirst.routing.certificate.outcomes import CascadeData
-from smallfirst.stats.intervals import Estimate, binomial_tail, mcnemar, paired_difference
-from smallfirst.stats.paired import score_lower_bound
+from smallfirst.stats.intervals import Estimate, mcnemar, paired_difference, score_lower_bound
 
 MAX_BANDS = 4
 LEVEL = 0.05
@@ -108,9 +107,8 @@ def mid_p_value(only_large: int, only_small: int) -> float:
     n = only_large + only_small
     if n == 0:
         return 1.0
-    at_most = binomial_tail(only_small, n, 0.5)
-    below = binomial_tail(only_small - 1, n, 0.5) if only_small else 0.0
-    return (at_most + below) / 2
+    below = special.bdtr(only_small - 1, n, 0.5) if only_small else 0.0
+    return float(special.bdtr(only_small, n, 0.5) + below) / 2
 
 
 def decide_below_threshold(
@@ -133,7 +131,9 @@ def decide_below_threshold(
     ranges = list(itertools.pairwise(edges))
     rows = [_rows(data, rest, ends, last=ends is ranges[-1]) for ends in ranges]
     regions = [_region(data, own, rule.usd_per_wrong_answer) for own in rows]
-    n_escalated = _shown_regions(regions) if rule.alone else len(regions)
+    # From the least confident band up: each region holds the one before it.
+    nested = [_region(data, own, rule.usd_per_wrong_answer) for own in np.logical_or.accumulate(rows)] if rows else []
+    n_escalated = _shown_regions(nested) if rule.alone else len(regions)
     actions: list[BelowAction] = []
     for i, region in enumerate(regions):
         on = i < n_escalated and (region.leads or not rule.alone) and not never_escalates
@@ -165,9 +165,8 @@ def _region(data: CascadeData, rows: np.ndarray, price: float | None) -> _Region
     return _Region(int(rows.sum()), int((large & ~small).sum()), int((small & ~large).sum()), break_even)
 
 
-def _shown_regions(regions: Sequence[_Region]) -> int:
+def _shown_regions(nested: Sequence[_Region]) -> int:
     """Return how many bands, from the least confident up, make up the largest region that is shown."""
-    nested = [_union(regions[: i + 1]) for i in range(len(regions))]
     level = LEVEL / 2 if len(nested) > 1 else LEVEL
     if nested and nested[-1].shown(level):
         return len(nested)
@@ -178,12 +177,6 @@ def _shown_regions(regions: Sequence[_Region]) -> int:
         elif region.testable(level):
             break
     return found
-
-
-def _union(parts: Sequence[_Region]) -> _Region:
-    n, only_large, only_small = (sum(part[i] for part in parts) for i in range(3))
-    worth = sum(part.n * part.break_even for part in parts)
-    return _Region(int(n), int(only_large), int(only_small), worth / n if n else 0.0)
 
 
 def _band(data: CascadeData, rows: np.ndarray, ends: tuple[float, float], action: BelowAction) -> Band:

@@ -12,10 +12,11 @@ from smallfirst.errors import ConfigError
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.records import Record
 from smallfirst.routing.certificate.below_threshold import Band, BelowAction, BelowRule, decide_below_threshold
+from smallfirst.routing.certificate.curves import FrontierPoint, ThresholdPoint, frontier, threshold_curve
 from smallfirst.routing.certificate.filters import RequestFilters
-from smallfirst.routing.certificate.frontier import FrontierPoint, frontier
 from smallfirst.routing.certificate.guarantee import LABEL, Guarantee
 from smallfirst.routing.certificate.outcomes import (
+    NEVER_ACCEPT,
     CascadeData,
     CascadeOutcome,
     ForeignAccepted,
@@ -32,7 +33,6 @@ from smallfirst.routing.certificate.summary import (
     describe_refused,
     limits_of_validity,
 )
-from smallfirst.routing.certificate.threshold_curve import ThresholdPoint, threshold_curve
 from smallfirst.routing.certificate.threshold_search import CascadeThresholds, nothing_accepted, search_cascade
 from smallfirst.routing.certificate.units.clusters import one_row_a_unit
 from smallfirst.routing.certificate.units.fields import FieldCertificate, allow_wrong_fields, certify_fields
@@ -40,7 +40,6 @@ from smallfirst.routing.certificate.units.per_group import (
     GroupCertificate,
     certify_per_group,
     guaranteed_rows,
-    min_threshold,
 )
 from smallfirst.stats.intervals import Estimate, upper_bound, wilson
 from smallfirst.stats.sequential import spent_level
@@ -96,7 +95,7 @@ class Certificate(Record):
     """The weights it was made for."""
     dataset_fingerprint: str
     """The calibration rows."""
-    guarantee: Guarantee | None = None
+    guarantee: Guarantee
     """The guarantee as it was asked for."""
     stages: tuple[StageThreshold, ...] = ()
     """Drafting stages, cheapest first."""
@@ -115,8 +114,7 @@ class Certificate(Record):
     bands: tuple[Band, ...] = ()
     """What happens below the threshold by ascending confidence; empty: `below` throughout."""
     audit_limit: float | None = None
-    """Where the large model audits: share of audited answers that may differ from its own before the limit on errors
-    counts as broken. None if it was not measured on accepted rows, or errors are not limited."""
+    """Of earlier certificates; `audit_limits` has it."""
     audit_limits: dict[str, dict[str, float]] = {}
     """By risk and judge: share of audited answers that may be called wrong before the limit counts as broken. `error`
     is also there where it is not limited: what the calibration rows allow for."""
@@ -133,31 +131,33 @@ class Certificate(Record):
 
     def audit_limit_for(self, risk: str, judge: Literal["large", "person"]) -> float | None:
         """Return the share of audits by `judge` that may find answers wrong, in (0, 1); None if that shows nothing."""
-        found = self.audit_limits.get(risk, {}).get(judge)
-        if self.audit_limits or risk != "error":
-            return found
-        # A certificate that was not issued.
-        by_person = self.max_error if self.max_error < 1 else self.error_bound
-        unknown = self.audit_limit or (None if self.labels == "gold" and self.issued else by_person)
-        found = by_person if judge == "person" else unknown
-        return found if found is not None and found < 1 else None
+        if self.issued or risk != "error":
+            return self.audit_limits.get(risk, {}).get(judge)
+        most = self.max_error if self.max_error < 1 else self.error_bound
+        return most if most < 1 else None
 
     def covers(
-        self, label: str | None, confidence: float | None, *, stage: str = "", tags: Mapping[str, str] | None = None
+        self,
+        label: str | None,
+        confidence: float | None,
+        *,
+        threshold: float | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> bool:
-        """Return True if the guarantee covers an answer `label` to a request with `tags`; `stage` is the last one."""
+        """Return True if the guarantee covers an answer `label` to a request with `tags`.
+
+        `threshold` is that of the stage which gave it; None: the last one's.
+        """
         value = confidence or 0.0
-        thresholds = {one.name: one.threshold for one in self.stages}
-        if not self.issued or value < thresholds.get(stage, self.threshold):
+        if not self.issued or value < (self.threshold if threshold is None else threshold):
             return False
-        name = self.guarantee.grouped_by if self.guarantee else ""
+        name = self.guarantee.grouped_by
         group = label if name == LABEL else (tags or {}).get(name)
         return not name or any(one.certified and value >= one.threshold for one in self.classes if one.label == group)
 
     def keeps_fields(self, field_confidence: Mapping[str, float]) -> bool:
         """Return True if an answer of the last stage is kept for its fields, where no other limit decides on it."""
-        other_limits = self.guarantee is not None and self.guarantee.limits
-        return self.fields is not None and not other_limits and self.fields.keeps(field_confidence)
+        return self.fields is not None and not self.guarantee.limits and self.fields.keeps(field_confidence)
 
     def decide(
         self, confidence: float | None, label: str | None = None
@@ -176,18 +176,10 @@ class CertificateSubject(NamedTuple):
 
     model_fingerprint: str
     dataset_fingerprint: str
-    person: bool
-    """A person's queue takes requests that no model is good at."""
+    below: BelowRule
+    """How requests below the threshold are decided on."""
     look: int | None = None
     """Number of the look at the calibration rows; None: the only one, at the whole level."""
-    alone: bool = True
-    """The last stage passed its gate by itself, so what is below the threshold may stay small."""
-    usd_per_wrong_answer: float | None = None
-    """What a wrong answer costs in USD; None: unknown."""
-
-    def share_of_level(self, guarantee: Guarantee) -> float:
-        """Return the share of the guarantee's error probability that this look may spend, in (0, 1]."""
-        return (1 - self.tested(guarantee).confidence) / (1 - guarantee.confidence)
 
     def tested(self, guarantee: Guarantee, *, later: int = 0) -> Guarantee:
         """Return the guarantee at the level of this look, or of one so many looks later."""
@@ -230,9 +222,8 @@ def certify(
             f"a guarantee by {guarantee.grouped_by} covers one drafting stage, and there are {len(stages)}",
             hint="leave out guarantee.per_group (per_class), or let one stage draft",
         )
-    subject = CertificateSubject(
-        model_fingerprint, stages[-1].dataset_fingerprint, person, look, alone, usd_per_wrong_answer
-    )
+    rule = BelowRule(alone, person, usd_per_wrong_answer)
+    subject = CertificateSubject(model_fingerprint, stages[-1].dataset_fingerprint, rule, look)
     drafted = [allow_wrong_fields(one, guarantee.wrong_fields_allowed) for one in stages]
     chosen_on = cascade_data(choosing, None, labels) if choosing else None
     data = with_foreign(cascade_data(drafted, large, labels), foreign, guarantee.max_foreign_share)
@@ -244,7 +235,7 @@ def certify(
         found = found.model_copy(update={"limits_of_validity": (told, *found.limits_of_validity)})
     if guarantee.max_wrong_fields is None:
         return found
-    level *= subject.share_of_level(guarantee)
+    level *= (1 - subject.tested(guarantee).confidence) / (1 - guarantee.confidence)  # this look's share
     choosing_fields = choosing[-1] if choosing else None
     fields = certify_fields(stages[-1], guarantee.max_wrong_fields, level=level, selection=choosing_fields)
     return found.model_copy(update=fields.changes(guarantee, found.issued, found.why, found.limits_of_validity))
@@ -262,17 +253,23 @@ def certify_cascade(
     found = search_cascade(data, guarantee, selection=selection) if guarantee.limits else nothing_accepted(data)
     classes = certify_per_group(data, guarantee, found)
     if guarantee.grouped_by:
-        found = found._replace(thresholds=(min_threshold(classes),), shares={})
+        least = min((one.threshold for one in classes if one.certified), default=NEVER_ACCEPT)
+        found = found._replace(thresholds=(least,), shares={})
     outcome = data.outcome(found.thresholds)
     accepted = guaranteed_rows(data, guarantee, classes) if guarantee.grouped_by else outcome.accepted
     n_accepted, errors = int(accepted.sum()), int((accepted & ~outcome.right).sum())
     risks = _risk_results(outcome, guarantee, found) if found.issued and not guarantee.grouped_by else ()
     missing = None if found.issued or not guarantee.limits else _rows_needed(data, asked, subject, selection)
-    why = _explain(data, asked, found, classes, (risks, errors, missing))
+    if missing is not None:
+        why = describe_refused(data, asked, found, missing)
+    elif guarantee.grouped_by:
+        why = describe_per_group(data, asked, classes)
+    else:
+        why = describe_issued(data, asked, risks, errors)
     floor = found.floor if "accuracy_loss" in guarantee.limits and found.issued else None
     top = 1.0 if guarantee.grouped_by and found.issued else found.thresholds[-1]
-    rule = BelowRule(subject.alone, subject.person, subject.usd_per_wrong_answer)
-    below = decide_below_threshold(data, accepted, rule, top=top, floor=floor, never_escalates=found.never_escalates)
+    never = found.never_escalates
+    below = decide_below_threshold(data, accepted, subject.below, top=top, floor=floor, never_escalates=never)
     bounds = [one.bound for one in risks if one.risk == "error"]
     error_bound = bounds[0] if bounds else upper_bound(errors, n_accepted, confidence=guarantee.confidence)
     limits = audit_limits(outcome, accepted, guarantee, error_bound) if found.issued else {}
@@ -302,9 +299,8 @@ def certify_cascade(
         look=subject.look,
         classes=classes,
         bands=below.bands,
-        audit_limit=limits.get("error", {}).get("large") if guarantee.max_error is not None else None,
         audit_limits=limits,
-        limits_of_validity=limits_of_validity(data, asked, limits, subject.person, subject.look),
+        limits_of_validity=limits_of_validity(data, asked, limits, subject.below.person, subject.look),
         foreign=foreign_accepted(outcome, guarantee.confidence),
         frontier=frontier(data, confidence=asked.confidence, selection=selection),
     )
@@ -318,21 +314,6 @@ def _risk_results(outcome: CascadeOutcome, guarantee: Guarantee, found: CascadeT
         RiskResult(risk=risk, limit=limit, value=one.value, bound=one.bound(found.level), n=one.n)
         for risk, (limit, one) in shown.items()
     )
-
-
-def _explain(
-    data: CascadeData,
-    guarantee: Guarantee,
-    found: CascadeThresholds,
-    classes: Sequence[GroupCertificate],
-    shown: tuple[Sequence[RiskResult], int, RowsNeeded | None],
-) -> str:
-    risks, errors, missing = shown
-    if missing is not None:
-        return describe_refused(data, guarantee, found, missing)
-    if guarantee.grouped_by:
-        return describe_per_group(data, guarantee, classes)
-    return describe_issued(data, guarantee, risks, errors)
 
 
 def _rows_needed(

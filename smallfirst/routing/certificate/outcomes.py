@@ -17,8 +17,8 @@ from smallfirst.stats.intervals import upper_bound
 NEVER_ACCEPT = 1.01
 """A threshold that no confidence reaches."""
 
-LabelSource = Literal["gold", "large", "large+gold"]
-"""Who decides what is right: gold labels, or the large model. `large+gold` is read in earlier certificates alone."""
+LabelSource = Literal["gold", "large"]
+"""Who decides what is right: gold labels, or the large model."""
 
 
 class ForeignRows(NamedTuple):
@@ -197,16 +197,25 @@ def cascade_data(drafts: Sequence[Evaluation], large: Evaluation | None, labels:
     rows = drafts[-1].rows
     stages = [_rows_in_order(draft, rows, drafts[-1].candidate) for draft in drafts]
     of_large = [large.by_key.get(row.key) if large else None for row in rows]
-    measured = _measurements(stages, of_large)
+    asked = np.array([row is not None for row in of_large], dtype=bool)
+    large_cost = np.array([row.cost_usd if row else 0.0 for row in of_large])
+    if asked.any():
+        large_cost[~asked] = large_cost[asked].mean()
+    latency = [*_table(stages, lambda row: row.latency_ms, float), [row.latency_ms if row else 0.0 for row in of_large]]
     probes = []
     for stage, draft in enumerate(drafts):
         if draft.probes_ms:  # a row's own latency includes waiting for the others
             left_out = len(draft.probes_ms) // 200
-            measured["latency_ms"][stage] = sorted(draft.probes_ms)[-1 - left_out]
+            latency[stage][:] = sorted(draft.probes_ms)[-1 - left_out]
             probes.append((left_out, len(draft.probes_ms)))
     return CascadeData(
         names=tuple(draft.candidate for draft in drafts),
+        confidence=_table(stages, lambda row: row.confidence or 0.0, float),
         right=_table(stages, lambda row: row.correct, bool),
+        answer=_table(stages, lambda row: row.answer, object),
+        cost_usd=np.vstack([_table(stages, lambda row: row.cost_usd, float), large_cost]),
+        latency_ms=np.vstack(latency),
+        asked=asked,
         large_right=np.array([row is not None and (row.correct or labels != "gold") for row in of_large], dtype=bool),
         labels=labels,
         group=np.array([row.group for row in rows], dtype=object) if any(row.group for row in rows) else None,
@@ -215,8 +224,6 @@ def cascade_data(drafts: Sequence[Evaluation], large: Evaluation | None, labels:
             for name in sorted({name for row in rows for name in row.tags})
         },
         probes=tuple(probes),
-        foreign=None,
-        **measured,
     )
 
 
@@ -231,23 +238,6 @@ def with_routing_cost(evaluation: Evaluation, *, cost_usd: float, latency_ms: fl
         fields[name] += more
     probes = tuple(one + latency_ms for one in evaluation.probes_ms)
     return Evaluation(**{**fields, "rows": rows, "probes_ms": probes})
-
-
-def _measurements(
-    stages: Sequence[Sequence[EvaluatedRow]], of_large: Sequence[EvaluatedRow | None]
-) -> dict[str, np.ndarray]:
-    asked = np.array([row is not None for row in of_large], dtype=bool)
-    large_cost = np.array([row.cost_usd if row else 0.0 for row in of_large])
-    if asked.any():
-        large_cost[~asked] = large_cost[asked].mean()
-    large_latency = np.array([row.latency_ms if row else 0.0 for row in of_large])
-    return {
-        "confidence": _table(stages, lambda row: row.confidence or 0.0, float),
-        "answer": _table(stages, lambda row: row.answer, object),
-        "cost_usd": np.vstack([_table(stages, lambda row: row.cost_usd, float), large_cost]),
-        "latency_ms": np.vstack([_table(stages, lambda row: row.latency_ms, float), large_latency]),
-        "asked": asked,
-    }
 
 
 def _table(

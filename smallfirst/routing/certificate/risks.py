@@ -14,18 +14,16 @@ An escalated row that the large model was not asked counts as late, and costs as
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from scipy import special
 
 from smallfirst.records import Record
 from smallfirst.routing.certificate.guarantee import MAX_LATE_SHARE, Guarantee
 from smallfirst.routing.certificate.outcomes import CascadeOutcome
-from smallfirst.stats.bounds import betting_p_value, betting_upper_bound
+from smallfirst.stats.bounds import betting_p_value, betting_upper_bound, is_mean_below, trinomial_upper_bound
 from smallfirst.stats.intervals import upper_bound, wilson
-from smallfirst.stats.trinomial import is_mean_below, trinomial_upper_bound
 
 MIXTURE_LEVELS = (0.5, 0.1, 0.4)
 """Parts of the level for the error of own accepted rows, the share of own and the share of foreign rows accepted. The
@@ -48,124 +46,42 @@ class RiskResult(Record):
     n: int
 
 
-@dataclass(frozen=True)
-class ShareEvidence:
-    """A share of rows with a loss, tested by the exact binomial."""
+class Evidence(NamedTuple):
+    """What n rows show about one limit of a guarantee."""
 
-    losses: int
+    value: float
+    """As measured, in the guarantee's unit; of `latency` the share of late rows."""
     n: int
     limit: float
-    samples: tuple[tuple[int, int], ...] = ()
-    """Losses and size of further samples, each of a risk that adds to that of the rows; they share the level."""
-
-    @property
-    def value(self) -> float:
-        return self.losses / max(1, self.n)
+    bound: Callable[[float], float]
+    """From a level to the upper bound on the value."""
+    test: Callable[[float], bool] | None = None
+    """Whether the limit is shown at a level, where that is found sooner than the bound."""
 
     def shows(self, level: float) -> bool:
-        share, added = self._added(level)
-        return (
-            self.n > 0 and self.limit > added and bool(special.bdtr(self.losses, self.n, self.limit - added) <= share)
-        )
-
-    def bound(self, level: float) -> float:
-        share, added = self._added(level)
-        return min(1.0, added + upper_bound(self.losses, self.n, confidence=1 - share))
-
-    def _added(self, level: float) -> tuple[float, float]:
-        share = level / (1 + len(self.samples))
-        return share, sum(upper_bound(*sample, confidence=1 - share) for sample in self.samples)
+        return self.n > 0 and (self.test(level) if self.test else self.bound(level) <= self.limit)
 
 
-@dataclass(frozen=True)
-class MixtureEvidence:
-    """The error of accepted answers while a share `share` of the requests is foreign, each of which counts as wrong.
+def mixture(losses: int, n: int, limit: float, own: int, foreign: tuple[int, int], share: float) -> Evidence:
+    """Return the evidence on errors while a share `share` in (0, 1) of requests is foreign, each of which is wrong.
 
-    With accepted shares A of own and F of foreign requests and an error e of own accepted answers, accepted answers
-    are wrong at ((1 - share) e A + share F) / ((1 - share) A + share F), which grows with e, F and the share and falls
-    with A: exact binomial bounds on the three, which divide the level, bound it for every smaller share as well.
+    `losses` of n accepted rows among `own` ones; `foreign`: accepted ones, and all. With accepted shares A of own and F
+    of foreign requests and an error e of own accepted answers, accepted answers are wrong at ((1 - share) e A + share
+    F) / ((1 - share) A + share F), which grows with e, F and the share and falls with A: exact binomial bounds on the
+    three, which divide the level, bound it for every smaller share as well.
     """
 
-    losses: int
-    n: int
-    """Own accepted rows."""
-    limit: float
-    n_own: int
-    """Own rows, accepted or not."""
-    accepted_foreign: int
-    n_foreign: int
-    share: float
-    """In (0, 1)."""
+    def mixed(error: float, accepted: float, accepted_foreign: float) -> float:
+        kept, others = (1 - share) * accepted, share * accepted_foreign
+        return (error * kept + others) / (kept + others) if kept + others else 1.0
 
-    @property
-    def value(self) -> float:
-        counts = (self.losses, self.n), (self.n, self.n_own), (self.accepted_foreign, self.n_foreign)
-        return self._mixed(*(k / max(1, n) for k, n in counts))
+    def bound(level: float) -> float:
+        of_error, of_own, of_foreign = (1 - part * level for part in MIXTURE_LEVELS)
+        least = 1 - upper_bound(own - n, own, confidence=of_own)
+        most = upper_bound(*foreign, confidence=of_foreign)
+        return mixed(upper_bound(losses, n, confidence=of_error), least, most)
 
-    def shows(self, level: float) -> bool:
-        return self.n > 0 and self.bound(level) <= self.limit
-
-    def bound(self, level: float) -> float:
-        error, accepted, foreign = (1 - part * level for part in MIXTURE_LEVELS)
-        least = 1 - upper_bound(self.n_own - self.n, self.n_own, confidence=accepted)
-        most = upper_bound(self.accepted_foreign, self.n_foreign, confidence=foreign)
-        return self._mixed(upper_bound(self.losses, self.n, confidence=error), least, most)
-
-    def _mixed(self, error: float, accepted: float, foreign: float) -> float:
-        own, others = (1 - self.share) * accepted, self.share * foreign
-        return (error * own + others) / (own + others) if own + others else 1.0
-
-
-@dataclass(frozen=True)
-class MeanEvidence:
-    """A mean of values in [low, high], tested by betting."""
-
-    values: np.ndarray
-    limit: float
-    low: float
-    high: float
-    scale: float = 1.0
-    """From the unit of the values to the guarantee's."""
-
-    @property
-    def n(self) -> int:
-        return int(self.values.size)
-
-    @property
-    def value(self) -> float:
-        return self.scale * float(self.values.mean()) if self.values.size else 0.0
-
-    def shows(self, level: float) -> bool:
-        return self.n > 0 and betting_p_value(self.values, self.limit, low=self.low, high=self.high) <= level
-
-    def bound(self, level: float) -> float:
-        return self.scale * betting_upper_bound(self.values, confidence=1 - level, low=self.low, high=self.high)
-
-
-@dataclass(frozen=True)
-class DifferenceEvidence:
-    """A mean of values in {-1, 0, 1}, tested by the exact trinomial."""
-
-    losses: int
-    """Values of 1."""
-    gains: int
-    """Values of -1."""
-    n: int
-    limit: float
-
-    @property
-    def value(self) -> float:
-        return (self.losses - self.gains) / max(1, self.n)
-
-    def shows(self, level: float) -> bool:
-        return self.n > 0 and is_mean_below(self.limit, self.losses, self.gains, self.n, level=level)
-
-    def bound(self, level: float) -> float:
-        return trinomial_upper_bound(self.losses, self.gains, self.n, confidence=1 - level)
-
-
-Evidence = ShareEvidence | MixtureEvidence | MeanEvidence | DifferenceEvidence
-"""What the rows show about one limit."""
+    return Evidence(mixed(*(k / max(1, m) for k, m in ((losses, n), (n, own), foreign))), n, limit, bound)
 
 
 def evidence(risk: str, outcome: CascadeOutcome, limit: float) -> Evidence:
@@ -200,39 +116,61 @@ def audit_limits(
     return {risk: {judge: most for judge, most in by.items() if most < 1} for risk, by in found.items()}
 
 
+def _share(losses: int, n: int, limit: float, samples: Sequence[tuple[int, int]] = ()) -> Evidence:
+    """Return the evidence on a share of rows; `samples` share the level, each losses and rows of a risk that adds."""
+    parts = ((losses, n), *samples)
+
+    def bound(level: float) -> float:
+        return min(1.0, sum(upper_bound(*part, confidence=1 - level / len(parts)) for part in parts))
+
+    return Evidence(losses / max(1, n), n, limit, bound)
+
+
 def _error(outcome: CascadeOutcome, limit: float) -> Evidence:
-    losses, foreign = int((outcome.accepted & ~outcome.right).sum()), outcome.data.foreign
+    losses, n, foreign = int((outcome.accepted & ~outcome.right).sum()), outcome.n_accepted, outcome.data.foreign
     if foreign is None or not foreign.max_share:
-        return ShareEvidence(losses, outcome.n_accepted, limit)
-    n_foreign, accepted = foreign.confidence.shape[1], outcome.n_foreign_accepted
-    return MixtureEvidence(
-        losses, outcome.n_accepted, limit, outcome.data.n, accepted, n_foreign, share=foreign.max_share
-    )
+        return _share(losses, n, limit)
+    counts = (outcome.n_foreign_accepted, foreign.confidence.shape[1])
+    return mixture(losses, n, limit, outcome.data.n, counts, foreign.max_share)
 
 
 def _accuracy_loss(outcome: CascadeOutcome, limit: float) -> Evidence:
     both = outcome.data.paired
     large, routed = outcome.data.large_right[both], outcome.right[both]
-    return DifferenceEvidence(int((large & ~routed).sum()), int((routed & ~large).sum()), int(both.sum()), limit)
+    losses, gains, n = int((large & ~routed).sum()), int((routed & ~large).sum()), int(both.sum())
+    return Evidence(
+        (losses - gains) / max(1, n),
+        n,
+        limit,
+        bound=lambda level: trinomial_upper_bound(losses, gains, n, confidence=1 - level),
+        test=lambda level: is_mean_below(limit, losses, gains, n, level=level),
+    )
 
 
 def _cost(outcome: CascadeOutcome, limit: float) -> Evidence:
     data, most = outcome.data, max(outcome.max_cost_usd, 1e-12)
-    if not data.large_known and not outcome.all_accepted:
-        return MeanEvidence(np.zeros(0), limit / 1000, 0.0, most, scale=1000.0)
     large = data.cost_usd[-1]
     more = np.where(~outcome.accepted & ~data.asked, large[data.asked].max(initial=0.0) - large, 0.0)
-    return MeanEvidence(outcome.select(data.cumulative_cost_usd) + more, limit / 1000, 0.0, most, scale=1000.0)
+    usd = outcome.select(data.cumulative_cost_usd) + more
+    if not data.large_known and not outcome.all_accepted:
+        usd = np.zeros(0)
+    return Evidence(
+        1000 * float(usd.mean()) if usd.size else 0.0,
+        usd.size,
+        limit,
+        bound=lambda level: 1000 * betting_upper_bound(usd, confidence=1 - level, high=most),
+        test=lambda level: betting_p_value(usd, limit / 1000, high=most) <= level,
+    )
 
 
 def _latency(outcome: CascadeOutcome, limit: float) -> Evidence:
     late = outcome.select(outcome.data.cumulative_latency_ms) > limit
     late |= ~outcome.accepted & ~outcome.data.asked
-    return ShareEvidence(int(late.sum()), outcome.data.n, MAX_LATE_SHARE, outcome.data.probes)
+    return _share(int(late.sum()), outcome.data.n, MAX_LATE_SHARE, outcome.data.probes)
 
 
 def _escalation(outcome: CascadeOutcome, limit: float) -> Evidence:
-    return ShareEvidence(outcome.data.n - outcome.n_accepted, outcome.data.n, limit)
+    return _share(outcome.data.n - outcome.n_accepted, outcome.data.n, limit)
 
 
 _RISKS: dict[str, Callable[[CascadeOutcome, float], Evidence]] = {

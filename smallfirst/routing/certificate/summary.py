@@ -8,9 +8,7 @@ from smallfirst.routing.certificate.guarantee import AUDITED, Guarantee, describ
 from smallfirst.routing.certificate.outcomes import CascadeData
 from smallfirst.routing.certificate.risks import RiskResult
 from smallfirst.routing.certificate.rows_needed import MIN_CHANCE, RowsNeeded
-from smallfirst.routing.certificate.threshold_search import (
-    CascadeThresholds,
-)
+from smallfirst.routing.certificate.threshold_search import CascadeThresholds
 from smallfirst.routing.certificate.units.per_group import GroupCertificate
 from smallfirst.stats.sample_size import min_rows_without_error
 from smallfirst.stats.sequential import spent_level

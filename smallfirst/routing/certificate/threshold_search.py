@@ -3,13 +3,18 @@
 Learn-then-Test (Angelopoulos et al. 2021) along a few paths from accepting nothing to everything, which depend on
 confidences alone, never on what is right; the level is divided equally among limits and paths, so the choice needs no
 further correction. The limit on errors, which may be shown in the middle of a path alone, is tested from several starts
-on by a graphical procedure (`stats.graphical`, with the proof), or from the one that selection rows choose. One stage
-and a limit on errors alone: every row is a step of the path.
+on by a graphical procedure (Bretz et al. 2009; `rejected_on_path`, with the proof), or from the one that selection
+rows choose. One stage and a limit on errors alone: every row is a step of the path.
+
+A start must not depend on which calibration answers are right. Selection rows may choose it, because they certify
+nothing; without them there are several, since nobody knows where the model is surely good enough.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +24,100 @@ from smallfirst.records import Record
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData, CascadeOutcome
 from smallfirst.routing.certificate.risks import GROWS_WITH_COVERAGE, evidence
-from smallfirst.routing.certificate.starts import DEFAULT_STARTS, Starts, choose_starts, start_rows
-from smallfirst.stats.graphical import rejected_on_path
+from smallfirst.stats.sample_size import min_rows_without_error
+
+
+def rejected_on_path(
+    shows: Callable[[int, int, float], np.ndarray], starts: Sequence[tuple[int, float]], n: int, level: float
+) -> np.ndarray:
+    """Return by place 0 to n - 1 of the path whether its hypothesis is rejected; a true one is with chance <= `level`.
+
+    `starts`: places in ascending order with their shares of the level, which sum to at most 1. `shows(first, end,
+    level)` says for the places from `first` up to `end` whether a test at `level` rejects; a higher level must reject
+    no less. From each start on, places are tested until one is not rejected; a walk that reaches the next start hands
+    its share on to it. With one start this is fixed-sequence testing (Bauer 1991), otherwise the fallback procedure
+    (Wiens 2003).
+
+    Proof of the bound: a share moves only past rejected places, so until a true hypothesis is rejected each share is
+    spent no later than on the first true hypothesis at or after its start, and the shares that meet on it add up. A
+    test at a share w of the level rejects a true one with chance at most w `level`, and all these shares together are
+    at most 1, so the chance that any true hypothesis is rejected is at most `level`.
+    """
+    rejected, carried = np.zeros(n, dtype=bool), 0.0
+    ends = [*(first for first, _ in starts[1:]), n]
+    for (first, share), end in zip(starts, ends, strict=True):
+        share += carried
+        shown = shows(first, end, share * level) if first < end else np.ones(0, dtype=bool)
+        passed = len(shown) if shown.all() else int(np.argmin(shown))
+        rejected[first : first + passed] = True
+        carried = share if passed == len(shown) else 0.0
+    return rejected
+
+
+Starts = tuple[tuple[float, float], ...]
+"""Shares of the rows accepted at the starts, ascending, each with its share of the level; these sum to 1."""
+
+DEFAULT_STARTS: Starts = ((1 / 8, 1 / 4), (1 / 4, 1 / 4), (1 / 2, 1 / 2))
+CHOICES: tuple[Starts, ...] = (
+    *(((accepted, 1.0),) for accepted in (1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 1 / 16, 5 / 8, 3 / 4)),
+    DEFAULT_STARTS,
+)
+"""Of these selection rows choose; the first of equally good ones."""
+MIN_SELECTION_ROWS = 20
+_WORLDS = 50
+_PLACES = 100
+
+
+def start_rows(n: int, limit: float, level: float, starts: Starts = DEFAULT_STARTS) -> list[tuple[int, float]]:
+    """Return how many of `n` rows are accepted at each start, ascending, with its share of the level.
+
+    A start has at least the rows that show the limit without an error. Where that is no earlier than the next start,
+    it hands its share of the level to that one and is left out.
+    """
+    found, waiting = list[tuple[int, float]](), 0.0
+    for i, (accepted, share) in enumerate(starts):
+        waiting += share
+        rows = max(math.ceil(accepted * n), min_rows_without_error(limit, waiting * level))
+        if i + 1 == len(starts) or rows < starts[i + 1][0] * n:
+            found.append((rows, waiting))
+            waiting = 0.0
+    return found
+
+
+def choose_starts(scores: np.ndarray, right: np.ndarray, n: int, limit: float, level: float) -> Starts:
+    """Return which of CHOICES keeps most of `n` rows like these selection rows; DEFAULT_STARTS if none keeps any.
+
+    `scores`: higher is accepted earlier. The rows to come are drawn from rates as likely as the selection rows make
+    them (the Bayesian bootstrap, Rubin 1981, of these rows and one wrong answer more).
+    """
+    m = len(right)
+    if m < MIN_SELECTION_ROWS:
+        return DEFAULT_STARTS
+    draw = np.random.default_rng(0)
+    wrong = ~np.asarray(right, dtype=bool)[np.argsort(-np.asarray(scores, dtype=float), kind="stable")]
+    counts = draw.multinomial(n, draw.dirichlet(np.ones(m + 1), _WORLDS))  # (worlds, rows and the wrong one)
+    more = draw.multinomial(counts[:, m], np.full(m, 1 / m))
+    places = np.unique(np.linspace(0, m - 1, _PLACES).astype(int))
+    accepted = np.cumsum(counts[:, :m] + more, axis=1)[:, places]
+    losses = np.cumsum(counts[:, :m] * wrong + more, axis=1)[:, places]
+    p_values = np.where(accepted > 0, special.bdtr(losses, accepted, limit), 1.0)
+    means = [_mean_kept(accepted, p_values, start_rows(n, limit, level, starts), level) for starts in CHOICES]
+    best = int(np.argmax(means))
+    return CHOICES[best] if means[best] > 0 else DEFAULT_STARTS
+
+
+def _mean_kept(accepted: np.ndarray, p_values: np.ndarray, starts: Sequence[tuple[int, float]], level: float) -> float:
+    """Return the mean over worlds of the rows accepted where the walks from `starts` end, as in `rejected_on_path`."""
+    kept, carried = np.zeros(len(accepted)), np.zeros(len(accepted))
+    ends = [*(rows for rows, _ in starts[1:]), np.inf]
+    for (first, share), end in zip(starts, ends, strict=True):
+        shares = carried + share
+        inside = (accepted >= first) & (accepted < end)
+        failed = np.cumsum(inside & (p_values > (shares * level)[:, None]), axis=1) > 0
+        kept = np.maximum(kept, np.where(inside & ~failed, accepted, 0).max(axis=1))
+        carried = np.where(failed[:, -1], 0.0, shares)
+    return float(kept.mean())
+
 
 MAX_FOREIGN_ACCEPTED = 0.05
 """Share of the known foreign rows that are accepted where the guarantee is about the task's own requests alone, if a
@@ -72,19 +169,15 @@ def search_threshold(
 ) -> ThresholdSearchResult:
     """Return the loosest threshold at which accepted answers are shown to be wrong at most `max_error` of the time."""
     level, limit = 1 - guarantee.confidence, guarantee.max_error or 0.0
-    rows = start_rows(len(confidence), limit, level, starts)
-    return _search(np.asarray(confidence), np.asarray(correct), limit, level=level, starts=rows)
+    return search_rows(confidence, correct, limit, level, start_rows(len(confidence), limit, level, starts))
 
 
-def fixed_sequence_test(
-    confidence: np.ndarray, correct: np.ndarray, limit: float, *, level: float, first: int
-) -> ThresholdSearchResult:
-    """Test "wrong at most `limit`" at one threshold after the other, from `first` accepted rows on, until it fails."""
-    return _search(confidence, correct, limit, level=level, starts=[(max(first, 1), 1.0)])
-
-
-def _search(
-    confidence: np.ndarray, correct: np.ndarray, limit: float, *, level: float, starts: Sequence[tuple[int, float]]
+def search_rows(
+    confidence: Sequence[float] | np.ndarray,
+    correct: Sequence[bool] | np.ndarray,
+    limit: float,
+    level: float,
+    starts: Sequence[tuple[int, float]],
 ) -> ThresholdSearchResult:
     """Return the loosest threshold that is shown, testing from several numbers of accepted rows on."""
     descending, right = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=bool)
@@ -206,12 +299,8 @@ def threshold_paths(confidence: np.ndarray, steps: int = STEPS) -> list[list[Thr
 
 def _shown_places(risk: str, outcomes: Sequence[CascadeOutcome], limit: float, level: float) -> list[int]:
     """Return the places on the path at which the limit is shown, testing from where it is easiest until it fails."""
-    order, places = range(len(outcomes)), list[int]()
-    for i in order if risk in GROWS_WITH_COVERAGE else reversed(order):
-        if not evidence(risk, outcomes[i], limit).shows(level):
-            break
-        places.append(i)
-    return places
+    order = range(len(outcomes)) if risk in GROWS_WITH_COVERAGE else reversed(range(len(outcomes)))
+    return list(itertools.takewhile(lambda i: evidence(risk, outcomes[i], limit).shows(level), order))
 
 
 def _shown_errors(outcomes: Sequence[CascadeOutcome], limit: float, level: float, starts: Starts) -> list[int]:

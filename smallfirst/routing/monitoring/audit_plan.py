@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from smallfirst.routing.certificate.threshold_curve import ThresholdPoint
+from smallfirst.routing.certificate.curves import ThresholdPoint
 from smallfirst.routing.shared_sums import SharedSums
-from smallfirst.stats.intervals import Estimate
+from smallfirst.stats.intervals import Estimate, edge
 from smallfirst.stats.sequential import weighted_interval
 
 MAX_WEIGHT = 2.0
@@ -95,11 +95,7 @@ def _levels(rows: np.ndarray, errors: np.ndarray) -> tuple[float, ...]:
     rates = (errors + _PRIOR_ROWS * usual) / (rows + _PRIOR_ROWS)
     rates = np.maximum.accumulate(np.clip(rates, 1e-6, 0.5)[::-1])[::-1]
     spread, floor = np.sqrt(rates * (1 - rates)), 1 / MAX_WEIGHT
-    low, high = 0.0, 1 / float(spread.min())
-    for _ in range(60):
-        middle = (low + high) / 2
-        mean = np.average(np.maximum(floor, middle * spread), weights=rows)
-        low, high = (middle, high) if mean < 1 else (low, middle)
+    high = edge(0.0, 1 / float(spread.min()), lambda m: np.average(np.maximum(floor, m * spread), weights=rows) < 1)
     return tuple(np.maximum(floor, high * spread).tolist())
 
 

@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 
 from smallfirst.models.protocol import Completion
 from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.certificate.guarantee import AUDITED, MAX_LATE_SHARE, Guarantee, describe_limit
+from smallfirst.routing.certificate.guarantee import AUDITED, MAX_LATE_SHARE, describe_limit
 from smallfirst.routing.monitoring.audit_plan import MAX_WEIGHT
 from smallfirst.routing.monitoring.drift import MIN_FALSE_ALARM_RATE
 from smallfirst.stats.intervals import Estimate
@@ -94,13 +94,13 @@ def watched_quantities(certificate: Certificate, judge: Judge) -> tuple[Quantity
     Where no limit rests on audits, more errors than the calibration rows allow for raise a hint.
     """
     found = []
-    for risk, limit in _guarantee(certificate).limits.items():
+    for risk, limit in certificate.guarantee.limits.items():
         if risk not in AUDITED:
             found.append(_of_requests(risk, limit))
         elif (most := certificate.audit_limit_for(risk, judge)) is not None:
             found.append(Quantity(risk, most, describe_limit(risk, limit)))
     if certificate.foreign is not None and certificate.foreign.max_outside is not None:
-        share, most = _guarantee(certificate).max_foreign_share, certificate.foreign.max_outside
+        share, most = certificate.guarantee.max_foreign_share, certificate.foreign.max_outside
         words = f"at most {100 * share:g} % of requests foreign (at most {100 * most:.3g} % look so)"
         found += [Quantity("foreign", most, words, is_outside, of_all=True)] if most < 1 else []
     usual = certificate.audit_limit_for("error", judge)
@@ -119,13 +119,8 @@ def is_outside(answer: Completion) -> float:
 def not_watched(certificate: Certificate, judge: Judge) -> tuple[str, ...]:
     """Return the promised limits, in words, that nothing after go-live can test."""
     watched = {quantity.name for quantity in watched_quantities(certificate, judge) if quantity.promised}
-    limits = _guarantee(certificate).limits.items()
+    limits = certificate.guarantee.limits.items()
     return tuple(describe_limit(risk, limit) for risk, limit in limits if risk not in watched)
-
-
-def _guarantee(certificate: Certificate) -> Guarantee:
-    old = {"max_error": certificate.max_error, "confidence": certificate.confidence}
-    return certificate.guarantee or Guarantee.model_validate(old)
 
 
 def _of_requests(risk: str, limit: float) -> Quantity:

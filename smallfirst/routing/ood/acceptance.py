@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pydantic
 from scipy import optimize, special
 
+from smallfirst.data.dataset import Dataset, Example, Message, sample_share
 from smallfirst.records import Record
 from smallfirst.routing.confidence_head import log_odds, means_and_scales
 
@@ -84,3 +86,36 @@ def _fit_logistic(columns: np.ndarray, target: np.ndarray, weight: np.ndarray) -
         loss, start, jac=True, method="L-BFGS-B", bounds=[(None, None)] + [(0, None)] * n
     ).x
     return found
+
+
+BUNDLED = Path(__file__).with_name("open_requests.txt")
+"""Generic requests that people send to any assistant, one a line."""
+
+
+def foreign_rows(open_ended: Dataset | None) -> tuple[Dataset, Dataset]:
+    """Return the foreign rows to fit on and those to certify with; without `open_ended` both are bundled requests.
+
+    Those of a task file are like what its users send, so with them the bundled ones are for fitting alone.
+    """
+    bundled = bundled_requests()
+    if open_ended is None:
+        return split_foreign(bundled)
+    fitting, certifying = split_foreign(open_ended)
+    return fitting.subset("foreign", (*fitting.examples, *bundled.examples)), certifying
+
+
+def split_foreign(rows: Dataset) -> tuple[Dataset, Dataset]:
+    """Return two halves by content hash."""
+    return sample_share(rows, 0.5, "domain")
+
+
+def bundled_requests() -> Dataset:
+    """Return the generic requests that the package brings."""
+    lines = BUNDLED.read_text(encoding="utf-8").splitlines()
+    return Dataset(
+        name="open requests",
+        examples=tuple(
+            Example(messages=(Message(role="user", content=text),), answer="", shape="text", path=BUNDLED.name, line=i)
+            for i, text in enumerate(lines, 1)
+        ),
+    )

@@ -6,8 +6,9 @@ threshold keeps the same share of the task's own requests with and without them.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -16,12 +17,87 @@ import pydantic
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import ConfigError, DataError
+from smallfirst.models.batching import BatchWorker
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder, open_encoder
+from smallfirst.models.protocol import Request
 from smallfirst.models.state_features import HiddenStateProfile, HiddenStates
+from smallfirst.pricing.machine import MachinePrice
 from smallfirst.records import Record
-from smallfirst.routing.ood.conformal import ConformalScorer, ScoreFusion
 from smallfirst.routing.ood.text_features import TextFeatures
+from smallfirst.routing.types import OodScore
+
+KNOTS = 1000
+"""Selection rows whose scores are stored; of more, evenly spaced ones."""
+
+
+class ConformalScorer(Record):
+    """Scores of the task's own selection rows, to rank others among. Larger scores are less ordinary.
+
+    Its score is 1 minus a conformal p-value (Vovk et al. 2005): a threshold of 0.97 keeps at least 97 % of the task's
+    own requests. The selection rows must not be used for any other guarantee.
+    """
+
+    own: tuple[float, ...] = pydantic.Field(min_length=1)
+    """In ascending order."""
+
+    @classmethod
+    def fit(cls, scores: np.ndarray) -> ConformalScorer:
+        ascending = np.sort(np.asarray(scores, dtype=np.float64))
+        if len(ascending) > KNOTS:  # the largest stays, and each knot stands for as many rows
+            ascending = ascending[np.ceil(np.arange(1, KNOTS + 1) * len(ascending) / KNOTS).astype(int) - 1]
+        return cls(own=tuple(ascending.tolist()))
+
+    def neg_log_p_values(self, scores: np.ndarray) -> np.ndarray:
+        """Return each score's -log p-value in nats; beyond the own scores p falls exponentially."""
+        own, scale = self._curve
+        asked = np.asarray(scores, dtype=np.float64)
+        at_least = len(own) - np.searchsorted(own, asked, side="left")
+        beyond = np.maximum(asked - own[-1], 0) / scale
+        nats: np.ndarray = np.log(len(own) + 1) - np.log(at_least + 1) + beyond
+        return nats
+
+    @cached_property
+    def _curve(self) -> tuple[np.ndarray, float]:
+        """The own scores, and the mean excess of the largest tenth of them, in which p falls beyond them."""
+        own = np.asarray(self.own)
+        upper = own[int(0.9 * (len(own) - 1)) :]
+        return own, max(float((upper - upper[0]).mean()), 1e-9 * max(1.0, abs(float(own[-1]))))
+
+    def ood_score(self, scores: np.ndarray) -> np.ndarray:
+        """Return 1 - p for each score; at most a share 1 - x of the task's own rows gets more than x."""
+        found: np.ndarray = -np.expm1(-self.neg_log_p_values(scores))
+        return found
+
+
+class ScoreFusion(Record):
+    """Combine several scores of a text into one, as Fisher (1925) combines p-values."""
+
+    ranks: tuple[ConformalScorer, ...]
+    fused: ConformalScorer
+    """Of the sum of their -log p-values."""
+
+    @classmethod
+    def fit(cls, own: np.ndarray) -> ScoreFusion:
+        """Fit on the scores (rows, scores) of selection rows."""
+        ranks = tuple(ConformalScorer.fit(column) for column in own.T)
+        return cls(ranks=ranks, fused=ConformalScorer.fit(_neg_log_p_values(ranks, own).sum(axis=1)))
+
+    def nonconformity(self, scores: np.ndarray) -> np.ndarray:
+        total: np.ndarray = self.neg_log_p_values(scores).sum(axis=1)
+        return total
+
+    def neg_log_p_values(self, scores: np.ndarray) -> np.ndarray:
+        """Return each score's -log p-value in nats (rows, scores)."""
+        return _neg_log_p_values(self.ranks, scores)
+
+    def ood_score(self, scores: np.ndarray) -> np.ndarray:
+        return self.fused.ood_score(self.nonconformity(scores))
+
+
+def _neg_log_p_values(ranks: Sequence[ConformalScorer], scores: np.ndarray) -> np.ndarray:
+    return np.column_stack([one.neg_log_p_values(column) for one, column in zip(ranks, scores.T, strict=True)])
+
 
 KEEP_SHARE = 0.97
 """Share of the task's own requests that is kept."""
@@ -31,11 +107,10 @@ MIN_ROWS = 20
 """Selection rows, and training rows, below which ranks would follow chance."""
 MAX_NATS = 10.0
 """Features above that count as that: so unlike is one of 22,000 own requests, and the tail is a guess."""
+MAX_BATCH = 64
+"""Texts that a gate measures at a time."""
 PROFILE_FILE, STATES_FILE = "signature.json", "encoder.safetensors"
 """The first is written last, so a folder without one holds no profile."""
-
-Reader = Callable[[Sequence[str]], HiddenStates]
-"""Return the hidden states of texts, in order."""
 
 
 class ProfileParameters(Record):
@@ -60,30 +135,13 @@ class ProfileParameters(Record):
 
 
 class StateScorer(NamedTuple):
-    """Hidden states of one model, and their profile."""
+    """A frozen sentence encoder, and the profile of its vectors of a task's texts."""
 
-    read: Reader
+    encoder: SentenceEncoder
     profile: HiddenStateProfile
 
     def scores(self, texts: Sequence[str]) -> np.ndarray:
-        return self.profile.nonconformity(self.read(texts))
-
-
-class TextScores(NamedTuple):
-    """What the words of some texts give."""
-
-    features: np.ndarray
-    """Text features (texts, features)."""
-    ood_score: np.ndarray
-    """In [0, 1] (texts,)."""
-
-
-class ProfileScore(NamedTuple):
-    """How unlike the task's own requests one text is."""
-
-    value: float
-    """In [0, 1]."""
-    by_states: bool
+        return self.profile.nonconformity(_embed(self.encoder, texts))
 
 
 class MeasuredText(NamedTuple):
@@ -94,6 +152,8 @@ class MeasuredText(NamedTuple):
     features: tuple[float, ...]
     """By the words and each feature of the hidden states, -log of the share of own requests that are as unlike, in
     nats, at most MAX_NATS."""
+    by_states: bool
+    """True if hidden states made the score, not words alone."""
 
 
 class TaskProfile:
@@ -106,44 +166,32 @@ class TaskProfile:
     def threshold(self) -> float:
         return self.parameters.limit
 
-    def score_words(self, texts: Sequence[str]) -> TextScores:
-        features = self.text_features.scores(texts)
-        return TextScores(features, self.parameters.words.ood_score(features))
+    def word_scores(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the scores by words alone, in [0, 1] (texts,)."""
+        return self.parameters.words.ood_score(self.text_features.scores(texts))
 
-    def refine(self, texts: Sequence[str], words: TextScores, *, read: bool = True) -> list[ProfileScore]:
+    def in_grey_zone(self, word_scores: np.ndarray) -> np.ndarray:
+        """Return which texts hidden states rank anew, by their scores by words (texts,)."""
         low, high = self.parameters.grey
-        scores = words.ood_score.copy()
-        grey = (scores > low) & (scores < high) & (read and self.encoder is not None)
-        if grey.any() and self.parameters.states:
-            chosen = [text for text, is_grey in zip(texts, grey, strict=True) if is_grey]
-            columns = _columns(self.parameters.words, words.features[grey], self.encoder, chosen)
-            scores[grey] = self._rank_by_states(columns)
-        return [ProfileScore(float(value), bool(again)) for value, again in zip(scores, grey, strict=True)]
-
-    def score(self, texts: Sequence[str]) -> list[ProfileScore]:
-        """Score each text, in order; independent of the other texts but for an encoder's rounding."""
-        return self.refine(texts, self.score_words(texts)) if texts else []
+        return np.asarray((word_scores > low) & (word_scores < high) & (self.encoder is not None))
 
     def measure(self, texts: Sequence[str]) -> list[MeasuredText]:
-        """Return score and features of each text, in order; the hidden states of all are read, once."""
-        words, (low, high) = self.score_words(texts), self.parameters.grey
-        columns = _columns(self.parameters.words, words.features, self.encoder, texts)
-        scores = words.ood_score.copy()
-        if self.parameters.states is None:
-            features = self.parameters.words.fused.neg_log_p_values(columns[:, 0])[:, None]
-        else:
-            features = self.parameters.states.neg_log_p_values(columns)
-            grey = (scores > low) & (scores < high)
-            scores[grey] = self._rank_by_states(columns[grey])
-        features = np.minimum(features, MAX_NATS)
-        return [MeasuredText(float(s), tuple(f)) for s, f in zip(scores, features.tolist(), strict=True)]
+        """Return score and features of each text, in order; the hidden states of all are read, once.
 
-    def _rank_by_states(self, columns: np.ndarray) -> np.ndarray:
-        assert self.parameters.states is not None
-        assert self.parameters.within is not None
-        low, high = self.parameters.grey
-        found: np.ndarray = self.parameters.within.ood_score(self.parameters.states.nonconformity(columns))
-        return low + (high - low) * found
+        They are independent of the other texts but for an encoder's rounding.
+        """
+        of = self.parameters
+        counts = self.text_features.scores(texts)
+        columns, scores = _columns(of.words, counts, self.encoder, texts), of.words.ood_score(counts)
+        grey = self.in_grey_zone(scores)
+        if of.states is None or of.within is None:
+            features = of.words.fused.neg_log_p_values(columns[:, 0])[:, None]
+        else:
+            features = of.states.neg_log_p_values(columns)
+            low, high = of.grey
+            scores[grey] = low + (high - low) * of.within.ood_score(of.states.nonconformity(columns[grey]))
+        features = np.minimum(features, MAX_NATS).tolist()
+        return [MeasuredText(s, tuple(f), g) for s, f, g in zip(scores.tolist(), features, grey.tolist(), strict=True)]
 
     def save(self, folder: Path) -> None:
         self.text_features.save(folder)
@@ -164,8 +212,41 @@ class TaskProfile:
         parameters, encoder = ProfileParameters.load(folder / PROFILE_FILE), None
         if parameters.encoder:
             opened = open_encoder(find_weights(parameters.encoder), int8=parameters.encoder_int8)
-            encoder = StateScorer(functools.partial(_embed, opened), HiddenStateProfile.load(folder / STATES_FILE))
+            encoder = StateScorer(opened, HiddenStateProfile.load(folder / STATES_FILE))
         return cls(parameters, TextFeatures.load(folder), encoder)
+
+
+class OodGate:
+    """Compare requests with a task's own ones in front of its Router; those that wait at the same time together."""
+
+    def __init__(self, profile: TaskProfile, *, price: MachinePrice | None = None) -> None:
+        self.profile, self._price = profile, price or MachinePrice()
+        self._worker: BatchWorker[str, tuple[MeasuredText, float]] = BatchWorker(
+            self._measure, name="domain", max_batch_size=MAX_BATCH
+        )
+
+    @classmethod
+    def load(cls, folder: Path, *, price: MachinePrice | None = None) -> OodGate | None:
+        return cls(TaskProfile.load(folder), price=price) if (folder / PROFILE_FILE).exists() else None
+
+    @property
+    def threshold(self) -> float:
+        return self.profile.threshold
+
+    async def score(self, request: Request) -> OodScore:
+        began = time.perf_counter()
+        found, busy_s = await self._worker.submit(request.text)
+        latency_ms = (time.perf_counter() - began) * 1000
+        charge = self._price.charge("domain", busy_s)
+        return OodScore(found.ood_score, charge.usd or 0.0, latency_ms, (charge,), found.features)
+
+    async def aclose(self) -> None:
+        await self._worker.aclose()
+
+    def _measure(self, texts: Sequence[str]) -> list[tuple[MeasuredText, float]]:
+        began = time.perf_counter()
+        found = self.profile.measure(texts)
+        return [(one, (time.perf_counter() - began) / len(texts)) for one in found]
 
 
 def fit_task_profile(
@@ -180,8 +261,8 @@ def fit_task_profile(
     texts, own = _texts(train), _texts(selection)
     text_features, scorer = TextFeatures.fit(texts), None
     if encoder is not None:
-        read = functools.partial(_embed, encoder[1])
-        scorer = StateScorer(read, HiddenStateProfile.fit(read(texts), _label_numbers(train)))
+        profile = HiddenStateProfile.fit(_embed(encoder[1], texts), _label_numbers(train))
+        scorer = StateScorer(encoder[1], profile)
     several = any(sum(m.role != "system" for m in e.messages) > 1 for e in train.examples)
     of_own = text_features.scores(own)
     words = ScoreFusion.fit(of_own)

@@ -12,8 +12,7 @@ import numpy as np
 
 from smallfirst.records import Record
 from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.starts import choose_starts
-from smallfirst.routing.certificate.threshold_search import search_threshold
+from smallfirst.routing.certificate.threshold_search import choose_starts, search_threshold
 from smallfirst.stats.intervals import Estimate, wilson
 from smallfirst.traffic.discovery.cheap_models import HeldOut
 

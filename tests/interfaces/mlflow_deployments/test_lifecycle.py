@@ -224,7 +224,7 @@ def test_an_endpoint_has_the_plugins_of_installed_packages(large: Large, monkeyp
 
 
 def test_a_cascade_is_audited_and_falls_back_as_a_task_does(large: Large, run_server: Any, tmp_path: Path) -> None:
-    sure = certificate(0.0).model_copy(update={"audit_limit": 0.05})
+    sure = certificate(0.0).model_copy(update={"audit_limits": {"error": {"person": 0.05, "large": 0.05}}})
     versions.attach(NAME, 1, "certificate.json", sure.model_dump_json().encode())
     values = {"config": config(large.url), "smallfirst": {"strategy": "cascade", "fallback": "big"}}
     endpoint, ledger = on_disk("audited", {"name": "audited", **values}), Ledger(tmp_path / "ledger.db")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from smallfirst.report.charts.tradeoffs import frontier_chart
-from smallfirst.routing.certificate.frontier import FrontierPoint
+from smallfirst.routing.certificate.curves import FrontierPoint
 from smallfirst.stats.intervals import wilson
 
 

@@ -10,7 +10,7 @@ from fixtures.certificates import cascade
 
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import CascadeData, ForeignRows, max_outside
-from smallfirst.routing.certificate.risks import MIXTURE_LEVELS, MixtureEvidence, evidence
+from smallfirst.routing.certificate.risks import MIXTURE_LEVELS, evidence, mixture
 from smallfirst.routing.certificate.threshold_search import search_cascade
 from smallfirst.stats.intervals import upper_bound
 
@@ -26,19 +26,19 @@ def test_a_foreign_request_that_is_accepted_counts_as_wrong() -> None:
     shown = evidence("error", mixed(own, right, np.array([0.9] * 2 + [0.1] * 98)).outcome((0.5,)), 0.1)
     assert shown.value == pytest.approx((0.04 + 0.02) / (0.80 + 0.02))
     assert evidence("error", mixed(own, right, np.array([0.1]), 0.0).outcome((0.5,)), 0.1).value == 4 / 80
-    loose = dataclasses.replace(shown, limit=shown.bound(0.05) + 1e-9)
-    tight = dataclasses.replace(shown, limit=shown.bound(0.05) - 1e-9)
+    loose = shown._replace(limit=shown.bound(0.05) + 1e-9)
+    tight = shown._replace(limit=shown.bound(0.05) - 1e-9)
     assert (loose.shows(0.05), tight.shows(0.05), sum(MIXTURE_LEVELS)) == (True, False, 1.0)
 
 
 def test_the_bound_is_that_of_the_worst_rates_which_the_rows_allow_for() -> None:
     counts = ((3, 80), (20, 100), (1, 200))
     parts = [upper_bound(*one, confidence=1 - 0.05 * p) for one, p in zip(counts, MIXTURE_LEVELS, strict=True)]
-    found = MixtureEvidence(3, 80, 0.1, 100, 1, 200, 0.3)
+    found = mixture(3, 80, 0.1, 100, (1, 200), 0.3)
     own, others = 0.7 * (1 - parts[1]), 0.3 * parts[2]
     assert found.bound(0.05) == pytest.approx((parts[0] * own + others) / (own + others))
-    assert MixtureEvidence(3, 80, 0.1, 100, 1, 200, 0.2).bound(0.05) < found.bound(0.05)  # a smaller share is easier
-    assert MixtureEvidence(0, 80, 0.1, 100, 0, 0, 0.3).bound(0.05) > 0.3  # unknown foreign rows are all accepted
+    assert mixture(3, 80, 0.1, 100, (1, 200), 0.2).bound(0.05) < found.bound(0.05)  # a smaller share is easier
+    assert mixture(0, 80, 0.1, 100, (0, 0), 0.3).bound(0.05) > 0.3  # unknown foreign rows are all accepted
 
 
 def test_the_promise_is_broken_at_most_as_often_as_it_says_and_without_foreign_rows_always() -> None:

@@ -14,12 +14,26 @@ from smallfirst.data.dataset import Message
 from smallfirst.errors import ConfigError
 from smallfirst.models.protocol import Request
 from smallfirst.records import Record, parse_record
-from smallfirst.routing.policies import POLICIES, AnyPolicy, apply_policies, check_stages, parse_policy
-from smallfirst.routing.policies.always import AlwaysPolicy
-from smallfirst.routing.policies.gain import DifficultyPolicy, GainPolicy
-from smallfirst.routing.policies.policy import GainScorer, Policy, PolicyDecision
-from smallfirst.routing.policies.rule import RulePolicy, detect_language, dominant_script
-from smallfirst.routing.policies.split import SplitPolicy, split_position
+from smallfirst.routing.policies.built_in import (
+    AlwaysPolicy,
+    DifficultyPolicy,
+    GainPolicy,
+    RulePolicy,
+    SplitPolicy,
+    detect_language,
+    dominant_script,
+    split_position,
+)
+from smallfirst.routing.policies.policy import (
+    POLICIES,
+    AnyPolicy,
+    GainScorer,
+    Policy,
+    PolicyDecision,
+    apply_policies,
+    check_stages,
+    parse_policy,
+)
 
 
 def asked(text: str, **tags: str) -> Request:

@@ -11,7 +11,6 @@ small samples pay for not knowing the variance. How many units there are decides
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,16 +18,14 @@ import numpy as np
 
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT
-from smallfirst.routing.certificate.threshold_search import search_threshold
+from smallfirst.routing.certificate.threshold_search import DEFAULT_STARTS, rejected_on_path, search_threshold
 from smallfirst.stats.bounds import betting_p_value
-from smallfirst.stats.intervals import upper_bound
+from smallfirst.stats.intervals import edge, upper_bound
 
 STEPS = 100
 """Thresholds tried, from strict to loose."""
 MIN_EXPECTED = 20
 """Wrong units that the limit allows for (units times limit) from which means of units are bet on."""
-STARTS = ((0.125, 0.25), (0.25, 0.25), (0.5, 0.5))
-"""Where a search begins, as a share of its path, and the share of the level that this start has by itself."""
 _SEED = 0
 
 
@@ -99,14 +96,15 @@ class Parts:
         nothing = np.zeros_like(self.wrong)
         places = range(len(thresholds))
         first = bisect_left(places, True, key=lambda at: p_value(at, limit, nothing) <= level)
-        best = search_path(lambda at, share: p_value(at, limit, self.wrong) <= share, first, len(thresholds), level)
-        if best is None:
+        p_values = np.array([p_value(at, limit, self.wrong) for at in places])
+        starts = [(max(first, int(share * len(places))), weight) for share, weight in DEFAULT_STARTS]
+        found = rejected_on_path(lambda a, b, share: p_values[a:b] <= share, starts, len(places), level)
+        if not found.any():
             return UnitSearch(NEVER_ACCEPT, 1.0)
-        low, high = 0.0, limit
-        while high - low > 1e-4:  # the p-value falls as the limit grows
-            middle = (low + high) / 2
-            low, high = (low, middle) if p_value(best, middle, self.wrong) <= level else (middle, high)
-        return UnitSearch(float(thresholds[best]), high)
+        best = int(np.flatnonzero(found)[-1])
+        # The p-value falls as the limit grows.
+        bound = edge(0.0, limit, lambda smaller: p_value(best, smaller, self.wrong) > level, within=1e-4)
+        return UnitSearch(float(thresholds[best]), bound)
 
 
 def unit_numbers(group: np.ndarray | None, n: int) -> np.ndarray:
@@ -121,20 +119,3 @@ def one_row_a_unit(group: np.ndarray | None, n: int) -> np.ndarray:
     order = np.random.default_rng(_SEED).permutation(n)
     _, first = np.unique(unit_numbers(group, n)[order], return_index=True)
     return np.sort(order[first])
-
-
-def search_path(shown: Callable[[int, float], bool], first: int, n: int, level: float) -> int | None:
-    """Return the last of n places, strict to loose, that is shown with all errors together at `level`; None if none is.
-
-    `shown(i, level)` tests place i; before place `first` nothing could be shown. The search begins at each of STARTS
-    with its share of the level and goes on while it succeeds; one that reaches the next start hands its level on (the
-    fallback procedure, Wiens 2003).
-    """
-    begins = [max(first, int(share * n)) for share, _ in STARTS]
-    best, handed_on = None, 0.0
-    for begin, end, (_, weight) in zip(begins, [*begins[1:], n], STARTS, strict=True):
-        share, at = weight * level + handed_on, begin
-        while at < end and shown(at, share):
-            best, at = at, at + 1
-        handed_on = share if at >= end else 0.0
-    return best

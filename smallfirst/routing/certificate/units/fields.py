@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from smallfirst.evaluation.results import EvaluatedRow, Evaluation
 from smallfirst.models.confidence import IsotonicCurve
 from smallfirst.records import Record
 from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.units.clusters import Parts, unit_numbers
+from smallfirst.routing.certificate.units.clusters import Parts
 from smallfirst.stats.intervals import wilson
 
 
@@ -111,20 +112,11 @@ class FieldCertificate(Record):
         return self.whole.issued and min(known.get(name, 0.0) for name in self.names) >= self.whole.threshold
 
 
-class FieldTable(NamedTuple):
-    """The fields of n answers."""
+@dataclass(frozen=True)
+class FieldTable(Parts):
+    """The fields of n answers; their confidence is 0 where the model gives none."""
 
-    names: tuple[str, ...]
-    confidence: np.ndarray
-    """By row and field, in [0, 1]; 0 where the model gives none."""
-    wrong: np.ndarray
-    """By row and field."""
-    group: np.ndarray | None
-    """By row, empty for none; None where no row has one."""
-
-    @property
-    def n(self) -> int:
-        return len(self.wrong)
+    names: tuple[str, ...] = ()
 
 
 def field_table(rows: Sequence[EvaluatedRow], curves: Mapping[str, IsotonicCurve] | None = None) -> FieldTable:
@@ -139,7 +131,7 @@ def field_table(rows: Sequence[EvaluatedRow], curves: Mapping[str, IsotonicCurve
     names = tuple(dict.fromkeys(name for row in (*known, *wrong) for name in row))
     group = np.array([row.group for row in rows], dtype=object) if any(row.group for row in rows) else None
     confidence = np.array([[row.get(name, 0.0) for name in names] for row in known])
-    return FieldTable(names, confidence, np.array([[name in row for name in names] for row in wrong]), group)
+    return FieldTable(confidence, np.array([[name in row for name in names] for row in wrong]), group, names)
 
 
 def allow_wrong_fields(drafts: Evaluation, n_allowed: int) -> Evaluation:
@@ -163,28 +155,26 @@ def certify_fields(
 ) -> FieldCertificate:
     """Certify the fields of one stage's answers to calibration rows; `selection` rows calibrate the confidences."""
     curves = fit_curves(selection.rows) if selection is not None and selection.rows else {}
-    return search_fields(field_table(drafts.rows, curves), max_wrong, level=level, curves=curves)
-
-
-def search_fields(
-    table: FieldTable, max_wrong: float, *, level: float, curves: dict[str, IsotonicCurve] | None = None
-) -> FieldCertificate:
-    """Return the loosest thresholds at which at most `max_wrong` of kept fields are wrong, at half the level each."""
-    lowest = np.broadcast_to(table.confidence.min(axis=1, keepdims=True), table.confidence.shape)
+    table = field_table(drafts.rows, curves)
+    each, whole = search_fields(table, max_wrong, level=level)
+    n_units = len(set(table.unit.tolist()))
     return FieldCertificate(
-        names=table.names,
-        max_wrong=max_wrong,
-        each=_search(table, table.confidence, max_wrong, level / 2),
-        whole=_search(table, lowest, max_wrong, level / 2),
-        n_rows=table.n,
-        n_units=len(set(unit_numbers(table.group, table.n).tolist())),
-        curves=curves or {},
+        names=table.names, max_wrong=max_wrong, each=each, whole=whole, n_rows=table.n, n_units=n_units, curves=curves
     )
 
 
-def _search(table: FieldTable, confidence: np.ndarray, limit: float, level: float) -> KeptFields:
-    found = Parts(confidence, table.wrong, table.group).search(limit, level=level)
-    kept = confidence >= found.threshold
+def search_fields(table: FieldTable, max_wrong: float, *, level: float) -> tuple[KeptFields, KeptFields]:
+    """Return the loosest thresholds at which at most `max_wrong` of kept fields are wrong, at half the level each.
+
+    The first keeps each field by its own confidence, the second whole answers by that of their least confident field.
+    """
+    lowest = np.broadcast_to(table.confidence.min(axis=1, keepdims=True), table.confidence.shape)
+    return _search(table, max_wrong, level / 2), _search(replace(table, confidence=lowest), max_wrong, level / 2)
+
+
+def _search(table: FieldTable, limit: float, level: float) -> KeptFields:
+    found = table.search(limit, level=level)
+    kept = table.confidence >= found.threshold
     whole = kept.all(axis=1)
     return KeptFields(
         threshold=found.threshold,

@@ -17,13 +17,9 @@ import numpy as np
 from smallfirst.errors import DataError
 from smallfirst.records import Record
 from smallfirst.routing.certificate.guarantee import LABEL, Guarantee
-from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData, CascadeOutcome
-from smallfirst.routing.certificate.threshold_search import (
-    CascadeThresholds,
-    Thresholds,
-    fixed_sequence_test,
-)
-from smallfirst.stats.intervals import binomial_tail, upper_bound
+from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData
+from smallfirst.routing.certificate.threshold_search import CascadeThresholds, Thresholds, search_rows
+from smallfirst.stats.intervals import upper_bound
 from smallfirst.stats.sample_size import min_rows_without_error, rows_for_upper_bound
 
 
@@ -77,11 +73,6 @@ def by_group(data: CascadeData, guarantee: Guarantee) -> CascadeData:
     return replace(data, answer=np.tile(values, (data.n_stages, 1)))
 
 
-def min_threshold(classes: Sequence[GroupCertificate]) -> float:
-    """Return the least threshold of a certified group; NEVER_ACCEPT if none is certified."""
-    return min((one.threshold for one in classes if one.certified), default=NEVER_ACCEPT)
-
-
 def guaranteed_rows(data: CascadeData, guarantee: Guarantee, classes: Sequence[GroupCertificate]) -> np.ndarray:
     """Return by row whether its group is certified at its confidence."""
     data = by_group(data, guarantee)
@@ -95,15 +86,17 @@ def certify_groups(
 ) -> tuple[GroupCertificate, ...]:
     """Return one certificate for every group with accepted rows, in alphabetical order; all hold together at 1 - level.
 
-    With one stage each group is searched by itself, with several they are tested at `thresholds` alone, and `level`
-    must already be divided among all vectors that could have been chosen.
+    With one stage each group is searched by itself. With several they are tested at `thresholds` alone, which is Holm's
+    method (1979), and `level` must already be divided among all vectors that could have been chosen.
     """
     outcome, single = data.outcome(thresholds), data.n_stages == 1
-    answers, right = _answers(data, outcome)
+    answers, right = data.answer[0], data.right[0]
+    if not single:
+        nothing = np.full(data.n, None, dtype=object)
+        answers, right = outcome.select(np.vstack([data.answer, nothing])), outcome.right
     confidence = data.confidence[0] if single else np.where(outcome.accepted, 1.0, 0.0)
     rows = np.full(data.n, True) if single else outcome.accepted
-    test = _test_sequences if single else _test_at_outcome
-    found = test(answers[rows], confidence[rows], right[rows], limit=limit, level=level)
+    found = _test_sequences(answers[rows], confidence[rows], right[rows], limit=limit, level=level)
     left = min((share for _, share in found.values()), default=level)
     certificates = []
     for label in sorted({label for label in answers[outcome.accepted | own_thresholds].tolist() if label is not None}):
@@ -135,13 +128,6 @@ def _certificate(label: str, threshold: float, counts: tuple[int, int], limit: f
     )
 
 
-def _answers(data: CascadeData, outcome: CascadeOutcome) -> tuple[np.ndarray, np.ndarray]:
-    if data.n_stages == 1:
-        return data.answer[0], data.right[0]
-    nothing = np.full(data.n, None, dtype=object)
-    return outcome.select(np.vstack([data.answer, nothing])), outcome.right
-
-
 def _testable_labels(answers: np.ndarray, limit: float, level: float) -> dict[str, int]:
     """Return the labels with enough rows when the level is divided among just these, with the rows needed."""
     counts = Counter(label for label in answers.tolist() if label is not None).most_common()
@@ -161,24 +147,10 @@ def _test_sequences(
         share, n_before = level / len(open_labels), len(open_labels)
         for label in list(open_labels):
             rows = answers == label
-            result = fixed_sequence_test(confidence[rows], right[rows], limit, level=share, first=labels[label])
+            result = search_rows(confidence[rows], right[rows], limit, share, [(labels[label], 1.0)])
             found[label] = (result.threshold, share)
             if result.n_accepted == rows.sum():
                 open_labels.remove(label)
         if len(open_labels) == n_before:
             break
-    return found
-
-
-def _test_at_outcome(
-    answers: np.ndarray, confidence: np.ndarray, right: np.ndarray, *, limit: float, level: float
-) -> dict[str, tuple[float, float]]:
-    """Test all labels at one outcome by Holm (1979); the threshold is the least confidence, or NEVER_ACCEPT."""
-    wrong = {label: int((~right[answers == label]).sum()) for label in _testable_labels(answers, limit, level)}
-    p_values = {label: binomial_tail(n, int((answers == label).sum()), limit) for label, n in wrong.items()}
-    found, passed = dict[str, tuple[float, float]](), True
-    for place, label in enumerate(sorted(p_values, key=lambda one: p_values[one])):
-        share = level / (len(p_values) - place)
-        passed = passed and p_values[label] <= share
-        found[label] = (float(confidence.min()) if passed else NEVER_ACCEPT, share)
     return found

@@ -10,7 +10,7 @@ from fixtures.certificates import falling
 
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT
 from smallfirst.routing.certificate.units import clusters
-from smallfirst.routing.certificate.units.clusters import Parts, one_row_a_unit, search_path, unit_numbers
+from smallfirst.routing.certificate.units.clusters import Parts, one_row_a_unit, unit_numbers
 
 
 def named(*names: str) -> np.ndarray:
@@ -34,23 +34,6 @@ def test_the_mean_of_a_unit_is_that_of_its_rows_and_parts() -> None:
     parts = Parts(np.zeros((3, 2)), np.zeros((3, 2), dtype=bool), named("a", "b", "a"))
     values = np.array([[1, 1], [1, 0], [1, 0]])
     assert parts.means(values).tolist() == pytest.approx([(1 + 0.5) / 2, 0.5])
-
-
-def test_a_start_that_reaches_the_next_hands_its_level_on() -> None:
-    shares: dict[int, float] = {}
-
-    def shown(at: int, share: float) -> bool:
-        shares[at] = share
-        return at != 6
-
-    # 16 places: the starts are 2, 4 and 8, with 0.25, 0.25 and 0.5 of the level.
-    assert search_path(shown, 0, 16, 0.04) == 15
-    assert shares == pytest.approx({2: 0.01, 3: 0.01, 4: 0.02, 5: 0.02, 6: 0.02} | dict.fromkeys(range(8, 16), 0.02))
-    # Where nothing can be shown before place 9, all starts are there and nothing is lost.
-    shares.clear()
-    assert search_path(shown, 9, 16, 0.04) == 15
-    assert set(shares.values()) == {0.04}
-    assert search_path(lambda at, share: False, 0, 16, 0.04) is None
 
 
 def test_twenty_groups_are_twenty_observations_however_many_rows_they_have() -> None:

@@ -136,10 +136,10 @@ def test_the_promise_holds_where_all_fields_of_a_row_are_wrong_together() -> Non
     draw, sets, broken = np.random.default_rng(1), 200, {"each": 0, "whole": 0}
     for _ in range(sets):
         wrong = np.repeat(draw.random((250, 1)) < 0.051, 4, axis=1)  # breaks 5 % by a hair, whatever the threshold
-        table = FieldTable(tuple("abcd"), draw.random((250, 4)), wrong, None)
-        found = search_fields(table, 0.05, level=0.05)
-        broken["each"] += found.each.issued
-        broken["whole"] += found.whole.issued
+        table = FieldTable(draw.random((250, 4)), wrong, names=tuple("abcd"))
+        each, whole = search_fields(table, 0.05, level=0.05)
+        broken["each"] += each.issued
+        broken["whole"] += whole.issued
     for times in broken.values():
         assert times / sets <= 0.025 + 3 * math.sqrt(0.025 * 0.975 / sets)
 

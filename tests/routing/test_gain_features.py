@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from smallfirst.routing.request_features import (
+from smallfirst.routing.gain import (
     N_HASH_BUCKETS,
     N_SURFACE_FEATURES,
     directions,

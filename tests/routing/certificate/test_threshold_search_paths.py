@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smallfirst.stats.graphical import rejected_on_path
+from smallfirst.routing.certificate.threshold_search import rejected_on_path
 
 
 def walked(p_values: np.ndarray, starts: list[tuple[int, float]], level: float) -> list[bool]:

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize, minimize_scalar
 from scipy.stats import norm
 
-from smallfirst.stats.intervals import paired_mean_difference
-from smallfirst.stats.paired import paired_score_difference, paired_score_interval
+from smallfirst.stats.intervals import paired_difference, paired_score_difference, paired_score_interval
 
 
 def score_statistic(only_first: int, only_second: int, n: int, difference: float) -> float:
@@ -65,7 +64,7 @@ def test_an_answer_that_becomes_right_never_lowers_the_lower_end(counts: tuple[i
 
 def test_the_graded_interval_is_the_plain_one_where_no_row_sticks_out() -> None:
     first, second = [0.5, 0.7, 0.4, 0.9, 0.6, 0.2], [0.4, 0.8, 0.4, 0.7, 0.5, 0.4]
-    assert paired_score_difference(first, second) == paired_mean_difference(first, second)
+    assert paired_score_difference(first, second) == paired_difference(first, second)
 
 
 def test_one_much_better_row_does_not_lower_what_is_shown() -> None:
@@ -73,7 +72,7 @@ def test_one_much_better_row_does_not_lower_what_is_shown() -> None:
     # At most where the difference is S/m + √(Q + 1 - S²/m)/z: for one row d with m = 32,
     # d (1 - 1/m) z = √(1 + d² (1 - 1/m)), so d = 1/√((31/32)² z² - 31/32), about 0.61.
     best = 1 / math.sqrt((31 / 32) ** 2 * z**2 - 31 / 32)
-    plain = [paired_mean_difference([d, *same], [0.0, *same]).low for d in (best, 1.0)]
+    plain = [paired_difference([d, *same], [0.0, *same]).low for d in (best, 1.0)]
     lows = [paired_score_difference([d, *same], [0.0, *same]).low for d in (0.5, best, 1.0)]
     assert plain[1] < plain[0]
     assert lows[0] < lows[1]

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.models.protocol import Request
-from smallfirst.routing.ood.detector import fit_task_profile
-from smallfirst.routing.ood.gate import OodGate
+from smallfirst.routing.ood.detector import OodGate, fit_task_profile
 from smallfirst.routing.types import OodScore
 
 THINGS = ("card", "refund", "pin", "transfer", "top-up", "fee")
@@ -53,8 +52,8 @@ def test_a_gate_measures_as_the_profile_that_was_saved(tmp_path: Path) -> None:
     assert gate is not None
     assert gate.threshold == profile.threshold
     found, measured = asyncio.run(score(gate)), profile.measure(texts)
-    assert [(one.value, one.features) for one in found] == [tuple(one) for one in measured]
-    assert [one.ood_score for one in measured] == [score.value for score in profile.score(texts)]
+    assert [(one.value, one.features) for one in found] == [(one.ood_score, one.features) for one in measured]
+    assert [one.ood_score for one in measured] == profile.word_scores(texts).tolist()
     assert min(min(one.cost_usd, one.latency_ms) for one in found) > 0
     least, most = (f([m.features[0] for m in part]) for f, part in ((min, measured[18:29]), (max, measured[:18])))
     assert least > most  # foreign texts are less like the task's own

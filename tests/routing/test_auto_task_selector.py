@@ -15,9 +15,9 @@ from smallfirst.errors import ConfigError, DataError
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.protocol import Request
 from smallfirst.paths import state_of
+from smallfirst.routing.auto import TaskSelector
 from smallfirst.routing.ood import detector
 from smallfirst.routing.ood.detector import TaskProfile, fit_task_profile
-from smallfirst.routing.ood.task_selector import TaskSelector
 
 BANK = (
     ("where is my {}", "the {} does not work", "i lost the {} yesterday", "why was a {} declined", "my {} is late"),
@@ -97,7 +97,7 @@ def test_a_limit_keeps_its_share_of_selection_rows(monkeypatch: pytest.MonkeyPat
     train, selection = rows(BANK)
     foreign_half = selection.subset("half", (*selection.examples, *dataset([*OPEN] * 5).examples))
     profile = fit_task_profile(train, foreign_half)
-    kept = [look.value <= 0.5 for look in profile.score([e.text for e in foreign_half.examples])]
+    kept = [look.ood_score <= 0.5 for look in profile.measure([e.text for e in foreign_half.examples])]
     assert np.mean(kept) == pytest.approx(0.5, abs=0.15)
     assert np.mean(kept) >= 0.5
 
@@ -114,9 +114,9 @@ def test_of_two_tasks_that_are_as_sure_the_likelier_words_decide(
     choice = selector.select("where is my card")
     apart = choice.scores["cards"] - choice.scores["bank"]
     assert 0 < apart < 0.2
-    monkeypatch.setattr("smallfirst.routing.ood.task_selector.TIE", apart - 0.001)
+    monkeypatch.setattr("smallfirst.routing.auto.TIE", apart - 0.001)
     assert selector.select("where is my card").task == "bank"
-    monkeypatch.setattr("smallfirst.routing.ood.task_selector.TIE", apart + 0.001)
+    monkeypatch.setattr("smallfirst.routing.auto.TIE", apart + 0.001)
     choice = selector.select("where is my card")
     assert choice.task == "cards"
     assert choice.why.startswith("its words are likelier in cards")
@@ -144,7 +144,7 @@ def test_few_selection_rows_are_supplemented_and_too_few_rows_are_refused() -> N
     few = selection.subset("few", selection.examples[:3])
     profile = fit_task_profile(train, few)
     assert len(profile.parameters.words.fused.own) == 3 + len(train.examples[::5])
-    assert profile.score([OPEN[0]])[0].value > profile.threshold
+    assert profile.measure([OPEN[0]])[0].ood_score > profile.threshold
     with pytest.raises(DataError, match=r"needs 20 selection rows, or 25 training rows .*\(got 3 and 10\)"):
         fit_task_profile(train.subset("few", train.examples[:10]), few)
 
@@ -160,12 +160,12 @@ def test_the_encoder_is_asked_in_the_grey_zone_only(encoder: SentenceEncoder, mo
     words = fit_task_profile(train, selection)
     looked = fit_task_profile(train, selection, encoder=("tiny", encoder))
     texts = [*(e.text for e in selection.examples), *OPEN]
-    first, second = words.score(texts), looked.score(texts)
-    grey = [0.3 < look.value < 0.9 for look in first]
+    first, second = words.measure(texts), looked.measure(texts)
+    grey = [0.3 < look.ood_score < 0.9 for look in first]
     assert 0 < sum(grey) < len(texts)
     assert [look.by_states for look in second] == grey
     for plain, deep in zip(first, second, strict=True):
-        assert deep.value == plain.value if not deep.by_states else 0.3 <= deep.value < 0.9
+        assert deep.ood_score == plain.ood_score if not deep.by_states else 0.3 <= deep.ood_score < 0.9
 
 
 def test_states_are_not_read_where_one_tasks_words_are_clear(
@@ -178,13 +178,13 @@ def test_states_are_not_read_where_one_tasks_words_are_clear(
     texts = [*(e.text for kind in kinds.values() for e in rows(kind)[1].examples[:10]), *OPEN]
     n_clear = n_skipped = 0
     for text in texts:
-        choice, whole = selector.select(text), {name: profile.score([text])[0] for name, profile in both.items()}
-        if min(profile.score_words([text]).ood_score[0] for profile in both.values()) > 0.3:
-            assert choice.scores == {name: look.value for name, look in whole.items()}
+        choice, whole = selector.select(text), {name: profile.measure([text])[0] for name, profile in both.items()}
+        if min(profile.word_scores([text])[0] for profile in both.values()) > 0.3:
+            assert choice.scores == {name: look.ood_score for name, look in whole.items()}
             continue
         assert not choice.by_states
         n_clear, n_skipped = n_clear + 1, n_skipped + any(look.by_states for look in whole.values())
-        ordinary = min(whole, key=lambda name: whole[name].value)
+        ordinary = min(whole, key=lambda name: whole[name].ood_score)
         assert choice.task == ordinary or abs(choice.scores["bank"] - choice.scores["table"]) <= 0.05
     assert 0 < n_skipped <= n_clear < len(texts)
 
@@ -196,7 +196,7 @@ def test_hidden_states_keep_the_share_that_words_keep(
     monkeypatch.setattr(detector, "GREY_ZONE", (0.0, 1.0))
     train, selection = rows(BANK)
     profile = fit_task_profile(train, selection, encoder=("tiny", encoder))
-    kept = [look.value <= 0.8 for look in profile.score([e.text for e in selection.examples])]
+    kept = [look.ood_score <= 0.8 for look in profile.measure([e.text for e in selection.examples])]
     assert np.mean(kept) >= 0.8
 
 
@@ -208,7 +208,7 @@ def test_a_profile_with_an_encoder_loads_as_it_was_saved(
     profile = fit_task_profile(train, selection, encoder=(str(tiny_encoder_folder), encoder))
     profile.save(tmp_path)
     texts = [*OPEN, "where is my pin"]
-    assert TaskProfile.load(tmp_path).score(texts) == profile.score(texts)
+    assert TaskProfile.load(tmp_path).measure(texts) == profile.measure(texts)
     choice = TaskSelector({"bank": profile}).select("where is a late pin")
     assert choice.by_states
     assert "by words and meaning" in choice.why
@@ -228,8 +228,8 @@ def test_an_encoder_is_looked_up_in_the_state_folder_of_the_task_that_was_loaded
     with state_of(tmp_path / "bank"):
         loaded = TaskProfile.load(tmp_path / "profile")
     with ThreadPoolExecutor() as threads:  # as a server does; a thread knows no task's folder
-        found = threads.submit(loaded.score, ["where is a late pin"]).result()
-    assert found == profile.score(["where is a late pin"])
+        found = threads.submit(loaded.measure, ["where is a late pin"]).result()
+    assert found == profile.measure(["where is a late pin"])
     assert found[0].by_states
 
 
@@ -244,7 +244,7 @@ def test_words_decide_without_torch_in_the_process(
     bank.save(tmp_path / "bank")
     table.save(tmp_path / "table")
     program = (
-        "import sys; from pathlib import Path; from smallfirst.routing.ood.task_selector import TaskSelector\n"
+        "import sys; from pathlib import Path; from smallfirst.routing.auto import TaskSelector\n"
         f"at = Path({str(tmp_path)!r})\n"
         "selector = TaskSelector.load({'bank': at / 'bank', 'table': at / 'table'})\n"
         "print(selector.select('where is my pin').task, selector.select('write a poem').task, 'torch' in sys.modules)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from fixtures.certificates import cascade
 
-from smallfirst.routing.certificate.frontier import MAX_ERRORS, frontier
+from smallfirst.routing.certificate.curves import MAX_ERRORS, frontier
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData, with_foreign
 from smallfirst.routing.certificate.threshold_search import search_cascade

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from smallfirst.routing.certificate.starts import DEFAULT_STARTS, choose_starts, start_rows
+from smallfirst.routing.certificate.threshold_search import DEFAULT_STARTS, choose_starts, start_rows
 
 
 def test_starts_are_an_eighth_a_quarter_and_half_of_many_rows() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from smallfirst.deployment.leases import LEASE_S, MARKED_S, Holder, Leases
+from smallfirst.deployment.queue_routes import LEASE_S, MARKED_S, Holder, Leases
 from smallfirst.serving.ledger.shared_state import MemoryState
 
 ADA, BEN, CY = Holder("", "ada's window"), Holder("", "ben's window"), Holder("", "a third")

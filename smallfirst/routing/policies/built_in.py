@@ -1,17 +1,54 @@
-"""`rule`: send requests with given properties to one stage."""
+"""The built-in policies: `always`, `rule`, `split`, `gain` and `difficulty`."""
 
 from __future__ import annotations
 
+import hashlib
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from smallfirst.errors import MissingExtra
 from smallfirst.models.protocol import Request
 from smallfirst.routing.policies.policy import GainScorer, Policy, PolicyDecision, is_conversation
+
+
+class AlwaysPolicy(Policy):
+    """Send every request to one stage."""
+
+    kind: Literal["always"]
+
+    def decide(self, request: Request, gain: GainScorer | None = None) -> PolicyDecision:
+        return PolicyDecision(self.to, self.kind, "every request goes there")
+
+
+class SplitPolicy(Policy):
+    """Send a share of the requests to one stage. Sticky: equal values of the tag get the same side."""
+
+    kind: Literal["split"]
+    share: float = Field(ge=0, le=1)
+    """Share of the values of `by` that goes there, in [0, 1]."""
+    by: str = "user"
+    """The tag whose value is hashed, such as `user`; without such a tag the messages are."""
+    salt: str = ""
+    """Splits of different salt are independent; splits of equal salt give equal sides."""
+
+    def decide(self, request: Request, gain: GainScorer | None = None) -> PolicyDecision | None:
+        position = split_position(self, request)
+        if position >= self.share:
+            return None
+        return PolicyDecision(self.to, self.kind, f"{self.share:.0%} go there", position, self.share)
+
+
+def split_position(split: SplitPolicy, request: Request) -> float:
+    """Return the position of a request in [0, 1): the same for equal values of `by`, whatever the share is."""
+    value = request.tags.get(split.by)
+    if value is None:
+        value = "\n".join(f"{m.role}: {m.content}" for m in request.messages)
+    digest = hashlib.sha256(f"{split.salt}\0{split.by}\0{value}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 class RulePolicy(Policy):
@@ -117,3 +154,48 @@ _CONDITIONS: tuple[Callable[[RulePolicy, Request], str | None], ...] = (
     _tags,
     _turns,
 )
+
+
+class GainPolicy(Policy):
+    """Send requests on which the large model has a learned gain over the small one to one stage."""
+
+    uses_gain: ClassVar[bool] = True
+
+    kind: Literal["gain"]
+    to: str = "large"
+    """Stage that answers."""
+    above: float | None = Field(default=None, gt=-1, lt=1)
+    """Gain from which it is asked, in (-1, 1): the probability that the large model is right less the small one's."""
+    share: float | None = Field(default=None, gt=0, lt=1)
+    """Share of requests that go there, those of the highest gain, in (0, 1); instead of `above`."""
+
+    @model_validator(mode="after")
+    def _has_one_limit(self) -> GainPolicy:
+        if (self.above is None) == (self.share is None):
+            raise ValueError("give one of above (a gain) and share (of the requests)")
+        return self
+
+    def decide(self, request: Request, gain: GainScorer | None = None) -> PolicyDecision | None:
+        if gain is None:
+            return None
+        score = float(gain.score([request.text])[0])
+        limit = gain.threshold(self.share) if self.above is None else self.above  # type: ignore[arg-type]
+        return PolicyDecision(self.to, self.kind, "the large model gains", score, limit) if score > limit else None
+
+
+class DifficultyPolicy(Policy):
+    """Send requests that the small model is likely to get wrong to one stage, whatever the large model's chances."""
+
+    uses_gain: ClassVar[bool] = True
+
+    kind: Literal["difficulty"]
+    to: str = "large"
+    """Stage that answers."""
+    below: float = Field(gt=0, lt=1)
+    """Probability that the small model answers rightly, below which it is not asked, in (0, 1)."""
+
+    def decide(self, request: Request, gain: GainScorer | None = None) -> PolicyDecision | None:
+        if gain is None:
+            return None
+        score = float(gain.probabilities([request.text])["small"][0])
+        return PolicyDecision(self.to, self.kind, "too hard", score, self.below) if score < self.below else None
