@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
-from typing import TypeVar, get_args
+from typing import get_args
 
 from smallfirst.deployment.auditing import AuditSettings, note_difference
 from smallfirst.deployment.followed_monitor import FOLLOW_S, FollowedMonitor
@@ -44,8 +44,7 @@ _OOD_STAGE = "domain"
 MAX_CONCURRENT_AUDITS = 4
 """Audits at the same time; further ones wait, so that audits never crowd out answers."""
 MAX_PENDING_AUDITS = 10_000
-"""Selected answers of which the process remembers when they were given, and drafts that wait for a person."""
-V = TypeVar("V")
+"""Drafts that wait for a person of which the process remembers the text; with stored bodies the ledger has all."""
 
 
 class AuditedRouter(DelegatingModel):
@@ -172,7 +171,7 @@ class AuditedRouter(DelegatingModel):
             return None  # an answer under another certificate tells nothing about this one
         wrong, epoch = feedback.verdict == "wrong", self._followed.epoch_at(row.at)
         if not row.certified:
-            if (beside := self._drafts.get(row.id)) is None:
+            if (beside := self._drafts.get(row.id) or self._stored_draft(row.id)) is None:
                 return None
             wrong, epoch = self._draft_is_wrong(feedback, *beside[:2]), beside[2]
         elif row.answered_by is not None and row.answered_by not in self._own_models:
@@ -199,6 +198,13 @@ class AuditedRouter(DelegatingModel):
         others = [one for one in said if one.counted and one.caller != feedback.caller]
         stands = self._verdict(others[-1].model_copy(update={"at": feedback.at}), row) if others else None
         return stands or without_people(audits, feedback.at)
+
+    def _stored_draft(self, id: str) -> tuple[str, str, int] | None:
+        """Return the draft that another process made, or this one before a restart; None where no text is stored."""
+        for row in self.ledger.entries(DraftRow, id=id):
+            if row.certificate == self.certificate and row.draft is not None and row.other is not None:
+                return row.draft, row.other, row.epoch or 0
+        return None
 
     def _draft_is_wrong(self, feedback: FeedbackRow, draft: str, shown: str) -> bool:
         """Tell by the right answer whether the draft beside the large model's answer `shown` is wrong."""
@@ -348,9 +354,12 @@ class AuditedRouter(DelegatingModel):
             await self._followed.found(self.monitor.observe(decision.route.confidence, ood_score, decision.draft.text))
 
     async def _ask_person(self, id: str, draft: str, shown: str, epoch: int) -> None:
-        _remember(self._drafts, id, (draft, shown, epoch))
+        self._drafts[id] = (draft, shown, epoch)
+        if len(self._drafts) > MAX_PENDING_AUDITS:
+            del self._drafts[next(iter(self._drafts))]
         row = DraftRow(id=id, at=datetime.now(UTC), task=self.name, certificate=self.certificate, epoch=epoch)
-        await self.ledger.append_async(row)
+        texts = {"draft": draft, "other": shown} if self.auditing.store_bodies else {}
+        await self.ledger.append_async(row.model_copy(update=texts))
 
     async def _take_verdict(self, audit: AuditRow) -> bool:
         """Count a verdict of an audit; return False if the ledger has one in its place, from whichever process."""
@@ -360,9 +369,3 @@ class AuditedRouter(DelegatingModel):
             return False
         await self._followed.follow()
         return True
-
-
-def _remember(place: dict[str, V], id: str, value: V) -> None:
-    place[id] = value
-    if len(place) > MAX_PENDING_AUDITS:
-        del place[next(iter(place))]

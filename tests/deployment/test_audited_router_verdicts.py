@@ -135,6 +135,21 @@ def test_in_a_fallback_a_person_judges_the_draft_by_the_right_answer(ledger: Led
     assert waiting(ledger) == ids[2:]
 
 
+def test_a_draft_whose_text_is_stored_is_judged_by_another_process(ledger: Ledger) -> None:
+    maker, judge = Setting(ledger, judge="person"), Setting(Ledger(ledger.path), judge="person")
+    maker.live.monitor.resume("fallback")
+    asyncio.run(maker.ask())
+    for one in (maker, judge):
+        one.live.auditing = one.live.auditing._replace(store_bodies=True)
+    asyncio.run(maker.ask())
+    without, stored = (row.id for row in ledger.entries(DraftRow))
+    found = [asyncio.run(judge.live.feedback(said(id, "right"))) for id in (without, stored)]
+    judge.ledger.close()
+    assert [one.counted for one in found] == [False, True]
+    (audit,) = ledger.entries(AuditRow)
+    assert (audit.id, audit.wrong, audit.judged_by) == (stored, False, "person")
+
+
 def test_two_processes_on_one_ledger_count_each_audit_once(ledger: Ledger) -> None:
     settings = [Setting(ledger), Setting(Ledger(ledger.path))]
     first, second = settings

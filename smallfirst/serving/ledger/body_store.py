@@ -2,8 +2,9 @@
 
 What is too old is deleted when the file is opened, and by a timer of the server; reading and writing delete nothing.
 
-An answer has its question and itself as body, an audit the two answers that were compared. The right answer that comes
-with feedback was sent to be kept: it is redacted and stays in the ledger.
+An answer has its question and itself as body, an audit the two answers that were compared, a draft that waits for a
+person itself and the answer beside it. The right answer that comes with feedback was sent to be kept: it is redacted
+and stays in the ledger.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Body(NamedTuple):
 _FIELDS: dict[type[Entry], tuple[str, str]] = {
     LedgerRow: ("request_text", "answer_text"),
     AuditRow: ("draft", "other"),
+    DraftRow: ("draft", "other"),
 }
 """Fields of an entry that are its body."""
 
@@ -66,6 +68,8 @@ def body_id(entry: Entry) -> str:
     """Return the id under which an entry's body is stored; empty if entries of its kind have none."""
     if isinstance(entry, AuditRow):
         return f"{entry.id}/{entry.judged_by}"
+    if isinstance(entry, DraftRow):
+        return f"{entry.id}/draft"
     return entry.id if isinstance(entry, LedgerRow) else ""
 
 
@@ -74,7 +78,7 @@ def body_of(entry: Entry) -> Body | None:
     if (names := _FIELDS.get(type(entry))) is None:
         return None
     first, answer = (getattr(entry, name) for name in names)
-    if first is not None and isinstance(entry, AuditRow):
+    if first is not None and isinstance(entry, AuditRow | DraftRow):
         first = json.dumps([["assistant", first]], ensure_ascii=False)
     return None if first is None and answer is None else Body(first, answer)
 
@@ -91,7 +95,7 @@ def with_body(entry: E, body: Body | None) -> E:
     if body is None or body_of(entry) is not None:
         return entry
     first, answer = body
-    if first is not None and isinstance(entry, AuditRow):
+    if first is not None and isinstance(entry, AuditRow | DraftRow):
         first = json.loads(first)[0][1]
     return entry.model_copy(update=dict(zip(_FIELDS[type(entry)], (first, answer), strict=True)))
 

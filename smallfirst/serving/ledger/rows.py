@@ -149,6 +149,10 @@ class DraftRow(Record):
     """Fingerprint of the certificate that accepts the draft."""
     epoch: int | None = None
     """`Monitor.epoch` when it was made; None in rows of older formats."""
+    draft: str | None = None
+    """The draft, only if bodies are stored."""
+    other: str | None = None
+    """The answer that the large model gave, only if bodies are stored."""
 
 
 class FeedbackRow(Record):

@@ -14,7 +14,7 @@ from smallfirst.models.protocol import RouteStep
 from smallfirst.paths import ledger_at, ledger_place
 from smallfirst.serving.ledger import database
 from smallfirst.serving.ledger.ledger import Ledger, LedgerRow, LedgerUnavailable, open_existing
-from smallfirst.serving.ledger.rows import StateRow
+from smallfirst.serving.ledger.rows import DraftRow, StateRow
 from tests.fixtures.postgresql import new_database
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -60,6 +60,26 @@ def test_a_ledger_of_the_first_format_is_brought_up_with_its_rows(tmp_path: Path
     assert [(row.id, row.task) for row in rows] == [("old", None), ("new", "tickets")]
     assert rows[0].steps == ()
     assert rows[1].steps == (RouteStep(stage="small", decision="kept", why="sure"),)
+
+
+def test_a_ledger_of_format_15_keeps_its_drafts_and_takes_their_texts(tmp_path: Path) -> None:
+    path, draft = tmp_path / "ledger.db", DraftRow(id="old", at=NOON, task="tickets", certificate="c", epoch=1)
+    ledger = Ledger(path)
+    ledger.append(draft)
+    ledger.close()
+    with sqlite3.connect(path) as old:
+        for column in ("draft", "other"):
+            old.execute(f"ALTER TABLE drafts DROP COLUMN {column}")
+        old.execute("UPDATE about SET format = 15")
+        old.execute("PRAGMA user_version = 15")
+    old.close()
+    ledger = Ledger(path)
+    new = draft.model_copy(update={"id": "new", "draft": "refund", "other": "delivery"})
+    ledger.append(new)
+    assert ledger.entries(DraftRow) == (draft, new)
+    ledger.close()
+    with closing(sqlite3.connect(path)) as kept:
+        assert kept.execute("SELECT draft, other FROM drafts").fetchall() == [(None, None)] * 2
 
 
 def test_what_was_promised_in_a_ledger_of_the_third_format_is_its_guarantee(tmp_path: Path) -> None:
