@@ -7,10 +7,11 @@ nearest one by words that occur more than once. About 50 MB in memory for 10,000
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -28,65 +29,44 @@ AT_ONCE = 128
 """Texts compared at a time."""
 
 
-class Vocabulary(NamedTuple):
-    """The n-grams of one kind in a task's training texts."""
-
-    grams: Callable[[str], Iterable[str]]
-    columns: Mapping[str, int]
-    idf: np.ndarray
-    """Inverse document frequency of each known one: 1 + ln((1 + texts) / (1 + texts that have it))."""
-    unseen_idf: float
-    """Inverse document frequency of one that no training text has."""
-
-    @property
-    def repeated(self) -> np.ndarray:
-        """1 for each known one that two or more training texts have, else 0."""
-        # an n-gram of a single text has an idf of unseen_idf - ln 2
-        repeated: np.ndarray = (self.idf < self.unseen_idf - np.log(2.5)).astype(np.float64)
-        return repeated
-
-
 class TextFeatures:
     """Words, character n-grams and texts of a task's own requests."""
 
     def __init__(self, features: TfidfFeatures, rows: Mapping[str, Any], n_texts: int) -> None:
         """`rows` of `words` and of `pieces` are sparse (n-grams, texts), each text a unit vector."""
         self._features, self._rows, self.n_texts = features, dict(rows), n_texts
-        self._words, self._pieces = _vocabularies(features, n_texts)
-        self._repeated = self._words.repeated
+        self._words, self._pieces = features.words, features.pieces
+        self._unseen_idf = 1 + math.log(1 + n_texts)
+        # 1 for each word that two or more training texts have: one of a single text has an idf of `_unseen_idf` - ln 2.
+        self._repeated = (self._words.idf < self._unseen_idf - math.log(2.5)).astype(np.float64)
 
     @classmethod
     def fit(cls, texts: Sequence[str]) -> TextFeatures:
-        from sklearn.preprocessing import normalize
-
-        cut = [_ends(text) for text in texts]
-        features = TfidfFeatures.fit(cut)
-        compared = cut[:: max(1, -(-len(cut) // MAX_ROWS))]
-        words, _ = _vocabularies(features, len(cut))
-        matrix, n_words = features.matrix(compared), len(features.words.idf)
-        of_words, of_pieces = matrix[:, :n_words], matrix[:, n_words:]
-        plain = normalize(of_words.multiply(words.repeated / words.idf).tocsr())  # without idf
-        rows = {"words": plain.astype(np.float32).T.tocsr(), "pieces": of_pieces.astype(np.float32).T.tocsr()}
-        return cls(features, rows, len(cut))
+        made = cls(TfidfFeatures.fit([_ends(text) for text in texts]), {}, len(texts))
+        words, pieces = _counted(texts[:: max(1, -(-len(texts) // MAX_ROWS))])
+        found = {
+            "words": _vectors(words, made._words.column, made._repeated),  # without idf
+            "pieces": _vectors(pieces, made._pieces.column, made._pieces.idf),
+        }
+        made._rows = {name: rows.T.tocsr() for name, rows in found.items()}
+        return made
 
     def scores(self, texts: Sequence[str]) -> np.ndarray:
         """Return the SCORES (texts, 4), float64."""
-        cut = [_ends(text) for text in texts]
-        pieces = [Counter(self._pieces.grams(text)) for text in cut]
-        words = [Counter(self._words.grams(text)) for text in cut]
-        known = self._words.columns
+        words, pieces = _counted(texts)
+        known = self._words.column
         unseen = [sum(gram not in known for gram in n) / len(n) if n else 1.0 for n in words]
-        near = self._distances(_vectors(pieces, self._pieces.columns, self._pieces.idf), "pieces", NEAREST)
-        lengths = [max(1.0, float(np.sqrt(counts.total()))) for counts in words]
-        unlike = self._distances(_vectors(words, self._words.columns, self._repeated, lengths), "words", 1)
+        near = self._distances(_vectors(pieces, self._pieces.column, self._pieces.idf), "pieces", NEAREST)
+        lengths = [max(1.0, math.sqrt(counts.total())) for counts in words]
+        unlike = self._distances(_vectors(words, known, self._repeated, lengths), "words", 1)
         return np.column_stack([unseen, near, unlike[:, 0]])
 
     def log_likelihood(self, text: str) -> float:
         """Return the log-likelihood of the text's words and word pairs under this task, each drawn independently."""
-        grams = set(self._words.grams(_ends(text)))
-        columns = [self._words.columns[gram] for gram in grams if gram in self._words.columns]
+        ((grams,), _) = _counted([text])
+        columns = [self._words.column[gram] for gram in grams if gram in self._words.column]
         # idf is 1 - ln of the share of texts with the n-gram
-        return float((1 - self._words.idf[columns]).sum() + (len(grams) - len(columns)) * (1 - self._words.unseen_idf))
+        return float((1 - self._words.idf[columns]).sum() + (len(grams) - len(columns)) * (1 - self._unseen_idf))
 
     def save(self, folder: Path) -> None:
         from safetensors.numpy import save
@@ -120,10 +100,10 @@ class TextFeatures:
         return distances
 
 
-def _vocabularies(features: TfidfFeatures, n_texts: int) -> tuple[Vocabulary, Vocabulary]:
-    unseen = 1 + float(np.log(1 + n_texts))
-    words, pieces = features.words, features.pieces
-    return Vocabulary(word_grams, *words, unseen), Vocabulary(piece_grams, *pieces, unseen)
+def _counted(texts: Sequence[str]) -> tuple[list[Counter[str]], list[Counter[str]]]:
+    """Return the words and word pairs, and the pieces of words, of each text."""
+    cut = [_ends(text) for text in texts]
+    return [Counter(word_grams(text)) for text in cut], [Counter(piece_grams(text)) for text in cut]
 
 
 def _vectors(
@@ -144,7 +124,9 @@ def _vectors(
         indices.append(at)
         ends.append(ends[-1] + len(at))
     parts = (np.concatenate(data).astype(np.float32), np.concatenate(indices), np.asarray(ends))
-    return sparse.csr_matrix(parts, shape=(len(texts), len(weights)))
+    found = sparse.csr_matrix(parts, shape=(len(texts), len(weights)))
+    found.eliminate_zeros()
+    return found
 
 
 def _ends(text: str) -> str:
