@@ -9,6 +9,7 @@ import codecs
 import csv
 import difflib
 import gzip
+import io
 import json
 import re
 import zlib
@@ -28,7 +29,7 @@ from smallfirst.data.sources.reader import (
     SourceFormat,
     row_size_rule,
 )
-from smallfirst.data.sources.tables import NO_HEADER, TableRecord, detect_delimiter, table_rows
+from smallfirst.data.sources.tables import NO_HEADER, TableRecord, TableRows, detect_delimiter, table_rows
 from smallfirst.errors import DataError
 
 _JSON = (".jsonl", ".ndjson", ".json")
@@ -71,26 +72,27 @@ def read_text_file(
     notes = [] if encoding == "utf-8" else [f"read as {encoding}, told from its bytes"]
     found = SourceFormat(path=str(file), encoding=encoding)
     if kind in _SEPARATORS:
-        found, more, rows = _csv_rows(raw, _SEPARATORS[kind], found, columns, answered=answered)
+        stream = io.BufferedReader(io.BytesIO(raw), _SAMPLE_BYTES)
+        delimiter, (has_header, rows) = csv_rows(stream, _SEPARATORS[kind], columns, answered=answered)
+        found = found.model_copy(update={"delimiter": delimiter, "has_header": has_header})
+        more = [f"its fields are separated by {_NAMES[delimiter]}"] * (delimiter != _SEPARATORS[kind])
+        more += [NO_HEADER] * (not has_header)
     elif is_list(raw):
         more, rows = ["read as one JSON list"], list_rows(raw, partial(_object, unit="item"))
     else:
-        more, rows = [], _json_rows(_lines(raw))
+        more, rows = [], json_rows(io.BytesIO(raw))
     budget.formats.append(found.model_copy(update={"notes": (*notes, *more)}))
     return _counted(str(file), rows, budget)
 
 
-def _csv_rows(
-    raw: bytes, usual: str, found: SourceFormat, columns: Columns | None, *, answered: bool
-) -> tuple[SourceFormat, list[str], Iterator[NumberedRow]]:
-    """Return the format with separator and header, what to note of them, and the rows."""
-    cut = len(raw) if len(raw) <= _SAMPLE_BYTES else raw.rfind(b"\n", 0, _SAMPLE_BYTES) + 1
-    sample = raw[: cut or _SAMPLE_BYTES].decode("utf-8-sig", errors="replace")
-    delimiter = detect_delimiter(sample, usual, columns, answered=answered)
-    has_header, rows = table_rows(_csv_records(_lines(raw), delimiter), columns, answered=answered)
-    notes = [f"its fields are separated by {_NAMES[delimiter]}"] * (delimiter != usual)
-    notes += [NO_HEADER] * (not has_header)
-    return found.model_copy(update={"delimiter": delimiter, "has_header": has_header}), notes, rows
+def csv_rows(
+    stream: io.BufferedReader[Any], usual: str, columns: Columns | None = None, *, answered: bool = False
+) -> tuple[str, TableRows]:
+    """Return what separates the fields of UTF-8 CSV, told from its beginning, else `usual`, and its rows."""
+    sample = stream.peek(_SAMPLE_BYTES)[:_SAMPLE_BYTES]
+    lines = (sample[: sample.rfind(b"\n") + 1] or sample).decode("utf-8-sig", errors="replace")
+    delimiter = detect_delimiter(lines, usual, columns, answered=answered)
+    return delimiter, table_rows(_csv_records(_lines(stream), delimiter), columns, answered=answered)
 
 
 def _counted(path: str, rows: Iterator[NumberedRow], budget: ReadBudget) -> Iterator[RawRow]:
@@ -139,24 +141,24 @@ def suggest_files(folder: Path, name: str) -> str:
     return f"{folder} holds " + (", ".join(there[:10]) or "no file of rows")
 
 
-def _lines(raw: bytes) -> Iterator[_Line]:
+def _lines(stream: Iterable[bytes]) -> Iterator[_Line]:
     """Yield the physical lines, each with the place of its first byte that is not UTF-8."""
-    offset = len(codecs.BOM_UTF8) if raw.startswith(codecs.BOM_UTF8) else 0
-    while offset <= len(raw):
-        end = raw.find(b"\n", offset)
-        piece = raw[offset : len(raw) if end < 0 else end]
-        rule = None
+    offset = 0
+    for line in stream:
+        begin = 0 if offset or not line.startswith(codecs.BOM_UTF8) else len(codecs.BOM_UTF8)
+        piece, rule = line[begin:].removesuffix(b"\n"), None
         try:
             text = piece.decode()
         except UnicodeDecodeError as error:
             text, at = piece.decode(errors="replace"), error.start
-            rule = f"not UTF-8: byte 0x{piece[at]:02x} at offset {offset + at:,} of the file"
+            rule = f"not UTF-8: byte 0x{piece[at]:02x} at offset {offset + begin + at:,} of the file"
         yield _Line(text, len(piece), rule)
-        offset += len(piece) + 1
+        offset += len(line)
 
 
-def _json_rows(lines: Iterable[_Line]) -> Iterator[NumberedRow]:
-    for number, line in enumerate(lines, start=1):
+def json_rows(stream: Iterable[bytes]) -> Iterator[NumberedRow]:
+    """Yield the objects of JSON Lines, each by its line, or the rule that the line breaks."""
+    for number, line in enumerate(_lines(stream), start=1):
         if rule := line.rule or row_size_rule(line.n_bytes):
             yield number, rule
         elif line.text.strip(_BLANK):
