@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
@@ -179,10 +179,20 @@ def format_duration(duration: timedelta) -> str:
     return f"{minutes}m {seconds % 60}s" if minutes else f"{seconds}s"
 
 
-def format_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return one line for each row, in columns as wide as their widest cell; the first row is usually the heading."""
+def format_table(rows: Sequence[Sequence[str]], *, right: Container[int] = ()) -> list[str]:
+    """Return one line for each row, in columns as wide as their widest cell; the first row is usually the heading.
+
+    Columns whose numbers, from 0, are in `right` are aligned to the right.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    columns = [f"{'>' if i in right else '<'}{width}" for i, width in enumerate(widths)]
+    return ["  ".join(map(format, row, columns)).rstrip() for row in rows]
+
+
+def one_line(text: str, most: int = 160) -> str:
+    """Return the text on one line, of at most so many characters."""
+    plain = " ".join(text.split())
+    return plain if len(plain) <= most else f"{plain[: most - 1]}…"
 
 
 def disable_tqdm_in_pipes() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ import click
 from smallfirst.cli.options import JSON, LEDGER, OF_TASK, TASK, load_task_file, read_ledger, show, verb
 from smallfirst.errors import ConfigError
 from smallfirst.models.protocol import RouteStep
+from smallfirst.progress import format_table, one_line
 from smallfirst.records import Record
 from smallfirst.serving.ledger.rows import AttemptRow, AuditRow, FeedbackRow, LedgerRow, StateRow
 
@@ -128,24 +129,11 @@ def explanation(ledger: Ledger, id: str) -> Explanation:
 
 def in_words(found: Explanation) -> list[str]:
     """Return the explanation as aligned lines."""
-    facts = [(name, value) for name, value in _facts(found) if value]
-    width = max(len(name) for name, _ in facts)
-    lines = [f"{name:<{width}}  {value}" for name, value in facts]
+    lines = format_table([(name, value) for name, value in _facts(found) if value])
     if found.steps:
-        lines += ["", *table(found.steps)]
+        lines += ["", *format_table([COLUMNS, *map(_cells, found.steps)], right=range(2, 6))]
     after = [*_after(found)]
     return [*lines, "", *after] if after else lines
-
-
-def table(steps: Sequence[RouteStep]) -> list[str]:
-    """Return a line of headings and one per step, in aligned columns."""
-    rows = [COLUMNS, *(_cells(step) for step in steps)]
-    widths = [max(len(row[place]) for row in rows) for place in range(len(COLUMNS))]
-    lines = []
-    for row in rows:
-        cells = [f"{v:>{w}}" if 2 <= i <= 5 else f"{v:<{w}}" for i, (v, w) in enumerate(zip(row, widths, strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return lines
 
 
 def _facts(found: Explanation) -> Iterator[tuple[str, str]]:
@@ -154,12 +142,12 @@ def _facts(found: Explanation) -> Iterator[tuple[str, str]]:
     row = found.answer
     yield "answer", row.id
     yield "asked", f"{_time(row.at)}, as {row.served_name}"
-    yield "question", _shortened(last_user_message(row))
+    yield "question", one_line(last_user_message(row))
     if row.status != 200:
         yield "failed", f"{row.status} {row.error_code or ''} after {row.latency_ms:.0f} ms"
         return
     yield "answered", f"by {row.answered_by} (stage {row.stage}) in {row.latency_ms:.1f} ms for {_usd(row.cost_usd)}"
-    yield "says", _shortened(row.answer_text or "")
+    yield "says", one_line(row.answer_text or "")
     yield "task", row.task or "none: no Router decided"
     if row.certified:
         yield "guarantee", row.guarantee or "covered by the certificate"
@@ -189,12 +177,12 @@ def _after(found: Explanation) -> Iterator[str]:
             continue
         who = "the large model" if audit.judged_by == "large" else "a person"
         verdict = "wrong" if audit.wrong else "right"
-        other = f", which says {_shortened(audit.other)}" if audit.other else ""
+        other = f", which says {one_line(audit.other)}" if audit.other else ""
         yield f"  {_time(audit.at)}  {verdict}, judged by {who} for {_usd(audit.cost_usd)}{other}"
     if row.audited and not found.audits:
         yield "  no verdict yet"
     for said in found.feedback:
-        right = f"; right is {_shortened(said.answer)}" if said.answer else ""
+        right = f"; right is {one_line(said.answer)}" if said.answer else ""
         counted = "; the audit's verdict" if said.counted else ""
         yield f"feedback: {_time(said.at)}  {said.verdict}{right}{counted}"
     if row.status == 200 and row.task and not found.feedback:
@@ -261,8 +249,3 @@ def _usd(amount: float | None) -> str:
     if amount >= 1 or not amount:
         return f"${amount:.2f}"
     return f"${amount:.8f}".rstrip("0") if amount >= 5e-9 else f"${amount:.1e}"
-
-
-def _shortened(text: str) -> str:
-    plain = " ".join(text.split())
-    return plain if len(plain) <= 160 else f"{plain[:159]}…"

@@ -22,6 +22,7 @@ from smallfirst.errors import GateFailed, StageMissing
 from smallfirst.models.protocol import Model, Request, probed_model
 from smallfirst.models.remote.http import ConnectionBroken, HttpSession, ResponseTimeout
 from smallfirst.models.remote.responses import did_nothing
+from smallfirst.progress import one_line
 from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
@@ -48,8 +49,6 @@ TIE_MARGIN = 0.02
 MOST_TIES = 0.02
 """Share of the rows, in [0, 1], that may be ties (one row always may)."""
 _SPLIT = "calibration"
-SHOWN_CHARS = 160
-"""Quoted texts are shortened to this many characters."""
 _CONCURRENCY = 8
 _MAX_ATTEMPTS = 4
 _TIMEOUT_S = 120.0
@@ -294,11 +293,12 @@ def _compare(row: ParityRow, reply: EndpointReply, task: Task) -> tuple[ParityDi
     if not why:
         return None, gap
     text = next((m.content for m in reversed(row.messages) if m.role == "user"), "")
+    shown = got if got is not None else reply.text
     difference = ParityDifference(
         key=row.key,
-        text=_short(text) or "",
-        expected=_short(row.answer),
-        got=_short(got if got is not None else reply.text),
+        text=one_line(text),
+        expected=row.answer and one_line(row.answer),
+        got=shown and one_line(shown),
         expected_confidence=row.confidence,
         got_confidence=reply.confidence,
         why=why,
@@ -312,13 +312,6 @@ def _with_tie(difference: ParityDifference, best: TopTwo | None) -> ParityDiffer
         return difference
     why = f"two best labels only {best.margin:.4f} apart when measured"
     return difference.model_copy(update={"tie": True, "why": why})
-
-
-def _short(text: str | None) -> str | None:
-    if text is None:
-        return None
-    plain = " ".join(text.split())
-    return plain if len(plain) <= SHOWN_CHARS else f"{plain[: SHOWN_CHARS - 1]}…"
 
 
 async def ask_all(address: Address, model: str, conversations: Sequence[Sequence[Message]]) -> list[EndpointReply]:
@@ -347,7 +340,7 @@ async def _ask(session: HttpSession, body: bytes) -> EndpointReply:
                 return _parse(json.loads(content))
         except (ConnectionBroken, ResponseTimeout, ValueError) as failure:
             return EndpointReply(None, error=f"no answer ({type(failure).__name__})")
-        error = f"HTTP {response.status}: {' '.join(content.decode(errors='replace').split())[:SHOWN_CHARS]}"
+        error = f"HTTP {response.status}: {one_line(content.decode(errors='replace'))}"
         if not did_nothing(response.status, response.header("retry-after")):
             break
         await asyncio.sleep(2.0**attempt / 2)

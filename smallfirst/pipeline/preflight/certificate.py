@@ -6,6 +6,7 @@ at them, which spends its part of the level alone.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -125,15 +126,12 @@ def _perfect_cascade(project: Project, n: int) -> CascadeData:
 
 def _fewest(shown: Callable[[int], bool], n: int) -> int | None:
     """Return the fewest rows above `n` at which `shown`; None if MAX_ROWS do not do."""
-    short, enough = n, max(2 * n, 32)
+    enough = max(2 * n, 32)
     while not shown(enough):
-        short, enough = enough, 2 * enough
-        if short >= MAX_ROWS:
+        n, enough = enough, 2 * enough
+        if n >= MAX_ROWS:
             return None
-    while enough - short > 1:
-        middle = (short + enough) // 2
-        short, enough = (short, middle) if shown(middle) else (middle, enough)
-    return enough
+    return n + 1 + bisect_left(range(n + 1, enough), True, key=shown)
 
 
 def _most_wrong(guarantee: Guarantee, n: int, level: float) -> int:

@@ -6,6 +6,7 @@ candidate that is alone to be confirmed. A threshold that it misses is out of re
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 
 from smallfirst.data.dataset import Dataset, sample_rows
@@ -145,9 +146,7 @@ def _forecast(project: Project, result: CheckResult, level: ConfidenceLevel) -> 
 
 def _most_wrong(gate: Gate, n: int, level: ConfidenceLevel) -> int:
     """Return how many of `n` rows may be wrong for the accuracy still to be shown, where none may be many."""
-    passing, failing = 0, n + 1
-    while failing - passing > 1:
-        middle = (passing + failing) // 2
-        shown = wilson(n - middle, n, confidence=level.confidence).low >= (gate.accuracy_at_least or 0.0)
-        passing, failing = (middle, failing) if shown else (passing, middle)
-    return passing
+    least = gate.accuracy_at_least or 0.0
+    return bisect_left(
+        range(1, n + 1), True, key=lambda wrong: wilson(n - wrong, n, confidence=level.confidence).low < least
+    )
