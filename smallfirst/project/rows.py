@@ -18,7 +18,7 @@ from smallfirst.data.quality.independence import CountedRows, count_rows
 from smallfirst.data.quality.leaks import LeakReport, find_leaks
 from smallfirst.data.redaction import redact
 from smallfirst.data.row_formats import ROW_FORMATS, Columns
-from smallfirst.data.sources.load import DEFAULT_COLUMNS, LoadedRows, load_noted, load_rows, note_skipped
+from smallfirst.data.sources.load import LoadedRows, load_noted, load_rows, note_skipped
 from smallfirst.errors import DataError, Problem
 from smallfirst.evaluation.label_errors import apply_relabels, read_relabels
 from smallfirst.project.task_file import DataFiles, TaskFile
@@ -216,15 +216,16 @@ def with_relabels(rows: Rows, task_file: TaskFile, task: Task) -> Rows:
     return rows.model_copy(update=parts)
 
 
-def with_harvested(rows: Rows, path: Path, *, columns: Columns = DEFAULT_COLUMNS, labels: Sequence[str] = ()) -> Rows:
+def with_harvested(rows: Rows, path: Path, *, columns: Columns, labels: Sequence[str]) -> Rows:
     """Return the rows with those of `path` added to the training rows.
 
-    A text that is in the training rows already is left out. `labels` are the allowed answers; left out, those of the
-    rows. A text that was served may be in the held-out rows as well, perhaps redacted: raise DataError naming every
-    such row, and every bad row.
+    A text that is in the training rows already is left out. `labels` are the allowed answers of rows with one label. A
+    text that was served may be in the held-out rows as well, perhaps redacted: raise DataError naming every such row,
+    and every bad row.
     """
     own = rows.train.examples
-    new = load_rows(path, columns=columns.model_copy(update={"group": ""}), labels=_allowed_labels(rows, labels))
+    allowed = labels if own and own[0].shape == "label" else None
+    new = load_rows(path, columns=columns.model_copy(update={"group": ""}), labels=allowed)
     if leaked := find_held_out_leaks(rows, new).keys:
         raise DataError(
             f"{path}: {len(leaked):,} rows ask what test, calibration, selection or open-ended rows ask",
@@ -262,13 +263,6 @@ def with_independent_calibration(rows: Rows) -> Rows:
     others = tuple(example for example in rows.calibration.examples if id(example) not in kept)
     left_out = rows.left_out.subset("left out", others)
     return rows.model_copy(update={"calibration": calibration, "left_out": left_out, "counted": counted})
-
-
-def _allowed_labels(rows: Rows, labels: Sequence[str]) -> tuple[str, ...] | None:
-    """Return the labels that a row may have; None if the rows do not have one label each."""
-    if not rows.train.examples or rows.train.examples[0].shape != "label":
-        return None
-    return tuple(labels) or tuple(sorted({label for name in PARTS for label in getattr(rows, name).labels()}))
 
 
 def _read_open_ended(task_file: TaskFile) -> Dataset | None:

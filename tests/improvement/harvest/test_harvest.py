@@ -290,7 +290,9 @@ def test_answers_in_json_are_redacted_by_value_and_stay_answers(book: Book, tmp_
     assert row["target"] == {"word": "[EMAIL]"}
     assert result.redacted == {}  # it was out before it was stored
     assert result.refused == {"no_answer": 1}  # text where the schema asks for a number
-    grown = with_harvested(project.rows, tmp_path / "out.jsonl", columns=project.file.data.columns)
+    grown = with_harvested(
+        project.rows, tmp_path / "out.jsonl", columns=project.file.data.columns, labels=project.task.closed
+    )
     assert grown.train.examples[-1].answer == '{"word": "[EMAIL]"}'
 
 
@@ -331,14 +333,16 @@ def test_harvested_rows_join_the_training_rows_and_nothing_else(project: Project
     book.answer("one to learn", "lost_pin", "large")
     out = tmp_path / "harvested.jsonl"
     harvest(project, out=out)
-    grown = with_harvested(project.rows, out, labels=project.task.closed)
+    grown = with_harvested(project.rows, out, columns=project.file.data.columns, labels=project.task.closed)
     assert [e.asked for e in grown.train.examples] == [*TRAIN, "one to learn"]
     assert grown.model_copy(update={"train": project.rows.train}) == project.rows
     again = project._replace(rows=grown)
     assert harvest(again, out=out).n_rows == 1  # its own earlier rows are no rows of the task
     assert harvest(again, out=tmp_path / "b.jsonl").refused == {"known": 1}
     write(out, {"Where is my CARD": "lost_pin"})
-    assert with_harvested(project.rows, out, labels=project.task.closed) == project.rows  # people's row stands
+    assert (
+        with_harvested(project.rows, out, columns=project.file.data.columns, labels=project.task.closed) == project.rows
+    )  # people's row stands
 
 
 def test_held_out_texts_are_refused_once_more_when_rows_go_in(project: Project, tmp_path: Path) -> None:
@@ -346,11 +350,9 @@ def test_held_out_texts_are_refused_once_more_when_rows_go_in(project: Project, 
     rows = {"fine": "lost_pin", "the envelope has not come yet write to [EMAIL] please": "lost_pin"}
     write(path, rows | {"CALIBRATING text one, about cards": "lost_pin"})
     with pytest.raises(DataError) as caught:
-        with_harvested(project.rows, path, labels=project.task.closed)
+        with_harvested(project.rows, path, columns=project.file.data.columns, labels=project.task.closed)
     assert [p.line for p in caught.value.problems] == [2, 3]
     write(path, {"fine": "no_such_label"})
     with pytest.raises(DataError, match="not one of the 3 labels"):
-        with_harvested(project.rows, path, labels=project.task.closed)
-    with pytest.raises(DataError, match="not one of the 3 labels"):
-        with_harvested(project.rows, path)  # those of its own rows
+        with_harvested(project.rows, path, columns=project.file.data.columns, labels=project.task.closed)
     assert len(load_rows(path)) == 1
