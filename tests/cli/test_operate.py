@@ -61,7 +61,7 @@ def ring(tmp_path: Path) -> KeyStore:
 
 def test_keys_are_made_listed_and_revoked_by_commands(ring: KeyStore) -> None:
     run = CliRunner()
-    file = ["--file", str(ring.path)]
+    file = ["--file", ring.place]
     assert "no keys" in run.invoke(keys, ["list", *file]).output
     options = [
         "--model",
@@ -103,7 +103,7 @@ def test_keys_are_made_listed_and_revoked_by_commands(ring: KeyStore) -> None:
 
 
 def test_a_rotated_key_keeps_name_policy_and_owner_and_others_may_join_it(ring: KeyStore) -> None:
-    run, file = CliRunner(), ["--file", str(ring.path)]
+    run, file = CliRunner(), ["--file", ring.place]
     first = json.loads(run.invoke(keys, ["create", "desk", "--model", "small", "--json", *file]).output)
     rotated = json.loads(run.invoke(keys, ["rotate", "desk", "--grace-s", "60", "--json", *file]).output)
     same = ("name", "owner", "models", "role")
