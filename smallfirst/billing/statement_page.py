@@ -10,7 +10,7 @@ from markupsafe import Markup
 from smallfirst.billing.saved import is_small
 from smallfirst.billing.statement import Statement
 from smallfirst.files import write_atomically
-from smallfirst.report.charts.axes import Axis, Label, chart, large_frame, line, linear_scale, stack_labels, value_scale
+from smallfirst.report.charts.axes import Axis, Label, Scale, chart, large_frame, line, stack_labels, value_scale
 from smallfirst.report.formats import usd_tick
 from smallfirst.report.page import render_page
 
@@ -37,7 +37,7 @@ def money_chart(statement: Statement) -> Markup | None:
             alone[day] += stayed if stayed is not None else (one.cost_usd - one.draft_usd) * (one.kind == "answer")
     if len(spent) < 2:
         return None
-    frame = large_frame(linear_scale(1, max(spent)), value_scale([0.0, *spent.values(), *alone.values()]), height=300)
+    frame = large_frame(Scale(1, max(spent)), value_scale([0.0, *spent.values(), *alone.values()]), height=300)
     body, labels = [], []
     for name, days, css in (("spent", spent, "routed"), ("large model alone", alone, "large")):
         places = [frame.at(day, days[day]) for day in range(min(spent), max(spent) + 1)]

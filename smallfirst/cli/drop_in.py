@@ -59,8 +59,7 @@ def proxy(gateway_yaml: Path | None, upstream: str | None, keep: bool, host: str
     listener = listen(host, port)
     capture = Capture(settings, settings.capture, home()) if settings.capture else None
     ledger = Ledger(ledger_place(create=True))
-    ledger.start_expiry()
-    ledger.start_uptime()
+    ledger.start()
     local = TakenOverTasks(ledger, prices=settings.prices)
     routes = {
         **DecisionRoutes(settings.decisions, local).routes,

@@ -82,7 +82,6 @@ def build_app(
         open_paths=PUBLIC_PATHS | added["public"],
         user_paths=USER_PATHS | added["user"],
         judge_paths=added["judge"],
-        allowed_hosts=settings.allowed_hosts,
         state=ledger.shared,
     )
     app = Starlette(
@@ -135,8 +134,7 @@ def serve(
 
 def start_background_work(ledger: Ledger, plugins: Sequence[Plugin]) -> None:
     """Begin what runs beside the requests of a server: erasing old bodies, noting the uptime, work of plugins."""
-    ledger.start_expiry()
-    ledger.start_uptime()
+    ledger.start()
     for plugin in plugins:
         plugin.started()
 

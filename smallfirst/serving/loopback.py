@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-import uvicorn
-
 from smallfirst.models.protocol import Model
 from smallfirst.serving.app import build_app
 from smallfirst.serving.auth.keys import hash_key, new_key
 from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.server import Server
 from smallfirst.serving.settings import ServeSettings
 
 
@@ -37,21 +37,13 @@ def serve_on_loopback(models: Mapping[str, Model]) -> Iterator[Address]:
         ledger = Ledger(Path(folder) / "ledger.db")
         app = build_app(models, ledger=ledger, settings=settings)
         # Signals stay with the process: uvicorn takes them in the main thread only.
-        server = uvicorn.Server(uvicorn.Config(app, http="h11", ws="none", lifespan="off", log_config=None))
-        work = _serve(server, listener, list(models.values()))
+        server = Server(app, stopping=lambda: None)
+        work = server.serve_and_close(listener, drain_s=0, held=list(models.values()))
         thread = threading.Thread(target=asyncio.run, args=(work,), name="loopback", daemon=True)
         thread.start()
         try:
             yield Address(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", key)
         finally:
-            server.should_exit = True
+            server.handle_exit(signal.SIGTERM, None)
             thread.join()
             ledger.close()
-
-
-async def _serve(server: uvicorn.Server, listener: socket.socket, models: Sequence[Model]) -> None:
-    try:
-        await server.serve(sockets=[listener])
-    finally:
-        for model in models:
-            await model.aclose()

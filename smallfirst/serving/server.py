@@ -36,48 +36,47 @@ def run(
     held: Sequence[AsyncCloseable],
 ) -> None:
     """Serve until the process is told to stop, drain, and close `held`; call `stopping` at the first signal."""
-    server = _Server(_config(app), stopping)
+    server = Server(app, stopping)
     # What was imported and loaded stays: a full collection that visits it would hold the loop for a tenth of a second.
     gc.collect()
     gc.freeze()
-    asyncio.run(_serve(server, listener, drain_s, held))
+    asyncio.run(server.serve_and_close(listener, drain_s=drain_s, held=held))
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """uvicorn stops accepting at the first signal and raises it again at the end; here the drain comes first."""
 
-    def __init__(self, config: uvicorn.Config, stopping: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._stopping, self.n_signals = stopping, 0
+    def __init__(self, app: ASGIApp, stopping: Callable[[], None]) -> None:
+        super().__init__(_config(app))
+        self._stopping, self._n_signals = stopping, 0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.n_signals += 1
+        self._n_signals += 1
         self._stopping()
-        if self.n_signals > 1:
+        if self._n_signals > 1:
             self.should_exit = self.force_exit = True
 
+    async def serve_and_close(self, listener: socket.socket, *, drain_s: float, held: Sequence[AsyncCloseable]) -> None:
+        """Serve until `handle_exit` is called, drain, and close `held`."""
+        draining = asyncio.create_task(self._drain(drain_s))
+        try:
+            await self.serve(sockets=[listener])
+            if cut_off := self.server_state.tasks:
+                # Cancelled at the end of the drain; they still answer their clients and write their rows.
+                await asyncio.wait(cut_off, timeout=ERROR_SEND_TIMEOUT_S)
+        finally:
+            draining.cancel()
+            # A Model may be served under two names; closing it twice is allowed. Plugins end before the models.
+            for one in reversed(held):
+                await asyncio.gather(one.aclose(), return_exceptions=True)
 
-async def _serve(server: _Server, listener: socket.socket, drain_s: float, held: Sequence[AsyncCloseable]) -> None:
-    draining = asyncio.create_task(_drain(server, drain_s))
-    try:
-        await server.serve(sockets=[listener])
-        if cut_off := server.server_state.tasks:
-            # Cancelled at the end of the drain; they still answer their clients and write their rows.
-            await asyncio.wait(cut_off, timeout=ERROR_SEND_TIMEOUT_S)
-    finally:
-        draining.cancel()
-        # A Model may be served under two names; closing it twice is allowed. Plugins end before the models.
-        for one in reversed(held):
-            await asyncio.gather(one.aclose(), return_exceptions=True)
-
-
-async def _drain(server: _Server, drain_s: float) -> None:
-    while not server.n_signals:
-        await asyncio.sleep(_POLL_S)
-    end = time.monotonic() + drain_s
-    while server.server_state.tasks and time.monotonic() < end:
-        await asyncio.sleep(_POLL_S)
-    server.should_exit = True
+    async def _drain(self, drain_s: float) -> None:
+        while not self._n_signals:
+            await asyncio.sleep(_POLL_S)
+        end = time.monotonic() + drain_s
+        while self.server_state.tasks and time.monotonic() < end:
+            await asyncio.sleep(_POLL_S)
+        self.should_exit = True
 
 
 def _config(app: ASGIApp) -> uvicorn.Config:

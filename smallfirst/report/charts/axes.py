@@ -37,8 +37,9 @@ class Scale(NamedTuple):
 
     low: float
     high: float
-    start: float
-    end: float
+    start: float = 0.0
+    """The coordinates that a frame gives `low` and `high`."""
+    end: float = 1.0
     log: bool = False
 
     def at(self, value: float) -> float:
@@ -52,7 +53,16 @@ class Scale(NamedTuple):
 
     def ticks(self) -> tuple[float, ...]:
         """Return about five round values inside the scale."""
-        return _log_ticks(self) if self.log else _linear_ticks(self)
+        if not self.log:
+            step = _round_step((self.high - self.low) / 5)
+            steps = range(math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9) + 1)
+            return tuple(round(i * step, 10) for i in steps)
+        decades = math.log10(self.high / self.low)
+        digits = (1,) if decades > 2 else (1, 3) if decades > 1 else (1, 2, 5)
+        powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        every = max(1, round(decades / 6))
+        values = (digit * 10.0**power for power in powers if power % every == 0 for digit in digits)
+        return tuple(value for value in values if self.low <= value <= self.high)
 
 
 class Frame(NamedTuple):
@@ -95,15 +105,10 @@ def small_frame(x: Scale, y: Scale) -> Frame:
     return Frame(420, 320, x._replace(start=58, end=404), y._replace(start=264, end=42))
 
 
-def linear_scale(low: float, high: float) -> Scale:
-    """Return a linear scale that a frame will place."""
-    return Scale(low, high, 0, 1)
-
-
 def log_scale(values: Iterable[float], *, margin: float = 1.4) -> Scale:
     """Return a logarithmic scale around the positive `values`, extended by a factor of `margin` on each side."""
     positive = [value for value in values if value > 0] or [1.0]
-    return Scale(min(positive) / margin, max(positive) * margin, 0, 1, log=True)
+    return Scale(min(positive) / margin, max(positive) * margin, log=True)
 
 
 def value_scale(values: Iterable[float]) -> Scale:
@@ -113,7 +118,7 @@ def value_scale(values: Iterable[float]) -> Scale:
     low, high = (math.floor(min(known) / step + 1e-9) * step, math.ceil(max(known) / step - 1e-9) * step)
     if high - low < step / 2:
         low, high = (low - step, high) if low >= step else (low, low + step)
-    return linear_scale(low, high)
+    return Scale(low, high)
 
 
 def chart(name: str, frame: Frame, body: Iterable[str], *, x: Axis, y: Axis, title: str, description: str) -> Markup:
@@ -260,19 +265,3 @@ def _path(places: Iterable[Place]) -> str:
 def _round_step(rough: float) -> float:
     power = 10.0 ** math.floor(math.log10(rough))
     return next(power * m for m in (1, 2, 5, 10) if power * m >= rough * 0.999)
-
-
-def _linear_ticks(scale: Scale) -> tuple[float, ...]:
-    step = _round_step((scale.high - scale.low) / 5)
-    first = math.ceil(scale.low / step - 1e-9)
-    last = math.floor(scale.high / step + 1e-9)
-    return tuple(round(i * step, 10) for i in range(first, last + 1))
-
-
-def _log_ticks(scale: Scale) -> tuple[float, ...]:
-    decades = math.log10(scale.high / scale.low)
-    steps = (1,) if decades > 2 else (1, 3) if decades > 1 else (1, 2, 5)
-    powers = range(math.floor(math.log10(scale.low)), math.ceil(math.log10(scale.high)) + 1)
-    every = max(1, round(decades / 6))
-    values = (m * 10.0**p for p in powers if p % every == 0 for m in steps)
-    return tuple(v for v in values if scale.low <= v <= scale.high)

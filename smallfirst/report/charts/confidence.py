@@ -11,11 +11,11 @@ from smallfirst.report.charts.axes import (
     Axis,
     Frame,
     Label,
+    Scale,
     band,
     chart,
     circle,
     line,
-    linear_scale,
     note,
     place_labels,
     small_frame,
@@ -58,7 +58,7 @@ def reliability_chart(reliability: Reliability, candidate: str) -> Markup:
 
 def reliability_sparkline(reliability: Reliability) -> Markup:
     """Draw the diagram without titles, from 0 to 1, small enough for a table cell."""
-    scale = linear_scale(0.0, 1.0)
+    scale = Scale(0.0, 1.0)
     frame = Frame(110, 70, scale._replace(start=6, end=104), scale._replace(start=64, end=6))
     body = ['<rect class="box" x="6" y="6" width="98" height="58"/>', line([(6, 64), (104, 6)], "reference")]
     body += _bins(reliability, frame, "", radius=3.4)
@@ -70,7 +70,7 @@ def risk_coverage_chart(
 ) -> Markup:
     """Draw the error of accepted answers by the share accepted, with interval, guaranteed error and certified share."""
     top = max(p.error.high for p in risks if p.coverage >= 0.2 or p is risks[-1])
-    frame = small_frame(linear_scale(0.0, 1.0), value_scale([0.0, max(top, (max_error or 0.0) * 1.2)]))
+    frame = small_frame(Scale(0.0, 1.0), value_scale([0.0, max(top, (max_error or 0.0) * 1.2)]))
     upper, lower, middle = (
         [frame.at(p.coverage, end) for p, end in zip(risks, ends, strict=True)]
         for ends in ([p.error.high for p in risks], [p.error.low for p in risks], [p.error.value for p in risks])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from markupsafe import Markup
 
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.records import Record
-from smallfirst.report.charts.axes import Frame, document, linear_scale, log_scale, mark, text, whisker
+from smallfirst.report.charts.axes import Frame, Scale, document, log_scale, mark, text, whisker
 from smallfirst.report.formats import ms
 
 MIN_FOR_P99 = 100
@@ -19,53 +19,46 @@ N_BINS = 54
 HISTOGRAM_HEIGHT = 18.0
 
 
-class LatencyRow(Record):
+class LatencyRow(NamedTuple):
     """Latency of one path."""
 
-    candidate: str
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float | None
-    """99th percentile; None with fewer than 100 requests."""
-    requests_per_s: float | None
-    """With all rows in flight at once; None for recorded answers."""
-    source: str
+    evaluation: Evaluation
     samples_ms: tuple[float, ...]
-    """Latency of single requests; empty if only the percentiles are known."""
+    """Of single requests; empty if only the percentiles are known."""
+    source: str
+
+    @property
+    def p99_ms(self) -> float | None:
+        """99th percentile; None with fewer than 100 requests."""
+        return float(np.quantile(self.samples_ms, 0.99)) if len(self.samples_ms) >= MIN_FOR_P99 else None
 
 
 def latency_row(evaluation: Evaluation) -> LatencyRow:
     """Return the latency of one path."""
-    samples, source = evaluation.probes_ms, f"{len(evaluation.probes_ms):,} requests asked one at a time"
-    if not samples and evaluation.requests_per_s is None:
-        samples = tuple(row.latency_ms for row in evaluation.rows if row.latency_ms > 0)
-        source = f"{len(samples):,} requests as reported by the path"
-    return LatencyRow(
-        candidate=evaluation.candidate,
-        p50_ms=evaluation.p50_ms,
-        p95_ms=evaluation.p95_ms,
-        p99_ms=float(np.quantile(samples, 0.99)) if len(samples) >= MIN_FOR_P99 else None,
-        requests_per_s=evaluation.requests_per_s,
-        source=source if samples else "a few requests asked one at a time",
-        samples_ms=samples,
-    )
+    if samples := evaluation.probes_ms:
+        return LatencyRow(evaluation, samples, f"{len(samples):,} requests asked one at a time")
+    reported = tuple(row.latency_ms for row in evaluation.rows if row.latency_ms > 0)
+    if reported and evaluation.requests_per_s is None:
+        return LatencyRow(evaluation, reported, f"{len(reported):,} requests as reported by the path")
+    return LatencyRow(evaluation, (), "a few requests asked one at a time")
 
 
 def latency_chart(rows: Sequence[LatencyRow]) -> Markup:
     """Draw median to 95th percentile, one line for each path, with a histogram of single requests where known."""
-    values = [x for row in rows for x in (row.p50_ms, row.p95_ms, row.p99_ms or row.p95_ms)]
+    paths = [row.evaluation for row in rows]
+    values = [*(x for path in paths for x in (path.p50_ms, path.p95_ms)), *(row.p99_ms or 0.0 for row in rows)]
     height = 70 + ROW_HEIGHT * len(rows)
-    x_scale, y_scale = log_scale(values)._replace(start=84, end=410), linear_scale(0, len(rows))
+    x_scale, y_scale = log_scale(values)._replace(start=84, end=410), Scale(0, len(rows))
     frame = Frame(540, height, x_scale, y_scale._replace(start=height - 44, end=26))
     body = []
     for value in frame.x.ticks():
         x = frame.x.at(value)
         body.append(f'<line class="grid" x1="{x}" y1="{frame.y.end}" x2="{x}" y2="{frame.y.start}"/>')
         body.append(text(x, frame.y.start + 18, ms(value), "tick", anchor="middle"))
-    for place, row in enumerate(rows):
+    for place, (row, path) in enumerate(zip(rows, paths, strict=True)):
         y = frame.y.end + 34 + ROW_HEIGHT * place
-        median, p95 = frame.x.at(row.p50_ms), frame.x.at(row.p95_ms)
-        css = row.candidate
+        median, p95 = frame.x.at(path.p50_ms), frame.x.at(path.p95_ms)
+        css = path.candidate
         body.append(_histogram(row, frame, y - 7))
         body.append(text(74, y + 4, css, f"label {css}", anchor="end"))
         body.append(f'<line class="stretch {css}" x1="{median}" y1="{y}" x2="{p95}" y2="{y}"/>')
@@ -74,10 +67,10 @@ def latency_chart(rows: Sequence[LatencyRow]) -> Markup:
         if row.p99_ms is not None:
             end = frame.x.at(row.p99_ms)
             body.append(whisker(css, end, y - 5, y + 5))
-        body.append(text(max(p95, end) + 12, y + 4, f"{ms(row.p50_ms)} to {ms(row.p95_ms)}", "value"))
+        body.append(text(max(p95, end) + 12, y + 4, f"{ms(path.p50_ms)} to {ms(path.p95_ms)}", "value"))
     title = "one request at a time, p50 to p95 (log scale)"
     body.append(text(410, frame.y.start + 36, title, "axis-title", anchor="end"))
-    facts = "; ".join(f"{row.candidate}: {ms(row.p50_ms)} to {ms(row.p95_ms)}" for row in rows)
+    facts = "; ".join(f"{path.candidate}: {ms(path.p50_ms)} to {ms(path.p95_ms)}" for path in paths)
     return document(
         "latency", frame, body, title="Latency of each path", description=f"Median to 95th percentile. {facts}."
     )
@@ -96,4 +89,4 @@ def _histogram(row: LatencyRow, frame: Frame, floor: float) -> str:
             height = round(max(1.0, HISTOGRAM_HEIGHT * n / int(counts.max())), 1)
             x = round(frame.x.start + place * width, 1)
             bars.append(f"M{x} {round(floor, 1)}v-{height}h{round(width - 0.6, 1)}v{height}z")
-    return f'<path class="spread {row.candidate}" d="{"".join(bars)}"/>'
+    return f'<path class="spread {row.evaluation.candidate}" d="{"".join(bars)}"/>'

@@ -13,11 +13,11 @@ from smallfirst.report.charts.axes import (
     Axis,
     Frame,
     Label,
+    Scale,
     chart,
     circle,
     large_frame,
     line,
-    linear_scale,
     log_scale,
     mark,
     note,
@@ -111,7 +111,7 @@ def frontier_chart(points: Sequence[FrontierPoint], *, promised: tuple[float, Es
     joins the limits that the rows show; where a limit cannot be shown, a cross on the axis says so.
     """
     highest = max(points[-1].max_error, promised[0] if promised else 0.0)
-    frame = large_frame(linear_scale(0.0, highest * 1.04), linear_scale(0.0, 1.0), height=340, right=520)
+    frame = large_frame(Scale(0.0, highest * 1.04), Scale(0.0, 1.0), height=340, right=520)
     shown = [point for point in points if point.issued]
     curve = [frame.at(point.max_error, point.share.value) for point in shown]
     body, labels = [line(curve, "curve routed")] if len(curve) > 1 else [], []

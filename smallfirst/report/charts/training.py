@@ -11,11 +11,11 @@ from smallfirst.evaluation.learning_curve import LearningPoint
 from smallfirst.report.charts.axes import (
     Axis,
     Label,
+    Scale,
     chart,
     circle,
     large_frame,
     line,
-    linear_scale,
     log_scale,
     mark,
     small_frame,
@@ -34,7 +34,7 @@ def loss_chart(training: TrainingSummary) -> Markup:
     """Draw training loss by step, thinned to about 200 points."""
     points = training.loss_curve[:: max(1, len(training.loss_curve) // MAX_LOSS_POINTS)]
     steps, losses = zip(*points, strict=True)
-    frame = small_frame(linear_scale(0.0, float(max(steps) or 1)), value_scale([0.0, max(losses)]))
+    frame = small_frame(Scale(0.0, float(max(steps) or 1)), value_scale([0.0, max(losses)]))
     return chart(
         "loss",
         frame,
@@ -49,7 +49,7 @@ def loss_chart(training: TrainingSummary) -> Markup:
 def validation_chart(training: TrainingSummary) -> Markup:
     """Draw the mean score on validation rows by epoch."""
     epochs, scores = zip(*training.validation_curve, strict=True)
-    frame = small_frame(linear_scale(0.0, max(epochs) * 1.04), value_scale(scores))
+    frame = small_frame(Scale(0.0, max(epochs) * 1.04), value_scale(scores))
     places = [frame.at(*point) for point in training.validation_curve]
     falls = len(scores) > 1 and scores[-1] < scores[-2]
     last_x, last_y = places[-1]

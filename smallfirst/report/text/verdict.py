@@ -43,10 +43,10 @@ def headline(data: ReportData) -> Headline:
             f"“{capitalize_first(path_name(evaluation.candidate))}” is {quality} and costs {cost}.",
         )
     subject = "It" if chosen == FINE_TUNED else capitalize_first(path_role(chosen))
+    said = f"{subject} is {quality} and costs {cost}."
     if data.served == "routed":
-        subject = "Together, each request answered by one of them, they are"
-        return Headline(_heading(data, chosen), f"{subject} {quality} and cost {cost}.")
-    return Headline(_heading(data, chosen), f"{subject} is {quality} and costs {cost}.")
+        said = f"Together, each request answered by one of them, they are {quality} and cost {cost}."
+    return Headline(_heading(data, chosen), said)
 
 
 def _by_outcome(data: ReportData, outcome: Outcome) -> Headline:
@@ -173,22 +173,14 @@ def _routing(data: ReportData) -> Iterator[str]:
 def linear_note(data: ReportData) -> str:
     """Say what the fine-tune adds when a candidate that is no language model passes; else return an empty string."""
     chosen = data.smallest_passing
-    if chosen is None or not _is_no_language_model(chosen):
+    if chosen is None or chosen not in CANDIDATES.names() or CANDIDATES.get(chosen).is_language_model:
         return ""
-    comparison = difference(data, FINE_TUNED, chosen)
     start = "The gate picks the cheapest candidate that passes, and that needs no language model."
-    if comparison is None:
+    if (comparison := difference(data, FINE_TUNED, chosen)) is None:
         return start
-    gap = f"{points(comparison.difference)} on the same {comparison.difference.n:,} rows"
-    if comparison.difference.low > 0:
-        return f"{start} The fine-tuned small model is better still, by {gap}."
-    if comparison.difference.high < 0:
-        return f"{start} The fine-tuned small model is worse, by {gap}."
-    return f"{start} The fine-tuned small model is not measurably different: {gap}."
-
-
-def _is_no_language_model(name: str) -> bool:
-    return name in CANDIDATES.names() and not CANDIDATES.get(name).is_language_model
+    gap = comparison.difference
+    how = "better still, by" if gap.low > 0 else "worse, by" if gap.high < 0 else "not measurably different:"
+    return f"{start} The fine-tuned small model is {how} {points(gap)} on the same {gap.n:,} rows."
 
 
 def _heading(data: ReportData, chosen: str) -> str:

@@ -135,18 +135,16 @@ class AuthMiddleware:
         app: ASGIApp,
         *,
         settings: ServeSettings,
-        key_store: KeyStore | None = None,
-        open_paths: Collection[str] = PUBLIC_PATHS,
-        user_paths: Collection[str] = USER_PATHS,
-        judge_paths: Collection[str] = (),
-        allowed_hosts: Collection[str] = (),
-        state: SharedState | None = None,
+        key_store: KeyStore | None,
+        state: SharedState,
+        open_paths: Collection[str],
+        user_paths: Collection[str],
+        judge_paths: Collection[str],
     ) -> None:
-        """With `allowed_hosts` the Host header must name one of them, except on open paths; ports do not count."""
         self._app = app
         self._keys = KeyCheck(settings.api_keys_sha256, key_store, state)
         self._open, self._user, self._judge = frozenset(open_paths), frozenset(user_paths), frozenset(judge_paths)
-        self._hosts = frozenset(host.lower() for host in allowed_hosts)
+        self._hosts = frozenset(host.lower() for host in settings.allowed_hosts)
         # Twice the places: half of them for bodies on their way, which take none.
         self._requests = Shares(2 * (settings.max_in_flight + settings.max_queue), "requests")
 

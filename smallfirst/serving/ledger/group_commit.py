@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 _Waiting = tuple[T, "Future[None] | asyncio.Future[None]"]
@@ -68,12 +69,12 @@ class GroupCommitWriter(Generic[T]):
 
 def _notify(taken: Sequence[_Waiting[T]], errors: Sequence[Exception | None]) -> None:
     """Set all results, those of one event loop in one call, since each call wakes the loop."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[None], Exception | None]]] = {}
+    by_loop = defaultdict[asyncio.AbstractEventLoop, list[Any]](list)
     for (_, written), error in zip(taken, errors, strict=True):
         if isinstance(written, asyncio.Future):
-            by_loop.setdefault(written.get_loop(), []).append((written, error))
+            by_loop[written.get_loop()].append((written, error))
         else:
-            _set(written, error)
+            _set_all([(written, error)])
     for loop, ended in by_loop.items():
         try:
             loop.call_soon_threadsafe(_set_all, ended)
@@ -81,15 +82,11 @@ def _notify(taken: Sequence[_Waiting[T]], errors: Sequence[Exception | None]) ->
             continue
 
 
-def _set_all(ended: Sequence[tuple[asyncio.Future[None], Exception | None]]) -> None:
+def _set_all(ended: Sequence[tuple[Future[None] | asyncio.Future[None], Exception | None]]) -> None:
     for written, error in ended:
-        _set(written, error)
-
-
-def _set(written: Future[None] | asyncio.Future[None], error: Exception | None) -> None:
-    if written.done():
-        return
-    if error is None:
-        written.set_result(None)
-    else:
-        written.set_exception(error)
+        if written.done():
+            continue
+        if error is None:
+            written.set_result(None)
+        else:
+            written.set_exception(error)

@@ -88,11 +88,11 @@ class Ledger(LedgerReader):
         self._writer: GroupCommitWriter[tuple[Entry | Executable, ...]] = GroupCommitWriter(self._write, name="ledger")
         self._body_writer: GroupCommitWriter[tuple[str, Body]] = GroupCommitWriter(self._write_bodies, name="bodies")
         self._closed = threading.Event()
-        self._threads: list[threading.Thread] = []
+        self._uptime: threading.Thread | None = None
         self._keep_rows_days, self._export_to = keep_rows_days, export_to
         self.shared = SharedState(self.database)
         self.n_servers = 1
-        """Processes that serve from this ledger, as `start_uptime` found last."""
+        """Processes that serve from this ledger, as `start` found last."""
         self._name = uuid4().hex[:12]
         self._groups: set[int] = set()
         self._failing = False
@@ -172,22 +172,18 @@ class Ledger(LedgerReader):
                 n_deleted += n_found
         return n_deleted
 
-    def start_expiry(self) -> None:
-        """Delete what is too old now and every EXPIRY_INTERVAL_S in a thread of its own, until the ledger is closed."""
-        threading.Thread(target=self._expire_regularly, name="expiry", daemon=True).start()
-
-    def start_uptime(self, machine: str = "") -> None:
-        """Note every UPTIME_INTERVAL_S that this process serves, in a thread of its own, until the ledger is closed."""
+    def start(self) -> None:
+        """Note that this process serves, and delete what is too old, in threads until the ledger is closed."""
         self._count_servers()
-        thread = threading.Thread(target=self._note_regularly, args=(machine,), name="uptime", daemon=True)
-        self._threads.append(thread)
-        thread.start()
+        threading.Thread(target=self._expire_regularly, name="expiry", daemon=True).start()
+        self._uptime = threading.Thread(target=self._note_regularly, name="uptime", daemon=True)
+        self._uptime.start()
 
     def close(self) -> None:
         """Wait for pending rows and close the database. Safe to call twice."""
         self._closed.set()
-        for thread in self._threads:
-            thread.join()
+        if self._uptime is not None:
+            self._uptime.join()
         self._body_writer.close()
         self._writer.close()
         self.database.close()
@@ -206,7 +202,7 @@ class Ledger(LedgerReader):
                 _log.warning("%s: nothing was deleted: %s", self.place, error)
             self._closed.wait(EXPIRY_INTERVAL_S)
 
-    def _note_regularly(self, machine: str) -> None:
+    def _note_regularly(self) -> None:
         noted, closed = datetime.now(UTC), False
         while not closed:
             closed = self._closed.wait(UPTIME_INTERVAL_S)
@@ -214,7 +210,7 @@ class Ledger(LedgerReader):
             # A clock that went back or a computer that slept is no time up.
             begin = max(noted, now - timedelta(seconds=2 * UPTIME_INTERVAL_S))
             try:
-                self.note_uptime(begin, now, machine)
+                self.note_uptime(begin, now)
                 self._count_servers(gone=closed)
             except LedgerUnavailable as error:
                 _log.warning("%s", error)

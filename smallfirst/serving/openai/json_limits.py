@@ -70,7 +70,7 @@ def check_json(value: Any) -> int:
     return n_objects
 
 
-def check_schema(schema: Mapping[str, Any], *, place: str = SCHEMA_PLACE) -> None:
+def check_schema(schema: Mapping[str, Any]) -> None:
     """Raise ApiError 400, with everything wrong in it, for a schema that no answer can be held to.
 
     It takes up to a quarter of a second, so call it in a thread; results of recent schemas are cached.
@@ -84,7 +84,7 @@ def check_schema(schema: Mapping[str, Any], *, place: str = SCHEMA_PLACE) -> Non
     else:
         problems = _schema_problems(written)
     if problems:
-        raise ApiError(400, f"{place}: {problems}.", param=place, code="invalid_schema")
+        raise ApiError(400, f"{SCHEMA_PLACE}: {problems}.", param=SCHEMA_PLACE, code="invalid_schema")
 
 
 @lru_cache(maxsize=256)

@@ -109,8 +109,11 @@ def _seed(request: Request, i: int) -> int:
     return random.getrandbits(31) if request.seed is None else (request.seed + i) % 2**31
 
 
-class _Turn(pydantic.BaseModel):
+class _Strict(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+
+
+class _Turn(_Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: str
 
@@ -133,22 +136,19 @@ class _Turn(pydantic.BaseModel):
         return "\n".join(texts)
 
 
-class _StreamOptions(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+class _StreamOptions(_Strict):
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
-class _Schema(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+class _Schema(_Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
     json_schema: dict[str, Any] = Field(default={}, alias="schema")
     strict: bool | None = None
     description: str | None = Field(default=None, max_length=4096)
 
 
-class _Form(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+class _Form(_Strict):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: _Schema | None = None
 

@@ -112,7 +112,7 @@ def test_a_ledger_deletes_by_a_timer_while_no_text_is_kept(tmp_path: Path) -> No
     ledger = Ledger(tmp_path / "ledger.db")
     ledger.append(LedgerRow(id="a", at=NOW, served_name="m", status=200, latency_ms=1.0))
     assert b"xyzzy" in path.read_bytes()
-    ledger.start_expiry()
+    ledger.start()
     for _ in range(1_000):
         if b"xyzzy" not in path.read_bytes():
             break

@@ -58,7 +58,7 @@ def test_old_rows_go_after_they_were_exported_and_sums_audits_and_newer_rows_sta
 def test_a_server_lets_rows_go_that_are_older_than_the_days_before_the_newest(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.db", keep_rows_days=1, export_to=tmp_path)
     fill(ledger, datetime.now(UTC) - timedelta(days=10))  # nothing since: the newest row says which day it is
-    ledger.start_expiry()
+    ledger.start()
     for _ in range(1_000):
         if [row.id for row in ledger.rows()] == ["b", "c"]:
             break
