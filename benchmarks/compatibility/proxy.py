@@ -159,7 +159,7 @@ def stored(folder: Path) -> int:
     """Exchanges in the capture store of a proxy that has ended."""
     from smallfirst.traffic.capture_store import CaptureStore
 
-    return CaptureStore(folder / ".smallfirst" / "capture.db").count()
+    return sum(1 for _ in CaptureStore(folder / ".smallfirst" / "capture.db").exchanges())
 
 
 def page(

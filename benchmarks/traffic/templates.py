@@ -27,11 +27,11 @@ from sklearn.metrics import homogeneity_completeness_v_measure
 from benchmarks.traffic.mixed_log import mixed_log, noise_log
 from benchmarks.traffic.results_page import write_section
 from smallfirst.stats.intervals import wilson
-from smallfirst.traffic.discovery.cases import read_cases
+from smallfirst.traffic.discovery.cases import Case, read_cases
 from smallfirst.traffic.discovery.tasks import find_tasks
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.messages import read_answer, read_prompt
-from smallfirst.traffic.templates.mine import MIN_REQUESTS, mine
+from smallfirst.traffic.templates.mine import MIN_REQUESTS, Miner
 
 FOUND = 0.9
 """A wording is found if a group holds this share of its requests, and this share of the group is of the wording."""
@@ -97,14 +97,19 @@ def _acme() -> Log:
 
 
 def by_us(log: Log) -> tuple[list[int], dict[str, Any]]:
-    found = mine(log.exchanges)
-    group = {member: i for i, one in enumerate(found) for member in one.members}
     prompts = {e.id: read_prompt(e.route, e.request) for e in log.exchanges}
+    miner = Miner[str]()
+    for e in log.exchanges:
+        if (prompt := prompts[e.id]) is not None:
+            miner.add(e.id, e.at, prompt)
+    found = miner.templates()
+    group = {member: i for i, members in enumerate(found.values()) for member in members}
+    templates = list(found)
     exact = asked = 0
     for exchange, case in zip(log.exchanges, log.cases, strict=True):
         prompt = prompts[exchange.id]
         if case and prompt and exchange.id in group:
-            values = found[group[exchange.id]].template.values(prompt) or ()
+            values = templates[group[exchange.id]].values(prompt) or ()
             exact += case <= {value.strip() for value in values}
         asked += bool(case)
     return [group.get(e.id, -1) for e in log.exchanges], {"exact_cases": exact, "cases": asked}
@@ -112,9 +117,10 @@ def by_us(log: Log) -> tuple[list[int], dict[str, Any]]:
 
 def by_our_tasks(log: Log) -> tuple[list[int], dict[str, Any]]:
     """Return the tasks that discovery makes of the templates: wordings with the same answers are one task."""
-    by_id = {case.id: case for case in read_cases(log.exchanges).cases}
-    mined = {one.template: [by_id[member] for member in one.members] for one in mine(log.exchanges)}
-    tasks = find_tasks(mined)
+    miner = Miner[Case]()
+    for case in read_cases(log.exchanges).cases:
+        miner.add(case, case.at, case.prompt)
+    tasks = find_tasks(miner.templates())
     group = {case.id: i for i, task in enumerate(tasks) for case, _, _ in task.cases}
     return [group.get(e.id, -1) for e in log.exchanges], {"kinds": [task.kind for task in tasks]}
 

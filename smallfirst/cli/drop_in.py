@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from smallfirst.gateway.settings import GatewaySettings
     from smallfirst.traffic.discovery.found import Discovery
     from smallfirst.traffic.exchange import Exchange
-    from smallfirst.traffic.task_source import Teacher
 
 
 @verb(
@@ -104,6 +102,7 @@ def discover(sources: tuple[str, ...], out: Path, max_error: str, most: int, as_
     """
     from smallfirst.traffic.discovery import page
     from smallfirst.traffic.discovery.discover import discover as discover_tasks
+    from smallfirst.traffic.discovery.draft import unknown_terms
 
     settings = _settings()
     exchanges, problems = _exchanges(sources, settings)
@@ -112,7 +111,7 @@ def discover(sources: tuple[str, ...], out: Path, max_error: str, most: int, as_
         sources=sources or ("kept traffic",),
         out=out,
         max_error=float(max_error),
-        teachers=_teachers(settings),
+        teacher_of=settings.teacher_of if settings else unknown_terms,
         problems=problems,
         most=most,
         log=Progress().log,
@@ -135,16 +134,6 @@ def _settings() -> GatewaySettings | None:
     return read_gateway_file(Path(FILE_NAME)) if Path(FILE_NAME).is_file() else None
 
 
-def _teachers(settings: GatewaySettings | None) -> Mapping[str, Teacher]:
-    """Return the terms of large models as the settings give them."""
-    from smallfirst.traffic.task_source import Teacher
-
-    return {
-        name: Teacher(model=name, licence=terms.licence, training_allowed=terms.training_allowed is not False)
-        for name, terms in (settings.teachers if settings else {}).items()
-    }
-
-
 def _exchanges(sources: Sequence[str], settings: GatewaySettings | None) -> tuple[Iterator[Exchange], Sequence[object]]:
     """Return the exchanges of logs, or of what the proxy has kept, and the problems that are met while reading."""
     from smallfirst.errors import ConfigError
@@ -152,6 +141,7 @@ def _exchanges(sources: Sequence[str], settings: GatewaySettings | None) -> tupl
 
     if sources:
         return read_logs(sources, prices=settings.prices if settings else None)
+    from smallfirst.gateway.settings import CaptureSettings
     from smallfirst.paths import state_folder
     from smallfirst.traffic.capture_store import FILE_NAME, CaptureStore
 
@@ -162,14 +152,8 @@ def _exchanges(sources: Sequence[str], settings: GatewaySettings | None) -> tupl
             hint="smallfirst discover LOGS   reads logs that exist already; smallfirst proxy   keeps traffic if "
             "gateway.yaml says capture:",
         )
-    return CaptureStore(store, key=_capture_key(settings)).exchanges(), ()
-
-
-def _capture_key(settings: GatewaySettings | None) -> str | None:
-    from smallfirst.traffic.capture_store import KEY_ENV
-
-    own = settings.capture.key_env if settings and settings.capture else None
-    return os.environ.get(own or KEY_ENV) or None
+    capture = (settings and settings.capture) or CaptureSettings()
+    return CaptureStore(store, key=capture.key()).exchanges(), ()
 
 
 def _in_words(found: Discovery) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 
 from smallfirst.errors import ConfigError
-from smallfirst.gateway.http import GatewayRequest, GatewayResponse, error_response
+from smallfirst.gateway.http import GatewayRequest
 from smallfirst.models.remote.config import is_loopback
 from smallfirst.serving.auth.keys import KeyStore, key_id
 from smallfirst.serving.auth.middleware import KeyCheck, check_local
@@ -70,13 +70,6 @@ def check_exposure(host: str, key_store: KeyStore, *, everybody: bool) -> None:
 def may_ask(request: GatewayRequest, models: tuple[str, ...]) -> bool:
     """Return True if a request with a body names one of `models`; one without a body names none."""
     return not request.body or (request.json() or {}).get("model") in models
-
-
-def refusal(error: ApiError) -> GatewayResponse:
-    """Return a refusal as an answer of the proxy."""
-    found = error_response(error.status, str(error), error.code or "refused")
-    more = [(name.encode(), value.encode()) for name, value in error.headers.items()]
-    return found._replace(headers=[*found.headers, *more])
 
 
 def _presented(request: GatewayRequest) -> tuple[bytes, str]:

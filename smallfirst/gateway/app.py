@@ -11,51 +11,38 @@ import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from smallfirst.gateway.access import Access, may_ask, refusal
+from smallfirst.gateway.access import Access, may_ask
 from smallfirst.gateway.assembly import read_response
 from smallfirst.gateway.capture import Capture
-from smallfirst.gateway.forwarding import BrokenOff, Client, ClientGone, Copy, Receive, Send, pass_back
+from smallfirst.gateway.forwarding import BrokenOff, Client, Copy, Receive, Send, pass_back
 from smallfirst.gateway.http import (
     Captured,
     GatewayRequest,
     GatewayResponse,
     UpstreamAnswer,
-    error_response,
     json_response,
+    refusal,
 )
 from smallfirst.gateway.settings import GatewaySettings
-from smallfirst.gateway.upstreams import Target, UpstreamFailed, Upstreams
+from smallfirst.gateway.upstreams import Target, Upstreams
+from smallfirst.serving.admission import ClientDisconnected, cancel_on_disconnect
+from smallfirst.serving.error_responses import server_error
 from smallfirst.serving.openai.errors import ApiError
+
+if TYPE_CHECKING:  # a proxy without learnt tasks needs no models
+    from smallfirst.gateway.takeover.tasks import TakenOverTasks
 
 _log = logging.getLogger("smallfirst.gateway")
 _MOST_COPIED = 4 * 1024 * 1024
-"""Answers of more bytes are not handed to `LocalAnswers.passed`."""
+"""Answers of more bytes are not handed to `TakenOverTasks.passed`."""
 _DOTS = re.compile(r"(?:^|/)(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
 
 Handler = Callable[[GatewayRequest, Upstreams], Awaitable[GatewayResponse | None]]
 """An own route. It gets the whole request and the upstreams; with None the request is passed on."""
-
-
-class LocalAnswers(Protocol):
-    """The small models behind the proxy."""
-
-    async def answer(self, request: GatewayRequest, upstreams: Upstreams) -> GatewayResponse | None:
-        """Return the small answer to a POST with a JSON body, or None: then it is passed on, byte for byte.
-
-        An exception counts as None. The client's disconnect cancels it.
-        """
-
-    async def start(self) -> None:
-        """Make ready; called before the first request, inside the loop."""
-
-    async def passed(self, request: GatewayRequest, answer: UpstreamAnswer) -> None:
-        """Take the upstream's whole answer to a request whose `watched` was set; the client has it already."""
-
-    async def aclose(self) -> None:
-        """Release what is held; called once the server has stopped."""
 
 
 class Gateway:
@@ -65,7 +52,7 @@ class Gateway:
         self,
         settings: GatewaySettings,
         *,
-        local: LocalAnswers | None = None,
+        local: TakenOverTasks | None = None,
         routes: Mapping[tuple[str, str], Handler] = {},
         capture: Capture | None = None,
         access: Access | None = None,
@@ -78,21 +65,20 @@ class Gateway:
         for upstream in settings.upstreams.values():
             upstream.key()
         self.settings, self.local, self.capture, self.access = settings, local, capture, access
-        self.routes: dict[tuple[str, str], Handler] = {**self._own_routes(), **routes}
+        self.upstreams: Upstreams
+        """Made by `start`."""
+        self.routes: dict[tuple[str, str], Handler] = {
+            ("GET", "/health"): _health,
+            ("GET", "/v1/smallfirst/status"): self._status,
+            **({("GET", "/v1/models"): list_models} if settings.models else {}),
+            **routes,
+        }
         self.counts: Counter[str] = Counter()
         """Requests since the start: `small`, `own` (own routes), `passed`, and the codes of the proxy's own errors."""
-        self._upstreams: Upstreams | None = None
-
-    @property
-    def upstreams(self) -> Upstreams:
-        """Made at the first request, inside the loop that serves it."""
-        if self._upstreams is None:
-            self._upstreams = Upstreams(self.settings)
-        return self._upstreams
 
     async def start(self) -> None:
         """Make ready for the first request; call it inside the loop that serves."""
-        _ = self.upstreams
+        self.upstreams = Upstreams(self.settings)
         if self.local is not None:
             await self.local.start()
 
@@ -100,23 +86,13 @@ class Gateway:
         """Let go of the upstreams, and wait until what was captured is stored."""
         if self.local is not None:
             await self.local.aclose()
-        if self._upstreams is not None:
-            await self._upstreams.aclose()
+        await self.upstreams.aclose()
         if self.capture is not None:
             await asyncio.to_thread(self.capture.close)
 
-    def _own_routes(self) -> dict[tuple[str, str], Handler]:
-        async def health(_: GatewayRequest, __: Upstreams) -> GatewayResponse:
-            return json_response({"status": "ok"})
-
-        async def status(_: GatewayRequest, __: Upstreams) -> GatewayResponse:
-            kept = self.capture.counts if self.capture else None
-            return json_response({"requests": dict(self.counts), "capture": kept})
-
-        found: dict[tuple[str, str], Handler] = {("GET", "/health"): health, ("GET", "/v1/smallfirst/status"): status}
-        if self.settings.models:
-            found["GET", "/v1/models"] = list_models
-        return found
+    async def _status(self, _: GatewayRequest, __: Upstreams) -> GatewayResponse:
+        kept = self.capture.counts if self.capture else None
+        return json_response({"requests": dict(self.counts), "capture": kept})
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -124,31 +100,23 @@ class Gateway:
             raise NotImplementedError(scope["type"])
         client = Client(receive, send)
         try:
-            await self._serve(_head(scope), client)
-        except ClientGone:
+            await cancel_on_disconnect(self._serve(_head(scope), client), client.until_gone)
+        except ClientDisconnected:
             pass
-        except asyncio.CancelledError:
-            if not client.gone:
-                raise
         except Exception as error:
-            code, answer = _own_error(error)
-            self.counts[code] += 1
+            if not isinstance(error, ApiError):
+                _log.error("a request failed", exc_info=error)
+                error = server_error(500, "The proxy failed; its log says why.", "internal_error")
+            self.counts[error.code or "refused"] += 1
             if client.started:
                 raise BrokenOff(str(error)) from None
-            await client.answer(answer)
-        finally:
-            client.end()
+            await client.answer(refusal(error))
 
     async def _serve(self, request: GatewayRequest, client: Client) -> None:
         public = (request.method, request.path) in self.routes and not request.path.startswith("/v1/")
-        refused = None if public else refuse(request)
-        if refused is not None:
-            await client.answer(refused)
-            return
-        if self.access is None or public:
-            await self._admitted(request, client, ())
-            return
-        async with self.access.admit(request) as models:
+        if not public:
+            check_passable(request)
+        async with nullcontext(()) if self.access is None or public else self.access.admit(request) as models:
             await self._admitted(request, client, models)
 
     async def _admitted(self, request: GatewayRequest, client: Client, models: tuple[str, ...]) -> None:
@@ -158,10 +126,9 @@ class Gateway:
         if more:
             await self._pass_while_it_arrives(request, client)
             return
-        client.watch()
         response = await self._own_answer(request)
         if response is None:
-            await self._pass_on(request, client)
+            await self._exchange(request, client, *self.upstreams.place(request))
         else:
             await client.answer(response)
             self._keep(request, response.captured)
@@ -187,18 +154,13 @@ class Gateway:
             _log.exception("a small answer failed; the request is passed on")
             return None
 
-    async def _pass_on(self, request: GatewayRequest, client: Client) -> None:
-        target, body = self.upstreams.place(request)
-        await self._exchange(request, client, target, body)
-
     async def _pass_while_it_arrives(self, request: GatewayRequest, client: Client) -> None:
         beginning, request.body = request.body, b""
         if self.settings.models:
             limit = f"{self.settings.max_routed_bytes:,} bytes"
             message = f"The body is larger than {limit}, within which the model is looked for (max_routed_bytes)."
             await client.discard(self.settings.max_routed_bytes)
-            await client.answer(error_response(413, message, "body_too_large"))
-            return
+            raise ApiError(413, message, code="body_too_large")
         await self._exchange(request, client, self.upstreams.target(None, request.headers), client.rest(beginning))
 
     async def _exchange(
@@ -244,20 +206,22 @@ class Gateway:
             self.capture.keep(replace(request, body=captured.request), captured.answer)
 
 
-def refuse(request: GatewayRequest) -> GatewayResponse | None:
-    """Return the error for a request that cannot be passed on; None for all others."""
+def check_passable(request: GatewayRequest) -> None:
+    """Raise ApiError for a request that cannot be passed on."""
     if request.header(b"upgrade").lower() == b"websocket":
         message = "WebSockets are not passed on; connect to the upstream itself for realtime sessions."
-        return error_response(501, message, "websocket_not_supported")
-    below = request.path.startswith("/v1/") or request.path in ("/v1", "/health")
-    if not below:
+        raise ApiError(501, message, code="websocket_not_supported")
+    if not (request.path.startswith("/v1/") or request.path in ("/v1", "/health")):
         message = (
             f"Only paths below /v1 are passed on, not {request.path[:100]}; the client's base URL must end in /v1."
         )
-        return error_response(404, message, "not_below_v1")
+        raise ApiError(404, message, code="not_below_v1")
     if _DOTS.search(request.path):
-        return error_response(400, "The path has . or .. in it.", "invalid_path")
-    return None
+        raise ApiError(400, "The path has . or .. in it.", code="invalid_path")
+
+
+async def _health(_: GatewayRequest, __: Upstreams) -> GatewayResponse:
+    return json_response({"status": "ok"})
 
 
 async def list_models(request: GatewayRequest, upstreams: Upstreams) -> GatewayResponse:
@@ -271,16 +235,6 @@ async def list_models(request: GatewayRequest, upstreams: Upstreams) -> GatewayR
     named = upstreams.settings.models.items()
     more = [{"id": n, "object": "model", "created": 0, "owned_by": to.upstream} for n, to in named if n not in there]
     return json_response({**listed, "data": [*listed["data"], *more]})
-
-
-def _own_error(error: Exception) -> tuple[str, GatewayResponse]:
-    """Return the code and the answer of a request that failed here or at the upstream; log what is a bug."""
-    if isinstance(error, ApiError):
-        return error.code or "refused", refusal(error)
-    if isinstance(error, UpstreamFailed):
-        return error.code, error_response(error.status, str(error), error.code)
-    _log.error("a request failed", exc_info=error)
-    return "internal_error", error_response(500, "The proxy failed; its log says why.", "internal_error")
 
 
 def _head(scope: Mapping[str, Any]) -> GatewayRequest:

@@ -17,14 +17,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from smallfirst.errors import ConfigError
 from smallfirst.gateway.assembly import is_stream
 from smallfirst.gateway.http import GatewayRequest, UpstreamAnswer
 from smallfirst.gateway.ring import Ring, shared_memory
 from smallfirst.gateway.settings import CaptureSettings, GatewaySettings
-from smallfirst.pricing.prices import PriceBook
 from smallfirst.records import Record
-from smallfirst.traffic.capture_store import FILE_NAME, KEY_ENV, CaptureStore
+from smallfirst.traffic.capture_store import FILE_NAME, CaptureStore
 
 _log = logging.getLogger("smallfirst.gateway")
 _ROUTES = (
@@ -44,17 +42,16 @@ class WorkerOrder(Record):
 
     path: Path
     """File of the capture store."""
+    settings: GatewaySettings
+    wanted: CaptureSettings
     ring_fd: int
-    ring_bytes: int
     wake_fd: int
     """Read end of the pipe; it ends when the proxy ends."""
-    max_rows: int
-    keep_days: int
-    key_env: str
-    """Environment variable that holds the key; it may be unset."""
-    prices: PriceBook
-    addresses: dict[str, str]
-    """Base URLs of the upstreams by name: they tell prices apart."""
+
+    def open_store(self) -> CaptureStore:
+        """Open the store. Raise ConfigError if it cannot be used, or its key is missing."""
+        wanted = self.wanted
+        return CaptureStore(self.path, max_rows=wanted.max_rows, keep_days=wanted.keep_days, key=wanted.key())
 
 
 class Capture:
@@ -64,25 +61,11 @@ class Capture:
         """Start the process that keeps exchanges in `folder`. Raise ConfigError if the store cannot be used."""
         self.wanted = wanted
         self._tenants = frozenset(wanted.tenants)
-        key_env = wanted.key_env or KEY_ENV
-        key = os.environ.get(key_env) or None
-        if wanted.key_env and not key:
-            raise ConfigError(
-                f"capture.key_env: the environment variable {key_env} is not set", hint=f"export {key_env}=…"
-            )
-        CaptureStore(folder / FILE_NAME, key=key).close()
         self._ring = Ring(shared_memory(wanted.buffer_bytes), wanted.buffer_bytes)
         self._order = WorkerOrder(
-            path=folder / FILE_NAME,
-            ring_fd=self._ring.fd,
-            ring_bytes=wanted.buffer_bytes,
-            wake_fd=0,
-            max_rows=wanted.max_rows,
-            keep_days=wanted.keep_days,
-            key_env=key_env,
-            prices=settings.prices,
-            addresses={name: upstream.base_url for name, upstream in settings.upstreams.items()},
+            path=folder / FILE_NAME, settings=settings, wanted=wanted, ring_fd=self._ring.fd, wake_fd=0
         )
+        self._order.open_store().close()
         self._start()
 
     def wants(self, request: GatewayRequest) -> bool:
@@ -120,13 +103,7 @@ class Capture:
     @property
     def counts(self) -> dict[str, int]:
         """What became of the exchanges since the proxy has started."""
-        ring = self._ring
-        return {
-            "stored": ring.stored,
-            "waiting_bytes": ring.waiting_bytes,
-            "no_room": ring.refused,
-            "unreadable": ring.unreadable,
-        }
+        return self._ring.counts
 
     def close(self) -> None:
         """Let the process store what is waiting, and wait for its end for some seconds."""
@@ -134,7 +111,7 @@ class Capture:
         try:
             self._process.wait(_END_S)
         except subprocess.TimeoutExpired:
-            _log.warning("the capture still stores %d bytes", self._ring.waiting_bytes)
+            _log.warning("the capture still stores %d bytes", self._ring.counts["waiting_bytes"])
 
     def _start(self) -> None:
         read_fd, self._wake_fd = os.pipe()

@@ -14,7 +14,7 @@ import select
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -50,7 +50,7 @@ def read_entry(entry: bytes, order: WorkerOrder) -> Exchange | None:
     if not isinstance(request, dict) or response is None:
         return None
     model, answered_by = _text(request.get("model")), _text(response.get("model"))
-    address = order.addresses.get(facts["upstream"])
+    upstream = order.settings.upstreams.get(facts["upstream"])
     exchange = Exchange(
         **{**facts, "at": datetime.fromtimestamp(facts["at"], UTC)},
         request=request,
@@ -60,7 +60,8 @@ def read_entry(entry: bytes, order: WorkerOrder) -> Exchange | None:
         streamed=is_stream(headers),
     )
     named = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
-    return billed(exchange, order.prices, api_url=address, headers=named)
+    address = upstream.base_url if upstream else None
+    return billed(exchange, order.settings.prices, api_url=address, headers=named)
 
 
 class Worker:
@@ -73,30 +74,23 @@ class Worker:
 
     def run(self, sleep: Callable[[float], None] = time.sleep) -> None:
         """Store entries until the proxy has ended and nothing waits."""
-        while True:
-            self._expire()
-            if not self._ended:
-                self._wait(sleep)
-            while self._store_some(sleep):
-                pass
-            if self._ended:
-                return
-
-    def _wait(self, sleep: Callable[[float], None]) -> None:
-        ready, _, _ = select.select([self._order.wake_fd], [], [], _EXPIRE_S)
-        if ready:
+        while not self._ended:
+            if time.monotonic() - self._expired_s >= _EXPIRE_S:
+                self._expired_s = time.monotonic()
+                with suppress(Exception):  # a full disk, which the next entry reports
+                    self._store.expire()
+            self._listen(_EXPIRE_S)
             sleep(_GATHER_S)
-            self._ended = not os.read(self._order.wake_fd, 65536)
+            while (found := self._ring.entries(_BATCH))[0]:
+                entries, end = found
+                exchanges = [one for one in map(self._read, entries) if one is not None]
+                kept = self._append(exchanges, sleep)
+                self._ring.take(end, stored=kept, unreadable=len(entries) - kept)
 
-    def _store_some(self, sleep: Callable[[float], None]) -> bool:
-        entries, end = self._ring.entries(_BATCH)
-        if not entries:
-            return False
-        found = [self._read(entry) for entry in entries]
-        exchanges = [one for one in found if one is not None]
-        kept = self._append(exchanges, sleep)
-        self._ring.take(end, stored=kept, unreadable=len(entries) - kept)
-        return True
+    def _listen(self, timeout_s: float) -> None:
+        """Wait until the proxy has put something, or has ended, at most so long."""
+        if not self._ended and select.select([self._order.wake_fd], [], [], timeout_s)[0]:
+            self._ended = not os.read(self._order.wake_fd, 65536)
 
     def _read(self, entry: bytes) -> Exchange | None:
         try:
@@ -106,33 +100,24 @@ class Worker:
             return None
 
     def _append(self, exchanges: list[Exchange], sleep: Callable[[float], None]) -> int:
-        """Append all, and return how many; wait while the disk is full, but not for ever once the proxy has ended."""
-        tries, too_long = 0, self._store.n_too_long
-        while True:
+        """Append all that are not too long, and return how many; wait while the disk is full.
+
+        Once the proxy has ended, the wait is not for ever.
+        """
+        tries = 0
+        while not self._ended or tries < _LAST_TRIES:
             try:
-                self._store.append(exchanges)
-                return len(exchanges) - (self._store.n_too_long - too_long)
+                return self._store.append(exchanges)
             except CaptureUnavailable as error:
                 if not tries:
                     _log.warning("%s", error)
                 tries += 1
-                if self._ended and tries > _LAST_TRIES:
-                    return 0
                 sleep(_RETRY_S)
-                self._look_for_end()
+                self._listen(0)
             except (SmallfirstError, ValueError):
                 _log.exception("exchanges cannot be kept")
-                return 0
-
-    def _look_for_end(self) -> None:
-        if not self._ended and select.select([self._order.wake_fd], [], [], 0)[0]:
-            self._ended = not os.read(self._order.wake_fd, 65536)
-
-    def _expire(self) -> None:
-        if time.monotonic() - self._expired_s >= _EXPIRE_S:
-            self._expired_s = time.monotonic()
-            with suppress(Exception):  # a full disk, which the next entry reports
-                self._store.expire()
+                break
+        return 0
 
 
 def main() -> None:
@@ -140,12 +125,8 @@ def main() -> None:
     logging.basicConfig(format="%(name)s: %(message)s")
     order = WorkerOrder.model_validate_json(sys.argv[1])
     os.nice(5)  # an answer comes before its copy
-    key = os.environ.get(order.key_env) or None
-    store = CaptureStore(order.path, max_rows=order.max_rows, keep_days=order.keep_days, key=key)
-    try:
-        Worker(order, store, Ring(order.ring_fd, order.ring_bytes)).run()
-    finally:
-        store.close()
+    with closing(order.open_store()) as store:
+        Worker(order, store, Ring(order.ring_fd, order.wanted.buffer_bytes)).run()
 
 
 def _text(value: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from smallfirst.gateway.http import GatewayResponse, RawHeaders
 from smallfirst.gateway.upstreams import Response
+from smallfirst.serving.admission import ClientDisconnected
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -16,10 +17,6 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 _TAIL_BYTES = 20
-
-
-class ClientGone(Exception):
-    """The client has closed its connection; nobody waits for an answer."""
 
 
 class BrokenOff(Exception):
@@ -31,72 +28,57 @@ class Client:
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send
-        self._watcher: asyncio.Task[None] | None = None
-        self._answered = self._gone = False
+        self._read, self._answered = asyncio.Event(), False
+        self.gone = False
+        """True if the client has closed its connection before it was answered."""
         self.started = False
         """True once the head of an answer is sent."""
 
     async def read(self, most: int) -> tuple[bytes, bool]:
-        """Return the body, or its beginning of more than `most` bytes and True if there is more. Raise ClientGone."""
+        """Return the body, or its beginning of more than `most` bytes and True if there is more.
+
+        Raise ClientDisconnected.
+        """
         pieces: list[bytes] = []
-        size = 0
-        while True:
-            message = await self._receive()
-            if message["type"] != "http.request":
-                raise ClientGone
-            piece = message.get("body", b"")
-            more = bool(message.get("more_body"))
-            if not pieces and not more:
-                return piece, False
+        size, more = 0, True
+        while more and size <= most:
+            piece, more = await self._piece()
             pieces.append(piece)
             size += len(piece)
-            if not more or size > most:
-                return b"".join(pieces), more
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces), more
 
     async def rest(self, beginning: bytes) -> AsyncIterator[bytes]:
-        """Yield the body from its beginning on as it arrives. Raise ClientGone."""
+        """Yield the body from its beginning on as it arrives. Raise ClientDisconnected."""
         yield beginning
         more = True
         while more:
-            message = await self._receive()
-            if message["type"] != "http.request":
-                self._gone = True
-                raise ClientGone
-            more = bool(message.get("more_body"))
-            if message.get("body"):
-                yield message["body"]
-        self.watch()
+            piece, more = await self._piece()
+            if piece:
+                yield piece
+
+    async def _piece(self) -> tuple[bytes, bool]:
+        message = await self._receive()
+        if message["type"] != "http.request":
+            raise ClientDisconnected
+        if not (more := bool(message.get("more_body"))):
+            self._read.set()
+        return message.get("body", b""), more
 
     async def discard(self, most: int) -> None:
-        """Read up to `most` bytes more of the body: else a client that sends sees no answer. Raise ClientGone."""
+        """Read up to `most` bytes more: else a client that sends sees no answer. Raise ClientDisconnected."""
         async for piece in self.rest(b""):
             most -= len(piece)
             if most < 0:
                 return
 
-    def watch(self) -> None:
-        """Cancel the running task, which answers this client, as soon as the client goes; the body must be read."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._watcher = asyncio.get_running_loop().create_task(self._wait_for_end(task))
-
-    async def _wait_for_end(self, task: asyncio.Task[Any]) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        if not self._answered:
-            self._gone = True
-            task.cancel()
-
-    @property
-    def gone(self) -> bool:
-        """True if the client has closed its connection before it was answered."""
-        return self._gone
-
-    def end(self) -> None:
-        """Stop watching."""
-        self._answered = True
-        if self._watcher is not None:
-            self._watcher.cancel()
+    async def until_gone(self) -> Message:
+        """Return what the server says of the client after its body, for `cancel_on_disconnect`."""
+        await self._read.wait()
+        message = await self._receive()
+        if self._answered:  # the server reports the end of an answer as a disconnect, too
+            await asyncio.Event().wait()
+        self.gone = message["type"] == "http.disconnect"
+        return message
 
     async def start(self, status: int, headers: RawHeaders) -> None:
         self.started = True
@@ -104,21 +86,14 @@ class Client:
 
     async def piece(self, body: bytes, *, more: bool) -> None:
         if not more:
-            self._answered = True  # the server reports the end of an answer as a disconnect, too
+            self._answered = True
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
     async def answer(self, response: GatewayResponse) -> None:
         """Send an answer of the proxy's own."""
-        headers, body = [h for h in response.headers if h[0] != b"content-length"], response.body
-        if isinstance(body, bytes):
-            headers.append((b"content-length", b"%d" % len(body)))
-            await self.start(response.status, headers)
-            await self.piece(body, more=False)
-            return
-        await self.start(response.status, headers)
-        async for piece in body:
-            await self.piece(piece, more=True)
-        await self.piece(b"", more=False)
+        headers = [h for h in response.headers if h[0] != b"content-length"]
+        await self.start(response.status, [*headers, (b"content-length", b"%d" % len(response.body))])
+        await self.piece(response.body, more=False)
 
 
 class Copy:
@@ -153,31 +128,24 @@ class Copy:
         return b"".join(self._pieces)
 
 
-async def pass_back(
-    response: Response, client: Client, copy: Copy | None, before_end: Callable[[], None] = lambda: None
-) -> None:
+async def pass_back(response: Response, client: Client, copy: Copy | None, before_end: Callable[[], None]) -> None:
     """Pass an upstream's answer on to the client as it arrives. Raise UpstreamFailed if it breaks off.
 
-    `before_end` is called when all of it is there, just before the client gets the end.
+    `before_end` is called once, when all of it is there, just before the client gets the end.
     """
-    told = False
-
-    def tell() -> None:
-        nonlocal told
-        if not told:
-            told = True
-            before_end()
-
     await client.start(response.status, response.headers)
-    left = response.length
+    left, told, ended = response.length, False, False
     async for piece in response.pieces():
         if copy is not None:
             copy.add(piece)
         if left is not None:
             left -= len(piece)
-        if left == 0 or (copy is not None and copy.says_done):
-            tell()
-        await client.piece(piece, more=left != 0)
-    if left != 0:
-        tell()
+        ended = left == 0
+        if not told and (ended or (copy is not None and copy.says_done)):
+            told = True
+            before_end()
+        await client.piece(piece, more=not ended)
+    if not told:
+        before_end()
+    if not ended:
         await client.piece(b"", more=False)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+from smallfirst.serving.openai.errors import ApiError
 
 RawHeaders = list[tuple[bytes, bytes]]
 """Names in lower case, in the order in which they came."""
@@ -37,7 +38,7 @@ class GatewayRequest:
     at: float = field(default_factory=time.time)
     """When it arrived, in seconds since the epoch."""
     watched: bool = False
-    """Set it to True in `LocalAnswers.answer` to get the upstream's answer in `LocalAnswers.passed`."""
+    """Set it to True in `TakenOverTasks.answer` to get the upstream's answer in `TakenOverTasks.passed`."""
     _json: Any = _UNREAD
 
     def json(self) -> dict[str, Any] | None:
@@ -82,8 +83,7 @@ class GatewayResponse(NamedTuple):
 
     status: int
     headers: RawHeaders
-    body: bytes | AsyncIterator[bytes]
-    """Whole, or pieces that are sent as they come."""
+    body: bytes
     captured: Captured | None = None
     """What to keep as an exchange; None: nothing. A small model's own answers must not be: nobody learns from them."""
 
@@ -93,8 +93,7 @@ def json_response(value: Any, status: int = 200, *headers: tuple[bytes, bytes]) 
     return GatewayResponse(status, [(b"content-type", b"application/json"), *headers], json.dumps(value).encode())
 
 
-def error_response(status: int, message: str, code: str, *, param: str | None = None) -> GatewayResponse:
-    """Return an error of the proxy in OpenAI's shape; `code` stands in the header `x-smallfirst-error` as well."""
-    kind = "invalid_request_error" if status < 500 else "upstream_error"
-    body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
-    return json_response(body, status, (ERROR_HEADER, code.encode()))
+def refusal(error: ApiError) -> GatewayResponse:
+    """Return an error of the proxy as its answer; the code stands in the header `x-smallfirst-error` as well."""
+    more = [(name.encode(), value.encode()) for name, value in error.headers.items()]
+    return json_response(error.body, error.status, (ERROR_HEADER, (error.code or "refused").encode()), *more)

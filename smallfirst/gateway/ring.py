@@ -55,22 +55,10 @@ class Ring:
         self._numbers[_TAKEN] = until
 
     @property
-    def waiting_bytes(self) -> int:
-        return self._numbers[_PUT] - self._numbers[_TAKEN]
-
-    @property
-    def refused(self) -> int:
-        """Entries that did not fit."""
-        return self._numbers[_REFUSED]
-
-    @property
-    def stored(self) -> int:
-        return self._numbers[_STORED]
-
-    @property
-    def unreadable(self) -> int:
-        """Entries that could not be stored, whatever the room."""
-        return self._numbers[_UNREADABLE]
+    def counts(self) -> dict[str, int]:
+        """What became of the entries: `no_room` did not fit, `unreadable` could not be stored, whatever the room."""
+        put, taken, refused, stored, unreadable = self._numbers[: _UNREADABLE + 1]
+        return {"stored": stored, "waiting_bytes": put - taken, "no_room": refused, "unreadable": unreadable}
 
     def _write(self, at: int, part: bytes) -> int:
         start = at % self._size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import socket
 
 import uvicorn
@@ -15,6 +16,8 @@ from smallfirst.serving.http_limits import ConnectionLimits, limited_protocol
 
 DRAIN_S = 30
 """Seconds that running answers have when the proxy is told to stop."""
+LIMITS = ConnectionLimits(max_head_bytes=256 * 1024, max_connections=100_000, body_s=math.inf)
+"""Bodies are passed on while they arrive, at whatever pace."""
 
 
 def run(gateway: Gateway, listener: socket.socket) -> None:
@@ -31,7 +34,7 @@ def server_config(gateway: Gateway) -> uvicorn.Config:
     """Return how uvicorn serves the gateway: nothing is added to an answer."""
     return uvicorn.Config(
         gateway,
-        http=http_protocol(),
+        http=limited_protocol(LIMITS),
         loop="auto",
         ws="none",
         lifespan="off",
@@ -43,15 +46,6 @@ def server_config(gateway: Gateway) -> uvicorn.Config:
         timeout_keep_alive=75,
         timeout_graceful_shutdown=DRAIN_S,
     )
-
-
-def http_protocol() -> type[asyncio.Protocol]:
-    """Return httptools' parser with limits; where it is not installed, h11's, which takes twice the time."""
-    try:
-        from smallfirst.gateway.connections import BoundedProtocol
-    except ImportError:
-        return limited_protocol(ConnectionLimits())
-    return BoundedProtocol
 
 
 async def _serve(server: uvicorn.Server, listener: socket.socket, gateway: Gateway) -> None:

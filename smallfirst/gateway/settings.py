@@ -11,10 +11,11 @@ import pydantic
 from pydantic import Field
 
 from smallfirst.errors import ConfigError, did_you_mean
-from smallfirst.gateway.decisions.settings import DecisionSettings
 from smallfirst.models.remote.config import BaseUrl
 from smallfirst.pricing.prices import PriceBook, with_price_file
 from smallfirst.records import Record, parse_record, read_yaml
+from smallfirst.traffic import task_source
+from smallfirst.traffic.capture_store import KEY_ENV
 
 FILE_NAME = "gateway.yaml"
 DEFAULT_UPSTREAM = "default"
@@ -78,6 +79,16 @@ class CaptureSettings(Record):
     buffer_bytes: Annotated[int, Field(ge=1024 * 1024)] = 16 * 1024 * 1024
     """Memory for what waits to be stored; what comes while it is full is not kept, and counted."""
 
+    def key(self) -> str | None:
+        """Return the store's key from the environment, or None without one. Raise ConfigError if it must be there."""
+        found = os.environ.get(self.key_env or KEY_ENV) or None
+        if self.key_env and not found:
+            raise ConfigError(
+                f"capture.key_env: the environment variable {self.key_env} is not set",
+                hint=f"export {self.key_env}=…",
+            )
+        return found
+
 
 class Teacher(Record):
     """Terms of a model whose recorded answers small models might learn from."""
@@ -86,6 +97,23 @@ class Teacher(Record):
     """Its licence or terms, as given."""
     training_allowed: bool | None = None
     """False: its answers are used for measuring only. None: nobody has said."""
+
+
+class DecisionSettings(Record):
+    """The upstream of typed questions that no small model answers, `/v1/decisions` and `/v1/systemone`.
+
+    Without it each passes to its model's upstream as it is.
+    """
+
+    upstream: str
+    """Name of an upstream."""
+    shape: Literal["openai", "systemone", "chat"] = "openai"
+    """What it speaks: OpenAI's decisions, TypeSafe's System One, or chat completions alone. A chat model gives a label
+    and no probabilities: each answer says that they are uncalibrated."""
+    model: str = ""
+    """Model that it is asked for; left out: the one that the application asks for."""
+    extra_body: dict[str, Any] = {}
+    """Added to requests of the shape `chat`, such as `{temperature: 0}`."""
 
 
 class GatewaySettings(Record):
@@ -131,6 +159,17 @@ class GatewaySettings(Record):
     def first_upstream(self) -> str:
         return next(iter(self.upstreams))
 
+    def teacher_of(self, model: str, *asked_as: str) -> task_source.Teacher:
+        """Return the record of a teacher with its terms: those of its own name, or of a name that it was asked by.
+
+        `gpt-4o` is also the name of its dated versions (`gpt-4o-2024-08-06`), unless these have terms of their own.
+        """
+        names = [name for name in (model, *asked_as) if name in self.teachers]
+        names += sorted((name for name in self.teachers if model.startswith(f"{name}-")), key=len, reverse=True)
+        terms = self.teachers[names[0]] if names else Teacher()
+        allowed = terms.training_allowed is not False
+        return task_source.Teacher(model=model, licence=terms.licence, training_allowed=allowed)
+
 
 def read_gateway_file(path: Path | None = None, *, upstream: str | None = None) -> GatewaySettings:
     """Return the settings in `path`, a file or its folder, with `upstream`'s address as the first upstream.
@@ -151,3 +190,10 @@ def read_gateway_file(path: Path | None = None, *, upstream: str | None = None) 
         values["upstreams"][DEFAULT_UPSTREAM] = {**values["upstreams"][DEFAULT_UPSTREAM], "base_url": upstream}
     own = {"folder": str(file.parent), "prices": with_price_file(values.get("prices"), file)}
     return parse_record(GatewaySettings, {**values, **own}, where=str(file))
+
+
+def settings_near(folder: Path) -> GatewaySettings | None:
+    """Return the settings of the gateway.yaml in the folder or the nearest one above; None without one."""
+    here = folder.absolute()
+    file = next((place / FILE_NAME for place in (here, *here.parents) if (place / FILE_NAME).is_file()), None)
+    return read_gateway_file(file) if file else None

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from smallfirst.billing.saved import Amount, Saving, mean_cost, savings
 from smallfirst.errors import ConfigError
@@ -119,7 +119,7 @@ def task_routes(state: Path, discovered: Path) -> dict[tuple[str, str], Handler]
 
 
 def _learnt(taken: TakeOver, saving: Saving | None, bill_usd: float) -> TaskLine:
-    source, saved = TaskSource.of(taken.folder), saving.saved_usd if saving else None
+    saved = saving.saved_usd if saving else None
     return TaskLine(
         task=taken.task,
         state=taken.state,
@@ -127,11 +127,10 @@ def _learnt(taken: TakeOver, saving: Saving | None, bill_usd: float) -> TaskLine
         bill_usd=bill_usd,
         share=taken.share,
         small_share=saving.share_small if saving else None,
-        foretold_share=source.foretold_share[0] if source and source.foretold_share else None,
         promise=taken.promise,
         saved_usd=saved.usd if saved else None,
         why=taken.why,
-        **_terms(source),
+        **_of_source(TaskSource.of(taken.folder)),
     )
 
 
@@ -154,23 +153,23 @@ def _discovered(folder: Path) -> tuple[FoundTask, ...]:
 
 
 def _found(task: FoundTask, folder: Path) -> TaskLine:
-    source = TaskSource.of(folder / task.name)
-    share = source.foretold_share[0] if source and source.foretold_share else None
+    found = _of_source(TaskSource.of(folder / task.name))
     return TaskLine(
         task=task.name,
         state="found",
         requests=task.requests_per_month,
         bill_usd=task.usd_per_month,
         share=0.0,
-        small_share=share,
-        foretold_share=share,
+        small_share=found.get("foretold_share"),
         why=task.why,
-        **_terms(source),
+        **found,
     )
 
 
-def _terms(source: TaskSource | None) -> dict[str, str | bool]:
+def _of_source(source: TaskSource | None) -> dict[str, Any]:
+    """Return the fields of a line that say from whom a task is learnt, and what was foretold."""
     if source is None:
         return {}
-    teacher = source.teacher
-    return {"teacher": teacher.model, "terms": teacher.licence, "training_allowed": teacher.training_allowed}
+    foretold, teacher = source.foretold_share, source.teacher
+    known = {"teacher": teacher.model, "terms": teacher.licence, "training_allowed": teacher.training_allowed}
+    return {**known, "foretold_share": foretold[0] if foretold else None}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
+import io
 import time
 from collections.abc import AsyncIterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -17,6 +17,7 @@ from smallfirst.gateway.model_name import find_model, with_model
 from smallfirst.gateway.settings import GatewaySettings, Upstream
 from smallfirst.models.remote.config import is_loopback
 from smallfirst.models.remote.http import IDLE_TIMEOUT_S, certificates, proxy_for
+from smallfirst.serving.openai.errors import ApiError
 
 UPSTREAM_HEADER = b"x-smallfirst-upstream"
 """A client may name the upstream itself, for routes whose requests name no model."""
@@ -35,13 +36,11 @@ _IDLE_TLS_S = 60.0
 _PIECE_BYTES = 256 * 1024
 
 
-class UpstreamFailed(Exception):
+class UpstreamFailed(ApiError):
     """The upstream gave no answer, or broke it off."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
-        """`status` and `code` are those of the proxy's error."""
-        super().__init__(message)
-        self.status, self.code = status, code
+        super().__init__(status, message, kind="upstream_error", code=code)
 
 
 class Target(NamedTuple):
@@ -97,18 +96,19 @@ class Upstreams:
         With `readable`, only content codings that the proxy can read are offered to the upstream.
         """
         one = self._open[target.upstream]
-        streamed = not isinstance(body, bytes) or len(body) > _PIECE_BYTES
         headers = _passed_on(request.headers, one.key_header)
         if readable:
             headers = [(name, _readable(value) if name == "accept-encoding" else value) for name, value in headers]
-        if streamed and (length := _length(request, body)) is not None:
-            headers.append(("Content-Length", length))
-        data = _pieces(body) if isinstance(body, bytes) and streamed else body
+        data: Any = body or None
+        if not isinstance(body, bytes) and (length := request.header(b"content-length")):
+            headers.append(("Content-Length", length.decode("latin-1")))
+        elif isinstance(body, bytes) and len(body) > _PIECE_BYTES:
+            data = io.BytesIO(body)  # which is written in pieces
         try:
             response = await one.session.request(
                 request.method,
                 _url(one.base_url, request),
-                data=data or None,
+                data=data,
                 headers=headers,
                 allow_redirects=False,
                 proxy=one.proxy,
@@ -217,18 +217,6 @@ def _text(value: bytes) -> str:
 def _readable(offered: str) -> str:
     """Return the content codings of an `accept-encoding` that can be read here."""
     return ", ".join(part for part in offered.split(",") if part.partition(";")[0].strip() in READABLE) or "identity"
-
-
-def _length(request: GatewayRequest, body: bytes | AsyncIterator[bytes]) -> str | None:
-    if isinstance(body, bytes):
-        return str(len(body))
-    return request.header(b"content-length").decode("latin-1") or None
-
-
-async def _pieces(body: bytes) -> AsyncIterator[bytes]:
-    for start in range(0, len(body), _PIECE_BYTES):
-        yield body[start : start + _PIECE_BYTES]
-        await asyncio.sleep(0)
 
 
 def _failure(error: Exception, upstream: str) -> UpstreamFailed:

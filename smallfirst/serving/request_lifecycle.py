@@ -202,7 +202,7 @@ class ApiCall:
                 **usage_columns(used),
                 "first_token_ms": None if self.first_token_s is None else self.first_token_s * 1000,
                 "answer_text": completion.text if self.app.settings.store_bodies else None,
-                **(_route_columns(route) if route else {}),
+                **(route_columns(route) if route else {}),
             }
         )
 
@@ -276,7 +276,8 @@ def usage_columns(used: Completion) -> dict[str, object]:
     }
 
 
-def _route_columns(route: Route) -> dict[str, object]:
+def route_columns(route: Route) -> dict[str, object]:
+    """Return the columns of a ledger row that say how the answer was chosen."""
     trail = [step.model_dump(exclude_defaults=True) for step in route.trail]
     return {
         "task": route.task or None,

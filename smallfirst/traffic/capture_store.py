@@ -5,7 +5,10 @@ One process writes; any number read meanwhile. A killed writer loses nothing tha
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
+import secrets
 import sqlite3
 import threading
 import zlib
@@ -14,9 +17,8 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from smallfirst.errors import ConfigError, SmallfirstError
+from smallfirst.errors import ConfigError, SmallfirstError, as_missing_extra
 from smallfirst.traffic.bodies import kept_body
-from smallfirst.traffic.encryption import Cipher, new_salt
 from smallfirst.traffic.exchange import Exchange
 
 FILE_NAME = "capture.db"
@@ -27,7 +29,7 @@ MAX_BYTES = 2_000_000
 """Longest exchange that is kept, as JSON without media."""
 _VERSION = 1
 _PLAIN, _ENCRYPTED = b"\0", b"\1"
-_PAGE = 200
+_NONCE, _PAGE = 12, 200
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS exchanges "
     "(seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, at TEXT NOT NULL, content BLOB NOT NULL)",
@@ -43,6 +45,37 @@ class CaptureUnavailable(SmallfirstError):
     retryable = True
 
 
+class Cipher:
+    """AES-256-GCM under a key that scrypt derives from any text. Each content is bound to its id: no other reads it."""
+
+    def __init__(self, key: str, salt: bytes) -> None:
+        """Derive the key, which takes about 50 ms. Raise MissingExtra."""
+        try:
+            from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+        except ModuleNotFoundError as error:
+            raise as_missing_extra(error) from None
+        self._key = hashlib.scrypt(key.encode(), salt=salt, n=2**14, r=8, p=1, dklen=64)
+        self._aead = AESGCM(self._key[:32])
+
+    def encrypt(self, content: bytes, id: str) -> bytes:
+        """Return a random nonce of 12 bytes, the encrypted content, and a tag of 16."""
+        nonce = secrets.token_bytes(_NONCE)
+        return nonce + self._aead.encrypt(nonce, content, id.encode())
+
+    def decrypt(self, content: bytes, id: str) -> bytes:
+        """Return the content. Raise ConfigError if it was changed or belongs to another id."""
+        from cryptography.exceptions import InvalidTag
+
+        try:
+            return self._aead.decrypt(content[:_NONCE], content[_NONCE:], id.encode())
+        except InvalidTag:
+            raise ConfigError(f"exchange {id} cannot be decrypted: its content was changed") from None
+
+    def check(self) -> bytes:
+        """Return what tells one key from another without saying it."""
+        return hmac.digest(self._key[32:], b"smallfirst capture", "sha256")
+
+
 class CaptureStore:
     """A file of exchanges. Any thread may append; each reader has a connection of its own."""
 
@@ -56,8 +89,6 @@ class CaptureStore:
         """
         self.path, self.max_rows, self._keep = path, max_rows, timedelta(days=keep_days)
         self._lock = threading.Lock()
-        self.n_too_long = 0
-        """Exchanges that were not kept, since they are longer than MAX_BYTES."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(mode=0o600)
@@ -79,16 +110,14 @@ class CaptureStore:
         self._cipher = self._cipher_of(key)
 
     def append(self, exchanges: Sequence[Exchange]) -> int:
-        """Write redacted exchanges and return how many were new; what is above `max_rows` goes, oldest first.
+        """Write redacted exchanges; what is above `max_rows` goes, oldest first. Return how many were not too long.
 
         An id that is there already is left as it is. Raise CaptureUnavailable: then none was written.
         """
         rows = [row for one in exchanges if (row := self._row(one)) is not None]
         try:
             with self._lock, self._connection:
-                before = self._connection.total_changes
                 self._connection.executemany("INSERT OR IGNORE INTO exchanges (id, at, content) VALUES (?, ?, ?)", rows)
-                added = self._connection.total_changes - before
                 self._connection.execute(
                     "DELETE FROM exchanges WHERE seq <= (SELECT max(seq) FROM exchanges) - ?", (self.max_rows,)
                 )
@@ -97,65 +126,36 @@ class CaptureStore:
                 f"{self.path} takes no exchange: {error}",
                 hint="make room on its disk and see that it can be written to",
             ) from None
-        return added
+        return len(rows)
 
-    def exchanges(
-        self, *, since: datetime | None = None, until: datetime | None = None, limit: int | None = None
-    ) -> Iterator[Exchange]:
-        """Yield the exchanges from `since` on and before `until`, the newest `limit` of them, in the order of writing.
-
-        What is written or deleted meanwhile may be among them or not.
-        """
-        span = (_text(since) if since else "", _text(until) if until else "~")
+    def exchanges(self) -> Iterator[Exchange]:
+        """Yield the exchanges in the order of writing; what is written or deleted meanwhile is among them or not."""
         with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)) as reader:
-            where = "at >= ? AND at < ?"
-            newest = f"SELECT min(seq) FROM (SELECT seq FROM exchanges WHERE {where} ORDER BY seq DESC LIMIT ?)"
-            (first,) = reader.execute(newest, (*span, -1 if limit is None else limit)).fetchone()
-            last = (first or 0) - 1
-            while first is not None:  # in pages: a long read would keep the journal from being folded in
-                page = reader.execute(
-                    f"SELECT seq, id, content FROM exchanges WHERE seq > ? AND {where} ORDER BY seq LIMIT {_PAGE}",
-                    (last, *span),
-                ).fetchall()
-                for _, id, content in page:
-                    yield self._exchange(id, content)
-                if len(page) < _PAGE:
-                    return
+            query, last = f"SELECT seq, id, content FROM exchanges WHERE seq > ? ORDER BY seq LIMIT {_PAGE}", 0
+            while page := reader.execute(query, (last,)).fetchall():  # a long read would keep the journal from folding
+                yield from (self._exchange(id, content) for _, id, content in page)
                 last = page[-1][0]
 
-    def count(self) -> int:
-        """Return the number of exchanges that are kept."""
-        with self._lock:
-            (n,) = self._connection.execute("SELECT count(*) FROM exchanges").fetchone()
-        return int(n)
-
     def expire(self, now: datetime | None = None) -> int:
-        """Delete the exchanges that are older than `keep_days` and return their number."""
-        return self._delete("at < ?", _text((now or datetime.now(UTC)) - self._keep))
-
-    def erase(self, id: str) -> bool:
-        """Delete an exchange, as its author may ask; return False if there was none."""
-        return self._delete("id = ?", id) > 0
+        """Delete the exchanges that are older than `keep_days`, without a trace, and return their number."""
+        oldest = _text((now or datetime.now(UTC)) - self._keep)
+        with self._lock:
+            with self._connection:
+                deleted = self._connection.execute("DELETE FROM exchanges WHERE at < ?", (oldest,)).rowcount
+            if deleted:  # the journal holds older pages
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return deleted
 
     def close(self) -> None:
         """Close the file. Safe to call twice."""
         with self._lock:
             self._connection.close()
 
-    def _delete(self, where: str, value: str) -> int:
-        with self._lock:
-            with self._connection:
-                deleted = self._connection.execute(f"DELETE FROM exchanges WHERE {where}", (value,)).rowcount
-            if deleted:  # the journal holds older pages
-                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        return deleted
-
     def _row(self, exchange: Exchange) -> tuple[str, str, bytes] | None:
         bodies = {"request": kept_body(exchange.request), "response": kept_body(exchange.response)}
         values = exchange.model_copy(update=bodies).model_dump(exclude_defaults=True) | {"at": _text(exchange.at)}
         content = json.dumps(values, separators=(",", ":")).encode()
         if len(content) > MAX_BYTES:
-            self.n_too_long += 1
             return None
         return exchange.id, _text(exchange.at), self._sealed(exchange.id, zlib.compress(content, 6))
 
@@ -185,7 +185,7 @@ class CaptureStore:
         return cipher
 
     def _encrypted(self, key: str) -> Cipher:
-        salt = new_salt()
+        salt = secrets.token_bytes(16)
         cipher = Cipher(key, salt)
         with self._connection:
             plain = self._connection.execute("SELECT id, content FROM exchanges").fetchall()

@@ -75,18 +75,6 @@ class TaskSource(Record):
     foretold_share: tuple[float, float, float] | None = None
     """Share of its requests that can move: estimate, and the ends of its 95 % interval."""
 
-    def text(self, prompt: Prompt) -> str | None:
-        """Return the case that a prompt of this task asks about; None if it is no prompt of this task."""
-        found = self.match(prompt)
-        return found[0] if found else None
-
-    def match(self, prompt: Prompt) -> tuple[str, AnswerFormat] | None:
-        """Return the case that a prompt asks about and the format of its answer; None if it is none of this task."""
-        for wording in self.templates:
-            if (text := wording.text(prompt)) is not None:
-                return text, wording.answer_format or self.answer_format
-        return None
-
     @classmethod
     def of(cls, folder: Path) -> TaskSource | None:
         """Return the source of the task in a folder; None if it was not found in traffic."""

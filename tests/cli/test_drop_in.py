@@ -37,10 +37,14 @@ def test_a_wrong_setting_is_named_with_a_suggestion(tmp_path: Path) -> None:
 def test_what_is_kept_is_said_before_the_first_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = []
 
+    async def begin_and_end(gateway: Gateway) -> None:
+        await gateway.start()
+        await gateway.aclose()
+
     def run(gateway: Gateway, listener: socket.socket) -> None:
         kept.append(gateway.capture is not None)
         listener.close()
-        asyncio.run(gateway.aclose())
+        asyncio.run(begin_and_end(gateway))
 
     monkeypatch.setattr("smallfirst.gateway.server.run", run)
     monkeypatch.chdir(tmp_path)

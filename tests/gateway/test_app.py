@@ -185,6 +185,7 @@ def test_an_unreachable_upstream() -> None:
 
         gateway = Gateway(settings(1, 1, upstreams={"gone": {"base_url": "http://127.0.0.1:1/v1"}}))
         scope = {"type": "http", "method": "POST", "path": "/v1/x", "query_string": b"", "headers": []}
+        await gateway.start()
         await gateway(scope, receive, send)
         await gateway.aclose()
 

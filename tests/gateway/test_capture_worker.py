@@ -40,7 +40,7 @@ def worked(tmp_path: Path, times: int) -> tuple[Unstarted, CaptureStore, list[fl
 
 def test_a_full_disk_is_waited_for(tmp_path: Path) -> None:
     capture, store, slept = worked(tmp_path, times=3)
-    assert (store.count(), capture.counts["stored"], capture.counts["waiting_bytes"]) == (2, 2, 0)
+    assert (len(list(store.exchanges())), capture.counts["stored"], capture.counts["waiting_bytes"]) == (2, 2, 0)
     assert slept[-3:] == [1.0, 1.0, 1.0]
 
 
@@ -48,5 +48,5 @@ def test_a_disk_that_stays_full_does_not_keep_the_process_for_ever(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     capture, store, slept = worked(tmp_path, times=1_000_000)
-    assert (store.count(), capture.counts["unreadable"], len(slept)) == (0, 2, 31)
+    assert (len(list(store.exchanges())), capture.counts["unreadable"], len(slept)) == (0, 2, 31)
     assert [record.message for record in caplog.records] == ["full"]

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from smallfirst.gateway.app import list_models
 from tests.gateway.conftest import Asked, Proxied, answer, settings
 from tests.gateway.test_app import CHAT, post
 
@@ -104,7 +105,7 @@ def test_with_models_a_body_that_is_too_large_to_route_is_refused(proxied: Proxi
 def test_the_list_of_models_has_the_mapped_names_too(proxied: Proxied) -> None:
     proxied.gateway.settings = settings(proxied.upstream.port, proxied.other.port, models={"ours": "second"})
     proxied.gateway.upstreams.settings = proxied.gateway.settings
-    proxied.gateway.routes |= proxied.gateway._own_routes()
+    proxied.gateway.routes["GET", "/v1/models"] = list_models
     proxied.upstream.script = answer(b'{"object": "list", "data": [{"id": "gpt-4o"}]}')
     status, _, body = proxied.send("GET /v1/models HTTP/1.1\nHost: localhost\nConnection: close")
     assert status.split()[1] == "200"

@@ -52,8 +52,8 @@ def test_what_goes_in_comes_out(open_store):
     store = open_store()
     assert store.append([one, exchange(1)]) == 2
     assert next(open_store().exchanges()) == one
-    assert store.append([one]) == 0  # its id is there
-    assert store.count() == 2
+    store.append([one])  # its id is there
+    assert len(ids(store.exchanges())) == 2
 
 
 def test_personal_data_and_media_are_not_written(open_store, tmp_path):
@@ -78,26 +78,19 @@ def test_rows_and_days_are_bounded(open_store):
     store.append([exchange(i) for i in range(5)])
     assert ids(store.exchanges()) == ["r2", "r3", "r4"]
     assert store.expire(START + timedelta(days=1, hours=3)) == 1
-    assert store.erase("r4")
-    assert not store.erase("r4")
-    assert ids(store.exchanges()) == ["r3"]
+    assert ids(store.exchanges()) == ["r3", "r4"]
 
 
-def test_one_that_is_too_long_is_counted(open_store):
+def test_one_that_is_too_long_is_not_kept(open_store):
     store = open_store()
     assert store.append([exchange(text="long words " * 200_000), exchange(1)]) == 1
-    assert store.n_too_long == 1
+    assert ids(store.exchanges()) == ["r1"]
 
 
-def test_a_span_and_a_number_can_be_read(open_store):
+def test_many_come_in_the_order_in_which_they_were_written(open_store):
     store = open_store()
     store.append([exchange(i) for i in range(500)])
     assert ids(store.exchanges()) == [f"r{i}" for i in range(500)]  # over several pages
-    assert ids(store.exchanges(limit=2)) == ["r498", "r499"]
-    span = {"since": START + timedelta(hours=2), "until": START + timedelta(hours=5)}
-    assert ids(store.exchanges(**span)) == ["r2", "r3", "r4"]
-    assert ids(store.exchanges(**span, limit=1)) == ["r4"]
-    assert ids(store.exchanges(since=START + timedelta(days=90))) == []
 
 
 def test_another_process_reads_while_this_one_writes(open_store):
@@ -136,12 +129,12 @@ def test_an_encrypted_row_is_bound_to_its_id(open_store, tmp_path):
         list(store.exchanges())
 
 
-def test_no_trace_of_an_erased_text_remains(open_store, tmp_path):
+def test_no_trace_of_an_expired_text_remains(open_store, tmp_path):
     store = open_store()
     store.append([exchange(i) for i in range(20)])
     content = content_of(tmp_path, "r3")
     assert content in raw(tmp_path)
-    store.erase("r3")
+    assert store.expire(START + timedelta(days=30, hours=3.5)) == 4
     assert content not in raw(tmp_path)
 
 

@@ -28,9 +28,10 @@ def asked(text):
 
 
 def test_every_wording_gives_its_case():
-    assert source().text(asked("File: lost")) == "lost"
-    assert source().text(asked("On Monday, Ann wrote: lost")) == "who: Ann\ntext: lost"
-    assert source().text(asked("Write a poem")) is None
+    first, second = source().templates
+    assert first.text(asked("File: lost")) == "lost"
+    assert second.text(asked("On Monday, Ann wrote: lost")) == "who: Ann\ntext: lost"
+    assert (first.text(asked("Write a poem")), second.text(asked("File: lost"))) == (None, None)
 
 
 def test_it_is_found_in_its_folder(tmp_path):

@@ -145,6 +145,11 @@ def load_raw(address: str | Path) -> tuple[list[RawRow], tuple[SourceFormat, ...
     return list(source.rows(None, budget)), tuple(budget.formats)
 
 
+def iterate_raw(address: str | Path, budget: ReadBudget) -> Iterator[RawRow]:
+    """Yield the rows that `load_raw` returns, one after the other; what is read in parts is never held whole."""
+    yield from _find(os.fspath(address), Path()).rows(None, budget)
+
+
 class _Source(NamedTuple):
     where: str
     """Address as error messages show it."""

@@ -7,31 +7,26 @@ from typing import Any
 
 import pydantic
 
-from smallfirst.gateway.http import ERROR_HEADER, GatewayResponse, UpstreamAnswer, error_response, json_response
+from smallfirst.gateway.http import ERROR_HEADER, GatewayResponse, UpstreamAnswer, json_response, refusal
+from smallfirst.serving.openai.errors import ApiError, validation_error
 from smallfirst.traffic.decisions import systemone_shape
-
-MOST_SHOWN = 5
-"""Broken rules that one error names."""
 
 
 def invalid_request(route: str, error: pydantic.ValidationError) -> GatewayResponse:
     """Return the error that names the broken rules: 400 with OpenAI's `param`, or TypeSafe's 422 with their places."""
-    found = error.errors(include_input=False, include_url=False, include_context=False)
     if route == systemone_shape.ROUTE:
+        found = error.errors(include_input=False, include_url=False, include_context=False)
         detail = [{"loc": ["body", *one["loc"]], "msg": one["msg"], "type": one["type"]} for one in found]
         return json_response({"detail": detail}, 422, (ERROR_HEADER, b"invalid_request"))
-    places = [_param(one["loc"]) for one in found]
-    said = [f"{place}: {one['msg']}" for place, one in zip(places, found, strict=True)]
-    more = f"; and {len(said) - MOST_SHOWN} more" if len(said) > MOST_SHOWN else ""
-    message = "; ".join(said[:MOST_SHOWN]) + more
-    return error_response(400, message, "invalid_request", param=places[0] or None)
+    named = validation_error(error)
+    return refusal(ApiError(400, str(named), param=named.body["error"]["param"], code="invalid_request"))
 
 
-def refuse(route: str, status: int, message: str, code: str) -> GatewayResponse:
+def refuse(route: str, error: ApiError) -> GatewayResponse:
     """Return another error of the proxy's own."""
     if route == systemone_shape.ROUTE:
-        return json_response({"detail": message}, status, (ERROR_HEADER, code.encode()))
-    return error_response(status, message, code)
+        return json_response({"detail": str(error)}, error.status, (ERROR_HEADER, (error.code or "").encode()))
+    return refusal(error)
 
 
 def upstream_error(route: str, answer: UpstreamAnswer) -> GatewayResponse:
@@ -43,12 +38,6 @@ def upstream_error(route: str, answer: UpstreamAnswer) -> GatewayResponse:
         return json_response({"detail": message}, status, *waits)
     kind = "invalid_request_error" if status < 500 else "server_error"
     return json_response({"error": {"message": message, "type": kind, "param": None, "code": None}}, status, *waits)
-
-
-def _param(loc: tuple[int | str, ...]) -> str:
-    """Return a place such as `questions[0].choices`; alternatives of a union, written `<name>`, are no part of it."""
-    parts = [f"[{part}]" if isinstance(part, int) else f".{part[:64]}" for part in loc if not str(part).startswith("<")]
-    return "".join(parts).removeprefix(".")
 
 
 def _message(body: bytes) -> str:

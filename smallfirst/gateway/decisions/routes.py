@@ -8,23 +8,29 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pydantic
 
 from smallfirst.gateway.app import Handler
 from smallfirst.gateway.decisions.errors import invalid_request, refuse, upstream_error
 from smallfirst.gateway.decisions.responses import Answered, one_answer, write_response
-from smallfirst.gateway.decisions.settings import DecisionSettings
-from smallfirst.gateway.decisions.small import Ruled, Tasks, answer_small, rule
+from smallfirst.gateway.decisions.small import answer_small
 from smallfirst.gateway.decisions.upstream import DecisionUpstream, Verdicts
 from smallfirst.gateway.http import Captured, GatewayRequest, GatewayResponse
+from smallfirst.gateway.settings import DecisionSettings
 from smallfirst.gateway.takeover.background import BackgroundTasks
 from smallfirst.gateway.takeover.upstream import Asked
 from smallfirst.gateway.upstreams import UpstreamFailed, Upstreams
+from smallfirst.serving.openai.errors import ApiError
 from smallfirst.traffic.bodies import kept_body
 from smallfirst.traffic.decisions.exchanges import SHAPES, read_decision
 from smallfirst.traffic.decisions.question import DecisionRequest, Question, Verdict
+from smallfirst.traffic.messages import question_prompt
+
+if TYPE_CHECKING:  # a proxy without tasks needs no models
+    from smallfirst.gateway.takeover.live_task import Ruling
+    from smallfirst.gateway.takeover.tasks import TakenOverTasks
 
 _log = logging.getLogger("smallfirst.decisions")
 OWN = "smallfirst"
@@ -34,7 +40,7 @@ OWN = "smallfirst"
 class DecisionRoutes:
     """The handlers of both routes."""
 
-    def __init__(self, settings: DecisionSettings | None = None, tasks: Tasks | None = None) -> None:
+    def __init__(self, settings: DecisionSettings | None = None, tasks: TakenOverTasks | None = None) -> None:
         self._settings, self._tasks = settings, tasks
         self._background = BackgroundTasks()
 
@@ -47,14 +53,14 @@ class DecisionRoutes:
         upstream = DecisionUpstream(self._settings, request, upstreams)
         try:
             asked = _read(request, upstream)
-            if isinstance(asked, GatewayResponse):
-                return asked
             ruled = await self._ruled(request, asked, upstream) if asked else []
             if asked is None or (upstream.speaks_route and not any(ruled)):
                 return await self._pass_on(request, upstream)
             return await self._answer(request, asked, upstream, ruled)
-        except UpstreamFailed as failure:
-            return refuse(request.path, failure.status, str(failure), failure.code)
+        except pydantic.ValidationError as error:
+            return invalid_request(request.path, error)
+        except ApiError as error:
+            return refuse(request.path, error)
 
     async def _pass_on(self, request: GatewayRequest, upstream: DecisionUpstream) -> GatewayResponse | None:
         if self._settings is None:
@@ -64,7 +70,11 @@ class DecisionRoutes:
         return GatewayResponse(answer.status, answer.headers, answer.body, kept)
 
     async def _answer(
-        self, request: GatewayRequest, asked: DecisionRequest, upstream: DecisionUpstream, ruled: Sequence[Ruled | None]
+        self,
+        request: GatewayRequest,
+        asked: DecisionRequest,
+        upstream: DecisionUpstream,
+        ruled: Sequence[Ruling | None],
     ) -> GatewayResponse:
         answered = await asyncio.gather(*map(_answer_here, asked.questions, ruled))
         rest = [i for i, one in enumerate(answered) if one is None]
@@ -73,7 +83,7 @@ class DecisionRoutes:
             try:
                 said = await upstream.ask(asked, [asked.questions[i] for i in rest])
             except ValueError as error:
-                return refuse(request.path, 400, f"The upstream cannot be asked: {error}.", "no_form")
+                raise ApiError(400, f"The upstream cannot be asked: {error}.", code="no_form") from None
             if said.verdicts is None:
                 return _refused(request.path, upstream, said)
             for i, verdict in zip(rest, said.verdicts, strict=True):
@@ -81,24 +91,26 @@ class DecisionRoutes:
         every = [one for one in answered if one is not None]
         for i, one in enumerate(ruled):
             if one is not None and every[i].task:
-                await one.task.answered(one.ruling)
+                await one.task.answered(one)
             elif one is not None and said is not None:
                 response = one_answer(request.path, asked.questions[i], every[i].verdict, said, len(rest))
-                self._background.start(one.task.passed(one.ruling, response, latency_ms=said.answer.latency_ms))
+                self._background.start(one.task.passed(one, response, latency_ms=said.answer.latency_ms))
         return write_response(request, asked, every, said)
 
     async def _ruled(
         self, request: GatewayRequest, asked: DecisionRequest, upstream: DecisionUpstream
-    ) -> list[Ruled | None]:
+    ) -> list[Ruling | None]:
         """Return the task of each question, None where there is none; a failure counts as none."""
         kept = read_decision(request.path, kept_body(asked.raw)) if self._tasks is not None else None
         if self._tasks is None or kept is None or asked.has_media:
             return [None] * len(asked.questions)
         tasks = self._tasks
 
-        async def ruled(i: int, question: Question) -> Ruled | None:
+        async def ruled(i: int, question: Question) -> Ruling | None:
+            prompt = question_prompt(kept.model, question, kept)
             try:
-                return await rule(tasks, question, kept, lambda text: _asked(request, asked, i, text, upstream))
+                found = None if prompt.has_media else tasks.find(prompt)
+                return await found[0].rule(_asked(request, asked, i, found[1], upstream)) if found else None
             except Exception:
                 _log.exception("a small answer failed; the question is passed on")
                 return None
@@ -106,20 +118,22 @@ class DecisionRoutes:
         return list(await asyncio.gather(*(ruled(i, one) for i, one in enumerate(kept.questions))))
 
 
-def _read(request: GatewayRequest, upstream: DecisionUpstream) -> DecisionRequest | GatewayResponse | None:
-    """Return what a request asks, or the error that it gets; None if its upstream, whose shape it is, judges it."""
+def _read(request: GatewayRequest, upstream: DecisionUpstream) -> DecisionRequest | None:
+    """Return what is asked; None if the upstream, whose shape it is, judges it. Raise ValidationError, ApiError."""
     raw = request.json()
     try:
         asked = SHAPES[request.path].read_request(raw) if raw is not None else None
-    except pydantic.ValidationError as error:
-        return None if upstream.speaks_route else invalid_request(request.path, error)
+    except pydantic.ValidationError:
+        if upstream.speaks_route:
+            return None
+        raise
     if upstream.speaks_route:
         return asked
     if asked is None:
-        return refuse(request.path, 400, "The body must be a JSON object, not compressed.", "invalid_json")
+        raise ApiError(400, "The body must be a JSON object, not compressed.", code="invalid_json")
     if asked.has_media or any(question.has_media for question in asked.questions):
         message = f"Images and boxes need an upstream that speaks {request.path}."
-        return refuse(request.path, 400, message, "media_not_supported")
+        raise ApiError(400, message, code="media_not_supported")
     return asked
 
 
@@ -140,7 +154,7 @@ def _asked(request: GatewayRequest, asked: DecisionRequest, i: int, text: str, u
     return Asked(f"{request.id}#{i}", route, "decisions", body, text, again)
 
 
-async def _answer_here(question: Question, ruled: Ruled | None) -> Answered | None:
+async def _answer_here(question: Question, ruled: Ruling | None) -> Answered | None:
     if len(question.options) == 1:
         return Answered(Verdict((1.0,)), OWN, "calibrated")
     return await answer_small(ruled, question) if ruled is not None else None

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from smallfirst.gateway.decisions import chat_shape
-from smallfirst.gateway.decisions.settings import DecisionSettings
 from smallfirst.gateway.http import GatewayRequest, UpstreamAnswer
+from smallfirst.gateway.settings import DecisionSettings
 from smallfirst.gateway.upstreams import UPSTREAM_HEADER, UpstreamFailed, Upstreams
 from smallfirst.traffic.decisions import openai_shape, systemone_shape
 from smallfirst.traffic.decisions.exchanges import SHAPES, Asking

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import yaml
 
 import smallfirst
@@ -22,13 +23,13 @@ from smallfirst.data.dataset import Example, fold_text
 from smallfirst.data.sources.load import load_rows
 from smallfirst.errors import ConfigError, GateFailed
 from smallfirst.files import write_atomically
+from smallfirst.gateway.settings import settings_near
 from smallfirst.gateway.takeover.live_task import LEARNT
-from smallfirst.gateway.takeover.mending import mended
 from smallfirst.gateway.takeover.takeovers import TakeOver, TakeOvers
-from smallfirst.gateway.teachers import settings_near, with_terms_now
 from smallfirst.improvement.harvest.evidence import open_ledger
 from smallfirst.improvement.harvest.harvest import harvest
 from smallfirst.models.catalog import find_weights
+from smallfirst.models.encoder.sentence_encoder import open_encoder
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded.replay import RecordedAnswer, RecordingHeader, request_key
 from smallfirst.paths import state_of
@@ -45,6 +46,9 @@ CORRECTIONS = "corrections.jsonl"
 """File of people's right answers in the task's folder, in the columns of its rows."""
 MIN_CORRECTIONS = 200
 """Fewer corrections than this only train: they could hardly certify anything."""
+NEAR = 0.6
+"""Cosine similarity from which two cases with the same recorded answer count as one mistake or one success."""
+_AT_ONCE = 256
 _RECORDED = "recorded.jsonl"
 _MARKED = "marked.jsonl"
 _PARTS = (("train", 0.6), ("validation", 0.85), ("test", 1.0))
@@ -106,7 +110,7 @@ def learn(
     requests can be promised.
     """
     folder = folder.absolute()
-    source = _source(folder)
+    source = read_source(folder)
     drafted = read_task_file(folder)
     rows, corrections = _rows(drafted), _corrections(folder, drafted)
     place = folder / LEARNT
@@ -121,8 +125,20 @@ def learn(
     _write_task(place, folder, files, labels="gold" if accuracy else "large", named=named)
     n_marked = _add_marked(place)
     summary = _run(place, progress, minutes)
-    learnt = _learnt(summary, source.name, n_rows=len(rows), n_corrections=len(corrected), accuracy=accuracy)
-    learnt = learnt.model_copy(update={"n_marked": n_marked})
+    certificate, promoted, routed = summary.certificate, summary.promoted, summary.paths.get("routed")
+    assert certificate is not None  # else the run has ended with an error
+    assert promoted is not None
+    learnt = Learnt(
+        task=source.name,
+        n_rows=len(rows),
+        n_corrections=len(corrected),
+        n_marked=n_marked,
+        promises_accuracy=accuracy,
+        version=promoted.version,
+        promise=certificate.guarantee.in_words,
+        share=routed.share if routed else 0.0,
+        report=summary.report,
+    )
     file = takeovers or TakeOvers()
     before = file.read().get(source.name)
     taken = TakeOver(task=source.name, folder=folder.absolute(), version=learnt.version)
@@ -135,14 +151,18 @@ def learn(
     return learnt
 
 
-def _source(folder: Path) -> TaskSource:
+def read_source(folder: Path) -> TaskSource:
+    """Return where a task was found, with its teacher's terms as the settings give them now. Raise ConfigError."""
     source = TaskSource.of(folder)
     if source is None:
         raise ConfigError(
             f"{folder} holds no task that was found in traffic: it has no source.json",
             hint="smallfirst discover   drafts such folders; smallfirst run task.yaml   learns any other task",
         )
-    return with_terms_now(source, settings_near(folder))
+    settings = settings_near(folder)  # its terms may have been written after `discover`
+    teacher = settings.teacher_of(source.teacher.model, *source.models) if settings else source.teacher
+    known = teacher.licence or not teacher.training_allowed
+    return source.model_copy(update={"teacher": teacher}) if known else source
 
 
 def _check_terms(source: TaskSource, n_corrections: int) -> None:
@@ -185,23 +205,6 @@ def _run(place: Path, progress: Progress | None, minutes: float | None) -> RunSu
     if error is not None:
         raise error
     return summary
-
-
-def _learnt(summary: RunSummary, name: str, *, n_rows: int, n_corrections: int, accuracy: bool) -> Learnt:
-    certificate, promoted = summary.certificate, summary.promoted
-    assert promoted is not None  # else the run has ended with an error
-    assert certificate is not None
-    routed = summary.paths.get("routed")
-    return Learnt(
-        task=name,
-        n_rows=n_rows,
-        n_corrections=n_corrections,
-        promises_accuracy=accuracy,
-        version=promoted.version,
-        promise=certificate.guarantee.in_words,
-        share=routed.share if routed else 0.0,
-        report=summary.report,
-    )
 
 
 def _rows(drafted: TaskFile) -> list[_Row]:
@@ -285,6 +288,29 @@ def _mended(rows: Sequence[_Row], corrections: Mapping[str, _Row], drafted: Task
     found = mended(texts, answers, seen, find_weights(drafted.small.encoder))
     label = drafted.data.columns.label
     return [{**row.values, label: answer} for row, answer in zip(others, found, strict=True)]
+
+
+def mended(
+    texts: Sequence[str], answers: Sequence[str], corrected: Sequence[tuple[str, str, str]], encoder: Path
+) -> list[str]:
+    """Return the recorded answers to texts, each replaced by what people said of the nearest case with that answer.
+
+    `corrected` are text, recorded answer and people's answer of cases that people looked at; a case without a near one
+    of the same recorded answer keeps its own. `encoder` is the folder of a sentence encoder.
+    """
+    if not corrected or not texts:
+        return list(answers)
+    embed, every = open_encoder(encoder).embed, [*texts, *(text for text, _, _ in corrected)]
+    vectors = np.concatenate([embed(every[i : i + _AT_ONCE]) for i in range(0, len(every), _AT_ONCE)])
+    similar = vectors[: len(texts)] @ vectors[len(texts) :].T
+    same = np.array(answers)[:, None] == np.array([given for _, given, _ in corrected])[None, :]
+    similar = np.where(same, similar, -1.0)
+    nearest = similar.argmax(axis=1)
+    near = similar[np.arange(len(texts)), nearest] >= NEAR
+    return [
+        corrected[place][2] if is_near else answer
+        for answer, place, is_near in zip(answers, nearest, near, strict=True)
+    ]
 
 
 def _part(key: str) -> str:

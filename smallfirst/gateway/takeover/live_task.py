@@ -7,7 +7,6 @@ outside the share that was taken over pass, and the small model's drafts are com
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import random
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from smallfirst.project.task_file import read_task_file
 from smallfirst.routing.types import Decision
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import LedgerRow, StateRow
-from smallfirst.serving.request_lifecycle import usage_columns
+from smallfirst.serving.request_lifecycle import route_columns, usage_columns
 from smallfirst.traffic.messages import Answer
 from smallfirst.traffic.task_source import TaskSource
 
@@ -42,6 +41,7 @@ Changed = Callable[[TakeOver], object]
 class Ruling(NamedTuple):
     """Who answers a request: the small model if there is an answer, else the upstream."""
 
+    task: LiveTask
     asked: Asked
     decision: Decision | None = None
     """The Router's; None for a request outside the share."""
@@ -55,10 +55,18 @@ class LiveTask:
     """A learnt task whose models are loaded."""
 
     def __init__(
-        self, taken: TakeOver, source: TaskSource, deployed: DeployedVersion, ledger: Ledger, changed: Changed
+        self,
+        taken: TakeOver,
+        upstream: Upstream,
+        deployed: DeployedVersion,
+        ledger: Ledger,
+        changed: Changed,
+        *,
+        agreement: bool,
     ) -> None:
-        self.taken, self.source, self.deployed = taken, source, deployed
-        self.router = deployed.router
+        """`agreement`: right is what the large model answered; else people's answers certify."""
+        self.taken, self.upstream, self.deployed, self.agreement = taken, upstream, deployed, agreement
+        self.source, self.router, upstream.noticed = upstream.source, deployed.router, self.noticed_model
         self._ledger, self._changed = ledger, changed
         self._wording, self._drafts = WordingWatch(), DraftWatch()
         self._background = BackgroundTasks()
@@ -68,20 +76,13 @@ class LiveTask:
         """Load a learnt task's models, which takes seconds. Raise what `TaskDeployment` raises."""
         source = TaskSource.of(taken.folder)
         assert source is not None
-        found: list[LiveTask] = []
-        upstream = Upstream(source, lambda model: found[0].noticed_model(model), prices or PriceBook())
+        upstream = Upstream(source, prices or PriceBook())
         deployment = TaskDeployment(read_task_file(taken.folder / LEARNT), ledger, large=upstream)
         wanted = TargetVersions(taken.version) if taken.version else deployment.target_versions()
         deployed = deployment.load(wanted)
         upstream.usual_usd = deployed.router.router.options.expected_cost_usd.get("large", 0.0)
-        found.append(cls(taken, source, deployed, ledger, changed))
-        found[0].upstream = upstream
-        found[0].agreement = deployment.file.routing.labels == "large"
-        return found[0]
-
-    upstream: Upstream
-    agreement: bool = True
-    """True if right is what the large model answered; False if people's answers certify."""
+        agreement = deployment.file.routing.labels == "large"
+        return cls(taken, upstream, deployed, ledger, changed, agreement=agreement)
 
     async def rule(self, asked: Asked) -> Ruling:
         """Decide who answers a request that follows the task's wording."""
@@ -89,15 +90,15 @@ class LiveTask:
             self.step_back("prompt", wrong)
         self._follow_monitor()
         if not self._in_share(asked.id):
-            return Ruling(asked)
+            return Ruling(self, asked)
         decision = await self.router.decide(asked.request)
         draft = decision.draft
         if decision.model is not None or draft is None or not decision.route.certified:
-            return Ruling(asked, decision)
+            return Ruling(self, asked, decision)
         answer = self._rendered(asked, draft.text)
         if answer is None:
-            return Ruling(asked)
-        return Ruling(asked, decision, draft, answer)
+            return Ruling(self, asked)
+        return Ruling(self, asked, decision, draft, answer)
 
     async def answered(self, ruling: Ruling) -> Completion:
         """Note that the small model's answer was given, and audit it if chance selects it; return it as noted."""
@@ -188,7 +189,6 @@ def ledger_row(asked: Asked, completion: Completion) -> LedgerRow:
     """Return the ledger's row of an answer to a request of a task."""
     route = completion.route
     assert route is not None
-    trail = [step.model_dump(exclude_defaults=True) for step in route.trail]
     return LedgerRow(
         id=asked.id,
         at=datetime.now(UTC),
@@ -201,10 +201,5 @@ def ledger_row(asked: Asked, completion: Completion) -> LedgerRow:
         confidence=route.confidence,
         threshold=route.threshold,
         **usage_columns(completion),
-        task=route.task,
-        trail=json.dumps(trail, ensure_ascii=False, separators=(",", ":")) if trail else None,
-        guarantee=route.guarantee or None,
-        audit_share=route.audit_share,
-        audit_weight=route.audit_weight,
-        audited=route.audited,
+        **route_columns(route),
     )

@@ -19,7 +19,6 @@ FILE_NAME = "takeovers.json"
 State = Literal["shadow", "live", "stepped back"]
 """shadow: the large model answers, the small one beside it; stepped back: the same, since something has changed."""
 Cause = Literal["", "person", "prompt", "model", "guarantee", "drift"]
-"""shadow: the large model answers, the small one beside it; stepped back: so as well, since something has changed."""
 
 
 class TakeOver(Record):

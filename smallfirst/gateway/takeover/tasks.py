@@ -54,7 +54,7 @@ class TakenOverTasks:
         self.tasks: dict[str, LiveTask] = {}
         self._matcher = TaskMatcher({})
         self._failed: dict[str, TakeOver] = {}
-        self._waiting: dict[str, tuple[LiveTask, Ruling]] = {}
+        self._waiting: dict[str, Ruling] = {}
         self._background = BackgroundTasks()
         self._looked_at, self._stamp = time.monotonic(), 0
 
@@ -88,9 +88,9 @@ class TakenOverTasks:
         asked = Asked(request.id, path, route, raw, found.text, _asking_again(request, upstreams), found.answer_format)
         ruling = await task.rule(asked)
         if ruling.small is None or ruling.answer is None or why_not(route, raw, _written(ruling)):
-            self._await_upstream(request, task, ruling)
+            self._await_upstream(request, ruling)
             return None
-        return await self._reply(task, ruling._replace(asked=asked._replace(id=new_id(route))))
+        return await self._reply(ruling._replace(asked=asked._replace(id=new_id(route))))
 
     def find(self, prompt: Prompt) -> tuple[LiveTask, str] | None:
         """Return the task that a prompt follows and the case that it asks about; note one that resembles a task."""
@@ -107,12 +107,12 @@ class TakenOverTasks:
 
     async def passed(self, request: GatewayRequest, answer: UpstreamAnswer) -> None:
         """Compare what the upstream answered to a request of a task with the small model's draft."""
-        task, ruling = self._waiting.pop(request.id, (None, None))
+        ruling = self._waiting.pop(request.id, None)
         response = read_response(answer.headers, answer.body) if answer.status == 200 else None
-        if task is None or ruling is None or response is None:
+        if ruling is None or response is None:
             return
         named = ruling.asked._replace(id=str(response.get("id") or request.id))
-        await task.passed(ruling._replace(asked=named), response, latency_ms=answer.latency_ms)
+        await ruling.task.passed(ruling._replace(asked=named), response, latency_ms=answer.latency_ms)
 
     async def aclose(self) -> None:
         """Finish what is under way and free all models."""
@@ -121,9 +121,9 @@ class TakenOverTasks:
             await task.aclose()
         self._ledger.close()
 
-    async def _reply(self, task: LiveTask, ruling: Ruling) -> GatewayResponse:
+    async def _reply(self, ruling: Ruling) -> GatewayResponse:
+        task, asked, answer = ruling.task, ruling.asked, ruling.answer
         noted = await task.answered(ruling)
-        asked, answer = ruling.asked, ruling.answer
         assert answer is not None
         reply = Reply(
             id=asked.id,
@@ -138,9 +138,9 @@ class TakenOverTasks:
         headers = [(b"content-type", reply.content_type.encode()), *_headers(task, noted)]
         return GatewayResponse(200, headers, b"".join(reply.chunks()))
 
-    def _await_upstream(self, request: GatewayRequest, task: LiveTask, ruling: Ruling) -> None:
+    def _await_upstream(self, request: GatewayRequest, ruling: Ruling) -> None:
         request.watched = True
-        self._waiting[request.id] = (task, ruling)
+        self._waiting[request.id] = ruling
         if len(self._waiting) > MAX_WAITING:
             del self._waiting[next(iter(self._waiting))]
 

@@ -65,9 +65,10 @@ class Upstream(CallableModel):
 
     capabilities: frozenset[Capability] = frozenset()
 
-    def __init__(self, source: TaskSource, noticed: Callable[[str], None], prices: PriceBook) -> None:
-        """`noticed` is told the model that each response names."""
-        self.name, self._source, self._noticed, self._prices = source.teacher.model, source, noticed, prices
+    def __init__(self, source: TaskSource, prices: PriceBook) -> None:
+        self.name, self.source, self._prices = source.teacher.model, source, prices
+        self.noticed: Callable[[str], None] = lambda model: None
+        """Is told the model that each response names."""
         self.usual_usd = 0.0
         """Cost of an answer that has no price: the mean of the recorded ones; 0 if that is not known either."""
 
@@ -86,8 +87,8 @@ class Upstream(CallableModel):
         if answer is None or response is None:
             return None
         named = str(response.get("model") or self.name)
-        self._noticed(named)
-        value = (asked.answer_format or self._source.answer_format).parse(answer)
+        self.noticed(named)
+        value = (asked.answer_format or self.source.answer_format).parse(answer)
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) if value else answer.text
         return Completion(
             text=text, answered_by=named, latency_ms=latency_ms, **paid(self._charge(named, asked, response))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from smallfirst.traffic.messages import Answer
@@ -46,8 +46,9 @@ class Reply(NamedTuple):
 
     def chunks(self) -> tuple[bytes, ...]:
         """Return the response's body: one piece, or one for each event of a stream."""
-        whole = _WHOLE[self.route](self)
-        return tuple(_STREAMED[self.route](self, whole)) if self.streamed else (_json(whole).encode(),)
+        write, stream = _ROUTES[self.route]
+        whole = write(self)
+        return tuple(stream(self, whole)) if self.streamed else (_json(whole).encode(),)
 
 
 def new_id(route: str) -> str:
@@ -107,26 +108,27 @@ def _with_usage(reply: Reply) -> bool:
     return isinstance(options, dict) and bool(options.get("include_usage"))
 
 
-def _chat_stream(reply: Reply, whole: Json) -> Iterator[bytes]:
-    head = _head(reply, "chat.completion.chunk") | _fingerprint(reply)
+def _chunks(reply: Reply, head: Json, choices: Iterable[Json], usage: Json) -> Iterator[bytes]:
+    """Yield a chunk for each choice, the usage if it is asked for, and the mark of the end."""
     more = {"usage": None} if _with_usage(reply) else {}
+    for choice in choices:
+        yield _data({**head, "choices": [choice], **more})
+    if more:
+        yield _data({**head, "choices": [], "usage": usage})
+    yield b"data: [DONE]\n\n"
 
-    def chunk(delta: Json, reason: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
-        return _data({**head, "choices": [choice], **more})
 
-    calls = _tool_calls(reply)
-    yield chunk({"role": "assistant", "content": None if calls else "", "refusal": None})
+def _chat_stream(reply: Reply, whole: Json) -> Iterator[bytes]:
+    head, calls = _head(reply, "chat.completion.chunk") | _fingerprint(reply), _tool_calls(reply)
+    deltas: list[Json] = [{"role": "assistant", "content": None if calls else "", "refusal": None}]
     for i, call in enumerate(calls):
         named = {"name": call["function"]["name"], "arguments": ""}
-        yield chunk({"tool_calls": [{**call, "index": i, "function": named}]})
-        yield chunk({"tool_calls": [{"index": i, "function": {"arguments": call["function"]["arguments"]}}]})
-    if not calls:
-        yield chunk({"content": reply.answer.text})
-    yield chunk({}, reply.answer.finish_reason)
-    if more:
-        yield _data({**head, "choices": [], "usage": whole["usage"]})
-    yield b"data: [DONE]\n\n"
+        deltas.append({"tool_calls": [{**call, "index": i, "function": named}]})
+        deltas.append({"tool_calls": [{"index": i, "function": {"arguments": call["function"]["arguments"]}}]})
+    deltas += [] if calls else [{"content": reply.answer.text}]
+    choices = [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": None} for delta in deltas]
+    last = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": reply.answer.finish_reason}
+    yield from _chunks(reply, head, [*choices, last], whole["usage"])
 
 
 def _completion(reply: Reply) -> Json:
@@ -137,12 +139,7 @@ def _completion(reply: Reply) -> Json:
 
 def _completion_stream(reply: Reply, whole: Json) -> Iterator[bytes]:
     head, (choice,) = _head(reply, "text_completion"), whole["choices"]
-    more = {"usage": None} if _with_usage(reply) else {}
-    yield _data({**head, "choices": [{**choice, "finish_reason": None}], **more})
-    yield _data({**head, "choices": [{**choice, "text": ""}], **more})
-    if more:
-        yield _data({**head, "choices": [], "usage": whole["usage"]})
-    yield b"data: [DONE]\n\n"
+    yield from _chunks(reply, head, [{**choice, "finish_reason": None}, {**choice, "text": ""}], whole["usage"])
 
 
 def _responses(reply: Reply) -> Json:
@@ -262,10 +259,10 @@ def _messages_stream(reply: Reply, whole: Json) -> Iterator[bytes]:
     yield _event("message_stop")
 
 
-_WHOLE = {"chat/completions": _chat, "responses": _responses, "completions": _completion, "messages": _messages}
-_STREAMED = {
-    "chat/completions": _chat_stream,
-    "responses": _responses_stream,
-    "completions": _completion_stream,
-    "messages": _messages_stream,
+_ROUTES: dict[str, tuple[Callable[[Reply], Json], Callable[[Reply, Json], Iterator[bytes]]]] = {
+    "chat/completions": (_chat, _chat_stream),
+    "responses": (_responses, _responses_stream),
+    "completions": (_completion, _completion_stream),
+    "messages": (_messages, _messages_stream),
 }
+"""How an answer is written on a route: whole, and as a stream."""

@@ -55,7 +55,10 @@ def validation_error(error: pydantic.ValidationError, kind: type[pydantic.BaseMo
 
 
 def _place(path: tuple[int | str, ...]) -> str:
-    parts = [f"[{part}]" if isinstance(part, int) else f".{part[:64]}" for part in path]
+    """Return a place such as `questions[0].choices`; alternatives of a union, written `<name>`, are no part of it."""
+    parts = [
+        f"[{part}]" if isinstance(part, int) else f".{part[:64]}" for part in path if not str(part).startswith("<")
+    ]
     return "".join(parts).removeprefix(".")
 
 

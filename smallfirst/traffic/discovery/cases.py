@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
@@ -22,19 +23,19 @@ class Case(NamedTuple):
 
     id: str
     at: datetime
-    route: str
     prompt: Prompt
     answer: Answer
     answered_by: str
     """Model that answered, or the one that was asked for where the response names none."""
-    upstream: str
     cost_usd: float | None
     latency_ms: float | None
     prompt_tokens: int | None
-    cached_tokens: int | None
     completion_tokens: int | None
     timed: bool
     """False: `at` is no more than the order in the log."""
+
+
+_FACTS = tuple(name for name in Case._fields if name not in ("prompt", "answer", "answered_by"))
 
 
 class Cases(NamedTuple):
@@ -55,7 +56,6 @@ def read_cases(exchanges: Iterable[Exchange], most: int = MOST_CASES) -> Cases:
     """
     cases: list[Case] = []
     left_out: Counter[str] = Counter()
-    texts: dict[str, str] = {}
     n, rng = 0, random.Random(0)
     for exchange in one_question_each(exchanges):
         found = _case(exchange)
@@ -65,19 +65,19 @@ def read_cases(exchanges: Iterable[Exchange], most: int = MOST_CASES) -> Cases:
         n += 1
         place = len(cases) if n <= most else rng.randrange(n)
         if place < most:
-            cases[place : place + 1] = [_shared(found, texts)]
+            cases[place : place + 1] = [_shared(found)]
     cases.sort(key=lambda case: case.at)
     return Cases(cases, dict(left_out), n)
 
 
-def _shared(case: Case, texts: dict[str, str]) -> Case:
-    """Return the case with texts that others have too kept once, in `texts`."""
+def _shared(case: Case) -> Case:
+    """Return the case with texts that others have too kept once, as long as one has them."""
     prompt = case.prompt
     return case._replace(
         prompt=prompt._replace(
-            turns=tuple(turn._replace(text=texts.setdefault(turn.text, turn.text)) for turn in prompt.turns),
-            tools=texts.setdefault(prompt.tools, prompt.tools),
-            response_format=texts.setdefault(prompt.response_format, prompt.response_format),
+            turns=tuple(turn._replace(text=sys.intern(turn.text)) for turn in prompt.turns),
+            tools=sys.intern(prompt.tools),
+            response_format=sys.intern(prompt.response_format),
         )
     )
 
@@ -94,18 +94,5 @@ def _case(exchange: Exchange) -> Case | str:
         return "no answer recorded"
     if sum(len(turn.text) for turn in prompt.turns) > _MOST_CHARACTERS:
         return f"longer than {_MOST_CHARACTERS:,} characters"
-    return Case(
-        exchange.id,
-        exchange.at,
-        exchange.route,
-        prompt,
-        answer,
-        exchange.answered_by or exchange.model,
-        exchange.upstream,
-        exchange.cost_usd,
-        exchange.latency_ms,
-        exchange.prompt_tokens,
-        exchange.cached_tokens,
-        exchange.completion_tokens,
-        exchange.timed,
-    )
+    facts = {name: getattr(exchange, name) for name in _FACTS}
+    return Case(prompt=prompt, answer=answer, answered_by=exchange.answered_by or exchange.model, **facts)

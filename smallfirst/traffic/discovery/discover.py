@@ -11,28 +11,22 @@ from pathlib import Path
 from smallfirst.data.dataset import Example, Message
 from smallfirst.models.spans.alignment import learn_plan
 from smallfirst.tasks.extract import Extract
-from smallfirst.traffic.discovery import cheap_models
 from smallfirst.traffic.discovery.cases import MOST_CASES, Case, Cases, read_cases
 from smallfirst.traffic.discovery.draft import (
     Row,
+    TeacherOf,
     known_name,
     n_certifying,
     rows_of,
     source_of,
     task_settings,
+    unknown_terms,
     write_draft,
 )
 from smallfirst.traffic.discovery.found import Asked, Discovery, FoundTask, Rest, Verdict, month_factor
-from smallfirst.traffic.discovery.outlook import (
-    MIN_ROWS,
-    VECTOR_ERRORS,
-    WORD_ERRORS,
-    Outlook,
-    foretell,
-)
+from smallfirst.traffic.discovery.outlook import MIN_ROWS, Outlook, foretell_labels
 from smallfirst.traffic.discovery.tasks import RecurringTask, find_tasks, total_cost_usd
 from smallfirst.traffic.exchange import Exchange
-from smallfirst.traffic.task_source import Teacher
 from smallfirst.traffic.templates.mine import Miner
 from smallfirst.traffic.templates.template import Template
 
@@ -52,7 +46,7 @@ def discover(
     sources: Sequence[str] = (),
     out: Path | None = None,
     max_error: float = MAX_ERROR,
-    teachers: Mapping[str, Teacher] = {},
+    teacher_of: TeacherOf = unknown_terms,
     problems: Sequence[object] = (),
     most: int = MOST_CASES,
     log: Callable[[str], None] = lambda _: None,
@@ -60,10 +54,10 @@ def discover(
     """Find the tasks in recorded traffic, of which `most` requests are held; with `out` draft a folder for each."""
     read = read_cases(exchanges, most)
     log(f"{len(read.cases):,} of {read.n:,} requests with messages and an answer")
-    miner, by_id = Miner(), {case.id: case for case in read.cases}
+    miner = Miner[Case]()
     for case in read.cases:
-        miner.add(case.id, case.at, case.prompt)
-    mined = {one.template: [by_id[name] for name in one.members] for one in miner.templates()}
+        miner.add(case, case.at, case.prompt)
+    mined = miner.templates()
     log(f"{len(mined):,} recurring prompts")
     tasks = find_tasks(mined)
     timed = [case.at for case in read.cases if case.timed]
@@ -72,7 +66,7 @@ def discover(
     found: list[FoundTask] = []
     for task in tasks:
         task.name = _settled_name(task, out, [one.name for one in found])
-        found.append(_judge(task, out, max_error, teachers, per_month))
+        found.append(_judge(task, out, max_error, teacher_of, per_month))
         log(f"{found[-1].name}: {found[-1].why}")
     return Discovery(
         sources=tuple(sources),
@@ -98,7 +92,7 @@ def _settled_name(task: RecurringTask, out: Path | None, taken: Sequence[str]) -
 
 
 def _judge(
-    task: RecurringTask, out: Path | None, max_error: float, teachers: Mapping[str, Teacher], per_month: float
+    task: RecurringTask, out: Path | None, max_error: float, teacher_of: TeacherOf, per_month: float
 ) -> FoundTask:
     rows = rows_of(task)
     settings = task_settings(task, rows)
@@ -106,7 +100,7 @@ def _judge(
     verdict, why = _verdict(task, settings, outlook, max_error, len(rows))
     folder = ""
     if out and not isinstance(settings, str) and rows:
-        source = source_of(task, outlook, max_error, teachers)
+        source = source_of(task, outlook, max_error, teacher_of)
         if source is not None:
             folder = str(out / task.name)
             write_draft(task, source, settings, rows, out / task.name, max_error)
@@ -159,18 +153,12 @@ def _outlook(task: RecurringTask, rows: Sequence[Row], settings: Mapping[str, ob
     if task.kind == "fields":
         return Outlook(why=fields_in_words([(row.text, row.value) for row in rows], settings["schema"]))
     n_finished = task.format_check.n_answers if task.format_check else 0
-    in_format = min(1.0, sum(row.n for row in rows) / max(1, n_finished))
-    repeatable = task.repeats.high
-    texts = [row.text for row in rows]
-    drawn = cheap_models.drawn_cases(texts)
-    embed = cheap_models.sentence_encoder()
-    held_out = cheap_models.hold_out_labels([texts[i] for i in drawn], [rows[i].value for i in drawn], embed)
-    return foretell(
-        held_out,
+    return foretell_labels(
+        [row.text for row in rows],
+        [row.value for row in rows],
         n_certifying=n_certifying(len(rows)),
-        errors_left=VECTOR_ERRORS if embed else WORD_ERRORS,
-        in_format=in_format,
-        repeatable=repeatable,
+        in_format=min(1.0, sum(row.n for row in rows) / max(1, n_finished)),
+        repeatable=task.repeats.high,
     )
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,8 @@ from smallfirst.tasks.extract import Extract
 from smallfirst.tasks.json.schema_inference import infer_schema
 from smallfirst.traffic.discovery.cases import Case
 from smallfirst.traffic.discovery.outlook import Outlook
-from smallfirst.traffic.discovery.tasks import MONTH, RecurringTask, as_text
+from smallfirst.traffic.discovery.tasks import MONTH, RecurringTask
+from smallfirst.traffic.discovery.wordings import as_text
 from smallfirst.traffic.task_source import TaskSource, Teacher
 
 ROWS, VALIDATION, TEST, SCHEMA = "rows.jsonl", "validation.jsonl", "test.jsonl", "schema.json"
@@ -31,7 +32,14 @@ _CERTIFYING = 0.8
 _GOES_LIVE = {"classify": ("tuned", ["words", "encoder", "tuned"]), "extract": ("tagger", ["tagger"])}
 """The candidate that goes live and the ladder, by kind: the one that keeps most, since each costs next to nothing."""
 _MOST_ABOUT = 300
+TeacherOf = Callable[..., Teacher]
+"""Returns the terms of a model by its name and further names that it is asked by."""
 _MARK = "# Drafted by smallfirst discover, "
+
+
+def unknown_terms(model: str, *_: str) -> Teacher:
+    """Return a teacher of whose terms nobody has said anything."""
+    return Teacher(model=model)
 
 
 class Row(NamedTuple):
@@ -89,7 +97,7 @@ def task_settings(task: RecurringTask, rows: Sequence[Row]) -> dict[str, Any] | 
 
 
 def source_of(
-    task: RecurringTask, outlook: Outlook, max_error: float, teachers: Mapping[str, Teacher] = {}
+    task: RecurringTask, outlook: Outlook, max_error: float, teacher_of: TeacherOf = unknown_terms
 ) -> TaskSource | None:
     """Return the record of where the task was found; None if its answers have no common format."""
     if task.answer_format is None:
@@ -102,8 +110,6 @@ def source_of(
         for wording in task.wordings
     )
     model = task.most_frequent("answered_by")
-    named = [one for one in (model, *task.models) if one in teachers]
-    teacher = teachers[named[0]].model_copy(update={"model": model}) if named else Teacher(model=model)
     share = outlook.at(max_error)
     return TaskSource(
         name=task.name,
@@ -111,7 +117,7 @@ def source_of(
         answer_format=own,
         format_check=task.format_check,
         models=task.models,
-        teacher=teacher,
+        teacher=teacher_of(model, *task.models),
         foretold_share=(share.share, share.low, share.high) if outlook.shares else None,
     )
 

@@ -6,15 +6,16 @@ search for a threshold that the certificate will use, with as many calibration r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from smallfirst.errors import WeightsNotFound
 from smallfirst.records import Record
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.threshold_search import choose_starts, search_threshold
 from smallfirst.stats.intervals import Estimate, wilson
-from smallfirst.traffic.discovery.cheap_models import HeldOut
 
 LIMITS = (0.02, 0.05, 0.1, 0.2)
 """Shares of kept answers that may differ from the large model's, for which the outlook is given."""
@@ -26,6 +27,21 @@ MIN_ROWS = 100
 """Fewest different cases from which anything is foretold."""
 _LEVEL = 0.05
 _RESAMPLES, _SEED = 100, 0
+FOLDS = 3
+MOST_CASES, MOST_CHARACTERS = 2500, 600_000
+"""Most cases that the cheap model looks at, and most characters of all together."""
+_RIDGE, _VECTOR_WEIGHT, _BATCH = 1.0, 4.0, 256
+Embed = Callable[[Sequence[str]], np.ndarray]
+"""Makes vectors of unit length of texts, (texts, dimensions)."""
+
+
+class HeldOut(NamedTuple):
+    """A cheap model's answers to cases that it did not learn."""
+
+    confidence: np.ndarray
+    """(cases,), in [0, 1]."""
+    right: np.ndarray
+    """(cases,), True where the answer is the large model's."""
 
 
 class ShareAt(Record):
@@ -61,6 +77,63 @@ class Outlook(Record):
     def can_show(self, max_error: float) -> bool:
         """Return True if there are enough rows to show a limit at 95 %, were all of them right."""
         return (1 - max_error) ** self.n_certifying <= _LEVEL
+
+
+def drawn_cases(texts: Sequence[str]) -> list[int]:
+    """Return which cases are looked at: all, or so many drawn at random that they are not too many or too long."""
+    order: list[int] = np.random.default_rng(_SEED).permutation(len(texts))[:MOST_CASES].tolist()
+    mean = sum(len(texts[i]) for i in order) / max(1, len(order))
+    return order[: max(1, int(MOST_CHARACTERS / max(1.0, mean)))]
+
+
+def sentence_encoder() -> Embed | None:
+    """Return the default encoder, if its weights are here already."""
+    from smallfirst.models.catalog import find_weights
+    from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, open_encoder
+
+    try:
+        return open_encoder(find_weights(DEFAULT_ENCODER, download=False)).embed
+    except (WeightsNotFound, ModuleNotFoundError):
+        return None
+
+
+def hold_out_labels(texts: Sequence[str], labels: Sequence[str], embed: Embed | None = None) -> HeldOut:
+    """Return the answers of a ridge regression to the cases of the other folds, left out in closed form.
+
+    It knows words and their parts, and with `embed` sentence vectors. Confidence is the margin over the second label.
+    """
+    from smallfirst.models.linear.tfidf import TfidfFeatures
+
+    gold = np.unique(labels, return_inverse=True)[1]
+    features = TfidfFeatures.fit(texts).matrix(texts)
+    kernel = np.asarray((features @ features.T).todense(), dtype=np.float64)
+    if embed is not None:
+        vectors = np.concatenate([embed(texts[at : at + _BATCH]) for at in range(0, len(texts), _BATCH)])
+        kernel += _VECTOR_WEIGHT * (vectors @ vectors.T)
+    inverse = np.linalg.inv(kernel + _RIDGE * np.eye(len(kernel)))
+    wanted = np.eye(int(gold.max()) + 1)[gold]
+    dual = inverse @ (wanted - wanted.mean(axis=0))
+    scores = np.zeros_like(wanted)
+    for fold in range(FOLDS):
+        left_out = np.arange(fold, len(gold), FOLDS)
+        scores[left_out] = wanted[left_out] - np.linalg.solve(inverse[np.ix_(left_out, left_out)], dual[left_out])
+    ranked = np.sort(scores, axis=1)
+    margin = ranked[:, -1] - ranked[:, -2] if ranked.shape[1] > 1 else ranked[:, -1]
+    return HeldOut(np.clip(0.5 + 0.5 * margin, 0.0, 1.0), scores.argmax(axis=1) == gold)
+
+
+def foretell_labels(
+    texts: Sequence[str], labels: Sequence[str], *, n_certifying: int, in_format: float, repeatable: float
+) -> Outlook:
+    """Return the outlook of a task whose cases were answered by labels; otherwise as `foretell`."""
+    drawn, embed = drawn_cases(texts), sentence_encoder()
+    return foretell(
+        hold_out_labels([texts[i] for i in drawn], [labels[i] for i in drawn], embed),
+        n_certifying=n_certifying,
+        errors_left=VECTOR_ERRORS if embed else WORD_ERRORS,
+        in_format=in_format,
+        repeatable=repeatable,
+    )
 
 
 def foretell(

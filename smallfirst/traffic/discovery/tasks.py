@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from smallfirst.traffic.answers.answer_format import AnswerFormat
 from smallfirst.traffic.answers.find_format import FormatCheck
 from smallfirst.traffic.discovery.cases import Case
 from smallfirst.traffic.discovery.same_task import group_wordings
-from smallfirst.traffic.discovery.wordings import AnswerKind, Wording
+from smallfirst.traffic.discovery.wordings import AnswerKind, Wording, as_text
 from smallfirst.traffic.templates.template import Template
 
 MONTH = timedelta(days=30.44)
@@ -127,11 +126,6 @@ class RecurringTask:
     def last_at(self) -> datetime:
         return self.cases[-1][0].at
 
-    @property
-    def cost_usd(self) -> float | None:
-        """What its answers cost, unpriced ones as the mean of the priced ones; None if no price is known."""
-        return total_cost_usd([case for case, _, _ in self.cases])
-
     def most_frequent(self, field: str) -> str:
         """Return the most frequent value of a field of its cases, such as `answered_by`."""
         counts = Counter(str(getattr(case, field)) for case, _, _ in self.cases)
@@ -173,11 +167,6 @@ def total_cost_usd(cases: Sequence[Case]) -> float | None:
     """Return what the answers cost, unpriced ones as the mean of the priced ones; None if no price is known."""
     known = [case.cost_usd for case in cases if case.cost_usd is not None]
     return sum(known) / len(known) * len(cases) if known else None
-
-
-def as_text(value: Any) -> str:
-    """Return a value as text: JSON in canonical form."""
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
 def _as_name(words: str) -> str:

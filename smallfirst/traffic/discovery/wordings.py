@@ -34,7 +34,7 @@ class Wording:
         asked = "\n".join(piece for turn in template.turns for piece in turn.text.pieces)
         self.found: FoundFormat | None = find_format([case.answer for case in self.cases], asked)
         values = [filled for _, filled in found]
-        answers = [_as_text(self.value(case)) for case in self.cases]
+        answers = [as_text(self.value(case)) for case in self.cases]
         slots = choose_slots(template, values, answers, self._is_answer) if values and template.n_slots else ()
         self.template = TaskTemplate(template=template, slots=slots)
 
@@ -101,5 +101,6 @@ class Wording:
         return self.found.format.kind == "json" and text.lstrip()[:1] in ("{", "[", "`")
 
 
-def _as_text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """Return a value as text: JSON in canonical form."""
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)

@@ -7,12 +7,12 @@ from typing import Any
 
 from smallfirst.errors import Problem
 from smallfirst.traffic.exchange import Exchange
-from smallfirst.traffic.logs.entry import Entry, exchange_of
+from smallfirst.traffic.logs.entry import Entry, LogReader, exchange_of
 from smallfirst.traffic.logs.records import LogRecord
 from smallfirst.traffic.logs.shapes import as_object
 
 
-class BatchReader:
+class BatchReader(LogReader):
     """Keeps requests until their responses come, and the other way round."""
 
     title = "batch requests and responses"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from smallfirst.errors import Problem
 from smallfirst.pricing.tokens import whole
@@ -43,20 +44,23 @@ class Entry(NamedTuple):
     """Further settings of the request: tools, temperature, response_format."""
 
 
-class LogReader(Protocol):
+class LogReader(ABC):
     """One format of logs. A reader may keep records until their counterparts come."""
 
     title: str
     """What the format is called."""
 
+    @abstractmethod
     def recognizes(self, values: dict[str, Any]) -> bool:
         """Return True if the record is of this format."""
 
+    @abstractmethod
     def read(self, record: LogRecord) -> Iterable[Exchange | Problem]:
         """Yield the exchanges in a record; what is none by its kind, such as a span of a tool, yields nothing."""
 
     def finish(self) -> Iterable[Exchange | Problem]:
         """Yield what was kept."""
+        return ()
 
 
 def exchange_of(entry: Entry, record: LogRecord) -> Exchange | Problem:
@@ -92,7 +96,7 @@ def exchange_of(entry: Entry, record: LogRecord) -> Exchange | Problem:
         completion_tokens=whole(entry.completion_tokens),
         tier=entry.tier,
         cost_usd=number(entry.cost_usd),
-        latency_ms=_either(number(entry.latency_ms), milliseconds(start, end)),
+        latency_ms=milliseconds(start, end) if (given_ms := number(entry.latency_ms)) is None else given_ms,
         first_token_ms=milliseconds(start, moment(entry.first_token_at)),
         source=f"{record.path}:{record.line}",
     )
@@ -100,7 +104,3 @@ def exchange_of(entry: Entry, record: LogRecord) -> Exchange | Problem:
 
 def _name(value: Any) -> str:
     return value if isinstance(value, str) else ""
-
-
-def _either(value: Any, other: Any) -> Any:
-    return other if value is None else value

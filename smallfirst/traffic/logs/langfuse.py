@@ -7,14 +7,14 @@ from typing import Any
 
 from smallfirst.errors import Problem
 from smallfirst.traffic.exchange import Exchange
-from smallfirst.traffic.logs.entry import Entry, exchange_of
+from smallfirst.traffic.logs.entry import Entry, LogReader, exchange_of
 from smallfirst.traffic.logs.records import LogRecord
 from smallfirst.traffic.logs.shapes import as_object, first, parsed
 
 _TYPES = ("SPAN", "EVENT", "GENERATION", "AGENT", "TOOL", "CHAIN", "RETRIEVER", "EVALUATOR", "EMBEDDING", "GUARDRAIL")
 
 
-class LangfuseReader:
+class LangfuseReader(LogReader):
     """Reads generations; other observations are none of a model's."""
 
     title = "Langfuse observations"
@@ -29,9 +29,6 @@ class LangfuseReader:
         for values in record.values.get("observations", [record.values]):
             if isinstance(values, dict) and values.get("type") == "GENERATION":
                 yield exchange_of(_entry(values), record)
-
-    def finish(self) -> Iterable[Exchange | Problem]:
-        return ()
 
 
 def _entry(values: dict[str, Any]) -> Entry:

@@ -7,14 +7,14 @@ from typing import Any
 
 from smallfirst.errors import Problem
 from smallfirst.traffic.exchange import Exchange
-from smallfirst.traffic.logs.entry import Entry, exchange_of
+from smallfirst.traffic.logs.entry import Entry, LogReader, exchange_of
 from smallfirst.traffic.logs.records import LogRecord
 from smallfirst.traffic.logs.shapes import as_object, first, parsed
 
 _ROUTES = {"responses": "/v1/responses", "embedding": "/v1/embeddings", "text_completion": "/v1/completions"}
 
 
-class LiteLLMReader:
+class LiteLLMReader(LogReader):
     """Reads rows whose proxy was told to store prompts; others have a bill but no text."""
 
     title = "LiteLLM's spend logs"
@@ -55,6 +55,3 @@ class LiteLLMReader:
             error=first(information, "error_information") or values.get("error_str") or "failed",
         )
         return [exchange_of(entry, record)]
-
-    def finish(self) -> Iterable[Exchange | Problem]:
-        return ()

@@ -9,7 +9,7 @@ from typing import Any
 from smallfirst.errors import Problem
 from smallfirst.registry.traces import COST, INPUTS, KIND, MODEL, OUTPUTS, TOKENS, read_traces
 from smallfirst.traffic.exchange import Exchange
-from smallfirst.traffic.logs.entry import Entry, exchange_of
+from smallfirst.traffic.logs.entry import Entry, LogReader, exchange_of
 from smallfirst.traffic.logs.records import LogRecord
 from smallfirst.traffic.logs.shapes import as_object, first, parsed
 
@@ -18,7 +18,7 @@ ADDRESS = "mlflow:"
 _MODELS = ("CHAT_MODEL", "LLM")
 
 
-class MLflowReader:
+class MLflowReader(LogReader):
     """Reads the spans of models; a trace's other spans are the application's own."""
 
     title = "MLflow traces"
@@ -35,9 +35,6 @@ class MLflowReader:
                 yield exchange_of(_entry(span, attributes), record)
         if not found:
             yield Problem(record.path, record.line, "no span of a model (CHAT_MODEL or LLM) in the trace")
-
-    def finish(self) -> Iterable[Exchange | Problem]:
-        return ()
 
 
 def experiment_records(address: str) -> Iterator[LogRecord]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from smallfirst.errors import Problem
 from smallfirst.pricing.tokens import whole
 from smallfirst.traffic.exchange import Exchange
-from smallfirst.traffic.logs.entry import Entry, exchange_of
+from smallfirst.traffic.logs.entry import Entry, LogReader, exchange_of
 from smallfirst.traffic.logs.records import LogRecord
 from smallfirst.traffic.logs.shapes import as_object, first, parsed
 
@@ -30,7 +30,7 @@ class _Span(NamedTuple):
     events: list[tuple[str, Any]]
 
 
-class OpenTelemetryReader:
+class OpenTelemetryReader(LogReader):
     """Keeps the spans without messages until the log records with their ids have been read."""
 
     title = "OpenTelemetry spans"

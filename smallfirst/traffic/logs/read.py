@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,7 +28,7 @@ READERS: Registry[type[LogReader]] = Registry(
         "litellm": "smallfirst.traffic.logs.litellm:LiteLLMReader",
         "pairs": "smallfirst.traffic.logs.pairs:PairReader",
         "nested": "smallfirst.traffic.logs.pairs:NestedReader",
-        "table": "smallfirst.traffic.logs.tables:TableReader",
+        "table": "smallfirst.traffic.logs.pairs:TableReader",
     },
     noun="log reader",
 )
@@ -73,7 +74,8 @@ class _Reading:
         self._problems, self._prices = problems, prices
         self._readers = [reader() for _, reader in READERS]
         self._last: LogReader | None = None
-        self._seen: dict[str, str] = {}
+        self._seen = sqlite3.connect("", check_same_thread=False)  # a file without a name once it outgrows its cache
+        self._seen.execute("CREATE TABLE seen (id BLOB PRIMARY KEY, content TEXT) WITHOUT ROWID")
         self._file_time = NO_TIME
 
     def exchanges(self, places: Iterable[str | Path]) -> Iterator[Exchange]:
@@ -112,11 +114,12 @@ class _Reading:
         """Return the exchange with id, time and price, redacted; None if it was read before, as exports overlap."""
         request, response = kept_body(one.request), kept_body(one.response)
         id, content = one.id or one.source, fingerprint([request, response])
-        if id in self._seen:
-            if self._seen[id] == content:
-                return None
+        seen = self._seen.execute("SELECT content FROM seen WHERE id = ?", (_key(id),)).fetchone()
+        if seen == (content,):
+            return None
+        if seen is not None:
             id = f"{id}#{one.source}"  # one id for several
-        self._seen[id] = content
+        self._seen.execute("INSERT OR REPLACE INTO seen VALUES (?, ?)", (_key(id), content))
         timed = one.at != NO_TIME
         line = int(one.source.rpartition(":")[2] or 0)
         changes = {
@@ -127,3 +130,7 @@ class _Reading:
             "response": response,
         }
         return billed(one.model_copy(update=changes), self._prices)
+
+
+def _key(id: str) -> bytes:
+    return id.encode("utf-8", "backslashreplace")  # the name of a file may be any bytes

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from smallfirst.data.sources.load import load_raw
+from smallfirst.data.sources.delta import DELTA_LOG
+from smallfirst.data.sources.load import iterate_raw
+from smallfirst.data.sources.parquet import PARQUET
+from smallfirst.data.sources.reader import ReadBudget
 from smallfirst.data.sources.text_files import file_format
 from smallfirst.errors import ConfigError, DataError, Problem
 
 _JSON = (".jsonl", ".ndjson", ".json", ".log", ".txt", "")
-_TABLES = (".csv", ".tsv", ".parquet", ".xlsx")
+_TABLES = (".csv", ".tsv", PARQUET, ".xlsx")
 _HELD_IN = ("data", "observations", "traces", "records", "rows", "items", "logs", "results", "hits")
 MAX_LINE_BYTES = 50_000_000
 """A longer line is named and skipped: it is no record."""
@@ -30,12 +34,15 @@ class LogRecord(NamedTuple):
 
 
 def log_files(source: Path) -> list[Path]:
-    """Return the file, or the log files in a folder and below it, in the order of their names. Raise ConfigError."""
-    if source.is_file():
+    """Return the file or Delta table, or the log files in a folder and below it, in the order of their names.
+
+    What has a name that begins with a dot or an underscore, such as `_SUCCESS`, is left out. Raise ConfigError.
+    """
+    if source.is_file() or (source / DELTA_LOG).is_dir():
         return [source]
     if not source.is_dir():
         raise ConfigError(f"{source}: no such file or folder", hint="name a log file, or a folder of them")
-    visible = [f for f in sorted(source.rglob("*")) if not any(p[:1] == "." for p in f.relative_to(source).parts)]
+    visible = [f for f in sorted(source.rglob("*")) if not any(p[:1] in "._" for p in f.relative_to(source).parts)]
     known = [file for file in visible if file.is_file() and file_format(file) in (*_JSON, *_TABLES)]
     if not known:
         raise ConfigError(f"{source}: no log file in it", hint="logs are .jsonl, .json, .csv or .parquet, perhaps .gz")
@@ -44,7 +51,7 @@ def log_files(source: Path) -> list[Path]:
 
 def file_records(file: Path) -> Iterator[LogRecord | Problem]:
     """Yield the records of a file. One that cannot be read at all is one Problem."""
-    if file_format(file) in _TABLES:
+    if file.is_dir() or file_format(file) in _TABLES:
         yield from _table_records(file)
         return
     try:
@@ -113,13 +120,12 @@ def _held(value: Any) -> list[Any] | None:
 
 
 def _table_records(file: Path) -> Iterator[LogRecord | Problem]:
+    """Yield the rows of a table; one whose format has parts may be of any size."""
+    budget = ReadBudget(str(file), sys.maxsize)
+    if file.is_dir() or file_format(file) == PARQUET:
+        budget.n_bytes = sys.maxsize
     try:
-        rows, _ = load_raw(file)
+        for path, line, values in iterate_raw(file, budget):
+            yield LogRecord(path, line, values) if isinstance(values, dict) else Problem(path, line, values)
     except DataError as error:
         yield Problem(str(file), 1, str(error).splitlines()[0])
-        return
-    for row in rows:
-        if isinstance(row.values, dict):
-            yield LogRecord(row.path, row.line, row.values)
-        else:
-            yield Problem(row.path, row.line, row.values)

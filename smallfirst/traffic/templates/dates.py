@@ -33,14 +33,6 @@ def with_dates_open(template: Template, first: datetime, last: datetime) -> Temp
     return template.model_copy(update={"turns": tuple(turns)})
 
 
-def is_date(text: str) -> bool:
-    """True for a date, in figures or with an English month, and for a time of day, alone or after it."""
-    found = _DATE.match(text)
-    return (bool(text) and _TIME.fullmatch(text, found.end() if found else 0) is not None) or (
-        found is not None and found.end() == len(text)
-    )
-
-
 def _parts(piece: str, first: date, last: date) -> Iterator[str]:
     """Yield the text between the dates of this time in a piece."""
     at = 0

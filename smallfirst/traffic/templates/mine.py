@@ -9,18 +9,15 @@ from __future__ import annotations
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from smallfirst.data.importers.constant_text import constant_pieces, has_mark, tokens
-from smallfirst.records import Record
-from smallfirst.traffic.exchange import Exchange
-from smallfirst.traffic.messages import Prompt, read_prompt
+from smallfirst.traffic.messages import Prompt
 from smallfirst.traffic.templates.conversations import Conversations
 from smallfirst.traffic.templates.dates import with_dates_open
-from smallfirst.traffic.templates.slots import MinedSlot, describe_slots
 from smallfirst.traffic.templates.template import Template, TextPattern, TurnPattern
 from smallfirst.traffic.templates.versions import versions
 from smallfirst.traffic.templates.wordings import wordings
@@ -35,13 +32,15 @@ _SAMPLE_CHARACTERS = 12_000_000
 _ALIGNED, _ALIGNED_CHARACTERS = 120, 2_000_000
 """Requests of a wording that are compared word by word; fewer if they are long."""
 _LEAST_ALIGNED = 20
-_DESCRIBED, _SHOWN = 2_000, 200
+_DESCRIBED = 2_000
 _LEAST_WORDS, _LEAST_CHARACTERS = 4, 20
 _STOCK = re.compile(r"\s*you are (?:a|an) [\w, ]{0,60}assistant\W*", re.IGNORECASE)
 """A system prompt that gives no instruction."""
 _LONG = 60
 """Characters of constant text that need no mark, such as a colon, between them and the case."""
 T = TypeVar("T")
+_Shape = tuple[tuple[str, ...], str, str]
+"""Roles, tools and response format: what prompts of one template share before their texts are looked at."""
 _FOLLOW, _CONTINUE = 0.9, 0.5
 _MOST_MESSAGES = 8
 """Most texts of one message by which requests that share little else are told apart."""
@@ -49,88 +48,51 @@ _LEAST_CASES = 5
 _MOST_ROUNDS = 4
 
 
-class MinedTemplate(Record):
-    """A template with the requests that follow it."""
-
-    template: Template
-    slots: tuple[MinedSlot, ...]
-    """One for each slot, in order."""
-    members: tuple[str, ...]
-    """Ids of the requests, in the order they were read."""
-    first_seen: datetime
-    last_seen: datetime
-
-    @property
-    def n(self) -> int:
-        return len(self.members)
-
-
-class _Asked(NamedTuple):
+class _Asked(NamedTuple, Generic[T]):
     """A request as far as templates are concerned."""
 
-    id: str
+    request: T
     at: datetime
     prompt: Prompt
     continues: bool
     """True if it continues an earlier request."""
 
 
-class _Shape(NamedTuple):
-    """What two prompts of one template have in common before their texts are looked at."""
-
-    roles: tuple[str, ...]
-    tools: str
-    response_format: str
-
-
 @dataclass
-class _Found:
+class _Found(Generic[T]):
     """A template while requests are being read."""
 
     template: Template
-    members: list[str] = field(default_factory=list)
-    values: list[tuple[str, ...]] = field(default_factory=list)
-    first: datetime | None = None
-    last: datetime | None = None
+    members: list[T] = field(default_factory=list)
+    values: list[tuple[int, ...]] = field(default_factory=list)
+    """Hashes of what stands in the slots, of _DESCRIBED members drawn at random."""
     n_continuing: int = 0
 
-    def add(self, asked: _Asked, values: tuple[str, ...]) -> None:
-        self.members.append(asked.id)
+    def add(self, asked: _Asked[T], values: tuple[str, ...]) -> None:
+        self.members.append(asked.request)
         self.n_continuing += asked.continues
-        self.first = min(self.first or asked.at, asked.at)
-        self.last = max(self.last or asked.at, asked.at)
-        if len(self.values) < _DESCRIBED:
-            self.values.append(_clipped(values))
-        elif (i := random.randrange(len(self.members))) < _DESCRIBED:
-            self.values[i] = _clipped(values)
+        n = len(self.members)
+        place = len(self.values) if n <= _DESCRIBED else random.randrange(n)
+        if place < _DESCRIBED:
+            self.values[place : place + 1] = [tuple(map(hash, values))]
 
 
-def mine(exchanges: Iterable[Exchange], *, min_requests: int = MIN_REQUESTS) -> list[MinedTemplate]:
-    """Return the templates that at least `min_requests` requests follow, the most frequent first."""
-    miner = Miner(min_requests)
-    for exchange in exchanges:
-        prompt = read_prompt(exchange.route, exchange.request)
-        if prompt is not None:
-            miner.add(exchange.id, exchange.at, prompt)
-    return miner.templates()
-
-
-class Miner:
-    """Templates of the requests that were added."""
+class Miner(Generic[T]):
+    """Templates of the requests that were added, each a T."""
 
     def __init__(self, min_requests: int = MIN_REQUESTS) -> None:
         self.min_requests = min_requests
-        self._found: dict[_Shape, list[_Found]] = defaultdict(list)
-        self._pool: list[_Asked] = []
+        self._found: dict[_Shape, list[_Found[T]]] = defaultdict(list)
+        self._pool: list[_Asked[T]] = []
         self._pool_characters = 0
         self._conversations = Conversations()
 
-    def add(self, request_id: str, at: datetime, prompt: Prompt) -> None:
+    def add(self, request: T, at: datetime, prompt: Prompt) -> None:
         """Take a request; prompts with images and those of agents that report what a tool returned are passed over."""
         continues = self._conversations.note(prompt)
         if prompt.has_media or any(turn.role == "tool" for turn in prompt.turns):
             return
-        asked = _Asked(request_id, at, prompt, continues)
+        asked = _Asked(request, at, prompt, continues)
         if not self._match(asked):
             self._pool.append(asked)
             self._pool_characters += _length(prompt)
@@ -141,23 +103,13 @@ class Miner:
                 del self._pool[kept:]
                 self._pool_characters = sum(_length(one.prompt) for one in self._pool)
 
-    def templates(self) -> list[MinedTemplate]:
-        """Return the templates found, the most frequent first."""
+    def templates(self) -> dict[Template, list[T]]:
+        """Return the templates that enough requests follow, the most frequent first, with these in their order."""
         self._learn()
         found = [one for group in self._found.values() for one in group if self._is_template(one)]
-        return [
-            MinedTemplate(
-                template=one.template,
-                slots=describe_slots(one.template, one.values),
-                members=tuple(one.members),
-                first_seen=one.first,
-                last_seen=one.last,
-            )
-            for one in sorted(found, key=lambda one: -len(one.members))
-            if one.first and one.last
-        ]
+        return {one.template: one.members for one in sorted(found, key=lambda one: -len(one.members))}
 
-    def _match(self, asked: _Asked) -> bool:
+    def _match(self, asked: _Asked[T]) -> bool:
         for found in self._found.get(_shape(asked.prompt), ()):
             values = found.template.values(asked.prompt)
             if values is not None:
@@ -168,7 +120,7 @@ class Miner:
     def _learn(self) -> None:
         """Look through the requests without a template until no more templates are found."""
         for _ in range(_MOST_ROUNDS):
-            shapes: dict[_Shape, list[_Asked]] = defaultdict(list)
+            shapes: dict[_Shape, list[_Asked[T]]] = defaultdict(list)
             for asked in self._pool:
                 shapes[_shape(asked.prompt)].append(asked)
             new = False
@@ -181,7 +133,7 @@ class Miner:
                 return
             self._pool = [asked for asked in self._pool if not self._match(asked)]
 
-    def _templates_of(self, group: Sequence[_Asked]) -> Iterator[Template]:
+    def _templates_of(self, group: Sequence[_Asked[T]]) -> Iterator[Template]:
         """Yield templates of requests of one shape."""
         if len(group) < self.min_requests:
             return
@@ -190,7 +142,7 @@ class Miner:
         for members in wordings([asked.prompt for asked in sample], least):
             yield from self._templates_of_wording([sample[i] for i in members], least)
 
-    def _templates_of_wording(self, asked: Sequence[_Asked], least: int) -> Iterator[Template]:
+    def _templates_of_wording(self, asked: Sequence[_Asked[T]], least: int) -> Iterator[Template]:
         template = _aligned([one.prompt for one in asked])
         times = [one.at for one in asked]
         template = with_dates_open(template, min(times), max(times))
@@ -209,7 +161,7 @@ class Miner:
             if len(group) >= least:
                 yield from self._templates_of_wording([followers[i][0] for i in group], least)
 
-    def _is_template(self, found: _Found) -> bool:
+    def _is_template(self, found: _Found[T]) -> bool:
         """True unless it has too few requests or cases, or is the system prompt of an assistant to converse with."""
         n = len(found.members)
         if n < self.min_requests or len(set(found.values)) < _LEAST_CASES or found.n_continuing > _CONTINUE * n:
@@ -222,13 +174,13 @@ class Miner:
 
 
 def _shape(prompt: Prompt) -> _Shape:
-    return _Shape(tuple(turn.role for turn in prompt.turns), prompt.tools, prompt.response_format)
+    return tuple(turn.role for turn in prompt.turns), prompt.tools, prompt.response_format
 
 
-def _by_message(asked: Sequence[_Asked], least: int) -> list[list[_Asked]]:
+def _by_message(asked: Sequence[_Asked[T]], least: int) -> list[list[_Asked[T]]]:
     """Return requests apart by one of their messages, where a few texts of it are those of nearly all."""
     for i in range(len(asked[0].prompt.turns)):
-        by_text: dict[str, list[_Asked]] = defaultdict(list)
+        by_text: dict[str, list[_Asked[T]]] = defaultdict(list)
         for one in asked:
             by_text[one.prompt.turns[i].text].append(one)
         groups = [group for group in by_text.values() if len(group) >= least]
@@ -276,11 +228,6 @@ def _mean_length(prompts: Sequence[Prompt]) -> int:
 
 def _length(prompt: Prompt) -> int:
     return sum(len(turn.text) for turn in prompt.turns)
-
-
-def _clipped(values: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the values, long ones as their beginning and a hash."""
-    return tuple(v if len(v) <= _SHOWN else f"{v[:_SHOWN]}… {hash(v) % 10**6:06}" for v in values)
 
 
 def _constant_characters(template: Template) -> int:

@@ -21,10 +21,6 @@ class TextPattern(Record):
         """Return what stands in the slots, of each the shortest that fits; None if the text does not follow."""
         return values_between(self.pieces, text)
 
-    def filled(self, values: tuple[str, ...]) -> str:
-        """Return the text with these values in its slots."""
-        return "".join(piece + value for piece, value in zip(self.pieces, (*values, ""), strict=True))
-
 
 class TurnPattern(Record):
     """One message of a template."""

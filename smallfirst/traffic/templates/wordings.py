@@ -8,9 +8,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from smallfirst.traffic.messages import Prompt
-from smallfirst.traffic.templates.tokens import RUN, Runs, Tokenizer
+from smallfirst.data.importers.constant_text import tokens, varies_by_nature
+from smallfirst.traffic.messages import Prompt, Turn
 
+RUN = 5
+"""Tokens in a run."""
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _LEAST_RUNS = 3
 """Fewest runs that prompts must share to be looked at together."""
 _LEAST_RUNS_OF_A_WORDING = 3 * RUN
@@ -20,6 +23,14 @@ _MOST_WORDINGS = 8
 _COVERED, _CONSTANT = 0.9, 0.98
 _LEAST_SHARE = 0.03
 _MOST_DEPTH = 6
+
+
+class Runs(NamedTuple):
+    """Runs of tokens in some prompts as hashes, each once a prompt."""
+
+    hashes: NDArray[np.uint64]
+    prompts: NDArray[np.int64]
+    """Index of the prompt that each stands in."""
 
 
 class _Block(NamedTuple):
@@ -39,7 +50,35 @@ def wordings(prompts: Sequence[Prompt], least: int) -> Iterator[NDArray[np.int64
     Prompts are first put together by the most text that most of them share, then taken apart where a few groups cover
     (nearly) all of them and each has much constant text of its own: these are versions of a wording.
     """
-    yield from _split(Tokenizer().runs(prompts), np.arange(len(prompts)), least, 0)
+    yield from _split(runs_of(prompts), np.arange(len(prompts)), least, 0)
+
+
+def runs_of(prompts: Sequence[Prompt]) -> Runs:
+    """Return the runs of all messages of each prompt, role by role, dates and numbers folded into one token."""
+    numbers: dict[str, int] = {}
+    read: dict[Turn, NDArray[np.uint64]] = {}  # messages come again and are read once
+
+    def numbered(turn: Turn) -> NDArray[np.uint64]:
+        if turn not in read:
+            words = ("0" if varies_by_nature(token) else token for token in tokens(turn.text))
+            ids = [numbers.setdefault(word, len(numbers) + 1) for word in (f"\0{turn.role}", *words)]
+            read[turn] = np.array(ids, dtype=np.uint64)
+        return read[turn]
+
+    arrays = [_run_hashes(np.concatenate([numbered(turn) for turn in prompt.turns])) for prompt in prompts]
+    which = np.repeat(np.arange(len(arrays)), [len(array) for array in arrays])
+    return Runs(np.concatenate(arrays), which)
+
+
+def _run_hashes(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return the distinct hashes of runs of RUN numbers."""
+    n = max(len(values) - RUN + 1, 1)
+    values = np.pad(values, (0, n + RUN - 1 - len(values)))
+    hashes = np.zeros(n, np.uint64)
+    for i in range(RUN):
+        hashes = (hashes ^ values[i : i + n]) * _MULTIPLIER
+        hashes ^= hashes >> np.uint64(29)
+    return np.unique(hashes)
 
 
 def _split(runs: Runs, members: NDArray[np.int64], least: int, depth: int) -> Iterator[NDArray[np.int64]]:

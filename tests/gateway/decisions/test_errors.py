@@ -9,6 +9,7 @@ import pytest
 
 from smallfirst.gateway.decisions.errors import invalid_request, refuse, upstream_error
 from smallfirst.gateway.http import UpstreamAnswer
+from smallfirst.serving.openai.errors import ApiError
 from smallfirst.traffic.decisions import openai_shape, systemone_shape
 
 DECISIONS, SYSTEM_ONE = openai_shape.ROUTE, systemone_shape.ROUTE
@@ -39,7 +40,7 @@ def test_typesafes_error_has_places_from_the_body_on():
     response = invalid_request(SYSTEM_ONE, refused(systemone_shape, {"model": "jev", "state": "x", "questions": {}}))
     (detail,) = json.loads(response.body)["detail"]
     assert (response.status, detail["loc"]) == (422, ["body", "questions"])
-    assert json.loads(refuse(SYSTEM_ONE, 502, "It broke.", "broken").body) == {"detail": "It broke."}
+    assert json.loads(refuse(SYSTEM_ONE, ApiError(502, "It broke.")).body) == {"detail": "It broke."}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from smallfirst.gateway.decisions.routes import DecisionRoutes
-from smallfirst.gateway.decisions.settings import DecisionSettings
+from smallfirst.gateway.settings import DecisionSettings
 from smallfirst.gateway.takeover.live_task import Ruling
 from smallfirst.gateway.upstreams import UpstreamFailed
 from smallfirst.models.protocol import Completion
@@ -47,7 +47,7 @@ class ScriptedTask:
             raise RuntimeError("out of memory")
         self.ruled.append(asked)
         if "Anger" in self.wording:
-            return Ruling(asked)
+            return Ruling(self, asked)
         small = Completion(
             text="fees",
             answered_by="team-small@1",
@@ -58,7 +58,7 @@ class ScriptedTask:
             prompt_tokens=8,
             completion_tokens=1,
         )
-        return Ruling(asked, None, small, Answer("fees"))
+        return Ruling(self, asked, None, small, Answer("fees"))
 
     async def answered(self, ruling):
         self.gave.append(ruling.asked.id)

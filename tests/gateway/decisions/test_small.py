@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from smallfirst.gateway.decisions.small import Ruled, answer_small
+from smallfirst.gateway.decisions.small import answer_small
 from smallfirst.gateway.takeover.live_task import Ruling
 from smallfirst.models.protocol import Capability, Completion, LabelScores
 from smallfirst.traffic.decisions import openai_shape
@@ -34,7 +34,7 @@ def ruled(text="fees", alternatives=(), model=None, agreement=False):
     small = text and Completion(
         text=text, answered_by=Scoring.name, latency_ms=1, cost_usd=0, alternatives=alternatives, prompt_tokens=3
     )
-    return Ruled(task, Ruling(SimpleNamespace(text="My card"), None, small or None, Answer(text)))
+    return Ruling(task, SimpleNamespace(text="My card"), None, small or None, Answer(text))
 
 
 @pytest.fixture

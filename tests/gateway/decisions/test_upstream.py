@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from smallfirst.gateway.decisions.settings import DecisionSettings
 from smallfirst.gateway.decisions.upstream import DecisionUpstream
+from smallfirst.gateway.settings import DecisionSettings
 from smallfirst.gateway.upstreams import UpstreamFailed
 from smallfirst.traffic.decisions import openai_shape
 

@@ -30,7 +30,7 @@ def read(prices: PriceBook | None = None, **more: Any) -> Completion:
 
     body = {"model": TEACHER, "messages": [{"role": "user", "content": "x" * 40}]}
     asked = Asked("1", "/v1/chat/completions", "chat", body, "x", again)
-    upstream = Upstream(source(), lambda model: None, prices or PriceBook(tokens={TEACHER: PRICE}))
+    upstream = Upstream(source(), prices or PriceBook(tokens={TEACHER: PRICE}))
     upstream.usual_usd = 0.0001
     found = upstream.read(asked, ANSWER | more)
     assert found is not None

@@ -41,10 +41,10 @@ def test_labels_are_drafted_with_both_formats(tmp_path: Path) -> None:
     assert file.routing.small == "tuned"
     read = TaskSource.of(tmp_path / "tickets")
     assert read == written
-    matched = [written.match(case.prompt) for case, _, _ in task.cases]
-    found = [one for one in matched if one]
-    assert len(found) == 90
-    assert {f.render("billing") for _, f in found} == {Answer("billing"), Answer('{"queue": "billing"}')}
+    followed = [[one for one in written.templates if one.text(case.prompt) is not None] for case, _, _ in task.cases]
+    assert [len(found) for found in followed] == [1] * 90
+    formats = [one.answer_format or written.answer_format for (one,) in followed]
+    assert {one.render("billing") for one in formats} == {Answer("billing"), Answer('{"queue": "billing"}')}
     rows = [json.loads(line) for line in (tmp_path / "tickets" / "rows.jsonl").read_text().splitlines()]
     assert len(rows) == len({row["text"] for row in rows}) <= 90
     assert {"text", "label", "teacher", "labelled_on", "id", "n", "cost_usd", "latency_ms"} <= rows[0].keys()
@@ -104,9 +104,11 @@ def test_a_task_keeps_its_name(tmp_path: Path) -> None:
 
 
 def test_the_teachers_terms_are_those_of_the_settings(tmp_path: Path) -> None:
-    terms = {"big": Teacher(model="big", licence="no training", training_allowed=False)}
-    source = drafted(tickets(), tmp_path, teachers=terms)
-    assert source.teacher == Teacher(model="big-2026", licence="no training", training_allowed=False)
+    def terms(model: str, *asked_as: str) -> Teacher:
+        return Teacher(model=model, licence=f"as {', '.join(asked_as)}", training_allowed=False)
+
+    source = drafted(tickets(), tmp_path, teacher_of=terms)
+    assert source.teacher == Teacher(model="big-2026", licence="as big", training_allowed=False)
 
 
 @pytest.mark.parametrize("answer", ["Well, " + "it depends on many things. " * 9, "{}"])

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from smallfirst.traffic.discovery.cheap_models import HeldOut
-from smallfirst.traffic.discovery.outlook import Outlook, foretell
+from smallfirst.traffic.discovery.outlook import HeldOut, Outlook, foretell
 
 
 def held_out(n: int, accuracy_of_sure: float, accuracy_of_unsure: float, share_sure: float = 0.5) -> HeldOut:

@@ -17,7 +17,7 @@ def test_versions_make_one_task_with_all_its_cases() -> None:
     assert [len(wording.cases) for wording in task.wordings] == [60, 50]
     assert task.kind == "labels"
     assert sum(task.labels.values()) == 110
-    assert task.cost_usd == pytest.approx(0.11)
+    assert total_cost_usd([case for case, _, _ in task.cases]) == pytest.approx(0.11)
     assert task.models == ("big",)
     assert task.name == "sort-customer"
     assert task.format_check is not None

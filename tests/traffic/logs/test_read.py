@@ -26,6 +26,23 @@ def test_a_folder_of_several_formats(tmp_path):
     ]
 
 
+def test_a_folder_of_parquet_parts(tmp_path):
+    """As Spark writes them: parts, perhaps by partition, and files of its own."""
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pytest.importorskip("pyarrow.parquet")
+    rows = [json.dumps(PAIR["request"]) for _ in range(3)]
+    for part in ("part-00000.snappy.parquet", "part-00001.snappy.parquet", "day=2026-11-01/part-00002.snappy.parquet"):
+        (tmp_path / part).parent.mkdir(exist_ok=True)
+        ids = [f"{part} {i}" for i in range(3)]
+        table.write_table(pyarrow.table({"id": ids, "request": rows, "response": [part] * 3}), tmp_path / part)
+    for name in ("_SUCCESS", "_started_7", ".part-00000.snappy.parquet.crc"):
+        (tmp_path / name).write_text("")
+    found, problems = read_logs([tmp_path])
+    expected = [f"part-0000{i}.snappy.parquet {n}" for i in (2, 0, 1) for n in (0, 1, 2)]
+    assert [one.id.rpartition("/")[2] for one in found] == expected
+    assert problems == []
+
+
 def test_prices_come_from_the_log_then_from_the_settings(tmp_path):
     (tmp_path / "a.jsonl").write_text(f"{json.dumps(PAIR)}\n{json.dumps({**PAIR, 'cost': 0.5})}\n")
     prices = PriceBook(tokens={"mine": TokenPrice(input_usd_per_mtok=1.0, output_usd_per_mtok=10.0)})

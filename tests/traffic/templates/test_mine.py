@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.messages import read_prompt
-from smallfirst.traffic.templates.mine import Miner, _Asked, mine
+from smallfirst.traffic.templates.mine import Miner, _Asked
 
 START = datetime(2026, 10, 1, tzinfo=UTC)
 RNG = random.Random(0)
@@ -25,6 +25,14 @@ def exchange(i, *turns, **more):
     return Exchange(id=f"r{i}", at=START + timedelta(minutes=i), request={"messages": messages, **more}, response={})
 
 
+def mine(log):
+    """The requests of each template."""
+    miner = Miner()
+    for one in log:
+        miner.add(one.id, one.at, read_prompt(one.route, one.request))
+    return miner.templates()
+
+
 def test_what_programs_wrote_is_found_among_what_people_wrote():
     log, cases = [], {}
     for i in range(0, 320, 4):
@@ -39,22 +47,23 @@ def test_what_programs_wrote_is_found_among_what_people_wrote():
         log.append(exchange(i + 3, *talk))
         log.append(exchange(i + 3.5, *talk, ("assistant", case(20)), ("user", case())))
     found = mine(log)
-    slots = sorted((one.n, [(slot.name, slot.kind) for slot in one.slots]) for one in found)
-    assert slots == [(80, [("text", "text")]), (80, [("tier", "choice"), ("mail", "text")])]
+    assert sorted((len(members), template.n_slots) for template, members in found.items()) == [(80, 1), (80, 2)]
     by_id = {one.id: read_prompt(one.route, one.request) for one in log}
-    for one in found:
-        assert [one.template.values(by_id[member])[-1] for member in one.members] == [cases[m] for m in one.members]
-    assert {one.first_seen for one in found} == {START, START + timedelta(minutes=1)}
+    for template, members in found.items():
+        assert [template.values(by_id[member])[-1] for member in members] == [cases[member] for member in members]
 
 
 def test_tools_and_forms_of_answers_make_another_template():
     tools = [{"type": "function", "function": {"name": "file"}}]
     log = [exchange(i, ("system", SORT), ("user", case()), **({"tools": tools} if i % 2 else {})) for i in range(60)]
-    assert sorted((one.n, bool(one.template.tools)) for one in mine(log)) == [(30, False), (30, True)]
+    assert sorted((len(members), bool(template.tools)) for template, members in mine(log).items()) == [
+        (30, False),
+        (30, True),
+    ]
 
 
 def test_one_request_sent_again_and_again_is_no_task():
-    assert mine([exchange(i, ("system", SORT), ("user", "ping")) for i in range(50)]) == []
+    assert mine([exchange(i, ("system", SORT), ("user", "ping")) for i in range(50)]) == {}
 
 
 def test_a_template_that_begins_late_is_found_in_a_long_log(monkeypatch):
@@ -64,7 +73,7 @@ def test_a_template_that_begins_late_is_found_in_a_long_log(monkeypatch):
         asked = exchange(i, ("system", SORT + " Be brief." * (i > 400)), ("user", case()))
         miner.add(asked.id, asked.at, read_prompt(asked.route, asked.request))
         assert len(miner._pool) < 100
-    assert [one.n for one in miner.templates()] == [401, 199]
+    assert [len(members) for members in miner.templates().values()] == [401, 199]
 
 
 def test_what_continues_an_earlier_request_is_a_conversation():
@@ -73,14 +82,13 @@ def test_what_continues_an_earlier_request_is_a_conversation():
         asked = (("system", SORT), ("user", f"Ticket {i}: {case()}"))
         log.append(exchange(i, *asked))
         log.append(exchange(i + 1, *asked, ("assistant", "Happy to help. What else?"), ("user", f"Also: {case()}")))
-    assert [(one.n, len(one.template.turns)) for one in mine(log)] == [(40, 2)]
+    assert [(len(members), len(template.turns)) for template, members in mine(log).items()] == [(40, 2)]
 
 
 def test_few_cases_asked_often_are_a_task():
     cases = [case() for _ in range(8)]
-    assert [one.n for one in mine([exchange(i, ("system", SORT), ("user", RNG.choice(cases))) for i in range(60)])] == [
-        60
-    ]
+    found = mine([exchange(i, ("system", SORT), ("user", RNG.choice(cases))) for i in range(60)])
+    assert [len(members) for members in found.values()] == [60]
 
 
 def test_long_documents_are_kept_within_bounds(monkeypatch):
@@ -91,22 +99,20 @@ def test_long_documents_are_kept_within_bounds(monkeypatch):
         asked = exchange(i, ("user", f"{SORT}\n\nContract:\n{case(600)}" if i % 2 else case(600)))
         miner.add(asked.id, asked.at, read_prompt(asked.route, asked.request))
         assert sum(len(one.prompt.turns[0].text) for one in miner._pool) < 210_000
-    (found,) = miner.templates()
-    assert found.n == 60
-    assert max(map(len, found.slots[0].values)) < 220
+    assert [len(members) for members in miner.templates().values()] == [60]
 
 
 def test_images_and_agents_are_passed_over():
     picture = {"type": "image_url", "image_url": {"url": "data:"}}
     log = [exchange(i, ("system", SORT), ("user", [{"type": "text", "text": case()}, picture])) for i in range(30)]
     log += [exchange(i, ("system", SORT), ("user", case()), ("tool", case())) for i in range(30)]
-    assert mine(log) == []
+    assert mine(log) == {}
 
 
 def test_a_short_instruction_is_one_and_a_stock_system_prompt_none():
     log = [exchange(i, ("user", f"Summarize in one sentence: {case(30)}")) for i in range(40)]
     log += [exchange(i, ("system", "You are a helpful assistant."), ("user", case())) for i in range(40, 80)]
-    assert [(one.n, one.slots[0].name) for one in mine(log)] == [(40, "text")]
+    assert [len(members) for members in mine(log).values()] == [40]
 
 
 def test_wordings_that_were_put_together_are_told_apart_by_their_instruction():

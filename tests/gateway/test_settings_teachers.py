@@ -7,19 +7,23 @@ import json
 import pytest
 
 from smallfirst.errors import ConfigError
-from smallfirst.gateway.settings import Teacher
+from smallfirst.gateway.settings import GatewaySettings
 from smallfirst.gateway.takeover import learning
-from smallfirst.gateway.takeover.learning import learn
-from smallfirst.gateway.teachers import settings_near, teacher_of, with_terms_now
+from smallfirst.gateway.takeover.learning import learn, read_source
 from smallfirst.traffic import task_source
 from smallfirst.traffic.answers.answer_format import AnswerFormat
 from smallfirst.traffic.task_source import FILE_NAME, TaskSource
 
-TERMS = {
-    "gpt-4o": Teacher(licence="no training", training_allowed=False),
-    "gpt-4o-mini": Teacher(licence="as agreed", training_allowed=True),
-    "open-model": Teacher(licence="MIT"),
-}
+TERMS = GatewaySettings.model_validate(
+    {
+        "upstreams": {"default": {"base_url": "https://api.example.com/v1"}},
+        "teachers": {
+            "gpt-4o": {"licence": "no training", "training_allowed": False},
+            "gpt-4o-mini": {"licence": "as agreed", "training_allowed": True},
+            "open-model": {"licence": "MIT"},
+        },
+    }
+)
 SETTINGS = """
 upstreams: {default: {base_url: "https://api.example.com/v1"}}
 teachers: {gpt-4o: {licence: no training, training_allowed: false}}
@@ -43,17 +47,19 @@ def source(model="gpt-4o-2024-08-06"):
     ],
 )
 def test_terms_by_name(model, asked_as, licence, allowed):
-    found = teacher_of(TERMS, model, *asked_as)
+    found = TERMS.teacher_of(model, *asked_as)
     assert (found.model, found.licence, found.training_allowed) == (model, licence, allowed)
 
 
 def test_terms_that_are_written_after_discover_hold(tmp_path):
     folder = tmp_path / "discovered" / "tickets"
     folder.mkdir(parents=True)
-    assert with_terms_now(source(), settings_near(folder)) == source()
+    source().save(folder / FILE_NAME)
+    assert read_source(folder) == source()
     (tmp_path / "gateway.yaml").write_text(SETTINGS)
-    assert not with_terms_now(source(), settings_near(folder)).teacher.training_allowed
-    assert with_terms_now(source("another"), settings_near(folder)) == source("another")
+    assert not read_source(folder).teacher.training_allowed
+    source("another").save(folder / FILE_NAME)
+    assert read_source(folder) == source("another")
 
 
 def test_learn_refuses_to_train_on_answers_that_may_only_measure(tmp_path):

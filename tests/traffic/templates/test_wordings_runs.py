@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from smallfirst.traffic.messages import Prompt, Turn
-from smallfirst.traffic.templates.tokens import Tokenizer
+from smallfirst.traffic.templates.wordings import runs_of
 
 
 def test_prompts_that_differ_in_dates_alone_share_all_runs():
     texts = ["Filed on 3 May 2026 by you", "Filed on 12 June 2025 by you", "Filed with care by you"]
-    runs = Tokenizer().runs([Prompt("", (Turn("user", text),)) for text in texts])
+    runs = runs_of([Prompt("", (Turn("user", text),)) for text in texts])
     first, second, third = (set(runs.hashes[runs.prompts == i].tolist()) for i in range(3))
     assert first == second
     assert not first & third

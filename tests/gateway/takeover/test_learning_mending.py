@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from smallfirst.gateway.takeover import mending
-from smallfirst.gateway.takeover.mending import mended
+from smallfirst.gateway.takeover import learning
+from smallfirst.gateway.takeover.learning import mended
 
 ANGLES = {"card gone": 0.0, "card lost": 0.3, "card stolen": 0.9, "loan": 1.6, "other loan": 1.5, "far": 3.1}
 
@@ -19,7 +19,7 @@ class _Encoder:
 
 @pytest.fixture(autouse=True)
 def encoder(monkeypatch):
-    monkeypatch.setattr(mending, "open_encoder", lambda folder: _Encoder())
+    monkeypatch.setattr(learning, "open_encoder", lambda folder: _Encoder())
 
 
 def test_near_cases_with_the_same_recorded_answer_are_mended(tmp_path):

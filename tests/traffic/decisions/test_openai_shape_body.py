@@ -7,7 +7,7 @@ from __future__ import annotations
 import pydantic
 import pytest
 
-from smallfirst.traffic.decisions.openai_body import Body
+from smallfirst.traffic.decisions.openai_shape import Body
 
 PREDICATE = {"type": "predicate", "instructions": "It is urgent."}
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from fixtures.traffic import QUEUES, ticket
 
-from smallfirst.traffic.discovery import cheap_models
-from smallfirst.traffic.discovery.cheap_models import drawn_cases, hold_out_labels
+from smallfirst.traffic.discovery import outlook
+from smallfirst.traffic.discovery.outlook import drawn_cases, hold_out_labels
 
 
 def test_labels_that_words_tell_are_found_and_chance_is_not() -> None:
@@ -32,7 +32,7 @@ def test_left_out_folds_are_left_out() -> None:
     features = TfidfFeatures.fit(texts).matrix(texts).toarray()
     gold = np.unique(queues, return_inverse=True)[1]
     wanted = np.eye(3)[gold] - np.eye(3)[gold].mean(axis=0)
-    kept = np.arange(30) % cheap_models.FOLDS != 0
+    kept = np.arange(30) % outlook.FOLDS != 0
     kernel = features @ features.T
     dual = np.linalg.solve(kernel[np.ix_(kept, kept)] + np.eye(kept.sum()), wanted[kept])
     by_hand = (kernel[np.ix_(~kept, kept)] @ dual + np.eye(3)[gold].mean(axis=0)).argmax(axis=1) == gold[~kept]
@@ -40,8 +40,8 @@ def test_left_out_folds_are_left_out() -> None:
 
 
 def test_of_many_or_long_cases_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cheap_models, "MOST_CASES", 10)
-    monkeypatch.setattr(cheap_models, "MOST_CHARACTERS", 100)
+    monkeypatch.setattr(outlook, "MOST_CASES", 10)
+    monkeypatch.setattr(outlook, "MOST_CHARACTERS", 100)
     assert sorted(drawn_cases(["ab"] * 5)) == [0, 1, 2, 3, 4]
     assert len(set(drawn_cases(["ab"] * 50))) == 10
     assert len(drawn_cases(["x" * 40] * 50)) == 2
