@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from smallfirst.models.local import attention
+
 
 def use_fast_kernels(model: Any) -> None:
     """Replace parts of a model by faster ones of equal value: Liger's kernels on a GPU, our normalisation elsewhere."""
@@ -28,9 +30,11 @@ def checkpoint_layers(model: Any) -> None:
 
 
 def compile_layers(model: Any) -> None:
-    """Compile each layer at its first use, once for all lengths."""
+    """Compile each layer at its first use, once for all rows; attention, whose calls follow them, stays as it is."""
+    apart = torch.compiler.disable(attention.causal_attention)  # type: ignore[no-untyped-call]
+    attention.register(apart)
     for layer in model.model.layers:
-        layer.compile(dynamic=True)
+        layer.forward = torch.compile(layer.forward, dynamic=True)  # inside what `checkpoint_layers` computes again
 
 
 class RMSNorm(torch.nn.Module):

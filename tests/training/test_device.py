@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from smallfirst.training import causal_lm
 from smallfirst.training.batches import TokenizedRow
 from smallfirst.training.causal_lm import CausalBackend, target_loss
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.device import RMSNorm, checkpoint_layers, replace_norms
+from smallfirst.training.device import RMSNorm, checkpoint_layers, compile_layers, replace_norms
 
 ROWS = [
     TokenizedRow((0, 5, 9, 300, 301), 3),
@@ -95,9 +96,32 @@ def test_rows_of_4096_tokens_packed_give_the_gradient_of_each_alone(model: Any) 
     assert_same(packed, [torch.stack(parts).sum(0) for parts in zip(*alone, strict=True)])
 
 
-def test_compiled_layers_are_the_same_layers(tiny_folder: Path) -> None:
-    model, _ = CausalBackend().load(tiny_folder, TrainConfig(compile=True))
-    assert all(layer._compiled_call_impl is not None for layer in model.model.layers)
+def test_compiled_layers_give_the_same_and_are_compiled_once_for_all_rows(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced, and run as traced: making kernels of it takes a C++ compiler and minutes."""
+    traced, ran = list[Any](), list[Any]()
+
+    def backend(graph: Any, _: Any) -> Callable[..., Any]:
+        traced.append(graph)
+        return lambda *given: (ran.append(graph), graph(*given))[1]
+
+    drawn = ([4, 9], [5, 30, 7], [60, 3, 20, 110])
+    batches = [[TokenizedRow(tuple(range(5, 5 + n)), n - 2) for n in lengths] for lengths in drawn]
+    plain = [gradients(model, rows) for rows in batches]
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    compile_layers(model)
+    for rows, expected in zip(batches[:2], plain, strict=False):
+        assert_same(gradients(model, rows), expected)
+    n_traced = len(traced)
+    assert n_traced > 0
+    for rows, expected in zip(batches, plain, strict=True):
+        assert_same(gradients(model, rows), expected)
+    assert len(traced) == n_traced
+    checkpoint_layers(model)
+    n_ran = len(ran)
+    assert_same(gradients(model, batches[0]), plain[0])
+    assert len(ran) > n_ran  # what is computed again is the compiled layer
 
 
 @pytest.mark.parametrize("shape", [(5, 24), (2, 3, 4, 24)])

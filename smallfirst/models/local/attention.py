@@ -125,9 +125,9 @@ def _future(time: int, keys: int, query: torch.Tensor) -> torch.Tensor:
     return torch.full((time, keys), float("-inf"), dtype=torch.float32, device=query.device).triu(1 + keys - time)
 
 
-def register() -> str:
+def register(function: Callable[..., Any] = causal_attention) -> str:
     """Register the function with transformers; return its name."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register(NAME, causal_attention)
+    AttentionInterface.register(NAME, function)
     return NAME

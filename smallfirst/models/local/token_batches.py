@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -67,8 +68,12 @@ class RaggedRows(NamedTuple):
     longest_key: int
 
 
-class PackedRows(NamedTuple):
-    """Rows behind one another, shortest first: linear layers see no padding, and attention hardly any."""
+@dataclass(eq=False)
+class PackedRows:
+    """Rows behind one another, shortest first: linear layers see no padding, and attention hardly any.
+
+    No tuple: torch.compile would look into one that only passes through a layer, and compile it anew for other rows.
+    """
 
     order: list[int]
     """Row numbers, in the order in which their tokens follow."""
@@ -98,7 +103,7 @@ class PackedRows(NamedTuple):
         ids, positions = (part.to(device, non_blocking=True) for part in (self.ids, self.positions))
         ragged = _ragged(self.lengths, self.n_shared, device) if device.type == "cuda" else self.ragged
         groups = [group.to(device) for group in self.groups]
-        return self._replace(ids=ids, positions=positions, groups=groups, ragged=ragged)
+        return replace(self, ids=ids, positions=positions, groups=groups, ragged=ragged)
 
     def pad(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the values (tokens, ...) of rows without a common prefix as (rows, longest, ...), in order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def test_a_kernel_for_ragged_rows_is_asked_for_on_a_gpu_in_half_precision_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     packed, query = pack_rows([[1, 2], [3]]), torch.zeros(1, 2, 3, 8, dtype=torch.bfloat16)
-    here = packed._replace(ragged=token_batches._ragged(packed.lengths, 0, torch.device("cpu")))
+    here = dataclasses.replace(packed, ragged=token_batches._ragged(packed.lengths, 0, torch.device("cpu")))
     seen: list[int] = []
     monkeypatch.setattr(attention, "ragged_kernel", lambda: lambda *parts: (seen.append(1), by_row(*parts))[1])
     assert packed.to(torch.device("cpu")).ragged is None
