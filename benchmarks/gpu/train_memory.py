@@ -22,7 +22,7 @@ from smallfirst.models.base_size import read_base_size
 from smallfirst.training.batches import TokenizedRow
 from smallfirst.training.causal_lm import CausalBackend, target_loss
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.estimates.memory import activation_bytes, micro_batch_shape, peak_memory
+from smallfirst.training.estimates.memory import MicroBatchShape, activation_bytes, peak_memory
 from smallfirst.training.loop import TrainingLoop
 
 PUBLISHED = {24: (78_475, 5_789), 80: (342_733, 28_454)}
@@ -34,6 +34,7 @@ def foretold_and_taken(base: Path, config: TrainConfig, row: TokenizedRow) -> tu
     size = read_base_size(base)
     assert size is not None
     backend, gpu = CausalBackend(), torch.cuda.is_available()
+    shape = MicroBatchShape(1, len(row.ids) - 1, len(row.ids) - row.n_prompt)
     model, _ = backend.load(base, config)
     backend.begin(model, [row], config)
     if gpu:
@@ -41,7 +42,7 @@ def foretold_and_taken(base: Path, config: TrainConfig, row: TokenizedRow) -> tu
         steps = TrainingLoop(backend, model, [row] * 2, config).steps()
         next(steps)
         next(steps)
-        peak = peak_memory(size, config, micro_batch_shape([row]), gpu=True)
+        peak = peak_memory(size, config, shape, gpu=True)
         return peak.weights + peak.read, float(torch.cuda.max_memory_allocated())
     kept: dict[int, int] = {}
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -55,7 +56,7 @@ def foretold_and_taken(base: Path, config: TrainConfig, row: TokenizedRow) -> tu
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = target_loss(model.train(), [row])
     assert loss.requires_grad
-    return activation_bytes(size, config, micro_batch_shape([row]), gpu=False), float(sum(kept.values()))
+    return activation_bytes(size, config, shape, gpu=False), float(sum(kept.values()))
 
 
 def main() -> None:
