@@ -14,7 +14,7 @@ import torch
 
 from smallfirst.errors import ConfigError
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
-from smallfirst.models.export import read_back
+from smallfirst.models.export import parity
 from smallfirst.models.local import weights
 from smallfirst.models.local.tokenizer import load_tokenizer
 from smallfirst.models.local.weights import choose_device, load_causal, weights_fingerprint
@@ -28,7 +28,7 @@ def test_a_model_is_loaded_in_bfloat16_ready_to_answer(tiny_folder: Path) -> Non
 
 
 @pytest.mark.parametrize("code", ["config.json", "tokenizer_config.json", "evil.py"])
-@pytest.mark.parametrize("load", [load_causal, load_tokenizer, read_back._load, SentenceEncoder])
+@pytest.mark.parametrize("load", [load_causal, load_tokenizer, parity._load, SentenceEncoder])
 def test_weights_that_bring_code_are_refused_by_every_loader(
     tiny_folder: Path, tmp_path: Path, load: Callable[[Path], object], code: str
 ) -> None:
