@@ -50,6 +50,7 @@ ANSWER = {
     "message": "string",
 }
 """Columns of an answer, and their types in Arrow."""
+_LAYOUT = 2
 _OPEN = "FROM requests WHERE number BETWEEN first AND last AND answer IS NULL"
 _KINDS = {bool: "bool_", int: "int64", float: "float64", str: "string"}
 
@@ -93,6 +94,8 @@ class BatchAbout(Record):
 
     identity: BatchIdentity
     smallfirst: str
+    layout: int = 1
+    """Of the working files."""
     cut: bool = False
     """True once all rows are cut into parts."""
     kinds: dict[str, str] = {}
@@ -120,10 +123,12 @@ class BatchFolder:
         if about.is_file():
             self.about = BatchAbout.load(about)
             _refuse_to_mix(folder, self.about.identity, identity)
+            if not self.about.finished and self.about.layout != _LAYOUT:
+                raise ConfigError(f"{folder} was begun by an earlier version", hint="name a new folder: --out NAME")
         elif folder.is_dir() and any(one.name != WORK for one in folder.iterdir()):
             raise ConfigError(f"{folder} holds other files", hint="name an empty folder, or a new one: --out NAME")
         else:
-            self.about = BatchAbout(identity=identity, smallfirst=smallfirst.__version__)
+            self.about = BatchAbout(identity=identity, smallfirst=smallfirst.__version__, layout=_LAYOUT)
         self.pending: dict[int, Part] = {}
         """Parts with requests that have no answer yet."""
         self.n_requests = self.n_answered = 0

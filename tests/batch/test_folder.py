@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from smallfirst.batch.folder import BatchFolder, BatchIdentity
+from smallfirst.batch.folder import ABOUT, BatchFolder, BatchIdentity
 from smallfirst.batch.rows import RowSource
 from smallfirst.batch.scorer import Budget
 from smallfirst.data.row_formats import Columns
@@ -164,6 +164,10 @@ def test_two_batches_are_not_mixed_and_two_processes_do_not_share_one(tmp_path: 
     folder.close()
     with pytest.raises(ConfigError, match="model: m/1 there, m/2 now"):
         batch.open(model="m/2")
+    folder.about.model_copy(update={"layout": 1}).save(batch.out / ABOUT)
+    with pytest.raises(ConfigError, match="was begun by an earlier version"):
+        batch.open()
+    folder.about.save(batch.out / ABOUT)
     batch.run()
     assert batch.open().about.finished
     with pytest.raises(ConfigError, match="model_fingerprint: f there, g now"):
