@@ -1,20 +1,27 @@
-"""Thresholds for accuracy and for the task's own metrics."""
+"""Thresholds for accuracy, the task's own metrics, single labels or fields, and what is kept of general ability."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import pytest
+from fixtures.gate import evaluation
 
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.check_result import ConfidenceLevel
+from smallfirst.evaluation.retention import Retention
+from smallfirst.gate.check_result import CheckInputs, CheckResult, ConfidenceLevel
 from smallfirst.gate.metrics import (
+    RetentionThresholds,
     check_accuracy,
+    check_each_part,
     check_metric,
+    check_named_part,
+    check_retention,
     max_lower_bound,
     min_perfect_rows,
 )
 from smallfirst.stats.intervals import Estimate, wilson
+from smallfirst.tasks.task import PartCounts
 
 Measured = Callable[..., Evaluation]
 ONE = ConfidenceLevel(1)
@@ -111,3 +118,135 @@ def test_a_metric_that_is_not_a_number_fails(measured: Measured) -> None:
         ):
             assert not result.passed
             assert result.advice.startswith("the value is not a number")
+
+
+def part(name: str, right: int, gold: int) -> PartCounts:
+    return PartCounts(name=name, n_gold=gold, n_said=gold, n_right=right)
+
+
+def test_the_weakest_part_decides_at_a_level_for_all_of_them(measured: Measured) -> None:
+    candidate = measured([True], parts=(part("pin", 95, 100), part("card", 90, 100), part("fee", 200, 200)))
+    # Three parts: 1 - 0.05/3, z = 2.394; 90 of 100: centre (0.9 + 0.02866)/1.05731 = 0.87832,
+    # half = 2.394/1.05731 · √(0.0009 + 5.7312/40000) = 0.07313.
+    low = 0.87832 - 0.07313
+    assert check_each_part(low - 0.0005, candidate, ONE, part_rows=20).passed
+    result = check_each_part(low + 0.0005, candidate, ONE, part_rows=20)
+    assert not result.passed
+    assert (
+        result.measured
+        == 'worst of 3 is "card": 0.900 [0.805, 0.951] n=100 (98.33 % interval: 3 parts share the level)'
+    )
+    assert result.advice.startswith('not shown by the rows there are: "card" (n=100, label about ')
+
+
+def test_weak_parts_and_short_ones_are_told_apart(measured: Measured) -> None:
+    candidate = measured([True], parts=(part("pin", 60, 100), part("card", 28, 30), part("fee", 500, 500)))
+    result = check_each_part(0.8, candidate, ONE, part_rows=20)
+    assert not result.passed
+    weak, short = result.advice.split("; ")
+    assert weak == 'below the threshold, where only a better model would help: "pin" 0.600'
+    assert short.startswith('not shown by the rows there are: "card" (n=30, label about ')
+
+
+def test_rare_parts_are_named_and_not_judged(measured: Measured) -> None:
+    candidate = measured([True], parts=(part("pin", 98, 100), part("odd", 0, 4)))
+    result = check_each_part(0.9, candidate, ONE, part_rows=20)
+    assert result.passed
+    # With one part looked at, 0.9 · 3.8415 / 0.1 = 34.6 perfect rows show 0.9: 35 - 4.
+    assert result.advice == 'not checked, with fewer than 20 rows: "odd" (n=4, label about 31 more)'
+    alone = check_each_part(0.9, measured([True], parts=(part("odd", 4, 4),)), ONE, part_rows=20)
+    assert (alone.passed, alone.measured) == (False, "no part has 20 rows")
+
+
+def test_a_long_list_of_parts_is_cut(measured: Measured) -> None:
+    parts = tuple(part(f"part{i}", 0, 30) for i in range(8))
+    result = check_each_part(0.9, measured([True], parts=parts), ONE, part_rows=20)
+    assert result.advice.endswith('"part3" 0.000, "part4" 0.000, and 3 more')
+
+
+def test_one_named_part_needs_no_correction(measured: Measured) -> None:
+    candidate = measured([True], parts=(part("pin", 90, 100), part("card", 10, 100)))
+    low = wilson(90, 100).low
+    assert check_named_part("pin", low, candidate, ONE).passed
+    result = check_named_part("pin", low + 0.001, candidate, ONE)
+    assert (result.passed, result.measured) == (False, "0.900 [0.826, 0.945] n=100")
+
+
+def test_an_unknown_part_fails_and_names_the_near_one(measured: Measured) -> None:
+    result = check_named_part("evem", 0.5, measured([True] * 50), ONE)
+    assert not result.passed
+    assert result.measured == 'task "parity" has no part "evem" — did you mean "even"?'
+    assert result.advice == 'its parts: "even", "odd"'
+
+
+def test_a_part_that_was_never_there_shows_nothing(measured: Measured) -> None:
+    result = check_named_part("pin", 0.0, measured([True], parts=(part("pin", 0, 0),)), ONE)
+    assert (result.passed, result.advice) == (False, "no row was measured")
+
+
+def test_more_right_than_there_counts_as_all(measured: Measured) -> None:
+    """A label right under another gold answer can be right more often than it was there."""
+    found = check_named_part("pin", 0.5, measured([True], parts=(part("pin", 25, 20),)), ONE).estimate
+    assert found == wilson(20, 20)
+
+
+def test_a_task_without_parts_cannot_pass(measured: Measured) -> None:
+    candidate = measured([True] * 50, parts=())
+    for result in (check_each_part(0.1, candidate, ONE, part_rows=1), check_named_part("x", 0.1, candidate, ONE)):
+        assert not result.passed
+        assert result.measured == 'task "parity" has no labels or fields to check'
+
+
+ALL = Estimate(value=0.6, low=0.5, high=0.7, n=200)
+
+
+def retention(kept: tuple[float, float, float] | None, *, n: int = 200, before: float = 0.6) -> Retention:
+    share = None if kept is None else Estimate(**dict(zip(("value", "low", "high"), kept, strict=True)), n=n)
+    figures = {"right_before": ALL, "right_after": ALL, "difference": ALL}
+    return Retention(kept=share, before=before, after=0.57, prompts="general", **figures)
+
+
+def check(minimum: float, found: Retention | None, level: ConfidenceLevel = ONE) -> CheckResult:
+    inputs = CheckInputs(evaluation([True]), level, retention=found)
+    (result,) = check_retention(RetentionThresholds(retention_at_least=minimum), inputs)
+    return result
+
+
+def test_the_lower_end_decides() -> None:
+    found = retention((0.95, 0.9, 0.99))
+    result = check(0.9, found)
+    assert result.requirement == "general ability kept at least 0.900"
+    assert result.measured == "0.950 [0.900, 0.990] n=200, 0.600 before and 0.570 after"
+    assert result.passed
+    assert not check(0.91, found).passed
+    assert not check(0.9, found, ConfidenceLevel(2)).passed
+    assert check(1.1, retention((1.2, 1.1, 1.3))).passed
+
+
+def test_few_prompts_that_all_score_alike_are_no_certainty() -> None:
+    result = check(0.9, retention((1.0, 1.0, 1.0), n=20))
+    assert not result.passed
+    assert result.measured.startswith("1.000 [0.839, 1.000] n=20")  # 20 / 23.8415
+
+
+@pytest.mark.parametrize(
+    ("found", "measured", "advice"),
+    [
+        (None, "not measured", "smallfirst evaluate task.yaml"),
+        (
+            retention(None, before=0.083),
+            "the base model is no better than guessing: 0.083 before",
+            "name prompts that it can answer (gate.retention_prompts)",
+        ),
+    ],
+)
+def test_without_a_measured_share_it_fails(found: Retention | None, measured: str, advice: str) -> None:
+    result = check(0.0, found)
+    assert (result.passed, result.measured) == (False, measured)
+    assert result.advice.startswith(advice)
+
+
+def test_a_failed_check_says_how_to_forget_less() -> None:
+    assert "method lora" in check(0.9, retention((0.5, 0.4, 0.6), n=72)).advice
+    few = check(0.9, retention((0.95, 0.7, 1.2), n=72))
+    assert few.advice.endswith("more (gate.retention_prompts)")
