@@ -5,13 +5,12 @@ Nothing is held but the row at hand, so there may be any number. Other sources a
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +18,8 @@ from smallfirst.data.row_formats import Columns, message_rules, text_rules
 from smallfirst.data.sources.delta import DELTA_LOG
 from smallfirst.data.sources.load import load_raw
 from smallfirst.data.sources.parquet import PARQUET, batch_rows, import_pyarrow
-from smallfirst.data.sources.reader import MAX_ROW_BYTES, NumberedRow, ReadBudget, first_line
-from smallfirst.data.sources.tables import detect_delimiter
-from smallfirst.data.sources.text_files import file_format
+from smallfirst.data.sources.reader import NumberedRow, ReadBudget, first_line
+from smallfirst.data.sources.text_files import csv_rows, file_format, json_rows
 from smallfirst.errors import DataError, did_you_mean
 from smallfirst.records import fingerprint
 
@@ -107,8 +105,8 @@ class RowSource:
                     yield from batch_rows(file.iter_batches(1024), file.schema_arrow.names, budget)
                 return
             with io.BufferedReader(self._files.open_input_stream(path), 1 << 20) as lines:
-                yield from _table_rows(lines, _TABLES[kind]) if kind in _TABLES else _json_rows(lines)
-        except (pyarrow.ArrowException, OSError, csv.Error) as error:
+                yield from csv_rows(lines, _TABLES[kind])[1].rows if kind in _TABLES else json_rows(lines)
+        except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{path}: not readable: {first_line(error)}") from None
 
     def _request(self, values: Mapping[str, Any]) -> str:
@@ -138,27 +136,3 @@ class RowSource:
 def request_hash(request: str) -> bytes:
     """Return 16 bytes by which equal requests are found."""
     return hashlib.blake2b(request.encode(), digest_size=16).digest()
-
-
-def _json_rows(lines: Iterable[bytes]) -> Iterator[NumberedRow]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line.decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            yield number, f"broken JSON: {error}"
-            continue
-        yield number, values if isinstance(values, dict) else "not a JSON object: each line must be {…}"
-
-
-def _table_rows(lines: io.BufferedReader, usual: str) -> Iterator[NumberedRow]:
-    csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
-    sample = lines.peek(1 << 16).decode("utf-8-sig", errors="replace")
-    delimiter = detect_delimiter(sample[: sample.rfind("\n") + 1] or sample, usual, None, answered=False)
-    reader = csv.DictReader(
-        io.TextIOWrapper(lines, encoding="utf-8-sig", errors="replace", newline=""), delimiter=delimiter
-    )
-    for row in reader:
-        whole = None not in row and None not in row.values()
-        yield reader.line_num, row if whole else f"has other fields than the header, which has {reader.fieldnames}"

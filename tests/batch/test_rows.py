@@ -73,11 +73,11 @@ def test_a_bad_row_has_its_rule_and_the_others_are_read(tmp_path: Path) -> None:
     assert rules[2].startswith("3 not a JSON object")
     assert rules[3] == '"text" is empty'
     assert rules[4] == "no column 'text' or 'question' or 'prompt'; the row has ['label']"
-    assert rules[5].startswith("6 broken JSON: 'utf-8' codec can't decode")
+    assert rules[5].startswith("6 not UTF-8: byte 0xff at offset ")
     (tmp_path / "rows.csv").write_text("id,text\n1,a\n2\n3,c,d\n4,e\n")
     table = read(tmp_path / "rows.csv")
     assert asked(table) == ["a", "e"]
-    assert table[1].rule == f"{tmp_path}/rows.csv:3 has other fields than the header, which has ['id', 'text']"
+    assert table[1].rule == f"{tmp_path}/rows.csv:3 1 fields where the header has 2"
 
 
 def test_a_request_is_what_is_asked_without_the_answer(tmp_path: Path) -> None:
