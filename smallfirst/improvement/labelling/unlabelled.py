@@ -7,8 +7,8 @@ from pathlib import Path
 from smallfirst.data.dataset import Dataset, Example, Message, RowFormat, fold_text
 from smallfirst.data.quality.leaks import find_leaks
 from smallfirst.data.row_formats import ROW_FORMATS, Columns
-from smallfirst.data.sources.load import load_raw, load_valid
-from smallfirst.errors import DataError, Problem
+from smallfirst.data.sources.load import load_valid
+from smallfirst.errors import DataError
 from smallfirst.project.rows import Rows
 from smallfirst.records import Record
 
@@ -100,33 +100,15 @@ def _read_otherwise(path: Path, shape: RowFormat, columns: Columns) -> list[tupl
         return [(e, e.answer) for e in data.examples]
     if shape in ("question", "prompt"):
         asked = columns.question if shape == "question" else columns.prompt
-        data, problems = load_valid(
-            path, columns=Columns(text=asked, question="-", prompt="-", answer="-", context="-")
-        )
-        if not problems:
-            return list(zip(data.examples, _in_context(path, data, columns.context), strict=True))
+        # As questions that are their own answers.
+        names = Columns(question=asked, answer=asked, context=columns.context, text="-", prompt="-")
+        data, problems = load_valid(path, columns=names)
+        if data.examples and problems:
+            raise DataError(f"{path}: {len({p.line for p in problems}):,} rows are no {shape} to answer", problems)
+        return [(e, e.text) for e in data.examples] or None
     return None
 
 
 def _unanswered(read: Example, text: str, shape: RowFormat) -> Example:
     asked = (Message(role="user", content=text),)
     return Example(messages=asked, answer="", shape=shape, path=read.path, line=read.line)
-
-
-def _in_context(path: Path, questions: Dataset, column: str) -> list[str]:
-    """Return each question below its context, joined as in training rows. Raise DataError for other contexts."""
-    texts, problems = [], []
-    rows = {(row.path, row.line): row.values for row in load_raw(path)[0]}
-    for example in questions.examples:
-        values = rows[example.path, example.line]
-        context = (isinstance(values, dict) and values.get(column)) or ""
-        context = (
-            ", ".join(context) if isinstance(context, list) and all(isinstance(c, str) for c in context) else context
-        )
-        if not isinstance(context, str):
-            problems.append(Problem(str(path), example.line, f'"{column}" must be text, or a list of texts'))
-            continue
-        texts.append(f"{context.strip()}\n\n{example.answer}" if context.strip() else example.answer)
-    if problems:
-        raise DataError(f"{path}: {len(problems):,} rows with a context that is no text", problems)
-    return texts

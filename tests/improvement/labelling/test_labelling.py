@@ -267,6 +267,16 @@ def test_questions_with_and_without_a_context_stand_side_by_side_in_csv(
     assert [row["question"] for row in out(tmp_path)] == ["It costs\na pound.\n\nhow much?", "who?"]
 
 
+def test_a_context_that_is_no_text_is_named_with_its_line(tmp_path: Path) -> None:
+    for part in ("train", "validation", "test"):
+        write(tmp_path / f"{part}.jsonl", [{"question": "how long?", "answer": "a day"}])
+    files = {part: f"{part}.jsonl" for part in ("train", "validation", "test")}
+    (tmp_path / "task.yaml").write_text(json.dumps({"name": "desk", "kind": "answer", "data": files}))
+    rows = write(tmp_path / "rows.jsonl", [{"question": "how much?"}, {"question": "who?", "context": 7}])
+    with pytest.raises(DataError, match=r"1 rows are no question to answer(?s:.*):2  .context. must be text"):
+        run(tmp_path, Oracle(), file=read_task_file(tmp_path), rows=rows)
+
+
 def test_kept_left_out_and_unparseable_rows_are_counted_apart(tmp_path: Path) -> None:
     sure = {text(0): 0.9, text(1): 0.89, text(2): None, text(3): 1.0}
     unclear = {text(4): "no idea", text(5): "card or fee"}
