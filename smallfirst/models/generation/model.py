@@ -253,9 +253,7 @@ class GenerativeModel(CallableModel):
         if generation.top is None:
             return ()
         words = await asyncio.to_thread(guidance_tokenizer, self._tokenizer)  # takes a second the first time
-        n_tokens = len(part.token_ids)
-        if isinstance(part, GenerationResult) and part.n_in_text is not None:
-            n_tokens = part.n_in_text
+        n_tokens = part.n_in_text if isinstance(part, GenerationResult) else len(part.token_ids)
         rows = zip(part.token_ids[:n_tokens], part.log_probabilities, part.top, strict=False)
         return tuple(_token(words, *row) for row in rows)
 

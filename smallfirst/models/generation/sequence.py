@@ -49,8 +49,8 @@ class GenerationResult(NamedTuple):
     busy_s: float
     """Share of the machine's time that this answer took, in seconds."""
     top: tuple[TopLogProbs, ...] = ()
-    n_in_text: int | None = None
-    """Tokens that lie wholly in the text; None: all. Those of a stop text do not."""
+    n_in_text: int = 0
+    """Tokens that lie wholly in the text; those of a stop text do not."""
 
 
 class TextDelta(NamedTuple):

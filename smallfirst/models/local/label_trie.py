@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +23,6 @@ from smallfirst.models.label_model import LabelLogProbs
 from smallfirst.models.local.attention import NAME as CAUSAL
 from smallfirst.models.local.kv_cache import KVCache
 from smallfirst.models.local.tokenizer import common_prefix, encode_chat, encode_prompt, end_of_turn_token
-from smallfirst.models.local.weights import load_causal
 from smallfirst.tasks.task import Shot, Task
 
 VOCABULARY_CHUNK = 8192
@@ -101,10 +99,6 @@ class TrieScorer:
         self.tree = TokenTree.grow(encode_answers(tokenizer, answers, end))
         self._prefix = common_prefix(prompt("a"), prompt("Z 9"))
         self._prefix_cache: KVCache | None = None
-
-    @classmethod
-    def load(cls, folder: Path, task: Task, *, shots: Sequence[Shot] = ()) -> TrieScorer:
-        return cls.prompted(*load_causal(folder), task, shots=shots)
 
     @classmethod
     def fine_tuned(cls, model: Any, tokenizer: Any, task: Task, *, max_tokens: int = 512) -> TrieScorer:

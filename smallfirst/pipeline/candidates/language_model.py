@@ -50,9 +50,10 @@ class BaseModel(Candidate):
         if task.closed:
             from smallfirst.models.label_model import LabelModel
             from smallfirst.models.local.label_trie import TrieScorer
+            from smallfirst.models.local.weights import load_causal
 
             manifest = Manifest(kind="label_tokens", task=task, base=name)
-            return LabelModel(TrieScorer.load(folder, task), manifest, name=name, price=price)
+            return LabelModel(TrieScorer.prompted(*load_causal(folder), task), manifest, name=name, price=price)
         from smallfirst.models.generation.generator import Generator
         from smallfirst.models.generation.model import GenerativeModel
 
