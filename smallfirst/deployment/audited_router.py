@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
-from typing import get_args
+from typing import Any, get_args
 
 from smallfirst.deployment.auditing import AuditSettings, note_difference
 from smallfirst.deployment.followed_monitor import FOLLOW_S, FollowedMonitor
@@ -24,7 +24,7 @@ from smallfirst.models.wrappers import DelegatingModel
 from smallfirst.pricing.charge import charges_json, total_usd, with_purpose
 from smallfirst.routing.monitoring.drift import Statistic
 from smallfirst.routing.monitoring.monitor import Monitor
-from smallfirst.routing.monitoring.reports import UserReports
+from smallfirst.routing.monitoring.quantities import UserReports
 from smallfirst.routing.router import Router
 from smallfirst.routing.types import OUT_OF_SCOPE, Decision, took_cascade
 from smallfirst.serving.ledger.ledger import AlreadyRecorded, Ledger, LedgerAway, LedgerUnavailable
@@ -87,7 +87,7 @@ class AuditedRouter(DelegatingModel):
     @property
     def cause(self) -> str:
         """What led to the present state."""
-        return self._followed.cause
+        return self._followed.replay.cause
 
     async def follow(self) -> None:
         """Take over what other processes have written, unless that was done a moment ago. Raise LedgerAway."""
@@ -111,7 +111,8 @@ class AuditedRouter(DelegatingModel):
             return "the small model runs in shadow: its certificate was not issued"
         if self.monitor.state != "fallback":
             return ""
-        return "live traffic has drifted" if self._drifted else "the guarantee was found broken on live answers"
+        drifted = self.cause in get_args(Statistic)
+        return "live traffic has drifted" if drifted else "the guarantee was found broken on live answers"
 
     def note_version(self, before: str, why: str) -> None:
         """Write to the ledger that another version answers, or why none does. Raise LedgerUnavailable."""
@@ -169,25 +170,20 @@ class AuditedRouter(DelegatingModel):
         """Return what a judge's feedback says about an audit; None if chance did not draw the answer for one."""
         if not row.audited or row.audit_share is None or row.at < self._since:
             return None  # an answer under another certificate tells nothing about this one
-        wrong, epoch = feedback.verdict == "wrong", self._followed.epoch_at(row.at)
+        wrong, epoch = feedback.verdict == "wrong", self._followed.replay.epoch_at(row.at)
         if not row.certified:
             if (beside := self._drafts.get(row.id) or self._stored_draft(row.id)) is None:
                 return None
             wrong, epoch = self._draft_is_wrong(feedback, *beside[:2]), beside[2]
         elif row.answered_by is not None and row.answered_by not in self._own_models:
             return None  # another version gave it
-        return AuditRow(
-            id=feedback.id,
-            at=feedback.at,
-            task=self.name,
-            certificate=self.certificate,
-            propensity=row.audit_share,
-            weight=row.audit_weight,
-            wrong=wrong,
-            judged_by="person",
-            epoch=epoch,
-            other=feedback.answer if self.auditing.store_bodies else None,
-        )
+        other = feedback.answer if self.auditing.store_bodies else None
+        values = {"at": feedback.at, "wrong": wrong, "judged_by": "person", "epoch": epoch, "other": other}
+        return self._audit_row(row.id, row.audit_share, row.audit_weight, values)
+
+    def _audit_row(self, id: str, share: float, weight: float, values: dict[str, Any]) -> AuditRow:
+        drawn = {"id": id, "propensity": share, "weight": weight}
+        return AuditRow.model_validate({"task": self.name, "certificate": self.certificate, **drawn, **values})
 
     def _without(self, feedback: FeedbackRow, row: LedgerRow) -> AuditRow | None:
         """Return the verdict that stands without the caller's: another judge's, the large model's, or nobody's."""
@@ -250,10 +246,6 @@ class AuditedRouter(DelegatingModel):
     @property
     def _own_models(self) -> set[str]:
         return {stage.model.name for stage in (*self.router.stages, *self.router.options.policy_stages)}
-
-    @property
-    def _drifted(self) -> bool:
-        return self.cause in get_args(Statistic)
 
     async def decide(self, request: Request) -> Decision:
         """Decide who answers a request, and count it as traffic; `settle` takes the answer. Raise LedgerAway."""
@@ -330,21 +322,10 @@ class AuditedRouter(DelegatingModel):
                 _log.warning("%s: not audited, %s", id, error.args[0])
                 return
         agreed = await asyncio.to_thread(self.auditing.agrees, draft, judged)
-        verdict = AuditRow(
-            id=id,
-            at=datetime.now(UTC),
-            task=self.name,
-            certificate=self.certificate,
-            propensity=route.audit_share,
-            weight=route.audit_weight,
-            wrong=not agreed,
-            judged_by="large",
-            epoch=epoch,
-            cost_usd=total_usd(charges),
-            charges=charges_json(with_purpose(charges, "audit")),
-            draft=draft if self.auditing.store_bodies else None,
-            other=judged if self.auditing.store_bodies else None,
-        )
+        values = {"at": datetime.now(UTC), "wrong": not agreed, "judged_by": "large", "epoch": epoch}
+        values |= {"cost_usd": total_usd(charges), "charges": charges_json(with_purpose(charges, "audit"))}
+        values |= {"draft": draft, "other": judged} if self.auditing.store_bodies else {}
+        verdict = self._audit_row(id, route.audit_share, route.audit_weight, values)
         async with self._verdict_lock:
             await self._take_verdict(verdict)  # unless a person was quicker
 

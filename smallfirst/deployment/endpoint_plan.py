@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from itertools import accumulate
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
@@ -303,15 +303,13 @@ class TrafficSplit(DelegatingModel):
         return entity, f"{self._percent[entity]} % go there, {by}", at
 
     async def aclose(self) -> None:
-        for model in reversed(
-            list(self._models.values())
-        ):  # audits under way in a cascade still ask the external models
+        # Audits under way in a cascade still ask the external models.
+        for model in reversed(list(self._models.values())):
             await model.aclose()
 
     def _with_entity(self, completion: Completion, entity: str, why: str, at: float | None) -> Completion:
         """Return the completion with the entity in its route; a Router's own route stays, with one step more."""
-        decision: Literal["passed on"] = "passed on"
-        step = RouteStep(stage="split", decision=decision, why=f"{why}: to {entity}", score=at)
+        step = RouteStep(stage="split", decision="passed on", why=f"{why}: to {entity}", score=at)
         route = completion.route
         if route is None:
             here = completion.confidence

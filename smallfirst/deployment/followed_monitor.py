@@ -113,38 +113,29 @@ class FollowedMonitor:
         self._pending: list[StateRow] = []
         self._lock = asyncio.Lock()
         self._read_at_s = time.monotonic()
-        self._replay = self._played(known := ledger.watched(*self._of))
+        self.replay = self._played(known := ledger.watched(*self._of))
         if not known.changes:
             state = self.monitor.state
             first = self.row("", state, shadow_why if state == "shadow" else why, "", after_audit=0)
             with suppress(AlreadyRecorded):  # another process may be first
                 ledger.append(first)
-            self._replay = self._played(known := ledger.watched(*self._of))
+            self.replay = self._played(known := ledger.watched(*self._of))
         recorded = {(row.after_audit, row.cause) for row in known.changes}
         old = max((row.at for row in known.changes if row.after_audit is None), default=known.changes[0].at)
-        for seq, at, change in self._replay.derived:  # of a process that was killed before it wrote them
+        for seq, at, change in self.replay.derived:  # of a process that was killed before it wrote them
             if (seq, change.cause) not in recorded and at > old:
                 self._pending.append(self._derived(seq, change))
-        self._replay.derived.clear()
+        self.replay.derived.clear()
 
     @property
     def monitor(self) -> Monitor:
-        return self._replay.monitor
-
-    @property
-    def cause(self) -> str:
-        """What led to the present state."""
-        return self._replay.cause
+        return self.replay.monitor
 
     @property
     def since(self) -> datetime:
         """When the certificate went live."""
-        assert self._replay.first is not None
-        return self._replay.first
-
-    def epoch_at(self, moment: datetime) -> int:
-        """Return the monitor's epoch at a moment."""
-        return self._replay.epoch_at(moment)
+        assert self.replay.first is not None
+        return self.replay.first
 
     def row(self, before: str, after: str, why: str, cause: str, *, after_audit: int | None = None) -> StateRow:
         """Return a change of state, or a note, as it is written."""
@@ -168,13 +159,13 @@ class FollowedMonitor:
             if (now := time.monotonic()) - self._read_at_s <= older_than_s:
                 return  # another request has read it meanwhile
             await self._write_pending()
-            replay = self._replay
+            replay = self.replay
             new = await asyncio.to_thread(self._ledger.watched, *self._of, replay.audit_seq, replay.state_seq)
             if len(new.audits) > _MANY or (correction := replay.play(new)) is not None:
                 correction = correction if len(new.audits) <= _MANY else None
                 await self._play_all(correction)
-            self._pending += [self._derived(seq, change) for seq, _, change in self._replay.derived]
-            self._replay.derived.clear()
+            self._pending += [self._derived(seq, change) for seq, _, change in self.replay.derived]
+            self.replay.derived.clear()
             await self._write_pending()
             # Never fewer: one that has ended may have been near an alarm.
             self.monitor.processes = max(self.monitor.processes, self._ledger.n_servers)
@@ -183,17 +174,17 @@ class FollowedMonitor:
     async def _play_all(self, correction: Row[Any] | None) -> None:
         """Build the monitor anew. In a thread, since there may be very many audits."""
         known = await asyncio.to_thread(self._ledger.watched, *self._of)
-        earlier, self._replay = self._replay, await asyncio.to_thread(self._played, known)
+        earlier, self.replay = self.replay, await asyncio.to_thread(self._played, known)
         self.monitor.take_over(earlier.monitor)
         after = correction.seq if correction is not None else earlier.audit_seq
-        self._replay.derived = [one for one in self._replay.derived if one[0] > after]
+        self.replay.derived = [one for one in self.replay.derived if one[0] > after]
         before, changes = earlier.monitor.state, known.changes
         told = any(row.cause == "verdict" and row.seq > earlier.state_seq for row in changes)
-        if correction is not None and self.monitor.state != before and not (told or self._replay.derived):
+        if correction is not None and self.monitor.state != before and not (told or self.replay.derived):
             done = "withdrew" if correction.judged_by == "nobody" else "corrected"
             why = f"a person {done} the verdict on {correction.id}"
             self._pending.append(self.row(before, self.monitor.state, why, "verdict", after_audit=after))
-            self._replay.cause = "verdict"
+            self.replay.cause = "verdict"
 
     def _played(self, known: Watched) -> Replay:
         replay = Replay(self._new())

@@ -34,6 +34,16 @@ _NOBODY = ("", "\x1fmarked")
 R = TypeVar("R")
 _Held = dict[str, tuple[str, str, float]]
 """By response id: owner and worker of the holder, and until when."""
+_MAX_BODY_BYTES = 16 * 1024
+_MAX_LISTED = 200
+_ORDER_HOLDS_S = 20.0
+"""Seconds for which the order is kept; what is marked leaves it at once."""
+_ASKED_AT_ONCE = 200
+"""Most answers about which other candidates are asked while somebody waits."""
+_MOST_OPINIONS = 20_000
+_PATIENCE_S = 3.0
+_DIGITS = 9
+"""As many labels have a digit each, always the same one; of more labels the likeliest are offered."""
 
 
 class Holder(NamedTuple):
@@ -104,18 +114,6 @@ def _current(value: Any, now: float) -> tuple[_Held, list[Any]]:
     known = value or {"held": {}, "skipped": []}
     held = {id: one for id, one in known["held"].items() if one[2] > now}
     return held, [one for one in known["skipped"] if one[3] > now]
-
-
-_MAX_BODY_BYTES = 16 * 1024
-_MAX_LISTED = 200
-_ORDER_HOLDS_S = 20.0
-"""Seconds for which the order is kept; what is marked leaves it at once."""
-_ASKED_AT_ONCE = 200
-"""Most answers about which other candidates are asked while somebody waits."""
-_MOST_OPINIONS = 20_000
-_PATIENCE_S = 3.0
-_DIGITS = 9
-"""As many labels have a digit each, always the same one; of more labels the likeliest are offered."""
 
 
 class QueueRoutes:

@@ -29,6 +29,14 @@ N_COMPONENTS = 64
 """Components of the words' space (truncated SVD); their weights are projected back."""
 QUESTION_WORD = re.compile(r"\b(?:who|whom|whose|what|when|where|why|how|which)\b", re.IGNORECASE)
 SENTENCE_END = re.compile(r"[.!?]+(?:\s|$)")
+INVERSE_PENALTIES = (0.003, 0.03, 0.3, 3.0)
+"""Values of C for the logistic regressions, strongest penalty first; chosen by cross-validation."""
+RIDGE_PENALTIES = tuple(10.0 ** (k / 2) for k in range(9))
+"""Penalties of the ridge regression; chosen by leave-one-out squared error (Allen 1974)."""
+MIN_GAIN = 1e-3
+"""Smallest gain in log loss, in nats, that counts."""
+SMALL, LARGE = "small", "large"
+"""The models that the gain lies between."""
 
 
 def surface_features(text: str) -> tuple[float, ...]:
@@ -83,16 +91,6 @@ def directions(rows: Any) -> np.ndarray:
     if not (n := min(N_COMPONENTS, *rows.shape)):
         return np.zeros((rows.shape[1], 0))
     return np.asarray(randomized_svd(rows, n, n_iter=2, transpose=False, random_state=0)[2].T)
-
-
-INVERSE_PENALTIES = (0.003, 0.03, 0.3, 3.0)
-"""Values of C for the logistic regressions, strongest penalty first; chosen by cross-validation."""
-RIDGE_PENALTIES = tuple(10.0 ** (k / 2) for k in range(9))
-"""Penalties of the ridge regression; chosen by leave-one-out squared error (Allen 1974)."""
-MIN_GAIN = 1e-3
-"""Smallest gain in log loss, in nats, that counts."""
-SMALL, LARGE = "small", "large"
-"""The models that the gain lies between."""
 
 
 class ModelOutcome(Record):

@@ -20,6 +20,10 @@ from smallfirst.stats.intervals import clopper_pearson, edge
 _BETS = np.concatenate([(np.arange(32) + 0.5) / 32, [0.999]])
 """Shares of the largest bet that cannot lose everything; the last one is for losses that never occurred."""
 _WEIGHTS = np.concatenate([np.full(32, 0.75 / 32), [0.25]])
+_SET_SHARE = 0.02
+"""Share of the level for the confidence set of d; the test has the rest."""
+_POINTS = 13
+"""Values of d in the set at which the chance is taken; the greatest is then looked for between its neighbours."""
 
 
 def betting_p_value(values: Sequence[float] | np.ndarray, mean: float, *, low: float = 0.0, high: float = 1.0) -> float:
@@ -66,12 +70,6 @@ def _log_wealth(seen: np.ndarray, counts: np.ndarray, mean: float) -> float:
     logs = np.log1p(np.outer(_BETS / (1 - mean), mean - seen)) @ counts
     top = float(logs.max())
     return top + math.log(float(_WEIGHTS @ np.exp(logs - top)))
-
-
-_SET_SHARE = 0.02
-"""Share of the level for the confidence set of d; the test has the rest."""
-_POINTS = 13
-"""Values of d in the set at which the chance is taken; the greatest is then looked for between its neighbours."""
 
 
 @lru_cache(maxsize=4096)

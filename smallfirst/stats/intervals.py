@@ -11,6 +11,9 @@ from scipy import special
 
 from smallfirst.records import Record
 
+MAX_CLIPS = 1000
+"""Rounds until the clipping point stands still; a dozen are usual."""
+
 
 class Estimate(Record):
     """A measured value with its interval. Prints as `0.912 [0.886, 0.932]`."""
@@ -226,10 +229,6 @@ def bias_corrected(value: float, values: np.ndarray, confidence: float = 0.95) -
     z = _z(confidence)
     low, high = np.quantile(values, special.ndtr([shift - z, shift + z]))
     return float(low), float(high)
-
-
-MAX_CLIPS = 1000
-"""Rounds until the clipping point stands still; a dozen are usual."""
 
 
 def paired_score_interval(only_first: int, only_second: int, n: int, *, confidence: float = 0.95) -> Estimate:

@@ -16,7 +16,7 @@ from deployment.test_audited_router import Setting, chat, said
 
 from smallfirst.deployment.monitoring_routes import MAX_VERDICTS, MonitoringRoutes
 from smallfirst.deployment.review_queue import review_queue
-from smallfirst.routing.monitoring.reports import UserReports
+from smallfirst.routing.monitoring.quantities import UserReports
 from smallfirst.serving.auth.keys import KeyPolicy, KeyStore
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, DraftRow, FeedbackRow, LedgerRow, StateRow

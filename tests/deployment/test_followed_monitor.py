@@ -18,8 +18,7 @@ from smallfirst.models.protocol import Request
 from smallfirst.routing.budget import Budget, BudgetTracker
 from smallfirst.routing.monitoring.audit_plan import SAVING
 from smallfirst.routing.monitoring.monitor import Monitor, MonitorSettings, StateChange
-from smallfirst.routing.monitoring.quantities import Quantity
-from smallfirst.routing.monitoring.reports import UserReports
+from smallfirst.routing.monitoring.quantities import Quantity, UserReports
 from smallfirst.serving.ledger.ledger import Ledger, LedgerAway, LedgerUnavailable
 from smallfirst.serving.ledger.rows import AuditRow, StateRow
 
@@ -51,7 +50,7 @@ def seen(one: FollowedMonitor) -> tuple[Any, ...]:
     of = one.monitor
     tests = [(watch.exceeded, watch.test.e_value) for watch in of.watches]
     recoveries = [(test.n, test.e_value) for test in of._recoveries]
-    return of.state, one.cause, of.epoch, of.live_error, tests, recoveries, one.since, one._replay._began
+    return of.state, one.replay.cause, of.epoch, of.live_error, tests, recoveries, one.since, one.replay._began
 
 
 def changes(ledger: Ledger) -> list[tuple[str, str, str]]:
@@ -165,7 +164,7 @@ def test_a_drift_that_one_process_finds_is_in_force_in_all_and_keeps_its_place(p
 
     asyncio.run(work())
     assert seen(one) == seen(other) == seen(follower(ledgers[1]))
-    assert (other.monitor.state, other.cause, other.monitor.live_error.n) == ("fallback", "confidence", 5)
+    assert (other.monitor.state, other.replay.cause, other.monitor.live_error.n) == ("fallback", "confidence", 5)
     assert [alarm.cause for alarm in other.monitor.alarms] == ["confidence"]
     assert changes(ledgers[0]) == [("", "live", ""), ("live", "fallback", "confidence")]
     for ledger in ledgers:
@@ -191,7 +190,7 @@ def test_states_of_older_formats_are_placed_by_their_time(tmp_path: Path) -> Non
     for n in range(6):
         ledger.append(audit(f"a{n}", wrong=False, epoch=None, at=now + timedelta(minutes=n)))
     found = follower(ledger, lambda: monitor(on_drift="audit"))
-    assert (found.monitor.state, found.cause, found.since) == ("drift", "confidence", now)
+    assert (found.monitor.state, found.replay.cause, found.since) == ("drift", "confidence", now)
     assert [test.n for test in found.monitor._recoveries] == [2]  # at minutes 4 and 5
     ledger.close()
 

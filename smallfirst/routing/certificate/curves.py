@@ -12,6 +12,11 @@ from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData
 from smallfirst.routing.certificate.threshold_search import search_cascade
 from smallfirst.stats.intervals import Estimate, upper_bound, wilson
 
+MAX_ERRORS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.10, 0.15, 0.20)
+"""Limits on the share of wrong answers among those that stay small."""
+STEPS = 50
+"""Thresholds on a path where several stages draft."""
+
 
 class ThresholdPoint(Record):
     """What happens on calibration rows if answers at or above one confidence stay small."""
@@ -52,12 +57,6 @@ def threshold_curve(data: CascadeData, chosen: tuple[float, ...], confidence: fl
             )
         )
     return tuple(points)
-
-
-MAX_ERRORS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.10, 0.15, 0.20)
-"""Limits on the share of wrong answers among those that stay small."""
-STEPS = 50
-"""Thresholds on a path where several stages draft."""
 
 
 class FrontierPoint(Record):

@@ -26,6 +26,25 @@ from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData, C
 from smallfirst.routing.certificate.risks import GROWS_WITH_COVERAGE, evidence
 from smallfirst.stats.sample_size import min_rows_without_error
 
+Starts = tuple[tuple[float, float], ...]
+"""Shares of the rows accepted at the starts, ascending, each with its share of the level; these sum to 1."""
+DEFAULT_STARTS: Starts = ((1 / 8, 1 / 4), (1 / 4, 1 / 4), (1 / 2, 1 / 2))
+CHOICES: tuple[Starts, ...] = (
+    *(((accepted, 1.0),) for accepted in (1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 1 / 16, 5 / 8, 3 / 4)),
+    DEFAULT_STARTS,
+)
+"""Of these selection rows choose; the first of equally good ones."""
+MIN_SELECTION_ROWS = 20
+_WORLDS = 50
+_PLACES = 100
+MAX_FOREIGN_ACCEPTED = 0.05
+"""Share of the known foreign rows that are accepted where the guarantee is about the task's own requests alone, if a
+threshold that is shown accepts as few."""
+STEPS = 100
+"""Thresholds on a path."""
+Thresholds = tuple[float, ...]
+"""One a drafting stage, cheapest first."""
+
 
 def rejected_on_path(
     shows: Callable[[int, int, float], np.ndarray], starts: Sequence[tuple[int, float]], n: int, level: float
@@ -52,20 +71,6 @@ def rejected_on_path(
         rejected[first : first + passed] = True
         carried = share if passed == len(shown) else 0.0
     return rejected
-
-
-Starts = tuple[tuple[float, float], ...]
-"""Shares of the rows accepted at the starts, ascending, each with its share of the level; these sum to 1."""
-
-DEFAULT_STARTS: Starts = ((1 / 8, 1 / 4), (1 / 4, 1 / 4), (1 / 2, 1 / 2))
-CHOICES: tuple[Starts, ...] = (
-    *(((accepted, 1.0),) for accepted in (1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 1 / 16, 5 / 8, 3 / 4)),
-    DEFAULT_STARTS,
-)
-"""Of these selection rows choose; the first of equally good ones."""
-MIN_SELECTION_ROWS = 20
-_WORLDS = 50
-_PLACES = 100
 
 
 def start_rows(n: int, limit: float, level: float, starts: Starts = DEFAULT_STARTS) -> list[tuple[int, float]]:
@@ -117,16 +122,6 @@ def _mean_kept(accepted: np.ndarray, p_values: np.ndarray, starts: Sequence[tupl
         kept = np.maximum(kept, np.where(inside & ~failed, accepted, 0).max(axis=1))
         carried = np.where(failed[:, -1], 0.0, shares)
     return float(kept.mean())
-
-
-MAX_FOREIGN_ACCEPTED = 0.05
-"""Share of the known foreign rows that are accepted where the guarantee is about the task's own requests alone, if a
-threshold that is shown accepts as few."""
-STEPS = 100
-"""Thresholds on a path."""
-
-Thresholds = tuple[float, ...]
-"""One a drafting stage, cheapest first."""
 
 
 class ThresholdSearchResult(Record):

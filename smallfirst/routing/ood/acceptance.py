@@ -26,6 +26,8 @@ MIN_FOREIGN_WEIGHT = 0.2
 """Share of the weight that foreign rows have in the fit where the guarantee counts on fewer."""
 PENALTY = 1e-3
 """Of the squared weights, beside the mean log loss in nats."""
+BUNDLED = Path(__file__).with_name("open_requests.txt")
+"""Generic requests that people send to any assistant, one a line."""
 
 
 class AcceptanceScore(Record):
@@ -86,10 +88,6 @@ def _fit_logistic(columns: np.ndarray, target: np.ndarray, weight: np.ndarray) -
         loss, start, jac=True, method="L-BFGS-B", bounds=[(None, None)] + [(0, None)] * n
     ).x
     return found
-
-
-BUNDLED = Path(__file__).with_name("open_requests.txt")
-"""Generic requests that people send to any assistant, one a line."""
 
 
 def foreign_rows(open_ended: Dataset | None) -> tuple[Dataset, Dataset]:

@@ -29,6 +29,18 @@ from smallfirst.routing.types import OodScore
 
 KNOTS = 1000
 """Selection rows whose scores are stored; of more, evenly spaced ones."""
+KEEP_SHARE = 0.97
+"""Share of the task's own requests that is kept."""
+GREY_ZONE = (0.5, 0.999)
+"""Word scores between which hidden states are read."""
+MIN_ROWS = 20
+"""Selection rows, and training rows, below which ranks would follow chance."""
+MAX_NATS = 10.0
+"""Features above that count as that: so unlike is one of 22,000 own requests, and the tail is a guess."""
+MAX_BATCH = 64
+"""Texts that a gate measures at a time."""
+PROFILE_FILE, STATES_FILE = "signature.json", "encoder.safetensors"
+"""The first is written last, so a folder without one holds no profile."""
 
 
 class ConformalScorer(Record):
@@ -97,20 +109,6 @@ class ScoreFusion(Record):
 
 def _neg_log_p_values(ranks: Sequence[ConformalScorer], scores: np.ndarray) -> np.ndarray:
     return np.column_stack([one.neg_log_p_values(column) for one, column in zip(ranks, scores.T, strict=True)])
-
-
-KEEP_SHARE = 0.97
-"""Share of the task's own requests that is kept."""
-GREY_ZONE = (0.5, 0.999)
-"""Word scores between which hidden states are read."""
-MIN_ROWS = 20
-"""Selection rows, and training rows, below which ranks would follow chance."""
-MAX_NATS = 10.0
-"""Features above that count as that: so unlike is one of 22,000 own requests, and the tail is a guess."""
-MAX_BATCH = 64
-"""Texts that a gate measures at a time."""
-PROFILE_FILE, STATES_FILE = "signature.json", "encoder.safetensors"
-"""The first is written last, so a folder without one holds no profile."""
 
 
 class ProfileParameters(Record):
