@@ -1,5 +1,27 @@
 """All errors for users. Each names the place, the broken rule and the next command.
 
+    SmallfirstError
+    ├── ConfigError          task.yaml or an argument is wrong
+    ├── DataError            rows are wrong; carries every Problem of the file at once
+    ├── WeightsNotFound      a base model could not be found anywhere
+    ├── MissingExtra         an optional package is needed for this step
+    ├── StageMissing         an earlier stage of the path has not run yet
+    ├── TrainingError        a run could not start or went wrong
+    │   ├── Cancelled            somebody asked it to stop
+    │   └── NothingGained        a candidate is no better than what it is made of; a run goes on without it
+    ├── GateFailed           the verdict says no (exit code 3)
+    ├── SpendingLimitReached the next request to the large model might cost more than is allowed
+    ├── RegistryError        the model registry refused or lacks something
+    ├── PriceUnknown         nobody told us what this model costs; never taken as $0
+    └── ModelError           a model did not answer
+        ├── Unauthorised         wrong or missing key
+        ├── RateLimited          asked to slow down (retryable)
+        ├── Unavailable          down, unreachable or overloaded (retryable)
+        │   └── AnswerLost           took the request and gave no answer; it may be paid, so never sent again
+        ├── BadAnswer            answered with something that is no answer
+        │   └── NotRecorded          a recording has no answer to this request, however often it is asked
+        └── RequestRefused       cannot do what the request asks for; its message is for the client
+
 The command line prints these without a traceback; anything else is a bug and shows one.
 """
 

@@ -7,7 +7,6 @@ span's log-odds against that compare between windows. Places that hold the same 
 
 from __future__ import annotations
 
-import re
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from smallfirst.models.batching import length_batches, run_in_compute_thread
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.spans.model import SpanAnswer
+from smallfirst.models.spans.occurrences import CharSpan
 from smallfirst.tasks.answer import Answer, split_context
 from smallfirst.tasks.scorers import normalize_answer
 
@@ -33,16 +33,6 @@ N_BEST = 20
 """Spans of a window that can become the answer."""
 MAX_QUESTION_SHARE = 0.5
 """Of a window's tokens; the rest of a longer question is not read."""
-
-
-_ARTICLES = {"a", "an", "the"}
-
-
-class CharSpan(NamedTuple):
-    """Characters of a text, from `start` up to but not including `end`."""
-
-    start: int
-    end: int
 
 
 class Window(NamedTuple):
@@ -189,40 +179,4 @@ def _best_spans(window: Window, odds: Any) -> list[tuple[CharSpan, float]]:
             first, last = divmod(place, odds.shape[1])
             places = window.places
             found.append((CharSpan(places[first - window.first].start, places[last - window.first].end), score))
-    return found
-
-
-def occurrences(answer: str, text: str) -> list[CharSpan]:
-    """Return every place of `answer` in `text`: as whole words verbatim, else in any case, else word by word folded.
-
-    Folded as `normalize_answer` does, so that what is found there scores 1. Empty if it stands nowhere.
-    """
-    wanted = answer.strip()
-    if not wanted:
-        return []
-    for flags in (re.NOFLAG, re.IGNORECASE):
-        whole = re.compile(rf"(?<!\w){re.escape(wanted)}(?!\w)", flags)
-        if found := [CharSpan(*match.span()) for match in whole.finditer(text)]:
-            return found
-    return _folded_occurrences(wanted, text)
-
-
-def _folded_occurrences(answer: str, text: str) -> list[CharSpan]:
-    wanted = [word for word, _ in _folded_words(answer)]
-    words = _folded_words(text)
-    starts = range(len(words) - len(wanted) + 1) if wanted else ()
-    return [
-        CharSpan(words[i][1].start, words[i + len(wanted) - 1][1].end)
-        for i in starts
-        if all(words[i + k][0] == word for k, word in enumerate(wanted))
-    ]
-
-
-def _folded_words(text: str) -> list[tuple[str, CharSpan]]:
-    """Return the words without punctuation and articles, each with its place less the punctuation at its ends."""
-    found = []
-    for match in re.finditer(r"\S+", text):
-        inner = re.search(r"\w(?:.*\w)?", match[0])
-        if inner and (folded := normalize_answer(match[0])) not in _ARTICLES:
-            found.append((folded, CharSpan(match.start() + inner.start(), match.start() + inner.end())))
     return found

@@ -132,7 +132,7 @@ class _Reader(TunedEncoder):
 
     def why_unsuitable(self, project: Project) -> str:
         """Return why it cannot be used: another kind of task, or answers that do not stand in their contexts."""
-        from smallfirst.models.spans.reader import occurrences
+        from smallfirst.models.spans.occurrences import occurrences
 
         task = project.task
         if not isinstance(task, Answer) or task.choices:

@@ -17,15 +17,8 @@ from smallfirst.errors import ConfigError
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.local.weights import weights_fingerprint
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.spans.reader import (
-    CharSpan,
-    Reader,
-    Window,
-    occurrences,
-    save_weights,
-    span_log_odds,
-    windows_of,
-)
+from smallfirst.models.spans.occurrences import CharSpan, occurrences
+from smallfirst.models.spans.reader import Reader, Window, save_weights, span_log_odds, windows_of
 from smallfirst.tasks.answer import Answer, split_context
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.recipes.encoder_backend import EncoderBackend, as_served

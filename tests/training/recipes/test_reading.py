@@ -18,7 +18,8 @@ from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.protocol import Request
-from smallfirst.models.spans.reader import CharSpan, Window
+from smallfirst.models.spans.occurrences import CharSpan
+from smallfirst.models.spans.reader import Window
 from smallfirst.tasks.answer import Answer
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.recipes.reading import PointerModel, ReadingRecipe, WindowRow
