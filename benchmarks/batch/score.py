@@ -254,7 +254,7 @@ def page(figures: dict[str, Any]) -> list[str]:
         "# Scoring in bulk",
         "",
         "`python -m benchmarks.batch.score FOLDER [WEIGHTS]`, 2 shared cores (Zen 5), 24 GB, no GPU, Python 3.11, 2026-11-27,",
-        "OMP_NUM_THREADS=1, on a busy machine (load average 10 to 20): take the ratios and the processor seconds. Each side is one process from its start to",
+        "OMP_NUM_THREADS=1, beside a training run (load average 2 to 3): take the ratios and the processor seconds. Each side is one process from its start to",
         "its end (imports, loading, reading, answering, writing); sides alternate in each of 3 rounds.",
         "",
         f"## Rows a second: {N_ROWS:,} texts of CLINC150, words + linear (151 labels)",
