@@ -227,7 +227,7 @@ class CapacityPlan(Record):
         yield "One machine is enough:" if best.machines == 1 else f"Take {best}:"
         yield f"{percent(best.utilisation, digits=0)} used in the busiest hour."
         if best.utilisation > TRUSTED_USE:
-            yield "Above half, a p95 of up to three times the one foretold was measured:"
+            yield "Above half, a p95 of up to 2.4 times the one foretold was measured:"
             yield "test this load, or take one more."
         if best.large:
             yield f"The large model takes {best.large}, {percent(best.large.utilisation, digits=0)} used."
