@@ -131,9 +131,12 @@ class Certificate(Record):
 
     def audit_limit_for(self, risk: str, judge: Literal["large", "person"]) -> float | None:
         """Return the share of audits by `judge` that may find answers wrong, in (0, 1); None if that shows nothing."""
-        if self.issued or risk != "error":
+        if self.audit_limits or risk != "error":
             return self.audit_limits.get(risk, {}).get(judge)
+        # Not issued, or issued before there were `audit_limits`.
         most = self.max_error if self.max_error < 1 else self.error_bound
+        if self.issued and judge == "large":
+            most = self.audit_limit or (1.0 if self.labels == "gold" else most)
         return most if most < 1 else None
 
     def covers(
