@@ -127,7 +127,6 @@ EXTRAS = {
     "python_calamine": "tables",
     "python_multipart": "openai-finetuning",
     "ray": "cluster",
-    "simpy": "serve",
     "starlette": "serve",
     "tokenizers": "serve",
     "torch": "train",

@@ -1,1 +1,1 @@
-"""Money after go-live: the own machine as it was used, break-even and forecast, the monthly statement."""
+"""Money after go-live: the machines, used and needed, break-even and forecast, the monthly statement."""

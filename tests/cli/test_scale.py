@@ -1,4 +1,4 @@
-"""`smallfirst plan`: from an evaluation, from a measurement, and measuring what is served."""
+"""`smallfirst plan`: from an evaluation, or from a rate that is given."""
 
 from __future__ import annotations
 
@@ -7,23 +7,9 @@ from pathlib import Path
 
 import pytest
 from fixtures.cli import call, desk_folder, failed, measured  # noqa: F401
-from fixtures.endpoints import large_server
 
-from smallfirst.capacity.measurement import Measurement
 from smallfirst.paths import state_of
 from smallfirst.project.run_folder import RunFolder
-
-WANTED = ("--requests-per-month", "3e6", "--p95-ms", "300")
-
-
-@pytest.fixture
-def little_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Simulation and load are short: what they find is tested elsewhere."""
-    from smallfirst.capacity.measurement import measure
-    from smallfirst.capacity.plan import tried
-
-    monkeypatch.setitem(tried.__kwdefaults__, "n_requests", 200)
-    monkeypatch.setitem(measure.__kwdefaults__, "levels", (1, 2))
 
 
 @pytest.fixture
@@ -36,31 +22,22 @@ def evaluated_folder(desk_folder: Path) -> Path:  # noqa: F811
     return desk_folder
 
 
-@pytest.mark.usefixtures("little_work")
-def test_from_the_evaluation_or_a_measurement(evaluated_folder: Path) -> None:
-    assert "--requests-per-month and --p95-ms" in failed(call("plan", evaluated_folder), 2)
-    missing = failed(call("plan", evaluated_folder, *WANTED), 2)
-    assert f"smallfirst plan {evaluated_folder} --measure" in missing
+def test_the_rate_is_the_evaluations_or_the_one_given(evaluated_folder: Path) -> None:
+    missing = failed(call("plan", evaluated_folder), 2)
+    assert "no rate of this task's model is known" in missing
+    assert "--requests-per-s" in missing
+    told = json.loads(call("plan", evaluated_folder, "--requests-per-s", "0.5", "--json").stdout)
+    assert (told["requests_per_month"], told["source"]) == (1_000_000, "--requests-per-s")
+    assert told["machines"] == 5  # 0.38 a second, 1.14 in the busiest hour, 2.28 with the headroom
     with state_of(evaluated_folder):
         run = RunFolder.latest("desk")
-        timed = measured(1).model_copy(update={"probes_ms": (5.0,) * 20, "requests_per_s": 400.0})
-        run.save_evaluation(timed)
-    shown = call("plan", evaluated_folder, *WANTED)
+        run.save_evaluation(measured(1).model_copy(update={"requests_per_s": 400.0}))
+    shown = call("plan", evaluated_folder, "--requests-per-month", "3e6")
     assert shown.exit_code == 0, shown.output
-    assert "3,000,000 requests a month, 3.5/s in the busiest hour" in shown.stdout
-    assert "without HTTP, routing and ledger" in shown.stdout
-    assert "<- chosen" in shown.stdout
-    with large_server() as server:
-        done = call("plan", evaluated_folder, "--measure", "--url", f"{server.url}", "--seconds", "0.1")
-    assert done.exit_code == 0, done.output
-    path = evaluated_folder / ".smallfirst" / "capacity-desk.small.json"
-    assert Measurement.load(path).model == "desk"
-    assert {body["model"] for body in server.asked} == {"desk"}
-    told = json.loads(call("plan", evaluated_folder, *WANTED, "--json", "--peak", "2", "--burst", "0").stdout)
-    assert told["demand"]["peak"] == 2
-    assert "answers over HTTP" in "".join(told["assumptions"])
+    assert "3,000,000 requests a month, 3.42/s in the busiest hour (3 times the mean rate)" in shown.stdout
+    assert 'one answers 400/s (the last evaluation of "small", without HTTP and ledger)' in shown.stdout
 
 
-def test_a_machine_of_no_price_is_not_measured(evaluated_folder: Path) -> None:
-    message = failed(call("plan", evaluated_folder, "--measure", "--machine", "gpu"), 2)
+def test_a_machine_of_no_price_is_named(evaluated_folder: Path) -> None:
+    message = failed(call("plan", evaluated_folder, "--machine", "gpu"), 2)
     assert 'no machine "gpu" under prices.machines' in message

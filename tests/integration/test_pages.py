@@ -41,7 +41,7 @@ def test_blocks_that_do_not_run_are_few_and_say_what_they_need() -> None:
         "docs/howto/kubernetes.md": "needs SkyPilot and an account with a cloud",
         "docs/howto/mlflow.md": "needs PostgreSQL, an object store and the full MLflow package",
         "docs/howto/replicas.md": "needs PostgreSQL",
-        "docs/howto/plan.md": "needs a large model of your own",
+        "docs/howto/plan.md": "needs a promoted task",
         "docs/howto/scorer.md": "needs an API key",
         "docs/howto/take_over.md": "needs captured traffic: corrections.jsonl",
         "docs/howto/vllm.md": "needs vLLM",

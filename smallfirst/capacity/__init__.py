@@ -1,1 +1,0 @@
-"""Capacity: how many machines a volume of requests needs, from measured service times and a queueing simulation."""
