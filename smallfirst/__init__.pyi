@@ -87,7 +87,6 @@ from smallfirst.project.candidates import CANDIDATES as CANDIDATES
 from smallfirst.project.candidates import Candidate as Candidate
 from smallfirst.project.project import Project as Project
 from smallfirst.project.prompt_file import Prompt as Prompt
-from smallfirst.project.prompt_file import PromptSearch as PromptSearch
 from smallfirst.project.rows import Rows as Rows
 from smallfirst.project.run_folder import FittedCandidates as FittedCandidates
 from smallfirst.project.run_folder import GateVerdicts as GateVerdicts

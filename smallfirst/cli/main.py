@@ -16,7 +16,7 @@ from smallfirst.extensions import Registry
 from smallfirst.progress import disable_tqdm_in_pipes
 
 STAGES = {
-    "prepare": ("init", "check", "record", "tune-prompt", "models"),
+    "prepare": ("init", "check", "record", "models"),
     "train": ("run", "train", "curve", "jobs"),
     "judge": ("evaluate", "gate", "override", "calibrate", "report"),
     "go live": ("promote", "serve", "parity", "rollback", "export"),
@@ -32,7 +32,7 @@ STAGES = {
 LAST_STAGE = "operate"
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as of a shell: 128 + SIGINT."""
-ASK_ONCE = {"evaluate", "label", "tune-prompt", "record"}
+ASK_ONCE = {"evaluate", "label", "record"}
 """Verbs without --resume that go on by themselves when they are called again."""
 MAX_SUMMARY = 64
 """Most characters of a summary, so that it stands on one line of 80 columns."""

@@ -6,11 +6,11 @@ import asyncio
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from smallfirst.cli.options import JSON, PATH, TASK, VerbGroup, load_project, named_in_task, show, verb
+from smallfirst.cli.options import JSON, PATH, TASK, VerbGroup, load_project, verb
 from smallfirst.errors import DataError
 from smallfirst.progress import Progress
 
@@ -113,34 +113,6 @@ def record(task_yaml: Path, parts: str) -> None:
         click.echo(answers.note)
 
     asyncio.run(ask())
-
-
-@verb("smallfirst tune-prompt tickets --max-usd 2", "smallfirst tune-prompt tickets --nearest 4 --nearest 8")
-@TASK
-@click.option("--out", type=PATH, default="prompt.yaml", show_default=True, help="File of the prompt.")
-@click.option("--rows", type=int, default=50, show_default=True, help="Most selection rows to compare prompts on.")
-@click.option("--nearest", type=int, multiple=True, default=(0, 4, 16), show_default=True, help="Solved rows to show.")
-@click.option("--max-requests", type=int, default=500, show_default=True, help="Most requests in all.")
-@click.option("--max-usd", type=float, help="Most that the answers may cost in all.")
-@JSON
-def tune_prompt(task_yaml: Path, as_json: bool, **settings: Any) -> None:
-    """Search a better prompt for the large model.
-
-    First how many solved rows it is shown, then what it is told, by GEPA. Prompts are compared on selection rows, never
-    on test rows. Called again after an interruption it goes on with the answers it has.
-    """
-    from smallfirst.improvement.prompt_search.search import PromptOptions
-    from smallfirst.improvement.prompt_search.search import tune_prompt as tune_stage
-    from smallfirst.records import parse_record
-
-    project = load_project(task_yaml)
-    found = tune_stage(project, parse_record(PromptOptions, settings, where="options"))
-    show(found, as_json)
-    if as_json:
-        return
-    large = project.file.large
-    replaces = "; remove  recorded:, whose answers are of another prompt" if large and large.recorded else ""
-    click.echo(f"next: write  prompt: {named_in_task(found.out, project.file)}  under large: in task.yaml{replaces}")
 
 
 @click.group(

@@ -39,7 +39,7 @@ from smallfirst.records import fingerprint
 from smallfirst.tasks.task import Task
 
 _NOT_ASKED = {"recorded", "recorded_open", "sample_calibration", "sample_test", "sample_ceiling", "max_usd"}
-_NOT_ASKED |= {"prompt", "prompt_writer"}
+_NOT_ASKED |= {"prompt"}
 """Settings that do not change the requests; what `prompt` names is told by the task."""
 SECOND_ANSWER_TEMPERATURE = 0.7
 """Temperature of second answers, which measure self-agreement."""

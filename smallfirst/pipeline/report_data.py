@@ -83,7 +83,6 @@ def report_data(project: Project, run_folder: RunFolder, doubts: Diagnostics) ->
         outcome=run_folder.find(Outcome, OUTCOME),
         certificate=run_folder.find(Certificate, CERTIFICATE),
         training=_training(file, run_folder),
-        prompt_search=file.large.prompt.search if file.large and file.large.prompt else None,
         machine=file.prices.machine,
         requests_per_month=file.requests_per_month,
         list_prices=_list_prices(file) if prompt_tokens else (),

@@ -8,7 +8,6 @@ from smallfirst.gate.verdict import Outcome
 from smallfirst.pipeline.next_step import NextStep
 from smallfirst.pricing.money import format_usd
 from smallfirst.project.candidate_registry import FINE_TUNED, all_candidates
-from smallfirst.project.prompt_file import PromptSearch
 from smallfirst.project.run_folder import (
     CERTIFICATE,
     OUTCOME,
@@ -109,8 +108,6 @@ class RunSummary(Record):
     """The version that went live; None if none did."""
     open_ended: OpenEndedRouting | None = None
     """The Router on open-ended requests; None without such requests."""
-    prompt_search: PromptSearch | None = None
-    """What the search for the large model's prompt cost; None without one."""
     report: str = ""
     """Path of the report; empty if none was written."""
     next_steps: tuple[NextStep, ...] = ()
@@ -141,7 +138,6 @@ def summarize_run(file: TaskFile, run_folder: RunFolder | None, error: BaseExcep
         guarantee=check_guarantee(certificate, measured["routed"]),
         promoted=run_folder.find(Promotion, PROMOTED),
         open_ended=run_folder.find(OpenEndedRouting, OPEN_ENDED),
-        prompt_search=file.large.prompt.search if file.large and file.large.prompt else None,
         report=str(report) if report.exists() or not error else "",
     )
 
@@ -177,9 +173,6 @@ def _sentences(summary: RunSummary) -> list[str]:
         lines.append(f"guarantee {found.state} on test rows: {found.n_errors} of {found.error.n} kept answers wrong")
     if summary.certificate and summary.certificate.below == "keep":
         lines.append("requests below the threshold stay small: the large model was not shown to be better on them")
-    if summary.prompt_search:
-        n, usd = summary.prompt_search.n_requests, format_usd(summary.prompt_search.cost_usd)
-        lines.append(f"the search for the large model's prompt cost {usd} once ({n:,} requests)")
     if summary.open_ended:
         n_to_large, n = summary.open_ended.n_to_large, summary.open_ended.n_requests
         lines.append(f"open-ended requests sent to the large model: {n_to_large} of {n}")

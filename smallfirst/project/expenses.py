@@ -1,4 +1,4 @@
-"""What is spent once on a task, written to its ledger: training, labelling, prompt search, evaluation, labels.
+"""What is spent once on a task, written to its ledger: training, labelling, evaluation, labels.
 
 Each is reported as its total so far under a name of its own, and the ledger gets what is new: an interrupted run that
 goes on, or a step that is repeated, counts once.

@@ -138,10 +138,7 @@ class LargeConfig(Record):
     nearest: int = pydantic.Field(default=0, ge=0)
     """Solved training rows nearest to the request shown in the prompt; replaces shots_per_label."""
     prompt: Prompt | None = None
-    """File with its instructions and numbers of solved rows (`smallfirst tune-prompt` writes one); left out, it is
-    told `about`."""
-    prompt_writer: EndpointConfig | None = None
-    """Endpoint of the model that proposes instructions in `smallfirst tune-prompt`; left out, the large model."""
+    """File with its instructions and numbers of solved rows; left out, it is told `about`."""
     only_labels: bool = True
     """For engines on this machine: constrain the answer to the labels (llama.cpp), or to the schema."""
     sample_calibration: int | None = pydantic.Field(default=None, ge=1)

@@ -17,7 +17,6 @@ from smallfirst.evaluation.self_agreement import SelfAgreement
 from smallfirst.gate.verdict import Outcome, Verdict, nearest_to_passing
 from smallfirst.pricing.machine import MachinePrice
 from smallfirst.project.candidate_registry import FINE_TUNED
-from smallfirst.project.prompt_file import PromptSearch
 from smallfirst.records import Record
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.guarantee_check import check_guarantee
@@ -116,8 +115,6 @@ class ReportData(Record):
     """What the run decided; None in runs of before there were outcomes."""
     certificate: Certificate | None = None
     training: TrainingSummary | None = None
-    prompt_search: PromptSearch | None = None
-    """What the search for the large model's prompt cost; None without one."""
     machine: MachinePrice = MachinePrice()
     requests_per_month: int = 1_000_000
     list_prices: tuple[ListPrice, ...] = ()

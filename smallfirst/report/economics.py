@@ -24,7 +24,7 @@ class PathCost(Record):
     large_part_usd_per_1k: float
     """How much of it is spent on the large model; moves with the large model's price."""
     training_usd: float
-    """Paid once before the first request: for training, and for the search of the large model's prompt."""
+    """Paid once before the first request."""
 
     def after_drop(self, drop: float) -> float:
         """Return USD for 1,000 requests when the large model's price falls by `drop`, in [0, 1]."""
@@ -81,11 +81,11 @@ def large_part_usd_per_1k(routed: Evaluation, large: Evaluation) -> float:
 
 
 def path_costs(
-    evaluations: Sequence[Evaluation], *, training_usd: float, drafts: str = FINE_TUNED, prompt_search_usd: float = 0.0
+    evaluations: Sequence[Evaluation], *, training_usd: float, drafts: str = FINE_TUNED
 ) -> tuple[PathCost, ...]:
     """Return each path's cost, in the order given.
 
-    Only the fine-tune, and `routed` if it `drafts`, cost training; `large` and `routed` cost the search of a prompt.
+    Only the fine-tune, and `routed` if it `drafts`, cost training.
     """
     large = next((e for e in evaluations if e.candidate == "large"), None)
     trained = {FINE_TUNED, "routed"} if drafts == FINE_TUNED else {FINE_TUNED}
@@ -100,8 +100,7 @@ def path_costs(
             candidate=evaluation.candidate,
             cost_usd_per_1k=evaluation.cost_usd_per_1k,
             large_part_usd_per_1k=large_part(evaluation),
-            training_usd=training_usd * (evaluation.candidate in trained)
-            + prompt_search_usd * (evaluation.candidate in ("large", "routed")),
+            training_usd=training_usd * (evaluation.candidate in trained),
         )
         for evaluation in evaluations
     )

@@ -56,10 +56,7 @@ def render(data: ReportData) -> str:
     """Return the whole report as HTML."""
     script = _read("page.js")
     training_usd = data.training.cost_usd if data.training else 0.0
-    search_usd = data.prompt_search.cost_usd if data.prompt_search else 0.0
-    paths = economics.path_costs(
-        data.evaluations, training_usd=training_usd, drafts=data.focus.candidate, prompt_search_usd=search_usd
-    )
+    paths = economics.path_costs(data.evaluations, training_usd=training_usd, drafts=data.focus.candidate)
     return render_page(
         "page.html",
         data=data,

@@ -39,6 +39,7 @@ def test_blocks_that_do_not_run_are_few_and_say_what_they_need() -> None:
         "docs/howto/container.md": "needs Docker Compose",
         "docs/howto/gpu.md": "needs weights of 8 B parameters",
         "docs/howto/kubernetes.md": "needs SkyPilot and an account with a cloud",
+        "docs/howto/large_model.md": "needs gepa and openai",
         "docs/howto/mlflow.md": "needs PostgreSQL, an object store and the full MLflow package",
         "docs/howto/replicas.md": "needs PostgreSQL",
         "docs/howto/plan.md": "needs a promoted task",

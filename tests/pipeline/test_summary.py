@@ -166,14 +166,3 @@ def test_how_the_candidate_was_found_is_said(run_folder: RunFolder, chosen: str 
     found = run_folder.verdicts().model_copy(update={"chosen": chosen})
     found.save(run_folder.path / "verdicts.json")
     assert said in format_summary(summarize_run(FILE, run_folder))
-
-
-def test_what_the_search_for_a_prompt_cost_is_told(run_folder: RunFolder) -> None:
-    search = {"made_at": "2026-01-02", "model": "big", "proposer": "big", "n_requests": 1300, "prompt_tokens": 9}
-    search |= {"completion_tokens": 9, "cost_usd": 0.5, "n_rows": 9, "n_right_before": 5, "n_right": 6}
-    large = {"gguf": "big", "prompt": {"instructions": "Sort.", "search": search}}
-    file = TaskFile.model_validate({"name": "desk", "data": {"train": "train.jsonl"}, "large": large})
-    summary = summarize_run(file, finished(run_folder, wrong={0}))
-    assert summary.prompt_search is not None
-    assert "the search for the large model's prompt cost $0.50 once (1,300 requests)" in format_summary(summary)
-    assert "prompt" not in format_summary(summarize_run(FILE, run_folder))

@@ -44,10 +44,10 @@ def test_a_recording_counts_as_its_answers_cost(tmp_path: Path) -> None:
     header = {"model": "m", "made_at": "2026-11-27", "smallfirst": "1", "n": 3}
     lines = [{"recorded": header}, *({"key": str(i), "cost_usd": 0.25, **answer} for i in range(3))]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines[:3]))
-    note_recording("t", "prompt search", path)
+    note_recording("t", "labelling", path)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     note_recording("t", "evaluation", path)
-    assert [row[1:3] for row in expenses()] == [("prompt search", 0.5), ("evaluation", 0.25)]
+    assert [row[1:3] for row in expenses()] == [("labelling", 0.5), ("evaluation", 0.25)]
 
 
 def test_a_ledger_that_takes_no_row_does_not_end_the_work(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from smallfirst.errors import ConfigError
-from smallfirst.project.prompt_file import Prompt, PromptSearch, read_prompt
+from smallfirst.project.prompt_file import Prompt
 from smallfirst.project.task_file import TaskFile, read_task_file
 
 TASK = """
@@ -30,17 +30,6 @@ def test_its_numbers_of_solved_rows_replace_those_of_the_task_file(tmp_path: Pat
     assert (large.nearest, large.shots_per_label) == (8, 1)
 
 
-def test_a_saved_prompt_is_read_again_and_its_lines_stay_lines(tmp_path: Path) -> None:
-    values = {"made_at": "2026-01-02", "model": "big", "proposer": "", "n_requests": 3, "prompt_tokens": 30}
-    values |= {"completion_tokens": 3, "cost_usd": 0.5, "n_rows": 2, "n_right_before": 1, "n_right": 2}
-    prompt = Prompt(
-        instructions="Sort:\n- fee: “money”\n", shots_per_label=0, search=PromptSearch.model_validate(values)
-    )
-    path = prompt.save(tmp_path / "prompt.yaml")
-    assert read_prompt(path) == prompt
-    assert path.read_text(encoding="utf-8").startswith("instructions: |\n  Sort:\n  - fee: “money”\n")
-
-
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -56,7 +45,7 @@ def test_a_bad_prompt_file_is_named(tmp_path: Path, text: str, said: str) -> Non
     assert said in str(caught.value)
 
 
-def test_a_missing_prompt_file_says_what_writes_one(tmp_path: Path) -> None:
+def test_a_missing_prompt_file_says_what_belongs_into_it(tmp_path: Path) -> None:
     (tmp_path / "task.yaml").write_text(TASK)
-    with pytest.raises(ConfigError, match=r"smallfirst tune-prompt task\.yaml"):
+    with pytest.raises(ConfigError, match=r"remove large\.prompt"):
         read_task_file(tmp_path)

@@ -99,18 +99,6 @@ def test_routed_cost_is_drafts_plus_the_large_part(
     assert path_costs(make_report().evaluations, training_usd=3.9, drafts="words")[2].training_usd == 0.0
 
 
-def test_the_search_for_a_prompt_is_paid_by_the_paths_with_the_large_model(
-    make_report: Callable[..., ReportData],
-) -> None:
-    small, large, routed = path_costs(make_report().evaluations, training_usd=3.9, prompt_search_usd=0.78)
-    assert (small.training_usd, large.training_usd, routed.training_usd) == pytest.approx((3.9, 0.78, 4.68))
-    # 3.9 - 0.78 at a saving of $1.95 per 1,000; the routed path pays the search as the large one does.
-    assert break_even(small, large) == 1600
-    assert break_even(routed, large) == 2690  # 3.9 at a saving of $1.45 per 1,000
-    free = small.model_copy(update={"training_usd": 0.0})
-    assert break_even(free, large) == 0
-
-
 @given(
     training=st.floats(0, 1e4),
     cost=st.floats(0, 10),

@@ -214,7 +214,7 @@ class StateRow(Record):
     note, which changes no state, and in rows of older formats, which are placed by their time."""
 
 
-ExpenseKind = Literal["training", "labelling", "prompt search", "evaluation", "labels"]
+ExpenseKind = Literal["training", "labelling", "evaluation", "labels"]
 
 
 class ExpenseRow(Record):

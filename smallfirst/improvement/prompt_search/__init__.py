@@ -1,1 +1,0 @@
-"""Search the large model's prompt on training and selection rows, within a budget."""
