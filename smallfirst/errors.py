@@ -119,7 +119,6 @@ EXTRAS = {
     "llguidance": "serve",
     "opentelemetry": "serve",
     "pandas": "databricks",
-    "optuna": "train",
     "peft": "train",
     "prometheus_client": "serve",
     "pyarrow": "tables",

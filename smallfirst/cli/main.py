@@ -24,7 +24,7 @@ STAGES = {
     "improve": ("label", "suspects", "harvest", "challenge"),
     "drop in": ("proxy", "discover", "learn", "take-over", "give-back", "tasks"),
     "account": ("ledger", "statement"),
-    "scale": ("score", "plan", "sweep"),
+    "scale": ("score", "plan"),
     "operate": ("doctor", "keys", "completion"),
 }
 """The verbs by stage of work, in the order of the path; those of installed packages belong to the last stage."""

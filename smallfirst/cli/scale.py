@@ -1,4 +1,4 @@
-"""The verbs beyond one machine: batch scoring, sweeps, capacity."""
+"""The verbs beyond one machine: batch scoring, capacity."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from smallfirst.cli.options import JSON, PATH, TASK, load_project, load_task_file, verb
+from smallfirst.cli.options import JSON, PATH, TASK, load_task_file, verb
 from smallfirst.progress import Progress
 
 POSITIVE = click.FloatRange(min=0, min_open=True)
@@ -46,19 +46,6 @@ def score(task_yaml: Path, rows: str, out: Path, as_json: bool, **settings: Any)
     click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(found.in_words))
     if found.counts.n_errors:
         click.echo("next: the same command with --retry-errors", err=True)
-
-
-@verb("smallfirst sweep tickets", "smallfirst sweep tickets --trials 20 --workers 4")
-@TASK
-@click.option("--trials", type=click.IntRange(2), default=8, show_default=True, help="How many settings are tried.")
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="How many are tried at once.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Draws other settings.")
-def sweep(task_yaml: Path, trials: int, workers: int, seed: int) -> None:
-    """Try other settings of the fine-tune at once and stop poor ones."""
-    from smallfirst.pipeline.ladder.sweep import sweep_stage
-
-    for line in sweep_stage(load_project(task_yaml), n_trials=trials, n_workers=workers, seed=seed):
-        click.echo(line)
 
 
 @verb("smallfirst plan tickets", "smallfirst plan tickets --requests-per-month 30e6 --peak 5 --requests-per-s 120")

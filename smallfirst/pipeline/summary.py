@@ -93,7 +93,7 @@ class RunSummary(Record):
     paths: dict[str, PathSummary] = {}
     """Every measured path by name: `large`, the candidates from the smallest, and `routed`."""
     minutes: dict[str, float] = {}
-    """Minutes that each candidate took to fit, trials of other settings included, by name."""
+    """Minutes that each candidate took to fit, by name."""
     left_out: dict[str, str] = {}
     """Why each candidate that was not fitted was left out, by name."""
     outcome: Outcome | None = None

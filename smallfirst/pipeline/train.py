@@ -79,11 +79,8 @@ def _fit_all(project: Project, *, resume: bool, began: float | None) -> RunFolde
             fit(project, candidate)
     else:
         rungs = Ladder(project, waiting, TimeBudget(project, began=began, used_minutes=sum(found.minutes.values())))
-        rungs.fit(fit, run_folder)
-        left_out = {**found.left_out, **rungs.left_out}
-        minutes = {name: took + rungs.trial_minutes.get(name, 0.0) for name, took in found.minutes.items()}
-        found = found.model_copy(update={"left_out": left_out, "minutes": minutes})
-        _note_expense(project, run_folder, found)
+        rungs.fit(fit)
+        found = found.model_copy(update={"left_out": {**found.left_out, **rungs.left_out}})
     if found.mlflow_run_id is None:
         run_id = run_folder.mlflow_run_id() if FINE_TUNED in found.fitted else _open_run(project, run_folder, found)
         found.model_copy(update={"mlflow_run_id": run_id}).save(run_folder.path / FITTED)

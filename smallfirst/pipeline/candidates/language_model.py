@@ -11,7 +11,6 @@ from smallfirst.models.catalog import find_weights
 from smallfirst.models.few_shot import PromptedModel, fixed_shots
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Model
-from smallfirst.pipeline.ladder.sweep import take_winner
 from smallfirst.pipeline.train import choose_precision, fine_tune
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.project.candidates import Candidate
@@ -89,7 +88,6 @@ class FineTunedModel(Candidate):
 
         file, rows = project.file, project.rows
         recipe = TaskRecipe(project.task, rows.train, rows.selection, file.teacher)
-        take_winner(project, run_folder.path)  # then fine_tune finds a finished run
         fine_tune(
             project,
             recipe,

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from smallfirst.errors import ConfigError, MissingExtra, SmallfirstError
-from smallfirst.pipeline.ladder.plan import SAFETY, Rung, Step, TimeBudget, in_minutes, plan_steps, why_left_out
+from smallfirst.errors import ConfigError, SmallfirstError
+from smallfirst.pipeline.ladder.plan import Rung, Step, TimeBudget, in_minutes, plan_steps, why_left_out
 from smallfirst.pipeline.ladder.times import TimeNeeded, time_needed
-from smallfirst.pipeline.ladder.trials import LEAST_ROWS, Trials, best_score, load_run, with_training
 from smallfirst.project.candidates import Candidate, get_candidate
 from smallfirst.project.project import Project
-from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import SMALLEST
-from smallfirst.training.config import parse_duration
 
 Fit = Callable[[Project, Candidate], None]
 """Fits a candidate and notes that it is fitted."""
@@ -31,10 +28,7 @@ class Ladder:
         self.project, self.budget = project, budget
         self.left_out: dict[str, str] = {}
         """Why each candidate that was not fitted was left out."""
-        self.trial_minutes: dict[str, float] = {}
-        """Minutes that trials of other settings took, by candidate."""
         self._waiting: dict[str, Rung] = {}
-        self._took_s: dict[str, float] = {}
         self._combining_s = 0.0
         routing = project.file.routing
         required = {*routing.ahead, project.file.goes_live} - {SMALLEST}
@@ -50,14 +44,13 @@ class Ladder:
                 promise = candidate.size if candidate.promise is None else candidate.promise
                 self._waiting[candidate.name] = Rung(candidate.name, promise, needed, candidate.name in required)
 
-    def fit(self, fit: Fit, run_folder: RunFolder) -> None:
-        """Fit what ends in time with `fit`, and vary the settings of fine-tunes in the time that is left.
+    def fit(self, fit: Fit) -> None:
+        """Fit what ends in time with `fit`.
 
         Raise ConfigError if a candidate that task.yaml needs does not end in time.
         """
         while (step := self._next(combines=False)) is not None:
             self._fit(step, fit)
-        self._vary_settings(run_folder)
         self.budget.keep(-self._combining_s)
         while (step := self._next(combines=True)) is not None:
             self._fit(step, fit)
@@ -104,42 +97,11 @@ class Ladder:
         if step.epochs < needed.epochs:
             words += f", {step.epochs} of {needed.epochs} epochs"
             config = getattr(project.file.small, candidate.training_setting)
-            project = with_training(project, candidate, config.model_copy(update={"duration": f"{step.epochs}ep"}))
+            shorter = config.model_copy(update={"duration": f"{step.epochs}ep"})
+            small = project.file.small.model_copy(update={candidate.training_setting: shorter})
+            project = project._replace(file=project.file.model_copy(update={"small": small}))
         project.progress.log(f"next {candidate.name}: {words}; {self.in_words}")
-        began_s = self.budget.used_s
         fit(project._replace(on_epoch=ends_in_time(self.budget)), candidate)
-        self._took_s[candidate.name] = self.budget.used_s - began_s
-
-    def _vary_settings(self, run_folder: RunFolder) -> None:
-        """Try other settings for the fine-tunes, the best one first, as long as two more of them end in time."""
-        tunable = [get_candidate(name) for name in self._took_s if get_candidate(name).training_setting]
-        if len(self.project.rows.selection) < LEAST_ROWS or not tunable:
-            return
-        tunable.sort(key=lambda candidate: -best_score(load_run(candidate, run_folder)))
-        for candidate in tunable:
-            if self.budget.left_s < 2 * SAFETY * self._took_s[candidate.name]:
-                continue
-            try:
-                trials = Trials(self.project, candidate, run_folder)
-            except MissingExtra as error:
-                self.project.progress.log(str(error))
-                return
-            self._try(trials, self._took_s[candidate.name])
-
-    def _try(self, trials: Trials, took_s: float) -> None:
-        name, log = trials.candidate.name, self.project.progress.log
-        n_epochs = len(trials.best.validation_curve)
-        for config in trials.settings():
-            words = f"{name} with learning rate {config.learning_rate:.2g}, {config.duration}"
-            if self.budget.left_s < SAFETY * took_s * max(1.0, parse_duration(config.duration).amount / n_epochs):
-                log(f"not tried for want of time: {words}")
-                continue
-            log(f"next {words}; {self.in_words}")
-            began_s = self.budget.used_s
-            found = trials.run(config, ends_in_time(self.budget))
-            self.trial_minutes[name] = self.trial_minutes.get(name, 0.0) + (self.budget.used_s - began_s) / 60
-            kept = "kept" if trials.best.run_id == found.run_id else "not kept"
-            log(f"{words}: {best_score(found):.3f} on selection rows, {kept}")
 
     @property
     def in_words(self) -> str:

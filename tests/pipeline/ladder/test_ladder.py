@@ -61,7 +61,7 @@ class Desk:
             [get_candidate(name) for name in names or ("words", "encoder", "tuned", "small")],
             TimeBudget(self.project),
         )
-        ladder.fit(self.fit, cast(Any, None))
+        ladder.fit(self.fit)
         return ladder
 
 

@@ -1,4 +1,4 @@
-"""Training and a sweep on a cluster of two cores; what a kill costs a larger model: benchmarks/training/workers.py."""
+"""Training on a cluster of two cores; what a kill costs a larger model: benchmarks/training/workers.py."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ import pytest
 from fixtures.ray_cluster import RayCluster
 from fixtures.training import Bench, event_kinds
 
-from smallfirst.registry.runs import client, open_run
+from smallfirst.registry.runs import open_run
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.distributed import on_ray
-from smallfirst.training.distributed.on_ray import run_beside, shares, sweep_on_ray, train_on_ray
+from smallfirst.training.distributed.on_ray import run_beside, shares, train_on_ray
 from smallfirst.training.distributed.work import write_work
-from smallfirst.training.events import EventLog
 from smallfirst.training.loop import StepMetrics
 from smallfirst.training.recipes.recipe import TaskRecipe
 
@@ -61,24 +59,6 @@ def test_two_workers_go_on_from_the_checkpoint_when_one_is_killed(
     assert (run.folder / "model.safetensors").is_file()
 
 
-@pytest.mark.usefixtures("module_home")
-def test_a_sweep_keeps_the_model_of_its_best_trial_alone(ray_cluster: RayCluster, bench: Bench, tmp_path: Path) -> None:
-    prepare(bench, tmp_path, "2ep")
-    said: list[str] = []
-    best, other = sweep_on_ray(tmp_path, 2, 1, seed=0, log=said.append)
-    assert best.score >= other.score
-    assert best.ended == "completed"
-    settings = [trial.settings for trial in (best, other)]
-    assert {"learning_rate": 5e-3, "duration": "2ep"} in settings
-    assert settings[0] != settings[1]
-    assert said  # of a trial that is stopped early nothing is said
-    assert (tmp_path / "trials" / best.name / "model" / "model.safetensors").is_file()
-    assert not (tmp_path / "trials" / other.name / "model").exists()
-    (experiment,) = client().search_experiments(filter_string="name = 'toy'")
-    runs = client().search_runs([experiment.experiment_id], f"tags.mlflow.runName LIKE '{tmp_path.name}-%'")
-    assert sorted(run.info.status for run in runs) in (["FINISHED", "FINISHED"], ["FINISHED", "KILLED"])
-
-
 def test_work_is_looked_at_and_its_result_or_error_returned() -> None:
     looks: list[int] = []
     assert run_beside(lambda: 7, lambda: looks.append(1)) == 7
@@ -110,29 +90,3 @@ def test_each_worker_gets_its_part_of_a_node(
         cluster_resources=lambda: {"CPU": sum(nodes), "GPU": gpus},
     )
     assert shares(ray, n_workers) == share
-
-
-def test_rates_lie_around_the_task_s_own_and_adapters_have_ranks() -> None:
-    found = on_ray.space(TrainConfig(learning_rate=3e-4, duration="4ep"))
-    assert found == {"learning_rate": (pytest.approx(1e-4), pytest.approx(9e-4)), "duration": ["4ep", "8ep"]}
-    assert on_ray.space(TrainConfig(method="lora", lora_rank=12))["lora_rank"] == [8, 12, 16, 32, 64]
-
-
-@pytest.mark.usefixtures("module_home")
-def test_trials_are_read_from_their_events_and_a_stopped_one_is_closed(tmp_path: Path) -> None:
-    for name, last in (("done", "COMPLETED"), ("poor", "EPOCH_FINISHED"), ("wrong", "FAILED")):
-        with open_run("toy", name) as tracked:
-            pass
-        log = EventLog(tmp_path / "trials" / name / "events.jsonl")
-        log.append("CREATED", "", run_id=tracked.run_id, config={"learning_rate": 0.1, "duration": "2ep", "seed": 0})
-        for score in (0.5, 0.25):
-            log.append("EPOCH_FINISHED", "", validation_score=score)
-        if last != "EPOCH_FINISHED":
-            log.append(last, "too few rows")  # type: ignore[arg-type]
-    on_ray._close_runs(tmp_path)
-    ends = {trial.ended for trial in on_ray._trials(tmp_path, ("learning_rate", "duration"))}
-    assert ends == {"completed", "stopped early", "too few rows"}
-    best = on_ray._trials(tmp_path, ("learning_rate", "duration"))[0]
-    assert best == ("done", {"learning_rate": 0.1, "duration": "2ep"}, 0.5, 2, "completed")
-    poor = EventLog(tmp_path / "trials" / "poor" / "events.jsonl").read()[0].values["run_id"]
-    assert client().get_run(poor).info.status == "KILLED"
