@@ -166,7 +166,6 @@ from smallfirst.tasks.task import PartCounts as PartCounts
 from smallfirst.tasks.task import ScoredAnswer as ScoredAnswer
 from smallfirst.tasks.task import Shot as Shot
 from smallfirst.tasks.task import Task as Task
-from smallfirst.training.config import TeacherConfig as TeacherConfig
 from smallfirst.training.config import TrainConfig as TrainConfig
 from smallfirst.training.estimates.cost import TrainingEstimate as TrainingEstimate
 from smallfirst.training.estimates.memory import Range as Range

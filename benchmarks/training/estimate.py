@@ -101,7 +101,7 @@ def main() -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("time")
     memory = verbs.add_parser("memory")
-    memory.add_argument("method", choices=["full", "lora", "dora"])
+    memory.add_argument("method", choices=["full", "lora"])
     for name in ("batch", "width", "targets"):
         memory.add_argument(name, type=int)
     memory.add_argument("--micro", type=int)

@@ -125,8 +125,6 @@ def fine_tune(project: Project, recipe: Recipe, config: TrainConfig, *, base: st
     params: dict[str, object] = {f"train.{name}": value for name, value in config.model_dump().items()}
     params |= {"base": base, "n_train": n_rows, "task": project.file.name}
     params["dataset_fingerprint"] = recipe.train_rows.content_fingerprint
-    if project.file.teacher is not None:
-        params |= {f"teacher.{name}": value for name, value in project.file.teacher.model_dump().items()}
     project.progress.log(f"train: {base}, {config.method}, {config.duration}, {n_rows} rows")
     with hold_folder(folder):
         pass  # the MLflow run of a training under way must not be resumed and closed here

@@ -31,7 +31,7 @@ from smallfirst.routing.monitoring.monitor import MonitorSettings
 from smallfirst.routing.policies.policy import AnyPolicy, check_stages
 from smallfirst.routing.types import OutOfScope
 from smallfirst.tasks import DEFAULT_KIND, TASK_KINDS
-from smallfirst.training.config import OF_LANGUAGE_MODELS, TeacherConfig, TrainConfig
+from smallfirst.training.config import OF_LANGUAGE_MODELS, TrainConfig
 
 SMALLEST = "smallest"
 """Value of `routing.small` that stands for the cheapest candidate that passes the gate."""
@@ -67,8 +67,6 @@ class SmallConfig(Record):
     """Name, folder or GGUF file of the base model."""
     training: TrainConfig = TrainConfig()
     """Training settings."""
-    teacher: TeacherConfig | None = None
-    """A larger model of the same vocabulary whose probabilities it learns as well."""
     encoder: str = DEFAULT_ENCODER
     """Sentence encoder of the candidates `encoder`, `tuned`, `tagger` and `reader`, and for nearest examples."""
     larger_encoder: str = LARGER_ENCODER
@@ -340,13 +338,6 @@ class TaskFile(Record):
     def goes_live(self) -> str:
         """The candidate that goes live, or SMALLEST."""
         return self.routing.small or SMALLEST
-
-    @property
-    def teacher(self) -> TeacherConfig | None:
-        """The teacher of the small model; a relative folder is looked up beside this file first."""
-        teacher = self.small.teacher
-        local = self.path(Path(teacher.base)) if teacher else None
-        return teacher.model_copy(update={"base": str(local)}) if teacher and local and local.is_dir() else teacher
 
     def with_max_usd(self, max_usd: float) -> TaskFile:
         """Return the file with another `large.max_usd`. Raise ConfigError if it is not above 0, or nothing is asked."""

@@ -84,7 +84,7 @@ class CausalBackend:
 
 
 def add_adapters(model: Any, config: TrainConfig) -> Any:
-    """Return the model with LoRA (Hu et al. 2021) or DoRA (Liu et al. 2024) on all linear layers of its blocks."""
+    """Return the model with LoRA (Hu et al. 2021) on all linear layers of its blocks."""
     import peft
 
     layers = model.model.layers
@@ -92,7 +92,6 @@ def add_adapters(model: Any, config: TrainConfig) -> Any:
     adapters = peft.LoraConfig(
         r=config.lora_rank,
         lora_alpha=2 * config.lora_rank,
-        use_dora=config.method == "dora",
         target_modules=sorted(linear),
         layers_to_transform=list(range(config.frozen_layers, len(model.model.layers)))
         if config.frozen_layers

@@ -33,13 +33,12 @@ def parse_duration(text: str) -> Duration:
 class TrainConfig(Record):
     """How to fine-tune."""
 
-    method: Literal["full", "lora", "dora", "qlora"] = "full"
-    """`full` moves every weight; `lora` low-rank adapters, merged at the end (less memory, less forgetting); `dora`
-    adapters that learn each column's length apart from its direction (Liu et al. 2024), somewhat slower; `qlora`
+    method: Literal["full", "lora", "qlora"] = "full"
+    """`full` moves every weight; `lora` low-rank adapters, merged at the end (less memory, less forgetting); `qlora`
     adapters over a base in 4 bits (Dettmers et al. 2023): a quarter of the base's memory, a little less accurate."""
     adapters: Literal["merged", "kept"] = "merged"
     """`merged`: the version is a whole model · `kept`: it is the adapter alone, a few MB that run over the same base;
-    versions and tasks over one base then share its weights in one process, or in a vLLM server."""
+    in a vLLM, versions and tasks over one base share its weights."""
     duration: str = "5ep"
     """Epochs (`5ep`), batches (`300ba`) or tokens (`1_000_000tok`)."""
     learning_rate: float = pydantic.Field(default=2e-4, gt=0, lt=1)
@@ -68,7 +67,7 @@ class TrainConfig(Record):
     """So many of the lowest layers, and the embedding, keep the base model's weights. They are computed once for each
     row, so later epochs cost the upper layers alone; adapters sit on the upper layers only."""
     lora_rank: int = pydantic.Field(default=16, ge=1)
-    """Rank of the adapters (lora, dora, qlora); on all linear layers, alpha = 2 × rank."""
+    """Rank of the adapters (lora, qlora); on all linear layers, alpha = 2 × rank."""
     max_seq_tokens: int = pydantic.Field(default=512, ge=16)
     """Longest row; a longer one is refused by line number, never cut silently."""
     seed: int = 0
@@ -91,15 +90,3 @@ OF_LANGUAGE_MODELS = (
     "method", "adapters", "micro_tokens", "gradient_checkpointing", "compile", "frozen_layers", "lora_rank",
 )  # fmt: skip
 """Settings that the fine-tune of an encoder does not read: every weight is trained, in whole batches."""
-
-
-class TeacherConfig(Record):
-    """A larger model of the same vocabulary whose probabilities the small one learns, computed for every batch."""
-
-    base: str
-    """Name or folder of a causal model with the student's vocabulary; for closed answers a folder written by training
-    for the same labels."""
-    weight: float = pydantic.Field(default=0.5, gt=0, le=1)
-    """Share of the loss that is distance to the teacher; the rest is cross-entropy with the right answers."""
-    temperature: float = pydantic.Field(default=2.0, gt=0, allow_inf_nan=False)
-    """Divides the logits of both before they are compared; above 1 unlikely answers count for more."""

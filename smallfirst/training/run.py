@@ -257,10 +257,7 @@ class _Trainer:
 
     def _fingerprint(self) -> str:
         """Return a fingerprint of all that the weights depend on but the library versions."""
-        teacher = getattr(self.recipe, "teacher", None)
-        taught = [teacher.model_dump()] if teacher else []
-        own = [self.config.model_dump(), self.recipe.train_rows.content_fingerprint, self.base[0]]
-        return fingerprint([*own, *taught])
+        return fingerprint([self.config.model_dump(), self.recipe.train_rows.content_fingerprint, self.base[0]])
 
     def _save(self, model: Any, manifest: Manifest) -> None:
         """Replace the content of the model folder by these weights; if this fails, it keeps those it has."""

@@ -52,7 +52,7 @@ def test_the_reference_pages_are_those_of_the_code() -> None:
 def test_a_setting_is_shown_with_its_type_default_and_meaning(reference: ModuleType) -> None:
     page = reference.settings_page()
     assert "| `patience` | integer | – | Stop after so many epochs without a better score" in page
-    assert "| `method` | `full` or `lora` or `dora` or `qlora` | `full` |" in page
+    assert "| `method` | `full` or `lora` or `qlora` | `full` |" in page
     assert "## routing.guarantee\n" in page
     assert "The settings of `small.training`, with defaults of its own." in page
 

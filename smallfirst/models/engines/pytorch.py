@@ -7,8 +7,6 @@ import importlib.util
 from smallfirst.errors import MissingExtra
 from smallfirst.models.engines.engine import Assessment, Environment, ModelSource
 from smallfirst.models.label_model import LabelModel
-from smallfirst.models.local.weights import choose_device
-from smallfirst.models.manifest import ADAPTER_CONFIG
 from smallfirst.models.protocol import Model
 
 
@@ -47,11 +45,6 @@ class PyTorchEngine:
         if source.kind == "weights":
             chat = Generator.load(folder, chat=True)
             return GenerativeModel.published(chat, name=name or folder.name, price=price, schema=source.schema)
-        # Labels are read several times as fast from merged weights, by a decoder that knows no adapters.
-        if (folder / ADAPTER_CONFIG).is_file() and (source.kind != "label" or choose_device().type != "cpu"):
-            from smallfirst.models.generation.lora_models import load_adapters
-
-            return load_adapters({name: folder}, price=price)[name]
         manifest = source.manifest
         name = name or manifest.task.name
         if source.kind == "label":

@@ -15,7 +15,7 @@ from smallfirst.models.local.weights import import_transformers, load_causal, lo
 from smallfirst.models.manifest import ADAPTER_CONFIG, Manifest, read_manifest, require_base
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-SETTINGS = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "target_modules")
+SETTINGS = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules")
 """The settings of peft that are read; the rest is about training, or names code or places that are not followed."""
 OWN_NAME = "default"
 """Name that peft gives to the adapter in training."""
@@ -29,7 +29,7 @@ def load_merged(folder: Path) -> tuple[Any, Any]:
     if not (folder / ADAPTER_CONFIG).is_file():
         return load_causal(folder)
     model, _ = load_causal(find_base(folder, manifest := read_manifest(folder)))
-    attach_adapter(model, None, folder, OWN_NAME, base=manifest.base)
+    attach_adapter(model, folder, base=manifest.base)
     tokenizer = load_pretrained(import_transformers("Running a local model").AutoTokenizer, folder)
     return merge_adapters(model).to(model.device), tokenizer
 
@@ -57,12 +57,8 @@ def save_adapter(model: Any, folder: Path) -> str:
     return sha256(folder / ADAPTER_WEIGHTS)[:16]
 
 
-def attach_adapter(model: Any, wrapped: Any, folder: Path, adapter: str, *, base: str) -> Any:
-    """Put the adapter in `folder` over `model` under the name `adapter`; return peft's wrapper.
-
-    `wrapped` is the wrapper of an adapter put over it before, None for the first. Raise ConfigError if it does not fit
-    `base`; nothing but the wrapper stays then.
-    """
+def attach_adapter(model: Any, folder: Path, *, base: str) -> None:
+    """Put the adapter in `folder` over `model`, in place. Raise ConfigError if it does not fit `base`."""
     try:
         import peft
     except ImportError:
@@ -70,20 +66,14 @@ def attach_adapter(model: Any, wrapped: Any, folder: Path, adapter: str, *, base
     settings, weights = _read_settings(folder), _read_weights(folder)
     config = peft.LoraConfig(**settings, inference_mode=True, task_type=peft.TaskType.CAUSAL_LM)
     try:
-        if wrapped is None:
-            wrapped = peft.get_peft_model(model, config, adapter, autocast_adapter_dtype=False)
-        else:
-            wrapped.add_adapter(adapter, config)
-        found: Any = peft.set_peft_model_state_dict(wrapped, weights, adapter)
-        wrong = [*(key for key in found.missing_keys if f".{adapter}." in key), *found.unexpected_keys]
+        wrapped = peft.get_peft_model(model, config, OWN_NAME, autocast_adapter_dtype=False)
+        found: Any = peft.set_peft_model_state_dict(wrapped, weights, OWN_NAME)
+        wrong = [*(key for key in found.missing_keys if f".{OWN_NAME}." in key), *found.unexpected_keys]
     except (RuntimeError, ValueError, KeyError) as error:
         wrong = [str(error)]
     if wrong:
-        if wrapped is not None and adapter in wrapped.peft_config:
-            wrapped.delete_adapter(adapter)
         raise ConfigError(f"{folder}: this adapter does not fit the base {base}: {wrong[0]}")
-    wrapped.eval()
-    return wrapped.requires_grad_(False)
+    wrapped.eval().requires_grad_(False)
 
 
 def merge_adapters(model: Any) -> Any:
@@ -139,8 +129,8 @@ def _read_settings(folder: Path) -> Mapping[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: not readable as JSON: {error}") from None
-    if not isinstance(config, dict) or str(config.get("peft_type", "")).upper() != "LORA":
-        raise ConfigError(f"{path}: peft_type must be LORA; no other adapters are served")
+    if not isinstance(config, dict) or str(config.get("peft_type", "")).upper() != "LORA" or config.get("use_dora"):
+        raise ConfigError(f"{path}: peft_type must be LORA, without use_dora; no other adapters are served")
     settings = {key: config[key] for key in SETTINGS if config.get(key) is not None}
     layers = config.get("layers_to_transform")
     return settings if layers is None else {**settings, "layers_to_transform": layers}
@@ -157,6 +147,6 @@ def _read_weights(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not readable as safetensors: {error}") from None
     other = [key for key in weights if ".layers." not in key or ".lora_" not in key]
     if other:
-        rule = "only low-rank parts of the blocks' linear layers can be served beside others"
+        rule = "only low-rank parts of the blocks' linear layers are served"
         raise ConfigError(f"{path}: {rule}, not {other[0]}", hint="merge it into the base, and serve that")
     return weights

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from smallfirst.errors import ModelError
 from smallfirst.models.batching import length_batches
+from smallfirst.models.generation.adapters import load_merged
 from smallfirst.models.generation.sequence import GeneratedSequence, GenerationRequest, GenerationResult
 from smallfirst.models.local.kv_cache import KVCache
 from smallfirst.models.local.tokenizer import end_of_turn_token
-from smallfirst.models.local.weights import load_causal
 
 STEP_TOKENS = 64
 """Forced tokens are fed together, up to about this many a step over all rows; more would delay the other rows."""
@@ -39,60 +37,44 @@ class Generator:
     batch_rows = 64
     batch_tokens = 16_384
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        *,
-        end: int | None = None,
-        using: Callable[[str], AbstractContextManager[None]] | None = None,
-    ) -> None:
-        """Generate until `end`, by default the tokenizer's; `using(adapter)` is held while an adapter computes."""
+    def __init__(self, model: Any, tokenizer: Any, *, end: int | None = None) -> None:
+        """Generate until `end`, by default the tokenizer's."""
         self.model, self.tokenizer = model, tokenizer
         self.end = tokenizer.eos_token_id if end is None else end
-        self._using = using
-        self._prefixes: OrderedDict[tuple[str, tuple[int, ...]], KVCache] = OrderedDict()
+        self._prefixes: OrderedDict[tuple[int, ...], KVCache] = OrderedDict()
 
     @classmethod
     def load(cls, folder: Path, *, chat: bool = False) -> Generator:
-        model, tokenizer = load_causal(folder)
+        """Return the generator of a folder of weights; an adapter is merged into its base."""
+        model, tokenizer = load_merged(folder)
         return cls(model, tokenizer, end=end_of_turn_token(tokenizer) if chat else None)
 
-    def using(self, adapter: str) -> AbstractContextManager[None]:
-        if self._using is not None:
-            return self._using(adapter)
-        if adapter:
-            raise ModelError(f"this model has no adapter {adapter!r}")
-        return nullcontext()
-
     def generate(self, requests: Sequence[GenerationRequest]) -> list[GenerationResult]:
-        """Return one answer each, in order. All requests use one adapter; cached prefixes are not used."""
+        """Return one answer each, in order. Cached prefixes are not used."""
         results: dict[int, GenerationResult] = {}
         lengths = [len(request.ids) for request in requests]
         for chosen in length_batches(lengths, max_rows=self.batch_rows, max_tokens=self.batch_tokens):
             sequences = [GeneratedSequence(requests[i], self.tokenizer) for i in chosen]
-            with self.using(requests[chosen[0]].adapter):
-                batch = Batch(self, sequences)
-                width = max(len(sequence.request.ids) + len(sequence.ids) for sequence in sequences)
-                while batch.n_active:
-                    batch.step(width)
-                    batch.drop_finished(DROP_BELOW)
-                    width = batch.forced_width
+            batch = Batch(self, sequences)
+            width = max(len(sequence.request.ids) + len(sequence.ids) for sequence in sequences)
+            while batch.n_active:
+                batch.step(width)
+                batch.drop_finished(DROP_BELOW)
+                width = batch.forced_width
             results |= {i: sequence.result() for i, sequence in zip(chosen, sequences, strict=True)}
         return [results[i] for i in range(len(requests))]
 
     @torch.inference_mode()
-    def prefix(self, ids: tuple[int, ...], adapter: str) -> KVCache:
-        """Return keys and values of one row after `ids`, at least one; cached for each adapter separately."""
-        key = (adapter, ids)
-        if key not in self._prefixes:
+    def prefix(self, ids: tuple[int, ...]) -> KVCache:
+        """Return keys and values of one row after `ids`, at least one; cached."""
+        if ids not in self._prefixes:
             cache = KVCache(self.model, 1)
             cache.read([ids])
-            self._prefixes[key] = cache
+            self._prefixes[ids] = cache
             if len(self._prefixes) > MAX_PREFIXES:
                 self._prefixes.popitem(last=False)
-        self._prefixes.move_to_end(key)
-        return self._prefixes[key]
+        self._prefixes.move_to_end(ids)
+        return self._prefixes[ids]
 
     @torch.inference_mode()
     def log_probabilities(self, states: torch.Tensor, allowed: Sequence[np.ndarray | None]) -> torch.Tensor:
@@ -173,5 +155,4 @@ class Batch:
             if sequence.error:
                 continue
             token = sequence.choose(log_probabilities[i], likeliest[i], allowed[i])
-            end = self._generator.end if sequence.request.end is None else sequence.request.end
-            sequence.append(token, log_probabilities[i], end)
+            sequence.append(token, log_probabilities[i], self._generator.end)

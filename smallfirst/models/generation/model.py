@@ -31,7 +31,6 @@ from smallfirst.models.local.tokenizer import (
     common_prefix,
     encode_chat,
     encode_prompt,
-    end_of_turn_token,
     with_system_message,
 )
 from smallfirst.models.manifest import Manifest
@@ -81,12 +80,10 @@ class GenerativeModel(CallableModel):
         *,
         name: str,
         price: MachinePrice | None = None,
-        adapter: str = "",
         calibration: Calibration | None = None,
-        end: int | None = None,
     ) -> None:
-        """Generate with `generator`, which models may share. Raise ConfigError if the schema has no grammar."""
-        self.name, self.prompt, self._adapter, self._end = name, prompt, adapter, end
+        """Generate with `generator`, or with a scheduler over one. Raise ConfigError if the schema has no grammar."""
+        self.name, self.prompt = name, prompt
         self._grammars = ResponseGrammars(prompt.schema, generator.tokenizer, name=name, writes_json=prompt.writes_json)
         self._price, self._calibration = price or MachinePrice(), calibration or Calibration()
         if isinstance(generator, Generator):
@@ -114,13 +111,11 @@ class GenerativeModel(CallableModel):
         *,
         name: str = "",
         price: MachinePrice | None = None,
-        adapter: str = "",
     ) -> GenerativeModel:
         """Return the model that a manifest of a kind that generates describes."""
-        tokenizer, end, max_tokens = generator.tokenizer, None, manifest.max_tokens
+        tokenizer, max_tokens = generator.tokenizer, manifest.max_tokens
         if manifest.kind == "chat":
             prompt = chat_prompt(tokenizer, manifest.system, max_tokens=max_tokens, writes_json=manifest.writes_json)
-            end = None if isinstance(generator, Generator) else end_of_turn_token(tokenizer)
         else:
             prompt = text_prompt(tokenizer, max_tokens) if manifest.kind == "text" else task_prompt(tokenizer, manifest)
         return cls(
@@ -128,9 +123,7 @@ class GenerativeModel(CallableModel):
             prompt,
             name=name or manifest.task.name,
             price=price,
-            adapter=adapter,
             calibration=manifest.calibration,
-            end=end,
         )
 
     @property
@@ -182,7 +175,7 @@ class GenerativeModel(CallableModel):
         return Embeddings(found, n_tokens, charge.usd or 0.0, (charge,))
 
     async def aclose(self) -> None:
-        """Leave the scheduler, whose thread ends with its last model. Safe to call twice."""
+        """End the thread of its answers. Safe to call twice."""
         self._grammars.close()
         if self._open:
             self._open = False
@@ -207,8 +200,6 @@ class GenerativeModel(CallableModel):
             grammar=await self._grammars.grammar_for(request.response_format),
             top=request.logprobs,
             prefix=prefix if MIN_PREFIX_TOKENS <= n < len(ids) and tuple(ids[:n]) == prefix else (),
-            adapter=self._adapter,
-            end=self._end,
         )
 
     def _cut_off(self, sequence: GeneratedSequence) -> None:
@@ -218,9 +209,8 @@ class GenerativeModel(CallableModel):
     @torch.inference_mode()
     def _probe(self) -> None:
         generator = self.scheduler.generator
-        with generator.using(self._adapter):
-            state = KVCache(generator.model, 1).read([[generator.tokenizer.bos_token_id or 0]])
-            likeliest = float(generator.log_probabilities(state, [None]).max())
+        state = KVCache(generator.model, 1).read([[generator.tokenizer.bos_token_id or 0]])
+        likeliest = float(generator.log_probabilities(state, [None]).max())
         if not math.isfinite(likeliest):
             raise ModelError(f"{self.name} computes no numbers")
 
@@ -229,8 +219,7 @@ class GenerativeModel(CallableModel):
         began = time.perf_counter()
         model = self.scheduler.generator.model
         lengths, ids = torch.tensor([len(row) for row in rows]), pad_right(rows)
-        with self.scheduler.generator.using(self._adapter):
-            hidden = model.model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state.float().cpu()
+        hidden = model.model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state.float().cpu()
         places = torch.arange(ids.shape[1])
         averaged = (places < lengths[:, None]) & ((places >= n_start) | (lengths[:, None] <= n_start))
         mean = (hidden * averaged[:, :, None]).sum(dim=1) / averaged.sum(dim=1, keepdim=True)

@@ -1,7 +1,7 @@
 """Continuous batching: a thread that generates answers while requests come and go.
 
 Between two steps new requests read a bounded part of their prompts, then join the batch. Rows and tokens are bounded;
-what finds no room waits in order of arrival. Rows of different adapters have batches of their own.
+what finds no room waits in order of arrival.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 from smallfirst.errors import ModelError
-from smallfirst.models.generation.adapter_batch import AdapterBatch, ScheduledRequest
 from smallfirst.models.generation.generator import Generator
+from smallfirst.models.generation.running_batch import RunningBatch, ScheduledRequest
 from smallfirst.models.generation.sequence import GeneratedSequence, GenerationRequest, GenerationResult, TextDelta
 
 R = TypeVar("R")
@@ -40,12 +40,11 @@ class ContinuousBatchScheduler:
     def __init__(self, generator: Generator, *, name: str) -> None:
         """Take over `generator`, which nobody else may use from now on; errors mention `name`."""
         self.generator, self._name = generator, name
-        self._batches: dict[str, AdapterBatch] = {}
+        self._batch = RunningBatch(generator, name)
         self._waiting: deque[ScheduledRequest] = deque()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._changed = threading.Condition()
         self.closed = self._aborted = False
-        self._n_users = 1
         self._thread = threading.Thread(target=self._run, name=f"answers of {name}", daemon=True)
         self._thread.start()
         # A thread that has run native code must not be torn down by the interpreter's exit.
@@ -58,7 +57,7 @@ class ContinuousBatchScheduler:
     @property
     def n_running(self) -> int:
         """Rows that hold keys and values of an answer that is neither finished nor cancelled."""
-        return sum(batch.n_active for batch in list(self._batches.values()))
+        return self._batch.n_active
 
     async def generate(self, request: GenerationRequest, cut_off: CutOff | None = None) -> GenerationResult:
         """Return the whole answer. Raise ModelError. Cancelled, its row is free within a step.
@@ -86,15 +85,8 @@ class ContinuousBatchScheduler:
             self._changed.notify()
         return await asyncio.wrap_future(future)
 
-    def share(self) -> ContinuousBatchScheduler:
-        self._n_users += 1
-        return self
-
     async def aclose(self) -> None:
-        """Stop the thread once its last user has closed it; abort requests that take longer than DRAIN_S."""
-        self._n_users -= 1
-        if self._n_users > 0:
-            return
+        """Stop the thread; abort requests that take longer than DRAIN_S."""
         atexit.unregister(self._stop)
         await asyncio.to_thread(self._stop)
 
@@ -144,14 +136,14 @@ class ContinuousBatchScheduler:
     def _step(self) -> None:
         self._make_calls()
         self._admit()
-        for batch in list(self._batches.values()):
-            batch.step()
-            if not batch.requests:
-                del self._batches[batch.adapter]
+        if self._batch.requests:
+            self._batch.step(self.read_tokens)
+        if not self._batch.requests:
+            self._batch.running = self._batch.joining = None
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            while not (self._waiting or self._calls or self._batches):
+            while not (self._waiting or self._calls or self._batch.requests):
                 if self.closed:
                     return False
                 self._changed.wait()
@@ -171,10 +163,7 @@ class ContinuousBatchScheduler:
 
     def _admit(self) -> None:
         while chosen := self._take_waiting():
-            adapter = chosen[0].request.adapter
-            if adapter not in self._batches:
-                self._batches[adapter] = AdapterBatch(self.generator, adapter, self.read_tokens, self._name)
-            self._batches[adapter].admit(chosen)
+            self._batch.admit(chosen)
 
     def _take_waiting(self) -> list[ScheduledRequest]:
         with self._changed:
@@ -186,14 +175,12 @@ class ContinuousBatchScheduler:
         return chosen
 
     def _startable(self) -> Iterator[ScheduledRequest]:
-        busy = {adapter for adapter, batch in self._batches.items() if batch.joining}
-        first = next((waiting for waiting in self._waiting if waiting.request.adapter not in busy), None)
-        if first is None or self._too_little_room():
+        if not self._waiting or self._batch.joining or self._too_little_room():
             return
-        kind = (first.request.adapter, first.request.prefix)
+        prefix = self._waiting[0].request.prefix
         chosen: list[ScheduledRequest] = []
         for waiting in self._waiting:
-            if (waiting.request.adapter, waiting.request.prefix) != kind:
+            if waiting.request.prefix != prefix:
                 continue
             if not self._fits([*chosen, waiting]):
                 return
@@ -203,27 +190,25 @@ class ContinuousBatchScheduler:
     def _too_little_room(self) -> bool:
         """Return True if so few of many could start that it is better to wait: reading few prompts takes as long."""
         room = self.max_rows - self.n_running
-        return bool(self._batches) and room < min(len(self._waiting), max(1, self.max_rows // 8))
+        return bool(self._batch.requests) and room < min(len(self._waiting), max(1, self.max_rows // 8))
 
     def _fits(self, new: list[ScheduledRequest]) -> bool:
         """Return True if these may start now; a request that runs alone always may, or it would wait for ever."""
-        if len(new) == 1 and not self._batches:
+        if len(new) == 1 and not self._batch.requests:
             return True
-        adapter, longest = new[0].request.adapter, max(len(one.request.ids) for one in new)
-        rows = len(new) + self.n_running
-        tokens = sum(batch.tokens_with(new if name == adapter else []) for name, batch in self._batches.items())
-        if adapter not in self._batches:
-            tokens += len(new) * max(one.max_tokens for one in new)
+        longest = max(len(one.request.ids) for one in new)
         return (
-            rows <= self.max_rows and tokens <= self.memory_tokens and len(new) * longest <= self.generator.batch_tokens
+            len(new) + self.n_running <= self.max_rows
+            and self._batch.tokens_with(new) <= self.memory_tokens
+            and len(new) * longest <= self.generator.batch_tokens
         )
 
     def _fail_all(self, error: ModelError) -> None:
         with self._changed:
             waiting, self._waiting = self._waiting, deque()
-        for request in [*waiting, *(one for batch in self._batches.values() for one in batch.requests)]:
+        for request in waiting:
             request.send([error])
+        self._batch.fail(error)
         for _, future in self._calls:
             if future.set_running_or_notify_cancel():
                 future.set_exception(error)
-        self._batches.clear()

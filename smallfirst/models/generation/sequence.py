@@ -31,8 +31,6 @@ class GenerationRequest(NamedTuple):
     """Likeliest tokens to report beside each generated one; None: report no tokens at all."""
     prefix: tuple[int, ...] = ()
     """Beginning of `ids` written by the operator: read once and cached. Never a client's text."""
-    adapter: str = ""
-    end: int | None = None
 
 
 class GenerationResult(NamedTuple):

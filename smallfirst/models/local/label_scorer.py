@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -36,16 +35,9 @@ class LabelScorer:
     batch_tokens = 1024
     """Most tokens in a batch of more than one row; it bounds how long one long text delays another."""
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        manifest: Manifest,
-        *,
-        using: Callable[[], AbstractContextManager[None]] = nullcontext,
-    ) -> None:
-        """Score with transformers' own forward, so that the weights may be trained; `using()` is held meanwhile."""
-        self.model, self.tokenizer, self.manifest, self._using = model, tokenizer, manifest, using
+    def __init__(self, model: Any, tokenizer: Any, manifest: Manifest) -> None:
+        """Score with transformers' own forward, so that the weights may be trained."""
+        self.model, self.tokenizer, self.manifest = model, tokenizer, manifest
         self.label_tokens = torch.tensor(manifest.label_tokens)
         self.engine: Engine = "transformers"
         self._packed: PackedDecoder | None = None
@@ -93,8 +85,7 @@ class LabelScorer:
                 results |= {i: result(row, lengths[i], busy_s) for i, row in zip(chosen, rows, strict=True)}
             return [results[i] for i in range(len(encoded))]
 
-        with self._using():
-            return run_in_compute_thread(run) if self._serving else run()
+        return run_in_compute_thread(run) if self._serving else run()
 
     def _pack(self, engine: Engine) -> None:
         if engine == "transformers" or unsupported_reason(self.model):

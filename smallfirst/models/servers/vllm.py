@@ -224,8 +224,6 @@ def _adapter_problems(config: VllmConfig, folder: Path | None) -> list[str]:
         return [f"{folder} lacks {ADAPTER_CONFIG} or {ADAPTER_WEIGHTS}"]
     if (rank := int(settings.get("r", 8))) > config.lora_rank:
         return [f"{folder}: this adapter's rank is {rank}, and lora_rank allows {config.lora_rank}"]
-    if settings.get("use_dora"):
-        return [f"{folder}: vLLM runs no DoRA; train with method: lora, or merge"]
     return []
 
 

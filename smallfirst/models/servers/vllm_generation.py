@@ -12,6 +12,7 @@ from typing import Any
 from smallfirst.errors import BadAnswer, RequestRefused, Unavailable
 from smallfirst.models.generation.model import GenerativeModel
 from smallfirst.models.generation.sequence import GeneratedSequence, GenerationRequest, GenerationResult, TextDelta
+from smallfirst.models.local.tokenizer import end_of_turn_token
 from smallfirst.models.local.weights import import_transformers, load_pretrained
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Capability, Embeddings, Request
@@ -25,7 +26,9 @@ SHOWN_CHARACTERS = 300
 class VllmScheduler:
     """Generates answers on a vLLM, in the place of a ContinuousBatchScheduler."""
 
-    def __init__(self, route: VllmRoute, tokenizer: Any, *, context_tokens: int | None) -> None:
+    def __init__(self, route: VllmRoute, tokenizer: Any, *, context_tokens: int | None, end: int | None = None) -> None:
+        """Generate until `end`, by default the tokenizer's."""
+        self._end = tokenizer.eos_token_id if end is None else end
         self.route, self.tokenizer, self.closed = route, tokenizer, False
         limits = SimpleNamespace(max_position_embeddings=context_tokens)
         self.generator = SimpleNamespace(model=SimpleNamespace(config=limits))
@@ -39,7 +42,7 @@ class VllmScheduler:
         self, request: GenerationRequest, cut_off: CutOff | None = None
     ) -> AsyncGenerator[TextDelta | GenerationResult]:
         """Yield the answer's deltas, then the whole. Closed early, vLLM stops generating it."""
-        asked, answer = Request.ask("x" * len(request.ids)), _Answer(request, self.tokenizer)
+        asked, answer = Request.ask("x" * len(request.ids)), _Answer(request, self.tokenizer, self._end)
         async with self.route.lease(asked) as lease:
             try:
                 async with self.route.post(lease, asked, self._body(request)) as response:
@@ -60,7 +63,6 @@ class VllmScheduler:
         await self.route.aclose()
 
     def _body(self, request: GenerationRequest) -> dict[str, Any]:
-        end = request.end if request.end is not None else self.tokenizer.eos_token_id
         body: dict[str, Any] = {
             "prompt": list(request.ids),
             "max_tokens": request.max_tokens,
@@ -72,16 +74,16 @@ class VllmScheduler:
         }
         if request.grammar is not None:
             return body | {"structured_outputs": {"grammar": request.grammar.source}}
-        return body | {"stop": list(request.stop) or None, "stop_token_ids": None if end is None else [end]}
+        return body | {"stop": list(request.stop) or None, "stop_token_ids": None if self._end is None else [self._end]}
 
 
 class _Answer(GeneratedSequence):
     """An answer as far as it has arrived; vLLM follows the grammar."""
 
-    def __init__(self, request: GenerationRequest, tokenizer: Any) -> None:
+    def __init__(self, request: GenerationRequest, tokenizer: Any, end: int | None) -> None:
         stop = () if request.grammar else request.stop
         super().__init__(request._replace(grammar=None, stop=stop, temperature=0.0), tokenizer, streams=True)
-        self._ends = {request.end, tokenizer.eos_token_id}
+        self._ends = {end, tokenizer.eos_token_id}
 
     def take(self, data: str) -> TextDelta | None:
         """Return what an event adds to the text. Raise BadAnswer if it cannot be read, Unavailable for an error."""
@@ -136,5 +138,6 @@ def generative_model(
     """
     transformers = import_transformers("Serving through vLLM", weights=False)
     loaded = load_pretrained(transformers.AutoTokenizer, tokenizer)
-    scheduler: Any = VllmScheduler(route, loaded, context_tokens=context_tokens)
+    end = end_of_turn_token(loaded) if manifest.kind == "chat" else None
+    scheduler: Any = VllmScheduler(route, loaded, context_tokens=context_tokens, end=end)
     return VllmGenerativeModel.fine_tuned(scheduler, manifest, name=name, price=price)

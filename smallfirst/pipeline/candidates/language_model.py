@@ -87,7 +87,7 @@ class FineTunedModel(Candidate):
         from smallfirst.training.recipes.recipe import TaskRecipe
 
         file, rows = project.file, project.rows
-        recipe = TaskRecipe(project.task, rows.train, rows.selection, file.teacher)
+        recipe = TaskRecipe(project.task, rows.train, rows.selection)
         fine_tune(
             project,
             recipe,
@@ -103,9 +103,7 @@ class FineTunedModel(Candidate):
         small, n_rows = project.file.small, len(project.rows.train)
         for part in parts:
             config = config_for_part(small.training, len(part), n_rows)
-            file = project.file.model_copy(
-                update={"small": small.model_copy(update={"training": config, "teacher": None})}
-            )
+            file = project.file.model_copy(update={"small": small.model_copy(update={"training": config})})
             yield from super().accuracies(project._replace(file=file), [part], folder)
 
 

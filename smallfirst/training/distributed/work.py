@@ -20,7 +20,7 @@ from smallfirst.paths import state_folder
 from smallfirst.records import Record
 from smallfirst.registry.runs import TrackedRun, resume_run
 from smallfirst.tasks import AnyTask
-from smallfirst.training.config import TeacherConfig, TrainConfig
+from smallfirst.training.config import TrainConfig
 from smallfirst.training.distributed.group import Group
 from smallfirst.training.events import EventLog
 from smallfirst.training.loop import StepMetrics
@@ -38,7 +38,6 @@ class Work(Record):
     """A fine-tune that several processes carry out together; the rows stand beside it."""
 
     task: AnyTask
-    teacher: TeacherConfig | None = None
     config: TrainConfig
     base: str
     weights: Path
@@ -69,7 +68,6 @@ def write_work(
     recipe.selection.save(place / "selection.json")
     work = Work(
         task=recipe.task,
-        teacher=recipe.teacher,
         config=config,
         base=base[0],
         weights=base[1].absolute(),
@@ -85,7 +83,7 @@ def read_work(folder: Path) -> tuple[Work, TaskRecipe]:
     """Return what `write_work` wrote."""
     work = Work.load(folder / FOLDER / "work.json")
     rows, selection = (Dataset.load(folder / FOLDER / f"{name}.json") for name in ("train", "selection"))
-    return work, TaskRecipe(work.task, rows, selection, work.teacher)
+    return work, TaskRecipe(work.task, rows, selection)
 
 
 def do_work(

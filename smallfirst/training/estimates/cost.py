@@ -33,8 +33,6 @@ BUSY_FACTOR = 1.3
 """A machine that could be so many times as fast as it is now counts as busy."""
 OPTIMIZER_BYTES, MEMORY_BYTES_PER_S = 40, 20e9
 """Read and written for each trained weight in a step, and how fast: the high end adds it, small batches feel it."""
-DORA_TIME_FACTOR = 1.4
-"""A step of DoRA over one of LoRA: SmolLM2-135M took 1.3 to 1.5 times the processor time at 512 tokens a read."""
 GPU_WAIT_S = (0.3e-3, 1.5e-3)
 """For each layer and read."""
 GENERATION_TIME_FACTOR = 8.0
@@ -185,8 +183,7 @@ def estimate_seconds(
     """Return the time of the whole run with validation after each epoch. Early stopping lowers the low end."""
     epochs = count_epochs(work, config)
     flops = train_flops(size, config, work, epochs) + max(1.0, epochs) * answer_flops(size, validation)
-    longer = DORA_TIME_FACTOR if config.method == "dora" and speed.measured else 1.0
-    low, high = longer * flops / speed.fast, longer * flops / speed.slow
+    low, high = flops / speed.fast, flops / speed.slow
     if speed.measured and speed.gpu:
         waits = epochs * work.reads * size.layers
         low, high = low + waits * GPU_WAIT_S[0], high + waits * GPU_WAIT_S[1]

@@ -8,7 +8,7 @@ adapters makes the blocks' weights a second time, in the processor's memory.
 A layer of the Llama family keeps for each token, in bytes (h hidden, q query, k key, f feed-forward width): 16 h + 4 q
 + 4 k + 8 f; short rows on a CPU also 6 for each head and key; each target 10 a vocabulary entry. Checkpointed layers
 keep 2 h each, and one of them all. The formula is within 3 % of `torch.autograd.graph.saved_tensors_hooks`, within
-10 % for adapters; DoRA keeps 1.6 to 2 times as much.
+10 % for adapters.
 """
 
 from __future__ import annotations
@@ -32,8 +32,6 @@ SHORT_TOKENS = 256
 """Rows up to this long keep their attention weights on a CPU (`models.attention` computes them itself)."""
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Of a weight in 4 bits: itself, an 8-bit scale for 64 of them, an fp32 scale for 256 scales (Dettmers et al. 2023)."""
-DORA_MEMORY_FACTOR = 1.8
-"""What DoRA keeps over what LoRA keeps."""
 PROGRAM_BYTES = 600e6
 """The program itself: Python, PyTorch, MLflow."""
 MIN_FACTOR, AT_MOST = 0.85, 1.3
@@ -98,7 +96,6 @@ def activation_bytes(size: BaseSize, config: TrainConfig, read: MicroBatchShape,
     token: float = 16 * size.hidden + 4 * size.query + 4 * size.key_value + 8 * size.inner
     if not gpu and read.width <= SHORT_TOKENS:
         token += 6 * size.heads * read.width
-    token *= DORA_MEMORY_FACTOR if config.method == "dora" else 1.0
     body = layers * 2 * size.hidden + min(layers, 1) * token if config.gradient_checkpointing else layers * token
     return read.rows * read.width * body + min(read.targets, LOSS_TARGETS) * 10 * size.vocabulary
 

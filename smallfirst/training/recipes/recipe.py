@@ -10,7 +10,7 @@ from smallfirst.models.local.label_tokens import choose_label_tokens
 from smallfirst.models.manifest import Manifest
 from smallfirst.tasks.task import Task
 from smallfirst.training.batches import encode_label_rows, encode_text_rows
-from smallfirst.training.config import TeacherConfig, TrainConfig
+from smallfirst.training.config import TrainConfig
 
 if TYPE_CHECKING:  # these load PyTorch
     from smallfirst.training.loop import Backend
@@ -61,20 +61,13 @@ class RowsOfTask(Generic[T]):
 
 
 class TaskRecipe(RowsOfTask[Task]):
-    """A task that a causal model learns, from a teacher too if there is one."""
-
-    def __init__(
-        self, task: Task, train_rows: Dataset, selection: Dataset, teacher: TeacherConfig | None = None
-    ) -> None:
-        super().__init__(task, train_rows, selection)
-        self.teacher = teacher
+    """A task that a causal model learns."""
 
     @property
     def backend(self) -> Backend:
         from smallfirst.training.causal_lm import CausalBackend
-        from smallfirst.training.recipes.distillation import DistillationBackend
 
-        return DistillationBackend(self.teacher, self.task) if self.teacher else CausalBackend()
+        return CausalBackend()
 
     def prepare(self, tokenizer: Any, config: TrainConfig, base: str) -> PreparedData:
         max_tokens, labels = config.max_seq_tokens, self.task.closed

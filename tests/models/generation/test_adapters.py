@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from fixtures.deployment import PASSED
 
 from smallfirst.data.dataset import Dataset
+from smallfirst.errors import ConfigError
 from smallfirst.models.export.export import export
 from smallfirst.models.generation.adapters import ADAPTER_WEIGHTS, load_merged, merge_adapters
+from smallfirst.models.generation.generator import Generator
+from smallfirst.models.generation.sequence import GenerationRequest
 from smallfirst.models.loading import load_model
 from smallfirst.models.local.label_scorer import LabelScorer
 from smallfirst.models.local.weights import load_causal
-from smallfirst.models.manifest import read_manifest
+from smallfirst.models.manifest import ADAPTER_CONFIG, read_manifest, write_manifest
 from smallfirst.models.protocol import Request
 from smallfirst.registry import versions
 from smallfirst.registry.runs import open_run
+from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.classify import Classify
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.recipes.recipe import TaskRecipe
@@ -46,11 +53,8 @@ def kept(fit: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fit(tmp_path_factory.mktemp("kept"), adapters="kept").folder
 
 
-@pytest.mark.parametrize("method", ["lora", "dora"])
-def test_a_kept_adapter_merges_to_the_weights_that_training_would_have_merged(
-    method: str, fit: Any, tmp_path: Path
-) -> None:
-    merged, alone = fit(tmp_path / "merged", method=method), fit(tmp_path / "kept", method=method, adapters="kept")
+def test_a_kept_adapter_merges_to_the_weights_that_training_would_have_merged(fit: Any, tmp_path: Path) -> None:
+    merged, alone = fit(tmp_path / "merged"), fit(tmp_path / "kept", adapters="kept")
     assert alone.validation_curve == merged.validation_curve
     assert not (alone.folder / "model.safetensors").exists()
     whole, theirs = load_merged(alone.folder)[0], load_causal(merged.folder)[0]
@@ -109,3 +113,59 @@ def test_merging_changes_nothing_of_the_model_in_training(kept: Path, tiny_folde
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     assert any(".lora_A." in name for name in before)
     assert not any("lora" in name for name in whole.state_dict())
+
+
+def test_adapters_that_do_not_fit_are_refused(kept: Path, tmp_path: Path) -> None:
+    weights = safetensors.torch.load_file(kept / ADAPTER_WEIGHTS)
+
+    def refused(match: str, part: dict[str, torch.Tensor], **settings: Any) -> None:
+        broken = shutil.copytree(kept, tmp_path / f"broken {match} {len(part)} {settings}")
+        config = json.loads((broken / ADAPTER_CONFIG).read_text())
+        (broken / ADAPTER_CONFIG).write_text(json.dumps(config | settings))
+        (broken / ADAPTER_WEIGHTS).unlink()
+        if part:
+            safetensors.torch.save_file(part, broken / ADAPTER_WEIGHTS)
+        with pytest.raises(ConfigError, match=match):
+            load_model(broken)
+
+    name, first = next(iter(weights.items()))
+    refused("must be LORA", weights, peft_type="IA3")
+    refused("without use_dora", weights, use_dora=True)
+    refused("not readable as safetensors", {})
+    refused("low-rank parts", weights | {"base_model.model.lm_head.weight": first.clone()})
+    refused("does not fit the base", weights | {name: torch.zeros(3, 3)})
+    refused("does not fit", {key: value for key, value in weights.items() if key != name})
+
+
+@pytest.mark.parametrize("changed", ["model.safetensors", "tokenizer_config.json"])
+def test_an_adapter_is_served_on_the_base_it_was_trained_on_alone(
+    kept: Path, tiny_folder: Path, tmp_path: Path, changed: str
+) -> None:
+    base = shutil.copytree(tiny_folder, tmp_path / "base")
+    pinned, older = (shutil.copytree(kept, tmp_path / name) for name in ("pinned", "older"))
+    known = read_manifest(kept).model_copy(update={"base": str(base)})
+    write_manifest(pinned, known)
+    write_manifest(older, known.model_copy(update={"base_sha256": ""}))
+    (base / "README.md").write_text("not read by loading")
+    load_model(pinned)
+    if changed == "model.safetensors":  # another model of the same shape
+        weights = {name: weight * 1.01 for name, weight in safetensors.torch.load_file(base / changed).items()}
+        safetensors.torch.save_file(weights, base / changed, {"format": "pt"})
+    else:
+        (base / changed).write_text((base / changed).read_text() + "\n")
+    with pytest.raises(ConfigError, match=r"(?s)pinned: this adapter was trained on .*next: copy the folder of"):
+        load_model(pinned)
+    load_model(older)  # of before the pin: loads as ever
+    shutil.rmtree(base)
+    shutil.copytree(tiny_folder, base)
+    load_model(pinned)
+
+
+def test_a_model_that_generates_is_its_merged_weights(kept: Path, tmp_path: Path) -> None:
+    rules = Answer(name="rules", max_answer_tokens=8)
+    folder = shutil.copytree(kept, tmp_path / "rules")
+    manifest = read_manifest(kept).model_copy(update={"kind": "generative", "task": rules, "label_tokens": ()})
+    write_manifest(folder, manifest)
+    wanted = Generator(*load_merged(kept)).generate([GenerationRequest([5, 6, 7], 8)])[0].token_ids
+    assert Generator.load(folder).generate([GenerationRequest([5, 6, 7], 8)])[0].token_ids == wanted
+    assert asyncio.run(load_model(folder).complete(Request.ask("where is my card"))).answered_by == "rules"

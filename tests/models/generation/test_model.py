@@ -240,7 +240,7 @@ def test_only_the_messages_of_the_training_rows_are_cached(lively: Loaded) -> No
     assert not plain.scheduler.generator._prefixes
     model = for_chat(lively, TEMPLATE, manifest=Manifest(kind="chat", task=ANSWER, base="tiny", system=system.content))
     assert [found.text for found in ask(model, other, *requests)[1:]] == wanted
-    ((_, ids),) = model.scheduler.generator._prefixes
+    (ids,) = model.scheduler.generator._prefixes
     assert lively[1].decode(ids).startswith(f"system:{system.content}")
     assert "pin" not in lively[1].decode(ids)
 
@@ -251,7 +251,7 @@ def test_the_common_prefix_of_a_tasks_prompts_is_cached(lively: Loaded, monkeypa
     monkeypatch.setattr(Answer, "prompt", lambda self, text: prefix + plain(self, text))
     model = for_task(lively)
     found = ask(model, Request.ask("pin"), Request.ask("where is it"))
-    ((_, ids),) = model.scheduler.generator._prefixes
+    (ids,) = model.scheduler.generator._prefixes
     assert prefix.strip().startswith(lively[1].decode(ids, skip_special_tokens=True).strip())
     ids = encode_prompt(lively[1], prefix + plain(ANSWER, "pin"), 512)
     assert found[0].text == Generator(*lively).generate([GenerationRequest(ids, 6)])[0].text.strip()

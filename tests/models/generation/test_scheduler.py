@@ -194,7 +194,7 @@ def test_a_cancelled_answer_frees_its_row_within_a_step(generator: Generator, ho
             await answer.aclose()
         assert [sequence.request for sequence in cut_off] == [ENDLESS]
         assert cut_off[0].ids or how == "generate"
-        batch = scheduler._batches[""]
+        batch = scheduler._batch
         await until(
             lambda: scheduler.n_running == 1 and batch.running is not None and len(batch.running.sequences) == 1
         )
@@ -251,7 +251,7 @@ def test_a_cached_prefix_changes_nothing_and_is_read_once(generator: Generator) 
 def test_only_declared_prefixes_are_cached(generator: Generator) -> None:
     generate_all(generator, requests_of(generator))
     assert not generator._prefixes
-    cache = generator.prefix((5, 6, 7), "").repeat(1)
+    cache = generator.prefix((5, 6, 7)).repeat(1)
     with torch.inference_mode():
         state = cache.read([[8]])[0]
         wanted = generator.model.model(input_ids=torch.tensor([[5, 6, 7, 8]])).last_hidden_state[0, -1]
@@ -291,18 +291,6 @@ def test_closing_answers_what_waits_and_takes_nothing_more(generator: Generator)
         return await asyncio.gather(*tasks)
 
     assert len(asyncio.run(play())) == 6
-
-
-def test_a_shared_scheduler_ends_with_its_last_user(generator: Generator) -> None:
-    async def play() -> None:
-        scheduler = ContinuousBatchScheduler(generator, name="tiny")
-        other = scheduler.share()
-        await scheduler.aclose()
-        assert len((await other.generate(GenerationRequest([5], 3))).token_ids) == 3
-        await other.aclose()
-        assert scheduler.closed
-
-    asyncio.run(play())
 
 
 def test_a_request_that_cannot_start_fails_alone(generator: Generator) -> None:

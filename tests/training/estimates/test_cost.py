@@ -104,14 +104,6 @@ def test_small_batches_feel_the_optimizer_and_a_gpu_its_waiting() -> None:
     assert gpu.high == pytest.approx(plain.high + 5 * 4 * 1.5e-3)
 
 
-def test_dora_takes_longer_than_lora_unless_a_run_of_its_own_says_how_long() -> None:
-    lora, dora = (TrainConfig(method=method, duration="1ep") for method in ("lora", "dora"))
-    for measured, factor in ((True, 1.4), (False, 1.0)):
-        pace = EVEN._replace(measured=measured)
-        both = [estimate_seconds(SIZE, config, WORK, NO_EXAM, pace).low for config in (lora, dora)]
-        assert both[1] == pytest.approx(factor * both[0])
-
-
 def test_an_earlier_run_gives_its_own_time_back() -> None:
     config = TrainConfig(duration="1ep")
     pace = speed_from_earlier_run(9.0, SIZE, config, WORK)  # 90 tokens at 9 a second

@@ -1,4 +1,4 @@
-"""The running answers of one adapter, and the new requests that still read their prompts before they join them."""
+"""The running answers, and the new requests that still read their prompts before they join them."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class ScheduledRequest:
             self.cancelled = True
 
 
-class AdapterBatch:
-    """The running batch of one adapter, and a second one of new requests that joins it once their prompts are read."""
+class RunningBatch:
+    """The running batch, and a second one of new requests that joins it once their prompts are read."""
 
-    def __init__(self, generator: Generator, adapter: str, read_tokens: int, name: str) -> None:
-        """Read at most `read_tokens` of new prompts a step while answers are running; errors mention `name`."""
-        self._generator, self.adapter, self._read_tokens, self._name = generator, adapter, read_tokens, name
+    def __init__(self, generator: Generator, name: str) -> None:
+        """Generate with `generator`; errors mention `name`."""
+        self._generator, self._name = generator, name
         self.running: Batch | None = None
         self.joining: Batch | None = None
         self.requests: list[ScheduledRequest] = []
@@ -61,7 +61,7 @@ class AdapterBatch:
 
     def admit(self, requests: Sequence[ScheduledRequest]) -> None:
         """Start to read these prompts. All share one cached prefix, and no other requests may be joining."""
-        cache, prefix = None, requests[0].request.prefix
+        prefix = requests[0].request.prefix
         sequences: list[GeneratedSequence] = []
         for request in requests:
             try:
@@ -74,27 +74,25 @@ class AdapterBatch:
         if not sequences:
             return
         try:
-            with self._generator.using(self.adapter):
-                if prefix:
-                    cache = self._generator.prefix(prefix, self.adapter)
-                self.joining = Batch(self._generator, sequences, prefix=cache)
+            cache = self._generator.prefix(prefix) if prefix else None
+            self.joining = Batch(self._generator, sequences, prefix=cache)
         except Exception as error:
             self._fail(error)
 
-    def step(self) -> None:
+    def step(self, read_tokens: int) -> None:
+        """Add a token to each answer, and read at most `read_tokens` of new prompts while answers are running."""
         cancelled = {request for request in self.requests if request.cancelled}  # another thread may add to them
         self.requests = [request for request in self.requests if request not in cancelled]
         for request in cancelled:
             if request.sequence:
                 request.sequence.finished = True
         try:
-            with self._generator.using(self.adapter):
-                self._advance(DROP_BELOW if not cancelled else 1.0)
+            self._advance(DROP_BELOW if not cancelled else 1.0, read_tokens)
         except Exception as error:
             self._fail(error)
         self._send()
 
-    def _advance(self, drop_below: float) -> None:
+    def _advance(self, drop_below: float, read_tokens: int) -> None:
         if self.running:
             self.running.drop_finished(drop_below)
             if not self.running.n_active:
@@ -102,14 +100,14 @@ class AdapterBatch:
         if self.running:
             self.running.step(self.running.forced_width)
         if self.joining:
-            self._read(self.joining)
+            self._read(self.joining, read_tokens)
 
-    def _read(self, new: Batch) -> None:
+    def _read(self, new: Batch, read_tokens: int) -> None:
         new.drop_finished()
         if not new.n_active:
             self.joining = None
             return
-        limit = self._generator.batch_tokens if self.running is None else self._read_tokens
+        limit = self._generator.batch_tokens if self.running is None else read_tokens
         new.step(max(1, limit // len(new.sequences)))
         if new.reading:
             return
@@ -138,8 +136,12 @@ class AdapterBatch:
         self.requests = unfinished
 
     def _fail(self, error: Exception) -> None:
+        self.fail(self._model_error(error))
+
+    def fail(self, error: ModelError) -> None:
+        """End every request with an error."""
         for request in self.requests:
-            request.send([self._model_error(error)])
+            request.send([error])
         self.running = self.joining = None
         self.requests = []
 
