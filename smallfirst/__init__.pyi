@@ -26,8 +26,6 @@ from smallfirst.evaluation.evaluate import evaluate as evaluate
 from smallfirst.evaluation.results import Comparison as Comparison
 from smallfirst.evaluation.results import EvaluatedRow as EvaluatedRow
 from smallfirst.evaluation.results import Evaluation as Evaluation
-from smallfirst.evaluation.retention import Retention as Retention
-from smallfirst.evaluation.retention import RetentionByKind as RetentionByKind
 from smallfirst.gate.check_result import CheckResult as CheckResult
 from smallfirst.gate.gate import Gate as Gate
 from smallfirst.gate.routed import RoutedThresholds as RoutedThresholds

@@ -14,7 +14,6 @@ from scipy import stats as scipy_stats
 
 from smallfirst.data.quality.leaks import LeakReport
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.evaluation.retention import Retention
 from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate
 from smallfirst.stats.sample_size import round_up_to_two_digits
@@ -79,8 +78,6 @@ class CheckInputs(NamedTuple):
     """The large model; it may cover a sample of the rows."""
     leaks: LeakReport | None = None
     """Leaks between training and test rows; None if not looked for."""
-    retention: Retention | None = None
-    """General ability left after training; None if not measured."""
     with_copies: Evaluation | None = None
     """The candidate on all rows, where `candidate` is restricted to those that repeat no training row."""
 

@@ -20,17 +20,14 @@ from typing import Any
 from smallfirst.data.quality.leaks import LeakReport
 from smallfirst.errors import ConfigError
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.evaluation.retention import Retention
 from smallfirst.gate.check_result import CheckInputs, CheckResult, ConfidenceLevel
 from smallfirst.gate.leaks import LeakThresholds, check_leaks
 from smallfirst.gate.limits import LimitThresholds, check_limits
 from smallfirst.gate.metrics import (
     MetricThresholds,
     PerClassThresholds,
-    RetentionThresholds,
     check_metrics,
     check_per_class,
-    check_retention,
 )
 from smallfirst.gate.paired import PairedThresholds, check_paired
 from smallfirst.gate.routed import RoutedThresholds
@@ -41,7 +38,6 @@ CHECKS: tuple[Callable[[Any, CheckInputs], Iterator[CheckResult]], ...] = (
     check_per_class,
     check_paired,
     check_limits,
-    check_retention,
     check_leaks,
 )
 """All checks, in the order of their results."""
@@ -53,9 +49,7 @@ PLANS = (0.1, 0.05, 0.05)
 """Shares of the plans that keep a part small, in the order in which they are tried."""
 
 
-class Gate(
-    MetricThresholds, PerClassThresholds, PairedThresholds, LimitThresholds, RetentionThresholds, LeakThresholds
-):
+class Gate(MetricThresholds, PerClassThresholds, PairedThresholds, LimitThresholds, LeakThresholds):
     """Thresholds declared in task.yaml before anything is measured; one left out is not checked."""
 
     routed: RoutedThresholds = RoutedThresholds()
@@ -74,12 +68,11 @@ class Gate(
         large: Evaluation | None,
         comparisons_made: float = 1,
         leaks: LeakReport | None = None,
-        retention: Retention | None = None,
         clean: Evaluation | None = None,
     ) -> Verdict:
         """Return the verdict on `candidate`, one result a threshold. Raise ConfigError if none is declared.
 
-        Spend one of `comparisons_made` parts of the level (`choice.count_comparisons`). `large` may cover some rows.
+        Spend one of `comparisons_made` parts of the level (`count_comparisons`). `large` may cover some rows.
         Where `leaks` found test rows that repeat a training row, `clean` is the candidate on the others
         (`restrict_to_rows`): the thresholds are about these.
         """
@@ -91,7 +84,7 @@ class Gate(
                 hint="declare at least one in task.yaml, for example  gate: {accuracy_at_least: 0.9}",
             )
         judged, level = candidate if clean is None else clean, ConfidenceLevel(comparisons_made)
-        inputs = CheckInputs(judged, level, large, leaks, retention, with_copies=candidate)
+        inputs = CheckInputs(judged, level, large, leaks, with_copies=candidate)
         results = tuple(result for run in CHECKS for result in run(self, inputs))
         return Verdict(
             candidate=candidate.candidate,

@@ -13,7 +13,6 @@ from smallfirst.models.wrappers import OpenEndedReplay
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads, is_correct
 from smallfirst.pipeline.large_model import recorded_answers, recorded_open_answers
 from smallfirst.pipeline.preflight.large_model import forecast_large
-from smallfirst.pipeline.retention import measure_retention
 from smallfirst.pipeline.router_setup import cascade_stages, load_ood_detector, routing_rules
 from smallfirst.pipeline.summary import KEPT, OPEN_ENDED, KeptOnTest
 from smallfirst.project.candidates import Candidate, fitted_candidates, get_candidate
@@ -45,7 +44,6 @@ def evaluate_stage(project: Project, run_folder: RunFolder, *, resume: bool = Fa
         with project.progress.step(f"measuring {candidate.title}"):
             asyncio.run(_evaluate_candidate(project, run_folder, candidate))
         release_memory()
-    measure_retention(project, run_folder)
     if project.file.large is not None:
         asyncio.run(_evaluate_large(project, run_folder))
     return run_folder.evaluations("test")

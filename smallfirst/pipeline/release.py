@@ -11,8 +11,7 @@ from smallfirst.pipeline.diagnostics import find_split_leaks, without_copies
 from smallfirst.pipeline.parity import parity_stage
 from smallfirst.pipeline.plans.choosing import choosing_evaluations
 from smallfirst.pipeline.plans.small_first import PlanTrials
-from smallfirst.pipeline.retention import measure_retention
-from smallfirst.project.candidate_registry import FINE_TUNED, promotable_names
+from smallfirst.project.candidate_registry import promotable_names
 from smallfirst.project.project import Project, in_task_state, shown_as
 from smallfirst.project.run_folder import PROMOTED, VERDICTS, GateVerdicts, Promotion, RunFolder
 from smallfirst.project.task_file import SMALLEST
@@ -32,14 +31,12 @@ def gate_stage(project: Project, run_folder: RunFolder) -> GateVerdicts:
     chosen = choose_candidate(file.gate, choosing, n_test) if len(choosing) == len(names) else None
     comparisons = count_comparisons(names, chosen if file.goes_live == SMALLEST else file.goes_live)
     large = run_folder.evaluation("large", "test")
-    retention = measure_retention(project, run_folder)
     verdicts = tuple(
         file.gate.check(
             evaluation,
             large=large,
             comparisons_made=comparisons[evaluation.candidate],
             leaks=leaks,
-            retention=retention if evaluation.candidate == FINE_TUNED else None,
             clean=on_clean_rows,
         )
         for evaluation, on_clean_rows in zip(evaluations, clean, strict=True)

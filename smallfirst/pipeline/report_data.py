@@ -16,7 +16,6 @@ from smallfirst.gate.verdict import Outcome
 from smallfirst.models.recorded.replay import read_recording
 from smallfirst.pipeline.diagnostics import Diagnostics, diagnose
 from smallfirst.pipeline.learning_curve import LEARNING
-from smallfirst.pipeline.retention import saved_retention
 from smallfirst.pipeline.summary import OPEN_ENDED
 from smallfirst.pricing.tokens import tokens_of
 from smallfirst.project.candidate_registry import promotable_names
@@ -94,7 +93,6 @@ def report_data(project: Project, run_folder: RunFolder, doubts: Diagnostics) ->
         suspects_export=f"smallfirst suspects {shlex.quote(str(file.folder))} --out suspects.jsonl",
         self_agreement=doubts.ceiling,
         leaks=LeakEffect.measure(small, doubts.leaks) if (small := _judged(run_folder, live)) else None,
-        retention=saved_retention(run_folder),
         notes=_notes(rows, run_folder, verdicts),
         made_at=datetime.now(UTC),
         versions=_versions(),

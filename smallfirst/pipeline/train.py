@@ -11,7 +11,6 @@ from smallfirst.models.catalog import find_weights
 from smallfirst.models.local.weights import release_memory
 from smallfirst.pipeline.ladder.ladder import Ladder
 from smallfirst.pipeline.ladder.plan import TimeBudget
-from smallfirst.pipeline.retention import requested_probe
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.project.candidates import Candidate, project_candidates
 from smallfirst.project.expenses import note_expense
@@ -40,7 +39,6 @@ def train_stage(project: Project, *, resume: bool = False, began: float | None =
 
 
 def _fit_all(project: Project, *, resume: bool, began: float | None) -> RunFolder:
-    requested_probe(project.file)  # raises for bad questions before anything is trained
     candidates, train = project_candidates(project), project.rows.train
     run_folder = _run_folder(project, resume=resume)
     for skipped in project.rows.skipped:

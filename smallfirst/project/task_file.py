@@ -79,8 +79,6 @@ class SmallConfig(Record):
     """Test rows for the base model, which is slow because each prompt holds the instructions."""
     vllm: VllmServer | None = None
     """The vLLM that runs the fine-tuned model, to measure it and to serve it; left out, PyTorch in this process."""
-    retention: bool = False
-    """Measure the retention of general ability even if the gate does not check it; takes some seconds."""
 
     @pydantic.field_validator("encoder_training")
     @classmethod

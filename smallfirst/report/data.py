@@ -12,7 +12,6 @@ from smallfirst.data.quality.leaks import LeakReport
 from smallfirst.evaluation.label_errors import Suspect
 from smallfirst.evaluation.learning_curve import LearningPoint
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.evaluation.retention import Retention
 from smallfirst.evaluation.self_agreement import SelfAgreement
 from smallfirst.gate.verdict import Outcome, Verdict, nearest_to_passing
 from smallfirst.pricing.machine import MachinePrice
@@ -130,7 +129,6 @@ class ReportData(Record):
     """Command that writes the suspects to a file for relabelling."""
     self_agreement: SelfAgreement | None = None
     leaks: LeakEffect | None = None
-    retention: Retention | None = None
     notes: tuple[str, ...] = ()
     made_at: datetime
     versions: dict[str, str] = pydantic.Field(default_factory=dict)

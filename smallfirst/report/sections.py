@@ -202,7 +202,6 @@ def money(data: ReportData, paths: tuple[economics.PathCost, ...]) -> dict[str, 
         "loss_plot": training.loss_chart(run) if run and run.loss_curve else None,
         "validation_plot": training.validation_chart(run) if run and run.validation_curve else None,
         "learning_plot": training.learning_chart(data.learning_curve) if data.learning_curve else None,
-        "retention_sentences": [*advice.retention_sentences(data)],
         "outlook": outlook(data, paths),
     }
 

@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 
 from smallfirst.data.quality.leaks import Leak, LeakReport
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.evaluation.retention import Retention
 from smallfirst.gate.gate import Gate
 from smallfirst.gate.verdict import Verdict
 from smallfirst.stats.intervals import Estimate
 
 Measured = Callable[..., Evaluation]
 
-MINIMA = ("accuracy_at_least", "macro_f1_at_least", "each_part_at_least", "retention_at_least", "cheaper_than_large_by")
+MINIMA = ("accuracy_at_least", "macro_f1_at_least", "each_part_at_least", "cheaper_than_large_by")
 MAXIMA = (
     "not_worse_than_large_by",
     "score_not_worse_than_large_by",
@@ -38,7 +37,6 @@ class Case(NamedTuple):
     small_scores: list[float]
     large_scores: list[float]
     figure: Estimate
-    kept: Estimate
     leaked: int
 
 
@@ -67,7 +65,6 @@ def cases(draw: st.DrawFn, least: int = 0) -> Case:
         small_scores=[graded.get(i, level) for i in range(n)],
         large_scores=[level] * n,
         figure=draw(estimates(n)),
-        kept=draw(estimates(n)),
         leaked=draw(st.integers(0, min(n, 3))),
     )
 
@@ -78,11 +75,6 @@ def gates(draw: st.DrawFn) -> dict[str, Any]:
     found: dict[str, Any] = {name: draw(thresholds) for name in (*MINIMA, *MAXIMA)}
     found |= {name: {key: draw(thresholds)} for name, key in (NAMED_MINIMA | NAMED_MAXIMA).items()}
     return found | {"part_rows": draw(st.integers(1, 30))}
-
-
-def retention(kept: Estimate) -> Retention:
-    figures = {"right_before": kept, "right_after": kept, "difference": kept}
-    return Retention(kept=kept, before=0.5, after=0.5, prompts="general", **figures)
 
 
 def judged(measured: Measured, gate: dict[str, Any], case: Case, *, comparisons: int = 1) -> Verdict:
@@ -96,7 +88,6 @@ def judged(measured: Measured, gate: dict[str, Any], case: Case, *, comparisons:
         large=large,
         comparisons_made=comparisons,
         leaks=LeakReport(n_test=len(case.small), test_fingerprint=small.dataset_fingerprint, exact=tuple(leaks)),
-        retention=retention(case.kept),
     )
 
 
@@ -217,7 +208,7 @@ def test_equal_answers_pass_any_margin_with_rows_enough_and_none_with_few(
 @given(gates(), st.integers(1, 3))
 def test_without_rows_nothing_passes(measured: Measured, gate: dict[str, Any], comparisons: int) -> None:
     nothing = Estimate(value=0.0, low=0.0, high=1.0, n=0)
-    empty = Case([], [], [], [], figure=nothing, kept=nothing, leaked=0)
+    empty = Case([], [], [], [], figure=nothing, leaked=0)
     assert not any(result.passed for result in judged(measured, gate, empty, comparisons=comparisons).checks)
 
 

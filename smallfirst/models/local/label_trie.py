@@ -29,7 +29,6 @@ VOCABULARY_CHUNK = 8192
 """Rows of the output matrix multiplied at a time."""
 MIN_PREFIX_TOKENS = 16
 """A shorter common prefix is read again for every prompt."""
-MAX_QUESTION_TOKENS = 4096
 MASKED_ATTENTION = ("sdpa", "eager", CAUSAL)
 """Kinds of attention that honour a mask."""
 
@@ -162,24 +161,6 @@ class TrieScorer:
             sums[:, answer] = edges[:, path].sum(dim=1)
         rows: list[list[float]] = sums.log_softmax(dim=-1).tolist()
         return rows
-
-
-@torch.inference_mode()
-def mean_log_probabilities(model: Any, tokenizer: Any, question: str, answers: Sequence[str]) -> list[float]:
-    """Return the mean log-probability a token of each answer to a question, in nats.
-
-    The question is a user's message in the model's chat template; without one it is plain text and a cue. Of a question
-    of more than MAX_QUESTION_TOKENS the middle is cut.
-    """
-    if tokenizer.chat_template:
-        ids = encode_chat(tokenizer, [Message(role="user", content=question)], max_tokens=MAX_QUESTION_TOKENS)
-    else:
-        ids = encode_prompt(tokenizer, f"{question}\nAnswer:", MAX_QUESTION_TOKENS)
-        answers = [f" {answer}" for answer in answers]
-    tree = TokenTree.grow([tokenizer.encode(answer, add_special_tokens=False) for answer in answers])
-    cache = KVCache(model, 1)
-    (edges,) = edge_log_probabilities(cache, cache.read([ids]), tree)
-    return [float(edges[list(path)].mean()) for path in tree.paths]
 
 
 def edge_log_probabilities(cache: KVCache, last: torch.Tensor, tree: TokenTree) -> torch.Tensor:

@@ -177,7 +177,7 @@ def _unread_settings(project: Project) -> Iterator[Finding]:
     file, candidates = project.file, project_candidates(project)
     names = {candidate.name for candidate in candidates}
     reads = {"base": any(candidate.is_language_model for candidate in candidates), "sample_base": "base" in names}
-    reads |= dict.fromkeys(("training", "vllm", "retention"), FINE_TUNED in names)
+    reads |= dict.fromkeys(("training", "vllm"), FINE_TUNED in names)
     reads["encoder_training"] = any(candidate.training_setting == "encoder_training" for candidate in candidates)
     reads["larger_encoder"] = any(candidate.encoder_setting == "larger_encoder" for candidate in candidates)
     unread = [f"small.{name}" for name, read in reads.items() if not read and name in file.small.model_fields_set]

@@ -8,7 +8,7 @@ from smallfirst.data.quality.leaks import min_clean_rows
 from smallfirst.pricing.money import format_usd
 from smallfirst.report.data import ReportData
 from smallfirst.report.economics import PathCost
-from smallfirst.report.formats import accurate, capitalize_first, count, path_name, percent, points
+from smallfirst.report.formats import accurate, capitalize_first, count, path_name, percent
 from smallfirst.routing.certificate.guarantee_check import check_guarantee
 
 
@@ -129,26 +129,3 @@ def leak_sentence(data: ReportData) -> str:
         f"{sentence} “{capitalize_first(path_name(leaks.candidate))}” is right on {accurate(leaks.accuracy_with)} with "
         f"them and on {accurate(leaks.accuracy_without)} without."
     )
-
-
-def retention_sentences(data: ReportData) -> Iterator[str]:
-    """Say what the fine-tuned model still answers of general questions, by kind too; nothing if not measured."""
-    retention = data.retention
-    if retention is None:
-        return
-    yield (
-        f"Of {retention.right_before.n:,} general questions ({retention.prompts}) the small model is right on "
-        f"{accurate(retention.right_before)} before fine-tuning and on {accurate(retention.right_after)} after: "
-        f"{points(retention.difference)}."
-    )
-    if retention.kept is None:
-        yield "Before fine-tuning it was not shown to be better than guessing, so there is nothing to keep."
-    else:
-        low, high = (f"{end * 100:.0f}" for end in (retention.kept.low, retention.kept.high))
-        yield (
-            f"Of its ability above guessing {percent(retention.kept.value, digits=0)} is left ({low} to {high}). It "
-            "was trained for one task and is not meant to chat; the figure says whether it could serve another one."
-        )
-    if retention.parts:
-        kinds = (f"{one.kind or 'other'} {one.n_before} → {one.n_after} of {one.n}" for one in retention.parts)
-        yield f"Right answers before and after: {', '.join(kinds)}."

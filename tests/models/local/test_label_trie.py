@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from smallfirst.errors import ConfigError
 from smallfirst.models.local import label_trie as trie
-from smallfirst.models.local.label_trie import TokenTree, TrieScorer, encode_answers, mean_log_probabilities
+from smallfirst.models.local.label_trie import TokenTree, TrieScorer, encode_answers
 from smallfirst.models.local.tokenizer import encode_prompt
 from smallfirst.models.local.weights import load_causal
 from smallfirst.tasks.answer import Answer
@@ -194,28 +194,6 @@ def test_scorers_that_cannot_work_are_refused(chatty: Loaded, tiny_fp32: Loaded)
     tiny_fp32[0].config._attn_implementation = "flash_attention_2"
     with pytest.raises(ConfigError, match='the attention "flash_attention_2" sees every earlier token'):
         TrieScorer.fine_tuned(*tiny_fp32, TASK)
-
-
-@pytest.mark.parametrize(
-    "answers", [("card", "lost", "card arrival late"), ("a", "b")], ids=["one begins another", "short"]
-)
-@pytest.mark.parametrize("part", [trie.VOCABULARY_CHUNK, 37])
-def test_given_answers_have_their_mean_log_probability_a_token(
-    loaded: Loaded, plain: Loaded, chatty: Loaded, answers: tuple[str, ...], part: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(trie, "VOCABULARY_CHUNK", part)
-    for tokenizer, asked, before in (
-        (plain[1], "<s>where is it\nAnswer:", " "),
-        (chatty[1], "<s>user\nwhere is it</s>\n<s>assistant\n", ""),
-    ):
-        expected, prompt = [], tokenizer.encode(asked, add_special_tokens=False)
-        for answer in answers:
-            ids = tokenizer.encode(before + answer, add_special_tokens=False)
-            with torch.inference_mode():
-                logs = plain[0](input_ids=torch.tensor([[*prompt, *ids]])).logits[0].log_softmax(-1)
-            expected.append(logs[range(len(prompt) - 1, len(prompt) + len(ids) - 1), ids].mean().item())
-        found = mean_log_probabilities(loaded[0], tokenizer, "where is it", answers)
-        assert found == pytest.approx(expected, abs=1e-4)
 
 
 END = 9

@@ -9,7 +9,6 @@ import pytest
 from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.data.quality.leaks import Leak, LeakReport
-from smallfirst.evaluation.retention import Retention, RetentionByKind
 from smallfirst.gate.verdict import LabelsNeeded, Outcome
 from smallfirst.report.data import LeakEffect, ReportData
 from smallfirst.report.economics import path_costs
@@ -17,10 +16,9 @@ from smallfirst.report.text.advice import (
     guarantee_sentence,
     leak_sentence,
     recommendations,
-    retention_sentences,
     warnings,
 )
-from smallfirst.stats.intervals import Estimate, paired_difference, wilson
+from smallfirst.stats.intervals import wilson
 
 Make = Callable[..., ReportData]
 Build = Callable[..., Any]
@@ -150,38 +148,6 @@ def test_the_effect_of_leaks_is_counted_on_the_rows_that_are_left(make_report: M
     said = leak_sentence(make_report(leaks=found)).replace("\xa0", " ")
     assert said.startswith("1 of 8 test rows (12.5 %) are also in the training rows; the gate judges the others.")
     assert "on 87.5 % (52.9 to 97.8) with them and on 85.7 %" in said
-
-
-@pytest.mark.parametrize(
-    ("kept", "sentence"),
-    [
-        (Estimate(value=0.8, low=0.55, high=1.02, n=72), "Of its ability above guessing 80 % is left (55 to 102)."),
-        (None, "so there is nothing to keep."),
-    ],
-)
-def test_retention_gives_both_figures_their_difference_and_what_is_left(
-    make_report: Make, kept: Estimate | None, sentence: str
-) -> None:
-    retention = Retention(
-        kept=kept,
-        before=0.6,
-        after=0.48,
-        prompts="own.jsonl",
-        right_before=wilson(51, 72),
-        right_after=wilson(45, 72),
-        difference=paired_difference([True] * 45 + [False] * 27, [True] * 51 + [False] * 21),
-        parts=(
-            RetentionByKind(kind="arithmetic", n=12, n_before=11, n_after=5),
-            RetentionByKind(kind="format", n=60, n_before=40, n_after=40),
-        ),
-    )
-    first, second, third = (s.replace("\xa0", " ") for s in retention_sentences(make_report(retention=retention)))
-    # Wilson for 51 and 45 of 72.
-    assert "Of 72 general questions (own.jsonl) the small model is right on 70.8 % (59.5 to 80.1) before" in first
-    assert "on 62.5 % (51.0 to 72.8) after: −8.3 points [" in first
-    assert sentence in second
-    assert third == "Right answers before and after: arithmetic 11 → 5 of 12, format 40 → 40 of 60."
-    assert [*retention_sentences(make_report())] == []
 
 
 @pytest.mark.parametrize(
