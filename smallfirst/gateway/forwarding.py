@@ -81,8 +81,8 @@ class Client:
         return message
 
     async def start(self, status: int, headers: RawHeaders) -> None:
-        self.started = True
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        self.started = True
 
     async def piece(self, body: bytes, *, more: bool) -> None:
         if not more:

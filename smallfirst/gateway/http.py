@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from smallfirst.serving.openai.errors import ApiError
+from smallfirst.serving.response_head import raw_headers
 
 RawHeaders = list[tuple[bytes, bytes]]
 """Names in lower case, in the order in which they came."""
@@ -95,5 +96,5 @@ def json_response(value: Any, status: int = 200, *headers: tuple[bytes, bytes]) 
 
 def refusal(error: ApiError) -> GatewayResponse:
     """Return an error of the proxy as its answer; the code stands in the header `x-smallfirst-error` as well."""
-    more = [(name.encode(), value.encode()) for name, value in error.headers.items()]
-    return json_response(error.body, error.status, (ERROR_HEADER, (error.code or "refused").encode()), *more)
+    more = {ERROR_HEADER.decode(): error.code or "refused", **error.headers}
+    return json_response(error.body, error.status, *raw_headers(more))

@@ -90,7 +90,8 @@ class Router(CallableModel):
 
     async def decide(self, request: Request, *, paused: str = "") -> Decision:
         """Decide who answers a request; `paused` is why the task's requests go to the large model without a draft."""
-        chosen = apply_policies(self.options.policies, request, self.options.gain)
+        policies = self.options.policies
+        chosen = apply_policies(policies, request, self.options.gain) if policies else None
         attempt = RoutingAttempt(self, request, paused)
         with ReportUnfinished(lambda _: usage_of_draft(self.name, attempt.charges, attempt.draft)):
             if chosen is not None and chosen.to != CASCADE:

@@ -32,6 +32,7 @@ from smallfirst.serving.openapi import openapi_document
 from smallfirst.serving.plugins import Plugin, PluginGroup, ServedModels, starlette_route
 from smallfirst.serving.readiness import Readiness
 from smallfirst.serving.request_lifecycle import AppContext, Handler, ModelEndpoint
+from smallfirst.serving.response_head import HeldHead
 from smallfirst.serving.routes import completions, embeddings, invocations
 from smallfirst.serving.server import listen, run
 from smallfirst.serving.settings import ServeSettings, check_settings
@@ -86,7 +87,7 @@ def build_app(
     )
     app = Starlette(
         routes=routes,
-        middleware=[authentication, *context.plugins.middleware],
+        middleware=[Middleware(HeldHead), authentication, *context.plugins.middleware],
         exception_handlers={
             HTTPException: _http_error,
             ApiError: _api_error,

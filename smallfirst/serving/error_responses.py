@@ -10,6 +10,7 @@ from smallfirst.models.remote.client import CircuitOpenError
 from smallfirst.serving.admission import RETRY_AFTER_S, ClientDisconnected
 from smallfirst.serving.ledger.ledger import LedgerAway, LedgerUnavailable
 from smallfirst.serving.openai.errors import ApiError
+from smallfirst.serving.response_head import HeadNotSent
 
 _log = logging.getLogger("smallfirst.serving")
 
@@ -28,6 +29,8 @@ def to_api_error(error: Exception, served_name: str) -> ApiError:
         case LedgerUnavailable():
             # An answer that cannot be recorded is not given out; it may be paid already.
             return _not_again(server_error(503, "The answer could not be recorded.", "ledger_unavailable"))
+        case HeadNotSent():
+            return _not_again(server_error(500, "The answer's head could not be sent.", "head_not_sent"))
         case RequestRefused():
             return ApiError(400, str(error.args[0]), code=error.code)
         case ModelError():

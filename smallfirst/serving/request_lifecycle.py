@@ -39,6 +39,7 @@ from smallfirst.serving.openai.requests import MAX_TOKENS
 from smallfirst.serving.openai.responses import ResponseBuilder, certified, combine, confidence, sse_event
 from smallfirst.serving.plugins import PluginGroup, ServedModels
 from smallfirst.serving.readiness import Readiness
+from smallfirst.serving.response_head import HeadNotSent, raw_headers
 from smallfirst.serving.settings import ServeSettings
 
 _log = logging.getLogger("smallfirst.serving")
@@ -81,7 +82,8 @@ class ApiCall:
     answers: list[Completion] = field(default_factory=list)
     first_token_s: float | None = None
     status: int = 0
-    head_sent: bool = False
+    begun: bool = False
+    """True once a part of the body was sent, and with it the head."""
     recorded: bool = False
 
     def accept(self, served_name: str, requests: Sequence[Request]) -> Model:
@@ -127,7 +129,7 @@ class ApiCall:
 
         def used(error: BaseException) -> Completion | None:
             written = n_written()
-            refused = isinstance(error, Exception) and not (self.head_sent and written)
+            refused = isinstance(error, Exception) and not (self.begun and written)
             if len(self.unfinished) > n_reports or refused:
                 return None
             read = estimate_prompt_tokens(request)
@@ -162,17 +164,26 @@ class ApiCall:
         return time.perf_counter() - self.started_s
 
     async def send_head(self, status: int, headers: Mapping[str, str]) -> None:
-        self.head_sent, self.status = True, status
-        raw = [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
-        await self.send({"type": "http.response.start", "status": status, "headers": raw})
+        """Send a head, which `HeldHead` keeps until the body begins. Raise HeadNotSent if no client could get it."""
+        try:
+            await self.send({"type": "http.response.start", "status": status, "headers": raw_headers(headers)})
+        except Exception as error:
+            raise HeadNotSent(str(error)) from error
+        self.status = status
 
     async def send_body(self, content: bytes, *, more: bool) -> None:
+        self.begun = True
         await self.send({"type": "http.response.body", "body": content, "more_body": more})
 
-    async def send_json(self, status: int, value: dict[str, Any], headers: Mapping[str, str]) -> None:
+    async def send_json(
+        self, status: int, value: dict[str, Any], headers: Mapping[str, str], *, answer: Completion | None = None
+    ) -> None:
+        """Send a whole response; record the answer in it once nothing but its client can keep it from arriving."""
         content = json.dumps(value, allow_nan=False).encode()
         head = {"content-type": "application/json", "content-length": str(len(content))}
         await self.send_head(status, {**head, **headers})
+        if answer is not None:
+            await self.record(answer)
         await self.send_body(content, more=False)
 
     def row(self, *, status: int, latency_ms: float) -> LedgerRow:
@@ -251,7 +262,7 @@ class ModelEndpoint:
             # Without the timeout a client that has stopped reading would hold this up for ever.
             with suppress(TimeoutError):
                 async with asyncio.timeout(ERROR_SEND_TIMEOUT_S):
-                    if call.head_sent:
+                    if call.begun:
                         await call.send_body(sse_event(refusal.body), more=False)
                     else:
                         await call.send_json(refusal.status, refusal.body, refusal.headers)

@@ -25,7 +25,7 @@ def invalid_request(route: str, error: pydantic.ValidationError) -> GatewayRespo
 def refuse(route: str, error: ApiError) -> GatewayResponse:
     """Return another error of the proxy's own."""
     if route == systemone_shape.ROUTE:
-        return json_response({"detail": str(error)}, error.status, (ERROR_HEADER, (error.code or "").encode()))
+        return json_response({"detail": str(error)}, error.status, *refusal(error).headers[1:])
     return refusal(error)
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from smallfirst.gateway.decisions.upstream import Probabilities, Verdicts
 from smallfirst.gateway.http import Captured, GatewayRequest, GatewayResponse, RawHeaders
+from smallfirst.serving.response_head import raw_headers
 from smallfirst.traffic.decisions import openai_shape, systemone_shape
 from smallfirst.traffic.decisions.exchanges import SHAPES
 from smallfirst.traffic.decisions.question import DecisionRequest, Question, Usage, Verdict
@@ -56,11 +57,9 @@ def write_response(
     body["smallfirst"] = {"answers": [one.note for one in answered]}
     n = Counter("upstream" if one.is_upstreams else "small" for one in answered)
     worst = next(worth for worth in _WORST_FIRST if any(one.probabilities == worth for one in answered))
-    headers: RawHeaders = [
-        *_JSON,
-        (b"x-smallfirst-answered", ", ".join(f"{n[by]} {by}" for by in ("small", "upstream") if n[by]).encode()),
-        (b"x-smallfirst-probabilities", worst.encode()),
-    ]
+    by_whom = ", ".join(f"{n[by]} {by}" for by in ("small", "upstream") if n[by])
+    own = raw_headers({"x-smallfirst-answered": by_whom, "x-smallfirst-probabilities": worst})
+    headers = [*_JSON, *own]
     theirs = [pair for pair in said.answer.headers if pair[0].startswith(_PASSED_BACK)] if said else []
     if _REQUEST_ID[request.path] not in dict(theirs):
         headers.append((_REQUEST_ID[request.path], request.id.encode()))

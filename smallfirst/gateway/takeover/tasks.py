@@ -23,6 +23,7 @@ from smallfirst.models.protocol import Completion
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.openai.responses import system_fingerprint
+from smallfirst.serving.response_head import raw_headers
 from smallfirst.traffic.bodies import kept_body
 from smallfirst.traffic.messages import Prompt, read_prompt
 
@@ -198,7 +199,7 @@ def _written(ruling: Ruling) -> str:
 
 def _headers(task: LiveTask, completion: Completion) -> list[tuple[bytes, bytes]]:
     named = {"task": task.taken.task, "model": completion.answered_by, "certified": "true"}
-    return [(f"x-smallfirst-{name}".encode(), value.encode()) for name, value in named.items()]
+    return raw_headers({f"x-smallfirst-{name}": text for name, text in named.items()})
 
 
 def _asking_again(request: GatewayRequest, upstreams: Upstreams) -> Callable[[], Awaitable[tuple[int, Json | None]]]:

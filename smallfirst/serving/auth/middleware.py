@@ -25,6 +25,7 @@ from smallfirst.serving.error_responses import ledger_away
 from smallfirst.serving.ledger.database import LedgerAway
 from smallfirst.serving.ledger.shared_state import SharedState
 from smallfirst.serving.openai.errors import ApiError
+from smallfirst.serving.response_head import header_value
 from smallfirst.serving.settings import ServeSettings
 
 CHAT_PATH = "/v1/chat/completions"
@@ -162,11 +163,11 @@ class AuthMiddleware:
         async def with_id(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = id
-                headers.update(limits())
+                headers.update({name: header_value(text) for name, text in limits().items()})
             await send(message)
+            started = True
 
         try:
             if scope["path"] not in self._open:

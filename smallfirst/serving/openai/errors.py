@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse
 
 from smallfirst.errors import did_you_mean
 from smallfirst.records import field_names_at
+from smallfirst.serving.response_head import header_value
 
 
 class ApiError(Exception):
@@ -32,7 +33,7 @@ class ApiError(Exception):
         self.headers = {} if retry_after_s is None else {"retry-after": str(retry_after_s)}
 
     def response(self) -> JSONResponse:
-        return JSONResponse(self.body, self.status, self.headers)
+        return JSONResponse(self.body, self.status, {name: header_value(text) for name, text in self.headers.items()})
 
 
 def validation_error(error: pydantic.ValidationError, kind: type[pydantic.BaseModel] | None = None) -> ApiError:

@@ -7,7 +7,6 @@ import json
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple
-from urllib.parse import quote
 
 from smallfirst.models.protocol import Completion, RouteStep, Token
 from smallfirst.pricing.charge import Charge, total_usd
@@ -82,7 +81,10 @@ class ResponseBuilder(NamedTuple):
         }
 
     def headers(self, completion: Completion) -> dict[str, str]:
-        """Return the main fields of the `smallfirst` object as headers; an unknown confidence is left out."""
+        """Return the main fields of the `smallfirst` object as headers; an unknown confidence is left out.
+
+        Values are as they stand, for `raw_headers`.
+        """
         known, route = confidence(completion), completion.route
         fields = route.certified_fields if route else None
         steps = [f"{step.stage} {step.decision}{_compared(step)}" for step in route.trail] if route else []
@@ -92,13 +94,12 @@ class ResponseBuilder(NamedTuple):
             "certified-fields": None if fields is None else ", ".join(fields),
             "confidence": None if known is None else f"{known:.6f}",
             "cost-usd": f"{completion.cost_usd:.9f}",
-            "charges": "; ".join(map(_in_words, completion.charges))[:900] or None,
+            "charges": "; ".join(map(_in_words, completion.charges)) or None,
             "model": completion.answered_by,
-            "why": route.why[:300] if route else None,
-            "steps": "; ".join(steps)[:900] or None,
+            "why": route.why if route else None,
+            "steps": "; ".join(steps) or None,
         }
-        known_ones = {name: text for name, text in found.items() if text is not None}
-        return {f"x-smallfirst-{name}": quote(text, safe="/@:+ ,=();") for name, text in known_ones.items()}
+        return {f"x-smallfirst-{name}": text for name, text in found.items() if text is not None}
 
     def stage(self, completion: Completion) -> str:
         """Return the Router's stage that answered; the served name where no Router chose."""

@@ -83,8 +83,8 @@ async def _send_whole(call: ApiCall, parsed: ParsedRequest, model: Model) -> Com
     answers = await complete_choices(call, model, parsed)
     combined = combine(answers, parsed.n)
     call.first_token_s = call.elapsed_s
-    await call.record(combined)
-    await call.send_json(200, call.response.whole(answers, parsed.n), call.response.headers(combined))
+    whole = call.response.whole(answers, parsed.n)
+    await call.send_json(200, whole, call.response.headers(combined), answer=combined)
     return combined
 
 
@@ -119,7 +119,6 @@ async def _stream_several(call: ApiCall, parsed: ParsedRequest, model: Model) ->
     answers = await complete_choices(call, model, parsed)
     combined = combine(answers, parsed.n)
     call.first_token_s = call.elapsed_s
-    await call.record(combined)
     await _open_stream(call, combined)
     chunks = []
     for index, answer in enumerate(answers):
@@ -128,6 +127,7 @@ async def _stream_several(call: ApiCall, parsed: ParsedRequest, model: Model) ->
         if not answer.refusal:  # the last chunk carries it
             chunks.append(response.piece(answer.text, answer.tokens, index=index, include_usage=usage))
         chunks.append(response.last(answer, index, include_usage=usage))
+    await call.record(combined)
     await _close_stream(call, parsed, answers, chunks)
     return combined
 

@@ -106,10 +106,9 @@ async def _answer(call: ApiCall, parsed: ScoreBody, compute: Callable[[Model], A
         )
         call.answers.append(answer)
         reservation.add(answer)
-    await call.record(answer)
     usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
     whole = {"object": "list", "model": parsed.model, "data": data, "usage": usage}
-    await call.send_json(200, whole, {"x-smallfirst-cost-usd": f"{answer.cost_usd:.9f}"})
+    await call.send_json(200, whole, {"x-smallfirst-cost-usd": f"{answer.cost_usd:.9f}"}, answer=answer)
 
 
 def _unsupported(name: str, what: str) -> ApiError:

@@ -16,6 +16,7 @@ from smallfirst.pricing.tokens import TokenUsage
 from smallfirst.serving.openai.errors import ApiError, model_not_found
 from smallfirst.serving.openai.requests import CHAT_IGNORED, CHAT_REFUSED, ParsedRequest, parse_chat
 from smallfirst.serving.openai.responses import ResponseBuilder, sse_event
+from smallfirst.serving.response_head import raw_headers
 
 USER = {"role": "user", "content": "hi"}
 
@@ -248,14 +249,14 @@ def test_usage_names_what_the_large_models_provider_had_cached() -> None:
     }
 
 
-def test_headers_say_the_same_and_cannot_be_broken_out_of() -> None:
+def test_headers_say_the_same() -> None:
     assert REPLY.headers(ROUTED) == {
         "x-smallfirst-route": "small",
         "x-smallfirst-certified": "true",
         "x-smallfirst-confidence": "0.900000",
         "x-smallfirst-cost-usd": "0.000020000",
-        "x-smallfirst-charges": "caf%C3%A9%0D%0Ax-evil: 1 answer 0.000020000",
-        "x-smallfirst-model": "caf%C3%A9%0D%0Ax-evil: 1",
+        "x-smallfirst-charges": "café\r\nx-evil: 1 answer 0.000020000",
+        "x-smallfirst-model": "café\r\nx-evil: 1",
         "x-smallfirst-why": "sure enough",
         "x-smallfirst-steps": "small kept (0.900 of 0.800)",
     }
@@ -293,9 +294,10 @@ def test_metadata_and_user_become_tags_within_openai_s_limits() -> None:
     assert refusal(user="u" * 513).body["error"]["param"] == "user"
 
 
-def test_a_client_cannot_break_out_of_the_header_of_steps() -> None:
+def test_a_client_cannot_break_out_of_a_header() -> None:
     evil = RouteStep(stage="small", decision="kept", why="x", model="m\r\nx-evil: 1")
     route = Route(stage="a\nb", why="why\r\nx-evil: 2; ok", certified=False, trail=(evil,))
-    headers = REPLY.headers(ROUTED.model_copy(update={"route": route}))
-    assert not any("\r" in value or "\n" in value for value in headers.values())
-    assert headers["x-smallfirst-why"] == "why%0D%0Ax-evil: 2; ok"
+    headers = dict(raw_headers(REPLY.headers(ROUTED.model_copy(update={"route": route}))))
+    assert not any(b"\r" in value or b"\n" in value for value in headers.values())
+    assert headers[b"x-smallfirst-why"] == b"why%0D%0Ax-evil: 2; ok"
+    assert headers[b"x-smallfirst-model"] == b"caf%C3%A9%0D%0Ax-evil: 1"
