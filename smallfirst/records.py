@@ -50,6 +50,13 @@ class Record(pydantic.BaseModel):
             if field is None or field.default_factory is not None or value != field.default:
                 yield name, _Shortened(value)
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy with changes, and without what a `cached_property` found before them."""
+        copy = super().model_copy(update=update, deep=deep)
+        for name in copy.__dict__.keys() - type(self).model_fields.keys():
+            del copy.__dict__[name]
+        return copy
+
     def fingerprint(self) -> str:
         """First 16 hex digits of the SHA-256 of the canonical JSON: equal content, equal fingerprint."""
         return fingerprint(self.model_dump(mode="json"))

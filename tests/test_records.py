@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import cached_property
 from pathlib import Path
 
 import pydantic
@@ -41,6 +42,17 @@ class Car(Record):
     """Several records."""
     named: dict[str, Wheel] = {}
     """Records by name."""
+
+
+class Sorted(Record):
+    """A record that remembers what it found."""
+
+    numbers: tuple[int, ...]
+    """In any order."""
+
+    @cached_property
+    def least(self) -> int:
+        return min(self.numbers)
 
 
 class Pair(Record):
@@ -181,3 +193,9 @@ def test_json_lines_give_records_and_a_problem_for_each_bad_line() -> None:
     assert [(p.path, p.line) for p in problems] == [("cars.jsonl", line) for line in (3, 4, 5)]
     assert problems[0].rule == "not readable as JSON: not an object"
     assert 'nam: unknown setting — did you mean "name"?' in problems[2].rule
+
+
+def test_a_changed_copy_remembers_nothing_that_was_found_before() -> None:
+    first = Sorted(numbers=(3, 2))
+    assert first.least == 2
+    assert (first.model_copy(update={"numbers": (5, 4)}).least, first.least) == (4, 2)

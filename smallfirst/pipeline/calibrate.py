@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from smallfirst.data.dataset import Dataset, fold_text
+from smallfirst.data.dataset import Dataset
 from smallfirst.data.sources.load import load_rows
 from smallfirst.errors import DataError, StageMissing
 from smallfirst.evaluation.evaluate import EvaluationSetup, restrict_to_rows
@@ -48,7 +48,6 @@ from smallfirst.records import Record, fingerprint
 from smallfirst.registry import versions
 from smallfirst.routing.certificate.below_threshold import BelowAction
 from smallfirst.routing.certificate.certificate import Certificate, certify
-from smallfirst.routing.certificate.looks import count_look, trial_fingerprint
 from smallfirst.routing.certificate.outcomes import max_outside, with_routing_cost
 from smallfirst.routing.ood.detector import KEEP_SHARE
 from smallfirst.routing.types import OodScore
@@ -140,11 +139,6 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
         gold, labels = gold_answers(project, drafts[-1]), "gold"
         drafts = [judged_by_gold(project, draft, gold) for draft in drafts]
         large = judged_by_gold(project, large, gold) if large else None
-    look = count_look(
-        run_folder.path.parent / LOOKS,
-        {fingerprint(fold_text(row.text)) for row in drafts[-1].rows},
-        trial_fingerprint(drafts, large, routing.guarantee, foreign.confidence),
-    )
     certificate = certify(
         drafts,
         large,
@@ -155,7 +149,7 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
         alone=alone,
         usd_per_wrong_answer=routing.usd_per_wrong_answer,
         labels=labels,
-        look=look,
+        looks=run_folder.path.parent / LOOKS,
         selection=_selection_drafts(run_folder, candidates, confidences),
         foreign=foreign.confidence,
     )

@@ -16,6 +16,7 @@ from smallfirst.gate.verdict import Outcome
 from smallfirst.models.protocol import Request
 from smallfirst.paths import home
 from smallfirst.pipeline import run as pipeline
+from smallfirst.pipeline.calibrate import LOOKS
 from smallfirst.pipeline.summary import format_summary
 from smallfirst.progress import Progress
 from smallfirst.project.run_folder import OUTCOME, RunFolder
@@ -93,7 +94,11 @@ def test_the_single_verbs_do_the_same_and_what_is_not_proven_ends_with_3(desk: P
     assert "words first: pass" in ran.output
     assert f"smallfirst promote {desk}" in ran.output
     assert CliRunner().invoke(main, ["promote", str(desk)]).exit_code == 0
-    assert RunFolder.latest("desk").promoted().plan == "small first"
+    run_folder = RunFolder.latest("desk")
+    assert run_folder.promoted().plan == "small first"
+    looks = (run_folder.path.parent / LOOKS).read_text()
+    assert CliRunner().invoke(main, ["calibrate", str(desk)]).exit_code == 0
+    assert (run_folder.path.parent / LOOKS).read_text() == looks  # the same certificate from the same answers
 
 
 def pipeline_until_gate(desk: Path) -> int:

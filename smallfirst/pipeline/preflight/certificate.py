@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from scipy import special
 
-from smallfirst.data.dataset import fold_text, sample_rows
+from smallfirst.data.dataset import sample_rows
 from smallfirst.data.quality.findings import Finding, make_finding
 from smallfirst.paths import state_folder
 from smallfirst.pipeline.calibrate import LOOKS
 from smallfirst.pipeline.preflight.more_rows import MoreRows, more_rows
 from smallfirst.project.project import Project
-from smallfirst.records import Record, fingerprint
+from smallfirst.records import Record
 from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.looks import next_look
+from smallfirst.routing.certificate.looks import next_look, text_fingerprints
 from smallfirst.routing.certificate.outcomes import CascadeData
 from smallfirst.routing.certificate.threshold_search import search_cascade, start_rows
 from smallfirst.routing.certificate.units.per_group import certify_per_group
@@ -71,7 +71,7 @@ def forecast_certificate(project: Project) -> CertificateForecast | None:
     (guarantee, _), n = file.routing.guarantee.split_level(), len(rows)
     if file.data.gold is not None or not guarantee.limits:
         return None
-    known = {fingerprint(fold_text(example.text)) for example in rows.examples}
+    known = text_fingerprints(example.text for example in rows.examples)
     look = next_look(state_folder() / "tasks" / file.name / LOOKS, known)
     level = spent_level(1 - guarantee.confidence, look)
     tested = guarantee.model_copy(update={"confidence": 1 - level})

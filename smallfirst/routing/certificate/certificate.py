@@ -6,6 +6,7 @@ It holds for requests drawn like the calibration rows; drift ends it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from smallfirst.errors import ConfigError
@@ -15,6 +16,7 @@ from smallfirst.routing.certificate.below_threshold import Band, BelowAction, Be
 from smallfirst.routing.certificate.curves import FrontierPoint, ThresholdPoint, frontier, threshold_curve
 from smallfirst.routing.certificate.filters import RequestFilters
 from smallfirst.routing.certificate.guarantee import LABEL, Guarantee
+from smallfirst.routing.certificate.looks import count_look, in_order, text_fingerprints, trial_fingerprint
 from smallfirst.routing.certificate.outcomes import (
     NEVER_ACCEPT,
     CascadeData,
@@ -200,7 +202,7 @@ def certify(
     model_fingerprint: str,
     person: bool = False,
     labels: Literal["gold", "large"] = "gold",
-    look: int | None = None,
+    looks: Path | None = None,
     selection: Evaluation | Sequence[Evaluation] | None = None,
     alone: bool = True,
     usd_per_wrong_answer: float | None = None,
@@ -211,14 +213,16 @@ def certify(
     `alone`: the last stage passed its gate by itself, so what is below the threshold stays small unless `large`, on
     these rows or a random part, is shown to be better there, by as much as its price takes at `usd_per_wrong_answer`;
     if False everything below goes on. With `person`, what is not sent on goes to a person. `labels="large"`: rows were
-    scored against its answers. The certificate is number `look` on these rows (`looks.count_look`) and spends that
-    look's share of the level; None: all of it. `selection`: the stages' answers to selection rows, which choose where
-    the search begins; None: a fixed rule does. Of rows that share a group one counts. `foreign`: by
+    scored against its answers. `looks`: the file that counts the certificates tried on rows with these texts
+    (`looks.count_look`); this one is counted, and spends its share of the level. None: it is the only one by agreement,
+    and spends all of it. `selection`: the stages' answers to selection rows, which choose where the search begins;
+    None: a fixed rule does. Of rows that share a group one counts; the order of rows does not matter. `foreign`: by
     stage the confidences, in [0, 1], of drafts of foreign requests that nothing was fitted on; with
     `guarantee.max_foreign_share` they count as wrong where they are accepted, and none known means all are.
     Raise DataError if a draft lacks rows, ConfigError for a guarantee by group about several stages, or by field about
     answers without fields.
     """
+    inputs = dict(locals())  # every parameter, those to come as well: what a look is counted by
     stages, choosing = _as_list(drafts), _as_list(selection)
     if guarantee.grouped_by and len(stages) > 1:
         raise ConfigError(
@@ -226,10 +230,16 @@ def certify(
             hint="leave out guarantee.per_group (per_class), or let one stage draft",
         )
     rule = BelowRule(alone, person, usd_per_wrong_answer)
-    subject = CertificateSubject(model_fingerprint, stages[-1].dataset_fingerprint, rule, look)
+    if any(len(stage) for stage in foreign):
+        foreign = list(zip(*sorted(zip(*foreign, strict=True)), strict=True))
     drafted = [allow_wrong_fields(one, guarantee.wrong_fields_allowed) for one in stages]
     chosen_on = cascade_data(choosing, None, labels) if choosing else None
     data = with_foreign(cascade_data(drafted, large, labels), foreign, guarantee.max_foreign_share)
+    look = None
+    if looks is not None:
+        inputs |= {"drafts": stages, "large": large and in_order(large), "selection": choosing, "foreign": foreign}
+        look = count_look(looks, text_fingerprints(row.text for row in stages[-1].rows), trial_fingerprint(inputs))
+    subject = CertificateSubject(model_fingerprint, stages[-1].dataset_fingerprint, rule, look)
     counted = data.take(one_row_a_unit(data.group, data.n))
     by_rows, level = guarantee.split_level()
     found = certify_cascade(counted, by_rows, subject, chosen_on)
@@ -245,7 +255,7 @@ def certify(
 
 
 def _as_list(drafts: Evaluation | Sequence[Evaluation] | None) -> list[Evaluation]:
-    return [drafts] if isinstance(drafts, Evaluation) else list(drafts or ())
+    return [in_order(one) for one in ([drafts] if isinstance(drafts, Evaluation) else drafts or ())]
 
 
 def certify_cascade(

@@ -3,19 +3,36 @@
 Look k spends 1 / (k (k + 1)) of the error probability, so all looks together spend at most the whole of it, however
 many there are. A look counts before its certificate is made, issued or not, for any model and any guarantee of the
 task; the same certificate from the same answers is the same look. Rows that share a text with an earlier look, or with
-one that shares rows with it, continue the count; rows that share none begin at 1. What is not covered: a model fitted
-to calibration rows.
+one that shares rows with it, continue the count; rows that share none begin at 1.
+
+`certify` counts itself, and all that it was given tells one look from another, but for what is named here: other
+selection rows, groups, tags or confidences of fields prove something else, and whoever tries ten of them has ten
+chances. What is not covered: a model fitted to calibration rows, and the same rows under the name of another task.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from smallfirst.data.dataset import fold_text
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.files import locked
 from smallfirst.records import Record, fingerprint
 from smallfirst.routing.certificate.guarantee import Guarantee
+
+PROVES_NOTHING = frozenset({"looks", "alone", "person", "usd_per_wrong_answer"})
+"""Parameters of `certify` without a part in what is proven: the file of the count, and what is to happen below the
+threshold, of which nothing is guaranteed."""
+DESCRIBES = frozenset(
+    {"candidate", "model", "task", "split", "dataset_fingerprint", "accuracy", "measures", "parts", "cost_usd_per_1k"}
+    | {"p50_ms", "p95_ms", "requests_per_s", "note"}
+)
+"""Fields of an Evaluation that name it or follow from its rows; `certify` computes with the rows."""
+_MEASURED_FOR = {"cost": {"cost_usd"}, "latency": {"latency_ms", "probes_ms"}}
+"""By limit: what another measurement of the same answers changes. Without the limit it at most chooses among thresholds
+that are shown together."""
 
 
 class Look(Record):
@@ -24,7 +41,7 @@ class Look(Record):
     number: int
     """Number of the look, from 1."""
     trial: str
-    """Fingerprint of the guarantee and of the answers that it was tried on."""
+    """Fingerprint of all that the certificate was made from."""
     rows: tuple[str, ...]
     """Fingerprints of the texts of its calibration rows."""
 
@@ -67,29 +84,36 @@ def _n_connected(earlier: Sequence[Look], rows: set[str]) -> int:
     return len(earlier) - len(apart)
 
 
-def trial_fingerprint(
-    drafts: Sequence[Evaluation],
-    large: Evaluation | None,
-    guarantee: Guarantee,
-    foreign: Sequence[Sequence[float]] = (),
-) -> str:
-    """Return what tells a certificate from another: the guarantee, and what it limits of every answer.
+def text_fingerprints(texts: Iterable[str]) -> set[str]:
+    """Return what names calibration rows by their texts, whatever the spacing, case and punctuation."""
+    return {fingerprint(fold_text(text)) for text in texts}
 
-    `foreign`: by stage the confidences of foreign rows, where the guarantee counts them.
+
+def trial_fingerprint(inputs: Mapping[str, object]) -> str:
+    """Return what tells a certificate from another: the arguments of `certify` by name.
+
+    Numbers count to the last digit; the order of rows does not. Costs and latencies count where they are limited.
     """
-    measured: list[object] = [
-        [
-            (
-                row.key,
-                row.correct,
-                round(row.confidence or 0.0, 6),
-                row.cost_usd if guarantee.max_usd_per_1k else 0,
-                row.latency_ms if guarantee.max_p95_ms else 0,
-            )
-            for row in evaluation.rows
-        ]
-        for evaluation in (*drafts, *([large] if large else []))
-    ]
-    if guarantee.max_foreign_share:
-        measured.append([[round(value, 6) for value in stage] for stage in foreign])
-    return fingerprint([guarantee.model_dump(), measured])
+    guarantee = inputs["guarantee"]
+    assert isinstance(guarantee, Guarantee)
+    unlimited = {name for limit, names in _MEASURED_FOR.items() if limit not in guarantee.limits for name in names}
+    counted = {name: value for name, value in inputs.items() if name not in PROVES_NOTHING}
+    return fingerprint({name: _plain(value, DESCRIBES | unlimited) for name, value in counted.items()})
+
+
+def in_order(evaluation: Evaluation) -> Evaluation:
+    """Return the evaluation with its rows in the order of their contents, wherever they stood."""
+    unordered = {"cost_usd", "latency_ms"}
+    rows = sorted(evaluation.rows, key=lambda row: row.model_dump_json(exclude=unordered))
+    return evaluation.model_copy(update={"rows": tuple(rows)})
+
+
+def _plain(value: object, left_out: Collection[str]) -> Any:
+    if isinstance(value, Evaluation):
+        rows = [row.model_dump(mode="json", exclude=set(left_out)) for row in value.rows]
+        return value.model_dump(mode="json", exclude={"rows", *left_out}) | {"rows": rows}
+    if isinstance(value, Record):
+        return value.model_dump(mode="json")
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(one, left_out) for one in value]
+    return value

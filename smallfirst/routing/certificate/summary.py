@@ -129,7 +129,10 @@ def _shown_where(risk: str, limit: float, found: CascadeThresholds) -> str:
 
 def _looks(guarantee: Guarantee, look: int | None) -> str:
     if look is None:
-        return "it allows one look: choosing another guarantee on the same rows after seeing this one weakens both"
+        return (
+            "it allows one look: another guarantee, grouping or start of the search on the same rows, after seeing "
+            "this one, weakens both; certify(…, looks=FILE) counts them"
+        )
     level = 100 * (1 - guarantee.confidence)
     return (
         f"it is certificate number {look} tried on these calibration rows, or on rows that overlap with them; of the "

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import ast
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from fixtures.evaluations import evaluated_row, evaluation_of
 
+import smallfirst
+from smallfirst.evaluation.results import EvaluatedRow, Evaluation
+from smallfirst.routing.certificate.certificate import certify
 from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.looks import count_look, next_look, trial_fingerprint
+from smallfirst.routing.certificate.looks import DESCRIBES, PROVES_NOTHING, count_look, next_look, trial_fingerprint
 from smallfirst.routing.certificate.threshold_search import search_threshold
+from smallfirst.routing.certificate.units.clusters import one_row_a_unit
+from smallfirst.stats.intervals import wilson
 from smallfirst.stats.sequential import spent_level
+from smallfirst.tasks.task import PartCounts
 
 
 def test_rows_that_overlap_count_on_and_others_begin_at_one(tmp_path: Path) -> None:
@@ -29,13 +39,143 @@ def test_rows_that_overlap_count_on_and_others_begin_at_one(tmp_path: Path) -> N
     assert look("f", 299, 400) == 6  # shares a row with d, and through e with a and b
 
 
-def test_a_trial_is_the_guarantee_and_what_it_limits() -> None:
-    def trial(guarantee: Guarantee, **row: float) -> str:
-        return trial_fingerprint([evaluation_of([evaluated_row("k", "a", "a", **row)])], None, guarantee)
+def rows_of(n: int = 40, **fields: Any) -> list[EvaluatedRow]:
+    """Rows that are all right, with a value in each field."""
+    usual = {"group": "", "tags": {"channel": "web"}, "field_confidence": {"total": 0.9}, "wrong_fields": ()}
+    return [evaluated_row(f"k{i:03}", "a", "a", confidence=1 - i / 100, **(usual | fields)) for i in range(n)]
 
-    error, cost = Guarantee(), Guarantee(max_usd_per_1k=1)
-    assert trial(error, confidence=0.9) == trial(error, confidence=0.9 + 1e-9, cost_usd=2)
-    assert len({trial(error), trial(cost), trial(cost, cost_usd=2), trial(error, confidence=0.5)}) == 4
+
+def given(**changes: Any) -> dict[str, Any]:
+    """The arguments of `certify`, every one of them, with changes."""
+    usual: dict[str, Any] = {
+        "drafts": evaluation_of(rows_of()),
+        "large": evaluation_of(rows_of(), candidate="large"),
+        "guarantee": Guarantee(max_error=0.2),
+        "model_fingerprint": "m",
+        "person": False,
+        "labels": "gold",
+        "selection": evaluation_of(rows_of(30), split="selection"),
+        "alone": True,
+        "usd_per_wrong_answer": None,
+        "foreign": [[0.1, 0.2]],
+    }
+    return usual | changes
+
+
+CHANGED: dict[str, Any] = {
+    "drafts": [evaluation_of(rows_of(39))],
+    "large": None,
+    "guarantee": Guarantee(max_error=0.21),
+    "model_fingerprint": "n",
+    "person": True,
+    "labels": "large",
+    "selection": None,
+    "alone": False,
+    "usd_per_wrong_answer": 0.01,
+    "foreign": [[0.1, 0.3]],
+}
+ROW: dict[str, Any] = {
+    "key": "other", "text": "other", "gold": "b", "also": ("b",), "answer": "b", "score": 0.5, "correct": False,
+    "confidence": 0.6 + 1e-15, "stage": "large", "certified": True, "latency_ms": 2.0, "cost_usd": 1.0,
+    "field_confidence": {"total": 0.8}, "wrong_fields": ("total",), "group": "g", "tags": {"channel": "app"},
+}  # fmt: skip
+EVALUATION: dict[str, Any] = {
+    "candidate": "other", "model": "other", "task": "other", "split": "other", "dataset_fingerprint": "other",
+    "accuracy": wilson(1, 2), "measures": {"f1": wilson(1, 2)},
+    "parts": (PartCounts(name="a", n_gold=1, n_said=1, n_right=1),), "cost_usd_per_1k": 3.0, "p50_ms": 1.0,
+    "p95_ms": 1.0, "requests_per_s": 2.0, "note": "other", "probes_ms": (3.0,),
+}  # fmt: skip
+MEASURED = {"latency_ms", "cost_usd", "probes_ms"}
+
+
+def trial(**changes: Any) -> str:
+    return trial_fingerprint(given(**changes))
+
+
+def proven(**changes: Any) -> dict[str, object]:
+    told = {"issued", "threshold", "n_accepted", "error_bound", "coverage", "classes", "risks", "fields", "frontier"}
+    return certify(**given(**changes)).model_dump(include=told)
+
+
+def with_row(whole: Evaluation, **changes: Any) -> Evaluation:
+    return whole.model_copy(update={"rows": (*whole.rows[:-1], whole.rows[-1].model_copy(update=changes))})
+
+
+@pytest.mark.parametrize("name", sorted(signature(certify).parameters.keys() - {"looks"}))
+def test_every_parameter_of_certify_tells_looks_apart_unless_it_proves_nothing(tmp_path: Path, name: str) -> None:
+    looks, changed = tmp_path / "looks.json", given(**{name: CHANGED[name]})
+    assert certify(**given(), looks=looks).look == 1
+    assert certify(**changed, looks=looks).look == (1 if name in PROVES_NOTHING else 2)
+    assert certify(**given(), looks=looks).look == 1
+    if name in PROVES_NOTHING:
+        assert proven() == proven(**{name: CHANGED[name]})
+
+
+@pytest.mark.parametrize("of", ["drafts", "large", "selection"])
+@pytest.mark.parametrize("name", sorted(EvaluatedRow.model_fields.keys() - MEASURED))
+def test_every_field_of_a_row_tells_looks_apart(of: str, name: str) -> None:
+    assert trial() != trial(**{of: with_row(given()[of], **{name: ROW[name]})})
+
+
+@pytest.mark.parametrize("name", sorted(Evaluation.model_fields.keys() - MEASURED - {"rows"}))
+def test_what_describes_an_evaluation_is_no_part_of_the_proof(name: str) -> None:
+    assert name in DESCRIBES  # a new field tells looks apart, until somebody says that it proves nothing
+    changed = given()["drafts"].model_copy(update={name: EVALUATION[name]})
+    assert trial() == trial(drafts=changed)
+    assert proven() == proven(drafts=changed)
+
+
+@pytest.mark.parametrize(
+    ("limit", "names"), [("max_usd_per_1k", {"cost_usd"}), ("max_p95_ms", {"latency_ms", "probes_ms"})]
+)
+def test_costs_and_latencies_count_where_they_are_limited(limit: str, names: set[str]) -> None:
+    limited, drafts = Guarantee(max_error=0.2, **{limit: 9.0}), given()["drafts"]
+    for name in MEASURED:
+        changes = {name: (ROW | EVALUATION)[name]}
+        changed = drafts.model_copy(update=changes) if name in EVALUATION else with_row(drafts, **changes)
+        assert trial() == trial(drafts=changed)
+        apart = trial(guarantee=limited) != trial(guarantee=limited, drafts=changed)
+        assert apart is (name in names)
+
+
+def test_the_order_of_rows_is_no_new_look_and_changes_nothing(tmp_path: Path) -> None:
+    draw, looks = np.random.default_rng(3), tmp_path / "looks.json"
+    rows = [
+        evaluated_row(
+            f"k{i:03}", "a", "b" if draw.random() < 0.03 else "a", confidence=round(draw.random(), 1), group=g
+        )
+        for i, g in enumerate(str(number) for number in draw.integers(0, 60, 120))
+    ]
+    found = []
+    for _ in range(4):
+        rows, foreign = [rows[i] for i in draw.permutation(len(rows))], draw.permutation([0.1, 0.2, 0.7]).tolist()
+        evaluation = evaluation_of(rows)
+        inputs = given(drafts=evaluation, large=evaluation, selection=evaluation, foreign=[foreign])
+        found.append(certify(**inputs, looks=looks))
+    assert (len({one.model_dump_json() for one in found}), found[0].issued, found[0].look) == (1, True, 1)
+
+
+def test_ten_regroupings_of_the_same_rows_break_the_guarantee_no_more_often_than_stated(tmp_path: Path) -> None:
+    draws, n, wrong = 400, 300, {"first": 0, "counted": 0}
+    groups = [np.random.default_rng(k).permutation(n) // 2 for k in range(10)]  # by regrouping: pairs of rows
+    regrouped = [
+        [row.model_copy(update={"group": f"g{g}"}) for row, g in zip(rows_of(n), by, strict=True)] for by in groups
+    ]
+    inputs = [given(drafts=evaluation_of(rows), guarantee=Guarantee()) for rows in regrouped]
+    numbers = [count_look(tmp_path / "looks.json", {"row"}, trial_fingerprint(one)) for one in inputs]
+    assert numbers == list(range(1, 11))
+    kept = [one_row_a_unit(by.astype(str).astype(object), n) for by in groups]
+    for seed in range(draws):  # at every threshold a little more than 5 % is wrong
+        draw = np.random.default_rng(seed)
+        confidence, right = draw.random(n), draw.random(n) >= 0.0501
+        for name, looks in (("first", [1] * 10), ("counted", numbers)):
+            wrong[name] += any(
+                search_threshold(
+                    confidence[rows].tolist(), right[rows].tolist(), Guarantee(confidence=1 - spent_level(0.05, look))
+                ).n_accepted
+                for rows, look in zip(kept, looks, strict=True)
+            )
+    assert wrong["counted"] / draws <= 0.05 < wrong["first"] / draws
 
 
 def test_five_looks_together_are_wrong_at_most_as_often_as_stated() -> None:
@@ -52,6 +192,17 @@ def test_five_looks_together_are_wrong_at_most_as_often_as_stated() -> None:
                 for look in range(1, 6)
             )
     assert wrong["spent"] / draws <= 0.05 < wrong["whole"] / draws
+
+
+def test_the_package_certifies_nothing_without_counting_it() -> None:
+    calls = [
+        node
+        for path in Path(smallfirst.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "certify"
+    ]
+    assert calls
+    assert all("looks" in {one.arg for one in call.keywords} for call in calls)
 
 
 def test_the_number_of_the_next_look_is_known_beforehand_and_not_counted(tmp_path: Path) -> None:
