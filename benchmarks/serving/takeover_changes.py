@@ -24,6 +24,7 @@ from benchmarks.serving.takeover_upstream import ASKED, MODEL, Row, instructions
 from smallfirst.gateway.http import GatewayRequest, UpstreamAnswer
 from smallfirst.gateway.takeover.takeovers import TakeOvers
 from smallfirst.gateway.takeover.tasks import TakenOverTasks
+from smallfirst.gateway.upstreams import Target
 from smallfirst.models.protocol import Request
 from smallfirst.routing.router import Router
 from smallfirst.routing.types import Decision
@@ -59,6 +60,12 @@ class World:
     def response(self, row: Row) -> UpstreamAnswer:
         text, model = self.answer(row)
         return UpstreamAnswer(200, [], json.dumps(response(row, model=model, answer=text)).encode(), "default", 0.0)
+
+    def own_target(self, request: GatewayRequest, model: str) -> Target:
+        return Target("default")
+
+    def accepts(self, request: GatewayRequest, target: Target, model: str) -> bool:
+        return True
 
     async def ask(self, request: GatewayRequest) -> UpstreamAnswer:
         """Answer an audit."""

@@ -58,13 +58,14 @@ def proxy(gateway_yaml: Path | None, upstream: str | None, keep: bool, host: str
     capture = Capture(settings, settings.capture, home()) if settings.capture else None
     ledger = Ledger(ledger_place(create=True))
     ledger.start()
-    local = TakenOverTasks(ledger, prices=settings.prices)
+    access = Access(keys, everybody=everybody, state=ledger.shared)
+    valid_s = settings.credential_valid_for_s
+    local = TakenOverTasks(ledger, prices=settings.prices, credential_valid_for_s=valid_s, one_tenant=access.one_tenant)
     routes = {
         **DecisionRoutes(settings.decisions, local).routes,
         **task_routes(home(), settings.folder / DISCOVERED),
         **page_routes(ledger, local),
     }
-    access = Access(keys, everybody=everybody, state=ledger.shared)
     gateway = Gateway(settings, capture=capture, local=local, access=access, routes=routes)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/v1"
     click.echo(f"smallfirst passes {address} on to {', '.join(one.base_url for one in settings.upstreams.values())}")
@@ -250,3 +251,5 @@ def tasks(discovered: Path, days: int, as_json: bool) -> None:
     for line in table.tasks:
         if line.state == "stepped back":
             click.echo(f"{line.task} has stepped back: {line.why}")
+        if line.tenant_back is not None:
+            click.echo(f"{line.task} has stepped back for {line.tenant_back.tenant} alone: {line.tenant_back.why}")

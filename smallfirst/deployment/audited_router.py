@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from typing import Any, get_args
@@ -41,6 +41,8 @@ from smallfirst.serving.openai.errors import ApiError
 
 _log = logging.getLogger("smallfirst.serving")
 _OOD_STAGE = "domain"
+AskLarge = Callable[[], Awaitable[Completion]]
+"""Ask the large model again what it was, or would have been, asked."""
 MAX_CONCURRENT_AUDITS = 4
 """Audits at the same time; further ones wait, so that audits never crowd out answers."""
 MAX_PENDING_AUDITS = 10_000
@@ -141,12 +143,15 @@ class AuditedRouter(DelegatingModel):
                     chunk = chunk.model_copy(update={"completion": noted})
                 yield chunk
 
-    def answered(self, id: str, request: Request, completion: Completion) -> None:
+    def answered(self, id: str, request: Request, completion: Completion, *, ask_large: AskLarge | None = None) -> None:
+        """Audit the answer if chance has drawn it; `ask_large` asks in the place of the Router's large model."""
         route = completion.route
         if route is None or route.task != self.name or not route.audited:
             return
         if self.auditing.judge == "large" or not route.certified:
-            task = asyncio.get_running_loop().create_task(self._audit(id, request, completion, self.monitor.epoch))
+            task = asyncio.get_running_loop().create_task(
+                self._audit(id, request, completion, self.monitor.epoch, ask_large)
+            )
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -286,16 +291,18 @@ class AuditedRouter(DelegatingModel):
         drawn = {"audit_share": share, "audit_weight": weight, "audited": self._rng.random() < share}
         return completion.model_copy(update={"route": route.model_copy(update=drawn)})
 
-    async def _ask_large(self, id: str, request: Request) -> Completion:
-        assert self.router.large is not None
+    async def _ask_large(self, id: str, request: Request, ask: AskLarge | None) -> Completion:
         attempts = collect_attempts()
         try:
+            if ask is not None:
+                return await ask()
+            assert self.router.large is not None
             return await self.router.large.complete(request)
         finally:
             if attempts:
                 await self.ledger.append_async(*attempt_rows(id, attempts, purpose="audit"))
 
-    async def _audit(self, id: str, request: Request, completion: Completion, epoch: int) -> None:
+    async def _audit(self, id: str, request: Request, completion: Completion, epoch: int, ask: AskLarge | None) -> None:
         """Compare an accepted answer with the large model's, or in fallback and shadow a draft with the answer.
 
         Where a person judges, only make the draft: it waits for the person.
@@ -306,7 +313,7 @@ class AuditedRouter(DelegatingModel):
         async with self._audit_slots:
             try:
                 if route.certified:
-                    other = await self._ask_large(id, request)
+                    other = await self._ask_large(id, request, ask)
                     draft, judged, charges = completion.text, other.text, other.charges
                 else:
                     decision = await self.router.decide(request)

@@ -32,6 +32,12 @@ class Access:
     ) -> None:
         """With `everybody`, requests without a key are served whatever host they name; `state` as in `KeyCheck`."""
         self._keys, self._everybody = KeyCheck((), key_store, state), everybody
+        self._key_store = key_store
+
+    def one_tenant(self) -> bool:
+        """Return True if there is one tenant at most: without keys everybody is one. Raise as `KeyStore.entries`."""
+        keys = self._key_store.entries() if self._key_store is not None else ()
+        return len({key.name for key in keys if key.state() == "active"}) < 2
 
     @asynccontextmanager
     async def admit(self, request: GatewayRequest) -> AsyncIterator[tuple[str, ...]]:

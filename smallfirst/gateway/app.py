@@ -78,7 +78,7 @@ class Gateway:
 
     async def start(self) -> None:
         """Make ready for the first request; call it inside the loop that serves."""
-        self.upstreams = Upstreams(self.settings)
+        self.upstreams = Upstreams(self.settings, self.local.credentials if self.local is not None else None)
         if self.local is not None:
             await self.local.start()
 

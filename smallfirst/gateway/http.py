@@ -40,6 +40,8 @@ class GatewayRequest:
     """When it arrived, in seconds since the epoch."""
     watched: bool = False
     """Set it to True in `TakenOverTasks.answer` to get the upstream's answer in `TakenOverTasks.passed`."""
+    credential: tuple[str, str] | None = None
+    """Set by `Credentials.accepts`, which the upstream's answer then renews: a hash, never a key."""
     _json: Any = _UNREAD
 
     def json(self) -> dict[str, Any] | None:

@@ -135,6 +135,9 @@ class GatewaySettings(Record):
     """Larger request bodies are passed on while they arrive; no small model answers them."""
     max_routed_bytes: Annotated[int, Field(ge=1)] = 64 * 1024 * 1024
     """With `models`, the largest request body: it is read whole, since its model says where it goes."""
+    credential_valid_for_s: Annotated[float, Field(gt=0)] = 3600
+    """Where the clients' own keys are passed on: seconds after an upstream's 2xx to a key in which small models may
+    answer that key for that model. Then a request passes, whose answer renews it; a 401 or 403 ends it at once."""
     folder: Path = Path()
     """Folder of gateway.yaml; set when it is read."""
 

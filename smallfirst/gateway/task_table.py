@@ -14,7 +14,7 @@ from smallfirst.billing.saved import Amount, Saving, mean_cost, savings
 from smallfirst.errors import ConfigError
 from smallfirst.gateway.app import Handler
 from smallfirst.gateway.http import GatewayRequest, GatewayResponse, json_response
-from smallfirst.gateway.takeover.takeovers import TakeOver, TakeOvers
+from smallfirst.gateway.takeover.takeovers import TakeOver, TakeOvers, TenantStepBack
 from smallfirst.gateway.upstreams import Upstreams
 from smallfirst.pricing.money import format_usd
 from smallfirst.records import Record
@@ -58,6 +58,8 @@ class TaskLine(Record):
     """False: the teacher's answers only measure."""
     why: str = ""
     """What led to its state."""
+    tenant_back: TenantStepBack | None = None
+    """The tenant for whom alone it has stepped back."""
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -130,6 +132,7 @@ def _learnt(taken: TakeOver, saving: Saving | None, bill_usd: float) -> TaskLine
         promise=taken.promise,
         saved_usd=saved.usd if saved else None,
         why=taken.why,
+        tenant_back=taken.tenant_back,
         **_of_source(TaskSource.of(taken.folder)),
     )
 

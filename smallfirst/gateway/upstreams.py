@@ -12,6 +12,7 @@ import aiohttp
 import yarl
 
 from smallfirst.gateway.assembly import READABLE
+from smallfirst.gateway.credentials import Credentials
 from smallfirst.gateway.http import OWN_PREFIX, GatewayRequest, RawHeaders, UpstreamAnswer
 from smallfirst.gateway.model_name import find_model, with_model
 from smallfirst.gateway.settings import GatewaySettings, Upstream
@@ -62,8 +63,9 @@ class _Connection(NamedTuple):
 class Upstreams:
     """All upstreams of the settings. Make it inside a running loop and close it there. Raise ConfigError."""
 
-    def __init__(self, settings: GatewaySettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: GatewaySettings, credentials: Credentials | None = None) -> None:
+        """`credentials` are told what each upstream answers; without them nobody's are asked for."""
+        self.settings, self._credentials = settings, credentials
         self._open = {name: _connect(upstream) for name, upstream in settings.upstreams.items()}
 
     async def aclose(self) -> None:
@@ -78,11 +80,22 @@ class Upstreams:
         route = self.settings.models.get(model) if model is not None else None
         return Target(route.upstream, route.name) if route else Target(self.settings.first_upstream)
 
+    def own_target(self, request: GatewayRequest, model: str) -> Target | None:
+        """Return where requests for `model` go; None if this one goes elsewhere, since its client chose that."""
+        own = self.target(model)
+        return own if self.place(request)[0] == own else None
+
+    def accepts(self, request: GatewayRequest, target: Target, model: str) -> bool:
+        """Return True if its client may ask for `model` there: by the proxy's own key, or as `Credentials` knows."""
+        one = self._open[target.upstream]
+        if one.key_header is not None or self._credentials is None:
+            return True
+        return self._credentials.accepts(request, one.base_url, model)
+
     def place(self, request: GatewayRequest) -> tuple[Target, bytes]:
         """Return where a whole request goes, and its body with the model's name there."""
-        model, kind = None, request.header(b"content-type")
-        if self.settings.models and request.body:
-            model = find_model(kind, request.body)
+        kind = request.header(b"content-type")
+        model = find_model(kind, request.body) if self.settings.models and request.body else None
         target = self.target(model.name if model else None, request.headers)
         if model is None or target.model is None:
             return target, request.body
@@ -116,6 +129,8 @@ class Upstreams:
             )
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise _failure(error, target.upstream) from None
+        if self._credentials is not None and one.key_header is None:
+            self._credentials.answered(request, one.base_url, response.status)
         return Response(response, target.upstream)
 
     async def ask(self, request: GatewayRequest) -> UpstreamAnswer:

@@ -145,14 +145,23 @@ def test_the_verb_prints_it(state):
     assert "foretold 70%" in notes
     assert "live, 50% of requests" in tickets
     assert why == f"mails has stepped back: {WHY}"
+    TakeOvers().update(
+        "tickets", lambda known: known.stepped_back("ada", "prompt", "another wording", one_tenant=False)
+    )
+    run = CliRunner().invoke(main, ["tasks"])
+    assert "tickets has stepped back for ada alone: another wording" in run.output.splitlines()
     as_json = CliRunner().invoke(main, ["tasks", "--json"])
     assert [task["task"] for task in json.loads(as_json.output)["tasks"]] == ["notes", "tickets", "mails"]
 
 
 def test_the_proxy_serves_it_as_json(state):
     handler = task_routes(state / "state", state / "discovered")["GET", "/v1/smallfirst/tasks"]
+    TakeOvers().update(
+        "tickets", lambda known: known.stepped_back("ada", "prompt", "another wording", one_tenant=False)
+    )
     answer = asyncio.run(handler(GatewayRequest("GET", "/v1/smallfirst/tasks", b"", [], b""), None))
-    assert len(json.loads(answer.body)["tasks"]) == 3
+    _, tickets, mails = json.loads(answer.body)["tasks"]
+    assert (tickets["state"], tickets["tenant_back"]["tenant"], mails["tenant_back"]) == ("live", "ada", None)
 
 
 def test_nothing_yet_names_the_next_command(tmp_path, monkeypatch):

@@ -53,7 +53,7 @@ class DecisionRoutes:
         upstream = DecisionUpstream(self._settings, request, upstreams)
         try:
             asked = _read(request, upstream)
-            ruled = await self._ruled(request, asked, upstream) if asked else []
+            ruled = await self._ruled(request, asked, upstream, upstreams) if asked else []
             if asked is None or (upstream.speaks_route and not any(ruled)):
                 return await self._pass_on(request, upstream)
             return await self._answer(request, asked, upstream, ruled)
@@ -98,11 +98,12 @@ class DecisionRoutes:
         return write_response(request, asked, every, said)
 
     async def _ruled(
-        self, request: GatewayRequest, asked: DecisionRequest, upstream: DecisionUpstream
+        self, request: GatewayRequest, asked: DecisionRequest, upstream: DecisionUpstream, upstreams: Upstreams
     ) -> list[Ruling | None]:
         """Return the task of each question, None where there is none; a failure counts as none."""
         kept = read_decision(request.path, kept_body(asked.raw)) if self._tasks is not None else None
-        if self._tasks is None or kept is None or asked.has_media:
+        target = upstream.own_target(kept.model) if kept is not None else None
+        if self._tasks is None or kept is None or target is None or asked.has_media:
             return [None] * len(asked.questions)
         tasks = self._tasks
 
@@ -110,7 +111,10 @@ class DecisionRoutes:
             prompt = question_prompt(kept.model, question, kept)
             try:
                 found = None if prompt.has_media else tasks.find(prompt)
-                return await found[0].rule(_asked(request, asked, i, found[1], upstream)) if found else None
+                if found is None:
+                    return None
+                one = _asked(request, asked, i, found[1], upstream)
+                return await found[0].rule(one._replace(may_ask=upstreams.accepts(request, target, kept.model)))
             except Exception:
                 _log.exception("a small answer failed; the question is passed on")
                 return None
@@ -151,7 +155,7 @@ def _asked(request: GatewayRequest, asked: DecisionRequest, i: int, text: str, u
         return 200, one_answer(route, question, said.verdicts[0], said, 1)
 
     body = SHAPES[route].with_questions(asked, [question], asked.model)
-    return Asked(f"{request.id}#{i}", route, "decisions", body, text, again)
+    return Asked(f"{request.id}#{i}", route, "decisions", body, text, again, tenant=request.tenant)
 
 
 async def _answer_here(question: Question, ruled: Ruling | None) -> Answered | None:

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from smallfirst.gateway.decisions import chat_shape
 from smallfirst.gateway.http import GatewayRequest, UpstreamAnswer
 from smallfirst.gateway.settings import DecisionSettings
-from smallfirst.gateway.upstreams import UPSTREAM_HEADER, UpstreamFailed, Upstreams
+from smallfirst.gateway.upstreams import UPSTREAM_HEADER, Target, UpstreamFailed, Upstreams
 from smallfirst.traffic.decisions import openai_shape, systemone_shape
 from smallfirst.traffic.decisions.exchanges import SHAPES, Asking
 from smallfirst.traffic.decisions.question import DecisionRequest, Question, Usage, Verdict
@@ -48,6 +48,12 @@ class DecisionUpstream:
     @property
     def worth(self) -> Probabilities:
         return "uncalibrated" if self.name == "chat" else "upstream"
+
+    def own_target(self, model: str) -> Target | None:
+        """Return where questions for `model` go; None if these go elsewhere, since their client chose that."""
+        if self._settings is not None:
+            return Target(self._settings.upstream)
+        return self._upstreams.own_target(self._request, model)
 
     async def ask(self, request: DecisionRequest, questions: Sequence[Question]) -> Verdicts:
         """Ask `questions`. Raise UpstreamFailed without a usable answer, ValueError where they have no form."""

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from smallfirst.deployment.task_deployment import DeployedVersion, TargetVersions, TaskDeployment
 from smallfirst.gateway.takeover.background import BackgroundTasks
-from smallfirst.gateway.takeover.step_back import DraftWatch, WordingWatch
-from smallfirst.gateway.takeover.takeovers import Cause, State, TakeOver
-from smallfirst.gateway.takeover.upstream import Asked, Upstream, audit_of
+from smallfirst.gateway.takeover.step_back import Watches
+from smallfirst.gateway.takeover.takeovers import Cause, Change, State, TakeOver, TenantStepBack
+from smallfirst.gateway.takeover.upstream import Asked, Upstream
 from smallfirst.models.protocol import Completion, Route
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.project.task_file import read_task_file
@@ -34,8 +34,12 @@ LEARNT = "learnt"
 COMPARED_BESIDE = 0.25
 """Share of the requests outside the share taken over whose drafts are compared; in shadow all are."""
 OUTSIDE = "outside the share that was taken over"
-Changed = Callable[[TakeOver], object]
-"""Is told that a task has changed its state."""
+UNPROVEN = "the upstream has not accepted this credential of late"
+ALONE = "the task has stepped back for this tenant"
+Update = Callable[[str, Change], TakeOver]
+"""Changes what takeovers.json says of a task."""
+OneTenant = Callable[[], bool]
+"""Returns True if there is one tenant at most, whose evidence then counts for all."""
 
 
 class Ruling(NamedTuple):
@@ -49,6 +53,8 @@ class Ruling(NamedTuple):
     """The small model's certified answer."""
     answer: Answer | None = None
     """The same as the upstream would have written it."""
+    why: str = OUTSIDE
+    """Why the Router was not asked."""
 
 
 class LiveTask:
@@ -60,19 +66,27 @@ class LiveTask:
         upstream: Upstream,
         deployed: DeployedVersion,
         ledger: Ledger,
-        changed: Changed,
+        update: Update,
+        one_tenant: OneTenant,
         *,
         agreement: bool,
     ) -> None:
         """`agreement`: right is what the large model answered; else people's answers certify."""
         self.taken, self.upstream, self.deployed, self.agreement = taken, upstream, deployed, agreement
-        self.source, self.router, upstream.noticed = upstream.source, deployed.router, self.noticed_model
-        self._ledger, self._changed = ledger, changed
-        self._wording, self._drafts = WordingWatch(), DraftWatch()
+        self.source, self.router = upstream.source, deployed.router
+        self._ledger, self._update, self._one_tenant = ledger, update, one_tenant
+        self._watches = Watches()
         self._background = BackgroundTasks()
 
     @classmethod
-    def load(cls, taken: TakeOver, ledger: Ledger, changed: Changed, prices: PriceBook | None = None) -> LiveTask:
+    def load(
+        cls,
+        taken: TakeOver,
+        ledger: Ledger,
+        update: Update,
+        one_tenant: OneTenant,
+        prices: PriceBook | None = None,
+    ) -> LiveTask:
         """Load a learnt task's models, which takes seconds. Raise what `TaskDeployment` raises."""
         source = TaskSource.of(taken.folder)
         assert source is not None
@@ -82,13 +96,21 @@ class LiveTask:
         deployed = deployment.load(wanted)
         upstream.usual_usd = deployed.router.router.options.expected_cost_usd.get("large", 0.0)
         agreement = deployment.file.routing.labels == "large"
-        return cls(taken, upstream, deployed, ledger, changed, agreement=agreement)
+        return cls(taken, upstream, deployed, ledger, update, one_tenant, agreement=agreement)
+
+    def follow(self, taken: TakeOver) -> None:
+        """Take over what the file says now; when a person has changed it, evidence begins anew."""
+        if taken.cause == "person" and taken.changed_at != self.taken.changed_at:
+            self._watches = Watches()
+        self.taken = taken
 
     async def rule(self, asked: Asked) -> Ruling:
         """Decide who answers a request that follows the task's wording."""
-        if wrong := self._wording.followed(asked.text):
-            self.step_back("prompt", wrong)
         self._follow_monitor()
+        if self._is_back(asked.tenant):
+            return Ruling(self, asked, why=ALONE)
+        if not asked.may_ask:
+            return Ruling(self, asked, why=UNPROVEN)
         if not self._in_share(asked.id):
             return Ruling(self, asked)
         decision = await self.router.decide(asked.request)
@@ -106,46 +128,62 @@ class LiveTask:
         assert ruling.small is not None
         noted = await self.router.settle(ruling.decision, ruling.small)
         self._note(ruling.asked, noted)
+        self._followed(ruling.asked)
         return noted
 
     async def passed(self, ruling: Ruling, response: dict[str, Any] | None, *, latency_ms: float = 0.0) -> None:
         """Note what the upstream answered to a request that was passed, and compare the small model's draft with it."""
+        tenant = ruling.asked.tenant
+        self._followed(ruling.asked)
         completion = self.upstream.read(ruling.asked, response, latency_ms=latency_ms)
         if completion is None:
             return
+        self._answered_by(tenant, completion.answered_by)
         if ruling.decision is not None and ruling.decision.model is not None:
             noted = await self.router.settle(ruling.decision, completion)
             last = noted.route.trail[-1] if noted.route and ruling.decision.draft else None
-            if last and self.taken.state == "live" and (wrong := self._drafts.compared(last.differs)):
-                self.step_back("model", wrong)
+            if last and self.taken.state == "live":
+                self._evidence(tenant, "model", self._watches.of(tenant).drafts.compared(last.differs))
             self._note(ruling.asked, noted)
             return
         share = COMPARED_BESIDE if self.taken.live_share else 1.0
-        drawn = ruling.decision is None and random.random() < share
-        why = OUTSIDE if ruling.decision is None else ruling.decision.route.why
-        route = Route(stage="large", why=why, certified=False, task=self.router.name, audit_share=share, audited=drawn)
+        why = ruling.why if ruling.decision is None else ruling.decision.route.why
+        route = Route(stage="large", why=why, certified=False, task=self.router.name)
+        if ruling.why != ALONE:  # what one tenant has changed is no evidence against the promise to the others
+            drawn = ruling.decision is None and random.random() < share
+            route = route.model_copy(update={"audit_share": share, "audited": drawn})
         self._note(ruling.asked, completion.model_copy(update={"route": route}))
 
-    def missed(self) -> None:
-        """Note a request that resembles the task's wording and does not follow it."""
-        if wrong := self._wording.missed():
-            self.step_back("prompt", wrong)
-
-    def noticed_model(self, model: str) -> None:
-        """Note which model the upstream's response names."""
-        if model != self.source.teacher.model and self.source.teacher.model:
-            learnt = self.source.teacher.model
-            self.step_back("model", f"the upstream answers with {model}, and the task was learnt from {learnt}")
-
-    def step_back(self, cause: Cause, why: str) -> None:
-        """Let the upstream answer everything again, and say why; nothing changes if it has stepped back already."""
-        if self.taken.state == "live":
-            self._move("stepped back", cause, why)
+    def missed(self, tenant: str) -> None:
+        """Note that the upstream has answered a request that resembles the task's wording and does not follow it."""
+        self._evidence(tenant, "prompt", self._watches.of(tenant).wording.missed())
 
     async def aclose(self) -> None:
         """Wait for what is under way, then free the models."""
         await self._background.wait()
         await self.deployed.aclose()
+
+    def _followed(self, asked: Asked) -> None:
+        """Note an answered request that follows the task's wording."""
+        self._evidence(asked.tenant, "prompt", self._watches.of(asked.tenant).wording.followed(asked.text))
+
+    def _answered_by(self, tenant: str, model: str) -> None:
+        """Note which model the upstream's response names."""
+        learnt = self.source.teacher.model
+        if learnt not in ("", model):
+            why = f"the upstream answers with {model}, and the task was learnt from {learnt}"
+            self._evidence(tenant, "model", why)
+
+    def _is_back(self, tenant: str) -> bool:
+        back = self.taken.tenant_back
+        return back is not None and back.tenant == tenant
+
+    def _evidence(self, tenant: str, cause: Cause, why: str) -> None:
+        """Let the upstream answer this tenant again, or all; nothing changes without a `why`, or if it does already."""
+        if not why or self.taken.state != "live" or self._is_back(tenant):
+            return
+        one = self._one_tenant()
+        self._change(lambda known: known.stepped_back(tenant, cause, why, one_tenant=one))
 
     def _follow_monitor(self) -> None:
         """Step back in a fallback of the monitor, and return when audits have ended it."""
@@ -158,13 +196,33 @@ class LiveTask:
             self._move("live", taken.cause, "audits show the guarantee again")
 
     def _move(self, state: State, cause: Cause, why: str) -> None:
-        before, self.taken = self.taken.state, self.taken.moved(state, cause=cause, why=why)
-        _log.warning("%s: %s -> %s: %s", self.taken.task, before, state, why)
-        row = StateRow(
-            at=datetime.now(UTC), task=self.taken.task, before=before, after=state, why=why, cause=cause, certificate=""
-        )
+        self._change(lambda known: known.moved(state, cause=cause, why=why))
+
+    def _change(self, change: Callable[[TakeOver], TakeOver]) -> None:
+        """Change the task for all processes, unless somebody has changed its state since this one looked."""
+        before, task = self.taken, self.taken.task
+        changed_here = False
+
+        def unless_changed(known: TakeOver | None) -> TakeOver:
+            nonlocal changed_here
+            if known is not None and known.changed_at != before.changed_at:
+                return known
+            after = change(known or before)
+            changed_here = after != known
+            return after
+
+        self.follow(self._update(task, unless_changed))
+        if not changed_here:
+            return
+        changed: TakeOver | TenantStepBack = self.taken
+        after: str = self.taken.state
+        if after == before.state and self.taken.tenant_back is not None:
+            changed = self.taken.tenant_back
+            after += f" without {changed.tenant}"
+        _log.warning("%s: %s -> %s: %s", task, before.state, after, changed.why)
+        values = {"before": before.state, "after": after, "why": changed.why, "cause": changed.cause, "certificate": ""}
+        row = StateRow.model_validate({"at": datetime.now(UTC), "task": task, **values})
         self._background.start(self._ledger.append_async(row))
-        self._changed(self.taken)
 
     def _in_share(self, id: str) -> bool:
         share = self.taken.live_share
@@ -180,8 +238,13 @@ class LiveTask:
 
     def _note(self, asked: Asked, completion: Completion) -> None:
         """Write the ledger's row, and hand the answer to the audits."""
-        with audit_of(asked):
-            self.router.answered(asked.id, asked.request, completion)
+
+        async def ask_large() -> Completion:
+            other = await self.upstream.ask(asked)
+            self._answered_by(asked.tenant, other.answered_by)
+            return other
+
+        self.router.answered(asked.id, asked.request, completion, ask_large=ask_large)
         self._background.start(self._ledger.append_async(ledger_row(asked, completion)))
 
 

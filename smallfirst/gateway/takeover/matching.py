@@ -43,7 +43,7 @@ class TaskMatcher:
     def __init__(self, sources: Mapping[str, TaskSource]) -> None:
         self._by_prefix: dict[tuple[str, ...], dict[str, list[_Wording]]] = defaultdict(lambda: defaultdict(list))
         self._beginnings: dict[tuple[str, ...], set[str]] = defaultdict(set)
-        self._words: list[tuple[frozenset[str], str]] = []
+        self._words: list[tuple[frozenset[str], str, tuple[str, ...]]] = []
         for task, source in sources.items():
             for wording in source.templates:
                 template, form = wording.template, wording.answer_format or source.answer_format
@@ -54,7 +54,7 @@ class TaskMatcher:
                 constant = " ".join(piece for turn in template.turns for piece in turn.text.pieces)
                 words = frozenset(_WORD.findall(constant.lower()))
                 if len(words) >= MIN_WORDS and not question_of(template.response_format):
-                    self._words.append((words, task))
+                    self._words.append((words, task, source.models))
 
     def may_find(self, raw: Prompt) -> bool:
         """Return False if a prompt that is not redacted yet follows no wording by its roles and first words.
@@ -81,11 +81,15 @@ class TaskMatcher:
     def near(self, prompt: Prompt) -> str | None:
         """Return the task that a prompt which follows no wording resembles most: a changed wording of it, or None.
 
+        It is asked of a model that the task is asked of.
         A typed question resembles none: many are asked at once in almost the same words, and a changed one is another.
         """
         if not self._words or question_of(prompt.response_format):
             return None
         text = "\n".join(turn.text for turn in prompt.turns)[:_LONGEST]
         words = set(_WORD.findall(text.lower()))
-        share, task = max((len(constant & words) / len(constant), task) for constant, task in self._words)
+        known = [one for one in self._words if not one[2] or prompt.model in one[2]]
+        share, task = max(
+            ((len(constant & words) / len(constant), task) for constant, task, _ in known), default=(0, "")
+        )
         return task if share >= NEAR_SHARE else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 
 from smallfirst.stats.intervals import upper_bound
 from smallfirst.stats.sequential import GuaranteeTest
@@ -15,6 +15,10 @@ N_SAME = 12
 """Different cases in a row that begin or end alike, from which on the common part counts as wording."""
 MIN_SAME = 16
 """Characters that they have in common."""
+_KEPT = 64
+"""Characters of a case's beginning and of its end that are kept."""
+MAX_TENANTS = 1_000
+"""Tenants that are watched; of more, those that asked last."""
 N_USUAL = 400
 """Compared drafts from which their usual share of differences is taken."""
 FALSE_ALARMS = 0.025
@@ -22,11 +26,11 @@ FALSE_ALARMS = 0.025
 
 
 class WordingWatch:
-    """The wordings of one task's recent requests."""
+    """The wordings of one task's recent requests that were answered."""
 
     def __init__(self) -> None:
         self._missed: deque[bool] = deque(maxlen=N_RECENT)
-        self._texts: deque[str] = deque(maxlen=N_SAME)
+        self._cases: deque[tuple[int, str, str]] = deque(maxlen=N_SAME)
 
     def followed(self, text: str) -> str:
         """Add a request that follows a wording; return what is wrong, in a sentence, or nothing.
@@ -34,12 +38,13 @@ class WordingWatch:
         `text` is its case. Cases that all begin or end alike mean that the prompt has grown where a slot was.
         """
         self._missed.append(False)
-        if text not in self._texts:
-            self._texts.append(text)
-        if len(self._texts) < N_SAME:
+        case = (hash(text), text[:_KEPT], text[-_KEPT:])
+        if case not in self._cases:
+            self._cases.append(case)
+        if len(self._cases) < N_SAME:
             return ""
-        begins = _common_beginning(list(self._texts))
-        ends = _common_beginning([one[::-1] for one in self._texts])[::-1]
+        begins = _common_beginning([begin for _, begin, _ in self._cases])
+        ends = _common_beginning([end[::-1] for _, _, end in self._cases])[::-1]
         same, where = max((begins, "begin"), (ends, "end"), key=lambda found: len(found[0]))
         if len(same.strip()) < MIN_SAME:
             return ""
@@ -80,6 +85,27 @@ class DraftWatch:
         found, usual = f"{self._test.losses:.0f} of {self._test.n}", f"{100 * self._usual:.3g} % at most were usual"
         why = f"{found} drafts that were not sure enough differ from them, {usual}"
         return f"the upstream's answers have changed: {why}; evidence {self._test.e_value:.0f} to 1"
+
+
+class TenantWatch:
+    """What is watched of one tenant: nobody's requests are evidence against another's."""
+
+    def __init__(self) -> None:
+        self.wording, self.drafts = WordingWatch(), DraftWatch()
+
+
+class Watches:
+    """The tenants of a task that asked last."""
+
+    def __init__(self) -> None:
+        self._by_tenant: OrderedDict[str, TenantWatch] = OrderedDict()
+
+    def of(self, tenant: str) -> TenantWatch:
+        watch = self._by_tenant.setdefault(tenant, TenantWatch())
+        self._by_tenant.move_to_end(tenant)
+        if len(self._by_tenant) > MAX_TENANTS:
+            self._by_tenant.popitem(last=False)
+        return watch
 
 
 def _common_beginning(texts: list[str]) -> str:

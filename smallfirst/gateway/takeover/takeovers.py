@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -19,6 +19,16 @@ FILE_NAME = "takeovers.json"
 State = Literal["shadow", "live", "stepped back"]
 """shadow: the large model answers, the small one beside it; stepped back: the same, since something has changed."""
 Cause = Literal["", "person", "prompt", "model", "guarantee", "drift"]
+
+
+class TenantStepBack(Record):
+    """The one tenant whose requests alone the large model answers again."""
+
+    tenant: str
+    """Name of its key."""
+    cause: Cause
+    why: str
+    at: AwareDatetime
 
 
 class TakeOver(Record):
@@ -38,6 +48,8 @@ class TakeOver(Record):
     cause: Cause = ""
     why: str = ""
     """What led to its state, in one sentence."""
+    tenant_back: TenantStepBack | None = None
+    """For whom a live task has stepped back, until a person takes it over again; a second tenant ends it for all."""
 
     @property
     def live_share(self) -> float:
@@ -56,9 +68,25 @@ class TakeOver(Record):
             )
 
     def moved(self, state: State, *, cause: Cause, why: str, share: float | None = None) -> TakeOver:
-        """Return it in another state, as of now."""
+        """Return it in another state, as of now; what a person does ends a tenant's step back."""
         changes = {"state": state, "cause": cause, "why": why, "changed_at": datetime.now(UTC)}
-        return self.model_copy(update=changes if share is None else {**changes, "share": share})
+        changes |= {} if share is None else {"share": share}
+        return self.model_copy(update=changes | ({"tenant_back": None} if cause == "person" else {}))
+
+    def stepped_back(self, tenant: str, cause: Cause, why: str, *, one_tenant: bool) -> TakeOver:
+        """Return it after evidence of a tenant: back for this one alone, or for all if it is the only or second one."""
+        other = self.tenant_back
+        if self.state != "live" or (other and other.tenant == tenant):
+            return self
+        if not (one_tenant or other):
+            alone = TenantStepBack(tenant=tenant, cause=cause, why=why, at=datetime.now(UTC))
+            return self.model_copy(update={"tenant_back": alone})
+        before = f"; tenant {other.tenant} had stepped back: {other.why}" if other else ""
+        return self.moved("stepped back", cause=cause, why=why + before)
+
+
+Change = Callable[[TakeOver | None], TakeOver]
+"""From what the file says of a task, if it names it, to what it shall say."""
 
 
 class _Content(Record):
@@ -89,12 +117,18 @@ class TakeOvers:
 
     def put(self, changed: TakeOver) -> TakeOver:
         """Write one task, in place of what the file said of it; return it."""
+        return self.update(changed.task, lambda _: changed)
+
+    def update(self, task: str, change: Change) -> TakeOver:
+        """Replace what the file says of a task by what `change` makes of it, with nobody in between; return it."""
         if self.path == state_folder() / FILE_NAME:
             home()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with locked(self.path.with_suffix(".lock")):
-            others = (one for name, one in self.read().items() if name != changed.task)
-            _Content(tasks=(*others, changed)).save(self.path)
+            known = dict(self.read())
+            changed = change(known.get(task))
+            if changed != known.pop(task, None):
+                _Content(tasks=(*known.values(), changed)).save(self.path)
         return changed
 
     @property

@@ -8,13 +8,14 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smallfirst.gateway.assembly import read_response
+from smallfirst.gateway.credentials import VALID_FOR_S, Credentials
 from smallfirst.gateway.http import GatewayRequest, GatewayResponse, UpstreamAnswer
 from smallfirst.gateway.takeover.answerable import route_of, why_not
 from smallfirst.gateway.takeover.background import BackgroundTasks
-from smallfirst.gateway.takeover.matching import Match, TaskMatcher
+from smallfirst.gateway.takeover.matching import TaskMatcher
 from smallfirst.gateway.takeover.takeovers import TakeOver, TakeOvers
 from smallfirst.gateway.takeover.upstream import Asked
 from smallfirst.gateway.takeover.wire import Reply, Usage, new_id
@@ -38,6 +39,13 @@ MAX_WAITING = 10_000
 Json = dict[str, Any]
 
 
+class _Missed(NamedTuple):
+    """A request that resembles a task's wording and does not follow it."""
+
+    task: LiveTask
+    tenant: str
+
+
 class TakenOverTasks:
     """The `LocalAnswers` of a proxy."""
 
@@ -48,20 +56,27 @@ class TakenOverTasks:
         *,
         prices: PriceBook | None = None,
         poll_interval_s: float = POLL_INTERVAL_S,
+        credential_valid_for_s: float = VALID_FOR_S,
+        one_tenant: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Follow the file, by default that of the state folder; `prices` are the upstream's. Closes the ledger."""
-        self._prices = prices
+        """Follow the file, by default that of the state folder; `prices` are the upstream's. Closes the ledger.
+
+        `one_tenant` returns True if there is one at most, whose evidence then counts for all.
+        """
+        self._prices, self._one_tenant = prices, one_tenant
+        self.credentials = Credentials(ledger.shared, valid_for_s=credential_valid_for_s)
         self._ledger, self._file, self._interval_s = ledger, file or TakeOvers(), poll_interval_s
         self.tasks: dict[str, LiveTask] = {}
         self._matcher = TaskMatcher({})
         self._failed: dict[str, TakeOver] = {}
-        self._waiting: dict[str, Ruling] = {}
+        self._waiting: dict[str, Ruling | _Missed] = {}
         self._background = BackgroundTasks()
         self._looked_at, self._stamp = time.monotonic(), 0
 
     async def start(self) -> None:
         """Load what the file names; a task that cannot be loaded is logged, and its requests pass."""
         self._stamp = self._file.stamp
+        await self.credentials.start()
         self._use(await asyncio.to_thread(self._loaded))
 
     async def answer(self, request: GatewayRequest, upstreams: Upstreams) -> GatewayResponse | None:
@@ -80,13 +95,21 @@ class TakenOverTasks:
         if self._matcher.may_find(prompt):
             body = kept_body(raw)
             prompt = read_prompt(path, body) or prompt
-        found = self._match(prompt)
+        found = self._matcher.find(prompt)
+        near = None if found else self._matcher.near(prompt)
+        target = upstreams.own_target(request, prompt.model) if found or near else None
+        if target is None:
+            return None
         if found is None:
+            self._await_upstream(request, _Missed(self.tasks[near or ""], request.tenant))
             return None
         task = self.tasks[found.task]
         if why_not(route, raw) or (found.answer_format.kind != "label" and body != raw):
             return None  # a redacted value must not stand in an answer
-        asked = Asked(request.id, path, route, raw, found.text, _asking_again(request, upstreams), found.answer_format)
+        again, may_ask = _asking_again(request, upstreams), upstreams.accepts(request, target, prompt.model)
+        asked = Asked(
+            request.id, path, route, raw, found.text, again, found.answer_format, request.tenant, may_ask=may_ask
+        )
         ruling = await task.rule(asked)
         if ruling.small is None or ruling.answer is None or why_not(route, raw, _written(ruling)):
             self._await_upstream(request, ruling)
@@ -94,23 +117,21 @@ class TakenOverTasks:
         return await self._reply(ruling._replace(asked=asked._replace(id=new_id(route))))
 
     def find(self, prompt: Prompt) -> tuple[LiveTask, str] | None:
-        """Return the task that a prompt follows and the case that it asks about; note one that resembles a task."""
+        """Return the task that a prompt follows and the case that it asks about."""
         self._look_at_file()
-        found = self._match(prompt)
+        found = self._matcher.find(prompt)
         return (self.tasks[found.task], found.text) if found else None
-
-    def _match(self, prompt: Prompt) -> Match | None:
-        if found := self._matcher.find(prompt):
-            return found
-        if near := self._matcher.near(prompt):
-            self.tasks[near].missed()
-        return None
 
     async def passed(self, request: GatewayRequest, answer: UpstreamAnswer) -> None:
         """Compare what the upstream answered to a request of a task with the small model's draft."""
         ruling = self._waiting.pop(request.id, None)
-        response = read_response(answer.headers, answer.body) if answer.status == 200 else None
-        if ruling is None or response is None:
+        if ruling is None or not 200 <= answer.status < 300:
+            return  # a request that was refused is no evidence of anything
+        if isinstance(ruling, _Missed):
+            ruling.task.missed(ruling.tenant)
+            return
+        response = read_response(answer.headers, answer.body)
+        if response is None:
             return
         named = ruling.asked._replace(id=str(response.get("id") or request.id))
         await ruling.task.passed(ruling._replace(asked=named), response, latency_ms=answer.latency_ms)
@@ -118,6 +139,7 @@ class TakenOverTasks:
     async def aclose(self) -> None:
         """Finish what is under way and free all models."""
         await self._background.wait()
+        await self.credentials.aclose()
         for task in self.tasks.values():
             await task.aclose()
         self._ledger.close()
@@ -139,9 +161,9 @@ class TakenOverTasks:
         headers = [(b"content-type", reply.content_type.encode()), *_headers(task, noted)]
         return GatewayResponse(200, headers, b"".join(reply.chunks()))
 
-    def _await_upstream(self, request: GatewayRequest, ruling: Ruling) -> None:
+    def _await_upstream(self, request: GatewayRequest, what: Ruling | _Missed) -> None:
         request.watched = True
-        self._waiting[request.id] = ruling
+        self._waiting[request.id] = what
         if len(self._waiting) > MAX_WAITING:
             del self._waiting[next(iter(self._waiting))]
 
@@ -171,13 +193,14 @@ class TakenOverTasks:
         for name, taken in wanted.items():
             running = self.tasks.get(name)
             if running is not None and (running.taken.folder, running.taken.version) == (taken.folder, taken.version):
-                running.taken = taken
+                running.follow(taken)
                 found[name] = running
                 continue
             if self._failed.get(name) == taken:
                 continue
             try:
-                found[name] = LiveTask.load(taken, self._ledger, self._file.put, self._prices)
+                given = (self._file.update, self._one_tenant, self._prices)
+                found[name] = LiveTask.load(taken, self._ledger, *given)
             except Exception as error:
                 self._failed[name] = taken
                 _log.error("%s is not served, its requests pass: %s", name, error)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -40,6 +38,9 @@ class Asked(NamedTuple):
     """Sends it to its upstream once more."""
     answer_format: AnswerFormat | None = None
     """Format of the answers to its wording; None: the task's."""
+    tenant: str = "default"
+    may_ask: bool = True
+    """False while the upstream has not shown that it accepts the client's credential; then it answers itself."""
 
     @property
     def request(self) -> Request:
@@ -47,34 +48,23 @@ class Asked(NamedTuple):
         return Request.ask(self.text)
 
 
-_under_audit: ContextVar[Asked] = ContextVar("request under audit")
-
-
-@contextmanager
-def audit_of(asked: Asked) -> Iterator[None]:
-    """Within the block, and in tasks that are created there, `Upstream.complete` sends this request."""
-    token = _under_audit.set(asked)
-    try:
-        yield
-    finally:
-        _under_audit.reset(token)
-
-
 class Upstream(CallableModel):
-    """The upstream's model, as an AuditedRouter asks it."""
+    """The upstream's model. A Router knows it as its large model; it is asked by `ask`, with a client's request."""
 
     capabilities: frozenset[Capability] = frozenset()
 
     def __init__(self, source: TaskSource, prices: PriceBook) -> None:
         self.name, self.source, self._prices = source.teacher.model, source, prices
-        self.noticed: Callable[[str], None] = lambda model: None
-        """Is told the model that each response names."""
         self.usual_usd = 0.0
         """Cost of an answer that has no price: the mean of the recorded ones; 0 if that is not known either."""
 
     async def complete(self, request: Request) -> Completion:
-        """Send the request under audit again. Raise ModelError if it is not answered."""
-        began, asked = perf_counter(), _under_audit.get()
+        """Raise ModelError: without a client's request there is no credential to ask with."""
+        raise ModelError(f"{self.name} is asked with a client's request, by `ask`")
+
+    async def ask(self, asked: Asked) -> Completion:
+        """Send a request again, for an audit. Raise ModelError if it is not answered."""
+        began = perf_counter()
         status, response = await asked.again()
         found = self.read(asked, response, latency_ms=(perf_counter() - began) * 1000) if status == 200 else None
         if found is None:
@@ -87,7 +77,6 @@ class Upstream(CallableModel):
         if answer is None or response is None:
             return None
         named = str(response.get("model") or self.name)
-        self.noticed(named)
         value = (asked.answer_format or self.source.answer_format).parse(answer)
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) if value else answer.text
         return Completion(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from fixtures.gateway import OpenUpstreams
 
 from smallfirst.gateway.http import GatewayRequest, UpstreamAnswer
 
@@ -26,7 +27,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
-class ScriptedUpstreams:
+class ScriptedUpstreams(OpenUpstreams):
     """Upstreams that answer with what `script` makes of a body: a body, or a status and a body."""
 
     def __init__(self, script: Callable[[Json], Any]) -> None:

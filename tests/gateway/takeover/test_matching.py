@@ -48,6 +48,7 @@ def test_a_changed_wording_resembles_its_task_and_an_open_request_none():
     changed = prompt(("system", SYSTEM.replace("pin", "pin, other") + " Think first."), ("user", "my card is gone"))
     assert MATCHER.find(changed) is None
     assert MATCHER.near(changed) == "intents"
+    assert MATCHER.near(changed._replace(model="gpt-mini")) is None
     assert MATCHER.near(prompt(("user", "Write a poem about a customer of a bank"))) is None
     assert TaskMatcher({}).near(changed) is None
 

@@ -33,6 +33,7 @@ def test_the_proxy_has_a_page_of_its_tasks(chromium: Any, tmp_path: Path) -> Non
         given = {"id": str(index), "at": datetime.now(UTC), "served_name": "m", "status": 200, "latency_ms": 5.0}
         ledger.append(LedgerRow.model_validate({**given, "stage": stage, "task": TASK, "cost_usd": 0.01}))
     taken = TakeOver(task=TASK, folder=tmp_path / TASK, state="live", share=0.5, promise="at most 5 % wrong")
+    taken = taken.stepped_back("ada", "prompt", "another <wording>", one_tenant=False)
     TakeOvers(tmp_path / "takeovers.json").put(taken)
     local = TakenOverTasks(ledger, TakeOvers(tmp_path / "none.json"))
     routes = {**task_routes(tmp_path, tmp_path), **page_routes(ledger, local)}
@@ -55,6 +56,7 @@ def test_the_proxy_has_a_page_of_its_tasks(chromium: Any, tmp_path: Path) -> Non
         page.keyboard.press("Enter")
         row = page.get_by_role("row", name=TASK)
         assert "live, 50 % of requests" in row.inner_text()
+        assert "stepped back for ada alone: another <wording>" in row.inner_text()
         assert page.get_by_role("navigation").get_by_role("link").all_inner_texts() == ["Tasks", "Watch"]
         row.get_by_role("link").click()
         page.get_by_text("2 of 3 answers").wait_for()

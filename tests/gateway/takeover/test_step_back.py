@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from smallfirst.gateway.takeover.step_back import N_RECENT, N_SAME, N_USUAL, DraftWatch, WordingWatch
+from smallfirst.gateway.takeover.step_back import (
+    MAX_TENANTS,
+    N_RECENT,
+    N_SAME,
+    N_USUAL,
+    DraftWatch,
+    Watches,
+    WordingWatch,
+)
 
 
 def test_a_wording_that_nobody_follows_any_more_has_changed():
@@ -35,6 +43,25 @@ def test_instructions_that_grew_into_the_slot_are_noticed():
 def test_the_same_case_again_and_again_is_no_wording():
     watch = WordingWatch()
     assert not any(watch.followed("the very same question again") for _ in range(3 * N_SAME))
+
+
+def test_long_cases_that_differ_in_the_middle_are_different_and_are_not_kept():
+    watch, around = WordingWatch(), "Answer in German, please. " * 10_000
+    assert "all begin with" in [watch.followed(f"{around}{n}{around}") for n in range(N_SAME)][-1]
+    assert sum(len(text) for case in watch._cases for text in case[1:]) < 2_000
+
+
+def test_each_tenant_is_watched_apart_and_of_many_the_last_ones():
+    watches = Watches()
+    for _ in range(N_RECENT):
+        watches.of("ada").wording.missed()
+    assert not watches.of("bob").wording.missed()
+    assert watches.of("ada").wording.missed()
+    for n in range(MAX_TENANTS - 1):
+        watches.of(str(n))
+        watches.of("ada")
+    assert watches.of("ada").wording.missed()
+    assert len(watches._by_tenant) == MAX_TENANTS
 
 
 def test_drafts_that_differ_more_often_than_usual_are_noticed_and_usual_ones_are_not():

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from fixtures.gateway import OpenUpstreams
 
 from smallfirst.gateway.http import GatewayRequest, GatewayResponse, UpstreamAnswer
 from smallfirst.gateway.takeover.takeovers import TakeOvers
@@ -27,7 +28,7 @@ def request(text: str, *, system: str = SYSTEM, **more: Any) -> GatewayRequest:
     return GatewayRequest("POST", "/v1/chat/completions", b"", [], json.dumps(body).encode())
 
 
-class Application:
+class Application(OpenUpstreams):
     """Asks the tasks as the proxy does, with an upstream that always knows the right queue."""
 
     def __init__(self, tasks: TakenOverTasks) -> None:

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+from fixtures.gateway import OpenUpstreams
 
 from smallfirst.gateway.decisions.routes import DecisionRoutes
 from smallfirst.gateway.http import GatewayRequest, GatewayResponse, UpstreamAnswer
@@ -38,7 +39,7 @@ def of_question() -> TaskSource:
     return source().model_copy(update={"templates": (wording,), "answer_format": plain})
 
 
-class Judge:
+class Judge(OpenUpstreams):
     """An upstream of OpenAI's shape that knows the right queue."""
 
     def __init__(self) -> None:
