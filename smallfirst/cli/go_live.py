@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from smallfirst.cli.options import JSON, PATH, RUN, TASK, load_project, load_run, load_task_file, show, verb
+from smallfirst.cli.options import JSON, PATH, RUN, TASK, load_project, load_run, load_task_file, show, show_steps, verb
 from smallfirst.errors import ConfigError, StageMissing
 
 
@@ -17,13 +18,23 @@ from smallfirst.errors import ConfigError, StageMissing
 @RUN
 @click.option("--candidate", help="Another that passed, instead of the one that routing.small names.")
 def promote(task_yaml: Path, run_name: str | None, candidate: str | None) -> None:
-    """Register the candidate that passed and make it champion."""
+    """Register the candidate that passed and make it champion.
+
+    It is certified first, unless it is. Exit code 3 if nothing of it may be answered.
+    """
+    from smallfirst.gate.outcome import Outcome
+    from smallfirst.pipeline.next_step import after_outcome
     from smallfirst.pipeline.release import promote_stage
+    from smallfirst.project.run_folder import OUTCOME
 
     project, run_folder = load_run(task_yaml, run_name)
     promoted = promote_stage(project, run_folder, candidate)
-    click.echo(f"{promoted.name} version {promoted.version} @champion ({promoted.candidate})")
-    click.echo(f"next: smallfirst calibrate {task_yaml}")
+    outcome = run_folder.read(Outcome, OUTCOME, next_command="smallfirst promote task.yaml")
+    click.echo(outcome.live_as or "nothing went live")
+    click.echo(outcome.sentence)
+    show_steps(after_outcome(project, outcome))
+    if promoted is None:
+        sys.exit(3)
 
 
 @verb("smallfirst rollback tickets")

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from smallfirst.cli.options import JSON, LEDGER, PATH, RUN, TASK, load_run, show_steps, verb
-
-if TYPE_CHECKING:
-    from smallfirst.project.project import Project
-    from smallfirst.project.run_folder import RunFolder
 
 
 @verb("smallfirst evaluate tickets")
@@ -47,7 +42,7 @@ def gate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
     """
     from smallfirst.gate.verdict import format_verdict
     from smallfirst.pipeline.next_step import NextStep, after_gate
-    from smallfirst.pipeline.release import chosen_candidate, gate_stage
+    from smallfirst.pipeline.release import chosen_candidate, gate_stage, may_go_alone
 
     project, run_folder = load_run(task_yaml, run_name)
     verdicts = gate_stage(project, run_folder)
@@ -58,8 +53,10 @@ def gate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
             click.echo(format_verdict(verdict))
         how = f" ({verdicts.how_found})" if verdicts.how_found else ""
         click.echo(f"cheapest candidate that passes alone: {verdicts.smallest or 'none'}{how}")
-    passed = verdicts.of(chosen_candidate(project, verdicts)).passed
+    passed = may_go_alone(project, verdicts.of(chosen_candidate(project, verdicts)))
     if not as_json:
+        if not project.file.sets_gate:
+            click.echo("task.yaml sets no gate: this one is the default, and lets nobody answer alone")
         promote = NextStep(what="let it go live", command="smallfirst promote task.yaml")
         show_steps([promote] if passed else after_gate(project, run_folder, verdicts))
     if not passed:
@@ -93,48 +90,37 @@ def override(task_yaml: Path, run_name: str | None, candidate: str, by: str, bec
 def calibrate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
     """Find and certify the threshold that keeps the guarantee.
 
-    The Router is measured with it on the test rows. Where no candidate passed the gate alone, plans are tried that keep
-    a part of the requests small; exit code 3 if none is proven.
+    The Router is measured with it on the test rows. Where no candidate may go live alone, plans are tried that keep a
+    part of the requests small. Exit code 3 if nothing may go live.
     """
+    from smallfirst.gate.verdict import format_verdict
     from smallfirst.pipeline.calibrate import calibrate_stage
-    from smallfirst.pipeline.next_step import after_certificate
+    from smallfirst.pipeline.next_step import after_gate, after_outcome
     from smallfirst.pipeline.plans.outcome import decide_outcome
+    from smallfirst.pipeline.plans.small_first import small_first_stage
+    from smallfirst.pipeline.release import chosen_candidate, may_go_alone
     from smallfirst.project.run_folder import PROMOTED
 
     project, run_folder = load_run(task_yaml, run_name)
-    if not (run_folder.path / PROMOTED).exists() and run_folder.verdicts().smallest is None:
-        _try_plans(project, run_folder, as_json=as_json)
-        return
-    certificate = calibrate_stage(project, run_folder)
-    outcome = decide_outcome(project, run_folder)
-    if as_json:
-        click.echo(certificate.model_dump_json(indent=2))
-        return
-    click.echo(("issued: " if certificate.issued else "refused: ") + certificate.why)
-    if certificate.issued:
-        click.echo(f"threshold {certificate.threshold:.4f}, keeps {certificate.coverage} of requests small")
-    click.echo(f"the rest: {certificate.below} ({certificate.below_why})")
-    click.echo(outcome.sentence)
-    show_steps(after_certificate(project, certificate))
-
-
-def _try_plans(project: Project, run_folder: RunFolder, *, as_json: bool) -> None:
-    from smallfirst.gate.verdict import format_verdict
-    from smallfirst.pipeline.next_step import NextStep, after_gate
-    from smallfirst.pipeline.plans.outcome import decide_outcome
-    from smallfirst.pipeline.plans.small_first import small_first_stage
-
-    found = small_first_stage(project, run_folder)
-    outcome = decide_outcome(project, run_folder, found.passed)
-    if as_json:
-        click.echo(outcome.model_dump_json(indent=2))
+    verdicts = run_folder.verdicts()
+    verdict = verdicts.of(chosen_candidate(project, verdicts))
+    said = []
+    if (run_folder.path / PROMOTED).exists():
+        calibrate_stage(project, run_folder)
+    elif may_go_alone(project, verdict):
+        calibrate_stage(project, run_folder, candidate=verdict.candidate)
     else:
-        for trial in found.trials:
-            click.echo(format_verdict(trial.verdict))
-        click.echo(outcome.sentence)
-        steps = [NextStep(what="let it go live", command="smallfirst promote task.yaml")]
-        show_steps(steps if found.passed else after_gate(project, run_folder, run_folder.verdicts()))
-    if not found.passed:
+        said += [format_verdict(trial.verdict) for trial in small_first_stage(project, run_folder).trials]
+    outcome, certificate = decide_outcome(project, run_folder), run_folder.certificate()
+    if as_json:
+        click.echo(outcome.model_dump_json(indent=2) if said else certificate.model_dump_json(indent=2))
+    else:
+        said.append(("issued: " if certificate.issued else "refused: ") + certificate.why)
+        if certificate.issued:
+            said.append(f"threshold {certificate.threshold:.4f}, keeps {certificate.coverage} of requests small")
+        click.echo("\n".join([*said, f"the rest: {certificate.below} ({certificate.below_why})", outcome.sentence]))
+        show_steps(after_outcome(project, outcome) if outcome.goes_live else after_gate(project, run_folder, verdicts))
+    if not outcome.goes_live:
         sys.exit(3)
 
 

@@ -98,7 +98,7 @@ def watch(
             **_traffic(row for row in rows if row.task == name),
             "saving": _saving(saved.get(name)),
             "small": audited.get(name),
-            "state": routers[name].monitor.state if name in routers else None,
+            "standing": routers[name].standing.model_dump() if name in routers else None,
         }
         for name in names
     ]
@@ -194,7 +194,8 @@ def _right(error: Estimate) -> dict[str, Any]:
 
 def _live(router: AuditedRouter) -> dict[str, Any]:
     """Return the accuracy of kept answers since the certificate went live, and the least that is promised."""
-    limits = [watch.quantity.limit for watch in router.monitor.watches if watch.quantity.loss is None]
+    watches = router.monitor.watches if router.standing.promise else ()
+    limits = [watch.quantity.limit for watch in watches if watch.quantity.loss is None]
     return {**_right(router.monitor.live_error), "promised": 1 - min(limits) if limits else None}
 
 
@@ -208,7 +209,8 @@ def _router(ledger: Ledger, router: AuditedRouter) -> dict[str, Any]:
         "state": monitor.state,
         "why": last.why if last else "",
         "since": last.at.isoformat() if last else None,
-        "guarantee": router.router.guarantee,
+        "guarantee": router.standing.promise,
+        "standing": router.standing.model_dump(),
         "live": _live(router),
         "judge": router.auditing.judge,
         "audit_share": monitor.audit_share,

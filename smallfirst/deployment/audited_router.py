@@ -13,11 +13,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from smallfirst.deployment.auditing import AuditSettings, note_difference
 from smallfirst.deployment.followed_monitor import FOLLOW_S, FollowedMonitor
 from smallfirst.errors import ModelError
+from smallfirst.gate.outcome import Outcome, Standing, with_broken
 from smallfirst.models.protocol import Chunk, Completion, Request
 from smallfirst.models.usage import ReportUnfinished, collect_attempts
 from smallfirst.models.wrappers import DelegatingModel
@@ -43,6 +44,7 @@ _log = logging.getLogger("smallfirst.serving")
 _OOD_STAGE = "domain"
 AskLarge = Callable[[], Awaitable[Completion]]
 """Ask the large model again what it was, or would have been, asked."""
+SHADOW_WHY = "the small model runs in shadow: nothing of it may be answered"
 MAX_CONCURRENT_AUDITS = 4
 """Audits at the same time; further ones wait, so that audits never crowd out answers."""
 MAX_PENDING_AUDITS = 10_000
@@ -59,10 +61,15 @@ class AuditedRouter(DelegatingModel):
         *,
         ledger: Ledger,
         auditing: AuditSettings,
+        outcome: Outcome | None = None,
         rng: random.Random | None = None,
     ) -> None:
-        """`monitor` creates a monitor in its state at go-live; audits recorded since then are fed to it."""
+        """`monitor` creates a monitor in its state at go-live; audits recorded since then are fed to it.
+
+        `outcome` is that of the run whose version answers; left out, all that is known of it is the certificate.
+        """
         super().__init__(router)
+        self.outcome = outcome or outcome_of(router)
         self.router, self.ledger, self.auditing = router, ledger, auditing
         self.certificate = router.certificate.fingerprint()
         self._rng = rng or random.SystemRandom()
@@ -76,8 +83,8 @@ class AuditedRouter(DelegatingModel):
             ledger,
             self.name,
             self.certificate,
-            why=router.certificate.why,
-            shadow_why="the small model runs in shadow: its certificate was not issued",
+            why=self.outcome.standing("live").in_words,
+            shadow_why=SHADOW_WHY,
         )
         self._since, self._shared_at_s = self._followed.since, float("-inf")
 
@@ -85,6 +92,11 @@ class AuditedRouter(DelegatingModel):
     def monitor(self) -> Monitor:
         """The monitor as this process knows it."""
         return self._followed.monitor
+
+    @property
+    def standing(self) -> Standing:
+        """What is in force now: the outcome, narrowed by the monitor's state."""
+        return self.outcome.standing(self.monitor.state, broken=[one.words for one in self.monitor.broken])
 
     @property
     def cause(self) -> str:
@@ -110,7 +122,7 @@ class AuditedRouter(DelegatingModel):
     def paused(self) -> str:
         """Why the large model answers everything at the moment; empty while the small one may answer."""
         if self.monitor.state == "shadow":
-            return "the small model runs in shadow: its certificate was not issued"
+            return SHADOW_WHY
         if self.monitor.state != "fallback":
             return ""
         drifted = self.cause in get_args(Statistic)
@@ -273,8 +285,7 @@ class AuditedRouter(DelegatingModel):
             with ReportUnfinished(lambda _: completion):
                 await self._followed.found(self.monitor.record_answer(completion, in_cascade=took_cascade(route)))
         if route is not None and route.certified and self.monitor.broken:
-            broken = ", ".join(quantity.words for quantity in self.monitor.broken)
-            in_words = f"{route.guarantee}; not in force, found broken on live requests: {broken}"
+            in_words = with_broken(route.guarantee, [quantity.words for quantity in self.monitor.broken])
             completion = completion.model_copy(update={"route": route.model_copy(update={"guarantee": in_words})})
         return self._select_for_audit(completion)
 
@@ -357,3 +368,21 @@ class AuditedRouter(DelegatingModel):
             return False
         await self._followed.follow()
         return True
+
+
+def outcome_of(router: Router) -> Outcome:
+    """Return the outcome of a version that brings none: what its certificate, or a signature, lets it answer."""
+    certificate, signed = router.certificate, "" if router.certificate.issued else router.options.signed_by
+    live = certificate.issued or bool(signed)
+    keeps = certificate.below == "keep" or bool(signed)
+    rest: Literal["", "large", "person"] = "" if keeps else "person" if certificate.below == "abstain" else "large"
+    return Outcome(
+        kind="keep the large model" if not live else "small alone" if keeps else "small first",
+        title=router.stages[-1].model.name,
+        promise=router.guarantee if certificate.issued else "",
+        large=router.large is not None,
+        rest=rest if live and (router.large or rest != "large") else "",
+        watched_by="" if not certificate.issued else "large" if router.large else "person",
+        signed=signed,
+        why="" if certificate.issued else certificate.why,
+    )

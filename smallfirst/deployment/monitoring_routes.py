@@ -127,9 +127,9 @@ class _RouterMetrics(Collector):
             audits([task], found.n)
             for end in ("value", "low", "high"):
                 error([task, end], getattr(found, end))
-            for one in _watched(router):
+            for watch, one in zip(router.monitor.watches, _watched(router), strict=True):
                 for end in ("limit", "value", "low", "high"):
-                    watched([task, one["quantity"], str(one["guaranteed"]).lower(), end], one[end])
+                    watched([task, one["quantity"], str(watch.quantity.promised).lower(), end], one[end])
             for add, changes in ((alarms, router.monitor.alarms), (hints, router.monitor.hints)):
                 for cause, n in Counter(change.cause for change in changes).items():
                     add([task, cause], n)
@@ -146,7 +146,7 @@ def _family(families: list[Metric], kind: type[Any], name: str, what: str, *labe
 
 def _watched(router: AuditedRouter) -> list[dict[str, Any]]:
     """Return each quantity under watch with its limit and its mean so far, valid at any time."""
-    monitor = router.monitor
+    monitor, in_force = router.monitor, bool(router.standing.promise)
     found = []
     for watch in monitor.watches:
         quantity = watch.quantity
@@ -155,7 +155,7 @@ def _watched(router: AuditedRouter) -> list[dict[str, Any]]:
             {
                 "quantity": quantity.name,
                 "in_words": quantity.words,
-                "guaranteed": quantity.promised,
+                "guaranteed": quantity.promised and in_force,
                 "found_broken": watch.exceeded,
                 "limit": quantity.scale * quantity.limit,
                 **mean.model_dump(),
@@ -165,13 +165,15 @@ def _watched(router: AuditedRouter) -> list[dict[str, Any]]:
 
 
 def _status(router: AuditedRouter) -> dict[str, Any]:
-    found = router.monitor.live_error
+    found, standing = router.monitor.live_error, router.standing
     states = router.ledger.entries(StateRow, task=router.name, limit=50)
     return {
         "task": router.name,
         "state": router.monitor.state,
         "why": next((s.why for s in reversed(states) if s.before != s.after), ""),
-        "guarantee": router.router.guarantee,
+        "guarantee": standing.promise,
+        "standing": standing.model_dump(),
+        "outcome": router.outcome.model_dump(mode="json", exclude={"trials"}),
         "watched": _watched(router),
         "not_watched": list(not_watched(router.router.certificate, router.auditing.judge)),
         "reports_of_users": {

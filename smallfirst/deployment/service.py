@@ -88,6 +88,9 @@ class DeployedTasks(Plugin):
     def by_task(self) -> Mapping[str, AuditedRouter]:
         return self._monitoring.by_task
 
+    def describe(self) -> Mapping[str, str]:
+        return {name: router.standing.in_words for name, router in self.by_task.items()}
+
     def measured(self, task: str) -> Evaluation | None:
         """Return the large model on the test rows of the run whose version answers; None where it was not measured."""
         target = self._targets.get(task)

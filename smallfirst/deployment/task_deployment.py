@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from smallfirst.data.dataset import Message
-from smallfirst.deployment.audited_router import AuditedRouter
+from smallfirst.deployment.audited_router import AuditedRouter, outcome_of
 from smallfirst.deployment.auditing import AuditSettings
 from smallfirst.deployment.hot_swap import ModelSet, SharedModel
 from smallfirst.errors import RegistryError, StageMissing
+from smallfirst.gate.outcome import Outcome
 from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import MANIFEST, read_manifest
 from smallfirst.models.protocol import Model, Request
@@ -37,7 +38,7 @@ from smallfirst.pipeline.router_setup import (
 )
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
-from smallfirst.project.run_folder import RunFolder
+from smallfirst.project.run_folder import OUTCOME, RunFolder
 from smallfirst.project.small_model import load_small, small_engine
 from smallfirst.project.task_file import RoutingConfig, TaskFile
 from smallfirst.registry import versions
@@ -135,13 +136,14 @@ class TaskDeployment:
                 named = {alias: v.version for v in versions.list_versions(name) for alias in v.aliases}
             except RegistryError:  # nothing is registered under this name
                 named = {}
-        if versions.CHAMPION not in named:
+        if not {versions.CHAMPION, versions.SHADOW} & named.keys():
             raise RegistryError(
                 f"{self.file.name} has no champion: no model has passed its gate and become {name}@champion",
                 hint="smallfirst run task.yaml   says at its end what is missing",
             )
         return TargetVersions(
-            named[versions.CHAMPION], named.get(CHALLENGER) if routes_to_challenger(self.file) else None
+            named.get(versions.CHAMPION, named.get(versions.SHADOW, 0)),
+            named.get(CHALLENGER) if routes_to_challenger(self.file) else None,
         )
 
     def certified(self, version: int) -> bool:
@@ -176,7 +178,9 @@ class TaskDeployment:
         certificate = Certificate.from_json(_attached(version, CERTIFICATE), where=f"the certificate of {where}")
         reference = TrafficReference.from_json(_attached(version, REFERENCE, b"{}"), where=f"the reference of {where}")
         heads = ConfidenceHeads.from_json(_attached(version, HEADS, b"{}"), where=f"the confidence heads of {where}")
-        self._check_fallback(certificate)
+        raw = versions.read_attachment(version.name, version.version, OUTCOME)
+        outcome = Outcome.from_json(raw, where=f"the outcome of {where}") if raw else None
+        self._check_fallback(certificate, outcome)
         self._check_engine(version)
         detector = load_ood_detector(file, run_folder, heads)
         if certificate.filters is not None and certificate.issued:
@@ -207,6 +211,7 @@ class TaskDeployment:
             task=self._task,
             ledger=self._ledger,
             store_bodies=self._store_bodies,
+            outcome=outcome and self._outcome_here(outcome),
             others=functools.cache(functools.partial(self._others, version, run_folder, ahead)),
         )
         models: dict[str, Model] = {file.name: audited, f"{file.name}-small": small}
@@ -237,13 +242,23 @@ class TaskDeployment:
                 hint="smallfirst parity task.yaml   compares them; its certificate then holds there too",
             )
 
-    def _check_fallback(self, certificate: Certificate) -> None:
-        if self.large is None and not certificate.issued and self.file.routing.override is None:
+    def _check_fallback(self, certificate: Certificate, outcome: Outcome | None) -> None:
+        goes_live = outcome.goes_live if outcome else certificate.issued
+        if self.large is None and not goes_live and self.file.routing.override is None:
             raise StageMissing(
                 f"{self.name}: {certificate.why}; and there is no large model that could answer instead",
                 hint='smallfirst serve task.yaml --uncertified "a trial"   serves it, and each answer says so; '
                 "or name a large model under large:, or sign in task.yaml: routing: {override: {by: …, because: …}}",
             )
+
+    def _outcome_here(self, outcome: Outcome) -> Outcome:
+        """Return the outcome as it is at this server: whether there is a large model here, and who signed since."""
+        override = self.file.routing.override
+        found = outcome.model_copy(update={"large": self.large is not None})
+        if outcome.goes_live or override is None:
+            return found
+        signed = f"{override.by} ({override.because})"
+        return found.model_copy(update={"kind": "small alone", "signed": signed})
 
 
 def audited_router(
@@ -254,13 +269,15 @@ def audited_router(
     task: Any,
     ledger: Ledger,
     store_bodies: bool = False,
+    outcome: Outcome | None = None,
     others: Callable[[], Sequence[Model]] = tuple,
 ) -> AuditedRouter:
     """Return the Router with its guarantee audited, its traffic monitored and its state in the ledger."""
     judge = _judge(routing, router.certificate, router.large)
     auditing = AuditSettings(judge, _agreement(task), store_bodies, task, others)
-    monitor = _monitor(router, routing, reference, judge)
-    return AuditedRouter(router, monitor, ledger=ledger, auditing=auditing)
+    outcome = outcome or outcome_of(router)
+    monitor = _monitor(router, routing, reference, judge, shadow=not outcome.goes_live)
+    return AuditedRouter(router, monitor, ledger=ledger, auditing=auditing, outcome=outcome)
 
 
 def _judge(routing: RoutingConfig, certificate: Certificate, large: Model | None) -> Judge:
@@ -270,14 +287,13 @@ def _judge(routing: RoutingConfig, certificate: Certificate, large: Model | None
 
 
 def _monitor(
-    router: Router, routing: RoutingConfig, reference: TrafficReference, judge: Judge
+    router: Router, routing: RoutingConfig, reference: TrafficReference, judge: Judge, *, shadow: bool
 ) -> Callable[[], Monitor]:
     """Return what creates the Router's monitor; log which limits nothing can test."""
     certificate = router.certificate
     quantities = watched_quantities(certificate, judge)
     for words in not_watched(certificate, judge):
         _log.warning("%s: nothing after go-live tests the limit %r", router.name, words)
-    shadow = not certificate.issued and routing.override is None
     return lambda: Monitor(
         routing.monitor,
         quantities=quantities,

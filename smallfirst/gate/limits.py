@@ -78,20 +78,34 @@ def check_saving(share: float, candidate: Evaluation, large: Evaluation | None, 
             "the large model was not measured",
             "measure the large model on the same rows, or on a sample of them",
         )
-    pairs = [(row.cost_usd, large.by_key[row.key].cost_usd) for row in candidate.rows if row.key in large.by_key]
-    ours, theirs = 1000 * np.array(pairs, dtype=float).reshape(-1, 2).T
-    if not pairs or theirs.mean() <= 0:
+    pairs = _costs(candidate, large)
+    ours, theirs = pairs.mean(axis=1) if pairs.size else (0.0, 0.0)
+    found = saving(candidate, large, confidence=level.confidence)
+    if found is None:
         return not_measured(
             requirement,
-            f"the large model costs ${theirs.mean() if pairs else 0:.4f} per 1,000 n={len(pairs)}",
+            f"the large model costs ${theirs:.4f} per 1,000 n={pairs.shape[1]}",
             "nothing is cheaper: give the large model its price, or remove the threshold from the gate",
         )
+    measured = f"{level.format(found)} cheaper: ${ours:.4f} against ${theirs:.4f} per 1,000"
+    return _adapted(check_interval(requirement, found, measured))
+
+
+def saving(candidate: Evaluation, large: Evaluation, *, confidence: float = 0.95) -> Estimate | None:
+    """Return the share of the large model's bill that is saved on the same rows; None without rows or a price."""
+    ours, theirs = _costs(candidate, large)
+    if not ours.size or theirs.mean() <= 0:
+        return None
     saved = 1 - ours.mean() / theirs.mean()
     # 0.01 is 90 % below 0.10, but 1 - 0.9 is slightly less than 0.1 in floating point.
     by_row = np.round(saved - (ours - (1 - saved) * theirs) / theirs.mean(), 12)
-    found = mean_interval(by_row, confidence=level.confidence)
-    measured = f"{level.format(found)} cheaper: ${ours.mean():.4f} against ${theirs.mean():.4f} per 1,000"
-    return _adapted(check_interval(requirement, found, measured))
+    return mean_interval(by_row, confidence=confidence)
+
+
+def _costs(candidate: Evaluation, large: Evaluation) -> np.ndarray:
+    """Return the cost of 1,000 answers in USD by row of both, of shape (2, rows)."""
+    pairs = [(row.cost_usd, large.by_key[row.key].cost_usd) for row in candidate.rows if row.key in large.by_key]
+    return 1000 * np.array(pairs, dtype=float).reshape(-1, 2).T
 
 
 def _adapted(result: CheckResult) -> CheckResult:

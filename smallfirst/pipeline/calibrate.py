@@ -61,6 +61,9 @@ LOOKS = "looks.json"
 class Certified(Record):
     """What certifying a candidate leaves for its version in the registry."""
 
+    candidate: str = ""
+    plan: Literal["small alone", "small first"] = "small alone"
+    """What it was made for: the candidate after its gate alone, or for the part that the certificate covers."""
     certificate: Certificate
     heads: ConfidenceHeads
     """The confidence heads that it was made with."""
@@ -69,23 +72,29 @@ class Certified(Record):
 
 
 @shown_as("certifying")
-def calibrate_stage(project: Project, run_folder: RunFolder, promotion: Promotion | None = None) -> Certificate:
-    """Certify the promoted model and measure the Router on test rows; return the certificate.
+def calibrate_stage(
+    project: Project, run_folder: RunFolder, promotion: Promotion | None = None, *, candidate: str = ""
+) -> Certificate:
+    """Certify a model and measure the Router on test rows; return the certificate.
 
-    `promotion` is a version that is not live yet; left out, the one that the run promoted. Raise StageMissing if a
-    stage of the cascade was not evaluated.
+    It is `candidate`, which passed its gate alone and is not registered yet; or that of a `promotion`, left out the one
+    that the run promoted, to whose version the certificate is attached. Raise StageMissing if a stage of the cascade
+    was not evaluated.
     """
-    promotion = promotion or run_folder.promoted()
-    candidate, alone = promotion.candidate, promotion.plan == "small alone"
-    found = certify_candidate(project, run_folder, candidate, alone=alone)
+    promotion = promotion or (None if candidate else run_folder.promoted())
+    plan = promotion.plan if promotion else "small alone"
+    candidate = promotion.candidate if promotion else candidate
+    found = certify_candidate(project, run_folder, candidate, alone=plan == "small alone")
     asyncio.run(measure_router(project, run_folder, found.certificate, found.heads, candidate=candidate))
-    if alone and (kept := unconfirmed_escalation(project, run_folder, found.certificate, candidate)) is not None:
+    kept = None if plan == "small first" else unconfirmed_escalation(project, run_folder, found.certificate, candidate)
+    if kept is not None:
         found = found.model_copy(update={"certificate": kept})
         project.progress.log(f"below the threshold: {kept.below} ({kept.below_why})")
         found.certificate.save(run_folder.path / CERTIFICATE)
         found.save(run_folder.path / CERTIFIED)
         asyncio.run(measure_router(project, run_folder, kept, found.heads, candidate=candidate))
-    attach_certified(promotion, found, run_folder)
+    if promotion is not None:
+        attach_certified(promotion, found, run_folder)
     return found.certificate
 
 
@@ -95,12 +104,13 @@ def unconfirmed_escalation(
     """Return the certificate with what is below its threshold kept small, if test rows do not confirm the escalation.
 
     The candidate passed its gate alone, so ties, and a Router that is right less often than the candidate by itself on
-    the same test rows, are won by the candidate. None: nothing changes, also where a limit of the guarantee decides.
+    the same test rows, are won by the candidate. None: nothing changes, also where a guarantee that task.yaml sets, or
+    a limit of it, decides.
     """
     routed, alone = run_folder.evaluation("routed", "test"), run_folder.evaluation(candidate, "test")
     limits = project.file.routing.guarantee.limits
     escalates = "escalate" in {certificate.below, *(band.action for band in certificate.bands)}
-    if routed is None or alone is None or not escalates or "accuracy_loss" in limits:
+    if routed is None or alone is None or not escalates or "accuracy_loss" in limits or project.file.binds_answers:
         return None
     pairs = [(row.correct, alone.by_key[row.key].correct) for row in routed.rows if row.key in alone.by_key]
     n_routed, n_alone = sum(ours for ours, _ in pairs), sum(theirs for _, theirs in pairs)
@@ -120,8 +130,9 @@ def unconfirmed_escalation(
 def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *, alone: bool) -> Certified:
     """Certify a candidate behind the smaller ones that are ahead of it; the certificate goes into the run folder.
 
-    `alone`: it passed its gate by itself, so what is not certified may stay small. This counts as a look at the rows.
-    Raise StageMissing if a stage of the cascade was not evaluated.
+    `alone`: it passed its gate by itself, so what is not certified may stay small, unless task.yaml sets a guarantee
+    and there is a large model. This counts as a look at the rows. Raise StageMissing if a stage of the cascade was
+    not evaluated.
     """
     routing, manifest = project.file.routing, read_manifest(run_folder.model_folder(candidate))
     heads, confidences, foreign = asyncio.run(_fit_heads(project, run_folder, candidate))
@@ -139,14 +150,15 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
         gold, labels = gold_answers(project, drafts[-1]), "gold"
         drafts = [judged_by_gold(project, draft, gold) for draft in drafts]
         large = judged_by_gold(project, large, gold) if large else None
+    binds = project.file.binds_answers
     certificate = certify(
         drafts,
         large,
         routing.guarantee,
         model_fingerprint=manifest.weights_fingerprint,
         # Of a candidate that failed its gate by itself only what is certified stays; a person is the last resort.
-        person=routing.person if alone else project.file.large is None,
-        alone=alone,
+        person=routing.person if alone and not binds else project.file.large is None,
+        alone=alone and not binds,
         usd_per_wrong_answer=routing.usd_per_wrong_answer,
         labels=labels,
         looks=run_folder.path.parent / LOOKS,
@@ -157,10 +169,16 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
     limits = (*filter(None, said), *filters.limits, *certificate.limits_of_validity)
     update = {"temperature": manifest.temperature, "filters": filters, "limits_of_validity": limits}
     certificate = certificate.model_copy(update=update | _watched_share(certificate, scores, foreign.n_outside))
+    if (
+        alone and not certificate.issued and not binds
+    ):  # the gate's proof is about all answers: no threshold divides them
+        why = "no certificate, so no threshold: the candidate passed its gate alone and answers every request"
+        certificate = certificate.model_copy(update={"below": "keep", "bands": (), "below_why": why})
     certificate.save(run_folder.path / CERTIFICATE)
     project.progress.log(f"certificate of {candidate}: {certificate.why}")
     project.progress.log(f"below the threshold: {certificate.below} ({certificate.below_why})")
-    found = Certified(certificate=certificate, heads=heads, reference=reference)
+    plan: Literal["small alone", "small first"] = "small alone" if alone else "small first"
+    found = Certified(candidate=candidate, plan=plan, certificate=certificate, heads=heads, reference=reference)
     found.save(run_folder.path / CERTIFIED)
     return found
 

@@ -8,13 +8,15 @@ from collections.abc import Iterable, Iterator
 
 from smallfirst.errors import DataError, GateFailed, ModelError, SmallfirstError, TrainingError
 from smallfirst.evaluation.learning_curve import LearningCurve, forecast
-from smallfirst.gate.verdict import Outcome, Verdict, nearest_to_passing
+from smallfirst.gate.outcome import Outcome
+from smallfirst.gate.verdict import Verdict, nearest_to_passing
 from smallfirst.pipeline.learning_curve import LEARNING
 from smallfirst.pipeline.preflight.more_rows import more_rows
 from smallfirst.project.project import Project
-from smallfirst.project.run_folder import CERTIFICATE, OUTCOME, VERDICTS, GateVerdicts, RunFolder
+from smallfirst.project.run_folder import OUTCOME, VERDICTS, GateVerdicts, RunFolder
+from smallfirst.project.task_file import SMALLEST
 from smallfirst.records import Record
-from smallfirst.routing.certificate.certificate import Certificate
+from smallfirst.registry import versions
 
 MAX_QUESTION_CHARS = 400
 """Longest row that is shown as an example request."""
@@ -50,8 +52,8 @@ def next_steps(
         pass
     elif type(error) is GateFailed and (verdicts := run_folder.find(GateVerdicts, VERDICTS)):
         steps = after_gate(project, run_folder, verdicts, task=task)
-    elif error is None and (certificate := run_folder.find(Certificate, CERTIFICATE)):
-        steps = after_certificate(project, certificate, task=task)
+    elif error is None and (outcome := run_folder.find(Outcome, OUTCOME)):
+        steps = after_outcome(project, outcome, task=task)
     return tuple(steps)
 
 
@@ -68,7 +70,8 @@ def after_gate(
     project: Project, run_folder: RunFolder, gate: GateVerdicts, *, task: str = "task.yaml"
 ) -> Iterator[NextStep]:
     """Yield what to do after the gate has said no to the candidate that was to go live."""
-    if gate.smallest is not None:  # the candidate that task.yaml names failed, and another passes
+    named = project.file.goes_live
+    if gate.smallest not in (None, named) and named != SMALLEST and project.file.sets_gate:
         yield NextStep(
             what=f"{gate.smallest} passes: let it go live in place of {project.file.goes_live}",
             command=f"smallfirst promote {task} --candidate {gate.smallest}",
@@ -76,10 +79,15 @@ def after_gate(
         return
     best, outcome = nearest_to_passing(gate.verdicts), run_folder.find(Outcome, OUTCOME)
     if outcome is None:
-        what = "no candidate passes alone: see which part of the requests can stay small"
+        what = "no candidate may go live alone: see which part of the requests can stay small"
         yield NextStep(what=what, command=f"smallfirst calibrate {task}")
+    elif outcome.gate_line or outcome.alias == versions.SHADOW:
+        yield from after_outcome(project, outcome, task=task)
+        return
     elif outcome.labels_needed is not None:
         yield NextStep(what=f"label {outcome.labels_needed.in_words}, then: smallfirst run {task}")
+    if not best.failed_checks:
+        return
     yield NextStep(what=" ".join(_what_to_label(project, run_folder, best)) + f" Then: smallfirst run {task}")
     if project.task.closed:
         yield NextStep(what="look for wrong labels among the training rows", command=f"smallfirst suspects {task}")
@@ -113,41 +121,27 @@ def _forecast(project: Project, run_folder: RunFolder, candidate: str) -> str:
     return f" ({found.why})" if found is not None and found.accuracy is not None else ""
 
 
-def after_certificate(project: Project, certificate: Certificate, *, task: str = "task.yaml") -> Iterator[NextStep]:
-    """Yield how to serve a promoted version with this certificate, or without one if it is refused."""
-    file = project.file
-    live = file.large is not None and file.large.general_engine is not None
-    replay = " --replay-large" if file.large and file.large.recorded else ""
+def after_outcome(project: Project, outcome: Outcome, *, task: str = "task.yaml") -> Iterator[NextStep]:
+    """Yield how to serve what is live, how to let it go live, or what is missing for that."""
+    replay = " --replay-large" if project.file.large and project.file.large.recorded else ""
     serve = f"smallfirst serve {task}{replay}"
-    if certificate.issued:
-        share = f"about {100 * certificate.coverage.value:.0f} % of requests stay small with the guarantee"
-        rest = "the rest goes to the large model" if file.large else "the rest is answered without it"
-        if certificate.below == "keep":
-            rest = "the rest stays small too, without it"
-        yield NextStep(what=f"serve it: {share}, {rest}", command=serve)
-    elif file.routing.override is not None:
-        yield NextStep(what=f"serve it uncertified: {file.routing.override.by} signed for it", command=serve)
-    elif live or replay:
+    if outcome.live_as:
+        yield NextStep(what=f"serve it: {outcome.in_short}", command=serve)
+        yield NextStep(what="ask it one of your rows", command=_curl(project))
+    elif outcome.goes_live:
+        yield NextStep(what=f"let it go live: {outcome.in_short}", command=f"smallfirst promote {task}")
+    elif outcome.gate_line:
+        yield NextStep(what=f"{outcome.gate_missing} Then", command=f"smallfirst promote {task}")
+    elif outcome.alias == versions.SHADOW:
         yield NextStep(
-            what="serve it: nothing is certified, so the large model answers every request and the small one drafts in "
-            "shadow",
-            command=serve,
+            what="serve it meanwhile: the large model answers, the small one drafts beside it", command=serve
         )
-    else:
-        yield NextStep(
-            what="serve it without a certificate: there is no large model, and each answer then says so and why",
-            command=f'{serve} --uncertified "a trial"',
-        )
-    yield NextStep(what="ask it one of your rows", command=_curl(project))
-    if not certificate.issued:
-        yield NextStep(what=_calibration_rows(project, certificate, task))
-
-
-def _calibration_rows(project: Project, certificate: Certificate, task: str) -> str:
-    if certificate.labels_missing is None:
-        return f"no number of rows like these is likely to certify it: {certificate.why}"
-    needed = more_rows(project, "calibration", certificate.labels_missing)
-    return f"to have it certified, label {needed.in_words}, then: smallfirst run {task}"
+        yield NextStep(what="ask it one of your rows", command=_curl(project))
+    if outcome.labels_needed is not None and not outcome.promise:
+        what = "have a promise about single answers" if outcome.goes_live else "have it decided"
+        yield NextStep(what=f"to {what}, label {outcome.labels_needed.in_words}, then: smallfirst run {task}")
+    elif outcome.why and not outcome.promise and not outcome.gate_line:
+        yield NextStep(what=f"no number of rows like these is likely to give a promise: {outcome.why}")
 
 
 def _curl(project: Project) -> str:

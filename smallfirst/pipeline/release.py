@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from smallfirst.errors import GateFailed
 from smallfirst.gate.gate import choose_candidate, count_comparisons
 from smallfirst.gate.verdict import Verdict, nearest_to_passing, override_candidate, smallest_passing
-from smallfirst.pipeline.calibrate import CERTIFIED, Certified, attach_certified
+from smallfirst.pipeline.calibrate import CERTIFIED, Certified, attach_certified, calibrate_stage
 from smallfirst.pipeline.diagnostics import find_split_leaks, without_copies
 from smallfirst.pipeline.parity import parity_stage
 from smallfirst.pipeline.plans.choosing import choosing_evaluations
+from smallfirst.pipeline.plans.outcome import answers_live, decide_outcome, gate_line
 from smallfirst.pipeline.plans.small_first import PlanTrials
 from smallfirst.project.candidate_registry import promotable_names
 from smallfirst.project.project import Project, in_task_state, shown_as
@@ -67,18 +69,33 @@ def chosen_candidate(project: Project, verdicts: GateVerdicts) -> str:
     return verdicts.smallest or nearest_to_passing(verdicts.verdicts).candidate
 
 
-@shown_as("registering, and asking the served model")
-def promote_stage(project: Project, run_folder: RunFolder, candidate: str | None = None) -> Promotion:
-    """Register `candidate`, else the chosen one, ask it over HTTP, and make it champion.
+def may_go_alone(project: Project, verdict: Verdict) -> bool:
+    """Return True if a candidate may answer every request: it passed a gate that task.yaml sets, or somebody signed."""
+    return verdict.passed and (project.file.sets_gate or bool(verdict.signed_by))
 
-    Where no candidate passes alone it is that of the plan that was confirmed, together with its certificate. Raise
-    GateFailed if its verdict did not pass, or if the server's answers differ from the measured ones.
+
+@shown_as("registering, and asking the served model")
+def promote_stage(project: Project, run_folder: RunFolder, candidate: str | None = None) -> Promotion | None:
+    """Register `candidate`, else the chosen one, with its certificate, ask it over HTTP, and make it champion.
+
+    It is certified first, unless it is. Where no candidate may go alone it is that of the plan that was confirmed. A
+    version of which nothing may be answered is registered as `shadow`: it drafts beside the large model where there is
+    no champion, and None is returned. Raise GateFailed if its verdict did not pass or task.yaml sets no gate, or if the
+    server's answers differ from the measured ones.
     """
     verdicts = run_folder.verdicts()
     verdict = verdicts.of(candidate or chosen_candidate(project, verdicts))
     plan = PlanTrials.of(run_folder).passed
-    if not verdict.passed and plan is not None and candidate in (None, plan.candidate):
-        verdict = plan.verdict
+    if not may_go_alone(project, verdict):
+        if plan is not None and candidate in (None, plan.candidate):
+            verdict = plan.verdict
+        elif verdict.passed:
+            raise GateFailed(
+                f"{verdict.candidate} meets the default gate, but task.yaml sets none",
+                hint=f"write  {gate_line(project)}  into task.yaml, or: smallfirst calibrate task.yaml",
+            )
+    if verdict.passed and not _is_certified(run_folder, verdict):
+        calibrate_stage(project, run_folder, candidate=verdict.candidate)
     version = versions.register(
         run_folder.model_folder(verdict.candidate),
         verdict,
@@ -94,13 +111,23 @@ def promote_stage(project: Project, run_folder: RunFolder, candidate: str | None
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         plan=verdict.plan,
     )
-    if verdict.plan == "small first":  # without its certificate it may answer nothing
-        attach_certified(promotion, Certified.load(run_folder.path / CERTIFIED), run_folder)
+    attach_certified(promotion, Certified.load(run_folder.path / CERTIFIED), run_folder)
+    if not answers_live(project, run_folder):
+        versions.name_shadow(version.name, version.version)
+        project.progress.log(
+            f"registered {version.name} version {version.version} @shadow: nothing of it may be answered"
+        )
+        decide_outcome(project, run_folder, shadow=promotion)
+        return None
     versions.promote(version.name, version.version)
     promotion.save(run_folder.path / PROMOTED)
-    how = f"{verdict.candidate}, {verdict.plan}"
-    project.progress.log(f"promoted {promotion.name} version {promotion.version} @champion ({how})")
+    project.progress.log(f"promoted {decide_outcome(project, run_folder).live_as} ({verdict.candidate})")
     return promotion
+
+
+def _is_certified(run_folder: RunFolder, verdict: Verdict) -> bool:
+    found = run_folder.find(Certified, CERTIFIED)
+    return found is not None and (found.candidate, found.plan) == (verdict.candidate, verdict.plan)
 
 
 def _saved(verdicts: tuple[Verdict, ...], run_folder: RunFolder, chosen: str | None) -> GateVerdicts:

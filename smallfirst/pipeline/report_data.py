@@ -12,7 +12,7 @@ import smallfirst
 from smallfirst.errors import PriceUnknown
 from smallfirst.evaluation.learning_curve import LearningCurve
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.verdict import Outcome
+from smallfirst.gate.outcome import Outcome
 from smallfirst.models.recorded.replay import read_recording
 from smallfirst.pipeline.diagnostics import Diagnostics, diagnose
 from smallfirst.pipeline.learning_curve import LEARNING
@@ -78,7 +78,6 @@ def report_data(project: Project, run_folder: RunFolder, doubts: Diagnostics) ->
         ),
         verdicts=verdicts.verdicts if verdicts else (),
         smallest_passing=verdicts.smallest if verdicts else None,
-        promoted=live.candidate if live else None,
         outcome=run_folder.find(Outcome, OUTCOME),
         certificate=run_folder.find(Certificate, CERTIFICATE),
         training=_training(file, run_folder),

@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from smallfirst.errors import DataError, GateFailed, SmallfirstError
-from smallfirst.gate.verdict import Outcome, Verdict, format_verdict
+from smallfirst.gate.outcome import Outcome
+from smallfirst.gate.verdict import format_verdict
 from smallfirst.paths import state_of
 from smallfirst.pipeline.calibrate import calibrate_stage
 from smallfirst.pipeline.evaluate import evaluate_stage
@@ -19,13 +20,13 @@ from smallfirst.pipeline.plans.outcome import decide_outcome
 from smallfirst.pipeline.plans.small_first import small_first_stage
 from smallfirst.pipeline.preflight.check import PreflightReport, check_stage
 from smallfirst.pipeline.preflight.large_model import require_large
-from smallfirst.pipeline.release import chosen_candidate, gate_stage, promote_stage
+from smallfirst.pipeline.release import chosen_candidate, gate_stage, may_go_alone, promote_stage
 from smallfirst.pipeline.report_data import report_stage
 from smallfirst.pipeline.summary import RunSummary, summarize_run
 from smallfirst.pipeline.train import train_stage
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
-from smallfirst.project.run_folder import PROMOTED, RunFolder
+from smallfirst.project.run_folder import OUTCOME, RunFolder
 from smallfirst.project.run_lock import only_run, refuse_second_run
 from smallfirst.project.task_file import TaskFile, read_task_file
 from smallfirst.sync import outside_event_loop
@@ -137,25 +138,21 @@ def _check_first(project: Project, *, despite_check: bool) -> None:
 
 
 def gate_and_release(project: Project, run_folder: RunFolder) -> None:
-    """Run every stage after the evaluation. Raise GateFailed, with the report written, if nothing may go live.
+    """Run every stage after the evaluation. Raise GateFailed, with the report written, if nothing goes live.
 
-    A candidate that passes its gate alone goes live. Where none does, a part of the requests may still stay small.
+    A candidate that passes the gate of task.yaml goes live alone. Else a part of the requests may still stay small.
     """
     measure_curve(project, run_folder)
     verdicts = gate_stage(project, run_folder)
     alone = verdicts.of(chosen_candidate(project, verdicts))
-    if alone.passed:
+    if may_go_alone(project, alone) or small_first_stage(project, run_folder).passed:
         promote_stage(project, run_folder)
-        calibrate_stage(project, run_folder)
-    elif small_first_stage(project, run_folder).passed:
-        promote_stage(project, run_folder)
-    outcome = decide_outcome(project, run_folder)
+    else:
+        decide_outcome(project, run_folder)
+    outcome = run_folder.read(Outcome, OUTCOME, next_command="smallfirst promote task.yaml")
     project.progress.log(outcome.sentence)
     report_stage(project, run_folder)
-    if not (run_folder.path / PROMOTED).exists():
-        raise GateFailed(_refusal(outcome, alone), hint=f"read {run_folder.path / 'report.html'}")
-
-
-def _refusal(outcome: Outcome, alone: Verdict) -> str:
-    tried = [format_verdict(trial.verdict) for trial in outcome.trials]
-    return "\n".join([outcome.sentence, format_verdict(alone), *tried])
+    if not outcome.live_as:
+        tried = [format_verdict(trial.verdict) for trial in outcome.trials]
+        why = "\n".join([outcome.sentence, format_verdict(alone), *tried])
+        raise GateFailed(why, hint=f"read {run_folder.path / 'report.html'}")

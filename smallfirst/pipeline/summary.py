@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from smallfirst.evaluation.results import Evaluation
+from smallfirst.gate.outcome import Outcome
 from smallfirst.gate.routed import stays_small
-from smallfirst.gate.verdict import Outcome
 from smallfirst.pipeline.next_step import NextStep
 from smallfirst.pricing.money import format_usd
-from smallfirst.project.candidate_registry import FINE_TUNED, all_candidates
+from smallfirst.project.candidate_registry import all_candidates
 from smallfirst.project.run_folder import (
     CERTIFICATE,
     OUTCOME,
@@ -159,30 +159,25 @@ def format_summary(summary: RunSummary) -> str:
 
 
 def _sentences(summary: RunSummary) -> list[str]:
-    chosen = summary.promoted.candidate if summary.promoted else FINE_TUNED
-    passed = any(v.candidate == chosen and v.passed for v in summary.gate.verdicts)
-    passed |= summary.promoted is not None and summary.promoted.plan == "small first"
-    parts = [f"gate {'PASS' if passed else 'FAIL'}"]
-    if summary.promoted:
-        parts.append(f"promoted {summary.promoted.name} version {summary.promoted.version} @champion")
-    if summary.certificate:
-        parts.append(f"certificate: {summary.certificate.why}")
-    lines = [summary.outcome.sentence] if summary.outcome else []
+    outcome, certificate = summary.outcome, summary.certificate
+    lines = [outcome.sentence] if outcome else []
+    parts = [f"gate {outcome.gate_words if outcome else 'not decided'}"]
+    if outcome and outcome.live_as:
+        parts.append(f"promoted {outcome.live_as}")
+    if certificate and certificate.issued and outcome and not outcome.promise:
+        parts.append("a certificate was issued, and nothing goes live with it")
+    elif certificate:
+        parts.append(f"{'certificate' if certificate.issued else 'no certificate'}: {certificate.why}")
     lines.append(" · ".join(parts))
     if (found := summary.guarantee) is not None and found.error.n:
         lines.append(f"guarantee {found.state} on test rows: {found.n_errors} of {found.error.n} kept answers wrong")
-    if summary.certificate and summary.certificate.below == "keep":
-        lines.append("requests below the threshold stay small: the large model was not shown to be better on them")
     if summary.open_ended:
         n_to_large, n = summary.open_ended.n_to_large, summary.open_ended.n_requests
         lines.append(f"open-ended requests sent to the large model: {n_to_large} of {n}")
-    if summary.gate.smallest and summary.gate.smallest != chosen:
+    if outcome and outcome.live_as and summary.gate.smallest and summary.gate.smallest != outcome.candidate:
         how = f" ({summary.gate.how_found})" if summary.gate.how_found else ""
         lines.append(f"cheapest candidate that passes: {summary.gate.smallest}{how} — consider it (routing.small)")
-    lines += [f"{name} left out: {why}" for name, why in summary.left_out.items()]
-    if summary.gate.smallest is None and summary.outcome is None:
-        lines.append("no small candidate passes alone: keep the API")
-    return lines
+    return lines + [f"{name} left out: {why}" for name, why in summary.left_out.items()]
 
 
 def _path_summary(evaluation: Evaluation) -> PathSummary:

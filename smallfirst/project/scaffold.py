@@ -199,6 +199,9 @@ def _task_yaml(source: str, found: Guess, data: Mapping[str, Any], unused: Seque
     written = yaml.dump(
         values, Dumper=BlockDumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None
     )
+    if "gate" not in values:
+        gate = "# What is good enough to answer every request; without it certified answers alone go live.\n"
+        large = f"{gate}# gate: {{accuracy_at_least: 0.8}}\n{large}"
     comments = "".join(f"# {' '.join(line.split())}\n" for line in lines)
     return f"{comments}\n{written}\n{large}"
 

@@ -266,6 +266,16 @@ class TaskFile(Record):
         """Return '; write …' with the setting that other tools call so, or that stands elsewhere."""
         return meant_setting(cls, loc, value)
 
+    @property
+    def sets_gate(self) -> bool:
+        """True if the file sets a gate: the default is a measure, and lets nobody answer alone."""
+        return "gate" in self.model_fields_set
+
+    @property
+    def binds_answers(self) -> bool:
+        """True if the file sets a guarantee and a large model: what it does not cover goes there."""
+        return self.large is not None and "guarantee" in self.routing.model_fields_set
+
     @pydantic.model_validator(mode="before")
     @classmethod
     def _gather_settings(cls, values: Any) -> Any:

@@ -19,13 +19,15 @@ from smallfirst.gate.verdict import Verdict
 from smallfirst.paths import home, tracking_uri
 from smallfirst.records import Record
 from smallfirst.registry.artifacts import StoredModel, build_manifest, upload, verify
-from smallfirst.registry.runs import client, open_run, store_errors
+from smallfirst.registry.runs import TAG_CHARS, client, open_run, store_errors
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion as Row
 
 CHAMPION = "champion"
 PREVIOUS = "previous"
+SHADOW = "shadow"
+"""Alias of the newest version of which nothing may be answered: it drafts beside the large model."""
 _NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+){2}")
 _FILENAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
@@ -86,6 +88,19 @@ def promote(name: str, version: int) -> ModelVersion:
             return chosen
         _move_aliases(name, aliases, {PREVIOUS: former, CHAMPION: version})
     return chosen.model_copy(update={"aliases": _aliases_of(version, _aliases(name))})
+
+
+def name_shadow(name: str, version: int) -> None:
+    """Give a version the alias `shadow`; whoever is live stays so."""
+    with store_errors():
+        client().set_registered_model_alias(name, SHADOW, str(version))
+
+
+def tag(name: str, version: int, tags: Mapping[str, str]) -> None:
+    """Set tags of a version, cut to what every store takes."""
+    with store_errors():
+        for key, value in tags.items():
+            client().set_model_version_tag(name, str(version), key, value[:TAG_CHARS])
 
 
 def rollback(name: str) -> ModelVersion:

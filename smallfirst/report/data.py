@@ -13,7 +13,8 @@ from smallfirst.evaluation.label_errors import Suspect
 from smallfirst.evaluation.learning_curve import LearningPoint
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.evaluation.self_agreement import SelfAgreement
-from smallfirst.gate.verdict import Outcome, Verdict, nearest_to_passing
+from smallfirst.gate.outcome import Outcome
+from smallfirst.gate.verdict import Verdict, nearest_to_passing
 from smallfirst.pricing.machine import MachinePrice
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.records import Record
@@ -108,8 +109,6 @@ class ReportData(Record):
     verdicts: tuple[Verdict, ...] = ()
     smallest_passing: str | None = None
     """The cheapest candidate that passes the gate; None if no candidate passes."""
-    promoted: str | None = None
-    """The candidate that the run made champion; None if none was."""
     outcome: Outcome | None = None
     """What the run decided; None in runs of before there were outcomes."""
     certificate: Certificate | None = None
@@ -149,29 +148,30 @@ class ReportData(Record):
         return self
 
     @property
-    def decided(self) -> Outcome | None:
-        """The outcome, unless a person overrode it by a signature."""
-        signed = any(verdict.signed_by for verdict in self.verdicts)
-        return None if signed else self.outcome
-
-    @property
     def recommended(self) -> str | None:
-        """The candidate that goes live: the champion, else the cheapest that passes the gate."""
-        return self.promoted or self.smallest_passing
+        """The candidate that goes live; before anything is decided, the cheapest that passes the gate."""
+        return self.outcome.candidate if self.outcome else self.smallest_passing
 
     @property
     def served(self) -> str | None:
-        """The path that answers when `recommended` is live: `routed` where a certificate sends some requests on."""
-        routed, certificate = self.evaluation("routed"), self.certificate
-        behind = routed is not None and certificate is not None and certificate.issued and routed.share("large") > 0
-        return "routed" if behind and self.recommended not in (None, "large") else self.recommended
+        """The path that answers: `routed` where a part of the requests goes elsewhere, else the candidate."""
+        first = (
+            self.outcome is not None and self.outcome.kind == "small first" and self.evaluation("routed") is not None
+        )
+        return "routed" if first else self.recommended
+
+    @property
+    def promised(self) -> bool:
+        """True if answers are given under the certificate's promise; before anything is decided, if it was issued."""
+        issued = self.certificate is not None and self.certificate.issued
+        return issued and (self.outcome is None or bool(self.outcome.promise))
 
     @property
     def focus(self) -> Evaluation:
         """The small candidate that the page looks into: the recommended one, else the nearest to passing the gate."""
         gated = [v for v in self.verdicts if v.candidate not in ("large", "routed") and self.evaluation(v.candidate)]
         nearest = nearest_to_passing(gated).candidate if gated else FINE_TUNED
-        names = (self.recommended if self.recommended != "large" else None, nearest, FINE_TUNED)
+        names = (self.recommended, self.smallest_passing, nearest, FINE_TUNED)
         return next((e for name in names if (e := self.evaluation(name))), self.evaluations[0])
 
     @property

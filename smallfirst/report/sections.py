@@ -55,7 +55,7 @@ def first_screen(data: ReportData, paths: tuple[economics.PathCost, ...]) -> dic
     return {
         "headline": verdict.headline(data),
         "comparisons": verdict.comparisons(data),
-        "linear_note": verdict.linear_note(data),
+        "lighter_note": verdict.lighter_note(data),
         "recommendations": advice.recommendations(data, paths),
         "warnings": [*advice.warnings(data)],
         "cards": cards,
@@ -67,16 +67,16 @@ def first_screen(data: ReportData, paths: tuple[economics.PathCost, ...]) -> dic
         "guarantee_sentence": advice.guarantee_sentence(data),
         "opened_verdicts": opened,
         "other_verdicts": [v for v in data.verdicts if v not in opened],
-        "tried": [trial.verdict for trial in data.decided.trials] if data.decided else [],
-        "frontier_plot": _frontier(data.certificate),
+        "tried": [trial.verdict for trial in data.outcome.trials] if data.outcome else [],
+        "frontier_plot": _frontier(data.certificate, promised=data.promised),
         "reachable": next((p for p in data.certificate.frontier if p.issued), None) if data.certificate else None,
     }
 
 
-def _frontier(certificate: Certificate | None) -> str | None:
+def _frontier(certificate: Certificate | None, *, promised: bool) -> str | None:
     if certificate is None or not certificate.frontier:
         return None
-    limited = certificate.issued and certificate.max_error < 1
+    limited = promised and certificate.max_error < 1
     return frontier_chart(
         certificate.frontier, promised=(certificate.max_error, certificate.coverage) if limited else None
     )
@@ -109,16 +109,20 @@ def path_cards(data: ReportData, paths: tuple[economics.PathCost, ...]) -> tuple
 
 
 def _state(data: ReportData, name: str) -> tuple[bool | None, str]:
-    verdict, guarantee = data.verdict(name), data.guarantee_state if name == "routed" else ""
-    passed = verdict.passed if verdict else guarantee != "broken" if guarantee else None
-    if passed is None:
-        return None, ""
-    if verdict is None:
-        state = GUARANTEE_STATES[guarantee]
-    else:
+    """Return whether a path meets what was asked of it, and in words; None where it does, and nothing goes live."""
+    verdict, guarantee, outcome = data.verdict(name), data.guarantee_state if name == "routed" else "", data.outcome
+    if verdict is not None:
+        passed = verdict.passed
         state = "meets the requirements" if passed else "misses a requirement"
-    refused = data.certificate is not None and not data.certificate.issued
-    return passed, f"recommended, {state}" if passed and name == data.served and not refused else state
+    elif guarantee:
+        passed, state = guarantee != "broken", GUARANTEE_STATES[guarantee]
+    else:
+        return None, ""
+    if outcome is not None and passed and not outcome.goes_live:
+        return None, "meets a default gate that task.yaml does not set" if outcome.gate_line else "does not go live"
+    if outcome is not None and name == data.served and outcome.live_as:
+        return passed, f"live, {state}" if not outcome.signed else f"live by a signature, {state}"
+    return passed, state
 
 
 def evidence(data: ReportData) -> dict[str, Any]:

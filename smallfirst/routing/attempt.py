@@ -92,6 +92,8 @@ class RoutingAttempt:
         elif action == "abstain":
             reason = "the large model was not shown to be better here" if router.large else "there is no large model"
             stage, why = "person", f"not confident enough, and {reason}: left to a person"
+        elif action == "keep" and not router.certificate.issued:
+            why = "answered without a promise: the model passed its gate alone, and no certificate was issued"
         elif action == "keep":
             why = "not confident enough, but the large model was not shown to be better here"
         elif tracker is not None and not tracker.allows(router.options.expected_cost_usd.get("large", 0.0)):

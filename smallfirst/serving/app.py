@@ -122,6 +122,8 @@ def serve(
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     address = f"http://{host}:{listener.getsockname()[1]}"
     print(f"smallfirst serves {names} at {address}/v1", flush=True)
+    for name, text in PluginGroup(plugins).describe().items():
+        print(f"{name}: {text}", flush=True)
     if any(route.path == "/" for plugin in plugins for route in plugin.routes):
         print(f"its page: {address}/", flush=True)
 
@@ -164,14 +166,15 @@ def _model_routes(context: AppContext, fixed: Mapping[str, Model]) -> list[Route
         return {name: at for name, at in times.items() if name in context.models}
 
     async def list_models(_: HttpRequest) -> JSONResponse:
-        entries = [model_entry(name, at) for name, at in (await asyncio.to_thread(creation_times)).items()]
+        times, about = await asyncio.to_thread(creation_times), context.plugins.describe()
+        entries = [model_entry(name, at, about.get(name, "")) for name, at in times.items()]
         return JSONResponse({"object": "list", "data": entries})
 
     async def retrieve_model(request: HttpRequest) -> JSONResponse:
         name, times = request.path_params["name"], await asyncio.to_thread(creation_times)
         if name not in times:
             raise model_not_found(name, times)
-        return JSONResponse(model_entry(name, times[name]))
+        return JSONResponse(model_entry(name, times[name], context.plugins.describe().get(name, "")))
 
     return [
         Route("/v1/models", list_models, methods=["GET"]),

@@ -66,7 +66,9 @@ _EXPLANATION = _object(
     }
 )
 _MESSAGE = _object({"role": {"const": "assistant"}, "content": _or_null(_TEXT), "refusal": _or_null(_TEXT)})
-_MODEL = _object({"id": _TEXT, "object": {"const": "model"}, "created": _COUNT, "owned_by": _TEXT})
+_MODEL = _object(
+    {"id": _TEXT, "object": {"const": "model"}, "created": _COUNT, "owned_by": _TEXT}, {"description": _TEXT}
+)
 
 
 def _answer(kind: str, said: Json, logprobs: Json) -> Json:

@@ -97,6 +97,10 @@ class Plugin:
         """Return the caller's models, each with its creation time in seconds since 1970."""
         return {}
 
+    def describe(self) -> Mapping[str, str]:
+        """Return by model who answers under its name and what is promised, in a sentence; others are left out."""
+        return {}
+
     def answered(self, id: str, request: Request, completion: Completion) -> None:
         """Take note of an answer that is in the ledger. It must be quick: longer work goes into a task of its own."""
 
@@ -161,6 +165,9 @@ class PluginGroup(Plugin):
 
     def names(self, caller: str) -> Mapping[str, int]:
         return {name: at for each in reversed(self._plugins) for name, at in each.names(caller).items()}
+
+    def describe(self) -> Mapping[str, str]:
+        return {name: text for each in reversed(self._plugins) for name, text in each.describe().items()}
 
     def answered(self, id: str, request: Request, completion: Completion) -> None:
         """Tell every plugin; one that fails is logged, since the answer is recorded and must reach its client."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 
 import pytest
 from fixtures.gate import evaluation
@@ -11,8 +10,6 @@ from fixtures.gate import evaluation
 from smallfirst.errors import ConfigError
 from smallfirst.gate.gate import Gate
 from smallfirst.gate.verdict import (
-    LabelsNeeded,
-    Outcome,
     Verdict,
     format_verdict,
     nearest_to_passing,
@@ -21,7 +18,6 @@ from smallfirst.gate.verdict import (
     smallest_passing,
 )
 from smallfirst.records import parse_record
-from smallfirst.stats.intervals import wilson
 
 NOON = datetime(2030, 1, 2, 12, tzinfo=timezone(timedelta(hours=2)))
 GATE = Gate(accuracy_at_least=0.8, p95_ms_at_most=1)
@@ -104,12 +100,3 @@ def test_one_verdict_of_a_run_is_overridden_and_the_others_stay() -> None:
         override_candidate(run, "smal", by="Ada", because="pilot")
     with pytest.raises(ConfigError, match=r"smallfirst gate task\.yaml"):
         override_candidate([], "small", by="Ada", because="pilot")
-
-
-def test_an_outcome_is_read_as_it_was_saved(tmp_path: Path) -> None:
-    needed = LabelsNeeded(part="calibration", n_rows=90, n_data_rows=560, usd=4.2, priced_by="a person", in_words="90")
-    saved = Outcome(
-        kind="cannot be told yet", sentence="Label.", share_small=wilson(8, 10), n_kept=8, labels_needed=needed
-    )
-    saved.save(tmp_path / "outcome.json")
-    assert Outcome.load(tmp_path / "outcome.json") == saved

@@ -25,6 +25,7 @@ WORDS = {"cards": ("card", "plastic", "pin"), "fees": ("fee", "charge", "cost"),
 FRAMES = ("where is my {} {}", "please send the {} {}", "I lost a {} {}", "what about the {} {}", "the {} is wrong {}")
 LOOSE = {"guarantee": {"max_error": 0.3, "confidence": 0.8}}
 """A guarantee that two dozen calibration rows can show."""
+GATE = {"gate": {"accuracy_at_least": 0.8}}
 
 
 def rows(n: int, *, noise: float = 0.0, labels: tuple[str, ...] = ("cards", "fees", "codes")) -> list[dict[str, Any]]:
@@ -116,20 +117,34 @@ def test_a_certified_model_is_served(hunt: Hunt) -> None:
     assert found.answer["choices"][0]["message"]["content"] in WORDS
 
 
-def test_without_certificate_and_large_model_it_is_served_with_the_reason(hunt: Hunt) -> None:
-    write(hunt, rows(150))
+def test_without_certificate_what_passed_the_gate_is_served_and_says_so(hunt: Hunt) -> None:
+    write(hunt, rows(150), **GATE)
     found = hunt.follow()
-    assert (found.commands, found.codes) == (["run", 'serve --uncertified "a trial"'], [0, 0])
+    assert (found.commands, found.codes) == (["run", "serve"], [0, 0])
     assert found.answer is not None
-    assert "not certified" in json.dumps(found.answer)
-    assert "a trial" in json.dumps(found.answer)
+    assert "answered without a promise" in json.dumps(found.answer)
+    assert found.answer["smallfirst"]["guarantee"] is None
+
+
+def test_a_gate_that_nobody_wrote_is_named_and_once_written_lets_the_candidate_answer(hunt: Hunt) -> None:
+    write(hunt, rows(150))
+    ran = call("run", "tickets")
+    assert ran.exit_code == 3
+    assert "Write  gate: {accuracy_at_least: 0.8}  into task.yaml" in " ".join(ran.output.split("\n"))
+    assert "smallfirst promote tickets" in ran.output
+    assert call("promote", "tickets").exit_code == 3  # it is not written yet
+    write(hunt, rows(150), **GATE)
+    hunt.body = b'{"model": "tickets", "messages": [{"role": "user", "content": "where is my card"}]}'
+    found = hunt.follow("smallfirst promote tickets")
+    assert (found.commands, found.codes) == (["promote", "serve"], [0, 0])
+    assert found.answer is not None
 
 
 def test_without_certificate_the_large_model_answers_once_it_is_up(hunt: Hunt) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    write(hunt, rows(90), **endpoint(port))
+    write(hunt, rows(90), **endpoint(port), **GATE, routing={"guarantee": {"max_error": 0.05}})
     down = call("run", "tickets", "--json")
     assert (down.exit_code, json.loads(down.stdout)["error"]["type"]) == (1, "Unavailable")
     with large_server("fees", port=port) as large:
@@ -138,7 +153,7 @@ def test_without_certificate_the_large_model_answers_once_it_is_up(hunt: Hunt) -
         n_runs = len(list(home().glob("tasks/tickets/*/candidates.json")))
         found = hunt.follow(command)
         assert len(list(home().glob("tasks/tickets/*/candidates.json"))) == n_runs == 1  # the same run went on
-        assert (found.commands, found.codes) == (["run --resume", "serve"], [0, 0])
+        assert (found.commands, found.codes) == (["run --resume", "serve"], [3, 0])
         assert large.asked[-1]["messages"][-1]["content"] == json.loads(hunt.body)["messages"][-1]["content"]
     assert found.answer is not None
     assert found.answer["choices"][0]["message"]["content"] == "fees"
@@ -156,8 +171,8 @@ def test_a_failing_gate_asks_for_labels_or_a_signature(hunt: Hunt) -> None:
     write(hunt, rows(150, noise=0.5), data=data)
     assert call("check", "tickets").exit_code == 0  # nothing is filled in yet, and the file is found
     signed = hunt.follow("smallfirst gate tickets", pick="override")
-    assert [command.split()[0] for command in signed.commands] == ["gate", "override", "promote", "calibrate", "serve"]
-    assert signed.codes == [3, 0, 0, 0, 0]
+    assert [command.split()[0] for command in signed.commands] == ["gate", "override", "promote", "serve"]
+    assert signed.codes == [3, 0, 0, 0]
     assert signed.answer is not None
 
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from smallfirst.cli.main import main
 from smallfirst.deployment import service
 from smallfirst.errors import GateFailed
-from smallfirst.gate.verdict import Outcome
+from smallfirst.gate.outcome import Outcome
 from smallfirst.models.protocol import Request
 from smallfirst.paths import home
 from smallfirst.pipeline import run as pipeline

@@ -7,13 +7,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import pytest
-from fixtures.certificates import certificate
-
 from smallfirst.errors import ConfigError, DataError, TrainingError, Unavailable
 from smallfirst.gate.check_result import CheckResult
-from smallfirst.gate.verdict import LabelsNeeded, Outcome, Verdict
-from smallfirst.pipeline.next_step import after_certificate, after_gate, hint_of, next_steps
+from smallfirst.gate.outcome import LabelsNeeded, Outcome
+from smallfirst.gate.verdict import Verdict
+from smallfirst.pipeline.next_step import after_gate, after_outcome, hint_of, next_steps
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import GateVerdicts, RunFolder
@@ -52,35 +50,61 @@ def missed(name: str, share: int, *, more_rows: int | None) -> CheckResult:
     )
 
 
-def test_a_certified_version_is_served_and_asked_a_row_of_the_task(tmp_path: Path) -> None:
-    serve, ask = after_certificate(project(tmp_path, **LARGE), certificate(0.5), task="desk")
+LIVE = Outcome(
+    kind="small alone",
+    candidate="words",
+    title="words + linear",
+    share_small=wilson(20, 20),
+    share_promised=wilson(12, 20),
+    promise="at most 5 % of kept answers wrong (95 %)",
+    model="main.default.desk",
+    version=1,
+    alias="champion",
+    gate="passed",
+)
+NEEDED = LabelsNeeded(part="calibration", n_rows=12, n_data_rows=75, in_words="12 more calibration rows")
+
+
+def test_what_is_live_is_served_and_asked_a_row_of_the_task(tmp_path: Path) -> None:
+    serve, ask = after_outcome(project(tmp_path, **LARGE), LIVE, task="desk")
     assert serve.command == "smallfirst serve desk"
-    assert serve.what.endswith("the rest goes to the large model")
-    kept, _ = after_certificate(project(tmp_path, **LARGE), certificate(0.5, below="keep"), task="desk")
-    assert kept.what.endswith("the rest stays small too, without it")
+    assert serve.what.endswith("answers every request, 60 % [38.7, 78.1] under the promise")
+    recorded = project(tmp_path, large={"recorded": "answers.jsonl"})
+    assert next(after_outcome(recorded, LIVE, task="desk")).command == "smallfirst serve desk --replay-large"
     body = json.loads(shlex.split(ask.command)[-1])
     assert body["model"] == "desk"
     assert body["messages"][-1]["content"].startswith("it's number ")  # quoted for the shell
 
 
-@pytest.mark.parametrize(
-    ("settings", "options", "words"),
-    [
-        ({}, ' --uncertified "a trial"', "serve it without a certificate: there is no large model"),
-        (LARGE, "", "serve it: nothing is certified, so the large model answers every request"),
-        ({"large": {"recorded": "answers.jsonl"}}, " --replay-large", "serve it: nothing is certified, so the large"),
-        ({"routing": {"override": {"by": "Ada", "because": "a pilot"}}}, "", "serve it uncertified: Ada signed for it"),
-    ],
-)
-def test_without_a_certificate_there_is_a_way_to_serve_and_rows_to_label(
-    tmp_path: Path, settings: dict[str, Any], options: str, words: str
-) -> None:
-    refused = certificate(0.5, issued=False).model_copy(update={"labels_missing": 12})
-    serve, _, label = after_certificate(project(tmp_path, **settings), refused, task="desk")
-    assert serve.command == f"smallfirst serve desk{options}"
-    assert serve.what.startswith(words)
-    assert label.what.startswith("to have it certified, label 12 more calibration rows, which is about ")
-    assert label.what.endswith(" more rows in rows.jsonl, then: smallfirst run desk")
+def test_without_a_promise_it_is_served_as_well_and_rows_are_asked_for(tmp_path: Path) -> None:
+    without = {"promise": "", "share_promised": None}
+    live = LIVE.model_copy(update={**without, "labels_needed": NEEDED})
+    serve, _, label = after_outcome(project(tmp_path), live, task="desk")
+    assert (serve.command, serve.what.endswith("without a promise")) == ("smallfirst serve desk", True)
+    assert label.what == (
+        "to have a promise about single answers, label 12 more calibration rows, then: smallfirst run desk"
+    )
+    hopeless = LIVE.model_copy(update={**without, "why": "even 9,000 more would not do"})
+    *_, last = after_outcome(project(tmp_path), hopeless, task="desk")
+    assert last.what.endswith("likely to give a promise: even 9,000 more would not do")
+
+
+def test_what_is_not_live_is_promoted_written_down_or_drafts_in_shadow(tmp_path: Path) -> None:
+    ready = LIVE.model_copy(update={"alias": "", "version": None})
+    (promote,) = after_outcome(project(tmp_path), ready, task="desk")
+    assert promote.command == "smallfirst promote desk"
+    line = "gate: {accuracy_at_least: 0.8}"
+    unwritten = Outcome(kind="keep the large model", title="words + linear", gate="not written", gate_line=line)
+    (written,) = after_outcome(project(tmp_path), unwritten, task="desk")
+    assert written.command == "smallfirst promote desk"
+    assert line in written.what
+    shadow = Outcome(kind="cannot be told yet", title="words", alias="shadow", labels_needed=NEEDED, large=True)
+    serve, _, label = after_outcome(project(tmp_path, **LARGE), shadow, task="desk")
+    assert (serve.command, serve.what.startswith("serve it meanwhile: the large model answers")) == (
+        "smallfirst serve desk",
+        True,
+    )
+    assert label.what.startswith("to have it decided, label 12 more calibration rows")
 
 
 def test_rows_are_asked_for_where_rows_would_do(tmp_path: Path) -> None:
@@ -105,7 +129,7 @@ def test_the_bar_that_is_furthest_off_is_named_and_which_rows_help(tmp_path: Pat
     checks = missed("macro_f1", 15, more_rows=None), missed("accuracy", 9, more_rows=None)
     gate = GateVerdicts(verdicts=(verdict("words", *checks),), smallest=None)
     needed = LabelsNeeded(part="calibration", n_rows=7, n_data_rows=40, in_words="7 more calibration rows")
-    Outcome(kind="cannot be told yet", sentence="-", labels_needed=needed).save(tmp_path / "outcome.json")
+    Outcome(kind="cannot be told yet", labels_needed=needed).save(tmp_path / "outcome.json")
     rows, label, *_ = after_gate(project(tmp_path), RunFolder(tmp_path), gate, task="desk")
     assert rows.what == "label 7 more calibration rows, then: smallfirst run desk"
     assert "furthest off is accuracy at least 0.8, measured 0.45" in label.what
@@ -113,7 +137,7 @@ def test_the_bar_that_is_furthest_off_is_named_and_which_rows_help(tmp_path: Pat
 
 
 def test_another_candidate_that_passes_is_offered(tmp_path: Path) -> None:
-    named = project(tmp_path, routing={"small": "encoder"})
+    named = project(tmp_path, routing={"small": "encoder"}, gate={"accuracy_at_least": 0.8})
     gate = GateVerdicts(
         verdicts=(verdict("words", PASSED), verdict("encoder", missed("accuracy", 9, more_rows=None))), smallest="words"
     )

@@ -11,6 +11,7 @@ from fixtures.evaluations import evaluated_row, evaluation_of
 from smallfirst.errors import StageMissing
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.check_result import CheckResult
+from smallfirst.gate.outcome import Outcome
 from smallfirst.gate.verdict import Verdict
 from smallfirst.pipeline.summary import OPEN_ENDED, format_summary, summarize_run
 from smallfirst.project.run_folder import FITTED, FittedCandidates, GateVerdicts, Promotion, RunFolder
@@ -18,6 +19,21 @@ from smallfirst.project.task_file import TaskFile
 from smallfirst.report.data import OpenEndedRouting
 from smallfirst.stats.intervals import wilson
 
+OUTCOME = Outcome(
+    kind="small first",
+    candidate="small",
+    title="fine-tuned small model",
+    gate="passed",
+    rest="large",
+    model="main.default.desk",
+    version=3,
+    alias="champion",
+    promise="at most 10 % of kept answers wrong (95 %)",
+    share_small=wilson(15, 20),
+    share_promised=wilson(15, 20),
+    accuracy=wilson(18, 20),
+    watched_by="large",
+)
 FILE = TaskFile.model_validate({"name": "desk", "data": {"train": "train.jsonl"}})
 
 
@@ -64,6 +80,7 @@ def finished(made: RunFolder, *, wrong: set[int], below: str = "escalate") -> Ru
     )
     OpenEndedRouting(n_requests=40, n_to_large=39).save(made.path / OPEN_ENDED)
     make_certificate(0.4, max_error=0.1, below=below).save(made.path / "certificate.json")
+    OUTCOME.save(made.path / "outcome.json")
     return made
 
 
@@ -74,6 +91,7 @@ def test_the_table_shows_every_measured_path_and_what_was_decided(run_folder: Ru
         "large (recorded)        0.950 [0.764, 0.991]     $1.50                     4 ms   100 %",
         "fine-tuned small model  0.850 [0.640, 0.948]     $0.0012                   4 ms   100 %",
         "routed                  0.900 [0.699, 0.972]     $0.40                     4 ms   75 % small",
+        OUTCOME.sentence,
         "gate PASS · promoted main.default.desk version 3 @champion · certificate: shown",
         "guarantee held on test rows: 1 of 15 kept answers wrong",
         "open-ended requests sent to the large model: 39 of 40",
@@ -97,7 +115,6 @@ def test_a_promise_that_did_not_hold_on_test_rows_is_said_so(run_folder: RunFold
     assert (outcome.guarantee.error.n, outcome.guarantee.n_errors, outcome.guarantee.state) == (15, 7, "broken")
     lines = format_summary(outcome).splitlines()
     assert "guarantee broken on test rows: 7 of 15 kept answers wrong" in lines
-    assert "requests below the threshold stay small: the large model was not shown to be better on them" in lines
 
 
 def test_before_anything_is_promoted_the_outcome_says_what_there_is(run_folder: RunFolder) -> None:
@@ -108,10 +125,17 @@ def test_before_anything_is_promoted_the_outcome_says_what_there_is(run_folder: 
     assert outcome.report == str(run_folder.path / "report.html")
 
 
-def test_if_nothing_passes_it_says_keep_the_api(run_folder: RunFolder) -> None:
-    GateVerdicts(verdicts=(verdict("small", False),), smallest=None).save(run_folder.path / "verdicts.json")
-    lines = format_summary(summarize_run(FILE, run_folder)).splitlines()
-    assert lines[-2:] == ["gate FAIL", "no small candidate passes alone: keep the API"]
+def test_where_nothing_goes_live_nothing_is_promoted_and_no_certificate_counts(run_folder: RunFolder) -> None:
+    made = finished(run_folder, wrong={0})
+    Outcome(kind="keep the large model", why="too slow", large=True).save(made.path / "outcome.json")
+    lines = format_summary(summarize_run(FILE, made)).splitlines()
+    assert "Keep the large model: too slow." in lines
+    assert "gate FAIL · a certificate was issued, and nothing goes live with it" in lines
+    assert "@champion" not in "".join(lines)
+
+
+def test_before_it_is_decided_the_summary_decides_nothing(run_folder: RunFolder) -> None:
+    assert format_summary(summarize_run(FILE, run_folder)).splitlines()[-1] == "gate not decided"
 
 
 def test_an_outcome_is_read_back_as_it_was_saved(run_folder: RunFolder, tmp_path: Path) -> None:
@@ -165,4 +189,4 @@ def test_evaluations_come_back_from_the_smallest_to_the_large(run_folder: RunFol
 def test_how_the_candidate_was_found_is_said(run_folder: RunFolder, chosen: str | None, said: str) -> None:
     found = run_folder.verdicts().model_copy(update={"chosen": chosen})
     found.save(run_folder.path / "verdicts.json")
-    assert said in format_summary(summarize_run(FILE, run_folder))
+    assert said in format_summary(summarize_run(FILE, finished(run_folder, wrong={0})))

@@ -11,9 +11,10 @@ from typing import Any
 import pydantic
 import pytest
 from fixtures.html_page import Page
+from fixtures.report import outcome
 
 from smallfirst.evaluation.learning_curve import LearningPoint
-from smallfirst.gate.verdict import Outcome, PlanTrial
+from smallfirst.gate.outcome import Outcome, PlanTrial
 from smallfirst.report.data import OpenEndedRouting, ReportData
 from smallfirst.report.page import render, save
 from smallfirst.routing.certificate.below_threshold import Band
@@ -80,9 +81,10 @@ def test_four_cards_say_in_a_line_what_each_path_is_and_how_it_stands(
     encoder = make_evaluation("encoder", "cccfffff", cost_usd_per_1k=0.01)
     verdicts = (make_verdict("encoder", passed=True), make_verdict("small", passed=False))
     evaluations = (encoder, *make_report().evaluations)
-    page = render(make_report(evaluations=evaluations, verdicts=verdicts, smallest_passing="encoder"))
+    live = {"smallest_passing": "encoder", "outcome": outcome("small first", "encoder")}
+    page = render(make_report(evaluations=evaluations, verdicts=verdicts, **live))
     cards = page.split('<ul class="cards"')[1].split("</ul>")[0].split('<li class="card')[1:]
-    expected = ("✓ meets the requirements", "✗ misses a requirement", "✓ recommended, guarantee held", "a month")
+    expected = ("✓ meets the requirements", "✗ misses a requirement", "✓ live, guarantee held", "a month")
     assert [state in card for card, state in zip(cards, expected, strict=True)] == [True] * 4
     assert "A published model turns texts into numbers" in cards[0]
     assert "not checked" not in page
@@ -96,7 +98,7 @@ def test_without_a_large_model_the_cards_are_the_candidates_that_could_go_live(
     routed = make_evaluation("routed", "cccfffff", cost_usd_per_1k=0.02)  # all of it stays small
     verdicts = tuple(make_verdict(name, passed=True) for name in names)
     changes = {"evaluations": (*evaluations, routed), "verdicts": verdicts, "smallest_passing": "words"}
-    page = render(make_report(**changes, promoted="small"))
+    page = render(make_report(**changes, outcome=outcome("small alone")))
     cards = page.split('<ul class="cards"')[1].split("</ul>")[0]
     assert re.findall(r'swatch (\w+)"', cards) == ["small", "words", "encoder"]
 
@@ -112,7 +114,7 @@ def test_confidence_and_mistakes_are_those_of_the_recommended_candidate(
     assert "encoder is wrong on 4 of 8 test rows." in seen
     # Who went live because task.yaml names it comes before the cheapest that passes.
     assert "small is wrong on 1 of 8 test rows." in words(
-        make_report(**changes, smallest_passing="encoder", promoted="small")
+        make_report(**changes, smallest_passing="encoder", outcome=outcome("small alone"))
     )
     # Where nothing passes, it is the one nearest to passing.
     near, far = (make_verdict(name, passed=False) for name in ("encoder", "small"))
@@ -123,7 +125,8 @@ def test_confidence_and_mistakes_are_those_of_the_recommended_candidate(
 
 def test_a_failed_gate_is_shown_with_its_advice(make_report: Make, make_verdict: Build) -> None:
     verdicts = (make_verdict("small", passed=False), make_verdict("large", passed=True))
-    page = render(make_report(verdicts=verdicts, smallest_passing="large", certificate=None))
+    kept = Outcome(kind="keep the large model", large=True)
+    page = render(make_report(verdicts=verdicts, smallest_passing="large", certificate=None, outcome=kept))
     assert '<h1 id="verdict">Keep the large model.</h1>' in page
     seen = Page(page).words
     assert "✗ fail accuracy at least 0.700" in seen
@@ -164,11 +167,17 @@ def test_the_slider_starts_at_the_certified_threshold_with_its_figures_written_o
 
 def test_a_refused_certificate_says_why_and_guarantees_nothing(make_report: Make, make_certificate: Build) -> None:
     refused = make_certificate(issued=False, why="Too few labels: 300 more are needed.", threshold=1.1)
-    seen = words(make_report(certificate=refused))
+    without = {"promise": "", "share_promised": None, "watched_by": ""}
+    seen = words(make_report(certificate=refused, outcome=outcome("small alone", **without)))
+    assert "There is no promise about single answers" in seen
     assert "No certificate Too few labels: 300 more are needed." in seen
     assert "stay small and the rest goes" not in seen
     assert "At this threshold" in seen
-    assert "✓ meets the requirements" in seen  # and is not recommended
+    assert "✓ live, meets the requirements" in seen
+    shadow = Outcome(kind="cannot be told yet", title="fine-tuned small model", alias="shadow", large=True)
+    beside = words(make_report(certificate=refused, outcome=shadow))
+    assert "does not go live" in beside
+    assert "✓" not in beside.split("Gate")[0]
 
 
 def test_the_frontier_and_the_plans_that_were_tried_stand_on_the_page(
@@ -178,16 +187,21 @@ def test_the_frontier_and_the_plans_that_were_tried_stand_on_the_page(
     assert "How much can stay small" not in bare
     point = FrontierPoint(max_error=0.1, issued=True, threshold=0.8, n_accepted=70, share=wilson(70, 100))
     trial = PlanTrial(candidate="small", share_expected=0.7, verdict=make_verdict("small", passed=False))
-    outcome = Outcome(kind="keep the large model", sentence="Keep the large model: why.", trials=(trial,))
     guarantee = Guarantee(max_error=0.1)
-    seen = words(make_report(certificate=make_certificate(frontier=(point,), guarantee=guarantee), outcome=outcome))
-    assert "promised: 70 % stays small" in seen.replace("\xa0", " ")
-    assert "At most 10 % of kept answers wrong (95 %). The ring is what was promised" in seen.replace("\xa0", " ")
+    issued = make_certificate(frontier=(point,), guarantee=guarantee)
+    seen = words(make_report(certificate=issued, outcome=outcome())).replace("\xa0", " ")
+    assert "promised: 70 % stays small" in seen
+    assert "At most 10 % of kept answers wrong (95 %). The ring is what was promised" in seen
+    kept = Outcome(kind="keep the large model", why="why", trials=(trial,), large=True)
+    seen = words(make_report(certificate=issued, outcome=kept))
+    assert "The ring is what was promised" not in seen
+    assert "Nothing is promised, since nothing goes live with the certificate that was issued." in seen
+    assert "Certificate issued, and nothing goes live with it" in seen
     assert "these plans were tried in an order fixed on selection rows" in seen
     assert "Keep the large model. Why." in seen
     refused = make_certificate(frontier=(point,), issued=False, why="Too few labels.", threshold=1.1)
     said = words(make_report(certificate=refused)).replace("\xa0", " ")
-    assert "Nothing was promised: Too few labels." in said
+    assert "Nothing is promised: Too few labels." in said
     assert "If at most 10.0 % wrong were good enough, 70 % of requests could stay small" in said
     assert "routing.guarantee.max_error: 0.1 and run it again" in said
 

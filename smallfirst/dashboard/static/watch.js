@@ -11,9 +11,7 @@ const DRIFTED = 'Requests look different from those that the promise was made on
 const MEANINGS = {
   confidence: DRIFTED, ood_score: DRIFTED, label: DRIFTED, guarantee: 'Audits found more wrong answers than promised, so the large model answers.', recovery: 'Audits show the promise again.',
 };
-const STATES = {
-  live: ['good', 'Live'], shadow: ['mixed', 'In shadow'], drift: ['mixed', 'Drift: more audits'], fallback: ['bad', 'Fallback: the large model answers'],
-};
+const LEVELS = { live: 'good', shadow: 'mixed', drift: 'mixed', fallback: 'bad' };
 
 export async function show(root, { session, params, go, say }) {
   const tasks = session.tasks.filter((name) => name !== 'auto');
@@ -58,10 +56,10 @@ const range95 = ({ low, high }, digits = 1) => `95 %: ${percent(low, digits)} to
 
 function state({ router }) {
   if (!router) return null;
-  const [kind, words] = STATES[router.state];
-  return h('div', { class: `state ${kind}` }, h('p', {}, h('strong', {}, words), router.since ? `, since ${when(router.since)}` : ''),
+  const { level, words, sentence } = router.standing;
+  return h('div', { class: `state ${level}` }, h('p', {}, h('strong', {}, words), router.since ? `, since ${when(router.since)}` : ''),
     router.state !== 'live' && h('p', {}, router.why),
-    h('p', { class: 'soft' }, `Promise: ${router.guarantee}.`),
+    h('p', { class: 'soft' }, sentence),
     router.hints.map((hint) => h('p', {}, `Hint: ${hint}`)));
 }
 
@@ -198,7 +196,7 @@ function changes({ router, changes: rows }) {
 }
 
 const change = (one) => [
-  h('p', {}, h('time', { datetime: one.at }, when(one.at)), ' ', h('strong', { class: STATES[one.after]?.[0] }, one.before === one.after ? one.after : `${one.before || 'start'} → ${one.after}`), ` ${one.task}`),
+  h('p', {}, h('time', { datetime: one.at }, when(one.at)), ' ', h('strong', { class: LEVELS[one.after] }, one.before === one.after ? one.after : `${one.before || 'start'} → ${one.after}`), ` ${one.task}`),
   MEANINGS[one.cause] && h('p', {}, MEANINGS[one.cause]),
   h('p', { class: 'soft' }, one.why)].filter(Boolean);
 
@@ -214,9 +212,9 @@ function grouped(rows) {
 }
 
 function taskTable(tasks, range) {
-  const row = ({ task, n, share, usd: spent, saving, state: name, small }) => [
+  const row = ({ task, n, share, usd: spent, saving, standing, small }) => [
     h('a', { href: `#/watch?${new URLSearchParams({ task, range })}` }, task),
-    STATES[name] ? h('span', { class: STATES[name][0] }, STATES[name][1]) : 'not served here',
+    standing ? h('span', { class: standing.level }, standing.words) : 'not served here',
     count(Object.values(n).reduce((sum, one) => sum + one, 0)), share ? percent(share.value) : '–',
     small ? `${percent(small.value)} (${percent(small.low)} to ${percent(small.high)})${byLarge(small) ? ' confirmed' : ' right'}` : '–',
     usd((spent.small ?? 0) + (spent.large ?? 0) + (spent.other ?? 0) + (spent.audits ?? 0)), saving?.saved_usd ? usd(saving.saved_usd.usd) : '–',

@@ -2,87 +2,170 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from typing import Any
 
+import yaml
+
+from smallfirst.gate.limits import saving
+from smallfirst.gate.outcome import LabelsNeeded, Outcome
 from smallfirst.gate.routed import stays_small
-from smallfirst.gate.verdict import LabelsNeeded, Outcome, PlanTrial, nearest_to_passing
+from smallfirst.gate.verdict import nearest_to_passing
+from smallfirst.pipeline.calibrate import CERTIFIED, Certified
 from smallfirst.pipeline.plans.small_first import PROMISE, PlanTrials
 from smallfirst.pipeline.preflight.more_rows import more_rows
 from smallfirst.pipeline.summary import KEPT, KeptOnTest
-from smallfirst.pricing.money import format_usd
 from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project
-from smallfirst.project.run_folder import CERTIFICATE, OUTCOME, PROMOTED, Promotion, RunFolder
+from smallfirst.project.run_folder import OUTCOME, PROMOTED, Promotion, RunFolder
+from smallfirst.project.task_file import SMALLEST
+from smallfirst.registry import runs, versions
 from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.stats.intervals import wilson
+from smallfirst.stats.intervals import Estimate, wilson
+
+_RESTS = (("large", ("large", "general")), ("person", ("person",)), ("refused", ("out_of_scope",)))
+"""Who gets the rest by the stages of the routed rows, the first that applies."""
 
 
-def decide_outcome(project: Project, run_folder: RunFolder, plan: PlanTrial | None = None) -> Outcome:
-    """Return the outcome of a run that was gated, and save it; a later stage replaces it.
+def decide_outcome(project: Project, run_folder: RunFolder, *, shadow: Promotion | None = None) -> Outcome:
+    """Return the outcome of a run that was gated; save it in the run, with the version, and in MLflow.
 
-    `plan` passed and is not promoted yet.
+    A later stage replaces it. `shadow` is a version that was registered and is not live.
     """
+    goes_live = answers_live(project, run_folder)
+    values = _live(project, run_folder) if goes_live else _not_live(project, run_folder)
+    registered = run_folder.find(Promotion, PROMOTED) if goes_live else shadow
+    if registered is not None:
+        alias = versions.CHAMPION if goes_live else versions.SHADOW
+        values |= {"model": registered.name, "version": registered.version, "alias": alias}
     trials = PlanTrials.of(run_folder).trials
-    live = run_folder.find(Promotion, PROMOTED) or (plan.verdict if plan else None)
-    found = _live(project, run_folder, live.candidate, live.plan) if live else None
-    if found is None:
-        found = _undecided(project, run_folder) or _keep_large(project, run_folder)
-    found = found.model_copy(update={"trials": trials})
+    found = Outcome(**values, trials=trials, large=project.file.large is not None)
     found.save(run_folder.path / OUTCOME)
+    tell_registry(run_folder, found)
     return found
 
 
-def _live(project: Project, run_folder: RunFolder, candidate: str, plan: str) -> Outcome | None:
-    """Return what goes live; None if nothing certifies its answers and nobody signed."""
-    certificate = run_folder.find(Certificate, CERTIFICATE)
-    routed, large = run_folder.evaluation("routed", "test"), run_folder.evaluation("large", "test")
+def answers_live(project: Project, run_folder: RunFolder) -> bool:
+    """Return True if something of the certified candidate may be answered: with a certificate, a signature, or alone.
+
+    Without a certificate a guarantee that task.yaml sets leaves nothing, where a large model can answer instead.
+    """
+    certified = _certified(project, run_folder)
+    if certified is None:
+        return False
     signed = project.file.routing.override is not None
-    if certificate is None or routed is None or not (certificate.issued or signed):
+    alone = certified.plan == "small alone" and not project.file.binds_answers
+    return certified.certificate.issued or signed or alone
+
+
+def gate_line(project: Project) -> str:
+    """Return the line of task.yaml that makes the default gate the user's own."""
+    given = {name: value for name, value in project.file.gate if value not in (None, {}) and name.endswith("_at_least")}
+    return f"gate: {yaml.safe_dump(given, default_flow_style=True).strip()}"
+
+
+def tell_registry(run_folder: RunFolder, outcome: Outcome) -> None:
+    """Write the outcome to the run in MLflow, as tags and metrics, and beside its version in the registry."""
+    run = runs.TrackedRun(runs.client(), run_folder.mlflow_run_id())
+    run.set_tags(outcome.facts)
+    shares = {name: getattr(outcome, name) for name in ("share_small", "share_promised", "accuracy", "share_of_bill")}
+    run.log_metrics(0, {f"outcome/{name}": share and share.value for name, share in shares.items()})
+    run.flush()
+    if outcome.version is not None:
+        versions.attach(outcome.model, outcome.version, OUTCOME, outcome.model_dump_json(indent=2).encode())
+        versions.tag(outcome.model, outcome.version, outcome.facts)
+
+
+def _certified(project: Project, run_folder: RunFolder) -> Certified | None:
+    """Return what was certified last, if a gate, a signature or a confirmed plan lets it go live; else None."""
+    found, live = run_folder.find(Certified, CERTIFIED), run_folder.find(Promotion, PROMOTED)
+    if found is None:
         return None
-    kept = run_folder.find(KeptOnTest, KEPT)
-    small = stays_small(routed)
-    share = wilson(sum(small), len(small))
-    alone = plan == "small alone" and share.value == 1
-    if plan == "small first" and kept is not None:
-        share = wilson(kept.n_kept, kept.n_rows)
-    bill = None
-    if large is not None and large.cost_usd_per_1k > 0:
-        pairs = [(row.cost_usd, large.by_key[row.key].cost_usd) for row in routed.rows if row.key in large.by_key]
-        theirs = sum(cost for _, cost in pairs)
-        bill = sum(cost for cost, _ in pairs) / theirs if theirs else None
-    promise = certificate.guarantee.in_words if certificate.issued else ""
-    cost = f", at {_percent(bill)} of the large model's bill" if bill is not None else ""
-    if alone:
-        measured = run_folder.evaluation(candidate, "test")
-        assert measured is not None
-        right = f"right on {measured.accuracy} of {measured.accuracy.n:,} test rows"
-        certified = f"; {promise}" if promise else ""
-        sentence = f"Small alone: {_title(candidate)} answers every request, {right}{cost}{certified}."
-    else:
-        rest = "the large model" if project.file.large else "a person"
-        answered = f"{_percent(share.value)} [{_percent(share.low)}, {_percent(share.high)}] of requests"
-        sentence = f"Small first: {_title(candidate)} answers {answered}{cost}; {promise}; the rest goes to {rest}."
-    return Outcome(
-        kind="small alone" if alone else "small first",
-        sentence=sentence,
-        candidate=candidate,
-        share_small=share,
-        share_of_bill=bill,
-        promise=promise,
-        n_kept=kept.n_kept if kept else 0,
-        n_kept_wrong=kept.n_wrong if kept else 0,
-    )
+    if live is not None:
+        return found.model_copy(update={"candidate": live.candidate, "plan": live.plan})
+    if found.plan == "small first":
+        plan = PlanTrials.of(run_folder).passed
+        return found if plan is not None and plan.candidate == found.candidate else None
+    verdict = run_folder.verdicts().of(found.candidate)
+    return found if verdict.passed and (project.file.sets_gate or verdict.signed_by) else None
 
 
-def _undecided(project: Project, run_folder: RunFolder) -> Outcome | None:
-    """Return the verdict that more rows would decide; None if no number of rows is known to."""
+def _live(project: Project, run_folder: RunFolder) -> dict[str, Any]:
+    """Return who answers what, with which proof."""
+    certified = _certified(project, run_folder)
+    routed, large = run_folder.evaluation("routed", "test"), run_folder.evaluation("large", "test")
+    assert certified is not None
+    assert routed is not None
+    certificate, signatures = certified.certificate, []
+    verdict = run_folder.verdicts().of(certified.candidate)
+    if verdict.signed_by:
+        signatures.append(f"{verdict.signed_by} ({verdict.because})")
+    if not certificate.issued and (override := project.file.routing.override) is not None:
+        signatures.append(f"{override.by} ({override.because})")
+    stages = {row.stage for row in routed.rows}
+    rest = next((who for who, named in _RESTS if stages & set(named)), "")
+    plan = "small first" if certified.plan == "small first" or rest in ("large", "person") else "small alone"
+    kept, small = run_folder.find(KeptOnTest, KEPT), stays_small(routed)
+    promised = wilson(kept.n_kept, kept.n_rows) if kept is not None and certificate.issued else None
+    all_promised = all(row.certified for row, ours in zip(routed.rows, small, strict=True) if ours)
+    share = promised if promised is not None and all_promised else wilson(sum(small), len(small))
+    answered = [row.correct for row in routed.rows if row.stage != "person"]
+    bill = None if large is None else saving(routed, large)
+    watched = "large" if project.file.large is not None and project.file.routing.judge == "large" else "person"
+    nobody = project.file.large is None and not project.file.routing.person and project.file.routing.judge != "person"
+    return {
+        **_named(certified.candidate),
+        "kind": plan,
+        "gate": "signed" if verdict.signed_by else "passed" if verdict.passed else "failed",
+        "share_small": share,
+        "share_promised": promised,
+        "promise": certificate.guarantee.in_words if certificate.issued else "",
+        "accuracy": wilson(sum(answered), len(answered)) if answered else None,
+        "share_of_bill": bill and _rest_of(bill),
+        "rest": rest or ("large" if plan == "small first" and project.file.large else ""),
+        "watched_by": "" if nobody or not certificate.issued else watched,
+        "signed": ", ".join(signatures),
+        "why": "" if certificate.issued else certificate.why,
+        "n_kept": kept.n_kept if kept and certificate.issued else 0,
+        "n_kept_wrong": kept.n_wrong if kept and certificate.issued else 0,
+        "labels_needed": next(_rows_for_certificate(project, run_folder, certificate), None),
+    }
+
+
+def _rest_of(saved: Estimate) -> Estimate | None:
+    """Return the share of the bill that is left; None without an interval."""
+    if not math.isfinite(saved.low) or not math.isfinite(saved.high):
+        return None
+    return Estimate(value=1 - saved.value, low=max(0.0, 1 - saved.high), high=1 - saved.low, n=saved.n)
+
+
+def _named(candidate: str) -> dict[str, str]:
+    found = get_candidate(candidate)
+    return {"candidate": candidate, "title": found.title, "headline": found.headline}
+
+
+def _not_live(project: Project, run_folder: RunFolder) -> dict[str, Any]:
+    """Return the rows that would decide it, else what fails; and the line of a gate that only has to be written."""
     needed = min(_rows_that_decide(project, run_folder), key=lambda one: one.n_data_rows, default=None)
-    if needed is None:
-        return None
-    price = f", about {format_usd(needed.usd)} by {needed.priced_by}" if needed.usd is not None else ""
-    meanwhile = "the large model answers" if project.file.large else "nothing goes live"
-    sentence = f"Cannot be told yet: label {needed.in_words}{price}. Until then {meanwhile}."
-    return Outcome(kind="cannot be told yet", sentence=sentence, labels_needed=needed)
+    found: dict[str, Any] = {
+        "kind": "keep the large model" if needed is None else "cannot be told yet",
+        "labels_needed": needed,
+        "why": _why_not(project, run_folder),
+    }
+    verdicts = run_folder.verdicts()
+    met = verdicts.smallest if project.file.goes_live == SMALLEST else project.file.goes_live
+    if met is None or not verdicts.of(met).passed:
+        return found
+    found |= {name: value for name, value in _named(met).items() if name == "title"}
+    if project.file.sets_gate or verdicts.of(met).signed_by:
+        return found | {"gate": "passed"}
+    measured = run_folder.evaluation(met, "test")
+    return found | {
+        "gate": "not written",
+        "gate_line": gate_line(project),
+        "accuracy": measured.accuracy if measured else None,
+    }
 
 
 def _rows_that_decide(project: Project, run_folder: RunFolder) -> Iterator[LabelsNeeded]:
@@ -94,33 +177,31 @@ def _rows_that_decide(project: Project, run_folder: RunFolder) -> Iterator[Label
         promise = [check.more_rows for check in failed if check.name == PROMISE]
         part = "calibration" if promise else "test"
         yield _priced(project, run_folder, part, max(n for n in (promise or missing) if n is not None))
-    certificate = _refused(run_folder)
-    if certificate is not None and certificate.labels_missing:
+    if (certified := _certified(project, run_folder)) is not None:
+        yield from _rows_for_certificate(project, run_folder, certified.certificate)
+
+
+def _rows_for_certificate(project: Project, run_folder: RunFolder, certificate: Certificate) -> Iterator[LabelsNeeded]:
+    if not certificate.issued and certificate.labels_missing:
         yield _priced(project, run_folder, "calibration", certificate.labels_missing)
 
 
-def _keep_large(project: Project, run_folder: RunFolder) -> Outcome:
-    trials, certificate = PlanTrials.of(run_folder).trials, _refused(run_folder)
+def _why_not(project: Project, run_folder: RunFolder) -> str:
+    trials, certified = PlanTrials.of(run_folder).trials, _certified(project, run_folder)
+    if certified is not None:
+        return f"what is right cannot be told from what is wrong well enough: {certified.certificate.why}"
     if trials:
         nearest = trials[0].verdict
         check = max(nearest.failed_checks, key=lambda one: one.shortfall)
-        why = f"no candidate passes its gate alone, and {_title(nearest.candidate)} first misses “{check.requirement}”"
-        why += f" ({check.measured})" if check.name != PROMISE else ""
-    elif certificate is not None:
-        why = f"what is right cannot be told from what is wrong well enough: {certificate.why}"
-    else:
-        verdict = nearest_to_passing(run_folder.verdicts().verdicts)
-        check = max(verdict.failed_checks, key=lambda one: one.shortfall)
-        why = f"{_title(verdict.candidate)} comes nearest and misses “{check.requirement}” ({check.measured})"
-    start = "Keep the large model" if project.file.large else "Keep what answers today"
-    return Outcome(kind="keep the large model", sentence=f"{start}: {why}.")
-
-
-def _refused(run_folder: RunFolder) -> Certificate | None:
-    """Return the certificate of a version that passed its gate alone, if it was refused."""
-    certificate = run_folder.find(Certificate, CERTIFICATE)
-    refused = certificate is not None and not certificate.issued
-    return certificate if refused and run_folder.find(Promotion, PROMOTED) else None
+        title = get_candidate(nearest.candidate).title
+        why = f"no candidate may go live alone, and “{title}” first misses “{check.requirement}”"
+        return f"{why} ({check.measured})" if check.name != PROMISE else why
+    verdict = nearest_to_passing(run_folder.verdicts().verdicts)
+    check = max(verdict.failed_checks, key=lambda one: one.shortfall, default=None)
+    if check is None:
+        return ""
+    title = get_candidate(verdict.candidate).title
+    return f"“{title}” comes nearest and misses “{check.requirement}” ({check.measured})"
 
 
 def _priced(project: Project, run_folder: RunFolder, part: str, n_rows: int) -> LabelsNeeded:
@@ -138,11 +219,3 @@ def _priced(project: Project, run_folder: RunFolder, part: str, n_rows: int) -> 
         priced_by=by,
         in_words=needed.in_words,
     )
-
-
-def _title(candidate: str) -> str:
-    return f"“{get_candidate(candidate).title}”"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"

@@ -10,8 +10,9 @@ import asyncio
 
 from smallfirst.gate.check_result import CheckResult, ConfidenceLevel, Requirement, check_value
 from smallfirst.gate.gate import PLANS
+from smallfirst.gate.outcome import PlanTrial
 from smallfirst.gate.routed import check_routed
-from smallfirst.gate.verdict import PlanTrial, Verdict, format_verdict
+from smallfirst.gate.verdict import Verdict, format_verdict
 from smallfirst.pipeline.calibrate import certify_candidate
 from smallfirst.pipeline.diagnostics import find_split_leaks, without_copies
 from smallfirst.pipeline.evaluate import measure_router

@@ -18,35 +18,20 @@ def recommendations(data: ReportData, paths: tuple[PathCost, ...]) -> tuple[str,
 
 
 def _go_live(data: ReportData, paths: tuple[PathCost, ...]) -> str:
-    by_name = {path.candidate: path for path in paths}
+    outcome, by_name = data.outcome, {path.candidate: path for path in paths}
+    if outcome is None:
+        return "Let it be decided: smallfirst calibrate task.yaml."
+    if not outcome.goes_live:
+        open_ = outcome.gate_line or outcome.labels_needed
+        return outcome.to_do if open_ else f"{outcome.to_do}{_nearest(data)}"
     path, large = by_name.get(data.served or ""), by_name.get("large")
-    if data.decided is not None and (needed := data.decided.labels_needed) is not None:
-        until = "let the large model answer" if large else "nothing of this goes live"
-        price = f", about {format_usd(needed.usd)} by {needed.priced_by}" if needed.usd is not None else ""
-        return f"Label {needed.in_words}{price}, and run it again. Until then {until}."
-    if path is None or path is large:
-        keep = "Keep sending every request to the large model." if large else "Do not put any of them live."
-        return f"{keep}{_nearest(data)}"
-    name = path_name(data.recommended or "")
-    if data.certificate and not data.certificate.issued:
-        first = (
-            f"Let the large model answer, with “{name}” in shadow"
-            if large
-            else f"Serve “{name}” for a trial alone (--uncertified)"
-        )
-        missing = data.certificate.labels_missing
-        rows = f"about {missing:,} more calibration rows" if missing else "why it was refused stands below"
-        return f"{first}, until a certificate is issued ({rows})."
-    if large is None:
-        return f"Put “{name}” live. Its saving is unknown: the large model was not measured."
-    live = f"Put “{name}” live"
-    if path.candidate == "routed":
-        live += ", with the large model for what it is not sure of"
+    if large is None or path is None:
+        return f"{outcome.to_do} Its saving is unknown: the large model was not measured."
     saved = large.monthly_usd(data.requests_per_month) - path.monthly_usd(data.requests_per_month)
     if saved <= 0:
-        return "Keep sending every request to the large model: the smaller path saves nothing at today's prices."
-    n_requests = count(data.requests_per_month)
-    return f"{live}. At {n_requests} requests a month it saves about {format_usd(saved)} a month."
+        return f"{outcome.to_do} It saves nothing at today's prices."
+    n = count(data.requests_per_month)
+    return f"{outcome.to_do} At {n} requests a month it saves about {format_usd(saved)} a month."
 
 
 def _nearest(data: ReportData) -> str:
@@ -61,7 +46,7 @@ def _nearest(data: ReportData) -> str:
 
 def _also(data: ReportData) -> Iterator[str]:
     smallest, n = data.evaluation(data.smallest_passing), len(data.suspects)
-    if smallest is not None and data.recommended != data.smallest_passing:
+    if smallest is not None and data.recommended not in (None, data.smallest_passing):
         yield (
             f"Consider “{path_name(smallest.candidate)}” (routing.small: smallest): it meets the requirements as well, "
             f"right on {accurate(smallest.accuracy)} at {format_usd(smallest.cost_usd_per_1k)} per 1,000 requests."

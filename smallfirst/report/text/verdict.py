@@ -7,12 +7,11 @@ from typing import NamedTuple
 
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.routed import stays_small
-from smallfirst.gate.verdict import Outcome
 from smallfirst.pricing.money import format_usd
 from smallfirst.project.candidate_registry import CANDIDATES, FINE_TUNED, all_candidates
 from smallfirst.report.candidates import difference
 from smallfirst.report.data import ReportData
-from smallfirst.report.formats import absolute_points, accurate, capitalize_first, path_name, path_role, percent, points
+from smallfirst.report.formats import absolute_points, accurate, capitalize_first, path_name, percent, points
 
 
 class Headline(NamedTuple):
@@ -23,79 +22,10 @@ class Headline(NamedTuple):
 
 
 def headline(data: ReportData) -> Headline:
-    """Return what to do, how good what answers is, and what it costs against the large path."""
-    if data.decided is not None and data.decided.kind != "small alone":
-        return _by_outcome(data, data.decided)
-    chosen, large, evaluation = data.recommended, data.evaluation("large"), data.evaluation(data.served)
-    if chosen is None or evaluation is None:
-        return _nothing_passes(data)
-    quality, cost_usd = _quality(data, evaluation), evaluation.cost_usd_per_1k
-    if chosen == "large":
-        return Headline(
-            "Keep the large model.",
-            f"No smaller model meets the requirements. The large model does: it is {quality}, "
-            f"at {format_usd(cost_usd)} per 1,000 requests.",
-        )
-    cost = _cost_against_large(data, evaluation)
-    if large is not None and cost_usd >= large.cost_usd_per_1k:
-        return Headline(
-            "Keep the large model: a smaller one is good enough here, but not cheaper.",
-            f"“{capitalize_first(path_name(evaluation.candidate))}” is {quality} and costs {cost}.",
-        )
-    subject = "It" if chosen == FINE_TUNED else capitalize_first(path_role(chosen))
-    said = f"{subject} is {quality} and costs {cost}."
-    if data.served == "routed":
-        said = f"Together, each request answered by one of them, they are {quality} and cost {cost}."
-    return Headline(_heading(data, chosen), said)
-
-
-def _by_outcome(data: ReportData, outcome: Outcome) -> Headline:
-    """Return the verdict on what goes live, and the outcome's sentence with its proof."""
-    proof = capitalize_first(outcome.sentence.partition(": ")[2] or outcome.sentence)
-    large, needed = data.evaluation("large") is not None, outcome.labels_needed
-    if outcome.kind == "small first" and outcome.candidate and outcome.share_small:
-        who, share = path_role(outcome.candidate) or "the small model", percent(outcome.share_small.value, digits=0)
-        rest = "the large model" if large else "a person"
-        return Headline(f"Small first: {who} answers {share} of requests, {rest} the rest.", proof)
-    if outcome.kind == "cannot be told yet" and needed:
-        return Headline(f"It cannot be told yet: label about {needed.n_data_rows:,} more rows.", proof)
-    return Headline("Keep the large model." if large else "Keep what answers today.", proof)
-
-
-def _nothing_passes(data: ReportData) -> Headline:
-    large, verdict = data.evaluation("large"), data.verdict("large")
-    if large is None:
-        return Headline(
-            "Do not go live yet: nothing meets the requirements.",
-            f"The nearest, “{path_name(data.focus.candidate)}”, is {_quality(data, data.focus)}. "
-            "The large model was not measured.",
-        )
-    quality = f"{_quality(data, large)}, at {format_usd(large.cost_usd_per_1k)} per 1,000 requests"
-    if verdict is not None and not verdict.passed:
-        return Headline(
-            "Keep the large model for now: nothing meets the requirements.",
-            f"The large model does not meet them either; it is {quality}.",
-        )
-    sentence = f"The large model is {quality}."
-    comparison = difference(data, data.focus.candidate, "large")
-    if comparison is None or comparison.difference.high < 0:
-        return Headline("Keep the large model: no smaller one meets the requirements.", sentence)
-    better = comparison.difference.low > 0
-    name = path_name(data.focus.candidate)
-    result = f"“{name}” is right more often" if better else f"neither it nor “{name}” is measurably better"
-    return Headline(
-        "Keep the large model for now: no smaller model meets the requirements.",
-        f"{sentence} On the {comparison.difference.n:,} requests that both answered, {result}.",
-    )
-
-
-def _quality(data: ReportData, evaluation: Evaluation) -> str:
-    share, n = accurate(evaluation.accuracy), f"{evaluation.accuracy.n:,}"
-    if data.part == "field" and data.pass_score >= 1:
-        f1 = evaluation.measures.get("field_f1")
-        fields = f" (and {percent(f1.value)} of single fields, by field F1)" if f1 else ""
-        return f"right in every field on {share} of {n} test requests{fields}"
-    return f"right on {share} of {n} test {data.request_noun}"
+    """Return what the run decided, and what shows it."""
+    if data.outcome is None:
+        return Headline("Nothing is decided yet.", "smallfirst calibrate task.yaml   decides it.")
+    return Headline(data.outcome.heading, capitalize_first(data.outcome.proof))
 
 
 def _cost_against_large(data: ReportData, evaluation: Evaluation) -> str:
@@ -129,7 +59,7 @@ def _alone(data: ReportData) -> Iterator[str]:
 
 def _losses(data: ReportData) -> Iterator[str]:
     if data.focus.candidate != FINE_TUNED:
-        return  # `linear_note` compares it
+        return  # `lighter_note` compares it
     rivals = {"large": "the large model"} | {c.name: c.role for c in all_candidates() if c.name != FINE_TUNED}
     for rival, name in rivals.items():
         comparison = difference(data, FINE_TUNED, rival)
@@ -170,27 +100,16 @@ def _routing(data: ReportData) -> Iterator[str]:
     yield f"{where}: right on {accurate(routed.accuracy)}, {_cost_against_large(data, routed)}.{gate}"
 
 
-def linear_note(data: ReportData) -> str:
-    """Say what the fine-tune adds when a candidate that is no language model passes; else return an empty string."""
-    chosen = data.smallest_passing
-    if chosen is None or chosen not in CANDIDATES.names() or CANDIDATES.get(chosen).is_language_model:
-        return ""
-    start = "The gate picks the cheapest candidate that passes, and that needs no language model."
-    if (comparison := difference(data, FINE_TUNED, chosen)) is None:
-        return start
-    gap = comparison.difference
-    how = "better still, by" if gap.low > 0 else "worse, by" if gap.high < 0 else "not measurably different:"
-    return f"{start} The fine-tuned small model is {how} {points(gap)} on the same {gap.n:,} rows."
-
-
-def _heading(data: ReportData, chosen: str) -> str:
-    if data.served == "routed" and (routed := data.evaluation("routed")):
-        first, small = path_role(chosen) or "a small model", percent(1 - routed.share("large"), digits=0)
-        return f"Go live: {first} answers {small} of requests, the large model the rest."
-    candidate = CANDIDATES.get(chosen)
-    found = (candidate.headline or f"{candidate.role} is good enough").rstrip(".")
-    found = found[:1].lower() + found[1:]
-    if data.certificate is None or data.certificate.issued:
-        return f"Go live: {found}."
-    first = "Label more rows first" if data.evaluation("large") is None else "Run it beside the large model for now"
-    return f"{first}: {found}, but none of its answers are certified."
+def lighter_note(data: ReportData) -> Headline | None:
+    """Say what the fine-tune adds where a candidate that is no language model goes live; None elsewhere."""
+    chosen = data.recommended
+    if not (data.outcome and data.outcome.goes_live) or chosen is None or CANDIDATES.get(chosen).is_language_model:
+        return None
+    found = CANDIDATES.get(chosen)
+    heading = (found.headline or f"{found.role} is enough here").rstrip(".")
+    said = f"{capitalize_first(found.role)} answers; no language model is needed for it."
+    if (comparison := difference(data, FINE_TUNED, chosen)) is not None:
+        gap = comparison.difference
+        how = "better still, by" if gap.low > 0 else "worse, by" if gap.high < 0 else "not measurably different:"
+        said += f" The fine-tuned small model is {how} {points(gap)} on the same {gap.n:,} rows."
+    return Headline(capitalize_first(heading), said)

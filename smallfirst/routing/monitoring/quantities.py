@@ -91,8 +91,11 @@ class Watch:
 def watched_quantities(certificate: Certificate, judge: Judge) -> tuple[Quantity, ...]:
     """Return what is watched where `judge` judges audits: each promised limit that can be, and the error.
 
-    Where no limit rests on audits, more errors than the calibration rows allow for raise a hint.
+    Where no limit rests on audits, more errors than the calibration rows allow for raise a hint. A certificate that was
+    not issued promises nothing, so nothing is watched.
     """
+    if not certificate.issued:
+        return ()
     found = []
     for risk, limit in certificate.guarantee.limits.items():
         if risk not in AUDITED:
@@ -119,7 +122,7 @@ def is_outside(answer: Completion) -> float:
 def not_watched(certificate: Certificate, judge: Judge) -> tuple[str, ...]:
     """Return the promised limits, in words, that nothing after go-live can test."""
     watched = {quantity.name for quantity in watched_quantities(certificate, judge) if quantity.promised}
-    limits = certificate.guarantee.limits.items()
+    limits = certificate.guarantee.limits.items() if certificate.issued else ()
     return tuple(describe_limit(risk, limit) for risk, limit in limits if risk not in watched)
 
 

@@ -204,9 +204,10 @@ def system_fingerprint(answered_by: str) -> str:
     return f"fp_{hashlib.sha256(answered_by.encode()).hexdigest()[:10]}"
 
 
-def model_entry(name: str, created: int) -> dict[str, Any]:
-    """Return one entry of /v1/models."""
-    return {"id": name, "object": "model", "created": created, "owned_by": "smallfirst"}
+def model_entry(name: str, created: int, description: str = "") -> dict[str, Any]:
+    """Return one entry of /v1/models; `description` says who answers and what is promised, where that is known."""
+    entry = {"id": name, "object": "model", "created": created, "owned_by": "smallfirst"}
+    return entry | ({"description": description} if description else {})
 
 
 def sse_event(value: dict[str, Any] | str) -> bytes:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 from fixtures.evaluations import evaluated_row, evaluation_of
+from fixtures.report import outcome
 
 from smallfirst.data.quality.leaks import Leak, LeakReport
-from smallfirst.gate.verdict import LabelsNeeded, Outcome
+from smallfirst.gate.outcome import LabelsNeeded, Outcome
 from smallfirst.report.data import LeakEffect, ReportData
 from smallfirst.report.economics import path_costs
 from smallfirst.report.text.advice import (
@@ -28,39 +29,34 @@ def advised(data: ReportData) -> tuple[str, ...]:
     return recommendations(data, path_costs(data.evaluations, training_usd=3.9))
 
 
-def test_what_passes_and_is_cheaper_should_go_live(make_report: Make, make_evaluation: Build) -> None:
+KEPT = Outcome(kind="keep the large model", large=True)
+LIVE = "It is live as main.default.tickets version 1 @champion."
+
+
+def test_what_is_live_is_named_with_what_it_saves(make_report: Make, make_evaluation: Build) -> None:
+    alone = outcome("small alone")
     # 10,000 requests at $2.00 against $0.050 per 1,000.
-    assert advised(make_report(certificate=None))[0] == (
-        "Put “fine-tuned small model” live. At 10,000 requests a month it saves about $19.50 a month."
-    )
+    said = advised(make_report(outcome=alone))[0]
+    assert said.startswith(f"{LIVE} Promised about 75 % ")
+    assert said.endswith("At 10,000 requests a month it saves about $19.50 a month.")
+    # Routed costs $0.55 per 1,000: 10,000 requests save 10 · ($2.00 - $0.55).
+    assert advised(make_report(outcome=outcome()))[0].endswith("it saves about $14.50 a month.")
     small, large = make_report().evaluations[:2]
-    assert "Its saving is unknown" in advised(make_report(evaluations=(small,)))[0]
+    assert advised(make_report(evaluations=(small,), outcome=alone))[0].endswith("the large model was not measured.")
     dear = make_evaluation("small", "cccfffff", cost_usd_per_1k=3.0)
-    assert "the smaller path saves nothing" in advised(make_report(evaluations=(dear, large)))[0]
+    assert advised(make_report(evaluations=(dear, large), outcome=alone))[0].endswith("nothing at today's prices.")
+    assert advised(make_report())[0] == "Let it be decided: smallfirst calibrate task.yaml."
+    ready = alone.model_copy(update={"alias": "", "version": None})
+    assert advised(make_report(outcome=ready))[0].startswith("Promote it: smallfirst promote task.yaml.")
 
 
 def test_a_smaller_candidate_that_passes_as_well_is_named(make_report: Make, make_evaluation: Build) -> None:
     words = make_evaluation("words", "cccfffff", cost_usd_per_1k=0.001)
-    data = make_report(evaluations=(words, *make_report().evaluations), smallest_passing="words", promoted="small")
+    data = make_report(evaluations=(words, *make_report().evaluations), smallest_passing="words", outcome=outcome())
     assert advised(data)[1].replace("\xa0", " ") == (
         "Consider “words + linear” (routing.small: smallest): it meets the requirements as well, right on "
         "87.5 % (52.9 to 97.8) at $0.0010 per 1,000 requests."
     )
-
-
-def test_a_certified_path_goes_live_with_the_large_model_behind_it(make_report: Make, make_certificate: Build) -> None:
-    # Routed costs $0.55 per 1,000: 10,000 requests save 10 · ($2.00 - $0.55).
-    assert advised(make_report())[0] == (
-        "Put “fine-tuned small model” live, with the large model for what it is not sure of. "
-        "At 10,000 requests a month it saves about $14.50 a month."
-    )
-    refused = make_certificate(issued=False, labels_missing=120)
-    assert advised(make_report(certificate=refused))[0] == (
-        "Let the large model answer, with “fine-tuned small model” in shadow, until a certificate is issued "
-        "(about 120 more calibration rows)."
-    )
-    alone = make_report(certificate=refused, evaluations=make_report().evaluations[:1])
-    assert advised(alone)[0].startswith("Serve “fine-tuned small model” for a trial alone (--uncertified), until")
 
 
 def test_if_nothing_passes_the_nearest_path_is_named_with_its_advice(make_report: Make, make_verdict: Build) -> None:
@@ -70,12 +66,12 @@ def test_if_nothing_passes_the_nearest_path_is_named_with_its_advice(make_report
         "“accuracy at least 0.700”: label 40 more rows."
     )
     verdicts = (failing, make_verdict("large", passed=False))
-    assert advised(make_report(verdicts=verdicts, smallest_passing=None))[0] == nearest
+    assert advised(make_report(verdicts=verdicts, smallest_passing=None, outcome=KEPT))[0] == nearest
     # Of several failed checks the one that is furthest off is named: 0.529 of 0.700 before 0.529 of 0.600.
     closer = failing.checks[0].model_copy(update={"requirement": "recall of fee", "threshold": 0.6})
     both = failing.model_copy(update={"checks": (closer, *failing.checks)})
-    assert advised(make_report(verdicts=(both,), smallest_passing=None))[0] == nearest
-    assert advised(make_report(verdicts=(), smallest_passing=None))[0] == (
+    assert advised(make_report(verdicts=(both,), smallest_passing=None, outcome=KEPT))[0] == nearest
+    assert advised(make_report(verdicts=(), smallest_passing=None, outcome=KEPT))[0] == (
         "Keep sending every request to the large model."
     )
 
@@ -90,7 +86,7 @@ def test_of_paths_that_fail_as_many_checks_the_best_is_the_nearest(
         make_evaluation("words", "cccffccc", cost_usd_per_1k=1.0),
         make_evaluation("small", "ccccfffc", cost_usd_per_1k=2.0),
     )
-    said = advised(make_report(evaluations=pair, verdicts=failing, smallest_passing=None))[0]
+    said = advised(make_report(evaluations=pair, verdicts=failing, smallest_passing=None, outcome=KEPT))[0]
     assert "The nearest, “fine-tuned small model”," in said
 
 
@@ -119,10 +115,10 @@ def test_the_rows_that_would_decide_it_come_first_with_their_price(make_report: 
         priced_by="a person",
         in_words="90 more calibration rows, which is about 560 more rows in rows.jsonl",
     )
-    outcome = Outcome(kind="cannot be told yet", sentence="Cannot be told yet: label.", labels_needed=needed)
-    assert advised(make_report(outcome=outcome))[0] == (
+    undecided = Outcome(kind="cannot be told yet", labels_needed=needed, large=True)
+    assert advised(make_report(outcome=undecided))[0] == (
         "Label 90 more calibration rows, which is about 560 more rows in rows.jsonl, about $28.00 by a person, and "
-        "run it again. Until then let the large model answer."
+        "run it again. Until then the large model answers."
     )
 
 

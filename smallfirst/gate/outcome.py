@@ -1,0 +1,333 @@
+"""The outcome of a run: who answers, what is promised about it, who gets the rest; and every sentence about it.
+
+Terminal, report, page, routes, registry and `serve` show these sentences and figures, and compose none of their own. At
+a server the outcome is narrowed by the state of its monitor: `Outcome.standing`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import pydantic
+
+from smallfirst.gate.verdict import Verdict
+from smallfirst.pricing.money import format_usd
+from smallfirst.records import Record
+from smallfirst.stats.intervals import Estimate
+
+OutcomeKind = Literal["small alone", "small first", "keep the large model", "cannot be told yet"]
+"""`small alone`: a small model answers every request of the task. `small first`: it answers a part of them, and the
+others go to the large model, or to a person where there is none. With the other two nothing goes live; `cannot be told
+yet`: more labelled rows are likely to decide."""
+LIVE = ("small alone", "small first")
+"""Kinds with which something goes live."""
+_RESTS = {"large": "the large model", "person": "a person"}
+
+
+class PlanTrial(Record):
+    """One plan that was certified on calibration rows and confirmed, or not, on test rows."""
+
+    candidate: str
+    share_expected: float
+    """Share of requests that selection rows let expect to stay small, in [0, 1]; by it the plans were ordered."""
+    usd_per_1k_expected: float | None = None
+    """Cost of 1,000 requests that selection rows let expect; None without a price of the large model."""
+    verdict: Verdict
+    """What the certificate and the test rows showed."""
+
+
+class LabelsNeeded(Record):
+    """Rows to label before it can be told."""
+
+    part: Literal["calibration", "test"]
+    """The part of the rows that is too small."""
+    n_rows: int
+    """Rows of that part that are missing."""
+    n_data_rows: int
+    """Rows to add to the data file, from which that part is split off."""
+    usd: float | None = None
+    """What labelling them costs in USD; None if no price is known."""
+    priced_by: str = ""
+    """Whose price it is: "a person" or "the large model"; empty without one."""
+    in_words: str
+    """As a phrase, such as "90 more calibration rows, which is about 560 more rows in rows.jsonl"."""
+
+    @property
+    def with_price(self) -> str:
+        price = f", about {format_usd(self.usd)} by {self.priced_by}" if self.usd is not None else ""
+        return f"{self.in_words}{price}"
+
+
+class Standing(Record):
+    """What is in force at a server now: the outcome of the version that answers, narrowed by its monitor's state."""
+
+    state: str
+    """The monitor's: `live`, `drift`, `fallback` or `shadow`."""
+    level: Literal["good", "mixed", "bad"]
+    """good: all that was decided is in force, with a promise; mixed: less than that; bad: a promise is broken."""
+    words: str
+    """The state in a few words, such as "Live, without a promise"."""
+    promise: str
+    """The promise that is in force; empty if none is."""
+    sentence: str
+    """Who answers, and what is promised about it."""
+
+    @property
+    def in_words(self) -> str:
+        return f"{self.words}. {self.sentence}"
+
+
+class Outcome(Record):
+    """What a run decided, with the figures that show it: on test rows, with 95 % intervals."""
+
+    kind: OutcomeKind
+    candidate: str | None = None
+    """The candidate that answers; None if nothing goes live."""
+    title: str = ""
+    """Its name for readers, such as "words + linear"."""
+    headline: str = ""
+    """What it says about itself where it is enough, such as "A linear model is enough here."."""
+    model: str = ""
+    """Three-level name in the registry; empty before the version is registered."""
+    version: int | None = None
+    """Version in the registry; None before it is registered."""
+    alias: str = ""
+    """`champion` exactly if the version is live; `shadow` if it drafts beside the large model."""
+    gate: Literal["passed", "failed", "signed", "not written"] = "failed"
+    """What the gate said of the candidate alone. `not written`: it meets the default, which task.yaml does not set."""
+    gate_line: str = ""
+    """Line for task.yaml that makes a default gate the user's own, where only that is missing; else empty."""
+    share_small: Estimate | None = None
+    """Share of requests that stay small; None if nothing goes live."""
+    share_promised: Estimate | None = None
+    """Share of requests whose small answer is under the promise; None without one."""
+    promise: str = ""
+    """The guarantee about them in words; empty where none is given."""
+    accuracy: Estimate | None = None
+    """Share of right answers of all that is answered, whoever answers; None if nothing goes live."""
+    share_of_bill: Estimate | None = None
+    """Cost over the large model's on the same rows; None without a price of both."""
+    large: bool = False
+    """Whether there is a large model."""
+    rest: Literal["", "large", "person", "refused"] = ""
+    """Who gets what does not stay small; `refused`: it is answered as out of scope."""
+    watched_by: Literal["", "large", "person"] = ""
+    """Who judges the audits of promised answers; empty if nobody does, or if nothing is promised: then nothing is
+    audited."""
+    signed: str = ""
+    """Name and reason of who signed for it; empty if nobody had to."""
+    why: str = ""
+    """Why nothing goes live, or why there is no promise; empty where neither is the case."""
+    n_kept: int = 0
+    """Test rows that the certificate covers."""
+    n_kept_wrong: int = 0
+    """Wrong answers among them."""
+    labels_needed: LabelsNeeded | None = None
+    """The fewest rows that are likely to decide it or, where it goes live without a promise, to show one."""
+    trials: tuple[PlanTrial, ...] = ()
+    """The plans that were tried because no candidate may go live by its gate alone, in order."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _without_what_follows(cls, values: Any) -> Any:
+        """Leave out what follows from the rest, and a share without interval as it was stored before."""
+        if not isinstance(values, Mapping):
+            return values
+        follows = {"sentence"} | ({"share_of_bill"} if isinstance(values.get("share_of_bill"), float) else set())
+        return {name: value for name, value in values.items() if name not in follows}
+
+    @property
+    def goes_live(self) -> bool:
+        return self.kind in LIVE
+
+    @property
+    def live_as(self) -> str:
+        """The version that is live, such as "main.default.desk version 3 @champion"; empty if none is."""
+        return f"{self.model} version {self.version} @{self.alias}" if self.alias == "champion" else ""
+
+    @property
+    def gate_words(self) -> str:
+        """What the gate said: of the candidate alone or, where a plan was confirmed in its place, of that."""
+        confirmed = any(trial.verdict.passed for trial in self.trials)
+        words = {"passed": "PASS", "failed": "FAIL", "signed": "FAIL, signed for", "not written": "not in task.yaml"}
+        return "PASS (small first)" if self.goes_live and confirmed else words[self.gate]
+
+    @pydantic.computed_field  # type: ignore[prop-decorator]
+    @property
+    def sentence(self) -> str:
+        """What was decided and what shows it."""
+        return (
+            f"{self.kind[:1].upper()}{self.kind[1:]}: {self.proof}" if self.goes_live else f"{self._start} {self.proof}"
+        )
+
+    @property
+    def heading(self) -> str:
+        """The decision in one line, for the top of a page."""
+        if self.kind == "small alone":
+            found = self.headline or f"“{self.title}” is good enough."
+            return f"Small alone: {found[:1].lower()}{found[1:]}"
+        if self.kind == "small first":
+            rest = {"large": ", the large model the rest", "person": ", a person the rest"}.get(self.rest, "")
+            share = (
+                f"{100 * self.share_small.value:.0f} % of requests" if self.share_small else "a part of the requests"
+            )
+            return f"Small first: “{self.title}” answers {share}{rest}."
+        if self.kind == "cannot be told yet" and self.labels_needed:
+            return f"It cannot be told yet: label about {self.labels_needed.n_data_rows:,} more rows."
+        return f"{self._start.rstrip(':.')}."
+
+    @property
+    def proof(self) -> str:
+        """What shows the decision: who answers, how right it is, at what cost, and what is promised; or what fails."""
+        if not self.goes_live:
+            return " ".join(self._not_live())
+        return " ".join([self.who_answers, self.about_promise, *self._notes()])
+
+    @property
+    def who_answers(self) -> str:
+        """Who answers which share, how right all of it is, and what it costs."""
+        rest = _RESTS.get(self.rest, "")
+        alone = self.kind == "small alone"
+        share = f"{share_words(self.share_small)} of requests" if self.share_small else "what its certificate covers"
+        if alone and (self.share_small is None or self.share_small.value == 1):
+            share = "every request"
+        others = "; the others are refused as out of scope" if self.rest == "refused" else ""
+        others = f"; the rest goes to {rest}" if rest else others
+        right = "Right" if alone else "What it answers is right" if self.rest == "person" else "Together right"
+        said = f"“{self.title}” answers {share}{others}."
+        if self.accuracy is None:
+            return said
+        cost = f", at {share_words(self.share_of_bill)} of the large model's bill" if self.share_of_bill else ""
+        return f"{said} {right} on {share_words(self.accuracy)} of {self.accuracy.n:,} test rows{cost}."
+
+    @property
+    def in_short(self) -> str:
+        """Who answers and what is promised, in half a line."""
+        who = f"“{self.title}” answers every request"
+        if self.kind == "small first":
+            share = share_words(self.share_small) if self.share_small else "some"
+            who = f"“{self.title}” answers {share} of requests"
+        if not self.promise:
+            return f"{who}, without a promise"
+        partly = self.share_promised is not None and self.share_promised != self.share_small
+        return f"{who}, {share_words(self.share_promised) if partly else 'all'} under the promise"
+
+    @property
+    def about_promise(self) -> str:
+        """What is promised about which share of the requests; where nothing is, that, and which rows are missing."""
+        if not self.promise:
+            missing = f"; to have one, label {self.labels_needed.in_words}" if self.labels_needed else ""
+            missing = missing or (f": {self.why}" if self.why else "")
+            return f"There is no promise about single answers, and each is marked so{missing}."
+        if self.share_promised is None:
+            return f"Promised about the answers that it covers: {self.promise}."
+        small, promised = self.share_small, self.share_promised
+        marked = small is not None and small.value > promised.value
+        others = "; the other small answers carry no promise and are marked" if marked else ""
+        return f"Promised about {share_words(promised)} of requests: {self.promise}{others}."
+
+    @property
+    def to_do(self) -> str:
+        """What to do about it, as an instruction."""
+        if self.goes_live:
+            live = f"It is live as {self.live_as}" if self.live_as else "Promote it: smallfirst promote task.yaml"
+            return f"{live}. {self.about_promise}"
+        if self.gate_line:
+            return self.gate_missing
+        if self.labels_needed is not None:
+            return f"Label {self._labels}, and run it again. {self._until}"
+        return "Keep sending every request to the large model." if self.large else "Do not put any of them live."
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """The record as short texts by name, for tags; what is unknown is left out."""
+        shares = {name: getattr(self, name) for name in ("share_small", "share_promised", "accuracy", "share_of_bill")}
+        texts = {
+            "outcome": self.kind,
+            "sentence": self.sentence,
+            "live": self.live_as or "no",
+            "candidate": self.candidate or "",
+            "promise": self.promise or "none",
+            "rest": self.rest,
+            "watched_by": self.watched_by or "nobody",
+            "signed": self.signed,
+            "labels_needed": str(self.labels_needed.n_data_rows) if self.labels_needed else "",
+        }
+        found = {**texts, **{name: f"{value} n={value.n}" for name, value in shares.items() if value is not None}}
+        return {name: text for name, text in found.items() if text}
+
+    def standing(self, state: str, *, broken: Sequence[str] = ()) -> Standing:
+        """Return what is in force at a server whose monitor is in `state`; `broken` are limits found not to hold."""
+        if state == "shadow" or not self.goes_live:
+            said = f"The large model answers every request; “{self.title}” drafts beside it, and nothing is promised."
+            return Standing(state=state, level="mixed", words="In shadow", promise="", sentence=said)
+        if state == "fallback":
+            who = "the large model answers" if self.large else "the small model answers without a promise"
+            out = (
+                f"Not in force until audits show it again: {self.promise}." if self.promise else "Nothing is promised."
+            )
+            return Standing(state=state, level="bad", words=f"Fallback: {who}", promise="", sentence=out)
+        if not self.promise:
+            words = "Live, without a promise" if state == "live" else "Drift, without a promise"
+            return Standing(state=state, level="mixed", words=words, promise="", sentence=self.proof)
+        words = "Live" if state == "live" else "Drift: more answers are audited"
+        if broken:
+            part = with_broken(self.promise, broken)
+            said = self.proof.replace(self.promise, part)
+            return Standing(state=state, level="bad", words=f"{words}, a limit is broken", promise=part, sentence=said)
+        level: Literal["good", "mixed"] = "good" if state == "live" else "mixed"
+        return Standing(state=state, level=level, words=words, promise=self.promise, sentence=self.proof)
+
+    @property
+    def _start(self) -> str:
+        if self.gate_line:
+            return "Nothing goes live yet:"
+        if self.kind == "cannot be told yet":
+            return "Cannot be told yet:"
+        return "Keep the large model:" if self.large else "Keep what answers today:"
+
+    @property
+    def _labels(self) -> str:
+        return self.labels_needed.with_price if self.labels_needed else ""
+
+    @property
+    def _until(self) -> str:
+        return "Until then the large model answers." if self.large else "Until then nothing goes live."
+
+    @property
+    def gate_missing(self) -> str:
+        """Which line to add to task.yaml, and what it does."""
+        return (
+            f"Write  {self.gate_line}  into task.yaml, if that is good enough: “{self.title}” meets it and may go live."
+        )
+
+    def _not_live(self) -> Iterator[str]:
+        if self.gate_line:
+            right = (
+                f", though it is right on {share_words(self.accuracy)} of {self.accuracy.n:,} test rows"
+                if self.accuracy
+                else ""
+            )
+            yield f"task.yaml sets no gate, so nothing says that “{self.title}” is good enough{right}."
+            yield self.gate_missing
+        if self.labels_needed is not None:
+            yield f"{'Or label' if self.gate_line else 'label'} {self._labels}. {self._until}"
+        elif self.why and not self.gate_line:
+            yield f"{self.why}."
+
+    def _notes(self) -> Iterator[str]:
+        if self.signed:
+            yield f"Signed for by {self.signed}."
+        if not self.watched_by:
+            yield "Unwatched: nobody judges its answers after go-live."
+
+
+def share_words(share: Estimate | None) -> str:
+    """Return a share in percent with its interval: `52 % [45.1, 58.8]`."""
+    return f"{100 * share.value:.3g} % [{100 * share.low:.3g}, {100 * share.high:.3g}]" if share else ""
+
+
+def with_broken(promise: str, broken: Sequence[str]) -> str:
+    """Return a promise with the limits that live requests have shown not to hold."""
+    return f"{promise}; not in force, found broken on live requests: {', '.join(broken)}"

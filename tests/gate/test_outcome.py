@@ -1,0 +1,152 @@
+"""The outcome's sentences follow from its figures, and at a server from the state of its monitor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fixtures.one_story import disagreements, facts_in, facts_of
+
+from smallfirst.gate.outcome import LabelsNeeded, Outcome
+from smallfirst.stats.intervals import Estimate, wilson
+
+NEEDED = LabelsNeeded(
+    part="calibration", n_rows=90, n_data_rows=560, usd=28.0, priced_by="a person", in_words="90 more calibration rows"
+)
+RIGHT = "on 83 % [77.2, 87.6] of 200 test rows"
+PROMISE = "at most 10 % of kept answers wrong (95 %)"
+PROMISED = f"Promised about 52 % [45.1, 58.8] of requests: {PROMISE}"
+
+
+def outcome(**changes: Any) -> Outcome:
+    """A candidate that answers all of 200 requests, 104 of them under a promise."""
+    values: dict[str, Any] = {
+        "kind": "small alone",
+        "candidate": "tagger",
+        "title": "tagger",
+        "headline": "Marking the fields in the text is enough here.",
+        "model": "main.default.desk",
+        "version": 3,
+        "alias": "champion",
+        "gate": "passed",
+        "share_small": wilson(200, 200),
+        "share_promised": wilson(104, 200),
+        "promise": PROMISE,
+        "accuracy": wilson(166, 200),
+        "share_of_bill": Estimate(value=0.02, low=0.018, high=0.023, n=200),
+        "watched_by": "large",
+        "large": True,
+    }
+    return Outcome(**(values | changes))
+
+
+UNPROMISED: dict[str, Any] = {"promise": "", "share_promised": None, "watched_by": "", "labels_needed": NEEDED}
+FIRST: dict[str, Any] = {"kind": "small first", "rest": "large", "share_small": wilson(104, 200)}
+NOTHING: dict[str, Any] = dict.fromkeys(("share_small", "share_promised", "accuracy", "share_of_bill", "version"))
+NOTHING |= {"candidate": None, "promise": "", "alias": "", "watched_by": "", "gate": "failed"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {},
+            f"Small alone: “tagger” answers every request. Right {RIGHT}, at 2 % [1.8, 2.3] of the large model's bill. "
+            f"{PROMISED}; the other small answers carry no promise and are marked.",
+        ),
+        (
+            UNPROMISED,
+            f"Small alone: “tagger” answers every request. Right {RIGHT}, at 2 % [1.8, 2.3] of the large model's bill. "
+            "There is no promise about single answers, and each is marked so; to have one, label 90 more calibration "
+            "rows. Unwatched: nobody judges its answers after go-live.",
+        ),
+        (
+            FIRST | {"share_of_bill": None},
+            "Small first: “tagger” answers 52 % [45.1, 58.8] of requests; the rest goes to the large model. Together "
+            f"right {RIGHT}. {PROMISED}.",
+        ),
+        (
+            FIRST | {"rest": "person", "large": False, "watched_by": "person", "share_of_bill": None},
+            "Small first: “tagger” answers 52 % [45.1, 58.8] of requests; the rest goes to a person. What it answers "
+            f"is right {RIGHT}. {PROMISED}.",
+        ),
+        (
+            NOTHING | {"kind": "cannot be told yet", "labels_needed": NEEDED},
+            "Cannot be told yet: label 90 more calibration rows, about $28.00 by a person. Until then the large model "
+            "answers.",
+        ),
+        (
+            NOTHING | {"kind": "keep the large model", "why": "“tagger” misses “accuracy 0.9”", "large": False},
+            "Keep what answers today: “tagger” misses “accuracy 0.9”.",
+        ),
+        (
+            NOTHING
+            | {"kind": "keep the large model", "gate": "not written", "gate_line": "gate: {accuracy_at_least: 0.8}"},
+            "Nothing goes live yet: task.yaml sets no gate, so nothing says that “tagger” is good enough. Write  gate: "
+            "{accuracy_at_least: 0.8}  into task.yaml, if that is good enough: “tagger” meets it and may go live.",
+        ),
+    ],
+)
+def test_the_sentence_says_who_answers_what_is_promised_and_what_is_missing(
+    changes: dict[str, Any], sentence: str
+) -> None:
+    found = outcome(**changes)
+    assert found.sentence == sentence
+    assert not disagreements(
+        {"record": facts_of(found), "sentence": facts_in(sentence), "to do": facts_in(found.to_do)}
+    )
+
+
+def test_the_first_line_is_the_candidates_own() -> None:
+    assert outcome().heading == "Small alone: marking the fields in the text is enough here."
+    assert outcome(**FIRST).heading == "Small first: “tagger” answers 52 % of requests, the large model the rest."
+    told = outcome(**NOTHING, kind="cannot be told yet", labels_needed=NEEDED)
+    assert told.heading == "It cannot be told yet: label about 560 more rows."
+    assert outcome(**NOTHING, kind="keep the large model").heading == "Keep the large model."
+
+
+@pytest.mark.parametrize(
+    ("changes", "state", "level", "words", "promise"),
+    [
+        ({}, "live", "good", "Live", PROMISE),
+        ({}, "drift", "mixed", "Drift: more answers are audited", PROMISE),
+        ({}, "fallback", "bad", "Fallback: the large model answers", ""),
+        ({"large": False}, "fallback", "bad", "Fallback: the small model answers without a promise", ""),
+        (UNPROMISED, "live", "mixed", "Live, without a promise", ""),
+        (UNPROMISED, "drift", "mixed", "Drift, without a promise", ""),
+        (NOTHING | {"kind": "cannot be told yet"}, "shadow", "mixed", "In shadow", ""),
+    ],
+)
+def test_a_server_promises_no_more_than_the_state_of_its_monitor_allows(
+    changes: dict[str, Any], state: str, level: str, words: str, promise: str
+) -> None:
+    standing = outcome(**changes).standing(state)
+    assert (standing.level, standing.words, standing.promise) == (level, words, promise)
+    assert facts_in(standing.in_words).get("promise", promise) == promise
+    assert ("Promised about" in standing.sentence) == bool(promise)
+
+
+def test_a_limit_that_live_requests_broke_is_named_beside_the_promise() -> None:
+    standing = outcome().standing("live", broken=["at most $1 per 1,000 requests"])
+    assert standing.level == "bad"
+    assert standing.promise == f"{PROMISE}; not in force, found broken on live requests: at most $1 per 1,000 requests"
+    assert standing.promise in standing.sentence
+
+
+def test_it_is_read_as_it_was_saved_and_an_older_one_too(tmp_path: Path) -> None:
+    for saved in (outcome(), outcome(**UNPROMISED)):
+        saved.save(tmp_path / "outcome.json")
+        assert Outcome.load(tmp_path / "outcome.json") == saved
+    older = {"kind": "small alone", "sentence": "Small alone: it answers.", "share_of_bill": 0.02, "n_kept": 8}
+    assert Outcome.model_validate(older).share_of_bill is None
+
+
+def test_the_registry_is_told_what_the_sentence_says() -> None:
+    facts = outcome().facts
+    assert facts["live"] == "main.default.desk version 3 @champion"
+    assert facts["promise"] == PROMISE
+    assert facts["share_promised"] == "0.520 [0.451, 0.588] n=200"
+    nothing = outcome(**NOTHING, kind="cannot be told yet", labels_needed=NEEDED).facts
+    assert (nothing["live"], nothing["promise"], nothing["watched_by"]) == ("no", "none", "nobody")
+    assert nothing["labels_needed"] == "560"

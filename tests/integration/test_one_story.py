@@ -1,0 +1,310 @@
+"""Every surface tells the same of a task: terminal, JSON, report, page, routes, registry, statement, start lines.
+
+Runs are real: a linear model on words, rows of which two of three are plain, and recorded answers as the large model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from click.testing import CliRunner
+from fixtures.one_story import Facts, disagreements, facts_in, facts_of, first_screen
+from fixtures.server import run_server
+
+from smallfirst.billing.statement import make, signing_key
+from smallfirst.cli.main import main
+from smallfirst.dashboard.plugin import Dashboard
+from smallfirst.data.dataset import Message
+from smallfirst.deployment import service
+from smallfirst.errors import RegistryError
+from smallfirst.gate.outcome import Outcome
+from smallfirst.models.protocol import Request
+from smallfirst.models.recorded.replay import RecordedAnswer, RecordingHeader, request_key
+from smallfirst.paths import home
+from smallfirst.pipeline.run import try_run
+from smallfirst.pipeline.summary import RunSummary, format_summary
+from smallfirst.progress import Progress
+from smallfirst.project.run_folder import OUTCOME, RunFolder
+from smallfirst.project.task_file import TaskFile, read_task_file
+from smallfirst.registry import versions
+from smallfirst.registry.runs import client
+from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.sync import run_sync
+
+LABELS = ("card", "money")
+N = {"train": 160, "validation": 300, "test": 120}
+GATE: dict[str, Any] = {"gate": {"accuracy_at_least": 0.7}}
+HARD: dict[str, Any] = {"gate": {"accuracy_at_least": 0.95}}
+LARGE: dict[str, Any] = {"large": {"recorded": "large.jsonl"}}
+N_ASKED = 12
+"""Requests that a server is asked."""
+FEW = {"validation": 60}
+"""Rows that cannot show the default guarantee: 48 certify, and it takes 59 without an error."""
+
+
+def text_and_label(name: str, i: int) -> tuple[str, str]:
+    """Two of three requests are plain; the others give no clue, and their label follows chance."""
+    draw = random.Random(f"{name} {i}")
+    label = draw.choice(LABELS)
+    talk = " ".join("".join(draw.choices("abcdefgh", k=5)) for _ in range(6))
+    return (f"{talk} my {label} is gone" if i % 3 else f"{talk} that matter"), label
+
+
+def write(folder: Path, n: dict[str, int], routing: dict[str, Any], **settings: Any) -> TaskFile:
+    """Write a task whose large model has recorded right answers to its rows."""
+    pairs = {name: [text_and_label(name, i) for i in range({**N, **n}[name])] for name in N}
+    for name, rows in pairs.items():
+        lines = [json.dumps(dict(zip(("text", "label"), row, strict=True))) for row in rows]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    answers = [
+        RecordedAnswer(
+            key=request_key(Request(messages=(Message(role="user", content=text),))),
+            text=text,
+            answer=label,
+            prompt_tokens=50,
+            completion_tokens=1,
+            latency_ms=900.0,
+            cost_usd=0.002,
+        )
+        for text, label in (*pairs["validation"], *pairs["test"])
+    ]
+    header = RecordingHeader(model="big", made_at="2026-11-30", smallfirst="0", n=len(answers))
+    lines = [json.dumps({"recorded": header.model_dump(mode="json")}), *(one.model_dump_json() for one in answers)]
+    (folder / "large.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    values = {
+        "name": "desk",
+        "ladder": ["words"],
+        "data": {name: f"{name}.jsonl" for name in N},
+        "routing": {"domain": "off", **routing},
+        **settings,
+    }
+    (folder / "task.yaml").write_text(json.dumps(values), encoding="utf-8")
+    return read_task_file(folder)
+
+
+def told_by_run(file: TaskFile, summary: RunSummary) -> dict[str, Facts]:
+    """Return the facts of what a run prints and writes, by surface."""
+    folder, outcome = RunFolder.latest("desk"), summary.outcome
+    assert outcome is not None
+    saved = folder.find(Outcome, OUTCOME)
+    assert saved is not None
+    html = (folder.path / "report.html").read_text(encoding="utf-8")
+    if not outcome.goes_live:
+        assert "✓" not in first_screen(html)
+    steps = "\n".join(line for step in summary.next_steps for line in step.lines)
+    assert ("smallfirst override" in steps) <= (outcome.gate == "failed")
+    terminal = format_summary(summary)
+    assert ("@champion" in terminal) == bool(outcome.live_as)
+    data = json.loads(summary.model_dump_json())["outcome"]
+    run_tags = client().get_run(folder.mlflow_run_id()).data.tags
+    told = {
+        "record": facts_of(outcome),
+        "run folder": facts_of(saved),
+        "terminal": facts_in(terminal),
+        "json": facts_in(data["sentence"]),
+        "report": facts_in(first_screen(html)),
+        "next steps": facts_in(steps),
+        "mlflow run": facts_in(run_tags["sentence"]) | {"promise": run_tags["promise"].replace("none", "")},
+    }
+    if outcome.version is not None:
+        version = next(v for v in versions.list_versions(file.register_to) if v.version == outcome.version)
+        told["mlflow version"] = facts_in(version.tags["sentence"])
+        assert outcome.alias in version.aliases
+    return told
+
+
+def told_by_server(file: TaskFile, folder: Path, state: str) -> tuple[dict[str, Facts], str]:
+    """Return the facts of what a server says while its monitor is in `state`, by surface, and the state that it has."""
+    ledger = Ledger(home() / f"{state}.db")
+    deployed = service.deploy([file], ledger, live=False)
+    router = deployed.by_task["desk"]
+    if router.monitor.state == "live" and state != "live":
+        router.monitor.resume(state)  # type: ignore[arg-type]
+    plugins = [deployed, Dashboard(deployed.models, ledger, deployed.by_task)]
+    running = run_server(deployed.models, ledger, plugins=plugins)
+    with running as server, httpx.Client(base_url=server.url, timeout=60) as http:
+        replies = [http.post("/v1/chat/completions", json=_question(i)) for i in range(N_ASKED)]
+        answers = [reply.json()["smallfirst"] for reply in replies]
+        routes = http.get("/v1/routers").json()["data"][0]
+        models = http.get("/v1/models").json()["data"]
+        page = http.get("/v1/dashboard/watch?task=desk").json()["router"]
+        every = http.get("/v1/dashboard/watch").json()["tasks"][0]["standing"]
+    asyncio.run(deployed.aclose())
+    statement = make(ledger, f"{datetime.now(UTC):%Y-%m}", folder / f"statement-{state}", key=signing_key(home()))
+    assert page["standing"] == routes["standing"] == every
+    assert routes["guarantee"] == page["guarantee"]
+    for one in routes["watched"]:
+        assert one["guaranteed"] is False or routes["guarantee"]
+    if not routes["guarantee"]:
+        assert not page["live"]["promised"]
+    # What single answers and the statement of the month say is promised is what the routes say.
+    assert {answer["guarantee"] or "" for answer in answers} <= {routes["guarantee"], ""}
+    assert set(statement.guarantees.values()) <= {routes["guarantee"]} - {""}
+    described = next(one["description"] for one in models if one["id"] == "desk")
+    promised = {"promise": routes["guarantee"]}
+    told = {
+        "routes": facts_in(routes["standing"]["sentence"]) | promised,
+        "page": facts_in(f"{page['standing']['words']}. {page['standing']['sentence']}"),
+        "models": facts_in(described),
+        "start lines": facts_in(deployed.describe()["desk"]),
+    }
+    ledger.close()
+    return told, router.monitor.state
+
+
+def _question(i: int) -> dict[str, Any]:
+    return {"model": "desk", "messages": [{"role": "user", "content": text_and_label("test", i)[0]}]}
+
+
+CASES: dict[str, tuple[dict[str, int], dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "gate passed, certificate for a part, nothing behind it": (
+        {},
+        {},
+        GATE,
+        {"kind": "small alone", "rest": "", "promise": True, "all": True, "watched_by": ""},
+    ),
+    "gate passed, certificate refused, nothing behind it": (
+        FEW,
+        {},
+        GATE,
+        {"kind": "small alone", "rest": "", "promise": False, "all": True, "watched_by": ""},
+    ),
+    "gate passed, certificate refused, a guarantee of the user's, nothing behind it": (
+        {},
+        {"guarantee": {"max_error": 0.012}},
+        GATE,
+        {"kind": "small alone", "rest": "", "promise": False, "all": True, "watched_by": ""},
+    ),
+    "gate passed, certificate for a part, a large model, a default guarantee": (
+        {},
+        {},
+        GATE | LARGE,
+        {"kind": "small first", "rest": "large", "promise": True, "all": False, "watched_by": "large"},
+    ),
+    "gate passed, certificate refused, a large model, a default guarantee": (
+        FEW,
+        {},
+        GATE | LARGE,
+        {"kind": "small alone", "rest": "", "promise": False, "all": True, "watched_by": ""},
+    ),
+    "gate passed, certificate for a part, a large model, a guarantee of the user's": (
+        {},
+        {"guarantee": {"max_error": 0.05}},
+        GATE | LARGE,
+        {"kind": "small first", "rest": "large", "promise": True, "all": False, "watched_by": "large"},
+    ),
+    "gate passed, certificate refused, a large model, a guarantee of the user's": (
+        {},
+        {"guarantee": {"max_error": 0.012}},
+        GATE | LARGE,
+        {"kind": "cannot be told yet"},
+    ),
+    "gate passed, certificate for a part, a person": (
+        {},
+        {"person": True},
+        GATE,
+        {"kind": "small first", "rest": "person", "promise": True, "all": False, "watched_by": "person"},
+    ),
+    "gate not written, certificate for a part": (
+        {},
+        {},
+        {},
+        {"kind": "small first", "rest": "person", "promise": True, "all": False},
+    ),
+    "gate not written, certificate refused": (FEW, {}, {}, {"kind": "cannot be told yet"}),
+    "gate failed, certificate for a part": (
+        {},
+        {},
+        HARD,
+        {"kind": "small first", "rest": "person", "promise": True, "all": False},
+    ),
+    "gate failed, certificate for a part, a large model": (
+        {},
+        {},
+        HARD | LARGE,
+        {"kind": "small first", "rest": "large", "promise": True, "all": False, "watched_by": "large"},
+    ),
+    "gate failed, certificate refused": (FEW, {}, HARD, {"kind": "cannot be told yet"}),
+    "gate failed, certificate refused, signed for": (
+        FEW,
+        {},
+        HARD,
+        {"kind": "small alone", "rest": "", "promise": False, "all": True, "watched_by": ""},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_no_two_surfaces_disagree(case: str, tmp_path: Path, empty_store: Path) -> None:
+    n, routing, settings, wanted = CASES[case]
+    shutil.copy(empty_store, home())
+    file = write(tmp_path, n, routing, **settings)
+    summary, _ = try_run(file, task=str(tmp_path), progress=Progress(quiet=True))
+    assert summary.outcome is not None, summary.error
+    told = told_by_run(file, summary)
+    assert not disagreements(told)
+    outcome = summary.outcome
+    if "signed" in case:
+        for verb in (
+            ("override", "--candidate", "words", "--by", "Ada", "--because", "a pilot"),
+            ("promote",),
+            ("report",),
+        ):
+            ran = CliRunner().invoke(main, [verb[0], str(tmp_path), *verb[1:]])
+            assert ran.exit_code == 0, ran.output
+            told = {verb[0]: facts_in(ran.output)} | told if verb[0] == "promote" else told
+        outcome = RunFolder.latest("desk").find(Outcome, OUTCOME)
+        assert outcome is not None
+        assert "Signed for by Ada (a pilot)." in outcome.sentence
+        html = (RunFolder.latest("desk").path / "report.html").read_text(encoding="utf-8")
+        told = {"record": facts_of(outcome), "promote": told["promote"], "report": facts_in(first_screen(html))}
+        assert not disagreements(told)
+    assert outcome.kind == wanted["kind"]
+    if not outcome.goes_live:
+        _nothing_is_served(file, outcome)
+        return
+    assert (outcome.rest, bool(outcome.promise)) == (wanted["rest"], wanted["promise"])
+    assert outcome.share_small is not None
+    assert (outcome.share_small.value == 1) == wanted["all"]
+    assert outcome.watched_by == wanted.get("watched_by", outcome.watched_by)
+    assert ("Unwatched" in outcome.sentence) == (not outcome.watched_by)
+    if outcome.promise:
+        assert outcome.share_promised is not None
+        assert outcome.share_promised.value <= outcome.share_small.value
+    elif outcome.gate != "signed":
+        assert outcome.labels_needed is not None
+        assert "There is no promise about single answers" in outcome.sentence
+    for state in ("live", "drift", "fallback"):
+        served, found = told_by_server(file, tmp_path, state)
+        assert found == state
+        if state == "fallback":
+            assert not disagreements(served)
+            assert {facts["promise"] for facts in served.values() if "promise" in facts} == {""}
+        else:
+            assert not disagreements({**told, **served})
+
+
+def _nothing_is_served(file: TaskFile, outcome: Outcome) -> None:
+    """Where nothing goes live, a server refuses to start or lets the large model answer."""
+    ledger = Ledger(home() / "ledger.db")
+    if outcome.alias == versions.SHADOW:
+        deployed = service.deploy([file], ledger, live=False)
+        assert deployed.by_task["desk"].monitor.state == "shadow"
+        assert facts_in(deployed.describe()["desk"])["promise"] == ""
+        asked = Request.ask(text_and_label("test", 0)[0])
+        route = run_sync(deployed.models["desk"].complete(asked)).route
+        assert route is not None
+        assert (route.stage, route.certified) == ("large", False)
+        asyncio.run(deployed.aclose())
+    else:
+        with pytest.raises(RegistryError, match="has no champion"):
+            service.deploy([file], ledger, live=False)
+    ledger.close()
