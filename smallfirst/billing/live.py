@@ -131,7 +131,7 @@ def live_report(
 ) -> LiveReport:
     """Return the report from the hour of `since` (UTC).
 
-    `evaluated` is the large model's mean cost in the last run, as `billing.saved.evaluated_cost` gives it.
+    `evaluated` is the large model's mean cost in the last run, as `billing.saved.evaluated_costs` gives it.
     """
     since, until = since.astimezone(UTC).replace(minute=0, second=0, microsecond=0), until.astimezone(UTC)
     rows = ledger.sums(since, until, by=("kind", "stage", "outcome"), latencies=False, task=task)

@@ -14,14 +14,16 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Literal
 
 from scipy import special
 
-from smallfirst.errors import StageMissing
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.errors import ConfigError, StageMissing
+from smallfirst.paths import state_of
 from smallfirst.pricing.money import format_usd
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.records import Record
@@ -204,10 +206,11 @@ def savings(
     evaluated: Mapping[str, Amount] | None = None,
     **equal: str,
 ) -> tuple[Saving, ...]:
-    """Return what each task saved in [since, until), by name; with `task="tickets"` that one alone.
+    """Return what each task saved in the hours that have a part in [since, until), by name.
 
-    `evaluated` as `evaluated_cost` gives it, by task.
+    With `task="tickets"` that one alone; `evaluated` as `evaluated_costs` gives it.
     """
+    since, until = since and _hour(since), until and _hour(until, up=True)
     accounts: dict[str, Account] = defaultdict(Account)
     rows = ledger.sums(since, until, by=("task", "kind", "stage", "outcome"), every="hour", latencies=False, **equal)
     for one in rows:
@@ -240,25 +243,29 @@ def total(found: Iterable[Saving]) -> Saving:
     )
 
 
-def evaluated_cost(task: str) -> Amount | None:
-    """Return the large model's mean cost of a request, in USD, on the test rows of the task's latest run, or None.
+def evaluated_costs(folders: Mapping[str, Path | None]) -> dict[str, Amount]:
+    """Return the large model's mean cost of a request, in USD, on the test rows of each task's latest run, where known.
 
-    The run is looked for in the state folder of the moment.
+    `folders`: by task the folder of its task.yaml, in whose state folder the run is; None: in that of the moment. It is
+    unknown where no row was billed, and in a run of another version.
     """
-    try:
-        return cost_in(RunFolder.latest(task).evaluation("large", "test"))
-    except StageMissing:
-        return None
+    found = dict[str, Amount]()
+    for task, folder in folders.items():
+        with state_of(folder) if folder else nullcontext(), suppress(StageMissing, ConfigError):
+            large = RunFolder.latest(task).evaluation("large", "test")
+            if large and any(row.cost_usd for row in large.rows):
+                found[task] = mean_cost([row.cost_usd for row in large.rows])
+    return found
 
 
-def cost_in(evaluation: Evaluation | None) -> Amount | None:
-    """Return the mean cost of a request, in USD, in an evaluation."""
-    return mean_cost([row.cost_usd for row in evaluation.rows]) if evaluation else None
+def mean_cost(costs: Sequence[float]) -> Amount:
+    """Return the mean cost of independent requests, at least one, in USD."""
+    return _mean_of_groups([(1, usd) for usd in costs])
 
 
-def mean_cost(costs: Sequence[float]) -> Amount | None:
-    """Return the mean cost of independent requests, in USD; None of none."""
-    return _mean_of_groups([(1, usd) for usd in costs]) if costs else None
+def _hour(at: datetime, *, up: bool = False) -> datetime:
+    hour = at.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+    return hour + timedelta(hours=1) if up and hour < at else hour
 
 
 def _mean_of_groups(groups: Sequence[tuple[float, float]]) -> Amount:

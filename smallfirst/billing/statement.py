@@ -1,28 +1,29 @@
 """The statement of a month: what was asked, promised, proven, paid and saved, signed, with a row for each figure.
 
-A folder holds `rows.csv`, `statement.json`, which names the SHA-256 of the rows and is signed with Ed25519, and
-`statement.html`, the page for people, which follows from it. All figures come from the rows alone, so that a reader who
-has nothing but the folder adds them up again.
+A folder holds `rows.csv`, `statement.html`, the page for people, and `statement.json`, which names the SHA-256 of both
+and is signed with Ed25519. All figures come from the rows alone and the page from the figures, so that a reader who has
+nothing but the folder adds them up and makes the page again (`statement_check`).
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import re
 import secrets
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import smallfirst
 from smallfirst.billing.machines import MachineCost
 from smallfirst.billing.saved import Amount, Saving, is_small, total
-from smallfirst.billing.statement_rows import Figures, Line, Tally, digest, ledger_lines, read_lines, write_lines
+from smallfirst.billing.statement_page import page_of
+from smallfirst.billing.statement_rows import Figures, Tally, ledger_lines, write_lines
 from smallfirst.errors import ConfigError, as_missing_extra
 from smallfirst.files import sha256, write_atomically
 from smallfirst.progress import ProgressCallback, no_progress
@@ -36,8 +37,9 @@ if TYPE_CHECKING:
 
 KEY = "statement.key"
 """File of the private key in the state folder."""
-_ROWS, _SIGNED = "rows.csv", "statement.json"
-_STEP = 10_000
+ROWS, SIGNED, PAGE = "rows.csv", "statement.json", "statement.html"
+MADE_BY = f"smallfirst {smallfirst.__version__}"
+STEP = 10_000
 """Rows between two reports of progress."""
 
 
@@ -55,6 +57,8 @@ class Statement(Record):
     tasks: tuple[str, ...]
     """The tasks that it is limited to; none: all that the ledger has."""
     rows_sha256: str
+    page_sha256: str = ""
+    """Of the page; empty in statements of before 2026-12."""
     n_refused_without_row: int
     """Refused requests beyond those that the ledger keeps a row of; they cost nothing."""
     guarantees: dict[str, str]
@@ -119,7 +123,7 @@ def make(
     now: datetime | None = None,
     progress: ProgressCallback = no_progress,
 ) -> Statement:
-    """Write rows and signed statement of a month into `folder`, and return it; `evaluated` as in `savings`.
+    """Write rows, page and signed statement of a month into `folder`, and return it; `evaluated` as in `savings`.
 
     Raise ConfigError for a month that is none or has not begun, and if rows are missing that the ledger's sums count.
     """
@@ -129,7 +133,7 @@ def make(
         raise ConfigError(f"{month} has not begun", hint="name a month that has: --month 2026-11")
     until = min(end, made_at)
     folder.mkdir(parents=True, exist_ok=True)
-    tally, guarantees = _write_rows(ledger, folder / _ROWS, since, until, tasks, progress)
+    tally, guarantees = _write_rows(ledger, folder / ROWS, since, until, tasks, progress)
     changes = [row for row in ledger.scan(StateRow, since, until) if row.before and (not tasks or row.task in tasks)]
     statement = Statement(
         month=month,
@@ -137,9 +141,9 @@ def make(
         until=until,
         so_far=until < end,
         made_at=made_at,
-        made_by=f"smallfirst {smallfirst.__version__}",
+        made_by=MADE_BY,
         tasks=tuple(tasks),
-        rows_sha256=sha256(folder / _ROWS),
+        rows_sha256=sha256(folder / ROWS),
         n_refused_without_row=sum(one.n_without_row for one in _sums(ledger, since, until, tasks)),
         guarantees=guarantees,
         changes=tuple(changes),
@@ -149,10 +153,20 @@ def make(
     )
     computed: Any = {"machines": {"__all__": set(MachineCost.model_computed_fields)}}
     content = statement.model_dump(mode="json", exclude_defaults=True, exclude=computed)
-    signature = base64.b64encode(key.sign(_canonical(content))).decode()
-    signed = {"statement": content, "public_key": public_text(key), "signature": signature}
-    write_atomically(folder / _SIGNED, _canonical(signed))
-    return statement
+    public_key = public_text(key)
+    page = page_of(read_content(content, where=SIGNED), public_key)  # as its reader makes it again
+    content["page_sha256"] = hashlib.sha256(page).hexdigest()
+    signature = base64.b64encode(key.sign(canonical(content))).decode()
+    write_atomically(folder / PAGE, page)
+    write_atomically(
+        folder / SIGNED, canonical({"statement": content, "public_key": public_key, "signature": signature})
+    )
+    return read_content(content, where=SIGNED)
+
+
+def read_content(content: Any, *, where: str) -> Statement:
+    """Return what is signed as a record. Raise ConfigError naming `where` and the field."""
+    return parse_record(Statement, json.loads(canonical(content)), where=where)
 
 
 def _write_rows(
@@ -171,7 +185,7 @@ def _write_rows(
             for line in write_lines(file, ledger_lines(ledger, since, until, tasks, guarantees)):
                 tally.add(line)
                 n_found += line.at < hour.isoformat()
-                if n_found % _STEP == 0:
+                if n_found % STEP == 0:
                     progress(n_found, n_rows)
         if n_found < n_rows:
             raise ConfigError(
@@ -183,41 +197,6 @@ def _write_rows(
     finally:
         draft.unlink(missing_ok=True)
     return tally, guarantees
-
-
-def verify(
-    folder: Path, *, public_key: str = "", ledger: Ledger | None = None, progress: ProgressCallback = no_progress
-) -> tuple[Statement, str]:
-    """Return the statement in `folder` and the public key that signed it, after all has been checked offline.
-
-    Raise ConfigError, naming what does not fit: the signature, the key if `public_key` is given, the rows, figures that
-    do not follow from the rows, and with a `ledger` the first row that differs from it.
-    """
-    path = folder / _SIGNED
-    try:
-        signed = json.loads(path.read_text(encoding="utf-8"))
-        content, signer = signed["statement"], signed["public_key"]
-        _check_signature(signer, signed["signature"], _canonical(content))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: no statement: {error!r}", hint="name the folder that holds it") from None
-    if public_key and public_key != signer:
-        raise ConfigError(f"{path} is signed by {signer}, not by {public_key}", hint="ask who sent it to you")
-    statement = parse_record(Statement, content, where=str(path))
-    tally = Tally()
-    for n, line in enumerate(read_lines(folder / _ROWS)):
-        tally.add(line)
-        if n % _STEP == 0:
-            progress(n, statement.figures.n)
-    if sha256(folder / _ROWS) != statement.rows_sha256:
-        raise _changed(f"{folder / _ROWS}: these are other rows than those that were signed")
-    found = tally.figures(statement.evaluated)
-    if differing := [name for name in Figures.model_fields if getattr(found, name) != getattr(statement.figures, name)]:
-        raise _changed(f"{path}: {', '.join(differing)} do not follow from the rows")
-    if wrong := [words for name, words in statement.guarantees.items() if digest(words) != name]:
-        raise _changed(f'{path}: the rows know no promise "{wrong[0]}"')
-    if ledger is not None:
-        _compare(read_lines(folder / _ROWS), statement, ledger)
-    return statement, signer
 
 
 def _sums(ledger: Ledger, since: datetime, until: datetime, tasks: Collection[str]) -> list[Sums]:
@@ -269,36 +248,6 @@ def public_text(key: Ed25519PrivateKey) -> str:
     return base64.b64encode(key.public_key().public_bytes_raw()).decode()
 
 
-def _check_signature(public_key: str, signature: str, content: bytes) -> None:
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
-    try:
-        Ed25519PublicKey.from_public_bytes(base64.b64decode(public_key)).verify(base64.b64decode(signature), content)
-    except InvalidSignature:
-        raise _changed("the signature does not fit: the statement was changed after it was signed") from None
-
-
-def _compare(lines: Iterator[Line], statement: Statement, ledger: Ledger) -> None:
-    ours = ledger_lines(ledger, statement.since, statement.until, statement.tasks, {})
-    for said, held in zip_longest(lines, ours):
-        if said is None or held is None or said[:-1] != held[:-1]:
-            one = said or held
-            assert one is not None
-            where = (
-                "only in the ledger" if said is None else "only in the statement" if held is None else "not as there"
-            )
-            raise ConfigError(
-                f"{one.kind} {one.id} of {one.at} is {where}: statement and ledger {ledger.place} differ",
-                hint="rows that came later or expired differ too: make the statement anew, or look at the row with  "
-                f"smallfirst explain {one.id}",
-            )
-
-
-def _changed(message: str) -> ConfigError:
-    return ConfigError(message, hint="ask the sender for the folder as it was signed")
-
-
-def _canonical(content: Any) -> bytes:
+def canonical(content: Any) -> bytes:
     """Return JSON with sorted keys and without spaces, in UTF-8: what is signed."""
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()

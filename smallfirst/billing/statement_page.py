@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
 from smallfirst.billing.saved import is_small
-from smallfirst.billing.statement import Statement
-from smallfirst.files import write_atomically
 from smallfirst.report.charts.axes import Axis, Label, Scale, chart, large_frame, line, stack_labels, value_scale
 from smallfirst.report.formats import usd_tick
 from smallfirst.report.page import render_page
 
-PAGE = "statement.html"
+if TYPE_CHECKING:
+    from smallfirst.billing.statement import Statement
 
 
-def write_page(statement: Statement, folder: Path, public_key: str) -> Path:
-    """Write the page into the statement's folder and return its path."""
+def page_of(statement: Statement, public_key: str) -> bytes:
+    """Return the page of a statement: it follows from what is signed and the key, byte for byte."""
     title = f"Statement of {statement.since:%B %Y}{' so far' if statement.so_far else ''}"
-    page = render_page(PAGE, title=title, statement=statement, chart=money_chart(statement), public_key=public_key)
-    return write_atomically(folder / PAGE, page.encode())
+    values = {"title": title, "statement": statement, "chart": money_chart(statement), "public_key": public_key}
+    return render_page("statement.html", **values).encode()
 
 
 def money_chart(statement: Statement) -> Markup | None:

@@ -157,6 +157,8 @@ class Tally:
         self._promises: Counter[tuple[str, str]] = Counter()
         self._verdicts: dict[str, Line] = {}
         self._accounts: dict[str, Account] = defaultdict(Account)
+        self._audits: dict[tuple[str, str], tuple[float, float]] = {}
+        """By task and id of the answer: what the large model's verdict on it cost, and the chance that it had."""
 
     def add(self, line: Line) -> None:
         is_answer, usd, draft_usd = line.kind == "answer", float(line.usd or 0), float(line.draft_usd or 0)
@@ -174,14 +176,18 @@ class Tally:
             self._verdicts[line.id] = line
             self._accounts[line.task].audit_usd += usd
             if line.judged_by == "large" and line.certified:
-                self._accounts[line.task].audits.add(usd, float(line.propensity))
+                audit = (usd, float(line.propensity))  # a verdict that holds again costs nothing
+                self._audits[line.task, line.id] = max(audit, self._audits.get((line.task, line.id), audit))
         elif line.outcome == "answered" and line.task:
             unknown = line.cost_unknown != ""
             account = self._accounts[line.task]
             account.add_answers(line.stage, line.at[:13], 1, usd, n_unknown=unknown, draft_usd=draft_usd)
 
     def figures(self, evaluated: Mapping[str, Amount]) -> Figures:
-        """Return the figures so far; `evaluated` as in `savings`."""
+        """Return the figures, once all lines are added; `evaluated` as in `savings`."""
+        for (task, _), audit in _sorted(self._audits):
+            self._accounts[task].audits.add(*audit)
+        self._audits = {}
         prices = [dict(zip(PriceUsed.model_fields, (*key, *of), strict=True)) for key, of in self._prices.items()]
         promises = [{"task": task, "guarantee": words, "n": n} for (task, words), n in self._promises.items()]
         return Figures(

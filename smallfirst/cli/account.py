@@ -160,7 +160,7 @@ def statement(
     """
     from smallfirst.billing import statement as statements
     from smallfirst.billing.machines import machine_costs
-    from smallfirst.billing.statement_page import write_page
+    from smallfirst.billing.statement_check import verify as check
     from smallfirst.paths import home, state_of
     from smallfirst.project.task_file import read_task_file
 
@@ -177,11 +177,12 @@ def statement(
         rows = opened.enter_context(read_ledger()) if against_ledger or not verify else None
         done = opened.enter_context(Progress().bar("rows", None))
         if verify:
-            found, signer = statements.verify(verify, public_key=public_key or "", ledger=rows, progress=done)
+            found, signer, page = check(verify, public_key=public_key or "", ledger=rows, progress=done)
             shown = f"{verify}: {found.figures.n:,} rows, all figures and the signature fit together"
-            shown += ", and with the ledger" if rows else ""
+            shown += f"{', and with the ledger' if rows else ''}\n{page}"
             if not public_key:
-                shown += f"\nsigned by {signer}; its sender's  smallfirst statement --public-key  must print the same"
+                shown += f"\nsigned by {signer}, the key in the folder: it is the sender's if the sender's  "
+                shown += "smallfirst statement --public-key  prints the same"
         else:
             assert own
             assert rows
@@ -201,20 +202,20 @@ def statement(
                 ],
                 progress=done,
             )
-            shown = f"wrote {write_page(found, out, statements.public_text(own))}, rows.csv and statement.json"
-    click.echo(found.model_dump_json(indent=2) if as_json else "\n".join((*_statement_in_words(found), shown)))
+            shown = f"wrote {out / statements.PAGE}, rows.csv and statement.json"
+    click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(_statement_in_words(found)))
+    click.echo(shown, err=as_json)
 
 
 def _evaluated(files: Sequence[TaskFile], rows: Ledger) -> dict[str, Amount]:
     """Return the large model's cost in the last evaluation of each task, where there is one."""
-    from smallfirst.billing.saved import evaluated_cost
-    from smallfirst.paths import state_of
+    from smallfirst.billing.saved import evaluated_costs
+    from smallfirst.gateway.takeover.takeovers import TakeOvers
+    from smallfirst.gateway.task_table import learnt_folders
 
-    found = {one.task: evaluated_cost(one.task) for one in rows.sums(by=("task",)) if one.task}
-    for file in files:
-        with state_of(file.folder):
-            found[file.name] = evaluated_cost(file.name)
-    return {task: cost for task, cost in found.items() if cost}
+    served: dict[str, Path | None] = {one.task: None for one in rows.sums(by=("task",)) if one.task}
+    named = {file.name: file.folder for file in files}
+    return evaluated_costs(served | learnt_folders(TakeOvers().read()) | named)
 
 
 def _statement_in_words(found: Statement) -> list[str]:
@@ -234,7 +235,7 @@ _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=
 def show_live(task_yaml: Path, last: str, *, html: Path | None, as_json: bool) -> None:
     """Print the report on the `last` hours, days or weeks (`24h`, `30d`) and write its page. Raise BadParameter."""
     from smallfirst.billing.live import live_report
-    from smallfirst.billing.saved import evaluated_cost
+    from smallfirst.billing.saved import evaluated_costs
     from smallfirst.files import write_atomically
     from smallfirst.report.page import render_page
 
@@ -243,7 +244,8 @@ def show_live(task_yaml: Path, last: str, *, html: Path | None, as_json: bool) -
     until, file = datetime.now(UTC), load_task_file(task_yaml)
     since = until - int(found[1]) * _UNITS[found[2]]
     with read_ledger() as opened:
-        report = live_report(opened, file.name, file.prices, since, until, evaluated=evaluated_cost(file.name))
+        evaluated = evaluated_costs({file.name: file.folder}).get(file.name)
+        report = live_report(opened, file.name, file.prices, since, until, evaluated=evaluated)
         place = opened.place
     if html is not None:
         write_atomically(html, render_page("live.html", report=report).encode())

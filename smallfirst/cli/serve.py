@@ -154,7 +154,8 @@ def _assemble(
         poll_s, bodies = live["follow_s"] or None, settings.store_bodies
         deployed = deploy(files, ledger, live=not live["replay_large"], store_bodies=bodies, poll_interval_s=poll_s)
         plugins += [deployed, *([trace_plugin(files, store_bodies=bodies)] if live["trace"] else [])]
-        models, tasks = deployed.models, (deployed.by_task, deployed.measured, deployed.prices)
+        models = deployed.models
+        tasks = (deployed.by_task, deployed.measured, deployed.prices, deployed.evaluated)
     named = _registered(references)
     models = ChainMap(named, cast(MutableMapping[str, "Model"], models)) if named else models
     plugins += installed_plugins(models, *wanted)

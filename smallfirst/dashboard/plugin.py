@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from smallfirst.billing.saved import Amount
 from smallfirst.dashboard.page import page_files
 from smallfirst.dashboard.watch import watch
 from smallfirst.deployment.audited_router import AuditedRouter
@@ -27,13 +28,15 @@ class Dashboard(Plugin):
         routers: Mapping[str, AuditedRouter],
         measured: Callable[[str], Evaluation | None] = lambda task: None,
         prices: Callable[[str], PriceBook | None] = lambda task: None,
+        evaluated: Callable[[Sequence[str]], Mapping[str, Amount]] = lambda tasks: {},
     ) -> None:
         """`models` and `routers`, by name, may change while the server runs.
 
-        `measured` returns the large model of a task on test rows, `prices` those of its settings.
+        `measured` returns the large model of a task on test rows, `prices` those of its settings, `evaluated` what
+        `billing.saved.evaluated_costs` says of tasks.
         """
         self._models, self._ledger, self._routers = models, ledger, routers
-        self._measured, self._prices = measured, prices
+        self._measured, self._prices, self._evaluated = measured, prices, evaluated
         self.routes = (
             *map(_file_route, page_files()),
             PluginRoute("GET", "/v1/dashboard/session", self._session, "user"),
@@ -55,7 +58,8 @@ class Dashboard(Plugin):
         }
 
     def _watch(self, call: PluginRequest) -> dict[str, Any]:
-        return watch(self._ledger, self._routers, dict(call.query), self._measured, self._prices)
+        tasks = (self._measured, self._prices, self._evaluated)
+        return watch(self._ledger, self._routers, dict(call.query), *tasks)
 
     def _answer(self, call: PluginRequest) -> dict[str, Any]:
         """Return what the ledger holds about an answer, without texts; users see their own key's alone."""

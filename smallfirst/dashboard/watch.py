@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from smallfirst.billing.live import latency_ms
 from smallfirst.billing.machines import machine_costs
-from smallfirst.billing.saved import Saving, cost_in, is_small, savings, total
+from smallfirst.billing.saved import Amount, Saving, is_small, savings, total
 from smallfirst.deployment.audited_router import AuditedRouter
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.pricing.prices import PriceBook
@@ -53,13 +53,14 @@ def watch(
     query: Mapping[str, str],
     measured: Callable[[str], Evaluation | None] = lambda task: None,
     prices: Callable[[str], PriceBook | None] = lambda task: None,
+    evaluated: Callable[[Sequence[str]], Mapping[str, Amount]] = lambda tasks: {},
     *,
     now: datetime | None = None,
 ) -> dict[str, Any]:
     """Return the figures of the `task` in a query, or of all without, for its `range`, 30 days without one.
 
-    `measured` returns the large model on test rows, `prices` the prices by which idle machines count. Raise ApiError
-    400 for an unknown range.
+    `measured` returns the large model on test rows, `prices` the prices by which idle machines count, `evaluated` what
+    `billing.saved.evaluated_costs` says of tasks. Raise ApiError 400 for an unknown range.
     """
     if (name := query.get("range", "30d")) not in RANGES:
         raise ApiError(400, f"`range` is one of {', '.join(RANGES)}.", param="range")
@@ -69,8 +70,8 @@ def watch(
         window.since, window.until, by=("kind", "task", "stage", "outcome"), every=window.every, latencies=True, **equal
     )
     names = [task] if task else sorted({*routers, *(row.task for row in rows if row.task)})
-    known = {name: cost for name in names if (cost := cost_in(measured(name))) is not None}
-    saved = {one.task: one for one in savings(ledger, window.since, window.until, evaluated=known) if one.task in names}
+    found_savings = savings(ledger, window.since, window.until, evaluated=evaluated(names))
+    saved = {one.task: one for one in found_savings if one.task in names}
     found: dict[str, Any] = {
         "task": task,
         "every": window.every,

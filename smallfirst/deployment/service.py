@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
+from smallfirst.billing.saved import Amount, evaluated_costs
 from smallfirst.deployment.audited_router import AuditedRouter
 from smallfirst.deployment.hot_swap import HotSwapModels, ModelProxy, ModelSet
 from smallfirst.deployment.monitoring_routes import MonitoringRoutes
@@ -100,6 +101,11 @@ class DeployedTasks(Plugin):
         """Return the prices of a task's settings, or with an empty name those of the first task."""
         target = self._targets.get(task or next(iter(self._targets)))
         return target.deployment.file.prices if target else None
+
+    def evaluated(self, tasks: Sequence[str]) -> Mapping[str, Amount]:
+        """Return what `evaluated_costs` says of tasks, those of this server and others in its ledger."""
+        own = {name: target.deployment.file.folder for name, target in self._targets.items()}
+        return evaluated_costs({task: own.get(task) for task in tasks})
 
     def answered(self, id: str, request: Request, completion: Completion) -> None:
         """Count the answer and hand it to the audits of the version that gave it."""

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from smallfirst.billing.saved import Amount, Saving, mean_cost, savings
+from smallfirst.billing.saved import Saving, evaluated_costs, savings
 from smallfirst.errors import ConfigError
 from smallfirst.gateway.app import Handler
 from smallfirst.gateway.http import GatewayRequest, GatewayResponse, json_response
+from smallfirst.gateway.takeover.live_task import LEARNT
 from smallfirst.gateway.takeover.takeovers import TakeOver, TakeOvers, TenantStepBack
 from smallfirst.gateway.upstreams import Upstreams
 from smallfirst.pricing.money import format_usd
 from smallfirst.records import Record
 from smallfirst.serving.ledger.ledger import Ledger, open_existing
 from smallfirst.traffic.discovery.found import Discovery, FoundTask
-from smallfirst.traffic.logs.shapes import number
 from smallfirst.traffic.task_source import TaskSource
 
 DISCOVERED = "discovered"
@@ -89,8 +88,8 @@ def task_table(
 ) -> TaskTable:
     """Return the learnt tasks, and those that were discovered into `folders`."""
     since = datetime.now(UTC) - timedelta(days=days)
-    recorded = {name: cost for name, one in takeovers.items() if (cost := _recorded_cost(one.folder))}
-    saved = {one.task: one for one in savings(ledger, since, None, evaluated=recorded)} if ledger else {}
+    known = evaluated_costs(learnt_folders(takeovers)) if ledger else {}
+    saved = {one.task: one for one in savings(ledger, since, None, evaluated=known)} if ledger else {}
     bills: dict[str, float] = defaultdict(float)
     for row in ledger.sums(since, by=("task", "kind", "outcome")) if ledger else ():
         if row.kind == "audit" or row.outcome == "answered":
@@ -98,6 +97,11 @@ def task_table(
     lines = [_learnt(one, saved.get(name), bills[name]) for name, one in takeovers.items()]
     lines += [_found(task, folder) for folder in folders for task in _discovered(folder) if task.name not in takeovers]
     return TaskTable(since=since, tasks=tuple(sorted(lines, key=lambda line: -(line.bill_usd or 0.0))))
+
+
+def learnt_folders(takeovers: Mapping[str, TakeOver]) -> dict[str, Path]:
+    """Return by task the folder of what was learnt, in whose state folder its runs are."""
+    return {name: one.folder / LEARNT for name, one in takeovers.items()}
 
 
 def read_task_table(state: Path, discovered: Path, *, days: int = DAYS) -> TaskTable:
@@ -135,14 +139,6 @@ def _learnt(taken: TakeOver, saving: Saving | None, bill_usd: float) -> TaskLine
         tenant_back=taken.tenant_back,
         **_of_source(TaskSource.of(taken.folder)),
     )
-
-
-def _recorded_cost(folder: Path) -> Amount | None:
-    """Return what the large model cost a request in the rows that a task was learnt from."""
-    path = folder / "rows.jsonl"
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else ()
-    costs = [number(json.loads(line).get("cost_usd")) for line in lines if line]
-    return mean_cost([cost for cost in costs if cost is not None])
 
 
 def _discovered(folder: Path) -> tuple[FoundTask, ...]:

@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fixtures.evaluations import evaluated_row, evaluation_of
 
-from smallfirst.billing.saved import Account, Amount, CostSample, is_small, savings, total
+from smallfirst.billing.saved import Account, Amount, CostSample, evaluated_costs, is_small, savings, total
+from smallfirst.paths import state_of
+from smallfirst.project.run_folder import FITTED, FittedCandidates, RunFolder
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, LedgerRow
 
@@ -139,3 +142,28 @@ def test_only_the_period_counts(ledger: Ledger) -> None:
     assert found.n_small == 3
     (later,) = savings(ledger, NOON + timedelta(hours=1), None)
     assert later.basis == "unknown"
+
+
+def test_the_cost_in_the_latest_run_is_looked_for_where_the_task_is_and_unknown_where_no_row_was_billed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SMALLFIRST_HOME", raising=False)
+    for task, costs in (("paid", (0.02, 0.04)), ("unpriced", (0.0, 0.0)), ("unreadable", (0.1,))):
+        (tmp_path / task / ".smallfirst").mkdir(parents=True)
+        with state_of(tmp_path / task):
+            run = RunFolder.new(task)
+        FittedCandidates(ladder=(), mlflow_run_id="r").save(run.path / FITTED)
+        rows = [evaluated_row(f"{i}", "a", "a", cost_usd=usd) for i, usd in enumerate(costs)]
+        run.save_evaluation(evaluation_of(rows, candidate="large"))
+    (run.path / FITTED).write_text("{}")  # of another version
+    folders = {name: tmp_path / name for name in ("paid", "unpriced", "unreadable", "nowhere")}
+    found = evaluated_costs(folders)
+    assert {name: (cost.usd, cost.n) for name, cost in found.items()} == {"paid": (pytest.approx(0.03), 2)}
+    with state_of(tmp_path / "paid"):
+        assert evaluated_costs({"paid": None}) == found
+
+
+def test_an_hour_that_the_time_begins_in_counts_with_its_answers_and_its_audits(ledger: Ledger) -> None:
+    ledger.append(*(answer(f"s{i}", "small", 0.1) for i in range(12)), *(audit(f"s{i}", 1.0, 1.0) for i in range(12)))
+    (found,) = savings(ledger, NOON + timedelta(minutes=20), NOON + timedelta(minutes=30))
+    assert (found.n_small, found.basis) == (12, "audits")

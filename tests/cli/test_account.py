@@ -93,13 +93,21 @@ def test_a_month_is_written_shown_and_checked(tmp_path: Path, monkeypatch: pytes
     key = call("statement", "--public-key").output.strip()
     told = call("statement", "--verify", "statement-2026-11", "--public-key", key).output
     assert "statement-2026-11: 42 rows, all figures and the signature fit together\n" in told
-    assert f"signed by {key}" in call("statement", "--verify", "statement-2026-11").output
+    assert "statement.html was made anew from these figures: equal, byte for byte" in told
+    assert f"signed by {key}, the key in the folder" in call("statement", "--verify", "statement-2026-11").output
     own = call(
         "statement", "--verify", "statement-2026-11", "--against-ledger", "--ledger", "ledger.db", "--public-key"
     )
     assert "and with the ledger" in own.output
-    read = json.loads(call("statement", "--verify", "statement-2026-11", "--json").stdout)
+    as_json = call("statement", "--verify", "statement-2026-11", "--json")
+    assert "byte for byte" in as_json.stderr
+    read = json.loads(as_json.stdout)
     assert read["figures"]["savings"][0]["n_small"] == 20
+    page = tmp_path / "statement-2026-11" / "statement.html"
+    written = page.read_text()
+    page.write_text(written.replace("<h1>", "<h1>Paid. "))
+    assert "statement.html was changed" in failed(call("statement", "--verify", "statement-2026-11"), 2)
+    page.write_text(written)
     rows = tmp_path / "statement-2026-11" / "rows.csv"
     rows.write_text(rows.read_text().replace(",0.01,", ",0.001,", 1))
     assert "answer s0 was changed" in failed(call("statement", "--verify", "statement-2026-11"), 2)

@@ -8,11 +8,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from click.testing import CliRunner
+from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.cli.main import main
 from smallfirst.gateway.http import GatewayRequest
 from smallfirst.gateway.takeover.takeovers import TakeOver, TakeOvers
 from smallfirst.gateway.task_table import read_task_table, task_routes
+from smallfirst.project.run_folder import FITTED, FittedCandidates, RunFolder
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, LedgerRow
 from smallfirst.stats.intervals import wilson
@@ -124,13 +126,16 @@ def test_every_task_once_with_its_sums(state):
     assert (notes.state, notes.requests, notes.bill_usd, notes.training_allowed) == ("found", 300, 4.0, False)
 
 
-def test_before_the_large_model_was_billed_its_price_is_that_of_the_recorded_rows(state):
+def test_before_the_large_model_was_billed_its_price_is_that_of_the_evaluation(state):
     (state / "state" / "ledger.db").unlink()
     ledger = Ledger(state / "state" / "ledger.db")
     ledger.append(row(1, "small", 0.0))
     ledger.close()
-    rows = state / "discovered" / "tickets" / "rows.jsonl"
-    rows.write_text('{"cost_usd": 0.02}\n{"text": "without"}\n{"cost_usd": 0.04}\n')
+    run = RunFolder.new("tickets")
+    FittedCandidates(ladder=(), mlflow_run_id="r").save(run.path / FITTED)
+    run.save_evaluation(
+        evaluation_of([evaluated_row(str(usd), "a", "a", cost_usd=usd) for usd in (0.02, 0.04)], candidate="large")
+    )
     tickets = read_task_table(state / "state", state / "discovered").tasks[1]
     assert (tickets.task, tickets.saved_usd) == ("tickets", pytest.approx(0.03))
 

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from smallfirst.billing.saved import evaluated_costs
 from smallfirst.cli.main import main
 from smallfirst.deployment import service
 from smallfirst.errors import DataError, GateFailed, StageMissing
@@ -103,6 +104,10 @@ def _router_answers(file: TaskFile) -> None:
     assert set(models) == {"claims-desk", "claims-desk-small", "claims-desk-large", "auto"}
     live = deployed.by_task["claims-desk"]
     assert live.monitor.state == ("live" if live.router.certificate.issued else "shadow")
+    # The page takes the large model's cost from where the statement does.
+    evaluated = deployed.evaluated(["claims-desk", "unknown"])
+    assert evaluated == evaluated_costs({"claims-desk": file.folder})
+    assert evaluated["claims-desk"].n == 200
 
     async def ask(name: str, text: str) -> Route:
         answer = await models[name].complete(Request.ask(text))

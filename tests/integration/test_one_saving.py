@@ -1,0 +1,112 @@
+"""One saving for one ledger: the verbs, the statement and the page say the same of the same time."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from fixtures.evaluations import evaluated_row, evaluation_of
+from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import strategies as st
+
+from smallfirst.billing.saved import evaluated_costs
+from smallfirst.cli.main import main
+from smallfirst.dashboard.watch import watch
+from smallfirst.gateway.takeover.takeovers import TakeOver, TakeOvers
+from smallfirst.project.run_folder import FITTED, FittedCandidates, RunFolder
+from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.ledger.rows import AuditRow, LedgerRow
+
+MONEY = st.floats(0.001, 1).map(lambda usd: round(usd, 6))
+ANSWERS = st.lists(st.tuples(st.sampled_from(["small", "words", "large"]), MONEY, st.floats(0, 1)), max_size=25)
+AUDITS = st.lists(st.tuples(MONEY, st.booleans()), max_size=25)
+
+
+def learnt(folder: Path) -> Path:
+    """A task that was taken over: its settings, its run with the large model's bills, other bills in its traffic."""
+    found = folder / "discovered" / "tickets"
+    (found / "learnt").mkdir(parents=True)
+    (found / "rows.jsonl").write_text('{"cost_usd": 0.5}\n{"cost_usd": 0.7}\n')
+    settings = "name: tickets\nlabels: [a, b]\ndata: {train: train.jsonl, validation: v.jsonl, test: t.jsonl}\n"
+    (found / "learnt" / "task.yaml").write_text(settings)
+    run = RunFolder.new("tickets")
+    FittedCandidates(ladder=(), mlflow_run_id="r").save(run.path / FITTED)
+    rows = [evaluated_row(f"row-{i}", "a", "a", cost_usd=0.02 + 0.01 * i) for i in range(3)]
+    run.save_evaluation(evaluation_of(rows, candidate="large"))
+    TakeOvers().put(TakeOver(task="tickets", folder=found))
+    return found / "learnt"
+
+
+def fill(
+    ledger: Ledger, now: datetime, answers: list[tuple[str, float, float]], audits: list[tuple[float, bool]]
+) -> None:
+    """Answers of the last twenty hours in this month; some audits were withdrawn and hold again."""
+    begin = max(now.replace(day=1, hour=0, minute=0, second=0, microsecond=0), now - timedelta(hours=20))
+    for i, (stage, usd, part) in enumerate(answers):
+        ledger.append(
+            LedgerRow(
+                id=f"r{i}",
+                at=begin + part * (now - begin),
+                served_name="t",
+                status=200,
+                latency_ms=1.0,
+                task="tickets",
+                stage=stage,
+                certified=stage != "large",
+                cost_usd=usd,
+            )
+        )
+    for i, ((usd, again), answer) in enumerate(zip(audits, answers, strict=False)):
+        if answer[0] != "large":
+            values = {"task": "tickets", "certificate": "c", "propensity": 0.5, "wrong": False}
+            audit = AuditRow(id=f"r{i}", at=now, judged_by="large", cost_usd=usd, **values)
+            corrected = [
+                audit.model_copy(update={"judged_by": "person", "cost_usd": 0.0, "revision": 1}),
+                audit.model_copy(update={"cost_usd": 0.0, "revision": 2}),
+            ]
+            ledger.append(audit, *(corrected if again else ()))
+
+
+def told(*words: object) -> Any:
+    run = CliRunner().invoke(main, [str(word) for word in words])
+    assert run.exit_code == 0, run.output
+    return json.loads(run.stdout)
+
+
+@settings(
+    max_examples=10,
+    deadline=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=True,
+)
+@given(ANSWERS, AUDITS)
+@example([("small", 0.01, 0.5)] * 12, [(0.3, i % 2 == 0) for i in range(12)])  # half of its audits hold again
+@example([("small", 0.01, 0.5)] * 4, [])  # nothing but the evaluation tells what the large model costs
+def test_tasks_statement_report_and_page_say_the_same(
+    tmp_path_factory: pytest.TempPathFactory, answers: list[tuple[str, float, float]], audits: list[tuple[float, bool]]
+) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SMALLFIRST_HOME", str(folder / "state"))
+        patch.chdir(folder)
+        task = learnt(folder)
+        ledger = Ledger(folder / "state" / "ledger.db")
+        fill(ledger, datetime.now(UTC), answers, audits)
+        [line] = told("tasks", "--json")["tasks"]
+        statement = told("statement", "--json")["figures"]["savings"]
+        live = told("report", task, "--live", "24h", "--json")
+        page = watch(ledger, {}, {"task": "tickets"}, evaluated=lambda names: evaluated_costs(dict.fromkeys(names)))
+        ledger.close()
+    savings = [live["saving"], page["saving"], *statement]
+    if not answers:
+        assert (line["saved_usd"], savings[0], statement) == (None, None, [])
+        return
+    told_usd = [one["saved_usd"] and one["saved_usd"]["usd"] for one in savings]
+    assert told_usd == [line["saved_usd"] and pytest.approx(line["saved_usd"], rel=1e-9, abs=1e-12)] * 3
+    assert len({(one["basis"], one["n_small"], one["n_large"]) for one in savings}) == 1
+    assert live["saved_usd"] == live["saving"]["saved_usd"]
