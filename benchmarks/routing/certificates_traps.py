@@ -30,7 +30,14 @@ from smallfirst.models.protocol import Request
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import CascadeData
 from smallfirst.routing.certificate.rows_needed import rows_needed
-from smallfirst.routing.certificate.threshold_search import DEFAULT_STARTS, Starts, choose_starts, search_threshold
+from smallfirst.routing.certificate.threshold_search import (
+    DEFAULT_STARTS,
+    Starts,
+    choose_starts,
+    search_rows,
+    search_threshold,
+    start_rows,
+)
 from smallfirst.routing.certificate.units.clusters import one_row_a_unit
 from smallfirst.routing.policies.built_in import RulePolicy
 from smallfirst.stats.sequential import spent_level
@@ -192,9 +199,9 @@ def tries_lines(name: str, pool: CascadeData, n: int, limit: float) -> list[str]
             found = np.zeros((N_TRIES, 2, 2), dtype=bool)  # by try and count: issued, broken
             for k, (rows, starts) in enumerate(tried(np.random.default_rng(seed)), start=1):
                 for count, look in enumerate((1, k)):
-                    level = Guarantee(max_error=limit, confidence=1 - spent_level(0.05, look))
-                    confidence, right = rows.confidence[0].tolist(), rows.right[0].tolist()
-                    at = search_threshold(confidence, right, level, starts).threshold
+                    level = spent_level(0.05, look)
+                    first_rows = start_rows(rows.n, limit, level, starts)
+                    at = search_rows(rows.confidence[0], rows.right[0], limit, level, first_rows).threshold
                     found[k - 1, count] = at <= 1, at <= 1 and broken(pool, at, limit)
             first += found[0, 0]
             as_first += found[:, 0].any(axis=0)
