@@ -83,7 +83,7 @@ class AuditedRouter(DelegatingModel):
             ledger,
             self.name,
             self.certificate,
-            why=self.outcome.standing("live").in_words,
+            why=self.outcome.in_short,
             shadow_why=SHADOW_WHY,
         )
         self._since, self._shared_at_s = self._followed.since, float("-inf")

@@ -189,13 +189,10 @@ class Outcome(Record):
         """Who answers which share, how right all of it is, and what it costs."""
         rest = _RESTS.get(self.rest, "")
         alone = self.kind == "small alone"
-        share = f"{share_words(self.share_small)} of requests" if self.share_small else "what its certificate covers"
-        if alone and (self.share_small is None or self.share_small.value == 1):
-            share = "every request"
         others = "; the others are refused as out of scope" if self.rest == "refused" else ""
         others = f"; the rest goes to {rest}" if rest else others
         right = "Right" if alone else "What it answers is right" if self.rest == "person" else "Together right"
-        said = f"“{self.title}” answers {share}{others}."
+        said = f"{self._answers}{others}."
         if self.accuracy is None:
             return said
         cost = f", at {share_words(self.share_of_bill)} of the large model's bill" if self.share_of_bill else ""
@@ -204,14 +201,10 @@ class Outcome(Record):
     @property
     def in_short(self) -> str:
         """Who answers and what is promised, in half a line."""
-        who = f"“{self.title}” answers every request"
-        if self.kind == "small first":
-            share = share_words(self.share_small) if self.share_small else "some"
-            who = f"“{self.title}” answers {share} of requests"
         if not self.promise:
-            return f"{who}, without a promise"
+            return f"{self._answers}, without a promise"
         partly = self.share_promised is not None and self.share_promised != self.share_small
-        return f"{who}, {share_words(self.share_promised) if partly else 'all'} under the promise"
+        return f"{self._answers}, {share_words(self.share_promised) if partly else 'all'} under the promise"
 
     @property
     def about_promise(self) -> str:
@@ -221,18 +214,18 @@ class Outcome(Record):
             missing = missing or (f": {self.why}" if self.why else "")
             return f"There is no promise about single answers, and each is marked so{missing}."
         if self.share_promised is None:
-            return f"Promised about the answers that it covers: {self.promise}."
+            return f"Promise for the answers that it covers: {self.promise}."
         small, promised = self.share_small, self.share_promised
         marked = small is not None and small.value > promised.value
         others = "; the other small answers carry no promise and are marked" if marked else ""
-        return f"Promised about {share_words(promised)} of requests: {self.promise}{others}."
+        return f"Promise for {share_words(promised)} of requests: {self.promise}{others}."
 
     @property
     def to_do(self) -> str:
         """What to do about it, as an instruction."""
         if self.goes_live:
             live = f"It is live as {self.live_as}" if self.live_as else "Promote it: smallfirst promote task.yaml"
-            return f"{live}. {self.about_promise}"
+            return f"{live}."
         if self.gate_line:
             return self.gate_missing
         if self.labels_needed is not None:
@@ -278,6 +271,13 @@ class Outcome(Record):
             return Standing(state=state, level="bad", words=f"{words}, a limit is broken", promise=part, sentence=said)
         level: Literal["good", "mixed"] = "good" if state == "live" else "mixed"
         return Standing(state=state, level=level, words=words, promise=self.promise, sentence=self.proof)
+
+    @property
+    def _answers(self) -> str:
+        share = f"{share_words(self.share_small)} of requests" if self.share_small else "what its certificate covers"
+        if self.kind == "small alone" and (self.share_small is None or self.share_small.value == 1):
+            share = "every request"
+        return f"“{self.title}” answers {share}"
 
     @property
     def _start(self) -> str:

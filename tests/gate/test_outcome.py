@@ -16,7 +16,7 @@ NEEDED = LabelsNeeded(
 )
 RIGHT = "on 83 % [77.2, 87.6] of 200 test rows"
 PROMISE = "at most 10 % of kept answers wrong (95 %)"
-PROMISED = f"Promised about 52 % [45.1, 58.8] of requests: {PROMISE}"
+PROMISED = f"Promise for 52 % [45.1, 58.8] of requests: {PROMISE}"
 
 
 def outcome(**changes: Any) -> Outcome:
@@ -62,6 +62,11 @@ NOTHING |= {"candidate": None, "promise": "", "alias": "", "watched_by": "", "ga
             "rows. Unwatched: nobody judges its answers after go-live.",
         ),
         (
+            {"rest": "refused", "share_small": wilson(196, 200), "share_of_bill": None},
+            "Small alone: “tagger” answers 98 % [95, 99.2] of requests; the others are refused as out of scope. Right "
+            f"{RIGHT}. {PROMISED}; the other small answers carry no promise and are marked.",
+        ),
+        (
             FIRST | {"share_of_bill": None},
             "Small first: “tagger” answers 52 % [45.1, 58.8] of requests; the rest goes to the large model. Together "
             f"right {RIGHT}. {PROMISED}.",
@@ -93,9 +98,8 @@ def test_the_sentence_says_who_answers_what_is_promised_and_what_is_missing(
 ) -> None:
     found = outcome(**changes)
     assert found.sentence == sentence
-    assert not disagreements(
-        {"record": facts_of(found), "sentence": facts_in(sentence), "to do": facts_in(found.to_do)}
-    )
+    told = {"record": facts_of(found), "sentence": facts_in(sentence), "to do": facts_in(found.to_do)}
+    assert not disagreements(told | ({"in short": facts_in(found.in_short)} if found.goes_live else {}))
 
 
 def test_the_first_line_is_the_candidates_own() -> None:
@@ -124,7 +128,7 @@ def test_a_server_promises_no_more_than_the_state_of_its_monitor_allows(
     standing = outcome(**changes).standing(state)
     assert (standing.level, standing.words, standing.promise) == (level, words, promise)
     assert facts_in(standing.in_words).get("promise", promise) == promise
-    assert ("Promised about" in standing.sentence) == bool(promise)
+    assert ("Promise for" in standing.sentence) == bool(promise)
 
 
 def test_a_limit_that_live_requests_broke_is_named_beside_the_promise() -> None:

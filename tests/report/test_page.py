@@ -190,7 +190,7 @@ def test_the_frontier_and_the_plans_that_were_tried_stand_on_the_page(
     guarantee = Guarantee(max_error=0.1)
     issued = make_certificate(frontier=(point,), guarantee=guarantee)
     seen = words(make_report(certificate=issued, outcome=outcome())).replace("\xa0", " ")
-    assert "promised: 70 % stays small" in seen
+    assert "promised: 70 % of calibration rows" in seen
     assert "At most 10 % of kept answers wrong (95 %). The ring is what was promised" in seen
     kept = Outcome(kind="keep the large model", why="why", trials=(trial,), large=True)
     seen = words(make_report(certificate=issued, outcome=kept))

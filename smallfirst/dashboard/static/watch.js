@@ -91,7 +91,7 @@ function cards(found) {
     right && (right.small
       ? card(`Small answers ${byLarge(right.small) ? 'confirmed' : 'right'}`, percent(right.small.value), `${count(right.small.n - right.small.n_wrong)} of ${plural(right.small.n, 'audit')}${byLarge(right.small) ? ', by the large model' : ''}`,
         range95(right.small), promise(router))
-      : card('Small answers right', '–', 'no audit in this time yet')));
+      : card('Small answers right', '–', router?.state === 'live' && !router.guarantee ? 'nothing is promised, so nothing is audited' : 'no audit in this time yet')));
 }
 
 /** Return true if it was the large model that judged most audits: it errs too, so what it denies need not be wrong. */

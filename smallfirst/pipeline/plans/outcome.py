@@ -197,9 +197,9 @@ def _why_not(project: Project, run_folder: RunFolder) -> str:
         why = f"no candidate may go live alone, and “{title}” first misses “{check.requirement}”"
         return f"{why} ({check.measured})" if check.name != PROMISE else why
     verdict = nearest_to_passing(run_folder.verdicts().verdicts)
-    check = max(verdict.failed_checks, key=lambda one: one.shortfall, default=None)
-    if check is None:
+    if not verdict.failed_checks:
         return ""
+    check = max(verdict.failed_checks, key=lambda one: one.shortfall)
     title = get_candidate(verdict.candidate).title
     return f"“{title}” comes nearest and misses “{check.requirement}” ({check.measured})"
 

@@ -121,7 +121,7 @@ def frontier_chart(points: Sequence[FrontierPoint], *, promised: tuple[float, Es
     if promised is not None:
         x, y = frame.at(promised[0], promised[1].value)
         body.append(circle("moving", (x, y), 9))
-        labels.append(Label(x, y, f"promised: {percent(promised[1].value, digits=0)} stays small", "routed"))
+        labels.append(Label(x, y, f"promised: {percent(promised[1].value, digits=0)} of calibration rows", "routed"))
     for point in points:
         if not point.issued:
             body.append(text(*frame.at(point.max_error, 0.0), "✕", "tick", anchor="middle"))

@@ -37,7 +37,7 @@ def test_the_promise_stands_at_its_own_limit_and_share() -> None:
     assert ring is not None
     assert ring.group(1) == marks[0][0]
     assert float(ring.group(2)) > float(marks[0][1])  # 35 % at its own look, below the 40 % of a first one
-    assert "promised: 35\xa0% stays small" in drawn
+    assert "promised: 35\xa0% of calibration rows" in drawn
 
 
 def test_a_promise_beyond_the_curve_is_still_inside_the_frame() -> None:
