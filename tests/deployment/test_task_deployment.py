@@ -13,6 +13,7 @@ from fixtures.vllm_server import ScriptedVllm, scored_by
 
 from smallfirst.deployment.task_deployment import TargetVersions, TaskDeployment
 from smallfirst.errors import StageMissing
+from smallfirst.gate.outcome import Outcome
 from smallfirst.models.local.weights import load_causal
 from smallfirst.models.protocol import Request
 from smallfirst.paths import home
@@ -91,4 +92,31 @@ def test_version_is_served_by_vllm_once_it_was_compared_there(desk, vllm: Script
     assert answer.answered_by == f"toy-small@{version}"
     assert vllm.bodies[-1]["model"] == f"toy-small-{version}"
     asyncio.run(deployed.aclose())
+    ledger.close()
+
+
+def test_what_went_live_by_its_gate_is_served_without_a_certificate_and_a_shadow_only_without_a_champion(desk) -> None:
+    first, second = desk.register(0), desk.register(1)
+    refused = make_certificate(1.1, issued=False, below="keep", why="too few labels")
+    alone = Outcome(kind="small alone", title="words + linear", why="too few labels")
+    for version, outcome in ((first, alone), (second, alone.model_copy(update={"kind": "cannot be told yet"}))):
+        versions.attach("main.desk.toy", version, "certificate.json", refused.model_dump_json().encode())
+        versions.attach("main.desk.toy", version, "outcome.json", outcome.model_dump_json().encode())
+    ledger = Ledger(home() / "ledger.db")
+    versions.name_shadow("main.desk.toy", second)
+    deployment = TaskDeployment(desk.file, ledger)
+    assert deployment.target_versions() == TargetVersions(second)
+    with pytest.raises(StageMissing, match="there is no large model that could answer instead"):
+        deployment.load(TargetVersions(second))
+    versions.promote("main.desk.toy", first)
+    assert deployment.target_versions() == TargetVersions(first)
+    router = deployment.load(TargetVersions(first)).router
+    assert (router.monitor.state, router.standing.promise) == ("live", "")
+    answer = asyncio.run(router.complete(Request.ask("where is my card")))
+    assert answer.route is not None
+    assert (answer.route.stage, answer.route.certified) == ("small", False)
+    assert (
+        answer.route.why == "answered without a promise: the model passed its gate alone, and no certificate was issued"
+    )
+    asyncio.run(router.aclose())
     ledger.close()

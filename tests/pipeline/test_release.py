@@ -7,8 +7,8 @@ from typing import Any, cast
 import pytest
 
 from smallfirst.gate.check_result import CheckResult
-from smallfirst.gate.verdict import Verdict
-from smallfirst.pipeline.release import chosen_candidate
+from smallfirst.gate.verdict import Verdict, override
+from smallfirst.pipeline.release import chosen_candidate, may_go_alone
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import GateVerdicts
 from smallfirst.project.task_file import TaskFile
@@ -27,6 +27,22 @@ def verdict(candidate: str, right: int) -> Verdict:
         estimate=estimate,
     )
     return Verdict(candidate=candidate, checks=(check,), passed=check.passed, evaluation_fingerprint="e")
+
+
+@pytest.mark.parametrize(
+    ("settings", "right", "signed", "may"),
+    [
+        ({"gate": {"accuracy_at_least": 0.8}}, 95, False, True),
+        ({"gate": {"accuracy_at_least": 0.8}}, 60, False, False),
+        ({}, 95, False, False),  # the default gate is a measure and no permission
+        ({}, 60, True, True),
+    ],
+)
+def test_who_may_answer_every_request(settings: dict[str, Any], right: int, signed: bool, may: bool) -> None:
+    file = TaskFile.model_validate({"name": "desk", "data": {"train": "train.jsonl"}, **settings})
+    project = Project(file, cast(Any, None), cast(Any, None), cast(Any, None))
+    found = verdict("words", right)
+    assert may_go_alone(project, override(found, by="Ada", because="a pilot") if signed else found) is may
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,17 @@ def test_promote_twice_and_roll_back_and_forth(model: Path) -> None:
     ]
 
 
+def test_a_version_of_which_nothing_may_be_answered_leaves_the_champion_alone(model: Path) -> None:
+    for _ in range(2):
+        new_version(model)
+    promote(NAME, 1)
+    versions.name_shadow(NAME, 2)
+    versions.tag(NAME, 2, {"outcome": "cannot be told yet", "sentence": "x" * 9000})
+    assert [(v.version, v.aliases) for v in list_versions(NAME)] == [(1, ("champion",)), (2, ("shadow",))]
+    tags = resolve(f"{NAME}@shadow").tags
+    assert (tags["outcome"], len(tags["sentence"])) == ("cannot be told yet", 5000)
+
+
 MOVES: dict[str, Callable[[], ModelVersion]] = {
     "promote 3": lambda: promote(NAME, 3),
     "promote 1": lambda: promote(NAME, 1),

@@ -22,7 +22,7 @@ from smallfirst.pipeline import run as pipeline
 from smallfirst.pipeline.parity import parity_stage
 from smallfirst.project.project import Project
 from smallfirst.project.rows import with_canonical_answers, with_harvested
-from smallfirst.project.run_folder import Promotion, RunFolder
+from smallfirst.project.run_folder import PROMOTED, Promotion, RunFolder
 from smallfirst.records import Record
 from smallfirst.registry import versions
 from smallfirst.registry.runs import client, store_errors
@@ -230,8 +230,9 @@ def _contested(grown: Project, run_folder: RunFolder, champion: _Champion, made:
         test, champion.test, routed=(ours, theirs) if ours and theirs else None, look=_look(champion, run_folder)
     )
     if found.won:
-        trial.save(run_folder.path / "promoted.json")
+        trial.save(run_folder.path / PROMOTED)
         versions.promote(version.name, version.version)
+        pipeline.decide_outcome(grown, run_folder)
         with store_errors():
             client().delete_registered_model_alias(version.name, CHALLENGER)
     result = made.model_copy(update={"version": version.version, "contest": found, "won": found.won, "why": found.why})
