@@ -4,8 +4,7 @@
 
 Discovers the tasks of a log of `benchmarks.traffic.mixed_log` and of one without tasks. For each task of labels the
 candidate `encoder` (MiniLM, frozen, with a linear head) then learns the drafted rows; thresholds come from the drafted
-validation rows by the certificate's own search, and the share is that of the test rows, the newest of the log, which
-nothing has seen. The search is repeated on bootstrap draws of the validation rows; the first draw is the rows themselves.
+validation rows by the certificate's own search, and the share is that of the test rows, which nothing has seen. The search is repeated on bootstrap draws of the validation rows; the first draw is the rows themselves.
 """
 
 from __future__ import annotations
@@ -163,8 +162,8 @@ def _page(
             "",
             f"The log: {found.n_exchanges:,} requests of `benchmarks.traffic.mixed_log`. Discovery saw nothing of the truth. "
             "Foretold: estimate and 95 % interval from a cheap model, cross-validated, under the certificate's search. "
-            "Realised: the candidate `encoder` learns the drafted rows (the older half), the certificate's search takes its "
-            "threshold from the drafted validation rows, and the share is that of the newest 15 % of the cases; behind it "
+            "Realised: the candidate `encoder` learns the drafted rows (half), the certificate's search takes its "
+            "threshold from the drafted validation rows, and the share is that of the 15 % of the cases that test; behind it "
             f"mean and 95 % range over {draws} bootstrap draws of the validation rows. The last column is what the kept test "
             "answers differ by, with Wilson's interval.",
             "",

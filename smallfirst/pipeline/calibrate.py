@@ -48,6 +48,7 @@ from smallfirst.records import Record, fingerprint
 from smallfirst.registry import versions
 from smallfirst.routing.certificate.below_threshold import BelowAction
 from smallfirst.routing.certificate.certificate import Certificate, certify
+from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import max_outside, with_routing_cost
 from smallfirst.routing.ood.detector import KEEP_SHARE
 from smallfirst.routing.types import OodScore
@@ -154,7 +155,7 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
     certificate = certify(
         drafts,
         large,
-        routing.guarantee,
+        guarantee_of(project),
         model_fingerprint=manifest.weights_fingerprint,
         # Of a candidate that failed its gate by itself only what is certified stays; a person is the last resort.
         person=routing.person if alone and not binds else project.file.large is None,
@@ -241,6 +242,13 @@ async def _fit_heads(
     finally:
         for stage in stages:
             await stage.model.aclose()
+
+
+def guarantee_of(project: Project) -> Guarantee:
+    """Return the guarantee of the file, which counts texts once where calibration rows repeat them."""
+    guarantee = project.file.routing.guarantee
+    repeats = project.rows.counted.n_repeats and not guarantee.unit
+    return guarantee.model_copy(update={"unit": "text"}) if repeats else guarantee
 
 
 def labelled_by(project: Project) -> Literal["gold", "large"]:

@@ -17,6 +17,7 @@ from smallfirst.pipeline.calibrate import (
     _selection_drafts,
     _with_detection_cost,
     gold_answers,
+    guarantee_of,
     judged_by_gold,
     labelled_by,
     unconfirmed_escalation,
@@ -74,6 +75,14 @@ def small(of: Project) -> Evaluation:
 def certified(of: Project) -> Certificate:
     judged = judged_by_gold(of, small(of), gold_answers(of, small(of)))
     return certify(judged, None, of.file.routing.guarantee, model_fingerprint="m")
+
+
+def test_where_calibration_rows_repeat_a_text_the_promise_counts_each_text_once(tmp_path: Path) -> None:
+    assert "counted once" not in guarantee_of(project(tmp_path, [])).in_words
+    with (tmp_path / "validation.jsonl").open("a", encoding="utf-8") as rows:
+        rows.writelines(json.dumps({"text": f"row {i}", "label": LABELS[0]}) + "\n" for i in range(50))
+    again = Project.read(read_task_file(tmp_path / "task.yaml"), Progress(quiet=True))
+    assert guarantee_of(again).in_words == "at most 20 % of kept answers wrong, each text counted once (95 %)"
 
 
 def test_peoples_answers_alone_certify_true_errors(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from smallfirst.errors import ConfigError, GateFailed
 from smallfirst.files import write_atomically
 from smallfirst.gateway.settings import settings_near
 from smallfirst.gateway.takeover.live_task import LEARNT
+from smallfirst.gateway.takeover.observed import Observed, observe
 from smallfirst.gateway.takeover.takeovers import TakeOver, TakeOvers
 from smallfirst.improvement.harvest.evidence import open_ledger
 from smallfirst.improvement.harvest.harvest import harvest
@@ -37,6 +38,7 @@ from smallfirst.pipeline.run import try_run
 from smallfirst.pipeline.summary import RunSummary
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
+from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import TaskFile, read_task_file
 from smallfirst.records import Record
 from smallfirst.sync import outside_event_loop
@@ -70,6 +72,8 @@ class Learnt(Record):
     promise: str
     share: float
     """Share of the test rows that stayed small."""
+    observed: Observed = Observed()
+    """What the test rows show beside the promise."""
     report: str
 
     @property
@@ -87,6 +91,7 @@ class Learnt(Record):
             f"{self.task}: learnt from {self.n_rows:,} recorded answers{of}",
             f"promise: {self.promise_in_words}",
             f"{self.share:.0%} of the test rows stay small; report: {self.report}",
+            *self.observed.in_words,
             "in shadow: the large model answers, and the small one is compared with it",
         )
 
@@ -137,6 +142,7 @@ def learn(
         version=promoted.version,
         promise=certificate.guarantee.in_words,
         share=routed.share if routed else 0.0,
+        observed=_observed(summary, promoted.candidate, rows),
         report=summary.report,
     )
     file = takeovers or TakeOvers()
@@ -207,6 +213,14 @@ def _run(place: Path, progress: Progress | None, minutes: float | None) -> RunSu
     return summary
 
 
+def _observed(summary: RunSummary, candidate: str, rows: Sequence[_Row]) -> Observed:
+    """Return what the run's test rows show beside the promise."""
+    folder = RunFolder(Path(summary.report).parent)
+    routed, drafts = folder.evaluation("routed", "test"), folder.evaluation(candidate, "test")
+    asked = {row.key: row.values for row in rows}
+    return observe(routed.rows, drafts.rows, asked) if routed and drafts else Observed()
+
+
 def _rows(drafted: TaskFile) -> list[_Row]:
     """Return all rows of the draft, in the order of its files."""
     paths = (drafted.data.train, drafted.data.validation, drafted.data.test)
@@ -261,7 +275,9 @@ def _write_parts(
     if not accuracy:
         for name, path in given.items():
             if path is not None:
-                part = [corrections.get(row.key, row).values for row in _read(drafted.path(path), drafted)]
+                # Without enough of them the promise is agreement: what certifies and tests stays as it was recorded.
+                said = corrections if name == "train" else {}
+                part = [said.get(row.key, row).values for row in _read(drafted.path(path), drafted)]
                 _write_lines(place / f"{name}.jsonl", part)
         return {name: f"{name}.jsonl" for name, path in given.items() if path is not None}
     parts: dict[str, list[dict[str, Any]]] = {name: [] for name, _ in _PARTS}

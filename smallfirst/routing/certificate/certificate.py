@@ -216,9 +216,10 @@ def certify(
     scored against its answers. `looks`: the file that counts the certificates tried on rows with these texts
     (`looks.count_look`); this one is counted, and spends its share of the level. None: it is the only one by agreement,
     and spends all of it. `selection`: the stages' answers to selection rows, which choose where the search begins;
-    None: a fixed rule does. Of rows that share a group one counts; the order of rows does not matter. `foreign`: by
-    stage the confidences, in [0, 1], of drafts of foreign requests that nothing was fitted on; with
-    `guarantee.max_foreign_share` they count as wrong where they are accepted, and none known means all are.
+    None: a fixed rule does. Of rows that share a group one counts, and the guarantee says so (`unit`); the order of
+    rows does not matter. `foreign`: by stage the confidences, in [0, 1], of drafts of foreign requests that nothing was
+    fitted on; with `guarantee.max_foreign_share` they count as wrong where they are accepted, and none known means all
+    are.
     Raise DataError if a draft lacks rows, ConfigError for a guarantee by group about several stages, or by field about
     answers without fields.
     """
@@ -241,6 +242,8 @@ def certify(
         look = count_look(looks, text_fingerprints(row.text for row in stages[-1].rows), trial_fingerprint(inputs))
     subject = CertificateSubject(model_fingerprint, stages[-1].dataset_fingerprint, rule, look)
     counted = data.take(one_row_a_unit(data.group, data.n))
+    if data.group is not None:
+        guarantee = guarantee.model_copy(update={"unit": "group"})
     by_rows, level = guarantee.split_level()
     found = certify_cascade(counted, by_rows, subject, chosen_on)
     if counted.n < data.n:

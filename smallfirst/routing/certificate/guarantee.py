@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 
@@ -14,7 +14,7 @@ MAX_LATE_SHARE = 0.05
 
 LABEL = "label"
 """The `per_group` of the predicted label."""
-_LATER = ("max_foreign_share", "max_wrong_fields", "wrong_fields_allowed", "per_group")
+_LATER = ("max_foreign_share", "max_wrong_fields", "wrong_fields_allowed", "per_group", "unit")
 
 AUDITED = frozenset({"error", "accuracy_loss"})
 """Limits that need a judge: after go-live audits test them, and every request tests the others."""
@@ -47,6 +47,9 @@ class Guarantee(Record):
     max_foreign_share: float = pydantic.Field(default=0.0, ge=0, lt=1)
     """Share of foreign requests up to which `max_error` holds, in [0, 1): an accepted foreign request counts as wrong.
     0 promises for the task's own requests alone."""
+    unit: Literal["text", "group"] | None = None
+    """What counts once where rows are no random requests: `text` for one row a text however often it is asked, as
+    `discover` drafts them; `group` for one a group. A run sets it where it leaves repeats out. The promise says so."""
     confidence: float = pydantic.Field(default=0.95, gt=0.5, lt=1)
     """Confidence level of the guarantee as a whole, in (0.5, 1)."""
 
@@ -107,7 +110,8 @@ class Guarantee(Record):
         errors = "" if limited else "; wrong answers are not limited"
         foreign = f" while at most {100 * self.max_foreign_share:g} % of requests are foreign"
         mixed = foreign if self.max_foreign_share else ""
-        return f"{', '.join(limits)}{label}{mixed} ({100 * self.confidence:g} %{errors})"
+        once = f", each {self.unit} counted once" if self.unit else ""
+        return f"{', '.join(limits)}{label}{mixed}{once} ({100 * self.confidence:g} %{errors})"
 
 
 def describe_limit(risk: str, limit: float) -> str:

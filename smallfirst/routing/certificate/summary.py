@@ -69,6 +69,11 @@ def limits_of_validity(
         _looks(guarantee, look),
         _label_source(data),
     ]
+    if guarantee.unit:
+        sentences.append(
+            f"each {guarantee.unit} counts once, however many requests it has: where frequent ones are answered worse, "
+            "more of the requests are wrong"
+        )
     sentences += _about_foreign(data)
     if len(guarantee.limits) > 1:
         sentences.append(f"{100 * guarantee.confidence:g} % holds for all {len(guarantee.limits)} limits together")

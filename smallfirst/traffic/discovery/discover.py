@@ -151,11 +151,10 @@ def _outlook(task: RecurringTask, rows: Sequence[Row], settings: Mapping[str, ob
     if len(rows) < MIN_ROWS:
         return Outlook(why=f"{len(rows)} different cases are too few to foretell anything: {MIN_ROWS} are needed")
     if task.kind == "fields":
-        return Outlook(why=fields_in_words([(row.text, row.value) for row in rows], settings["schema"]))
+        return Outlook(why=fields_in_words([(row.drawn.text, row.drawn.value) for row in rows], settings["schema"]))
     n_finished = task.format_check.n_answers if task.format_check else 0
     return foretell_labels(
-        [row.text for row in rows],
-        [row.value for row in rows],
+        [(row.drawn.text, row.usual.value, row.drawn.value, row.n) for row in rows],
         n_certifying=n_certifying(len(rows)),
         in_format=min(1.0, sum(row.n for row in rows) / max(1, n_finished)),
         repeatable=task.repeats.high,
@@ -239,8 +238,8 @@ def _examples(rows: Sequence[Row], task: RecurringTask) -> tuple[tuple[str, str]
     """Return a few cases with different answers, the most frequent first."""
     shown: dict[str, str] = {}
     for row in sorted(rows, key=lambda row: -row.n):
-        answer = row.value if isinstance(row.value, str) else str(row.value)
-        shown.setdefault(answer[:400], row.text[:400])
+        answer = row.usual.value if isinstance(row.usual.value, str) else str(row.usual.value)
+        shown.setdefault(answer[:400], row.usual.text[:400])
         if len(shown) == _EXAMPLES:
             break
     return tuple((text, answer) for answer, text in shown.items())

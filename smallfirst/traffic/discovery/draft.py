@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +25,8 @@ from smallfirst.traffic.discovery.wordings import as_text
 from smallfirst.traffic.task_source import TaskSource, Teacher
 
 ROWS, VALIDATION, TEST, SCHEMA = "rows.jsonl", "validation.jsonl", "test.jsonl", "schema.json"
-_PARTS = ((ROWS, 0.5), (VALIDATION, 0.85), (TEST, 1.0))
-SPLIT_BY_TIME = 500
-"""Different cases from which the newest ones test; of fewer, a run draws what it tests with."""
+MANY = 500
+"""Different cases from which more of them measure: half learns then, and three fifths of fewer."""
 _CERTIFYING = 0.8
 """Share of the validation rows that certifies."""
 _GOES_LIVE = {"classify": ("tuned", ["words", "encoder", "tuned"]), "extract": ("tagger", ["tagger"])}
@@ -42,34 +42,45 @@ def unknown_terms(model: str, *_: str) -> Teacher:
     return Teacher(model=model)
 
 
-class Row(NamedTuple):
-    """One case with its answer."""
+class Asking(NamedTuple):
+    """A request and what its answer says."""
 
     text: str
     value: Any
-    """The answer that it got most often, of equally frequent ones the newest."""
     case: Case
-    """The newest request with that answer."""
+
+
+class Row(NamedTuple):
+    """One case with its answers."""
+
+    drawn: Asking
+    """One of its requests, drawn by a hash whatever the answers: it measures and certifies. The most frequent answer
+    would not do, as a model that varies agrees with that more often than with what it says when it is asked."""
+    usual: Asking
+    """The newest request with the most frequent answer, of equally frequent ones the newest: it trains."""
     n: int
     """Requests that asked it."""
 
 
 def rows_of(task: RecurringTask) -> list[Row]:
-    """Return each different case once, in the order in which they were last asked, if its answer has a value.
+    """Return each different case once, in the order of the drawn requests, if its answer has a value.
 
     Cases that differ in case, spaces or punctuation alone count as one.
     """
-    by_text: dict[str, list[tuple[str, Any, Case]]] = {}
+    by_text: dict[str, list[Asking]] = {}
+    fold = cache(fold_text)
     for case, text, value in task.cases:
         if text.strip() and _is_value(task, value):
-            by_text.setdefault(fold_text(text), []).append((text, value, case))
+            by_text.setdefault(fold(text), []).append(Asking(text, value, case))
     rows = []
-    for answered in by_text.values():
-        counts = Counter(as_text(value) for _, value, _ in answered)
+    for asked in by_text.values():
+        given = [as_text(one.value) for one in asked]
+        counts = Counter(given)
         most = max(counts.values())
-        text, value, case = next(one for one in reversed(answered) if counts[as_text(one[1])] == most)
-        rows.append(Row(text, value, case, len(answered)))
-    return sorted(rows, key=lambda row: row.case.at)
+        usual = next(one for one, said in zip(reversed(asked), reversed(given), strict=True) if counts[said] == most)
+        drawn = min(asked, key=lambda one: _digest(f"{one.case.id}\0{one.case.at.isoformat()}"))
+        rows.append(Row(drawn, usual, len(asked)))
+    return sorted(rows, key=lambda row: row.drawn.case.at)
 
 
 def _is_value(task: RecurringTask, value: Any) -> bool:
@@ -89,7 +100,7 @@ def task_settings(task: RecurringTask, rows: Sequence[Row]) -> dict[str, Any] | 
     if task.kind != "fields":
         return f"answers are {task.kind}"
     try:
-        schema = infer_schema([row.value for row in rows])
+        schema = infer_schema([one.value for row in rows for one in (row.drawn, row.usual)])
         Extract(name="task", json_schema=schema)
     except (ConfigError, ValueError) as error:
         return f"the JSON of its answers follows no schema that can be kept: {str(error).splitlines()[0]}"
@@ -133,9 +144,10 @@ def write_draft(
     """Write the folder of a task; return False if its task.yaml was changed by hand, which then stays as it is."""
     folder.mkdir(parents=True, exist_ok=True)
     source.save(folder / "source.json")
-    parts = _parts(rows)
+    parts = parts_of(rows)
     for name, part in parts.items():
-        lines = [json.dumps(_as_row(row, settings["kind"]), ensure_ascii=False) for row in part]
+        asked = [(row.usual if name == ROWS else row.drawn, row.n) for row in part]
+        lines = [json.dumps(_as_row(one, n, settings["kind"]), ensure_ascii=False) for one, n in asked]
         write_atomically(folder / name, ("\n".join(lines) + "\n").encode())
     for name in {VALIDATION, TEST} - parts.keys():
         (folder / name).unlink(missing_ok=True)
@@ -152,8 +164,8 @@ def write_draft(
 
 def n_certifying(n_rows: int) -> int:
     """Return how many of so many rows certify in a run on the draft."""
-    share = _PARTS[1][1] - _PARTS[0][1] if n_rows >= SPLIT_BY_TIME else 0.2
-    return max(1, round(_CERTIFYING * share * n_rows))
+    ends = _ends(n_rows)
+    return max(1, round(_CERTIFYING * (ends[VALIDATION] - ends[ROWS])))
 
 
 def known_name(templates: Sequence[str], out: Path) -> str | None:
@@ -168,18 +180,30 @@ def known_name(templates: Sequence[str], out: Path) -> str | None:
     return None
 
 
-def _parts(rows: Sequence[Row]) -> dict[str, Sequence[Row]]:
-    """Return the rows by file: the oldest to learn from, newer ones to choose and certify, the newest to test."""
-    if len(rows) < SPLIT_BY_TIME:
-        return {ROWS: rows}
-    ends = [0, *(round(share * len(rows)) for _, share in _PARTS)]
-    return {name: rows[start:end] for (name, _), start, end in zip(_PARTS, ends[:-1], ends[1:], strict=True)}
+def parts_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Return the rows by file, each in their order; drawn by a hash of the text, whatever its frequency and time.
+
+    Rows too few for three parts are all to learn from.
+    """
+    ends = _ends(len(rows))
+    order = sorted(range(len(rows)), key=lambda i: _digest(fold_text(rows[i].drawn.text)))
+    place = {i: place for place, i in enumerate(order)}
+    parts: dict[str, list[Row]] = {name: [] for name in ends}
+    for i, row in enumerate(rows):
+        parts[next(name for name, end in ends.items() if place[i] < end)].append(row)
+    return parts if all(parts.values()) else {ROWS: list(rows)}
 
 
-def _as_row(row: Row, kind: str) -> dict[str, Any]:
-    case = row.case
+def _ends(n_rows: int) -> dict[str, int]:
+    """Return the place in the order of the hashes at which the rows of each file end."""
+    shares = (0.5, 0.85, 1.0) if n_rows >= MANY else (0.6, 0.8, 1.0)
+    return {name: round(share * n_rows) for name, share in zip((ROWS, VALIDATION, TEST), shares, strict=True)}
+
+
+def _as_row(asked: Asking, n: int, kind: str) -> dict[str, Any]:
+    case = asked.case
     names = {"classify": ("text", "label"), "extract": ("text", "target"), "answer": ("question", "answer")}[kind]
-    if isinstance(row.value, list):
+    if isinstance(asked.value, list):
         names = ("text", "labels")
     measured = {
         "cost_usd": case.cost_usd,
@@ -187,9 +211,14 @@ def _as_row(row: Row, kind: str) -> dict[str, Any]:
         "prompt_tokens": case.prompt_tokens,
         "completion_tokens": case.completion_tokens,
     }
-    origin = {"teacher": case.answered_by or "unknown", "labelled_on": case.at.date().isoformat(), "id": case.id}
+    origin = {
+        "teacher": case.answered_by or "unknown",
+        "labelled_on": case.at.date().isoformat(),
+        "at": case.at.isoformat(),
+        "id": case.id,
+    }
     known = {name: value for name, value in measured.items() if value is not None}
-    return {names[0]: row.text, names[1]: row.value, **origin, "n": row.n, **known}
+    return {names[0]: asked.text, names[1]: asked.value, **origin, "n": n, **known}
 
 
 def _task_yaml(task: RecurringTask, settings: dict[str, Any], files: Sequence[str], max_error: float) -> str:
@@ -206,7 +235,7 @@ def _task_yaml(task: RecurringTask, settings: dict[str, Any], files: Sequence[st
         "data": {names[name]: name for name in (ROWS, VALIDATION, TEST) if name in files},
         # What may stay small is the certificate's to say: agreement on all requests can be low.
         "gate": {"accuracy_at_least": 0.3},
-        "routing": {"labels": "large", "guarantee": {"max_error": max_error}, **small},
+        "routing": {"labels": "large", "guarantee": {"max_error": max_error, "unit": "text"}, **small},
         "requests_per_month": max(1, round(len(task.cases) * MONTH.days / days)),
     }
     body = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110)

@@ -6,6 +6,7 @@ search for a threshold that the certificate will use, with as many calibration r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -42,6 +43,8 @@ class HeldOut(NamedTuple):
     """(cases,), in [0, 1]."""
     right: np.ndarray
     """(cases,), True where the answer is the large model's."""
+    n: np.ndarray | None = None
+    """(cases,), requests that asked each; None: one each. Shares are of requests, and each case certifies once."""
 
 
 class ShareAt(Record):
@@ -97,21 +100,25 @@ def sentence_encoder() -> Embed | None:
         return None
 
 
-def hold_out_labels(texts: Sequence[str], labels: Sequence[str], embed: Embed | None = None) -> HeldOut:
+def hold_out_labels(
+    texts: Sequence[str], labels: Sequence[str], said: Sequence[str] | None = None, embed: Embed | None = None
+) -> HeldOut:
     """Return the answers of a ridge regression to the cases of the other folds, left out in closed form.
 
-    It knows words and their parts, and with `embed` sentence vectors. Confidence is the margin over the second label.
+    It learns `labels`; right is what was `said` (None: the labels). It knows words and their parts, and with `embed`
+    sentence vectors. Confidence is the margin over the second label.
     """
     from smallfirst.models.linear.tfidf import TfidfFeatures
 
-    gold = np.unique(labels, return_inverse=True)[1]
+    both = np.unique([*labels, *(labels if said is None else said)], return_inverse=True)[1]
+    gold, right = both[: len(labels)], both[len(labels) :]
     features = TfidfFeatures.fit(texts).matrix(texts)
     kernel = np.asarray((features @ features.T).todense(), dtype=np.float64)
     if embed is not None:
         vectors = np.concatenate([embed(texts[at : at + _BATCH]) for at in range(0, len(texts), _BATCH)])
         kernel += _VECTOR_WEIGHT * (vectors @ vectors.T)
     inverse = np.linalg.inv(kernel + _RIDGE * np.eye(len(kernel)))
-    wanted = np.eye(int(gold.max()) + 1)[gold]
+    wanted = np.eye(int(both.max()) + 1)[gold]
     dual = inverse @ (wanted - wanted.mean(axis=0))
     scores = np.zeros_like(wanted)
     for fold in range(FOLDS):
@@ -119,16 +126,20 @@ def hold_out_labels(texts: Sequence[str], labels: Sequence[str], embed: Embed | 
         scores[left_out] = wanted[left_out] - np.linalg.solve(inverse[np.ix_(left_out, left_out)], dual[left_out])
     ranked = np.sort(scores, axis=1)
     margin = ranked[:, -1] - ranked[:, -2] if ranked.shape[1] > 1 else ranked[:, -1]
-    return HeldOut(np.clip(0.5 + 0.5 * margin, 0.0, 1.0), scores.argmax(axis=1) == gold)
+    return HeldOut(np.clip(0.5 + 0.5 * margin, 0.0, 1.0), scores.argmax(axis=1) == right)
 
 
 def foretell_labels(
-    texts: Sequence[str], labels: Sequence[str], *, n_certifying: int, in_format: float, repeatable: float
+    cases: Sequence[tuple[str, str, str, int]], *, n_certifying: int, in_format: float, repeatable: float
 ) -> Outlook:
-    """Return the outlook of a task whose cases were answered by labels; otherwise as `foretell`."""
-    drawn, embed = drawn_cases(texts), sentence_encoder()
+    """Return the outlook of a task whose cases were answered by labels; otherwise as `foretell`.
+
+    `cases`: text, its usual label, the label of the asking that was drawn, and how often it was asked.
+    """
+    drawn, embed = drawn_cases([text for text, *_ in cases]), sentence_encoder()
+    texts, labels, said, n = zip(*(cases[i] for i in drawn), strict=True)
     return foretell(
-        hold_out_labels([texts[i] for i in drawn], [labels[i] for i in drawn], embed),
+        hold_out_labels(texts, labels, said, embed)._replace(n=np.array(n)),
         n_certifying=n_certifying,
         errors_left=VECTOR_ERRORS if embed else WORD_ERRORS,
         in_format=in_format,
@@ -147,9 +158,10 @@ def foretell(
     """Return the outlook of a task of which so many rows will certify.
 
     `in_format` is the share of answers that have the task's format: the others cannot be right. `repeatable` is the
-    share of repeated cases that got the same answer again: no model can agree more often than that.
+    share of repeated cases that got the same answer again, the sum of squares of the answers' shares: the most frequent
+    answer has at most its root, so no model can agree more often than that.
     """
-    floor = (1 - repeatable) / max(1e-9, 1 - float(held_out.right.mean()))
+    floor = (1 - math.sqrt(repeatable)) / max(1e-9, 1 - float(held_out.right.mean()))
     left = [min(1.0, max(one, floor)) for one in errors_left]
     shares = tuple(_share_at(held_out, limit, n_certifying, in_format, left) for limit in LIMITS)
     agreement = wilson(int(held_out.right.sum()), len(held_out.right))
@@ -162,6 +174,7 @@ def _share_at(
     rng = np.random.default_rng(_SEED)
     n, guarantee = len(held_out.right), Guarantee(max_error=limit)
     kept = np.zeros((len(errors_left), _RESAMPLES))
+    asked = np.ones(n) if held_out.n is None else held_out.n
     luck = rng.random(n)
     selecting = rng.integers(0, n, size=max(1, n_certifying // 4))
     for scenario, left in enumerate(errors_left):
@@ -173,7 +186,7 @@ def _share_at(
             found = search_threshold(
                 held_out.confidence[certifying].tolist(), right[certifying].tolist(), guarantee, starts
             )
-            kept[scenario, resample] = float((held_out.confidence[rows] >= found.threshold).mean())
+            kept[scenario, resample] = np.average(held_out.confidence[rows] >= found.threshold, weights=asked[rows])
     middle = float(kept[1].mean())
     low, high = float(np.quantile(kept[0], 0.025)), float(np.quantile(kept[-1], 0.975))
     return ShareAt(

@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 import pytest
 from fixtures.certificates import certificate
 from fixtures.deployment import PASSED
+from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.gateway.takeover import learning
 from smallfirst.gateway.takeover.learning import CORRECTIONS, Learnt, learn
@@ -71,7 +72,7 @@ def write_draft(folder: Path, rows: list[tuple[str, str]], *, corrected: int = 0
     """A folder as `smallfirst discover` drafts it; of the corrected rows the large model had every third wrong."""
     folder.mkdir(parents=True)
     bill = {"source": TEACHER, "cost_usd": 1e-4, "latency_ms": 400.0, "prompt_tokens": 40, "completion_tokens": 3}
-    lines = [{"text": text, "label": label, **bill} for text, label in rows]
+    lines = [{"text": text, "label": label, "n": 3, **bill} for text, label in rows]
     for i, line in enumerate(lines[:corrected]):
         line["label"] = "loans" if i % 3 == 0 else line["label"]
     (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -86,7 +87,7 @@ def write_draft(folder: Path, rows: list[tuple[str, str]], *, corrected: int = 0
         "routing": {
             "labels": "large",
             "domain": "off",
-            "guarantee": {"max_error": 0.15},
+            "guarantee": {"max_error": 0.15, "unit": "text"},
             "monitor": {"audit_share": 1.0, "audit_share_on_drift": 1.0},
         },
     }
@@ -101,6 +102,9 @@ def fit(file: TaskFile, **_: object) -> tuple[RunSummary, None]:
     run_folder = RunFolder.new(file.name)
     get_candidate("words").fit(project, run_folder)
     (run_folder.path / "run.json").write_text("{}")
+    rows = [evaluated_row(e.key, e.answer, e.answer, text=e.text, certified=True) for e in project.rows.test.examples]
+    for name in ("routed", "words"):
+        evaluation_of(rows, candidate=name).save(run_folder.path / "evaluations" / f"{name}-test.json")
     model = run_folder.model_folder("words")
     tags = {"run": run_folder.path.name}
     version = versions.register(model, PASSED, name=file.register_to, run_id=None, tags=tags)
@@ -119,7 +123,9 @@ def fit(file: TaskFile, **_: object) -> tuple[RunSummary, None]:
         share=0.8,
         note="",
     )
-    return RunSummary(task=file.name, certificate=promise, promoted=promoted, paths={"routed": routed}), None
+    report = str(run_folder.path / "report.html")
+    paths = {"routed": routed}
+    return RunSummary(task=file.name, certificate=promise, promoted=promoted, paths=paths, report=report), None
 
 
 def in_state(work: Callable[..., T]) -> Callable[..., T]:

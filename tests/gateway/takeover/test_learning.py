@@ -26,7 +26,9 @@ def test_a_task_is_learnt_in_shadow_and_promises_agreement(learnt):
     assert found.n_rows == 240
     assert not found.promises_accuracy
     assert found.share > 0.5
-    assert "right is what the large model answered" in "\n".join(found.in_words)
+    assert "each text counted once (95 %); right is what the large model answered" in "\n".join(found.in_words)
+    assert found.observed.differ is not None
+    assert (found.observed.differ.value, found.observed.differ.n) == (0, 3 * 48)  # each text was asked three times
     assert (taken.state, taken.live_share, taken.version) == ("shadow", 0, 1)
     file = read_task_file(learnt.folder / "learnt")
     assert file.routing.labels == "large"
@@ -72,6 +74,14 @@ def test_few_corrections_train_only(prepared):
     settings, rows = prepared(30)
     assert settings["routing"]["labels"] == "large"
     assert dict(cases(600)) == {row["text"]: row["label"] for row in rows["train"]}
+    assert sum("source" not in row for row in rows["train"]) == 30
+
+
+def test_few_corrections_leave_the_rows_that_certify_agreement_as_they_were_recorded(prepared, tmp_path):
+    held_out = [{"text": text, "label": "loans", "source": TEACHER} for text, _ in cases(600)[:30]]
+    (tmp_path / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_out))
+    _, rows = prepared(30, data={"train": "rows.jsonl", "validation": "../held_out.jsonl"})
+    assert rows["validation"] == held_out
     assert sum("source" not in row for row in rows["train"]) == 30
 
 

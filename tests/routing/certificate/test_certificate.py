@@ -452,6 +452,14 @@ def test_labels_of_the_large_model_are_said_to_be_no_gold() -> None:
     assert any("no gold corrects it" in limit for limit in found.limits_of_validity)
 
 
+def test_rows_of_groups_promise_something_about_groups_and_say_so() -> None:
+    rows = [evaluated_row(f"row-{i}", "a", "a", confidence=0.9, group=f"g{i // 2}") for i in range(200)]
+    found = certified(evaluation_of(rows, candidate="small", model="small"))
+    assert found.guarantee.in_words == "at most 5 % of kept answers wrong, each group counted once (95 %)"
+    assert found.why.startswith(found.guarantee.in_words)
+    assert any(told.startswith("each group counts once") for told in found.limits_of_validity)
+
+
 def test_every_request_pays_the_routers_own_cost() -> None:
     small = measured("small", [True] * 100, falling(100))
     dearer = with_routing_cost(small, cost_usd=0.002, latency_ms=5)

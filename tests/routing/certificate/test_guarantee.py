@@ -22,6 +22,7 @@ def test_every_limit_is_described_in_its_own_unit() -> None:
         "requests, 95 % of requests under 300 ms, at most 20 % of requests sent to the large model (95 %)"
     )
     assert "2.5 points" in Guarantee(max_accuracy_loss=0.025).in_words
+    assert Guarantee(unit="text").in_words == "at most 5 % of kept answers wrong, each text counted once (95 %)"
     assert Guarantee(per_group="channel").in_words.endswith("kept answers wrong of each guaranteed channel (95 %)")
     assert Guarantee(per_class=True).in_words == "at most 5 % of kept answers wrong of each guaranteed label (95 %)"
 

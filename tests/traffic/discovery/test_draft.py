@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fixtures.traffic import SORT, SORT_AGAIN, cases_of, exchange, read_bookings, sorted_tickets, template_of
@@ -23,6 +26,20 @@ def drafted(task: RecurringTask, folder: Path, **options: object) -> TaskSource:
     assert not isinstance(settings, str)
     assert write_draft(task, source, settings, rows, folder, 0.05)
     return source
+
+
+def read_parts(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of the drafted files, by `rows`, `validation` and `test`."""
+    names = ("rows", "validation", "test")
+    return {name: [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()] for name in names}
+
+
+def asked_tickets(texts: Sequence[int], answers: Sequence[str]) -> RecurringTask:
+    """Return the task of requests about numbered tickets, in this order."""
+    both = enumerate(zip(texts, answers, strict=True))
+    exchanges = [exchange(i, SORT, f"Message: ticket number {text}", answer) for i, (text, answer) in both]
+    (task,) = find_tasks({template_of(SORT, "Message: "): cases_of(exchanges)})
+    return task
 
 
 def tickets(n: int = 60) -> RecurringTask:
@@ -45,22 +62,63 @@ def test_labels_are_drafted_with_both_formats(tmp_path: Path) -> None:
     assert [len(found) for found in followed] == [1] * 90
     formats = [one.answer_format or written.answer_format for (one,) in followed]
     assert {one.render("billing") for one in formats} == {Answer("billing"), Answer('{"queue": "billing"}')}
-    rows = [json.loads(line) for line in (tmp_path / "tickets" / "rows.jsonl").read_text().splitlines()]
+    rows = [row for part in read_parts(tmp_path / "tickets").values() for row in part]
     assert len(rows) == len({row["text"] for row in rows}) <= 90
     assert {"text", "label", "teacher", "labelled_on", "id", "n", "cost_usd", "latency_ms"} <= rows[0].keys()
     assert sum(row["n"] for row in rows) == 90
 
 
-def test_the_newest_rows_test_where_there_are_enough(tmp_path: Path) -> None:
-    exchanges = [exchange(i, SORT, f"Message: ticket number {i}", ("billing", "account")[i % 2]) for i in range(500)]
-    (task,) = find_tasks({template_of(SORT, "Message: "): cases_of(exchanges)})
-    drafted(task, tmp_path / "t")
-    parts = [(tmp_path / "t" / f"{name}.jsonl").read_text().splitlines() for name in ("rows", "validation", "test")]
-    assert [len(part) for part in parts] == [250, 175, 75]
-    assert json.loads(parts[2][-1])["id"] == "x499"
-    file = read_task_file(tmp_path / "t")
-    assert file.data.test == Path("test.jsonl")
-    assert file.data.validation == Path("validation.jsonl")
+def test_neither_frequency_nor_time_decides_what_a_case_is_used_for(tmp_path: Path) -> None:
+    """A hundred of 600 cases are asked 20 times, all through the log: about half of them train, as of the others."""
+    texts = [*range(600), *(text for text in range(100) for _ in range(19))]
+    random.Random(0).shuffle(texts)
+    drafted(asked_tickets(texts, [("billing", "account")[text % 2] for text in texts]), tmp_path)
+    parts = read_parts(tmp_path)
+    assert [len(part) for part in parts.values()] == [300, 210, 90]
+    frequent = {name: sum(row["n"] == 20 for row in part) for name, part in parts.items()}
+    assert sum(frequent.values()) == 100
+    assert 35 <= frequent["rows"] <= 65
+    assert 20 <= frequent["validation"] <= 50
+    file = read_task_file(tmp_path)
+    assert (file.data.validation, file.data.test) == (Path("validation.jsonl"), Path("test.jsonl"))
+
+
+def test_a_case_keeps_its_part_whatever_else_is_asked(tmp_path: Path) -> None:
+    answers = ["billing", "account"] * 400
+    drafted(asked_tickets(range(800), answers), tmp_path / "old")
+    drafted(asked_tickets([*reversed(range(800)), *range(40)], [*answers, *answers[:40]]), tmp_path / "new")
+    old, new = read_parts(tmp_path / "old"), read_parts(tmp_path / "new")
+    assert {n: {row["text"] for row in part} for n, part in old.items()} == {
+        n: {row["text"] for row in part} for n, part in new.items()
+    }
+
+
+def test_of_few_cases_some_measure_and_of_hardly_any_none(tmp_path: Path) -> None:
+    drafted(asked_tickets(range(50), ["billing", "account"] * 25), tmp_path / "few")
+    assert [len(part) for part in read_parts(tmp_path / "few").values()] == [30, 10, 10]
+    drafted(asked_tickets([0, 1] * 20, ["billing", "account"] * 20), tmp_path / "two")
+    assert len((tmp_path / "two" / "rows.jsonl").read_text().splitlines()) == 2
+    assert not (tmp_path / "two" / "validation.jsonl").exists()
+
+
+def test_one_asking_drawn_by_chance_measures_and_the_usual_answer_trains(tmp_path: Path) -> None:
+    """The large model says something else in a fifth of its answers: so it does in the rows that certify and test."""
+    draw = random.Random(0)
+    texts = [text for text in range(1000) for _ in range(5)]
+    draw.shuffle(texts)
+    drafted(asked_tickets(texts, ["billing" if draw.random() < 0.8 else "account" for _ in texts]), tmp_path)
+    parts = read_parts(tmp_path)
+    other = {name: sum(row["label"] == "account" for row in part) / len(part) for name, part in parts.items()}
+    assert other["rows"] < 0.1  # three or more of five: 0.058
+    assert other["validation"] == pytest.approx(0.2, abs=0.07)
+    assert other["test"] == pytest.approx(0.2, abs=0.1)
+    exchanges = {f"x{i}": text for i, text in enumerate(texts)}
+    assert all(row["text"] == f"ticket number {exchanges[row['id']]}" for part in parts.values() for row in part)
+
+
+def test_the_drafted_promise_counts_each_text_once(tmp_path: Path) -> None:
+    drafted(tickets(), tmp_path)
+    assert "each text counted once" in read_task_file(tmp_path).routing.guarantee.in_words
 
 
 def test_fields_are_drafted_with_their_schema(tmp_path: Path) -> None:
@@ -71,14 +129,14 @@ def test_fields_are_drafted_with_their_schema(tmp_path: Path) -> None:
     assert set(file.settings["json_schema"]["properties"]) == {"name", "people"}
 
 
-def test_the_most_frequent_answer_to_a_case_counts() -> None:
+def test_the_most_frequent_answer_to_a_case_is_the_usual_one() -> None:
     answers = ["billing", "billing", "account", "account", "delivery", "delivery"] * 8
     exchanges = [exchange(i, SORT, f"Message: {i // 6 % 2}", a) for i, a in enumerate(answers)]
     exchanges.append(exchange(99, SORT, "Message: 0", "billing"))
     (task,) = find_tasks({template_of(SORT, "Message: "): cases_of(exchanges)})
-    rows = {row.text: row for row in rows_of(task)}
-    assert (rows["0"].value, rows["0"].n, rows["0"].case.id) == ("billing", 25, "x99")
-    assert rows["1"].value == "delivery"  # equally frequent: the newest
+    rows = {row.usual.text: row for row in rows_of(task)}
+    assert (rows["0"].usual.value, rows["0"].n, rows["0"].usual.case.id) == ("billing", 25, "x99")
+    assert rows["1"].usual.value == "delivery"  # equally frequent: the newest
 
 
 def test_a_changed_task_file_is_kept(tmp_path: Path) -> None:

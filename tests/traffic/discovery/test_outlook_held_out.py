@@ -39,6 +39,16 @@ def test_left_out_folds_are_left_out() -> None:
     np.testing.assert_array_equal(hold_out_labels(texts, queues).right[~kept], by_hand)
 
 
+def test_what_was_said_judges_and_the_usual_label_is_learnt() -> None:
+    rng = random.Random(0)
+    queues = [rng.choice(tuple(QUEUES)) for _ in range(300)]
+    texts = [ticket(rng, queue) for queue in queues]
+    said = [queue if rng.random() < 0.8 else "another" for queue in queues]
+    assert hold_out_labels(texts, queues, said).right.mean() == np.mean(
+        hold_out_labels(texts, queues).right & (np.array(said) == np.array(queues))
+    )
+
+
 def test_of_many_or_long_cases_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outlook, "MOST_CASES", 10)
     monkeypatch.setattr(outlook, "MOST_CHARACTERS", 100)
