@@ -142,7 +142,7 @@ def learn(
         version=promoted.version,
         promise=certificate.guarantee.in_words,
         share=routed.share if routed else 0.0,
-        observed=_observed(summary, promoted.candidate, rows),
+        observed=_observed(summary, promoted.candidate, rows, certificate.max_error),
         report=summary.report,
     )
     file = takeovers or TakeOvers()
@@ -213,12 +213,12 @@ def _run(place: Path, progress: Progress | None, minutes: float | None) -> RunSu
     return summary
 
 
-def _observed(summary: RunSummary, candidate: str, rows: Sequence[_Row]) -> Observed:
+def _observed(summary: RunSummary, candidate: str, rows: Sequence[_Row], limit: float) -> Observed:
     """Return what the run's test rows show beside the promise."""
     folder = RunFolder(Path(summary.report).parent)
     routed, drafts = folder.evaluation("routed", "test"), folder.evaluation(candidate, "test")
     asked = {row.key: row.values for row in rows}
-    return observe(routed.rows, drafts.rows, asked) if routed and drafts else Observed()
+    return observe(routed.rows, drafts.rows, asked, limit=limit) if routed and drafts else Observed()
 
 
 def _rows(drafted: TaskFile) -> list[_Row]:

@@ -24,6 +24,8 @@ FEWEST = 10
 class Observed(Record):
     """Test rows counted by requests, and the newest of them."""
 
+    limit: float = 1.0
+    """Share of kept texts that may differ, as promised."""
     differ: Estimate | None = None
     """Share of the requests whose kept answer differs, each text weighing as many as asked it; None if none is kept."""
     newest: Estimate | None = None
@@ -48,9 +50,10 @@ class Observed(Record):
         said = []
         if (differ := self.differ) is not None:
             low, high = max(0.0, differ.low), min(1.0, differ.high)
+            more = "; more than promised of texts, as frequent ones are answered worse: begin with a small share"
             said.append(
                 f"counted by requests, {differ.value:.1%} [{low:.1%}, {high:.1%}] of {differ.n:,} kept test requests "
-                "differ: measured, not promised"
+                f"differ: measured, not promised{more if differ.value > self.limit else ''}"
             )
         if (apart := self.difference) is not None:
             drift = "they agree less: the traffic changes, so learn again on newer traffic first"
@@ -62,11 +65,16 @@ class Observed(Record):
 
 
 def observe(
-    routed: Sequence[EvaluatedRow], drafts: Sequence[EvaluatedRow], asked: Mapping[str, Mapping[str, Any]]
+    routed: Sequence[EvaluatedRow],
+    drafts: Sequence[EvaluatedRow],
+    asked: Mapping[str, Mapping[str, Any]],
+    *,
+    limit: float = 1.0,
 ) -> Observed:
     """Return what the Router's answers to test rows, and all drafts of them, show.
 
     `asked`: by folded text the drafted row, with `n`, how often it was asked, and `at`, when, if that is known.
+    `limit`: share of kept texts that may differ, as promised.
     """
 
     def known(row: EvaluatedRow) -> Mapping[str, Any]:
@@ -77,6 +85,6 @@ def observe(
     timed = sorted((str(at), row.correct) for row in drafts if (at := known(row).get("at")))
     first = len(timed) - round(NEWEST * len(timed))
     if len(timed) - first < FEWEST:
-        return Observed(differ=differ)
+        return Observed(limit=limit, differ=differ)
     old, new = ([right for _, right in part] for part in (timed[:first], timed[first:]))
-    return Observed(differ=differ, newest=wilson(sum(new), len(new)), before=wilson(sum(old), len(old)))
+    return Observed(limit=limit, differ=differ, newest=wilson(sum(new), len(new)), before=wilson(sum(old), len(old)))

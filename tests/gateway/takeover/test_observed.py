@@ -15,9 +15,11 @@ def test_a_text_weighs_as_many_requests_as_asked_it() -> None:
     rows = [
         evaluated_row(str(i), "a", "b" if i in (0, 4) else "a", text=f"Text {i}!", certified=i != 4) for i in range(5)
     ]
-    found = observe(rows, rows, asked)
+    found = observe(rows, rows, asked, limit=0.3)
     assert found.differ is not None
     assert (found.differ.value, found.differ.n) == (0.75, 12)
+    assert "frequent ones are answered worse" in found.in_words[0]
+    assert "answered worse" not in found.model_copy(update={"limit": 0.8}).in_words[0]
     assert found.differ.low < 0.75 < found.differ.high
     assert found.in_words[0].startswith("counted by requests, 75.0% [")
     assert observe([row.model_copy(update={"certified": False}) for row in rows], rows, asked) == Observed()
