@@ -131,7 +131,7 @@ class Bench:
         best: tuple[float, float, Dataset] | None = None
         for sure in SURE:
             made = self.out / f"labelled-{sure:g}.jsonl"
-            options = LabelOptions(teacher=teacher.folder, out=made, min_confidence=sure, yes=True, again_rows=0)
+            options = LabelOptions(teacher=teacher.folder, out=made, min_confidence=sure, yes=True)
             found = label(file, self.out / "unlabelled.jsonl", options=options)
             rows = load_rows(made)
             both = self.human.subset("taught", self.human.examples + rows.examples)

@@ -30,7 +30,6 @@ from smallfirst.progress import Progress
 @click.option("--cap-usd", type=float, help="Most that the answers may cost in all.")
 @click.option("--yes", is_flag=True, help="Accept the estimated cost without a cap.")
 @click.option("--min-confidence", type=float, default=0.0, show_default=True, help="Least confidence of a kept answer.")
-@click.option("--samples", type=int, default=1, show_default=True, help="How often each row is asked.")
 @click.option("--gold", type=PATH, help="Rows answered by people; else the selection rows.")
 @click.option("--teacher", type=PATH, help="Folder of a model of this task.")
 @JSON
@@ -96,14 +95,12 @@ def harvest(task_yaml: Path, out: Path, since: str | None, as_json: bool) -> Non
         click.echo(f"next: smallfirst challenge {task_yaml} --rows {out}")
 
 
-@verb("smallfirst challenge tickets --propose", "smallfirst challenge tickets --rows harvested.jsonl")
+@verb("smallfirst challenge tickets", "smallfirst challenge tickets --rows harvested.jsonl --resume")
 @TASK
 @click.option("--rows", type=PATH, default="harvested.jsonl", show_default=True)
-@LEDGER
-@click.option("--propose", "only_propose", is_flag=True, help="Say why, and train nothing.")
 @click.option("--resume", is_flag=True, help="Go on with a challenge that was broken off.")
 @JSON
-def challenge(task_yaml: Path, rows: Path, only_propose: bool, resume: bool, as_json: bool) -> None:
+def challenge(task_yaml: Path, rows: Path, resume: bool, as_json: bool) -> None:
     """Train a challenger with harvested rows.
 
     It becomes champion only if it passes the gate and wins on test rows. It wins if it is shown more accurate than the
@@ -111,12 +108,8 @@ def challenge(task_yaml: Path, rows: Path, only_propose: bool, resume: bool, as_
     of a champion has to show more than the one before. Exit code 3 if the gate said no.
     """
     from smallfirst.improvement.challenge.challenge import challenge as challenge_stage
-    from smallfirst.improvement.challenge.challenge import proposal_of
 
     project = load_project(task_yaml)
-    if only_propose:
-        show(proposal_of(project, rows), as_json)
-        return
     found = challenge_stage(project, rows, resume=resume)
     show(found, as_json)
     if found.won and not as_json:

@@ -45,5 +45,5 @@ def test_harvest_says_what_it_did_and_what_comes_next(ledger: Ledger, tmp_path: 
     late = call("harvest", task, "--out", again, "--since", "2026-01-02T13:30+01:00", "--json").output
     assert json.loads(late)["n_rows"] == 0  # half an hour after noon
     assert "no date or time in ISO 8601" in failed(call("harvest", task, "--since", "yesterday"), 2)
-    message = failed(call("challenge", task, "--rows", out, "--propose"), 1)
+    message = failed(call("challenge", task, "--rows", out), 1)
     assert "no model is registered as main.default.toy" in message

@@ -1,4 +1,4 @@
-"""A model against itself: counts by hand, the bound on the best match by drawing models at random; votes."""
+"""A model against itself: counts by hand, the bound on the best match by drawing models at random."""
 
 from __future__ import annotations
 
@@ -12,16 +12,13 @@ from hypothesis import strategies as st
 from smallfirst.errors import SmallfirstError
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.evaluation.self_agreement import (
-    MajorityVote,
     TeacherAgreement,
     TeacherAnswer,
-    agreement_with_itself,
     agreement_with_people,
     answer_matcher,
-    majority_vote,
     self_agreement,
 )
-from smallfirst.stats.intervals import cohen_kappa, wilson
+from smallfirst.stats.intervals import wilson
 from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.classify import Classify
 from smallfirst.tasks.extract import Extract
@@ -80,84 +77,31 @@ def test_passes_that_cannot_be_compared_are_refused() -> None:
 
 DESK = Classify(name="desk", labels=("card", "fee", "pin"))
 RULES = Answer(name="rules")
-SAME = answer_matcher(DESK)
 
 
-def samples(words: str) -> list[TeacherAnswer]:
-    """One sample a word; a dash is no answer."""
-    return [TeacherAnswer(None if word == "-" else word) for word in words.split()]
-
-
-@pytest.mark.parametrize(
-    ("said", "answer", "agreement"),
-    [
-        ("card", "card", None),
-        ("card fee card", "card", 2 / 3),
-        ("fee card card", "card", 2 / 3),
-        ("fee card", "fee", 1 / 2),  # of equals the earliest, which is asked at temperature 0
-        ("fee card fee card pin", "fee", 2 / 5),
-        ("- fee - -", "fee", 1 / 4),  # no answer counts against every answer
-        ("- -", None, None),
-        ("-", None, None),
-    ],
-)
-def test_the_answer_most_draws_give_wins_and_all_draws_count(said: str, answer: str, agreement: float) -> None:
-    assert majority_vote(samples(said), SAME) == MajorityVote(answer=answer, agreement=agreement, confidence=None)
-
-
-def test_confidence_is_the_mean_over_the_draws_that_say_it_and_the_lower_view_counts() -> None:
-    found = majority_vote(
-        [TeacherAnswer("card", 0.9), TeacherAnswer("fee", 0.2), TeacherAnswer("card", 0.7), TeacherAnswer("card")], SAME
-    )
-    assert found.confidence == pytest.approx(0.8)
-    assert found.agreement == 0.75
-    assert found.combined_confidence == 0.75
-    assert majority_vote([TeacherAnswer("card", 0.6)], SAME).combined_confidence == 0.6
-    assert majority_vote([TeacherAnswer("card")], SAME).combined_confidence is None
-
-
-def test_an_answer_is_min_confidence_its_threshold_on_and_an_unknown_sureness_only_at_0() -> None:
-    found = MajorityVote(answer="card", agreement=0.8, confidence=None)
-    assert found.is_confident(0.8)
-    assert not found.is_confident(0.81)
-    unknown = MajorityVote(answer="card", agreement=None, confidence=None)
-    assert unknown.is_confident(0.0)
-    assert not unknown.is_confident(0.1)
-    assert not MajorityVote(answer=None, agreement=None, confidence=None).is_confident(0.0)
+def test_an_unknown_confidence_counts_at_0_alone() -> None:
+    assert TeacherAnswer("card", 0.8).is_confident(0.8)
+    assert not TeacherAnswer("card", 0.8).is_confident(0.81)
+    assert TeacherAnswer("card").is_confident(0.0)
+    assert not TeacherAnswer("card").is_confident(0.1)
+    assert not TeacherAnswer(None).is_confident(0.0)
 
 
 def test_written_answers_agree_as_far_as_the_task_takes_them_for_right() -> None:
     same = answer_matcher(RULES)
     assert same("the 21 days", "21 Days")  # articles and case aside, token F1 is 1
     assert not same("21 days", "three weeks")
-    assert (
-        majority_vote(
-            [TeacherAnswer("21 days"), TeacherAnswer("no idea"), TeacherAnswer("the 21 days.")], same
-        ).agreement
-        == 2 / 3
-    )
     shop = {"type": "object", "properties": {"on": {"type": "string"}}}
     dates = answer_matcher(Extract(name="shop", json_schema=shop, normalise={"on": "date"}))
     assert dates('{"on": "May 3, 2024"}', '{"on": "2024-05-03"}')
     assert not dates('{"on": "May 3, 2024"}', '{"on": "2024-05-04"}')
 
 
-def test_agreement_with_itself_by_hand() -> None:
-    pairs = [tuple(samples(two)) for two in ("card card", "fee fee", "card fee", "- -", "pin pin")]
-    found = agreement_with_itself(pairs, DESK)  # type: ignore[arg-type]
-    assert found.self_agreement == wilson(3, 5)  # no answer twice is no agreement
-    first, second = ["card", "fee", "card", 1, "pin"], ["card", "fee", "fee", 2, "pin"]
-    assert found.kappa == cohen_kappa(first, second)
-    assert agreement_with_itself([], DESK) == TeacherAgreement()
-    open_text = agreement_with_itself([(TeacherAnswer("21 days"), TeacherAnswer("the 21 days"))], RULES)
-    assert (open_text.self_agreement, open_text.kappa) == (wilson(1, 1), None)
-
-
 def test_agreement_with_people_by_hand() -> None:
     said = [("card", 0.95), ("card", 0.9), ("fee", 0.9), ("pin", 0.6), ("pin", 0.3), (None, None)]
-    votes = [MajorityVote(answer=answer, agreement=None, confidence=sure) for answer, sure in said]
+    answers = [TeacherAnswer(answer, sure) for answer, sure in said]
     golds = [("card",), ("fee",), ("fee",), ("card", "pin"), ("fee",), ("pin",)]
-    found = agreement_with_people(votes, golds, DESK, min_confidence=0.9)
+    found = agreement_with_people(answers, golds, DESK, min_confidence=0.9)
     assert found.accuracy == wilson(3, 6)
     assert found.confident_accuracy == wilson(2, 3)
     by_hand = [(0.95, 1 / 6, 1, 1), (0.9, 3 / 6, 2, 3), (0.6, 4 / 6, 3, 4), (0.3, 5 / 6, 3, 5)]
@@ -170,20 +114,16 @@ def test_agreement_with_people_by_hand() -> None:
 
 
 def test_without_sureness_there_is_no_table_and_without_rows_no_trust() -> None:
-    votes = [MajorityVote(answer="card", agreement=None, confidence=None)]
-    found = agreement_with_people(votes, [("card",)], DESK, min_confidence=0.0)
+    found = agreement_with_people([TeacherAnswer("card")], [("card",)], DESK, min_confidence=0.0)
     assert (found.accuracy, found.confident_accuracy, found.thresholds) == (wilson(1, 1), wilson(1, 1), ())
     assert agreement_with_people([], [], DESK, min_confidence=0.5) == TeacherAgreement()
     assert TeacherAgreement().in_words == []
 
 
 def test_the_words_hold_every_figure_with_its_interval() -> None:
-    found = agreement_with_people(
-        [MajorityVote(answer="card", agreement=0.8, confidence=None)], [("card",)], DESK, min_confidence=0.5
-    )
-    lines = found.model_copy(update={"self_agreement": wilson(3, 5), "checked_on": "selection rows"}).in_words
+    found = agreement_with_people([TeacherAnswer("card", 0.8)], [("card",)], DESK, min_confidence=0.5)
+    lines = found.model_copy(update={"checked_on": "selection rows"}).in_words
     assert lines == [
-        "asked twice it gives the same answer on 0.600 [0.231, 0.882] of 5 rows",
         "it is right on 1.000 [0.207, 1.000] of 1 selection rows; where it was confident, on 1.000 [0.207, 1.000] of 1",
         "min_confidence  accepts  accuracy of the accepted",
         "         0.800     100%  1.000 [0.207, 1.000] n=1",

@@ -5,19 +5,14 @@ The champion's alias moves last: a process killed at any moment leaves the old c
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from smallfirst.data.sources.text_files import file_format
 from smallfirst.errors import DataError, StageMissing
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.verdict import Verdict, format_verdict
 from smallfirst.improvement.challenge.comparison import ChampionComparison, compare_to_champion
-from smallfirst.improvement.harvest.harvest import SOURCES
 from smallfirst.pipeline import run as pipeline
 from smallfirst.pipeline.parity import parity_stage
 from smallfirst.project.project import Project
@@ -28,52 +23,11 @@ from smallfirst.registry import versions
 from smallfirst.registry.runs import client, store_errors
 from smallfirst.registry.versions import ModelVersion
 from smallfirst.routing.policies.policy import CHALLENGER
-from smallfirst.serving.ledger.ledger import open_existing
-from smallfirst.serving.ledger.rows import LedgerRow, StateRow
-from smallfirst.stats.intervals import Estimate, wilson
 
 COMPARISON_LOG = "challenges.json"
 """File attached to a champion's version: the runs that were compared with it."""
 RESULT = "challenge.json"
 """File of the result in the challenger's run folder."""
-
-
-RECENT_ANSWERS = 1000
-"""Latest answers whose escalated share is shown."""
-
-
-class Proposal(Record):
-    """The reason for a retrain."""
-
-    champion: int
-    since: datetime
-    """When it was registered; later events count."""
-    n_new: int
-    """Rows that the champion was not trained on."""
-    by_source: dict[str, int] = {}
-    """Rows by source of their answer, where the file names it."""
-    changes: tuple[str, ...] = ()
-    """Changes of the task's state since then, oldest first."""
-    n_alarms: int = 0
-    """Number of these changes to drift or fallback."""
-    sent_on: Estimate | None = None
-    """Share of the latest answers given by the large model or a person; None without answers since then."""
-    sent_on_in_test: float | None = None
-    """That share on test rows when the champion went live; None if it was not measured."""
-
-    @property
-    def in_words(self) -> list[str]:
-        sources = ", ".join(f"{n:,} {SOURCES.get(name, name)}" for name, n in self.by_source.items())  # type: ignore[call-overload]
-        lines = [
-            f"{self.n_new:,} new rows for version {self.champion}" + (f" (in the file: {sources})" if sources else "")
-        ]
-        alarms = f", {self.n_alarms} of them alarms" if self.changes else ""
-        lines.append(f"{len(self.changes)} changes of state since {self.since:%Y-%m-%d}{alarms}")
-        lines += [f"  {change}" for change in self.changes[-5:]]
-        if self.sent_on is not None:
-            then = "" if self.sent_on_in_test is None else f"; on test rows it was {self.sent_on_in_test:.3f}"
-            lines.append(f"of the last {self.sent_on.n:,} answers {self.sent_on} were not the small model's{then}")
-        return lines
 
 
 class ChallengeResult(Record):
@@ -82,7 +36,8 @@ class ChallengeResult(Record):
     task: str
     run: str
     at: str
-    proposal: Proposal
+    n_new: int
+    """Rows that the champion was not trained on."""
     champion: int
     champion_candidate: str
     candidate: str
@@ -121,11 +76,6 @@ class _Champion(NamedTuple):
     test: Evaluation
 
 
-def proposal_of(project: Project, rows: Path) -> Proposal:
-    """Return the reason for a challenge with these rows; train nothing. Raise what `challenge` raises."""
-    return _proposed(project, _grown(project, rows), _champion(project), rows)
-
-
 def challenge(project: Project, rows: Path, *, resume: bool = False) -> ChallengeResult:
     """Train on the project's rows and those of `rows`, compare with the champion, and return the record.
 
@@ -133,9 +83,8 @@ def challenge(project: Project, rows: Path, *, resume: bool = False) -> Challeng
     measured on the current test rows; DataError for bad or held-out rows, or if no row is new.
     """
     champion, grown = _champion(project), _grown(project, rows)
-    proposal = _proposed(project, grown, champion, rows)
-    for line in proposal.in_words:
-        project.progress.log(line)
+    n_new = len(grown.rows.train) - len(project.rows.train)
+    project.progress.log(f"{n_new:,} new rows for version {champion.version.version}")
     run_folder = _trained(grown, resume=resume)
     pipeline.evaluate_stage(project, run_folder)
     verdicts = pipeline.gate_stage(grown, run_folder)
@@ -148,7 +97,7 @@ def challenge(project: Project, rows: Path, *, resume: bool = False) -> Challeng
         task=project.file.name,
         run=run_folder.path.name,
         at=datetime.now(UTC).isoformat(timespec="seconds"),
-        proposal=proposal,
+        n_new=n_new,
         champion=champion.version.version,
         champion_candidate=champion.candidate,
         candidate=candidate,
@@ -191,16 +140,6 @@ def _champion(project: Project) -> _Champion:
             hint=f"smallfirst evaluate task.yaml --run {run}",
         )
     return _Champion(version, run_folder, candidate, test)
-
-
-def _proposed(project: Project, grown: Project, champion: _Champion, rows: Path) -> Proposal:
-    routed = champion.run_folder.evaluation("routed", "test")
-    return propose(
-        project.file.name,
-        (champion.version.version, champion.version.created_at),
-        (rows, len(grown.rows.train) - len(project.rows.train)),
-        sent_on_in_test=routed.share("large") + routed.share("person") if routed else None,
-    )
 
 
 def _trained(grown: Project, *, resume: bool) -> RunFolder:
@@ -263,41 +202,3 @@ def _look(champion: _Champion, run_folder: RunFolder) -> int:
         runs = (*runs, run)
         versions.attach(name, version, COMPARISON_LOG, ComparisonLog(runs=runs).model_dump_json(indent=2).encode())
     return runs.index(run) + 1
-
-
-def propose(
-    task: str,
-    champion: tuple[int, datetime],
-    rows: tuple[Path, int],
-    *,
-    sent_on_in_test: float | None = None,
-) -> Proposal:
-    """Return the reason to retrain a champion, given by version and time of registration.
-
-    `rows` are the file and how many of its rows are new.
-    """
-    version, since = champion
-    made = Proposal(
-        champion=version, since=since, n_new=rows[1], by_source=_sources(rows[0]), sent_on_in_test=sent_on_in_test
-    )
-    if (found := open_existing()) is None:
-        return made
-    with closing(found) as opened:
-        states = [s for s in opened.entries(StateRow, task=task, since=since) if s.before]
-        answers = opened.entries(LedgerRow, task=task, since=since, limit=RECENT_ANSWERS)
-    stages = [row.stage for row in answers if row.status == 200]
-    away = sum(stage in ("large", "person") for stage in stages)
-    return made.model_copy(
-        update={
-            "changes": tuple(f"{s.at:%Y-%m-%d %H:%M}  {s.before} -> {s.after}: {s.why}" for s in states),
-            "n_alarms": sum(s.after in ("drift", "fallback") for s in states),
-            "sent_on": wilson(away, len(stages)) if stages else None,
-        }
-    )
-
-
-def _sources(path: Path) -> dict[str, int]:
-    if file_format(path) not in (".jsonl", ".ndjson", ".json") or path.suffix == ".gz":
-        return {}
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
-    return dict(Counter(str(row["source"]) for row in rows if row.get("source")).most_common())

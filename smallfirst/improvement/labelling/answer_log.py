@@ -13,32 +13,22 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, Self
+from typing import Any, BinaryIO, Literal, Self
 
 from smallfirst.errors import BadAnswer, ConfigError, DataError, RateLimited, SmallfirstError, Unauthorised
 from smallfirst.files import try_lock
 from smallfirst.improvement.labelling.teacher import Teacher
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded.spending_cap import SpendingCap
-from smallfirst.pipeline.large_model import SECOND_ANSWER_TEMPERATURE
 from smallfirst.progress import ProgressCallback
 from smallfirst.records import Record, parse_json_lines
-
-
-class LabelRequest(NamedTuple):
-    """A text to be labelled, for the n-th time."""
-
-    key: str
-    """Fingerprint of the teacher, its settings and the text."""
-    draw: int
-    """0 is asked at temperature 0; later draws are sampled."""
 
 
 class RequestSent(Record):
     """A request was sent, or turned away before it cost anything."""
 
     key: str
-    draw: int
+    """Fingerprint of the teacher, its settings and the text."""
     worst_usd: float = 0.0
     """Most that it may cost."""
 
@@ -47,7 +37,6 @@ class LabelResponse(Record):
     """An answer arrived."""
 
     key: str
-    draw: int
     text: str
     """The labelled text, for readers of the file."""
     answer: str
@@ -77,8 +66,8 @@ class AnswerLog:
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path = path
-        self.answers: dict[LabelRequest, LabelResponse] = {}
-        self._pending: dict[LabelRequest, list[float]] = defaultdict(list)
+        self.answers: dict[str, LabelResponse] = {}
+        self._pending: dict[str, list[float]] = defaultdict(list)
         self._file = file
 
     @classmethod
@@ -112,23 +101,22 @@ class AnswerLog:
         os.fsync(self._file.fileno())
         self._apply(line)
 
-    def paid_usd(self, requests: Collection[LabelRequest]) -> float:
+    def paid_usd(self, requests: Collection[str]) -> float:
         """Return the cost of the answers to these requests."""
         return sum(self.answers[request].cost_usd for request in requests if request in self.answers)
 
-    def lost_usd(self, requests: Collection[LabelRequest]) -> float:
+    def lost_usd(self, requests: Collection[str]) -> float:
         """Return the most that may have been paid for those of these requests that brought no answer."""
         return sum(sum(self._pending[request]) for request in requests if request in self._pending)
 
     def _apply(self, line: LogLine) -> None:
         if entry := line.asked or line.refused or line.said:
-            request = LabelRequest(entry.key, entry.draw)
             if line.asked:
-                self._pending[request].append(line.asked.worst_usd)
-            elif self._pending[request]:
-                self._pending[request].pop()
+                self._pending[entry.key].append(line.asked.worst_usd)
+            elif self._pending[entry.key]:
+                self._pending[entry.key].pop()
             if line.said:
-                self.answers[request] = line.said
+                self.answers[entry.key] = line.said
 
     def _read(self) -> None:
         self._file.seek(0)
@@ -155,12 +143,12 @@ class LabelRequests:
         self.cap_reached = False
         self.refused_usd = 0.0
         """Worst case of the request that the cap refused."""
-        self.bad: dict[LabelRequest, BadAnswer] = {}
+        self.bad: dict[str, BadAnswer] = {}
         self.n_new = 0
         self._n_bad_in_a_row = 0
         self._fatal: SmallfirstError | None = None
 
-    async def send(self, requests: Mapping[LabelRequest, str], progress: ProgressCallback) -> None:
+    async def send(self, requests: Mapping[str, str], progress: ProgressCallback) -> None:
         """Send the requests that the log has no answer to, until all are done or the cap is reached.
 
         Requests without a usable answer are kept in `bad`. Raise any other error of the model after the requests in
@@ -180,7 +168,7 @@ class LabelRequests:
         if self._fatal is not None:
             raise self._fatal
 
-    async def _work(self, todo: Iterator[tuple[LabelRequest, str]], report: Callable[[], None]) -> None:
+    async def _work(self, todo: Iterator[tuple[str, str]], report: Callable[[], None]) -> None:
         for request, text in todo:
             worst_usd = self.teacher.worst_usd(text)
             reserved_usd = await self.budget.reserve(worst_usd)
@@ -190,7 +178,7 @@ class LabelRequests:
             if self._is_over:  # another worker stopped while this one waited
                 await self.budget.release(reserved_usd, 0.0)
                 return
-            self.log.write(LogLine(asked=RequestSent(**request._asdict(), worst_usd=reserved_usd)))
+            self.log.write(LogLine(asked=RequestSent(key=request, worst_usd=reserved_usd)))
             await self.budget.release(reserved_usd, await self._send_one(request, text, reserved_usd))
             report()
             if self._is_over:
@@ -200,11 +188,9 @@ class LabelRequests:
     def _is_over(self) -> bool:
         return self.cap_reached or self._fatal is not None
 
-    async def _send_one(self, request: LabelRequest, text: str, reserved_usd: float) -> float:
+    async def _send_one(self, request: str, text: str, reserved_usd: float) -> float:
         """Return the cost of one request; its worst case where the cost is unknown."""
         asked = Request.ask(text, max_tokens=self.max_tokens)
-        if request.draw:
-            asked = asked.model_copy(update={"temperature": SECOND_ANSWER_TEMPERATURE, "seed": request.draw})
         try:
             completion = await self.teacher.model.complete(asked)
         except BadAnswer as error:
@@ -214,14 +200,14 @@ class LabelRequests:
                 self._fatal = self._fatal or error
             return reserved_usd
         except (RateLimited, Unauthorised) as error:
-            self.log.write(LogLine(refused=RequestSent(**request._asdict())))
+            self.log.write(LogLine(refused=RequestSent(key=request)))
             self._fatal = self._fatal or error
             return 0.0
         except SmallfirstError as error:
             self._fatal = self._fatal or error
             return reserved_usd
         known = completion.model_dump(include=set(LabelResponse.model_fields) - {"text"})
-        said = {**request._asdict(), **known, "text": text, "answer": completion.text}
+        said = {**known, "key": request, "text": text, "answer": completion.text}
         said["on"] = datetime.now(UTC).date().isoformat()
         self.log.write(LogLine(said=LabelResponse.model_validate(said)))
         self.n_new, self._n_bad_in_a_row = self.n_new + 1, 0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import islice
@@ -21,12 +20,9 @@ from smallfirst.errors import ConfigError, DataError, ModelError, Problem
 from smallfirst.evaluation.self_agreement import (
     TeacherAgreement,
     TeacherAnswer,
-    agreement_with_itself,
     agreement_with_people,
-    answer_matcher,
-    majority_vote,
 )
-from smallfirst.improvement.labelling.answer_log import AnswerLog, LabelRequest, LabelRequests
+from smallfirst.improvement.labelling.answer_log import AnswerLog, LabelRequests
 from smallfirst.improvement.labelling.result import (
     CostEstimate,
     LabelCounts,
@@ -136,32 +132,23 @@ class _Run:
         self.texts_fingerprint = read.content_fingerprint
         self.check = sample_rows(people, options.check_rows)
         self.checked_on = "selection rows" if options.gold is None else f"rows of {options.gold.name}"
-        self.again = self.left if options.samples > 1 else sample_rows(self.left, options.again_rows)
         self.price = CostEstimate(n_answers=0, usd_each=0.0, max_usd=0.0, judged_by="nothing")
 
     @cached_property
-    def requests(self) -> dict[LabelRequest, str]:
-        """Every request with its text, in order."""
-        found = self._of(self.check.examples, self.options.samples)
-        found |= self._of(self.again.examples, max(2, self.options.samples))
-        return found | self._of(self.left.examples, self.options.samples)
+    def requests(self) -> dict[str, str]:
+        """Every request by its key with its text, in order: first the rows that measure the teacher."""
+        return {self.key(example): example.text for example in (*self.check.examples, *self.left.examples)}
 
-    def request(self, example: Example, draw: int) -> LabelRequest:
-        return LabelRequest(fingerprint([self.teacher.prompt_fingerprint, example.text]), draw)
+    def key(self, example: Example) -> str:
+        return fingerprint([self.teacher.prompt_fingerprint, example.text])
 
-    def draws(self, example: Example, n: int) -> list[TeacherAnswer] | None:
-        """Return the row's first `n` answers as the task parses them; None if some are missing."""
-        response = [self.log.answers.get(self.request(example, i)) for i in range(n)]
-        there = [s for s in response if s is not None]
-        if len(there) < n:
+    def answer(self, example: Example) -> TeacherAnswer | None:
+        """Return the row's answer as the task parses it; None if it is missing."""
+        said = self.log.answers.get(self.key(example))
+        if said is None:
             return None
-        return [
-            TeacherAnswer(_answer(self.project.task, s.answer, cut=s.finish_reason == "length"), s.confidence)
-            for s in there
-        ]
-
-    def _of(self, examples: Iterable[Example], n: int) -> dict[LabelRequest, str]:
-        return {self.request(example, draw): example.text for example in examples for draw in range(n)}
+        parsed = _answer(self.project.task, said.answer, cut=said.finish_reason == "length")
+        return TeacherAnswer(parsed, said.confidence)
 
     async def ask(self, log: AnswerLog) -> None:
         """Ask what the log lacks, as far as cap and consent go."""
@@ -221,11 +208,11 @@ class _Run:
         return sum(request in self.log.answers for request in self.requests)
 
     @property
-    def _first_missing(self) -> dict[LabelRequest, str]:
+    def _first_missing(self) -> dict[str, str]:
         missing = ((e, text) for e, text in self.requests.items() if e not in self.log.answers)
         return dict(islice(missing, self.options.probe_calls))
 
-    async def _send(self, requests: dict[LabelRequest, str]) -> None:
+    async def _send(self, requests: dict[str, str]) -> None:
         with self.project.progress.bar(f"asking {self.teacher.model.name}", len(requests), "answers") as update:
             await self.sender.send(requests, update)
 
@@ -265,13 +252,13 @@ class _Run:
 
     def _refuse_blind_threshold(self) -> None:
         response = [self.log.answers[e] for e in self.requests if e in self.log.answers]
-        if self.options.min_confidence <= 0 or self.options.samples > 1 or not response:
+        if self.options.min_confidence <= 0 or not response:
             return
         if all(answer.confidence is None for answer in response):
             raise ConfigError(
                 f"{self.teacher.model.name} gives no confidence, so min_confidence {self.options.min_confidence:g} "
                 "would keep no row",
-                hint="ask each row several times: --samples 3; or keep every answer: --min-confidence 0",
+                hint="keep every answer: --min-confidence 0; or take a model that gives one: --teacher FOLDER",
             )
 
     def _refuse_small_cap(self) -> None:
@@ -285,29 +272,23 @@ class _Run:
             )
 
     def outcome(self, example: Example) -> LabelOutcome:
-        draws = self.draws(example, self.options.samples)
-        requests = [self.request(example, i) for i in range(self.options.samples)]
-        if draws is None:
-            failed = any(request in self.sender.bad for request in requests)
-            return LabelOutcome(example, "failed" if failed else "unasked", None, "")
-        found = majority_vote(draws, answer_matcher(self.project.task))
-        on = max(self.log.answers[request].on for request in requests)
+        found, key = self.answer(example), self.key(example)
+        if found is None:
+            return LabelOutcome(example, "failed" if key in self.sender.bad else "unasked", None, "")
+        on = self.log.answers[key].on
         if found.answer is None:
             return LabelOutcome(example, "unparseable", found, on)
         return LabelOutcome(example, "kept" if found.is_confident(self.options.min_confidence) else "unsure", found, on)
 
     def _trust(self) -> TeacherAgreement:
-        task, n = self.project.task, self.options.samples
-        twice = [d for e in self.again.examples if (d := self.draws(e, 2)) is not None]
-        checked = [(e.golds, d) for e in self.check.examples if (d := self.draws(e, n))]
-        votes = [majority_vote(draws, answer_matcher(task)) for _, draws in checked]
-        people = agreement_with_people(
-            votes, [golds for golds, _ in checked], task, min_confidence=self.options.min_confidence
+        checked = [(e.golds, said) for e in self.check.examples if (said := self.answer(e)) is not None]
+        found = agreement_with_people(
+            [said for _, said in checked],
+            [golds for golds, _ in checked],
+            self.project.task,
+            min_confidence=self.options.min_confidence,
         )
-        itself = agreement_with_itself([(first, second) for first, second in twice], task)
-        return people.model_copy(
-            update={"self_agreement": itself.self_agreement, "kappa": itself.kappa, "checked_on": self.checked_on}
-        )
+        return found.model_copy(update={"checked_on": self.checked_on})
 
     def _go_on(self) -> str:
         if not self.sender.cap_reached:

@@ -12,7 +12,7 @@ import pydantic
 
 from smallfirst.data.dataset import Example
 from smallfirst.data.row_formats import Columns, to_row
-from smallfirst.evaluation.self_agreement import MajorityVote, TeacherAgreement
+from smallfirst.evaluation.self_agreement import TeacherAgreement, TeacherAnswer
 from smallfirst.improvement.labelling.unlabelled import FilterCounts
 from smallfirst.improvement.rows_file import RowsRecord
 from smallfirst.records import Record
@@ -33,16 +33,12 @@ class LabelOptions(Record):
     """Accept the estimated cost; not needed with a cap, or if labelling costs nothing."""
     min_confidence: float = pydantic.Field(default=0.0, ge=0, le=1)
     """Least confidence of an answer that becomes a training row, in [0, 1]; 0 keeps every answer."""
-    samples: int = pydantic.Field(default=1, ge=1, le=25)
-    """How often each row is asked: once at temperature 0, then with sampling. From 2 on, agreement is known."""
     probe_calls: int = pydantic.Field(default=5, ge=1, le=100)
     """Answers to pay for the estimate if there are no earlier ones; they are used."""
     gold: Path | None = None
     """Rows answered by people, to measure the teacher on; None for the selection rows of the task."""
     check_rows: int = pydantic.Field(default=50, ge=0)
     """Most of these rows to ask."""
-    again_rows: int = pydantic.Field(default=50, ge=0)
-    """With `samples` 1: rows to ask twice, to measure the teacher's agreement with itself."""
 
     @property
     def record_path(self) -> Path:
@@ -85,7 +81,7 @@ class LabelCounts(Record):
     n_failed: int = 0
     """Rows without a usable answer; the next run asks them again."""
     n_unasked: int = 0
-    """Rows not asked often enough before the cap was reached."""
+    """Rows not asked before the cap was reached."""
 
 
 class LabellingResult(RowsRecord):
@@ -136,28 +132,28 @@ class LabelOutcome(NamedTuple):
 
     example: Example
     fate: LabelStatus
-    vote: MajorityVote | None
+    said: TeacherAnswer | None
     on: str
 
 
 def by_answer(outcomes: Sequence[LabelOutcome]) -> dict[str, int]:
     """Count the training rows by answer, most frequent first."""
-    kept = Counter(o.vote.answer or "" for o in outcomes if o.fate == "kept" and o.vote is not None)
+    kept = Counter(o.said.answer or "" for o in outcomes if o.fate == "kept" and o.said is not None)
     return dict(sorted(kept.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
 def training_file(outcomes: Sequence[LabelOutcome], columns: Columns, teacher: str) -> str:
     """Return the kept rows as JSON Lines in the task's format and column names, with teacher, confidence and date."""
     return "".join(
-        json.dumps(_row(o, o.vote, columns, teacher), ensure_ascii=False) + "\n"
+        json.dumps(_row(o, o.said, columns, teacher), ensure_ascii=False) + "\n"
         for o in outcomes
-        if o.fate == "kept" and o.vote is not None
+        if o.fate == "kept" and o.said is not None
     )
 
 
-def _row(outcome: LabelOutcome, vote: MajorityVote, columns: Columns, teacher: str) -> dict[str, Any]:
+def _row(outcome: LabelOutcome, said: TeacherAnswer, columns: Columns, teacher: str) -> dict[str, Any]:
     values = {name: getattr(outcome.example, name) for name in Example.model_fields}
-    answered = Example(**values | {"answer": vote.answer})
+    answered = Example(**values | {"answer": said.answer})
     row = {getattr(columns, field): value for field, value in to_row(answered).items()}
-    source = {"teacher": teacher, "confidence": vote.confidence, "agreement": vote.agreement, "labelled_on": outcome.on}
+    source = {"teacher": teacher, "confidence": said.confidence, "labelled_on": outcome.on}
     return row | {key: value for key, value in source.items() if key not in row}

@@ -17,7 +17,7 @@ from smallfirst.batch.scorer import ScorerSource
 from smallfirst.data.dataset import Dataset, Example, Message, fold_text
 from smallfirst.data.sources.parquet import import_pyarrow
 from smallfirst.errors import ConfigError, DataError, SpendingLimitReached
-from smallfirst.evaluation.self_agreement import MajorityVote
+from smallfirst.evaluation.self_agreement import TeacherAnswer
 from smallfirst.improvement.labelling.result import LabelOptions, LabelOutcome, training_file
 from smallfirst.improvement.labelling.unlabelled import FilterCounts, filter_texts
 from smallfirst.paths import home
@@ -26,8 +26,7 @@ from smallfirst.project.project import Project
 from smallfirst.records import Record, fingerprint
 
 BULK_BYTES = 64 << 20
-"""Inputs of more bytes are labelled in bulk, unless rows are to be asked several times or checked on rows of one's own.
-"""
+"""Inputs of more bytes are labelled in bulk, unless they are checked on rows of one's own."""
 
 
 class ScoredLabels(Record):
@@ -60,7 +59,7 @@ def is_bulk(rows: Path, options: LabelOptions) -> bool:
     """Return True if `rows` is a file or folder too large to be held in memory."""
     files = rows.rglob("*") if rows.is_dir() else [rows]
     n_bytes = sum(file.stat().st_size for file in files if file.is_file())
-    return n_bytes > BULK_BYTES and options.samples == 1 and options.gold is None
+    return n_bytes > BULK_BYTES and options.gold is None
 
 
 def label_in_bulk(project: Project, task: Path, rows: Path, options: LabelOptions) -> ScoredLabels:
@@ -111,16 +110,16 @@ def label_scored(project: Project, folder: Path, options: LabelOptions) -> Score
     with draft.open("w", encoding="utf-8") as file:
         for path in sorted(folder.glob("part-*.parquet")):
             rows = import_pyarrow("reading a batch").parquet.read_table(path).to_pylist()
-            votes = {}
+            said = {}
             for row in rows:
-                vote = MajorityVote(answer=row["answer"], agreement=None, confidence=row["confidence"])
+                answer = TeacherAnswer(row["answer"], row["confidence"])
                 key = hashlib.blake2b(fold_text(row[asked] or "").encode(), digest_size=8).digest()
-                total["n_unsure"] += not (sure := vote.is_confident(options.min_confidence))
+                total["n_unsure"] += not (sure := answer.is_confident(options.min_confidence))
                 if sure and key not in seen:
                     seen.add(key)
-                    votes[row["row"]] = vote
-            left, found = filter_texts(_unanswered(project, rows, votes, asked), project.rows, project.rows.selection)
-            outcomes = [LabelOutcome(e, "kept", votes[e.line], day) for e in left.examples]
+                    said[row["row"]] = answer
+            left, found = filter_texts(_unanswered(project, rows, said, asked), project.rows, project.rows.selection)
+            outcomes = [LabelOutcome(e, "kept", said[e.line], day) for e in left.examples]
             file.write(training_file(outcomes, columns, about.identity.model))
             for name, n in found.model_dump().items():
                 total["filtered"][name] += n
@@ -129,11 +128,11 @@ def label_scored(project: Project, folder: Path, options: LabelOptions) -> Score
     return ScoredLabels.model_validate(total)
 
 
-def _unanswered(project: Project, rows: list[dict[str, Any]], votes: dict[int, MajorityVote], asked: str) -> Dataset:
+def _unanswered(project: Project, rows: list[dict[str, Any]], said: dict[int, TeacherAnswer], asked: str) -> Dataset:
     shape, context = project.rows.train.examples[0].shape, project.file.data.columns.context
     found = []
     for row in rows:
-        if row["row"] in votes:
+        if row["row"] in said:
             text = f"{row[context].strip()}\n\n{row[asked]}" if row.get(context) else row[asked]
             found.append(
                 Example(messages=(Message(role="user", content=text),), answer="", shape=shape, line=row["row"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -19,11 +18,8 @@ from smallfirst.improvement.challenge.challenge import (
     RESULT,
     ChallengeResult,
     challenge,
-    proposal_of,
-    propose,
 )
 from smallfirst.improvement.challenge.comparison import ChampionComparison, compare_to_champion
-from smallfirst.paths import home
 from smallfirst.pipeline import run as pipeline
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
@@ -31,11 +27,6 @@ from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import read_task_file
 from smallfirst.registry import versions
 from smallfirst.routing.policies.policy import CHALLENGER
-from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.ledger.rows import LedgerRow, StateRow
-from smallfirst.stats.intervals import wilson
-
-NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
 
 def evaluation(flags: list[bool], kept: int = 0) -> Evaluation:
@@ -81,35 +72,6 @@ def test_each_challenge_has_to_show_more_than_the_one_before() -> None:
     assert [duel(0, 0, 1000, kept=(500, 400), look=k).won for k in (1, 5, 6)] == [True, True, False]
     assert [duel(14, 3, 100, look=k).won for k in (1, 2, 3)] == [True, True, False]
     assert sum(1 - duel(0, 0, 10, look=k).level for k in range(1, 200)) < 0.05
-
-
-def test_the_reason_tells_new_rows_alarms_and_how_much_is_sent_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = tmp_path / "rows.jsonl"
-    lines = [{"text": "a", "label": "x", "source": "feedback"}, {"text": "b", "label": "x", "source": "large"}]
-    rows.write_text("".join(json.dumps(line) + "\n" for line in lines * 2), encoding="utf-8")
-    alone = propose("toy", (3, NOON), (rows, 4))
-    assert alone.by_source == {"feedback": 2, "large": 2}
-    assert alone.sent_on is None
-    assert not (home() / "ledger.db").exists()
-    ledger = Ledger(tmp_path / "ledger.db")
-    for hours, before, after in ((-2, "live", "drift"), (0, "", "live"), (1, "live", "drift"), (2, "drift", "live")):
-        values = {"at": NOON + timedelta(hours=hours), "task": "toy", "before": before, "after": after, "why": "w"}
-        ledger.append(StateRow.model_validate({**values, "certificate": "c"}))
-    for i, stage in enumerate(["small", "large", "person", "small", "small"]):
-        values = {"id": str(i), "at": NOON + timedelta(hours=i), "served_name": "toy", "status": 200, "latency_ms": 1}
-        ledger.append(LedgerRow.model_validate({**values, "task": "toy", "stage": stage}))
-    ledger.close()
-    monkeypatch.setenv("SMALLFIRST_LEDGER", str(ledger.path))
-    found = propose("toy", (3, NOON), (rows, 4), sent_on_in_test=0.25)
-    assert found.changes == ("2026-01-02 13:00  live -> drift: w", "2026-01-02 14:00  drift -> live: w")
-    assert found.n_alarms == 1
-    assert found.sent_on == wilson(2, 5)
-    assert found.in_words[0] == (
-        "4 new rows for version 3 (in the file: 2 corrected by feedback, 2 answered by the large model)"
-    )
-    assert found.in_words[-1].endswith("were not the small model's; on test rows it was 0.250")
 
 
 NOUNS = {
@@ -201,7 +163,7 @@ def test_a_challenge_that_loses_changes_nothing_and_one_that_wins_goes_live_cert
     assert won.contest is not None
     assert won.contest.look == 2
     assert won.contest.difference.value > 0.3
-    assert won.proposal.n_new == 32
+    assert won.n_new == 32
     assert aliases() == {"previous": 1, "champion": 3}
     assert versions.read_attachment("main.tests.toy", 3, "certificate.json")
     assert RunFolder.latest("toy", won.run).promoted().version == 3
@@ -212,7 +174,7 @@ def test_a_challenge_that_loses_changes_nothing_and_one_that_wins_goes_live_cert
 
     known = write(tmp_path / "known.jsonl", TRAIN, (0,))
     with pytest.raises(DataError, match="all its rows are training rows already"):
-        proposal_of(project, known)
+        challenge(project, known)
     fewer = project.rows.model_copy(update={"test": project.rows.test.subset("test", project.rows.test.examples[1:])})
     with pytest.raises(StageMissing, match=r"not measured on the current test rows(?s:.*)evaluate task.yaml --run"):
-        proposal_of(project._replace(rows=fewer), telling)
+        challenge(project._replace(rows=fewer), telling)

@@ -18,7 +18,7 @@ from fixtures.server import WholeModel
 
 from smallfirst.data.sources.load import load_rows
 from smallfirst.errors import BadAnswer, ConfigError, DataError, RateLimited, Unavailable
-from smallfirst.improvement.labelling.answer_log import MAX_BAD_IN_A_ROW, AnswerLog, LabelRequest
+from smallfirst.improvement.labelling.answer_log import MAX_BAD_IN_A_ROW, AnswerLog
 from smallfirst.improvement.labelling.label import label
 from smallfirst.improvement.labelling.result import LabellingResult, LabelOptions
 from smallfirst.improvement.labelling.teacher import Teacher, large_model_teacher, local_teacher
@@ -26,7 +26,6 @@ from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.models.recorded.replay import ReplayModel, request_key
-from smallfirst.pipeline.large_model import SECOND_ANSWER_TEMPERATURE
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.task_file import TaskFile, read_task_file
@@ -126,9 +125,7 @@ def teacher(model: Any, *, way: str = "way-1", max_concurrency: int = 1, worst_u
 
 def options(folder: Path, **values: Any) -> LabelOptions:
     """Nothing but the rows is asked, unless said otherwise."""
-    return LabelOptions.model_validate(
-        {"out": folder / "labelled.jsonl", "yes": True, "check_rows": 0, "again_rows": 0, **values}
-    )
+    return LabelOptions.model_validate({"out": folder / "labelled.jsonl", "yes": True, "check_rows": 0, **values})
 
 
 def run(
@@ -157,7 +154,7 @@ def test_labelled_rows_are_training_rows_that_say_where_they_come_from(tmp_path:
     rows = out(tmp_path)
     assert [row["text"] for row in rows] == [text(i) for i in range(8)]
     assert [row["label"] for row in rows] == [LABELS[i % 3] for i in range(8)]
-    assert all((row["teacher"], row["confidence"], row["agreement"]) == ("oracle", 0.75, None) for row in rows)
+    assert all((row["teacher"], row["confidence"]) == ("oracle", 0.75) for row in rows)
     assert all(row["labelled_on"] == found.made_at for row in rows)
     assert found.by_answer == {"card": 3, "fee": 3, "pin": 2}
     assert LabellingResult.load(tmp_path / "labelled.labels.json") == found
@@ -305,36 +302,7 @@ def test_open_text_that_was_cut_off_is_no_answer_but_a_label_before_the_cut_is(t
     assert (found.counts.n_kept, found.counts.n_unparseable) == (0, 8)
 
 
-# Several draws, and how far to believe them
-
-
-def test_several_draws_vote_the_first_at_temperature_0_the_others_sampled(tmp_path: Path) -> None:
-    def says(request: Request) -> str:
-        torn = request.text in (text(0), text(1))
-        return "pin" if torn and request.seed in ((1,) if request.text == text(0) else (1, 2)) else "card"
-
-    model = Oracle(says)
-    found = run(tmp_path, model, samples=3, min_confidence=0.6)
-    by_text = {row["text"]: (row["label"], row["agreement"]) for row in out(tmp_path)}
-    assert by_text[text(0)] == ("card", 2 / 3)
-    assert by_text[text(1)] == ("pin", 2 / 3)
-    assert by_text[text(2)] == ("card", 1.0)
-    asked = [(r.temperature, r.seed) for r in model.asked if r.text == text(0)]
-    assert asked == [(0.0, None), (SECOND_ANSWER_TEMPERATURE, 1), (SECOND_ANSWER_TEMPERATURE, 2)]
-    # Draws 0 and 1 of all rows: text 0 and text 1 differ.
-    assert found.trust.self_agreement == wilson(6, 8)
-    stricter = run(tmp_path, Oracle(breaks={1: AssertionError("asked again")}), samples=3, min_confidence=0.7)
-    assert (stricter.counts.n_kept, stricter.counts.n_unsure, stricter.n_answers_now) == (6, 2, 0)
-
-
-def test_some_rows_are_asked_twice_to_see_how_far_the_teacher_agrees_with_itself(tmp_path: Path) -> None:
-    model = Oracle(lambda request: "pin" if request.seed else gold(request.text))
-    found = run(tmp_path, model, again_rows=5)
-    assert len(model.asked) == 8 + 5
-    twice = [t for t, n in Counter(model.answered).items() if n == 2]
-    alike = sum(gold(t) == "pin" for t in twice)
-    assert found.trust.self_agreement == wilson(alike, 5)
-    assert [row["label"] for row in out(tmp_path)] == [LABELS[i % 3] for i in range(8)]  # the first answer counts
+# How far to believe them
 
 
 def test_the_teacher_is_held_against_selection_rows_that_never_become_training_rows(tmp_path: Path) -> None:
@@ -373,10 +341,10 @@ def test_nothing_is_chosen_on_test_or_calibration_rows(tmp_path: Path) -> None:
 
 def test_a_teacher_that_never_says_how_sure_it_is_cannot_reach_a_threshold(tmp_path: Path) -> None:
     model = Oracle()
-    with pytest.raises(ConfigError, match=r"gives no confidence.*\n.*--samples 3"):
+    with pytest.raises(ConfigError, match=r"gives no confidence.*\n.*--teacher FOLDER"):
         run(tmp_path, model, min_confidence=0.9)
     assert len(model.asked) == 5  # no more than to foretell the price
-    assert run(tmp_path, model, min_confidence=0.9, samples=2).counts.n_kept == 8
+    assert run(tmp_path, model).counts.n_kept == 8
 
 
 # Held-out rows
@@ -515,7 +483,7 @@ def test_one_journal_is_written_by_one_run_at_a_time(tmp_path: Path) -> None:
     ):
         pass
     with AnswerLog.open(path, {}) as journal:
-        assert journal.lost_usd([LabelRequest("k", 0)]) == 0.0
+        assert journal.lost_usd(["k"]) == 0.0
 
 
 def test_a_failed_row_is_asked_again_by_the_next_run_only(tmp_path: Path) -> None:
@@ -782,19 +750,17 @@ def desk() -> Iterator[str]:
 
 def test_an_endpoint_labels_with_the_prompt_of_the_task_at_the_price_of_its_tokens(tmp_path: Path, desk: str) -> None:
     file = task(tmp_path, large={"endpoint": ENDPOINT | {"base_url": desk}}, prices=PRICES)
-    found = label(file, texts(tmp_path), options=options(tmp_path, again_rows=2), progress=QUIET)
+    found = label(file, texts(tmp_path), options=options(tmp_path), progress=QUIET)
     assert [row["label"] for row in out(tmp_path)] == [LABELS[i % 3] for i in range(8)]
-    assert len(Desk.sent) == 10
-    assert sorted(body["temperature"] for body in Desk.sent) == [0.0] * 8 + [SECOND_ANSWER_TEMPERATURE] * 2
+    assert [body["temperature"] for body in Desk.sent] == [0.0] * 8
     for body in Desk.sent:
         assert body["messages"][0]["content"].startswith("Classify the user's message.")
         assert len(body["messages"]) == 1 + 2 * 3 + 1
     n_read = sum(len(m["content"].split()) for body in Desk.sent for m in body["messages"])
-    assert found.paid_usd == pytest.approx((n_read * 1.0 + 10 * 2 * 4.0) / 1e6)
-    assert found.paid_usd < 10 * made(tmp_path).worst_usd(text(0))
-    assert found.trust.self_agreement == wilson(2, 2)
-    label(file, texts(tmp_path), options=options(tmp_path, again_rows=2), progress=QUIET)
-    assert len(Desk.sent) == 10
+    assert found.paid_usd == pytest.approx((n_read * 1.0 + 8 * 2 * 4.0) / 1e6)
+    assert found.paid_usd < 8 * made(tmp_path).worst_usd(text(0))
+    label(file, texts(tmp_path), options=options(tmp_path), progress=QUIET)
+    assert len(Desk.sent) == 8
 
 
 def words_model(folder: Path, file: TaskFile) -> Path:
