@@ -98,7 +98,6 @@ from smallfirst.project.task_file import RoutingConfig as RoutingConfig
 from smallfirst.project.task_file import SignedOverride as SignedOverride
 from smallfirst.project.task_file import SmallConfig as SmallConfig
 from smallfirst.project.task_file import TaskFile as TaskFile
-from smallfirst.project.task_file import VllmSettings as VllmSettings
 from smallfirst.project.task_file import read_task_file as read_task_file
 from smallfirst.records import Record as Record
 from smallfirst.registry.runs import TrackedRun as TrackedRun

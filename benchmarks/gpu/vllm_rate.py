@@ -1,9 +1,9 @@
 """How fast one vLLM on a GPU answers for many adapters over one base, beside published figures.
 
-    python -m benchmarks.gpu.vllm_rate WEIGHTS --vllm VLLM [--adapters 4] [--clients 128] [--seconds 60] [--labels 20]
+    python -m benchmarks.gpu.vllm_rate WEIGHTS --url URL [--adapters 4] [--clients 128] [--seconds 60] [--labels 20]
 
-WEIGHTS is any folder of a causal model (config.json, safetensors, tokenizer), VLLM the program or the python of its
-environment. Adapters of rank 16 with random weights are made here, so nothing has to be trained. Two loads: prompts of
+WEIGHTS is any folder of a causal model (config.json, safetensors, tokenizer), URL the address of a vLLM
+over it, started as docs/howto/vllm.md says, with `--max-loras 4`. Adapters of rank 16 with random weights are made here, so nothing has to be trained. Two loads: prompts of
 300 tokens of which the label probabilities are read, and prompts of 256 tokens answered with 128. The verdict compares
 the rate with the figures in PUBLISHED where the GPU and the size of the model are theirs. With `--toy` it only shows
 that it works, on a processor too.
@@ -144,24 +144,16 @@ def gpu_name() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("weights", type=Path)
-    parser.add_argument("--vllm", type=Path, required=True)
+    parser.add_argument("--url", required=True)
     parser.add_argument("--adapters", type=int, default=4)
     parser.add_argument("--clients", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--labels", type=int, default=20)
-    parser.add_argument("--options", action="append", default=[])
     parser.add_argument("--toy", action="store_true", help="prompts of an eighth, answers of a sixteenth")
     wanted = parser.parse_args()
     vocabulary = json.loads((wanted.weights / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     with tempfile.TemporaryDirectory() as place:
-        config = VllmConfig(
-            model=wanted.weights,
-            program=wanted.vllm,
-            lora_rank=16,
-            loras_at_once=wanted.adapters,
-            slots=wanted.clients,
-            options=tuple(wanted.options),
-        )
+        config = VllmConfig(model=wanted.weights, url=wanted.url, slots=wanted.clients)
         folders = [write_adapter(wanted.weights, Path(place) / f"adapter-{i}", i) for i in range(wanted.adapters)]
         routes = [VllmRoute(config, name=folder.name, adapter=folder) for folder in folders]
 

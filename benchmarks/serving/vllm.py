@@ -1,10 +1,10 @@
-"""Two adapters from the registry behind one vLLM: parity with PyTorch, requests/s, and what clients see when it dies.
+"""Two adapters from the registry behind one vLLM: parity with PyTorch, and requests/s.
 
-    python -m benchmarks.serving.vllm FOLDER --vllm VLLM_PYTHON [--rounds 3] [--rows 100] [--options=…]
+    python -m benchmarks.serving.vllm FOLDER --url http://127.0.0.1:8000 [--rounds 3] [--rows 100]
 
 FOLDER holds tasks that `smallfirst run` has promoted with `adapters: kept`, such as `banking77` and `clinc150`. Each
-version is asked through `serve` on loopback, over PyTorch and over a vLLM that is started here; the engines take turns.
-One thread each. Figures go to benchmarks/results/vllm.json; the page says what they mean.
+version is asked through `serve` on loopback, over PyTorch and over the vLLM at the address; the engines take turns.
+Give both as many threads. Figures go to benchmarks/results/vllm.json; the page says what they mean.
 """
 
 from __future__ import annotations
@@ -13,21 +13,15 @@ import argparse
 import asyncio
 import itertools
 import json
-import os
-import signal
 import statistics
 import subprocess
-import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from benchmarks.paths import RESULTS
-from benchmarks.serving.load import Client, closed_loop, post
+from benchmarks.serving.load import closed_loop, post
 from smallfirst.models.loading import load_model
 from smallfirst.models.protocol import Model
 from smallfirst.models.servers.vllm_config import VllmServer
@@ -40,8 +34,6 @@ from smallfirst.registry import versions
 from smallfirst.serving.loopback import Address, serve_on_loopback
 
 CLIENTS = (1, 8, 32)
-WATCHED_S = 240.0
-"""Longest time to wait for an answer after the kill."""
 
 
 class Served:
@@ -97,72 +89,18 @@ def rate(served: Sequence[Served], address: Address, clients: int, n: int) -> di
     }
 
 
-def vllm_process() -> psutil.Process:
-    """The vLLM that this process has started: the child of its guard."""
-    guard = next(one for one in psutil.Process().children() if "orphan_guard" in " ".join(one.cmdline()))
-    return guard.children()[0]
-
-
-def killed(served: Sequence[Served], address: Address, clients: int) -> dict[str, Any]:
-    """Kill vLLM with -9 while clients ask; what they see, by status, and when the first answer comes again."""
-    port, seen = int(address.base_url.rsplit(":", 1)[1].split("/")[0]), []
-    requests = mixed(served, address.key, 64)
-
-    async def ask_until(stop: asyncio.Event, first: int) -> None:
-        client = Client(port)
-        for request in itertools.islice(itertools.cycle(requests), first, None):
-            if stop.is_set():
-                return
-            answer, began, ended = await client.ask(request)
-            seen.append((began, ended, answer.status))
-            if answer.status != 200:
-                await asyncio.sleep(0.2)
-
-    async def run() -> float:
-        stop = asyncio.Event()
-        tasks = [asyncio.create_task(ask_until(stop, i)) for i in range(clients)]
-        await asyncio.sleep(5)
-        died = time.perf_counter()
-        for process in [*vllm_process().children(recursive=True), vllm_process()]:
-            os.kill(process.pid, signal.SIGKILL)
-        while time.perf_counter() - died < WATCHED_S:
-            await asyncio.sleep(0.2)
-            if sum(began > died + 1 and status == 200 for began, _, status in seen) >= clients:
-                break
-        await asyncio.sleep(3)
-        stop.set()
-        await asyncio.gather(*tasks)
-        return died
-
-    died = asyncio.run(run())
-    after = [(began, ended, status) for began, ended, status in seen if ended > died]
-    back = [ended - died for began, ended, status in after if status == 200 and began > died]
-    broken = [ended - died for began, ended, status in after if began <= died and status != 200]
-    return {
-        "answered_before": sum(status == 200 for _, ended, status in seen if ended <= died),
-        "in_flight_failed": len(broken),
-        "in_flight_told_after_s": max(broken, default=None),
-        "statuses_after": dict(Counter(status for _, _, status in after)),
-        "first_answer_after_s": min(back, default=None),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--vllm", type=Path, required=True, help="vLLM's program, or the python of its environment")
+    parser.add_argument("--url", required=True, help="address of a vLLM over the base of these tasks")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=100, help="requests a round and number of clients")
-    parser.add_argument("--options", action="append", default=[])
     wanted = parser.parse_args()
     served = [Served(path.parent) for path in sorted(wanted.folder.glob("*/task.yaml"))]
-    vllm = VllmServer(program=wanted.vllm, lora_rank=16, loras_at_once=2, slots=32, options=tuple(wanted.options))
+    vllm = VllmServer(url=wanted.url, slots=32)
     found: dict[str, Any] = {"versions": [one.name for one in served], "parity": {}, "rates": [], "rows": wanted.rows}
     with endpoint(served, None) as torch, endpoint(served, vllm) as joined:
         sides: Mapping[str, Address] = {"PyTorch": torch, "vLLM": joined}
-        began = time.perf_counter()
-        rate(served, joined, 1, 2)
-        found["start_s"] = time.perf_counter() - began
         rate(served, joined, 8, 8)
         for one in served:  # over PyTorch it was checked before promotion
             found["parity"][one.name] = one.parity(joined)
@@ -173,8 +111,6 @@ def main() -> None:
                 one = {"side": side, "clients": clients, **rate(served, address, clients, wanted.rows)}
                 found["rates"].append(one)
                 print(one, flush=True)
-        found["killed"] = killed(served, joined, 8)
-        print(found["killed"], flush=True)
     found["load"] = subprocess.run(["uptime"], capture_output=True, text=True, check=False).stdout.strip()
     (RESULTS / "vllm.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 

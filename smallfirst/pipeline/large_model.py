@@ -58,7 +58,7 @@ def general_model(
     if source is None:
         raise ConfigError(
             "large: names only recorded answers, no model that could answer new requests",
-            hint="add endpoint:, gguf:, vllm: or engine: under large: in task.yaml",
+            hint="add endpoint:, gguf: or engine: under large: in task.yaml",
         )
     return engines.load(source._replace(answers=answers, schema=schema))
 

@@ -13,10 +13,7 @@ if TYPE_CHECKING:
 
 def small_engine(file: TaskFile) -> str:
     """Return what runs the small language model, with all that can move its probabilities; empty for PyTorch here."""
-    vllm = file.small.vllm
-    if vllm is None:
-        return ""
-    return f"vLLM at {vllm.url}" if vllm.url else " ".join(("vLLM", *vllm.options, vllm.head_dtype))
+    return f"vLLM at {file.small.vllm.url}" if file.small.vllm else ""
 
 
 def load_small(file: TaskFile, folder: Path, *, name: str) -> Model:

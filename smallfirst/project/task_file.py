@@ -89,24 +89,11 @@ class SmallConfig(Record):
         return config
 
 
-class VllmSettings(Record):
-    """A general model that vLLM serves, started from its own environment."""
-
-    base: str
-    """Catalogue name or folder of safetensors."""
-    program: Path | None = None
-    """The `vllm`, or the `python`, of vLLM's environment; by default the `vllm` on PATH."""
-    context_tokens: int | None = pydantic.Field(default=None, ge=64)
-    """Longest prompt with its answer; by default the model's own."""
-    options: tuple[str, ...] = ()
-    """Further options of `vllm serve`, such as `--dtype=bfloat16`."""
-
-
 class EngineConfig(Record):
     """A general model and the engine that runs it."""
 
     name: str
-    """Registered name of the engine: `llama.cpp`, `vLLM`, `PyTorch`, `endpoint`, or that of an installed package."""
+    """Registered name of the engine: `llama.cpp`, `PyTorch`, `endpoint`, or that of an installed package."""
     model: str
     """Catalogue name, folder or file of the model, or its address."""
     settings: dict[str, Any] = {}
@@ -120,10 +107,8 @@ class LargeConfig(Record):
     """An OpenAI-compatible endpoint."""
     gguf: str | None = None
     """A general model run here: catalogue name or GGUF file."""
-    vllm: VllmSettings | None = None
-    """A general model run here by vLLM, where that is installed."""
     engine: EngineConfig | None = None
-    """A general model and any registered engine with its settings, where the three short forms above do not do."""
+    """A general model and any registered engine with its settings, where the two short forms above do not do."""
     recorded: Path | None = None
     """Recorded answers to the task's rows (`smallfirst record` makes them); replayed instead of asking again."""
     recorded_open: Path | None = None
@@ -157,16 +142,14 @@ class LargeConfig(Record):
             return EngineConfig(name="endpoint", model=self.endpoint.base_url, settings=self.endpoint.model_dump())
         if self.gguf:
             return EngineConfig(name="llama.cpp", model=self.gguf, settings={"slots": 2, "context_tokens": 16384})
-        if self.vllm:
-            return EngineConfig(name="vLLM", model=self.vllm.base, settings=self.vllm.model_dump(exclude={"base"}))
         return self.engine
 
     @pydantic.model_validator(mode="after")
     def _names_one_model(self) -> LargeConfig:
-        if sum(given is not None for given in (self.endpoint, self.gguf, self.vllm, self.engine)) > 1:
-            raise ValueError("give one of endpoint, gguf, vllm and engine")
+        if sum(given is not None for given in (self.endpoint, self.gguf, self.engine)) > 1:
+            raise ValueError("give one of endpoint, gguf and engine")
         if not (self.general_engine or self.recorded):
-            raise ValueError("give endpoint, gguf, vllm, engine or recorded")
+            raise ValueError("give endpoint, gguf, engine or recorded")
         return self
 
 

@@ -33,7 +33,6 @@ def test_blocks_that_do_not_run_are_few_and_say_what_they_need() -> None:
     needs = {block.place.partition(":")[0]: block.needs for page in PAGES for block in blocks_of(page) if block.needs}
     assert needs == {
         "README.md": "needs several cores or a cluster",
-        "docs/engines.md": "needs vLLM in an environment of its own",
         "docs/foundation_model.md": "needs dspy",
         "docs/howto/batch.md": "needs a cluster or several cores",
         "docs/howto/container.md": "needs Docker Compose",

@@ -14,13 +14,12 @@ from smallfirst.models.recorded.replay import ReplayModel, request_key
 from smallfirst.models.wrappers import OpenEndedReplay
 from smallfirst.pipeline.large_model import (
     general_model,
-    general_source,
     recorded_answers,
     recorded_open_answers,
 )
 from smallfirst.progress import Progress
 from smallfirst.project.rows import Rows
-from smallfirst.project.task_file import LargeConfig, TaskFile, VllmSettings
+from smallfirst.project.task_file import LargeConfig, TaskFile
 from smallfirst.tasks.classify import Classify
 
 TASK = Classify(name="desk", labels=("card", "fee"))
@@ -40,19 +39,6 @@ def dataset(*pairs: tuple[str, str]) -> Dataset:
 
 def task_file(folder: Path, large: LargeConfig | None) -> TaskFile:
     return TaskFile.model_validate({"name": "desk", "data": {"train": "train.jsonl"}, "large": large, "folder": folder})
-
-
-def test_a_task_file_may_name_a_model_for_vllm(tmp_path: Path, tiny_folder: Path) -> None:
-    program = tmp_path / "vllm"
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o755)
-    settings = VllmSettings(base=str(tiny_folder), program=program, options=("--dtype=bfloat16",))
-    file = task_file(tmp_path, LargeConfig(vllm=settings))
-    model = general_model(file)
-    assert model.name == tiny_folder.name
-    assert general_source(file).location == tiny_folder
-    with pytest.raises(ConfigError, match="cannot be given"):
-        general_model(task_file(tmp_path, LargeConfig(vllm=settings.model_copy(update={"options": ("--host",)}))))
 
 
 def recorded(folder: Path, name: str, text: str) -> None:
@@ -108,5 +94,5 @@ def test_a_path_without_a_large_model_says_what_to_add(tmp_path: Path) -> None:
         general_model(task_file(tmp_path, LargeConfig(recorded=Path("large.jsonl"))))
     assert str(caught.value) == (
         "large: names only recorded answers, no model that could answer new requests\n"
-        "  next: add endpoint:, gguf:, vllm: or engine: under large: in task.yaml"
+        "  next: add endpoint:, gguf: or engine: under large: in task.yaml"
     )

@@ -102,10 +102,10 @@ def test_settings_that_are_missing_or_out_of_range_are_named_with_their_value(tm
 @pytest.mark.parametrize(
     ("large", "rule"),
     [
-        ("{shots_per_label: 1}", "give endpoint, gguf, vllm, engine or recorded"),
+        ("{shots_per_label: 1}", "give endpoint, gguf, engine or recorded"),
         (
             "{gguf: x, endpoint: {base_url: 'http://127.0.0.1:1/v1', model: m}}",
-            "give one of endpoint, gguf, vllm and engine",
+            "give one of endpoint, gguf and engine",
         ),
     ],
 )

@@ -247,7 +247,9 @@ def _llama_cpp(path: Path, context_tokens: int) -> Iterator[Post]:
     """Run llama.cpp on the file. Raise Unavailable if it does not load."""
     threads = torch.get_num_threads()
     config = LlamaCppConfig(path=path, slots=1, context_tokens=max(64, context_tokens), threads=threads)
-    process = ServerProcess.start(llama_cpp_backend(config), config.start_timeout_s)
+    backend = llama_cpp_backend(config)
+    assert backend.program is not None
+    process = ServerProcess.start(backend.name, backend.program, config.start_timeout_s)
     try:
         with blocking_session(process, config.timeout_s) as session:
 

@@ -1,1 +1,1 @@
-"""llama.cpp and vLLM as child processes."""
+"""llama.cpp as a child process, and a vLLM joined at its address."""

@@ -22,7 +22,13 @@ from smallfirst.models.protocol import Request
 from smallfirst.models.response_format import OutputFormat, json_format
 from smallfirst.models.servers.child_process import child_environment
 from smallfirst.models.servers.llama_cpp_main import KEY_VARIABLE
-from smallfirst.models.servers.managed_server import ManagedServerConfig, ManagedServerModel, ServerBackend, acquire
+from smallfirst.models.servers.managed_server import (
+    ManagedServerConfig,
+    ManagedServerModel,
+    ServerBackend,
+    ServerProgram,
+    acquire,
+)
 from smallfirst.models.servers.slots import Slot
 from smallfirst.pricing.prices import PriceBook
 
@@ -73,14 +79,16 @@ def llama_cpp_backend(config: LlamaCppConfig) -> ServerBackend:
     """Return the program that serves a GGUF file, and how to speak to it."""
     return ServerBackend(
         name=config.path.stem,
-        command=lambda socket: _command(config, socket),
-        environment=_environment,
-        health_path="/slots",  # answered by the thread that computes; /health is not
         extra_body=_extra_body,
         n_slots=config.slots,
-        start_failure=(
-            f"{config.path} did not load",
-            "check that it is a complete GGUF file and fits into memory",
+        program=ServerProgram(
+            command=lambda socket: _command(config, socket),
+            environment=_environment,
+            health_path="/slots",  # answered by the thread that computes; /health is not
+            start_failure=(
+                f"{config.path} did not load",
+                "check that it is a complete GGUF file and fits into memory",
+            ),
         ),
     )
 

@@ -51,22 +51,29 @@ class ManagedServerConfig(Record):
     """When a crashed engine is restarted, and a hanging one killed."""
 
 
-class ServerBackend(NamedTuple):
-    """The program of an engine, and how to speak to it."""
+class ServerProgram(NamedTuple):
+    """The program of an engine that is started here."""
 
-    name: str
     command: Callable[[Path], Sequence[str]]
     """Its command line, given the Unix socket to listen on."""
     environment: Callable[[str], Mapping[str, str]]
     """Its environment, given the API key that it must ask for."""
     health_path: str
     """Answered with 2xx only while the engine works."""
+    start_failure: tuple[str, str]
+
+
+class ServerBackend(NamedTuple):
+    """An engine, and how to speak to it."""
+
+    name: str
     extra_body: Callable[[Request, OutputFormat, Slot, bool], dict[str, Any]]
     """Fields of a request body beside OpenAI's. With True, the engine must not reuse a cached prompt."""
     n_slots: int
-    start_failure: tuple[str, str]
+    program: ServerProgram | None = None
+    """None for one that runs already."""
     adapters: dict[str, Path] = {}
-    """LoRA adapters by name; those that models bring while it runs are added, and each new process starts with all."""
+    """LoRA adapters by name, which are loaded before their first request."""
 
 
 class ServerProcess(ChildProcess):
@@ -74,20 +81,19 @@ class ServerProcess(ChildProcess):
 
     base_url = UNIX_SOCKET_URL
 
-    def __init__(self, backend: ServerBackend) -> None:
-        self.key, self.unix_socket, self._backend = secrets.token_urlsafe(32), _private_socket(), backend
-        self.adapters = set(backend.adapters)
-        """Adapters that it has loaded, by name."""
+    def __init__(self, name: str, program: ServerProgram) -> None:
+        self.key, self.unix_socket = secrets.token_urlsafe(32), _private_socket()
+        self._name, self._program, self.adapters = name, program, set[str]()
         try:
-            super().__init__(backend.command(self.unix_socket), backend.environment(self.key))
+            super().__init__(program.command(self.unix_socket), program.environment(self.key))
         except BaseException:
             self._remove_socket()
             raise
 
     @classmethod
-    def start(cls, backend: ServerBackend, timeout_s: float) -> ServerProcess:
+    def start(cls, name: str, program: ServerProgram, timeout_s: float) -> ServerProcess:
         """Return the program once it answers. Block until then. Raise Unavailable if it does not."""
-        process = cls(backend)
+        process = cls(name, program)
 
         def is_healthy() -> bool:
             try:
@@ -98,14 +104,14 @@ class ServerProcess(ChildProcess):
 
         if not process.wait_until(is_healthy, timeout_s):
             process.stop()
-            message, hint = backend.start_failure
-            log = process.write_output(home() / "logs" / f"{backend.name}.log")
+            message, hint = program.start_failure
+            log = process.write_output(home() / "logs" / f"{name}.log")
             raise Unavailable(f"{message}: {process.output_tail()}", hint=f"{hint}; all that it said is in {log}")
         return process
 
     def check_health(self, timeout_s: float) -> None:
         """Block until the engine answers. Raise Unavailable if it does not within `timeout_s`."""
-        check_health(self, self._backend.health_path, self._backend.name, timeout_s)
+        check_health(self, self._program.health_path, self._name, timeout_s)
 
     def stop(self) -> None:
         super().stop()
@@ -143,14 +149,15 @@ class ManagedServer:
     """One process for all models that use it. It starts with the first request."""
 
     def __init__(self, backend: ServerBackend, config: ManagedServerConfig, joined: JoinedServer | None = None) -> None:
-        """Start the backend's program with the first request, or send requests to `joined`."""
+        """Start the backend's program with the first request, or send requests to `joined`, which runs already."""
         self.backend, self.config = backend, config
-        self.supervisor: Supervisor[Any] | JoinedServer = joined or Supervisor(
-            backend.name,
-            lambda: ServerProcess.start(backend, config.start_timeout_s),
-            ServerProcess.check_health,
-            config.restart,
-        )
+        self.supervisor: Supervisor[Any] | JoinedServer
+        if joined is not None:
+            self.supervisor = joined
+        else:
+            assert backend.program is not None
+            start = partial(ServerProcess.start, backend.name, backend.program, config.start_timeout_s)
+            self.supervisor = Supervisor(backend.name, start, ServerProcess.check_health, config.restart)
         self.slots = SlotPool(
             backend.n_slots,
             name=backend.name,

@@ -28,7 +28,7 @@ from smallfirst.models.servers.vllm import (
     MOST_LABELS,
     VllmConfig,
     adapter_name,
-    check_folders,
+    check_adapter,
     shared_server,
 )
 from smallfirst.models.usage import Attempt
@@ -47,11 +47,12 @@ class VllmRoute:
     """The way of one fine-tuned model to the vLLM of its base."""
 
     def __init__(self, config: VllmConfig, *, name: str, adapter: Path | None = None) -> None:
-        """Start and ask nothing yet. Raise ConfigError for wrong folders, VllmNotInstalled."""
-        check_folders(config, adapter)
+        """Ask nothing yet. Raise ConfigError for an adapter that cannot be loaded."""
+        if adapter is not None:
+            check_adapter(config, adapter)
         self.name, self._config, self._adapter = name, config, adapter
-        # Whoever starts the vLLM at an address must have named the weights.
-        self.served_name = adapter_name(adapter or config.model, name) if adapter or config.url else config.model.name
+        # Whoever starts the vLLM names merged weights so, with `--served-model-name`.
+        self.served_name = adapter_name(adapter or config.model, name)
         self._server: ManagedServer | None = None
         self._client: tuple[Any, EndpointClient] | None = None
 

@@ -181,14 +181,9 @@ def _endpoint(endpoint: EndpointConfig, *, ask: bool) -> Result:
 
 
 def _vllm(server: VllmServer) -> Result:
-    from smallfirst.models.servers.vllm import VllmNotInstalled, find_vllm, joined_server
+    from smallfirst.models.servers.vllm import joined_server
 
-    if server.url is None:
-        program = find_vllm(server.program)
-        if program is None:
-            raise VllmNotInstalled(server.program)
-        return "ok", f"{program}, started with the first request", ""
-    load = asyncio.run(joined_server(server, server.url, "vLLM").process()).load
+    load = asyncio.run(joined_server(server, "vLLM").process()).load
     in_use = f"{load.kv_cache:.0%} of the memory for keys and values in use"
     return "ok", f"{server.url}: {load.running} requests running, {load.waiting} waiting, {in_use}", ""
 

@@ -123,32 +123,26 @@ def test_gguf_file_is_run_by_llama_cpp(tmp_path: Path) -> None:
     file.write_bytes(bytes(5_000_000))
     found = choose(file, ALL_WITH_GPU)
     assert (found.model, found.engine, found.weights_bytes) == ("big", "llama.cpp", 5_000_000)
-    assert set(reasons(found)) == {"PyTorch", "vLLM"}
+    assert set(reasons(found)) == {"PyTorch"}
     with pytest.raises(MissingExtra, match=r'big\.gguf with llama\.cpp needs packages .*\n  next: pip install "small'):
         choose(file, TORCH)
 
 
-def test_bare_weights_are_run_by_vllm_on_a_gpu(tmp_path: Path) -> None:
+def test_bare_weights_are_run_here_and_a_vllm_is_an_address(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    assert choose(tmp_path, ALL_WITH_GPU).engine == "vLLM"
-    on_cpu = choose(tmp_path)
-    assert (on_cpu.engine, reasons(on_cpu)["vLLM"]) == ("PyTorch", "there is no CUDA GPU")
-    assert reasons(choose(tmp_path, TORCH._replace(hardware=GPU)))["vLLM"] == "it is not installed"
+    found = choose(tmp_path, ALL_WITH_GPU)
+    assert found.engine == "PyTorch"
+    assert reasons(found)["vLLM"] == "a general model on a vLLM is an address: large: endpoint"
     with pytest.raises(MissingExtra, match="with PyTorch needs packages that are not installed"):
         choose(tmp_path, environment())
 
 
-def test_engine_named_for_a_model_runs_it_without_a_gpu_too(tmp_path: Path) -> None:
+def test_engine_named_for_a_model_runs_it(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    program = tmp_path / "vllm"
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o755)
-    found = choose(tmp_path, TORCH, engine="vLLM", settings={"program": program})
+    folder = model_folder(tmp_path / "m", "label_tokens")
+    found = choose(folder, TORCH, engine="vLLM", settings={"url": "http://gpu-1:8000"})
     assert (found.engine, found.assessment.reason) == ("vLLM", "it is the engine named for this model")
-    with pytest.raises(
-        MissingExtra, match=r"starting vLLM: there is no program .*\n  next: install it in an environment"
-    ):
-        choose(tmp_path, engine="vLLM", settings={"program": tmp_path / "none"})
+    assert found.assessment.method == "the vLLM at http://gpu-1:8000"
     with pytest.raises(ConfigError, match=r"cannot be run by llama\.cpp: it needs a GGUF file"):
         choose(tmp_path, engine="llama.cpp")
     with pytest.raises(ConfigError, match='unknown engine "vllm"'):

@@ -14,7 +14,7 @@ import torch
 from fixtures.event_loop import in_loop
 from fixtures.vllm_server import ScriptedVllm, scored_by, top_logprobs
 
-from smallfirst.errors import BadAnswer, ConfigError, MissingExtra
+from smallfirst.errors import BadAnswer, ConfigError
 from smallfirst.models.label_model import LabelModel
 from smallfirst.models.loading import load_model
 from smallfirst.models.local.label_scorer import LabelScorer
@@ -110,9 +110,3 @@ def test_what_vllm_cannot_serve_is_refused_before_it_is_asked(adapter: Path, vll
     (adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"lacks adapter_config\.json or adapter_model\.safetensors"):
         loaded(adapter, vllm)
-
-
-def test_without_an_address_it_needs_a_program(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(MissingExtra, match="no `vllm` is on PATH"):
-        load_model(adapter, vllm=VllmServer())
