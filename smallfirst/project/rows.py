@@ -65,8 +65,6 @@ def read_rows(task_file: TaskFile) -> Rows:
     """Return all rows, split. Raise DataError with every bad row of the first file that has one."""
     files = task_file.data
     kind = TASK_KINDS.get(task_file.kind)
-    labels = kind.row_labels(task_file.settings)
-
     read_so_far: list[LoadedRows] = []
 
     def read(path: Path, labels: Sequence[str] | None) -> Dataset:

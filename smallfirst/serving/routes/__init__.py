@@ -1,1 +1,1 @@
-"""HTTP routes: completions, embeddings, invocations, streams."""
+"""HTTP routes: completions, embeddings, invocations."""
