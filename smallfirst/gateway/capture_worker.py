@@ -18,6 +18,7 @@ from contextlib import closing, suppress
 from datetime import UTC, datetime
 from typing import Any
 
+from smallfirst.data.redacted_logs import redact_logs
 from smallfirst.errors import SmallfirstError
 from smallfirst.gateway.assembly import is_stream, read_response
 from smallfirst.gateway.capture import FRAME, WorkerOrder
@@ -123,6 +124,7 @@ class Worker:
 def main() -> None:
     """Serve one proxy."""
     logging.basicConfig(format="%(name)s: %(message)s")
+    redact_logs()
     order = WorkerOrder.model_validate_json(sys.argv[1])
     os.nice(5)  # an answer comes before its copy
     with closing(order.open_store()) as store:

@@ -10,6 +10,7 @@ import socket
 
 import uvicorn
 
+from smallfirst.data.redacted_logs import redact_logs
 from smallfirst.gateway.app import Gateway
 from smallfirst.gateway.forwarding import BrokenOff
 from smallfirst.serving.http_limits import ConnectionLimits, limited_protocol
@@ -21,7 +22,8 @@ LIMITS = ConnectionLimits(max_head_bytes=256 * 1024, max_connections=100_000, bo
 
 
 def run(gateway: Gateway, listener: socket.socket) -> None:
-    """Serve until SIGINT or SIGTERM, let running answers end, and close the gateway."""
+    """Serve until SIGINT or SIGTERM, let running answers end, and close the gateway; logs are redacted."""
+    redact_logs()
     logging.getLogger("uvicorn.error").addFilter(_is_no_broken_answer)
     config = server_config(gateway)
     gc.collect()

@@ -13,6 +13,7 @@ from typing import Protocol
 import uvicorn
 from starlette.types import ASGIApp
 
+from smallfirst.data.redacted_logs import redact_logs
 from smallfirst.errors import ConfigError
 from smallfirst.serving.http_limits import ConnectionLimits, limited_protocol
 from smallfirst.serving.request_lifecycle import ERROR_SEND_TIMEOUT_S
@@ -35,7 +36,11 @@ def run(
     stopping: Callable[[], None],
     held: Sequence[AsyncCloseable],
 ) -> None:
-    """Serve until the process is told to stop, drain, and close `held`; call `stopping` at the first signal."""
+    """Serve until the process is told to stop, drain, and close `held`; call `stopping` at the first signal.
+
+    Logs are redacted.
+    """
+    redact_logs()
     server = Server(app, stopping)
     # What was imported and loaded stays: a full collection that visits it would hold the loop for a tenth of a second.
     gc.collect()

@@ -24,6 +24,7 @@ from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from smallfirst.data.redaction import redact
 from smallfirst.models.protocol import Completion, Request, RouteStep
 from smallfirst.registry.traces import COST, INPUTS, MODEL, OUTPUTS, PROVIDER, TOKENS, TraceSpan
 from smallfirst.serving.plugins import Plugin
@@ -206,8 +207,8 @@ class _SpanBuilder(NamedTuple):
     def _bodies(self, answer: _Answer) -> dict[str, Any]:
         if not self.store_bodies:
             return {}
-        messages = [{"role": m.role, "content": m.content} for m in answer.request.messages]
-        message = {"role": "assistant", "content": answer.completion.text}
+        messages = [{"role": m.role, "content": redact(m.content).text} for m in answer.request.messages]
+        message = {"role": "assistant", "content": redact(answer.completion.text).text}
         return {INPUTS: {"messages": messages}, OUTPUTS: {"choices": [{"index": 0, "message": message}]}}
 
 

@@ -7,39 +7,63 @@ from kept prompts only after `kept_body`.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
-from smallfirst.data.redaction import redact
+from smallfirst.data.detectors.labelled import labelled_kind
+from smallfirst.data.redaction import NAMES, redact
 
 _MEDIA = re.compile(r"(?:data:[\w/+.;=\-]*,)?[A-Za-z0-9+/_\-\r\n]{1000,}={0,2}")
 """Base64, with or without the head of a data URL; words have spaces."""
 _MOST_NUMBERS = 64
+_FEWEST_TOLD = 10**8
+"""A smaller number is told by its name alone: `{"pin": 4821}`."""
 _CACHED_CHARACTERS = 20_000
 
 
-def kept_body(body: Any) -> Any:
+def kept_body(body: Any, label: str = "") -> Any:
     """Return a body as JSON values with placeholders: `[EMAIL]` in texts, `[5,000 characters of data]` for media.
 
-    Keys and numbers stay as they are; what is no Unicode becomes `?`. A second pass changes nothing.
+    Keys are redacted as values are, by the name under which they stand (`label`); a whole number that is a find becomes
+    text, and what is no Unicode `?`. A second pass changes nothing.
     """
     if isinstance(body, str):
-        return _redacted(body) if len(body) <= _CACHED_CHARACTERS else _kept_text(body)
+        return _redacted(body, label) if len(body) <= _CACHED_CHARACTERS else _kept_text(body, label)
     if isinstance(body, dict):
-        return {key: kept_body(value) for key, value in body.items()}
+        named = next((body[name] for name in NAMES if isinstance(body.get(name), str)), "value")
+        return _unlike(
+            (_redacted(key, ""), kept_body(value, named if key == "value" else key)) for key, value in body.items()
+        )
     if isinstance(body, list):
         if len(body) > _MOST_NUMBERS and all(isinstance(item, float) for item in body):
             return f"[{len(body):,} numbers]"
-        return [kept_body(item) for item in body]
+        return [kept_body(item, label) for item in body]
+    if isinstance(body, int) and not isinstance(body, bool) and (abs(body) >= _FEWEST_TOLD or labelled_kind(label)):
+        text = str(body)
+        kept = _redacted(text, label)
+        return body if kept == text else kept
     return body
 
 
-def _kept_text(text: str) -> str:
+def _unlike(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a dictionary of all items; of equal keys, which had another secret each, the later ones are numbered."""
+    named: dict[str, Any] = {}
+    for key, value in items:
+        name, n = key, 1
+        while name in named:
+            n += 1
+            name = f"{key} {n}"
+        named[name] = value
+    return named
+
+
+def _kept_text(text: str, label: str) -> str:
     if not text.isascii():
         text = text.encode("utf-8", "replace").decode()  # half of a surrogate pair, which JSON can hold, is no text
     if len(text) >= 1000 and _MEDIA.fullmatch(text):
         return f"[{len(text):,} characters of data]"
-    return redact(text).text
+    return redact(text, label if labelled_kind(label) else "").text
 
 
 _redacted = lru_cache(maxsize=2048)(_kept_text)  # instructions repeat with every request

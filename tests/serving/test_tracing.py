@@ -173,14 +173,16 @@ def test_a_routed_answer_is_read_back_with_mlflows_own_client(store: TraceStore,
     assert "my money back" not in str(trace.to_dict())  # bodies are not stored unless asked for
 
 
-def test_bodies_are_stored_where_they_are_asked_for(store: TraceStore, tmp_path: Path) -> None:
+def test_bodies_are_stored_redacted_where_they_are_asked_for(store: TraceStore, tmp_path: Path) -> None:
     tracing = TracePlugin(store.write, store_bodies=True)
-    ask({"toy": Fixed(ESCALATED)}, tracing, tmp_path, {"model": "toy"})
+    told = {"messages": [{"role": "user", "content": "my money back, to ann@example.com"}]}
+    said = ESCALATED.model_copy(update={"text": "refund to 4111 1111 1111 1111"})
+    ask({"toy": Fixed(said)}, tracing, tmp_path, {"model": "toy", **told})
     mlflow = client()
     (found,) = mlflow.search_traces([mlflow.get_experiment_by_name(EXPERIMENT).experiment_id])
     root = mlflow.get_trace(found.info.trace_id).data.spans[0]
-    assert root.inputs == {"messages": [{"role": "user", "content": "my money back"}]}
-    assert root.outputs == {"choices": [{"index": 0, "message": {"role": "assistant", "content": "refund"}}]}
+    assert root.inputs == {"messages": [{"role": "user", "content": "my money back, to [EMAIL]"}]}
+    assert root.outputs == {"choices": [{"index": 0, "message": {"role": "assistant", "content": "refund to [CARD]"}}]}
     (text,) = read_traces(EXPERIMENT)
     assert json.loads(text)["info"]["trace_id"] == found.info.trace_id
     with pytest.raises(ConfigError, match='no experiment "sales"'):

@@ -19,3 +19,22 @@ def test_placeholders_stand_for_what_is_not_kept():
     kept = kept_body(body)
     assert kept == body | {"mail": "to [EMAIL]", "audio": "[1,600 characters of data]", "vector": "[100 numbers]"}
     assert kept_body(kept) == kept
+
+
+def test_names_and_numbers_are_redacted_as_values_are():
+    body = {
+        "messages": [{"role": "tool", "content": '{"iban": "BE68539007547034"}'}],
+        "metadata": {"ann@example.com": 1, "bob@example.com": 2, "password": "tulips", "pin": 4821, "n": 4821},
+        "env": [{"name": "API_KEY", "value": "a1b2c3d4e5"}],
+        "card": 4111111111111111,
+        "max_tokens": 4096,
+        "logprobs": [{"token": "abc1", "bytes": [97]}],
+    }
+    kept = kept_body(body)
+    assert kept == body | {
+        "messages": [{"role": "tool", "content": '{"iban": "[IBAN]"}'}],
+        "metadata": {"[EMAIL]": 1, "[EMAIL] 2": 2, "password": "[PASSWORD]", "pin": "[PASSWORD]", "n": 4821},
+        "env": [{"name": "API_KEY", "value": "[KEY]"}],
+        "card": "[CARD]",
+    }
+    assert kept_body(kept) == kept

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from smallfirst.data.dataset import Dataset, Example, Message, fold_text
-from smallfirst.data.redaction import RedactedText, redact, redact_json
+from smallfirst.data.redaction import RedactedText, redact
 from smallfirst.data.redaction import format_counts as redacted_in_words
 from smallfirst.data.row_formats import detect_layout, parse_row, to_row
 from smallfirst.errors import ConfigError
@@ -154,7 +154,7 @@ def harvest(
         refused={reason: reasons[reason] for reason in REASONS if reasons[reason]},
         redacted=dict(sum((Counter(row.redacted) for row in rows), Counter[str]())),
         disputed=tuple(builder.disputed),
-        unread=tuple(UnparsedAnswer(response_id=v.response_id, said=redact(v.said[:SHOWN]).text) for v in unread),
+        unread=tuple(UnparsedAnswer(response_id=v.response_id, said=redact(v.said).text[:SHOWN]) for v in unread),
     )
     beside = [{"source": row.vote.source, "response_id": row.vote.response_id} for row in rows]
     lines = [row.values | more | row.values for row, more in zip(rows, beside, strict=True)]  # a row's own values win
@@ -228,14 +228,7 @@ class _RowBuilder:
 
 def _clean(answer: str, task: Task) -> RedactedText:
     """Redact an answer; one of a closed set stays."""
-    if task.closed:
-        return RedactedText(answer, {})
-    try:
-        return (
-            redact_json(answer) if task.answer_schema() is not None or answer.startswith(("{", "[")) else redact(answer)
-        )
-    except ValueError:
-        return redact(answer)
+    return RedactedText(answer, {}) if task.closed else redact(answer)
 
 
 def _shown(text: str) -> str:

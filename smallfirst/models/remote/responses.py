@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import pydantic
 from pydantic import Field
 
+from smallfirst.data.redaction import redact
 from smallfirst.errors import AnswerLost, BadAnswer, ModelError, RateLimited, Unauthorised, Unavailable
 from smallfirst.models.protocol import Chunk, Request, Token
 from smallfirst.models.remote.http import MAX_BODY_BYTES
@@ -267,7 +268,7 @@ class ResponseParser:
         text = " ".join((start if isinstance(start, str) else start.decode(errors="replace")).split())
         if self.key:
             text = text.replace(self.key, "•••")
-        return text[:SHOWN_CHARACTERS] or "(nothing)"
+        return redact(text).text[:SHOWN_CHARACTERS] or "(nothing)"
 
 
 def max_response_bytes(request: Request, *, stream: bool = False) -> int:

@@ -14,7 +14,6 @@ import sqlite3
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -22,7 +21,7 @@ from typing import NamedTuple, TypeVar
 from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from smallfirst.data.redaction import redact, redact_json
+from smallfirst.data.redaction import redact
 from smallfirst.errors import ConfigError
 from smallfirst.serving.ledger.database import Database, complete, open_file, reason, without_nul
 from smallfirst.serving.ledger.rows import (
@@ -183,12 +182,5 @@ class BodyStore:
 
 
 def _redacted(text: str | None) -> str | None:
-    """Redact a text, value by value if it is JSON; return one without findings unchanged."""
-    if text is None or len(text) > MAX_CHARACTERS:
-        return None
-    text = without_nul(text)
-    found = redact(text)
-    if text[:1] in ("[", "{"):
-        with suppress(ValueError):
-            found = redact_json(text)
-    return found.text if found.counts else text
+    """Redact a text, value by value if it is JSON; None for one that is too long."""
+    return None if text is None or len(text) > MAX_CHARACTERS else redact(without_nul(text)).text

@@ -395,6 +395,7 @@ def test_retry_after_may_be_a_date() -> None:
         *((Response(status), AnswerLost, 1, f"HTTP {status}: (nothing)") for status in (408, 500, 502, 503, 504, 529)),
         (ResponseTimeout(), AnswerLost, 1, "no answer within 60 s"),
         (Response(307), BadAnswer, 1, "a redirect, which is not followed"),
+        (Response(404, text="none for ann@example.com"), BadAnswer, 1, "(HTTP 404): none for [EMAIL]"),
         (Response(404, text="no model big"), BadAnswer, 1, "refused the request (HTTP 404): no model big"),
         *(
             (
