@@ -14,13 +14,19 @@ import argparse
 import json
 import os
 import random
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.traffic.secret_forms import Maker, SecretForm, known_forms
+from benchmarks.traffic.secret_forms_unseen import later_forms, unseen_forms
 from smallfirst.data.redaction import redact
+from smallfirst.traffic.capture_store import CaptureStore
+from smallfirst.traffic.exchange import Exchange
 
 SETS = (
     "banking77", "clinc150", "pubmedqa", "medquad_short", "snips_slots", "restaurant8k", "mt_bench", "ifeval", "self_instruct_seed", "xquad_en",
@@ -149,19 +155,53 @@ def _seconds(texts: list[str]) -> float:
     return time.process_time() - began
 
 
+def capture_speed(texts: list[str]) -> float:
+    """Return exchanges a second of one process that redacts, packs and stores them, with instructions that repeat."""
+    at, instructions = (
+        datetime.now(UTC),
+        "You are a careful assistant of a bank. File the request under one of 77 labels. " * 10,
+    )
+    exchanges = [
+        Exchange(
+            id=str(i),
+            at=at,
+            request={
+                "model": "m",
+                "messages": [{"role": "system", "content": instructions}, {"role": "user", "content": text}],
+            },
+            response={
+                "model": "m",
+                "choices": [{"message": {"role": "assistant", "content": "card_arrival"}}],
+                "usage": {"total_tokens": 300},
+            },
+        )
+        for i, text in enumerate(texts)
+    ]
+    with tempfile.TemporaryDirectory() as folder, closing(CaptureStore(Path(folder) / "capture.db")) as store:
+        began = time.process_time()
+        for start in range(0, len(exchanges), 100):
+            store.append(exchanges[start : start + 100])
+        return len(exchanges) / (time.process_time() - began)
+
+
 def measure(name: str, draw: str) -> dict[str, object]:
-    forms, clean, plain = known_forms(), clean_texts(draw), plain_texts(draw)
-    rates = {
-        "clean texts": speed([text for _, text in clean]),
-        "texts with secrets": speed([form.text for form in forms] * 10),
-    }
+    clean, plain = clean_texts(draw), plain_texts(draw)
+    forms = {"known": known_forms(), "unseen": unseen_forms(), "later": later_forms()}
+    texts = [text for _, text in clean]
     return {
         "name": name,
         "draw": draw,
-        "kept": Counter(form.kind for form in kept(forms)),
-        "clean": Counter(name for name, _, _ in alarms(clean)),
-        "plain": Counter(kind for kind, _, _ in alarms(plain)),
-        "speed": rates,
+        **{
+            f"{group}, kept of {len(given)}": Counter(form.kind for form in kept(given))
+            for group, given in forms.items()
+        },
+        f"redacted of {len(clean)} clean": Counter(name for name, _, _ in alarms(clean)),
+        f"redacted of {len(plain)} made up": Counter(kind for kind, _, _ in alarms(plain)),
+        "clean, texts/s and MB/s": speed(texts),
+        "clean below 100 characters": speed([text for text in texts if len(text) < 100]),
+        "clean above 800 characters": speed([text for text in texts if len(text) > 800]),
+        "with secrets": speed([form.text for form in forms["unseen"]] * 5),
+        "exchanges captured/s": capture_speed([text for text in texts if len(text) < 1000]),
     }
 
 

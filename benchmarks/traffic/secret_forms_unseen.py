@@ -1,4 +1,7 @@
-"""200 texts with a secret each that were written after the detectors were finished, as such texts occur in real prompts. All made up."""
+"""Texts with a secret each that were written after the detectors were finished, as such texts occur in real prompts. All made up.
+
+226 were written first; 84 later ones once what those had shown was mended.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ _LOWER = string.ascii_lowercase + string.digits
 
 
 def unseen_forms() -> list[SecretForm]:
-    """Return the 200 forms."""
+    """Return the 226 forms."""
     make = Maker(2)
     rows: list[tuple[str, str, str]] = []
 
@@ -353,3 +356,98 @@ def _tool_calls(add, make) -> None:  # noqa: ANN001
     add("json", '{"results": [{"id": 7, "iban": "@@"}]}', "BE68539007547034")
     add("json", '{"headers": {"Authorization": "Bearer @@"}}', make.token("", 30))
     add("json", '{"set_cookie": ["@@"]}', f"sid={make.hex(32)}")
+
+
+def later_forms() -> list[SecretForm]:
+    """Return the 84 forms of the second round."""
+    make = Maker(5)
+    rows: list[tuple[str, str, str]] = []
+
+    def add(kind: str, template: str, secret: str) -> None:
+        rows.append((kind, template.replace("@@", secret), secret))
+
+    add("key", 'FIREWORKS_API_KEY="@@"', make.token("fw_", 24))
+    add("key", "nvapi key @@", make.token("nv" + "api-", 64))
+    add("key", "together: @@", make.hex(64))
+    add("key", "export ELEVENLABS_API_KEY=@@", make.hex(32))
+    add("key", "deepseek says: invalid key @@", "sk" + "-" + make.hex(32))
+    add("key", "VOYAGE_API_KEY=@@", make.token("pa-", 43))
+    add("key", 'pinecone.init(api_key="@@")', make.token("pc" + "sk_", 60))
+    add("key", 'qdrant_client = QdrantClient(url, api_key="@@")', make.jwt())
+    add("key", 'auth: { accessKeyId: "@@" }', make.token("AK" + "IA", 16, string.ascii_uppercase + "234567"))
+    add("key", "const secretAccessKey = '@@'", make.base64(40))
+    add("key", "wandb login @@", make.hex(40))
+    add("key", "CIRCLE_TOKEN=@@", make.token("CC" + "IPAT_", 22) + "_" + make.hex(40))
+    add("key", "gitlab runner registration token @@", make.token("gl" + "rt-", 20))
+    add("key", '  "integrationKey": "@@"', make.hex(32))
+    add("key", "pagerduty: Authorization: Token token=@@", make.token("", 20))
+    add("key", "X-Vault-Token: @@", make.token("hv" + "s.", 24))
+    add("key", "The client_secret is @@", make.token("GO" + "CSPX-", 28))
+    add("key", 'firebase: apiKey: "@@",', make.token("AI" + "za", 35))
+    add("key", "APP_KEY=base64:@@", make.base64(43) + "=")
+    add("key", "RAILS_MASTER_KEY=@@", make.hex(32))
+    add("key", "jwt_secret: @@", make.token("", 32))
+    add("key", 'hmac secret "@@"', make.token("", 24))
+    add("password", "user=sa;password={@@};encrypt=true", "Pa}ss".replace("}", "x") + "99")
+    add("password", 'smtp_pass => "@@"', "mail_pw_1")
+    add("password", 'REDIS_PASSWORD="@@"', "redis-secret")
+    add("password", "The root password of the box is: @@", "xK9#mm")
+    add("password", "creds: admin/@@", "adm1n!")
+    add("password", "Zugangsdaten: Benutzer: max, Passwort: @@", "Fr0sch!")
+    add("password", "utilisateur: marie / mot de passe: @@", "Tournesol7")
+    add("password", "usuario ana, contraseña @@", "Playa2024")
+    add("password", "kod PIN: @@", "4821")
+    add("password", 'la mia password è "@@"', "ciao mondo")
+    add("password", "su contraseña temporal: @@", "Temp#2211")
+    add("password", "tmp pw = @@", "pumpkin")
+    add("password", 'passphrase for key: "@@"', "correct horse battery")
+    add("password", 'ENV: {"DATABASE_PASSWORD":"@@"}', "q1w2e3")
+    add("url", "mysql2://root:@@@127.0.0.1/app", "secret")
+    add("url", "clickhouse://default:@@@ch:9000", "chpw")
+    add("url", "ftp://user:@@@host/file", "f:tp".replace(":", "1"))
+    add("url", "https://user:@@@api.example.com/v1", "a%21b")
+    add("url", "rediss://default:@@@x.upstash.io:6379", make.token("", 40))
+    add("cookie", "cookie: @@", "__Secure-next-auth.session-token=" + make.token("", 60))
+    add("cookie", "Set-Cookie: @@", "csrftoken=" + make.token("", 32) + "; Max-Age=31449600")
+    add("cookie", 'wget --header="Cookie: @@" u', "uid=" + make.hex(16))
+    add("national_id", "SS# @@", "536-90-4399")
+    add("national_id", "social: @@", "536904399")
+    add("national_id", "N° de sécu: @@", "1 84 12 76 451 089 46")
+    add("national_id", "Meine SV-Nummer ist @@", "65170839J003")
+    add("national_id", "Codice Fiscale:@@", "RSSMRA85T10A562S")
+    add("national_id", "CPF:@@", "111.444.777-35")
+    add("national_id", "passport @@ expires 2031", "533401372")
+    add("national_id", "NINO: @@", "JG103759A")
+    add("national_id", "driver license D@@", "D1234567")
+    add("national_id", "USt-IdNr. @@", "DE136695976")
+    add("birth_date", "d.o.b. @@", "02/11/1978")
+    add("birth_date", "Birthdate (YYYY-MM-DD): @@", "1978-11-02")
+    add("birth_date", "I am 46, born @@", "2 Nov 1978")
+    add("birth_date", "ur. @@", "02.11.1978")
+    add("birth_date", "nacida el @@", "02-11-1978")
+    add("birth_date", "patient (@@, f)", "02.11.1978")
+    add("phone", "tel:@@", "+390612345678")
+    add("phone", "Telefon 0@@", "089/636-48018"[1:])
+    add("phone", "WhatsApp +55 @@", "11 91234-5678")
+    add("phone", "call us at 1-@@", "800-555-0199")
+    add("phone", "num: @@", "+81-90-1234-5678")
+    add("phone", "text me on @@", "+1.415.555.2671")
+    add("phone", "τηλ. @@", "+30 21 0123 4567")
+    add("card", "CC: @@", "4539-5787-6362-1486")
+    add("card", "amex @@", "3714 496353 98431")
+    add("card", "PAN=@@", "4539578763621486")
+    add("iban", "IBAN DE@@", "89 3704 0044 0532 0130 00")
+    add("iban", "konto nr @@", "NO93 8601 1117 947")
+    add("email", "@@ wrote:", '"Anna B." <anna@example.com>'[11:-1])
+    add("email", "to=@@&cc=", "bob%40example.com")
+    add("email", "ping me: bob at example dot org".replace("bob at example dot org", "@@"), "bob at example dot org")
+    add("email", "mailto:@@?subject=x", "j.o-e_1@sub.example.museum")
+    add("ip", "Forwarded: for=@@", "198.51.100.23")
+    add("ip", "X-Forwarded-For: @@", "2001:db8::1234")
+    add("json", '{"contact":{"telefon":"@@"}}', "089 63648018")
+    add("json", '{"creditCardNumber":"@@"}', "4539578763621486")
+    add("json", '{"credentials":{"user":"a","pass":"@@"}}', "tulips")
+    add("json", '{"Authorization":"Basic @@"}', "YWRtaW46b3BlbnNlc2FtZTk=")
+    add("json", '{"birthDate":"@@"}', "19781102")
+    add("json", '{"access_token":"@@","expires_in":3600}', make.token("", 48))
+    return [SecretForm(*row) for row in rows]

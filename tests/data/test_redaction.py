@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from benchmarks.traffic.redaction import plain_texts
 from benchmarks.traffic.secret_forms import SecretForm, known_forms
-from benchmarks.traffic.secret_forms_unseen import unseen_forms
+from benchmarks.traffic.secret_forms_unseen import later_forms, unseen_forms
 from smallfirst.data.redaction import format_counts, redact
 
 PIECES = [
@@ -121,9 +121,10 @@ def test_realistic_secrets_go(form: SecretForm) -> None:
     assert not form.kept_in(redact(form.text).text)
 
 
-def test_of_the_unseen_secrets_three_are_known_to_stay() -> None:
+def test_of_unseen_secrets_a_few_are_known_to_stay() -> None:
     kept = [form.text for form in unseen_forms() if form.kept_in(redact(form.text).text)]
     assert [text for text in kept if "it's" not in text and "net use" not in text and "login lisa" not in text] == []
+    assert sum(form.kept_in(redact(form.text).text) for form in later_forms()) <= 6
 
 
 def test_made_up_texts_without_secrets_stay() -> None:

@@ -73,20 +73,22 @@ _ASSIGN = (
     r"|[\"'],?\s{1,3}[\"']?value[\"']?\s?[=:]\s?(?=[\"']))"
 )
 _SAY = (
-    r"(?:[ ](?:for|of|für|zu|von|de|du|per|del|al|do)[ ][^\n:=]{1,30}?)?[ ]{1,2}"
-    r"(?P<s>(?:is|was|are|ist|war|lautet|est|es|è|é|jest|to|auf|är|er):?|:)[ ]{1,2}|(?P<c>是|为|為|は|가|은|는)\s?"
+    r"(?:[ ](?:for|of|für|zu|von|de|du|per|del|al|do)[ ][^\n:=]{1,30}?|[ ](?:tempor|provis|initial|actu)\w{0,6})?"
+    r"(?P<s>[ ]{1,2}(?:is|was|are|ist|war|lautet|est|es|è|é|jest|to|auf|är|er):?|[ ]{0,2}:)[ ]{1,2}"
+    r"|(?P<c>是|为|為|は|가|은|는)\s?"
 )
 _VALUE = (
     r"(?:(?P<q>[\"'`“„«])(?P<quoted>[^\n]{1,300}?)(?:(?P=q)|[”“»])"
     r"|[\"'`]?(?P<bare>(?:(?!&[\w.]{1,30}=)(?!</)[^\s\"'`])+))"
 )
 _FLAG = r"(?P<f>[ ])"
+_ANY_KEY = r"(?P<k>\b\w{1,24}?(?:_key|_KEY|[a-z]Key))"
 _SECRET = {
     "password": re.compile(
         rf"(?P<n>(?P<d>(?<![\w\-])--?(?:[\w\-]{{1,20}}?(?<![A-Za-z]))?)?{_names('password')}\d?)(?:{_ASSIGN}|{_SAY}|{_FLAG}){_VALUE}"
     ),
     "key": re.compile(
-        rf"(?P<n>(?P<d>(?<![\w\-])--?(?:[\w\-]{{1,20}}?(?<![A-Za-z]))?)?{_names('key')}\d?)(?:{_ASSIGN}|{_SAY}|{_FLAG}){_VALUE}"
+        rf"(?P<n>(?P<d>(?<![\w\-])--?(?:[\w\-]{{1,20}}?(?<![A-Za-z]))?)?(?:{_names('key')}|{_ANY_KEY})\d?)(?:{_ASSIGN}|{_SAY}|{_FLAG}){_VALUE}"
     ),
 }
 _BASIC = re.compile(
@@ -103,6 +105,9 @@ _COOKIE = re.compile(
     r"|(?i:(?<![\w.?&])(?:phpsessid|jsessionid|asp\.net_sessionid|sessionid|session_id|session|connect\.sid|sid|auth_token|csrftoken"
     r"|laravel_session|_session|remember_token)=|(?:phpsessid|jsessionid|sessionid|connect\.sid|csrftoken|auth_token)[\"']\s?:\s?[\"'])"
     r"(?P<v2>[^\s;,&\"'`<>]{12,})"
+)
+_PERSON = re.compile(
+    r"\b(?:I|I'm|[Mm]y|[Pp]atient|[Cc]ustomer|[Cc]lient|[Ee]mployee|[Aa]pplicant|[Ii]nsured|[Mm]ember)\b"
 )
 _USER = re.compile(r"\b(?:login|user|username|machine|usuario|benutzer)\b", re.IGNORECASE)
 _UNTIL_GAP = re.compile(r"[^\s\"'`]*+")
@@ -146,7 +151,8 @@ def _numbers(kind: str, text: str, start: int, end: int) -> Iterator[tuple[int, 
     if _DIGIT.search(text, start, end):
         for match in _PATTERNS[kind].finditer(text, start, end):
             name = "v" if match["v"] else "v2"
-            if _holds(kind, match[name], match.groupdict().get("n") or ""):
+            before = text[max(0, match.start() - 60) : match.start()]
+            if _holds(kind, match[name], match.groupdict().get("n") or "", before):
                 yield *match.span(name), "password" if kind == "code" else kind
 
 
@@ -188,34 +194,26 @@ def _windows(text: str, lowered: str) -> dict[str, list[tuple[int, int]]]:
 
 def _secret_span(kind: str, match: re.Match[str]) -> tuple[int, int] | None:
     """Return the span of a value that is no word, variable or placeholder; None if it is one."""
-    flagged = match["f"] is not None
-    if (
-        flagged
-        and not match["d"]
-        and not (
-            match["bare"] and (kind == "key" or _USER.search(match.string, max(0, match.start() - 60), match.start()))
-        )
-    ):
+    text, quoted = match.string, match["quoted"] is not None
+    value = match["quoted"] if quoted else match["bare"]
+    if not quoted:
+        value = (value.split(";")[0] if match["a"] else value).rstrip(".,)]}?:;")
+        if _CALL.match(match["bare"]) or ("(" in value and kind == "key"):
+            return None
+    if not is_secret_value(kind, "key" if kind == "key" and match["k"] else match["n"], value):
         return None
-    if match["quoted"] is not None:
-        name, value = "quoted", match["quoted"]
-    else:
-        name, value = "bare", match["bare"]
-        value = value.split(";")[0] if match["a"] else value
-        value = value.rstrip(".,)]}?:;")
-    if not is_secret_value(kind, match["n"], value):
-        return None
-    sure = name == "quoted" or match["d"] or (match["a"] or "").startswith("=")
-    rest = match.string[match.start(name) + len(value) :][:80]
-    alone = match["a"] and not rest.split("\n")[0].strip(" \r\t,;\"'`}")
-    if (name == "bare" and _CALL.match(match["bare"])) or (name == "bare" and "(" in value and kind == "key"):
-        return None
-    if kind == "password" and not (sure or alone or _is_mixed(value)):
-        return None
-    start = match.start(name)
+    start = match.start("quoted" if quoted else "bare")
     end = start + len(value)
-    rest_of_value = _UNTIL_GAP.match(match.string, end) if end >= match.endpos else None  # the window cut it
-    return start, rest_of_value.end() if rest_of_value else end
+    if match["f"] and not match["d"]:  # the name and the value alone: `password r00t`
+        before = text[max(0, match.start() - 60) : match.start()]
+        told = _has_figures(value) if kind == "key" else bool(_USER.search(before))
+    elif kind == "password":
+        alone = match["a"] and not text[end : end + 80].split("\n")[0].strip(" \r\t,;\"'`}")
+        told = bool(quoted or match["d"] or (match["a"] or "").startswith("=") or alone or _is_mixed(value))
+    else:
+        told = True
+    rest = _UNTIL_GAP.match(text, end) if end >= match.endpos else None  # the window cut it
+    return (start, rest.end() if rest else end) if told else None
 
 
 def is_secret_value(kind: str, name: str, value: str) -> bool:
@@ -244,7 +242,7 @@ def _is_mixed(value: str) -> bool:
     return len(value) >= 4 and (not core.isalpha() or (any(c.isupper() for c in core[1:]) and not core.isupper()))
 
 
-def _holds(kind: str, value: str, name: str) -> bool:
+def _holds(kind: str, value: str, name: str, before: str) -> bool:
     n_digits = sum(c.isdigit() for c in value)
     if kind == "national_id":
         return n_digits >= 5 and not _ANY_DATE.fullmatch(value)
@@ -252,7 +250,7 @@ def _holds(kind: str, value: str, name: str) -> bool:
         return not _ANY_DATE.fullmatch(value)
     if kind == "birth_date":
         years = [int(found) for found in re.findall(r"[0-9]{4}", value[-4:] + " " + value[:4])]
-        told = name.lower() not in ("born",) or not any(c.isalpha() for c in value)
+        told = name.lower() != "born" or not any(c.isalpha() for c in value) or bool(_PERSON.search(before))
         return told and (not years or any(1915 <= year <= datetime.now(UTC).year for year in years))
     return True
 

@@ -39,7 +39,7 @@ _NAMES = {
         DOB | d.o.b | date of birth | birth date | birthday | i was born | i'm born | born | geburtsdatum |
         geburtstag | geboren | geb. | date de naissance | née le | né le | né(e) le | fecha de nacimiento |
         fecha nacimiento | nací el | nacido el | nacida el | data di nascita | nato il | nata il | geboortedatum |
-        data de nascimento | nasci em | nascido em | nascida em | data urodzenia | urodzony | urodzona |
+        data de nascimento | nasci em | nascido em | nascida em | data urodzenia | urodzony | ur. | urodzona |
         дата рождения | родился | родилась | 出生日期 | 生年月日 | 생년월일 | födelsedatum | fødselsdato |
         syntymäaika | doğum tarihi | data nașterii | تاريخ الميلاد
     """,
