@@ -155,14 +155,12 @@ class Parts(NamedTuple):
 
 def after(log: Log) -> Parts:
     """As `discover` makes rows."""
-    cases = [
-        (
-            Case(f"x{i}", START + timedelta(minutes=i), None, None, "", None, None, None, None, True),
-            f"text {text}",
-            str(label),
-        )  # type: ignore[arg-type]
-        for i, (text, label) in enumerate(log)
-    ]
+
+    def case(number: int) -> Case:
+        at = START + timedelta(minutes=number)
+        return Case._make((f"x{number}", at, None, None, "", None, None, None, None, True))  # words are of no account
+
+    cases = [(case(i), f"text {text}", str(label)) for i, (text, label) in enumerate(log)]
     task = SimpleNamespace(kind="labels", labels={str(label) for _, label in log}, cases=cases)
     parts = parts_of(rows_of(task))  # type: ignore[arg-type]
 
