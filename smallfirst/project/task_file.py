@@ -166,7 +166,7 @@ class RoutingConfig(Record):
     """The Router: its guarantee, its candidates and what happens to the other requests."""
 
     guarantee: Guarantee = Guarantee()
-    """What is guaranteed about answers that stay small."""
+    """What is guaranteed about answers that stay small. Set here, what it does not cover goes to the large model."""
     small: str | None = None
     """The only candidate that may go live. Left out, or `smallest`: the cheapest one a request, as measured, that
     selection rows let expect to pass the gate, confirmed on test rows."""
@@ -195,7 +195,7 @@ class RoutingConfig(Record):
     judge: Literal["large", "person"] = "large"
     """Whose answer an audited one is compared with."""
     override: SignedOverride | None = None
-    """A signature to serve answers that no certificate covers; without it the small model runs in shadow only."""
+    """A signature to serve answers of a version of which nothing may be answered; without it it runs in shadow."""
 
     @pydantic.model_validator(mode="after")
     def _stages_exist(self) -> RoutingConfig:
@@ -229,7 +229,7 @@ class TaskFile(Record):
     large: LargeConfig | None = None
     """The large model; without it nothing can be escalated or compared."""
     gate: Gate = Gate(accuracy_at_least=0.8)
-    """Thresholds that a candidate must meet."""
+    """Thresholds that a candidate must meet to answer every request. The default is a measure: it lets nobody do so."""
     routing: RoutingConfig = RoutingConfig()
     """The Router."""
     register_to: str = ""
@@ -314,15 +314,14 @@ class TaskFile(Record):
         names, routing = promotable_names(), self.routing
         on_ladder = names if self.ladder is None else tuple(name for name in names if name in self.ladder)
         last = on_ladder[-1] if self.goes_live == SMALLEST else self.goes_live
-        smaller = [("ahead", name) for name in routing.ahead]
-        for place, name in (("small", last), *smaller):
+        for place, name in (("small", last), *(("ahead", name) for name in routing.ahead)):
             if name not in names:
                 raise ValueError(f'routing.{place}: no candidate "{name}" can go live{did_you_mean(name, names)}')
             if name not in on_ladder:
                 raise ValueError(f"routing.{place}: {name} is not on the ladder: add it to ladder")
-        for place, name in smaller:
+        for name in routing.ahead:
             if names.index(name) >= names.index(last):
-                raise ValueError(f"routing.{place}: {name} is not smaller than {last}, which routing.small names")
+                raise ValueError(f"routing.ahead: {name} is not smaller than {last}, which routing.small names")
         return self
 
     @property

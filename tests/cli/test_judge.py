@@ -47,6 +47,19 @@ def test_a_failing_gate_ends_with_three_and_prints_why(desk_folder: Path) -> Non
 
 def test_a_passing_gate_ends_with_zero(desk_folder: Path) -> None:
     evaluated(wrong=3)
+    settings = (desk_folder / "task.yaml").read_text()
+    (desk_folder / "task.yaml").write_text(settings + "gate: {accuracy_at_least: 0.8}\n")
     result = call("gate", desk_folder, "--json")
     assert result.exit_code == 0
     assert json.loads(result.stdout)["smallest"] == "small"
+
+
+def test_a_default_gate_is_no_permission(desk_folder: Path) -> None:
+    evaluated(wrong=3)
+    result = call("gate", desk_folder)
+    assert result.exit_code == 3
+    assert "task.yaml sets no gate: this one is the default, and lets nobody answer alone" in result.stdout
+    assert f"smallfirst calibrate {desk_folder}" in result.stdout
+    refused = call("promote", desk_folder)
+    assert refused.exit_code == 3
+    assert "small meets the default gate, but task.yaml sets none" in refused.output

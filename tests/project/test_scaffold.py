@@ -42,6 +42,8 @@ def test_a_table_is_named_where_it_stands(tmp_path: Path, table: Path) -> None:
         f"# 120 rows of {table}\n\n"
         "kind: classify\n"
         "data:\n  train: ../rows.csv\n  columns: {text: Nachricht, label: Thema}\n\n"
+        "# What is good enough to answer every request; without it certified answers alone go live.\n"
+        "# gate: {accuracy_at_least: 0.8}\n"
         "# The large model that answers today, to compare with and to fall back to; its key is in OPENAI_API_KEY.\n"
         "# large: {endpoint: {base_url: https://api.openai.com/v1, model: gpt-4o-mini}}\n"
     )
