@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from smallfirst.data.detectors.emails import email_spans, url_spans
 from smallfirst.data.detectors.keys import key_spans
-from smallfirst.data.detectors.labelled import is_labelled, labelled_spans
+from smallfirst.data.detectors.labelled import is_labelled, labelled_kind, labelled_spans
 from smallfirst.data.detectors.national_ids import lettered_id_spans, national_id_spans
 from smallfirst.data.detectors.normal_form import normal_form
 from smallfirst.data.detectors.numbers import card_spans, iban_spans, ip_spans, number_windows
@@ -33,6 +33,9 @@ _DIGIT = re.compile("[0-9]")
 _JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"|-?[0-9]+(?:\.[0-9]+)?(?:[eE][+\-]?[0-9]+)?|[{}\[\]]')
 NAMES = ("name", "key")
 """Under these names stands the name of what stands under `value`: `{"name": "PASSWORD", "value": "…"}`."""
+_NAME = re.compile(r'"([^"\\]{1,80})"\s{0,3}:')
+_PLAIN = re.compile(r"[A-Za-z_ ]{0,24}|[0-9.]{1,6}")
+"""Too little to be a secret without a name."""
 _MOST_PASSES = 4
 
 
@@ -56,7 +59,7 @@ def redact(text: str, label: str = "") -> RedactedText:
     if text[:1] in ("{", "[") and text.rstrip()[-1:] in ("}", "]"):
         with suppress(ValueError, RecursionError):
             json.loads(text)
-            return _redact_json(text)
+            return _redact_json(text) if _may_hold(text) else RedactedText(text, {})
     found: Counter[str] = Counter()
     for _ in range(_MOST_PASSES):  # what is gone may have hidden something
         spans = _spans(text)
@@ -72,6 +75,12 @@ def format_counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{counts[kind]:,} {kind}" for kind in PII_KINDS if counts.get(kind)) or "nothing"
 
 
+def _may_hold(text: str) -> bool:
+    """Return False for JSON without escapes and telling names in which nothing is found as in a text."""
+    names = set(_NAME.findall(text))
+    return "\\" in text or "value" in names or any(map(labelled_kind, names)) or bool(_spans(text))
+
+
 def _redact_json(text: str) -> RedactedText:
     """Redact keys and values in place; what is no find stays byte for byte."""
     parts, done, label, named = [], 0, "", ""
@@ -83,7 +92,8 @@ def _redact_json(text: str) -> RedactedText:
             continue
         is_key = token[0] == '"' and text[match.end() :][:20].lstrip()[:1] == ":"
         value = json.loads(token) if token[0] == '"' else token
-        inside = redact(value, "" if is_key else label)
+        name = "" if is_key else label
+        inside = RedactedText(value, {}) if _PLAIN.fullmatch(value) and not labelled_kind(name) else redact(value, name)
         if is_key:
             label = named if value == "value" else value
         elif label in NAMES:
