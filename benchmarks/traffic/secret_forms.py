@@ -1,5 +1,6 @@
 """Realistic texts that hold one secret each, all made up. Keys are put together when they are asked for, so that no scanner finds one here."""
 
+# fmt: off
 from __future__ import annotations
 
 import json
@@ -72,20 +73,12 @@ def known_forms() -> list[SecretForm]:
     add("key", "the Anthropic one is @@, please rotate it", make.token("sk" + "-ant-api03-", 93, _BASE62 + "-_") + "AA")
     add("key", "aws_access_key_id = @@", make.token("AK" + "IA", 16, string.ascii_uppercase + "234567"))
     add("key", "[default]\naws_secret_access_key = @@\nregion = eu-west-1", make.base64(40))
-    add(
-        "key",
-        "temporary credentials: @@ (expires at noon)",
-        make.token("AS" + "IA", 16, string.ascii_uppercase + "234567"),
-    )
+    add('key', 'temporary credentials: @@ (expires at noon)', make.token('AS' + 'IA', 16, string.ascii_uppercase + '234567'))
     add("key", "git clone with the token @@ gives 403", make.token("gh" + "p_", 36))
     add("key", "GITHUB_TOKEN: @@", make.token("github" + "_pat_", 22) + "_" + make.token("", 59))
     add("key", "curl --header 'PRIVATE-TOKEN: @@' .../projects", make.token("gl" + "pat-", 20))
     add("key", "the bot's token is @@", make.token("xo" + "xb-", 12, string.digits) + "-" + make.token("", 24))
-    add(
-        "key",
-        "SLACK_APP=@@",
-        make.token("xa" + "pp-1-", 10, string.ascii_uppercase + string.digits) + "-" + make.hex(64),
-    )
+    add('key', 'SLACK_APP=@@', make.token('xa' + 'pp-1-', 10, string.ascii_uppercase + string.digits) + '-' + make.hex(64))
     add("key", 'stripe.api_key = "@@"', make.token("sk" + "_live_", 24))
     add("key", "restricted key @@ for refunds", make.token("rk" + "_live_", 99))
     add("key", "const MAPS = '@@';", make.token("AI" + "za", 35, _BASE62 + "-_"))
@@ -108,11 +101,7 @@ def known_forms() -> list[SecretForm]:
     add("password", "spring.datasource.password: @@", "s3cr3t")
     add("cookie", "Cookie: @@\nAccept: */*", f"session={make.hex(32)}; theme=dark")
     add("cookie", "Set-Cookie: @@; Path=/; HttpOnly", f"sid={make.token('', 26)}")
-    add(
-        "cookie",
-        "curl -b '@@' shop.example.com",
-        f"PHPSESSID={make.token('', 26, string.ascii_lowercase + string.digits)}",
-    )
+    add('cookie', "curl -b '@@' shop.example.com", f"PHPSESSID={make.token('', 26, string.ascii_lowercase + string.digits)}")
     add("cookie", '{"headers": {"cookie": "@@"}}', f"auth={make.token('', 30)}")
     add("national_id", "my SSN is @@", "536-90-4399")
     add("national_id", "social security number @@", "536 90 4399")

@@ -3,6 +3,7 @@
 226 were written first; 84 later ones once what those had shown was mended.
 """
 
+# fmt: off
 from __future__ import annotations
 
 import base64
@@ -47,19 +48,11 @@ def _keys(add, make) -> None:  # noqa: ANN001
     add("key", "replicate token: @@", make.token("r" + "8_", 37))
     add("key", "pplx says invalid key @@", make.token("pp" + "lx-", 48))
     add("key", "openrouter: @@", "sk" + "-or-v1-" + make.hex(64))
-    add(
-        "key",
-        "Langfuse secret @@ and public pk-lf-...",
-        "sk" + "-lf-" + "-".join(make.hex(n) for n in (8, 4, 4, 4, 12)),
-    )
+    add('key', 'Langfuse secret @@ and public pk-lf-...', 'sk' + '-lf-' + '-'.join(make.hex(n) for n in (8, 4, 4, 4, 12)))
     add("key", "mistral_api_key: @@", make.token("", 32))
     add("key", 'COHERE_API_KEY = "@@"', make.token("", 40))
     add("key", "DATABRICKS_TOKEN=@@", "da" + "pi" + make.hex(32))
-    add(
-        "key",
-        "databricks configure --host https://adb-1.azuredatabricks.net --token @@",
-        "da" + "pi" + make.hex(32) + "-3",
-    )
+    add('key', 'databricks configure --host https://adb-1.azuredatabricks.net --token @@', 'da' + 'pi' + make.hex(32) + '-3')
     add("key", "doctl auth init -t @@", "do" + "p_v1_" + make.hex(64))
     add("key", "vault login @@", make.token("hv" + "s.", 90, _URLSAFE))
     add("key", "tailscale up --authkey @@", make.token("ts" + "key-auth-", 16) + "-" + make.token("", 32))
@@ -89,43 +82,19 @@ def _keys(add, make) -> None:  # noqa: ANN001
     add("key", "mailchimp @@ returns 401", make.hex(32) + "-us14")
     add("key", "ALGOLIA_ADMIN_KEY=@@", make.hex(32))
     add("key", "mapbox secret token @@", make.token("s" + "k.eyJ1Ijoi", 40) + "." + make.token("", 22, _URLSAFE))
-    add(
-        "key",
-        "here's the license: LICENSE_KEY=@@",
-        "-".join(make.token("", 5, string.ascii_uppercase + string.digits) for _ in range(5)),
-    )
+    add('key', "here's the license: LICENSE_KEY=@@", '-'.join(make.token('', 5, string.ascii_uppercase + string.digits) for _ in range(5)))
     add("key", "Mein Schlüssel lautet @@", make.token("sk" + "-proj-", 120, _URLSAFE))
     add("key", "ma clé API est @@", make.token("", 32))
     add("key", "mi clave de API: @@", make.hex(32))
     add("key", "az login secret @@", make.token("", 3) + "8" + "Q~" + make.token("", 34, _URLSAFE))
-    add(
-        "key",
-        "Traceback (most recent call last):\nopenai.AuthenticationError: Incorrect API key provided: @@. You can find",
-        make.token("sk" + "-", 48),
-    )
+    add('key', 'Traceback (most recent call last):\nopenai.AuthenticationError: Incorrect API key provided: @@. You can find', make.token('sk' + '-', 48))
     add("key", "401 Client Error for header {'x-api-key': '@@', 'accept': '*/*'}", make.token("", 40))
     add("key", "refresh_token=@@&grant_type=refresh_token", "1//0" + "3" + make.token("", 60, _URLSAFE))
     add("key", "gcloud prints @@", make.token("ya" + "29.c.", 150, _URLSAFE))
-    add(
-        "key",
-        "-----BEGIN OPENSSH PRIVATE " + "KEY-----\n@@\n-----END OPENSSH PRIVATE KEY-----",
-        make.base64(70) + "\n" + make.base64(70) + "\n" + make.base64(30),
-    )
-    add(
-        "key",
-        "-----BEGIN EC PRIVATE " + "KEY-----\n@@\n(that is all I copied)",
-        make.base64(64) + "\n" + make.base64(40),
-    )
-    add(
-        "key",
-        "-----BEGIN PGP PRIVATE KEY " + "BLOCK-----\n\n@@\n-----END PGP PRIVATE KEY BLOCK-----",
-        make.base64(64) + "\n" + make.base64(64),
-    )
-    add(
-        "key",
-        "> -----BEGIN RSA PRIVATE " + "KEY-----\n> @@\n> -----END RSA PRIVATE KEY-----",
-        make.base64(64) + "\n> " + make.base64(64),
-    )
+    add('key', '-----BEGIN OPENSSH PRIVATE ' + 'KEY-----\n@@\n-----END OPENSSH PRIVATE KEY-----', make.base64(70) + '\n' + make.base64(70) + '\n' + make.base64(30))
+    add('key', '-----BEGIN EC PRIVATE ' + 'KEY-----\n@@\n(that is all I copied)', make.base64(64) + '\n' + make.base64(40))
+    add('key', '-----BEGIN PGP PRIVATE KEY ' + 'BLOCK-----\n\n@@\n-----END PGP PRIVATE KEY BLOCK-----', make.base64(64) + '\n' + make.base64(64))
+    add('key', '> -----BEGIN RSA PRIVATE ' + 'KEY-----\n> @@\n> -----END RSA PRIVATE KEY-----', make.base64(64) + '\n> ' + make.base64(64))
     add("key", "sops age key: @@", "AGE-SECRET-" + "KEY-1" + make.token("", 58, "QPZRY9X8GF2TVDW0S3JN54KHCE6MUA7L"))
     add("key", "wg: PrivateKey = @@", make.base64(43) + "=")
 
@@ -139,23 +108,11 @@ def _configuration(add, make) -> None:  # noqa: ANN001
         "client_email": "robot@demo.iam.gserviceaccount.com",
     }
     add("key", "why 403? " + json.dumps(account).replace(account["private_key_id"], "@@"), account["private_key_id"])
-    add(
-        "key",
-        json.dumps(account, indent=2).replace(account["private_key"].split("\n")[1], "@@"),
-        account["private_key"].split("\n")[1],
-    )
+    add('key', json.dumps(account, indent=2).replace(account['private_key'].split('\n')[1], '@@'), account['private_key'].split('\n')[1])
     azure = {"appId": "6f1c", "displayName": "sp", "password": make.token("", 34, _URLSAFE + "~."), "tenant": "72f9"}
     add("password", json.dumps(azure).replace(azure["password"], "@@"), azure["password"])
-    add(
-        "key",
-        "DefaultEndpointsProtocol=https;AccountName=demo;AccountKey=@@;EndpointSuffix=core.windows.net",
-        make.base64(86) + "==",
-    )
-    add(
-        "key",
-        "Endpoint=sb://demo.servicebus.windows.net/;SharedAccessKeyName=Root;SharedAccessKey=@@",
-        make.base64(43) + "=",
-    )
+    add('key', 'DefaultEndpointsProtocol=https;AccountName=demo;AccountKey=@@;EndpointSuffix=core.windows.net', make.base64(86) + '==')
+    add('key', 'Endpoint=sb://demo.servicebus.windows.net/;SharedAccessKeyName=Root;SharedAccessKey=@@', make.base64(43) + '=')
     add("url", "https://demo.blob.core.windows.net/c/f.csv?sv=2022&se=2027&sig=@@", make.token("", 40) + "%3D")
     add("url", "https://b.s3.amazonaws.com/k?X-Amz-Credential=AKIAX&X-Amz-Signature=@@", make.hex(64))
     add("url", "postgres://shop:@@@db.internal:5432/shop", "pl4ntp0t")
@@ -165,11 +122,7 @@ def _configuration(add, make) -> None:  # noqa: ANN001
     add("url", "amqp://guest:@@@rabbit:5672/%2F", "gu3st")
     add("url", "jdbc:mysql://db/shop?user=root&password=@@", "toor123")
     add("password", "jdbc:oracle:thin:scott/@@@db:1521/XE", "t1ger")
-    add(
-        "password",
-        "Server=tcp:sql.example.net,1433;Initial Catalog=shop;User ID=sa;Password=@@;Encrypt=True;",
-        "Str0ng!Pass",
-    )
+    add('password', 'Server=tcp:sql.example.net,1433;Initial Catalog=shop;User ID=sa;Password=@@;Encrypt=True;', 'Str0ng!Pass')
     add("password", "Data Source=db;uid=app;pwd=@@", "app-pw-77")
     add("url", "git clone https://oauth2:@@@gitlab.example.com/a/b.git", make.token("gl" + "pat-", 20))
     add("url", "pip install --index-url https://user:@@@pypi.example.com/simple x", "sup3r")
@@ -196,17 +149,9 @@ def _configuration(add, make) -> None:  # noqa: ANN001
     add("key", "  Ocp-Apim-Subscription-Key: @@", make.hex(32))
     add("key", "Proxy-Authorization: Basic @@", base64.b64encode(b"corp:Herbst2023").decode())
     add("password", "define('DB_PASSWORD', '@@');", "wp!secret")
-    add(
-        "key",
-        "define( 'AUTH_KEY', '@@' );",
-        make.token("", 64, string.ascii_letters + string.digits + "!#$%&()*+,-./:;<=>?@[]^_{|}~"),
-    )
+    add('key', "define( 'AUTH_KEY', '@@' );", make.token('', 64, string.ascii_letters + string.digits + '!#$%&()*+,-./:;<=>?@[]^_{|}~'))
     add("key", "SECRET_KEY = 'django-insecure-@@'", make.token("", 50, _LOWER + "!@#$%^&*(-_=+)"))
-    add(
-        "password",
-        "machine api.heroku.com\n  login me@example.com\n  password @@",
-        "-".join(make.hex(n) for n in (8, 4, 4, 4, 12)),
-    )
+    add('password', 'machine api.heroku.com\n  login me@example.com\n  password @@', '-'.join(make.hex(n) for n in (8, 4, 4, 4, 12)))
     add("password", '<add key="SmtpPassword" value="@@" />', "mailOut_55")
     add("password", '<property name="password">@@</property>', "hib3rnate")
     add("key", 'terraform {\n  access_key = "AKIAxxxx"\n  secret_key = "@@"\n}', make.base64(40))
@@ -239,11 +184,7 @@ def _passwords(add, make) -> None:  # noqa: ANN001
     add("cookie", "GET / HTTP/1.1\nHost: a.b\nCookie: @@", f"_ga=GA1.2.3; sessionid={make.token('', 32, _LOWER)}")
     add("cookie", "< set-cookie: @@; Secure", f"connect.sid=s%3A{make.token('', 32)}.{make.token('', 43)}")
     add("cookie", "requests.get(u, cookies={'sessionid': '@@'})", make.token("", 32, _LOWER))
-    add(
-        "cookie",
-        'curl --cookie "@@" https://x.example',
-        f"JSESSIONID={make.token('', 32, string.ascii_uppercase + string.digits)}",
-    )
+    add('cookie', 'curl --cookie "@@" https://x.example', f"JSESSIONID={make.token('', 32, string.ascii_uppercase + string.digits)}")
     add("cookie", 'document.cookie = "@@"', f"auth_token={make.hex(40)}")
     add("cookie", "-b @@ -X POST", f"laravel_session={make.token('', 40)}")
 
@@ -340,17 +281,11 @@ def _tickets(add) -> None:  # noqa: ANN001
 
 
 def _tool_calls(add, make) -> None:  # noqa: ANN001
-    add(
-        "json", json.dumps({"name": "login", "arguments": json.dumps({"user": "a", "password": "@@"})}), "s3same street"
-    )
+    add('json', json.dumps({'name': 'login', 'arguments': json.dumps({'user': 'a', 'password': '@@'})}), 's3same street')
     add("json", '{"name": "pay", "arguments": "{\\"card_number\\": @@, \\"cvc\\": \\"737\\"}"}', "4000056655665556")
     add("json", '{"cvc": @@}', "737")
     add("json", '{"apiKey": "@@"}', make.hex(32))
-    add(
-        "json",
-        '{"to": ["\\u0061nna\\u0040example.org@@"]}'.replace("\\u0061nna\\u0040example.org@@", "@@"),
-        "\\u0061nna\\u0040example.org",
-    )
+    add('json', '{"to": ["\\u0061nna\\u0040example.org@@"]}'.replace('\\u0061nna\\u0040example.org@@', '@@'), '\\u0061nna\\u0040example.org')
     add("json", '{"mobile": "@@"}', "9876543210")
     add("json", '{"ssn": @@}', "219099999")
     add("json", '{"results": [{"id": 7, "iban": "@@"}]}', "BE68539007547034")
