@@ -308,7 +308,7 @@ class AuditedRouter(DelegatingModel):
             if ask is not None:
                 return await ask()
             assert self.router.large is not None
-            return await self.router.large.complete(request)
+            return await self.router.large.complete(request.as_evaluated)
         finally:
             if attempts:
                 await self.ledger.append_async(*attempt_rows(id, attempts, purpose="audit"))
@@ -326,8 +326,10 @@ class AuditedRouter(DelegatingModel):
                 if route.certified:
                     other = await self._ask_large(id, request, ask)
                     draft, judged, charges = completion.text, other.text, other.charges
+                elif request.temperature > 0:
+                    return  # the answer was drawn by chance, and no other one is asked for: it judges nothing
                 else:
-                    decision = await self.router.decide(request)
+                    decision = await self.router.decide(request.as_evaluated)
                     await self._observe(decision)
                     epoch = self.monitor.epoch
                     if decision.model is not None or decision.draft is None or not decision.route.certified:
@@ -348,7 +350,7 @@ class AuditedRouter(DelegatingModel):
             await self._take_verdict(verdict)  # unless a person was quicker
 
     async def _observe(self, decision: Decision) -> None:
-        if decision.draft is not None and decision.route.stage != OUT_OF_SCOPE:
+        if decision.draft is not None and decision.route.stage != OUT_OF_SCOPE and not decision.changed:
             ood_score = next((s.score for s in decision.route.trail if s.stage == _OOD_STAGE), None)
             await self._followed.found(self.monitor.observe(decision.route.confidence, ood_score, decision.draft.text))
 

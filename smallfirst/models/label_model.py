@@ -79,7 +79,7 @@ class LabelAnswers(CallableModel, ABC):
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        return frozenset({Capability.LOGPROBS, Capability.LABEL_PROBABILITIES, Capability.READINESS})
+        return frozenset({Capability.CHOSEN, Capability.LOGPROBS, Capability.LABEL_PROBABILITIES, Capability.READINESS})
 
     @abstractmethod
     async def log_probabilities(self, text: str, *, tenant: str = "") -> LabelLogProbs:

@@ -14,6 +14,8 @@ from smallfirst.data.dataset import Message
 from smallfirst.pricing.charge import Charge, itemized, total_usd
 from smallfirst.records import Record
 
+DEFAULT_MAX_TOKENS = 256
+"""Most tokens of an answer unless a request says otherwise; evaluation asks so, and thus certificates are made so."""
 MAX_LOGPROBS = 20
 """Most alternatives beside a token, as in OpenAI's API."""
 
@@ -40,7 +42,7 @@ class Request(Record):
 
     messages: tuple[Message, ...]
     """The conversation, oldest message first; the last one is answered."""
-    max_tokens: int = 256
+    max_tokens: int = DEFAULT_MAX_TOKENS
     """Most tokens the answer may have."""
     temperature: float = 0.0
     """0 = the likeliest answer."""
@@ -61,8 +63,13 @@ class Request(Record):
         """Content of the last user message."""
         return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
 
+    @property
+    def as_evaluated(self) -> Request:
+        """The request with the settings at which models are evaluated and certified."""
+        return Request(messages=self.messages, tenant=self.tenant, tags=self.tags)
+
     @classmethod
-    def ask(cls, text: str, *, max_tokens: int = 256) -> Request:
+    def ask(cls, text: str, *, max_tokens: int = DEFAULT_MAX_TOKENS) -> Request:
         return cls(messages=(Message(role="user", content=text),), max_tokens=max_tokens)
 
 
@@ -157,6 +164,8 @@ class Completion(Record):
     """By field path of a JSON answer, the model's own probability in [0, 1] of its value."""
     finish_reason: Literal["stop", "length"] = "stop"
     """Why the answer ended."""
+    stopped: bool | None = None
+    """True if a text of `Request.stop` ended it, False if none did; None if the model cannot tell."""
     refusal: bool = False
     """True if `text` says why there is no answer; OpenAI's `refusal` carries it then, and `content` is null."""
     tokens: tuple[Token, ...] = ()
@@ -210,6 +219,9 @@ class Capability(StrEnum):
     """The model is a `LabelProbabilityModel`."""
     READINESS = "readiness"
     """The model is a `ProbedModel`."""
+    CHOSEN = "chosen"
+    """Answers are chosen, marked or recorded and not generated: no temperature, `stop`, `max_tokens` or format of a
+    request changes them. Answers of a model without it are certified only with the settings of its evaluation."""
 
 
 @runtime_checkable

@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from smallfirst.errors import ModelError
-from smallfirst.models.protocol import Completion, Model, Request, Route, RouteStep
+from smallfirst.models.protocol import (
+    DEFAULT_MAX_TOKENS,
+    Capability,
+    Completion,
+    Model,
+    Request,
+    Route,
+    RouteStep,
+)
+from smallfirst.models.usage import max_answer_tokens
 from smallfirst.pricing.charge import Charge, itemized, with_purpose
 from smallfirst.routing.policies.policy import PolicyDecision, is_conversation
 from smallfirst.routing.types import OUT_OF_SCOPE, Decision, Stage
@@ -26,6 +35,8 @@ class RoutingAttempt:
         self.draft: Completion | None = None
         self.features: tuple[float, ...] | None = None
         """Of the domain check; None if there was none, or for a conversation."""
+        self.changed = ""
+        """What `changed_by` found in the first draft that it is true of; no later one is certified."""
 
     async def run_stage(self, chosen: PolicyDecision) -> Decision:
         judged = {"score": chosen.score, "threshold": chosen.threshold}
@@ -48,6 +59,9 @@ class RoutingAttempt:
         for stage in self.router.stages:
             draft, confidence = await self._make_draft(stage)
             threshold = self.router.threshold(stage.name)
+            if self.changed:
+                self._add_draft(stage, "passed on", self.changed, confidence, threshold)
+                continue
             fields = None if outside else self._certified_fields(stage)
             by_fields = bool(fields) and self.router.certificate.keeps_fields(draft.field_confidence)
             covers = self.router.certificate.covers
@@ -82,24 +96,27 @@ class RoutingAttempt:
         assert accepted is not None
         return accepted
 
-    def _below_threshold(self, confidence: float | None, threshold: float) -> Decision:
-        router, last = self.router, self.router.stages[-1].name
-        stage, action, tracker = last, router.certificate.decide(confidence), router.budget_tracker
+    def _below_threshold(self, confidence: float | None, threshold: float | None) -> Decision:
+        router, stage = self.router, self.router.stages[-1].name
+        tracker, cause = router.budget_tracker, self.changed or "not confident enough"
+        action = router.certificate.decide(confidence)
+        if self.changed:  # the thresholds do not decide, and the confidence is not one that rows were counted by
+            action, threshold = router.certificate.below_action(None), None
         if router.options.signed_by and not router.certificate.issued:
             why = f"not certified; signed for by {router.options.signed_by}"
         elif router.large is None and action == "escalate":
-            why = "not confident enough, and there is no large model to ask"
+            why = f"{cause}, and there is no large model to ask"
         elif action == "abstain":
             reason = "the large model was not shown to be better here" if router.large else "there is no large model"
-            stage, why = "person", f"not confident enough, and {reason}: left to a person"
-        elif action == "keep" and not router.certificate.issued:
+            stage, why = "person", f"{cause}, and {reason}: left to a person"
+        elif action == "keep" and not router.certificate.issued and not self.changed:
             why = "answered without a promise: the model passed its gate alone, and no certificate was issued"
         elif action == "keep":
-            why = "not confident enough, but the large model was not shown to be better here"
+            why = f"{cause}, but the large model was not shown to be better here"
         elif tracker is not None and not tracker.allows(router.options.expected_cost_usd.get("large", 0.0)):
-            why = f"not confident enough, but the budget of ${tracker.budget.usd:g} a {tracker.budget.per} is spent"
+            why = f"{cause}, but the budget of ${tracker.budget.usd:g} a {tracker.budget.per} is spent"
         else:
-            why = "the small model was not confident enough"
+            why = self.changed or "the small model was not confident enough"
             return self._delegate(router.large, self._route("large", why, confidence, threshold))
         self._add_large_not_asked()
         assert self.draft is not None
@@ -111,11 +128,12 @@ class RoutingAttempt:
         fields = self.router.certificate.fields
         if fields is None or stage is not self.router.stages[-1] or self.draft is None:
             return None
-        return () if self.paused else fields.certified(self.draft.field_confidence)
+        return () if self.paused or self.changed else fields.certified(self.draft.field_confidence)
 
     async def _make_draft(self, stage: Stage) -> tuple[Completion, float | None]:
         others = [self.draft] if self.draft else []
         self.draft = await stage.model.complete(self.request)
+        self.changed = self.changed or changed_by(self.request, stage.model, self.draft)
         self.charges = (*(with_purpose(self.charges, "draft") if others else self.charges), *self.draft.charges)
         self.latency_ms += self.draft.latency_ms
         return self.draft, stage.confidence(self.draft, others, self.features)
@@ -180,10 +198,33 @@ class RoutingAttempt:
 
     def _accept(self, draft: Completion, route: Route) -> Decision:
         accepted = draft.with_charges(self.charges, route=route, latency_ms=self.latency_ms)
-        return Decision(route, accepted, None, self.charges, self.latency_ms)
+        return Decision(route, accepted, None, self.charges, self.latency_ms, self.changed)
 
     def _delegate(self, model: Model | None, route: Route) -> Decision:
         if model is None:
             raise ModelError(f"{self.router.name}: no model for stage {route.stage!r}: {route.why}")
         draft = self.draft and self.draft.with_charges(self.charges, latency_ms=self.latency_ms)
-        return Decision(route, draft, model, with_purpose(self.charges, "draft"), self.latency_ms)
+        return Decision(route, draft, model, with_purpose(self.charges, "draft"), self.latency_ms, self.changed)
+
+
+def changed_by(request: Request, model: Model, answer: Completion) -> str:
+    """Return the setting of a request by which an answer is another one than evaluation got; empty if it is the same.
+
+    Only a model that generates has such answers, and an answer that a setting could have changed and did not (a limit
+    that was not reached, a stop text that did not come) is the same.
+    """
+    if Capability.CHOSEN in model.capabilities:
+        return ""
+    if request.temperature > 0:
+        return f"temperature {request.temperature:g}: certified are answers at temperature 0"
+    if request.response_format is not None and Capability.JSON in model.capabilities:
+        return "response_format: certified are answers without one"
+    most = min(DEFAULT_MAX_TOKENS, max_answer_tokens(model) or DEFAULT_MAX_TOKENS)
+    if answer.finish_reason == "length" and request.max_tokens < most:
+        return f"max_tokens {request.max_tokens} cut the answer off: certified are answers of up to {most} tokens"
+    if answer.completion_tokens > DEFAULT_MAX_TOKENS < request.max_tokens:
+        return f"max_tokens {request.max_tokens}: certified are answers of up to {most} tokens, and this one is longer"
+    if request.stop and answer.stopped is not False:
+        how = "ended" if answer.stopped else "may have ended"
+        return f"stop: one of its texts {how} the answer, and certified are whole ones"
+    return ""

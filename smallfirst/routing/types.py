@@ -120,7 +120,7 @@ class RouterOptions(NamedTuple):
 
 
 def took_cascade(route: Route) -> bool:
-    """Return True if the certificate's thresholds decided: no policy, no pause, and not out of domain."""
+    """Return True if the certificate's thresholds decided: no policy, no pause, no setting, and not out of domain."""
     return route.threshold is not None
 
 
@@ -135,6 +135,9 @@ class Decision(NamedTuple):
     charges: tuple[Charge, ...]
     """What was paid so far."""
     latency_ms: float
+    changed: str = ""
+    """The setting of the request that made the draft another one than was certified, so that it says nothing of the
+    traffic; empty if none did."""
 
     @property
     def cost_usd(self) -> float:

@@ -25,7 +25,7 @@ from smallfirst.deployment.audited_router import AuditedRouter
 from smallfirst.deployment.auditing import AuditSettings
 from smallfirst.deployment.monitoring_routes import MAX_VERDICTS, MonitoringRoutes
 from smallfirst.errors import Unavailable
-from smallfirst.models.protocol import Completion, Request
+from smallfirst.models.protocol import Capability, Completion, Request
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT
@@ -44,10 +44,10 @@ class Says(WholeModel):
     def __init__(self, name: str, *, confidence: float = 0.9, cost_usd: float = 0.0) -> None:
         self.name, self.confidence, self.cost_usd = name, confidence, cost_usd
         self.wrong = self.down = False
-        self.asked = 0
+        self.asked, self.last = 0, Request.ask("")
 
     async def complete(self, request: Request) -> Completion:
-        self.asked += 1
+        self.asked, self.last = self.asked + 1, request
         if self.down:
             raise Unavailable("down")
         return Completion(
@@ -100,10 +100,10 @@ class Setting:
         auditing = AuditSettings(judge, lambda draft, other: draft == other)
         self.live = AuditedRouter(router, monitor, ledger=ledger, auditing=auditing, rng=random.Random(0))
 
-    async def ask(self, n: int = 1) -> list[Completion]:
+    async def ask(self, n: int = 1, **settings: Any) -> list[Completion]:
         found = []
         for _ in range(n):
-            request = Request.ask("where is my card")
+            request = Request.ask("where is my card").model_copy(update=settings)
             found.append(await self.live.complete(request))
             id = f"chatcmpl-{self.small.asked}-{self.large.asked}"
             route = found[-1].route
@@ -171,6 +171,24 @@ def test_audited_answers_are_held_against_the_large_model_after_the_client_has_t
         "other": None,
     }
     assert (setting.live.monitor.live_error.n, setting.changes) == (1, [("", "live")])
+
+
+def test_an_audit_asks_the_judge_with_the_settings_of_the_certificate(ledger: Ledger) -> None:
+    setting = Setting(ledger)
+    setting.small.capabilities = frozenset({Capability.CHOSEN})
+    (answer,) = asyncio.run(setting.ask(temperature=1.5, stop=("e",), max_tokens=2, tags={"user": "u"}))
+    assert answer.route is not None
+    assert (answer.answered_by, answer.route.audited) == ("small", True)
+    assert setting.large.last == Request(messages=Request.ask("where is my card").messages, tags={"user": "u"})
+
+
+def test_sampled_drafts_say_nothing_of_the_traffic_and_no_limit_is_tested_on_them(ledger: Ledger) -> None:
+    setting = Setting(ledger, guarantee=Guarantee(max_escalation_rate=0.05), reference=(0.9,) * 200)
+    found = asyncio.run(setting.ask(200, temperature=1.5))
+    assert stages(found) == {"large"}
+    assert (setting.live.monitor.requests, setting.live.monitor.live_error.n, setting.changes) == (0, 0, [("", "live")])
+    asyncio.run(setting.ask())
+    assert setting.live.monitor.requests == 1
 
 
 def test_chance_alone_chooses_audits_at_the_stated_share(ledger: Ledger) -> None:

@@ -522,10 +522,11 @@ def of_fields(threshold: float, whole: float) -> FieldCertificate:
     return FieldCertificate(names=("a", "b"), max_wrong=0.05, each=each, whole=together, n_rows=9, n_units=9)
 
 
-def by_fields(*, large: Model | None, **field_confidence: float) -> Completion:
+def by_fields(*, large: Model | None, temperature: float = 0.0, **field_confidence: float) -> Completion:
     guarantee = Guarantee(max_error=None, max_wrong_fields=0.05)
     record = certificate(NEVER_ACCEPT, guarantee=guarantee, fields=of_fields(0.7, 0.8))
-    return asyncio.run(Router(Json(**field_confidence), large, record).complete(Request.ask("x")))
+    request = Request.ask("x").model_copy(update={"temperature": temperature})
+    return asyncio.run(Router(Json(**field_confidence), large, record).complete(request))
 
 
 def test_an_answer_whose_every_field_is_sure_stays_small() -> None:
@@ -542,3 +543,6 @@ def test_an_answer_with_an_unsure_field_goes_on_and_without_a_large_model_says_w
     alone = by_fields(large=None, a=0.9, b=0.2)
     assert alone.route is not None
     assert (alone.answered_by, alone.route.certified, alone.route.certified_fields) == ("small", False, ("a",))
+    sampled = by_fields(large=None, temperature=1.5, a=0.9, b=0.85)
+    assert sampled.route is not None
+    assert (sampled.route.certified, sampled.route.certified_fields) == (False, ())

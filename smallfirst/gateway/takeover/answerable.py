@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 _COMMON = {"model", "stream", "temperature", "top_p", "user", "metadata", "tools", "tool_choice", "store", "seed"}
@@ -35,6 +36,8 @@ _DEFAULTS: dict[str, tuple[Any, ...]] = {
     "include": (None, []),
 }
 """Values of settings that ask for nothing more than the answer: no second one, no probabilities, nothing kept."""
+_LIKELIEST = {"temperature": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+"""The providers' own values; a client that sets a higher one asks for another answer than the likeliest."""
 
 
 def route_of(path: str) -> str | None:
@@ -42,10 +45,13 @@ def route_of(path: str) -> str | None:
     return next((route for route in sorted(_KNOWN, key=len, reverse=True) if path.endswith(f"/{route}")), None)
 
 
-def why_not(route: str, body: dict[str, Any], answer: str = "") -> str:
+def why_not(
+    route: str, body: dict[str, Any], answer: str = "", *, tools: Collection[str] | None = None, closed: bool = False
+) -> str:
     """Return why `answer` cannot stand for the upstream's, in a clause; empty if it can.
 
-    An empty `answer` is not known yet.
+    An empty `answer` is not known yet; `tools` are those that it calls, None where that is not known. `closed`: it is
+    one of the task's labels, which is chosen and not written, whatever settings of sampling a request has.
     """
     known = _KNOWN[route]
     for name, value in body.items():
@@ -53,6 +59,10 @@ def why_not(route: str, body: dict[str, Any], answer: str = "") -> str:
             return f"it sets {name}"
         if name in _DEFAULTS and value not in _DEFAULTS[name]:
             return f"it asks for {name}: {value}"
+        if not closed and isinstance(value, int | float) and value > _LIKELIEST.get(name, value):
+            return f"it asks for {name}: {value}"
+    if tools is not None and (wrong := _wrong_tools(body.get("tool_choice"), tools)):
+        return wrong
     stop = body.get("stop") or body.get("stop_sequences") or ()
     if any(text in answer for text in ([stop] if isinstance(stop, str) else stop)):
         return "a stop sequence is in the answer"
@@ -60,4 +70,17 @@ def why_not(route: str, body: dict[str, Any], answer: str = "") -> str:
     limits = [limit for limit in most if isinstance(limit, int)]
     if limits and len(answer.encode()) > _BYTES_PER_TOKEN * min(limits):
         return "the answer may be longer than the request allows"
+    return ""
+
+
+def _wrong_tools(choice: Any, called: Collection[str]) -> str:
+    """Return how an answer breaks a request's `tool_choice`, OpenAI's or Anthropic's; empty if it does not."""
+    kind = choice.get("type") if isinstance(choice, dict) else choice
+    if kind == "none":
+        return "it forbids tools, and the answer calls one" if called else ""
+    if kind in (None, "auto", "allowed_tools"):
+        return ""
+    named = (choice.get("function") or choice).get("name") if isinstance(choice, dict) else None
+    if not called or (named is not None and named not in called):
+        return f"it asks for a call of {named or 'a tool'}"
     return ""

@@ -104,14 +104,20 @@ class TakenOverTasks:
             self._await_upstream(request, _Missed(self.tasks[near or ""], request.tenant))
             return None
         task = self.tasks[found.task]
-        if why_not(route, raw) or (found.answer_format.kind != "label" and body != raw):
+        closed = found.answer_format.kind == "label"
+        if why_not(route, raw, closed=closed) or (not closed and body != raw):
             return None  # a redacted value must not stand in an answer
         again, may_ask = _asking_again(request, upstreams), upstreams.accepts(request, target, prompt.model)
         asked = Asked(
             request.id, path, route, raw, found.text, again, found.answer_format, request.tenant, may_ask=may_ask
         )
         ruling = await task.rule(asked)
-        if ruling.small is None or ruling.answer is None or why_not(route, raw, _written(ruling)):
+        called = [call.name for call in ruling.answer.tool_calls] if ruling.answer else []
+        if (
+            ruling.small is None
+            or ruling.answer is None
+            or why_not(route, raw, _written(ruling), tools=called, closed=closed)
+        ):
             self._await_upstream(request, ruling)
             return None
         return await self._reply(ruling._replace(asked=asked._replace(id=new_id(route))))

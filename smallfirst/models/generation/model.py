@@ -69,10 +69,6 @@ class PromptFormat(NamedTuple):
 class GenerativeModel(CallableModel):
     """A causal model that generates its answers."""
 
-    capabilities: frozenset[Capability] = frozenset(
-        {Capability.STREAM, Capability.JSON, Capability.LOGPROBS, Capability.EMBEDDINGS, Capability.READINESS}
-    )
-
     def __init__(
         self,
         generator: Generator | ContinuousBatchScheduler,
@@ -125,6 +121,12 @@ class GenerativeModel(CallableModel):
             price=price,
             calibration=manifest.calibration,
         )
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """All but labels; no JSON where answers follow the task's schema, whatever a request asks for."""
+        able = {Capability.STREAM, Capability.LOGPROBS, Capability.EMBEDDINGS, Capability.READINESS}
+        return frozenset(able if self.prompt.schema is not None else {*able, Capability.JSON})
 
     @property
     def max_answer_tokens(self) -> int | None:
@@ -235,6 +237,7 @@ class GenerativeModel(CallableModel):
             confidence=self._calibration.confidence(result.log_probabilities),
             field_confidence=field_confidence(result, generation.grammar) if generation.grammar else {},
             finish_reason=result.finish_reason,
+            stopped=result.stopped,
             tokens=await self._tokens(generation, result),
         )
 

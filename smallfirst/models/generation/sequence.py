@@ -49,6 +49,8 @@ class GenerationResult(NamedTuple):
     top: tuple[TopLogProbs, ...] = ()
     n_in_text: int = 0
     """Tokens that lie wholly in the text; those of a stop text do not."""
+    stopped: bool = False
+    """True if a stop text ended the answer."""
 
 
 class TextDelta(NamedTuple):
@@ -165,6 +167,7 @@ class GeneratedSequence:
             self.busy_s,
             tuple(self.top),
             n_in_text,
+            self._detokenizer is not None and self._detokenizer.stopped,
         )
 
     def _follow(self, token: int) -> None:

@@ -36,7 +36,7 @@ class BlendModel(CallableModel):
     """Members asked at the same time; the answer has their summed price and the time of the slowest."""
 
     max_answer_tokens = 1
-    capabilities = frozenset({Capability.LABEL_PROBABILITIES, Capability.READINESS})
+    capabilities = frozenset({Capability.CHOSEN, Capability.LABEL_PROBABILITIES, Capability.READINESS})
 
     def __init__(self, members: Mapping[str, Model], manifest: Manifest, *, name: str = "") -> None:
         """Take the members by name; `manifest.member_weights` says how much each counts."""

@@ -67,8 +67,8 @@ def request_key(request: Request) -> str:
 class ReplayModel(CallableModel):
     """Answers recorded requests, and refuses all others."""
 
-    capabilities: frozenset[Capability] = frozenset()
-    """None: a recording holds whole answers without probabilities."""
+    capabilities: frozenset[Capability] = frozenset({Capability.CHOSEN})
+    """A recording holds whole answers without probabilities."""
 
     def __init__(self, header: RecordingHeader, answers: Iterable[RecordedAnswer], *, path: str) -> None:
         self.header = header

@@ -114,7 +114,9 @@ class _Answer(GeneratedSequence):
 class VllmGenerativeModel(GenerativeModel):
     """A GenerativeModel whose answers vLLM generates."""
 
-    capabilities = GenerativeModel.capabilities - {Capability.EMBEDDINGS}
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        return super().capabilities - {Capability.EMBEDDINGS}
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         raise RequestRefused(f"{self.name} has no embeddings: vLLM serves it for answers")

@@ -41,7 +41,7 @@ class SpanModel(CallableModel):
 
     max_batch_size = 128
     """Texts in a pass; those that arrive meanwhile wait for the next."""
-    capabilities = frozenset({Capability.READINESS})
+    capabilities = frozenset({Capability.CHOSEN, Capability.READINESS})
 
     def __init__(
         self, scorer: SpanScorer, manifest: Manifest, *, name: str = "", price: MachinePrice | None = None

@@ -167,8 +167,10 @@ class Certificate(Record):
     def decide(
         self, confidence: float | None, label: str | None = None
     ) -> Literal["keep_certified", "escalate", "keep", "abstain"]:
-        if self.covers(label, confidence):
-            return "keep_certified"
+        return "keep_certified" if self.covers(label, confidence) else self.below_action(confidence)
+
+    def below_action(self, confidence: float | None) -> BelowAction:
+        """Return what happens to an answer that the guarantee does not cover."""
         action: BelowAction = self.below
         for band in self.bands:
             if band.low <= (confidence or 0.0):

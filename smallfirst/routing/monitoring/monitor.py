@@ -192,7 +192,7 @@ class Monitor:
     def record_answer(self, answer: Completion, *, in_cascade: bool = True) -> tuple[StateChange, ...]:
         """Add an answer to a request, whoever gave it; return the changes.
 
-        `in_cascade`: no policy and no domain check kept it from the certificate's thresholds.
+        `in_cascade`: no policy, domain check or setting of the request kept it from the certificate's thresholds.
         """
         if self.state not in ("live", "drift"):
             return ()

@@ -144,13 +144,21 @@ class ResponseBuilder(NamedTuple):
 
 
 def combine(answers: Sequence[Completion], n: int = 1) -> Completion:
-    """Return the first answer with the cost, latency and tokens of all; `n` answers to a prompt read it once."""
+    """Return the first answer with the cost, latency and tokens of all, certified if all are.
+
+    `n` answers to a prompt read it once.
+    """
     first = answers[0]
     if len(answers) == 1:
         return first
     made = list({id(answer): answer for answer in answers}.values())  # an answer sent twice was made once
+    route = first.route
+    if certified(first) and not all(map(certified, made)):
+        without = {"certified": False, "guarantee": "", "audited": False, "audit_share": None}
+        route = first.route and first.route.model_copy(update=without)
     return first.model_copy(
         update={
+            "route": route,
             "charges": (charges := tuple(charge for answer in made for charge in answer.charges)),
             "cost_usd": total_usd(charges),
             "latency_ms": max(answer.latency_ms for answer in made),

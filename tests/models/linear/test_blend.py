@@ -53,7 +53,7 @@ def test_a_blend_answers_from_its_own_folder_at_the_price_of_all(
     write_manifest(tmp_path, Manifest(kind="blend", task=toy_task, base="", member_weights=weights, temperature=2.0))
     price = MachinePrice(usd_per_hour=1.0)
     blend, alone = load_model(tmp_path, price=price), load_model(tmp_path / MEMBERS_FOLDER / "words", price=price)
-    assert blend.capabilities == {Capability.LABEL_PROBABILITIES, Capability.READINESS}
+    assert blend.capabilities == {Capability.CHOSEN, Capability.LABEL_PROBABILITIES, Capability.READINESS}
 
     async def ask() -> None:
         text = toy_rows.examples[0].text
