@@ -101,7 +101,9 @@ class Watches:
         self._by_tenant: OrderedDict[str, TenantWatch] = OrderedDict()
 
     def of(self, tenant: str) -> TenantWatch:
-        watch = self._by_tenant.setdefault(tenant, TenantWatch())
+        watch = self._by_tenant.get(tenant)
+        if watch is None:
+            watch = self._by_tenant[tenant] = TenantWatch()
         self._by_tenant.move_to_end(tenant)
         if len(self._by_tenant) > MAX_TENANTS:
             self._by_tenant.popitem(last=False)
