@@ -133,7 +133,7 @@ def test_traffic_that_changes_raises_an_alarm_on_the_page(dashboard: DashboardSe
         body = {"model": "tickets", "messages": [{"role": "user", "content": "something new"}]}
         client.post(f"{dashboard.url}/v1/chat/completions", json=body).raise_for_status()
     page.reload()
-    page.get_by_text("Drift: more audits").wait_for()
+    page.get_by_text("Drift: more answers are audited").wait_for()
     assert "the requests have changed: mean confidence 0.410" in page.get_by_role("region", name="Alarms").inner_text()
     card = page.get_by_role("listitem").filter(has=page.get_by_role("heading", name="Answered small"))
     assert "0.0 %" in card.inner_text()

@@ -33,7 +33,7 @@ def test_a_linear_ladder_goes_live_where_pytorch_is_not_installed(tmp_path: Path
         for word, label in (("card", "cards"), ("fee", "fees"), ("pin", "codes"))
     ]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    settings = "name: desk\ndata: {train: train.jsonl}\nladder: [words]\nminutes: 20\n"
+    settings = "name: desk\ndata: {train: train.jsonl}\nladder: [words]\nminutes: 20\ngate: {accuracy_at_least: 0.8}\n"
     (tmp_path / "task.yaml").write_text(settings, encoding="utf-8")
     ran = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / "task.yaml")], capture_output=True, text=True, check=False

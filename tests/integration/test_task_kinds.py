@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from smallfirst.deployment import service
-from smallfirst.errors import DataError, GateFailed, StageMissing
+from smallfirst.errors import DataError, GateFailed
 from smallfirst.models.protocol import Request
 from smallfirst.paths import home
 from smallfirst.pipeline import run as pipeline
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
-from smallfirst.project.task_file import SignedOverride, read_task_file
+from smallfirst.project.task_file import read_task_file
 from smallfirst.serving.ledger.ledger import Ledger
 
 ITEMS = ("card", "refund", "pin", "parcel", "envelope", "euro rate")
@@ -78,15 +78,13 @@ def test_a_kind_goes_the_whole_path(kind: str, measure: str, tmp_path: Path, tin
     assert all(path.accuracy.n == 4 for name, path in outcome.paths.items() if name == "base")
     assert outcome.promoted is not None
     ledger = Ledger(home() / "ledger.db")
-    with pytest.raises(StageMissing, match="no large model that could answer instead"):
-        service.deploy([file], ledger)  # four rows certify nothing
-    signed = file.routing.model_copy(update={"override": SignedOverride(by="Ada", because="a test")})
-    models = service.deploy([file.model_copy(update={"routing": signed})], ledger).models
+    models = service.deploy([file], ledger).models  # by its gate alone: four rows certify nothing
     answer = asyncio.run(models[file.name].complete(Request.ask("where is my card, number 3")))
     ledger.close()
     assert answer.answered_by == f"{file.name}-small@1"
     assert answer.route is not None
-    assert (answer.route.certified, answer.route.why) == (False, "not certified; signed for by Ada: a test")
+    why = "answered without a promise: the model passed its gate alone, and no certificate was issued"
+    assert (answer.route.certified, answer.route.why) == (False, why)
     if kind == "extract":
         value = json.loads(answer.text)
         assert set(value) <= {"item", "n"}
