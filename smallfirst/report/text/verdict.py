@@ -24,7 +24,10 @@ class Headline(NamedTuple):
 def headline(data: ReportData) -> Headline:
     """Return what the run decided, and what shows it."""
     if data.outcome is None:
-        return Headline("Nothing is decided yet.", "smallfirst calibrate task.yaml   decides it.")
+        passing = CANDIDATES.get(data.smallest_passing) if data.smallest_passing in CANDIDATES.names() else None
+        found = (passing.headline or f"{passing.role} is good enough") if passing else ""
+        by_gate = f": {found[:1].lower()}{found[1:].rstrip('.')} by the gate" if found else ""
+        return Headline(f"Nothing is decided yet{by_gate}.", "smallfirst calibrate task.yaml   decides it.")
     return Headline(data.outcome.heading, capitalize_first(data.outcome.proof))
 
 

@@ -26,7 +26,9 @@ def test_the_headline_is_the_outcomes_and_before_one_nothing_is_decided(make_rep
         assert (found.heading, found.sentence) == (outcome(kind).heading, outcome(kind).proof)
     nothing = Outcome(kind="keep the large model", why="nothing can be certified", large=True)
     assert headline(make_report(outcome=nothing)) == ("Keep the large model.", "Nothing can be certified.")
-    assert headline(make_report()).heading == "Nothing is decided yet."
+    assert headline(make_report(smallest_passing=None)).heading == "Nothing is decided yet."
+    passing = "Nothing is decided yet: the fine-tuned small model is good enough by the gate."
+    assert headline(make_report()).heading == passing
 
 
 @pytest.mark.parametrize(
