@@ -53,8 +53,10 @@ class Record(pydantic.BaseModel):
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy with changes, and without what a `cached_property` found before them."""
         copy = super().model_copy(update=update, deep=deep)
-        for name in copy.__dict__.keys() - type(self).model_fields.keys():
-            del copy.__dict__[name]
+        fields = type(self).__pydantic_fields__
+        if len(copy.__dict__) > len(fields):
+            for name in copy.__dict__.keys() - fields.keys():
+                del copy.__dict__[name]
         return copy
 
     def fingerprint(self) -> str:

@@ -55,7 +55,7 @@ class Request(Record):
     """Alternatives to return beside each token of the answer; None: no token probabilities at all."""
     tenant: str = ""
     """The client (owner of its key); what a model caches of a request is never shared with another tenant."""
-    tags: dict[str, str] = {}
+    tags: dict[str, str] = Field(default_factory=dict)
     """The client's own tags (OpenAI's `metadata` and `user`), for rules and sticky splits; no model reads them."""
 
     @property
@@ -160,7 +160,7 @@ class Completion(Record):
     """The model's own probability in [0, 1] of being right; None if it gives none."""
     alternatives: tuple[tuple[str, float], ...] = ()
     """The likeliest labels with their probabilities, likeliest first, at most five; empty for free text."""
-    field_confidence: dict[str, float] = {}
+    field_confidence: dict[str, float] = Field(default_factory=dict)
     """By field path of a JSON answer, the model's own probability in [0, 1] of its value."""
     finish_reason: Literal["stop", "length"] = "stop"
     """Why the answer ended."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import math
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -97,5 +96,5 @@ def itemized(model: str, usd: float, charges: tuple[Charge, ...] = ()) -> tuple[
 
 def charges_json(charges: Iterable[Charge]) -> str | None:
     """Return the lines as the ledger keeps them, or None without any."""
-    lines = [line.model_dump(mode="json", exclude_defaults=True) for line in charges]
-    return json.dumps(lines, ensure_ascii=False, separators=(",", ":")) if lines else None
+    lines = [line.model_dump_json(exclude_defaults=True) for line in charges]
+    return f"[{','.join(lines)}]" if lines else None

@@ -13,6 +13,8 @@ MAX_VALUE = 900
 """Characters of a header's value; what is longer ends in `...`, and is whole in the body."""
 _CUT, _SAFE = "...", "/@:+ ,=();"
 _HALF_ESCAPE = re.compile("%.?$")
+_PLAIN = re.compile(r"(?! )[A-Za-z0-9_.~/@:+ ,=();-]{1,900}(?<! )")
+"""What stands as it is, without looking at each character."""
 
 
 class HeadNotSent(Exception):
@@ -24,6 +26,8 @@ def header_value(text: str) -> str:
 
     `urllib.parse.unquote` gives the text back, up to white space at its ends and to MAX_VALUE.
     """
+    if _PLAIN.fullmatch(text):
+        return text
     whole = quote(text, safe=_SAFE, errors="replace").strip(" ")
     if len(whole) <= MAX_VALUE:
         return whole

@@ -7,7 +7,6 @@ from kept prompts only after `kept_body`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -32,9 +31,8 @@ def kept_body(body: Any, label: str = "") -> Any:
         return _redacted(body, label) if len(body) <= _CACHED_CHARACTERS else _kept_text(body, label)
     if isinstance(body, dict):
         named = next((body[name] for name in NAMES if isinstance(body.get(name), str)), "value")
-        return _unlike(
-            (_redacted(key, ""), kept_body(value, named if key == "value" else key)) for key, value in body.items()
-        )
+        items = {_redacted(k, ""): kept_body(value, named if k == "value" else k) for k, value in body.items()}
+        return items if len(items) == len(body) else _numbered(body, named)
     if isinstance(body, list):
         if len(body) > _MOST_NUMBERS and all(isinstance(item, float) for item in body):
             return f"[{len(body):,} numbers]"
@@ -46,16 +44,17 @@ def kept_body(body: Any, label: str = "") -> Any:
     return body
 
 
-def _unlike(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a dictionary of all items; of equal keys, which had another secret each, the later ones are numbered."""
-    named: dict[str, Any] = {}
-    for key, value in items:
-        name, n = key, 1
-        while name in named:
+def _numbered(body: dict[str, Any], named: str) -> dict[str, Any]:
+    """Return the body where keys have become equal, which had another secret each: the later ones are numbered."""
+    kept: dict[str, Any] = {}
+    for key, value in body.items():
+        first = name = _redacted(key, "")
+        n = 1
+        while name in kept:
             n += 1
-            name = f"{key} {n}"
-        named[name] = value
-    return named
+            name = f"{first} {n}"
+        kept[name] = kept_body(value, named if key == "value" else key)
+    return kept
 
 
 def _kept_text(text: str, label: str) -> str:

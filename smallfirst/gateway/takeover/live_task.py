@@ -18,7 +18,7 @@ from smallfirst.gateway.takeover.background import BackgroundTasks
 from smallfirst.gateway.takeover.step_back import Watches
 from smallfirst.gateway.takeover.takeovers import Cause, Change, State, TakeOver, TenantStepBack
 from smallfirst.gateway.takeover.upstream import Asked, Upstream
-from smallfirst.models.protocol import Completion, Route
+from smallfirst.models.protocol import Completion, Request, Route
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.project.task_file import read_task_file
 from smallfirst.routing.types import Decision
@@ -55,6 +55,8 @@ class Ruling(NamedTuple):
     """The same as the upstream would have written it."""
     why: str = OUTSIDE
     """Why the Router was not asked."""
+    request: Request | None = None
+    """What the Router was asked."""
 
 
 class LiveTask:
@@ -113,21 +115,22 @@ class LiveTask:
             return Ruling(self, asked, why=UNPROVEN)
         if not self._in_share(asked.id):
             return Ruling(self, asked)
-        decision = await self.router.decide(asked.request)
+        request = asked.request
+        decision = await self.router.decide(request)
         draft = decision.draft
         if decision.model is not None or draft is None or not decision.route.certified:
-            return Ruling(self, asked, decision)
+            return Ruling(self, asked, decision, request=request)
         answer = self._rendered(asked, draft.text)
         if answer is None:
             return Ruling(self, asked)
-        return Ruling(self, asked, decision, draft, answer)
+        return Ruling(self, asked, decision, draft, answer, request=request)
 
     async def answered(self, ruling: Ruling) -> Completion:
         """Note that the small model's answer was given, and audit it if chance selects it; return it as noted."""
         assert ruling.decision is not None
         assert ruling.small is not None
         noted = await self.router.settle(ruling.decision, ruling.small)
-        self._note(ruling.asked, noted)
+        self._note(ruling, noted)
         self._followed(ruling.asked)
         return noted
 
@@ -144,7 +147,7 @@ class LiveTask:
             last = noted.route.trail[-1] if noted.route and ruling.decision.draft else None
             if last and self.taken.state == "live":
                 self._evidence(tenant, "model", self._watches.of(tenant).drafts.compared(last.differs))
-            self._note(ruling.asked, noted)
+            self._note(ruling, noted)
             return
         share = COMPARED_BESIDE if self.taken.live_share else 1.0
         why = ruling.why if ruling.decision is None else ruling.decision.route.why
@@ -152,7 +155,7 @@ class LiveTask:
         if ruling.why != ALONE:  # what one tenant has changed is no evidence against the promise to the others
             drawn = ruling.decision is None and random.random() < share
             route = route.model_copy(update={"audit_share": share, "audited": drawn})
-        self._note(ruling.asked, completion.model_copy(update={"route": route}))
+        self._note(ruling, completion.model_copy(update={"route": route}))
 
     def missed(self, tenant: str) -> None:
         """Note that the upstream has answered a request that resembles the task's wording and does not follow it."""
@@ -236,15 +239,16 @@ class LiveTask:
             _log.warning("%s: an answer cannot be written in the upstream's format", self.taken.task)
             return None
 
-    def _note(self, asked: Asked, completion: Completion) -> None:
+    def _note(self, ruling: Ruling, completion: Completion) -> None:
         """Write the ledger's row, and hand the answer to the audits."""
+        asked, request = ruling.asked, ruling.request or ruling.asked.request
 
         async def ask_large() -> Completion:
             other = await self.upstream.ask(asked)
             self._answered_by(asked.tenant, other.answered_by)
             return other
 
-        self.router.answered(asked.id, asked.request, completion, ask_large=ask_large)
+        self.router.answered(asked.id, request, completion, ask_large=ask_large)
         self._background.start(self._ledger.append_async(ledger_row(asked, completion)))
 
 

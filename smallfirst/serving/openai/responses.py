@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
@@ -207,6 +208,7 @@ def usage(answers: Sequence[Completion], n: int = 1) -> dict[str, Any]:
     }
 
 
+@lru_cache(maxsize=256)
 def system_fingerprint(answered_by: str) -> str:
     """Return `fp_` and ten hex digits that change when another model answers."""
     return f"fp_{hashlib.sha256(answered_by.encode()).hexdigest()[:10]}"
