@@ -154,11 +154,10 @@ class ReportData(Record):
 
     @property
     def served(self) -> str | None:
-        """The path that answers: `routed` where a part of the requests goes elsewhere, else the candidate."""
-        first = (
-            self.outcome is not None and self.outcome.kind == "small first" and self.evaluation("routed") is not None
-        )
-        return "routed" if first else self.recommended
+        """The path that answers: `routed` where a part of the requests does not stay small, else the candidate."""
+        outcome = self.outcome
+        partly = outcome is not None and (outcome.kind == "small first" or outcome.rest == "refused")
+        return "routed" if partly and self.evaluation("routed") is not None else self.recommended
 
     @property
     def promised(self) -> bool:

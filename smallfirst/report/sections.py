@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from smallfirst.evaluation.results import Evaluation
+from smallfirst.gate.routed import stays_small
 from smallfirst.pricing.money import format_usd
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.report import economics, measures
@@ -86,7 +87,8 @@ def path_cards(data: ReportData, paths: tuple[economics.PathCost, ...]) -> tuple
     """Return the paths to choose from, at most four, the one that the page looks into first."""
     cost = {path.candidate: path for path in paths}
     routed, focus = data.evaluation("routed"), data.focus.candidate
-    wanted = [focus, "routed" if routed and routed.share("large") else None, "large", data.smallest_passing, FINE_TUNED]
+    shown = "routed" if routed and (routed.share("large") or data.served == "routed") else None
+    wanted = [focus, shown, "large", data.smallest_passing, FINE_TUNED]
     found = list(dict.fromkeys(name for name in (*wanted, *(v.candidate for v in data.verdicts)) if name in cost))
     large = cost["large"].monthly_usd(data.requests_per_month) if "large" in cost else None
     cards = []
@@ -100,7 +102,7 @@ def path_cards(data: ReportData, paths: tuple[economics.PathCost, ...]) -> tuple
                 evaluation=evaluation,
                 monthly_usd=monthly,
                 saved_usd=None if large is None or name == "large" else large - monthly,
-                share_small=1 - evaluation.share("large") if name == "routed" else None,
+                share_small=sum(stays_small(evaluation)) / len(evaluation.rows) if name == "routed" else None,
                 passed=passed,
                 state=state,
             )
@@ -117,7 +119,8 @@ def _state(data: ReportData, name: str) -> tuple[bool | None, str]:
     elif guarantee:
         passed, state = guarantee != "broken", GUARANTEE_STATES[guarantee]
     else:
-        return None, ""
+        live = outcome is not None and name == data.served and bool(outcome.live_as)
+        return (True, "live") if live else (None, "")
     if outcome is not None and passed and not outcome.goes_live:
         return None, "meets a default gate that task.yaml does not set" if outcome.gate_line else "does not go live"
     if outcome is not None and name == data.served and outcome.live_as:

@@ -287,3 +287,14 @@ def test_a_page_can_be_made_again_from_the_stored_record(make_report: Make, tmp_
     page = save(make_report(), tmp_path / "deep" / "report.html").read_text(encoding="utf-8")
     stored = make_report().save(tmp_path / "report.json")
     assert render(ReportData.load(stored)) == page
+
+
+def test_what_refuses_a_part_of_the_requests_is_the_path_that_is_live(make_report: Make) -> None:
+    refusing = outcome("small alone", share_small=wilson(7, 8), rest="refused", promise="", share_promised=None)
+    data = make_report(outcome=refusing, certificate=None)
+    assert data.evaluation("routed") is not None
+    page = render(data)
+    (live,) = re.findall(r'<li class="card chosen">(.*?)</li>', page, flags=re.DOTALL)
+    assert "With a domain check" in live
+    assert "live" in live
+    assert "the large one the rest" not in page.lower().partition('<ul class="cards"')[2].partition("</ul>")[0]
