@@ -131,11 +131,10 @@ class Outcome(Record):
     @pydantic.model_validator(mode="before")
     @classmethod
     def _without_what_follows(cls, values: Any) -> Any:
-        """Leave out what follows from the rest, and a share without interval as it was stored before."""
+        """Leave out the sentence, which is stored for readers and follows from the rest."""
         if not isinstance(values, Mapping):
             return values
-        follows = {"sentence"} | ({"share_of_bill"} if isinstance(values.get("share_of_bill"), float) else set())
-        return {name: value for name, value in values.items() if name not in follows}
+        return {name: value for name, value in values.items() if name != "sentence"}
 
     @property
     def goes_live(self) -> bool:

@@ -138,12 +138,10 @@ def test_a_limit_that_live_requests_broke_is_named_beside_the_promise() -> None:
     assert standing.promise in standing.sentence
 
 
-def test_it_is_read_as_it_was_saved_and_an_older_one_too(tmp_path: Path) -> None:
+def test_it_is_read_as_it_was_saved(tmp_path: Path) -> None:
     for saved in (outcome(), outcome(**UNPROMISED)):
         saved.save(tmp_path / "outcome.json")
         assert Outcome.load(tmp_path / "outcome.json") == saved
-    older = {"kind": "small alone", "sentence": "Small alone: it answers.", "share_of_bill": 0.02, "n_kept": 8}
-    assert Outcome.model_validate(older).share_of_bill is None
 
 
 def test_the_registry_is_told_what_the_sentence_says() -> None:
