@@ -87,6 +87,10 @@ class Guarantee(Record):
         }
         return {risk: limit for risk, limit in limits.items() if limit is not None}
 
+    def at_share(self, share: float) -> Guarantee:
+        """Return the guarantee as it is tested at `share` of its error probability, in (0, 1]."""
+        return self.model_copy(update={"confidence": 1 - share * (1 - self.confidence)})
+
     def split_level(self) -> tuple[Guarantee, float]:
         """Return the guarantee without its limit on fields, if it has others, and the error probability left for that.
 

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from smallfirst.routing.certificate.guarantee import AUDITED, Guarantee, describe_limit
+from smallfirst.routing.certificate.looks import LARGE, SMALL, Look
 from smallfirst.routing.certificate.outcomes import CascadeData
 from smallfirst.routing.certificate.risks import RiskResult
 from smallfirst.routing.certificate.rows_needed import MIN_CHANCE, RowsNeeded
 from smallfirst.routing.certificate.threshold_search import CascadeThresholds
 from smallfirst.routing.certificate.units.per_group import GroupCertificate
 from smallfirst.stats.sample_size import min_rows_without_error
-from smallfirst.stats.sequential import spent_level
+
+NOTHING_LEFT = (
+    "not shown: earlier certificates on these calibration rows have spent the whole error probability; certify with "
+    "rows of which none was used before"
+)
+"""Why a certificate is refused for which no error probability is left."""
 
 
 def describe_issued(data: CascadeData, guarantee: Guarantee, risks: Sequence[RiskResult], n_errors: int) -> str:
@@ -60,7 +66,7 @@ def limits_of_validity(
     guarantee: Guarantee,
     audit_limits: Mapping[str, Mapping[str, float]],
     person: bool,
-    look: int | None,
+    look: Look | None,
 ) -> tuple[str, ...]:
     """Return what the guarantee rests on and when it ends, a sentence each."""
     n, asked = data.n, int(data.asked.sum())
@@ -132,17 +138,19 @@ def _shown_where(risk: str, limit: float, found: CascadeThresholds) -> str:
     return f'"{describe_limit(risk, limit)}" is shown while {100 * least:.0f} to {100 * most:.0f} % stay small'
 
 
-def _looks(guarantee: Guarantee, look: int | None) -> str:
+def _looks(guarantee: Guarantee, look: Look | None) -> str:
     if look is None:
         return (
             "it allows one look: another guarantee, grouping or start of the search on the same rows, after seeing "
             "this one, weakens both; certify(…, looks=FILE) counts them"
         )
     level = 100 * (1 - guarantee.confidence)
+    portion = f"one look {LARGE * level:.4g} % and all others together {SMALL * level:.4g} %"
+    family = f", divided among {look.family} fixed before" if look.family else ""
     return (
-        f"it is certificate number {look} tried on these calibration rows, or on rows that overlap with them; of the "
-        f"{level:.4g} % by which all of them together may fail it takes {spent_level(level, look):.4g} %, 1 / (k (k + "
-        "1)) for k = its number; rows of which none was used before begin at 1"
+        f"it is certificate number {look.number} tried on these calibration rows, or on rows that overlap with them; "
+        f"of the {level:.4g} % by which all of them together may fail it takes {look.share * level:.4g} %: {portion}"
+        f"{family}; rows of which none was used before begin anew"
     )
 
 
