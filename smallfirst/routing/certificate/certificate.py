@@ -18,7 +18,7 @@ from smallfirst.routing.certificate.filters import RequestFilters
 from smallfirst.routing.certificate.guarantee import LABEL, Guarantee
 from smallfirst.routing.certificate.looks import (
     ALONE,
-    Family,
+    SharedLook,
     Look,
     Portion,
     count_look,
@@ -218,7 +218,7 @@ def certify(
     labels: Literal["gold", "large"] = "gold",
     looks: Path | None = None,
     portion: Portion = "large",
-    family: Family = ALONE,
+    family: SharedLook = ALONE,
     selection: Evaluation | Sequence[Evaluation] | None = None,
     alone: bool = True,
     usd_per_wrong_answer: float | None = None,

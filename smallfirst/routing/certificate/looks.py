@@ -4,7 +4,7 @@ LARGE of the error probability is one portion, spent by one look at connected ro
 together, of which the j-th takes SMALL / (j (j + 1)). So all looks together spend at most the whole of it, however many
 there are and whichever comes first. `certify(..., portion="large")` takes the large portion while it is there, and a
 small one afterwards; `portion="small"` keeps the large one for a later look. Certificates that were fixed together
-before rows were read (`Family`) are one look and divide its portion.
+before rows were read (`SharedLook`) are one look and divide its portion.
 
 A look counts before its certificate is made, issued or not, for any model and any guarantee of the task; the same
 certificate from the same answers is the same look. Rows are connected that share a text with an earlier look, or with
@@ -76,7 +76,7 @@ class Looks(Record):
     looks: tuple[Look, ...] = ()
 
 
-class Family(NamedTuple):
+class SharedLook(NamedTuple):
     """A certificate among those that were fixed together, before a row of theirs was read.
 
     Their parts sum to at most 1, so all of them hold together at the level of one look, whichever are tried.
@@ -88,11 +88,11 @@ class Family(NamedTuple):
     """Part of the look's portion, in (0, 1]."""
 
 
-ALONE = Family()
+ALONE = SharedLook()
 
 
 def count_look(
-    path: Path, rows: Collection[str], trial: str, portion: Portion = "large", family: Family = ALONE
+    path: Path, rows: Collection[str], trial: str, portion: Portion = "large", family: SharedLook = ALONE
 ) -> Look:
     """Return this look, and record it in the file `path` unless it is there."""
     with locked(path.with_suffix(".lock")):
@@ -117,7 +117,7 @@ def spent_by_look(number: int, first: Portion = "large") -> float:
     return spent_level(SMALL, number - (first == "large"))
 
 
-def _next(earlier: Sequence[Look], rows: set[str], trial: str, portion: Portion, family: Family) -> Look:
+def _next(earlier: Sequence[Look], rows: set[str], trial: str, portion: Portion, family: SharedLook) -> Look:
     near = _connected(earlier, rows)
     number, kin = 1 + len(near), [one for one in near if family.name and one.family == family.name]
     look = Look(

@@ -22,7 +22,7 @@ from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.looks import (
     DESCRIBES,
     PROVES_NOTHING,
-    Family,
+    SharedLook,
     Look,
     count_look,
     next_look,
@@ -35,7 +35,7 @@ from smallfirst.stats.intervals import wilson
 from smallfirst.tasks.task import PartCounts
 
 PORTIONS = st.sampled_from(["large", "small"])
-FAMILIES = st.one_of(st.just(Family()), st.builds(Family, st.sampled_from(["a", "b"]), st.sampled_from([0.2, 0.6, 1])))
+FAMILIES = st.one_of(st.just(SharedLook()), st.builds(SharedLook, st.sampled_from(["a", "b"]), st.sampled_from([0.2, 0.6, 1])))
 
 
 def test_rows_that_overlap_count_on_and_others_begin_at_one(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def given(**changes: Any) -> dict[str, Any]:
         "usd_per_wrong_answer": None,
         "foreign": [[0.1, 0.2]],
         "portion": "large",
-        "family": Family(),
+        "family": SharedLook(),
     }
     return usual | changes
 
@@ -91,7 +91,7 @@ CHANGED: dict[str, Any] = {
     "usd_per_wrong_answer": 0.01,
     "foreign": [[0.1, 0.3]],
     "portion": "small",
-    "family": Family("run", 0.5),
+    "family": SharedLook("run", 0.5),
 }
 ROW: dict[str, Any] = {
     "key": "other", "text": "other", "gold": "b", "also": ("b",), "answer": "b", "score": 0.5, "correct": False,
@@ -249,7 +249,7 @@ def test_certificates_that_were_fixed_together_divide_one_look(tmp_path: Path) -
     path = tmp_path / "looks.json"
 
     def look(trial: str, name: str, part: float) -> Look:
-        return count_look(path, {"row"}, trial, "large", Family(name, part))
+        return count_look(path, {"row"}, trial, "large", SharedLook(name, part))
 
     assert [look("a", "run 1", 0.6).share, look("b", "run 1", 0.2).share] == pytest.approx([0.48, 0.16])
     assert look("another guarantee of b", "run 1", 0.2).share == pytest.approx(0.16)
