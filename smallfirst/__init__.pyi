@@ -114,7 +114,6 @@ from smallfirst.routing.certificate.below_threshold import Band as Band
 from smallfirst.routing.certificate.certificate import Certificate as Certificate
 from smallfirst.routing.certificate.certificate import StageThreshold as StageThreshold
 from smallfirst.routing.certificate.certificate import certify as certify
-from smallfirst.routing.certificate.curves import FrontierPoint as FrontierPoint
 from smallfirst.routing.certificate.curves import ThresholdPoint as ThresholdPoint
 from smallfirst.routing.certificate.filters import RequestFilters as RequestFilters
 from smallfirst.routing.certificate.guarantee import Guarantee as Guarantee

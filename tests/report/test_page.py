@@ -19,8 +19,6 @@ from smallfirst.report.data import OpenEndedRouting, ReportData
 from smallfirst.report.page import render, save
 from smallfirst.routing.certificate.below_threshold import Band
 from smallfirst.routing.certificate.certificate import StageThreshold
-from smallfirst.routing.certificate.curves import FrontierPoint
-from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.risks import RiskResult
 from smallfirst.routing.certificate.units.per_group import GroupCertificate
 from smallfirst.stats.intervals import Estimate, wilson
@@ -180,30 +178,15 @@ def test_a_refused_certificate_says_why_and_guarantees_nothing(make_report: Make
     assert "✓" not in beside.split("Gate")[0]
 
 
-def test_the_frontier_and_the_plans_that_were_tried_stand_on_the_page(
+def test_the_plans_that_were_tried_stand_on_the_page(
     make_report: Make, make_certificate: Build, make_verdict: Build
 ) -> None:
-    bare = words(make_report())
-    assert "How much can stay small" not in bare
-    point = FrontierPoint(max_error=0.1, issued=True, threshold=0.8, n_accepted=70, share=wilson(70, 100))
     trial = PlanTrial(candidate="small", share_expected=0.7, verdict=make_verdict("small", passed=False))
-    guarantee = Guarantee(max_error=0.1)
-    issued = make_certificate(frontier=(point,), guarantee=guarantee)
-    seen = words(make_report(certificate=issued, outcome=outcome())).replace("\xa0", " ")
-    assert "promised: 70 % of calibration rows" in seen
-    assert "At most 10 % of kept answers wrong (95 %). The ring is what was promised" in seen
     kept = Outcome(kind="keep the large model", why="why", trials=(trial,), large=True)
-    seen = words(make_report(certificate=issued, outcome=kept))
-    assert "The ring is what was promised" not in seen
-    assert "Nothing is promised, since nothing goes live with the certificate that was issued." in seen
+    seen = words(make_report(certificate=make_certificate(), outcome=kept))
     assert "Certificate issued, and nothing goes live with it" in seen
     assert "these plans were tried in an order fixed on selection rows" in seen
     assert "Keep the large model. Why." in seen
-    refused = make_certificate(frontier=(point,), issued=False, why="Too few labels.", threshold=1.1)
-    said = words(make_report(certificate=refused)).replace("\xa0", " ")
-    assert "Nothing is promised: Too few labels." in said
-    assert "If at most 10.0 % wrong were good enough, 70 % of requests could stay small" in said
-    assert "routing.guarantee.max_error: 0.1 and run it again" in said
 
 
 def test_what_is_guaranteed_and_what_happens_below_stand_in_tables(make_report: Make, make_certificate: Build) -> None:

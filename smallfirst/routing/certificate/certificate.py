@@ -13,7 +13,7 @@ from smallfirst.errors import ConfigError
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.records import Record
 from smallfirst.routing.certificate.below_threshold import Band, BelowAction, BelowRule, decide_below_threshold
-from smallfirst.routing.certificate.curves import FrontierPoint, ThresholdPoint, frontier, threshold_curve
+from smallfirst.routing.certificate.curves import ThresholdPoint, threshold_curve
 from smallfirst.routing.certificate.filters import RequestFilters
 from smallfirst.routing.certificate.guarantee import LABEL, Guarantee
 from smallfirst.routing.certificate.looks import count_look, in_order, text_fingerprints, trial_fingerprint
@@ -126,8 +126,6 @@ class Certificate(Record):
     """What is shown about the fields of the last stage's JSON answers; None where `guarantee.max_wrong_fields` is."""
     filters: RequestFilters | None = None
     """What requests must pass before they reach the cascade for which it holds."""
-    frontier: tuple[FrontierPoint, ...] = ()
-    """For each of a few limits on errors the share that could stay small, each shown at `confidence` by itself."""
     foreign: ForeignAccepted | None = None
     """What happens to foreign calibration rows; None where none are known."""
 
@@ -320,7 +318,6 @@ def certify_cascade(
         audit_limits=limits,
         limits_of_validity=limits_of_validity(data, asked, limits, subject.below.person, subject.look),
         foreign=foreign_accepted(outcome, guarantee.confidence),
-        frontier=frontier(data, confidence=asked.confidence, selection=selection),
     )
 
 
