@@ -110,7 +110,6 @@ from smallfirst.registry.versions import resolve as resolve
 from smallfirst.registry.versions import rollback as rollback
 from smallfirst.report.data import OpenEndedRouting as OpenEndedRouting
 from smallfirst.routing.budget import Budget as Budget
-from smallfirst.routing.certificate.below_threshold import Band as Band
 from smallfirst.routing.certificate.certificate import Certificate as Certificate
 from smallfirst.routing.certificate.certificate import StageThreshold as StageThreshold
 from smallfirst.routing.certificate.certificate import certify as certify

@@ -17,11 +17,10 @@ from smallfirst.evaluation.learning_curve import LearningPoint
 from smallfirst.gate.outcome import Outcome, PlanTrial
 from smallfirst.report.data import OpenEndedRouting, ReportData
 from smallfirst.report.page import render, save
-from smallfirst.routing.certificate.below_threshold import Band
 from smallfirst.routing.certificate.certificate import StageThreshold
 from smallfirst.routing.certificate.risks import RiskResult
 from smallfirst.routing.certificate.units.per_group import GroupCertificate
-from smallfirst.stats.intervals import Estimate, wilson
+from smallfirst.stats.intervals import wilson
 
 Make = Callable[..., ReportData]
 Build = Callable[..., Any]
@@ -198,19 +197,6 @@ def test_what_is_guaranteed_and_what_happens_below_stand_in_tables(make_report: 
             StageThreshold(name="words", threshold=0.9, n_accepted=30, n_errors=0),
             StageThreshold(name="small", threshold=0.8, n_accepted=40, n_errors=1),
         ),
-        bands=(
-            Band(
-                low=0,
-                high=0.6,
-                n=20,
-                small_right=7,
-                large_right=15,
-                difference=Estimate(value=0.4, low=0.1, high=0.6, n=20),
-                p_value=0.021,
-                action="escalate",
-            ),
-            Band(low=0.6, high=0.8, n=10, small_right=9, large_right=8, difference=None, p_value=1.0, action="abstain"),
-        ),
         classes=(
             GroupCertificate(label="fee", certified=True, **label),
             GroupCertificate(label="<b>", certified=False, **(label | {"labels_missing": 34})),
@@ -221,8 +207,6 @@ def test_what_is_guaranteed_and_what_happens_below_stand_in_tables(make_report: 
     seen = Page(page).words
     assert "at most 10 % of kept answers wrong 0.0143 0.066 70" in seen
     assert "words keeps 30 of 100 rows from a confidence of 0.900, the last draft keeps 40 of 100" in seen
-    assert "0.00 to 0.60 20 7 15 +40.0 [+10.0, +60.0] 0.0210 to the large model" in seen
-    assert "0.60 to 0.80 10 9 8 not measured 1.0000 to a person" in seen
     assert "Label by label: 1 of 2 labels hold the guarantee on their own" in seen
     assert "&lt;b&gt;" in page
     assert "It speaks of requests drawn like its rows." in seen
