@@ -110,22 +110,19 @@ def unconfirmed_escalation(
     """
     routed, alone = run_folder.evaluation("routed", "test"), run_folder.evaluation(candidate, "test")
     limits = project.file.routing.guarantee.limits
-    escalates = "escalate" in {certificate.below, *(band.action for band in certificate.bands)}
-    if routed is None or alone is None or not escalates or "accuracy_loss" in limits or project.file.binds_answers:
+    decided = "accuracy_loss" in limits or project.file.binds_answers
+    if routed is None or alone is None or certificate.below != "escalate" or decided:
         return None
     pairs = [(row.correct, alone.by_key[row.key].correct) for row in routed.rows if row.key in alone.by_key]
     n_routed, n_alone = sum(ours for ours, _ in pairs), sum(theirs for _, theirs in pairs)
     if not pairs or n_routed > n_alone:
         return None
     stays: BelowAction = "abstain" if project.file.routing.person else "keep"
-    bands = tuple(
-        band.model_copy(update={"action": stays}) if band.action == "escalate" else band for band in certificate.bands
-    )
     why = (
         f"{certificate.below_why}; but on {len(pairs)} test rows it is right on {n_routed} with that and on {n_alone} "
+        "without, so they stay small"
     )
-    why += "without, so they stay small"
-    return certificate.model_copy(update={"below": stays, "bands": bands, "below_why": why})
+    return certificate.model_copy(update={"below": stays, "below_why": why})
 
 
 def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *, alone: bool) -> Certified:
@@ -174,7 +171,7 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
         alone and not certificate.issued and not binds
     ):  # the gate's proof is about all answers: no threshold divides them
         why = "no certificate, so no threshold: the candidate passed its gate alone and answers every request"
-        certificate = certificate.model_copy(update={"below": "keep", "bands": (), "below_why": why})
+        certificate = certificate.model_copy(update={"below": "keep", "below_why": why})
     certificate.save(run_folder.path / CERTIFICATE)
     project.progress.log(f"certificate of {candidate}: {certificate.why}")
     project.progress.log(f"below the threshold: {certificate.below} ({certificate.below_why})")

@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple
 from smallfirst.errors import ConfigError
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.records import Record
-from smallfirst.routing.certificate.below_threshold import Band, BelowAction, BelowRule, decide_below_threshold
-from smallfirst.routing.certificate.curves import FrontierPoint, ThresholdPoint, frontier, threshold_curve
+from smallfirst.routing.certificate.below_threshold import BelowAction, BelowRule, decide_below_threshold
+from smallfirst.routing.certificate.curves import ThresholdPoint, threshold_curve
 from smallfirst.routing.certificate.filters import RequestFilters
 from smallfirst.routing.certificate.guarantee import LABEL, Guarantee
 from smallfirst.routing.certificate.looks import (
@@ -125,8 +125,6 @@ class Certificate(Record):
     """Error probability that this look spends, in [0, 1]; None in certificates of before 2026-11-30."""
     classes: tuple[GroupCertificate, ...] = ()
     """By predicted label or tag; part of the guarantee only with `guarantee.per_group`."""
-    bands: tuple[Band, ...] = ()
-    """What happens below the threshold by ascending confidence; empty: `below` throughout."""
     audit_limit: float | None = None
     """Of earlier certificates; `audit_limits` has it."""
     audit_limits: dict[str, dict[str, float]] = {}
@@ -138,8 +136,6 @@ class Certificate(Record):
     """What is shown about the fields of the last stage's JSON answers; None where `guarantee.max_wrong_fields` is."""
     filters: RequestFilters | None = None
     """What requests must pass before they reach the cascade for which it holds."""
-    frontier: tuple[FrontierPoint, ...] = ()
-    """For each of a few limits on errors the share that could stay small, each shown at `confidence` by itself."""
     foreign: ForeignAccepted | None = None
     """What happens to foreign calibration rows; None where none are known."""
 
@@ -179,15 +175,7 @@ class Certificate(Record):
     def decide(
         self, confidence: float | None, label: str | None = None
     ) -> Literal["keep_certified", "escalate", "keep", "abstain"]:
-        return "keep_certified" if self.covers(label, confidence) else self.below_action(confidence)
-
-    def below_action(self, confidence: float | None) -> BelowAction:
-        """Return what happens to an answer that the guarantee does not cover."""
-        action: BelowAction = self.below
-        for band in self.bands:
-            if band.low <= (confidence or 0.0):
-                action = band.action
-        return action
+        return "keep_certified" if self.covers(label, confidence) else self.below
 
 
 class CertificateSubject(NamedTuple):
@@ -305,10 +293,9 @@ def certify_cascade(
         why = describe_per_group(data, asked, classes)
     else:
         why = describe_issued(data, asked, risks, errors)
-    floor = found.floor if "accuracy_loss" in guarantee.limits and found.issued else None
-    top = 1.0 if guarantee.grouped_by and found.issued else found.thresholds[-1]
+    may_keep = "accuracy_loss" not in guarantee.limits or not found.issued or found.keeps_all
     never = found.never_escalates
-    below = decide_below_threshold(data, accepted, subject.below, top=top, floor=floor, never_escalates=never)
+    below = decide_below_threshold(data, accepted, subject.below, may_keep=may_keep, never_escalates=never)
     bounds = [one.bound for one in risks if one.risk == "error"]
     error_bound = bounds[0] if bounds else upper_bound(errors, n_accepted, confidence=guarantee.confidence)
     limits = audit_limits(outcome, accepted, guarantee, error_bound) if found.issued else {}
@@ -338,11 +325,9 @@ def certify_cascade(
         look=subject.look.number if subject.look else None,
         level=subject.share * (1 - asked.confidence),
         classes=classes,
-        bands=below.bands,
         audit_limits=limits,
         limits_of_validity=limits_of_validity(data, asked, limits, subject.below.person, subject.look),
         foreign=foreign_accepted(outcome, guarantee.confidence),
-        frontier=frontier(data, confidence=asked.confidence, selection=selection),
     )
 
 

@@ -141,8 +141,8 @@ class CascadeThresholds(NamedTuple):
     thresholds: Thresholds
     """The cheapest that keep the guarantee; NEVER_ACCEPT throughout if none do."""
     level: float
-    floor: float
-    """Lowest last threshold at which the accuracy loss is shown too, by itself; 1.01 if it is not limited."""
+    keeps_all: bool
+    """The accuracy loss is also shown, by itself, where the last stage answers all that is left to it."""
     shares: dict[str, tuple[float, float]]
     """By risk: least and largest accepted share at which it is shown; only risks that are shown somewhere."""
     n_tested: int
@@ -209,7 +209,7 @@ def search_cascade(
         one = search_threshold(data.confidence[0].tolist(), data.right[0].tolist(), guarantee, starts)
         shown = {"error": (0.0, one.n_accepted / max(1, data.n))} if one.n_accepted else {}
         first = start_rows(data.n, limit, level, starts)[0][0]
-        return CascadeThresholds((one.threshold,), level, NEVER_ACCEPT, shown, data.n, first)
+        return CascadeThresholds((one.threshold,), level, False, shown, data.n, first)
     paths = threshold_paths(data.confidence, steps)
     level = (1 - guarantee.confidence) / (len(guarantee.limits) * len(paths))
     choices: list[tuple[float, float, int, Thresholds, bool]] = []
@@ -237,8 +237,8 @@ def search_cascade(
             choices.append((_excess(outcomes[i]), cost, -outcomes[i].n_accepted, path[i], never_escalates))
     nothing = (0.0, 0.0, 0, (NEVER_ACCEPT,) * data.n_stages, False)
     *_, best, never_escalates = min(choices, default=nothing)
-    floor = min((one[-1] for one in with_small_loss if one[:-1] == best[:-1]), default=NEVER_ACCEPT)
-    return CascadeThresholds(best, level, floor, shares, sum(map(len, paths)), first, never_escalates)
+    keeps_all = (*best[:-1], 0.0) in with_small_loss
+    return CascadeThresholds(best, level, keeps_all, shares, sum(map(len, paths)), first, never_escalates)
 
 
 def _excess(outcome: CascadeOutcome) -> float:
@@ -254,7 +254,7 @@ def _excess(outcome: CascadeOutcome) -> float:
 
 def nothing_accepted(data: CascadeData) -> CascadeThresholds:
     """Return the outcome where no limit asks for a search."""
-    return CascadeThresholds((NEVER_ACCEPT,) * data.n_stages, 1.0, NEVER_ACCEPT, {}, 0)
+    return CascadeThresholds((NEVER_ACCEPT,) * data.n_stages, 1.0, False, {}, 0)
 
 
 def _valid_places(

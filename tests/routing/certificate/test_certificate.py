@@ -391,7 +391,7 @@ def test_one_wording_says_what_a_guarantee_on_cost_alone_leaves_open() -> None:
     assert check_guarantee(found, measured("routed", [False] * 300, falling(300))) is None  # nobody says "held"
 
 
-def test_each_band_below_the_threshold_has_its_own_action() -> None:
+def test_one_decision_holds_for_all_that_is_below_the_threshold() -> None:
     # 200 sure and right; then 40 on which large is better, then 40 on which it is worse.
     ours = [True] * 200 + [False] * 40 + [True] * 20 + [False] * 20
     theirs = [True] * 200 + [True] * 40 + [False] * 40
@@ -400,10 +400,20 @@ def test_each_band_below_the_threshold_has_its_own_action() -> None:
     found = certified(small, large)
     decisions = [found.decide(confidence) for confidence in (0.9, 0.45, 0.39, 0.09, 0.0, None)]
     # Four wrong answers among 204 kept are still at most 5 %, so the threshold lies at 0.397.
-    assert decisions == ["keep_certified", "keep_certified", "escalate", "keep", "keep", "keep"]
-    person = certified(small, large, person=True)
-    assert person.decide(0.09) == "abstain"
-    assert person.below == "escalate"
+    assert decisions == ["keep_certified", "keep_certified", "escalate", "escalate", "escalate", "escalate"]
+    worse = certified(small, measured("large", [True] * 200 + [False] * 80), person=True)
+    assert [worse.decide(confidence) for confidence in (0.45, 0.39, None)] == ["keep_certified", "abstain", "abstain"]
+
+
+def test_with_a_limit_on_the_accuracy_loss_the_rest_stays_small_only_where_that_is_shown() -> None:
+    # Of 150 less confident rows large alone is right on 20, small alone on 14: no gain is shown.
+    small = measured("small", [True] * 150 + [False] * 20 + [True] * 130, falling(300))
+    large = measured("large", [True] * 170 + [False] * 14 + [True] * 116)
+    strict = certified(small, large, Guarantee(max_error=0.05, max_accuracy_loss=0.03))
+    assert (strict.issued, strict.below) == (True, "escalate")
+    assert strict.below_why.endswith("but the limit on the accuracy loss is not shown where they do")
+    assert certified(small, large, Guarantee(max_error=0.05)).below == "keep"
+    assert certified(small, large, Guarantee(max_error=0.05, max_accuracy_loss=0.2)).below == "keep"
 
 
 def test_per_class_only_labels_that_are_shown_are_covered() -> None:

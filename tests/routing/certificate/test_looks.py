@@ -112,7 +112,7 @@ def trial(**changes: Any) -> str:
 
 
 def proven(**changes: Any) -> dict[str, object]:
-    told = {"issued", "threshold", "n_accepted", "error_bound", "coverage", "classes", "risks", "fields", "frontier"}
+    told = {"issued", "threshold", "n_accepted", "error_bound", "coverage", "classes", "risks", "fields"}
     return certify(**given(**changes)).model_dump(include=told)
 
 
