@@ -18,9 +18,9 @@ from smallfirst.routing.certificate.filters import RequestFilters
 from smallfirst.routing.certificate.guarantee import LABEL, Guarantee
 from smallfirst.routing.certificate.looks import (
     ALONE,
-    SharedLook,
     Look,
     Portion,
+    SharedLook,
     count_look,
     in_order,
     next_look,

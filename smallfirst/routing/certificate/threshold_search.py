@@ -3,11 +3,12 @@
 Learn-then-Test (Angelopoulos et al. 2021) along a few paths from accepting nothing to everything, which depend on
 confidences alone, never on what is right; the level is divided equally among limits and paths, so the choice needs no
 further correction. The limit on errors, which may be shown in the middle of a path alone, is tested from several starts
-on by a graphical procedure (Bretz et al. 2009; `rejected_on_path`, with the proof), or from the one that selection
-rows choose. One stage and a limit on errors alone: every row is a step of the path.
+on by a graphical procedure (Bretz et al. 2009; `rejected_on_path`, with the proof). One stage and a limit on errors
+alone: every row is a step of the path.
 
-A start must not depend on which calibration answers are right. Selection rows may choose it, because they certify
-nothing; without them there are several, since nobody knows where the model is surely good enough.
+A start must not depend on which calibration answers are right. Selection rows may choose the one that has most of the
+level, because they certify nothing; the others have a part of it, since nobody knows where the model is surely good
+enough, and no start that fails may take the whole level with it.
 """
 
 from __future__ import annotations
@@ -29,12 +30,10 @@ from smallfirst.stats.sample_size import min_rows_without_error
 Starts = tuple[tuple[float, float], ...]
 """Shares of the rows accepted at the starts, ascending, each with its share of the level; these sum to 1."""
 DEFAULT_STARTS: Starts = ((1 / 8, 1 / 4), (1 / 4, 1 / 4), (1 / 2, 1 / 2))
-CHOICES: tuple[Starts, ...] = (
-    *(((accepted, 1.0),) for accepted in (1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 1 / 16, 5 / 8, 3 / 4)),
-    DEFAULT_STARTS,
-)
-"""Of these selection rows choose; the first of equally good ones."""
-MIN_SELECTION_ROWS = 20
+CHOICES = (1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 1 / 16, 5 / 8, 3 / 4)
+"""Shares of the rows of which selection rows choose one to start at; the first of equally good ones."""
+DOUBT = 10
+"""Selection rows at which half of the level stays with the default starts; of m rows DOUBT / (DOUBT + m) does."""
 _WORLDS = 50
 _PLACES = 100
 MAX_FOREIGN_ACCEPTED = 0.05
@@ -57,10 +56,13 @@ def rejected_on_path(
     its share on to it. With one start this is fixed-sequence testing (Bauer 1991), otherwise the fallback procedure
     (Wiens 2003).
 
-    Proof of the bound: a share moves only past rejected places, so until a true hypothesis is rejected each share is
-    spent no later than on the first true hypothesis at or after its start, and the shares that meet on it add up. A
-    test at a share w of the level rejects a true one with chance at most w `level`, and all these shares together are
-    at most 1, so the chance that any true hypothesis is rejected is at most `level`.
+    It is a graph (Bretz et al. 2009) whose nodes are the places in order, each with an edge of weight 1 to the next,
+    and the share of the start that lies on it. Proof of the bound: a share moves only past rejected places, so until a
+    true hypothesis is rejected each share is spent no later than on the first true hypothesis at or after its start,
+    and the shares that meet on it add up. Which these are does not depend on what was drawn. A test at a share w of the
+    level rejects a true one with chance at most w `level`, and all these shares together are at most 1, so by
+    Bonferroni the chance that any true hypothesis is rejected is at most `level`. A start that fails takes its own
+    share alone with it: later places are tested at the shares of later starts.
     """
     rejected, carried = np.zeros(n, dtype=bool), 0.0
     ends = [*(first for first, _ in starts[1:]), n]
@@ -90,13 +92,15 @@ def start_rows(n: int, limit: float, level: float, starts: Starts = DEFAULT_STAR
 
 
 def choose_starts(scores: np.ndarray, right: np.ndarray, n: int, limit: float, level: float) -> Starts:
-    """Return which of CHOICES keeps most of `n` rows like these selection rows; DEFAULT_STARTS if none keeps any.
+    """Return the start that keeps most of `n` rows like these selection rows, with a part of the level for the others.
 
     `scores`: higher is accepted earlier. The rows to come are drawn from rates as likely as the selection rows make
-    them (the Bayesian bootstrap, Rubin 1981, of these rows and one wrong answer more).
+    them (the Bayesian bootstrap, Rubin 1981, of these rows and one wrong answer more). Few rows know little, and a
+    start that fails ends its walk: so DOUBT / (DOUBT + m) of the level stays with the default starts, which hand on
+    what they show (`rejected_on_path`). If no start keeps any, the default ones have all of it.
     """
     m = len(right)
-    if m < MIN_SELECTION_ROWS:
+    if not m:
         return DEFAULT_STARTS
     draw = np.random.default_rng(0)
     wrong = ~np.asarray(right, dtype=bool)[np.argsort(-np.asarray(scores, dtype=float), kind="stable")]
@@ -105,23 +109,21 @@ def choose_starts(scores: np.ndarray, right: np.ndarray, n: int, limit: float, l
     places = np.unique(np.linspace(0, m - 1, _PLACES).astype(int))
     accepted = np.cumsum(counts[:, :m] + more, axis=1)[:, places]
     losses = np.cumsum(counts[:, :m] * wrong + more, axis=1)[:, places]
-    p_values = np.where(accepted > 0, special.bdtr(losses, accepted, limit), 1.0)
-    means = [_mean_kept(accepted, p_values, start_rows(n, limit, level, starts), level) for starts in CHOICES]
-    best = int(np.argmax(means))
-    return CHOICES[best] if means[best] > 0 else DEFAULT_STARTS
+    failed = (accepted == 0) | (special.bdtr(losses, accepted, limit) > level)
 
+    def mean_kept(share: float) -> float:
+        [(first, _)] = start_rows(n, limit, level, ((share, 1.0),))
+        inside = accepted >= first
+        walked = inside & (np.cumsum(inside & failed, axis=1) == 0)
+        return float(np.where(walked, accepted, 0).max(axis=1).mean())
 
-def _mean_kept(accepted: np.ndarray, p_values: np.ndarray, starts: Sequence[tuple[int, float]], level: float) -> float:
-    """Return the mean over worlds of the rows accepted where the walks from `starts` end, as in `rejected_on_path`."""
-    kept, carried = np.zeros(len(accepted)), np.zeros(len(accepted))
-    ends = [*(rows for rows, _ in starts[1:]), np.inf]
-    for (first, share), end in zip(starts, ends, strict=True):
-        shares = carried + share
-        inside = (accepted >= first) & (accepted < end)
-        failed = np.cumsum(inside & (p_values > (shares * level)[:, None]), axis=1) > 0
-        kept = np.maximum(kept, np.where(inside & ~failed, accepted, 0).max(axis=1))
-        carried = np.where(failed[:, -1], 0.0, shares)
-    return float(kept.mean())
+    best, kept = max(((share, mean_kept(share)) for share in CHOICES), key=lambda one: one[1])
+    if not kept:
+        return DEFAULT_STARTS
+    doubt = DOUBT / (DOUBT + m)
+    shares = {accepted: doubt * share for accepted, share in DEFAULT_STARTS}
+    shares[best] = shares.get(best, 0.0) + 1 - doubt
+    return tuple(sorted(shares.items()))
 
 
 class ThresholdSearchResult(Record):

@@ -22,8 +22,8 @@ from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.looks import (
     DESCRIBES,
     PROVES_NOTHING,
-    SharedLook,
     Look,
+    SharedLook,
     count_look,
     next_look,
     spent_by_look,
@@ -35,7 +35,9 @@ from smallfirst.stats.intervals import wilson
 from smallfirst.tasks.task import PartCounts
 
 PORTIONS = st.sampled_from(["large", "small"])
-FAMILIES = st.one_of(st.just(SharedLook()), st.builds(SharedLook, st.sampled_from(["a", "b"]), st.sampled_from([0.2, 0.6, 1])))
+FAMILIES = st.one_of(
+    st.just(SharedLook()), st.builds(SharedLook, st.sampled_from(["a", "b"]), st.sampled_from([0.2, 0.6, 1]))
+)
 
 
 def test_rows_that_overlap_count_on_and_others_begin_at_one(tmp_path: Path) -> None:
