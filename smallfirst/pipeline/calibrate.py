@@ -49,7 +49,7 @@ from smallfirst.registry import versions
 from smallfirst.routing.certificate.below_threshold import BelowAction
 from smallfirst.routing.certificate.certificate import Certificate, certify
 from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.outcomes import max_outside, with_routing_cost
+from smallfirst.routing.certificate.outcomes import max_outside
 from smallfirst.routing.ood.detector import KEEP_SHARE
 from smallfirst.routing.types import OodScore
 
@@ -214,12 +214,12 @@ def _watched_share(certificate: Certificate, own: Sequence[OodScore], n_outside:
 
 
 def _with_detection_cost(first: Evaluation, scores: Sequence[OodScore]) -> Evaluation:
-    """Add the detector's mean cost and time to each row of the first stage: every request goes through it."""
+    """Add the detector's mean cost to each row of the first stage: every request goes through it."""
     if not scores:
         return first
     cost_usd = sum(score.cost_usd for score in scores) / len(scores)
-    latency_ms = sum(score.latency_ms for score in scores) / len(scores)
-    return with_routing_cost(first, cost_usd=cost_usd, latency_ms=latency_ms)
+    rows = tuple(row.model_copy(update={"cost_usd": row.cost_usd + cost_usd}) for row in first.rows)
+    return first.model_copy(update={"rows": rows, "cost_usd_per_1k": first.cost_usd_per_1k + 1000 * cost_usd})
 
 
 async def _fit_heads(

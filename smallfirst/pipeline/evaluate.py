@@ -111,9 +111,8 @@ async def _evaluate_candidate(project: Project, run_folder: RunFolder, candidate
 def _n_probes(project: Project, split: str) -> int:
     if split == "selection":
         return 0
-    gate, guarantee = project.file.gate, project.file.routing.guarantee
-    limits = (gate.p50_ms_at_most, gate.p95_ms_at_most) if split == "test" else (guarantee.max_p95_ms,)
-    return LIMITED_PROBE_ROWS if any(limits) else PROBE_ROWS
+    limited = split == "test" and (project.file.gate.p50_ms_at_most or project.file.gate.p95_ms_at_most)
+    return LIMITED_PROBE_ROWS if limited else PROBE_ROWS
 
 
 async def _evaluate_large(project: Project, run_folder: RunFolder) -> None:

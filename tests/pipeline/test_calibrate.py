@@ -135,7 +135,6 @@ def test_every_request_pays_for_out_of_domain_detection(tmp_path: Path) -> None:
     first = small(project(tmp_path, []))
     found = _with_detection_cost(first, (OodScore(0.1, 0.002, 4.0), OodScore(0.2, 0.004, 8.0)))
     assert [row.cost_usd for row in found.rows] == pytest.approx([0.003] * len(first.rows))
-    assert {row.latency_ms for row in found.rows} == {7.0}
     assert found.cost_usd_per_1k == pytest.approx(3.0)
     assert _with_detection_cost(first, ()) is first  # without a detector nothing is added
 

@@ -58,26 +58,18 @@ def mid_p_value(only_large: int, only_small: int) -> float:
 
 
 def decide_below_threshold(
-    data: CascadeData,
-    accepted: np.ndarray,
-    rule: BelowRule,
-    *,
-    may_keep: bool = True,
-    never_escalates: bool = False,
+    data: CascadeData, accepted: np.ndarray, rule: BelowRule, *, may_keep: bool = True
 ) -> BelowThreshold:
     """Decide on the rows that are not `accepted`.
 
     `may_keep`: False where a limit on the accuracy loss is not shown while all of them stay small.
-    `never_escalates`: the limits of the guarantee leave nothing to send on.
     """
     rest = ~accepted
     both = rest & data.paired
     small, large = data.right[-1][both], data.large_right[both]
     difference = paired_difference(large.tolist(), small.tolist()) if both.any() else None
     action, why = _decide(data, rest, rule, difference)
-    if never_escalates:
-        action = "abstain" if rule.person else "keep"
-    elif action == "keep" and not may_keep:
+    if action == "keep" and not may_keep:
         action, why = "escalate", f"{why}; but the limit on the accuracy loss is not shown where they do"
     return BelowThreshold(action, why, difference)
 

@@ -37,7 +37,7 @@ from smallfirst.routing.certificate.outcomes import (
     foreign_accepted,
     with_foreign,
 )
-from smallfirst.routing.certificate.risks import GROWS_WITH_COVERAGE, RiskResult, audit_limits, evidence
+from smallfirst.routing.certificate.risks import RiskResult, audit_limits, evidence
 from smallfirst.routing.certificate.rows_needed import MAX_ROWS, MIN_CHANCE, RowsNeeded, rows_needed
 from smallfirst.routing.certificate.summary import (
     NOTHING_LEFT,
@@ -294,8 +294,7 @@ def certify_cascade(
     else:
         why = describe_issued(data, asked, risks, errors)
     may_keep = "accuracy_loss" not in guarantee.limits or not found.issued or found.keeps_all
-    never = found.never_escalates
-    below = decide_below_threshold(data, accepted, subject.below, may_keep=may_keep, never_escalates=never)
+    below = decide_below_threshold(data, accepted, subject.below, may_keep=may_keep)
     bounds = [one.bound for one in risks if one.risk == "error"]
     error_bound = bounds[0] if bounds else upper_bound(errors, n_accepted, confidence=guarantee.confidence)
     limits = audit_limits(outcome, accepted, guarantee, error_bound) if found.issued else {}
@@ -332,12 +331,10 @@ def certify_cascade(
 
 
 def _risk_results(outcome: CascadeOutcome, guarantee: Guarantee, found: CascadeThresholds) -> tuple[RiskResult, ...]:
-    kept = outcome.data.outcome((*found.thresholds[:-1], 0.0)) if found.never_escalates else outcome
-    outcomes = {risk: outcome if risk in GROWS_WITH_COVERAGE else kept for risk in guarantee.limits}
-    shown = {risk: (limit, evidence(risk, outcomes[risk], limit)) for risk, limit in guarantee.limits.items()}
+    shown = [(risk, evidence(risk, outcome, limit)) for risk, limit in guarantee.limits.items()]
     return tuple(
-        RiskResult(risk=risk, limit=limit, value=one.value, bound=one.bound(found.level), n=one.n)
-        for risk, (limit, one) in shown.items()
+        RiskResult(risk=risk, limit=one.limit, value=one.value, bound=one.bound(found.level), n=one.n)
+        for risk, one in shown
     )
 
 

@@ -121,7 +121,3 @@ def test_nothing_stays_small_where_a_limit_on_the_accuracy_loss_does_not_cover_i
     assert found.action == "escalate"
     assert found.why.endswith("they stay small; but the limit on the accuracy loss is not shown where they do")
     assert decide(answers(24, 16), PERSON, may_keep=False).action == "abstain"  # a person loses nothing
-
-
-def test_a_guarantee_that_never_escalates_keeps_everything() -> None:
-    assert decide(answers(24, 12), never_escalates=True).action == "keep"
