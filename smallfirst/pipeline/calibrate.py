@@ -29,6 +29,7 @@ from smallfirst.pipeline.confidence_heads import (
     with_confidences,
 )
 from smallfirst.pipeline.evaluate import measure_router
+from smallfirst.pipeline.joined_rows import LOOKS, find_joined
 from smallfirst.pipeline.router_setup import (
     CHEAP,
     PROFILE_FOLDER,
@@ -55,8 +56,6 @@ from smallfirst.routing.types import OodScore
 
 CERTIFIED = "certified.json"
 """File of the latest Certified in a run folder."""
-LOOKS = "looks.json"
-"""File in the task's folder: the certificates that were tried, of all runs."""
 
 
 class Certified(Record):
@@ -133,15 +132,15 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
     not evaluated.
     """
     routing, manifest = project.file.routing, read_manifest(run_folder.model_folder(candidate))
-    heads, confidences, foreign = asyncio.run(_fit_heads(project, run_folder, candidate))
-    own, scores, filters = asyncio.run(served_rows(project, run_folder, heads))
+    joined = find_joined(project, run_folder, candidate)
+    heads, confidences, foreign = asyncio.run(_fit_heads(project, run_folder, candidate, joined.rows))
+    own, scores, filters = asyncio.run(served_rows(project, run_folder, heads, joined.rows))
     candidates = {**{name: name for name in routing.ahead}, FINE_TUNED: candidate}
     drafts = [
-        with_confidences(_calibration_rows(project, run_folder, name, own), confidences.get(stage, {}))
+        with_confidences(_measured_on(project, run_folder, name, own), confidences.get(stage, {}))
         for stage, name in candidates.items()
     ]
-    drafts[0] = _with_detection_cost(drafts[0], scores)
-    large = run_folder.evaluation("large", "calibration")
+    large = _measured_on(project, run_folder, "large", own) if run_folder.evaluation("large", "calibration") else None
     reference = traffic_reference(project, drafts[-1], [score.value for score in scores], large)
     labels = labelled_by(project)
     if labels == "large" and project.file.data.gold:  # as few as they are, people's answers bound true errors tighter
@@ -160,10 +159,11 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
         usd_per_wrong_answer=routing.usd_per_wrong_answer,
         labels=labels,
         looks=run_folder.path.parent / LOOKS,
+        shared=joined.look,
         selection=_selection_drafts(run_folder, candidates, confidences),
         foreign=foreign.confidence,
     )
-    said = (project.rows.counted.in_words, _label_sources(own) if labels == "large" else "")
+    said = (project.rows.counted.in_words, joined.in_words, _label_sources(own) if labels == "large" else "")
     limits = (*filter(None, said), *filters.limits, *certificate.limits_of_validity)
     update = {"temperature": manifest.temperature, "filters": filters, "limits_of_validity": limits}
     certificate = certificate.model_copy(update=update | _watched_share(certificate, scores, foreign.n_outside))
@@ -213,17 +213,8 @@ def _watched_share(certificate: Certificate, own: Sequence[OodScore], n_outside:
     return {"foreign": foreign.model_copy(update={"max_outside": most})}
 
 
-def _with_detection_cost(first: Evaluation, scores: Sequence[OodScore]) -> Evaluation:
-    """Add the detector's mean cost to each row of the first stage: every request goes through it."""
-    if not scores:
-        return first
-    cost_usd = sum(score.cost_usd for score in scores) / len(scores)
-    rows = tuple(row.model_copy(update={"cost_usd": row.cost_usd + cost_usd}) for row in first.rows)
-    return first.model_copy(update={"rows": rows, "cost_usd_per_1k": first.cost_usd_per_1k + 1000 * cost_usd})
-
-
 async def _fit_heads(
-    project: Project, run_folder: RunFolder, candidate: str
+    project: Project, run_folder: RunFolder, candidate: str, rows: Dataset
 ) -> tuple[ConfidenceHeads, dict[str, dict[str, float]], ForeignDrafts]:
     """Return what is fitted on selection rows, and confidences as they are served, by stage and key of the row."""
     profile = fit_profile(project, run_folder)
@@ -233,7 +224,7 @@ async def _fit_heads(
         if any(policy.uses_gain for policy in project.file.routing.policies):
             await fit_gain(project, drafts[stages[-1].name], run_folder.path)
         chosen_on = await head_confidences(heads, stages, project.rows.selection, drafts, profile=profile)
-        found = await head_confidences(heads, stages, project.rows.calibration, profile=profile)
+        found = await head_confidences(heads, stages, rows, profile=profile)
         said = {stage: {**chosen_on[stage], **by_key} for stage, by_key in found.items()}
         return heads, said, await foreign_drafts(project, heads, stages, profile)
     finally:
@@ -261,13 +252,14 @@ def _label_sources(rows: Dataset) -> str:
     return f"calibration labels are a model's ({models}), so it promises agreement with the model" if models else ""
 
 
-def _calibration_rows(project: Project, run_folder: RunFolder, candidate: str, rows: Dataset) -> Evaluation:
+def _measured_on(project: Project, run_folder: RunFolder, candidate: str, rows: Dataset) -> Evaluation:
+    """Return a candidate's answers to calibration rows, and to the test rows among `rows`."""
     found = run_folder.evaluation(candidate, "calibration")
     if found is None:
         raise StageMissing(f"{candidate} was not evaluated", hint="smallfirst evaluate task.yaml")
-    if len(rows) == len(found.rows):
-        return found
-    return restrict_to_rows(found, EvaluationSetup(project.task, rows, split="calibration"))
+    test = run_folder.evaluation(candidate, "test")
+    answers = found.model_copy(update={"rows": (*found.rows, *(test.rows if test else ()))})
+    return restrict_to_rows(answers, EvaluationSetup(project.task, rows, split="calibration"))
 
 
 def judged_by_gold(project: Project, measured: Evaluation, gold: Mapping[str, str]) -> Evaluation:

@@ -11,6 +11,7 @@ from smallfirst.models.local.weights import release_memory
 from smallfirst.models.protocol import Model, Request
 from smallfirst.models.wrappers import OpenEndedReplay
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads, is_correct
+from smallfirst.pipeline.joined_rows import fix_before_test
 from smallfirst.pipeline.large_model import recorded_answers, recorded_open_answers
 from smallfirst.pipeline.preflight.large_model import forecast_large
 from smallfirst.pipeline.router_setup import cascade_stages, load_ood_detector, routing_rules
@@ -38,6 +39,7 @@ def evaluate_stage(project: Project, run_folder: RunFolder, *, resume: bool = Fa
 
     `resume` leaves out candidates that are measured on these rows already.
     """
+    fix_before_test(project, run_folder)
     for candidate in fitted_candidates(project, run_folder):
         if resume and _is_measured(project, run_folder, candidate):
             continue

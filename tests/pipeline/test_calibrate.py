@@ -15,7 +15,6 @@ from smallfirst.evaluation.results import Evaluation
 from smallfirst.pipeline.calibrate import (
     _label_sources,
     _selection_drafts,
-    _with_detection_cost,
     gold_answers,
     guarantee_of,
     judged_by_gold,
@@ -27,7 +26,6 @@ from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import read_task_file
 from smallfirst.routing.certificate.certificate import Certificate, certify
-from smallfirst.routing.types import OodScore
 from smallfirst.stats.intervals import upper_bound
 
 LABELS = ("billing", "delivery")
@@ -129,14 +127,6 @@ def test_a_model_s_labels_are_never_gold(tmp_path: Path) -> None:
     assert f"({n} of {len(of.rows.calibration)} by big-1)" in _label_sources(of.rows.calibration)
     measured = certify(small(of), None, of.file.routing.guarantee, model_fingerprint="m", labels=labelled_by(of))
     assert "right is what the large model answered" in measured.why
-
-
-def test_every_request_pays_for_out_of_domain_detection(tmp_path: Path) -> None:
-    first = small(project(tmp_path, []))
-    found = _with_detection_cost(first, (OodScore(0.1, 0.002, 4.0), OodScore(0.2, 0.004, 8.0)))
-    assert [row.cost_usd for row in found.rows] == pytest.approx([0.003] * len(first.rows))
-    assert found.cost_usd_per_1k == pytest.approx(3.0)
-    assert _with_detection_cost(first, ()) is first  # without a detector nothing is added
 
 
 def test_the_answers_to_selection_rows_choose_the_start_if_every_stage_has_them(tmp_path: Path) -> None:

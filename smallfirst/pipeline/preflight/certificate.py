@@ -15,7 +15,7 @@ from scipy import special
 from smallfirst.data.dataset import sample_rows
 from smallfirst.data.quality.findings import Finding, make_finding
 from smallfirst.paths import state_folder
-from smallfirst.pipeline.calibrate import LOOKS
+from smallfirst.pipeline.joined_rows import LOOKS
 from smallfirst.pipeline.preflight.more_rows import MoreRows, more_rows
 from smallfirst.project.project import Project
 from smallfirst.records import Record

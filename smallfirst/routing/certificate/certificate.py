@@ -206,7 +206,7 @@ def certify(
     labels: Literal["gold", "large"] = "gold",
     looks: Path | None = None,
     portion: Portion = "large",
-    family: SharedLook = ALONE,
+    shared: SharedLook = ALONE,
     selection: Evaluation | Sequence[Evaluation] | None = None,
     alone: bool = True,
     usd_per_wrong_answer: float | None = None,
@@ -219,7 +219,7 @@ def certify(
     if False everything below goes on. With `person`, what is not sent on goes to a person. `labels="large"`: rows were
     scored against its answers. `looks`: the file that counts the certificates tried on rows with these texts (`looks`);
     this one is counted, and spends the `portion` of the level that it names: "large", or a small one where that is
-    taken; of a `family` of certificates that were fixed together each spends its part. None: it is the only one by
+    taken; of a `shared` look, of certificates that were fixed together, it spends its part. None: it is the only one by
     agreement, and spends all of the level. `selection`: the stages' answers to selection rows, which choose where the
     search begins; None: a fixed rule does. Of rows that share a group one counts, and the guarantee says so (`unit`);
     the order of rows does not matter. `foreign`: by stage the confidences, in [0, 1], of drafts of foreign requests
@@ -245,7 +245,7 @@ def certify(
     if looks is not None:
         inputs |= {"drafts": stages, "large": large and in_order(large), "selection": choosing, "foreign": foreign}
         texts = text_fingerprints(row.text for row in stages[-1].rows)
-        look = count_look(looks, texts, trial_fingerprint(inputs), portion, family)
+        look = count_look(looks, texts, trial_fingerprint(inputs), portion, shared)
         next_share = next_look(looks, texts).share
     subject = CertificateSubject(model_fingerprint, stages[-1].dataset_fingerprint, rule, look, next_share)
     counted = data.take(one_row_a_unit(data.group, data.n))

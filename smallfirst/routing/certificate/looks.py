@@ -71,6 +71,8 @@ class Looks(Record):
     """The looks of a task, in order."""
 
     looks: tuple[Look, ...] = ()
+    read: dict[str, str] = {}
+    """By fingerprint of a test row's text: the run that read it first."""
 
 
 class SharedLook(NamedTuple):
@@ -93,18 +95,18 @@ def count_look(
 ) -> Look:
     """Return this look, and record it in the file `path` unless it is there."""
     with locked(path.with_suffix(".lock")):
-        earlier = _read(path)
-        for one in earlier:
+        found = _read(path)
+        for one in found.looks:
             if one.trial == trial:
                 return one
-        look = _next(earlier, set(rows), trial, portion, family)
-        Looks(looks=(*earlier, look)).save(path)
+        look = _next(found.looks, set(rows), trial, portion, family)
+        found.model_copy(update={"looks": (*found.looks, look)}).save(path)
     return look
 
 
 def next_look(path: Path, rows: Collection[str], portion: Portion = "large") -> Look:
     """Return the look that the next new certificate on these rows would be; nothing is recorded."""
-    return _next(_read(path), set(rows), "", portion, ALONE)
+    return _next(_read(path).looks, set(rows), "", portion, ALONE)
 
 
 def spent_by_look(number: int, first: Portion = "large") -> float:
@@ -135,8 +137,22 @@ def _next(earlier: Sequence[Look], rows: set[str], trial: str, portion: Portion,
     return look.model_copy(update={"portion": taken, "spent": spent, "share": family.part * spent, "family": name})
 
 
-def _read(path: Path) -> tuple[Look, ...]:
-    return Looks.load(path).looks if path.exists() else ()
+def mark_read(path: Path, run: str, rows: Collection[str]) -> None:
+    """Record in the file `path` that `run` reads test rows with these fingerprints, unless an earlier one has."""
+    with locked(path.with_suffix(".lock")):
+        found = _read(path)
+        if new := {row: run for row in sorted(rows) if row not in found.read}:
+            found.model_copy(update={"read": found.read | new}).save(path)
+
+
+def was_read(path: Path, run: str, rows: Collection[str]) -> bool:
+    """Return True if a run before `run` has read a test row with one of these fingerprints."""
+    read = _read(path).read
+    return any(read.get(row, run) != run for row in rows)
+
+
+def _read(path: Path) -> Looks:
+    return Looks.load(path) if path.exists() else Looks()
 
 
 def _connected(earlier: Sequence[Look], rows: set[str]) -> list[Look]:

@@ -9,7 +9,7 @@ from fixtures.preflight import project_of
 
 from smallfirst.data.dataset import fold_text
 from smallfirst.paths import home
-from smallfirst.pipeline.calibrate import LOOKS
+from smallfirst.pipeline.joined_rows import LOOKS
 from smallfirst.pipeline.preflight.certificate import (
     CertificateForecast,
     certificate_findings,

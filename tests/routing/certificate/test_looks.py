@@ -76,7 +76,7 @@ def given(**changes: Any) -> dict[str, Any]:
         "usd_per_wrong_answer": None,
         "foreign": [[0.1, 0.2]],
         "portion": "large",
-        "family": SharedLook(),
+        "shared": SharedLook(),
     }
     return usual | changes
 
@@ -93,7 +93,7 @@ CHANGED: dict[str, Any] = {
     "usd_per_wrong_answer": 0.01,
     "foreign": [[0.1, 0.3]],
     "portion": "small",
-    "family": SharedLook("run", 0.5),
+    "shared": SharedLook("run", 0.5),
 }
 ROW: dict[str, Any] = {
     "key": "other", "text": "other", "gold": "b", "also": ("b",), "answer": "b", "score": 0.5, "correct": False,
