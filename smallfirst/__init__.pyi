@@ -116,7 +116,6 @@ from smallfirst.routing.certificate.certificate import certify as certify
 from smallfirst.routing.certificate.curves import ThresholdPoint as ThresholdPoint
 from smallfirst.routing.certificate.filters import RequestFilters as RequestFilters
 from smallfirst.routing.certificate.guarantee import Guarantee as Guarantee
-from smallfirst.routing.certificate.guarantee_check import GuaranteeCheck as GuaranteeCheck
 from smallfirst.routing.certificate.looks import SharedLook as SharedLook
 from smallfirst.routing.certificate.outcomes import ForeignAccepted as ForeignAccepted
 from smallfirst.routing.certificate.risks import RiskResult as RiskResult

@@ -143,11 +143,9 @@ def test_the_same_judge_labels_both(tmp_path: Path) -> None:
     assert joined(project(both, split=False, data=declared), both).why_not == ""
     said = project(tmp_path / "said", split=False, data=declared, labels="large")  # nothing says who labelled the test
     assert "another source" in joined(said, tmp_path / "said").why_not
-    gold = tmp_path / "gold"
-    gold.mkdir()
-    write(gold / "gold.jsonl", labelled("validation", 1))
-    of = project(gold, split=False, data=declared | {"gold": "gold.jsonl"}, labels="large")
-    assert joined(of, gold).why_not != ""
+    write(both / "gold.jsonl", labelled("validation", 1))
+    with_gold = project(both, split=False, data=declared | {"gold": "gold.jsonl"}, labels="large")
+    assert joined(with_gold, both, name="run-2").why_not == "people's answers in data.gold certify alone"
 
 
 def test_copies_and_members_of_a_group_count_once_over_both(tmp_path: Path) -> None:

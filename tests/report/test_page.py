@@ -81,7 +81,7 @@ def test_four_cards_say_in_a_line_what_each_path_is_and_how_it_stands(
     live = {"smallest_passing": "encoder", "outcome": outcome("small first", "encoder")}
     page = render(make_report(evaluations=evaluations, verdicts=verdicts, **live))
     cards = page.split('<ul class="cards"')[1].split("</ul>")[0].split('<li class="card')[1:]
-    expected = ("✓ meets the requirements", "✗ misses a requirement", "✓ live, guarantee held", "a month")
+    expected = ("✓ meets the requirements", "✗ misses a requirement", "✓ live, under a promise", "a month")
     assert [state in card for card, state in zip(cards, expected, strict=True)] == [True] * 4
     assert "A published model turns texts into numbers" in cards[0]
     assert "not checked" not in page
