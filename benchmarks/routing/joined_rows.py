@@ -120,7 +120,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=300)
     draws = parser.parse_args().draws
-    lines = ["| table | limit | calibration + test rows | certified by | kept | went live | broken |\n|" + "---|" * 7 + "\n"]
+    lines = [
+        "| table | limit | calibration + test rows | certified by | kept | went live | broken |\n|" + "---|" * 7 + "\n"
+    ]
     for name, models in tables():
         for limit in (0.05, 0.1):
             for sizes in SIZES:

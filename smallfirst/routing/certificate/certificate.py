@@ -124,7 +124,7 @@ class Certificate(Record):
     level: float | None = None
     """Error probability that this look spends, in [0, 1]; None in certificates of before 2026-11-30."""
     classes: tuple[GroupCertificate, ...] = ()
-    """By predicted label or tag; part of the guarantee only with `guarantee.per_group`."""
+    """By predicted label or tag, with `guarantee.per_group`."""
     audit_limit: float | None = None
     """Of earlier certificates; `audit_limits` has it."""
     audit_limits: dict[str, dict[str, float]] = {}

@@ -15,16 +15,20 @@ from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData
 from smallfirst.routing.certificate.threshold_search import CascadeThresholds
 from smallfirst.routing.certificate.units.per_group import (
     GroupCertificate,
-    by_group,
-    certify_groups,
     certify_per_group,
+    groups_of,
     guaranteed_rows,
 )
 from smallfirst.stats.intervals import upper_bound
 
 
-def labelled(answers: list[str], right: list[bool], confidence: list[float], *, stages: int = 1) -> CascadeData:
-    return cascade([confidence] * stages, [right] * stages, answer=np.array([answers] * stages, dtype=object))
+def labelled(answers: list[str], right: list[bool], confidence: list[float]) -> CascadeData:
+    return cascade([confidence], [right], answer=np.array([answers], dtype=object))
+
+
+def certified(data: CascadeData, limit: float, level: float = 0.05, by: str = "label") -> tuple[GroupCertificate, ...]:
+    guarantee = Guarantee(max_error=limit, per_group=by)
+    return certify_per_group(data, guarantee, CascadeThresholds((0.0,), level, NEVER_ACCEPT, {}, data.n))
 
 
 def figures(one: GroupCertificate) -> tuple[object, ...]:
@@ -34,7 +38,7 @@ def figures(one: GroupCertificate) -> tuple[object, ...]:
 def test_a_label_that_is_often_wrong_is_not_certified_though_the_average_is_fine() -> None:
     answers = ["card"] * 300 + ["loan"] * 100
     right = [True] * 300 + [i % 5 > 0 for i in range(100)]
-    card, loan = certify_groups(labelled(answers, right, falling(400)), (0.0,), limit=0.1, level=0.05)
+    card, loan = certified(labelled(answers, right, falling(400)), 0.1)
     assert figures(card) == ("card", 300, 0, True, 0)
     assert figures(loan) == ("loan", 100, 20, False, None)
     assert (card.threshold, loan.threshold) == (falling(400)[299], NEVER_ACCEPT)
@@ -45,10 +49,7 @@ def test_a_label_that_is_often_wrong_is_not_certified_though_the_average_is_fine
 
 def test_labels_too_rare_to_show_anything_take_no_share_of_the_level() -> None:
     answers = ["common"] * 59 + [f"rare-{i}" for i in range(50)]
-    found = {
-        one.label: one
-        for one in certify_groups(labelled(answers, [True] * 109, falling(109)), (0.0,), limit=0.05, level=0.05)
-    }
+    found = {one.label: one for one in certified(labelled(answers, [True] * 109, falling(109)), 0.05)}
     assert found["common"].certified  # 59 rows without an error are just enough at the whole level
     assert not found["rare-0"].certified
     assert found["rare-0"].labels_missing == 58
@@ -57,24 +58,11 @@ def test_labels_too_rare_to_show_anything_take_no_share_of_the_level() -> None:
 def test_a_label_has_its_own_threshold_if_guaranteed_per_class() -> None:
     # The surer 150 of 200 are right, the others wrong every second time.
     right = [True] * 150 + [i % 2 == 0 for i in range(50)]
-    (one,) = certify_groups(
-        labelled(["a"] * 200, right, falling(200)), (0.0,), limit=0.05, level=0.05, own_thresholds=True
-    )
+    (one,) = certified(labelled(["a"] * 200, right, falling(200)), 0.05)
     assert one.certified
     assert 150 <= one.n_accepted <= 160
     assert upper_bound(one.n_errors, one.n_accepted) <= 0.05
     assert one.threshold == falling(200)[one.n_accepted - 1]
-    # At a threshold that keeps all of them the same label is not certified.
-    (whole,) = certify_groups(labelled(["a"] * 200, right, falling(200)), (0.0,), limit=0.05, level=0.05)
-    assert not whole.certified
-
-
-def test_several_stages_are_tested_at_the_walk_by_holm() -> None:
-    answers = ["card"] * 200 + ["loan"] * 100
-    right = [True] * 200 + [i % 5 > 0 for i in range(100)]
-    answers = labelled(answers, right, falling(300), stages=2)
-    found = {one.label: one.certified for one in certify_groups(answers, (NEVER_ACCEPT, 0.0), limit=0.1, level=0.05)}
-    assert found == {"card": True, "loan": False}
 
 
 def test_all_labels_hold_together_as_often_as_stated() -> None:
@@ -85,7 +73,7 @@ def test_all_labels_hold_together_as_often_as_stated() -> None:
         answers = draw.choice(labels, 400)
         right = draw.random(400) >= np.array([error[label] for label in answers])
         answers = labelled(answers.tolist(), right.tolist(), draw.random(400).tolist())
-        found = certify_groups(answers, (0.0,), limit=0.1, level=0.05, own_thresholds=True)
+        found = certified(answers, 0.1)
         broken += any(one.certified and error[one.label] > 0.1 for one in found)
     assert broken / sets <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / sets)
 
@@ -95,7 +83,7 @@ def test_groups_may_be_the_values_of_a_tag() -> None:
     right = [True] * 300 + [i % 5 > 0 for i in range(100)]
     data = replace(labelled(["a"] * 400, right, falling(400)), tags={"channel": channel})
     guarantee = Guarantee(max_error=0.1, per_group="channel")
-    found = certify_per_group(data, guarantee, CascadeThresholds((0.0,), 0.05, NEVER_ACCEPT, {}, 400))
+    found = certified(data, 0.1, by="channel")
     assert [(one.label, one.certified) for one in found] == [("chat", False), ("mail", True)]
     assert guaranteed_rows(data, guarantee, found).tolist() == [True] * 300 + [False] * 100
 
@@ -103,4 +91,9 @@ def test_groups_may_be_the_values_of_a_tag() -> None:
 def test_a_calibration_row_without_the_tag_is_an_error() -> None:
     data = replace(labelled(["a"] * 4, [True] * 4, falling(4)), tags={"channel": np.array(["x", "", "x", "x"])})
     with pytest.raises(DataError, match="1 of 4 calibration rows have no channel"):
-        by_group(data, Guarantee(per_group="channel"))
+        groups_of(data, Guarantee(per_group="channel"))
+
+
+def test_nothing_is_said_about_groups_that_nobody_asked_for() -> None:
+    data = labelled(["a"] * 200, [True] * 200, falling(200))
+    assert certify_per_group(data, Guarantee(), CascadeThresholds((0.0,), 0.05, NEVER_ACCEPT, {}, 200)) == ()
