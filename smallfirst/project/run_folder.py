@@ -72,11 +72,11 @@ class GateVerdicts(Record):
     """The gate's verdicts of one run."""
 
     verdicts: tuple[Verdict, ...]
-    """Verdicts, the cheapest candidate first, by its cost a request on selection rows."""
+    """Verdicts on the finalists, in their order."""
     smallest: str | None
-    """The candidate chosen on selection rows if it passes, else the cheapest other that does; None if none does."""
+    """The first finalist that passes and that no other clearly beats on test rows; None if none passes."""
     chosen: str | None = None
-    """The candidate chosen on selection rows to be confirmed; None in runs that did not measure it."""
+    """The first finalist, which was to be confirmed."""
 
     @property
     def how_found(self) -> str:
@@ -84,7 +84,9 @@ class GateVerdicts(Record):
         if self.chosen is None or self.smallest is None:
             return ""
         if self.smallest == self.chosen:
-            return "chosen on selection rows, confirmed on test rows"
+            return "chosen on other rows, confirmed on test rows"
+        if self.of(self.chosen).passed:
+            return f"in place of {self.chosen}, which is clearly right less often on test rows and costs no less"
         return f"next after {self.chosen}, which failed, at the part of the level that is left for the others"
 
     def of(self, candidate: str) -> Verdict:
