@@ -97,23 +97,26 @@ def shrunk_errors(options: Sequence[Option]) -> list[float]:
     that floor (their positive part) differences that chance could explain would count as none, and of 50 rows the
     cheapest would often win over one that is 9 points better; a mean of the Bayesian bootstrap would shrink nothing.
 
-    Rows that all have answered count; without any, the options' own errors do, as measured.
+    An option that answered fewer rows is compared on these with the mean of those that answered all; where none did,
+    errors count as measured.
     """
-    if not options:
-        return []
-    keys = [key for key in options[0].wrong if all(key in one.wrong for one in options)]
-    if not keys:
+    rows = {key for one in options for key in one.wrong}
+    complete = [one.wrong for one in options if len(one.wrong) == len(rows)]
+    if not rows or not complete:
         return [float(np.mean(list(one.wrong.values()) or [1.0])) for one in options]
-    wrong = np.array([[one.wrong[key] for key in keys] for one in options])
-    means, (m, n) = wrong.mean(axis=1), wrong.shape
+    mean = {key: sum(wrong[key] for wrong in complete) / len(complete) for key in rows}
+    apart = [np.array([wrong - mean[key] for key, wrong in one.wrong.items()] or [0.0]) for one in options]
+    level, m = sum(mean.values()) / len(rows), len(options)
     if m == 1:
-        return [float(means[0])]
-    centred = wrong - wrong.mean(axis=0)
-    spread = float(((means - means.mean()) ** 2).sum()) / (m - 1)
-    by_chance = float(centred.var(axis=1, ddof=1).sum()) / (m - 1) / n if n > 1 else math.inf
-    true = max(SPREAD**2, spread - by_chance)
-    kept = true / (true + by_chance)
-    return [float(means.mean() + kept * (one - means.mean())) for one in means]
+        return [level]
+    found = level + np.array([one.mean() for one in apart])
+    of_rows = [float(one.var(ddof=1)) for one in apart if len(one) > 1]  # pooled, so that none overtakes on equal rows
+    n = np.array([len(one) for one in apart])
+    by_chance = (sum(of_rows) / len(of_rows) if of_rows else math.inf) * m / (m - 1) / n
+    spread = float(found.var(ddof=1))
+    true = max(SPREAD**2, spread - float(by_chance.mean()))
+    shrunk = found.mean() + true / (true + by_chance) * (found - found.mean())
+    return [float(one) for one in shrunk]
 
 
 def choose_candidates(

@@ -100,6 +100,16 @@ def test_errors_of_few_rows_are_shrunk_and_of_many_are_not() -> None:
     assert shrunk_errors(apart) == [0.5, 0.0]  # no row in common: as measured
 
 
+def test_one_that_answered_fewer_rows_is_compared_on_these() -> None:
+    """A language model answers selection rows alone, the others training rows out of fold as well."""
+    words, tuned = rated("words", 700, 1000), rated("tuned", 900, 1000)
+    easy = Option("small", 0.001, {str(i): float(i < 4) for i in range(100)})  # wrong on 4 of 100 that all others know
+    errors = shrunk_errors([Option.alone(words), Option.alone(tuned), easy])
+    assert errors[:2] == pytest.approx([0.3, 0.1], abs=0.02)
+    assert errors[2] > errors[1]  # 0.04 as measured, but on rows on which the others are never wrong
+    assert order(WorthRule(), words, tuned)[0] == "tuned"
+
+
 def test_differences_by_row_tell_difficult_rows_from_a_better_candidate() -> None:
     """A tenth of the rows is wrong for both: they say nothing about the difference."""
     together = shrunk_errors([Option.alone(rated("words", 85, 100)), Option.alone(rated("tuned", 90, 100))])
