@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from smallfirst.errors import StageMissing
+from smallfirst.evaluation.out_of_fold import FoldAnswers
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.verdict import Verdict
 from smallfirst.paths import home, state_folder
@@ -26,6 +27,8 @@ R = TypeVar("R", bound=Record)
 
 FITTED, FINALISTS = "candidates.json", "finalists.json"
 """Files of the FittedCandidates and of the Finalists in a run folder."""
+FOLDS = "folds"
+"""Folder of the FoldAnswers in a run folder, a file a candidate."""
 OUTCOME, VERDICTS, CERTIFICATE, PROMOTED = "outcome.json", "verdicts.json", "certificate.json", "promoted.json"
 """Files of the Outcome, the GateVerdicts, the Certificate and the Promotion."""
 
@@ -167,6 +170,13 @@ class RunFolder:
         if not any(found):
             raise StageMissing("nothing has been evaluated yet", hint="smallfirst evaluate task.yaml")
         return [evaluation for evaluation in found if evaluation]
+
+    def save_folds(self, candidate: str, folds: FoldAnswers) -> None:
+        folds.save(self.path / FOLDS / f"{candidate}.json")
+
+    def folds(self, candidate: str) -> FoldAnswers | None:
+        """Return a candidate's out-of-fold answers; None where it was chosen on selection rows alone."""
+        return self.find(FoldAnswers, f"{FOLDS}/{candidate}.json")
 
     def mlflow_run_id(self) -> str:
         """Return the id of the MLflow run of the fine-tune; where there was none, of the run folder's own."""
