@@ -119,6 +119,8 @@ class Outcome(Record):
     """Name and reason of who signed for it; empty if nobody had to."""
     why: str = ""
     """Why nothing goes live, or why there is no promise; empty where neither is the case."""
+    instead: str = ""
+    """What a setting of task.yaml costs: who would do at least as well for less without it, as a sentence."""
     n_kept: int = 0
     """Test rows that the certificate covers."""
     n_kept_wrong: int = 0
@@ -316,6 +318,8 @@ class Outcome(Record):
             yield f"{self.why}."
 
     def _notes(self) -> Iterator[str]:
+        if self.instead:
+            yield self.instead
         if self.signed:
             yield f"Signed for by {self.signed}."
         if not self.watched_by:

@@ -17,6 +17,7 @@ from smallfirst.errors import DataError, StageMissing
 from smallfirst.evaluation.evaluate import EvaluationSetup, restrict_to_rows
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.manifest import read_manifest
+from smallfirst.models.trained_on import refuse_seen_rows
 from smallfirst.pipeline.confidence_heads import (
     GAIN,
     HEADS,
@@ -30,6 +31,7 @@ from smallfirst.pipeline.confidence_heads import (
 )
 from smallfirst.pipeline.evaluate import measure_router
 from smallfirst.pipeline.joined_rows import LOOKS, find_joined
+from smallfirst.pipeline.plans.choosing import chosen_by
 from smallfirst.pipeline.router_setup import (
     CHEAP,
     PROFILE_FOLDER,
@@ -136,6 +138,8 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
     heads, confidences, foreign = asyncio.run(_fit_heads(project, run_folder, candidate, joined.rows))
     own, scores, filters = asyncio.run(served_rows(project, run_folder, heads, joined.rows))
     candidates = {**{name: name for name in routing.ahead}, FINE_TUNED: candidate}
+    for name in candidates.values():
+        refuse_seen_rows(run_folder.model_folder(name), own)
     drafts = [
         with_confidences(_measured_on(project, run_folder, name, own), confidences.get(stage, {}))
         for stage, name in candidates.items()
@@ -197,10 +201,21 @@ def attach_certified(promotion: Promotion, found: Certified, run_folder: RunFold
 def _selection_drafts(
     run_folder: RunFolder, candidates: Mapping[str, str], confidences: Mapping[str, Mapping[str, float]]
 ) -> list[Evaluation] | None:
-    """Return the stages' answers to selection rows; None if one was not evaluated on them."""
-    found = [(stage, run_folder.evaluation(candidate, "selection")) for stage, candidate in candidates.items()]
-    drafts = [with_confidences(one, confidences.get(stage, {})) for stage, one in found if one is not None]
-    return drafts if len(drafts) == len(found) else None
+    """Return the stages' answers to the rows that choose; None if one was not evaluated on them.
+
+    Rows that not every stage has answered without having seen them are left out.
+    """
+    found = [(stage, chosen_by(run_folder, candidate)) for stage, candidate in candidates.items()]
+    there = [(stage, one) for stage, one in found if one is not None]
+    if len(there) < len(found):
+        return None
+    common = set.intersection(*({row.key for row in one.rows} for _, one in there))
+    drafts = []
+    for stage, one in there:
+        rows = tuple(row for row in one.rows if row.key in common)
+        scores = {key: value for key, value in confidences.get(stage, {}).items() if key in common}
+        drafts.append(with_confidences(one.model_copy(update={"rows": rows}), scores))
+    return drafts
 
 
 def _watched_share(certificate: Certificate, own: Sequence[OodScore], n_outside: int) -> dict[str, Any]:
@@ -220,10 +235,12 @@ async def _fit_heads(
     profile = fit_profile(project, run_folder)
     stages = cascade_stages(project, run_folder, get_candidate(candidate).load(project, run_folder))
     try:
-        heads, drafts = await fit_heads(project, stages, profile)
+        names = {**{name: name for name in project.file.routing.ahead}, stages[-1].name: candidate}
+        folds = {stage: one for stage, name in names.items() if (one := run_folder.folds(name)) is not None}
+        heads, held = await fit_heads(project, stages, profile, folds=folds)
         if any(policy.uses_gain for policy in project.file.routing.policies):
-            await fit_gain(project, drafts[stages[-1].name], run_folder.path)
-        chosen_on = await head_confidences(heads, stages, project.rows.selection, drafts, profile=profile)
+            await fit_gain(project, held, stages[-1].name, run_folder.path)
+        chosen_on = await head_confidences(heads, stages, held.rows, held.drafts, profile=profile)
         found = await head_confidences(heads, stages, rows, profile=profile)
         said = {stage: {**chosen_on[stage], **by_key} for stage, by_key in found.items()}
         return heads, said, await foreign_drafts(project, heads, stages, profile)

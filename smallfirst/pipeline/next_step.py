@@ -14,7 +14,7 @@ from smallfirst.pipeline.learning_curve import LEARNING
 from smallfirst.pipeline.preflight.more_rows import more_rows
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import OUTCOME, VERDICTS, GateVerdicts, RunFolder
-from smallfirst.project.task_file import SMALLEST
+from smallfirst.project.task_file import RULES
 from smallfirst.records import Record
 from smallfirst.registry import versions
 
@@ -71,7 +71,7 @@ def after_gate(
 ) -> Iterator[NextStep]:
     """Yield what to do after the gate has said no to the candidate that was to go live."""
     named = project.file.goes_live
-    if gate.smallest not in (None, named) and named != SMALLEST and project.file.sets_gate:
+    if gate.smallest not in (None, named) and named not in RULES and project.file.sets_gate:
         yield NextStep(
             what=f"{gate.smallest} passes: let it go live in place of {project.file.goes_live}",
             command=f"smallfirst promote {task} --candidate {gate.smallest}",

@@ -147,8 +147,8 @@ def _notes(rows: Rows, run_folder: RunFolder, verdicts: GateVerdicts | None) -> 
         f"Rows: {len(rows.train)} to train on, {len(rows.selection)} to choose the epoch, the temperature and the "
         "candidate, "
         f"{len(rows.calibration)} to certify and nothing else, {len(rows.test)} to test, touched once.",
-        "The gate looks at every candidate on the same test rows: the one chosen on selection rows and the one that "
-        "task.yaml names share half of its level, the others the other half.",
+        "The gate looks at three candidates at most on the same test rows, in an order fixed before: the first has "
+        "three fifths of its level, the others share one fifth, plans another.",
     ]
     for found in (*rows.skipped, *rows.notes):
         notes.append(f"{capitalize_first(found.what)}{': ' if found.where else ''}{'; '.join(found.where)}.")

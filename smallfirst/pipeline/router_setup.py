@@ -16,7 +16,7 @@ from smallfirst.models.catalog import find_weights
 from smallfirst.models.manifest import MANIFEST, int8_allowed, read_manifest
 from smallfirst.models.protocol import Model, Request
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads, load_gain
-from smallfirst.project.candidates import fitted_candidates
+from smallfirst.project.candidates import fits_in_folds, fitted_candidates
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.small_model import load_small
@@ -28,6 +28,8 @@ from smallfirst.routing.ood.detector import OodGate, TaskProfile, fit_task_profi
 from smallfirst.routing.policies.policy import CASCADE, CHALLENGER, apply_policies, is_conversation
 from smallfirst.routing.types import OodScore, RouterOptions, Stage
 
+PROFILE_FOLDS = 5
+"""Where rows are few, parts of them that profiles of the others measure."""
 PROFILE_FOLDER = "signature"
 """Folder of the task's profile in a run folder."""
 RUN = "run"
@@ -126,7 +128,8 @@ def fit_profile(project: Project, run_folder: RunFolder) -> TaskProfile | None:
         encoder = (name, open_encoder(find_weights(name), int8=int8))  # as the candidate reads: one pass serves both
     rows = project.rows
     try:
-        profile = fit_task_profile(rows.train, rows.selection, encoder=encoder)
+        n_folds = PROFILE_FOLDS if fits_in_folds(project) else 0
+        profile = fit_task_profile(rows.train, rows.selection, encoder=encoder, n_folds=n_folds)
     except DataError as error:
         project.progress.log(f"`auto` cannot recognize this task: {error.args[0]}")
         return None

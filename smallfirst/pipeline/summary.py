@@ -170,7 +170,7 @@ def _sentences(summary: RunSummary) -> list[str]:
         lines.append(f"open-ended requests sent to the large model: {n_to_large} of {n}")
     if outcome and outcome.live_as and summary.gate.smallest and summary.gate.smallest != outcome.candidate:
         how = f" ({summary.gate.how_found})" if summary.gate.how_found else ""
-        lines.append(f"cheapest candidate that passes: {summary.gate.smallest}{how} — consider it (routing.small)")
+        lines.append(f"by the gate alone: {summary.gate.smallest}{how} — consider it (routing.small)")
     return lines + [f"{name} left out: {why}" for name, why in summary.left_out.items()]
 
 

@@ -240,8 +240,8 @@ def test_without_open_ended_requests_there_are_none(tmp_path: Path) -> None:
 
 
 def test_the_ladder_says_what_is_trained_and_what_can_go_live(tmp_path: Path) -> None:
-    assert read(tmp_path).goes_live == "smallest"
-    assert read(tmp_path, MINIMAL + "ladder: [words, encoder]\n").goes_live == "smallest"
+    assert read(tmp_path).goes_live == "best"
+    assert read(tmp_path, MINIMAL + "ladder: [words, encoder]\n").goes_live == "best"
     assert read(tmp_path, MINIMAL + "routing: {small: small}\n").goes_live == "small"
     cases = {
         "ladder: [word]\n": 'ladder: "word" is no candidate — did you mean "words"?',

@@ -14,12 +14,13 @@ from smallfirst.gate.routed import stays_small
 from smallfirst.gate.verdict import nearest_to_passing
 from smallfirst.pipeline.calibrate import CERTIFIED, Certified
 from smallfirst.pipeline.plans.small_first import PROMISE, PlanTrials
+from smallfirst.pipeline.plans.worth import price_of_guarantee
 from smallfirst.pipeline.preflight.more_rows import more_rows
 from smallfirst.pipeline.summary import KEPT, KeptOnTest
 from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import OUTCOME, PROMOTED, Promotion, RunFolder
-from smallfirst.project.task_file import SMALLEST
+from smallfirst.project.task_file import RULES
 from smallfirst.registry import runs, versions
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.stats.intervals import Estimate, wilson
@@ -127,6 +128,7 @@ def _live(project: Project, run_folder: RunFolder) -> dict[str, Any]:
         "watched_by": "" if nobody or not certificate.issued else watched,
         "signed": ", ".join(signatures),
         "why": "" if certificate.issued else certificate.why,
+        "instead": price_of_guarantee(project, run_folder, routed) if rest == "large" else "",
         "n_kept": kept.n_kept if kept and certificate.issued else 0,
         "n_kept_wrong": kept.n_wrong if kept and certificate.issued else 0,
         "labels_needed": next(_rows_for_certificate(project, run_folder, certificate), None),
@@ -154,7 +156,7 @@ def _not_live(project: Project, run_folder: RunFolder) -> dict[str, Any]:
         "why": _why_not(project, run_folder),
     }
     verdicts = run_folder.verdicts()
-    met = verdicts.smallest if project.file.goes_live == SMALLEST else project.file.goes_live
+    met = verdicts.smallest if project.file.goes_live in RULES else project.file.goes_live
     if met is None or not verdicts.of(met).passed:
         return found
     found |= {name: value for name, value in _named(met).items() if name == "title"}

@@ -1,22 +1,28 @@
-"""The plan that is left where no candidate passes its gate alone: small where a certificate covers it, large elsewhere.
+"""Plans: small where a certificate covers it, large elsewhere; if no candidate passes alone, or a plan is worth more.
 
-Plans come in an order that was fixed on selection rows. Each is certified on calibration rows, a look of its own, and
-then confirmed on test rows by `gate.routed`, at its share of the level; the first that passes goes live.
+They come by worth, as the rows that choose let expect it. Each is certified on calibration rows, a look of its own, and
+then confirmed on test rows by `gate.routed`, at an equal share of what the gate's level holds for plans; the first that
+passes goes live.
 """
 
 from __future__ import annotations
 
 import asyncio
 
+import numpy as np
+
+from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.check_result import CheckResult, ConfidenceLevel, Requirement, check_value
-from smallfirst.gate.gate import PLANS
+from smallfirst.gate.choice import PLANS
 from smallfirst.gate.outcome import PlanTrial
 from smallfirst.gate.routed import check_routed
 from smallfirst.gate.verdict import Verdict, format_verdict
 from smallfirst.pipeline.calibrate import certify_candidate
 from smallfirst.pipeline.diagnostics import find_split_leaks, without_copies
 from smallfirst.pipeline.evaluate import measure_router
-from smallfirst.pipeline.plans.choosing import ExpectedPlan, expected_plans
+from smallfirst.pipeline.plans.worth import ExpectedPlan, expected_plans, fix_finalists
+from smallfirst.pricing.money import format_usd
+from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project, shown_as
 from smallfirst.project.run_folder import CERTIFICATE, RunFolder
 from smallfirst.records import Record
@@ -47,12 +53,16 @@ class PlanTrials(Record):
 
 
 @shown_as("looking for a part of the requests that can stay small")
-def small_first_stage(project: Project, run_folder: RunFolder) -> PlanTrials:
-    """Try the plans in order until one passes; save and return what was tried."""
+def small_first_stage(project: Project, run_folder: RunFolder, *, instead_of: str = "") -> PlanTrials:
+    """Try the plans in order until one passes; save and return what was tried.
+
+    `instead_of` is a candidate that may answer every request: only plans that are expected to be worth more are tried.
+    """
+    level = ConfidenceLevel(len(fix_finalists(project, run_folder).names) / PLANS)
     trials: list[PlanTrial] = []
     first: Certificate | None = None
-    for plan, share in zip(expected_plans(project, run_folder), PLANS, strict=False):
-        verdict = _try(project, run_folder, plan, ConfidenceLevel(1 / share))
+    for plan in expected_plans(project, run_folder, instead_of=instead_of):
+        verdict = _try(project, run_folder, plan, level, instead_of)
         first = first or run_folder.certificate()
         trials.append(
             PlanTrial(
@@ -71,7 +81,9 @@ def small_first_stage(project: Project, run_folder: RunFolder) -> PlanTrials:
     return PlanTrials(trials=tuple(trials))
 
 
-def _try(project: Project, run_folder: RunFolder, plan: ExpectedPlan, level: ConfidenceLevel) -> Verdict:
+def _try(
+    project: Project, run_folder: RunFolder, plan: ExpectedPlan, level: ConfidenceLevel, instead_of: str
+) -> Verdict:
     """Return the verdict on one plan. The Router is measured if the promise is shown."""
     candidate = plan.candidate
     certified = certify_candidate(project, run_folder, candidate, alone=False)
@@ -82,6 +94,8 @@ def _try(project: Project, run_folder: RunFolder, plan: ExpectedPlan, level: Con
         assert routed is not None
         routed = without_copies(project, routed, find_split_leaks(project, run_folder))
         checks += check_routed(project.file.gate.routed, routed, large, level)
+        if instead_of and (alone := run_folder.evaluation(instead_of, "test")):
+            checks.append(_worth_check(routed, alone, project.file.routing.usd_per_wrong_answer or 0.0))
     measured = run_folder.evaluation(candidate, "test")
     assert measured is not None
     verdict = Verdict(
@@ -111,3 +125,21 @@ def _promise_check(certificate: Certificate) -> CheckResult:
         advice="" if certificate.issued else advice,
     )
     return found.model_copy(update={"more_rows": None if certificate.issued else missing})
+
+
+def _worth_check(routed: Evaluation, alone: Evaluation, usd_per_wrong_answer: float) -> CheckResult:
+    """Return whether the plan loses less than a candidate alone on test rows: its certificate may keep less than hoped.
+
+    The candidate passed its gate, so ties are won by it.
+    """
+    losses = [
+        1000 * np.mean([row.cost_usd + usd_per_wrong_answer * (not row.correct) for row in one])
+        for one in (routed.rows, [alone.by_key[row.key] for row in routed.rows if row.key in alone.by_key])
+    ]
+    name = get_candidate(alone.candidate).title
+    text = f"costs less than “{name}” alone, wrong answers at {format_usd(usd_per_wrong_answer)}"
+    return check_value(
+        Requirement("routing.usd_per_wrong_answer", usd_per_wrong_answer, text),
+        passed=bool(losses[0] < losses[1]),
+        measured=f"{format_usd(losses[0])} against {format_usd(losses[1])} per 1,000, n={len(routed.rows)}",
+    )

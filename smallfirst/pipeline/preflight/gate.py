@@ -13,7 +13,8 @@ from smallfirst.data.dataset import Dataset, sample_rows
 from smallfirst.data.quality.findings import Finding, make_finding
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
 from smallfirst.gate.check_result import CheckInputs, CheckResult, ConfidenceLevel
-from smallfirst.gate.gate import Gate, count_comparisons
+from smallfirst.gate.choice import level_shares
+from smallfirst.gate.gate import Gate
 from smallfirst.gate.limits import check_limits
 from smallfirst.gate.metrics import check_metrics, check_per_class
 from smallfirst.gate.paired import check_paired
@@ -64,7 +65,7 @@ def forecast_gate(project: Project) -> tuple[ThresholdForecast, ...]:
     if gate.accuracy_at_least == 1:  # no candidate is meant to go live alone
         gate = gate.model_copy(update={"accuracy_at_least": None})
     names = [candidate.name for candidate in project_candidates(project) if candidate.promotable]
-    level = ConfidenceLevel(min(count_comparisons(names, names[0] if names else None).values(), default=1))
+    level = ConfidenceLevel(1 / max(level_shares(names).values(), default=1))
     large = project.file.large
     asked = perfect_evaluation(project, sample_rows(test, large.sample("test")), cost_usd=1.0) if large else None
     inputs = CheckInputs(perfect_evaluation(project, test), level, asked)

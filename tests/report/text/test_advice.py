@@ -50,7 +50,7 @@ def test_a_smaller_candidate_that_passes_as_well_is_named(make_report: Make, mak
     words = make_evaluation("words", "cccfffff", cost_usd_per_1k=0.001)
     data = make_report(evaluations=(words, *make_report().evaluations), smallest_passing="words", outcome=outcome())
     assert advised(data)[1].replace("\xa0", " ") == (
-        "Consider “words + linear” (routing.small: smallest): it meets the requirements as well, right on "
+        "Consider “words + linear” (leave routing.small out): it meets the requirements as well, right on "
         "87.5 % (52.9 to 97.8) at $0.0010 per 1,000 requests."
     )
 
