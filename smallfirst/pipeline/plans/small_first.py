@@ -16,6 +16,7 @@ from smallfirst.gate.verdict import Verdict, format_verdict
 from smallfirst.pipeline.calibrate import certify_candidate
 from smallfirst.pipeline.diagnostics import find_split_leaks, without_copies
 from smallfirst.pipeline.evaluate import measure_router
+from smallfirst.pipeline.labels_needed import PROMISE
 from smallfirst.pipeline.plans.choosing import ExpectedPlan, expected_plans
 from smallfirst.project.project import Project, shown_as
 from smallfirst.project.run_folder import CERTIFICATE, RunFolder
@@ -24,10 +25,6 @@ from smallfirst.routing.certificate.certificate import Certificate
 
 TRIALS = "plans.json"
 """File of the PlanTrials in a run folder."""
-
-
-PROMISE = "routing.guarantee"
-"""Name of the check that a certificate is issued."""
 
 
 class PlanTrials(Record):
@@ -100,14 +97,11 @@ def _promise_check(certificate: Certificate) -> CheckResult:
     words = certificate.guarantee.in_words
     requirement = Requirement(PROMISE, certificate.max_error, f"a certificate: {words}")
     kept = f"{certificate.n_accepted} of {certificate.n_labels} calibration rows stay small"
-    missing = certificate.labels_missing
-    advice = (
-        f"label about {missing} more calibration rows" if missing else "no number of rows like these is likely to do"
-    )
     found = check_value(
         requirement,
         passed=certificate.issued,
         measured=f"{kept}, {certificate.n_errors} of them wrong" if certificate.issued else certificate.why,
-        advice="" if certificate.issued else advice,
     )
-    return found.model_copy(update={"more_rows": None if certificate.issued else missing})
+    return found.model_copy(
+        update={"more_rows": certificate.labels_missing, "chance": certificate.labels_missing_chance}
+    )

@@ -38,7 +38,7 @@ from smallfirst.routing.certificate.outcomes import (
     with_foreign,
 )
 from smallfirst.routing.certificate.risks import RiskResult, audit_limits, evidence
-from smallfirst.routing.certificate.rows_needed import MAX_ROWS, MIN_CHANCE, RowsNeeded, rows_needed
+from smallfirst.routing.certificate.rows_needed import rows_for_error, rows_needed
 from smallfirst.routing.certificate.summary import (
     NOTHING_LEFT,
     describe_issued,
@@ -55,6 +55,7 @@ from smallfirst.routing.certificate.units.per_group import (
     guaranteed_rows,
 )
 from smallfirst.stats.intervals import Estimate, upper_bound, wilson
+from smallfirst.stats.sample_size import MAX_ROWS, RowsNeeded
 
 
 class StageThreshold(Record):
@@ -319,7 +320,7 @@ def certify_cascade(
         stages=_stage_thresholds(outcome, found),
         risks=risks,
         labels=data.labels,
-        labels_missing=missing.n_more if missing and missing.chance >= MIN_CHANCE else None,
+        labels_missing=missing.n_more if missing and not missing.unlikely else None,
         labels_missing_chance=missing.chance if missing else None,
         look=subject.look.number if subject.look else None,
         level=subject.share * (1 - asked.confidence),
@@ -341,9 +342,11 @@ def _risk_results(outcome: CascadeOutcome, guarantee: Guarantee, found: CascadeT
 def _rows_needed(
     data: CascadeData, guarantee: Guarantee, subject: CertificateSubject, selection: CascadeData | None
 ) -> RowsNeeded:
-    """Simulate the next look, on these rows and more; in less detail where the search takes long."""
-    tested = guarantee.at_share(subject.next_share)
-    quick = set(guarantee.limits) == {"error"} and data.n_stages == 1 and not guarantee.grouped_by
+    """Foretell the next look, on these rows and more; by simulation where there is more than a limit on errors."""
+    tested, level = guarantee.at_share(subject.next_share), 1 - guarantee.confidence
+    if set(guarantee.limits) == {"error"} and (data.n_stages, data.foreign, guarantee.grouped_by) == (1, None, ""):
+        limit, shown_at = guarantee.limits["error"], subject.next_share * level
+        return rows_for_error(data.confidence[0], data.right[0], limit, shown_at, refused_at=subject.share * level)
 
     def shows(rows: CascadeData) -> bool:
         found = search_cascade(rows, tested, selection=selection, steps=20)
@@ -351,7 +354,7 @@ def _rows_needed(
             return found.issued
         return any(one.certified for one in certify_per_group(rows, tested, found))
 
-    return rows_needed(data, shows, n_worlds=40 if quick else 20, max_rows=MAX_ROWS if quick else MAX_ROWS // 4)
+    return rows_needed(data, shows, n_worlds=20, max_rows=MAX_ROWS // 4)
 
 
 def _stage_thresholds(outcome: CascadeOutcome, found: CascadeThresholds) -> tuple[StageThreshold, ...]:
