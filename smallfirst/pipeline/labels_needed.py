@@ -73,7 +73,7 @@ def _open(project: Project, run_folder: RunFolder, trials: Sequence[Verdict], *,
     found = run_folder.find(Certificate, CERTIFICATE)
     if found is not None and not found.issued:
         needed = RowsNeeded(found.labels_missing or 0, found.labels_missing_chance or 0.0)
-        yield OpenQuestion("calibration", needed, found.n_labels)
+        yield OpenQuestion("calibration", needed, min(found.n_labels, len(project.rows.calibration)))
     if live or any(verdict.passed for verdict in verdicts):
         return
     for verdict in [nearest_to_passing(verdicts), *([nearest_to_passing(trials)] if trials else [])]:

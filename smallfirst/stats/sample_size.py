@@ -63,14 +63,14 @@ def fewest_rows(chance: Callable[[int], float], *, max_rows: int = MAX_ROWS) -> 
 
 
 def chance_of_share(
-    right: int, n: int, n_more: int, least: float, *, confidence: float = 0.95, seen: bool = True
+    right: int, n: int, n_more: int, least: float, *, confidence: float = 0.95, again: float = 1.0
 ) -> float:
     """Return the chance that Wilson's interval of a share starts at `least` or above once there are `n_more` rows.
 
-    `right` of `n` rows were right, and the true share is drawn from its posterior under a flat prior. With `seen`
-    these rows are measured again together with the new ones; without, the new ones are measured alone.
+    `right` of `n` rows were right, and the true share is drawn from its posterior under a flat prior. A
+    share `again` of these rows is measured again together with the new ones: all of them, or none.
     """
-    total, counted = (n + n_more, right) if seen else (n_more, 0)
+    total, counted = round(again * n) + n_more, round(again * right)
     z = float(special.ndtri(0.5 + confidence / 2))
     enough = math.ceil(total * least + z * math.sqrt(total * least * (1 - least)) - 1e-9)
     shares = special.betaincinv(right + 1, n - right + 1, _RATES)
@@ -79,13 +79,13 @@ def chance_of_share(
     return float(special.bdtrc(enough - counted - 1, n_more, shares).mean()) if enough - counted <= n_more else 0.0
 
 
-def chance_of_error_bound(wrong: int, n: int, n_more: int, limit: float, *, level: float, seen: bool = True) -> float:
+def chance_of_error_bound(wrong: int, n: int, n_more: int, limit: float, *, level: float, again: float = 1.0) -> float:
     """Return the chance that an exact test at `level` shows an error of at most `limit` once there are `n_more` rows.
 
     As `chance_of_share`, of `wrong` among the `n` most confident answers; the test rejects where as few wrong ones have
     probability at most `level` at the limit.
     """
-    total, counted = (n + n_more, wrong) if seen else (n_more, 0)
+    total, counted = round(again * n) + n_more, round(again * wrong)
     most = _most_wrong(total, limit, level) - counted
     if most < 0:
         return 0.0

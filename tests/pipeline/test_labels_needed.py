@@ -34,7 +34,7 @@ def test_of_one_file_the_question_that_takes_most_rows_decides_and_the_least_cha
     assert (found.n_data_rows, found.chance) == (600, 0.6)  # three times 200 rows give three times as many of each part
     assert found.in_words == "about 600 more rows in rows.jsonl (chance 60 %)"
     assert found.with_price.endswith(", for about $60.00 by a person")
-    # Test rows that certify as well are rows of the same file: twice as many count, so half as many are missing.
+    # Where test rows certify as well, twice as many rows of the file count, so half as many are missing.
     both = rows_to_label(project, [question("calibration", 3 * n_cal, 0.75, 2 * n_cal)])
     assert both is not None
     assert both.n_data_rows == 300

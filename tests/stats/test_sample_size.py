@@ -48,7 +48,7 @@ def test_a_share_s_chance_is_that_of_simulated_measurements() -> None:
     came = [wilson(right + draw.binomial(more, p), n + more).low >= bar for p in truths]
     assert chance_of_share(right, n, more, bar) == pytest.approx(np.mean(came), abs=0.03)
     fresh = [wilson(draw.binomial(more, p), more).low >= bar for p in truths]
-    assert chance_of_share(right, n, more, bar, seen=False) == pytest.approx(np.mean(fresh), abs=0.03)
+    assert chance_of_share(right, n, more, bar, again=0.0) == pytest.approx(np.mean(fresh), abs=0.03)
     assert chance_of_share(right, n, 0, 0.9) == 0
 
 

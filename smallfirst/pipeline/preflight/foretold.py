@@ -35,13 +35,15 @@ from smallfirst.project.candidates import project_candidates
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import OUTCOME, RunFolder
 from smallfirst.records import Record
-from smallfirst.routing.certificate.looks import next_look, text_fingerprints
+from smallfirst.routing.certificate.looks import next_look, text_fingerprints, was_read
 from smallfirst.routing.certificate.rows_needed import rows_for_error
 from smallfirst.stats.intervals import Estimate, wilson
-from smallfirst.stats.sample_size import RowsNeeded, chance_of_share, fewest_rows, min_rows_without_error
+from smallfirst.stats.sample_size import MAX_ROWS, RowsNeeded, chance_of_share, fewest_rows, min_rows_without_error
 
 MOST_CASES = 1000
 """Training and selection rows of which the linear model on words answers each."""
+MOST_FINALISTS = 3
+"""So many candidates at most divide the level where test rows certify as well."""
 _ASSUMED = 1000
 
 
@@ -81,7 +83,9 @@ class CertificateForecast(Record):
 
     guarantee: str
     n_rows: int
-    """Calibration rows that count."""
+    """Rows that count: calibration rows, and test rows where they certify too."""
+    n_test: int = 0
+    """How many of them are test rows."""
     level: float
     """Error probability that the next certificate tried on them spends."""
     n_without_error: int
@@ -94,7 +98,8 @@ class CertificateForecast(Record):
 
     @property
     def in_words(self) -> str:
-        n = f"{self.n_rows:,} calibration rows"
+        test = f" and {self.n_test:,} test" if self.n_test else ""
+        n = f"{self.n_rows - self.n_test:,} calibration{test} rows"
         if not self.reachable:
             return f"{n} cannot show {self.guarantee}, even without an error"
         return f"{n} show {self.guarantee} if, say, the {self.n_without_error:,} most confident answers are all right"
@@ -166,12 +171,18 @@ def forecast_certificate(project: Project) -> CertificateForecast | None:
     (guarantee, _), rows = project.file.routing.guarantee.split_level(), project.rows.calibration
     if project.file.data.gold is not None or "error" not in guarantee.limits:
         return None
-    known = text_fingerprints(example.text for example in rows.examples)
-    share = next_look(state_folder() / "tasks" / project.file.name / LOOKS, known).share
-    n_limits = len(guarantee.limits) * (1 if not project.file.routing.ahead else 3)
-    level = share * (1 - guarantee.confidence) / n_limits
-    fewest = min_rows_without_error(guarantee.limits["error"], level) if level else len(rows) + 1
-    return CertificateForecast(guarantee=guarantee.in_words, n_rows=len(rows), level=level, n_without_error=fewest)
+    looks, data = state_folder() / "tasks" / project.file.name / LOOKS, project.file.data
+    own, test = (text_fingerprints(example.text for example in part.examples) for part in (rows, project.rows.test))
+    one_source = data.exchangeable or (data.validation is None and data.test is None)
+    n_test = len(project.rows.test) if one_source and not was_read(looks, "", test) else 0  # as `find_joined` decides
+    share = next_look(looks, own | test if n_test else own).share
+    n_finalists = min(MOST_FINALISTS, sum(one.promotable for one in project_candidates(project)))
+    share /= max(1, n_finalists) if n_test else 1
+    level = share * (1 - guarantee.confidence) / (len(guarantee.limits) * (3 if project.file.routing.ahead else 1))
+    n = len(rows) + n_test
+    fewest = min_rows_without_error(guarantee.limits["error"], level) if level else n + 1
+    words = guarantee.in_words
+    return CertificateForecast(guarantee=words, n_rows=n, n_test=n_test, level=level, n_without_error=fewest)
 
 
 def forecast_rows(project: Project, certificate: CertificateForecast | None) -> RowsForecast | None:
@@ -190,9 +201,11 @@ def forecast_rows(project: Project, certificate: CertificateForecast | None) -> 
             needed, chances[0] = _for_gate(project, model, bar)
             open_ += [OpenQuestion("test", needed, len(project.rows.test))] if needed.n_more else []
         if asked is not None and certificate is not None and certificate.level:
-            model, n = _as_good(cases, left, asked), certificate.n_rows
-            needed = rows_for_error(model.confidence, model.right, asked, certificate.level, seen=n)
-            now = rows_for_error(model.confidence, model.right, asked, certificate.level, seen=n, max_rows=0)
+            model, n, level = _as_good(cases, left, asked), certificate.n_rows, certificate.level
+            needed, now = (
+                rows_for_error(model.confidence, model.right, asked, level, again=0.0, n_new=n, max_rows=most)
+                for most in (MAX_ROWS, 0)
+            )
             chances[1] = now.chance
             open_ += [OpenQuestion("calibration", needed, n)] if needed.n_more else []
         spans.append((chances[0], chances[1], rows_to_label(project, open_)))
@@ -253,7 +266,7 @@ def _for_gate(project: Project, model: _Assumed, bar: float) -> tuple[RowsNeeded
     confidence = _level(project).confidence
 
     def chance(n_more: int) -> float:
-        return chance_of_share(n_right, n_cases, n + n_more, bar, confidence=confidence, seen=False)
+        return chance_of_share(n_right, n_cases, n + n_more, bar, confidence=confidence, again=0.0)
 
     return fewest_rows(chance), chance(0)
 

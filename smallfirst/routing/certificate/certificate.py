@@ -190,6 +190,8 @@ class CertificateSubject(NamedTuple):
     """The look at the calibration rows; None: the only one, at the whole level."""
     next_share: float = 1.0
     """Share of the error probability that the next look at these rows would spend, in [0, 1]."""
+    again: float = 1.0
+    """Share of these rows that the next look may use as well, in [0, 1]."""
 
     @property
     def share(self) -> float:
@@ -208,6 +210,7 @@ def certify(
     looks: Path | None = None,
     portion: Portion = "large",
     shared: SharedLook = ALONE,
+    n_once: int = 0,
     selection: Evaluation | Sequence[Evaluation] | None = None,
     alone: bool = True,
     usd_per_wrong_answer: float | None = None,
@@ -221,11 +224,11 @@ def certify(
     scored against its answers. `looks`: the file that counts the certificates tried on rows with these texts (`looks`);
     this one is counted, and spends the `portion` of the level that it names: "large", or a small one where that is
     taken; of a `shared` look, of certificates that were fixed together, it spends its part. None: it is the only one by
-    agreement, and spends all of the level. `selection`: the stages' answers to selection rows, which choose where the
-    search begins; None: a fixed rule does. Of rows that share a group one counts, and the guarantee says so (`unit`);
-    the order of rows does not matter. `foreign`: by stage the confidences, in [0, 1], of drafts of foreign requests
-    that nothing was fitted on; with `guarantee.max_foreign_share` they count as wrong where they are accepted, and none
-    known means all are.
+    agreement, and spends all of the level. `n_once`: how many of the rows a later look may not use. `selection`: the
+    stages' answers to selection rows, which choose where the search begins; None: a fixed rule does. Of rows that share
+    a group one counts, and the guarantee says so (`unit`); the order of rows does not matter. `foreign`: by stage the
+    confidences, in [0, 1], of drafts of foreign requests that nothing was fitted on; with `guarantee.max_foreign_share`
+    they count as wrong where they are accepted, and none known means all are.
     Raise DataError if a draft lacks rows, ConfigError for a guarantee by group about several stages, or by field about
     answers without fields.
     """
@@ -248,7 +251,14 @@ def certify(
         texts = text_fingerprints(row.text for row in stages[-1].rows)
         look = count_look(looks, texts, trial_fingerprint(inputs), portion, shared)
         next_share = next_look(looks, texts).share
-    subject = CertificateSubject(model_fingerprint, stages[-1].dataset_fingerprint, rule, look, next_share)
+    subject = CertificateSubject(
+        model_fingerprint,
+        stages[-1].dataset_fingerprint,
+        rule,
+        look,
+        next_share,
+        1 - n_once / max(1, len(stages[-1].rows)),
+    )
     counted = data.take(one_row_a_unit(data.group, data.n))
     if data.group is not None:
         guarantee = guarantee.model_copy(update={"unit": "group"})
@@ -346,7 +356,9 @@ def _rows_needed(
     tested, level = guarantee.at_share(subject.next_share), 1 - guarantee.confidence
     if set(guarantee.limits) == {"error"} and (data.n_stages, data.foreign, guarantee.grouped_by) == (1, None, ""):
         limit, shown_at = guarantee.limits["error"], subject.next_share * level
-        return rows_for_error(data.confidence[0], data.right[0], limit, shown_at, refused_at=subject.share * level)
+        return rows_for_error(
+            data.confidence[0], data.right[0], limit, shown_at, refused_at=subject.share * level, again=subject.again
+        )
 
     def shows(rows: CascadeData) -> bool:
         found = search_cascade(rows, tested, selection=selection, steps=20)

@@ -28,13 +28,14 @@ def rows_for_error(
     level: float,
     *,
     refused_at: float | None = None,
-    seen: int | None = None,
+    again: float = 1.0,
+    n_new: int = 0,
     max_rows: int = MAX_ROWS,
 ) -> RowsNeeded:
     """Return the fewest rows more with which a part of the most confident answers is likely to be shown.
 
-    `refused_at`: the level at which these rows showed nothing. `seen`: rows that will be tested, none of which was
-    answered yet, and which the rows given are like; left out, the rows given are tested again with the new ones.
+    `refused_at`: the level at which these rows showed nothing. `again`: share of these rows that is tested again with
+    the new ones; `n_new`: rows that will be tested as well, and are not answered yet.
     """
     n, order = len(right), np.argsort(-np.asarray(confidence), kind="stable")
     wrong = np.cumsum(~np.asarray(right, dtype=bool)[order])
@@ -42,14 +43,14 @@ def rows_for_error(
     if refused_at is not None:  # what these rows show by themselves is no place where the search begins
         kept = {part: rows for part, rows in kept.items() if special.bdtr(wrong[rows - 1], rows, limit) > refused_at}
 
-    def likely(part: float, n_more: int, *, fresh: bool) -> float:
-        rows, new = kept[part], n_more + (n if seen is None else seen) if fresh else n_more
-        return chance_of_error_bound(int(wrong[rows - 1]), rows, round(part * new), limit, level=level, seen=not fresh)
+    def likely(part: float, n_more: int, share: float) -> float:
+        rows, more = kept[part], round(part * (n_new + n_more + (again - share) * n))
+        return chance_of_error_bound(int(wrong[rows - 1]), rows, more, limit, level=level, again=share)
 
     def chance(n_more: int) -> float:
         # The search begins where other rows let it be shown, not where these happen to be without an error.
-        start = max(kept, key=lambda part: likely(part, n_more, fresh=True), default=None)
-        return 0.0 if start is None else likely(start, n_more, fresh=seen is not None)
+        start = max(kept, key=lambda part: likely(part, n_more, 0.0), default=None)
+        return 0.0 if start is None else likely(start, n_more, again)
 
     return fewest_rows(chance, max_rows=max_rows) if n else RowsNeeded(0, 0.0)
 

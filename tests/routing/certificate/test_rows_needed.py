@@ -57,6 +57,13 @@ def test_a_rate_above_the_limit_that_chance_explains_is_not_called_unlikely() ->
 def test_before_anything_is_answered_all_rows_are_drawn() -> None:
     right = np.ones(1000, bool)
     confidence = np.linspace(1, 0.5, 1000)
-    few = rows_for_error(confidence, right, 0.05, 0.04, seen=40)
+    few = rows_for_error(confidence, right, 0.05, 0.04, again=0.0, n_new=40)
     assert 23 <= few.n_more <= 40  # 63 rows without an error show it at 4 %
-    assert rows_for_error(confidence, right, 0.05, 0.04, seen=400).n_more == 0
+    assert rows_for_error(confidence, right, 0.05, 0.04, again=0.0, n_new=400).n_more == 0
+
+
+def test_rows_that_certify_only_once_are_known_but_not_counted_again() -> None:
+    right, confidence = np.ones(100, bool), 1 - np.arange(100) / 200
+    all_again = rows_for_error(confidence, right, 0.02, 0.05)  # 149 rows without an error show 2 %
+    half_again = rows_for_error(confidence, right, 0.02, 0.05, again=0.5)
+    assert all_again.n_more < half_again.n_more
