@@ -38,24 +38,31 @@ class PlanTrial(Record):
 
 
 class LabelsNeeded(Record):
-    """Rows to label before it can be told."""
+    """Rows to label before it can be told: one number for all that is open."""
 
-    part: Literal["calibration", "test"]
-    """The part of the rows that is too small."""
-    n_rows: int
-    """Rows of that part that are missing."""
     n_data_rows: int
-    """Rows to add to the data file, from which that part is split off."""
+    """Rows to add to the data files, from which every part is split off as it is now."""
+    chance: float
+    """How likely as many are to decide all that is open, in [0, 1]."""
+    files: dict[str, int]
+    """The rows to add by file, as task.yaml names it."""
     usd: float | None = None
     """What labelling them costs in USD; None if no price is known."""
     priced_by: str = ""
     """Whose price it is: "a person" or "the large model"; empty without one."""
-    in_words: str
-    """As a phrase, such as "90 more calibration rows, which is about 560 more rows in rows.jsonl"."""
+
+    @property
+    def in_words(self) -> str:
+        """As a phrase, such as "about 560 more rows in rows.jsonl (chance 75 %)"."""
+        chance = f"chance {100 * self.chance:.0f} %"
+        if len(self.files) == 1:
+            return f"about {self.n_data_rows:,} more rows in {next(iter(self.files))} ({chance})"
+        each = ", ".join(f"{n:,} in {file}" for file, n in self.files.items())
+        return f"about {self.n_data_rows:,} more rows ({each}; {chance})"
 
     @property
     def with_price(self) -> str:
-        price = f", about {format_usd(self.usd)} by {self.priced_by}" if self.usd is not None else ""
+        price = f", for about {format_usd(self.usd)} by {self.priced_by}" if self.usd is not None else ""
         return f"{self.in_words}{price}"
 
 

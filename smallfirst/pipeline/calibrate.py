@@ -164,6 +164,7 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
         labels=labels,
         looks=run_folder.path.parent / LOOKS,
         shared=joined.look,
+        n_once=joined.n_test,
         selection=_selection_drafts(run_folder, candidates, confidences),
         foreign=foreign.confidence,
     )

@@ -7,6 +7,7 @@ import asyncio
 from smallfirst.data.dataset import Dataset, sample_rows
 from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate, score_row, summarize
 from smallfirst.evaluation.results import Evaluation
+from smallfirst.gate.limits import LIMITED_PROBE_ROWS
 from smallfirst.models.local.weights import release_memory
 from smallfirst.models.protocol import Model, Request
 from smallfirst.models.wrappers import OpenEndedReplay
@@ -33,8 +34,6 @@ PROBE_ROWS = 40
 """Rows answered one at a time for the latency figures."""
 AT_ONCE = 64
 """Rows that the Router decides about together."""
-LIMITED_PROBE_ROWS = 300
-"""As many where a latency is limited: the upper end of a p95 takes 72 to 140 of them."""
 
 
 @in_task_state

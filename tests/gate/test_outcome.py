@@ -11,9 +11,7 @@ from fixtures.one_story import disagreements, facts_in, facts_of
 from smallfirst.gate.outcome import LabelsNeeded, Outcome
 from smallfirst.stats.intervals import Estimate, wilson
 
-NEEDED = LabelsNeeded(
-    part="calibration", n_rows=90, n_data_rows=560, usd=28.0, priced_by="a person", in_words="90 more calibration rows"
-)
+NEEDED = LabelsNeeded(n_data_rows=560, chance=0.75, files={"rows.jsonl": 560}, usd=28.0, priced_by="a person")
 RIGHT = "on 83 % [77.2, 87.6] of 200 test rows"
 PROMISE = "at most 10 % of kept answers wrong (95 %)"
 PROMISED = f"Promise for 52 % [45.1, 58.8] of requests: {PROMISE}"
@@ -58,8 +56,8 @@ NOTHING |= {"candidate": None, "promise": "", "alias": "", "watched_by": "", "ga
         (
             UNPROMISED,
             f"Small alone: “tagger” answers every request. Right {RIGHT}, at 2 % [1.8, 2.3] of the large model's bill. "
-            "There is no promise about single answers, and each is marked so; to have one, label 90 more calibration "
-            "rows. Unwatched: nobody judges its answers after go-live.",
+            "There is no promise about single answers, and each is marked so; to have one, label about "
+            "560 more rows in rows.jsonl (chance 75 %). Unwatched: nobody judges its answers after go-live.",
         ),
         (
             {"rest": "refused", "share_small": wilson(196, 200), "share_of_bill": None},
@@ -78,8 +76,8 @@ NOTHING |= {"candidate": None, "promise": "", "alias": "", "watched_by": "", "ga
         ),
         (
             NOTHING | {"kind": "cannot be told yet", "labels_needed": NEEDED},
-            "Cannot be told yet: label 90 more calibration rows, about $28.00 by a person. Until then the large model "
-            "answers.",
+            "Cannot be told yet: label about 560 more rows in rows.jsonl (chance 75 %), for about $28.00 by a person. "
+            "Until then the large model answers.",
         ),
         (
             NOTHING | {"kind": "keep the large model", "why": "“tagger” misses “accuracy 0.9”", "large": False},

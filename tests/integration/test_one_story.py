@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,14 +30,17 @@ from smallfirst.gate.outcome import Outcome
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded.replay import RecordedAnswer, RecordingHeader, request_key
 from smallfirst.paths import home
+from smallfirst.pipeline.preflight.check import check_stage
 from smallfirst.pipeline.run import try_run
 from smallfirst.pipeline.summary import RunSummary, format_summary
 from smallfirst.progress import Progress
+from smallfirst.project.project import Project
 from smallfirst.project.run_folder import OUTCOME, RunFolder
 from smallfirst.project.task_file import TaskFile, read_task_file
 from smallfirst.registry import versions
 from smallfirst.registry.runs import client
 from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.stats.sample_size import LIKELY
 from smallfirst.sync import run_sync
 
 LABELS = ("card", "money")
@@ -308,3 +312,42 @@ def _nothing_is_served(file: TaskFile, outcome: Outcome) -> None:
         with pytest.raises(RegistryError, match="has no champion"):
             service.deploy([file], ledger, live=False)
     ledger.close()
+
+
+@pytest.mark.parametrize(
+    "settings", [GATE, HARD, HARD | LARGE, {}], ids=["gate passed", "failed", "large", "not written"]
+)
+def test_one_number_of_missing_rows_is_told_everywhere(settings: dict[str, Any], tmp_path: Path) -> None:
+    file = write(tmp_path, FEW, {}, **settings)
+    before = check_stage(Project.read(file, Progress(quiet=True)))
+    assert before.rows_needed is not None
+    assert before.rows_needed.chance_certificate is not None
+    assert max(before.rows_needed.chance_certificate) < LIKELY  # it is refused, and that was foretold
+    summary, error = try_run(file, task=str(tmp_path), progress=Progress(quiet=True))
+    outcome, folder = summary.outcome, RunFolder.latest("desk")
+    assert outcome is not None
+    needed = outcome.labels_needed
+    assert needed is not None
+    assert folder.find(Outcome, OUTCOME) == outcome
+    html = (folder.path / "report.html").read_text(encoding="utf-8")
+    after = check_stage(Project.read(file, Progress(quiet=True)))
+    told = {
+        "sentence": outcome.sentence,
+        "terminal": format_summary(summary),
+        "steps": "\n".join(line for step in summary.next_steps for line in step.lines),
+        "report": html,
+        "json": summary.model_dump_json(),
+        "error": f"{error} {getattr(error, 'hint', '')}",
+        "check": after.in_words,
+        "certificate": (folder.path / "certificate.json").read_text(encoding="utf-8"),
+        "verdicts": (folder.path / "verdicts.json").read_text(encoding="utf-8"),
+    }
+    said = {name: set(re.findall(r"([\d,]+) more (?:\w+ )*rows", text)) for name, text in told.items()}
+    one = {f"{needed.n_data_rows:,}"}
+    assert said.pop("error") == (one if error else set())
+    assert (said.pop("certificate"), said.pop("verdicts")) == (set(), set())
+    assert said == dict.fromkeys(said, one)
+    assert (
+        f"(chance {100 * needed.chance:.0f} %)" in outcome.sentence
+        or f"; chance {100 * needed.chance:.0f} %)" in outcome.sentence
+    )

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
 from smallfirst.gate.limits import saving
-from smallfirst.gate.outcome import LabelsNeeded, Outcome
+from smallfirst.gate.outcome import Outcome
 from smallfirst.gate.routed import stays_small
 from smallfirst.gate.verdict import nearest_to_passing
 from smallfirst.pipeline.calibrate import CERTIFIED, Certified
-from smallfirst.pipeline.plans.small_first import PROMISE, PlanTrials
+from smallfirst.pipeline.labels_needed import PROMISE, labels_needed
+from smallfirst.pipeline.plans.small_first import PlanTrials
 from smallfirst.pipeline.plans.worth import price_of_guarantee
-from smallfirst.pipeline.preflight.more_rows import more_rows
 from smallfirst.pipeline.summary import KEPT, KeptOnTest
 from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import OUTCOME, PROMOTED, Promotion, RunFolder
 from smallfirst.project.task_file import RULES
 from smallfirst.registry import runs, versions
-from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.stats.intervals import Estimate, wilson
 
 _RESTS = (("large", ("large", "general")), ("person", ("person",)), ("refused", ("out_of_scope",)))
@@ -131,7 +129,7 @@ def _live(project: Project, run_folder: RunFolder) -> dict[str, Any]:
         "instead": price_of_guarantee(project, run_folder, routed) if rest == "large" else "",
         "n_kept": kept.n_kept if kept and certificate.issued else 0,
         "n_kept_wrong": kept.n_wrong if kept and certificate.issued else 0,
-        "labels_needed": next(_rows_for_certificate(project, run_folder, certificate), None),
+        "labels_needed": labels_needed(project, run_folder, live=True),
     }
 
 
@@ -149,7 +147,8 @@ def _named(candidate: str) -> dict[str, str]:
 
 def _not_live(project: Project, run_folder: RunFolder) -> dict[str, Any]:
     """Return the rows that would decide it, else what fails; and the line of a gate that only has to be written."""
-    needed = min(_rows_that_decide(project, run_folder), key=lambda one: one.n_data_rows, default=None)
+    trials = [trial.verdict for trial in PlanTrials.of(run_folder).trials]
+    needed = labels_needed(project, run_folder, trials=trials)
     found: dict[str, Any] = {
         "kind": "keep the large model" if needed is None else "cannot be told yet",
         "labels_needed": needed,
@@ -170,24 +169,6 @@ def _not_live(project: Project, run_folder: RunFolder) -> dict[str, Any]:
     }
 
 
-def _rows_that_decide(project: Project, run_folder: RunFolder) -> Iterator[LabelsNeeded]:
-    for verdict in (*run_folder.verdicts().verdicts, *(trial.verdict for trial in PlanTrials.of(run_folder).trials)):
-        failed = verdict.failed_checks
-        missing = [check.more_rows for check in failed]
-        if not failed or None in missing:
-            continue
-        promise = [check.more_rows for check in failed if check.name == PROMISE]
-        part = "calibration" if promise else "test"
-        yield _priced(project, run_folder, part, max(n for n in (promise or missing) if n is not None))
-    if (certified := _certified(project, run_folder)) is not None:
-        yield from _rows_for_certificate(project, run_folder, certified.certificate)
-
-
-def _rows_for_certificate(project: Project, run_folder: RunFolder, certificate: Certificate) -> Iterator[LabelsNeeded]:
-    if not certificate.issued and certificate.labels_missing:
-        yield _priced(project, run_folder, "calibration", certificate.labels_missing)
-
-
 def _why_not(project: Project, run_folder: RunFolder) -> str:
     trials, certified = PlanTrials.of(run_folder).trials, _certified(project, run_folder)
     if certified is not None:
@@ -204,20 +185,3 @@ def _why_not(project: Project, run_folder: RunFolder) -> str:
     check = max(verdict.failed_checks, key=lambda one: one.shortfall)
     title = get_candidate(verdict.candidate).title
     return f"“{title}” comes nearest and misses “{check.requirement}” ({check.measured})"
-
-
-def _priced(project: Project, run_folder: RunFolder, part: str, n_rows: int) -> LabelsNeeded:
-    needed, large = more_rows(project, part, n_rows), run_folder.evaluation("large", "test")
-    usd, by = None, ""
-    if project.file.prices.usd_per_label is not None:
-        usd, by = needed.n_data_rows * project.file.prices.usd_per_label, "a person"
-    elif large is not None and large.cost_usd_per_1k > 0:
-        usd, by = needed.n_data_rows * large.cost_usd_per_1k / 1000, "the large model"
-    return LabelsNeeded(
-        part="test" if part == "test" else "calibration",
-        n_rows=n_rows,
-        n_data_rows=needed.n_data_rows,
-        usd=usd,
-        priced_by=by,
-        in_words=needed.in_words,
-    )

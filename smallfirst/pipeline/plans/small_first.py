@@ -20,6 +20,7 @@ from smallfirst.gate.verdict import Verdict, format_verdict
 from smallfirst.pipeline.calibrate import certify_candidate
 from smallfirst.pipeline.diagnostics import find_split_leaks, without_copies
 from smallfirst.pipeline.evaluate import measure_router
+from smallfirst.pipeline.labels_needed import PROMISE
 from smallfirst.pipeline.plans.worth import ExpectedPlan, expected_plans, fix_finalists
 from smallfirst.pricing.money import format_usd
 from smallfirst.project.candidates import get_candidate
@@ -30,10 +31,6 @@ from smallfirst.routing.certificate.certificate import Certificate
 
 TRIALS = "plans.json"
 """File of the PlanTrials in a run folder."""
-
-
-PROMISE = "routing.guarantee"
-"""Name of the check that a certificate is issued."""
 
 
 class PlanTrials(Record):
@@ -114,17 +111,14 @@ def _promise_check(certificate: Certificate) -> CheckResult:
     words = certificate.guarantee.in_words
     requirement = Requirement(PROMISE, certificate.max_error, f"a certificate: {words}")
     kept = f"{certificate.n_accepted} of {certificate.n_labels} calibration rows stay small"
-    missing = certificate.labels_missing
-    advice = (
-        f"label about {missing} more calibration rows" if missing else "no number of rows like these is likely to do"
-    )
     found = check_value(
         requirement,
         passed=certificate.issued,
         measured=f"{kept}, {certificate.n_errors} of them wrong" if certificate.issued else certificate.why,
-        advice="" if certificate.issued else advice,
     )
-    return found.model_copy(update={"more_rows": None if certificate.issued else missing})
+    return found.model_copy(
+        update={"more_rows": certificate.labels_missing, "chance": certificate.labels_missing_chance}
+    )
 
 
 def _worth_check(routed: Evaluation, alone: Evaluation, usd_per_wrong_answer: float) -> CheckResult:
@@ -133,7 +127,7 @@ def _worth_check(routed: Evaluation, alone: Evaluation, usd_per_wrong_answer: fl
     The candidate passed its gate, so ties are won by it.
     """
     losses = [
-        1000 * np.mean([row.cost_usd + usd_per_wrong_answer * (not row.correct) for row in one])
+        1000 * float(np.mean([row.cost_usd + usd_per_wrong_answer * (not row.correct) for row in one]))
         for one in (routed.rows, [alone.by_key[row.key] for row in routed.rows if row.key in alone.by_key])
     ]
     name = get_candidate(alone.candidate).title

@@ -28,7 +28,7 @@ from smallfirst.files import locked
 from smallfirst.records import Record, fingerprint
 from smallfirst.stats.sequential import spent_level
 
-PROVES_NOTHING = frozenset({"looks", "alone", "person", "usd_per_wrong_answer"})
+PROVES_NOTHING = frozenset({"looks", "n_once", "alone", "person", "usd_per_wrong_answer"})
 """Parameters of `certify` without a part in what is proven: the file of the count, and what is to happen below the
 threshold, of which nothing is guaranteed."""
 DESCRIBES = frozenset(
