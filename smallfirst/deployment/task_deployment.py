@@ -254,7 +254,10 @@ class TaskDeployment:
     def _outcome_here(self, outcome: Outcome) -> Outcome:
         """Return the outcome as it is at this server: whether there is a large model here, and who signed since."""
         override = self.file.routing.override
-        found = outcome.model_copy(update={"large": self.large is not None})
+        lost = self.large is None and outcome.watched_by == "large"
+        found = outcome.model_copy(
+            update={"large": self.large is not None, "watched_by": "" if lost else outcome.watched_by}
+        )
         if outcome.goes_live or override is None:
             return found
         signed = f"{override.by} ({override.because})"
@@ -273,25 +276,27 @@ def audited_router(
     others: Callable[[], Sequence[Model]] = tuple,
 ) -> AuditedRouter:
     """Return the Router with its guarantee audited, its traffic monitored and its state in the ledger."""
-    judge = _judge(routing, router.certificate, router.large)
-    auditing = AuditSettings(judge, _agreement(task), store_bodies, task, others)
     outcome = outcome or outcome_of(router)
-    monitor = _monitor(router, routing, reference, judge, shadow=not outcome.goes_live)
+    judge = _judge(routing, router.certificate, outcome, router.large)
+    auditing = AuditSettings(judge, _agreement(task), store_bodies, task, others)
+    monitor = _monitor(router, routing, reference, judge, outcome)
     return AuditedRouter(router, monitor, ledger=ledger, auditing=auditing, outcome=outcome)
 
 
-def _judge(routing: RoutingConfig, certificate: Certificate, large: Model | None) -> Judge:
+def _judge(routing: RoutingConfig, certificate: Certificate, outcome: Outcome, large: Model | None) -> Judge:
     """Return who judges audits: a person if there is no large model or its own error rate is unknown."""
     known = any(certificate.audit_limit_for(risk, "large") is not None for risk in AUDITED)
-    return "person" if large is None or (certificate.issued and not known) else routing.judge
+    watched = certificate.issued or outcome.audited is not None
+    known |= outcome.audited is not None and outcome.audited.by_large is not None
+    return "person" if large is None or (watched and not known) else routing.judge
 
 
 def _monitor(
-    router: Router, routing: RoutingConfig, reference: TrafficReference, judge: Judge, *, shadow: bool
+    router: Router, routing: RoutingConfig, reference: TrafficReference, judge: Judge, outcome: Outcome
 ) -> Callable[[], Monitor]:
     """Return what creates the Router's monitor; log which limits nothing can test."""
     certificate = router.certificate
-    quantities = watched_quantities(certificate, judge)
+    quantities = watched_quantities(certificate, judge, outcome.audited)
     for words in not_watched(certificate, judge):
         _log.warning("%s: nothing after go-live tests the limit %r", router.name, words)
     return lambda: Monitor(
@@ -301,7 +306,7 @@ def _monitor(
         reference_ood_score=reference.doubt,
         reference_labels=reference.labels,
         allocation=allocate_audits(certificate.curve, certificate.threshold),
-        shadow=shadow,
+        shadow=not outcome.goes_live,
     )
 
 

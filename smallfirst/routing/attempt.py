@@ -109,6 +109,8 @@ class RoutingAttempt:
         elif action == "abstain":
             reason = "the large model was not shown to be better here" if router.large else "there is no large model"
             stage, why = "person", f"{cause}, and {reason}: left to a person"
+        elif self.paused:
+            why = f"{self.paused}, and there is no large model to ask"
         elif action == "keep" and not router.certificate.issued and not self.changed:
             why = "answered without a promise: the model passed its gate alone, and no certificate was issued"
         elif action == "keep":

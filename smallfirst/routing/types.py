@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from smallfirst.models.protocol import Completion, Model, Request, Route
+from smallfirst.models.protocol import Completion, Model, Request, Route, RouteStep
 from smallfirst.pricing.charge import Charge, total_usd
 from smallfirst.records import Record
 from smallfirst.routing.budget import Budget
@@ -122,6 +122,11 @@ class RouterOptions(NamedTuple):
 def took_cascade(route: Route) -> bool:
     """Return True if the certificate's thresholds decided: no policy, no pause, no setting, and not out of domain."""
     return route.threshold is not None
+
+
+def is_covered(trail: Iterable[RouteStep]) -> bool:
+    """Return True if the certificate accepts the answer to which these steps led, also while nothing is promised."""
+    return any(step.decision == "kept" and step.threshold is not None for step in trail)
 
 
 class Decision(NamedTuple):

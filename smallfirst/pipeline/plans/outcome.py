@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
+from smallfirst.gate.audited import AuditedAccuracy, audited_accuracy
 from smallfirst.gate.limits import saving
 from smallfirst.gate.outcome import LabelsNeeded, Outcome
 from smallfirst.gate.routed import stays_small
@@ -112,8 +113,9 @@ def _live(project: Project, run_folder: RunFolder) -> dict[str, Any]:
     share = promised if promised is not None and all_promised else wilson(sum(small), len(small))
     answered = [row.correct for row in routed.rows if row.stage != "person"]
     bill = None if large is None else saving(routed, large)
-    watched = "large" if project.file.large is not None and project.file.routing.judge == "large" else "person"
-    nobody = project.file.large is None and not project.file.routing.person and project.file.routing.judge != "person"
+    by_gate = plan == "small alone" and not verdict.signed_by and verdict.passed and project.file.sets_gate
+    measured = run_folder.evaluation(certified.candidate, "test")
+    audited = audited_accuracy(project.file.gate, measured, large) if by_gate and measured else None
     return {
         **_named(certified.candidate),
         "kind": plan,
@@ -124,13 +126,24 @@ def _live(project: Project, run_folder: RunFolder) -> dict[str, Any]:
         "accuracy": wilson(sum(answered), len(answered)) if answered else None,
         "share_of_bill": bill and _rest_of(bill),
         "rest": rest or ("large" if plan == "small first" and project.file.large else ""),
-        "watched_by": "" if nobody or not certificate.issued else watched,
+        "watched_by": _judge(project, certificate, audited),
+        "audited": audited,
         "signed": ", ".join(signatures),
         "why": "" if certificate.issued else certificate.why,
-        "n_kept": kept.n_kept if kept and certificate.issued else 0,
-        "n_kept_wrong": kept.n_wrong if kept and certificate.issued else 0,
         "labels_needed": next(_rows_for_certificate(project, run_folder, certificate), None),
     }
+
+
+def _judge(
+    project: Project, certificate: Certificate, audited: AuditedAccuracy | None
+) -> Literal["", "large", "person"]:
+    """Return who judges audits; nobody where none could find a limit broken."""
+    routing = project.file.routing
+    by_large = certificate.issued or (audited is not None and audited.by_large is not None)
+    if project.file.large is not None and routing.judge == "large" and by_large:
+        return "large"
+    asked = routing.person or routing.judge == "person"
+    return "person" if asked and (certificate.issued or audited) else ""
 
 
 def _rest_of(saved: Estimate) -> Estimate | None:

@@ -6,6 +6,7 @@ Each is the mean of a loss in [0, 1] with a limit, so the same betting test serv
 |---|---|---|---|
 | error | the judge calls the answer wrong | audits | `Certificate.audit_limit_for` |
 | accuracy_loss | the same | audits | what the measured errors of the large model leave room for |
+| accuracy | the same | audits of all small answers | 1 - the gate's accuracy, `AuditedAccuracy` |
 | cost | USD over `COST_RANGE` times the limit, at most 1 | requests | 1 / `COST_RANGE` |
 | latency | slower than the limit | requests | 5 % |
 | escalation | the large model answered | requests | the limit |
@@ -19,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+from smallfirst.gate.audited import AuditedAccuracy
 from smallfirst.models.protocol import Completion
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.guarantee import AUDITED, MAX_LATE_SHARE, describe_limit
@@ -42,9 +44,11 @@ class Quantity(NamedTuple):
     loss: Callable[[Completion], float] | None = None
     """Loss of a request in [0, 1]; None: the loss is an audit's verdict."""
     promised: bool = True
-    """False if the guarantee does not limit it: then it raises a hint and changes nothing."""
+    """False if the guarantee does not limit it: unless it is the gate's, it raises a hint and changes nothing."""
     scale: float = 1.0
     """From the loss to the unit of the guarantee."""
+    by_gate: bool = False
+    """True if it is the gate's: audits of all small answers count, and no promise about single ones rests on it."""
     of_all: bool = False
     """True if requests count that the domain check keeps out of the cascade as well."""
 
@@ -88,14 +92,20 @@ class Watch:
         return found.model_copy(update=ends)
 
 
-def watched_quantities(certificate: Certificate, judge: Judge) -> tuple[Quantity, ...]:
-    """Return what is watched where `judge` judges audits: each promised limit that can be, and the error.
+def watched_quantities(
+    certificate: Certificate, judge: Judge, audited: AuditedAccuracy | None = None
+) -> tuple[Quantity, ...]:
+    """Return what is watched where `judge` judges audits: each promised limit that can be, and the gate's accuracy.
 
     Where no limit rests on audits, more errors than the calibration rows allow for raise a hint. A certificate that was
-    not issued promises nothing, so nothing is watched.
+    not issued promises nothing; `audited` is what a gate asks for that let a candidate answer every request.
     """
-    if not certificate.issued:
-        return ()
+    limit = audited.limit_for(judge) if audited else None
+    by_gate = [Quantity("accuracy", limit, audited.words, promised=False, by_gate=True)] if audited and limit else []
+    return (*(_of_certificate(certificate, judge) if certificate.issued else ()), *by_gate)
+
+
+def _of_certificate(certificate: Certificate, judge: Judge) -> list[Quantity]:
     found = []
     for risk, limit in certificate.guarantee.limits.items():
         if risk not in AUDITED:
@@ -110,7 +120,7 @@ def watched_quantities(certificate: Certificate, judge: Judge) -> tuple[Quantity
     if usual is not None and not any(quantity.loss is None for quantity in found):
         words = f"{100 * usual:.3g} % of audited answers wrong, the bound of the calibration rows (not guaranteed)"
         found.append(Quantity("error", usual, words, promised=False))
-    return tuple(found)
+    return found
 
 
 def is_outside(answer: Completion) -> float:
