@@ -49,7 +49,7 @@ from smallfirst.registry import versions
 from smallfirst.routing.certificate.below_threshold import BelowAction
 from smallfirst.routing.certificate.certificate import Certificate, certify
 from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.outcomes import max_outside, with_routing_cost
+from smallfirst.routing.certificate.outcomes import max_outside
 from smallfirst.routing.ood.detector import KEEP_SHARE
 from smallfirst.routing.types import OodScore
 
@@ -110,22 +110,19 @@ def unconfirmed_escalation(
     """
     routed, alone = run_folder.evaluation("routed", "test"), run_folder.evaluation(candidate, "test")
     limits = project.file.routing.guarantee.limits
-    escalates = "escalate" in {certificate.below, *(band.action for band in certificate.bands)}
-    if routed is None or alone is None or not escalates or "accuracy_loss" in limits or project.file.binds_answers:
+    decided = "accuracy_loss" in limits or project.file.binds_answers
+    if routed is None or alone is None or certificate.below != "escalate" or decided:
         return None
     pairs = [(row.correct, alone.by_key[row.key].correct) for row in routed.rows if row.key in alone.by_key]
     n_routed, n_alone = sum(ours for ours, _ in pairs), sum(theirs for _, theirs in pairs)
     if not pairs or n_routed > n_alone:
         return None
     stays: BelowAction = "abstain" if project.file.routing.person else "keep"
-    bands = tuple(
-        band.model_copy(update={"action": stays}) if band.action == "escalate" else band for band in certificate.bands
-    )
     why = (
         f"{certificate.below_why}; but on {len(pairs)} test rows it is right on {n_routed} with that and on {n_alone} "
+        "without, so they stay small"
     )
-    why += "without, so they stay small"
-    return certificate.model_copy(update={"below": stays, "bands": bands, "below_why": why})
+    return certificate.model_copy(update={"below": stays, "below_why": why})
 
 
 def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *, alone: bool) -> Certified:
@@ -174,7 +171,7 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
         alone and not certificate.issued and not binds
     ):  # the gate's proof is about all answers: no threshold divides them
         why = "no certificate, so no threshold: the candidate passed its gate alone and answers every request"
-        certificate = certificate.model_copy(update={"below": "keep", "bands": (), "below_why": why})
+        certificate = certificate.model_copy(update={"below": "keep", "below_why": why})
     certificate.save(run_folder.path / CERTIFICATE)
     project.progress.log(f"certificate of {candidate}: {certificate.why}")
     project.progress.log(f"below the threshold: {certificate.below} ({certificate.below_why})")
@@ -217,12 +214,12 @@ def _watched_share(certificate: Certificate, own: Sequence[OodScore], n_outside:
 
 
 def _with_detection_cost(first: Evaluation, scores: Sequence[OodScore]) -> Evaluation:
-    """Add the detector's mean cost and time to each row of the first stage: every request goes through it."""
+    """Add the detector's mean cost to each row of the first stage: every request goes through it."""
     if not scores:
         return first
     cost_usd = sum(score.cost_usd for score in scores) / len(scores)
-    latency_ms = sum(score.latency_ms for score in scores) / len(scores)
-    return with_routing_cost(first, cost_usd=cost_usd, latency_ms=latency_ms)
+    rows = tuple(row.model_copy(update={"cost_usd": row.cost_usd + cost_usd}) for row in first.rows)
+    return first.model_copy(update={"rows": rows, "cost_usd_per_1k": first.cost_usd_per_1k + 1000 * cost_usd})
 
 
 async def _fit_heads(

@@ -13,7 +13,7 @@ from smallfirst.report import economics, measures
 from smallfirst.report.candidates import candidate_table
 from smallfirst.report.charts import confidence, training
 from smallfirst.report.charts.latency import latency_chart, latency_row
-from smallfirst.report.charts.tradeoffs import frontier_chart, quality_cost_chart, quality_frame, spending_chart
+from smallfirst.report.charts.tradeoffs import quality_cost_chart, quality_frame, spending_chart
 from smallfirst.report.data import ReportData
 from smallfirst.report.formats import percent
 from smallfirst.report.per_class import field_reliability, part_rows
@@ -69,18 +69,7 @@ def first_screen(data: ReportData, paths: tuple[economics.PathCost, ...]) -> dic
         "opened_verdicts": opened,
         "other_verdicts": [v for v in data.verdicts if v not in opened],
         "tried": [trial.verdict for trial in data.outcome.trials] if data.outcome else [],
-        "frontier_plot": _frontier(data.certificate, promised=data.promised),
-        "reachable": next((p for p in data.certificate.frontier if p.issued), None) if data.certificate else None,
     }
-
-
-def _frontier(certificate: Certificate | None, *, promised: bool) -> str | None:
-    if certificate is None or not certificate.frontier:
-        return None
-    limited = promised and certificate.max_error < 1
-    return frontier_chart(
-        certificate.frontier, promised=(certificate.max_error, certificate.coverage) if limited else None
-    )
 
 
 def path_cards(data: ReportData, paths: tuple[economics.PathCost, ...]) -> tuple[PathCard, ...]:

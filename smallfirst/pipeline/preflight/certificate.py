@@ -117,7 +117,6 @@ def _perfect_cascade(project: Project, n: int) -> CascadeData:
         right=np.ones(everywhere, dtype=bool),
         answer=np.broadcast_to(np.resize(answers, n), everywhere),
         cost_usd=np.zeros((len(names) + 1, n)),
-        latency_ms=np.zeros((len(names) + 1, n)),
         asked=asked,
         large_right=asked,
         labels="gold",

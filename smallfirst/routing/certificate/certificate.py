@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple
 from smallfirst.errors import ConfigError
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.records import Record
-from smallfirst.routing.certificate.below_threshold import Band, BelowAction, BelowRule, decide_below_threshold
-from smallfirst.routing.certificate.curves import FrontierPoint, ThresholdPoint, frontier, threshold_curve
+from smallfirst.routing.certificate.below_threshold import BelowAction, BelowRule, decide_below_threshold
+from smallfirst.routing.certificate.curves import ThresholdPoint, threshold_curve
 from smallfirst.routing.certificate.filters import RequestFilters
 from smallfirst.routing.certificate.guarantee import LABEL, Guarantee
 from smallfirst.routing.certificate.looks import count_look, in_order, text_fingerprints, trial_fingerprint
@@ -27,7 +27,7 @@ from smallfirst.routing.certificate.outcomes import (
     foreign_accepted,
     with_foreign,
 )
-from smallfirst.routing.certificate.risks import GROWS_WITH_COVERAGE, RiskResult, audit_limits, evidence
+from smallfirst.routing.certificate.risks import RiskResult, audit_limits, evidence
 from smallfirst.routing.certificate.rows_needed import MAX_ROWS, MIN_CHANCE, RowsNeeded, rows_needed
 from smallfirst.routing.certificate.summary import (
     describe_issued,
@@ -113,10 +113,6 @@ class Certificate(Record):
     """Number of this certificate among those tried on rows that overlap; None if it is the only one by agreement."""
     classes: tuple[GroupCertificate, ...] = ()
     """By predicted label or tag; part of the guarantee only with `guarantee.per_group`."""
-    bands: tuple[Band, ...] = ()
-    """What happens below the threshold by ascending confidence; empty: `below` throughout."""
-    audit_limit: float | None = None
-    """Of earlier certificates; `audit_limits` has it."""
     audit_limits: dict[str, dict[str, float]] = {}
     """By risk and judge: share of audited answers that may be called wrong before the limit counts as broken. `error`
     is also there where it is not limited: what the calibration rows allow for."""
@@ -126,20 +122,12 @@ class Certificate(Record):
     """What is shown about the fields of the last stage's JSON answers; None where `guarantee.max_wrong_fields` is."""
     filters: RequestFilters | None = None
     """What requests must pass before they reach the cascade for which it holds."""
-    frontier: tuple[FrontierPoint, ...] = ()
-    """For each of a few limits on errors the share that could stay small, each shown at `confidence` by itself."""
     foreign: ForeignAccepted | None = None
     """What happens to foreign calibration rows; None where none are known."""
 
     def audit_limit_for(self, risk: str, judge: Literal["large", "person"]) -> float | None:
         """Return the share of audits by `judge` that may find answers wrong, in (0, 1); None if that shows nothing."""
-        if self.audit_limits or risk != "error":
-            return self.audit_limits.get(risk, {}).get(judge)
-        # Not issued, or issued before there were `audit_limits`.
-        most = self.max_error if self.max_error < 1 else self.error_bound
-        if self.issued and judge == "large":
-            most = self.audit_limit or (1.0 if self.labels == "gold" else most)
-        return most if most < 1 else None
+        return self.audit_limits.get(risk, {}).get(judge)
 
     def covers(
         self,
@@ -167,15 +155,7 @@ class Certificate(Record):
     def decide(
         self, confidence: float | None, label: str | None = None
     ) -> Literal["keep_certified", "escalate", "keep", "abstain"]:
-        return "keep_certified" if self.covers(label, confidence) else self.below_action(confidence)
-
-    def below_action(self, confidence: float | None) -> BelowAction:
-        """Return what happens to an answer that the guarantee does not cover."""
-        action: BelowAction = self.below
-        for band in self.bands:
-            if band.low <= (confidence or 0.0):
-                action = band.action
-        return action
+        return "keep_certified" if self.covers(label, confidence) else self.below
 
 
 class CertificateSubject(NamedTuple):
@@ -284,10 +264,8 @@ def certify_cascade(
         why = describe_per_group(data, asked, classes)
     else:
         why = describe_issued(data, asked, risks, errors)
-    floor = found.floor if "accuracy_loss" in guarantee.limits and found.issued else None
-    top = 1.0 if guarantee.grouped_by and found.issued else found.thresholds[-1]
-    never = found.never_escalates
-    below = decide_below_threshold(data, accepted, subject.below, top=top, floor=floor, never_escalates=never)
+    may_keep = "accuracy_loss" not in guarantee.limits or not found.issued or found.keeps_all
+    below = decide_below_threshold(data, accepted, subject.below, may_keep=may_keep)
     bounds = [one.bound for one in risks if one.risk == "error"]
     error_bound = bounds[0] if bounds else upper_bound(errors, n_accepted, confidence=guarantee.confidence)
     limits = audit_limits(outcome, accepted, guarantee, error_bound) if found.issued else {}
@@ -316,21 +294,17 @@ def certify_cascade(
         labels_missing_chance=missing.chance if missing else None,
         look=subject.look,
         classes=classes,
-        bands=below.bands,
         audit_limits=limits,
         limits_of_validity=limits_of_validity(data, asked, limits, subject.below.person, subject.look),
         foreign=foreign_accepted(outcome, guarantee.confidence),
-        frontier=frontier(data, confidence=asked.confidence, selection=selection),
     )
 
 
 def _risk_results(outcome: CascadeOutcome, guarantee: Guarantee, found: CascadeThresholds) -> tuple[RiskResult, ...]:
-    kept = outcome.data.outcome((*found.thresholds[:-1], 0.0)) if found.never_escalates else outcome
-    outcomes = {risk: outcome if risk in GROWS_WITH_COVERAGE else kept for risk in guarantee.limits}
-    shown = {risk: (limit, evidence(risk, outcomes[risk], limit)) for risk, limit in guarantee.limits.items()}
+    shown = [(risk, evidence(risk, outcome, limit)) for risk, limit in guarantee.limits.items()]
     return tuple(
-        RiskResult(risk=risk, limit=limit, value=one.value, bound=one.bound(found.level), n=one.n)
-        for risk, (limit, one) in shown.items()
+        RiskResult(risk=risk, limit=one.limit, value=one.value, bound=one.bound(found.level), n=one.n)
+        for risk, one in shown
     )
 
 

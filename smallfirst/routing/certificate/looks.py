@@ -20,19 +20,16 @@ from smallfirst.data.dataset import fold_text
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.files import locked
 from smallfirst.records import Record, fingerprint
-from smallfirst.routing.certificate.guarantee import Guarantee
 
 PROVES_NOTHING = frozenset({"looks", "alone", "person", "usd_per_wrong_answer"})
 """Parameters of `certify` without a part in what is proven: the file of the count, and what is to happen below the
 threshold, of which nothing is guaranteed."""
 DESCRIBES = frozenset(
     {"candidate", "model", "task", "split", "dataset_fingerprint", "accuracy", "measures", "parts", "cost_usd_per_1k"}
-    | {"p50_ms", "p95_ms", "requests_per_s", "note"}
+    | {"p50_ms", "p95_ms", "requests_per_s", "note", "probes_ms", "cost_usd", "latency_ms"}
 )
-"""Fields of an Evaluation that name it or follow from its rows; `certify` computes with the rows."""
-_MEASURED_FOR = {"cost": {"cost_usd"}, "latency": {"latency_ms", "probes_ms"}}
-"""By limit: what another measurement of the same answers changes. Without the limit it at most chooses among thresholds
-that are shown together."""
+"""Fields of an Evaluation, or of a row, that name it, follow from its rows, or are measured anew with equal answers: a
+cost at most chooses among thresholds that are shown together."""
 
 
 class Look(Record):
@@ -92,13 +89,9 @@ def text_fingerprints(texts: Iterable[str]) -> set[str]:
 def trial_fingerprint(inputs: Mapping[str, object]) -> str:
     """Return what tells a certificate from another: the arguments of `certify` by name.
 
-    Numbers count to the last digit; the order of rows does not. Costs and latencies count where they are limited.
+    Numbers count to the last digit; the order of rows does not.
     """
-    guarantee = inputs["guarantee"]
-    assert isinstance(guarantee, Guarantee)
-    unlimited = {name for limit, names in _MEASURED_FOR.items() if limit not in guarantee.limits for name in names}
-    counted = {name: value for name, value in inputs.items() if name not in PROVES_NOTHING}
-    return fingerprint({name: _plain(value, DESCRIBES | unlimited) for name, value in counted.items()})
+    return fingerprint({name: _plain(value) for name, value in inputs.items() if name not in PROVES_NOTHING})
 
 
 def in_order(evaluation: Evaluation) -> Evaluation:
@@ -108,12 +101,12 @@ def in_order(evaluation: Evaluation) -> Evaluation:
     return evaluation.model_copy(update={"rows": tuple(rows)})
 
 
-def _plain(value: object, left_out: Collection[str]) -> Any:
+def _plain(value: object) -> Any:
     if isinstance(value, Evaluation):
-        rows = [row.model_dump(mode="json", exclude=set(left_out)) for row in value.rows]
-        return value.model_dump(mode="json", exclude={"rows", *left_out}) | {"rows": rows}
+        rows = [row.model_dump(mode="json", exclude=set(DESCRIBES)) for row in value.rows]
+        return value.model_dump(mode="json", exclude={"rows", *DESCRIBES}) | {"rows": rows}
     if isinstance(value, Record):
         return value.model_dump(mode="json")
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(one, left_out) for one in value]
+        return [_plain(one) for one in value]
     return value

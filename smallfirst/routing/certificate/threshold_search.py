@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +23,7 @@ from scipy import special
 from smallfirst.records import Record
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData, CascadeOutcome
-from smallfirst.routing.certificate.risks import GROWS_WITH_COVERAGE, evidence
+from smallfirst.routing.certificate.risks import evidence
 from smallfirst.stats.sample_size import min_rows_without_error
 
 Starts = tuple[tuple[float, float], ...]
@@ -141,15 +141,13 @@ class CascadeThresholds(NamedTuple):
     thresholds: Thresholds
     """The cheapest that keep the guarantee; NEVER_ACCEPT throughout if none do."""
     level: float
-    floor: float
-    """Lowest last threshold at which the accuracy loss is shown too, by itself; 1.01 if it is not limited."""
+    keeps_all: bool
+    """The accuracy loss is also shown, by itself, where the last stage answers all that is left to it."""
     shares: dict[str, tuple[float, float]]
     """By risk: least and largest accepted share at which it is shown; only risks that are shown somewhere."""
     n_tested: int
     first: int = 0
     """Rows accepted where the search for the limit on errors begins; 0 where there are several paths or limits."""
-    never_escalates: bool = False
-    """The guarantee holds only if nothing is escalated: the large model is no better on the rest anyway."""
 
     @property
     def issued(self) -> bool:
@@ -209,20 +207,20 @@ def search_cascade(
         one = search_threshold(data.confidence[0].tolist(), data.right[0].tolist(), guarantee, starts)
         shown = {"error": (0.0, one.n_accepted / max(1, data.n))} if one.n_accepted else {}
         first = start_rows(data.n, limit, level, starts)[0][0]
-        return CascadeThresholds((one.threshold,), level, NEVER_ACCEPT, shown, data.n, first)
+        return CascadeThresholds((one.threshold,), level, False, shown, data.n, first)
     paths = threshold_paths(data.confidence, steps)
     level = (1 - guarantee.confidence) / (len(guarantee.limits) * len(paths))
-    choices: list[tuple[float, float, int, Thresholds, bool]] = []
+    choices: list[tuple[float, float, int, Thresholds]] = []
     first = 0
     with_small_loss: list[Thresholds] = []
     shares: dict[str, tuple[float, float]] = {}
     for path in paths:
         outcomes = [data.outcome(thresholds) for thresholds in path]
-        places = {
-            risk: _shown_places(risk, outcomes, limit, level)
-            for risk, limit in guarantee.limits.items()
-            if risk != "error"
-        }
+        places = dict[str, list[int]]()
+        if "accuracy_loss" in guarantee.limits:
+            limit = guarantee.limits["accuracy_loss"]
+            shows = (evidence("accuracy_loss", outcome, limit).shows(level) for outcome in outcomes)
+            places["accuracy_loss"] = [i for i, _ in enumerate(itertools.takewhile(bool, shows))]
         if "error" in guarantee.limits:
             limit = guarantee.limits["error"]
             starts = _path_starts(path, selection, data.n, limit, level)
@@ -232,13 +230,12 @@ def search_cascade(
             found = [outcomes[i].n_accepted / data.n for i in shown_at] + list(shares.get(risk, ()))
             shares |= {risk: (min(found), max(found))} if found else {}
         with_small_loss += [path[i] for i in places.get("accuracy_loss", ())]
-        for i, never_escalates in _valid_places(outcomes, path, places):
+        for i in sorted(set.intersection(*map(set, places.values()))):
             cost = outcomes[i].mean_cost_usd if data.large_known else float(data.n - outcomes[i].n_accepted)
-            choices.append((_excess(outcomes[i]), cost, -outcomes[i].n_accepted, path[i], never_escalates))
-    nothing = (0.0, 0.0, 0, (NEVER_ACCEPT,) * data.n_stages, False)
-    *_, best, never_escalates = min(choices, default=nothing)
-    floor = min((one[-1] for one in with_small_loss if one[:-1] == best[:-1]), default=NEVER_ACCEPT)
-    return CascadeThresholds(best, level, floor, shares, sum(map(len, paths)), first, never_escalates)
+            choices.append((_excess(outcomes[i]), cost, -outcomes[i].n_accepted, path[i]))
+    *_, best = min(choices, default=(0.0, 0.0, 0, (NEVER_ACCEPT,) * data.n_stages))
+    keeps_all = (*best[:-1], 0.0) in with_small_loss
+    return CascadeThresholds(best, level, keeps_all, shares, sum(map(len, paths)), first)
 
 
 def _excess(outcome: CascadeOutcome) -> float:
@@ -254,25 +251,7 @@ def _excess(outcome: CascadeOutcome) -> float:
 
 def nothing_accepted(data: CascadeData) -> CascadeThresholds:
     """Return the outcome where no limit asks for a search."""
-    return CascadeThresholds((NEVER_ACCEPT,) * data.n_stages, 1.0, NEVER_ACCEPT, {}, 0)
-
-
-def _valid_places(
-    outcomes: Sequence[CascadeOutcome], path: Sequence[Thresholds], places: Mapping[str, Sequence[int]]
-) -> list[tuple[int, bool]]:
-    """Return the places at which everything is shown, with True where it is only if nothing is escalated."""
-    last = len(path) - 1
-    growing = [set(shown) for risk, shown in places.items() if risk in GROWS_WITH_COVERAGE]
-    falling = [set(shown) for risk, shown in places.items() if risk not in GROWS_WITH_COVERAGE]
-    good = set.intersection(set(range(len(path))), *growing)
-    escalating = set.intersection(good, *falling)
-    without = all(last in shown for shown in (*falling, set(places.get("accuracy_loss", [last]))))
-    keeping = {
-        i
-        for i in good - escalating
-        if without and path[i][:-1] == path[last][:-1] and not outcomes[i].large_better_below
-    }
-    return [(i, False) for i in sorted(escalating)] + [(i, True) for i in sorted(keeping)]
+    return CascadeThresholds((NEVER_ACCEPT,) * data.n_stages, 1.0, False, {}, 0)
 
 
 def threshold_paths(confidence: np.ndarray, steps: int = STEPS) -> list[list[Thresholds]]:
@@ -290,12 +269,6 @@ def threshold_paths(confidence: np.ndarray, steps: int = STEPS) -> list[list[Thr
         before = [_thresholds(stage, part * shares) for stage in confidence[:-1]]
         paths.append(_distinct(zip(*before, last, strict=True)))
     return paths
-
-
-def _shown_places(risk: str, outcomes: Sequence[CascadeOutcome], limit: float, level: float) -> list[int]:
-    """Return the places on the path at which the limit is shown, testing from where it is easiest until it fails."""
-    order = range(len(outcomes)) if risk in GROWS_WITH_COVERAGE else reversed(range(len(outcomes)))
-    return list(itertools.takewhile(lambda i: evidence(risk, outcomes[i], limit).shows(level), order))
 
 
 def _shown_errors(outcomes: Sequence[CascadeOutcome], limit: float, level: float, starts: Starts) -> list[int]:

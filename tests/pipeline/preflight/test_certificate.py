@@ -66,7 +66,6 @@ def test_half_of_many_rows_decide(tmp_path: Path) -> None:
     [
         ("max_error: 0.05, per_class: true", False, True),  # 24 rows a label
         ("max_error: 0.2, per_class: true", True, False),
-        ("max_error: null, max_p95_ms: 100", True, False),
         ("max_error: null, max_accuracy_loss: 0.05", False, False),  # there is no large model
     ],
 )
