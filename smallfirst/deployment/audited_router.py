@@ -390,10 +390,9 @@ class AuditedRouter(DelegatingModel):
 
 
 def outcome_of(router: Router) -> Outcome:
-    """Return the outcome of a version that brings none: what its certificate, or a signature, lets it answer."""
-    certificate, signed = router.certificate, "" if router.certificate.issued else router.options.signed_by
-    live = certificate.issued or bool(signed)
-    keeps = certificate.below == "keep" or bool(signed)
+    """Return the outcome of a version that brings none: what its certificate lets it answer."""
+    certificate = router.certificate
+    live, keeps = certificate.issued, certificate.below == "keep"
     rest: Literal["", "large", "person"] = "" if keeps else "person" if certificate.below == "abstain" else "large"
     return Outcome(
         kind="keep the large model" if not live else "small alone" if keeps else "small first",
@@ -402,6 +401,5 @@ def outcome_of(router: Router) -> Outcome:
         large=router.large is not None,
         rest=rest if live and (router.large or rest != "large") else "",
         watched_by="" if not certificate.issued else "large" if router.large else "person",
-        signed=signed,
         why="" if certificate.issued else certificate.why,
     )

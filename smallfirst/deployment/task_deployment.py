@@ -243,24 +243,17 @@ class TaskDeployment:
 
     def _check_fallback(self, certificate: Certificate, outcome: Outcome | None) -> None:
         goes_live = outcome.goes_live if outcome else certificate.issued
-        if self.large is None and not goes_live and self.file.routing.override is None:
+        if self.large is None and not goes_live:
             raise StageMissing(
                 f"{self.name}: {certificate.why}; and there is no large model that could answer instead",
-                hint='smallfirst serve task.yaml --uncertified "a trial"   serves it, and each answer says so; '
-                "or name a large model under large:, or sign in task.yaml: routing: {override: {by: …, because: …}}",
+                hint="name a large model under large:; or  smallfirst run task.yaml   says at its end what is missing",
             )
 
     def _outcome_here(self, outcome: Outcome) -> Outcome:
-        """Return the outcome as it is at this server: whether there is a large model here, and who signed since."""
-        override = self.file.routing.override
+        """Return the outcome as it is at this server: whether there is a large model here, which may judge."""
         lost = self.large is None and outcome.watched_by == "large"
-        found = outcome.model_copy(
-            update={"large": self.large is not None, "watched_by": "" if lost else outcome.watched_by}
-        )
-        if outcome.goes_live or override is None:
-            return found
-        signed = f"{override.by} ({override.because})"
-        return found.model_copy(update={"kind": "small alone", "signed": signed})
+        judge = "" if lost else outcome.watched_by
+        return outcome.model_copy(update={"large": self.large is not None, "watched_by": judge})
 
 
 def audited_router(

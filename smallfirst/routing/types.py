@@ -111,8 +111,6 @@ class RouterOptions(NamedTuple):
     gain: GainScorer | None = None
     policy_stages: Sequence[Stage] = ()
     """Stages that only a policy leads to, such as a challenger."""
-    signed_by: str = ""
-    """Name and reason of the person who signed for serving uncertified drafts; empty if nobody did."""
     expected_cost_usd: Mapping[str, float] = {}
     """Measured mean cost of an answer by stage, shown for a model that was not asked."""
     out_of_scope: OutOfScope = OutOfScope()

@@ -48,16 +48,15 @@ def decide_outcome(project: Project, run_folder: RunFolder, *, shadow: Promotion
 
 
 def answers_live(project: Project, run_folder: RunFolder) -> bool:
-    """Return True if something of the certified candidate may be answered: with a certificate, a signature, or alone.
+    """Return True if something of the certified candidate may be answered: with a certificate, or alone.
 
     Without a certificate a guarantee that task.yaml sets leaves nothing, where a large model can answer instead.
     """
     certified = _certified(project, run_folder)
     if certified is None:
         return False
-    signed = project.file.routing.override is not None
     alone = certified.plan == "small alone" and not project.file.binds_answers
-    return certified.certificate.issued or signed or alone
+    return certified.certificate.issued or alone
 
 
 def gate_line(project: Project) -> str:
@@ -98,12 +97,7 @@ def _live(project: Project, run_folder: RunFolder) -> dict[str, Any]:
     routed, large = run_folder.evaluation("routed", "test"), run_folder.evaluation("large", "test")
     assert certified is not None
     assert routed is not None
-    certificate, signatures = certified.certificate, []
-    verdict = run_folder.verdicts().of(certified.candidate)
-    if verdict.signed_by:
-        signatures.append(f"{verdict.signed_by} ({verdict.because})")
-    if not certificate.issued and (override := project.file.routing.override) is not None:
-        signatures.append(f"{override.by} ({override.because})")
+    certificate, verdict = certified.certificate, run_folder.verdicts().of(certified.candidate)
     stages = {row.stage for row in routed.rows}
     rest = next((who for who, named in _RESTS if stages & set(named)), "")
     plan = "small first" if certified.plan == "small first" or rest in ("large", "person") else "small alone"
@@ -128,7 +122,7 @@ def _live(project: Project, run_folder: RunFolder) -> dict[str, Any]:
         "rest": rest or ("large" if plan == "small first" and project.file.large else ""),
         "watched_by": _judge(project, certificate, audited),
         "audited": audited,
-        "signed": ", ".join(signatures),
+        "signed": f"{verdict.signed_by} ({verdict.because})" if verdict.signed_by else "",
         "why": "" if certificate.issued else certificate.why,
         "labels_needed": next(_rows_for_certificate(project, run_folder, certificate), None),
     }
