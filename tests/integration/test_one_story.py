@@ -8,7 +8,10 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import shutil
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -359,6 +362,36 @@ def test_audits_that_break_the_gates_accuracy_end_it_until_others_show_it_again(
         assert back["standing"]["sentence"] == summary.outcome.proof
     asyncio.run(deployed.aclose())
     ledger.close()
+
+
+@pytest.mark.parametrize(
+    ("n", "routing", "settings", "kind"),
+    [(FEW, {}, GATE, "Small alone"), ({}, {"guarantee": {"max_error": 0.05}}, GATE | LARGE, "Small first")],
+)
+def test_what_goes_live_is_served_without_an_option(
+    n: dict[str, int], routing: dict[str, Any], settings: dict[str, Any], kind: str, tmp_path: Path, empty_store: Path
+) -> None:
+    shutil.copy(empty_store, home())
+    write(tmp_path, n, routing, **settings)
+    ran = CliRunner().invoke(main, ["run", str(tmp_path)])
+    assert ran.exit_code == 0, ran.output
+    assert f"{kind}: “words + linear” answers" in ran.output
+    told = CliRunner().invoke(main, ["override", str(tmp_path), "--candidate", "words", "--by", "A", "--because", "b"])
+    assert told.exit_code == 2
+    assert "words already passes its gate: there is nothing to override" in told.output
+    command = [sys.executable, "-m", "smallfirst.cli.main", "serve", str(tmp_path), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+        assert server.stdout is not None
+        lines: list[str] = []
+        while not (found := re.search(r"http://127.0.0.1:(\d+)", lines[-1] if lines else "")):
+            lines.append(server.stdout.readline())
+            assert lines[-1], "".join(lines)
+        try:
+            reply = httpx.post(f"http://127.0.0.1:{found[1]}/v1/chat/completions", json=_question(1), timeout=60)
+        finally:
+            server.terminate()
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["smallfirst"]["route"] in ("small", "large")
 
 
 def _nothing_is_served(file: TaskFile, outcome: Outcome) -> None:
