@@ -95,7 +95,6 @@ from smallfirst.project.task_file import DataFiles as DataFiles
 from smallfirst.project.task_file import EngineConfig as EngineConfig
 from smallfirst.project.task_file import LargeConfig as LargeConfig
 from smallfirst.project.task_file import RoutingConfig as RoutingConfig
-from smallfirst.project.task_file import SignedOverride as SignedOverride
 from smallfirst.project.task_file import SmallConfig as SmallConfig
 from smallfirst.project.task_file import TaskFile as TaskFile
 from smallfirst.project.task_file import read_task_file as read_task_file

@@ -42,6 +42,7 @@ def gate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
     """
     from smallfirst.gate.verdict import format_verdict
     from smallfirst.pipeline.next_step import NextStep, after_gate
+    from smallfirst.pipeline.plans.outcome import gate_line
     from smallfirst.pipeline.release import chosen_candidate, gate_stage, may_go_alone
 
     project, run_folder = load_run(task_yaml, run_name)
@@ -56,7 +57,8 @@ def gate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
     passed = may_go_alone(project, verdicts.of(chosen_candidate(project, verdicts)))
     if not as_json:
         if not project.file.sets_gate:
-            click.echo("task.yaml sets no gate: this one is the default, and lets nobody answer alone")
+            line = f"write  {gate_line(project)}  into it, if that is good enough"
+            click.echo(f"task.yaml sets no gate: this one is the default, and lets nobody answer alone; {line}")
         promote = NextStep(what="let it go live", command="smallfirst promote task.yaml")
         show_steps([promote] if passed else after_gate(project, run_folder, verdicts))
     if not passed:

@@ -19,7 +19,7 @@ from smallfirst.deployment.auditing import AuditSettings, note_difference
 from smallfirst.deployment.followed_monitor import FOLLOW_S, FollowedMonitor
 from smallfirst.errors import ModelError
 from smallfirst.gate.outcome import Outcome, Standing, with_broken
-from smallfirst.models.protocol import Chunk, Completion, Request
+from smallfirst.models.protocol import Chunk, Completion, Request, Route
 from smallfirst.models.usage import ReportUnfinished, collect_attempts
 from smallfirst.models.wrappers import DelegatingModel
 from smallfirst.pricing.charge import charges_json, total_usd, with_purpose
@@ -27,7 +27,7 @@ from smallfirst.routing.monitoring.drift import Statistic
 from smallfirst.routing.monitoring.monitor import Monitor
 from smallfirst.routing.monitoring.quantities import UserReports
 from smallfirst.routing.router import Router
-from smallfirst.routing.types import OUT_OF_SCOPE, Decision, took_cascade
+from smallfirst.routing.types import OUT_OF_SCOPE, Decision, is_covered, took_cascade
 from smallfirst.serving.ledger.ledger import AlreadyRecorded, Ledger, LedgerAway, LedgerUnavailable
 from smallfirst.serving.ledger.rows import (
     AuditRow,
@@ -76,8 +76,8 @@ class AuditedRouter(DelegatingModel):
         self._tasks: set[asyncio.Task[None]] = set()
         self._audit_slots = asyncio.Semaphore(MAX_CONCURRENT_AUDITS)
         self._verdict_lock = asyncio.Lock()
-        self._drafts: dict[str, tuple[str, str, int]] = {}
-        """By response id the draft that a person is to judge, the answer that the large model gave, and the epoch."""
+        self._drafts: dict[str, DraftRow] = {}
+        """By response id the drafts that a person is to judge beside the answers that the large model gave."""
         self._followed = FollowedMonitor(
             monitor,
             ledger,
@@ -125,8 +125,10 @@ class AuditedRouter(DelegatingModel):
             return SHADOW_WHY
         if self.monitor.state != "fallback":
             return ""
-        drifted = self.cause in get_args(Statistic)
-        return "live traffic has drifted" if drifted else "the guarantee was found broken on live answers"
+        if self.cause in get_args(Statistic):
+            return "live traffic has drifted"
+        by_gate = any(watch.exceeded and watch.quantity.by_gate for watch in self.monitor.watches)
+        return f"the {'gate' if by_gate else 'guarantee'} was found broken on live answers"
 
     def note_version(self, before: str, why: str) -> None:
         """Write to the ledger that another version answers, or why none does. Raise LedgerUnavailable."""
@@ -160,7 +162,7 @@ class AuditedRouter(DelegatingModel):
         route = completion.route
         if route is None or route.task != self.name or not route.audited:
             return
-        if self.auditing.judge == "large" or not route.certified:
+        if self.auditing.judge == "large" or not self._is_small(route):
             task = asyncio.get_running_loop().create_task(
                 self._audit(id, request, completion, self.monitor.epoch, ask_large)
             )
@@ -188,14 +190,17 @@ class AuditedRouter(DelegatingModel):
         if not row.audited or row.audit_share is None or row.at < self._since:
             return None  # an answer under another certificate tells nothing about this one
         wrong, epoch = feedback.verdict == "wrong", self._followed.replay.epoch_at(row.at)
-        if not row.certified:
+        certified = row.certified or is_covered(row.steps)
+        if not row.certified and row.answered_by not in self._own_models:
             if (beside := self._drafts.get(row.id) or self._stored_draft(row.id)) is None:
                 return None
-            wrong, epoch = self._draft_is_wrong(feedback, *beside[:2]), beside[2]
+            wrong = self._draft_is_wrong(feedback, beside.draft or "", beside.other or "")
+            epoch, certified = beside.epoch or 0, beside.certified
         elif row.answered_by is not None and row.answered_by not in self._own_models:
             return None  # another version gave it
         other = feedback.answer if self.auditing.store_bodies else None
         values = {"at": feedback.at, "wrong": wrong, "judged_by": "person", "epoch": epoch, "other": other}
+        values["certified"] = certified
         return self._audit_row(row.id, row.audit_share, row.audit_weight, values)
 
     def _audit_row(self, id: str, share: float, weight: float, values: dict[str, Any]) -> AuditRow:
@@ -212,11 +217,11 @@ class AuditedRouter(DelegatingModel):
         stands = self._verdict(others[-1].model_copy(update={"at": feedback.at}), row) if others else None
         return stands or without_people(audits, feedback.at)
 
-    def _stored_draft(self, id: str) -> tuple[str, str, int] | None:
+    def _stored_draft(self, id: str) -> DraftRow | None:
         """Return the draft that another process made, or this one before a restart; None where no text is stored."""
         for row in self.ledger.entries(DraftRow, id=id):
             if row.certificate == self.certificate and row.draft is not None and row.other is not None:
-                return row.draft, row.other, row.epoch or 0
+                return row
         return None
 
     def _draft_is_wrong(self, feedback: FeedbackRow, draft: str, shown: str) -> bool:
@@ -260,6 +265,14 @@ class AuditedRouter(DelegatingModel):
             await self._share()
         await self.router.aclose()
 
+    def _is_small(self, route: Route) -> bool:
+        """Return True if the cascade's own model gave the answer as it was evaluated: no policy and no setting did."""
+        return took_cascade(route) and any(stage.name == route.stage for stage in self.router.stages)
+
+    def _is_audited(self, route: Route) -> bool:
+        """Return True if audits watch such a small answer: the certificate covers it, or the gate was about all."""
+        return self._is_small(route) and (self.monitor.audits_all or is_covered(route.trail))
+
     @property
     def _own_models(self) -> set[str]:
         return {stage.model.name for stage in (*self.router.stages, *self.router.options.policy_stages)}
@@ -294,7 +307,7 @@ class AuditedRouter(DelegatingModel):
         if route is not None and route.certified:
             self.monitor.sums.add("kept")
         drafted_beside = self.paused and route is not None and route.why == self.paused
-        if route is None or not (route.certified or drafted_beside):
+        if route is None or not (self._is_audited(route) or drafted_beside):
             return completion
         last = route.certified and route.stage == self.router.stages[-1].name
         confidence = route.confidence if last else None
@@ -323,7 +336,8 @@ class AuditedRouter(DelegatingModel):
         assert route.audit_share is not None
         async with self._audit_slots:
             try:
-                if route.certified:
+                certified = is_covered(route.trail)
+                if self._is_small(route):
                     other = await self._ask_large(id, request, ask)
                     draft, judged, charges = completion.text, other.text, other.charges
                 elif request.temperature > 0:
@@ -332,17 +346,19 @@ class AuditedRouter(DelegatingModel):
                     decision = await self.router.decide(request.as_evaluated)
                     await self._observe(decision)
                     epoch = self.monitor.epoch
-                    if decision.model is not None or decision.draft is None or not decision.route.certified:
-                        return  # the certificate would not accept it: nothing was guaranteed about it
+                    if decision.model is not None or decision.draft is None or not self._is_audited(decision.route):
+                        return  # it would not have been answered, or nothing is watched about it
+                    certified = is_covered(decision.route.trail)
                     draft, judged, charges = decision.draft.text, completion.text, decision.charges
                     if self.auditing.judge == "person":
-                        await self._ask_person(id, draft, judged, epoch)
+                        await self._ask_person(id, draft, judged, epoch, certified=certified)
                         return
             except ModelError as error:
                 _log.warning("%s: not audited, %s", id, error.args[0])
                 return
         agreed = await asyncio.to_thread(self.auditing.agrees, draft, judged)
         values = {"at": datetime.now(UTC), "wrong": not agreed, "judged_by": "large", "epoch": epoch}
+        values["certified"] = certified
         values |= {"cost_usd": total_usd(charges), "charges": charges_json(with_purpose(charges, "audit"))}
         values |= {"draft": draft, "other": judged} if self.auditing.store_bodies else {}
         verdict = self._audit_row(id, route.audit_share, route.audit_weight, values)
@@ -354,13 +370,14 @@ class AuditedRouter(DelegatingModel):
             ood_score = next((s.score for s in decision.route.trail if s.stage == _OOD_STAGE), None)
             await self._followed.found(self.monitor.observe(decision.route.confidence, ood_score, decision.draft.text))
 
-    async def _ask_person(self, id: str, draft: str, shown: str, epoch: int) -> None:
-        self._drafts[id] = (draft, shown, epoch)
+    async def _ask_person(self, id: str, draft: str, shown: str, epoch: int, *, certified: bool) -> None:
+        named = {"task": self.name, "certificate": self.certificate, "epoch": epoch, "certified": certified}
+        row = DraftRow(id=id, at=datetime.now(UTC), draft=draft, other=shown, **named)
+        self._drafts[id] = row
         if len(self._drafts) > MAX_PENDING_AUDITS:
             del self._drafts[next(iter(self._drafts))]
-        row = DraftRow(id=id, at=datetime.now(UTC), task=self.name, certificate=self.certificate, epoch=epoch)
-        texts = {"draft": draft, "other": shown} if self.auditing.store_bodies else {}
-        await self.ledger.append_async(row.model_copy(update=texts))
+        without = {} if self.auditing.store_bodies else {"draft": None, "other": None}
+        await self.ledger.append_async(row.model_copy(update=without))
 
     async def _take_verdict(self, audit: AuditRow) -> bool:
         """Count a verdict of an audit; return False if the ledger has one in its place, from whichever process."""
@@ -373,10 +390,9 @@ class AuditedRouter(DelegatingModel):
 
 
 def outcome_of(router: Router) -> Outcome:
-    """Return the outcome of a version that brings none: what its certificate, or a signature, lets it answer."""
-    certificate, signed = router.certificate, "" if router.certificate.issued else router.options.signed_by
-    live = certificate.issued or bool(signed)
-    keeps = certificate.below == "keep" or bool(signed)
+    """Return the outcome of a version that brings none: what its certificate lets it answer."""
+    certificate = router.certificate
+    live, keeps = certificate.issued, certificate.below == "keep"
     rest: Literal["", "large", "person"] = "" if keeps else "person" if certificate.below == "abstain" else "large"
     return Outcome(
         kind="keep the large model" if not live else "small alone" if keeps else "small first",
@@ -385,6 +401,5 @@ def outcome_of(router: Router) -> Outcome:
         large=router.large is not None,
         rest=rest if live and (router.large or rest != "large") else "",
         watched_by="" if not certificate.issued else "large" if router.large else "person",
-        signed=signed,
         why="" if certificate.issued else certificate.why,
     )

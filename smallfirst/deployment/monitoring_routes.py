@@ -150,7 +150,6 @@ def _watched(router: AuditedRouter) -> list[dict[str, Any]]:
     found = []
     for watch in monitor.watches:
         quantity = watch.quantity
-        mean = monitor.live_error if quantity.loss is None else watch.interval(monitor.settings.confidence)
         found.append(
             {
                 "quantity": quantity.name,
@@ -158,7 +157,7 @@ def _watched(router: AuditedRouter) -> list[dict[str, Any]]:
                 "guaranteed": quantity.promised and in_force,
                 "found_broken": watch.exceeded,
                 "limit": quantity.limit,
-                **mean.model_dump(),
+                **monitor.mean(watch).model_dump(),
             }
         )
     return found
@@ -169,7 +168,7 @@ def _status(router: AuditedRouter) -> dict[str, Any]:
     states = router.ledger.entries(StateRow, task=router.name, limit=50)
     return {
         "task": router.name,
-        "state": router.monitor.state,
+        "state": standing.state,
         "why": next((s.why for s in reversed(states) if s.before != s.after), ""),
         "guarantee": standing.promise,
         "standing": standing.model_dump(),

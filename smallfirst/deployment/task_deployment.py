@@ -243,21 +243,17 @@ class TaskDeployment:
 
     def _check_fallback(self, certificate: Certificate, outcome: Outcome | None) -> None:
         goes_live = outcome.goes_live if outcome else certificate.issued
-        if self.large is None and not goes_live and self.file.routing.override is None:
+        if self.large is None and not goes_live:
             raise StageMissing(
                 f"{self.name}: {certificate.why}; and there is no large model that could answer instead",
-                hint='smallfirst serve task.yaml --uncertified "a trial"   serves it, and each answer says so; '
-                "or name a large model under large:, or sign in task.yaml: routing: {override: {by: …, because: …}}",
+                hint="name a large model under large:; or  smallfirst run task.yaml   says at its end what is missing",
             )
 
     def _outcome_here(self, outcome: Outcome) -> Outcome:
-        """Return the outcome as it is at this server: whether there is a large model here, and who signed since."""
-        override = self.file.routing.override
-        found = outcome.model_copy(update={"large": self.large is not None})
-        if outcome.goes_live or override is None:
-            return found
-        signed = f"{override.by} ({override.because})"
-        return found.model_copy(update={"kind": "small alone", "signed": signed})
+        """Return the outcome as it is at this server: whether there is a large model here, which may judge."""
+        lost = self.large is None and outcome.watched_by == "large"
+        judge = "" if lost else outcome.watched_by
+        return outcome.model_copy(update={"large": self.large is not None, "watched_by": judge})
 
 
 def audited_router(
@@ -272,25 +268,27 @@ def audited_router(
     others: Callable[[], Sequence[Model]] = tuple,
 ) -> AuditedRouter:
     """Return the Router with its guarantee audited, its traffic monitored and its state in the ledger."""
-    judge = _judge(routing, router.certificate, router.large)
-    auditing = AuditSettings(judge, _agreement(task), store_bodies, task, others)
     outcome = outcome or outcome_of(router)
-    monitor = _monitor(router, routing, reference, judge, shadow=not outcome.goes_live)
+    judge = _judge(routing, router.certificate, outcome, router.large)
+    auditing = AuditSettings(judge, _agreement(task), store_bodies, task, others)
+    monitor = _monitor(router, routing, reference, judge, outcome)
     return AuditedRouter(router, monitor, ledger=ledger, auditing=auditing, outcome=outcome)
 
 
-def _judge(routing: RoutingConfig, certificate: Certificate, large: Model | None) -> Judge:
+def _judge(routing: RoutingConfig, certificate: Certificate, outcome: Outcome, large: Model | None) -> Judge:
     """Return who judges audits: a person if there is no large model or its own error rate is unknown."""
     known = any(certificate.audit_limit_for(risk, "large") is not None for risk in ("error", "accuracy_loss"))
-    return "person" if large is None or (certificate.issued and not known) else routing.judge
+    watched = certificate.issued or outcome.audited is not None
+    known |= outcome.audited is not None and outcome.audited.by_large is not None
+    return "person" if large is None or (watched and not known) else routing.judge
 
 
 def _monitor(
-    router: Router, routing: RoutingConfig, reference: TrafficReference, judge: Judge, *, shadow: bool
+    router: Router, routing: RoutingConfig, reference: TrafficReference, judge: Judge, outcome: Outcome
 ) -> Callable[[], Monitor]:
     """Return what creates the Router's monitor; log which limits nothing can test."""
     certificate = router.certificate
-    quantities = watched_quantities(certificate, judge)
+    quantities = watched_quantities(certificate, judge, outcome.audited)
     for words in not_watched(certificate, judge):
         _log.warning("%s: nothing after go-live tests the limit %r", router.name, words)
     return lambda: Monitor(
@@ -300,7 +298,7 @@ def _monitor(
         reference_ood_score=reference.doubt,
         reference_labels=reference.labels,
         allocation=allocate_audits(certificate.curve, certificate.threshold),
-        shadow=shadow,
+        shadow=not outcome.goes_live,
     )
 
 

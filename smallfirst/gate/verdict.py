@@ -60,7 +60,10 @@ def override(verdict: Verdict, *, by: str, because: str, at: datetime | None = N
     if verdict.signed_by:
         raise ConfigError(f"{verdict.candidate} was already overridden by {verdict.signed_by} ({verdict.signed_at})")
     if verdict.passed:
-        raise ConfigError(f"{verdict.candidate} already passes its gate: there is nothing to override")
+        raise ConfigError(
+            f"{verdict.candidate} already passes its gate: there is nothing to override",
+            hint=f"smallfirst promote task.yaml --candidate {verdict.candidate}",
+        )
     when = (at or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds")
     return verdict.model_copy(
         update={"passed": True, "signed_by": by.strip(), "because": because.strip(), "signed_at": when}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from smallfirst.errors import GateFailed
+from smallfirst.errors import ConfigError, GateFailed
 from smallfirst.gate.choice import unbeaten
 from smallfirst.gate.verdict import Verdict, nearest_to_passing, override_candidate
 from smallfirst.pipeline.calibrate import CERTIFIED, Certified, attach_certified, calibrate_stage
@@ -43,8 +43,17 @@ def gate_stage(project: Project, run_folder: RunFolder) -> GateVerdicts:
 
 @in_task_state
 def override_stage(project: Project, run_folder: RunFolder, candidate: str, *, by: str, because: str) -> GateVerdicts:
-    """Let a person sign for `candidate` although it failed the gate. Raise ConfigError as `override_candidate` does."""
-    verdicts = override_candidate(run_folder.verdicts().verdicts, candidate, by=by, because=because)
+    """Let a person sign for `candidate` although it failed the gate.
+
+    Raise ConfigError as `override_candidate` does, or where only a gate of the user's own is missing.
+    """
+    before = run_folder.verdicts()
+    if not project.file.sets_gate and any(one.candidate == candidate and one.passed for one in before.verdicts):
+        raise ConfigError(
+            f"{candidate} meets the default gate, so there is nothing to sign for: task.yaml sets no gate",
+            hint=f"write  {gate_line(project)}  into task.yaml, if that is good enough; then  smallfirst promote",
+        )
+    verdicts = override_candidate(before.verdicts, candidate, by=by, because=because)
     project.progress.log(f"gate: {candidate} overridden by {by}: {because}")
     return _saved(project, run_folder, verdicts)
 

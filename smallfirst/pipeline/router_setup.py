@@ -94,10 +94,9 @@ def routing_rules(file: TaskFile, large_usd: float | None, folder: Path, beside:
     routing = file.routing
     there = {CHALLENGER} & {stage.name for stage in beside}
     policies = [p for p in routing.policies if p.to != CHALLENGER or p.to in there]
-    signed = f"{routing.override.by}: {routing.override.because}" if routing.override else ""
     expected = {} if large_usd is None else {"large": large_usd}
     gain = load_gain(folder)
-    return RouterOptions(policies, routing.budget, gain, tuple(beside), signed, expected, routing.out_of_scope)
+    return RouterOptions(policies, routing.budget, gain, tuple(beside), expected, routing.out_of_scope)
 
 
 def routes_to_challenger(file: TaskFile) -> bool:

@@ -157,15 +157,6 @@ class LargeConfig(Record):
         return self
 
 
-class SignedOverride(Record):
-    """A person's signature for serving without a certificate."""
-
-    by: str = pydantic.Field(min_length=1)
-    """Name."""
-    because: str = pydantic.Field(min_length=1)
-    """Reason; shown with every such answer."""
-
-
 class RoutingConfig(Record):
     """The Router: its guarantee, its candidates and what happens to the other requests."""
 
@@ -203,8 +194,6 @@ class RoutingConfig(Record):
     """How closely the guarantee is monitored after go-live."""
     judge: Literal["large", "person"] = "large"
     """Whose answer an audited one is compared with."""
-    override: SignedOverride | None = None
-    """A signature to serve answers of a version of which nothing may be answered; without it it runs in shadow."""
 
     @pydantic.model_validator(mode="after")
     def _stages_exist(self) -> RoutingConfig:

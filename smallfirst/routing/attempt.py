@@ -102,13 +102,13 @@ class RoutingAttempt:
         action = router.certificate.decide(confidence)
         if self.changed:  # the thresholds do not decide, and the confidence is not one that rows were counted by
             action, threshold = router.certificate.below, None
-        if router.options.signed_by and not router.certificate.issued:
-            why = f"not certified; signed for by {router.options.signed_by}"
-        elif router.large is None and action == "escalate":
+        if router.large is None and action == "escalate":
             why = f"{cause}, and there is no large model to ask"
         elif action == "abstain":
             reason = "the large model was not shown to be better here" if router.large else "there is no large model"
             stage, why = "person", f"{cause}, and {reason}: left to a person"
+        elif self.paused:
+            why = f"{self.paused}, and there is no large model to ask"
         elif action == "keep" and not router.certificate.issued and not self.changed:
             why = "answered without a promise: the model passed its gate alone, and no certificate was issued"
         elif action == "keep":

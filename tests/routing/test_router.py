@@ -492,14 +492,6 @@ def test_a_stream_that_fails_before_its_first_text_falls_back_to_the_draft() -> 
     assert route(chunks[-1].completion)["stage"] == "small"
 
 
-def test_a_signed_override_replaces_a_missing_certificate_only() -> None:
-    router = cascade(0.0, 0.0, options=RouterOptions(signed_by="Ada: pilot"))
-    assert ask(router).answered_by == "large"
-    router.certificate = router.certificate.model_copy(update={"issued": False, "threshold": NEVER_ACCEPT})
-    answer = ask(router)
-    assert (answer.answered_by, route(answer)["why"]) == ("small", "not certified; signed for by Ada: pilot")
-
-
 class Json(Echo):
     """Answer with JSON whose fields have confidences."""
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
+from smallfirst.gate.audited import AuditedAccuracy, audited_accuracy
 from smallfirst.gate.limits import saving
 from smallfirst.gate.outcome import Outcome
 from smallfirst.gate.routed import stays_small
@@ -21,6 +22,7 @@ from smallfirst.project.project import Project
 from smallfirst.project.run_folder import OUTCOME, PROMOTED, Promotion, RunFolder
 from smallfirst.project.task_file import RULES
 from smallfirst.registry import runs, versions
+from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.stats.intervals import Estimate, wilson
 
 _RESTS = (("large", ("large", "general")), ("person", ("person",)), ("refused", ("out_of_scope",)))
@@ -46,16 +48,15 @@ def decide_outcome(project: Project, run_folder: RunFolder, *, shadow: Promotion
 
 
 def answers_live(project: Project, run_folder: RunFolder) -> bool:
-    """Return True if something of the certified candidate may be answered: with a certificate, a signature, or alone.
+    """Return True if something of the certified candidate may be answered: with a certificate, or alone.
 
     Without a certificate a guarantee that task.yaml sets leaves nothing, where a large model can answer instead.
     """
     certified = _certified(project, run_folder)
     if certified is None:
         return False
-    signed = project.file.routing.override is not None
     alone = certified.plan == "small alone" and not project.file.binds_answers
-    return certified.certificate.issued or signed or alone
+    return certified.certificate.issued or alone
 
 
 def gate_line(project: Project) -> str:
@@ -96,12 +97,7 @@ def _live(project: Project, run_folder: RunFolder) -> dict[str, Any]:
     routed, large = run_folder.evaluation("routed", "test"), run_folder.evaluation("large", "test")
     assert certified is not None
     assert routed is not None
-    certificate, signatures = certified.certificate, []
-    verdict = run_folder.verdicts().of(certified.candidate)
-    if verdict.signed_by:
-        signatures.append(f"{verdict.signed_by} ({verdict.because})")
-    if not certificate.issued and (override := project.file.routing.override) is not None:
-        signatures.append(f"{override.by} ({override.because})")
+    certificate, verdict = certified.certificate, run_folder.verdicts().of(certified.candidate)
     stages = {row.stage for row in routed.rows}
     rest = next((who for who, named in _RESTS if stages & set(named)), "")
     plan = "small first" if certified.plan == "small first" or rest in ("large", "person") else "small alone"
@@ -111,8 +107,9 @@ def _live(project: Project, run_folder: RunFolder) -> dict[str, Any]:
     share = promised if promised is not None and all_promised else wilson(sum(small), len(small))
     answered = [row.correct for row in routed.rows if row.stage != "person"]
     bill = None if large is None else saving(routed, large)
-    watched = "large" if project.file.large is not None and project.file.routing.judge == "large" else "person"
-    nobody = project.file.large is None and not project.file.routing.person and project.file.routing.judge != "person"
+    by_gate = plan == "small alone" and not verdict.signed_by and verdict.passed and project.file.sets_gate
+    measured = run_folder.evaluation(certified.candidate, "test")
+    audited = audited_accuracy(project.file.gate, measured, large) if by_gate and measured else None
     return {
         **_named(certified.candidate),
         "kind": plan,
@@ -123,14 +120,25 @@ def _live(project: Project, run_folder: RunFolder) -> dict[str, Any]:
         "accuracy": wilson(sum(answered), len(answered)) if answered else None,
         "share_of_bill": bill and _rest_of(bill),
         "rest": rest or ("large" if plan == "small first" and project.file.large else ""),
-        "watched_by": "" if nobody or not certificate.issued else watched,
-        "signed": ", ".join(signatures),
+        "watched_by": _judge(project, certificate, audited),
+        "audited": audited,
+        "signed": f"{verdict.signed_by} ({verdict.because})" if verdict.signed_by else "",
         "why": "" if certificate.issued else certificate.why,
         "instead": price_of_guarantee(project, run_folder, routed) if rest == "large" else "",
-        "n_kept": kept.n_kept if kept and certificate.issued else 0,
-        "n_kept_wrong": kept.n_wrong if kept and certificate.issued else 0,
         "labels_needed": labels_needed(project, run_folder, live=True),
     }
+
+
+def _judge(
+    project: Project, certificate: Certificate, audited: AuditedAccuracy | None
+) -> Literal["", "large", "person"]:
+    """Return who judges audits; nobody where none could find a limit broken."""
+    routing = project.file.routing
+    by_large = certificate.issued or (audited is not None and audited.by_large is not None)
+    if project.file.large is not None and routing.judge == "large" and by_large:
+        return "large"
+    asked = routing.person or routing.judge == "person"
+    return "person" if asked and (certificate.issued or audited) else ""
 
 
 def _rest_of(saved: Estimate) -> Estimate | None:

@@ -126,8 +126,6 @@ class Certificate(Record):
     """Error probability that this look spends, in [0, 1]; None in certificates of before 2026-11-30."""
     classes: tuple[GroupCertificate, ...] = ()
     """By predicted label or tag; part of the guarantee only with `guarantee.per_group`."""
-    audit_limit: float | None = None
-    """Of earlier certificates; `audit_limits` has it."""
     audit_limits: dict[str, dict[str, float]] = {}
     """By risk and judge: share of audited answers that may be called wrong before the limit counts as broken. `error`
     is also there where it is not limited: what the calibration rows allow for."""
@@ -142,13 +140,7 @@ class Certificate(Record):
 
     def audit_limit_for(self, risk: str, judge: Literal["large", "person"]) -> float | None:
         """Return the share of audits by `judge` that may find answers wrong, in (0, 1); None if that shows nothing."""
-        if self.audit_limits or risk != "error":
-            return self.audit_limits.get(risk, {}).get(judge)
-        # Not issued, or issued before there were `audit_limits`.
-        most = self.max_error if self.max_error < 1 else self.error_bound
-        if self.issued and judge == "large":
-            most = self.audit_limit or (1.0 if self.labels == "gold" else most)
-        return most if most < 1 else None
+        return self.audit_limits.get(risk, {}).get(judge)
 
     def covers(
         self,

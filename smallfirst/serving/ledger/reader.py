@@ -85,7 +85,7 @@ class LedgerReader:
         """
         audits, states = TABLES[AuditRow].c, TABLES[StateRow].c
         one = select(audits.seq, audits.id, audits.at, audits.wrong, audits.weight, audits.judged_by)
-        one = one.add_columns(audits.epoch, audits.revision)
+        one = one.add_columns(audits.epoch, audits.revision, audits.certified)
         one = one.where(audits.task == task, audits.certificate == certificate, audits.seq > audit_seq)
         change = select(TABLES[StateRow]).where(
             states.task == task, states.certificate == certificate, states.seq > state_seq

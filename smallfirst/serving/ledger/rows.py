@@ -128,6 +128,8 @@ class AuditRow(Record):
     """Verdicts on this answer before this one, which corrects the last; None in rows of older formats."""
     epoch: int | None = None
     """`Monitor.epoch` when the answer was given; None in rows of older formats."""
+    certified: bool = True
+    """Whether the certificate covers the answer; else it tells about the gate's accuracy alone."""
     cost_usd: float = 0.0
     """Cost of asking the judge."""
     charges: str | None = None
@@ -146,9 +148,11 @@ class DraftRow(Record):
     at: AwareDatetime
     task: str
     certificate: str
-    """Fingerprint of the certificate that accepts the draft."""
+    """Fingerprint of the certificate in force."""
     epoch: int | None = None
     """`Monitor.epoch` when it was made; None in rows of older formats."""
+    certified: bool = True
+    """Whether the certificate covers the draft."""
     draft: str | None = None
     """The draft, only if bodies are stored."""
     other: str | None = None

@@ -428,11 +428,6 @@ def test_the_audit_limit_leaves_room_for_answers_that_only_small_gets_right() ->
     theirs = [True] * 90 + [False] * 10
     found = certified(measured("small", ours, falling(100)), measured("large", theirs))
     assert found.audit_limit_for("error", "large") == 0.05 + upper_bound(10, 100)
-    earlier = found.model_copy(
-        update={"audit_limits": {}, "audit_limit": 0.2}
-    )  # issued before limits were kept by risk
-    assert earlier.audit_limit_for("error", "large") == 0.2
-    assert earlier.audit_limit_for("error", "person") == 0.05
     assert found.limits_of_validity[-1].startswith("audits by the large model break it when more than 0.214")
     alone = certified(measured("small", ours, falling(100)))
     assert alone.audit_limit_for("error", "large") is None
