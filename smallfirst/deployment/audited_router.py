@@ -13,9 +13,9 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-from smallfirst.deployment.auditing import AuditSettings, note_difference
+from smallfirst.deployment.auditing import AuditSettings, note_difference, outcome_of
 from smallfirst.deployment.followed_monitor import FOLLOW_S, FollowedMonitor
 from smallfirst.deployment.second_look import SecondLooks
 from smallfirst.errors import ModelError
@@ -396,21 +396,3 @@ class AuditedRouter(DelegatingModel):
             return False
         await self._followed.follow()
         return True
-
-
-def outcome_of(router: Router) -> Outcome:
-    """Return the outcome of a version that brings none: what its certificate, or a signature, lets it answer."""
-    certificate, signed = router.certificate, "" if router.certificate.issued else router.options.signed_by
-    live = certificate.issued or bool(signed)
-    keeps = certificate.below == "keep" or bool(signed)
-    rest: Literal["", "large", "person"] = "" if keeps else "person" if certificate.below == "abstain" else "large"
-    return Outcome(
-        kind="keep the large model" if not live else "small alone" if keeps else "small first",
-        title=router.stages[-1].model.name,
-        promise=router.guarantee if certificate.issued else "",
-        large=router.large is not None,
-        rest=rest if live and (router.large or rest != "large") else "",
-        watched_by="" if not certificate.issued else "large" if router.large else "person",
-        signed=signed,
-        why="" if certificate.issued else certificate.why,
-    )

@@ -116,6 +116,7 @@ class SecondLooks:
         self._version, self._run_folder, self._needed = version, run_folder, file.routing.second_look_after
         self._before = router.certificate.fingerprint()
         self._known = run_folder.read(KnownTexts, KNOWN_TEXTS, next_command="smallfirst run task.yaml").texts
+        self._is_found = read_look(version) is not None  # by a process that was killed before it told so
         self._taking, self._retry_at_s = False, float("-inf")
         self.taken: SecondLook | None = None
         """Once it was taken, by whichever process."""
@@ -161,7 +162,7 @@ class SecondLooks:
 
     def _take_if_due(self, state: str) -> SecondLook | None:
         of = {"task": self._file.name, "certificate": self._before}
-        if self._ledger.count(ShadowRow, **of) < self._needed and read_look(self._version) is None:
+        if not self._is_found and self._ledger.count(ShadowRow, **of) < self._needed:
             return None
         rows = self._ledger.entries(ShadowRow, **of)
         found, words = take(self._file, self._version, self._run_folder, rows[: self._needed], self.may_go_live())

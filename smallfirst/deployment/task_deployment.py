@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from smallfirst.data.dataset import Message
-from smallfirst.deployment.audited_router import AuditedRouter, outcome_of
-from smallfirst.deployment.auditing import AuditSettings
+from smallfirst.deployment.audited_router import AuditedRouter
+from smallfirst.deployment.auditing import AuditSettings, outcome_of
 from smallfirst.deployment.hot_swap import ModelSet, SharedModel
 from smallfirst.deployment.second_look import TAG, SecondLook, SecondLooks, looks_again, read_look
 from smallfirst.errors import RegistryError, StageMissing
