@@ -161,10 +161,10 @@ class SecondLooks:
         return await self._router.draft(request.as_evaluated)
 
     def _take_if_due(self, state: str) -> SecondLook | None:
-        of = {"task": self._file.name, "certificate": self._before}
-        if not self._is_found and self._ledger.count(ShadowRow, **of) < self._needed:
+        task, certificate = self._file.name, self._before
+        if not self._is_found and self._ledger.count(ShadowRow, task=task, certificate=certificate) < self._needed:
             return None
-        rows = self._ledger.entries(ShadowRow, **of)
+        rows = self._ledger.entries(ShadowRow, task=task, certificate=certificate)
         found, words = take(self._file, self._version, self._run_folder, rows[: self._needed], self.may_go_live())
         values: dict[str, object] = {"task": self._file.name, "certificate": found.before, "cause": CAUSE}
         values |= {"at": datetime.now(UTC), "before": state, "after": state, "why": words, "after_audit": 0}
