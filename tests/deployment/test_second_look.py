@@ -17,7 +17,9 @@ from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.data.dataset import fold_text
 from smallfirst.deployment.auditing import outcome_of
+from smallfirst.deployment.monitoring_routes import _status
 from smallfirst.deployment.second_look import Readiness, SecondLook, SecondLooks, looks_again, read_look, take
+from smallfirst.deployment.task_deployment import audited_router
 from smallfirst.gate.outcome import Outcome
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.models.wrappers import CallableModel
@@ -37,6 +39,7 @@ from smallfirst.routing.router import Router
 from smallfirst.routing.types import Stage
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import ShadowRow, StateRow
+from smallfirst.tasks.classify import Classify
 
 NAME = "main.default.toy"
 PROMISE = Guarantee(max_error=0.1, unit="text")
@@ -222,4 +225,36 @@ def test_each_text_counts_once_and_what_the_run_knew_never(toy: Toy) -> None:
     [told] = [row for row in ledger.entries(StateRow) if row.cause == "second look"]
     assert (told.before, told.after, told.certificate) == ("shadow", "shadow", toy.before.fingerprint())
     assert toy.looks == [(1, "small"), (2, "large")]
+    ledger.close()
+
+
+def test_a_server_whose_version_drafts_in_shadow_makes_it_champion(toy: Toy) -> None:
+    ledger = Ledger(home() / "ledger.db")
+    router = Router([Stage("small", Drafts())], Drafts(), toy.before, name="toy")
+    looks = SecondLooks(router, lambda one, other: one == other, ledger, toy.file, toy.version, toy.run)
+    served = audited_router(
+        router,
+        TrafficReference(),
+        routing=toy.file.routing,
+        task=Classify(name="toy", labels=("a", "b")),
+        ledger=ledger,
+        outcome=Outcome(kind="keep the large model"),
+        second_look=looks,
+    )
+
+    async def serve() -> None:
+        assert served.monitor.state == "shadow"
+        for i in range(60):
+            request = Request.ask(f"new {i}")
+            answer = await served.complete(request)
+            assert answer.route is not None
+            assert answer.route.stage == "large"
+            served.answered(f"r{i}", request, answer)
+            await asyncio.gather(*served._tasks)
+
+    asyncio.run(serve())
+    assert looks.taken is not None
+    certificate, outcome, aliases, tags = toy.attached
+    assert (certificate, outcome.kind, aliases) == (looks.taken.certificate, "small first", ("champion", "shadow"))
+    assert _status(served)["second_look"] == tags["second_look"]
     ledger.close()
