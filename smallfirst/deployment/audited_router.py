@@ -13,10 +13,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-from smallfirst.deployment.auditing import AuditSettings, note_difference
+from smallfirst.deployment.auditing import AuditSettings, note_difference, outcome_of
 from smallfirst.deployment.followed_monitor import FOLLOW_S, FollowedMonitor
+from smallfirst.deployment.second_look import SecondLooks
 from smallfirst.errors import ModelError
 from smallfirst.gate.outcome import Outcome, Standing, with_broken
 from smallfirst.models.protocol import Chunk, Completion, Request, Route
@@ -62,15 +63,17 @@ class AuditedRouter(DelegatingModel):
         ledger: Ledger,
         auditing: AuditSettings,
         outcome: Outcome | None = None,
+        second_look: SecondLooks | None = None,
         rng: random.Random | None = None,
     ) -> None:
         """`monitor` creates a monitor in its state at go-live; audits recorded since then are fed to it.
 
         `outcome` is that of the run whose version answers; left out, all that is known of it is the certificate.
+        `second_look` collects what is drafted in shadow.
         """
         super().__init__(router)
         self.outcome = outcome or outcome_of(router)
-        self.router, self.ledger, self.auditing = router, ledger, auditing
+        self.router, self.ledger, self.auditing, self.second_look = router, ledger, auditing, second_look
         self.certificate = router.certificate.fingerprint()
         self._rng = rng or random.SystemRandom()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -157,14 +160,26 @@ class AuditedRouter(DelegatingModel):
                     chunk = chunk.model_copy(update={"completion": noted})
                 yield chunk
 
-    def answered(self, id: str, request: Request, completion: Completion, *, ask_large: AskLarge | None = None) -> None:
-        """Audit the answer if chance has drawn it; `ask_large` asks in the place of the Router's large model."""
+    def answered(
+        self,
+        id: str,
+        request: Request,
+        completion: Completion,
+        *,
+        ask_large: AskLarge | None = None,
+        in_shadow: bool | None = None,
+    ) -> None:
+        """Audit the answer if chance has drawn it; `ask_large` asks in the place of the Router's large model.
+
+        `in_shadow`: it is the large model's whatever the draft, and can be read; None: if the monitor is in shadow.
+        """
         route = completion.route
         if route is None or route.task != self.name or not route.audited:
             return
         if self.auditing.judge == "large" or not self._is_small(route):
+            counts = self.monitor.state == "shadow" if in_shadow is None else in_shadow
             task = asyncio.get_running_loop().create_task(
-                self._audit(id, request, completion, self.monitor.epoch, ask_large)
+                self._audit(id, request, completion, self.monitor.epoch, ask_large, in_shadow=counts)
             )
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -326,7 +341,16 @@ class AuditedRouter(DelegatingModel):
             if attempts:
                 await self.ledger.append_async(*attempt_rows(id, attempts, purpose="audit"))
 
-    async def _audit(self, id: str, request: Request, completion: Completion, epoch: int, ask: AskLarge | None) -> None:
+    async def _audit(
+        self,
+        id: str,
+        request: Request,
+        completion: Completion,
+        epoch: int,
+        ask: AskLarge | None,
+        *,
+        in_shadow: bool = False,
+    ) -> None:
         """Compare an accepted answer with the large model's, or in fallback and shadow a draft with the answer.
 
         Where a person judges, only make the draft: it waits for the person.
@@ -346,6 +370,8 @@ class AuditedRouter(DelegatingModel):
                     decision = await self.router.decide(request.as_evaluated)
                     await self._observe(decision)
                     epoch = self.monitor.epoch
+                    if in_shadow and self.second_look is not None:
+                        await self.second_look.compared(id, request, decision, completion, state=self.monitor.state)
                     if decision.model is not None or decision.draft is None or not self._is_audited(decision.route):
                         return  # it would not have been answered, or nothing is watched about it
                     certified = is_covered(decision.route.trail)
@@ -387,19 +413,3 @@ class AuditedRouter(DelegatingModel):
             return False
         await self._followed.follow()
         return True
-
-
-def outcome_of(router: Router) -> Outcome:
-    """Return the outcome of a version that brings none: what its certificate lets it answer."""
-    certificate = router.certificate
-    live, keeps = certificate.issued, certificate.below == "keep"
-    rest: Literal["", "large", "person"] = "" if keeps else "person" if certificate.below == "abstain" else "large"
-    return Outcome(
-        kind="keep the large model" if not live else "small alone" if keeps else "small first",
-        title=router.stages[-1].model.name,
-        promise=router.guarantee if certificate.issued else "",
-        large=router.large is not None,
-        rest=rest if live and (router.large or rest != "large") else "",
-        watched_by="" if not certificate.issued else "large" if router.large else "person",
-        why="" if certificate.issued else certificate.why,
-    )

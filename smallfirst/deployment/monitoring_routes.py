@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 
 from smallfirst.deployment.audited_router import AuditedRouter
 from smallfirst.deployment.queue_routes import QueueRoutes
+from smallfirst.deployment.second_look import CAUSE
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.routing.monitoring.quantities import not_watched
 from smallfirst.serving.ledger.ledger import Ledger, LedgerUnavailable
@@ -172,6 +173,7 @@ def _status(router: AuditedRouter) -> dict[str, Any]:
         "why": next((s.why for s in reversed(states) if s.before != s.after), ""),
         "guarantee": standing.promise,
         "standing": standing.model_dump(),
+        "second_look": next((s.why for s in reversed(states) if s.cause == CAUSE), ""),
         "outcome": router.outcome.model_dump(mode="json", exclude={"trials"}),
         "watched": _watched(router),
         "not_watched": list(not_watched(router.router.certificate, router.auditing.judge)),

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from smallfirst.data.dataset import Dataset
+from smallfirst.data.dataset import Dataset, fold_text
 from smallfirst.data.sources.load import load_rows
 from smallfirst.errors import DataError, StageMissing
 from smallfirst.evaluation.evaluate import EvaluationSetup, restrict_to_rows
@@ -58,6 +58,8 @@ from smallfirst.routing.types import OodScore
 
 CERTIFIED = "certified.json"
 """File of the latest Certified in a run folder."""
+KNOWN_TEXTS = "known_texts.json"
+"""File of the KnownTexts in a run folder."""
 
 
 class Certified(Record):
@@ -71,6 +73,23 @@ class Certified(Record):
     """The confidence heads that it was made with."""
     reference: TrafficReference
     """What live traffic is compared with."""
+    confidence: dict[str, float] = {}
+    """By key of the calibration and selection rows that a second look counts: confidence of the last stage's draft."""
+    foreign: tuple[tuple[float, ...], ...] = ()
+    """By stage, the confidences of drafts of foreign requests, where a second look counts them."""
+
+
+class KnownTexts(Record):
+    """The texts of all rows of a run: none of them certifies as one that traffic brought."""
+
+    texts: frozenset[str]
+    """Their fingerprints, as `ShadowRow.text` has them."""
+
+    @classmethod
+    def of(cls, project: Project) -> KnownTexts:
+        rows = project.rows
+        parts = (rows.train, rows.selection, rows.calibration, rows.test)
+        return cls(texts=frozenset(fingerprint(fold_text(row.text)) for part in parts for row in part.examples))
 
 
 @shown_as("certifying")
@@ -151,7 +170,7 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
         gold, labels = gold_answers(project, drafts[-1]), "gold"
         drafts = [judged_by_gold(project, draft, gold) for draft in drafts]
         large = judged_by_gold(project, large, gold) if large else None
-    binds = project.file.binds_answers
+    binds, selection = project.file.binds_answers, _selection_drafts(run_folder, candidates, confidences)
     certificate = certify(
         drafts,
         large,
@@ -165,8 +184,9 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
         looks=run_folder.path.parent / LOOKS,
         shared=joined.look,
         n_once=joined.n_test,
-        selection=_selection_drafts(run_folder, candidates, confidences),
+        selection=selection,
         foreign=foreign.confidence,
+        portion="small" if routing.second_look_after else "large",
     )
     said = (project.rows.counted.in_words, joined.in_words, _label_sources(own) if labels == "large" else "")
     limits = (*filter(None, said), *filters.limits, *certificate.limits_of_validity)
@@ -182,6 +202,11 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
     project.progress.log(f"below the threshold: {certificate.below} ({certificate.below_why})")
     plan: Literal["small alone", "small first"] = "small alone" if alone else "small first"
     found = Certified(candidate=candidate, plan=plan, certificate=certificate, heads=heads, reference=reference)
+    if routing.second_look_after:
+        counted = [*drafts[-1].rows, *(selection[-1].rows if selection else ())]
+        told = {"confidence": {row.key: row.confidence or 0.0 for row in counted}}
+        found = found.model_copy(update={**told, "foreign": tuple(map(tuple, foreign.confidence))})
+        KnownTexts.of(project).save(run_folder.path / KNOWN_TEXTS)
     found.save(run_folder.path / CERTIFIED)
     return found
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from smallfirst.errors import ConfigError, GateFailed
 from smallfirst.gate.choice import unbeaten
 from smallfirst.gate.verdict import Verdict, nearest_to_passing, override_candidate
-from smallfirst.pipeline.calibrate import CERTIFIED, Certified, attach_certified, calibrate_stage
+from smallfirst.pipeline.calibrate import CERTIFIED, Certified, attach_certified, calibrate_stage, certify_candidate
 from smallfirst.pipeline.diagnostics import find_split_leaks, without_copies
 from smallfirst.pipeline.parity import parity_stage
 from smallfirst.pipeline.plans.outcome import answers_live, decide_outcome, gate_line
@@ -102,12 +102,39 @@ def promote_stage(project: Project, run_folder: RunFolder, candidate: str | None
         )
     if verdict.passed and not _is_certified(run_folder, verdict):
         calibrate_stage(project, run_folder, candidate=verdict.candidate)
+    promotion = _register(project, run_folder, verdict)
+    if not answers_live(project, run_folder):
+        decide_outcome(project, run_folder, shadow=promotion)
+        return None
+    versions.promote(promotion.name, promotion.version)
+    promotion.save(run_folder.path / PROMOTED)
+    project.progress.log(f"promoted {decide_outcome(project, run_folder).live_as} ({verdict.candidate})")
+    return promotion
+
+
+def shadow_stage(project: Project, run_folder: RunFolder) -> Promotion | None:
+    """Register the plan that was expected to keep most and could not be promised, to draft until a second look.
+
+    None if no plan was tried.
+    """
+    trials = PlanTrials.of(run_folder).trials
+    if not trials:
+        return None
+    verdict = trials[0].verdict
+    if Certified.load(run_folder.path / CERTIFIED).candidate != verdict.candidate:
+        certify_candidate(project, run_folder, verdict.candidate, alone=False)  # the same look as before
+    return _register(project, run_folder, verdict, only_drafts=True)
+
+
+def _register(project: Project, run_folder: RunFolder, verdict: Verdict, *, only_drafts: bool = False) -> Promotion:
+    """Register a certified candidate and ask it over HTTP; where it `only_drafts`, name it `shadow`."""
     version = versions.register(
         run_folder.model_folder(verdict.candidate),
         verdict,
         name=project.file.register_to,
         run_id=run_folder.mlflow_run_id(),
         tags={"task": project.file.name, "run": run_folder.path.name},
+        only_drafts=only_drafts,
     )
     parity_stage(project, run_folder, version, verdict.candidate)
     promotion = Promotion(
@@ -118,16 +145,11 @@ def promote_stage(project: Project, run_folder: RunFolder, candidate: str | None
         plan=verdict.plan,
     )
     attach_certified(promotion, Certified.load(run_folder.path / CERTIFIED), run_folder)
-    if not answers_live(project, run_folder):
+    if only_drafts or not answers_live(project, run_folder):
         versions.name_shadow(version.name, version.version)
         project.progress.log(
             f"registered {version.name} version {version.version} @shadow: nothing of it may be answered"
         )
-        decide_outcome(project, run_folder, shadow=promotion)
-        return None
-    versions.promote(version.name, version.version)
-    promotion.save(run_folder.path / PROMOTED)
-    project.progress.log(f"promoted {decide_outcome(project, run_folder).live_as} ({verdict.candidate})")
     return promotion
 
 

@@ -20,7 +20,14 @@ from smallfirst.pipeline.plans.outcome import decide_outcome
 from smallfirst.pipeline.plans.small_first import small_first_stage
 from smallfirst.pipeline.preflight.check import PreflightReport, check_stage
 from smallfirst.pipeline.preflight.large_model import require_large
-from smallfirst.pipeline.release import chosen_candidate, gate_stage, may_go_alone, plans_stage, promote_stage
+from smallfirst.pipeline.release import (
+    chosen_candidate,
+    gate_stage,
+    may_go_alone,
+    plans_stage,
+    promote_stage,
+    shadow_stage,
+)
 from smallfirst.pipeline.report_data import report_stage
 from smallfirst.pipeline.summary import RunSummary, summarize_run
 from smallfirst.pipeline.train import train_stage
@@ -149,7 +156,8 @@ def gate_and_release(project: Project, run_folder: RunFolder) -> None:
     if plans_stage(project, run_folder, alone).passed or may_go_alone(project, alone):
         promote_stage(project, run_folder)
     else:
-        decide_outcome(project, run_folder)
+        again = project.file.routing.second_look_after is not None
+        decide_outcome(project, run_folder, shadow=shadow_stage(project, run_folder) if again else None)
     outcome = run_folder.read(Outcome, OUTCOME, next_command="smallfirst promote task.yaml")
     project.progress.log(outcome.sentence)
     report_stage(project, run_folder)

@@ -75,6 +75,14 @@ class RoutingAttempt:
             self._add_draft(stage, "passed on", "not confident enough", confidence, threshold)
         return self._answer_outside(outside) if outside else self._below_threshold(confidence, threshold)
 
+    async def draft_alone(self) -> tuple[Completion, float | None] | None:
+        """Return the last stage's draft with its confidence; None for a conversation, or if a setting changed it."""
+        await self._out_of_domain()
+        if self.router.ood_detector is not None and is_conversation(self.request):
+            return None
+        drafted = await self._make_draft(self.router.stages[-1])
+        return None if self.changed else drafted
+
     def _may_accept(self, stage: Stage) -> bool:
         """Return True if a draft of a foreign request could be accepted, were the model certain."""
         if stage.acceptance is None or self.features is None or not self.router.certificate.issued:
