@@ -118,6 +118,7 @@ def _live(project: Project, run_folder: RunFolder) -> dict[str, Any]:
     return {
         **_named(certified.candidate),
         "kind": plan,
+        "instead": price_of_guarantee(project, run_folder, routed) if rest == "large" else "",
         "gate": "signed" if verdict.signed_by else "passed" if verdict.passed else "failed",
         "share_small": share,
         "share_promised": promised,
@@ -128,7 +129,6 @@ def _live(project: Project, run_folder: RunFolder) -> dict[str, Any]:
         "watched_by": "" if nobody or not certificate.issued else watched,
         "signed": ", ".join(signatures),
         "why": "" if certificate.issued else certificate.why,
-        "instead": price_of_guarantee(project, run_folder, routed) if rest == "large" else "",
         "n_kept": kept.n_kept if kept and certificate.issued else 0,
         "n_kept_wrong": kept.n_wrong if kept and certificate.issued else 0,
         "labels_needed": next(_rows_for_certificate(project, run_folder, certificate), None),
