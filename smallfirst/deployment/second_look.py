@@ -25,7 +25,7 @@ from smallfirst.files import locked
 from smallfirst.gate.outcome import Outcome, share_words
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.paths import state_of
-from smallfirst.pipeline.calibrate import CERTIFIED, KNOWN_TEXTS, LOOKS, Certified, KnownTexts
+from smallfirst.pipeline.calibrate import CERTIFIED, KNOWN_TEXTS, Certified, KnownTexts
 from smallfirst.pipeline.confidence_heads import with_confidences
 from smallfirst.project.candidates import get_candidate
 from smallfirst.project.run_folder import CERTIFICATE, OUTCOME, RunFolder

@@ -106,6 +106,8 @@ class Outcome(Record):
     """What the gate said of the candidate alone. `not written`: it meets the default, which task.yaml does not set."""
     gate_line: str = ""
     """Line for task.yaml that makes a default gate the user's own, where only that is missing; else empty."""
+    instead: str = ""
+    """What a setting of task.yaml costs: who would do at least as well for less without it, as a sentence."""
     share_small: Estimate | None = None
     """Share of requests that stay small; None if nothing goes live."""
     share_promised: Estimate | None = None
@@ -133,7 +135,8 @@ class Outcome(Record):
     labels_needed: LabelsNeeded | None = None
     """The fewest rows that are likely to decide it or, where it goes live without a promise, to show one."""
     trials: tuple[PlanTrial, ...] = ()
-    """The plans that were tried because no candidate may go live by its gate alone, in order."""
+    """The plans that were tried because no candidate may go live by its gate alone, or because they are expected to be
+    worth more, in order."""
 
     @pydantic.model_validator(mode="before")
     @classmethod

@@ -113,6 +113,7 @@ def _live(project: Project, run_folder: RunFolder) -> dict[str, Any]:
     return {
         **_named(certified.candidate),
         "kind": plan,
+        "instead": price_of_guarantee(project, run_folder, routed) if rest == "large" else "",
         "gate": "signed" if verdict.signed_by else "passed" if verdict.passed else "failed",
         "share_small": share,
         "share_promised": promised,
