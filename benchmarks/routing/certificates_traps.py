@@ -28,6 +28,7 @@ from benchmarks.routing.certificates_pools import gsm8k, gsm8k_questions
 from smallfirst.data.quality.independence import independent_rows
 from smallfirst.models.protocol import Request
 from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.looks import spent_by_look
 from smallfirst.routing.certificate.outcomes import CascadeData
 from smallfirst.routing.certificate.rows_needed import rows_needed
 from smallfirst.routing.certificate.threshold_search import (
@@ -40,7 +41,6 @@ from smallfirst.routing.certificate.threshold_search import (
 )
 from smallfirst.routing.certificate.units.clusters import one_row_a_unit
 from smallfirst.routing.policies.built_in import RulePolicy
-from smallfirst.stats.sequential import spent_level
 
 COPIES = 5
 """Rows of a text, or of a group."""
@@ -124,7 +124,7 @@ def looks(pool: Pool, draw: np.random.Generator, limit: float, *, spent: bool) -
     """Return whether a certificate was issued, and whether it is broken, following the advice after each refusal."""
     own = draw.integers(0, pool.rows.n, pool.n // 4)
     for look in range(1, MAX_LOOKS + 1):
-        levels = [spent_level(0.05, k) if spent else 0.05 for k in (look, look + 1)]
+        levels = [0.05 * spent_by_look(k) if spent else 0.05 for k in (look, look + 1)]
         now, later = (Guarantee(max_error=limit, confidence=1 - level) for level in levels)
         rows = pool.rows.take(own)
         at = threshold(rows, now)
@@ -177,7 +177,7 @@ def selections(
     rows = pool.take(draw.integers(0, pool.n, n))
     for _ in range(N_TRIES):
         own = draw.integers(0, pool.n, 200)
-        yield rows, choose_starts(pool.confidence[0][own], pool.right[0][own], n, limit, spent_level(0.05, 1))
+        yield rows, choose_starts(pool.confidence[0][own], pool.right[0][own], n, limit, 0.05 * spent_by_look(1))
 
 
 def nothing_to_find() -> CascadeData:
@@ -199,7 +199,7 @@ def tries_lines(name: str, pool: CascadeData, n: int, limit: float) -> list[str]
             found = np.zeros((N_TRIES, 2, 2), dtype=bool)  # by try and count: issued, broken
             for k, (rows, starts) in enumerate(tried(np.random.default_rng(seed)), start=1):
                 for count, look in enumerate((1, k)):
-                    level = spent_level(0.05, look)
+                    level = 0.05 * spent_by_look(look)
                     first_rows = start_rows(rows.n, limit, level, starts)
                     at = search_rows(rows.confidence[0], rows.right[0], limit, level, first_rows).threshold
                     found[k - 1, count] = at <= 1, at <= 1 and broken(pool, at, limit)
@@ -239,7 +239,6 @@ def _one_stage(confidence: np.ndarray, right: np.ndarray) -> CascadeData:
         right=right[None],
         answer=np.full((1, n), None, dtype=object),
         cost_usd=np.zeros((2, n)),
-        latency_ms=np.zeros((2, n)),
         asked=np.zeros(n, dtype=bool),
         large_right=np.zeros(n, dtype=bool),
     )

@@ -30,6 +30,7 @@ from smallfirst.pipeline.confidence_heads import (
     with_confidences,
 )
 from smallfirst.pipeline.evaluate import measure_router
+from smallfirst.pipeline.joined_rows import LOOKS, find_joined
 from smallfirst.pipeline.plans.choosing import chosen_by
 from smallfirst.pipeline.router_setup import (
     CHEAP,
@@ -51,14 +52,12 @@ from smallfirst.registry import versions
 from smallfirst.routing.certificate.below_threshold import BelowAction
 from smallfirst.routing.certificate.certificate import Certificate, certify
 from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.outcomes import max_outside, with_routing_cost
+from smallfirst.routing.certificate.outcomes import max_outside
 from smallfirst.routing.ood.detector import KEEP_SHARE
 from smallfirst.routing.types import OodScore
 
 CERTIFIED = "certified.json"
 """File of the latest Certified in a run folder."""
-LOOKS = "looks.json"
-"""File in the task's folder: the certificates that were tried, of all runs."""
 
 
 class Certified(Record):
@@ -112,22 +111,19 @@ def unconfirmed_escalation(
     """
     routed, alone = run_folder.evaluation("routed", "test"), run_folder.evaluation(candidate, "test")
     limits = project.file.routing.guarantee.limits
-    escalates = "escalate" in {certificate.below, *(band.action for band in certificate.bands)}
-    if routed is None or alone is None or not escalates or "accuracy_loss" in limits or project.file.binds_answers:
+    decided = "accuracy_loss" in limits or project.file.binds_answers
+    if routed is None or alone is None or certificate.below != "escalate" or decided:
         return None
     pairs = [(row.correct, alone.by_key[row.key].correct) for row in routed.rows if row.key in alone.by_key]
     n_routed, n_alone = sum(ours for ours, _ in pairs), sum(theirs for _, theirs in pairs)
     if not pairs or n_routed > n_alone:
         return None
     stays: BelowAction = "abstain" if project.file.routing.person else "keep"
-    bands = tuple(
-        band.model_copy(update={"action": stays}) if band.action == "escalate" else band for band in certificate.bands
-    )
     why = (
         f"{certificate.below_why}; but on {len(pairs)} test rows it is right on {n_routed} with that and on {n_alone} "
+        "without, so they stay small"
     )
-    why += "without, so they stay small"
-    return certificate.model_copy(update={"below": stays, "bands": bands, "below_why": why})
+    return certificate.model_copy(update={"below": stays, "below_why": why})
 
 
 def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *, alone: bool) -> Certified:
@@ -138,17 +134,17 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
     not evaluated.
     """
     routing, manifest = project.file.routing, read_manifest(run_folder.model_folder(candidate))
-    heads, confidences, foreign = asyncio.run(_fit_heads(project, run_folder, candidate))
-    own, scores, filters = asyncio.run(served_rows(project, run_folder, heads))
+    joined = find_joined(project, run_folder, candidate)
+    heads, confidences, foreign = asyncio.run(_fit_heads(project, run_folder, candidate, joined.rows))
+    own, scores, filters = asyncio.run(served_rows(project, run_folder, heads, joined.rows))
     candidates = {**{name: name for name in routing.ahead}, FINE_TUNED: candidate}
     for name in candidates.values():
         refuse_seen_rows(run_folder.model_folder(name), own)
     drafts = [
-        with_confidences(_calibration_rows(project, run_folder, name, own), confidences.get(stage, {}))
+        with_confidences(_measured_on(project, run_folder, name, own), confidences.get(stage, {}))
         for stage, name in candidates.items()
     ]
-    drafts[0] = _with_detection_cost(drafts[0], scores)
-    large = run_folder.evaluation("large", "calibration")
+    large = _measured_on(project, run_folder, "large", own) if run_folder.evaluation("large", "calibration") else None
     reference = traffic_reference(project, drafts[-1], [score.value for score in scores], large)
     labels = labelled_by(project)
     if labels == "large" and project.file.data.gold:  # as few as they are, people's answers bound true errors tighter
@@ -167,10 +163,11 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
         usd_per_wrong_answer=routing.usd_per_wrong_answer,
         labels=labels,
         looks=run_folder.path.parent / LOOKS,
+        shared=joined.look,
         selection=_selection_drafts(run_folder, candidates, confidences),
         foreign=foreign.confidence,
     )
-    said = (project.rows.counted.in_words, _label_sources(own) if labels == "large" else "")
+    said = (project.rows.counted.in_words, joined.in_words, _label_sources(own) if labels == "large" else "")
     limits = (*filter(None, said), *filters.limits, *certificate.limits_of_validity)
     update = {"temperature": manifest.temperature, "filters": filters, "limits_of_validity": limits}
     certificate = certificate.model_copy(update=update | _watched_share(certificate, scores, foreign.n_outside))
@@ -178,7 +175,7 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
         alone and not certificate.issued and not binds
     ):  # the gate's proof is about all answers: no threshold divides them
         why = "no certificate, so no threshold: the candidate passed its gate alone and answers every request"
-        certificate = certificate.model_copy(update={"below": "keep", "bands": (), "below_why": why})
+        certificate = certificate.model_copy(update={"below": "keep", "below_why": why})
     certificate.save(run_folder.path / CERTIFICATE)
     project.progress.log(f"certificate of {candidate}: {certificate.why}")
     project.progress.log(f"below the threshold: {certificate.below} ({certificate.below_why})")
@@ -231,17 +228,8 @@ def _watched_share(certificate: Certificate, own: Sequence[OodScore], n_outside:
     return {"foreign": foreign.model_copy(update={"max_outside": most})}
 
 
-def _with_detection_cost(first: Evaluation, scores: Sequence[OodScore]) -> Evaluation:
-    """Add the detector's mean cost and time to each row of the first stage: every request goes through it."""
-    if not scores:
-        return first
-    cost_usd = sum(score.cost_usd for score in scores) / len(scores)
-    latency_ms = sum(score.latency_ms for score in scores) / len(scores)
-    return with_routing_cost(first, cost_usd=cost_usd, latency_ms=latency_ms)
-
-
 async def _fit_heads(
-    project: Project, run_folder: RunFolder, candidate: str
+    project: Project, run_folder: RunFolder, candidate: str, rows: Dataset
 ) -> tuple[ConfidenceHeads, dict[str, dict[str, float]], ForeignDrafts]:
     """Return what is fitted on selection rows, and confidences as they are served, by stage and key of the row."""
     profile = fit_profile(project, run_folder)
@@ -253,7 +241,7 @@ async def _fit_heads(
         if any(policy.uses_gain for policy in project.file.routing.policies):
             await fit_gain(project, held, stages[-1].name, run_folder.path)
         chosen_on = await head_confidences(heads, stages, held.rows, held.drafts, profile=profile)
-        found = await head_confidences(heads, stages, project.rows.calibration, profile=profile)
+        found = await head_confidences(heads, stages, rows, profile=profile)
         said = {stage: {**chosen_on[stage], **by_key} for stage, by_key in found.items()}
         return heads, said, await foreign_drafts(project, heads, stages, profile)
     finally:
@@ -281,13 +269,14 @@ def _label_sources(rows: Dataset) -> str:
     return f"calibration labels are a model's ({models}), so it promises agreement with the model" if models else ""
 
 
-def _calibration_rows(project: Project, run_folder: RunFolder, candidate: str, rows: Dataset) -> Evaluation:
+def _measured_on(project: Project, run_folder: RunFolder, candidate: str, rows: Dataset) -> Evaluation:
+    """Return a candidate's answers to calibration rows, and to the test rows among `rows`."""
     found = run_folder.evaluation(candidate, "calibration")
     if found is None:
         raise StageMissing(f"{candidate} was not evaluated", hint="smallfirst evaluate task.yaml")
-    if len(rows) == len(found.rows):
-        return found
-    return restrict_to_rows(found, EvaluationSetup(project.task, rows, split="calibration"))
+    test = run_folder.evaluation(candidate, "test")
+    answers = found.model_copy(update={"rows": (*found.rows, *(test.rows if test else ()))})
+    return restrict_to_rows(answers, EvaluationSetup(project.task, rows, split="calibration"))
 
 
 def judged_by_gold(project: Project, measured: Evaluation, gold: Mapping[str, str]) -> Evaluation:

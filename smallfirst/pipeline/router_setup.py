@@ -150,14 +150,14 @@ def served_filters(file: TaskFile, detector: OodGate | None) -> RequestFilters:
 
 
 async def served_rows(
-    project: Project, run_folder: RunFolder, heads: ConfidenceHeads
+    project: Project, run_folder: RunFolder, heads: ConfidenceHeads, rows: Dataset
 ) -> tuple[Dataset, tuple[OodScore, ...], RequestFilters]:
-    """Return the calibration rows that reach the cascade when they are served, the detector's scores, and the filters.
+    """Return those of `rows` that reach the cascade when they are served, the detector's scores, and the filters.
 
     Policies and domain check are applied as the Router applies them; random splits are left out. Without a detector
     there are no scores.
     """
-    file, rows = project.file, project.rows.calibration
+    file = project.file
     detector, gain = load_ood_detector(file, run_folder, heads), load_gain(run_folder.path)
     policies = [policy for policy in file.routing.policies if not random_split(policy)]
     own, scores = [], []
@@ -171,4 +171,4 @@ async def served_rows(
     if detector:
         await detector.aclose()
     found = served_filters(file, detector).model_copy(update={"n_rows": len(rows), "n_passed": len(own)})
-    return rows.subset("calibration", tuple(own)), tuple(scores), found
+    return rows.subset(rows.name, tuple(own)), tuple(scores), found

@@ -16,7 +16,7 @@ from smallfirst.gate.outcome import Outcome
 from smallfirst.models.protocol import Request
 from smallfirst.paths import home
 from smallfirst.pipeline import run as pipeline
-from smallfirst.pipeline.calibrate import LOOKS
+from smallfirst.pipeline.joined_rows import LOOKS
 from smallfirst.pipeline.summary import format_summary
 from smallfirst.progress import Progress
 from smallfirst.project.run_folder import OUTCOME, RunFolder

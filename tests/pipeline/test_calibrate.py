@@ -15,7 +15,6 @@ from smallfirst.evaluation.results import Evaluation
 from smallfirst.pipeline.calibrate import (
     _label_sources,
     _selection_drafts,
-    _with_detection_cost,
     gold_answers,
     guarantee_of,
     judged_by_gold,
@@ -26,9 +25,7 @@ from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import read_task_file
-from smallfirst.routing.certificate.below_threshold import Band
 from smallfirst.routing.certificate.certificate import Certificate, certify
-from smallfirst.routing.types import OodScore
 from smallfirst.stats.intervals import upper_bound
 
 LABELS = ("billing", "delivery")
@@ -132,15 +129,6 @@ def test_a_model_s_labels_are_never_gold(tmp_path: Path) -> None:
     assert "right is what the large model answered" in measured.why
 
 
-def test_every_request_pays_for_out_of_domain_detection(tmp_path: Path) -> None:
-    first = small(project(tmp_path, []))
-    found = _with_detection_cost(first, (OodScore(0.1, 0.002, 4.0), OodScore(0.2, 0.004, 8.0)))
-    assert [row.cost_usd for row in found.rows] == pytest.approx([0.003] * len(first.rows))
-    assert {row.latency_ms for row in found.rows} == {7.0}
-    assert found.cost_usd_per_1k == pytest.approx(3.0)
-    assert _with_detection_cost(first, ()) is first  # without a detector nothing is added
-
-
 def test_the_answers_to_selection_rows_choose_the_start_if_every_stage_has_them(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     first = evaluation_of([evaluated_row("row-1", "a", "a", confidence=0.4)], candidate="words", split="selection")
@@ -166,12 +154,11 @@ def test_what_test_rows_do_not_confirm_is_not_sent_on(tmp_path: Path, routed: in
     of, run_folder = project(tmp_path, []), RunFolder(tmp_path / "run")
     measured_on_test(run_folder, "words", 16)
     measured_on_test(run_folder, "routed", routed, stages=6)
-    band = Band(low=0.0, high=0.4, n=6, small_right=2, large_right=5, difference=None, p_value=0.04, action="escalate")
-    found = make_certificate(below="escalate", bands=(band,), below_why="shown to be better")
+    found = make_certificate(below="escalate", below_why="shown to be better")
     kept = unconfirmed_escalation(of, run_folder, found, "words")
     assert (kept is not None) is stays
     if kept is not None:
-        assert (kept.below, kept.bands[0].action) == ("keep", "keep")
+        assert kept.below == "keep"
         assert kept.below_why.startswith("shown to be better; but on 20 test rows it is right on ")
         assert unconfirmed_escalation(of, run_folder, kept, "words") is None  # nothing is left to send on
 

@@ -21,14 +21,12 @@ from smallfirst.pipeline.calibrate import certify_candidate
 from smallfirst.pipeline.diagnostics import find_split_leaks, without_copies
 from smallfirst.pipeline.evaluate import measure_router
 from smallfirst.pipeline.plans.worth import ExpectedPlan, expected_plans, fix_finalists
-from smallfirst.pipeline.summary import KEPT, KeptOnTest
 from smallfirst.pricing.money import format_usd
 from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project, shown_as
 from smallfirst.project.run_folder import CERTIFICATE, RunFolder
 from smallfirst.records import Record
 from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.stats.intervals import clopper_pearson
 
 TRIALS = "plans.json"
 """File of the PlanTrials in a run folder."""
@@ -98,7 +96,6 @@ def _try(
         checks += check_routed(project.file.gate.routed, routed, large, level)
         if instead_of and (alone := run_folder.evaluation(instead_of, "test")):
             checks.append(_worth_check(routed, alone, project.file.routing.usd_per_wrong_answer or 0.0))
-        checks.append(_kept_check(certified.certificate, KeptOnTest.load(run_folder.path / KEPT)))
     measured = run_folder.evaluation(candidate, "test")
     assert measured is not None
     verdict = Verdict(
@@ -145,18 +142,4 @@ def _worth_check(routed: Evaluation, alone: Evaluation, usd_per_wrong_answer: fl
         Requirement("routing.usd_per_wrong_answer", usd_per_wrong_answer, text),
         passed=bool(losses[0] < losses[1]),
         measured=f"{format_usd(losses[0])} against {format_usd(losses[1])} per 1,000, n={len(routed.rows)}",
-    )
-
-
-def _kept_check(certificate: Certificate, kept: KeptOnTest) -> CheckResult:
-    """Return whether test rows speak against the guarantee: its limit lies below the error's whole interval."""
-    requirement = Requirement(
-        "routing.guarantee_on_test", certificate.max_error, "no test rows that speak against the guarantee"
-    )
-    error = clopper_pearson(kept.n_wrong, kept.n_kept)
-    return check_value(
-        requirement,
-        passed=kept.n_kept > 0 and error.low <= certificate.max_error,
-        measured=f"{kept.n_wrong} of {kept.n_kept} kept test answers wrong: {error}",
-        advice="" if error.low <= certificate.max_error else "calibrate with rows that are like the test rows",
     )

@@ -15,7 +15,7 @@ from scipy import special
 from smallfirst.data.dataset import sample_rows
 from smallfirst.data.quality.findings import Finding, make_finding
 from smallfirst.paths import state_folder
-from smallfirst.pipeline.calibrate import LOOKS
+from smallfirst.pipeline.joined_rows import LOOKS
 from smallfirst.pipeline.preflight.more_rows import MoreRows, more_rows
 from smallfirst.project.project import Project
 from smallfirst.records import Record
@@ -24,7 +24,6 @@ from smallfirst.routing.certificate.looks import next_look, text_fingerprints
 from smallfirst.routing.certificate.outcomes import CascadeData
 from smallfirst.routing.certificate.threshold_search import search_cascade, start_rows
 from smallfirst.routing.certificate.units.per_group import certify_per_group
-from smallfirst.stats.sequential import spent_level
 
 MAX_ROWS = 20_000
 """No more calibration rows than this are suggested."""
@@ -37,7 +36,7 @@ class CertificateForecast(Record):
     n_rows: int
     """Calibration rows that count."""
     look: int
-    """Number of the next certificate tried on them; it spends 1 / (look · (look + 1)) of the error probability."""
+    """Number of the next certificate tried on them, at its share of the error probability (`next_look`)."""
     reachable: bool
     """False if it is refused even without an error."""
     n_most_confident: int | None = None
@@ -73,8 +72,10 @@ def forecast_certificate(project: Project) -> CertificateForecast | None:
         return None
     known = text_fingerprints(example.text for example in rows.examples)
     look = next_look(state_folder() / "tasks" / file.name / LOOKS, known)
-    level = spent_level(1 - guarantee.confidence, look)
-    tested = guarantee.model_copy(update={"confidence": 1 - level})
+    if not look.share:
+        return CertificateForecast(guarantee=guarantee.in_words, n_rows=n, look=look.number, reachable=False)
+    tested = guarantee.at_share(look.share)
+    level = 1 - tested.confidence
 
     def shown(n_rows: int) -> bool:
         data = _perfect_cascade(project, n_rows)
@@ -83,7 +84,7 @@ def forecast_certificate(project: Project) -> CertificateForecast | None:
             return found.issued
         return any(one.certified for one in certify_per_group(data, tested, found))
 
-    found = CertificateForecast(guarantee=guarantee.in_words, n_rows=n, look=look, reachable=n > 0 and shown(n))
+    found = CertificateForecast(guarantee=guarantee.in_words, n_rows=n, look=look.number, reachable=n > 0 and shown(n))
     if not found.reachable:
         enough = _fewest(shown, n)
         missing = more_rows(project, "calibration", enough - n) if enough else None
@@ -117,7 +118,6 @@ def _perfect_cascade(project: Project, n: int) -> CascadeData:
         right=np.ones(everywhere, dtype=bool),
         answer=np.broadcast_to(np.resize(answers, n), everywhere),
         cost_usd=np.zeros((len(names) + 1, n)),
-        latency_ms=np.zeros((len(names) + 1, n)),
         asked=asked,
         large_right=asked,
         labels="gold",

@@ -12,11 +12,21 @@ from typing import Literal, NamedTuple
 from smallfirst.errors import ConfigError
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.records import Record
-from smallfirst.routing.certificate.below_threshold import Band, BelowAction, BelowRule, decide_below_threshold
-from smallfirst.routing.certificate.curves import FrontierPoint, ThresholdPoint, frontier, threshold_curve
+from smallfirst.routing.certificate.below_threshold import BelowAction, BelowRule, decide_below_threshold
+from smallfirst.routing.certificate.curves import ThresholdPoint, threshold_curve
 from smallfirst.routing.certificate.filters import RequestFilters
 from smallfirst.routing.certificate.guarantee import LABEL, Guarantee
-from smallfirst.routing.certificate.looks import count_look, in_order, text_fingerprints, trial_fingerprint
+from smallfirst.routing.certificate.looks import (
+    ALONE,
+    Look,
+    Portion,
+    SharedLook,
+    count_look,
+    in_order,
+    next_look,
+    text_fingerprints,
+    trial_fingerprint,
+)
 from smallfirst.routing.certificate.outcomes import (
     NEVER_ACCEPT,
     CascadeData,
@@ -27,9 +37,10 @@ from smallfirst.routing.certificate.outcomes import (
     foreign_accepted,
     with_foreign,
 )
-from smallfirst.routing.certificate.risks import GROWS_WITH_COVERAGE, RiskResult, audit_limits, evidence
+from smallfirst.routing.certificate.risks import RiskResult, audit_limits, evidence
 from smallfirst.routing.certificate.rows_needed import MAX_ROWS, MIN_CHANCE, RowsNeeded, rows_needed
 from smallfirst.routing.certificate.summary import (
+    NOTHING_LEFT,
     describe_issued,
     describe_per_group,
     describe_refused,
@@ -44,7 +55,6 @@ from smallfirst.routing.certificate.units.per_group import (
     guaranteed_rows,
 )
 from smallfirst.stats.intervals import Estimate, upper_bound, wilson
-from smallfirst.stats.sequential import spent_level
 
 
 class StageThreshold(Record):
@@ -111,10 +121,10 @@ class Certificate(Record):
     """If refused: how likely as many are to show it, in [0, 1]; without an advised number, how likely the most are."""
     look: int | None = None
     """Number of this certificate among those tried on rows that overlap; None if it is the only one by agreement."""
+    level: float | None = None
+    """Error probability that this look spends, in [0, 1]; None in certificates of before 2026-11-30."""
     classes: tuple[GroupCertificate, ...] = ()
     """By predicted label or tag; part of the guarantee only with `guarantee.per_group`."""
-    bands: tuple[Band, ...] = ()
-    """What happens below the threshold by ascending confidence; empty: `below` throughout."""
     audit_limit: float | None = None
     """Of earlier certificates; `audit_limits` has it."""
     audit_limits: dict[str, dict[str, float]] = {}
@@ -126,8 +136,6 @@ class Certificate(Record):
     """What is shown about the fields of the last stage's JSON answers; None where `guarantee.max_wrong_fields` is."""
     filters: RequestFilters | None = None
     """What requests must pass before they reach the cascade for which it holds."""
-    frontier: tuple[FrontierPoint, ...] = ()
-    """For each of a few limits on errors the share that could stay small, each shown at `confidence` by itself."""
     foreign: ForeignAccepted | None = None
     """What happens to foreign calibration rows; None where none are known."""
 
@@ -167,15 +175,7 @@ class Certificate(Record):
     def decide(
         self, confidence: float | None, label: str | None = None
     ) -> Literal["keep_certified", "escalate", "keep", "abstain"]:
-        return "keep_certified" if self.covers(label, confidence) else self.below_action(confidence)
-
-    def below_action(self, confidence: float | None) -> BelowAction:
-        """Return what happens to an answer that the guarantee does not cover."""
-        action: BelowAction = self.below
-        for band in self.bands:
-            if band.low <= (confidence or 0.0):
-                action = band.action
-        return action
+        return "keep_certified" if self.covers(label, confidence) else self.below
 
 
 class CertificateSubject(NamedTuple):
@@ -185,15 +185,15 @@ class CertificateSubject(NamedTuple):
     dataset_fingerprint: str
     below: BelowRule
     """How requests below the threshold are decided on."""
-    look: int | None = None
-    """Number of the look at the calibration rows; None: the only one, at the whole level."""
+    look: Look | None = None
+    """The look at the calibration rows; None: the only one, at the whole level."""
+    next_share: float = 1.0
+    """Share of the error probability that the next look at these rows would spend, in [0, 1]."""
 
-    def tested(self, guarantee: Guarantee, *, later: int = 0) -> Guarantee:
-        """Return the guarantee at the level of this look, or of one so many looks later."""
-        if self.look is None:
-            return guarantee
-        level = spent_level(1 - guarantee.confidence, self.look + later)
-        return guarantee.model_copy(update={"confidence": 1 - level})
+    @property
+    def share(self) -> float:
+        """Share of the error probability that this look spends, in [0, 1]; 0 if earlier ones have spent all."""
+        return self.look.share if self.look else 1.0
 
 
 def certify(
@@ -205,6 +205,8 @@ def certify(
     person: bool = False,
     labels: Literal["gold", "large"] = "gold",
     looks: Path | None = None,
+    portion: Portion = "large",
+    shared: SharedLook = ALONE,
     selection: Evaluation | Sequence[Evaluation] | None = None,
     alone: bool = True,
     usd_per_wrong_answer: float | None = None,
@@ -215,13 +217,14 @@ def certify(
     `alone`: the last stage passed its gate by itself, so what is below the threshold stays small unless `large`, on
     these rows or a random part, is shown to be better there, by as much as its price takes at `usd_per_wrong_answer`;
     if False everything below goes on. With `person`, what is not sent on goes to a person. `labels="large"`: rows were
-    scored against its answers. `looks`: the file that counts the certificates tried on rows with these texts
-    (`looks.count_look`); this one is counted, and spends its share of the level. None: it is the only one by agreement,
-    and spends all of it. `selection`: the stages' answers to selection rows, which choose where the search begins;
-    None: a fixed rule does. Of rows that share a group one counts, and the guarantee says so (`unit`); the order of
-    rows does not matter. `foreign`: by stage the confidences, in [0, 1], of drafts of foreign requests that nothing was
-    fitted on; with `guarantee.max_foreign_share` they count as wrong where they are accepted, and none known means all
-    are.
+    scored against its answers. `looks`: the file that counts the certificates tried on rows with these texts (`looks`);
+    this one is counted, and spends the `portion` of the level that it names: "large", or a small one where that is
+    taken; of a `shared` look, of certificates that were fixed together, it spends its part. None: it is the only one by
+    agreement, and spends all of the level. `selection`: the stages' answers to selection rows, which choose where the
+    search begins; None: a fixed rule does. Of rows that share a group one counts, and the guarantee says so (`unit`);
+    the order of rows does not matter. `foreign`: by stage the confidences, in [0, 1], of drafts of foreign requests
+    that nothing was fitted on; with `guarantee.max_foreign_share` they count as wrong where they are accepted, and none
+    known means all are.
     Raise DataError if a draft lacks rows, ConfigError for a guarantee by group about several stages, or by field about
     answers without fields.
     """
@@ -238,11 +241,13 @@ def certify(
     drafted = [allow_wrong_fields(one, guarantee.wrong_fields_allowed) for one in stages]
     chosen_on = cascade_data(choosing, None, labels) if choosing else None
     data = with_foreign(cascade_data(drafted, large, labels), foreign, guarantee.max_foreign_share)
-    look = None
+    look, next_share = None, 1.0
     if looks is not None:
         inputs |= {"drafts": stages, "large": large and in_order(large), "selection": choosing, "foreign": foreign}
-        look = count_look(looks, text_fingerprints(row.text for row in stages[-1].rows), trial_fingerprint(inputs))
-    subject = CertificateSubject(model_fingerprint, stages[-1].dataset_fingerprint, rule, look)
+        texts = text_fingerprints(row.text for row in stages[-1].rows)
+        look = count_look(looks, texts, trial_fingerprint(inputs), portion, shared)
+        next_share = next_look(looks, texts).share
+    subject = CertificateSubject(model_fingerprint, stages[-1].dataset_fingerprint, rule, look, next_share)
     counted = data.take(one_row_a_unit(data.group, data.n))
     if data.group is not None:
         guarantee = guarantee.model_copy(update={"unit": "group"})
@@ -253,7 +258,7 @@ def certify(
         found = found.model_copy(update={"limits_of_validity": (told, *found.limits_of_validity)})
     if guarantee.max_wrong_fields is None:
         return found
-    level *= (1 - subject.tested(guarantee).confidence) / (1 - guarantee.confidence)  # this look's share
+    level *= subject.share
     choosing_fields = choosing[-1] if choosing else None
     fields = certify_fields(stages[-1], guarantee.max_wrong_fields, level=level, selection=choosing_fields)
     return found.model_copy(update=fields.changes(guarantee, found.issued, found.why, found.limits_of_validity))
@@ -267,9 +272,10 @@ def certify_cascade(
     data: CascadeData, guarantee: Guarantee, subject: CertificateSubject, selection: CascadeData | None = None
 ) -> Certificate:
     """Return the certificate from the stages' answers to calibration rows; those to selection rows choose its start."""
-    asked, guarantee = guarantee, subject.tested(guarantee)
-    found = search_cascade(data, guarantee, selection=selection) if guarantee.limits else nothing_accepted(data)
-    classes = certify_per_group(data, guarantee, found)
+    asked, guarantee = guarantee, guarantee.at_share(subject.share or 1.0)
+    searched = guarantee.limits and subject.share
+    found = search_cascade(data, guarantee, selection=selection) if searched else nothing_accepted(data)
+    classes = certify_per_group(data, guarantee, found) if subject.share else ()
     if guarantee.grouped_by:
         least = min((one.threshold for one in classes if one.certified), default=NEVER_ACCEPT)
         found = found._replace(thresholds=(least,), shares={})
@@ -277,17 +283,18 @@ def certify_cascade(
     accepted = guaranteed_rows(data, guarantee, classes) if guarantee.grouped_by else outcome.accepted
     n_accepted, errors = int(accepted.sum()), int((accepted & ~outcome.right).sum())
     risks = _risk_results(outcome, guarantee, found) if found.issued and not guarantee.grouped_by else ()
-    missing = None if found.issued or not guarantee.limits else _rows_needed(data, asked, subject, selection)
-    if missing is not None:
+    hopeless = found.issued or not guarantee.limits or not subject.share
+    missing = None if hopeless else _rows_needed(data, asked, subject, selection)
+    if not subject.share:
+        why = NOTHING_LEFT
+    elif missing is not None:
         why = describe_refused(data, asked, found, missing)
     elif guarantee.grouped_by:
         why = describe_per_group(data, asked, classes)
     else:
         why = describe_issued(data, asked, risks, errors)
-    floor = found.floor if "accuracy_loss" in guarantee.limits and found.issued else None
-    top = 1.0 if guarantee.grouped_by and found.issued else found.thresholds[-1]
-    never = found.never_escalates
-    below = decide_below_threshold(data, accepted, subject.below, top=top, floor=floor, never_escalates=never)
+    may_keep = "accuracy_loss" not in guarantee.limits or not found.issued or found.keeps_all
+    below = decide_below_threshold(data, accepted, subject.below, may_keep=may_keep)
     bounds = [one.bound for one in risks if one.risk == "error"]
     error_bound = bounds[0] if bounds else upper_bound(errors, n_accepted, confidence=guarantee.confidence)
     limits = audit_limits(outcome, accepted, guarantee, error_bound) if found.issued else {}
@@ -314,23 +321,20 @@ def certify_cascade(
         labels=data.labels,
         labels_missing=missing.n_more if missing and missing.chance >= MIN_CHANCE else None,
         labels_missing_chance=missing.chance if missing else None,
-        look=subject.look,
+        look=subject.look.number if subject.look else None,
+        level=subject.share * (1 - asked.confidence),
         classes=classes,
-        bands=below.bands,
         audit_limits=limits,
         limits_of_validity=limits_of_validity(data, asked, limits, subject.below.person, subject.look),
         foreign=foreign_accepted(outcome, guarantee.confidence),
-        frontier=frontier(data, confidence=asked.confidence, selection=selection),
     )
 
 
 def _risk_results(outcome: CascadeOutcome, guarantee: Guarantee, found: CascadeThresholds) -> tuple[RiskResult, ...]:
-    kept = outcome.data.outcome((*found.thresholds[:-1], 0.0)) if found.never_escalates else outcome
-    outcomes = {risk: outcome if risk in GROWS_WITH_COVERAGE else kept for risk in guarantee.limits}
-    shown = {risk: (limit, evidence(risk, outcomes[risk], limit)) for risk, limit in guarantee.limits.items()}
+    shown = [(risk, evidence(risk, outcome, limit)) for risk, limit in guarantee.limits.items()]
     return tuple(
-        RiskResult(risk=risk, limit=limit, value=one.value, bound=one.bound(found.level), n=one.n)
-        for risk, (limit, one) in shown.items()
+        RiskResult(risk=risk, limit=one.limit, value=one.value, bound=one.bound(found.level), n=one.n)
+        for risk, one in shown
     )
 
 
@@ -338,7 +342,7 @@ def _rows_needed(
     data: CascadeData, guarantee: Guarantee, subject: CertificateSubject, selection: CascadeData | None
 ) -> RowsNeeded:
     """Simulate the next look, on these rows and more; in less detail where the search takes long."""
-    tested = subject.tested(guarantee, later=1)
+    tested = guarantee.at_share(subject.next_share)
     quick = set(guarantee.limits) == {"error"} and data.n_stages == 1 and not guarantee.grouped_by
 
     def shows(rows: CascadeData) -> bool:
