@@ -45,7 +45,7 @@ from smallfirst.pipeline.router_setup import (
 )
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.project.candidates import get_candidate
-from smallfirst.project.project import Project, shown_as
+from smallfirst.project.project import Project, labelled_by, shown_as
 from smallfirst.project.run_folder import CERTIFICATE, Promotion, RunFolder
 from smallfirst.records import Record, fingerprint
 from smallfirst.registry import versions
@@ -254,12 +254,6 @@ def guarantee_of(project: Project) -> Guarantee:
     guarantee = project.file.routing.guarantee
     repeats = project.rows.counted.n_repeats and not guarantee.unit
     return guarantee.model_copy(update={"unit": "text"}) if repeats else guarantee
-
-
-def labelled_by(project: Project) -> Literal["gold", "large"]:
-    """Return who labelled the calibration rows: labels of a model are never gold, whatever task.yaml says."""
-    by_model = any(example.source for example in project.rows.calibration.examples)
-    return "large" if by_model else project.file.routing.labels
 
 
 def _label_sources(rows: Dataset) -> str:

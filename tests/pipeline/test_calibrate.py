@@ -18,11 +18,10 @@ from smallfirst.pipeline.calibrate import (
     gold_answers,
     guarantee_of,
     judged_by_gold,
-    labelled_by,
     unconfirmed_escalation,
 )
 from smallfirst.progress import Progress
-from smallfirst.project.project import Project
+from smallfirst.project.project import Project, labelled_by
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import read_task_file
 from smallfirst.routing.certificate.certificate import Certificate, certify

@@ -23,7 +23,6 @@ from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, LARGER_ENCODER
 from smallfirst.models.local.tokenizer import Tokenizer, load_tokenizer
 from smallfirst.paths import home, state_folder
-from smallfirst.pipeline.calibrate import labelled_by
 from smallfirst.pipeline.preflight.certificate import (
     CertificateForecast,
     certificate_findings,
@@ -35,7 +34,7 @@ from smallfirst.pipeline.preflight.memory import MemoryForecast, forecast_memory
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.project.candidates import project_candidates
-from smallfirst.project.project import Project, shown_as
+from smallfirst.project.project import Project, labelled_by, shown_as
 from smallfirst.project.rows import Rows
 from smallfirst.records import Record
 from smallfirst.routing.policies.built_in import detect_language, dominant_script
