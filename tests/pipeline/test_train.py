@@ -1,10 +1,9 @@
-"""Fitting: few rows in folds first, in a run that can be interrupted; a fine-tune by several workers like any other."""
+"""Few rows are answered out of fold before they are fitted together, in a run that can be interrupted."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,53 +11,14 @@ import pytest
 
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.trained_on import TrainedOn
-from smallfirst.pipeline.train import fine_tune, train_stage
+from smallfirst.pipeline.train import train_stage
 from smallfirst.progress import Progress
 from smallfirst.project.candidates import fits_in_folds, get_candidate
 from smallfirst.project.project import Project
 from smallfirst.project.task_file import read_task_file
-from smallfirst.registry.runs import client
-from smallfirst.training.distributed import on_ray
-from smallfirst.training.distributed.work import do_work, read_work
-from smallfirst.training.recipes.recipe import TaskRecipe
 from smallfirst.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("module_home")
-
-
-@pytest.fixture
-def project(tmp_path: Path, tiny_folder: Path, toy_rows: Any) -> Project:
-    rows = [json.dumps({"text": example.text, "label": example.answer}) for example in toy_rows.examples]
-    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
-    settings = "{duration: 1ep, batch_tokens: 96, max_seq_tokens: 64}"
-    text = f"name: toy\ndata: {{train: rows.jsonl}}\nsmall: {{base: {tiny_folder}, training: {settings}}}\n"
-    (tmp_path / "task.yaml").write_text(text)
-    return Project.read(read_task_file(tmp_path / "task.yaml"), Progress(quiet=True))
-
-
-def test_workers_get_the_recipe_and_one_mlflow_run(
-    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[tuple[int, bool]] = []
-
-    def run_on_ray(folder: Path, n_workers: int, *, log: Callable[[str], None], **calls: Any) -> Any:
-        asked.append((n_workers, read_work(folder)[0].shard))
-        return do_work(folder, **calls)  # as the only worker
-
-    monkeypatch.setattr(on_ray, "train_on_ray", run_on_ray)
-    recipe = TaskRecipe(project.task, project.rows.train, project.rows.selection)
-    small = project.file.small
-    run = fine_tune(
-        project._replace(n_workers=3, shard=True),
-        recipe,
-        small.training,
-        base=small.base,
-        folder=tmp_path / "run",
-        run_name="r",
-    )
-    assert asked == [(3, True)]
-    assert client().get_run(run.run_id).info.status == "FINISHED"
-    assert (run.folder / "model.safetensors").is_file()
 
 
 LADDER = ("words", "encoder", "tuned")
@@ -121,7 +81,8 @@ def test_few_rows_are_answered_out_of_fold_and_then_fitted_together(
     assert not (run_folder.path / "folds" / "tuned" / "training").exists()
 
 
-def test_from_a_thousand_rows_on_selection_rows_choose(project: Project) -> None:
+def test_from_a_thousand_rows_on_selection_rows_choose(tmp_path: Path, tiny_encoder_folder: Path) -> None:
+    project = few_rows(tmp_path, tiny_encoder_folder)
     many = project.rows.train.subset("many", project.rows.train.examples * 1000)
     assert fits_in_folds(project)
     assert not fits_in_folds(project._replace(rows=project.rows.model_copy(update={"train": many})))

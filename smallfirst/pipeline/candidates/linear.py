@@ -20,7 +20,7 @@ from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.linear.scope import ScopedClassifier
 from smallfirst.models.manifest import INT8_FILE, Manifest, write_manifest
 from smallfirst.models.protocol import Completion
-from smallfirst.pipeline.train import choose_precision
+from smallfirst.pipeline.candidates.fine_tune import choose_precision
 from smallfirst.project.candidates import Candidate
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder

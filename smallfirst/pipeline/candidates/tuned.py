@@ -15,8 +15,8 @@ from smallfirst.evaluation.out_of_fold import FoldAnswers, folds_of
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.spans.alignment import learn_plan
+from smallfirst.pipeline.candidates.fine_tune import choose_precision, fine_tune
 from smallfirst.pipeline.candidates.linear import calibrate, finish_refit
-from smallfirst.pipeline.train import choose_precision, fine_tune
 from smallfirst.project.candidates import Candidate
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import FOLDS, RunFolder
