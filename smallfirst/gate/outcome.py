@@ -130,8 +130,6 @@ class Outcome(Record):
     """Name and reason of who signed for it; empty if nobody had to."""
     why: str = ""
     """Why nothing goes live, or why there is no promise; empty where neither is the case."""
-    instead: str = ""
-    """What a setting of task.yaml costs: who would do at least as well for less without it, as a sentence."""
     labels_needed: LabelsNeeded | None = None
     """The fewest rows that are likely to decide it or, where it goes live without a promise, to show one."""
     trials: tuple[PlanTrial, ...] = ()

@@ -12,12 +12,12 @@ import pytest
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import StageMissing
+from smallfirst.pipeline.calibration_set import served_rows
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads
 from smallfirst.pipeline.router_setup import (
     PROFILE_FOLDER,
     load_ood_detector,
     served_filters,
-    served_rows,
 )
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project

@@ -125,7 +125,6 @@ def _live(project: Project, run_folder: RunFolder) -> dict[str, Any]:
         "audited": audited,
         "signed": f"{verdict.signed_by} ({verdict.because})" if verdict.signed_by else "",
         "why": "" if certificate.issued else certificate.why,
-        "instead": price_of_guarantee(project, run_folder, routed) if rest == "large" else "",
         "labels_needed": labels_needed(project, run_folder, live=True),
     }
 
