@@ -59,13 +59,12 @@ from smallfirst.models.servers.vllm_config import VllmServer as VllmServer
 from smallfirst.pipeline.calibrate import calibrate_stage as calibrate_stage
 from smallfirst.pipeline.evaluate import evaluate_stage as evaluate_stage
 from smallfirst.pipeline.next_step import NextStep as NextStep
-from smallfirst.pipeline.preflight.certificate import CertificateForecast as CertificateForecast
 from smallfirst.pipeline.preflight.check import PreflightReport as PreflightReport
 from smallfirst.pipeline.preflight.check import check_stage as check_stage
-from smallfirst.pipeline.preflight.gate import ThresholdForecast as ThresholdForecast
+from smallfirst.pipeline.preflight.foretold import CertificateForecast as CertificateForecast
+from smallfirst.pipeline.preflight.foretold import ThresholdForecast as ThresholdForecast
 from smallfirst.pipeline.preflight.large_model import LargeForecast as LargeForecast
 from smallfirst.pipeline.preflight.memory import MemoryForecast as MemoryForecast
-from smallfirst.pipeline.preflight.more_rows import MoreRows as MoreRows
 from smallfirst.pipeline.release import gate_stage as gate_stage
 from smallfirst.pipeline.release import promote_stage as promote_stage
 from smallfirst.pipeline.report_data import report_stage as report_stage
@@ -96,7 +95,6 @@ from smallfirst.project.task_file import DataFiles as DataFiles
 from smallfirst.project.task_file import EngineConfig as EngineConfig
 from smallfirst.project.task_file import LargeConfig as LargeConfig
 from smallfirst.project.task_file import RoutingConfig as RoutingConfig
-from smallfirst.project.task_file import SignedOverride as SignedOverride
 from smallfirst.project.task_file import SmallConfig as SmallConfig
 from smallfirst.project.task_file import TaskFile as TaskFile
 from smallfirst.project.task_file import read_task_file as read_task_file

@@ -1,143 +1,253 @@
-"""What test rows that certify together with calibration rows gain, and whether a promise is broken more often for it.
+"""Test whether certificates from calibration and test rows hold, and how much more they keep than calibration rows alone.
 
-    python -m benchmarks.routing.joined_rows [--draws 300]
+    python -m benchmarks.routing.joined_rows FOLDER [--draws 1000] [--rule now] [--out FILE.json]
 
-Three models of words for each of two public sets ($SMALLFIRST_DATA/banking77 and clinc150) are the finalists; the rows
-that none was fitted on are the pool, which is the truth. Selection, calibration and test rows are drawn from it with
-replacement. The gate confirms the most accurate finalist on the same test rows that certify. Writes
-benchmarks/results/joined_rows.md.
+On recorded tables (`recorded_tables`, kept in FOLDER) a draw is a first run: rows that choose, calibration rows and test
+rows are drawn from the pool, which is the truth. Three finalists are fixed by the rows that choose; the gate reads the
+test rows and lets the first live that passes; its certificate takes its part of a look at calibration and test rows
+together. **Broken** is the share of all draws in which a promise is issued and false over the pool. Traps, in which a
+careless rule would fail, are draws of their own. `--rule before` is one look of half of the level at the calibration
+rows alone, with the start that few selection rows choose: run it with the version of 2026-11-30, commit 69e9c75b.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-from collections.abc import Iterator
-from datetime import date
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import special
 
-from smallfirst.routing.certificate.looks import LARGE, spent_by_look
-from smallfirst.routing.certificate.threshold_search import choose_starts, search_rows, start_rows
-from smallfirst.routing.certificate.units.clusters import one_row_a_unit
+from benchmarks.routing.recorded_tables import NAMES, Table, load
+from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.threshold_search import choose_starts, search_threshold
 from smallfirst.stats.intervals import clopper_pearson, wilson
 
-RESULT = Path(__file__).parents[1] / "results" / "joined_rows.md"
-LEVEL, N_SELECTION, COPIES = 0.05, 40, 3
-SIZES = ((160, 200), (320, 400))
-"""Calibration and test rows: 16 and 20 % of a file."""
+SIZES = (48, 97, 200, 400, 800)
+"""Calibration rows: those of a file of 300, 600, 1,200, 2,500 and 5,000 rows."""
+TEST, SELECTION, TRAIN = 1.24, 0.25, 3.7
+"""Rows of the other parts for each calibration row, as a run splits one file."""
+MAX_CHOOSING = 1000
+LEVEL, LARGE, SMALL = 0.05, 0.8, 0.2
+PARTS = (0.6, 0.2, 0.2)
+"""Parts of the look: of the first finalist, and of each other one."""
 
 
-class Model(NamedTuple):
-    """Answers to the pool."""
+class Made(NamedTuple):
+    """One certificate and the pool it is about."""
 
-    confidence: np.ndarray
-    right: np.ndarray
-
-
-def tables() -> Iterator[tuple[str, list[Model]]]:
-    """Yield by set three models of words that 1,000 rows were enough to fit."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-
-    for name in ("banking77", "clinc150"):
-        folder = Path(os.environ["SMALLFIRST_DATA"]) / name
-        lines = [json.loads(x) for f in ("train", "test") for x in (folder / f"{f}.jsonl").read_text().splitlines()]
-        rows = [lines[i] for i in np.random.default_rng(0).permutation(len(lines))[:9000]]
-        texts, labels = [row["text"] for row in rows], np.array([row["label"] for row in rows])
-        models = []
-        for upto, c in ((2, 10.0), (1, 30.0), (2, 30.0)):
-            vectors = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, upto)).fit(texts[:1000])
-            model = LogisticRegression(C=c, max_iter=60).fit(vectors.transform(texts[:1000]), labels[:1000])
-            found = model.predict_proba(vectors.transform(texts[1000:]))
-            models.append(Model(found.max(1), model.classes_[found.argmax(1)] == labels[1000:]))
-        yield name, models
+    threshold: float
+    issued: bool
 
 
-def threshold(model: Model, rows: np.ndarray, selection: np.ndarray, limit: float, level: float) -> float:
-    """Return the threshold that rows of the pool certify, of which selection rows choose the start."""
-    starts = choose_starts(model.confidence[selection], model.right[selection], len(rows), limit, level)
-    first = start_rows(len(rows), limit, level, starts)
-    return search_rows(model.confidence[rows], model.right[rows], limit, level, first).threshold
+def certify(
+    confidence: np.ndarray, right: np.ndarray, limit: float, level: float, chosen_on: tuple[np.ndarray, np.ndarray]
+) -> Made:
+    starts = choose_starts(*chosen_on, len(confidence), limit, level)
+    guarantee = Guarantee(max_error=limit, confidence=1 - level)
+    found = search_threshold(confidence.tolist(), right.tolist(), guarantee, starts)
+    return Made(found.threshold, found.n_accepted > 0)
 
 
-class Drawn(NamedTuple):
-    """Rows of the pool."""
-
-    selection: np.ndarray
-    calibration: np.ndarray
-    test: np.ndarray
-
-
-def ways(models: list[Model], limit: float, drawn: Drawn, live: int) -> dict[str, float]:
-    """Return by way to certify the threshold of the candidate that goes live."""
-    own, (selection, calibration, test) = models[live], drawn
-    both, part = np.concatenate([calibration, test]), LEVEL * LARGE / len(models)
-    found = {
-        "before: calibration rows, half of the level": threshold(own, calibration, selection, limit, LEVEL / 2),
-        "calibration rows, 0.8 of the level": threshold(own, calibration, selection, limit, LEVEL * LARGE),
-        "calibration and test rows, divided by three": threshold(own, both, selection, limit, part),
-    }
-    again = found["calibration and test rows, divided by three"]
-    for look in range(2, 5):  # with a row in ten more each time
-        if again <= 1:
-            break
-        grown = np.concatenate([both, both[: look * len(both) // 10]])
-        again = threshold(own, np.unique(grown), selection, limit, LEVEL * spent_by_look(look))
-    copies = np.repeat(both, COPIES)
-    units = one_row_a_unit(copies.astype(str).astype(object), len(copies))
-    return found | {
-        "the same, each row three times, one row a group": threshold(own, copies[units], selection, limit, part),
-        "the same, and up to three later looks": again,
-        "trap: not divided": threshold(own, both, selection, limit, LEVEL * LARGE),
-    }
+def judge(made: Made, confidence: np.ndarray, right: np.ndarray, limit: float) -> tuple[float, bool]:
+    """Return the share of the pool that is kept, and whether the promise is false over it."""
+    kept = confidence >= made.threshold
+    if not made.issued or not kept.any():
+        return 0.0, False
+    return float(kept.mean()), bool((~right[kept]).mean() > limit)
 
 
-def measure(models: list[Model], limit: float, sizes: tuple[int, int], draws: int) -> dict[str, tuple[float, int, int]]:
-    """Return by way the mean share kept, how often a certificate went live, and how often a broken one did."""
-    n, kept = len(models[0].right), dict[str, list[float]]()
-    issued, broken, bar = dict[str, int](), dict[str, int](), max(float(m.right.mean()) for m in models) - 0.03
-    for seed in range(draws):
-        draw = np.random.default_rng(seed)
-        drawn = Drawn(*(draw.integers(0, n, size) for size in (N_SELECTION, *sizes)))
-        right = [int(m.right[drawn.test].sum()) for m in models]
-        live = int(np.argmax(right))
-        passes = wilson(right[live], sizes[1]).low >= bar - 0.05
-        for way, at in ways(models, limit, drawn, live).items():
-            accepted = models[live].confidence >= at
-            there = passes and at <= 1
-            kept.setdefault(way, []).append(float(accepted.mean()) if there else 0.0)
-            issued[way] = issued.get(way, 0) + there
-            wrong = there and float((~models[live].right[accepted]).mean()) > limit
-            broken[way] = broken.get(way, 0) + wrong
-    return {way: (float(np.mean(shares)), issued[way], broken[way]) for way, shares in kept.items()}
+def oracle(confidence: np.ndarray, right: np.ndarray, limit: float) -> float:
+    order = np.argsort(-confidence, kind="stable")
+    wrong, n = np.cumsum(~right[order]), np.arange(1, len(order) + 1)
+    return float(n[wrong <= limit * n].max(initial=0)) / len(order)
+
+
+def first_run(table: Table, n: int, limit: float, draw: np.random.Generator, rule: str) -> tuple[float, bool]:
+    """One first run; the gate's bar lies five points below the best finalist, so that more than one may pass."""
+    calibration, test = (draw.integers(table.n, size=round(n * part)) for part in (1, TEST))
+    n_choosing = SELECTION * n if rule == "before" else min(MAX_CHOOSING, (SELECTION + TRAIN) * n)
+    choosing = draw.integers(table.n, size=max(6, round(n_choosing)))
+    order = np.argsort(-table.right[:, choosing].mean(axis=1), kind="stable")
+    bar = table.right.mean(axis=1).max() - 0.05
+    for place, one in enumerate(order.tolist()):
+        right, confidence = table.right[one], table.confidence[one]
+        z = special.ndtri(1 - LEVEL / 2 * PARTS[place])
+        if _lower(right[test].mean(), len(test), z) < bar:
+            continue
+        rows = calibration if rule == "before" else np.concatenate([calibration, test])
+        level = LEVEL / 2 if rule == "before" else LEVEL * LARGE * PARTS[place]
+        made = certify(confidence[rows], right[rows], limit, level, (confidence[choosing], right[choosing]))
+        return judge(made, confidence, right, limit)
+    return 0.0, False
+
+
+def _lower(share: float, n: int, z: float) -> float:
+    found = wilson(round(share * n), n, confidence=float(2 * special.ndtr(z) - 1))
+    return found.low
+
+
+Trap = Callable[[Table, int, np.random.Generator], bool]
+
+
+def nothing_to_find(table: Table, one: int, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray, float]:
+    """Return a pool in which confidence says nothing and every promise is false, by as little as it can be."""
+    right = table.right[one]
+    return draw.permutation(table.confidence[one]), right, float((~right).mean()) - 1e-9
+
+
+def several_finalists(table: Table, n: int, draw: np.random.Generator, *, divide: bool = True) -> bool:
+    """Nothing can be promised; of three finalists the one lives that the test rows flatter most."""
+    pools = [nothing_to_find(table, one, draw) for one in range(3)]
+    calibration, test = (draw.integers(table.n, size=round(n * part)) for part in (1, TEST))
+    choosing = draw.integers(table.n, size=min(MAX_CHOOSING, 4 * n))
+    order = sorted(range(3), key=lambda one: float((~pools[one][1][test]).mean()) - pools[one][2])
+    confidence, right, limit = pools[order[0]]
+    rows = np.concatenate([calibration, test])
+    level = LEVEL * LARGE * (PARTS[order[0]] if divide else 1.0)
+    made = certify(confidence[rows], right[rows], limit, level, (confidence[choosing], right[choosing]))
+    return judge(made, confidence, right, limit)[1]
+
+
+def undivided(table: Table, n: int, draw: np.random.Generator) -> bool:
+    return several_finalists(table, n, draw, divide=False)
+
+
+def repeats(table: Table, n: int, draw: np.random.Generator) -> bool:
+    """Texts come as often as Zipf's law says; one row a text counts, over calibration and test rows together."""
+    confidence, right, limit = nothing_to_find(table, 2, draw)
+    weights = 1 / np.arange(1, table.n + 1)
+    ranked = draw.permutation(table.n)
+    rows = np.unique(ranked[draw.choice(table.n, round(n * (1 + TEST)), p=weights / weights.sum())])
+    made = certify(confidence[rows], right[rows], limit, LEVEL * LARGE * PARTS[0], (confidence[:500], right[:500]))
+    return judge(made, confidence, right, limit)[1]
+
+
+def groups(table: Table, n: int, draw: np.random.Generator, *, once: bool = True) -> bool:
+    """Each case is there five times, right or wrong together; one row a group counts."""
+    confidence, right, limit = nothing_to_find(table, 2, draw)
+    cases = draw.integers(table.n, size=max(1, round(n * (1 + TEST)) // 5))
+    rows = cases if once else np.repeat(cases, 5)
+    made = certify(confidence[rows], right[rows], limit, LEVEL * LARGE * PARTS[0], (confidence[:500], right[:500]))
+    return judge(made, confidence, right, limit)[1]
+
+
+def groups_counted_by_row(table: Table, n: int, draw: np.random.Generator) -> bool:
+    return groups(table, n, draw, once=False)
+
+
+def shopping(table: Table, n: int, draw: np.random.Generator, *, scheduled: bool = True) -> bool:
+    """Ten certificates on random halves of the same rows; any that is issued is taken."""
+    confidence, right, limit = nothing_to_find(table, 2, draw)
+    rows, broken = draw.integers(table.n, size=round(n * (1 + TEST))), False
+    for look in range(10):
+        share = LARGE if look == 0 else SMALL / (look * (look + 1))
+        part = draw.choice(rows, len(rows) // 2, replace=False)
+        level = LEVEL * (share if scheduled else LARGE)
+        made = certify(confidence[part], right[part], limit, level, (confidence[:500], right[:500]))
+        broken |= judge(made, confidence, right, limit)[1]
+    return broken
+
+
+def shopping_uncounted(table: Table, n: int, draw: np.random.Generator) -> bool:
+    return shopping(table, n, draw, scheduled=False)
+
+
+def policies(table: Table, n: int, draw: np.random.Generator) -> bool:
+    """A rule sends long texts elsewhere; rows of both parts pass it, and the promise is about those that do."""
+    lengths = np.char.str_len(table.texts)
+    passes = np.flatnonzero(lengths <= np.median(lengths))
+    right = table.right[2][passes]
+    confidence, limit = draw.permutation(table.confidence[2][passes]), float((~right).mean()) - 1e-9
+    rows = draw.integers(len(passes), size=round(n * (1 + TEST) / 2))
+    made = certify(confidence[rows], right[rows], limit, LEVEL * LARGE * PARTS[0], (confidence[:500], right[:500]))
+    return judge(made, confidence, right, limit)[1]
+
+
+def reused_test_rows(table: Table, n: int, draw: np.random.Generator, *, joined: bool = False) -> bool:
+    """A report has shown the test rows; of sixty later models the one they flatter most is certified."""
+    right, limit = table.right[2], float((~table.right[2]).mean()) - 1e-9
+    calibration, test = (draw.integers(table.n, size=round(n * part)) for part in (1, TEST))
+    confidence = max(
+        (draw.permutation(table.confidence[2]) for _ in range(60)), key=lambda c: _flattery(c, right, test)
+    )
+    rows = np.concatenate([calibration, test]) if joined else calibration
+    level = LEVEL * (LARGE * PARTS[0] if joined else SMALL / 2)
+    made = certify(confidence[rows], right[rows], limit, level, (confidence[:500], right[:500]))
+    return judge(made, confidence, right, limit)[1]
+
+
+def _flattery(confidence: np.ndarray, right: np.ndarray, rows: np.ndarray) -> float:
+    """Return how much more often the surer half of the rows is right."""
+    surer = confidence[rows] >= np.median(confidence[rows])
+    return float(right[rows][surer].mean() - right[rows][~surer].mean())
+
+
+def joined_again(table: Table, n: int, draw: np.random.Generator) -> bool:
+    return reused_test_rows(table, n, draw, joined=True)
+
+
+def calibration_rows_learned(table: Table, n: int, draw: np.random.Generator) -> bool:
+    """A refit saw the calibration rows and answers them right; `certify` refuses this, so nothing is issued there."""
+    confidence, right, limit = nothing_to_find(table, 2, draw)
+    rows = draw.integers(table.n, size=round(n * (1 + TEST)))
+    learned = right[rows] | (np.arange(len(rows)) < n)
+    made = certify(confidence[rows], learned, limit, LEVEL * LARGE * PARTS[0], (confidence[:500], right[:500]))
+    return judge(made, confidence, right, limit)[1]
+
+
+TRAPS: dict[str, Trap] = {
+    "several finalists, the level divided": several_finalists,
+    "  without dividing it": undivided,
+    "repeated texts, one row a text": repeats,
+    "groups of five, one row a group": groups,
+    "  every row counted": groups_counted_by_row,
+    "ten looks, counted": shopping,
+    "  not counted": shopping_uncounted,
+    "a policy in front": policies,
+    "test rows of an earlier report, left out": reused_test_rows,
+    "  joined again": joined_again,
+    "a refit that saw calibration rows, not refused": calibration_rows_learned,
+}
+"""Indented: what the rule is there against; it must be seen to break."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draws", type=int, default=300)
-    draws = parser.parse_args().draws
-    lines = [
-        "| table | limit | calibration + test rows | certified by | kept | went live | broken |\n|" + "---|" * 7 + "\n"
-    ]
-    for name, models in tables():
-        for limit in (0.05, 0.1):
-            for sizes in SIZES:
-                for way, (kept, issued, broken) in measure(models, limit, sizes, draws).items():
-                    share = clopper_pearson(broken, draws)
-                    cells = f"{name} | {limit:g} | {sizes[0]} + {sizes[1]} | {way} | {kept:.3f} | {issued / draws:.3f}"
-                    lines.append(f"| {cells} | {share.value:.3f} [{share.low:.3f}, {share.high:.3f}] |\n")
-                    print(lines[-1], end="", flush=True)
-    RESULT.write_text(
-        f"# Test rows that certify with the calibration rows\n\n`{' '.join(['python -m benchmarks.routing.joined_rows'])} "
-        f"--draws {draws}`, {date.today()}, 2 Intel cores with AMX, 24 GB, no GPU, Python 3.11. {draws} draws a cell; "
-        f"broken: went live and false over the pool, with its 95 % interval; at most {LEVEL:g} is allowed.\n\n"
-        + "".join(lines),
-        encoding="utf-8",
-    )
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--draws", type=int, default=1000)
+    parser.add_argument("--rule", choices=("now", "before"), default="now")
+    parser.add_argument("--limits", type=float, nargs="+", default=[0.05, 0.10])
+    parser.add_argument("--out", type=Path, required=True)
+    asked = parser.parse_args()
+    found: dict[str, Any] = {"rule": asked.rule, "draws": asked.draws, "runs": [], "traps": []}
+    for name in NAMES:
+        table, began = load(asked.folder, name), time.monotonic()
+        for limit in asked.limits:
+            best = max(oracle(c, r, limit) for c, r in zip(table.confidence, table.right, strict=True))
+            for n in SIZES:
+                draw = np.random.default_rng(7)
+                made = [first_run(table, n, limit, draw, asked.rule) for _ in range(asked.draws)]
+                kept, broken = float(np.mean([one for one, _ in made])), sum(one for _, one in made)
+                found["runs"].append(
+                    {"table": name, "limit": limit, "n": n, "kept": kept, "broken": broken, "oracle": best}
+                )
+        if asked.rule == "now":
+            for trap, run in TRAPS.items():
+                draw = np.random.default_rng(8)
+                broken = sum(run(table, 200, draw) for _ in range(asked.draws))
+                found["traps"].append({"table": name, "trap": trap, "broken": broken})
+        asked.out.write_text(json.dumps(found, indent=1))
+        print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    for one in found["runs"]:
+        print(one["table"], one["limit"], one["n"], round(one["kept"], 3), clopper_pearson(one["broken"], asked.draws))
+    for one in found["traps"]:
+        print(one["table"], one["trap"], clopper_pearson(one["broken"], asked.draws))
 
 
 if __name__ == "__main__":

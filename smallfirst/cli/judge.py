@@ -42,6 +42,7 @@ def gate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
     """
     from smallfirst.gate.verdict import format_verdict
     from smallfirst.pipeline.next_step import NextStep, after_gate
+    from smallfirst.pipeline.plans.outcome import gate_line
     from smallfirst.pipeline.release import chosen_candidate, gate_stage, may_go_alone
 
     project, run_folder = load_run(task_yaml, run_name)
@@ -52,11 +53,12 @@ def gate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
         for verdict in verdicts.verdicts:
             click.echo(format_verdict(verdict))
         how = f" ({verdicts.how_found})" if verdicts.how_found else ""
-        click.echo(f"cheapest candidate that passes alone: {verdicts.smallest or 'none'}{how}")
+        click.echo(f"goes live by the gate: {verdicts.smallest or 'none'}{how}")
     passed = may_go_alone(project, verdicts.of(chosen_candidate(project, verdicts)))
     if not as_json:
         if not project.file.sets_gate:
-            click.echo("task.yaml sets no gate: this one is the default, and lets nobody answer alone")
+            line = f"write  {gate_line(project)}  into it, if that is good enough"
+            click.echo(f"task.yaml sets no gate: this one is the default, and lets nobody answer alone; {line}")
         promote = NextStep(what="let it go live", command="smallfirst promote task.yaml")
         show_steps([promote] if passed else after_gate(project, run_folder, verdicts))
     if not passed:
@@ -97,8 +99,7 @@ def calibrate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
     from smallfirst.pipeline.calibrate import calibrate_stage
     from smallfirst.pipeline.next_step import after_gate, after_outcome
     from smallfirst.pipeline.plans.outcome import decide_outcome
-    from smallfirst.pipeline.plans.small_first import small_first_stage
-    from smallfirst.pipeline.release import chosen_candidate, may_go_alone
+    from smallfirst.pipeline.release import chosen_candidate, may_go_alone, plans_stage
     from smallfirst.project.run_folder import PROMOTED
 
     project, run_folder = load_run(task_yaml, run_name)
@@ -107,10 +108,11 @@ def calibrate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
     said = []
     if (run_folder.path / PROMOTED).exists():
         calibrate_stage(project, run_folder)
-    elif may_go_alone(project, verdict):
-        calibrate_stage(project, run_folder, candidate=verdict.candidate)
     else:
-        said += [format_verdict(trial.verdict) for trial in small_first_stage(project, run_folder).trials]
+        plans = plans_stage(project, run_folder, verdict)
+        said += [format_verdict(trial.verdict) for trial in plans.trials]
+        if not plans.passed and may_go_alone(project, verdict):
+            calibrate_stage(project, run_folder, candidate=verdict.candidate)
     outcome, certificate = decide_outcome(project, run_folder), run_folder.certificate()
     if as_json:
         click.echo(outcome.model_dump_json(indent=2) if said else certificate.model_dump_json(indent=2))

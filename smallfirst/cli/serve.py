@@ -37,9 +37,6 @@ FINE_TUNING = "openai_finetuning"
 @click.option("--api-key-sha256", "api_keys_sha256", multiple=True, help="SHA-256 of an accepted key; may be repeated.")
 @click.option("--allowed-host", "allowed_hosts", multiple=True, help="A name that the Host header may have.")
 @click.option("--replay-large", is_flag=True, help="Answer the large path from recordings only.")
-@click.option(
-    "--uncertified", metavar="REASON", help="Serve small answers that nothing certifies; each says so and why."
-)
 @click.option("--store-bodies", is_flag=True, help="Keep questions and answers in the ledger: harvest needs them.")
 @click.option("--keep-days", default=30, show_default=True, type=click.IntRange(min=0), help="Days that they are kept.")
 @click.option(
@@ -115,14 +112,14 @@ def _set_up(
 
     enabled = {*options.pop("plugin_names"), *([FINE_TUNING] if fine_tuning else [])}
     plugin_options = [*options.pop("plugin_options"), *((FINE_TUNING, "base", base) for base in bases)]
-    live = {name: options.pop(name) for name in ("replay_large", "follow_s", "trace", "uncertified")}
+    live = {name: options.pop(name) for name in ("replay_large", "follow_s", "trace")}
     names = {"keep_days": "keep_bodies_days", "keep_rows_days": "keep_rows_days", "rows_to": "export_to"}
     kept = {name: options.pop(option) for option, name in names.items()}
     settings = parse_record(ServeSettings, options, where="options")
     # Without one of them, only the models of the plugins and of --model are served.
-    reason, others = live["uncertified"], enabled or references
+    others = enabled or references
     any_there = any(path.exists() for path in wanted)
-    files = [_signed(read_task_file(path), reason) for path in wanted] if any_there or not others else []
+    files = [read_task_file(path) for path in wanted] if any_there or not others else []
     if files:  # ledger and keys of the server are those of its first task
         click.get_current_context().with_resource(state_of(files[0].folder))
         _refuse_other_keys()
@@ -189,17 +186,6 @@ def _refuse_other_keys() -> None:
             f"the keys in {here} are not this server's, which reads {used}",
             hint="make its keys with  smallfirst keys create NAME --task TASK , or set SMALLFIRST_HOME for both",
         )
-
-
-def _signed(file: TaskFile, reason: str | None) -> TaskFile:
-    """Return the task file with the user's signature under `routing.override`, if there is a reason and no other."""
-    from smallfirst.jobs.job_folder import user_name
-    from smallfirst.project.task_file import SignedOverride
-
-    if not reason or file.routing.override is not None:
-        return file
-    override = SignedOverride(by=user_name(), because=reason)
-    return file.model_copy(update={"routing": file.routing.model_copy(update={"override": override})})
 
 
 def _engines(wanted: Sequence[Path]) -> str:

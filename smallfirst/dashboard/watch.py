@@ -194,10 +194,12 @@ def _right(error: Estimate) -> dict[str, Any]:
 
 
 def _live(router: AuditedRouter) -> dict[str, Any]:
-    """Return the accuracy of kept answers since the certificate went live, and the least that is promised."""
-    watches = router.monitor.watches if router.standing.promise else ()
-    limits = [watch.quantity.limit for watch in watches if watch.quantity.loss is None]
-    return {**_right(router.monitor.live_error), "promised": 1 - min(limits) if limits else None}
+    """Return the accuracy of small answers since the version went live, and the least that is promised or gated."""
+    audited = [watch.quantity for watch in router.monitor.watches if watch.quantity.loss is None]
+    promised = [one.limit for one in audited if not one.by_gate and router.standing.promise]
+    by_gate = [one.limit for one in audited if one.by_gate and router.outcome.watched_by]
+    least = {name: 1 - min(of) if of else None for name, of in (("promised", promised), ("by_gate", by_gate))}
+    return {**_right(router.monitor.live_error), **least}
 
 
 def _router(ledger: Ledger, router: AuditedRouter) -> dict[str, Any]:

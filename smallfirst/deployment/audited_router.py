@@ -13,13 +13,14 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-from smallfirst.deployment.auditing import AuditSettings, note_difference
+from smallfirst.deployment.auditing import AuditSettings, note_difference, outcome_of
 from smallfirst.deployment.followed_monitor import FOLLOW_S, FollowedMonitor
+from smallfirst.deployment.second_look import SecondLooks
 from smallfirst.errors import ModelError
 from smallfirst.gate.outcome import Outcome, Standing, with_broken
-from smallfirst.models.protocol import Chunk, Completion, Request
+from smallfirst.models.protocol import Chunk, Completion, Request, Route
 from smallfirst.models.usage import ReportUnfinished, collect_attempts
 from smallfirst.models.wrappers import DelegatingModel
 from smallfirst.pricing.charge import charges_json, total_usd, with_purpose
@@ -27,7 +28,7 @@ from smallfirst.routing.monitoring.drift import Statistic
 from smallfirst.routing.monitoring.monitor import Monitor
 from smallfirst.routing.monitoring.quantities import UserReports
 from smallfirst.routing.router import Router
-from smallfirst.routing.types import OUT_OF_SCOPE, Decision, took_cascade
+from smallfirst.routing.types import OUT_OF_SCOPE, Decision, is_covered, took_cascade
 from smallfirst.serving.ledger.ledger import AlreadyRecorded, Ledger, LedgerAway, LedgerUnavailable
 from smallfirst.serving.ledger.rows import (
     AuditRow,
@@ -62,22 +63,24 @@ class AuditedRouter(DelegatingModel):
         ledger: Ledger,
         auditing: AuditSettings,
         outcome: Outcome | None = None,
+        second_look: SecondLooks | None = None,
         rng: random.Random | None = None,
     ) -> None:
         """`monitor` creates a monitor in its state at go-live; audits recorded since then are fed to it.
 
         `outcome` is that of the run whose version answers; left out, all that is known of it is the certificate.
+        `second_look` collects what is drafted in shadow.
         """
         super().__init__(router)
         self.outcome = outcome or outcome_of(router)
-        self.router, self.ledger, self.auditing = router, ledger, auditing
+        self.router, self.ledger, self.auditing, self.second_look = router, ledger, auditing, second_look
         self.certificate = router.certificate.fingerprint()
         self._rng = rng or random.SystemRandom()
         self._tasks: set[asyncio.Task[None]] = set()
         self._audit_slots = asyncio.Semaphore(MAX_CONCURRENT_AUDITS)
         self._verdict_lock = asyncio.Lock()
-        self._drafts: dict[str, tuple[str, str, int]] = {}
-        """By response id the draft that a person is to judge, the answer that the large model gave, and the epoch."""
+        self._drafts: dict[str, DraftRow] = {}
+        """By response id the drafts that a person is to judge beside the answers that the large model gave."""
         self._followed = FollowedMonitor(
             monitor,
             ledger,
@@ -125,8 +128,10 @@ class AuditedRouter(DelegatingModel):
             return SHADOW_WHY
         if self.monitor.state != "fallback":
             return ""
-        drifted = self.cause in get_args(Statistic)
-        return "live traffic has drifted" if drifted else "the guarantee was found broken on live answers"
+        if self.cause in get_args(Statistic):
+            return "live traffic has drifted"
+        by_gate = any(watch.exceeded and watch.quantity.by_gate for watch in self.monitor.watches)
+        return f"the {'gate' if by_gate else 'guarantee'} was found broken on live answers"
 
     def note_version(self, before: str, why: str) -> None:
         """Write to the ledger that another version answers, or why none does. Raise LedgerUnavailable."""
@@ -155,14 +160,26 @@ class AuditedRouter(DelegatingModel):
                     chunk = chunk.model_copy(update={"completion": noted})
                 yield chunk
 
-    def answered(self, id: str, request: Request, completion: Completion, *, ask_large: AskLarge | None = None) -> None:
-        """Audit the answer if chance has drawn it; `ask_large` asks in the place of the Router's large model."""
+    def answered(
+        self,
+        id: str,
+        request: Request,
+        completion: Completion,
+        *,
+        ask_large: AskLarge | None = None,
+        in_shadow: bool | None = None,
+    ) -> None:
+        """Audit the answer if chance has drawn it; `ask_large` asks in the place of the Router's large model.
+
+        `in_shadow`: it is the large model's whatever the draft, and can be read; None: if the monitor is in shadow.
+        """
         route = completion.route
         if route is None or route.task != self.name or not route.audited:
             return
-        if self.auditing.judge == "large" or not route.certified:
+        if self.auditing.judge == "large" or not self._is_small(route):
+            counts = self.monitor.state == "shadow" if in_shadow is None else in_shadow
             task = asyncio.get_running_loop().create_task(
-                self._audit(id, request, completion, self.monitor.epoch, ask_large)
+                self._audit(id, request, completion, self.monitor.epoch, ask_large, in_shadow=counts)
             )
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -188,14 +205,17 @@ class AuditedRouter(DelegatingModel):
         if not row.audited or row.audit_share is None or row.at < self._since:
             return None  # an answer under another certificate tells nothing about this one
         wrong, epoch = feedback.verdict == "wrong", self._followed.replay.epoch_at(row.at)
-        if not row.certified:
+        certified = row.certified or is_covered(row.steps)
+        if not row.certified and row.answered_by not in self._own_models:
             if (beside := self._drafts.get(row.id) or self._stored_draft(row.id)) is None:
                 return None
-            wrong, epoch = self._draft_is_wrong(feedback, *beside[:2]), beside[2]
+            wrong = self._draft_is_wrong(feedback, beside.draft or "", beside.other or "")
+            epoch, certified = beside.epoch or 0, beside.certified
         elif row.answered_by is not None and row.answered_by not in self._own_models:
             return None  # another version gave it
         other = feedback.answer if self.auditing.store_bodies else None
         values = {"at": feedback.at, "wrong": wrong, "judged_by": "person", "epoch": epoch, "other": other}
+        values["certified"] = certified
         return self._audit_row(row.id, row.audit_share, row.audit_weight, values)
 
     def _audit_row(self, id: str, share: float, weight: float, values: dict[str, Any]) -> AuditRow:
@@ -212,11 +232,11 @@ class AuditedRouter(DelegatingModel):
         stands = self._verdict(others[-1].model_copy(update={"at": feedback.at}), row) if others else None
         return stands or without_people(audits, feedback.at)
 
-    def _stored_draft(self, id: str) -> tuple[str, str, int] | None:
+    def _stored_draft(self, id: str) -> DraftRow | None:
         """Return the draft that another process made, or this one before a restart; None where no text is stored."""
         for row in self.ledger.entries(DraftRow, id=id):
             if row.certificate == self.certificate and row.draft is not None and row.other is not None:
-                return row.draft, row.other, row.epoch or 0
+                return row
         return None
 
     def _draft_is_wrong(self, feedback: FeedbackRow, draft: str, shown: str) -> bool:
@@ -260,6 +280,14 @@ class AuditedRouter(DelegatingModel):
             await self._share()
         await self.router.aclose()
 
+    def _is_small(self, route: Route) -> bool:
+        """Return True if the cascade's own model gave the answer as it was evaluated: no policy and no setting did."""
+        return took_cascade(route) and any(stage.name == route.stage for stage in self.router.stages)
+
+    def _is_audited(self, route: Route) -> bool:
+        """Return True if audits watch such a small answer: the certificate covers it, or the gate was about all."""
+        return self._is_small(route) and (self.monitor.audits_all or is_covered(route.trail))
+
     @property
     def _own_models(self) -> set[str]:
         return {stage.model.name for stage in (*self.router.stages, *self.router.options.policy_stages)}
@@ -294,7 +322,7 @@ class AuditedRouter(DelegatingModel):
         if route is not None and route.certified:
             self.monitor.sums.add("kept")
         drafted_beside = self.paused and route is not None and route.why == self.paused
-        if route is None or not (route.certified or drafted_beside):
+        if route is None or not (self._is_audited(route) or drafted_beside):
             return completion
         last = route.certified and route.stage == self.router.stages[-1].name
         confidence = route.confidence if last else None
@@ -313,7 +341,16 @@ class AuditedRouter(DelegatingModel):
             if attempts:
                 await self.ledger.append_async(*attempt_rows(id, attempts, purpose="audit"))
 
-    async def _audit(self, id: str, request: Request, completion: Completion, epoch: int, ask: AskLarge | None) -> None:
+    async def _audit(
+        self,
+        id: str,
+        request: Request,
+        completion: Completion,
+        epoch: int,
+        ask: AskLarge | None,
+        *,
+        in_shadow: bool = False,
+    ) -> None:
         """Compare an accepted answer with the large model's, or in fallback and shadow a draft with the answer.
 
         Where a person judges, only make the draft: it waits for the person.
@@ -323,7 +360,8 @@ class AuditedRouter(DelegatingModel):
         assert route.audit_share is not None
         async with self._audit_slots:
             try:
-                if route.certified:
+                certified = is_covered(route.trail)
+                if self._is_small(route):
                     other = await self._ask_large(id, request, ask)
                     draft, judged, charges = completion.text, other.text, other.charges
                 elif request.temperature > 0:
@@ -332,17 +370,21 @@ class AuditedRouter(DelegatingModel):
                     decision = await self.router.decide(request.as_evaluated)
                     await self._observe(decision)
                     epoch = self.monitor.epoch
-                    if decision.model is not None or decision.draft is None or not decision.route.certified:
-                        return  # the certificate would not accept it: nothing was guaranteed about it
+                    if in_shadow and self.second_look is not None:
+                        await self.second_look.compared(id, request, decision, completion, state=self.monitor.state)
+                    if decision.model is not None or decision.draft is None or not self._is_audited(decision.route):
+                        return  # it would not have been answered, or nothing is watched about it
+                    certified = is_covered(decision.route.trail)
                     draft, judged, charges = decision.draft.text, completion.text, decision.charges
                     if self.auditing.judge == "person":
-                        await self._ask_person(id, draft, judged, epoch)
+                        await self._ask_person(id, draft, judged, epoch, certified=certified)
                         return
             except ModelError as error:
                 _log.warning("%s: not audited, %s", id, error.args[0])
                 return
         agreed = await asyncio.to_thread(self.auditing.agrees, draft, judged)
         values = {"at": datetime.now(UTC), "wrong": not agreed, "judged_by": "large", "epoch": epoch}
+        values["certified"] = certified
         values |= {"cost_usd": total_usd(charges), "charges": charges_json(with_purpose(charges, "audit"))}
         values |= {"draft": draft, "other": judged} if self.auditing.store_bodies else {}
         verdict = self._audit_row(id, route.audit_share, route.audit_weight, values)
@@ -354,13 +396,14 @@ class AuditedRouter(DelegatingModel):
             ood_score = next((s.score for s in decision.route.trail if s.stage == _OOD_STAGE), None)
             await self._followed.found(self.monitor.observe(decision.route.confidence, ood_score, decision.draft.text))
 
-    async def _ask_person(self, id: str, draft: str, shown: str, epoch: int) -> None:
-        self._drafts[id] = (draft, shown, epoch)
+    async def _ask_person(self, id: str, draft: str, shown: str, epoch: int, *, certified: bool) -> None:
+        named = {"task": self.name, "certificate": self.certificate, "epoch": epoch, "certified": certified}
+        row = DraftRow(id=id, at=datetime.now(UTC), draft=draft, other=shown, **named)
+        self._drafts[id] = row
         if len(self._drafts) > MAX_PENDING_AUDITS:
             del self._drafts[next(iter(self._drafts))]
-        row = DraftRow(id=id, at=datetime.now(UTC), task=self.name, certificate=self.certificate, epoch=epoch)
-        texts = {"draft": draft, "other": shown} if self.auditing.store_bodies else {}
-        await self.ledger.append_async(row.model_copy(update=texts))
+        without = {} if self.auditing.store_bodies else {"draft": None, "other": None}
+        await self.ledger.append_async(row.model_copy(update=without))
 
     async def _take_verdict(self, audit: AuditRow) -> bool:
         """Count a verdict of an audit; return False if the ledger has one in its place, from whichever process."""
@@ -370,21 +413,3 @@ class AuditedRouter(DelegatingModel):
             return False
         await self._followed.follow()
         return True
-
-
-def outcome_of(router: Router) -> Outcome:
-    """Return the outcome of a version that brings none: what its certificate, or a signature, lets it answer."""
-    certificate, signed = router.certificate, "" if router.certificate.issued else router.options.signed_by
-    live = certificate.issued or bool(signed)
-    keeps = certificate.below == "keep" or bool(signed)
-    rest: Literal["", "large", "person"] = "" if keeps else "person" if certificate.below == "abstain" else "large"
-    return Outcome(
-        kind="keep the large model" if not live else "small alone" if keeps else "small first",
-        title=router.stages[-1].model.name,
-        promise=router.guarantee if certificate.issued else "",
-        large=router.large is not None,
-        rest=rest if live and (router.large or rest != "large") else "",
-        watched_by="" if not certificate.issued else "large" if router.large else "person",
-        signed=signed,
-        why="" if certificate.issued else certificate.why,
-    )

@@ -1,4 +1,4 @@
-"""How answers of a task are judged, and the comparison of an answer with the draft that was passed on."""
+"""How answers of a task are judged, their comparison with drafts that were passed on, and what a version may answer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
+from smallfirst.gate.outcome import Outcome
 from smallfirst.models.protocol import Completion, Model
+from smallfirst.routing.router import Router
 from smallfirst.routing.types import Decision
 from smallfirst.tasks.task import Task
 
@@ -36,3 +38,19 @@ async def note_difference(completion: Completion, decision: Decision, agrees: Ca
         return completion
     trail = (*route.trail[:-1], route.trail[-1].model_copy(update={"differs": True}))
     return completion.model_copy(update={"route": route.model_copy(update={"trail": trail})})
+
+
+def outcome_of(router: Router) -> Outcome:
+    """Return the outcome of a version that brings none: what its certificate lets it answer."""
+    certificate = router.certificate
+    live, keeps = certificate.issued, certificate.below == "keep"
+    rest: Literal["", "large", "person"] = "" if keeps else "person" if certificate.below == "abstain" else "large"
+    return Outcome(
+        kind="keep the large model" if not live else "small alone" if keeps else "small first",
+        title=router.stages[-1].model.name,
+        promise=router.guarantee if certificate.issued else "",
+        large=router.large is not None,
+        rest=rest if live and (router.large or rest != "large") else "",
+        watched_by="" if not certificate.issued else "large" if router.large else "person",
+        why="" if certificate.issued else certificate.why,
+    )

@@ -12,6 +12,7 @@ from pydantic import Field
 from smallfirst.deployment.audited_router import AuditedRouter
 from smallfirst.deployment.task_deployment import audited_router
 from smallfirst.errors import PriceUnknown, RegistryError, StageMissing
+from smallfirst.gate.outcome import Outcome
 from smallfirst.models.few_shot import PromptedModel
 from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import read_manifest
@@ -32,7 +33,8 @@ from smallfirst.paths import home
 from smallfirst.pipeline.confidence_heads import HEADS, ConfidenceHeads
 from smallfirst.pipeline.router_setup import PROFILE_FOLDER, REFERENCE, TrafficReference, versioned_name
 from smallfirst.pricing.prices import PriceBook
-from smallfirst.project.task_file import RoutingConfig, SignedOverride
+from smallfirst.project.run_folder import OUTCOME
+from smallfirst.project.task_file import RoutingConfig
 from smallfirst.records import Record
 from smallfirst.registry import versions
 from smallfirst.registry.versions import check_name as check_name
@@ -40,7 +42,7 @@ from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.ood.detector import OodGate
 from smallfirst.routing.policies.built_in import SplitPolicy, split_position
 from smallfirst.routing.router import Router
-from smallfirst.routing.types import RouterOptions, Stage
+from smallfirst.routing.types import Stage
 from smallfirst.serving.ledger.ledger import Ledger
 
 
@@ -66,12 +68,13 @@ class ExternalEntity(Record):
 
 
 class Cascade(Record):
-    """Registered models answer what their certificate allows, and the fallback the rest."""
+    """Registered models answer what their certificate allows, and the fallback the rest.
+
+    One that is live by the gate of its task alone, without a certificate, answers every request.
+    """
 
     fallback: str
     """Name of the external entity that is asked last."""
-    override: SignedOverride | None = None
-    """Lets registered models answer without an issued certificate."""
 
 
 class EndpointPlan(Record):
@@ -132,7 +135,8 @@ def load_endpoint(name: str, plan: EndpointPlan, ledger: Ledger, *, store_bodies
     for entity in plan.registered:
         version = versions.resolve(entity.reference)
         # Before anything large is read: after a promotion it may be missing for a while.
-        certificate = _certificate(version, plan.cascade) if plan.cascade else None
+        outcome = _outcome(version) if plan.cascade else None
+        certificate = _certificate(version, outcome) if plan.cascade else None
         shown = versioned_name(entity.name, version.version)
         embedder = inner[entity.name] = load_model(
             version.folder, name=shown, price=plan.prices.machine, certified=certificate is not None
@@ -141,19 +145,19 @@ def load_endpoint(name: str, plan: EndpointPlan, ledger: Ledger, *, store_bodies
         if plan.cascade and certificate:
             large = external[plan.cascade.fallback]
             router = _cascade(version, certificate, (embedder, large), plan, name=f"{name}/{entity.name}")
-            override = RoutingConfig(override=plan.cascade.override)
             audited = audited_router(
                 router,
                 _reference(version),
-                routing=override,
+                routing=RoutingConfig(),
                 task=read_manifest(version.folder).task,
                 ledger=ledger,
                 store_bodies=store_bodies,
+                outcome=None if certificate.issued else outcome,
             )
             routers.append(audited)
             inner[entity.name] = audited
-            promise = certificate.why if certificate.issued else "no certificate was issued; somebody signed for it"
-            notes.append(f"{entity.name}: {promise}; a share of its answers is audited")
+            audits = "a share of its answers is audited" if certificate.issued else "nothing is promised about them"
+            notes.append(f"{entity.name}: {certificate.why}; {audits}")
     weights = {entity: percent for entity, percent in plan.percent.items() if percent}
     alone = {
         f"{name}/{entity}": TrafficSplit(entity, {entity: model}, {entity: 100}) for entity, model in inner.items()
@@ -174,7 +178,14 @@ def external_model(entity: ExternalEntity, prices: PriceBook) -> EndpointModel:
         raise PriceUnknown(f"{entity.name}: {error.args[0]}", hint=hint.replace("'", '"')) from None
 
 
-def _certificate(version: versions.ModelVersion, cascade: Cascade) -> Certificate:
+def _outcome(version: versions.ModelVersion) -> Outcome | None:
+    """Return what the version's run decided. Another large model is asked here, so audits by it have no limit."""
+    raw = versions.read_attachment(version.name, version.version, OUTCOME)
+    found = Outcome.from_json(raw, where=f"the outcome of {version.name} version {version.version}") if raw else None
+    return found and found.model_copy(update={"large": True, "watched_by": "", "audited": None})
+
+
+def _certificate(version: versions.ModelVersion, outcome: Outcome | None) -> Certificate:
     what = f"{version.name} version {version.version}"
     raw = versions.read_attachment(version.name, version.version, "certificate.json")
     if raw is None:
@@ -183,10 +194,10 @@ def _certificate(version: versions.ModelVersion, cascade: Cascade) -> Certificat
             hint="smallfirst calibrate task.yaml; or split the traffic: strategy: split",
         )
     found = Certificate.from_json(raw, where=f"the certificate of {what}")
-    if not found.issued and cascade.override is None:
+    if not found.issued and not (outcome and outcome.goes_live):
         raise StageMissing(
-            f"{what}: {found.why}",
-            hint="label more rows and calibrate again; or sign for it: override: {by: …, because: …}",
+            f"{what}: {found.why}; and no gate of its task lets it answer without",
+            hint="label more rows, or set a gate in task.yaml that it passes: smallfirst run task.yaml",
         )
     if found.issued and found.filters is not None and found.filters.policies:
         raise StageMissing(
@@ -214,18 +225,16 @@ def _cascade(
     (small, fallback), manifest, cascade = models, read_manifest(version.folder), plan.cascade
     assert cascade is not None
     large = fallback
-    certificate = certificate.model_copy(update={"below": "escalate"})
+    certificate = certificate.model_copy(update={"below": "escalate" if certificate.issued else "keep"})
     heads = ConfidenceHeads.model_validate_json(versions.read_attachment(version.name, version.version, HEADS) or b"{}")
     if manifest.kind not in ("chat", "text"):
         large = PromptedModel(large, manifest.task, max_tokens=manifest.task.max_answer_tokens)
-    signed = f"{cascade.override.by}: {cascade.override.because}" if cascade.override else ""
     return Router(
         heads.on((Stage("small", small),)),
         large,
         certificate,
         general=fallback,
         ood_detector=_ood_detector(version, plan.prices),
-        options=RouterOptions(signed_by=signed),
         name=name,
     )
 

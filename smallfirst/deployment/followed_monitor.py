@@ -87,7 +87,8 @@ class Replay:
     def _audit(self, row: Row[Any], place: int) -> None:
         if row.judged_by == "nobody":
             return
-        for change in self.monitor.record_audit(row.wrong, weight=row.weight, epoch=row.epoch):
+        audit = self.monitor.record_audit
+        for change in audit(row.wrong, weight=row.weight, epoch=row.epoch, certified=row.certified):
             self.derived.append((place, row.at, change))
             if change.before != change.after:
                 self.cause = change.cause

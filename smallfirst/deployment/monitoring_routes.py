@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 
 from smallfirst.deployment.audited_router import AuditedRouter
 from smallfirst.deployment.queue_routes import QueueRoutes
+from smallfirst.deployment.second_look import CAUSE
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.routing.monitoring.quantities import not_watched
 from smallfirst.serving.ledger.ledger import Ledger, LedgerUnavailable
@@ -150,7 +151,6 @@ def _watched(router: AuditedRouter) -> list[dict[str, Any]]:
     found = []
     for watch in monitor.watches:
         quantity = watch.quantity
-        mean = monitor.live_error if quantity.loss is None else watch.interval(monitor.settings.confidence)
         found.append(
             {
                 "quantity": quantity.name,
@@ -158,7 +158,7 @@ def _watched(router: AuditedRouter) -> list[dict[str, Any]]:
                 "guaranteed": quantity.promised and in_force,
                 "found_broken": watch.exceeded,
                 "limit": quantity.limit,
-                **mean.model_dump(),
+                **monitor.mean(watch).model_dump(),
             }
         )
     return found
@@ -169,10 +169,11 @@ def _status(router: AuditedRouter) -> dict[str, Any]:
     states = router.ledger.entries(StateRow, task=router.name, limit=50)
     return {
         "task": router.name,
-        "state": router.monitor.state,
+        "state": standing.state,
         "why": next((s.why for s in reversed(states) if s.before != s.after), ""),
         "guarantee": standing.promise,
         "standing": standing.model_dump(),
+        "second_look": next((s.why for s in reversed(states) if s.cause == CAUSE), ""),
         "outcome": router.outcome.model_dump(mode="json", exclude={"trials"}),
         "watched": _watched(router),
         "not_watched": list(not_watched(router.router.certificate, router.auditing.judge)),

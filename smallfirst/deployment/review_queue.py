@@ -84,7 +84,8 @@ def recent_texts(ledger: Ledger, task: str, limit: int = N_RECENT) -> list[Ledge
 
 def _of_task(ledger: Ledger, task: str, opinions: Mapping[str, Opinion], recent: int) -> Iterator[Waiting]:
     rows = recent_texts(ledger, task, recent)
-    drawn = ledger.entries(LedgerRow, task=task, audited="1", certified="1", limit=N_RECENT)
+    drawn = ledger.entries(LedgerRow, task=task, audited="1", limit=N_RECENT)
+    drawn = tuple(row for row in drawn if row.certified or row.stage != "large")
     left = ledger.entries(LedgerRow, task=task, stage=PERSON_STAGE, limit=N_RECENT)
     oldest = min((row.at - _CLOCKS_DIFFER for row in (*rows, *drawn, *left)), default=None)
     said: dict[str, list[FeedbackRow]] = defaultdict(list)

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from smallfirst.data.dataset import Message
-from smallfirst.deployment.audited_router import AuditedRouter, outcome_of
-from smallfirst.deployment.auditing import AuditSettings
+from smallfirst.deployment.audited_router import AuditedRouter
+from smallfirst.deployment.auditing import AuditSettings, outcome_of
 from smallfirst.deployment.hot_swap import ModelSet, SharedModel
+from smallfirst.deployment.second_look import TAG, SecondLook, SecondLooks, looks_again, read_look
 from smallfirst.errors import RegistryError, StageMissing
 from smallfirst.gate.outcome import Outcome
 from smallfirst.models.loading import load_model
@@ -65,11 +66,14 @@ class TargetVersions(NamedTuple):
     champion: int
     challenger: int | None = None
     """None if no policy leads to it, or no version has the alias."""
+    second_look: str = ""
+    """What was announced of the champion's second look, after which it is loaded anew."""
 
     @property
     def description(self) -> str:
         beside = f", challenger {self.challenger}" if self.challenger is not None else ""
-        return f"version {self.champion}{beside}"
+        looked = " after its second look" if self.second_look else ""
+        return f"version {self.champion}{looked}{beside}"
 
 
 class DeployedVersion(NamedTuple):
@@ -80,6 +84,8 @@ class DeployedVersion(NamedTuple):
     models: ModelSet
     profile_folder: Path
     """May be missing; `auto` recognises the task by it."""
+    second_look: SecondLook | None = None
+    """If it was taken."""
 
     async def aclose(self) -> None:
         await self.models.aclose()
@@ -132,18 +138,19 @@ class TaskDeployment:
         versions.check_name(name)
         with state_of(self.file.folder):
             try:
-                named = {alias: v.version for v in versions.list_versions(name) for alias in v.aliases}
+                known = versions.list_versions(name)
+                named = {alias: v.version for v in known for alias in v.aliases}
+                looks = {v.version: v.tags.get(TAG, "") for v in known}
             except RegistryError:  # nothing is registered under this name
-                named = {}
+                named, looks = {}, {}
         if not {versions.CHAMPION, versions.SHADOW} & named.keys():
             raise RegistryError(
                 f"{self.file.name} has no champion: no model has passed its gate and become {name}@champion",
                 hint="smallfirst run task.yaml   says at its end what is missing",
             )
-        return TargetVersions(
-            named.get(versions.CHAMPION, named.get(versions.SHADOW, 0)),
-            named.get(CHALLENGER) if routes_to_challenger(self.file) else None,
-        )
+        champion = named.get(versions.CHAMPION, named.get(versions.SHADOW, 0))
+        challenger = named.get(CHALLENGER) if routes_to_challenger(self.file) else None
+        return TargetVersions(champion, challenger, looks.get(champion, ""))
 
     def certified(self, version: int) -> bool:
         """Return True if a version has its certificate; without one it is not loaded."""
@@ -212,11 +219,23 @@ class TaskDeployment:
             store_bodies=self._store_bodies,
             outcome=outcome and self._outcome_here(outcome),
             others=functools.cache(functools.partial(self._others, version, run_folder, ahead)),
+            second_look=self._second_look(router, version, run_folder),
         )
         models: dict[str, Model] = {file.name: audited, f"{file.name}-small": small}
         if self.general is not None:
             models[f"{file.name}-large"] = self.general.inner
-        return DeployedVersion(wanted, audited, ModelSet(file.name, models, audited), run_folder.path / PROFILE_FOLDER)
+        served = ModelSet(file.name, models, audited)
+        return DeployedVersion(wanted, audited, served, run_folder.path / PROFILE_FOLDER, read_look(version))
+
+    def _second_look(self, router: Router, version: ModelVersion, run_folder: RunFolder) -> SecondLooks | None:
+        """Return what collects drafts in shadow; None if no second look is to come."""
+        if self.file.routing.second_look_after is None or not looks_again(version, router.certificate):
+            return None
+        try:
+            return SecondLooks(router, _agreement(self._task), self._ledger, self.file, version, run_folder)
+        except StageMissing as error:
+            _log.warning("%s: no second look is taken here: %s", self.name, error.args[0])
+            return None
 
     def _others(self, version: ModelVersion, run_folder: RunFolder, ahead: Sequence[Stage]) -> Sequence[Model]:
         """Return the linear candidates of a version's run that are asked about the answers of others; load them."""
@@ -243,21 +262,17 @@ class TaskDeployment:
 
     def _check_fallback(self, certificate: Certificate, outcome: Outcome | None) -> None:
         goes_live = outcome.goes_live if outcome else certificate.issued
-        if self.large is None and not goes_live and self.file.routing.override is None:
+        if self.large is None and not goes_live:
             raise StageMissing(
                 f"{self.name}: {certificate.why}; and there is no large model that could answer instead",
-                hint='smallfirst serve task.yaml --uncertified "a trial"   serves it, and each answer says so; '
-                "or name a large model under large:, or sign in task.yaml: routing: {override: {by: …, because: …}}",
+                hint="name a large model under large:; or  smallfirst run task.yaml   says at its end what is missing",
             )
 
     def _outcome_here(self, outcome: Outcome) -> Outcome:
-        """Return the outcome as it is at this server: whether there is a large model here, and who signed since."""
-        override = self.file.routing.override
-        found = outcome.model_copy(update={"large": self.large is not None})
-        if outcome.goes_live or override is None:
-            return found
-        signed = f"{override.by} ({override.because})"
-        return found.model_copy(update={"kind": "small alone", "signed": signed})
+        """Return the outcome as it is at this server: whether there is a large model here, which may judge."""
+        lost = self.large is None and outcome.watched_by == "large"
+        judge = "" if lost else outcome.watched_by
+        return outcome.model_copy(update={"large": self.large is not None, "watched_by": judge})
 
 
 def audited_router(
@@ -270,27 +285,30 @@ def audited_router(
     store_bodies: bool = False,
     outcome: Outcome | None = None,
     others: Callable[[], Sequence[Model]] = tuple,
+    second_look: SecondLooks | None = None,
 ) -> AuditedRouter:
     """Return the Router with its guarantee audited, its traffic monitored and its state in the ledger."""
-    judge = _judge(routing, router.certificate, router.large)
-    auditing = AuditSettings(judge, _agreement(task), store_bodies, task, others)
     outcome = outcome or outcome_of(router)
-    monitor = _monitor(router, routing, reference, judge, shadow=not outcome.goes_live)
-    return AuditedRouter(router, monitor, ledger=ledger, auditing=auditing, outcome=outcome)
+    judge = _judge(routing, router.certificate, outcome, router.large)
+    auditing = AuditSettings(judge, _agreement(task), store_bodies, task, others)
+    monitor = _monitor(router, routing, reference, judge, outcome)
+    return AuditedRouter(router, monitor, ledger=ledger, auditing=auditing, outcome=outcome, second_look=second_look)
 
 
-def _judge(routing: RoutingConfig, certificate: Certificate, large: Model | None) -> Judge:
+def _judge(routing: RoutingConfig, certificate: Certificate, outcome: Outcome, large: Model | None) -> Judge:
     """Return who judges audits: a person if there is no large model or its own error rate is unknown."""
     known = any(certificate.audit_limit_for(risk, "large") is not None for risk in ("error", "accuracy_loss"))
-    return "person" if large is None or (certificate.issued and not known) else routing.judge
+    watched = certificate.issued or outcome.audited is not None
+    known |= outcome.audited is not None and outcome.audited.by_large is not None
+    return "person" if large is None or (watched and not known) else routing.judge
 
 
 def _monitor(
-    router: Router, routing: RoutingConfig, reference: TrafficReference, judge: Judge, *, shadow: bool
+    router: Router, routing: RoutingConfig, reference: TrafficReference, judge: Judge, outcome: Outcome
 ) -> Callable[[], Monitor]:
     """Return what creates the Router's monitor; log which limits nothing can test."""
     certificate = router.certificate
-    quantities = watched_quantities(certificate, judge)
+    quantities = watched_quantities(certificate, judge, outcome.audited)
     for words in not_watched(certificate, judge):
         _log.warning("%s: nothing after go-live tests the limit %r", router.name, words)
     return lambda: Monitor(
@@ -300,7 +318,7 @@ def _monitor(
         reference_ood_score=reference.doubt,
         reference_labels=reference.labels,
         allocation=allocate_audits(certificate.curve, certificate.threshold),
-        shadow=shadow,
+        shadow=not outcome.goes_live,
     )
 
 

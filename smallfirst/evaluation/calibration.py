@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from smallfirst.data.dataset import Dataset
+from smallfirst.data.dataset import Dataset, Example
 from smallfirst.errors import DataError, Problem
 from smallfirst.models.confidence import MIN_LOG_PROBABILITY, Calibration, IsotonicCurve, token_features
 from smallfirst.models.label_model import LabelLogProbs
@@ -80,6 +80,25 @@ def calibrate_labels(scored: Sequence[LabelLogProbs], data: Dataset, manifest: M
     calibration = fit_calibration([decision_nats(row, best).tolist() for row in odds], correct)
     fitted = {"label_threshold": best, "calibration": calibration}
     return float(np.mean(found)), manifest.model_copy(update=fitted)
+
+
+def calibrate_answers(
+    manifest: Manifest,
+    examples: Sequence[Example],
+    answers: Sequence[tuple[str, Sequence[float]]],
+    *,
+    graded: bool = True,
+) -> tuple[float, Manifest]:
+    """Return the mean score of answers in [0, 1], or the share of right ones, and the manifest with a calibration.
+
+    It is that of the answers' log-probabilities in nats.
+    """
+    task = manifest.task
+    scores = [task.score(e.golds, task.parse(text)) for e, (text, _) in zip(examples, answers, strict=True)]
+    right = [score >= task.pass_score for score in scores]
+    calibration = fit_calibration([nats for _, nats in answers], right)
+    value = float(np.mean(scores if graded else right)) if scores else 0.0
+    return value, manifest.model_copy(update={"calibration": calibration})
 
 
 def fit_isotonic(confidence: Sequence[float], correct: Sequence[bool]) -> IsotonicCurve:

@@ -1,7 +1,4 @@
-"""One check of the gate: its result, its confidence level, and the advice if it failed.
-
-Advice assumes that the measured rates stay as they are, which is a guess; hence two digits and the word "about".
-"""
+"""One check of the gate: its result, its confidence level, and whether more rows are likely to change it."""
 
 from __future__ import annotations
 
@@ -16,10 +13,8 @@ from smallfirst.data.quality.leaks import LeakReport
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate
-from smallfirst.stats.sample_size import round_up_to_two_digits
+from smallfirst.stats.sample_size import chance_of_interval, fewest_rows
 
-MAX_ADVISED_ROWS = 100_000
-"""Advice never asks for more labels than this."""
 STORED_CONFIDENCE = 0.95
 """Confidence level of every interval stored in an Evaluation."""
 
@@ -53,11 +48,14 @@ class CheckResult(Record):
     passed: bool
     """Whether the requirement is met."""
     advice: str = ""
-    """How to meet it: more labels or a better model. For a check that passed: what it could not cover."""
+    """Whether more labels or a better model would help; how many labels is said for all checks together
+    (`Outcome.labels_needed`). For a check that passed: what it could not cover."""
     estimate: Estimate | None = None
     """The value with the interval that was compared; None for a plain number and if nothing was measured."""
     more_rows: int | None = None
-    """About how many more labelled rows would show it; None if more rows alone would not."""
+    """The fewest more test rows that are likely to show it; None if it passed, or if no number is."""
+    chance: float | None = None
+    """How likely as many are to show it, or the most that would be asked for, in [0, 1]; None if it passed."""
 
     @property
     def shortfall(self) -> float:
@@ -128,41 +126,43 @@ def check_value(requirement: Requirement, *, passed: bool, measured: str, advice
 
 
 def check_interval(
-    requirement: Requirement, estimate: Estimate, measured: str, rows_for: Callable[[], int | None] | None = None
+    requirement: Requirement,
+    estimate: Estimate,
+    measured: str,
+    level: ConfidenceLevel,
+    chance: Callable[[int], float] | None = None,
 ) -> CheckResult:
-    """Return the result of a threshold that the worse end of an interval must reach.
+    """Return the result of a threshold that the worse end of an interval at `level` must reach.
 
-    `rows_for()` is how many rows would show it; left out, those that make the interval narrow enough.
+    `chance(n)` is how likely n rows more are to show it; left out, as the interval's width lets expect.
     """
     sign, end = (-1, estimate.high) if requirement.at_most else (1, estimate.low)
     passed = estimate.n > 0 and sign * end >= sign * requirement.threshold
     result = check_value(requirement, passed=passed, measured=measured).model_copy(update={"estimate": estimate})
     if passed:
         return result
-    more = None
     if estimate.n == 0:
-        advice = "no row was measured"
-    elif not (math.isfinite(estimate.value) and math.isfinite(end)):
-        advice = "the value is not a number: fix the scorer and evaluate again"
-    elif sign * estimate.value < sign * requirement.threshold:
-        advice = "the measured value misses the threshold: more test rows will not help, more training rows may"
-    else:
-        needed = rows_for() if rows_for else rows_for_width(estimate, requirement.threshold)
-        if needed is None or needed > MAX_ADVISED_ROWS:
-            advice = f"{estimate.n} examples cannot show this, nor can any number: too close to the threshold"
-        else:
-            more = round_up_to_two_digits(needed - estimate.n)
-            advice = f"{estimate.n} examples cannot show this; label about {more} more"
-    return result.model_copy(update={"advice": advice, "more_rows": more})
+        return result.model_copy(update={"advice": "no row was measured"})
+    if not (math.isfinite(estimate.value) and math.isfinite(end)):
+        return result.model_copy(update={"advice": "the value is not a number: fix the scorer and evaluate again"})
+
+    def by_width(n_more: int) -> float:
+        return chance_of_interval(estimate, requirement.threshold, n_more, z=level.z, at_most=requirement.at_most)
+
+    return with_rows_needed(result, chance or by_width)
 
 
-def rows_for_width(estimate: Estimate, threshold: float) -> int | None:
-    """Return about the rows at which an interval whose value meets a threshold ends there: widths shrink as √n."""
-    if estimate.value == threshold:
-        return None
-    end = estimate.low if estimate.value > threshold else estimate.high
-    rows = estimate.n * ((estimate.value - end) / (estimate.value - threshold)) ** 2
-    return max(estimate.n + 1, math.ceil(rows - 1e-6))
+def with_rows_needed(failed: CheckResult, chance: Callable[[int], float]) -> CheckResult:
+    """Return the result with the rows that are likely to show it; `chance(n)` is how likely n test rows more are."""
+    needed = fewest_rows(chance)
+    advice = "so few rows cannot tell: more are needed"
+    if needed.unlikely:
+        advice = (
+            f"more test rows are unlikely to show it ({100 * needed.chance:.0f} %): more training rows or a better "
+            "model may"
+        )
+    more = None if needed.unlikely else needed.n_more
+    return failed.model_copy(update={"advice": failed.advice or advice, "more_rows": more, "chance": needed.chance})
 
 
 def join_first(names: Sequence[str], limit: int) -> str:

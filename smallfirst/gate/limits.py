@@ -23,6 +23,9 @@ from smallfirst.stats.intervals import Estimate, mean_interval, quantile_interva
 
 ADVICE = "a smaller model or a shorter prompt would help"
 
+LIMITED_PROBE_ROWS = 300
+"""Requests sent alone where a latency is limited: the upper end of a p95 takes 72 to 140 of them."""
+
 
 class LimitThresholds(Record):
     """Thresholds for latency and cost."""
@@ -49,7 +52,7 @@ def check_limits(gate: LimitThresholds, inputs: CheckInputs) -> Iterator[CheckRe
         requirement = Requirement("cost_usd_per_1k_at_most", maximum, text, at_most=True)
         cost = mean_interval([1000 * row.cost_usd for row in candidate.rows], confidence=level.confidence)
         measured = f"${cost.value:.4f} [{cost.low:.4f}, {cost.high:.4f}] per 1,000 n={cost.n}{level.note}"
-        yield _adapted(check_interval(requirement, cost, measured))
+        yield _adapted(check_interval(requirement, cost, measured, level))
     if gate.cheaper_than_large_by is not None:
         yield check_saving(gate.cheaper_than_large_by, candidate, inputs.large, level)
 
@@ -63,7 +66,7 @@ def check_latency(requirement: Requirement, q: float, inputs: CheckInputs) -> Ch
     if found.n and found.value <= requirement.threshold and math.isinf(found.high):
         fewest = math.ceil(math.log((1 - level.confidence) / 2) / math.log(q))
         return not_measured(requirement, measured, f"{found.n} requests show no upper end; ask at least {fewest}")
-    return _adapted(check_interval(requirement, found, measured))
+    return _adapted(check_interval(requirement, found, measured, level))
 
 
 def check_saving(share: float, candidate: Evaluation, large: Evaluation | None, level: ConfidenceLevel) -> CheckResult:
@@ -88,7 +91,7 @@ def check_saving(share: float, candidate: Evaluation, large: Evaluation | None, 
             "nothing is cheaper: give the large model its price, or remove the threshold from the gate",
         )
     measured = f"{level.format(found)} cheaper: ${ours:.4f} against ${theirs:.4f} per 1,000"
-    return _adapted(check_interval(requirement, found, measured))
+    return _adapted(check_interval(requirement, found, measured, level))
 
 
 def saving(candidate: Evaluation, large: Evaluation, *, confidence: float = 0.95) -> Estimate | None:

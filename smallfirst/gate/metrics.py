@@ -7,8 +7,7 @@ good mean can hide a label that is never found; each interval of a part is widen
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated
 
 import pydantic
@@ -16,7 +15,6 @@ import pydantic
 from smallfirst.errors import did_you_mean
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.check_result import (
-    MAX_ADVISED_ROWS,
     CheckInputs,
     CheckResult,
     ConfidenceLevel,
@@ -27,12 +25,12 @@ from smallfirst.gate.check_result import (
     check_value,
     join_first,
     not_measured,
-    rows_for_width,
+    with_rows_needed,
 )
 from smallfirst.records import Record
 from smallfirst.stats import intervals
 from smallfirst.stats.intervals import Estimate
-from smallfirst.stats.sample_size import round_up_to_two_digits, rows_for_lower_bound
+from smallfirst.stats.sample_size import chance_of_interval, chance_of_share
 from smallfirst.tasks.task import PartCounts
 
 NAMES = {"macro_f1": "macro-F1"}
@@ -75,7 +73,8 @@ def check_accuracy(minimum: float, candidate: Evaluation, level: ConfidenceLevel
         Requirement("accuracy_at_least", minimum, f"accuracy at least {minimum:.3f}"),
         found,
         level.format(found),
-        lambda: rows_for_lower_bound(found.value, minimum, confidence=level.confidence),
+        level,
+        lambda n_more: chance_of_share(n_correct, found.n, n_more, minimum, confidence=level.confidence),
     )
 
 
@@ -93,11 +92,13 @@ def check_metric(
     ends = {"low": min(wide.low, shown), "high": min(wide.high, max(1.0, stored.high))}
     found = wide.model_copy(update={"high": max(wide.high, 1 - shown)} if at_most else ends)
 
-    def rows_for() -> int | None:
-        needed = rows_for_width(wide, threshold), min_perfect_rows(1 - threshold if at_most else threshold, level)
-        return None if needed[0] is None or needed[1] is None else max(needed[0], needed[1])
+    share = 1 - threshold if at_most else threshold
 
-    return check_interval(requirement, found, level.format(found), rows_for)
+    def chance(n_more: int) -> float:
+        enough = max_lower_bound(wide.n + n_more, level) >= share
+        return chance_of_interval(wide, threshold, n_more, z=level.z, at_most=at_most) if enough else 0.0
+
+    return check_interval(requirement, found, level.format(found), level, chance)
 
 
 def max_lower_bound(n: int, level: ConfidenceLevel) -> float:
@@ -110,11 +111,6 @@ def cap_lower_bound(estimate: Estimate, level: ConfidenceLevel) -> Estimate:
     return estimate.model_copy(
         update={"low": min(estimate.low, estimate.value + max_lower_bound(estimate.n, level) - 1)}
     )
-
-
-def min_perfect_rows(share: float, level: ConfidenceLevel) -> int | None:
-    """Return the fewest rows, all right, that show at least `share`; None if none do."""
-    return math.ceil(share * level.z**2 / (1 - share) - 1e-9) if share < 1 else None
 
 
 def _unknown_metric(requirement: Requirement, name: str, candidate: Evaluation) -> CheckResult:
@@ -157,18 +153,22 @@ def check_each_part(minimum: float, candidate: Evaluation, level: ConfidenceLeve
     rare = [part for part in candidate.parts if part.n_gold < part_rows]
     checked = [part for part in candidate.parts if part.n_gold >= part_rows]
     joint = level.for_parts(len(checked))
-    unchecked = _unchecked(rare, part_rows, min_perfect_rows(minimum, joint))
+    unchecked = _unchecked(rare, part_rows)
     if not checked:
         return not_measured(requirement, f"no part has {part_rows} rows", unchecked)
     found = sorted(((_recall(part, joint), part) for part in checked), key=lambda pair: (pair[0].low, pair[1].name))
     failed = [(recall, part) for recall, part in found if recall.low < minimum]
     worst, part = found[0]
-    return check_value(
+    result = check_value(
         requirement,
         passed=not failed,
         measured=f'worst of {len(checked)} is "{part.name}": {joint.format(worst)}',
-        advice="; ".join(filter(None, (*_advice(failed, minimum, joint), unchecked))),
+        advice="; ".join(filter(None, (*_advice(failed, minimum), unchecked))),
     ).model_copy(update={"estimate": worst})
+    if not failed:
+        return result
+    chances = [_chance(part, minimum, joint, len(candidate.rows)) for _, part in failed]
+    return with_rows_needed(result, lambda n_more: min(chance(n_more) for chance in chances))
 
 
 def check_named_part(name: str, minimum: float, candidate: Evaluation, level: ConfidenceLevel) -> CheckResult:
@@ -185,39 +185,37 @@ def check_named_part(name: str, minimum: float, candidate: Evaluation, level: Co
             f"its parts: {names}",
         )
     recall = _recall(known[name], level)
-    return check_interval(requirement, recall, level.format(recall), lambda: _rows_for(known[name], minimum, level))
+    chance = _chance(known[name], minimum, level, len(candidate.rows))
+    return check_interval(requirement, recall, level.format(recall), level, chance)
 
 
 def _recall(part: PartCounts, level: ConfidenceLevel) -> Estimate:
     return intervals.wilson(min(part.n_right, part.n_gold), part.n_gold, confidence=level.confidence)
 
 
-def _rows_for(part: PartCounts, minimum: float, level: ConfidenceLevel) -> int | None:
-    share = min(part.n_right, part.n_gold) / max(1, part.n_gold)
-    return rows_for_lower_bound(share, minimum, confidence=level.confidence)
+def _chance(part: PartCounts, minimum: float, level: ConfidenceLevel, n_rows: int) -> Callable[[int], float]:
+    """Return how likely so many test rows more, of which as large a share as now is of the part, are to show it."""
+    n_right, n = min(part.n_right, part.n_gold), part.n_gold
+
+    def chance(n_more: int) -> float:
+        return chance_of_share(n_right, n, n_more * n // max(1, n_rows), minimum, confidence=level.confidence)
+
+    return chance
 
 
-def _advice(failed: Sequence[tuple[Estimate, PartCounts]], minimum: float, level: ConfidenceLevel) -> Iterator[str]:
+def _advice(failed: Sequence[tuple[Estimate, PartCounts]], minimum: float) -> Iterator[str]:
     weak = [f'"{part.name}" {recall.value:.3f}' for recall, part in failed if recall.value < minimum]
-    short = [
-        _rows_to_label(part, _rows_for(part, minimum, level)) for recall, part in failed if recall.value >= minimum
-    ]
+    short = [f'"{part.name}" (n={part.n_gold})' for recall, part in failed if recall.value >= minimum]
     if weak:
-        yield f"below the threshold, where only a better model would help: {join_first(weak, MAX_NAMED)}"
+        yield f"below the threshold: {join_first(weak, MAX_NAMED)}"
     if short:
         yield f"not shown by the rows there are: {join_first(short, MAX_NAMED)}"
 
 
-def _unchecked(rare: Sequence[PartCounts], part_rows: int, perfect: int | None) -> str:
+def _unchecked(rare: Sequence[PartCounts], part_rows: int) -> str:
     ordered = sorted(rare, key=lambda part: (part.n_gold, part.name))
-    names = [_rows_to_label(part, max(part_rows, perfect or 0)) for part in ordered]
-    return f"not checked, with fewer than {part_rows} rows: {join_first(names, MAX_NAMED)}" if names else ""
-
-
-def _rows_to_label(part: PartCounts, needed: int | None) -> str:
-    if needed is None or needed > MAX_ADVISED_ROWS:
-        return f'"{part.name}" (n={part.n_gold}, too close to the threshold for any number)'
-    return f'"{part.name}" (n={part.n_gold}, label about {round_up_to_two_digits(needed - part.n_gold)} more)'
+    names = join_first([f'"{part.name}" (n={part.n_gold})' for part in ordered], MAX_NAMED)
+    return f"not checked, with fewer than {part_rows} rows: {names}" if names else ""
 
 
 def _no_parts(requirement: Requirement, candidate: Evaluation) -> CheckResult:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import pydantic
 
+from smallfirst.gate.audited import AuditedAccuracy
 from smallfirst.gate.verdict import Verdict
 from smallfirst.pricing.money import format_usd
 from smallfirst.records import Record
@@ -38,24 +39,31 @@ class PlanTrial(Record):
 
 
 class LabelsNeeded(Record):
-    """Rows to label before it can be told."""
+    """Rows to label before it can be told: one number for all that is open."""
 
-    part: Literal["calibration", "test"]
-    """The part of the rows that is too small."""
-    n_rows: int
-    """Rows of that part that are missing."""
     n_data_rows: int
-    """Rows to add to the data file, from which that part is split off."""
+    """Rows to add to the data files, from which every part is split off as it is now."""
+    chance: float
+    """How likely as many are to decide all that is open, in [0, 1]."""
+    files: dict[str, int]
+    """The rows to add by file, as task.yaml names it."""
     usd: float | None = None
     """What labelling them costs in USD; None if no price is known."""
     priced_by: str = ""
     """Whose price it is: "a person" or "the large model"; empty without one."""
-    in_words: str
-    """As a phrase, such as "90 more calibration rows, which is about 560 more rows in rows.jsonl"."""
+
+    @property
+    def in_words(self) -> str:
+        """As a phrase, such as "about 560 more rows in rows.jsonl (chance 75 %)"."""
+        chance = f"chance {100 * self.chance:.0f} %"
+        if len(self.files) == 1:
+            return f"about {self.n_data_rows:,} more rows in {next(iter(self.files))} ({chance})"
+        each = ", ".join(f"{n:,} in {file}" for file, n in self.files.items())
+        return f"about {self.n_data_rows:,} more rows ({each}; {chance})"
 
     @property
     def with_price(self) -> str:
-        price = f", about {format_usd(self.usd)} by {self.priced_by}" if self.usd is not None else ""
+        price = f", for about {format_usd(self.usd)} by {self.priced_by}" if self.usd is not None else ""
         return f"{self.in_words}{price}"
 
 
@@ -98,6 +106,8 @@ class Outcome(Record):
     """What the gate said of the candidate alone. `not written`: it meets the default, which task.yaml does not set."""
     gate_line: str = ""
     """Line for task.yaml that makes a default gate the user's own, where only that is missing; else empty."""
+    instead: str = ""
+    """What a setting of task.yaml costs: who would do at least as well for less without it, as a sentence."""
     share_small: Estimate | None = None
     """Share of requests that stay small; None if nothing goes live."""
     share_promised: Estimate | None = None
@@ -113,20 +123,18 @@ class Outcome(Record):
     rest: Literal["", "large", "person", "refused"] = ""
     """Who gets what does not stay small; `refused`: it is answered as out of scope."""
     watched_by: Literal["", "large", "person"] = ""
-    """Who judges the audits of promised answers; empty if nobody does, or if nothing is promised: then nothing is
-    audited."""
+    """Who judges the audits; empty if nobody does, or if there is nothing that audits could find broken."""
+    audited: AuditedAccuracy | None = None
+    """The gate's accuracy that audits of all small answers test; None unless the candidate went live by that gate."""
     signed: str = ""
     """Name and reason of who signed for it; empty if nobody had to."""
     why: str = ""
     """Why nothing goes live, or why there is no promise; empty where neither is the case."""
-    n_kept: int = 0
-    """Test rows that the certificate covers."""
-    n_kept_wrong: int = 0
-    """Wrong answers among them."""
     labels_needed: LabelsNeeded | None = None
     """The fewest rows that are likely to decide it or, where it goes live without a promise, to show one."""
     trials: tuple[PlanTrial, ...] = ()
-    """The plans that were tried because no candidate may go live by its gate alone, in order."""
+    """The plans that were tried because no candidate may go live by its gate alone, or because they are expected to be
+    worth more, in order."""
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -243,6 +251,7 @@ class Outcome(Record):
             "promise": self.promise or "none",
             "rest": self.rest,
             "watched_by": self.watched_by or "nobody",
+            "watched": self._watched,
             "signed": self.signed,
             "labels_needed": str(self.labels_needed.n_data_rows) if self.labels_needed else "",
         }
@@ -256,9 +265,8 @@ class Outcome(Record):
             return Standing(state=state, level="mixed", words="In shadow", promise="", sentence=said)
         if state == "fallback":
             who = "the large model answers" if self.large else "the small model answers without a promise"
-            out = (
-                f"Not in force until audits show it again: {self.promise}." if self.promise else "Nothing is promised."
-            )
+            limits = ", and ".join(filter(None, (self.promise, self._watched)))
+            out = f"Not in force until audits show it again: {limits}." if limits else "Nothing is promised."
             return Standing(state=state, level="bad", words=f"Fallback: {who}", promise="", sentence=out)
         if not self.promise:
             words = "Live, without a promise" if state == "live" else "Drift, without a promise"
@@ -270,6 +278,11 @@ class Outcome(Record):
             return Standing(state=state, level="bad", words=f"{words}, a limit is broken", promise=part, sentence=said)
         level: Literal["good", "mixed"] = "good" if state == "live" else "mixed"
         return Standing(state=state, level=level, words=words, promise=self.promise, sentence=self.proof)
+
+    @property
+    def _watched(self) -> str:
+        """The gate's accuracy that audits watch, in words; empty where nobody judges them."""
+        return self.audited.words if self.audited and self.watched_by else ""
 
     @property
     def _answers(self) -> str:
@@ -316,10 +329,19 @@ class Outcome(Record):
             yield f"{self.why}."
 
     def _notes(self) -> Iterator[str]:
+        if self.instead:
+            yield self.instead
         if self.signed:
             yield f"Signed for by {self.signed}."
-        if not self.watched_by:
-            yield "Unwatched: nobody judges its answers after go-live."
+        if self._watched:
+            yield f"Audits by {_RESTS[self.watched_by]} watch the gate's accuracy: {self._watched}."
+        elif not self.watched_by:
+            why = "nobody judges its answers after go-live"
+            if self.signed and not self.promise:
+                why = "its gate failed, so audits have no accuracy to hold it to"
+            elif self.large and self.audited is None and not self.promise:
+                why = "audits cannot test what its gate asks for"
+            yield f"Unwatched: {why}."
 
 
 def share_words(share: Estimate | None) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
 from smallfirst.gate.check_result import (
-    MAX_ADVISED_ROWS,
     CheckInputs,
     CheckResult,
     ConfidenceLevel,
@@ -20,7 +18,7 @@ from smallfirst.gate.check_result import (
 )
 from smallfirst.gate.metrics import cap_lower_bound
 from smallfirst.records import Record
-from smallfirst.stats.intervals import paired_score_difference, paired_score_interval, score_lower_bound
+from smallfirst.stats.intervals import paired_score_difference, paired_score_interval
 
 MEASURE_LARGE = "measure the large model on the same rows, or on a sample of them"
 
@@ -55,17 +53,9 @@ def check_not_worse(
     theirs = sum(big.correct and not small.correct for small, big in pairs)
     found = paired_score_interval(ours, theirs, len(pairs), confidence=level.confidence)
 
-    def rows_for() -> int | None:
-        """Return about the fewest rows at which the same rates would show it; None if none do."""
-        n, numbers = len(pairs), range(len(pairs), 2 * MAX_ADVISED_ROWS)
-        at = bisect_left(
-            numbers, -margin, key=lambda rows: score_lower_bound(ours * rows / n, theirs * rows / n, rows, level.z)
-        )
-        return numbers[at] if at < len(numbers) else None
-
     measured = level.format(found, f" of {len(candidate.rows)} rows paired")
     minimum = requirement._replace(threshold=-margin)
-    return check_interval(minimum, found, measured, rows_for)
+    return check_interval(minimum, found, measured, level)
 
 
 def check_score_not_worse(
@@ -83,7 +73,7 @@ def check_score_not_worse(
     found = cap_lower_bound(paired_score_difference(ours, theirs, confidence=level.confidence), level)
     measured = level.format(found, f" of {len(candidate.rows)} rows paired")
     minimum = requirement._replace(threshold=-margin)
-    return check_interval(minimum, found, measured)
+    return check_interval(minimum, found, measured, level)
 
 
 class _Outcome(NamedTuple):

@@ -19,7 +19,7 @@ from smallfirst.gate.metrics import check_accuracy
 from smallfirst.gate.paired import check_not_worse
 from smallfirst.records import Record
 from smallfirst.stats.intervals import wilson
-from smallfirst.stats.sample_size import rows_for_lower_bound
+from smallfirst.stats.sample_size import chance_of_share
 
 
 class RoutedThresholds(Record):
@@ -70,7 +70,8 @@ def _check_share(minimum: float, routed: Evaluation, level: ConfidenceLevel) -> 
         Requirement("share_small_at_least", minimum, f"share of requests that stay small at least {minimum:.3f}"),
         found,
         level.format(found),
-        lambda: rows_for_lower_bound(found.value, minimum, confidence=level.confidence),
+        level,
+        lambda n_more: chance_of_share(sum(small), len(small), n_more, minimum, confidence=level.confidence),
     )
 
 

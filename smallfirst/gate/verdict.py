@@ -46,15 +46,6 @@ class Verdict(Record):
         return self
 
 
-def smallest_passing(verdicts: Sequence[Verdict], chosen: str | None = None) -> str | None:
-    """Return `chosen` if it passes or was overridden, else the first other that does (cheapest first), or None.
-
-    This is a sequence fixed before the test rows are looked at; each verdict has its own share of the level.
-    """
-    passing = [verdict.candidate for verdict in verdicts if verdict.passed]
-    return chosen if chosen in passing else next(iter(passing), None)
-
-
 def nearest_to_passing(verdicts: Sequence[Verdict]) -> Verdict:
     """Return the verdict with the fewest failed checks; of equals the one that misses its thresholds by least."""
     return min(verdicts, key=lambda v: (len(v.failed_checks), sum(check.shortfall for check in v.failed_checks)))
@@ -69,7 +60,10 @@ def override(verdict: Verdict, *, by: str, because: str, at: datetime | None = N
     if verdict.signed_by:
         raise ConfigError(f"{verdict.candidate} was already overridden by {verdict.signed_by} ({verdict.signed_at})")
     if verdict.passed:
-        raise ConfigError(f"{verdict.candidate} already passes its gate: there is nothing to override")
+        raise ConfigError(
+            f"{verdict.candidate} already passes its gate: there is nothing to override",
+            hint=f"smallfirst promote task.yaml --candidate {verdict.candidate}",
+        )
     when = (at or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds")
     return verdict.model_copy(
         update={"passed": True, "signed_by": by.strip(), "because": because.strip(), "signed_at": when}

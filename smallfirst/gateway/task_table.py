@@ -59,6 +59,8 @@ class TaskLine(Record):
     """What led to its state."""
     tenant_back: TenantStepBack | None = None
     """The tenant for whom alone it has stepped back."""
+    second_look: str = ""
+    """What the second look found, and the command that it waits for; empty before it."""
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -137,6 +139,7 @@ def _learnt(taken: TakeOver, saving: Saving | None, bill_usd: float) -> TaskLine
         saved_usd=saved.usd if saved else None,
         why=taken.why,
         tenant_back=taken.tenant_back,
+        second_look=taken.about_second_look,
         **_of_source(TaskSource.of(taken.folder)),
     )
 

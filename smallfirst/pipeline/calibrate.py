@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from smallfirst.data.dataset import Dataset
+from smallfirst.data.dataset import Dataset, fold_text
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.manifest import read_manifest
 from smallfirst.pipeline.calibration_set import build_calibration_set
@@ -27,6 +27,7 @@ from smallfirst.pipeline.confidence_heads import (
 )
 from smallfirst.pipeline.evaluate import measure_router
 from smallfirst.pipeline.joined_rows import LOOKS, find_joined
+from smallfirst.pipeline.plans.choosing import chosen_by
 from smallfirst.pipeline.router_setup import (
     CHEAP,
     PROFILE_FOLDER,
@@ -40,7 +41,7 @@ from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project, shown_as
 from smallfirst.project.run_folder import CERTIFICATE, Promotion, RunFolder
-from smallfirst.records import Record
+from smallfirst.records import Record, fingerprint
 from smallfirst.registry import versions
 from smallfirst.routing.certificate.below_threshold import BelowAction
 from smallfirst.routing.certificate.certificate import Certificate, certify
@@ -49,6 +50,8 @@ from smallfirst.routing.ood.detector import KEEP_SHARE
 
 CERTIFIED = "certified.json"
 """File of the latest Certified in a run folder."""
+KNOWN_TEXTS = "known_texts.json"
+"""File of the KnownTexts in a run folder."""
 
 
 class Certified(Record):
@@ -62,6 +65,23 @@ class Certified(Record):
     """The confidence heads that it was made with."""
     reference: TrafficReference
     """What live traffic is compared with."""
+    confidence: dict[str, float] = {}
+    """By key of the calibration and selection rows that a second look counts: confidence of the last stage's draft."""
+    foreign: tuple[tuple[float, ...], ...] = ()
+    """By stage, the confidences of drafts of foreign requests, where a second look counts them."""
+
+
+class KnownTexts(Record):
+    """The texts of all rows of a run: none of them certifies as one that traffic brought."""
+
+    texts: frozenset[str]
+    """Their fingerprints, as `ShadowRow.text` has them."""
+
+    @classmethod
+    def of(cls, project: Project) -> KnownTexts:
+        rows = project.rows
+        parts = (rows.train, rows.selection, rows.calibration, rows.test)
+        return cls(texts=frozenset(fingerprint(fold_text(row.text)) for part in parts for row in part.examples))
 
 
 @shown_as("certifying")
@@ -129,6 +149,7 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
     heads, confidences, foreign = asyncio.run(_fit_heads(project, run_folder, candidate, joined.rows))
     candidates = {**{name: name for name in routing.ahead}, FINE_TUNED: candidate}
     rows = asyncio.run(build_calibration_set(project, run_folder, joined, candidates, heads, confidences))
+    selection = _selection_drafts(run_folder, candidates, confidences)
     certificate = certify(
         rows.drafts,
         rows.large,
@@ -141,8 +162,10 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
         labels=rows.labels,
         looks=run_folder.path.parent / LOOKS,
         shared=joined.look,
-        selection=_selection_drafts(run_folder, candidates, confidences),
+        n_once=joined.n_test,
+        selection=selection,
         foreign=foreign.confidence,
+        portion="small" if routing.second_look_after else "large",
     )
     update: dict[str, Any] = {
         "temperature": manifest.temperature,
@@ -159,6 +182,11 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
     project.progress.log(f"below the threshold: {certificate.below} ({certificate.below_why})")
     plan: Literal["small alone", "small first"] = "small alone" if alone else "small first"
     found = Certified(candidate=candidate, plan=plan, certificate=certificate, heads=heads, reference=rows.reference)
+    if routing.second_look_after:
+        counted = [*rows.drafts[-1].rows, *(selection[-1].rows if selection else ())]
+        told = {"confidence": {row.key: row.confidence or 0.0 for row in counted}}
+        found = found.model_copy(update={**told, "foreign": tuple(map(tuple, foreign.confidence))})
+        KnownTexts.of(project).save(run_folder.path / KNOWN_TEXTS)
     found.save(run_folder.path / CERTIFIED)
     return found
 
@@ -179,10 +207,21 @@ def attach_certified(promotion: Promotion, found: Certified, run_folder: RunFold
 def _selection_drafts(
     run_folder: RunFolder, candidates: Mapping[str, str], confidences: Mapping[str, Mapping[str, float]]
 ) -> list[Evaluation] | None:
-    """Return the stages' answers to selection rows; None if one was not evaluated on them."""
-    found = [(stage, run_folder.evaluation(candidate, "selection")) for stage, candidate in candidates.items()]
-    drafts = [with_confidences(one, confidences.get(stage, {})) for stage, one in found if one is not None]
-    return drafts if len(drafts) == len(found) else None
+    """Return the stages' answers to the rows that choose; None if one was not evaluated on them.
+
+    Rows that not every stage has answered without having seen them are left out.
+    """
+    found = [(stage, chosen_by(run_folder, candidate)) for stage, candidate in candidates.items()]
+    there = [(stage, one) for stage, one in found if one is not None]
+    if len(there) < len(found):
+        return None
+    common = set.intersection(*({row.key for row in one.rows} for _, one in there))
+    drafts = []
+    for stage, one in there:
+        rows = tuple(row for row in one.rows if row.key in common)
+        scores = {key: value for key, value in confidences.get(stage, {}).items() if key in common}
+        drafts.append(with_confidences(one.model_copy(update={"rows": rows}), scores))
+    return drafts
 
 
 def _with_most_outside(certificate: Certificate, own: Sequence[float], n_outside: int) -> ForeignAccepted | None:
@@ -201,10 +240,12 @@ async def _fit_heads(
     profile = fit_profile(project, run_folder)
     stages = cascade_stages(project, run_folder, get_candidate(candidate).load(project, run_folder))
     try:
-        heads, drafts = await fit_heads(project, stages, profile)
+        names = {**{name: name for name in project.file.routing.ahead}, stages[-1].name: candidate}
+        folds = {stage: one for stage, name in names.items() if (one := run_folder.folds(name)) is not None}
+        heads, held = await fit_heads(project, stages, profile, folds=folds)
         if any(policy.uses_gain for policy in project.file.routing.policies):
-            await fit_gain(project, drafts[stages[-1].name], run_folder.path)
-        chosen_on = await head_confidences(heads, stages, project.rows.selection, drafts, profile=profile)
+            await fit_gain(project, held, stages[-1].name, run_folder.path)
+        chosen_on = await head_confidences(heads, stages, held.rows, held.drafts, profile=profile)
         found = await head_confidences(heads, stages, rows, profile=profile)
         said = {stage: {**chosen_on[stage], **by_key} for stage, by_key in found.items()}
         return heads, said, await foreign_drafts(project, heads, stages, profile)

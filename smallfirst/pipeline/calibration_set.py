@@ -15,10 +15,11 @@ from smallfirst.errors import DataError, StageMissing
 from smallfirst.evaluation.evaluate import EvaluationSetup, restrict_to_rows
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.protocol import Request
+from smallfirst.models.trained_on import refuse_seen_rows
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads, load_gain, with_confidences
 from smallfirst.pipeline.joined_rows import JoinedRows
 from smallfirst.pipeline.router_setup import TrafficReference, load_ood_detector, served_filters
-from smallfirst.project.project import Project
+from smallfirst.project.project import Project, labelled_by
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.records import fingerprint
 from smallfirst.routing.certificate.filters import RequestFilters, random_split
@@ -59,9 +60,11 @@ async def build_calibration_set(
     """Return the calibration set of a cascade of `candidates` by stage.
 
     `confidences` by stage and key are those that are served where a model's own are not. Raise StageMissing if a stage
-    was not evaluated.
+    was not evaluated, DataError where a model was fitted on some of the rows.
     """
     rows, scores, filters = await served_rows(project, run_folder, heads, joined.rows)
+    for name in candidates.values():
+        refuse_seen_rows(run_folder.model_folder(name), rows)
     drafts = [
         with_confidences(_measured_on(project, run_folder, name, rows), confidences.get(stage, {}))
         for stage, name in candidates.items()
@@ -130,12 +133,6 @@ def guarantee_of(project: Project) -> Guarantee:
     guarantee = project.file.routing.guarantee
     repeats = project.rows.counted.n_repeats and not guarantee.unit
     return guarantee.model_copy(update={"unit": "text"}) if repeats else guarantee
-
-
-def labelled_by(project: Project) -> Literal["gold", "large"]:
-    """Return who labelled the calibration rows: labels of a model are never gold, whatever task.yaml says."""
-    by_model = any(example.source for example in project.rows.calibration.examples)
-    return "large" if by_model else project.file.routing.labels
 
 
 def _label_sources(rows: Dataset) -> str:

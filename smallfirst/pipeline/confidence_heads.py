@@ -1,6 +1,7 @@
-"""Fit on selection rows: confidence heads of the stages, and the gain of the large model.
+"""Fit on the rows that choose: confidence heads of the stages, and the gain of the large model.
 
-Selection rows never certify, so nothing here weakens a guarantee. A head is kept only if held-out rows show that it
+These are out-of-fold answers to training and selection rows, or answers to selection rows. They never certify, so
+nothing here weakens a guarantee. A head is kept only if held-out rows show that it
 predicts correct answers clearly better than the model's own confidence; with a few hundred rows most heads are not. It
 takes one answer of every stage to each selection row, and to each calibration row where a head is kept.
 """
@@ -18,6 +19,7 @@ import numpy as np
 
 from smallfirst.data.dataset import Dataset, Example
 from smallfirst.errors import NotRecorded
+from smallfirst.evaluation.out_of_fold import FoldAnswers
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.pipeline.large_model import answers_so_far
@@ -50,15 +52,28 @@ class ConfidenceHeads(Record):
         )
 
 
-async def fit_heads(
-    project: Project, stages: Sequence[Stage], profile: TaskProfile | None = None
-) -> tuple[ConfidenceHeads, dict[str, list[Completion]]]:
-    """Return the heads that help, and every stage's answers to the selection rows.
+class HeldOut(NamedTuple):
+    """Answers to rows that the model which gave them had not seen."""
 
-    `profile` is that of the domain check which is served: with it foreign rows are asked as well.
+    rows: Dataset
+    drafts: dict[str, list[Completion]]
+    """By stage, in the order of the rows."""
+
+
+async def fit_heads(
+    project: Project,
+    stages: Sequence[Stage],
+    profile: TaskProfile | None = None,
+    *,
+    folds: Mapping[str, FoldAnswers] | None = None,
+) -> tuple[ConfidenceHeads, HeldOut]:
+    """Return the heads that help, and the answers that they were fitted on.
+
+    `folds` are the out-of-fold answers of stages that were fitted in folds. `profile` is that of the domain check which
+    is served: with it foreign rows are asked as well.
     """
-    rows = project.rows.selection
-    drafts = {stage.name: await drafts_of(stage, rows) for stage in stages}
+    held = await _held_out(project, stages, folds or {})
+    rows, drafts = held
     right = {
         name: [is_correct(project, e.golds, draft) for e, draft in zip(rows.examples, mine, strict=True)]
         for name, mine in drafts.items()
@@ -70,28 +85,39 @@ async def fit_heads(
         project.progress.log(f"confidence of {name}: {head.why}")
     found = ConfidenceHeads(by_stage=heads)
     if profile is not None:
-        acceptance = await _fit_acceptance(project, found.on(stages), drafts, right, profile)
+        acceptance = await _fit_acceptance(project, found.on(stages), held, right, profile)
         found = found.model_copy(update={"acceptance": acceptance})
-    return found, drafts
+    return found, held
+
+
+async def _held_out(project: Project, stages: Sequence[Stage], folds: Mapping[str, FoldAnswers]) -> HeldOut:
+    """Return every stage's answers to training and selection rows out of fold; if one has none, to selection rows."""
+    rows, n = project.rows.development, len(project.rows.selection)
+    known = {name: one.completions(name) for name, one in folds.items()}
+    if all(stage.name in known for stage in stages):
+        return HeldOut(rows, known)
+    rows = project.rows.selection
+    asked = {s.name: known[s.name][-n:] if s.name in known and n else await drafts_of(s, rows) for s in stages}
+    return HeldOut(rows, asked)
 
 
 async def _fit_acceptance(
     project: Project,
     stages: Sequence[Stage],
-    drafts: Mapping[str, Sequence[Completion]],
+    held: HeldOut,
     right: Mapping[str, Sequence[bool]],
     profile: TaskProfile,
 ) -> dict[str, AcceptanceScore]:
-    rows, (foreign, _) = project.rows.selection, foreign_rows(project.rows.open_ended)
+    (rows, drafts), (foreign, _) = held, foreign_rows(project.rows.open_ended)
     own, theirs = await _confidences(stages, rows, drafts), await _confidences(stages, foreign)
-    features, others = (np.array([one.features for one in _measured(profile, part)]) for part in (rows, foreign))
+    features, others = (np.array([one.features for one in profile.measure_rows(part)]) for part in (rows, foreign))
     found: dict[str, AcceptanceScore] = {}
     share = project.file.routing.guarantee.max_foreign_share
     for name in drafts:
         score = AcceptanceScore.fit((own[name], features, right[name]), (theirs[name], others), share=share)
         found |= {} if score is None else {name: score}
     if not found:
-        project.progress.log(f"foreign requests are not told apart: {len(rows)} selection rows are too few")
+        project.progress.log(f"foreign requests are not told apart: {len(rows)} rows are too few")
     return found
 
 
@@ -111,7 +137,7 @@ async def foreign_drafts(
     if profile is None or not heads.acceptance:
         return ForeignDrafts([])
     _, rows = foreign_rows(project.rows.open_ended)
-    measured = _measured(profile, rows)
+    measured = profile.measure_rows(rows)
     said = await _confidences(heads.on(stages), rows, measured=measured)
     n_outside = sum(one.ood_score > profile.threshold for one in measured)
     return ForeignDrafts([said[stage.name] for stage in stages], n_outside)
@@ -133,16 +159,12 @@ async def _confidences(
     }
 
 
-def _measured(profile: TaskProfile, rows: Dataset) -> list[MeasuredText]:
-    return profile.measure([example.text for example in rows.examples])
-
-
-async def fit_gain(project: Project, drafts: Sequence[Completion], folder: Path) -> GainModel:
-    """Fit the gain on the last stage's and the large model's answers to the selection rows; save it in `folder`.
+async def fit_gain(project: Project, held: HeldOut, stage: str, folder: Path) -> GainModel:
+    """Fit the gain on a stage's and the large model's answers to the rows that choose; save it in `folder`.
 
     Only recorded answers of the large model count, none is asked for; without any it is taken to be always right.
     """
-    rows = project.rows.selection.examples
+    rows, drafts = held.rows.examples, held.drafts[stage]
     outcomes: dict[str, list[float]] = {
         SMALL: [float(is_correct(project, e.golds, draft)) for e, draft in zip(rows, drafts, strict=True)]
     }
@@ -184,7 +206,7 @@ async def head_confidences(
     """
     if not heads.by_stage and not heads.acceptance:
         return {}
-    measured = _measured(profile, rows) if profile and heads.acceptance else None
+    measured = profile.measure_rows(rows) if profile and heads.acceptance else None
     said = await _confidences(heads.on(stages), rows, drafts, measured)
     return {
         name: {e.key: value for e, value in zip(rows.examples, values, strict=True)}

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 
 from smallfirst.data.dataset import Dataset, sample_rows
-from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate
+from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate, score_row, summarize
 from smallfirst.evaluation.results import Evaluation
+from smallfirst.gate.limits import LIMITED_PROBE_ROWS
 from smallfirst.models.local.weights import release_memory
 from smallfirst.models.protocol import Model, Request
 from smallfirst.models.wrappers import OpenEndedReplay
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads, is_correct
 from smallfirst.pipeline.joined_rows import fix_before_test
 from smallfirst.pipeline.large_model import recorded_answers, recorded_open_answers
+from smallfirst.pipeline.plans.choosing import CHOOSING
+from smallfirst.pipeline.plans.worth import fix_finalists
 from smallfirst.pipeline.preflight.large_model import forecast_large
 from smallfirst.pipeline.router_setup import cascade_stages, load_ood_detector, routing_rules
 from smallfirst.pipeline.summary import KEPT, OPEN_ENDED, KeptOnTest
@@ -25,29 +28,43 @@ from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.ood.acceptance import split_foreign
 from smallfirst.routing.router import Router
 
+COST_ROWS = 200
+"""Rows that a candidate which was fitted on them is asked for its cost."""
 PROBE_ROWS = 40
 """Rows answered one at a time for the latency figures."""
 AT_ONCE = 64
 """Rows that the Router decides about together."""
-LIMITED_PROBE_ROWS = 300
-"""As many where a latency is limited: the upper end of a p95 takes 72 to 140 of them."""
 
 
 @in_task_state
 def evaluate_stage(project: Project, run_folder: RunFolder, *, resume: bool = False) -> list[Evaluation]:
-    """Measure the candidates and the large model on held-out rows; return the evaluations on test rows.
+    """Choose the finalists, measure them and the large model on held-out rows; return the evaluations on test rows.
 
-    `resume` leaves out candidates that are measured on these rows already.
+    Candidates that cannot go live are measured as well, on test rows alone. `resume` leaves out what is measured on
+    these rows already.
     """
+    fitted = fitted_candidates(project, run_folder)
+    for candidate in fitted:
+        if candidate.promotable and not (resume and _has_chosen(project, run_folder, candidate)):
+            asyncio.run(_evaluate_to_choose(project, run_folder, candidate))
+    if project.file.large is not None:
+        forecast = forecast_large(project.file, project.task, project.rows)
+        project.progress.log(f"large model: {forecast.in_words if forecast else 'not asked'}")
+        asyncio.run(_evaluate_large(project, run_folder, "calibration"))
+    finalists = fix_finalists(project, run_folder)
     fix_before_test(project, run_folder)
-    for candidate in fitted_candidates(project, run_folder):
+    project.progress.log(f"finalists: {', '.join(finalists.names)}")
+    wanted = {*finalists.names, *project.file.routing.ahead}
+    for candidate in fitted:
+        if candidate.promotable and candidate.name not in wanted:
+            continue
         if resume and _is_measured(project, run_folder, candidate):
             continue
         with project.progress.step(f"measuring {candidate.title}"):
             asyncio.run(_evaluate_candidate(project, run_folder, candidate))
         release_memory()
     if project.file.large is not None:
-        asyncio.run(_evaluate_large(project, run_folder))
+        asyncio.run(_evaluate_large(project, run_folder, "test"))
     return run_folder.evaluations("test")
 
 
@@ -83,8 +100,47 @@ def _parts(project: Project, candidate: Candidate) -> dict[str, Dataset]:
     """Return the rows on which a candidate is measured, by split."""
     rows = project.rows
     test = sample_rows(rows.test, candidate.max_test_rows(project.file))
-    held_out = {"selection": rows.selection, "calibration": rows.calibration} if candidate.promotable else {}
-    return {**held_out, "test": test}
+    return {"calibration": rows.calibration, "test": test} if candidate.promotable else {"test": test}
+
+
+def _has_chosen(project: Project, run_folder: RunFolder, candidate: Candidate) -> bool:
+    folds = run_folder.folds(candidate.name)
+    found = run_folder.evaluation(candidate.name, "selection" if folds is None else CHOOSING)
+    wanted = project.rows.selection.content_fingerprint if folds is None else folds.dataset_fingerprint
+    return found is not None and found.dataset_fingerprint == wanted
+
+
+async def _evaluate_to_choose(project: Project, run_folder: RunFolder, candidate: Candidate) -> None:
+    """Measure a candidate on the rows that choose: by its folds' answers, if it has any, else on selection rows.
+
+    The final model, which has seen the rows of the folds, is asked some of them for its cost alone.
+    """
+    model, folds, rows = candidate.load(project, run_folder), run_folder.folds(candidate.name), project.rows.selection
+    try:
+        if folds is None:
+            await _evaluate(project, run_folder, model, name=candidate.name, data=rows, split="selection")
+            return
+        rows = project.rows.development
+        asked = EvaluationSetup(project.task, sample_rows(rows, COST_ROWS), split=CHOOSING)
+        priced = await evaluate(model, asked, candidate=candidate.name)
+    finally:
+        await model.aclose()
+    found = summarize(
+        [
+            score_row(example, answer, project.task, candidate.name)
+            for example, answer in zip(rows.examples, folds.completions(candidate.name), strict=True)
+        ],
+        EvaluationSetup(project.task, rows, split=CHOOSING),
+        candidate=candidate.name,
+        model=priced.model,
+        latencies_ms=[],
+        requests_per_s=None,
+        note=f"{len(rows):,} training and selection rows answered out of fold, {folds.n_folds} folds",
+    )
+    found = found.model_copy(update={"cost_usd_per_1k": priced.cost_usd_per_1k})
+    run_folder.save_evaluation(found)
+    log_evaluation(run_folder.mlflow_run_id(), found)
+    project.progress.log(f"{candidate.name} out of fold: {found.in_words}")
 
 
 def _is_measured(project: Project, run_folder: RunFolder, candidate: Candidate) -> bool:
@@ -111,20 +167,15 @@ async def _evaluate_candidate(project: Project, run_folder: RunFolder, candidate
 
 
 def _n_probes(project: Project, split: str) -> int:
-    if split == "selection":
-        return 0
     limited = split == "test" and (project.file.gate.p50_ms_at_most or project.file.gate.p95_ms_at_most)
     return LIMITED_PROBE_ROWS if limited else PROBE_ROWS
 
 
-async def _evaluate_large(project: Project, run_folder: RunFolder) -> None:
+async def _evaluate_large(project: Project, run_folder: RunFolder, split: str) -> None:
     assert project.file.large is not None
-    expected = forecast_large(project.file, project.task, project.rows)
-    project.progress.log(f"large model: {expected.in_words if expected else 'not asked'}")
     large = await recorded_answers(project.file, project.task, project.rows, progress=project.progress)
-    for split in ("calibration", "test"):
-        data = sample_rows(getattr(project.rows, split), project.file.large.sample(split))
-        await _evaluate(project, run_folder, large, name="large", data=data, split=split, note=large.note)
+    data = sample_rows(getattr(project.rows, split), project.file.large.sample(split))
+    await _evaluate(project, run_folder, large, name="large", data=data, split=split, note=large.note)
 
 
 async def _evaluate(

@@ -43,7 +43,8 @@ def measure_curve(project: Project, run_folder: RunFolder, *, all_candidates: bo
             points.append(LearningPoint(n_rows=len(part), candidate=candidate.name, accuracy=accuracy))
             project.progress.log(f"{candidate.name} with {len(part)} rows: accuracy {accuracy}")
         if (whole := run_folder.evaluation(candidate.name, "test")) is not None:
-            points.append(LearningPoint(n_rows=len(rows), candidate=candidate.name, accuracy=whole.accuracy))
+            n_rows = len(project.rows.development if run_folder.folds(candidate.name) else rows)
+            points.append(LearningPoint(n_rows=n_rows, candidate=candidate.name, accuracy=whole.accuracy))
     curve = LearningCurve(points=tuple(points))
     curve.save(run_folder.path / LEARNING)
     return curve

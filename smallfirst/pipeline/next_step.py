@@ -11,10 +11,9 @@ from smallfirst.evaluation.learning_curve import LearningCurve, forecast
 from smallfirst.gate.outcome import Outcome
 from smallfirst.gate.verdict import Verdict, nearest_to_passing
 from smallfirst.pipeline.learning_curve import LEARNING
-from smallfirst.pipeline.preflight.more_rows import more_rows
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import OUTCOME, VERDICTS, GateVerdicts, RunFolder
-from smallfirst.project.task_file import SMALLEST
+from smallfirst.project.task_file import RULES
 from smallfirst.records import Record
 from smallfirst.registry import versions
 
@@ -71,7 +70,7 @@ def after_gate(
 ) -> Iterator[NextStep]:
     """Yield what to do after the gate has said no to the candidate that was to go live."""
     named = project.file.goes_live
-    if gate.smallest not in (None, named) and named != SMALLEST and project.file.sets_gate:
+    if gate.smallest not in (None, named) and named not in RULES and project.file.sets_gate:
         yield NextStep(
             what=f"{gate.smallest} passes: let it go live in place of {project.file.goes_live}",
             command=f"smallfirst promote {task} --candidate {gate.smallest}",
@@ -88,7 +87,7 @@ def after_gate(
         yield NextStep(what=f"label {outcome.labels_needed.in_words}, then: smallfirst run {task}")
     if not best.failed_checks:
         return
-    yield NextStep(what=" ".join(_what_to_label(project, run_folder, best)) + f" Then: smallfirst run {task}")
+    yield NextStep(what=" ".join(_what_to_label(project, run_folder, best)))
     if project.task.closed:
         yield NextStep(what="look for wrong labels among the training rows", command=f"smallfirst suspects {task}")
     yield NextStep(
@@ -98,20 +97,14 @@ def after_gate(
 
 
 def _what_to_label(project: Project, run_folder: RunFolder, best: Verdict) -> Iterator[str]:
-    """Yield sentences on the failed check that is furthest off, and on the rows that would change it."""
+    """Yield sentences on the failed check that is furthest off, and on what would change it."""
     failed = sorted(best.failed_checks, key=lambda check: check.shortfall, reverse=True)
-    hopeless = [check for check in failed if check.more_rows is None]
-    first = (hopeless or failed)[0]
+    first = next((check for check in failed if check.more_rows is None), failed[0])
     yield f"{best.candidate} comes nearest; furthest off is {first.requirement}, measured {first.measured}."
-    if not hopeless:
-        needed = more_rows(project, "test", max(check.more_rows or 0 for check in failed))
-        yield f"Label {needed.in_words}: with those of today the gate cannot be sure."
-    elif not project.rows.test.examples:
+    if not project.rows.test.examples:
         yield "Label more rows: there is no test row."
-    elif first.estimate is None:
-        yield f"{first.advice[:1].upper()}{first.advice[1:]}."
-    else:
-        yield f"More test rows will not help: label more training rows{_forecast(project, run_folder, best.candidate)}."
+    elif first.more_rows is None and first.advice:
+        yield f"{first.advice[:1].upper()}{first.advice[1:]}{_forecast(project, run_folder, best.candidate)}."
 
 
 def _forecast(project: Project, run_folder: RunFolder, candidate: str) -> str:

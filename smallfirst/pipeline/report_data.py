@@ -16,6 +16,7 @@ from smallfirst.gate.outcome import Outcome
 from smallfirst.models.recorded.replay import read_recording
 from smallfirst.pipeline.diagnostics import Diagnostics, diagnose
 from smallfirst.pipeline.learning_curve import LEARNING
+from smallfirst.pipeline.plans.choosing import no_finalists
 from smallfirst.pipeline.summary import OPEN_ENDED
 from smallfirst.pricing.tokens import tokens_of
 from smallfirst.project.candidate_registry import promotable_names
@@ -23,6 +24,7 @@ from smallfirst.project.project import Project, shown_as
 from smallfirst.project.rows import Rows
 from smallfirst.project.run_folder import (
     CERTIFICATE,
+    FOLDS,
     OUTCOME,
     PROMOTED,
     VERDICTS,
@@ -143,12 +145,18 @@ def _list_prices(file: TaskFile) -> tuple[ListPrice, ...]:
 
 
 def _notes(rows: Rows, run_folder: RunFolder, verdicts: GateVerdicts | None) -> tuple[str, ...]:
+    to_fit = (
+        f"{len(rows.train)} to train on, {len(rows.selection)} to choose the epoch, the temperature and the candidate"
+    )
+    if (run_folder.path / FOLDS).is_dir():
+        to_fit = (
+            f"{len(rows.development)} to train on and, answered out of fold, to choose the epoch, the temperature and "
+            "the candidate"
+        )
     notes = [
-        f"Rows: {len(rows.train)} to train on, {len(rows.selection)} to choose the epoch, the temperature and the "
-        "candidate, "
-        f"{len(rows.calibration)} to certify and nothing else, {len(rows.test)} to test, touched once.",
-        "The gate looks at every candidate on the same test rows: the one chosen on selection rows and the one that "
-        "task.yaml names share half of its level, the others the other half.",
+        f"Rows: {to_fit}, {len(rows.calibration)} to certify and nothing else, {len(rows.test)} to test, touched once.",
+        "The gate looks at three candidates at most on the same test rows, in an order fixed before: the first has "
+        "three fifths of its level, the others share one fifth, plans another.",
     ]
     for found in (*rows.skipped, *rows.notes):
         notes.append(f"{capitalize_first(found.what)}{': ' if found.where else ''}{'; '.join(found.where)}.")
@@ -158,7 +166,8 @@ def _notes(rows: Rows, run_folder: RunFolder, verdicts: GateVerdicts | None) -> 
         notes.append(f"{capitalize_first(str(verdicts.smallest))}: {verdicts.how_found}.")
     if (fitted := run_folder.fitted()) is not None and fitted.minutes:
         notes.append(f"Fitted in: {', '.join(f'{name} {took:.1f} min' for name, took in fitted.minutes.items())}.")
-        notes += [f"{capitalize_first(name)} left out: {why}." for name, why in fitted.left_out.items()]
+        left_out = fitted.left_out | no_finalists(run_folder)
+        notes += [f"{capitalize_first(name)} left out: {why}." for name, why in left_out.items()]
     large = run_folder.evaluation("large", "test")
     if large and large.note:
         notes.append(f"Large model: {large.note}.")

@@ -14,7 +14,7 @@ from smallfirst.models.catalog import find_weights
 from smallfirst.models.manifest import MANIFEST, int8_allowed, read_manifest
 from smallfirst.models.protocol import Model
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads, load_gain
-from smallfirst.project.candidates import fitted_candidates
+from smallfirst.project.candidates import fits_in_folds, fitted_candidates
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.small_model import load_small
@@ -26,6 +26,8 @@ from smallfirst.routing.ood.detector import OodGate, TaskProfile, fit_task_profi
 from smallfirst.routing.policies.policy import CHALLENGER
 from smallfirst.routing.types import RouterOptions, Stage
 
+PROFILE_FOLDS = 5
+"""Where rows are few, parts of them that profiles of the others measure."""
 PROFILE_FOLDER = "signature"
 """Folder of the task's profile in a run folder."""
 RUN = "run"
@@ -78,10 +80,9 @@ def routing_rules(file: TaskFile, large_usd: float | None, folder: Path, beside:
     routing = file.routing
     there = {CHALLENGER} & {stage.name for stage in beside}
     policies = [p for p in routing.policies if p.to != CHALLENGER or p.to in there]
-    signed = f"{routing.override.by}: {routing.override.because}" if routing.override else ""
     expected = {} if large_usd is None else {"large": large_usd}
     gain = load_gain(folder)
-    return RouterOptions(policies, routing.budget, gain, tuple(beside), signed, expected, routing.out_of_scope)
+    return RouterOptions(policies, routing.budget, gain, tuple(beside), expected, routing.out_of_scope)
 
 
 def routes_to_challenger(file: TaskFile) -> bool:
@@ -112,7 +113,8 @@ def fit_profile(project: Project, run_folder: RunFolder) -> TaskProfile | None:
         encoder = (name, open_encoder(find_weights(name), int8=int8))  # as the candidate reads: one pass serves both
     rows = project.rows
     try:
-        profile = fit_task_profile(rows.train, rows.selection, encoder=encoder)
+        n_folds = PROFILE_FOLDS if fits_in_folds(project) else 0
+        profile = fit_task_profile(rows.train, rows.selection, encoder=encoder, n_folds=n_folds)
     except DataError as error:
         project.progress.log(f"`auto` cannot recognize this task: {error.args[0]}")
         return None

@@ -20,7 +20,14 @@ from smallfirst.pipeline.plans.outcome import decide_outcome
 from smallfirst.pipeline.plans.small_first import small_first_stage
 from smallfirst.pipeline.preflight.check import PreflightReport, check_stage
 from smallfirst.pipeline.preflight.large_model import require_large
-from smallfirst.pipeline.release import chosen_candidate, gate_stage, may_go_alone, promote_stage
+from smallfirst.pipeline.release import (
+    chosen_candidate,
+    gate_stage,
+    may_go_alone,
+    plans_stage,
+    promote_stage,
+    shadow_stage,
+)
 from smallfirst.pipeline.report_data import report_stage
 from smallfirst.pipeline.summary import RunSummary, summarize_run
 from smallfirst.pipeline.train import train_stage
@@ -140,15 +147,17 @@ def _check_first(project: Project, *, despite_check: bool) -> None:
 def gate_and_release(project: Project, run_folder: RunFolder) -> None:
     """Run every stage after the evaluation. Raise GateFailed, with the report written, if nothing goes live.
 
-    A candidate that passes the gate of task.yaml goes live alone. Else a part of the requests may still stay small.
+    A candidate that passes the gate of task.yaml goes live alone, unless a plan is worth more. Else a part of the
+    requests may still stay small.
     """
     measure_curve(project, run_folder)
     verdicts = gate_stage(project, run_folder)
     alone = verdicts.of(chosen_candidate(project, verdicts))
-    if may_go_alone(project, alone) or small_first_stage(project, run_folder).passed:
+    if plans_stage(project, run_folder, alone).passed or may_go_alone(project, alone):
         promote_stage(project, run_folder)
     else:
-        decide_outcome(project, run_folder)
+        again = project.file.routing.second_look_after is not None
+        decide_outcome(project, run_folder, shadow=shadow_stage(project, run_folder) if again else None)
     outcome = run_folder.read(Outcome, OUTCOME, next_command="smallfirst promote task.yaml")
     project.progress.log(outcome.sentence)
     report_stage(project, run_folder)

@@ -6,6 +6,7 @@ from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.outcome import Outcome
 from smallfirst.gate.routed import stays_small
 from smallfirst.pipeline.next_step import NextStep
+from smallfirst.pipeline.plans.choosing import no_finalists
 from smallfirst.pricing.money import format_usd
 from smallfirst.project.candidate_registry import all_candidates
 from smallfirst.project.run_folder import (
@@ -94,7 +95,7 @@ class RunSummary(Record):
     minutes: dict[str, float] = {}
     """Minutes that each candidate took to fit, by name."""
     left_out: dict[str, str] = {}
-    """Why each candidate that was not fitted was left out, by name."""
+    """Why each candidate that was not fitted, or is no finalist, was left out, by name."""
     outcome: Outcome | None = None
     """What the run decided; None if it did not get that far."""
     gate: GateVerdicts = GateVerdicts(verdicts=(), smallest=None)
@@ -127,7 +128,7 @@ def summarize_run(file: TaskFile, run_folder: RunFolder | None, error: BaseExcep
         task=file.name,
         error=ended,
         minutes=fitted.minutes,
-        left_out=fitted.left_out,
+        left_out=fitted.left_out | no_finalists(run_folder),
         paths={name: _path_summary(evaluation) for name, evaluation in measured.items() if evaluation},
         outcome=run_folder.find(Outcome, OUTCOME),
         gate=run_folder.find(GateVerdicts, VERDICTS) or GateVerdicts(verdicts=(), smallest=None),
@@ -170,7 +171,7 @@ def _sentences(summary: RunSummary) -> list[str]:
         lines.append(f"open-ended requests sent to the large model: {n_to_large} of {n}")
     if outcome and outcome.live_as and summary.gate.smallest and summary.gate.smallest != outcome.candidate:
         how = f" ({summary.gate.how_found})" if summary.gate.how_found else ""
-        lines.append(f"cheapest candidate that passes: {summary.gate.smallest}{how} — consider it (routing.small)")
+        lines.append(f"by the gate alone: {summary.gate.smallest}{how} — consider it (routing.small)")
     return lines + [f"{name} left out: {why}" for name, why in summary.left_out.items()]
 
 

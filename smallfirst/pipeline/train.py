@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
 from smallfirst.errors import NothingGained, StageMissing
 from smallfirst.evaluation.label_errors import read_relabels
-from smallfirst.models.catalog import find_weights
 from smallfirst.models.local.weights import release_memory
+from smallfirst.models.trained_on import TRAINED_ON, TrainedOn
 from smallfirst.pipeline.ladder.ladder import Ladder
 from smallfirst.pipeline.ladder.plan import TimeBudget
 from smallfirst.project.candidate_registry import FINE_TUNED
-from smallfirst.project.candidates import Candidate, project_candidates
+from smallfirst.project.candidates import Candidate, fits_in_folds, project_candidates
 from smallfirst.project.expenses import note_expense
 from smallfirst.project.project import Project, in_task_state
 from smallfirst.project.run_folder import FITTED, FittedCandidates, RunFolder
 from smallfirst.project.run_lock import only_run
 from smallfirst.registry import runs
-
-if TYPE_CHECKING:
-    from smallfirst.training.config import TrainConfig
-    from smallfirst.training.loop import StepMetrics
-    from smallfirst.training.recipes.recipe import Recipe
-    from smallfirst.training.run import Run
 
 
 @in_task_state
@@ -60,7 +51,7 @@ def _fit_all(project: Project, *, resume: bool, began: float | None) -> RunFolde
         start = project.progress.clock()
         with project.progress.step(f"fitting {candidate.title}"):
             try:
-                candidate.fit(project, run_folder)
+                _fit_one(project, run_folder, candidate)
             except NothingGained as why:
                 project.progress.log(f"{candidate.name} left out: {why}")
                 found = found.model_copy(update={"left_out": {**found.left_out, candidate.name: str(why)}})
@@ -83,6 +74,22 @@ def _fit_all(project: Project, *, resume: bool, began: float | None) -> RunFolde
         run_id = run_folder.mlflow_run_id() if FINE_TUNED in found.fitted else _open_run(project, run_folder, found)
         found.model_copy(update={"mlflow_run_id": run_id}).save(run_folder.path / FITTED)
     return run_folder
+
+
+def _fit_one(project: Project, run_folder: RunFolder, candidate: Candidate) -> None:
+    """Fit a candidate on training rows; where these are few, in folds first and then on training and selection rows."""
+    if not (candidate.n_folds and fits_in_folds(project)):
+        candidate.fit(project, run_folder)
+    else:
+        rows = project.rows.development
+        folds = run_folder.folds(candidate.name)
+        if folds is None or folds.dataset_fingerprint != rows.content_fingerprint:
+            with project.progress.step(f"{candidate.title}: answering {len(rows):,} rows out of fold"):
+                folds = candidate.out_of_fold(project, run_folder)
+            run_folder.save_folds(candidate.name, folds)
+        candidate.refit(project, run_folder, folds)
+    if candidate.promotable:
+        TrainedOn.of(project.rows.development).save(run_folder.model_folder(candidate.name) / TRAINED_ON)
 
 
 def _note_expense(project: Project, run_folder: RunFolder, found: FittedCandidates) -> None:
@@ -109,62 +116,6 @@ def _open_run(project: Project, run_folder: RunFolder, found: FittedCandidates) 
         return tracked.run_id
 
 
-def fine_tune(project: Project, recipe: Recipe, config: TrainConfig, *, base: str, folder: Path, run_name: str) -> Run:
-    """Fine-tune `base` into `folder`/model, tracked in the MLflow run `run_name` and shown as a progress bar.
-
-    A folder in which training was interrupted is continued, in the MLflow run that it began with.
-    """
-    from smallfirst.training.distributed import torchrun
-    from smallfirst.training.recipes.recipe import TaskRecipe
-    from smallfirst.training.run import hold_folder, train
-
-    weights = find_weights(base, log=project.progress.log)
-    n_rows = len(recipe.train_rows)
-    params: dict[str, object] = {f"train.{name}": value for name, value in config.model_dump().items()}
-    params |= {"base": base, "n_train": n_rows, "task": project.file.name}
-    params["dataset_fingerprint"] = recipe.train_rows.content_fingerprint
-    project.progress.log(f"train: {base}, {config.method}, {config.duration}, {n_rows} rows")
-    with hold_folder(folder):
-        pass  # the MLflow run of a training under way must not be resumed and closed here
-    with (
-        _tracked_run(project.file.name, folder, run_name, params) as tracked,
-        project.progress.bar("training", 100, unit="%") as update,
-    ):
-
-        def on_step(step: StepMetrics) -> None:
-            update(round(100 * step.progress), 100, f"loss {step.loss:.3f}, {step.tokens_per_s:.0f} tokens/s")
-
-        calls: dict[str, Any] = {"on_step": on_step, "on_epoch": project.on_epoch}
-        if isinstance(recipe, TaskRecipe) and (project.n_workers > 1 or torchrun.is_launched()):
-            from smallfirst.training.distributed.on_ray import train_on_ray
-            from smallfirst.training.distributed.work import write_work
-
-            write_work(folder, recipe, config, (base, weights), tracked.run_id, shard=project.shard)
-            if torchrun.is_launched():
-                run: Run = torchrun.train_along(folder, tracked=tracked, **calls)
-            else:
-                run = train_on_ray(folder, project.n_workers, log=project.progress.log, **calls)
-        else:
-            run = train(recipe, config, base=(base, weights), tracked=tracked, folder=folder, **calls)
-        tracked.log_artifact(folder / "events.jsonl")
-    score = dict(run.validation_curve)[run.best_epoch]
-    project.progress.log(
-        f"trained in {run.seconds / 60:.1f} min at {run.tokens_per_s:.0f} tokens/s; best epoch {run.best_epoch}: "
-        f"{score:.3f} on selection rows"
-    )
-    return run
-
-
-def choose_precision(project: Project, folder: Path) -> bool:
-    """Decide on the selection rows whether the model in a folder is read in int8 from now on; return True if so."""
-    from smallfirst.models.local.int8_check import check_int8
-
-    found = check_int8(folder, project.rows.selection) if project.task.closed else None
-    if found:
-        project.progress.log(f"int8 {'used' if found.kept else 'not used'}: {found.why}")
-    return found is not None and found.kept
-
-
 def _run_folder(project: Project, *, resume: bool) -> RunFolder:
     name = project.file.name
     unfinished = RunFolder.unfinished(name)
@@ -177,11 +128,3 @@ def _run_folder(project: Project, *, resume: bool) -> RunFolder:
     if unfinished is not None:
         project.progress.log(f"run {unfinished.path.name} was interrupted; --resume continues it, this is a new run")
     return RunFolder.new(name)
-
-
-def _tracked_run(experiment: str, folder: Path, run_name: str, params: dict[str, object]) -> runs.TrackedRun:
-    """Return the MLflow run that training in this folder began with, else a new one."""
-    from smallfirst.training.events import EventLog
-
-    created = [e.values["run_id"] for e in EventLog(folder / "events.jsonl").read() if e.kind == "CREATED"]
-    return runs.resume_run(created[0]) if created else runs.open_run(experiment, run_name, params=params)

@@ -24,12 +24,25 @@ from smallfirst.project.small_model import load_small
 from smallfirst.project.task_file import TaskFile
 
 if TYPE_CHECKING:
-    from smallfirst.evaluation.results import EvaluatedRow
+    from smallfirst.evaluation.out_of_fold import FoldAnswers
     from smallfirst.models.protocol import Model
     from smallfirst.stats.intervals import Estimate
 
-__all__ = ["CANDIDATES", "FINE_TUNED", "Candidate", "fitted_candidates", "get_candidate", "project_candidates"]
+__all__ = [
+    "CANDIDATES",
+    "FINE_TUNED",
+    "Candidate",
+    "fits_in_folds",
+    "fitted_candidates",
+    "get_candidate",
+    "project_candidates",
+]
 
+MAX_FOLD_ROWS = 1000
+"""Training and selection rows together from which selection rows alone choose, and nothing is fitted in folds."""
+ENOUGH_SELECTION_ROWS, MAX_QUICK_ROWS = 200, 3000
+"""A ladder of linear models alone, fitted in seconds, is fitted in folds with fewer selection rows than the first, on
+at most as many training rows as the second."""
 MAX_CURVE_TEST_ROWS = 1000
 """Test rows on which a model trained on part of the rows is measured."""
 
@@ -37,14 +50,14 @@ MAX_CURVE_TEST_ROWS = 1000
 class Candidate(CandidateDescription, ABC):
     """A kind of small model that a run can fit."""
 
-    fitted_in_folds = False
-    """It is fitted in seconds, so that `out_of_fold` answers the training rows."""
+    n_folds = 0
+    """Where rows are few, in how many folds they are answered by models that were fitted without them; 0: never."""
 
     @abstractmethod
     def fit(self, project: Project, run_folder: RunFolder) -> None:
         """Fit the model on `project.rows.train` and write it to `run_folder.model_folder(self.name)`.
 
-        Choose hyperparameters on `project.rows.selection` alone.
+        Choose hyperparameters on `project.rows.selection` alone. With `n_folds`, few rows are fitted by `refit`.
         """
 
     def load(self, project: Project, run_folder: RunFolder) -> Model:
@@ -74,9 +87,16 @@ class Candidate(CandidateDescription, ABC):
             yield asyncio.run(self._accuracy(project, run_folder))
             shutil.rmtree(run_folder.path)
 
-    def out_of_fold(self, project: Project) -> tuple[EvaluatedRow, ...] | None:
-        """Return answers to the training rows by models that were fitted without them; None if that takes too long."""
-        return None
+    def out_of_fold(self, project: Project, run_folder: RunFolder) -> FoldAnswers:
+        """Return the answers to `project.rows.development` of models that were fitted on other folds.
+
+        Those of the candidates that it combines are in the run folder.
+        """
+        raise NotImplementedError(f"{self.name} is not fitted in folds")
+
+    def refit(self, project: Project, run_folder: RunFolder, folds: FoldAnswers) -> None:
+        """Fit on `project.rows.development`; what `fit` chooses on selection rows comes from the folds."""
+        raise NotImplementedError(f"{self.name} is not fitted in folds")
 
     async def _accuracy(self, project: Project, run_folder: RunFolder) -> Estimate:
         from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate
@@ -115,6 +135,16 @@ def project_candidates(project: Project) -> tuple[Candidate, ...]:
             hint=f"leave it out of ladder in {project.file.folder / 'task.yaml'}; small suits every kind",
         )
     return tuple(candidate for candidate in named if candidate.name not in unsuitable)
+
+
+def fits_in_folds(project: Project) -> bool:
+    """Return True if so few rows may choose that candidates are chosen by out-of-fold answers."""
+    n_train, n_selection = len(project.rows.train), len(project.rows.selection)
+    if n_train + n_selection < MAX_FOLD_ROWS:
+        return True
+    if n_selection >= ENOUGH_SELECTION_ROWS or n_train > MAX_QUICK_ROWS:
+        return False
+    return all(one.n_folds and not one.training_setting for one in project_candidates(project) if one.promotable)
 
 
 def fitted_candidates(project: Project, run_folder: RunFolder) -> tuple[Candidate, ...]:

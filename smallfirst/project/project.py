@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
 from smallfirst.paths import state_of
 from smallfirst.progress import Progress
@@ -50,6 +50,12 @@ class Project(NamedTuple):
                 rows = with_harvested(rows, file.path(path), columns=file.data.columns, labels=task.closed)
             rows = with_relabels(with_canonical_answers(rows, task, file.data), file, task)
             return cls(file, with_independent_calibration(rows), task, progress)
+
+
+def labelled_by(project: Project) -> Literal["gold", "large"]:
+    """Return who labelled the calibration rows: labels of a model are never gold, whatever task.yaml says."""
+    by_model = any(example.source for example in project.rows.calibration.examples)
+    return "large" if by_model else project.file.routing.labels
 
 
 def in_task_state(stage: Callable[Concatenate[Project, P], R]) -> Callable[Concatenate[Project, P], R]:

@@ -55,6 +55,11 @@ class Rows(Record):
     """Bad rows that were left out, a finding for each file; `data.skip_bad_rows_up_to` allows it."""
 
     @property
+    def development(self) -> Dataset:
+        """Training and selection rows: all that a candidate may be fitted on and chosen by."""
+        return self.train.subset("development", (*self.train.examples, *self.selection.examples))
+
+    @property
     def held_out(self) -> tuple[Dataset, ...]:
         """The parts that measure, certify or choose; none of their texts may be trained on."""
         parts = (self.test, self.calibration, self.left_out, self.selection)

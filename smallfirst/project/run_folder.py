@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from smallfirst.errors import StageMissing
+from smallfirst.evaluation.out_of_fold import FoldAnswers
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.verdict import Verdict
 from smallfirst.paths import home, state_folder
@@ -26,6 +27,8 @@ R = TypeVar("R", bound=Record)
 
 FITTED, FINALISTS = "candidates.json", "finalists.json"
 """Files of the FittedCandidates and of the Finalists in a run folder."""
+FOLDS = "folds"
+"""Folder of the FoldAnswers in a run folder, a file a candidate."""
 OUTCOME, VERDICTS, CERTIFICATE, PROMOTED = "outcome.json", "verdicts.json", "certificate.json", "promoted.json"
 """Files of the Outcome, the GateVerdicts, the Certificate and the Promotion."""
 
@@ -72,11 +75,11 @@ class GateVerdicts(Record):
     """The gate's verdicts of one run."""
 
     verdicts: tuple[Verdict, ...]
-    """Verdicts, the cheapest candidate first, by its cost a request on selection rows."""
+    """Verdicts on the finalists, in their order."""
     smallest: str | None
-    """The candidate chosen on selection rows if it passes, else the cheapest other that does; None if none does."""
+    """The first finalist that passes and that no other clearly beats on test rows; None if none passes."""
     chosen: str | None = None
-    """The candidate chosen on selection rows to be confirmed; None in runs that did not measure it."""
+    """The first finalist, which was to be confirmed."""
 
     @property
     def how_found(self) -> str:
@@ -84,7 +87,9 @@ class GateVerdicts(Record):
         if self.chosen is None or self.smallest is None:
             return ""
         if self.smallest == self.chosen:
-            return "chosen on selection rows, confirmed on test rows"
+            return "chosen on other rows, confirmed on test rows"
+        if self.of(self.chosen).passed:
+            return f"in place of {self.chosen}, which is clearly right less often on test rows and costs no less"
         return f"next after {self.chosen}, which failed, at the part of the level that is left for the others"
 
     def of(self, candidate: str) -> Verdict:
@@ -165,6 +170,13 @@ class RunFolder:
         if not any(found):
             raise StageMissing("nothing has been evaluated yet", hint="smallfirst evaluate task.yaml")
         return [evaluation for evaluation in found if evaluation]
+
+    def save_folds(self, candidate: str, folds: FoldAnswers) -> None:
+        folds.save(self.path / FOLDS / f"{candidate}.json")
+
+    def folds(self, candidate: str) -> FoldAnswers | None:
+        """Return a candidate's out-of-fold answers; None where it was chosen on selection rows alone."""
+        return self.find(FoldAnswers, f"{FOLDS}/{candidate}.json")
 
     def mlflow_run_id(self) -> str:
         """Return the id of the MLflow run of the fine-tune; where there was none, of the run folder's own."""

@@ -29,10 +29,8 @@ ROWS_FILE, UNUSED_FILE = "rows.jsonl", "not_used.jsonl"
 _MOST_CHOICES = 10
 _OWN_PASSAGES = 0.95
 _ROWS_SHOWN, _WIDTH = 3, 100
-_GATES = {
-    "chat": {"measures_at_least": {"token_f1": 0.5}},
-    "answer": {"accuracy_at_least": 0.7, "measures_at_least": {"token_f1": 0.75}},
-}
+_SUGGESTED = {"chat": 0.5, "answer": 0.7}
+"""What is suggested as good enough, by kind; 0.8 for the others."""
 
 Chooser = Callable[[Question], str]
 """Answers a question with one of its choices."""
@@ -73,6 +71,7 @@ def init(
     from_: str | Path | None = None,
     kind: str | None = None,
     yes: bool = True,
+    good_enough: float | None = None,
     **columns: str | Sequence[str],
 ) -> TaskFile:
     """Make the folder of a task and return its task file: from rows of any shape, or from the template of a kind.
@@ -82,6 +81,8 @@ def init(
         from_: a file, folder or address of rows.
         kind: classify, extract, answer or chat; left out: what the rows look like.
         yes: take what is likeliest where the rows leave something open; else raise ConfigError with what to choose.
+        good_enough: accuracy in (0, 1) that is good enough to answer every request: the gate. Left out, task.yaml has a
+            line for it that counts for nothing until somebody writes it.
         columns: names of columns by role: text, label, labels, target, fields, question, answer, context.
 
     Raises:
@@ -89,26 +90,34 @@ def init(
         DataError: the rows cannot be read.
     """
     if from_ is None:
-        return read_task_file(write_template(Path(folder), kind or DEFAULT_KIND))
+        return read_task_file(write_template(Path(folder), kind or DEFAULT_KIND, good_enough))
     chosen = {role: name if isinstance(name, str) else ",".join(name) for role, name in columns.items()}
     chosen |= {"kind": kind} if kind else {}
     choose = assume if yes else refuse
-    return read_task_file(scaffold(Path(folder), str(from_), chosen, choose).task_yaml)
+    return read_task_file(scaffold(Path(folder), str(from_), chosen, choose, lambda: good_enough).task_yaml)
 
 
-def write_template(folder: Path, kind: str) -> Path:
+def write_template(folder: Path, kind: str, good_enough: float | None = None) -> Path:
     """Write the commented task.yaml of a kind. Raise ConfigError if there is one already."""
     template = TASK_KINDS.get(kind).template()
+    template += "" if good_enough is None else f"\ngate: {_inline(_gate(kind, good_enough))}\n"
     target = _free(folder / "task.yaml")
     folder.mkdir(parents=True, exist_ok=True)
     target.write_text(template, encoding="utf-8")
     return target
 
 
-def scaffold(folder: Path, source: str, chosen: Mapping[str, str], choose: Chooser) -> Scaffold:
+def scaffold(
+    folder: Path,
+    source: str,
+    chosen: Mapping[str, str],
+    choose: Chooser,
+    good_enough: Callable[[], float | None] = lambda: None,
+) -> Scaffold:
     """Write the task of a source's rows into the folder: task.yaml, and converted rows where they must be.
 
-    `chosen` are columns by role and the kind; `choose` is asked for what remains open. Raise as `init` does.
+    `chosen` are columns by role and the kind; `choose` is asked for what remains open, and `good_enough` for the
+    accuracy that makes the gate, or None. Raise as `init` does.
     """
     for role in chosen.keys() - {"kind", *ROLES}:
         raise ConfigError(f"{role}: rows have no such part{did_you_mean(role, ROLES)}", hint=", ".join(ROLES))
@@ -123,7 +132,7 @@ def scaffold(folder: Path, source: str, chosen: Mapping[str, str], choose: Choos
         chosen = {**chosen, found.question.option: value}
         found = guess(read, chosen, source)
     data, unused = _data(folder, source, found)
-    text = _task_yaml(source, found, data, unused)
+    text = _task_yaml(source, found, data, unused, good_enough())
     if not found.as_it_stands:
         model = found.converted.model if found.converted else ""
         mark = {"teacher": model, "labelled_on": ""} if model else {}  # as rows that `smallfirst label` writes
@@ -178,7 +187,18 @@ def _relative(path: Path, folder: Path) -> str:
     return Path(os.path.relpath(path, folder)).as_posix() if path.exists() else str(path)
 
 
-def _task_yaml(source: str, found: Guess, data: Mapping[str, Any], unused: Sequence[Problem]) -> str:
+def _gate(kind: str, least: float) -> dict[str, Any]:
+    """Return the gate that asks for so much; open text has no right and wrong, so its token F1 counts."""
+    return {"measures_at_least": {"token_f1": least}} if kind == "chat" else {"accuracy_at_least": least}
+
+
+def _inline(gate: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(gate), default_flow_style=True).strip()
+
+
+def _task_yaml(
+    source: str, found: Guess, data: Mapping[str, Any], unused: Sequence[Problem], good_enough: float | None
+) -> str:
     """Return the text of a task file: what differs from the defaults, where the rows are from, and what comes next."""
     n_used = len(found.rows) - (len(unused) if found.as_it_stands else 0)
     lines = [f"{n_used:,} rows of {source}{f' ({found.title})' if found.title else ''}"]
@@ -189,8 +209,8 @@ def _task_yaml(source: str, found: Guess, data: Mapping[str, Any], unused: Seque
     about = found.converted.about if found.converted else ""
     values: dict[str, Any] = {"kind": found.kind, **({"about": about} if about else {}), **_settings(found)}
     values["data"] = data
-    if found.kind in _GATES and "choices" not in values:
-        values["gate"] = _GATES[found.kind]
+    if good_enough is not None:
+        values["gate"] = _gate(found.kind, good_enough)
     model = (found.converted.model if found.converted else "").partition(",")[0] or "gpt-4o-mini"
     large = (
         "# The large model that answers today, to compare with and to fall back to; its key is in OPENAI_API_KEY.\n"
@@ -201,7 +221,7 @@ def _task_yaml(source: str, found: Guess, data: Mapping[str, Any], unused: Seque
     )
     if "gate" not in values:
         gate = "# What is good enough to answer every request; without it certified answers alone go live.\n"
-        large = f"{gate}# gate: {{accuracy_at_least: 0.8}}\n{large}"
+        large = f"{gate}# gate: {_inline(_gate(found.kind, _SUGGESTED.get(found.kind, 0.8)))}\n{large}"
     comments = "".join(f"# {' '.join(line.split())}\n" for line in lines)
     return f"{comments}\n{written}\n{large}"
 

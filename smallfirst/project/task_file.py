@@ -33,8 +33,9 @@ from smallfirst.routing.types import OutOfScope
 from smallfirst.tasks import DEFAULT_KIND, TASK_KINDS
 from smallfirst.training.config import OF_LANGUAGE_MODELS, TrainConfig
 
-SMALLEST = "smallest"
-"""Value of `routing.small` that stands for the cheapest candidate that passes the gate."""
+BEST, SMALLEST = "best", "smallest"
+"""Values of `routing.small` that name a rule: the candidate of the most worth, the cheapest that passes the gate."""
+RULES = (BEST, SMALLEST)
 
 
 class DataFiles(Record):
@@ -156,23 +157,18 @@ class LargeConfig(Record):
         return self
 
 
-class SignedOverride(Record):
-    """A person's signature for serving without a certificate."""
-
-    by: str = pydantic.Field(min_length=1)
-    """Name."""
-    because: str = pydantic.Field(min_length=1)
-    """Reason; shown with every such answer."""
-
-
 class RoutingConfig(Record):
     """The Router: its guarantee, its candidates and what happens to the other requests."""
 
     guarantee: Guarantee = Guarantee()
     """What is guaranteed about answers that stay small. Set here, what it does not cover goes to the large model."""
     small: str | None = None
-    """The only candidate that may go live. Left out, or `smallest`: the cheapest one a request, as measured, that
-    selection rows let expect to pass the gate, confirmed on test rows."""
+    """The only candidate that may go live. Left out, or `best`: of those that are expected to pass the gate the one of
+    the least expected loss at `usd_per_wrong_answer` or, without such a price, the cheapest of those within
+    `accuracy_within` of the most accurate one. `smallest`: the cheapest one. Chosen on other rows than the test rows,
+    which confirm it."""
+    accuracy_within: float = pydantic.Field(default=0.01, ge=0, le=1)
+    """How much less accurate than the best candidate a cheaper one may be, in [0, 1], where nothing prices errors."""
     ahead: tuple[str, ...] = ()
     """Smaller candidates that answer before it, the smallest first; each keeps the requests it is certified for."""
     selection_share: float = pydantic.Field(default=0.2, gt=0, lt=1)
@@ -190,15 +186,17 @@ class RoutingConfig(Record):
     """Leave requests that no model is confident about to a person, unless the large model was shown to be better."""
     usd_per_wrong_answer: float | None = pydantic.Field(default=None, gt=0, allow_inf_nan=False)
     """What a wrong answer costs in USD. Requests below the threshold go to the large model only where the answers that
-    it gets right are shown to be worth its price; left out, where it is shown to be right more often."""
+    it gets right are shown to be worth its price; left out, where it is shown to be right more often. With it the
+    candidate or plan of the least expected loss goes live."""
     labels: Literal["gold", "large"] = "gold"
     """Who labelled the validation rows: people, or the large model (`smallfirst label`); shown in the certificate."""
+    second_look_after: int | None = pydantic.Field(default=None, ge=1)
+    """Texts in shadow after which the certificate is looked for once more, by itself, at four fifths of the level; the
+    run then spends one fifth. `smallfirst learn` sets 1000. Needs `labels: large` and `max_error` as the only limit."""
     monitor: MonitorSettings = MonitorSettings()
     """How closely the guarantee is monitored after go-live."""
     judge: Literal["large", "person"] = "large"
     """Whose answer an audited one is compared with."""
-    override: SignedOverride | None = None
-    """A signature to serve answers of a version of which nothing may be answered; without it it runs in shadow."""
 
     @pydantic.model_validator(mode="after")
     def _stages_exist(self) -> RoutingConfig:
@@ -316,7 +314,7 @@ class TaskFile(Record):
     def _routing_names_candidates(self) -> TaskFile:
         names, routing = promotable_names(), self.routing
         on_ladder = names if self.ladder is None else tuple(name for name in names if name in self.ladder)
-        last = on_ladder[-1] if self.goes_live == SMALLEST else self.goes_live
+        last = on_ladder[-1] if self.goes_live in RULES else self.goes_live
         for place, name in (("small", last), *(("ahead", name) for name in routing.ahead)):
             if name not in names:
                 raise ValueError(f'routing.{place}: no candidate "{name}" can go live{did_you_mean(name, names)}')
@@ -327,10 +325,28 @@ class TaskFile(Record):
                 raise ValueError(f"routing.ahead: {name} is not smaller than {last}, which routing.small names")
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _second_look_can_be_taken(self) -> TaskFile:
+        if self.routing.second_look_after is not None and (why := self.why_no_second_look):
+            raise ValueError(f"routing.second_look_after: {why}; leave it out")
+        return self
+
+    @property
+    def why_no_second_look(self) -> str:
+        """Why what is drafted in shadow cannot certify; empty if it can."""
+        routing, guarantee = self.routing, self.routing.guarantee
+        if routing.labels != "large" or self.data.gold is not None:
+            return "right is what people say, and in shadow only the large model answers"
+        if set(guarantee.limits) != {"error"} or guarantee.max_wrong_fields is not None or guarantee.grouped_by:
+            return "in shadow only max_error over all answers is counted"
+        if routing.ahead or self.data.columns.group:
+            return "requests in shadow belong to no group, and one model drafts"
+        return ""
+
     @property
     def goes_live(self) -> str:
-        """The candidate that goes live, or SMALLEST."""
-        return self.routing.small or SMALLEST
+        """The candidate that task.yaml names to go live, or the rule that chooses it, one of RULES."""
+        return self.routing.small or BEST
 
     def with_max_usd(self, max_usd: float) -> TaskFile:
         """Return the file with another `large.max_usd`. Raise ConfigError if it is not above 0, or nothing is asked."""

@@ -121,6 +121,22 @@ class TrackedRun:
             log.warning("could not close run %s: %s", self.run_id, second)  # the first error matters
 
 
+class UntrackedRun(TrackedRun):
+    """A run of which nothing is written, since another process does or since it is a part of a larger one."""
+
+    def __init__(self, run_id: str = "") -> None:
+        self.run_id, self._ended = run_id, True
+
+    def log_metrics(self, step: int, values: Mapping[str, float | None]) -> None:
+        pass
+
+    def log_artifact(self, path: Path, inside: str = "") -> None:
+        pass
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        pass
+
+
 def open_run(
     experiment: str,
     run_name: str,

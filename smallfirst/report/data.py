@@ -107,7 +107,7 @@ class ReportData(Record):
     """Evaluations on calibration rows, listed under how it was measured."""
     verdicts: tuple[Verdict, ...] = ()
     smallest_passing: str | None = None
-    """The cheapest candidate that passes the gate; None if no candidate passes."""
+    """The candidate that was chosen of those that pass the gate; None if none does."""
     outcome: Outcome | None = None
     """What the run decided; None in runs of before there were outcomes."""
     certificate: Certificate | None = None
@@ -148,7 +148,7 @@ class ReportData(Record):
 
     @property
     def recommended(self) -> str | None:
-        """The candidate that goes live; before anything is decided, the cheapest that passes the gate."""
+        """The candidate that goes live; before anything is decided, the one that was chosen of those that pass."""
         return self.outcome.candidate if self.outcome else self.smallest_passing
 
     @property

@@ -75,6 +75,14 @@ class RoutingAttempt:
             self._add_draft(stage, "passed on", "not confident enough", confidence, threshold)
         return self._answer_outside(outside) if outside else self._below_threshold(confidence, threshold)
 
+    async def draft_alone(self) -> tuple[Completion, float | None] | None:
+        """Return the last stage's draft with its confidence; None for a conversation, or if a setting changed it."""
+        await self._out_of_domain()
+        if self.router.ood_detector is not None and is_conversation(self.request):
+            return None
+        drafted = await self._make_draft(self.router.stages[-1])
+        return None if self.changed else drafted
+
     def _may_accept(self, stage: Stage) -> bool:
         """Return True if a draft of a foreign request could be accepted, were the model certain."""
         if stage.acceptance is None or self.features is None or not self.router.certificate.issued:
@@ -102,13 +110,13 @@ class RoutingAttempt:
         action = router.certificate.decide(confidence)
         if self.changed:  # the thresholds do not decide, and the confidence is not one that rows were counted by
             action, threshold = router.certificate.below, None
-        if router.options.signed_by and not router.certificate.issued:
-            why = f"not certified; signed for by {router.options.signed_by}"
-        elif router.large is None and action == "escalate":
+        if router.large is None and action == "escalate":
             why = f"{cause}, and there is no large model to ask"
         elif action == "abstain":
             reason = "the large model was not shown to be better here" if router.large else "there is no large model"
             stage, why = "person", f"{cause}, and {reason}: left to a person"
+        elif self.paused:
+            why = f"{self.paused}, and there is no large model to ask"
         elif action == "keep" and not router.certificate.issued and not self.changed:
             why = "answered without a promise: the model passed its gate alone, and no certificate was issued"
         elif action == "keep":

@@ -134,6 +134,16 @@ class Router(CallableModel):
             report.done()
             yield Chunk(completion=draft)
 
+    async def draft(self, request: Request) -> tuple[Completion, float | None] | None:
+        """Return the only stage's draft with its confidence, whatever the certificate says.
+
+        None if a policy or a setting of the request keeps it from the thresholds.
+        """
+        chosen = apply_policies(self.options.policies, request, self.options.gain)
+        if chosen is not None and chosen.to != CASCADE:
+            return None
+        return await RoutingAttempt(self, request).draft_alone()
+
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         return await self._able(embedding_model, "embeddings").embed(texts)
 

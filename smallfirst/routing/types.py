@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from smallfirst.models.protocol import Completion, Model, Request, Route
+from smallfirst.models.protocol import Completion, Model, Request, Route, RouteStep
 from smallfirst.pricing.charge import Charge, total_usd
 from smallfirst.records import Record
 from smallfirst.routing.budget import Budget
@@ -111,8 +111,6 @@ class RouterOptions(NamedTuple):
     gain: GainScorer | None = None
     policy_stages: Sequence[Stage] = ()
     """Stages that only a policy leads to, such as a challenger."""
-    signed_by: str = ""
-    """Name and reason of the person who signed for serving uncertified drafts; empty if nobody did."""
     expected_cost_usd: Mapping[str, float] = {}
     """Measured mean cost of an answer by stage, shown for a model that was not asked."""
     out_of_scope: OutOfScope = OutOfScope()
@@ -122,6 +120,11 @@ class RouterOptions(NamedTuple):
 def took_cascade(route: Route) -> bool:
     """Return True if the certificate's thresholds decided: no policy, no pause, no setting, and not out of domain."""
     return route.threshold is not None
+
+
+def is_covered(trail: Iterable[RouteStep]) -> bool:
+    """Return True if the certificate accepts the answer to which these steps led, also while nothing is promised."""
+    return any(step.decision == "kept" and step.threshold is not None for step in trail)
 
 
 class Decision(NamedTuple):

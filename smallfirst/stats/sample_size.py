@@ -1,13 +1,118 @@
-"""How many rows would show it: the fewest at which today's rates, seen again, satisfy a bound."""
+"""How many more rows would show something, and with which chance: the one home of every such number.
+
+A chance is that of the next measurement, on all rows together: the true rate is unknown, so it is drawn from what the
+rows seen make likely, and the new rows come from it. The number of rows is the fewest at which the chance is LIKELY or,
+where no number of rows makes it so likely, nine tenths of what MAX_ROWS give. What stays below UNLIKELY with as many is
+called unlikely, and nothing else is. How often what was said came: `benchmarks/results/foretold_rows.md`.
+"""
 
 from __future__ import annotations
 
 import math
 import sys
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from scipy import special
+
+from smallfirst.stats.intervals import Estimate
+
+MAX_ROWS = 20_000
+"""No more rows of a part than this are asked for."""
+LIKELY = 0.75
+"""Chance at which a number of rows is enough to be asked for, where some number reaches it."""
+UNLIKELY = 0.08
+"""A chance below this, whatever the number of rows, is unlikely: fewer than one in twenty of these came."""
+_NEAR = 0.9
+_WRONG_BEFORE = 0.8
+"""Of the prior of an error among the most confident answers, Beta(0.8, 1): they are wrong less often than others."""
+_RATES = (np.arange(200) + 0.5) / 200
+"""Quantiles of the true rate over which a chance is the mean."""
+
+
+class RowsNeeded(NamedTuple):
+    """Rows that are missing."""
+
+    n_more: int
+    """Rows more, rounded up to two digits; MAX_ROWS where even they are unlikely to do."""
+    chance: float
+    """How likely as many are to show it, in [0, 1]."""
+
+    @property
+    def unlikely(self) -> bool:
+        return self.chance < UNLIKELY
+
+
+def fewest_rows(chance: Callable[[int], float], *, max_rows: int = MAX_ROWS) -> RowsNeeded:
+    """Return the fewest rows more, or none, at which `chance(rows)`, which grows with them, is as likely as wanted."""
+    most = chance(max_rows)
+    if most < UNLIKELY:
+        return RowsNeeded(max_rows, most)
+    wanted = min(LIKELY, _NEAR * most)
+    if (now := chance(0)) >= wanted:
+        return RowsNeeded(0, now)
+    short, enough = 0, min(8, max_rows)
+    while enough < max_rows and chance(enough) < wanted:
+        short, enough = enough, min(2 * enough, max_rows)
+    while enough - short > max(1, enough // 40):
+        middle = (short + enough) // 2
+        short, enough = (short, middle) if chance(middle) >= wanted else (middle, enough)
+    rows = min(max_rows, round_up_to_two_digits(enough))
+    return RowsNeeded(rows, chance(rows))
+
+
+def chance_of_share(
+    right: int, n: int, n_more: int, least: float, *, confidence: float = 0.95, again: float = 1.0
+) -> float:
+    """Return the chance that Wilson's interval of a share starts at `least` or above once there are `n_more` rows.
+
+    `right` of `n` rows were right, and the true share is drawn from its posterior under a flat prior. A
+    share `again` of these rows is measured again together with the new ones: all of them, or none.
+    """
+    total, counted = round(again * n) + n_more, round(again * right)
+    z = float(special.ndtri(0.5 + confidence / 2))
+    enough = math.ceil(total * least + z * math.sqrt(total * least * (1 - least)) - 1e-9)
+    shares = special.betaincinv(right + 1, n - right + 1, _RATES)
+    if enough <= counted:
+        return 1.0 if total else 0.0
+    return float(special.bdtrc(enough - counted - 1, n_more, shares).mean()) if enough - counted <= n_more else 0.0
+
+
+def chance_of_error_bound(wrong: int, n: int, n_more: int, limit: float, *, level: float, again: float = 1.0) -> float:
+    """Return the chance that an exact test at `level` shows an error of at most `limit` once there are `n_more` rows.
+
+    As `chance_of_share`, of `wrong` among the `n` most confident answers; the test rejects where as few wrong ones have
+    probability at most `level` at the limit.
+    """
+    total, counted = round(again * n) + n_more, round(again * wrong)
+    most = _most_wrong(total, limit, level) - counted
+    if most < 0:
+        return 0.0
+    rates = special.betaincinv(wrong + _WRONG_BEFORE, n - wrong + 1, _RATES)
+    return float(special.bdtr(min(most, n_more), n_more, rates).mean()) if n_more else 1.0
+
+
+def _most_wrong(n: int, limit: float, level: float) -> int:
+    """Return how many of `n` rows may be wrong for the test to reject; -1 if none may."""
+    wrong = np.arange(min(n, int(limit * n)) + 1)
+    return int((special.bdtr(wrong, n, limit) <= level).sum()) - 1 if n else -1
+
+
+def chance_of_interval(estimate: Estimate, threshold: float, n_more: int, *, z: float, at_most: bool = False) -> float:
+    """Return the chance that an interval meets a threshold once there are `n_more` rows beside its own.
+
+    Of any figure whose interval shrinks as the root of n, z standard errors to the side that counts: true value and new
+    rows are taken to be normal.
+    """
+    sign, end = (-1, estimate.high) if at_most else (1, estimate.low)
+    width, room = abs(estimate.value - end), sign * (estimate.value - threshold)
+    n, total = estimate.n, estimate.n + n_more
+    if not n or not math.isfinite(width) or not math.isfinite(room):
+        return 0.0
+    short = room - width * math.sqrt(n / total)
+    spread = width / z * math.sqrt(n_more / total)
+    return float(special.ndtr(short / spread)) if spread > 0 else float(short >= 0)
 
 
 def min_rows_without_error(limit: float, level: float) -> int:
@@ -19,39 +124,10 @@ def rows_for_upper_bound(rate: float, limit: float, *, confidence: float = 0.95,
     """Return the fewest rows at which an error `rate` has an exact upper bound of at most `limit`; None if none do."""
     if rate >= limit:
         return None
-
-    def shown(n: np.ndarray) -> np.ndarray:
+    for start in range(1, max_rows + 1, 1000):  # errors are whole numbers, so more rows may show less
+        n = np.arange(start, min(start + 1000, max_rows + 1))
         errors = np.ceil(rate * n - 1e-9)  # 0.07 * 100 must be 7, not the 8 that rounding up 7.000…1 gives
-        return np.asarray(special.bdtr(errors, n, limit) <= 1 - confidence)
-
-    return _fewest(shown, 1, max_rows)
-
-
-def rows_for_lower_bound(
-    rate: float, limit: float, *, confidence: float = 0.95, max_rows: int = 1_000_000
-) -> int | None:
-    """Return the fewest rows at which a share of `rate` has the lower end of Wilson's interval at `limit` or above.
-
-    Successes are rounded down. None if the rate is not above the limit, or more than `max_rows` are needed.
-    """
-    if rate <= limit:
-        return None
-    z = float(special.ndtri(0.5 + confidence / 2))
-    # Wilson's lower end is at the limit where a score test against it is just significant. Without rounding:
-    fewest = max(1, math.floor(z * z * limit * (1 - limit) / (rate - limit) ** 2))
-
-    def shown(n: np.ndarray) -> np.ndarray:
-        successes = np.floor(rate * n + 1e-9)  # 0.29 * 100 must be 29, not the 28 that rounding 28.999…6 down gives
-        return np.asarray(successes - n * limit >= z * np.sqrt(n * limit * (1 - limit)))
-
-    return _fewest(shown, fewest, max_rows)
-
-
-def _fewest(shown: Callable[[np.ndarray], np.ndarray], first: int, most: int) -> int | None:
-    """Scan for the fewest rows from `first` to `most`: errors are whole numbers, so more rows may show less."""
-    for start in range(first, most + 1, 1000):
-        n = np.arange(start, min(start + 1000, most + 1))
-        if (found := shown(n)).any():
+        if (found := special.bdtr(errors, n, limit) <= 1 - confidence).any():
             return int(n[found.argmax()])
     return None
 

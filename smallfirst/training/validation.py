@@ -10,11 +10,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
-from smallfirst.data.dataset import Dataset, Example, Message
-from smallfirst.evaluation.calibration import accuracy_and_temperature, fit_calibration
+from smallfirst.data.dataset import Dataset, Message
+from smallfirst.evaluation.calibration import accuracy_and_temperature, calibrate_answers
 from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.grammar import Grammar
 from smallfirst.models.generation.sequence import GenerationRequest
@@ -69,23 +68,8 @@ def validate_generation(model: Any, tokenizer: Any, manifest: Manifest, selectio
     prompts = [encode_prompt(tokenizer, task.prompt(e.text), manifest.max_tokens) for e in examples]
     requests = [GenerationRequest(ids, task.max_answer_tokens, grammar=grammar) for ids in prompts]
     written = Generator(model, tokenizer).generate(requests)
-    return score_answers(manifest, examples, [(one.text, one.log_probabilities) for one in written])
-
-
-def score_answers(
-    manifest: Manifest,
-    examples: Sequence[Example],
-    answers: Sequence[tuple[str, Sequence[float]]],
-    *,
-    graded: bool = True,
-) -> ValidationResult:
-    """Return the mean score of answers, or the share of right ones, and the calibration of their log-probabilities."""
-    task = manifest.task
-    scores = [task.score(e.golds, task.parse(text)) for e, (text, _) in zip(examples, answers, strict=True)]
-    right = [score >= task.pass_score for score in scores]
-    calibration = fit_calibration([nats for _, nats in answers], right)
-    value = float(np.mean(scores if graded else right)) if scores else 0.0
-    return ValidationResult(value, manifest.model_copy(update={"calibration": calibration}))
+    answers = [(one.text, one.log_probabilities) for one in written]
+    return ValidationResult(*calibrate_answers(manifest, examples, answers))
 
 
 def validate_loss(

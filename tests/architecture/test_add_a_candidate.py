@@ -48,7 +48,7 @@ def test_a_candidate_of_another_package_is_checked_trained_evaluated_gated_and_r
         result = CliRunner().invoke(main, [command, str(task)])
         assert result.exit_code == 0, f"{command}: {result.output}"
         if command == "gate":
-            assert "cheapest candidate that passes alone: first-word" in result.output
+            assert "goes live by the gate: first-word" in result.output
     run_folder = RunFolder.latest("desk")
     verdicts = run_folder.verdicts()
     assert [verdict.candidate for verdict in verdicts.verdicts] == ["first-word", "small"]

@@ -41,7 +41,7 @@ def test_a_failing_gate_ends_with_three_and_prints_why(desk_folder: Path) -> Non
     result = call("gate", desk_folder)
     failed(result, 3)
     assert result.stdout.splitlines()[0] == "small: FAIL"
-    assert "cheapest candidate that passes alone: none" in result.stdout.splitlines()
+    assert "goes live by the gate: none" in result.stdout.splitlines()
     assert f"smallfirst override {desk_folder} --candidate small --by NAME --because REASON" in result.stdout
 
 

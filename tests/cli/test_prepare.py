@@ -127,8 +127,10 @@ def test_init_asks_at_a_terminal_what_the_rows_leave_open(tmp_path: Path, monkey
     result = call("init", "desk", "--from", "rows.jsonl", "--yes")
     assert 'assumed: classify: text "text" → label "queue"' in result.output
     terminal, stdin = os.openpty()
-    os.write(terminal, b"2\n")
+    os.write(terminal, b"2\n85\n")
     arguments = ["init", "desk2", "--from", "rows.jsonl"]
     asked = subprocess.run([sys.executable, "-m", "smallfirst.cli.main", *arguments], stdin=stdin, capture_output=True)
     assert b'  2  classify: text "text" \xe2\x86\x92 label "team"' in asked.stdout, asked
-    assert "columns: {label: team}" in Path("desk2/task.yaml").read_text()
+    written = Path("desk2/task.yaml").read_text()
+    assert "columns: {label: team}" in written
+    assert "gate: {accuracy_at_least: 0.85}" in written

@@ -183,6 +183,7 @@ def test_audited_answers_are_held_against_the_large_model_after_the_client_has_t
         "epoch": 0,
         "cost_usd": 1.0,
         "charges": '[{"model":"large","purpose":"audit","usd":1.0,"basis":"billed","source":"stated by the model"}]',
+        "certified": True,
         "draft": None,
         "other": None,
     }

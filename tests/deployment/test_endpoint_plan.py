@@ -25,6 +25,7 @@ from smallfirst.deployment.endpoint_plan import (
 )
 from smallfirst.errors import ConfigError, PriceUnknown, RegistryError, StageMissing
 from smallfirst.gate.check_result import CheckResult
+from smallfirst.gate.outcome import Outcome
 from smallfirst.gate.verdict import Verdict
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import Manifest
@@ -34,7 +35,7 @@ from smallfirst.paths import home
 from smallfirst.pipeline.router_setup import PROFILE_FOLDER, REFERENCE, TrafficReference
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.pricing.token_price import TokenPrice
-from smallfirst.project.task_file import SignedOverride
+from smallfirst.project.run_folder import OUTCOME
 from smallfirst.registry import versions
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.filters import RequestFilters
@@ -183,18 +184,21 @@ def test_a_cascade_answers_what_its_certificate_allows_and_asks_for_the_rest(led
 
 
 @pytest.mark.usefixtures("store")
-def test_without_an_issued_certificate_there_is_no_cascade_unless_somebody_signs(ledger: Ledger) -> None:
+def test_without_an_issued_certificate_there_is_no_cascade_unless_its_gate_let_it_go_live(ledger: Ledger) -> None:
     with pytest.raises(StageMissing, match="tickets version 2 has no certificate"):
         load_endpoint("desk", plan("2", cascade=Cascade(fallback="big")), ledger)
     keep(certificate(issued=False))
     try:
         with pytest.raises(StageMissing, match="too few labels"):
             load_endpoint("desk", plan(cascade=Cascade(fallback="big")), ledger)
-        signed = Cascade(fallback="big", override=SignedOverride(by="Ada", because="pilot"))
-        found = ask(load_endpoint("desk", plan(cascade=signed), ledger).models["desk"], "xyz")
+        alone = Outcome(kind="small alone", title="words", gate="passed", large=False)
+        versions.attach(NAME, 1, OUTCOME, alone.model_dump_json().encode())
+        built = load_endpoint("desk", plan(cascade=Cascade(fallback="big")), ledger)
+        found = ask(built.models["desk"], "xyz")
         assert found.route is not None
-        assert "signed for by Ada: pilot" in found.route.why
-        assert not found.route.certified
+        assert (found.route.stage, found.route.certified) == ("small", False)
+        assert "answered without a promise" in found.route.why
+        assert built.notes == ("tickets: too few labels; nothing is promised about them",)
     finally:
         keep(certificate(issued=True))
 

@@ -11,8 +11,7 @@ from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.data.quality.leaks import Leak, LeakReport, PairLeaks, find_leaks
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.check_result import CheckInputs, CheckResult, ConfidenceLevel
-from smallfirst.gate.leaks import LeakThresholds, check_leaks, difference
-from smallfirst.stats.intervals import wilson
+from smallfirst.gate.leaks import LeakThresholds, check_leaks
 
 Measured = Callable[..., Evaluation]
 
@@ -95,12 +94,7 @@ def test_copies_are_left_out_and_no_share_of_them_fails_while_enough_rows_are_le
         "80 of 100, 20 left out (20 exact); "
         "accuracy on copies 1.000 [0.839, 1.000] n=20, on the others 0.750 [0.645, 0.832] n=80"
     )
-    # Newcombe: 0.25 - sqrt(0.161² + 0.082²) = 0.069
-    assert result.advice.startswith("answers to copies are right more often")
-    (alike,) = clean_rows([True] * 60 + [False] * 40, 20)
-    assert alike.passed
-    (no_higher,) = clean_rows([True, False] * 50, 20)
-    assert no_higher.advice == ""
+    assert result.advice == ""
 
 
 @pytest.mark.parametrize(
@@ -123,12 +117,6 @@ def test_copies_that_were_not_left_out_fail() -> None:
     leaks = LeakReport(n_test=10, test_fingerprint=whole.dataset_fingerprint, exact=(leak(3),))
     (result,) = check_leaks(LeakThresholds(), CheckInputs(whole, ConfidenceLevel(1), leaks=leaks))
     assert (result.passed, result.measured) == (False, "1 of 10 rows repeat a training row")
-
-
-def test_the_difference_of_two_shares_is_newcombes() -> None:
-    # Newcombe (1998), table II, contrast a: 56 of 70 against 48 of 80, method 10.
-    found = difference(wilson(56, 70), wilson(48, 80))
-    assert (round(found.low, 4), round(found.high, 4)) == (0.0524, 0.3339)
 
 
 def test_no_leak_passes_without_more_words(measured: Measured) -> None:

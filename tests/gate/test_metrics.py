@@ -14,7 +14,6 @@ from smallfirst.gate.metrics import (
     check_metric,
     check_named_part,
     max_lower_bound,
-    min_perfect_rows,
 )
 from smallfirst.stats.intervals import Estimate, wilson
 from smallfirst.tasks.task import PartCounts
@@ -47,16 +46,12 @@ def test_few_perfect_rows_show_no_more_than_so_many_can(measured: Measured) -> N
     result = check_metric("field_f1", 0.9, candidate, ONE)
     # 20 / (20 + 3.8415) = 0.839, and n / (n + 3.8415) reaches 0.9 at 34.6.
     assert result.measured == "1.000 [0.839, 1.000] n=20"
-    assert result.advice == "20 examples cannot show this; label about 15 more"
+    assert result.advice == "so few rows cannot tell: more are needed"
+    assert result.more_rows == 15
 
 
-@pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
-def test_perfect_rows_are_the_fewest_that_show_a_share(share: float) -> None:
-    n = min_perfect_rows(share, ONE)
-    assert n is not None
-    assert max_lower_bound(n, ONE) >= share > max_lower_bound(n - 1, ONE)
-    assert max_lower_bound(n, ONE) == pytest.approx(wilson(n, n).low)
-    assert min_perfect_rows(1.0, ONE) is None
+def test_a_perfect_share_is_shown_as_far_as_wilson_s_interval() -> None:
+    assert max_lower_bound(35, ONE) == pytest.approx(wilson(35, 35).low)
 
 
 def test_a_maximum_is_held_by_the_upper_end(measured: Measured) -> None:
@@ -68,12 +63,16 @@ def test_a_maximum_is_held_by_the_upper_end(measured: Measured) -> None:
         True,
     )
     missed = check_metric("invented", 0.03, candidate, ONE, at_most=True)
-    # The upper side must shrink from 0.02 to 0.01: four times the rows.
-    assert (missed.passed, missed.advice) == (False, "400 examples cannot show this; label about 1200 more")
-    worse = check_metric("invented", 0.015, candidate, ONE, at_most=True)
-    assert (
-        worse.advice == "the measured value misses the threshold: more test rows will not help, more training rows may"
-    )
+    # The upper side must shrink from 0.02 to 0.01, four times the rows, for a chance of one in two.
+    assert (missed.passed, missed.advice) == (False, "so few rows cannot tell: more are needed")
+    assert 0.6 < (missed.chance or 0) <= 0.76
+    assert (missed.more_rows or 0) > 1200
+    near = check_metric("invented", 0.015, candidate, ONE, at_most=True)  # missed by half of a standard error
+    assert near.more_rows
+    assert 0.1 < (near.chance or 0) < 0.5
+    far = check_metric("invented", 0.002, candidate, ONE, at_most=True)
+    assert far.more_rows is None
+    assert far.advice.startswith("more test rows are unlikely to show it (")
 
 
 def test_no_error_in_few_rows_is_no_proof_of_none(measured: Measured) -> None:
@@ -81,7 +80,8 @@ def test_no_error_in_few_rows_is_no_proof_of_none(measured: Measured) -> None:
     result = check_metric("invented", 0.1, candidate, ONE, at_most=True)
     assert not result.passed
     assert result.measured == "0.000 [0.000, 0.161] n=20"  # 1 - 20 / 23.8415
-    assert result.advice == "20 examples cannot show this; label about 15 more"
+    assert result.advice == "so few rows cannot tell: more are needed"
+    assert result.more_rows == 15
 
 
 def test_a_maximum_above_one_holds_a_cost(measured: Measured) -> None:
@@ -132,7 +132,7 @@ def test_the_weakest_part_decides_at_a_level_for_all_of_them(measured: Measured)
         result.measured
         == 'worst of 3 is "card": 0.900 [0.805, 0.951] n=100 (98.33 % interval: 3 parts share the level)'
     )
-    assert result.advice.startswith('not shown by the rows there are: "card" (n=100, label about ')
+    assert result.advice == 'not shown by the rows there are: "card" (n=100)'
 
 
 def test_weak_parts_and_short_ones_are_told_apart(measured: Measured) -> None:
@@ -140,16 +140,15 @@ def test_weak_parts_and_short_ones_are_told_apart(measured: Measured) -> None:
     result = check_each_part(0.8, candidate, ONE, part_rows=20)
     assert not result.passed
     weak, short = result.advice.split("; ")
-    assert weak == 'below the threshold, where only a better model would help: "pin" 0.600'
-    assert short.startswith('not shown by the rows there are: "card" (n=30, label about ')
+    assert (weak, short) == ('below the threshold: "pin" 0.600', 'not shown by the rows there are: "card" (n=30)')
+    assert result.more_rows is None  # 60 of 100 is far below 0.8
 
 
 def test_rare_parts_are_named_and_not_judged(measured: Measured) -> None:
     candidate = measured([True], parts=(part("pin", 98, 100), part("odd", 0, 4)))
     result = check_each_part(0.9, candidate, ONE, part_rows=20)
     assert result.passed
-    # With one part looked at, 0.9 · 3.8415 / 0.1 = 34.6 perfect rows show 0.9: 35 - 4.
-    assert result.advice == 'not checked, with fewer than 20 rows: "odd" (n=4, label about 31 more)'
+    assert result.advice == 'not checked, with fewer than 20 rows: "odd" (n=4)'
     alone = check_each_part(0.9, measured([True], parts=(part("odd", 4, 4),)), ONE, part_rows=20)
     assert (alone.passed, alone.measured) == (False, "no part has 20 rows")
 

@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 from fixtures.one_story import disagreements, facts_in, facts_of
 
+from smallfirst.gate.audited import AuditedAccuracy
 from smallfirst.gate.outcome import LabelsNeeded, Outcome
 from smallfirst.stats.intervals import Estimate, wilson
 
-NEEDED = LabelsNeeded(
-    part="calibration", n_rows=90, n_data_rows=560, usd=28.0, priced_by="a person", in_words="90 more calibration rows"
-)
+NEEDED = LabelsNeeded(n_data_rows=560, chance=0.75, files={"rows.jsonl": 560}, usd=28.0, priced_by="a person")
 RIGHT = "on 83 % [77.2, 87.6] of 200 test rows"
 PROMISE = "at most 10 % of kept answers wrong (95 %)"
 PROMISED = f"Promise for 52 % [45.1, 58.8] of requests: {PROMISE}"
@@ -43,6 +42,11 @@ def outcome(**changes: Any) -> Outcome:
 
 UNPROMISED: dict[str, Any] = {"promise": "", "share_promised": None, "watched_by": "", "labels_needed": NEEDED}
 FIRST: dict[str, Any] = {"kind": "small first", "rest": "large", "share_small": wilson(104, 200)}
+NO_PROMISE = (
+    "There is no promise about single answers, and each is marked so; to have one, label about 560 more rows in "
+    "rows.jsonl (chance 75 %)."
+)
+WATCHED = AuditedAccuracy(words="at most 20 % of all small answers wrong", by_person=0.2, by_large=0.22)
 NOTHING: dict[str, Any] = dict.fromkeys(("share_small", "share_promised", "accuracy", "share_of_bill", "version"))
 NOTHING |= {"candidate": None, "promise": "", "alias": "", "watched_by": "", "gate": "failed"}
 
@@ -58,8 +62,17 @@ NOTHING |= {"candidate": None, "promise": "", "alias": "", "watched_by": "", "ga
         (
             UNPROMISED,
             f"Small alone: “tagger” answers every request. Right {RIGHT}, at 2 % [1.8, 2.3] of the large model's bill. "
-            "There is no promise about single answers, and each is marked so; to have one, label 90 more calibration "
-            "rows. Unwatched: nobody judges its answers after go-live.",
+            f"{NO_PROMISE} Unwatched: audits cannot test what its gate asks for.",
+        ),
+        (
+            UNPROMISED | {"large": False, "share_of_bill": None},
+            f"Small alone: “tagger” answers every request. Right {RIGHT}. {NO_PROMISE} Unwatched: nobody judges its "
+            "answers after go-live.",
+        ),
+        (
+            UNPROMISED | {"share_of_bill": None, "watched_by": "large", "audited": WATCHED},
+            f"Small alone: “tagger” answers every request. Right {RIGHT}. {NO_PROMISE} Audits by the large model watch "
+            "the gate's accuracy: at most 20 % of all small answers wrong.",
         ),
         (
             {"rest": "refused", "share_small": wilson(196, 200), "share_of_bill": None},
@@ -78,8 +91,8 @@ NOTHING |= {"candidate": None, "promise": "", "alias": "", "watched_by": "", "ga
         ),
         (
             NOTHING | {"kind": "cannot be told yet", "labels_needed": NEEDED},
-            "Cannot be told yet: label 90 more calibration rows, about $28.00 by a person. Until then the large model "
-            "answers.",
+            "Cannot be told yet: label about 560 more rows in rows.jsonl (chance 75 %), for about $28.00 by a person. "
+            "Until then the large model answers.",
         ),
         (
             NOTHING | {"kind": "keep the large model", "why": "“tagger” misses “accuracy 0.9”", "large": False},
@@ -129,6 +142,11 @@ def test_a_server_promises_no_more_than_the_state_of_its_monitor_allows(
     assert (standing.level, standing.words, standing.promise) == (level, words, promise)
     assert facts_in(standing.in_words).get("promise", promise) == promise
     assert ("Promise for" in standing.sentence) == bool(promise)
+
+
+def test_a_fallback_names_the_gates_accuracy_that_audits_found_broken() -> None:
+    standing = outcome(**UNPROMISED | {"watched_by": "large", "audited": WATCHED}).standing("fallback")
+    assert standing.sentence == f"Not in force until audits show it again: {WATCHED.words}."
 
 
 def test_a_limit_that_live_requests_broke_is_named_beside_the_promise() -> None:

@@ -23,7 +23,8 @@ def test_the_same_rows_are_compared(measured: Measured) -> None:
     assert result.passed
     tight = check_not_worse(0.05, small, large, ONE)
     assert not tight.passed
-    assert tight.advice == "100 examples cannot show this; label about 9 more"
+    assert tight.advice == "so few rows cannot tell: more are needed"
+    assert (tight.more_rows or 0) > 9  # as many would do if nothing of it were chance
 
 
 def test_a_sample_of_the_large_model_is_paired_on_that_sample(measured: Measured) -> None:
@@ -69,8 +70,9 @@ def test_equal_scores_on_few_rows_are_no_certainty(measured: Measured) -> None:
     small, large = measured([True] * 10, scores=[0.5] * 10), measured([True] * 10, scores=[0.5] * 10, candidate="large")
     result = check_score_not_worse(0.1, small, large, ONE)
     assert not result.passed
-    # -3.8415 / 13.8415 = -0.278; to shrink it to 0.1 by the root of n: 10 · 2.7753² = 77.03, so 68 more.
-    assert result.advice == "10 examples cannot show this; label about 68 more"
+    # -3.8415 / 13.8415 = -0.278; to shrink it to 0.1 by the root of n: 10 · 2.7753² = 77.03, so 68 more at one in two.
+    assert (result.more_rows or 0) > 68
+    assert 0.6 < (result.chance or 0) <= 0.76
 
 
 @pytest.mark.parametrize("score", [float("nan"), 1.5, -0.1])

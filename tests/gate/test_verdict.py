@@ -1,4 +1,4 @@
-"""Verdicts: overrides, the smallest that passes, the table for the terminal, and verdicts of older versions."""
+"""Verdicts: overrides, the table for the terminal, and verdicts of older versions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from smallfirst.gate.verdict import (
     nearest_to_passing,
     override,
     override_candidate,
-    smallest_passing,
 )
 from smallfirst.records import parse_record
 
@@ -28,13 +27,6 @@ def verdict(candidate: str = "small", right: int = 90, gate: Gate = GATE) -> Ver
         evaluation([True] * right + [False] * (100 - right), candidate=candidate, probes_ms=(9.0,) * 100),
         large=None,
     )
-
-
-def test_the_smallest_passing_candidate_is_the_first_that_passes() -> None:
-    gate = Gate(accuracy_at_least=0.8)
-    verdicts = [verdict(name, right, gate) for name, right in (("words", 70), ("encoder", 95), ("small", 99))]
-    assert smallest_passing(verdicts) == "encoder"
-    assert smallest_passing(verdicts[:1]) is None
 
 
 @pytest.mark.parametrize(
@@ -95,7 +87,6 @@ def test_one_verdict_of_a_run_is_overridden_and_the_others_stay() -> None:
     words, small = override_candidate(run, "small", by="Ada", because="pilot", at=NOON)
     assert words == run[0]
     assert small == override(run[1], by="Ada", because="pilot", at=NOON)
-    assert smallest_passing([words, small]) == "small"
     with pytest.raises(ConfigError, match='no verdict on "smal" to override — did you mean "small"'):
         override_candidate(run, "smal", by="Ada", because="pilot")
     with pytest.raises(ConfigError, match=r"smallfirst gate task\.yaml"):

@@ -8,7 +8,10 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import shutil
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,14 +32,17 @@ from smallfirst.gate.outcome import Outcome
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded.replay import RecordedAnswer, RecordingHeader, request_key
 from smallfirst.paths import home
+from smallfirst.pipeline.preflight.check import check_stage
 from smallfirst.pipeline.run import try_run
 from smallfirst.pipeline.summary import RunSummary, format_summary
 from smallfirst.progress import Progress
+from smallfirst.project.project import Project
 from smallfirst.project.run_folder import OUTCOME, RunFolder
 from smallfirst.project.task_file import TaskFile, read_task_file
 from smallfirst.registry import versions
 from smallfirst.registry.runs import client
 from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.stats.sample_size import LIKELY
 from smallfirst.sync import run_sync
 
 LABELS = ("card", "money")
@@ -193,7 +199,19 @@ CASES: dict[str, tuple[dict[str, int], dict[str, Any], dict[str, Any], dict[str,
         FEW,
         {},
         GATE | LARGE,
+        {"kind": "small alone", "rest": "", "promise": False, "all": True, "watched_by": "large"},
+    ),
+    "gate of another metric passed, certificate refused, a large model": (
+        FEW,
+        {},
+        {"gate": {"macro_f1_at_least": 0.6}} | LARGE,
         {"kind": "small alone", "rest": "", "promise": False, "all": True, "watched_by": ""},
+    ),
+    "gate passed, certificate refused, a person judges": (
+        FEW,
+        {"judge": "person"},
+        GATE,
+        {"kind": "small alone", "rest": "", "promise": False, "all": True, "watched_by": "person"},
     ),
     "gate passed, certificate for a part, a large model, a guarantee of the user's": (
         {},
@@ -276,6 +294,9 @@ def test_no_two_surfaces_disagree(case: str, tmp_path: Path, empty_store: Path) 
     assert (outcome.share_small.value == 1) == wanted["all"]
     assert outcome.watched_by == wanted.get("watched_by", outcome.watched_by)
     assert ("Unwatched" in outcome.sentence) == (not outcome.watched_by)
+    assert ("watch the gate's accuracy" in outcome.sentence) == (
+        bool(outcome.watched_by) and outcome.kind == "small alone"
+    )
     if outcome.promise:
         assert outcome.share_promised is not None
         assert outcome.share_promised.value <= outcome.share_small.value
@@ -290,6 +311,90 @@ def test_no_two_surfaces_disagree(case: str, tmp_path: Path, empty_store: Path) 
             assert {facts["promise"] for facts in served.values() if "promise" in facts} == {""}
         else:
             assert not disagreements({**told, **served})
+
+
+@pytest.mark.parametrize("judge", ["large", "person"])
+def test_audits_that_break_the_gates_accuracy_end_it_until_others_show_it_again(
+    judge: str, tmp_path: Path, empty_store: Path
+) -> None:
+    shutil.copy(empty_store, home())
+    every = dict.fromkeys(("audit_share", "audit_share_on_drift", "audit_share_in_fallback"), 1.0)
+    drawn = {"monitor": {**every, "drift_confidence": 0.999999}}
+    file = write(tmp_path, FEW, {"judge": judge, **drawn}, **GATE | (LARGE if judge == "large" else {}))
+    summary, _ = try_run(file, task=str(tmp_path), progress=Progress(quiet=True))
+    assert summary.outcome is not None
+    assert (summary.outcome.kind, summary.outcome.promise) == ("small alone", "")
+    ledger = Ledger(home() / "ledger.db")
+    deployed = service.deploy([file], ledger, live=False)
+    router = deployed.by_task["desk"]
+    plugins = [deployed, Dashboard(deployed.models, ledger, deployed.by_task)]
+    rows = [text_and_label(part, i) for part in ("validation", "test") for i in range({**N, **FEW}[part])]
+    small = deployed.models["desk-small"]
+    right = {text: run_sync(small.complete(Request.ask(text))).text == label for text, label in rows}
+    seen: list[dict[str, Any]] = []
+    running = run_server(deployed.models, ledger, plugins=plugins)
+    with running as server, httpx.Client(base_url=server.url, timeout=60) as http:
+
+        def ask(wanted: bool, until: str) -> Any:
+            """Ask what the small model has right, or wrong, until its state is `until`; return what is told then."""
+            for text in (text for _ in range(20) for text in right if right[text] is wanted):
+                reply = http.post(
+                    "/v1/chat/completions", json={"model": "desk", "messages": [{"role": "user", "content": text}]}
+                )
+                body = reply.json()
+                seen.append(body["smallfirst"])
+                if judge == "person":
+                    verdict = "right" if wanted else "wrong"
+                    http.post("/v1/feedback", json={"id": body["id"], "verdict": verdict}).raise_for_status()
+                if router.monitor.state == until:
+                    return http.get("/v1/routers").json()["data"][0]
+            raise AssertionError(f"{router.monitor.state}: {router.monitor.live_error}")
+
+        broken = ask(False, "fallback")
+        assert [(one["quantity"], one["guaranteed"], one["found_broken"]) for one in broken["watched"]] == [
+            ("accuracy", False, True)
+        ]
+        assert broken["standing"]["level"] == "bad"
+        assert "at most 30 % of all small answers wrong" in broken["standing"]["sentence"]
+        assert "the gate's limit" in broken["why"]
+        n = len(seen)
+        back = ask(True, "live")
+        assert (seen[0]["route"], seen[n]["route"]) == ("small", "large" if judge == "large" else "small")
+        assert seen[n]["certified"] is False
+        assert "the gate was found broken on live answers" in seen[n]["why"]
+        assert back["standing"]["sentence"] == summary.outcome.proof
+    asyncio.run(deployed.aclose())
+    ledger.close()
+
+
+@pytest.mark.parametrize(
+    ("n", "routing", "settings", "kind"),
+    [(FEW, {}, GATE, "Small alone"), ({}, {"guarantee": {"max_error": 0.05}}, GATE | LARGE, "Small first")],
+)
+def test_what_goes_live_is_served_without_an_option(
+    n: dict[str, int], routing: dict[str, Any], settings: dict[str, Any], kind: str, tmp_path: Path, empty_store: Path
+) -> None:
+    shutil.copy(empty_store, home())
+    write(tmp_path, n, routing, **settings)
+    ran = CliRunner().invoke(main, ["run", str(tmp_path)])
+    assert ran.exit_code == 0, ran.output
+    assert f"{kind}: “words + linear” answers" in ran.output
+    told = CliRunner().invoke(main, ["override", str(tmp_path), "--candidate", "words", "--by", "A", "--because", "b"])
+    assert told.exit_code == 2
+    assert "words already passes its gate: there is nothing to override" in told.output
+    command = [sys.executable, "-m", "smallfirst.cli.main", "serve", str(tmp_path), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+        assert server.stdout is not None
+        lines: list[str] = []
+        while not (found := re.search(r"http://127.0.0.1:(\d+)", lines[-1] if lines else "")):
+            lines.append(server.stdout.readline())
+            assert lines[-1], "".join(lines)
+        try:
+            reply = httpx.post(f"http://127.0.0.1:{found[1]}/v1/chat/completions", json=_question(1), timeout=60)
+        finally:
+            server.terminate()
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["smallfirst"]["route"] in ("small", "large")
 
 
 def _nothing_is_served(file: TaskFile, outcome: Outcome) -> None:
@@ -308,3 +413,42 @@ def _nothing_is_served(file: TaskFile, outcome: Outcome) -> None:
         with pytest.raises(RegistryError, match="has no champion"):
             service.deploy([file], ledger, live=False)
     ledger.close()
+
+
+@pytest.mark.parametrize(
+    "settings", [GATE, HARD, HARD | LARGE, {}], ids=["gate passed", "failed", "large", "not written"]
+)
+def test_one_number_of_missing_rows_is_told_everywhere(settings: dict[str, Any], tmp_path: Path) -> None:
+    file = write(tmp_path, FEW, {}, **settings)
+    before = check_stage(Project.read(file, Progress(quiet=True)))
+    assert before.rows_needed is not None
+    assert before.rows_needed.chance_certificate is not None
+    assert max(before.rows_needed.chance_certificate) < LIKELY  # it is refused, and that was foretold
+    summary, error = try_run(file, task=str(tmp_path), progress=Progress(quiet=True))
+    outcome, folder = summary.outcome, RunFolder.latest("desk")
+    assert outcome is not None
+    needed = outcome.labels_needed
+    assert needed is not None
+    assert folder.find(Outcome, OUTCOME) == outcome
+    html = (folder.path / "report.html").read_text(encoding="utf-8")
+    after = check_stage(Project.read(file, Progress(quiet=True)))
+    told = {
+        "sentence": outcome.sentence,
+        "terminal": format_summary(summary),
+        "steps": "\n".join(line for step in summary.next_steps for line in step.lines),
+        "report": html,
+        "json": summary.model_dump_json(),
+        "error": f"{error} {getattr(error, 'hint', '')}",
+        "check": after.in_words,
+        "certificate": (folder.path / "certificate.json").read_text(encoding="utf-8"),
+        "verdicts": (folder.path / "verdicts.json").read_text(encoding="utf-8"),
+    }
+    said = {name: set(re.findall(r"([\d,]+) more (?:\w+ )*rows", text)) for name, text in told.items()}
+    one = {f"{needed.n_data_rows:,}"}
+    assert said.pop("error") == (one if error else set())
+    assert (said.pop("certificate"), said.pop("verdicts")) == (set(), set())
+    assert said == dict.fromkeys(said, one)
+    assert (
+        f"(chance {100 * needed.chance:.0f} %)" in outcome.sentence
+        or f"; chance {100 * needed.chance:.0f} %)" in outcome.sentence
+    )

@@ -14,6 +14,7 @@ from smallfirst.deployment import service
 from smallfirst.errors import GateFailed
 from smallfirst.gate.outcome import Outcome
 from smallfirst.models.protocol import Request
+from smallfirst.models.recorded.replay import RecordedAnswer, RecordingHeader, request_key
 from smallfirst.paths import home
 from smallfirst.pipeline import run as pipeline
 from smallfirst.pipeline.joined_rows import LOOKS
@@ -116,9 +117,42 @@ def test_a_promise_that_no_rows_show_promotes_nothing_and_says_which_rows_would(
     assert outcome is not None
     assert (outcome.kind, outcome.share_small) == ("cannot be told yet", None)
     assert outcome.labels_needed is not None
-    assert outcome.labels_needed.part == "calibration"
+    assert outcome.labels_needed.chance >= 0.5
     assert "words first: FAIL" in str(refused.value)
     assert not (RunFolder.latest("desk").path / "promoted.json").exists()
+
+
+def test_where_an_error_has_a_price_a_plan_comes_before_a_candidate_alone(desk: Path) -> None:
+    """Words pass a gate of 0.7 and are wrong on a sixth; a dear large model is right on all."""
+    answers = [
+        RecordedAnswer(
+            key=request_key(Request.ask(text)),
+            text=text,
+            answer=label,
+            prompt_tokens=50,
+            completion_tokens=1,
+            latency_ms=900.0,
+            cost_usd=0.002,
+        )
+        for name in ("validation", "test")
+        for text, label in (text_and_label(name, i) for i in range(N[name]))
+    ]
+    header = RecordingHeader(model="big", made_at="2026-11-30", smallfirst="0", n=len(answers))
+    lines = [json.dumps({"recorded": header.model_dump(mode="json")}), *(one.model_dump_json() for one in answers)]
+    (desk / "large.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    for price, plan in ((1.0, "small first"), (0.001, "small alone")):
+        settings = json.loads((desk / "task.yaml").read_text(encoding="utf-8")) | {
+            "gate": {"accuracy_at_least": 0.7},
+            "large": {"recorded": "large.jsonl"},
+            "routing": {"domain": "off", "usd_per_wrong_answer": price},
+        }
+        (desk / "task.yaml").write_text(json.dumps(settings), encoding="utf-8")
+        summary = pipeline.run(desk, progress=Progress(quiet=True))
+        assert summary.promoted is not None
+        assert summary.promoted.plan == plan
+        assert summary.gate.smallest == "words"  # it passed by itself
+        assert summary.outcome is not None
+        assert [trial.verdict.passed for trial in summary.outcome.trials] == ([True] if plan == "small first" else [])
 
 
 def test_test_rows_of_one_file_certify_once_and_a_later_run_goes_without(

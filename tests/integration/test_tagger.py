@@ -13,7 +13,7 @@ from smallfirst.paths import home
 from smallfirst.pipeline import run as pipeline
 from smallfirst.progress import Progress
 from smallfirst.project.run_folder import RunFolder
-from smallfirst.project.task_file import SignedOverride, TaskFile, read_task_file
+from smallfirst.project.task_file import TaskFile, read_task_file
 from smallfirst.serving.ledger.ledger import Ledger
 
 THINGS = ("card", "envelope", "parcel", "refund", "pin", "passcode", "currency", "exchange")
@@ -47,8 +47,7 @@ def test_a_tagger_goes_the_whole_path_and_serves_what_was_measured(tmp_path: Pat
     assert outcome.promoted is not None  # which asks it over HTTP before it goes live
     measured = RunFolder.latest("claims").evaluation("tagger", "test").rows  # type: ignore[union-attr]
     ledger = Ledger(home() / "ledger.db")
-    signed = file.routing.model_copy(update={"override": SignedOverride(by="Ada", because="a test")})
-    model = service.deploy([file.model_copy(update={"routing": signed})], ledger).models["claims"]
+    model = service.deploy([file], ledger).models["claims"]
 
     async def ask() -> list[Completion]:
         return await asyncio.gather(*(model.complete(Request.ask(row.text)) for row in measured))

@@ -16,10 +16,9 @@ from smallfirst.pipeline.calibration_set import (
     gold_answers,
     guarantee_of,
     judged_by_gold,
-    labelled_by,
 )
 from smallfirst.progress import Progress
-from smallfirst.project.project import Project
+from smallfirst.project.project import Project, labelled_by
 from smallfirst.project.task_file import read_task_file
 from smallfirst.routing.certificate.certificate import Certificate, certify
 from smallfirst.stats.intervals import upper_bound

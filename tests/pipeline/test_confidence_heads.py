@@ -10,10 +10,13 @@ from pathlib import Path
 from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.data.dataset import Example
+from smallfirst.evaluation.out_of_fold import FoldAnswers, RawAnswer
+from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
 from smallfirst.models.recorded.record import record
 from smallfirst.pipeline.confidence_heads import (
     ConfidenceHeads,
+    HeldOut,
     fit_gain,
     fit_heads,
     foreign_drafts,
@@ -84,10 +87,11 @@ def project(folder: Path) -> Project:
 
 def test_a_head_that_sees_the_cheaper_draft_parts_right_from_wrong(tmp_path: Path) -> None:
     of, stages = project(tmp_path), (Stage("words", Words()), Stage("small", Small()))
-    heads, drafts = asyncio.run(fit_heads(of, stages))
+    heads, held = asyncio.run(fit_heads(of, stages))
     assert set(heads.by_stage) == {"small"}  # words are always right: nothing to learn
     assert [stage.head for stage in heads.on(stages)] == [None, heads.by_stage["small"]]
-    assert len(drafts["small"]) == len(of.rows.selection)
+    assert held.rows == of.rows.selection
+    assert len(held.drafts["small"]) == len(of.rows.selection)
     found = asyncio.run(head_confidences(heads, stages, of.rows.calibration))
     assert set(found) == {"small"}
     sure = {e.text: found["small"][e.key] for e in of.rows.calibration.examples}
@@ -102,6 +106,27 @@ def test_without_a_head_nothing_is_asked_and_nothing_changes(tmp_path: Path) -> 
     assert heads == ConfidenceHeads()  # always right shows nothing
     assert asyncio.run(head_confidences(heads, stages, of.rows.calibration)) == {}
     assert ConfidenceHeads(by_stage={"x": DraftHead()}).on(stages)[0].head is None
+
+
+def folds_of_small(of: Project) -> FoldAnswers:
+    """Return out-of-fold answers of a model that is right and sure about even numbers alone."""
+    rows = of.rows.development
+    right = [number(example.text) % 2 == 0 for example in rows.examples]
+    first = [(LABELS.index(e.answer) == 0) is ok for e, ok in zip(rows.examples, right, strict=True)]
+    answers = [RawAnswer(nats=(-0.01, -4.6) if one else (-4.6, -0.01)) for one in first]
+    return FoldAnswers.fit(answers, rows, Manifest(kind="words", task=of.task, base=""), 5)
+
+
+def test_heads_are_fitted_on_out_of_fold_answers_where_every_stage_has_them(tmp_path: Path) -> None:
+    of, small, words = project(tmp_path), Stage("small", Small()), Stage("words", Words())
+    folds = {"small": folds_of_small(of)}
+    _, held = asyncio.run(fit_heads(of, (small,), folds=folds))
+    assert held.rows == of.rows.development
+    assert [one.text for one in held.drafts["small"]] == [one.text for one in folds["small"].completions("small")]
+    # The words have seen the training rows: only selection rows are left for both.
+    _, both = asyncio.run(fit_heads(of, (words, small), folds=folds))
+    assert both.rows == of.rows.selection
+    assert both.drafts["small"] == held.drafts["small"][-len(both.rows) :]
 
 
 class Chatty(Words):
@@ -140,7 +165,7 @@ def test_the_gain_is_fitted_on_selection_rows_and_kept(tmp_path: Path) -> None:
     of = project(tmp_path)
     drafts = [asyncio.run(Small().complete(Request(messages=e.messages))) for e in of.rows.selection.examples]
     assert load_gain(tmp_path) is None
-    found = asyncio.run(fit_gain(of, drafts, tmp_path))
+    found = asyncio.run(fit_gain(of, HeldOut(of.rows.selection, {"small": drafts}), "small", tmp_path))
     again = load_gain(tmp_path)
     assert again is not None
     assert again.fitted == found.fitted
@@ -156,7 +181,7 @@ def test_only_recorded_answers_of_the_large_model_count(tmp_path: Path) -> None:
     large = LargeConfig(recorded=tmp_path / "large.jsonl")
     with_large = of._replace(file=of.file.model_copy(update={"large": large}))
     drafts = [asyncio.run(Small().complete(Request(messages=e.messages))) for e in rows]
-    found = asyncio.run(fit_gain(with_large, drafts, tmp_path))
+    found = asyncio.run(fit_gain(with_large, HeldOut(of.rows.selection, {"small": drafts}), "small", tmp_path))
     known = found.fitted.models["large"]
     right = [number(example.text) % 2 == 0 for example in asked]
     assert (known.n_rows, known.rate) == (len(asked), sum(right) / len(right))

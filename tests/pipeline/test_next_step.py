@@ -47,6 +47,7 @@ def missed(name: str, share: int, *, more_rows: int | None) -> CheckResult:
         advice="do something",
         estimate=estimate,
         more_rows=more_rows,
+        chance=0.7 if more_rows else 0.02,
     )
 
 
@@ -62,7 +63,8 @@ LIVE = Outcome(
     alias="champion",
     gate="passed",
 )
-NEEDED = LabelsNeeded(part="calibration", n_rows=12, n_data_rows=75, in_words="12 more calibration rows")
+NEEDED = LabelsNeeded(n_data_rows=75, chance=0.75, files={"rows.jsonl": 75})
+IN_WORDS = "about 75 more rows in rows.jsonl (chance 75 %)"
 
 
 def test_what_is_live_is_served_and_asked_a_row_of_the_task(tmp_path: Path) -> None:
@@ -81,9 +83,7 @@ def test_without_a_promise_it_is_served_as_well_and_rows_are_asked_for(tmp_path:
     live = LIVE.model_copy(update={**without, "labels_needed": NEEDED})
     serve, _, label = after_outcome(project(tmp_path), live, task="desk")
     assert (serve.command, serve.what.endswith("without a promise")) == ("smallfirst serve desk", True)
-    assert label.what == (
-        "to have a promise about single answers, label 12 more calibration rows, then: smallfirst run desk"
-    )
+    assert label.what == f"to have a promise about single answers, label {IN_WORDS}, then: smallfirst run desk"
     hopeless = LIVE.model_copy(update={**without, "why": "even 9,000 more would not do"})
     *_, last = after_outcome(project(tmp_path), hopeless, task="desk")
     assert last.what.endswith("likely to give a promise: even 9,000 more would not do")
@@ -104,10 +104,10 @@ def test_what_is_not_live_is_promoted_written_down_or_drafts_in_shadow(tmp_path:
         "smallfirst serve desk",
         True,
     )
-    assert label.what.startswith("to have it decided, label 12 more calibration rows")
+    assert label.what.startswith(f"to have it decided, label {IN_WORDS}")
 
 
-def test_rows_are_asked_for_where_rows_would_do(tmp_path: Path) -> None:
+def test_before_a_part_was_looked_for_no_rows_are_asked_for(tmp_path: Path) -> None:
     gate = GateVerdicts(
         verdicts=(
             verdict("words", missed("accuracy", 15, more_rows=None)),
@@ -115,12 +115,9 @@ def test_rows_are_asked_for_where_rows_would_do(tmp_path: Path) -> None:
         ),
         smallest=None,
     )
-    part, label, suspects, sign = after_gate(project(tmp_path), RunFolder(tmp_path), gate, task="desk")
+    part, why, suspects, sign = after_gate(project(tmp_path), RunFolder(tmp_path), gate, task="desk")
     assert part.command == "smallfirst calibrate desk"  # a part of the requests was not looked for yet
-    assert label.what.startswith(
-        "encoder comes nearest; furthest off is accuracy at least 0.8, measured 0.85. Label 40"
-    )
-    assert label.command == ""
+    assert why.what == "encoder comes nearest; furthest off is accuracy at least 0.8, measured 0.85."
     assert suspects.command == "smallfirst suspects desk"
     assert sign.command == "smallfirst override desk --candidate encoder --by NAME --because REASON"
 
@@ -128,12 +125,11 @@ def test_rows_are_asked_for_where_rows_would_do(tmp_path: Path) -> None:
 def test_the_bar_that_is_furthest_off_is_named_and_which_rows_help(tmp_path: Path) -> None:
     checks = missed("macro_f1", 15, more_rows=None), missed("accuracy", 9, more_rows=None)
     gate = GateVerdicts(verdicts=(verdict("words", *checks),), smallest=None)
-    needed = LabelsNeeded(part="calibration", n_rows=7, n_data_rows=40, in_words="7 more calibration rows")
-    Outcome(kind="cannot be told yet", labels_needed=needed).save(tmp_path / "outcome.json")
+    Outcome(kind="cannot be told yet", labels_needed=NEEDED).save(tmp_path / "outcome.json")
     rows, label, *_ = after_gate(project(tmp_path), RunFolder(tmp_path), gate, task="desk")
-    assert rows.what == "label 7 more calibration rows, then: smallfirst run desk"
+    assert rows.what == f"label {IN_WORDS}, then: smallfirst run desk"
     assert "furthest off is accuracy at least 0.8, measured 0.45" in label.what
-    assert "More test rows will not help: label more training rows." in label.what
+    assert "Do something." in label.what
 
 
 def test_another_candidate_that_passes_is_offered(tmp_path: Path) -> None:

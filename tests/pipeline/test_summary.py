@@ -94,7 +94,7 @@ def test_the_table_shows_every_measured_path_and_what_was_decided(run_folder: Ru
         OUTCOME.sentence,
         "gate PASS · promoted main.default.desk version 3 @champion · certificate: shown",
         "open-ended requests sent to the large model: 39 of 40",
-        "cheapest candidate that passes: words — consider it (routing.small)",
+        "by the gate alone: words — consider it (routing.small)",
     ]
 
 
@@ -168,12 +168,12 @@ def test_evaluations_come_back_from_the_smallest_to_the_large(run_folder: RunFol
 @pytest.mark.parametrize(
     ("chosen", "said"),
     [
-        ("words", "passes: words (chosen on selection rows, confirmed on test rows) —"),
+        ("words", "alone: words (chosen on other rows, confirmed on test rows) —"),
         (
             "small",
-            "passes: words (next after small, which failed, at the part of the level that is left for the others) —",
+            "alone: words (in place of small, which is clearly right less often on test rows and costs no less) —",
         ),
-        (None, "passes: words —"),
+        (None, "alone: words —"),
     ],
 )
 def test_how_the_candidate_was_found_is_said(run_folder: RunFolder, chosen: str | None, said: str) -> None:

@@ -1,56 +1,92 @@
-"""A fine-tune by several workers is told by files in the run's folder, and begins and ends like any other."""
+"""Few rows are answered out of fold before they are fitted together, in a run that can be interrupted."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from smallfirst.pipeline.train import fine_tune
+from smallfirst.models.manifest import read_manifest
+from smallfirst.models.trained_on import TrainedOn
+from smallfirst.pipeline.train import train_stage
 from smallfirst.progress import Progress
+from smallfirst.project.candidates import fits_in_folds, get_candidate
 from smallfirst.project.project import Project
 from smallfirst.project.task_file import read_task_file
-from smallfirst.registry.runs import client
-from smallfirst.training.distributed import on_ray
-from smallfirst.training.distributed.work import do_work, read_work
-from smallfirst.training.recipes.recipe import TaskRecipe
+from smallfirst.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("module_home")
 
 
-@pytest.fixture
-def project(tmp_path: Path, tiny_folder: Path, toy_rows: Any) -> Project:
-    rows = [json.dumps({"text": example.text, "label": example.answer}) for example in toy_rows.examples]
-    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
-    settings = "{duration: 1ep, batch_tokens: 96, max_seq_tokens: 64}"
-    text = f"name: toy\ndata: {{train: rows.jsonl}}\nsmall: {{base: {tiny_folder}, training: {settings}}}\n"
-    (tmp_path / "task.yaml").write_text(text)
-    return Project.read(read_task_file(tmp_path / "task.yaml"), Progress(quiet=True))
+LADDER = ("words", "encoder", "tuned")
 
 
-def test_workers_get_the_recipe_and_one_mlflow_run(
-    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def few_rows(folder: Path, encoder: Path) -> Project:
+    """54 training and 4 selection rows of three labels, told apart by a word."""
+    things = ("card", "fee", "pin")
+    rows = [
+        {"text": f"where is my {things[i % 3]} number {i * 7919 % 1000}", "label": things[i % 3]} for i in range(90)
+    ]
+    (folder / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    small = {"encoder": str(encoder), "encoder_training": {"duration": "2ep", "batch_tokens": 256}}
+    values = {"name": "desk", "data": {"train": "few.jsonl"}, "ladder": list(LADDER), "small": small}
+    (folder / "task.yaml").write_text(json.dumps(values))
+    return Project.read(read_task_file(folder / "task.yaml"), Progress(quiet=True))
+
+
+def test_few_rows_are_answered_out_of_fold_and_then_fitted_together(
+    tmp_path: Path, tiny_encoder_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[int, bool]] = []
+    project = few_rows(tmp_path, tiny_encoder_folder)
+    rows, answered = project.rows.development, Counter[str]()
+    for name in LADDER:
+        candidate = get_candidate(name)
 
-    def run_on_ray(folder: Path, n_workers: int, *, log: Callable[[str], None], **calls: Any) -> Any:
-        asked.append((n_workers, read_work(folder)[0].shard))
-        return do_work(folder, **calls)  # as the only worker
+        def counted(*args: Any, name: str = name, ask: Any = candidate.out_of_fold) -> Any:
+            answered[name] += 1
+            return ask(*args)
 
-    monkeypatch.setattr(on_ray, "train_on_ray", run_on_ray)
-    recipe = TaskRecipe(project.task, project.rows.train, project.rows.selection)
-    small = project.file.small
-    run = fine_tune(
-        project._replace(n_workers=3, shard=True),
-        recipe,
-        small.training,
-        base=small.base,
-        folder=tmp_path / "run",
-        run_name="r",
-    )
-    assert asked == [(3, True)]
-    assert client().get_run(run.run_id).info.status == "FINISHED"
-    assert (run.folder / "model.safetensors").is_file()
+        monkeypatch.setattr(candidate, "out_of_fold", counted)
+    refit = get_candidate("tuned").refit
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(get_candidate("tuned"), "refit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_stage(project)
+    monkeypatch.setattr(get_candidate("tuned"), "refit", refit)
+    run_folder = train_stage(project, resume=True)
+    assert answered == dict.fromkeys(LADDER, 1)  # what was answered before is not answered again
+
+    for name, n_folds in zip(LADDER, (5, 5, 3), strict=True):
+        folds = run_folder.folds(name)
+        assert folds is not None
+        assert (folds.n_folds, len(folds.answers)) == (n_folds, len(rows))
+        assert folds.dataset_fingerprint == rows.content_fingerprint
+        said = [one.text == e.answer for one, e in zip(folds.completions(name), rows.examples, strict=True)]
+        assert sum(said) > 0.9 * len(said)
+        manifest = read_manifest(run_folder.model_folder(name))
+        assert manifest.temperature == folds.manifest.temperature
+        seen = TrainedOn.read(run_folder.model_folder(name))
+        assert seen == TrainedOn.of(rows)
+    tuned = run_folder.folds("tuned")
+    run = Run.load(run_folder.path / "tuned" / "run.json")
+    assert tuned is not None
+    assert (run.n_train, run.best_epoch) == (len(rows), tuned.best_epoch)
+    assert [score for _, score in run.validation_curve] == list(tuned.curve[: len(run.validation_curve)])
+    assert not (run_folder.path / "folds" / "tuned" / "training").exists()
+
+
+def test_from_a_thousand_rows_on_selection_rows_choose(tmp_path: Path, tiny_encoder_folder: Path) -> None:
+    project = few_rows(tmp_path, tiny_encoder_folder)
+    many = project.rows.train.subset("many", project.rows.train.examples * 1000)
+    assert fits_in_folds(project)
+    assert not fits_in_folds(project._replace(rows=project.rows.model_copy(update={"train": many})))
+    linear = project._replace(file=project.file.model_copy(update={"ladder": ("words",)}))
+    some = many.subset("some", many.examples[:2000])
+    assert fits_in_folds(linear._replace(rows=linear.rows.model_copy(update={"train": some})))  # in seconds
+    assert not fits_in_folds(linear._replace(rows=linear.rows.model_copy(update={"train": many})))

@@ -134,3 +134,25 @@ def test_nothing_is_overwritten_and_wrong_arguments_are_named(tmp_path: Path, ta
 def test_without_rows_the_template_of_a_kind_is_written(tmp_path: Path) -> None:
     task_file = init(tmp_path / "bookings", kind="extract")
     assert (task_file.name, task_file.kind) == ("bookings", "extract")
+
+
+@pytest.mark.parametrize("kind", ["classify", "extract", "answer", "chat"])
+def test_a_gate_is_the_users_only_if_the_user_said_what_is_good_enough(kind: str, tmp_path: Path) -> None:
+    by_default, given = init(tmp_path / "a", kind=kind), init(tmp_path / "b", kind=kind, good_enough=0.85)
+    assert not by_default.sets_gate
+    assert "guarantee" not in by_default.routing.model_fields_set
+    assert given.sets_gate
+    found = given.gate.measures_at_least["token_f1"] if kind == "chat" else given.gate.accuracy_at_least
+    assert found == 0.85
+
+
+def test_rows_set_no_gate_either(tmp_path: Path) -> None:
+    rows = [{"question": f"what costs number {i}", "answer": f"{i} euros and {i % 7} cents"} for i in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = init(tmp_path / "a", from_=tmp_path / "rows.jsonl", kind="answer")
+    assert not made.sets_gate
+    assert "# gate: {accuracy_at_least: 0.7}" in (tmp_path / "a" / "task.yaml").read_text()
+    assert (
+        init(tmp_path / "b", from_=tmp_path / "rows.jsonl", kind="answer", good_enough=0.9).gate.accuracy_at_least
+        == 0.9
+    )

@@ -52,7 +52,7 @@ def test_ids_are_unique_and_links_lead_somewhere(make_report: Make) -> None:
 def test_figures_in_the_table_are_the_records(make_report: Make) -> None:
     seen = words(make_report())
     # 7 of 8 right: Wilson 0.529 to 0.978.
-    assert "small cheapest that passes small-model 8 0.875 [0.529, 0.978] 0.812 [0.438, 0.938]" in seen
+    assert "small chosen of those that pass small-model 8 0.875 [0.529, 0.978] 0.812 [0.438, 0.938]" in seen
     # Small and large are each right on 7 of 8, on different rows: no difference, and nothing to correct.
     # 1.96 · sqrt((2 + 1) / 10 / 10) = 0.339 (Agresti and Min).
     assert "+0.0 [−33.9, +33.9] 1.0000 $0.050 12 ms" in seen
@@ -109,7 +109,7 @@ def test_confidence_and_mistakes_are_those_of_the_recommended_candidate(
     seen = words(make_report(**changes, smallest_passing="encoder"))
     assert "encoder on 8 test rows. Expected calibration error" in seen
     assert "encoder is wrong on 4 of 8 test rows." in seen
-    # Who went live because task.yaml names it comes before the cheapest that passes.
+    # Who went live because task.yaml names it comes before the one that the rule chooses.
     assert "small is wrong on 1 of 8 test rows." in words(
         make_report(**changes, smallest_passing="encoder", outcome=outcome("small alone"))
     )

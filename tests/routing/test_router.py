@@ -331,6 +331,25 @@ def test_one_score_of_confidence_and_distance_decides(threshold: float, text: st
             ask(down, text)
 
 
+def test_a_draft_is_made_whatever_the_certificate_says_but_for_what_never_reaches_its_thresholds() -> None:
+    stages = [Stage("small", Echo("small", confidence=0.9), acceptance=Halved())]
+    options = RouterOptions(policies=(RulePolicy(kind="rule", to="large", contains=("loan",)),))
+    refused = certificate(1.01, issued=False)
+    router = Router(stages, Echo("large"), refused, ood_detector=Measured(), options=options)
+
+    def drafted(*said: str) -> float | None:
+        turns = tuple(
+            Message(role=who, content=text) for who, text in zip(("user", "assistant") * 2, said, strict=False)
+        )
+        found = asyncio.run(router.draft(Request(messages=turns)))
+        return found and found[1]
+
+    assert drafted("where is my card") == 0.9
+    assert drafted("write an essay") == 0.45  # as foreign, the answer is not asked of the small model at all
+    assert drafted("a loan") is None
+    assert drafted("where is my card", "there", "thanks") is None
+
+
 @pytest.mark.parametrize(("confidence", "stage"), [(0.9, "small"), (0.2, "large")])
 def test_no_text_is_streamed_before_it_is_decided_who_answers(confidence: float, stage: str) -> None:
     events: list[str] = []
@@ -490,14 +509,6 @@ def test_a_stream_that_fails_before_its_first_text_falls_back_to_the_draft() -> 
     assert chunks[-1].completion is not None
     assert steps(chunks[-1].completion)[-1] == ("large", "failed")
     assert route(chunks[-1].completion)["stage"] == "small"
-
-
-def test_a_signed_override_replaces_a_missing_certificate_only() -> None:
-    router = cascade(0.0, 0.0, options=RouterOptions(signed_by="Ada: pilot"))
-    assert ask(router).answered_by == "large"
-    router.certificate = router.certificate.model_copy(update={"issued": False, "threshold": NEVER_ACCEPT})
-    answer = ask(router)
-    assert (answer.answered_by, route(answer)["why"]) == ("small", "not certified; signed for by Ada: pilot")
 
 
 class Json(Echo):

@@ -2,47 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smallfirst.stats.intervals import upper_bound, wilson
-from smallfirst.stats.sample_size import round_up_to_two_digits, rows_for_lower_bound, rows_for_upper_bound
-
-CALM = settings(max_examples=25, deadline=None)
-"""A busy machine is no reason to fail."""
-
-
-def test_a_perfect_record_by_hand() -> None:
-    # Wilson's lower end for n of n is n / (n + z²): 0.9 needs n = 9 z² = 34.6, and 0.95 needs 19 z² = 72.99.
-    assert rows_for_lower_bound(1.0, 0.9) == 35
-    assert rows_for_lower_bound(1.0, 0.95) == 73
-    assert rows_for_lower_bound(1.0, 0.9, confidence=0.99) == 60  # 9 * 2.5758²
+from smallfirst.stats.intervals import Estimate, upper_bound, wilson
+from smallfirst.stats.sample_size import (
+    MAX_ROWS,
+    chance_of_error_bound,
+    chance_of_interval,
+    chance_of_share,
+    fewest_rows,
+    round_up_to_two_digits,
+    rows_for_upper_bound,
+)
 
 
-@CALM
-@given(st.integers(500, 1000), st.integers(10, 300))
-def test_so_many_rows_reach_the_bar_and_no_fewer_do(permille: int, below: int) -> None:
-    rate, bar, most = permille / 1000, (permille - below) / 1000, 2000
-
-    def reached(n: int) -> bool:
-        return wilson(permille * n // 1000, n).low >= bar - 1e-12  # whole numbers: nothing to round
-
-    needed = rows_for_lower_bound(rate, bar, max_rows=most)
-    assert needed == next((n for n in range(1, most + 1) if reached(n)), None)
-
-
-def test_a_whole_number_of_successes_is_not_rounded_down_to_the_one_before() -> None:
-    # 0.57 * 100 is 56.99999999999999 to a computer.
-    needed = rows_for_lower_bound(0.57, wilson(57, 100).low - 1e-9)
-    assert needed is not None
-    assert needed <= 100
+@pytest.mark.parametrize(
+    ("chance", "rows", "said"),
+    [
+        (lambda n: float(n >= 100), 100, 1.0),
+        (lambda n: min(0.9, n / 1000), 750, 0.75),
+        (lambda n: min(0.5, n / 1000), 450, 0.45),  # nine tenths of what is possible
+        (lambda n: 1.0, 0, 1.0),
+    ],
+)
+def test_the_fewest_rows_that_are_likely_enough(chance: Callable[[int], float], rows: int, said: float) -> None:
+    found = fewest_rows(chance)
+    assert found.n_more == pytest.approx(rows, rel=0.05)
+    assert found.chance == pytest.approx(said, rel=0.05)
+    assert not found.unlikely
 
 
-def test_a_rate_at_or_below_the_bar_never_shows_it() -> None:
-    assert rows_for_lower_bound(0.9, 0.9) is None
-    assert rows_for_lower_bound(0.8, 0.9) is None
-    assert rows_for_lower_bound(0.91, 0.9, max_rows=1000) is None
+def test_only_what_no_number_of_rows_makes_likely_is_unlikely() -> None:
+    assert fewest_rows(lambda n: 0.07).unlikely
+    assert not fewest_rows(lambda n: 0.1 * n / MAX_ROWS).unlikely
+
+
+def test_a_share_s_chance_is_that_of_simulated_measurements() -> None:
+    draw, right, n, more, bar = np.random.default_rng(0), 88, 100, 300, 0.85
+    truths = draw.beta(right + 1, n - right + 1, 4000)
+    came = [wilson(right + draw.binomial(more, p), n + more).low >= bar for p in truths]
+    assert chance_of_share(right, n, more, bar) == pytest.approx(np.mean(came), abs=0.03)
+    fresh = [wilson(draw.binomial(more, p), more).low >= bar for p in truths]
+    assert chance_of_share(right, n, more, bar, again=0.0) == pytest.approx(np.mean(fresh), abs=0.03)
+    assert chance_of_share(right, n, 0, 0.9) == 0
+
+
+def test_an_error_bound_s_chance_is_that_of_simulated_tests() -> None:
+    draw, wrong, n, more, limit = np.random.default_rng(1), 1, 60, 200, 0.05
+    truths = draw.beta(wrong + 0.8, n - wrong + 1, 4000)
+    came = [upper_bound(wrong + draw.binomial(more, p), n + more) <= limit for p in truths]
+    assert chance_of_error_bound(wrong, n, more, limit, level=0.05) == pytest.approx(np.mean(came), abs=0.03)
+    assert chance_of_error_bound(0, 59, 0, limit, level=0.05) == 1  # 0.95**59 = 0.0485
+    assert chance_of_error_bound(0, 58, 0, limit, level=0.05) == 0
+
+
+def test_an_interval_s_chance_by_hand() -> None:
+    found = Estimate(value=0.9, low=0.8, high=0.95, n=100)
+    # Half of the width with four times the rows: the lower end lies at the value's distance, so one in two.
+    assert chance_of_interval(found, 0.85, 300, z=1.96) == pytest.approx(0.5)
+    assert chance_of_interval(found, 0.8, 0, z=1.96) == 1
+    assert chance_of_interval(found, 0.96, 0, z=1.96, at_most=True) == 1
+    assert chance_of_interval(found, 0.94, 0, z=1.96, at_most=True) == 0
+    # A value one standard error below the threshold is above it in truth in one of six cases.
+    assert chance_of_interval(found, 0.9 + 0.1 / 1.96, 10**9, z=1.96) == pytest.approx(0.159, abs=0.001)
 
 
 def test_fifty_nine_rows_without_an_error_show_at_most_five_percent() -> None:

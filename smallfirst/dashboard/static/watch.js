@@ -9,7 +9,7 @@ const BASES = {
 };
 const DRIFTED = 'Requests look different from those that the promise was made on. More answers are audited until audits show the promise again.';
 const MEANINGS = {
-  confidence: DRIFTED, ood_score: DRIFTED, label: DRIFTED, guarantee: 'Audits found more wrong answers than promised, so the large model answers.', recovery: 'Audits show the promise again.',
+  confidence: DRIFTED, ood_score: DRIFTED, label: DRIFTED, guarantee: 'Audits found more wrong answers than the promise or the gate allows.', recovery: 'Audits show it again.',
 };
 const LEVELS = { live: 'good', shadow: 'mixed', drift: 'mixed', fallback: 'bad' };
 
@@ -91,13 +91,14 @@ function cards(found) {
     right && (right.small
       ? card(`Small answers ${byLarge(right.small) ? 'confirmed' : 'right'}`, percent(right.small.value), `${count(right.small.n - right.small.n_wrong)} of ${plural(right.small.n, 'audit')}${byLarge(right.small) ? ', by the large model' : ''}`,
         range95(right.small), promise(router))
-      : card('Small answers right', '–', router?.state === 'live' && !router.guarantee ? 'nothing is promised, so nothing is audited' : 'no audit in this time yet')));
+      : card('Small answers right', '–', router?.state === 'live' && !router.guarantee && !router.live.by_gate ? 'nothing is promised, and nobody audits' : 'no audit in this time yet')));
 }
 
 /** Return true if it was the large model that judged most audits: it errs too, so what it denies need not be wrong. */
 const byLarge = ({ judges: { large = 0, person = 0 } }) => large > person;
 
 function promise(router) {
+  if (!router?.live.promised && router?.live.by_gate) return `the gate holds from ${percent(router.live.by_gate)} on${router.judge === 'large' ? ', since the large model errs too' : ''}`;
   if (!router?.live.promised) return null;
   const least = percent(router.live.promised);
   return router.judge === 'large' ? `the promise holds from ${least} on, since the large model errs too` : `promised: at least ${least}`;

@@ -41,6 +41,7 @@ from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import TaskFile, read_task_file
 from smallfirst.records import Record
+from smallfirst.registry.versions import SHADOW
 from smallfirst.sync import outside_event_loop
 from smallfirst.traffic.task_source import TaskSource, Teacher
 
@@ -48,6 +49,8 @@ CORRECTIONS = "corrections.jsonl"
 """File of people's right answers in the task's folder, in the columns of its rows."""
 MIN_CORRECTIONS = 200
 """Fewer corrections than this only train: they could hardly certify anything."""
+SECOND_LOOK_AFTER = 1000
+"""Texts in shadow after which the certificate is looked for once more, unless the drafted task.yaml sets another."""
 NEAR = 0.6
 """Cosine similarity from which two cases with the same recorded answer count as one mistake or one success."""
 _AT_ONCE = 256
@@ -70,6 +73,11 @@ class Learnt(Record):
     """True if people's answers certify; False if the certificate promises agreement with the large model."""
     version: int
     promise: str
+    """Empty while nothing is promised."""
+    why: str = ""
+    """Why nothing is; empty where something is."""
+    second_look_after: int | None = None
+    """Texts in shadow after which the certificate is looked for once more."""
     share: float
     """Share of the test rows that stayed small."""
     observed: Observed = Observed()
@@ -80,20 +88,27 @@ class Learnt(Record):
     def promise_in_words(self) -> str:
         """Return the promise and what it calls right."""
         right = "people answered" if self.promises_accuracy else "the large model answered"
-        return f"{self.promise}; right is what {right}"
+        return f"{self.promise}; right is what {right}" if self.promise else ""
 
     @property
     def in_words(self) -> tuple[str, ...]:
         """Return what it means in sentences."""
         of = f", {self.n_corrections} of them corrected by people" if self.n_corrections else ""
         of += f", and from {self.n_marked:,} that judges marked as it was served" if self.n_marked else ""
+        stays = f"{self.share:.0%} of the test rows stay small" if self.promise else "nothing stays small yet"
         return (
             f"{self.task}: learnt from {self.n_rows:,} recorded answers{of}",
-            f"promise: {self.promise_in_words}",
-            f"{self.share:.0%} of the test rows stay small; report: {self.report}",
+            f"promise: {self.promise_in_words or f'none yet: {self.why}'}",
+            f"{stays}; report: {self.report}",
             *self.observed.in_words,
             "in shadow: the large model answers, and the small one is compared with it",
+            *([f"the second look comes by itself, after {self.second_look_after:,} texts there"] * bool(self.waits)),
         )
+
+    @property
+    def waits(self) -> bool:
+        """True if a second look is to come."""
+        return self.second_look_after is not None
 
 
 class _Row(NamedTuple):
@@ -130,28 +145,31 @@ def learn(
     _write_task(place, folder, files, labels="gold" if accuracy else "large", named=named)
     n_marked = _add_marked(place)
     summary = _run(place, progress, minutes)
-    certificate, promoted, routed = summary.certificate, summary.promoted, summary.paths.get("routed")
+    certificate, routed = summary.certificate, summary.paths.get("routed")
     assert certificate is not None  # else the run has ended with an error
-    assert promoted is not None
+    version, candidate = _registered(summary)
     learnt = Learnt(
         task=source.name,
         n_rows=len(rows),
         n_corrections=len(corrected),
         n_marked=n_marked,
         promises_accuracy=accuracy,
-        version=promoted.version,
-        promise=certificate.guarantee.in_words,
-        share=routed.share if routed else 0.0,
-        observed=_observed(summary, promoted.candidate, rows, certificate.max_error),
+        version=version,
+        promise=certificate.guarantee.in_words if certificate.issued else "",
+        why="" if certificate.issued else certificate.why,
+        second_look_after=read_task_file(place).routing.second_look_after,
+        share=routed.share if routed and certificate.issued else 0.0,
+        observed=_observed(summary, candidate, rows, certificate.max_error) if certificate.issued else Observed(),
         report=summary.report,
     )
     file = takeovers or TakeOvers()
     before = file.read().get(source.name)
     taken = TakeOver(task=source.name, folder=folder.absolute(), version=learnt.version)
     why = "learnt; the small model is compared with the large one before it answers"
+    new = {"folder": taken.folder, "version": taken.version, "promise": learnt.promise_in_words}
     file.put(
         (before or taken)
-        .model_copy(update={"folder": taken.folder, "version": taken.version, "promise": learnt.promise_in_words})
+        .model_copy(update={**new, "certificate": "", "second_look": ""})
         .moved("shadow", cause="person", why=why, share=0.0)
     )
     return learnt
@@ -199,18 +217,31 @@ def _add_marked(place: Path) -> int:
 
 
 def _run(place: Path, progress: Progress | None, minutes: float | None) -> RunSummary:
-    """Run the whole path; say in the words of a take-over what is missing if nothing can be promised."""
+    """Run the whole path; say in the words of a take-over what is missing if nothing can be promised.
+
+    That is no error where the version drafts in shadow until a second look.
+    """
     file = read_task_file(place)
     file = file if minutes is None else file.with_minutes(minutes)
     summary, error = outside_event_loop(lambda: try_run(file, task=str(place), progress=progress))
-    if isinstance(error, GateFailed):
+    drafts = summary.outcome is not None and summary.outcome.alias == SHADOW
+    if isinstance(error, GateFailed) and not drafts:
         why = summary.certificate.why if summary.certificate else error.args[0]
         raise GateFailed(
             f"{file.name}: nothing can be promised yet: {why}", hint=f"more traffic; read {summary.report}"
         )
-    if error is not None:
+    if error is not None and not drafts:
         raise error
     return summary
+
+
+def _registered(summary: RunSummary) -> tuple[int, str]:
+    """Return the version of a run and its candidate, live or in shadow."""
+    if (live := summary.promoted) is not None:
+        return live.version, live.candidate
+    assert summary.outcome is not None
+    assert summary.outcome.version is not None
+    return summary.outcome.version, ""
 
 
 def _observed(summary: RunSummary, candidate: str, rows: Sequence[_Row], limit: float) -> Observed:
@@ -352,6 +383,10 @@ def _write_task(place: Path, folder: Path, files: Mapping[str, str], *, labels: 
         "gate": {**(values.get("gate") or {}), "accuracy_at_least": 1.0},
         "routing": {**(values.get("routing") or {}), "labels": labels},
     }
+    if labels == "large" and not read_task_file(folder).why_no_second_look:
+        changes["routing"].setdefault("second_look_after", SECOND_LOOK_AFTER)
+    else:
+        changes["routing"].pop("second_look_after", None)
     if isinstance(values.get("labels"), list):  # people may name one that the large model never did
         changes["labels"] = list(dict.fromkeys([*values["labels"], *named]))
     _write_settings(place, {**values, **changes})

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from smallfirst.deployment.second_look import Readiness, SecondLook
 from smallfirst.deployment.task_deployment import DeployedVersion, TargetVersions, TaskDeployment
 from smallfirst.gateway.takeover.background import BackgroundTasks
 from smallfirst.gateway.takeover.step_back import Watches
@@ -21,6 +22,7 @@ from smallfirst.gateway.takeover.upstream import Asked, Upstream
 from smallfirst.models.protocol import Completion, Request, Route
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.project.task_file import read_task_file
+from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.types import Decision
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import LedgerRow, StateRow
@@ -75,10 +77,12 @@ class LiveTask:
     ) -> None:
         """`agreement`: right is what the large model answered; else people's answers certify."""
         self.taken, self.upstream, self.deployed, self.agreement = taken, upstream, deployed, agreement
-        self.source, self.router = upstream.source, deployed.router
+        self.source, self.router, self.serves = upstream.source, deployed.router, taken.serves
         self._ledger, self._update, self._one_tenant = ledger, update, one_tenant
         self._watches = Watches()
         self._background = BackgroundTasks()
+        if (looks := self.router.second_look) is not None:
+            looks.may_go_live, looks.on_taken = self._readiness, self._looked
 
     @classmethod
     def load(
@@ -98,7 +102,10 @@ class LiveTask:
         deployed = deployment.load(wanted)
         upstream.usual_usd = deployed.router.router.options.expected_cost_usd.get("large", 0.0)
         agreement = deployment.file.routing.labels == "large"
-        return cls(taken, upstream, deployed, ledger, update, one_tenant, agreement=agreement)
+        live = cls(taken, upstream, deployed, ledger, update, one_tenant, agreement=agreement)
+        if deployed.second_look is not None:  # of a process that was killed before it told the file
+            live._looked(deployed.second_look)
+        return live
 
     def follow(self, taken: TakeOver) -> None:
         """Take over what the file says now; when a person has changed it, evidence begins anew."""
@@ -137,7 +144,7 @@ class LiveTask:
     async def passed(self, ruling: Ruling, response: dict[str, Any] | None, *, latency_ms: float = 0.0) -> None:
         """Note what the upstream answered to a request that was passed, and compare the small model's draft with it."""
         tenant = ruling.asked.tenant
-        self._followed(ruling.asked)
+        grown = self._followed(ruling.asked)
         completion = self.upstream.read(ruling.asked, response, latency_ms=latency_ms)
         if completion is None:
             return
@@ -149,13 +156,15 @@ class LiveTask:
                 self._evidence(tenant, "model", self._watches.of(tenant).drafts.compared(last.differs))
             self._note(ruling, noted)
             return
-        share = COMPARED_BESIDE if self.taken.live_share else 1.0
+        share = COMPARED_BESIDE if self._live_share else 1.0
         why = ruling.why if ruling.decision is None else ruling.decision.route.why
         route = Route(stage="large", why=why, certified=False, task=self.router.name)
         if ruling.why != ALONE:  # what one tenant has changed is no evidence against the promise to the others
             drawn = ruling.decision is None and random.random() < share
             route = route.model_copy(update={"audit_share": share, "audited": drawn})
-        self._note(ruling, completion.model_copy(update={"route": route}))
+        as_learnt = not grown and completion.answered_by == (self.source.teacher.model or completion.answered_by)
+        counts = as_learnt and self.taken.state != "stepped back" and self.upstream.reads(ruling.asked, response)
+        self._note(ruling, completion.model_copy(update={"route": route}), in_shadow=counts)
 
     def missed(self, tenant: str) -> None:
         """Note that the upstream has answered a request that resembles the task's wording and does not follow it."""
@@ -166,9 +175,32 @@ class LiveTask:
         await self._background.wait()
         await self.deployed.aclose()
 
-    def _followed(self, asked: Asked) -> None:
-        """Note an answered request that follows the task's wording."""
-        self._evidence(asked.tenant, "prompt", self._watches.of(asked.tenant).wording.followed(asked.text))
+    def _followed(self, asked: Asked) -> str:
+        """Note an answered request that follows the task's wording; return how that has grown, or nothing."""
+        grown = self._watches.of(asked.tenant).wording.followed(asked.text)
+        self._evidence(asked.tenant, "prompt", grown)
+        return grown
+
+    @property
+    def _live_share(self) -> float:
+        """Share of the requests for which the small model may answer now: none while nothing is promised."""
+        return self.taken.live_share if self.router.router.certificate.issued else 0.0
+
+    def _readiness(self) -> Readiness:
+        live = self.taken.state == "live"
+        return Readiness(live, self.taken.command, share=self.taken.share if live else 0.0, held=True)
+
+    def _looked(self, look: SecondLook) -> None:
+        """Note what the second look found for all processes; they load the certificate that it put in force."""
+        found: dict[str, str] = {"second_look": look.found}
+        if look.replaces:
+            found |= {"certificate": look.certificate.fingerprint(), "promise": promised_agreement(look.certificate)}
+
+        def note(known: TakeOver | None) -> TakeOver:
+            after = known or self.taken
+            return after.model_copy(update=found) if after.version == self.taken.version else after
+
+        self.follow(self._update(self.taken.task, note))
 
     def _answered_by(self, tenant: str, model: str) -> None:
         """Note which model the upstream's response names."""
@@ -228,7 +260,7 @@ class LiveTask:
         self._background.start(self._ledger.append_async(row))
 
     def _in_share(self, id: str) -> bool:
-        share = self.taken.live_share
+        share = self._live_share
         drawn = int.from_bytes(hashlib.sha256(f"{self.taken.task}:{id}".encode()).digest()[:6]) / 2**48
         return drawn < share
 
@@ -239,7 +271,7 @@ class LiveTask:
             _log.warning("%s: an answer cannot be written in the upstream's format", self.taken.task)
             return None
 
-    def _note(self, ruling: Ruling, completion: Completion) -> None:
+    def _note(self, ruling: Ruling, completion: Completion, *, in_shadow: bool = False) -> None:
         """Write the ledger's row, and hand the answer to the audits."""
         asked, request = ruling.asked, ruling.request or ruling.asked.request
 
@@ -248,8 +280,13 @@ class LiveTask:
             self._answered_by(asked.tenant, other.answered_by)
             return other
 
-        self.router.answered(asked.id, request, completion, ask_large=ask_large)
+        self.router.answered(asked.id, request, completion, ask_large=ask_large, in_shadow=in_shadow)
         self._background.start(self._ledger.append_async(ledger_row(asked, completion)))
+
+
+def promised_agreement(certificate: Certificate) -> str:
+    """Return what a certificate promises where right is what the large model answered."""
+    return f"{certificate.guarantee.in_words}; right is what the large model answered"
 
 
 def ledger_row(asked: Asked, completion: Completion) -> LedgerRow:

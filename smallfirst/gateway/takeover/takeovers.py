@@ -44,7 +44,11 @@ class TakeOver(Record):
     """Version of its model in the registry; another one is loaded at once."""
     changed_at: AwareDatetime = datetime.fromtimestamp(0, UTC)
     promise: str = ""
-    """What its certificate promises, in words."""
+    """What its certificate promises, in words; empty while nothing is promised."""
+    certificate: str = ""
+    """Fingerprint of the certificate that the second look put in force; another one is loaded at once."""
+    second_look: str = ""
+    """What the second look found, in one sentence without its end; empty before it."""
     cause: Cause = ""
     why: str = ""
     """What led to its state, in one sentence."""
@@ -72,6 +76,22 @@ class TakeOver(Record):
         changes = {"state": state, "cause": cause, "why": why, "changed_at": datetime.now(UTC)}
         changes |= {} if share is None else {"share": share}
         return self.model_copy(update=changes | ({"tenant_back": None} if cause == "person" else {}))
+
+    @property
+    def serves(self) -> tuple[Path, int, str]:
+        """What is loaded for it."""
+        return self.folder, self.version, self.certificate
+
+    @property
+    def about_second_look(self) -> str:
+        """What the second look found, and the command that follows where it waits for one; empty before it."""
+        waits = self.second_look and self.certificate and self.state == "shadow"
+        return f"{self.second_look}; ready: {self.command}" if waits else self.second_look
+
+    @property
+    def command(self) -> str:
+        """The command that lets the small model answer."""
+        return f"smallfirst take-over {self.task} --share 0.1"
 
     def stepped_back(self, tenant: str, cause: Cause, why: str, *, one_tenant: bool) -> TakeOver:
         """Return it after evidence of a tenant: back for this one alone, or for all if it is the only or second one."""

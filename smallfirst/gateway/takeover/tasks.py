@@ -198,7 +198,7 @@ class TakenOverTasks:
         found: dict[str, LiveTask] = {}
         for name, taken in wanted.items():
             running = self.tasks.get(name)
-            if running is not None and (running.taken.folder, running.taken.version) == (taken.folder, taken.version):
+            if running is not None and running.serves == taken.serves:
                 running.follow(taken)
                 found[name] = running
                 continue

@@ -71,6 +71,11 @@ class Upstream(CallableModel):
             raise ModelError(f"{self.name} did not answer an audit: HTTP {status}")
         return found
 
+    def reads(self, asked: Asked, response: Json | None) -> bool:
+        """Return True if the answer is whole and in the format of the recorded ones, as what is learnt from must be."""
+        answer = read_answer(asked.path, response or {})
+        return answer is not None and (asked.answer_format or self.source.answer_format).parse(answer) is not None
+
     def read(self, asked: Asked, response: Json | None, *, latency_ms: float = 0.0) -> Completion | None:
         """Return the answer in a response, in the task's form where it has the known format; None without one."""
         answer = read_answer(asked.path, response or {})

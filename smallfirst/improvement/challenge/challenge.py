@@ -15,6 +15,8 @@ from smallfirst.gate.verdict import Verdict, format_verdict
 from smallfirst.improvement.challenge.comparison import ChampionComparison, compare_to_champion
 from smallfirst.pipeline import run as pipeline
 from smallfirst.pipeline.parity import parity_stage
+from smallfirst.pipeline.plans.outcome import answers_live, gate_line
+from smallfirst.pipeline.release import may_go_alone
 from smallfirst.project.project import Project
 from smallfirst.project.rows import with_canonical_answers, with_harvested
 from smallfirst.project.run_folder import PROMOTED, Promotion, RunFolder
@@ -43,9 +45,9 @@ class ChallengeResult(Record):
     candidate: str
     verdict: Verdict
     version: int | None = None
-    """The challenger's version; None if it failed the gate."""
+    """The challenger's version; None if it may not go live."""
     contest: ChampionComparison | None = None
-    """The comparison; None if it failed the gate."""
+    """The comparison; None if it may not go live."""
     won: bool
     """True if it became champion."""
     why: str
@@ -89,9 +91,14 @@ def challenge(project: Project, rows: Path, *, resume: bool = False) -> Challeng
     pipeline.evaluate_stage(project, run_folder)
     verdicts = pipeline.gate_stage(grown, run_folder)
     candidate = pipeline.chosen_candidate(project, verdicts)
-    verdict = verdicts.of(candidate)
-    if not verdict.passed:
+    verdict, why = verdicts.of(candidate), f"{candidate} did not pass the gate"
+    may = may_go_alone(grown, verdict)
+    if not may:
+        if verdict.passed:
+            why = f"{candidate} meets the default gate, which lets nobody answer alone: write  {gate_line(grown)}"
+            why += "  into task.yaml, if that is good enough"
         plan = pipeline.small_first_stage(grown, run_folder).passed
+        may = plan is not None
         candidate, verdict = (plan.candidate, plan.verdict) if plan else (candidate, verdict)
     made = ChallengeResult(
         task=project.file.name,
@@ -103,9 +110,9 @@ def challenge(project: Project, rows: Path, *, resume: bool = False) -> Challeng
         candidate=candidate,
         verdict=verdict,
         won=False,
-        why=f"{candidate} did not pass the gate",
+        why=why,
     )
-    if made.verdict.passed:
+    if may:
         made = _contested(grown, run_folder, champion, made)
     else:
         project.progress.log(format_verdict(made.verdict))
@@ -168,13 +175,17 @@ def _contested(grown: Project, run_folder: RunFolder, champion: _Champion, made:
     found = compare_to_champion(
         test, champion.test, routed=(ours, theirs) if ours and theirs else None, look=_look(champion, run_folder)
     )
-    if found.won:
+    bound = found.won and not answers_live(grown, run_folder)
+    won, why = found.won and not bound, found.why
+    if bound:
+        why = f"{why}; but routing.guarantee binds single answers, and it is not shown: nothing of it may be answered"
+    if won:
         trial.save(run_folder.path / PROMOTED)
         versions.promote(version.name, version.version)
         pipeline.decide_outcome(grown, run_folder)
         with store_errors():
             client().delete_registered_model_alias(version.name, CHALLENGER)
-    result = made.model_copy(update={"version": version.version, "contest": found, "won": found.won, "why": found.why})
+    result = made.model_copy(update={"version": version.version, "contest": found, "won": won, "why": why})
     for line in result.in_words:
         grown.progress.log(line)
     return result

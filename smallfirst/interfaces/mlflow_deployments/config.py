@@ -117,7 +117,7 @@ def _plan(body: EndpointBody) -> EndpointPlan:
     )
     cascade = None
     if own.strategy == "cascade":
-        cascade = Cascade(fallback=own.fallback or external[0].name, override=own.override)
+        cascade = Cascade(fallback=own.fallback or external[0].name)
     return EndpointPlan(
         registered=tuple(
             RegisteredEntity(name=entity_name(one), model=one.entity_name, version=one.entity_version)

@@ -207,14 +207,10 @@ def _traffic_rules(body: EndpointBody, names: list[str]) -> Iterator[str]:
 def _cascade_rules(body: EndpointBody) -> Iterator[str]:
     own, entities = body.smallfirst, body.config.served_entities
     if own.threshold is not None:
-        yield (
-            "smallfirst.threshold: cannot be set; the certificate of the version holds it (smallfirst calibrate), "
-            "or somebody signs: override: {by: …, because: …}"
-        )
+        yield "smallfirst.threshold: cannot be set; the certificate of the version holds it (smallfirst calibrate)"
     if own.strategy == "split":
-        for field in ("fallback", "override"):
-            if getattr(own, field):
-                yield f"smallfirst.{field}: only applies to strategy: cascade"
+        if own.fallback:
+            yield "smallfirst.fallback: only applies to strategy: cascade"
         return
     external = [entity_name(one) for one in entities if one.external_model is not None]
     if len(external) == len(entities):

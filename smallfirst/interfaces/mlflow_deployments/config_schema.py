@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from smallfirst import ServeSettings, SignedOverride
+from smallfirst import ServeSettings
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.records import Record
 
@@ -173,8 +173,6 @@ class SmallfirstSettings(Record):
     """`cascade`: registered models answer what their certificate allows, the fallback the rest."""
     fallback: str = ""
     """External entity that a cascade asks last; optional if there is only one."""
-    override: SignedOverride | None = None
-    """Signature that lets a cascade answer without an issued certificate."""
     threshold: Any = None
     """Refused: the certificate holds it."""
     sticky_by: tuple[str, ...] = ("user",)

@@ -60,7 +60,7 @@ Endpoint config: what Databricks' serving endpoints take, as it is.
                     {"name", "external_model": {"name", "provider", "task": "llm/v1/chat", "openai_config": {…}}}
                     providers: openai, databricks-model-serving, custom
   traffic_config    {"routes": [{"served_model_name", "traffic_percentage"}]}, together 100
-  smallfirst        {"strategy": "split" or "cascade", "fallback", "override": {"by", "because"}, "sticky_by",
+  smallfirst        {"strategy": "split" or "cascade", "fallback", "sticky_by",
                      "prices", "server": {"host", "port", "api_keys_sha256", …}, "follow_every_s"}
 Secrets: {{secrets/scope/key}} is read from the environment variable SCOPE_KEY; it is never kept.
 A server that asks for a key is sent the one in SMALLFIRST_API_KEY.

@@ -63,31 +63,38 @@ class ScopedClassifier:
     @classmethod
     def fit(cls, classifier: LinearClassifier, train: Dataset, selection: Dataset, manifest: Manifest) -> Self | None:
         """Return the classifier with the signals fused; None with too few selection rows of either kind."""
-        labels, other = manifest.task.closed, getattr(manifest.task, "other", None)
-        is_other = np.array([example.answer == other for example in selection.examples], dtype=bool)
-        if other is None or is_other.sum() < MIN_OTHER or (~is_other).sum() < MIN_OWN:
+        if not has_enough_rows([example.answer for example in selection.examples], manifest):
             return None
+        scoped = cls.unweighted(classifier, train, manifest)
+        if scoped is not None:
+            found, at = scoped.measure([example.text for example in selection.examples]), scoped.parameters.other
+            nats = mix(found.labels, found.signals[:, -1], at)
+            answers = [example.answer for example in selection.examples]
+            scoped.parameters = choose_parameters(nats, found.signals, answers, manifest) or scoped.parameters
+        return scoped
+
+    @classmethod
+    def unweighted(cls, classifier: LinearClassifier, train: Dataset, manifest: Manifest) -> Self | None:
+        """Return the classifier with the profile of `train`, its signals not fused yet.
+
+        None where it reads no encoder, or the task has no label for texts out of scope.
+        """
+        labels, other = manifest.task.closed, getattr(manifest.task, "other", None)
         own = [example for example in train.examples if example.answer != other]
+        if manifest.kind != "encoder" or other is None or not labels or not own:
+            return None
         own = [own[i] for i in np.linspace(0, len(own) - 1, min(len(own), MAX_ROWS)).astype(int)]
         vectors = classifier.features([example.text for example in own])
         none = np.zeros((len(own), 0), dtype=np.float32)
         profile = HiddenStateProfile.fit(HiddenStates(vectors, none), [labels.index(e.answer) for e in own])
-        at = labels.index(other)
-        scoped = cls(classifier, profile, ScopeParameters(other=at, weights=(1.0,) * 5, offset=0.0))
-        found = scoped.measure([example.text for example in selection.examples])
-        weights = fit_weights(found.signals, is_other)
-        logs = scoped.mix(found, found.signals @ weights)
-        gold = np.array([labels.index(example.answer) for example in selection.examples])
-        offset = choose_offset(logs, gold, at)
-        scoped.parameters = ScopeParameters(other=at, weights=tuple(weights.tolist()), offset=offset)
-        return scoped
+        return cls(classifier, profile, ScopeParameters(other=labels.index(other), weights=(1.0,) * 5, offset=0.0))
 
     def score(self, texts: Sequence[str]) -> list[LabelLogProbs]:
         if not texts:
             return []
         began, own = time.perf_counter(), self.parameters
         found = self.measure(texts)
-        logs = self.mix(found, found.signals @ np.asarray(own.weights) + own.offset)
+        logs = mix(found.labels, found.signals @ np.asarray(own.weights) + own.offset, own.other)
         busy_s = (time.perf_counter() - began) / len(texts)
         return [LabelLogProbs(row, 0, busy_s) for row in logs]
 
@@ -99,14 +106,7 @@ class ScopedClassifier:
         signals = self.profile.nonconformity(HiddenStates(vectors, own))
         every = log_softmax(logits, 1.0)
         odds = every[:, other] - np.logaddexp.reduce(np.delete(every, other, axis=1), axis=1)
-        labels = np.insert(log_softmax(own, 1.0), other, -np.inf, axis=1)
-        return Measured(labels, np.column_stack([signals, odds]))
-
-    def mix(self, found: Measured, odds: np.ndarray) -> np.ndarray:
-        """Return log-probabilities of all labels (texts, labels), `other` having the log-odds `odds` (texts,)."""
-        logs: np.ndarray = found.labels - np.logaddexp(0, odds)[:, None]
-        logs[:, self.parameters.other] = -np.logaddexp(0, -odds)
-        return logs
+        return Measured(own_labels(every, other), np.column_stack([signals, odds]))
 
     def save(self, folder: Path, manifest: Manifest) -> Manifest:
         """Write what was fitted beside the classifier that `folder` holds, and the manifest."""
@@ -125,6 +125,42 @@ def load_classifier(folder: Path, manifest: Manifest) -> LinearClassifier | Scop
         return classifier
     profile = HiddenStateProfile.load(folder / PROFILE_FILE)
     return ScopedClassifier(classifier, profile, ScopeParameters.load(folder / SCOPE_FILE))
+
+
+def own_labels(logs: np.ndarray, other: int) -> np.ndarray:
+    """Return the log-probabilities (texts, labels) of the labels in scope alone, -inf for `other`, in nats."""
+    found: np.ndarray = np.insert(log_softmax(np.delete(logs, other, axis=1), 1.0), other, -np.inf, axis=1)
+    return found
+
+
+def mix(labels: np.ndarray, odds: np.ndarray, other: int) -> np.ndarray:
+    """Return log-probabilities of all labels (texts, labels), `other` having the log-odds `odds` (texts,)."""
+    logs: np.ndarray = labels - np.logaddexp(0, odds)[:, None]
+    logs[:, other] = -np.logaddexp(0, -odds)
+    return logs
+
+
+def has_enough_rows(answers: Sequence[str], manifest: Manifest) -> bool:
+    """Return True if these rows are enough of either kind to fuse the signals by."""
+    n_other = sum(answer == getattr(manifest.task, "other", None) for answer in answers)
+    return n_other >= MIN_OTHER and len(answers) - n_other >= MIN_OWN
+
+
+def choose_parameters(
+    nats: np.ndarray, signals: np.ndarray, answers: Sequence[str], manifest: Manifest
+) -> ScopeParameters | None:
+    """Return the weights of the signals (rows, 5) and the offset that suit rows with these right answers.
+
+    `nats` (rows, labels) are log-probabilities. None with too few rows of either kind.
+    """
+    if not has_enough_rows(answers, manifest):
+        return None
+    labels, other = manifest.task.closed, getattr(manifest.task, "other", None)
+    at = labels.index(str(other))
+    weights = fit_weights(signals, np.array([answer == other for answer in answers]))
+    logs = mix(own_labels(nats, at), signals @ weights, at)
+    offset = choose_offset(logs, np.array([labels.index(answer) for answer in answers]), at)
+    return ScopeParameters(other=at, weights=tuple(weights.tolist()), offset=offset)
 
 
 def fit_weights(signals: np.ndarray, is_other: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from smallfirst.models.catalog import find_weights
 from smallfirst.models.few_shot import PromptedModel, fixed_shots
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Model
-from smallfirst.pipeline.train import choose_precision, fine_tune
+from smallfirst.pipeline.candidates.fine_tune import choose_precision, fine_tune
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.project.candidates import Candidate
 from smallfirst.project.project import Project

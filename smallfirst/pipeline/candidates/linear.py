@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from smallfirst.data.dataset import Dataset, Example
+from smallfirst.evaluation.out_of_fold import FoldAnswers, RawAnswer, folds_of, read_labels
 from smallfirst.evaluation.results import EvaluatedRow
 from smallfirst.models.catalog import find_weights
+from smallfirst.models.encoder.cached import CachedEncoder
 from smallfirst.models.encoder.static_vectors import STATIC_VECTORS, StaticVectors
-from smallfirst.models.manifest import Manifest, write_manifest
+from smallfirst.models.linear.classifier import LinearClassifier
+from smallfirst.models.linear.scope import ScopedClassifier
+from smallfirst.models.manifest import INT8_FILE, Manifest, write_manifest
 from smallfirst.models.protocol import Completion
-from smallfirst.pipeline.train import choose_precision
+from smallfirst.pipeline.candidates.fine_tune import choose_precision
 from smallfirst.project.candidates import Candidate
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
@@ -23,10 +29,6 @@ from smallfirst.tasks.task import Task
 
 if TYPE_CHECKING:
     from smallfirst.models.label_model import Scorer
-    from smallfirst.models.linear.classifier import LinearClassifier
-
-FOLDS = 5
-"""Parts of the training rows, each answered by a model that was fitted on the others."""
 
 
 class LinearCandidate(Candidate):
@@ -36,17 +38,15 @@ class LinearCandidate(Candidate):
     headline = "A linear model is enough here."
     closed_answers_only = True
     several_labels = True
-    fitted_in_folds = True
+    n_folds = 5
 
     def fit(self, project: Project, run_folder: RunFolder) -> None:
         """Fit on the training rows; calibrate the confidence on the selection rows."""
-        from smallfirst.models.linear.classifier import LinearClassifier
-
         encoder = self._encoder(project)
         classifier = LinearClassifier.fit(self.kind, project.rows.train, project.task, encoder=encoder)
         base, folder = self.encoder_name(project.file.small), run_folder.model_folder(self.name)
         manifest = classifier.save(folder, Manifest(kind=self.kind, task=project.task, base=base))
-        if choose_precision(project, folder):
+        if (precision := choose_precision(project, folder)) is not None and precision.kept:
             classifier = LinearClassifier.load(folder, manifest)
         score = calibrate(project, classifier, manifest, folder)
         project.progress.log(f"fitted {self.title}: {score:.3f} on selection rows")
@@ -61,25 +61,33 @@ class LinearCandidate(Candidate):
             answers = self.answers(part, test, project.task, encoder)
             yield wilson(sum(row.correct for row in answers), len(test))
 
-    def out_of_fold(self, project: Project) -> tuple[EvaluatedRow, ...] | None:
-        """Return answers to the training rows, each by a model fitted on four fifths of the others.
+    def out_of_fold(self, project: Project, run_folder: RunFolder) -> FoldAnswers:
+        """Return answers by models fitted on four fifths of the rows; the first one's precision is chosen on them."""
+        rows, encoder = project.rows.development, self._encoder(project)
+        manifest = Manifest(kind=self.kind, task=project.task, base=self.encoder_name(project.file.small))
+        folds, answers, precision = folds_of(rows, self.n_folds), dict[int, RawAnswer](), None
+        for fold in folds:
+            classifier = LinearClassifier.fit(self.kind, fold.rest, project.task, encoder=encoder)
+            texts = [example.text for example in fold.held.examples]
+            answers |= dict(zip(fold.at, read_labels(classifier, fold.rest, texts, manifest), strict=True))
+            if fold is folds[0] and self.kind == "encoder":
+                with TemporaryDirectory() as folder:
+                    classifier.save(Path(folder), manifest)
+                    precision = choose_precision(project, Path(folder), fold.held)
+        given = [answers[i] for i in range(len(rows))]
+        return FoldAnswers.fit(given, rows, manifest, len(folds), int8=precision)
 
-        None where a text may have several labels.
-        """
-        task, train, encoder = project.task, project.rows.train, self._encoder(project)
-        answers: dict[int, EvaluatedRow] = {}
-        for fold in range(FOLDS):
-            rest = tuple(example for i, example in enumerate(train.examples) if i % FOLDS != fold)
-            if not task.closed or len({example.answer for example in rest}) < 2:
-                return None
-            found = self.answers(train.subset("fold", rest), train.examples[fold::FOLDS], task, encoder)
-            answers.update(zip(range(fold, len(train), FOLDS), found, strict=True))
-        return tuple(answers[i] for i in range(len(train)))
+    def refit(self, project: Project, run_folder: RunFolder, folds: FoldAnswers) -> None:
+        """Fit on training and selection rows."""
+        rows, folder = project.rows.development, run_folder.model_folder(self.name)
+        shutil.rmtree(folder, ignore_errors=True)
+        classifier = LinearClassifier.fit(self.kind, rows, project.task, encoder=self._encoder(project))
+        manifest = classifier.save(folder, folds.manifest)
+        finish_refit(classifier, rows, manifest, folds, folder)
 
     def answers(self, train: Dataset, rows: Sequence[Example], task: Task, encoder: Any = None) -> list[EvaluatedRow]:
         """Return the answers to `rows`, labels, of a model fitted on `train`; models of words need no encoder."""
         from smallfirst.evaluation.evaluate import score_row
-        from smallfirst.models.linear.classifier import LinearClassifier
 
         classifier = LinearClassifier.fit(self.kind, train, task, encoder=encoder)
         found = []
@@ -103,7 +111,7 @@ class LinearCandidate(Candidate):
         from smallfirst.models.encoder.sentence_encoder import open_encoder
 
         folder = find_weights(name, log=project.progress.log)
-        return _CachedEncoder(StaticVectors(folder) if self.kind == "static" else open_encoder(folder))
+        return CachedEncoder(StaticVectors(folder) if self.kind == "static" else open_encoder(folder))
 
 
 def calibrate(project: Project, classifier: LinearClassifier, manifest: Manifest, folder: Path) -> float:
@@ -112,7 +120,6 @@ def calibrate(project: Project, classifier: LinearClassifier, manifest: Manifest
     On selection rows, and with `other`, where there are enough of its rows: the signals that recognize it.
     """
     from smallfirst.evaluation.calibration import calibrate_labels
-    from smallfirst.models.linear.scope import ScopedClassifier
 
     selection, scorer = project.rows.selection, cast("Scorer", classifier)
     if manifest.kind == "encoder":
@@ -122,6 +129,20 @@ def calibrate(project: Project, classifier: LinearClassifier, manifest: Manifest
     score, manifest = calibrate_labels(scorer.score([e.text for e in selection.examples]), selection, manifest)
     write_manifest(folder, manifest)
     return score
+
+
+def finish_refit(
+    classifier: LinearClassifier, rows: Dataset, manifest: Manifest, folds: FoldAnswers, folder: Path
+) -> None:
+    """Complete the model in `folder`, fitted on `rows`, by what was fitted on the folds' answers."""
+    if folds.int8 is not None:
+        fingerprint = manifest.weights_fingerprint
+        folds.int8.model_copy(update={"weights_fingerprint": fingerprint}).save(folder / INT8_FILE)
+    scoped = ScopedClassifier.unweighted(classifier, rows, manifest) if folds.scope is not None else None
+    if scoped is not None and folds.scope is not None:
+        scoped.parameters = folds.scope
+        manifest = scoped.save(folder, manifest)
+    write_manifest(folder, manifest)
 
 
 class _Words(LinearCandidate):
@@ -178,20 +199,6 @@ class _LargerEncoder(LinearCandidate):
     role = "a linear model on the embeddings of a larger sentence encoder"
     explanation = "as sentence embeddings + linear, with a published model of five times the size"
     size = 22
-
-
-class _CachedEncoder:
-    """A sentence encoder that embeds every text once."""
-
-    def __init__(self, encoder: Any) -> None:
-        self._encoder = encoder
-        self._vectors: dict[str, np.ndarray] = {}
-
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
-        new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
-        if new:
-            self._vectors |= dict(zip(new, self._encoder.embed(new), strict=True))
-        return np.stack([self._vectors[text] for text in texts])
 
 
 WORDS, STATIC, ENCODER, LARGER_ENCODER = _Words(), _Static(), _Encoder(), _LargerEncoder()

@@ -5,23 +5,26 @@ Each is tracked in an MLflow run of its own.
 
 from __future__ import annotations
 
+import shutil
 from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from smallfirst.data.dataset import sample_rows
+from smallfirst.data.dataset import Dataset, sample_rows
+from smallfirst.evaluation.out_of_fold import FoldAnswers, folds_of
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.spans.alignment import learn_plan
-from smallfirst.pipeline.candidates.linear import calibrate
-from smallfirst.pipeline.train import choose_precision, fine_tune
+from smallfirst.pipeline.candidates.fine_tune import choose_precision, fine_tune
+from smallfirst.pipeline.candidates.linear import calibrate, finish_refit
 from smallfirst.project.candidates import Candidate
 from smallfirst.project.project import Project
-from smallfirst.project.run_folder import RunFolder
+from smallfirst.project.run_folder import FOLDS, RunFolder
 from smallfirst.tasks.answer import Answer, split_context
 from smallfirst.tasks.extract import Extract
 
 if TYPE_CHECKING:
+    from smallfirst.training.recipes.folds import EncoderRecipeLike
     from smallfirst.training.recipes.recipe import Recipe
 
 MAX_ROWS = 1000
@@ -40,27 +43,74 @@ class TunedEncoder(Candidate):
     measured_by_default = True
     encoder_setting: Literal["", "encoder", "larger_encoder"] = "encoder"
     training_setting = "encoder_training"
+    n_folds = 3
 
     @property
     def folder(self) -> str:
         return f"{self.name}/model"
 
     @abstractmethod
-    def recipe(self, project: Project) -> Recipe:
+    def recipe(self, project: Project) -> EncoderRecipeLike:
         """Return what it learns from."""
 
     def fit(self, project: Project, run_folder: RunFolder) -> None:
         """Fine-tune on the training rows and keep the epoch that is best on the selection rows."""
-        from smallfirst.training.recipes.contrastive import with_learning_rate
-
-        small, folder = project.file.small, run_folder.model_folder(self.name)
-        base, run_name = self.encoder_name(small), f"{run_folder.path.name}-{self.name}"
-        config = with_learning_rate(small.encoder_training, find_weights(base, log=project.progress.log))
-        fine_tune(project, self.recipe(project), config, base=base, folder=folder.parent, run_name=run_name)
+        folder = run_folder.model_folder(self.name)
+        self._fine_tune(project, self.recipe(project), folder.parent, f"{run_folder.path.name}-{self.name}")
         self.finish(project, folder)
 
+    def out_of_fold(self, project: Project, run_folder: RunFolder) -> FoldAnswers:
+        """Fine-tune once for each fold; a fold that was finished before an interruption is not trained again."""
+        from smallfirst.training.recipes.folds import FoldRecipe, ReadFold, join_folds
+
+        rows, place = project.rows.development, run_folder.path / FOLDS / self.name
+        folds, read, precision = folds_of(rows, self.n_folds), [], None
+        for number, fold in enumerate(folds, 1):
+            done = place / f"{number}.json"
+            if not done.is_file():
+                shutil.rmtree(place / "training", ignore_errors=True)
+                recipe = FoldRecipe(self.recipe(_with(project, fold.rest, fold.held)))
+                label = f"{self.name}, fold {number} of {len(folds)}"
+                self._fine_tune(project, recipe, place / "training", "", label=label, judged_by="on its fold")
+                found = choose_precision(project, place / "training" / "model", fold.held) if number == 1 else None
+                recipe.found.model_copy(update={"int8": found}).save(done)
+            read.append(ReadFold.load(done))
+            precision = precision or read[-1].int8
+        joined = join_folds(folds, read)
+        manifest = read[0].manifest
+        found = FoldAnswers.fit(joined.answers, rows, manifest, len(folds), curve=joined.curve, int8=precision)
+        shutil.rmtree(place / "training", ignore_errors=True)
+        return found
+
+    def refit(self, project: Project, run_folder: RunFolder, folds: FoldAnswers) -> None:
+        """Fine-tune on training and selection rows up to the epoch that was best out of fold."""
+        from smallfirst.training.recipes.folds import RefitRecipe
+
+        folder, in_time = run_folder.model_folder(self.name), project.on_epoch
+        shutil.rmtree(folder.parent, ignore_errors=True)  # a run that was interrupted begins this anew
+        project = _with(project, project.rows.development, project.rows.selection)
+        project = project._replace(on_epoch=lambda epoch, score: epoch >= folds.best_epoch or in_time(epoch, score))
+        name = f"{run_folder.path.name}-{self.name}"
+        recipe = RefitRecipe(self.recipe(project), folds)
+        self._fine_tune(project, recipe, folder.parent, name, judged_by="out of fold")
+        self.finish_refit(project, folder, folds)
+
+    def _fine_tune(self, project: Project, recipe: Recipe, folder: Path, run_name: str, **words: str) -> None:
+        from smallfirst.training.recipes.contrastive import with_learning_rate
+
+        base = self.encoder_name(project.file.small)
+        config = with_learning_rate(project.file.small.encoder_training, find_weights(base, log=project.progress.log))
+        fine_tune(project, recipe, config, base=base, folder=folder, run_name=run_name, **words)
+
     def finish(self, project: Project, folder: Path) -> None:
-        """Complete the model in `folder`."""
+        """Complete the model in `folder`, fitted on training rows."""
+
+    def finish_refit(self, project: Project, folder: Path, folds: FoldAnswers) -> None:
+        """Complete the model in `folder`, fitted on training and selection rows."""
+
+
+def _with(project: Project, train: Dataset, selection: Dataset) -> Project:
+    return project._replace(rows=project.rows.model_copy(update={"train": train, "selection": selection}))
 
 
 class _Tuned(TunedEncoder):
@@ -72,7 +122,7 @@ class _Tuned(TunedEncoder):
     closed_answers_only = True
     several_labels = True
 
-    def recipe(self, project: Project) -> Recipe:
+    def recipe(self, project: Project) -> EncoderRecipeLike:
         from smallfirst.training.recipes.contrastive import EncoderRecipe
 
         return EncoderRecipe(project.task, project.rows.train, project.rows.selection)
@@ -84,6 +134,12 @@ class _Tuned(TunedEncoder):
         if getattr(project.task, "other", None) is not None:
             manifest = read_manifest(folder)
             calibrate(project, LinearClassifier.load(folder, manifest), manifest, folder)
+
+    def finish_refit(self, project: Project, folder: Path, folds: FoldAnswers) -> None:
+        from smallfirst.models.linear.classifier import LinearClassifier
+
+        manifest = read_manifest(folder)
+        finish_refit(LinearClassifier.load(folder, manifest), project.rows.train, manifest, folds, folder)
 
 
 class _LargerTuned(_Tuned):
@@ -117,7 +173,7 @@ class _Tagger(TunedEncoder):
             _JUDGED[key] = learn_plan(task, sample_rows(train, MAX_ROWS).examples)[1]
         return f"{_JUDGED[key]}: that needs writing, which small does" if _JUDGED[key] else ""
 
-    def recipe(self, project: Project) -> Recipe:
+    def recipe(self, project: Project) -> EncoderRecipeLike:
         from smallfirst.training.recipes.tagging import TaggingRecipe
 
         return TaggingRecipe(cast(Extract, project.task), project.rows.train, project.rows.selection)
@@ -151,7 +207,7 @@ class _Reader(TunedEncoder):
             f"answers stand there word for word, at least {MIN_SHARE:.0%} must"
         )
 
-    def recipe(self, project: Project) -> Recipe:
+    def recipe(self, project: Project) -> EncoderRecipeLike:
         from smallfirst.training.recipes.reading import ReadingRecipe
 
         return ReadingRecipe(cast(Answer, project.task), project.rows.train, project.rows.selection)

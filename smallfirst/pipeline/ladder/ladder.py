@@ -9,7 +9,7 @@ from smallfirst.pipeline.ladder.plan import Rung, Step, TimeBudget, in_minutes, 
 from smallfirst.pipeline.ladder.times import TimeNeeded, time_needed
 from smallfirst.project.candidates import Candidate, get_candidate
 from smallfirst.project.project import Project
-from smallfirst.project.task_file import SMALLEST
+from smallfirst.project.task_file import RULES
 
 Fit = Callable[[Project, Candidate], None]
 """Fits a candidate and notes that it is fitted."""
@@ -31,7 +31,7 @@ class Ladder:
         self._waiting: dict[str, Rung] = {}
         self._combining_s = 0.0
         routing = project.file.routing
-        required = {*routing.ahead, project.file.goes_live} - {SMALLEST}
+        required = {*routing.ahead, project.file.goes_live}.difference(RULES)
         with project.progress.step("estimating how long each candidate takes"):
             for candidate in candidates:
                 try:

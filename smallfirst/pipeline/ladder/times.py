@@ -13,7 +13,7 @@ from smallfirst.data.dataset import Dataset
 from smallfirst.errors import WeightsNotFound
 from smallfirst.models.catalog import find_weights
 from smallfirst.pipeline.preflight.check import find_local_base, tokenize_rows, training_speed, validation_work
-from smallfirst.project.candidates import Candidate
+from smallfirst.project.candidates import Candidate, fits_in_folds
 from smallfirst.project.project import Project
 from smallfirst.training.batches import TokenizedRow
 from smallfirst.training.config import TrainConfig, parse_duration
@@ -57,9 +57,9 @@ class TimeNeeded(NamedTuple):
 
 def time_needed(project: Project, candidate: Candidate) -> TimeNeeded | None:
     """Return how long a candidate takes; None if it does not say. Raise SmallfirstError if it lacks weights here."""
-    minutes = candidate.minutes_to_fit(project)
-    if minutes is not None:
-        return TimeNeeded(60 * minutes, after_s=60 * minutes if candidate.learning_curve == "always" else 0.0)
+    minutes, n_fits = candidate.minutes_to_fit(project), max(1, _n_folds(project, candidate))
+    if minutes is not None:  # n folds of (n - 1) / n of the rows, and then all
+        return TimeNeeded(60 * minutes * n_fits, after_s=60 * minutes if candidate.learning_curve == "always" else 0.0)
     if candidate.encoder_setting:
         return _encoder_time(project, candidate)
     if candidate.is_language_model and candidate.training_setting:
@@ -72,21 +72,40 @@ def _encoder_time(project: Project, candidate: Candidate) -> TimeNeeded:
     folder = find_weights(candidate.encoder_name(small), download=candidate.measured_by_default)
     every = max(1, len(rows.train) // SAMPLE_ROWS)
     pace = encoder_pace(folder, tuple(e.text for e in rows.train.examples[::every][:SAMPLE_ROWS]))
-    n, validate_s = len(rows.train), len(rows.selection) * pace.read_s
+    n, validate_s, n_folds = len(rows.train), len(rows.selection) * pace.read_s, _n_folds(project, candidate)
     measure_s = (len(rows.selection) + len(rows.calibration) + len(rows.test)) * pace.read_s
     head_s = n * (pace.read_s + REGRESSION_S)
+    curve_s = head_s if candidate.learning_curve == "always" else 0.0
+    if n_folds:
+        n += len(rows.selection)
     if not candidate.training_setting:
-        curve_s = head_s if candidate.learning_curve == "always" else 0.0
-        return TimeNeeded(head_s + validate_s, after_s=measure_s + curve_s)
+        fit_s = 2 * n * pace.read_s + n_folds * n * REGRESSION_S if n_folds else head_s + validate_s
+        return TimeNeeded(fit_s, after_s=measure_s + curve_s)
     from smallfirst.training.recipes.contrastive import epoch_passes  # loads PyTorch
 
     config: TrainConfig = getattr(small, candidate.training_setting)
-    n *= epoch_passes(n * pace.tokens, config) if project.task.answer_labels else 1
-    steps = math.ceil(n * pace.tokens / config.batch_tokens)
-    update_s = steps * OPTIMIZER_BYTES * pace.parameters / MEMORY_BYTES_PER_S
+
+    def epoch(n_rows: float) -> tuple[float, int]:
+        """Return the seconds and the steps of an epoch on so many rows."""
+        if project.task.answer_labels:
+            n_rows *= epoch_passes(n_rows * pace.tokens, config)
+        steps = math.ceil(n_rows * pace.tokens / config.batch_tokens)
+        return n_rows * pace.train_s + steps * OPTIMIZER_BYTES * pace.parameters / MEMORY_BYTES_PER_S, steps
+
+    epoch_s, steps = epoch(n)
+    begin_s = BEGIN_S + n * (pace.read_s + REGRESSION_S)
+    if n_folds:  # a fine-tune for each fold, which reads its own rows after each epoch, and one on all rows
+        epoch_s += n_folds * epoch(n - n / n_folds)[0] + n * pace.read_s
+        begin_s *= 1 + n_folds
+    else:
+        epoch_s += validate_s
     duration = parse_duration(config.duration)
-    epochs = duration.amount / {"ep": 1, "ba": steps, "tok": n * pace.tokens}[duration.unit]
-    return _in_epochs(BEGIN_S + head_s, n * pace.train_s + update_s + validate_s, epochs, measure_s)
+    of = {"ep": 1, "ba": steps, "tok": max(1, steps * config.batch_tokens)}[duration.unit]
+    return _in_epochs(begin_s, epoch_s, duration.amount / of, measure_s)
+
+
+def _n_folds(project: Project, candidate: Candidate) -> int:
+    return candidate.n_folds if candidate.n_folds and fits_in_folds(project) else 0
 
 
 def _language_model_time(project: Project, candidate: Candidate) -> TimeNeeded:

@@ -1,1 +1,1 @@
-"""Plans: what may go live, chosen on selection rows, certified on calibration rows, confirmed on test rows."""
+"""Plans: what may go live, chosen by worth, certified on calibration rows, confirmed on test rows."""

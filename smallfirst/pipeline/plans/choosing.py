@@ -1,119 +1,45 @@
-"""What candidates are chosen by: answers to selection rows and, where these are few, out-of-fold ones to training rows.
+"""What candidates are chosen by: out-of-fold answers to training and selection rows, or answers to selection rows.
 
-Neither calibration nor test rows are looked at. All candidates are judged by the same rows: where one of them takes too
-long to be fitted several times, selection rows alone choose.
+Neither calibration nor test rows are looked at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
-import numpy as np
-
-from smallfirst.evaluation.evaluate import EvaluationSetup, summarize
-from smallfirst.evaluation.results import EvaluatedRow, Evaluation
-from smallfirst.gate.gate import cheapest_first
+from smallfirst.evaluation.results import Evaluation
 from smallfirst.project.candidate_registry import promotable_names
-from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project
-from smallfirst.project.run_folder import RunFolder
-from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.project.run_folder import FINALISTS, Finalists, RunFolder
 
 CHOOSING = "choosing"
-"""Name of the split in a run folder."""
-ENOUGH_ROWS = 200
-"""Selection rows from which no out-of-fold answers are made."""
-MAX_FITTED_ROWS = 3000
-"""Training rows above which none are made: fitting takes long, and selection rows are many."""
+"""Name of the split of out-of-fold answers in a run folder."""
 
 
-class ExpectedPlan(NamedTuple):
-    """A plan "this candidate first, the rest to the large model", as the rows that choose let expect it."""
+def chosen_by(run_folder: RunFolder, candidate: str) -> Evaluation | None:
+    """Return what a candidate is chosen by; None if it was not measured.
 
-    candidate: str
-    share: float
-    """Share of requests that stay small, in [0, 1]."""
-    usd_per_1k: float | None
-    """Cost of 1,000 requests, and of their wrong answers where `routing.usd_per_wrong_answer` prices these; None
-    without a price of the large model."""
+    One that was fitted in folds has out-of-fold answers to training and selection rows, another one its answers to
+    selection rows.
+    """
+    return run_folder.evaluation(candidate, CHOOSING) or run_folder.evaluation(candidate, "selection")
 
 
 def choosing_evaluations(project: Project, run_folder: RunFolder) -> list[Evaluation]:
-    """Return the evaluations of the candidates that may go live, the cheapest first; make what is missing."""
-    rows = project.rows
-    found = cheapest_first([one for name in promotable_names() if (one := run_folder.evaluation(name, "selection"))])
-    few = len(rows.selection) < ENOUGH_ROWS and len(rows.train) <= MAX_FITTED_ROWS
-    if few and all(get_candidate(one.candidate).fitted_in_folds for one in found):
-        return [_with_out_of_fold(project, run_folder, one) for one in found]
-    return found
+    """Return what the candidates that may go live are chosen by, the smallest first.
 
-
-def expected_plans(project: Project, run_folder: RunFolder) -> list[ExpectedPlan]:
-    """Return a plan for each candidate that was measured on calibration rows, the cheapest first.
-
-    Without a price of the large model the one that keeps most comes first; of equals the cheapest candidate.
+    Two of them are compared on the rows that both have answered.
     """
-    guarantee, named = project.file.routing.guarantee, project.file.routing.small
-    large = run_folder.evaluation("large", "calibration") or run_folder.evaluation("large", "test")
-    plans = []
-    for measured in choosing_evaluations(project, run_folder):
-        if run_folder.evaluation(measured.candidate, "calibration") is None:
-            continue
-        if named in promotable_names() and measured.candidate != named:
-            continue
-        share = expected_share(measured.rows, guarantee)
-        usd = None
-        if large is not None and large.cost_usd_per_1k > 0:
-            usd = measured.cost_usd_per_1k + (1 - share) * large.cost_usd_per_1k
-            usd += 1000 * (project.file.routing.usd_per_wrong_answer or 0) * _wrong(measured.rows, share, large)
-        plans.append(ExpectedPlan(measured.candidate, share, usd))
-    return sorted(plans, key=lambda plan: -plan.share if plan.usd_per_1k is None else plan.usd_per_1k)
+    found = (chosen_by(run_folder, name) for name in promotable_names())
+    return [one for one in found if one]
 
 
-def expected_share(rows: Sequence[EvaluatedRow], guarantee: Guarantee) -> float:
-    """Return the largest share of the most confident answers that are wrong at most as often as is guaranteed.
-
-    Without a limit on errors it is the share of right answers.
-    """
-    if not rows:
-        return 0.0
-    right = np.array([row.correct for row in sorted(rows, key=lambda row: -(row.confidence or 0.0))])
-    if guarantee.max_error is None:
-        return float(right.mean())
-    kept = np.arange(1, len(right) + 1)
-    good = np.cumsum(~right) <= guarantee.max_error * kept
-    return float(kept[good].max(initial=0)) / len(right)
-
-
-def _wrong(rows: Sequence[EvaluatedRow], share: float, large: Evaluation) -> float:
-    """Return the expected share of wrong answers over all requests, in [0, 1]."""
-    confident = sorted(rows, key=lambda row: -(row.confidence or 0.0))[: round(share * len(rows))]
-    kept = sum(not row.correct for row in confident) / max(1, len(rows))
-    return kept + (1 - share) * (1 - large.accuracy.value)
-
-
-def _with_out_of_fold(project: Project, run_folder: RunFolder, on_selection: Evaluation) -> Evaluation:
-    """Return the evaluation with out-of-fold answers to the training rows, where the candidate can make them."""
-    rows, name = project.rows, on_selection.candidate
-    data = rows.train.subset(CHOOSING, (*rows.train.examples, *rows.selection.examples))
-    saved = run_folder.evaluation(name, CHOOSING)
-    if saved is not None and saved.dataset_fingerprint == data.content_fingerprint:
-        return saved
-    answers = get_candidate(name).out_of_fold(project)
-    if answers is None:
-        return on_selection
-    found = summarize(
-        (*answers, *on_selection.rows),
-        EvaluationSetup(project.task, data, split=CHOOSING),
-        candidate=name,
-        model=on_selection.model,
-        latencies_ms=[],
-        requests_per_s=None,
-        note=f"{len(answers):,} training rows answered out of fold, {len(on_selection.rows):,} selection rows",
-    )
-    cost = on_selection.cost_usd_per_1k
-    found = found.model_copy(update={"cost_usd_per_1k": cost})
-    run_folder.save_evaluation(found)
-    project.progress.log(f"{name} on rows to choose with: {found.in_words} ({found.note})")
-    return found
+def no_finalists(run_folder: RunFolder) -> dict[str, str]:
+    """Return why each candidate that was measured to choose, and is no finalist, was left out, by name."""
+    finalists = run_folder.find(Finalists, FINALISTS)
+    found = {} if finalists is None else {name: chosen_by(run_folder, name) for name in promotable_names()}
+    rows = {CHOOSING: "out of fold", "selection": "to select with"}
+    return {
+        name: f"no finalist by its accuracy {one.accuracy} on {one.accuracy.n:,} rows {rows[one.split]}; test rows "
+        "were not asked, so it cannot go live"
+        for name, one in found.items()
+        if one is not None and finalists is not None and name not in finalists.names
+    }

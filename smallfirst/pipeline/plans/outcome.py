@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
+from smallfirst.gate.audited import AuditedAccuracy, audited_accuracy
 from smallfirst.gate.limits import saving
-from smallfirst.gate.outcome import LabelsNeeded, Outcome
+from smallfirst.gate.outcome import Outcome
 from smallfirst.gate.routed import stays_small
 from smallfirst.gate.verdict import nearest_to_passing
 from smallfirst.pipeline.calibrate import CERTIFIED, Certified
-from smallfirst.pipeline.plans.small_first import PROMISE, PlanTrials
-from smallfirst.pipeline.preflight.more_rows import more_rows
+from smallfirst.pipeline.labels_needed import PROMISE, labels_needed
+from smallfirst.pipeline.plans.small_first import PlanTrials
+from smallfirst.pipeline.plans.worth import price_of_guarantee
 from smallfirst.pipeline.summary import KEPT, KeptOnTest
 from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import OUTCOME, PROMOTED, Promotion, RunFolder
-from smallfirst.project.task_file import SMALLEST
+from smallfirst.project.task_file import RULES
 from smallfirst.registry import runs, versions
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.stats.intervals import Estimate, wilson
@@ -47,16 +48,15 @@ def decide_outcome(project: Project, run_folder: RunFolder, *, shadow: Promotion
 
 
 def answers_live(project: Project, run_folder: RunFolder) -> bool:
-    """Return True if something of the certified candidate may be answered: with a certificate, a signature, or alone.
+    """Return True if something of the certified candidate may be answered: with a certificate, or alone.
 
     Without a certificate a guarantee that task.yaml sets leaves nothing, where a large model can answer instead.
     """
     certified = _certified(project, run_folder)
     if certified is None:
         return False
-    signed = project.file.routing.override is not None
     alone = certified.plan == "small alone" and not project.file.binds_answers
-    return certified.certificate.issued or signed or alone
+    return certified.certificate.issued or alone
 
 
 def gate_line(project: Project) -> str:
@@ -97,12 +97,7 @@ def _live(project: Project, run_folder: RunFolder) -> dict[str, Any]:
     routed, large = run_folder.evaluation("routed", "test"), run_folder.evaluation("large", "test")
     assert certified is not None
     assert routed is not None
-    certificate, signatures = certified.certificate, []
-    verdict = run_folder.verdicts().of(certified.candidate)
-    if verdict.signed_by:
-        signatures.append(f"{verdict.signed_by} ({verdict.because})")
-    if not certificate.issued and (override := project.file.routing.override) is not None:
-        signatures.append(f"{override.by} ({override.because})")
+    certificate, verdict = certified.certificate, run_folder.verdicts().of(certified.candidate)
     stages = {row.stage for row in routed.rows}
     rest = next((who for who, named in _RESTS if stages & set(named)), "")
     plan = "small first" if certified.plan == "small first" or rest in ("large", "person") else "small alone"
@@ -112,11 +107,13 @@ def _live(project: Project, run_folder: RunFolder) -> dict[str, Any]:
     share = promised if promised is not None and all_promised else wilson(sum(small), len(small))
     answered = [row.correct for row in routed.rows if row.stage != "person"]
     bill = None if large is None else saving(routed, large)
-    watched = "large" if project.file.large is not None and project.file.routing.judge == "large" else "person"
-    nobody = project.file.large is None and not project.file.routing.person and project.file.routing.judge != "person"
+    by_gate = plan == "small alone" and not verdict.signed_by and verdict.passed and project.file.sets_gate
+    measured = run_folder.evaluation(certified.candidate, "test")
+    audited = audited_accuracy(project.file.gate, measured, large) if by_gate and measured else None
     return {
         **_named(certified.candidate),
         "kind": plan,
+        "instead": price_of_guarantee(project, run_folder, routed) if rest == "large" else "",
         "gate": "signed" if verdict.signed_by else "passed" if verdict.passed else "failed",
         "share_small": share,
         "share_promised": promised,
@@ -124,13 +121,24 @@ def _live(project: Project, run_folder: RunFolder) -> dict[str, Any]:
         "accuracy": wilson(sum(answered), len(answered)) if answered else None,
         "share_of_bill": bill and _rest_of(bill),
         "rest": rest or ("large" if plan == "small first" and project.file.large else ""),
-        "watched_by": "" if nobody or not certificate.issued else watched,
-        "signed": ", ".join(signatures),
+        "watched_by": _judge(project, certificate, audited),
+        "audited": audited,
+        "signed": f"{verdict.signed_by} ({verdict.because})" if verdict.signed_by else "",
         "why": "" if certificate.issued else certificate.why,
-        "n_kept": kept.n_kept if kept and certificate.issued else 0,
-        "n_kept_wrong": kept.n_wrong if kept and certificate.issued else 0,
-        "labels_needed": next(_rows_for_certificate(project, run_folder, certificate), None),
+        "labels_needed": labels_needed(project, run_folder, live=True),
     }
+
+
+def _judge(
+    project: Project, certificate: Certificate, audited: AuditedAccuracy | None
+) -> Literal["", "large", "person"]:
+    """Return who judges audits; nobody where none could find a limit broken."""
+    routing = project.file.routing
+    by_large = certificate.issued or (audited is not None and audited.by_large is not None)
+    if project.file.large is not None and routing.judge == "large" and by_large:
+        return "large"
+    asked = routing.person or routing.judge == "person"
+    return "person" if asked and (certificate.issued or audited) else ""
 
 
 def _rest_of(saved: Estimate) -> Estimate | None:
@@ -147,14 +155,15 @@ def _named(candidate: str) -> dict[str, str]:
 
 def _not_live(project: Project, run_folder: RunFolder) -> dict[str, Any]:
     """Return the rows that would decide it, else what fails; and the line of a gate that only has to be written."""
-    needed = min(_rows_that_decide(project, run_folder), key=lambda one: one.n_data_rows, default=None)
+    trials = [trial.verdict for trial in PlanTrials.of(run_folder).trials]
+    needed = labels_needed(project, run_folder, trials=trials)
     found: dict[str, Any] = {
         "kind": "keep the large model" if needed is None else "cannot be told yet",
         "labels_needed": needed,
         "why": _why_not(project, run_folder),
     }
     verdicts = run_folder.verdicts()
-    met = verdicts.smallest if project.file.goes_live == SMALLEST else project.file.goes_live
+    met = verdicts.smallest if project.file.goes_live in RULES else project.file.goes_live
     if met is None or not verdicts.of(met).passed:
         return found
     found |= {name: value for name, value in _named(met).items() if name == "title"}
@@ -166,24 +175,6 @@ def _not_live(project: Project, run_folder: RunFolder) -> dict[str, Any]:
         "gate_line": gate_line(project),
         "accuracy": measured.accuracy if measured else None,
     }
-
-
-def _rows_that_decide(project: Project, run_folder: RunFolder) -> Iterator[LabelsNeeded]:
-    for verdict in (*run_folder.verdicts().verdicts, *(trial.verdict for trial in PlanTrials.of(run_folder).trials)):
-        failed = verdict.failed_checks
-        missing = [check.more_rows for check in failed]
-        if not failed or None in missing:
-            continue
-        promise = [check.more_rows for check in failed if check.name == PROMISE]
-        part = "calibration" if promise else "test"
-        yield _priced(project, run_folder, part, max(n for n in (promise or missing) if n is not None))
-    if (certified := _certified(project, run_folder)) is not None:
-        yield from _rows_for_certificate(project, run_folder, certified.certificate)
-
-
-def _rows_for_certificate(project: Project, run_folder: RunFolder, certificate: Certificate) -> Iterator[LabelsNeeded]:
-    if not certificate.issued and certificate.labels_missing:
-        yield _priced(project, run_folder, "calibration", certificate.labels_missing)
 
 
 def _why_not(project: Project, run_folder: RunFolder) -> str:
@@ -202,20 +193,3 @@ def _why_not(project: Project, run_folder: RunFolder) -> str:
     check = max(verdict.failed_checks, key=lambda one: one.shortfall)
     title = get_candidate(verdict.candidate).title
     return f"“{title}” comes nearest and misses “{check.requirement}” ({check.measured})"
-
-
-def _priced(project: Project, run_folder: RunFolder, part: str, n_rows: int) -> LabelsNeeded:
-    needed, large = more_rows(project, part, n_rows), run_folder.evaluation("large", "test")
-    usd, by = None, ""
-    if project.file.prices.usd_per_label is not None:
-        usd, by = needed.n_data_rows * project.file.prices.usd_per_label, "a person"
-    elif large is not None and large.cost_usd_per_1k > 0:
-        usd, by = needed.n_data_rows * large.cost_usd_per_1k / 1000, "the large model"
-    return LabelsNeeded(
-        part="test" if part == "test" else "calibration",
-        n_rows=n_rows,
-        n_data_rows=needed.n_data_rows,
-        usd=usd,
-        priced_by=by,
-        in_words=needed.in_words,
-    )

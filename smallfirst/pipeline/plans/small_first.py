@@ -1,7 +1,8 @@
-"""The plan that is left where no candidate passes its gate alone: small where a certificate covers it, large elsewhere.
+"""Plans: small where a certificate covers it, large elsewhere; if no candidate passes alone, or a plan is worth more.
 
-Plans come in an order that was fixed on selection rows. Each is certified on calibration rows, a look of its own, and
-then confirmed on test rows by `gate.routed`, at its share of the level; the first that passes goes live.
+They come by worth, as the rows that choose let expect it. Each is certified on calibration rows, a look of its own, and
+then confirmed on test rows by `gate.routed`, at an equal share of what the gate's level holds for plans; the first that
+passes goes live.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 import asyncio
 
 from smallfirst.gate.check_result import CheckResult, ConfidenceLevel, Requirement, check_value
-from smallfirst.gate.gate import PLANS
+from smallfirst.gate.choice import PLANS
 from smallfirst.gate.outcome import PlanTrial
 from smallfirst.gate.routed import check_routed
 from smallfirst.gate.verdict import Verdict, format_verdict
 from smallfirst.pipeline.calibrate import certify_candidate
 from smallfirst.pipeline.diagnostics import find_split_leaks, without_copies
 from smallfirst.pipeline.evaluate import measure_router
-from smallfirst.pipeline.plans.choosing import ExpectedPlan, expected_plans
+from smallfirst.pipeline.labels_needed import PROMISE
+from smallfirst.pipeline.plans.worth import ExpectedPlan, check_worth, expected_plans, fix_finalists
 from smallfirst.project.project import Project, shown_as
 from smallfirst.project.run_folder import CERTIFICATE, RunFolder
 from smallfirst.records import Record
@@ -24,10 +26,6 @@ from smallfirst.routing.certificate.certificate import Certificate
 
 TRIALS = "plans.json"
 """File of the PlanTrials in a run folder."""
-
-
-PROMISE = "routing.guarantee"
-"""Name of the check that a certificate is issued."""
 
 
 class PlanTrials(Record):
@@ -47,12 +45,16 @@ class PlanTrials(Record):
 
 
 @shown_as("looking for a part of the requests that can stay small")
-def small_first_stage(project: Project, run_folder: RunFolder) -> PlanTrials:
-    """Try the plans in order until one passes; save and return what was tried."""
+def small_first_stage(project: Project, run_folder: RunFolder, *, instead_of: str = "") -> PlanTrials:
+    """Try the plans in order until one passes; save and return what was tried.
+
+    `instead_of` is a candidate that may answer every request: only plans that are expected to be worth more are tried.
+    """
+    level = ConfidenceLevel(len(fix_finalists(project, run_folder).names) / PLANS)
     trials: list[PlanTrial] = []
     first: Certificate | None = None
-    for plan, share in zip(expected_plans(project, run_folder), PLANS, strict=False):
-        verdict = _try(project, run_folder, plan, ConfidenceLevel(1 / share))
+    for plan in expected_plans(project, run_folder, instead_of=instead_of):
+        verdict = _try(project, run_folder, plan, level, instead_of)
         first = first or run_folder.certificate()
         trials.append(
             PlanTrial(
@@ -71,7 +73,9 @@ def small_first_stage(project: Project, run_folder: RunFolder) -> PlanTrials:
     return PlanTrials(trials=tuple(trials))
 
 
-def _try(project: Project, run_folder: RunFolder, plan: ExpectedPlan, level: ConfidenceLevel) -> Verdict:
+def _try(
+    project: Project, run_folder: RunFolder, plan: ExpectedPlan, level: ConfidenceLevel, instead_of: str
+) -> Verdict:
     """Return the verdict on one plan. The Router is measured if the promise is shown."""
     candidate = plan.candidate
     certified = certify_candidate(project, run_folder, candidate, alone=False)
@@ -82,6 +86,8 @@ def _try(project: Project, run_folder: RunFolder, plan: ExpectedPlan, level: Con
         assert routed is not None
         routed = without_copies(project, routed, find_split_leaks(project, run_folder))
         checks += check_routed(project.file.gate.routed, routed, large, level)
+        if instead_of:
+            checks.append(check_worth(project, run_folder, candidate, certified.certificate.coverage.value, instead_of))
     measured = run_folder.evaluation(candidate, "test")
     assert measured is not None
     verdict = Verdict(
@@ -100,14 +106,11 @@ def _promise_check(certificate: Certificate) -> CheckResult:
     words = certificate.guarantee.in_words
     requirement = Requirement(PROMISE, certificate.max_error, f"a certificate: {words}")
     kept = f"{certificate.n_accepted} of {certificate.n_labels} calibration rows stay small"
-    missing = certificate.labels_missing
-    advice = (
-        f"label about {missing} more calibration rows" if missing else "no number of rows like these is likely to do"
-    )
     found = check_value(
         requirement,
         passed=certificate.issued,
         measured=f"{kept}, {certificate.n_errors} of them wrong" if certificate.issued else certificate.why,
-        advice="" if certificate.issued else advice,
     )
-    return found.model_copy(update={"more_rows": None if certificate.issued else missing})
+    return found.model_copy(
+        update={"more_rows": certificate.labels_missing, "chance": certificate.labels_missing_chance}
+    )

@@ -23,19 +23,21 @@ from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, LARGER_ENCODER
 from smallfirst.models.local.tokenizer import Tokenizer, load_tokenizer
 from smallfirst.paths import home, state_folder
-from smallfirst.pipeline.calibration_set import labelled_by
-from smallfirst.pipeline.preflight.certificate import (
+from smallfirst.pipeline.preflight.foretold import (
     CertificateForecast,
-    certificate_findings,
+    RowsForecast,
+    ThresholdForecast,
     forecast_certificate,
+    forecast_findings,
+    forecast_gate,
+    forecast_rows,
 )
-from smallfirst.pipeline.preflight.gate import ThresholdForecast, forecast_gate, gate_findings
 from smallfirst.pipeline.preflight.large_model import LargeForecast, forecast_large, large_findings
 from smallfirst.pipeline.preflight.memory import MemoryForecast, forecast_memory, memory_findings
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.project.candidates import project_candidates
-from smallfirst.project.project import Project, shown_as
+from smallfirst.project.project import Project, labelled_by, shown_as
 from smallfirst.project.rows import Rows
 from smallfirst.records import Record
 from smallfirst.routing.policies.built_in import detect_language, dominant_script
@@ -77,6 +79,8 @@ class PreflightReport(Record):
     """What the test rows can show of each threshold of the gate."""
     certificate: CertificateForecast | None = None
     """What the calibration rows can show of the guarantee."""
+    rows_needed: RowsForecast | None = None
+    """How likely these rows are to decide gate and guarantee, and how many more would."""
     large: LargeForecast | None = None
     """What asking the large model takes; None without one."""
     memory: MemoryForecast | None = None
@@ -104,6 +108,8 @@ class PreflightReport(Record):
         yield from (f"gate: {one.in_words}" for one in self.gate if one.reachable)
         if self.certificate and self.certificate.reachable:
             yield f"certificate: {self.certificate.in_words}"
+        if self.rows_needed:
+            yield from self.rows_needed.in_words
         if self.large:
             yield f"large model: {self.large.in_words}"
 
@@ -144,9 +150,10 @@ def check_stage(project: Project, *, curve: bool = False) -> PreflightReport:
         needs, unknown = _needs(project, base.size, encoded)
         findings += _too_large(needs, base.size, config, rows.train)
     gate, certificate = forecast_gate(project), forecast_certificate(project)
+    rows_needed = forecast_rows(project, certificate)
     large, free = forecast_large(project.file, project.task, rows), system_memory()
     memory = forecast_memory(project, base.size, needs.memory_bytes if needs and not has_gpu() else None, free)
-    findings += [*gate_findings(gate), *certificate_findings(certificate), *large_findings(project.file, large)]
+    findings += [*forecast_findings(gate, certificate, rows_needed), *large_findings(project.file, large)]
     findings += [*memory_findings(memory, free), *_not_counted(rows), *rows.skipped, *rows.notes]
     findings += [*_system_messages(rows.train), *_unread_settings(project), *language_findings(project)]
     report = check(rows.train, validation=validation, test=rows.test, tokens=counted).with_findings(findings)
@@ -156,6 +163,7 @@ def check_stage(project: Project, *, curve: bool = False) -> PreflightReport:
         unknown=unknown,
         gate=gate,
         certificate=certificate,
+        rows_needed=rows_needed,
         large=large,
         memory=memory,
         more_rows=tuple(learning_curve_lines(project)) if curve else (),

@@ -47,7 +47,7 @@ def _also(data: ReportData) -> Iterator[str]:
     smallest, n = data.evaluation(data.smallest_passing), len(data.suspects)
     if smallest is not None and data.recommended not in (None, data.smallest_passing):
         yield (
-            f"Consider “{path_name(smallest.candidate)}” (routing.small: smallest): it meets the requirements as well, "
+            f"Consider “{path_name(smallest.candidate)}” (leave routing.small out): it meets the requirements as well, "
             f"right on {accurate(smallest.accuracy)} at {format_usd(smallest.cost_usd_per_1k)} per 1,000 requests."
         )
     if n:

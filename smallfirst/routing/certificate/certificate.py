@@ -38,7 +38,7 @@ from smallfirst.routing.certificate.outcomes import (
     with_foreign,
 )
 from smallfirst.routing.certificate.risks import RiskResult, audit_limits, evidence
-from smallfirst.routing.certificate.rows_needed import MAX_ROWS, MIN_CHANCE, RowsNeeded, rows_needed
+from smallfirst.routing.certificate.rows_needed import rows_for_error, rows_needed
 from smallfirst.routing.certificate.summary import (
     NOTHING_LEFT,
     describe_issued,
@@ -55,6 +55,7 @@ from smallfirst.routing.certificate.units.per_group import (
     guaranteed_rows,
 )
 from smallfirst.stats.intervals import Estimate, upper_bound, wilson
+from smallfirst.stats.sample_size import MAX_ROWS, RowsNeeded
 
 
 class StageThreshold(Record):
@@ -125,8 +126,6 @@ class Certificate(Record):
     """Error probability that this look spends, in [0, 1]; None in certificates of before 2026-11-30."""
     classes: tuple[GroupCertificate, ...] = ()
     """By predicted label or tag, with `guarantee.per_group`."""
-    audit_limit: float | None = None
-    """Of earlier certificates; `audit_limits` has it."""
     audit_limits: dict[str, dict[str, float]] = {}
     """By risk and judge: share of audited answers that may be called wrong before the limit counts as broken. `error`
     is also there where it is not limited: what the calibration rows allow for."""
@@ -141,13 +140,7 @@ class Certificate(Record):
 
     def audit_limit_for(self, risk: str, judge: Literal["large", "person"]) -> float | None:
         """Return the share of audits by `judge` that may find answers wrong, in (0, 1); None if that shows nothing."""
-        if self.audit_limits or risk != "error":
-            return self.audit_limits.get(risk, {}).get(judge)
-        # Not issued, or issued before there were `audit_limits`.
-        most = self.max_error if self.max_error < 1 else self.error_bound
-        if self.issued and judge == "large":
-            most = self.audit_limit or (1.0 if self.labels == "gold" else most)
-        return most if most < 1 else None
+        return self.audit_limits.get(risk, {}).get(judge)
 
     def covers(
         self,
@@ -189,6 +182,8 @@ class CertificateSubject(NamedTuple):
     """The look at the calibration rows; None: the only one, at the whole level."""
     next_share: float = 1.0
     """Share of the error probability that the next look at these rows would spend, in [0, 1]."""
+    again: float = 1.0
+    """Share of these rows that the next look may use as well, in [0, 1]."""
 
     @property
     def share(self) -> float:
@@ -207,6 +202,7 @@ def certify(
     looks: Path | None = None,
     portion: Portion = "large",
     shared: SharedLook = ALONE,
+    n_once: int = 0,
     selection: Evaluation | Sequence[Evaluation] | None = None,
     alone: bool = True,
     usd_per_wrong_answer: float | None = None,
@@ -220,11 +216,11 @@ def certify(
     scored against its answers. `looks`: the file that counts the certificates tried on rows with these texts (`looks`);
     this one is counted, and spends the `portion` of the level that it names: "large", or a small one where that is
     taken; of a `shared` look, of certificates that were fixed together, it spends its part. None: it is the only one by
-    agreement, and spends all of the level. `selection`: the stages' answers to selection rows, which choose where the
-    search begins; None: a fixed rule does. Of rows that share a group one counts, and the guarantee says so (`unit`);
-    the order of rows does not matter. `foreign`: by stage the confidences, in [0, 1], of drafts of foreign requests
-    that nothing was fitted on; with `guarantee.max_foreign_share` they count as wrong where they are accepted, and none
-    known means all are.
+    agreement, and spends all of the level. `n_once`: how many of the rows a later look may not use. `selection`: the
+    stages' answers to selection rows, which choose where the search begins; None: a fixed rule does. Of rows that share
+    a group one counts, and the guarantee says so (`unit`); the order of rows does not matter. `foreign`: by stage the
+    confidences, in [0, 1], of drafts of foreign requests that nothing was fitted on; with `guarantee.max_foreign_share`
+    they count as wrong where they are accepted, and none known means all are.
     Raise DataError if a draft lacks rows, ConfigError for a guarantee by group about several stages, or by field about
     answers without fields.
     """
@@ -247,7 +243,14 @@ def certify(
         texts = text_fingerprints(row.text for row in stages[-1].rows)
         look = count_look(looks, texts, trial_fingerprint(inputs), portion, shared)
         next_share = next_look(looks, texts).share
-    subject = CertificateSubject(model_fingerprint, stages[-1].dataset_fingerprint, rule, look, next_share)
+    subject = CertificateSubject(
+        model_fingerprint,
+        stages[-1].dataset_fingerprint,
+        rule,
+        look,
+        next_share,
+        1 - n_once / max(1, len(stages[-1].rows)),
+    )
     counted = data.take(one_row_a_unit(data.group, data.n))
     if data.group is not None:
         guarantee = guarantee.model_copy(update={"unit": "group"})
@@ -319,7 +322,7 @@ def certify_cascade(
         stages=_stage_thresholds(outcome, found),
         risks=risks,
         labels=data.labels,
-        labels_missing=missing.n_more if missing and missing.chance >= MIN_CHANCE else None,
+        labels_missing=missing.n_more if missing and not missing.unlikely else None,
         labels_missing_chance=missing.chance if missing else None,
         look=subject.look.number if subject.look else None,
         level=subject.share * (1 - asked.confidence),
@@ -341,9 +344,13 @@ def _risk_results(outcome: CascadeOutcome, guarantee: Guarantee, found: CascadeT
 def _rows_needed(
     data: CascadeData, guarantee: Guarantee, subject: CertificateSubject, selection: CascadeData | None
 ) -> RowsNeeded:
-    """Simulate the next look, on these rows and more; in less detail where the search takes long."""
-    tested = guarantee.at_share(subject.next_share)
-    quick = set(guarantee.limits) == {"error"} and data.n_stages == 1 and not guarantee.grouped_by
+    """Foretell the next look, on these rows and more; by simulation where there is more than a limit on errors."""
+    tested, level = guarantee.at_share(subject.next_share), 1 - guarantee.confidence
+    if set(guarantee.limits) == {"error"} and (data.n_stages, data.foreign, guarantee.grouped_by) == (1, None, ""):
+        limit, shown_at = guarantee.limits["error"], subject.next_share * level
+        return rows_for_error(
+            data.confidence[0], data.right[0], limit, shown_at, refused_at=subject.share * level, again=subject.again
+        )
 
     def shows(rows: CascadeData) -> bool:
         found = search_cascade(rows, tested, selection=selection, steps=20)
@@ -351,7 +358,7 @@ def _rows_needed(
             return found.issued
         return any(one.certified for one in certify_per_group(rows, tested, found))
 
-    return rows_needed(data, shows, n_worlds=40 if quick else 20, max_rows=MAX_ROWS if quick else MAX_ROWS // 4)
+    return rows_needed(data, shows, n_worlds=20, max_rows=MAX_ROWS // 4)
 
 
 def _stage_thresholds(outcome: CascadeOutcome, found: CascadeThresholds) -> tuple[StageThreshold, ...]:

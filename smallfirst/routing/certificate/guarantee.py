@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import pydantic
 
@@ -10,7 +10,6 @@ from smallfirst.records import Record
 
 LABEL = "label"
 """The `per_group` of the predicted label."""
-_LATER = ("max_foreign_share", "max_wrong_fields", "wrong_fields_allowed", "per_group", "unit")
 
 
 class Guarantee(Record):
@@ -52,11 +51,6 @@ class Guarantee(Record):
         if self.max_foreign_share and (self.max_error is None or self.grouped_by):
             raise ValueError("max_foreign_share widens max_error, over all labels together: set it, without per_class")
         return self
-
-    @pydantic.model_serializer(mode="wrap")
-    def _without_what_is_not_asked(self, dump: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out later settings that are not used, so that what was stored before keeps its fingerprint."""
-        return {name: value for name, value in dump(self).items() if value or name not in _LATER}
 
     @property
     def grouped_by(self) -> str:

@@ -8,10 +8,9 @@ from smallfirst.routing.certificate.guarantee import Guarantee, describe_limit
 from smallfirst.routing.certificate.looks import LARGE, SMALL, Look
 from smallfirst.routing.certificate.outcomes import CascadeData
 from smallfirst.routing.certificate.risks import RiskResult
-from smallfirst.routing.certificate.rows_needed import MIN_CHANCE, RowsNeeded
 from smallfirst.routing.certificate.threshold_search import CascadeThresholds
 from smallfirst.routing.certificate.units.per_group import GroupCertificate
-from smallfirst.stats.sample_size import min_rows_without_error
+from smallfirst.stats.sample_size import RowsNeeded, min_rows_without_error
 
 NOTHING_LEFT = (
     "not shown: earlier certificates on these calibration rows have spent the whole error probability; certify with "
@@ -142,12 +141,12 @@ def _looks(guarantee: Guarantee, look: Look | None) -> str:
 
 
 def _rows_missing(missing: RowsNeeded) -> str:
-    chance = f"{100 * missing.chance:.0f} %"
-    if missing.chance >= MIN_CHANCE:
-        return f"; {missing.n_more:,} more rows like these would show it with a chance of {chance}"
+    """Return what is to be said where more rows are unlikely to help; how many do is said with the gate's."""
+    if not missing.unlikely:
+        return ""
     return (
-        f"; even {missing.n_more:,} more rows like these would show it with a chance of {chance} only: loosen the "
-        "guarantee, or improve the model"
+        f"; more rows like these are unlikely to show it ({100 * missing.chance:.0f} %): loosen the guarantee, or "
+        "improve the model"
     )
 
 

@@ -128,7 +128,8 @@ class Monitor:
         rate = (1 - settings.confidence) / max(1, len(quantities))
         self.watches = tuple(Watch(quantity, rate) for quantity in quantities)
         self._audited = [watch for watch in self.watches if watch.quantity.loss is None]
-        self._since_live = _Audits(0, self._max_weight(self.state))
+        self.audits_all = any(watch.quantity.by_gate for watch in self._audited)
+        """Whether answers are audited that no certificate covers."""
         self._enter(self.state)
         references: dict[Statistic, Sequence[float | str]] = {
             "confidence": reference_confidence,
@@ -169,8 +170,17 @@ class Monitor:
 
     @property
     def live_error(self) -> Estimate:
-        """Share of audited answers found wrong since the answering model last changed; valid at every moment."""
-        return self._since_live.interval(self.settings.confidence)
+        """Share of audited answers found wrong since the answering model last changed; valid at every moment.
+
+        Of those that the certificate covers, if one promises anything that audits test; else of all.
+        """
+        return self._since_live[not self._promises].interval(self.settings.confidence)
+
+    def mean(self, watch: Watch) -> Estimate:
+        """Return the mean so far of what is watched, in its unit; valid at every moment."""
+        if watch.quantity.loss is not None:
+            return watch.interval(self.settings.confidence)
+        return self._since_live[watch.quantity.by_gate].interval(self.settings.confidence)
 
     @property
     def broken(self) -> tuple[Quantity, ...]:
@@ -205,18 +215,23 @@ class Monitor:
                 found.append(self._exceeded(watch, cast(OnRequests, watch.quantity.name), why, self.state))
         return tuple(found)
 
-    def record_audit(self, wrong: bool, *, weight: float = 1.0, epoch: int | None = None) -> tuple[StateChange, ...]:
-        """Add one audit of an answer that the certificate accepts; return the changes.
+    def record_audit(
+        self, wrong: bool, *, weight: float = 1.0, epoch: int | None = None, certified: bool = True
+    ) -> tuple[StateChange, ...]:
+        """Add one audit of a small answer; return the changes.
 
         `weight` is that of `plan_audit`, at most MAX_WEIGHT. `epoch` is what it was when the answer was given: an
-        answer from before an alarm is not counted after it.
+        answer from before an alarm is not counted after it. `certified`: the certificate accepts it, so its limits are
+        tested too, beside the gate's.
         """
-        counts = self._since_live.add(wrong, weight, epoch)
-        if self._since_alarm.add(wrong, weight, epoch):
-            for recovery in self._recoveries:
-                recovery.update(wrong, weight)
-        if self.state in ("live", "drift") and counts:
-            found = [watch for watch in self._audited if watch.add(wrong, weight)]
+        pools = (False, True) if certified else (True,)
+        counts = [self._since_live[of_all].add(wrong, weight, epoch) for of_all in pools]
+        if any([self._since_alarm[of_all].add(wrong, weight, epoch) for of_all in pools]):
+            for watch, recovery in zip(self._audited, self._recoveries, strict=True):
+                if watch.quantity.by_gate in pools:
+                    recovery.update(wrong, weight)
+        if self.state in ("live", "drift") and any(counts):
+            found = [watch for watch in self._audited if watch.quantity.by_gate in pools and watch.add(wrong, weight)]
             if changes := tuple(self._too_many_wrong(watch) for watch in found[:1]):
                 return changes
         recovered = bool(self._recoveries) and all(recovery.rejected for recovery in self._recoveries)
@@ -254,20 +269,20 @@ class Monitor:
             watch.exceeded |= watch.quantity.loss is not None and watch.quantity.name in causes
 
     def _too_many_wrong(self, watch: Watch) -> StateChange:
-        test, promised = watch.test, watch.quantity.promised
+        test, quantity = watch.test, watch.quantity
         wrong = f"{test.losses:.0f} of {test.n} audited answers were wrong"
-        if self._since_live.weighted:
-            wrong += f", {100 * self.live_error.value:.3g} % of all by their weights"
-        if not promised:
-            why = f"{wrong}, more than {watch.quantity.words}"
+        if self._since_live[quantity.by_gate].weighted:
+            wrong += f", {100 * self.mean(watch).value:.3g} % of all by their weights"
+        if not (quantity.promised or quantity.by_gate):
+            why = f"{wrong}, more than {quantity.words}"
             return self._exceeded(watch, "live_error", f"hint, changes nothing: {why}", self.state)
-        limit = f"{100 * watch.quantity.limit:.3g} %"
-        why = f'the guarantee "{watch.quantity.words}" does not hold: {wrong}, at most {limit} may be'
+        limit, what = f"{100 * quantity.limit:.3g} %", "gate's limit" if quantity.by_gate else "guarantee"
+        why = f'the {what} "{quantity.words}" does not hold: {wrong}, at most {limit} may be'
         return self._exceeded(watch, "guarantee", why, "fallback")
 
     def _exceeded(self, watch: Watch, cause: Cause, why: str, after: State) -> StateChange:
         evidence = {"evidence": watch.test.e_value, "alarm_at": watch.alarm_at}
-        then = "; the large model answers" if after == "fallback" else ""
+        then = "; the large model answers, where there is one" if after == "fallback" else ""
         shown = f"{why}, evidence {evidence['evidence']:.0f} to 1 (alarm at {evidence['alarm_at']:.0f}){then}"
         return self._change(after, cause, shown, {**evidence, "limit": watch.quantity.limit})
 
@@ -278,11 +293,11 @@ class Monitor:
         return self._change(after, detector.name, f"{detector.why}; {then}", detector.evidence, enter=enter)
 
     def _recovered(self) -> StateChange:
-        test, recent = min(self._recoveries, key=lambda recovery: recovery.e_value), self._since_alarm.recent
+        test, recent = min(self._recoveries, key=lambda recovery: recovery.e_value), self._since_alarm[True].recent
         evidence = {"evidence": test.e_value, "alarm_at": 1 / (1 - test.confidence)}
         limits = " and ".join(f"{100 * watch.quantity.limit:.3g} %" for watch in self._audited)
         why = (
-            f"audits show the guarantee of {limits} again: {test.losses:.0f} of {test.n} since the last "
+            f"audits show the limit of {limits} again: {test.losses:.0f} of {test.n} since the last "
             f"alarm were wrong, {sum(recent)} of the last {len(recent)}; evidence {test.e_value:.0f} to 1 (asked for: "
             f"{evidence['alarm_at']:.0f})"
         )
@@ -292,7 +307,12 @@ class Monitor:
         self, after: State, cause: Cause, why: str, evidence: Mapping[str, float], *, enter: bool = True
     ) -> StateChange:
         error = self.live_error
-        values = {"errors": self._since_live.errors, "audits": error.n, "low": error.low, "high": error.high}
+        values = {
+            "errors": self._since_live[not self._promises].errors,
+            "audits": error.n,
+            "low": error.low,
+            "high": error.high,
+        }
         values |= evidence
         at, before = self.requests, self.state
         change = StateChange(at_request=at, before=before, after=after, cause=cause, why=why, values=values)
@@ -310,16 +330,21 @@ class Monitor:
         """Set the state and restart the tests, and the live error too if another model answers from now on."""
         self.epoch += 1
         answered_small, answers_small = (each in ("live", "drift") for each in (self.state, state))
-        if answered_small != answers_small:
-            self._since_live = _Audits(self.epoch, self._max_weight(state))
+        if answered_small != answers_small or not self.epoch:
+            self._since_live = {of_all: _Audits(self.epoch, self._max_weight(state)) for of_all in (False, True)}
         for watch in self._audited:
             if answers_small and not answered_small and watch.exceeded:
                 watch.restart()
-        self._since_alarm = _Audits(self.epoch, self._max_weight(state))
+        self._since_alarm = {of_all: _Audits(self.epoch, self._max_weight(state)) for of_all in (False, True)}
         limits = [watch.quantity.limit for watch in self._audited]
         most = MAX_WEIGHT if answers_small else 1.0
         self._recoveries = [RecoveryTest(limit, self.settings.confidence, max_weight=most) for limit in limits]
         self.state = state
+
+    @property
+    def _promises(self) -> bool:
+        """True if audits test a limit of the certificate."""
+        return any(not watch.quantity.by_gate for watch in self._audited)
 
     def _max_weight(self, state: State) -> float:
         return MAX_WEIGHT if state in ("live", "drift") and self._allocation != UNIFORM else 1.0

@@ -6,6 +6,7 @@ Each is the mean of a loss in [0, 1] with a limit, so the same betting test serv
 |---|---|---|---|
 | error | the judge calls the answer wrong | audits | `Certificate.audit_limit_for` |
 | accuracy_loss | the same | audits | what the measured errors of the large model leave room for |
+| accuracy | the same | audits of all small answers | 1 - the gate's accuracy, `AuditedAccuracy` |
 | foreign | the domain check finds it unlike the task's | all requests | `ForeignAccepted.max_outside` |
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+from smallfirst.gate.audited import AuditedAccuracy
 from smallfirst.models.protocol import Completion
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.guarantee import describe_limit
@@ -35,7 +37,9 @@ class Quantity(NamedTuple):
     loss: Callable[[Completion], float] | None = None
     """Loss of a request in [0, 1]; None: the loss is an audit's verdict."""
     promised: bool = True
-    """False if the guarantee does not limit it: then it raises a hint and changes nothing."""
+    """False if the guarantee does not limit it: unless it is the gate's, it raises a hint and changes nothing."""
+    by_gate: bool = False
+    """True if it is the gate's: audits of all small answers count, and no promise about single ones rests on it."""
 
 
 class Watch:
@@ -75,14 +79,20 @@ class Watch:
         return anytime_valid_interval(self.test.losses, self.test.n, confidence)
 
 
-def watched_quantities(certificate: Certificate, judge: Judge) -> tuple[Quantity, ...]:
-    """Return what is watched where `judge` judges audits: each promised limit that can be, and the error.
+def watched_quantities(
+    certificate: Certificate, judge: Judge, audited: AuditedAccuracy | None = None
+) -> tuple[Quantity, ...]:
+    """Return what is watched where `judge` judges audits: each promised limit that can be, and the gate's accuracy.
 
     Where no limit rests on audits, more errors than the calibration rows allow for raise a hint. A certificate that was
-    not issued promises nothing, so nothing is watched.
+    not issued promises nothing; `audited` is what a gate asks for that let a candidate answer every request.
     """
-    if not certificate.issued:
-        return ()
+    limit = audited.limit_for(judge) if audited else None
+    by_gate = [Quantity("accuracy", limit, audited.words, promised=False, by_gate=True)] if audited and limit else []
+    return (*(_of_certificate(certificate, judge) if certificate.issued else ()), *by_gate)
+
+
+def _of_certificate(certificate: Certificate, judge: Judge) -> list[Quantity]:
     found = []
     for risk, limit in certificate.guarantee.limits.items():
         if (most := certificate.audit_limit_for(risk, judge)) is not None:
@@ -95,7 +105,7 @@ def watched_quantities(certificate: Certificate, judge: Judge) -> tuple[Quantity
     if usual is not None and not any(quantity.loss is None for quantity in found):
         words = f"{100 * usual:.3g} % of audited answers wrong, the bound of the calibration rows (not guaranteed)"
         found.append(Quantity("error", usual, words, promised=False))
-    return tuple(found)
+    return found
 
 
 def is_outside(answer: Completion) -> float:

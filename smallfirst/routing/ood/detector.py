@@ -10,15 +10,17 @@ import time
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pydantic
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import ConfigError, DataError
+from smallfirst.evaluation.out_of_fold import folds_of
 from smallfirst.models.batching import BatchWorker
 from smallfirst.models.catalog import find_weights
+from smallfirst.models.encoder.cached import CachedEncoder
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder, open_encoder
 from smallfirst.models.protocol import Request
 from smallfirst.models.state_features import HiddenStateProfile, HiddenStates
@@ -159,6 +161,8 @@ class TaskProfile:
 
     def __init__(self, parameters: ProfileParameters, text_features: TextFeatures, encoder: StateScorer | None) -> None:
         self.parameters, self.text_features, self.encoder = parameters, text_features, encoder
+        self.unseen: dict[str, MeasuredText] = {}
+        """By key, the rows that it was fitted on as profiles of the other folds measure them; not saved."""
 
     @property
     def threshold(self) -> float:
@@ -178,9 +182,16 @@ class TaskProfile:
 
         They are independent of the other texts but for an encoder's rounding.
         """
+        return self._judge(_raw_scores(self.text_features, self.encoder, texts))
+
+    def measure_rows(self, rows: Dataset) -> list[MeasuredText]:
+        """Return score and features of each row, as of a text that it was not fitted on."""
+        measured = iter(self.measure([e.text for e in rows.examples if e.key not in self.unseen]))
+        return [self.unseen.get(e.key) or next(measured) for e in rows.examples]
+
+    def _judge(self, raw: _RawScores) -> list[MeasuredText]:
         of = self.parameters
-        counts = self.text_features.scores(texts)
-        columns, scores = _columns(of.words, counts, self.encoder, texts), of.words.ood_score(counts)
+        columns, scores = _columns(of.words, raw), of.words.ood_score(raw.words)
         grey = self.in_grey_zone(scores)
         if of.states is None or of.within is None:
             features = of.words.fused.neg_log_p_values(columns[:, 0])[:, None]
@@ -248,36 +259,67 @@ class OodGate:
 
 
 def fit_task_profile(
-    train: Dataset, selection: Dataset, *, encoder: tuple[str, SentenceEncoder] | None = None
+    train: Dataset, selection: Dataset, *, encoder: tuple[str, SentenceEncoder] | None = None, n_folds: int = 0
 ) -> TaskProfile:
     """Fit the profile of the task with these rows; its threshold keeps KEEP_SHARE of the selection rows.
 
-    Vectors come from `encoder`, given with its name. With fewer than MIN_ROWS selection rows a fifth of the training
-    rows joins them. Raise DataError if there are too few rows for that.
+    Vectors come from `encoder`, given with its name. With `n_folds` the profile is of all rows, and its threshold of
+    all rows as profiles of the other folds measure them. With fewer than MIN_ROWS selection rows a fifth of the
+    training rows joins them. Raise DataError if there are too few rows for that.
     """
-    train, selection = _with_enough_selection(train, selection)
-    texts, own = _texts(train), _texts(selection)
-    text_features, scorer = TextFeatures.fit(texts), None
-    if encoder is not None:
-        profile = HiddenStateProfile.fit(_embed(encoder[1], texts), _label_numbers(train))
-        scorer = StateScorer(encoder[1], profile)
+    all_rows = train.subset("development", (*train.examples, *selection.examples))
+    folds = folds_of(all_rows, n_folds) if n_folds and len(all_rows) >= 2 * MIN_ROWS else []
+    if len(folds) > 1:
+        known = None if encoder is None else (encoder[0], CachedEncoder(encoder[1]))
+        order = np.argsort([i for fold in folds for i in fold.at])
+        parts = [_raw_scores(*_fit_parts(fold.rest, known), _texts(fold.held)) for fold in folds]
+        raw = _RawScores(*(None if of[0] is None else np.concatenate(of)[order] for of in zip(*parts, strict=True)))
+        train = all_rows
+        text_features, scorer = _fit_parts(train, known)
+        if scorer is not None and encoder is not None:
+            scorer = scorer._replace(encoder=encoder[1])
+    else:
+        train, selection = _with_enough_selection(train, selection)
+        text_features, scorer = _fit_parts(train, encoder)
+        raw = _raw_scores(text_features, scorer, _texts(selection))
     several = any(sum(m.role != "system" for m in e.messages) > 1 for e in train.examples)
-    of_own = text_features.scores(own)
-    words = ScoreFusion.fit(of_own)
+    words = ScoreFusion.fit(raw.words)
     parameters = ProfileParameters(limit=KEEP_SHARE, grey=GREY_ZONE, conversations=several, words=words)
     if encoder is not None:
-        columns = _columns(words, of_own, scorer, own)
-        states, scores = ScoreFusion.fit(columns), words.ood_score(of_own)
+        columns = _columns(words, raw)
+        states, scores = ScoreFusion.fit(columns), words.ood_score(raw.words)
         nonconformity = states.nonconformity(columns)
         inside = (scores > GREY_ZONE[0]) & (scores < GREY_ZONE[1])
         within = ConformalScorer.fit(nonconformity[inside] if inside.any() else nonconformity)
-        known = {"states": states, "within": within, "encoder": encoder[0], "encoder_int8": encoder[1].int8}
-        parameters = parameters.model_copy(update=known)
-    return TaskProfile(parameters, text_features, scorer)
+        known_of = {"states": states, "within": within, "encoder": encoder[0], "encoder_int8": encoder[1].int8}
+        parameters = parameters.model_copy(update=known_of)
+    profile = TaskProfile(parameters, text_features, scorer)
+    if len(folds) > 1:
+        profile.unseen = {e.key: one for e, one in zip(train.examples, profile._judge(raw), strict=True)}
+    return profile
 
 
-def _columns(words: ScoreFusion, features: np.ndarray, encoder: StateScorer | None, texts: Sequence[str]) -> np.ndarray:
-    return np.column_stack([words.nonconformity(features), *([encoder.scores(texts)] if encoder else [])])
+class _RawScores(NamedTuple):
+    words: np.ndarray
+    """Text features (texts, features)."""
+    states: np.ndarray | None
+    """State features (texts, features); None without an encoder."""
+
+
+def _fit_parts(train: Dataset, encoder: tuple[str, Any] | None) -> tuple[TextFeatures, StateScorer | None]:
+    texts = _texts(train)
+    if encoder is None:
+        return TextFeatures.fit(texts), None
+    profile = HiddenStateProfile.fit(_embed(encoder[1], texts), _label_numbers(train))
+    return TextFeatures.fit(texts), StateScorer(encoder[1], profile)
+
+
+def _raw_scores(text_features: TextFeatures, scorer: StateScorer | None, texts: Sequence[str]) -> _RawScores:
+    return _RawScores(text_features.scores(texts), scorer.scores(texts) if scorer and texts else None)
+
+
+def _columns(words: ScoreFusion, raw: _RawScores) -> np.ndarray:
+    return np.column_stack([words.nonconformity(raw.words), *([] if raw.states is None else [raw.states])])
 
 
 def _with_enough_selection(train: Dataset, selection: Dataset) -> tuple[Dataset, Dataset]:

@@ -32,6 +32,7 @@ from smallfirst.serving.ledger.rows import (
     ExpenseRow,
     FeedbackRow,
     LedgerRow,
+    ShadowRow,
     StateRow,
 )
 from smallfirst.serving.ledger.tables import BODIES, CHECKED, TEXTS
@@ -43,7 +44,7 @@ _BATCH = 500
 MAX_GRACE = timedelta(days=1)
 """Longest time for which nothing is deleted after the clock has jumped, or the file was not open for long."""
 
-E = TypeVar("E", LedgerRow, AttemptRow, AuditRow, DraftRow, FeedbackRow, StateRow, ExpenseRow)
+E = TypeVar("E", LedgerRow, AttemptRow, AuditRow, DraftRow, ShadowRow, FeedbackRow, StateRow, ExpenseRow)
 
 
 class Body(NamedTuple):

@@ -37,7 +37,7 @@ from smallfirst.serving.ledger.rollups import Rollup
 from smallfirst.serving.ledger.sums import SUMMED
 from smallfirst.serving.ledger.tables import ABOUT, EXPIRING, LEDGER, TABLES
 
-FORMAT = 16
+FORMAT = 17
 LOCK_TIMEOUT_S = 10
 """Longest wait for another process that writes."""
 _LOCK = 8_347_201

@@ -55,6 +55,11 @@ class LedgerReader:
         bodies = store.get(ids) if ids and (store := self.bodies()) else {}
         return tuple(with_body(row, bodies.get(body_id(row))) for row in rows) if bodies else tuple(rows)
 
+    def count(self, kind: type[E], **equal: str) -> int:
+        """Return the number of entries of a kind whose fields equal those given."""
+        ((n,),) = self._read(_select(kind, None, None, equal).with_only_columns(func.count()))
+        return int(n)
+
     def scan(
         self, kind: type[E], since: datetime | None = None, until: datetime | None = None, **equal: str
     ) -> Iterator[E]:
@@ -85,7 +90,7 @@ class LedgerReader:
         """
         audits, states = TABLES[AuditRow].c, TABLES[StateRow].c
         one = select(audits.seq, audits.id, audits.at, audits.wrong, audits.weight, audits.judged_by)
-        one = one.add_columns(audits.epoch, audits.revision)
+        one = one.add_columns(audits.epoch, audits.revision, audits.certified)
         one = one.where(audits.task == task, audits.certificate == certificate, audits.seq > audit_seq)
         change = select(TABLES[StateRow]).where(
             states.task == task, states.certificate == certificate, states.seq > state_seq

@@ -128,6 +128,8 @@ class AuditRow(Record):
     """Verdicts on this answer before this one, which corrects the last; None in rows of older formats."""
     epoch: int | None = None
     """`Monitor.epoch` when the answer was given; None in rows of older formats."""
+    certified: bool = True
+    """Whether the certificate covers the answer; else it tells about the gate's accuracy alone."""
     cost_usd: float = 0.0
     """Cost of asking the judge."""
     charges: str | None = None
@@ -146,13 +148,32 @@ class DraftRow(Record):
     at: AwareDatetime
     task: str
     certificate: str
-    """Fingerprint of the certificate that accepts the draft."""
+    """Fingerprint of the certificate in force."""
     epoch: int | None = None
     """`Monitor.epoch` when it was made; None in rows of older formats."""
+    certified: bool = True
+    """Whether the certificate covers the draft."""
     draft: str | None = None
     """The draft, only if bodies are stored."""
     other: str | None = None
     """The answer that the large model gave, only if bodies are stored."""
+
+
+class ShadowRow(Record):
+    """A text that the small model drafted while the large one answered, whatever the draft: rows to certify with."""
+
+    id: str
+    """Id of the response that the large model gave, the first to this text."""
+    at: AwareDatetime
+    task: str
+    certificate: str
+    """Fingerprint of the certificate of the version that drafted."""
+    text: str
+    """Fingerprint of the text without its dress (`fold_text`): each counts once."""
+    confidence: float
+    """Confidence of the draft, in [0, 1], that thresholds are compared with."""
+    wrong: bool
+    """The draft differs from the large model's answer."""
 
 
 class FeedbackRow(Record):
@@ -205,8 +226,8 @@ class StateRow(Record):
     why: str
     """The reason, in one sentence with its figures."""
     cause: str = ""
-    """What led to it: `guarantee`, `recovery`, a drift statistic, `verdict`; `version` notes another version; empty if
-    unknown or at the start."""
+    """What led to it: `guarantee`, `recovery`, a drift statistic, `verdict`; `version` notes another version, `second
+    look` what came of that; empty if unknown or at the start."""
     certificate: str
     """Fingerprint of the certificate in force."""
     after_audit: int | None = None
@@ -234,4 +255,4 @@ class ExpenseRow(Record):
     """Seconds that a machine of our own worked."""
 
 
-Entry = LedgerRow | AttemptRow | AuditRow | DraftRow | FeedbackRow | StateRow | ExpenseRow
+Entry = LedgerRow | AttemptRow | AuditRow | DraftRow | ShadowRow | FeedbackRow | StateRow | ExpenseRow

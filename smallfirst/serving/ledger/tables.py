@@ -36,6 +36,7 @@ from smallfirst.serving.ledger.rows import (
     ExpenseRow,
     FeedbackRow,
     LedgerRow,
+    ShadowRow,
     StateRow,
 )
 from smallfirst.serving.ledger.sums import AMOUNTS, DIMENSIONS
@@ -98,12 +99,13 @@ TABLES: dict[type[Entry], Table] = {
         "audits", AuditRow, Index("audits_id", "id"), Index("audits_once", "id", "revision", unique=True)
     ),  # an index takes any number of rows of older formats, which have no revision
     DraftRow: _of("drafts", DraftRow, UniqueConstraint("id")),
+    ShadowRow: _of("shadows", ShadowRow, UniqueConstraint("task", "certificate", "text")),
     FeedbackRow: _of("feedback", FeedbackRow, Index("feedback_id", "id")),
     StateRow: _of("states", StateRow, Index("states_once", "task", "certificate", "after_audit", "cause", unique=True)),
     ExpenseRow: _of("expenses", ExpenseRow, UniqueConstraint("id")),
 }
 EXPIRING = (LedgerRow, AttemptRow, DraftRow, FeedbackRow)
-"""Kinds whose old rows may go. Audits, states and expenses stay: promise and statement stand on them."""
+"""Kinds whose old rows may go. Audits, shadows, states and expenses stay: promise and statement stand on them."""
 
 ABOUT = Table("about", LEDGER, Column("format", Integer, nullable=False), Column("rows_since", Moment))
 """One row. Rows of EXPIRING before `rows_since` may be deleted; triggers refuse every other change."""

@@ -233,8 +233,6 @@ def _task_yaml(task: RecurringTask, settings: dict[str, Any], files: Sequence[st
         **{name: value for name, value in settings.items() if name != "kind"},
         **({"ladder": live[1]} if live else {}),
         "data": {names[name]: name for name in (ROWS, VALIDATION, TEST) if name in files},
-        # What may stay small is the certificate's to say: agreement on all requests can be low.
-        "gate": {"accuracy_at_least": 0.3},
         "routing": {"labels": "large", "guarantee": {"max_error": max_error, "unit": "text"}, **small},
         "requests_per_month": max(1, round(len(task.cases) * MONTH.days / days)),
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from smallfirst.errors import SmallfirstError, TrainingError
 from smallfirst.files import write_atomically
 from smallfirst.paths import state_folder
 from smallfirst.records import Record
-from smallfirst.registry.runs import TrackedRun, resume_run
+from smallfirst.registry.runs import TrackedRun, UntrackedRun, resume_run
 from smallfirst.tasks import AnyTask
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.distributed.group import Group
@@ -103,7 +103,7 @@ def do_work(
             recipe,
             work.config,
             base=(work.base, work.weights),
-            tracked=tracked or opened or _Untracked(work.run_id),
+            tracked=tracked or opened or UntrackedRun(work.run_id),
             folder=folder,
             on_step=on_step,
             on_epoch=on_epoch,
@@ -171,11 +171,3 @@ class Watch:
         if path.is_file():
             told = json.loads(path.read_bytes())
             raise getattr(errors, told["kind"], TrainingError)(told["message"], hint=told["hint"])
-
-
-class _Untracked(TrackedRun):
-    def __init__(self, run_id: str) -> None:
-        self.run_id = run_id
-
-    def log_metrics(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Log nothing: the first process does."""

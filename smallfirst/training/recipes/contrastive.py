@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from smallfirst.data.dataset import Example
 from smallfirst.evaluation.calibration import calibrate_labels
+from smallfirst.evaluation.out_of_fold import RawAnswer, read_labels
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.linear.classifier import (
     ENCODER_FOLDER,
@@ -170,6 +171,12 @@ class EncoderRecipe(RowsOfTask[Task]):
             scorer = model.scorer(several_labels=not self.task.closed)
             scored = scorer.score([example.text for example in self.selection.examples])
         return ValidationResult(*calibrate_labels(scored, self.selection, manifest))
+
+    def read(self, model: SentenceClassifier, manifest: Manifest) -> list[RawAnswer]:
+        with as_served(model):
+            scorer = model.scorer(several_labels=not self.task.closed)
+            texts = [example.text for example in self.selection.examples]
+            return read_labels(scorer, self.train_rows, texts, manifest)
 
 
 def epoch_passes(n_tokens: float, config: TrainConfig) -> int:

@@ -14,6 +14,8 @@ import torch
 
 from smallfirst.data.dataset import Example
 from smallfirst.errors import ConfigError
+from smallfirst.evaluation.calibration import calibrate_answers
+from smallfirst.evaluation.out_of_fold import RawAnswer, read_spans
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.local.weights import weights_fingerprint
 from smallfirst.models.manifest import Manifest
@@ -23,7 +25,7 @@ from smallfirst.tasks.answer import Answer, split_context
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.recipes.encoder_backend import EncoderBackend, as_served
 from smallfirst.training.recipes.recipe import PreparedData, RowsOfTask
-from smallfirst.training.validation import ValidationResult, score_answers
+from smallfirst.training.validation import ValidationResult
 
 HEAD_SCALE = 0.02
 """Standard deviation of the head's first weights, as BERT's own."""
@@ -106,11 +108,14 @@ class ReadingRecipe(RowsOfTask[Answer]):
 
     def validate(self, model: PointerModel, tokenizer: Any, manifest: Manifest) -> ValidationResult:
         """Return the mean score on the selection rows, computed in fp32, as the model will be served."""
+        answers = [(one.text, one.nats) for one in self.read(model, manifest)]
+        return ValidationResult(*calibrate_answers(manifest, self.selection.examples, answers))
+
+    def read(self, model: PointerModel, manifest: Manifest) -> list[RawAnswer]:
         with as_served(model):
             reader = Reader(model.encoder, model.heads.detach().numpy(), manifest)
             readings = reader.read([example.text for example in self.selection.examples])
-        answers = [(one.text, [one.log_probability]) for one in readings]
-        return score_answers(manifest, self.selection.examples, answers)
+        return read_spans([(one.text, [one.log_probability], {}) for one in readings])
 
 
 def _window_rows(example: Example, task: Answer, tokenizer: Any, max_tokens: int) -> list[WindowRow]:

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from smallfirst.data.dataset import Dataset, Example
+from smallfirst.evaluation.calibration import calibrate_answers
+from smallfirst.evaluation.out_of_fold import RawAnswer, read_spans
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.local.weights import weights_fingerprint
 from smallfirst.models.manifest import Manifest
@@ -25,7 +27,7 @@ from smallfirst.tasks.extract import Extract
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.recipes.encoder_backend import EncoderBackend, as_served
 from smallfirst.training.recipes.recipe import PreparedData, RowsOfTask
-from smallfirst.training.validation import ValidationResult, score_answers
+from smallfirst.training.validation import ValidationResult
 
 IGNORED = -100
 """The target of a token of which nothing is learned."""
@@ -84,11 +86,14 @@ class TaggingRecipe(RowsOfTask[Extract]):
 
     def validate(self, model: TaggerNetwork, tokenizer: WindowReader, manifest: Manifest) -> ValidationResult:
         """Return the share of selection rows with every field right, computed in fp32, as the model will be served."""
+        answers = [(one.text, one.nats) for one in self.read(model, manifest)]
+        return ValidationResult(*calibrate_answers(manifest, self.selection.examples, answers, graded=False))
+
+    def read(self, model: TaggerNetwork, manifest: Manifest) -> list[RawAnswer]:
         with as_served(model):
             tagger = Tagger(model, manifest)
             found = tagger.answer([example.text for example in self.selection.examples])
-        answers = [(one.text, tagger.log_probabilities(one)) for one in found]
-        return score_answers(manifest, self.selection.examples, answers, graded=False)
+        return read_spans([(one.text, tagger.log_probabilities(one), one.field_confidence) for one in found])
 
     def _tagged(self, example: Example, reader: WindowReader) -> TaggedRow:
         row, tokenized = parse_row(example), reader.tokenize(example.text)

@@ -18,6 +18,7 @@ from smallfirst.gateway.takeover import learning
 from smallfirst.gateway.takeover.learning import CORRECTIONS, Learnt, learn
 from smallfirst.gateway.takeover.takeovers import TakeOvers
 from smallfirst.paths import state_of
+from smallfirst.pipeline.calibrate import KNOWN_TEXTS, KnownTexts
 from smallfirst.pipeline.summary import PathSummary, RunSummary
 from smallfirst.progress import Progress
 from smallfirst.project.candidates import get_candidate
@@ -102,6 +103,7 @@ def fit(file: TaskFile, **_: object) -> tuple[RunSummary, None]:
     run_folder = RunFolder.new(file.name)
     get_candidate("words").fit(project, run_folder)
     (run_folder.path / "run.json").write_text("{}")
+    KnownTexts.of(project).save(run_folder.path / KNOWN_TEXTS)
     rows = [evaluated_row(e.key, e.answer, e.answer, text=e.text, certified=True) for e in project.rows.test.examples]
     for name in ("routed", "words"):
         evaluation_of(rows, candidate=name).save(run_folder.path / "evaluations" / f"{name}-test.json")

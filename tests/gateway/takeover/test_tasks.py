@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from fixtures.gateway import OpenUpstreams
 
+from smallfirst.data.dataset import fold_text
 from smallfirst.gateway.http import GatewayRequest, GatewayResponse, UpstreamAnswer
 from smallfirst.gateway.takeover.takeovers import TakeOvers
 from smallfirst.gateway.takeover.tasks import TakenOverTasks
+from smallfirst.records import fingerprint
 from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.ledger.rows import AuditRow, LedgerRow, StateRow
+from smallfirst.serving.ledger.rows import AuditRow, LedgerRow, ShadowRow, StateRow
 from tests.gateway.takeover.conftest import SYSTEM, TEACHER, LearntTask, cases
 
 CASES = cases(60, seed=5)
@@ -33,6 +35,7 @@ class Application(OpenUpstreams):
 
     def __init__(self, tasks: TakenOverTasks) -> None:
         self.tasks, self.model, self.format, self.again = tasks, TEACHER, "Queue: {}", 0
+        self.finished = "stop"
         self.right = dict(CASES)
 
     async def ask_about(self, text: str, **more: Any) -> GatewayResponse | None:
@@ -50,7 +53,7 @@ class Application(OpenUpstreams):
     def response(self, asked: GatewayRequest) -> UpstreamAnswer:
         text = json.loads(asked.body)["messages"][-1]["content"].removeprefix("Message: ")
         said = {"role": "assistant", "content": self.format.format(self.right.get(text, "cards"))}
-        choice = {"index": 0, "message": said, "finish_reason": "stop"}
+        choice = {"index": 0, "message": said, "finish_reason": self.finished}
         usage = {"prompt_tokens": 40, "completion_tokens": 3}
         body = {"id": f"up-{uuid.uuid4().hex}", "model": self.model, "choices": [choice], "usage": usage}
         return UpstreamAnswer(200, [], json.dumps(body).encode(), "default", 400.0)
@@ -120,6 +123,39 @@ def test_in_shadow_everything_passes_and_drafts_are_compared(serve):
     assert len(audits) > 30
     assert not any(audit.wrong for audit in audits)
     assert {row.answered_by for row in ledger.entries(LedgerRow)} == {TEACHER}
+
+
+def test_in_shadow_only_what_could_be_learnt_from_counts_for_the_second_look(serve, learnt):
+    others = cases(40, seed=6)
+    uncounted = {"format": "I would say {}", "model": "big-2026-06-01", "finished": "length"}
+
+    async def work(app: Application) -> None:
+        for text in [UNCERTAIN, *(text for text, _ in [*CASES, *CASES[:5], *cases(240)[:9]])]:
+            await app.ask_about(text)
+        for (name, value), texts in zip(uncounted.items(), (others[:9], others[9:18], others[18:27]), strict=True):
+            before = getattr(app, name)
+            setattr(app, name, value)
+            for text, _ in texts:
+                await app.ask_about(text)
+            setattr(app, name, before)
+        file = learnt.takeovers
+        file.put(file.get("queues").moved("stepped back", cause="prompt", why="test"))
+        await app.ask_about(CASES[0][0])  # sees that the file has changed
+        while app.tasks.tasks["queues"].taken.state != "stepped back":
+            await asyncio.sleep(0.001)
+        await app.ask_about(others[30][0])
+        while app.tasks.tasks["queues"].router._tasks:
+            await asyncio.sleep(0.001)
+
+    ledger, _ = serve(work, share=0.0)
+    rows = ledger.entries(ShadowRow)
+    known = {fold_text(text) for text, _ in cases(240)}
+    new = {fold_text(text) for text in (UNCERTAIN, *(text for text, _ in CASES))} - known
+    assert {row.text for row in rows} == {fingerprint(text) for text in new}
+    assert len(rows) == len(new) > 50
+    [uncertain] = [row for row in rows if row.confidence < 0.9]  # whatever the draft
+    assert uncertain.text == fingerprint(fold_text(UNCERTAIN))
+    assert not any(row.wrong for row in rows if row is not uncertain)
 
 
 def test_another_model_upstream_leads_back_at_once(serve):

@@ -37,6 +37,7 @@ class Upstream:
 
     def __init__(self, model: str) -> None:
         self.model, self.valid, self.status, self.n_asked = model, {VALID}, 200, 0
+        self.wrong: Callable[[str], bool] = lambda text: False
         upstream = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -47,8 +48,10 @@ class Upstream:
                 given = [self.headers[name] for name in ("authorization", "x-api-key", "api-key")]
                 status = upstream.status if upstream.valid & set(given) else 401
                 upstream.n_asked += 1
-                words = body["messages"][-1]["content"].split()
-                label = max(NOUNS, key=lambda queue: sum(word in NOUNS[queue] for word in words))
+                text = body["messages"][-1]["content"]
+                words = text.split()
+                rank = min if upstream.wrong(text) else max
+                label = rank(NOUNS, key=lambda queue: sum(word in NOUNS[queue] for word in words))
                 message = {"role": "assistant", "content": f"Queue: {label}"}
                 said = {"message": message, "index": 0, "finish_reason": "stop"}
                 named = upstream.model if body["model"] == "big" else body["model"]
@@ -141,7 +144,7 @@ def started(learnt: LearntTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Start proxies over one state folder in front of these upstreams, with keys for these tenants."""
     monkeypatch.chdir(tmp_path)
     state, keys = tmp_path / ".smallfirst", dict[str, str]()
-    state.mkdir()
+    state.mkdir(exist_ok=True)
     file = TakeOvers(state / "takeovers.json")
     file.put(learnt.takeovers.get("queues").moved("live", cause="person", why="test", share=1.0))
     made: list[Any] = []

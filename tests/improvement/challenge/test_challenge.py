@@ -178,3 +178,20 @@ def test_a_challenge_that_loses_changes_nothing_and_one_that_wins_goes_live_cert
     fewer = project.rows.model_copy(update={"test": project.rows.test.subset("test", project.rows.test.examples[1:])})
     with pytest.raises(StageMissing, match=r"not measured on the current test rows(?s:.*)evaluate task.yaml --run"):
         challenge(project._replace(rows=fewer), telling)
+
+
+def test_a_gate_that_nobody_wrote_lets_no_challenger_go_live(project: Project, tmp_path: Path) -> None:
+    settings = json.loads((tmp_path / "task.yaml").read_text())
+    settings |= {"ladder": ["words"], "gate": {"accuracy_at_least": 0.05}}
+    (tmp_path / "task.yaml").write_text(json.dumps(settings), encoding="utf-8")
+    frames = (*TEST, "now the {}", "so, {}", "{} at once", "see the {}", "{} today", "another {}", "this {}")
+    write(tmp_path / "test.jsonl", frames, (0,))
+    make_champion(Project.read(read_task_file(tmp_path), Progress(quiet=True)))
+    settings.pop("gate")
+    (tmp_path / "task.yaml").write_text(json.dumps(settings), encoding="utf-8")
+    more = write(tmp_path / "more.jsonl", TRAIN, (1, 2))
+    found = challenge(Project.read(read_task_file(tmp_path), Progress(quiet=True)), more)
+    assert found.verdict.passed
+    assert (found.won, found.version, found.contest) == (False, None, None)
+    assert "gate: {accuracy_at_least: 0.8}" in found.why
+    assert aliases() == {"champion": 1}

@@ -15,7 +15,6 @@ from fixtures.endpoints import config
 from smallfirst.errors import ConfigError
 from smallfirst.interfaces.mlflow_deployments.config import parse_config
 from smallfirst.interfaces.mlflow_deployments.config_rules import is_valid_name, secret_variable
-from smallfirst.project.task_file import SignedOverride
 
 LOCAL = "http://127.0.0.1:9/v1"
 HOSTED = "https://api.openai.com/v1"
@@ -190,11 +189,10 @@ def test_a_model_on_this_machine_is_paid_by_the_hour() -> None:
 def test_a_cascade_takes_the_one_external_entity_as_fallback() -> None:
     values = config(LOCAL)
     del values["traffic_config"]
-    signed = {"by": "Ada", "because": "pilot"}
     for block in ("smallfirst", "routing"):
-        found = parse_config("desk", {**values, block: {"strategy": "cascade", "override": signed}})
+        found = parse_config("desk", {**values, block: {"strategy": "cascade"}})
         assert found.plan.cascade is not None
-        assert (found.plan.cascade.fallback, found.plan.cascade.override) == ("big", SignedOverride(**signed))
+        assert found.plan.cascade.fallback == "big"
         assert found.plan.percent == {"tickets": 100}
     wrong = {**values, "routing": {"strategy": "cascade", "fallback": "bigg"}}
     assert 'no external entity is called "bigg" — did you mean "big"?' in refused(wrong)

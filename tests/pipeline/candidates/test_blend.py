@@ -55,7 +55,7 @@ def test_a_run_leaves_out_a_blend_that_gains_nothing(project: Project, monkeypat
     labels = {"labels": pytest.approx(2 * 0.5)}  # a person answered two probable label errors
     hours = sum(found.minutes.values()) / 60
     assert spent_once(project.file.folder, "desk") == {"training": pytest.approx(0.1 * hours), **labels}
-    assert found.left_out == {"blend": "no blend is better on selection rows than words alone"}
+    assert found.left_out == {"blend": "no blend is better out of fold than words alone"}
 
     monkeypatch.setattr(blend, "choose_weights", lambda of_members, gold: dict.fromkeys(of_members, 0.5))
     get_candidate("blend").fit(project, run_folder)

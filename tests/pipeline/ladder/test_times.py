@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,13 @@ def project(tmp_path: Path, tiny_encoder_folder: Path, monkeypatch: pytest.Monke
     return Project.read(read_task_file(tmp_path), Progress(quiet=True))
 
 
+@pytest.fixture
+def many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Selection rows choose, as with 1,000 rows and more."""
+    monkeypatch.setattr(times, "fits_in_folds", lambda project: False)
+
+
+@pytest.mark.usefixtures("many_rows")
 def test_a_frozen_encoder_reads_every_row_and_once_more_for_the_learning_curve(project: Project) -> None:
     found = time_needed(project, get_candidate("encoder"))
     assert found is not None
@@ -48,6 +56,7 @@ def test_a_frozen_encoder_reads_every_row_and_once_more_for_the_learning_curve(p
     assert found.after_s == pytest.approx(0.1 * n_held_out + fit_s)
 
 
+@pytest.mark.usefixtures("many_rows")
 def test_a_fine_tune_takes_its_epochs_with_validation_and_updates(project: Project) -> None:
     found = time_needed(project, get_candidate("tuned"))
     assert found is not None
@@ -55,6 +64,19 @@ def test_a_fine_tune_takes_its_epochs_with_validation_and_updates(project: Proje
     # 3,200 tokens in batches of 320 are passed over three times an epoch: thirty updates of 40 bytes for each of a
     # million weights at 20 GB/s.
     assert found.epoch_s == pytest.approx(300 * 0.4 + 30 * 40e6 / 20e9 + 0.1 * len(project.rows.selection))
+
+
+def test_few_rows_are_fitted_once_for_each_fold_and_once_together(project: Project) -> None:
+    encoder, tuned = time_needed(project, get_candidate("encoder")), time_needed(project, get_candidate("tuned"))
+    assert encoder is not None
+    assert tuned is not None
+    n = 100 + len(project.rows.selection)
+    assert encoder.fit_s(0) == pytest.approx(2 * n * 0.1 + 5 * n * times.REGRESSION_S)
+    assert tuned.begin_s == pytest.approx(4 * (times.BEGIN_S + n * (0.1 + times.REGRESSION_S)))
+    whole, part = 2 * n, 4 * n * 2 / 3  # so many passes make thirty updates of an epoch
+    steps = (32 * whole / 320, 32 * part / 320)
+    updates_s = (math.ceil(steps[0]) + 3 * math.ceil(steps[1])) * 40e6 / 20e9
+    assert tuned.epoch_s == pytest.approx((whole + 3 * part) * 0.4 + updates_s + n * 0.1)
 
 
 def test_a_language_model_takes_what_its_estimate_says(
@@ -78,4 +100,4 @@ def test_a_language_model_takes_what_its_estimate_says(
 
 def test_the_base_model_does_not_say_how_long_it_takes(project: Project) -> None:
     assert time_needed(project, get_candidate("base")) is None
-    assert time_needed(project, get_candidate("words")) == TimeNeeded(pytest.approx(0.18), after_s=pytest.approx(0.18))
+    assert time_needed(project, get_candidate("words")) == TimeNeeded(pytest.approx(0.9), after_s=pytest.approx(0.18))

@@ -215,7 +215,9 @@ def test_what_a_run_can_end_with_is_in_the_report_and_the_json(tmp_path: Path) -
     assert found.certificate.in_words in {finding.what.removeprefix("certificate: ") for finding in found.rows.findings}
     values = json.loads(found.in_json)
     assert values["gate"][0]["n_wrong"] == found.gate[0].n_wrong
-    assert values["certificate"]["missing"]["part"] == "calibration"
+    assert values["certificate"]["n_without_error"] > values["certificate"]["n_rows"]
+    assert values["rows_needed"]["fewest"]["n_data_rows"] > 0
+    assert values["rows_needed"]["fewest"]["chance"] > 0.5
     assert (values["large"], found.verdict) == (None, "FIX")
 
 

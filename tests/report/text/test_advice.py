@@ -50,7 +50,7 @@ def test_a_smaller_candidate_that_passes_as_well_is_named(make_report: Make, mak
     words = make_evaluation("words", "cccfffff", cost_usd_per_1k=0.001)
     data = make_report(evaluations=(words, *make_report().evaluations), smallest_passing="words", outcome=outcome())
     assert advised(data)[1].replace("\xa0", " ") == (
-        "Consider “words + linear” (routing.small: smallest): it meets the requirements as well, right on "
+        "Consider “words + linear” (leave routing.small out): it meets the requirements as well, right on "
         "87.5 % (52.9 to 97.8) at $0.0010 per 1,000 requests."
     )
 
@@ -95,18 +95,11 @@ def test_leaks_are_warned_of_where_too_few_other_rows_are_left(make_report: Make
 
 
 def test_the_rows_that_would_decide_it_come_first_with_their_price(make_report: Make) -> None:
-    needed = LabelsNeeded(
-        part="calibration",
-        n_rows=90,
-        n_data_rows=560,
-        usd=28.0,
-        priced_by="a person",
-        in_words="90 more calibration rows, which is about 560 more rows in rows.jsonl",
-    )
+    needed = LabelsNeeded(n_data_rows=560, chance=0.75, files={"rows.jsonl": 560}, usd=28.0, priced_by="a person")
     undecided = Outcome(kind="cannot be told yet", labels_needed=needed, large=True)
     assert advised(make_report(outcome=undecided))[0] == (
-        "Label 90 more calibration rows, which is about 560 more rows in rows.jsonl, about $28.00 by a person, and "
-        "run it again. Until then the large model answers."
+        "Label about 560 more rows in rows.jsonl (chance 75 %), for about $28.00 by a person, and run it again. Until "
+        "then the large model answers."
     )
 
 

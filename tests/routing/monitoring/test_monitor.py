@@ -293,3 +293,38 @@ def test_several_processes_share_the_chance_of_a_false_drift_alarm() -> None:
         assert alarm.values["evidence"] >= alarm.values["alarm_at"] == pytest.approx(40 * processes)
         found.append(monitor.requests)
     assert found[0] < found[1]
+
+
+def both() -> Monitor:
+    """A monitor of a promise about a part of the answers and of a gate about all."""
+    limits = [
+        Quantity("error", 0.05, "at most 5 % wrong"),
+        Quantity("accuracy", 0.2, "at most 20 % wrong", promised=False, by_gate=True),
+    ]
+    return Monitor(MonitorSettings(), quantities=limits, reference_confidence=())
+
+
+def test_answers_without_a_promise_test_the_gate_alone() -> None:
+    monitor = both()
+    for i in range(200):
+        assert monitor.record_audit(i % 7 == 0, certified=False) == ()
+    assert (monitor.live_error.n, monitor.state) == (0, "live")
+    error, accuracy = monitor.watches
+    assert (monitor.mean(error).n, monitor.mean(accuracy).n) == (0, 200)
+    while monitor.state == "live":
+        changes = monitor.record_audit(True, certified=False)
+    assert (changes[0].cause, changes[0].after) == ("guarantee", "fallback")
+    assert 'the gate\'s limit "at most 20 % wrong" does not hold' in changes[0].why
+    assert monitor.broken == ()  # nothing that is promised
+
+
+def test_a_fallback_ends_when_audits_show_promise_and_gate_again() -> None:
+    monitor = both()
+    while monitor.state == "live":
+        monitor.record_audit(True)
+    for _ in range(300):
+        assert monitor.record_audit(False, certified=False) == ()
+    while monitor.state == "fallback":
+        changes = monitor.record_audit(False)
+    assert changes[0].cause == "recovery"
+    assert monitor.mean(monitor.watches[0]).n == 0

@@ -1,0 +1,170 @@
+"""The choice of what goes live: by worth on the rows that choose, with what it costs and how often it is wrong.
+
+Each option, a candidate alone or a plan "this candidate first, the rest to the large model", has a cost and an expected
+error by row. Where `routing.usd_per_wrong_answer` prices an error, the option of the least expected loss comes first:
+
+    L = c + v e + (1 - s) (p + v e_large)
+
+with c the price of a small answer, v that of a wrong one, e the share kept and wrong, s the share kept, p and e_large
+price and error of the large model; a candidate alone has s = 1. Elsewhere the cheapest of those comes first that are
+within `routing.accuracy_within` of the most accurate one; costs within ALIKE of each other are equal, and of these the
+most accurate one wins. The next in the order is what the same rule takes of those that are left. So nothing comes after
+an option that it beats in accuracy and in cost.
+
+Errors are shrunk towards their mean before they are compared (`shrunk_errors`), since the best of several measured on
+few rows owes a part of its lead to chance.
+
+The order and each candidate's share of the gate's level are fixed before a test row is read. The first takes three
+fifths of the level, the others one fifth, and plans the last fifth; the shares sum to 1 (Bonferroni), so the verdicts
+on test rows hold together, whichever goes live and by whatever it is chosen. Of those that pass the first goes live,
+unless test rows show clearly that another one is right more often and costs no more (`unbeaten`): a lead that chance
+explains changes nothing, so the figure of what goes live is not the best of several.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from smallfirst.evaluation.results import Evaluation
+from smallfirst.gate.check_result import CheckInputs, CheckResult, ConfidenceLevel
+from smallfirst.gate.metrics import MetricThresholds, check_metrics
+from smallfirst.stats.intervals import paired_score_interval
+
+ALIKE = 1.25
+"""Costs that differ by no more than this factor count as equal: measured again, they differ by as much."""
+SPREAD = 0.04
+"""Standard deviation of true errors among candidates that is expected at least, whatever few rows say: that of words,
+frozen and fine-tuned encoders on public sets."""
+FIRST, OTHERS, PLANS = 0.6, 0.2, 0.2
+"""Shares of the level: of the first candidate, of all others together, and of all plans together."""
+
+
+class Option(NamedTuple):
+    """What may go live, as the rows that choose let expect it."""
+
+    candidate: str
+    usd: float
+    """Mean cost of a request, whoever answers it."""
+    wrong: Mapping[str, float]
+    """Chance that the answer is wrong, in [0, 1], by key of the row."""
+    share: float = 1.0
+    """Share of requests that stay small, in [0, 1]; 1 for a candidate alone."""
+
+    @classmethod
+    def alone(cls, measured: Evaluation) -> Option:
+        """Return the candidate on every request."""
+        wrong = {row.key: float(not row.correct) for row in measured.rows}
+        return cls(measured.candidate, measured.cost_usd_per_1k / 1000, wrong)
+
+
+class WorthRule(NamedTuple):
+    """What options are ordered by."""
+
+    accuracy_within: float = 0.01
+    """The cheapest of those comes first whose accuracy is at most this much below the best one's; 1 for the cheapest
+    of all."""
+    usd_per_wrong_answer: float | None = None
+    """Price of a wrong answer: the least expected loss comes first."""
+    alike: float = ALIKE
+    """Costs that differ by no more than this factor count as equal; 1 for those of large calls, which are no noise."""
+
+    def order(self, options: Sequence[Option]) -> list[Option]:
+        """Return the options by worth, the best first; of equals the first given."""
+        rest, errors = list(options), shrunk_errors(options)
+        if (price := self.usd_per_wrong_answer) is not None:
+            return [one for _, one in sorted(zip(errors, rest, strict=True), key=lambda x: x[1].usd + price * x[0])]
+        error_of, ordered = dict(zip(map(id, rest), errors, strict=True)), []
+        while rest:
+            most = min(error_of[id(one)] for one in rest) + self.accuracy_within + 1e-12
+            near = [one for one in rest if error_of[id(one)] <= most]
+            cheapest = min(one.usd for one in near)
+            best = min((one for one in near if one.usd <= self.alike * cheapest), key=lambda one: error_of[id(one)])
+            ordered.append(best)
+            rest = [one for one in rest if one is not best]
+        return ordered
+
+
+def shrunk_errors(options: Sequence[Option]) -> list[float]:
+    """Return the expected error of each option, shrunk towards the mean of all by empirical Bayes.
+
+    Measured differences d between options are true ones, of variance t, and sampling error, of variance w; the best
+    guess of a true one is d t / (t + w) (Efron and Morris 1975). w is read from differences by row, which rows that are
+    difficult for all do not enlarge; t is what the spread of the measured ones is above w, at least SPREAD². Without
+    that floor (their positive part) differences that chance could explain would count as none, and of 50 rows the
+    cheapest would often win over one that is 9 points better; a mean of the Bayesian bootstrap would shrink nothing.
+
+    An option that answered fewer rows is compared on these with the mean of those that answered all; where none did,
+    errors count as measured.
+    """
+    rows = {key for one in options for key in one.wrong}
+    complete = [one.wrong for one in options if len(one.wrong) == len(rows)]
+    if not rows or not complete:
+        return [float(np.mean(list(one.wrong.values()) or [1.0])) for one in options]
+    mean = {key: sum(wrong[key] for wrong in complete) / len(complete) for key in rows}
+    apart = [np.array([wrong - mean[key] for key, wrong in one.wrong.items()] or [0.0]) for one in options]
+    level, m = sum(mean.values()) / len(rows), len(options)
+    if m == 1:
+        return [level]
+    found = level + np.array([one.mean() for one in apart])
+    of_rows = [float(one.var(ddof=1)) for one in apart if len(one) > 1]  # pooled, so that none overtakes on equal rows
+    n = np.array([len(one) for one in apart])
+    by_chance = (sum(of_rows) / len(of_rows) if of_rows else math.inf) * m / (m - 1) / n
+    spread = float(found.var(ddof=1))
+    true = max(SPREAD**2, spread - float(by_chance.mean()))
+    shrunk = found.mean() + true / (true + by_chance) * (found - found.mean())
+    return [float(one) for one in shrunk]
+
+
+def choose_candidates(
+    options: Sequence[Option], rule: WorthRule, *, expected: Callable[[str], bool] = lambda _: True
+) -> list[str]:
+    """Return the candidates by worth: those `expected` to pass first, then the others, the most accurate first."""
+    errors = {id(one): error for one, error in zip(options, shrunk_errors(options), strict=True)}
+    able = [one for one in options if expected(one.candidate)]
+    rest = sorted((one for one in options if not expected(one.candidate)), key=lambda one: errors[id(one)])
+    return [one.candidate for one in (*rule.order(able), *rest)]
+
+
+def would_pass(gate: MetricThresholds, measured: Evaluation, n_test: int) -> bool:
+    """Return True if what was measured would meet the gate's metrics on `n_test` rows, as the first in the order."""
+    results = check_metrics(gate, CheckInputs(measured, ConfidenceLevel(1 / FIRST)))
+    return bool(measured.rows) and all(_would_meet(result, n_test) for result in results)
+
+
+def _would_meet(result: CheckResult, n: int) -> bool:
+    """Return True if the result would pass with an interval of `n` rows: a width shrinks with the root of n."""
+    found, threshold = result.estimate, result.threshold
+    if found is None or threshold is None or not n:
+        return result.passed
+    by = math.sqrt(found.n / n)
+    if result.name.endswith("_at_most"):
+        return found.value + by * (found.high - found.value) <= threshold
+    return found.value - by * (found.value - found.low) >= threshold
+
+
+def level_shares(names: Sequence[str]) -> dict[str, float]:
+    """Return each candidate's share of the gate's level, of names by worth; with PLANS they sum to at most 1."""
+    if len(names) < 2:
+        return dict.fromkeys(names, FIRST + OTHERS)
+    return {name: FIRST if name == names[0] else OTHERS / (len(names) - 1) for name in names}
+
+
+def unbeaten(passing: Sequence[Evaluation]) -> list[str]:
+    """Return those of the `passing` that no other clearly beats on these rows, in their order; at least one.
+
+    One is clearly beaten by another that costs no more and whose lead in right answers, paired by row, excludes 0 at
+    95 %. It could be live otherwise only because chance favoured it on the rows that chose.
+    """
+    return [one.candidate for one in passing if not any(_beats(other, one) for other in passing)]
+
+
+def _beats(first: Evaluation, second: Evaluation) -> bool:
+    if first.cost_usd_per_1k > ALIKE * second.cost_usd_per_1k:
+        return False
+    pairs = [(row.correct, second.by_key[row.key].correct) for row in first.rows if row.key in second.by_key]
+    ours, theirs = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+    return paired_score_interval(ours, theirs, len(pairs)).low > 0

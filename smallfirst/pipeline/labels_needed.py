@@ -1,0 +1,105 @@
+"""How many rows to label: one number for all that a run left open, and the chance that as many decide it.
+
+A part (test or calibration) that is split off a file grows with the file, so the number is of rows to add to the files
+as the user has them. Of several open questions the one that takes most rows decides the number, and the least likely
+one the chance: they are about the same answers, and rise and fall together. What no number of rows is likely to decide
+(`sample_size.UNLIKELY`) is left out, and said where it failed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+from smallfirst.gate.outcome import LabelsNeeded
+from smallfirst.gate.verdict import Verdict, nearest_to_passing
+from smallfirst.project.project import Project
+from smallfirst.project.rows import SPLIT_OFF
+from smallfirst.project.run_folder import CERTIFICATE, RunFolder
+from smallfirst.routing.certificate.certificate import Certificate
+from smallfirst.stats.sample_size import RowsNeeded, round_up_to_two_digits
+
+PROMISE = "routing.guarantee"
+"""Name of the check that a certificate is issued."""
+
+
+class OpenQuestion(NamedTuple):
+    """What too few rows of a part left open."""
+
+    part: Literal["test", "calibration"]
+    needed: RowsNeeded
+    """Rows more of the part."""
+    n_now: int
+    """Rows of the part that were counted."""
+
+
+def labels_needed(
+    project: Project, run_folder: RunFolder, *, trials: Sequence[Verdict] = (), live: bool = False
+) -> LabelsNeeded | None:
+    """Return the fewest rows that are likely to decide all that a gated run left open; None if no number is.
+
+    `trials`: the verdicts on plans that keep a part small. `live`: something goes live, and only a promise may be open.
+    """
+    large = run_folder.evaluation("large", "test")
+    price = large.cost_usd_per_1k / 1000 if large is not None and large.cost_usd_per_1k > 0 else None
+    return rows_to_label(project, list(_open(project, run_folder, trials, live=live)), usd_by_large=price)
+
+
+def rows_to_label(
+    project: Project, questions: Sequence[OpenQuestion], *, usd_by_large: float | None = None
+) -> LabelsNeeded | None:
+    """Return the rows to add to the data files, with their price, that are likely to decide all questions."""
+    likely = [one for one in questions if not one.needed.unlikely]
+    if not likely:
+        return None
+    files: dict[str, int] = {}
+    for file, n_rows in (_in_file(project, one) for one in likely):
+        files[file] = max(n_rows, files.get(file, 0))
+    n, usd, by = sum(files.values()), project.file.prices.usd_per_label, "a person"
+    if usd is None:
+        usd, by = usd_by_large, "the large model"
+    return LabelsNeeded(
+        n_data_rows=n,
+        chance=min(one.needed.chance for one in likely),
+        files=files,
+        usd=None if usd is None else n * usd,
+        priced_by="" if usd is None else by,
+    )
+
+
+def _open(project: Project, run_folder: RunFolder, trials: Sequence[Verdict], *, live: bool) -> Iterator[OpenQuestion]:
+    n_test, verdicts = len(project.rows.test), run_folder.verdicts().verdicts
+    found = run_folder.find(Certificate, CERTIFICATE)
+    if found is not None and not found.issued:
+        needed = RowsNeeded(found.labels_missing or 0, found.labels_missing_chance or 0.0)
+        yield OpenQuestion("calibration", needed, min(found.n_labels, len(project.rows.calibration)))
+    if live or any(verdict.passed for verdict in verdicts):
+        return
+    for verdict in [nearest_to_passing(verdicts), *([nearest_to_passing(trials)] if trials else [])]:
+        yield from _of_gate(verdict, n_test)
+
+
+def _of_gate(verdict: Verdict, n_test: int) -> Iterator[OpenQuestion]:
+    """Yield what test rows left open of a verdict; nothing if something failed that no number of rows is to change."""
+    failed = [check for check in verdict.failed_checks if check.name != PROMISE]
+    if failed and all(check.more_rows for check in failed):
+        needed = RowsNeeded(max(check.more_rows or 0 for check in failed), min(check.chance or 0.0 for check in failed))
+        yield OpenQuestion("test", needed, n_test)
+
+
+def _in_file(project: Project, question: OpenQuestion) -> tuple[str, int]:
+    """Return the file that the part is split off, and about how many more of its rows give it those that it needs."""
+    files, rows, part = project.file.data, project.rows, question.part
+    if part == "test" and files.test:
+        return str(files.test), question.needed.n_more
+    validation = sum(len(one) for one in (rows.selection, rows.calibration, rows.left_out))
+    if part == "calibration" and files.validation:
+        file, n_data, n_part = files.validation, validation, len(rows.calibration)
+        share = 1 - project.file.routing.selection_share
+    else:
+        n_data = len(rows.train) + (0 if files.validation else validation) + (0 if files.test else len(rows.test))
+        file, n_part = files.train, question.n_now
+        share = SPLIT_OFF * (1 - project.file.routing.selection_share if part == "calibration" else 1)
+    n_rows = math.ceil(question.needed.n_more * (n_data / n_part if n_part else 1 / share))
+    return str(file), round_up_to_two_digits(n_rows)

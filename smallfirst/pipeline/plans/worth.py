@@ -1,0 +1,172 @@
+"""What candidates and plans are worth, by the rows that choose: the finalists and their order, and the order of plans.
+
+Error and price of the large model are those of calibration rows. The order of finalists, and with it their shares of
+the gate's level, is then independent of every test row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from smallfirst.evaluation.results import EvaluatedRow, Evaluation
+from smallfirst.gate.check_result import CheckResult, Requirement, check_value
+from smallfirst.gate.choice import Option, WorthRule, choose_candidates, level_shares, shrunk_errors, would_pass
+from smallfirst.gate.outcome import share_words
+from smallfirst.pipeline.diagnostics import find_split_leaks
+from smallfirst.pipeline.plans.choosing import choosing_evaluations
+from smallfirst.pricing.money import format_usd
+from smallfirst.project.candidate_registry import promotable_names
+from smallfirst.project.candidates import get_candidate
+from smallfirst.project.project import Project
+from smallfirst.project.run_folder import FINALISTS, VERDICTS, Finalists, GateVerdicts, RunFolder
+from smallfirst.project.task_file import RULES, SMALLEST, TaskFile
+from smallfirst.routing.certificate.guarantee import Guarantee
+
+MAX_FINALISTS = 3
+"""Candidates that test rows are asked about: each more takes a part of the level from the others."""
+
+
+class ExpectedPlan(NamedTuple):
+    """A plan "this candidate first, the rest to the large model", as the rows that choose let expect it."""
+
+    candidate: str
+    share: float
+    """Share of requests that stay small, in [0, 1]."""
+    usd_per_1k: float | None
+    """Cost of 1,000 requests; None without a price of the large model."""
+
+
+def worth_rule(file: TaskFile) -> WorthRule:
+    """Return the rule of task.yaml by which candidates and plans are ordered."""
+    if file.routing.small == SMALLEST:
+        return WorthRule(accuracy_within=1.0)
+    return WorthRule(file.routing.accuracy_within, file.routing.usd_per_wrong_answer)
+
+
+def fix_finalists(project: Project, run_folder: RunFolder) -> Finalists:
+    """Return the finalists of a run with their shares of the gate's level; choose and save them if nobody has.
+
+    Call it before a test row is read: those that are expected to meet the gate come first, by worth, then the most
+    accurate; one that task.yaml names before all. Where its guarantee binds answers, and a large model takes the rest,
+    a candidate is worth what its plan is. Naming another candidate later chooses anew.
+    """
+    file, saved = project.file, run_folder.find(Finalists, FINALISTS)
+    if saved is not None and file.goes_live in (*RULES, *saved.names):
+        return saved
+    measured = choosing_evaluations(project, run_folder)
+    leaks = find_split_leaks(project, run_folder)
+    n_test = sum(row.key not in leaks.keys for row in project.rows.test.examples)
+    expected = {one.candidate: would_pass(file.gate, one, n_test) for one in measured}
+    rule, options = worth_rule(file), [Option.alone(one) for one in measured]
+    if file.binds_answers and (large := _large(run_folder)) is not None:
+        rule, options = rule._replace(alike=1.0), [plan_option(one, file.routing.guarantee, large) for one in measured]
+    names = choose_candidates(options, rule, expected=expected.__getitem__)
+    names += [name for name in promotable_names() if name not in names and run_folder.evaluation(name, "test")]
+    if file.goes_live in names:
+        names = [file.goes_live, *(name for name in names if name != file.goes_live)]
+    found = Finalists(names=tuple(names[:MAX_FINALISTS]), shares=level_shares(names[:MAX_FINALISTS]))
+    found.save(run_folder.path / FINALISTS)
+    return found
+
+
+def expected_plans(project: Project, run_folder: RunFolder, *, instead_of: str = "") -> list[ExpectedPlan]:
+    """Return a plan for each finalist that was measured on calibration rows, by worth, the best first.
+
+    `instead_of` is a candidate that may answer alone: only the plans of less expected loss are left, which takes a
+    declared price of a wrong answer and a known one of the large model.
+    """
+    rule, large = worth_rule(project.file)._replace(alike=1.0), _large(run_folder)
+    finalists, named = fix_finalists(project, run_folder).names, project.file.goes_live
+    wanted = [named] if named in promotable_names() else finalists
+    measured = [one for one in choosing_evaluations(project, run_folder) if one.candidate in finalists]
+    options = [
+        plan_option(one, project.file.routing.guarantee, large)
+        for one in measured
+        if one.candidate in wanted and run_folder.evaluation(one.candidate, "calibration")
+    ]
+    ordered = rule.order(options)
+    if instead_of:
+        alone = [Option.alone(one) for one in measured if one.candidate == instead_of]
+        if rule.usd_per_wrong_answer is None or large is None or not alone or project.file.binds_answers:
+            return []
+        both = rule.order([*alone, *options])
+        ordered = both[: both.index(alone[0])]
+    return [ExpectedPlan(one.candidate, one.share, None if large is None else 1000 * one.usd) for one in ordered]
+
+
+def check_worth(project: Project, run_folder: RunFolder, candidate: str, share: float, instead_of: str) -> CheckResult:
+    """Return whether the plan is still worth more than `instead_of` alone with the `share` that its certificate keeps.
+
+    The rows that choose say so, as before the certificate: no test row is looked at.
+    """
+    rule, guarantee = worth_rule(project.file), project.file.routing.guarantee
+    measured = {one.candidate: one for one in choosing_evaluations(project, run_folder)}
+    alone = Option.alone(measured[instead_of])
+    plan = plan_option(measured[candidate], guarantee, _large(run_folder), share=share)
+    price = rule.usd_per_wrong_answer or 0.0
+    losses = [
+        1000 * (one.usd + price * error) for one, error in zip((plan, alone), shrunk_errors([plan, alone]), strict=True)
+    ]
+    text = f"costs less than “{get_candidate(instead_of).title}” alone, with wrong answers at {format_usd(price)}"
+    return check_value(
+        Requirement("routing.usd_per_wrong_answer", price, text),
+        passed=losses[0] < losses[1],
+        measured=f"{format_usd(losses[0])} against {format_usd(losses[1])} per 1,000 requests are expected",
+    )
+
+
+def plan_option(
+    measured: Evaluation, guarantee: Guarantee, large: Evaluation | None, *, share: float | None = None
+) -> Option:
+    """Return the plan that keeps `share` of a candidate's answers, left out as much as the guarantee lets expect.
+
+    Without a price of the large model an escalated request costs 1 USD, more than any small answer, and is right.
+    """
+    share = expected_share(measured.rows, guarantee) if share is None else share
+    confident = sorted(measured.rows, key=lambda row: -(row.confidence or 0.0))
+    kept = {row.key for row in confident[: round(share * len(confident))]}
+    price, error = (1.0, 0.0) if large is None else (large.cost_usd_per_1k / 1000, 1 - large.accuracy.value)
+    wrong = {row.key: float(not row.correct) if row.key in kept else error for row in measured.rows}
+    return Option(measured.candidate, measured.cost_usd_per_1k / 1000 + (1 - share) * price, wrong, share)
+
+
+def expected_share(rows: Sequence[EvaluatedRow], guarantee: Guarantee) -> float:
+    """Return the largest share of the most confident answers that are wrong at most as often as is guaranteed.
+
+    Without a limit on errors it is the share of right answers.
+    """
+    if not rows:
+        return 0.0
+    right = np.array([row.correct for row in sorted(rows, key=lambda row: -(row.confidence or 0.0))])
+    if guarantee.max_error is None:
+        return float(right.mean())
+    kept = np.arange(1, len(right) + 1)
+    good = np.cumsum(~right) <= guarantee.max_error * kept
+    return float(kept[good].max(initial=0)) / len(right)
+
+
+def price_of_guarantee(project: Project, run_folder: RunFolder, routed: Evaluation) -> str:
+    """Return a sentence on the candidate that would do at least as well alone, but for the guarantee of task.yaml.
+
+    Empty where the guarantee binds nothing, nobody passed the gate alone, or `routed` is right more often.
+    """
+    verdicts = run_folder.find(GateVerdicts, VERDICTS)
+    winner = verdicts.smallest if verdicts is not None and project.file.sets_gate else None
+    alone = run_folder.evaluation(winner, "test") if winner and project.file.binds_answers else None
+    if alone is None or routed.accuracy.value > alone.accuracy.value or routed.cost_usd_per_1k < alone.cost_usd_per_1k:
+        return ""
+    title, right = get_candidate(alone.candidate).title, share_words(alone.accuracy)
+    cost = f"{format_usd(alone.cost_usd_per_1k)} per 1,000 requests in place of {format_usd(routed.cost_usd_per_1k)}"
+    return (
+        f"Without routing.guarantee “{title}” alone would answer every request: right on {right} of "
+        f"{alone.accuracy.n:,} test rows, at {cost}."
+    )
+
+
+def _large(run_folder: RunFolder) -> Evaluation | None:
+    """Return the large model on calibration rows; None if it was not asked or has no price."""
+    found = run_folder.evaluation("large", "calibration")
+    return found if found is not None and found.cost_usd_per_1k > 0 else None
