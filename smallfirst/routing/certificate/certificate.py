@@ -259,8 +259,8 @@ def certify(
     if counted.n < data.n:
         told = f"{data.n} calibration rows belong to {counted.n} groups, of each of which one row counts"
         found = found.model_copy(update={"limits_of_validity": (told, *found.limits_of_validity)})
-    if guarantee.max_wrong_fields is None:
-        return found
+    if guarantee.max_wrong_fields is None or not subject.share:
+        return found.model_copy(update={"guarantee": guarantee})
     level *= subject.share
     choosing_fields = choosing[-1] if choosing else None
     fields = certify_fields(stages[-1], guarantee.max_wrong_fields, level=level, selection=choosing_fields)

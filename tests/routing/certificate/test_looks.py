@@ -257,6 +257,9 @@ def test_where_rows_are_joined_that_have_spent_everything_apart_nothing_is_certi
     joined = certify(**given(), looks=path)
     assert (joined.issued, joined.level, joined.look) == (False, 0.0, 3)
     assert "have spent the whole error probability" in joined.why
+    fields = Guarantee(max_error=None, max_wrong_fields=0.2)
+    refused = certify(**given(guarantee=fields), looks=path)
+    assert (refused.issued, refused.fields, refused.guarantee) == (False, None, fields.model_copy(update={"unit": None}))
     assert certify(**given()).issued
 
 
