@@ -52,8 +52,6 @@ class Live(NamedTuple):
     """The candidate, where it answers alone."""
     covered: bool | None
     """Whether the printed 95 % interval of its accuracy holds the truth; None for the large model."""
-    share: float = 1.0
-    """Share of the calibration rows that stay small."""
 
 
 class Draw(NamedTuple):
@@ -114,11 +112,10 @@ def play(table: Table, usd: np.ndarray, draw: Draw, rule: Rule, bar: float, larg
         both = [draw.alone[passing[0]], *(draw.plans[i] for i in plan_order)]
         ranked = rule.worth.order(both)
         tries = [int(one.candidate) for one in ranked[: ranked.index(both[0])]]
+    price = rule.worth.usd_per_wrong_answer if rule.worth and passing else None
+    most = usd[passing[0]] + price * (1 - table.right[passing[0], draw.test].mean()) if price else np.inf
     for i in tries[:FINALISTS]:
-        if (found := _certified(table, usd, i, draw)) is None:
-            continue
-        plan = _plan(table, usd, i, draw.choosing, large, share=found.share)
-        if not passing or (rule.worth and rule.worth.order([draw.alone[passing[0]], plan])[0] is plan):
+        if (found := _certified(table, usd, i, draw, price or 0.0, most)) is not None:
             return found
     if not passing:
         return Live(1.0, large[0], None, None)
@@ -154,20 +151,12 @@ def _beats(table: Table, usd: np.ndarray, first: int, second: int, rows: np.ndar
     return paired_score_interval(int((ours & ~theirs).sum()), int((theirs & ~ours).sum()), len(rows)).low > 0
 
 
-def _plan(
-    table: Table,
-    usd: np.ndarray,
-    i: int,
-    rows: np.ndarray,
-    large: tuple[float, float],
-    *,
-    share: float | None = None,
-) -> Option:
-    """Return the plan that keeps `share`, else the largest one of which at most the limit is wrong on these rows."""
+def _plan(table: Table, usd: np.ndarray, i: int, rows: np.ndarray, large: tuple[float, float]) -> Option:
+    """Return the plan that keeps the largest share of which at most the limit is wrong on the rows that choose."""
     order = rows[np.argsort(-table.confidence[i, rows], kind="stable")]
     wrong = ~table.right[i, order]
     good = np.flatnonzero(np.cumsum(wrong) <= LIMITS[table.name] * np.arange(1, len(rows) + 1))
-    kept = (int(good[-1]) + 1 if len(good) else 0) if share is None else round(share * len(rows))
+    kept = int(good[-1]) + 1 if len(good) else 0
     errors = [float(one) for one in wrong[:kept]] + [large[0]] * (len(rows) - kept)
     share = kept / len(rows)
     return Option(str(i), usd[i] + (1 - share), dict(enumerate(errors)), share)
@@ -182,8 +171,11 @@ def _best_plan(table: Table, usd: np.ndarray, i: int, v: float) -> float:
     return float(loss[wrong <= LIMITS[table.name] * kept].min(initial=np.inf))
 
 
-def _certified(table: Table, usd: np.ndarray, i: int, draw: Draw) -> Live | None:
-    """Return the plan at the loosest threshold that calibration rows show at 4 %, strict to loose; None without one."""
+def _certified(table: Table, usd: np.ndarray, i: int, draw: Draw, price: float, most: float) -> Live | None:
+    """Return the plan at the loosest threshold that calibration rows show at 4 %, strict to loose.
+
+    None without one, or where it does not lose less than `most` a request on test rows.
+    """
     order = draw.calibration[np.argsort(-table.confidence[i, draw.calibration], kind="stable")]
     wrong = np.cumsum(~table.right[i, order])
     kept = np.arange(N_CALIBRATION // 4, N_CALIBRATION + 1)
@@ -194,13 +186,7 @@ def _certified(table: Table, usd: np.ndarray, i: int, draw: Draw) -> Live | None
     stays = table.confidence[i] >= table.confidence[i, order[n - 1]]
     right = np.where(stays, table.right[i], table.large_right)
     printed = wilson(int(right[draw.test].sum()), N_TEST)
-    return Live(
-        usd[i] + (1 - stays.mean()),
-        1 - right.mean(),
-        None,
-        printed.low <= right.mean() <= printed.high,
-        n / N_CALIBRATION,
-    )
+    return Live(usd[i] + (1 - stays.mean()), 1 - right.mean(), None, printed.low <= right.mean() <= printed.high)
 
 
 def simulate(table: Table, factor: float, v: float, n_choosing: int, n_draws: int) -> Iterator[str]:

@@ -1,18 +1,18 @@
 """How often the rows that are asked for decide, beside the chance that was said with them.
 
     SMALLFIRST_DATA=DIR python -m benchmarks.routing.foretold_rows FOLDER --tables     # right and confidence by row
-    python -m benchmarks.routing.foretold_rows FOLDER [--draws 400]                    # one model: test, calibration
-    SMALLFIRST_DATA=DIR python -m benchmarks.routing.foretold_rows FOLDER --trained    # rows split, models fitted anew
+    python -m benchmarks.routing.foretold_rows FOLDER [--draws 6]
 
 A table is the truth. Rows are drawn from it with replacement, the gate or the certificate is asked, and where it says no
 the rows that are foretold are drawn as well and it is asked again. Bars lie around the truth, evenly spaced, as nobody
-knows beforehand where it lies. With `--trained` the rows come from a pool without replacement, are split as a run does,
-and the model is fitted on the larger part before it is asked again. Writes benchmarks/results/foretold_rows.md.
+knows beforehand where it lies. Prints the tables of benchmarks/results/foretold_rows.md.
 """
 
 from __future__ import annotations
 
+import argparse
 import gzip
+import itertools
 import json
 import os
 from pathlib import Path
@@ -21,8 +21,12 @@ import numpy as np
 
 from smallfirst.models.linear.classifier import INVERSE_REGULARIZATION, fit_logistic_regression
 from smallfirst.models.linear.tfidf import TfidfFeatures
-
-RESULT = Path(__file__).parents[1] / "results" / "foretold_rows.md"
+from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.outcomes import CascadeData
+from smallfirst.routing.certificate.rows_needed import rows_for_error
+from smallfirst.routing.certificate.threshold_search import search_cascade
+from smallfirst.stats.intervals import clopper_pearson, wilson
+from smallfirst.stats.sample_size import UNLIKELY, chance_of_share, fewest_rows
 
 SETS = {"banking77": "words", "clinc150": "words", "tool_calls": "words", "clinc150 MiniLM": "encoder"}
 """Pools with the features of their model."""
@@ -75,3 +79,93 @@ def record(name: str, folder: Path) -> None:
     right = said == gold[n:]
     np.savez(folder / f"{name.replace(' ', '_')}.npz", right=right, confidence=confidence)
     print(name, len(right), right.mean(), flush=True)
+
+
+BINS = (0.0, UNLIKELY, 0.25, 0.4, 0.55, 0.7, 1.01)
+FIRST, NEXT = 0.04, 0.005
+"""Levels of a certificate's first look and of the one after it."""
+Asked = list[tuple[float, bool, int, bool]]
+"""Said chance, whether it came, rows asked for, and whether the truth is beyond the bar."""
+
+
+def ask_gates(right: np.ndarray, draws: int) -> Asked:
+    """Return what was said of gates that failed within two standard errors of their bar."""
+    draw, truth, found = np.random.default_rng(1), float(right.mean()), Asked()
+    for n in (50, 100, 200, 400):
+        for bar in truth + np.linspace(-0.12, 0.12, 25):
+            for _ in range(5 * draws if 0.02 < bar < 0.985 else 0):
+                n_right = int(draw.binomial(n, truth))
+                if wilson(n_right, n).low >= bar or abs(n_right / n - bar) > 2 * np.sqrt(bar * (1 - bar) / n):
+                    continue
+                needed = fewest_rows(lambda m, k=n_right, n=n, bar=bar: chance_of_share(k, n, m, bar))
+                later = n_right + draw.binomial(needed.n_more, truth)
+                came = wilson(int(later), n + needed.n_more).low >= bar
+                found.append((needed.chance, came, needed.n_more, truth > bar))
+    return found
+
+
+def ask_certificates(confidence: np.ndarray, right: np.ndarray, draws: int) -> Asked:
+    """Return what was said of certificates that were refused at their first look."""
+    pool, draw, found = _cascade(confidence, right), np.random.default_rng(1), Asked()
+    for n in (60, 120, 240, 480):
+        for limit in (0.02, 0.03, 0.05, 0.08, 0.12, 0.2):
+            first, later = (Guarantee(max_error=limit, confidence=1 - level) for level in (FIRST, NEXT))
+            for _ in range(draws):
+                rows, choosing = (pool.take(draw.integers(0, pool.n, m)) for m in (n, max(20, n // 4)))
+                if search_cascade(rows, first, selection=choosing).issued:
+                    continue
+                needed = rows_for_error(rows.confidence[0], rows.right[0], limit, NEXT, refused_at=FIRST)
+                more = pool.take(draw.integers(0, pool.n, needed.n_more))
+                both = (
+                    np.concatenate([getattr(one, name)[0] for one in (rows, more)]) for name in ("confidence", "right")
+                )
+                came = search_cascade(_cascade(*both), later, selection=choosing).issued
+                found.append((needed.chance, came, needed.n_more, came))
+    return found
+
+
+def _cascade(confidence: np.ndarray, right: np.ndarray) -> CascadeData:
+    n = len(right)
+    return CascadeData(
+        names=("m",),
+        confidence=confidence[None],
+        right=right[None],
+        answer=np.full((1, n), None, dtype=object),
+        cost_usd=np.zeros((2, n)),
+        asked=np.zeros(n, bool),
+        large_right=np.zeros(n, bool),
+    )
+
+
+def show(name: str, asked: Asked) -> None:
+    print(f"\n{name}: {len(asked)} refusals\n\n| said | n | mean said | came | median rows |\n|---|---|---|---|---|")
+    for low, high in itertools.pairwise(BINS):
+        ours = [one for one in asked if low <= one[0] < high]
+        if ours:
+            came = clopper_pearson(sum(one[1] for one in ours), len(ours))
+            said, rows = np.mean([one[0] for one in ours]), np.median([one[2] for one in ours])
+            print(f"| {low:.2f} to {min(high, 1):.2f} | {len(ours)} | {said:.3f} | {came} | {rows:,.0f} |")
+    print(f"true rate beyond the bar among those called unlikely: {sum(o[3] for o in asked if o[0] < UNLIKELY)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tables", action="store_true")
+    parser.add_argument("--draws", type=int, default=6)
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    if options.tables:
+        for name in SETS:
+            record(name, options.folder)
+        return
+    tables = [np.load(path) for path in sorted(options.folder.glob("*.npz"))]
+    show("Gate", [one for table in tables for one in ask_gates(table["right"], options.draws)])
+    show(
+        "Certificate",
+        [one for table in tables for one in ask_certificates(table["confidence"], table["right"], options.draws)],
+    )
+
+
+if __name__ == "__main__":
+    main()

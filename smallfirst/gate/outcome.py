@@ -21,8 +21,6 @@ OutcomeKind = Literal["small alone", "small first", "keep the large model", "can
 """`small alone`: a small model answers every request of the task. `small first`: it answers a part of them, and the
 others go to the large model, or to a person where there is none. With the other two nothing goes live; `cannot be told
 yet`: more labelled rows are likely to decide."""
-LIVE = ("small alone", "small first")
-"""Kinds with which something goes live."""
 _RESTS = {"large": "the large model", "person": "a person"}
 
 
@@ -146,7 +144,7 @@ class Outcome(Record):
 
     @property
     def goes_live(self) -> bool:
-        return self.kind in LIVE
+        return self.kind in ("small alone", "small first")
 
     @property
     def live_as(self) -> str:
@@ -199,11 +197,12 @@ class Outcome(Record):
         others = "; the others are refused as out of scope" if self.rest == "refused" else ""
         others = f"; the rest goes to {rest}" if rest else others
         right = "Right" if alone else "What it answers is right" if self.rest == "person" else "Together right"
-        said = f"{self._answers}{others}."
         if self.accuracy is None:
-            return said
+            return f"{self._answers}{others}."
         cost = f", at {share_words(self.share_of_bill)} of the large model's bill" if self.share_of_bill else ""
-        return f"{said} {right} on {share_words(self.accuracy)} of {self.accuracy.n:,} test rows{cost}."
+        return (
+            f"{self._answers}{others}. {right} on {share_words(self.accuracy)} of {self.accuracy.n:,} test rows{cost}."
+        )
 
     @property
     def in_short(self) -> str:
@@ -242,7 +241,6 @@ class Outcome(Record):
     @property
     def facts(self) -> dict[str, str]:
         """The record as short texts by name, for tags; what is unknown is left out."""
-        shares = {name: getattr(self, name) for name in ("share_small", "share_promised", "accuracy", "share_of_bill")}
         texts = {
             "outcome": self.kind,
             "sentence": self.sentence,
@@ -255,8 +253,14 @@ class Outcome(Record):
             "signed": self.signed,
             "labels_needed": str(self.labels_needed.n_data_rows) if self.labels_needed else "",
         }
-        found = {**texts, **{name: f"{value} n={value.n}" for name, value in shares.items() if value is not None}}
-        return {name: text for name, text in found.items() if text}
+        texts |= {name: f"{value} n={value.n}" for name, value in self.shares.items()}
+        return {name: text for name, text in texts.items() if text}
+
+    @property
+    def shares(self) -> dict[str, Estimate]:
+        """The figures by name, those that are known."""
+        names = ("share_small", "share_promised", "accuracy", "share_of_bill")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def standing(self, state: str, *, broken: Sequence[str] = ()) -> Standing:
         """Return what is in force at a server whose monitor is in `state`; `broken` are limits found not to hold."""
@@ -316,11 +320,8 @@ class Outcome(Record):
 
     def _not_live(self) -> Iterator[str]:
         if self.gate_line:
-            right = (
-                f", though it is right on {share_words(self.accuracy)} of {self.accuracy.n:,} test rows"
-                if self.accuracy
-                else ""
-            )
+            n = self.accuracy.n if self.accuracy else 0
+            right = f", though it is right on {share_words(self.accuracy)} of {n:,} test rows" if n else ""
             yield f"task.yaml sets no gate, so nothing says that “{self.title}” is good enough{right}."
             yield self.gate_missing
         if self.labels_needed is not None:

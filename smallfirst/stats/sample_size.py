@@ -22,7 +22,7 @@ MAX_ROWS = 20_000
 """No more rows of a part than this are asked for."""
 LIKELY = 0.75
 """Chance at which a number of rows is enough to be asked for, where some number reaches it."""
-UNLIKELY = 0.08
+UNLIKELY = 0.05
 """A chance below this, whatever the number of rows, is unlikely: fewer than one in twenty of these came."""
 _NEAR = 0.9
 _WRONG_BEFORE = 0.8

@@ -38,7 +38,7 @@ def test_the_fewest_rows_that_are_likely_enough(chance: Callable[[int], float], 
 
 
 def test_only_what_no_number_of_rows_makes_likely_is_unlikely() -> None:
-    assert fewest_rows(lambda n: 0.07).unlikely
+    assert fewest_rows(lambda n: 0.04).unlikely
     assert not fewest_rows(lambda n: 0.1 * n / MAX_ROWS).unlikely
 
 

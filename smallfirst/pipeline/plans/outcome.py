@@ -69,8 +69,7 @@ def tell_registry(run_folder: RunFolder, outcome: Outcome) -> None:
     """Write the outcome to the run in MLflow, as tags and metrics, and beside its version in the registry."""
     run = runs.TrackedRun(runs.client(), run_folder.mlflow_run_id())
     run.set_tags(outcome.facts)
-    shares = {name: getattr(outcome, name) for name in ("share_small", "share_promised", "accuracy", "share_of_bill")}
-    run.log_metrics(0, {f"outcome/{name}": share and share.value for name, share in shares.items()})
+    run.log_metrics(0, {f"outcome/{name}": share.value for name, share in outcome.shares.items()})
     run.flush()
     if outcome.version is not None:
         versions.attach(outcome.model, outcome.version, OUTCOME, outcome.model_dump_json(indent=2).encode())

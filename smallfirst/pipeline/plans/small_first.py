@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import asyncio
 
+import numpy as np
+
+from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.check_result import CheckResult, ConfidenceLevel, Requirement, check_value
 from smallfirst.gate.choice import PLANS
 from smallfirst.gate.outcome import PlanTrial
@@ -18,7 +21,9 @@ from smallfirst.pipeline.calibrate import certify_candidate
 from smallfirst.pipeline.diagnostics import find_split_leaks, without_copies
 from smallfirst.pipeline.evaluate import measure_router
 from smallfirst.pipeline.labels_needed import PROMISE
-from smallfirst.pipeline.plans.worth import ExpectedPlan, check_worth, expected_plans, fix_finalists
+from smallfirst.pipeline.plans.worth import ExpectedPlan, expected_plans, fix_finalists
+from smallfirst.pricing.money import format_usd
+from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project, shown_as
 from smallfirst.project.run_folder import CERTIFICATE, RunFolder
 from smallfirst.records import Record
@@ -86,8 +91,8 @@ def _try(
         assert routed is not None
         routed = without_copies(project, routed, find_split_leaks(project, run_folder))
         checks += check_routed(project.file.gate.routed, routed, large, level)
-        if instead_of:
-            checks.append(check_worth(project, run_folder, candidate, certified.certificate.coverage.value, instead_of))
+        if instead_of and (alone := run_folder.evaluation(instead_of, "test")):
+            checks.append(_worth_check(routed, alone, project.file.routing.usd_per_wrong_answer or 0.0))
     measured = run_folder.evaluation(candidate, "test")
     assert measured is not None
     verdict = Verdict(
@@ -113,4 +118,23 @@ def _promise_check(certificate: Certificate) -> CheckResult:
     )
     return found.model_copy(
         update={"more_rows": certificate.labels_missing, "chance": certificate.labels_missing_chance}
+    )
+
+
+def _worth_check(routed: Evaluation, alone: Evaluation, usd_per_wrong_answer: float) -> CheckResult:
+    """Return whether the plan loses less than a candidate alone on test rows: its certificate may keep less than hoped.
+
+    The candidate passed its gate, so ties are won by it. Without this check plans made it worse where the large model
+    is weak, and the printed accuracy covers the truth as often with it (`benchmarks/results/choice.md`).
+    """
+    losses = [
+        1000 * float(np.mean([row.cost_usd + usd_per_wrong_answer * (not row.correct) for row in one]))
+        for one in (routed.rows, [alone.by_key[row.key] for row in routed.rows if row.key in alone.by_key])
+    ]
+    name = get_candidate(alone.candidate).title
+    text = f"costs less than “{name}” alone, wrong answers at {format_usd(usd_per_wrong_answer)}"
+    return check_value(
+        Requirement("routing.usd_per_wrong_answer", usd_per_wrong_answer, text),
+        passed=bool(losses[0] < losses[1]),
+        measured=f"{format_usd(losses[0])} against {format_usd(losses[1])} per 1,000, n={len(routed.rows)}",
     )

@@ -12,8 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
-from smallfirst.gate.check_result import CheckResult, Requirement, check_value
-from smallfirst.gate.choice import Option, WorthRule, choose_candidates, level_shares, shrunk_errors, would_pass
+from smallfirst.gate.choice import Option, WorthRule, choose_candidates, level_shares, would_pass
 from smallfirst.gate.outcome import share_words
 from smallfirst.pipeline.diagnostics import find_split_leaks
 from smallfirst.pipeline.plans.choosing import choosing_evaluations
@@ -97,35 +96,12 @@ def expected_plans(project: Project, run_folder: RunFolder, *, instead_of: str =
     return [ExpectedPlan(one.candidate, one.share, None if large is None else 1000 * one.usd) for one in ordered]
 
 
-def check_worth(project: Project, run_folder: RunFolder, candidate: str, share: float, instead_of: str) -> CheckResult:
-    """Return whether the plan is still worth more than `instead_of` alone with the `share` that its certificate keeps.
-
-    The rows that choose say so, as before the certificate: no test row is looked at.
-    """
-    rule, guarantee = worth_rule(project.file), project.file.routing.guarantee
-    measured = {one.candidate: one for one in choosing_evaluations(project, run_folder)}
-    alone = Option.alone(measured[instead_of])
-    plan = plan_option(measured[candidate], guarantee, _large(run_folder), share=share)
-    price = rule.usd_per_wrong_answer or 0.0
-    losses = [
-        1000 * (one.usd + price * error) for one, error in zip((plan, alone), shrunk_errors([plan, alone]), strict=True)
-    ]
-    text = f"costs less than “{get_candidate(instead_of).title}” alone, with wrong answers at {format_usd(price)}"
-    return check_value(
-        Requirement("routing.usd_per_wrong_answer", price, text),
-        passed=losses[0] < losses[1],
-        measured=f"{format_usd(losses[0])} against {format_usd(losses[1])} per 1,000 requests are expected",
-    )
-
-
-def plan_option(
-    measured: Evaluation, guarantee: Guarantee, large: Evaluation | None, *, share: float | None = None
-) -> Option:
-    """Return the plan that keeps `share` of a candidate's answers, left out as much as the guarantee lets expect.
+def plan_option(measured: Evaluation, guarantee: Guarantee, large: Evaluation | None) -> Option:
+    """Return the plan that keeps as much of a candidate's answers as the guarantee lets expect.
 
     Without a price of the large model an escalated request costs 1 USD, more than any small answer, and is right.
     """
-    share = expected_share(measured.rows, guarantee) if share is None else share
+    share = expected_share(measured.rows, guarantee)
     confident = sorted(measured.rows, key=lambda row: -(row.confidence or 0.0))
     kept = {row.key for row in confident[: round(share * len(confident))]}
     price, error = (1.0, 0.0) if large is None else (large.cost_usd_per_1k / 1000, 1 - large.accuracy.value)

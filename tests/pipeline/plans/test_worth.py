@@ -11,13 +11,7 @@ from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
 from smallfirst.gate.verdict import Verdict
-from smallfirst.pipeline.plans.worth import (
-    check_worth,
-    expected_plans,
-    expected_share,
-    fix_finalists,
-    price_of_guarantee,
-)
+from smallfirst.pipeline.plans.worth import expected_plans, expected_share, fix_finalists, price_of_guarantee
 from smallfirst.pipeline.release import gate_stage
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
@@ -158,12 +152,6 @@ def test_a_plan_comes_before_a_candidate_alone_where_it_loses_less(many: Project
     assert before() == []  # nothing prices an error: what passes its gate goes live alone
     assert before(usd_per_wrong_answer=0.001) == []
     assert "tuned" in before(usd_per_wrong_answer=1.0)
-    priced = set_routing(many, usd_per_wrong_answer=1.0)
-    run_folder.save_evaluation(measured("large", 200, 10.0, split="calibration"))
-    half, fifth = (check_worth(priced, run_folder, "tuned", share, "tuned") for share in (0.5, 0.2))
-    assert half.passed  # its certificate keeps less than was hoped, and enough
-    assert not fifth.passed  # 0.8 × 0.2 wrong, alone 0.136
-    assert fifth.measured == "$167 against $138 per 1,000 requests are expected"  # errors shrunk
     (run_folder.path / "evaluations" / "large-calibration.json").unlink()
     assert before(usd_per_wrong_answer=1.0) == []
 
