@@ -78,6 +78,7 @@ def given(**changes: Any) -> dict[str, Any]:
         "usd_per_wrong_answer": None,
         "foreign": [[0.1, 0.2]],
         "portion": "large",
+        "n_once": 0,
         "shared": SharedLook(),
     }
     return usual | changes
@@ -95,6 +96,7 @@ CHANGED: dict[str, Any] = {
     "usd_per_wrong_answer": 0.01,
     "foreign": [[0.1, 0.3]],
     "portion": "small",
+    "n_once": 3,
     "shared": SharedLook("run", 0.5),
 }
 ROW: dict[str, Any] = {
@@ -259,7 +261,11 @@ def test_where_rows_are_joined_that_have_spent_everything_apart_nothing_is_certi
     assert "have spent the whole error probability" in joined.why
     fields = Guarantee(max_error=None, max_wrong_fields=0.2)
     refused = certify(**given(guarantee=fields), looks=path)
-    assert (refused.issued, refused.fields, refused.guarantee) == (False, None, fields.model_copy(update={"unit": None}))
+    assert (refused.issued, refused.fields, refused.guarantee) == (
+        False,
+        None,
+        fields.model_copy(update={"unit": None}),
+    )
     assert certify(**given()).issued
 
 
