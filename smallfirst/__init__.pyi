@@ -110,15 +110,13 @@ from smallfirst.registry.versions import resolve as resolve
 from smallfirst.registry.versions import rollback as rollback
 from smallfirst.report.data import OpenEndedRouting as OpenEndedRouting
 from smallfirst.routing.budget import Budget as Budget
-from smallfirst.routing.certificate.below_threshold import Band as Band
 from smallfirst.routing.certificate.certificate import Certificate as Certificate
 from smallfirst.routing.certificate.certificate import StageThreshold as StageThreshold
 from smallfirst.routing.certificate.certificate import certify as certify
-from smallfirst.routing.certificate.curves import FrontierPoint as FrontierPoint
 from smallfirst.routing.certificate.curves import ThresholdPoint as ThresholdPoint
 from smallfirst.routing.certificate.filters import RequestFilters as RequestFilters
 from smallfirst.routing.certificate.guarantee import Guarantee as Guarantee
-from smallfirst.routing.certificate.guarantee_check import GuaranteeCheck as GuaranteeCheck
+from smallfirst.routing.certificate.looks import SharedLook as SharedLook
 from smallfirst.routing.certificate.outcomes import ForeignAccepted as ForeignAccepted
 from smallfirst.routing.certificate.risks import RiskResult as RiskResult
 from smallfirst.routing.certificate.units.fields import FieldCertificate as FieldCertificate

@@ -77,7 +77,6 @@ class Candidate:
             right=~self.calibration.wrong[None],
             answer=np.full((1, n), None, dtype=object),
             cost_usd=np.zeros((2, n)),
-            latency_ms=np.zeros((2, n)),
             asked=np.zeros(n, dtype=bool),
             large_right=np.zeros(n, dtype=bool),
         )

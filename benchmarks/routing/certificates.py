@@ -19,7 +19,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy.stats import binom
@@ -28,38 +28,30 @@ from benchmarks.routing.certificates_page import write
 from benchmarks.routing.certificates_pools import banking, banking_with_large, gsm8k
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData, CascadeOutcome
-from smallfirst.routing.certificate.risks import GROWS_WITH_COVERAGE, evidence
+from smallfirst.routing.certificate.risks import evidence
 from smallfirst.routing.certificate.threshold_search import search_cascade
 
-
-class Choice(NamedTuple):
-    """What a method does with calibration rows."""
-
-    thresholds: tuple[float, ...]
-    never_escalates: bool = False
+Method = Callable[[CascadeData, Guarantee], tuple[float, ...]]
+"""Thresholds from calibration rows."""
 
 
-Method = Callable[[CascadeData, Guarantee], Choice]
+def ours(rows: CascadeData, guarantee: Guarantee) -> tuple[float, ...]:
+    return search_cascade(rows, guarantee).thresholds
 
 
-def ours(rows: CascadeData, guarantee: Guarantee) -> Choice:
-    found = search_cascade(rows, guarantee)
-    return Choice(found.thresholds, found.never_escalates)
-
-
-def plain(rows: CascadeData, guarantee: Guarantee) -> Choice:
+def plain(rows: CascadeData, guarantee: Guarantee) -> tuple[float, ...]:
     """Return the lowest threshold whose accepted calibration answers are wrong at most as often as guaranteed."""
     order = np.argsort(-rows.confidence[0], kind="stable")
     wrong = np.cumsum(~rows.right[0][order])
     n_accepted = np.flatnonzero(wrong <= (guarantee.max_error or 0) * np.arange(1, rows.n + 1))
-    return Choice((float(rows.confidence[0][order][n_accepted[-1]]) if n_accepted.size else NEVER_ACCEPT,))
+    return (float(rows.confidence[0][order][n_accepted[-1]]) if n_accepted.size else NEVER_ACCEPT,)
 
 
 def mapie(grid: str, fwer: str) -> Method:
     """Fit MAPIE's controller of precision; "accepted" is its positive class, "right" its label."""
     from mapie.risk_control import BinaryClassificationController, precision
 
-    def choose(rows: CascadeData, guarantee: Guarantee) -> Choice:
+    def choose(rows: CascadeData, guarantee: Guarantee) -> tuple[float, ...]:
         said = rows.confidence[0]
         falling = np.unique(np.quantile(said, np.linspace(0.5, 0, 100)))[::-1]
         controller = BinaryClassificationController(
@@ -74,19 +66,15 @@ def mapie(grid: str, fwer: str) -> Method:
             warnings.simplefilter("ignore")
             controller.calibrate(said, rows.right[0].astype(int))
         best = controller.best_predict_param
-        return Choice((NEVER_ACCEPT if best is None else float(best),))  # type: ignore[arg-type]
+        return (NEVER_ACCEPT if best is None else float(best),)  # type: ignore[arg-type]
 
     return choose
 
 
-def broken(rows: CascadeData, choice: Choice, guarantee: Guarantee) -> bool:
+def broken(rows: CascadeData, thresholds: tuple[float, ...], guarantee: Guarantee) -> bool:
     """Return True if these rows, taken as the truth, break a limit."""
-    outcome = rows.outcome(choice.thresholds)
-    apart = rows.outcome((*choice.thresholds[:-1], 0.0)) if choice.never_escalates else outcome
-    return any(
-        evidence(name, outcome if name in GROWS_WITH_COVERAGE else apart, limit).value > limit + 1e-12
-        for name, limit in guarantee.limits.items()
-    )
+    outcome = rows.outcome(thresholds)
+    return any(evidence(name, outcome, limit).value > limit + 1e-12 for name, limit in guarantee.limits.items())
 
 
 def measure(
@@ -102,10 +90,10 @@ def measure(
     for _ in range(repeats):
         population = shuffled(pool, draw) if null else pool
         choice = method(population.take(draw.integers(0, pool.n, n)), guarantee)
-        if min(choice.thresholds) <= 1:
+        if min(choice) <= 1:
             counts["issued"] += 1
             counts["true"] += broken(population, choice, guarantee)
-            outcome = population.outcome(choice.thresholds)
+            outcome = population.outcome(choice)
             kept.append(outcome.n_accepted / pool.n)
             scatter.append(looks_broken(outcome, guarantee, outcome.n_accepted * (pool.n - n) // pool.n))
             first.append(float((outcome.stage == 0).mean()))
@@ -114,7 +102,7 @@ def measure(
             continue
         cut = draw.permutation(pool.n)
         choice = method(population.take(cut[:n]), guarantee)
-        if min(choice.thresholds) <= 1:
+        if min(choice) <= 1:
             counts["fresh_issued"] += 1
             counts["fresh"] += broken(population.take(cut[n:]), choice, guarantee)
     shares = {"kept": float(np.mean(kept)) if kept else None, "first": float(np.mean(first)) if first else None}
@@ -178,12 +166,8 @@ def null_part(repeats: int) -> Iterator[dict[str, Any]]:
 
 def several_part(repeats: int) -> Iterator[dict[str, Any]]:
     pool = gsm8k()
-    for guarantee in (
-        Guarantee(max_error=0.25, max_escalation_rate=0.6),
-        Guarantee(max_error=0.25, max_escalation_rate=0.6, max_usd_per_1k=3.5),
-        Guarantee(max_error=0.25, max_accuracy_loss=0.15),
-    ):
-        yield {"method": "smallfirst, GSM8K", **measure(pool, guarantee, ours, n=400, repeats=repeats)}
+    both = Guarantee(max_error=0.25, max_accuracy_loss=0.15)
+    yield {"method": "smallfirst, GSM8K", **measure(pool, both, ours, n=400, repeats=repeats)}
     cascade = banking(("words", "small"))
     for limit in (0.02, 0.03, 0.05):
         found = measure(cascade, WRONG[limit], ours, n=800, repeats=repeats)

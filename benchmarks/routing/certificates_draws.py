@@ -101,7 +101,6 @@ def table_pool(path: Path) -> CascadeData:
         right=np.array([[one["correct"] for one in lines]], dtype=bool),
         answer=np.full((1, n), None, dtype=object),
         cost_usd=np.zeros((2, n)),
-        latency_ms=np.zeros((2, n)),
         asked=np.zeros(n, dtype=bool),
         large_right=np.zeros(n, dtype=bool),
     )

@@ -48,7 +48,6 @@ def gsm8k() -> CascadeData:
         right=right,
         answer=np.full((1, len(kept)), None, dtype=object),
         cost_usd=price,
-        latency_ms=np.zeros_like(price),
         asked=np.ones(len(kept), dtype=bool),
         large_right=np.array([rows[i]["strong_correct"] for i in kept]),
     )

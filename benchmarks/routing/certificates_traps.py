@@ -239,7 +239,6 @@ def _one_stage(confidence: np.ndarray, right: np.ndarray) -> CascadeData:
         right=right[None],
         answer=np.full((1, n), None, dtype=object),
         cost_usd=np.zeros((2, n)),
-        latency_ms=np.zeros((2, n)),
         asked=np.zeros(n, dtype=bool),
         large_right=np.zeros(n, dtype=bool),
     )

@@ -176,7 +176,6 @@ def threshold(confidence: np.ndarray, right: np.ndarray, foreign: np.ndarray, pr
         right=right[None],
         answer=np.full((1, n), "", dtype=object),
         cost_usd=np.zeros((2, n)),
-        latency_ms=np.zeros((2, n)),
         asked=none,
         large_right=none,
         foreign=ForeignRows(foreign[None], share),

@@ -183,11 +183,8 @@ def measure(project: Project, run_folder: RunFolder) -> str:
             continue
         found, left_out = routed(certificate, small, large_test)
         lines.append(_line(found, ours, theirs))
-        bands = "; ".join(
-            f"{b.low:.2f} to {b.high:.2f}: small {b.small_right}, large {b.large_right} of {b.n}, {b.action}"
-            for b in certificate.bands
-        )
-        notes.append(f"- at most {100 * limit:g} %: {certificate.why}. Below {certificate.threshold:.3f}: {bands}.")
+        below = f"{certificate.below} ({certificate.below_why})"
+        notes.append(f"- at most {100 * limit:g} %: {certificate.why}. Below {certificate.threshold:.3f}: {below}.")
         notes += [f"  {left_out} rows that it would send on were not asked, and are left out."] if left_out else []
     point = Guarantee(max_error=None, max_accuracy_loss=0.01)
     regret = certify(small_cal, _drawn(project, large_cal), point, model_fingerprint="")

@@ -28,7 +28,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.routing import verdicts_page
-from benchmarks.routing.frontier import as_data
 from benchmarks.routing.verdict_sets import ORDER, task_file
 from smallfirst.errors import GateFailed
 from smallfirst.evaluation.results import Evaluation
@@ -43,7 +42,7 @@ from smallfirst.project.project import Project
 from smallfirst.project.run_folder import Promotion, RunFolder
 from smallfirst.registry import versions
 from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.certificate.threshold_search import search_cascade
+from smallfirst.routing.certificate.threshold_search import choose_starts, search_threshold
 from smallfirst.stats.intervals import clopper_pearson, wilson
 
 VERDICT = "verdict-{label}.json"
@@ -190,11 +189,10 @@ def store_judged(held: Sequence[Answer], test: Sequence[Answer], folder: Path, n
     """Certify on `held` rows, a fifth of them for choosing, judge on `test` rows, and store the figures."""
     n, guarantee = len(held) // 5, task_file(name, folder).routing.guarantee
     held = sorted(held, key=place)
-    choosing, certifying = (
-        as_data(np.array([row.confidence for row in rows]), np.array([row.correct for row in rows]))
-        for rows in (held[:n], held[n:])
-    )
-    threshold = search_cascade(certifying, guarantee, selection=choosing).thresholds[-1]
+    said, right = np.array([row.confidence for row in held]), np.array([row.correct for row in held])
+    limit, level = guarantee.max_error or 0.0, 1 - guarantee.confidence
+    starts = choose_starts(said[:n], right[:n], len(held) - n, limit, level)
+    threshold = search_threshold(said[n:].tolist(), right[n:].tolist(), guarantee, starts).threshold
     kept = [row for row in test if row.confidence >= threshold]
     wrong = sum(not row.correct for row in kept)
     usd, sent_usd = (sum(row.large_usd for row in rows) for rows in (test, [row for row in test if row not in kept]))

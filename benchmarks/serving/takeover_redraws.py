@@ -50,7 +50,6 @@ def answers(confidence: np.ndarray, right: np.ndarray) -> CascadeData:
         right=right[None, :],
         answer=np.full((1, n), None, dtype=object),
         cost_usd=np.zeros((2, n)),
-        latency_ms=np.zeros((2, n)),
         asked=np.ones(n, dtype=bool),
         large_right=np.ones(n, dtype=bool),
         labels="large",

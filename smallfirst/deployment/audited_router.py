@@ -298,7 +298,7 @@ class AuditedRouter(DelegatingModel):
         route = completion.route
         if route is not None and (took_cascade(route) or any(step.stage == _OOD_STAGE for step in route.trail)):
             with ReportUnfinished(lambda _: completion):
-                await self._followed.found(self.monitor.record_answer(completion, in_cascade=took_cascade(route)))
+                await self._followed.found(self.monitor.record_answer(completion))
         if route is not None and route.certified and self.monitor.broken:
             in_words = with_broken(route.guarantee, [quantity.words for quantity in self.monitor.broken])
             completion = completion.model_copy(update={"route": route.model_copy(update={"guarantee": in_words})})

@@ -214,7 +214,7 @@ def _cascade(
     (small, fallback), manifest, cascade = models, read_manifest(version.folder), plan.cascade
     assert cascade is not None
     large = fallback
-    certificate = certificate.model_copy(update={"below": "escalate", "bands": ()})
+    certificate = certificate.model_copy(update={"below": "escalate"})
     heads = ConfidenceHeads.model_validate_json(versions.read_attachment(version.name, version.version, HEADS) or b"{}")
     if manifest.kind not in ("chat", "text"):
         large = PromptedModel(large, manifest.task, max_tokens=manifest.task.max_answer_tokens)

@@ -158,7 +158,7 @@ def _watched(router: AuditedRouter) -> list[dict[str, Any]]:
                 "in_words": quantity.words,
                 "guaranteed": quantity.promised and in_force,
                 "found_broken": watch.exceeded,
-                "limit": quantity.scale * quantity.limit,
+                "limit": quantity.limit,
                 **mean.model_dump(),
             }
         )

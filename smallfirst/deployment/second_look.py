@@ -25,8 +25,9 @@ from smallfirst.files import locked
 from smallfirst.gate.outcome import Outcome, share_words
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.paths import state_of
-from smallfirst.pipeline.calibrate import CERTIFIED, KNOWN_TEXTS, LOOKS, Certified, KnownTexts
+from smallfirst.pipeline.calibrate import CERTIFIED, KNOWN_TEXTS, Certified, KnownTexts
 from smallfirst.pipeline.confidence_heads import with_confidences
+from smallfirst.pipeline.joined_rows import LOOKS
 from smallfirst.project.candidates import get_candidate
 from smallfirst.project.run_folder import CERTIFICATE, OUTCOME, RunFolder
 from smallfirst.project.task_file import TaskFile
@@ -313,8 +314,8 @@ def _outcome(known: Outcome, version: ModelVersion, look: SecondLook, *, large: 
         "rest": "large",
         "watched_by": "large",
         "why": "",
-        "n_kept": look.certificate.n_accepted,
-        "n_kept_wrong": look.certificate.n_errors,
+        "n_kept": 0,
+        "n_kept_wrong": 0,
         "labels_needed": None,
         "gate_line": "",
     }

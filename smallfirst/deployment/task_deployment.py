@@ -45,7 +45,6 @@ from smallfirst.project.task_file import RoutingConfig, TaskFile
 from smallfirst.registry import versions
 from smallfirst.registry.versions import ModelVersion
 from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.certificate.guarantee import AUDITED
 from smallfirst.routing.monitoring.audit_plan import allocate_audits
 from smallfirst.routing.monitoring.monitor import Monitor
 from smallfirst.routing.monitoring.quantities import Judge, not_watched, watched_quantities
@@ -302,7 +301,7 @@ def audited_router(
 
 def _judge(routing: RoutingConfig, certificate: Certificate, large: Model | None) -> Judge:
     """Return who judges audits: a person if there is no large model or its own error rate is unknown."""
-    known = any(certificate.audit_limit_for(risk, "large") is not None for risk in AUDITED)
+    known = any(certificate.audit_limit_for(risk, "large") is not None for risk in ("error", "accuracy_loss"))
     return "person" if large is None or (certificate.issued and not known) else routing.judge
 
 

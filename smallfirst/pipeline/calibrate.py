@@ -7,16 +7,13 @@ rows choose (heads, gain, out-of-domain limits); calibration rows certify and ar
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from smallfirst.data.dataset import Dataset, fold_text
-from smallfirst.data.sources.load import load_rows
-from smallfirst.errors import DataError, StageMissing
-from smallfirst.evaluation.evaluate import EvaluationSetup, restrict_to_rows
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.manifest import read_manifest
+from smallfirst.pipeline.calibration_set import build_calibration_set
 from smallfirst.pipeline.confidence_heads import (
     GAIN,
     HEADS,
@@ -29,6 +26,7 @@ from smallfirst.pipeline.confidence_heads import (
     with_confidences,
 )
 from smallfirst.pipeline.evaluate import measure_router
+from smallfirst.pipeline.joined_rows import LOOKS, find_joined
 from smallfirst.pipeline.router_setup import (
     CHEAP,
     PROFILE_FOLDER,
@@ -37,8 +35,6 @@ from smallfirst.pipeline.router_setup import (
     TrafficReference,
     cascade_stages,
     fit_profile,
-    served_rows,
-    traffic_reference,
 )
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.project.candidates import get_candidate
@@ -48,17 +44,13 @@ from smallfirst.records import Record, fingerprint
 from smallfirst.registry import versions
 from smallfirst.routing.certificate.below_threshold import BelowAction
 from smallfirst.routing.certificate.certificate import Certificate, certify
-from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.outcomes import max_outside, with_routing_cost
+from smallfirst.routing.certificate.outcomes import ForeignAccepted, max_outside
 from smallfirst.routing.ood.detector import KEEP_SHARE
-from smallfirst.routing.types import OodScore
 
 CERTIFIED = "certified.json"
 """File of the latest Certified in a run folder."""
 KNOWN_TEXTS = "known_texts.json"
 """File of the KnownTexts in a run folder."""
-LOOKS = "looks.json"
-"""File in the task's folder: the certificates that were tried, of all runs."""
 
 
 class Certified(Record):
@@ -129,22 +121,19 @@ def unconfirmed_escalation(
     """
     routed, alone = run_folder.evaluation("routed", "test"), run_folder.evaluation(candidate, "test")
     limits = project.file.routing.guarantee.limits
-    escalates = "escalate" in {certificate.below, *(band.action for band in certificate.bands)}
-    if routed is None or alone is None or not escalates or "accuracy_loss" in limits or project.file.binds_answers:
+    decided = "accuracy_loss" in limits or project.file.binds_answers
+    if routed is None or alone is None or certificate.below != "escalate" or decided:
         return None
     pairs = [(row.correct, alone.by_key[row.key].correct) for row in routed.rows if row.key in alone.by_key]
     n_routed, n_alone = sum(ours for ours, _ in pairs), sum(theirs for _, theirs in pairs)
     if not pairs or n_routed > n_alone:
         return None
     stays: BelowAction = "abstain" if project.file.routing.person else "keep"
-    bands = tuple(
-        band.model_copy(update={"action": stays}) if band.action == "escalate" else band for band in certificate.bands
-    )
     why = (
         f"{certificate.below_why}; but on {len(pairs)} test rows it is right on {n_routed} with that and on {n_alone} "
+        "without, so they stay small"
     )
-    why += "without, so they stay small"
-    return certificate.model_copy(update={"below": stays, "bands": bands, "below_why": why})
+    return certificate.model_copy(update={"below": stays, "below_why": why})
 
 
 def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *, alone: bool) -> Certified:
@@ -155,53 +144,44 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
     not evaluated.
     """
     routing, manifest = project.file.routing, read_manifest(run_folder.model_folder(candidate))
-    heads, confidences, foreign = asyncio.run(_fit_heads(project, run_folder, candidate))
-    own, scores, filters = asyncio.run(served_rows(project, run_folder, heads))
+    joined, binds = find_joined(project, run_folder, candidate), project.file.binds_answers
+    heads, confidences, foreign = asyncio.run(_fit_heads(project, run_folder, candidate, joined.rows))
     candidates = {**{name: name for name in routing.ahead}, FINE_TUNED: candidate}
-    drafts = [
-        with_confidences(_calibration_rows(project, run_folder, name, own), confidences.get(stage, {}))
-        for stage, name in candidates.items()
-    ]
-    drafts[0] = _with_detection_cost(drafts[0], scores)
-    large = run_folder.evaluation("large", "calibration")
-    reference = traffic_reference(project, drafts[-1], [score.value for score in scores], large)
-    labels = labelled_by(project)
-    if labels == "large" and project.file.data.gold:  # as few as they are, people's answers bound true errors tighter
-        gold, labels = gold_answers(project, drafts[-1]), "gold"
-        drafts = [judged_by_gold(project, draft, gold) for draft in drafts]
-        large = judged_by_gold(project, large, gold) if large else None
-    binds, selection = project.file.binds_answers, _selection_drafts(run_folder, candidates, confidences)
+    selection = _selection_drafts(run_folder, candidates, confidences)
+    rows = asyncio.run(build_calibration_set(project, run_folder, joined, candidates, heads, confidences))
     certificate = certify(
-        drafts,
-        large,
-        guarantee_of(project),
+        rows.drafts,
+        rows.large,
+        rows.guarantee,
         model_fingerprint=manifest.weights_fingerprint,
         # Of a candidate that failed its gate by itself only what is certified stays; a person is the last resort.
         person=routing.person if alone and not binds else project.file.large is None,
         alone=alone and not binds,
         usd_per_wrong_answer=routing.usd_per_wrong_answer,
-        labels=labels,
+        labels=rows.labels,
         looks=run_folder.path.parent / LOOKS,
+        shared=joined.look,
         selection=selection,
         foreign=foreign.confidence,
         portion="small" if routing.second_look_after else "large",
     )
-    said = (project.rows.counted.in_words, _label_sources(own) if labels == "large" else "")
-    limits = (*filter(None, said), *filters.limits, *certificate.limits_of_validity)
-    update = {"temperature": manifest.temperature, "filters": filters, "limits_of_validity": limits}
-    certificate = certificate.model_copy(update=update | _watched_share(certificate, scores, foreign.n_outside))
-    if (
-        alone and not certificate.issued and not binds
-    ):  # the gate's proof is about all answers: no threshold divides them
+    update: dict[str, Any] = {
+        "temperature": manifest.temperature,
+        "filters": rows.filters,
+        "limits_of_validity": (*rows.limits, *certificate.limits_of_validity),
+        "foreign": _with_most_outside(certificate, rows.doubts, foreign.n_outside),
+    }
+    if alone and not certificate.issued and not binds:  # the gate's proof is about all answers
         why = "no certificate, so no threshold: the candidate passed its gate alone and answers every request"
-        certificate = certificate.model_copy(update={"below": "keep", "bands": (), "below_why": why})
+        update |= {"below": "keep", "below_why": why}
+    certificate = certificate.model_copy(update=update)
     certificate.save(run_folder.path / CERTIFICATE)
     project.progress.log(f"certificate of {candidate}: {certificate.why}")
     project.progress.log(f"below the threshold: {certificate.below} ({certificate.below_why})")
     plan: Literal["small alone", "small first"] = "small alone" if alone else "small first"
-    found = Certified(candidate=candidate, plan=plan, certificate=certificate, heads=heads, reference=reference)
+    found = Certified(candidate=candidate, plan=plan, certificate=certificate, heads=heads, reference=rows.reference)
     if routing.second_look_after:
-        counted = [*drafts[-1].rows, *(selection[-1].rows if selection else ())]
+        counted = [*rows.drafts[-1].rows, *(selection[-1].rows if selection else ())]
         told = {"confidence": {row.key: row.confidence or 0.0 for row in counted}}
         found = found.model_copy(update={**told, "foreign": tuple(map(tuple, foreign.confidence))})
         KnownTexts.of(project).save(run_folder.path / KNOWN_TEXTS)
@@ -231,27 +211,17 @@ def _selection_drafts(
     return drafts if len(drafts) == len(found) else None
 
 
-def _watched_share(certificate: Certificate, own: Sequence[OodScore], n_outside: int) -> dict[str, Any]:
-    """Return what the certificate says of the share of requests that may look foreign; `own` are calibration rows'."""
+def _with_most_outside(certificate: Certificate, own: Sequence[float], n_outside: int) -> ForeignAccepted | None:
+    """Return what is said of foreign rows, with the share of requests that may look foreign; `own` are doubts."""
     foreign, share = certificate.foreign, certificate.guarantee.max_foreign_share
     if foreign is None or not share:
-        return {}
-    counts = (sum(score.value > KEEP_SHARE for score in own), len(own))
-    most = max_outside(share, counts, (n_outside, foreign.n))
-    return {"foreign": foreign.model_copy(update={"max_outside": most})}
-
-
-def _with_detection_cost(first: Evaluation, scores: Sequence[OodScore]) -> Evaluation:
-    """Add the detector's mean cost and time to each row of the first stage: every request goes through it."""
-    if not scores:
-        return first
-    cost_usd = sum(score.cost_usd for score in scores) / len(scores)
-    latency_ms = sum(score.latency_ms for score in scores) / len(scores)
-    return with_routing_cost(first, cost_usd=cost_usd, latency_ms=latency_ms)
+        return foreign
+    counts = (sum(doubt > KEEP_SHARE for doubt in own), len(own))
+    return foreign.model_copy(update={"max_outside": max_outside(share, counts, (n_outside, foreign.n))})
 
 
 async def _fit_heads(
-    project: Project, run_folder: RunFolder, candidate: str
+    project: Project, run_folder: RunFolder, candidate: str, rows: Dataset
 ) -> tuple[ConfidenceHeads, dict[str, dict[str, float]], ForeignDrafts]:
     """Return what is fitted on selection rows, and confidences as they are served, by stage and key of the row."""
     profile = fit_profile(project, run_folder)
@@ -261,77 +231,9 @@ async def _fit_heads(
         if any(policy.uses_gain for policy in project.file.routing.policies):
             await fit_gain(project, drafts[stages[-1].name], run_folder.path)
         chosen_on = await head_confidences(heads, stages, project.rows.selection, drafts, profile=profile)
-        found = await head_confidences(heads, stages, project.rows.calibration, profile=profile)
+        found = await head_confidences(heads, stages, rows, profile=profile)
         said = {stage: {**chosen_on[stage], **by_key} for stage, by_key in found.items()}
         return heads, said, await foreign_drafts(project, heads, stages, profile)
     finally:
         for stage in stages:
             await stage.model.aclose()
-
-
-def guarantee_of(project: Project) -> Guarantee:
-    """Return the guarantee of the file, which counts texts once where calibration rows repeat them."""
-    guarantee = project.file.routing.guarantee
-    repeats = project.rows.counted.n_repeats and not guarantee.unit
-    return guarantee.model_copy(update={"unit": "text"}) if repeats else guarantee
-
-
-def labelled_by(project: Project) -> Literal["gold", "large"]:
-    """Return who labelled the calibration rows: labels of a model are never gold, whatever task.yaml says."""
-    by_model = any(example.source for example in project.rows.calibration.examples)
-    return "large" if by_model else project.file.routing.labels
-
-
-def _label_sources(rows: Dataset) -> str:
-    """Return a sentence on the rows that a model labelled; empty without any."""
-    counts = Counter(example.source for example in rows.examples if example.source)
-    models = ", ".join(f"{n} of {len(rows)} by {model}" for model, n in counts.most_common())
-    return f"calibration labels are a model's ({models}), so it promises agreement with the model" if models else ""
-
-
-def _calibration_rows(project: Project, run_folder: RunFolder, candidate: str, rows: Dataset) -> Evaluation:
-    found = run_folder.evaluation(candidate, "calibration")
-    if found is None:
-        raise StageMissing(f"{candidate} was not evaluated", hint="smallfirst evaluate task.yaml")
-    if len(rows) == len(found.rows):
-        return found
-    return restrict_to_rows(found, EvaluationSetup(project.task, rows, split="calibration"))
-
-
-def judged_by_gold(project: Project, measured: Evaluation, gold: Mapping[str, str]) -> Evaluation:
-    """Return the evaluation on the rows with people's answers (by row key), scored by these."""
-    rows = tuple(e for e in measured.rows if e.key in gold)
-    scores = [project.task.score([gold[row.key]], row.answer) for row in rows]
-    changed = [
-        row.model_copy(
-            update={
-                "gold": gold[row.key],
-                "also": (),
-                "score": s,
-                "correct": s >= project.task.pass_score,
-                "wrong_fields": project.task.wrong_fields([gold[row.key]], row.answer),
-            }
-        )
-        for row, s in zip(rows, scores, strict=True)
-    ]
-    return measured.model_copy(
-        update={"rows": tuple(changed), "dataset_fingerprint": fingerprint([measured.dataset_fingerprint, gold])}
-    )
-
-
-def gold_answers(project: Project, small: Evaluation) -> dict[str, str]:
-    """Return people's answers by key of the calibration row; other validation rows are left out."""
-    assert project.file.data.gold is not None
-    columns = project.file.data.columns.model_copy(update={"group": ""})
-    read = load_rows(project.file.data.gold, columns=columns, folder=project.file.folder)
-    keys = {row.text: row.key for row in small.rows}
-    rows = project.rows
-    unused = {e.text for part in (rows.selection, rows.calibration, rows.left_out) for e in part.examples}
-    unknown = [e for e in read.examples if e.text not in keys and e.text not in unused]
-    if unknown:
-        first = unknown[0]
-        raise DataError(
-            f"{first.path}:{first.line}: no validation row has this text ({len(unknown)} such rows)",
-            hint="data.gold holds people's answers to a random part of the validation rows",
-        )
-    return {keys[e.text]: project.task.parse(e.answer) or e.answer for e in read.examples if e.text in keys}

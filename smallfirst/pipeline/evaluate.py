@@ -11,6 +11,7 @@ from smallfirst.models.local.weights import release_memory
 from smallfirst.models.protocol import Model, Request
 from smallfirst.models.wrappers import OpenEndedReplay
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads, is_correct
+from smallfirst.pipeline.joined_rows import fix_before_test
 from smallfirst.pipeline.large_model import recorded_answers, recorded_open_answers
 from smallfirst.pipeline.preflight.large_model import forecast_large
 from smallfirst.pipeline.router_setup import cascade_stages, load_ood_detector, routing_rules
@@ -38,6 +39,7 @@ def evaluate_stage(project: Project, run_folder: RunFolder, *, resume: bool = Fa
 
     `resume` leaves out candidates that are measured on these rows already.
     """
+    fix_before_test(project, run_folder)
     for candidate in fitted_candidates(project, run_folder):
         if resume and _is_measured(project, run_folder, candidate):
             continue
@@ -65,7 +67,7 @@ async def measure_router(
     stages = heads.on(cascade_stages(project, run_folder, get_candidate(candidate).load(project, run_folder)))
     router = Router(stages, large, certificate, general=general, ood_detector=detector, options=options, name=file.name)
     asked = test
-    if file.large is not None and (_may_escalate(certificate) or detector is not None or file.routing.policies):
+    if file.large is not None and (certificate.below == "escalate" or detector is not None or file.routing.policies):
         # Only rows that the large model was asked can be answered from its recording.
         asked = sample_rows(test, file.large.sample("test"))
     try:
@@ -75,10 +77,6 @@ async def measure_router(
             await _count_open_ended(project, run_folder, router, split_foreign(rows.open_ended)[1])
     finally:
         await router.aclose()
-
-
-def _may_escalate(certificate: Certificate) -> bool:
-    return "escalate" in {certificate.below, *(band.action for band in certificate.bands)}
 
 
 def _parts(project: Project, candidate: Candidate) -> dict[str, Dataset]:
@@ -115,9 +113,8 @@ async def _evaluate_candidate(project: Project, run_folder: RunFolder, candidate
 def _n_probes(project: Project, split: str) -> int:
     if split == "selection":
         return 0
-    gate, guarantee = project.file.gate, project.file.routing.guarantee
-    limits = (gate.p50_ms_at_most, gate.p95_ms_at_most) if split == "test" else (guarantee.max_p95_ms,)
-    return LIMITED_PROBE_ROWS if any(limits) else PROBE_ROWS
+    limited = split == "test" and (project.file.gate.p50_ms_at_most or project.file.gate.p95_ms_at_most)
+    return LIMITED_PROBE_ROWS if limited else PROBE_ROWS
 
 
 async def _evaluate_large(project: Project, run_folder: RunFolder) -> None:

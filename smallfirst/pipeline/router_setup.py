@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from smallfirst.data.dataset import Dataset
 from smallfirst.errors import DataError
-from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.manifest import MANIFEST, int8_allowed, read_manifest
-from smallfirst.models.protocol import Model, Request
+from smallfirst.models.protocol import Model
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads, load_gain
 from smallfirst.project.candidates import fitted_candidates
 from smallfirst.project.project import Project
@@ -23,10 +21,10 @@ from smallfirst.project.small_model import load_small
 from smallfirst.project.task_file import TaskFile
 from smallfirst.records import Record
 from smallfirst.registry import versions
-from smallfirst.routing.certificate.filters import RequestFilters, filters_of, random_split
+from smallfirst.routing.certificate.filters import RequestFilters, filters_of
 from smallfirst.routing.ood.detector import OodGate, TaskProfile, fit_task_profile
-from smallfirst.routing.policies.policy import CASCADE, CHALLENGER, apply_policies, is_conversation
-from smallfirst.routing.types import OodScore, RouterOptions, Stage
+from smallfirst.routing.policies.policy import CHALLENGER
+from smallfirst.routing.types import RouterOptions, Stage
 
 PROFILE_FOLDER = "signature"
 """Folder of the task's profile in a run folder."""
@@ -49,18 +47,6 @@ class TrafficReference(Record):
     """Its answers, where they are labels."""
     large_usd: float | None = None
     """Mean cost of an answer of the large model in USD; None if it was not measured."""
-
-
-def traffic_reference(
-    project: Project, small: Evaluation, doubts: Sequence[float], large: Evaluation | None
-) -> TrafficReference:
-    """Return the reference of the calibration rows."""
-    return TrafficReference(
-        confidence=tuple(row.confidence for row in small.rows if row.confidence is not None),
-        doubt=tuple(doubts),
-        labels=tuple(row.answer for row in small.rows if row.answer is not None) if project.task.closed else (),
-        large_usd=large.cost_usd_per_1k / 1000 if large else None,
-    )
 
 
 def cascade_stages(project: Project, run_folder: RunFolder, last: Model) -> tuple[Stage, ...]:
@@ -144,28 +130,3 @@ def load_ood_detector(file: TaskFile, run_folder: RunFolder, heads: ConfidenceHe
 def served_filters(file: TaskFile, detector: OodGate | None) -> RequestFilters:
     """Return what requests of a task pass before its cascade."""
     return filters_of("scored" if detector else "", file.routing.policies)
-
-
-async def served_rows(
-    project: Project, run_folder: RunFolder, heads: ConfidenceHeads
-) -> tuple[Dataset, tuple[OodScore, ...], RequestFilters]:
-    """Return the calibration rows that reach the cascade when they are served, the detector's scores, and the filters.
-
-    Policies and domain check are applied as the Router applies them; random splits are left out. Without a detector
-    there are no scores.
-    """
-    file, rows = project.file, project.rows.calibration
-    detector, gain = load_ood_detector(file, run_folder, heads), load_gain(run_folder.path)
-    policies = [policy for policy in file.routing.policies if not random_split(policy)]
-    own, scores = [], []
-    for example in rows.examples:
-        request = Request(messages=example.messages)
-        chosen = apply_policies(policies, request, gain)
-        if (chosen is not None and chosen.to != CASCADE) or (detector and is_conversation(request)):
-            continue
-        own.append(example)
-        scores += [await detector.score(request)] if detector else []
-    if detector:
-        await detector.aclose()
-    found = served_filters(file, detector).model_copy(update={"n_rows": len(rows), "n_passed": len(own)})
-    return rows.subset("calibration", tuple(own)), tuple(scores), found

@@ -22,7 +22,6 @@ from smallfirst.project.task_file import TaskFile
 from smallfirst.records import Record
 from smallfirst.report.data import OpenEndedRouting
 from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.certificate.guarantee_check import GuaranteeCheck, check_guarantee
 from smallfirst.stats.intervals import Estimate
 
 KEPT = "kept.json"
@@ -102,8 +101,6 @@ class RunSummary(Record):
     """The gate's verdicts on each candidate alone."""
     certificate: Certificate | None = None
     """The Router's certificate; None if nothing was certified."""
-    guarantee: GuaranteeCheck | None = None
-    """Whether the guarantee held on test rows; None if errors are not limited or nothing was measured."""
     promoted: Promotion | None = None
     """The version that went live; None if none did."""
     open_ended: OpenEndedRouting | None = None
@@ -135,7 +132,6 @@ def summarize_run(file: TaskFile, run_folder: RunFolder | None, error: BaseExcep
         outcome=run_folder.find(Outcome, OUTCOME),
         gate=run_folder.find(GateVerdicts, VERDICTS) or GateVerdicts(verdicts=(), smallest=None),
         certificate=certificate,
-        guarantee=check_guarantee(certificate, measured["routed"]),
         promoted=run_folder.find(Promotion, PROMOTED),
         open_ended=run_folder.find(OpenEndedRouting, OPEN_ENDED),
         report=str(report) if report.exists() or not error else "",
@@ -169,8 +165,6 @@ def _sentences(summary: RunSummary) -> list[str]:
     elif certificate:
         parts.append(f"{'certificate' if certificate.issued else 'no certificate'}: {certificate.why}")
     lines.append(" · ".join(parts))
-    if (found := summary.guarantee) is not None and found.error.n:
-        lines.append(f"guarantee {found.state} on test rows: {found.n_errors} of {found.error.n} kept answers wrong")
     if summary.open_ended:
         n_to_large, n = summary.open_ended.n_to_large, summary.open_ended.n_requests
         lines.append(f"open-ended requests sent to the large model: {n_to_large} of {n}")

@@ -24,8 +24,8 @@ from smallfirst.routing.certificate.certificate import Certificate
 
 R = TypeVar("R", bound=Record)
 
-FITTED = "candidates.json"
-"""File of the FittedCandidates in a run folder."""
+FITTED, FINALISTS = "candidates.json", "finalists.json"
+"""Files of the FittedCandidates and of the Finalists in a run folder."""
 OUTCOME, VERDICTS, CERTIFICATE, PROMOTED = "outcome.json", "verdicts.json", "certificate.json", "promoted.json"
 """Files of the Outcome, the GateVerdicts, the Certificate and the Promotion."""
 
@@ -57,6 +57,15 @@ class FittedCandidates(Record):
     """How long each took to fit, in minutes, by candidate."""
     left_out: dict[str, str] = {}
     """Why the others of the ladder were left out, by candidate: no time was left, or they gained nothing."""
+
+
+class Finalists(Record):
+    """The candidates that calibration and test rows are asked about; saved before a test row is read."""
+
+    names: tuple[str, ...]
+    """At most three, in the order in which the gate tries them."""
+    shares: dict[str, float]
+    """Share of the gate's level for each, in (0, 1]."""
 
 
 class GateVerdicts(Record):

@@ -54,6 +54,9 @@ class DataFiles(Record):
     """Rows from served traffic (`smallfirst harvest` writes them), added to the training rows."""
     gold: Path | None = None
     """With `routing.labels: large`: people's answers to a random part of the validation rows; they certify alone."""
+    exchangeable: bool = False
+    """True declares `validation` and `test` to be random draws of the same requests, which a run takes for granted only
+    of what it splits itself: test rows then certify together with the calibration rows."""
     columns: Columns = Columns()
     """Column names, where they differ from the default."""
     skip_bad_rows_up_to: float = pydantic.Field(default=0.0, ge=0, le=1)

@@ -19,7 +19,6 @@ from smallfirst.pricing.machine import MachinePrice
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.records import Record
 from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.certificate.guarantee_check import check_guarantee
 from smallfirst.stats.intervals import Estimate, wilson
 
 
@@ -172,12 +171,6 @@ class ReportData(Record):
         nearest = nearest_to_passing(gated).candidate if gated else FINE_TUNED
         names = (self.recommended, self.smallest_passing, nearest, FINE_TUNED)
         return next((e for name in names if (e := self.evaluation(name))), self.evaluations[0])
-
-    @property
-    def guarantee_state(self) -> str:
-        """`held`, `inconclusive` or `broken` on the test rows; empty if there is no guarantee of errors to check."""
-        found = check_guarantee(self.certificate, self.evaluation("routed"))
-        return found.state if found else ""
 
     def evaluation(self, candidate: str | None) -> Evaluation | None:
         return next((e for e in self.evaluations if e.candidate == candidate), None)

@@ -13,7 +13,7 @@ from smallfirst.report import economics, measures
 from smallfirst.report.candidates import candidate_table
 from smallfirst.report.charts import confidence, training
 from smallfirst.report.charts.latency import latency_chart, latency_row
-from smallfirst.report.charts.tradeoffs import frontier_chart, quality_cost_chart, quality_frame, spending_chart
+from smallfirst.report.charts.tradeoffs import quality_cost_chart, quality_frame, spending_chart
 from smallfirst.report.data import ReportData
 from smallfirst.report.formats import percent
 from smallfirst.report.per_class import field_reliability, part_rows
@@ -32,7 +32,6 @@ MAX_CASES = 40
 MAX_CONFUSED_PAIRS = 8
 N_FIRST_MEASURES = 2
 MAX_CARDS = 4
-GUARANTEE_STATES = {"held": "guarantee held", "inconclusive": "guarantee not refuted", "broken": "guarantee not kept"}
 
 
 class PathCard(NamedTuple):
@@ -64,23 +63,10 @@ def first_screen(data: ReportData, paths: tuple[economics.PathCost, ...]) -> dic
         "overview_plot": quality_cost_chart(
             data.evaluations, (), chosen=None, agreement=data.self_agreement, name="overview"
         ),
-        "guarantee_state": data.guarantee_state,
-        "guarantee_sentence": advice.guarantee_sentence(data),
         "opened_verdicts": opened,
         "other_verdicts": [v for v in data.verdicts if v not in opened],
         "tried": [trial.verdict for trial in data.outcome.trials] if data.outcome else [],
-        "frontier_plot": _frontier(data.certificate, promised=data.promised),
-        "reachable": next((p for p in data.certificate.frontier if p.issued), None) if data.certificate else None,
     }
-
-
-def _frontier(certificate: Certificate | None, *, promised: bool) -> str | None:
-    if certificate is None or not certificate.frontier:
-        return None
-    limited = promised and certificate.max_error < 1
-    return frontier_chart(
-        certificate.frontier, promised=(certificate.max_error, certificate.coverage) if limited else None
-    )
 
 
 def path_cards(data: ReportData, paths: tuple[economics.PathCost, ...]) -> tuple[PathCard, ...]:
@@ -112,12 +98,12 @@ def path_cards(data: ReportData, paths: tuple[economics.PathCost, ...]) -> tuple
 
 def _state(data: ReportData, name: str) -> tuple[bool | None, str]:
     """Return whether a path meets what was asked of it, and in words; None where it does, and nothing goes live."""
-    verdict, guarantee, outcome = data.verdict(name), data.guarantee_state if name == "routed" else "", data.outcome
+    verdict, outcome = data.verdict(name), data.outcome
     if verdict is not None:
         passed = verdict.passed
         state = "meets the requirements" if passed else "misses a requirement"
-    elif guarantee:
-        passed, state = guarantee != "broken", GUARANTEE_STATES[guarantee]
+    elif name == "routed" and data.promised:
+        passed, state = True, "under a promise"
     else:
         live = outcome is not None and name == data.served and bool(outcome.live_as)
         return (True, "live") if live else (None, "")

@@ -109,7 +109,7 @@ class RoutingAttempt:
         tracker, cause = router.budget_tracker, self.changed or "not confident enough"
         action = router.certificate.decide(confidence)
         if self.changed:  # the thresholds do not decide, and the confidence is not one that rows were counted by
-            action, threshold = router.certificate.below_action(None), None
+            action, threshold = router.certificate.below, None
         if router.options.signed_by and not router.certificate.issued:
             why = f"not certified; signed for by {router.options.signed_by}"
         elif router.large is None and action == "escalate":

@@ -41,19 +41,6 @@ def betting_p_value(values: Sequence[float] | np.ndarray, mean: float, *, low: f
     return min(1.0, math.exp(-_log_wealth(*np.unique(scaled, return_counts=True), at)))
 
 
-def betting_upper_bound(
-    values: Sequence[float] | np.ndarray, *, confidence: float = 0.95, low: float = 0.0, high: float = 1.0
-) -> float:
-    """Return the least mean that `betting_p_value` rejects; `high` without values. Raise ValueError out of range."""
-    scaled = _scaled(values, low, high)
-    if scaled.size == 0:
-        return high
-    level, counted = math.log(1 / (1 - confidence)), np.unique(scaled, return_counts=True)
-    # Wealth grows with the claimed mean, so there is one crossing.
-    rejected = edge(float(scaled.mean()), 1.0, lambda mean: _log_wealth(*counted, mean) < level, within=1e-7)
-    return low + rejected * (high - low)
-
-
 def _scaled(values: Sequence[float] | np.ndarray, low: float, high: float) -> np.ndarray:
     scaled = (np.asarray(values, dtype=np.float64) - low) / (high - low)
     if scaled.size and not (scaled.min() >= -1e-12 and scaled.max() <= 1 + 1e-12):

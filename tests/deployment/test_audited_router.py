@@ -28,11 +28,12 @@ from smallfirst.errors import Unavailable
 from smallfirst.models.protocol import Capability, Completion, Request
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT
+from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, ForeignAccepted
 from smallfirst.routing.monitoring.audit_plan import UNIFORM, AuditAllocation
 from smallfirst.routing.monitoring.monitor import Monitor, MonitorSettings
 from smallfirst.routing.monitoring.quantities import watched_quantities
 from smallfirst.routing.router import Router
+from smallfirst.routing.types import OodScore
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow, StateRow
 from smallfirst.serving.settings import ServeSettings
@@ -59,11 +60,25 @@ class Says(WholeModel):
         )
 
 
-def certificate(*, issued: bool = True, guarantee: Guarantee | None = None) -> Certificate:
+class FindsForeign:
+    """A domain check that finds essays foreign."""
+
+    threshold = 0.5
+
+    async def score(self, request: Request) -> OodScore:
+        return OodScore(0.9 if "essay" in request.text else 0.1, 0.0, 0.0)
+
+    async def aclose(self) -> None:
+        pass
+
+
+def certificate(*, issued: bool = True, foreign: bool = False) -> Certificate:
     why = "13 of 720 wrong" if issued else "too few labels"
     by = {"error": {"person": 0.05, "large": 0.05}}
-    if guarantee is not None:
-        return make_certificate(0.5, why=why, guarantee=guarantee, max_error=1.0, audit_limits=by)
+    if foreign:
+        seen = ForeignAccepted(n=100, n_accepted=0, bound=0.03, max_outside=0.15)
+        guarantee = Guarantee(max_foreign_share=0.1)
+        return make_certificate(0.5, why=why, guarantee=guarantee, audit_limits=by, foreign=seen)
     return make_certificate(0.5 if issued else NEVER_ACCEPT, issued=issued, why=why, audit_limits=by)
 
 
@@ -75,7 +90,7 @@ class Setting:
         ledger: Ledger,
         *,
         issued: bool = True,
-        guarantee: Guarantee | None = None,
+        foreign: bool = False,
         judge: Any = "large",
         reference: Any = (),
         allocation: AuditAllocation = UNIFORM,
@@ -84,7 +99,8 @@ class Setting:
         self.ledger, self.small, self.large = ledger, Says("small", cost_usd=0.01), Says("large", cost_usd=1.0)
         every = {"audit_share": 1.0, "audit_share_on_drift": 1.0, "audit_share_in_fallback": 1.0}
         chosen = MonitorSettings.model_validate({**every, **settings})
-        router = Router(self.small, self.large, certificate(issued=issued, guarantee=guarantee), name="tickets")
+        router = Router(self.small, self.large, certificate(issued=issued, foreign=foreign), name="tickets")
+        router.ood_detector = FindsForeign() if foreign else None
 
         quantities = watched_quantities(router.certificate, judge)
 
@@ -183,7 +199,7 @@ def test_an_audit_asks_the_judge_with_the_settings_of_the_certificate(ledger: Le
 
 
 def test_sampled_drafts_say_nothing_of_the_traffic_and_no_limit_is_tested_on_them(ledger: Ledger) -> None:
-    setting = Setting(ledger, guarantee=Guarantee(max_escalation_rate=0.05), reference=(0.9,) * 200)
+    setting = Setting(ledger, reference=(0.9,) * 200)
     found = asyncio.run(setting.ask(200, temperature=1.5))
     assert stages(found) == {"large"}
     assert (setting.live.monitor.requests, setting.live.monitor.live_error.n, setting.changes) == (0, 0, [("", "live")])
@@ -240,23 +256,17 @@ def test_a_broken_promise_falls_back_to_the_large_model_and_comes_back_when_it_i
     assert setting.changes[-1] == ("fallback", "live")
 
 
-def test_a_broken_limit_on_cost_is_no_longer_guaranteed_and_errors_raise_a_hint(ledger: Ledger) -> None:
-    promise = {"guarantee": Guarantee(max_error=None, max_usd_per_1k=1.0)}
-    setting = Setting(ledger, **promise)  # type: ignore[arg-type]
-    (cheap,) = asyncio.run(setting.ask())
-    setting.small.wrong = True  # and each answer costs ten times the limit
-    found = asyncio.run(setting.ask(60))
-    assert stages(found) == {"small"}
-    assert [(row.cause, row.before, row.after) for row in ledger.entries(StateRow)[1:]] in (
-        [("cost", "live", "live"), ("live_error", "live", "live")],
-        [("live_error", "live", "live"), ("cost", "live", "live")],
-    )
-    in_words = "at most $1 per 1,000 requests"
-    restarted = asyncio.run(Setting(ledger, **promise).live.complete(Request.ask("hi")))  # type: ignore[arg-type]
-    for answer, broken in ((cheap, False), (found[-1], True), (restarted, True)):
+def test_more_foreign_requests_than_promised_are_no_longer_guaranteed_for_after_a_restart_too(ledger: Ledger) -> None:
+    setting = Setting(ledger, foreign=True)
+    (first,) = asyncio.run(setting.ask())
+    assert stages(asyncio.run(setting.ask(60, messages=Request.ask("an essay").messages))) == {"large"}
+    (last,) = asyncio.run(setting.ask())
+    assert [(row.cause, row.before, row.after) for row in ledger.entries(StateRow)[1:]] == [("foreign", "live", "live")]
+    restarted = asyncio.run(Setting(ledger, foreign=True).live.complete(Request.ask("hi")))
+    for answer, broken in ((first, False), (last, True), (restarted, True)):
         assert answer.route is not None
-        assert answer.route.guarantee.startswith(in_words)
-        assert answer.route.guarantee.endswith(f"found broken on live requests: {in_words}") == broken
+        assert answer.route.guarantee.startswith("at most 5 % of kept answers wrong while at most 10 % of requests are")
+        assert ("found broken on live requests: at most 10 % of requests foreign" in answer.route.guarantee) == broken
 
 
 def test_in_fallback_a_draft_that_the_certificate_would_not_keep_is_no_audit(ledger: Ledger) -> None:

@@ -16,9 +16,10 @@ from smallfirst.gate.outcome import Outcome
 from smallfirst.models.protocol import Request
 from smallfirst.paths import home
 from smallfirst.pipeline import run as pipeline
-from smallfirst.pipeline.calibrate import LOOKS
+from smallfirst.pipeline.joined_rows import LOOKS
 from smallfirst.pipeline.summary import format_summary
 from smallfirst.progress import Progress
+from smallfirst.project.project import Project
 from smallfirst.project.run_folder import OUTCOME, RunFolder
 from smallfirst.project.task_file import TaskFile, read_task_file
 from smallfirst.registry import versions
@@ -118,3 +119,25 @@ def test_a_promise_that_no_rows_show_promotes_nothing_and_says_which_rows_would(
     assert outcome.labels_needed.part == "calibration"
     assert "words first: FAIL" in str(refused.value)
     assert not (RunFolder.latest("desk").path / "promoted.json").exists()
+
+
+def test_test_rows_of_one_file_certify_once_and_a_later_run_goes_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path / "home"))
+    rows = [dict(zip(("text", "label"), text_and_label("all", i), strict=True)) for i in range(580)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    file = {"name": "desk", "ladder": ["words"], "data": {"train": "rows.jsonl"}, "gate": {"accuracy_at_least": 0.6}}
+    (tmp_path / "task.yaml").write_text(json.dumps(file), encoding="utf-8")
+    project = Project.read(read_task_file(tmp_path), Progress(quiet=True))
+    n, n_test = len(project.rows.calibration), len(project.rows.test)
+    first = pipeline.run(tmp_path, progress=Progress(quiet=True)).certificate
+    assert first is not None
+    assert n < first.n_labels <= n + n_test
+    assert any("are test rows, which the gate reads too" in one for one in first.limits_of_validity)
+    run_folder = RunFolder.latest("desk")
+    assert pipeline.calibrate_stage(project, run_folder).model_dump() == first.model_dump()
+    later = pipeline.run(tmp_path, progress=Progress(quiet=True)).certificate
+    assert later is not None
+    assert later.n_labels == n
+    assert any("an earlier run has read some of them" in one for one in later.limits_of_validity)

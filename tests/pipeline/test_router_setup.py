@@ -12,12 +12,12 @@ import pytest
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import StageMissing
+from smallfirst.pipeline.calibration_set import served_rows
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads
 from smallfirst.pipeline.router_setup import (
     PROFILE_FOLDER,
     load_ood_detector,
     served_filters,
-    served_rows,
 )
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
@@ -53,7 +53,7 @@ def test_rows_that_a_policy_places_elsewhere_do_not_certify_the_rest(tmp_path: P
         {"kind": "rule", "to": "large", "tags": {"tier": "gold"}},
     ]
     of = project(tmp_path, easy + hard, policies=policies)
-    rows, scores, filters = asyncio.run(served_rows(of, RunFolder(tmp_path), ConfidenceHeads()))
+    rows, scores, filters = asyncio.run(served_rows(of, RunFolder(tmp_path), ConfidenceHeads(), of.rows.calibration))
     expected = [e for e in of.rows.calibration.examples if "hard" in e.text or "easy 1" in e.text]
     assert list(rows.examples) == expected
     assert 0 < len(expected) < len(of.rows.calibration)
@@ -84,7 +84,7 @@ SCORED = ConfidenceHeads(
 
 def test_where_the_confidence_counts_the_distance_every_row_certifies(tmp_path: Path) -> None:
     of, run_folder = gated(tmp_path)
-    rows, scores, filters = asyncio.run(served_rows(of, run_folder, SCORED))
+    rows, scores, filters = asyncio.run(served_rows(of, run_folder, SCORED, of.rows.calibration))
     assert list(rows.examples) == list(of.rows.calibration.examples)
     assert (filters.domain, filters.limits) == ("scored", ())
     foreign = [s.value for s, e in zip(scores, rows.examples, strict=True) if FOREIGN in e.text]

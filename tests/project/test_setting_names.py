@@ -32,6 +32,18 @@ def message(tmp_path: Path, setting: str) -> str:
         ("threshold: 0.9", "gate.accuracy_at_least: 0.9   (gate: {accuracy_at_least: 0.9})"),
         ("max_error: 0.05", "routing.guarantee.max_error: 0.05   (routing: {guarantee: {max_error: 0.05}})"),
         ("classes: [a, b]", "labels: [a, b]"),
+        (
+            "routing: {guarantee: {max_p95_ms: 300}}",
+            "gate.p95_ms_at_most: 300   (gate: {p95_ms_at_most: 300})",
+        ),
+        (
+            "routing: {guarantee: {max_usd_per_1k: 2}}",
+            "gate.routed.cost_at_most: SHARE_OF_LARGE   (gate: {routed: {cost_at_most: SHARE_OF_LARGE}})",
+        ),
+        (
+            "routing: {guarantee: {max_escalation_rate: 0.2}}",
+            "routing.budget: {usd: USD, per: day}   (routing: {budget: {usd: USD, per: day}})",
+        ),
         ("epochs: {few: 1}", "small.training.duration: …   (small: {training: {duration: …}})"),
     ],
 )

@@ -448,10 +448,6 @@ def test_a_cascade_pays_for_every_step() -> None:
             {"guarantee": Guarantee(max_error=None, max_accuracy_loss=0.01), "max_error": 1.0},
             "at most 1 point less accurate than the large model (95 %)",
         ),
-        (
-            {"guarantee": Guarantee(max_error=None, max_usd_per_1k=1.0), "max_error": 1.0},
-            "at most $1 per 1,000 requests (95 %; wrong answers are not limited)",
-        ),
     ],
 )
 def test_a_certified_answer_carries_the_guarantee(changes: dict[str, Any], words: str) -> None:

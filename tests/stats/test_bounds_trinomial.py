@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from smallfirst.stats.bounds import betting_upper_bound, is_mean_below, trinomial_p_value, trinomial_upper_bound
+from smallfirst.stats.bounds import betting_p_value, is_mean_below, trinomial_p_value, trinomial_upper_bound
 
 
 def outcomes(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -58,7 +58,7 @@ def test_the_bound_is_where_the_test_begins_to_reject() -> None:
     assert not is_mean_below(bound - 1e-4, 12, 8, 400, level=0.05)
     assert trinomial_upper_bound(0, 0, 0) == 1.0
     values = np.repeat([1.0, -1.0, 0.0], [12, 8, 380])
-    assert bound < betting_upper_bound(values, low=-1, high=1)
+    assert betting_p_value(values, bound, low=-1, high=1) > 0.05  # betting shows less
 
 
 def test_impossible_counts_are_refused() -> None:

@@ -17,12 +17,10 @@ from smallfirst.pipeline.calibrate import certify_candidate
 from smallfirst.pipeline.diagnostics import find_split_leaks, without_copies
 from smallfirst.pipeline.evaluate import measure_router
 from smallfirst.pipeline.plans.choosing import ExpectedPlan, expected_plans
-from smallfirst.pipeline.summary import KEPT, KeptOnTest
 from smallfirst.project.project import Project, shown_as
 from smallfirst.project.run_folder import CERTIFICATE, RunFolder
 from smallfirst.records import Record
 from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.stats.intervals import clopper_pearson
 
 TRIALS = "plans.json"
 """File of the PlanTrials in a run folder."""
@@ -84,7 +82,6 @@ def _try(project: Project, run_folder: RunFolder, plan: ExpectedPlan, level: Con
         assert routed is not None
         routed = without_copies(project, routed, find_split_leaks(project, run_folder))
         checks += check_routed(project.file.gate.routed, routed, large, level)
-        checks.append(_kept_check(certified.certificate, KeptOnTest.load(run_folder.path / KEPT)))
     measured = run_folder.evaluation(candidate, "test")
     assert measured is not None
     verdict = Verdict(
@@ -114,17 +111,3 @@ def _promise_check(certificate: Certificate) -> CheckResult:
         advice="" if certificate.issued else advice,
     )
     return found.model_copy(update={"more_rows": None if certificate.issued else missing})
-
-
-def _kept_check(certificate: Certificate, kept: KeptOnTest) -> CheckResult:
-    """Return whether test rows speak against the guarantee: its limit lies below the error's whole interval."""
-    requirement = Requirement(
-        "routing.guarantee_on_test", certificate.max_error, "no test rows that speak against the guarantee"
-    )
-    error = clopper_pearson(kept.n_wrong, kept.n_kept)
-    return check_value(
-        requirement,
-        passed=kept.n_kept > 0 and error.low <= certificate.max_error,
-        measured=f"{kept.n_wrong} of {kept.n_kept} kept test answers wrong: {error}",
-        advice="" if error.low <= certificate.max_error else "calibrate with rows that are like the test rows",
-    )

@@ -15,7 +15,7 @@ from scipy import special
 from smallfirst.data.dataset import sample_rows
 from smallfirst.data.quality.findings import Finding, make_finding
 from smallfirst.paths import state_folder
-from smallfirst.pipeline.calibrate import LOOKS
+from smallfirst.pipeline.joined_rows import LOOKS
 from smallfirst.pipeline.preflight.more_rows import MoreRows, more_rows
 from smallfirst.project.project import Project
 from smallfirst.records import Record
@@ -118,7 +118,6 @@ def _perfect_cascade(project: Project, n: int) -> CascadeData:
         right=np.ones(everywhere, dtype=bool),
         answer=np.broadcast_to(np.resize(answers, n), everywhere),
         cost_usd=np.zeros((len(names) + 1, n)),
-        latency_ms=np.zeros((len(names) + 1, n)),
         asked=asked,
         large_right=asked,
         labels="gold",

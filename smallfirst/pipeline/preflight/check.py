@@ -23,7 +23,7 @@ from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, LARGER_ENCODER
 from smallfirst.models.local.tokenizer import Tokenizer, load_tokenizer
 from smallfirst.paths import home, state_folder
-from smallfirst.pipeline.calibrate import labelled_by
+from smallfirst.pipeline.calibration_set import labelled_by
 from smallfirst.pipeline.preflight.certificate import (
     CertificateForecast,
     certificate_findings,

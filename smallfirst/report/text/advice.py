@@ -9,7 +9,6 @@ from smallfirst.pricing.money import format_usd
 from smallfirst.report.data import ReportData
 from smallfirst.report.economics import PathCost
 from smallfirst.report.formats import accurate, capitalize_first, count, path_name, percent
-from smallfirst.routing.certificate.guarantee_check import check_guarantee
 
 
 def recommendations(data: ReportData, paths: tuple[PathCost, ...]) -> tuple[str, ...]:
@@ -51,8 +50,6 @@ def _also(data: ReportData) -> Iterator[str]:
             f"Consider “{path_name(smallest.candidate)}” (routing.small: smallest): it meets the requirements as well, "
             f"right on {accurate(smallest.accuracy)} at {format_usd(smallest.cost_usd_per_1k)} per 1,000 requests."
         )
-    if data.guarantee_state == "broken":
-        yield "Do not route by confidence yet: the guarantee did not hold on the test rows. Calibrate again."
     if n:
         rows = "1 row whose given answer is" if n == 1 else f"{n:,} rows whose given answers are"
         yield (
@@ -75,26 +72,6 @@ def warnings(data: ReportData) -> Iterator[str]:
                 f"“{path_name(verdict.candidate)}” passed by a signed override, not by measurement: "
                 f"{verdict.signed_by}, because “{verdict.because or 'no reason given'}”."
             )
-
-
-def guarantee_sentence(data: ReportData) -> str:
-    """Say whether the guarantee held on the test rows; empty if there is none to check."""
-    found = check_guarantee(data.certificate, data.evaluation("routed"))
-    if found is None:
-        return ""
-    error = found.error
-    if not error.n:
-        return "No test answer was kept small, so the guarantee was not tested."
-    counted = (
-        f"{found.n_errors:,} of {error.n:,} kept test answers were wrong: "
-        f"{percent(error.value, digits=2)} [{error.low * 100:.2f}, {error.high * 100:.2f}]"
-    )
-    limit = f"the guaranteed {percent(found.max_error)}"
-    if found.state == "broken":
-        return f"The guarantee did not hold on the test rows. {counted}, above {limit}."
-    if found.state == "inconclusive":
-        return f"{counted}; above {limit}, but chance could explain it."
-    return f"The guarantee held on the test rows. {counted}, within {limit}."
 
 
 def leak_sentence(data: ReportData) -> str:

@@ -9,7 +9,6 @@ from smallfirst.pricing.money import format_usd
 from smallfirst.report.data import ReportData
 from smallfirst.report.economics import HOURS_PER_MONTH, PathCost, break_even, max_price_drop
 from smallfirst.report.formats import accurate, capitalize_first, count, path_name, percent, signed
-from smallfirst.report.text.advice import guarantee_sentence
 
 
 def outlook(data: ReportData, paths: tuple[PathCost, ...]) -> tuple[str, ...]:
@@ -73,8 +72,6 @@ def _guarantee(data: ReportData) -> Iterator[str]:
         yield "No certificate was made, so no share of answers is guaranteed to be right."
     elif not data.certificate.issued:
         yield data.certificate.why
-    elif data.guarantee_state == "broken":
-        yield f"{guarantee_sentence(data)} Calibrate again with more rows before you trust the routed path."
 
 
 def _prices(data: ReportData, paths: tuple[PathCost, ...]) -> Iterator[str]:

@@ -1,56 +1,27 @@
-"""The decision below the threshold, by band of confidence, from rows that both models answered, without guarantee.
+"""The decision below the threshold, from calibration rows that both models answered, without guarantee.
 
 Where the last stage passed its gate by itself, a request stays small unless the large model is shown to be better at
-such requests: the null hypothesis is that it is not. Regions are tested that begin at the least confidence and end at
-the next band, the smallest first, until one is not shown, at half of the level; and all that is below the threshold at
-the other half. So the chance to send anything on without a gain is at most 5 %, as large as for one test, and neither
-a gain in the least confident rows alone nor a small one everywhere is missed. The largest region that is shown is sent
-on, but for bands in which the large model does not lead. Where a wrong answer has a price, the gain must be worth the
-large model's answers.
+such requests: the null hypothesis is that it is not. One test of all rows below the threshold decides, so the chance to
+send requests on without a gain is about 5 %. Where a wrong answer has a price, the gain must be worth the large
+model's answers. A limit on the accuracy loss is shown for what the large model answers below the threshold: there
+nothing stays small unless the limit is also shown while everything does.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy import special
 
-from smallfirst.records import Record
 from smallfirst.routing.certificate.outcomes import CascadeData
-from smallfirst.stats.intervals import Estimate, mcnemar, paired_difference, score_lower_bound
+from smallfirst.stats.intervals import Estimate, paired_difference, score_lower_bound
 
-MAX_BANDS = 4
 LEVEL = 0.05
 """Chance to send requests on that the large model is not better at."""
 
 BelowAction = Literal["escalate", "keep", "abstain"]
 """To the large model; answered small without a guarantee; to a person's queue."""
-
-
-class Band(Record):
-    """One range of confidence that the guarantee does not cover."""
-
-    low: float
-    """Least confidence in it."""
-    high: float
-    """Confidence at which the next band, or the accepted range, begins."""
-    n: int
-    """Calibration rows in it that both models answered and gold judges."""
-    small_right: int
-    """Rows of these on which the last drafting stage is right."""
-    large_right: int
-    """Rows of these on which the large model is right."""
-    difference: Estimate | None
-    """Accuracy of large minus small on them; None without such rows."""
-    p_value: float
-    """Exact two-sided McNemar of this band alone."""
-    action: BelowAction
-    """What happens to such requests."""
-    extra_usd_per_1k: float | None = None
-    """Mean cost of 1,000 answers of the large model to such requests in USD; None in earlier certificates."""
 
 
 class BelowRule(NamedTuple):
@@ -71,32 +42,7 @@ class BelowThreshold(NamedTuple):
     action: BelowAction
     why: str
     difference: Estimate | None
-    bands: tuple[Band, ...]
-
-
-class _Region(NamedTuple):
-    """Paired rows of one range of confidence."""
-
-    n: int
-    only_large: int
-    only_small: int
-    break_even: float
-    """The gain in accuracy that is worth the large model's answers."""
-
-    @property
-    def leads(self) -> bool:
-        return self.only_large - self.only_small > self.n * self.break_even
-
-    def shown(self, level: float) -> bool:
-        """Return True if the gain is shown to be above the break-even point at this level."""
-        if mid_p_value(self.only_large, self.only_small) > level:
-            return False
-        z = float(special.ndtri(1 - level))
-        return self.break_even <= 0 or score_lower_bound(self.only_large, self.only_small, self.n, z) > self.break_even
-
-    def testable(self, level: float) -> bool:
-        """Return True if it could be shown: this depends on how many rows tell the two apart, not on who was right."""
-        return self._replace(only_large=self.only_large + self.only_small, only_small=0).shown(level)
+    """Accuracy of large minus small on the paired rows; None without any."""
 
 
 def mid_p_value(only_large: int, only_small: int) -> float:
@@ -112,116 +58,52 @@ def mid_p_value(only_large: int, only_small: int) -> float:
 
 
 def decide_below_threshold(
-    data: CascadeData,
-    accepted: np.ndarray,
-    rule: BelowRule,
-    *,
-    top: float,
-    floor: float | None,
-    never_escalates: bool = False,
+    data: CascadeData, accepted: np.ndarray, rule: BelowRule, *, may_keep: bool = True
 ) -> BelowThreshold:
-    """Decide on the rows that are not `accepted`, as a whole and by band; `top` is where the highest band ends.
+    """Decide on the rows that are not `accepted`.
 
-    `floor`: confidence down to which keeping is shown to be within the limit on the accuracy loss, if there is one.
-    `never_escalates`: the limits of the guarantee leave nothing to send on.
+    `may_keep`: False where a limit on the accuracy loss is not shown while all of them stay small.
     """
     rest = ~accepted
-    otherwise: BelowAction = "abstain" if rule.person else "keep"
-    edges = _edges(data.confidence[-1][rest], top) if data.large_known else []
-    ranges = list(itertools.pairwise(edges))
-    rows = [_rows(data, rest, ends, last=ends is ranges[-1]) for ends in ranges]
-    regions = [_region(data, own, rule.usd_per_wrong_answer) for own in rows]
-    # From the least confident band up: each region holds the one before it.
-    nested = [_region(data, own, rule.usd_per_wrong_answer) for own in np.logical_or.accumulate(rows)] if rows else []
-    n_escalated = _shown_regions(nested) if rule.alone else len(regions)
-    actions: list[BelowAction] = []
-    for i, region in enumerate(regions):
-        on = i < n_escalated and (region.leads or not rule.alone) and not never_escalates
-        actions.append("escalate" if on else otherwise)
-    bands = tuple(_band(data, *one) for one in zip(rows, ranges, actions, strict=True))
-    action, why = _explain(data, rest, rule, bands, otherwise)
-    if floor is not None and not never_escalates:
-        action, why, bands = _limit_to_floor(floor, action, why, bands)
-    return BelowThreshold(action, why, _difference(data, rest & data.paired), bands)
-
-
-def _edges(confidence: np.ndarray, top: float) -> list[float]:
-    """Return where bands begin, and where the last ends: quartiles of the confidences that are not accepted."""
-    if not confidence.size:
-        return []
-    inner = np.sort(confidence)[[confidence.size * part // MAX_BANDS for part in range(1, MAX_BANDS)]]
-    lows = [0.0, *(low for low in np.unique(inner).tolist() if low > confidence.min())]
-    return [*lows, max(top, float(confidence.max()))]
-
-
-def _rows(data: CascadeData, rest: np.ndarray, ends: tuple[float, float], *, last: bool) -> np.ndarray:
-    confidence, (low, high) = data.confidence[-1], ends
-    return np.asarray(rest & data.paired & (confidence >= low) & ((confidence < high) | last))
-
-
-def _region(data: CascadeData, rows: np.ndarray, price: float | None) -> _Region:
-    small, large = data.right[-1][rows], data.large_right[rows]
-    break_even = float(data.cost_usd[-1][rows].mean()) / price if price and rows.any() else 0.0
-    return _Region(int(rows.sum()), int((large & ~small).sum()), int((small & ~large).sum()), break_even)
-
-
-def _shown_regions(nested: Sequence[_Region]) -> int:
-    """Return how many bands, from the least confident up, make up the largest region that is shown."""
-    level = LEVEL / 2 if len(nested) > 1 else LEVEL
-    if nested and nested[-1].shown(level):
-        return len(nested)
-    found = 0
-    for i, region in enumerate(nested, start=1):
-        if region.shown(level):
-            found = i
-        elif region.testable(level):
-            break
-    return found
-
-
-def _band(data: CascadeData, rows: np.ndarray, ends: tuple[float, float], action: BelowAction) -> Band:
-    small, large = data.right[-1][rows], data.large_right[rows]
-    return Band(
-        low=ends[0],
-        high=ends[1],
-        n=int(rows.sum()),
-        small_right=int(small.sum()),
-        large_right=int(large.sum()),
-        difference=_difference(data, rows),
-        p_value=mcnemar(int((large & ~small).sum()), int((small & ~large).sum())),
-        action=action,
-        extra_usd_per_1k=1000 * float(data.cost_usd[-1][rows].mean()) if rows.any() else None,
-    )
-
-
-def _explain(
-    data: CascadeData, rest: np.ndarray, rule: BelowRule, bands: Sequence[Band], otherwise: BelowAction
-) -> tuple[BelowAction, str]:
-    """Return the action below the threshold as a whole and the sentence that gives its evidence."""
-    stay = "they go to a person's queue" if otherwise == "abstain" else "they stay small"
     both = rest & data.paired
-    evidence = _evidence(data, both) if both.any() else _not_measured(data, rest)
+    small, large = data.right[-1][both], data.large_right[both]
+    difference = paired_difference(large.tolist(), small.tolist()) if both.any() else None
+    action, why = _decide(data, rest, rule, difference)
+    if action == "keep" and not may_keep:
+        action, why = "escalate", f"{why}; but the limit on the accuracy loss is not shown where they do"
+    return BelowThreshold(action, why, difference)
+
+
+def _decide(
+    data: CascadeData, rest: np.ndarray, rule: BelowRule, difference: Estimate | None
+) -> tuple[BelowAction, str]:
+    """Return the action below the threshold and the sentence that gives its evidence."""
+    both = rest & data.paired
+    small, large, n = data.right[-1][both], data.large_right[both], int(both.sum())
+    only_large, only_small = int((large & ~small).sum()), int((small & ~large).sum())
+    p_value = mid_p_value(only_large, only_small)
+    evidence = (
+        f"on {n} calibration rows below the threshold large is right on {large.sum()}, small on {small.sum()} "
+        f"(difference {difference}, one-sided p = {p_value:.3f})"
+        if n
+        else _not_measured(data, rest)
+    )
     if not rule.alone:
         if not data.large_known and rule.person:
-            return (
-                "abstain",
-                "only certified answers stay small; without a large model the others wait for a person",
-            )
+            return "abstain", "only certified answers stay small; without a large model the others wait for a person"
         return "escalate", f"only certified answers stay small, the others go on; {evidence}"
-    if not both.any():
+    stay = "they go to a person's queue" if rule.person else "they stay small"
+    otherwise: BelowAction = "abstain" if rule.person else "keep"
+    if not n:
         return otherwise, f"{evidence}, so {stay}"
     price = rule.usd_per_wrong_answer
     worth = f" and worth its price at ${price:g} a wrong answer" if price is not None else ""
-    escalated = [band for band in bands if band.action == "escalate"]
-    if not escalated:
-        return otherwise, f"{evidence}: not shown to be better{worth}, so {stay}"
-    if len(escalated) == len(bands):
+    break_even = float(data.cost_usd[-1][both].mean()) / price if price else 0.0
+    z = float(special.ndtri(1 - LEVEL))
+    gains = break_even <= 0 or score_lower_bound(only_large, only_small, n, z) > break_even
+    if p_value <= LEVEL and gains:
         return "escalate", f"{evidence}: shown to be better{worth}"
-    where = ", ".join(f"{band.low:.2f} to {band.high:.2f}" for band in escalated)
-    n, large, small = (sum(getattr(b, name) for b in escalated) for name in ("n", "large_right", "small_right"))
-    there = f"large is right on {large}, small on {small} of {n}"
-    rest_of_them = stay.replace("they", "the others")
-    return "escalate", f"{evidence}: shown to be better{worth} at confidences of {where} ({there}); {rest_of_them}"
+    return otherwise, f"{evidence}: not shown to be better{worth}, so {stay}"
 
 
 def _not_measured(data: CascadeData, rest: np.ndarray) -> str:
@@ -232,32 +114,3 @@ def _not_measured(data: CascadeData, rest: np.ndarray) -> str:
     if not (rest & data.asked).any():
         return "the large model was not measured on rows below the threshold"
     return "below the threshold only the large model says what is right, so nothing shows that it is better"
-
-
-def _evidence(data: CascadeData, both: np.ndarray) -> str:
-    small, large = data.right[-1][both], data.large_right[both]
-    p_value = mid_p_value(int((large & ~small).sum()), int((small & ~large).sum()))
-    return (
-        f"on {both.sum()} calibration rows below the threshold large is right on {large.sum()}, small on {small.sum()} "
-        f"(difference {_difference(data, both)}, one-sided p = {p_value:.3f})"
-    )
-
-
-def _limit_to_floor(
-    floor: float, action: BelowAction, why: str, bands: tuple[Band, ...]
-) -> tuple[BelowAction, str, tuple[Band, ...]]:
-    """Keep only what the limit on the accuracy loss covers: from the threshold down to `floor`, without gaps."""
-    allowed, limited = True, []
-    for band in reversed(bands):
-        allowed = allowed and band.action == "keep" and band.low >= floor
-        limited.append(band if allowed or band.action != "keep" else band.model_copy(update={"action": "escalate"}))
-    if action == "keep" and floor > 0:
-        why += "; kept only where the limit on the accuracy loss covers it"
-        return "escalate", why, tuple(reversed(limited))
-    return action, why, tuple(reversed(limited))
-
-
-def _difference(data: CascadeData, rows: np.ndarray) -> Estimate | None:
-    if not rows.any():
-        return None
-    return paired_difference(data.large_right[rows].tolist(), data.right[-1][rows].tolist())

@@ -12,15 +12,15 @@ from typing import Literal, NamedTuple
 from smallfirst.errors import ConfigError
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.records import Record
-from smallfirst.routing.certificate.below_threshold import Band, BelowAction, BelowRule, decide_below_threshold
-from smallfirst.routing.certificate.curves import FrontierPoint, ThresholdPoint, frontier, threshold_curve
+from smallfirst.routing.certificate.below_threshold import BelowAction, BelowRule, decide_below_threshold
+from smallfirst.routing.certificate.curves import ThresholdPoint, threshold_curve
 from smallfirst.routing.certificate.filters import RequestFilters
 from smallfirst.routing.certificate.guarantee import LABEL, Guarantee
 from smallfirst.routing.certificate.looks import (
     ALONE,
-    Family,
     Look,
     Portion,
+    SharedLook,
     count_look,
     in_order,
     next_look,
@@ -37,7 +37,7 @@ from smallfirst.routing.certificate.outcomes import (
     foreign_accepted,
     with_foreign,
 )
-from smallfirst.routing.certificate.risks import GROWS_WITH_COVERAGE, RiskResult, audit_limits, evidence
+from smallfirst.routing.certificate.risks import RiskResult, audit_limits, evidence
 from smallfirst.routing.certificate.rows_needed import MAX_ROWS, MIN_CHANCE, RowsNeeded, rows_needed
 from smallfirst.routing.certificate.summary import (
     NOTHING_LEFT,
@@ -125,8 +125,6 @@ class Certificate(Record):
     """Error probability that this look spends, in [0, 1]; None in certificates of before 2026-11-30."""
     classes: tuple[GroupCertificate, ...] = ()
     """By predicted label or tag; part of the guarantee only with `guarantee.per_group`."""
-    bands: tuple[Band, ...] = ()
-    """What happens below the threshold by ascending confidence; empty: `below` throughout."""
     audit_limit: float | None = None
     """Of earlier certificates; `audit_limits` has it."""
     audit_limits: dict[str, dict[str, float]] = {}
@@ -138,8 +136,6 @@ class Certificate(Record):
     """What is shown about the fields of the last stage's JSON answers; None where `guarantee.max_wrong_fields` is."""
     filters: RequestFilters | None = None
     """What requests must pass before they reach the cascade for which it holds."""
-    frontier: tuple[FrontierPoint, ...] = ()
-    """For each of a few limits on errors the share that could stay small, each shown at `confidence` by itself."""
     foreign: ForeignAccepted | None = None
     """What happens to foreign calibration rows; None where none are known."""
 
@@ -179,15 +175,7 @@ class Certificate(Record):
     def decide(
         self, confidence: float | None, label: str | None = None
     ) -> Literal["keep_certified", "escalate", "keep", "abstain"]:
-        return "keep_certified" if self.covers(label, confidence) else self.below_action(confidence)
-
-    def below_action(self, confidence: float | None) -> BelowAction:
-        """Return what happens to an answer that the guarantee does not cover."""
-        action: BelowAction = self.below
-        for band in self.bands:
-            if band.low <= (confidence or 0.0):
-                action = band.action
-        return action
+        return "keep_certified" if self.covers(label, confidence) else self.below
 
 
 class CertificateSubject(NamedTuple):
@@ -218,7 +206,7 @@ def certify(
     labels: Literal["gold", "large"] = "gold",
     looks: Path | None = None,
     portion: Portion = "large",
-    family: Family = ALONE,
+    shared: SharedLook = ALONE,
     selection: Evaluation | Sequence[Evaluation] | None = None,
     alone: bool = True,
     usd_per_wrong_answer: float | None = None,
@@ -231,7 +219,7 @@ def certify(
     if False everything below goes on. With `person`, what is not sent on goes to a person. `labels="large"`: rows were
     scored against its answers. `looks`: the file that counts the certificates tried on rows with these texts (`looks`);
     this one is counted, and spends the `portion` of the level that it names: "large", or a small one where that is
-    taken; of a `family` of certificates that were fixed together each spends its part. None: it is the only one by
+    taken; of a `shared` look, of certificates that were fixed together, it spends its part. None: it is the only one by
     agreement, and spends all of the level. `selection`: the stages' answers to selection rows, which choose where the
     search begins; None: a fixed rule does. Of rows that share a group one counts, and the guarantee says so (`unit`);
     the order of rows does not matter. `foreign`: by stage the confidences, in [0, 1], of drafts of foreign requests
@@ -257,7 +245,7 @@ def certify(
     if looks is not None:
         inputs |= {"drafts": stages, "large": large and in_order(large), "selection": choosing, "foreign": foreign}
         texts = text_fingerprints(row.text for row in stages[-1].rows)
-        look = count_look(looks, texts, trial_fingerprint(inputs), portion, family)
+        look = count_look(looks, texts, trial_fingerprint(inputs), portion, shared)
         next_share = next_look(looks, texts).share
     subject = CertificateSubject(model_fingerprint, stages[-1].dataset_fingerprint, rule, look, next_share)
     counted = data.take(one_row_a_unit(data.group, data.n))
@@ -305,10 +293,8 @@ def certify_cascade(
         why = describe_per_group(data, asked, classes)
     else:
         why = describe_issued(data, asked, risks, errors)
-    floor = found.floor if "accuracy_loss" in guarantee.limits and found.issued else None
-    top = 1.0 if guarantee.grouped_by and found.issued else found.thresholds[-1]
-    never = found.never_escalates
-    below = decide_below_threshold(data, accepted, subject.below, top=top, floor=floor, never_escalates=never)
+    may_keep = "accuracy_loss" not in guarantee.limits or not found.issued or found.keeps_all
+    below = decide_below_threshold(data, accepted, subject.below, may_keep=may_keep)
     bounds = [one.bound for one in risks if one.risk == "error"]
     error_bound = bounds[0] if bounds else upper_bound(errors, n_accepted, confidence=guarantee.confidence)
     limits = audit_limits(outcome, accepted, guarantee, error_bound) if found.issued else {}
@@ -338,21 +324,17 @@ def certify_cascade(
         look=subject.look.number if subject.look else None,
         level=subject.share * (1 - asked.confidence),
         classes=classes,
-        bands=below.bands,
         audit_limits=limits,
         limits_of_validity=limits_of_validity(data, asked, limits, subject.below.person, subject.look),
         foreign=foreign_accepted(outcome, guarantee.confidence),
-        frontier=frontier(data, confidence=asked.confidence, selection=selection),
     )
 
 
 def _risk_results(outcome: CascadeOutcome, guarantee: Guarantee, found: CascadeThresholds) -> tuple[RiskResult, ...]:
-    kept = outcome.data.outcome((*found.thresholds[:-1], 0.0)) if found.never_escalates else outcome
-    outcomes = {risk: outcome if risk in GROWS_WITH_COVERAGE else kept for risk in guarantee.limits}
-    shown = {risk: (limit, evidence(risk, outcomes[risk], limit)) for risk, limit in guarantee.limits.items()}
+    shown = [(risk, evidence(risk, outcome, limit)) for risk, limit in guarantee.limits.items()]
     return tuple(
-        RiskResult(risk=risk, limit=limit, value=one.value, bound=one.bound(found.level), n=one.n)
-        for risk, (limit, one) in shown.items()
+        RiskResult(risk=risk, limit=one.limit, value=one.value, bound=one.bound(found.level), n=one.n)
+        for risk, one in shown
     )
 
 

@@ -8,16 +8,9 @@ import pydantic
 
 from smallfirst.records import Record
 
-MAX_LATE_SHARE = 0.05
-"""Share of requests that may be slower than a p95 limit, by its name."""
-
-
 LABEL = "label"
 """The `per_group` of the predicted label."""
 _LATER = ("max_foreign_share", "max_wrong_fields", "wrong_fields_allowed", "per_group", "unit")
-
-AUDITED = frozenset({"error", "accuracy_loss"})
-"""Limits that need a judge: after go-live audits test them, and every request tests the others."""
 
 
 class Guarantee(Record):
@@ -27,12 +20,6 @@ class Guarantee(Record):
     """Largest share of accepted answers that may be wrong (alpha), in (0, 1); null sets no limit on errors."""
     max_accuracy_loss: float | None = pydantic.Field(default=None, gt=0, lt=1)
     """The routed path's accuracy may be at most this much below the large model's; 0.01 is one point."""
-    max_usd_per_1k: float | None = pydantic.Field(default=None, gt=0)
-    """Largest mean cost of 1,000 requests in USD, discarded drafts included."""
-    max_p95_ms: float | None = pydantic.Field(default=None, gt=0)
-    """95 % of requests take less time than this many milliseconds."""
-    max_escalation_rate: float | None = pydantic.Field(default=None, gt=0, lt=1)
-    """Largest share of requests that may go to the large model."""
     max_wrong_fields: float | None = pydantic.Field(default=None, gt=0, lt=1)
     """Largest share of the kept fields of JSON answers that may be wrong, in (0, 1); a field is kept by its own
     confidence. Without other limits (`max_error: null`) an answer stays small if every field is kept."""
@@ -56,7 +43,7 @@ class Guarantee(Record):
     @pydantic.model_validator(mode="after")
     def _has_a_limit(self) -> Guarantee:
         if not self.limits and self.max_wrong_fields is None:
-            raise ValueError("a guarantee needs a limit: max_error, max_accuracy_loss, max_usd_per_1k, …")
+            raise ValueError("a guarantee needs a limit: max_error, max_accuracy_loss or max_wrong_fields")
         if self.per_class and self.per_group not in ("", LABEL):
             raise ValueError(f"per_class is per_group: label, and per_group is {self.per_group}; keep one of them")
         name = "per_class" if self.per_class else "per_group"
@@ -78,13 +65,7 @@ class Guarantee(Record):
 
     @property
     def limits(self) -> dict[str, float]:
-        limits = {
-            "error": self.max_error,
-            "accuracy_loss": self.max_accuracy_loss,
-            "cost": self.max_usd_per_1k,
-            "latency": self.max_p95_ms,
-            "escalation": self.max_escalation_rate,
-        }
+        limits = {"error": self.max_error, "accuracy_loss": self.max_accuracy_loss}
         return {risk: limit for risk, limit in limits.items() if limit is not None}
 
     def at_share(self, share: float) -> Guarantee:
@@ -110,21 +91,14 @@ class Guarantee(Record):
         label = f" of each guaranteed {self.grouped_by}" if self.grouped_by else ""
         if self.wrong_fields_allowed:
             label += f", an answer of up to {self.wrong_fields_allowed} wrong fields counting as right"
-        limited = AUDITED & self.limits.keys() or self.max_wrong_fields is not None
-        errors = "" if limited else "; wrong answers are not limited"
         foreign = f" while at most {100 * self.max_foreign_share:g} % of requests are foreign"
         mixed = foreign if self.max_foreign_share else ""
         once = f", each {self.unit} counted once" if self.unit else ""
-        return f"{', '.join(limits)}{label}{mixed}{once} ({100 * self.confidence:g} %{errors})"
+        return f"{', '.join(limits)}{label}{mixed}{once} ({100 * self.confidence:g} %)"
 
 
 def describe_limit(risk: str, limit: float) -> str:
     """Describe one limit in words."""
-    points = f"{100 * limit:g} point{'' if limit == 0.01 else 's'}"
-    return {
-        "error": f"at most {100 * limit:g} % of kept answers wrong",
-        "accuracy_loss": f"at most {points} less accurate than the large model",
-        "cost": f"at most ${limit:g} per 1,000 requests",
-        "latency": f"95 % of requests under {limit:g} ms",
-        "escalation": f"at most {100 * limit:g} % of requests sent to the large model",
-    }[risk]
+    if risk == "error":
+        return f"at most {100 * limit:g} % of kept answers wrong"
+    return f"at most {100 * limit:g} point{'' if limit == 0.01 else 's'} less accurate than the large model"

@@ -4,7 +4,7 @@ LARGE of the error probability is one portion, spent by one look at connected ro
 together, of which the j-th takes SMALL / (j (j + 1)). So all looks together spend at most the whole of it, however many
 there are and whichever comes first. `certify(..., portion="large")` takes the large portion while it is there, and a
 small one afterwards; `portion="small"` keeps the large one for a later look. Certificates that were fixed together
-before rows were read (`Family`) are one look and divide its portion.
+before rows were read (`SharedLook`) are one look and divide its portion.
 
 A look counts before its certificate is made, issued or not, for any model and any guarantee of the task; the same
 certificate from the same answers is the same look. Rows are connected that share a text with an earlier look, or with
@@ -26,7 +26,6 @@ from smallfirst.data.dataset import fold_text
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.files import locked
 from smallfirst.records import Record, fingerprint
-from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.stats.sequential import spent_level
 
 FOLDED = "\0folded:"
@@ -36,12 +35,10 @@ PROVES_NOTHING = frozenset({"looks", "alone", "person", "usd_per_wrong_answer"})
 threshold, of which nothing is guaranteed."""
 DESCRIBES = frozenset(
     {"candidate", "model", "task", "split", "dataset_fingerprint", "accuracy", "measures", "parts", "cost_usd_per_1k"}
-    | {"p50_ms", "p95_ms", "requests_per_s", "note"}
+    | {"p50_ms", "p95_ms", "requests_per_s", "note", "probes_ms", "cost_usd", "latency_ms"}
 )
-"""Fields of an Evaluation that name it or follow from its rows; `certify` computes with the rows."""
-_MEASURED_FOR = {"cost": {"cost_usd"}, "latency": {"latency_ms", "probes_ms"}}
-"""By limit: what another measurement of the same answers changes. Without the limit it at most chooses among thresholds
-that are shown together."""
+"""Fields of an Evaluation, or of a row, that name it, follow from its rows, or are measured anew with equal answers: a
+cost at most chooses among thresholds that are shown together."""
 
 
 LARGE, SMALL = 0.8, 0.2
@@ -76,9 +73,11 @@ class Looks(Record):
     """The looks of a task, in order."""
 
     looks: tuple[Look, ...] = ()
+    read: dict[str, str] = {}
+    """By fingerprint of a test row's text: the run that read it first."""
 
 
-class Family(NamedTuple):
+class SharedLook(NamedTuple):
     """A certificate among those that were fixed together, before a row of theirs was read.
 
     Their parts sum to at most 1, so all of them hold together at the level of one look, whichever are tried.
@@ -90,26 +89,26 @@ class Family(NamedTuple):
     """Part of the look's portion, in (0, 1]."""
 
 
-ALONE = Family()
+ALONE = SharedLook()
 
 
 def count_look(
-    path: Path, rows: Collection[str], trial: str, portion: Portion = "large", family: Family = ALONE
+    path: Path, rows: Collection[str], trial: str, portion: Portion = "large", family: SharedLook = ALONE
 ) -> Look:
     """Return this look, and record it in the file `path` unless it is there."""
     with locked(path.with_suffix(".lock")):
-        earlier = _read(path)
-        for one in earlier:
+        found = _read(path)
+        for one in found.looks:
             if one.trial == trial:
                 return one
-        look = _next(earlier, set(rows), trial, portion, family)
-        Looks(looks=(*earlier, look)).save(path)
+        look = _next(found.looks, set(rows), trial, portion, family)
+        found.model_copy(update={"looks": (*found.looks, look)}).save(path)
     return look
 
 
 def next_look(path: Path, rows: Collection[str], portion: Portion = "large") -> Look:
     """Return the look that the next new certificate on these rows would be; nothing is recorded."""
-    return _next(_read(path), set(rows), "", portion, ALONE)
+    return _next(_read(path).looks, set(rows), "", portion, ALONE)
 
 
 def spent_by_look(number: int, first: Portion = "large") -> float:
@@ -119,7 +118,7 @@ def spent_by_look(number: int, first: Portion = "large") -> float:
     return spent_level(SMALL, number - (first == "large"))
 
 
-def _next(earlier: Sequence[Look], rows: set[str], trial: str, portion: Portion, family: Family) -> Look:
+def _next(earlier: Sequence[Look], rows: set[str], trial: str, portion: Portion, family: SharedLook) -> Look:
     near = _connected(earlier, rows)
     number, kin = 1 + len(near), [one for one in near if family.name and one.family == family.name]
     look = Look(
@@ -140,8 +139,22 @@ def _next(earlier: Sequence[Look], rows: set[str], trial: str, portion: Portion,
     return look.model_copy(update={"portion": taken, "spent": spent, "share": family.part * spent, "family": name})
 
 
-def _read(path: Path) -> tuple[Look, ...]:
-    return Looks.load(path).looks if path.exists() else ()
+def mark_read(path: Path, run: str, rows: Collection[str]) -> None:
+    """Record in the file `path` that `run` reads test rows with these fingerprints, unless an earlier one has."""
+    with locked(path.with_suffix(".lock")):
+        found = _read(path)
+        if new := {row: run for row in sorted(rows) if row not in found.read}:
+            found.model_copy(update={"read": found.read | new}).save(path)
+
+
+def was_read(path: Path, run: str, rows: Collection[str]) -> bool:
+    """Return True if a run before `run` has read a test row with one of these fingerprints."""
+    read = _read(path).read
+    return any(read.get(row, run) != run for row in rows)
+
+
+def _read(path: Path) -> Looks:
+    return Looks.load(path) if path.exists() else Looks()
 
 
 def _connected(earlier: Sequence[Look], rows: set[str]) -> list[Look]:
@@ -162,13 +175,9 @@ def text_fingerprints(texts: Iterable[str]) -> set[str]:
 def trial_fingerprint(inputs: Mapping[str, object]) -> str:
     """Return what tells a certificate from another: the arguments of `certify` by name.
 
-    Numbers count to the last digit; the order of rows does not. Costs and latencies count where they are limited.
+    Numbers count to the last digit; the order of rows does not.
     """
-    guarantee = inputs["guarantee"]
-    assert isinstance(guarantee, Guarantee)
-    unlimited = {name for limit, names in _MEASURED_FOR.items() if limit not in guarantee.limits for name in names}
-    counted = {name: value for name, value in inputs.items() if name not in PROVES_NOTHING}
-    return fingerprint({name: _plain(value, DESCRIBES | unlimited) for name, value in counted.items()})
+    return fingerprint({name: _plain(value) for name, value in inputs.items() if name not in PROVES_NOTHING})
 
 
 def in_order(evaluation: Evaluation) -> Evaluation:
@@ -178,12 +187,12 @@ def in_order(evaluation: Evaluation) -> Evaluation:
     return evaluation.model_copy(update={"rows": tuple(rows)})
 
 
-def _plain(value: object, left_out: Collection[str]) -> Any:
+def _plain(value: object) -> Any:
     if isinstance(value, Evaluation):
-        rows = [row.model_dump(mode="json", exclude=set(left_out)) for row in value.rows]
-        return value.model_dump(mode="json", exclude={"rows", *left_out}) | {"rows": rows}
+        rows = [row.model_dump(mode="json", exclude=set(DESCRIBES)) for row in value.rows]
+        return value.model_dump(mode="json", exclude={"rows", *DESCRIBES}) | {"rows": rows}
     if isinstance(value, Record):
         return value.model_dump(mode="json")
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(one, left_out) for one in value]
+        return [_plain(one) for one in value]
     return value

@@ -42,9 +42,6 @@ class CascadeData:
     answer: np.ndarray
     cost_usd: np.ndarray
     """By stage and row, the large model last; the mean of the others on a row that it was not asked."""
-    latency_ms: np.ndarray
-    """By stage and row, the large model last, 0 where it was not asked. A draft lasts as long as the slowest request
-    that was sent alone, if any was, one in 200 left out."""
     asked: np.ndarray
     large_right: np.ndarray
     """By row: the large model was right; false where it was not asked."""
@@ -53,8 +50,6 @@ class CascadeData:
     """By row: the group of near-copies that it belongs to, empty for none; None where no row has one."""
     tags: Mapping[str, np.ndarray] = field(default_factory=dict)
     """By tag and row: its value, empty where the row has none."""
-    probes: tuple[tuple[int, int], ...] = ()
-    """By stage with requests sent alone: how many of them were slower than its latency here, and their number."""
     foreign: ForeignRows | None = None
     """Foreign rows; None if none are known, and the guarantee is about the task's own requests alone."""
 
@@ -85,24 +80,17 @@ class CascadeData:
         """By stage and row: cost in USD of the stage's answer and every draft before it."""
         return np.asarray(self.cost_usd.cumsum(axis=0))
 
-    @cached_property
-    def cumulative_latency_ms(self) -> np.ndarray:
-        """By stage and row: latency of the stage's answer and every draft before it."""
-        return np.asarray(self.latency_ms.cumsum(axis=0))
-
     def outcome(self, thresholds: Sequence[float]) -> CascadeOutcome:
         confident = self.confidence >= np.asarray(thresholds, dtype=float)[:, None]
         stage = np.where(confident.any(axis=0), confident.argmax(axis=0), self.n_stages)
-        found = CascadeOutcome(self, stage, all_accepted=min(thresholds) <= 0)
+        found = CascadeOutcome(self, stage)
         if self.foreign is None:
             return found
         confident = self.foreign.confidence >= np.asarray(thresholds, dtype=float)[:, None]
         return replace(found, n_foreign_accepted=int(confident.any(axis=0).sum()))
 
     def take(self, rows: np.ndarray) -> CascadeData:
-        cut = {
-            name: getattr(self, name)[..., rows] for name in ("confidence", "right", "answer", "cost_usd", "latency_ms")
-        }
+        cut = {name: getattr(self, name)[..., rows] for name in ("confidence", "right", "answer", "cost_usd")}
         cut |= {name: getattr(self, name)[rows] for name in ("asked", "large_right")}
         cut |= {} if self.group is None else {"group": self.group[rows]}
         return replace(self, tags={name: values[rows] for name, values in self.tags.items()}, **cut)
@@ -115,7 +103,6 @@ class CascadeOutcome:
     data: CascadeData
     stage: np.ndarray
     """By row: number of the stage that answers; the number of stages for the large model."""
-    all_accepted: bool = False
     n_foreign_accepted: int = 0
     """Foreign rows that a stage answers."""
 
@@ -135,21 +122,9 @@ class CascadeOutcome:
         """By row: the answer is right, the large model's where it answers."""
         return self.select(np.vstack([self.data.right, self.data.large_right]))
 
-    @property
-    def max_cost_usd(self) -> float:
-        """Assumed largest cost of one request: twice the largest cost of a whole cascade on these rows."""
-        return 2 * float(self.data.cumulative_cost_usd[-2 if self.all_accepted else -1].max(initial=0.0))
-
     @cached_property
     def mean_cost_usd(self) -> float:
         return float(self.select(self.data.cumulative_cost_usd).mean()) if self.data.n else 0.0
-
-    @cached_property
-    def large_better_below(self) -> bool:
-        """True if the large model was right more often on the rows not accepted, or was not measured there."""
-        both = ~self.accepted & self.data.paired
-        small, large = self.data.right[-1][both].sum(), self.data.large_right[both].sum()
-        return bool(large > small or not both.any())
 
 
 class ForeignAccepted(Record):
@@ -201,20 +176,12 @@ def cascade_data(drafts: Sequence[Evaluation], large: Evaluation | None, labels:
     large_cost = np.array([row.cost_usd if row else 0.0 for row in of_large])
     if asked.any():
         large_cost[~asked] = large_cost[asked].mean()
-    latency = [*_table(stages, lambda row: row.latency_ms, float), [row.latency_ms if row else 0.0 for row in of_large]]
-    probes = []
-    for stage, draft in enumerate(drafts):
-        if draft.probes_ms:  # a row's own latency includes waiting for the others
-            left_out = len(draft.probes_ms) // 200
-            latency[stage][:] = sorted(draft.probes_ms)[-1 - left_out]
-            probes.append((left_out, len(draft.probes_ms)))
     return CascadeData(
         names=tuple(draft.candidate for draft in drafts),
         confidence=_table(stages, lambda row: row.confidence or 0.0, float),
         right=_table(stages, lambda row: row.correct, bool),
         answer=_table(stages, lambda row: row.answer, object),
         cost_usd=np.vstack([_table(stages, lambda row: row.cost_usd, float), large_cost]),
-        latency_ms=np.vstack(latency),
         asked=asked,
         large_right=np.array([row is not None and (row.correct or labels != "gold") for row in of_large], dtype=bool),
         labels=labels,
@@ -223,21 +190,7 @@ def cascade_data(drafts: Sequence[Evaluation], large: Evaluation | None, labels:
             name: np.array([row.tags.get(name, "") for row in rows], dtype=object)
             for name in sorted({name for row in rows for name in row.tags})
         },
-        probes=tuple(probes),
     )
-
-
-def with_routing_cost(evaluation: Evaluation, *, cost_usd: float, latency_ms: float) -> Evaluation:
-    """Add the Router's own cost to each row; applied to the first draft, every request pays for it."""
-    rows = tuple(
-        row.model_copy(update={"cost_usd": row.cost_usd + cost_usd, "latency_ms": row.latency_ms + latency_ms})
-        for row in evaluation.rows
-    )
-    fields = {name: getattr(evaluation, name) for name in Evaluation.model_fields}
-    for name, more in {"cost_usd_per_1k": 1000 * cost_usd, "p50_ms": latency_ms, "p95_ms": latency_ms}.items():
-        fields[name] += more
-    probes = tuple(one + latency_ms for one in evaluation.probes_ms)
-    return Evaluation(**{**fields, "rows": rows, "probes_ms": probes})
 
 
 def _table(

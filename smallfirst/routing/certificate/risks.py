@@ -5,42 +5,34 @@
 | error | the accepted answer is wrong | accepted rows | exact binomial |
 | error, with foreign requests | the same, or the request is foreign | accepted, own and foreign rows | three of them |
 | accuracy_loss | large right minus routed right: -1, 0 or 1 | rows with gold and large's answer | exact trinomial |
-| cost | USD, discarded drafts included | all rows | betting |
-| latency | slower than the limit | all rows, and requests sent alone | exact binomial, 5 % |
-| escalation | the large model answers | all rows | exact binomial |
-
-An escalated row that the large model was not asked counts as late, and costs as much as its most expensive answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from smallfirst.records import Record
-from smallfirst.routing.certificate.guarantee import MAX_LATE_SHARE, Guarantee
+from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import CascadeOutcome
-from smallfirst.stats.bounds import betting_p_value, betting_upper_bound, is_mean_below, trinomial_upper_bound
+from smallfirst.stats.bounds import is_mean_below, trinomial_upper_bound
 from smallfirst.stats.intervals import upper_bound, wilson
 
 MIXTURE_LEVELS = (0.5, 0.1, 0.4)
 """Parts of the level for the error of own accepted rows, the share of own and the share of foreign rows accepted. The
 second is loose in effect: all own rows measure it."""
-GROWS_WITH_COVERAGE = frozenset({"error", "accuracy_loss"})
-"""Risks that grow with the accepted share, so they are tested strict to loose; the others loose to strict."""
 
 
 class RiskResult(Record):
     """What the chosen thresholds showed about one limit of the guarantee."""
 
     risk: str
-    """`error`, `accuracy_loss`, `cost`, `latency` or `escalation`."""
+    """`error` or `accuracy_loss`."""
     limit: float
-    """The limit, in the guarantee's unit; for `latency` milliseconds."""
     value: float
-    """The measured value; for `latency` the share of requests that were slower."""
+    """The measured value."""
     bound: float
     """Upper bound on it, at the level of this limit."""
     n: int
@@ -50,7 +42,7 @@ class Evidence(NamedTuple):
     """What n rows show about one limit of a guarantee."""
 
     value: float
-    """As measured, in the guarantee's unit; of `latency` the share of late rows."""
+    """As measured."""
     n: int
     limit: float
     bound: Callable[[float], float]
@@ -86,7 +78,7 @@ def mixture(losses: int, n: int, limit: float, own: int, foreign: tuple[int, int
 
 def evidence(risk: str, outcome: CascadeOutcome, limit: float) -> Evidence:
     """Return the evidence of an outcome on one limit of a guarantee."""
-    return _RISKS[risk](outcome, limit)
+    return _error(outcome, limit) if risk == "error" else _accuracy_loss(outcome, limit)
 
 
 def audit_limits(
@@ -116,20 +108,10 @@ def audit_limits(
     return {risk: {judge: most for judge, most in by.items() if most < 1} for risk, by in found.items()}
 
 
-def _share(losses: int, n: int, limit: float, samples: Sequence[tuple[int, int]] = ()) -> Evidence:
-    """Return the evidence on a share of rows; `samples` share the level, each losses and rows of a risk that adds."""
-    parts = ((losses, n), *samples)
-
-    def bound(level: float) -> float:
-        return min(1.0, sum(upper_bound(*part, confidence=1 - level / len(parts)) for part in parts))
-
-    return Evidence(losses / max(1, n), n, limit, bound)
-
-
 def _error(outcome: CascadeOutcome, limit: float) -> Evidence:
     losses, n, foreign = int((outcome.accepted & ~outcome.right).sum()), outcome.n_accepted, outcome.data.foreign
     if foreign is None or not foreign.max_share:
-        return _share(losses, n, limit)
+        return Evidence(losses / max(1, n), n, limit, lambda level: upper_bound(losses, n, confidence=1 - level))
     counts = (outcome.n_foreign_accepted, foreign.confidence.shape[1])
     return mixture(losses, n, limit, outcome.data.n, counts, foreign.max_share)
 
@@ -145,38 +127,3 @@ def _accuracy_loss(outcome: CascadeOutcome, limit: float) -> Evidence:
         bound=lambda level: trinomial_upper_bound(losses, gains, n, confidence=1 - level),
         test=lambda level: is_mean_below(limit, losses, gains, n, level=level),
     )
-
-
-def _cost(outcome: CascadeOutcome, limit: float) -> Evidence:
-    data, most = outcome.data, max(outcome.max_cost_usd, 1e-12)
-    large = data.cost_usd[-1]
-    more = np.where(~outcome.accepted & ~data.asked, large[data.asked].max(initial=0.0) - large, 0.0)
-    usd = outcome.select(data.cumulative_cost_usd) + more
-    if not data.large_known and not outcome.all_accepted:
-        usd = np.zeros(0)
-    return Evidence(
-        1000 * float(usd.mean()) if usd.size else 0.0,
-        usd.size,
-        limit,
-        bound=lambda level: 1000 * betting_upper_bound(usd, confidence=1 - level, high=most),
-        test=lambda level: betting_p_value(usd, limit / 1000, high=most) <= level,
-    )
-
-
-def _latency(outcome: CascadeOutcome, limit: float) -> Evidence:
-    late = outcome.select(outcome.data.cumulative_latency_ms) > limit
-    late |= ~outcome.accepted & ~outcome.data.asked
-    return _share(int(late.sum()), outcome.data.n, MAX_LATE_SHARE, outcome.data.probes)
-
-
-def _escalation(outcome: CascadeOutcome, limit: float) -> Evidence:
-    return _share(outcome.data.n - outcome.n_accepted, outcome.data.n, limit)
-
-
-_RISKS: dict[str, Callable[[CascadeOutcome, float], Evidence]] = {
-    "error": _error,
-    "accuracy_loss": _accuracy_loss,
-    "cost": _cost,
-    "latency": _latency,
-    "escalation": _escalation,
-}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from smallfirst.routing.certificate.guarantee import AUDITED, Guarantee, describe_limit
+from smallfirst.routing.certificate.guarantee import Guarantee, describe_limit
 from smallfirst.routing.certificate.looks import LARGE, SMALL, Look
 from smallfirst.routing.certificate.outcomes import CascadeData
 from smallfirst.routing.certificate.risks import RiskResult
@@ -85,13 +85,6 @@ def limits_of_validity(
         sentences.append(f"{100 * guarantee.confidence:g} % holds for all {len(guarantee.limits)} limits together")
     if 0 < asked < n:
         sentences.append(f"the large model answered {asked} of the {n} rows, assumed to be a random part of them")
-    if "cost" in guarantee.limits:
-        sentences.append("no request is assumed to cost more than twice the most expensive one measured")
-    if "latency" in guarantee.limits:
-        sentences.append(
-            "latencies are those of the calibration run's machine; a draft counts as its slowest request sent alone, "
-            "and the share that is slower still is bounded from how many were sent"
-        )
     if "accuracy_loss" in guarantee.limits and person:
         sentences.append("a request left to a person counts as answered no worse than by the large model")
     sentences.append("what happens below the threshold was chosen on these rows and is not guaranteed to be right")
@@ -100,7 +93,7 @@ def limits_of_validity(
 
 def _watched(guarantee: Guarantee, audit_limits: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     """Yield how each limit is tested after go-live."""
-    for risk in [risk for risk in guarantee.limits if risk in AUDITED and audit_limits]:
+    for risk in guarantee.limits if audit_limits else ():
         name = "it" if risk == "error" else "the limit on accuracy"
         by = audit_limits.get(risk, {})
         if "large" in by:
@@ -115,20 +108,14 @@ def _watched(guarantee: Guarantee, audit_limits: Mapping[str, Mapping[str, float
             )
         if not by:
             yield f"{name} cannot be watched after go-live: too few rows show how good the large model is on kept ones"
-    if on_requests := [risk for risk in guarantee.limits if risk not in AUDITED]:
-        yield f"every request after go-live tests the limits on {', '.join(on_requests)}, since its server's start"
     if guarantee.max_error is None and audit_limits:
         yield "how often kept answers are wrong is not limited: audits measure it, and at most raise a hint"
 
 
 def _measured(one: RiskResult, n_errors: int) -> str:
-    return {
-        "error": f"{n_errors} of {one.n} kept calibration answers were wrong, so at most {one.bound:.3f}",
-        "accuracy_loss": f"{one.value:.3f} below the large model on {one.n} rows, so at most {one.bound:.3f}",
-        "cost": f"${one.value:.3g} per 1,000 measured, so at most ${one.bound:.3g}",
-        "latency": f"{100 * one.value:.1f} % of {one.n} requests were slower, so at most {100 * one.bound:.1f} %",
-        "escalation": f"{100 * one.value:.1f} % of {one.n} were escalated, so at most {100 * one.bound:.1f} %",
-    }[one.risk]
+    if one.risk == "error":
+        return f"{n_errors} of {one.n} kept calibration answers were wrong, so at most {one.bound:.3f}"
+    return f"{one.value:.3f} below the large model on {one.n} rows, so at most {one.bound:.3f}"
 
 
 def _shown_where(risk: str, limit: float, found: CascadeThresholds) -> str:
@@ -189,16 +176,16 @@ def _about_foreign(data: CascadeData) -> Iterator[str]:
 
 def _unmeasured(data: CascadeData, guarantee: Guarantee) -> str:
     """Return the refusal where a limit needs the large model, or gold labels, on rows that have neither."""
-    if "accuracy_loss" in guarantee.limits and data.labels == "large":
+    if "accuracy_loss" not in guarantee.limits:
+        return ""
+    if data.labels == "large":
         return (
             "not shown: the large model's own answers were the labels, so nothing is below them; give some gold labels"
         )
-    needing = [
-        describe_limit(risk, limit) for risk, limit in guarantee.limits.items() if risk in ("accuracy_loss", "cost")
-    ]
-    if needing and not (data.paired if "accuracy_loss" in guarantee.limits else data.asked).any():
+    if not data.paired.any():
+        limit = describe_limit("accuracy_loss", guarantee.limits["accuracy_loss"])
         return (
-            f'not shown: "{", ".join(needing)}" needs the large model\'s answers on the calibration rows, of which '
+            f'not shown: "{limit}" needs the large model\'s answers on the calibration rows, of which '
             f"{data.n - int(data.paired.sum())} of {data.n} are missing"
         )
     return ""

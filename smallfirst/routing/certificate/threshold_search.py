@@ -3,18 +3,19 @@
 Learn-then-Test (Angelopoulos et al. 2021) along a few paths from accepting nothing to everything, which depend on
 confidences alone, never on what is right; the level is divided equally among limits and paths, so the choice needs no
 further correction. The limit on errors, which may be shown in the middle of a path alone, is tested from several starts
-on by a graphical procedure (Bretz et al. 2009; `rejected_on_path`, with the proof), or from the one that selection
-rows choose. One stage and a limit on errors alone: every row is a step of the path.
+on by a graphical procedure (Bretz et al. 2009; `rejected_on_path`, with the proof). One stage and a limit on errors
+alone: every row is a step of the path.
 
-A start must not depend on which calibration answers are right. Selection rows may choose it, because they certify
-nothing; without them there are several, since nobody knows where the model is surely good enough.
+A start must not depend on which calibration answers are right. Selection rows may choose the one that has most of the
+level, because they certify nothing; the others have a part of it, since nobody knows where the model is surely good
+enough, and no start that fails may take the whole level with it.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,18 +24,16 @@ from scipy import special
 from smallfirst.records import Record
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData, CascadeOutcome
-from smallfirst.routing.certificate.risks import GROWS_WITH_COVERAGE, evidence
+from smallfirst.routing.certificate.risks import evidence
 from smallfirst.stats.sample_size import min_rows_without_error
 
 Starts = tuple[tuple[float, float], ...]
 """Shares of the rows accepted at the starts, ascending, each with its share of the level; these sum to 1."""
 DEFAULT_STARTS: Starts = ((1 / 8, 1 / 4), (1 / 4, 1 / 4), (1 / 2, 1 / 2))
-CHOICES: tuple[Starts, ...] = (
-    *(((accepted, 1.0),) for accepted in (1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 1 / 16, 5 / 8, 3 / 4)),
-    DEFAULT_STARTS,
-)
-"""Of these selection rows choose; the first of equally good ones."""
-MIN_SELECTION_ROWS = 20
+CHOICES = (1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 1 / 16, 5 / 8, 3 / 4)
+"""Shares of the rows of which selection rows choose one to start at; the first of equally good ones."""
+DOUBT = 10
+"""Selection rows at which half of the level stays with the default starts; of m rows DOUBT / (DOUBT + m) does."""
 _WORLDS = 50
 _PLACES = 100
 MAX_FOREIGN_ACCEPTED = 0.05
@@ -57,10 +56,13 @@ def rejected_on_path(
     its share on to it. With one start this is fixed-sequence testing (Bauer 1991), otherwise the fallback procedure
     (Wiens 2003).
 
-    Proof of the bound: a share moves only past rejected places, so until a true hypothesis is rejected each share is
-    spent no later than on the first true hypothesis at or after its start, and the shares that meet on it add up. A
-    test at a share w of the level rejects a true one with chance at most w `level`, and all these shares together are
-    at most 1, so the chance that any true hypothesis is rejected is at most `level`.
+    It is a graph (Bretz et al. 2009) whose nodes are the places in order, each with an edge of weight 1 to the next,
+    and the share of the start that lies on it. Proof of the bound: a share moves only past rejected places, so until a
+    true hypothesis is rejected each share is spent no later than on the first true hypothesis at or after its start,
+    and the shares that meet on it add up. Which these are does not depend on what was drawn. A test at a share w of the
+    level rejects a true one with chance at most w `level`, and all these shares together are at most 1, so by
+    Bonferroni the chance that any true hypothesis is rejected is at most `level`. A start that fails takes its own
+    share alone with it: later places are tested at the shares of later starts.
     """
     rejected, carried = np.zeros(n, dtype=bool), 0.0
     ends = [*(first for first, _ in starts[1:]), n]
@@ -90,13 +92,15 @@ def start_rows(n: int, limit: float, level: float, starts: Starts = DEFAULT_STAR
 
 
 def choose_starts(scores: np.ndarray, right: np.ndarray, n: int, limit: float, level: float) -> Starts:
-    """Return which of CHOICES keeps most of `n` rows like these selection rows; DEFAULT_STARTS if none keeps any.
+    """Return the start that keeps most of `n` rows like these selection rows, with a part of the level for the others.
 
     `scores`: higher is accepted earlier. The rows to come are drawn from rates as likely as the selection rows make
-    them (the Bayesian bootstrap, Rubin 1981, of these rows and one wrong answer more).
+    them (the Bayesian bootstrap, Rubin 1981, of these rows and one wrong answer more). Few rows know little, and a
+    start that fails ends its walk: so DOUBT / (DOUBT + m) of the level stays with the default starts, which hand on
+    what they show (`rejected_on_path`). If no start keeps any, the default ones have all of it.
     """
     m = len(right)
-    if m < MIN_SELECTION_ROWS:
+    if not m:
         return DEFAULT_STARTS
     draw = np.random.default_rng(0)
     wrong = ~np.asarray(right, dtype=bool)[np.argsort(-np.asarray(scores, dtype=float), kind="stable")]
@@ -105,23 +109,21 @@ def choose_starts(scores: np.ndarray, right: np.ndarray, n: int, limit: float, l
     places = np.unique(np.linspace(0, m - 1, _PLACES).astype(int))
     accepted = np.cumsum(counts[:, :m] + more, axis=1)[:, places]
     losses = np.cumsum(counts[:, :m] * wrong + more, axis=1)[:, places]
-    p_values = np.where(accepted > 0, special.bdtr(losses, accepted, limit), 1.0)
-    means = [_mean_kept(accepted, p_values, start_rows(n, limit, level, starts), level) for starts in CHOICES]
-    best = int(np.argmax(means))
-    return CHOICES[best] if means[best] > 0 else DEFAULT_STARTS
+    failed = (accepted == 0) | (special.bdtr(losses, accepted, limit) > level)
 
+    def mean_kept(share: float) -> float:
+        [(first, _)] = start_rows(n, limit, level, ((share, 1.0),))
+        inside = accepted >= first
+        walked = inside & (np.cumsum(inside & failed, axis=1) == 0)
+        return float(np.where(walked, accepted, 0).max(axis=1).mean())
 
-def _mean_kept(accepted: np.ndarray, p_values: np.ndarray, starts: Sequence[tuple[int, float]], level: float) -> float:
-    """Return the mean over worlds of the rows accepted where the walks from `starts` end, as in `rejected_on_path`."""
-    kept, carried = np.zeros(len(accepted)), np.zeros(len(accepted))
-    ends = [*(rows for rows, _ in starts[1:]), np.inf]
-    for (first, share), end in zip(starts, ends, strict=True):
-        shares = carried + share
-        inside = (accepted >= first) & (accepted < end)
-        failed = np.cumsum(inside & (p_values > (shares * level)[:, None]), axis=1) > 0
-        kept = np.maximum(kept, np.where(inside & ~failed, accepted, 0).max(axis=1))
-        carried = np.where(failed[:, -1], 0.0, shares)
-    return float(kept.mean())
+    best, kept = max(((share, mean_kept(share)) for share in CHOICES), key=lambda one: one[1])
+    if not kept:
+        return DEFAULT_STARTS
+    doubt = DOUBT / (DOUBT + m)
+    shares = {accepted: doubt * share for accepted, share in DEFAULT_STARTS}
+    shares[best] = shares.get(best, 0.0) + 1 - doubt
+    return tuple(sorted(shares.items()))
 
 
 class ThresholdSearchResult(Record):
@@ -141,15 +143,13 @@ class CascadeThresholds(NamedTuple):
     thresholds: Thresholds
     """The cheapest that keep the guarantee; NEVER_ACCEPT throughout if none do."""
     level: float
-    floor: float
-    """Lowest last threshold at which the accuracy loss is shown too, by itself; 1.01 if it is not limited."""
+    keeps_all: bool
+    """The accuracy loss is also shown, by itself, where the last stage answers all that is left to it."""
     shares: dict[str, tuple[float, float]]
     """By risk: least and largest accepted share at which it is shown; only risks that are shown somewhere."""
     n_tested: int
     first: int = 0
     """Rows accepted where the search for the limit on errors begins; 0 where there are several paths or limits."""
-    never_escalates: bool = False
-    """The guarantee holds only if nothing is escalated: the large model is no better on the rest anyway."""
 
     @property
     def issued(self) -> bool:
@@ -209,20 +209,20 @@ def search_cascade(
         one = search_threshold(data.confidence[0].tolist(), data.right[0].tolist(), guarantee, starts)
         shown = {"error": (0.0, one.n_accepted / max(1, data.n))} if one.n_accepted else {}
         first = start_rows(data.n, limit, level, starts)[0][0]
-        return CascadeThresholds((one.threshold,), level, NEVER_ACCEPT, shown, data.n, first)
+        return CascadeThresholds((one.threshold,), level, False, shown, data.n, first)
     paths = threshold_paths(data.confidence, steps)
     level = (1 - guarantee.confidence) / (len(guarantee.limits) * len(paths))
-    choices: list[tuple[float, float, int, Thresholds, bool]] = []
+    choices: list[tuple[float, float, int, Thresholds]] = []
     first = 0
     with_small_loss: list[Thresholds] = []
     shares: dict[str, tuple[float, float]] = {}
     for path in paths:
         outcomes = [data.outcome(thresholds) for thresholds in path]
-        places = {
-            risk: _shown_places(risk, outcomes, limit, level)
-            for risk, limit in guarantee.limits.items()
-            if risk != "error"
-        }
+        places = dict[str, list[int]]()
+        if "accuracy_loss" in guarantee.limits:
+            limit = guarantee.limits["accuracy_loss"]
+            shows = (evidence("accuracy_loss", outcome, limit).shows(level) for outcome in outcomes)
+            places["accuracy_loss"] = [i for i, _ in enumerate(itertools.takewhile(bool, shows))]
         if "error" in guarantee.limits:
             limit = guarantee.limits["error"]
             starts = _path_starts(path, selection, data.n, limit, level)
@@ -232,13 +232,12 @@ def search_cascade(
             found = [outcomes[i].n_accepted / data.n for i in shown_at] + list(shares.get(risk, ()))
             shares |= {risk: (min(found), max(found))} if found else {}
         with_small_loss += [path[i] for i in places.get("accuracy_loss", ())]
-        for i, never_escalates in _valid_places(outcomes, path, places):
+        for i in sorted(set.intersection(*map(set, places.values()))):
             cost = outcomes[i].mean_cost_usd if data.large_known else float(data.n - outcomes[i].n_accepted)
-            choices.append((_excess(outcomes[i]), cost, -outcomes[i].n_accepted, path[i], never_escalates))
-    nothing = (0.0, 0.0, 0, (NEVER_ACCEPT,) * data.n_stages, False)
-    *_, best, never_escalates = min(choices, default=nothing)
-    floor = min((one[-1] for one in with_small_loss if one[:-1] == best[:-1]), default=NEVER_ACCEPT)
-    return CascadeThresholds(best, level, floor, shares, sum(map(len, paths)), first, never_escalates)
+            choices.append((_excess(outcomes[i]), cost, -outcomes[i].n_accepted, path[i]))
+    *_, best = min(choices, default=(0.0, 0.0, 0, (NEVER_ACCEPT,) * data.n_stages))
+    keeps_all = (*best[:-1], 0.0) in with_small_loss
+    return CascadeThresholds(best, level, keeps_all, shares, sum(map(len, paths)), first)
 
 
 def _excess(outcome: CascadeOutcome) -> float:
@@ -254,25 +253,7 @@ def _excess(outcome: CascadeOutcome) -> float:
 
 def nothing_accepted(data: CascadeData) -> CascadeThresholds:
     """Return the outcome where no limit asks for a search."""
-    return CascadeThresholds((NEVER_ACCEPT,) * data.n_stages, 1.0, NEVER_ACCEPT, {}, 0)
-
-
-def _valid_places(
-    outcomes: Sequence[CascadeOutcome], path: Sequence[Thresholds], places: Mapping[str, Sequence[int]]
-) -> list[tuple[int, bool]]:
-    """Return the places at which everything is shown, with True where it is only if nothing is escalated."""
-    last = len(path) - 1
-    growing = [set(shown) for risk, shown in places.items() if risk in GROWS_WITH_COVERAGE]
-    falling = [set(shown) for risk, shown in places.items() if risk not in GROWS_WITH_COVERAGE]
-    good = set.intersection(set(range(len(path))), *growing)
-    escalating = set.intersection(good, *falling)
-    without = all(last in shown for shown in (*falling, set(places.get("accuracy_loss", [last]))))
-    keeping = {
-        i
-        for i in good - escalating
-        if without and path[i][:-1] == path[last][:-1] and not outcomes[i].large_better_below
-    }
-    return [(i, False) for i in sorted(escalating)] + [(i, True) for i in sorted(keeping)]
+    return CascadeThresholds((NEVER_ACCEPT,) * data.n_stages, 1.0, False, {}, 0)
 
 
 def threshold_paths(confidence: np.ndarray, steps: int = STEPS) -> list[list[Thresholds]]:
@@ -290,12 +271,6 @@ def threshold_paths(confidence: np.ndarray, steps: int = STEPS) -> list[list[Thr
         before = [_thresholds(stage, part * shares) for stage in confidence[:-1]]
         paths.append(_distinct(zip(*before, last, strict=True)))
     return paths
-
-
-def _shown_places(risk: str, outcomes: Sequence[CascadeOutcome], limit: float, level: float) -> list[int]:
-    """Return the places on the path at which the limit is shown, testing from where it is easiest until it fails."""
-    order = range(len(outcomes)) if risk in GROWS_WITH_COVERAGE else reversed(range(len(outcomes)))
-    return list(itertools.takewhile(lambda i: evidence(risk, outcomes[i], limit).shows(level), order))
 
 
 def _shown_errors(outcomes: Sequence[CascadeOutcome], limit: float, level: float, starts: Starts) -> list[int]:

@@ -2,7 +2,7 @@
 
 `live`, `drift`: the small model answers what the certificate accepts; `fallback`, `shadow`: the large model answers and
 the small one runs beside it. Audits that break the guarantee lead to fallback, audits that show it again back to live.
-A broken limit on cost, latency or escalation, which the large model could not mend, raises an alarm and is no longer
+A broken limit on the share of foreign requests, which the large model could not mend, raises an alarm and is no longer
 guaranteed. What users report, and errors where none are limited, raise hints, which change nothing.
 
 A false guarantee alarm of any of the quantities watched, an unjustified recovery after each alarm, and a drift alarm
@@ -32,7 +32,7 @@ from smallfirst.stats.intervals import Estimate
 from smallfirst.stats.sequential import RecoveryTest, weighted_interval
 
 State = Literal["live", "shadow", "drift", "fallback"]
-OnRequests = Literal["cost", "latency", "escalation", "foreign"]
+OnRequests = Literal["foreign"]
 """Limits of a guarantee that every request tests."""
 Hint = Literal["live_error", "reports"]
 """A hint: audits find more errors than on the calibration rows, where none are limited; or users report many."""
@@ -189,16 +189,13 @@ class Monitor:
             self._drifted(one) for one in self._detectors if one.observe(values[one.name], processes=self.processes)
         )
 
-    def record_answer(self, answer: Completion, *, in_cascade: bool = True) -> tuple[StateChange, ...]:
-        """Add an answer to a request, whoever gave it; return the changes.
-
-        `in_cascade`: no policy, domain check or setting of the request kept it from the certificate's thresholds.
-        """
+    def record_answer(self, answer: Completion) -> tuple[StateChange, ...]:
+        """Add an answer to a request, whoever gave it; return the changes."""
         if self.state not in ("live", "drift"):
             return ()
         found = []
         for watch in self.watches:
-            if watch.quantity.loss is None or not (in_cascade or watch.quantity.of_all):
+            if watch.quantity.loss is None:
                 continue
             watch.processes = self.processes
             if watch.add(watch.quantity.loss(answer)):

@@ -6,12 +6,7 @@ Each is the mean of a loss in [0, 1] with a limit, so the same betting test serv
 |---|---|---|---|
 | error | the judge calls the answer wrong | audits | `Certificate.audit_limit_for` |
 | accuracy_loss | the same | audits | what the measured errors of the large model leave room for |
-| cost | USD over `COST_RANGE` times the limit, at most 1 | requests | 1 / `COST_RANGE` |
-| latency | slower than the limit | requests | 5 % |
-| escalation | the large model answered | requests | the limit |
 | foreign | the domain check finds it unlike the task's | all requests | `ForeignAccepted.max_outside` |
-
-Cutting off high costs only lowers their mean, so a limit that holds is never called broken by it.
 """
 
 from __future__ import annotations
@@ -21,15 +16,13 @@ from typing import Literal, NamedTuple
 
 from smallfirst.models.protocol import Completion
 from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.certificate.guarantee import AUDITED, MAX_LATE_SHARE, describe_limit
+from smallfirst.routing.certificate.guarantee import describe_limit
 from smallfirst.routing.monitoring.audit_plan import MAX_WEIGHT
 from smallfirst.routing.monitoring.drift import MIN_FALSE_ALARM_RATE
 from smallfirst.stats.intervals import Estimate
 from smallfirst.stats.sequential import GuaranteeTest, anytime_valid_interval
 
 Judge = Literal["large", "person"]
-COST_RANGE = 100.0
-"""Costs above so many times the limit count as that."""
 
 
 class Quantity(NamedTuple):
@@ -43,10 +36,6 @@ class Quantity(NamedTuple):
     """Loss of a request in [0, 1]; None: the loss is an audit's verdict."""
     promised: bool = True
     """False if the guarantee does not limit it: then it raises a hint and changes nothing."""
-    scale: float = 1.0
-    """From the loss to the unit of the guarantee."""
-    of_all: bool = False
-    """True if requests count that the domain check keeps out of the cascade as well."""
 
 
 class Watch:
@@ -82,10 +71,8 @@ class Watch:
         return found
 
     def interval(self, confidence: float) -> Estimate:
-        """Return the mean in the guarantee's unit, valid at every moment."""
-        found = anytime_valid_interval(self.test.losses, self.test.n, confidence)
-        ends = {end: self.quantity.scale * getattr(found, end) for end in ("value", "low", "high")}
-        return found.model_copy(update=ends)
+        """Return the mean, valid at every moment."""
+        return anytime_valid_interval(self.test.losses, self.test.n, confidence)
 
 
 def watched_quantities(certificate: Certificate, judge: Judge) -> tuple[Quantity, ...]:
@@ -98,14 +85,12 @@ def watched_quantities(certificate: Certificate, judge: Judge) -> tuple[Quantity
         return ()
     found = []
     for risk, limit in certificate.guarantee.limits.items():
-        if risk not in AUDITED:
-            found.append(_of_requests(risk, limit))
-        elif (most := certificate.audit_limit_for(risk, judge)) is not None:
+        if (most := certificate.audit_limit_for(risk, judge)) is not None:
             found.append(Quantity(risk, most, describe_limit(risk, limit)))
     if certificate.foreign is not None and certificate.foreign.max_outside is not None:
         share, most = certificate.guarantee.max_foreign_share, certificate.foreign.max_outside
         words = f"at most {100 * share:g} % of requests foreign (at most {100 * most:.3g} % look so)"
-        found += [Quantity("foreign", most, words, is_outside, of_all=True)] if most < 1 else []
+        found += [Quantity("foreign", most, words, is_outside)] if most < 1 else []
     usual = certificate.audit_limit_for("error", judge)
     if usual is not None and not any(quantity.loss is None for quantity in found):
         words = f"{100 * usual:.3g} % of audited answers wrong, the bound of the calibration rows (not guaranteed)"
@@ -124,18 +109,6 @@ def not_watched(certificate: Certificate, judge: Judge) -> tuple[str, ...]:
     watched = {quantity.name for quantity in watched_quantities(certificate, judge) if quantity.promised}
     limits = certificate.guarantee.limits.items() if certificate.issued else ()
     return tuple(describe_limit(risk, limit) for risk, limit in limits if risk not in watched)
-
-
-def _of_requests(risk: str, limit: float) -> Quantity:
-    words, most = describe_limit(risk, limit), COST_RANGE * limit / 1000
-    if risk == "cost":
-        loss = lambda answer: min(1.0, max(0.0, answer.cost_usd) / most)  # noqa: E731
-        return Quantity(risk, 1 / COST_RANGE, words, loss, scale=COST_RANGE * limit)
-    if risk == "latency":
-        return Quantity(risk, MAX_LATE_SHARE, words, lambda answer: float(answer.latency_ms > limit))
-    return Quantity(
-        risk, limit, words, lambda answer: float(answer.route is not None and answer.route.stage == "large")
-    )
 
 
 class UserReports(NamedTuple):

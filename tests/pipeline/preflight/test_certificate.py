@@ -9,7 +9,7 @@ from fixtures.preflight import project_of
 
 from smallfirst.data.dataset import fold_text
 from smallfirst.paths import home
-from smallfirst.pipeline.calibrate import LOOKS
+from smallfirst.pipeline.joined_rows import LOOKS
 from smallfirst.pipeline.preflight.certificate import (
     CertificateForecast,
     certificate_findings,
@@ -66,7 +66,6 @@ def test_half_of_many_rows_decide(tmp_path: Path) -> None:
     [
         ("max_error: 0.05, per_class: true", False, True),  # 24 rows a label
         ("max_error: 0.2, per_class: true", True, False),
-        ("max_error: null, max_p95_ms: 100", True, False),
         ("max_error: null, max_accuracy_loss: 0.05", False, False),  # there is no large model
     ],
 )

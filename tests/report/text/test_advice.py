@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-from fixtures.evaluations import evaluated_row, evaluation_of
 from fixtures.report import outcome
 
 from smallfirst.data.quality.leaks import Leak, LeakReport
@@ -14,7 +12,6 @@ from smallfirst.gate.outcome import LabelsNeeded, Outcome
 from smallfirst.report.data import LeakEffect, ReportData
 from smallfirst.report.economics import path_costs
 from smallfirst.report.text.advice import (
-    guarantee_sentence,
     leak_sentence,
     recommendations,
     warnings,
@@ -89,14 +86,6 @@ def test_of_paths_that_fail_as_many_checks_the_best_is_the_nearest(
     assert "The nearest, “fine-tuned small model”," in said
 
 
-def test_what_speaks_against_routing_and_the_figures_is_told(make_report: Make, make_certificate: Build) -> None:
-    broken = make_report(certificate=make_certificate(max_error=0.001))
-    rows = tuple(row.model_copy(update={"correct": False}) for row in broken.evaluations[2].rows)
-    routed = broken.evaluations[2].model_copy(update={"rows": rows})
-    broken = broken.model_copy(update={"evaluations": (*broken.evaluations[:2], routed)})
-    assert any("the guarantee did not hold on the test rows" in said for said in advised(broken))
-
-
 def test_leaks_are_warned_of_where_too_few_other_rows_are_left(make_report: Make) -> None:
     many = make_report(leaks=LeakEffect(n_leaked=950, n_test=1000))
     most = make_report(leaks=LeakEffect(n_leaked=951, n_test=1000))
@@ -143,24 +132,3 @@ def test_the_effect_of_leaks_is_counted_on_the_rows_that_are_left(make_report: M
     said = leak_sentence(make_report(leaks=found)).replace("\xa0", " ")
     assert said.startswith("1 of 8 test rows (12.5 %) are also in the training rows; the gate judges the others.")
     assert "on 87.5 % (52.9 to 97.8) with them and on 85.7 %" in said
-
-
-@pytest.mark.parametrize(
-    ("n_wrong", "n", "sentence"),
-    [
-        (0, 6, "held on the test rows. 0 of 6 kept test answers were wrong: 0.00 % [0.00, 45.93], within the guarant"),
-        (40, 100, "The guarantee did not hold on the test rows. 40 of 100"),
-        (12, 100, "above the guaranteed 10.0 %, but chance could explain it."),
-        (0, 0, "No test answer was kept small, so the guarantee was not tested."),
-    ],
-)
-def test_the_sentence_says_whether_it_held(make_report: Make, n_wrong: int, n: int, sentence: str) -> None:
-    rows = [evaluated_row(f"r{i}", "a", "b" if i < n_wrong else "a", certified=True) for i in range(n)]
-    routed = evaluation_of(rows, candidate="routed")
-    data = make_report(evaluations=(make_report().evaluations[0], routed))
-    assert sentence in guarantee_sentence(data).replace("\xa0", " ")
-
-
-def test_without_a_guarantee_nothing_is_said(make_report: Make, make_certificate: Build) -> None:
-    for data in (make_report(certificate=None), make_report(certificate=make_certificate(max_error=1.0))):
-        assert (data.guarantee_state, guarantee_sentence(data)) == ("", "")

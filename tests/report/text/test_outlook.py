@@ -57,11 +57,6 @@ def test_more_rows_are_forecast_or_the_reason_against_it_is_given(make_report: M
     assert "training rows “fine-tuned" not in with_curve(0.55)
 
 
-def test_a_missing_refused_or_broken_guarantee_is_told(make_report: Make, make_certificate: Build) -> None:
+def test_a_missing_or_refused_guarantee_is_told(make_report: Make, make_certificate: Build) -> None:
     assert "No certificate was made" in said(make_report(certificate=None))
     assert "Too few labels." in said(make_report(certificate=make_certificate(issued=False, why="Too few labels.")))
-    data = make_report(certificate=make_certificate(max_error=0.001))
-    rows = tuple(row.model_copy(update={"correct": False}) for row in data.evaluations[2].rows)
-    routed = data.evaluations[2].model_copy(update={"rows": rows})
-    broken = data.model_copy(update={"evaluations": (*data.evaluations[:2], routed)})
-    assert "Calibrate again with more rows before you trust the routed path." in said(broken)

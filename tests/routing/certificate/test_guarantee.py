@@ -16,10 +16,10 @@ def test_the_default_guarantee_limits_errors_alone() -> None:
 
 
 def test_every_limit_is_described_in_its_own_unit() -> None:
-    everything = Guarantee(max_accuracy_loss=0.01, max_usd_per_1k=2, max_p95_ms=300, max_escalation_rate=0.2)
+    everything = Guarantee(max_accuracy_loss=0.01, max_wrong_fields=0.02)
     assert everything.in_words == (
-        "at most 5 % of kept answers wrong, at most 1 point less accurate than the large model, at most $2 per 1,000 "
-        "requests, 95 % of requests under 300 ms, at most 20 % of requests sent to the large model (95 %)"
+        "at most 5 % of kept answers wrong, at most 1 point less accurate than the large model, at most 2 % of kept "
+        "fields wrong (95 %)"
     )
     assert "2.5 points" in Guarantee(max_accuracy_loss=0.025).in_words
     assert Guarantee(unit="text").in_words == "at most 5 % of kept answers wrong, each text counted once (95 %)"
@@ -32,11 +32,11 @@ def test_every_limit_is_described_in_its_own_unit() -> None:
     [
         ({"max_error": None}, "a guarantee needs a limit"),
         ({"max_error": None, "per_class": True}, "a guarantee needs a limit"),
-        ({"max_usd_per_1k": 2, "per_class": True}, "allows no other limit"),
+        ({"max_accuracy_loss": 0.01, "per_class": True}, "allows no other limit"),
         ({"max_wrong_fields": 0.1, "per_group": "channel"}, "per_group applies max_error to each channel"),
         ({"per_class": True, "per_group": "channel"}, "keep one of them"),
-        ({"max_escalation_rate": 1.5}, "max_escalation_rate: Input should be less than 1"),
-        ({"max_usd": 2}, 'did you mean "max_usd_per_1k"'),
+        ({"max_accuracy_loss": 1.5}, "max_accuracy_loss: Input should be less than 1"),
+        ({"max_eror": 0.1}, 'did you mean "max_error"'),
     ],
 )
 def test_an_impossible_guarantee_is_refused(values: dict[str, object], rule: str) -> None:
@@ -50,7 +50,7 @@ def test_a_share_of_foreign_requests_is_said_and_changes_nothing_where_it_is_not
     assert mixed.model_dump()["max_foreign_share"] == 0.5
     assert Guarantee.model_validate(mixed.model_dump()) == mixed
     assert "max_foreign_share" not in Guarantee().model_dump(mode="json")  # earlier fingerprints stay
-    for values in ({"max_error": None, "max_usd_per_1k": 1.0}, {"per_class": True}):
+    for values in ({"max_error": None, "max_accuracy_loss": 0.1}, {"per_class": True}):
         with pytest.raises(pydantic.ValidationError, match="max_foreign_share widens max_error"):
             Guarantee(max_foreign_share=0.1, **values)
 
@@ -69,7 +69,7 @@ def test_per_class_is_per_group_of_the_label() -> None:
 def test_the_limit_on_fields_takes_its_share_of_the_level() -> None:
     alone = Guarantee(max_error=None, max_wrong_fields=0.1)
     assert alone.split_level() == (alone, pytest.approx(0.05))
-    rest, level = Guarantee(max_usd_per_1k=1, max_wrong_fields=0.1).split_level()
+    rest, level = Guarantee(max_accuracy_loss=0.1, max_wrong_fields=0.1).split_level()
     assert (rest.confidence, level) == (pytest.approx(1 - 0.05 * 2 / 3), pytest.approx(0.05 / 3))
-    assert rest.limits == {"error": 0.05, "cost": 1}
+    assert rest.limits == {"error": 0.05, "accuracy_loss": 0.1}
     assert rest.max_wrong_fields is None

@@ -1,0 +1,125 @@
+"""Test rows that certify together with the calibration rows, although the gate reads them too.
+
+For a candidate that was fixed before a test row was read, P(it goes live and its promise is false) <= P(its certificate
+is false) <= its level, whatever the gate does with the same rows. So the level is divided among all candidates that may
+go live, by parts that were fixed before, and never among those that passed. What is lost: the errors among kept test
+answers are no independent look at the promise any more.
+
+`fix_before_test` is called before the first test row is read; `find_joined` checks the conditions, none of which
+depends on an answer.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from smallfirst.data.dataset import Dataset
+from smallfirst.data.quality.independence import count_rows
+from smallfirst.project.candidates import fitted_candidates
+from smallfirst.project.project import Project
+from smallfirst.project.run_folder import FINALISTS, Finalists, RunFolder
+from smallfirst.records import Record, fingerprint
+from smallfirst.routing.certificate.looks import ALONE, SharedLook, mark_read, text_fingerprints, was_read
+
+FIXED = "fixed_before_test.json"
+"""File of the FixedBeforeTest in a run folder."""
+LOOKS = "looks.json"
+"""File in the task's folder: the certificates that were tried, of all runs, and the test rows that were read."""
+_PROVE_NOTHING = frozenset(
+    {"small", "accuracy_within", "budget", "person", "usd_per_wrong_answer", "monitor", "judge", "override"}
+)
+"""Settings of `routing` without a part in what is promised."""
+
+
+class FixedBeforeTest(Record):
+    """What a run fixed before it read a test row."""
+
+    parts: dict[str, float]
+    """By candidate that may go live: the part of a look that its certificate takes, in (0, 1]; they sum to 1."""
+    promise: str
+    """Fingerprint of the rows and of the settings that say what is promised about which requests."""
+
+
+class JoinedRows(NamedTuple):
+    """Which rows certify a candidate."""
+
+    rows: Dataset
+    """Calibration rows, then the test rows that certify with them."""
+    n_test: int = 0
+    """How many of them are test rows."""
+    look: SharedLook = ALONE
+    """The look that all candidates divide which were fixed; the whole of one where no test row certifies."""
+    why_not: str = ""
+    """Why test rows do not certify; empty if they do."""
+
+    @property
+    def in_words(self) -> str:
+        """What the promise rests on."""
+        if self.why_not:
+            return f"test rows did not certify: {self.why_not}"
+        return (
+            f"{self.n_test} of its {len(self.rows)} rows are test rows, which the gate reads too: it takes "
+            f"{self.look.part:.3g} of a look that is divided among all candidates fixed before a test row was read"
+        )
+
+
+def fix_before_test(project: Project, run_folder: RunFolder) -> None:
+    """Save which candidates may go live with which promise, before this run reads a test row; a second call does not.
+
+    The test rows count as read by this run from now on.
+    """
+    path = run_folder.path / FIXED
+    if not path.exists() and not any((run_folder.path / "evaluations").glob("*-test.json")):
+        finalists = run_folder.find(Finalists, FINALISTS)
+        fitted = [one.name for one in fitted_candidates(project, run_folder) if one.promotable]
+        shares = finalists.shares if finalists else dict.fromkeys(fitted, 1.0)
+        parts = {name: share / sum(shares.values()) for name, share in shares.items()}
+        FixedBeforeTest(parts=parts, promise=_promise(project)).save(path)
+    mark_read(run_folder.path.parent / LOOKS, run_folder.path.name, _texts(project.rows.test))
+
+
+def find_joined(project: Project, run_folder: RunFolder, candidate: str) -> JoinedRows:
+    """Return the rows that certify `candidate`: with test rows where every condition holds.
+
+    Of these one row counts for each text, near-copy and group, and none that stands in any other part.
+    """
+    rows, fixed = project.rows, run_folder.find(FixedBeforeTest, FIXED)
+    why_not = _why_not(project, run_folder, candidate, fixed)
+    measured = run_folder.evaluation(candidate, "test")
+    if why_not or fixed is None or measured is None:
+        return JoinedRows(rows.calibration, why_not=why_not or "the candidate was not measured on them")
+    own, _ = count_rows((rows.train, rows.selection, rows.calibration, rows.left_out), rows.test)
+    ahead = [run_folder.evaluation(name, "test") for name in project.file.routing.ahead]
+    answered = set.intersection(*(set(one.by_key) if one else set() for one in (measured, *ahead)))
+    test = tuple(example for example in own.examples if example.key in answered)
+    names = ", ".join(f"{name} {part:.3g}" for name, part in fixed.parts.items())
+    look = SharedLook(f"{run_folder.path.name}: {names}", fixed.parts[candidate])
+    return JoinedRows(rows.calibration.subset("calibration", (*rows.calibration.examples, *test)), len(test), look)
+
+
+def _why_not(project: Project, run_folder: RunFolder, candidate: str, fixed: FixedBeforeTest | None) -> str:
+    data, rows = project.file.data, project.rows
+    sources = [{example.source for example in part.examples} for part in (rows.calibration, rows.test)]
+    if fixed is None or candidate not in fixed.parts:
+        return "this candidate was not fixed before a test row was read"
+    if fixed.promise != _promise(project):
+        return "the promise, the policies or the rows were changed after a test row was read"
+    if data.gold is not None:
+        return "people's answers in data.gold certify alone"
+    if sources[0] != sources[1] or (project.file.routing.labels == "large" and sources[0] <= {""}):
+        return "their labels come from another source than those of the calibration rows"
+    if not data.exchangeable and (data.validation is not None or data.test is not None):
+        return "they are not split from the file of the calibration rows; data.exchangeable: true declares both alike"
+    if was_read(run_folder.path.parent / LOOKS, run_folder.path.name, _texts(rows.test)):
+        return "an earlier run has read some of them"
+    return ""
+
+
+def _promise(project: Project) -> str:
+    routing = project.file.routing.model_dump(mode="json", exclude=set(_PROVE_NOTHING))
+    parts = [part.content_fingerprint for part in (project.rows.calibration, project.rows.test)]
+    return fingerprint([routing, *parts])
+
+
+def _texts(rows: Dataset) -> set[str]:
+    return text_fingerprints(example.text for example in rows.examples)
