@@ -144,6 +144,7 @@ from smallfirst.serving.ledger.rows import DraftRow as DraftRow
 from smallfirst.serving.ledger.rows import ExpenseRow as ExpenseRow
 from smallfirst.serving.ledger.rows import FeedbackRow as FeedbackRow
 from smallfirst.serving.ledger.rows import LedgerRow as LedgerRow
+from smallfirst.serving.ledger.rows import ShadowRow as ShadowRow
 from smallfirst.serving.ledger.rows import StateRow as StateRow
 from smallfirst.serving.ledger.sums import Sums as Sums
 from smallfirst.serving.plugins import Plugin as Plugin

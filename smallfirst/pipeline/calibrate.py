@@ -148,8 +148,8 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
     joined, binds = find_joined(project, run_folder, candidate), project.file.binds_answers
     heads, confidences, foreign = asyncio.run(_fit_heads(project, run_folder, candidate, joined.rows))
     candidates = {**{name: name for name in routing.ahead}, FINE_TUNED: candidate}
-    rows = asyncio.run(build_calibration_set(project, run_folder, joined, candidates, heads, confidences))
     selection = _selection_drafts(run_folder, candidates, confidences)
+    rows = asyncio.run(build_calibration_set(project, run_folder, joined, candidates, heads, confidences))
     certificate = certify(
         rows.drafts,
         rows.large,
