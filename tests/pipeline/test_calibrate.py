@@ -12,15 +12,18 @@ from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.errors import DataError
 from smallfirst.evaluation.results import Evaluation
+from smallfirst.models.trained_on import TRAINED_ON, TrainedOn
 from smallfirst.pipeline.calibrate import (
     _label_sources,
     _selection_drafts,
+    certify_candidate,
     gold_answers,
     guarantee_of,
     judged_by_gold,
     unconfirmed_escalation,
 )
 from smallfirst.progress import Progress
+from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project, labelled_by
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import read_task_file
@@ -167,3 +170,18 @@ def test_a_limit_against_the_large_model_is_not_overruled_by_test_rows(tmp_path:
     measured_on_test(run_folder, "words", 16)
     measured_on_test(run_folder, "routed", 10, stages=6)
     assert unconfirmed_escalation(of, run_folder, make_certificate(below="escalate"), "words") is None
+
+
+def test_a_model_is_not_certified_by_rows_that_it_was_fitted_on(tmp_path: Path) -> None:
+    """A refit on calibration rows is another model: their answers prove nothing of it."""
+    gold = [(f"row {i}", truth(i)) for i in range(400)]
+    of, run_folder = project(tmp_path, gold, domain="off"), RunFolder(tmp_path / "run")
+    get_candidate("words").fit(of, run_folder)
+    rows = [evaluated_row(e.key, e.answer, e.answer, confidence=0.9) for e in of.rows.calibration.examples]
+    run_folder.save_evaluation(evaluation_of(rows, candidate="words", split="calibration"))
+    seen = TrainedOn.of(of.rows.calibration.subset("seen", of.rows.calibration.examples[:3]))
+    seen.save(run_folder.model_folder("words") / TRAINED_ON)
+    with pytest.raises(DataError, match=f"3 of {len(rows)} rows to certify words with"):
+        certify_candidate(of, run_folder, "words", alone=True)
+    TrainedOn.of(of.rows.development).save(run_folder.model_folder("words") / TRAINED_ON)
+    assert certify_candidate(of, run_folder, "words", alone=True).candidate == "words"
