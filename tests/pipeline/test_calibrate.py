@@ -10,8 +10,11 @@ import pytest
 from fixtures.certificates import certificate as make_certificate
 from fixtures.evaluations import evaluated_row, evaluation_of
 
-from smallfirst.pipeline.calibrate import _selection_drafts, unconfirmed_escalation
+from smallfirst.errors import DataError
+from smallfirst.models.trained_on import TRAINED_ON, TrainedOn
+from smallfirst.pipeline.calibrate import _selection_drafts, certify_candidate, unconfirmed_escalation
 from smallfirst.progress import Progress
+from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import read_task_file
@@ -68,3 +71,17 @@ def test_a_limit_against_the_large_model_is_not_overruled_by_test_rows(tmp_path:
     measured_on_test(run_folder, "words", 16)
     measured_on_test(run_folder, "routed", 10, stages=6)
     assert unconfirmed_escalation(of, run_folder, make_certificate(below="escalate"), "words") is None
+
+
+def test_a_model_is_not_certified_by_rows_that_it_was_fitted_on(tmp_path: Path) -> None:
+    """A refit on calibration rows is another model: their answers prove nothing of it."""
+    of, run_folder = project(tmp_path, max_error=0.2), RunFolder(tmp_path / "run")
+    get_candidate("words").fit(of, run_folder)
+    rows = [evaluated_row(e.key, e.answer, e.answer, confidence=0.9) for e in of.rows.calibration.examples]
+    run_folder.save_evaluation(evaluation_of(rows, candidate="words", split="calibration"))
+    seen = TrainedOn.of(of.rows.calibration.subset("seen", of.rows.calibration.examples[:3]))
+    seen.save(run_folder.model_folder("words") / TRAINED_ON)
+    with pytest.raises(DataError, match=f"3 of {len(rows)} rows to certify words with"):
+        certify_candidate(of, run_folder, "words", alone=True)
+    TrainedOn.of(of.rows.development).save(run_folder.model_folder("words") / TRAINED_ON)
+    assert certify_candidate(of, run_folder, "words", alone=True).candidate == "words"

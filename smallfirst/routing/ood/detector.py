@@ -186,7 +186,8 @@ class TaskProfile:
 
     def measure_rows(self, rows: Dataset) -> list[MeasuredText]:
         """Return score and features of each row, as of a text that it was not fitted on."""
-        measured = iter(self.measure([e.text for e in rows.examples if e.key not in self.unseen]))
+        others = [e.text for e in rows.examples if e.key not in self.unseen]
+        measured = iter(self.measure(others) if others else ())
         return [self.unseen.get(e.key) or next(measured) for e in rows.examples]
 
     def _judge(self, raw: _RawScores) -> list[MeasuredText]:
