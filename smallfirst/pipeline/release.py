@@ -44,7 +44,8 @@ def gate_stage(project: Project, run_folder: RunFolder) -> GateVerdicts:
 @in_task_state
 def override_stage(project: Project, run_folder: RunFolder, candidate: str, *, by: str, because: str) -> GateVerdicts:
     """Let a person sign for `candidate` although it failed the gate. Raise ConfigError as `override_candidate` does."""
-    verdicts = override_candidate(run_folder.verdicts().verdicts, candidate, by=by, because=because)
+    before = run_folder.verdicts()
+    verdicts = override_candidate(before.verdicts, candidate, by=by, because=because)
     project.progress.log(f"gate: {candidate} overridden by {by}: {because}")
     return _saved(project, run_folder, verdicts)
 
