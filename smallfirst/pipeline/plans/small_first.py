@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 
-import numpy as np
-
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.check_result import CheckResult, ConfidenceLevel, Requirement, check_value
 from smallfirst.gate.choice import PLANS
@@ -128,13 +126,13 @@ def _worth_check(routed: Evaluation, alone: Evaluation, usd_per_wrong_answer: fl
     is weak, and the printed accuracy covers the truth as often with it (`benchmarks/results/choice.md`).
     """
     losses = [
-        1000 * float(np.mean([row.cost_usd + usd_per_wrong_answer * (not row.correct) for row in one]))
+        1000 * sum(row.cost_usd + usd_per_wrong_answer * (not row.correct) for row in one) / max(1, len(one))
         for one in (routed.rows, [alone.by_key[row.key] for row in routed.rows if row.key in alone.by_key])
     ]
     name = get_candidate(alone.candidate).title
     text = f"costs less than “{name}” alone, wrong answers at {format_usd(usd_per_wrong_answer)}"
     return check_value(
         Requirement("routing.usd_per_wrong_answer", usd_per_wrong_answer, text),
-        passed=bool(losses[0] < losses[1]),
+        passed=losses[0] < losses[1],
         measured=f"{format_usd(losses[0])} against {format_usd(losses[1])} per 1,000, n={len(routed.rows)}",
     )
