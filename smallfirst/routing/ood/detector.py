@@ -273,9 +273,9 @@ def fit_task_profile(
         known = None if encoder is None else (encoder[0], CachedEncoder(encoder[1]))
         order = np.argsort([i for fold in folds for i in fold.at])
         parts = [_raw_scores(*_fit_parts(fold.rest, known), _texts(fold.held)) for fold in folds]
-        states = [one.states for one in parts if one.states is not None]
+        read = [one.states for one in parts if one.states is not None]
         raw = _RawScores(
-            np.concatenate([one.words for one in parts])[order], np.concatenate(states)[order] if states else None
+            np.concatenate([one.words for one in parts])[order], np.concatenate(read)[order] if read else None
         )
         train = all_rows
         text_features, scorer = _fit_parts(train, known)
