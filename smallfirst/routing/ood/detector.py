@@ -182,7 +182,7 @@ class TaskProfile:
 
         They are independent of the other texts but for an encoder's rounding.
         """
-        return self._judge(_raw_scores(self.text_features, self.encoder, texts))
+        return self._judge(_raw_scores(self.text_features, self.encoder, texts)) if texts else []
 
     def measure_rows(self, rows: Dataset) -> list[MeasuredText]:
         """Return score and features of each row, as of a text that it was not fitted on."""
@@ -274,7 +274,10 @@ def fit_task_profile(
         known = None if encoder is None else (encoder[0], CachedEncoder(encoder[1]))
         order = np.argsort([i for fold in folds for i in fold.at])
         parts = [_raw_scores(*_fit_parts(fold.rest, known), _texts(fold.held)) for fold in folds]
-        raw = _RawScores(*(None if of[0] is None else np.concatenate(of)[order] for of in zip(*parts, strict=True)))
+        read = [one.states for one in parts if one.states is not None]
+        raw = _RawScores(
+            np.concatenate([one.words for one in parts])[order], np.concatenate(read)[order] if read else None
+        )
         train = all_rows
         text_features, scorer = _fit_parts(train, known)
         if scorer is not None and encoder is not None:

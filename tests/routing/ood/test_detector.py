@@ -58,3 +58,8 @@ def test_a_gate_measures_as_the_profile_that_was_saved(tmp_path: Path) -> None:
     least, most = (f([m.features[0] for m in part]) for f, part in ((min, measured[18:29]), (max, measured[:18])))
     assert least > most  # foreign texts are less like the task's own
     assert OodGate.load(tmp_path / "none") is None
+
+
+def test_rows_that_the_profile_measured_as_it_was_fitted_are_not_measured_again() -> None:
+    profile = fit_task_profile(OWN.subset("own", OWN.examples * 2), SELECTION.subset("more", SELECTION.examples * 4))
+    assert profile.measure([]) == []
