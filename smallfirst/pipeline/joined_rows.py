@@ -72,7 +72,9 @@ def fix_before_test(project: Project, run_folder: RunFolder) -> None:
     if not path.exists() and not any((run_folder.path / "evaluations").glob("*-test.json")):
         finalists = run_folder.find(Finalists, FINALISTS)
         fitted = [one.name for one in fitted_candidates(project, run_folder) if one.promotable]
-        shares = finalists.shares if finalists else dict.fromkeys(fitted, 1.0)
+        # Plans are ranked by the large model's error on calibration rows: parts by that rank would depend on them.
+        ranked = project.file.binds_answers and run_folder.evaluation("large", "calibration") is not None
+        shares = finalists.shares if finalists and not ranked else dict.fromkeys(fitted, 1.0)
         parts = {name: share / sum(shares.values()) for name, share in shares.items()}
         FixedBeforeTest(parts=parts, promise=_promise(project)).save(path)
     mark_read(run_folder.path.parent / LOOKS, run_folder.path.name, _texts(project.rows.test))

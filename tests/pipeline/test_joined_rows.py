@@ -14,7 +14,7 @@ from smallfirst.pipeline.joined_rows import FIXED, FixedBeforeTest, JoinedRows, 
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import FINALISTS, Finalists, RunFolder
-from smallfirst.project.task_file import read_task_file
+from smallfirst.project.task_file import LargeConfig, read_task_file
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.looks import SharedLook, count_look
 from smallfirst.routing.certificate.threshold_search import search_threshold
@@ -107,6 +107,18 @@ def test_without_finalists_all_fitted_candidates_share_alike(tmp_path: Path) -> 
     parts = FixedBeforeTest.load(run_folder.path / FIXED).parts
     assert sum(parts.values()) == pytest.approx(1)
     assert len(set(parts.values())) == 1
+
+
+def test_finalists_that_calibration_rows_ranked_share_alike_with_all_others(tmp_path: Path) -> None:
+    """A large model's error on calibration rows ranks plans, and these rows certify too."""
+    of, run_folder = project(tmp_path, guarantee={"max_error": 0.1}), RunFolder(tmp_path / "tasks" / "run")
+    of = of._replace(file=of.file.model_copy(update={"large": LargeConfig.model_validate({"recorded": "large.jsonl"})}))
+    for name in ("words", "encoder"):
+        run_folder.model_folder(name).mkdir(parents=True)
+    Finalists(names=("encoder", "words"), shares={"encoder": 0.6, "words": 0.2}).save(run_folder.path / FINALISTS)
+    run_folder.save_evaluation(evaluation_of([evaluated_row("1", "a", "a")], candidate="large", split="calibration"))
+    fix_before_test(of, run_folder)
+    assert len(set(FixedBeforeTest.load(run_folder.path / FIXED).parts.values())) == 1
 
 
 @pytest.mark.parametrize("changed", [{"guarantee": {"max_error": 0.1}}, {"domain": "off"}])
