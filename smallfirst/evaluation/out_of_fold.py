@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -116,7 +116,7 @@ class FoldAnswers(Record):
 
     def _completion(self, name: str, answer: RawAnswer, nats: Sequence[float] | np.ndarray) -> Completion:
         task, own = self.manifest.task, self.manifest
-        usual = {"answered_by": name, "latency_ms": 0.0, "cost_usd": 0.0}
+        usual: dict[str, Any] = {"answered_by": name, "latency_ms": 0.0, "cost_usd": 0.0}
         if not self.of_labels:
             confidence = own.calibration.confidence(answer.nats) if task.parse(answer.text) is not None else 0.0
             fields = answer.field_confidence

@@ -72,8 +72,8 @@ class TunedEncoder(Candidate):
                 recipe = FoldRecipe(self.recipe(_with(project, fold.rest, fold.held)))
                 label = f"{self.name}, fold {number} of {len(folds)}"
                 self._fine_tune(project, recipe, place / "training", "", label=label, judged_by="on its fold")
-                found = choose_precision(project, place / "training" / "model", fold.held) if number == 1 else None
-                recipe.found.model_copy(update={"int8": found}).save(done)
+                checked = choose_precision(project, place / "training" / "model", fold.held) if number == 1 else None
+                recipe.found.model_copy(update={"int8": checked}).save(done)
             read.append(ReadFold.load(done))
             precision = precision or read[-1].int8
         joined = join_folds(folds, read)

@@ -274,9 +274,9 @@ def fit_task_profile(
         known = None if encoder is None else (encoder[0], CachedEncoder(encoder[1]))
         order = np.argsort([i for fold in folds for i in fold.at])
         parts = [_raw_scores(*_fit_parts(fold.rest, known), _texts(fold.held)) for fold in folds]
-        read = [one.states for one in parts if one.states is not None]
+        states = [one.states for one in parts if one.states is not None]
         raw = _RawScores(
-            np.concatenate([one.words for one in parts])[order], np.concatenate(read)[order] if read else None
+            np.concatenate([one.words for one in parts])[order], np.concatenate(states)[order] if states else None
         )
         train = all_rows
         text_features, scorer = _fit_parts(train, known)
@@ -291,11 +291,11 @@ def fit_task_profile(
     parameters = ProfileParameters(limit=KEEP_SHARE, grey=GREY_ZONE, conversations=several, words=words)
     if encoder is not None:
         columns = _columns(words, raw)
-        states, scores = ScoreFusion.fit(columns), words.ood_score(raw.words)
-        nonconformity = states.nonconformity(columns)
+        fused, scores = ScoreFusion.fit(columns), words.ood_score(raw.words)
+        nonconformity = fused.nonconformity(columns)
         inside = (scores > GREY_ZONE[0]) & (scores < GREY_ZONE[1])
         within = ConformalScorer.fit(nonconformity[inside] if inside.any() else nonconformity)
-        known_of = {"states": states, "within": within, "encoder": encoder[0], "encoder_int8": encoder[1].int8}
+        known_of = {"states": fused, "within": within, "encoder": encoder[0], "encoder_int8": encoder[1].int8}
         parameters = parameters.model_copy(update=known_of)
     profile = TaskProfile(parameters, text_features, scorer)
     if len(folds) > 1:

@@ -63,3 +63,19 @@ def test_a_gate_measures_as_the_profile_that_was_saved(tmp_path: Path) -> None:
 def test_rows_that_the_profile_measured_as_it_was_fitted_are_not_measured_again() -> None:
     profile = fit_task_profile(OWN.subset("own", OWN.examples * 2), SELECTION.subset("more", SELECTION.examples * 4))
     assert profile.measure([]) == []
+
+
+def test_in_folds_a_row_is_measured_by_a_profile_that_does_not_know_it(tmp_path: Path) -> None:
+    rows = dataset([wish.format(f"{thing} {n}") for wish in WISHES for thing in THINGS for n in range(3)], "a")
+    train, selection = rows.subset("train", rows.examples[:60]), rows.subset("selection", rows.examples[60:])
+    profile = fit_task_profile(train, selection, n_folds=5)
+    assert set(profile.unseen) == {example.key for example in rows.examples}
+    unseen = [one.features[0] for one in profile.measure_rows(rows)]
+    known = [one.features[0] for one in profile.measure([example.text for example in rows.examples])]
+    assert sum(unseen) > sum(known)  # a profile that knows a row finds it ordinary
+    new = rows.subset("new", (rows.examples[0], *dataset(UNSEEN_OTHER, "a").examples))
+    measured = profile.measure_rows(new)
+    assert measured[0] == profile.unseen[rows.examples[0].key]
+    assert measured[1:] == profile.measure(list(UNSEEN_OTHER))
+    profile.save(tmp_path / "signature")
+    assert OodGate.load(tmp_path / "signature") is not None
