@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.accuracy.plain_sets import MAX_GIVEN, MAX_HELD_BACK, SAMPLED, SEED, case_names
 from benchmarks.paths import RESULTS
+from smallfirst.stats.intervals import Estimate, wilson
 
 PAGE = RESULTS / "plain_runs.md"
 CANDIDATES = ("words", "encoder", "tuned")
@@ -28,7 +29,7 @@ Samples are plain draws (seed {seed}) from {sampled}: banking77 15 labels, clinc
 most {given:,} rows are given. `tool_calls`: a row is what assistant and user said last before a call, its label the function; dialogues are never on both sides.
 `hosted_banking77` is banking77 with a hosted model's recorded answers as `large`, with the models fitted for banking77; no other case has a large model.
 
-*Live on test rows*: accuracy of what goes live on the run's own test rows. *Live, held back*: of what it answers on held-back rows. *Promised*: share of
+*Live on test rows*: accuracy of what goes live on the run's own test rows. *Live, held back*: the same on held-back rows; a request that is refused as out of scope counts as wrong, one that is left to a person is not counted. *Promised*: share of
 held-back rows answered under the promise. Intervals are at 95 % (Wilson; Clopper and Pearson for wrong answers). A candidate in bold went live.
 """
 
@@ -85,8 +86,8 @@ def page(results: Mapping[str, Mapping[str, dict[str, Any]]]) -> str:
 def summary(results: Mapping[str, Mapping[str, dict[str, Any]]]) -> list[str]:
     """Return a table with a row for each label, over samples and over sets in full."""
     lines = [
-        "| | | cases | small alone | small first | nothing live | live, below its gate on held-back rows | nothing live, though a candidate "
-        "reaches the gate on held-back rows | live candidate behind the best by (points, mean; worst) | cases with a promise | promised of all rows | wrong among promised |",
+        "| | | cases | small alone | small first | nothing live | small alone, below its gate on held-back rows | nothing live, though a candidate "
+        "reaches the gate on held-back rows | live candidate alone behind the best by (points, mean; worst) | cases with a promise | promised of all rows | wrong among promised |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for part, is_full in (("samples", False), ("in full", True)):
@@ -99,9 +100,9 @@ def summary(results: Mapping[str, Mapping[str, dict[str, Any]]]) -> list[str]:
 
 def _sums(found: Sequence[dict[str, Any]]) -> list[str]:
     live = [one for one in found if one["kind"] in LIVE_KINDS]
-    below = [one for one in live if one["kind"] == "small alone" and _held(one, "live")["value"] < one["gate"]]
+    below = [one for one in live if one["kind"] == "small alone" and _live(one).value < one["gate"]]
     missed = [one for one in found if one not in live and _best(one) >= one["gate"]]
-    behind = [100 * (_best(one) - (_held(one, one["candidate"]) or _held(one, "live"))["value"]) for one in live]
+    behind = [100 * (_best(one) - _held(one, one["candidate"])["value"]) for one in live]
     promised = [one["held_back"]["live"] for one in live if one["held_back"]["live"].get("promised", {}).get("value")]
     n_promised = sum(one["promised_wrong"]["n"] for one in promised)
     n_wrong = sum(one["n_promised_wrong"] for one in promised)
@@ -134,7 +135,7 @@ def _row(one: dict[str, Any], label: str, *, first: bool) -> str:
         label,
         verdict,
         _estimate(one["test"]["live"]),
-        _estimate(live.get("accuracy")) + _left_out(live),
+        f"{_estimate(_live(one).model_dump())}{_not_answered(live)}" if live else "–",
         f"{' / '.join(held)}, n={n:,}",
         f"{live['promised']['value']:.3f}" if wrong.get("n") else "0",
         f"{live['n_promised_wrong']} of {wrong['n']:,}: {_ends(wrong)}" if wrong.get("n") else "–",
@@ -143,10 +144,17 @@ def _row(one: dict[str, Any], label: str, *, first: bool) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _left_out(live: Mapping[str, Any]) -> str:
-    """Say which share was answered, where the rest was left to a person or refused."""
-    share = live.get("answered", {}).get("value", 1.0)
-    return "" if share == 1 else f" of the {share:.3f} answered"
+def _live(one: Mapping[str, Any]) -> Estimate:
+    """Return the share of right answers of the live path on held-back rows, without those left to a person."""
+    live = one["held_back"]["live"]
+    n_right = round(live["accuracy"]["value"] * live["accuracy"]["n"])
+    return wilson(n_right, sum(live["stages"].values()) - live["stages"].get("person", 0))
+
+
+def _not_answered(live: Mapping[str, Any]) -> str:
+    said = {"out_of_scope": "refused", "person": "left to a person", "large": "by the large model"}
+    n = sum(live["stages"].values())
+    return "".join(f"; {live['stages'][k] / n:.3f} {what}" for k, what in said.items() if k in live["stages"])
 
 
 def _held(one: Mapping[str, Any], name: str | None) -> Mapping[str, Any]:

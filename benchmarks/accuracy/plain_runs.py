@@ -10,8 +10,9 @@ line runs, with a state folder of its own. What went live then answers the rows 
 this one; it must lie outside of the current folder. RUNS/LABEL/CASE.json has the result; a case that has one is left out.
 
 With `--reuse` a full set is not trained again (nor is one with a hosted model, after the same set without it): the case's folder is copied from that label with its fitted models,
-everything that later stages wrote is deleted, and `run --resume` goes through these stages. Where the run refuses that
-(the rows are split otherwise, say), it is made anew; `way` in the result says which.
+everything that later stages wrote is deleted, and `run --resume` measures the candidates again and goes through these
+stages. Where the run refuses that (the rows are split otherwise, say), it is made anew; `way` in the result says which.
+A resumed run is another process than the one that fitted: costs, which are measured times, may order candidates otherwise.
 """
 
 from __future__ import annotations
@@ -168,6 +169,13 @@ def copy_fitted(source: Path, folder: Path) -> None:
     run = run_folder(folder)
     assert run is not None, f"{source} has no run with fitted models"
     kept = [run, *(run / name for name in FITTED_FILES)]
+    if source.parent == folder.parent:  # measured by the same code: a plain run would have measured no less and no more
+        kept += [run / "evaluations"]
+        for path in (run / "evaluations").glob("*"):
+            if path.name.startswith(("routed", "large")):
+                path.unlink()
+    for path in run.rglob("run.json"):
+        path.write_text(path.read_text(encoding="utf-8").replace(str(source), str(folder)), encoding="utf-8")
     for path in [*run.iterdir(), *run.parent.iterdir()]:  # beside the run: how often its rows were looked at
         if path not in kept:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
