@@ -85,8 +85,8 @@ class Blend(Candidate):
 
         weights = chosen(each)
         mixed = np.empty_like(next(iter(of_members.values())))
-        folds = folds_of(rows, FOLDS)
-        for fold in folds:
+        parts = folds_of(rows, FOLDS)
+        for fold in parts:
             try:
                 own = chosen(np.setdiff1d(each, fold.at))
             except NothingGained:
@@ -96,7 +96,7 @@ class Blend(Candidate):
         mixed[each[~known], gold[~known]] = 2 * IMPOSSIBLE  # no member of these folds could know the label
         answers = [RawAnswer(nats=tuple(nats)) for nats in mixed.round(5).tolist()]
         manifest = Manifest(kind="blend", task=task, base="", member_weights=weights)
-        return FoldAnswers.fit(answers, rows, manifest, len(folds))
+        return FoldAnswers.fit(answers, rows, manifest, len(parts))
 
     def refit(self, project: Project, run_folder: RunFolder, folds: FoldAnswers) -> None:
         """Copy the members' folders, which were fitted on all rows."""
