@@ -17,7 +17,7 @@ from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.protocol import Request
 from smallfirst.models.trained_on import refuse_seen_rows
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads, load_gain, with_confidences
-from smallfirst.pipeline.joined_rows import JoinedRows
+from smallfirst.pipeline.plans.joined_rows import JoinedRows
 from smallfirst.pipeline.router_setup import TrafficReference, load_ood_detector, served_filters
 from smallfirst.project.project import Project, labelled_by
 from smallfirst.project.run_folder import RunFolder

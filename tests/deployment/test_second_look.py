@@ -26,7 +26,7 @@ from smallfirst.models.wrappers import CallableModel
 from smallfirst.paths import home
 from smallfirst.pipeline.calibrate import CERTIFIED, KNOWN_TEXTS, Certified, KnownTexts
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads
-from smallfirst.pipeline.joined_rows import LOOKS
+from smallfirst.pipeline.plans.joined_rows import LOOKS
 from smallfirst.pipeline.router_setup import TrafficReference
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import TaskFile, read_task_file

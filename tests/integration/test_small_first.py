@@ -17,7 +17,7 @@ from smallfirst.models.protocol import Request
 from smallfirst.models.recorded.replay import RecordedAnswer, RecordingHeader, request_key
 from smallfirst.paths import home
 from smallfirst.pipeline import run as pipeline
-from smallfirst.pipeline.joined_rows import LOOKS
+from smallfirst.pipeline.plans.joined_rows import LOOKS
 from smallfirst.pipeline.summary import format_summary
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project

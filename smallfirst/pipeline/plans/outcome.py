@@ -13,7 +13,7 @@ from smallfirst.gate.outcome import Outcome
 from smallfirst.gate.routed import stays_small
 from smallfirst.gate.verdict import nearest_to_passing
 from smallfirst.pipeline.calibrate import CERTIFIED, Certified
-from smallfirst.pipeline.labels_needed import PROMISE, labels_needed
+from smallfirst.pipeline.plans.labels_needed import PROMISE, labels_needed
 from smallfirst.pipeline.plans.small_first import PlanTrials
 from smallfirst.pipeline.plans.worth import price_of_guarantee
 from smallfirst.pipeline.summary import KEPT, KeptOnTest

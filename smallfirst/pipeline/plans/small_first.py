@@ -18,7 +18,7 @@ from smallfirst.gate.verdict import Verdict, format_verdict
 from smallfirst.pipeline.calibrate import certify_candidate
 from smallfirst.pipeline.diagnostics import find_split_leaks, without_copies
 from smallfirst.pipeline.evaluate import measure_router
-from smallfirst.pipeline.labels_needed import PROMISE
+from smallfirst.pipeline.plans.labels_needed import PROMISE
 from smallfirst.pipeline.plans.worth import ExpectedPlan, expected_plans, fix_finalists
 from smallfirst.pricing.money import format_usd
 from smallfirst.project.candidates import get_candidate

@@ -28,8 +28,8 @@ from smallfirst.gate.outcome import LabelsNeeded, Outcome
 from smallfirst.gate.paired import check_paired
 from smallfirst.models.linear.held_out import WORD_ERRORS, hold_out_labels
 from smallfirst.paths import state_folder
-from smallfirst.pipeline.joined_rows import LOOKS
-from smallfirst.pipeline.labels_needed import OpenQuestion, rows_to_label
+from smallfirst.pipeline.plans.joined_rows import LOOKS
+from smallfirst.pipeline.plans.labels_needed import OpenQuestion, rows_to_label
 from smallfirst.project.candidate_registry import promotable_names
 from smallfirst.project.candidates import project_candidates
 from smallfirst.project.project import Project

@@ -11,7 +11,7 @@ from fixtures.preflight import project_of
 
 from smallfirst.data.dataset import fold_text
 from smallfirst.paths import home
-from smallfirst.pipeline.joined_rows import LOOKS
+from smallfirst.pipeline.plans.joined_rows import LOOKS
 from smallfirst.pipeline.preflight.foretold import (
     CertificateForecast,
     ThresholdForecast,

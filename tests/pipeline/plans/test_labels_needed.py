@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fixtures.preflight import project_of
 
-from smallfirst.pipeline.labels_needed import OpenQuestion, rows_to_label
+from smallfirst.pipeline.plans.labels_needed import OpenQuestion, rows_to_label
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.task_file import read_task_file

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fixtures.evaluations import evaluated_row, evaluation_of
 
-from smallfirst.pipeline.joined_rows import FIXED, FixedBeforeTest, JoinedRows, find_joined, fix_before_test
+from smallfirst.pipeline.plans.joined_rows import FIXED, FixedBeforeTest, JoinedRows, find_joined, fix_before_test
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import FINALISTS, Finalists, RunFolder
