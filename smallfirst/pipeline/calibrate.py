@@ -1,7 +1,7 @@
 """The calibration stage: confidence heads, certificate and traffic reference of the promoted model, then the Router.
 
-Everything is attached to the model's version in the registry, so that what is served is what was certified. Selection
-rows choose (heads, gain, out-of-domain limits); calibration rows certify and are used for nothing else.
+Everything is attached to the model's version in the registry, so that what is served is what was certified. The
+rows that choose fit heads, gain and the domain limit; calibration and, where they may, test rows certify.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
+
+import numpy as np
 
 from smallfirst.data.dataset import Dataset, fold_text
 from smallfirst.evaluation.results import Evaluation
@@ -45,13 +47,18 @@ from smallfirst.records import Record, fingerprint
 from smallfirst.registry import versions
 from smallfirst.routing.certificate.below_threshold import BelowAction
 from smallfirst.routing.certificate.certificate import Certificate, certify
+from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.looks import LARGE, Portion, SharedLook
 from smallfirst.routing.certificate.outcomes import ForeignAccepted, max_outside
+from smallfirst.routing.certificate.threshold_search import chance_to_show
 from smallfirst.routing.ood.detector import KEEP_SHARE
 
 CERTIFIED = "certified.json"
 """File of the latest Certified in a run folder."""
 KNOWN_TEXTS = "known_texts.json"
 """File of the KnownTexts in a run folder."""
+MIN_CHANCE = 0.2
+"""Chance to show the guarantee from which a look takes the large portion of the level."""
 
 
 class Certified(Record):
@@ -165,7 +172,7 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
         n_once=joined.n_test,
         selection=selection,
         foreign=foreign.confidence,
-        portion="small" if routing.second_look_after else "large",
+        portion="small" if routing.second_look_after else _portion(rows.guarantee, selection, rows.drafts, joined.look),
     )
     update: dict[str, Any] = {
         "temperature": manifest.temperature,
@@ -222,6 +229,22 @@ def _selection_drafts(
         scores = {key: value for key, value in confidences.get(stage, {}).items() if key in common}
         drafts.append(with_confidences(one.model_copy(update={"rows": rows}), scores))
     return drafts
+
+
+def _portion(
+    guarantee: Guarantee, selection: Sequence[Evaluation] | None, drafts: Sequence[Evaluation], look: SharedLook
+) -> Portion:
+    """Return the part of the level that this look is worth: too few rows keep the large one for a later look.
+
+    The rows that choose decide it, and how many certify; no answer of a certifying row does.
+    """
+    if not selection or len(drafts) > 1 or set(guarantee.limits) != {"error"} or guarantee.grouped_by:
+        return "large"
+    level = LARGE * look.part * (1 - guarantee.confidence)
+    said = np.array([row.confidence or 0.0 for row in selection[-1].rows])
+    right = np.array([row.correct for row in selection[-1].rows], dtype=bool)
+    chance = chance_to_show(said, right, len(drafts[-1].rows), guarantee.limits["error"], level)
+    return "large" if chance >= MIN_CHANCE else "small"
 
 
 def _with_most_outside(certificate: Certificate, own: Sequence[float], n_outside: int) -> ForeignAccepted | None:

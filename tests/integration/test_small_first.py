@@ -174,4 +174,4 @@ def test_test_rows_of_one_file_certify_once_and_a_later_run_goes_without(
     later = pipeline.run(tmp_path, progress=Progress(quiet=True)).certificate
     assert later is not None
     assert later.n_labels == n
-    assert any("an earlier run has read some of them" in one for one in later.limits_of_validity)
+    assert any("an earlier run has read them" in one for one in later.limits_of_validity)

@@ -12,12 +12,14 @@ from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.errors import DataError
 from smallfirst.models.trained_on import TRAINED_ON, TrainedOn
-from smallfirst.pipeline.calibrate import _selection_drafts, certify_candidate, unconfirmed_escalation
+from smallfirst.pipeline.calibrate import _portion, _selection_drafts, certify_candidate, unconfirmed_escalation
 from smallfirst.progress import Progress
 from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import read_task_file
+from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.looks import ALONE
 
 
 def project(folder: Path, **guarantee: Any) -> Project:
@@ -85,3 +87,14 @@ def test_a_model_is_not_certified_by_rows_that_it_was_fitted_on(tmp_path: Path) 
         certify_candidate(of, run_folder, "words", alone=True)
     TrainedOn.of(of.rows.development).save(run_folder.model_folder("words") / TRAINED_ON)
     assert certify_candidate(of, run_folder, "words", alone=True).candidate == "words"
+
+
+def test_a_look_that_is_not_likely_to_show_anything_keeps_the_large_portion() -> None:
+    chosen_on = [
+        evaluation_of([evaluated_row(str(i), "a", "ab"[i % 20 == 7], confidence=1 - i / 400) for i in range(400)])
+    ]
+    guarantee = Guarantee(max_error=0.1)
+    for n, portion in ((40, "small"), (800, "large")):
+        drafts = [evaluation_of([evaluated_row(f"c{i}", "a", "a", confidence=0.9) for i in range(n)])]
+        assert _portion(guarantee, chosen_on, drafts, ALONE) == portion
+    assert _portion(guarantee, None, drafts[:0], ALONE) == "large"

@@ -19,7 +19,7 @@ from smallfirst.project.candidates import fitted_candidates
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import FINALISTS, Finalists, RunFolder
 from smallfirst.records import Record, fingerprint
-from smallfirst.routing.certificate.looks import ALONE, SharedLook, mark_read, text_fingerprints, was_read
+from smallfirst.routing.certificate.looks import ALONE, SharedLook, mark_read, read_before, text_fingerprints
 
 FIXED = "fixed_before_test.json"
 """File of the FixedBeforeTest in a run folder."""
@@ -83,23 +83,26 @@ def fix_before_test(project: Project, run_folder: RunFolder) -> None:
 def find_joined(project: Project, run_folder: RunFolder, candidate: str) -> JoinedRows:
     """Return the rows that certify `candidate`: with test rows where every condition holds.
 
-    Of these one row counts for each text, near-copy and group, and none that stands in any other part.
+    Of these one row counts for each text, near-copy and group, and none that stands in any other part, or that an
+    earlier run has read: its report may have shown it.
     """
     rows, fixed = project.rows, run_folder.find(FixedBeforeTest, FIXED)
-    why_not = _why_not(project, run_folder, candidate, fixed)
+    looks, run = run_folder.path.parent / LOOKS, run_folder.path.name
+    read = read_before(looks, run, _texts(rows.test))
+    why_not = _why_not(project, candidate, fixed, all_read=read == _texts(rows.test))
     measured = run_folder.evaluation(candidate, "test")
     if why_not or fixed is None or measured is None:
         return JoinedRows(rows.calibration, why_not=why_not or "the candidate was not measured on them")
     own, _ = count_rows((rows.train, rows.selection, rows.calibration, rows.left_out), rows.test)
     ahead = [run_folder.evaluation(name, "test") for name in project.file.routing.ahead]
     answered = set.intersection(*(set(one.by_key) if one else set() for one in (measured, *ahead)))
-    test = tuple(example for example in own.examples if example.key in answered)
+    test = tuple(e for e in own.examples if e.key in answered and not text_fingerprints([e.text]) & read)
     names = ", ".join(f"{name} {part:.3g}" for name, part in fixed.parts.items())
     look = SharedLook(f"{run_folder.path.name}: {names}", fixed.parts[candidate])
     return JoinedRows(rows.calibration.subset("calibration", (*rows.calibration.examples, *test)), len(test), look)
 
 
-def _why_not(project: Project, run_folder: RunFolder, candidate: str, fixed: FixedBeforeTest | None) -> str:
+def _why_not(project: Project, candidate: str, fixed: FixedBeforeTest | None, *, all_read: bool) -> str:
     data, rows = project.file.data, project.rows
     sources = [{example.source for example in part.examples} for part in (rows.calibration, rows.test)]
     if fixed is None or candidate not in fixed.parts:
@@ -112,8 +115,8 @@ def _why_not(project: Project, run_folder: RunFolder, candidate: str, fixed: Fix
         return "their labels come from another source than those of the calibration rows"
     if not data.exchangeable and (data.validation is not None or data.test is not None):
         return "they are not split from the file of the calibration rows; data.exchangeable: true declares both alike"
-    if was_read(run_folder.path.parent / LOOKS, run_folder.path.name, _texts(rows.test)):
-        return "an earlier run has read some of them"
+    if all_read:
+        return "an earlier run has read them"
     return ""
 
 

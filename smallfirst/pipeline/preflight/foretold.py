@@ -35,7 +35,7 @@ from smallfirst.project.candidates import project_candidates
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import OUTCOME, RunFolder
 from smallfirst.records import Record
-from smallfirst.routing.certificate.looks import next_look, text_fingerprints, was_read
+from smallfirst.routing.certificate.looks import next_look, read_before, text_fingerprints
 from smallfirst.routing.certificate.rows_needed import rows_for_error
 from smallfirst.stats.intervals import Estimate, wilson
 from smallfirst.stats.sample_size import MAX_ROWS, RowsNeeded, chance_of_share, fewest_rows, min_rows_without_error
@@ -174,7 +174,7 @@ def forecast_certificate(project: Project) -> CertificateForecast | None:
     looks, data = state_folder() / "tasks" / project.file.name / LOOKS, project.file.data
     own, test = (text_fingerprints(example.text for example in part.examples) for part in (rows, project.rows.test))
     one_source = data.exchangeable or (data.validation is None and data.test is None)
-    n_test = len(project.rows.test) if one_source and not was_read(looks, "", test) else 0  # as `find_joined` decides
+    n_test = len(test - read_before(looks, "", test)) if one_source else 0  # as `find_joined` decides
     share = next_look(looks, own | test if n_test else own).share
     n_finalists = min(MOST_FINALISTS, sum(one.promotable for one in project_candidates(project)))
     share /= max(1, n_finalists) if n_test else 1

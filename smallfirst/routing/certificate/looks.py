@@ -147,10 +147,10 @@ def mark_read(path: Path, run: str, rows: Collection[str]) -> None:
             found.model_copy(update={"read": found.read | new}).save(path)
 
 
-def was_read(path: Path, run: str, rows: Collection[str]) -> bool:
-    """Return True if a run before `run` has read a test row with one of these fingerprints."""
+def read_before(path: Path, run: str, rows: Collection[str]) -> set[str]:
+    """Return those fingerprints of test rows that a run before `run` has read."""
     read = _read(path).read
-    return any(read.get(row, run) != run for row in rows)
+    return {row for row in rows if read.get(row, run) != run}
 
 
 def _read(path: Path) -> Looks:

@@ -100,8 +100,28 @@ def choose_starts(scores: np.ndarray, right: np.ndarray, n: int, limit: float, l
     what they show (`rejected_on_path`). If no start keeps any, the default ones have all of it.
     """
     m = len(right)
-    if not m:
+    means = _kept_in_worlds(scores, right, n, limit, level).mean(axis=1)
+    best = int(np.argmax(means))
+    if not means[best]:
         return DEFAULT_STARTS
+    doubt = DOUBT / (DOUBT + m)
+    shares = {accepted: doubt * share for accepted, share in DEFAULT_STARTS}
+    shares[CHOICES[best]] = shares.get(CHOICES[best], 0.0) + 1 - doubt
+    return tuple(sorted(shares.items()))
+
+
+def chance_to_show(scores: np.ndarray, right: np.ndarray, n: int, limit: float, level: float) -> float:
+    """Return how likely `n` rows like these selection rows show the limit at some start, in [0, 1]; 1 without any."""
+    if not len(right):
+        return 1.0
+    return float((_kept_in_worlds(scores, right, n, limit, level) > 0).mean(axis=1).max())
+
+
+def _kept_in_worlds(scores: np.ndarray, right: np.ndarray, n: int, limit: float, level: float) -> np.ndarray:
+    """Return by start of CHOICES and drawn world how many of `n` rows are kept from it on; no rows tell nothing."""
+    m = len(right)
+    if not m:
+        return np.zeros((len(CHOICES), _WORLDS))
     draw = np.random.default_rng(0)
     wrong = ~np.asarray(right, dtype=bool)[np.argsort(-np.asarray(scores, dtype=float), kind="stable")]
     counts = draw.multinomial(n, draw.dirichlet(np.ones(m + 1), _WORLDS))  # (worlds, rows and the wrong one)
@@ -111,19 +131,13 @@ def choose_starts(scores: np.ndarray, right: np.ndarray, n: int, limit: float, l
     losses = np.cumsum(counts[:, :m] * wrong + more, axis=1)[:, places]
     failed = (accepted == 0) | (special.bdtr(losses, accepted, limit) > level)
 
-    def mean_kept(share: float) -> float:
+    def kept(share: float) -> np.ndarray:
         [(first, _)] = start_rows(n, limit, level, ((share, 1.0),))
         inside = accepted >= first
         walked = inside & (np.cumsum(inside & failed, axis=1) == 0)
-        return float(np.where(walked, accepted, 0).max(axis=1).mean())
+        return np.asarray(np.where(walked, accepted, 0).max(axis=1))
 
-    best, kept = max(((share, mean_kept(share)) for share in CHOICES), key=lambda one: one[1])
-    if not kept:
-        return DEFAULT_STARTS
-    doubt = DOUBT / (DOUBT + m)
-    shares = {accepted: doubt * share for accepted, share in DEFAULT_STARTS}
-    shares[best] = shares.get(best, 0.0) + 1 - doubt
-    return tuple(sorted(shares.items()))
+    return np.array([kept(share) for share in CHOICES])
 
 
 class ThresholdSearchResult(Record):

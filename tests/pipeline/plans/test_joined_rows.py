@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fixtures.evaluations import evaluated_row, evaluation_of
+from fixtures.rows import text_rows
 
 from smallfirst.pipeline.plans.joined_rows import FIXED, FixedBeforeTest, JoinedRows, find_joined, fix_before_test
 from smallfirst.progress import Progress
@@ -132,8 +133,20 @@ def test_test_rows_that_an_earlier_run_has_read_certify_nothing_but_the_same_run
     of = project(tmp_path)
     first = run_of(of, tmp_path)
     again = find_joined(of, first, "words")
-    assert joined(of, tmp_path, name="run-2").why_not == "an earlier run has read some of them"
+    assert joined(of, tmp_path, name="run-2").why_not == "an earlier run has read them"
     assert find_joined(of, first, "words") == again
+
+
+def test_of_test_rows_that_are_new_to_a_later_run_these_certify(tmp_path: Path) -> None:
+    of = project(tmp_path)
+    run_of(of, tmp_path, name="run-1")
+    more = of.rows.model_copy(
+        update={"test": text_rows("t", *texts("late", 3), *(e.text for e in of.rows.test.examples))}
+    )
+    later = of._replace(rows=more)
+    found = find_joined(later, run_of(later, tmp_path, name="run-2"), "words")
+    assert found.why_not == ""
+    assert found.n_test == 3
 
 
 def test_files_that_the_user_gave_certify_together_only_where_they_are_declared_alike(tmp_path: Path) -> None:

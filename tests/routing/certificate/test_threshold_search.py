@@ -16,6 +16,7 @@ from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData
 from smallfirst.routing.certificate.risks import evidence
 from smallfirst.routing.certificate.threshold_search import (
+    chance_to_show,
     search_cascade,
     search_threshold,
     threshold_paths,
@@ -209,3 +210,14 @@ def test_several_starts_are_broken_at_most_as_often_as_stated() -> None:
         broken += found.issued and evidence("error", population.outcome(found.thresholds), 0.1).value > 0.1
     assert issued > 200
     assert broken / 300 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 300)
+
+
+def test_few_rows_are_told_to_show_little_before_they_are_asked() -> None:
+    """60 rows can show 5 % without an error alone; a model that is wrong on a twentieth is not likely to have none."""
+    scores = np.linspace(1, 0, 400)
+    right = np.arange(400) % 20 != 7
+    few, many = (chance_to_show(scores, right, n, 0.10, 0.04) for n in (40, 800))
+    assert few < 0.2
+    assert many > 0.8
+    assert chance_to_show(scores[:0], right[:0], 40, 0.10, 0.04) == 1  # nothing is known
+    assert chance_to_show(scores, np.ones(400, dtype=bool), 40, 0.05, 0.04) == 0  # not even without an error
