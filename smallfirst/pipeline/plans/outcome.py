@@ -8,9 +8,8 @@ from typing import Any, Literal
 import yaml
 
 from smallfirst.gate.audited import AuditedAccuracy, audited_accuracy
-from smallfirst.gate.limits import saving
+from smallfirst.gate.limits import saving, stays_small
 from smallfirst.gate.outcome import Outcome
-from smallfirst.gate.routed import stays_small
 from smallfirst.gate.verdict import nearest_to_passing
 from smallfirst.pipeline.calibrate import CERTIFIED, Certified
 from smallfirst.pipeline.plans.labels_needed import PROMISE, labels_needed

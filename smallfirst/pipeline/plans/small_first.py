@@ -12,8 +12,8 @@ import asyncio
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.check_result import CheckResult, ConfidenceLevel, Requirement, check_value
 from smallfirst.gate.choice import PLANS
+from smallfirst.gate.limits import check_routed
 from smallfirst.gate.outcome import PlanTrial
-from smallfirst.gate.routed import check_routed
 from smallfirst.gate.verdict import Verdict, format_verdict
 from smallfirst.pipeline.calibrate import certify_candidate
 from smallfirst.pipeline.diagnostics import find_split_leaks, without_copies
