@@ -1,4 +1,4 @@
-"""Checks of a candidate by itself: accuracy, metrics of the task by name, single labels or fields; and paired with large.
+"""Checks of a candidate by itself: accuracy, metrics of the task by name, labels or fields; and beside the large model.
 
 A value counts as shown at most as far as n perfect rows show it, n / (n + z²) (Wilson 1927): 0.99 takes 381 rows. A
 good mean can hide a label that is never found; each interval of a part is widened by the number of checked parts
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from operator import gt
 from typing import Annotated
 
 import pydantic
@@ -146,10 +147,8 @@ def check_each_part(minimum: float, candidate: Evaluation, level: ConfidenceLeve
     unchecked = _unchecked(rare, part_rows)
     if not checked:
         return not_measured(requirement, f"no part has {part_rows} rows", unchecked)
-    found = sorted(
-        ((wilson(_n_right(part), part.n_gold, confidence=joint.confidence), part) for part in checked),
-        key=lambda pair: (pair[0].low, pair[1].name),
-    )
+    recalls = [wilson(_n_right(part), part.n_gold, confidence=joint.confidence) for part in checked]
+    found = sorted(zip(recalls, checked, strict=True), key=lambda pair: (pair[0].low, pair[1].name))
     failed = [(recall, part) for recall, part in found if recall.low < minimum]
     worst, part = found[0]
     result = check_value(
@@ -247,9 +246,7 @@ def check_not_worse(
         return check_value(requirement, passed=True, measured=f"is the large model itself n={len(keys)}")
     ours, theirs = [small[key][scores] for key in keys], [big[key][scores] for key in keys]
     if not scores:
-        lost, won = (
-            sum(a > b for a, b in pairs) for pairs in (zip(theirs, ours, strict=True), zip(ours, theirs, strict=True))
-        )
+        won, lost = sum(map(gt, ours, theirs)), sum(map(gt, theirs, ours))
         found = intervals.paired_score_interval(won, lost, len(keys), confidence=level.confidence)
     elif not all(0 <= score <= 1 for score in (*ours, *theirs)):
         return not_measured(requirement, "a score is not in [0, 1]", "fix the scorer, then evaluate both models again")

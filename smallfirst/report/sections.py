@@ -65,7 +65,7 @@ def first_screen(data: ReportData, paths: tuple[economics.PathCost, ...]) -> dic
         ),
         "opened_verdicts": opened,
         "other_verdicts": [v for v in data.verdicts if v not in opened],
-        "tried": [trial.verdict for trial in data.outcome.trials] if data.outcome else [],
+        "tried": data.outcome.trials if data.outcome else (),
     }
 
 
