@@ -110,7 +110,7 @@ def calibrate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
         calibrate_stage(project, run_folder)
     else:
         plans = plans_stage(project, run_folder, verdict)
-        said += [format_verdict(trial.verdict) for trial in plans.trials]
+        said += [format_verdict(trial) for trial in plans.trials]
         if not plans.passed and may_go_alone(project, verdict):
             calibrate_stage(project, run_folder, candidate=verdict.candidate)
     outcome, certificate = decide_outcome(project, run_folder), run_folder.certificate()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, NamedTuple
 
 import pydantic
@@ -12,8 +13,8 @@ from scipy import stats as scipy_stats
 from smallfirst.data.quality.leaks import LeakReport
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.records import Record
-from smallfirst.stats.intervals import Estimate
-from smallfirst.stats.sample_size import chance_of_interval, fewest_rows
+from smallfirst.stats.intervals import Estimate, wilson
+from smallfirst.stats.sample_size import chance_of_interval, chance_of_share, fewest_rows
 
 STORED_CONFIDENCE = 0.95
 """Confidence level of every interval stored in an Evaluation."""
@@ -113,16 +114,13 @@ def not_measured(requirement: Requirement, measured: str, advice: str) -> CheckR
     return check_value(requirement, passed=False, measured=measured, advice=advice)
 
 
-def check_value(requirement: Requirement, *, passed: bool, measured: str, advice: str = "") -> CheckResult:
-    """Return the result for a plain number, which has no interval."""
-    return CheckResult(
-        name=requirement.name,
-        threshold=requirement.threshold,
-        requirement=requirement.text,
-        measured=measured,
-        passed=passed,
-        advice=advice,
-    )
+def check_value(
+    requirement: Requirement, *, passed: bool, measured: str, advice: str = "", estimate: Estimate | None = None
+) -> CheckResult:
+    """Return the result with what was found; the advice is for one that failed."""
+    name, threshold, text, _ = requirement
+    found = {"measured": measured, "passed": passed, "advice": advice, "estimate": estimate}
+    return CheckResult(name=name, threshold=threshold, requirement=text, **found)
 
 
 def check_interval(
@@ -136,32 +134,50 @@ def check_interval(
 
     `chance(n)` is how likely n rows more are to show it; left out, as the interval's width lets expect.
     """
-    sign, end = (-1, estimate.high) if requirement.at_most else (1, estimate.low)
-    passed = estimate.n > 0 and sign * end >= sign * requirement.threshold
-    result = check_value(requirement, passed=passed, measured=measured).model_copy(update={"estimate": estimate})
-    if passed:
-        return result
+    threshold, at_most = requirement.threshold, requirement.at_most
+    sign, end = (-1, estimate.high) if at_most else (1, estimate.low)
+    passed, advice = estimate.n > 0 and sign * end >= sign * threshold, ""
     if estimate.n == 0:
-        return result.model_copy(update={"advice": "no row was measured"})
-    if not (math.isfinite(estimate.value) and math.isfinite(end)):
-        return result.model_copy(update={"advice": "the value is not a number: fix the scorer and evaluate again"})
+        advice = "no row was measured"
+    elif not (passed or (math.isfinite(estimate.value) and math.isfinite(end))):
+        advice = "the value is not a number: fix the scorer and evaluate again"
+    result = check_value(requirement, passed=passed, measured=measured, advice=advice, estimate=estimate)
+    if passed or advice:
+        return result
+    return with_rows_needed(
+        result, chance or partial(chance_of_interval, estimate, threshold, z=level.z, at_most=at_most)
+    )
 
-    def by_width(n_more: int) -> float:
-        return chance_of_interval(estimate, requirement.threshold, n_more, z=level.z, at_most=requirement.at_most)
 
-    return with_rows_needed(result, chance or by_width)
+def check_share(
+    requirement: Requirement, n_right: int, n: int, level: ConfidenceLevel, *, n_rows: int | None = None
+) -> CheckResult:
+    """Check the lower end of Wilson's interval; of `n_rows` rows, all if left out, `n` are counted."""
+    found = wilson(n_right, n, confidence=level.confidence)
+    chance = share_chance(n_right, n, requirement.threshold, level, n_rows=n_rows)
+    return check_interval(requirement, found, level.format(found), level, chance)
+
+
+def share_chance(
+    n_right: int, n: int, minimum: float, level: ConfidenceLevel, *, n_rows: int | None = None
+) -> Callable[[int], float]:
+    """Return how likely so many rows more, of which as many count as now, are to show a share."""
+
+    def chance(n_more: int) -> float:
+        counted = n_more if n_rows is None else n_more * n // max(1, n_rows)
+        return chance_of_share(n_right, n, counted, minimum, confidence=level.confidence)
+
+    return chance
 
 
 def with_rows_needed(failed: CheckResult, chance: Callable[[int], float]) -> CheckResult:
     """Return the result with the rows that are likely to show it; `chance(n)` is how likely n test rows more are."""
     needed = fewest_rows(chance)
-    advice = "so few rows cannot tell: more are needed"
     if needed.unlikely:
-        advice = (
-            f"more test rows are unlikely to show it ({100 * needed.chance:.0f} %): more training rows or a better "
-            "model may"
-        )
-    more = None if needed.unlikely else needed.n_more
+        advice = f"more test rows are unlikely to show it ({100 * needed.chance:.0f} %)"
+        advice, more = f"{advice}: more training rows or a better model may", None
+    else:
+        advice, more = "so few rows cannot tell: more are needed", needed.n_more
     return failed.model_copy(update={"advice": failed.advice or advice, "more_rows": more, "chance": needed.chance})
 
 

@@ -14,15 +14,15 @@ from smallfirst.errors import ConfigError
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.check_result import CheckInputs, CheckResult, ConfidenceLevel
 from smallfirst.gate.leaks import LeakThresholds, check_leaks
-from smallfirst.gate.limits import LimitThresholds, check_limits
+from smallfirst.gate.limits import LimitThresholds, RoutedThresholds, check_limits
 from smallfirst.gate.metrics import (
     MetricThresholds,
+    PairedThresholds,
     PerClassThresholds,
     check_metrics,
+    check_paired,
     check_per_class,
 )
-from smallfirst.gate.paired import PairedThresholds, check_paired
-from smallfirst.gate.routed import RoutedThresholds
 from smallfirst.gate.verdict import Verdict
 
 CHECKS: tuple[Callable[[Any, CheckInputs], Iterator[CheckResult]], ...] = (

@@ -1,4 +1,7 @@
-"""Checks of latency and cost by the upper ends of their intervals; an empty evaluation passes none of them."""
+"""Checks of latency and cost by the upper ends of their intervals; and of a plan as a whole, by a Router's answers.
+
+An empty evaluation passes none of them.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,10 @@ from smallfirst.gate.check_result import (
     Requirement,
     Share,
     check_interval,
+    check_share,
     not_measured,
 )
+from smallfirst.gate.metrics import MEASURE_LARGE, check_accuracy, check_not_worse
 from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate, mean_interval, quantile_interval
 
@@ -43,10 +48,9 @@ class LimitThresholds(Record):
 def check_limits(gate: LimitThresholds, inputs: CheckInputs) -> Iterator[CheckResult]:
     """Yield a result for each declared threshold."""
     candidate, level = inputs.candidate, inputs.level
-    for name, q in (("p50_ms_at_most", 0.5), ("p95_ms_at_most", 0.95)):
+    for name in ("p50_ms_at_most", "p95_ms_at_most"):
         if (maximum := getattr(gate, name)) is not None:
-            text = f"{name[:3]} latency at most {maximum:g} ms"
-            yield check_latency(Requirement(name, maximum, text, at_most=True), q, inputs)
+            yield check_latency(name, maximum, inputs)
     if (maximum := gate.cost_usd_per_1k_at_most) is not None:
         text = f"cost at most ${maximum:g} per 1,000"
         requirement = Requirement("cost_usd_per_1k_at_most", maximum, text, at_most=True)
@@ -57,9 +61,10 @@ def check_limits(gate: LimitThresholds, inputs: CheckInputs) -> Iterator[CheckRe
         yield check_saving(gate.cheaper_than_large_by, candidate, inputs.large, level)
 
 
-def check_latency(requirement: Requirement, q: float, inputs: CheckInputs) -> CheckResult:
-    """Check the upper end of the q-quantile of the latency of requests asked alone, if there are any."""
-    candidate, level = inputs.candidate, inputs.level
+def check_latency(name: str, maximum: float, inputs: CheckInputs) -> CheckResult:
+    """Check the upper end of a percentile of the latency of requests asked alone, if there are any."""
+    requirement = Requirement(name, maximum, f"{name[:3]} latency at most {maximum:g} ms", at_most=True)
+    candidate, level, q = inputs.candidate, inputs.level, int(name[1:3]) / 100
     latencies = candidate.probes_ms or tuple(row.latency_ms for row in candidate.rows)
     found = quantile_interval(latencies, q, confidence=level.confidence)
     measured = f"{found.value:.1f} [{found.low:.1f}, {found.high:.1f}] ms n={found.n}{level.note}"
@@ -76,11 +81,7 @@ def check_saving(share: float, candidate: Evaluation, large: Evaluation | None, 
     """
     requirement = Requirement("cheaper_than_large_by", share, f"at least {share:.3f} cheaper than the large model")
     if large is None:
-        return not_measured(
-            requirement,
-            "the large model was not measured",
-            "measure the large model on the same rows, or on a sample of them",
-        )
+        return not_measured(requirement, "the large model was not measured", MEASURE_LARGE)
     pairs = _costs(candidate, large)
     ours, theirs = pairs.mean(axis=1) if pairs.size else (0.0, 0.0)
     found = saving(candidate, large, confidence=level.confidence)
@@ -119,3 +120,48 @@ def _adapted(result: CheckResult) -> CheckResult:
     return result.model_copy(
         update={"advice": ADVICE if missed else result.advice, "estimate": estimate if finite else None}
     )
+
+
+class RoutedThresholds(Record):
+    """Thresholds for a plan that keeps a part of the requests small. Its certificate is always needed."""
+
+    accuracy_at_least: Share | None = None
+    """Accuracy over all requests, whoever answers (lower end of the interval), in [0, 1]."""
+    not_worse_than_large_by: Share | None = None
+    """Accuracy over all requests may be at most this much below the large model's (lower end of the paired
+    difference)."""
+    share_small_at_least: Share | None = None
+    """Share of requests that stay small (lower end of the interval), in [0, 1]."""
+    cost_at_most: Positive | None = 1.0
+    """Cost of the plan, drafts included, over the large model's on the same rows (upper end): 0.5 is half its bill. Not
+    checked where there is no large model, or it has no price."""
+    p95_ms_at_most: Positive | None = None
+    """95th percentile latency of one request at a time, in ms (upper end; takes 72 requests or more)."""
+
+
+def check_routed(
+    bars: RoutedThresholds, routed: Evaluation, large: Evaluation | None, level: ConfidenceLevel
+) -> Iterator[CheckResult]:
+    """Yield a result for each threshold. `routed` are the Router's answers, `large` the large model's, on test rows.
+
+    Names are those of task.yaml below `gate.routed`.
+    """
+    if bars.accuracy_at_least is not None:
+        yield check_accuracy(bars.accuracy_at_least, routed, level)
+    if bars.not_worse_than_large_by is not None:
+        yield check_not_worse(bars.not_worse_than_large_by, routed, large, level)
+    if bars.share_small_at_least is not None:
+        minimum, small = bars.share_small_at_least, stays_small(routed)
+        text = f"share of requests that stay small at least {minimum:.3f}"
+        yield check_share(Requirement("share_small_at_least", minimum, text), sum(small), len(small), level)
+    if bars.cost_at_most is not None and large is not None and large.cost_usd_per_1k > 0:
+        text = f"at most {100 * bars.cost_at_most:g} % of the large model's cost"
+        saved = check_saving(1 - bars.cost_at_most, routed, large, level)
+        yield saved.model_copy(update={"name": "cost_at_most", "threshold": bars.cost_at_most, "requirement": text})
+    if bars.p95_ms_at_most is not None:
+        yield check_latency("p95_ms_at_most", bars.p95_ms_at_most, CheckInputs(routed, level))
+
+
+def stays_small(routed: Evaluation) -> list[bool]:
+    """Return by row whether a small model's answer was given: not the large model's, a person's or a refusal."""
+    return [row.stage not in ("large", "general", "person", "out_of_scope") for row in routed.rows]

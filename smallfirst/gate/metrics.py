@@ -1,4 +1,4 @@
-"""Checks of a candidate by itself: accuracy, metrics of the task by name, single labels or fields.
+"""Checks of a candidate by itself: accuracy, metrics of the task by name, labels or fields; and beside the large model.
 
 A value counts as shown at most as far as n perfect rows show it, n / (n + z²) (Wilson 1927): 0.99 takes 381 rows. A
 good mean can hide a label that is never found; each interval of a part is widened by the number of checked parts
@@ -7,13 +7,15 @@ good mean can hide a label that is never found; each interval of a part is widen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from operator import gt
 from typing import Annotated
 
 import pydantic
 
 from smallfirst.errors import did_you_mean
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.results import EvaluatedRow, Evaluation
 from smallfirst.gate.check_result import (
     CheckInputs,
     CheckResult,
@@ -22,15 +24,17 @@ from smallfirst.gate.check_result import (
     Requirement,
     Share,
     check_interval,
+    check_share,
     check_value,
     join_first,
     not_measured,
+    share_chance,
     with_rows_needed,
 )
 from smallfirst.records import Record
 from smallfirst.stats import intervals
-from smallfirst.stats.intervals import Estimate
-from smallfirst.stats.sample_size import chance_of_interval, chance_of_share
+from smallfirst.stats.intervals import Estimate, wilson
+from smallfirst.stats.sample_size import chance_of_interval
 from smallfirst.tasks.task import PartCounts
 
 NAMES = {"macro_f1": "macro-F1"}
@@ -68,14 +72,8 @@ def check_metrics(gate: MetricThresholds, inputs: CheckInputs) -> Iterator[Check
 def check_accuracy(minimum: float, candidate: Evaluation, level: ConfidenceLevel) -> CheckResult:
     """Check the lower end of Wilson's interval over the rows."""
     n_correct = sum(row.correct for row in candidate.rows)
-    found = intervals.wilson(n_correct, len(candidate.rows), confidence=level.confidence)
-    return check_interval(
-        Requirement("accuracy_at_least", minimum, f"accuracy at least {minimum:.3f}"),
-        found,
-        level.format(found),
-        level,
-        lambda n_more: chance_of_share(n_correct, found.n, n_more, minimum, confidence=level.confidence),
-    )
+    requirement = Requirement("accuracy_at_least", minimum, f"accuracy at least {minimum:.3f}")
+    return check_share(requirement, n_correct, len(candidate.rows), level)
 
 
 def check_metric(
@@ -104,13 +102,6 @@ def check_metric(
 def max_lower_bound(n: int, level: ConfidenceLevel) -> float:
     """Return the lower end of Wilson's interval when all `n` rows are right: so few rows show nothing higher."""
     return n / (n + level.z**2)
-
-
-def cap_lower_bound(estimate: Estimate, level: ConfidenceLevel) -> Estimate:
-    """Put the low end at least as far below the value as that of as many perfect rows is below 1."""
-    return estimate.model_copy(
-        update={"low": min(estimate.low, estimate.value + max_lower_bound(estimate.n, level) - 1)}
-    )
 
 
 def _unknown_metric(requirement: Requirement, name: str, candidate: Evaluation) -> CheckResult:
@@ -156,7 +147,8 @@ def check_each_part(minimum: float, candidate: Evaluation, level: ConfidenceLeve
     unchecked = _unchecked(rare, part_rows)
     if not checked:
         return not_measured(requirement, f"no part has {part_rows} rows", unchecked)
-    found = sorted(((_recall(part, joint), part) for part in checked), key=lambda pair: (pair[0].low, pair[1].name))
+    recalls = [wilson(_n_right(part), part.n_gold, confidence=joint.confidence) for part in checked]
+    found = sorted(zip(recalls, checked, strict=True), key=lambda pair: (pair[0].low, pair[1].name))
     failed = [(recall, part) for recall, part in found if recall.low < minimum]
     worst, part = found[0]
     result = check_value(
@@ -164,10 +156,12 @@ def check_each_part(minimum: float, candidate: Evaluation, level: ConfidenceLeve
         passed=not failed,
         measured=f'worst of {len(checked)} is "{part.name}": {joint.format(worst)}',
         advice="; ".join(filter(None, (*_advice(failed, minimum), unchecked))),
-    ).model_copy(update={"estimate": worst})
+        estimate=worst,
+    )
     if not failed:
         return result
-    chances = [_chance(part, minimum, joint, len(candidate.rows)) for _, part in failed]
+    n_rows = len(candidate.rows)
+    chances = [share_chance(_n_right(part), part.n_gold, minimum, joint, n_rows=n_rows) for _, part in failed]
     return with_rows_needed(result, lambda n_more: min(chance(n_more) for chance in chances))
 
 
@@ -184,23 +178,12 @@ def check_named_part(name: str, minimum: float, candidate: Evaluation, level: Co
             f'task "{candidate.task}" has no part "{name}"{did_you_mean(name, known)}',
             f"its parts: {names}",
         )
-    recall = _recall(known[name], level)
-    chance = _chance(known[name], minimum, level, len(candidate.rows))
-    return check_interval(requirement, recall, level.format(recall), level, chance)
+    part = known[name]
+    return check_share(requirement, _n_right(part), part.n_gold, level, n_rows=len(candidate.rows))
 
 
-def _recall(part: PartCounts, level: ConfidenceLevel) -> Estimate:
-    return intervals.wilson(min(part.n_right, part.n_gold), part.n_gold, confidence=level.confidence)
-
-
-def _chance(part: PartCounts, minimum: float, level: ConfidenceLevel, n_rows: int) -> Callable[[int], float]:
-    """Return how likely so many test rows more, of which as large a share as now is of the part, are to show it."""
-    n_right, n = min(part.n_right, part.n_gold), part.n_gold
-
-    def chance(n_more: int) -> float:
-        return chance_of_share(n_right, n, n_more * n // max(1, n_rows), minimum, confidence=level.confidence)
-
-    return chance
+def _n_right(part: PartCounts) -> int:
+    return min(part.n_right, part.n_gold)
 
 
 def _advice(failed: Sequence[tuple[Estimate, PartCounts]], minimum: float) -> Iterator[str]:
@@ -224,3 +207,64 @@ def _no_parts(requirement: Requirement, candidate: Evaluation) -> CheckResult:
         f'task "{candidate.task}" has no labels or fields to check',
         "remove the threshold from the gate, or measure a task that has parts",
     )
+
+
+MEASURE_LARGE = "measure the large model on the same rows, or on a sample of them"
+
+
+class PairedThresholds(Record):
+    """Thresholds for the difference to the large model: both answered the same rows, each is compared with itself."""
+
+    not_worse_than_large_by: Share | None = None
+    """Accuracy may be at most this much below the large model's (lower end of the paired difference)."""
+    score_not_worse_than_large_by: Share | None = None
+    """The mean graded score may be at most this much below the large model's (lower end of the paired difference)."""
+
+
+def check_paired(gate: PairedThresholds, inputs: CheckInputs) -> Iterator[CheckResult]:
+    """Yield a result for each declared threshold."""
+    if gate.not_worse_than_large_by is not None:
+        yield check_not_worse(gate.not_worse_than_large_by, inputs.candidate, inputs.large, inputs.level)
+    if gate.score_not_worse_than_large_by is not None:
+        yield check_score_not_worse(gate.score_not_worse_than_large_by, inputs.candidate, inputs.large, inputs.level)
+
+
+def check_not_worse(
+    margin: float, candidate: Evaluation, large: Evaluation | None, level: ConfidenceLevel, *, scores: bool = False
+) -> CheckResult:
+    """Check the paired difference in accuracy, or in mean graded score, on the rows that both answered."""
+    text = f"score at most {margin:.3f} below the large model's" if scores else ""
+    name = "score_not_worse_than_large_by" if scores else "not_worse_than_large_by"
+    requirement = Requirement(name, margin, text or f"at most {margin:.3f} less accurate than the large model")
+    if large is None:
+        return not_measured(requirement, "the large model was not measured", MEASURE_LARGE)
+    small, big = _by_key(candidate.rows, min), _by_key(large.rows, max)
+    keys = sorted(small.keys() & big.keys())  # so that the order of rows changes nothing
+    if not keys:
+        return not_measured(requirement, f"n=0 of {len(candidate.rows)} rows paired", MEASURE_LARGE)
+    if candidate is large or candidate.fingerprint() == large.fingerprint():
+        return check_value(requirement, passed=True, measured=f"is the large model itself n={len(keys)}")
+    ours, theirs = [small[key][scores] for key in keys], [big[key][scores] for key in keys]
+    if not scores:
+        won, lost = sum(map(gt, ours, theirs)), sum(map(gt, theirs, ours))
+        found = intervals.paired_score_interval(won, lost, len(keys), confidence=level.confidence)
+    elif not all(0 <= score <= 1 for score in (*ours, *theirs)):
+        return not_measured(requirement, "a score is not in [0, 1]", "fix the scorer, then evaluate both models again")
+    else:
+        found = intervals.paired_score_difference(ours, theirs, confidence=level.confidence)
+        low = min(found.low, found.value + max_lower_bound(found.n, level) - 1)  # that of as many perfect rows
+        found = found.model_copy(update={"low": low})
+    measured = level.format(found, f" of {len(candidate.rows)} rows paired")
+    return check_interval(requirement._replace(threshold=-margin), found, measured, level)
+
+
+check_score_not_worse = partial(check_not_worse, scores=True)
+
+
+def _by_key(rows: Iterable[EvaluatedRow], choose: Callable[..., float]) -> dict[str, tuple[float, float]]:
+    """Return whether a row is right, and its score; of a row that occurs twice what `choose` takes."""
+    found: dict[str, tuple[float, float]] = {}
+    for row in rows:
+        correct, score = found.get(row.key, (row.correct, row.score))
+        found[row.key] = choose(correct, row.correct), choose(score, row.score)
+    return found

@@ -24,18 +24,6 @@ yet`: more labelled rows are likely to decide."""
 _RESTS = {"large": "the large model", "person": "a person"}
 
 
-class PlanTrial(Record):
-    """One plan that was certified on calibration rows and confirmed, or not, on test rows."""
-
-    candidate: str
-    share_expected: float
-    """Share of requests that selection rows let expect to stay small, in [0, 1]; by it the plans were ordered."""
-    usd_per_1k_expected: float | None = None
-    """Cost of 1,000 requests that selection rows let expect; None without a price of the large model."""
-    verdict: Verdict
-    """What the certificate and the test rows showed."""
-
-
 class LabelsNeeded(Record):
     """Rows to label before it can be told: one number for all that is open."""
 
@@ -130,9 +118,9 @@ class Outcome(Record):
     """Why nothing goes live, or why there is no promise; empty where neither is the case."""
     labels_needed: LabelsNeeded | None = None
     """The fewest rows that are likely to decide it or, where it goes live without a promise, to show one."""
-    trials: tuple[PlanTrial, ...] = ()
-    """The plans that were tried because no candidate may go live by its gate alone, or because they are expected to be
-    worth more, in order."""
+    trials: tuple[Verdict, ...] = ()
+    """Verdicts on the plans that were tried, in order: because no candidate may go live by its gate alone, or because
+    they are expected to be worth more."""
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -154,7 +142,7 @@ class Outcome(Record):
     @property
     def gate_words(self) -> str:
         """What the gate said: of the candidate alone or, where a plan was confirmed in its place, of that."""
-        confirmed = any(trial.verdict.passed for trial in self.trials)
+        confirmed = any(trial.passed for trial in self.trials)
         words = {"passed": "PASS", "failed": "FAIL", "signed": "FAIL, signed for", "not written": "not in task.yaml"}
         return "PASS (small first)" if self.goes_live and confirmed else words[self.gate]
 

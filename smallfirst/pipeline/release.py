@@ -94,7 +94,7 @@ def promote_stage(project: Project, run_folder: RunFolder, candidate: str | None
     verdict = verdicts.of(candidate or chosen_candidate(project, verdicts))
     plan = PlanTrials.of(run_folder).passed
     if plan is not None and candidate in (None, plan.candidate) and not verdict.signed_by:
-        verdict = plan.verdict
+        verdict = plan
     elif verdict.passed and not may_go_alone(project, verdict):
         raise GateFailed(
             f"{verdict.candidate} meets the default gate, but task.yaml sets none",
@@ -120,7 +120,7 @@ def shadow_stage(project: Project, run_folder: RunFolder) -> Promotion | None:
     trials = PlanTrials.of(run_folder).trials
     if not trials:
         return None
-    verdict = trials[0].verdict
+    verdict = trials[0]
     if Certified.load(run_folder.path / CERTIFIED).candidate != verdict.candidate:
         certify_candidate(project, run_folder, verdict.candidate, alone=False)  # the same look as before
     return _register(project, run_folder, verdict, only_drafts=True)

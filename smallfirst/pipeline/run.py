@@ -162,6 +162,6 @@ def gate_and_release(project: Project, run_folder: RunFolder) -> None:
     project.progress.log(outcome.sentence)
     report_stage(project, run_folder)
     if not outcome.live_as:
-        tried = [format_verdict(trial.verdict) for trial in outcome.trials]
+        tried = [format_verdict(trial) for trial in outcome.trials]
         why = "\n".join([outcome.sentence, format_verdict(alone), *tried])
         raise GateFailed(why, hint=f"read {run_folder.path / 'report.html'}")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from smallfirst.evaluation.results import Evaluation
+from smallfirst.gate.limits import stays_small
 from smallfirst.gate.outcome import Outcome
-from smallfirst.gate.routed import stays_small
 from smallfirst.pipeline.next_step import NextStep
 from smallfirst.pipeline.plans.choosing import no_finalists
 from smallfirst.pricing.money import format_usd

@@ -14,7 +14,7 @@ from fixtures.html_page import Page
 from fixtures.report import outcome
 
 from smallfirst.evaluation.learning_curve import LearningPoint
-from smallfirst.gate.outcome import Outcome, PlanTrial
+from smallfirst.gate.outcome import Outcome
 from smallfirst.report.data import OpenEndedRouting, ReportData
 from smallfirst.report.page import render, save
 from smallfirst.routing.certificate.certificate import StageThreshold
@@ -180,7 +180,7 @@ def test_a_refused_certificate_says_why_and_guarantees_nothing(make_report: Make
 def test_the_plans_that_were_tried_stand_on_the_page(
     make_report: Make, make_certificate: Build, make_verdict: Build
 ) -> None:
-    trial = PlanTrial(candidate="small", share_expected=0.7, verdict=make_verdict("small", passed=False))
+    trial = make_verdict("small", passed=False)
     kept = Outcome(kind="keep the large model", why="why", trials=(trial,), large=True)
     seen = words(make_report(certificate=make_certificate(), outcome=kept))
     assert "Certificate issued, and nothing goes live with it" in seen

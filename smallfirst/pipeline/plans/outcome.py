@@ -8,9 +8,8 @@ from typing import Any, Literal
 import yaml
 
 from smallfirst.gate.audited import AuditedAccuracy, audited_accuracy
-from smallfirst.gate.limits import saving
+from smallfirst.gate.limits import saving, stays_small
 from smallfirst.gate.outcome import Outcome
-from smallfirst.gate.routed import stays_small
 from smallfirst.gate.verdict import nearest_to_passing
 from smallfirst.pipeline.calibrate import CERTIFIED, Certified
 from smallfirst.pipeline.plans.labels_needed import PROMISE, labels_needed
@@ -154,8 +153,7 @@ def _named(candidate: str) -> dict[str, str]:
 
 def _not_live(project: Project, run_folder: RunFolder) -> dict[str, Any]:
     """Return the rows that would decide it, else what fails; and the line of a gate that only has to be written."""
-    trials = [trial.verdict for trial in PlanTrials.of(run_folder).trials]
-    needed = labels_needed(project, run_folder, trials=trials)
+    needed = labels_needed(project, run_folder, trials=PlanTrials.of(run_folder).trials)
     found: dict[str, Any] = {
         "kind": "keep the large model" if needed is None else "cannot be told yet",
         "labels_needed": needed,
@@ -181,7 +179,7 @@ def _why_not(project: Project, run_folder: RunFolder) -> str:
     if certified is not None:
         return f"what is right cannot be told from what is wrong well enough: {certified.certificate.why}"
     if trials:
-        nearest = trials[0].verdict
+        nearest = trials[0]
         check = max(nearest.failed_checks, key=lambda one: one.shortfall)
         title = get_candidate(nearest.candidate).title
         why = f"no candidate may go live alone, and “{title}” first misses “{check.requirement}”"

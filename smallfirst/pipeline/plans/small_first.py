@@ -12,14 +12,13 @@ import asyncio
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.check_result import CheckResult, ConfidenceLevel, Requirement, check_value
 from smallfirst.gate.choice import PLANS
-from smallfirst.gate.outcome import PlanTrial
-from smallfirst.gate.routed import check_routed
+from smallfirst.gate.limits import check_routed
 from smallfirst.gate.verdict import Verdict, format_verdict
 from smallfirst.pipeline.calibrate import certify_candidate
 from smallfirst.pipeline.diagnostics import find_split_leaks, without_copies
 from smallfirst.pipeline.evaluate import measure_router
 from smallfirst.pipeline.plans.labels_needed import PROMISE
-from smallfirst.pipeline.plans.worth import ExpectedPlan, expected_plans, fix_finalists
+from smallfirst.pipeline.plans.worth import expected_plans, fix_finalists
 from smallfirst.pricing.money import format_usd
 from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project, shown_as
@@ -32,9 +31,9 @@ TRIALS = "plans.json"
 
 
 class PlanTrials(Record):
-    """The plans that were tried, in order; only the last one may have passed."""
+    """Verdicts on the plans that were tried, in order; only the last one may have passed."""
 
-    trials: tuple[PlanTrial, ...] = ()
+    trials: tuple[Verdict, ...] = ()
 
     @classmethod
     def of(cls, run_folder: RunFolder) -> PlanTrials:
@@ -42,9 +41,9 @@ class PlanTrials(Record):
         return run_folder.find(cls, TRIALS) or cls()
 
     @property
-    def passed(self) -> PlanTrial | None:
+    def passed(self) -> Verdict | None:
         """The plan that may go live, or None."""
-        return next((trial for trial in self.trials if trial.verdict.passed), None)
+        return next((trial for trial in self.trials if trial.passed), None)
 
 
 @shown_as("looking for a part of the requests that can stay small")
@@ -54,19 +53,12 @@ def small_first_stage(project: Project, run_folder: RunFolder, *, instead_of: st
     `instead_of` is a candidate that may answer every request: only plans that are expected to be worth more are tried.
     """
     level = ConfidenceLevel(len(fix_finalists(project, run_folder).names) / PLANS)
-    trials: list[PlanTrial] = []
+    trials: list[Verdict] = []
     first: Certificate | None = None
     for plan in expected_plans(project, run_folder, instead_of=instead_of):
-        verdict = _try(project, run_folder, plan, level, instead_of)
+        verdict = _try(project, run_folder, plan.candidate, level, instead_of)
         first = first or run_folder.certificate()
-        trials.append(
-            PlanTrial(
-                candidate=plan.candidate,
-                share_expected=plan.share,
-                usd_per_1k_expected=plan.usd_per_1k,
-                verdict=verdict,
-            )
-        )
+        trials.append(verdict)
         PlanTrials(trials=tuple(trials)).save(run_folder.path / TRIALS)
         if verdict.passed:
             break
@@ -76,11 +68,8 @@ def small_first_stage(project: Project, run_folder: RunFolder, *, instead_of: st
     return PlanTrials(trials=tuple(trials))
 
 
-def _try(
-    project: Project, run_folder: RunFolder, plan: ExpectedPlan, level: ConfidenceLevel, instead_of: str
-) -> Verdict:
+def _try(project: Project, run_folder: RunFolder, candidate: str, level: ConfidenceLevel, instead_of: str) -> Verdict:
     """Return the verdict on one plan. The Router is measured if the promise is shown."""
-    candidate = plan.candidate
     certified = certify_candidate(project, run_folder, candidate, alone=False)
     checks = [_promise_check(certified.certificate)]
     if certified.certificate.issued:

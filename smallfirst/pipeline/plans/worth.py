@@ -7,7 +7,6 @@ the gate's level, is then independent of every test row.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -26,16 +25,6 @@ from smallfirst.routing.certificate.guarantee import Guarantee
 
 MAX_FINALISTS = 3
 """Candidates that test rows are asked about: each more takes a part of the level from the others."""
-
-
-class ExpectedPlan(NamedTuple):
-    """A plan "this candidate first, the rest to the large model", as the rows that choose let expect it."""
-
-    candidate: str
-    share: float
-    """Share of requests that stay small, in [0, 1]."""
-    usd_per_1k: float | None
-    """Cost of 1,000 requests; None without a price of the large model."""
 
 
 def worth_rule(file: TaskFile) -> WorthRule:
@@ -71,7 +60,7 @@ def fix_finalists(project: Project, run_folder: RunFolder) -> Finalists:
     return found
 
 
-def expected_plans(project: Project, run_folder: RunFolder, *, instead_of: str = "") -> list[ExpectedPlan]:
+def expected_plans(project: Project, run_folder: RunFolder, *, instead_of: str = "") -> list[Option]:
     """Return a plan for each finalist that was measured on calibration rows, by worth, the best first.
 
     `instead_of` is a candidate that may answer alone: only the plans of less expected loss are left, which takes a
@@ -93,7 +82,7 @@ def expected_plans(project: Project, run_folder: RunFolder, *, instead_of: str =
             return []
         both = rule.order([*alone, *options])
         ordered = both[: both.index(alone[0])]
-    return [ExpectedPlan(one.candidate, one.share, None if large is None else 1000 * one.usd) for one in ordered]
+    return ordered
 
 
 def plan_option(measured: Evaluation, guarantee: Guarantee, large: Evaluation | None) -> Option:

@@ -23,9 +23,8 @@ from smallfirst.gate.check_result import CheckInputs, CheckResult, ConfidenceLev
 from smallfirst.gate.choice import level_shares
 from smallfirst.gate.gate import Gate
 from smallfirst.gate.limits import LIMITED_PROBE_ROWS, check_limits
-from smallfirst.gate.metrics import check_metrics, check_per_class
+from smallfirst.gate.metrics import check_metrics, check_paired, check_per_class
 from smallfirst.gate.outcome import LabelsNeeded, Outcome
-from smallfirst.gate.paired import check_paired
 from smallfirst.models.linear.held_out import WORD_ERRORS, hold_out_labels
 from smallfirst.paths import state_folder
 from smallfirst.pipeline.plans.joined_rows import LOOKS

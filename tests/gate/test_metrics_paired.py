@@ -8,7 +8,7 @@ import pytest
 
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.check_result import CheckResult, ConfidenceLevel
-from smallfirst.gate.paired import check_not_worse, check_score_not_worse
+from smallfirst.gate.metrics import check_not_worse, check_score_not_worse
 
 Measured = Callable[..., Evaluation]
 ONE = ConfidenceLevel(1)

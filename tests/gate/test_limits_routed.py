@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.check_result import CheckResult, ConfidenceLevel
-from smallfirst.gate.routed import RoutedThresholds, check_routed, stays_small
+from smallfirst.gate.limits import RoutedThresholds, check_routed, stays_small
 
 Measured = Callable[..., Evaluation]
 LEVEL = ConfidenceLevel(1)
