@@ -63,7 +63,10 @@ def page(results: Mapping[str, Mapping[str, dict[str, Any]]]) -> str:
         )
     ]
     commits = {label: sorted({f["checkout"]["commit"] for f in found.values()}) for label, found in results.items()}
-    lines += [*(f"- {label}: commit {', '.join(found)}" for label, found in commits.items()), ""]
+    for label, found in commits.items():
+        missing = [name for name in case_names() if name not in results[label]]
+        lines.append(f"- {label}: commit {', '.join(found)}" + (f"; not run: {', '.join(missing)}" if missing else ""))
+    lines.append("")
     lines += ["## In sum", "", *summary(results), "", "## Case by case", ""]
     lines += [
         "| case | rows, labels | gate | | verdict | live on test rows | live, held back | "
