@@ -63,7 +63,10 @@ def page(results: Mapping[str, Mapping[str, dict[str, Any]]]) -> str:
         )
     ]
     commits = {label: sorted({f["checkout"]["commit"] for f in found.values()}) for label, found in results.items()}
-    lines += [*(f"- {label}: commit {', '.join(found)}" for label, found in commits.items()), ""]
+    for label, found in commits.items():
+        missing = [name for name in case_names() if name not in results[label]]
+        lines.append(f"- {label}: commit {', '.join(found)}" + (f"; not run: {', '.join(missing)}" if missing else ""))
+    lines.append("")
     lines += ["## In sum", "", *summary(results), "", "## Case by case", ""]
     lines += [
         "| case | rows, labels | gate | | verdict | live on test rows | live, held back | "
@@ -85,11 +88,19 @@ def page(results: Mapping[str, Mapping[str, dict[str, Any]]]) -> str:
 
 def summary(results: Mapping[str, Mapping[str, dict[str, Any]]]) -> list[str]:
     """Return a table with a row for each label, over samples and over sets in full."""
-    lines = [
-        "| | | cases | small alone | small first | nothing live | small alone, below its gate on held-back rows | nothing live, though a candidate "
-        "reaches the gate on held-back rows | live candidate alone behind the best by (points, mean; worst) | cases with a promise | promised of all rows | wrong among promised |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    titles = [
+        "cases",
+        *LIVE_KINDS,
+        "nothing live",
+        "small alone, below its gate on held-back rows",
+        "nothing live, though a candidate reaches the gate on held-back rows",
+        "small alone behind the best candidate, in points on held-back rows (mean; worst)",
+        "of which by the choice of the candidate, without what is refused (mean; worst)",
+        "cases with a promise",
+        "promised of all held-back rows",
+        "wrong among promised",
     ]
+    lines = [f"| | | {' | '.join(titles)} |", "|---" * (len(titles) + 2) + "|"]
     for part, is_full in (("samples", False), ("in full", True)):
         for label, by_case in results.items():
             found = [one for name, one in by_case.items() if name.endswith("-full") == is_full]
@@ -100,9 +111,11 @@ def summary(results: Mapping[str, Mapping[str, dict[str, Any]]]) -> list[str]:
 
 def _sums(found: Sequence[dict[str, Any]]) -> list[str]:
     live = [one for one in found if one["kind"] in LIVE_KINDS]
-    below = [one for one in live if one["kind"] == "small alone" and _live(one).value < one["gate"]]
+    alone = [one for one in live if one["kind"] == "small alone"]
+    below = [one for one in alone if _live(one).value < one["gate"]]
     missed = [one for one in found if one not in live and _best(one) >= one["gate"]]
-    behind = [100 * (_best(one) - _held(one, one["candidate"])["value"]) for one in live]
+    behind = [100 * (_best(one) - _live(one).value) for one in alone]
+    chosen = [100 * (_best(one) - _held(one, one["candidate"])["value"]) for one in alone]
     promised = [one["held_back"]["live"] for one in live if one["held_back"]["live"].get("promised", {}).get("value")]
     n_promised = sum(one["promised_wrong"]["n"] for one in promised)
     n_wrong = sum(one["n_promised_wrong"] for one in promised)
@@ -111,9 +124,9 @@ def _sums(found: Sequence[dict[str, Any]]) -> list[str]:
         str(len(found)),
         *map(str, kinds),
         str(len(found) - len(live)),
-        f"{len(below)} of {kinds[0]}",
+        f"{len(below)} of {len(alone)}",
         f"{len(missed)} of {len(found) - len(live)}",
-        f"{sum(behind) / len(behind):.1f}; {max(behind):.1f}" if behind else "–",
+        *(f"{sum(points) / len(points):.1f}; {max(points):.1f}" if points else "–" for points in (behind, chosen)),
         str(len(promised)),
         f"{n_promised:,} of {sum(one['n_held_back'] for one in found):,}",
         f"{n_wrong:,} of {n_promised:,}",

@@ -7,7 +7,7 @@
 Each case (`plain_sets.py`) is a folder RUNS/LABEL/CASE with one file of rows and a task.yaml, on which the real command
 line runs, with a state folder of its own. What went live then answers the rows that the run never had
 (`smallfirst score`), and so does every candidate. The command line is that of the checkout in PYTHONPATH, by default
-this one; it must lie outside of the current folder. RUNS/LABEL/CASE.json has the result; a case that has one is left out.
+this one; it must lie outside of the current folder. RUNS/LABEL/CASE.json has the result; a case that has one is left out, one that was interrupted is resumed.
 
 With `--reuse` a full set is not trained again (nor is one with a hosted model, after the same set without it): the case's folder is copied from that label with its fitted models,
 everything that later stages wrote is deleted, and `run --resume` measures the candidates again and goes through these
@@ -90,9 +90,9 @@ def fitted_case(name: str, runs: Path, label: str, reuse: str) -> Path | None:
     """
     own = runs / reuse / name
     same = runs / label / name.removeprefix(HOSTED)
-    if reuse and name.endswith("-full") and run_folder(own):
+    if reuse and name.endswith("-full") and own.with_suffix(".json").exists():
         return own
-    return same if name.startswith(HOSTED) and run_folder(same) else None
+    return same if name.startswith(HOSTED) and same.with_suffix(".json").exists() else None
 
 
 def run_case(case: Case, folder: Path, reuse: Path | None) -> dict[str, Any]:
@@ -106,6 +106,11 @@ def run_case(case: Case, folder: Path, reuse: Path | None) -> dict[str, Any]:
         way, ran = f"fitted models of {reuse.parent.name}/{reuse.name}", command(folder, "run", "--resume", log=True)
         if outcome_of(folder) is None:
             way, ran = f"anew, since reuse was refused: {last_line(ran.stderr)}", None
+    elif (run := run_folder(folder)) and not (run / "report.html").exists():
+        way = "anew, interrupted once: the minutes are those after that"
+        ran = command(folder, "run", "--resume", log=True)
+        if outcome_of(folder) is None:
+            way, ran = "anew", None
     if ran is None:
         shutil.rmtree(folder, ignore_errors=True)
         write_case(case, folder)
