@@ -23,15 +23,16 @@ from smallfirst.deployment.predictor import load as load
 from smallfirst.evaluation.evaluate import EvaluationSetup as EvaluationSetup
 from smallfirst.evaluation.evaluate import compare as compare
 from smallfirst.evaluation.evaluate import evaluate as evaluate
+from smallfirst.evaluation.out_of_fold import FoldAnswers as FoldAnswers
 from smallfirst.evaluation.results import Comparison as Comparison
 from smallfirst.evaluation.results import EvaluatedRow as EvaluatedRow
 from smallfirst.evaluation.results import Evaluation as Evaluation
+from smallfirst.gate.audited import AuditedAccuracy as AuditedAccuracy
 from smallfirst.gate.check_result import CheckResult as CheckResult
 from smallfirst.gate.gate import Gate as Gate
 from smallfirst.gate.limits import RoutedThresholds as RoutedThresholds
 from smallfirst.gate.outcome import LabelsNeeded as LabelsNeeded
 from smallfirst.gate.outcome import Outcome as Outcome
-from smallfirst.gate.outcome import PlanTrial as PlanTrial
 from smallfirst.gate.outcome import Standing as Standing
 from smallfirst.gate.verdict import Verdict as Verdict
 from smallfirst.models.catalog import find_weights as find_weights
@@ -62,6 +63,7 @@ from smallfirst.pipeline.next_step import NextStep as NextStep
 from smallfirst.pipeline.preflight.check import PreflightReport as PreflightReport
 from smallfirst.pipeline.preflight.check import check_stage as check_stage
 from smallfirst.pipeline.preflight.foretold import CertificateForecast as CertificateForecast
+from smallfirst.pipeline.preflight.foretold import RowsForecast as RowsForecast
 from smallfirst.pipeline.preflight.foretold import ThresholdForecast as ThresholdForecast
 from smallfirst.pipeline.preflight.large_model import LargeForecast as LargeForecast
 from smallfirst.pipeline.preflight.memory import MemoryForecast as MemoryForecast

@@ -39,7 +39,7 @@ def test_a_run_that_fails_prints_its_record_all_the_same(
         assert list(record["paths"]) == ["words", "small"]
         assert [verdict["passed"] for verdict in record["gate"]["verdicts"]] == [False, False]
         assert Path(record["report"]).exists()
-        assert record["error"]["message"].startswith("Cannot be told yet: label 260 more test rows")
+        assert record["error"]["message"].startswith("Cannot be told yet: label about ")
         assert "words: FAIL" in record["error"]["message"]
         assert record["outcome"]["kind"] == "cannot be told yet"
         assert "0.850" in record["error"]["message"]

@@ -47,7 +47,7 @@ from smallfirst.sync import run_sync
 
 LABELS = ("card", "money")
 N = {"train": 160, "validation": 300, "test": 120}
-GATE: dict[str, Any] = {"gate": {"accuracy_at_least": 0.7}}
+GATE: dict[str, Any] = {"gate": {"accuracy_at_least": 0.6}}
 HARD: dict[str, Any] = {"gate": {"accuracy_at_least": 0.95}}
 LARGE: dict[str, Any] = {"large": {"recorded": "large.jsonl"}}
 N_ASKED = 12
@@ -355,7 +355,7 @@ def test_audits_that_break_the_gates_accuracy_end_it_until_others_show_it_again(
             ("accuracy", False, True)
         ]
         assert broken["standing"]["level"] == "bad"
-        assert "at most 30 % of all small answers wrong" in broken["standing"]["sentence"]
+        assert "at most 40 % of all small answers wrong" in broken["standing"]["sentence"]
         assert "the gate's limit" in broken["why"]
         n = len(seen)
         back = ask(True, "live")

@@ -88,7 +88,7 @@ def challenge(project: Project, rows: Path, *, resume: bool = False) -> Challeng
     n_new = len(grown.rows.train) - len(project.rows.train)
     project.progress.log(f"{n_new:,} new rows for version {champion.version.version}")
     run_folder = _trained(grown, resume=resume)
-    pipeline.evaluate_stage(project, run_folder)
+    pipeline.evaluate_stage(grown, run_folder)
     verdicts = pipeline.gate_stage(grown, run_folder)
     candidate = pipeline.chosen_candidate(project, verdicts)
     verdict, why = verdicts.of(candidate), f"{candidate} did not pass the gate"

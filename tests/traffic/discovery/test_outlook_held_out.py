@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from fixtures.traffic import QUEUES, ticket
 
+from smallfirst.models.linear.held_out import FOLDS
 from smallfirst.traffic.discovery import outlook
 from smallfirst.traffic.discovery.outlook import drawn_cases, hold_out_labels
 
@@ -32,7 +33,7 @@ def test_left_out_folds_are_left_out() -> None:
     features = TfidfFeatures.fit(texts).matrix(texts).toarray()
     gold = np.unique(queues, return_inverse=True)[1]
     wanted = np.eye(3)[gold] - np.eye(3)[gold].mean(axis=0)
-    kept = np.arange(30) % outlook.FOLDS != 0
+    kept = np.arange(30) % FOLDS != 0
     kernel = features @ features.T
     dual = np.linalg.solve(kernel[np.ix_(kept, kept)] + np.eye(kept.sum()), wanted[kept])
     by_hand = (kernel[np.ix_(~kept, kept)] @ dual + np.eye(3)[gold].mean(axis=0)).argmax(axis=1) == gold[~kept]
