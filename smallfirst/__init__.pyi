@@ -31,7 +31,6 @@ from smallfirst.gate.gate import Gate as Gate
 from smallfirst.gate.limits import RoutedThresholds as RoutedThresholds
 from smallfirst.gate.outcome import LabelsNeeded as LabelsNeeded
 from smallfirst.gate.outcome import Outcome as Outcome
-from smallfirst.gate.outcome import PlanTrial as PlanTrial
 from smallfirst.gate.outcome import Standing as Standing
 from smallfirst.gate.verdict import Verdict as Verdict
 from smallfirst.models.catalog import find_weights as find_weights
