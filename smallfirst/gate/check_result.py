@@ -118,9 +118,15 @@ def check_value(
     requirement: Requirement, *, passed: bool, measured: str, advice: str = "", estimate: Estimate | None = None
 ) -> CheckResult:
     """Return the result with what was found; the advice is for one that failed."""
-    name, threshold, text, _ = requirement
-    found = {"measured": measured, "passed": passed, "advice": advice, "estimate": estimate}
-    return CheckResult(name=name, threshold=threshold, requirement=text, **found)
+    return CheckResult(
+        name=requirement.name,
+        threshold=requirement.threshold,
+        requirement=requirement.text,
+        measured=measured,
+        passed=passed,
+        advice=advice,
+        estimate=estimate,
+    )
 
 
 def check_interval(
@@ -129,10 +135,12 @@ def check_interval(
     measured: str,
     level: ConfidenceLevel,
     chance: Callable[[int], float] | None = None,
+    instead: str = "",
 ) -> CheckResult:
     """Return the result of a threshold that the worse end of an interval at `level` must reach.
 
-    `chance(n)` is how likely n rows more are to show it; left out, as the interval's width lets expect.
+    `chance(n)` is how likely n rows more are to show it; left out, as the interval's width lets expect. `instead` says
+    what would where they are not likely to. An interval without a finite end, which JSON cannot hold, is left out.
     """
     threshold, at_most = requirement.threshold, requirement.at_most
     sign, end = (-1, estimate.high) if at_most else (1, estimate.low)
@@ -141,12 +149,12 @@ def check_interval(
         advice = "no row was measured"
     elif not (passed or (math.isfinite(estimate.value) and math.isfinite(end))):
         advice = "the value is not a number: fix the scorer and evaluate again"
-    result = check_value(requirement, passed=passed, measured=measured, advice=advice, estimate=estimate)
+    kept = estimate if math.isfinite(estimate.low) and math.isfinite(estimate.high) else None
+    result = check_value(requirement, passed=passed, measured=measured, advice=advice, estimate=kept)
     if passed or advice:
         return result
-    return with_rows_needed(
-        result, chance or partial(chance_of_interval, estimate, threshold, z=level.z, at_most=at_most)
-    )
+    by_width = partial(chance_of_interval, estimate, threshold, z=level.z, at_most=at_most)
+    return with_rows_needed(result, chance or by_width, instead=instead)
 
 
 def check_share(
@@ -170,12 +178,12 @@ def share_chance(
     return chance
 
 
-def with_rows_needed(failed: CheckResult, chance: Callable[[int], float]) -> CheckResult:
+def with_rows_needed(failed: CheckResult, chance: Callable[[int], float], *, instead: str = "") -> CheckResult:
     """Return the result with the rows that are likely to show it; `chance(n)` is how likely n test rows more are."""
     needed = fewest_rows(chance)
     if needed.unlikely:
         advice = f"more test rows are unlikely to show it ({100 * needed.chance:.0f} %)"
-        advice, more = f"{advice}: more training rows or a better model may", None
+        advice, more = instead or f"{advice}: more training rows or a better model may", None
     else:
         advice, more = "so few rows cannot tell: more are needed", needed.n_more
     return failed.model_copy(update={"advice": failed.advice or advice, "more_rows": more, "chance": needed.chance})

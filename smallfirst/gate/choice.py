@@ -11,14 +11,9 @@ within `routing.accuracy_within` of the most accurate one; costs within ALIKE of
 most accurate one wins. The next in the order is what the same rule takes of those that are left. So nothing comes after
 an option that it beats in accuracy and in cost.
 
-Errors are shrunk towards their mean before they are compared (`shrunk_errors`), since the best of several measured on
-few rows owes a part of its lead to chance.
-
-The order and each candidate's share of the gate's level are fixed before a test row is read. The first takes three
-fifths of the level, the others one fifth, and plans the last fifth; the shares sum to 1 (Bonferroni), so the verdicts
-on test rows hold together, whichever goes live and by whatever it is chosen. Of those that pass the first goes live,
-unless test rows show clearly that another one is right more often and costs no more (`unbeaten`): a lead that chance
-explains changes nothing, so the figure of what goes live is not the best of several.
+The order and each candidate's share of the gate's level are fixed before a test row is read; the shares sum to 1
+(Bonferroni), so the verdicts on test rows hold together, whichever goes live. Of those that pass the first goes live,
+unless another one clearly beats it (`unbeaten`). The argument is in `docs/design/decisions.md`.
 """
 
 from __future__ import annotations
@@ -140,10 +135,8 @@ def _would_meet(result: CheckResult, n: int) -> bool:
     found, threshold = result.estimate, result.threshold
     if found is None or threshold is None or not n:
         return result.passed
-    by = math.sqrt(found.n / n)
-    if result.name.endswith("_at_most"):
-        return found.value + by * (found.high - found.value) <= threshold
-    return found.value - by * (found.value - found.low) >= threshold
+    sign, end = (-1, found.high) if result.name.endswith("_at_most") else (1, found.low)
+    return sign * (found.value + math.sqrt(found.n / n) * (end - found.value)) >= sign * threshold
 
 
 def level_shares(names: Sequence[str]) -> dict[str, float]:
@@ -159,12 +152,11 @@ def unbeaten(passing: Sequence[Evaluation]) -> list[str]:
     One is clearly beaten by another that costs no more and whose lead in right answers, paired by row, excludes 0 at
     95 %. It could be live otherwise only because chance favoured it on the rows that chose.
     """
-    return [one.candidate for one in passing if not any(_beats(other, one) for other in passing)]
 
+    def beats(first: Evaluation, second: Evaluation) -> bool:
+        pairs = [(row.correct, second.by_key[row.key].correct) for row in first.rows if row.key in second.by_key]
+        ours, theirs = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+        cheap = first.cost_usd_per_1k <= ALIKE * second.cost_usd_per_1k
+        return cheap and paired_score_interval(ours, theirs, len(pairs)).low > 0
 
-def _beats(first: Evaluation, second: Evaluation) -> bool:
-    if first.cost_usd_per_1k > ALIKE * second.cost_usd_per_1k:
-        return False
-    pairs = [(row.correct, second.by_key[row.key].correct) for row in first.rows if row.key in second.by_key]
-    ours, theirs = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
-    return paired_score_interval(ours, theirs, len(pairs)).low > 0
+    return [one.candidate for one in passing if not any(beats(other, one) for other in passing)]

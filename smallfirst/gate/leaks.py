@@ -74,29 +74,21 @@ def _check_share(maximum: float, inputs: CheckInputs) -> CheckResult:
     if leaks is None:
         return not_measured(requirement, "not looked for", "give the training rows too, so that leaks can be found")
     if leaks.test_fingerprint != everything.dataset_fingerprint:
-        return not_measured(
-            requirement,
-            f"looked for in other rows than the {len(everything.rows)} measured here",
-            "look for leaks in the rows of this evaluation",
-        )
+        measured = f"looked for in other rows than the {len(everything.rows)} measured here"
+        return not_measured(requirement, measured, "look for leaks in the rows of this evaluation")
     if not leaks.n_test:
         return not_measured(requirement, "no test row n=0", "no row was measured")
-    passed = leaks.share <= maximum
-    measured = f"{leaks.n_leaked} of {leaks.n_test} = {leaks.share:.4f}{_kinds(leaks)}"
+    passed, measured = leaks.share <= maximum, f"{leaks.n_leaked} of {leaks.n_test} = {leaks.share:.4f}{_kinds(leaks)}"
     return check_value(requirement, passed=passed, measured=measured, advice="" if passed else _advice(leaks))
 
 
 def _check_pairs(maximum: float, pairs: Sequence[PairLeaks]) -> CheckResult:
     worst = max(pairs, key=lambda pair: pair.share)
     text = f"at most {maximum:g} of the rows of any other split also in an earlier one"
-    return check_value(
-        Requirement("leaks_at_most", maximum, text),
-        passed=worst.share <= maximum,
-        measured=f"most {worst.new} in {worst.old}: {worst.n_leaked} of {worst.n_rows} = {worst.share:.4f}",
-        advice=f"smallfirst check task.yaml names them; remove those from the {worst.old} rows"
-        if worst.share > maximum
-        else "",
-    )
+    measured = f"most {worst.new} in {worst.old}: {worst.n_leaked} of {worst.n_rows} = {worst.share:.4f}"
+    passed, advice = worst.share <= maximum, "smallfirst check task.yaml names them; remove those from"
+    advice = "" if passed else f"{advice} the {worst.old} rows"
+    return check_value(Requirement("leaks_at_most", maximum, text), passed=passed, measured=measured, advice=advice)
 
 
 def _kinds(leaks: LeakReport) -> str:

@@ -56,7 +56,7 @@ def check_limits(gate: LimitThresholds, inputs: CheckInputs) -> Iterator[CheckRe
         requirement = Requirement("cost_usd_per_1k_at_most", maximum, text, at_most=True)
         cost = mean_interval([1000 * row.cost_usd for row in candidate.rows], confidence=level.confidence)
         measured = f"${cost.value:.4f} [{cost.low:.4f}, {cost.high:.4f}] per 1,000 n={cost.n}{level.note}"
-        yield _adapted(check_interval(requirement, cost, measured, level))
+        yield check_interval(requirement, cost, measured, level, instead=ADVICE)
     if gate.cheaper_than_large_by is not None:
         yield check_saving(gate.cheaper_than_large_by, candidate, inputs.large, level)
 
@@ -71,7 +71,7 @@ def check_latency(name: str, maximum: float, inputs: CheckInputs) -> CheckResult
     if found.n and found.value <= requirement.threshold and math.isinf(found.high):
         fewest = math.ceil(math.log((1 - level.confidence) / 2) / math.log(q))
         return not_measured(requirement, measured, f"{found.n} requests show no upper end; ask at least {fewest}")
-    return _adapted(check_interval(requirement, found, measured, level))
+    return check_interval(requirement, found, measured, level, instead=ADVICE)
 
 
 def check_saving(share: float, candidate: Evaluation, large: Evaluation | None, level: ConfidenceLevel) -> CheckResult:
@@ -86,13 +86,10 @@ def check_saving(share: float, candidate: Evaluation, large: Evaluation | None, 
     ours, theirs = pairs.mean(axis=1) if pairs.size else (0.0, 0.0)
     found = saving(candidate, large, confidence=level.confidence)
     if found is None:
-        return not_measured(
-            requirement,
-            f"the large model costs ${theirs:.4f} per 1,000 n={pairs.shape[1]}",
-            "nothing is cheaper: give the large model its price, or remove the threshold from the gate",
-        )
+        advice = "nothing is cheaper: give the large model its price, or remove the threshold from the gate"
+        return not_measured(requirement, f"the large model costs ${theirs:.4f} per 1,000 n={pairs.shape[1]}", advice)
     measured = f"{level.format(found)} cheaper: ${ours:.4f} against ${theirs:.4f} per 1,000"
-    return _adapted(check_interval(requirement, found, measured, level))
+    return check_interval(requirement, found, measured, level, instead=ADVICE)
 
 
 def saving(candidate: Evaluation, large: Evaluation, *, confidence: float = 0.95) -> Estimate | None:
@@ -110,16 +107,6 @@ def _costs(candidate: Evaluation, large: Evaluation) -> np.ndarray:
     """Return the cost of 1,000 answers in USD by row of both, of shape (2, rows)."""
     pairs = [(row.cost_usd, large.by_key[row.key].cost_usd) for row in candidate.rows if row.key in large.by_key]
     return 1000 * np.array(pairs, dtype=float).reshape(-1, 2).T
-
-
-def _adapted(result: CheckResult) -> CheckResult:
-    """Return the result with the advice for latency and cost, and without an interval that JSON cannot hold."""
-    estimate = result.estimate
-    missed = not result.passed and result.more_rows is None
-    finite = isinstance(estimate, Estimate) and math.isfinite(estimate.low) and math.isfinite(estimate.high)
-    return result.model_copy(
-        update={"advice": ADVICE if missed else result.advice, "estimate": estimate if finite else None}
-    )
 
 
 class RoutedThresholds(Record):

@@ -83,7 +83,12 @@ def check_metric(
     bound, text = ("at_most", f"at most {threshold:g}") if at_most else ("at_least", f"at least {threshold:.3f}")
     requirement = Requirement(f"{name}_{bound}", threshold, f"{NAMES.get(name, name)} {text}", at_most)
     if name not in candidate.measures:
-        return _unknown_metric(requirement, name, candidate)
+        if name == "accuracy":
+            measured, advice = "accuracy is not a metric of the task", "use its own threshold: accuracy_at_least"
+            return not_measured(requirement, measured, advice)
+        known = ", ".join(candidate.measures) or "none"
+        measured = f'{candidate.candidate} has no metric "{name}"{did_you_mean(name, candidate.measures)}'
+        return not_measured(requirement, measured, f'metrics of task "{candidate.task}": {known}')
     stored = candidate.measures[name]
     wide = level.widen(stored)
     shown = max_lower_bound(wide.n, level)
@@ -102,19 +107,6 @@ def check_metric(
 def max_lower_bound(n: int, level: ConfidenceLevel) -> float:
     """Return the lower end of Wilson's interval when all `n` rows are right: so few rows show nothing higher."""
     return n / (n + level.z**2)
-
-
-def _unknown_metric(requirement: Requirement, name: str, candidate: Evaluation) -> CheckResult:
-    if name == "accuracy":
-        return not_measured(
-            requirement, "accuracy is not a metric of the task", "use its own threshold: accuracy_at_least"
-        )
-    known = ", ".join(candidate.measures) or "none"
-    return not_measured(
-        requirement,
-        f'{candidate.candidate} has no metric "{name}"{did_you_mean(name, candidate.measures)}',
-        f'metrics of task "{candidate.task}": {known}',
-    )
 
 
 class PerClassThresholds(Record):
@@ -173,11 +165,8 @@ def check_named_part(name: str, minimum: float, candidate: Evaluation, level: Co
     known = {part.name: part for part in candidate.parts}
     if name not in known:
         names = join_first([f'"{part}"' for part in known], MAX_NAMED)
-        return not_measured(
-            requirement,
-            f'task "{candidate.task}" has no part "{name}"{did_you_mean(name, known)}',
-            f"its parts: {names}",
-        )
+        measured = f'task "{candidate.task}" has no part "{name}"{did_you_mean(name, known)}'
+        return not_measured(requirement, measured, f"its parts: {names}")
     part = known[name]
     return check_share(requirement, _n_right(part), part.n_gold, level, n_rows=len(candidate.rows))
 
@@ -202,11 +191,8 @@ def _unchecked(rare: Sequence[PartCounts], part_rows: int) -> str:
 
 
 def _no_parts(requirement: Requirement, candidate: Evaluation) -> CheckResult:
-    return not_measured(
-        requirement,
-        f'task "{candidate.task}" has no labels or fields to check',
-        "remove the threshold from the gate, or measure a task that has parts",
-    )
+    advice = "remove the threshold from the gate, or measure a task that has parts"
+    return not_measured(requirement, f'task "{candidate.task}" has no labels or fields to check', advice)
 
 
 MEASURE_LARGE = "measure the large model on the same rows, or on a sample of them"

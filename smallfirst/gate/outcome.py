@@ -150,9 +150,7 @@ class Outcome(Record):
     @property
     def sentence(self) -> str:
         """What was decided and what shows it."""
-        return (
-            f"{self.kind[:1].upper()}{self.kind[1:]}: {self.proof}" if self.goes_live else f"{self._start} {self.proof}"
-        )
+        return f"{self._start} {self.proof}"
 
     @property
     def heading(self) -> str:
@@ -223,7 +221,7 @@ class Outcome(Record):
         if self.gate_line:
             return self.gate_missing
         if self.labels_needed is not None:
-            return f"Label {self._labels}, and run it again. {self._until}"
+            return f"Label {self.labels_needed.with_price}, and run it again. {self._until}"
         return "Keep sending every request to the large model." if self.large else "Do not put any of them live."
 
     @property
@@ -287,13 +285,9 @@ class Outcome(Record):
     def _start(self) -> str:
         if self.gate_line:
             return "Nothing goes live yet:"
-        if self.kind == "cannot be told yet":
-            return "Cannot be told yet:"
-        return "Keep the large model:" if self.large else "Keep what answers today:"
-
-    @property
-    def _labels(self) -> str:
-        return self.labels_needed.with_price if self.labels_needed else ""
+        if self.kind == "keep the large model" and not self.large:
+            return "Keep what answers today:"
+        return f"{self.kind.capitalize()}:"
 
     @property
     def _until(self) -> str:
@@ -313,7 +307,7 @@ class Outcome(Record):
             yield f"task.yaml sets no gate, so nothing says that “{self.title}” is good enough{right}."
             yield self.gate_missing
         if self.labels_needed is not None:
-            yield f"{'Or label' if self.gate_line else 'label'} {self._labels}. {self._until}"
+            yield f"{'Or label' if self.gate_line else 'label'} {self.labels_needed.with_price}. {self._until}"
         elif self.why and not self.gate_line:
             yield f"{self.why}."
 

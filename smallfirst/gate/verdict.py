@@ -35,6 +35,11 @@ class Verdict(Record):
         """The checks that failed; an override does not remove them."""
         return tuple(check for check in self.checks if not check.passed)
 
+    @property
+    def furthest_off(self) -> CheckResult | None:
+        """The failed check that misses its threshold by most; None if all passed."""
+        return max(self.failed_checks, key=lambda check: check.shortfall, default=None)
+
     @pydantic.model_validator(mode="after")
     def _passed_or_overridden(self) -> Verdict:
         all_passed = bool(self.checks) and not self.failed_checks
@@ -55,8 +60,6 @@ def override(verdict: Verdict, *, by: str, because: str, at: datetime | None = N
     """Return the failing `verdict` as passed, signed now or `at`. Raise ConfigError without a name or a reason."""
     if not by.strip() or not because.strip():
         raise ConfigError("an override needs a name and a reason", hint="give both: --by NAME --because REASON")
-    if at is not None and at.tzinfo is None:
-        raise ConfigError(f"the time of an override needs a timezone, got {at.isoformat()}")
     if verdict.signed_by:
         raise ConfigError(f"{verdict.candidate} was already overridden by {verdict.signed_by} ({verdict.signed_at})")
     if verdict.passed:

@@ -53,14 +53,12 @@ def test_an_override_without_a_name_or_a_reason_is_refused(by: str, because: str
         override(verdict(), by=by, because=because)
 
 
-def test_nobody_overrides_twice_without_need_or_without_a_timezone() -> None:
+def test_nobody_overrides_twice_or_without_need() -> None:
     signed = override(verdict(), by="Ada", because="pilot", at=NOON)
     with pytest.raises(ConfigError, match="small was already overridden by Ada"):
         override(signed, by="Bob", because="me too")
     with pytest.raises(ConfigError, match="small already passes its gate"):
         override(verdict(gate=Gate(accuracy_at_least=0.5)), by="Ada", because="sure")
-    with pytest.raises(ConfigError, match="needs a timezone"):
-        override(verdict(), by="Ada", because="pilot", at=datetime(2030, 1, 2))
 
 
 @pytest.mark.parametrize("changes", [{"passed": True}, {"passed": True, "checks": ()}])

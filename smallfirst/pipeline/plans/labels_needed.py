@@ -76,16 +76,11 @@ def _open(project: Project, run_folder: RunFolder, trials: Sequence[Verdict], *,
         yield OpenQuestion("calibration", needed, min(found.n_labels, len(project.rows.calibration)))
     if live or any(verdict.passed for verdict in verdicts):
         return
-    for verdict in [nearest_to_passing(verdicts), *([nearest_to_passing(trials)] if trials else [])]:
-        yield from _of_gate(verdict, n_test)
-
-
-def _of_gate(verdict: Verdict, n_test: int) -> Iterator[OpenQuestion]:
-    """Yield what test rows left open of a verdict; nothing if something failed that no number of rows is to change."""
-    failed = [check for check in verdict.failed_checks if check.name != PROMISE]
-    if failed and all(check.more_rows for check in failed):
-        needed = RowsNeeded(max(check.more_rows or 0 for check in failed), min(check.chance or 0.0 for check in failed))
-        yield OpenQuestion("test", needed, n_test)
+    for tried in filter(None, (verdicts, trials)):
+        failed = [check for check in nearest_to_passing(tried).failed_checks if check.name != PROMISE]
+        if failed and all(check.more_rows for check in failed):  # else something failed that no rows are to change
+            more, chance = max(one.more_rows or 0 for one in failed), min(one.chance or 0.0 for one in failed)
+            yield OpenQuestion("test", RowsNeeded(more, chance), n_test)
 
 
 def _in_file(project: Project, question: OpenQuestion) -> tuple[str, int]:

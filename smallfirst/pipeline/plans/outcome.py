@@ -175,18 +175,15 @@ def _not_live(project: Project, run_folder: RunFolder) -> dict[str, Any]:
 
 
 def _why_not(project: Project, run_folder: RunFolder) -> str:
-    trials, certified = PlanTrials.of(run_folder).trials, _certified(project, run_folder)
+    certified = _certified(project, run_folder)
     if certified is not None:
         return f"what is right cannot be told from what is wrong well enough: {certified.certificate.why}"
-    if trials:
-        nearest = trials[0]
-        check = max(nearest.failed_checks, key=lambda one: one.shortfall)
-        title = get_candidate(nearest.candidate).title
-        why = f"no candidate may go live alone, and “{title}” first misses “{check.requirement}”"
-        return f"{why} ({check.measured})" if check.name != PROMISE else why
-    verdict = nearest_to_passing(run_folder.verdicts().verdicts)
-    if not verdict.failed_checks:
+    trials = PlanTrials.of(run_folder).trials
+    nearest = trials[0] if trials else nearest_to_passing(run_folder.verdicts().verdicts)
+    check, title = nearest.furthest_off, get_candidate(nearest.candidate).title
+    if check is None:
         return ""
-    check = max(verdict.failed_checks, key=lambda one: one.shortfall)
-    title = get_candidate(verdict.candidate).title
-    return f"“{title}” comes nearest and misses “{check.requirement}” ({check.measured})"
+    if not trials:
+        return f"“{title}” comes nearest and misses “{check.requirement}” ({check.measured})"
+    why = f"no candidate may go live alone, and “{title}” first misses “{check.requirement}”"
+    return why if check.name == PROMISE else f"{why} ({check.measured})"

@@ -36,9 +36,9 @@ def _go_live(data: ReportData, paths: tuple[PathCost, ...]) -> str:
 def _nearest(data: ReportData) -> str:
     """Say which requirement the nearest smaller path misses by most, and what would help."""
     verdict = data.verdict(data.focus.candidate)
-    if verdict is None or not verdict.failed_checks:
+    check = verdict.furthest_off if verdict else None
+    if verdict is None or check is None:
         return ""
-    check = max(verdict.failed_checks, key=lambda check: check.shortfall)
     advice = f": {check.advice.rstrip('.')}" if check.advice else ""
     return f" The nearest, “{path_name(verdict.candidate)}”, fails “{check.requirement}”{advice}."
 
