@@ -24,6 +24,7 @@ from smallfirst.evaluation.evaluate import EvaluationSetup as EvaluationSetup
 from smallfirst.evaluation.evaluate import compare as compare
 from smallfirst.evaluation.evaluate import evaluate as evaluate
 from smallfirst.evaluation.out_of_fold import FoldAnswers as FoldAnswers
+from smallfirst.evaluation.out_of_fold import RawAnswer as RawAnswer
 from smallfirst.evaluation.results import Comparison as Comparison
 from smallfirst.evaluation.results import EvaluatedRow as EvaluatedRow
 from smallfirst.evaluation.results import Evaluation as Evaluation
@@ -38,7 +39,9 @@ from smallfirst.gate.verdict import Verdict as Verdict
 from smallfirst.models.catalog import find_weights as find_weights
 from smallfirst.models.confidence import Calibration as Calibration
 from smallfirst.models.confidence import IsotonicCurve as IsotonicCurve
+from smallfirst.models.linear.scope import ScopeParameters as ScopeParameters
 from smallfirst.models.loading import load_model as load_model
+from smallfirst.models.manifest import Int8Check as Int8Check
 from smallfirst.models.manifest import Manifest as Manifest
 from smallfirst.models.protocol import Capability as Capability
 from smallfirst.models.protocol import Chunk as Chunk

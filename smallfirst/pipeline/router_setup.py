@@ -103,7 +103,7 @@ def challenger_stages(file: TaskFile, version: int | None = None) -> tuple[Stage
 
 
 def fit_profile(project: Project, run_folder: RunFolder) -> TaskProfile | None:
-    """Fit and save the profile that tells the task's requests from others; return it if `routing.domain` serves it."""
+    """Fit and save the profile that tells the task's requests from others; return it if it is served."""
     encoder = None
     if any(candidate.uses_sentence_encoder for candidate in fitted_candidates(project, run_folder)):
         from smallfirst.models.encoder.sentence_encoder import open_encoder
@@ -119,12 +119,12 @@ def fit_profile(project: Project, run_folder: RunFolder) -> TaskProfile | None:
         project.progress.log(f"`auto` cannot recognize this task: {error.args[0]}")
         return None
     profile.save(run_folder.path / PROFILE_FOLDER)
-    return None if project.file.routing.domain == "off" else profile
+    return profile if project.file.tells_foreign_requests else None
 
 
 def load_ood_detector(file: TaskFile, run_folder: RunFolder, heads: ConfidenceHeads) -> OodGate | None:
     """Return the domain check; None if it is off, or was not part of the calibration that fitted `heads`."""
-    if file.routing.domain == "off" or not heads.acceptance:
+    if not file.tells_foreign_requests or not heads.acceptance:
         return None
     return OodGate.load(run_folder.path / PROFILE_FOLDER, price=file.prices.machine)
 

@@ -81,13 +81,11 @@ def init(
         from_: a file, folder or address of rows.
         kind: classify, extract, answer or chat; left out: what the rows look like.
         yes: take what is likeliest where the rows leave something open; else raise ConfigError with what to choose.
-        good_enough: accuracy in (0, 1) that is good enough to answer every request: the gate. Left out, task.yaml has a
-            line for it that counts for nothing until somebody writes it.
+        good_enough: the gate, an accuracy in (0, 1); left out, task.yaml has a line for it that counts once written.
         columns: names of columns by role: text, label, labels, target, fields, question, answer, context.
 
     Raises:
-        ConfigError: task.yaml exists already, or nothing in the rows can be an answer.
-        DataError: the rows cannot be read.
+        ConfigError, DataError: task.yaml is there, nothing can be an answer, or the rows cannot be read.
     """
     if from_ is None:
         return read_task_file(write_template(Path(folder), kind or DEFAULT_KIND, good_enough))

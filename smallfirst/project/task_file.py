@@ -175,7 +175,8 @@ class RoutingConfig(Record):
     """Share of the validation rows used to choose (epoch, temperature, domain limit); the others only certify."""
     domain: Literal["scored", "off"] = "scored"
     """Whether foreign requests are told apart: `scored` makes how unlike the task's own rows a request is part of the
-    confidence, with `data.open_ended` or bundled requests as the foreign ones."""
+    confidence, with `data.open_ended` or bundled requests as the foreign ones. Without a large model it is `off`, unless
+    the file says `scored`, what is foreign or what such requests get: nobody else could answer them."""
     out_of_scope: OutOfScope = OutOfScope()
     """What is answered to a request that is not the task's where there is no large model: never a certified label."""
     policies: tuple[AnyPolicy, ...] = ()
@@ -259,6 +260,18 @@ class TaskFile(Record):
     def binds_answers(self) -> bool:
         """True if the file sets a guarantee and a large model: what it does not cover goes there."""
         return self.large is not None and "guarantee" in self.routing.model_fields_set
+
+    @property
+    def tells_foreign_requests(self) -> bool:
+        """True if foreign requests are told apart: there is a large model for them, or the file asks for it.
+
+        It asks with `routing.domain`, `routing.out_of_scope`, `data.open_ended` or `max_foreign_share`. Where nobody
+        could answer them, telling them apart would only refuse some of the task's own requests.
+        """
+        routing = self.routing
+        asked = routing.model_fields_set & {"domain", "out_of_scope"} or self.data.open_ended is not None
+        wanted = self.large is not None or asked or routing.guarantee.max_foreign_share > 0
+        return routing.domain != "off" and bool(wanted)
 
     @pydantic.model_validator(mode="before")
     @classmethod

@@ -270,3 +270,21 @@ def test_the_ladder_says_what_is_trained_and_what_can_go_live(tmp_path: Path) ->
     }
     for text, message in cases.items():
         assert message in refused(written(tmp_path, MINIMAL + text))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, False),
+        ({"large": {"recorded": "large.jsonl"}}, True),
+        ({"large": {"recorded": "large.jsonl"}, "routing": {"domain": "off"}}, False),
+        ({"routing": {"domain": "scored"}}, True),
+        ({"routing": {"guarantee": {"max_error": 0.1, "max_foreign_share": 0.05}}}, True),
+        ({"data": {"train": "train.jsonl", "open_ended": "open.jsonl"}}, True),
+    ],
+)
+def test_foreign_requests_are_told_apart_only_where_somebody_answers_them_or_asked_for_it(
+    settings: dict[str, Any], told: bool
+) -> None:
+    file = TaskFile.model_validate({"name": "desk", "data": {"train": "train.jsonl"}} | settings)
+    assert file.tells_foreign_requests is told
