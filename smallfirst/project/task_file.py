@@ -175,8 +175,8 @@ class RoutingConfig(Record):
     """Share of the validation rows used to choose (epoch, temperature, domain limit); the others only certify."""
     domain: Literal["scored", "off"] = "scored"
     """Whether foreign requests are told apart: `scored` makes how unlike the task's own rows a request is part of the
-    confidence, with `data.open_ended` or bundled requests as the foreign ones. Without a large model it is `off`, unless
-    the file says `scored`, what is foreign or what such requests get: nobody else could answer them."""
+    confidence, with `data.open_ended` or bundled requests as the foreign ones. Without a large model it is `off`,
+    unless the file says `scored`, what is foreign or what such requests get: nobody else could answer them."""
     out_of_scope: OutOfScope = OutOfScope()
     """What is answered to a request that is not the task's where there is no large model: never a certified label."""
     policies: tuple[AnyPolicy, ...] = ()
