@@ -1,9 +1,9 @@
-"""How many rows to label: one number for all that a run left open, and the chance that as many decide it.
+"""How many rows to label: one number for what a run left open, and the chance that as many decide it.
 
 A part (test or calibration) that is split off a file grows with the file, so the number is of rows to add to the files
-as the user has them. Of several open questions the one that takes most rows decides the number, and the least likely
-one the chance: they are about the same answers, and rise and fall together. What no number of rows is likely to decide
-(`sample_size.UNLIKELY`) is left out, and said where it failed.
+as the user has them. Something goes live by a gate or by a certificate, so of these open questions the one that takes
+fewest rows decides. What no number of rows is likely to decide (`sample_size.UNLIKELY`) is left out, and said where it
+failed.
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ class OpenQuestion(NamedTuple):
 def labels_needed(
     project: Project, run_folder: RunFolder, *, trials: Sequence[Verdict] = (), live: bool = False
 ) -> LabelsNeeded | None:
-    """Return the fewest rows that are likely to decide all that a gated run left open; None if no number is.
+    """Return the fewest rows that are likely to put something live, or to show a promise; None if no number is.
 
     `trials`: the verdicts on plans that keep a part small. `live`: something goes live, and only a promise may be open.
     """
     large = run_folder.evaluation("large", "test")
     price = large.cost_usd_per_1k / 1000 if large is not None and large.cost_usd_per_1k > 0 else None
-    return rows_to_label(project, list(_open(project, run_folder, trials, live=live)), usd_by_large=price)
+    ways = [rows_to_label(project, [one], usd_by_large=price) for one in _open(project, run_folder, trials, live=live)]
+    return min(filter(None, ways), key=lambda way: way.n_data_rows, default=None)
 
 
 def rows_to_label(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from fixtures.preflight import project_of
 
-from smallfirst.pipeline.plans.labels_needed import OpenQuestion, rows_to_label
+from smallfirst.pipeline.plans.labels_needed import OpenQuestion, labels_needed, rows_to_label
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
+from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import read_task_file
 from smallfirst.stats.sample_size import RowsNeeded
 
@@ -38,6 +40,18 @@ def test_of_one_file_the_question_that_takes_most_rows_decides_and_the_least_cha
     both = rows_to_label(project, [question("calibration", 3 * n_cal, 0.75, 2 * n_cal)])
     assert both is not None
     assert both.n_data_rows == 300
+
+
+def test_of_a_gate_and_a_certificate_the_one_that_takes_fewer_rows_puts_something_live(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, run_folder = one_file(tmp_path), RunFolder(tmp_path / "run")
+    n_test, n_cal = len(project.rows.test), len(project.rows.calibration)
+    ways = [question("calibration", 40 * n_cal, 0.75, n_cal), question("test", n_test, 0.6, n_test)]
+    monkeypatch.setattr("smallfirst.pipeline.plans.labels_needed._open", lambda *_, **__: iter(ways))
+    found = labels_needed(project, run_folder)
+    assert found is not None
+    assert (found.n_data_rows, found.chance) == (200, 0.6)
 
 
 def test_files_of_their_own_grow_by_what_each_lacks(tmp_path: Path) -> None:
