@@ -7,7 +7,7 @@ rows that choose fit heads, gain and the domain limit; calibration and, where th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -41,7 +41,7 @@ from smallfirst.pipeline.router_setup import (
 )
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.project.candidates import get_candidate
-from smallfirst.project.project import Project, shown_as
+from smallfirst.project.project import Project, own_validation, shown_as
 from smallfirst.project.run_folder import CERTIFICATE, Promotion, RunFolder
 from smallfirst.records import Record, fingerprint
 from smallfirst.registry import versions
@@ -155,7 +155,7 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
     joined, binds = find_joined(project, run_folder, candidate), project.file.binds_answers
     heads, confidences, foreign = asyncio.run(_fit_heads(project, run_folder, candidate, joined.rows))
     candidates = {**{name: name for name in routing.ahead}, FINE_TUNED: candidate}
-    selection = _selection_drafts(run_folder, candidates, confidences)
+    selection = _selection_drafts(run_folder, candidates, confidences, like=_like_calibration(project))
     rows = asyncio.run(build_calibration_set(project, run_folder, joined, candidates, heads, confidences))
     certificate = certify(
         rows.drafts,
@@ -212,23 +212,33 @@ def attach_certified(promotion: Promotion, found: Certified, run_folder: RunFold
 
 
 def _selection_drafts(
-    run_folder: RunFolder, candidates: Mapping[str, str], confidences: Mapping[str, Mapping[str, float]]
+    run_folder: RunFolder,
+    candidates: Mapping[str, str],
+    confidences: Mapping[str, Mapping[str, float]],
+    *,
+    like: Collection[str] | None = None,
 ) -> list[Evaluation] | None:
     """Return the stages' answers to the rows that choose; None if one was not evaluated on them.
 
-    Rows that not every stage has answered without having seen them are left out.
+    Rows that not every stage has answered without having seen them are left out, and those with other keys than `like`.
     """
     found = [(stage, chosen_by(run_folder, candidate)) for stage, candidate in candidates.items()]
     there = [(stage, one) for stage, one in found if one is not None]
     if len(there) < len(found):
         return None
     common = set.intersection(*({row.key for row in one.rows} for _, one in there))
+    common = common if like is None else common & set(like)
     drafts = []
     for stage, one in there:
         rows = tuple(row for row in one.rows if row.key in common)
         scores = {key: value for key, value in confidences.get(stage, {}).items() if key in common}
         drafts.append(with_confidences(one.model_copy(update={"rows": rows}), scores))
     return drafts
+
+
+def _like_calibration(project: Project) -> set[str] | None:
+    """Return the keys of the rows that choose and are like those that certify; None if all are."""
+    return {example.key for example in project.rows.selection.examples} if own_validation(project) else None
 
 
 def _portion(

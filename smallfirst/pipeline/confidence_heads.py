@@ -23,7 +23,7 @@ from smallfirst.evaluation.out_of_fold import FoldAnswers
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.pipeline.large_model import answers_so_far
-from smallfirst.project.project import Project
+from smallfirst.project.project import Project, own_validation
 from smallfirst.records import Record
 from smallfirst.routing.confidence_head import DraftHead
 from smallfirst.routing.gain import LARGE, SMALL, GainModel
@@ -91,10 +91,13 @@ async def fit_heads(
 
 
 async def _held_out(project: Project, stages: Sequence[Stage], folds: Mapping[str, FoldAnswers]) -> HeldOut:
-    """Return every stage's answers to training and selection rows out of fold; if one has none, to selection rows."""
+    """Return every stage's answers to training and selection rows out of fold.
+
+    To selection rows alone if a stage has none, or if training rows may be unlike those that certify.
+    """
     rows, n = project.rows.development, len(project.rows.selection)
     known = {name: one.completions(name) for name, one in folds.items()}
-    if all(stage.name in known for stage in stages):
+    if all(stage.name in known for stage in stages) and not own_validation(project):
         return HeldOut(rows, known)
     rows = project.rows.selection
     asked = {s.name: known[s.name][-n:] if s.name in known and n else await drafts_of(s, rows) for s in stages}

@@ -15,7 +15,7 @@ from smallfirst.models.manifest import MANIFEST, int8_allowed, read_manifest
 from smallfirst.models.protocol import Model
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads, load_gain
 from smallfirst.project.candidates import fits_in_folds, fitted_candidates
-from smallfirst.project.project import Project
+from smallfirst.project.project import Project, own_validation
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.small_model import load_small
 from smallfirst.project.task_file import TaskFile
@@ -114,7 +114,9 @@ def fit_profile(project: Project, run_folder: RunFolder) -> TaskProfile | None:
     rows = project.rows
     try:
         n_folds = PROFILE_FOLDS if fits_in_folds(project) else 0
-        profile = fit_task_profile(rows.train, rows.selection, encoder=encoder, n_folds=n_folds)
+        profile = fit_task_profile(
+            rows.train, rows.selection, encoder=encoder, n_folds=n_folds, by_selection=own_validation(project)
+        )
     except DataError as error:
         project.progress.log(f"`auto` cannot recognize this task: {error.args[0]}")
         return None

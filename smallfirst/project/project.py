@@ -24,6 +24,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+MIN_OWN_ROWS = 20
+"""Selection rows of a file of their own from which they alone choose limits and starts."""
+
+
 class Project(NamedTuple):
     """A task file with the rows and the task it describes."""
 
@@ -50,6 +54,15 @@ class Project(NamedTuple):
                 rows = with_harvested(rows, file.path(path), columns=file.data.columns, labels=task.closed)
             rows = with_relabels(with_canonical_answers(rows, task, file.data), file, task)
             return cls(file, with_independent_calibration(rows), task, progress)
+
+
+def own_validation(project: Project) -> bool:
+    """Return True if only selection rows are sure to be like those that certify: a file of the user's own holds both.
+
+    Rows split from one file, or declared alike (`data.exchangeable`), all are; and few selection rows say too little.
+    """
+    data = project.file.data
+    return data.validation is not None and not data.exchangeable and len(project.rows.selection) >= MIN_OWN_ROWS
 
 
 def labelled_by(project: Project) -> Literal["gold", "large"]:

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+import pytest
 from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.data.dataset import Example
@@ -117,7 +118,10 @@ def folds_of_small(of: Project) -> FoldAnswers:
     return FoldAnswers.fit(answers, rows, Manifest(kind="words", task=of.task, base=""), 5)
 
 
-def test_heads_are_fitted_on_out_of_fold_answers_where_every_stage_has_them(tmp_path: Path) -> None:
+def test_heads_are_fitted_on_out_of_fold_answers_where_every_stage_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smallfirst.pipeline.confidence_heads.own_validation", lambda _: False)  # rows of one file
     of, small, words = project(tmp_path), Stage("small", Small()), Stage("words", Words())
     folds = {"small": folds_of_small(of)}
     _, held = asyncio.run(fit_heads(of, (small,), folds=folds))

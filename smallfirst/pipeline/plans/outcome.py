@@ -105,7 +105,8 @@ def _live(project: Project, run_folder: RunFolder) -> dict[str, Any]:
     share = promised if promised is not None and all_promised else wilson(sum(small), len(small))
     answered = [row.correct for row in routed.rows if row.stage != "person"]
     bill = None if large is None else saving(routed, large)
-    by_gate = plan == "small alone" and not verdict.signed_by and verdict.passed and project.file.sets_gate
+    by_gate = certified.plan == "small alone" and verdict.passed and not verdict.signed_by and project.file.sets_gate
+    by_gate = by_gate and (plan == "small alone" or not certificate.issued)
     measured = run_folder.evaluation(certified.candidate, "test")
     audited = audited_accuracy(project.file.gate, measured, large) if by_gate and measured else None
     return {

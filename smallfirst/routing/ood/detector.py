@@ -260,13 +260,18 @@ class OodGate:
 
 
 def fit_task_profile(
-    train: Dataset, selection: Dataset, *, encoder: tuple[str, SentenceEncoder] | None = None, n_folds: int = 0
+    train: Dataset,
+    selection: Dataset,
+    *,
+    encoder: tuple[str, SentenceEncoder] | None = None,
+    n_folds: int = 0,
+    by_selection: bool = False,
 ) -> TaskProfile:
     """Fit the profile of the task with these rows; its threshold keeps KEEP_SHARE of the selection rows.
 
     Vectors come from `encoder`, given with its name. With `n_folds` the profile is of all rows, and its threshold of
-    all rows as profiles of the other folds measure them. With fewer than MIN_ROWS selection rows a fifth of the
-    training rows joins them. Raise DataError if there are too few rows for that.
+    all rows as profiles of the other folds measure them, or of the selection rows alone `by_selection`. With fewer than
+    MIN_ROWS selection rows a fifth of the training rows joins them. Raise DataError if there are too few rows for that.
     """
     all_rows = train.subset("development", (*train.examples, *selection.examples))
     folds = folds_of(all_rows, n_folds) if n_folds and len(all_rows) >= 2 * MIN_ROWS else []
@@ -286,12 +291,13 @@ def fit_task_profile(
         train, selection = _with_enough_selection(train, selection)
         text_features, scorer = _fit_parts(train, encoder)
         raw = _raw_scores(text_features, scorer, _texts(selection))
+    own = raw.last(len(selection)) if by_selection and len(folds) > 1 else raw
     several = any(sum(m.role != "system" for m in e.messages) > 1 for e in train.examples)
-    words = ScoreFusion.fit(raw.words)
+    words = ScoreFusion.fit(own.words)
     parameters = ProfileParameters(limit=KEEP_SHARE, grey=GREY_ZONE, conversations=several, words=words)
     if encoder is not None:
-        columns = _columns(words, raw)
-        fused, scores = ScoreFusion.fit(columns), words.ood_score(raw.words)
+        columns = _columns(words, own)
+        fused, scores = ScoreFusion.fit(columns), words.ood_score(own.words)
         nonconformity = fused.nonconformity(columns)
         inside = (scores > GREY_ZONE[0]) & (scores < GREY_ZONE[1])
         within = ConformalScorer.fit(nonconformity[inside] if inside.any() else nonconformity)
@@ -308,6 +314,9 @@ class _RawScores(NamedTuple):
     """Text features (texts, features)."""
     states: np.ndarray | None
     """State features (texts, features); None without an encoder."""
+
+    def last(self, n: int) -> _RawScores:
+        return _RawScores(self.words[-n:], None if self.states is None else self.states[-n:])
 
 
 def _fit_parts(train: Dataset, encoder: tuple[str, Any] | None) -> tuple[TextFeatures, StateScorer | None]:
