@@ -27,6 +27,7 @@ from smallfirst.models.protocol import Completion, Request
 from smallfirst.paths import state_of
 from smallfirst.pipeline.calibrate import CERTIFIED, KNOWN_TEXTS, Certified, KnownTexts
 from smallfirst.pipeline.confidence_heads import with_confidences
+from smallfirst.pipeline.plans.choosing import chosen_by
 from smallfirst.pipeline.plans.joined_rows import LOOKS
 from smallfirst.project.candidates import get_candidate
 from smallfirst.project.run_folder import CERTIFICATE, OUTCOME, RunFolder
@@ -252,7 +253,7 @@ def _look(file: TaskFile, version: ModelVersion, run_folder: RunFolder, rows: Se
         model_fingerprint=before.model_fingerprint,
         labels="large",
         looks=run_folder.path.parent / LOOKS,
-        selection=_counted(run_folder.evaluation(candidate, "selection"), certified.confidence),
+        selection=_counted(chosen_by(run_folder, candidate), certified.confidence),
         alone=False,
         foreign=certified.foreign,
         portion="large",
@@ -314,8 +315,7 @@ def _outcome(known: Outcome, version: ModelVersion, look: SecondLook, *, large: 
         "rest": "large",
         "watched_by": "large",
         "why": "",
-        "n_kept": 0,
-        "n_kept_wrong": 0,
+        "audited": None,
         "labels_needed": None,
         "gate_line": "",
     }

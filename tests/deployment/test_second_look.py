@@ -20,6 +20,7 @@ from smallfirst.deployment.auditing import outcome_of
 from smallfirst.deployment.monitoring_routes import _status
 from smallfirst.deployment.second_look import Readiness, SecondLook, SecondLooks, looks_again, read_look, take
 from smallfirst.deployment.task_deployment import audited_router
+from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.outcome import Outcome
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.models.wrappers import CallableModel
@@ -90,7 +91,7 @@ def toy(tmp_path: Path, empty_store: Path) -> Toy:
     (tmp_path / "task.yaml").write_text(json.dumps(settings))
     run = RunFolder.new("toy")
     rows = [evaluated_row(f"c{i}", "a", "a", text=f"known {i}", confidence=0.5) for i in range(20)]
-    for part in ("calibration", "selection"):
+    for part in ("calibration", "choosing"):
         run.save_evaluation(evaluation_of(rows, candidate="words", split=part))
     drafts, confidence = evaluation_of(rows, candidate="words"), {row.key: 0.9 for row in rows}
     looks = run.path.parent / LOOKS
@@ -117,9 +118,17 @@ def toy(tmp_path: Path, empty_store: Path) -> Toy:
     return Toy(read_task_file(tmp_path / "task.yaml"), version, run, before)
 
 
-def test_it_counts_calibration_rows_and_shadow_at_the_large_portion_and_goes_live(toy: Toy) -> None:
+def test_it_counts_calibration_rows_and_shadow_at_the_large_portion_and_goes_live(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert not toy.before.issued
+    chose: list[Evaluation] = []
+    monkeypatch.setattr(
+        "smallfirst.deployment.second_look.certify",
+        lambda *given, **more: (chose.append(more["selection"]), certify(*given, **more))[1],
+    )
     look, words = toy.take(toy.shadow(60))
+    assert [len(one.rows) for one in chose] == [20]  # the rows that choose the start, out of fold
     assert toy.looks == [(1, "small"), (2, "large")]
     assert (look.certificate.n_labels, look.n_shadow, look.replaces) == (80, 60, True)
     assert look.certificate.level == pytest.approx(0.04)

@@ -43,6 +43,10 @@ def test_the_answers_to_selection_rows_choose_the_start_if_every_stage_has_them(
     found = _selection_drafts(run, {"words": "words", "small": "encoder"}, {"small": {"row-1": 0.7}})
     assert found is not None
     assert [draft.rows[0].confidence for draft in found] == [0.4, 0.7]
+    of_train = evaluation_of([*first.rows, evaluated_row("row-0", "a", "b")], candidate="words", split="choosing")
+    run.save_evaluation(of_train)
+    kept = [_selection_drafts(run, {"small": "words"}, {}, like=like) for like in (None, {"row-1"})]
+    assert [len(one[0].rows) for one in kept if one] == [2, 1]
 
 
 def measured_on_test(run_folder: RunFolder, candidate: str, right: int, *, stages: int = 0) -> None:

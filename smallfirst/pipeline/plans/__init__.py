@@ -1,1 +1,1 @@
-"""Plans: what may go live, chosen by worth, certified on calibration rows, confirmed on test rows."""
+"""Plans: what may go live, chosen by worth, confirmed on test rows, certified on calibration and test rows."""

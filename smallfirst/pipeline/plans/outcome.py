@@ -10,7 +10,7 @@ import yaml
 from smallfirst.gate.audited import AuditedAccuracy, audited_accuracy
 from smallfirst.gate.limits import saving, stays_small
 from smallfirst.gate.outcome import Outcome
-from smallfirst.gate.verdict import nearest_to_passing
+from smallfirst.gate.verdict import Verdict, nearest_to_passing
 from smallfirst.pipeline.calibrate import CERTIFIED, Certified
 from smallfirst.pipeline.plans.labels_needed import PROMISE, labels_needed
 from smallfirst.pipeline.plans.small_first import PlanTrials
@@ -105,10 +105,9 @@ def _live(project: Project, run_folder: RunFolder) -> dict[str, Any]:
     share = promised if promised is not None and all_promised else wilson(sum(small), len(small))
     answered = [row.correct for row in routed.rows if row.stage != "person"]
     bill = None if large is None else saving(routed, large)
-    by_gate = certified.plan == "small alone" and verdict.passed and not verdict.signed_by and project.file.sets_gate
-    by_gate = by_gate and (plan == "small alone" or not certificate.issued)
     measured = run_folder.evaluation(certified.candidate, "test")
-    audited = audited_accuracy(project.file.gate, measured, large) if by_gate and measured else None
+    by_gate = holds_to_gate(project, certified, verdict, all_small=plan == "small alone")
+    audited = audited_accuracy(project.file.gate, measured, large) if measured is not None and by_gate else None
     return {
         **_named(certified.candidate),
         "kind": plan,
@@ -126,6 +125,16 @@ def _live(project: Project, run_folder: RunFolder) -> dict[str, Any]:
         "why": "" if certificate.issued else certificate.why,
         "labels_needed": labels_needed(project, run_folder, live=True),
     }
+
+
+def holds_to_gate(project: Project, certified: Certified, verdict: Verdict, *, all_small: bool) -> bool:
+    """Return True if audits hold small answers to the gate's accuracy: the candidate passed one that somebody wrote.
+
+    `all_small`: it answers every request of the task. Where it does not, a certificate decides what it answers, and is
+    what audits watch; without one, the domain check alone sends some on.
+    """
+    passed = certified.plan == "small alone" and verdict.passed and not verdict.signed_by and project.file.sets_gate
+    return passed and (all_small or not certified.certificate.issued)
 
 
 def _judge(

@@ -79,3 +79,13 @@ def test_in_folds_a_row_is_measured_by_a_profile_that_does_not_know_it(tmp_path:
     assert measured[1:] == profile.measure(list(UNSEEN_OTHER))
     profile.save(tmp_path / "signature")
     assert OodGate.load(tmp_path / "signature") is not None
+
+
+def test_by_selection_rows_odd_training_rows_do_not_loosen_the_limit() -> None:
+    words = ("zebra", "quartz", "mango", "violin") * 12
+    odd = dataset([f"{word} {n} unlike {word * 2}" for n, word in enumerate(words)], "a")
+    nearly = ("the parcel does not work", "where is my dog", "i lost the keys yesterday", "why was a train late")
+    train = OWN.subset("train", (*OWN.examples, *odd.examples))
+    selection = dataset([wish.format(f"{thing} {n}") for wish in WISHES for thing in THINGS for n in range(2)], "a")
+    loose, strict = (fit_task_profile(train, selection, n_folds=5, by_selection=by) for by in (False, True))
+    assert sum(strict.word_scores(nearly)) > sum(loose.word_scores(nearly))
