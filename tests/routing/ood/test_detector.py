@@ -7,7 +7,7 @@ from pathlib import Path
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.models.protocol import Request
-from smallfirst.routing.ood.detector import OodGate, fit_task_profile
+from smallfirst.routing.ood.detector import KEEP_SHARE, OodGate, fit_task_profile
 from smallfirst.routing.types import OodScore
 
 THINGS = ("card", "refund", "pin", "transfer", "top-up", "fee")
@@ -22,6 +22,7 @@ OTHER = (
     "summarise the plot of Hamlet",
     "write a python function that sorts names",
 )
+DOINGS = ("jumps", "swims", "flies", "sings", "digs", "waits", "runs", "hides", "climbs")
 UNSEEN_OTHER = (
     "write a short poem about autumn",
     "explain how a child learns a language",
@@ -82,10 +83,10 @@ def test_in_folds_a_row_is_measured_by_a_profile_that_does_not_know_it(tmp_path:
 
 
 def test_by_selection_rows_odd_training_rows_do_not_loosen_the_limit() -> None:
-    words = ("zebra", "quartz", "mango", "violin") * 12
-    odd = dataset([f"{word} {n} unlike {word * 2}" for n, word in enumerate(words)], "a")
-    nearly = ("the parcel does not work", "where is my dog", "i lost the keys yesterday", "why was a train late")
+    odd = dataset([f"{animal} {does}" for animal in ("zebra", "otter", "lynx", "crow") for does in DOINGS], "a")
+    nearly = ("the parcel does not work", "where is my dog", "i lost the keys yesterday")
     train = OWN.subset("train", (*OWN.examples, *odd.examples))
     selection = dataset([wish.format(f"{thing} {n}") for wish in WISHES for thing in THINGS for n in range(2)], "a")
     loose, strict = (fit_task_profile(train, selection, n_folds=5, by_selection=by) for by in (False, True))
-    assert sum(strict.word_scores(nearly)) > sum(loose.word_scores(nearly))
+    told = [sum(profile.word_scores(nearly) > KEEP_SHARE) for profile in (loose, strict)]
+    assert told == [1, 3]
