@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from benchmarks.accuracy.plain_sets import Case, read_case
 
+from benchmarks.accuracy.plain_sets import Case, read_case
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.sources.load import load_rows
 from smallfirst.evaluation.calibration import expected_calibration_error
