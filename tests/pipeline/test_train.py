@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("module_home")
 LADDER = ("words", "encoder", "tuned")
 
 
-def few_rows(folder: Path, encoder: Path) -> Project:
+def few_rows(folder: Path, encoder: Path, **more: Any) -> Project:
     """54 training and 4 selection rows of three labels, told apart by a word."""
     things = ("card", "fee", "pin")
     rows = [
@@ -32,7 +33,7 @@ def few_rows(folder: Path, encoder: Path) -> Project:
     ]
     (folder / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     small = {"encoder": str(encoder), "encoder_training": {"duration": "2ep", "batch_tokens": 256}}
-    values = {"name": "desk", "data": {"train": "few.jsonl"}, "ladder": list(LADDER), "small": small}
+    values = {"name": "desk", "data": {"train": "few.jsonl"}, "ladder": list(LADDER), "small": small, **more}
     (folder / "task.yaml").write_text(json.dumps(values))
     return Project.read(read_task_file(folder / "task.yaml"), Progress(quiet=True))
 
@@ -40,7 +41,7 @@ def few_rows(folder: Path, encoder: Path) -> Project:
 def test_few_rows_are_answered_out_of_fold_and_then_fitted_together(
     tmp_path: Path, tiny_encoder_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project = few_rows(tmp_path, tiny_encoder_folder)
+    project = few_rows(tmp_path, tiny_encoder_folder, routing={"small": "tuned"})  # fitted whatever its folds say
     rows, answered = project.rows.development, Counter[str]()
     for name in LADDER:
         candidate = get_candidate(name)
@@ -79,6 +80,20 @@ def test_few_rows_are_answered_out_of_fold_and_then_fitted_together(
     assert (run.n_train, run.best_epoch) == (len(rows), tuned.best_epoch)
     assert [score for _, score in run.validation_curve] == list(tuned.curve[: len(run.validation_curve)])
     assert not (run_folder.path / "folds" / "tuned" / "training").exists()
+
+
+def test_a_fine_tune_that_will_not_win_ends_with_its_first_fold(tmp_path: Path, tiny_encoder_folder: Path) -> None:
+    project = few_rows(tmp_path, tiny_encoder_folder)
+    run_folder = train_stage(project)
+    found = run_folder.fitted()
+    assert found is not None
+    assert found.fitted == ("words", "encoder")
+    assert re.fullmatch(
+        r"it is right on 0\.\d{3} of the first \d\d rows answered out of fold, (words|encoder) on (0\.9\d\d|1\.000)",
+        found.left_out["tuned"],
+    )
+    assert [path.name for path in (run_folder.path / "folds" / "tuned").iterdir()] == ["1.json"]
+    assert not run_folder.model_folder("tuned").exists()
 
 
 def test_from_a_thousand_rows_on_selection_rows_choose(tmp_path: Path, tiny_encoder_folder: Path) -> None:

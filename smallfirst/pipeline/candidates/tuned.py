@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import shutil
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Literal, cast
 
 from smallfirst.data.dataset import Dataset, sample_rows
+from smallfirst.errors import NothingGained
+from smallfirst.evaluation.evaluate import score_row
 from smallfirst.evaluation.out_of_fold import FoldAnswers, folds_of
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.spans.alignment import learn_plan
 from smallfirst.pipeline.candidates.fine_tune import choose_precision, fine_tune
-from smallfirst.pipeline.candidates.linear import calibrate, finish_refit
-from smallfirst.project.candidates import Candidate
+from smallfirst.pipeline.candidates.linear import LinearCandidate, calibrate, finish_refit
+from smallfirst.project.candidates import Candidate, fitted_candidates
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import FOLDS, RunFolder
+from smallfirst.stats.intervals import paired_difference
 from smallfirst.tasks.answer import Answer, split_context
 from smallfirst.tasks.extract import Extract
 
@@ -31,6 +36,10 @@ MAX_ROWS = 1000
 """Training rows from which is judged whether values stand in the texts; every stage of a run asks."""
 MIN_SHARE = 0.9
 """Least share of the answers that stand in their context."""
+
+FEWER_ROWS = 0.01
+"""Accuracy that a fine-tune may lose in a fold since it learns there from two thirds of the rows, a linear model from
+four fifths."""
 
 _JUDGED: dict[tuple[str, str], str] = {}
 """Why a task's fields cannot be marked, by the task and the fingerprint of its rows."""
@@ -60,7 +69,10 @@ class TunedEncoder(Candidate):
         self.finish(project, folder)
 
     def out_of_fold(self, project: Project, run_folder: RunFolder) -> FoldAnswers:
-        """Fine-tune once for each fold; a fold that was finished before an interruption is not trained again."""
+        """Fine-tune once for each fold; a fold that was finished before an interruption is not trained again.
+
+        Raise NothingGained once the folds so far show that it will not win.
+        """
         from smallfirst.training.recipes.folds import FoldRecipe, ReadFold, join_folds
 
         rows, place = project.rows.development, run_folder.path / FOLDS / self.name
@@ -76,11 +88,44 @@ class TunedEncoder(Candidate):
                 recipe.found.model_copy(update={"int8": checked}).save(done)
             read.append(ReadFold.load(done))
             precision = precision or read[-1].int8
-        joined = join_folds(folds, read)
-        manifest = read[0].manifest
-        found = FoldAnswers.fit(joined.answers, rows, manifest, len(folds), curve=joined.curve, int8=precision)
-        shutil.rmtree(place / "training", ignore_errors=True)
+            shutil.rmtree(place / "training", ignore_errors=True)
+            joined = join_folds(folds[:number], read)
+            answered = rows.subset("answered so far", tuple(rows.examples[i] for i in joined.answers))
+            found = FoldAnswers.fit(
+                list(joined.answers.values()),
+                answered if number < len(folds) else rows,
+                read[0].manifest,
+                len(folds),
+                curve=joined.curve,
+                int8=precision,
+            )
+            if number < len(folds):
+                self._require_a_chance(project, run_folder, found, answered)
         return found
+
+    def _require_a_chance(self, project: Project, run_folder: RunFolder, found: FoldAnswers, rows: Dataset) -> None:
+        """Raise NothingGained if a linear candidate, without an encoder or on the same one, is clearly better."""
+        place = {example.key: i for i, example in enumerate(project.rows.development.examples)}
+
+        def scores(name: str, answers: FoldAnswers, at: Sequence[int]) -> list[float]:
+            given = answers.completions(name)
+            return [
+                score_row(example, given[i], project.task, name).score
+                for example, i in zip(rows.examples, at, strict=True)
+            ]
+
+        own = scores(self.name, found, range(len(rows)))
+        for other in fitted_candidates(project, run_folder):
+            same = isinstance(other, LinearCandidate) and other.encoder_setting in ("", self.encoder_setting)
+            answers = run_folder.folds(other.name) if same and project.file.goes_live != self.name else None
+            if answers is None or answers.dataset_fingerprint != project.rows.development.content_fingerprint:
+                continue
+            theirs = scores(other.name, answers, [place[example.key] for example in rows.examples])
+            if paired_difference(theirs, own, confidence=0.8).low > FEWER_ROWS:
+                raise NothingGained(
+                    f"it is right on {fmean(own):.3f} of the first {len(rows)} rows answered out of fold, "
+                    f"{other.name} on {fmean(theirs):.3f}"
+                )
 
     def refit(self, project: Project, run_folder: RunFolder, folds: FoldAnswers) -> None:
         """Fine-tune on training and selection rows up to the epoch that was best out of fold."""

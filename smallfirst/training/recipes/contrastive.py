@@ -94,7 +94,7 @@ class ContrastiveBackend(EncoderBackend):
     def begin(self, model: SentenceClassifier, rows: Sequence[LabelledRow], config: TrainConfig) -> None:
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
         vectors = torch.zeros(len(rows), model.body.config.hidden_size)
-        model.body.to(torch.bfloat16)
+        super().begin(model, rows, config)
         with torch.inference_mode():
             for start in range(0, len(order), SentenceEncoder.batch_rows):
                 at = order[start : start + SentenceEncoder.batch_rows]

@@ -1,4 +1,7 @@
-"""What encoders that are fine-tuned whole have in common: bf16 while they learn, fp32 while they are judged."""
+"""What encoders that are fine-tuned whole have in common.
+
+They learn in bf16, or in fp32 where the processor is faster so, and are judged in fp32.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import torch
 
 from smallfirst.training.batches import epoch_batches
 from smallfirst.training.config import TrainConfig
+from smallfirst.training.estimates.hardware import encoder_dtype
 from smallfirst.training.loop import MasterAdamW
 
 
@@ -17,7 +21,7 @@ class EncoderBackend:
     """A Backend whose model has the encoder as `body`; a subclass says how it is loaded and saved, and its loss."""
 
     def begin(self, model: Any, rows: Sequence[Any], config: TrainConfig) -> None:
-        model.body.to(torch.bfloat16)
+        model.body.to(encoder_dtype())
 
     def batches(self, rows: Sequence[Any], config: TrainConfig, seed: int) -> list[list[Any]]:
         return epoch_batches(rows, batch_tokens=config.batch_tokens, seed=seed)
@@ -38,4 +42,4 @@ def as_served(model: Any) -> Iterator[None]:
     """Compute in fp32 inside the block, as the model will be served."""
     model.body.float()
     yield
-    model.body.to(torch.bfloat16)
+    model.body.to(encoder_dtype())

@@ -100,8 +100,8 @@ class RefitRecipe(_Wrapped):
 class JoinedFolds(NamedTuple):
     """The folds of one fine-tune together."""
 
-    answers: list[RawAnswer]
-    """To all rows, in their order."""
+    answers: dict[int, RawAnswer]
+    """By place of the row; sorted."""
     curve: list[float]
     """Mean score after each epoch, in [0, 1]."""
 
@@ -118,4 +118,4 @@ def join_folds(folds: Sequence[Fold], read: Sequence[ReadFold]) -> JoinedFolds:
         epoch = best_epoch((weights @ others / weights.sum()).tolist())
         answers |= dict(zip(fold.at, one.answers[epoch - 1], strict=True))
     curve = (sizes @ scores / sizes.sum()).tolist()
-    return JoinedFolds([answers[i] for i in range(len(answers))], curve)
+    return JoinedFolds(dict(sorted(answers.items())), curve)

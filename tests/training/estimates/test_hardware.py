@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
+import torch
 
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
+from smallfirst.training.estimates import hardware
 from smallfirst.training.estimates.hardware import (
     FreeMemory,
+    encoder_dtype,
     encoder_pace,
     free_memory,
     matmul_rate,
@@ -79,3 +83,15 @@ def test_the_pace_is_measured_on_the_texts_that_are_given(tiny_encoder_folder: P
     assert pace.train_s > 0
     assert pace.tokens == sum(len(encoder.tokens(text)) for text in texts) / 3
     assert pace.parameters == sum(p.numel() for p in encoder.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("of_bf16", "of_fp32", "dtype"),
+    [(3.0, 1.0, torch.float32), (1.2, 1.0, torch.bfloat16), (1.0, 2.0, torch.bfloat16)],
+)
+def test_an_encoder_learns_in_fp32_where_the_processor_multiplies_it_clearly_faster(
+    monkeypatch: pytest.MonkeyPatch, of_bf16: float, of_fp32: float, dtype: torch.dtype
+) -> None:
+    times = itertools.accumulate(itertools.cycle([0.0, of_bf16, 0.0, of_fp32]))
+    monkeypatch.setattr(hardware.time, "process_time", lambda: next(times))
+    assert encoder_dtype.__wrapped__() == dtype

@@ -24,6 +24,7 @@ from smallfirst.registry.runs import open_run
 from smallfirst.tasks.classify import Classify
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.loop import MasterAdamW
+from smallfirst.training.recipes import encoder_backend
 from smallfirst.training.recipes.contrastive import (
     CONTRASTIVE_WEIGHT,
     TEMPERATURE,
@@ -158,7 +159,17 @@ def test_the_encoder_itself_has_moved(tuned: Run, tiny_encoder_folder: Path) -> 
     before = load_file(tiny_encoder_folder / "model.safetensors")
     after = load_file(tuned.folder / ENCODER_FOLDER / "model.safetensors")
     name = "encoder.layer.1.output.dense.weight"
-    assert not torch.equal(before[name].bfloat16(), after[name])
+    assert (before[name].float() - after[name].float()).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_it_is_kept_in_the_precision_that_it_learnt_in(
+    recipe: EncoderRecipe, tiny_encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Any
+) -> None:
+    monkeypatch.setattr(encoder_backend, "encoder_dtype", lambda: dtype)
+    kept = tune(recipe, tiny_encoder_folder, tmp_path)
+    weights = load_file(kept.folder / ENCODER_FOLDER / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {dtype}
 
 
 def test_what_is_served_reads_as_much_of_a_text_as_was_taught(tuned: Run) -> None:
