@@ -24,9 +24,10 @@ from smallfirst.models.local.token_batches import PackedRows, gather_rows, pack_
 from smallfirst.models.local.weights import load_causal, weights_fingerprint
 from smallfirst.training.batches import LOSS_TARGETS, TokenizedRow, epoch_batches, micro_batches
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.device import checkpoint_layers, compile_layers, use_fast_kernels
+from smallfirst.training.device import checkpoint_layers, compile_layers, learn_in_fp32, use_fast_kernels
 from smallfirst.training.distributed.group import loss_of, own_parts
-from smallfirst.training.estimates.memory import needs_checkpointing
+from smallfirst.training.estimates.hardware import training_dtype
+from smallfirst.training.estimates.memory import fits_in_fp32, needs_checkpointing
 from smallfirst.training.loop import MasterAdamW
 
 MIN_SHARED_PREFIX_TOKENS = 2
@@ -62,6 +63,9 @@ class CausalBackend:
     def begin(self, model: Any, rows: Sequence[TokenizedRow], config: TrainConfig) -> None:
         if needs_checkpointing(self.size, config, rows):
             checkpoint_layers(model)
+        alone = model.device.type == "cpu" and not dist.is_initialized()
+        if alone and training_dtype() == torch.float32 and fits_in_fp32(self.size, config, rows):
+            learn_in_fp32(model)
         if self.frozen is not None:
             self.frozen.fill(model, rows)
 

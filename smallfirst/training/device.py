@@ -1,8 +1,10 @@
-"""Fit a causal model to the device that trains it: checkpointed layers, faster kernels, compiled layers."""
+"""Fit a causal model to the device that trains it: precision, checkpointed layers, faster kernels, compiled layers."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -21,6 +23,32 @@ def use_fast_kernels(model: Any) -> None:
 
         # The loss is computed at target positions alone, by `causal_lm.target_loss`.
         _apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False)
+
+
+def learn_in_fp32(model: Any) -> None:
+    """Compute in fp32 from now on, but for what is inside `as_kept`."""
+    _set_precision(model, torch.float32)
+    model.learns_in_fp32 = True
+
+
+@contextmanager
+def as_kept(model: Any) -> Iterator[None]:
+    """Inside the block the weights are as they will be written and served; afterwards exactly what they were."""
+    if not getattr(model, "learns_in_fp32", False):
+        yield
+        return
+    exact = [parameter.detach() for parameter in model.parameters()]
+    _set_precision(model, torch.bfloat16)
+    try:
+        yield
+    finally:
+        for parameter, value in zip(model.parameters(), exact, strict=True):
+            parameter.data = value
+
+
+def _set_precision(model: Any, dtype: torch.dtype) -> None:
+    for parameter in model.parameters():  # buffers, such as the frequencies of positions, stay in fp32
+        parameter.data = parameter.data.to(dtype)
 
 
 def checkpoint_layers(model: Any) -> None:

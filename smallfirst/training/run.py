@@ -27,6 +27,7 @@ from smallfirst.records import Record, fingerprint
 from smallfirst.registry.runs import TrackedRun
 from smallfirst.training.checkpoint import CheckpointStore
 from smallfirst.training.config import TrainConfig
+from smallfirst.training.device import as_kept
 from smallfirst.training.distributed.group import Group, whole_model
 from smallfirst.training.estimates.memory import require_memory
 from smallfirst.training.events import EventLog
@@ -204,7 +205,7 @@ class _Trainer:
     def _validate(self, step: StepMetrics) -> float:
         """Validate the epoch, keep its weights if none was better, and return its score."""
         self.epoch += 1
-        with whole_model(self.model, keep=self.group.leads) as model:
+        with whole_model(self.model, keep=self.group.leads) as model, as_kept(model):
             return self._judge(model, step)
 
     def _judge(self, model: Any, step: StepMetrics) -> float:

@@ -18,7 +18,14 @@ from smallfirst.training import causal_lm
 from smallfirst.training.batches import TokenizedRow
 from smallfirst.training.causal_lm import CausalBackend, target_loss
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.device import RMSNorm, checkpoint_layers, compile_layers, replace_norms
+from smallfirst.training.device import (
+    RMSNorm,
+    as_kept,
+    checkpoint_layers,
+    compile_layers,
+    learn_in_fp32,
+    replace_norms,
+)
 
 ROWS = [
     TokenizedRow((0, 5, 9, 300, 301), 3),
@@ -63,6 +70,20 @@ def test_checkpointed_layers_give_the_same_loss_and_gradient_and_keep_less(model
     checkpoint_layers(model)
     assert_same(gradients(model), plain)
     assert saved_bytes(lambda: target_loss(model, ROWS)) < kept / 2
+
+
+def test_what_learns_in_fp32_is_kept_in_bf16_and_then_exactly_what_it_was(model: Any) -> None:
+    learn_in_fp32(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1e-6)  # less than bf16 tells apart
+    exact = [parameter.detach().clone() for parameter in model.parameters()]
+    places = [id(parameter) for parameter in model.parameters()]
+    with as_kept(model):
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert_same(list(model.parameters()), exact)
+    assert [id(parameter) for parameter in model.parameters()] == places  # the optimizer's
+    assert {buffer.dtype for buffer in model.buffers()} == {torch.float32}
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

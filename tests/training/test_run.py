@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from smallfirst.models.manifest import base_sha256, read_manifest
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.registry.runs import client
 from smallfirst.tasks.classify import Classify
+from smallfirst.training import causal_lm
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.events import EventLog
 from smallfirst.training.loop import StepMetrics
@@ -152,6 +154,24 @@ def test_the_curves_are_in_mlflow(full: tuple[Run, list[StepMetrics]]) -> None:
     judged = store.get_metric_history(run.run_id, "validation_score")
     assert [p.value for p in judged] == [value for _, value in run.validation_curve]
     assert judged[-1].step == 230
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_whatever_it_learns_in_the_model_is_kept_in_bf16_and_answers_as_judged(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(causal_lm, "training_dtype", lambda: dtype)
+    learnt_in = set()
+
+    def note(model: Any, *rest: Any, loss: Any = causal_lm.target_loss) -> torch.Tensor:
+        learnt_in.add(model.dtype)
+        return loss(model, *rest)
+
+    monkeypatch.setattr(causal_lm, "target_loss", note)
+    found = bench.train(FULL, tmp_path / "run")
+    assert learnt_in == {dtype}
+    assert {t.dtype for t in load_file(found.folder / "model.safetensors").values()} == {torch.bfloat16}
+    assert accuracy(found.folder, bench.selection) == max(value for _, value in found.validation_curve)
 
 
 def test_a_lora_run_ends_in_a_plain_model_that_answers_as_judged(lora: Run, bench: Bench) -> None:

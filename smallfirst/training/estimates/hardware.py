@@ -23,7 +23,7 @@ SAMPLE_ROWS = 32
 _AT_ONCE = 4
 """Products between two looks at the clock."""
 FP32_FASTER = 1.25
-"""How much faster fp32 must be for an encoder to learn in it: less could be noise, and bf16 takes half the memory."""
+"""How much faster fp32 must be for a model to learn in it: less could be noise, and bf16 takes half the memory."""
 
 
 class FreeMemory(NamedTuple):
@@ -102,8 +102,8 @@ def matmul_rate(tokens: int, hidden: int, inner: int, *, seconds: float = MEASUR
 
 
 @cache
-def encoder_dtype() -> torch.dtype:
-    """Return the precision in which an encoder learns fastest on the processor: bf16, or fp32 where that is faster.
+def training_dtype() -> torch.dtype:
+    """Return the precision in which models learn fastest on the processor: bf16, or fp32 where that is faster.
 
     Not every processor that has bf16 instructions is faster by them: Intel cores whose AMX is hidden from a virtual
     machine multiply 80 GFLOP/s in bf16 and 160 in fp32. Processor time is compared, which other programs change little;
@@ -129,7 +129,7 @@ class EncoderPace(NamedTuple):
 
     read_s: float
     train_s: float
-    """Forwards and backwards, in the precision of `encoder_dtype`."""
+    """Forwards and backwards, in the precision of `training_dtype`."""
     tokens: float
     """Mean tokens of a text."""
     parameters: int
@@ -145,7 +145,7 @@ def encoder_pace(folder: Path, texts: tuple[str, ...]) -> EncoderPace:
     served.embed(texts)  # the first call is slower
     read_s = _seconds(lambda: served.embed(texts)) / len(texts)
     ids = [encoder.tokens(text) for text in texts]
-    encoder.model.to(encoder_dtype())
+    encoder.model.to(training_dtype())
 
     def step(rows: list[list[int]]) -> None:
         encoder.vectors(rows).sum().backward()

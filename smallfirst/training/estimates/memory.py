@@ -177,6 +177,20 @@ def needs_checkpointing(size: BaseSize | None, config: TrainConfig, rows: Sequen
     return peak.weights - base_bytes(size, config) + AT_MOST * peak.read > free.bytes
 
 
+def fits_in_fp32(size: BaseSize | None, config: TrainConfig, rows: Sequence[TokenizedRow]) -> bool:
+    """Return whether a run of which every weight is trained, loaded in bf16, clearly fits into the memory in fp32.
+
+    Weights, gradients and activations are twice as wide then; during a validation the weights are there in bf16 too.
+    """
+    free = free_memory()
+    if size is None or free is None or config.method != "full" or config.frozen_layers:
+        return False
+    read, several = largest_micro_batch(rows, size, config, gpu=free.gpu)
+    peak = peak_memory(size, config, read, gpu=free.gpu, several=several)
+    wider = 2 * base_bytes(size, config) + 2 * trainable_parameters(size, config) + peak.read
+    return peak.weights - base_bytes(size, config) + AT_MOST * (peak.read + wider) < free.bytes
+
+
 def least_bytes(size: BaseSize, config: TrainConfig, rows: Dataset, *, gpu: bool = False) -> float:
     """Return the least a fine-tune can take before its rows are tokenized; a common prefix is counted once."""
     if config.gradient_checkpointing is None:  # they are checkpointed if they would not fit otherwise

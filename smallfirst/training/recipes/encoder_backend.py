@@ -13,7 +13,7 @@ import torch
 
 from smallfirst.training.batches import epoch_batches
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.estimates.hardware import encoder_dtype
+from smallfirst.training.estimates.hardware import training_dtype
 from smallfirst.training.loop import MasterAdamW
 
 
@@ -21,7 +21,7 @@ class EncoderBackend:
     """A Backend whose model has the encoder as `body`; a subclass says how it is loaded and saved, and its loss."""
 
     def begin(self, model: Any, rows: Sequence[Any], config: TrainConfig) -> None:
-        model.body.to(encoder_dtype())
+        model.body.to(training_dtype())
 
     def batches(self, rows: Sequence[Any], config: TrainConfig, seed: int) -> list[list[Any]]:
         return epoch_batches(rows, batch_tokens=config.batch_tokens, seed=seed)
@@ -42,4 +42,4 @@ def as_served(model: Any) -> Iterator[None]:
     """Compute in fp32 inside the block, as the model will be served."""
     model.body.float()
     yield
-    model.body.to(encoder_dtype())
+    model.body.to(training_dtype())

@@ -12,11 +12,11 @@ from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.training.estimates import hardware
 from smallfirst.training.estimates.hardware import (
     FreeMemory,
-    encoder_dtype,
     encoder_pace,
     free_memory,
     matmul_rate,
     system_memory,
+    training_dtype,
 )
 
 MEMINFO = "MemTotal:       1000 kB\nMemFree:         100 kB\nMemAvailable:    600 kB\nSwapFree:         50 kB\n"
@@ -94,4 +94,4 @@ def test_an_encoder_learns_in_fp32_where_the_processor_multiplies_it_clearly_fas
 ) -> None:
     times = itertools.accumulate(itertools.cycle([0.0, of_bf16, 0.0, of_fp32]))
     monkeypatch.setattr(hardware.time, "process_time", lambda: next(times))
-    assert encoder_dtype.__wrapped__() == dtype
+    assert training_dtype.__wrapped__() == dtype

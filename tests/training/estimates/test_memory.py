@@ -19,6 +19,7 @@ from smallfirst.training.estimates.hardware import FreeMemory
 from smallfirst.training.estimates.memory import (
     MicroBatchShape,
     activation_bytes,
+    base_bytes,
     largest_micro_batch,
     least_bytes,
     needs_checkpointing,
@@ -101,6 +102,21 @@ def test_the_range_holds_the_least_and_the_program() -> None:
     found = peak_memory(SIZE, FULL, MicroBatchShape(10, 10, 0), gpu=True)
     assert found.at_least < found.span.low < found.span.high
     assert found.span.high == pytest.approx(1.3 * (16_000 + found.read) + 600e6)
+
+
+def test_a_run_in_fp32_needs_room_for_twice_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [TokenizedRow(tuple(range(30)), 20)]
+
+    def fits(n_bytes: float, **settings: Any) -> bool:
+        monkeypatch.setattr(memory, "free_memory", lambda: FreeMemory(int(n_bytes), 0, gpu=False))
+        return memory.fits_in_fp32(SIZE, TrainConfig(**settings), rows)
+
+    read, _ = largest_micro_batch(rows, SIZE, FULL)
+    in_bf16 = peak_memory(SIZE, FULL, read).weights - base_bytes(SIZE, FULL)
+    assert not fits(in_bf16 + 4 * SIZE.parameters)
+    assert fits(in_bf16 + 1.3 * (2 * peak_memory(SIZE, FULL, read).read + 6 * SIZE.parameters) + 1)
+    assert not fits(1e12, method="lora")
+    assert not fits(1e12, frozen_layers=1)
 
 
 @pytest.mark.parametrize(

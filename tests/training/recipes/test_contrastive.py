@@ -166,7 +166,7 @@ def test_the_encoder_itself_has_moved(tuned: Run, tiny_encoder_folder: Path) -> 
 def test_it_is_kept_in_the_precision_that_it_learnt_in(
     recipe: EncoderRecipe, tiny_encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Any
 ) -> None:
-    monkeypatch.setattr(encoder_backend, "encoder_dtype", lambda: dtype)
+    monkeypatch.setattr(encoder_backend, "training_dtype", lambda: dtype)
     kept = tune(recipe, tiny_encoder_folder, tmp_path)
     weights = load_file(kept.folder / ENCODER_FOLDER / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {dtype}
