@@ -174,7 +174,7 @@ def _status(router: AuditedRouter) -> dict[str, Any]:
         "guarantee": standing.promise,
         "standing": standing.model_dump(),
         "second_look": next((s.why for s in reversed(states) if s.cause == CAUSE), ""),
-        "outcome": router.outcome.model_dump(mode="json", exclude={"trials"}),
+        "outcome": router.outcome.model_dump(mode="json"),
         "watched": _watched(router),
         "not_watched": list(not_watched(router.router.certificate, router.auditing.judge)),
         "reports_of_users": {

@@ -3,36 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
-import pydantic
-from scipy import stats as scipy_stats
+from scipy import special
 
-from smallfirst.data.quality.leaks import LeakReport
-from smallfirst.evaluation.results import Evaluation
 from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate, wilson
 from smallfirst.stats.sample_size import chance_of_interval, chance_of_share, fewest_rows
-
-STORED_CONFIDENCE = 0.95
-"""Confidence level of every interval stored in an Evaluation."""
-
-Share = Annotated[float, pydantic.Field(ge=0, le=1)]
-Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
-
-
-class Requirement(NamedTuple):
-    """A threshold that the gate declares."""
-
-    name: str
-    """Key of the threshold in task.yaml."""
-    threshold: float
-    text: str
-    at_most: bool = False
-    """True for a maximum, which the upper end of an interval must not exceed."""
 
 
 class CheckResult(Record):
@@ -67,30 +46,13 @@ class CheckResult(Record):
         return abs(end - self.threshold) / max(abs(self.threshold), 1e-9)
 
 
-class CheckInputs(NamedTuple):
-    """What checks may look at."""
-
-    candidate: Evaluation
-    """The candidate on the rows that the thresholds are about."""
-    level: ConfidenceLevel
-    large: Evaluation | None = None
-    """The large model; it may cover a sample of the rows."""
-    leaks: LeakReport | None = None
-    """Leaks between training and test rows; None if not looked for."""
-    with_copies: Evaluation | None = None
-    """The candidate on all rows, where `candidate` is restricted to those that repeat no training row."""
-
-
 class ConfidenceLevel:
     """The level 1 - 0.05 / (comparisons · parts) of intervals that are compared together (Bonferroni)."""
 
     def __init__(self, comparisons: float, parts: int = 1) -> None:
-        self.comparisons, self.parts = comparisons, parts
-        self.confidence = 1 - 0.05 / (comparisons * parts)
-        self.z = _z(self.confidence)
-
-    def for_parts(self, parts: int) -> ConfidenceLevel:
-        return ConfidenceLevel(self.comparisons, max(1, parts))
+        self.comparisons, self.parts = comparisons, max(1, parts)
+        self.confidence = 1 - 0.05 / (comparisons * self.parts)
+        self.z = float(special.ndtri(0.5 + self.confidence / 2))
 
     @property
     def note(self) -> str:
@@ -103,97 +65,76 @@ class ConfidenceLevel:
         return f"{estimate} n={estimate.n}{suffix}{self.note}"
 
     def widen(self, stored: Estimate) -> Estimate:
-        """Widen a stored 95 % interval to this level, each side by the ratio of normal quantiles."""
-        by = self.z / _z(STORED_CONFIDENCE)
+        """Widen a 95 % interval, as an Evaluation stores it, to this level, each side by the ratio of the quantiles."""
+        by = self.z / ConfidenceLevel(1).z
         low, high = stored.value - by * (stored.value - stored.low), stored.value + by * (stored.high - stored.value)
         return stored.model_copy(update={"low": max(low, 0.0) if stored.low >= 0 else low, "high": high})
 
 
-def not_measured(requirement: Requirement, measured: str, advice: str) -> CheckResult:
-    """Return the failing result of a requirement without a value to compare."""
-    return check_value(requirement, passed=False, measured=measured, advice=advice)
+class Requirement(NamedTuple):
+    """A threshold that the gate declares."""
+
+    name: str
+    """Key of the threshold in task.yaml."""
+    threshold: float
+    text: str
+
+    @property
+    def at_most(self) -> bool:
+        """True for a maximum, which the upper end of an interval must not exceed."""
+        return self.name.endswith("_at_most")
+
+    def result(
+        self, measured: str, advice: str = "", *, passed: bool = False, estimate: Estimate | None = None
+    ) -> CheckResult:
+        """Return what was found. An interval without a finite end, which JSON cannot hold, is left out."""
+        return CheckResult(
+            name=self.name,
+            threshold=self.threshold,
+            requirement=self.text,
+            measured=measured,
+            passed=passed,
+            advice=advice,
+            estimate=estimate if estimate and math.isfinite(estimate.high - estimate.low) else None,
+        )
+
+    def check(
+        self,
+        found: Estimate,
+        level: ConfidenceLevel,
+        measured: str = "",
+        *,
+        chance: Callable[[int], float] | None = None,
+        instead: str = "",
+    ) -> CheckResult:
+        """Return whether the worse end of an interval at `level` reaches the threshold; `measured` says it in words.
+
+        `chance(n)` is how likely n rows more are to show it; left out, as the interval's width lets expect. `instead`
+        says what would where they are not likely to.
+        """
+        sign, end = (-1, found.high) if self.at_most else (1, found.low)
+        passed = found.n > 0 and sign * end >= sign * self.threshold
+        result = self.result(measured or level.format(found), passed=passed, estimate=found)
+        if passed:
+            return result
+        if not found.n:
+            return result.model_copy(update={"advice": "no row was measured"})
+        if not math.isfinite(found.value + end):
+            return result.model_copy(update={"advice": "the value is not a number: fix the scorer and evaluate again"})
+        by_width = partial(chance_of_interval, found, self.threshold, z=level.z, at_most=self.at_most)
+        needed = fewest_rows(chance or by_width)
+        advice, more = "so few rows cannot tell: more are needed", needed.n_more if not needed.unlikely else None
+        if needed.unlikely:
+            advice = f"more test rows are unlikely to show it ({100 * needed.chance:.0f} %)"
+            advice = instead or f"{advice}: more training rows or a better model may"
+        return result.model_copy(update={"advice": advice, "more_rows": more, "chance": needed.chance})
+
+    def check_share(self, n_right: int, n: int, level: ConfidenceLevel, *, n_rows: int | None = None) -> CheckResult:
+        """Return whether the lower end of Wilson's interval reaches it; `n` of `n_rows` rows count, or all."""
+        chance = partial(chance_to_show, n_right, n, self.threshold, level, n if n_rows is None else n_rows)
+        return self.check(wilson(n_right, n, confidence=level.confidence), level, chance=chance)
 
 
-def check_value(
-    requirement: Requirement, *, passed: bool, measured: str, advice: str = "", estimate: Estimate | None = None
-) -> CheckResult:
-    """Return the result with what was found; the advice is for one that failed."""
-    return CheckResult(
-        name=requirement.name,
-        threshold=requirement.threshold,
-        requirement=requirement.text,
-        measured=measured,
-        passed=passed,
-        advice=advice,
-        estimate=estimate,
-    )
-
-
-def check_interval(
-    requirement: Requirement,
-    estimate: Estimate,
-    measured: str,
-    level: ConfidenceLevel,
-    chance: Callable[[int], float] | None = None,
-    instead: str = "",
-) -> CheckResult:
-    """Return the result of a threshold that the worse end of an interval at `level` must reach.
-
-    `chance(n)` is how likely n rows more are to show it; left out, as the interval's width lets expect. `instead` says
-    what would where they are not likely to. An interval without a finite end, which JSON cannot hold, is left out.
-    """
-    threshold, at_most = requirement.threshold, requirement.at_most
-    sign, end = (-1, estimate.high) if at_most else (1, estimate.low)
-    passed, advice = estimate.n > 0 and sign * end >= sign * threshold, ""
-    if estimate.n == 0:
-        advice = "no row was measured"
-    elif not (passed or (math.isfinite(estimate.value) and math.isfinite(end))):
-        advice = "the value is not a number: fix the scorer and evaluate again"
-    kept = estimate if math.isfinite(estimate.low) and math.isfinite(estimate.high) else None
-    result = check_value(requirement, passed=passed, measured=measured, advice=advice, estimate=kept)
-    if passed or advice:
-        return result
-    by_width = partial(chance_of_interval, estimate, threshold, z=level.z, at_most=at_most)
-    return with_rows_needed(result, chance or by_width, instead=instead)
-
-
-def check_share(
-    requirement: Requirement, n_right: int, n: int, level: ConfidenceLevel, *, n_rows: int | None = None
-) -> CheckResult:
-    """Check the lower end of Wilson's interval; of `n_rows` rows, all if left out, `n` are counted."""
-    found = wilson(n_right, n, confidence=level.confidence)
-    chance = share_chance(n_right, n, requirement.threshold, level, n_rows=n_rows)
-    return check_interval(requirement, found, level.format(found), level, chance)
-
-
-def share_chance(
-    n_right: int, n: int, minimum: float, level: ConfidenceLevel, *, n_rows: int | None = None
-) -> Callable[[int], float]:
-    """Return how likely so many rows more, of which as many count as now, are to show a share."""
-
-    def chance(n_more: int) -> float:
-        counted = n_more if n_rows is None else n_more * n // max(1, n_rows)
-        return chance_of_share(n_right, n, counted, minimum, confidence=level.confidence)
-
-    return chance
-
-
-def with_rows_needed(failed: CheckResult, chance: Callable[[int], float], *, instead: str = "") -> CheckResult:
-    """Return the result with the rows that are likely to show it; `chance(n)` is how likely n test rows more are."""
-    needed = fewest_rows(chance)
-    if needed.unlikely:
-        advice = f"more test rows are unlikely to show it ({100 * needed.chance:.0f} %)"
-        advice, more = instead or f"{advice}: more training rows or a better model may", None
-    else:
-        advice, more = "so few rows cannot tell: more are needed", needed.n_more
-    return failed.model_copy(update={"advice": failed.advice or advice, "more_rows": more, "chance": needed.chance})
-
-
-def join_first(names: Sequence[str], limit: int) -> str:
-    """Join the first `limit` names with commas and count the others."""
-    more = [f"and {len(names) - limit} more"] if len(names) > limit else []
-    return ", ".join([*names[:limit], *more])
-
-
-def _z(confidence: float) -> float:
-    return float(scipy_stats.norm.ppf(0.5 + confidence / 2))
+def chance_to_show(n_right: int, n: int, least: float, level: ConfidenceLevel, n_rows: int, n_more: int) -> float:
+    """Return how likely `n_more` rows more, of which as many count as `n` of `n_rows` now, are to show a share."""
+    return chance_of_share(n_right, n, n_more * n // max(1, n_rows), least, confidence=level.confidence)

@@ -162,7 +162,7 @@ def register_model(job: JobFolder, run: Run) -> JobResult:
         advice = "declare one in a task.yaml and measure this model before it goes live"
         check = CheckResult(requirement="a gate", measured="none was declared", passed=False, advice=advice)
         verdict = Verdict(candidate="small", checks=(check,), passed=False, evaluation_fingerprint="")
-        signed = override(verdict, by=spec.created_by, because="no gate was declared")
+        [signed] = override([verdict], "small", by=spec.created_by, because="no gate was declared")
         tags = {"task": spec.name, "job": spec.name, "base": spec.model, "recipe": spec.recipe}
         version = versions.register(run.folder, signed, name=spec.register_to, run_id=run.run_id, tags=tags).version
     result = JobResult(model=spec.register_to, version=version, best_epoch=run.best_epoch)

@@ -7,15 +7,14 @@ import asyncio
 from smallfirst.data.dataset import Dataset, sample_rows
 from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate, score_row, summarize
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.limits import LIMITED_PROBE_ROWS
+from smallfirst.gate.gate import LIMITED_PROBE_ROWS
 from smallfirst.models.local.weights import release_memory
 from smallfirst.models.protocol import Model, Request
 from smallfirst.models.wrappers import OpenEndedReplay
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads, is_correct
 from smallfirst.pipeline.large_model import recorded_answers, recorded_open_answers
-from smallfirst.pipeline.plans.choosing import CHOOSING
 from smallfirst.pipeline.plans.joined_rows import fix_before_test
-from smallfirst.pipeline.plans.worth import fix_finalists
+from smallfirst.pipeline.plans.worth import CHOOSING, fix_finalists
 from smallfirst.pipeline.preflight.large_model import forecast_large
 from smallfirst.pipeline.router_setup import cascade_stages, load_ood_detector, routing_rules
 from smallfirst.pipeline.summary import KEPT, OPEN_ENDED, KeptOnTest

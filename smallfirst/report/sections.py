@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.limits import stays_small
+from smallfirst.gate.gate import stays_small
 from smallfirst.pricing.money import format_usd
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.report import economics, measures
@@ -65,7 +65,7 @@ def first_screen(data: ReportData, paths: tuple[economics.PathCost, ...]) -> dic
         ),
         "opened_verdicts": opened,
         "other_verdicts": [v for v in data.verdicts if v not in opened],
-        "tried": data.outcome.trials if data.outcome else (),
+        "tried": data.trials,
     }
 
 

@@ -67,7 +67,7 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     made = RunFolder.new("desk")
     made.save_evaluation(measured("large", {0}, cost=1.5, rate=None))
     made.save_evaluation(measured("small", {0, 1, 2}, cost=0.0012))
-    GateVerdicts(verdicts=(verdict("words", True), verdict("small", True)), smallest="words").save(
+    GateVerdicts(verdicts=(verdict("words", True), verdict("small", True)), winner="words").save(
         made.path / "verdicts.json"
     )
     return made

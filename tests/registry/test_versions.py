@@ -203,7 +203,7 @@ def test_a_failed_verdict_is_refused_with_its_failing_lines_only(model: Path) ->
 
 
 def test_a_signed_verdict_is_registered_and_shows_the_signature(model: Path) -> None:
-    signed = override(FAILED, by="Ada", because="night batch")
+    [signed] = override([FAILED], FAILED.candidate, by="Ada", because="night batch")
     register(model, signed, name=NAME, run_id=None, tags={"signed_by": "nobody"})
     tags = resolve(f"{NAME}/1").tags
     assert (tags["signed_by"], tags["because"]) == ("Ada", "night batch")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.limits import stays_small
+from smallfirst.gate.gate import stays_small
 from smallfirst.pricing.money import format_usd
 from smallfirst.project.candidate_registry import CANDIDATES, FINE_TUNED, all_candidates
 from smallfirst.report.candidates import difference

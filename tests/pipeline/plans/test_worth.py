@@ -119,13 +119,13 @@ def test_of_those_that_pass_the_first_goes_live_unless_another_clearly_beats_it(
     for name, n_right, usd in (("words", 150, 0.02), ("encoder", 164, 0.3), ("tuned", 162, 0.37), ("small", 160, 5.0)):
         on_test(name, n_right, usd)
     verdicts = gate_stage(many, run_folder)
-    assert (verdicts.smallest, verdicts.chosen) == ("tuned", "tuned")
+    assert (verdicts.winner, verdicts.chosen) == ("tuned", "tuned")
     assert [one.candidate for one in verdicts.verdicts] == ["tuned", "small", "encoder"]
     assert verdicts.how_found == "chosen on other rows, confirmed on test rows"
     on_test("tuned", 146, 0.37)  # clearly behind the encoder, which costs no more
     verdicts = gate_stage(many, run_folder)
     assert verdicts.of("tuned").passed
-    assert (verdicts.smallest, verdicts.chosen) == ("encoder", "tuned")
+    assert (verdicts.winner, verdicts.chosen) == ("encoder", "tuned")
     assert verdicts.how_found.startswith("in place of tuned, which is clearly right less often")
     on_test("tuned", 100, 0.37)
     verdicts = gate_stage(many, run_folder)
@@ -161,7 +161,7 @@ def test_a_guarantee_that_binds_answers_says_what_it_costs(many: Project, run_fo
     large = {"gguf": "large.gguf"}
     bound = TaskFile.model_validate({**values, "large": large, "routing": {"guarantee": {"max_error": 0.1}}})
     verdict = Verdict(candidate="tuned", checks=(), passed=True, evaluation_fingerprint="e", **SIGNED)
-    GateVerdicts(verdicts=(verdict,), smallest="tuned", chosen="tuned").save(run_folder.path / VERDICTS)
+    GateVerdicts(verdicts=(verdict,), winner="tuned", chosen="tuned").save(run_folder.path / VERDICTS)
     routed = measured("routed", 205, 110.0, split="test")
     assert price_of_guarantee(many._replace(file=bound), run_folder, routed) == (
         "Without routing.guarantee “fine-tuned sentence embeddings” alone would answer every request: right on 86.4 % "

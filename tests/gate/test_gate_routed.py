@@ -6,10 +6,9 @@ from collections.abc import Callable
 
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.check_result import CheckResult, ConfidenceLevel
-from smallfirst.gate.limits import RoutedThresholds, check_routed, stays_small
+from smallfirst.gate.gate import CheckInputs, RoutedThresholds, run_checks, stays_small
 
 Measured = Callable[..., Evaluation]
-LEVEL = ConfidenceLevel(1)
 
 
 def routed(measured: Measured, n_small: int, n_large: int, *, wrong: int = 0, draft: float = 0.01) -> Evaluation:
@@ -29,7 +28,8 @@ def routed(measured: Measured, n_small: int, n_large: int, *, wrong: int = 0, dr
 
 
 def found(evaluation: Evaluation, large: Evaluation | None, **bars: float | None) -> list[CheckResult]:
-    return list(check_routed(RoutedThresholds(**bars), evaluation, large, LEVEL))  # type: ignore[arg-type]
+    inputs = CheckInputs(evaluation, ConfidenceLevel(1), large)
+    return list(run_checks(RoutedThresholds(**bars), inputs))  # type: ignore[arg-type]
 
 
 def test_the_share_that_stays_small_must_be_shown(measured: Measured) -> None:
