@@ -77,12 +77,8 @@ class Requirement(NamedTuple):
     name: str
     """Key of the threshold in task.yaml."""
     threshold: float
+    """Of a name that ends in `_at_most` the upper end of an interval must not exceed it."""
     text: str
-
-    @property
-    def at_most(self) -> bool:
-        """True for a maximum, which the upper end of an interval must not exceed."""
-        return self.name.endswith("_at_most")
 
     def result(
         self, measured: str, advice: str = "", *, passed: bool = False, estimate: Estimate | None = None
@@ -112,7 +108,8 @@ class Requirement(NamedTuple):
         `chance(n)` is how likely n rows more are to show it; left out, as the interval's width lets expect. `instead`
         says what would where they are not likely to.
         """
-        sign, end = (-1, found.high) if self.at_most else (1, found.low)
+        at_most = self.name.endswith("_at_most")
+        sign, end = (-1, found.high) if at_most else (1, found.low)
         passed = found.n > 0 and sign * end >= sign * self.threshold
         result = self.result(measured or level.format(found), passed=passed, estimate=found)
         if passed:
@@ -121,7 +118,7 @@ class Requirement(NamedTuple):
             return result.model_copy(update={"advice": "no row was measured"})
         if not math.isfinite(found.value + end):
             return result.model_copy(update={"advice": "the value is not a number: fix the scorer and evaluate again"})
-        by_width = partial(chance_of_interval, found, self.threshold, z=level.z, at_most=self.at_most)
+        by_width = partial(chance_of_interval, found, self.threshold, z=level.z, at_most=at_most)
         needed = fewest_rows(chance or by_width)
         advice, more = "so few rows cannot tell: more are needed", needed.n_more if not needed.unlikely else None
         if needed.unlikely:

@@ -25,7 +25,7 @@ import numpy as np
 
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.check_result import CheckResult, ConfidenceLevel
-from smallfirst.gate.gate import METRICS, CheckInputs, Gate, run_checks
+from smallfirst.gate.gate import CheckInputs, Gate, run_checks
 from smallfirst.stats.intervals import paired_score_interval
 
 ALIKE = 1.25
@@ -120,7 +120,8 @@ def choose_candidates(
 
 def would_pass(gate: Gate, measured: Evaluation, n_test: int) -> bool:
     """Return True if what was measured would meet the gate's metrics on `n_test` rows, as the first in the order."""
-    results = run_checks(gate, CheckInputs(measured, ConfidenceLevel(1 / FIRST)), METRICS)
+    fields = ("accuracy_at_least", "macro_f1_at_least", "measures_at_least", "measures_at_most")
+    results = run_checks(gate, CheckInputs(measured, ConfidenceLevel(1 / FIRST)), fields=fields)
     return bool(measured.rows) and all(_would_meet(result, n_test) for result in results)
 
 

@@ -14,9 +14,8 @@ result under the same name in `CHECKS`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from operator import gt
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -234,43 +233,28 @@ def _join(names: Sequence[str]) -> str:
 def _check_not_worse(margin: float, inputs: CheckInputs, *, scores: bool = False) -> CheckResult:
     """Check the difference in accuracy, or in mean graded score, to the large model on the rows that both answered."""
     candidate, level, large, _ = inputs
-    requirement = Requirement(
-        "score_not_worse_than_large_by" if scores else "not_worse_than_large_by",
-        margin,
-        f"score at most {margin:.3f} below the large model's"
-        if scores
-        else f"at most {margin:.3f} less accurate than the large model",
-    )
+    name, text = "not_worse_than_large_by", f"at most {margin:.3f} less accurate than the large model"
+    if scores:
+        name, text = f"score_{name}", f"score at most {margin:.3f} below the large model's"
+    requirement = Requirement(name, -margin, text)
     if large is None:
         return requirement.result("the large model was not measured", _MEASURE_LARGE)
-    small, big = _by_key(candidate, min), _by_key(large, max)
+    small, big = candidate.by_key, large.by_key
     keys = sorted(small.keys() & big.keys())  # so that the order of rows changes nothing
     if not keys:
         return requirement.result(f"n=0 of {len(candidate.rows)} rows paired", _MEASURE_LARGE)
-    if candidate is large or candidate.fingerprint() == large.fingerprint():
-        return requirement.result(f"is the large model itself n={len(keys)}", passed=True)
-    ours, theirs = [small[key][scores] for key in keys], [big[key][scores] for key in keys]
     if not scores:
-        won, lost = sum(map(gt, ours, theirs)), sum(map(gt, theirs, ours))
+        won, lost = (sum(a[key].correct > b[key].correct for key in keys) for a, b in ((small, big), (big, small)))
         found = intervals.paired_score_interval(won, lost, len(keys), confidence=level.confidence)
-    elif all(0 <= score <= 1 for score in (*ours, *theirs)):
+    else:
+        ours, theirs = ([rows[key].score for key in keys] for rows in (small, big))
+        if not all(0 <= score <= 1 for score in (*ours, *theirs)):
+            advice = "fix the scorer, then evaluate both models again"
+            return requirement.result("a score is not in [0, 1]", advice)
         found = intervals.paired_score_difference(ours, theirs, confidence=level.confidence)
         low = min(found.low, found.value + max_lower_bound(found.n, level) - 1)  # that of as many perfect rows
         found = found.model_copy(update={"low": low})
-    else:
-        advice = "fix the scorer, then evaluate both models again"
-        return requirement.result("a score is not in [0, 1]", advice)
-    measured = level.format(found, f" of {len(candidate.rows)} rows paired")
-    return requirement._replace(threshold=-margin).check(found, level, measured)
-
-
-def _by_key(measured: Evaluation, choose: Callable[..., float]) -> dict[str, tuple[float, float]]:
-    """Return whether a row is right, and its score; of a row that occurs twice what `choose` takes."""
-    found: dict[str, tuple[float, float]] = {}
-    for row in measured.rows:
-        correct, score = found.get(row.key, (row.correct, row.score))
-        found[row.key] = choose(correct, row.correct), choose(score, row.score)
-    return found
+    return requirement.check(found, level, level.format(found, f" of {len(candidate.rows)} rows paired"))
 
 
 def _check_latency(percent: int, maximum: float, inputs: CheckInputs) -> CheckResult:
@@ -304,9 +288,7 @@ def _check_saving(share: float, inputs: CheckInputs) -> CheckResult:
         advice = "nothing is cheaper: give the large model its price, or remove the threshold from the gate"
         return requirement.result("the large model costs nothing", advice)
     found = Estimate(value=1 - bill.value, low=1 - bill.high, high=1 - bill.low, n=bill.n)
-    ours, theirs = _costs_per_1k(inputs.candidate, inputs.large).mean(axis=1)
-    measured = f"{inputs.level.format(found)} cheaper: ${ours:.4f} against ${theirs:.4f} per 1,000"
-    return requirement.check(found, inputs.level, measured, instead=_SMALLER)
+    return requirement.check(found, inputs.level, f"{inputs.level.format(found)} cheaper", instead=_SMALLER)
 
 
 def _check_bill(maximum: float, inputs: CheckInputs) -> CheckResult | None:
@@ -327,8 +309,9 @@ def share_of_bill(candidate: Evaluation, large: Evaluation, *, confidence: float
 
     Interval: of the ratio of two means, linearized (Cochran 1977).
     """
-    ours, theirs = _costs_per_1k(candidate, large)
-    if not ours.size or theirs.mean() <= 0:
+    pairs = [(row.cost_usd, large.by_key[row.key].cost_usd) for row in candidate.rows if row.key in large.by_key]
+    ours, theirs = np.array(pairs, dtype=float).reshape(-1, 2).T
+    if not pairs or theirs.mean() <= 0:
         return None
     share = ours.mean() / theirs.mean()
     # A share that is just the allowed one must not be a little more in floating point.
@@ -337,21 +320,11 @@ def share_of_bill(candidate: Evaluation, large: Evaluation, *, confidence: float
     return found.model_copy(update={"low": max(0.0, found.low)})
 
 
-def _costs_per_1k(candidate: Evaluation, large: Evaluation) -> np.ndarray:
-    """Return the cost of 1,000 answers in USD by row of both, of shape (2, rows)."""
-    pairs = [(row.cost_usd, large.by_key[row.key].cost_usd) for row in candidate.rows if row.key in large.by_key]
-    return 1000 * np.array(pairs, dtype=float).reshape(-1, 2).T
-
-
-METRICS: dict[str, Callable[..., CheckResult | None]] = {
+CHECKS: dict[str, Callable[..., CheckResult | None]] = {
     "accuracy_at_least": _check_accuracy,
     "macro_f1_at_least": partial(_check_metric, "macro_f1"),
     "measures_at_least": _check_metric,
     "measures_at_most": partial(_check_metric, at_most=True),
-}
-"""The checks that rows other than test rows foretell."""
-CHECKS: dict[str, Callable[..., CheckResult | None]] = {
-    **METRICS,
     "each_part_at_least": _check_each_part,
     "parts_at_least": _check_part,
     "not_worse_than_large_by": _check_not_worse,
@@ -367,15 +340,13 @@ CHECKS: dict[str, Callable[..., CheckResult | None]] = {
 
 
 def run_checks(
-    thresholds: Gate | RoutedThresholds,
-    inputs: CheckInputs,
-    checks: Mapping[str, Callable[..., CheckResult | None]] = CHECKS,
+    thresholds: Gate | RoutedThresholds, inputs: CheckInputs, *, fields: Iterable[str] = CHECKS
 ) -> Iterator[CheckResult]:
-    """Yield a result for each threshold that is declared."""
-    for field, check in checks.items():
+    """Yield a result for each threshold that is declared in one of these fields."""
+    for field in fields:
         declared = getattr(thresholds, field, None)
         each = declared.items() if isinstance(declared, dict) else [] if declared is None else [(declared,)]
-        yield from filter(None, (check(*threshold, inputs) for threshold in each))
+        yield from filter(None, (CHECKS[field](*threshold, inputs) for threshold in each))
 
 
 def _check_clean_rows(leaks: LeakReport, everything: Evaluation, inputs: CheckInputs) -> CheckResult:

@@ -49,14 +49,6 @@ def test_rows_that_only_one_of_them_answered_show_nothing(measured: Measured, na
         assert result.advice == "measure the large model on the same rows, or on a sample of them"
 
 
-@pytest.mark.parametrize("name", MARGINS)
-def test_the_large_model_is_not_worse_than_itself_if_it_has_rows(measured: Measured, name: str) -> None:
-    large, empty = measured([True, False], candidate="large"), measured([], candidate="large")
-    result = check(large, large, 0.0, name)
-    assert (result.passed, result.measured) == (True, "is the large model itself n=2")
-    assert not check(empty, empty, 0.0, name).passed
-
-
 def test_scores_are_compared_by_their_mean(measured: Measured) -> None:
     small = measured([True] * 200, scores=[0.8] * 100 + [0.6] * 100)
     large = measured([True] * 200, scores=[0.7] * 200, candidate="large")
@@ -83,10 +75,7 @@ def test_a_score_out_of_range_fails_the_bar(measured: Measured, score: float) ->
     assert (result.passed, result.measured) == (False, "a score is not in [0, 1]")
 
 
-def test_a_row_that_occurs_twice_counts_once_and_at_its_worst(measured: Measured) -> None:
+def test_a_row_that_occurs_twice_counts_once(measured: Measured) -> None:
     twice = ["a", "a", *(f"row{i}" for i in range(98))]
-    small = measured([True, False] + [True] * 98, keys=twice)
-    large = measured([False, True] + [True] * 98, keys=twice, candidate="large")
-    result = check(small, large, 0.5)
-    assert result.measured.startswith("-0.010 ")  # one of 99 rows
-    assert result.measured.endswith("n=99 of 100 rows paired")
+    small, large = (measured([True] * 100, keys=twice, candidate=name) for name in ("small", "large"))
+    assert check(small, large, 0.5).measured.endswith("n=99 of 100 rows paired")
