@@ -24,8 +24,8 @@ from typing import NamedTuple
 import numpy as np
 
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.check_result import CheckResult, ConfidenceLevel
-from smallfirst.gate.gate import CheckInputs, Gate, run_checks
+from smallfirst.gate.gate import CheckInputs, ConfidenceLevel, Gate, run_checks
+from smallfirst.gate.verdict import CheckResult
 from smallfirst.stats.intervals import paired_score_interval
 
 ALIKE = 1.25

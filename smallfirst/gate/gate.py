@@ -18,18 +18,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Annotated, NamedTuple
 
-import numpy as np
 import pydantic
+from scipy import special
 
 from smallfirst.data.quality.leaks import LeakReport, min_clean_rows
 from smallfirst.errors import ConfigError, did_you_mean
+from smallfirst.evaluation.evaluate import share_of_bill
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.check_result import CheckResult, ConfidenceLevel, Requirement, chance_to_show
-from smallfirst.gate.verdict import Verdict
+from smallfirst.gate.verdict import CheckResult, Verdict
 from smallfirst.records import Record
 from smallfirst.stats import intervals
 from smallfirst.stats.intervals import Estimate, wilson
-from smallfirst.stats.sample_size import chance_of_interval
+from smallfirst.stats.sample_size import chance_of_interval, chance_of_share, fewest_rows
 from smallfirst.tasks.task import PartCounts
 
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
@@ -89,8 +89,6 @@ class Gate(Record):
     """95th percentile latency of one request at a time, in ms (upper end; takes 72 requests or more)."""
     cost_usd_per_1k_at_most: Positive | None = None
     """Cost of 1,000 answers in USD (upper end)."""
-    cheaper_than_large_by: Share | None = None
-    """Share of the large model's cost that must be saved: 0.5 means at most half its cost per 1,000 answers."""
     routed: RoutedThresholds = RoutedThresholds()
     """Thresholds for a plan that keeps a part of the requests small, where no candidate meets those above alone."""
 
@@ -127,6 +125,96 @@ class Gate(Record):
         )
 
 
+class ConfidenceLevel:
+    """The level 1 - 0.05 / (comparisons · parts) of intervals that are compared together (Bonferroni)."""
+
+    def __init__(self, comparisons: float, parts: int = 1) -> None:
+        self.comparisons, self.parts = comparisons, max(1, parts)
+        self.confidence = 1 - 0.05 / (comparisons * self.parts)
+        self.z = float(special.ndtri(0.5 + self.confidence / 2))
+
+    @property
+    def note(self) -> str:
+        """The level and its reason in brackets; empty at 95 %."""
+        sharing = ["plans"] * (self.comparisons > 1) + [f"{self.parts} parts"] * (self.parts > 1)
+        return f" ({100 * self.confidence:.4g} % interval: {' and '.join(sharing)} share the level)" if sharing else ""
+
+    def format(self, estimate: Estimate, suffix: str = "") -> str:
+        return f"{estimate} n={estimate.n}{suffix}{self.note}"
+
+    def widen(self, stored: Estimate) -> Estimate:
+        """Widen a 95 % interval, as an Evaluation stores it, to this level, each side by the ratio of the quantiles."""
+        by = self.z / ConfidenceLevel(1).z
+        low, high = stored.value - by * (stored.value - stored.low), stored.value + by * (stored.high - stored.value)
+        return stored.model_copy(update={"low": max(low, 0.0) if stored.low >= 0 else low, "high": high})
+
+
+class Requirement(NamedTuple):
+    """A threshold that the gate declares."""
+
+    name: str
+    """Key of the threshold in task.yaml."""
+    threshold: float
+    """Of a name that ends in `_at_most` the upper end of an interval must not exceed it."""
+    text: str
+
+    def result(
+        self, measured: str, advice: str = "", *, passed: bool = False, estimate: Estimate | None = None
+    ) -> CheckResult:
+        """Return what was found. An interval without a finite end, which JSON cannot hold, is left out."""
+        return CheckResult(
+            name=self.name,
+            threshold=self.threshold,
+            requirement=self.text,
+            measured=measured,
+            passed=passed,
+            advice=advice,
+            estimate=estimate if estimate and math.isfinite(estimate.high - estimate.low) else None,
+        )
+
+    def check(
+        self,
+        found: Estimate,
+        level: ConfidenceLevel,
+        measured: str = "",
+        *,
+        chance: Callable[[int], float] | None = None,
+        instead: str = "",
+    ) -> CheckResult:
+        """Return whether the worse end of an interval at `level` reaches the threshold; `measured` says it in words.
+
+        `chance(n)` is how likely n rows more are to show it; left out, as the interval's width lets expect. `instead`
+        says what would where they are not likely to.
+        """
+        at_most = self.name.endswith("_at_most")
+        sign, end = (-1, found.high) if at_most else (1, found.low)
+        passed = found.n > 0 and sign * end >= sign * self.threshold
+        result = self.result(measured or level.format(found), passed=passed, estimate=found)
+        if passed:
+            return result
+        if not found.n:
+            return result.model_copy(update={"advice": "no row was measured"})
+        if not math.isfinite(found.value + end):
+            return result.model_copy(update={"advice": "the value is not a number: fix the scorer and evaluate again"})
+        by_width = partial(chance_of_interval, found, self.threshold, z=level.z, at_most=at_most)
+        needed = fewest_rows(chance or by_width)
+        advice, more = "so few rows cannot tell: more are needed", needed.n_more if not needed.unlikely else None
+        if needed.unlikely:
+            advice = f"more test rows are unlikely to show it ({100 * needed.chance:.0f} %)"
+            advice = instead or f"{advice}: more training rows or a better model may"
+        return result.model_copy(update={"advice": advice, "more_rows": more, "chance": needed.chance})
+
+    def check_share(self, n_right: int, n: int, level: ConfidenceLevel, *, n_rows: int | None = None) -> CheckResult:
+        """Return whether the lower end of Wilson's interval reaches it; `n` of `n_rows` rows count, or all."""
+        chance = partial(chance_to_show, n_right, n, self.threshold, level, n if n_rows is None else n_rows)
+        return self.check(wilson(n_right, n, confidence=level.confidence), level, chance=chance)
+
+
+def chance_to_show(n_right: int, n: int, least: float, level: ConfidenceLevel, n_rows: int, n_more: int) -> float:
+    """Return how likely `n_more` rows more, of which as many count as `n` of `n_rows` now, are to show a share."""
+    return chance_of_share(n_right, n, n_more * n // max(1, n_rows), least, confidence=level.confidence)
+
+
 class CheckInputs(NamedTuple):
     """What a check may look at."""
 
@@ -152,9 +240,6 @@ def _check_metric(name: str, threshold: float, inputs: CheckInputs, *, at_most: 
     shown_as = "macro-F1" if name == "macro_f1" else name
     requirement = Requirement(f"{name}_{bound}", threshold, f"{shown_as} {text}")
     if name not in candidate.measures:
-        if name == "accuracy":
-            measured, advice = "accuracy is not a metric of the task", "use its own threshold: accuracy_at_least"
-            return requirement.result(measured, advice)
         measured = f'{candidate.candidate} has no metric "{name}"{did_you_mean(name, candidate.measures)}'
         known = ", ".join(candidate.measures) or "none"
         return requirement.result(measured, f'metrics of task "{candidate.task}": {known}')
@@ -278,46 +363,19 @@ def _check_cost(maximum: float, inputs: CheckInputs) -> CheckResult:
     return requirement.check(cost, level, measured, instead=_SMALLER)
 
 
-def _check_saving(share: float, inputs: CheckInputs) -> CheckResult:
-    """Check that an answer costs at least `share` less than the large model's to the same row."""
-    requirement = Requirement("cheaper_than_large_by", share, f"at least {share:.3f} cheaper than the large model")
-    if inputs.large is None:
-        return requirement.result("the large model was not measured", _MEASURE_LARGE)
-    bill = share_of_bill(inputs.candidate, inputs.large, confidence=inputs.level.confidence)
-    if bill is None:
-        advice = "nothing is cheaper: give the large model its price, or remove the threshold from the gate"
-        return requirement.result("the large model costs nothing", advice)
-    found = Estimate(value=1 - bill.value, low=1 - bill.high, high=1 - bill.low, n=bill.n)
-    return requirement.check(found, inputs.level, f"{inputs.level.format(found)} cheaper", instead=_SMALLER)
-
-
 def _check_bill(maximum: float, inputs: CheckInputs) -> CheckResult | None:
     """Check that a plan costs at most this share of the large model's bill; None without one."""
     level, large = inputs.level, inputs.large
-    bill = share_of_bill(inputs.candidate, large, confidence=level.confidence) if large else None
-    text = f"at most {100 * maximum:g} % of the large model's cost"
-    return bill and Requirement("cost_at_most", maximum, text).check(bill, level, instead=_SMALLER)
+    if large is None or large.cost_usd_per_1k <= 0:
+        return None
+    requirement = Requirement("cost_at_most", maximum, f"at most {100 * maximum:g} % of the large model's cost")
+    bill = share_of_bill(inputs.candidate, large, confidence=level.confidence)
+    return requirement.check(bill, level, instead=_SMALLER) if bill else requirement.result("n=0", _MEASURE_LARGE)
 
 
 def _check_share_small(minimum: float, inputs: CheckInputs) -> CheckResult:
-    small, text = stays_small(inputs.candidate), f"share of requests that stay small at least {minimum:.3f}"
+    small, text = inputs.candidate.stays_small, f"share of requests that stay small at least {minimum:.3f}"
     return Requirement("share_small_at_least", minimum, text).check_share(sum(small), len(small), inputs.level)
-
-
-def share_of_bill(candidate: Evaluation, large: Evaluation, *, confidence: float = 0.95) -> Estimate | None:
-    """Return the cost over the large model's on the same rows; None without rows or a price.
-
-    Interval: of the ratio of two means, linearized (Cochran 1977).
-    """
-    pairs = [(row.cost_usd, large.by_key[row.key].cost_usd) for row in candidate.rows if row.key in large.by_key]
-    ours, theirs = np.array(pairs, dtype=float).reshape(-1, 2).T
-    if not pairs or theirs.mean() <= 0:
-        return None
-    share = ours.mean() / theirs.mean()
-    # A share that is just the allowed one must not be a little more in floating point.
-    by_row = np.round(share + (ours - share * theirs) / theirs.mean(), 12)
-    found = intervals.mean_interval(by_row, confidence=confidence)
-    return found.model_copy(update={"low": max(0.0, found.low)})
 
 
 CHECKS: dict[str, Callable[..., CheckResult | None]] = {
@@ -334,7 +392,6 @@ CHECKS: dict[str, Callable[..., CheckResult | None]] = {
     "cost_at_most": _check_bill,
     "p95_ms_at_most": partial(_check_latency, 95),
     "cost_usd_per_1k_at_most": _check_cost,
-    "cheaper_than_large_by": _check_saving,
 }
 """All checks by field, in the order of their results. They take the threshold, after its name where it has one."""
 
@@ -368,8 +425,3 @@ def _check_clean_rows(leaks: LeakReport, everything: Evaluation, inputs: CheckIn
     rows = f"{leaks.n_leaked} test row{' repeats' if leaks.n_leaked == 1 else 's repeat'} a training row"
     advice = f"{rows}: {_join(pairs)}; remove those from the training rows, then  smallfirst run task.yaml"
     return requirement.result(measured, advice)
-
-
-def stays_small(routed: Evaluation) -> list[bool]:
-    """Return by row whether a small model's answer was given: not the large model's, a person's or a refusal."""
-    return [row.stage not in ("large", "general", "person", "out_of_scope") for row in routed.rows]

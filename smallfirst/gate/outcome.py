@@ -213,21 +213,10 @@ class Outcome(Record):
 
     @property
     def facts(self) -> dict[str, str]:
-        """The record as short texts by name, for tags; what is unknown is left out."""
-        texts = {
-            "outcome": self.kind,
-            "sentence": self.sentence,
-            "live": self.live_as or "no",
-            "candidate": self.candidate or "",
-            "promise": self.promise or "none",
-            "rest": self.rest,
-            "watched_by": self.watched_by or "nobody",
-            "watched": self._watched,
-            "signed": self.signed,
-            "labels_needed": str(self.labels_needed.n_data_rows) if self.labels_needed else "",
-        }
-        texts |= {name: f"{value} n={value.n}" for name, value in self.shares.items()}
-        return {name: text for name, text in texts.items() if text}
+        """The record as short texts by name, for tags."""
+        texts = {"outcome": self.kind, "sentence": self.sentence, "live": self.live_as or "no"}
+        texts["promise"] = self.promise or "none"
+        return texts | {name: f"{value} n={value.n}" for name, value in self.shares.items()}
 
     @property
     def shares(self) -> dict[str, Estimate]:

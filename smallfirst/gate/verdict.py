@@ -1,7 +1,8 @@
-"""Verdict: the gate's answer for one candidate, and how a person overrides it."""
+"""Verdict: the gate's answer for one candidate, check by check, and how a person overrides it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal
@@ -9,8 +10,40 @@ from typing import Literal
 import pydantic
 
 from smallfirst.errors import ConfigError, did_you_mean
-from smallfirst.gate.check_result import CheckResult
 from smallfirst.records import Record
+from smallfirst.stats.intervals import Estimate
+
+
+class CheckResult(Record):
+    """One requirement of the gate and what was measured."""
+
+    name: str = ""
+    """Key of the threshold in task.yaml."""
+    threshold: float | None = None
+    """Value of the threshold; None where a check has none."""
+    requirement: str
+    """The requirement in words, threshold included."""
+    measured: str
+    """The measured value with interval and n."""
+    passed: bool
+    """Whether the requirement is met."""
+    advice: str = ""
+    """Whether more labels or a better model would help; how many labels is said for all checks together
+    (`Outcome.labels_needed`). For a check that passed: what it could not cover."""
+    estimate: Estimate | None = None
+    """The value with the interval that was compared; None for a plain number and if nothing was measured."""
+    more_rows: int | None = None
+    """The fewest more test rows that are likely to show it; None if it passed, or if no number is."""
+    chance: float | None = None
+    """How likely as many are to show it, or the most that would be asked for, in [0, 1]; None if it passed."""
+
+    @property
+    def shortfall(self) -> float:
+        """How far the compared end of the interval misses the threshold, as a share of it; infinite if unknown."""
+        if self.passed or self.estimate is None or self.threshold is None:
+            return 0.0 if self.passed else math.inf
+        end = self.estimate.high if self.name.endswith("_at_most") else self.estimate.low
+        return abs(end - self.threshold) / max(abs(self.threshold), 1e-9)
 
 
 class Verdict(Record):
@@ -55,10 +88,8 @@ def nearest_to_passing(verdicts: Sequence[Verdict]) -> Verdict:
     return min(verdicts, key=lambda v: (len(v.failed_checks), sum(check.shortfall for check in v.failed_checks)))
 
 
-def override(
-    verdicts: Sequence[Verdict], candidate: str, *, by: str, because: str, at: datetime | None = None
-) -> tuple[Verdict, ...]:
-    """Return all `verdicts`, the failing one on `candidate` as passed and signed, now or `at`.
+def override(verdicts: Sequence[Verdict], candidate: str, *, by: str, because: str) -> tuple[Verdict, ...]:
+    """Return all `verdicts`, the failing one on `candidate` as passed and signed now.
 
     Raise ConfigError without a verdict on it, a name or a reason, or if it passed or was signed already.
     """
@@ -77,8 +108,8 @@ def override(
             f"{candidate} already passes its gate: there is nothing to override",
             hint=f"smallfirst promote task.yaml --candidate {candidate}",
         )
-    when = (at or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds")
-    update = {"passed": True, "signed_by": by.strip(), "because": because.strip(), "signed_at": when}
+    update = {"passed": True, "signed_by": by.strip(), "because": because.strip()}
+    update["signed_at"] = datetime.now(UTC).isoformat(timespec="seconds")
     return tuple(one.model_copy(update=update) if one is found else one for one in verdicts)
 
 

@@ -150,8 +150,7 @@ def register_model(job: JobFolder, run: Run) -> JobResult:
     A job declares no gate: the verdict, signed by who submitted the job, is one failed check, and the version is not
     live until it is promoted.
     """
-    from smallfirst.gate.check_result import CheckResult
-    from smallfirst.gate.verdict import Verdict, override
+    from smallfirst.gate.verdict import CheckResult, Verdict, override
     from smallfirst.registry import versions
 
     spec, registered = job.spec, []

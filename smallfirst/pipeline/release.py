@@ -10,8 +10,7 @@ from smallfirst.gate.verdict import Verdict, nearest_to_passing, override
 from smallfirst.pipeline.calibrate import CERTIFIED, Certified, attach_certified, calibrate_stage, certify_candidate
 from smallfirst.pipeline.diagnostics import find_split_leaks, without_copies
 from smallfirst.pipeline.parity import parity_stage
-from smallfirst.pipeline.plans.outcome import answers_live, decide_outcome, gate_line, may_go_alone
-from smallfirst.pipeline.plans.small_first import small_first_stage
+from smallfirst.pipeline.plans.outcome import answers_live, decide_outcome, gate_line, may_go_alone, small_first_stage
 from smallfirst.pipeline.plans.worth import expected_plans, fix_finalists
 from smallfirst.project.project import Project, in_task_state, shown_as
 from smallfirst.project.run_folder import PROMOTED, VERDICTS, GateVerdicts, Promotion, RunFolder

@@ -16,8 +16,7 @@ from smallfirst.pipeline.calibrate import calibrate_stage
 from smallfirst.pipeline.evaluate import evaluate_stage
 from smallfirst.pipeline.learning_curve import measure_curve
 from smallfirst.pipeline.next_step import hint_of, next_steps
-from smallfirst.pipeline.plans.outcome import decide_outcome, may_go_alone
-from smallfirst.pipeline.plans.small_first import small_first_stage
+from smallfirst.pipeline.plans.outcome import decide_outcome, may_go_alone, small_first_stage
 from smallfirst.pipeline.preflight.check import PreflightReport, check_stage
 from smallfirst.pipeline.preflight.large_model import require_large
 from smallfirst.pipeline.release import (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.gate import stays_small
 from smallfirst.gate.outcome import Outcome
 from smallfirst.pipeline.next_step import NextStep
 from smallfirst.pipeline.plans.worth import no_finalists
@@ -178,6 +177,6 @@ def _sentences(summary: RunSummary) -> list[str]:
 
 
 def _path_summary(evaluation: Evaluation) -> PathSummary:
-    small = sum(stays_small(evaluation)) / max(1, len(evaluation.rows))
+    small = sum(evaluation.stays_small) / max(1, len(evaluation.rows))
     measured = {name: getattr(evaluation, name) for name in PathSummary.model_fields if name != "share"}
     return PathSummary(**measured, share=small if evaluation.candidate == "routed" else 1.0)

@@ -7,8 +7,8 @@ from fixtures.gate import evaluation
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.data.quality.leaks import Leak, LeakReport, find_leaks
-from smallfirst.gate.check_result import CheckResult
 from smallfirst.gate.gate import Gate
+from smallfirst.gate.verdict import CheckResult
 
 GATE = Gate(accuracy_at_least=0.0)
 

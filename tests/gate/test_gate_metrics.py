@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.check_result import CheckResult, ConfidenceLevel
-from smallfirst.gate.gate import CheckInputs, Gate, max_lower_bound, run_checks
+from smallfirst.gate.gate import CheckInputs, ConfidenceLevel, Gate, max_lower_bound, run_checks
+from smallfirst.gate.verdict import CheckResult
 from smallfirst.stats.intervals import Estimate, wilson
 from smallfirst.tasks.task import PartCounts
 
@@ -100,11 +100,6 @@ def test_an_unknown_metric_fails_and_names_the_nearest_one(measured: Measured, f
     assert (result.passed, result.requirement) == (False, f"macro_f2 {text}")
     assert result.measured == 'small has no metric "macro_f2" — did you mean "macro_f1"?'
     assert result.advice == 'metrics of task "parity": macro_f1'
-
-
-def test_accuracy_by_name_is_sent_to_its_own_threshold(measured: Measured) -> None:
-    result = check(measured([True] * 50), measures_at_least={"accuracy": 0.5})
-    assert (result.passed, result.advice) == (False, "use its own threshold: accuracy_at_least")
 
 
 def test_a_metric_that_is_not_a_number_fails(measured: Measured) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.check_result import CheckResult, ConfidenceLevel
-from smallfirst.gate.gate import CheckInputs, Gate, run_checks
+from smallfirst.gate.gate import CheckInputs, ConfidenceLevel, Gate, run_checks
+from smallfirst.gate.verdict import CheckResult
 
 Measured = Callable[..., Evaluation]
 MARGINS = ("not_worse_than_large_by", "score_not_worse_than_large_by")

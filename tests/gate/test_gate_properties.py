@@ -15,7 +15,7 @@ from smallfirst.stats.intervals import Estimate
 
 Measured = Callable[..., Evaluation]
 
-MINIMA = ("accuracy_at_least", "macro_f1_at_least", "each_part_at_least", "cheaper_than_large_by")
+MINIMA = ("accuracy_at_least", "macro_f1_at_least", "each_part_at_least")
 MAXIMA = (
     "not_worse_than_large_by",
     "score_not_worse_than_large_by",

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from smallfirst.errors import ConfigError, DataError, TrainingError, Unavailable
-from smallfirst.gate.check_result import CheckResult
 from smallfirst.gate.outcome import LabelsNeeded, Outcome
-from smallfirst.gate.verdict import Verdict
+from smallfirst.gate.verdict import CheckResult, Verdict
 from smallfirst.pipeline.next_step import after_gate, after_outcome, hint_of, next_steps
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project

@@ -6,8 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from smallfirst.gate.check_result import CheckResult
-from smallfirst.gate.verdict import Verdict, override
+from smallfirst.gate.verdict import CheckResult, Verdict, override
 from smallfirst.pipeline.plans.outcome import may_go_alone
 from smallfirst.pipeline.release import chosen_candidate
 from smallfirst.project.project import Project

@@ -10,9 +10,8 @@ from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.errors import StageMissing
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.check_result import CheckResult
 from smallfirst.gate.outcome import Outcome
-from smallfirst.gate.verdict import Verdict
+from smallfirst.gate.verdict import CheckResult, Verdict
 from smallfirst.pipeline.summary import OPEN_ENDED, format_summary, summarize_run
 from smallfirst.project.run_folder import FITTED, FittedCandidates, GateVerdicts, Promotion, RunFolder
 from smallfirst.project.task_file import TaskFile

@@ -14,8 +14,7 @@ import pytest
 from fixtures import warm_processes
 
 from smallfirst.errors import GateFailed, RegistryError
-from smallfirst.gate.check_result import CheckResult
-from smallfirst.gate.verdict import Verdict, override
+from smallfirst.gate.verdict import CheckResult, Verdict, override
 from smallfirst.registry import versions
 from smallfirst.registry.artifacts import StoredModel, build_manifest, upload
 from smallfirst.registry.runs import client, open_run

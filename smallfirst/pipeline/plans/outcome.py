@@ -1,25 +1,107 @@
-"""The outcome of a run, from what its stages left: what goes live with which proof, or which rows would decide it."""
+"""What goes live: the plans that are tried, and the outcome of a run from what its stages left.
+
+A plan is small where a certificate covers it, large elsewhere; it is tried if no candidate passes alone, or if it is
+worth more. Plans come by worth, as the rows that choose let expect it. Each is certified on calibration rows, a look of
+its own, and then confirmed on test rows by `gate.routed`, at an equal share of what the gate's level holds for plans;
+the first that passes goes live.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import math
 
 import yaml
 
-from smallfirst.gate.gate import share_of_bill, stays_small
+from smallfirst.evaluation.evaluate import share_of_bill
+from smallfirst.evaluation.results import Evaluation
+from smallfirst.gate.choice import PLANS
+from smallfirst.gate.gate import CheckInputs, ConfidenceLevel, Requirement, run_checks
 from smallfirst.gate.outcome import AuditedAccuracy, Outcome
-from smallfirst.gate.verdict import Verdict, nearest_to_passing
-from smallfirst.pipeline.calibrate import CERTIFIED, Certified
+from smallfirst.gate.verdict import CheckResult, Verdict, format_verdict, nearest_to_passing
+from smallfirst.pipeline.calibrate import CERTIFIED, Certified, certify_candidate
+from smallfirst.pipeline.diagnostics import find_split_leaks, without_copies
+from smallfirst.pipeline.evaluate import measure_router
 from smallfirst.pipeline.plans.labels_needed import PROMISE, labels_needed
-from smallfirst.pipeline.plans.worth import price_of_guarantee
+from smallfirst.pipeline.plans.worth import expected_plans, fix_finalists, price_of_guarantee
 from smallfirst.pipeline.summary import KEPT, KeptOnTest
+from smallfirst.pricing.money import format_usd
 from smallfirst.project.candidates import get_candidate
-from smallfirst.project.project import Project
-from smallfirst.project.run_folder import OUTCOME, PROMOTED, Promotion, RunFolder
+from smallfirst.project.project import Project, shown_as
+from smallfirst.project.run_folder import CERTIFICATE, OUTCOME, PROMOTED, VERDICTS, Promotion, RunFolder
 from smallfirst.project.task_file import RULES
 from smallfirst.registry import runs, versions
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.stats.intervals import wilson
+
+
+@shown_as("looking for a part of the requests that can stay small")
+def small_first_stage(project: Project, run_folder: RunFolder, *, instead_of: str = "") -> tuple[Verdict, ...]:
+    """Try the plans in order until one passes; save and return the verdicts on those that were tried.
+
+    `instead_of` is a candidate that may answer every request: only plans that are expected to be worth more are tried.
+    """
+    level = ConfidenceLevel(len(fix_finalists(project, run_folder).names) / PLANS)
+    trials: tuple[Verdict, ...] = ()
+    first: Certificate | None = None
+    for plan in expected_plans(project, run_folder, instead_of=instead_of):
+        trials = (*trials, _try(project, run_folder, plan.candidate, level, instead_of))
+        first = first or run_folder.certificate()
+        run_folder.verdicts().model_copy(update={"trials": trials}).save(run_folder.path / VERDICTS)
+        if trials[-1].passed:
+            return trials
+    if first is not None:  # the one that was expected to keep most, at the whole of the first look's level
+        first.save(run_folder.path / CERTIFICATE)
+    return trials
+
+
+def _try(project: Project, run_folder: RunFolder, candidate: str, level: ConfidenceLevel, instead_of: str) -> Verdict:
+    """Return the verdict on one plan. The Router is measured if the promise is shown."""
+    certified = certify_candidate(project, run_folder, candidate, alone=False)
+    checks = [_check_promise(certified.certificate)]
+    if certified.certificate.issued:
+        asyncio.run(measure_router(project, run_folder, certified.certificate, certified.heads, candidate=candidate))
+        routed, large = run_folder.evaluation("routed", "test"), run_folder.evaluation("large", "test")
+        assert routed is not None
+        routed = without_copies(project, routed, find_split_leaks(project, run_folder))
+        checks += run_checks(project.file.gate.routed, CheckInputs(routed, level, large))
+        if instead_of and (alone := run_folder.evaluation(instead_of, "test")):
+            checks.append(_check_worth(routed, alone, project.file.routing.usd_per_wrong_answer or 0.0))
+    verdict = Verdict(
+        candidate=candidate,
+        plan="small first",
+        checks=tuple(checks),
+        passed=all(check.passed for check in checks),
+        evaluation_fingerprint=run_folder.verdicts().of(candidate).evaluation_fingerprint,
+    )
+    project.progress.log(format_verdict(verdict))
+    return verdict
+
+
+def _check_promise(certificate: Certificate) -> CheckResult:
+    """Return whether the guarantee is shown on calibration rows."""
+    requirement = Requirement(PROMISE, certificate.max_error, f"a certificate: {certificate.guarantee.in_words}")
+    if not certificate.issued:
+        return requirement.result(certificate.why)
+    kept = f"{certificate.n_accepted} of {certificate.n_labels} calibration rows stay small"
+    return requirement.result(f"{kept}, {certificate.n_errors} of them wrong", passed=True)
+
+
+def _check_worth(routed: Evaluation, alone: Evaluation, usd_per_wrong_answer: float) -> CheckResult:
+    """Return whether the plan loses less than a candidate alone on test rows: its certificate may keep less than hoped.
+
+    The candidate passed its gate, so ties are won by it. Without this check plans made it worse where the large model
+    is weak, and the printed accuracy covers the truth as often with it (`benchmarks/results/choice.md`).
+    """
+    losses = [
+        1000 * sum(row.cost_usd + usd_per_wrong_answer * (not row.correct) for row in one) / max(1, len(one))
+        for one in (routed.rows, [alone.by_key[row.key] for row in routed.rows if row.key in alone.by_key])
+    ]
+    name, price = get_candidate(alone.candidate).title, format_usd(usd_per_wrong_answer)
+    text = f"costs less than “{name}” alone, wrong answers at {price}"
+    measured = f"{format_usd(losses[0])} against {format_usd(losses[1])} per 1,000, n={len(routed.rows)}"
+    requirement = Requirement("routing.usd_per_wrong_answer", usd_per_wrong_answer, text)
+    return requirement.result(measured, passed=losses[0] < losses[1])
 
 
 def decide_outcome(project: Project, run_folder: RunFolder, *, shadow: Promotion | None = None) -> Outcome:
@@ -27,10 +109,8 @@ def decide_outcome(project: Project, run_folder: RunFolder, *, shadow: Promotion
 
     A later stage replaces it. `shadow` is a version that was registered and is not live.
     """
-    certified, goes_live = _certified(project, run_folder), answers_live(project, run_folder)
-    found = (
-        _live(project, run_folder, certified) if certified and goes_live else _not_live(project, run_folder, certified)
-    )
+    goes_live = answers_live(project, run_folder)
+    found = _live(project, run_folder) if goes_live else _not_live(project, run_folder)
     registered = run_folder.find(Promotion, PROMOTED) if goes_live else shadow
     if registered is not None:
         alias = versions.CHAMPION if goes_live else versions.SHADOW
@@ -82,12 +162,14 @@ def _certified(project: Project, run_folder: RunFolder) -> Certified | None:
     return found if verdicts.confirmed and verdicts.confirmed.candidate == found.candidate else None
 
 
-def _live(project: Project, run_folder: RunFolder, certified: Certified) -> Outcome:
+def _live(project: Project, run_folder: RunFolder) -> Outcome:
     """Return who answers what, with which proof."""
-    routed, large = run_folder.evaluation("routed", "test"), run_folder.evaluation("large", "test")
+    certified, large = _certified(project, run_folder), run_folder.evaluation("large", "test")
+    routed = run_folder.evaluation("routed", "test")
+    assert certified is not None
     assert routed is not None
     certificate, verdict = certified.certificate, run_folder.verdicts().of(certified.candidate)
-    stages, small = {row.stage for row in routed.rows}, stays_small(routed)
+    stages, small = {row.stage for row in routed.rows}, routed.stays_small
     rest = "large" if stages & {"large", "general"} else "person" if "person" in stages else ""
     plan = "small first" if certified.plan == "small first" or rest else "small alone"
     rest = rest or ("refused" if "out_of_scope" in stages else "")
@@ -139,7 +221,7 @@ def _judge(project: Project, certificate: Certificate, audited: AuditedAccuracy 
     return "person" if asked and (certificate.issued or limits) else ""
 
 
-def _not_live(project: Project, run_folder: RunFolder, certified: Certified | None) -> Outcome:
+def _not_live(project: Project, run_folder: RunFolder) -> Outcome:
     """Return the rows that would decide it, else what fails; and the line of a gate that only has to be written."""
     needed, verdicts = labels_needed(project, run_folder), run_folder.verdicts()
     found = Outcome(
@@ -167,7 +249,5 @@ def _why_not(project: Project, run_folder: RunFolder) -> str:
     check, title = nearest.furthest_off, get_candidate(nearest.candidate).title
     if check is None:
         return ""
-    if not verdicts.trials:
-        return f"“{title}” comes nearest and misses “{check.requirement}” ({check.measured})"
-    why = f"no candidate may go live alone, and “{title}” first misses “{check.requirement}”"
-    return why if check.name == PROMISE else f"{why} ({check.measured})"
+    who = f"no candidate may go live alone, and “{title}” first" if verdicts.trials else f"“{title}” comes nearest and"
+    return f"{who} misses “{check.requirement}”{'' if check.name == PROMISE else f' ({check.measured})'}"

@@ -7,7 +7,7 @@ import math
 import pytest
 from scipy.stats import norm
 
-from smallfirst.gate.check_result import ConfidenceLevel, Requirement
+from smallfirst.gate.gate import ConfidenceLevel, Requirement
 from smallfirst.stats.intervals import Estimate
 
 
