@@ -45,8 +45,6 @@ class Option(NamedTuple):
     """Mean cost of a request, whoever answers it."""
     wrong: Mapping[str, float]
     """Chance that the answer is wrong, in [0, 1], by key of the row."""
-    share: float = 1.0
-    """Share of requests that stay small, in [0, 1]; 1 for a candidate alone."""
 
     @classmethod
     def alone(cls, measured: Evaluation) -> Option:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import pydantic
 from scipy import special
@@ -158,19 +158,10 @@ class Requirement(NamedTuple):
     """Of a name that ends in `_at_most` the upper end of an interval must not exceed it."""
     text: str
 
-    def result(
-        self, measured: str, advice: str = "", *, passed: bool = False, estimate: Estimate | None = None
-    ) -> CheckResult:
-        """Return what was found. An interval without a finite end, which JSON cannot hold, is left out."""
-        return CheckResult(
-            name=self.name,
-            threshold=self.threshold,
-            requirement=self.text,
-            measured=measured,
-            passed=passed,
-            advice=advice,
-            estimate=estimate if estimate and math.isfinite(estimate.high - estimate.low) else None,
-        )
+    def result(self, measured: str, advice: str = "", **found: Any) -> CheckResult:
+        """Return what was found; it is missed unless `passed` is given."""
+        named = {"name": self.name, "threshold": self.threshold, "requirement": self.text}
+        return CheckResult(**named, measured=measured, advice=advice, **found)
 
     def check(
         self,
@@ -188,21 +179,21 @@ class Requirement(NamedTuple):
         """
         at_most = self.name.endswith("_at_most")
         sign, end = (-1, found.high) if at_most else (1, found.low)
-        passed = found.n > 0 and sign * end >= sign * self.threshold
-        result = self.result(measured or level.format(found), passed=passed, estimate=found)
-        if passed:
-            return result
+        kept = found if math.isfinite(found.high - found.low) else None  # JSON holds no infinite end
+        result = partial(self.result, measured or level.format(found), estimate=kept)
         if not found.n:
-            return result.model_copy(update={"advice": "no row was measured"})
+            return result("no row was measured")
+        if sign * end >= sign * self.threshold:
+            return result(passed=True)
         if not math.isfinite(found.value + end):
-            return result.model_copy(update={"advice": "the value is not a number: fix the scorer and evaluate again"})
+            return result("the value is not a number: fix the scorer and evaluate again")
         by_width = partial(chance_of_interval, found, self.threshold, z=level.z, at_most=at_most)
         needed = fewest_rows(chance or by_width)
-        advice, more = "so few rows cannot tell: more are needed", needed.n_more if not needed.unlikely else None
-        if needed.unlikely:
-            advice = f"more test rows are unlikely to show it ({100 * needed.chance:.0f} %)"
-            advice = instead or f"{advice}: more training rows or a better model may"
-        return result.model_copy(update={"advice": advice, "more_rows": more, "chance": needed.chance})
+        if not needed.unlikely:
+            advice = "so few rows cannot tell: more are needed"
+            return result(advice, more_rows=needed.n_more, chance=needed.chance)
+        unlikely = f"more test rows are unlikely to show it ({100 * needed.chance:.0f} %)"
+        return result(instead or f"{unlikely}: more training rows or a better model may", chance=needed.chance)
 
     def check_share(self, n_right: int, n: int, level: ConfidenceLevel, *, n_rows: int | None = None) -> CheckResult:
         """Return whether the lower end of Wilson's interval reaches it; `n` of `n_rows` rows count, or all."""

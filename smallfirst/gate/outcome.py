@@ -21,8 +21,6 @@ OutcomeKind = Literal["small alone", "small first", "keep the large model", "can
 """`small alone`: a small model answers every request of the task. `small first`: it answers a part of them, and the
 others go to the large model, or to a person where there is none. With the other two nothing goes live; `cannot be told
 yet`: more labelled rows are likely to decide."""
-CONFIDENCE = 0.95
-"""Level of the bounds on the large model's own mistakes, which all limits of a judge share."""
 _NAMES = {"large": "the large model", "person": "a person"}
 
 
@@ -71,12 +69,12 @@ class AuditedAccuracy(Record):
         """
         by_key = large.by_key if large else {}
         pairs = [(row.correct, by_key[row.key].correct) for row in small.rows if row.key in by_key]
-        margin, confidence = gate.not_worse_than_large_by, CONFIDENCE
+        margin, confidence = gate.not_worse_than_large_by, 0.95  # of all bounds on the large model's mistakes together
         if gate.accuracy_at_least is not None:
             most = 1 - gate.accuracy_at_least
             words = f"at most {100 * most:.3g} % of all small answers wrong"
         elif margin is not None and pairs:
-            confidence = (1 + CONFIDENCE) / 2
+            confidence = 0.975
             most = margin + upper_bound(sum(not theirs for _, theirs in pairs), len(pairs), confidence=confidence)
             words = f"all small answers at most {100 * margin:.3g} points less accurate than the large model (at most "
             words += f"{100 * most:.3g} % wrong)"

@@ -25,7 +25,7 @@ class CheckResult(Record):
     """The requirement in words, threshold included."""
     measured: str
     """The measured value with interval and n."""
-    passed: bool
+    passed: bool = False
     """Whether the requirement is met."""
     advice: str = ""
     """Whether more labels or a better model would help; how many labels is said for all checks together

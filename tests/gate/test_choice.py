@@ -74,7 +74,7 @@ def test_with_a_price_of_errors_the_least_expected_loss_comes_first() -> None:
 def test_a_plan_and_a_candidate_alone_are_compared_by_the_same_loss() -> None:
     alone = Option("tuned", 0.001, {str(i): float(i >= 90) for i in range(100)})
     # Half stays small, without an error; the large model is wrong on 4 % and costs 1 cent.
-    plan = Option("words", 0.005, {str(i): 0.04 * (i >= 50) for i in range(100)}, share=0.5)
+    plan = Option("words", 0.005, {str(i): 0.04 * (i >= 50) for i in range(100)})
     errors = shrunk_errors([alone, plan])
     for price in (0.01, 0.1):
         losses = [one.usd + price * error for one, error in zip((alone, plan), errors, strict=True)]

@@ -81,37 +81,34 @@ def find_joined(project: Project, run_folder: RunFolder, candidate: str) -> Join
     Of these one row counts for each text, near-copy and group, and none that stands in any other part, or that an
     earlier run has read: its report may have shown it.
     """
-    rows, fixed = project.rows, run_folder.find(FixedBeforeTest, FIXED)
-    measured = run_folder.evaluation(candidate, "test")
+    rows, data, fixed = project.rows, project.file.data, run_folder.find(FixedBeforeTest, FIXED)
+    answered = [run_folder.evaluation(name, "test") for name in (candidate, *project.file.routing.ahead)]
     read = read_before(run_folder.path.parent / LOOKS, run_folder.path.name, _texts(rows.test))
-    why_not = _why_not(project, candidate, fixed, all_read=read == _texts(rows.test))
-    if why_not or fixed is None or measured is None:
-        return JoinedRows(rows.calibration, why_not=why_not or "the candidate was not measured on them")
-    own, _ = count_rows((rows.train, rows.selection, rows.calibration, rows.left_out), rows.test)
-    ahead = [run_folder.evaluation(name, "test") for name in project.file.routing.ahead]
-    answered = set.intersection(*(set(one.by_key) if one else set() for one in (measured, *ahead)))
-    test = tuple(e for e in own.examples if e.key in answered and not text_fingerprints([e.text]) & read)
-    names = ", ".join(f"{name} {part:.3g}" for name, part in fixed.parts.items())
-    look = SharedLook(f"{run_folder.path.name}: {names}", fixed.parts[candidate])
-    return JoinedRows(rows.calibration.subset("calibration", (*rows.calibration.examples, *test)), len(test), look)
-
-
-def _why_not(project: Project, candidate: str, fixed: FixedBeforeTest | None, *, all_read: bool) -> str:
-    data, rows = project.file.data, project.rows
     sources = [{example.source for example in part.examples} for part in (rows.calibration, rows.test)]
-    if fixed is None or candidate not in fixed.parts:
-        return "this candidate was not fixed before a test row was read"
-    if fixed.promise != _promise(project):
-        return "the promise, the policies or the rows were changed after a test row was read"
-    if data.gold is not None:
-        return "people's answers in data.gold certify alone"
-    if sources[0] != sources[1] or (project.file.routing.labels == "large" and sources[0] <= {""}):
-        return "their labels come from another source than those of the calibration rows"
-    if not data.exchangeable and (data.validation is not None or data.test is not None):
-        return "they are not split from the file of the calibration rows; data.exchangeable: true declares both alike"
-    if all_read:
-        return "an earlier run has read them"
-    return ""
+    parts = fixed.parts if fixed else {}
+    reasons = {
+        "this candidate was not fixed before a test row was read": candidate not in parts,
+        "the promise, the policies or the rows were changed after a test row was read": (
+            fixed is not None and fixed.promise != _promise(project)
+        ),
+        "people's answers in data.gold certify alone": data.gold is not None,
+        "their labels come from another source than those of the calibration rows": (
+            sources[0] != sources[1] or (project.file.routing.labels == "large" and sources[0] <= {""})
+        ),
+        "they are not split from the file of the calibration rows; data.exchangeable: true declares both alike": (
+            not data.exchangeable and (data.validation is not None or data.test is not None)
+        ),
+        "an earlier run has read them": read == _texts(rows.test),
+        "the candidate was not measured on them": answered[0] is None,
+    }
+    if why_not := next((why for why, holds in reasons.items() if holds), ""):
+        return JoinedRows(rows.calibration, why_not=why_not)
+    own, _ = count_rows((rows.train, rows.selection, rows.calibration, rows.left_out), rows.test)
+    keys = set.intersection(*(set(one.by_key) if one else set() for one in answered))
+    test = tuple(e for e in own.examples if e.key in keys and not text_fingerprints([e.text]) & read)
+    names = ", ".join(f"{name} {part:.3g}" for name, part in parts.items())
+    look = SharedLook(f"{run_folder.path.name}: {names}", parts[candidate])
+    return JoinedRows(rows.calibration.subset("calibration", (*rows.calibration.examples, *test)), len(test), look)
 
 
 def _promise(project: Project) -> str:

@@ -8,11 +8,9 @@ every test row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from smallfirst.evaluation.results import EvaluatedRow, Evaluation
+from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.choice import Option, WorthRule, choose_candidates, level_shares, would_pass
 from smallfirst.gate.outcome import share_words
 from smallfirst.pipeline.diagnostics import find_split_leaks
@@ -20,7 +18,7 @@ from smallfirst.pricing.money import format_usd
 from smallfirst.project.candidate_registry import promotable_names
 from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project
-from smallfirst.project.run_folder import FINALISTS, VERDICTS, Finalists, GateVerdicts, RunFolder
+from smallfirst.project.run_folder import FINALISTS, Finalists, RunFolder
 from smallfirst.project.task_file import RULES, SMALLEST, TaskFile
 from smallfirst.routing.certificate.guarantee import Guarantee
 
@@ -107,30 +105,19 @@ def expected_plans(project: Project, run_folder: RunFolder, *, instead_of: str =
 
 
 def plan_option(measured: Evaluation, guarantee: Guarantee, large: Evaluation | None) -> Option:
-    """Return the plan that keeps as much of a candidate's answers as the guarantee lets expect.
+    """Return the plan that keeps as many of the most confident answers as are wrong at most as often as is guaranteed.
 
-    Without a price of the large model an escalated request costs 1 USD, more than any small answer, and is right.
+    Without a limit on errors it keeps as many as are right. Without a price of the large model an escalated request
+    costs 1 USD, more than any small answer, and is right.
     """
-    share = expected_share(measured.rows, guarantee)
-    confident = sorted(measured.rows, key=lambda row: -(row.confidence or 0.0))
-    kept = {row.key for row in confident[: round(share * len(confident))]}
+    rows = sorted(measured.rows, key=lambda row: -(row.confidence or 0.0))
+    right, n = np.array([row.correct for row in rows], dtype=bool), np.arange(1, len(rows) + 1)
+    fine = n <= right.sum() if guarantee.max_error is None else np.cumsum(~right) <= guarantee.max_error * n
+    n_kept = int(n[fine].max(initial=0))
     price, error = (1.0, 0.0) if large is None else (large.cost_usd_per_1k / 1000, 1 - large.accuracy.value)
-    wrong = {row.key: float(not row.correct) if row.key in kept else error for row in measured.rows}
-    return Option(measured.candidate, measured.cost_usd_per_1k / 1000 + (1 - share) * price, wrong, share)
-
-
-def expected_share(rows: Sequence[EvaluatedRow], guarantee: Guarantee) -> float:
-    """Return the largest share of the most confident answers that are wrong at most as often as is guaranteed.
-
-    Without a limit on errors it is the share of right answers.
-    """
-    if not rows:
-        return 0.0
-    right = np.array([row.correct for row in sorted(rows, key=lambda row: -(row.confidence or 0.0))])
-    if guarantee.max_error is None:
-        return float(right.mean())
-    kept = np.arange(1, len(right) + 1)
-    return float(kept[np.cumsum(~right) <= guarantee.max_error * kept].max(initial=0)) / len(right)
+    wrong = {row.key: float(not row.correct) if i < n_kept else error for i, row in enumerate(rows)}
+    usd = measured.cost_usd_per_1k / 1000 + (1 - n_kept / max(1, len(rows))) * price
+    return Option(measured.candidate, usd, wrong)
 
 
 def price_of_guarantee(project: Project, run_folder: RunFolder, routed: Evaluation) -> str:
@@ -138,9 +125,8 @@ def price_of_guarantee(project: Project, run_folder: RunFolder, routed: Evaluati
 
     Empty where the guarantee binds nothing, nobody passed the gate alone, or `routed` is right more often.
     """
-    verdicts = run_folder.find(GateVerdicts, VERDICTS)
-    winner = verdicts.winner if verdicts is not None and project.file.sets_gate else None
-    alone = run_folder.evaluation(winner, "test") if winner and project.file.binds_answers else None
+    file, winner = project.file, run_folder.verdicts().winner
+    alone = run_folder.evaluation(winner, "test") if winner and file.sets_gate and file.binds_answers else None
     if alone is None or routed.accuracy.value > alone.accuracy.value or routed.cost_usd_per_1k < alone.cost_usd_per_1k:
         return ""
     title, right = get_candidate(alone.candidate).title, share_words(alone.accuracy)

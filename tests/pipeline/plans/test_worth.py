@@ -11,7 +11,7 @@ from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
 from smallfirst.gate.verdict import Verdict
-from smallfirst.pipeline.plans.worth import expected_plans, expected_share, fix_finalists, price_of_guarantee
+from smallfirst.pipeline.plans.worth import expected_plans, fix_finalists, plan_option, price_of_guarantee
 from smallfirst.pipeline.release import gate_stage
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
@@ -41,13 +41,17 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     return Project.read(read_task_file(tmp_path), Progress(quiet=True))
 
 
-def test_the_share_is_the_largest_that_is_wrong_as_seldom_as_is_guaranteed() -> None:
+def test_a_plan_keeps_as_much_as_is_wrong_as_seldom_as_is_guaranteed() -> None:
+    def share(rows: list[EvaluatedRow], guarantee: Guarantee) -> float:
+        """What is not kept costs 1 USD."""
+        return 1 - plan_option(evaluation_of(rows, candidate="words", cost_usd_per_1k=0.0), guarantee, None).usd
+
     rows = [row(i, i not in (5, 8, 9), 1 - i / 20) for i in range(10)]
-    assert expected_share(rows, Guarantee(max_error=0.05)) == 0.5  # the sixth most confident is wrong
-    assert expected_share(rows, Guarantee(max_error=0.2)) == 0.8
-    assert expected_share(rows[::-1], Guarantee(max_error=0.3)) == 1.0
-    assert expected_share(rows, Guarantee(max_error=None, max_accuracy_loss=0.01)) == 0.7
-    assert expected_share([], Guarantee()) == 0.0
+    assert share(rows, Guarantee(max_error=0.05)) == 0.5  # the sixth most confident is wrong
+    assert share(rows, Guarantee(max_error=0.2)) == 0.8
+    assert share(rows[::-1], Guarantee(max_error=0.3)) == 1.0
+    assert share(rows, Guarantee(max_error=None, max_accuracy_loss=0.01)) == pytest.approx(0.7)
+    assert share([], Guarantee()) == 0.0
 
 
 def set_routing(project: Project, **settings: Any) -> Project:
@@ -138,7 +142,8 @@ def test_the_plan_of_the_most_worth_comes_first(many: Project, run_folder: RunFo
     run_folder.save_evaluation(measured("large", 240, 10.0, split="calibration"))
     plans = expected_plans(many, run_folder)
     assert plans[0].candidate == "tuned"
-    assert 1000 * plans[0].usd == pytest.approx(0.37 + 10 * (1 - plans[0].share))
+    n_escalated = sum(error == pytest.approx(0.04) for error in plans[0].wrong.values())  # 240 of 250 are right
+    assert 1000 * plans[0].usd == pytest.approx(0.37 + 10 * n_escalated / 250)
     assert [one.candidate for one in expected_plans(set_routing(many, small="encoder"), run_folder)] == ["encoder"]
 
 
