@@ -169,7 +169,7 @@ def _status(router: AuditedRouter) -> dict[str, Any]:
     states = router.ledger.entries(StateRow, task=router.name, limit=50)
     return {
         "task": router.name,
-        "state": standing.state,
+        "state": router.monitor.state,
         "why": next((s.why for s in reversed(states) if s.before != s.after), ""),
         "guarantee": standing.promise,
         "standing": standing.model_dump(),

@@ -1,18 +1,17 @@
 """The choice of what goes live: by worth on the rows that choose, with what it costs and how often it is wrong.
 
-Each option, a candidate alone or a plan "this candidate first, the rest to the large model", has a cost and an expected
-error by row. Where `routing.usd_per_wrong_answer` prices an error, the option of the least expected loss comes first:
+An option is a candidate alone or a plan "this candidate first, the rest to the large model". Where
+`routing.usd_per_wrong_answer` prices an error, the option of the least expected loss comes first:
 
     L = c + v e + (1 - s) (p + v e_large)
 
-with c the price of a small answer, v that of a wrong one, e the share kept and wrong, s the share kept, p and e_large
-price and error of the large model; a candidate alone has s = 1. Elsewhere the cheapest of those comes first that are
+with c the price of a small answer, v that of a wrong one, e the share kept and wrong, s the share kept (1 for a
+candidate alone), p and e_large price and error of the large model. Elsewhere the cheapest of those comes first that are
 within `routing.accuracy_within` of the most accurate one; costs within ALIKE of each other are equal, and of these the
 most accurate one wins. So nothing comes after an option that it beats in accuracy and in cost.
 
-The order and each candidate's share of the gate's level are fixed before a test row is read; the shares sum to 1
-(Bonferroni), so the verdicts on test rows hold together, whichever goes live. Of those that pass the first goes live,
-unless another one clearly beats it (`unbeaten`). The argument is in `docs/design/decisions.md`.
+The order and the shares of the gate's level, which sum to 1 (Bonferroni), are fixed before a test row is read, so the
+verdicts on test rows hold together, whichever goes live. The argument is in `docs/design/decisions.md`.
 """
 
 from __future__ import annotations

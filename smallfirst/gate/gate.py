@@ -36,8 +36,6 @@ Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 
-LIMITED_PROBE_ROWS = 300
-"""Requests sent alone where a latency is limited: the upper end of a p95 takes 72 to 140 of them."""
 MAX_NAMED = 5
 """Parts, or copied rows, named in one message; the others are counted."""
 _SMALLER = "a smaller model or a shorter prompt would help"

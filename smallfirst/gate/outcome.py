@@ -89,8 +89,6 @@ class AuditedAccuracy(Record):
 class Standing(Record):
     """What is in force at a server now: the outcome of the version that answers, narrowed by its monitor's state."""
 
-    state: str
-    """The monitor's: `live`, `drift`, `fallback` or `shadow`."""
     level: Literal["good", "mixed", "bad"]
     """good: all that was decided is in force, with a promise; mixed: less than that; bad: a promise is broken."""
     words: str
@@ -211,34 +209,31 @@ class Outcome(Record):
 
     @property
     def facts(self) -> dict[str, str]:
-        """The record as short texts by name, for tags."""
+        """The record as short texts by name, for tags; what is unknown is left out."""
         texts = {"outcome": self.kind, "sentence": self.sentence, "live": self.live_as or "no"}
         texts["promise"] = self.promise or "none"
-        return texts | {name: f"{value} n={value.n}" for name, value in self.shares.items()}
-
-    @property
-    def shares(self) -> dict[str, Estimate]:
-        """The figures by name, those that are known."""
-        names = ("share_small", "share_promised", "accuracy", "share_of_bill")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        figures = ("share_small", "share_promised", "accuracy", "share_of_bill")
+        return texts | {name: f"{value} n={value.n}" for name in figures if (value := getattr(self, name))}
 
     def standing(self, state: str, *, broken: Sequence[str] = ()) -> Standing:
-        """Return what is in force at a server whose monitor is in `state`; `broken` are limits found not to hold."""
+        """Return what is in force at a server whose monitor is in `state`: `live`, `drift`, `fallback` or `shadow`.
+
+        `broken` are limits that were found not to hold.
+        """
         if state == "shadow" or not self.goes_live:
             said = f"The large model answers every request; “{self.title}” drafts beside it, and nothing is promised."
-            return Standing(state=state, level="mixed", words="In shadow", sentence=said)
+            return Standing(level="mixed", words="In shadow", sentence=said)
         if state == "fallback":
             who = "the large model answers" if self.large else "the small model answers without a promise"
             limits = ", and ".join(filter(None, (self.promise, self._watched)))
             said = f"Not in force until audits show it again: {limits}." if limits else "Nothing is promised."
-            return Standing(state=state, level="bad", words=f"Fallback: {who}", sentence=said)
+            return Standing(level="bad", words=f"Fallback: {who}", sentence=said)
         live, words = state == "live", "Live" if state == "live" else "Drift"
         if not self.promise:
-            return Standing(state=state, level="mixed", words=f"{words}, without a promise", sentence=self.proof)
+            return Standing(level="mixed", words=f"{words}, without a promise", sentence=self.proof)
         words += "" if live else ": more answers are audited"
         promise = with_broken(self.promise, broken) if broken else self.promise
         return Standing(
-            state=state,
             level="bad" if broken else "good" if live else "mixed",
             words=f"{words}, a limit is broken" if broken else words,
             promise=promise,

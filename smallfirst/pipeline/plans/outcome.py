@@ -121,7 +121,6 @@ def decide_outcome(project: Project, run_folder: RunFolder, *, shadow: Promotion
     found.save(run_folder.path / OUTCOME)
     run = runs.TrackedRun(runs.client(), run_folder.mlflow_run_id())
     run.set_tags(found.facts)
-    run.log_metrics(0, {f"outcome/{name}": share.value for name, share in found.shares.items()})
     run.flush()
     return found
 

@@ -40,13 +40,14 @@ def choosing_evaluations(run_folder: RunFolder) -> list[Evaluation]:
 
 def no_finalists(run_folder: RunFolder) -> dict[str, str]:
     """Return why each candidate that was measured to choose, and is no finalist, was left out, by name."""
-    finalists = run_folder.find(Finalists, FINALISTS)
+    if (finalists := run_folder.find(Finalists, FINALISTS)) is None:
+        return {}
     rows = {CHOOSING: "out of fold", "selection": "to select with"}
     return {
         one.candidate: f"no finalist by its accuracy {one.accuracy} on {one.accuracy.n:,} rows {rows[one.split]}; test "
         "rows were not asked, so it cannot go live"
-        for one in (choosing_evaluations(run_folder) if finalists else ())
-        if finalists and one.candidate not in finalists.names
+        for one in choosing_evaluations(run_folder)
+        if one.candidate not in finalists.names
     }
 
 

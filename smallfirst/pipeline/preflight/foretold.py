@@ -20,11 +20,12 @@ from smallfirst.data.quality.findings import Finding, make_finding
 from smallfirst.errors import StageMissing
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
 from smallfirst.gate.choice import level_shares
-from smallfirst.gate.gate import LIMITED_PROBE_ROWS, CheckInputs, ConfidenceLevel, Gate, run_checks
+from smallfirst.gate.gate import CheckInputs, ConfidenceLevel, Gate, run_checks
 from smallfirst.gate.outcome import LabelsNeeded, Outcome
 from smallfirst.gate.verdict import CheckResult
 from smallfirst.models.linear.held_out import WORD_ERRORS, hold_out_labels
 from smallfirst.paths import state_folder
+from smallfirst.pipeline.evaluate import LIMITED_PROBE_ROWS
 from smallfirst.pipeline.plans.joined_rows import LOOKS
 from smallfirst.pipeline.plans.labels_needed import OpenQuestion, rows_to_label
 from smallfirst.project.candidate_registry import promotable_names
