@@ -20,12 +20,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.gate import CheckInputs, ConfidenceLevel, Gate, run_checks
 from smallfirst.gate.verdict import CheckResult
 from smallfirst.stats.intervals import paired_score_interval
+from smallfirst.stats.shrinkage import shrunk_means
 
 ALIKE = 1.25
 """Costs that differ by no more than this factor count as equal: measured again, they differ by as much."""
@@ -78,32 +77,8 @@ class WorthRule(NamedTuple):
 
 
 def shrunk_errors(options: Sequence[Option]) -> list[float]:
-    """Return the expected error of each option, shrunk towards the mean of all by empirical Bayes.
-
-    Measured differences d between options are true ones, of variance t, and sampling error, of variance w; the best
-    guess of a true one is d t / (t + w) (Efron and Morris 1975). w is read from differences by row, which rows that are
-    difficult for all do not enlarge; t is what the spread of the measured ones is above w, at least SPREAD². Without
-    that floor (their positive part) of 50 rows the cheapest would often win over one that is 9 points better.
-
-    An option that answered fewer rows is compared on these with the mean of those that answered all; where none did,
-    errors count as measured.
-    """
-    rows = {key for one in options for key in one.wrong}
-    complete = [one.wrong for one in options if len(one.wrong) == len(rows)]
-    if not rows or not complete:
-        return [float(np.mean(list(one.wrong.values()) or [1.0])) for one in options]
-    mean = {key: sum(wrong[key] for wrong in complete) / len(complete) for key in rows}
-    apart = [np.array([wrong - mean[key] for key, wrong in one.wrong.items()] or [0.0]) for one in options]
-    level, m = sum(mean.values()) / len(rows), len(options)
-    if m == 1:
-        return [level]
-    found = level + np.array([one.mean() for one in apart])
-    of_rows = [float(one.var(ddof=1)) for one in apart if len(one) > 1]  # pooled, so that none overtakes on equal rows
-    n = np.array([len(one) for one in apart])
-    by_chance = (sum(of_rows) / len(of_rows) if of_rows else math.inf) * m / (m - 1) / n
-    true = max(SPREAD**2, float(found.var(ddof=1)) - float(by_chance.mean()))
-    shrunk = found.mean() + true / (true + by_chance) * (found - found.mean())
-    return [float(one) for one in shrunk]
+    """Return the expected error of each option: the measured one is shrunk towards the mean of all."""
+    return shrunk_means([one.wrong for one in options], least_spread=SPREAD, unknown=1.0)
 
 
 def choose_candidates(

@@ -83,23 +83,6 @@ def test_a_plan_and_a_candidate_alone_are_compared_by_the_same_loss() -> None:
     assert WorthRule(usd_per_wrong_answer=0.1).order([alone, plan])[0] is plan
 
 
-def test_errors_of_few_rows_are_shrunk_and_of_many_are_not() -> None:
-    few = [Option.alone(rated(name, right, 20)) for name, right in zip(NAMES, (18, 19, 20), strict=True)]
-    errors = shrunk_errors(few)
-    assert errors == sorted(errors, reverse=True)
-    assert 0 < errors[2] < errors[0] < 0.1
-    many = [
-        Option.alone(rated(name, right, 20_000)) for name, right in zip(NAMES, (18_000, 19_000, 20_000), strict=True)
-    ]
-    assert shrunk_errors(many) == pytest.approx([0.1, 0.05, 0.0], abs=1e-3)
-    equal = [Option.alone(rated(name, 15, 20)) for name in NAMES]
-    assert shrunk_errors(equal) == pytest.approx([0.25] * 3)
-    assert shrunk_errors([]) == []
-    assert shrunk_errors([Option("words", 0.0, {})]) == [1.0]
-    apart = [Option("words", 0.0, {"a": 1.0, "b": 0.0}), Option("tuned", 0.0, {"c": 0.0})]
-    assert shrunk_errors(apart) == [0.5, 0.0]  # no row in common: as measured
-
-
 def test_one_that_answered_fewer_rows_is_compared_on_these() -> None:
     """A language model answers selection rows alone, the others training rows out of fold as well."""
     words, tuned = rated("words", 700, 1000), rated("tuned", 900, 1000)
@@ -108,14 +91,6 @@ def test_one_that_answered_fewer_rows_is_compared_on_these() -> None:
     assert errors[:2] == pytest.approx([0.3, 0.1], abs=0.02)
     assert errors[2] > errors[1]  # 0.04 as measured, but on rows on which the others are never wrong
     assert order(WorthRule(), words, tuned)[0] == "tuned"
-
-
-def test_differences_by_row_tell_difficult_rows_from_a_better_candidate() -> None:
-    """A tenth of the rows is wrong for both: they say nothing about the difference."""
-    together = shrunk_errors([Option.alone(rated("words", 85, 100)), Option.alone(rated("tuned", 90, 100))])
-    other = measured("words", [i >= 15 for i in range(100)])  # wrong on other rows
-    apart = shrunk_errors([Option.alone(other), Option.alone(rated("tuned", 90, 100))])
-    assert together[0] - together[1] > 1.2 * (apart[0] - apart[1]) > 0
 
 
 def test_those_that_are_expected_to_pass_come_first() -> None:
