@@ -303,8 +303,9 @@ class Outcome(Record):
     def _not_live(self) -> Iterator[str]:
         """Yield what is missing: a line of task.yaml, rows, or what fails."""
         if self.gate_line:
-            found = f"it is right on {share_words(self.accuracy)} of {self.accuracy.n:,}" if self.accuracy else ""
-            right = f", though {found} test rows" if found else ""
+            right = ""
+            if self.accuracy and self.accuracy.n:
+                right = f", though it is right on {share_words(self.accuracy)} of {self.accuracy.n:,} test rows"
             yield f"task.yaml sets no gate, so nothing says that “{self.title}” is good enough{right}."
             yield self.gate_missing
         if self.labels_needed is not None:
