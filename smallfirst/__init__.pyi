@@ -13,7 +13,6 @@ from smallfirst.data.quality.findings import Location as Location
 from smallfirst.data.quality.independence import CountedRows as CountedRows
 from smallfirst.data.quality.leaks import Leak as Leak
 from smallfirst.data.quality.leaks import LeakReport as LeakReport
-from smallfirst.data.quality.leaks import PairLeaks as PairLeaks
 from smallfirst.data.quality.lengths import LengthSummary as LengthSummary
 from smallfirst.data.quality.overlaps import Overlap as Overlap
 from smallfirst.data.row_formats import Columns as Columns
@@ -28,13 +27,13 @@ from smallfirst.evaluation.out_of_fold import RawAnswer as RawAnswer
 from smallfirst.evaluation.results import Comparison as Comparison
 from smallfirst.evaluation.results import EvaluatedRow as EvaluatedRow
 from smallfirst.evaluation.results import Evaluation as Evaluation
-from smallfirst.gate.audited import AuditedAccuracy as AuditedAccuracy
-from smallfirst.gate.check_result import CheckResult as CheckResult
 from smallfirst.gate.gate import Gate as Gate
-from smallfirst.gate.limits import RoutedThresholds as RoutedThresholds
+from smallfirst.gate.gate import RoutedThresholds as RoutedThresholds
+from smallfirst.gate.outcome import AuditedAccuracy as AuditedAccuracy
 from smallfirst.gate.outcome import LabelsNeeded as LabelsNeeded
 from smallfirst.gate.outcome import Outcome as Outcome
 from smallfirst.gate.outcome import Standing as Standing
+from smallfirst.gate.verdict import CheckResult as CheckResult
 from smallfirst.gate.verdict import Verdict as Verdict
 from smallfirst.models.catalog import find_weights as find_weights
 from smallfirst.models.confidence import Calibration as Calibration

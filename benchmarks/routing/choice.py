@@ -159,7 +159,7 @@ def _plan(table: Table, usd: np.ndarray, i: int, rows: np.ndarray, large: tuple[
     kept = int(good[-1]) + 1 if len(good) else 0
     errors = [float(one) for one in wrong[:kept]] + [large[0]] * (len(rows) - kept)
     share = kept / len(rows)
-    return Option(str(i), usd[i] + (1 - share), dict(enumerate(errors)), share)
+    return Option(str(i), usd[i] + (1 - share), dict(enumerate(errors)))
 
 
 def _best_plan(table: Table, usd: np.ndarray, i: int, v: float) -> float:

@@ -46,7 +46,7 @@ from smallfirst.routing.certificate.threshold_search import choose_starts, searc
 from smallfirst.stats.intervals import clopper_pearson, wilson
 
 VERDICT = "verdict-{label}.json"
-STALE = ("certificate.json", "promoted.json", "verdicts.json", "outcome.json", "plans.json", "kept.json", "heads.json")
+STALE = ("certificate.json", "promoted.json", "verdicts.json", "outcome.json", "kept.json", "heads.json")
 """What an earlier judgement left in a run folder."""
 
 

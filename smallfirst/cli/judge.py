@@ -42,8 +42,8 @@ def gate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
     """
     from smallfirst.gate.verdict import format_verdict
     from smallfirst.pipeline.next_step import NextStep, after_gate
-    from smallfirst.pipeline.plans.outcome import gate_line
-    from smallfirst.pipeline.release import chosen_candidate, gate_stage, may_go_alone
+    from smallfirst.pipeline.plans.outcome import gate_line, may_go_alone
+    from smallfirst.pipeline.release import chosen_candidate, gate_stage
 
     project, run_folder = load_run(task_yaml, run_name)
     verdicts = gate_stage(project, run_folder)
@@ -53,7 +53,7 @@ def gate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
         for verdict in verdicts.verdicts:
             click.echo(format_verdict(verdict))
         how = f" ({verdicts.how_found})" if verdicts.how_found else ""
-        click.echo(f"goes live by the gate: {verdicts.smallest or 'none'}{how}")
+        click.echo(f"goes live by the gate: {verdicts.winner or 'none'}{how}")
     passed = may_go_alone(project, verdicts.of(chosen_candidate(project, verdicts)))
     if not as_json:
         if not project.file.sets_gate:
@@ -98,8 +98,8 @@ def calibrate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
     from smallfirst.gate.verdict import format_verdict
     from smallfirst.pipeline.calibrate import calibrate_stage
     from smallfirst.pipeline.next_step import after_gate, after_outcome
-    from smallfirst.pipeline.plans.outcome import decide_outcome
-    from smallfirst.pipeline.release import chosen_candidate, may_go_alone, plans_stage
+    from smallfirst.pipeline.plans.outcome import decide_outcome, may_go_alone
+    from smallfirst.pipeline.release import chosen_candidate, plans_stage
     from smallfirst.project.run_folder import PROMOTED
 
     project, run_folder = load_run(task_yaml, run_name)
@@ -110,8 +110,8 @@ def calibrate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
         calibrate_stage(project, run_folder)
     else:
         plans = plans_stage(project, run_folder, verdict)
-        said += [format_verdict(trial) for trial in plans.trials]
-        if not plans.passed and may_go_alone(project, verdict):
+        said += [format_verdict(trial) for trial in plans]
+        if not any(trial.passed for trial in plans) and may_go_alone(project, verdict):
             calibrate_stage(project, run_folder, candidate=verdict.candidate)
     outcome, certificate = decide_outcome(project, run_folder), run_folder.certificate()
     if as_json:

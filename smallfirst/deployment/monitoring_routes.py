@@ -169,12 +169,12 @@ def _status(router: AuditedRouter) -> dict[str, Any]:
     states = router.ledger.entries(StateRow, task=router.name, limit=50)
     return {
         "task": router.name,
-        "state": standing.state,
+        "state": router.monitor.state,
         "why": next((s.why for s in reversed(states) if s.before != s.after), ""),
         "guarantee": standing.promise,
         "standing": standing.model_dump(),
         "second_look": next((s.why for s in reversed(states) if s.cause == CAUSE), ""),
-        "outcome": router.outcome.model_dump(mode="json", exclude={"trials"}),
+        "outcome": router.outcome.model_dump(mode="json"),
         "watched": _watched(router),
         "not_watched": list(not_watched(router.router.certificate, router.auditing.judge)),
         "reports_of_users": {

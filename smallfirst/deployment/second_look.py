@@ -27,8 +27,8 @@ from smallfirst.models.protocol import Completion, Request
 from smallfirst.paths import state_of
 from smallfirst.pipeline.calibrate import CERTIFIED, KNOWN_TEXTS, Certified, KnownTexts
 from smallfirst.pipeline.confidence_heads import with_confidences
-from smallfirst.pipeline.plans.choosing import chosen_by
 from smallfirst.pipeline.plans.joined_rows import LOOKS
+from smallfirst.pipeline.plans.worth import chosen_by
 from smallfirst.project.candidates import get_candidate
 from smallfirst.project.run_folder import CERTIFICATE, OUTCOME, RunFolder
 from smallfirst.project.task_file import TaskFile

@@ -299,7 +299,7 @@ def _judge(routing: RoutingConfig, certificate: Certificate, outcome: Outcome, l
     """Return who judges audits: a person if there is no large model or its own error rate is unknown."""
     known = any(certificate.audit_limit_for(risk, "large") is not None for risk in ("error", "accuracy_loss"))
     watched = certificate.issued or outcome.audited is not None
-    known |= outcome.audited is not None and outcome.audited.by_large is not None
+    known |= outcome.audited is not None and "large" in outcome.audited.limits
     return "person" if large is None or (watched and not known) else routing.judge
 
 

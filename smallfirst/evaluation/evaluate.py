@@ -13,7 +13,7 @@ from smallfirst.data.dataset import Dataset, Example, sample_rows
 from smallfirst.evaluation.results import Comparison, EvaluatedRow, Evaluation
 from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.progress import ProgressCallback, no_progress
-from smallfirst.stats.intervals import mcnemar, paired_difference, wilson
+from smallfirst.stats.intervals import Estimate, mcnemar, mean_interval, paired_difference, wilson
 from smallfirst.tasks.task import Task
 
 WARM_UP_ROWS = 3
@@ -108,6 +108,22 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
         only_second=only_second,
         p_value=mcnemar(only_first, only_second),
     )
+
+
+def share_of_bill(candidate: Evaluation, large: Evaluation, *, confidence: float = 0.95) -> Estimate | None:
+    """Return the cost over the large model's on the same rows; None without rows or a price.
+
+    Interval: of the ratio of two means, linearized (Cochran 1977).
+    """
+    pairs = [(row.cost_usd, large.by_key[row.key].cost_usd) for row in candidate.rows if row.key in large.by_key]
+    ours, theirs = np.array(pairs, dtype=float).reshape(-1, 2).T
+    if not pairs or theirs.mean() <= 0:
+        return None
+    share = ours.mean() / theirs.mean()
+    # A share that is just the allowed one must not be a little more in floating point.
+    by_row = np.round(share + (ours - share * theirs) / theirs.mean(), 12)
+    found = mean_interval(by_row, confidence=confidence)
+    return found.model_copy(update={"low": max(0.0, found.low)})
 
 
 def restrict_to_rows(evaluation: Evaluation, setup: EvaluationSetup) -> Evaluation:

@@ -82,6 +82,11 @@ class Evaluation(Record):
         more = f", {first[0]} {first[1]}" if first else ""
         return f"accuracy {self.accuracy} n={self.accuracy.n}{more}"
 
+    @property
+    def stays_small(self) -> list[bool]:
+        """By row whether a small model's answer was given: not the large model's, a person's or a refusal."""
+        return [row.stage not in ("large", "general", "person", "out_of_scope") for row in self.rows]
+
     def share(self, stage: str) -> float:
         """Return the share of rows answered by `stage`, in [0, 1]."""
         return sum(row.stage == stage for row in self.rows) / max(1, len(self.rows))

@@ -1,19 +1,17 @@
 """The choice of what goes live: by worth on the rows that choose, with what it costs and how often it is wrong.
 
-Each option, a candidate alone or a plan "this candidate first, the rest to the large model", has a cost and an expected
-error by row. Where `routing.usd_per_wrong_answer` prices an error, the option of the least expected loss comes first:
+An option is a candidate alone or a plan "this candidate first, the rest to the large model". Where
+`routing.usd_per_wrong_answer` prices an error, the option of the least expected loss comes first:
 
     L = c + v e + (1 - s) (p + v e_large)
 
-with c the price of a small answer, v that of a wrong one, e the share kept and wrong, s the share kept, p and e_large
-price and error of the large model; a candidate alone has s = 1. Elsewhere the cheapest of those comes first that are
+with c the price of a small answer, v that of a wrong one, e the share kept and wrong, s the share kept (1 for a
+candidate alone), p and e_large price and error of the large model. Elsewhere the cheapest of those comes first that are
 within `routing.accuracy_within` of the most accurate one; costs within ALIKE of each other are equal, and of these the
-most accurate one wins. The next in the order is what the same rule takes of those that are left. So nothing comes after
-an option that it beats in accuracy and in cost.
+most accurate one wins. So nothing comes after an option that it beats in accuracy and in cost.
 
-The order and each candidate's share of the gate's level are fixed before a test row is read; the shares sum to 1
-(Bonferroni), so the verdicts on test rows hold together, whichever goes live. Of those that pass the first goes live,
-unless another one clearly beats it (`unbeaten`). The argument is in `docs/design/decisions.md`.
+The order and the shares of the gate's level, which sum to 1 (Bonferroni), are fixed before a test row is read, so the
+verdicts on test rows hold together, whichever goes live. The argument is in `docs/design/decisions.md`.
 """
 
 from __future__ import annotations
@@ -22,12 +20,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.check_result import CheckInputs, CheckResult, ConfidenceLevel
-from smallfirst.gate.metrics import MetricThresholds, check_metrics
+from smallfirst.gate.gate import CheckInputs, ConfidenceLevel, Gate, run_checks
+from smallfirst.gate.verdict import CheckResult
 from smallfirst.stats.intervals import paired_score_interval
+from smallfirst.stats.shrinkage import shrunk_means
 
 ALIKE = 1.25
 """Costs that differ by no more than this factor count as equal: measured again, they differ by as much."""
@@ -46,8 +43,6 @@ class Option(NamedTuple):
     """Mean cost of a request, whoever answers it."""
     wrong: Mapping[str, float]
     """Chance that the answer is wrong, in [0, 1], by key of the row."""
-    share: float = 1.0
-    """Share of requests that stay small, in [0, 1]; 1 for a candidate alone."""
 
     @classmethod
     def alone(cls, measured: Evaluation) -> Option:
@@ -60,8 +55,7 @@ class WorthRule(NamedTuple):
     """What options are ordered by."""
 
     accuracy_within: float = 0.01
-    """The cheapest of those comes first whose accuracy is at most this much below the best one's; 1 for the cheapest
-    of all."""
+    """How much less accurate than the best one the cheapest may be that comes first; 1 for the cheapest of all."""
     usd_per_wrong_answer: float | None = None
     """Price of a wrong answer: the least expected loss comes first."""
     alike: float = ALIKE
@@ -69,64 +63,37 @@ class WorthRule(NamedTuple):
 
     def order(self, options: Sequence[Option]) -> list[Option]:
         """Return the options by worth, the best first; of equals the first given."""
-        rest, errors = list(options), shrunk_errors(options)
+        rest, ordered = [*zip(shrunk_errors(options), options, strict=True)], list[Option]()
         if (price := self.usd_per_wrong_answer) is not None:
-            return [one for _, one in sorted(zip(errors, rest, strict=True), key=lambda x: x[1].usd + price * x[0])]
-        error_of, ordered = dict(zip(map(id, rest), errors, strict=True)), []
+            return [one for _, one in sorted(rest, key=lambda pair: pair[1].usd + price * pair[0])]
         while rest:
-            most = min(error_of[id(one)] for one in rest) + self.accuracy_within + 1e-12
-            near = [one for one in rest if error_of[id(one)] <= most]
-            cheapest = min(one.usd for one in near)
-            best = min((one for one in near if one.usd <= self.alike * cheapest), key=lambda one: error_of[id(one)])
-            ordered.append(best)
-            rest = [one for one in rest if one is not best]
+            most = min(error for error, _ in rest) + self.accuracy_within + 1e-12
+            cheapest = min(one.usd for error, one in rest if error <= most)
+            near = [pair for pair in rest if pair[0] <= most and pair[1].usd <= self.alike * cheapest]
+            best = min(near, key=lambda pair: pair[0])
+            ordered.append(best[1])
+            rest = [pair for pair in rest if pair is not best]
         return ordered
 
 
 def shrunk_errors(options: Sequence[Option]) -> list[float]:
-    """Return the expected error of each option, shrunk towards the mean of all by empirical Bayes.
-
-    Measured differences d between options are true ones, of variance t, and sampling error, of variance w; the best
-    guess of a true one is d t / (t + w) (Efron and Morris 1975). w is read from differences by row, which rows that are
-    difficult for all do not enlarge; t is what the spread of the measured ones is above w, at least SPREAD². Without
-    that floor (their positive part) differences that chance could explain would count as none, and of 50 rows the
-    cheapest would often win over one that is 9 points better; a mean of the Bayesian bootstrap would shrink nothing.
-
-    An option that answered fewer rows is compared on these with the mean of those that answered all; where none did,
-    errors count as measured.
-    """
-    rows = {key for one in options for key in one.wrong}
-    complete = [one.wrong for one in options if len(one.wrong) == len(rows)]
-    if not rows or not complete:
-        return [float(np.mean(list(one.wrong.values()) or [1.0])) for one in options]
-    mean = {key: sum(wrong[key] for wrong in complete) / len(complete) for key in rows}
-    apart = [np.array([wrong - mean[key] for key, wrong in one.wrong.items()] or [0.0]) for one in options]
-    level, m = sum(mean.values()) / len(rows), len(options)
-    if m == 1:
-        return [level]
-    found = level + np.array([one.mean() for one in apart])
-    of_rows = [float(one.var(ddof=1)) for one in apart if len(one) > 1]  # pooled, so that none overtakes on equal rows
-    n = np.array([len(one) for one in apart])
-    by_chance = (sum(of_rows) / len(of_rows) if of_rows else math.inf) * m / (m - 1) / n
-    spread = float(found.var(ddof=1))
-    true = max(SPREAD**2, spread - float(by_chance.mean()))
-    shrunk = found.mean() + true / (true + by_chance) * (found - found.mean())
-    return [float(one) for one in shrunk]
+    """Return the expected error of each option: the measured one is shrunk towards the mean of all."""
+    return shrunk_means([one.wrong for one in options], least_spread=SPREAD, unknown=1.0)
 
 
 def choose_candidates(
     options: Sequence[Option], rule: WorthRule, *, expected: Callable[[str], bool] = lambda _: True
 ) -> list[str]:
     """Return the candidates by worth: those `expected` to pass first, then the others, the most accurate first."""
-    errors = {id(one): error for one, error in zip(options, shrunk_errors(options), strict=True)}
     able = [one for one in options if expected(one.candidate)]
-    rest = sorted((one for one in options if not expected(one.candidate)), key=lambda one: errors[id(one)])
-    return [one.candidate for one in (*rule.order(able), *rest)]
+    by_error = sorted(zip(shrunk_errors(options), options, strict=True), key=lambda pair: pair[0])
+    return [one.candidate for one in (*rule.order(able), *(one for _, one in by_error if not expected(one.candidate)))]
 
 
-def would_pass(gate: MetricThresholds, measured: Evaluation, n_test: int) -> bool:
+def would_pass(gate: Gate, measured: Evaluation, n_test: int) -> bool:
     """Return True if what was measured would meet the gate's metrics on `n_test` rows, as the first in the order."""
-    results = check_metrics(gate, CheckInputs(measured, ConfidenceLevel(1 / FIRST)))
+    fields = ("accuracy_at_least", "macro_f1_at_least", "measures_at_least", "measures_at_most")
+    results = run_checks(gate, CheckInputs(measured, ConfidenceLevel(1 / FIRST)), fields=fields)
     return bool(measured.rows) and all(_would_meet(result, n_test) for result in results)
 
 

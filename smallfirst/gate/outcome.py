@@ -11,17 +11,17 @@ from typing import Any, Literal
 
 import pydantic
 
-from smallfirst.gate.audited import AuditedAccuracy
-from smallfirst.gate.verdict import Verdict
+from smallfirst.evaluation.results import Evaluation
+from smallfirst.gate.gate import Gate
 from smallfirst.pricing.money import format_usd
 from smallfirst.records import Record
-from smallfirst.stats.intervals import Estimate
+from smallfirst.stats.intervals import Estimate, upper_bound
 
 OutcomeKind = Literal["small alone", "small first", "keep the large model", "cannot be told yet"]
 """`small alone`: a small model answers every request of the task. `small first`: it answers a part of them, and the
 others go to the large model, or to a person where there is none. With the other two nothing goes live; `cannot be told
 yet`: more labelled rows are likely to decide."""
-_RESTS = {"large": "the large model", "person": "a person"}
+_NAMES = {"large": "the large model", "person": "a person"}
 
 
 class LabelsNeeded(Record):
@@ -34,9 +34,7 @@ class LabelsNeeded(Record):
     files: dict[str, int]
     """The rows to add by file, as task.yaml names it."""
     usd: float | None = None
-    """What labelling them costs in USD; None if no price is known."""
-    priced_by: str = ""
-    """Whose price it is: "a person" or "the large model"; empty without one."""
+    """What a person's labels for them cost in USD; None if `prices.usd_per_label` is not set."""
 
     @property
     def in_words(self) -> str:
@@ -49,20 +47,53 @@ class LabelsNeeded(Record):
 
     @property
     def with_price(self) -> str:
-        price = f", for about {format_usd(self.usd)} by {self.priced_by}" if self.usd is not None else ""
+        price = f", for about {format_usd(self.usd)} by a person" if self.usd is not None else ""
         return f"{self.in_words}{price}"
+
+
+class AuditedAccuracy(Record):
+    """How many answers of a small model may be called wrong in audits before its gate counts as no longer met."""
+
+    words: str
+    """What the gate allows, such as "at most 20 % of all small answers wrong"."""
+    limits: dict[str, float]
+    """Largest share that each judge, `person` or `large`, may call wrong, in (0, 1). The large model also calls wrong
+    what is right where it errs; it is left out where that is not known."""
+
+    @classmethod
+    def of(cls, gate: Gate, small: Evaluation, large: Evaluation | None) -> AuditedAccuracy | None:
+        """Return what audits watch of a gate; None if it says nothing about accuracy, or no audit could break it.
+
+        It is `accuracy_at_least` or, without that, `not_worse_than_large_by`: then as much may be wrong as the large
+        model has, and the margin. `small` and `large` are answers to test rows; mistakes of `large` are bounded.
+        """
+        by_key = large.by_key if large else {}
+        pairs = [(row.correct, by_key[row.key].correct) for row in small.rows if row.key in by_key]
+        margin, confidence = gate.not_worse_than_large_by, 0.95  # of all bounds on the large model's mistakes together
+        if gate.accuracy_at_least is not None:
+            most = 1 - gate.accuracy_at_least
+            words = f"at most {100 * most:.3g} % of all small answers wrong"
+        elif margin is not None and pairs:
+            confidence = 0.975
+            most = margin + upper_bound(sum(not theirs for _, theirs in pairs), len(pairs), confidence=confidence)
+            words = f"all small answers at most {100 * margin:.3g} points less accurate than the large model (at most "
+            words += f"{100 * most:.3g} % wrong)"
+        else:
+            return None
+        n_amiss = sum(ours and not theirs for ours, theirs in pairs)
+        limits = {"person": most, "large": most + upper_bound(n_amiss, len(pairs), confidence=confidence)}
+        limits = {judge: limit for judge, limit in limits.items() if limit < 1}
+        return cls(words=words, limits=limits) if most > 0 and limits else None
 
 
 class Standing(Record):
     """What is in force at a server now: the outcome of the version that answers, narrowed by its monitor's state."""
 
-    state: str
-    """The monitor's: `live`, `drift`, `fallback` or `shadow`."""
     level: Literal["good", "mixed", "bad"]
     """good: all that was decided is in force, with a promise; mixed: less than that; bad: a promise is broken."""
     words: str
     """The state in a few words, such as "Live, without a promise"."""
-    promise: str
+    promise: str = ""
     """The promise that is in force; empty if none is."""
     sentence: str
     """Who answers, and what is promised about it."""
@@ -80,8 +111,6 @@ class Outcome(Record):
     """The candidate that answers; None if nothing goes live."""
     title: str = ""
     """Its name for readers, such as "words + linear"."""
-    headline: str = ""
-    """What it says about itself where it is enough, such as "A linear model is enough here."."""
     model: str = ""
     """Three-level name in the registry; empty before the version is registered."""
     version: int | None = None
@@ -118,17 +147,38 @@ class Outcome(Record):
     """Why nothing goes live, or why there is no promise; empty where neither is the case."""
     labels_needed: LabelsNeeded | None = None
     """The fewest rows that are likely to decide it or, where it goes live without a promise, to show one."""
-    trials: tuple[Verdict, ...] = ()
-    """Verdicts on the plans that were tried, in order: because no candidate may go live by its gate alone, or because
-    they are expected to be worth more."""
 
     @pydantic.model_validator(mode="before")
     @classmethod
     def _without_what_follows(cls, values: Any) -> Any:
         """Leave out the sentence, which is stored for readers and follows from the rest."""
-        if not isinstance(values, Mapping):
-            return values
-        return {name: value for name, value in values.items() if name != "sentence"}
+        if isinstance(values, Mapping):
+            return {name: value for name, value in values.items() if name != "sentence"}
+        return values
+
+    @pydantic.computed_field  # type: ignore[prop-decorator]
+    @property
+    def sentence(self) -> str:
+        """What was decided and what shows it."""
+        return f"{self._start} {self.proof}"
+
+    @property
+    def heading(self) -> str:
+        """The decision in one line, for the top of a page."""
+        return f"{self._start} {self.in_short}." if self.goes_live else f"{self._start.rstrip(':')}."
+
+    @property
+    def in_short(self) -> str:
+        """Who answers and what is promised, in half a line."""
+        if not self.promise:
+            return f"{self._answers}, without a promise"
+        partly = self.share_promised is not None and self.share_promised != self.share_small
+        return f"{self._answers}, {share_words(self.share_promised) if partly else 'all'} under the promise"
+
+    @property
+    def proof(self) -> str:
+        """What shows the decision: who answers, how right it is, at what cost, and what is promised; or what fails."""
+        return " ".join(self._live() if self.goes_live else self._not_live())
 
     @property
     def goes_live(self) -> bool:
@@ -140,84 +190,10 @@ class Outcome(Record):
         return f"{self.model} version {self.version} @{self.alias}" if self.alias == "champion" else ""
 
     @property
-    def gate_words(self) -> str:
-        """What the gate said: of the candidate alone or, where a plan was confirmed in its place, of that."""
-        confirmed = any(trial.passed for trial in self.trials)
-        words = {"passed": "PASS", "failed": "FAIL", "signed": "FAIL, signed for", "not written": "not in task.yaml"}
-        return "PASS (small first)" if self.goes_live and confirmed else words[self.gate]
-
-    @pydantic.computed_field  # type: ignore[prop-decorator]
-    @property
-    def sentence(self) -> str:
-        """What was decided and what shows it."""
-        return f"{self._start} {self.proof}"
-
-    @property
-    def heading(self) -> str:
-        """The decision in one line, for the top of a page."""
-        if self.kind == "small alone":
-            found = self.headline or f"“{self.title}” is good enough."
-            return f"Small alone: {found[:1].lower()}{found[1:]}"
-        if self.kind == "small first":
-            rest = {"large": ", the large model the rest", "person": ", a person the rest"}.get(self.rest, "")
-            share = (
-                f"{100 * self.share_small.value:.0f} % of requests" if self.share_small else "a part of the requests"
-            )
-            return f"Small first: “{self.title}” answers {share}{rest}."
-        if self.kind == "cannot be told yet" and self.labels_needed:
-            return f"It cannot be told yet: label about {self.labels_needed.n_data_rows:,} more rows."
-        return f"{self._start.rstrip(':.')}."
-
-    @property
-    def proof(self) -> str:
-        """What shows the decision: who answers, how right it is, at what cost, and what is promised; or what fails."""
-        if not self.goes_live:
-            return " ".join(self._not_live())
-        return " ".join([self.who_answers, self.about_promise, *self._notes()])
-
-    @property
-    def who_answers(self) -> str:
-        """Who answers which share, how right all of it is, and what it costs."""
-        rest = _RESTS.get(self.rest, "")
-        alone = self.kind == "small alone"
-        others = "; the others are refused as out of scope" if self.rest == "refused" else ""
-        others = f"; the rest goes to {rest}" if rest else others
-        right = "Right" if alone else "What it answers is right" if self.rest == "person" else "Together right"
-        if self.accuracy is None:
-            return f"{self._answers}{others}."
-        cost = f", at {share_words(self.share_of_bill)} of the large model's bill" if self.share_of_bill else ""
-        return (
-            f"{self._answers}{others}. {right} on {share_words(self.accuracy)} of {self.accuracy.n:,} test rows{cost}."
-        )
-
-    @property
-    def in_short(self) -> str:
-        """Who answers and what is promised, in half a line."""
-        if not self.promise:
-            return f"{self._answers}, without a promise"
-        partly = self.share_promised is not None and self.share_promised != self.share_small
-        return f"{self._answers}, {share_words(self.share_promised) if partly else 'all'} under the promise"
-
-    @property
-    def about_promise(self) -> str:
-        """What is promised about which share of the requests; where nothing is, that, and which rows are missing."""
-        if not self.promise:
-            missing = f"; to have one, label {self.labels_needed.in_words}" if self.labels_needed else ""
-            missing = missing or (f": {self.why}" if self.why else "")
-            return f"There is no promise about single answers, and each is marked so{missing}."
-        if self.share_promised is None:
-            return f"Promise for the answers that it covers: {self.promise}."
-        small, promised = self.share_small, self.share_promised
-        marked = small is not None and small.value > promised.value
-        others = "; the other small answers carry no promise and are marked" if marked else ""
-        return f"Promise for {share_words(promised)} of requests: {self.promise}{others}."
-
-    @property
     def to_do(self) -> str:
         """What to do about it, as an instruction."""
         if self.goes_live:
-            live = f"It is live as {self.live_as}" if self.live_as else "Promote it: smallfirst promote task.yaml"
-            return f"{live}."
+            return f"It is live as {self.live_as}." if self.live_as else "Promote it: smallfirst promote task.yaml."
         if self.gate_line:
             return self.gate_missing
         if self.labels_needed is not None:
@@ -225,54 +201,51 @@ class Outcome(Record):
         return "Keep sending every request to the large model." if self.large else "Do not put any of them live."
 
     @property
-    def facts(self) -> dict[str, str]:
-        """The record as short texts by name, for tags; what is unknown is left out."""
-        texts = {
-            "outcome": self.kind,
-            "sentence": self.sentence,
-            "live": self.live_as or "no",
-            "candidate": self.candidate or "",
-            "promise": self.promise or "none",
-            "rest": self.rest,
-            "watched_by": self.watched_by or "nobody",
-            "watched": self._watched,
-            "signed": self.signed,
-            "labels_needed": str(self.labels_needed.n_data_rows) if self.labels_needed else "",
-        }
-        texts |= {name: f"{value} n={value.n}" for name, value in self.shares.items()}
-        return {name: text for name, text in texts.items() if text}
+    def gate_missing(self) -> str:
+        """Which line to add to task.yaml, and what it does."""
+        return (
+            f"Write  {self.gate_line}  into task.yaml, if that is good enough: “{self.title}” meets it and may go live."
+        )
 
     @property
-    def shares(self) -> dict[str, Estimate]:
-        """The figures by name, those that are known."""
-        names = ("share_small", "share_promised", "accuracy", "share_of_bill")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+    def facts(self) -> dict[str, str]:
+        """The record as short texts by name, for tags; what is unknown is left out."""
+        texts = {"outcome": self.kind, "sentence": self.sentence, "live": self.live_as or "no"}
+        texts["promise"] = self.promise or "none"
+        figures = ("share_small", "share_promised", "accuracy", "share_of_bill")
+        return texts | {name: f"{value} n={value.n}" for name in figures if (value := getattr(self, name))}
 
     def standing(self, state: str, *, broken: Sequence[str] = ()) -> Standing:
-        """Return what is in force at a server whose monitor is in `state`; `broken` are limits found not to hold."""
+        """Return what is in force at a server whose monitor is in `state`: `live`, `drift`, `fallback` or `shadow`.
+
+        `broken` are limits that were found not to hold.
+        """
         if state == "shadow" or not self.goes_live:
             said = f"The large model answers every request; “{self.title}” drafts beside it, and nothing is promised."
-            return Standing(state=state, level="mixed", words="In shadow", promise="", sentence=said)
+            return Standing(level="mixed", words="In shadow", sentence=said)
         if state == "fallback":
             who = "the large model answers" if self.large else "the small model answers without a promise"
             limits = ", and ".join(filter(None, (self.promise, self._watched)))
-            out = f"Not in force until audits show it again: {limits}." if limits else "Nothing is promised."
-            return Standing(state=state, level="bad", words=f"Fallback: {who}", promise="", sentence=out)
+            said = f"Not in force until audits show it again: {limits}." if limits else "Nothing is promised."
+            return Standing(level="bad", words=f"Fallback: {who}", sentence=said)
+        live, words = state == "live", "Live" if state == "live" else "Drift"
         if not self.promise:
-            words = "Live, without a promise" if state == "live" else "Drift, without a promise"
-            return Standing(state=state, level="mixed", words=words, promise="", sentence=self.proof)
-        words = "Live" if state == "live" else "Drift: more answers are audited"
-        if broken:
-            part = with_broken(self.promise, broken)
-            said = self.proof.replace(self.promise, part)
-            return Standing(state=state, level="bad", words=f"{words}, a limit is broken", promise=part, sentence=said)
-        level: Literal["good", "mixed"] = "good" if state == "live" else "mixed"
-        return Standing(state=state, level=level, words=words, promise=self.promise, sentence=self.proof)
+            return Standing(level="mixed", words=f"{words}, without a promise", sentence=self.proof)
+        words += "" if live else ": more answers are audited"
+        promise = with_broken(self.promise, broken) if broken else self.promise
+        return Standing(
+            level="bad" if broken else "good" if live else "mixed",
+            words=f"{words}, a limit is broken" if broken else words,
+            promise=promise,
+            sentence=self.proof.replace(self.promise, promise),
+        )
 
     @property
-    def _watched(self) -> str:
-        """The gate's accuracy that audits watch, in words; empty where nobody judges them."""
-        return self.audited.words if self.audited and self.watched_by else ""
+    def _start(self) -> str:
+        if self.gate_line:
+            return "Nothing goes live yet:"
+        keeps = self.kind == "keep the large model" and not self.large
+        return "Keep what answers today:" if keeps else f"{self.kind.capitalize()}:"
 
     @property
     def _answers(self) -> str:
@@ -282,42 +255,30 @@ class Outcome(Record):
         return f"“{self.title}” answers {share}"
 
     @property
-    def _start(self) -> str:
-        if self.gate_line:
-            return "Nothing goes live yet:"
-        if self.kind == "keep the large model" and not self.large:
-            return "Keep what answers today:"
-        return f"{self.kind.capitalize()}:"
+    def _watched(self) -> str:
+        """The gate's accuracy that audits watch, in words; empty where nobody judges them."""
+        return self.audited.words if self.audited and self.watched_by else ""
 
     @property
     def _until(self) -> str:
         return "Until then the large model answers." if self.large else "Until then nothing goes live."
 
-    @property
-    def gate_missing(self) -> str:
-        """Which line to add to task.yaml, and what it does."""
-        return (
-            f"Write  {self.gate_line}  into task.yaml, if that is good enough: “{self.title}” meets it and may go live."
-        )
-
-    def _not_live(self) -> Iterator[str]:
-        if self.gate_line:
-            n = self.accuracy.n if self.accuracy else 0
-            right = f", though it is right on {share_words(self.accuracy)} of {n:,} test rows" if n else ""
-            yield f"task.yaml sets no gate, so nothing says that “{self.title}” is good enough{right}."
-            yield self.gate_missing
-        if self.labels_needed is not None:
-            yield f"{'Or label' if self.gate_line else 'label'} {self.labels_needed.with_price}. {self._until}"
-        elif self.why and not self.gate_line:
-            yield f"{self.why}."
-
-    def _notes(self) -> Iterator[str]:
+    def _live(self) -> Iterator[str]:
+        """Yield who answers which share, how right all of it is, what it costs, what is promised, and who watches."""
+        others = "; the others are refused as out of scope" if self.rest == "refused" else ""
+        yield f"{self._answers}{f'; the rest goes to {_NAMES[self.rest]}' if self.rest in _NAMES else others}."
+        if self.accuracy is not None:
+            right = "What it answers is right" if self.rest == "person" else "Together right"
+            right = "Right" if self.kind == "small alone" else right
+            cost = f", at {share_words(self.share_of_bill)} of the large model's bill" if self.share_of_bill else ""
+            yield f"{right} on {share_words(self.accuracy)} of {self.accuracy.n:,} test rows{cost}."
+        yield self._promised
         if self.instead:
             yield self.instead
         if self.signed:
             yield f"Signed for by {self.signed}."
         if self._watched:
-            yield f"Audits by {_RESTS[self.watched_by]} watch the gate's accuracy: {self._watched}."
+            yield f"Audits by {_NAMES[self.watched_by]} watch the gate's accuracy: {self._watched}."
         elif not self.watched_by:
             why = "nobody judges its answers after go-live"
             if self.signed and not self.promise:
@@ -325,6 +286,32 @@ class Outcome(Record):
             elif self.large and self.audited is None and not self.promise:
                 why = "audits cannot test what its gate asks for"
             yield f"Unwatched: {why}."
+
+    @property
+    def _promised(self) -> str:
+        """What is promised about which share of the requests; where nothing is, that, and which rows are missing."""
+        if not self.promise:
+            missing = f": {self.why}" if self.why else ""
+            missing = f"; to have one, label {self.labels_needed.in_words}" if self.labels_needed else missing
+            return f"There is no promise about single answers, and each is marked so{missing}."
+        if self.share_promised is None:
+            return f"Promise for the answers that it covers: {self.promise}."
+        marked = self.share_small is not None and self.share_small.value > self.share_promised.value
+        others = "; the other small answers carry no promise and are marked" if marked else ""
+        return f"Promise for {share_words(self.share_promised)} of requests: {self.promise}{others}."
+
+    def _not_live(self) -> Iterator[str]:
+        """Yield what is missing: a line of task.yaml, rows, or what fails."""
+        if self.gate_line:
+            right = ""
+            if self.accuracy and self.accuracy.n:
+                right = f", though it is right on {share_words(self.accuracy)} of {self.accuracy.n:,} test rows"
+            yield f"task.yaml sets no gate, so nothing says that “{self.title}” is good enough{right}."
+            yield self.gate_missing
+        if self.labels_needed is not None:
+            yield f"{'Or label' if self.gate_line else 'label'} {self.labels_needed.with_price}. {self._until}"
+        elif self.why and not self.gate_line:
+            yield f"{self.why}."
 
 
 def share_words(share: Estimate | None) -> str:

@@ -1,7 +1,8 @@
-"""Verdict: the gate's answer for one candidate, and how a person overrides it."""
+"""Verdict: the gate's answer for one candidate, check by check, and how a person overrides it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal
@@ -9,8 +10,40 @@ from typing import Literal
 import pydantic
 
 from smallfirst.errors import ConfigError, did_you_mean
-from smallfirst.gate.check_result import CheckResult
 from smallfirst.records import Record
+from smallfirst.stats.intervals import Estimate
+
+
+class CheckResult(Record):
+    """One requirement of the gate and what was measured."""
+
+    name: str = ""
+    """Key of the threshold in task.yaml."""
+    threshold: float | None = None
+    """Value of the threshold; None where a check has none."""
+    requirement: str
+    """The requirement in words, threshold included."""
+    measured: str
+    """The measured value with interval and n."""
+    passed: bool = False
+    """Whether the requirement is met."""
+    advice: str = ""
+    """Whether more labels or a better model would help; how many labels is said for all checks together
+    (`Outcome.labels_needed`). For a check that passed: what it could not cover."""
+    estimate: Estimate | None = None
+    """The value with the interval that was compared; None for a plain number and if nothing was measured."""
+    more_rows: int | None = None
+    """The fewest more test rows that are likely to show it; None if it passed, or if no number is."""
+    chance: float | None = None
+    """How likely as many are to show it, or the most that would be asked for, in [0, 1]; None if it passed."""
+
+    @property
+    def shortfall(self) -> float:
+        """How far the compared end of the interval misses the threshold, as a share of it; infinite if unknown."""
+        if self.passed or self.estimate is None or self.threshold is None:
+            return 0.0 if self.passed else math.inf
+        end = self.estimate.high if self.name.endswith("_at_most") else self.estimate.low
+        return abs(end - self.threshold) / max(abs(self.threshold), 1e-9)
 
 
 class Verdict(Record):
@@ -43,8 +76,7 @@ class Verdict(Record):
     @pydantic.model_validator(mode="after")
     def _passed_or_overridden(self) -> Verdict:
         all_passed = bool(self.checks) and not self.failed_checks
-        signed = bool(self.signed_by and self.because and self.signed_at)
-        if self.passed != (all_passed or signed):
+        if self.passed != (all_passed or bool(self.signed_by and self.because and self.signed_at)):
             raise ValueError(
                 "passed must be true exactly if every check passed, or a name, a reason and a date are given"
             )
@@ -56,37 +88,29 @@ def nearest_to_passing(verdicts: Sequence[Verdict]) -> Verdict:
     return min(verdicts, key=lambda v: (len(v.failed_checks), sum(check.shortfall for check in v.failed_checks)))
 
 
-def override(verdict: Verdict, *, by: str, because: str, at: datetime | None = None) -> Verdict:
-    """Return the failing `verdict` as passed, signed now or `at`. Raise ConfigError without a name or a reason."""
+def override(verdicts: Sequence[Verdict], candidate: str, *, by: str, because: str) -> tuple[Verdict, ...]:
+    """Return all `verdicts`, the failing one on `candidate` as passed and signed now.
+
+    Raise ConfigError without a verdict on it, a name or a reason, or if it passed or was signed already.
+    """
+    by_name = {verdict.candidate: verdict for verdict in verdicts}
+    if (found := by_name.get(candidate)) is None:
+        raise ConfigError(
+            f'there is no verdict on "{candidate}" to override{did_you_mean(candidate, by_name)}',
+            hint=f"override one of: {', '.join(by_name)}" if by_name else "smallfirst gate task.yaml",
+        )
     if not by.strip() or not because.strip():
         raise ConfigError("an override needs a name and a reason", hint="give both: --by NAME --because REASON")
-    if verdict.signed_by:
-        raise ConfigError(f"{verdict.candidate} was already overridden by {verdict.signed_by} ({verdict.signed_at})")
-    if verdict.passed:
+    if found.signed_by:
+        raise ConfigError(f"{candidate} was already overridden by {found.signed_by} ({found.signed_at})")
+    if found.passed:
         raise ConfigError(
-            f"{verdict.candidate} already passes its gate: there is nothing to override",
-            hint=f"smallfirst promote task.yaml --candidate {verdict.candidate}",
+            f"{candidate} already passes its gate: there is nothing to override",
+            hint=f"smallfirst promote task.yaml --candidate {candidate}",
         )
-    when = (at or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds")
-    return verdict.model_copy(
-        update={"passed": True, "signed_by": by.strip(), "because": because.strip(), "signed_at": when}
-    )
-
-
-def override_candidate(
-    verdicts: Sequence[Verdict], candidate: str, *, by: str, because: str, at: datetime | None = None
-) -> tuple[Verdict, ...]:
-    """Return all `verdicts`, the one on `candidate` overridden. Raise ConfigError as `override`, or without one."""
-    names = [verdict.candidate for verdict in verdicts]
-    if candidate not in names:
-        raise ConfigError(
-            f'there is no verdict on "{candidate}" to override{did_you_mean(candidate, names)}',
-            hint=f"override one of: {', '.join(names)}" if names else "smallfirst gate task.yaml",
-        )
-    return tuple(
-        override(verdict, by=by, because=because, at=at) if verdict.candidate == candidate else verdict
-        for verdict in verdicts
-    )
+    update = {"passed": True, "signed_by": by.strip(), "because": because.strip()}
+    update["signed_at"] = datetime.now(UTC).isoformat(timespec="seconds")
+    return tuple(one.model_copy(update=update) if one is found else one for one in verdicts)
 
 
 def format_verdict(verdict: Verdict) -> str:
@@ -98,8 +122,7 @@ def format_verdict(verdict: Verdict) -> str:
     lines = [f"{verdict.candidate}{' first' if verdict.plan == 'small first' else ''}: {outcome}"]
     for check in verdict.checks:
         lines.append(f"  {'pass' if check.passed else 'FAIL'}  {check.requirement:<{width}}  {check.measured}")
-        if check.advice:
-            lines.append(f"        {check.advice}")
+        lines += [f"        {check.advice}"] if check.advice else []
     if verdict.signed_by:
         lines.append(f"  overridden by {verdict.signed_by} at {verdict.signed_at}: {verdict.because}")
     return "\n".join(lines)

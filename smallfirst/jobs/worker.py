@@ -150,8 +150,7 @@ def register_model(job: JobFolder, run: Run) -> JobResult:
     A job declares no gate: the verdict, signed by who submitted the job, is one failed check, and the version is not
     live until it is promoted.
     """
-    from smallfirst.gate.check_result import CheckResult
-    from smallfirst.gate.verdict import Verdict, override
+    from smallfirst.gate.verdict import CheckResult, Verdict, override
     from smallfirst.registry import versions
 
     spec, registered = job.spec, []
@@ -162,7 +161,7 @@ def register_model(job: JobFolder, run: Run) -> JobResult:
         advice = "declare one in a task.yaml and measure this model before it goes live"
         check = CheckResult(requirement="a gate", measured="none was declared", passed=False, advice=advice)
         verdict = Verdict(candidate="small", checks=(check,), passed=False, evaluation_fingerprint="")
-        signed = override(verdict, by=spec.created_by, because="no gate was declared")
+        [signed] = override([verdict], "small", by=spec.created_by, because="no gate was declared")
         tags = {"task": spec.name, "job": spec.name, "base": spec.model, "recipe": spec.recipe}
         version = versions.register(run.folder, signed, name=spec.register_to, run_id=run.run_id, tags=tags).version
     result = JobResult(model=spec.register_to, version=version, best_epoch=run.best_epoch)

@@ -28,8 +28,8 @@ from smallfirst.pipeline.confidence_heads import (
     with_confidences,
 )
 from smallfirst.pipeline.evaluate import measure_router
-from smallfirst.pipeline.plans.choosing import chosen_by
 from smallfirst.pipeline.plans.joined_rows import LOOKS, find_joined
+from smallfirst.pipeline.plans.worth import chosen_by
 from smallfirst.pipeline.router_setup import (
     CHEAP,
     PROFILE_FOLDER,

@@ -11,7 +11,7 @@ import itertools
 from pathlib import Path
 
 from smallfirst.data.dataset import sample_rows, sample_share
-from smallfirst.data.quality.leaks import LeakReport, PairLeaks, find_leaks
+from smallfirst.data.quality.leaks import LeakReport, find_leaks
 from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate, restrict_to_rows, summarize
 from smallfirst.evaluation.label_errors import Suspect, find_label_errors, write_suspects
 from smallfirst.evaluation.results import Evaluation
@@ -20,7 +20,6 @@ from smallfirst.pipeline import large_model as large_path
 from smallfirst.pipeline.candidates.linear import WORDS
 from smallfirst.project.candidate_registry import promotable_names
 from smallfirst.project.project import Project, shown_as
-from smallfirst.project.rows import PARTS
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.records import Record
 
@@ -41,16 +40,11 @@ class Diagnostics(Record):
 
 
 def find_split_leaks(project: Project, run_folder: RunFolder) -> LeakReport:
-    """Return the test rows that are also training rows, with counts of every other pair of splits."""
+    """Return the test rows that are also training rows."""
     known = run_folder.find(LeakReport, LEAKS)
     if known and known.test_fingerprint == project.rows.test.content_fingerprint:
         return known
     found = find_leaks(project.rows.train, project.rows.test)
-    splits = {name: getattr(project.rows, name) for name in PARTS}
-    others = [pair for pair in itertools.combinations(PARTS, 2) if pair != ("train", "test")]
-    leaks = {(old, new): find_leaks(splits[old], splits[new]).n_leaked for old, new in others}
-    pairs = tuple(PairLeaks(new=new, old=old, n_rows=len(splits[new]), n_leaked=n) for (old, new), n in leaks.items())
-    found = found.model_copy(update={"pairs": pairs})
     found.save(run_folder.path / LEAKS)
     return found
 

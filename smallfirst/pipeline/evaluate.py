@@ -7,15 +7,13 @@ import asyncio
 from smallfirst.data.dataset import Dataset, sample_rows
 from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate, score_row, summarize
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.limits import LIMITED_PROBE_ROWS
 from smallfirst.models.local.weights import release_memory
 from smallfirst.models.protocol import Model, Request
 from smallfirst.models.wrappers import OpenEndedReplay
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads, is_correct
 from smallfirst.pipeline.large_model import recorded_answers, recorded_open_answers
-from smallfirst.pipeline.plans.choosing import CHOOSING
 from smallfirst.pipeline.plans.joined_rows import fix_before_test
-from smallfirst.pipeline.plans.worth import fix_finalists
+from smallfirst.pipeline.plans.worth import CHOOSING, fix_finalists
 from smallfirst.pipeline.preflight.large_model import forecast_large
 from smallfirst.pipeline.router_setup import cascade_stages, load_ood_detector, routing_rules
 from smallfirst.pipeline.summary import KEPT, OPEN_ENDED, KeptOnTest
@@ -30,8 +28,8 @@ from smallfirst.routing.router import Router
 
 COST_ROWS = 200
 """Rows that a candidate which was fitted on them is asked for its cost."""
-PROBE_ROWS = 40
-"""Rows answered one at a time for the latency figures."""
+PROBE_ROWS, LIMITED_PROBE_ROWS = 40, 300
+"""Rows answered one at a time for the latency figures; where one is limited the upper end of a p95 takes 72 to 140."""
 AT_ONCE = 64
 """Rows that the Router decides about together."""
 

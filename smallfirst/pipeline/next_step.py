@@ -70,10 +70,10 @@ def after_gate(
 ) -> Iterator[NextStep]:
     """Yield what to do after the gate has said no to the candidate that was to go live."""
     named = project.file.goes_live
-    if gate.smallest not in (None, named) and named not in RULES and project.file.sets_gate:
+    if gate.winner not in (None, named) and named not in RULES and project.file.sets_gate:
         yield NextStep(
-            what=f"{gate.smallest} passes: let it go live in place of {project.file.goes_live}",
-            command=f"smallfirst promote {task} --candidate {gate.smallest}",
+            what=f"{gate.winner} passes: let it go live in place of {project.file.goes_live}",
+            command=f"smallfirst promote {task} --candidate {gate.winner}",
         )
         return
     best, outcome = nearest_to_passing(gate.verdicts), run_folder.find(Outcome, OUTCOME)

@@ -6,12 +6,11 @@ from datetime import UTC, datetime
 
 from smallfirst.errors import ConfigError, GateFailed
 from smallfirst.gate.choice import unbeaten
-from smallfirst.gate.verdict import Verdict, nearest_to_passing, override_candidate
+from smallfirst.gate.verdict import Verdict, nearest_to_passing, override
 from smallfirst.pipeline.calibrate import CERTIFIED, Certified, attach_certified, calibrate_stage, certify_candidate
 from smallfirst.pipeline.diagnostics import find_split_leaks, without_copies
 from smallfirst.pipeline.parity import parity_stage
-from smallfirst.pipeline.plans.outcome import answers_live, decide_outcome, gate_line
-from smallfirst.pipeline.plans.small_first import TRIALS, PlanTrials, small_first_stage
+from smallfirst.pipeline.plans.outcome import answers_live, decide_outcome, gate_line, may_go_alone, small_first_stage
 from smallfirst.pipeline.plans.worth import expected_plans, fix_finalists
 from smallfirst.project.project import Project, in_task_state, shown_as
 from smallfirst.project.run_folder import PROMOTED, VERDICTS, GateVerdicts, Promotion, RunFolder
@@ -34,10 +33,9 @@ def gate_stage(project: Project, run_folder: RunFolder) -> GateVerdicts:
         )
         for evaluation in run_folder.evaluations("test", finalists.names)
     )
-    (run_folder.path / TRIALS).unlink(missing_ok=True)
     found = _saved(project, run_folder, verdicts)
     passing = ", ".join(verdict.candidate for verdict in verdicts if verdict.passed) or "none"
-    project.progress.log(f"gate: passing {passing}{found.how_found and f' ({found.smallest}: {found.how_found})'}")
+    project.progress.log(f"gate: passing {passing}{found.how_found and f' ({found.winner}: {found.how_found})'}")
     return found
 
 
@@ -45,7 +43,7 @@ def gate_stage(project: Project, run_folder: RunFolder) -> GateVerdicts:
 def override_stage(project: Project, run_folder: RunFolder, candidate: str, *, by: str, because: str) -> GateVerdicts:
     """Let a person sign for `candidate` although it failed the gate.
 
-    Raise ConfigError as `override_candidate` does, or where only a gate of the user's own is missing.
+    Raise ConfigError as `override` does, or where only a gate of the user's own is missing.
     """
     before = run_folder.verdicts()
     if not project.file.sets_gate and any(one.candidate == candidate and one.passed for one in before.verdicts):
@@ -53,9 +51,9 @@ def override_stage(project: Project, run_folder: RunFolder, candidate: str, *, b
             f"{candidate} meets the default gate, so there is nothing to sign for: task.yaml sets no gate",
             hint=f"write  {gate_line(project)}  into task.yaml, if that is good enough; then  smallfirst promote",
         )
-    verdicts = override_candidate(before.verdicts, candidate, by=by, because=because)
+    verdicts = override(before.verdicts, candidate, by=by, because=because)
     project.progress.log(f"gate: {candidate} overridden by {by}: {because}")
-    return _saved(project, run_folder, verdicts)
+    return _saved(project, run_folder, verdicts, before.trials)
 
 
 def chosen_candidate(project: Project, verdicts: GateVerdicts) -> str:
@@ -65,19 +63,14 @@ def chosen_candidate(project: Project, verdicts: GateVerdicts) -> str:
     """
     if (wanted := project.file.goes_live) not in RULES:
         return wanted
-    return verdicts.smallest or nearest_to_passing(verdicts.verdicts).candidate
+    return verdicts.winner or nearest_to_passing(verdicts.verdicts).candidate
 
 
-def may_go_alone(project: Project, verdict: Verdict) -> bool:
-    """Return True if a candidate may answer every request: it passed a gate that task.yaml sets, or somebody signed."""
-    return verdict.passed and (project.file.sets_gate or bool(verdict.signed_by))
-
-
-def plans_stage(project: Project, run_folder: RunFolder, alone: Verdict) -> PlanTrials:
+def plans_stage(project: Project, run_folder: RunFolder, alone: Verdict) -> tuple[Verdict, ...]:
     """Try the plans that are worth more than the candidate of `alone` on every request: all, if it may not go alone."""
     instead_of = alone.candidate if may_go_alone(project, alone) else ""
     if instead_of and not expected_plans(project, run_folder, instead_of=instead_of):
-        return PlanTrials()
+        return ()
     return small_first_stage(project, run_folder, instead_of=instead_of)
 
 
@@ -92,7 +85,7 @@ def promote_stage(project: Project, run_folder: RunFolder, candidate: str | None
     """
     verdicts = run_folder.verdicts()
     verdict = verdicts.of(candidate or chosen_candidate(project, verdicts))
-    plan = PlanTrials.of(run_folder).passed
+    plan = verdicts.confirmed
     if plan is not None and candidate in (None, plan.candidate) and not verdict.signed_by:
         verdict = plan
     elif verdict.passed and not may_go_alone(project, verdict):
@@ -117,7 +110,7 @@ def shadow_stage(project: Project, run_folder: RunFolder) -> Promotion | None:
 
     None if no plan was tried.
     """
-    trials = PlanTrials.of(run_folder).trials
+    trials = run_folder.verdicts().trials
     if not trials:
         return None
     verdict = trials[0]
@@ -158,12 +151,14 @@ def _is_certified(run_folder: RunFolder, verdict: Verdict) -> bool:
     return found is not None and (found.candidate, found.plan) == (verdict.candidate, verdict.plan)
 
 
-def _saved(project: Project, run_folder: RunFolder, verdicts: tuple[Verdict, ...]) -> GateVerdicts:
+def _saved(
+    project: Project, run_folder: RunFolder, verdicts: tuple[Verdict, ...], trials: tuple[Verdict, ...] = ()
+) -> GateVerdicts:
     """Save the verdicts with the first candidate that passes and is not clearly beaten by another that does."""
     leaks = find_split_leaks(project, run_folder)
     measured = [run_folder.evaluation(one.candidate, "test") for one in verdicts if one.passed]
     live = unbeaten([without_copies(project, one, leaks) for one in measured if one])
     chosen = fix_finalists(project, run_folder).names[0]
-    result = GateVerdicts(verdicts=verdicts, smallest=next(iter(live), None), chosen=chosen)
+    result = GateVerdicts(verdicts=verdicts, winner=next(iter(live), None), chosen=chosen, trials=trials)
     result.save(run_folder.path / VERDICTS)
     return result

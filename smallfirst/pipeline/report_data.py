@@ -16,7 +16,7 @@ from smallfirst.gate.outcome import Outcome
 from smallfirst.models.recorded.replay import read_recording
 from smallfirst.pipeline.diagnostics import Diagnostics, diagnose
 from smallfirst.pipeline.learning_curve import LEARNING
-from smallfirst.pipeline.plans.choosing import no_finalists
+from smallfirst.pipeline.plans.worth import no_finalists
 from smallfirst.pipeline.summary import OPEN_ENDED
 from smallfirst.pricing.tokens import tokens_of
 from smallfirst.project.candidate_registry import promotable_names
@@ -79,7 +79,8 @@ def report_data(project: Project, run_folder: RunFolder, doubts: Diagnostics) ->
             e for name in (*promotable_names(), "large") if (e := run_folder.evaluation(name, "calibration"))
         ),
         verdicts=verdicts.verdicts if verdicts else (),
-        smallest_passing=verdicts.smallest if verdicts else None,
+        trials=verdicts.trials if verdicts else (),
+        smallest_passing=verdicts.winner if verdicts else None,
         outcome=run_folder.find(Outcome, OUTCOME),
         certificate=run_folder.find(Certificate, CERTIFICATE),
         training=_training(file, run_folder),
@@ -163,7 +164,7 @@ def _notes(rows: Rows, run_folder: RunFolder, verdicts: GateVerdicts | None) -> 
     if rows.counted.in_words:
         notes.append(f"{rows.counted.in_words}.")
     if verdicts and verdicts.how_found:
-        notes.append(f"{capitalize_first(str(verdicts.smallest))}: {verdicts.how_found}.")
+        notes.append(f"{capitalize_first(str(verdicts.winner))}: {verdicts.how_found}.")
     if (fitted := run_folder.fitted()) is not None and fitted.minutes:
         notes.append(f"Fitted in: {', '.join(f'{name} {took:.1f} min' for name, took in fitted.minutes.items())}.")
         left_out = fitted.left_out | no_finalists(run_folder)

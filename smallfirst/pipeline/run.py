@@ -16,14 +16,12 @@ from smallfirst.pipeline.calibrate import calibrate_stage
 from smallfirst.pipeline.evaluate import evaluate_stage
 from smallfirst.pipeline.learning_curve import measure_curve
 from smallfirst.pipeline.next_step import hint_of, next_steps
-from smallfirst.pipeline.plans.outcome import decide_outcome
-from smallfirst.pipeline.plans.small_first import small_first_stage
+from smallfirst.pipeline.plans.outcome import decide_outcome, may_go_alone, small_first_stage
 from smallfirst.pipeline.preflight.check import PreflightReport, check_stage
 from smallfirst.pipeline.preflight.large_model import require_large
 from smallfirst.pipeline.release import (
     chosen_candidate,
     gate_stage,
-    may_go_alone,
     plans_stage,
     promote_stage,
     shadow_stage,
@@ -153,7 +151,8 @@ def gate_and_release(project: Project, run_folder: RunFolder) -> None:
     measure_curve(project, run_folder)
     verdicts = gate_stage(project, run_folder)
     alone = verdicts.of(chosen_candidate(project, verdicts))
-    if plans_stage(project, run_folder, alone).passed or may_go_alone(project, alone):
+    trials = plans_stage(project, run_folder, alone)
+    if any(trial.passed for trial in trials) or may_go_alone(project, alone):
         promote_stage(project, run_folder)
     else:
         again = project.file.routing.second_look_after is not None
@@ -162,6 +161,5 @@ def gate_and_release(project: Project, run_folder: RunFolder) -> None:
     project.progress.log(outcome.sentence)
     report_stage(project, run_folder)
     if not outcome.live_as:
-        tried = [format_verdict(trial) for trial in outcome.trials]
-        why = "\n".join([outcome.sentence, format_verdict(alone), *tried])
+        why = "\n".join([outcome.sentence, *(format_verdict(one) for one in (alone, *trials))])
         raise GateFailed(why, hint=f"read {run_folder.path / 'report.html'}")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.limits import stays_small
 from smallfirst.gate.outcome import Outcome
 from smallfirst.pipeline.next_step import NextStep
-from smallfirst.pipeline.plans.choosing import no_finalists
+from smallfirst.pipeline.plans.worth import no_finalists
 from smallfirst.pricing.money import format_usd
 from smallfirst.project.candidate_registry import all_candidates
 from smallfirst.project.run_folder import (
@@ -98,7 +97,7 @@ class RunSummary(Record):
     """Why each candidate that was not fitted, or is no finalist, was left out, by name."""
     outcome: Outcome | None = None
     """What the run decided; None if it did not get that far."""
-    gate: GateVerdicts = GateVerdicts(verdicts=(), smallest=None)
+    gate: GateVerdicts = GateVerdicts(verdicts=(), winner=None)
     """The gate's verdicts on each candidate alone."""
     certificate: Certificate | None = None
     """The Router's certificate; None if nothing was certified."""
@@ -131,7 +130,7 @@ def summarize_run(file: TaskFile, run_folder: RunFolder | None, error: BaseExcep
         left_out=fitted.left_out | no_finalists(run_folder),
         paths={name: _path_summary(evaluation) for name, evaluation in measured.items() if evaluation},
         outcome=run_folder.find(Outcome, OUTCOME),
-        gate=run_folder.find(GateVerdicts, VERDICTS) or GateVerdicts(verdicts=(), smallest=None),
+        gate=run_folder.find(GateVerdicts, VERDICTS) or GateVerdicts(verdicts=(), winner=None),
         certificate=certificate,
         promoted=run_folder.find(Promotion, PROMOTED),
         open_ended=run_folder.find(OpenEndedRouting, OPEN_ENDED),
@@ -158,7 +157,9 @@ def format_summary(summary: RunSummary) -> str:
 def _sentences(summary: RunSummary) -> list[str]:
     outcome, certificate = summary.outcome, summary.certificate
     lines = [outcome.sentence] if outcome else []
-    parts = [f"gate {outcome.gate_words if outcome else 'not decided'}"]
+    gates = {"passed": "PASS", "failed": "FAIL", "signed": "FAIL, signed for", "not written": "not in task.yaml"}
+    confirmed = outcome and outcome.goes_live and summary.gate.confirmed
+    parts = [f"gate {'PASS (small first)' if confirmed else gates[outcome.gate] if outcome else 'not decided'}"]
     if outcome and outcome.live_as:
         parts.append(f"promoted {outcome.live_as}")
     if certificate and certificate.issued and outcome and not outcome.promise:
@@ -169,13 +170,13 @@ def _sentences(summary: RunSummary) -> list[str]:
     if summary.open_ended:
         n_to_large, n = summary.open_ended.n_to_large, summary.open_ended.n_requests
         lines.append(f"open-ended requests sent to the large model: {n_to_large} of {n}")
-    if outcome and outcome.live_as and summary.gate.smallest and summary.gate.smallest != outcome.candidate:
+    if outcome and outcome.live_as and summary.gate.winner not in (None, outcome.candidate):
         how = f" ({summary.gate.how_found})" if summary.gate.how_found else ""
-        lines.append(f"by the gate alone: {summary.gate.smallest}{how} — consider it (routing.small)")
+        lines.append(f"by the gate alone: {summary.gate.winner}{how} — consider it (routing.small)")
     return lines + [f"{name} left out: {why}" for name, why in summary.left_out.items()]
 
 
 def _path_summary(evaluation: Evaluation) -> PathSummary:
-    small = sum(stays_small(evaluation)) / max(1, len(evaluation.rows))
+    small = sum(evaluation.stays_small) / max(1, len(evaluation.rows))
     measured = {name: getattr(evaluation, name) for name in PathSummary.model_fields if name != "share"}
     return PathSummary(**measured, share=small if evaluation.candidate == "routed" else 1.0)

@@ -48,7 +48,7 @@ class PriceBook(Record):
     machines: dict[str, MachinePrice] = {}
     """Prices of further machines of one's own by name, which an endpoint's `machine` names."""
     usd_per_label: Usd | None = None
-    """What a person's label costs; left out: labels are priced like answers of the large model."""
+    """What a person's label costs, for "cannot be told yet"."""
     source: str = "task.yaml"
     """File in which the prices stand; set when it is read."""
 

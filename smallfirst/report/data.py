@@ -106,6 +106,8 @@ class ReportData(Record):
     calibration_evaluations: tuple[Evaluation, ...] = ()
     """Evaluations on calibration rows, listed under how it was measured."""
     verdicts: tuple[Verdict, ...] = ()
+    trials: tuple[Verdict, ...] = ()
+    """Verdicts on the plans that were tried."""
     smallest_passing: str | None = None
     """The candidate that was chosen of those that pass the gate; None if none does."""
     outcome: Outcome | None = None

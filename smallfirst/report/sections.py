@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.limits import stays_small
 from smallfirst.pricing.money import format_usd
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.report import economics, measures
@@ -65,7 +64,7 @@ def first_screen(data: ReportData, paths: tuple[economics.PathCost, ...]) -> dic
         ),
         "opened_verdicts": opened,
         "other_verdicts": [v for v in data.verdicts if v not in opened],
-        "tried": data.outcome.trials if data.outcome else (),
+        "tried": data.trials,
     }
 
 
@@ -88,7 +87,7 @@ def path_cards(data: ReportData, paths: tuple[economics.PathCost, ...]) -> tuple
                 evaluation=evaluation,
                 monthly_usd=monthly,
                 saved_usd=None if large is None or name == "large" else large - monthly,
-                share_small=sum(stays_small(evaluation)) / len(evaluation.rows) if name == "routed" else None,
+                share_small=sum(evaluation.stays_small) / len(evaluation.rows) if name == "routed" else None,
                 passed=passed,
                 state=state,
             )

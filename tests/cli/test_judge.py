@@ -51,7 +51,7 @@ def test_a_passing_gate_ends_with_zero(desk_folder: Path) -> None:
     (desk_folder / "task.yaml").write_text(settings + "gate: {accuracy_at_least: 0.8}\n")
     result = call("gate", desk_folder, "--json")
     assert result.exit_code == 0
-    assert json.loads(result.stdout)["smallest"] == "small"
+    assert json.loads(result.stdout)["winner"] == "small"
 
 
 def test_a_default_gate_is_no_permission(desk_folder: Path) -> None:

@@ -24,9 +24,8 @@ from smallfirst.deployment.endpoint_plan import (
     resolve_versions,
 )
 from smallfirst.errors import ConfigError, PriceUnknown, RegistryError, StageMissing
-from smallfirst.gate.check_result import CheckResult
 from smallfirst.gate.outcome import Outcome
-from smallfirst.gate.verdict import Verdict
+from smallfirst.gate.verdict import CheckResult, Verdict
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request

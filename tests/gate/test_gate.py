@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,10 +10,9 @@ from fixtures.gate import evaluation
 from smallfirst.data.quality.leaks import Leak, LeakReport
 from smallfirst.errors import ConfigError
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate import gate as gate_module
-from smallfirst.gate.check_result import CheckInputs, CheckResult, Requirement, check_value
-from smallfirst.gate.gate import Gate
-from smallfirst.records import Record, parse_record
+from smallfirst.gate.gate import CHECKS, CheckInputs, Gate, Requirement
+from smallfirst.gate.verdict import CheckResult
+from smallfirst.records import parse_record
 from smallfirst.stats.intervals import wilson
 
 
@@ -77,8 +75,6 @@ def test_comparing_more_candidates_widens_the_interval_and_says_so() -> None:
 
 
 ALL = Gate(
-    leaks_at_most=0,
-    cheaper_than_large_by=0.5,
     cost_usd_per_1k_at_most=1,
     p95_ms_at_most=100,
     p50_ms_at_most=50,
@@ -107,19 +103,14 @@ def test_all_checks_stand_in_one_verdict_in_a_fixed_order() -> None:
         (True, "p50 latency at most 50 ms"),
         (True, "p95 latency at most 100 ms"),
         (True, "cost at most $1 per 1,000"),
-        (False, "at least 0.500 cheaper than the large model"),
-        (False, "at most 0 of test rows also in the training rows"),
     ]
     assert not verdict.passed
     assert all(result.advice for result in verdict.failed_checks)
 
 
-def test_only_thresholds_count_as_something_to_check() -> None:
-    assert not Gate(part_rows=50).has_thresholds
-    assert Gate(leaks_at_most=0.0).has_thresholds
-    assert Gate(parts_at_least={"a": 0.0}).has_thresholds
+def test_a_gate_without_a_threshold_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
-        Gate().check(of(9, 10), large=None)
+        Gate(part_rows=50).check(of(9, 10), large=None)
     assert str(caught.value) == (
         "the gate declares no threshold, so anything would pass\n"
         "  next: declare at least one in task.yaml, for example  gate: {accuracy_at_least: 0.9}"
@@ -140,22 +131,17 @@ def test_thresholds_are_about_the_rows_without_a_copy() -> None:
     assert Gate(accuracy_at_least=0.5).check(whole, large=None, leaks=leaks, clean=clean).passed
 
 
-def test_a_new_check_is_a_record_of_thresholds_and_one_registered_function(monkeypatch: pytest.MonkeyPatch) -> None:
-    class RowThresholds(Record):
+def test_a_new_check_is_a_field_and_one_registered_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    class LargerGate(Gate):
         rows_at_least: int | None = None
 
-    class LargerGate(Gate, RowThresholds):
-        pass
+    def check_rows(minimum: int, inputs: CheckInputs) -> CheckResult:
+        n = len(inputs.candidate.rows)
+        return Requirement("rows_at_least", minimum, f"at least {minimum} rows").result(f"n={n}", passed=n >= minimum)
 
-    def check_rows(gate: RowThresholds, inputs: CheckInputs) -> Iterator[CheckResult]:
-        n, minimum = len(inputs.candidate.rows), gate.rows_at_least or 0
-        requirement = Requirement("rows_at_least", minimum, f"at least {minimum} rows")
-        yield check_value(requirement, passed=n >= minimum, measured=f"n={n}")
-
-    monkeypatch.setattr(gate_module, "CHECKS", (*gate_module.CHECKS, check_rows))
+    monkeypatch.setitem(CHECKS, "rows_at_least", check_rows)
     verdict = LargerGate(accuracy_at_least=0.5, rows_at_least=50).check(of(9, 10), large=None)
     assert [result.requirement for result in verdict.failed_checks] == ["at least 50 rows"]
-    assert LargerGate(rows_at_least=1).has_thresholds
 
 
 @pytest.mark.parametrize("made", [0, -1])
@@ -172,7 +158,7 @@ def test_fewer_than_one_comparison_is_refused(made: int) -> None:
         ("measures_at_most", {"missing": float("nan")}),
         ("p95_ms_at_most", 0),
         ("part_rows", 0),
-        ("leaks_at_most", -0.1),
+        ("not_worse_than_large_by", -0.1),
     ],
 )
 def test_a_threshold_out_of_range_is_refused(name: str, threshold: object) -> None:

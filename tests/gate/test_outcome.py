@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.gate import evaluation
 from fixtures.one_story import disagreements, facts_in, facts_of
 
-from smallfirst.gate.audited import AuditedAccuracy
-from smallfirst.gate.outcome import LabelsNeeded, Outcome
-from smallfirst.stats.intervals import Estimate, wilson
+from smallfirst.gate.gate import Gate
+from smallfirst.gate.outcome import AuditedAccuracy, LabelsNeeded, Outcome
+from smallfirst.stats.intervals import Estimate, upper_bound, wilson
 
-NEEDED = LabelsNeeded(n_data_rows=560, chance=0.75, files={"rows.jsonl": 560}, usd=28.0, priced_by="a person")
+NEEDED = LabelsNeeded(n_data_rows=560, chance=0.75, files={"rows.jsonl": 560}, usd=28.0)
 RIGHT = "on 83 % [77.2, 87.6] of 200 test rows"
 PROMISE = "at most 10 % of kept answers wrong (95 %)"
 PROMISED = f"Promise for 52 % [45.1, 58.8] of requests: {PROMISE}"
@@ -24,7 +25,6 @@ def outcome(**changes: Any) -> Outcome:
         "kind": "small alone",
         "candidate": "tagger",
         "title": "tagger",
-        "headline": "Marking the fields in the text is enough here.",
         "model": "main.default.desk",
         "version": 3,
         "alias": "champion",
@@ -46,7 +46,7 @@ NO_PROMISE = (
     "There is no promise about single answers, and each is marked so; to have one, label about 560 more rows in "
     "rows.jsonl (chance 75 %)."
 )
-WATCHED = AuditedAccuracy(words="at most 20 % of all small answers wrong", by_person=0.2, by_large=0.22)
+WATCHED = AuditedAccuracy(words="at most 20 % of all small answers wrong", limits={"person": 0.2, "large": 0.22})
 NOTHING: dict[str, Any] = dict.fromkeys(("share_small", "share_promised", "accuracy", "share_of_bill", "version"))
 NOTHING |= {"candidate": None, "promise": "", "alias": "", "watched_by": "", "gate": "failed"}
 
@@ -115,11 +115,12 @@ def test_the_sentence_says_who_answers_what_is_promised_and_what_is_missing(
     assert not disagreements(told | ({"in short": facts_in(found.in_short)} if found.goes_live else {}))
 
 
-def test_the_first_line_is_the_candidates_own() -> None:
-    assert outcome().heading == "Small alone: marking the fields in the text is enough here."
-    assert outcome(**FIRST).heading == "Small first: “tagger” answers 52 % of requests, the large model the rest."
-    told = outcome(**NOTHING, kind="cannot be told yet", labels_needed=NEEDED)
-    assert told.heading == "It cannot be told yet: label about 560 more rows."
+def test_the_heading_says_who_answers_and_what_is_promised() -> None:
+    under = "52 % [45.1, 58.8] under the promise"
+    assert outcome().heading == f"Small alone: “tagger” answers every request, {under}."
+    told = "Small first: “tagger” answers 52 % [45.1, 58.8] of requests, all under the promise."
+    assert outcome(**FIRST).heading == told
+    assert outcome(**NOTHING, kind="cannot be told yet", labels_needed=NEEDED).heading == "Cannot be told yet."
     assert outcome(**NOTHING, kind="keep the large model").heading == "Keep the large model."
 
 
@@ -168,5 +169,41 @@ def test_the_registry_is_told_what_the_sentence_says() -> None:
     assert facts["promise"] == PROMISE
     assert facts["share_promised"] == "0.520 [0.451, 0.588] n=200"
     nothing = outcome(**NOTHING, kind="cannot be told yet", labels_needed=NEEDED).facts
-    assert (nothing["live"], nothing["promise"], nothing["watched_by"]) == ("no", "none", "nobody")
-    assert nothing["labels_needed"] == "560"
+    assert (nothing["live"], nothing["promise"]) == ("no", "none")
+
+
+SMALL = evaluation([True] * 170 + [False] * 30)
+LARGE = evaluation([False] * 4 + [True] * 190 + [False] * 6, candidate="large")
+"""It is wrong on ten rows, on four of which the small model is right."""
+
+
+def test_a_person_may_call_wrong_what_the_gate_allows_and_the_large_model_what_it_gets_wrong_itself() -> None:
+    found = AuditedAccuracy.of(Gate(accuracy_at_least=0.8), SMALL, LARGE)
+    assert found is not None
+    assert found.words == "at most 20 % of all small answers wrong"
+    assert found.limits["person"] == pytest.approx(0.2)
+    assert found.limits["large"] == pytest.approx(0.2 + upper_bound(4, 200, confidence=0.95))
+
+
+def test_beside_the_large_model_as_much_may_be_wrong_as_that_has_and_the_margin() -> None:
+    gate = Gate(accuracy_at_least=None, not_worse_than_large_by=0.05)
+    found = AuditedAccuracy.of(gate, SMALL, LARGE)
+    assert found is not None
+    by_person = 0.05 + upper_bound(10, 200, confidence=0.975)
+    assert found.limits["person"] == pytest.approx(by_person)
+    assert found.limits["large"] == pytest.approx(by_person + upper_bound(4, 200, confidence=0.975))
+    assert "at most 5 points less accurate than the large model" in found.words
+    assert AuditedAccuracy.of(gate, SMALL, None) is None
+
+
+@pytest.mark.parametrize(
+    "thresholds", [{"macro_f1_at_least": 0.8}, {"accuracy_at_least": 1.0}, {"accuracy_at_least": 0.0}]
+)
+def test_no_audit_can_break_another_metric_or_a_limit_of_all_or_nothing(thresholds: dict[str, Any]) -> None:
+    assert AuditedAccuracy.of(Gate(**{"accuracy_at_least": None, **thresholds}), SMALL, LARGE) is None
+
+
+def test_where_the_large_model_was_not_measured_only_a_person_can_judge() -> None:
+    found = AuditedAccuracy.of(Gate(accuracy_at_least=0.8), SMALL, None)
+    assert found is not None
+    assert found.limits == {"person": pytest.approx(0.2)}

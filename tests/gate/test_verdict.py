@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
-
 import pytest
 from fixtures.gate import evaluation
 
@@ -14,11 +12,9 @@ from smallfirst.gate.verdict import (
     format_verdict,
     nearest_to_passing,
     override,
-    override_candidate,
 )
 from smallfirst.records import parse_record
 
-NOON = datetime(2030, 1, 2, 12, tzinfo=timezone(timedelta(hours=2)))
 GATE = Gate(accuracy_at_least=0.8, p95_ms_at_most=1)
 
 
@@ -40,7 +36,7 @@ def test_the_nearest_misses_fewest_checks_and_then_by_least(right: tuple[int, ..
 
 
 def test_an_override_is_signed_and_keeps_the_failed_checks() -> None:
-    signed = override(verdict(), by=" Ada ", because="pilot with ten users")
+    [signed] = override([verdict()], "small", by=" Ada ", because="pilot with ten users")
     assert (signed.passed, signed.signed_by, signed.because) == (True, "Ada", "pilot with ten users")
     assert signed.signed_at is not None
     assert signed.checks == verdict().checks
@@ -50,15 +46,15 @@ def test_an_override_is_signed_and_keeps_the_failed_checks() -> None:
 @pytest.mark.parametrize(("by", "because"), [("", "why"), ("Ada", "  ")])
 def test_an_override_without_a_name_or_a_reason_is_refused(by: str, because: str) -> None:
     with pytest.raises(ConfigError, match="an override needs a name and a reason"):
-        override(verdict(), by=by, because=because)
+        override([verdict()], "small", by=by, because=because)
 
 
 def test_nobody_overrides_twice_or_without_need() -> None:
-    signed = override(verdict(), by="Ada", because="pilot", at=NOON)
+    signed = override([verdict()], "small", by="Ada", because="pilot")
     with pytest.raises(ConfigError, match="small was already overridden by Ada"):
-        override(signed, by="Bob", because="me too")
+        override(signed, "small", by="Bob", because="me too")
     with pytest.raises(ConfigError, match="small already passes its gate"):
-        override(verdict(gate=Gate(accuracy_at_least=0.5)), by="Ada", because="sure")
+        override([verdict(gate=Gate(accuracy_at_least=0.5))], "small", by="Ada", because="sure")
 
 
 @pytest.mark.parametrize("changes", [{"passed": True}, {"passed": True, "checks": ()}])
@@ -74,18 +70,18 @@ def test_the_table_aligns_the_checks_and_shows_who_signed() -> None:
         "        a smaller model or a shorter prompt would help"
     )
     assert format_verdict(verdict()) == f"small: FAIL\n{table}"
-    assert format_verdict(override(verdict(), by="Ada", because="night batch", at=NOON)) == (
-        f"small: overridden, 1 of 2 checks failed\n{table}"
-        "\n  overridden by Ada at 2030-01-02T10:00:00+00:00: night batch"
+    [signed] = override([verdict()], "small", by="Ada", because="night batch")
+    assert format_verdict(signed) == (
+        f"small: overridden, 1 of 2 checks failed\n{table}\n  overridden by Ada at {signed.signed_at}: night batch"
     )
 
 
 def test_one_verdict_of_a_run_is_overridden_and_the_others_stay() -> None:
     run = [verdict("words"), verdict("small")]
-    words, small = override_candidate(run, "small", by="Ada", because="pilot", at=NOON)
+    words, small = override(run, "small", by="Ada", because="pilot")
     assert words == run[0]
-    assert small == override(run[1], by="Ada", because="pilot", at=NOON)
+    assert (small.candidate, small.signed_by, small.because) == ("small", "Ada", "pilot")
     with pytest.raises(ConfigError, match='no verdict on "smal" to override — did you mean "small"'):
-        override_candidate(run, "smal", by="Ada", because="pilot")
+        override(run, "smal", by="Ada", because="pilot")
     with pytest.raises(ConfigError, match=r"smallfirst gate task\.yaml"):
-        override_candidate([], "small", by="Ada", because="pilot")
+        override([], "small", by="Ada", because="pilot")

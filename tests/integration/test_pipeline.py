@@ -87,7 +87,7 @@ def outcome(desk_folder: Path, shared_home: None) -> RunSummary:
 
 
 def test_the_whole_path_ends_with_a_promoted_certified_measured_router(desk_folder: Path, outcome: RunSummary) -> None:
-    assert outcome.gate.smallest == "words"  # the tiny model cannot pass, the linear one can
+    assert outcome.gate.winner == "words"  # the tiny model cannot pass, the linear one can
     assert outcome.promoted is not None
     assert outcome.promoted.candidate == "words"
     assert outcome.paths["large"].accuracy.n == 200

@@ -149,9 +149,9 @@ def test_where_an_error_has_a_price_a_plan_comes_before_a_candidate_alone(desk: 
         summary = pipeline.run(desk, progress=Progress(quiet=True))
         assert summary.promoted is not None
         assert summary.promoted.plan == plan
-        assert summary.gate.smallest == "words"  # it passed by itself
+        assert summary.gate.winner == "words"  # it passed by itself
         assert summary.outcome is not None
-        assert [trial.passed for trial in summary.outcome.trials] == ([True] if plan == "small first" else [])
+        assert [trial.passed for trial in summary.gate.trials] == ([True] if plan == "small first" else [])
 
 
 def test_test_rows_of_one_file_certify_once_and_a_later_run_goes_without(

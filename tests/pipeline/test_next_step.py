@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from smallfirst.errors import ConfigError, DataError, TrainingError, Unavailable
-from smallfirst.gate.check_result import CheckResult
 from smallfirst.gate.outcome import LabelsNeeded, Outcome
-from smallfirst.gate.verdict import Verdict
+from smallfirst.gate.verdict import CheckResult, Verdict
 from smallfirst.pipeline.next_step import after_gate, after_outcome, hint_of, next_steps
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
@@ -113,7 +112,7 @@ def test_before_a_part_was_looked_for_no_rows_are_asked_for(tmp_path: Path) -> N
             verdict("words", missed("accuracy", 15, more_rows=None)),
             verdict("encoder", missed("accuracy", 17, more_rows=40)),
         ),
-        smallest=None,
+        winner=None,
     )
     part, why, suspects, sign = after_gate(project(tmp_path), RunFolder(tmp_path), gate, task="desk")
     assert part.command == "smallfirst calibrate desk"  # a part of the requests was not looked for yet
@@ -124,7 +123,7 @@ def test_before_a_part_was_looked_for_no_rows_are_asked_for(tmp_path: Path) -> N
 
 def test_the_bar_that_is_furthest_off_is_named_and_which_rows_help(tmp_path: Path) -> None:
     checks = missed("macro_f1", 15, more_rows=None), missed("accuracy", 9, more_rows=None)
-    gate = GateVerdicts(verdicts=(verdict("words", *checks),), smallest=None)
+    gate = GateVerdicts(verdicts=(verdict("words", *checks),), winner=None)
     Outcome(kind="cannot be told yet", labels_needed=NEEDED).save(tmp_path / "outcome.json")
     rows, label, *_ = after_gate(project(tmp_path), RunFolder(tmp_path), gate, task="desk")
     assert rows.what == f"label {IN_WORDS}, then: smallfirst run desk"
@@ -135,7 +134,7 @@ def test_the_bar_that_is_furthest_off_is_named_and_which_rows_help(tmp_path: Pat
 def test_another_candidate_that_passes_is_offered(tmp_path: Path) -> None:
     named = project(tmp_path, routing={"small": "encoder"}, gate={"accuracy_at_least": 0.8})
     gate = GateVerdicts(
-        verdicts=(verdict("words", PASSED), verdict("encoder", missed("accuracy", 9, more_rows=None))), smallest="words"
+        verdicts=(verdict("words", PASSED), verdict("encoder", missed("accuracy", 9, more_rows=None))), winner="words"
     )
     (step,) = after_gate(named, RunFolder(tmp_path), gate, task="desk")
     assert step.command == "smallfirst promote desk --candidate words"

@@ -6,9 +6,9 @@ from typing import Any, cast
 
 import pytest
 
-from smallfirst.gate.check_result import CheckResult
-from smallfirst.gate.verdict import Verdict, override
-from smallfirst.pipeline.release import chosen_candidate, may_go_alone
+from smallfirst.gate.verdict import CheckResult, Verdict, override
+from smallfirst.pipeline.plans.outcome import may_go_alone
+from smallfirst.pipeline.release import chosen_candidate
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import GateVerdicts
 from smallfirst.project.task_file import TaskFile
@@ -42,7 +42,9 @@ def test_who_may_answer_every_request(settings: dict[str, Any], right: int, sign
     file = TaskFile.model_validate({"name": "desk", "data": {"train": "train.jsonl"}, **settings})
     project = Project(file, cast(Any, None), cast(Any, None), cast(Any, None))
     found = verdict("words", right)
-    assert may_go_alone(project, override(found, by="Ada", because="a pilot") if signed else found) is may
+    if signed:
+        [found] = override([found], "words", by="Ada", because="a pilot")
+    assert may_go_alone(project, found) is may
 
 
 @pytest.mark.parametrize(
@@ -59,6 +61,6 @@ def test_who_may_answer_every_request(settings: dict[str, Any], right: int, sign
 def test_the_candidate_that_is_to_go_live(settings: dict[str, Any], words: int, small: int, wanted: str) -> None:
     file = TaskFile.model_validate({"name": "desk", "data": {"train": "train.jsonl"}, **settings})
     verdicts = verdict("words", words), verdict("small", small)
-    smallest = next((one.candidate for one in verdicts if one.passed), None)
+    winner = next((one.candidate for one in verdicts if one.passed), None)
     project = Project(file, cast(Any, None), cast(Any, None), cast(Any, None))
-    assert chosen_candidate(project, GateVerdicts(verdicts=verdicts, smallest=smallest)) == wanted
+    assert chosen_candidate(project, GateVerdicts(verdicts=verdicts, winner=winner)) == wanted

@@ -10,9 +10,8 @@ from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.errors import StageMissing
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.check_result import CheckResult
 from smallfirst.gate.outcome import Outcome
-from smallfirst.gate.verdict import Verdict
+from smallfirst.gate.verdict import CheckResult, Verdict
 from smallfirst.pipeline.summary import OPEN_ENDED, format_summary, summarize_run
 from smallfirst.project.run_folder import FITTED, FittedCandidates, GateVerdicts, Promotion, RunFolder
 from smallfirst.project.task_file import TaskFile
@@ -67,7 +66,7 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     made = RunFolder.new("desk")
     made.save_evaluation(measured("large", {0}, cost=1.5, rate=None))
     made.save_evaluation(measured("small", {0, 1, 2}, cost=0.0012))
-    GateVerdicts(verdicts=(verdict("words", True), verdict("small", True)), smallest="words").save(
+    GateVerdicts(verdicts=(verdict("words", True), verdict("small", True)), winner="words").save(
         made.path / "verdicts.json"
     )
     return made

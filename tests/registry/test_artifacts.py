@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from fixtures.postgresql import new_database
 
-from smallfirst.gate.check_result import CheckResult
-from smallfirst.gate.verdict import Verdict
+from smallfirst.gate.verdict import CheckResult, Verdict
 from smallfirst.registry import versions
 from smallfirst.registry.artifacts import StoredModel
 from smallfirst.registry.runs import ARTIFACT_ROOT

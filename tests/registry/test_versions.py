@@ -14,8 +14,7 @@ import pytest
 from fixtures import warm_processes
 
 from smallfirst.errors import GateFailed, RegistryError
-from smallfirst.gate.check_result import CheckResult
-from smallfirst.gate.verdict import Verdict, override
+from smallfirst.gate.verdict import CheckResult, Verdict, override
 from smallfirst.registry import versions
 from smallfirst.registry.artifacts import StoredModel, build_manifest, upload
 from smallfirst.registry.runs import client, open_run
@@ -203,7 +202,7 @@ def test_a_failed_verdict_is_refused_with_its_failing_lines_only(model: Path) ->
 
 
 def test_a_signed_verdict_is_registered_and_shows_the_signature(model: Path) -> None:
-    signed = override(FAILED, by="Ada", because="night batch")
+    [signed] = override([FAILED], FAILED.candidate, by="Ada", because="night batch")
     register(model, signed, name=NAME, run_id=None, tags={"signed_by": "nobody"})
     tags = resolve(f"{NAME}/1").tags
     assert (tags["signed_by"], tags["because"]) == ("Ada", "night batch")

@@ -181,8 +181,8 @@ def test_the_plans_that_were_tried_stand_on_the_page(
     make_report: Make, make_certificate: Build, make_verdict: Build
 ) -> None:
     trial = make_verdict("small", passed=False)
-    kept = Outcome(kind="keep the large model", why="why", trials=(trial,), large=True)
-    seen = words(make_report(certificate=make_certificate(), outcome=kept))
+    kept = Outcome(kind="keep the large model", why="why", large=True)
+    seen = words(make_report(certificate=make_certificate(), outcome=kept, trials=(trial,)))
     assert "Certificate issued, and nothing goes live with it" in seen
     assert "these plans were tried in an order fixed on selection rows" in seen
     assert "Keep the large model. Why." in seen

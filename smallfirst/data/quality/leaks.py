@@ -23,24 +23,8 @@ class Leak(Record):
     """The first training row that it repeats, as file:line."""
 
 
-class PairLeaks(Record):
-    """How many rows of one split ask what rows of an earlier one ask, exactly, folded or nearly."""
-
-    new: str
-    """The split whose rows are counted."""
-    old: str
-    """The earlier split."""
-    n_rows: int
-    n_leaked: int
-
-    @property
-    def share(self) -> float:
-        """Leaked rows over all rows of `new`, in [0, 1]."""
-        return self.n_leaked / max(1, self.n_rows)
-
-
 class LeakReport(Record):
-    """All test rows found among the training rows, each under the closest kind, and counts of the other splits."""
+    """All test rows found among the training rows, each under the closest kind."""
 
     n_test: int
     test_fingerprint: str
@@ -50,8 +34,6 @@ class LeakReport(Record):
     """The same but for case, punctuation and spacing."""
     near: tuple[Leak, ...] = ()
     """Nine of ten words are the same."""
-    pairs: tuple[PairLeaks, ...] = ()
-    """Every other pair of splits."""
 
     @property
     def n_leaked(self) -> int:

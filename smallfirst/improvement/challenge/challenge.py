@@ -15,8 +15,7 @@ from smallfirst.gate.verdict import Verdict, format_verdict
 from smallfirst.improvement.challenge.comparison import ChampionComparison, compare_to_champion
 from smallfirst.pipeline import run as pipeline
 from smallfirst.pipeline.parity import parity_stage
-from smallfirst.pipeline.plans.outcome import answers_live, gate_line
-from smallfirst.pipeline.release import may_go_alone
+from smallfirst.pipeline.plans.outcome import answers_live, gate_line, may_go_alone
 from smallfirst.project.project import Project
 from smallfirst.project.rows import with_canonical_answers, with_harvested
 from smallfirst.project.run_folder import PROMOTED, Promotion, RunFolder
@@ -97,9 +96,9 @@ def challenge(project: Project, rows: Path, *, resume: bool = False) -> Challeng
         if verdict.passed:
             why = f"{candidate} meets the default gate, which lets nobody answer alone: write  {gate_line(grown)}"
             why += "  into task.yaml, if that is good enough"
-        plan = pipeline.small_first_stage(grown, run_folder).passed
-        may = plan is not None
-        candidate, verdict = (plan.candidate, plan) if plan else (candidate, verdict)
+        pipeline.small_first_stage(grown, run_folder)
+        if (plan := run_folder.verdicts().confirmed) is not None:
+            may, candidate, verdict = True, plan.candidate, plan
     made = ChallengeResult(
         task=project.file.name,
         run=run_folder.path.name,

@@ -2,11 +2,8 @@
 
 For a candidate that was fixed before a test row was read, P(it goes live and its promise is false) <= P(its certificate
 is false) <= its level, whatever the gate does with the same rows. So the level is divided among all candidates that may
-go live, by parts that were fixed before, and never among those that passed. What is lost: the errors among kept test
-answers are no independent look at the promise any more.
-
-`fix_before_test` is called before the first test row is read; `find_joined` checks the conditions, none of which
-depends on an answer.
+go live, by parts that were fixed before, and never among those that passed. No condition depends on an answer. What is
+lost: the errors among kept test answers are no independent look at the promise any more.
 """
 
 from __future__ import annotations
@@ -46,7 +43,7 @@ class JoinedRows(NamedTuple):
     n_test: int = 0
     """How many of them are test rows."""
     look: SharedLook = ALONE
-    """The look that all candidates divide which were fixed; the whole of one where no test row certifies."""
+    """The look that all fixed candidates divide; the whole of one where no test row certifies."""
     why_not: str = ""
     """Why test rows do not certify; empty if they do."""
 
@@ -68,11 +65,11 @@ def fix_before_test(project: Project, run_folder: RunFolder) -> None:
     """
     path = run_folder.path / FIXED
     if not path.exists() and not any((run_folder.path / "evaluations").glob("*-test.json")):
-        finalists = run_folder.find(Finalists, FINALISTS)
         fitted = [one.name for one in fitted_candidates(project, run_folder) if one.promotable]
         # Plans are ranked by the large model's error on calibration rows: parts by that rank would depend on them.
         ranked = project.file.binds_answers and run_folder.evaluation("large", "calibration") is not None
-        shares = finalists.shares if finalists and not ranked else dict.fromkeys(fitted, 1.0)
+        finalists = None if ranked else run_folder.find(Finalists, FINALISTS)
+        shares = finalists.shares if finalists else dict.fromkeys(fitted, 1.0)
         parts = {name: share / sum(shares.values()) for name, share in shares.items()}
         FixedBeforeTest(parts=parts, promise=_promise(project)).save(path)
     mark_read(run_folder.path.parent / LOOKS, run_folder.path.name, _texts(project.rows.test))
@@ -84,38 +81,34 @@ def find_joined(project: Project, run_folder: RunFolder, candidate: str) -> Join
     Of these one row counts for each text, near-copy and group, and none that stands in any other part, or that an
     earlier run has read: its report may have shown it.
     """
-    rows, fixed = project.rows, run_folder.find(FixedBeforeTest, FIXED)
-    looks, run = run_folder.path.parent / LOOKS, run_folder.path.name
-    read = read_before(looks, run, _texts(rows.test))
-    why_not = _why_not(project, candidate, fixed, all_read=read == _texts(rows.test))
-    measured = run_folder.evaluation(candidate, "test")
-    if why_not or fixed is None or measured is None:
-        return JoinedRows(rows.calibration, why_not=why_not or "the candidate was not measured on them")
-    own, _ = count_rows((rows.train, rows.selection, rows.calibration, rows.left_out), rows.test)
-    ahead = [run_folder.evaluation(name, "test") for name in project.file.routing.ahead]
-    answered = set.intersection(*(set(one.by_key) if one else set() for one in (measured, *ahead)))
-    test = tuple(e for e in own.examples if e.key in answered and not text_fingerprints([e.text]) & read)
-    names = ", ".join(f"{name} {part:.3g}" for name, part in fixed.parts.items())
-    look = SharedLook(f"{run_folder.path.name}: {names}", fixed.parts[candidate])
-    return JoinedRows(rows.calibration.subset("calibration", (*rows.calibration.examples, *test)), len(test), look)
-
-
-def _why_not(project: Project, candidate: str, fixed: FixedBeforeTest | None, *, all_read: bool) -> str:
-    data, rows = project.file.data, project.rows
+    rows, data, fixed = project.rows, project.file.data, run_folder.find(FixedBeforeTest, FIXED)
+    answered = [run_folder.evaluation(name, "test") for name in (candidate, *project.file.routing.ahead)]
+    read = read_before(run_folder.path.parent / LOOKS, run_folder.path.name, _texts(rows.test))
     sources = [{example.source for example in part.examples} for part in (rows.calibration, rows.test)]
-    if fixed is None or candidate not in fixed.parts:
-        return "this candidate was not fixed before a test row was read"
-    if fixed.promise != _promise(project):
-        return "the promise, the policies or the rows were changed after a test row was read"
-    if data.gold is not None:
-        return "people's answers in data.gold certify alone"
-    if sources[0] != sources[1] or (project.file.routing.labels == "large" and sources[0] <= {""}):
-        return "their labels come from another source than those of the calibration rows"
-    if not data.exchangeable and (data.validation is not None or data.test is not None):
-        return "they are not split from the file of the calibration rows; data.exchangeable: true declares both alike"
-    if all_read:
-        return "an earlier run has read them"
-    return ""
+    parts = fixed.parts if fixed else {}
+    reasons = {
+        "this candidate was not fixed before a test row was read": candidate not in parts,
+        "the promise, the policies or the rows were changed after a test row was read": (
+            fixed is not None and fixed.promise != _promise(project)
+        ),
+        "people's answers in data.gold certify alone": data.gold is not None,
+        "their labels come from another source than those of the calibration rows": (
+            sources[0] != sources[1] or (project.file.routing.labels == "large" and sources[0] <= {""})
+        ),
+        "they are not split from the file of the calibration rows; data.exchangeable: true declares both alike": (
+            not data.exchangeable and (data.validation is not None or data.test is not None)
+        ),
+        "an earlier run has read them": read == _texts(rows.test),
+        "the candidate was not measured on them": answered[0] is None,
+    }
+    if why_not := next((why for why, holds in reasons.items() if holds), ""):
+        return JoinedRows(rows.calibration, why_not=why_not)
+    own, _ = count_rows((rows.train, rows.selection, rows.calibration, rows.left_out), rows.test)
+    keys = set.intersection(*(set(one.by_key) if one else set() for one in answered))
+    test = tuple(e for e in own.examples if e.key in keys and not text_fingerprints([e.text]) & read)
+    names = ", ".join(f"{name} {part:.3g}" for name, part in parts.items())
+    look = SharedLook(f"{run_folder.path.name}: {names}", parts[candidate])
+    return JoinedRows(rows.calibration.subset("calibration", (*rows.calibration.examples, *test)), len(test), look)
 
 
 def _promise(project: Project) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from smallfirst.gate.outcome import LabelsNeeded
-from smallfirst.gate.verdict import Verdict, nearest_to_passing
+from smallfirst.gate.verdict import nearest_to_passing
 from smallfirst.project.project import Project
 from smallfirst.project.rows import SPLIT_OFF
 from smallfirst.project.run_folder import CERTIFICATE, RunFolder
@@ -34,22 +34,16 @@ class OpenQuestion(NamedTuple):
     """Rows of the part that were counted."""
 
 
-def labels_needed(
-    project: Project, run_folder: RunFolder, *, trials: Sequence[Verdict] = (), live: bool = False
-) -> LabelsNeeded | None:
+def labels_needed(project: Project, run_folder: RunFolder, *, live: bool = False) -> LabelsNeeded | None:
     """Return the fewest rows that are likely to put something live, or to show a promise; None if no number is.
 
-    `trials`: the verdicts on plans that keep a part small. `live`: something goes live, and only a promise may be open.
+    `live`: something goes live, and only a promise may be open.
     """
-    large = run_folder.evaluation("large", "test")
-    price = large.cost_usd_per_1k / 1000 if large is not None and large.cost_usd_per_1k > 0 else None
-    ways = [rows_to_label(project, [one], usd_by_large=price) for one in _open(project, run_folder, trials, live=live)]
+    ways = [rows_to_label(project, [one]) for one in _open(project, run_folder, live=live)]
     return min(filter(None, ways), key=lambda way: way.n_data_rows, default=None)
 
 
-def rows_to_label(
-    project: Project, questions: Sequence[OpenQuestion], *, usd_by_large: float | None = None
-) -> LabelsNeeded | None:
+def rows_to_label(project: Project, questions: Sequence[OpenQuestion]) -> LabelsNeeded | None:
     """Return the rows to add to the data files, with their price, that are likely to decide all questions."""
     likely = [one for one in questions if not one.needed.unlikely]
     if not likely:
@@ -57,31 +51,22 @@ def rows_to_label(
     files: dict[str, int] = {}
     for file, n_rows in (_in_file(project, one) for one in likely):
         files[file] = max(n_rows, files.get(file, 0))
-    n, usd, by = sum(files.values()), project.file.prices.usd_per_label, "a person"
-    if usd is None:
-        usd, by = usd_by_large, "the large model"
-    return LabelsNeeded(
-        n_data_rows=n,
-        chance=min(one.needed.chance for one in likely),
-        files=files,
-        usd=None if usd is None else n * usd,
-        priced_by="" if usd is None else by,
-    )
+    n, price, chance = sum(files.values()), project.file.prices.usd_per_label, min(one.needed.chance for one in likely)
+    return LabelsNeeded(n_data_rows=n, chance=chance, files=files, usd=None if price is None else n * price)
 
 
-def _open(project: Project, run_folder: RunFolder, trials: Sequence[Verdict], *, live: bool) -> Iterator[OpenQuestion]:
-    n_test, verdicts = len(project.rows.test), run_folder.verdicts().verdicts
-    found = run_folder.find(Certificate, CERTIFICATE)
+def _open(project: Project, run_folder: RunFolder, *, live: bool) -> Iterator[OpenQuestion]:
+    gate, found = run_folder.verdicts(), run_folder.find(Certificate, CERTIFICATE)
     if found is not None and not found.issued:
         needed = RowsNeeded(found.labels_missing or 0, found.labels_missing_chance or 0.0)
         yield OpenQuestion("calibration", needed, min(found.n_labels, len(project.rows.calibration)))
-    if live or any(verdict.passed for verdict in verdicts):
+    if live or any(verdict.passed for verdict in gate.verdicts):
         return
-    for tried in filter(None, (verdicts, trials)):
+    for tried in filter(None, (gate.verdicts, gate.trials)):
         failed = [check for check in nearest_to_passing(tried).failed_checks if check.name != PROMISE]
         if failed and all(check.more_rows for check in failed):  # else something failed that no rows are to change
             more, chance = max(one.more_rows or 0 for one in failed), min(one.chance or 0.0 for one in failed)
-            yield OpenQuestion("test", RowsNeeded(more, chance), n_test)
+            yield OpenQuestion("test", RowsNeeded(more, chance), len(project.rows.test))
 
 
 def _in_file(project: Project, question: OpenQuestion) -> tuple[str, int]:
@@ -90,12 +75,11 @@ def _in_file(project: Project, question: OpenQuestion) -> tuple[str, int]:
     if part == "test" and files.test:
         return str(files.test), question.needed.n_more
     validation = sum(len(one) for one in (rows.selection, rows.calibration, rows.left_out))
+    share = 1 - project.file.routing.selection_share if part == "calibration" else 1.0
     if part == "calibration" and files.validation:
         file, n_data, n_part = files.validation, validation, len(rows.calibration)
-        share = 1 - project.file.routing.selection_share
     else:
         n_data = len(rows.train) + (0 if files.validation else validation) + (0 if files.test else len(rows.test))
-        file, n_part = files.train, question.n_now
-        share = SPLIT_OFF * (1 - project.file.routing.selection_share if part == "calibration" else 1)
+        file, n_part, share = files.train, question.n_now, SPLIT_OFF * share
     n_rows = math.ceil(question.needed.n_more * (n_data / n_part if n_part else 1 / share))
     return str(file), round_up_to_two_digits(n_rows)

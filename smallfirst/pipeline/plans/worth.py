@@ -1,30 +1,54 @@
 """What candidates and plans are worth, by the rows that choose: the finalists and their order, and the order of plans.
 
-Error and price of the large model are those of calibration rows. The order of finalists, and with it their shares of
-the gate's level, is then independent of every test row.
+A candidate is chosen by out-of-fold answers to training and selection rows or, if it was not fitted in folds, by its
+answers to selection rows; two are compared on the rows that both have answered. Error and price of the large model are
+those of calibration rows. So the order of finalists, and with it their shares of the gate's level, is independent of
+every test row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from smallfirst.evaluation.results import EvaluatedRow, Evaluation
+from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.choice import Option, WorthRule, choose_candidates, level_shares, would_pass
 from smallfirst.gate.outcome import share_words
 from smallfirst.pipeline.diagnostics import find_split_leaks
-from smallfirst.pipeline.plans.choosing import choosing_evaluations
 from smallfirst.pricing.money import format_usd
 from smallfirst.project.candidate_registry import promotable_names
 from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project
-from smallfirst.project.run_folder import FINALISTS, VERDICTS, Finalists, GateVerdicts, RunFolder
+from smallfirst.project.run_folder import FINALISTS, Finalists, RunFolder
 from smallfirst.project.task_file import RULES, SMALLEST, TaskFile
 from smallfirst.routing.certificate.guarantee import Guarantee
 
+CHOOSING = "choosing"
+"""Name of the split of out-of-fold answers in a run folder."""
 MAX_FINALISTS = 3
 """Candidates that test rows are asked about: each more takes a part of the level from the others."""
+
+
+def chosen_by(run_folder: RunFolder, candidate: str) -> Evaluation | None:
+    """Return what a candidate is chosen by; None if it was not measured."""
+    return run_folder.evaluation(candidate, CHOOSING) or run_folder.evaluation(candidate, "selection")
+
+
+def choosing_evaluations(run_folder: RunFolder) -> list[Evaluation]:
+    """Return what the candidates that may go live are chosen by, the smallest first."""
+    return [one for name in promotable_names() if (one := chosen_by(run_folder, name))]
+
+
+def no_finalists(run_folder: RunFolder) -> dict[str, str]:
+    """Return why each candidate that was measured to choose, and is no finalist, was left out, by name."""
+    if (finalists := run_folder.find(Finalists, FINALISTS)) is None:
+        return {}
+    rows = {CHOOSING: "out of fold", "selection": "to select with"}
+    return {
+        one.candidate: f"no finalist by its accuracy {one.accuracy} on {one.accuracy.n:,} rows {rows[one.split]}; test "
+        "rows were not asked, so it cannot go live"
+        for one in choosing_evaluations(run_folder)
+        if one.candidate not in finalists.names
+    }
 
 
 def worth_rule(file: TaskFile) -> WorthRule:
@@ -44,8 +68,7 @@ def fix_finalists(project: Project, run_folder: RunFolder) -> Finalists:
     file, saved = project.file, run_folder.find(Finalists, FINALISTS)
     if saved is not None and file.goes_live in (*RULES, *saved.names):
         return saved
-    measured = choosing_evaluations(project, run_folder)
-    leaks = find_split_leaks(project, run_folder)
+    measured, leaks = choosing_evaluations(run_folder), find_split_leaks(project, run_folder)
     n_test = sum(row.key not in leaks.keys for row in project.rows.test.examples)
     expected = {one.candidate: would_pass(file.gate, one, n_test) for one in measured}
     rule, options = worth_rule(file), [Option.alone(one) for one in measured]
@@ -53,8 +76,7 @@ def fix_finalists(project: Project, run_folder: RunFolder) -> Finalists:
         rule, options = rule._replace(alike=1.0), [plan_option(one, file.routing.guarantee, large) for one in measured]
     names = choose_candidates(options, rule, expected=expected.__getitem__)
     names += [name for name in promotable_names() if name not in names and run_folder.evaluation(name, "test")]
-    if file.goes_live in names:
-        names = [file.goes_live, *(name for name in names if name != file.goes_live)]
+    names.sort(key=lambda name: name != file.goes_live)
     found = Finalists(names=tuple(names[:MAX_FINALISTS]), shares=level_shares(names[:MAX_FINALISTS]))
     found.save(run_folder.path / FINALISTS)
     return found
@@ -66,51 +88,37 @@ def expected_plans(project: Project, run_folder: RunFolder, *, instead_of: str =
     `instead_of` is a candidate that may answer alone: only the plans of less expected loss are left, which takes a
     declared price of a wrong answer and a known one of the large model.
     """
-    rule, large = worth_rule(project.file)._replace(alike=1.0), _large(run_folder)
-    finalists, named = fix_finalists(project, run_folder).names, project.file.goes_live
-    wanted = [named] if named in promotable_names() else finalists
-    measured = [one for one in choosing_evaluations(project, run_folder) if one.candidate in finalists]
+    rule, large, file = worth_rule(project.file)._replace(alike=1.0), _large(run_folder), project.file
+    finalists = fix_finalists(project, run_folder).names
+    measured = [one for one in choosing_evaluations(run_folder) if one.candidate in finalists]
     options = [
-        plan_option(one, project.file.routing.guarantee, large)
+        plan_option(one, file.routing.guarantee, large)
         for one in measured
-        if one.candidate in wanted and run_folder.evaluation(one.candidate, "calibration")
+        if file.goes_live in (*RULES, one.candidate) and run_folder.evaluation(one.candidate, "calibration")
     ]
-    ordered = rule.order(options)
-    if instead_of:
-        alone = [Option.alone(one) for one in measured if one.candidate == instead_of]
-        if rule.usd_per_wrong_answer is None or large is None or not alone or project.file.binds_answers:
-            return []
-        both = rule.order([*alone, *options])
-        ordered = both[: both.index(alone[0])]
-    return ordered
+    alone = [Option.alone(one) for one in measured if one.candidate == instead_of]
+    if not instead_of:
+        return rule.order(options)
+    if rule.usd_per_wrong_answer is None or large is None or not alone or file.binds_answers:
+        return []
+    ordered = rule.order([*alone, *options])
+    return ordered[: ordered.index(alone[0])]
 
 
 def plan_option(measured: Evaluation, guarantee: Guarantee, large: Evaluation | None) -> Option:
-    """Return the plan that keeps as much of a candidate's answers as the guarantee lets expect.
+    """Return the plan that keeps as many of the most confident answers as are wrong at most as often as is guaranteed.
 
-    Without a price of the large model an escalated request costs 1 USD, more than any small answer, and is right.
+    Without a limit on errors it keeps as many as are right. Without a price of the large model an escalated request
+    costs 1 USD, more than any small answer, and is right.
     """
-    share = expected_share(measured.rows, guarantee)
-    confident = sorted(measured.rows, key=lambda row: -(row.confidence or 0.0))
-    kept = {row.key for row in confident[: round(share * len(confident))]}
+    rows = sorted(measured.rows, key=lambda row: -(row.confidence or 0.0))
+    right, n = np.array([row.correct for row in rows], dtype=bool), np.arange(1, len(rows) + 1)
+    fine = n <= right.sum() if guarantee.max_error is None else np.cumsum(~right) <= guarantee.max_error * n
+    n_kept = int(n[fine].max(initial=0))
     price, error = (1.0, 0.0) if large is None else (large.cost_usd_per_1k / 1000, 1 - large.accuracy.value)
-    wrong = {row.key: float(not row.correct) if row.key in kept else error for row in measured.rows}
-    return Option(measured.candidate, measured.cost_usd_per_1k / 1000 + (1 - share) * price, wrong, share)
-
-
-def expected_share(rows: Sequence[EvaluatedRow], guarantee: Guarantee) -> float:
-    """Return the largest share of the most confident answers that are wrong at most as often as is guaranteed.
-
-    Without a limit on errors it is the share of right answers.
-    """
-    if not rows:
-        return 0.0
-    right = np.array([row.correct for row in sorted(rows, key=lambda row: -(row.confidence or 0.0))])
-    if guarantee.max_error is None:
-        return float(right.mean())
-    kept = np.arange(1, len(right) + 1)
-    good = np.cumsum(~right) <= guarantee.max_error * kept
-    return float(kept[good].max(initial=0)) / len(right)
+    wrong = {row.key: float(not row.correct) if i < n_kept else error for i, row in enumerate(rows)}
+    usd = measured.cost_usd_per_1k / 1000 + (1 - n_kept / max(1, len(rows))) * price
+    return Option(measured.candidate, usd, wrong)
 
 
 def price_of_guarantee(project: Project, run_folder: RunFolder, routed: Evaluation) -> str:
@@ -118,9 +126,8 @@ def price_of_guarantee(project: Project, run_folder: RunFolder, routed: Evaluati
 
     Empty where the guarantee binds nothing, nobody passed the gate alone, or `routed` is right more often.
     """
-    verdicts = run_folder.find(GateVerdicts, VERDICTS)
-    winner = verdicts.smallest if verdicts is not None and project.file.sets_gate else None
-    alone = run_folder.evaluation(winner, "test") if winner and project.file.binds_answers else None
+    file, winner = project.file, run_folder.verdicts().winner
+    alone = run_folder.evaluation(winner, "test") if winner and file.sets_gate and file.binds_answers else None
     if alone is None or routed.accuracy.value > alone.accuracy.value or routed.cost_usd_per_1k < alone.cost_usd_per_1k:
         return ""
     title, right = get_candidate(alone.candidate).title, share_words(alone.accuracy)

@@ -19,14 +19,13 @@ from smallfirst.data.dataset import Dataset, sample_rows
 from smallfirst.data.quality.findings import Finding, make_finding
 from smallfirst.errors import StageMissing
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
-from smallfirst.gate.check_result import CheckInputs, CheckResult, ConfidenceLevel
 from smallfirst.gate.choice import level_shares
-from smallfirst.gate.gate import Gate
-from smallfirst.gate.limits import LIMITED_PROBE_ROWS, check_limits
-from smallfirst.gate.metrics import check_metrics, check_paired, check_per_class
+from smallfirst.gate.gate import CheckInputs, ConfidenceLevel, Gate, run_checks
 from smallfirst.gate.outcome import LabelsNeeded, Outcome
+from smallfirst.gate.verdict import CheckResult
 from smallfirst.models.linear.held_out import WORD_ERRORS, hold_out_labels
 from smallfirst.paths import state_folder
+from smallfirst.pipeline.evaluate import LIMITED_PROBE_ROWS
 from smallfirst.pipeline.plans.joined_rows import LOOKS
 from smallfirst.pipeline.plans.labels_needed import OpenQuestion, rows_to_label
 from smallfirst.project.candidate_registry import promotable_names
@@ -157,9 +156,8 @@ def forecast_gate(project: Project) -> tuple[ThresholdForecast, ...]:
         return ()
     level, large = _level(project), project.file.large
     asked = perfect_evaluation(project, sample_rows(test, large.sample("test")), cost_usd=1.0) if large else None
-    inputs = CheckInputs(perfect_evaluation(project, test), level, asked)
-    checks = (check_metrics, check_per_class, check_paired, check_limits)
-    return tuple(_forecast(project, result, level) for check in checks for result in check(gate, inputs))
+    inputs = CheckInputs(perfect_evaluation(project, test), level, asked, gate.part_rows)
+    return tuple(_forecast(project, result, level) for result in run_checks(gate, inputs))
 
 
 def forecast_certificate(project: Project) -> CertificateForecast | None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.limits import stays_small
 from smallfirst.pricing.money import format_usd
 from smallfirst.project.candidate_registry import CANDIDATES, FINE_TUNED, all_candidates
 from smallfirst.report.candidates import difference
@@ -93,8 +92,8 @@ def _routing(data: ReportData) -> Iterator[str]:
     if routed.share("large"):
         small = percent(1 - routed.share("large"))
         where = f"Routed, {small} of requests stay small and the rest goes to the large model"
-    elif not all(stays_small(routed)):
-        small = percent(sum(stays_small(routed)) / max(1, len(routed.rows)))
+    elif not all(routed.stays_small):
+        small = percent(sum(routed.stays_small) / max(1, len(routed.rows)))
         where = f"Routed, {small} of requests stay small and the rest is left to a person or refused as out of scope"
     else:
         covered = percent(sum(row.certified for row in routed.rows) / max(1, len(routed.rows)))

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from smallfirst.gate.audited import AuditedAccuracy
+from smallfirst.gate.outcome import AuditedAccuracy
 from smallfirst.models.protocol import Completion
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.guarantee import describe_limit
@@ -87,7 +87,7 @@ def watched_quantities(
     Where no limit rests on audits, more errors than the calibration rows allow for raise a hint. A certificate that was
     not issued promises nothing; `audited` is what a gate asks for that let a candidate answer every request.
     """
-    limit = audited.limit_for(judge) if audited else None
+    limit = audited.limits.get(judge) if audited else None
     by_gate = [Quantity("accuracy", limit, audited.words, promised=False, by_gate=True)] if audited and limit else []
     return (*(_of_certificate(certificate, judge) if certificate.issued else ()), *by_gate)
 

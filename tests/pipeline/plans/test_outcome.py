@@ -7,8 +7,7 @@ from typing import Any, cast
 import pytest
 from fixtures.certificates import certificate
 
-from smallfirst.gate.check_result import CheckResult
-from smallfirst.gate.verdict import Verdict
+from smallfirst.gate.verdict import CheckResult, Verdict
 from smallfirst.pipeline.calibrate import Certified
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads
 from smallfirst.pipeline.plans.outcome import gate_line, holds_to_gate

@@ -11,7 +11,7 @@ from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
 from smallfirst.gate.verdict import Verdict
-from smallfirst.pipeline.plans.worth import expected_plans, expected_share, fix_finalists, price_of_guarantee
+from smallfirst.pipeline.plans.worth import expected_plans, fix_finalists, plan_option, price_of_guarantee
 from smallfirst.pipeline.release import gate_stage
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
@@ -41,13 +41,17 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     return Project.read(read_task_file(tmp_path), Progress(quiet=True))
 
 
-def test_the_share_is_the_largest_that_is_wrong_as_seldom_as_is_guaranteed() -> None:
+def test_a_plan_keeps_as_much_as_is_wrong_as_seldom_as_is_guaranteed() -> None:
+    def share(rows: list[EvaluatedRow], guarantee: Guarantee) -> float:
+        """What is not kept costs 1 USD."""
+        return 1 - plan_option(evaluation_of(rows, candidate="words", cost_usd_per_1k=0.0), guarantee, None).usd
+
     rows = [row(i, i not in (5, 8, 9), 1 - i / 20) for i in range(10)]
-    assert expected_share(rows, Guarantee(max_error=0.05)) == 0.5  # the sixth most confident is wrong
-    assert expected_share(rows, Guarantee(max_error=0.2)) == 0.8
-    assert expected_share(rows[::-1], Guarantee(max_error=0.3)) == 1.0
-    assert expected_share(rows, Guarantee(max_error=None, max_accuracy_loss=0.01)) == 0.7
-    assert expected_share([], Guarantee()) == 0.0
+    assert share(rows, Guarantee(max_error=0.05)) == 0.5  # the sixth most confident is wrong
+    assert share(rows, Guarantee(max_error=0.2)) == 0.8
+    assert share(rows[::-1], Guarantee(max_error=0.3)) == 1.0
+    assert share(rows, Guarantee(max_error=None, max_accuracy_loss=0.01)) == pytest.approx(0.7)
+    assert share([], Guarantee()) == 0.0
 
 
 def set_routing(project: Project, **settings: Any) -> Project:
@@ -119,13 +123,13 @@ def test_of_those_that_pass_the_first_goes_live_unless_another_clearly_beats_it(
     for name, n_right, usd in (("words", 150, 0.02), ("encoder", 164, 0.3), ("tuned", 162, 0.37), ("small", 160, 5.0)):
         on_test(name, n_right, usd)
     verdicts = gate_stage(many, run_folder)
-    assert (verdicts.smallest, verdicts.chosen) == ("tuned", "tuned")
+    assert (verdicts.winner, verdicts.chosen) == ("tuned", "tuned")
     assert [one.candidate for one in verdicts.verdicts] == ["tuned", "small", "encoder"]
     assert verdicts.how_found == "chosen on other rows, confirmed on test rows"
     on_test("tuned", 146, 0.37)  # clearly behind the encoder, which costs no more
     verdicts = gate_stage(many, run_folder)
     assert verdicts.of("tuned").passed
-    assert (verdicts.smallest, verdicts.chosen) == ("encoder", "tuned")
+    assert (verdicts.winner, verdicts.chosen) == ("encoder", "tuned")
     assert verdicts.how_found.startswith("in place of tuned, which is clearly right less often")
     on_test("tuned", 100, 0.37)
     verdicts = gate_stage(many, run_folder)
@@ -138,7 +142,8 @@ def test_the_plan_of_the_most_worth_comes_first(many: Project, run_folder: RunFo
     run_folder.save_evaluation(measured("large", 240, 10.0, split="calibration"))
     plans = expected_plans(many, run_folder)
     assert plans[0].candidate == "tuned"
-    assert 1000 * plans[0].usd == pytest.approx(0.37 + 10 * (1 - plans[0].share))
+    n_escalated = sum(error == pytest.approx(0.04) for error in plans[0].wrong.values())  # 240 of 250 are right
+    assert 1000 * plans[0].usd == pytest.approx(0.37 + 10 * n_escalated / 250)
     assert [one.candidate for one in expected_plans(set_routing(many, small="encoder"), run_folder)] == ["encoder"]
 
 
@@ -161,7 +166,7 @@ def test_a_guarantee_that_binds_answers_says_what_it_costs(many: Project, run_fo
     large = {"gguf": "large.gguf"}
     bound = TaskFile.model_validate({**values, "large": large, "routing": {"guarantee": {"max_error": 0.1}}})
     verdict = Verdict(candidate="tuned", checks=(), passed=True, evaluation_fingerprint="e", **SIGNED)
-    GateVerdicts(verdicts=(verdict,), smallest="tuned", chosen="tuned").save(run_folder.path / VERDICTS)
+    GateVerdicts(verdicts=(verdict,), winner="tuned", chosen="tuned").save(run_folder.path / VERDICTS)
     routed = measured("routed", 205, 110.0, split="test")
     assert price_of_guarantee(many._replace(file=bound), run_folder, routed) == (
         "Without routing.guarantee “fine-tuned sentence embeddings” alone would answer every request: right on 86.4 % "

@@ -95,7 +95,7 @@ def test_leaks_are_warned_of_where_too_few_other_rows_are_left(make_report: Make
 
 
 def test_the_rows_that_would_decide_it_come_first_with_their_price(make_report: Make) -> None:
-    needed = LabelsNeeded(n_data_rows=560, chance=0.75, files={"rows.jsonl": 560}, usd=28.0, priced_by="a person")
+    needed = LabelsNeeded(n_data_rows=560, chance=0.75, files={"rows.jsonl": 560}, usd=28.0)
     undecided = Outcome(kind="cannot be told yet", labels_needed=needed, large=True)
     assert advised(make_report(outcome=undecided))[0] == (
         "Label about 560 more rows in rows.jsonl (chance 75 %), for about $28.00 by a person, and run it again. Until "

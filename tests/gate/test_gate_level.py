@@ -7,11 +7,7 @@ import math
 import pytest
 from scipy.stats import norm
 
-from smallfirst.gate.check_result import (
-    ConfidenceLevel,
-    Requirement,
-    check_interval,
-)
+from smallfirst.gate.gate import ConfidenceLevel, Requirement
 from smallfirst.stats.intervals import Estimate
 
 
@@ -20,7 +16,7 @@ def minimum(threshold: float) -> Requirement:
 
 
 def test_the_level_is_shared_among_candidates_and_parts() -> None:
-    level = ConfidenceLevel(5).for_parts(10)
+    level = ConfidenceLevel(5, parts=10)
     assert level.confidence == pytest.approx(0.999)
     assert level.z == pytest.approx(3.2905, abs=1e-4)  # the normal table: 0.9995 at 3.2905
     assert level.note == " (99.9 % interval: plans and 10 parts share the level)"
@@ -59,11 +55,11 @@ def test_widening_goes_below_zero_only_for_what_was_there_before() -> None:
     ],
 )
 def test_advice_names_the_reason(found: Estimate, advice: str) -> None:
-    result = check_interval(minimum(0.8), found, "measured", ConfidenceLevel(1))
+    result = minimum(0.8).check(found, ConfidenceLevel(1))
     assert (result.passed, result.advice) == (False, advice)
 
 
 def test_the_lower_end_alone_decides() -> None:
     found = Estimate(value=0.9, low=0.8, high=0.95, n=50)
-    assert check_interval(minimum(0.8), found, "", ConfidenceLevel(1)).passed
-    assert not check_interval(minimum(0.8000001), found, "", ConfidenceLevel(1)).passed
+    assert minimum(0.8).check(found, ConfidenceLevel(1)).passed
+    assert not minimum(0.8000001).check(found, ConfidenceLevel(1)).passed

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
 
 from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.evaluation.evaluate import compare
-from smallfirst.pipeline.plans.choosing import choosing_evaluations, no_finalists
+from smallfirst.pipeline.plans.worth import choosing_evaluations, no_finalists
 from smallfirst.project.run_folder import FINALISTS, Finalists, RunFolder
 
 
@@ -17,7 +16,7 @@ def test_out_of_fold_answers_choose_where_a_candidate_has_them(tmp_path: Path) -
     rows = [evaluated_row(str(i), "a", "a" if i % 4 else "b", correct=i % 4 > 0, confidence=0.5) for i in range(40)]
     for name, split, n in (("small", "selection", 8), ("words", "choosing", 40), ("words", "selection", 8)):
         run_folder.save_evaluation(evaluation_of(rows[-n:], candidate=name, split=split))
-    words, small = choosing_evaluations(cast(Any, None), run_folder)
+    words, small = choosing_evaluations(run_folder)
     assert (words.candidate, words.split, len(words.rows)) == ("words", "choosing", 40)
     assert (small.candidate, small.split, len(small.rows)) == ("small", "selection", 8)  # not fitted several times
     assert compare(words, small).difference.n == 8  # on the rows that both have answered

@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.check_result import CheckInputs, CheckResult, ConfidenceLevel
-from smallfirst.gate.limits import LimitThresholds, check_limits, check_saving
+from smallfirst.gate.gate import CheckInputs, ConfidenceLevel, Gate, run_checks
+from smallfirst.gate.verdict import CheckResult
 from smallfirst.stats.intervals import mean_interval
 
 Measured = Callable[..., Evaluation]
-LEVEL = ConfidenceLevel(1)
 
 
 def check(candidate: Evaluation, **thresholds: Any) -> CheckResult:
-    (result,) = check_limits(LimitThresholds(**thresholds), CheckInputs(candidate, LEVEL))
+    (result,) = run_checks(Gate(**thresholds), CheckInputs(candidate, ConfidenceLevel(1)))
     return result
 
 
@@ -73,33 +72,3 @@ def test_what_was_not_measured_is_under_no_maximum(measured: Measured) -> None:
     for value in (float("nan"), float("inf")):
         assert not check(measured([True], probes_ms=(value,) * 100), p50_ms_at_most=1000.0).passed
         assert not check(measured([True] * 9, cost_usd_per_1k=value), cost_usd_per_1k_at_most=1000.0).passed
-
-
-@pytest.mark.parametrize(("ours", "passed"), [(0.01, True), (0.0099, True), (0.0101, False), (float("nan"), False)])
-def test_the_saving_is_a_share_of_the_large_models_cost(measured: Measured, ours: float, passed: bool) -> None:
-    small, large = measured([True] * 10, cost_usd_per_1k=ours), measured([True] * 8, cost_usd_per_1k=0.1)
-    result = check_saving(0.9, small, large, LEVEL)
-    assert result.passed is passed
-    if ours == 0.01:
-        assert result.requirement == "at least 0.900 cheaper than the large model"
-        assert result.measured == "0.900 [0.900, 0.900] n=8 cheaper: $0.0100 against $0.1000 per 1,000"
-
-
-def test_a_saving_on_uneven_costs_is_shown_from_the_low_end_on(measured: Measured) -> None:
-    draw = np.random.default_rng(5)
-    ours, theirs = draw.exponential(1.0, 200), draw.exponential(10.0, 200)
-    small, large = with_costs(measured([True] * 200), ours), with_costs(measured([True] * 200), theirs)
-    found = check_saving(0.5, small, large, LEVEL).estimate
-    assert found
-    assert found.value == pytest.approx(1 - ours.mean() / theirs.mean())
-    assert 0.01 < found.value - found.low < 0.04
-    assert not check_saving(found.low + 0.001, small, large, LEVEL).passed
-
-
-def test_nothing_is_cheaper_than_a_large_model_without_a_price(measured: Measured) -> None:
-    small = measured([True] * 10)
-    free = check_saving(0.0, small, measured([True] * 10, cost_usd_per_1k=0.0), LEVEL)
-    assert not free.passed
-    assert free.advice.startswith("nothing is cheaper: give the large model its price")
-    assert check_saving(0.5, small, None, LEVEL).measured == "the large model was not measured"
-    assert not check_saving(0.5, small, measured([], cost_usd_per_1k=1.0), LEVEL).passed
