@@ -98,16 +98,19 @@ class Gate(Record):
         comparisons_made: float = 1,
         leaks: LeakReport | None = None,
         clean: Evaluation | None = None,
+        beside: Evaluation | None = None,
     ) -> Verdict:
         """Return the verdict on `candidate`, one result a threshold. Raise ConfigError if none is declared.
 
         Spend one of `comparisons_made` parts of the level (`choice.level_shares`). `large` may cover some rows.
         Where `leaks` found test rows that repeat a training row, `clean` is the candidate on the others
-        (`restrict_to_rows`): the thresholds are about these.
+        (`restrict_to_rows`): the thresholds are about these. `beside` is the candidate on other rows alike that it had
+        not seen: they decide nothing, but foretell what more rows are likely to show.
         """
         if comparisons_made < 1:
             raise ConfigError(f"comparisons_made must be at least 1, got {comparisons_made}")
-        inputs = CheckInputs(clean or candidate, ConfidenceLevel(comparisons_made), large, self.part_rows)
+        level = ConfidenceLevel(comparisons_made)
+        inputs = CheckInputs(clean or candidate, level, large, self.part_rows, beside)
         if not (results := [*run_checks(self, inputs)]):
             raise ConfigError(
                 "the gate declares no threshold, so anything would pass",
@@ -193,15 +196,37 @@ class Requirement(NamedTuple):
         unlikely = f"more test rows are unlikely to show it ({100 * needed.chance:.0f} %)"
         return result(instead or f"{unlikely}: more training rows or a better model may", chance=needed.chance)
 
-    def check_share(self, n_right: int, n: int, level: ConfidenceLevel, *, n_rows: int | None = None) -> CheckResult:
-        """Return whether the lower end of Wilson's interval reaches it; `n` of `n_rows` rows count, or all."""
-        chance = partial(chance_to_show, n_right, n, self.threshold, level, n if n_rows is None else n_rows)
+    def check_share(
+        self,
+        n_right: int,
+        n: int,
+        level: ConfidenceLevel,
+        *,
+        n_rows: int | None = None,
+        beside: tuple[int, int] = (0, 0),
+    ) -> CheckResult:
+        """Return whether the lower end of Wilson's interval reaches it; `n` of `n_rows` rows count, or all.
+
+        `beside`: how many of how many other rows are right.
+        """
+        n_rows = n if n_rows is None else n_rows
+        chance = partial(chance_to_show, n_right, n, self.threshold, level, n_rows, beside=beside)
         return self.check(wilson(n_right, n, confidence=level.confidence), level, chance=chance)
 
 
-def chance_to_show(n_right: int, n: int, least: float, level: ConfidenceLevel, n_rows: int, n_more: int) -> float:
+def chance_to_show(
+    n_right: int,
+    n: int,
+    least: float,
+    level: ConfidenceLevel,
+    n_rows: int,
+    n_more: int,
+    *,
+    beside: tuple[int, int] = (0, 0),
+) -> float:
     """Return how likely `n_more` rows more, of which as many count as `n` of `n_rows` now, are to show a share."""
-    return chance_of_share(n_right, n, n_more * n // max(1, n_rows), least, confidence=level.confidence)
+    n_new = n_more * n // max(1, n_rows)
+    return chance_of_share(n_right, n, n_new, least, confidence=level.confidence, beside=beside)
 
 
 class CheckInputs(NamedTuple):
@@ -214,12 +239,16 @@ class CheckInputs(NamedTuple):
     """The large model; it may cover a sample of the rows."""
     part_rows: int = 1
     """Parts that occur fewer times are not checked."""
+    beside: Evaluation | None = None
+    """The candidate on rows that decide nothing."""
 
 
 def _check_accuracy(minimum: float, inputs: CheckInputs) -> CheckResult:
     rows = inputs.candidate.rows
     requirement = Requirement("accuracy_at_least", minimum, f"accuracy at least {minimum:.3f}")
-    return requirement.check_share(sum(row.correct for row in rows), len(rows), inputs.level)
+    others = inputs.beside.rows if inputs.beside else ()
+    beside = sum(row.correct for row in others), len(others)
+    return requirement.check_share(sum(row.correct for row in rows), len(rows), inputs.level, beside=beside)
 
 
 def _check_metric(name: str, threshold: float, inputs: CheckInputs, *, at_most: bool = False) -> CheckResult:
@@ -306,7 +335,7 @@ def _join(names: Sequence[str]) -> str:
 
 def _check_not_worse(margin: float, inputs: CheckInputs, *, scores: bool = False) -> CheckResult:
     """Check the difference in accuracy, or in mean graded score, to the large model on the rows that both answered."""
-    candidate, level, large, _ = inputs
+    candidate, level, large, *_ = inputs
     name, text = "not_worse_than_large_by", f"at most {margin:.3f} less accurate than the large model"
     if scores:
         name, text = f"score_{name}", f"score at most {margin:.3f} below the large model's"

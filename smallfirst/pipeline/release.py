@@ -30,6 +30,7 @@ def gate_stage(project: Project, run_folder: RunFolder) -> GateVerdicts:
             comparisons_made=1 / finalists.shares[evaluation.candidate],
             leaks=leaks,
             clean=without_copies(project, evaluation, leaks),
+            beside=run_folder.evaluation(evaluation.candidate, "calibration") if file.data.one_source else None,
         )
         for evaluation in run_folder.evaluations("test", finalists.names)
     )

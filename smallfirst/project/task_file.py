@@ -63,6 +63,11 @@ class DataFiles(Record):
     skip_bad_rows_up_to: float = pydantic.Field(default=0.0, ge=0, le=1)
     """Share of the rows of a file that may be bad: they are left out and named. With more, nothing is trained."""
 
+    @property
+    def one_source(self) -> bool:
+        """True if all parts are random draws of the same requests: split from one file, or declared so."""
+        return self.exchangeable or (self.validation is None and self.test is None)
+
 
 class SmallConfig(Record):
     """The model to fine-tune, and the sentence encoder."""

@@ -63,17 +63,26 @@ def fewest_rows(chance: Callable[[int], float], *, max_rows: int = MAX_ROWS) -> 
 
 
 def chance_of_share(
-    right: int, n: int, n_more: int, least: float, *, confidence: float = 0.95, again: float = 1.0
+    right: int,
+    n: int,
+    n_more: int,
+    least: float,
+    *,
+    confidence: float = 0.95,
+    again: float = 1.0,
+    beside: tuple[int, int] = (0, 0),
 ) -> float:
     """Return the chance that Wilson's interval of a share starts at `least` or above once there are `n_more` rows.
 
-    `right` of `n` rows were right, and the true share is drawn from its posterior under a flat prior. A
-    share `again` of these rows is measured again together with the new ones: all of them, or none.
+    `right` of `n` rows were right, and so many of so many rows `beside` them, which are not measured again. The true
+    share is drawn from its posterior after both, under a flat prior. A share `again` of the `n` rows is measured again
+    together with the new ones: all of them, or none.
     """
     total, counted = round(again * n) + n_more, round(again * right)
     z = float(special.ndtri(0.5 + confidence / 2))
     enough = math.ceil(total * least + z * math.sqrt(total * least * (1 - least)) - 1e-9)
-    shares = special.betaincinv(right + 1, n - right + 1, _RATES)
+    known, of = right + beside[0], n + beside[1]
+    shares = special.betaincinv(known + 1, of - known + 1, _RATES)
     if enough <= counted:
         return 1.0 if total else 0.0
     return float(special.bdtrc(enough - counted - 1, n_more, shares).mean()) if enough - counted <= n_more else 0.0

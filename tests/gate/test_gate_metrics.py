@@ -31,6 +31,16 @@ def test_accuracy_counts_the_rows_themselves(measured: Measured) -> None:
     assert not check(forged, accuracy_at_least=0.827).passed
 
 
+def test_rows_that_decide_nothing_foretell_how_many_more_are_needed(measured: Measured) -> None:
+    candidate, others = measured([True] * 27 + [False] * 3), measured([True] * 24)
+    alone, both = (
+        Gate(accuracy_at_least=0.8).check(candidate, large=None, comparisons_made=1 / 0.6, beside=beside).checks[0]
+        for beside in (None, others)
+    )
+    assert (alone.measured, alone.passed) == (both.measured, both.passed)
+    assert (alone.more_rows, both.more_rows) == (370, 49)
+
+
 def test_a_metric_passes_by_its_lower_end(measured: Measured) -> None:
     candidate = measured([True] * 100, measures={"token_f1": Estimate(value=0.9, low=0.86, high=0.93, n=100)})
     result = check(candidate, measures_at_least={"token_f1": 0.86})

@@ -50,6 +50,9 @@ def test_a_share_s_chance_is_that_of_simulated_measurements() -> None:
     fresh = [wilson(draw.binomial(more, p), more).low >= bar for p in truths]
     assert chance_of_share(right, n, more, bar, again=0.0) == pytest.approx(np.mean(fresh), abs=0.03)
     assert chance_of_share(right, n, 0, 0.9) == 0
+    truths = draw.beta(right + 58 + 1, n - right + 2 + 1, 4000)  # 58 of 60 other rows were right as well
+    came = [wilson(right + draw.binomial(more, p), n + more).low >= bar for p in truths]
+    assert chance_of_share(right, n, more, bar, beside=(58, 60)) == pytest.approx(np.mean(came), abs=0.03)
 
 
 def test_an_error_bound_s_chance_is_that_of_simulated_tests() -> None:

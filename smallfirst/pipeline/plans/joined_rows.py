@@ -96,7 +96,7 @@ def find_joined(project: Project, run_folder: RunFolder, candidate: str) -> Join
             sources[0] != sources[1] or (project.file.routing.labels == "large" and sources[0] <= {""})
         ),
         "they are not split from the file of the calibration rows; data.exchangeable: true declares both alike": (
-            not data.exchangeable and (data.validation is not None or data.test is not None)
+            not data.one_source
         ),
         "an earlier run has read them": read == _texts(rows.test),
         "the candidate was not measured on them": answered[0] is None,

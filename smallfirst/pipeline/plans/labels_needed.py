@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from smallfirst.gate.outcome import LabelsNeeded
-from smallfirst.gate.verdict import nearest_to_passing
 from smallfirst.project.project import Project
 from smallfirst.project.rows import SPLIT_OFF
 from smallfirst.project.run_folder import CERTIFICATE, RunFolder
@@ -62,8 +61,8 @@ def _open(project: Project, run_folder: RunFolder, *, live: bool) -> Iterator[Op
         yield OpenQuestion("calibration", needed, min(found.n_labels, len(project.rows.calibration)))
     if live or any(verdict.passed for verdict in gate.verdicts):
         return
-    for tried in filter(None, (gate.verdicts, gate.trials)):
-        failed = [check for check in nearest_to_passing(tried).failed_checks if check.name != PROMISE]
+    for tried in (*gate.verdicts, *gate.trials):
+        failed = [check for check in tried.failed_checks if check.name != PROMISE]
         if failed and all(check.more_rows for check in failed):  # else something failed that no rows are to change
             more, chance = max(one.more_rows or 0 for one in failed), min(one.chance or 0.0 for one in failed)
             yield OpenQuestion("test", RowsNeeded(more, chance), len(project.rows.test))

@@ -170,8 +170,7 @@ def forecast_certificate(project: Project) -> CertificateForecast | None:
         return None
     looks, data = state_folder() / "tasks" / project.file.name / LOOKS, project.file.data
     own, test = (text_fingerprints(example.text for example in part.examples) for part in (rows, project.rows.test))
-    one_source = data.exchangeable or (data.validation is None and data.test is None)
-    n_test = len(test - read_before(looks, "", test)) if one_source else 0  # as `find_joined` decides
+    n_test = len(test - read_before(looks, "", test)) if data.one_source else 0  # as `find_joined` decides
     share = next_look(looks, own | test if n_test else own).share
     n_finalists = min(MOST_FINALISTS, sum(one.promotable for one in project_candidates(project)))
     share /= max(1, n_finalists) if n_test else 1

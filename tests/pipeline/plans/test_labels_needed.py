@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from fixtures.preflight import project_of
 
+from smallfirst.evaluation.results import Evaluation
+from smallfirst.gate.gate import Gate
 from smallfirst.pipeline.plans.labels_needed import OpenQuestion, labels_needed, rows_to_label
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
-from smallfirst.project.run_folder import RunFolder
+from smallfirst.project.run_folder import VERDICTS, GateVerdicts, RunFolder
 from smallfirst.project.task_file import read_task_file
 from smallfirst.stats.sample_size import RowsNeeded
 
@@ -81,3 +84,21 @@ def test_without_a_row_of_a_part_its_share_of_the_file_is_what_the_split_gives(t
     found = rows_to_label(bare, [question("test", 10, 0.75, 0)])
     assert found is not None
     assert found.n_data_rows == 50  # a fifth
+
+
+def test_of_all_candidates_the_one_that_takes_fewest_rows_is_asked_for(
+    tmp_path: Path, measured: Callable[..., Evaluation]
+) -> None:
+    project, run_folder = one_file(tmp_path), RunFolder(tmp_path / "run")
+    n_test, gate = len(project.rows.test), Gate(accuracy_at_least=0.8)
+    verdicts = tuple(
+        gate.check(measured([True] * right + [False] * (n_test - right), candidate=name), large=None)
+        for name, right in (("words", n_test - 7), ("encoder", n_test - 4))
+    )
+    assert not any(verdict.passed for verdict in verdicts)
+    GateVerdicts(winner=None, verdicts=verdicts).save(run_folder.path / VERDICTS)
+    found, (far, near) = labels_needed(project, run_folder), [verdict.checks[0].more_rows for verdict in verdicts]
+    assert found is not None
+    assert near is not None
+    assert (far or 20_000) > near
+    assert found.n_data_rows == pytest.approx(near * 200 / n_test, rel=0.1)
