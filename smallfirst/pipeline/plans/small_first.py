@@ -96,7 +96,7 @@ def _try(project: Project, run_folder: RunFolder, candidate: str, level: Confide
 def _promise_check(certificate: Certificate) -> CheckResult:
     """Return whether the guarantee is shown on calibration rows."""
     words = certificate.guarantee.in_words
-    requirement = Requirement(PROMISE, certificate.max_error, f"a certificate: {words}")
+    requirement = Requirement(PROMISE, certificate.guarantee.max_error or 1.0, f"a certificate: {words}")
     kept = f"{certificate.n_accepted} of {certificate.n_labels} calibration rows stay small"
     return check_value(
         requirement,

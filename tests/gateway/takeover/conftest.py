@@ -111,7 +111,7 @@ def fit(file: TaskFile, **_: object) -> tuple[RunSummary, None]:
     tags = {"run": run_folder.path.name}
     version = versions.register(model, PASSED, name=file.register_to, run_id=None, tags=tags)
     limits = {"error": {"person": 0.05, "large": 0.05}}
-    promise = certificate(0.9, guarantee=file.routing.guarantee, labels="large", audit_limits=limits)
+    promise = certificate(0.9, guarantee=file.routing.guarantee, audit_limits=limits)
     versions.attach(file.register_to, version.version, "certificate.json", promise.model_dump_json().encode())
     versions.promote(file.register_to, version.version)
     promoted = Promotion(name=version.name, version=version.version, candidate="words", at="2026-01-01")
