@@ -25,7 +25,7 @@ from smallfirst.files import locked
 from smallfirst.gate.outcome import Outcome, share_words
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.paths import state_of
-from smallfirst.pipeline.calibrate import CERTIFIED, KNOWN_TEXTS, Certified, KnownTexts
+from smallfirst.pipeline.calibrate import CERTIFIED, Certified
 from smallfirst.pipeline.confidence_heads import with_confidences
 from smallfirst.pipeline.plans.choosing import chosen_by
 from smallfirst.pipeline.plans.joined_rows import LOOKS
@@ -117,7 +117,7 @@ class SecondLooks:
         self._router, self._agrees, self._ledger, self._file = router, agrees, ledger, file
         self._version, self._run_folder, self._needed = version, run_folder, file.routing.second_look_after
         self._before = router.certificate.fingerprint()
-        self._known = run_folder.read(KnownTexts, KNOWN_TEXTS, next_command="smallfirst run task.yaml").texts
+        self._known = run_folder.read(Certified, CERTIFIED, next_command="smallfirst run task.yaml").texts
         self._is_found = read_look(version) is not None  # by a process that was killed before it told so
         self._taking, self._retry_at_s = False, float("-inf")
         self.taken: SecondLook | None = None

@@ -27,8 +27,6 @@ from smallfirst.routing.certificate.threshold_search import chance_to_show
 
 CERTIFIED = "certified.json"
 """File of the latest Certified in a run folder."""
-KNOWN_TEXTS = "known_texts.json"
-"""File of the KnownTexts in a run folder."""
 MIN_CHANCE = 0.2
 """Chance to show the guarantee from which a look takes the large portion of the level."""
 
@@ -48,19 +46,15 @@ class Certified(Record):
     """By key of the calibration and selection rows that a second look counts: confidence of the last stage's draft."""
     foreign: tuple[tuple[float, ...], ...] = ()
     """By stage, the confidences of drafts of foreign requests, where a second look counts them."""
+    texts: frozenset[str] = frozenset()
+    """Of all rows (`known_texts`), where there may be a second look: none certifies as one that traffic brought."""
 
 
-class KnownTexts(Record):
-    """The texts of all rows of a run: none of them certifies as one that traffic brought."""
-
-    texts: frozenset[str]
-    """Their fingerprints, as `ShadowRow.text` has them."""
-
-    @classmethod
-    def of(cls, project: Project) -> KnownTexts:
-        rows = project.rows
-        parts = (rows.train, rows.selection, rows.calibration, rows.test)
-        return cls(texts=frozenset(fingerprint(fold_text(row.text)) for part in parts for row in part.examples))
+def known_texts(project: Project) -> frozenset[str]:
+    """Return the fingerprints of the texts of all rows, as `ShadowRow.text` has them."""
+    rows = project.rows
+    parts = (rows.train, rows.selection, rows.calibration, rows.test)
+    return frozenset(fingerprint(fold_text(row.text)) for part in parts for row in part.examples)
 
 
 @shown_as("certifying")
@@ -154,8 +148,8 @@ def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *
     if routing.second_look_after:
         last = [stages[-1] for stages in (rows.drafts, rows.selection) if stages]
         counted = {row.key: row.confidence or 0.0 for one in last for row in one.rows}
-        found = found.model_copy(update={"confidence": counted, "foreign": tuple(map(tuple, rows.foreign))})
-        KnownTexts.of(project).save(run_folder.path / KNOWN_TEXTS)
+        update = {"confidence": counted, "foreign": tuple(map(tuple, rows.foreign)), "texts": known_texts(project)}
+        found = found.model_copy(update=update)
     _save(project, run_folder, found)
     return found
 

@@ -57,13 +57,11 @@ class CalibrationSet(NamedTuple):
     labels: Literal["gold", "large"]
     """Who says what is right."""
     guarantee: Guarantee
-    """The guarantee of task.yaml, with what counts once."""
+    """With what counts once."""
     foreign: list[list[float]]
     """By stage the confidences of drafts of foreign requests."""
     heads: ConfidenceHeads
-    """What the confidences were made with."""
     reference: TrafficReference
-    """What live traffic is compared with."""
     tells: dict[str, Any]
     """What a certificate of these rows says beside what they show, by field."""
 
@@ -71,7 +69,7 @@ class CalibrationSet(NamedTuple):
 async def build_calibration_set(
     project: Project, run_folder: RunFolder, candidate: str, joined: JoinedRows
 ) -> CalibrationSet:
-    """Fit what the rows that choose fit, and return the calibration set of the cascade before `candidate`.
+    """Fit what the rows that choose fit, and return the calibration set of a candidate's cascade.
 
     Raise StageMissing if a stage was not evaluated, DataError where a model was fitted on some of the rows.
     """
@@ -126,8 +124,7 @@ async def served_rows(
 ) -> tuple[Dataset, list[float], dict[str, Any]]:
     """Return those of `rows` that reach the cascade when they are served, the detector's scores, and what is told.
 
-    Policies and domain check are applied as the Router applies them; random splits are left out. Without a detector
-    there are no scores.
+    Policies and domain check are applied as the Router applies them; random splits are left out.
     """
     policies, own, doubts = project.file.routing.policies, [], list[float]()
     detector, gain = load_ood_detector(project.file, run_folder, heads), load_gain(run_folder.path)
@@ -160,9 +157,9 @@ def selection_drafts(
     *,
     like: set[str] | None = None,
 ) -> list[Evaluation] | None:
-    """Return the answers of candidates by stage to the rows that choose; None if one was not evaluated on them.
+    """Return the answers of candidates by stage to the rows that choose, of these keys; None if one has none.
 
-    Rows that not every stage has answered without having seen them are left out, and those with other keys than `like`.
+    Rows that not every stage has answered without having seen them are left out.
     """
     found = {stage: one for stage, name in candidates.items() if (one := chosen_by(run_folder, name)) is not None}
     if len(found) < len(candidates):

@@ -25,7 +25,7 @@ from smallfirst.gate.outcome import Outcome
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.models.wrappers import CallableModel
 from smallfirst.paths import home
-from smallfirst.pipeline.calibrate import CERTIFIED, KNOWN_TEXTS, Certified, KnownTexts
+from smallfirst.pipeline.calibrate import CERTIFIED, Certified
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads
 from smallfirst.pipeline.plans.joined_rows import LOOKS
 from smallfirst.pipeline.router_setup import TrafficReference
@@ -104,8 +104,8 @@ def toy(tmp_path: Path, empty_store: Path) -> Toy:
         heads=heads,
         reference=reference,
         confidence=confidence,
+        texts=frozenset(fingerprint(fold_text(row.text)) for row in rows),
     ).save(run.path / CERTIFIED)
-    KnownTexts(texts=frozenset(fingerprint(fold_text(row.text)) for row in rows)).save(run.path / KNOWN_TEXTS)
     (model := run.path / "model").mkdir()
     (model / "words.txt").write_text("a")
     verdict = PASSED.model_copy(update={"candidate": "words", "passed": False})

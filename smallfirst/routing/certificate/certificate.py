@@ -19,25 +19,15 @@ from smallfirst.records import Record
 from smallfirst.routing.certificate import looks as counted
 from smallfirst.routing.certificate import summary
 from smallfirst.routing.certificate.guarantee import LABEL, Guarantee
-from smallfirst.routing.certificate.outcomes import (
-    NEVER_ACCEPT,
-    CascadeData,
-    CascadeOutcome,
-    RiskResult,
-    audit_limits,
-    cascade_data,
-    measure_risk,
-)
-from smallfirst.routing.certificate.threshold_search import CascadeThresholds, search_cascade
+from smallfirst.routing.certificate.outcomes import CascadeData, RiskResult, audit_limits, cascade_data
 from smallfirst.routing.certificate.units import (
     FieldCertificate,
     GroupCertificate,
     certify_fields,
-    certify_groups,
-    guaranteed_rows,
     one_row_a_unit,
+    search_limits,
 )
-from smallfirst.stats.intervals import Estimate, mid_p_value, paired_difference, score_lower_bound, upper_bound, wilson
+from smallfirst.stats.intervals import Estimate, mid_p_value, paired_difference, score_lower_bound, wilson
 from smallfirst.stats.sample_size import rows_for_error
 
 LEVEL = 0.05
@@ -53,7 +43,6 @@ class Certificate(Record):
     """
 
     issued: bool
-    """False if the labels cannot show the guarantee at any threshold."""
     threshold: float
     """Answers of the last drafting stage with at least this confidence are accepted; above 1 when none is."""
     thresholds: dict[str, float] = {}
@@ -63,18 +52,16 @@ class Certificate(Record):
     fields: FieldCertificate | None = None
     """What is shown about the fields of the last stage's JSON answers; None where `guarantee.max_wrong_fields` is."""
     below: BelowAction
-    """What happens to the rest."""
     filters: dict[str, Any] = {}
     """What requests pass before they reach the cascade for which it holds: domain check and policies."""
 
     guarantee: Guarantee
-    """As it was asked for."""
     n_labels: int
     """Calibration rows, none of which was used for any other choice."""
     n_accepted: int
-    """Calibration rows that it covers."""
+    """Those that it covers."""
     n_errors: int
-    """Wrong among them."""
+    """Wrong among these."""
     risks: tuple[RiskResult, ...] = ()
     """What was shown about each limit of the guarantee."""
     audit_limits: dict[str, dict[str, float]] = {}
@@ -86,12 +73,11 @@ class Certificate(Record):
     labels_missing: int | None = None
     """If refused: how many more rows like these are advised; None if issued, or if no number is likely to do."""
     labels_missing_chance: float | None = None
-    """If refused: how likely as many are to show it, in [0, 1]; without an advised number, how likely the most are.
-    None where it is not foretold, which takes a limit on errors over all answers, without foreign requests."""
+    """If refused: how likely as many, or the most, are to show it, in [0, 1]. None where it is not foretold, which
+    takes a limit on errors over all answers, without foreign requests."""
     model_fingerprint: str
-    """The weights it was made for."""
     dataset_fingerprint: str
-    """The calibration rows."""
+    """Of the calibration rows."""
 
     why: str
     """The guarantee, or why it is refused, in one sentence."""
@@ -194,37 +180,26 @@ def certify(
         look = counted.count_look(looks, texts, trial, portion, shared)
         share, next_share = look.share, counted.next_look(looks, texts).share
     rows = cascade_data(stages, large, labels, guarantee, foreign)
-    data = rows.take(one_row_a_unit(rows.unit, rows.n))
+    data = rows.take(one_row_a_unit(rows.unit, rows.n))  # of rows that are right and wrong together one counts
     if rows.unit is not None:
         guarantee = guarantee.model_copy(update={"unit": "group"})
-    n_limits, by_field = len(guarantee.limits), guarantee.max_wrong_fields
+    limits, by_field, fields = guarantee.limits, guarantee.max_wrong_fields, None
     level = share * (1 - guarantee.confidence) / guarantee.n_limits
-    tested = guarantee.model_copy(update={"confidence": 1 - level * max(1, n_limits)})
-    shown = _search(data, tested, level, cascade_data(choosing) if choosing else None)
+    tested = guarantee.model_copy(update={"confidence": 1 - level * max(1, len(limits))})
+    shown = search_limits(data, tested, level, cascade_data(choosing) if choosing else None)
     found, missing = shown.found, None
-    counts = (data.n, int(shown.accepted.sum()), int((shown.accepted & ~shown.outcome.right).sum()))
-    why = summary.describe_shown(data, guarantee, counts, shown.risks, shown.groups)
-    if not level:
-        why = summary.NOTHING_LEFT
-    elif n_limits and not found.issued:
-        if set(guarantee.limits) == {"error"} and not guarantee.per_group and not data.foreign_share:
-            score, right, limit = data.confidence[-1], data.right[-1], guarantee.limits["error"]
-            again, later = 1 - n_once / max(1, len(stages[-1].rows)), found.level * next_share / share
-            missing = rows_for_error(score, right, limit, later, refused_at=found.level, again=again)
-        why = summary.describe_refused(data, guarantee, found, missing)
-    limits = audit_limits(shown.outcome, shown.accepted, tested, shown.error_bound) if found.issued else {}
-    rests_on = list(summary.limits_of_validity(data, guarantee, below.person, look))
-    if data.n < rows.n:
-        rests_on.insert(0, f"{rows.n} calibration rows belong to {data.n} groups, of each of which one row counts")
-    fields = None
     if by_field is not None and level:
         fields = certify_fields(stages[-1], by_field, level=level, selection=choosing[-1] if choosing else None)
-        words = summary.describe_fields(fields, by_field)
-        why = f"{why}; {words}" if n_limits else f"{guarantee.in_words}: {words}"
-        rests_on.append(summary.ABOUT_FIELDS)
-        counts = counts if n_limits else (fields.n_rows, fields.whole.n_rows_kept, fields.whole.n_rows_wrong)
-    may_keep = "accuracy_loss" not in guarantee.limits or not found.issued or found.keeps_all
+    if level and not found.issued and set(limits) == {"error"} and not guarantee.per_group and not data.foreign_share:
+        again, later = 1 - n_once / max(1, rows.n), found.level * next_share / share
+        score, right = data.confidence[-1], data.right[-1]
+        missing = rows_for_error(score, right, limits["error"], later, refused_at=found.level, again=again)
+    may_keep = "accuracy_loss" not in limits or not found.issued or found.keeps_all
     action, below_why = decide_below_threshold(data, shown.accepted, below, may_keep=may_keep)
+    by_row = (data.n, shown.n_accepted, shown.n_errors)
+    by_whole = (fields.n_rows, fields.whole.n_rows_kept, fields.whole.n_rows_wrong) if fields else by_row
+    n_labels, n_accepted, n_errors = by_row if limits else by_whole
+    rests_on = summary.limits_of_validity(data, guarantee, look, n_rows=rows.n, person=below.person)
     return Certificate(
         issued=found.issued or (fields is not None and fields.issued),
         threshold=found.thresholds[-1],
@@ -233,16 +208,16 @@ def certify(
         fields=fields,
         below=action,
         guarantee=guarantee,
-        n_labels=counts[0],
-        n_accepted=counts[1],
-        n_errors=counts[2],
+        n_labels=n_labels,
+        n_accepted=n_accepted,
+        n_errors=n_errors,
         risks=shown.risks,
-        audit_limits=limits,
+        audit_limits=audit_limits(shown.outcome, shown.accepted, tested, shown.error_bound) if found.issued else {},
         labels_missing=missing.n_more if missing and not missing.unlikely else None,
         labels_missing_chance=missing.chance if missing else None,
         model_fingerprint=model_fingerprint,
         dataset_fingerprint=stages[-1].dataset_fingerprint,
-        why=why,
+        why=summary.describe(data, guarantee, shown, fields, missing),
         below_why=below_why,
         curve=summary.threshold_curve(data, found.thresholds, tested.confidence),
         limits_of_validity=tuple(rests_on),
@@ -251,37 +226,6 @@ def certify(
 
 def _as_list(drafts: Evaluation | Sequence[Evaluation] | None) -> list[Evaluation]:
     return [counted.in_order(one) for one in ([drafts] if isinstance(drafts, Evaluation) else drafts or ())]
-
-
-class _Shown(NamedTuple):
-    """What the search shows on calibration rows."""
-
-    found: CascadeThresholds
-    outcome: CascadeOutcome
-    accepted: np.ndarray
-    """By row: covered."""
-    error_bound: float
-    groups: tuple[GroupCertificate, ...]
-    risks: tuple[RiskResult, ...]
-
-
-def _search(data: CascadeData, tested: Guarantee, level: float, selection: CascadeData | None) -> _Shown:
-    """Search where each limit is shown at `level`; without any, nothing is."""
-    limits, groups = tested.limits, tuple[GroupCertificate, ...]()
-    found = CascadeThresholds((NEVER_ACCEPT,) * data.n_stages, level)
-    if level and tested.per_group:
-        groups = certify_groups(data, limits["error"], level=level)
-        found = found._replace(thresholds=(min((one.threshold for one in groups), default=NEVER_ACCEPT),))
-    elif level and limits:
-        found = search_cascade(data, tested, selection=selection)
-    outcome = data.outcome(found.thresholds)
-    accepted = guaranteed_rows(data, groups) if tested.per_group else outcome.accepted
-    shown = limits.items() if found.issued and not tested.per_group else ()
-    risks = tuple(measure_risk(risk, outcome, limit, found.level) for risk, limit in shown)
-    errors = int((accepted & ~outcome.right).sum())
-    bound = upper_bound(errors, int(accepted.sum()), confidence=tested.confidence)
-    bound = next((one.bound for one in risks if one.risk == "error"), bound)
-    return _Shown(found, outcome, accepted, bound, groups, risks)
 
 
 def decide_below_threshold(

@@ -26,8 +26,7 @@ from smallfirst.stats.intervals import upper_bound, wilson
 NEVER_ACCEPT = 1.01
 """A threshold that no confidence reaches."""
 MIXTURE_LEVELS = (0.5, 0.1, 0.4)
-"""Parts of the level for the error of own accepted rows, the share of own and the share of foreign rows accepted. The
-second is loose in effect: all own rows measure it."""
+"""Parts of the level for the error of own accepted rows, the share of own and that of foreign rows accepted."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,9 @@ class CascadeData:
     large_right: np.ndarray
     """By row: the large model was right; false where it was not asked."""
     labels: Literal["gold", "large"] = "gold"
-    """Who decides what is right: gold labels, or the large model."""
+    """Who decides what is right."""
     unit: np.ndarray | None = None
-    """By row: its group, empty for none; None where no row has one."""
+    """By row, as `unit_names` returns it."""
     part: np.ndarray | None = None
     """By row: what the guarantee counts by itself, the last stage's answer or the value of a tag; None without."""
     foreign: np.ndarray = field(default_factory=lambda: np.zeros((1, 0)))
@@ -91,7 +90,6 @@ class CascadeOutcome:
     stage: np.ndarray
     """By row: number of the stage that answers; the number of stages for the large model."""
     n_foreign_accepted: int = 0
-    """Foreign rows that a stage answers."""
 
     @cached_property
     def accepted(self) -> np.ndarray:
@@ -174,15 +172,14 @@ def _parts(rows: Sequence[EvaluatedRow], name: str) -> np.ndarray:
 
 
 class RiskResult(Record):
-    """What some thresholds show about one limit of the guarantee."""
+    """What n rows show about one limit of the guarantee."""
 
     risk: str
     """`error` or `accuracy_loss`."""
     limit: float
     value: float
-    """As measured."""
     bound: float
-    """Upper bound on it, at the level of this limit."""
+    """Upper bound on the measured value, at the level of this limit."""
     n: int
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
 from smallfirst.records import Record
 from smallfirst.routing.certificate.guarantee import Guarantee, describe_limit
 from smallfirst.routing.certificate.looks import LARGE, SMALL, Look
-from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData, RiskResult
+from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData
 from smallfirst.routing.certificate.threshold_search import CascadeThresholds
-from smallfirst.routing.certificate.units import FieldCertificate, GroupCertificate
+from smallfirst.routing.certificate.units import FieldCertificate, Shown
 from smallfirst.stats.intervals import upper_bound
 from smallfirst.stats.sample_size import RowsNeeded, min_rows_without_error
 
@@ -20,7 +20,6 @@ NOTHING_LEFT = (
     "rows of which none was used before"
 )
 """Why a certificate is refused for which no error probability is left."""
-ABOUT_FIELDS = "the fields of a row, and the rows of a group, count as one observation; no audit tests fields yet"
 
 
 class ThresholdPoint(Record):
@@ -29,13 +28,12 @@ class ThresholdPoint(Record):
     threshold: float
     n_accepted: int
     n_errors: int
-    """Wrong among them."""
     error_bound: float
     """Exact one-sided upper bound on the error of accepted answers."""
     routed_accuracy: float
-    """Accuracy over all rows when the rest goes to the large model."""
+    """Over all rows, when the rest goes to the large model."""
     routed_cost_usd_per_1k: float
-    """Cost of 1,000 requests then, drafts included."""
+    """Drafts included."""
 
 
 def threshold_curve(data: CascadeData, chosen: tuple[float, ...], confidence: float) -> tuple[ThresholdPoint, ...]:
@@ -62,25 +60,30 @@ def threshold_curve(data: CascadeData, chosen: tuple[float, ...], confidence: fl
     return tuple(points)
 
 
-def describe_shown(
-    data: CascadeData,
-    guarantee: Guarantee,
-    counts: tuple[int, int, int],
-    risks: Sequence[RiskResult],
-    groups: Sequence[GroupCertificate],
+def describe(
+    data: CascadeData, guarantee: Guarantee, shown: Shown, fields: FieldCertificate | None, missing: RowsNeeded | None
 ) -> str:
-    """Return the guarantee and what was measured of its limits; `counts`: rows, those accepted, those wrong."""
-    _, kept, wrong = counts
-    said = [
-        f"{wrong} of {one.n} kept calibration answers were wrong, so at most {one.bound:.3f}"
-        if one.risk == "error"
-        else f"{one.value:.3f} below the large model on {one.n} rows, so at most {one.bound:.3f}"
-        for one in risks
-    ]
+    """Return the guarantee with what was measured of each limit, or why it is refused."""
+    if not shown.found.level:
+        return NOTHING_LEFT
+    of_fields = [describe_fields(fields, guarantee.max_wrong_fields or 0.0)] if fields else []
+    if guarantee.limits and not shown.found.issued:
+        return "; ".join([describe_refused(data, guarantee, shown.found, missing), *of_fields])
+    return f"{guarantee.in_words}: {'; '.join([*_measured(guarantee, shown), *of_fields])}{_judged_by(data)}"
+
+
+def _measured(guarantee: Guarantee, shown: Shown) -> Iterator[str]:
     if guarantee.per_group:
-        shown = f"shown for {sum(one.certified for one in groups)} of {len(groups)} {guarantee.per_group}s"
-        said = [f"{shown}, of whose {kept} kept calibration answers {wrong} were wrong"]
-    return f"{guarantee.in_words}: {'; '.join(said)}{_judged_by(data)}"
+        n = sum(one.certified for one in shown.groups)
+        yield (
+            f"shown for {n} of {len(shown.groups)} {guarantee.per_group}s, of whose {shown.n_accepted} kept "
+            f"calibration answers {shown.n_errors} were wrong"
+        )
+    for one in shown.risks:
+        if one.risk == "error":
+            yield f"{shown.n_errors} of {one.n} kept calibration answers were wrong, so at most {one.bound:.3f}"
+        else:
+            yield f"{one.value:.3f} below the large model on {one.n} rows, so at most {one.bound:.3f}"
 
 
 def describe_fields(found: FieldCertificate, max_wrong: float) -> str:
@@ -109,10 +112,8 @@ def describe_refused(
         return f'not shown: "{describe_limit("accuracy_loss", limits["accuracy_loss"])}" {needs} {n} of {n} are missing'
     end = ""
     if missing is not None and missing.unlikely:
-        end = (
-            f"; more rows like these are unlikely to show it ({100 * missing.chance:.0f} %): loosen the guarantee, or "
-        )
-        end += "improve the model"
+        chance = f"({100 * missing.chance:.0f} %)"
+        end = f"; more rows like these are unlikely to show it {chance}: loosen the guarantee, or improve the model"
     if alpha and n < (fewest := min_rows_without_error(alpha, found.level)):
         return f"too few labels: {n} calibration rows; even without an error this guarantee needs {fewest}{end}"
     start = f"not shown: with {n} calibration rows"
@@ -148,9 +149,13 @@ def _judged_by(data: CascadeData) -> str:
     return "" if data.labels == "gold" else "; right is what the large model answered"
 
 
-def limits_of_validity(data: CascadeData, guarantee: Guarantee, person: bool, look: Look | None) -> Iterator[str]:
-    """Yield what the guarantee rests on and when it ends, a sentence each."""
+def limits_of_validity(
+    data: CascadeData, guarantee: Guarantee, look: Look | None, *, n_rows: int, person: bool
+) -> Iterator[str]:
+    """Yield what the guarantee rests on and when it ends, a sentence each; `n_rows` before one of a group was drawn."""
     n, asked, limits = data.n, int(data.asked.sum()), guarantee.limits
+    if n < n_rows:
+        yield f"{n_rows} calibration rows belong to {n} groups, of each of which one row counts"
     yield f"it holds for requests drawn like its {n} calibration rows; drift ends it"
     yield _describe_look(guarantee, look) if look else "no other certificate is tried on these rows"
     if data.labels == "gold":
@@ -172,6 +177,8 @@ def limits_of_validity(data: CascadeData, guarantee: Guarantee, person: bool, lo
     if "accuracy_loss" in limits and person:
         yield "a request left to a person counts as answered no worse than by the large model"
     yield "what happens below the threshold was chosen on these rows and is not guaranteed to be right"
+    if guarantee.max_wrong_fields is not None:
+        yield "the fields of a row, and the rows of a group, count as one observation; no audit tests fields yet"
 
 
 def _describe_look(guarantee: Guarantee, look: Look) -> str:

@@ -23,6 +23,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,14 +32,29 @@ from smallfirst.evaluation.calibration import fit_isotonic
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
 from smallfirst.models.confidence import IsotonicCurve
 from smallfirst.records import Record
-from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData, unit_names
-from smallfirst.routing.certificate.threshold_search import DEFAULT_STARTS, rejected_on_path, search_rows, start_rows
+from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.outcomes import (
+    NEVER_ACCEPT,
+    CascadeData,
+    CascadeOutcome,
+    RiskResult,
+    measure_risk,
+    unit_names,
+)
+from smallfirst.routing.certificate.threshold_search import (
+    DEFAULT_STARTS,
+    CascadeThresholds,
+    rejected_on_path,
+    search_cascade,
+    search_rows,
+    start_rows,
+)
 from smallfirst.stats.bounds import betting_p_value
 from smallfirst.stats.intervals import edge, upper_bound
 from smallfirst.stats.sample_size import min_rows_without_error, rows_for_upper_bound
 
 STEPS = 100
-"""Thresholds of fields that are tried, from strict to loose."""
+"""Thresholds of fields that are tried."""
 MIN_EXPECTED = 20
 """Wrong units that the limit allows for (units times limit) from which means of units are bet on."""
 _SEED = 0
@@ -65,16 +81,11 @@ class KeptFields(Record):
     """Least confidence of a field that is kept; above 1 when none is."""
     n_kept: int
     n_wrong: int
-    """Wrong among them."""
     n_rows_kept: int
+    """Rows of which every field is kept."""
     n_rows_wrong: int
-    """Of these rows, how many have a wrong field."""
     bound: float
     """Upper bound on the share of kept fields that are wrong; 1 when none is kept."""
-
-    @property
-    def issued(self) -> bool:
-        return self.threshold <= 1
 
 
 class FieldCertificate(Record):
@@ -82,9 +93,9 @@ class FieldCertificate(Record):
 
     names: tuple[str, ...]
     each: KeptFields
-    """Where each field is kept by its own confidence and the others are marked as not certain."""
+    """Each field is kept by its own confidence, the others are marked as not certain."""
     whole: KeptFields
-    """Where only answers are kept whose every field is confident enough, and the others are asked elsewhere."""
+    """Answers are kept whose every field is confident enough, the others are asked elsewhere."""
     n_rows: int
     n_units: int
     curves: dict[str, IsotonicCurve] = {}
@@ -92,7 +103,7 @@ class FieldCertificate(Record):
 
     @property
     def issued(self) -> bool:
-        return self.each.issued or self.whole.issued
+        return min(self.each.threshold, self.whole.threshold) <= 1
 
     def certified(self, field_confidence: Mapping[str, float]) -> tuple[str, ...]:
         """Return the fields of an answer that are certified, from the model's probabilities by field path."""
@@ -102,7 +113,7 @@ class FieldCertificate(Record):
     def keeps(self, field_confidence: Mapping[str, float]) -> bool:
         """Return True if the whole answer may be kept: every field is confident enough."""
         known = _calibrated(field_confidence, self.curves)
-        return self.whole.issued and min(known.get(name, 0.0) for name in self.names) >= self.whole.threshold
+        return min(known.get(name, 0.0) for name in self.names) >= self.whole.threshold
 
 
 @dataclass(frozen=True)
@@ -231,9 +242,8 @@ class GroupCertificate(Record):
     threshold: float
     """Least confidence at which it is certified; above 1 when it is not."""
     n_accepted: int
-    """Calibration rows of the group that are certified; all of its rows if it is not certified."""
+    """Its calibration rows that are certified; all of them if it is not."""
     n_errors: int
-    """Wrong among them."""
     error_bound: float
     """Exact one-sided upper bound on their error, at this group's share of the level."""
     labels_missing: int | None
@@ -272,11 +282,40 @@ def certify_groups(data: CascadeData, limit: float, *, level: float) -> tuple[Gr
     return tuple(certificates)
 
 
-def guaranteed_rows(data: CascadeData, groups: Sequence[GroupCertificate]) -> np.ndarray:
-    """Return by row whether its group is certified at its confidence."""
-    least = {one.label: one.threshold for one in groups}
-    parts = [] if data.part is None else data.part.tolist()
-    return np.asarray(data.confidence[-1] >= np.array([least.get(part, NEVER_ACCEPT) for part in parts]))
+class Shown(NamedTuple):
+    """Where a search shows the limits on answers, and what is shown there."""
+
+    found: CascadeThresholds
+    groups: tuple[GroupCertificate, ...]
+    outcome: CascadeOutcome
+    accepted: np.ndarray
+    """By row: covered."""
+    n_accepted: int
+    n_errors: int
+    risks: tuple[RiskResult, ...]
+    error_bound: float
+
+
+def search_limits(data: CascadeData, tested: Guarantee, level: float, selection: CascadeData | None) -> Shown:
+    """Search where each limit on answers is shown at `level`; without any, or at 0, nothing is."""
+    limits, groups = tested.limits, tuple[GroupCertificate, ...]()
+    found = CascadeThresholds((NEVER_ACCEPT,) * data.n_stages, level)
+    if level and tested.per_group:
+        groups = certify_groups(data, limits["error"], level=level)
+        found = found._replace(thresholds=(min((one.threshold for one in groups), default=NEVER_ACCEPT),))
+    elif level and limits:
+        found = search_cascade(data, tested, selection=selection)
+    outcome = data.outcome(found.thresholds)
+    accepted = outcome.accepted
+    if data.part is not None:
+        own = {one.label: one.threshold for one in groups}
+        accepted = data.confidence[-1] >= np.array([own.get(part, NEVER_ACCEPT) for part in data.part.tolist()])
+    shown = limits.items() if found.issued and not tested.per_group else ()
+    risks = tuple(measure_risk(risk, outcome, limit, found.level) for risk, limit in shown)
+    n, errors = int(accepted.sum()), int((accepted & ~outcome.right).sum())
+    bound = upper_bound(errors, n, confidence=tested.confidence)
+    bound = next((one.bound for one in risks if one.risk == "error"), bound)
+    return Shown(found, groups, outcome, accepted, n, errors, risks, bound)
 
 
 def _search_groups(

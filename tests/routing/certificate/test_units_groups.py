@@ -12,7 +12,7 @@ from fixtures.evaluations import evaluated_row, evaluation_of
 from smallfirst.errors import DataError
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData, cascade_data
-from smallfirst.routing.certificate.units import GroupCertificate, certify_groups, guaranteed_rows
+from smallfirst.routing.certificate.units import GroupCertificate, certify_groups, search_limits
 from smallfirst.stats.intervals import upper_bound
 
 
@@ -77,10 +77,10 @@ def test_groups_may_be_the_values_of_a_tag() -> None:
         evaluated_row(f"{i}", "a", "a" if i < 300 or i % 5 else "b", confidence=score, tags={"channel": channel[i]})
         for i, score in enumerate(falling(400))
     ]
-    data = cascade_data([evaluation_of(rows)], guarantee=Guarantee(max_error=0.1, per_group="channel"))
-    found = certified(data, 0.1)
-    assert [(one.label, one.certified) for one in found] == [("chat", False), ("mail", True)]
-    assert guaranteed_rows(data, found).tolist() == [True] * 300 + [False] * 100
+    guarantee = Guarantee(max_error=0.1, per_group="channel")
+    found = search_limits(cascade_data([evaluation_of(rows)], guarantee=guarantee), guarantee, 0.05, None)
+    assert [(one.label, one.certified) for one in found.groups] == [("chat", False), ("mail", True)]
+    assert found.accepted.tolist() == [True] * 300 + [False] * 100
 
 
 def test_a_calibration_row_without_the_tag_is_an_error() -> None:
