@@ -19,9 +19,9 @@ from sklearn.linear_model import LogisticRegression
 from benchmarks.accuracy.run import data_folder
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder
-from smallfirst.routing.certificate.curves import ThresholdPoint, threshold_curve
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import CascadeData
+from smallfirst.routing.certificate.summary import ThresholdPoint, threshold_curve
 from smallfirst.routing.certificate.threshold_search import search_threshold
 
 LIMIT, QUIET_ERROR = 0.05, 0.04
@@ -72,10 +72,8 @@ class Candidate:
         """Return the curve that a certificate of this candidate would hold."""
         n = len(self.calibration.confidence)
         data = CascadeData(
-            names=("encoder",),
             confidence=self.calibration.confidence[None],
             right=~self.calibration.wrong[None],
-            answer=np.full((1, n), None, dtype=object),
             cost_usd=np.zeros((2, n)),
             asked=np.zeros(n, dtype=bool),
             large_right=np.zeros(n, dtype=bool),

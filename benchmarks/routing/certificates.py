@@ -27,8 +27,7 @@ from scipy.stats import binom
 from benchmarks.routing.certificates_page import write
 from benchmarks.routing.certificates_pools import banking, banking_with_large, gsm8k
 from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData, CascadeOutcome
-from smallfirst.routing.certificate.risks import evidence
+from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData, CascadeOutcome, measure_risk
 from smallfirst.routing.certificate.threshold_search import search_cascade
 
 Method = Callable[[CascadeData, Guarantee], tuple[float, ...]]
@@ -74,7 +73,9 @@ def mapie(grid: str, fwer: str) -> Method:
 def broken(rows: CascadeData, thresholds: tuple[float, ...], guarantee: Guarantee) -> bool:
     """Return True if these rows, taken as the truth, break a limit."""
     outcome = rows.outcome(thresholds)
-    return any(evidence(name, outcome, limit).value > limit + 1e-12 for name, limit in guarantee.limits.items())
+    return any(
+        measure_risk(name, outcome, limit, 0.05).value > limit + 1e-12 for name, limit in guarantee.limits.items()
+    )
 
 
 def measure(
@@ -112,7 +113,7 @@ def measure(
 
 def looks_broken(outcome: CascadeOutcome, guarantee: Guarantee, n: int) -> float:
     """Return the probability that n fresh accepted rows show more errors than guaranteed, given the true rate."""
-    true = evidence("error", outcome, 0.0).value
+    true = measure_risk("error", outcome, 0.0, 0.05).value
     return float(binom.sf(np.floor((guarantee.max_error or 1) * n + 1e-9), n, true))
 
 

@@ -96,10 +96,8 @@ def table_pool(path: Path) -> CascadeData:
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     n = len(lines)
     return CascadeData(
-        names=("small",),
         confidence=np.array([[one["confidence"] or 0.0 for one in lines]], dtype=float),
         right=np.array([[one["correct"] for one in lines]], dtype=bool),
-        answer=np.full((1, n), None, dtype=object),
         cost_usd=np.zeros((2, n)),
         asked=np.zeros(n, dtype=bool),
         large_right=np.zeros(n, dtype=bool),

@@ -43,10 +43,8 @@ def gsm8k() -> CascadeData:
     right = np.array([[rows[i]["weak_correct"] for i in kept]])
     price = np.array([[len(rows[i][f"{who}_response"]) / 4 * usd for i in kept] for who, usd in PRICES.items()])
     return CascadeData(
-        names=("weak",),
         confidence=score[kept][None, :],
         right=right,
-        answer=np.full((1, len(kept)), None, dtype=object),
         cost_usd=price,
         asked=np.ones(len(kept), dtype=bool),
         large_right=np.array([rows[i]["strong_correct"] for i in kept]),

@@ -28,9 +28,8 @@ from benchmarks.routing.certificates_pools import gsm8k, gsm8k_questions
 from smallfirst.data.quality.independence import independent_rows
 from smallfirst.models.protocol import Request
 from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.looks import spent_by_look
+from smallfirst.routing.certificate.looks import LARGE, SMALL
 from smallfirst.routing.certificate.outcomes import CascadeData
-from smallfirst.routing.certificate.rows_needed import rows_needed
 from smallfirst.routing.certificate.threshold_search import (
     DEFAULT_STARTS,
     Starts,
@@ -39,8 +38,9 @@ from smallfirst.routing.certificate.threshold_search import (
     search_threshold,
     start_rows,
 )
-from smallfirst.routing.certificate.units.clusters import one_row_a_unit
+from smallfirst.routing.certificate.units import one_row_a_unit
 from smallfirst.routing.policies.built_in import RulePolicy
+from smallfirst.stats.sample_size import rows_for_error
 
 COPIES = 5
 """Rows of a text, or of a group."""
@@ -120,18 +120,23 @@ CASES: dict[str, Callable[[Pool, np.random.Generator], Draw]] = {
 }
 
 
+def spent_by_look(number: int) -> float:
+    """Return the share of the level that a look takes where the first one takes the large portion."""
+    return LARGE if number == 1 else SMALL / ((number - 1) * number)
+
+
 def looks(pool: Pool, draw: np.random.Generator, limit: float, *, spent: bool) -> tuple[bool, bool]:
     """Return whether a certificate was issued, and whether it is broken, following the advice after each refusal."""
     own = draw.integers(0, pool.rows.n, pool.n // 4)
     for look in range(1, MAX_LOOKS + 1):
         levels = [0.05 * spent_by_look(k) if spent else 0.05 for k in (look, look + 1)]
-        now, later = (Guarantee(max_error=limit, confidence=1 - level) for level in levels)
         rows = pool.rows.take(own)
-        at = threshold(rows, now)
+        at = threshold(rows, Guarantee(max_error=limit, confidence=1 - levels[0]))
         if at <= 1:
             return True, broken(pool.rows, at, limit)
         if look < MAX_LOOKS:
-            advice = rows_needed(rows, lambda data, g=later: threshold(data, g) <= 1, n_worlds=6, max_rows=1600)
+            score, right = rows.confidence[0], rows.right[0]
+            advice = rows_for_error(score, right, limit, levels[1], refused_at=levels[0], max_rows=1600)
             own = np.concatenate([own, draw.integers(0, pool.rows.n, advice.n_more)])
     return False, False
 
@@ -234,10 +239,8 @@ def banking_words() -> tuple[CascadeData, list[str]]:
 def _one_stage(confidence: np.ndarray, right: np.ndarray) -> CascadeData:
     n = len(right)
     return CascadeData(
-        names=("words",),
         confidence=confidence[None],
         right=right[None],
-        answer=np.full((1, n), None, dtype=object),
         cost_usd=np.zeros((2, n)),
         asked=np.zeros(n, dtype=bool),
         large_right=np.zeros(n, dtype=bool),

@@ -28,8 +28,7 @@ from benchmarks.paths import RESULTS
 from smallfirst.evaluation.results import EvaluatedRow
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.threshold_search import search_threshold
-from smallfirst.routing.certificate.units.clusters import Parts
-from smallfirst.routing.certificate.units.fields import FieldTable, field_table, fit_curves
+from smallfirst.routing.certificate.units import FieldTable, field_table, fit_curves
 from smallfirst.stats.intervals import wilson
 
 RESULT = RESULTS / "field_certificates.md"
@@ -129,8 +128,8 @@ def restaurant8k(out: Path, draws: int) -> Iterator[str]:
 def units(
     confidence: np.ndarray, wrong: np.ndarray, limit: float, group: np.ndarray | None = None, level: float = LEVEL / 2
 ) -> float:
-    """Return the threshold of `Parts`, at half of the level as a certificate of fields has it."""
-    return Parts(confidence, wrong, group).search(limit, level=level).threshold
+    """Return the threshold of `FieldTable`, at half of the level as a certificate of fields has it."""
+    return FieldTable(confidence, wrong, group).search(limit, level=level).threshold
 
 
 def cell(

@@ -23,10 +23,9 @@ from smallfirst.models.linear.classifier import INVERSE_REGULARIZATION, fit_logi
 from smallfirst.models.linear.tfidf import TfidfFeatures
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import CascadeData
-from smallfirst.routing.certificate.rows_needed import rows_for_error
 from smallfirst.routing.certificate.threshold_search import search_cascade
 from smallfirst.stats.intervals import clopper_pearson, wilson
-from smallfirst.stats.sample_size import UNLIKELY, chance_of_share, fewest_rows
+from smallfirst.stats.sample_size import UNLIKELY, chance_of_share, fewest_rows, rows_for_error
 
 SETS = {"banking77": "words", "clinc150": "words", "tool_calls": "words", "clinc150 MiniLM": "encoder"}
 """Pools with the features of their model."""
@@ -127,10 +126,8 @@ def ask_certificates(confidence: np.ndarray, right: np.ndarray, draws: int) -> A
 def _cascade(confidence: np.ndarray, right: np.ndarray) -> CascadeData:
     n = len(right)
     return CascadeData(
-        names=("m",),
         confidence=confidence[None],
         right=right[None],
-        answer=np.full((1, n), None, dtype=object),
         cost_usd=np.zeros((2, n)),
         asked=np.zeros(n, bool),
         large_right=np.zeros(n, bool),

@@ -32,7 +32,7 @@ from smallfirst.models.label_model import softmax
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.records import fingerprint
 from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.outcomes import CascadeData, ForeignRows
+from smallfirst.routing.certificate.outcomes import CascadeData
 from smallfirst.routing.certificate.threshold_search import search_cascade
 from smallfirst.routing.ood.acceptance import AcceptanceScore
 from smallfirst.routing.ood.detector import KEEP_SHARE, TaskProfile, fit_task_profile
@@ -171,14 +171,13 @@ def threshold(confidence: np.ndarray, right: np.ndarray, foreign: np.ndarray, pr
     n = len(confidence)
     none = np.zeros(n, dtype=bool)
     data = CascadeData(
-        names=("encoder",),
         confidence=confidence[None],
         right=right[None],
-        answer=np.full((1, n), "", dtype=object),
         cost_usd=np.zeros((2, n)),
         asked=none,
         large_right=none,
-        foreign=ForeignRows(foreign[None], share),
+        foreign=foreign[None],
+        foreign_share=share,
     )
     return search_cascade(data, Guarantee(max_error=promise, max_foreign_share=share)).thresholds[0]
 

@@ -132,7 +132,7 @@ def routed(certificate: Certificate, small: Evaluation, large: Evaluation) -> tu
     usd = n_sent = 0.0
     left_out = 0
     for row in small.rows:
-        then = certificate.decide(row.confidence, row.answer)
+        then = "keep_certified" if certificate.covers(row.answer, row.confidence) else certificate.below
         kept += [row] if then == "keep_certified" else []
         if then == "escalate":
             n_sent += 1
@@ -145,7 +145,7 @@ def routed(certificate: Certificate, small: Evaluation, large: Evaluation) -> tu
     wrong = sum(not row.correct for row in kept)
     share = f"{wilson(len(kept), len(small.rows))}; {int(n_sent)} sent on"
     held = f"{wrong} of {len(kept)} ({100 * wrong / max(1, len(kept)):.1f} %)"
-    name = f"routed, at most {100 * certificate.max_error:g} % wrong"
+    name = f"routed, at most {100 * (certificate.guarantee.max_error or 1.0):g} % wrong"
     return Figures(name, right, 1000 * usd / max(1, len(right)), share, held), left_out
 
 

@@ -24,7 +24,7 @@ from benchmarks.paths import RESULTS
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.looks import LARGE, spent_by_look
+from smallfirst.routing.certificate.looks import LARGE, SMALL
 from smallfirst.routing.certificate.outcomes import CascadeData
 from smallfirst.routing.certificate.threshold_search import search_cascade
 from smallfirst.stats.intervals import clopper_pearson
@@ -111,7 +111,7 @@ def pool_of(name: str, folder: Path) -> Pool:
 def measure(pool: Pool, limit: float, n: int, draws: int) -> str:
     """Return the cells of one line."""
     draw, kept, broken = np.random.default_rng(n), np.zeros((draws, 3)), np.zeros((draws, 2), dtype=bool)
-    first, guarantee = spent_by_look(1, "small"), Guarantee(max_error=limit)
+    first, guarantee = SMALL / 2, Guarantee(max_error=limit)
     for i in range(draws):
         rows, chosen, shadow = (draw.integers(0, len(pool.right), size) for size in (n, n // 4, N_SHADOW))
         selection = pool.take(chosen)
@@ -144,7 +144,7 @@ def main() -> None:
         for n in SIZES:
             lines.append(f"| {what} | {n} | {measure(pool, limit, n, given.draws)} |")
             print(lines[-1], flush=True)
-    spent = {"first": 0.05 * spent_by_look(1, "small"), "second": 0.05 * LARGE}
+    spent = {"first": 0.05 * SMALL / 2, "second": 0.05 * LARGE}
     page = PAGE.format(draws=given.draws, day=date.today().isoformat(), lines="\n".join(lines), **spent)
     (RESULTS / "second_look.md").write_text(page, encoding="utf-8")
 

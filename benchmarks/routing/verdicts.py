@@ -105,12 +105,14 @@ def realised(project: Project, run_folder: RunFolder, summary: RunSummary) -> di
     test = run_folder.evaluation(promoted.candidate, "test")
     assert test is not None
     test = with_confidences(test, asyncio.run(_confidences(project, run_folder, promoted)))
-    return {"kept": kept_under(certificate, test), "promised": certificate.max_error if certificate.issued else None}
+    promised = certificate.guarantee.max_error if certificate.issued else None
+    return {"kept": kept_under(certificate, test), "promised": promised}
 
 
 def kept_under(certificate: Certificate, test: Evaluation) -> dict[str, Any]:
     """Return how many test answers the certificate covers, what happens to the others, and their errors."""
-    actions = [certificate.decide(row.confidence, row.answer) for row in test.rows]
+    covered = [certificate.covers(row.answer, row.confidence) for row in test.rows]
+    actions = ["keep_certified" if one else certificate.below for one in covered]
     kept = [row for row, action in zip(test.rows, actions, strict=True) if action == "keep_certified"]
     wrong = sum(not row.correct for row in kept)
     stays = sum(action in ("keep_certified", "keep") for action in actions)

@@ -29,7 +29,6 @@ from smallfirst.serving.app import serve
 from smallfirst.serving.auth.keys import hash_key
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.settings import ServeSettings
-from smallfirst.stats.intervals import wilson
 from smallfirst.tasks.classify import Classify
 
 KEY, MODEL = "sk-benchmark", "routed"
@@ -37,18 +36,12 @@ TASK = Classify(name="desk", labels=tuple(f"matter_{i}" for i in range(8)))
 CERTIFICATE = Certificate(
     issued=True,
     why="made up for this benchmark",
-    max_error=0.05,
-    confidence=0.95,
     threshold=0.999,
     n_labels=1000,
     n_accepted=600,
     n_errors=10,
-    error_bound=0.049,
-    coverage=wilson(600, 1000),
     below="escalate",
     below_why="made up for this benchmark",
-    below_difference=None,
-    temperature=1.0,
     curve=(),
     model_fingerprint="benchmark",
     dataset_fingerprint="benchmark",

@@ -45,10 +45,8 @@ def answers(confidence: np.ndarray, right: np.ndarray) -> CascadeData:
     """Return rows as the certificate reads them; the large model is right by definition."""
     n = len(right)
     return CascadeData(
-        names=("small",),
         confidence=confidence[None, :].astype(float),
         right=right[None, :],
-        answer=np.full((1, n), None, dtype=object),
         cost_usd=np.zeros((2, n)),
         asked=np.ones(n, dtype=bool),
         large_right=np.ones(n, dtype=bool),

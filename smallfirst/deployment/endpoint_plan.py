@@ -199,13 +199,13 @@ def _certificate(version: versions.ModelVersion, outcome: Outcome | None) -> Cer
             f"{what}: {found.why}; and no gate of its task lets it answer without",
             hint="label more rows, or set a gate in task.yaml that it passes: smallfirst run task.yaml",
         )
-    if found.issued and found.filters is not None and found.filters.policies:
+    if found.issued and found.filters.get("policies"):
         raise StageMissing(
             f"{what} was certified behind the policies of its task, which are not served here",
             hint="smallfirst serve task.yaml",
         )
-    if len(found.stages) > 1:
-        ahead = ", ".join(stage.name for stage in found.stages[:-1])
+    if len(found.thresholds) > 1:
+        ahead = ", ".join(list(found.thresholds)[:-1])
         raise StageMissing(
             f"{what} was certified together with {ahead} before it in the cascade, which are not served here",
             hint="smallfirst serve task.yaml",

@@ -25,7 +25,7 @@ from smallfirst.files import locked
 from smallfirst.gate.outcome import Outcome, share_words
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.paths import state_of
-from smallfirst.pipeline.calibrate import CERTIFIED, KNOWN_TEXTS, Certified, KnownTexts
+from smallfirst.pipeline.calibrate import CERTIFIED, Certified
 from smallfirst.pipeline.confidence_heads import with_confidences
 from smallfirst.pipeline.plans.joined_rows import LOOKS
 from smallfirst.pipeline.plans.worth import chosen_by
@@ -35,7 +35,7 @@ from smallfirst.project.task_file import TaskFile
 from smallfirst.records import Record, fingerprint
 from smallfirst.registry import versions
 from smallfirst.registry.versions import ModelVersion
-from smallfirst.routing.certificate.certificate import Certificate, certify
+from smallfirst.routing.certificate.certificate import BelowRule, Certificate, certify
 from smallfirst.routing.certificate.looks import FOLDED
 from smallfirst.routing.router import Router
 from smallfirst.routing.types import Decision, took_cascade
@@ -117,7 +117,7 @@ class SecondLooks:
         self._router, self._agrees, self._ledger, self._file = router, agrees, ledger, file
         self._version, self._run_folder, self._needed = version, run_folder, file.routing.second_look_after
         self._before = router.certificate.fingerprint()
-        self._known = run_folder.read(KnownTexts, KNOWN_TEXTS, next_command="smallfirst run task.yaml").texts
+        self._known = run_folder.read(Certified, CERTIFIED, next_command="smallfirst run task.yaml").texts
         self._is_found = read_look(version) is not None  # by a process that was killed before it told so
         self._taking, self._retry_at_s = False, float("-inf")
         self.taken: SecondLook | None = None
@@ -254,7 +254,7 @@ def _look(file: TaskFile, version: ModelVersion, run_folder: RunFolder, rows: Se
         labels="large",
         looks=run_folder.path.parent / LOOKS,
         selection=_counted(chosen_by(run_folder, candidate), certified.confidence),
-        alone=False,
+        below=BelowRule(alone=False),
         foreign=certified.foreign,
         portion="large",
     )
@@ -263,11 +263,8 @@ def _look(file: TaskFile, version: ModelVersion, run_folder: RunFolder, rows: Se
         f"{len(rows):,} of its rows are texts that traffic brought from {first:%Y-%m-%d} to {last:%Y-%m-%d} and the "
         "run did not know, so it holds for texts like those and the run's together"
     )
-    update = {"limits_of_validity": (drawn, *found.limits_of_validity), "filters": before.filters}
-    found = found.model_copy(update={**update, "temperature": before.temperature})
-    if found.foreign is not None and before.foreign is not None:
-        watched = found.foreign.model_copy(update={"max_outside": before.foreign.max_outside})
-        found = found.model_copy(update={"foreign": watched})
+    rests_on, kept = (drawn, *found.limits_of_validity), {"filters": before.filters, "max_outside": before.max_outside}
+    found = found.model_copy(update={"limits_of_validity": rests_on, **kept})
     return SecondLook(
         at=datetime.now(UTC),
         before=before.fingerprint(),

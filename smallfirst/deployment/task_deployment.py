@@ -30,10 +30,10 @@ from smallfirst.pipeline.router_setup import (
     RUN,
     TrafficReference,
     challenger_stages,
+    check_filters,
     load_ood_detector,
     routes_to_challenger,
     routing_rules,
-    served_filters,
     stages_ahead,
     versioned_name,
 )
@@ -189,8 +189,7 @@ class TaskDeployment:
         self._check_fallback(certificate, outcome)
         self._check_engine(version)
         detector = load_ood_detector(file, run_folder, heads)
-        if certificate.filters is not None and certificate.issued:
-            certificate.filters.check_served(served_filters(file, detector), file.name)
+        check_filters(certificate, file, detector)
         ahead = stages_ahead(file, run_folder, version=version.version)
         loaded += [stage.model for stage in ahead]
         name = versioned_name(f"{file.name}-small", version.version)

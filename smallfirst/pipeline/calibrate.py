@@ -1,62 +1,32 @@
-"""The calibration stage: confidence heads, certificate and traffic reference of the promoted model, then the Router.
+"""The calibration stage: certificate and traffic reference of the promoted model, then the Router.
 
-Everything is attached to the model's version in the registry, so that what is served is what was certified. The
-rows that choose fit heads, gain and the domain limit; calibration and, where they may, test rows certify.
+Everything is attached to the model's version in the registry, so that what is served is what was certified.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from smallfirst.data.dataset import Dataset, fold_text
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.data.dataset import fold_text
 from smallfirst.models.manifest import read_manifest
-from smallfirst.pipeline.calibration_set import build_calibration_set
-from smallfirst.pipeline.confidence_heads import (
-    GAIN,
-    HEADS,
-    ConfidenceHeads,
-    ForeignDrafts,
-    fit_gain,
-    fit_heads,
-    foreign_drafts,
-    head_confidences,
-    with_confidences,
-)
+from smallfirst.pipeline.calibration_set import CalibrationSet, build_calibration_set
+from smallfirst.pipeline.confidence_heads import GAIN, HEADS, ConfidenceHeads
 from smallfirst.pipeline.evaluate import measure_router
 from smallfirst.pipeline.plans.joined_rows import LOOKS, find_joined
-from smallfirst.pipeline.plans.worth import chosen_by
-from smallfirst.pipeline.router_setup import (
-    CHEAP,
-    PROFILE_FOLDER,
-    REFERENCE,
-    RUN,
-    TrafficReference,
-    cascade_stages,
-    fit_profile,
-)
-from smallfirst.project.candidate_registry import FINE_TUNED
-from smallfirst.project.candidates import get_candidate
-from smallfirst.project.project import Project, own_validation, shown_as
+from smallfirst.pipeline.router_setup import CHEAP, PROFILE_FOLDER, REFERENCE, RUN, TrafficReference
+from smallfirst.project.project import Project, shown_as
 from smallfirst.project.run_folder import CERTIFICATE, Promotion, RunFolder
 from smallfirst.records import Record, fingerprint
 from smallfirst.registry import versions
-from smallfirst.routing.certificate.below_threshold import BelowAction
-from smallfirst.routing.certificate.certificate import Certificate, certify
-from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.looks import LARGE, Portion, SharedLook
-from smallfirst.routing.certificate.outcomes import ForeignAccepted, max_outside
+from smallfirst.routing.certificate.certificate import BelowRule, Certificate, certify
+from smallfirst.routing.certificate.looks import LARGE, Portion
 from smallfirst.routing.certificate.threshold_search import chance_to_show
-from smallfirst.routing.ood.detector import KEEP_SHARE
 
 CERTIFIED = "certified.json"
 """File of the latest Certified in a run folder."""
-KNOWN_TEXTS = "known_texts.json"
-"""File of the KnownTexts in a run folder."""
 MIN_CHANCE = 0.2
 """Chance to show the guarantee from which a look takes the large portion of the level."""
 
@@ -76,19 +46,15 @@ class Certified(Record):
     """By key of the calibration and selection rows that a second look counts: confidence of the last stage's draft."""
     foreign: tuple[tuple[float, ...], ...] = ()
     """By stage, the confidences of drafts of foreign requests, where a second look counts them."""
+    texts: frozenset[str] = frozenset()
+    """Of all rows (`known_texts`), where there may be a second look: none certifies as one that traffic brought."""
 
 
-class KnownTexts(Record):
-    """The texts of all rows of a run: none of them certifies as one that traffic brought."""
-
-    texts: frozenset[str]
-    """Their fingerprints, as `ShadowRow.text` has them."""
-
-    @classmethod
-    def of(cls, project: Project) -> KnownTexts:
-        rows = project.rows
-        parts = (rows.train, rows.selection, rows.calibration, rows.test)
-        return cls(texts=frozenset(fingerprint(fold_text(row.text)) for part in parts for row in part.examples))
+def known_texts(project: Project) -> frozenset[str]:
+    """Return the fingerprints of the texts of all rows, as `ShadowRow.text` has them."""
+    rows = project.rows
+    parts = (rows.train, rows.selection, rows.calibration, rows.test)
+    return frozenset(fingerprint(fold_text(row.text)) for part in parts for row in part.examples)
 
 
 @shown_as("certifying")
@@ -97,9 +63,8 @@ def calibrate_stage(
 ) -> Certificate:
     """Certify a model and measure the Router on test rows; return the certificate.
 
-    It is `candidate`, which passed its gate alone and is not registered yet; or that of a `promotion`, left out the one
-    that the run promoted, to whose version the certificate is attached. Raise StageMissing if a stage of the cascade
-    was not evaluated.
+    It is `candidate`, which passed its gate alone and is not registered yet; else that of a `promotion`, left out the
+    run's own, to whose version the certificate is attached. Raise StageMissing if a stage was not evaluated.
     """
     promotion = promotion or (None if candidate else run_folder.promoted())
     plan = promotion.plan if promotion else "small alone"
@@ -109,9 +74,7 @@ def calibrate_stage(
     kept = None if plan == "small first" else unconfirmed_escalation(project, run_folder, found.certificate, candidate)
     if kept is not None:
         found = found.model_copy(update={"certificate": kept})
-        project.progress.log(f"below the threshold: {kept.below} ({kept.below_why})")
-        found.certificate.save(run_folder.path / CERTIFICATE)
-        found.save(run_folder.path / CERTIFIED)
+        _save(project, run_folder, found)
         asyncio.run(measure_router(project, run_folder, kept, found.heads, candidate=candidate))
     if promotion is not None:
         attach_certified(promotion, found, run_folder)
@@ -123,165 +86,101 @@ def unconfirmed_escalation(
 ) -> Certificate | None:
     """Return the certificate with what is below its threshold kept small, if test rows do not confirm the escalation.
 
-    The candidate passed its gate alone, so ties, and a Router that is right less often than the candidate by itself on
-    the same test rows, are won by the candidate. None: nothing changes, also where a guarantee that task.yaml sets, or
-    a limit of it, decides.
+    The candidate passed its gate alone, so it wins ties with the Router on the same test rows. None: nothing changes,
+    also where a guarantee that task.yaml sets, or a limit of it, decides.
     """
     routed, alone = run_folder.evaluation("routed", "test"), run_folder.evaluation(candidate, "test")
-    limits = project.file.routing.guarantee.limits
-    decided = "accuracy_loss" in limits or project.file.binds_answers
+    routing = project.file.routing
+    decided = "accuracy_loss" in routing.guarantee.limits or project.file.binds_answers
     if routed is None or alone is None or certificate.below != "escalate" or decided:
         return None
     pairs = [(row.correct, alone.by_key[row.key].correct) for row in routed.rows if row.key in alone.by_key]
     n_routed, n_alone = sum(ours for ours, _ in pairs), sum(theirs for _, theirs in pairs)
     if not pairs or n_routed > n_alone:
         return None
-    stays: BelowAction = "abstain" if project.file.routing.person else "keep"
     why = (
         f"{certificate.below_why}; but on {len(pairs)} test rows it is right on {n_routed} with that and on {n_alone} "
         "without, so they stay small"
     )
-    return certificate.model_copy(update={"below": stays, "below_why": why})
+    return certificate.model_copy(update={"below": "abstain" if routing.person else "keep", "below_why": why})
 
 
 def certify_candidate(project: Project, run_folder: RunFolder, candidate: str, *, alone: bool) -> Certified:
-    """Certify a candidate behind the smaller ones that are ahead of it; the certificate goes into the run folder.
+    """Certify a candidate behind the smaller ones ahead of it, a look at the rows; the run folder keeps what it finds.
 
     `alone`: it passed its gate by itself, so what is not certified may stay small, unless task.yaml sets a guarantee
-    and there is a large model. This counts as a look at the rows. Raise StageMissing if a stage of the cascade was
-    not evaluated.
+    and there is a large model. Raise StageMissing if a stage was not evaluated.
     """
-    routing, manifest = project.file.routing, read_manifest(run_folder.model_folder(candidate))
-    joined, binds = find_joined(project, run_folder, candidate), project.file.binds_answers
-    heads, confidences, foreign = asyncio.run(_fit_heads(project, run_folder, candidate, joined.rows))
-    candidates = {**{name: name for name in routing.ahead}, FINE_TUNED: candidate}
-    selection = _selection_drafts(run_folder, candidates, confidences, like=_like_calibration(project))
-    rows = asyncio.run(build_calibration_set(project, run_folder, joined, candidates, heads, confidences))
+    routing, binds = project.file.routing, project.file.binds_answers
+    manifest = read_manifest(run_folder.model_folder(candidate))
+    joined = find_joined(project, run_folder, candidate)
+    rows = asyncio.run(build_calibration_set(project, run_folder, candidate, joined))
+    # Of a candidate that failed its gate by itself only what is certified stays; a person is the last resort.
+    person = routing.person if alone and not binds else project.file.large is None
     certificate = certify(
         rows.drafts,
         rows.large,
         rows.guarantee,
         model_fingerprint=manifest.weights_fingerprint,
-        # Of a candidate that failed its gate by itself only what is certified stays; a person is the last resort.
-        person=routing.person if alone and not binds else project.file.large is None,
-        alone=alone and not binds,
-        usd_per_wrong_answer=routing.usd_per_wrong_answer,
         labels=rows.labels,
+        selection=rows.selection,
+        foreign=rows.foreign,
+        below=BelowRule(alone and not binds, person, routing.usd_per_wrong_answer),
         looks=run_folder.path.parent / LOOKS,
+        portion="small" if routing.second_look_after else look_portion(rows, joined.look.part),
         shared=joined.look,
         n_once=joined.n_test,
-        selection=selection,
-        foreign=foreign.confidence,
-        portion="small" if routing.second_look_after else _portion(rows.guarantee, selection, rows.drafts, joined.look),
     )
-    update: dict[str, Any] = {
-        "temperature": manifest.temperature,
-        "filters": rows.filters,
-        "limits_of_validity": (*rows.limits, *certificate.limits_of_validity),
-        "foreign": _with_most_outside(certificate, rows.doubts, foreign.n_outside),
-    }
+    rests_on = (*rows.tells["limits_of_validity"], *certificate.limits_of_validity)
+    update: dict[str, Any] = {**rows.tells, "limits_of_validity": rests_on}
     if alone and not certificate.issued and not binds:  # the gate's proof is about all answers
         why = "no certificate, so no threshold: the candidate passed its gate alone and answers every request"
         update |= {"below": "keep", "below_why": why}
     certificate = certificate.model_copy(update=update)
-    certificate.save(run_folder.path / CERTIFICATE)
     project.progress.log(f"certificate of {candidate}: {certificate.why}")
-    project.progress.log(f"below the threshold: {certificate.below} ({certificate.below_why})")
-    plan: Literal["small alone", "small first"] = "small alone" if alone else "small first"
-    found = Certified(candidate=candidate, plan=plan, certificate=certificate, heads=heads, reference=rows.reference)
+    found = Certified(
+        candidate=candidate,
+        plan="small alone" if alone else "small first",
+        certificate=certificate,
+        heads=rows.heads,
+        reference=rows.reference,
+    )
     if routing.second_look_after:
-        counted = [*rows.drafts[-1].rows, *(selection[-1].rows if selection else ())]
-        told = {"confidence": {row.key: row.confidence or 0.0 for row in counted}}
-        found = found.model_copy(update={**told, "foreign": tuple(map(tuple, foreign.confidence))})
-        KnownTexts.of(project).save(run_folder.path / KNOWN_TEXTS)
-    found.save(run_folder.path / CERTIFIED)
+        last = [stages[-1] for stages in (rows.drafts, rows.selection) if stages]
+        counted = {row.key: row.confidence or 0.0 for one in last for row in one.rows}
+        update = {"confidence": counted, "foreign": tuple(map(tuple, rows.foreign)), "texts": known_texts(project)}
+        found = found.model_copy(update=update)
+    _save(project, run_folder, found)
     return found
+
+
+def look_portion(rows: CalibrationSet, part: float) -> Portion:
+    """Return the part of the level that this look is worth: too few rows keep the large one for a later look.
+
+    The rows that choose decide it, and how many certify; no answer of a certifying row does. `part`: of a shared look.
+    """
+    guarantee, selection = rows.guarantee, rows.selection
+    if not selection or len(selection) > 1 or set(guarantee.limits) != {"error"} or guarantee.per_group:
+        return "large"
+    said = np.array([row.confidence or 0.0 for row in selection[-1].rows])
+    right = np.array([row.correct for row in selection[-1].rows], dtype=bool)
+    level, limit = LARGE * part * (1 - guarantee.confidence), guarantee.limits["error"]
+    return "large" if chance_to_show(said, right, len(rows.drafts[-1].rows), limit, level) >= MIN_CHANCE else "small"
+
+
+def _save(project: Project, run_folder: RunFolder, found: Certified) -> None:
+    project.progress.log(f"below the threshold: {found.certificate.below} ({found.certificate.below_why})")
+    found.certificate.save(run_folder.path / CERTIFICATE)
+    found.save(run_folder.path / CERTIFIED)
 
 
 def attach_certified(promotion: Promotion, found: Certified, run_folder: RunFolder) -> None:
     """Attach the certificate, the heads and the reference of live traffic to the version that is or goes live.
 
-    What a server needs of the run goes with them, where the registry is not on this machine: models of words and
-    sentence encoders, which may answer first or are asked about the others' answers, and what recognises the task.
+    With what a server needs of the run where that is not on its machine: cheap models, and what recognises the task.
     """
     kept = {PROFILE_FOLDER, GAIN, *(run_folder.model_folder(name).name for name in CHEAP)}
     paths = [path for path in run_folder.path.iterdir() if path.name in kept or path.suffix == ".json"]
     versions.attach_folder(promotion.name, promotion.version, RUN, paths)
     for filename, record in ((CERTIFICATE, found.certificate), (HEADS, found.heads), (REFERENCE, found.reference)):
         versions.attach(promotion.name, promotion.version, filename, record.model_dump_json(indent=2).encode())
-
-
-def _selection_drafts(
-    run_folder: RunFolder,
-    candidates: Mapping[str, str],
-    confidences: Mapping[str, Mapping[str, float]],
-    *,
-    like: Collection[str] | None = None,
-) -> list[Evaluation] | None:
-    """Return the stages' answers to the rows that choose; None if one was not evaluated on them.
-
-    Rows that not every stage has answered without having seen them are left out, and those with other keys than `like`.
-    """
-    found = [(stage, chosen_by(run_folder, candidate)) for stage, candidate in candidates.items()]
-    there = [(stage, one) for stage, one in found if one is not None]
-    if len(there) < len(found):
-        return None
-    common = set.intersection(*({row.key for row in one.rows} for _, one in there))
-    common = common if like is None else common & set(like)
-    drafts = []
-    for stage, one in there:
-        rows = tuple(row for row in one.rows if row.key in common)
-        scores = {key: value for key, value in confidences.get(stage, {}).items() if key in common}
-        drafts.append(with_confidences(one.model_copy(update={"rows": rows}), scores))
-    return drafts
-
-
-def _like_calibration(project: Project) -> set[str] | None:
-    """Return the keys of the rows that choose and are like those that certify; None if all are."""
-    return {example.key for example in project.rows.selection.examples} if own_validation(project) else None
-
-
-def _portion(
-    guarantee: Guarantee, selection: Sequence[Evaluation] | None, drafts: Sequence[Evaluation], look: SharedLook
-) -> Portion:
-    """Return the part of the level that this look is worth: too few rows keep the large one for a later look.
-
-    The rows that choose decide it, and how many certify; no answer of a certifying row does.
-    """
-    if not selection or len(drafts) > 1 or set(guarantee.limits) != {"error"} or guarantee.grouped_by:
-        return "large"
-    level = LARGE * look.part * (1 - guarantee.confidence)
-    said = np.array([row.confidence or 0.0 for row in selection[-1].rows])
-    right = np.array([row.correct for row in selection[-1].rows], dtype=bool)
-    chance = chance_to_show(said, right, len(drafts[-1].rows), guarantee.limits["error"], level)
-    return "large" if chance >= MIN_CHANCE else "small"
-
-
-def _with_most_outside(certificate: Certificate, own: Sequence[float], n_outside: int) -> ForeignAccepted | None:
-    """Return what is said of foreign rows, with the share of requests that may look foreign; `own` are doubts."""
-    foreign, share = certificate.foreign, certificate.guarantee.max_foreign_share
-    if foreign is None or not share:
-        return foreign
-    counts = (sum(doubt > KEEP_SHARE for doubt in own), len(own))
-    return foreign.model_copy(update={"max_outside": max_outside(share, counts, (n_outside, foreign.n))})
-
-
-async def _fit_heads(
-    project: Project, run_folder: RunFolder, candidate: str, rows: Dataset
-) -> tuple[ConfidenceHeads, dict[str, dict[str, float]], ForeignDrafts]:
-    """Return what is fitted on selection rows, and confidences as they are served, by stage and key of the row."""
-    profile = fit_profile(project, run_folder)
-    stages = cascade_stages(project, run_folder, get_candidate(candidate).load(project, run_folder))
-    try:
-        names = {**{name: name for name in project.file.routing.ahead}, stages[-1].name: candidate}
-        folds = {stage: one for stage, name in names.items() if (one := run_folder.folds(name)) is not None}
-        heads, held = await fit_heads(project, stages, profile, folds=folds)
-        if any(policy.uses_gain for policy in project.file.routing.policies):
-            await fit_gain(project, held, stages[-1].name, run_folder.path)
-        chosen_on = await head_confidences(heads, stages, held.rows, held.drafts, profile=profile)
-        found = await head_confidences(heads, stages, rows, profile=profile)
-        said = {stage: {**chosen_on[stage], **by_key} for stage, by_key in found.items()}
-        return heads, said, await foreign_drafts(project, heads, stages, profile)
-    finally:
-        for stage in stages:
-            await stage.model.aclose()

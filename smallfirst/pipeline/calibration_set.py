@@ -1,131 +1,175 @@
 """The calibration set of a candidate: what each stage answers to the rows that certify, and who judges it; built once.
 
-Rows that a policy places elsewhere are none of it, since the certificate is about the requests that reach the cascade.
+The rows that choose fit heads, gain and domain limit first. Rows that a policy places elsewhere are none of the set,
+since the certificate is about the requests that reach the cascade.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.sources.load import load_rows
 from smallfirst.errors import DataError, StageMissing
-from smallfirst.evaluation.evaluate import EvaluationSetup, restrict_to_rows
+from smallfirst.evaluation.evaluate import EvaluationSetup, judge_by, restrict_to_rows
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.protocol import Request
 from smallfirst.models.trained_on import refuse_seen_rows
-from smallfirst.pipeline.confidence_heads import ConfidenceHeads, load_gain, with_confidences
+from smallfirst.pipeline.confidence_heads import (
+    ConfidenceHeads,
+    fit_gain,
+    fit_heads,
+    foreign_drafts,
+    head_confidences,
+    load_gain,
+    with_confidences,
+)
 from smallfirst.pipeline.plans.joined_rows import JoinedRows
-from smallfirst.pipeline.router_setup import TrafficReference, load_ood_detector, served_filters
-from smallfirst.project.project import Project, labelled_by
+from smallfirst.pipeline.plans.worth import chosen_by
+from smallfirst.pipeline.router_setup import (
+    TrafficReference,
+    cascade_stages,
+    fit_profile,
+    load_ood_detector,
+    served_filters,
+)
+from smallfirst.project.candidate_registry import FINE_TUNED
+from smallfirst.project.candidates import get_candidate
+from smallfirst.project.project import Project, labelled_by, own_validation
 from smallfirst.project.run_folder import RunFolder
-from smallfirst.records import fingerprint
-from smallfirst.routing.certificate.filters import RequestFilters, random_split
 from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.outcomes import max_outside
+from smallfirst.routing.ood.detector import KEEP_SHARE
 from smallfirst.routing.policies.policy import CASCADE, apply_policies, is_conversation
-from smallfirst.routing.types import OodScore
 
 
 class CalibrationSet(NamedTuple):
-    """The rows that certify, as they are served: what every stage answers to them, and who judges it."""
+    """The rows that certify, as they are served."""
 
-    drafts: tuple[Evaluation, ...]
+    drafts: list[Evaluation]
     """The stages' answers, cheapest first, with the confidences that are served."""
+    selection: list[Evaluation] | None
+    """Their answers to the rows that choose; None if one was not evaluated on them."""
     large: Evaluation | None
-    """The large model's, on these rows or a part; None if it was not asked."""
+    """The large model's answers, on these rows or a part; None if it was not asked."""
     labels: Literal["gold", "large"]
     """Who says what is right."""
     guarantee: Guarantee
-    """The guarantee of task.yaml, with what counts once."""
-    doubts: tuple[float, ...]
-    """By row the score of the domain check; empty without one."""
-    filters: RequestFilters
-    """What a request passes before it reaches the cascade."""
+    """With what counts once."""
+    foreign: list[list[float]]
+    """By stage the confidences of drafts of foreign requests."""
+    heads: ConfidenceHeads
     reference: TrafficReference
-    """What live traffic is compared with."""
-    limits: tuple[str, ...]
-    """What the promise rests on, a sentence each."""
+    tells: dict[str, Any]
+    """What a certificate of these rows says beside what they show, by field."""
 
 
 async def build_calibration_set(
-    project: Project,
-    run_folder: RunFolder,
-    joined: JoinedRows,
-    candidates: Mapping[str, str],
-    heads: ConfidenceHeads,
-    confidences: Mapping[str, Mapping[str, float]],
+    project: Project, run_folder: RunFolder, candidate: str, joined: JoinedRows
 ) -> CalibrationSet:
-    """Return the calibration set of a cascade of `candidates` by stage.
+    """Fit what the rows that choose fit, and return the calibration set of a candidate's cascade.
 
-    `confidences` by stage and key are those that are served where a model's own are not. Raise StageMissing if a stage
-    was not evaluated, DataError where a model was fitted on some of the rows.
+    Raise StageMissing if a stage was not evaluated, DataError where a model was fitted on some of the rows.
     """
-    rows, scores, filters = await served_rows(project, run_folder, heads, joined.rows)
-    for name in candidates.values():
+    file, names = project.file, {**{name: name for name in project.file.routing.ahead}, FINE_TUNED: candidate}
+    profile = fit_profile(project, run_folder)
+    stages = cascade_stages(project, run_folder, get_candidate(candidate).load(project, run_folder))
+    try:
+        folds = {stage: one for stage, name in names.items() if (one := run_folder.folds(name)) is not None}
+        heads, held = await fit_heads(project, stages, profile, folds=folds)
+        if any(policy.uses_gain for policy in file.routing.policies):
+            await fit_gain(project, held, FINE_TUNED, run_folder.path)
+        chosen_on = await head_confidences(heads, stages, held.rows, held.drafts, profile=profile)
+        served = await head_confidences(heads, stages, joined.rows, profile=profile)
+        foreign = await foreign_drafts(project, heads, stages, profile)
+    finally:
+        for stage in stages:
+            await stage.model.aclose()
+    rows, doubts, tells = await served_rows(project, run_folder, heads, joined.rows)
+    for name in names.values():
         refuse_seen_rows(run_folder.model_folder(name), rows)
     drafts = [
-        with_confidences(_measured_on(project, run_folder, name, rows), confidences.get(stage, {}))
-        for stage, name in candidates.items()
+        with_confidences(_measured_on(project, run_folder, name, rows), served.get(stage, {}))
+        for stage, name in names.items()
     ]
-    there = run_folder.evaluation("large", "calibration") is not None
-    large = _measured_on(project, run_folder, "large", rows) if there else None
-    doubts, labels = tuple(score.value for score in scores), labelled_by(project)
-    reference = traffic_reference(project, drafts[-1], doubts, large)
-    sources = _label_sources(rows) if labels == "large" else ""
-    if labels == "large" and project.file.data.gold:  # as few as they are, people's answers bound true errors tighter
-        gold, labels = gold_answers(project, drafts[-1]), "gold"
-        drafts = [judged_by_gold(project, draft, gold) for draft in drafts]
-        large = judged_by_gold(project, large, gold) if large else None
-    said = (project.rows.counted.in_words, joined.in_words, sources, *filters.limits)
-    return CalibrationSet(
-        drafts=tuple(drafts),
-        large=large,
-        labels=labels,
-        guarantee=guarantee_of(project),
-        doubts=doubts,
-        filters=filters,
-        reference=reference,
-        limits=tuple(filter(None, said)),
-    )
-
-
-async def served_rows(
-    project: Project, run_folder: RunFolder, heads: ConfidenceHeads, rows: Dataset
-) -> tuple[Dataset, tuple[OodScore, ...], RequestFilters]:
-    """Return those of `rows` that reach the cascade when they are served, the detector's scores, and the filters.
-
-    Policies and domain check are applied as the Router applies them; random splits are left out. Without a detector
-    there are no scores.
-    """
-    file = project.file
-    detector, gain = load_ood_detector(file, run_folder, heads), load_gain(run_folder.path)
-    policies = [policy for policy in file.routing.policies if not random_split(policy)]
-    own, scores = [], []
-    for example in rows.examples:
-        request = Request(messages=example.messages)
-        chosen = apply_policies(policies, request, gain)
-        if (chosen is not None and chosen.to != CASCADE) or (detector and is_conversation(request)):
-            continue
-        own.append(example)
-        scores += [await detector.score(request)] if detector else []
-    if detector:
-        await detector.aclose()
-    found = served_filters(file, detector).model_copy(update={"n_rows": len(rows), "n_passed": len(own)})
-    return rows.subset(rows.name, tuple(own)), tuple(scores), found
-
-
-def traffic_reference(
-    project: Project, small: Evaluation, doubts: Sequence[float], large: Evaluation | None
-) -> TrafficReference:
-    """Return the reference of the calibration rows."""
-    return TrafficReference(
+    asked = run_folder.evaluation("large", "calibration") is not None
+    large = _measured_on(project, run_folder, "large", rows) if asked else None
+    small, labels = drafts[-1], labelled_by(project)
+    reference = TrafficReference(
         confidence=tuple(row.confidence for row in small.rows if row.confidence is not None),
         doubt=tuple(doubts),
         labels=tuple(row.answer for row in small.rows if row.answer is not None) if project.task.closed else (),
         large_usd=large.cost_usd_per_1k / 1000 if large else None,
     )
+    says = [project.rows.counted.in_words, joined.in_words, _label_sources(rows) if labels == "large" else ""]
+    if labels == "large" and file.data.gold:  # as few as they are, people's answers bound true errors tighter
+        gold, labels = gold_answers(project, small), "gold"
+        drafts = [judge_by(draft, project.task, gold) for draft in drafts]
+        large = judge_by(large, project.task, gold) if large else None
+    tells["limits_of_validity"] = (*filter(None, says), *tells["limits_of_validity"])
+    if (share := file.routing.guarantee.max_foreign_share) and foreign.confidence and foreign.confidence[0]:
+        own = (sum(doubt > KEEP_SHARE for doubt in doubts), len(doubts))
+        tells["max_outside"] = max_outside(share, own, (foreign.n_outside, len(foreign.confidence[0])))
+    like = {e.key for e in project.rows.selection.examples} if own_validation(project) else None
+    selection = selection_drafts(run_folder, names, chosen_on, like=like)
+    return CalibrationSet(
+        drafts, selection, large, labels, guarantee_of(project), foreign.confidence, heads, reference, tells
+    )
+
+
+async def served_rows(
+    project: Project, run_folder: RunFolder, heads: ConfidenceHeads, rows: Dataset
+) -> tuple[Dataset, list[float], dict[str, Any]]:
+    """Return those of `rows` that reach the cascade when they are served, the detector's scores, and what is told.
+
+    Policies and domain check are applied as the Router applies them; random splits are left out.
+    """
+    policies, own, doubts = project.file.routing.policies, [], list[float]()
+    detector, gain = load_ood_detector(project.file, run_folder, heads), load_gain(run_folder.path)
+    fixed = [policy for policy in policies if policy.kind != "split"]
+    for example in rows.examples:
+        request = Request(messages=example.messages)
+        chosen = apply_policies(fixed, request, gain)
+        if (chosen is not None and chosen.to != CASCADE) or (detector and is_conversation(request)):
+            continue
+        own.append(example)
+        doubts += [(await detector.score(request)).value] if detector else []
+    if detector:
+        await detector.aclose()
+    limits = []
+    if fixed:
+        passed = f"{len(own)} of {len(rows)} calibration rows did"
+        limits.append(f"it holds for requests that pass the policies, as {passed}")
+    for policy in policies:
+        if policy.kind == "split" or getattr(policy, "tags", None):
+            like = "calibration rows are not parted by it, so the other requests are taken to be like them"
+            limits.append(f"a {'split' if policy.kind == 'split' else 'rule on tags'} leads to {policy.to}: {like}")
+    told = {"filters": served_filters(project.file, detector), "limits_of_validity": tuple(limits)}
+    return rows.subset(rows.name, tuple(own)), doubts, told
+
+
+def selection_drafts(
+    run_folder: RunFolder,
+    candidates: Mapping[str, str],
+    confidences: Mapping[str, Mapping[str, float]],
+    *,
+    like: set[str] | None = None,
+) -> list[Evaluation] | None:
+    """Return the answers of candidates by stage to the rows that choose, of these keys; None if one has none.
+
+    Rows that not every stage has answered without having seen them are left out.
+    """
+    found = {stage: one for stage, name in candidates.items() if (one := chosen_by(run_folder, name)) is not None}
+    if len(found) < len(candidates):
+        return None
+    common = set.intersection(*(set(one.by_key) for one in found.values()), *([] if like is None else [like]))
+    drafts = []
+    for stage, one in found.items():
+        rows = tuple(row for row in one.rows if row.key in common)
+        drafts.append(with_confidences(one.model_copy(update={"rows": rows}), confidences.get(stage, {})))
+    return drafts
 
 
 def guarantee_of(project: Project) -> Guarantee:
@@ -152,40 +196,17 @@ def _measured_on(project: Project, run_folder: RunFolder, candidate: str, rows: 
     return restrict_to_rows(answers, EvaluationSetup(project.task, rows, split="calibration"))
 
 
-def judged_by_gold(project: Project, measured: Evaluation, gold: Mapping[str, str]) -> Evaluation:
-    """Return the evaluation on the rows with people's answers (by row key), scored by these."""
-    rows = tuple(e for e in measured.rows if e.key in gold)
-    scores = [project.task.score([gold[row.key]], row.answer) for row in rows]
-    changed = [
-        row.model_copy(
-            update={
-                "gold": gold[row.key],
-                "also": (),
-                "score": s,
-                "correct": s >= project.task.pass_score,
-                "wrong_fields": project.task.wrong_fields([gold[row.key]], row.answer),
-            }
-        )
-        for row, s in zip(rows, scores, strict=True)
-    ]
-    return measured.model_copy(
-        update={"rows": tuple(changed), "dataset_fingerprint": fingerprint([measured.dataset_fingerprint, gold])}
-    )
-
-
 def gold_answers(project: Project, small: Evaluation) -> dict[str, str]:
     """Return people's answers by key of the calibration row; other validation rows are left out."""
     assert project.file.data.gold is not None
-    columns = project.file.data.columns.model_copy(update={"group": ""})
+    columns, rows = project.file.data.columns.model_copy(update={"group": ""}), project.rows
     read = load_rows(project.file.data.gold, columns=columns, folder=project.file.folder)
     keys = {row.text: row.key for row in small.rows}
-    rows = project.rows
     unused = {e.text for part in (rows.selection, rows.calibration, rows.left_out) for e in part.examples}
     unknown = [e for e in read.examples if e.text not in keys and e.text not in unused]
     if unknown:
-        first = unknown[0]
         raise DataError(
-            f"{first.path}:{first.line}: no validation row has this text ({len(unknown)} such rows)",
+            f"{unknown[0].path}:{unknown[0].line}: no validation row has this text ({len(unknown)} such rows)",
             hint="data.gold holds people's answers to a random part of the validation rows",
         )
     return {keys[e.text]: project.task.parse(e.answer) or e.answer for e in read.examples if e.text in keys}

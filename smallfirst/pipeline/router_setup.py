@@ -1,4 +1,4 @@
-"""The parts of a task's Router: stages, options, out-of-domain detector, and the reference for live traffic.
+"""The parts of a task's Router: stages, options, filters, and the reference for live traffic.
 
 Measurement on test rows and serving use the same parts. A served model has its version in its name
 (`tickets-small@3`), so every answer and every row of the ledger says which version gave it.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from smallfirst.errors import DataError
+from smallfirst.errors import DataError, StageMissing
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.manifest import MANIFEST, int8_allowed, read_manifest
 from smallfirst.models.protocol import Model
@@ -21,7 +22,7 @@ from smallfirst.project.small_model import load_small
 from smallfirst.project.task_file import TaskFile
 from smallfirst.records import Record
 from smallfirst.registry import versions
-from smallfirst.routing.certificate.filters import RequestFilters, filters_of
+from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.ood.detector import OodGate, TaskProfile, fit_task_profile
 from smallfirst.routing.policies.policy import CHALLENGER
 from smallfirst.routing.types import RouterOptions, Stage
@@ -42,7 +43,6 @@ class TrafficReference(Record):
     """The small model's output on the calibration rows, to compare live traffic with."""
 
     confidence: tuple[float, ...] = ()
-    """Its confidences, in [0, 1]."""
     doubt: tuple[float, ...] = ()
     """Out-of-domain scores, in [0, 1]; empty without a detector."""
     labels: tuple[str, ...] = ()
@@ -58,13 +58,8 @@ def cascade_stages(project: Project, run_folder: RunFolder, last: Model) -> tupl
 
 def stages_ahead(file: TaskFile, run_folder: RunFolder, *, version: int | None = None) -> tuple[Stage, ...]:
     """Return the smaller candidates that answer first, in order; `version` becomes part of their names."""
-    return tuple(
-        Stage(
-            name,
-            load_small(file, run_folder.model_folder(name), name=versioned_name(f"{file.name}-{name}", version)),
-        )
-        for name in file.routing.ahead
-    )
+    names = {ahead: versioned_name(f"{file.name}-{ahead}", version) for ahead in file.routing.ahead}
+    return tuple(Stage(one, load_small(file, run_folder.model_folder(one), name=name)) for one, name in names.items())
 
 
 def versioned_name(name: str, version: int | None) -> str:
@@ -77,12 +72,10 @@ def routing_rules(file: TaskFile, large_usd: float | None, folder: Path, beside:
 
     Policies that lead to the challenger are left out where it is not among the stages `beside`.
     """
-    routing = file.routing
-    there = {CHALLENGER} & {stage.name for stage in beside}
-    policies = [p for p in routing.policies if p.to != CHALLENGER or p.to in there]
+    routing, there = file.routing, {stage.name for stage in beside}
+    policies = [policy for policy in routing.policies if policy.to != CHALLENGER or CHALLENGER in there]
     expected = {} if large_usd is None else {"large": large_usd}
-    gain = load_gain(folder)
-    return RouterOptions(policies, routing.budget, gain, tuple(beside), expected, routing.out_of_scope)
+    return RouterOptions(policies, routing.budget, load_gain(folder), tuple(beside), expected, routing.out_of_scope)
 
 
 def routes_to_challenger(file: TaskFile) -> bool:
@@ -104,19 +97,16 @@ def challenger_stages(file: TaskFile, version: int | None = None) -> tuple[Stage
 
 def fit_profile(project: Project, run_folder: RunFolder) -> TaskProfile | None:
     """Fit and save the profile that tells the task's requests from others; return it if it is served."""
-    encoder = None
+    encoder, rows = None, project.rows
     if any(candidate.uses_sentence_encoder for candidate in fitted_candidates(project, run_folder)):
         from smallfirst.models.encoder.sentence_encoder import open_encoder
 
         name, folder = project.file.small.encoder, run_folder.model_folder("encoder")
         int8 = (folder / MANIFEST).is_file() and int8_allowed(folder, read_manifest(folder))
         encoder = (name, open_encoder(find_weights(name), int8=int8))  # as the candidate reads: one pass serves both
-    rows = project.rows
+    n_folds, own = PROFILE_FOLDS if fits_in_folds(project) else 0, own_validation(project)
     try:
-        n_folds = PROFILE_FOLDS if fits_in_folds(project) else 0
-        profile = fit_task_profile(
-            rows.train, rows.selection, encoder=encoder, n_folds=n_folds, by_selection=own_validation(project)
-        )
+        profile = fit_task_profile(rows.train, rows.selection, encoder=encoder, n_folds=n_folds, by_selection=own)
     except DataError as error:
         project.progress.log(f"`auto` cannot recognize this task: {error.args[0]}")
         return None
@@ -131,6 +121,17 @@ def load_ood_detector(file: TaskFile, run_folder: RunFolder, heads: ConfidenceHe
     return OodGate.load(run_folder.path / PROFILE_FOLDER, price=file.prices.machine)
 
 
-def served_filters(file: TaskFile, detector: OodGate | None) -> RequestFilters:
-    """Return what requests of a task pass before its cascade."""
-    return filters_of("scored" if detector else "", file.routing.policies)
+def served_filters(file: TaskFile, detector: OodGate | None) -> dict[str, Any]:
+    """Return what requests pass before the cascade; random splits are left out, which leave requests like all."""
+    fixed = [policy.model_dump(mode="json") for policy in file.routing.policies if policy.kind != "split"]
+    return {"domain check": detector is not None, "policies": fixed}
+
+
+def check_filters(certificate: Certificate, file: TaskFile, detector: OodGate | None) -> None:
+    """Raise StageMissing if requests are served through other filters than those of an issued certificate."""
+    served, held = served_filters(file, detector), certificate.filters
+    if other := [name for name in held if certificate.issued and served[name] != held[name]]:
+        raise StageMissing(
+            f"{file.name}: its certificate holds behind the {other[0]} of its calibration, and another would be served",
+            hint="smallfirst calibrate task.yaml, or restore routing.domain, routing.policies and the run's files",
+        )

@@ -355,7 +355,7 @@ class TaskFile(Record):
         routing, guarantee = self.routing, self.routing.guarantee
         if routing.labels != "large" or self.data.gold is not None:
             return "right is what people say, and in shadow only the large model answers"
-        if set(guarantee.limits) != {"error"} or guarantee.max_wrong_fields is not None or guarantee.grouped_by:
+        if not guarantee.limits_errors_alone or guarantee.per_group:
             return "in shadow only max_error over all answers is counted"
         if routing.ahead or self.data.columns.group:
             return "requests in shadow belong to no group, and one model drafts"

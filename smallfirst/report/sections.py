@@ -19,7 +19,7 @@ from smallfirst.report.per_class import field_reliability, part_rows
 from smallfirst.report.text import advice, verdict
 from smallfirst.report.text.outlook import outlook
 from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.certificate.curves import ThresholdPoint
+from smallfirst.routing.certificate.summary import ThresholdPoint
 
 N_WORST_PARTS = 10
 MAX_PARTS = 200
@@ -159,7 +159,7 @@ def _confidence(data: ReportData, focus: Evaluation) -> dict[str, Any]:
     if certificate and certificate.issued:
         sure = [row for row in focus.rows if (row.confidence or 0.0) >= certificate.threshold]
         accepted = len(sure) / max(1, len(focus.rows))
-    max_error = certificate.max_error if certificate else None
+    max_error = certificate.guarantee.max_error if certificate else None
     return {
         "calibration": reliability,
         "reliability_plot": confidence.reliability_chart(reliability, focus.candidate) if reliability else None,

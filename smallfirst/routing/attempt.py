@@ -107,9 +107,9 @@ class RoutingAttempt:
     def _below_threshold(self, confidence: float | None, threshold: float | None) -> Decision:
         router, stage = self.router, self.router.stages[-1].name
         tracker, cause = router.budget_tracker, self.changed or "not confident enough"
-        action = router.certificate.decide(confidence)
+        action = router.certificate.below
         if self.changed:  # the thresholds do not decide, and the confidence is not one that rows were counted by
-            action, threshold = router.certificate.below, None
+            threshold = None
         if router.large is None and action == "escalate":
             why = f"{cause}, and there is no large model to ask"
         elif action == "abstain":

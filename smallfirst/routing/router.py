@@ -160,7 +160,7 @@ class Router(CallableModel):
     def threshold(self, stage: str) -> float:
         if stage == self.stages[-1].name:
             return self.certificate.threshold
-        return next((one.threshold for one in self.certificate.stages if one.name == stage), NEVER_ACCEPT)
+        return self.certificate.thresholds.get(stage, NEVER_ACCEPT)
 
     async def aclose(self) -> None:
         models = [stage.model for stage in (*self.stages, *self.options.policy_stages)]

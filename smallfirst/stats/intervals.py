@@ -69,6 +69,13 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return 1.0 if n == 0 else min(1.0, 2 * float(special.bdtr(min(only_first, only_second), n, 0.5)))
 
 
+def mid_p_value(only_second: int, only_first: int) -> float:
+    """Return the one-sided mid-p of McNemar's test that the second is better, in (0, 1] (Fagerland et al. 2013)."""
+    n = only_second + only_first
+    below = special.bdtr(only_first - 1, n, 0.5) if only_first else 0.0
+    return float(special.bdtr(only_first, n, 0.5) + below) / 2 if n else 1.0
+
+
 def paired_difference(first: Sequence[float], second: Sequence[float], *, confidence: float = 0.95) -> Estimate:
     """Return the mean score of `first` minus that of `second` on the same rows, in [-1, 1], for scores in [0, 1].
 

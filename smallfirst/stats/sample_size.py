@@ -24,6 +24,8 @@ LIKELY = 0.75
 """Chance at which a number of rows is enough to be asked for, where some number reaches it."""
 UNLIKELY = 0.05
 """A chance below this, whatever the number of rows, is unlikely: fewer than one in twenty of these came."""
+PARTS = tuple(part / 16 for part in (1, 2, 3, 4, 6, 8, 10, 12, 16))
+"""Shares of the most confident answers, of which the one that fresh rows are most likely to show is foretold."""
 _NEAR = 0.9
 _WRONG_BEFORE = 0.8
 """Of the prior of an error among the most confident answers, Beta(0.8, 1): they are wrong less often than others."""
@@ -100,6 +102,40 @@ def chance_of_error_bound(wrong: int, n: int, n_more: int, limit: float, *, leve
         return 0.0
     rates = special.betaincinv(wrong + _WRONG_BEFORE, n - wrong + 1, _RATES)
     return float(special.bdtr(min(most, n_more), n_more, rates).mean()) if n_more else 1.0
+
+
+def rows_for_error(
+    confidence: np.ndarray,
+    right: np.ndarray,
+    limit: float,
+    level: float,
+    *,
+    refused_at: float | None = None,
+    again: float = 1.0,
+    n_new: int = 0,
+    max_rows: int = MAX_ROWS,
+) -> RowsNeeded:
+    """Return the fewest rows more with which a part of the most confident answers is likely to be shown.
+
+    `refused_at`: the level at which these rows showed nothing. `again`: share of these rows that is tested again with
+    the new ones; `n_new`: rows that will be tested as well, and are not answered yet.
+    """
+    n, order = len(right), np.argsort(-np.asarray(confidence), kind="stable")
+    wrong = np.cumsum(~np.asarray(right, dtype=bool)[order])
+    kept = {part: max(1, round(part * n)) for part in PARTS} if n else {}
+    if refused_at is not None:  # what these rows show by themselves is no place where the search begins
+        kept = {part: rows for part, rows in kept.items() if special.bdtr(wrong[rows - 1], rows, limit) > refused_at}
+
+    def likely(part: float, n_more: int, share: float) -> float:
+        rows, more = kept[part], round(part * (n_new + n_more + (again - share) * n))
+        return chance_of_error_bound(int(wrong[rows - 1]), rows, more, limit, level=level, again=share)
+
+    def chance(n_more: int) -> float:
+        # The search begins where other rows let it be shown, not where these happen to be without an error.
+        start = max(kept, key=lambda part: likely(part, n_more, 0.0), default=None)
+        return 0.0 if start is None else likely(start, n_more, again)
+
+    return fewest_rows(chance, max_rows=max_rows) if n else RowsNeeded(0, 0.0)
 
 
 def _most_wrong(n: int, limit: float, level: float) -> int:

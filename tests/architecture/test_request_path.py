@@ -22,7 +22,6 @@ from smallfirst.serving.app import build_app
 from smallfirst.serving.auth.keys import KeyPolicy, KeyStore
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.settings import ServeSettings
-from smallfirst.stats.intervals import wilson
 
 PACKAGE = Path(smallfirst.__file__).parent
 DOCUMENT = PACKAGE.parent / "docs" / "design" / "request_path.md"
@@ -49,18 +48,12 @@ def certificate() -> Certificate:
     return Certificate(
         issued=True,
         why="5 of 400 wrong",
-        max_error=0.05,
-        confidence=0.95,
         threshold=0.5,
         n_labels=400,
         n_accepted=200,
         n_errors=2,
-        error_bound=0.02,
-        coverage=wilson(200, 400),
         below="escalate",
         below_why="measured",
-        below_difference=None,
-        temperature=1.0,
         curve=(),
         model_fingerprint="m",
         dataset_fingerprint="d",

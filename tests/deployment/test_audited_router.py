@@ -28,7 +28,7 @@ from smallfirst.errors import Unavailable
 from smallfirst.models.protocol import Capability, Completion, Request
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, ForeignAccepted
+from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT
 from smallfirst.routing.monitoring.audit_plan import UNIFORM, AuditAllocation
 from smallfirst.routing.monitoring.monitor import Monitor, MonitorSettings
 from smallfirst.routing.monitoring.quantities import watched_quantities
@@ -76,9 +76,8 @@ def certificate(*, issued: bool = True, foreign: bool = False) -> Certificate:
     why = "13 of 720 wrong" if issued else "too few labels"
     by = {"error": {"person": 0.05, "large": 0.05}}
     if foreign:
-        seen = ForeignAccepted(n=100, n_accepted=0, bound=0.03, max_outside=0.15)
         guarantee = Guarantee(max_foreign_share=0.1)
-        return make_certificate(0.5, why=why, guarantee=guarantee, audit_limits=by, foreign=seen)
+        return make_certificate(0.5, why=why, guarantee=guarantee, audit_limits=by, max_outside=0.15)
     return make_certificate(0.5 if issued else NEVER_ACCEPT, issued=issued, why=why, audit_limits=by)
 
 

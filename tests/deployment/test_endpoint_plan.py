@@ -37,7 +37,6 @@ from smallfirst.pricing.token_price import TokenPrice
 from smallfirst.project.run_folder import OUTCOME
 from smallfirst.registry import versions
 from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.certificate.filters import RequestFilters
 from smallfirst.routing.ood.detector import fit_task_profile
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.tasks.classify import Classify
@@ -222,7 +221,7 @@ def test_a_cascade_certified_behind_a_domain_check_has_it_or_is_not_served(
 
 @pytest.mark.usefixtures("store")
 def test_a_certificate_that_assumes_policies_is_not_served_without_them(ledger: Ledger) -> None:
-    filters = RequestFilters(policies=({"kind": "rule", "to": "large", "longer_than_chars": 9},))
+    filters = {"domain check": False, "policies": [{"kind": "rule", "to": "large", "longer_than_chars": 9}]}
     keep(certificate(issued=True).model_copy(update={"filters": filters}))
     try:
         with pytest.raises(StageMissing, match="certified behind the policies of its task"):

@@ -25,7 +25,7 @@ from smallfirst.gate.outcome import Outcome
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.models.wrappers import CallableModel
 from smallfirst.paths import home
-from smallfirst.pipeline.calibrate import CERTIFIED, KNOWN_TEXTS, Certified, KnownTexts
+from smallfirst.pipeline.calibrate import CERTIFIED, Certified
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads
 from smallfirst.pipeline.plans.joined_rows import LOOKS
 from smallfirst.pipeline.router_setup import TrafficReference
@@ -104,8 +104,8 @@ def toy(tmp_path: Path, empty_store: Path) -> Toy:
         heads=heads,
         reference=reference,
         confidence=confidence,
+        texts=frozenset(fingerprint(fold_text(row.text)) for row in rows),
     ).save(run.path / CERTIFIED)
-    KnownTexts(texts=frozenset(fingerprint(fold_text(row.text)) for row in rows)).save(run.path / KNOWN_TEXTS)
     (model := run.path / "model").mkdir()
     (model / "words.txt").write_text("a")
     verdict = PASSED.model_copy(update={"candidate": "words", "passed": False})
@@ -131,7 +131,6 @@ def test_it_counts_calibration_rows_and_shadow_at_the_large_portion_and_goes_liv
     assert [len(one.rows) for one in chose] == [20]  # the rows that choose the start, out of fold
     assert toy.looks == [(1, "small"), (2, "large")]
     assert (look.certificate.n_labels, look.n_shadow, look.replaces) == (80, 60, True)
-    assert look.certificate.level == pytest.approx(0.04)
     assert words.startswith("The second look, over 20 calibration rows and 60 texts in shadow, shows the promise for ")
     assert words.endswith(" of requests, 0% before; the small model answers them from now on.")
     certificate, outcome, aliases, tags = toy.attached
@@ -164,7 +163,7 @@ def test_one_that_shows_nothing_changes_nothing(toy: Toy) -> None:
 
 
 def test_a_promise_that_covers_more_stays(toy: Toy) -> None:
-    wide = certificate(0.2, guarantee=PROMISE, labels="large")
+    wide = certificate(0.2, guarantee=PROMISE)
     versions.attach(NAME, 1, "certificate.json", wide.model_dump_json().encode())
     look, words = toy.take(toy.shadow(60))
     assert look.certificate.issued
@@ -189,7 +188,6 @@ def test_a_kill_leaves_the_same_look_to_the_next_process(toy: Toy, monkeypatch: 
     assert looks_again(version, toy.attached[0])
     look, words = toy.take(toy.shadow(60))
     assert toy.looks == [(1, "small"), (2, "large")]
-    assert look.certificate.level == pytest.approx(0.04)
     assert toy.attached[0] == look.certificate == (read_look(version) or look).certificate
     assert toy.attached[2:] == (("champion", "shadow"), toy.attached[3])
     assert toy.attached[3]["second_look"] == words

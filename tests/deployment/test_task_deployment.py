@@ -25,7 +25,6 @@ from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.registry import versions
-from smallfirst.routing.certificate.filters import RequestFilters
 from smallfirst.routing.ood.acceptance import AcceptanceScore
 from smallfirst.routing.ood.detector import fit_task_profile
 from smallfirst.serving.ledger.ledger import Ledger
@@ -39,7 +38,7 @@ def set_routing(path: Path, **routing: object) -> None:
 def test_a_certificate_made_inside_the_domain_is_not_served_without_the_gate(desk) -> None:
     set_routing(desk.path, domain="scored")
     version = desk.register(0)
-    found = make_certificate(0.0, filters=RequestFilters(domain="scored", n_rows=100, n_passed=97))
+    found = make_certificate(0.0, filters={"domain check": True, "policies": []})
     versions.attach("main.desk.toy", version, "certificate.json", found.model_dump_json().encode())
     versions.promote("main.desk.toy", version)
     ledger = Ledger(home() / "ledger.db")

@@ -12,14 +12,16 @@ from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.errors import DataError
 from smallfirst.models.trained_on import TRAINED_ON, TrainedOn
-from smallfirst.pipeline.calibrate import _portion, _selection_drafts, certify_candidate, unconfirmed_escalation
+from smallfirst.pipeline.calibrate import certify_candidate, look_portion, unconfirmed_escalation
+from smallfirst.pipeline.calibration_set import CalibrationSet, selection_drafts
+from smallfirst.pipeline.confidence_heads import ConfidenceHeads
+from smallfirst.pipeline.router_setup import TrafficReference
 from smallfirst.progress import Progress
 from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import read_task_file
 from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.looks import ALONE
 
 
 def project(folder: Path, **guarantee: Any) -> Project:
@@ -38,14 +40,14 @@ def test_the_answers_to_selection_rows_choose_the_start_if_every_stage_has_them(
     run = RunFolder(tmp_path)
     first = evaluation_of([evaluated_row("row-1", "a", "a", confidence=0.4)], candidate="words", split="selection")
     run.save_evaluation(first)
-    assert _selection_drafts(run, {"words": "words", "small": "encoder"}, {}) is None
+    assert selection_drafts(run, {"words": "words", "small": "encoder"}, {}) is None
     run.save_evaluation(first.model_copy(update={"candidate": "encoder"}))
-    found = _selection_drafts(run, {"words": "words", "small": "encoder"}, {"small": {"row-1": 0.7}})
+    found = selection_drafts(run, {"words": "words", "small": "encoder"}, {"small": {"row-1": 0.7}})
     assert found is not None
     assert [draft.rows[0].confidence for draft in found] == [0.4, 0.7]
     of_train = evaluation_of([*first.rows, evaluated_row("row-0", "a", "b")], candidate="words", split="choosing")
     run.save_evaluation(of_train)
-    kept = [_selection_drafts(run, {"small": "words"}, {}, like=like) for like in (None, {"row-1"})]
+    kept = [selection_drafts(run, {"small": "words"}, {}, like=like) for like in (None, {"row-1"})]
     assert [len(one[0].rows) for one in kept if one] == [2, 1]
 
 
@@ -100,5 +102,6 @@ def test_a_look_that_is_not_likely_to_show_anything_keeps_the_large_portion() ->
     guarantee = Guarantee(max_error=0.1)
     for n, portion in ((40, "small"), (800, "large")):
         drafts = [evaluation_of([evaluated_row(f"c{i}", "a", "a", confidence=0.9) for i in range(n)])]
-        assert _portion(guarantee, chosen_on, drafts, ALONE) == portion
-    assert _portion(guarantee, None, drafts[:0], ALONE) == "large"
+        rows = CalibrationSet(drafts, chosen_on, None, "gold", guarantee, [], ConfidenceHeads(), TrafficReference(), {})
+        assert look_portion(rows, 1.0) == portion
+    assert look_portion(rows._replace(selection=None), 1.0) == "large"

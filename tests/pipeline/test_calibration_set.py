@@ -10,12 +10,12 @@ import pytest
 from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.errors import DataError
+from smallfirst.evaluation.evaluate import judge_by
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.pipeline.calibration_set import (
     _label_sources,
     gold_answers,
     guarantee_of,
-    judged_by_gold,
 )
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project, labelled_by
@@ -65,7 +65,7 @@ def small(of: Project) -> Evaluation:
 
 
 def certified(of: Project) -> Certificate:
-    judged = judged_by_gold(of, small(of), gold_answers(of, small(of)))
+    judged = judge_by(small(of), of.task, gold_answers(of, small(of)))
     return certify(judged, None, of.file.routing.guarantee, model_fingerprint="m")
 
 
@@ -82,14 +82,14 @@ def test_peoples_answers_alone_certify_true_errors(tmp_path: Path) -> None:
     of = project(tmp_path, [(f"row {i}", truth(i)) for i in range(0, 400, 2)])
     found = certified(of)
     n_gold = sum(int(e.text.split()[1]) % 2 == 0 for e in of.rows.calibration.examples)
-    assert (found.labels, found.issued, found.n_labels, found.n_errors) == ("gold", True, n_gold, 0)
-    assert found.error_bound == upper_bound(0, n_gold)
+    assert (found.issued, found.n_labels, found.n_errors) == (True, n_gold, 0)
+    assert found.risks[0].bound == upper_bound(0, n_gold)
     assert found.dataset_fingerprint != small(of).dataset_fingerprint
 
 
 def test_a_few_of_them_show_nothing_yet(tmp_path: Path) -> None:
     found = certified(project(tmp_path, [("row 1", truth(1)), ("row 3", truth(3)), ("row 5", truth(5))]))
-    assert (found.labels, found.issued) == ("gold", False)
+    assert not found.issued
     assert found.n_labels <= 3
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fixtures.certificates import certificate as make_certificate
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import StageMissing
@@ -16,6 +17,7 @@ from smallfirst.pipeline.calibration_set import served_rows
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads
 from smallfirst.pipeline.router_setup import (
     PROFILE_FOLDER,
+    check_filters,
     load_ood_detector,
     served_filters,
 )
@@ -53,16 +55,16 @@ def test_rows_that_a_policy_places_elsewhere_do_not_certify_the_rest(tmp_path: P
         {"kind": "rule", "to": "large", "tags": {"tier": "gold"}},
     ]
     of = project(tmp_path, easy + hard, policies=policies)
-    rows, scores, filters = asyncio.run(served_rows(of, RunFolder(tmp_path), ConfidenceHeads(), of.rows.calibration))
+    rows, scores, told = asyncio.run(served_rows(of, RunFolder(tmp_path), ConfidenceHeads(), of.rows.calibration))
     expected = [e for e in of.rows.calibration.examples if "hard" in e.text or "easy 1" in e.text]
     assert list(rows.examples) == expected
     assert 0 < len(expected) < len(of.rows.calibration)
-    assert (scores, filters.n_passed, filters.n_rows) == ((), len(expected), len(of.rows.calibration))
-    held, *unknown = filters.limits
+    held, *unknown = told["limits_of_validity"]
+    assert (scores, len(told["filters"]["policies"])) == ([], 3)
     assert held.startswith(f"it holds for requests that pass the policies, as {len(expected)} of")
     assert [sentence.partition(":")[0] for sentence in unknown] == [
-        "a split by user sends 50% to large",
-        "a rule on tags (tier) leads to large",
+        "a split leads to large",
+        "a rule on tags leads to large",
     ]
 
 
@@ -84,11 +86,11 @@ SCORED = ConfidenceHeads(
 
 def test_where_the_confidence_counts_the_distance_every_row_certifies(tmp_path: Path) -> None:
     of, run_folder = gated(tmp_path)
-    rows, scores, filters = asyncio.run(served_rows(of, run_folder, SCORED, of.rows.calibration))
+    rows, scores, told = asyncio.run(served_rows(of, run_folder, SCORED, of.rows.calibration))
     assert list(rows.examples) == list(of.rows.calibration.examples)
-    assert (filters.domain, filters.limits) == ("scored", ())
-    foreign = [s.value for s, e in zip(scores, rows.examples, strict=True) if FOREIGN in e.text]
-    own = [s.value for s, e in zip(scores, rows.examples, strict=True) if FOREIGN not in e.text]
+    assert told == {"filters": {"domain check": True, "policies": []}, "limits_of_validity": ()}
+    foreign = [s for s, e in zip(scores, rows.examples, strict=True) if FOREIGN in e.text]
+    own = [s for s, e in zip(scores, rows.examples, strict=True) if FOREIGN not in e.text]
     assert np.median(foreign) > 0.97 > np.median(own)
     off = project(tmp_path, ["a"], domain="off").file
     assert load_ood_detector(off, run_folder, SCORED) is None
@@ -98,11 +100,13 @@ def test_where_the_confidence_counts_the_distance_every_row_certifies(tmp_path: 
 
 def test_a_certificate_is_served_behind_its_own_filters_only(tmp_path: Path) -> None:
     of, run_folder = gated(tmp_path)
-    filters = served_filters(of.file, load_ood_detector(of.file, run_folder, SCORED))
-    filters.check_served(filters, "desk")
+    detector = load_ood_detector(of.file, run_folder, SCORED)
+    certificate = make_certificate(filters=served_filters(of.file, detector))
+    check_filters(certificate, of.file, detector)
     with pytest.raises(StageMissing, match="desk: its certificate holds behind the domain check of its calibration"):
-        filters.check_served(served_filters(of.file, None), "desk")
+        check_filters(certificate, of.file, None)
+    check_filters(certificate.model_copy(update={"issued": False}), of.file, None)
     policies = [{"kind": "rule", "to": "small", "longer_than_chars": 9}]
     other = project(tmp_path, ["a"], domain="scored", policies=policies).file
     with pytest.raises(StageMissing, match="behind the policies of its calibration"):
-        filters.check_served(served_filters(other, load_ood_detector(other, run_folder, SCORED)), "desk")
+        check_filters(certificate, other, detector)

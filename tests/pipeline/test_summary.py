@@ -78,7 +78,7 @@ def finished(made: RunFolder, *, wrong: set[int], below: str = "escalate") -> Ru
         made.path / "promoted.json"
     )
     OpenEndedRouting(n_requests=40, n_to_large=39).save(made.path / OPEN_ENDED)
-    make_certificate(0.4, max_error=0.1, below=below).save(made.path / "certificate.json")
+    make_certificate(0.4, below=below).save(made.path / "certificate.json")
     OUTCOME.save(made.path / "outcome.json")
     return made
 

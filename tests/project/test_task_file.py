@@ -119,7 +119,7 @@ def test_a_large_path_that_nobody_or_two_would_answer_is_refused(tmp_path: Path,
     ("more", "why"),
     [
         ("routing: {second_look_after: 500}", "right is what people say"),
-        ("routing: {second_look_after: 500, labels: large, guarantee: {per_class: true}}", "only max_error over all"),
+        ("routing: {second_look_after: 500, labels: large, guarantee: {per_group: label}}", "only max_error over all"),
         ("routing: {second_look_after: 500, labels: large, guarantee: {max_wrong_fields: 0.1}}", "only max_error over"),
         ("routing: {second_look_after: 500, labels: large, ahead: [words], small: tuned}", "one model drafts"),
     ],

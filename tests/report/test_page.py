@@ -17,9 +17,8 @@ from smallfirst.evaluation.learning_curve import LearningPoint
 from smallfirst.gate.outcome import Outcome
 from smallfirst.report.data import OpenEndedRouting, ReportData
 from smallfirst.report.page import render, save
-from smallfirst.routing.certificate.certificate import StageThreshold
-from smallfirst.routing.certificate.risks import RiskResult
-from smallfirst.routing.certificate.units.per_group import GroupCertificate
+from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, RiskResult
+from smallfirst.routing.certificate.units import GroupCertificate
 from smallfirst.stats.intervals import wilson
 
 Make = Callable[..., ReportData]
@@ -193,20 +192,17 @@ def test_what_is_guaranteed_and_what_happens_below_stand_in_tables(make_report: 
     label = {"threshold": 0.8, "n_accepted": 60, "n_errors": 0, "error_bound": 0.09, "labels_missing": None}
     certificate = make_certificate(
         risks=(RiskResult(risk="error", limit=0.1, value=0.0143, bound=0.066, n=70),),
-        stages=(
-            StageThreshold(name="words", threshold=0.9, n_accepted=30, n_errors=0),
-            StageThreshold(name="small", threshold=0.8, n_accepted=40, n_errors=1),
-        ),
+        thresholds={"words": 0.9, "small": 0.8},
         classes=(
-            GroupCertificate(label="fee", certified=True, **label),
-            GroupCertificate(label="<b>", certified=False, **(label | {"labels_missing": 34})),
+            GroupCertificate(label="fee", **label),
+            GroupCertificate(label="<b>", **(label | {"threshold": NEVER_ACCEPT, "labels_missing": 34})),
         ),
         limits_of_validity=("it speaks of requests drawn like its rows",),
     )
     page = render(make_report(certificate=certificate))
     seen = Page(page).words
     assert "at most 10 % of kept answers wrong 0.0143 0.066 70" in seen
-    assert "words keeps 30 of 100 rows from a confidence of 0.900, the last draft keeps 40 of 100" in seen
+    assert "words is kept from a confidence of 0.900, the last draft is kept from a confidence of 0.800." in seen
     assert "Label by label: 1 of 2 labels hold the guarantee on their own" in seen
     assert "&lt;b&gt;" in page
     assert "It speaks of requests drawn like its rows." in seen

@@ -17,7 +17,6 @@ from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Capability, Completion, Model, Request, ResponseFormat
 from smallfirst.routing.attempt import changed_by
-from smallfirst.routing.certificate.certificate import StageThreshold
 from smallfirst.routing.router import Router
 from smallfirst.routing.types import Stage, took_cascade
 from smallfirst.tasks.answer import Answer
@@ -120,10 +119,7 @@ def test_in_a_cascade_stages_before_the_first_that_generates_keep_their_certific
     first: frozenset[Capability], last: frozenset[Capability], answered_by: str
 ) -> None:
     stages = (Stage("words", Small("words", first)), Stage("small", Small("small", last)))
-    thresholds = tuple(
-        StageThreshold(name=name, threshold=0.8, n_accepted=9, n_errors=0) for name in ("words", "small")
-    )
-    router = Router(stages, Small("large"), certificate(0.8, stages=thresholds))
+    router = Router(stages, Small("large"), certificate(0.8, thresholds={"words": 0.8, "small": 0.8}))
     certain, sampled = ask(router, asked(), asked(temperature=1.5))
     assert (certain.answered_by, sampled.answered_by) == ("words", answered_by)
     assert sampled.route is not None

@@ -16,10 +16,9 @@ from smallfirst.errors import ModelError, NotRecorded, Unavailable
 from smallfirst.models.protocol import Capability, Chunk, Completion, Embeddings, Model, Request
 from smallfirst.pricing.charge import total_usd
 from smallfirst.routing.budget import Budget
-from smallfirst.routing.certificate.certificate import StageThreshold
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT
-from smallfirst.routing.certificate.units.fields import FieldCertificate, KeptFields
+from smallfirst.routing.certificate.units import FieldCertificate, KeptFields
 from smallfirst.routing.policies.built_in import AlwaysPolicy, RulePolicy, SplitPolicy
 from smallfirst.routing.router import Router
 from smallfirst.routing.types import REFUSAL, OodScore, OutOfScope, RouterOptions, Stage
@@ -411,13 +410,11 @@ def cascade(words: float, small: float, *, options: RouterOptions | None = None,
         Stage("words", Echo("words", confidence=words, cost_usd=0.001, latency_ms=1)),
         Stage("small", Echo("small", confidence=small, cost_usd=0.01, latency_ms=10)),
     ]
-    thresholds = (
-        StageThreshold(name="words", threshold=0.9, n_accepted=30, n_errors=0),
-        StageThreshold(name="small", threshold=0.8, n_accepted=30, n_errors=0),
-    )
     last = large or Echo("large", cost_usd=1.0, latency_ms=100)
     options = options or RouterOptions(expected_cost_usd={"large": 1.25})
-    return Router(stages, last, certificate(0.8, stages=thresholds), options=options, name="tickets")
+    return Router(
+        stages, last, certificate(0.8, thresholds={"words": 0.9, "small": 0.8}), options=options, name="tickets"
+    )
 
 
 def test_the_cheapest_confident_stage_answers_and_no_other_is_asked() -> None:
@@ -445,7 +442,7 @@ def test_a_cascade_pays_for_every_step() -> None:
     [
         ({}, "at most 5 % of kept answers wrong (95 %)"),
         (
-            {"guarantee": Guarantee(max_error=None, max_accuracy_loss=0.01), "max_error": 1.0},
+            {"guarantee": Guarantee(max_error=None, max_accuracy_loss=0.01)},
             "at most 1 point less accurate than the large model (95 %)",
         ),
     ],
@@ -526,7 +523,7 @@ class Json(Echo):
 def of_fields(threshold: float, whole: float) -> FieldCertificate:
     kept = {"n_kept": 1, "n_wrong": 0, "n_rows_kept": 1, "n_rows_wrong": 0, "bound": 0.05}
     each, together = (KeptFields(threshold=at, **kept) for at in (threshold, whole))
-    return FieldCertificate(names=("a", "b"), max_wrong=0.05, each=each, whole=together, n_rows=9, n_units=9)
+    return FieldCertificate(names=("a", "b"), each=each, whole=together, n_rows=9, n_units=9)
 
 
 def by_fields(*, large: Model | None, temperature: float = 0.0, **field_confidence: float) -> Completion:

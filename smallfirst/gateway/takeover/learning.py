@@ -159,7 +159,9 @@ def learn(
         why="" if certificate.issued else certificate.why,
         second_look_after=read_task_file(place).routing.second_look_after,
         share=routed.share if routed and certificate.issued else 0.0,
-        observed=_observed(summary, candidate, rows, certificate.max_error) if certificate.issued else Observed(),
+        observed=_observed(summary, candidate, rows, certificate.guarantee.max_error or 1.0)
+        if certificate.issued
+        else Observed(),
         report=summary.report,
     )
     file = takeovers or TakeOvers()

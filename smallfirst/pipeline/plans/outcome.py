@@ -80,7 +80,9 @@ def _try(project: Project, run_folder: RunFolder, candidate: str, level: Confide
 
 def _check_promise(certificate: Certificate) -> CheckResult:
     """Return whether the guarantee is shown on calibration rows."""
-    requirement = Requirement(PROMISE, certificate.max_error, f"a certificate: {certificate.guarantee.in_words}")
+    requirement = Requirement(
+        PROMISE, certificate.guarantee.max_error or 1.0, f"a certificate: {certificate.guarantee.in_words}"
+    )
     if not certificate.issued:
         return requirement.result(certificate.why)
     kept = f"{certificate.n_accepted} of {certificate.n_labels} calibration rows stay small"

@@ -34,9 +34,15 @@ from smallfirst.project.project import Project
 from smallfirst.project.run_folder import OUTCOME, RunFolder
 from smallfirst.records import Record
 from smallfirst.routing.certificate.looks import next_look, read_before, text_fingerprints
-from smallfirst.routing.certificate.rows_needed import rows_for_error
 from smallfirst.stats.intervals import Estimate, wilson
-from smallfirst.stats.sample_size import MAX_ROWS, RowsNeeded, chance_of_share, fewest_rows, min_rows_without_error
+from smallfirst.stats.sample_size import (
+    MAX_ROWS,
+    RowsNeeded,
+    chance_of_share,
+    fewest_rows,
+    min_rows_without_error,
+    rows_for_error,
+)
 
 MOST_CASES = 1000
 """Training and selection rows of which the linear model on words answers each."""
@@ -165,7 +171,7 @@ def forecast_certificate(project: Project) -> CertificateForecast | None:
 
     That is where people's answers to some of the rows certify alone, or where errors are not what is limited.
     """
-    (guarantee, _), rows = project.file.routing.guarantee.split_level(), project.rows.calibration
+    guarantee, rows = project.file.routing.guarantee, project.rows.calibration
     if project.file.data.gold is not None or "error" not in guarantee.limits:
         return None
     looks, data = state_folder() / "tasks" / project.file.name / LOOKS, project.file.data
@@ -174,7 +180,7 @@ def forecast_certificate(project: Project) -> CertificateForecast | None:
     share = next_look(looks, own | test if n_test else own).share
     n_finalists = min(MOST_FINALISTS, sum(one.promotable for one in project_candidates(project)))
     share /= max(1, n_finalists) if n_test else 1
-    level = share * (1 - guarantee.confidence) / (len(guarantee.limits) * (3 if project.file.routing.ahead else 1))
+    level = share * (1 - guarantee.confidence) / (guarantee.n_limits * (3 if project.file.routing.ahead else 1))
     n = len(rows) + n_test
     fewest = min_rows_without_error(guarantee.limits["error"], level) if level else n + 1
     words = guarantee.in_words
@@ -184,7 +190,7 @@ def forecast_certificate(project: Project) -> CertificateForecast | None:
 def forecast_rows(project: Project, certificate: CertificateForecast | None) -> RowsForecast | None:
     """Return how likely these rows are to decide, and how many more would be; None if there is nothing to show."""
     bar, limit = _asked_alone(project).accuracy_at_least, project.file.routing.guarantee.max_error
-    simple = certificate is not None and not project.file.routing.guarantee.grouped_by
+    simple = certificate is not None and not project.file.routing.guarantee.per_group
     asked = None if not simple or limit is None else limit
     if bar is None and asked is None:
         return None

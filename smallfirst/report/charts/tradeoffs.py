@@ -27,7 +27,7 @@ from smallfirst.report.charts.axes import (
 )
 from smallfirst.report.economics import PRICE_DROPS, PathCost, break_even
 from smallfirst.report.formats import MINUS, axis_percent, count, percent, short, usd_tick
-from smallfirst.routing.certificate.curves import ThresholdPoint
+from smallfirst.routing.certificate.summary import ThresholdPoint
 
 MAX_GAP = 0.25
 """A candidate this much less accurate than the best is drawn at the lower edge, since it would flatten the chart."""

@@ -1,142 +1,97 @@
 """The certificate: the confidence from which the small model may answer, and the guarantee about those answers.
 
-It holds for requests drawn like the calibration rows; drift ends it.
+It holds for requests drawn like the calibration rows; drift ends it. What happens below the threshold is decided
+without guarantee (`decide_below_threshold`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from scipy import special
 
 from smallfirst.errors import ConfigError
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.records import Record
-from smallfirst.routing.certificate.below_threshold import BelowAction, BelowRule, decide_below_threshold
-from smallfirst.routing.certificate.curves import ThresholdPoint, threshold_curve
-from smallfirst.routing.certificate.filters import RequestFilters
+from smallfirst.routing.certificate import looks as counted
+from smallfirst.routing.certificate import summary
 from smallfirst.routing.certificate.guarantee import LABEL, Guarantee
-from smallfirst.routing.certificate.looks import (
-    ALONE,
-    Look,
-    Portion,
-    SharedLook,
-    count_look,
-    in_order,
-    next_look,
-    text_fingerprints,
-    trial_fingerprint,
-)
-from smallfirst.routing.certificate.outcomes import (
-    NEVER_ACCEPT,
-    CascadeData,
-    CascadeOutcome,
-    ForeignAccepted,
-    LabelSource,
-    cascade_data,
-    foreign_accepted,
-    with_foreign,
-)
-from smallfirst.routing.certificate.risks import RiskResult, audit_limits, evidence
-from smallfirst.routing.certificate.rows_needed import rows_for_error, rows_needed
-from smallfirst.routing.certificate.summary import (
-    NOTHING_LEFT,
-    describe_issued,
-    describe_per_group,
-    describe_refused,
-    limits_of_validity,
-)
-from smallfirst.routing.certificate.threshold_search import CascadeThresholds, nothing_accepted, search_cascade
-from smallfirst.routing.certificate.units.clusters import one_row_a_unit
-from smallfirst.routing.certificate.units.fields import FieldCertificate, allow_wrong_fields, certify_fields
-from smallfirst.routing.certificate.units.per_group import (
+from smallfirst.routing.certificate.outcomes import CascadeData, RiskResult, audit_limits, cascade_data
+from smallfirst.routing.certificate.units import (
+    FieldCertificate,
     GroupCertificate,
-    certify_per_group,
-    guaranteed_rows,
+    certify_fields,
+    one_row_a_unit,
+    search_limits,
 )
-from smallfirst.stats.intervals import Estimate, upper_bound, wilson
-from smallfirst.stats.sample_size import MAX_ROWS, RowsNeeded
+from smallfirst.stats.intervals import Estimate, mid_p_value, paired_difference, score_lower_bound, wilson
+from smallfirst.stats.sample_size import rows_for_error
 
-
-class StageThreshold(Record):
-    """The confidence from which one drafting stage answers."""
-
-    name: str
-    """The stage: the candidate's name."""
-    threshold: float
-    """Least confidence at which its answer is accepted; above 1 when none is."""
-    n_accepted: int
-    """Calibration rows it answers."""
-    n_errors: int
-    """Wrong among them, by whatever the labels are."""
+LEVEL = 0.05
+"""Chance to send requests on that the large model is not better at."""
+BelowAction = Literal["escalate", "keep", "abstain"]
+"""To the large model; answered small without a guarantee; to a person's queue."""
 
 
 class Certificate(Record):
-    """A guarantee about the answers that a Router keeps small, for one model version."""
+    """A guarantee about the answers that a Router keeps small, for one model version.
+
+    First what the Router decides by, then the evidence, then what a person reads.
+    """
 
     issued: bool
-    """False if the labels cannot show the guarantee at any threshold."""
-    why: str
-    """The guarantee, or why it is refused and how many labels are missing, in one sentence."""
-    max_error: float
-    """Accepted answers are wrong at most this often, in [0, 1]; 1 if errors are not limited."""
-    confidence: float
-    """Confidence level of the guarantee, in [0, 1]."""
     threshold: float
     """Answers of the last drafting stage with at least this confidence are accepted; above 1 when none is."""
+    thresholds: dict[str, float] = {}
+    """The same of every drafting stage by its candidate's name, cheapest first."""
+    classes: tuple[GroupCertificate, ...] = ()
+    """By predicted label or tag, with `guarantee.per_group`."""
+    fields: FieldCertificate | None = None
+    """What is shown about the fields of the last stage's JSON answers; None where `guarantee.max_wrong_fields` is."""
+    below: BelowAction
+    filters: dict[str, Any] = {}
+    """What requests pass before they reach the cascade for which it holds: domain check and policies."""
+
+    guarantee: Guarantee
     n_labels: int
     """Calibration rows, none of which was used for any other choice."""
     n_accepted: int
-    """Calibration rows at or above the threshold."""
+    """Those that it covers."""
     n_errors: int
-    """Wrong among them."""
-    error_bound: float
-    """Exact one-sided upper bound on their error."""
-    coverage: Estimate
-    """Share of calibration rows accepted."""
-    below: BelowAction
-    """What happens to the rest: to the large model, answered small without a guarantee, or to a person."""
-    below_why: str
-    """The paired evidence behind `below`."""
-    below_difference: Estimate | None
-    """Accuracy of large minus small on the rows below the threshold; None if the large one was not measured."""
-    temperature: float = 1.0
-    """Divides the log-probabilities before they become confidences; fitted on selection rows."""
-    curve: tuple[ThresholdPoint, ...]
-    """What each threshold would have given, strict to loose."""
-    model_fingerprint: str
-    """The weights it was made for."""
-    dataset_fingerprint: str
-    """The calibration rows."""
-    guarantee: Guarantee
-    """The guarantee as it was asked for."""
-    stages: tuple[StageThreshold, ...] = ()
-    """Drafting stages, cheapest first."""
+    """Wrong among these."""
     risks: tuple[RiskResult, ...] = ()
     """What was shown about each limit of the guarantee."""
-    labels: LabelSource = "gold"
-    """Who decides what is right: gold labels, or the large model."""
-    labels_missing: int | None = None
-    """If refused: how many more rows like these are advised; None if issued, or if no number is likely to do."""
-    labels_missing_chance: float | None = None
-    """If refused: how likely as many are to show it, in [0, 1]; without an advised number, how likely the most are."""
-    look: int | None = None
-    """Number of this certificate among those tried on rows that overlap; None if it is the only one by agreement."""
-    level: float | None = None
-    """Error probability that this look spends, in [0, 1]; None in certificates of before 2026-11-30."""
-    classes: tuple[GroupCertificate, ...] = ()
-    """By predicted label or tag, with `guarantee.per_group`."""
     audit_limits: dict[str, dict[str, float]] = {}
     """By risk and judge: share of audited answers that may be called wrong before the limit counts as broken. `error`
     is also there where it is not limited: what the calibration rows allow for."""
+    max_outside: float | None = None
+    """Share of requests, in [0, 1], that the domain check by itself may call foreign before more are foreign than the
+    guarantee counts on; None if it counts on none."""
+    labels_missing: int | None = None
+    """If refused: how many more rows like these are advised; None if issued, or if no number is likely to do."""
+    labels_missing_chance: float | None = None
+    """If refused: how likely as many, or the most, are to show it, in [0, 1]. None where it is not foretold, which
+    takes a limit on errors over all answers, without foreign requests."""
+    model_fingerprint: str
+    dataset_fingerprint: str
+    """Of the calibration rows."""
+
+    why: str
+    """The guarantee, or why it is refused, in one sentence."""
+    below_why: str
+    """The paired evidence behind `below`."""
+    curve: tuple[summary.ThresholdPoint, ...]
+    """What each threshold would have given, strict to loose."""
     limits_of_validity: tuple[str, ...] = ()
     """What the guarantee rests on and when it ends."""
-    fields: FieldCertificate | None = None
-    """What is shown about the fields of the last stage's JSON answers; None where `guarantee.max_wrong_fields` is."""
-    filters: RequestFilters | None = None
-    """What requests must pass before they reach the cascade for which it holds."""
-    foreign: ForeignAccepted | None = None
-    """What happens to foreign calibration rows; None where none are known."""
+
+    @property
+    def coverage(self) -> Estimate:
+        """Share of calibration rows accepted."""
+        return wilson(self.n_accepted, self.n_labels)
 
     def audit_limit_for(self, risk: str, judge: Literal["large", "person"]) -> float | None:
         """Return the share of audits by `judge` that may find answers wrong, in (0, 1); None if that shows nothing."""
@@ -154,41 +109,30 @@ class Certificate(Record):
 
         `threshold` is that of the stage which gave it; None: the last one's.
         """
-        value = confidence or 0.0
+        value, name = confidence or 0.0, self.guarantee.per_group
         if not self.issued or value < (self.threshold if threshold is None else threshold):
             return False
-        name = self.guarantee.grouped_by
         group = label if name == LABEL else (tags or {}).get(name)
-        return not name or any(one.certified and value >= one.threshold for one in self.classes if one.label == group)
+        return not name or any(value >= one.threshold for one in self.classes if one.label == group)
 
     def keeps_fields(self, field_confidence: Mapping[str, float]) -> bool:
         """Return True if an answer of the last stage is kept for its fields, where no other limit decides on it."""
         return self.fields is not None and not self.guarantee.limits and self.fields.keeps(field_confidence)
 
-    def decide(
-        self, confidence: float | None, label: str | None = None
-    ) -> Literal["keep_certified", "escalate", "keep", "abstain"]:
-        return "keep_certified" if self.covers(label, confidence) else self.below
 
-
-class CertificateSubject(NamedTuple):
-    """What a certificate is made for."""
-
-    model_fingerprint: str
-    dataset_fingerprint: str
-    below: BelowRule
+class BelowRule(NamedTuple):
     """How requests below the threshold are decided on."""
-    look: Look | None = None
-    """The look at the calibration rows; None: the only one, at the whole level."""
-    next_share: float = 1.0
-    """Share of the error probability that the next look at these rows would spend, in [0, 1]."""
-    again: float = 1.0
-    """Share of these rows that the next look may use as well, in [0, 1]."""
 
-    @property
-    def share(self) -> float:
-        """Share of the error probability that this look spends, in [0, 1]; 0 if earlier ones have spent all."""
-        return self.look.share if self.look else 1.0
+    alone: bool = True
+    """The last stage passed its gate by itself: they stay small unless the large model, on the calibration rows or a
+    random part, is shown to be better. If False, all of them go on."""
+    person: bool = False
+    """What is not sent on waits for a person."""
+    usd_per_wrong_answer: float | None = None
+    """What a wrong answer costs in USD: the gain must be worth the large model's price. None: any gain counts."""
+
+
+PASSED_ALONE = BelowRule()
 
 
 def certify(
@@ -197,175 +141,135 @@ def certify(
     guarantee: Guarantee,
     *,
     model_fingerprint: str,
-    person: bool = False,
     labels: Literal["gold", "large"] = "gold",
-    looks: Path | None = None,
-    portion: Portion = "large",
-    shared: SharedLook = ALONE,
-    n_once: int = 0,
     selection: Evaluation | Sequence[Evaluation] | None = None,
-    alone: bool = True,
-    usd_per_wrong_answer: float | None = None,
     foreign: Sequence[Sequence[float]] = (),
+    below: BelowRule = PASSED_ALONE,
+    looks: Path | None = None,
+    portion: counted.Portion = "large",
+    shared: counted.SharedLook = counted.ALONE,
+    n_once: int = 0,
 ) -> Certificate:
     """Certify the drafting stages, cheapest first, from their answers on calibration rows used for no choice.
 
-    `alone`: the last stage passed its gate by itself, so what is below the threshold stays small unless `large`, on
-    these rows or a random part, is shown to be better there, by as much as its price takes at `usd_per_wrong_answer`;
-    if False everything below goes on. With `person`, what is not sent on goes to a person. `labels="large"`: rows were
-    scored against its answers. `looks`: the file that counts the certificates tried on rows with these texts (`looks`);
-    this one is counted, and spends the `portion` of the level that it names: "large", or a small one where that is
-    taken; of a `shared` look, of certificates that were fixed together, it spends its part. None: it is the only one by
-    agreement, and spends all of the level. `n_once`: how many of the rows a later look may not use. `selection`: the
-    stages' answers to selection rows, which choose where the search begins; None: a fixed rule does. Of rows that share
-    a group one counts, and the guarantee says so (`unit`); the order of rows does not matter. `foreign`: by stage the
-    confidences, in [0, 1], of drafts of foreign requests that nothing was fitted on; with `guarantee.max_foreign_share`
-    they count as wrong where they are accepted, and none known means all are.
+    `labels="large"`: rows were scored against the large model's answers. `selection`: the stages' answers to selection
+    rows, which choose where the search begins; None: a fixed rule does. `foreign`: by stage the confidences, in [0, 1],
+    of drafts of foreign requests that nothing was fitted on; with `guarantee.max_foreign_share` those that are accepted
+    count as wrong, and none known means all are. Of rows of a group one counts; the order of rows does not matter.
+
+    `looks`: the file that counts the certificates tried on rows with these texts (`looks`), this one too, which spends
+    the `portion` of the level that it names, of a `shared` look its part. None: it is the only one by agreement, and
+    spends all of the level. `n_once`: how many of the rows a later look may not use.
+
     Raise DataError if a draft lacks rows, ConfigError for a guarantee by group about several stages, or by field about
     answers without fields.
     """
-    inputs = dict(locals())  # every parameter, those to come as well: what a look is counted by
     stages, choosing = _as_list(drafts), _as_list(selection)
-    if guarantee.grouped_by and len(stages) > 1:
+    if guarantee.per_group and len(stages) > 1:
         raise ConfigError(
-            f"a guarantee by {guarantee.grouped_by} covers one drafting stage, and there are {len(stages)}",
-            hint="leave out guarantee.per_group (per_class), or let one stage draft",
+            f"a guarantee by {guarantee.per_group} covers one drafting stage, and there are {len(stages)}",
+            hint="leave out guarantee.per_group, or let one stage draft",
         )
-    rule = BelowRule(alone, person, usd_per_wrong_answer)
     if any(len(stage) for stage in foreign):
         foreign = list(zip(*sorted(zip(*foreign, strict=True)), strict=True))
-    drafted = [allow_wrong_fields(one, guarantee.wrong_fields_allowed) for one in stages]
-    chosen_on = cascade_data(choosing, None, labels) if choosing else None
-    data = with_foreign(cascade_data(drafted, large, labels), foreign, guarantee.max_foreign_share)
-    look, next_share = None, 1.0
+    look, share, next_share = None, 1.0, 1.0
     if looks is not None:
-        inputs |= {"drafts": stages, "large": large and in_order(large), "selection": choosing, "foreign": foreign}
-        texts = text_fingerprints(row.text for row in stages[-1].rows)
-        look = count_look(looks, texts, trial_fingerprint(inputs), portion, shared)
-        next_share = next_look(looks, texts).share
-    subject = CertificateSubject(
-        model_fingerprint,
-        stages[-1].dataset_fingerprint,
-        rule,
-        look,
-        next_share,
-        1 - n_once / max(1, len(stages[-1].rows)),
-    )
-    counted = data.take(one_row_a_unit(data.group, data.n))
-    if data.group is not None:
+        rows_of = (stages, large and counted.in_order(large), choosing)
+        trial = counted.trial_fingerprint(*rows_of, guarantee, model_fingerprint, labels, foreign, portion, shared)
+        texts = counted.text_fingerprints(row.text for row in stages[-1].rows)
+        look = counted.count_look(looks, texts, trial, portion, shared)
+        share, next_share = look.share, counted.next_look(looks, texts).share
+    rows = cascade_data(stages, large, labels, guarantee, foreign)
+    data = rows.take(one_row_a_unit(rows.unit, rows.n))  # of rows that are right and wrong together one counts
+    if rows.unit is not None:
         guarantee = guarantee.model_copy(update={"unit": "group"})
-    by_rows, level = guarantee.split_level()
-    found = certify_cascade(counted, by_rows, subject, chosen_on)
-    if counted.n < data.n:
-        told = f"{data.n} calibration rows belong to {counted.n} groups, of each of which one row counts"
-        found = found.model_copy(update={"limits_of_validity": (told, *found.limits_of_validity)})
-    if guarantee.max_wrong_fields is None or not subject.share:
-        return found.model_copy(update={"guarantee": guarantee})
-    level *= subject.share
-    choosing_fields = choosing[-1] if choosing else None
-    fields = certify_fields(stages[-1], guarantee.max_wrong_fields, level=level, selection=choosing_fields)
-    return found.model_copy(update=fields.changes(guarantee, found.issued, found.why, found.limits_of_validity))
+    limits, by_field, fields = guarantee.limits, guarantee.max_wrong_fields, None
+    level = share * (1 - guarantee.confidence) / guarantee.n_limits
+    tested = guarantee.model_copy(update={"confidence": 1 - level * max(1, len(limits))})
+    shown = search_limits(data, tested, level, cascade_data(choosing) if choosing else None)
+    found, missing = shown.found, None
+    if by_field is not None and level:
+        fields = certify_fields(stages[-1], by_field, level=level, selection=choosing[-1] if choosing else None)
+    if level and not found.issued and set(limits) == {"error"} and not guarantee.per_group and not data.foreign_share:
+        again, later = 1 - n_once / max(1, rows.n), found.level * next_share / share
+        score, right = data.confidence[-1], data.right[-1]
+        missing = rows_for_error(score, right, limits["error"], later, refused_at=found.level, again=again)
+    may_keep = "accuracy_loss" not in limits or not found.issued or found.keeps_all
+    action, below_why = decide_below_threshold(data, shown.accepted, below, may_keep=may_keep)
+    by_row = (data.n, shown.n_accepted, shown.n_errors)
+    by_whole = (fields.n_rows, fields.whole.n_rows_kept, fields.whole.n_rows_wrong) if fields else by_row
+    n_labels, n_accepted, n_errors = by_row if limits else by_whole
+    rests_on = summary.limits_of_validity(data, guarantee, look, n_rows=rows.n, person=below.person)
+    return Certificate(
+        issued=found.issued or (fields is not None and fields.issued),
+        threshold=found.thresholds[-1],
+        thresholds=dict(zip((stage.candidate for stage in stages), found.thresholds, strict=True)),
+        classes=shown.groups,
+        fields=fields,
+        below=action,
+        guarantee=guarantee,
+        n_labels=n_labels,
+        n_accepted=n_accepted,
+        n_errors=n_errors,
+        risks=shown.risks,
+        audit_limits=audit_limits(shown.outcome, shown.accepted, tested, shown.error_bound) if found.issued else {},
+        labels_missing=missing.n_more if missing and not missing.unlikely else None,
+        labels_missing_chance=missing.chance if missing else None,
+        model_fingerprint=model_fingerprint,
+        dataset_fingerprint=stages[-1].dataset_fingerprint,
+        why=summary.describe(data, guarantee, shown, fields, missing),
+        below_why=below_why,
+        curve=summary.threshold_curve(data, found.thresholds, tested.confidence),
+        limits_of_validity=tuple(rests_on),
+    )
 
 
 def _as_list(drafts: Evaluation | Sequence[Evaluation] | None) -> list[Evaluation]:
-    return [in_order(one) for one in ([drafts] if isinstance(drafts, Evaluation) else drafts or ())]
+    return [counted.in_order(one) for one in ([drafts] if isinstance(drafts, Evaluation) else drafts or ())]
 
 
-def certify_cascade(
-    data: CascadeData, guarantee: Guarantee, subject: CertificateSubject, selection: CascadeData | None = None
-) -> Certificate:
-    """Return the certificate from the stages' answers to calibration rows; those to selection rows choose its start."""
-    asked, guarantee = guarantee, guarantee.at_share(subject.share or 1.0)
-    searched = guarantee.limits and subject.share
-    found = search_cascade(data, guarantee, selection=selection) if searched else nothing_accepted(data)
-    classes = certify_per_group(data, guarantee, found) if subject.share else ()
-    if guarantee.grouped_by:
-        least = min((one.threshold for one in classes if one.certified), default=NEVER_ACCEPT)
-        found = found._replace(thresholds=(least,), shares={})
-    outcome = data.outcome(found.thresholds)
-    accepted = guaranteed_rows(data, guarantee, classes) if guarantee.grouped_by else outcome.accepted
-    n_accepted, errors = int(accepted.sum()), int((accepted & ~outcome.right).sum())
-    risks = _risk_results(outcome, guarantee, found) if found.issued and not guarantee.grouped_by else ()
-    hopeless = found.issued or not guarantee.limits or not subject.share
-    missing = None if hopeless else _rows_needed(data, asked, subject, selection)
-    if not subject.share:
-        why = NOTHING_LEFT
-    elif missing is not None:
-        why = describe_refused(data, asked, found, missing)
-    elif guarantee.grouped_by:
-        why = describe_per_group(data, asked, classes)
-    else:
-        why = describe_issued(data, asked, risks, errors)
-    may_keep = "accuracy_loss" not in guarantee.limits or not found.issued or found.keeps_all
-    below = decide_below_threshold(data, accepted, subject.below, may_keep=may_keep)
-    bounds = [one.bound for one in risks if one.risk == "error"]
-    error_bound = bounds[0] if bounds else upper_bound(errors, n_accepted, confidence=guarantee.confidence)
-    limits = audit_limits(outcome, accepted, guarantee, error_bound) if found.issued else {}
-    return Certificate(
-        issued=found.issued,
-        why=why,
-        max_error=1.0 if guarantee.max_error is None else guarantee.max_error,
-        confidence=asked.confidence,
-        threshold=found.thresholds[-1],
-        n_labels=data.n,
-        n_accepted=n_accepted,
-        n_errors=errors,
-        error_bound=error_bound,
-        coverage=wilson(n_accepted, data.n),
-        below=below.action,
-        below_why=below.why,
-        below_difference=below.difference,
-        curve=threshold_curve(data, found.thresholds, guarantee.confidence),
-        model_fingerprint=subject.model_fingerprint,
-        dataset_fingerprint=subject.dataset_fingerprint,
-        guarantee=asked,
-        stages=_stage_thresholds(outcome, found),
-        risks=risks,
-        labels=data.labels,
-        labels_missing=missing.n_more if missing and not missing.unlikely else None,
-        labels_missing_chance=missing.chance if missing else None,
-        look=subject.look.number if subject.look else None,
-        level=subject.share * (1 - asked.confidence),
-        classes=classes,
-        audit_limits=limits,
-        limits_of_validity=limits_of_validity(data, asked, limits, subject.below.person, subject.look),
-        foreign=foreign_accepted(outcome, guarantee.confidence),
-    )
+def decide_below_threshold(
+    data: CascadeData, accepted: np.ndarray, rule: BelowRule, *, may_keep: bool = True
+) -> tuple[BelowAction, str]:
+    """Return what happens to the rows that are not `accepted`, and the sentence that gives its evidence.
 
-
-def _risk_results(outcome: CascadeOutcome, guarantee: Guarantee, found: CascadeThresholds) -> tuple[RiskResult, ...]:
-    shown = [(risk, evidence(risk, outcome, limit)) for risk, limit in guarantee.limits.items()]
-    return tuple(
-        RiskResult(risk=risk, limit=one.limit, value=one.value, bound=one.bound(found.level), n=one.n)
-        for risk, one in shown
-    )
-
-
-def _rows_needed(
-    data: CascadeData, guarantee: Guarantee, subject: CertificateSubject, selection: CascadeData | None
-) -> RowsNeeded:
-    """Foretell the next look, on these rows and more; by simulation where there is more than a limit on errors."""
-    tested, level = guarantee.at_share(subject.next_share), 1 - guarantee.confidence
-    if set(guarantee.limits) == {"error"} and (data.n_stages, data.foreign, guarantee.grouped_by) == (1, None, ""):
-        limit, shown_at = guarantee.limits["error"], subject.next_share * level
-        return rows_for_error(
-            data.confidence[0], data.right[0], limit, shown_at, refused_at=subject.share * level, again=subject.again
+    Where the last stage passed its gate by itself, they stay small unless the large model is shown to be better on
+    them. One test of all of them decides, so the chance to send requests on without a gain is about 5 %. `may_keep`:
+    False where a limit on the accuracy loss is not shown while all of them stay small.
+    """
+    both = ~accepted & data.paired
+    small, large, n = data.right[-1][both], data.large_right[both], int(both.sum())
+    only_large, only_small = int((large & ~small).sum()), int((small & ~large).sum())
+    p_value, seen = mid_p_value(only_large, only_small), _not_measured(data, accepted)
+    if n:
+        seen = (
+            f"on {n} calibration rows below the threshold large is right on {large.sum()}, small on {small.sum()} "
+            f"(difference {paired_difference(large.tolist(), small.tolist())}, one-sided p = {p_value:.3f})"
         )
+    if not rule.alone and rule.person and not data.asked.any():
+        return "abstain", "only certified answers stay small; without a large model the others wait for a person"
+    if not rule.alone:
+        return "escalate", f"only certified answers stay small, the others go on; {seen}"
+    price = rule.usd_per_wrong_answer
+    worth = f" and worth its price at ${price:g} a wrong answer" if price is not None else ""
+    if n and p_value <= LEVEL:
+        break_even = float(data.cost_usd[-1][both].mean()) / price if price else 0.0
+        z = float(special.ndtri(1 - LEVEL))
+        if break_even <= 0 or score_lower_bound(only_large, only_small, n, z) > break_even:
+            return "escalate", f"{seen}: shown to be better{worth}"
+    seen += f": not shown to be better{worth}" if n else ""
+    if rule.person:
+        return "abstain", f"{seen}, so they go to a person's queue"
+    if may_keep:
+        return "keep", f"{seen}, so they stay small"
+    return "escalate", f"{seen}, so they stay small; but the limit on the accuracy loss is not shown where they do"
 
-    def shows(rows: CascadeData) -> bool:
-        found = search_cascade(rows, tested, selection=selection, steps=20)
-        if not guarantee.grouped_by:
-            return found.issued
-        return any(one.certified for one in certify_per_group(rows, tested, found))
 
-    return rows_needed(data, shows, n_worlds=20, max_rows=MAX_ROWS // 4)
-
-
-def _stage_thresholds(outcome: CascadeOutcome, found: CascadeThresholds) -> tuple[StageThreshold, ...]:
-    own = [outcome.stage == stage for stage in range(outcome.data.n_stages)]
-    return tuple(
-        StageThreshold(
-            name=name, threshold=threshold, n_accepted=int(rows.sum()), n_errors=int((rows & ~outcome.right).sum())
-        )
-        for name, threshold, rows in zip(outcome.data.names, found.thresholds, own, strict=True)
-    )
+def _not_measured(data: CascadeData, accepted: np.ndarray) -> str:
+    if not data.asked.any():
+        return "the large model was not measured"
+    if accepted.all():
+        return "no calibration row falls below the threshold"
+    if not data.asked[~accepted].any():
+        return "the large model was not measured on rows below the threshold"
+    return "below the threshold only the large model says what is right, so nothing shows that it is better"

@@ -22,11 +22,6 @@ class Guarantee(Record):
     max_wrong_fields: float | None = pydantic.Field(default=None, gt=0, lt=1)
     """Largest share of the kept fields of JSON answers that may be wrong, in (0, 1); a field is kept by its own
     confidence. Without other limits (`max_error: null`) an answer stays small if every field is kept."""
-    wrong_fields_allowed: int = pydantic.Field(default=0, ge=0)
-    """A JSON answer counts as wrong for the other limits only if more of its fields than this are wrong."""
-    per_class: bool = False
-    """True applies `max_error` to each label by itself, and covers only labels for which it can be shown: `per_group:
-    label` in short."""
     per_group: str = ""
     """Applies `max_error` to each group by itself, and covers only groups for which it can be shown: `label` for the
     predicted label, else the name of a column of `data.columns.tags`, which requests send as a tag (`metadata`)."""
@@ -43,52 +38,43 @@ class Guarantee(Record):
     def _has_a_limit(self) -> Guarantee:
         if not self.limits and self.max_wrong_fields is None:
             raise ValueError("a guarantee needs a limit: max_error, max_accuracy_loss or max_wrong_fields")
-        if self.per_class and self.per_group not in ("", LABEL):
-            raise ValueError(f"per_class is per_group: label, and per_group is {self.per_group}; keep one of them")
-        name = "per_class" if self.per_class else "per_group"
-        if self.grouped_by and (set(self.limits) != {"error"} or self.max_wrong_fields is not None):
-            raise ValueError(f"{name} applies max_error to each {self.grouped_by} and allows no other limit")
-        if self.max_foreign_share and (self.max_error is None or self.grouped_by):
-            raise ValueError("max_foreign_share widens max_error, over all labels together: set it, without per_class")
+        if self.per_group and not self.limits_errors_alone:
+            raise ValueError(f"per_group applies max_error to each {self.per_group} and allows no other limit")
+        if self.max_foreign_share and (self.max_error is None or self.per_group):
+            raise ValueError("max_foreign_share widens max_error, over all labels together: set it, without per_group")
         return self
-
-    @property
-    def grouped_by(self) -> str:
-        """What each group of answers shares: LABEL, the name of a tag, or nothing."""
-        return LABEL if self.per_class else self.per_group
 
     @property
     def limits(self) -> dict[str, float]:
         limits = {"error": self.max_error, "accuracy_loss": self.max_accuracy_loss}
         return {risk: limit for risk, limit in limits.items() if limit is not None}
 
+    @property
+    def n_limits(self) -> int:
+        """Limits that share the error probability, each alike."""
+        return len(self.limits) + (self.max_wrong_fields is not None)
+
+    @property
+    def limits_errors_alone(self) -> bool:
+        return set(self.limits) == {"error"} and self.n_limits == 1
+
     def at_share(self, share: float) -> Guarantee:
         """Return the guarantee as it is tested at `share` of its error probability, in (0, 1]."""
         return self.model_copy(update={"confidence": 1 - share * (1 - self.confidence)})
-
-    def split_level(self) -> tuple[Guarantee, float]:
-        """Return the guarantee without its limit on fields, if it has others, and the error probability left for that.
-
-        All limits share alike.
-        """
-        error, n = 1 - self.confidence, len(self.limits)
-        if self.max_wrong_fields is None or not n:
-            return self, error
-        changes = {"max_wrong_fields": None, "confidence": 1 - error * n / (n + 1)}
-        return self.model_copy(update=changes), error / (n + 1)
 
     @property
     def in_words(self) -> str:
         limits = [describe_limit(risk, limit) for risk, limit in self.limits.items()]
         if self.max_wrong_fields is not None:
             limits.append(f"at most {100 * self.max_wrong_fields:g} % of kept fields wrong")
-        label = f" of each guaranteed {self.grouped_by}" if self.grouped_by else ""
-        if self.wrong_fields_allowed:
-            label += f", an answer of up to {self.wrong_fields_allowed} wrong fields counting as right"
-        foreign = f" while at most {100 * self.max_foreign_share:g} % of requests are foreign"
-        mixed = foreign if self.max_foreign_share else ""
-        once = f", each {self.unit} counted once" if self.unit else ""
-        return f"{', '.join(limits)}{label}{mixed}{once} ({100 * self.confidence:g} %)"
+        said = ", ".join(limits)
+        if self.per_group:
+            said += f" of each guaranteed {self.per_group}"
+        if self.max_foreign_share:
+            said += f" while at most {100 * self.max_foreign_share:g} % of requests are foreign"
+        if self.unit:
+            said += f", each {self.unit} counted once"
+        return f"{said} ({100 * self.confidence:g} %)"
 
 
 def describe_limit(risk: str, limit: float) -> str:

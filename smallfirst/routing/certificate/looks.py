@@ -2,23 +2,23 @@
 
 LARGE of the error probability is one portion, spent by one look at connected rows; what is left is for all others
 together, of which the j-th takes SMALL / (j (j + 1)). So all looks together spend at most the whole of it, however many
-there are and whichever comes first. `certify(..., portion="large")` takes the large portion while it is there, and a
-small one afterwards; `portion="small"` keeps the large one for a later look. Certificates that were fixed together
-before rows were read (`SharedLook`) are one look and divide its portion.
+there are and whichever comes first. A look that asks for the large portion takes it while it is there, and a small one
+afterwards. Certificates that were fixed together before rows were read (`SharedLook`) are one look and divide its
+portion.
 
 A look counts before its certificate is made, issued or not, for any model and any guarantee of the task; the same
 certificate from the same answers is the same look. Rows are connected that share a text with an earlier look, or with
-one that shares rows with it; rows that share none begin anew. Where rows are joined that were certified apart, and have
-spent the whole already, a look spends nothing and its certificate is refused.
+one that shares rows with it. Where rows are joined that have spent the whole apart, a look spends nothing and its
+certificate is refused.
 
-`certify` counts itself, and all that it was given tells one look from another, but for what is named here: other
-selection rows, groups, tags or confidences of fields prove something else, and whoever tries ten of them has ten
-chances. What is not covered: a model fitted to calibration rows, and the same rows under the name of another task.
+All that a certificate proves something with tells one look from another: whoever tries ten selections, groupings or
+confidences of fields has ten chances. What is not covered: a model fitted to calibration rows, and the same rows under
+the name of another task.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -30,17 +30,9 @@ from smallfirst.stats.sequential import spent_level
 
 FOLDED = "\0folded:"
 """Begins a row's text of which only the fingerprint is known; no text of a file begins so."""
-PROVES_NOTHING = frozenset({"looks", "n_once", "alone", "person", "usd_per_wrong_answer"})
-"""Parameters of `certify` without a part in what is proven: the file of the count, and what is to happen below the
-threshold, of which nothing is guaranteed."""
-DESCRIBES = frozenset(
-    {"candidate", "model", "task", "split", "dataset_fingerprint", "accuracy", "measures", "parts", "cost_usd_per_1k"}
-    | {"p50_ms", "p95_ms", "requests_per_s", "note", "probes_ms", "cost_usd", "latency_ms"}
-)
-"""Fields of an Evaluation, or of a row, that name it, follow from its rows, or are measured anew with equal answers: a
-cost at most chooses among thresholds that are shown together."""
-
-
+MEASURED = {"cost_usd", "latency_ms"}
+"""Fields of a row that are measured anew with equal answers: a cost at most chooses among thresholds that are shown
+together. Of an evaluation only its rows prove something."""
 LARGE, SMALL = 0.8, 0.2
 """Shares of the error probability: of one look at connected rows, and of all others together."""
 Portion = Literal["large", "small"]
@@ -51,7 +43,7 @@ class Look(Record):
     """One certificate that was tried."""
 
     number: int
-    """Number of the look, from 1."""
+    """From 1."""
     trial: str
     """Fingerprint of all that the certificate was made from."""
     rows: tuple[str, ...]
@@ -59,14 +51,13 @@ class Look(Record):
     portion: Portion
     """What it, with its family, took."""
     spent: float
-    """Share of the error probability that counts as spent with it, in [0, 1]: its family's whole portion for the first
-    of a family, 0 for the others."""
+    """Share of the error probability that counts as spent with it: 0 for all but the first of a family."""
     share: float
-    """Share of the error probability at which its own certificate was made, in [0, 1]."""
+    """Share of the error probability at which its own certificate was made."""
     family: str = ""
-    """Name of the certificates that were fixed together with it; empty for none."""
+    """Name of its SharedLook."""
     part: float = 1.0
-    """Its part of the family's portion, in (0, 1]."""
+    """Its part of the family's portion."""
 
 
 class Looks(Record):
@@ -75,6 +66,10 @@ class Looks(Record):
     looks: tuple[Look, ...] = ()
     read: dict[str, str] = {}
     """By fingerprint of a test row's text: the run that read it first."""
+
+    @classmethod
+    def of(cls, path: Path) -> Looks:
+        return cls.load(path) if path.exists() else cls()
 
 
 class SharedLook(NamedTuple):
@@ -97,7 +92,7 @@ def count_look(
 ) -> Look:
     """Return this look, and record it in the file `path` unless it is there."""
     with locked(path.with_suffix(".lock")):
-        found = _read(path)
+        found = Looks.of(path)
         for one in found.looks:
             if one.trial == trial:
                 return one
@@ -106,55 +101,34 @@ def count_look(
     return look
 
 
-def next_look(path: Path, rows: Collection[str], portion: Portion = "large") -> Look:
+def next_look(path: Path, rows: Collection[str]) -> Look:
     """Return the look that the next new certificate on these rows would be; nothing is recorded."""
-    return _next(_read(path).looks, set(rows), "", portion, ALONE)
-
-
-def spent_by_look(number: int, first: Portion = "large") -> float:
-    """Return the share that look `number` takes, in [0, 1], where the first takes `first` and the others small ones."""
-    if first == "large" and number == 1:
-        return LARGE
-    return spent_level(SMALL, number - (first == "large"))
+    return _next(Looks.of(path).looks, set(rows), "", "large", ALONE)
 
 
 def _next(earlier: Sequence[Look], rows: set[str], trial: str, portion: Portion, family: SharedLook) -> Look:
     near = _connected(earlier, rows)
-    number, kin = 1 + len(near), [one for one in near if family.name and one.family == family.name]
-    look = Look(
-        number=number, trial=trial, rows=tuple(sorted(rows)), portion=portion, spent=0, share=0, part=family.part
+    spent_before = sum(one.spent for one in near)
+    kin = [one for one in near if family.name and one.family == family.name]
+    if joins := bool(kin) and sum(one.part for one in kin) + family.part <= 1 + 1e-9:
+        taken, spent, wanted = kin[0].portion, 0.0, kin[0].spent if spent_before <= 1 else 0.0
+    else:
+        large_is_left = all(one.portion == "small" for one in near)
+        taken = "large" if portion == "large" and large_is_left else "small"
+        n_small = sum(one.portion == "small" and one.spent > 0 for one in near)
+        left = 1 - spent_before - (LARGE if taken == "small" and large_is_left else 0.0)
+        wanted = LARGE if taken == "large" else spent_level(SMALL, 1 + n_small)
+        wanted = spent = min(wanted, left if left > 1e-9 else 0.0)
+    return Look(
+        number=1 + len(near),
+        trial=trial,
+        rows=tuple(sorted(rows)),
+        portion=taken,
+        spent=spent,
+        share=family.part * wanted,
+        family=family.name if joins or not kin else "",
+        part=family.part,
     )
-    if kin and sum(one.part for one in kin) + family.part <= 1 + 1e-9:  # what the first of them took is for all
-        first = kin[0]
-        share = family.part * first.spent if sum(one.spent for one in near) <= 1 else 0.0
-        return look.model_copy(update={"family": family.name, "portion": first.portion, "share": share})
-    large_is_left = all(one.portion == "small" for one in near)
-    taken: Portion = "large" if portion == "large" and large_is_left else "small"
-    n_small = sum(one.portion == "small" and one.spent > 0 for one in near)
-    wanted = LARGE if taken == "large" else spent_level(SMALL, 1 + n_small)
-    reserved = LARGE if taken == "small" and large_is_left else 0.0
-    left = max(0.0, 1 - reserved - sum(one.spent for one in near))
-    spent = min(wanted, left if left > 1e-9 else 0.0)
-    name = "" if kin else family.name
-    return look.model_copy(update={"portion": taken, "spent": spent, "share": family.part * spent, "family": name})
-
-
-def mark_read(path: Path, run: str, rows: Collection[str]) -> None:
-    """Record in the file `path` that `run` reads test rows with these fingerprints, unless an earlier one has."""
-    with locked(path.with_suffix(".lock")):
-        found = _read(path)
-        if new := {row: run for row in sorted(rows) if row not in found.read}:
-            found.model_copy(update={"read": found.read | new}).save(path)
-
-
-def read_before(path: Path, run: str, rows: Collection[str]) -> set[str]:
-    """Return those fingerprints of test rows that a run before `run` has read."""
-    read = _read(path).read
-    return {row for row in rows if read.get(row, run) != run}
-
-
-def _read(path: Path) -> Looks:
-    return Looks.load(path) if path.exists() else Looks()
 
 
 def _connected(earlier: Sequence[Look], rows: set[str]) -> list[Look]:
@@ -167,30 +141,39 @@ def _connected(earlier: Sequence[Look], rows: set[str]) -> list[Look]:
     return [one for one in earlier if one in found]
 
 
+def mark_read(path: Path, run: str, rows: Collection[str]) -> None:
+    """Record in the file `path` that `run` reads test rows with these fingerprints, unless an earlier one has."""
+    with locked(path.with_suffix(".lock")):
+        found = Looks.of(path)
+        if new := {row: run for row in sorted(rows) if row not in found.read}:
+            found.model_copy(update={"read": found.read | new}).save(path)
+
+
+def read_before(path: Path, run: str, rows: Collection[str]) -> set[str]:
+    """Return those fingerprints of test rows that a run before `run` has read."""
+    read = Looks.of(path).read
+    return {row for row in rows if read.get(row, run) != run}
+
+
 def text_fingerprints(texts: Iterable[str]) -> set[str]:
     """Return what names calibration rows by their texts, whatever the spacing, case and punctuation."""
     return {text.removeprefix(FOLDED) if text.startswith(FOLDED) else fingerprint(fold_text(text)) for text in texts}
 
 
-def trial_fingerprint(inputs: Mapping[str, object]) -> str:
-    """Return what tells a certificate from another: the arguments of `certify` by name.
-
-    Numbers count to the last digit; the order of rows does not.
-    """
-    return fingerprint({name: _plain(value) for name, value in inputs.items() if name not in PROVES_NOTHING})
+def trial_fingerprint(*inputs: object) -> str:
+    """Return what tells a certificate from another: all that `certify` proves something with, to the last digit."""
+    return fingerprint(_plain(inputs))
 
 
 def in_order(evaluation: Evaluation) -> Evaluation:
     """Return the evaluation with its rows in the order of their contents, wherever they stood."""
-    unordered = {"cost_usd", "latency_ms"}
-    rows = sorted(evaluation.rows, key=lambda row: row.model_dump_json(exclude=unordered))
+    rows = sorted(evaluation.rows, key=lambda row: row.model_dump_json(exclude=MEASURED))
     return evaluation.model_copy(update={"rows": tuple(rows)})
 
 
 def _plain(value: object) -> Any:
     if isinstance(value, Evaluation):
-        rows = [row.model_dump(mode="json", exclude=set(DESCRIBES)) for row in value.rows]
-        return value.model_dump(mode="json", exclude={"rows", *DESCRIBES}) | {"rows": rows}
+        return [row.model_dump(mode="json", exclude=MEASURED) for row in value.rows]
     if isinstance(value, Record):
         return value.model_dump(mode="json")
     if isinstance(value, Sequence) and not isinstance(value, str):

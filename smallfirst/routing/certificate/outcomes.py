@@ -1,57 +1,57 @@
-"""The cascade on calibration rows: the answers of every stage, and which stage answers each row at given thresholds."""
+"""The cascade on calibration rows: which stage answers each row at given thresholds, and what that shows of a limit.
+
+| limit | loss of a row | rows | test |
+|---|---|---|---|
+| error | the accepted answer is wrong | accepted rows | exact binomial |
+| error, with foreign requests | the same, or the request is foreign | accepted, own and foreign rows | three of them |
+| accuracy_loss | large right minus routed right: -1, 0 or 1 | rows with gold and large's answer | exact trinomial |
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
 from smallfirst.errors import DataError
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
 from smallfirst.records import Record
-from smallfirst.stats.intervals import upper_bound
+from smallfirst.routing.certificate.guarantee import LABEL, Guarantee
+from smallfirst.stats.bounds import is_mean_below, trinomial_upper_bound
+from smallfirst.stats.intervals import upper_bound, wilson
 
 NEVER_ACCEPT = 1.01
 """A threshold that no confidence reaches."""
-
-LabelSource = Literal["gold", "large"]
-"""Who decides what is right: gold labels, or the large model."""
-
-
-class ForeignRows(NamedTuple):
-    """Confidences of foreign calibration rows, which nothing was fitted on."""
-
-    confidence: np.ndarray
-    """By stage and row, in [0, 1]."""
-    max_share: float
-    """Share of foreign requests up to which the guarantee is to hold, in [0, 1)."""
+MIXTURE_LEVELS = (0.5, 0.1, 0.4)
+"""Parts of the level for the error of own accepted rows, the share of own and that of foreign rows accepted."""
 
 
 @dataclass(frozen=True)
 class CascadeData:
     """The answers of every stage to n calibration rows."""
 
-    names: tuple[str, ...]
     confidence: np.ndarray
     """By stage and row, in [0, 1]; 0 where a model gives none."""
     right: np.ndarray
     """By stage and row, by `labels`."""
-    answer: np.ndarray
     cost_usd: np.ndarray
     """By stage and row, the large model last; the mean of the others on a row that it was not asked."""
     asked: np.ndarray
     large_right: np.ndarray
     """By row: the large model was right; false where it was not asked."""
-    labels: LabelSource = "gold"
-    group: np.ndarray | None = None
-    """By row: the group of near-copies that it belongs to, empty for none; None where no row has one."""
-    tags: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """By tag and row: its value, empty where the row has none."""
-    foreign: ForeignRows | None = None
-    """Foreign rows; None if none are known, and the guarantee is about the task's own requests alone."""
+    labels: Literal["gold", "large"] = "gold"
+    """Who decides what is right."""
+    unit: np.ndarray | None = None
+    """By row, as `unit_names` returns it."""
+    part: np.ndarray | None = None
+    """By row: what the guarantee counts by itself, the last stage's answer or the value of a tag; None without."""
+    foreign: np.ndarray = field(default_factory=lambda: np.zeros((1, 0)))
+    """Confidences by stage and foreign row, which nothing was fitted on, in [0, 1]."""
+    foreign_share: float = 0.0
+    """Share of foreign requests up to which the guarantee is to hold, in [0, 1)."""
 
     @property
     def n(self) -> int:
@@ -62,38 +62,24 @@ class CascadeData:
         return int(self.confidence.shape[0])
 
     @property
-    def foreign_share(self) -> float:
-        """Share of foreign requests up to which the guarantee is to hold, in [0, 1)."""
-        return self.foreign.max_share if self.foreign else 0.0
+    def n_foreign(self) -> int:
+        return int(self.foreign.shape[1])
 
     @property
     def paired(self) -> np.ndarray:
         """By row: the large model was asked, and the right answer is known from another source."""
         return self.asked & (self.labels == "gold")
 
-    @property
-    def large_known(self) -> bool:
-        return bool(self.asked.any())
-
-    @cached_property
-    def cumulative_cost_usd(self) -> np.ndarray:
-        """By stage and row: cost in USD of the stage's answer and every draft before it."""
-        return np.asarray(self.cost_usd.cumsum(axis=0))
-
     def outcome(self, thresholds: Sequence[float]) -> CascadeOutcome:
-        confident = self.confidence >= np.asarray(thresholds, dtype=float)[:, None]
+        least = np.asarray(thresholds, dtype=float)[:, None]
+        confident = self.confidence >= least
         stage = np.where(confident.any(axis=0), confident.argmax(axis=0), self.n_stages)
-        found = CascadeOutcome(self, stage)
-        if self.foreign is None:
-            return found
-        confident = self.foreign.confidence >= np.asarray(thresholds, dtype=float)[:, None]
-        return replace(found, n_foreign_accepted=int(confident.any(axis=0).sum()))
+        return CascadeOutcome(self, stage, int((self.foreign >= least).any(axis=0).sum()))
 
     def take(self, rows: np.ndarray) -> CascadeData:
-        cut = {name: getattr(self, name)[..., rows] for name in ("confidence", "right", "answer", "cost_usd")}
-        cut |= {name: getattr(self, name)[rows] for name in ("asked", "large_right")}
-        cut |= {} if self.group is None else {"group": self.group[rows]}
-        return replace(self, tags={name: values[rows] for name, values in self.tags.items()}, **cut)
+        names = ("confidence", "right", "cost_usd", "asked", "large_right", "unit", "part")
+        tables = {name: table for name in names if (table := getattr(self, name)) is not None}
+        return replace(self, **{name: table[..., rows] for name, table in tables.items()})
 
 
 @dataclass(frozen=True)
@@ -104,7 +90,6 @@ class CascadeOutcome:
     stage: np.ndarray
     """By row: number of the stage that answers; the number of stages for the large model."""
     n_foreign_accepted: int = 0
-    """Foreign rows that a stage answers."""
 
     @cached_property
     def accepted(self) -> np.ndarray:
@@ -124,20 +109,127 @@ class CascadeOutcome:
 
     @cached_property
     def mean_cost_usd(self) -> float:
-        return float(self.select(self.data.cumulative_cost_usd).mean()) if self.data.n else 0.0
+        """Of a row's answer and every draft before it."""
+        return float(self.select(self.data.cost_usd.cumsum(axis=0)).mean()) if self.data.n else 0.0
 
 
-class ForeignAccepted(Record):
-    """Foreign calibration rows, which nothing was fitted on, at the certificate's thresholds."""
+def cascade_data(
+    drafts: Sequence[Evaluation],
+    large: Evaluation | None = None,
+    labels: Literal["gold", "large"] = "gold",
+    guarantee: Guarantee | None = None,
+    foreign: Sequence[Sequence[float]] = (),
+) -> CascadeData:
+    """Return the cascade of `drafts`, cheapest first, on the last one's rows, as the guarantee counts it.
 
-    n: int
-    n_accepted: int
-    """Those that a stage would answer, certified."""
+    Raise DataError if a draft lacks rows, or a row the tag that the guarantee groups by.
+    """
+    rows, guarantee = drafts[-1].rows, guarantee or Guarantee()
+    for draft in drafts:
+        if missing := sum(row.key not in draft.by_key for row in rows):
+            raise DataError(
+                f"{draft.candidate} was not measured on {missing} of the {len(rows)} calibration rows of "
+                f"{drafts[-1].candidate}",
+                hint="smallfirst evaluate task.yaml",
+            )
+    by_large = [large.by_key.get(row.key) if large else None for row in rows]
+    asked = np.array([row is not None for row in by_large], dtype=bool)
+    large_cost = np.array([row.cost_usd if row else 0.0 for row in by_large])
+    if asked.any():
+        large_cost[~asked] = large_cost[asked].mean()
+
+    def table(of: Callable[[EvaluatedRow], object], kind: type[object]) -> np.ndarray:
+        found = [[of(draft.by_key[row.key]) for row in rows] for draft in drafts]
+        return np.array(found, dtype=kind).reshape(len(drafts), -1)
+
+    return CascadeData(
+        confidence=table(lambda row: row.confidence or 0.0, float),
+        right=table(lambda row: row.correct, bool),
+        cost_usd=np.vstack([table(lambda row: row.cost_usd, float), large_cost]),
+        asked=asked,
+        large_right=np.array([row is not None and (row.correct or labels != "gold") for row in by_large], dtype=bool),
+        labels=labels,
+        unit=unit_names(rows),
+        part=_parts(rows, guarantee.per_group) if guarantee.per_group else None,
+        foreign=np.array(foreign or [()] * len(drafts), dtype=float),
+        foreign_share=guarantee.max_foreign_share,
+    )
+
+
+def unit_names(rows: Sequence[EvaluatedRow]) -> np.ndarray | None:
+    """Return by row the group that it belongs to, empty for none; None where no row has one."""
+    return np.array([row.group for row in rows], dtype=object) if any(row.group for row in rows) else None
+
+
+def _parts(rows: Sequence[EvaluatedRow], name: str) -> np.ndarray:
+    found = [row.answer if name == LABEL else row.tags.get(name, "") for row in rows]
+    if name != LABEL and (missing := found.count("")):
+        raise DataError(
+            f"routing.guarantee.per_group: {missing} of {len(rows)} calibration rows have no {name}",
+            hint=f"name the column in data.columns.tags: [{name}] and run smallfirst evaluate task.yaml",
+        )
+    return np.array(found, dtype=object)
+
+
+class RiskResult(Record):
+    """What n rows show about one limit of the guarantee."""
+
+    risk: str
+    """`error` or `accuracy_loss`."""
+    limit: float
+    value: float
     bound: float
-    """Exact one-sided upper bound on their share, in [0, 1], at the certificate's confidence."""
-    max_outside: float | None = None
-    """Share of requests, in [0, 1], that the domain check by itself may call foreign before more are foreign than the
-    guarantee counts on; None if it counts on none."""
+    """Upper bound on the measured value, at the level of this limit."""
+    n: int
+
+
+def measure_risk(risk: str, outcome: CascadeOutcome, limit: float, level: float) -> RiskResult:
+    """Return what an outcome shows at `level` about one limit, of `error` or `accuracy_loss`."""
+    data, n = outcome.data, outcome.n_accepted
+    if risk == "error":
+        losses = int((outcome.accepted & ~outcome.right).sum())
+        value, bound = losses / max(1, n), upper_bound(losses, n, confidence=1 - level)
+        if share := data.foreign_share:
+            value, bound = mixture(losses, n, data.n, (outcome.n_foreign_accepted, data.n_foreign), share, level)
+    else:
+        losses, gains, n = _accuracy_losses(outcome)
+        value, bound = (losses - gains) / max(1, n), trinomial_upper_bound(losses, gains, n, confidence=1 - level)
+    return RiskResult(risk=risk, limit=limit, value=value, bound=bound, n=n)
+
+
+def is_shown(risk: str, outcome: CascadeOutcome, limit: float, level: float) -> bool:
+    """Return True if an outcome shows a limit at `level`."""
+    if risk == "accuracy_loss":  # a test is sooner done than a bound
+        losses, gains, n = _accuracy_losses(outcome)
+        return n > 0 and is_mean_below(limit, losses, gains, n, level=level)
+    return outcome.n_accepted > 0 and measure_risk(risk, outcome, limit, level).bound <= limit
+
+
+def _accuracy_losses(outcome: CascadeOutcome) -> tuple[int, int, int]:
+    """Return on how many rows only the large model is right, on how many only the routed answer, and of how many."""
+    both = outcome.data.paired
+    large, routed = outcome.data.large_right[both], outcome.right[both]
+    return int((large & ~routed).sum()), int((routed & ~large).sum()), int(both.sum())
+
+
+def mixture(losses: int, n: int, own: int, foreign: tuple[int, int], share: float, level: float) -> tuple[float, float]:
+    """Return the error, and its bound, while a share `share` in (0, 1) of requests is foreign, each of which is wrong.
+
+    `losses` of n accepted rows among `own` ones; `foreign`: accepted ones, and all. With accepted shares A of own and F
+    of foreign requests and an error e of own accepted answers, accepted answers are wrong at ((1 - share) e A + share
+    F) / ((1 - share) A + share F), which grows with e, F and the share and falls with A: exact binomial bounds on the
+    three, which divide the level, bound it for every smaller share as well.
+    """
+
+    def mixed(error: float, accepted: float, accepted_foreign: float) -> float:
+        kept, others = (1 - share) * accepted, share * accepted_foreign
+        return (error * kept + others) / (kept + others) if kept + others else 1.0
+
+    of_error, of_own, of_foreign = (1 - part * level for part in MIXTURE_LEVELS)
+    least = 1 - upper_bound(own - n, own, confidence=of_own)
+    most = upper_bound(*foreign, confidence=of_foreign)
+    measured = mixed(*(k / max(1, m) for k, m in ((losses, n), (n, own), foreign)))
+    return measured, mixed(upper_bound(losses, n, confidence=of_error), least, most)
 
 
 def max_outside(share: float, own: tuple[int, int], foreign: tuple[int, int], *, confidence: float = 0.95) -> float:
@@ -145,65 +237,30 @@ def max_outside(share: float, own: tuple[int, int], foreign: tuple[int, int], *,
 
     `own` and `foreign`: rows of the kind that it calls so, and their number; two exact bounds divide the level.
     """
-    level = (1 + confidence) / 2
-    of_own, of_foreign = (upper_bound(*counts, confidence=level) for counts in (own, foreign))
+    of_own, of_foreign = (upper_bound(*counts, confidence=(1 + confidence) / 2) for counts in (own, foreign))
     return max(of_own, (1 - share) * of_own + share * of_foreign)
 
 
-def with_foreign(data: CascadeData, confidence: Sequence[Sequence[float]], max_share: float) -> CascadeData:
-    """Return the rows with foreign ones, their confidences by stage; unchanged if none are known or asked for."""
-    if not confidence and not max_share:
-        return data
-    table = np.array(confidence or [()] * data.n_stages, dtype=float)
-    return replace(data, foreign=ForeignRows(table, max_share))
+def audit_limits(
+    outcome: CascadeOutcome, accepted: np.ndarray, guarantee: Guarantee, error_bound: float
+) -> dict[str, dict[str, float]]:
+    """Return by risk and judge how many audited answers may be called wrong before the limit counts as broken.
 
+    A person may call wrong what the guarantee allows (`error_bound` where it limits no errors); the large model also
+    what is right where it is wrong itself. A kept answer loses accuracy only where the large model is right, so the
+    limit on that leaves room for all that it had wrong. A limit that would be 1 or more shows nothing and is left out.
+    """
+    data, both = outcome.data, accepted & outcome.data.paired
+    large_wrong, level = ~data.large_right & both, guarantee.confidence
 
-def foreign_accepted(outcome: CascadeOutcome, confidence: float) -> ForeignAccepted | None:
-    """Return what becomes of the foreign rows, with a bound at level `confidence`; None without any."""
-    foreign, n_accepted = outcome.data.foreign, outcome.n_foreign_accepted
-    if foreign is None or not foreign.confidence.shape[1]:
-        return None
-    n = foreign.confidence.shape[1]
-    return ForeignAccepted(n=n, n_accepted=n_accepted, bound=upper_bound(n_accepted, n, confidence=confidence))
+    def most(rows: np.ndarray, level: float) -> float:
+        return upper_bound(int(rows.sum()), int(both.sum()), confidence=level)
 
-
-def cascade_data(drafts: Sequence[Evaluation], large: Evaluation | None, labels: LabelSource = "gold") -> CascadeData:
-    """Return the cascade of `drafts`, cheapest first, on the last one's rows. Raise DataError if a draft lacks some."""
-    rows = drafts[-1].rows
-    stages = [_rows_in_order(draft, rows, drafts[-1].candidate) for draft in drafts]
-    of_large = [large.by_key.get(row.key) if large else None for row in rows]
-    asked = np.array([row is not None for row in of_large], dtype=bool)
-    large_cost = np.array([row.cost_usd if row else 0.0 for row in of_large])
-    if asked.any():
-        large_cost[~asked] = large_cost[asked].mean()
-    return CascadeData(
-        names=tuple(draft.candidate for draft in drafts),
-        confidence=_table(stages, lambda row: row.confidence or 0.0, float),
-        right=_table(stages, lambda row: row.correct, bool),
-        answer=_table(stages, lambda row: row.answer, object),
-        cost_usd=np.vstack([_table(stages, lambda row: row.cost_usd, float), large_cost]),
-        asked=asked,
-        large_right=np.array([row is not None and (row.correct or labels != "gold") for row in of_large], dtype=bool),
-        labels=labels,
-        group=np.array([row.group for row in rows], dtype=object) if any(row.group for row in rows) else None,
-        tags={
-            name: np.array([row.tags.get(name, "") for row in rows], dtype=object)
-            for name in sorted({name for row in rows for name in row.tags})
-        },
-    )
-
-
-def _table(
-    stages: Sequence[Sequence[EvaluatedRow]], of: Callable[[EvaluatedRow], object], kind: type[object]
-) -> np.ndarray:
-    return np.array([[of(row) for row in rows] for rows in stages], dtype=kind).reshape(len(stages), -1)
-
-
-def _rows_in_order(draft: Evaluation, rows: Sequence[EvaluatedRow], last: str) -> list[EvaluatedRow]:
-    missing = sum(row.key not in draft.by_key for row in rows)
-    if missing:
-        raise DataError(
-            f"{draft.candidate} was not measured on {missing} of the {len(rows)} calibration rows of {last}",
-            hint="smallfirst evaluate task.yaml",
-        )
-    return [draft.by_key[row.key] for row in rows]
+    only_small, error = large_wrong & outcome.right, guarantee.max_error or error_bound
+    found = {"error": {"person": error, "large": error + (0.0 if data.labels == "large" else most(only_small, level))}}
+    if guarantee.max_accuracy_loss is not None:
+        level = (1 + level) / 2
+        kept = guarantee.max_accuracy_loss / max(1e-9, wilson(outcome.n_accepted, data.n).low)
+        by_person = kept + most(large_wrong, level)
+        found["accuracy_loss"] = {"person": by_person, "large": by_person + most(only_small, level)}
+    return {risk: {judge: most for judge, most in by.items() if most < 1} for risk, by in found.items()}

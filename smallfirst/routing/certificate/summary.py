@@ -1,15 +1,18 @@
-"""The certificate in words: what is shown and what it rests on, or why it is refused and what is missing."""
+"""The certificate as a person reads it: what is shown or missing, what it rests on, and what other thresholds do."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 
+import numpy as np
+
+from smallfirst.records import Record
 from smallfirst.routing.certificate.guarantee import Guarantee, describe_limit
 from smallfirst.routing.certificate.looks import LARGE, SMALL, Look
-from smallfirst.routing.certificate.outcomes import CascadeData
-from smallfirst.routing.certificate.risks import RiskResult
+from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData
 from smallfirst.routing.certificate.threshold_search import CascadeThresholds
-from smallfirst.routing.certificate.units.per_group import GroupCertificate
+from smallfirst.routing.certificate.units import FieldCertificate, Shown
+from smallfirst.stats.intervals import upper_bound
 from smallfirst.stats.sample_size import RowsNeeded, min_rows_without_error
 
 NOTHING_LEFT = (
@@ -19,182 +22,170 @@ NOTHING_LEFT = (
 """Why a certificate is refused for which no error probability is left."""
 
 
-def describe_issued(data: CascadeData, guarantee: Guarantee, risks: Sequence[RiskResult], n_errors: int) -> str:
-    """Return the guarantee and, for each of its limits, what was measured."""
-    return f"{guarantee.in_words}: {'; '.join(_measured(one, n_errors) for one in risks)}{_judged_by(data)}"
+class ThresholdPoint(Record):
+    """What happens on calibration rows if answers at or above one confidence stay small."""
+
+    threshold: float
+    n_accepted: int
+    n_errors: int
+    error_bound: float
+    """Exact one-sided upper bound on the error of accepted answers."""
+    routed_accuracy: float
+    """Over all rows, when the rest goes to the large model."""
+    routed_cost_usd_per_1k: float
+    """Drafts included."""
 
 
-def describe_per_group(data: CascadeData, guarantee: Guarantee, classes: Sequence[GroupCertificate]) -> str:
-    """Return the guarantee by group, and for how many groups it is shown."""
-    shown = [one for one in classes if one.certified]
-    wrong, accepted = sum(one.n_errors for one in shown), sum(one.n_accepted for one in shown)
-    return (
-        f"{guarantee.in_words}: shown for {len(shown)} of {len(classes)} {guarantee.grouped_by}s, of whose {accepted} "
-        f"kept calibration answers {wrong} were wrong{_judged_by(data)}"
-    )
-
-
-def describe_refused(data: CascadeData, guarantee: Guarantee, found: CascadeThresholds, missing: RowsNeeded) -> str:
-    """Return why nothing is guaranteed, and how many rows would change that."""
-    unmeasured = _unmeasured(data, guarantee)
-    if unmeasured:
-        return unmeasured
-    alpha = guarantee.max_error
-    fewest = min_rows_without_error(alpha, found.level) if alpha else 0
-    if data.n < fewest:
-        return (
-            f"too few labels: {data.n} calibration rows; even without an error this guarantee needs {fewest}"
-            f"{_rows_missing(missing)}"
-        )
-    if guarantee.grouped_by:
-        none = f"{guarantee.in_words} is shown for no {guarantee.grouped_by}"
-        return f"not shown: with {data.n} calibration rows {none}{_rows_missing(missing)}"
-    if alpha and set(guarantee.limits) == {"error"}:
-        n_wrong = int((~data.right[-1]).sum())
-        return (
-            f"not shown: with {data.n} calibration rows ({n_wrong} of all answers wrong) no threshold keeping "
-            f"{found.first} or more answers shows at most {100 * alpha:g} % wrong"
-            f"{_foreign_counted(data)}{_judged_by(data)}{_rows_missing(missing)}"
-        )
-    where = "; ".join(_shown_where(risk, limit, found) for risk, limit in guarantee.limits.items())
-    return f"not shown: with {data.n} calibration rows no threshold keeps all limits: {where}{_rows_missing(missing)}"
-
-
-def limits_of_validity(
-    data: CascadeData,
-    guarantee: Guarantee,
-    audit_limits: Mapping[str, Mapping[str, float]],
-    person: bool,
-    look: Look | None,
-) -> tuple[str, ...]:
-    """Return what the guarantee rests on and when it ends, a sentence each."""
-    n, asked = data.n, int(data.asked.sum())
-    sentences = [
-        f"it holds for requests drawn like its {n} calibration rows; drift ends it",
-        _looks(guarantee, look),
-        _label_source(data),
-    ]
-    if guarantee.unit:
-        sentences.append(
-            f"each {guarantee.unit} counts once, however many requests it has: where frequent ones are answered worse, "
-            "more of the requests are wrong"
-        )
-    sentences += _about_foreign(data)
-    if len(guarantee.limits) > 1:
-        sentences.append(f"{100 * guarantee.confidence:g} % holds for all {len(guarantee.limits)} limits together")
-    if 0 < asked < n:
-        sentences.append(f"the large model answered {asked} of the {n} rows, assumed to be a random part of them")
-    if "accuracy_loss" in guarantee.limits and person:
-        sentences.append("a request left to a person counts as answered no worse than by the large model")
-    sentences.append("what happens below the threshold was chosen on these rows and is not guaranteed to be right")
-    return (*sentences, *_watched(guarantee, audit_limits))
-
-
-def _watched(guarantee: Guarantee, audit_limits: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
-    """Yield how each limit is tested after go-live."""
-    for risk in guarantee.limits if audit_limits else ():
-        name = "it" if risk == "error" else "the limit on accuracy"
-        by = audit_limits.get(risk, {})
-        if "large" in by:
-            yield (
-                f"audits by the large model break {name} when more than {by['large']:.3f} of audited kept answers "
-                "differ from its own"
+def threshold_curve(data: CascadeData, chosen: tuple[float, ...], confidence: float) -> tuple[ThresholdPoint, ...]:
+    """Return about 60 thresholds of the last stage, strict to loose; where large was not asked, the draft stands in."""
+    descending = np.sort(data.confidence[-1])[::-1]
+    counts = {round(share * data.n) for share in np.linspace(0, 1, 61)}
+    thresholds = {*(float(descending[n - 1]) if n else NEVER_ACCEPT for n in counts), chosen[-1]}
+    large_right = np.where(data.asked, data.large_right, data.right[-1])
+    points = []
+    for threshold in sorted(thresholds, reverse=True):
+        outcome = data.outcome((*chosen[:-1], threshold))
+        right = outcome.select(np.vstack([data.right, large_right]))
+        errors = int((outcome.accepted & ~right).sum())
+        points.append(
+            ThresholdPoint(
+                threshold=threshold,
+                n_accepted=outcome.n_accepted,
+                n_errors=errors,
+                error_bound=upper_bound(errors, outcome.n_accepted, confidence=confidence),
+                routed_accuracy=int(right.sum()) / max(1, data.n),
+                routed_cost_usd_per_1k=1000 * outcome.mean_cost_usd,
             )
-        if risk != "error" and "person" in by:
-            yield (
-                f"audits by a person break {name} when more than {by['person']:.3f} of audited kept answers are wrong: "
-                "the large model is taken to be as good on them as it was on these rows"
-            )
-        if not by:
-            yield f"{name} cannot be watched after go-live: too few rows show how good the large model is on kept ones"
-    if guarantee.max_error is None and audit_limits:
-        yield "how often kept answers are wrong is not limited: audits measure it, and at most raise a hint"
-
-
-def _measured(one: RiskResult, n_errors: int) -> str:
-    if one.risk == "error":
-        return f"{n_errors} of {one.n} kept calibration answers were wrong, so at most {one.bound:.3f}"
-    return f"{one.value:.3f} below the large model on {one.n} rows, so at most {one.bound:.3f}"
-
-
-def _shown_where(risk: str, limit: float, found: CascadeThresholds) -> str:
-    if risk not in found.shares:
-        return f'"{describe_limit(risk, limit)}" is shown nowhere'
-    least, most = found.shares[risk]
-    return f'"{describe_limit(risk, limit)}" is shown while {100 * least:.0f} to {100 * most:.0f} % stay small'
-
-
-def _looks(guarantee: Guarantee, look: Look | None) -> str:
-    if look is None:
-        return (
-            "it allows one look: another guarantee, grouping or start of the search on the same rows, after seeing "
-            "this one, weakens both; certify(…, looks=FILE) counts them"
         )
-    level = 100 * (1 - guarantee.confidence)
-    portion = f"one look {LARGE * level:.4g} % and all others together {SMALL * level:.4g} %"
-    family = f", divided among {look.family} fixed before" if look.family else ""
+    return tuple(points)
+
+
+def describe(
+    data: CascadeData, guarantee: Guarantee, shown: Shown, fields: FieldCertificate | None, missing: RowsNeeded | None
+) -> str:
+    """Return the guarantee with what was measured of each limit, or why it is refused."""
+    if not shown.found.level:
+        return NOTHING_LEFT
+    of_fields = [describe_fields(fields, guarantee.max_wrong_fields or 0.0)] if fields else []
+    if guarantee.limits and not shown.found.issued:
+        return "; ".join([describe_refused(data, guarantee, shown.found, missing), *of_fields])
+    return f"{guarantee.in_words}: {'; '.join([*_measured(guarantee, shown), *of_fields])}{_judged_by(data)}"
+
+
+def _measured(guarantee: Guarantee, shown: Shown) -> Iterator[str]:
+    if guarantee.per_group:
+        n = sum(one.certified for one in shown.groups)
+        yield (
+            f"shown for {n} of {len(shown.groups)} {guarantee.per_group}s, of whose {shown.n_accepted} kept "
+            f"calibration answers {shown.n_errors} were wrong"
+        )
+    for one in shown.risks:
+        if one.risk == "error":
+            yield f"{shown.n_errors} of {one.n} kept calibration answers were wrong, so at most {one.bound:.3f}"
+        else:
+            yield f"{one.value:.3f} below the large model on {one.n} rows, so at most {one.bound:.3f}"
+
+
+def describe_fields(found: FieldCertificate, max_wrong: float) -> str:
+    """Return what is shown about the fields of answers."""
+    each, whole, n = found.each, found.whole, f"{found.n_rows:,}"
+    units = f" in {found.n_units:,} groups" if found.n_units < found.n_rows else ""
+    if not found.issued:
+        no = f"show at no threshold that at most {100 * max_wrong:g} % of kept fields are wrong"
+        return f"fields are not certified: {n} rows{units} {no}"
     return (
-        f"it is certificate number {look.number} tried on these calibration rows, or on rows that overlap with them; "
-        f"of the {level:.4g} % by which all of them together may fail it takes {look.share * level:.4g} %: {portion}"
-        f"{family}; rows of which none was used before begin anew"
+        f"field by field {each.n_kept:,} of {found.n_rows * len(found.names):,} fields{units} are kept, "
+        f"{each.n_wrong:,} of them wrong, so at most {each.bound:.3f}; {whole.n_rows_kept:,} of {n} answers are kept "
+        f"as a whole, {whole.n_wrong:,} of their fields wrong, so at most {whole.bound:.3f}"
     )
 
 
-def _rows_missing(missing: RowsNeeded) -> str:
-    """Return what is to be said where more rows are unlikely to help; how many do is said with the gate's."""
-    if not missing.unlikely:
-        return ""
+def describe_refused(
+    data: CascadeData, guarantee: Guarantee, found: CascadeThresholds, missing: RowsNeeded | None
+) -> str:
+    """Return why nothing is guaranteed, and whether more rows are unlikely to change that."""
+    limits, alpha, n = guarantee.limits, guarantee.max_error, data.n
+    if "accuracy_loss" in limits and data.labels == "large":
+        return "not shown: the large model's own answers were the labels: nothing is below them; give some gold labels"
+    if "accuracy_loss" in limits and not data.paired.any():
+        needs = "needs the large model's answers on the calibration rows, of which"
+        return f'not shown: "{describe_limit("accuracy_loss", limits["accuracy_loss"])}" {needs} {n} of {n} are missing'
+    end = ""
+    if missing is not None and missing.unlikely:
+        chance = f"({100 * missing.chance:.0f} %)"
+        end = f"; more rows like these are unlikely to show it {chance}: loosen the guarantee, or improve the model"
+    if alpha and n < (fewest := min_rows_without_error(alpha, found.level)):
+        return f"too few labels: {n} calibration rows; even without an error this guarantee needs {fewest}{end}"
+    start = f"not shown: with {n} calibration rows"
+    if guarantee.per_group:
+        return f"{start} {guarantee.in_words} is shown for no {guarantee.per_group}"
+    if len(limits) > 1:
+        return f"{start} no threshold keeps all limits: {'; '.join(_shown_where(guarantee, found))}"
+    if not alpha:
+        return f"{start} no threshold shows {guarantee.in_words}"
     return (
-        f"; more rows like these are unlikely to show it ({100 * missing.chance:.0f} %): loosen the guarantee, or "
-        "improve the model"
+        f"{start} ({(~data.right[-1]).sum()} of all answers wrong) no threshold keeping {found.first} or more answers "
+        f"shows at most {100 * alpha:g} % wrong{_foreign_counted(data)}{_judged_by(data)}{end}"
     )
+
+
+def _shown_where(guarantee: Guarantee, found: CascadeThresholds) -> Iterator[str]:
+    for risk, limit in guarantee.limits.items():
+        least, most = found.shares.get(risk, (0.0, 0.0))
+        shown = f"while {100 * least:.0f} to {100 * most:.0f} % stay small" if risk in found.shares else "nowhere"
+        yield f'"{describe_limit(risk, limit)}" is shown {shown}'
 
 
 def _foreign_counted(data: CascadeData) -> str:
-    if not data.foreign_share or data.foreign is None:
+    if not data.foreign_share:
         return ""
-    n = data.foreign.confidence.shape[1]
     return (
-        f" while {100 * data.foreign_share:g} % of requests are foreign, for which {n} rows stand (more of them "
-        "in data.open_ended bound it tighter, and guarantee.max_foreign_share may be less)"
+        f" while {100 * data.foreign_share:g} % of requests are foreign, for which {data.n_foreign} rows stand (more "
+        "of them in data.open_ended bound it tighter, and guarantee.max_foreign_share may be less)"
     )
-
-
-def _about_foreign(data: CascadeData) -> Iterator[str]:
-    if data.foreign is None:
-        return
-    n, most = data.foreign.confidence.shape[1], data.foreign_share
-    if most:
-        yield (
-            f"it holds while at most {100 * most:g} % of requests are foreign, and those are like its {n} foreign "
-            "calibration rows"
-        )
-    else:
-        yield "it is about the task's own requests: guarantee.max_foreign_share makes it count foreign ones as wrong"
-
-
-def _unmeasured(data: CascadeData, guarantee: Guarantee) -> str:
-    """Return the refusal where a limit needs the large model, or gold labels, on rows that have neither."""
-    if "accuracy_loss" not in guarantee.limits:
-        return ""
-    if data.labels == "large":
-        return (
-            "not shown: the large model's own answers were the labels, so nothing is below them; give some gold labels"
-        )
-    if not data.paired.any():
-        limit = describe_limit("accuracy_loss", guarantee.limits["accuracy_loss"])
-        return (
-            f'not shown: "{limit}" needs the large model\'s answers on the calibration rows, of which '
-            f"{data.n - int(data.paired.sum())} of {data.n} are missing"
-        )
-    return ""
 
 
 def _judged_by(data: CascadeData) -> str:
     return "" if data.labels == "gold" else "; right is what the large model answered"
 
 
-def _label_source(data: CascadeData) -> str:
+def limits_of_validity(
+    data: CascadeData, guarantee: Guarantee, look: Look | None, *, n_rows: int, person: bool
+) -> Iterator[str]:
+    """Yield what the guarantee rests on and when it ends, a sentence each; `n_rows` before one of a group was drawn."""
+    n, asked, limits = data.n, int(data.asked.sum()), guarantee.limits
+    if n < n_rows:
+        yield f"{n_rows} calibration rows belong to {n} groups, of each of which one row counts"
+    yield f"it holds for requests drawn like its {n} calibration rows; drift ends it"
+    yield _describe_look(guarantee, look) if look else "no other certificate is tried on these rows"
     if data.labels == "gold":
-        return "right is what the gold labels say; a wrong label counts as it stands"
-    return "the labels are the large model's answers: where it is wrong, so is this; no gold corrects it"
+        yield "right is what the gold labels say; a wrong label counts as it stands"
+    else:
+        yield "the labels are the large model's answers: where it is wrong, so is this; no gold corrects it"
+    if guarantee.unit:
+        often = "where frequent ones are answered worse, more of the requests are wrong"
+        yield f"each {guarantee.unit} counts once, however many requests it has: {often}"
+    if share := data.foreign_share:
+        rows = f"its {data.n_foreign} foreign calibration rows"
+        yield f"it holds while at most {100 * share:g} % of requests are foreign, and those are like {rows}"
+    elif data.n_foreign:
+        yield "it is about the task's own requests: guarantee.max_foreign_share makes it count foreign ones as wrong"
+    if len(limits) > 1:
+        yield f"{100 * guarantee.confidence:g} % holds for all {len(limits)} limits together"
+    if 0 < asked < n:
+        yield f"the large model answered {asked} of the {n} rows, assumed to be a random part of them"
+    if "accuracy_loss" in limits and person:
+        yield "a request left to a person counts as answered no worse than by the large model"
+    yield "what happens below the threshold was chosen on these rows and is not guaranteed to be right"
+    if guarantee.max_wrong_fields is not None:
+        yield "the fields of a row, and the rows of a group, count as one observation; no audit tests fields yet"
+
+
+def _describe_look(guarantee: Guarantee, look: Look) -> str:
+    level, family = 100 * (1 - guarantee.confidence), f", divided among {look.family} fixed before"
+    return (
+        f"it is certificate number {look.number} tried on these calibration rows, or on rows that overlap with them; "
+        f"of the {level:.4g} % by which all of them together may fail it takes {look.share * level:.4g} %: one look "
+        f"{LARGE * level:.4g} % and all others together {SMALL * level:.4g} %{family if look.family else ''}; rows of "
+        "which none was used before begin anew"
+    )

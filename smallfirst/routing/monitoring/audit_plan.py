@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from smallfirst.routing.certificate.curves import ThresholdPoint
+from smallfirst.routing.certificate.summary import ThresholdPoint
 from smallfirst.routing.shared_sums import SharedSums
 from smallfirst.stats.intervals import Estimate, edge
 from smallfirst.stats.sequential import weighted_interval

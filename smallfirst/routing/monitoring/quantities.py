@@ -7,7 +7,7 @@ Each is the mean of a loss in [0, 1] with a limit, so the same betting test serv
 | error | the judge calls the answer wrong | audits | `Certificate.audit_limit_for` |
 | accuracy_loss | the same | audits | what the measured errors of the large model leave room for |
 | accuracy | the same | audits of all small answers | 1 - the gate's accuracy, `AuditedAccuracy` |
-| foreign | the domain check finds it unlike the task's | all requests | `ForeignAccepted.max_outside` |
+| foreign | the domain check finds it unlike the task's | all requests | `Certificate.max_outside` |
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ def _of_certificate(certificate: Certificate, judge: Judge) -> list[Quantity]:
     for risk, limit in certificate.guarantee.limits.items():
         if (most := certificate.audit_limit_for(risk, judge)) is not None:
             found.append(Quantity(risk, most, describe_limit(risk, limit)))
-    if certificate.foreign is not None and certificate.foreign.max_outside is not None:
-        share, most = certificate.guarantee.max_foreign_share, certificate.foreign.max_outside
+    if (most := certificate.max_outside) is not None:
+        share = certificate.guarantee.max_foreign_share
         words = f"at most {100 * share:g} % of requests foreign (at most {100 * most:.3g} % look so)"
         found += [Quantity("foreign", most, words, is_outside)] if most < 1 else []
     usual = certificate.audit_limit_for("error", judge)

@@ -18,7 +18,9 @@ from smallfirst.gateway.takeover import learning
 from smallfirst.gateway.takeover.learning import CORRECTIONS, Learnt, learn
 from smallfirst.gateway.takeover.takeovers import TakeOvers
 from smallfirst.paths import state_of
-from smallfirst.pipeline.calibrate import KNOWN_TEXTS, KnownTexts
+from smallfirst.pipeline.calibrate import CERTIFIED, Certified, known_texts
+from smallfirst.pipeline.confidence_heads import ConfidenceHeads
+from smallfirst.pipeline.router_setup import TrafficReference
 from smallfirst.pipeline.summary import PathSummary, RunSummary
 from smallfirst.progress import Progress
 from smallfirst.project.candidates import get_candidate
@@ -103,7 +105,6 @@ def fit(file: TaskFile, **_: object) -> tuple[RunSummary, None]:
     run_folder = RunFolder.new(file.name)
     get_candidate("words").fit(project, run_folder)
     (run_folder.path / "run.json").write_text("{}")
-    KnownTexts.of(project).save(run_folder.path / KNOWN_TEXTS)
     rows = [evaluated_row(e.key, e.answer, e.answer, text=e.text, certified=True) for e in project.rows.test.examples]
     for name in ("routed", "words"):
         evaluation_of(rows, candidate=name).save(run_folder.path / "evaluations" / f"{name}-test.json")
@@ -111,7 +112,9 @@ def fit(file: TaskFile, **_: object) -> tuple[RunSummary, None]:
     tags = {"run": run_folder.path.name}
     version = versions.register(model, PASSED, name=file.register_to, run_id=None, tags=tags)
     limits = {"error": {"person": 0.05, "large": 0.05}}
-    promise = certificate(0.9, guarantee=file.routing.guarantee, labels="large", audit_limits=limits)
+    promise = certificate(0.9, guarantee=file.routing.guarantee, audit_limits=limits)
+    parts = {"certificate": promise, "heads": ConfidenceHeads(), "reference": TrafficReference()}
+    Certified(**parts, texts=known_texts(project)).save(run_folder.path / CERTIFIED)
     versions.attach(file.register_to, version.version, "certificate.json", promise.model_dump_json().encode())
     versions.promote(file.register_to, version.version)
     promoted = Promotion(name=version.name, version=version.version, candidate="words", at="2026-01-01")

@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData
-from smallfirst.routing.certificate.risks import evidence
+from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData, is_shown, measure_risk
 from smallfirst.routing.certificate.threshold_search import (
     chance_to_show,
     search_cascade,
@@ -62,7 +61,7 @@ def test_an_outcome_pays_for_every_draft_on_the_way() -> None:
     outcome = rows.outcome((0.5, 0.5))
     assert outcome.stage.tolist() == [0, 1, 2]
     assert outcome.right.tolist() == [True, False, True]
-    assert outcome.select(rows.cumulative_cost_usd).tolist() == pytest.approx([0.001, 0.002, 0.102])
+    assert outcome.select(rows.cost_usd.cumsum(axis=0)).tolist() == pytest.approx([0.001, 0.002, 0.102])
 
 
 def test_the_risks_of_an_outcome_by_hand() -> None:
@@ -71,7 +70,7 @@ def test_the_risks_of_an_outcome_by_hand() -> None:
         [0.9, 0.8, 0.7, 0.2, 0.1], [True, True, False, False, True], large_right=np.array([1, 1, 1, 1, 0], bool)
     )
     outcome = rows.outcome((0.5,))
-    seen = {name: evidence(name, outcome, 0.5) for name in ("error", "accuracy_loss")}
+    seen = {name: measure_risk(name, outcome, 0.5, 0.05) for name in ("error", "accuracy_loss")}
     assert (seen["error"].value, seen["error"].n) == (pytest.approx(1 / 3), 3)
     assert (seen["accuracy_loss"].value, seen["accuracy_loss"].n) == (pytest.approx(1 / 5), 5)
     assert outcome.mean_cost_usd == pytest.approx((3 * 0.001 + 2 * 0.101) / 5)
@@ -82,7 +81,7 @@ def test_a_row_that_the_large_model_was_not_asked_costs_the_mean_and_tells_nothi
     cost = np.array([[0.001] * 3, [0.1, 0.3, 0.2]])  # the third is the mean of the two
     outcome = cascade([0.1, 0.2, 0.3], [True] * 3, asked=asked, cost_usd=cost).outcome((0.5,))
     assert outcome.mean_cost_usd == pytest.approx((0.101 + 0.301 + 0.201) / 3)
-    assert evidence("accuracy_loss", outcome, 0.1).n == 2
+    assert measure_risk("accuracy_loss", outcome, 0.1, 0.05).n == 2
 
 
 def with_large(seed: int, n: int, error: float = 0.05, *, stages: int = 1) -> CascadeData:
@@ -98,7 +97,7 @@ def test_two_limits_share_the_level_and_both_are_kept() -> None:
     assert found.issued
     assert found.level == pytest.approx(0.025)
     outcome = rows.outcome(found.thresholds)
-    assert all(evidence(name, outcome, limit).shows(0.025) for name, limit in guarantee.limits.items())
+    assert all(is_shown(name, outcome, limit, 0.025) for name, limit in guarantee.limits.items())
     # Loosest is cheapest, as the large model is the dearer one: the next step would break one of the limits.
     assert outcome.n_accepted / rows.n == min(found.shares[name][1] for name in guarantee.limits)
 
@@ -148,7 +147,7 @@ def test_several_limits_are_broken_at_most_as_often_as_stated() -> None:
         found = search_cascade(population.take(draw.integers(0, population.n, 600)), guarantee)
         outcome = population.outcome(found.thresholds)
         issued += found.issued
-        broken += found.issued and any(evidence(k, outcome, v).value > v for k, v in guarantee.limits.items())
+        broken += found.issued and any(measure_risk(k, outcome, v, 0.05).value > v for k, v in guarantee.limits.items())
     assert issued > 0.5 * sets
     assert broken / sets <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / sets)
 
@@ -207,7 +206,7 @@ def test_several_starts_are_broken_at_most_as_often_as_stated() -> None:
     for _ in range(300):
         found = search_cascade(population.take(draw.integers(0, population.n, 400)), guarantee)
         issued += found.issued
-        broken += found.issued and evidence("error", population.outcome(found.thresholds), 0.1).value > 0.1
+        broken += found.issued and measure_risk("error", population.outcome(found.thresholds), 0.1, 0.05).value > 0.1
     assert issued > 200
     assert broken / 300 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 300)
 

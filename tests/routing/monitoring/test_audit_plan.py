@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from smallfirst.routing.certificate.curves import ThresholdPoint
+from smallfirst.routing.certificate.summary import ThresholdPoint
 from smallfirst.routing.monitoring.audit_plan import (
     BURST,
     MAX_WEIGHT,

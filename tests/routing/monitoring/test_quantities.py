@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from smallfirst.models.protocol import Completion, Route, RouteStep
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.outcomes import ForeignAccepted
-from smallfirst.routing.certificate.risks import audit_limits
+from smallfirst.routing.certificate.outcomes import audit_limits
 from smallfirst.routing.monitoring.monitor import Monitor, MonitorSettings, StateChange
 from smallfirst.routing.monitoring.quantities import Judge, not_watched, watched_quantities
 
@@ -29,7 +28,7 @@ def promising(error: float | None = None, **limits: Any) -> Certificate:
     audited = {"error": {"person": error or 0.04, "large": error or 0.04}}
     if "max_accuracy_loss" in limits:
         audited["accuracy_loss"] = {"person": 0.08, "large": 0.1}
-    return certificate(max_error=error or 1.0, guarantee=guarantee, audit_limits=audited)
+    return certificate(guarantee=guarantee, audit_limits=audited)
 
 
 def monitor(of: Certificate, judge: Judge = "large") -> Monitor:
@@ -74,9 +73,8 @@ def test_errors_that_are_not_limited_are_measured_and_raise_a_hint() -> None:
     assert run(promising(max_wrong_fields=0.1), audits(0.02), 0, 2000).hints == ()
 
 
-@pytest.mark.parametrize("labels", ["gold", "large"])
-def test_audits_by_the_large_model_are_tested_against_the_limit_that_the_certificate_prints(labels: Any) -> None:
-    printed = certificate(labels=labels, audit_limits={"error": {"person": 0.05, "large": 0.127}})
+def test_audits_by_the_large_model_are_tested_against_the_limit_of_the_certificate() -> None:
+    printed = certificate(audit_limits={"error": {"person": 0.05, "large": 0.127}})
     (error,) = watched_quantities(printed, "large")
     assert error.limit == 0.127
     (by_person,) = watched_quantities(printed, "person")
@@ -113,14 +111,11 @@ def test_several_limits_share_the_chance_of_a_false_alarm() -> None:
     assert {round(1 / (1 - one.test.confidence)) for one in watch.watches} == {round(2 * 20 * 4 / 3)}
 
 
-FOREIGN = ForeignAccepted(n=200, n_accepted=0, bound=0.02, max_outside=0.55)
-
-
 def test_several_processes_share_the_chance_of_a_false_alarm_by_requests() -> None:
     """Each needs as many times the evidence; the first test of each of two quantities has 3/4 of half of 0.05."""
     found = []
     for processes in (1, 4):
-        watch = monitor(promising(0.05, max_foreign_share=0.5).model_copy(update={"foreign": FOREIGN}))
+        watch = monitor(promising(0.05, max_foreign_share=0.5).model_copy(update={"max_outside": 0.55}))
         watch.processes = processes
         while not (changes := watch.record_answer(seen(True))):
             pass
@@ -137,7 +132,7 @@ def seen(outside: bool, stage: str = "small") -> Completion:
 
 
 def test_more_foreign_requests_than_the_promise_bears_raise_an_alarm_and_fewer_do_not() -> None:
-    of = promising(0.05, max_foreign_share=0.5).model_copy(update={"foreign": FOREIGN})
+    of = promising(0.05, max_foreign_share=0.5).model_copy(update={"max_outside": 0.55})
     assert [q.name for q in watched_quantities(of, "person")] == ["error", "foreign"]
     changes: dict[float, list[StateChange]] = {}
     for share in (0.5, 0.7):
@@ -149,5 +144,5 @@ def test_more_foreign_requests_than_the_promise_bears_raise_an_alarm_and_fewer_d
     assert changes[0.5] == []
     assert [(change.cause, change.after) for change in changes[0.7]] == [("foreign", "live")]
     assert "at most 50 % of requests foreign" in changes[0.7][0].why
-    without = of.model_copy(update={"foreign": FOREIGN.model_copy(update={"max_outside": None})})
+    without = of.model_copy(update={"max_outside": None})
     assert "foreign" not in [q.name for q in watched_quantities(without, "person")]

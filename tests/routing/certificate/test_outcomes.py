@@ -1,4 +1,4 @@
-"""The evidence for a limit on errors while some requests are foreign: by hand, and by simulation on the edge."""
+"""What shows a limit on errors while some requests are foreign: by hand, and by simulation on the edge."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ import pytest
 from fixtures.certificates import cascade
 
 from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.outcomes import CascadeData, ForeignRows, max_outside
-from smallfirst.routing.certificate.risks import MIXTURE_LEVELS, evidence, mixture
+from smallfirst.routing.certificate.outcomes import (
+    MIXTURE_LEVELS,
+    CascadeData,
+    is_shown,
+    max_outside,
+    measure_risk,
+    mixture,
+)
 from smallfirst.routing.certificate.threshold_search import search_cascade
 from smallfirst.stats.intervals import upper_bound
 
@@ -18,27 +24,27 @@ MIXED = Guarantee(max_error=0.1, max_foreign_share=0.5)
 
 
 def mixed(own: np.ndarray, right: np.ndarray, foreign: np.ndarray, share: float = 0.5) -> CascadeData:
-    return dataclasses.replace(cascade(own[None], right[None]), foreign=ForeignRows(foreign[None], share))
+    return dataclasses.replace(cascade(own[None], right[None]), foreign=foreign[None], foreign_share=share)
 
 
 def test_a_foreign_request_that_is_accepted_counts_as_wrong() -> None:
     own, right = np.array([0.9] * 80 + [0.1] * 20), np.array([True] * 76 + [False] * 4 + [True] * 20)
-    shown = evidence("error", mixed(own, right, np.array([0.9] * 2 + [0.1] * 98)).outcome((0.5,)), 0.1)
+    outcome = mixed(own, right, np.array([0.9] * 2 + [0.1] * 98)).outcome((0.5,))
+    shown = measure_risk("error", outcome, 0.1, 0.05)
     assert shown.value == pytest.approx((0.04 + 0.02) / (0.80 + 0.02))
-    assert evidence("error", mixed(own, right, np.array([0.1]), 0.0).outcome((0.5,)), 0.1).value == 4 / 80
-    loose = shown._replace(limit=shown.bound(0.05) + 1e-9)
-    tight = shown._replace(limit=shown.bound(0.05) - 1e-9)
-    assert (loose.shows(0.05), tight.shows(0.05), sum(MIXTURE_LEVELS)) == (True, False, 1.0)
+    assert measure_risk("error", mixed(own, right, np.array([0.1]), 0.0).outcome((0.5,)), 0.1, 0.05).value == 4 / 80
+    loose, tight = (is_shown("error", outcome, shown.bound + more, 0.05) for more in (1e-9, -1e-9))
+    assert (loose, tight, sum(MIXTURE_LEVELS)) == (True, False, 1.0)
 
 
 def test_the_bound_is_that_of_the_worst_rates_which_the_rows_allow_for() -> None:
     counts = ((3, 80), (20, 100), (1, 200))
     parts = [upper_bound(*one, confidence=1 - 0.05 * p) for one, p in zip(counts, MIXTURE_LEVELS, strict=True)]
-    found = mixture(3, 80, 0.1, 100, (1, 200), 0.3)
+    _, found = mixture(3, 80, 100, (1, 200), 0.3, 0.05)
     own, others = 0.7 * (1 - parts[1]), 0.3 * parts[2]
-    assert found.bound(0.05) == pytest.approx((parts[0] * own + others) / (own + others))
-    assert mixture(3, 80, 0.1, 100, (1, 200), 0.2).bound(0.05) < found.bound(0.05)  # a smaller share is easier
-    assert mixture(0, 80, 0.1, 100, (0, 0), 0.3).bound(0.05) > 0.3  # unknown foreign rows are all accepted
+    assert found == pytest.approx((parts[0] * own + others) / (own + others))
+    assert mixture(3, 80, 100, (1, 200), 0.2, 0.05)[1] < found  # a smaller share is easier
+    assert mixture(0, 80, 100, (0, 0), 0.3, 0.05)[1] > 0.3  # unknown foreign rows are all accepted
 
 
 def test_the_promise_is_broken_at_most_as_often_as_it_says_and_without_foreign_rows_always() -> None:

@@ -8,17 +8,19 @@ import numpy as np
 import pytest
 from fixtures.certificates import falling
 
+from smallfirst.routing.certificate import units
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT
-from smallfirst.routing.certificate.units import clusters
-from smallfirst.routing.certificate.units.clusters import Parts, one_row_a_unit, unit_numbers
+from smallfirst.routing.certificate.units import FieldTable, one_row_a_unit, unit_numbers
 
 
 def named(*names: str) -> np.ndarray:
     return np.array(names, dtype=object)
 
 
-def one_part(confidence: list[float] | np.ndarray, wrong: list[bool] | np.ndarray, group: np.ndarray | None) -> Parts:
-    return Parts(np.asarray(confidence, dtype=float)[:, None], np.asarray(wrong, dtype=bool)[:, None], group)
+def one_part(
+    confidence: list[float] | np.ndarray, wrong: list[bool] | np.ndarray, group: np.ndarray | None
+) -> FieldTable:
+    return FieldTable(np.asarray(confidence, dtype=float)[:, None], np.asarray(wrong, dtype=bool)[:, None], group)
 
 
 def test_a_row_without_a_group_is_a_unit_by_itself() -> None:
@@ -31,7 +33,7 @@ def test_a_row_without_a_group_is_a_unit_by_itself() -> None:
 
 
 def test_the_mean_of_a_unit_is_that_of_its_rows_and_parts() -> None:
-    parts = Parts(np.zeros((3, 2)), np.zeros((3, 2), dtype=bool), named("a", "b", "a"))
+    parts = FieldTable(np.zeros((3, 2)), np.zeros((3, 2), dtype=bool), named("a", "b", "a"))
     values = np.array([[1, 1], [1, 0], [1, 0]])
     assert parts.means(values).tolist() == pytest.approx([(1 + 0.5) / 2, 0.5])
 
@@ -48,21 +50,22 @@ def test_many_units_are_bet_on_as_a_whole() -> None:
     # Every row has one wrong field of ten: that is exactly a tenth, with no spread, so a limit of 0.15 is soon shown.
     wrong = np.zeros((200, 10), dtype=bool)
     wrong[:, 3] = True
-    found = Parts(np.full((200, 10), 0.9), wrong, None).search(0.15, level=0.05)
+    found = FieldTable(np.full((200, 10), 0.9), wrong, None).search(0.15, level=0.05)
     assert found.threshold <= 0.9
     assert 0.1 < found.bound < 0.15
-    assert Parts(np.full((200, 10), 0.9), wrong, None).search(0.1, level=0.05).threshold == NEVER_ACCEPT
+    assert FieldTable(np.full((200, 10), 0.9), wrong, None).search(0.1, level=0.05).threshold == NEVER_ACCEPT
 
 
 def test_without_rows_nothing_is_shown() -> None:
-    assert one_part([], [], None).search(0.1, level=0.05) == (NEVER_ACCEPT, 1.0)
+    found = one_part([], [], None).search(0.1, level=0.05)
+    assert (found.threshold, found.bound) == (NEVER_ACCEPT, 1.0)
 
 
 @pytest.mark.parametrize("means_from", [0.0, 1e9])
 def test_a_promise_holds_where_rows_of_a_group_are_right_and_wrong_together(
     means_from: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clusters, "MIN_EXPECTED", means_from)
+    monkeypatch.setattr(units, "MIN_EXPECTED", means_from)
     draw, sets, broken = np.random.default_rng(0), 200, {"groups": 0, "rows": 0}
     group = np.repeat(np.arange(60).astype(str).astype(object), 5)
     for _ in range(sets):

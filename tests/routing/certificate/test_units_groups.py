@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from fixtures.certificates import cascade, falling
+from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.errors import DataError
 from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData
-from smallfirst.routing.certificate.threshold_search import CascadeThresholds
-from smallfirst.routing.certificate.units.per_group import (
-    GroupCertificate,
-    certify_per_group,
-    groups_of,
-    guaranteed_rows,
-)
+from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData, cascade_data
+from smallfirst.routing.certificate.units import GroupCertificate, certify_groups, search_limits
 from smallfirst.stats.intervals import upper_bound
 
 
 def labelled(answers: list[str], right: list[bool], confidence: list[float]) -> CascadeData:
-    return cascade([confidence], [right], answer=np.array([answers], dtype=object))
+    return cascade([confidence], [right], part=np.array(answers, dtype=object))
 
 
-def certified(data: CascadeData, limit: float, level: float = 0.05, by: str = "label") -> tuple[GroupCertificate, ...]:
-    guarantee = Guarantee(max_error=limit, per_group=by)
-    return certify_per_group(data, guarantee, CascadeThresholds((0.0,), level, NEVER_ACCEPT, {}, data.n))
+def certified(data: CascadeData, limit: float) -> tuple[GroupCertificate, ...]:
+    return certify_groups(data, limit, level=0.05)
 
 
 def figures(one: GroupCertificate) -> tuple[object, ...]:
@@ -79,21 +72,22 @@ def test_all_labels_hold_together_as_often_as_stated() -> None:
 
 
 def test_groups_may_be_the_values_of_a_tag() -> None:
-    channel = np.array(["mail"] * 300 + ["chat"] * 100, dtype=object)
-    right = [True] * 300 + [i % 5 > 0 for i in range(100)]
-    data = replace(labelled(["a"] * 400, right, falling(400)), tags={"channel": channel})
+    channel = ["mail"] * 300 + ["chat"] * 100
+    rows = [
+        evaluated_row(f"{i}", "a", "a" if i < 300 or i % 5 else "b", confidence=score, tags={"channel": channel[i]})
+        for i, score in enumerate(falling(400))
+    ]
     guarantee = Guarantee(max_error=0.1, per_group="channel")
-    found = certified(data, 0.1, by="channel")
-    assert [(one.label, one.certified) for one in found] == [("chat", False), ("mail", True)]
-    assert guaranteed_rows(data, guarantee, found).tolist() == [True] * 300 + [False] * 100
+    found = search_limits(cascade_data([evaluation_of(rows)], guarantee=guarantee), guarantee, 0.05, None)
+    assert [(one.label, one.certified) for one in found.groups] == [("chat", False), ("mail", True)]
+    assert found.accepted.tolist() == [True] * 300 + [False] * 100
 
 
 def test_a_calibration_row_without_the_tag_is_an_error() -> None:
-    data = replace(labelled(["a"] * 4, [True] * 4, falling(4)), tags={"channel": np.array(["x", "", "x", "x"])})
+    rows = [evaluated_row(f"{i}", "a", "a", tags={"channel": "x"} if i else {}) for i in range(4)]
     with pytest.raises(DataError, match="1 of 4 calibration rows have no channel"):
-        groups_of(data, Guarantee(per_group="channel"))
+        cascade_data([evaluation_of(rows)], guarantee=Guarantee(per_group="channel"))
 
 
 def test_nothing_is_said_about_groups_that_nobody_asked_for() -> None:
-    data = labelled(["a"] * 200, [True] * 200, falling(200))
-    assert certify_per_group(data, Guarantee(), CascadeThresholds((0.0,), 0.05, NEVER_ACCEPT, {}, 200)) == ()
+    assert certified(cascade(falling(200), [True] * 200), 0.05) == ()
