@@ -33,10 +33,6 @@ class PathCost(Record):
     def monthly_usd(self, requests: int) -> float:
         return self.cost_usd_per_1k * requests / 1000
 
-    def total_usd(self, requests: float, *, drop: float = 0.0) -> float:
-        """Return USD from the start, training included, for `requests` in all."""
-        return self.training_usd + self.after_drop(drop) * requests / 1000
-
 
 class DedicatedMachine(Record):
     """Costs if the task has a machine of its own that is never switched off."""

@@ -17,6 +17,7 @@ from smallfirst.stats.intervals import Estimate, wilson
 NO_ANSWER = "(no answer)"
 OTHER_ANSWER = "(none of these)"
 MAX_CONFUSION_LABELS = 12
+MIN_FOR_P99 = 100
 
 
 class ConfusedPair(Record):
@@ -73,6 +74,28 @@ class Reliability(Record):
     """Probability that a right answer has more confidence than a wrong one; None if all are right or all are wrong."""
     n: int
     n_without: int = 0
+
+
+class Latency(Record):
+    """Latency of one path, one request at a time."""
+
+    evaluation: Evaluation
+    p99_ms: float | None
+    """99th percentile; None with fewer than 100 requests."""
+    source: str
+
+
+def latency_row(evaluation: Evaluation) -> Latency:
+    """Return the latency of one path; under load it includes waiting, so only a request's own time has a 99th."""
+    samples, source = evaluation.probes_ms, "requests asked one at a time"
+    if not samples and evaluation.requests_per_s is None:
+        samples = tuple(row.latency_ms for row in evaluation.rows if row.latency_ms > 0)
+        source = "requests as reported by the path"
+    return Latency(
+        evaluation=evaluation,
+        p99_ms=float(np.quantile(samples, 0.99)) if len(samples) >= MIN_FOR_P99 else None,
+        source=f"{len(samples):,} {source}" if samples else "a few requests asked one at a time",
+    )
 
 
 def confused_pairs(evaluation: Evaluation, *, limit: int) -> tuple[ConfusedPair, ...]:

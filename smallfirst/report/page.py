@@ -17,7 +17,6 @@ import jinja2
 from smallfirst.files import write_atomically
 from smallfirst.pricing.money import format_usd
 from smallfirst.report import economics, excerpts, formats, json_differences, sections
-from smallfirst.report.charts import confidence
 from smallfirst.report.data import ReportData
 from smallfirst.routing.certificate.guarantee import describe_limit
 
@@ -36,8 +35,6 @@ FILTERS = (
     describe_limit,
 )
 FUNCTIONS = (
-    confidence.interval_bar,
-    confidence.reliability_sparkline,
     json_differences.differences_between,
     json_differences.differing_fields,
     json_differences.compare_fields,
