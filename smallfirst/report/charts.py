@@ -37,7 +37,6 @@ from smallfirst.routing.certificate.curves import ThresholdPoint
 MAX_GAP = 0.25
 """A candidate this much less accurate than the best is drawn at the lower edge, since it would flatten the chart."""
 CEILING_LABEL = "large agrees with itself:"
-MAX_TRAINING_POINTS = 200
 
 
 def quality_frame(
@@ -158,23 +157,6 @@ def risk_coverage_chart(
         y=Axis("error of kept answers", axis_percent(frame.y.high - frame.y.low)),
         title="Error of kept answers by share kept",
         description=f"{end.error} when {percent(end.coverage)} is kept.",
-    )
-
-
-def training_chart(name: str, points: Sequence[tuple[float, float]], *, x: Axis, y: Axis, title: str) -> Markup:
-    """Draw a figure of the fine-tune by step or epoch, thinned to about 200 points; `name` is unique on a page."""
-    shown = [*points[: -1 : max(1, len(points) // MAX_TRAINING_POINTS)], points[-1]]
-    values = [value for _, value in shown]
-    scale = value_scale(values) if min(values) > max(values) / 2 else value_scale([0.0, *values])
-    frame = small_frame(Scale(0.0, float(points[-1][0]) or 1.0), scale)
-    return chart(
-        name,
-        frame,
-        [line([frame.at(*point) for point in shown], "curve small")],
-        x=x,
-        y=y,
-        title=title,
-        description=f"From {values[0]:.3g} to {values[-1]:.3g} at {x.title} {points[-1][0]:,g}.",
     )
 
 

@@ -6,10 +6,8 @@ import math
 from collections.abc import Sequence
 
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.pricing.machine import MachinePrice
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.records import Record
-from smallfirst.report.data import ListPrice
 
 HOURS_PER_MONTH = 730.0
 PRICE_DROPS = (0.0, 0.5, 0.8, 0.9)
@@ -34,16 +32,6 @@ class PathCost(Record):
         return self.cost_usd_per_1k * requests / 1000
 
 
-class DedicatedMachine(Record):
-    """Costs if the task has a machine of its own that is never switched off."""
-
-    usd_per_month: float
-    break_even_per_month: int | None
-    """Requests a month from which it is cheaper than the large path; None = never."""
-    capacity_per_month: int | None
-    """Requests it can answer in a month; None if its rate was not measured."""
-
-
 def break_even_requests(training_usd: float, path_usd_per_1k: float, large_usd_per_1k: float) -> int | None:
     """Return after how many requests the saving has paid training back; None if the path is not cheaper."""
     saving = large_usd_per_1k - path_usd_per_1k
@@ -57,12 +45,6 @@ def break_even(path: PathCost, large: PathCost, *, drop: float = 0.0) -> int | N
     """Return after how many requests `path` has cost less than the large path, whose price falls by `drop`, or None."""
     ahead_usd = max(0.0, path.training_usd - large.training_usd)
     return break_even_requests(ahead_usd, path.after_drop(drop), large.after_drop(drop))
-
-
-def list_cost_usd_per_1k(price: ListPrice, *, prompt_tokens: float, completion_tokens: float) -> float:
-    """Return USD for 1,000 requests of this many tokens at a list price."""
-    tokens_usd = prompt_tokens * price.input_usd_per_mtok + completion_tokens * price.output_usd_per_mtok
-    return tokens_usd / 1000
 
 
 def large_part_usd_per_1k(routed: Evaluation, large: Evaluation) -> float:
@@ -109,15 +91,3 @@ def max_price_drop(path: PathCost, large: PathCost) -> float | None:
     own = path.cost_usd_per_1k - path.large_part_usd_per_1k
     shared = large.cost_usd_per_1k - path.large_part_usd_per_1k
     return 1.0 - own / shared
-
-
-def dedicated_machine(
-    machine: MachinePrice, path: PathCost, large: PathCost, *, requests_per_s: float | None
-) -> DedicatedMachine:
-    """Return the costs on a machine whose rent is paid whether or not requests come."""
-    rent = machine.usd_per_hour * HOURS_PER_MONTH
-    capacity = None if requests_per_s is None else round(requests_per_s * HOURS_PER_MONTH * 3600)
-    needed = break_even_requests(rent, path.large_part_usd_per_1k, large.cost_usd_per_1k)
-    if needed is not None and capacity is not None and needed > capacity:
-        needed = None
-    return DedicatedMachine(usd_per_month=rent, break_even_per_month=needed, capacity_per_month=capacity)

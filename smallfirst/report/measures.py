@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -153,12 +152,6 @@ def reliability(evaluation: Evaluation, *, n_bins: int = 10) -> Reliability | No
     if not known:
         return None
     confidences, correct = zip(*known, strict=True)
-    found = reliability_of(confidences, correct, n_bins=n_bins)
-    return found.model_copy(update={"n_without": len(evaluation.rows) - len(known)})
-
-
-def reliability_of(confidences: Sequence[float], correct: Sequence[bool], *, n_bins: int) -> Reliability:
-    """Compare at least one confidence with its outcome."""
     confidence, outcome = np.array(confidences, dtype=float), np.array(correct, dtype=bool)
     bins, by_chance = [], 0.0
     for part in equal_count_bins(confidence, n_bins):
@@ -175,6 +168,7 @@ def reliability_of(confidences: Sequence[float], correct: Sequence[bool], *, n_b
         brier=brier_score(confidences, correct),
         auroc=auroc(confidences, correct),
         n=len(confidence),
+        n_without=len(evaluation.rows) - len(known),
     )
 
 

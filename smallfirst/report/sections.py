@@ -10,7 +10,6 @@ from smallfirst.gate.limits import stays_small
 from smallfirst.pricing.money import format_usd
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.report import economics, measures, sentences
-from smallfirst.report.axes import Axis
 from smallfirst.report.candidates import candidate_table
 from smallfirst.report.charts import (
     learning_chart,
@@ -18,11 +17,10 @@ from smallfirst.report.charts import (
     quality_frame,
     reliability_chart,
     risk_coverage_chart,
-    training_chart,
 )
 from smallfirst.report.data import ReportData
-from smallfirst.report.formats import percent, short
-from smallfirst.report.per_class import field_reliability, part_rows
+from smallfirst.report.formats import percent
+from smallfirst.report.per_class import part_rows
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.curves import ThresholdPoint
 
@@ -169,7 +167,6 @@ def _confidence(data: ReportData, focus: Evaluation) -> dict[str, Any]:
         "risk_plot": risk_coverage_chart(risks, focus.candidate, max_error=max_error, accepted=accepted)
         if risks
         else None,
-        "field_reliability": field_reliability(focus),
     }
 
 
@@ -177,39 +174,11 @@ def money(data: ReportData, paths: tuple[economics.PathCost, ...]) -> dict[str, 
     """Return costs, break-even, training and learning curve, and what would change the verdict."""
     large = next((p for p in paths if p.candidate == "large"), None)
     smaller = tuple(p for p in paths if p.candidate in (data.focus.candidate, "routed") and p is not large)
-    tokens = {"prompt_tokens": data.large_prompt_tokens, "completion_tokens": data.large_completion_tokens}
-    listed = [(price, economics.list_cost_usd_per_1k(price, **tokens)) for price in data.list_prices]
-    dedicated = None
-    if large is not None and smaller:
-        evaluation = data.evaluation(smaller[0].candidate)
-        rate = evaluation.requests_per_s if evaluation else None
-        dedicated = economics.dedicated_machine(data.machine, smaller[0], large, requests_per_s=rate)
-    run = data.training
     return {
         "paths": paths,
         "large_path": large,
         "smaller_paths": smaller,
         "drops": economics.PRICE_DROPS,
-        "listed": sorted(listed, key=lambda item: item[1]),
-        "dedicated": dedicated,
-        "loss_plot": training_chart(
-            "loss",
-            run.loss_curve,
-            x=Axis("step", short),
-            y=Axis("training loss", "{:.3g}".format),
-            title="Training loss",
-        )
-        if run and run.loss_curve
-        else None,
-        "validation_plot": training_chart(
-            "validation",
-            run.validation_curve,
-            x=Axis("epoch", "{:g}".format),
-            y=Axis("validation score", percent),
-            title="Validation score",
-        )
-        if run and run.validation_curve
-        else None,
         "learning_plot": learning_chart(data.learning_curve) if data.learning_curve else None,
         "outlook": sentences.outlook(data, paths),
     }
