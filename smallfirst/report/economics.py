@@ -1,4 +1,4 @@
-"""Costs of the paths: per 1,000 requests, when training is paid back (None: never), and the effect of a price drop."""
+"""Costs of the paths: per 1,000 requests, when training is paid back, and the price drop that ends a saving."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.records import Record
 
 HOURS_PER_MONTH = 730.0
-PRICE_DROPS = (0.0, 0.5, 0.8, 0.9)
-"""Falls of the large model's price that are shown."""
 
 
 class PathCost(Record):
@@ -23,10 +21,6 @@ class PathCost(Record):
     """How much of it is spent on the large model; moves with the large model's price."""
     training_usd: float
     """Paid once before the first request."""
-
-    def after_drop(self, drop: float) -> float:
-        """Return USD for 1,000 requests when the large model's price falls by `drop`, in [0, 1]."""
-        return self.cost_usd_per_1k - drop * self.large_part_usd_per_1k
 
     def monthly_usd(self, requests: int) -> float:
         return self.cost_usd_per_1k * requests / 1000
@@ -41,10 +35,10 @@ def break_even_requests(training_usd: float, path_usd_per_1k: float, large_usd_p
     return math.ceil(round(training_usd / saving * 1000, 6))
 
 
-def break_even(path: PathCost, large: PathCost, *, drop: float = 0.0) -> int | None:
-    """Return after how many requests `path` has cost less than the large path, whose price falls by `drop`, or None."""
+def break_even(path: PathCost, large: PathCost) -> int | None:
+    """Return after how many requests `path` has cost less than the large path; None if it never does."""
     ahead_usd = max(0.0, path.training_usd - large.training_usd)
-    return break_even_requests(ahead_usd, path.after_drop(drop), large.after_drop(drop))
+    return break_even_requests(ahead_usd, path.cost_usd_per_1k, large.cost_usd_per_1k)
 
 
 def large_part_usd_per_1k(routed: Evaluation, large: Evaluation) -> float:

@@ -173,12 +173,9 @@ def _confidence(data: ReportData, focus: Evaluation) -> dict[str, Any]:
 def money(data: ReportData, paths: tuple[economics.PathCost, ...]) -> dict[str, Any]:
     """Return costs, break-even, training and learning curve, and what would change the verdict."""
     large = next((p for p in paths if p.candidate == "large"), None)
-    smaller = tuple(p for p in paths if p.candidate in (data.focus.candidate, "routed") and p is not large)
     return {
         "paths": paths,
         "large_path": large,
-        "smaller_paths": smaller,
-        "drops": economics.PRICE_DROPS,
         "learning_plot": learning_chart(data.learning_curve) if data.learning_curve else None,
         "outlook": sentences.outlook(data, paths),
     }

@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 from smallfirst.data.quality.leaks import min_clean_rows
 from smallfirst.evaluation.learning_curve import forecast
-from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.limits import stays_small
 from smallfirst.pricing.money import format_usd
 from smallfirst.project.candidate_registry import CANDIDATES, FINE_TUNED, all_candidates
 from smallfirst.report.candidates import difference
@@ -43,33 +41,9 @@ def headline(data: ReportData) -> Headline:
     return Headline(data.outcome.heading, capitalize_first(data.outcome.proof))
 
 
-def _cost_against_large(data: ReportData, evaluation: Evaluation) -> str:
-    cost, large = evaluation.cost_usd_per_1k, data.evaluation("large")
-    text = f"{format_usd(cost)} per 1,000 requests"
-    if large is None:
-        return text
-    large_cost = large.cost_usd_per_1k
-    if cost <= 0 or large_cost <= 0:
-        return f"{text} against {format_usd(large_cost)} on the large path"
-    ratio = large_cost / cost
-    if ratio >= 1.05:
-        times = f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}"
-        return f"{text} instead of {format_usd(large_cost)}: {times} times cheaper"
-    if cost / large_cost >= 1.05:
-        return f"{text}, more than the large path's {format_usd(large_cost)}"
-    return f"{text}, about what the large path costs ({format_usd(large_cost)})"
-
-
 def comparisons(data: ReportData) -> tuple[str, ...]:
-    """Say how what answers compares with the large model and with the other ways, and what the fine-tune loses to."""
-    return (*_against_large(data), *_alone(data), *_routing(data), *_losses(data))
-
-
-def _alone(data: ReportData) -> Iterator[str]:
-    alone = data.evaluation(data.recommended)
-    if alone is not None and alone.candidate != data.served:
-        name, cost = path_name(alone.candidate), format_usd(alone.cost_usd_per_1k)
-        yield f"Alone, “{name}” is right on {accurate(alone.accuracy)}, at {cost} per 1,000 requests."
+    """Say how what answers compares with the large model, and what the fine-tune loses to."""
+    return (*_against_large(data), *_losses(data))
 
 
 def _losses(data: ReportData) -> Iterator[str]:
@@ -95,24 +69,6 @@ def _against_large(data: ReportData) -> Iterator[str]:
     elif data.served != FINE_TUNED or gap.low > 0:  # else `_losses` says it
         more = "more" if gap.low > 0 else "less"
         yield f"“{name}” is right {more} often than the large model, by {absolute_points(gap)}."
-
-
-def _routing(data: ReportData) -> Iterator[str]:
-    routed, verdict = data.evaluation("routed"), data.verdict("routed")
-    certified = data.certificate is not None and data.certificate.issued
-    if routed is None or data.served == "routed" or not certified:
-        return
-    if routed.share("large"):
-        small = percent(1 - routed.share("large"))
-        where = f"Routed, {small} of requests stay small and the rest goes to the large model"
-    elif not all(stays_small(routed)):
-        small = percent(sum(stays_small(routed)) / max(1, len(routed.rows)))
-        where = f"Routed, {small} of requests stay small and the rest is left to a person or refused as out of scope"
-    else:
-        covered = percent(sum(row.certified for row in routed.rows) / max(1, len(routed.rows)))
-        where = f"Routed, every request stays small, {covered} of them covered by the certificate"
-    gate = "" if verdict is None or verdict.passed else " It does not meet the requirements."
-    yield f"{where}: right on {accurate(routed.accuracy)}, {_cost_against_large(data, routed)}.{gate}"
 
 
 def lighter_note(data: ReportData) -> Headline | None:
@@ -270,5 +226,5 @@ def _prices(data: ReportData, paths: tuple[PathCost, ...]) -> Iterator[str]:
         return
     yield (
         f"The saving is gone if the large model's price falls by {percent(drop)} "
-        f"(to {format_usd(large.after_drop(drop))} per 1,000 requests)."
+        f"(to {format_usd((1 - drop) * large.cost_usd_per_1k)} per 1,000 requests)."
     )

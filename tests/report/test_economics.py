@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from smallfirst.report.data import ReportData
 from smallfirst.report.economics import (
     PathCost,
-    break_even,
     break_even_requests,
     max_price_drop,
     path_costs,
@@ -43,24 +42,13 @@ def test_a_path_that_is_not_cheaper_never_pays_its_training_back(large_usd: floa
     assert break_even_requests(3.9, 0.05, large_usd) is None
 
 
-def test_a_price_drop_moves_the_large_part_of_the_routed_path_only() -> None:
-    small = path("small", 0.05, training=3.9)
-    # A quarter of the requests go large: 0.05 for drafts, 0.5 for the large model.
-    routed = path("routed", 0.55, large=0.5, training=3.9)
-    assert [one.after_drop(0.0) for one in (small, routed)] == pytest.approx([0.05, 0.55])
-    assert [one.after_drop(0.5) for one in (small, routed, LARGE)] == pytest.approx([0.05, 0.30, 1.0])
-    # At 90 % less large costs 0.20: small saves 0.15, routed costs 0.05 + 0.05 and saves 0.10.
-    assert [one.after_drop(0.9) for one in (small, routed)] == pytest.approx([0.05, 0.10])
-    assert [break_even(one, LARGE, drop=0.9) for one in (small, routed)] == [26_000, 39_000]
-
-
 def test_the_drop_that_ends_the_saving_is_where_both_paths_cost_the_same() -> None:
     routed = path("routed", 0.55, large=0.5)
     drop = max_price_drop(routed, LARGE)
     assert drop is not None
     # Own part 0.05; the large path's price not shared with it is 1.5: 1 - 0.05 / 1.5.
     assert drop == pytest.approx(1 - 0.05 / 1.5)
-    assert routed.after_drop(drop) == pytest.approx(LARGE.after_drop(drop))
+    assert 0.55 - drop * 0.5 == pytest.approx(2.0 * (1 - drop))
     assert max_price_drop(path("small", 2.5), LARGE) is None
 
 
