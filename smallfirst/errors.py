@@ -117,7 +117,6 @@ EXTRAS = {
     "huggingface_hub": "serve",
     "liger_kernel": "gpu",
     "llguidance": "serve",
-    "opentelemetry": "serve",
     "pandas": "databricks",
     "peft": "train",
     "prometheus_client": "serve",

@@ -1,1 +1,1 @@
-"""Money after go-live: the machines, used and needed, break-even and forecast, the monthly statement."""
+"""Money after go-live: the machines, used and needed, what was saved and when that pays, the monthly statement."""

@@ -1,29 +1,24 @@
-"""The report of a served task from its ledger: who answered, what it cost, what it saved, and what a month will."""
+"""The report of a served task from its ledger: who answered, what it cost and saved, and from when that pays."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from itertools import accumulate
 
 from pydantic import computed_field
 
-from smallfirst.billing.forecast import DAYS, Forecast, forecast
 from smallfirst.billing.machines import MachineCost, machine_costs
-from smallfirst.billing.saved import Amount, Saving, savings
-from smallfirst.billing.traffic import TaskPeriod, periods
+from smallfirst.billing.saved import Amount, Saving, is_small, savings
 from smallfirst.pricing.money import format_usd
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.records import Record
-from smallfirst.report.formats import accurate
+from smallfirst.report.economics import HOURS_PER_MONTH, break_even_requests
 from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.ledger.sums import Sums
 
-HISTORY = timedelta(days=56)
-"""How far back the forecast looks: eight weeks."""
-MIN_DAYS = 8
-"""Whole days from which days are the units of its ranges; hours before."""
 IDLE = "machine time that no answer carries"
 """Kind of cost; negative if the machines worked more than `prices` state."""
 
@@ -51,7 +46,7 @@ class ModelLine(Record):
 
 
 class LiveReport(Record):
-    """What a task did and cost in a time, and what a month of it will."""
+    """What a task did, cost and saved in a time."""
 
     task: str
     since: datetime
@@ -66,8 +61,6 @@ class LiveReport(Record):
     saving: Saving | None
     """None without an answer."""
     machines: tuple[MachineCost, ...]
-    forecast: Forecast | None
-    """None while nobody knows what the large model bills."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -82,6 +75,29 @@ class LiveReport(Record):
         if self.saving is None or self.saving.saved_usd is None:
             return None
         return self.saving.saved_usd.times(1, less=self.costs[IDLE])
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def month_rent_usd(self) -> float:
+        """USD that this task's part of the machines costs in a month without a pause; 0 where none was up."""
+        return math.fsum(one.usd_per_hour * HOURS_PER_MONTH * one.part for one in self.machines if one.up_s)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def pays_from(self) -> int | None:
+        """Requests like these a month that earn that rent; None: no number does, or nobody knows."""
+        if self.saved_usd is None or not self._n:
+            return None
+        rent_usd = math.fsum(one.rent_usd for one in self.machines if one.up_s)
+        return break_even_requests(self.month_rent_usd, 0.0, 1000 * (self.saved_usd.usd + rent_usd) / self._n)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def paid_back_after(self) -> int | None:
+        """Requests like these after which the saving has paid what was spent once; None as for `pays_from`."""
+        if self.saved_usd is None or not self._n:
+            return None
+        return break_even_requests(math.fsum(self.once.values()), 0.0, 1000 * self.saved_usd.usd / self._n)
 
     @property
     def facts(self) -> tuple[tuple[str, str], ...]:
@@ -110,20 +126,45 @@ class LiveReport(Record):
             yield f"machine {one.machine}".strip(), one.in_words
         for kind, usd in self.once.items():
             yield f"spent once: {kind}", format_usd(usd)
-        if self.forecast and (v := self.forecast.requests):
-            share = self.forecast.share_small
-            yield (
-                "next 30 days",
-                f"{v.value:,.0f} requests ({v.low:,.0f} to {v.high:,.0f}), {accurate(share)} of them small",
-            )
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def verdict(self) -> str:
         """Whether the small model pays, in plain words."""
-        if self.forecast is None:
+        if self.saving is None or (saved := self.saved_usd) is None:
             return "Nothing can be said of a saving: nobody knows what the large model costs here."
-        return self.forecast.verdict
+        return " ".join(filter(None, (_paid(saved), self._break_even, self._paid_back, self._rough)))
+
+    @property
+    def _break_even(self) -> str:
+        if not self.month_rent_usd:
+            return ""
+        rent = f"A month of its machines ({format_usd(self.month_rent_usd)})"
+        if self.pays_from is None:
+            return f"{rent} is earned at no number of requests."
+        return f"{rent} is earned from {self.pays_from:,} requests on; this time had {self._n:,}."
+
+    @property
+    def _paid_back(self) -> str:
+        if not (once := math.fsum(self.once.values())):
+            return ""
+        spent = f"What was spent once ({format_usd(once)})"
+        if self.paid_back_after is None:
+            return f"{spent} is never paid back by requests like these."
+        return f"{spent} is paid back after {self.paid_back_after:,} requests."
+
+    @property
+    def _rough(self) -> str:
+        if self.saving is None or self.saving.basis == "audits":
+            return ""
+        return (
+            f"The large model's price is {self.saving.basis_in_words}; audits of live answers measure it "
+            "(routing.monitor.audit_share)."
+        )
+
+    @property
+    def _n(self) -> int:
+        return self.saving.n_small + self.saving.n_large if self.saving else 0
 
 
 def live_report(
@@ -150,11 +191,10 @@ def live_report(
         until=until,
         outcomes={how: n for how, n in outcomes.items() if n},
         models=_models(ledger, task, since, until),
-        costs=_costs(TaskPeriod.of(rows), machines),
+        costs=_costs(rows, machines),
         once=once,
-        saving=_saving(ledger, task, since, until, known),
+        saving=next(iter(savings(ledger, since, until, evaluated=known, task=task)), None),
         machines=machines,
-        forecast=_forecast(ledger, task, prices, until, known, math.fsum(once.values())),
     )
 
 
@@ -183,40 +223,29 @@ def _models(ledger: Ledger, task: str, since: datetime, until: datetime) -> tupl
     return tuple(sorted(lines, key=lambda line: -line.n))
 
 
-def _costs(whole: TaskPeriod, machines: Iterable[MachineCost]) -> dict[str, float]:
+def _costs(rows: Sequence[Sums], machines: Sequence[MachineCost]) -> dict[str, float]:
+    answered = [row for row in rows if (row.kind, row.outcome) == ("answer", "answered")]
+    small = [row for row in answered if is_small(row.stage)]
+    large = [row for row in answered if row.stage == "large"]
+    other = [row for row in rows if row.kind == "answer" and row not in (*small, *large)]
+    drafts_usd = math.fsum(row.draft_usd for row in large)
     return {
-        "answers that stayed small": whole.small_usd,
-        "answers of the large model": whole.large_usd - whole.draft_usd,
-        "drafts that were discarded": whole.draft_usd,
-        "audits": whole.audit_usd,
-        "requests without an answer": whole.other_usd,
+        "answers that stayed small": math.fsum(row.cost_usd for row in small),
+        "answers of the large model": math.fsum(row.cost_usd for row in large) - drafts_usd,
+        "drafts that were discarded": drafts_usd,
+        "audits": math.fsum(row.cost_usd for row in rows if row.kind == "audit"),
+        "requests without an answer": math.fsum(row.cost_usd for row in other),
         IDLE: math.fsum(one.uncharged_usd for one in machines),
     }
 
 
-def _saving(
-    ledger: Ledger, task: str, since: datetime, until: datetime, evaluated: Mapping[str, Amount]
-) -> Saving | None:
-    return next(iter(savings(ledger, since, until, evaluated=evaluated, task=task)), None)
-
-
-def _forecast(
-    ledger: Ledger, task: str, prices: PriceBook, until: datetime, evaluated: Mapping[str, Amount], once_usd: float
-) -> Forecast | None:
-    since = until - HISTORY
-    saving = _saving(ledger, task, since, until, evaluated)
-    if saving is None or saving.large_usd is None:
-        return None
-    days = periods(ledger, task, since, until.replace(hour=0, minute=0, second=0, microsecond=0))
-    whole = days[1:] if days and days[0].period > since.date().isoformat() else days  # the first day began with it
-    units = whole if len(whole) >= MIN_DAYS else periods(ledger, task, since, until, every="hour")
-    machines = machine_costs(ledger, prices, since, until, task=task)
-    return forecast(
-        whole,
-        units,
-        saving.large_usd,
-        basis=saving.basis,
-        rent_usd=sum(one.usd_per_hour * 24 * DAYS * one.part for one in machines if one.up_s),
-        utilisation=max((one.utilisation or 0.0 for one in machines), default=0.0),
-        once_usd=once_usd,
-    )
+def _paid(saved: Amount) -> str:
+    """Return whether the small model paid, in plain words; `saved` has the machines' rent paid."""
+    if saved.low_usd is None or saved.high_usd is None:
+        return f"Not decided: {saved} saved by the figures so far, which are too few for a range."
+    if saved.low_usd > 0:
+        return f"The small model pays: it saved {saved}."
+    if saved.high_usd < 0:
+        more = Amount(usd=-saved.usd, low_usd=-saved.high_usd, high_usd=-saved.low_usd, n=saved.n)
+        return f"Keep the API: with the small model this time cost more, by {more}."
+    return f"Not decided: it saved {saved}, which can be a loss or a saving."

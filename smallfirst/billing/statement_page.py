@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from smallfirst.billing.saved import is_small
-from smallfirst.report.charts.axes import Axis, Label, Scale, chart, large_frame, line, stack_labels, value_scale
+from smallfirst.report.axes import Axis, Label, Scale, chart, large_frame, line, place_labels, value_scale
 from smallfirst.report.formats import usd_tick
 from smallfirst.report.page import render_page
 
@@ -45,7 +45,7 @@ def money_chart(statement: Statement) -> Markup | None:
     return chart(
         "money",
         frame,
-        [*body, stack_labels(labels, frame)],
+        [*body, place_labels(labels, frame)],
         x=Axis(f"day of {statement.month}", lambda day: f"{day:g}"),
         y=Axis("USD a day", usd_tick),
         title="Money by day",

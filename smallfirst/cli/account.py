@@ -275,6 +275,3 @@ def _live_in_words(report: LiveReport) -> Iterator[str]:
     yield ""
     yield from format_table(report.facts)
     yield f"\n{report.verdict}"
-    if report.forecast and (changes := report.forecast.sensitivity):
-        yield "\nA month would save, if one thing were different:"
-        yield from format_table([(f"  {what}", format_usd(usd)) for what, usd in changes.items()])

@@ -140,7 +140,8 @@ def calibrate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
 def report(task_yaml: Path, run_name: str | None, live: str | None, html: Path | None, as_json: bool) -> None:
     """Write the report as one HTML file; --live: costs and savings.
 
-    The live report has who answered, what it cost on machines as they were used, what it saved, and a forecast.
+    The live report has who answered, what it cost on machines as they were used, what it saved, and from
+    how many requests on that pays.
     """
     if live is not None:
         from smallfirst.cli.account import show_live

@@ -48,7 +48,6 @@ FINE_TUNING = "openai_finetuning"
 @LEDGER
 @KEYS
 @click.option("--follow-s", default=5.0, show_default=True, help="Look the registry's aliases up so often; 0: never.")
-@click.option("--trace", is_flag=True, help="Write traces of answers to MLflow.")
 @click.option(
     "--explain", "only_explain", is_flag=True, help="Say which engine answers for each model and why, and end."
 )
@@ -112,7 +111,7 @@ def _set_up(
 
     enabled = {*options.pop("plugin_names"), *([FINE_TUNING] if fine_tuning else [])}
     plugin_options = [*options.pop("plugin_options"), *((FINE_TUNING, "base", base) for base in bases)]
-    live = {name: options.pop(name) for name in ("replay_large", "follow_s", "trace")}
+    live = {name: options.pop(name) for name in ("replay_large", "follow_s")}
     names = {"keep_days": "keep_bodies_days", "keep_rows_days": "keep_rows_days", "rows_to": "export_to"}
     kept = {name: options.pop(option) for option, name in names.items()}
     settings = parse_record(ServeSettings, options, where="options")
@@ -146,11 +145,11 @@ def _assemble(
     plugins: list[Plugin] = []
     tasks: tuple[Any, ...] = ({},)
     if files:
-        from smallfirst.deployment.service import deploy, trace_plugin
+        from smallfirst.deployment.service import deploy
 
         poll_s, bodies = live["follow_s"] or None, settings.store_bodies
         deployed = deploy(files, ledger, live=not live["replay_large"], store_bodies=bodies, poll_interval_s=poll_s)
-        plugins += [deployed, *([trace_plugin(files, store_bodies=bodies)] if live["trace"] else [])]
+        plugins.append(deployed)
         models = deployed.models
         tasks = (deployed.by_task, deployed.measured, deployed.prices, deployed.evaluated)
     named = _registered(references)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from urllib.parse import urlsplit
 
 from smallfirst.billing.saved import Amount, evaluated_costs
 from smallfirst.deployment.audited_router import AuditedRouter
@@ -21,12 +20,10 @@ from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import TaskFile
-from smallfirst.registry.traces import TraceStore
 from smallfirst.routing.auto import AutoRouter, TaskSelector
 from smallfirst.routing.ood.detector import PROFILE_FILE
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.plugins import Plugin
-from smallfirst.serving.tracing import EXPERIMENT, TracePlugin
 
 _log = logging.getLogger("smallfirst.serving")
 
@@ -63,13 +60,6 @@ def deploy(
     if poll_interval_s:
         deployed.watcher.start()
     return deployed
-
-
-def trace_plugin(files: Sequence[TaskFile], *, store_bodies: bool = False, share: float = 1.0) -> TracePlugin:
-    """Return the plugin that writes traces of answers to MLflow; hosted models have their host as provider."""
-    endpoints = [file.large.endpoint for file in files if file.large and file.large.endpoint]
-    providers = {endpoint.model: urlsplit(endpoint.base_url).hostname or "" for endpoint in endpoints}
-    return TracePlugin(TraceStore(EXPERIMENT).write, store_bodies=store_bodies, share=share, providers=providers)
 
 
 class DeployedTasks(Plugin):

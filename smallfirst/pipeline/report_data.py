@@ -9,16 +9,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import smallfirst
-from smallfirst.errors import PriceUnknown
 from smallfirst.evaluation.learning_curve import LearningCurve
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.outcome import Outcome
-from smallfirst.models.recorded.replay import read_recording
 from smallfirst.pipeline.diagnostics import Diagnostics, diagnose
 from smallfirst.pipeline.learning_curve import LEARNING
 from smallfirst.pipeline.plans.worth import no_finalists
 from smallfirst.pipeline.summary import OPEN_ENDED
-from smallfirst.pricing.tokens import tokens_of
 from smallfirst.project.candidate_registry import promotable_names
 from smallfirst.project.project import Project, shown_as
 from smallfirst.project.rows import Rows
@@ -36,16 +33,12 @@ from smallfirst.project.task_file import TaskFile
 from smallfirst.registry import runs
 from smallfirst.report.data import (
     LeakEffect,
-    ListPrice,
     OpenEndedRouting,
     ReportData,
     TrainingSummary,
 )
 from smallfirst.report.formats import capitalize_first
 from smallfirst.routing.certificate.certificate import Certificate
-
-HOSTED = ("gpt-4o", "gpt-4o-mini", "claude-sonnet-4-5")
-"""Hosted models whose list prices the report applies to the large path's tokens."""
 
 
 @shown_as("looking for leaks and label errors")
@@ -67,7 +60,6 @@ def report_data(project: Project, run_folder: RunFolder, doubts: Diagnostics) ->
     evaluations = run_folder.evaluations("test")
     verdicts, live = run_folder.find(GateVerdicts, VERDICTS), run_folder.find(Promotion, PROMOTED)
     curve = run_folder.find(LearningCurve, LEARNING)
-    prompt_tokens, completion_tokens = _large_tokens(file)
     return ReportData(
         title=f"{file.name}: small model or large?",
         task=file.name,
@@ -86,9 +78,6 @@ def report_data(project: Project, run_folder: RunFolder, doubts: Diagnostics) ->
         training=_training(file, run_folder),
         machine=file.prices.machine,
         requests_per_month=file.requests_per_month,
-        list_prices=_list_prices(file) if prompt_tokens else (),
-        large_prompt_tokens=prompt_tokens,
-        large_completion_tokens=completion_tokens,
         open_ended=run_folder.find(OpenEndedRouting, OPEN_ENDED),
         learning_curve=curve.points if curve else (),
         suspects=doubts.suspects,
@@ -114,35 +103,12 @@ def _training(file: TaskFile, run_folder: RunFolder) -> TrainingSummary | None:
 
     run = Run.load(run_folder.path / "run.json")
     return TrainingSummary(
-        **{name: getattr(run, name) for name in ("base", "seconds", "tokens_per_s", "loss_curve", "validation_curve")},
+        **{name: getattr(run, name) for name in ("base", "seconds", "tokens_per_s")},
         method=run.config.method,
         epochs=run.validation_curve[-1][0],
         train_rows=run.n_train,
         cost_usd=file.prices.machine.usd_per_hour * run.seconds / 3600,
     )
-
-
-def _large_tokens(file: TaskFile) -> tuple[float, float]:
-    """Mean tokens read and written for one request on the large path; zeros if not recorded in a file."""
-    if file.large is None or file.large.recorded is None:
-        return 0.0, 0.0
-    path = file.path(file.large.recorded)
-    if not path.exists():
-        return 0.0, 0.0
-    _, answers = read_recording(path)
-    n = max(1, len(answers))
-    return sum(a.prompt_tokens for a in answers) / n, sum(a.completion_tokens for a in answers) / n
-
-
-def _list_prices(file: TaskFile) -> tuple[ListPrice, ...]:
-    prices = []
-    for model in HOSTED:
-        try:
-            rates = file.prices.charge(model, tokens_of(1000, 1000)).rates  # of a prompt of usual length
-            prices.append(ListPrice(model, rates["input"], rates["output"]))
-        except PriceUnknown:
-            continue  # the price catalogue is optional; an unknown price is left out, never guessed
-    return tuple(prices)
 
 
 def _notes(rows: Rows, run_folder: RunFolder, verdicts: GateVerdicts | None) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from smallfirst.errors import SmallfirstError
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
 from smallfirst.paths import tracking_uri
 from smallfirst.registry.runs import TrackedRun, client, open_run, shorten, store_errors
-from smallfirst.registry.traces import COST, INPUTS, MODEL, OUTPUTS, TraceSpan, to_mlflow_span
+from smallfirst.registry.traces import COST, INPUTS, MODEL, OUTPUTS, finished_span
 from smallfirst.stats.intervals import Estimate
 
 if TYPE_CHECKING:
@@ -147,18 +146,7 @@ def _span(row: EvaluatedRow, evaluation: Evaluation, start_ns: int) -> Span:
         "certified": row.certified,
         "confidence": row.confidence,
     }
-    return to_mlflow_span(
-        TraceSpan(
-            name=evaluation.candidate,
-            kind="CHAIN",
-            trace_id=uuid.uuid4().int,
-            span_id=uuid.uuid4().int >> 64,
-            parent_id=None,
-            start_ns=start_ns,
-            end_ns=start_ns + round(row.latency_ms * 1e6),
-            attributes=attributes,
-        )
-    )
+    return finished_span(evaluation.candidate, start_ns, start_ns + round(row.latency_ms * 1e6), attributes)
 
 
 def _trace(row: EvaluatedRow, span: Span, experiment_id: str, run_id: str) -> TraceInfo:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import pydantic
 
@@ -33,18 +33,6 @@ class TrainingSummary(Record):
     tokens_per_s: float
     train_rows: int
     cost_usd: float
-    loss_curve: tuple[tuple[int, float], ...] = ()
-    """(step, training loss)."""
-    validation_curve: tuple[tuple[float, float], ...] = ()
-    """(epoch, mean score on selection rows; accuracy where answers are just right or wrong)."""
-
-
-class ListPrice(NamedTuple):
-    """Published price of a hosted model."""
-
-    model: str
-    input_usd_per_mtok: float
-    output_usd_per_mtok: float
 
 
 class OpenEndedRouting(Record):
@@ -116,11 +104,6 @@ class ReportData(Record):
     training: TrainingSummary | None = None
     machine: MachinePrice = MachinePrice()
     requests_per_month: int = 1_000_000
-    list_prices: tuple[ListPrice, ...] = ()
-    large_prompt_tokens: float = 0.0
-    """Mean prompt tokens of one request on the large path."""
-    large_completion_tokens: float = 0.0
-    """Mean completion tokens of one request on the large path."""
     open_ended: OpenEndedRouting | None = None
     learning_curve: tuple[LearningPoint, ...] = ()
     suspects: tuple[Suspect, ...] = ()

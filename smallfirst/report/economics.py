@@ -1,4 +1,4 @@
-"""Costs of the paths: per 1,000 requests, when training is paid back (None: never), and the effect of a price drop."""
+"""Costs of the paths: per 1,000 requests, when training is paid back, and the price drop that ends a saving."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ import math
 from collections.abc import Sequence
 
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.pricing.machine import MachinePrice
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.records import Record
-from smallfirst.report.data import ListPrice
 
 HOURS_PER_MONTH = 730.0
-PRICE_DROPS = (0.0, 0.5, 0.8, 0.9)
-"""Falls of the large model's price that are shown."""
 
 
 class PathCost(Record):
@@ -26,26 +22,8 @@ class PathCost(Record):
     training_usd: float
     """Paid once before the first request."""
 
-    def after_drop(self, drop: float) -> float:
-        """Return USD for 1,000 requests when the large model's price falls by `drop`, in [0, 1]."""
-        return self.cost_usd_per_1k - drop * self.large_part_usd_per_1k
-
     def monthly_usd(self, requests: int) -> float:
         return self.cost_usd_per_1k * requests / 1000
-
-    def total_usd(self, requests: float, *, drop: float = 0.0) -> float:
-        """Return USD from the start, training included, for `requests` in all."""
-        return self.training_usd + self.after_drop(drop) * requests / 1000
-
-
-class DedicatedMachine(Record):
-    """Costs if the task has a machine of its own that is never switched off."""
-
-    usd_per_month: float
-    break_even_per_month: int | None
-    """Requests a month from which it is cheaper than the large path; None = never."""
-    capacity_per_month: int | None
-    """Requests it can answer in a month; None if its rate was not measured."""
 
 
 def break_even_requests(training_usd: float, path_usd_per_1k: float, large_usd_per_1k: float) -> int | None:
@@ -57,16 +35,10 @@ def break_even_requests(training_usd: float, path_usd_per_1k: float, large_usd_p
     return math.ceil(round(training_usd / saving * 1000, 6))
 
 
-def break_even(path: PathCost, large: PathCost, *, drop: float = 0.0) -> int | None:
-    """Return after how many requests `path` has cost less than the large path, whose price falls by `drop`, or None."""
+def break_even(path: PathCost, large: PathCost) -> int | None:
+    """Return after how many requests `path` has cost less than the large path; None if it never does."""
     ahead_usd = max(0.0, path.training_usd - large.training_usd)
-    return break_even_requests(ahead_usd, path.after_drop(drop), large.after_drop(drop))
-
-
-def list_cost_usd_per_1k(price: ListPrice, *, prompt_tokens: float, completion_tokens: float) -> float:
-    """Return USD for 1,000 requests of this many tokens at a list price."""
-    tokens_usd = prompt_tokens * price.input_usd_per_mtok + completion_tokens * price.output_usd_per_mtok
-    return tokens_usd / 1000
+    return break_even_requests(ahead_usd, path.cost_usd_per_1k, large.cost_usd_per_1k)
 
 
 def large_part_usd_per_1k(routed: Evaluation, large: Evaluation) -> float:
@@ -113,15 +85,3 @@ def max_price_drop(path: PathCost, large: PathCost) -> float | None:
     own = path.cost_usd_per_1k - path.large_part_usd_per_1k
     shared = large.cost_usd_per_1k - path.large_part_usd_per_1k
     return 1.0 - own / shared
-
-
-def dedicated_machine(
-    machine: MachinePrice, path: PathCost, large: PathCost, *, requests_per_s: float | None
-) -> DedicatedMachine:
-    """Return the costs on a machine whose rent is paid whether or not requests come."""
-    rent = machine.usd_per_hour * HOURS_PER_MONTH
-    capacity = None if requests_per_s is None else round(requests_per_s * HOURS_PER_MONTH * 3600)
-    needed = break_even_requests(rent, path.large_part_usd_per_1k, large.cost_usd_per_1k)
-    if needed is not None and capacity is not None and needed > capacity:
-        needed = None
-    return DedicatedMachine(usd_per_month=rent, break_even_per_month=needed, capacity_per_month=capacity)

@@ -122,15 +122,11 @@ def path_name(candidate: str) -> str:
     return CANDIDATES.get(candidate).title if candidate in CANDIDATES.names() else _NAMES.get(candidate, candidate)
 
 
-def path_role(candidate: str) -> str:
-    """Return what a candidate is, as a noun phrase; empty if it is unknown."""
-    return CANDIDATES.get(candidate).role if candidate in CANDIDATES.names() else ""
-
-
 def path_explanation(candidate: str) -> str:
     """Return what a path does, in a line for readers who know no models; empty if it is unknown."""
     if candidate in CANDIDATES.names():
-        return CANDIDATES.get(candidate).explanation or path_role(candidate)
+        found = CANDIDATES.get(candidate)
+        return found.explanation or found.role
     return _EXPLANATIONS.get(candidate, "")
 
 
@@ -145,3 +141,9 @@ def breakable(name: str) -> Markup:
     for sign in ("_", ".", "]"):
         words = words.replace(sign, Markup(f"{sign}<wbr>"))
     return words
+
+
+def question_and_context(text: str) -> tuple[str, str]:
+    """Split a text into the question, which is last after a blank line, and its context."""
+    context, _, question = text.strip().rpartition("\n\n")
+    return question.strip(), context.strip()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from smallfirst.stats.intervals import Estimate, wilson
 NO_ANSWER = "(no answer)"
 OTHER_ANSWER = "(none of these)"
 MAX_CONFUSION_LABELS = 12
+MIN_FOR_P99 = 100
 
 
 class ConfusedPair(Record):
@@ -75,6 +75,28 @@ class Reliability(Record):
     n_without: int = 0
 
 
+class Latency(Record):
+    """Latency of one path, one request at a time."""
+
+    evaluation: Evaluation
+    p99_ms: float | None
+    """99th percentile; None with fewer than 100 requests."""
+    source: str
+
+
+def latency_row(evaluation: Evaluation) -> Latency:
+    """Return the latency of one path; under load it includes waiting, so only a request's own time has a 99th."""
+    samples, source = evaluation.probes_ms, "requests asked one at a time"
+    if not samples and evaluation.requests_per_s is None:
+        samples = tuple(row.latency_ms for row in evaluation.rows if row.latency_ms > 0)
+        source = "requests as reported by the path"
+    return Latency(
+        evaluation=evaluation,
+        p99_ms=float(np.quantile(samples, 0.99)) if len(samples) >= MIN_FOR_P99 else None,
+        source=f"{len(samples):,} {source}" if samples else "a few requests asked one at a time",
+    )
+
+
 def confused_pairs(evaluation: Evaluation, *, limit: int) -> tuple[ConfusedPair, ...]:
     """Return the most frequent mistakes, both directions of a pair in one row."""
     n_gold = Counter(row.gold for row in evaluation.rows)
@@ -130,12 +152,6 @@ def reliability(evaluation: Evaluation, *, n_bins: int = 10) -> Reliability | No
     if not known:
         return None
     confidences, correct = zip(*known, strict=True)
-    found = reliability_of(confidences, correct, n_bins=n_bins)
-    return found.model_copy(update={"n_without": len(evaluation.rows) - len(known)})
-
-
-def reliability_of(confidences: Sequence[float], correct: Sequence[bool], *, n_bins: int) -> Reliability:
-    """Compare at least one confidence with its outcome."""
     confidence, outcome = np.array(confidences, dtype=float), np.array(correct, dtype=bool)
     bins, by_chance = [], 0.0
     for part in equal_count_bins(confidence, n_bins):
@@ -152,6 +168,7 @@ def reliability_of(confidences: Sequence[float], correct: Sequence[bool], *, n_b
         brier=brier_score(confidences, correct),
         auroc=auroc(confidences, correct),
         n=len(confidence),
+        n_without=len(evaluation.rows) - len(known),
     )
 
 

@@ -16,8 +16,7 @@ import jinja2
 
 from smallfirst.files import write_atomically
 from smallfirst.pricing.money import format_usd
-from smallfirst.report import economics, excerpts, formats, json_differences, sections
-from smallfirst.report.charts import confidence
+from smallfirst.report import economics, formats, json_differences, sections
 from smallfirst.report.data import ReportData
 from smallfirst.routing.certificate.guarantee import describe_limit
 
@@ -36,12 +35,10 @@ FILTERS = (
     describe_limit,
 )
 FUNCTIONS = (
-    confidence.interval_bar,
-    confidence.reliability_sparkline,
     json_differences.differences_between,
     json_differences.differing_fields,
     json_differences.compare_fields,
-    excerpts.question_and_context,
+    formats.question_and_context,
     formats.path_explanation,
     economics.break_even,
 )
@@ -62,7 +59,6 @@ def render(data: ReportData) -> str:
         data=data,
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        excerpt=excerpts.Excerpts(),
         **sections.first_screen(data, paths),
         **sections.evidence(data),
         **sections.money(data, paths),

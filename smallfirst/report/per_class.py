@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
 from smallfirst.records import Record
 from smallfirst.report.json_differences import differing_fields, is_within
-from smallfirst.report.measures import Reliability, reliability_of, surest_errors
+from smallfirst.report.measures import surest_errors
 from smallfirst.stats.intervals import Estimate
 from smallfirst.tasks.task import PartCounts
 
 N_ERRORS = 3
 """Errors shown for each label or field."""
-N_FIELD_BINS = 5
 
 
 class PartRow(Record):
@@ -41,38 +40,11 @@ class PartRow(Record):
         return max(0, self.part.n_gold - self.part.n_right - self.part.n_missing)
 
 
-class FieldReliability(Record):
-    """Calibration of a field's confidence."""
-
-    path: str
-    reliability: Reliability
-    mean_confidence: float
-
-
 def part_rows(evaluation: Evaluation, *, fields: bool) -> tuple[PartRow, ...]:
     """Return one row for each label or field, worst F1 first; those that never occur come last."""
     errors = _field_errors(evaluation) if fields else _label_errors(evaluation)
     rows = [PartRow(part=part, errors=tuple(errors.get(part.name, ())[:N_ERRORS])) for part in evaluation.parts]
     return tuple(sorted(rows, key=_worst_first))
-
-
-def field_reliability(evaluation: Evaluation) -> tuple[FieldReliability, ...]:
-    """Return the reliability of each field's confidence, largest calibration error first."""
-    confidences: dict[str, list[float]] = defaultdict(list)
-    correct: dict[str, list[bool]] = defaultdict(list)
-    for row in evaluation.rows:
-        for path, confidence in row.field_confidence.items():
-            confidences[path].append(confidence)
-            correct[path].append(not differing_fields(row, path))
-    found = [
-        FieldReliability(
-            path=path,
-            reliability=reliability_of(values, correct[path], n_bins=N_FIELD_BINS),
-            mean_confidence=sum(values) / len(values),
-        )
-        for path, values in confidences.items()
-    ]
-    return tuple(sorted(found, key=lambda f: (-f.reliability.ece, f.path)))
 
 
 def _worst_first(row: PartRow) -> tuple[bool, float, float, int, str]:

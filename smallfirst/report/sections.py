@@ -8,16 +8,18 @@ from typing import Any, NamedTuple
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.pricing.money import format_usd
 from smallfirst.project.candidate_registry import FINE_TUNED
-from smallfirst.report import economics, measures
+from smallfirst.report import economics, measures, sentences
 from smallfirst.report.candidates import candidate_table
-from smallfirst.report.charts import confidence, training
-from smallfirst.report.charts.latency import latency_chart, latency_row
-from smallfirst.report.charts.tradeoffs import quality_cost_chart, quality_frame, spending_chart
+from smallfirst.report.charts import (
+    learning_chart,
+    quality_cost_chart,
+    quality_frame,
+    reliability_chart,
+    risk_coverage_chart,
+)
 from smallfirst.report.data import ReportData
 from smallfirst.report.formats import percent
-from smallfirst.report.per_class import field_reliability, part_rows
-from smallfirst.report.text import advice, verdict
-from smallfirst.report.text.outlook import outlook
+from smallfirst.report.per_class import part_rows
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.summary import ThresholdPoint
 
@@ -52,11 +54,11 @@ def first_screen(data: ReportData, paths: tuple[economics.PathCost, ...]) -> dic
     opened = [v for v in data.verdicts if v.candidate == data.focus.candidate] or list(data.verdicts[:1])
     cards = path_cards(data, paths)
     return {
-        "headline": verdict.headline(data),
-        "comparisons": verdict.comparisons(data),
-        "lighter_note": verdict.lighter_note(data),
-        "recommendations": advice.recommendations(data, paths),
-        "warnings": [*advice.warnings(data)],
+        "headline": sentences.headline(data),
+        "comparisons": sentences.comparisons(data),
+        "lighter_note": sentences.lighter_note(data),
+        "recommendations": sentences.recommendations(data, paths),
+        "warnings": [*sentences.warnings(data)],
         "cards": cards,
         "same_rows": len({card.evaluation.accuracy.n for card in cards}) == 1,
         "overview_plot": quality_cost_chart(
@@ -116,7 +118,6 @@ def _state(data: ReportData, name: str) -> tuple[bool | None, str]:
 def evidence(data: ReportData) -> dict[str, Any]:
     """Return the candidates, the routed curve, confidence, mistakes and what the data allow."""
     table = candidate_table(data)
-    latencies = tuple(map(latency_row, data.evaluations))
     focus = data.focus
     return {
         "table": table,
@@ -127,9 +128,8 @@ def evidence(data: ReportData) -> dict[str, Any]:
         **_confidence(data, focus),
         "suspects": data.suspects[:N_FIRST_SUSPECTS],
         "more_suspects": data.suspects[N_FIRST_SUSPECTS:MAX_SUSPECTS],
-        "leak_sentence": advice.leak_sentence(data),
-        "latency_rows": latencies,
-        "latency_plot": latency_chart(latencies),
+        "leak_sentence": sentences.leak_sentence(data),
+        "latency_rows": tuple(map(measures.latency_row, data.evaluations)),
     }
 
 
@@ -162,39 +162,21 @@ def _confidence(data: ReportData, focus: Evaluation) -> dict[str, Any]:
     max_error = certificate.guarantee.max_error if certificate else None
     return {
         "calibration": reliability,
-        "reliability_plot": confidence.reliability_chart(reliability, focus.candidate) if reliability else None,
-        "risk_plot": confidence.risk_coverage_chart(risks, focus.candidate, max_error=max_error, accepted=accepted)
+        "reliability_plot": reliability_chart(reliability, focus.candidate) if reliability else None,
+        "risk_plot": risk_coverage_chart(risks, focus.candidate, max_error=max_error, accepted=accepted)
         if risks
         else None,
-        "field_reliability": field_reliability(focus),
     }
 
 
 def money(data: ReportData, paths: tuple[economics.PathCost, ...]) -> dict[str, Any]:
     """Return costs, break-even, training and learning curve, and what would change the verdict."""
     large = next((p for p in paths if p.candidate == "large"), None)
-    smaller = tuple(p for p in paths if p.candidate in (data.focus.candidate, "routed") and p is not large)
-    tokens = {"prompt_tokens": data.large_prompt_tokens, "completion_tokens": data.large_completion_tokens}
-    listed = [(price, economics.list_cost_usd_per_1k(price, **tokens)) for price in data.list_prices]
-    dedicated = spending = None
-    if large is not None and smaller:
-        evaluation = data.evaluation(smaller[0].candidate)
-        rate = evaluation.requests_per_s if evaluation else None
-        dedicated = economics.dedicated_machine(data.machine, smaller[0], large, requests_per_s=rate)
-        spending = spending_chart(smaller, large, requests_per_month=data.requests_per_month)
-    run = data.training
     return {
         "paths": paths,
         "large_path": large,
-        "smaller_paths": smaller,
-        "drops": economics.PRICE_DROPS,
-        "spending_plot": spending,
-        "listed": sorted(listed, key=lambda item: item[1]),
-        "dedicated": dedicated,
-        "loss_plot": training.loss_chart(run) if run and run.loss_curve else None,
-        "validation_plot": training.validation_chart(run) if run and run.validation_curve else None,
-        "learning_plot": training.learning_chart(data.learning_curve) if data.learning_curve else None,
-        "outlook": outlook(data, paths),
+        "learning_plot": learning_chart(data.learning_curve) if data.learning_curve else None,
+        "outlook": sentences.outlook(data, paths),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any
 
@@ -166,7 +166,7 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:
     return bytes(body)
 
 
-async def body_chunks(receive: Receive, *, max_bytes: int, max_read_bytes: int) -> AsyncIterator[bytes]:
+async def body_chunks(receive: Receive, *, max_bytes: int, max_read_bytes: int) -> AsyncGenerator[bytes, None]:
     """Yield the body as it arrives. Raise ApiError 413 if it is larger than `max_bytes`, and ClientDisconnected.
 
     The rest of a body that is too large is read and dropped, up to `max_read_bytes`: a client that is still sending

@@ -28,7 +28,6 @@ from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.metrics import MEDIA_TYPE, Metrics
 from smallfirst.serving.openai.errors import ApiError, model_not_found
 from smallfirst.serving.openai.responses import model_entry
-from smallfirst.serving.openapi import openapi_document
 from smallfirst.serving.plugins import Plugin, PluginGroup, ServedModels, starlette_route
 from smallfirst.serving.readiness import Readiness
 from smallfirst.serving.request_lifecycle import AppContext, Handler, ModelEndpoint
@@ -191,12 +190,7 @@ def _monitoring_routes(context: AppContext) -> list[Route]:
         await context.plugins.refresh()
         return PlainTextResponse(context.metrics.render(), media_type=MEDIA_TYPE)
 
-    async def openapi(_: HttpRequest) -> JSONResponse:
-        names = await asyncio.to_thread(lambda: list(context.models))
-        return JSONResponse(openapi_document(__version__, names))
-
-    found = {"/ready": ready, "/metrics": metrics, "/openapi.json": openapi}
-    return [Route(path, answer, methods=["GET"]) for path, answer in found.items()]
+    return [Route("/ready", ready, methods=["GET"]), Route("/metrics", metrics, methods=["GET"])]
 
 
 def _check_names(models: Mapping[str, Model]) -> None:

@@ -11,10 +11,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from prometheus_client.registry import Collector
+from starlette.datastructures import FormData as FormData
+from starlette.datastructures import UploadFile as UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.middleware import Middleware
 from starlette.requests import Request as HttpRequest
 from starlette.responses import FileResponse as FileResponse
@@ -34,6 +37,9 @@ from smallfirst.serving.openai.errors import validation_error as validation_erro
 from smallfirst.serving.openai.json_limits import parse_json_object
 
 _log = logging.getLogger("smallfirst.serving")
+
+MAX_FIELDS, MAX_FIELD_BYTES = 8, 4096
+"""Of a form, beside its file."""
 
 
 class PluginRequest:
@@ -59,9 +65,24 @@ class PluginRequest:
         body = await read_body(self._request.scope, self._request.receive, max_bytes=max_bytes)
         return parse_json_object(body)
 
-    def chunks(self, *, max_bytes: int, max_read_bytes: int) -> AsyncIterator[bytes]:
-        """Yield the body as it arrives. Raise as `body_chunks` does."""
-        return body_chunks(self._request.receive, max_bytes=max_bytes, max_read_bytes=max_read_bytes)
+    async def form(self, *, max_bytes: int) -> FormData:
+        """Return a form with one file, which is on disk. Raise ApiError 400, 413 or 415, and ClientDisconnected.
+
+        A broken form is still read to its end, so that the client gets the reason. `FormData.close` removes the file.
+        """
+        if self.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
+            raise ApiError(415, "The body must be sent as Content-Type: multipart/form-data.")
+        if self.headers.get("content-encoding", "identity").lower() != "identity":
+            raise ApiError(415, "Compressed bodies are not accepted.")
+        chunks = body_chunks(self._request.receive, max_bytes=max_bytes, max_read_bytes=2 * max_bytes)
+        try:
+            return await MultiPartParser(
+                self._request.headers, chunks, max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
+            ).parse()
+        except MultiPartException as error:
+            async for _ in chunks:
+                pass
+            raise ApiError(400, f"The form cannot be read: {error.message}", code="invalid_form") from None
 
 
 PluginResponse = dict[str, Any] | Response

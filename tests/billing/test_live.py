@@ -71,28 +71,43 @@ def test_a_day_by_hand(ledger: Ledger) -> None:
     assert per_1k == "$5.83 with drafts, audits and all rent; by the large model $10.00"  # (0.06 + 0.01) / 12
 
 
-def test_the_forecast_looks_back_beyond_the_time_and_the_costs_are_the_sums(ledger: Ledger) -> None:
+def test_a_month_of_the_machines_is_earned_from_so_many_requests_on(ledger: Ledger) -> None:
     found = live_report(ledger, "t", PRICES, NOON - timedelta(days=30), NOON + timedelta(hours=1))
     rows = [one for one in ledger.sums(NOON - timedelta(days=30), task="t", by=("kind",)) if one.kind != "training"]
     assert found.cost_usd - found.costs[IDLE] == pytest.approx(sum(one.cost_usd for one in rows))
-    ahead = found.forecast
-    assert ahead is not None
-    assert ahead.n_days == 8
-    assert ahead.requests is not None
-    assert ahead.requests.value == 30 * 14
-    assert ahead.rent_usd == pytest.approx(0.36 * 720)
-    assert found.verdict.startswith("Keep the API: ")
     assert found.saving is not None
     assert found.saving.basis == "audits"
+    # By ten days: 120 small answers for which $0.01 was not billed; rent $0.60, audits $0.10.
+    saved_usd = 120 * 0.01 - 0.60 - 0.10
+    assert found.saved_usd is not None
+    assert found.saved_usd.usd == pytest.approx(saved_usd)
+    assert found.month_rent_usd == pytest.approx(0.36 * 730)
+    assert found.pays_from == math.ceil(0.36 * 730 / ((saved_usd + 0.60) / 140))
+    assert found.paid_back_after == 560  # $2.00 at $0.50 for 140 requests
+    assert found.verdict == (
+        "The small model pays: it saved $0.500 (95 %: $0.500 to $0.500). A month of its machines ($263) is earned "
+        "from 33,448 requests on; this time had 140. What was spent once ($2.00) is paid back after 560 requests."
+    )
+
+
+def test_dear_machines_keep_the_api(ledger: Ledger) -> None:
+    dear = PriceBook(machine=MachinePrice(usd_per_hour=0.72, utilisation=0.5))
+    found = live_report(ledger, "t", dear, NOON - timedelta(days=30), NOON + timedelta(hours=1))
+    assert found.verdict.startswith("Keep the API: with the small model this time cost more, by $0.100 ")
+    assert "is never paid back by requests like these" in found.verdict
     page = render_page("live.html", report=found)
     assert "Keep the API" in page
-    assert "0.36" in page
+    assert "0.72" in page
     assert "<script" not in page
+    rough = live_report(ledger, "t", PRICES, NOON - timedelta(hours=1), NOON + timedelta(hours=1)).verdict
+    assert rough.startswith("Not decided: $0.05")
+    assert "which are too few for a range" in rough
+    assert "The large model's price is the mean of 2 answers that the large model gave" in rough
 
 
 def test_a_task_without_traffic_has_a_report_without_figures(ledger: Ledger) -> None:
     found = live_report(ledger, "other", PRICES, NOON - timedelta(hours=1), NOON)
-    assert (found.models, found.forecast, found.saved_usd) == ((), None, None)
+    assert (found.models, found.pays_from, found.saved_usd) == ((), None, None)
     assert "nobody knows" in found.verdict
     assert "nobody knows" in render_page("live.html", report=found)
 

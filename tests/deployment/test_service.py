@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -98,11 +97,3 @@ def test_the_choice_of_the_task_is_billed_at_the_machine_price_of_the_first_task
     monkeypatch.setattr(service.TaskSelector, "load", lambda folders, *, price: given.append(price))
     assert served._create_auto() is not None
     assert [price.usd_per_hour for price in given] == [7.0]
-
-
-def test_a_hosted_model_is_traced_under_its_providers_name(tmp_path: Path) -> None:
-    endpoint = {"base_url": "https://api.example.com/v1", "model": "big"}
-    values = {"name": "desk", "data": {"train": Path("train.jsonl")}, "large": {"endpoint": endpoint}}
-    tracing = service.trace_plugin([parse_record(TaskFile, values, where="task.yaml"), task_file()])
-    assert tracing._spans.providers == {"big": "api.example.com"}
-    asyncio.run(tracing.aclose())

@@ -14,7 +14,6 @@ LISTS = [
     ("POST", "/v1/chat/completions", {"model": "nobody", "messages": HELLO}),
     ("POST", "/invocations", {"inputs": ["hello"]}),
     ("GET", "/v1/models/nobody", None),
-    ("GET", "/openapi.json", None),
     ("GET", "/v1/fine_tuning/jobs?limit=100", None),
     ("GET", "/v1/fine_tuning/jobs/ftjob-00000000000fffff", None),
     ("GET", "/v1/fine_tuning/jobs/ftjob-0000000000000001/events", None),

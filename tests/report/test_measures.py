@@ -8,7 +8,16 @@ import pytest
 
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
 from smallfirst.report.data import ReportData
-from smallfirst.report.measures import Grades, confused_pairs, confusion, grades, reliability, risks, surest_errors
+from smallfirst.report.measures import (
+    Grades,
+    confused_pairs,
+    confusion,
+    grades,
+    latency_row,
+    reliability,
+    risks,
+    surest_errors,
+)
 from smallfirst.stats.intervals import wilson
 
 
@@ -74,3 +83,13 @@ def test_a_model_without_confidence_has_no_curves(make_report: Callable[..., Rep
     large = make_report().evaluations[1]
     assert reliability(large) is None
     assert risks(large) == ()
+
+
+def test_latency_says_how_it_was_measured(make_report: Callable[..., ReportData]) -> None:
+    small, large, routed = make_report().evaluations
+    probed = latency_row(small.model_copy(update={"probes_ms": tuple(float(x) for x in range(1, 101))}))
+    assert probed.source == "100 requests asked one at a time"
+    assert probed.p99_ms == pytest.approx(99.01)
+    recorded, unknown = latency_row(large), latency_row(routed)
+    assert (recorded.source, recorded.p99_ms) == ("8 requests as reported by the path", None)
+    assert (unknown.source, unknown.p99_ms) == ("a few requests asked one at a time", None)

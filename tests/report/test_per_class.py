@@ -9,7 +9,7 @@ from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.report.data import ReportData
 from smallfirst.report.json_differences import differing_fields
-from smallfirst.report.per_class import field_reliability, part_rows
+from smallfirst.report.per_class import part_rows
 from smallfirst.stats.intervals import wilson
 from smallfirst.tasks.task import PartCounts
 
@@ -53,12 +53,3 @@ def test_a_part_that_never_occurs_has_no_recall_and_comes_last() -> None:
     )
     bad, none = part_rows(evaluation_of([], parts=parts), fields=False)
     assert (bad.part.name, none.recall, none.precision) == ("bad", None, None)
-
-
-def test_reliability_of_a_field_is_its_confidence_against_its_right_answers(samples: dict[str, ReportData]) -> None:
-    small = samples["extract"].evaluation("small")
-    assert small is not None
-    found = {field.path: field for field in field_reliability(small)}
-    right = sum(json.loads(r.gold)["nights"] == json.loads(r.answer or "{}").get("nights") for r in small.rows)
-    assert found["nights"].reliability.accuracy == wilson(right, len(small.rows))
-    assert found["nights"].reliability.n == 400

@@ -12,21 +12,26 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from smallfirst.errors import ConfigError, SmallfirstError
 from smallfirst.interfaces.openai_finetuning.pagination import page
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
 from smallfirst.paths import home
 from smallfirst.records import Record
-from smallfirst.serving.plugins import Admission, ApiError, FileResponse, PluginRequest, PluginResponse, PluginRoute
-
-if TYPE_CHECKING:
-    from smallfirst.interfaces.openai_finetuning.multipart import UploadForm
+from smallfirst.serving.plugins import (
+    Admission,
+    ApiError,
+    FileResponse,
+    FormData,
+    PluginRequest,
+    PluginResponse,
+    PluginRoute,
+    UploadFile,
+)
 
 PURPOSE = "fine-tune"
 MAX_PAGE_SIZE = 10_000
-_FIELDS = ("purpose",)
 
 
 class FilesApi:
@@ -83,15 +88,18 @@ class FilesApi:
         return {"id": file.id, "object": "file", "deleted": True}
 
     async def _receive(self, call: PluginRequest) -> StoredFile:
-        from smallfirst.interfaces.openai_finetuning.multipart import receive_form
+        form = await call.form(max_bytes=self._settings.max_upload_bytes)
+        try:
+            return await asyncio.to_thread(self._keep, call.caller, _checked_file(form))
+        except StorageFull as error:
+            raise ApiError(400, f"{error.args[0]}; {error.hint}.", code="storage_full") from None
+        finally:
+            await form.close()
 
-        with self._store.draft(call.caller) as (content, publish):
-            form = await receive_form(call, content, max_bytes=self._settings.max_upload_bytes)
-            _check(form)
-            try:
-                return await asyncio.to_thread(publish, form.filename)
-            except StorageFull as error:
-                raise ApiError(400, f"{error.args[0]}; {error.hint}.", code="storage_full") from None
+    def _keep(self, caller: str, upload: UploadFile) -> StoredFile:
+        with self._store.draft(caller) as (content, publish):
+            shutil.copyfileobj(upload.file, content)
+            return publish(upload.filename or "")
 
     def _find(self, call: PluginRequest) -> StoredFile:
         id = call.path_params["file_id"]
@@ -116,18 +124,22 @@ def file_object(file: StoredFile) -> dict[str, Any]:
     }
 
 
-def _check(form: UploadForm) -> None:
-    for name in form.fields:
+def _checked_file(form: FormData) -> UploadFile:
+    """Return the form's file. Raise ApiError 400 if it is missing or empty, or a field says what is not done here."""
+    for name in form:
         if name.startswith("expires_after"):
             raise ApiError(400, "expires_after is not supported: files are kept until deleted.", param="expires_after")
-        if name not in _FIELDS:
+        if name not in ("file", "purpose"):
             raise ApiError(400, f'Unknown parameter: "{name[:64]}".', param=name[:64], code="unknown_parameter")
-    purpose = form.fields.get("purpose")
+    purpose, file = form.get("purpose"), form.get("file")
+    if not isinstance(file, UploadFile):
+        raise ApiError(400, 'The form has no whole file; send it as "file".', param="file")
     if purpose != PURPOSE:
-        shown = f'"{purpose[:64]}"' if purpose else "missing"
+        shown = f'"{purpose[:64]}"' if isinstance(purpose, str) and purpose else "missing"
         raise ApiError(400, f'purpose is {shown}; files here are for "{PURPOSE}".', param="purpose")
-    if not form.n_bytes:
+    if not file.size:
         raise ApiError(400, "The file is empty.", param="file")
+    return file
 
 
 FILE_ID = re.compile(r"file-[0-9a-f]{24}")

@@ -80,9 +80,8 @@ def _try(project: Project, run_folder: RunFolder, candidate: str, level: Confide
 
 def _check_promise(certificate: Certificate) -> CheckResult:
     """Return whether the guarantee is shown on calibration rows."""
-    requirement = Requirement(
-        PROMISE, certificate.guarantee.max_error or 1.0, f"a certificate: {certificate.guarantee.in_words}"
-    )
+    limit, words = certificate.guarantee.max_error or 1.0, certificate.guarantee.in_words
+    requirement = Requirement(PROMISE, limit, f"a certificate: {words}")
     if not certificate.issued:
         return requirement.result(certificate.why)
     kept = f"{certificate.n_accepted} of {certificate.n_labels} calibration rows stay small"

@@ -3,7 +3,7 @@
 (function () {
   var folded = [];
   window.addEventListener("beforeprint", function () {
-    folded = Array.prototype.slice.call(document.querySelectorAll("details:not([open]):not(.cut)"));
+    folded = Array.prototype.slice.call(document.querySelectorAll("details:not([open])"));
     folded.forEach(function (one) { one.open = true; });
   });
   window.addEventListener("afterprint", function () {

@@ -32,7 +32,7 @@ CHAT_PATH = "/v1/chat/completions"
 PUBLIC_PATHS = frozenset({"/health", "/ready"})
 """Open without a key."""
 USER_PATHS = frozenset(
-    {CHAT_PATH, "/v1/completions", "/v1/embeddings", "/v1/score", "/v1/models", "/openapi.json"}
+    {CHAT_PATH, "/v1/completions", "/v1/embeddings", "/v1/score", "/v1/models"}
     | {"/invocations", "/endpoints", "/serving-endpoints"}
 )
 """Open to any key, with all paths below them; every other path needs the role `admin`."""

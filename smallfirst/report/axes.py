@@ -1,10 +1,9 @@
-"""The frame of a chart as SVG text with CSS classes: scales, ticks, titles, marks and labels that do not collide."""
+"""The frame of a chart as SVG text with CSS classes: scales, ticks, titles, marks and labels."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from markupsafe import Markup, escape
@@ -12,24 +11,10 @@ from markupsafe import Markup, escape
 from smallfirst.project.candidate_registry import FINE_TUNED
 
 CHARACTER_WIDTH = 8.8
-NOTE_CHARACTER_WIDTH = 6.6
 LINE_HEIGHT = 15.0
 MARK_RADIUS = 8.0
-"""Half the width of the widest mark: a label nearer than this to a point covers it."""
-LINE_SAMPLE = 5.0
-"""Distance of the points that stand for a line when labels avoid it."""
-LABEL_OFFSETS = (
-    *((11, -8, 0), (-11, -8, 1), (9, -23, 0), (9, 8, 0), (-9, -23, 1), (-9, 8, 1), (0, 12, 0.5), (0, -27, 0.5)),
-    *((11, -38, 0), (11, 22, 0), (-11, -38, 1), (-11, 22, 1), (0, 26, 0.5), (0, -42, 0.5), (30, -8, 0), (-30, -8, 1)),
-)
-"""Places of a label around its point, best first: (x, y, share of the label's width to move left)."""
-NOTE_SHARES = (0.02, 0.14, 0.26, 0.38, 0.5, 0.62)
-NOTE_OFFSETS = ((0, -16, 0), (0, 3, 0))
-"""Places of a note on a line: above and below."""
 
 Place = tuple[float, float]
-Box = tuple[float, float, float, float]
-"""(left, top, right, bottom)."""
 
 
 class Scale(NamedTuple):
@@ -85,14 +70,12 @@ class Axis(NamedTuple):
 
 
 class Label(NamedTuple):
-    """A text beside a point; a note may stand beside any of several."""
+    """A text beside a point."""
 
     x: float
     y: float
     text: str
     css: str = ""
-    along: tuple[Place, ...] = ()
-    """Points of the line that the text is a note on; empty for the label of a mark."""
 
 
 def large_frame(x: Scale, y: Scale, *, height: int = 380, left: float = 62, right: float = 470) -> Frame:
@@ -122,7 +105,10 @@ def value_scale(values: Iterable[float]) -> Scale:
 
 
 def chart(name: str, frame: Frame, body: Iterable[str], *, x: Axis, y: Axis, title: str, description: str) -> Markup:
-    """Return an SVG with grid lines, tick labels and axis titles behind `body`; the y title stands above its axis."""
+    """Return an SVG with grid lines, tick labels and axis titles behind `body`, and what screen readers say of it.
+
+    The y title stands above its axis.
+    """
     left, right, bottom, top = frame.x.start, frame.x.end, frame.y.start, frame.y.end
     parts = []
     for value in frame.y.ticks():
@@ -136,16 +122,11 @@ def chart(name: str, frame: Frame, body: Iterable[str], *, x: Axis, y: Axis, tit
     parts.append(f'<line class="axis" x1="{left}" y1="{bottom}" x2="{right}" y2="{bottom}"/>')
     parts.append(text(4, top - 14, y.title, "axis-title"))
     parts.append(text(right, bottom + 39, x.title, "axis-title", anchor="end"))
-    return document(name, frame, [*parts, *body], title=title, description=description)
-
-
-def document(name: str, frame: Frame, body: Iterable[str], *, title: str, description: str) -> Markup:
-    """Return the whole SVG, with a title and a description for screen readers."""
     return Markup(
         f'<svg class="chart" id="{escape(name)}" viewBox="0 0 {frame.width} {frame.height}" '
         f'role="img" aria-labelledby="{escape(name)}-title {escape(name)}-desc">'
         f'<title id="{escape(name)}-title">{escape(title)}</title>'
-        f'<desc id="{escape(name)}-desc">{escape(description)}</desc>{"".join(body)}</svg>'
+        f'<desc id="{escape(name)}-desc">{escape(description)}</desc>{"".join([*parts, *body])}</svg>'
     )
 
 
@@ -186,76 +167,28 @@ def mark(candidate: str, place: Place) -> str:
     return f'<path {css} d="M{x} {round(y - 7, 1)}l6.5 12h-13z"/>'
 
 
-def place_labels(labels: Sequence[Label], frame: Frame, *, lines: Sequence[Sequence[Place]] = ()) -> str:
-    """Return the texts beside their points, each where it covers least of the other texts, marks and `lines`."""
-    marks = [(label.x, label.y) for label in labels if not label.along]
-    strokes = [place for places in lines for place in _sampled(places)]
-    tried = []
-    for order in (labels, labels[::-1]):  # who chooses first decides what is left to the others
-        boxes: list[Box] = []
-        for label in order:
-            boxes.append(min(_places(label), key=lambda box: _overlap(box, boxes, marks, strokes, frame)))
-        costs = [_overlap(box, boxes[:i], marks, strokes, frame) for i, box in enumerate(boxes)]
-        tried.append(((sum(c[0] for c in costs), sum(c[1] for c in costs)), list(zip(order, boxes, strict=True))))
-    _, placed = min(tried, key=lambda one: one[0])
-    return "".join(_drawn(label, box) for label, box in placed)
+def note(y: float, words: str, frame: Frame) -> str:
+    """Return a text on a level line, at its left end."""
+    return text(frame.x.start + 6, y - 5, words, "note")
 
 
-def _drawn(label: Label, box: Box) -> str:
-    left, top, right, _ = box
-    if label.along:
-        return text(left, top + 11, label.text, "note")
-    before = right <= label.x  # end at the mark, however wide the font is
-    at, anchor = (right, "end") if before else (left, "start")
-    return text(at, top + 11, label.text, f"label {label.css}", anchor=anchor)
-
-
-def _places(label: Label) -> list[Box]:
-    """Return the boxes that the text could take, best first."""
-    width = len(label.text) * (NOTE_CHARACTER_WIDTH if label.along else CHARACTER_WIDTH)
-    corners = [(label.x + dx - share * width, label.y + dy) for dx, dy, share in LABEL_OFFSETS]
-    if label.along:
-        corners = [(x + dx, y + dy) for x, y in label.along for dx, dy, _ in NOTE_OFFSETS]
-    return [(left, top, left + width, top + LINE_HEIGHT) for left, top in corners]
-
-
-def note(words: str, start: Place, end: Place) -> Label:
-    """Return a note that may stand anywhere on the straight line between two places."""
-    (ax, ay), (bx, by) = start, end
-    return Label(ax, ay, words, along=tuple((ax + s * (bx - ax), ay + s * (by - ay)) for s in NOTE_SHARES))
-
-
-def stack_labels(labels: Sequence[Label], frame: Frame) -> str:
-    """Return the texts to the right of where lines end, moved apart so that none covers another."""
-    ordered = sorted(labels, key=lambda label: label.y)
-    heights: list[float] = []
-    for label in ordered:
-        heights.append(max(label.y, heights[-1] + LINE_HEIGHT) if heights else label.y)
-    excess = max(0.0, heights[-1] - frame.y.start) if heights else 0.0
+def place_labels(labels: Sequence[Label], frame: Frame) -> str:
+    """Return the texts right of their points, or left where the frame ends, below the texts and points in their way."""
+    taken = [(label.x - MARK_RADIUS, label.x + MARK_RADIUS, label.y) for label in labels]
+    placed = []
+    for label in sorted(labels, key=lambda label: label.y):
+        width, y = CHARACTER_WIDTH * len(label.text), label.y
+        before = label.x + 9 + width > frame.width
+        left = label.x - 9 - width if before else label.x + 9
+        for start, end, at in sorted(taken, key=lambda box: box[2]):
+            if left < end and start < left + width and abs(y - at) < LINE_HEIGHT:
+                y = at + LINE_HEIGHT
+        taken.append((left, left + width, y))
+        placed.append((label, y, (label.x - 9, "end") if before else (left, "start")))
+    excess = max([0.0, *(y - frame.y.start for _, y, _ in placed)])
     return "".join(
-        text(label.x + 9, height - excess + 4, label.text, f"label {label.css}")
-        for label, height in zip(ordered, heights, strict=True)
+        text(x, y - excess + 4, label.text, f"label {label.css}", anchor=anchor) for label, y, (x, anchor) in placed
     )
-
-
-def _overlap(
-    box: Box, boxes: Sequence[Box], marks: Sequence[Place], strokes: Sequence[Place], frame: Frame
-) -> tuple[int, int]:
-    left, top, right, bottom = box
-    outside = left < frame.x.start or right > frame.width - 2 or top < frame.y.end - 8 or bottom > frame.y.start
-    covered = sum(
-        left < b_right and b_left < right and top < b_bottom and b_top < bottom
-        for b_left, b_top, b_right, b_bottom in boxes
-    )
-    near = MARK_RADIUS
-    covered += sum(left - near < x < right + near and top - near < y < bottom + near for x, y in marks)
-    return 5 * outside + covered, sum(left - 2 < x < right + 2 and top - 1 < y < bottom + 1 for x, y in strokes)
-
-
-def _sampled(places: Sequence[Place]) -> Iterator[Place]:
-    for (ax, ay), (bx, by) in pairwise(places):
-        n = max(1, math.ceil(math.hypot(bx - ax, by - ay) / LINE_SAMPLE))
-        yield from ((ax + i / n * (bx - ax), ay + i / n * (by - ay)) for i in range(n + 1))
 
 
 def _path(places: Iterable[Place]) -> str:
