@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -183,42 +182,6 @@ def test_two_processes_on_one_ledger_count_each_audit_once(ledger: Ledger) -> No
     audits = [audit.id for audit in entries(AuditRow)]
     assert (len(audits), sorted(set(audits))) == (len(set(audits)), sorted(set(drawn)))
     assert [one.live.monitor.live_error.n for one in settings] == [len(audits)] * 2 == [10, 10]
-
-
-def test_an_old_ledger_with_two_verdicts_on_an_audit_opens_and_takes_corrections(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger.db")
-    setting = Setting(ledger, judge="person")
-    asyncio.run(setting.ask())
-    ledger.close()
-    with sqlite3.connect(ledger.path) as old:  # as format 7 was
-        for table in ("drafts", "attempts"):
-            old.execute(f"DROP TABLE {table}")
-        old.execute("ALTER TABLE answers DROP COLUMN audit_weight")
-        old.execute("ALTER TABLE audits DROP COLUMN weight")
-        for later in ("answers DROP COLUMN cached_tokens", "answers DROP COLUMN charges", "audits DROP COLUMN charges"):
-            old.execute(f"ALTER TABLE {later}")
-        old.execute("DROP TABLE expenses")
-        old.execute("DROP TABLE sums")
-        for statement in ("DROP INDEX audits_once", "ALTER TABLE audits DROP COLUMN revision"):
-            old.execute(statement)
-        for column in ("judge", "counted"):
-            old.execute(f"ALTER TABLE feedback DROP COLUMN {column}")
-        values = ("chatcmpl-1-0", "2026-01-02T13:00:00.000000+00:00", "tickets", setting.live.certificate, 1.0, 0)
-        for _ in range(2):
-            old.execute(
-                "INSERT INTO audits (id, at, task, certificate, propensity, wrong, judged_by, cost_usd)"
-                " VALUES (?, ?, ?, ?, ?, ?, 'person', 0)",
-                values,
-            )
-        old.execute("PRAGMA user_version = 7")
-    old.close()
-    opened = Ledger(ledger.path)
-    again = Setting(opened, judge="person")
-    assert again.live.monitor.live_error.n == 1
-    asyncio.run(again.live.feedback(said("chatcmpl-1-0", "wrong")))
-    assert [(row.revision, row.wrong) for row in opened.entries(AuditRow)] == [(None, False)] * 2 + [(2, True)]
-    assert again.live.monitor.live_error.value == 1.0
-    opened.close()
 
 
 @pytest.mark.parametrize("judge", ["person", "large"])

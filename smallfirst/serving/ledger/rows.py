@@ -30,8 +30,8 @@ class LedgerRow(Record):
     """HTTP status: 200, or that of the error; 499 if the client left first."""
     latency_ms: float
     """Of an answer: as its model measured it; of an error: until it was known."""
-    owner: str | None = None
-    """Owner of the key that asked; empty where none is asked for, None in rows of older formats."""
+    owner: str = ""
+    """Owner of the key that asked; empty where none is asked for."""
     error_code: str | None = None
     """`error.code` as the client saw it."""
     answered_by: str | None = None
@@ -44,12 +44,12 @@ class LedgerRow(Record):
     """Confidence that was asked for, in [0, 1]."""
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
-    """Of `prompt_tokens`, those that the provider read from its cache; None in rows of older formats."""
+    """Of `prompt_tokens`, those that the provider read from its cache."""
     completion_tokens: int | None = None
     cost_usd: float | None = None
     """Cost of the answer, of discarded drafts, and of attempts that led to no answer: the sum of `charges`."""
     charges: str | None = None
-    """The lines of the bill as JSON (`bill` reads them); None in rows of older formats."""
+    """The lines of the bill as JSON (`bill` reads them)."""
     estimated: bool = False
     """True if tokens and cost are estimated, since an answer was cut off."""
     request_sha256: str | None = None
@@ -120,20 +120,20 @@ class AuditRow(Record):
     propensity: float = Field(gt=0, le=1)
     """Chance that this answer had of being audited, in (0, 1]."""
     weight: float = Field(default=1.0, gt=0)
-    """The mean chance of accepted answers at that moment over this one's; 1 in rows of older formats."""
+    """The mean chance of accepted answers at that moment over this one's."""
     wrong: bool
     judged_by: Literal["large", "person", "nobody"]
     """`nobody`: the verdict before it was withdrawn, and none stands."""
     revision: int | None = 0
-    """Verdicts on this answer before this one, which corrects the last; None in rows of older formats."""
+    """Verdicts on this answer before this one, which corrects the last."""
     epoch: int | None = None
-    """`Monitor.epoch` when the answer was given; None in rows of older formats."""
+    """`Monitor.epoch` when the answer was given."""
     certified: bool = True
     """Whether the certificate covers the answer; else it tells about the gate's accuracy alone."""
     cost_usd: float = 0.0
     """Cost of asking the judge."""
     charges: str | None = None
-    """The lines of that bill as JSON; None in rows of older formats."""
+    """The lines of that bill as JSON."""
     draft: str | None = None
     """The small model's answer, only if bodies are stored."""
     other: str | None = None
@@ -150,7 +150,7 @@ class DraftRow(Record):
     certificate: str
     """Fingerprint of the certificate in force."""
     epoch: int | None = None
-    """`Monitor.epoch` when it was made; None in rows of older formats."""
+    """`Monitor.epoch` when it was made."""
     certified: bool = True
     """Whether the certificate covers the draft."""
     draft: str | None = None
@@ -188,9 +188,9 @@ class FeedbackRow(Record):
     caller: str = ""
     """Owner of the key that sent it; empty where no key is asked for."""
     judge: bool = True
-    """True if it came from somebody who may judge; in rows of older formats too."""
+    """True if it came from somebody who may judge."""
     counted: bool = False
-    """True if it is the verdict of the answer's audit; False in rows of older formats."""
+    """True if it is the verdict of the answer's audit."""
 
 
 def standing(feedback: Iterable[FeedbackRow]) -> list[FeedbackRow]:
@@ -232,7 +232,7 @@ class StateRow(Record):
     """Fingerprint of the certificate in force."""
     after_audit: int | None = None
     """Its place among the audits: the `seq` of the last one before it, once for each certificate and cause. None for a
-    note, which changes no state, and in rows of older formats, which are placed by their time."""
+    note, which changes no state."""
 
 
 ExpenseKind = Literal["training", "labelling", "evaluation", "labels"]

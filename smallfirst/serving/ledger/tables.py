@@ -95,9 +95,7 @@ TABLES: dict[type[Entry], Table] = {
         Index("answers_drawn", "task", sqlite_where=text("audited IS 1"), postgresql_where=text("audited IS true")),
     ),
     AttemptRow: _of("attempts", AttemptRow, Index("attempts_id", "id")),
-    AuditRow: _of(
-        "audits", AuditRow, Index("audits_id", "id"), Index("audits_once", "id", "revision", unique=True)
-    ),  # an index takes any number of rows of older formats, which have no revision
+    AuditRow: _of("audits", AuditRow, Index("audits_id", "id"), Index("audits_once", "id", "revision", unique=True)),
     DraftRow: _of("drafts", DraftRow, UniqueConstraint("id")),
     ShadowRow: _of("shadows", ShadowRow, UniqueConstraint("task", "certificate", "text")),
     FeedbackRow: _of("feedback", FeedbackRow, Index("feedback_id", "id")),
