@@ -141,7 +141,7 @@ class QueueRoutes:
         router = self._by_task.get(row.task or "")
         task = router.auditing.task if router else None
         if router is None or task is None or row.answer_text is None:
-            raise ApiError(400, '`verdict` is "right", "wrong" or "withdrawn".', param="verdict")
+            raise ApiError(400, '`verdict` is "right" or "wrong".', param="verdict")
         right = task.parse(answer)
         if right is None:
             raise ApiError(400, f"{row.task} has no such answer.", param="answer", code="invalid_answer")
@@ -155,10 +155,9 @@ class QueueRoutes:
         own = self._markers.get(id, me) == me
         self._markers[id] = me
         others = [one for one in standing(earlier) if one.judge and (one.caller != feedback.caller or not own)]
-        withdrawn = feedback.verdict == "withdrawn"
-        differ = not withdrawn and any(conflict(one, feedback) for one in others)
-        await self.leases.release(id, marked=not (differ or withdrawn))
-        if differ or withdrawn:
+        differ = any(conflict(one, feedback) for one in others)
+        await self.leases.release(id, marked=not differ)
+        if differ:
             self._made_at = float("-inf")
         return {"others": [self._mark(one, me) for one in others], "conflict": differ}
 

@@ -92,8 +92,7 @@ def _of_task(ledger: Ledger, task: str, opinions: Mapping[str, Opinion], recent:
     for one in standing(ledger.entries(FeedbackRow, since=oldest)):
         said[one.id].append(one)
     judged = {id for id, verdicts in said.items() if any(one.judge for one in verdicts)}
-    last = {audit.id: audit for audit in ledger.entries(AuditRow, task=task, since=oldest)}
-    audited = {id for id, audit in last.items() if audit.judged_by != "nobody"}
+    audited = {audit.id for audit in ledger.entries(AuditRow, task=task, since=oldest)}
     drafts = [one.id for one in ledger.entries(DraftRow, task=task, limit=N_RECENT) if one.id not in judged | audited]
     drawn += tuple(row for row in map(ledger.get, drafts[-_N_DRAFTS:]) if row is not None)
     due = {one.row.id: one for one in _drawn(drawn, judged | audited, _in_force_since(ledger, task))}

@@ -305,13 +305,13 @@ def _judge(routing: RoutingConfig, certificate: Certificate, outcome: Outcome, l
 
 def _monitor(
     router: Router, routing: RoutingConfig, reference: TrafficReference, judge: Judge, outcome: Outcome
-) -> Callable[[], Monitor]:
-    """Return what creates the Router's monitor; log which limits nothing can test."""
+) -> Monitor:
+    """Return the Router's monitor; log which limits nothing can test."""
     certificate = router.certificate
     quantities = watched_quantities(certificate, judge, outcome.audited)
     for words in not_watched(certificate, judge):
         _log.warning("%s: nothing after go-live tests the limit %r", router.name, words)
-    return lambda: Monitor(
+    return Monitor(
         routing.monitor,
         quantities=quantities,
         reference_confidence=reference.confidence,

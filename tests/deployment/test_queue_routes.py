@@ -109,12 +109,10 @@ def test_two_judges_mark_different_answers_and_see_a_conflict(open_desk: Any, le
     assert (mark["by"], mark["verdict"], mark["answer"], mark["mine"]) == ("ada", "wrong", "lost card", False)
     found = desk.mark("ben", "in doubt", answer="refund", worker="2")
     assert (found["verdict"], found["conflict"], found["others"][0]["by"]) == ("right", True, "ada")
-    assert desk.mark("ben", "in doubt", verdict="withdrawn", worker="2")["conflict"] is False
     assert desk.mark("ben", "in doubt", answer="lost card", worker="2")["conflict"] is False
     assert [(row.verdict, row.answer) for row in ledger.entries(FeedbackRow)] == [
         ("wrong", "lost card"),
         ("right", "refund"),
-        ("withdrawn", None),
         ("wrong", "lost card"),
     ]
     assert desk.claim("ada", worker="1")["id"] == "a"  # Ben let go of it when he skipped it
@@ -130,7 +128,6 @@ def test_what_no_judge_may_do_or_the_task_does_not_know_is_refused(open_desk: An
     for body, path, field in (
         ({"id": "a", "answer": "no such label"}, "/v1/feedback", "answer"),
         ({"id": "not stored", "answer": "refund"}, "/v1/feedback", "verdict"),
-        ({"id": "a", "verdict": "withdrawn"}, "/v1/feedback", "verdict"),
         ({"id": "a"}, "/v1/feedback", "verdict"),
         ({"worker": 7}, "/v1/queue/claim", "worker"),
     ):

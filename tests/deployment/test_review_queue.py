@@ -56,7 +56,6 @@ def answered(ledger: Ledger, id: str, *, task: str = TASK, differs: bool = False
 
 def audited(ledger: Ledger, id: str, judge: Any, task: str = TASK) -> None:
     values = {"task": task, "certificate": "c", "propensity": 0.5, "wrong": False, "judged_by": judge}
-    values["revision"] = len(ledger.entries(AuditRow, id=id))
     ledger.append(AuditRow.model_validate({"id": id, "at": NOON, **values}))
 
 
@@ -81,22 +80,17 @@ def in_every_situation(ledger: Ledger, task: str = TASK, judge: Any = "person") 
     answered(ledger, id("drawn"), task=task, audited=True)
     answered(ledger, id("drawn later"), task=task, audited=True)
     answered(ledger, id("drawn, audited"), task=task, audited=True, confidence=0.95)
-    answered(ledger, id("drawn, withdrawn"), task=task, audited=True)
     answered(ledger, id("drawn, judged"), task=task, audited=True)
     answered(ledger, id("same text as judged"), task=task, request_sha256=id("left, judged"))
     answered(ledger, id("no text"), task=task, request_text=None, answer_text=None)
     answered(ledger, id("failed"), task=task, status=503)
     audited(ledger, id("drawn, audited"), judge, task)
-    audited(ledger, id("drawn, withdrawn"), "person", task)
-    audited(ledger, id("drawn, withdrawn"), "nobody", task)
-    said(ledger, id("drawn, withdrawn"), "wrong", "ada")
-    said(ledger, id("drawn, withdrawn"), "withdrawn", "ada")
     said(ledger, id("left, judged"), "right")
     said(ledger, id("drawn, judged"), "right")
     said(ledger, id("reported"), "wrong", "a user", judge=False)
     said(ledger, id("disputed"), "wrong", "ada", answer="other")
     said(ledger, id("disputed"), "right", "ben")
-    due = ["drawn", "drawn later", "drawn, withdrawn", "disputed", "reported", "left to a person"]
+    due = ["drawn", "drawn later", "disputed", "reported", "left to a person"]
     helpful = ["differs, sure", "differs, unsure", "near below", "drawn, audited", "far above"]
     return list(map(id, due + helpful))
 
@@ -106,7 +100,7 @@ def test_the_order_is_that_of_what_a_label_brings(ledger: Ledger) -> None:
     found = review_queue(ledger, [TASK])
     assert [one.row.id for one in found] == expected
     assert [one.reason for one in found] == [
-        *["audit"] * 3,
+        *["audit"] * 2,
         "conflict",
         "reported",
         "unsure",
@@ -114,10 +108,10 @@ def test_the_order_is_that_of_what_a_label_brings(ledger: Ledger) -> None:
         *["near"] * 3,
     ]
     assert found[0].why == "drawn by chance: its verdict counts for the guarantee"
-    assert found[6].why == "the small model said something else (confidence 0.700)"
-    assert found[8].why == "confidence 0.010 below the threshold of 0.800"
-    assert [one.row.id for one in review_queue(ledger, [TASK], recent=0)] == expected[:6]
-    assert {one.reason for one in found[:6]} == set(DUE)
+    assert found[5].why == "the small model said something else (confidence 0.700)"
+    assert found[7].why == "confidence 0.010 below the threshold of 0.800"
+    assert [one.row.id for one in review_queue(ledger, [TASK], recent=0)] == expected[:5]
+    assert {one.reason for one in found[:5]} == set(DUE)
 
 
 def test_verdicts_conflict_only_where_they_cannot_both_hold() -> None:
@@ -155,7 +149,7 @@ def test_http_and_the_command_line_list_the_same_answers(
         listed = httpx.get(f"{server.url}/v1/queue?task={TASK}").json()
     assert [entry["id"] for entry in listed["data"]] == expected
     assert listed["reasons"] == {
-        "audit": 3,
+        "audit": 2,
         "conflict": 1,
         "reported": 1,
         "unsure": 1,
@@ -166,4 +160,4 @@ def test_http_and_the_command_line_list_the_same_answers(
     shown = CliRunner().invoke(queue, command, catch_exceptions=False)
     found = json.loads(shown.output)
     assert [entry["id"] for entry in found["data"]] == expected
-    assert found["n_waiting"] == 6
+    assert found["n_waiting"] == 5

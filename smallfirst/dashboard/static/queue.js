@@ -72,14 +72,7 @@ export async function show(root, { session, params, go, say }) {
 
   async function undo() {
     const id = done.pop();
-    if (!id) return;
-    try {
-      await api('/v1/feedback', { id, verdict: 'withdrawn', worker: me });
-      note.replaceChildren(h('p', {}, 'Taken back. The ledger keeps both, and only what stands counts.'));
-    } catch (error) {
-      complain(error);
-    }
-    await next({ take: id });
+    if (id) await next({ take: id });
   }
 
   function draw(waiting) {

@@ -67,7 +67,7 @@ _FIELDS: dict[type[Entry], tuple[str, str]] = {
 def body_id(entry: Entry) -> str:
     """Return the id under which an entry's body is stored; empty if entries of its kind have none."""
     if isinstance(entry, AuditRow):
-        return f"{entry.id}/{entry.judged_by}"
+        return f"{entry.id}/audit"
     if isinstance(entry, DraftRow):
         return f"{entry.id}/draft"
     return entry.id if isinstance(entry, LedgerRow) else ""

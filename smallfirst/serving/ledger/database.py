@@ -209,7 +209,7 @@ def _format(connection: Connection) -> int | None:
     """Return the format of the ledger that is there, 0 for one that names none; None if there is none yet."""
     there = inspect(connection)
     if there.has_table(ABOUT.name):
-        return connection.execute(select(ABOUT.c.format)).scalar_one()
+        return int(connection.execute(select(ABOUT.c.format)).scalar_one())
     return 0 if there.has_table("answers") else None
 
 

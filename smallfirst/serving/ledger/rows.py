@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from datetime import datetime
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import AwareDatetime, Field, TypeAdapter
@@ -108,7 +107,7 @@ def attempt_rows(
 
 
 class AuditRow(Record):
-    """A comparison of an answer, selected by chance, with the answer of a judge."""
+    """The comparison of an answer, selected by chance, with the answer of a judge: one for each, and final."""
 
     id: str
     """Id of the response that was audited."""
@@ -122,12 +121,9 @@ class AuditRow(Record):
     weight: float = Field(default=1.0, gt=0)
     """The mean chance of accepted answers at that moment over this one's."""
     wrong: bool
-    judged_by: Literal["large", "person", "nobody"]
-    """`nobody`: the verdict before it was withdrawn, and none stands."""
-    revision: int | None = 0
-    """Verdicts on this answer before this one, which corrects the last."""
-    epoch: int | None = None
-    """`Monitor.epoch` when the answer was given."""
+    judged_by: Literal["large", "person"]
+    answered_at: AwareDatetime = Field(default_factory=lambda row: row["at"])
+    """When the answer was given: a state that began later does not count it. By default with its verdict."""
     certified: bool = True
     """Whether the certificate covers the answer; else it tells about the gate's accuracy alone."""
     cost_usd: float = 0.0
@@ -149,8 +145,6 @@ class DraftRow(Record):
     task: str
     certificate: str
     """Fingerprint of the certificate in force."""
-    epoch: int | None = None
-    """`Monitor.epoch` when it was made."""
     certified: bool = True
     """Whether the certificate covers the draft."""
     draft: str | None = None
@@ -181,8 +175,8 @@ class FeedbackRow(Record):
 
     id: str
     at: AwareDatetime
-    verdict: Literal["right", "wrong", "withdrawn"]
-    """The last of a caller's verdicts on an answer stands; `withdrawn` takes it back."""
+    verdict: Literal["right", "wrong"]
+    """The last of a caller's verdicts on an answer stands."""
     answer: str | None = None
     """The right answer, if given."""
     caller: str = ""
@@ -200,15 +194,7 @@ def standing(feedback: Iterable[FeedbackRow]) -> list[FeedbackRow]:
         key = (said.id, said.caller, said.judge)
         last.pop(key, None)
         last[key] = said
-    return [said for said in last.values() if said.verdict != "withdrawn"]
-
-
-def without_people(audits: Sequence[AuditRow], at: datetime) -> AuditRow:
-    """Return the row to add to an answer's audits when no person's verdict stands: the large model's or nobody's."""
-    large = next((audit for audit in audits if audit.judged_by == "large"), None)
-    nobody = {"judged_by": "nobody", "wrong": False, "draft": None, "other": None}
-    unpaid = {"at": at, "cost_usd": 0.0, "charges": None}
-    return (large or audits[-1].model_copy(update=nobody)).model_copy(update=unpaid)
+    return [*last.values()]
 
 
 LAST_AUDIT = -1
@@ -226,7 +212,7 @@ class StateRow(Record):
     why: str
     """The reason, in one sentence with its figures."""
     cause: str = ""
-    """What led to it: `guarantee`, `recovery`, a drift statistic, `verdict`; `version` notes another version, `second
+    """What led to it: `guarantee`, `recovery`, a drift statistic; `version` notes another version, `second
     look` what came of that; empty if unknown or at the start."""
     certificate: str
     """Fingerprint of the certificate in force."""

@@ -263,8 +263,8 @@ def test_what_the_large_model_cost_in_audits_of_certified_answers(place: Path | 
     audit = {"at": NOON, "task": "t", "certificate": "c", "propensity": 0.5, "wrong": False, "cost_usd": 0.3}
     for id, judge in (("a", "large"), ("b", "large"), ("c", "person")):
         ledger.append(AuditRow.model_validate({**audit, "id": id, "judged_by": judge}))
-    again = {"id": "a", "judged_by": "large", "revision": 1, "cost_usd": 0.0}  # as after a person's word was withdrawn
-    ledger.append(AuditRow.model_validate({**audit, **again}))
+    with pytest.raises(AlreadyRecorded):  # a verdict is final
+        ledger.append(AuditRow.model_validate({**audit, "id": "a", "judged_by": "person", "wrong": True}))
     assert ledger.audited_costs() == [("t", 0.5, 0.3)]
     assert ledger.audited_costs(until=NOON) == []
     ledger.close()
