@@ -18,12 +18,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from smallfirst.deployment.audited_router import AuditedRouter
-from smallfirst.deployment.queue_routes import QueueRoutes
+from smallfirst.deployment.queue_routes import QueueRoutes, mark
 from smallfirst.deployment.second_look import CAUSE
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.routing.monitoring.quantities import not_watched
 from smallfirst.serving.ledger.ledger import Ledger, LedgerUnavailable
-from smallfirst.serving.ledger.rows import FeedbackRow, StateRow
+from smallfirst.serving.ledger.rows import FeedbackRow, StateRow, standing
 from smallfirst.serving.openai.errors import ApiError
 from smallfirst.serving.plugins import Plugin, PluginRequest, PluginRoute
 
@@ -59,12 +59,11 @@ class MonitoringRoutes(Plugin):
 
     async def _feedback(self, call: PluginRequest) -> dict[str, Any]:
         body = _checked(await call.json(max_bytes=_MAX_BODY_BYTES))
-        worker = body.pop("worker", "")
         row = await asyncio.to_thread(self._ledger.get, body["id"])
         if row is None or row.status != 200 or not (call.may_judge or row.owner == call.caller):
             raise ApiError(404, "There is no answer with this id.", param="id", code="answer_not_found")
         implied = {} if body.get("verdict") else await self._queue.verdict(row, body["answer"])
-        known = {"at": datetime.now(UTC), "caller": call.caller, "judge": call.may_judge}
+        known = {"at": datetime.now(UTC), "caller": call.caller, "name": call.caller_name, "judge": call.may_judge}
         feedback = FeedbackRow.model_validate({**body, **implied, **known})
         earlier = await asyncio.to_thread(self._ledger.entries, FeedbackRow, id=feedback.id)
         if sum(one.judge == feedback.judge for one in earlier) >= MAX_VERDICTS:
@@ -77,7 +76,8 @@ class MonitoringRoutes(Plugin):
         told = {"object": "feedback", "id": row.id, "verdict": feedback.verdict, "audit": feedback.counted}
         if router is not None and feedback.counted:
             told["live_error"] = router.monitor.live_error.model_dump()
-        return told | (await self._queue.marked(feedback, worker, earlier) if feedback.judge else {})
+        replaced = [mark(one) for one in standing(earlier) if one.judge]
+        return told | ({"replaces": replaced[0] if replaced else None} if feedback.judge else {})
 
     async def refresh(self) -> None:
         """Take over what other processes have written, as far as the ledger can be read."""
@@ -179,16 +179,14 @@ def _status(router: AuditedRouter) -> dict[str, Any]:
 
 
 def _checked(body: dict[str, Any]) -> dict[str, Any]:
-    unknown = sorted(set(body) - {"id", "verdict", "answer", "worker"})
+    unknown = sorted(set(body) - {"id", "verdict", "answer"})
     if unknown:
         raise ApiError(400, f'Unknown field: "{unknown[0][:64]}".', param=unknown[0][:64], code="unknown_parameter")
-    id, verdict, answer, worker = (body.get(name) for name in ("id", "verdict", "answer", "worker"))
+    id, verdict, answer = (body.get(name) for name in ("id", "verdict", "answer"))
     if not isinstance(id, str) or not 1 <= len(id) <= 128:
         raise ApiError(400, "`id` is the id of a response, such as chatcmpl-….", param="id")
     if verdict not in ("right", "wrong") and not (verdict is None and answer is not None):
         raise ApiError(400, '`verdict` is "right" or "wrong".', param="verdict")
     if answer is not None and (not isinstance(answer, str) or len(answer) > 32_768):
         raise ApiError(400, "`answer` is the right answer as text, at most 32,768 characters.", param="answer")
-    if worker is not None and (not isinstance(worker, str) or len(worker) > 128):
-        raise ApiError(400, "`worker` names a window or program, at most 128 characters.", param="worker")
     return body

@@ -475,7 +475,7 @@ def test_over_http_feedback_is_taken_by_id_and_refused_with_the_field_at_fault(
     settled(client, 1)
     given = client.post("/v1/feedback", json={"id": id, "verdict": "wrong", "answer": "lost_card"})
     assert given.status_code == 200
-    told = {"object": "feedback", "id": id, "verdict": "wrong", "audit": False, "others": [], "conflict": False}
+    told = {"object": "feedback", "id": id, "verdict": "wrong", "audit": False, "replaces": None}
     assert given.json() == told
     (kept,) = setting.ledger.entries(FeedbackRow)
     assert (kept.verdict, kept.answer) == ("wrong", "lost_card")

@@ -1,6 +1,6 @@
 """Collect from the ledger who gave or judged each answer of a task.
 
-Of several judgements by one person the last counts. All audits and feedback are read,
+Of several judgements of an answer the last judge's counts. All audits and feedback are read,
 whatever their age, since a judgement may come long after the answer.
 """
 

@@ -100,7 +100,7 @@ class LedgerReader:
         try:
             with self.database.reader.connect() as connection:
                 last = connection.execute(select(func.max(audits.seq))).scalar() or 0
-                found = connection.execute(one.where(audits.seq <= last)).all()
+                found: Any = connection.execute(one.where(audits.seq <= last)).all()
                 last = found[-1].seq if len(found) == MOST_AUDITS else last
                 changes = connection.execute(change.order_by(states.seq)).all()
         except SQLAlchemyError as error:

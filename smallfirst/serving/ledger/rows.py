@@ -176,11 +176,13 @@ class FeedbackRow(Record):
     id: str
     at: AwareDatetime
     verdict: Literal["right", "wrong"]
-    """The last of a caller's verdicts on an answer stands."""
+    """Of the judges' verdicts on an answer the last stands, and of its users' too."""
     answer: str | None = None
     """The right answer, if given."""
     caller: str = ""
     """Owner of the key that sent it; empty where no key is asked for."""
+    name: str = ""
+    """Name of that key, as those who mark see it."""
     judge: bool = True
     """True if it came from somebody who may judge."""
     counted: bool = False
@@ -188,10 +190,10 @@ class FeedbackRow(Record):
 
 
 def standing(feedback: Iterable[FeedbackRow]) -> list[FeedbackRow]:
-    """Return the verdicts that stand, of feedback in the order of writing: each caller's last one on each answer."""
-    last: dict[tuple[str, str, bool], FeedbackRow] = {}
+    """Return the verdicts that stand, of feedback in the order of writing: judges' and users' last on each answer."""
+    last: dict[tuple[str, bool], FeedbackRow] = {}
     for said in feedback:
-        key = (said.id, said.caller, said.judge)
+        key = (said.id, said.judge)
         last.pop(key, None)
         last[key] = said
     return [*last.values()]
