@@ -51,11 +51,11 @@ class FollowedMonitor:
             known = ledger.watched(*self._of)
         self.since = known.changes[0].at
         """When the certificate went live."""
-        recorded = set()
-        while self._apply(known):
+        more, recorded = True, set[tuple[int | None, str]]()
+        while more:
             recorded |= {(row.after_audit, row.cause) for row in known.changes}
-            known = ledger.watched(*self._of, self._audit_seq, self._state_seq)
-        recorded |= {(row.after_audit, row.cause) for row in known.changes}
+            if more := self._apply(known):
+                known = ledger.watched(*self._of, self._audit_seq, self._state_seq)
         # Left are those of a process that was killed before it wrote them.
         self._pending = [row for row in self._pending if (row.after_audit, row.cause) not in recorded]
 
