@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from functools import reduce
 from pathlib import Path
 from typing import Any, Self, TypeVar, get_args
 
@@ -74,16 +72,13 @@ class Record(pydantic.BaseModel):
 
     @classmethod
     def from_json(cls, content: bytes, *, where: str) -> Self:
-        """Read a record that was saved at `where`, without fields of an older version that held nothing.
-
-        Raise ConfigError naming the place and the field.
-        """
+        """Read a record that was saved at `where`. Raise ConfigError naming the place and the field."""
         try:
             values = json.loads(content)
         except ValueError as error:
             raise ConfigError(f"{where}: not readable as JSON: {error}") from None
         try:
-            return parse_record(cls, _without_unknown_nulls(cls, values), where=where)
+            return parse_record(cls, values, where=where)
         except ConfigError as error:
             raise ConfigError(
                 error.args[0],
@@ -128,18 +123,6 @@ def read_yaml(path: Path, *, hint: str | None = None) -> dict[str, Any]:
         raise ConfigError(f"{path}: not readable as YAML: {error}", hint=hint) from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected settings by name, found {type(values).__name__}", hint=hint)
-    return values
-
-
-def _without_unknown_nulls(kind: type[Record], values: Any) -> Any:
-    try:
-        kind.model_validate(values)
-    except pydantic.ValidationError as error:
-        for problem in error.errors():
-            *path, name = problem["loc"] or ("",)
-            if problem["type"] == "extra_forbidden" and problem["input"] is None:
-                with suppress(KeyError, IndexError, TypeError):  # a tag of a union is no key
-                    del reduce(lambda inside, part: inside[part], path, values)[name]
     return values
 
 

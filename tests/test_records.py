@@ -166,13 +166,6 @@ def test_a_file_that_is_no_json_or_no_such_record_is_named(tmp_path: Path) -> No
     )
 
 
-def test_a_field_of_an_older_version_that_held_nothing_is_left_out() -> None:
-    gone = b'{"name": "a", "gone": null, "wheels": [{"diameter_mm": 1, "gone": null}]}'
-    assert Car.from_json(gone, where="f") == Car(name="a", wheels=(Wheel(diameter_mm=1),))
-    with pytest.raises(ConfigError, match="gone: unknown setting"):
-        Car.from_json(gone.replace(b"null}", b"0}"), where="f")
-
-
 def test_equal_content_has_an_equal_fingerprint_and_any_change_another() -> None:
     car = Car(name="a", wheels=(Wheel(diameter_mm=6),))
     assert re.fullmatch("[0-9a-f]{16}", car.fingerprint())

@@ -58,7 +58,6 @@ class Statement(Record):
     """The tasks that it is limited to; none: all that the ledger has."""
     rows_sha256: str
     page_sha256: str = ""
-    """Of the page; empty in statements of before 2026-12."""
     n_refused_without_row: int
     """Refused requests beyond those that the ledger keeps a row of; they cost nothing."""
     guarantees: dict[str, str]

@@ -139,12 +139,10 @@ def _check_page(path: Path, statement: Statement, public_key: str) -> str:
     """
     if not path.exists():
         return f"{path.name} is not there: no page was compared"
-    if statement.page_sha256 and sha256(path) != statement.page_sha256:
+    if sha256(path) != statement.page_sha256:
         raise _changed(f"{path} was changed after it was signed: its SHA-256 is another")
     if page_of(statement, public_key) == path.read_bytes():
         return f"{path.name} was made anew from these figures: equal, byte for byte"
-    if not statement.page_sha256:
-        return f"{path.name} was NOT compared: it was made before pages were signed; trust the figures here alone"
     if statement.made_by == MADE_BY:
         raise _changed(f"{path} is not the page of these figures: made anew from them it is another")
     return f"{path.name} is as it was signed; {statement.made_by} made it, and {MADE_BY} cannot make the same again"

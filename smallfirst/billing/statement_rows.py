@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections import Counter, defaultdict, namedtuple
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -155,10 +155,8 @@ class Tally:
         self._sums: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
         self._prices: dict[tuple[str, ...], list[float]] = defaultdict(lambda: [0, 0.0])
         self._promises: Counter[tuple[str, str]] = Counter()
-        self._verdicts: dict[str, Line] = {}
+        self._verdicts: dict[tuple[str, str], list[Line]] = defaultdict(list)
         self._accounts: dict[str, Account] = defaultdict(Account)
-        self._audits: dict[tuple[str, str], tuple[float, float]] = {}
-        """By task and id of the answer: what the large model's verdict on it cost, and the chance that it had."""
 
     def add(self, line: Line) -> None:
         is_answer, usd, draft_usd = line.kind == "answer", float(line.usd or 0), float(line.draft_usd or 0)
@@ -173,11 +171,10 @@ class Tally:
             price = self._prices[line.model, line.basis, line.price, line.price_source, line.price_date, line.tier]
             price[:] = price[0] + 1, price[1] + usd
         if line.kind == "audit":
-            self._verdicts[line.id] = line
+            self._verdicts[line.task, line.certificate].append(line)
             self._accounts[line.task].audit_usd += usd
             if line.judged_by == "large" and line.certified:
-                audit = (usd, float(line.propensity))  # a verdict that holds again costs nothing
-                self._audits[line.task, line.id] = max(audit, self._audits.get((line.task, line.id), audit))
+                self._accounts[line.task].audits.add(usd, float(line.propensity))
         elif line.outcome == "answered" and line.task:
             unknown = line.cost_unknown != ""
             account = self._accounts[line.task]
@@ -185,16 +182,13 @@ class Tally:
 
     def figures(self, evaluated: Mapping[str, Amount]) -> Figures:
         """Return the figures, once all lines are added; `evaluated` as in `savings`."""
-        for (task, _), audit in _sorted(self._audits):
-            self._accounts[task].audits.add(*audit)
-        self._audits = {}
         prices = [dict(zip(PriceUsed.model_fields, (*key, *of), strict=True)) for key, of in self._prices.items()]
         promises = [{"task": task, "guarantee": words, "n": n} for (task, words), n in self._promises.items()]
         return Figures(
             sums=tuple(Sums.model_validate(dict(zip(_KEY, key, strict=True)) | of) for key, of in _sorted(self._sums)),
             prices=tuple(PriceUsed.model_validate(one) for one in prices),
             promises=tuple(Promise.model_validate(one) for one in promises),
-            proofs=_proofs(self._verdicts.values()),
+            proofs=_proofs(self._verdicts),
             savings=tuple(one.saving(task, evaluated.get(task)) for task, one in _sorted(self._accounts)),
         )
 
@@ -268,12 +262,8 @@ def _cells(
     }
 
 
-def _proofs(verdicts: Iterable[Line]) -> tuple[Proof, ...]:
-    """Return the proofs from the last verdict on each answer; a withdrawn one counts for nothing."""
-    by_certificate: dict[tuple[str, str], list[Line]] = defaultdict(list)
-    for line in verdicts:
-        if line.judged_by != "nobody":
-            by_certificate[line.task, line.certificate].append(line)
+def _proofs(verdicts: Mapping[tuple[str, str], Sequence[Line]]) -> tuple[Proof, ...]:
+    """Return the proofs from the verdicts by task and certificate."""
     return tuple(
         Proof(
             task=task,
@@ -282,7 +272,7 @@ def _proofs(verdicts: Iterable[Line]) -> tuple[Proof, ...]:
             wrong=share_wrong((float(line.weight), line.wrong != "") for line in lines),
             judged_by=Counter(line.judged_by for line in lines),
         )
-        for (task, certificate), lines in _sorted(by_certificate)
+        for (task, certificate), lines in _sorted(verdicts)
     )
 
 

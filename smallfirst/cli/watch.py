@@ -102,7 +102,7 @@ class Explanation(Record):
     attempts: tuple[AttemptRow, ...] = ()
     """Requests to endpoints for it and its audit, oldest first."""
     audits: tuple[AuditRow, ...]
-    """Verdicts on it, oldest first."""
+    """The verdict of its audit, if there is one."""
     feedback: tuple[FeedbackRow, ...]
     """Feedback on it, oldest first."""
     not_made: str
@@ -172,9 +172,6 @@ def _after(found: Explanation) -> Iterator[str]:
         weight = f" (weight {row.audit_weight:.3g})" if row.audit_weight != 1 else ""
         yield f"audit: {drawn} by chance, of which it had {100 * row.audit_share:.3g} %{weight}"
     for audit in found.audits:
-        if audit.judged_by == "nobody":
-            yield f"  {_time(audit.at)}  that verdict was withdrawn: none stands"
-            continue
         who = "the large model" if audit.judged_by == "large" else "a person"
         verdict = "wrong" if audit.wrong else "right"
         other = f", which says {one_line(audit.other)}" if audit.other else ""

@@ -168,9 +168,8 @@ def _latency(rows: Iterable[Sums]) -> dict[str, float] | None:
 def _audited(audits: Iterable[AuditRow]) -> dict[str, dict[str, Any]]:
     """Return by task the accuracy of kept answers by the verdicts that stand, and how many each kind of judge gave."""
     found: dict[str, list[AuditRow]] = defaultdict(list)
-    for row in {row.id: row for row in audits}.values():
-        if row.judged_by != "nobody":
-            found[row.task].append(row)
+    for row in audits:
+        found[row.task].append(row)
     return {
         task: {
             **_right(share_wrong((row.weight, row.wrong) for row in rows)),
@@ -219,5 +218,4 @@ def _router(ledger: Ledger, router: AuditedRouter) -> dict[str, Any]:
         "audit_share": monitor.audit_share,
         "drift": [one.model_dump() for one in monitor.drift],
         "hints": [hint.why for hint in monitor.hints],
-        "reports": {"wrong": router.reports.n_wrong, "right": router.reports.n_right},
     }

@@ -26,7 +26,6 @@ from smallfirst.models.wrappers import DelegatingModel
 from smallfirst.pricing.charge import charges_json, total_usd, with_purpose
 from smallfirst.routing.monitoring.drift import Statistic
 from smallfirst.routing.monitoring.monitor import Monitor
-from smallfirst.routing.monitoring.quantities import UserReports
 from smallfirst.routing.router import Router
 from smallfirst.routing.types import OUT_OF_SCOPE, Decision, is_covered, took_cascade
 from smallfirst.serving.ledger.ledger import AlreadyRecorded, Ledger, LedgerAway, LedgerUnavailable
@@ -34,10 +33,7 @@ from smallfirst.serving.ledger.rows import (
     AuditRow,
     DraftRow,
     FeedbackRow,
-    LedgerRow,
     attempt_rows,
-    standing,
-    without_people,
 )
 from smallfirst.serving.openai.errors import ApiError
 
@@ -58,7 +54,7 @@ class AuditedRouter(DelegatingModel):
     def __init__(
         self,
         router: Router,
-        monitor: Callable[[], Monitor],
+        monitor: Monitor,
         *,
         ledger: Ledger,
         auditing: AuditSettings,
@@ -66,7 +62,7 @@ class AuditedRouter(DelegatingModel):
         second_look: SecondLooks | None = None,
         rng: random.Random | None = None,
     ) -> None:
-        """`monitor` creates a monitor in its state at go-live; audits recorded since then are fed to it.
+        """`monitor` is in its state at go-live; audits recorded since then are fed to it.
 
         `outcome` is that of the run whose version answers; left out, all that is known of it is the certificate.
         `second_look` collects what is drafted in shadow.
@@ -78,7 +74,6 @@ class AuditedRouter(DelegatingModel):
         self._rng = rng or random.SystemRandom()
         self._tasks: set[asyncio.Task[None]] = set()
         self._audit_slots = asyncio.Semaphore(MAX_CONCURRENT_AUDITS)
-        self._verdict_lock = asyncio.Lock()
         self._drafts: dict[str, DraftRow] = {}
         """By response id the drafts that a person is to judge beside the answers that the large model gave."""
         self._followed = FollowedMonitor(
@@ -104,7 +99,7 @@ class AuditedRouter(DelegatingModel):
     @property
     def cause(self) -> str:
         """What led to the present state."""
-        return self._followed.replay.cause
+        return self._followed.cause
 
     async def follow(self) -> None:
         """Take over what other processes have written, unless that was done a moment ago. Raise LedgerAway."""
@@ -115,11 +110,6 @@ class AuditedRouter(DelegatingModel):
         if (now := time.monotonic()) - self._shared_at_s > FOLLOW_S:
             self._shared_at_s = now
             await self._share()
-
-    @property
-    def reports(self) -> UserReports:
-        """What users said of kept answers, to whichever process."""
-        return UserReports(*(round(self.monitor.sums[name]) for name in ("kept", "right", "wrong")))
 
     @property
     def paused(self) -> str:
@@ -179,58 +169,45 @@ class AuditedRouter(DelegatingModel):
         if self.auditing.judge == "large" or not self._is_small(route):
             counts = self.monitor.state == "shadow" if in_shadow is None else in_shadow
             task = asyncio.get_running_loop().create_task(
-                self._audit(id, request, completion, self.monitor.epoch, ask_large, in_shadow=counts)
+                self._audit(id, request, completion, datetime.now(UTC), ask_large, in_shadow=counts)
             )
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     async def feedback(self, feedback: FeedbackRow) -> FeedbackRow:
-        """Record feedback and return it with whether it counted: only a judge's does, on an answer that chance drew.
+        """Record feedback and return it with whether it is an audit's verdict: a judge's first one, where chance drew.
 
         Raise ApiError if it judges a draft and does not tell what is right.
         """
-        row = await asyncio.to_thread(self.ledger.get, feedback.id)
-        async with self._verdict_lock:
-            if not feedback.judge:
-                await self._report(feedback, row)
-            elif row is not None:
-                read = self._verdict if feedback.verdict != "withdrawn" else self._without
-                if (verdict := await asyncio.to_thread(read, feedback, row)) is not None:
-                    feedback = feedback.model_copy(update={"counted": await self._judged(verdict)})
-            await self.ledger.append_async(feedback)
+        if feedback.judge and (verdict := await asyncio.to_thread(self._verdict, feedback)) is not None:
+            feedback = feedback.model_copy(update={"counted": await self._take_verdict(verdict)})
+        await self.ledger.append_async(feedback)
         return feedback
 
-    def _verdict(self, feedback: FeedbackRow, row: LedgerRow) -> AuditRow | None:
-        """Return what a judge's feedback says about an audit; None if chance did not draw the answer for one."""
-        if not row.audited or row.audit_share is None or row.at < self._since:
+    def _verdict(self, feedback: FeedbackRow) -> AuditRow | None:
+        """Return what a judge's feedback says about an audit; None if chance drew none, or it has its verdict."""
+        row = self.ledger.get(feedback.id)
+        if row is None or not row.audited or row.audit_share is None or self.ledger.count(AuditRow, id=row.id):
+            return None
+        if row.at < self._since:
             return None  # an answer under another certificate tells nothing about this one
-        wrong, epoch = feedback.verdict == "wrong", self._followed.replay.epoch_at(row.at)
+        wrong, answered_at = feedback.verdict == "wrong", row.at
         certified = row.certified or is_covered(row.steps)
         if not row.certified and row.answered_by not in self._own_models:
             if (beside := self._drafts.get(row.id) or self._stored_draft(row.id)) is None:
                 return None
             wrong = self._draft_is_wrong(feedback, beside.draft or "", beside.other or "")
-            epoch, certified = beside.epoch or 0, beside.certified
+            answered_at, certified = beside.at, beside.certified
         elif row.answered_by is not None and row.answered_by not in self._own_models:
             return None  # another version gave it
         other = feedback.answer if self.auditing.store_bodies else None
-        values = {"at": feedback.at, "wrong": wrong, "judged_by": "person", "epoch": epoch, "other": other}
+        values = {"at": feedback.at, "wrong": wrong, "judged_by": "person", "answered_at": answered_at, "other": other}
         values["certified"] = certified
         return self._audit_row(row.id, row.audit_share, row.audit_weight, values)
 
     def _audit_row(self, id: str, share: float, weight: float, values: dict[str, Any]) -> AuditRow:
         drawn = {"id": id, "propensity": share, "weight": weight}
         return AuditRow.model_validate({"task": self.name, "certificate": self.certificate, **drawn, **values})
-
-    def _without(self, feedback: FeedbackRow, row: LedgerRow) -> AuditRow | None:
-        """Return the verdict that stands without the caller's: another judge's, the large model's, or nobody's."""
-        audits = self.ledger.entries(AuditRow, id=row.id)
-        if not audits or audits[-1].certificate != self.certificate:
-            return None
-        said = standing(self.ledger.entries(FeedbackRow, id=row.id))
-        others = [one for one in said if one.counted and one.caller != feedback.caller]
-        stands = self._verdict(others[-1].model_copy(update={"at": feedback.at}), row) if others else None
-        return stands or without_people(audits, feedback.at)
 
     def _stored_draft(self, id: str) -> DraftRow | None:
         """Return the draft that another process made, or this one before a restart; None where no text is stored."""
@@ -248,29 +225,6 @@ class AuditedRouter(DelegatingModel):
             return True
         message = "The small model's draft is judged by the right answer, which differs from this one: name it."
         raise ApiError(400, message, param="answer", code="answer_required")
-
-    async def _judged(self, verdict: AuditRow) -> bool:
-        """Take, correct or confirm the verdict of an audit; return False if another process was first."""
-        earlier = await asyncio.to_thread(self.ledger.entries, AuditRow, id=verdict.id)
-        if not earlier:
-            return await self._take_verdict(verdict)
-        last = earlier[-1]
-        if last.wrong == verdict.wrong and (last.judged_by == "nobody") == (verdict.judged_by == "nobody"):
-            return True
-        return await self._take_verdict(verdict.model_copy(update={"revision": len(earlier)}))
-
-    async def _report(self, feedback: FeedbackRow, row: LedgerRow | None) -> None:
-        """Count the first report of a user on a kept answer, which can raise a hint."""
-        earlier = await asyncio.to_thread(self.ledger.entries, FeedbackRow, id=feedback.id)
-        if row is None or not row.certified or row.at < self._since or any(not one.judge for one in earlier):
-            return  # a report that is withdrawn later stays counted: hints change nothing
-        sums, limit = self.monitor.sums, self.router.certificate.audit_limit_for("error", "person")
-        sums.add("wrong" if feedback.verdict == "wrong" else "right")
-        found = self.reports
-        if limit and not sums["hinted"] and (hint := found.hint(limit, self.monitor.settings.confidence)):
-            sums.add("hinted")
-            evidence = {"reported_wrong": found.n_wrong, "kept": found.n_kept}
-            await self._followed.found((self.monitor.add_hint("reports", hint, evidence),))
 
     async def aclose(self) -> None:
         """Wait for running audits, then close the models."""
@@ -319,8 +273,6 @@ class AuditedRouter(DelegatingModel):
 
     def _select_for_audit(self, completion: Completion) -> Completion:
         route = completion.route
-        if route is not None and route.certified:
-            self.monitor.sums.add("kept")
         drafted_beside = self.paused and route is not None and route.why == self.paused
         if route is None or not (self._is_audited(route) or drafted_beside):
             return completion
@@ -346,7 +298,7 @@ class AuditedRouter(DelegatingModel):
         id: str,
         request: Request,
         completion: Completion,
-        epoch: int,
+        answered_at: datetime,
         ask: AskLarge | None,
         *,
         in_shadow: bool = False,
@@ -369,7 +321,7 @@ class AuditedRouter(DelegatingModel):
                 else:
                     decision = await self.router.decide(request.as_evaluated)
                     await self._observe(decision)
-                    epoch = self.monitor.epoch
+                    answered_at = datetime.now(UTC)
                     if in_shadow and self.second_look is not None:
                         await self.second_look.compared(id, request, decision, completion, state=self.monitor.state)
                     if decision.model is not None or decision.draft is None or not self._is_audited(decision.route):
@@ -377,28 +329,27 @@ class AuditedRouter(DelegatingModel):
                     certified = is_covered(decision.route.trail)
                     draft, judged, charges = decision.draft.text, completion.text, decision.charges
                     if self.auditing.judge == "person":
-                        await self._ask_person(id, draft, judged, epoch, certified=certified)
+                        await self._ask_person(id, draft, judged, answered_at, certified=certified)
                         return
             except ModelError as error:
                 _log.warning("%s: not audited, %s", id, error.args[0])
                 return
         agreed = await asyncio.to_thread(self.auditing.agrees, draft, judged)
-        values = {"at": datetime.now(UTC), "wrong": not agreed, "judged_by": "large", "epoch": epoch}
-        values["certified"] = certified
+        values = {"at": datetime.now(UTC), "wrong": not agreed, "judged_by": "large", "certified": certified}
+        values["answered_at"] = answered_at
         values |= {"cost_usd": total_usd(charges), "charges": charges_json(with_purpose(charges, "audit"))}
         values |= {"draft": draft, "other": judged} if self.auditing.store_bodies else {}
-        verdict = self._audit_row(id, route.audit_share, route.audit_weight, values)
-        async with self._verdict_lock:
-            await self._take_verdict(verdict)  # unless a person was quicker
+        # Unless a person was quicker:
+        await self._take_verdict(self._audit_row(id, route.audit_share, route.audit_weight, values))
 
     async def _observe(self, decision: Decision) -> None:
         if decision.draft is not None and decision.route.stage != OUT_OF_SCOPE and not decision.changed:
             ood_score = next((s.score for s in decision.route.trail if s.stage == _OOD_STAGE), None)
             await self._followed.found(self.monitor.observe(decision.route.confidence, ood_score, decision.draft.text))
 
-    async def _ask_person(self, id: str, draft: str, shown: str, epoch: int, *, certified: bool) -> None:
-        named = {"task": self.name, "certificate": self.certificate, "epoch": epoch, "certified": certified}
-        row = DraftRow(id=id, at=datetime.now(UTC), draft=draft, other=shown, **named)
+    async def _ask_person(self, id: str, draft: str, shown: str, at: datetime, *, certified: bool) -> None:
+        named = {"task": self.name, "certificate": self.certificate, "certified": certified}
+        row = DraftRow(id=id, at=at, draft=draft, other=shown, **named)
         self._drafts[id] = row
         if len(self._drafts) > MAX_PENDING_AUDITS:
             del self._drafts[next(iter(self._drafts))]
@@ -406,7 +357,7 @@ class AuditedRouter(DelegatingModel):
         await self.ledger.append_async(row.model_copy(update=without))
 
     async def _take_verdict(self, audit: AuditRow) -> bool:
-        """Count a verdict of an audit; return False if the ledger has one in its place, from whichever process."""
+        """Count a verdict of an audit; return False if there is one already, from whichever process: it is final."""
         try:
             await self.ledger.append_async(audit)
         except AlreadyRecorded:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from smallfirst.gate.outcome import Outcome
-from smallfirst.models.protocol import Completion, Model
+from smallfirst.models.protocol import Completion
 from smallfirst.routing.router import Router
 from smallfirst.routing.types import Decision
 from smallfirst.tasks.task import Task
@@ -25,8 +25,6 @@ class AuditSettings(NamedTuple):
     store_bodies: bool = False
     task: Task | None = None
     """What answers may be, for those who mark them."""
-    others: Callable[[], Sequence[Model]] = tuple
-    """Load cheap candidates of the same run that do not answer, whose word shows which answers are in doubt."""
 
 
 async def note_difference(completion: Completion, decision: Decision, agrees: Callable[[str, str], bool]) -> Completion:

@@ -1,7 +1,7 @@
 """Routes and metrics for Routers after go-live.
 
-A user gives feedback on answers to keys of the same owner; it is kept, and can raise a hint. It never changes a bound,
-since people report wrong answers more readily than right ones. A judge's verdict does, on an answer that chance drew.
+A user gives feedback on answers to keys of the same owner; it is kept. It never changes a bound, since people report
+wrong answers more readily than right ones. A judge's first verdict does, on an answer that chance drew.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from smallfirst.deployment.audited_router import AuditedRouter
-from smallfirst.deployment.queue_routes import QueueRoutes
+from smallfirst.deployment.queue_routes import QueueRoutes, mark
 from smallfirst.deployment.second_look import CAUSE
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.routing.monitoring.quantities import not_watched
@@ -59,17 +59,13 @@ class MonitoringRoutes(Plugin):
 
     async def _feedback(self, call: PluginRequest) -> dict[str, Any]:
         body = _checked(await call.json(max_bytes=_MAX_BODY_BYTES))
-        worker = body.pop("worker", "")
         row = await asyncio.to_thread(self._ledger.get, body["id"])
         if row is None or row.status != 200 or not (call.may_judge or row.owner == call.caller):
             raise ApiError(404, "There is no answer with this id.", param="id", code="answer_not_found")
         implied = {} if body.get("verdict") else await self._queue.verdict(row, body["answer"])
-        known = {"at": datetime.now(UTC), "caller": call.caller, "judge": call.may_judge}
+        known = {"at": datetime.now(UTC), "caller": call.caller, "name": call.caller_name, "judge": call.may_judge}
         feedback = FeedbackRow.model_validate({**body, **implied, **known})
         earlier = await asyncio.to_thread(self._ledger.entries, FeedbackRow, id=feedback.id)
-        mine = [one for one in standing(earlier) if (one.caller, one.judge) == (feedback.caller, feedback.judge)]
-        if feedback.verdict == "withdrawn" and not mine:
-            raise ApiError(409, "There is no verdict of yours on this answer.", param="verdict", code="no_verdict")
         if sum(one.judge == feedback.judge for one in earlier) >= MAX_VERDICTS:
             raise ApiError(409, f"There are {MAX_VERDICTS} verdicts on this answer already.", param="id", code="judged")
         router = self.by_task.get(row.task or "")
@@ -80,7 +76,8 @@ class MonitoringRoutes(Plugin):
         told = {"object": "feedback", "id": row.id, "verdict": feedback.verdict, "audit": feedback.counted}
         if router is not None and feedback.counted:
             told["live_error"] = router.monitor.live_error.model_dump()
-        return told | (await self._queue.marked(feedback, worker, earlier) if feedback.judge else {})
+        replaced = [mark(one) for one in standing(earlier) if one.judge]
+        return told | ({"replaces": replaced[0] if replaced else None} if feedback.judge else {})
 
     async def refresh(self) -> None:
         """Take over what other processes have written, as far as the ledger can be read."""
@@ -119,8 +116,6 @@ class _RouterMetrics(Collector):
         watched = family(gauge, "watched", what, "quantity", "guaranteed", "end")
         alarms = family(count, "alarms", "Alarms by cause.", "cause")
         hints = family(count, "hints", "Hints by source: they change nothing.", "source")
-        what = "What users called kept answers: no random sample, and no audit."
-        reports = family(count, "user_reports", what, "verdict")
         for task, router in self._routes.by_task.items():
             found = router.monitor.live_error
             for name in STATES:
@@ -134,8 +129,6 @@ class _RouterMetrics(Collector):
             for add, changes in ((alarms, router.monitor.alarms), (hints, router.monitor.hints)):
                 for cause, n in Counter(change.cause for change in changes).items():
                     add([task, cause], n)
-            reports([task, "right"], router.reports.n_right)
-            reports([task, "wrong"], router.reports.n_wrong)
         yield from families
 
 
@@ -177,12 +170,6 @@ def _status(router: AuditedRouter) -> dict[str, Any]:
         "outcome": router.outcome.model_dump(mode="json"),
         "watched": _watched(router),
         "not_watched": list(not_watched(router.router.certificate, router.auditing.judge)),
-        "reports_of_users": {
-            "what": "no random sample: never counted as audits",
-            "kept_answers": router.reports.n_kept,
-            "called_right": router.reports.n_right,
-            "called_wrong": router.reports.n_wrong,
-        },
         "hints": [{"source": h.cause, "why": h.why} for h in router.monitor.hints],
         "live_error": found.model_dump(),
         "audit_share": router.monitor.audit_share,
@@ -192,16 +179,14 @@ def _status(router: AuditedRouter) -> dict[str, Any]:
 
 
 def _checked(body: dict[str, Any]) -> dict[str, Any]:
-    unknown = sorted(set(body) - {"id", "verdict", "answer", "worker"})
+    unknown = sorted(set(body) - {"id", "verdict", "answer"})
     if unknown:
         raise ApiError(400, f'Unknown field: "{unknown[0][:64]}".', param=unknown[0][:64], code="unknown_parameter")
-    id, verdict, answer, worker = (body.get(name) for name in ("id", "verdict", "answer", "worker"))
+    id, verdict, answer = (body.get(name) for name in ("id", "verdict", "answer"))
     if not isinstance(id, str) or not 1 <= len(id) <= 128:
         raise ApiError(400, "`id` is the id of a response, such as chatcmpl-….", param="id")
-    if verdict not in ("right", "wrong", "withdrawn") and not (verdict is None and answer is not None):
-        raise ApiError(400, '`verdict` is "right", "wrong" or "withdrawn".', param="verdict")
+    if verdict not in ("right", "wrong") and not (verdict is None and answer is not None):
+        raise ApiError(400, '`verdict` is "right" or "wrong".', param="verdict")
     if answer is not None and (not isinstance(answer, str) or len(answer) > 32_768):
         raise ApiError(400, "`answer` is the right answer as text, at most 32,768 characters.", param="answer")
-    if worker is not None and (not isinstance(worker, str) or len(worker) > 128):
-        raise ApiError(400, "`worker` names a window or program, at most 128 characters.", param="worker")
     return body

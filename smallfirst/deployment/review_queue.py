@@ -1,9 +1,8 @@
 """The review queue: answers that a judge's label would help, those that it helps most first, for HTTP and command line.
 
-An audit comes first: chance drew it, so its verdict moves the bound. Then what is in doubt by other people's word, what
-the Router left to a person, answers on which models disagree (draft and large answer, then other candidates, the surest
-first), and last those with a confidence near the certificate's threshold. Labels of answers that chance did not draw
-train, and measure nothing.
+An audit comes first: chance drew it, so its verdict moves the bound. Then what a user called wrong, what the Router
+left to a person, answers on which draft and large answer differ (the surest draft first), and last those with a
+confidence near the certificate's threshold. Labels of answers that chance did not draw train, and measure nothing.
 """
 
 from __future__ import annotations
@@ -22,20 +21,11 @@ N_RECENT = 1_000
 """Newest answers of a task, of each kind, that are looked at: drawn, left to a person, any."""
 _N_DRAFTS = 200
 _CLOCKS_DIFFER = timedelta(hours=1)
-Reason = Literal["audit", "conflict", "reported", "unsure", "disagreement", "near"]
-REASONS: tuple[Reason, ...] = ("audit", "conflict", "reported", "unsure", "disagreement", "near")
+Reason = Literal["audit", "reported", "unsure", "disagreement", "near"]
+REASONS: tuple[Reason, ...] = ("audit", "reported", "unsure", "disagreement", "near")
 """Why an answer is in the queue, in the order of what a label brings."""
-DUE = REASONS[:4]
+DUE = REASONS[:3]
 """Reasons for which an answer waits for a judge; for the others a label helps, and nobody waits."""
-
-
-class Opinion(NamedTuple):
-    """What a model that did not give the answer says instead."""
-
-    model: str
-    answer: str
-    confidence: float
-    """In [0, 1]."""
 
 
 class Waiting(NamedTuple):
@@ -49,15 +39,12 @@ class Waiting(NamedTuple):
     """Greater comes first among equal reasons, then the older."""
 
 
-def review_queue(
-    ledger: Ledger, tasks: Iterable[str], opinions: Mapping[str, Opinion] = {}, *, recent: int = N_RECENT
-) -> list[Waiting]:
+def review_queue(ledger: Ledger, tasks: Iterable[str], *, recent: int = N_RECENT) -> list[Waiting]:
     """Return the answers of `tasks` that a label would help, the most helpful first.
 
-    `opinions` are other models' by response id. A text that a judge has marked already, or that comes earlier in the
-    queue, is left out where chance did not draw it.
+    A text that a judge has marked already, or that comes earlier, is left out where chance did not draw it.
     """
-    found = [one for task in tasks for one in _of_task(ledger, task, opinions, recent)]
+    found = [one for task in tasks for one in _of_task(ledger, task, recent)]
     found.sort(key=lambda one: (REASONS.index(one.reason), -one.doubt, one.row.at))
     seen: set[str] = set()
     kept = []
@@ -70,20 +57,9 @@ def review_queue(
     return kept
 
 
-def conflict(one: FeedbackRow, other: FeedbackRow) -> bool:
-    """Return True if two verdicts on an answer cannot both hold."""
-    named = one.verdict == "wrong" and one.answer is not None and other.answer is not None
-    return one.verdict != other.verdict or (named and one.answer != other.answer)
-
-
-def recent_texts(ledger: Ledger, task: str, limit: int = N_RECENT) -> list[LedgerRow]:
-    """Return a task's newest answers whose question and answer are stored."""
-    rows = ledger.entries(LedgerRow, task=task, limit=limit) if limit else ()
-    return [row for row in rows if row.status == 200 and row.request_text and row.answer_text is not None]
-
-
-def _of_task(ledger: Ledger, task: str, opinions: Mapping[str, Opinion], recent: int) -> Iterator[Waiting]:
-    rows = recent_texts(ledger, task, recent)
+def _of_task(ledger: Ledger, task: str, recent: int) -> Iterator[Waiting]:
+    newest = ledger.entries(LedgerRow, task=task, limit=recent) if recent else ()
+    rows = [row for row in newest if row.status == 200 and row.request_text and row.answer_text is not None]
     drawn = ledger.entries(LedgerRow, task=task, audited="1", limit=N_RECENT)
     drawn = tuple(row for row in drawn if row.certified or row.stage != "large")
     left = ledger.entries(LedgerRow, task=task, stage=PERSON_STAGE, limit=N_RECENT)
@@ -92,20 +68,19 @@ def _of_task(ledger: Ledger, task: str, opinions: Mapping[str, Opinion], recent:
     for one in standing(ledger.entries(FeedbackRow, since=oldest)):
         said[one.id].append(one)
     judged = {id for id, verdicts in said.items() if any(one.judge for one in verdicts)}
-    last = {audit.id: audit for audit in ledger.entries(AuditRow, task=task, since=oldest)}
-    audited = {id for id, audit in last.items() if audit.judged_by != "nobody"}
+    audited = {audit.id for audit in ledger.entries(AuditRow, task=task, since=oldest)}
     drafts = [one.id for one in ledger.entries(DraftRow, task=task, limit=N_RECENT) if one.id not in judged | audited]
     drawn += tuple(row for row in map(ledger.get, drafts[-_N_DRAFTS:]) if row is not None)
     due = {one.row.id: one for one in _drawn(drawn, judged | audited, _in_force_since(ledger, task))}
     for row in left:
         if row.id not in judged:
             due[row.id] = Waiting(row, "unsure", f"no model was sure{_measured(row)}: left to a person")
-    due |= {one.row.id: one for one in _doubted(ledger, task, said, audited)}
+    due |= {one.row.id: one for one in _reported(ledger, task, said, audited)}
     yield from due.values()
     marked = {row.request_sha256 for row in rows if row.id in judged}
     for row in rows:
         if row.id not in due and row.id not in judged and row.request_sha256 not in marked:
-            yield from _helpful(row, opinions.get(row.id))
+            yield from _helpful(row)
 
 
 def _drawn(rows: Iterable[LedgerRow], done: Collection[str], since: datetime | None) -> Iterator[Waiting]:
@@ -116,28 +91,22 @@ def _drawn(rows: Iterable[LedgerRow], done: Collection[str], since: datetime | N
             yield Waiting(row, "audit", f"drawn by chance: {what}", float(counts))
 
 
-def _doubted(
+def _reported(
     ledger: Ledger, task: str, said: Mapping[str, Sequence[FeedbackRow]], audited: Collection[str]
 ) -> Iterator[Waiting]:
-    """Yield answers that two judges marked differently, or that a user called wrong and nobody has judged."""
+    """Yield answers that a user called wrong and nobody has judged."""
     for id, verdicts in list(said.items())[-N_RECENT:]:
-        by_judges = [one for one in verdicts if one.judge]
-        disputed = any(conflict(by_judges[0], one) for one in by_judges[1:])
-        reported = not by_judges and any(one.verdict == "wrong" for one in verdicts) and id not in audited
-        row = ledger.get(id) if disputed or reported else None
+        wrong = any(one.verdict == "wrong" for one in verdicts) and not any(one.judge for one in verdicts)
+        row = ledger.get(id) if wrong and id not in audited else None
         if row is not None and row.task == task:
-            why = "two judges marked it differently" if disputed else "a user called it wrong"
-            yield Waiting(row, "conflict" if disputed else "reported", why)
+            yield Waiting(row, "reported", "a user called it wrong")
 
 
-def _helpful(row: LedgerRow, opinion: Opinion | None) -> Iterator[Waiting]:
-    """Yield the answer if models disagree on it, or it is near the threshold."""
+def _helpful(row: LedgerRow) -> Iterator[Waiting]:
+    """Yield the answer if draft and large answer differ, or its confidence is near the threshold."""
     if row.steps and row.steps[-1].differs:
         why = f"the small model said something else{_measured(row)}"
-        yield Waiting(row, "disagreement", why, 1.0 + (row.confidence or 0.0))
-    elif opinion is not None:
-        why = f"{opinion.model} says something else ({opinion.confidence:.2f})"
-        yield Waiting(row, "disagreement", why, opinion.confidence)
+        yield Waiting(row, "disagreement", why, row.confidence or 0.0)
     elif row.confidence is not None and row.threshold is not None and row.threshold <= 1:
         far = row.confidence - row.threshold
         where = f"{abs(far):.3f} {'above' if far >= 0 else 'below'} the threshold of {row.threshold:.3f}"

@@ -16,15 +16,13 @@ from smallfirst.deployment.hot_swap import ModelSet, SharedModel
 from smallfirst.deployment.second_look import TAG, SecondLook, SecondLooks, looks_again, read_look
 from smallfirst.errors import RegistryError, StageMissing
 from smallfirst.gate.outcome import Outcome
-from smallfirst.models.loading import load_model
-from smallfirst.models.manifest import MANIFEST, read_manifest
+from smallfirst.models.manifest import read_manifest
 from smallfirst.models.protocol import Model, Request
 from smallfirst.paths import home, state_of
 from smallfirst.pipeline import large_model as large_path
 from smallfirst.pipeline.confidence_heads import HEADS, ConfidenceHeads
 from smallfirst.pipeline.parity import PARITY, VLLM_PARITY, ParityResult
 from smallfirst.pipeline.router_setup import (
-    CHEAP,
     PROFILE_FOLDER,
     REFERENCE,
     RUN,
@@ -217,7 +215,6 @@ class TaskDeployment:
             ledger=self._ledger,
             store_bodies=self._store_bodies,
             outcome=outcome and self._outcome_here(outcome),
-            others=functools.cache(functools.partial(self._others, version, run_folder, ahead)),
             second_look=self._second_look(router, version, run_folder),
         )
         models: dict[str, Model] = {file.name: audited, f"{file.name}-small": small}
@@ -235,14 +232,6 @@ class TaskDeployment:
         except StageMissing as error:
             _log.warning("%s: no second look is taken here: %s", self.name, error.args[0])
             return None
-
-    def _others(self, version: ModelVersion, run_folder: RunFolder, ahead: Sequence[Stage]) -> Sequence[Model]:
-        """Return the linear candidates of a version's run that are asked about the answers of others; load them."""
-        known = {version.tags.get("candidate"), *(stage.name for stage in ahead)}
-        folders = {name: run_folder.model_folder(name) for name in CHEAP if name not in known}
-        there = [name for name, folder in folders.items() if (folder / MANIFEST).is_file()][:1]
-        with state_of(self.file.folder):
-            return [*(stage.model for stage in ahead), *(load_model(folders[name], name=name) for name in there)]
 
     def _check_engine(self, version: ModelVersion) -> None:
         """Raise StageMissing unless the version was compared with its measured answers on the engine that serves it."""
@@ -283,13 +272,12 @@ def audited_router(
     ledger: Ledger,
     store_bodies: bool = False,
     outcome: Outcome | None = None,
-    others: Callable[[], Sequence[Model]] = tuple,
     second_look: SecondLooks | None = None,
 ) -> AuditedRouter:
     """Return the Router with its guarantee audited, its traffic monitored and its state in the ledger."""
     outcome = outcome or outcome_of(router)
     judge = _judge(routing, router.certificate, outcome, router.large)
-    auditing = AuditSettings(judge, _agreement(task), store_bodies, task, others)
+    auditing = AuditSettings(judge, _agreement(task), store_bodies, task)
     monitor = _monitor(router, routing, reference, judge, outcome)
     return AuditedRouter(router, monitor, ledger=ledger, auditing=auditing, outcome=outcome, second_look=second_look)
 
@@ -304,13 +292,13 @@ def _judge(routing: RoutingConfig, certificate: Certificate, outcome: Outcome, l
 
 def _monitor(
     router: Router, routing: RoutingConfig, reference: TrafficReference, judge: Judge, outcome: Outcome
-) -> Callable[[], Monitor]:
-    """Return what creates the Router's monitor; log which limits nothing can test."""
+) -> Monitor:
+    """Return the Router's monitor; log which limits nothing can test."""
     certificate = router.certificate
     quantities = watched_quantities(certificate, judge, outcome.audited)
     for words in not_watched(certificate, judge):
         _log.warning("%s: nothing after go-live tests the limit %r", router.name, words)
-    return lambda: Monitor(
+    return Monitor(
         routing.monitor,
         quantities=quantities,
         reference_confidence=reference.confidence,

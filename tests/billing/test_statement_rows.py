@@ -1,4 +1,4 @@
-"""Lines of a statement: nothing that a spreadsheet runs, audits that tell a price, and verdicts that were withdrawn."""
+"""Lines of a statement: nothing that a spreadsheet runs, and audits that tell a price."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from smallfirst.serving.ledger.rows import AuditRow, LedgerRow
 NOON = datetime(2026, 11, 10, 12, tzinfo=UTC)
 
 
-def test_cells_audits_and_withdrawn_verdicts(tmp_path: Path) -> None:
+def test_cells_and_audits(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.db")
     row = LedgerRow(
         id="r", at=NOON, served_name="t", status=200, latency_ms=1.0, task="=t", stage="small", cost_usd=0.1
@@ -23,7 +23,6 @@ def test_cells_audits_and_withdrawn_verdicts(tmp_path: Path) -> None:
         large = {"stage": "large", "certified": False} if i % 2 else {"certified": True}
         ledger.append(row.model_copy(update={"id": f"r{i}", "audited": True, **large}))
         ledger.append(audit.model_copy(update={"id": f"r{i}", "cost_usd": 0.01 if i % 2 else 0.5}))
-    ledger.append(audit.model_copy(update={"id": "r0", "revision": 1, "judged_by": "nobody", "wrong": False}))
     written, tally = io.StringIO(), Tally()
     for line in write_lines(written, ledger_lines(ledger, NOON, NOON + timedelta(days=1), (), {})):
         tally.add(line)
@@ -31,5 +30,5 @@ def test_cells_audits_and_withdrawn_verdicts(tmp_path: Path) -> None:
     figures = tally.figures({})
     (saving,), (proof,) = figures.savings, figures.proofs
     assert (saving.basis, saving.would_have_usd and saving.would_have_usd.usd) == ("audits", 12 * 0.5)
-    assert (proof.wrong.n, proof.n_wrong) == (23, 23)
+    assert (proof.wrong.n, proof.n_wrong) == (24, 24)
     ledger.close()

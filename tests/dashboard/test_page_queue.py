@@ -1,4 +1,4 @@
-"""The tab on which judges mark answers, in a real Chromium: two people, a key a label, undo, conflict, search, JSON."""
+"""The tab on which judges mark answers, in a real Chromium: two people, a key a label, search, JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import httpx
 import pytest
 from fixtures.dashboard import LABELS, TASK, DashboardServer
 
-from smallfirst.deployment import queue_routes
 from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow
 from smallfirst.tasks.classify import Classify
 from smallfirst.tasks.extract import Extract
@@ -36,49 +35,45 @@ def verdicts(server: DashboardServer) -> list[tuple[str, str | None]]:
 
 
 @pytest.fixture
-def queue(dashboard: DashboardServer, monkeypatch: pytest.MonkeyPatch) -> DashboardServer:
-    """The server when chance draws all answers that stay small, and the queue's order is always fresh."""
-    monkeypatch.setattr(queue_routes, "_ORDER_HOLDS_S", 0.0)
+def queue(dashboard: DashboardServer) -> DashboardServer:
+    """The server when chance draws all answers that stay small."""
     dashboard.router._rng.random = lambda: 0.0  # type: ignore[method-assign]
     return dashboard
 
 
-def test_two_judges_mark_undo_and_see_their_conflict(queue: DashboardServer) -> None:
+def test_two_judges_mark_skip_go_back_and_see_whose_mark_theirs_replaces(queue: DashboardServer) -> None:
     ask(queue, "my refund", "my delivery", "an unclear invoice")
     ada = queue.open("judge", path="#/queue")
     assert shows(ada, "my refund")
-    ben = queue.open("second judge", path="#/queue")
-    assert shows(ben, "my delivery")
     assert ada.locator(".tag").inner_text() == "Audit"
     ada.keyboard.press("3")  # password, while refund was given
     ada.get_by_text("it said refund, right is password").wait_for()
-    assert "counts for the guarantee: 1 audit, 100.0 % wrong" in ada.locator(".note").inner_text()
-    assert [row.wrong for row in queue.ledger.entries(AuditRow)] == [True]
-    assert shows(ada, "an unclear invoice")
-    assert "the small model said something else" in ada.locator(".why").inner_text()
+    assert "counts for the guarantee, and is final: 1 audit, 100.0 % wrong" in ada.locator(".note").inner_text()
+    assert shows(ada, "my delivery")
     ada.keyboard.press("u")
-    ada.get_by_text("Taken back").wait_for()
     assert shows(ada, "my refund")
-    assert queue.router.monitor.live_error.n == 0
     ada.keyboard.press("1")
     ada.get_by_text("Right: refund").wait_for()
-    assert verdicts(queue) == [("wrong", "password"), ("withdrawn", None), ("right", "refund")]
-    assert shows(ada, "an unclear invoice")
-    ben.keyboard.press("s")  # and it goes to Ada, who has skipped nothing
-    ben.get_by_text("Nothing is left for you").wait_for()
-    ada.reload()
+    assert verdicts(queue) == [("wrong", "password"), ("right", "refund")]
+    assert [row.wrong for row in queue.ledger.entries(AuditRow)] == [True]  # the verdict of an audit is final
     assert shows(ada, "my delivery")
-    ada.keyboard.press("2")
-    ada.get_by_text("Right: delivery").wait_for()
+    ben = queue.open("second judge", path="#/queue")
+    assert shows(ben, "my delivery")
+    ada.keyboard.press("s")
+    assert shows(ada, "an unclear invoice")
+    assert "the small model said something else" in ada.locator(".why").inner_text()
+    ben.keyboard.press("2")
+    ben.get_by_text("Right: delivery").wait_for()
     id = queue.ledger.entries(FeedbackRow)[-1].id
-    headers = {"authorization": f"Bearer {queue.keys['second judge']}"}
-    body = {"id": id, "answer": "card", "worker": "elsewhere"}
-    assert httpx.post(f"{queue.url}/v1/feedback", json=body, headers=headers).json()["conflict"]
-    page = queue.open("admin", path="#/queue")
-    page.get_by_text("marked it wrong: card").wait_for()
-    assert page.locator(".tag").inner_text() == "Conflict"
-    page.keyboard.press("4")
-    page.get_by_text("Nothing is learnt from it until the marks agree").wait_for()
+    headers = {"authorization": f"Bearer {queue.keys['judge']}"}
+    body = {"id": id, "answer": "card"}
+    replaced = httpx.post(f"{queue.url}/v1/feedback", json=body, headers=headers).json()["replaces"]
+    assert (replaced["by"], replaced["verdict"]) == ("second-judge", "right")
+    ben.keyboard.press("u")
+    assert shows(ben, "my delivery")
+    ben.get_by_text("marked it wrong: card").wait_for()
+    ben.keyboard.press("2")
+    ben.get_by_text("marked it wrong: card; this stands now").wait_for()
 
 
 def test_many_labels_are_searched_and_a_phone_is_enough(queue: DashboardServer) -> None:

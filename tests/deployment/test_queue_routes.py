@@ -1,4 +1,4 @@
-"""Two judges at one queue over HTTP: different answers, marks by the right answer, conflicts, undo, dissent."""
+"""The queue over HTTP: what it takes to mark an answer, marks by the right answer, and the last of them stands."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import Any
 
 import httpx
 import pytest
-from deployment.test_audited_router import Says, Setting
+from deployment.test_audited_router import Setting
 from deployment.test_review_queue import TASK, answered
 from fixtures.server import RunningServer
 
 from smallfirst.deployment.monitoring_routes import MonitoringRoutes
-from smallfirst.models.protocol import Completion, Request
 from smallfirst.serving.auth.keys import KeyPolicy, KeyStore
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import FeedbackRow
@@ -23,14 +22,6 @@ from smallfirst.tasks.extract import Extract
 from smallfirst.tasks.task import Task
 
 LABELS = Classify(name=TASK, labels=("refund", "other", "lost card"))
-
-
-class Other(Says):
-    """A cheap candidate that reads the question."""
-
-    async def complete(self, request: Request) -> Completion:
-        found = await super().complete(request)
-        return found.model_copy(update={"text": "lost card" if "doubt" in request.text else "refund"})
 
 
 class Desk:
@@ -42,9 +33,12 @@ class Desk:
     def post(self, name: str, path: str, **body: Any) -> httpx.Response:
         return httpx.post(f"{self._url}{path}", json=body, headers={"authorization": f"Bearer {self._keys[name]}"})
 
-    def claim(self, name: str, **body: Any) -> dict[str, Any]:
-        found: dict[str, Any] = self.post(name, "/v1/queue/claim", **body).json()
-        return found["item"] or {"id": None}
+    def get(self, name: str, path: str) -> httpx.Response:
+        return httpx.get(f"{self._url}{path}", headers={"authorization": f"Bearer {self._keys[name]}"})
+
+    def first(self, name: str) -> dict[str, Any]:
+        listed = self.get(name, "/v1/queue").json()["data"]
+        return {**listed[0], **self.get(name, f"/v1/queue/{listed[0]['id']}").json()}
 
     def mark(self, name: str, id: str, **body: Any) -> dict[str, Any]:
         found: dict[str, Any] = self.post(name, "/v1/feedback", id=id, **body).json()
@@ -66,8 +60,7 @@ def open_desk(ledger: Ledger, tmp_path: Path, run_server: Any) -> Iterator[Any]:
 
         def opened(task: Task = LABELS) -> Desk:
             setting, store = Setting(ledger, judge="person"), KeyStore(tmp_path / "keys.json")
-            other = Other("words", confidence=0.7)
-            setting.live.auditing = setting.live.auditing._replace(task=task, others=lambda: (other,))
+            setting.live.auditing = setting.live.auditing._replace(task=task)
             roles: dict[str, Any] = {"ada": "judge", "ben": "judge", "uma": "user"}
             keys = {name: store.create(name, KeyPolicy(role=role))[1] for name, role in roles.items()}
             plugin = MonitoringRoutes([setting.live], ledger)
@@ -79,74 +72,53 @@ def open_desk(ledger: Ledger, tmp_path: Path, run_server: Any) -> Iterator[Any]:
         yield opened
 
 
-def test_two_judges_mark_different_answers_and_see_a_conflict(open_desk: Any, ledger: Ledger) -> None:
+def test_the_last_of_two_judges_marks_stands_and_says_which_it_replaces(open_desk: Any, ledger: Ledger) -> None:
     desk = open_desk()
-    for id in ("a", "b", "in doubt"):
-        answered(ledger, id, confidence={"a": 0.81, "b": 0.83, "in doubt": 0.99}[id])
-    ada = desk.claim("ada", worker="1")
-    assert (ada["id"], ada["reason"], ada["why"]) == (
-        "in doubt",
-        "disagreement",
-        "words says something else (0.70)",
-    )
-    assert (ada["question"], ada["answer"], ada["kind"]) == ([["user", "about in doubt"]], "refund", "label")
-    assert ada["offer"] == ada["labels"] == ["refund", "other", "lost card"]
-    assert [(one["model"], one["answer"]) for one in ada["drafts"]] == [("small", "refund"), ("words", "lost card")]
-    assert [desk.claim("ben", worker="2")["id"], desk.claim("ada", worker="1")["id"]] == ["a", "in doubt"]
-    assert desk.claim("ben", worker="2", skip="a")["id"] == "b"
-    assert desk.mark("ada", "in doubt", answer=" Lost card", worker="1") == {
-        "object": "feedback",
-        "id": "in doubt",
-        "verdict": "wrong",
-        "audit": False,
-        "others": [],
-        "conflict": False,
-    }
-    assert desk.claim("ada", worker="1", take="in doubt")["id"] == "in doubt"
-    assert desk.post("ben", "/v1/queue/claim", worker="2", id="in doubt").json()["error"]["code"] == "held"
-    taken = desk.claim("ben", worker="2", take="in doubt")
-    (mark,) = taken["marks"]
-    assert (mark["by"], mark["verdict"], mark["answer"], mark["mine"]) == ("ada", "wrong", "lost card", False)
-    found = desk.mark("ben", "in doubt", answer="refund", worker="2")
-    assert (found["verdict"], found["conflict"], found["others"][0]["by"]) == ("right", True, "ada")
-    assert desk.mark("ben", "in doubt", verdict="withdrawn", worker="2")["conflict"] is False
-    assert desk.mark("ben", "in doubt", answer="lost card", worker="2")["conflict"] is False
-    assert [(row.verdict, row.answer) for row in ledger.entries(FeedbackRow)] == [
-        ("wrong", "lost card"),
-        ("right", "refund"),
-        ("withdrawn", None),
-        ("wrong", "lost card"),
-    ]
-    assert desk.claim("ada", worker="1")["id"] == "a"  # Ben let go of it when he skipped it
-    assert desk.claim("ada", worker="1", skip="a")["id"] == "b"  # of which he let go when he took another
-    assert desk.claim("ada", worker="1", skip="b")["id"] is None
+    answered(ledger, "a", confidence=0.81)
+    answered(ledger, "b", confidence=0.83)
+    answered(ledger, "in doubt", certified=False, stage="large", answered_by="large", differs=True)
+    item = desk.first("ada")
+    assert (item["id"], item["reason"]) == ("in doubt", "disagreement")
+    assert (item["question"], item["answer"], item["kind"]) == ([["user", "about in doubt"]], "refund", "label")
+    assert item["offer"] == item["labels"] == ["refund", "other", "lost card"]
+    assert item["draft"] == {"model": "small", "answer": "refund", "confidence": 0.9}
+    told = {"object": "feedback", "id": "in doubt", "verdict": "wrong", "audit": False, "replaces": None}
+    assert desk.mark("ada", "in doubt", answer=" Lost card") == told
+    assert desk.first("ben")["id"] == "a"
+    (mark,) = desk.get("ben", "/v1/queue/in doubt").json()["marks"]
+    assert (mark["by"], mark["verdict"], mark["answer"]) == ("ada", "wrong", "lost card")
+    found = desk.mark("ben", "in doubt", answer="refund")
+    assert (found["verdict"], found["replaces"]) == ("right", mark)
+    (mark,) = desk.get("ada", "/v1/queue/in doubt").json()["marks"]
+    assert (mark["by"], mark["verdict"]) == ("ben", "right")
+    said = [(row.name, row.verdict, row.answer) for row in ledger.entries(FeedbackRow)]
+    assert said == [("ada", "wrong", "lost card"), ("ben", "right", "refund")]
 
 
 def test_what_no_judge_may_do_or_the_task_does_not_know_is_refused(open_desk: Any, ledger: Ledger) -> None:
     desk = open_desk()
     answered(ledger, "a")
     answered(ledger, "not stored", request_text=None, answer_text=None, audited=True)
-    assert desk.post("uma", "/v1/queue/claim").status_code == 403
+    assert [desk.get("uma", path).status_code for path in ("/v1/queue", "/v1/queue/a")] == [403, 403]
     for body, path, field in (
         ({"id": "a", "answer": "no such label"}, "/v1/feedback", "answer"),
         ({"id": "not stored", "answer": "refund"}, "/v1/feedback", "verdict"),
-        ({"id": "a", "verdict": "withdrawn"}, "/v1/feedback", "verdict"),
         ({"id": "a"}, "/v1/feedback", "verdict"),
-        ({"worker": 7}, "/v1/queue/claim", "worker"),
+        ({"id": "a", "verdict": "right", "worker": "w"}, "/v1/feedback", "worker"),
     ):
         refused = desk.post("ada", path, **body)
         assert refused.status_code in (400, 409)
         assert refused.json()["error"]["param"] == field
-    assert desk.post("ada", "/v1/queue/claim", id="none").status_code == 404
-    shown = desk.claim("ada", worker="1")
-    assert (shown["id"], shown["reason"], shown["question"], shown["drafts"]) == ("not stored", "audit", [], [])
+    assert desk.get("ada", "/v1/queue/none").status_code == 404
+    shown = desk.first("ada")
+    assert (shown["id"], shown["reason"], shown["question"], shown["draft"]) == ("not stored", "audit", [], None)
 
 
 def test_a_json_answer_is_compared_in_canonical_form(open_desk: Any, ledger: Ledger) -> None:
     schema = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}
     desk = open_desk(Extract(name=TASK, json_schema=schema))
     answered(ledger, "a", answer_text='{"sum": 3}')
-    item = desk.claim("ada", worker="1")
+    item = desk.first("ada")
     assert (item["kind"], item["schema"]["properties"]["sum"]["type"]) == ("json", "integer")
     desk.setting.live.auditing = desk.setting.live.auditing._replace(
         agrees=lambda draft, other: json.loads(draft) == json.loads(other)

@@ -15,7 +15,7 @@ from deployment.test_audited_router import Setting
 
 from smallfirst.cli.watch import queue
 from smallfirst.deployment.monitoring_routes import MonitoringRoutes
-from smallfirst.deployment.review_queue import DUE, Opinion, conflict, review_queue
+from smallfirst.deployment.review_queue import DUE, review_queue
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow
 from smallfirst.serving.settings import ServeSettings
@@ -56,7 +56,6 @@ def answered(ledger: Ledger, id: str, *, task: str = TASK, differs: bool = False
 
 def audited(ledger: Ledger, id: str, judge: Any, task: str = TASK) -> None:
     values = {"task": task, "certificate": "c", "propensity": 0.5, "wrong": False, "judged_by": judge}
-    values["revision"] = len(ledger.entries(AuditRow, id=id))
     ledger.append(AuditRow.model_validate({"id": id, "at": NOON, **values}))
 
 
@@ -77,26 +76,18 @@ def in_every_situation(ledger: Ledger, task: str = TASK, judge: Any = "person") 
     answered(ledger, id("left to a person"), task=task, certified=False, stage="person", confidence=0.3)
     answered(ledger, id("left, judged"), task=task, certified=False, stage="person")
     answered(ledger, id("reported"), task=task)
-    answered(ledger, id("disputed"), task=task)
     answered(ledger, id("drawn"), task=task, audited=True)
     answered(ledger, id("drawn later"), task=task, audited=True)
     answered(ledger, id("drawn, audited"), task=task, audited=True, confidence=0.95)
-    answered(ledger, id("drawn, withdrawn"), task=task, audited=True)
     answered(ledger, id("drawn, judged"), task=task, audited=True)
     answered(ledger, id("same text as judged"), task=task, request_sha256=id("left, judged"))
     answered(ledger, id("no text"), task=task, request_text=None, answer_text=None)
     answered(ledger, id("failed"), task=task, status=503)
     audited(ledger, id("drawn, audited"), judge, task)
-    audited(ledger, id("drawn, withdrawn"), "person", task)
-    audited(ledger, id("drawn, withdrawn"), "nobody", task)
-    said(ledger, id("drawn, withdrawn"), "wrong", "ada")
-    said(ledger, id("drawn, withdrawn"), "withdrawn", "ada")
     said(ledger, id("left, judged"), "right")
     said(ledger, id("drawn, judged"), "right")
     said(ledger, id("reported"), "wrong", "a user", judge=False)
-    said(ledger, id("disputed"), "wrong", "ada", answer="other")
-    said(ledger, id("disputed"), "right", "ben")
-    due = ["drawn", "drawn later", "drawn, withdrawn", "disputed", "reported", "left to a person"]
+    due = ["drawn", "drawn later", "reported", "left to a person"]
     helpful = ["differs, sure", "differs, unsure", "near below", "drawn, audited", "far above"]
     return list(map(id, due + helpful))
 
@@ -106,41 +97,17 @@ def test_the_order_is_that_of_what_a_label_brings(ledger: Ledger) -> None:
     found = review_queue(ledger, [TASK])
     assert [one.row.id for one in found] == expected
     assert [one.reason for one in found] == [
-        *["audit"] * 3,
-        "conflict",
+        *["audit"] * 2,
         "reported",
         "unsure",
         *["disagreement"] * 2,
         *["near"] * 3,
     ]
     assert found[0].why == "drawn by chance: its verdict counts for the guarantee"
-    assert found[6].why == "the small model said something else (confidence 0.700)"
-    assert found[8].why == "confidence 0.010 below the threshold of 0.800"
-    assert [one.row.id for one in review_queue(ledger, [TASK], recent=0)] == expected[:6]
-    assert {one.reason for one in found[:6]} == set(DUE)
-
-
-def test_verdicts_conflict_only_where_they_cannot_both_hold() -> None:
-    right, named = (
-        FeedbackRow(id="a", at=NOON, verdict="right"),
-        FeedbackRow(id="a", at=NOON, verdict="right", answer="x"),
-    )
-    wrong, other = (FeedbackRow(id="a", at=NOON, verdict="wrong", answer=answer) for answer in ("y", "z"))
-    open_end = FeedbackRow(id="a", at=NOON, verdict="wrong")
-    assert not conflict(right, named)
-    assert not conflict(wrong, open_end)
-    assert conflict(right, wrong)
-    assert conflict(wrong, other)
-
-
-def test_another_candidates_word_counts_by_its_confidence(ledger: Ledger) -> None:
-    for id in ("a", "b", "c"):
-        answered(ledger, id)
-    answered(ledger, "d", certified=False, stage="large", confidence=0.6, differs=True)
-    opinions = {"b": Opinion("words", "other", 0.7), "c": Opinion("words", "other", 0.5)}
-    found = review_queue(ledger, [TASK], opinions)
-    assert [one.row.id for one in found] == ["d", "b", "c", "a"]
-    assert found[1].why == "words says something else (0.70)"
+    assert found[4].why == "the small model said something else (confidence 0.700)"
+    assert found[6].why == "confidence 0.010 below the threshold of 0.800"
+    assert [one.row.id for one in review_queue(ledger, [TASK], recent=0)] == expected[:4]
+    assert {one.reason for one in found[:4]} == set(DUE)
 
 
 @pytest.mark.parametrize("judge", ["person", "large"])
@@ -155,8 +122,7 @@ def test_http_and_the_command_line_list_the_same_answers(
         listed = httpx.get(f"{server.url}/v1/queue?task={TASK}").json()
     assert [entry["id"] for entry in listed["data"]] == expected
     assert listed["reasons"] == {
-        "audit": 3,
-        "conflict": 1,
+        "audit": 2,
         "reported": 1,
         "unsure": 1,
         "disagreement": 2,
@@ -166,4 +132,4 @@ def test_http_and_the_command_line_list_the_same_answers(
     shown = CliRunner().invoke(queue, command, catch_exceptions=False)
     found = json.loads(shown.output)
     assert [entry["id"] for entry in found["data"]] == expected
-    assert found["n_waiting"] == 6
+    assert found["n_waiting"] == 4

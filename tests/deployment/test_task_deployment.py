@@ -59,13 +59,8 @@ def test_a_certificate_made_inside_the_domain_is_not_served_without_the_gate(des
     foreign = "Explain, with 12 equations, why the ΔG of photosynthesis is +2,870 kJ"
     for inside, text in {True: rows.train.examples[0].text, False: foreign}.items():
         assert (asyncio.run(detector.score(Request.ask(text))).value <= detector.threshold) == inside
-    (other,) = router.auditing.others()  # a linear candidate of the run, loaded when the queue first asks it
-    said = asyncio.run(other.complete(Request.ask(rows.train.examples[0].text)))
-    assert (other.name, said.text) == ("words", rows.train.examples[0].answer)
-    assert router.auditing.others() is router.auditing.others()
     assert router.auditing.task == deployment._task
     asyncio.run(router.aclose())
-    asyncio.run(other.aclose())
     ledger.close()
 
 

@@ -23,7 +23,7 @@ from smallfirst.serving.ledger.rows import AuditRow, LedgerRow
 
 MONEY = st.floats(0.001, 1).map(lambda usd: round(usd, 6))
 ANSWERS = st.lists(st.tuples(st.sampled_from(["small", "words", "large"]), MONEY, st.floats(0, 1)), max_size=25)
-AUDITS = st.lists(st.tuples(MONEY, st.booleans()), max_size=25)
+AUDITS = st.lists(MONEY, max_size=25)
 
 
 def learnt(folder: Path) -> Path:
@@ -41,10 +41,8 @@ def learnt(folder: Path) -> Path:
     return found / "learnt"
 
 
-def fill(
-    ledger: Ledger, now: datetime, answers: list[tuple[str, float, float]], audits: list[tuple[float, bool]]
-) -> None:
-    """Answers of the last twenty hours in this month; some audits were withdrawn and hold again."""
+def fill(ledger: Ledger, now: datetime, answers: list[tuple[str, float, float]], audits: list[float]) -> None:
+    """Answers of the last twenty hours in this month, and their audits."""
     begin = max(now.replace(day=1, hour=0, minute=0, second=0, microsecond=0), now - timedelta(hours=20))
     for i, (stage, usd, part) in enumerate(answers):
         ledger.append(
@@ -60,15 +58,10 @@ def fill(
                 cost_usd=usd,
             )
         )
-    for i, ((usd, again), answer) in enumerate(zip(audits, answers, strict=False)):
+    for i, (usd, answer) in enumerate(zip(audits, answers, strict=False)):
         if answer[0] != "large":
             values = {"task": "tickets", "certificate": "c", "propensity": 0.5, "wrong": False}
-            audit = AuditRow(id=f"r{i}", at=now, judged_by="large", cost_usd=usd, **values)
-            corrected = [
-                audit.model_copy(update={"judged_by": "person", "cost_usd": 0.0, "revision": 1}),
-                audit.model_copy(update={"cost_usd": 0.0, "revision": 2}),
-            ]
-            ledger.append(audit, *(corrected if again else ()))
+            ledger.append(AuditRow(id=f"r{i}", at=now, judged_by="large", cost_usd=usd, **values))
 
 
 def told(*words: object) -> Any:
@@ -85,10 +78,10 @@ def told(*words: object) -> Any:
     derandomize=True,
 )
 @given(ANSWERS, AUDITS)
-@example([("small", 0.01, 0.5)] * 12, [(0.3, i % 2 == 0) for i in range(12)])  # half of its audits hold again
+@example([("small", 0.01, 0.5)] * 12, [0.3] * 12)
 @example([("small", 0.01, 0.5)] * 4, [])  # nothing but the evaluation tells what the large model costs
 def test_tasks_statement_report_and_page_say_the_same(
-    tmp_path_factory: pytest.TempPathFactory, answers: list[tuple[str, float, float]], audits: list[tuple[float, bool]]
+    tmp_path_factory: pytest.TempPathFactory, answers: list[tuple[str, float, float]], audits: list[float]
 ) -> None:
     folder = tmp_path_factory.mktemp("any")
     with pytest.MonkeyPatch.context() as patch:

@@ -2,45 +2,49 @@
 import { api, count, h, percent, plural, when } from './dom.js';
 
 const REASONS = {
-  audit: 'Audit', conflict: 'Conflict', reported: 'Reported', unsure: 'Left to a person', disagreement: 'Disagreement', near: 'Near the threshold',
+  audit: 'Audit', reported: 'Reported', unsure: 'Left to a person', disagreement: 'Disagreement', near: 'Near the threshold', marked: 'Marked',
 };
-const RENEW_MS = 45000;
 const EMPTY_MS = 15000;
 
-/** Return what tells this window apart from others with the same key. */
-function worker(anew = false) {
-  const known = (!anew && sessionStorage.getItem('smallfirst.worker')) || String(Math.random()).slice(2);
-  sessionStorage.setItem('smallfirst.worker', known);
-  return known;
-}
-
 export async function show(root, { session, params, go, say }) {
-  let me = worker();
   const task = params.get('task') ?? '';
   const tasks = session.tasks.filter((name) => name !== 'auto');
   const note = h('div', { class: 'note', role: 'status' });
   const stage = h('div', {});
   const waits = h('summary', {}, 'The queue');
-  const list = h('details', { ontoggle: () => list.open && refreshList() }, waits);
+  const list = h('details', {}, waits);
   const keys = h('input', { type: 'checkbox', id: 'one-key', checked: localStorage.getItem('smallfirst.keys') !== 'off' });
   keys.addEventListener('change', () => localStorage.setItem('smallfirst.keys', keys.checked ? 'on' : 'off'));
   let item = null;
+  let waiting = { data: [], reasons: {} };
+  let listedAt = -EMPTY_MS;
+  let seen = new Set();
   let done = [];
   let actions = {};
-  let active = true;
   let timer = null;
 
-  const claim = (more = {}) => api('/v1/queue/claim', { worker: me, ...(task && { task }), ...more });
-
-  async function next(more = {}) {
+  /** Show the next answer that this window has neither marked nor skipped and no judge has marked, or a certain one. */
+  async function next(id) {
     clearTimeout(timer);
     try {
-      const found = await claim(more);
-      item = found.item;
-      draw(found.waiting);
+      if (performance.now() - listedAt > EMPTY_MS) await refresh();
+      for (item = null; !item;) {
+        const one = id ? { id } : waiting.data.find((each) => !seen.has(each.id));
+        if (!one) break;
+        const found = await api(`/v1/queue/${encodeURIComponent(one.id)}`);
+        const known = waiting.data.find((each) => each.id === one.id) ?? { reason: 'marked', why: '' };
+        if (id || !found.marks.some((each) => each.judge)) item = { ...found, reason: known.reason, why: known.why };
+        else seen.add(one.id);
+      }
+      draw();
     } catch (error) {
       complain(error);
     }
+  }
+
+  async function refresh() {
+    waiting = await api(`/v1/queue${task ? `?task=${encodeURIComponent(task)}` : ''}`);
+    listedAt = performance.now();
   }
 
   function complain(error) {
@@ -51,14 +55,16 @@ export async function show(root, { session, params, go, say }) {
     const marked = item;
     actions = {};
     try {
-      const found = await api('/v1/feedback', { id: marked.id, worker: me, ...body });
+      const found = await api('/v1/feedback', { id: marked.id, ...body });
       done.push(marked.id);
+      seen.add(marked.id);
+      listedAt = -EMPTY_MS;
       const right = found.verdict === 'right';
       note.replaceChildren(
         h('p', {}, h('strong', { class: right ? 'good' : 'bad' }, right ? 'Right' : 'Wrong'), summary(marked, body, right),
-          found.audit ? `It counts for the guarantee: ${measured(found.live_error)} ` : 'It trains, and moves no guarantee: chance had not drawn it. ',
-          h('button', { onclick: undo, 'aria-keyshortcuts': 'u' }, 'Undo ', h('kbd', {}, 'u'))),
-        found.conflict ? conflict(marked.id, found.others) : '');
+          found.audit ? `It counts for the guarantee, and is final: ${measured(found.live_error)} ` : 'It trains, and moves no guarantee. ',
+          found.replaces && `Before, ${told(found.replaces)}; this stands now. `,
+          h('button', { onclick: back, 'aria-keyshortcuts': 'u' }, 'Back to it ', h('kbd', {}, 'u'))));
       await next();
     } catch (error) {
       complain(error);
@@ -66,31 +72,21 @@ export async function show(root, { session, params, go, say }) {
     }
   }
 
-  const conflict = (id, others) => h('p', { class: 'problem', role: 'alert' },
-    `${others.map(told).join('; ')}: that is not what you say. Nothing is learnt from it until the marks agree. `,
-    h('button', { onclick: () => next({ take: id }) }, 'Look at it again'));
-
-  async function undo() {
+  async function back() {
     const id = done.pop();
-    if (!id) return;
-    try {
-      await api('/v1/feedback', { id, verdict: 'withdrawn', worker: me });
-      note.replaceChildren(h('p', {}, 'Taken back. The ledger keeps both, and only what stands counts.'));
-    } catch (error) {
-      complain(error);
-    }
-    await next({ take: id });
+    if (id) await next(id);
   }
 
-  function draw(waiting) {
-    waits.textContent = `The queue (${count(waiting)})`;
+  function draw() {
+    drawList();
     if (!item) {
-      actions = { u: undo };
-      stage.replaceChildren(h('section', { class: 'card' }, h('h2', {}, waiting ? 'Nothing is left for you' : 'Nothing waits'),
-        h('p', { class: 'soft' }, waiting ? `${plural(waiting, 'answer')} in the queue, held by others or skipped by you.`
+      actions = { u: back };
+      const left = waiting.data.length;
+      stage.replaceChildren(h('section', { class: 'card' }, h('h2', {}, left ? 'Nothing is left for you' : 'Nothing waits'),
+        h('p', { class: 'soft' }, left ? `${plural(left, 'answer')} in the queue, marked or skipped by you.`
           : 'New audits and doubtful answers appear here by themselves.'),
-        waiting > 0 && h('button', { onclick: again }, 'Show what I skipped')));
-      timer = setTimeout(next, EMPTY_MS);
+        left > 0 && h('button', { onclick: again }, 'Show what I skipped')));
+      timer = setTimeout(() => next(), EMPTY_MS);
       return;
     }
     const stored = item.question.length > 0;
@@ -113,24 +109,24 @@ export async function show(root, { session, params, go, say }) {
     const heading = stage.querySelector('h2');
     heading.focus({ preventScroll: true });
     say(`${REASONS[item.reason]}. ${stored ? item.question.at(-1)[1] : ''} Answered: ${item.answer ?? 'not stored'}`);
-    if (list.open) refreshList();
   }
 
   const again = () => {
-    me = worker(true);
+    seen = new Set(done);
     next();
   };
 
   const skip = () => {
     note.replaceChildren();
-    next({ skip: item.id });
+    seen.add(item.id);
+    next();
   };
 
   /** Return what says the same as a label: who gave it and how sure. */
   function said(answer) {
     const given = answer === item.answer ? [`given by ${item.answered_by ?? item.stage ?? 'the endpoint'}`] : [];
-    const others = item.drafts.filter((one) => one.answer === answer && one.model !== item.answered_by);
-    return [...given, ...others.map((one) => `${one.model}${one.confidence === null ? '' : ` ${percent(one.confidence, 0)}`}`)].join(', ');
+    const same = item.draft && item.draft.answer === answer && item.draft.model !== item.answered_by;
+    return [...given, ...(same ? [`${item.draft.model}${item.draft.confidence === null ? '' : ` ${percent(item.draft.confidence, 0)}`}`] : [])].join(', ');
   }
 
   function choices(stored) {
@@ -192,12 +188,12 @@ export async function show(root, { session, params, go, say }) {
       if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) save(event);
       if (event.key === 'Escape') stage.querySelector('h2').focus();
     });
-    const others = item.drafts.filter((one) => one.model !== item.answered_by && one.answer !== item.answer);
+    const differs = item.draft && item.draft.model !== item.answered_by && item.draft.answer !== item.answer;
     return [h('p', { class: 'soft' }, `Answered by ${item.answered_by}${item.confidence === null ? '' : `, confidence ${percent(item.confidence)}`}.`),
       h('label', { for: 'right' }, 'The right answer ', h('kbd', {}, 'e')), text,
       h('p', { class: 'soft', id: 'right-hint' }, hint, 'Correct it, then Ctrl + Enter; Esc leaves the field.'),
-      others.map((one) => h('p', { class: 'soft' }, `${one.model} says: ${short(one.answer)} `,
-        h('button', { onclick: () => (text.value = pretty(one.answer, json)) }, 'Take it'))),
+      differs && h('p', { class: 'soft' }, `${item.draft.model} says: ${short(item.draft.answer)} `,
+        h('button', { onclick: () => (text.value = pretty(item.draft.answer, json)) }, 'Take it')),
       h('p', { class: 'buttons' },
         h('button', { class: 'main', onclick: () => mark({ verdict: 'right' }), 'aria-keyshortcuts': 'r' }, 'Right as it is ', h('kbd', {}, 'r')),
         h('button', { onclick: save }, 'Save the corrected answer'))];
@@ -206,7 +202,7 @@ export async function show(root, { session, params, go, say }) {
   /** Take the keys for the answer that is shown. */
   function arm() {
     const search = () => stage.querySelector('#label-search')?.focus();
-    actions = { s: skip, u: undo, '/': search };
+    actions = { s: skip, u: back, '/': search };
     const labelled = stage.querySelector('.labels');
     if (labelled) item.offer.forEach((label, i) => (actions[i + 1] = () => mark({ answer: label })));
     else Object.assign(actions, { r: () => mark({ verdict: 'right' }), e: () => stage.querySelector('#right')?.focus() });
@@ -214,7 +210,6 @@ export async function show(root, { session, params, go, say }) {
   }
 
   function press(event) {
-    active = true;
     const typing = event.target.closest?.('input, textarea, select') && event.target.type !== 'checkbox';
     if (typing || !keys.checked || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
     const act = actions[event.key];
@@ -223,25 +218,18 @@ export async function show(root, { session, params, go, say }) {
     act();
   }
 
-  async function refreshList() {
-    const found = await api(`/v1/queue${task ? `?task=${encodeURIComponent(task)}` : ''}`).catch(complain);
-    if (!found) return;
-    const counts = Object.entries(found.reasons).filter(([, n]) => n).map(([reason, n]) => `${REASONS[reason]} ${count(n)}`);
+  function drawList() {
+    const counts = Object.entries(waiting.reasons).filter(([, n]) => n).map(([reason, n]) => `${REASONS[reason]} ${count(n)}`);
+    waits.textContent = `The queue (${count(Object.values(waiting.reasons).reduce((sum, n) => sum + n, 0))})`;
     const row = (one) => h('tr', {}, h('th', { scope: 'row' }, REASONS[one.reason]), h('td', {}, [tasks.length > 1 && one.task, one.why].filter(Boolean).join(': ')), h('td', {}, when(one.at)),
-      h('td', {}, one.id === item?.id ? 'here' : h('button', { onclick: () => next({ take: one.id }) }, one.held ? 'Take over' : 'Open')));
+      h('td', {}, one.id === item?.id ? 'here' : h('button', { onclick: () => next(one.id) }, 'Open')));
     list.replaceChildren(waits, h('p', {}, counts.join(' · ') || 'Nothing.'),
       h('div', { class: 'wide', tabindex: 0, role: 'region', 'aria-label': 'Answers in the queue' }, h('table', {},
         h('thead', {}, h('tr', {}, ['Reason', 'Why', 'Asked', ''].map((name) => h('th', { scope: 'col' }, name || h('span', { class: 'visually-hidden' }, 'Open'))))),
-        h('tbody', {}, found.data.slice(0, 10).map(row)))));
+        h('tbody', {}, waiting.data.slice(0, 10).map(row)))));
   }
 
-  const renewing = setInterval(() => {
-    if (item && active) claim({ id: item.id }).catch(complain);
-    active = false;
-  }, RENEW_MS);
-  const moved = () => (active = true);
   document.addEventListener('keydown', press);
-  document.addEventListener('pointermove', moved);
   root.append(
     h('h1', {}, 'Mark answers'),
     ...(tasks.length > 1 ? [h('label', { for: 'queue-task', class: 'visually-hidden' }, 'Task'),
@@ -252,9 +240,7 @@ export async function show(root, { session, params, go, say }) {
   await next();
   return () => {
     clearTimeout(timer);
-    clearInterval(renewing);
     document.removeEventListener('keydown', press);
-    document.removeEventListener('pointermove', moved);
   };
 }
 
@@ -266,7 +252,7 @@ function summary(marked, body, right) {
 }
 
 const short = (text) => (text.length > 80 ? `${text.slice(0, 79)}…` : text);
-const told = (one) => `${one.mine ? 'you' : one.by}${one.judge ? '' : ' (a user)'} marked it ${one.verdict}${one.answer ? `: ${short(one.answer)}` : ''}`;
+const told = (one) => `${one.by}${one.judge ? '' : ' (a user)'} marked it ${one.verdict}${one.answer ? `: ${short(one.answer)}` : ''}`;
 
 function pretty(text, json) {
   try {

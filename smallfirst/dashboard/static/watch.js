@@ -161,8 +161,7 @@ function accuracy({ accuracy: right, router }) {
       intervals({ label: lines.map((one) => `${one.name}: ${percent(one.value)}`).join('; '), lines, ...shareAxis(lines, promised), mark: promised }),
       h('dl', {}, lines.map((one) => h('div', {}, h('dt', { class: one.class }, one.name),
         h('dd', {}, h('strong', {}, percent(one.value)), ` (${percent(one.low)} to ${percent(one.high)}) `, h('span', { class: 'soft' }, one.what)))))),
-    promised !== null && h('p', { class: 'soft' }, `Dashed: ${promise(router)}. Intervals of audits hold at any time.`,
-      router.reports.wrong > 0 && ` Users called ${count(router.reports.wrong)} of them wrong, which is no random sample.`));
+    promised !== null && h('p', { class: 'soft' }, `Dashed: ${promise(router)}. Intervals of audits hold at any time.`));
 }
 
 function shareAxis(lines, promised) {

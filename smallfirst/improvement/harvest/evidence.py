@@ -1,6 +1,6 @@
 """Collect from the ledger who gave or judged each answer of a task.
 
-Of several judgements by one person, or several audits by one judge, the last counts. All audits and feedback are read,
+Of several judgements of an answer the last judge's counts. All audits and feedback are read,
 whatever their age, since a judgement may come long after the answer.
 """
 
@@ -137,13 +137,12 @@ def _voices(row: LedgerRow, audits: Sequence[AuditRow], feedback: Sequence[Feedb
             yield "confirmed" if said.judge else "user", row.answer_text, False
         if said.verdict == "wrong":
             yield corrected, row.answer_text, True
-    last = {audit.judged_by: audit for audit in audits}
-    person = last.get("person") if audits and audits[-1].judged_by == "person" else None
-    if person and person.other is not None:
-        yield "audit", person.other, False
-    large = last.get("large")
-    if large and large.wrong:
-        yield "suspect", large.other, False
+    (audit,) = audits or (None,)
+    by_person = audit is not None and audit.judged_by == "person"
+    if audit is not None and by_person and audit.other is not None:
+        yield "audit", audit.other, False
+    if audit is not None and not by_person and audit.wrong:
+        yield "suspect", audit.other, False
     elif row.stage == "large" and not is_outside(row):
         yield "large", row.answer_text, False
 

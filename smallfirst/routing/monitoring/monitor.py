@@ -3,7 +3,7 @@
 `live`, `drift`: the small model answers what the certificate accepts; `fallback`, `shadow`: the large model answers and
 the small one runs beside it. Audits that break the guarantee lead to fallback, audits that show it again back to live.
 A broken limit on the share of foreign requests, which the large model could not mend, raises an alarm and is no longer
-guaranteed. What users report, and errors where none are limited, raise hints, which change nothing.
+guaranteed. Errors where none are limited raise a hint, which changes nothing.
 
 A false guarantee alarm of any of the quantities watched, an unjustified recovery after each alarm, and a drift alarm
 while requests are exchangeable have probability at most 1 - confidence each. Audits by a large model bound the
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Literal, Self, cast, get_args
 
 import pydantic
@@ -34,11 +35,9 @@ from smallfirst.stats.sequential import RecoveryTest, weighted_interval
 State = Literal["live", "shadow", "drift", "fallback"]
 OnRequests = Literal["foreign"]
 """Limits of a guarantee that every request tests."""
-Hint = Literal["live_error", "reports"]
-"""A hint: audits find more errors than on the calibration rows, where none are limited; or users report many."""
-Cause = Literal["guarantee", "recovery"] | Statistic | OnRequests | Hint
+Cause = Literal["guarantee", "recovery", "live_error"] | Statistic | OnRequests
 """What led to a change: audits that break the guarantee, audits that show it again, drift of a statistic, a limit that
-requests show broken, or a hint."""
+requests show broken; or a hint, `live_error`: more errors than on the calibration rows, where none are limited."""
 _N_RECENT = 200
 """Audits that a recovery describes."""
 
@@ -117,8 +116,8 @@ class Monitor:
         self._budget = AuditBudget(settings.audit_share, settings.audit_reserve, self.sums)
         self.state: State = "shadow" if shadow else "live"
         self.requests = 0
-        self.epoch = -1
-        """Number of the state: how often one was entered before it."""
+        self.moment = datetime.min.replace(tzinfo=UTC)
+        """Time of what is recorded next: a state that it leads to begins then."""
         self.processes = 1
         """Processes that watch such requests, which share the chance of a false alarm by them."""
         self.told_of_drift = False
@@ -130,6 +129,7 @@ class Monitor:
         self._audited = [watch for watch in self.watches if watch.quantity.loss is None]
         self.audits_all = any(watch.quantity.by_gate for watch in self._audited)
         """Whether answers are audited that no certificate covers."""
+        self._since_live = self._no_audits(self.state)
         self._enter(self.state)
         references: dict[Statistic, Sequence[float | str]] = {
             "confidence": reference_confidence,
@@ -216,17 +216,19 @@ class Monitor:
         return tuple(found)
 
     def record_audit(
-        self, wrong: bool, *, weight: float = 1.0, epoch: int | None = None, certified: bool = True
+        self, wrong: bool, *, weight: float = 1.0, answered_at: datetime | None = None, certified: bool = True
     ) -> tuple[StateChange, ...]:
         """Add one audit of a small answer; return the changes.
 
-        `weight` is that of `plan_audit`, at most MAX_WEIGHT. `epoch` is what it was when the answer was given: an
-        answer from before an alarm is not counted after it. `certified`: the certificate accepts it, so its limits are
-        tested too, beside the gate's.
+        `weight` is that of `plan_audit`, at most MAX_WEIGHT. An answer from before an alarm is not counted after it:
+        `answered_at` tells (None: it counts). `certified`: the certificate accepts it, so its limits are tested too,
+        beside the gate's.
         """
+        if weight != 1 and self.state not in ("live", "drift"):
+            return ()  # given before: drafts beside the large model's answers are drawn alike
         pools = (False, True) if certified else (True,)
-        counts = [self._since_live[of_all].add(wrong, weight, epoch) for of_all in pools]
-        if any([self._since_alarm[of_all].add(wrong, weight, epoch) for of_all in pools]):
+        counts = [self._since_live[of_all].add(wrong, weight, answered_at) for of_all in pools]
+        if any([self._since_alarm[of_all].add(wrong, weight, answered_at) for of_all in pools]):
             for watch, recovery in zip(self._audited, self._recoveries, strict=True):
                 if watch.quantity.by_gate in pools:
                     recovery.update(wrong, weight)
@@ -239,10 +241,6 @@ class Monitor:
             return (self._recovered(),)
         return ()
 
-    def add_hint(self, cause: Hint, why: str, evidence: Mapping[str, float]) -> StateChange:
-        """Count a hint, which changes no state, and return it."""
-        return self._change(self.state, cause, f"hint, changes nothing: {why}", evidence)
-
     def resume(self, state: State) -> None:
         if state != self.state:
             self._enter(state)
@@ -251,17 +249,6 @@ class Monitor:
         """Enter the state that a drift leads to, whichever process found it, and return the change."""
         after: State = "fallback" if "fallback" in (self.state, self.settings.on_drift) else "drift"
         return self._change(after, cause, why, {})
-
-    def take_over(self, earlier: Monitor) -> None:
-        """Go on with what audits do not decide, after all audits were fed to this monitor anew."""
-        self.requests, self._detectors, self._budget = earlier.requests, earlier._detectors, earlier._budget
-        self.sums = earlier.sums
-        self.told_of_drift, self.processes = earlier.told_of_drift, earlier.processes
-        self.hints, self.alarms = (
-            max(pair, key=len) for pair in ((earlier.hints, self.hints), (earlier.alarms, self.alarms))
-        )
-        pairs = zip(self.watches, earlier.watches, strict=True)
-        self.watches = tuple(old if old.quantity.loss is not None else new for new, old in pairs)
 
     def resume_broken(self, causes: Collection[str]) -> None:
         """Take the limits of these names that requests test for broken: only a new certificate promises them again."""
@@ -318,24 +305,23 @@ class Monitor:
         change = StateChange(at_request=at, before=before, after=after, cause=cause, why=why, values=values)
         if not enter:
             return change
-        if cause in get_args(Hint):
+        if cause == "live_error":
             self.hints += (change,)
         elif cause != "recovery":
             self.alarms += (change,)
-        if cause not in (*get_args(Hint), *get_args(OnRequests)):
+        if cause not in ("live_error", *get_args(OnRequests)):
             self._enter(after)
         return change
 
     def _enter(self, state: State) -> None:
         """Set the state and restart the tests, and the live error too if another model answers from now on."""
-        self.epoch += 1
         answered_small, answers_small = (each in ("live", "drift") for each in (self.state, state))
-        if answered_small != answers_small or not self.epoch:
-            self._since_live = {of_all: _Audits(self.epoch, self._max_weight(state)) for of_all in (False, True)}
+        if answered_small != answers_small:
+            self._since_live = self._no_audits(state)
         for watch in self._audited:
             if answers_small and not answered_small and watch.exceeded:
                 watch.restart()
-        self._since_alarm = {of_all: _Audits(self.epoch, self._max_weight(state)) for of_all in (False, True)}
+        self._since_alarm = self._no_audits(state)
         limits = [watch.quantity.limit for watch in self._audited]
         most = MAX_WEIGHT if answers_small else 1.0
         self._recoveries = [RecoveryTest(limit, self.settings.confidence, max_weight=most) for limit in limits]
@@ -346,19 +332,20 @@ class Monitor:
         """True if audits test a limit of the certificate."""
         return any(not watch.quantity.by_gate for watch in self._audited)
 
-    def _max_weight(self, state: State) -> float:
-        return MAX_WEIGHT if state in ("live", "drift") and self._allocation != UNIFORM else 1.0
+    def _no_audits(self, state: State) -> dict[bool, _Audits]:
+        most = MAX_WEIGHT if state in ("live", "drift") and self._allocation != UNIFORM else 1.0
+        return {of_all: _Audits(self.moment, most) for of_all in (False, True)}
 
 
 class _Audits:
-    def __init__(self, since: int, max_weight: float) -> None:
+    def __init__(self, since: datetime, max_weight: float) -> None:
         self.since, self.max_weight, self.errors = since, max_weight, 0
         self.counts: Counter[tuple[float, bool]] = Counter()
         """Audits by weight and whether the answer was wrong."""
         self.recent: deque[bool] = deque(maxlen=_N_RECENT)
 
-    def add(self, wrong: bool, weight: float, epoch: int | None) -> bool:
-        counts = epoch is None or epoch >= self.since
+    def add(self, wrong: bool, weight: float, answered_at: datetime | None) -> bool:
+        counts = answered_at is None or answered_at >= self.since
         if counts:
             self.counts[round(weight, 9), wrong] += 1
             self.errors += wrong

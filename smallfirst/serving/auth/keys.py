@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import pydantic
-from pydantic import AliasChoices, AwareDatetime, Field
+from pydantic import AwareDatetime, Field
 
 from smallfirst.errors import ConfigError, SmallfirstError
 from smallfirst.paths import home, ledger_place, state_folder
@@ -94,8 +94,7 @@ class ApiKey(Record):
     revoked_at: AwareDatetime | None = None
     ends_at: AwareDatetime | None = None
     """End of the grace of a rotated key."""
-    policy: KeyPolicy = Field(default=KeyPolicy(), validation_alias=AliasChoices("policy", "terms"))
-    """What it allows; `terms` in older files."""
+    policy: KeyPolicy = KeyPolicy()
 
     @property
     def shown_owner(self) -> str:

@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from smallfirst.data.redaction import redact
 from smallfirst.errors import ConfigError
-from smallfirst.serving.ledger.database import Database, complete, open_file, reason, without_nul
+from smallfirst.serving.ledger.database import Database, open_file, reason, without_nul
 from smallfirst.serving.ledger.rows import (
     AttemptRow,
     AuditRow,
@@ -67,7 +67,7 @@ _FIELDS: dict[type[Entry], tuple[str, str]] = {
 def body_id(entry: Entry) -> str:
     """Return the id under which an entry's body is stored; empty if entries of its kind have none."""
     if isinstance(entry, AuditRow):
-        return f"{entry.id}/{entry.judged_by}"
+        return f"{entry.id}/audit"
     if isinstance(entry, DraftRow):
         return f"{entry.id}/draft"
     return entry.id if isinstance(entry, LedgerRow) else ""
@@ -91,8 +91,8 @@ def columns_without_body(entry: Entry) -> dict[str, object]:
 
 
 def with_body(entry: E, body: Body | None) -> E:
-    """Return the entry with its body. An entry of an older ledger, which has texts itself, stays as it is."""
-    if body is None or body_of(entry) is not None:
+    """Return the entry with its body."""
+    if body is None:
         return entry
     first, answer = body
     if first is not None and isinstance(entry, AuditRow | DraftRow):
@@ -114,7 +114,7 @@ class BodyStore:
         self._writer, self.path = self.database.writer, self.database.path
         try:
             with self._writer.begin() as connection:
-                complete(connection, BODIES)
+                BODIES.create_all(connection)
         except (sqlite3.Error, SQLAlchemyError) as error:
             raise ConfigError(
                 f"{self.database.place} cannot keep texts: {reason(error)}", hint="choose another path"

@@ -1,15 +1,14 @@
-"""The database of a ledger: a SQLite file, or PostgreSQL by its URL; made, and brought up to today's format.
+"""The database of a ledger: a SQLite file, or PostgreSQL by its URL.
 
 In SQLite readers do not block the writer (WAL). Triggers refuse changes and deletions of what was recorded.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import sqlite3
 from collections.abc import Mapping, Sequence
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +16,6 @@ from sqlalchemy import (
     Connection,
     Dialect,
     Engine,
-    MetaData,
     Table,
     create_engine,
     event,
@@ -29,24 +27,18 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool, QueuePool
-from sqlalchemy.schema import CreateColumn
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from smallfirst.errors import ConfigError, SmallfirstError
-from smallfirst.serving.ledger.rollups import Rollup
-from smallfirst.serving.ledger.sums import SUMMED
 from smallfirst.serving.ledger.tables import ABOUT, EXPIRING, LEDGER, TABLES
 
-FORMAT = 17
+FORMAT = 1
 LOCK_TIMEOUT_S = 10
 """Longest wait for another process that writes."""
 _LOCK = 8_347_201
 """PostgreSQL's advisory lock under which tables are made; the next number is that under which audits are written."""
 _FROZEN_S = 5
 """Seconds after which PostgreSQL ends a transaction whose process does not go on, so that others need not wait."""
-
-
-_log = logging.getLogger("smallfirst.serving")
 
 
 class LedgerUnavailable(SmallfirstError):
@@ -117,23 +109,22 @@ def _insert(dialect: Dialect, table: Table, names: tuple[str, ...], add: tuple[s
 
 
 def open_database(place: Path | str) -> Database:
-    """Open the ledger at a path or URL, make or migrate it where necessary. Raise ConfigError."""
+    """Open the ledger at a path or URL; make it where there is none. Raise ConfigError."""
     database = _in_postgresql(place) if isinstance(place, str) and "://" in place else open_file(Path(place))
     try:
         with database.writer.begin() as connection:
             if database.path is None:
                 connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
-            found = _format(connection)
-            if found < FORMAT:
-                _bring_up(connection, database, found)
+            if (found := _format(connection)) is None:
+                _make(connection)
     except (OSError, sqlite3.Error, SQLAlchemyError) as error:
         database.close()
         raise _unusable(database.place, reason(error)) from None
-    if found > FORMAT:
+    if found not in (None, FORMAT):
         database.close()
         raise ConfigError(
-            f"{database.place} is a ledger of format {found}; this smallfirst reads format {FORMAT}",
-            hint="pip install --upgrade smallfirst, or choose another path for the ledger",
+            f"{database.place} is a ledger of another version of smallfirst (format {found}, this one reads {FORMAT})",
+            hint="read it with the version that wrote it, and choose another path for a new one",
         )
     return database
 
@@ -214,50 +205,19 @@ def _unusable(place: str, why: object) -> ConfigError:
     return ConfigError(f"{place} cannot be used as a ledger: {why}", hint="choose another path for the ledger")
 
 
-def _format(connection: Connection) -> int:
-    if connection.dialect.name == "sqlite":
-        return int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
-    there = inspect(connection).has_table(ABOUT.name)
-    return connection.execute(select(ABOUT.c.format)).scalar_one() if there else 0
+def _format(connection: Connection) -> int | None:
+    """Return the format of the ledger that is there, 0 for one that names none; None if there is none yet."""
+    there = inspect(connection)
+    if there.has_table(ABOUT.name):
+        return int(connection.execute(select(ABOUT.c.format)).scalar_one())
+    return 0 if there.has_table("answers") else None
 
 
-def _bring_up(connection: Connection, database: Database, found: int) -> None:
-    """Make what is missing of today's tables, and the sums over the rows of a ledger from before there were any."""
-    before = inspect(connection)
-    had_sums, is_old = before.has_table("sums"), before.has_table("answers")
-    if is_old and any(column["name"] == "promise" for column in before.get_columns("answers")):
-        connection.exec_driver_sql("ALTER TABLE answers RENAME COLUMN promise TO guarantee")
-    if is_old and found == 12:  # of a development version
-        connection.exec_driver_sql("DROP TABLE machine_hours")
-    complete(connection, LEDGER)
+def _make(connection: Connection) -> None:
+    LEDGER.create_all(connection)
     for statement in _triggers(connection.dialect.name):
         connection.exec_driver_sql(statement)
-    if is_old and not had_sums:
-        _log.warning("%s: the sums over its rows are made, once", database.place)
-        rollup = Rollup()
-        for kind in SUMMED:
-            for row in connection.execution_options(yield_per=1000).execute(select(TABLES[kind])):
-                rollup.add(kind.model_construct(**row._mapping))  # read back, so it is valid
-        rollup.write(partial(database.write, connection), set())
-    connection.execute(ABOUT.delete())
     connection.execute(ABOUT.insert().values(format=FORMAT))
-    if database.path:
-        connection.exec_driver_sql(f"PRAGMA user_version = {FORMAT}")
-
-
-def complete(connection: Connection, metadata: MetaData) -> None:
-    """Create the tables, columns and indexes that are missing."""
-    inspector = inspect(connection)
-    old = {table.name: {column["name"] for column in inspector.get_columns(table.name)}
-           for table in metadata.tables.values() if inspector.has_table(table.name)}  # fmt: skip
-    metadata.create_all(connection)
-    for table in metadata.tables.values():
-        for column in table.columns if table.name in old else ():
-            if column.name not in old[table.name]:
-                definition = CreateColumn(column).compile(dialect=connection.dialect)
-                connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {definition}")
-        for index in table.indexes:
-            index.create(connection, checkfirst=True)
 
 
 _REFUSAL = "the ledger is append-only"
@@ -269,20 +229,18 @@ def _triggers(dialect: str) -> Sequence[str]:
     names = {table.name: kind in EXPIRING for kind, table in TABLES.items()}
     if dialect == "sqlite":
         refuse = f"BEGIN SELECT RAISE(ABORT, '{_REFUSAL}'); END"
-        found = [f"DROP TRIGGER IF EXISTS {name}_{event}" for name in names for event in ("stay", "last")]
-        found += [f"CREATE TRIGGER {name}_stay BEFORE UPDATE ON {name} {refuse}" for name in names]
         unless = {name: f"WHEN coalesce(NOT {_MAY_GO}, 1)" if expires else "" for name, expires in names.items()}
         return [
-            *found,
+            *(f"CREATE TRIGGER {name}_stay BEFORE UPDATE ON {name} {refuse}" for name in names),
             *(f"CREATE TRIGGER {name}_last BEFORE DELETE ON {name} {unless[name]} {refuse}" for name in names),
         ]
     body = (
         f"BEGIN IF TG_OP = 'DELETE' AND TG_NARGS = 1 THEN IF {_MAY_GO} THEN RETURN OLD; END IF; END IF;"
         f" RAISE EXCEPTION '{_REFUSAL}'; END"
     )
-    make = "CREATE OR REPLACE TRIGGER {0}_{1} BEFORE {2} ON {0} FOR EACH {3} EXECUTE FUNCTION ledger_refuses({4})"
+    make = "CREATE TRIGGER {0}_{1} BEFORE {2} ON {0} FOR EACH {3} EXECUTE FUNCTION ledger_refuses({4})"
     return [
-        f"CREATE OR REPLACE FUNCTION ledger_refuses() RETURNS trigger LANGUAGE plpgsql AS $${body}$$",
+        f"CREATE FUNCTION ledger_refuses() RETURNS trigger LANGUAGE plpgsql AS $${body}$$",
         *(make.format(name, "stay", "UPDATE", "ROW", "") for name in names),
         *(make.format(name, "last", "DELETE", "ROW", "'expires'" if names[name] else "") for name in names),
         *(make.format(name, "whole", "TRUNCATE", "STATEMENT", "") for name in names),

@@ -272,7 +272,9 @@ class Ledger(LedgerReader):
 
     def _values(self, row: Entry) -> dict[str, Any]:
         values = {**row.__dict__, **columns_without_body(row)}
-        return values | {"at": utc_text(row.at)} if self.path else values
+        if self.path:
+            values |= {name: utc_text(value) for name, value in values.items() if isinstance(value, datetime)}
+        return values
 
     def _is_beyond_cap(self, row: LedgerRow) -> bool:
         """Count a refused request; return True if enough of its kind in this hour have a row."""

@@ -20,6 +20,8 @@ from smallfirst.serving.ledger.tables import GROUPS, LATENCIES, MACHINES, SUMS, 
 
 _CHUNK = 5_000
 """Rows that a scan reads at once."""
+MOST_AUDITS = 500
+"""Audits that are read at once, to be applied without a pause: some 50 ms."""
 _LENGTH = {"hour": 13, "day": 10, "month": 7}
 
 
@@ -85,21 +87,22 @@ class LedgerReader:
     def watched(self, task: str, certificate: str, audit_seq: int = 0, state_seq: int = 0) -> Watched:
         """Return the audits and changes of state of a certificate after those with these `seq`, in their order.
 
-        What comes later fits behind: no change is missing that was written before one of these audits. Raise
-        LedgerUnavailable.
+        They are at most MOST_AUDITS; where so many come, there may be more. What comes later fits behind: no change is
+        missing that was written before one of these audits. Raise LedgerUnavailable.
         """
         audits, states = TABLES[AuditRow].c, TABLES[StateRow].c
-        one = select(audits.seq, audits.id, audits.at, audits.wrong, audits.weight, audits.judged_by)
-        one = one.add_columns(audits.epoch, audits.revision, audits.certified)
+        one = select(audits.seq, audits.at, audits.answered_at, audits.wrong, audits.weight, audits.certified)
         one = one.where(audits.task == task, audits.certificate == certificate, audits.seq > audit_seq)
+        one = one.order_by(audits.seq).limit(MOST_AUDITS)
         change = select(TABLES[StateRow]).where(
             states.task == task, states.certificate == certificate, states.seq > state_seq
         )
         try:
             with self.database.reader.connect() as connection:
                 last = connection.execute(select(func.max(audits.seq))).scalar() or 0
+                found: Any = connection.execute(one.where(audits.seq <= last)).all()
+                last = found[-1].seq if len(found) == MOST_AUDITS else last
                 changes = connection.execute(change.order_by(states.seq)).all()
-                found: Any = connection.execute(one.where(audits.seq <= last).order_by(audits.seq)).all()
         except SQLAlchemyError as error:
             raise unavailable(self.place, "gives no row", error) from None
         return Watched(found, tuple(takewhile(lambda row: (row.after_audit or 0) <= last, changes)))
@@ -160,14 +163,11 @@ class LedgerReader:
     ) -> list[tuple[str, float, float]]:
         """Return task, propensity and the judge's cost in USD of audits by the large model of certified answers."""
         audits, answers = TABLES[AuditRow], TABLES[LedgerRow]
-        # A verdict that holds again, since a person's was withdrawn, costs nothing.
-        cost = func.max(audits.c.cost_usd)
-        wanted = select(audits.c.task, audits.c.propensity, cost).join_from(
+        wanted = select(audits.c.task, audits.c.propensity, audits.c.cost_usd).join_from(
             audits, answers, audits.c.id == answers.c.id
         )
         wanted = wanted.where(answers.c.certified.is_(True), audits.c.judged_by == "large")
-        wanted = wanted.where(*_during(audits, since, until)).group_by(audits.c.id, audits.c.task, audits.c.propensity)
-        return [tuple(row) for row in self._read(wanted)]
+        return [tuple(row) for row in self._read(wanted.where(*_during(audits, since, until)).order_by(audits.c.seq))]
 
     def uptime(self, since: datetime | None = None, until: datetime | None = None) -> dict[str, float]:
         """Return the seconds for which servers ran in the hours of [since, until), by machine of the settings.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from datetime import datetime
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import AwareDatetime, Field, TypeAdapter
@@ -30,8 +29,8 @@ class LedgerRow(Record):
     """HTTP status: 200, or that of the error; 499 if the client left first."""
     latency_ms: float
     """Of an answer: as its model measured it; of an error: until it was known."""
-    owner: str | None = None
-    """Owner of the key that asked; empty where none is asked for, None in rows of older formats."""
+    owner: str = ""
+    """Owner of the key that asked; empty where none is asked for."""
     error_code: str | None = None
     """`error.code` as the client saw it."""
     answered_by: str | None = None
@@ -44,12 +43,12 @@ class LedgerRow(Record):
     """Confidence that was asked for, in [0, 1]."""
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
-    """Of `prompt_tokens`, those that the provider read from its cache; None in rows of older formats."""
+    """Of `prompt_tokens`, those that the provider read from its cache."""
     completion_tokens: int | None = None
     cost_usd: float | None = None
     """Cost of the answer, of discarded drafts, and of attempts that led to no answer: the sum of `charges`."""
     charges: str | None = None
-    """The lines of the bill as JSON (`bill` reads them); None in rows of older formats."""
+    """The lines of the bill as JSON (`bill` reads them)."""
     estimated: bool = False
     """True if tokens and cost are estimated, since an answer was cut off."""
     request_sha256: str | None = None
@@ -108,7 +107,7 @@ def attempt_rows(
 
 
 class AuditRow(Record):
-    """A comparison of an answer, selected by chance, with the answer of a judge."""
+    """The comparison of an answer, selected by chance, with the answer of a judge: one for each, and final."""
 
     id: str
     """Id of the response that was audited."""
@@ -120,20 +119,17 @@ class AuditRow(Record):
     propensity: float = Field(gt=0, le=1)
     """Chance that this answer had of being audited, in (0, 1]."""
     weight: float = Field(default=1.0, gt=0)
-    """The mean chance of accepted answers at that moment over this one's; 1 in rows of older formats."""
+    """The mean chance of accepted answers at that moment over this one's."""
     wrong: bool
-    judged_by: Literal["large", "person", "nobody"]
-    """`nobody`: the verdict before it was withdrawn, and none stands."""
-    revision: int | None = 0
-    """Verdicts on this answer before this one, which corrects the last; None in rows of older formats."""
-    epoch: int | None = None
-    """`Monitor.epoch` when the answer was given; None in rows of older formats."""
+    judged_by: Literal["large", "person"]
+    answered_at: AwareDatetime = Field(default_factory=lambda row: row["at"])
+    """When the answer was given: a state that began later does not count it. By default with its verdict."""
     certified: bool = True
     """Whether the certificate covers the answer; else it tells about the gate's accuracy alone."""
     cost_usd: float = 0.0
     """Cost of asking the judge."""
     charges: str | None = None
-    """The lines of that bill as JSON; None in rows of older formats."""
+    """The lines of that bill as JSON."""
     draft: str | None = None
     """The small model's answer, only if bodies are stored."""
     other: str | None = None
@@ -149,8 +145,6 @@ class DraftRow(Record):
     task: str
     certificate: str
     """Fingerprint of the certificate in force."""
-    epoch: int | None = None
-    """`Monitor.epoch` when it was made; None in rows of older formats."""
     certified: bool = True
     """Whether the certificate covers the draft."""
     draft: str | None = None
@@ -181,34 +175,28 @@ class FeedbackRow(Record):
 
     id: str
     at: AwareDatetime
-    verdict: Literal["right", "wrong", "withdrawn"]
-    """The last of a caller's verdicts on an answer stands; `withdrawn` takes it back."""
+    verdict: Literal["right", "wrong"]
+    """Of the judges' verdicts on an answer the last stands, and of its users' too."""
     answer: str | None = None
     """The right answer, if given."""
     caller: str = ""
     """Owner of the key that sent it; empty where no key is asked for."""
+    name: str = ""
+    """Name of that key, as those who mark see it."""
     judge: bool = True
-    """True if it came from somebody who may judge; in rows of older formats too."""
+    """True if it came from somebody who may judge."""
     counted: bool = False
-    """True if it is the verdict of the answer's audit; False in rows of older formats."""
+    """True if it is the verdict of the answer's audit."""
 
 
 def standing(feedback: Iterable[FeedbackRow]) -> list[FeedbackRow]:
-    """Return the verdicts that stand, of feedback in the order of writing: each caller's last one on each answer."""
-    last: dict[tuple[str, str, bool], FeedbackRow] = {}
+    """Return the verdicts that stand, of feedback in the order of writing: judges' and users' last on each answer."""
+    last: dict[tuple[str, bool], FeedbackRow] = {}
     for said in feedback:
-        key = (said.id, said.caller, said.judge)
+        key = (said.id, said.judge)
         last.pop(key, None)
         last[key] = said
-    return [said for said in last.values() if said.verdict != "withdrawn"]
-
-
-def without_people(audits: Sequence[AuditRow], at: datetime) -> AuditRow:
-    """Return the row to add to an answer's audits when no person's verdict stands: the large model's or nobody's."""
-    large = next((audit for audit in audits if audit.judged_by == "large"), None)
-    nobody = {"judged_by": "nobody", "wrong": False, "draft": None, "other": None}
-    unpaid = {"at": at, "cost_usd": 0.0, "charges": None}
-    return (large or audits[-1].model_copy(update=nobody)).model_copy(update=unpaid)
+    return [*last.values()]
 
 
 LAST_AUDIT = -1
@@ -226,13 +214,13 @@ class StateRow(Record):
     why: str
     """The reason, in one sentence with its figures."""
     cause: str = ""
-    """What led to it: `guarantee`, `recovery`, a drift statistic, `verdict`; `version` notes another version, `second
+    """What led to it: `guarantee`, `recovery`, a drift statistic; `version` notes another version, `second
     look` what came of that; empty if unknown or at the start."""
     certificate: str
     """Fingerprint of the certificate in force."""
     after_audit: int | None = None
     """Its place among the audits: the `seq` of the last one before it, once for each certificate and cause. None for a
-    note, which changes no state, and in rows of older formats, which are placed by their time."""
+    note, which changes no state."""
 
 
 ExpenseKind = Literal["training", "labelling", "evaluation", "labels"]

@@ -1,4 +1,4 @@
-"""Small values that processes over one ledger share beside its rows: keys, what limits leave, who holds what.
+"""Small values that processes over one ledger share beside its rows: keys, what limits leave.
 
 A value is JSON under a name. It is replaced only if nobody has replaced it meanwhile (compare and set), so no process
 waits for another that is frozen. Times are the database's, so clocks of machines need not agree.

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from types import NoneType
 from typing import Any, get_args
 
+from pydantic import AwareDatetime
 from pydantic.fields import FieldInfo
 from sqlalchemy import (
     TIMESTAMP,
@@ -21,9 +22,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
-    false,
     text,
-    true,
 )
 from sqlalchemy.schema import SchemaItem
 from sqlalchemy.types import TypeEngine
@@ -66,18 +65,12 @@ def utc_text(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="microseconds")
 
 
-_TYPES: dict[Any, type[TypeEngine[Any]]] = {int: BigInteger, float: Double, bool: Boolean}
+_TYPES: dict[Any, type[TypeEngine[Any]]] = {int: BigInteger, float: Double, bool: Boolean, AwareDatetime: Moment}
 
 
 def _column(name: str, field: FieldInfo) -> Column[Any]:
-    """Return the column of a record's field; rows from before the column was added get the field's default."""
     options = [*(get_args(field.annotation) or (field.annotation,))]
-    kind = Moment if name == "at" else _TYPES.get(options[0], Text)
-    default: Any = None
-    if not field.is_required() and NoneType not in options:
-        value = field.default
-        default = (true() if value else false()) if isinstance(value, bool) else text(repr(value))
-    return Column(name, kind(), nullable=NoneType in options, server_default=default)
+    return Column(name, _TYPES.get(options[0], Text)(), nullable=NoneType in options)
 
 
 def _of(name: str, kind: type[Entry], *more: SchemaItem) -> Table:
@@ -95,9 +88,7 @@ TABLES: dict[type[Entry], Table] = {
         Index("answers_drawn", "task", sqlite_where=text("audited IS 1"), postgresql_where=text("audited IS true")),
     ),
     AttemptRow: _of("attempts", AttemptRow, Index("attempts_id", "id")),
-    AuditRow: _of(
-        "audits", AuditRow, Index("audits_id", "id"), Index("audits_once", "id", "revision", unique=True)
-    ),  # an index takes any number of rows of older formats, which have no revision
+    AuditRow: _of("audits", AuditRow, UniqueConstraint("id")),
     DraftRow: _of("drafts", DraftRow, UniqueConstraint("id")),
     ShadowRow: _of("shadows", ShadowRow, UniqueConstraint("task", "certificate", "text")),
     FeedbackRow: _of("feedback", FeedbackRow, Index("feedback_id", "id")),

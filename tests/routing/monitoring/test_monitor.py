@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -63,6 +64,7 @@ def test_a_broken_small_model_falls_back_and_returns_when_it_is_repaired() -> No
     monitor = traffic.monitor()
     traffic.send(monitor, 500)
     traffic.error = 0.4
+    fell_back = monitor.moment = datetime.now(UTC)
     (broken,) = traffic.send(monitor, 400)
     assert (broken.before, broken.after, broken.cause) == ("live", "fallback", "guarantee")
     assert 500 < broken.at_request < 900
@@ -74,9 +76,11 @@ def test_a_broken_small_model_falls_back_and_returns_when_it_is_repaired() -> No
     assert traffic.send(monitor, 2000) == []  # still broken
     assert monitor.live_error.low > 0.3
     before = monitor.live_error
-    monitor.record_audit(False, epoch=monitor.epoch - 1)  # an answer from before the fallback counts no longer
+    # An answer from before the fallback counts no longer.
+    monitor.record_audit(False, answered_at=fell_back - timedelta(seconds=1))
+    monitor.record_audit(False, weight=2.0)
     assert monitor.live_error == before
-    monitor.record_audit(True, epoch=monitor.epoch)
+    monitor.record_audit(True, answered_at=fell_back)
     assert monitor.live_error.n == before.n + 1
     traffic.error = 0.01
     (back,) = _until_changed(traffic, monitor, 4000)

@@ -8,7 +8,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from contextlib import closing
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -76,28 +75,6 @@ def test_rows_come_in_order_of_writing_from_a_moment_on_and_the_newest_if_limite
     assert [row.id for row in ledger.rows(limit=2)] == ["c", "d"]
     assert ledger.rows()[0].at == NOON
     ledger.close()
-
-
-def test_audits_of_older_formats_were_drawn_uniformly(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.sqlite"
-    ledger = Ledger(path)
-    audit = {"task": "t", "certificate": "c", "propensity": 0.02, "wrong": True, "judged_by": "large", "at": NOON}
-    ledger.append(answer("a"), AuditRow.model_validate({**audit, "id": "a"}))
-    ledger.close()
-    with closing(sqlite3.connect(path)) as old:  # as format 9 was
-        old.execute("ALTER TABLE answers DROP COLUMN audit_weight")
-        old.execute("ALTER TABLE audits DROP COLUMN weight")
-        for later in ("answers DROP COLUMN cached_tokens", "answers DROP COLUMN charges", "audits DROP COLUMN charges"):
-            old.execute(f"ALTER TABLE {later}")
-        old.execute("DROP TABLE expenses")
-        old.execute("DROP TABLE machine_hours")
-        old.execute("DROP TABLE sums")
-        old.execute("PRAGMA user_version = 9")
-    again = Ledger(path)
-    again.append(AuditRow.model_validate({**audit, "id": "b", "weight": 0.5}))
-    assert [(row.wrong, row.weight) for row in again.watched("t", "c").audits] == [(True, 1.0), (True, 0.5)]
-    assert again.rows()[0].audit_weight == 1.0
-    again.close()
 
 
 def test_rows_can_be_neither_changed_nor_deleted_nor_doubled(place: Path | str) -> None:
@@ -245,15 +222,6 @@ def test_a_file_that_is_no_ledger_is_refused_with_the_next_step(tmp_path: Path) 
     )
 
 
-def test_a_ledger_of_a_later_format_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.sqlite"
-    other = sqlite3.connect(path)
-    other.execute("PRAGMA user_version = 99")
-    other.close()
-    with pytest.raises(ConfigError, match=r"is a ledger of format 99; this smallfirst reads format"):
-        Ledger(path)
-
-
 def test_an_answer_and_its_attempts_are_written_together_or_not_at_all(place: Path | str) -> None:
     ledger = Ledger(place)
     lost, paid = (
@@ -295,8 +263,8 @@ def test_what_the_large_model_cost_in_audits_of_certified_answers(place: Path | 
     audit = {"at": NOON, "task": "t", "certificate": "c", "propensity": 0.5, "wrong": False, "cost_usd": 0.3}
     for id, judge in (("a", "large"), ("b", "large"), ("c", "person")):
         ledger.append(AuditRow.model_validate({**audit, "id": id, "judged_by": judge}))
-    again = {"id": "a", "judged_by": "large", "revision": 1, "cost_usd": 0.0}  # as after a person's word was withdrawn
-    ledger.append(AuditRow.model_validate({**audit, **again}))
+    with pytest.raises(AlreadyRecorded):  # a verdict is final
+        ledger.append(AuditRow.model_validate({**audit, "id": "a", "judged_by": "person", "wrong": True}))
     assert ledger.audited_costs() == [("t", 0.5, 0.3)]
     assert ledger.audited_costs(until=NOON) == []
     ledger.close()
