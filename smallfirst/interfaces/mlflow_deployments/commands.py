@@ -15,7 +15,7 @@ NAME = click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="Print all that is known of each as JSON.")
 @click.pass_context
 def endpoints(ctx: click.Context, as_json: bool) -> None:
-    """List endpoints by name; one whose server was killed shows as NOT_READY.
+    """List endpoints; one whose server was killed shows as NOT_READY.
 
     `mlflow deployments create-endpoint`, `update-endpoint`, `get-endpoint` and `delete-endpoint`, each with
     `-t smallfirst`, do the rest.
