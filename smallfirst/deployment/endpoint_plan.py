@@ -249,19 +249,19 @@ class TrafficSplit(DelegatingModel):
         return max_answer_tokens(*self._models.values())
 
     async def complete(self, request: Request) -> Completion:
-        entity, step = self._choose(request)
-        return _with_step(await self._models[entity].complete(request), entity, step)
+        chosen = self._choose(request)
+        return _with_step(await self._models[chosen[0]].complete(request), *chosen)
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        entity, step = self._choose(request)
-        async with open_stream(self._models[entity], request) as chunks:
+        chosen = self._choose(request)
+        async with open_stream(self._models[chosen[0]], request) as chunks:
             async for chunk in chunks:
                 if (answer := chunk.completion) is not None:
-                    chunk = chunk.model_copy(update={"completion": _with_step(answer, entity, step)})
+                    chunk = chunk.model_copy(update={"completion": _with_step(answer, *chosen)})
                 yield chunk
 
-    def _choose(self, request: Request) -> tuple[str, RouteStep]:
-        """Return the entity that answers, and the step that says why, with the request's position in [0, 1)."""
+    def _choose(self, request: Request) -> tuple[str, str, float | None]:
+        """Return the entity that answers, why, and the request's position in [0, 1)."""
         entity, why, at = next(iter(self._percent)), "all requests go there", None
         if len(self._percent) > 1:
             tag, at = next((tag for tag in self._sticky_by if tag in request.tags), None), self._chance()
@@ -270,7 +270,7 @@ class TrafficSplit(DelegatingModel):
             ends = zip(self._percent, accumulate(self._percent.values()), strict=True)
             entity = next(name for name, end in ends if at * 100 < end)
             why = f"{self._percent[entity]} % go there, {f'by {tag}' if tag else 'by chance'}"
-        return entity, RouteStep(stage="split", decision="passed on", why=why, model=entity, score=at)
+        return entity, why, at
 
     async def aclose(self) -> None:
         # Audits under way in a cascade still ask the external models.
@@ -278,11 +278,13 @@ class TrafficSplit(DelegatingModel):
             await model.aclose()
 
 
-def _with_step(completion: Completion, entity: str, step: RouteStep) -> Completion:
+def _with_step(completion: Completion, entity: str, why: str, at: float | None) -> Completion:
     """Return the completion with the entity in its route; a Router's own route stays, with one step more."""
+    # Without a `model`: that is what tells a draft from a decision.
+    step = RouteStep(stage="split", decision="passed on", why=f"{why}: to {entity}", score=at)
     route, here = completion.route, completion.confidence
     if route is None:
-        route = Route(stage=entity, why=step.why, certified=False, confidence=here, trail=(step,))
+        route = Route(stage=entity, why=why, certified=False, confidence=here, trail=(step,))
     else:
         route = route.model_copy(update={"trail": (step, *route.trail)})
     return completion.model_copy(update={"route": route})

@@ -80,7 +80,9 @@ def test_an_answer_says_which_entity_gave_it_and_why() -> None:
     assert both.route is not None
     assert both.route.stage == both.text == both.answered_by
     assert both.route.why == f"{60 if both.text == 'ours' else 40} % go there, by user"
-    assert both.route.trail[0].score is not None
+    (step,) = both.route.trail
+    assert step.score is not None
+    assert (step.why, step.model) == (f"{both.route.why}: to {both.text}", "")  # a model would make it a draft
     assert (both.route.certified, both.route.confidence) == (False, 0.7)
 
 
