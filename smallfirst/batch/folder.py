@@ -163,16 +163,14 @@ class BatchFolder:
     def write(self, source: RowSource) -> None:
         """Write all rows in parts, each beside its answer; a row that was not asked yet has an error."""
         n_errors = sum(self._write_part(i, rows) for i, rows in enumerate(self._parts(source)))
-        counts = self.about.counts.model_copy(update={"n_errors": n_errors})
-        self._save(counts=counts, finished=self.n_answered == self.n_requests)
+        self._save(counts=self._counts(n_errors=n_errors), finished=self.n_answered == self.n_requests)
 
     def close(self) -> BatchCounts:
         """Return how far the batch is; if nothing is left to be asked, not even again, remove the working files."""
         if self.is_done:
             return self.about.counts
-        n_failed, cost_usd = self._row("SELECT count(error), coalesce(sum(cost_usd), 0) FROM requests")
-        changes = {"n_requests": self.n_requests, "n_answered": self.n_answered, "cost_usd": cost_usd}
-        self._save(counts=self.about.counts.model_copy(update={**changes, "lost_usd": self._lost_usd}))
+        self._save(counts=self._counts())
+        (n_failed,) = self._row("SELECT count(error) FROM requests")
         self._db.close()
         os.close(self._lock)
         if self.about.finished and not n_failed:
@@ -182,13 +180,14 @@ class BatchFolder:
     @property
     def spent_usd(self) -> float:
         """What was paid, or may have been."""
-        (paid_usd,) = self._row("SELECT coalesce(sum(cost_usd), 0) FROM requests")
-        return float(paid_usd) + self._lost_usd
+        counts = self._counts()
+        return counts.cost_usd + counts.lost_usd
 
-    @property
-    def _lost_usd(self) -> float:
-        (lost_usd,) = self._row("SELECT coalesce(sum(usd), 0) FROM lost")
-        return float(lost_usd)
+    def _counts(self, **changes: int) -> BatchCounts:
+        (cost_usd,) = self._row("SELECT coalesce(sum(cost_usd), 0.0) FROM requests")
+        (lost_usd,) = self._row("SELECT coalesce(sum(usd), 0.0) FROM lost")
+        now = {"n_requests": self.n_requests, "n_answered": self.n_answered, "cost_usd": cost_usd, "lost_usd": lost_usd}
+        return self.about.counts.model_copy(update=now | changes)
 
     def _forget_errors(self) -> None:
         failed = "WHERE error IS NOT NULL"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from smallfirst.batch.folder import BatchFolder, BatchIdentity
+from smallfirst.batch.folder import BatchCounts, BatchFolder, BatchIdentity
 from smallfirst.batch.rows import RowSource
 from smallfirst.batch.scorer import Budget
 from smallfirst.data.row_formats import Columns
@@ -106,6 +106,7 @@ def test_a_death_before_any_step_loses_and_doubles_nothing(tmp_path: Path) -> No
         assert rows[20]["error"] == "bad_row"
         assert "broken JSON" in rows[20]["message"]
         assert sorted(batch.asked) == list(range(1, 8))
+        assert batch.open().about.counts == BatchCounts(n_rows=21, n_requests=7, n_answered=7, n_errors=1, cost_usd=7.0)
     assert not (batch.out / "_work").exists()
     assert dies_before == 15  # six parts read, seven requests, the writing, and the end
 
