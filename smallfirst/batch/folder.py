@@ -1,8 +1,7 @@
-"""The folder of a batch: which rows it has, what was answered, and the parts that are written.
+"""The folder of a batch: its different requests, what was answered, and the parts that are written.
 
-Rows are cut into parts first, and a request that occurs twice gets one number. Answers are kept by that number in one
-transaction each time, and a part's file is made of them and renamed into place. So a process may die at any moment:
-what was kept is not asked again, and every row is in one part.
+A request that occurs twice is asked once. Answers are kept by its number, one transaction each time, so a process may
+die at any moment: what was kept is not asked again. The parts are made of the rows and these answers in the end.
 """
 
 from __future__ import annotations
@@ -11,12 +10,11 @@ import json
 import os
 import shutil
 import sqlite3
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import smallfirst
 from smallfirst.batch.rows import BatchRow, RowSource, request_hash
@@ -30,10 +28,6 @@ ABOUT, WORK = "_batch.json", "_work"
 _TABLES = """
 CREATE TABLE IF NOT EXISTS requests (
     number INTEGER PRIMARY KEY, hash BLOB UNIQUE, asked TEXT, sent_usd REAL, answer TEXT, error TEXT, cost_usd REAL
-);
-CREATE TABLE IF NOT EXISTS rows (row INTEGER PRIMARY KEY, request INTEGER, rule TEXT, kept TEXT);
-CREATE TABLE IF NOT EXISTS parts (
-    part INTEGER PRIMARY KEY, n_rows INTEGER, first INTEGER, last INTEGER, n_errors INTEGER
 );
 CREATE TABLE IF NOT EXISTS lost (usd REAL);
 INSERT INTO lost SELECT sent_usd FROM requests WHERE sent_usd IS NOT NULL;
@@ -50,8 +44,7 @@ ANSWER = {
     "message": "string",
 }
 """Columns of an answer, and their types in Arrow."""
-_LAYOUT = 2
-_OPEN = "FROM requests WHERE number BETWEEN first AND last AND answer IS NULL"
+_NOT_ASKED = {"error": "not_asked", "message": "the batch ended before this request"}
 _KINDS = {bool: "bool_", int: "int64", float: "float64", str: "string"}
 
 
@@ -85,8 +78,6 @@ class BatchCounts(Record):
     cost_usd: float = 0.0
     lost_usd: float = 0.0
     """Most that was paid for requests whose answer never arrived."""
-    n_parts: int = 0
-    n_written: int = 0
 
 
 class BatchAbout(Record):
@@ -94,89 +85,68 @@ class BatchAbout(Record):
 
     identity: BatchIdentity
     smallfirst: str
-    layout: int = 1
-    """Of the working files."""
-    cut: bool = False
-    """True once all rows are cut into parts."""
-    kinds: dict[str, str] = {}
-    """Arrow type of each column that is kept."""
+    kinds: dict[str, str] | None = None
+    """Arrow type of each column that is kept; None until all rows were read."""
     counts: BatchCounts = BatchCounts()
     finished: bool = False
-    """True once every row has its answer; the folder `_work` is gone then."""
-
-
-class Part(NamedTuple):
-    """A part, and the numbers of the requests that occur in it first."""
-
-    part: int
-    n_rows: int
-    first: int
-    last: int
+    """True once every row has its answer or error in a part; `_work` is gone unless something can be asked again."""
 
 
 class BatchFolder:
     """Open in one process at a time."""
 
-    def __init__(self, folder: Path, identity: BatchIdentity) -> None:
-        """Begin a folder or go on with it. Raise ConfigError if it holds other rows or another model's answers."""
-        self.folder, self.identity, about = folder, identity, folder / ABOUT
-        if about.is_file():
-            self.about = BatchAbout.load(about)
+    def __init__(self, folder: Path, identity: BatchIdentity, *, retry_errors: bool = False) -> None:
+        """Begin a folder or go on with it; `retry_errors` asks again what ended in an error.
+
+        Raise ConfigError if it holds other rows or another model's answers.
+        """
+        self.folder, self.identity, self.work = folder, identity, folder / WORK
+        self.about = BatchAbout(identity=identity, smallfirst=smallfirst.__version__)
+        if (folder / ABOUT).is_file():
+            self.about = BatchAbout.load(folder / ABOUT)
             _refuse_to_mix(folder, self.about.identity, identity)
-            if not self.about.finished and self.about.layout != _LAYOUT:
-                raise ConfigError(f"{folder} was begun by an earlier version", hint="name a new folder: --out NAME")
         elif folder.is_dir() and any(one.name != WORK for one in folder.iterdir()):
             raise ConfigError(f"{folder} holds other files", hint="name an empty folder, or a new one: --out NAME")
-        else:
-            self.about = BatchAbout(identity=identity, smallfirst=smallfirst.__version__, layout=_LAYOUT)
-        self.pending: dict[int, Part] = {}
-        """Parts with requests that have no answer yet."""
-        self.n_requests = self.n_answered = 0
-        self._unwritten: list[Part] = []
-        if self.about.finished:
+        self.database = self.work / "batch.db"
+        self.is_done = self.about.finished and not (retry_errors and self.work.is_dir())
+        """True if there is nothing to do; the other methods are for a folder that is not done."""
+        if self.is_done:
             return
-        (folder / WORK).mkdir(parents=True, exist_ok=True)
-        lock = try_lock(folder / WORK / "lock")
+        self.work.mkdir(parents=True, exist_ok=True)
+        lock = try_lock(self.work / "lock")
         if lock is None:
             raise ConfigError(f"{folder} is in use: another process works on it", hint="wait for it to end")
-        self._lock = lock
-        self.about.save(about)
-        self.database = folder / WORK / "batch.db"
-        self._db = connect(self.database)
+        self._lock, self._db = lock, connect(self.database)
         self._db.executescript(f"BEGIN; {_TABLES} COMMIT;")
+        if retry_errors:
+            self._forget_errors()
+        self._save(finished=False)
+        self.n_answered, self.n_requests = self._row("SELECT count(answer), count(*) FROM requests")
 
-    def cut(self, source: RowSource, progress: Callable[[int], None]) -> None:
-        """Cut the rows into parts, after those that are cut already, and find what is left to do."""
-        if not self.about.cut:
-            done, n_requests = self._row("SELECT coalesce(sum(n_rows), 0), coalesce(max(last), 0) FROM parts")
-            kinds: dict[str, set[str]] = {name: set() for name in source.keep}
-            rows = iter(source)
-            for row in islice(rows, done):
+    def read(self, source: RowSource, progress: Callable[[int], None]) -> None:
+        """Number the different requests of the rows, unless that is done."""
+        if self.about.kinds is not None:
+            return
+        kinds: dict[str, set[str]] = {name: set() for name in source.keep}
+        n_rows = 0
+        for rows in self._parts(source):
+            asked = [(request_hash(row.request), row.request) for row in rows if row.request]
+            with self._transaction():
+                self._db.executemany("INSERT OR IGNORE INTO requests (hash, asked) VALUES (?, ?)", asked)
+            for row in rows:
                 _note_kinds(kinds, row)
-            while part := list(islice(rows, self.identity.part_rows)):
-                n_requests = self._cut_part(part, n_requests)
-                for row in part:
-                    _note_kinds(kinds, row)
-                progress(part[-1].number)
-            types = {name: next(iter(found)) if len(found) == 1 else "string" for name, found in kinds.items()}
-            self._save(cut=True, kinds=types)
-        self.pending = {part.part: part for part in self._parts(f"EXISTS (SELECT 1 {_OPEN})")}
-        self._unwritten = self._parts("n_errors IS NULL")
-        self.n_requests, self.n_answered = self._row("SELECT count(*), count(answer) FROM requests")
-        self._write_ready()
+            progress(n_rows := n_rows + len(rows))
+        types = {name: next(iter(found)) if len(found) == 1 else "string" for name, found in kinds.items()}
+        self._save(kinds=types, counts=BatchCounts(n_rows=n_rows))
+        (self.n_requests,) = self._row("SELECT count(*) FROM requests")
 
-    def forget_errors(self) -> None:
-        """Let requests that ended in an error be asked again, and the parts that hold them be written again."""
-        failed = "WHERE error IS NOT NULL"
-        with self._transaction():
-            self._db.execute(f"INSERT INTO lost SELECT coalesce(sum(cost_usd), 0) FROM requests {failed}")
-            self._db.execute(f"UPDATE requests SET answer = NULL, error = NULL, cost_usd = NULL {failed}")
-            self._db.execute("UPDATE parts SET n_errors = NULL WHERE n_errors > 0")
-
-    def open_requests(self, part: Part) -> list[tuple[int, str]]:
-        """Return the requests of a part that have no answer, each with its number."""
-        query = "SELECT number, asked FROM requests WHERE number BETWEEN ? AND ? AND answer IS NULL ORDER BY number"
-        return self._db.execute(query, (part.first, part.last)).fetchall()
+    def open_requests(self) -> Iterator[list[tuple[int, str]]]:
+        """Yield the requests that have no answer, each with its number, as many at a time as a part has rows."""
+        query = "SELECT number, asked FROM requests WHERE answer IS NULL AND number > ? ORDER BY number LIMIT ?"
+        last = 0
+        while found := self._db.execute(query, (last, self.identity.part_rows)).fetchall():
+            yield found
+            last = found[-1][0]
 
     def keep(self, answers: Sequence[Mapping[str, Any]]) -> None:
         """Keep answers, each with the `number` of its request; once this returns they survive the process."""
@@ -190,56 +160,43 @@ class BatchFolder:
             )
         self.n_answered += len(rows)
 
-    def finish(self, part: Part) -> None:
-        """Note that a part was asked; write the parts whose requests, and those of all before them, are answered."""
-        if not self._parts(f"part = {part.part} AND EXISTS (SELECT 1 {_OPEN})"):
-            del self.pending[part.part]
-            self._write_ready()
+    def write(self, source: RowSource) -> None:
+        """Write all rows in parts, each beside its answer; a row that was not asked yet has an error."""
+        n_errors = sum(self._write_part(i, rows) for i, rows in enumerate(self._parts(source)))
+        self._save(counts=self._counts(n_errors=n_errors), finished=self.n_answered == self.n_requests)
 
     def close(self) -> BatchCounts:
         """Return how far the batch is; if nothing is left to be asked, not even again, remove the working files."""
-        if not self.about.finished:
-            self._close()
-        if self.about.finished:
-            shutil.rmtree(self.folder / WORK, ignore_errors=True)
-        return self.about.counts
-
-    def _close(self) -> None:
-        of_parts = self._db.execute(
-            "SELECT coalesce(sum(n_rows), 0) n_rows, coalesce(sum(n_errors), 0) n_errors, count(*) n_parts, "
-            "count(n_errors) n_written FROM parts"
-        )
-        of_requests = self._db.execute(
-            "SELECT count(*) n_requests, count(answer) n_answered, coalesce(sum(cost_usd), 0) cost_usd FROM requests"
-        )
-        found = {
-            name[0]: value
-            for one in (of_parts, of_requests)
-            for name, value in zip(one.description, one.fetchone(), strict=True)
-        }
-        counts = BatchCounts(**found, lost_usd=self._lost_usd)
+        if self.is_done:
+            return self.about.counts
+        self._save(counts=self._counts())
         (n_failed,) = self._row("SELECT count(error) FROM requests")
-        self._save(counts=counts, finished=self.about.cut and counts.n_written == counts.n_parts and not n_failed)
         self._db.close()
         os.close(self._lock)
+        if self.about.finished and not n_failed:
+            shutil.rmtree(self.work, ignore_errors=True)
+        return self.about.counts
 
     @property
     def spent_usd(self) -> float:
         """What was paid, or may have been."""
-        (paid_usd,) = self._row("SELECT coalesce(sum(cost_usd), 0) FROM requests")
-        return float(paid_usd) + self._lost_usd
+        counts = self._counts()
+        return counts.cost_usd + counts.lost_usd
 
-    @property
-    def _lost_usd(self) -> float:
-        (lost_usd,) = self._row("SELECT coalesce(sum(usd), 0) FROM lost")
-        return float(lost_usd)
+    def _counts(self, **changes: int) -> BatchCounts:
+        (cost_usd,) = self._row("SELECT coalesce(sum(cost_usd), 0.0) FROM requests")
+        (lost_usd,) = self._row("SELECT coalesce(sum(usd), 0.0) FROM lost")
+        now = {"n_requests": self.n_requests, "n_answered": self.n_answered, "cost_usd": cost_usd, "lost_usd": lost_usd}
+        return self.about.counts.model_copy(update=now | changes)
 
-    def _parts(self, condition: str) -> list[Part]:
-        found = self._db.execute(f"SELECT part, n_rows, first, last FROM parts WHERE {condition} ORDER BY part")
-        return [Part(*row) for row in found]
+    def _forget_errors(self) -> None:
+        failed = "WHERE error IS NOT NULL"
+        with self._transaction():
+            self._db.execute(f"INSERT INTO lost SELECT coalesce(sum(cost_usd), 0) FROM requests {failed}")
+            self._db.execute(f"UPDATE requests SET answer = NULL, error = NULL, cost_usd = NULL {failed}")
 
-    def _row(self, query: str) -> Any:
-        return self._db.execute(query).fetchone()
+    def _row(self, query: str, values: Iterable[Any] = ()) -> Any:
+        return self._db.execute(query, tuple(values)).fetchone()
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -251,58 +208,34 @@ class BatchFolder:
         self.about = self.about.model_copy(update=changes)
         self.about.save(self.folder / ABOUT)
 
-    def _cut_part(self, rows: Sequence[BatchRow], n_requests: int) -> int:
-        """Number the new requests of a part and return the number of requests so far."""
-        first, part = n_requests + 1, (rows[0].number - 1) // self.identity.part_rows
-        with self._transaction():
-            for row in rows:
-                number = None
-                if row.request:
-                    new = (n_requests + 1, request_hash(row.request), row.request)
-                    add = "INSERT OR IGNORE INTO requests (number, hash, asked) VALUES (?, ?, ?)"
-                    n_requests += self._db.execute(add, new).rowcount
-                    (number,) = self._db.execute("SELECT number FROM requests WHERE hash = ?", new[1:2]).fetchone()
-                kept = json.dumps(row.kept, default=str)
-                self._db.execute("INSERT INTO rows VALUES (?, ?, ?, ?)", (row.number, number, row.rule, kept))
-            self._db.execute("INSERT INTO parts VALUES (?, ?, ?, ?, NULL)", (part, len(rows), first, n_requests))
-        return n_requests
+    def _parts(self, source: RowSource) -> Iterator[list[BatchRow]]:
+        rows = iter(source)
+        while part := list(islice(rows, self.identity.part_rows)):
+            yield part
 
-    def _write_ready(self) -> None:
-        """Write parts in their order, up to the first with an open request: later ones may repeat it."""
-        behind = min(self.pending, default=sys.maxsize)
-        while self._unwritten and self._unwritten[0].part < behind:
-            part = self._unwritten.pop(0)
-            n_errors = self._write_part(part)
-            self._db.execute("UPDATE parts SET n_errors = ? WHERE part = ?", (n_errors, part.part))
-
-    def _write_part(self, part: Part) -> int:
+    def _write_part(self, part: int, rows: Sequence[BatchRow]) -> int:
         """Write a part's results and return how many of its rows have an error."""
-        start = part.part * self.identity.part_rows
-        query = (
-            "SELECT row, kept, answer, rule FROM rows LEFT JOIN requests ON number = request "
-            "WHERE row > ? AND row <= ? ORDER BY row"
-        )
-        rows, kept, answers, rules = zip(*self._db.execute(query, (start, start + part.n_rows)), strict=True)
-        found = [
-            json.loads(answer) if answer else {"error": "bad_row", "message": rule}
-            for answer, rule in zip(answers, rules, strict=True)
-        ]
-        values = dict(zip(self.about.kinds, zip(*map(json.loads, kept), strict=True), strict=True))
+        assert self.about.kinds is not None
+        found = [self._answer(row) for row in rows]
         kinds = {"row": "int64", **self.about.kinds, **ANSWER, "certificate": "string"}
-        columns: dict[str, Sequence[Any]] = {"row": rows}
-        columns |= {name: [_as_kind(value, kinds[name]) for value in of_all] for name, of_all in values.items()}
+        columns: dict[str, Sequence[Any]] = {"row": [row.number for row in rows]}
+        for name, values in zip(self.about.kinds, zip(*(row.kept for row in rows), strict=True), strict=True):
+            columns[name] = [_as_kind(value, kinds[name]) for value in values]
         columns |= {name: [one.get(name) for one in found] for name in ANSWER}
         columns["certificate"] = [self.identity.certificate if one.get("certified") else None for one in found]
-        self._write_parquet(self.folder / f"part-{part.part:05d}.parquet", columns, kinds)
-        return sum(one["error"] is not None for one in found)
-
-    def _write_parquet(self, path: Path, columns: Mapping[str, Sequence[Any]], kinds: Mapping[str, str]) -> None:
         pyarrow = import_pyarrow("writing Parquet")
         types = [(name, getattr(pyarrow, kind)()) for name, kind in kinds.items()]
         schema = pyarrow.schema(types, metadata={"smallfirst": self.identity.model_dump_json()})
         buffer = pyarrow.BufferOutputStream()
         pyarrow.parquet.write_table(pyarrow.table(columns, schema=schema), buffer)
-        write_atomically(path, buffer.getvalue())
+        write_atomically(self.folder / f"part-{part:05d}.parquet", buffer.getvalue())
+        return sum(one["error"] is not None for one in found)
+
+    def _answer(self, row: BatchRow) -> dict[str, Any]:
+        if not row.request:
+            return {"error": "bad_row", "message": row.rule}
+        found = self._row("SELECT answer FROM requests WHERE hash = ?", [request_hash(row.request)])
+        return json.loads(found[0]) if found and found[0] else _NOT_ASKED
 
 
 def connect(database: Path) -> sqlite3.Connection:

@@ -1,4 +1,4 @@
-"""Score rows in bulk: cut into parts, each asked once, here or on a Ray cluster, and written beside what failed."""
+"""Score rows in bulk: each request asked once, here or on a Ray cluster, and its answer written beside the row."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ from smallfirst.progress import Progress, ProgressCallback
 from smallfirst.project.task_file import read_task_file
 from smallfirst.records import Record
 
-PARTS_AT_ONCE = 2
-"""Parts that are asked side by side in one process, so that the end of one leaves nothing idle."""
 KEEP_EVERY_S = 1.0
 """Seconds of answers that the death of the process loses, if they were free; a paid one is kept at once."""
 MAX_FAILED_IN_A_ROW = 100
@@ -63,8 +61,8 @@ class ScoreResult(Record):
     def in_words(self) -> list[str]:
         n = self.counts
         lines = [
-            f"{n.n_rows:,} rows ({n.n_requests:,} different) in {n.n_written:,} of {n.n_parts:,} parts of {self.out}, "
-            f"answered by {self.model}",
+            f"{n.n_rows:,} rows in {self.out}; {n.n_answered:,} of {n.n_requests:,} different requests answered by "
+            f"{self.model}",
             f"{n.n_errors:,} rows with an error; paid ${n.cost_usd:.4f}"
             + (f", up to ${n.lost_usd:.4f} more for answers that were lost or asked again" if n.lost_usd else ""),
         ]
@@ -93,20 +91,19 @@ def score(
         model_fingerprint=source.decides,
         certificate=source.certificate,
     )
-    folder = BatchFolder(out, identity)
-    if folder.about.finished:
-        return ScoreResult(out=out, model=source.model, counts=folder.close())
+    folder = BatchFolder(out, identity, retry_errors=options.retry_errors)
     stopped = ""
     try:
-        if options.retry_errors:
-            folder.forget_errors()
-        with progress.bar("cutting rows into parts", None) as update:
-            folder.cut(found, lambda n: update(n, n, f"{n:,} rows"))
-        with progress.bar(f"asking {source.model}", folder.n_requests) as update:
-            if folder.pending and options.workers:
-                stopped = _ask_on_ray(folder, source, options.workers, options.cap_usd, update)
-            elif folder.pending:
-                stopped = asyncio.run(_Here(folder, source, options.cap_usd, update).ask())
+        if not folder.is_done:
+            with progress.bar("reading rows", None) as update:
+                folder.read(found, lambda n: update(n, n, f"{n:,} rows"))
+            with progress.bar(f"asking {source.model}", folder.n_requests) as update:
+                if options.workers and folder.n_answered < folder.n_requests:
+                    stopped = _ask_on_ray(folder, source, options.workers, options.cap_usd, update)
+                elif folder.n_answered < folder.n_requests:
+                    budget = Budget(folder.database, options.cap_usd, folder.spent_usd) if source.paid else None
+                    stopped = asyncio.run(_ask_here(folder, Scorer(source.model_dump_json()), budget, update))
+            folder.write(found)
     finally:
         counts = folder.close()
     return ScoreResult(out=out, model=source.model, counts=counts, stopped=stopped)
@@ -123,69 +120,48 @@ def _check(source: ScorerSource, options: ScoreOptions) -> None:
         )
 
 
-class _Here:
-    """Ask the parts in this process."""
+async def _ask_here(folder: BatchFolder, scorer: Scorer, budget: Budget | None, update: ProgressCallback) -> str:
+    """Ask the open requests in this process; return why it stopped before the end, if it did."""
+    failures = Failures()
+    calls = (budget.reserve, budget.release) if budget else ()
+    found: list[dict[str, Any]] = []
+    kept_at = time.monotonic()
 
-    def __init__(
-        self, folder: BatchFolder, source: ScorerSource, cap_usd: float | None, update: ProgressCallback
-    ) -> None:
-        self.folder, self.update, self.failures = folder, update, Failures()
-        self.scorer = Scorer(source.model_dump_json())
-        self.budget = Budget(folder.database, cap_usd, folder.spent_usd) if source.paid else None
-        self._found: list[dict[str, Any]] = []
-        self._kept_at = time.monotonic()
+    def flush() -> None:
+        nonlocal kept_at
+        folder.keep(found)
+        update(folder.n_answered, folder.n_requests)
+        kept_at = time.monotonic()
+        found.clear()
 
-    async def ask(self) -> str:
-        """Ask all parts; return why it stopped before the end, if it did."""
-        parts = iter([*self.folder.pending.values()])
-        calls = (self.budget.reserve, self.budget.release) if self.budget else ()
+    def keep(answer: dict[str, Any]) -> None:
+        found.append(answer)
+        if budget or time.monotonic() - kept_at >= KEEP_EVERY_S:
+            flush()
+        failures.check([answer])
 
-        async def some() -> None:
-            for part in parts:
-                if self.budget and self.budget.stopped:
-                    return
-                await self.scorer.answer(self.folder.open_requests(part), self._keep, *calls)
-                self._flush()
-                self.folder.finish(part)
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(PARTS_AT_ONCE):
-                    group.create_task(some())
-        except BaseExceptionGroup as group:
-            error: BaseException = group
-            while isinstance(error, BaseExceptionGroup):
-                error = error.exceptions[0]
-            raise error from None
-        finally:
-            self._flush()
-            await self.scorer.model.aclose()
-        return self.budget.stopped if self.budget else ""
-
-    def _keep(self, answer: dict[str, Any]) -> None:
-        self._found.append(answer)
-        if self.budget or time.monotonic() - self._kept_at >= KEEP_EVERY_S:
-            self._flush()
-        self.failures.check([answer])
-
-    def _flush(self) -> None:
-        self.folder.keep(self._found)
-        self.update(self.folder.n_answered, self.folder.n_requests)
-        self._found, self._kept_at = [], time.monotonic()
+    try:
+        for requests in folder.open_requests():
+            if budget and budget.stopped:
+                break
+            await scorer.answer(requests, keep, *calls)
+    finally:
+        flush()
+        await scorer.model.aclose()
+    return budget.stopped if budget else ""
 
 
 def _ask_on_ray(
     folder: BatchFolder, source: ScorerSource, workers: int, cap_usd: float | None, update: ProgressCallback
 ) -> str:
-    """Ask the parts on a cluster; each worker loads the model once, and Ray starts a dead one again.
+    """Ask the open requests on a cluster; each worker loads the model once, and Ray starts a dead one again.
 
     Return why it stopped before the end, if it did.
     """
-    parts, items, failures = dict(folder.pending), [], Failures()
-    for part in parts.values():
-        file = folder.database.with_name(f"part-{part.part}.json").absolute()
-        write_atomically(file, json.dumps(folder.open_requests(part), ensure_ascii=False).encode())
-        items.append({"file": str(file), "part": part.part})
+    items, failures = [], Failures()
+    for requests in folder.open_requests():
+        file = (folder.work / f"requests-{requests[0][0]}.json").absolute()
+        items.append({"file": str(write_atomically(file, json.dumps(requests, ensure_ascii=False).encode()))})
     with ray_session(num_cpus=workers) as ray:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars, context.verbose_stats_logs = False, False
@@ -204,7 +180,6 @@ def _ask_on_ray(
             for row in answers.iter_rows():
                 found = json.loads(row["answers"])
                 folder.keep(found)
-                folder.finish(parts[row["part"]])
                 update(folder.n_answered, folder.n_requests)
                 failures.check(found)
             return ray.get(budget.why_stopped.remote()) if budget else ""

@@ -141,10 +141,10 @@ class Scorer:
         return _Unaudited(audited.router, audited.paused), audited.auditing.task
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """Answer one part for Ray Data: `file` has the requests as JSON, and so are the answers."""
+        """Answer requests for Ray Data: `file` has them as JSON, and so are the answers."""
         requests = json.loads(Path(batch["file"][0]).read_bytes())
         found = run_sync(self._answer_all(requests))
-        return {"part": batch["part"], "answers": [json.dumps(found, ensure_ascii=False)]}
+        return {"answers": [json.dumps(found, ensure_ascii=False)]}
 
     async def _answer_all(self, requests: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
@@ -181,9 +181,12 @@ class Scorer:
                 if release is not None:
                     await release(number, answer["cost_usd"])
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(AT_ONCE, len(requests))):
-                group.create_task(some())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(AT_ONCE, len(requests))):
+                    group.create_task(some())
+        except BaseExceptionGroup as group_of:
+            raise group_of.exceptions[0] from None
 
     async def _answer(self, request: Request) -> dict[str, Any]:
         for pause_s in (*PAUSES_S, None):

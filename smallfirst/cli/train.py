@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -96,15 +95,9 @@ def run(
 def train(task_yaml: Path, resume: bool, workers: int, shard: bool) -> None:
     """Fine-tune the small model and fit the linear ones."""
     from smallfirst.pipeline.train import train_stage
-    from smallfirst.project.run_folder import RunFolder
-    from smallfirst.training.distributed import torchrun
 
-    with torchrun.joined() if torchrun.is_launched() else nullcontext(True) as leads:
-        if not leads:
-            return
-        project = load_project(task_yaml)._replace(n_workers=workers, shard=shard)
-        resume = resume or (torchrun.is_restarted() and RunFolder.unfinished(project.file.name) is not None)
-        run_folder = train_stage(project, resume=resume)
+    project = load_project(task_yaml)._replace(n_workers=workers, shard=shard)
+    run_folder = train_stage(project, resume=resume)
     click.echo(f"run {run_folder.path.name}\nnext: smallfirst evaluate {task_yaml}")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from smallfirst.batch.folder import ABOUT, BatchFolder, BatchIdentity
+from smallfirst.batch.folder import BatchCounts, BatchFolder, BatchIdentity
 from smallfirst.batch.rows import RowSource
 from smallfirst.batch.scorer import Budget
 from smallfirst.data.row_formats import Columns
@@ -33,7 +33,7 @@ class Batch:
         self.rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS) + "{\n")
         self.asked: list[int] = []
 
-    def open(self, **changes: Any) -> BatchFolder:
+    def open(self, *, retry_errors: bool = False, **changes: Any) -> BatchFolder:
         identity = {
             "rows": "rows.jsonl",
             "rows_fingerprint": self.source().fingerprint,
@@ -43,7 +43,7 @@ class Batch:
             "keep": ("id",),
             **changes,
         }
-        return BatchFolder(self.out, BatchIdentity.model_validate(identity))
+        return BatchFolder(self.out, BatchIdentity.model_validate(identity), retry_errors=retry_errors)
 
     def source(self) -> RowSource:
         return RowSource(str(self.rows), columns=Columns(), keep=("id",))
@@ -51,6 +51,8 @@ class Batch:
     def run(self, dies_before: int | None = None) -> None:
         """Do the whole batch, as `score` does; die as `kill -9` kills: nothing is closed."""
         folder, steps = self.open(), 0
+        if folder.is_done:
+            return
 
         def step(*_: object) -> None:
             nonlocal steps
@@ -59,15 +61,15 @@ class Batch:
             steps += 1
 
         try:
-            folder.cut(self.source(), step)
-            for part in [*folder.pending.values()]:
-                for number, request in folder.open_requests(part):
+            folder.read(self.source(), step)
+            for requests in folder.open_requests():
+                for number, request in requests:
                     step()
                     self.asked.append(number)
                     text = json.loads(request)["messages"][0]["content"]
                     folder.keep([{"number": number, "answer": text.upper(), "error": None, "cost_usd": 1.0}])
-                step()
-                folder.finish(part)
+            step()
+            folder.write(self.source())
             step()
             folder.close()
         except Died:
@@ -104,55 +106,53 @@ def test_a_death_before_any_step_loses_and_doubles_nothing(tmp_path: Path) -> No
         assert rows[20]["error"] == "bad_row"
         assert "broken JSON" in rows[20]["message"]
         assert sorted(batch.asked) == list(range(1, 8))
-        assert not (batch.out / "_work").exists()
-    assert dies_before == 16  # six parts cut, seven requests, two parts finished, and the end
+        assert batch.open().about.counts == BatchCounts(n_rows=21, n_requests=7, n_answered=7, n_errors=1, cost_usd=7.0)
+    assert not (batch.out / "_work").exists()
+    assert dies_before == 15  # six parts read, seven requests, the writing, and the end
 
 
-def test_parts_are_written_in_order_since_later_rows_repeat_earlier_ones(tmp_path: Path) -> None:
+def test_a_row_that_was_not_asked_says_so_until_it_is(tmp_path: Path) -> None:
     batch = Batch(tmp_path)
     folder = batch.open()
-    folder.cut(batch.source(), lambda _: None)
-    assert list(folder.pending) == [0, 1]  # the first seven rows hold all requests
-    first, second = folder.pending.values()
-    done = {"answer": "a", "error": None, "cost_usd": 0.0}
-    folder.keep([{"number": n, **done} for n in range(second.first, second.last + 1)])
-    folder.finish(second)
-    assert batch.results() == []
-    folder.keep([{"number": n, **done} for n in range(first.first, first.last + 1)])
-    folder.finish(first)
-    assert len(batch.results()) == 21
+    folder.read(batch.source(), lambda _: None)
+    assert [[number for number, _ in some] for some in folder.open_requests()] == [[1, 2, 3, 4], [5, 6, 7]]
+    folder.keep([{"number": n, "answer": "a", "error": None, "cost_usd": 0.0} for n in range(1, 7)])
+    folder.write(batch.source())
+    counts = folder.close()
+    assert (counts.n_rows, counts.n_requests, counts.n_answered, counts.n_errors) == (21, 7, 6, 3)
+    assert [row["row"] for row in batch.results() if row["error"] == "not_asked"] == [7, 14]
+    batch.run()
+    assert batch.asked == [7]
+    assert {row["error"] for row in batch.results()} == {None, "bad_row"}
 
 
 def test_errors_are_forgotten_on_demand_and_their_cost_is_not(tmp_path: Path) -> None:
     batch = Batch(tmp_path)
     folder = batch.open()
-    folder.cut(batch.source(), lambda _: None)
-    parts = [*folder.pending.values()]
+    folder.read(batch.source(), lambda _: None)
     assert set_aside(folder, 1, 9.0) == 9.0
     for number in range(1, 8):
         failed = number == 6
         error = {"error": "unavailable", "message": "down"} if failed else {"error": None, "answer": "a"}
         folder.keep([{"number": number, "cost_usd": 0.5, **error}])
-    for part in parts:
-        folder.finish(part)
+    folder.write(batch.source())
     counts = folder.close()
-    assert (counts.n_errors, counts.n_written, counts.lost_usd) == (4, 6, 0.0)  # three rows repeat the sixth request
+    assert (counts.n_errors, counts.lost_usd) == (4, 0.0)  # three rows repeat the sixth request
     assert [row["message"] for row in batch.results() if row["error"] == "unavailable"] == ["down"] * 3
+    assert batch.open().is_done
 
-    again = batch.open()
-    again.forget_errors()
-    again.cut(batch.source(), lambda _: None)
-    (part,) = again.pending.values()
-    assert [number for number, _ in again.open_requests(part)] == [6]
+    again = batch.open(retry_errors=True)
+    (((number, _),),) = again.open_requests()
+    assert number == 6
     assert set_aside(again, 6, 2.0) == 2.0
     kill(again)
     last = batch.open()
-    last.cut(batch.source(), lambda _: None)
     assert last.spent_usd == 6 * 0.5 + 0.5 + 2.0
     last.keep([{"number": 6, "cost_usd": 0.5, "error": None, "answer": "b"}])
-    last.finish(part)
+    last.write(batch.source())
     assert last.close().n_errors == 1
     assert batch.results()[5]["answer"] == "b"
+    assert not (batch.out / "_work").exists()
 
 
 def test_two_batches_are_not_mixed_and_two_processes_do_not_share_one(tmp_path: Path) -> None:
@@ -160,16 +160,11 @@ def test_two_batches_are_not_mixed_and_two_processes_do_not_share_one(tmp_path: 
     folder = batch.open()
     with pytest.raises(ConfigError, match="another process works on it"):
         batch.open()
-    folder.cut(batch.source(), lambda _: None)
     folder.close()
     with pytest.raises(ConfigError, match="model: m/1 there, m/2 now"):
         batch.open(model="m/2")
-    folder.about.model_copy(update={"layout": 1}).save(batch.out / ABOUT)
-    with pytest.raises(ConfigError, match="was begun by an earlier version"):
-        batch.open()
-    folder.about.save(batch.out / ABOUT)
     batch.run()
-    assert batch.open().about.finished
+    assert batch.open().is_done
     with pytest.raises(ConfigError, match="model_fingerprint: f there, g now"):
         batch.open(model_fingerprint="g")
     (tmp_path / "own").mkdir()

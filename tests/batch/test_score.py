@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sqlite3
 import threading
 import time
 from collections import Counter
@@ -44,6 +45,12 @@ def results(out: Path) -> list[dict[str, Any]]:
 def write_rows(path: Path, texts: list[str]) -> str:
     path.write_text("".join(json.dumps({"id": f"r{i}", "text": text}) + "\n" for i, text in enumerate(texts)))
     return str(path)
+
+
+def n_answered(out: Path) -> int:
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(out / "_work" / "batch.db")) as db:
+        return int(db.execute("SELECT count(answer) FROM requests").fetchone()[0])
+    return 0
 
 
 @pytest.fixture
@@ -132,6 +139,7 @@ def test_a_cap_is_never_passed_and_nothing_is_paid_twice(desk_task: Path, tmp_pa
         found = score(desk_task, rows, tmp_path / "out", options=capped, progress=QUIET)
         assert "stopped at the cap" in found.in_words[-1]
         assert (len(large.asked), found.counts.cost_usd) == (4, 28.0)  # after 28 the next might pass the cap
+        assert [row["error"] for row in results(tmp_path / "out")].count("not_asked") == found.counts.n_errors == 8
         found = score(
             desk_task, rows, tmp_path / "out", options=ScoreOptions(model="large", cap_usd=90000), progress=QUIET
         )
@@ -200,7 +208,7 @@ def test_workers_on_ray_lose_and_double_nothing_when_one_is_killed(
     def kill_one() -> None:
         while not killed:
             workers = [process for process in psutil.Process().children(recursive=True) if is_worker(process)]
-            if workers and list((tmp_path / "out").glob("part-*")):
+            if workers and n_answered(tmp_path / "out"):
                 killed.append(workers[0].pid)
                 workers[0].kill()
             time.sleep(0.01)

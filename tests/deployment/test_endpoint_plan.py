@@ -13,17 +13,8 @@ from fixtures.certificates import certificate as make_certificate
 from fixtures.server import WholeModel
 
 from smallfirst.data.dataset import Dataset
-from smallfirst.deployment.endpoint_plan import (
-    Cascade,
-    EndpointPlan,
-    ExternalEntity,
-    RegisteredEntity,
-    TrafficSplit,
-    external_model,
-    load_endpoint,
-    resolve_versions,
-)
-from smallfirst.errors import ConfigError, PriceUnknown, RegistryError, StageMissing
+from smallfirst.deployment.endpoint_plan import EndpointPlan, Entity, TrafficSplit, load_endpoint, resolve_versions
+from smallfirst.errors import RegistryError, StageMissing
 from smallfirst.gate.outcome import Outcome
 from smallfirst.gate.verdict import CheckResult, Verdict
 from smallfirst.models.linear.classifier import LinearClassifier
@@ -32,8 +23,6 @@ from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Req
 from smallfirst.models.remote.model import EndpointConfig
 from smallfirst.paths import home
 from smallfirst.pipeline.router_setup import PROFILE_FOLDER, REFERENCE, TrafficReference
-from smallfirst.pricing.prices import PriceBook
-from smallfirst.pricing.token_price import TokenPrice
 from smallfirst.project.run_folder import OUTCOME
 from smallfirst.registry import versions
 from smallfirst.routing.certificate.certificate import Certificate
@@ -89,7 +78,9 @@ def test_an_answer_says_which_entity_gave_it_and_why() -> None:
     assert both.route is not None
     assert both.route.stage == both.text == both.answered_by
     assert both.route.why == f"{60 if both.text == 'ours' else 40} % go there, by user"
-    assert both.route.trail[0].score is not None
+    (step,) = both.route.trail
+    assert step.score is not None
+    assert (step.why, step.model) == (f"{both.route.why}: to {both.text}", "")  # a model would make it a draft
     assert (both.route.certified, both.route.confidence) == (False, 0.7)
 
 
@@ -138,13 +129,9 @@ def keep(found: Certificate) -> None:
     versions.attach(NAME, 1, "certificate.json", found.model_dump_json().encode())
 
 
-def plan(version: str = "1", *, cascade: Cascade | None = None) -> EndpointPlan:
-    return EndpointPlan(
-        registered=(RegisteredEntity(name="tickets", model=NAME, version=version),),
-        external=(ExternalEntity(name="big", endpoint=ELSEWHERE),),
-        percent={"tickets": 100},
-        cascade=cascade,
-    )
+def plan(version: str = "1", *, cascade: bool = False) -> EndpointPlan:
+    entities = (Entity("tickets", NAME, version), Entity("big", address=ELSEWHERE))
+    return EndpointPlan("desk", entities, {"tickets": 100}, "big" if cascade else None)
 
 
 @pytest.mark.usefixtures("store")
@@ -153,7 +140,7 @@ def test_a_version_and_an_alias_are_served_under_the_endpoints_name_and_each_ent
     assert resolve_versions(plan("2")) == {"tickets": 2}
     with pytest.raises(RegistryError, match='no version called "shadow"'):
         resolve_versions(plan("@shadow"))
-    built = load_endpoint("desk", plan("@champion"), ledger)
+    built = load_endpoint(plan("@champion"), ledger)
     assert set(built.models) == {"desk", "desk/tickets", "desk/big"}
     assert built.versions == {"tickets": 1}
     found = ask(built.models["desk"])
@@ -168,7 +155,7 @@ def test_a_version_and_an_alias_are_served_under_the_endpoints_name_and_each_ent
 
 @pytest.mark.usefixtures("store")
 def test_a_cascade_answers_what_its_certificate_allows_and_asks_for_the_rest(ledger: Ledger) -> None:
-    built = load_endpoint("desk", plan(cascade=Cascade(fallback="big")), ledger)
+    built = load_endpoint(plan(cascade=True), ledger)
     sure = ask(built.models["desk"], "where is my card")
     assert sure.route is not None
     assert (sure.text, sure.route.stage, sure.route.certified) == ("card_arrival", "small", True)
@@ -184,14 +171,14 @@ def test_a_cascade_answers_what_its_certificate_allows_and_asks_for_the_rest(led
 @pytest.mark.usefixtures("store")
 def test_without_an_issued_certificate_there_is_no_cascade_unless_its_gate_let_it_go_live(ledger: Ledger) -> None:
     with pytest.raises(StageMissing, match="tickets version 2 has no certificate"):
-        load_endpoint("desk", plan("2", cascade=Cascade(fallback="big")), ledger)
+        load_endpoint(plan("2", cascade=True), ledger)
     keep(certificate(issued=False))
     try:
         with pytest.raises(StageMissing, match="too few labels"):
-            load_endpoint("desk", plan(cascade=Cascade(fallback="big")), ledger)
+            load_endpoint(plan(cascade=True), ledger)
         alone = Outcome(kind="small alone", title="words", gate="passed", large=False)
         versions.attach(NAME, 1, OUTCOME, alone.model_dump_json().encode())
-        built = load_endpoint("desk", plan(cascade=Cascade(fallback="big")), ledger)
+        built = load_endpoint(plan(cascade=True), ledger)
         found = ask(built.models["desk"], "xyz")
         assert found.route is not None
         assert (found.route.stage, found.route.certified) == ("small", False)
@@ -208,9 +195,9 @@ def test_a_cascade_certified_behind_a_domain_check_has_it_or_is_not_served(
     versions.attach(NAME, 1, REFERENCE, TrafficReference(doubt=(0.1,)).model_dump_json().encode())
     try:
         with pytest.raises(StageMissing, match="was certified behind a domain check"):
-            load_endpoint("desk", plan(cascade=Cascade(fallback="big")), ledger)
+            load_endpoint(plan(cascade=True), ledger)
         fit_task_profile(toy_rows, toy_selection).save(home() / "tasks" / "toy" / "r1" / PROFILE_FOLDER)
-        built = load_endpoint("desk", plan(cascade=Cascade(fallback="big")), ledger)
+        built = load_endpoint(plan(cascade=True), ledger)
         route = ask(built.models["desk"], "where is my card").route
         assert route is not None
         assert [step.stage for step in route.trail] == ["split", "domain", "small"]
@@ -225,17 +212,6 @@ def test_a_certificate_that_assumes_policies_is_not_served_without_them(ledger: 
     keep(certificate(issued=True).model_copy(update={"filters": filters}))
     try:
         with pytest.raises(StageMissing, match="certified behind the policies of its task"):
-            load_endpoint("desk", plan(cascade=Cascade(fallback="big")), ledger)
+            load_endpoint(plan(cascade=True), ledger)
     finally:
         keep(certificate(issued=True))
-
-
-def test_an_external_model_needs_a_price_and_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    hosted = EndpointConfig(base_url="https://llm.example.com/v1", model="server-7b", api_key_env="HOUSE_KEY")
-    with pytest.raises(PriceUnknown, match=r'h: no price for "server-7b"[\s\S]*smallfirst: \{prices: \{tokens: '):
-        external_model(ExternalEntity(name="h", endpoint=hosted), PriceBook())
-    prices = PriceBook(tokens={"server-7b": TokenPrice(input_usd_per_mtok=1, output_usd_per_mtok=2)})
-    with pytest.raises(ConfigError, match="HOUSE_KEY"):
-        external_model(ExternalEntity(name="h", endpoint=hosted), prices)
-    monkeypatch.setenv("HOUSE_KEY", "k")
-    assert external_model(ExternalEntity(name="h", endpoint=hosted), prices).name == "server-7b"

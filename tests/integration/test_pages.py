@@ -45,7 +45,7 @@ def test_blocks_that_do_not_run_are_few_and_say_what_they_need() -> None:
         "docs/howto/scorer.md": "needs an API key",
         "docs/howto/take_over.md": "needs captured traffic: corrections.jsonl",
         "docs/howto/vllm.md": "needs vLLM",
-        "docs/howto/several_workers.md": "needs torchrun and minutes",
+        "docs/howto/several_workers.md": "needs several GPUs",
         "docs/routing.md": "needs served traffic that somebody judged",
     }
 

@@ -95,10 +95,9 @@ def label_scored(project: Project, folder: Path, options: LabelOptions) -> Score
     Raise ConfigError if the batch is not done or does not keep the column that was asked, or if `out` exists.
     """
     about, columns = BatchAbout.load(folder / ABOUT), project.file.data.columns
-    asked = about.identity.text or next(
-        (n for n in (columns.text, columns.question, columns.prompt) if n in about.kinds), ""
-    )
-    if asked not in about.kinds or about.counts.n_written < about.counts.n_parts or not about.cut:
+    kept = about.identity.keep
+    asked = about.identity.text or next((n for n in (columns.text, columns.question, columns.prompt) if n in kept), "")
+    if asked not in kept or not about.finished:
         raise ConfigError(
             f"{folder} has no texts beside its answers, or is not done", hint="smallfirst score … --keep text"
         )

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime
 from typing import Any
 
-from smallfirst.interfaces.mlflow_deployments.config_rules import entity_name
-from smallfirst.interfaces.mlflow_deployments.config_schema import EndpointBody
-from smallfirst.interfaces.mlflow_deployments.lifecycle import EndpointFolder, EndpointRecord, ServerStatus
+from smallfirst.interfaces.mlflow_deployments.lifecycle import EndpointFolder
 from smallfirst.serving.plugins import (
     ApiError,
     Plugin,
@@ -24,83 +21,55 @@ EndpointInfo = dict[str, Any]
 
 def describe(endpoint: EndpointFolder) -> EndpointInfo:
     """Return the endpoint in Databricks' format, with `url`, `notes` and, in `state`, the reason for its state."""
-    record = endpoint.config or endpoint.pending
+    record, alive, status = endpoint.config, endpoint.alive, endpoint.status
     assert record is not None
-    alive, status = endpoint.alive, endpoint.status
-    body = EndpointBody.model_validate(record.body)
-    external = all(entity.external_model is not None for entity in body.config.served_entities)
+    body = record.body.model_dump(mode="json", exclude_unset=True)
+    ready = alive and status.live > 0
+    for entity, shown in zip(record.body.config.served_entities, body["config"]["served_entities"], strict=True):
+        live = status.versions.get(entity.served_name) if alive else None
+        shown |= {"name": entity.served_name, **({"live_version": str(live)} if live else {})}
+    server = body.get("smallfirst", {}).get("server", {})
+    if hashes := server.pop("api_keys_sha256", None):
+        server["api_keys_sha256"] = f"{len(hashes)} not shown"
     return {
-        "name": record.name,
+        **body,
         "id": record.id,
         "creator": record.created_by,
-        "creation_timestamp": _ms(record.created_at),
-        "last_updated_timestamp": _ms(record.updated_at),
-        "state": _state(endpoint, alive, status),
-        "config": {**record.body["config"], **_entities(body, record, status if alive else None)},
-        "tags": record.body.get("tags") or [],
-        **({"description": record.body["description"]} if record.body.get("description") else {}),
-        **({"smallfirst": own} if (own := _without_hashes(record.body.get("smallfirst") or {})) else {}),
+        "creation_timestamp": int(record.created_at.timestamp() * 1000),
+        "last_updated_timestamp": int(record.updated_at.timestamp() * 1000),
+        "state": {
+            "ready": "READY" if ready else "NOT_READY",
+            "config_update": "UPDATE_FAILED" if status.failed else "NOT_UPDATING",
+            **({"why": why} if (why := status.why if alive else _not_alive(endpoint.name)) else {}),
+        },
+        "config": {**body["config"], "config_version": record.number},
         "task": "llm/v1/chat",
-        "endpoint_type": "EXTERNAL_MODEL" if external else "CUSTOM_MODEL",
-        "permission_level": "CAN_MANAGE",
-        "route_optimized": False,
+        "endpoint_type": "CUSTOM_MODEL" if record.body.registered else "EXTERNAL_MODEL",
         "url": record.url,
-        "notes": list(status.notes) if status else [],
+        "log": str(endpoint.output),
+        "notes": [*record.notes, *status.notes],
     }
 
 
-def _without_hashes(own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings with the number of keys in place of their hashes."""
-    server = own.get("server") or {}
-    if not server.get("api_keys_sha256"):
-        return dict(own)
-    return {**own, "server": {**server, "api_keys_sha256": f"{len(server['api_keys_sha256'])} not shown"}}
-
-
-def _state(endpoint: EndpointFolder, alive: bool, status: ServerStatus | None) -> dict[str, str]:
-    ready = alive and status is not None and status.live > 0
-    update = "NOT_UPDATING"
-    if alive and (endpoint.pending is not None or not ready):
-        update = "IN_PROGRESS"
-    elif status is not None and status.failed:
-        update = "UPDATE_FAILED"
-    why = status.why if status else ""
-    if not alive:
-        why = f"no server runs (stopped or killed): smallfirst endpoints start {endpoint.name}"
-    return {"ready": "READY" if ready else "NOT_READY", "config_update": update, **({"why": why} if why else {})}
-
-
-def _entities(body: EndpointBody, record: EndpointRecord, status: ServerStatus | None) -> dict[str, Any]:
-    deployment = "DEPLOYMENT_READY" if status and status.live else "DEPLOYMENT_FAILED"
-    shown = []
-    for raw, entity in zip(record.body["config"]["served_entities"], body.config.served_entities, strict=True):
-        name = entity_name(entity)
-        live = status.versions.get(name) if status else None
-        version = {"live_version": str(live)} if live else {}
-        shown.append({**raw, "name": name, **version, "state": {"deployment": deployment}})
-    return {"served_entities": shown, "config_version": record.number}
-
-
-def _ms(moment: datetime) -> int:
-    return int(moment.timestamp() * 1000)
+def _not_alive(name: str) -> str:
+    return f"no server runs (stopped or killed): smallfirst endpoints start {name}"
 
 
 def listing_routes(all_endpoints: Callable[[], list[EndpointInfo]]) -> tuple[PluginRoute, ...]:
     """Return the routes that list and show, in both formats, those of `all_endpoints` that the caller may use."""
 
-    def permitted() -> list[EndpointInfo]:
-        return [endpoint for endpoint in all_endpoints() if current_caller().may_use(endpoint["name"])]
-
     def routes(path: str, convert: Callable[[EndpointInfo], EndpointInfo]) -> tuple[PluginRoute, ...]:
+        def permitted() -> dict[str, EndpointInfo]:
+            return {one["name"]: convert(one) for one in all_endpoints() if current_caller().may_use(one["name"])}
+
         def list_all(_: PluginRequest) -> PluginResponse:
-            return {"endpoints": [convert(endpoint) for endpoint in permitted()]}
+            return {"endpoints": [*permitted().values()]}
 
         def show(request: PluginRequest) -> PluginResponse:
             name = request.path_params["name"]
-            found = next((endpoint for endpoint in permitted() if endpoint["name"] == name), None)
-            if found is None:
+            if (found := permitted().get(name)) is None:
                 raise ApiError(404, f'No endpoint is called "{name[:128]}".', code="endpoint_not_found")
-            return convert(found)
+            return found
 
         return (
             PluginRoute("GET", path, list_all, "user"),
@@ -108,10 +77,10 @@ def listing_routes(all_endpoints: Callable[[], list[EndpointInfo]]) -> tuple[Plu
             PluginRoute("GET", f"{path}/{{name}}", show, "user"),
         )
 
-    return (*routes("/api/2.0/serving-endpoints", dict), *routes("/api/2.0/endpoints", gateway_entry))
+    return (*routes("/api/2.0/serving-endpoints", dict), *routes("/api/2.0/endpoints", _gateway_entry))
 
 
-def gateway_entry(endpoint: Mapping[str, Any]) -> EndpointInfo:
+def _gateway_entry(endpoint: Mapping[str, Any]) -> EndpointInfo:
     """Return an endpoint in the format of MLflow's gateway."""
     name = endpoint["name"]
     return {

@@ -21,26 +21,10 @@ from mlflow.deployments.base import BaseDeploymentClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST
 
-from smallfirst.errors import (
-    BadAnswer,
-    ConfigError,
-    ModelError,
-    RateLimited,
-    SmallfirstError,
-    Unauthorised,
-    Unavailable,
-)
+from smallfirst.errors import BadAnswer, ConfigError, SmallfirstError, Unavailable
 from smallfirst.interfaces.mlflow_deployments import lifecycle
-from smallfirst.interfaces.mlflow_deployments.lifecycle import EndpointFolder
 from smallfirst.interfaces.mlflow_deployments.listing import describe
-from smallfirst.models.remote.http import (
-    BlockingSession,
-    ConnectionBroken,
-    HttpResponse,
-    HttpSession,
-    ResponseTimeout,
-    error_text,
-)
+from smallfirst.models.remote.http import BlockingSession, ConnectionBroken, HttpResponse, HttpSession, error_text
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -48,28 +32,6 @@ API_KEY_VARIABLE = "SMALLFIRST_API_KEY"
 """Environment variable with the key of a server that requires one."""
 TIMEOUT_S = 300.0
 """Longest wait between two chunks of an answer."""
-
-_HELP = """\
-smallfirst serves registered fine-tuned models, external models and cascades of both behind one name on this machine.
-
-Target:  smallfirst                          endpoints kept here, each a background process
-         smallfirst:/http://127.0.0.1:8000   a running server: predict, list and get
-
-Endpoint config: what Databricks' serving endpoints take, as it is.
-  served_entities   {"name", "entity_name": "catalog.schema.model", "entity_version": "3" or "@champion"}
-                    {"name", "external_model": {"name", "provider", "task": "llm/v1/chat", "openai_config": {…}}}
-                    providers: openai, databricks-model-serving, custom
-  traffic_config    {"routes": [{"served_model_name", "traffic_percentage"}]}, together 100
-  smallfirst        {"strategy": "split" or "cascade", "fallback", "sticky_by",
-                     "prices", "server": {"host", "port", "api_keys_sha256", …}, "follow_every_s"}
-Secrets: {{secrets/scope/key}} is read from the environment variable SCOPE_KEY; it is never kept.
-A server that asks for a key is sent the one in SMALLFIRST_API_KEY.
-
-Deployment (mlflow deployments create -t smallfirst --name desk -m models:/catalog.schema.model@champion):
-  an endpoint of one registered model. -C port=8001 chooses its port.
-
-On the command line: smallfirst endpoints list | show | logs | start | stop
-"""
 
 
 def run_local(name: str, model_uri: str, flavor: str | None = None, config: Any = None) -> dict[str, Any]:
@@ -79,7 +41,13 @@ def run_local(name: str, model_uri: str, flavor: str | None = None, config: Any 
 
 def target_help() -> str:
     """Return the text of `mlflow deployments help -t smallfirst`."""
-    return _HELP
+    return (
+        "smallfirst: endpoints of this machine, each a background process (smallfirst endpoints list | start | stop)\n"
+        "smallfirst:/http://127.0.0.1:8000: a running server: predict, list and get\n"
+        "The config is that of Databricks' serving endpoints, and docs/deploy.md says what of it has an effect here.\n"
+        "{{secrets/scope/key}} is read from the environment variable SCOPE_KEY and never kept; a server that asks for\n"
+        f"a key is sent the one in {API_KEY_VARIABLE}.\n"
+    )
 
 
 def _mlflow_errors(function: Callable[P, T]) -> Callable[P, T]:
@@ -112,16 +80,15 @@ class SmallfirstClient(BaseDeploymentClient):  # type: ignore[misc]
     def create_endpoint(
         self, name: str | None = None, config: Mapping[str, Any] | None = None, route_optimized: bool = False
     ) -> dict[str, Any]:
-        """Return the new endpoint once it answers; settings without effect are listed under `notes` and printed."""
+        """Return the new endpoint once it answers; settings without effect are named under `notes` and printed."""
         self._check_local("created")
-        given = {**(config or {}), **({"route_optimized": True} if route_optimized else {})}
-        return _with_notes_printed(lifecycle.create(name, given, log=_log))
+        return _with_notes_printed(lifecycle.create(name, config))
 
     @_mlflow_errors
     def update_endpoint(self, endpoint: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the endpoint once the new config is live; if it cannot be, the old one stays live."""
         self._check_local("changed")
-        return _with_notes_printed(lifecycle.update(endpoint, config or {}, log=_log))
+        return _with_notes_printed(lifecycle.update(endpoint, config or {}))
 
     def update_endpoint_config(self, endpoint: str, config: Mapping[str, Any]) -> dict[str, Any]:
         """Call `update_endpoint`, by the name that Databricks' client uses."""
@@ -136,26 +103,36 @@ class SmallfirstClient(BaseDeploymentClient):  # type: ignore[misc]
     @_mlflow_errors
     def list_endpoints(self) -> list[dict[str, Any]]:
         if self._server:
-            found: list[dict[str, Any]] = ask(self._server, "GET", "/api/2.0/serving-endpoints")["endpoints"]
+            found: list[dict[str, Any]] = _ask(self._server, "GET", "/api/2.0/serving-endpoints")["endpoints"]
             return found
         return [describe(endpoint) for endpoint in lifecycle.all_endpoints()]
 
     @_mlflow_errors
     def get_endpoint(self, endpoint: str) -> dict[str, Any]:
         if self._server:
-            return ask(self._server, "GET", f"/api/2.0/serving-endpoints/{quote(endpoint, safe='')}")
+            return _ask(self._server, "GET", f"/api/2.0/serving-endpoints/{quote(endpoint, safe='')}")
         return describe(lifecycle.find(endpoint))
 
     @_mlflow_errors
     def predict(self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None) -> Any:
         """Return the response: a chat completion, or `predictions` for a table, a data frame or a list."""
-        return invoke(*self._address(endpoint or deployment_name), inputs)
+        from mlflow.deployments import DatabricksEndpoint, PredictionsResponse
+
+        found = _ask(*self._invocations(endpoint or deployment_name), _request_body(inputs))
+        return (PredictionsResponse if "predictions" in found else DatabricksEndpoint)(found)
 
     def predict_stream(
         self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None
     ) -> Iterator[dict[str, Any]]:
         try:
-            yield from invoke_stream(*self._address(endpoint or deployment_name), inputs)
+            body = {**_request_body(inputs), "stream": True}
+            with _answered(*self._invocations(endpoint or deployment_name), body) as (session, response):
+                for value in session.events(response):
+                    if value and value != "[DONE]":
+                        chunk = json.loads(value)
+                        if "error" in chunk:
+                            raise BadAnswer(str(chunk["error"].get("message", "the answer broke off")))
+                        yield chunk
         except SmallfirstError as error:
             _raise_mlflow_exception(error)
 
@@ -164,8 +141,8 @@ class SmallfirstClient(BaseDeploymentClient):  # type: ignore[misc]
         self, name: str, model_uri: str, flavor: str | None = None, config: Any = None, endpoint: str | None = None
     ) -> dict[str, Any]:
         """Create an endpoint of one registered model, `models:/catalog.schema.model/3` or `…@champion`."""
-        _check_plain(flavor, endpoint)
-        return {**self.create_endpoint(name, _one_model(model_uri, config or {})), "flavor": "smallfirst"}
+        found = self.create_endpoint(name, _one_model(model_uri, flavor, endpoint, config or {}))
+        return {**found, "flavor": "smallfirst"}
 
     @_mlflow_errors
     def update_deployment(
@@ -177,10 +154,8 @@ class SmallfirstClient(BaseDeploymentClient):  # type: ignore[misc]
         endpoint: str | None = None,
     ) -> dict[str, Any]:
         """Give the deployment another model; running requests end on the model they began with."""
-        _check_plain(flavor, endpoint)
-        if model_uri is None:
-            raise ConfigError("model_uri is needed", hint="models:/catalog.schema.model@champion")
-        return {**self.update_endpoint(name, _one_model(model_uri, config or {})), "flavor": "smallfirst"}
+        found = self.update_endpoint(name, _one_model(model_uri or "", flavor, endpoint, config or {}))
+        return {**found, "flavor": "smallfirst"}
 
     def delete_deployment(self, name: str, config: Any = None, endpoint: str | None = None) -> None:
         self.delete_endpoint(name)
@@ -197,75 +172,34 @@ class SmallfirstClient(BaseDeploymentClient):  # type: ignore[misc]
                 f"endpoints of {self._server} are not {verb} from here", hint='get_deploy_client("smallfirst")'
             )
 
-    def _address(self, name: str | None) -> tuple[str, str]:
+    def _invocations(self, name: str | None) -> tuple[str, str, str]:
+        """Return server, method and path by which an endpoint is asked."""
         if not name:
             raise ConfigError("no endpoint is named", hint='predict(endpoint="…", inputs={"messages": […]})')
-        if self._server:
-            return self._server, name
-        return lifecycle.find_running(name).url, name
+        server = self._server or describe(lifecycle.find(name))["url"]
+        return server, "POST", f"/serving-endpoints/{quote(name, safe='')}/invocations"
 
 
-def _with_notes_printed(endpoint: EndpointFolder) -> dict[str, Any]:
+def _with_notes_printed(endpoint: lifecycle.EndpointFolder) -> dict[str, Any]:
     found = describe(endpoint)
     for note in found["notes"]:
-        _log(f"{found['name']}: note: {note}")
+        print(f"{found['name']}: note: {note}", file=sys.stderr, flush=True)
     return found
 
 
-def _log(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _check_plain(flavor: str | None, endpoint: str | None) -> None:
+def _one_model(model_uri: str, flavor: str | None, endpoint: str | None, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of an endpoint of one registered model. MLflow's command line passes every setting as text."""
     if flavor not in (None, "smallfirst"):
         raise ConfigError(f'flavor "{flavor}" is not served here', hint="leave out the flavor")
     if endpoint is not None:
         raise ConfigError("a deployment is an endpoint of its own here", hint="update_endpoint adds a served entity")
-
-
-def _one_model(model_uri: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config of an endpoint of one registered model. MLflow's command line passes every setting as text."""
-    reference = model_uri.removeprefix("models:/")
-    name, mark, alias = reference.partition("@")
-    version = mark + alias
-    if not mark:
-        name, _, version = reference.partition("/")
+    name, _, version = model_uri.removeprefix("models:/").replace("@", "/@").partition("/")
     more = {key: value for key, value in config.items() if key != "port"}
     server = {"smallfirst": {"server": {"port": config["port"]}}} if "port" in config else {}
     return {**server, **more, "served_entities": [{"entity_name": name, "entity_version": version or "@champion"}]}
 
 
-def ask(server: str, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the JSON that a server answers. Raise ModelError, ConfigError for a request that it refuses."""
-    with _connected(server) as session:
-        found: dict[str, Any] = json.loads(session.read(_send(session, method, path, body)))
-    return found
-
-
-def invoke(server: str, name: str, inputs: Any) -> dict[str, Any]:
-    """Return a PredictionsResponse for a table, else a DatabricksEndpoint. Raise as `ask` does."""
-    from mlflow.deployments import DatabricksEndpoint, PredictionsResponse
-
-    found = ask(server, "POST", _path(name), request_body(inputs))
-    kind: type[dict[str, Any]] = PredictionsResponse if "predictions" in found else DatabricksEndpoint
-    return kind(found)
-
-
-def invoke_stream(server: str, name: str, inputs: Any) -> Iterator[dict[str, Any]]:
-    """Yield the chunks of an answer. Raise as `invoke` does."""
-    with _connected(server) as session:
-        response = _send(session, "POST", _path(name), {**request_body(inputs), "stream": True})
-        for value in session.events(response):
-            if value == "[DONE]":
-                return
-            if value:
-                chunk = json.loads(value)
-                if "error" in chunk:
-                    raise BadAnswer(str(chunk["error"].get("message", "the answer broke off")))
-                yield chunk
-
-
-def request_body(inputs: Any) -> dict[str, Any]:
+def _request_body(inputs: Any) -> dict[str, Any]:
     """Return the request body for a body, a data frame, an array or a list of rows. Raise ConfigError for others."""
     if isinstance(inputs, Mapping):
         return dict(inputs)
@@ -279,34 +213,34 @@ def request_body(inputs: Any) -> dict[str, Any]:
     )
 
 
-def _path(name: str) -> str:
-    return f"/serving-endpoints/{quote(name, safe='')}/invocations"
+def _ask(server: str, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the JSON that a server answers. Raise as `_answered` does."""
+    with _answered(server, method, path, body) as (session, response):
+        found: dict[str, Any] = json.loads(session.read(response))
+    return found
 
 
 @contextmanager
-def _connected(server: str) -> Iterator[BlockingSession]:
+def _answered(
+    server: str, method: str, path: str, body: Mapping[str, Any] | None
+) -> Iterator[tuple[BlockingSession, HttpResponse]]:
+    """Yield what a server answers. Raise Unavailable, ConfigError for a request that it refuses, BadAnswer."""
     key = os.environ.get(API_KEY_VARIABLE, "").strip()
     try:
-        with BlockingSession(lambda: HttpSession(server.rstrip("/"), key=key, timeout_s=TIMEOUT_S)) as session:
-            yield session
-    except (ConnectionBroken, ResponseTimeout) as error:
-        message = f"{server} does not answer: {error_text(error)}"
-        raise Unavailable(message, hint="smallfirst endpoints list") from None
+        with BlockingSession(lambda: HttpSession(server, key=key, timeout_s=TIMEOUT_S)) as session:
+            response = session.send(method, path, body)
+            if response.status != 200:
+                raise _refusal(response.status, session.read(response))
+            yield session, response
+    except ConnectionBroken as error:
+        hint = "smallfirst endpoints lists what runs, smallfirst endpoints start NAME starts one"
+        raise Unavailable(f"{server} does not answer: {error_text(error)}", hint=hint) from None
 
 
-def _send(session: BlockingSession, method: str, path: str, body: Mapping[str, Any] | None) -> HttpResponse:
-    response = session.send(method, path, body)
-    if response.status != 200:
-        raise _refusal(response.status, session.read(response))
-    return response
-
-
-def _refusal(status: int, content: bytes) -> ModelError | ConfigError:
+def _refusal(status: int, content: bytes) -> SmallfirstError:
     try:
         message = str(json.loads(content)["error"]["message"])
     except (ValueError, KeyError, TypeError):
         message = f"status {status}"
-    if status == 401:
-        return Unauthorised(message, hint=f"export {API_KEY_VARIABLE}=…")
-    kinds = {429: RateLimited, 503: Unavailable}
-    return kinds.get(status, BadAnswer if status >= 500 else ConfigError)(message)
+    kind = BadAnswer if status == 429 or status >= 500 else ConfigError
+    return kind(message, hint=f"export {API_KEY_VARIABLE}=…" if status == 401 else None)

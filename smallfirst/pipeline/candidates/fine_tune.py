@@ -34,7 +34,6 @@ def fine_tune(
     A folder in which training was interrupted is continued, in the MLflow run that it began with. Without a `run_name`
     nothing is tracked.
     """
-    from smallfirst.training.distributed import torchrun
     from smallfirst.training.recipes.recipe import TaskRecipe
     from smallfirst.training.run import hold_folder, train
 
@@ -55,15 +54,12 @@ def fine_tune(
             update(round(100 * step.progress), 100, f"loss {step.loss:.3f}, {step.tokens_per_s:.0f} tokens/s")
 
         calls: dict[str, Any] = {"on_step": on_step, "on_epoch": project.on_epoch}
-        if isinstance(recipe, TaskRecipe) and (project.n_workers > 1 or torchrun.is_launched()):
+        if isinstance(recipe, TaskRecipe) and project.n_workers > 1:
             from smallfirst.training.distributed.on_ray import train_on_ray
             from smallfirst.training.distributed.work import write_work
 
             write_work(folder, recipe, config, (base, weights), tracked.run_id, shard=project.shard)
-            if torchrun.is_launched():
-                run: Run = torchrun.train_along(folder, tracked=tracked, **calls)
-            else:
-                run = train_on_ray(folder, project.n_workers, log=project.progress.log, **calls)
+            run = train_on_ray(folder, project.n_workers, log=project.progress.log, **calls)
         else:
             run = train(recipe, config, base=(base, weights), tracked=tracked, folder=folder, **calls)
         tracked.log_artifact(folder / "events.jsonl")

@@ -16,7 +16,7 @@ import asyncio
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from smallfirst.errors import did_you_mean
 from smallfirst.models.protocol import Request
@@ -36,69 +36,65 @@ PATHS = (
 )
 DEFAULT_MODEL = "auto"
 """The model that is asked where none is named, if it is served; else the first one served."""
-_HANDLERS: dict[str, Handler] = {"chat": chat, "completion": completion, "embeddings": embeddings}
-
-Shape = Literal["chat", "completion", "embeddings", "predictions"]
-
+_WHOLE: dict[str, Handler] = {"messages": chat, "prompt": completion, "input": embeddings}
+"""What answers a body that is no table, by the field that it has."""
+_TABLES = {
+    "dataframe_split": '{"columns": [names], "data": [[one value for each column], …]}',
+    "dataframe_records": "a list of rows",
+    "inputs": "a list of rows, a text, or lists of equal length by column",
+    "instances": "a list of rows",
+}
+_KINDS = (*_WHOLE, *_TABLES)
 MAX_ROWS = 256
 TEXT_COLUMNS = ("text", "prompt", "question", "query", "input", "content")
 """Columns that are read as text, in order of preference."""
-_WHOLE: dict[str, Shape] = {"messages": "chat", "prompt": "completion", "input": "embeddings"}
-_TABLES = ("dataframe_split", "dataframe_records", "inputs", "instances")
-_KINDS = (*_WHOLE, *_TABLES)
-_NOT_IN_PARAMS = ("model", "messages", "stream", "n")
-
-
-class Invocation(NamedTuple):
-    """A parsed body."""
-
-    shape: Shape
-    bodies: tuple[dict[str, Any], ...]
-    """Without `model`: one body of the route that `shape` names; for `predictions` a chat body a row."""
-
-
-def parse(body: Mapping[str, Any]) -> Invocation:
-    """Parse an MLflow body; the bodies in it are not checked yet. Raise ApiError 400."""
-    found = [kind for kind in _KINDS if body.get(kind) is not None]
-    if len(found) != 1:
-        unknown = next((name[:64] for name in body if name not in _KINDS), "")
-        near = did_you_mean(unknown, _KINDS) if not found else ""
-        problem = f"{', '.join(found)} were sent together" if found else f"none was sent{near}"
-        raise ApiError(400, f"Exactly one of {', '.join(_KINDS)} is needed; {problem}.", param=(*found, unknown)[0])
-    kind = found[0]
-    if kind in _WHOLE:
-        return Invocation(_WHOLE[kind], (dict(body),))
-    unknown_field = next((name[:64] for name in body if name not in (kind, "params", "client_request_id")), None)
-    if unknown_field is not None:
-        near = did_you_mean(unknown_field, ("params",)) or ": settings of a chat go into `params`"
-        raise ApiError(400, f'Unknown field beside {kind}: "{unknown_field}"{near}.', param=unknown_field)
-    params, rows = _params(body.get("params")), _rows(kind, body[kind])
-    if not 1 <= len(rows) <= MAX_ROWS:
-        raise ApiError(400, f"{len(rows)} rows; 1 to {MAX_ROWS} are allowed.", param=kind)
-    chats = [{"messages": _messages(row, f"{kind}[{place}]"), **params} for place, row in enumerate(rows)]
-    return Invocation("predictions", tuple(chats))
 
 
 async def invoke(call: ApiCall, body: bytes) -> None:
     """Answer a body in one of MLflow's formats; a name in the path counts more than one in the body."""
-    values = read_fields(body)
-    named = call.scope["path_params"]
+    values, named = read_fields(body), call.scope["path_params"]
     in_path = "/".join(named[part] for part in ("name", "entity") if part in named)
-    name = in_path or values.pop("model", None) or await asyncio.to_thread(_default_model, call)
-    values.pop("model", None)
-    invocation = parse(values)
-    if invocation.shape == "predictions":
-        await _predict(call, invocation, name)
+    in_body = values.pop("model", None)
+    name = in_path or in_body or await asyncio.to_thread(_default_model, call)
+    kind, rows = parse(values)
+    if kind in _WHOLE:
+        await _WHOLE[kind](call, _body(values, name))
     else:
-        await _HANDLERS[invocation.shape](call, _body(invocation.bodies[0], name))
+        await _predict(call, rows, name)
 
 
-async def _predict(call: ApiCall, invocation: Invocation, name: object) -> None:
+def parse(body: Mapping[str, Any]) -> tuple[str, list[dict[str, Any]]]:
+    """Return the field that says what a body is, and for a table a chat a row, not checked yet. Raise ApiError 400."""
+    found = [kind for kind in _KINDS if body.get(kind) is not None]
+    if len(found) != 1:
+        unknown = next((name[:64] for name in body if name not in _KINDS), "")
+        problem = f"{', '.join(found)} were sent together" if found else f"none was sent{did_you_mean(unknown, _KINDS)}"
+        raise ApiError(400, f"Exactly one of {', '.join(_KINDS)} is needed; {problem}.", param=(*found, unknown)[0])
+    kind = found[0]
+    if kind in _WHOLE:
+        return kind, []
+    params = {} if body.get("params") is None else body["params"]
+    for name in sorted(body.keys() - {kind, "params", "client_request_id"}):
+        what = f'Unknown field beside {kind}: "{name[:64]}": settings of a chat go into `params`.'
+        raise ApiError(400, what, param=name[:64])
+    if not isinstance(params, dict) or params.keys() & {"model", "messages", "stream", "n"}:
+        what = "`params` must be an object of chat settings, such as max_tokens, without model, messages, stream and n."
+        raise ApiError(400, what, param="params")
+    try:
+        rows = _rows(kind, body[kind])
+    except (TypeError, ValueError):
+        raise ApiError(400, f"`{kind}` must be {_TABLES[kind]}.", param=kind) from None
+    if not 1 <= len(rows) <= MAX_ROWS:
+        raise ApiError(400, f"{len(rows)} rows; 1 to {MAX_ROWS} are allowed.", param=kind)
+    return kind, [{"messages": _messages(row, f"{kind}[{place}]"), **params} for place, row in enumerate(rows)]
+
+
+async def _predict(call: ApiCall, bodies: list[dict[str, Any]], name: object) -> None:
     def parse_row(row: Mapping[str, Any]) -> ParsedRequest:
         return parse_chat(_body(row, name), max_messages=call.app.settings.max_messages)
 
     # All rows have the settings of the first one, which may be large: they are parsed and checked once.
-    shared, *others = invocation.bodies
+    shared, *others = bodies
     first = parse_row(shared)
     chats = [
         first.requests[0].messages,
@@ -151,49 +147,25 @@ def _default_model(call: ApiCall) -> str:
     return DEFAULT_MODEL if DEFAULT_MODEL in served else served[0]
 
 
-def _params(given: object) -> dict[str, Any]:
-    if given is None:
-        return {}
-    if not isinstance(given, dict):
-        raise ApiError(400, "`params` must be an object of chat settings, such as max_tokens.", param="params")
-    for name in _NOT_IN_PARAMS:
-        if name in given:
-            raise ApiError(400, f"`params` cannot contain `{name}`.", param=f"params.{name}")
-    return given
-
-
-def _rows(kind: str, table: object) -> list[Any]:
-    if kind == "dataframe_split":
-        return _split(table)
-    if isinstance(table, str) and kind == "inputs":
+def _rows(kind: str, table: Any) -> list[Any]:
+    """Return the rows of a table. Raise TypeError or ValueError for another form."""
+    if kind == "dataframe_split" and isinstance(table, dict):
+        columns, data = table.get("columns"), table.get("data")
+        table = [dict(zip(_list(columns), _list(row), strict=True)) for row in _list(data)]
+    elif kind == "inputs" and isinstance(table, dict):
+        if "messages" in table or not any(isinstance(values, list) for values in table.values()):
+            return [table]
+        table = [dict(zip(table, row, strict=True)) for row in zip(*map(_list, table.values()), strict=True)]
+    elif kind == "inputs" and isinstance(table, str):
         return [table]
-    if isinstance(table, dict) and kind == "inputs":
-        return _columns(table)
-    if not isinstance(table, list):
-        raise ApiError(400, f"`{kind}` must be a list of rows.", param=kind)
     # A matrix of one column is a list of texts.
-    return [row[0] if isinstance(row, list) and len(row) == 1 else row for row in table]
+    return [row[0] if isinstance(row, list) and len(row) == 1 else row for row in _list(table)]
 
 
-def _split(table: object) -> list[Any]:
-    columns, data = (table.get("columns"), table.get("data")) if isinstance(table, dict) else (None, None)
-    if not isinstance(columns, list) or not isinstance(data, list) or not all(isinstance(c, str) for c in columns):
-        what = '`dataframe_split` must be {"columns": [names], "data": [[values of a row], …]}.'
-        raise ApiError(400, what, param="dataframe_split")
-    for place, row in enumerate(data):
-        if not isinstance(row, list) or len(row) != len(columns):
-            what = f"A row must have {len(columns)} values, one for each column."
-            raise ApiError(400, what, param=f"dataframe_split.data[{place}]")
-    return [dict(zip(columns, row, strict=True)) for row in data]
-
-
-def _columns(table: dict[str, Any]) -> list[Any]:
-    """Return the rows of a mapping from column to values; a mapping to single values is one row."""
-    if "messages" in table or not any(isinstance(values, list) for values in table.values()):
-        return [table]
-    if len({len(values) if isinstance(values, list) else -1 for values in table.values()}) != 1:
-        raise ApiError(400, "All columns of `inputs` must be lists of equal length.", param="inputs")
-    return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError
+    return value
 
 
 def _messages(row: object, place: str) -> list[Any]:
@@ -202,10 +174,10 @@ def _messages(row: object, place: str) -> list[Any]:
             return list(row["messages"])
         name = next(iter(row)) if len(row) == 1 else next((c for c in TEXT_COLUMNS if c in row), None)
         if name is None:
-            shown = ", ".join(column[:64] for column in list(row)[:10]) or "no column"
+            shown = ", ".join(str(column)[:64] for column in list(row)[:10]) or "no column"
             what = f"No text column: found {shown}; one of {', '.join(TEXT_COLUMNS)} is read."
             raise ApiError(400, what, param=place)
-        row, place = row[name], f"{place}.{name[:64]}"
+        row, place = row[name], f"{place}.{str(name)[:64]}"
     if not isinstance(row, str):
         raise ApiError(400, "A row must be a text, or an object with one.", param=place)
     return [{"role": "user", "content": row}]

@@ -1,1 +1,1 @@
-"""Train with several processes: data-parallel or sharded, started by Ray Train or torchrun."""
+"""Train with several processes: data-parallel or sharded, started by Ray Train."""

@@ -18,7 +18,7 @@ from smallfirst.errors import SmallfirstError, TrainingError
 from smallfirst.files import write_atomically
 from smallfirst.paths import state_folder
 from smallfirst.records import Record
-from smallfirst.registry.runs import TrackedRun, UntrackedRun, resume_run
+from smallfirst.registry.runs import UntrackedRun, resume_run
 from smallfirst.tasks import AnyTask
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.distributed.group import Group
@@ -89,21 +89,20 @@ def read_work(folder: Path) -> tuple[Work, TaskRecipe]:
 def do_work(
     folder: Path,
     *,
-    tracked: TrackedRun | None = None,
     on_step: StepCallback = lambda _: None,
     on_epoch: EpochCallback = lambda *_: False,
 ) -> Run:
-    """Train as one process of the torch.distributed group; `tracked` is opened in the first one if it is not given."""
+    """Train as one process of the torch.distributed group; the first one goes on with the MLflow run."""
     work, recipe = read_work(folder)
     os.environ["SMALLFIRST_HOME"] = str(work.state)
     leads = Group.joined().leads
-    opened = resume_run(work.run_id) if leads and tracked is None else None
+    tracked = resume_run(work.run_id) if leads else UntrackedRun(work.run_id)
     try:
         return train(
             recipe,
             work.config,
             base=(work.base, work.weights),
-            tracked=tracked or opened or UntrackedRun(work.run_id),
+            tracked=tracked,
             folder=folder,
             on_step=on_step,
             on_epoch=on_epoch,
@@ -112,8 +111,8 @@ def do_work(
             shard=work.shard,
         )
     finally:
-        if opened:
-            opened.flush()
+        if leads:
+            tracked.flush()
 
 
 def do_work_and_tell(folder: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_large_input_is_labelled_a_part_at_a_time_and_not_answered_again(
     assert told.stdout.startswith("30 of 30 rows labelled by"), told.output
     written = [json.loads(line)["text"] for line in (tmp_path / "labelled.jsonl").read_text().splitlines()]
     assert sorted(written) == sorted(texts)
-    monkeypatch.setattr("smallfirst.batch.score._Here.ask", None)
+    monkeypatch.setattr("smallfirst.batch.score._ask_here", None)
     again = call("label", tmp_path, rows, "--teacher", model, "--out", tmp_path / "again.jsonl")
     assert again.exit_code == 0, again.output
     answered = call("label", tmp_path, tmp_path / "train.jsonl", "--teacher", model, "--out", tmp_path / "x.jsonl")
