@@ -2,9 +2,8 @@
 
 LARGE of the error probability is one portion, spent by one look at connected rows; what is left is for all others
 together, of which the j-th takes SMALL / (j (j + 1)). So all looks together spend at most the whole of it, however many
-there are and whichever comes first. A look that asks for the large portion takes it while it is there, and a small one
-afterwards. Certificates that were fixed together before rows were read (`SharedLook`) are one look and divide its
-portion.
+there are and whichever comes first. Certificates that were fixed together before rows were read (`SharedLook`) are one
+look and divide its portion.
 
 A look counts before its certificate is made, issued or not, for any model and any guarantee of the task; the same
 certificate from the same answers is the same look. Rows are connected that share a text with an earlier look, or with

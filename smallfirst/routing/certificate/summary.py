@@ -157,7 +157,8 @@ def limits_of_validity(
     if n < n_rows:
         yield f"{n_rows} calibration rows belong to {n} groups, of each of which one row counts"
     yield f"it holds for requests drawn like its {n} calibration rows; drift ends it"
-    yield _describe_look(guarantee, look) if look else "no other certificate is tried on these rows"
+    alone = "it allows one look: whatever else is tried on these rows weakens both; certify(…, looks=FILE) counts them"
+    yield _describe_look(guarantee, look) if look else alone
     if data.labels == "gold":
         yield "right is what the gold labels say; a wrong label counts as it stands"
     else:

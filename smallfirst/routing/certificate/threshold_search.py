@@ -220,8 +220,7 @@ def search_cascade(
             places["accuracy_loss"] = list(range(sum(itertools.takewhile(bool, shows))))
             with_small_loss += path[: len(places["accuracy_loss"])]
         if "error" in limits:
-            rows = start_rows(data.n, limit, level, _path_starts(path, selection, data.n, limit, level))
-            places["error"], first = _shown_errors(outcomes, limit, level, rows), rows[0][0]
+            places["error"], first = _shown_errors(path, outcomes, limit, level, selection)
         for risk, shown_at in places.items():
             found = [outcomes[i].n_accepted / data.n for i in shown_at] + list(shares.get(risk, ()))
             shares |= {risk: (min(found), max(found))} if found else {}
@@ -252,30 +251,32 @@ def threshold_paths(confidence: np.ndarray) -> list[list[Thresholds]]:
     return [list(dict.fromkeys(path)) for path in paths]
 
 
-def _path_starts(
-    path: Sequence[Thresholds], selection: CascadeData | None, n: int, limit: float, level: float
-) -> Starts:
-    """Return the starts that selection rows choose, taken in the order in which the path accepts them."""
-    if selection is None:
-        return DEFAULT_STARTS
-    outcomes = [selection.outcome(thresholds) for thresholds in path]
-    steps = np.sum([outcome.accepted for outcome in outcomes], axis=0)
-    first = np.minimum(len(path) - steps, len(path) - 1)  # by row: the strictest place that accepts it
-    right = np.array([outcomes[place].right[row] for row, place in enumerate(first.tolist())], dtype=bool)
-    return choose_starts(steps, right, n, limit, level)
-
-
 def _shown_errors(
-    outcomes: Sequence[CascadeOutcome], limit: float, level: float, starts: Sequence[tuple[int, float]]
-) -> list[int]:
-    """Return the places at which the limit on errors is shown; nobody knows where it is easiest, hence `starts`."""
+    path: Sequence[Thresholds],
+    outcomes: Sequence[CascadeOutcome],
+    limit: float,
+    level: float,
+    selection: CascadeData | None,
+) -> tuple[list[int], int]:
+    """Return the places at which the limit on errors is shown, and the rows accepted where the search begins.
+
+    Selection rows choose the starts, taken in the order in which the path accepts them.
+    """
+    n, starts = outcomes[0].data.n, DEFAULT_STARTS
+    if selection is not None:
+        chosen = [selection.outcome(thresholds) for thresholds in path]
+        steps = np.sum([outcome.accepted for outcome in chosen], axis=0)
+        first = np.minimum(len(path) - steps, len(path) - 1)  # by row: the strictest place that accepts it
+        right = np.array([chosen[place].right[row] for row, place in enumerate(first.tolist())], dtype=bool)
+        starts = choose_starts(steps, right, n, limit, level)
 
     def shows(first: int, end: int, share: float) -> np.ndarray:
         return np.array([is_shown("error", outcome, limit, share) for outcome in outcomes[first:end]], dtype=bool)
 
-    accepted = [outcome.n_accepted for outcome in outcomes]
-    places = [(int(np.searchsorted(accepted, rows)), share) for rows, share in starts]
-    return [int(i) for i in np.flatnonzero(rejected_on_path(shows, places, len(outcomes), level))]
+    rows, accepted = start_rows(n, limit, level, starts), [outcome.n_accepted for outcome in outcomes]
+    places = [(int(np.searchsorted(accepted, one)), share) for one, share in rows]
+    shown = np.flatnonzero(rejected_on_path(shows, places, len(outcomes), level))
+    return shown.tolist(), rows[0][0]
 
 
 def _excess(outcome: CascadeOutcome) -> float:
