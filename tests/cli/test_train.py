@@ -26,7 +26,8 @@ def test_a_run_that_fails_prints_its_record_all_the_same(
     monkeypatch.setattr(pipeline, "train_stage", lambda *_, **__: RunFolder.latest("desk"))
     monkeypatch.setattr(pipeline, "evaluate_stage", lambda *_, **__: None)
     monkeypatch.setattr(pipeline, "measure_curve", lambda *_: None)
-    monkeypatch.setattr("smallfirst.pipeline.plans.outcome.tell_registry", lambda *_: None)  # no MLflow run was made
+    monkeypatch.setattr(RunFolder, "mlflow_run_id", lambda _: "none")
+    monkeypatch.setattr("smallfirst.registry.runs.TrackedRun.set_tags", lambda *_: None)  # no MLflow run was made
     monkeypatch.setattr(pipeline, "report_stage", lambda _, run: (run.path / "report.html").write_text(""))
     evaluated(wrong=30)
     RunFolder.latest("desk").save_evaluation(measured(wrong=15).model_copy(update={"candidate": "words"}))

@@ -47,6 +47,7 @@ def test_blocks_that_do_not_run_are_few_and_say_what_they_need() -> None:
         "docs/howto/vllm.md": "needs vLLM",
         "docs/howto/several_workers.md": "needs several GPUs",
         "docs/routing.md": "needs served traffic that somebody judged",
+        "docs/serving.md": "needs a collector",
     }
 
 
