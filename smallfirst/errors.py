@@ -154,7 +154,10 @@ class Cancelled(TrainingError):
 
 
 class NothingGained(TrainingError):
-    """A candidate is no better on selection rows than what it is made of; a run goes on without it."""
+    """A candidate is no better than what it is made of, or clearly worse than a cheaper one, on the rows that choose.
+
+    A run goes on without it.
+    """
 
 
 class GateFailed(SmallfirstError):

@@ -52,8 +52,21 @@ from smallfirst.training.estimates.cost import (
     speed_from_earlier_run,
     speed_from_matmul,
 )
-from smallfirst.training.estimates.hardware import FreeMemory, free_memory, has_gpu, matmul_rate, system_memory
-from smallfirst.training.estimates.memory import Range, format_gigabytes, least_bytes, suggest_smaller_setting
+from smallfirst.training.estimates.hardware import (
+    FreeMemory,
+    free_memory,
+    has_gpu,
+    matmul_rate,
+    system_memory,
+    training_dtype,
+)
+from smallfirst.training.estimates.memory import (
+    Range,
+    fits_in_fp32,
+    format_gigabytes,
+    least_bytes,
+    suggest_smaller_setting,
+)
 
 HELD_OUT = 0.2
 """Share of the training rows on which the learning curve is measured; no other rows are touched."""
@@ -313,7 +326,8 @@ def training_speed(project: Project, size: BaseSize, rows: Sequence[TokenizedRow
     if earlier is not None:
         return speed_from_earlier_run(earlier, size, config, work, gpu=gpu)
     tokens = max(1, round(work.padded / max(1, work.reads)))
-    return speed_from_matmul(matmul_rate(tokens, size.hidden, size.inner), gpu=gpu)
+    dtype = training_dtype() if not gpu and fits_in_fp32(size, config, rows) else None
+    return speed_from_matmul(matmul_rate(tokens, size.hidden, size.inner, dtype=dtype), gpu=gpu)
 
 
 def last_tokens_per_s(tasks: Path, base: str, config: TrainConfig) -> float | None:

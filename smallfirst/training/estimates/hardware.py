@@ -68,7 +68,7 @@ def system_memory(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> FreeMemory 
 
 
 class MatmulRate(NamedTuple):
-    """Floating-point operations a second in bf16."""
+    """Floating-point operations a second."""
 
     now: float
     """Reached while it was measured, whatever else was running."""
@@ -76,14 +76,19 @@ class MatmulRate(NamedTuple):
     """Reached in the processor time that was spent: what a machine that does nothing else gives."""
 
 
-def matmul_rate(tokens: int, hidden: int, inner: int, *, seconds: float = MEASUREMENT_S) -> MatmulRate:
-    """Measure the rate of the product (tokens, hidden) × (hidden, inner) on the device that training uses."""
+def matmul_rate(
+    tokens: int, hidden: int, inner: int, *, dtype: torch.dtype | None = None, seconds: float = MEASUREMENT_S
+) -> MatmulRate:
+    """Measure the rate of the product (tokens, hidden) × (hidden, inner) on the device that training uses.
+
+    In bf16 unless `dtype` says otherwise.
+    """
     import torch
 
     device = choose_device()
     gpu = device.type == "cuda"
-    a = torch.randn(tokens, hidden, device=device).bfloat16()
-    b = torch.randn(hidden, inner, device=a.device).bfloat16()
+    a = torch.randn(tokens, hidden, device=device).to(dtype or torch.bfloat16)
+    b = torch.randn(hidden, inner, device=device).to(a.dtype)
     flops, threads = 2.0 * tokens * hidden * inner, torch.get_num_threads()
     now = alone = 0.0
     end = time.perf_counter() + seconds

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.paths import home
@@ -16,7 +17,7 @@ from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.task_file import read_task_file
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.estimates.hardware import FreeMemory
+from smallfirst.training.estimates.hardware import FreeMemory, MatmulRate
 from smallfirst.training.recipes.recipe import TaskRecipe
 
 LONG = "card " * 60
@@ -169,6 +170,25 @@ def test_the_latest_run_that_is_alike_gives_the_pace(tmp_path: Path) -> None:
     assert last_tokens_per_s(tmp_path, "tiny", config) == 200
     assert last_tokens_per_s(tmp_path, "tiny", TrainConfig(method="lora")) == 400
     assert last_tokens_per_s(tmp_path, "tiny", TrainConfig(frozen_layers=1)) == 500
+
+
+@pytest.mark.parametrize(("method", "dtype"), [("full", torch.float32), ("lora", None)])
+def test_the_pace_is_measured_in_the_precision_that_the_run_will_learn_in(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, method: str, dtype: Any
+) -> None:
+    asked = []
+
+    def rate(*_: int, dtype: Any) -> MatmulRate:
+        asked.append(dtype)
+        return MatmulRate(1e9, 1e9)
+
+    monkeypatch.setattr(module, "training_dtype", lambda: torch.float32)
+    monkeypatch.setattr(module, "matmul_rate", rate)
+    project = desk(tmp_path, tiny_folder)
+    training = project.file.small.training.model_copy(update={"method": method})
+    small = project.file.small.model_copy(update={"training": training})
+    check_stage(project._replace(file=project.file.model_copy(update={"small": small})))
+    assert set(asked) == {dtype}
 
 
 def test_an_earlier_run_is_believed_before_a_measurement(tmp_path: Path, tiny_folder: Path) -> None:
