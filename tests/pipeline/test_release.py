@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from fixtures.cli import evaluated, measured
 
 from smallfirst.gate.verdict import CheckResult, Verdict, override
 from smallfirst.pipeline.plans.outcome import may_go_alone
-from smallfirst.pipeline.release import chosen_candidate
+from smallfirst.pipeline.release import chosen_candidate, gate_stage
+from smallfirst.progress import Progress
 from smallfirst.project.project import Project
-from smallfirst.project.run_folder import GateVerdicts
-from smallfirst.project.task_file import TaskFile
+from smallfirst.project.run_folder import GateVerdicts, RunFolder
+from smallfirst.project.task_file import TaskFile, read_task_file
 from smallfirst.stats.intervals import wilson
 
 
@@ -64,3 +67,21 @@ def test_the_candidate_that_is_to_go_live(settings: dict[str, Any], words: int, 
     winner = next((one.candidate for one in verdicts if one.passed), None)
     project = Project(file, cast(Any, None), cast(Any, None), cast(Any, None))
     assert chosen_candidate(project, GateVerdicts(verdicts=verdicts, winner=winner)) == wanted
+
+
+@pytest.mark.parametrize(("data", "alike"), [("", True), ("validation: validation.jsonl, ", False)])
+def test_calibration_answers_foretell_only_where_all_rows_are_of_one_source(
+    desk_folder: Path, data: str, alike: bool
+) -> None:
+    (desk_folder / "validation.jsonl").write_text((desk_folder / "train.jsonl").read_text().replace("question", "and"))
+    words = f"name: desk\ndata: {{{data}train: train.jsonl}}\ngate: {{accuracy_at_least: 0.8}}\nladder: [small]\n"
+    (desk_folder / "task.yaml").write_text(words)
+    project = Project.read(read_task_file(desk_folder), Progress(quiet=True))
+    evaluated(wrong=3, n=30)
+    run_folder = RunFolder.latest("desk")
+    alone = gate_stage(project, run_folder).verdicts[0].checks[0].more_rows
+    run_folder.save_evaluation(measured(wrong=0, n=24).model_copy(update={"split": "calibration"}))
+    beside = gate_stage(project, run_folder).verdicts[0].checks[0].more_rows
+    assert alone is not None
+    assert beside is not None
+    assert (beside < alone) == alike
