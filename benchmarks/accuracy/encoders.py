@@ -24,8 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.accuracy.run import data_folder, task_file
-from benchmarks.paths import RESULTS
+from benchmarks.datasets import RESULTS, data_folder, task_file
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import NothingGained
 from smallfirst.models.linear.blend import label_scores

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy.plain_sets import MAX_GIVEN, MAX_HELD_BACK, SAMPLED, SEED, case_names
-from benchmarks.paths import RESULTS
+from benchmarks.datasets import RESULTS
 from smallfirst.stats.intervals import Estimate, wilson
 
 PAGE = RESULTS / "plain_runs.md"

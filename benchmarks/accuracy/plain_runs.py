@@ -34,7 +34,7 @@ import yaml
 
 from benchmarks.accuracy import plain_page
 from benchmarks.accuracy.plain_sets import HOSTED, Case, case_names, read_case
-from benchmarks.paths import ROOT
+from benchmarks.datasets import ROOT, hosted_rows
 from smallfirst.stats.intervals import clopper_pearson, wilson
 
 LADDER = ("words", "encoder", "tuned")
@@ -160,8 +160,6 @@ def write_case(case: Case, folder: Path) -> None:
     settings: dict[str, Any] = {"data": {"train": "rows.jsonl"}, "ladder": list(LADDER)}
     settings["gate"] = {"accuracy_at_least": case.gate}
     if case.source.startswith(HOSTED):
-        from benchmarks.routing.verdict_sets import hosted_rows
-
         settings = {"name": case.name.removeprefix(HOSTED), **settings}  # the same rows, so the same fitted models
         settings["large"] = {"recorded": str((hosted_rows(case.source, folder) / "recorded.jsonl").relative_to(folder))}
     (folder / "task.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")

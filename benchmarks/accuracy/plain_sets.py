@@ -5,16 +5,13 @@ A row is a text, its label and its group; rows of a group (the turns of a dialog
 
 from __future__ import annotations
 
-import gzip
 import json
-import os
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import count
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from benchmarks.paths import ROOT
+from benchmarks.datasets import data_folder, read_lines
 
 SEED = 0
 N_SAMPLES = (150, 300, 600)
@@ -100,7 +97,7 @@ def sampled_part(source: str, train: list[Row]) -> Callable[[Row], bool]:
     """Return which rows of a source its samples are drawn from: 7 to 30 labels, chosen with the seed."""
     rng = random.Random(f"{SEED} {source}")
     if source == "clinc150":
-        domains = json.loads((data_root() / source / "domains.json").read_text(encoding="utf-8"))
+        domains = json.loads((data_folder(source) / "domains.json").read_text(encoding="utf-8"))
         labels = {label for domain in rng.sample(sorted(domains), 2) for label in domains[domain]}
     elif source == "banking77":
         labels = set(rng.sample(sorted({row.label for row in train}), 15))
@@ -116,14 +113,14 @@ def read_source(source: str) -> tuple[list[Row], list[Row]]:
     """Return the training rows of a source, its validation rows among them, and its official test rows."""
     if source == "tool_calls":
         return _tool_calls()
-    folder = data_root() / {"snips": "snips_slots"}.get(source, source.removeprefix(HOSTED))
+    folder = data_folder({"snips": "snips_slots"}.get(source, source.removeprefix(HOSTED)))
     parts = (("en.valid",), ("en.test",)) if source == "xsid" else (("train", "validation"), ("test",))
     numbers = count()
     train, test = (
         [
             Row(value["text"], value.get("label") or value["target"]["intent"], str(next(numbers)))
             for part in names
-            for value in _lines(folder / f"{part}.jsonl")
+            for value in read_lines(folder / f"{part}.jsonl")
             if value.get("label") != "oos"
         ]
         for names in parts
@@ -137,26 +134,15 @@ def _tool_calls() -> tuple[list[Row], list[Row]]:
     The set has no official test rows: 30 % of the dialogues, drawn with the seed, stand in for them.
     """
     rows: list[Row] = []
-    for file in sorted((data_root() / "tool_calls").glob("*.jsonl.gz")):
+    for file in sorted((data_folder("tool_calls")).glob("*.jsonl.gz")):
         service = file.name.partition(".")[0]
-        for value in _lines(file):
+        for value in read_lines(file):
             calls = value["response"]["choices"][0]["message"].get("tool_calls")
             said = [m for m in value["request"]["messages"] if m["role"] in ("user", "assistant") and m.get("content")]
             if calls:
                 text = "\n".join(f"{m['role']}: {m['content']}" for m in said[-2:])
                 rows.append(Row(text, calls[0]["function"]["name"], f"{service}/{value['dialogue']}"))
     return draw(rows, round(0.7 * len(rows)), seed="tool_calls")
-
-
-def data_root() -> Path:
-    """Return the folder of the public sets: SMALLFIRST_DATA, else ../shared/datasets beside the repository."""
-    return Path(os.environ.get("SMALLFIRST_DATA") or ROOT.parent / "shared" / "datasets")
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    raw = path.read_bytes()
-    text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
-    yield from map(json.loads, text.strip().split("\n"))
 
 
 def _folded(text: str) -> str:

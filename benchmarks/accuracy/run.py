@@ -3,9 +3,8 @@
     python -m benchmarks.accuracy.run banking77             # all stages
     python -m benchmarks.accuracy.run banking77 --resume    # continue after the training of the latest run
 
-Sets are the files of benchmarks/sets. Rows are read from the folder SMALLFIRST_DATA, else from ../shared/datasets
-beside the repository; a set is a folder of train.jsonl, validation.jsonl and test.jsonl. Most of the time is training,
-15 to 30 minutes a set on two cores.
+Sets are the files of benchmarks/sets; a set's folder (benchmarks/datasets.py) has train.jsonl, validation.jsonl and
+test.jsonl. Most of the time is training, 15 to 30 minutes a set on two cores.
 """
 
 from __future__ import annotations
@@ -15,9 +14,8 @@ import os
 import platform
 import sys
 from datetime import date
-from pathlib import Path
 
-from benchmarks.paths import RESULTS, ROOT, SETS
+from benchmarks.datasets import RESULTS, SETS, data_folder, processor, task_file
 from smallfirst.errors import GateFailed
 from smallfirst.evaluation.evaluate import compare
 from smallfirst.pipeline import run as pipeline
@@ -26,30 +24,7 @@ from smallfirst.progress import Progress
 from smallfirst.project.candidates import project_candidates
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
-from smallfirst.project.task_file import TaskFile, read_task_file
 from smallfirst.training.run import Run
-
-
-def data_folder(name: str) -> Path:
-    """Return the folder of the set; exit with the places searched if there is none."""
-    repository = ROOT
-    places = [Path(os.environ["SMALLFIRST_DATA"])] if "SMALLFIRST_DATA" in os.environ else []
-    places.append(repository.parent / "shared" / "datasets")
-    for place in places:
-        if (place / name / "train.jsonl").is_file():
-            return place / name
-    sys.exit(
-        f"{name} was not found in " + " or ".join(str(p) for p in places) + ".\n"
-        "The sets are public; their sources are named in benchmarks/sets. Convert one to JSON lines and set "
-        "SMALLFIRST_DATA."
-    )
-
-
-def task_file(name: str, folder: Path) -> TaskFile:
-    """Return the benchmark's task file with its rows in `folder`."""
-    file = read_task_file(SETS / f"{name}.yaml")
-    data = file.data.model_copy(update={part: folder / f"{part}.jsonl" for part in ("train", "validation", "test")})
-    return file.model_copy(update={"data": data})
 
 
 def main() -> None:
@@ -77,7 +52,7 @@ def main() -> None:
         "benchmark": name,
         "command": f"python -m benchmarks.accuracy.run {name}",
         "date": date.today().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {_processor()}, Python {platform.python_version()}",
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {processor()}, Python {platform.python_version()}",
         "training_minutes": round(run.seconds / 60, 2),
         "training_tokens_per_s": round(run.tokens_per_s, 1),
         "training_config": run.config.model_dump(),
@@ -98,13 +73,6 @@ def resume(project: Project) -> None:
     left = tuple(c.name for c in project_candidates(project) if run_folder.evaluation(c.name, "test") is None)
     pipeline.evaluate_stage(project._replace(file=project.file.model_copy(update={"ladder": left})), run_folder)
     pipeline.gate_and_release(project, run_folder)
-
-
-def _processor() -> str:
-    """Return the processor's name, if the system reports it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from benchmarks.paths import RESULTS
+from benchmarks.datasets import RESULTS
 
 SETS = {
     "banking77": ("Banking77, 77 intents", "accuracy"),

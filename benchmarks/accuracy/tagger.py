@@ -21,8 +21,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accuracy.run import task_file
-from benchmarks.paths import RESULTS, ROOT
+from benchmarks.datasets import RESULTS, ROOT, task_file
 from smallfirst.data.dataset import Dataset, Example, Message, fold_text
 from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate
 from smallfirst.models.catalog import find_weights

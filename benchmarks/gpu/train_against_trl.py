@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.paths import ROOT
+from benchmarks.datasets import ROOT
 
 ROWS_A_STEP, WARM_UP, STEPS = 32, 1, 4
 

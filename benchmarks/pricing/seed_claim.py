@@ -26,8 +26,8 @@ from typing import Any
 
 import aiohttp
 
+from benchmarks.datasets import hosted_rows
 from benchmarks.pricing import seed_claim_page
-from benchmarks.routing.verdict_sets import hosted_rows
 from smallfirst.paths import state_of
 from smallfirst.pipeline import run as pipeline
 from smallfirst.pipeline.large_model import recorded_answers

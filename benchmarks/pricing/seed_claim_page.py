@@ -10,7 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.paths import RESULTS
+from benchmarks.datasets import RESULTS
 from smallfirst.pricing.money import format_usd
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.pricing.tokens import TokenUsage

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.paths import RESULTS
+from benchmarks.datasets import RESULTS
 from smallfirst.stats.intervals import clopper_pearson
 
 RESULT = RESULTS / "certificates.md"

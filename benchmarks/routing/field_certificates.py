@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import norm
 
-from benchmarks.paths import RESULTS
+from benchmarks.datasets import RESULTS
 from smallfirst.evaluation.results import EvaluatedRow
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.threshold_search import search_threshold

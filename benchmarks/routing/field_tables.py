@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accuracy.run import data_folder, task_file
+from benchmarks.datasets import data_folder, task_file
 from smallfirst.data.dataset import Dataset, Example
 from smallfirst.data.sources.load import load_rows
 from smallfirst.models.catalog import find_weights

@@ -25,7 +25,7 @@ import numpy as np
 from sklearn.feature_extraction import FeatureHasher
 from sklearn.linear_model import SGDClassifier
 
-from benchmarks.accuracy.run import data_folder
+from benchmarks.datasets import data_folder
 from smallfirst.records import fingerprint
 
 LEARNT_ROWS = 40

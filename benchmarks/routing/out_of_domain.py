@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.paths import RESULTS
+from benchmarks.datasets import RESULTS
 from benchmarks.routing import out_of_domain_auto
 from benchmarks.routing.out_of_domain_models import (
     MODELS,

@@ -39,7 +39,7 @@ def requests() -> dict[str, list[str]]:
 
 def rows(task: str) -> tuple[Dataset, Dataset, Dataset]:
     """Return training, selection and test rows of a task, split as every stage splits them."""
-    from benchmarks.accuracy.run import data_folder, task_file
+    from benchmarks.datasets import data_folder, task_file
     from smallfirst.project.project import Project
 
     parts = Project.read(task_file(task, data_folder(task))).rows
@@ -47,7 +47,7 @@ def rows(task: str) -> tuple[Dataset, Dataset, Dataset]:
 
 
 def open_requests(name: str) -> list[str]:
-    from benchmarks.accuracy.run import data_folder
+    from benchmarks.datasets import data_folder
 
     path = data_folder(TASKS[0]).parent / name / f"{OPEN[name]}.jsonl"
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -30,7 +30,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.paths import RESULTS
+from benchmarks.datasets import RESULTS
 from benchmarks.serving.gateway_ours import KEY, MODEL
 
 RESULT = RESULTS / "gateway.md"

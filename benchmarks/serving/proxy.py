@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.paths import RESULTS
+from benchmarks.datasets import RESULTS
 from benchmarks.serving.gateway import (
     KEY,
     LITELLM,

@@ -30,7 +30,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.paths import RESULTS
+from benchmarks.datasets import RESULTS
 from benchmarks.serving.choice import choose, gguf_files, settings
 from benchmarks.serving.measure import Server, Store, awake, measure, say, started
 from benchmarks.serving.page import write_page

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.paths import RESULTS
+from benchmarks.datasets import RESULTS
 from benchmarks.serving.takeover import MACHINE
 from benchmarks.serving.takeover_changes import CHANGE_AT, MOST
 from smallfirst.stats.intervals import clopper_pearson

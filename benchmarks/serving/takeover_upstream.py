@@ -18,7 +18,7 @@ from typing import Any
 
 from aiohttp import web
 
-from benchmarks.paths import ROOT
+from benchmarks.datasets import ROOT
 
 MODEL = "deepseek-v4.1-flash"
 ASKED = "deepseek-chat"

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from benchmarks.paths import ROOT
+from benchmarks.datasets import ROOT
 
 Kind = Literal["label", "json", "short", "text"]
 Json = dict[str, Any]

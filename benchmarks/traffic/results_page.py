@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.paths import RESULTS
+from benchmarks.datasets import RESULTS
 
 PAGE = RESULTS / "discovery.md"
 _HEAD = """# What is discovered in traffic

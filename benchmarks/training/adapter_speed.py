@@ -19,7 +19,7 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
-from benchmarks.paths import RESULTS
+from benchmarks.datasets import RESULTS
 from benchmarks.training.speed import Side, run_side, write_rows
 
 LENGTHS = {"short rows (a question, its label)": 0, "rows of 2,000 tokens": 2000}

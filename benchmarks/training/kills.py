@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from benchmarks.accuracy.tiny import ROWS, make_tiny
-from benchmarks.paths import RESULTS
+from benchmarks.datasets import RESULTS
 from smallfirst.interfaces.databricks import foundation_model as fm
 from smallfirst.jobs import queue
 from smallfirst.jobs.job_folder import JobFolder, JobSpec, utc_now

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.paths import ROOT
+from benchmarks.datasets import ROOT
 
 WARM_UP, STEPS = (1, 3) if os.environ.get("OMP_NUM_THREADS") == "1" else (2, 8)
 now = time.process_time if os.environ.get("OMP_NUM_THREADS") == "1" else time.perf_counter

@@ -1,4 +1,4 @@
-"""Estimates with intervals, from counts and arrays; their coverage is in `benchmarks/results/intervals.md`."""
+"""Estimates with intervals, from counts and arrays."""
 
 from __future__ import annotations
 

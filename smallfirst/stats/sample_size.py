@@ -3,7 +3,7 @@
 A chance is that of the next measurement, on all rows together: the true rate is unknown, so it is drawn from what the
 rows seen make likely, and the new rows come from it. The number of rows is the fewest at which the chance is LIKELY or,
 where no number of rows makes it so likely, nine tenths of what MAX_ROWS give. What stays below UNLIKELY with as many is
-called unlikely, and nothing else is. How often what was said came: `benchmarks/results/foretold_rows.md`.
+called unlikely, and nothing else is.
 """
 
 from __future__ import annotations

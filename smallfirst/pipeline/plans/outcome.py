@@ -92,7 +92,7 @@ def _check_worth(routed: Evaluation, alone: Evaluation, usd_per_wrong_answer: fl
     """Return whether the plan loses less than a candidate alone on test rows: its certificate may keep less than hoped.
 
     The candidate passed its gate, so ties are won by it. Without this check plans made it worse where the large model
-    is weak, and the printed accuracy covers the truth as often with it (`benchmarks/results/choice.md`).
+    is weak, and the printed accuracy covers the truth as often with it.
     """
     losses = [
         1000 * sum(row.cost_usd + usd_per_wrong_answer * (not row.correct) for row in one) / max(1, len(one))

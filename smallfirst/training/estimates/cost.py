@@ -3,7 +3,7 @@
 A trained weight takes 6 floating-point operations a token (Kaplan et al. 2020, section 2.1); under adapters the base's
 weights take 4; checkpointed layers take 2 more. Attention adds 12 × layers × query width × length a token (Chowdhery et
 al. 2022, appendix B), the output matrix its share at target tokens only. The speed is that of an earlier run with the
-same base and method on this machine, else half of a matrix product's (benchmarks/results/estimate.md).
+same base and method on this machine, else half of a matrix product's.
 """
 
 from __future__ import annotations

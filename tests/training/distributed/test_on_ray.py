@@ -1,4 +1,4 @@
-"""Training on a cluster of two cores; what a kill costs a larger model: benchmarks/training/workers.py."""
+"""Training on a cluster of two cores."""
 
 from __future__ import annotations
 
