@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from smallfirst.billing.saved import is_small
-from smallfirst.report.axes import Axis, Label, Scale, chart, large_frame, line, place_labels, value_scale
+from smallfirst.report.charts import Axis, Frame, Scale, chart, line, value_scale
 from smallfirst.report.formats import usd_tick
 from smallfirst.report.page import render_page
 
@@ -36,18 +36,22 @@ def money_chart(statement: Statement) -> Markup | None:
             alone[day] += stayed if stayed is not None else (one.cost_usd - one.draft_usd) * (one.kind == "answer")
     if len(spent) < 2:
         return None
-    frame = large_frame(Scale(1, max(spent)), value_scale([0.0, *spent.values(), *alone.values()]), height=300)
+    frame = Frame.of(
+        Axis(f"day of {statement.month}", Scale(1, max(spent)), lambda day: f"{day:g}"),
+        Axis("USD a day", value_scale([0.0, *spent.values(), *alone.values()]), usd_tick),
+        plot=460,
+        height=300,
+        legend=True,
+    )
     body, labels = [], []
     for name, days, css in (("spent", spent, "routed"), ("large model alone", alone, "large")):
         places = [frame.at(day, days[day]) for day in range(min(spent), max(spent) + 1)]
         body.append(line(places, f"curve {css}"))
-        labels.append(Label(*places[-1], name, css))
+        labels.append((places[-1][1], css, name))
     return chart(
         "money",
         frame,
-        [*body, place_labels(labels, frame)],
-        x=Axis(f"day of {statement.month}", lambda day: f"{day:g}"),
-        y=Axis("USD a day", usd_tick),
+        [*body, frame.legend(labels)],
         title="Money by day",
         description=f"In all {sum(spent.values()):.2f} spent, {sum(alone.values()):.2f} with the large model alone.",
     )

@@ -58,10 +58,6 @@ class LeakEffect(Record):
     note: str = ""
     """Counts by kind of match."""
 
-    @property
-    def share(self) -> float:
-        return self.n_leaked / max(1, self.n_test)
-
     @classmethod
     def measure(cls, evaluation: Evaluation, leaks: LeakReport) -> LeakEffect:
         rest = [row.correct for row in evaluation.rows if row.key not in leaks.keys]
@@ -99,7 +95,7 @@ class ReportData(Record):
     smallest_passing: str | None = None
     """The candidate that was chosen of those that pass the gate; None if none does."""
     outcome: Outcome | None = None
-    """What the run decided; None in runs of before there were outcomes."""
+    """What the run decided; None before it did."""
     certificate: Certificate | None = None
     training: TrainingSummary | None = None
     machine: MachinePrice = MachinePrice()

@@ -90,12 +90,6 @@ def signed(share: float) -> str:
     return f"{share * 100:+.1f}".replace("-", MINUS)
 
 
-def absolute_points(difference: Estimate) -> str:
-    """Format the size of a difference, whatever its sign: `3.2 points (1.0 to 5.4)`."""
-    ends = sorted((abs(difference.low), abs(difference.high)))
-    return f"{abs(difference.value) * 100:.1f} points ({ends[0] * 100:.1f} to {ends[1] * 100:.1f})"
-
-
 def accurate(estimate: Estimate) -> str:
     """Format a share with its interval: `93.1 % (92.2 to 94.0)`."""
     return f"{percent(estimate.value)} ({estimate.low * 100:.1f} to {estimate.high * 100:.1f})"

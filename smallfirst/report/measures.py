@@ -1,53 +1,44 @@
-"""Tables and curves from the rows of one evaluation, each share with its interval."""
+"""Figures of evaluations, each with its interval: candidates side by side, and how far confidence can be trusted."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 
 import numpy as np
 
 from smallfirst.evaluation.calibration import brier_score, equal_count_bins, expected_calibration_error
-from smallfirst.evaluation.results import EvaluatedRow, Evaluation
-from smallfirst.evaluation.risk_coverage import RiskCoveragePoint, auroc, risk_coverage_curve
+from smallfirst.evaluation.evaluate import compare
+from smallfirst.evaluation.results import Comparison, Evaluation
+from smallfirst.evaluation.risk_coverage import auroc
 from smallfirst.records import Record
-from smallfirst.stats.intervals import Estimate, wilson
-
-NO_ANSWER = "(no answer)"
-OTHER_ANSWER = "(none of these)"
-MAX_CONFUSION_LABELS = 12
-MIN_FOR_P99 = 100
+from smallfirst.report.data import ReportData
+from smallfirst.stats.intervals import Estimate, holm, wilson
 
 
-class ConfusedPair(Record):
-    """Two labels that are confused with each other."""
+class PairedCandidate(Record):
+    """A candidate beside the reference on the same rows."""
 
-    gold: str
-    said: str
-    count: int
-    reverse: int
-    share: float
-    """`count` as a share of the rows of `gold`."""
-    n_gold: int
+    comparison: Comparison
+    p_holm: float
+    """Its p-value corrected by Holm for all pairs."""
 
 
-class Confusion(Record):
-    """The confusion matrix."""
+def paired_candidates(data: ReportData) -> tuple[str, dict[str, PairedCandidate]]:
+    """Return the reference (the large model, else the first candidate), and the others' pairs with it by name."""
+    reference = (data.evaluation("large") or data.evaluations[0]).candidate
+    found = {e.candidate: c for e in data.evaluations if (c := difference(data, e.candidate, reference))}
+    corrected = holm([one.p_value for one in found.values()])
+    pairs = zip(found.items(), corrected, strict=True)
+    return reference, {name: PairedCandidate(comparison=one, p_holm=p) for (name, one), p in pairs}
 
-    labels: tuple[str, ...]
-    """Right answers, most frequent first: the rows of the matrix."""
-    said: tuple[str, ...]
-    counts: tuple[tuple[int, ...], ...]
 
-
-class Grades(Record):
-    """How many graded answers are fully, partly or not right."""
-
-    n_full: int
-    n_part: int
-    n_none: int
-    """Score 0, but there is an answer."""
-    n_silent: int
+def difference(data: ReportData, first: str | None, second: str) -> Comparison | None:
+    """Compare two candidates on the rows both have; None if one was not measured or they share no row."""
+    a, b = data.evaluation(first), data.evaluation(second)
+    if a is None or b is None or a is b:
+        return None
+    comparison = compare(a, b)
+    return comparison if comparison.difference.n else None
 
 
 class ReliabilityBin(Record):
@@ -62,7 +53,6 @@ class Reliability(Record):
 
     bins: tuple[ReliabilityBin, ...]
     """Equal-count bins, least confident first."""
-    accuracy: Estimate
     ece: float
     """Expected calibration error: mean distance of accuracy and confidence over the bins."""
     ece_by_chance: float
@@ -73,77 +63,7 @@ class Reliability(Record):
     """Probability that a right answer has more confidence than a wrong one; None if all are right or all are wrong."""
     n: int
     n_without: int = 0
-
-
-class Latency(Record):
-    """Latency of one path, one request at a time."""
-
-    evaluation: Evaluation
-    p99_ms: float | None
-    """99th percentile; None with fewer than 100 requests."""
-    source: str
-
-
-def latency_row(evaluation: Evaluation) -> Latency:
-    """Return the latency of one path; under load it includes waiting, so only a request's own time has a 99th."""
-    samples, source = evaluation.probes_ms, "requests asked one at a time"
-    if not samples and evaluation.requests_per_s is None:
-        samples = tuple(row.latency_ms for row in evaluation.rows if row.latency_ms > 0)
-        source = "requests as reported by the path"
-    return Latency(
-        evaluation=evaluation,
-        p99_ms=float(np.quantile(samples, 0.99)) if len(samples) >= MIN_FOR_P99 else None,
-        source=f"{len(samples):,} {source}" if samples else "a few requests asked one at a time",
-    )
-
-
-def confused_pairs(evaluation: Evaluation, *, limit: int) -> tuple[ConfusedPair, ...]:
-    """Return the most frequent mistakes, both directions of a pair in one row."""
-    n_gold = Counter(row.gold for row in evaluation.rows)
-    mistakes = Counter((row.gold, row.answer or NO_ANSWER) for row in evaluation.rows if not row.correct)
-    pairs: dict[frozenset[str], ConfusedPair] = {}
-    for (gold, said), count in sorted(mistakes.items(), key=lambda item: (-item[1], item[0])):
-        pair = ConfusedPair(
-            gold=gold,
-            said=said,
-            count=count,
-            reverse=mistakes[said, gold],
-            share=count / n_gold[gold],
-            n_gold=n_gold[gold],
-        )
-        pairs.setdefault(frozenset((gold, said)), pair)
-    return tuple(sorted(pairs.values(), key=lambda p: -(p.count + p.reverse))[:limit])
-
-
-def confusion(evaluation: Evaluation) -> Confusion | None:
-    """Return the confusion matrix, or None with more than 12 labels or only one."""
-    golds = Counter(row.gold for row in evaluation.rows)
-    if not 2 <= len(golds) <= MAX_CONFUSION_LABELS:
-        return None
-    labels = tuple(label for label, _ in golds.most_common())
-    cells = Counter((row.gold, row.answer if row.answer in golds else OTHER_ANSWER) for row in evaluation.rows)
-    others = any(said == OTHER_ANSWER for _, said in cells)
-    said = (*labels, OTHER_ANSWER) if others else labels
-    counts = tuple(tuple(cells[gold, answer] for answer in said) for gold in labels)
-    return Confusion(labels=labels, said=said, counts=counts)
-
-
-def grades(evaluation: Evaluation) -> Grades | None:
-    """Count answers by how far they are right; None where every score is 0 or 1."""
-    if not any(0 < row.score < 1 for row in evaluation.rows):
-        return None
-    return Grades(
-        n_full=sum(row.score >= 1 for row in evaluation.rows),
-        n_part=sum(0 < row.score < 1 for row in evaluation.rows),
-        n_none=sum(row.score <= 0 and row.answer is not None for row in evaluation.rows),
-        n_silent=sum(row.answer is None for row in evaluation.rows),
-    )
-
-
-def surest_errors(evaluation: Evaluation) -> tuple[EvaluatedRow, ...]:
-    """Return the wrong answers, most confident first."""
-    wrong = (row for row in evaluation.rows if not row.correct)
-    return tuple(sorted(wrong, key=lambda row: -(row.confidence or 0.0)))
+    """Rows without a confidence, which are left out."""
 
 
 def reliability(evaluation: Evaluation, *, n_bins: int = 10) -> Reliability | None:
@@ -162,7 +82,6 @@ def reliability(evaluation: Evaluation, *, n_bins: int = 10) -> Reliability | No
         by_chance += math.sqrt(max(variance, 0.0) * 2 / math.pi)
     return Reliability(
         bins=tuple(bins),
-        accuracy=wilson(int(outcome.sum()), len(outcome)),
         ece=expected_calibration_error(confidences, correct, bins=n_bins),
         ece_by_chance=by_chance / len(confidence),
         brier=brier_score(confidences, correct),
@@ -170,8 +89,3 @@ def reliability(evaluation: Evaluation, *, n_bins: int = 10) -> Reliability | No
         n=len(confidence),
         n_without=len(evaluation.rows) - len(known),
     )
-
-
-def risks(evaluation: Evaluation) -> tuple[RiskCoveragePoint, ...]:
-    """Return the error by share accepted, from the surest answers to all; empty without any confidence."""
-    return risk_coverage_curve([row.confidence for row in evaluation.rows], [row.correct for row in evaluation.rows])

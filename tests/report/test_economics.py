@@ -9,24 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smallfirst.report.data import ReportData
-from smallfirst.report.economics import (
-    PathCost,
-    break_even_requests,
-    max_price_drop,
-    path_costs,
-)
-
-
-def path(candidate: str, cost: float, *, large: float = 0.0, training: float = 0.0) -> PathCost:
-    return PathCost(
-        candidate=candidate,
-        cost_usd_per_1k=cost,
-        large_part_usd_per_1k=large,
-        training_usd=training,
-    )
-
-
-LARGE = path("large", 2.0, large=2.0)
+from smallfirst.report.economics import break_even_requests, path_costs
 
 
 def test_training_is_paid_back_when_the_saving_has_reached_its_cost() -> None:
@@ -40,16 +23,6 @@ def test_training_is_paid_back_when_the_saving_has_reached_its_cost() -> None:
 @pytest.mark.parametrize("large_usd", [0.05, 0.01])
 def test_a_path_that_is_not_cheaper_never_pays_its_training_back(large_usd: float) -> None:
     assert break_even_requests(3.9, 0.05, large_usd) is None
-
-
-def test_the_drop_that_ends_the_saving_is_where_both_paths_cost_the_same() -> None:
-    routed = path("routed", 0.55, large=0.5)
-    drop = max_price_drop(routed, LARGE)
-    assert drop is not None
-    # Own part 0.05; the large path's price not shared with it is 1.5: 1 - 0.05 / 1.5.
-    assert drop == pytest.approx(1 - 0.05 / 1.5)
-    assert 0.55 - drop * 0.5 == pytest.approx(2.0 * (1 - drop))
-    assert max_price_drop(path("small", 2.5), LARGE) is None
 
 
 def test_routed_cost_is_drafts_plus_the_large_part(

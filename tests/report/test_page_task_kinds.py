@@ -61,10 +61,10 @@ def test_cards_and_table_show_the_figures_of_the_records(kind: str, pages: dict[
 @pytest.mark.parametrize(
     ("kind", "there", "absent"),
     [
-        ("classify", ("Labels, the worst first", "Most confused pairs", "Right answer (down)"), ("fully right",)),
-        ("extract", ("Fields, the worst first", "fully right"), ("confused", "recall [")),
-        ("answer", ("mistakes", "fully right", "said the harbour"), ("worst first", "confused")),
-        ("chat", ("mistakes", "fully right", "An answer counts as right from a score of 0.6"), ("worst first",)),
+        ("classify", ("Labels, the worst first", "Most confused pairs"), ("field by field",)),
+        ("extract", ("Fields, the worst first", "field by field"), ("confused", "recall [")),
+        ("answer", ("mistakes", "said the harbour"), ("worst first", "confused")),
+        ("chat", ("mistakes", "score 0."), ("worst first", "confused")),
     ],
 )
 def test_mistakes_are_shown_as_the_kind_needs_it(
@@ -80,7 +80,7 @@ def test_a_wrong_json_answer_says_what_differs_field_by_field(pages: dict[str, s
     assert re.search(r"nights wrong right: 5 said: 6", seen)
     assert re.search(r"price\. amount missing right: \d+", seen)
     assert re.search(r"price\. amount invented said: 80", seen)
-    assert re.search(r"\d other fields are right, confidence", seen)
+    assert "The other fields are right, confidence" in seen
 
 
 def test_a_question_stands_before_its_context(pages: dict[str, str]) -> None:
