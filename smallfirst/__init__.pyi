@@ -55,10 +55,10 @@ from smallfirst.models.protocol import RouteStep as RouteStep
 from smallfirst.models.protocol import Token as Token
 from smallfirst.models.remote.circuit_breaker import CircuitBreakerConfig as CircuitBreakerConfig
 from smallfirst.models.remote.config import EndpointConfig as EndpointConfig
+from smallfirst.models.remote.config import VllmServer as VllmServer
 from smallfirst.models.remote.http import HttpResponse as HttpResponse
 from smallfirst.models.remote.http import HttpSession as HttpSession
 from smallfirst.models.remote.model import EndpointModel as EndpointModel
-from smallfirst.models.servers.vllm_config import VllmServer as VllmServer
 from smallfirst.pipeline.calibrate import calibrate_stage as calibrate_stage
 from smallfirst.pipeline.evaluate import evaluate_stage as evaluate_stage
 from smallfirst.pipeline.next_step import NextStep as NextStep

@@ -22,9 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from smallfirst.models.protocol import Request
-from smallfirst.models.servers.vllm import VllmConfig
-from smallfirst.models.servers.vllm_models import VllmRoute
+from smallfirst.models.remote.config import VllmServer
+from smallfirst.models.servers.vllm import VllmRoute
 
 LABEL_PROMPT, PROMPT, ANSWER = 300, 256, 128
 """Tokens of a prompt to label, of one to answer, and of its answer."""
@@ -87,8 +86,7 @@ async def load(
 
     async def client() -> None:
         while (began := time.perf_counter()) < until:
-            route, request = next(turns), Request.ask("x")
-            async with route.lease(request) as lease, route.post(lease, request, body()) as response:
+            async with next(turns).post("", body()) as (response, _):
                 await response.read()
             took.append(time.perf_counter() - began)
 
@@ -153,9 +151,9 @@ def main() -> None:
     wanted = parser.parse_args()
     vocabulary = json.loads((wanted.weights / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     with tempfile.TemporaryDirectory() as place:
-        config = VllmConfig(model=wanted.weights, url=wanted.url, slots=wanted.clients)
+        server = VllmServer(url=wanted.url, slots=wanted.clients)
         folders = [write_adapter(wanted.weights, Path(place) / f"adapter-{i}", i) for i in range(wanted.adapters)]
-        routes = [VllmRoute(config, name=folder.name, adapter=folder) for folder in folders]
+        routes = [VllmRoute(server, name=folder.name, weights=folder, adapter=True) for folder in folders]
 
         async def run() -> dict[str, dict[str, float]]:
             try:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from smallfirst.errors import without_secrets
 from smallfirst.files import is_locked, try_lock
-from smallfirst.models.servers.child_process import child_environment
+from smallfirst.models.servers.supervisor import child_environment
 from smallfirst.progress import disable_tqdm_in_pipes
 
 RECORDED_VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "SMALLFIRST_VOLUMES", "SMALLFIRST_TABLES")

@@ -8,7 +8,7 @@ from smallfirst.models.engines.engine import ModelSource
 from smallfirst.models.engines.selection import load
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.protocol import Model
-from smallfirst.models.servers.vllm_config import VllmServer
+from smallfirst.models.remote.config import VllmServer
 from smallfirst.pricing.machine import MachinePrice
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.sync import run_in_thread

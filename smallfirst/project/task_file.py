@@ -17,8 +17,7 @@ from smallfirst.data.row_formats import Columns
 from smallfirst.errors import ConfigError, did_you_mean
 from smallfirst.gate.gate import Gate
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, LARGER_ENCODER
-from smallfirst.models.remote.config import EndpointConfig
-from smallfirst.models.servers.vllm_config import VllmServer
+from smallfirst.models.remote.config import EndpointConfig, VllmServer
 from smallfirst.pricing.prices import PriceBook, with_price_file
 from smallfirst.project.candidate_registry import CANDIDATES, promotable_names
 from smallfirst.project.names import NAME_PATTERN, registry_name, task_name

@@ -7,7 +7,7 @@ from pathlib import Path
 from smallfirst.models.engines.engine import Assessment, Environment, ModelSource
 from smallfirst.models.manifest import ADAPTER_CONFIG
 from smallfirst.models.protocol import Model
-from smallfirst.models.servers.vllm import VllmConfig, context_of
+from smallfirst.models.remote.config import VllmServer
 from smallfirst.records import parse_record
 
 
@@ -28,21 +28,19 @@ class VllmEngine:
 
     def load(self, source: ModelSource) -> Model:
         """Return a model that training wrote: an adapter over the base, or its own weights. Raise ConfigError."""
-        from smallfirst.models.servers.vllm_models import VllmLabelModel, VllmRoute
+        from smallfirst.models.servers.vllm import VllmLabelModel, VllmRoute
 
-        folder, manifest = source.path, source.manifest
-        adapter = folder if (folder / ADAPTER_CONFIG).is_file() else None
-        base = Path(manifest.base) if adapter else folder
-        config = parse_record(VllmConfig, {**source.settings, "model": base}, where="small: vllm")
-        name = source.name or manifest.task.name
-        route, price = VllmRoute(config, name=name, adapter=adapter), source.prices.machine
-        tokens_of = folder if (folder / "tokenizer.json").is_file() else base
+        folder, manifest, price = source.path, source.manifest, source.prices.machine
+        server = parse_record(VllmServer, source.settings, where="small: vllm")
+        name, is_adapter = source.name or manifest.task.name, (folder / ADAPTER_CONFIG).is_file()
+        base = Path(manifest.base) if is_adapter else folder
+        route = VllmRoute(server, name=name, weights=folder, adapter=is_adapter)
+        tokenizer = folder if (folder / "tokenizer.json").is_file() else base
         if source.kind == "label":
-            return VllmLabelModel(route, tokens_of, manifest, name=name, price=price)
+            return VllmLabelModel(route, tokenizer, manifest, name=name, price=price)
         from smallfirst.models.servers.vllm_generation import generative_model
 
-        context = context_of(base)
-        return generative_model(route, tokens_of, manifest, name=name, price=price, context_tokens=context)
+        return generative_model(route, tokenizer, manifest, base=base, name=name, price=price)
 
 
 VLLM = VllmEngine()

@@ -26,9 +26,7 @@ from smallfirst.models.local import attention
 from smallfirst.models.local.tokenizer import encode_chat, encode_prompt, plain_text_options
 from smallfirst.models.local.weights import import_transformers, load_pretrained, weights_fingerprint
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.servers.joined_server import blocking_session
-from smallfirst.models.servers.llama_cpp import LlamaCppConfig, llama_cpp_backend
-from smallfirst.models.servers.managed_server import ServerProcess
+from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppProcess
 
 TOP = 20
 """Tokens whose log-probabilities are kept at each position."""
@@ -247,11 +245,9 @@ def _llama_cpp(path: Path, context_tokens: int) -> Iterator[Post]:
     """Run llama.cpp on the file. Raise Unavailable if it does not load."""
     threads = torch.get_num_threads()
     config = LlamaCppConfig(path=path, slots=1, context_tokens=max(64, context_tokens), threads=threads)
-    backend = llama_cpp_backend(config)
-    assert backend.program is not None
-    process = ServerProcess.start(backend.name, backend.program, config.start_timeout_s)
+    process = LlamaCppProcess.start(config)
     try:
-        with blocking_session(process, config.timeout_s) as session:
+        with process.session(config.timeout_s) as session:
 
             def post(place: str, **body: Any) -> dict[str, Any]:
                 response = session.send("POST", place, body)

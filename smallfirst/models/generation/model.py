@@ -202,6 +202,7 @@ class GenerativeModel(CallableModel):
             grammar=await self._grammars.grammar_for(request.response_format),
             top=request.logprobs,
             prefix=prefix if MIN_PREFIX_TOKENS <= n < len(ids) and tuple(ids[:n]) == prefix else (),
+            tenant=request.tenant,
         )
 
     def _cut_off(self, sequence: GeneratedSequence) -> None:

@@ -31,6 +31,8 @@ class GenerationRequest(NamedTuple):
     """Likeliest tokens to report beside each generated one; None: report no tokens at all."""
     prefix: tuple[int, ...] = ()
     """Beginning of `ids` written by the operator: read once and cached. Never a client's text."""
+    tenant: str = ""
+    """Whose prompt it is; what a server caches of it is never shared with another tenant."""
 
 
 class GenerationResult(NamedTuple):

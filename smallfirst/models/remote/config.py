@@ -1,4 +1,4 @@
-"""Settings of an OpenAI-compatible endpoint: its address, limits and retries."""
+"""Settings of an OpenAI-compatible endpoint (its address, limits and retries) and of a vLLM that is joined."""
 
 from __future__ import annotations
 
@@ -76,6 +76,22 @@ class EndpointConfig(Record):
     @property
     def is_loopback(self) -> bool:
         return is_loopback(urlsplit(self.base_url).hostname or "")
+
+
+class VllmServer(Record):
+    """A vLLM that runs already and serves every model over the same base."""
+
+    url: BaseUrl
+    """Its address, such as `http://gpu-1:8000`."""
+    api_key_env: str = "VLLM_API_KEY"
+    """Environment variable that holds its key. The key itself is never in a file."""
+    slots: Annotated[int, Field(ge=1)] = 64
+    """Requests in flight at most, of each model."""
+
+    @pydantic.field_validator("url")
+    @classmethod
+    def _is_the_root(cls, value: str) -> str:
+        return value.removesuffix("/v1")
 
 
 def is_loopback(host: str) -> bool:

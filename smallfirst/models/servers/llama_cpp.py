@@ -1,55 +1,231 @@
 """A general model from a GGUF file on this machine: llama.cpp (through xllamacpp) in a child process.
 
 Its queue is unbounded, so it never gets more requests than slots. Its slots cache prompts, whoever sent them, so each
-request names its slot and says whether it may reuse the cache; hence one adapter or none a process.
+request names its slot and says whether it may reuse the cache.
 """
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import os
+import secrets
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+import threading
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from smallfirst.errors import ConfigError, MissingExtra
-from smallfirst.models.protocol import Request
-from smallfirst.models.response_format import OutputFormat, json_format
-from smallfirst.models.servers.child_process import child_environment
-from smallfirst.models.servers.llama_cpp_main import KEY_VARIABLE
-from smallfirst.models.servers.managed_server import (
-    ManagedServerConfig,
-    ManagedServerModel,
-    ServerBackend,
-    ServerProgram,
-    acquire,
+from smallfirst.errors import ConfigError, MissingExtra, Unavailable
+from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
+from smallfirst.models.remote.http import UNIX_SOCKET_URL, BlockingSession, ConnectionBroken, HttpSession
+from smallfirst.models.remote.model import EndpointConfig, EndpointModel, open_session
+from smallfirst.models.response_format import (
+    FREE_TEXT,
+    OutputFormat,
+    generate_in_format,
+    json_format,
+    requested_format,
 )
-from smallfirst.models.servers.slots import Slot
+from smallfirst.models.servers.llama_cpp_main import KEY_VARIABLE
+from smallfirst.models.servers.slots import Slot, SlotPool
+from smallfirst.models.servers.supervisor import ChildProcess, Supervisor, child_environment
+from smallfirst.paths import home
 from smallfirst.pricing.prices import PriceBook
+from smallfirst.records import Record
+
+START_TIMEOUT_S = 300.0
+"""Longest wait for the weights to load."""
+STARTUP_PROBE_TIMEOUT_S = 2.0
+HEALTH = "/slots"
+"""Answered by the thread that computes; /health is not."""
+MAX_SOCKET_BYTES = 100
+"""The system's limit for a socket's path is 108 on Linux and 104 on macOS."""
+READINESS_REQUEST = Request(messages=Request.ask("Hi").messages, max_tokens=1, tenant="readiness")
+"""A tiny request that shows that a model would answer; no key has its tenant."""
 
 
-class LlamaCppConfig(ManagedServerConfig):
+class LlamaCppConfig(Record):
     """The file to serve, and how much of the machine it may use."""
 
     path: Path
     """The GGUF file."""
-    adapter: Path | None = None
-    """A LoRA adapter as GGUF file, on for every request. Another adapter is another process."""
     slots: Annotated[int, Field(ge=1)] = 2
     """Requests answered side by side; each slot gets an equal part of the context."""
     context_tokens: Annotated[int, Field(ge=64)] = 8192
     """Tokens of context over all slots. More allows longer prompts and takes memory."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """Processor threads; by default one for each core."""
+    timeout_s: Annotated[float, Field(gt=0)] = 300
+    """Longest wait for a slot, and then for an answer. Long prompts on few cores take minutes."""
 
 
-class LlamaCppModel(ManagedServerModel):
-    """A model from a GGUF file."""
+class LlamaCppProcess(ChildProcess):
+    """The running program, with its socket and key."""
+
+    def __init__(self, config: LlamaCppConfig) -> None:
+        self.key, self.unix_socket, self._name = secrets.token_urlsafe(32), _private_socket(), config.path.stem
+        options = {
+            "socket": str(self.unix_socket),
+            "model": str(config.path.absolute()),
+            **config.model_dump(include={"slots", "context_tokens", "threads"}),
+        }
+        command = [sys.executable, "-m", "smallfirst.models.servers.llama_cpp_main", json.dumps(options)]
+        package_root = str(Path(__file__).parents[3])
+        paths = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+        try:
+            super().__init__(command, child_environment(**{KEY_VARIABLE: self.key, "PYTHONPATH": paths}))
+        except BaseException:
+            self._remove_socket()
+            raise
+
+    @classmethod
+    def start(cls, config: LlamaCppConfig) -> LlamaCppProcess:
+        """Return the program once it answers. Block until then. Raise Unavailable if it does not."""
+        process = cls(config)
+
+        def is_healthy() -> bool:
+            try:
+                process.check_health(STARTUP_PROBE_TIMEOUT_S)
+            except Unavailable:
+                return False
+            return True
+
+        if not process.wait_until(is_healthy, START_TIMEOUT_S):
+            process.stop()
+            log = process.write_output(home() / "logs" / f"{config.path.stem}.log")
+            raise Unavailable(
+                f"{config.path} did not load: {process.output_tail()}",
+                hint=f"check that it is a complete GGUF file and fits into memory; all that it said is in {log}",
+            )
+        return process
+
+    def session(self, timeout_s: float) -> BlockingSession:
+        """Return a session to it for code without an event loop."""
+        key, socket = self.key, self.unix_socket
+        return BlockingSession(lambda: HttpSession(UNIX_SOCKET_URL, key=key, timeout_s=timeout_s, unix_socket=socket))
+
+    def check_health(self, timeout_s: float) -> None:
+        """Block until the engine answers. Raise Unavailable if it does not within `timeout_s`."""
+        try:
+            with self.session(timeout_s) as session:
+                status = session.send("GET", HEALTH).status
+        except ConnectionBroken as error:
+            raise Unavailable(f"{self._name}: {type(error).__name__}: {error}") from None
+        if not 200 <= status < 300:
+            raise Unavailable(f"{self._name}: HTTP {status}")
+
+    def stop(self) -> None:
+        super().stop()
+        self._remove_socket()
+
+    def _remove_socket(self) -> None:
+        shutil.rmtree(self.unix_socket.parent, ignore_errors=True)
+
+
+def _private_socket() -> Path:
+    """Return the path of a Unix socket in a new folder that only this user may enter."""
+    folder = Path(tempfile.mkdtemp(prefix="smallfirst-"))
+    if len(str(folder)) + 8 > MAX_SOCKET_BYTES:  # a deep TMPDIR
+        folder.rmdir()
+        folder = Path(tempfile.mkdtemp(prefix="smallfirst-", dir="/tmp"))
+    return folder / "e.sock"  # llama.cpp takes anything that does not end in .sock for a host name
+
+
+class Lease(NamedTuple):
+    """One request's time in a slot."""
+
+    process: LlamaCppProcess
+    slot: Slot
+    share: float
+    """Part of the machine's time that the request pays for, in (0, 1]."""
+    started_s: float
+    """When it got the slot, on `time.perf_counter`."""
+
+    @property
+    def busy_s(self) -> float:
+        return (time.perf_counter() - self.started_s) * self.share
+
+
+class LlamaCppServer:
+    """One process for all models of a config. It starts with the first request, and ends with its last user."""
+
+    def __init__(self, config: LlamaCppConfig) -> None:
+        self.config, self.name = config, config.path.stem
+        start = partial(LlamaCppProcess.start, config)
+        self.supervisor = Supervisor(self.name, start, LlamaCppProcess.check_health)
+        self.slots = SlotPool(config.slots, name=self.name)
+
+    @asynccontextmanager
+    async def lease(self, request: Request) -> AsyncIterator[Lease]:
+        """Wait for a slot and for the engine. Raise Unavailable."""
+        async with self.slots.acquire(request.tenant, timeout_s=self.config.timeout_s) as slot:
+            process = await self.supervisor.process()
+            with self.supervisor.request() as n_in_flight:
+                yield Lease(process, slot, 1 / n_in_flight, time.perf_counter())
+
+    async def stream(
+        self, lease: Lease, request: Request, output_format: OutputFormat, prices: PriceBook, *, fresh: bool = False
+    ) -> AsyncGenerator[Chunk, None]:
+        """Yield the answer; with `fresh` no cached prompt is reused."""
+        config = EndpointConfig(
+            base_url=f"{UNIX_SOCKET_URL}/v1",
+            model=self.name,
+            timeout_s=self.config.timeout_s,
+            max_retries=0,
+            max_concurrency=1,
+            priced_by="machine",
+            extra_body=extra_body(output_format, lease.slot, fresh=fresh),
+        )
+        connect = partial(open_session, unix_socket=lease.process.unix_socket)
+        endpoint = EndpointModel(config, prices, connect=connect, api_key=lease.process.key)
+        try:
+            async with aclosing(endpoint.stream(request)) as chunks:  # type: ignore[type-var]
+                async for chunk in chunks:
+                    yield chunk
+        except Unavailable as error:
+            raise await asyncio.to_thread(self.supervisor.crash_error, lease.process) or error from None
+        finally:
+            await endpoint.aclose()
+
+
+_SERVERS: dict[LlamaCppConfig, tuple[LlamaCppServer, int]] = {}
+"""Servers by their config, each with the number of its users."""
+_LOCK = threading.Lock()
+
+
+def _acquire(config: LlamaCppConfig) -> LlamaCppServer:
+    with _LOCK:
+        server, n_users = _SERVERS.get(config) or (LlamaCppServer(config), 0)
+        _SERVERS[config] = server, n_users + 1
+    return server
+
+
+async def _release(server: LlamaCppServer) -> None:
+    with _LOCK:
+        _, n_users = _SERVERS[server.config]
+        if n_users > 1:
+            _SERVERS[server.config] = server, n_users - 1
+            return
+        del _SERVERS[server.config]
+    await asyncio.to_thread(server.supervisor.stop)
+
+
+class LlamaCppModel:
+    """A model from a GGUF file. An answer costs machine time, divided by the requests in flight at its start."""
+
+    capabilities: frozenset[Capability] = frozenset(
+        {Capability.STREAM, Capability.JSON, Capability.LOGPROBS, Capability.READINESS}
+    )
+    """No EMBEDDINGS: llama.cpp serves chat models."""
 
     def __init__(
         self,
@@ -61,36 +237,76 @@ class LlamaCppModel(ManagedServerModel):
         schema: Mapping[str, Any] | None = None,
     ) -> None:
         """Load nothing yet; allow `answers` only, or JSON of `schema`. Raise ConfigError, or MissingExtra."""
-        for path in filter(None, (config.path, config.adapter)):
-            if not path.is_file():
-                raise ConfigError(f"{path}: no such GGUF file")
+        if not config.path.is_file():
+            raise ConfigError(f"{config.path}: no such GGUF file")
         if importlib.util.find_spec("xllamacpp") is None:
             raise MissingExtra("running a GGUF file", "llama")
-        output_format: OutputFormat | None = None
+        self.name = name or config.path.stem
+        self.output_format: OutputFormat | None = None
+        """The format of every answer; None leaves it to the request."""
         if answers is not None:
-            output_format = OutputFormat(choice_grammar(answers), answers.__contains__, answers)
+            self.output_format = OutputFormat(choice_grammar(answers), answers.__contains__, answers)
         elif schema is not None:
-            output_format = json_format(schema)
-        server = partial(acquire, llama_cpp_backend(config), config)
-        super().__init__(server, prices, model=config.path.stem, name=name, output_format=output_format)
+            self.output_format = json_format(schema)
+        self._config, self._prices = config, prices
+        self._server: LlamaCppServer | None = None
 
+    async def complete(self, request: Request) -> Completion:
+        began = time.perf_counter()
+        output_format = self.output_format or await requested_format(request.response_format)
+        request = request.model_copy(update={"response_format": None})  # extra_body asks for the format
+        server = self.server()
+        async with server.lease(request) as lease:
 
-def llama_cpp_backend(config: LlamaCppConfig) -> ServerBackend:
-    """Return the program that serves a GGUF file, and how to speak to it."""
-    return ServerBackend(
-        name=config.path.stem,
-        extra_body=_extra_body,
-        n_slots=config.slots,
-        program=ServerProgram(
-            command=lambda socket: _command(config, socket),
-            environment=_environment,
-            health_path="/slots",  # answered by the thread that computes; /health is not
-            start_failure=(
-                f"{config.path} did not load",
-                "check that it is a complete GGUF file and fits into memory",
-            ),
-        ),
-    )
+            async def generate(fresh: bool) -> Completion:
+                async with aclosing(server.stream(lease, request, output_format, self._prices, fresh=fresh)) as chunks:
+                    last = [chunk async for chunk in chunks][-1]
+                assert last.completion is not None
+                return last.completion
+
+            return self._priced(await generate_in_format(output_format, generate), began, lease)
+
+    async def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        """Yield the answer as it is generated; one in a format comes whole, once it is checked."""
+        if (self.output_format or request.response_format) is not None:
+            async for chunk in stream_in_one_chunk(self, request):
+                yield chunk
+            return
+        began, server = time.perf_counter(), self.server()
+        async with (
+            server.lease(request) as lease,
+            aclosing(server.stream(lease, request, FREE_TEXT, self._prices)) as chunks,
+        ):
+            async for chunk in chunks:
+                if chunk.completion is not None:
+                    chunk = Chunk(completion=self._priced(chunk.completion, began, lease))
+                yield chunk
+
+    async def ready(self) -> None:
+        """Answer a tiny request; if all slots are busy, probe the engine instead. Raise ModelError if it fails."""
+        server = self.server()
+        if not server.slots.n_free:
+            process = await server.supervisor.process()
+            await asyncio.to_thread(server.supervisor.check_health, process)
+            return
+        async with server.lease(READINESS_REQUEST) as lease:
+            async for _ in server.stream(lease, READINESS_REQUEST, FREE_TEXT, self._prices):
+                pass
+
+    async def aclose(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            await _release(server)
+
+    def server(self) -> LlamaCppServer:
+        if self._server is None:
+            self._server = _acquire(self._config)
+        return self._server
+
+    def _priced(self, completion: Completion, began: float, lease: Lease) -> Completion:
+        tokens, latency_ms = completion.charges[0].tokens, (time.perf_counter() - began) * 1000
+        charge = self._prices.machine.charge(self.name, lease.busy_s, tokens)
+        return completion.with_charges((charge,), answered_by=self.name, latency_ms=latency_ms)
 
 
 def choice_grammar(answers: tuple[str, ...]) -> str:
@@ -98,23 +314,8 @@ def choice_grammar(answers: tuple[str, ...]) -> str:
     return "root ::= " + " | ".join(json.dumps(answer) for answer in answers)
 
 
-def _extra_body(request: Request, output_format: OutputFormat, slot: Slot, fresh: bool) -> dict[str, Any]:
+def extra_body(output_format: OutputFormat, slot: Slot, *, fresh: bool) -> dict[str, Any]:
+    """Return the fields of a request's body beside OpenAI's."""
     body: dict[str, Any] = {"id_slot": slot.number, "cache_prompt": slot.may_reuse_cache and not fresh}
     body |= {"chat_template_kwargs": {"enable_thinking": False}}  # reasoning takes minutes on a processor
     return body if output_format.grammar is None else body | {"grammar": output_format.grammar}
-
-
-def _environment(key: str) -> dict[str, str]:
-    package_root = str(Path(__file__).parents[3])
-    paths = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-    return child_environment(**{KEY_VARIABLE: key, "PYTHONPATH": paths})
-
-
-def _command(config: LlamaCppConfig, socket: Path) -> Sequence[str]:
-    options = {
-        "socket": str(socket),
-        "model": str(config.path.absolute()),
-        "adapter": str(config.adapter.absolute()) if config.adapter else "",
-        **config.model_dump(include={"slots", "context_tokens", "threads"}),
-    }
-    return [sys.executable, "-m", "smallfirst.models.servers.llama_cpp_main", json.dumps(options)]

@@ -1,6 +1,6 @@
 """The program of the child process: llama.cpp serving one GGUF file on a Unix socket that only its user may open.
 
-Its argument is JSON: `model`, `adapter`, `socket`, `slots`, `context_tokens`, `threads`.
+Its argument is JSON: `model`, `socket`, `slots`, `context_tokens`, `threads`.
 """
 
 from __future__ import annotations
@@ -47,12 +47,10 @@ def server_parameters(xllamacpp: Any, options: dict[str, Any], key: str) -> Any:
     params.n_threads_http = options["slots"] + SPARE_CONNECTIONS
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options["threads"] or -1
     # A slot caches its last prompt, and each request says whether it may reuse that. The prompt cache in RAM is shared
-    # by all slots, finds entries by tokens alone and knows neither tenants nor adapters: it stays off.
+    # by all slots, finds entries by tokens alone and knows no tenants: it stays off.
     params.cache_ram_mib = 0
     params.cache_idle_slots = False
     params.kv_unified = False
-    if options["adapter"]:
-        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(options["adapter"], 1.0)]
     params.offline = True
     params.ui = params.endpoint_props = False
     params.endpoint_slots = True  # answered by the thread that computes, unlike /health: the watchdog asks it

@@ -7,7 +7,6 @@ its cache, and tenants get their own slot back where it is free.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 from collections import deque
 from collections.abc import AsyncIterator
@@ -15,6 +14,9 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from smallfirst.errors import Unavailable
+
+MAX_QUEUED_REQUESTS = 32
+"""Requests of tenants that may wait for a slot; one more is refused."""
 
 
 class Slot(NamedTuple):
@@ -25,28 +27,21 @@ class Slot(NamedTuple):
     """True if the last prompt read here came from the same tenant."""
 
 
-class _Waiter:
-    def __init__(self, tenant: str, n_characters: int) -> None:
-        self.tenant, self.n_characters = tenant, n_characters
-        self.loop = asyncio.get_running_loop()
-        self.woken: asyncio.Future[None] = self.loop.create_future()
-        self.slot: Slot | None = None
-
-    def wake(self) -> None:
-        if not self.woken.done():
-            self.woken.set_result(None)
+class _Waiter(NamedTuple):
+    tenant: str
+    loop: asyncio.AbstractEventLoop
+    given: asyncio.Future[Slot]
 
 
 class SlotPool:
     """Gives out slots first come, first served, to any number of event loops."""
 
-    def __init__(self, n_slots: int, *, name: str, max_queued_requests: int, max_queued_characters: int) -> None:
-        self._name, self._max_requests, self._max_characters = name, max_queued_requests, max_queued_characters
+    def __init__(self, n_slots: int, *, name: str) -> None:
+        self._name, self._n_slots = name, n_slots
         self._lock = threading.Lock()
         self._free = deque(range(n_slots))  # longest idle first
         self._tenants: dict[int, str] = {}
         self._queue: deque[_Waiter] = deque()
-        self._n_slots = n_slots
 
     @property
     def n_free(self) -> int:
@@ -57,47 +52,49 @@ class SlotPool:
         return len(self._queue)
 
     @asynccontextmanager
-    async def acquire(self, tenant: str, n_characters: int, *, timeout_s: float) -> AsyncIterator[Slot]:
+    async def acquire(self, tenant: str, *, timeout_s: float) -> AsyncIterator[Slot]:
         """Yield a slot. Raise Unavailable if the queue is full (never without a tenant), or after `timeout_s`."""
-        waiter = _Waiter(tenant, n_characters)
+        waiter: _Waiter | None = None
         with self._lock:
             if self._free and not self._queue:
-                waiter.slot = self._take(tenant)
+                slot = self._take(tenant)
+            elif tenant and len(self._queue) >= MAX_QUEUED_REQUESTS:
+                raise Unavailable(
+                    f"{self._name} is busy: {self._n_slots} requests in flight, {len(self._queue)} queued",
+                    hint="retry after a while",
+                )
             else:
-                if tenant:
-                    self._check_room(n_characters)
+                loop = asyncio.get_running_loop()
+                waiter = _Waiter(tenant, loop, loop.create_future())
                 self._queue.append(waiter)
+        if waiter is not None:
+            slot = await self._wait(waiter, timeout_s if tenant else None)
         try:
-            if waiter.slot is None:
-                await self._wait(waiter, timeout_s if tenant else None)
-            assert waiter.slot is not None
-            yield waiter.slot
-        finally:
-            with self._lock:
-                if waiter.slot is not None:
-                    self._free.append(waiter.slot.number)
-                    self._serve_queue()
-                else:
-                    with contextlib.suppress(ValueError):
-                        self._queue.remove(waiter)
+            yield slot
+        except BaseException:
+            self._give_back(slot, used=False)
+            raise
+        self._give_back(slot)
 
-    async def _wait(self, waiter: _Waiter, timeout_s: float | None) -> None:
+    async def _wait(self, waiter: _Waiter, timeout_s: float | None) -> Slot:
         try:
             async with asyncio.timeout(timeout_s):
-                await waiter.woken
+                return await asyncio.shield(waiter.given)
         except TimeoutError:
+            self._leave(waiter)
             message = f"{self._name} is busy: no slot was free within {timeout_s:g} s"
             raise Unavailable(message, hint="retry after a while") from None
+        except BaseException:
+            self._leave(waiter)
+            raise
 
-    def _check_room(self, n_characters: int) -> None:
-        queued = sum(waiter.n_characters for waiter in self._queue)
-        if len(self._queue) < self._max_requests and queued + n_characters <= self._max_characters:
-            return
-        raise Unavailable(
-            f"{self._name} is busy: {self._n_slots} requests in flight, {len(self._queue)} with {queued} characters "
-            f"queued; the queue takes at most {self._max_requests} requests with {self._max_characters} characters",
-            hint="retry after a while",
-        )
+    def _leave(self, waiter: _Waiter) -> None:
+        """Take a waiter out of the queue; a slot that is on its way to it goes to the next one."""
+        with self._lock:
+            if waiter in self._queue:
+                self._queue.remove(waiter)
+                return
+        waiter.given.add_done_callback(lambda given: self._give_back(given.result(), used=False))
 
     def _take(self, tenant: str) -> Slot:
         """Take the tenant's own slot, else one that no tenant has used, else the longest idle one. Hold the lock."""
@@ -108,14 +105,20 @@ class SlotPool:
         self._tenants[number] = tenant
         return Slot(number, may_reuse_cache=bool(own))
 
-    def _serve_queue(self) -> None:
-        """Give free slots to those who wait longest, if their event loop still runs. Hold the lock."""
-        while self._free and self._queue:
-            waiter, tenants = self._queue.popleft(), dict(self._tenants)
-            # Another thread may run the waiter as soon as it is woken, so its slot is set before.
-            waiter.slot = self._take(waiter.tenant)
-            try:
-                waiter.loop.call_soon_threadsafe(waiter.wake)
-            except RuntimeError:  # its loop is closed
-                self._free.append(waiter.slot.number)
-                waiter.slot, self._tenants = None, tenants
+    def _give_back(self, slot: Slot, *, used: bool = True) -> None:
+        """Free the slot, and give free ones to those who wait longest, if their event loop still runs.
+
+        Where it is not certain that its tenant's prompt was read there, the next one starts without its cache.
+        """
+        with self._lock:
+            self._free.append(slot.number)
+            if not used:
+                self._tenants.pop(slot.number)
+            while self._free and self._queue:
+                waiter, tenants = self._queue.popleft(), dict(self._tenants)
+                given = self._take(waiter.tenant)
+                try:
+                    waiter.loop.call_soon_threadsafe(waiter.given.set_result, given)
+                except RuntimeError:  # its loop is closed
+                    self._free.append(given.number)
+                    self._tenants = tenants

@@ -1,45 +1,146 @@
-"""Keep an engine's process running: start it with the first request, restart it after a crash, kill it if it hangs."""
+"""An engine in a child process: started with the first request, again after a crash, killed if it hangs.
+
+The child has a session of its own and ends with its standard input, so it ends with this process. Secrets in the
+environment are not passed on.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
+import os
+import signal
+import subprocess
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
-from typing import Annotated, Generic, TypeVar
-
-from pydantic import Field
+from pathlib import Path
+from typing import Generic, TypeVar
 
 from smallfirst.errors import Unavailable
-from smallfirst.models.servers.child_process import ChildProcess
-from smallfirst.records import Record
+from smallfirst.files import write_atomically
 
-P = TypeVar("P", bound=ChildProcess)
+STOP_TIMEOUT_S = 5.0
+POLL_INTERVAL_S = 0.05
+KEPT_LINES, SHOWN_LINES, MAX_LINE_CHARACTERS = 1000, 3, 500
 RESTART_TIMEOUT_S = 10.0
 """Requests wait so long for an engine that starts again after a crash; some take minutes."""
+MAX_BACKOFF_S = 60.0
+"""The first crash restarts at once, further ones in a row after 2, 4, … seconds, at most this many."""
+STABLE_AFTER_S = 60.0
+"""A crash after so long a run counts as the first one."""
 EXIT_TIMEOUT_S = 0.5
 """Sockets break a moment before the process ends."""
+PROBE_INTERVAL_S, PROBE_TIMEOUT_S = 5.0, 60.0
+"""While requests are in flight the engine is probed, and killed if it does not answer. It answers no probe while it
+reads one batch of a prompt."""
+_SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")
 
 
-class RestartPolicy(Record):
-    """When a crashed engine is restarted, and a hanging one killed."""
+class ChildProcess:
+    """One running program."""
 
-    initial_backoff_s: Annotated[float, Field(gt=0)] = 0.5
-    """Wait before the restart after a crash; doubled with each crash in a row."""
-    max_backoff_s: Annotated[float, Field(gt=0)] = 60
-    """Longest such wait."""
-    stable_after_s: Annotated[float, Field(ge=0)] = 60
-    """A crash after so long a run counts as the first one."""
-    max_request_wait_s: Annotated[float, Field(ge=0)] = 2
-    """Requests sit out the last seconds of that wait, this many at most; before that they are refused."""
-    probe_interval_s: Annotated[float, Field(gt=0)] = 5
-    """Time between two probes while requests are in flight."""
-    probe_timeout_s: Annotated[float, Field(gt=0)] = 60
-    """An engine that does not answer a probe within this time is killed. It answers none while it reads one batch of a
-    prompt."""
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Start the program. Raise OSError if it does not exist."""
+        self._process = subprocess.Popen(
+            command,
+            env=dict(environment),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._is_stopped = False
+        self.ended = threading.Event()
+        """Set once the program has ended or closed its output."""
+        self._started_s = self.ended_s = time.monotonic()
+        self._lines = deque[str](maxlen=KEPT_LINES)
+        self._reader = threading.Thread(target=self._read, name=f"child {self.pid}", daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def uptime_s(self) -> float:
+        return (self.ended_s if self.ended.is_set() else time.monotonic()) - self._started_s
+
+    def output_tail(self) -> str:
+        """Return the last lines of its output, and how it ended."""
+        if self.ended.is_set():  # its output closes a moment before the process ends
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(1)
+        code = self._process.poll()
+        if code is not None:
+            self._reader.join(1)
+        lines = list(self._lines)[-SHOWN_LINES:]
+        if code is not None:
+            lines.append(f"exit code {code}" if code >= 0 else f"ended by signal {-code}")
+        return " / ".join(lines) or "no output"
+
+    def write_output(self, log: Path) -> Path:
+        """Write the last KEPT_LINES lines of its output to a file for this user only, and return that."""
+        return write_atomically(log, "".join(f"{line}\n" for line in self._lines).encode(), mode=0o600)
+
+    def wait_until(self, ready: Callable[[], bool], timeout_s: float) -> bool:
+        """Return True once `ready()` is, or False if the process ends first or the time is over."""
+        until = time.monotonic() + timeout_s
+        while time.monotonic() < until:
+            if ready():
+                return True
+            if self.ended.wait(POLL_INTERVAL_S):
+                return False
+        self._lines.append(f"not ready within {timeout_s:g} s")
+        return False
+
+    def kill(self, reason: str) -> None:
+        """Kill the process and all that it started; `reason` becomes the last line of its output."""
+        self._lines.append(reason)
+        self._kill_group()
+
+    def stop(self) -> None:
+        """Close its input, and kill it after STOP_TIMEOUT_S. Safe to call twice."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_TIMEOUT_S)
+        self._kill_group()
+        self._process.wait()
+        self._is_stopped = True
+        self._reader.join(STOP_TIMEOUT_S)
+
+    def _kill_group(self) -> None:
+        if self._is_stopped:  # the id may belong to another program by now
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as output:
+            while line := output.readline(1 << 16):
+                if text := line.decode(errors="replace").strip():
+                    self._lines.append(text[:MAX_LINE_CHARACTERS])
+        self.ended_s = time.monotonic()
+        self.ended.set()
+
+
+def child_environment(**more: str) -> dict[str, str]:
+    """Return this process's environment without variables that look like secrets, and with `more`."""
+    passed = {name: value for name, value in os.environ.items() if not any(word in name.upper() for word in _SECRET)}
+    return passed | more
+
+
+P = TypeVar("P", bound=ChildProcess)
 
 
 class Supervisor(Generic[P]):
@@ -50,56 +151,38 @@ class Supervisor(Generic[P]):
         name: str,
         start: Callable[[], P],
         probe: Callable[[P, float], None],
-        policy: RestartPolicy | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """Start nothing yet; `start` and `probe` (within the seconds given) block, and raise if there is no answer."""
-        self._name, self._start, self._probe = name, start, probe
-        self._policy, self._clock = policy or RestartPolicy(), clock
-        self._sleep = sleep
+        self._name, self._start, self._probe, self._clock = name, start, probe, clock
         self._lock = threading.Lock()
-        self._process: P | None = None
-        self._starting: Future[P] | None = None
-        self._epoch = self._n_crashes = self._n_in_flight = 0
+        self._current: Future[P] | None = None
+        self._n_crashes = self._n_in_flight = 0
         self._not_before_s, self._output_tail = 0.0, ""
 
     async def process(self) -> P:
-        while True:
-            with self._lock:
-                if (running := self._running()) is not None:
-                    return running
-                wait_s = self._not_before_s - self._clock()
-                if self._starting is None and wait_s <= 0:
-                    self._starting = Future()
-                    run = contextvars.copy_context().run  # with the task's state folder
-                    threading.Thread(target=run, args=(self._run, self._starting, self._epoch), daemon=True).start()
-                starting = self._starting
-            if starting is not None:
-                # Others wait for the same start: a caller who leaves must not cancel it.
-                return await self._started(asyncio.shield(asyncio.wrap_future(starting)))
-            if wait_s > self._policy.max_request_wait_s:
-                times = "once" if self._n_crashes == 1 else f"{self._n_crashes} times in a row"
-                raise Unavailable(
-                    f"{self._name}: the engine failed {times} and restarts in {wait_s:.0f} s; its last output: "
-                    f"{self._output_tail}",
-                    hint="if memory is short, lower context_tokens or slots",
-                )
-            await self._sleep(wait_s)
-
-    async def _started(self, starting: Awaitable[P]) -> P:
-        if not self._n_crashes:
-            return await starting
+        """Return the running process, started if there is none. Raise Unavailable if it crashes again and again."""
+        with self._lock:
+            if self._current is not None and self._current.done():
+                self._note_crash(self._current)
+            if self._current is None:
+                self._refuse_until_it_may_start()
+                self._current = Future()
+                run = contextvars.copy_context().run  # with the task's state folder
+                threading.Thread(target=run, args=(self._run, self._current), daemon=True).start()
+            # Others wait for the same start: a caller who leaves must not cancel it.
+            started = asyncio.shield(asyncio.wrap_future(self._current))
+            patience_s = RESTART_TIMEOUT_S if self._n_crashes else None
         try:
-            return await asyncio.wait_for(starting, RESTART_TIMEOUT_S)
+            return await asyncio.wait_for(started, patience_s)
         except TimeoutError:
-            raise Unavailable(
-                f"{self._name}: the engine crashed and is starting again", hint="retry after a while"
-            ) from None
+            message = f"{self._name}: the engine crashed and is starting again"
+            raise Unavailable(message, hint="retry after a while") from None
 
-    @contextmanager
+    @contextlib.contextmanager
     def request(self) -> Iterator[int]:
+        """Yield the number of requests in flight, this one included."""
         with self._lock:
             self._n_in_flight += 1
             n_in_flight = self._n_in_flight
@@ -120,43 +203,52 @@ class Supervisor(Generic[P]):
 
     def check_health(self, process: P) -> None:
         try:
-            self._probe(process, self._policy.probe_timeout_s)
+            self._probe(process, PROBE_TIMEOUT_S)
         except Exception as error:
             raise Unavailable(f"{self._name}: the engine does not answer: {error}") from None
 
     def stop(self) -> None:
         """End the process, also one that is just starting; a later request starts a new one."""
         with self._lock:
-            process, self._process = self._process, None
-            self._epoch += 1
+            current, self._current = self._current, None
             self._not_before_s, self._n_crashes = 0.0, 0
-        if process is not None:
-            process.stop()
+        if current is not None and current.done() and current.exception() is None:
+            current.result().stop()
 
-    def _running(self) -> P | None:
-        """Return the process if it is alive; count a crash if it no longer is. Hold the lock."""
-        if self._process is not None and not self._process.is_alive:
-            process, self._process = self._process, None
+    def _note_crash(self, ended: Future[P]) -> None:
+        """Forget the process, and count the crash, unless it is alive. Hold the lock."""
+        if (error := ended.exception()) is not None:
+            uptime_s, self._output_tail = 0.0, str(error)
+        else:
+            process = ended.result()
+            if process.is_alive:
+                return
             process.stop()
-            self._count_crash(process.uptime_s, process.ended_s, process.output_tail())
-        return self._process
+            uptime_s, self._output_tail = process.uptime_s, process.output_tail()
+        self._current = None
+        self._n_crashes = 1 if uptime_s >= STABLE_AFTER_S else self._n_crashes + 1
+        backoff_s = 0.0 if self._n_crashes == 1 else 2.0 ** min(self._n_crashes - 1, 30)
+        self._not_before_s = self._clock() + min(MAX_BACKOFF_S, backoff_s)
 
-    def _run(self, starting: Future[P], epoch: int) -> None:
+    def _refuse_until_it_may_start(self) -> None:
+        if (wait_s := self._not_before_s - self._clock()) > 0:
+            raise Unavailable(
+                f"{self._name}: the engine failed {self._n_crashes} times in a row and restarts in {wait_s:.0f} s; "
+                f"its last output: {self._output_tail}",
+                hint="if memory is short, lower context_tokens or slots",
+            )
+
+    def _run(self, starting: Future[P]) -> None:
         try:
             process = self._start()
         except BaseException as error:
-            with self._lock:
-                self._starting = None
-                self._count_crash(0.0, self._clock(), str(error))
             starting.set_exception(error)
             return
         with self._lock:
-            self._starting = None
-            wanted = epoch == self._epoch
+            wanted = self._current is starting
             if wanted:
-                self._process = process
+                starting.set_result(process)
         if wanted:
-            starting.set_result(process)
             self._watch(process)
         else:
             process.stop()
@@ -164,17 +256,10 @@ class Supervisor(Generic[P]):
 
     def _watch(self, process: P) -> None:
         """Kill the process if it does not answer a probe while requests are in flight; return when it ends."""
-        while not process.ended.wait(self._policy.probe_interval_s):
+        while not process.ended.wait(PROBE_INTERVAL_S):
             if not self._n_in_flight:
                 continue
             try:
-                self._probe(process, self._policy.probe_timeout_s)
+                self._probe(process, PROBE_TIMEOUT_S)
             except Exception:
-                process.kill(f"killed: no answer to a probe within {self._policy.probe_timeout_s:g} s")
-
-    def _count_crash(self, uptime_s: float, ended_s: float, output_tail: str) -> None:
-        """Hold the lock."""
-        self._n_crashes = 1 if uptime_s >= self._policy.stable_after_s else self._n_crashes + 1
-        backoff_s = self._policy.initial_backoff_s * 2 ** min(self._n_crashes - 1, 30)
-        self._not_before_s = ended_s + min(self._policy.max_backoff_s, backoff_s)
-        self._output_tail = output_tail
+                process.kill(f"killed: no answer to a probe within {PROBE_TIMEOUT_S:g} s")

@@ -15,8 +15,8 @@ from smallfirst.models.generation.sequence import GeneratedSequence, GenerationR
 from smallfirst.models.local.tokenizer import end_of_turn_token
 from smallfirst.models.local.weights import import_transformers, load_pretrained
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.protocol import Capability, Embeddings, Request
-from smallfirst.models.servers.vllm_models import VllmRoute, token_of
+from smallfirst.models.protocol import Capability, Embeddings
+from smallfirst.models.servers.vllm import VllmRoute, token_of
 from smallfirst.pricing.machine import MachinePrice
 
 CutOff = Callable[[Any], None]
@@ -42,21 +42,20 @@ class VllmScheduler:
         self, request: GenerationRequest, cut_off: CutOff | None = None
     ) -> AsyncGenerator[TextDelta | GenerationResult]:
         """Yield the answer's deltas, then the whole. Closed early, vLLM stops generating it."""
-        asked, answer = Request.ask("x" * len(request.ids)), _Answer(request, self.tokenizer, self._end)
-        async with self.route.lease(asked) as lease:
+        answer = _Answer(request, self.tokenizer, self._end)
+        async with self.route.post(request.tenant, self._body(request)) as (response, busy):
             try:
-                async with self.route.post(lease, asked, self._body(request)) as response:
-                    async for data in response.events():
-                        if data != "[DONE]" and (delta := answer.take(data)):
-                            yield delta
-                    if not answer.finished:
-                        raise Unavailable(f"{self.route.name}: the answer broke off", hint="retry")
-                answer.busy_s, cut_off = lease.busy_s, None
-                yield answer.result()
+                async for data in response.events():
+                    if data != "[DONE]" and (delta := answer.take(data)):
+                        yield delta
+                if not answer.finished:
+                    raise Unavailable(f"{self.route.name}: the answer broke off", hint="retry")
+                cut_off = None
             finally:
-                answer.busy_s = lease.busy_s
+                answer.busy_s = busy.seconds
                 if cut_off is not None and answer.ids:
                     cut_off(answer)
+        yield answer.result()
 
     async def aclose(self) -> None:
         self.closed = True
@@ -126,20 +125,23 @@ class VllmGenerativeModel(GenerativeModel):
 
 
 def generative_model(
-    route: VllmRoute,
-    tokenizer: Path,
-    manifest: Manifest,
-    *,
-    name: str,
-    price: MachinePrice,
-    context_tokens: int | None = None,
+    route: VllmRoute, tokenizer: Path, manifest: Manifest, *, base: Path, name: str, price: MachinePrice
 ) -> GenerativeModel:
     """Return the model of a folder that training wrote, with the tokenizer in the folder `tokenizer`.
 
-    `context_tokens` is the longest prompt with its answer; None if unknown. Raise MissingExtra.
+    Prompts longer than the base was made for are refused here where its folder is. Raise MissingExtra.
     """
     transformers = import_transformers("Serving through vLLM", weights=False)
     loaded = load_pretrained(transformers.AutoTokenizer, tokenizer)
     end = end_of_turn_token(loaded) if manifest.kind == "chat" else None
-    scheduler: Any = VllmScheduler(route, loaded, context_tokens=context_tokens, end=end)
+    scheduler: Any = VllmScheduler(route, loaded, context_tokens=_context_tokens(base), end=end)
     return VllmGenerativeModel.fine_tuned(scheduler, manifest, name=name, price=price)
+
+
+def _context_tokens(base: Path) -> int | None:
+    """Return the longest prompt with its answer that a base was made for; None if its folder is not here."""
+    try:
+        found = json.loads((base / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, int) else None

@@ -21,8 +21,7 @@ from typing import Literal
 from smallfirst.errors import EXTRAS, SmallfirstError, WeightsNotFound, without_secrets
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.engines.hardware import detect_hardware
-from smallfirst.models.remote.config import EndpointConfig
-from smallfirst.models.servers.vllm_config import VllmServer
+from smallfirst.models.remote.config import EndpointConfig, VllmServer
 from smallfirst.paths import state_folder, tracking_uri
 from smallfirst.project.candidate_registry import all_candidates
 from smallfirst.project.task_file import SmallConfig, TaskFile
@@ -181,11 +180,10 @@ def _endpoint(endpoint: EndpointConfig, *, ask: bool) -> Result:
 
 
 def _vllm(server: VllmServer) -> Result:
-    from smallfirst.models.servers.vllm import joined_server
-
-    load = asyncio.run(joined_server(server, "vLLM").process()).load
-    in_use = f"{load.kv_cache:.0%} of the memory for keys and values in use"
-    return "ok", f"{server.url}: {load.running} requests running, {load.waiting} waiting, {in_use}", ""
+    status = _get(server.url, "/health", os.environ.get(server.api_key_env, ""))
+    if status != 200:
+        return "fail", f"{server.url} does not answer: {status}", "start it, or correct small.vllm.url"
+    return "ok", f"{server.url} answers", ""
 
 
 def _get(base_url: str, path: str, key: str) -> int | str:

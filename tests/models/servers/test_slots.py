@@ -14,12 +14,12 @@ from smallfirst.errors import Unavailable
 from smallfirst.models.servers.slots import Slot, SlotPool
 
 
-def pool(n: int = 1, max_requests: int = 4) -> SlotPool:
-    return SlotPool(n, name="engine", max_queued_requests=max_requests, max_queued_characters=100)
+def pool(n: int = 1) -> SlotPool:
+    return SlotPool(n, name="engine")
 
 
-async def visit(slots: SlotPool, tenant: str, n_characters: int = 1, *, timeout_s: float = 60) -> Slot:
-    async with slots.acquire(tenant, n_characters, timeout_s=timeout_s) as slot:
+async def visit(slots: SlotPool, tenant: str, *, timeout_s: float = 60) -> Slot:
+    async with slots.acquire(tenant, timeout_s=timeout_s) as slot:
         return slot
 
 
@@ -33,7 +33,7 @@ async def queued(slots: SlotPool, tenant: str) -> asyncio.Task[Slot]:
 @asynccontextmanager
 async def busy(slots: SlotPool) -> AsyncIterator[None]:
     """A slot is in use by a."""
-    async with slots.acquire("a", 1, timeout_s=60):
+    async with slots.acquire("a", timeout_s=60):
         yield
 
 
@@ -65,24 +65,15 @@ async def test_queued_requests_are_served_in_order() -> None:
 
 
 @in_loop
-async def test_queue_is_bounded_by_requests_and_by_characters() -> None:
-    one = pool(max_requests=1)
+async def test_queue_is_bounded_for_tenants_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smallfirst.models.servers.slots.MAX_QUEUED_REQUESTS", 1)
+    one = pool()
     async with busy(one):
-        with pytest.raises(Unavailable, match="takes at most 1 requests with 100 characters"):
-            await visit(one, "a", 101)
-        waiting = await queued(one, "a")
-        with pytest.raises(Unavailable, match="1 requests in flight, 1 with 1 characters queued"):
+        waiting = [await queued(one, "a")]
+        with pytest.raises(Unavailable, match="1 requests in flight, 1 queued"):
             await visit(one, "b")
-    await waiting
-    await visit(one, "b")
-
-
-@in_loop
-async def test_requests_without_a_tenant_are_not_limited() -> None:
-    one = pool(max_requests=0)
-    async with busy(one):
-        tasks = [await queued(one, "") for _ in range(50)]
-    assert len(await asyncio.gather(*tasks)) == 50
+        waiting += [await queued(one, "") for _ in range(50)]
+    assert len(await asyncio.gather(*waiting)) == 51
 
 
 @in_loop
@@ -103,26 +94,25 @@ async def test_slot_of_a_waiter_that_leaves_goes_to_the_next() -> None:
     one = pool()
     async with busy(one):
         leaver, last = await queued(one, "b"), await queued(one, "c")
-    leaver.cancel()  # b has been woken at this very moment
+    leaver.cancel()  # b has been given the slot at this very moment
     assert await last == Slot(0, False)
     assert one.n_free == 1
 
 
 @in_loop
-async def test_waiter_has_its_slot_before_it_is_woken() -> None:
-    """The waiter may be in another thread, which runs as soon as it is woken."""
-    one, loop, seen = pool(), asyncio.get_running_loop(), list[Slot | None]()
-    call_soon = loop.call_soon_threadsafe
-
-    def noted(callback: Callable[[], None]) -> asyncio.Handle:
-        seen.append(callback.__self__.slot)
-        return call_soon(callback)
-
-    loop.call_soon_threadsafe = noted
+async def test_cache_is_not_reused_where_the_last_prompt_may_not_have_been_read() -> None:
+    """The slot is b's by name, and what it has cached may still be a's."""
+    one = pool()
+    assert await visit(one, "a") == Slot(0, False)
+    with pytest.raises(RuntimeError):
+        async with one.acquire("b", timeout_s=60):
+            raise RuntimeError("the engine was away")
+    assert await visit(one, "b") == Slot(0, False)
     async with busy(one):
-        waiting = await queued(one, "b")
-    await waiting
-    assert seen == [Slot(0, False)]
+        leaver = await queued(one, "c")
+    leaver.cancel()
+    await asyncio.gather(leaver, return_exceptions=True)
+    assert await visit(one, "c") == Slot(0, False)
 
 
 @in_loop
@@ -130,7 +120,7 @@ async def test_waiter_whose_loop_has_closed_is_passed_over() -> None:
     one, loop = pool(), asyncio.get_running_loop()
     call_soon = loop.call_soon_threadsafe
 
-    def closed(callback: Callable[[], None]) -> None:
+    def closed(callback: Callable[..., None], *args: object) -> None:
         raise RuntimeError("Event loop is closed")
 
     async with busy(one):

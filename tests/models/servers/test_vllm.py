@@ -1,45 +1,142 @@
-"""What a vLLM at an address is asked for by, and what is refused before it is asked."""
+"""Fine-tuned label models on vLLM: the probabilities of PyTorch, and an adapter that is there when it is asked."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pydantic
 import pytest
+import torch
+from fixtures.event_loop import in_loop
+from fixtures.vllm_server import ScriptedVllm, scored_by, top_logprobs
 
-from smallfirst.models.protocol import Request
-from smallfirst.models.response_format import FREE_TEXT
-from smallfirst.models.servers.slots import Slot
-from smallfirst.models.servers.vllm import VllmConfig, adapter_name, context_of, vllm_backend
+from smallfirst.errors import BadAnswer, ConfigError, Unavailable
+from smallfirst.models.label_model import LabelModel
+from smallfirst.models.loading import load_model
+from smallfirst.models.local.label_scorer import LabelScorer
+from smallfirst.models.manifest import write_manifest
+from smallfirst.models.protocol import Capability, Model, Request, label_probability_model
+from smallfirst.models.remote.config import VllmServer
+from smallfirst.models.servers.vllm import served_name
 
-CONFIG = VllmConfig(url="http://gpu-1:8000/v1", model=Path("weights/base"))
+TEXTS = ("where is my card", "my card was stolen and I want another one", "")
+
+
+@pytest.fixture
+def adapter(tmp_path: Path, tiny_folder: Path, scorer: LabelScorer) -> Path:
+    """A folder as training writes it with adapters kept."""
+    folder = tmp_path / "tickets"
+    folder.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_folder / name, folder)
+    (folder / "adapter_config.json").write_text(json.dumps({"r": 8, "peft_type": "LORA"}))
+    (folder / "adapter_model.safetensors").touch()
+    manifest = scorer.manifest.model_copy(update={"weights_fingerprint": "0123456789abcdef", "temperature": 1.5})
+    write_manifest(folder, manifest)
+    return folder
+
+
+@pytest.fixture
+def computing(vllm: ScriptedVllm, scorer: LabelScorer) -> ScriptedVllm:
+    vllm.complete = scored_by(scorer.model)
+    return vllm
+
+
+def loaded(folder: Path, vllm: ScriptedVllm) -> Model:
+    return load_model(folder, name="tickets-small@3", vllm=VllmServer(url=f"{vllm.url}/v1"))
+
+
+@in_loop
+async def test_probabilities_are_those_of_pytorch(computing: ScriptedVllm, adapter: Path, scorer: LabelScorer) -> None:
+    model, reference = loaded(adapter, computing), LabelModel(scorer, scorer.manifest)
+    temperature = 1.5
+    scoring = label_probability_model(model)
+    assert scoring is not None
+    assert Capability.EMBEDDINGS not in model.capabilities
+    for text, found, expected in zip(TEXTS, await scoring.probabilities(TEXTS), scorer.score(TEXTS), strict=True):
+        logs = torch.tensor(expected.log_probabilities) / temperature
+        assert found.probabilities == pytest.approx(logs.softmax(-1).tolist(), abs=1e-5), text
+        assert found.n_tokens == expected.n_tokens
+    answer = await model.complete(Request.ask(TEXTS[0]))
+    assert (answer.text, answer.completion_tokens) == ((await reference.complete(Request.ask(TEXTS[0]))).text, 1)
+    assert answer.cost_usd > 0
+    await model.ready()
+    await model.aclose()
+    await reference.aclose()
+
+
+@in_loop
+async def test_adapter_is_loaded_once_and_again_after_a_restart(computing: ScriptedVllm, adapter: Path) -> None:
+    model = loaded(adapter, computing)
+    await asyncio.gather(*(model.complete(Request.ask(text)) for text in TEXTS))
+    name = "tickets-small-3-01234567"  # task, version and weights
+    assert computing.adapters == {name: str(adapter)}
+    computing.stop()
+    computing.start()  # sooner than anybody looks
+    await model.complete(Request.ask(TEXTS[0]))
+    assert computing.adapters == {name: str(adapter)}
+    assert {body["model"] for body in computing.bodies} == {name}
+    await model.aclose()
+
+
+@in_loop
+async def test_tenants_prompts_are_salted_apart(computing: ScriptedVllm, adapter: Path) -> None:
+    model = loaded(adapter, computing)
+    for tenant in ("ann", "ann", "bob"):
+        await model.complete(Request.ask(TEXTS[0]).model_copy(update={"tenant": tenant}))
+    first, again, other = (body["cache_salt"] for body in computing.bodies)
+    assert first == again != other
+    await model.aclose()
+
+
+@pytest.mark.parametrize("answer", [{}, {"choices": []}, top_logprobs({5: -0.1}), [1], top_logprobs({5: math.nan})])
+@in_loop
+async def test_answer_without_every_label_is_refused(vllm: ScriptedVllm, adapter: Path, answer: Any) -> None:
+    vllm.complete = lambda _: answer
+    model = loaded(adapter, vllm)
+    with pytest.raises(BadAnswer, match="did not return the probability of every label token"):
+        await model.complete(Request.ask("x"))
+    await model.aclose()
+
+
+@in_loop
+async def test_adapter_that_is_there_is_taken_and_one_that_cannot_be_loaded_says_what_to_do(
+    computing: ScriptedVllm, adapter: Path
+) -> None:
+    computing.adapters["tickets-small-3-01234567"] = "loaded by another gateway"
+    model = loaded(adapter, computing)
+    await model.complete(Request.ask(TEXTS[0]))
+    await model.aclose()
+    computing.stop()
+    model = loaded(adapter, computing)
+    with pytest.raises(Unavailable, match=f"the vLLM at {computing.url} does not answer"):
+        await model.complete(Request.ask(TEXTS[0]))
+    computing.start()
+    computing.loads_adapters = False
+    with pytest.raises(Unavailable, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING=1") as caught:
+        await model.complete(Request.ask(TEXTS[0]))
+    assert f"--lora-modules tickets-small-3-01234567={adapter}" in str(caught.value)
+    await model.aclose()
+
+
+def test_an_adapter_without_weights_is_refused_before_it_is_asked(adapter: Path, vllm: ScriptedVllm) -> None:
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"lacks adapter_model\.safetensors"):
+        loaded(adapter, vllm)
 
 
 def test_weights_are_named_by_task_version_and_content(tmp_path: Path) -> None:
-    assert CONFIG.url == "http://gpu-1:8000"
-    assert adapter_name(tmp_path, "tickets small@3") == "tickets-small-3"
+    assert served_name(tmp_path, "tickets small@3") == "tickets-small-3"
     (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
-    named = adapter_name(tmp_path, "tickets small@3")
+    named = served_name(tmp_path, "tickets small@3")
     (tmp_path / "adapter_model.safetensors").write_bytes(b"others")
     assert named.startswith("tickets-small-3-")
-    assert named != adapter_name(tmp_path, "tickets small@3")
-
-
-def test_the_longest_prompt_is_read_where_the_base_is_here(tmp_path: Path) -> None:
-    assert context_of(tmp_path) is None
-    (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 2048}))
-    assert context_of(tmp_path) == 2048
-
-
-def test_a_second_attempt_reuses_no_cache_of_the_tenant() -> None:
-    backend, request = vllm_backend(CONFIG), Request.ask("Hi").model_copy(update={"tenant": "ann"})
-    slot = Slot(0, may_reuse_cache=True)
-    again = [backend.extra_body(request, FREE_TEXT, slot, False)["cache_salt"] for _ in range(2)]
-    assert again[0] == again[1]
-    assert backend.extra_body(request, FREE_TEXT, slot, True)["cache_salt"] not in again
-    assert "ann" not in again[0]
+    assert named != served_name(tmp_path, "tickets small@3")
 
 
 @pytest.mark.parametrize(
@@ -47,4 +144,4 @@ def test_a_second_attempt_reuses_no_cache_of_the_tenant() -> None:
 )
 def test_settings_that_name_no_address_or_start_one_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(pydantic.ValidationError, match=r"url|no user or password|program"):
-        VllmConfig.model_validate({"model": "m", **wrong})
+        VllmServer.model_validate(wrong)

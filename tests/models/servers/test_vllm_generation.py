@@ -21,7 +21,7 @@ from smallfirst.models.loading import load_model
 from smallfirst.models.local.tokenizer import encode_prompt
 from smallfirst.models.manifest import Manifest, write_manifest
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request
-from smallfirst.models.servers.vllm_config import VllmServer
+from smallfirst.models.remote.config import VllmServer
 from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.extract import Extract
 
@@ -77,7 +77,8 @@ def replayed(loaded: Loaded, task: str) -> Callable[[dict[str, Any]], list[dict[
 
 def answers(model: GenerativeModel) -> tuple[Completion, list[Chunk]]:
     async def both() -> tuple[Completion, list[Chunk]]:
-        found = await model.complete(REQUEST), [chunk async for chunk in model.stream(REQUEST)]
+        other = REQUEST.model_copy(update={"tenant": "bob"})
+        found = await model.complete(REQUEST), [chunk async for chunk in model.stream(other)]
         await model.aclose()
         return found
 
@@ -99,6 +100,7 @@ def test_answers_are_those_of_the_model_in_this_process(
     assert "".join(chunk.text for chunk in chunks) == "".join(chunk.text for chunk in expected_chunks)
     assert found.cost_usd > 0
     body = vllm.bodies[0]
+    assert [one["cache_salt"] == body["cache_salt"] for one in vllm.bodies] == [True, False]
     assert body["prompt"] == encode_prompt(tiny_fp32[1], TASKS[task].prompt("the card"), 512)
     assert body.get("structured_outputs") == ({"grammar": lark_grammar(SCHEMA)} if task == "json" else None)
 
