@@ -30,7 +30,7 @@ def settings_page() -> str:
     """Return the page of all settings of task.yaml and gateway.yaml."""
     from smallfirst.gateway.settings import GatewaySettings
     from smallfirst.project.task_file import TaskFile
-    from smallfirst.routing.policies.policy import POLICIES
+    from smallfirst.routing.policies import POLICIES
     from smallfirst.tasks import TASK_KINDS
 
     lines = [

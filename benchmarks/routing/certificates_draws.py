@@ -25,8 +25,7 @@ from benchmarks.routing.certificates_pools import gsm8k
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData
 from smallfirst.routing.certificate.threshold_search import search_cascade, threshold_paths
-from smallfirst.stats.bounds import betting_p_value
-from smallfirst.stats.intervals import clopper_pearson
+from smallfirst.stats.intervals import betting_p_value, clopper_pearson
 from smallfirst.stats.sample_size import min_rows_without_error
 
 SIZES = (200, 400, 800)

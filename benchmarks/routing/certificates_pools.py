@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.routing.certificate.outcomes import CascadeData, cascade_data
 

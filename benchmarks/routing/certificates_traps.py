@@ -39,7 +39,7 @@ from smallfirst.routing.certificate.threshold_search import (
     start_rows,
 )
 from smallfirst.routing.certificate.units import one_row_a_unit
-from smallfirst.routing.policies.built_in import RulePolicy
+from smallfirst.routing.policies import RulePolicy
 from smallfirst.stats.sample_size import rows_for_error
 
 COPIES = 5

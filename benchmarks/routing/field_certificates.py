@@ -25,7 +25,7 @@ import numpy as np
 from scipy.stats import norm
 
 from benchmarks.datasets import RESULTS
-from smallfirst.evaluation.results import EvaluatedRow
+from smallfirst.evaluation.evaluate import EvaluatedRow
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.threshold_search import search_threshold
 from smallfirst.routing.certificate.units import FieldTable, field_table, fit_curves

@@ -35,8 +35,7 @@ from benchmarks.routing.out_of_domain_models import (
     worded,
 )
 from smallfirst.models.state_features import STATE_FEATURES
-from smallfirst.routing.ood.detector import ConformalScorer, ScoreFusion
-from smallfirst.routing.ood.text_features import SCORES
+from smallfirst.routing.domain import SCORES, ConformalScorer, ScoreFusion
 from smallfirst.stats import intervals as stats
 
 RESULT = RESULTS / "out_of_domain.md"

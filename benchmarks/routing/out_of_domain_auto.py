@@ -58,7 +58,7 @@ def fit(kind: str, folder: Path) -> Path:
     """Return the folder of the selector's signatures, one per task, fitting missing ones."""
     from smallfirst.models.catalog import find_weights
     from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder
-    from smallfirst.routing.ood.detector import PROFILE_FILE, fit_task_profile
+    from smallfirst.routing.domain import PROFILE_FILE, fit_task_profile
 
     place = folder / "auto" / kind
     encoder = None

@@ -18,7 +18,7 @@ from smallfirst.models.linear.classifier import ENCODER_FOLDER, LinearClassifier
 from smallfirst.models.linear.tfidf import TfidfFeatures
 from smallfirst.models.manifest import Manifest, read_manifest
 from smallfirst.models.state_features import HiddenStateProfile, HiddenStates
-from smallfirst.routing.ood.text_features import TextFeatures
+from smallfirst.routing.domain import TextFeatures
 from smallfirst.tasks.classify import Classify
 
 if TYPE_CHECKING:

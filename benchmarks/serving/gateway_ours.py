@@ -22,9 +22,8 @@ from smallfirst.pricing.prices import PriceBook
 from smallfirst.pricing.token_price import TokenPrice
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.policies.built_in import RulePolicy
-from smallfirst.routing.router import Router
-from smallfirst.routing.types import RouterOptions, Stage
+from smallfirst.routing.policies import RulePolicy
+from smallfirst.routing.router import Router, RouterOptions, Stage
 from smallfirst.serving.app import serve
 from smallfirst.serving.auth.keys import hash_key
 from smallfirst.serving.ledger.ledger import Ledger

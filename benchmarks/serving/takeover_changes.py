@@ -26,8 +26,7 @@ from smallfirst.gateway.takeover.takeovers import TakeOvers
 from smallfirst.gateway.takeover.tasks import TakenOverTasks
 from smallfirst.gateway.upstreams import Target
 from smallfirst.models.protocol import Request
-from smallfirst.routing.router import Router
-from smallfirst.routing.types import Decision
+from smallfirst.routing.router import Decision, Router
 from smallfirst.serving.ledger.ledger import Ledger
 
 CHANGE_AT = 1_000

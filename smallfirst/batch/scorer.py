@@ -26,7 +26,7 @@ from smallfirst.project.task_file import TaskFile, read_task_file
 from smallfirst.records import Record, fingerprint
 from smallfirst.registry import versions
 from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.policies.policy import CHALLENGER
+from smallfirst.routing.policies import CHALLENGER
 from smallfirst.routing.router import Router
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.sync import run_sync

@@ -6,7 +6,7 @@ import math
 
 from pydantic import computed_field
 
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.pricing.machine import MachinePrice
 from smallfirst.pricing.money import format_usd
 from smallfirst.records import Record

@@ -27,7 +27,7 @@ from smallfirst.paths import state_of
 from smallfirst.pricing.money import format_usd
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.records import Record
-from smallfirst.routing.types import OUT_OF_SCOPE
+from smallfirst.routing.router import OUT_OF_SCOPE
 from smallfirst.serving.ledger.ledger import Ledger
 
 Basis = Literal["audits", "escalated", "evaluation", "unknown"]

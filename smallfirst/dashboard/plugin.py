@@ -9,7 +9,7 @@ from smallfirst.billing.saved import Amount
 from smallfirst.dashboard.page import page_files
 from smallfirst.dashboard.watch import watch
 from smallfirst.deployment.audited_router import AuditedRouter
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.models.protocol import Model
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.serving.ledger.ledger import Ledger

@@ -12,7 +12,7 @@ from smallfirst.billing.live import latency_ms
 from smallfirst.billing.machines import machine_costs
 from smallfirst.billing.saved import Amount, Saving, is_small, savings, total
 from smallfirst.deployment.audited_router import AuditedRouter
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.routing.monitoring.audit_plan import share_wrong
 from smallfirst.serving.ledger.ledger import Ledger

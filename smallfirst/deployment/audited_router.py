@@ -26,8 +26,7 @@ from smallfirst.models.wrappers import DelegatingModel
 from smallfirst.pricing.charge import charges_json, total_usd, with_purpose
 from smallfirst.routing.monitoring.drift import Statistic
 from smallfirst.routing.monitoring.monitor import Monitor
-from smallfirst.routing.router import Router
-from smallfirst.routing.types import OUT_OF_SCOPE, Decision, is_covered, took_cascade
+from smallfirst.routing.router import OUT_OF_SCOPE, Decision, Router, is_covered, took_cascade
 from smallfirst.serving.ledger.ledger import AlreadyRecorded, Ledger, LedgerAway, LedgerUnavailable
 from smallfirst.serving.ledger.rows import (
     AuditRow,

@@ -8,8 +8,7 @@ from typing import Literal, NamedTuple
 
 from smallfirst.gate.outcome import Outcome
 from smallfirst.models.protocol import Completion
-from smallfirst.routing.router import Router
-from smallfirst.routing.types import Decision
+from smallfirst.routing.router import Decision, Router
 from smallfirst.tasks.task import Task
 
 

@@ -37,10 +37,9 @@ from smallfirst.registry import versions
 from smallfirst.registry.versions import ModelVersion
 from smallfirst.registry.versions import check_name as check_name
 from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.ood.detector import OodGate
-from smallfirst.routing.policies.built_in import SplitPolicy, split_position
-from smallfirst.routing.router import Router
-from smallfirst.routing.types import Stage
+from smallfirst.routing.domain import OodGate
+from smallfirst.routing.policies import SplitPolicy, split_position
+from smallfirst.routing.router import Router, Stage
 from smallfirst.serving.ledger.ledger import Ledger
 
 

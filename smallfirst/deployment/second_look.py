@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from smallfirst.data.dataset import fold_text
 from smallfirst.errors import StageMissing
-from smallfirst.evaluation.results import EvaluatedRow, Evaluation
+from smallfirst.evaluation.evaluate import EvaluatedRow, Evaluation
 from smallfirst.files import locked
 from smallfirst.gate.outcome import Outcome, share_words
 from smallfirst.models.protocol import Completion, Request
@@ -37,8 +37,7 @@ from smallfirst.registry import versions
 from smallfirst.registry.versions import ModelVersion
 from smallfirst.routing.certificate.certificate import BelowRule, Certificate, certify
 from smallfirst.routing.certificate.looks import FOLDED
-from smallfirst.routing.router import Router
-from smallfirst.routing.types import Decision, took_cascade
+from smallfirst.routing.router import Decision, Router, took_cascade
 from smallfirst.serving.ledger.ledger import AlreadyRecorded, Ledger
 from smallfirst.serving.ledger.rows import ShadowRow, StateRow
 

@@ -15,13 +15,13 @@ from smallfirst.deployment.monitoring_routes import MonitoringRoutes
 from smallfirst.deployment.registry_watcher import NotReadyYet, RegistryWatcher, one_line
 from smallfirst.deployment.task_deployment import DeployedVersion, TargetVersions, TaskDeployment, check_models_answer
 from smallfirst.errors import ConfigError
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import TaskFile
 from smallfirst.routing.auto import AutoRouter, TaskSelector
-from smallfirst.routing.ood.detector import PROFILE_FILE
+from smallfirst.routing.domain import PROFILE_FILE
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.plugins import Plugin
 

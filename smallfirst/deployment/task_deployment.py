@@ -46,9 +46,8 @@ from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.monitoring.audit_plan import allocate_audits
 from smallfirst.routing.monitoring.monitor import Monitor
 from smallfirst.routing.monitoring.quantities import Judge, not_watched, watched_quantities
-from smallfirst.routing.policies.policy import CHALLENGER
-from smallfirst.routing.router import Router
-from smallfirst.routing.types import Stage
+from smallfirst.routing.policies import CHALLENGER
+from smallfirst.routing.router import Router, Stage
 from smallfirst.serving.ledger.ledger import Ledger
 
 _log = logging.getLogger("smallfirst.serving")

@@ -16,7 +16,7 @@ import pydantic
 
 from smallfirst.data.dataset import Dataset, Example
 from smallfirst.errors import DataError, Problem, did_you_mean
-from smallfirst.evaluation.results import EvaluatedRow, Evaluation
+from smallfirst.evaluation.evaluate import EvaluatedRow, Evaluation
 from smallfirst.files import write_atomically
 from smallfirst.records import Record, parse_json_lines
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 from smallfirst.errors import SmallfirstError
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.evaluation.risk_coverage import risk_coverage_curve
 from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate, cohen_kappa, wilson

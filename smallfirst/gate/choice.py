@@ -20,11 +20,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.gate.gate import CheckInputs, ConfidenceLevel, Gate, run_checks
 from smallfirst.gate.verdict import CheckResult
 from smallfirst.stats.intervals import paired_score_interval
-from smallfirst.stats.shrinkage import shrunk_means
+from smallfirst.stats.sample_size import shrunk_means
 
 ALIKE = 1.25
 """Costs that differ by no more than this factor count as equal: measured again, they differ by as much."""

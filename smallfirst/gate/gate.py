@@ -23,8 +23,7 @@ from scipy import special
 
 from smallfirst.data.quality.leaks import LeakReport, min_clean_rows
 from smallfirst.errors import ConfigError, did_you_mean
-from smallfirst.evaluation.evaluate import share_of_bill
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.evaluate import Evaluation, share_of_bill
 from smallfirst.gate.verdict import CheckResult, Verdict
 from smallfirst.records import Record
 from smallfirst.stats import intervals

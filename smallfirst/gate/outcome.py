@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pydantic
 
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.gate.gate import Gate
 from smallfirst.pricing.money import format_usd
 from smallfirst.records import Record

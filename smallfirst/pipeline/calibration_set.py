@@ -13,8 +13,7 @@ from typing import Any, Literal, NamedTuple
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.sources.load import load_rows
 from smallfirst.errors import DataError, StageMissing
-from smallfirst.evaluation.evaluate import EvaluationSetup, judge_by, restrict_to_rows
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.evaluate import Evaluation, EvaluationSetup, judge_by, restrict_to_rows
 from smallfirst.models.protocol import Request
 from smallfirst.models.trained_on import refuse_seen_rows
 from smallfirst.pipeline.confidence_heads import (
@@ -41,8 +40,8 @@ from smallfirst.project.project import Project, labelled_by, own_validation
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import max_outside
-from smallfirst.routing.ood.detector import KEEP_SHARE
-from smallfirst.routing.policies.policy import CASCADE, apply_policies, is_conversation
+from smallfirst.routing.domain import KEEP_SHARE
+from smallfirst.routing.policies import CASCADE, apply_policies, is_conversation
 
 
 class CalibrationSet(NamedTuple):

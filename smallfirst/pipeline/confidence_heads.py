@@ -19,17 +19,17 @@ import numpy as np
 
 from smallfirst.data.dataset import Dataset, Example
 from smallfirst.errors import NotRecorded
+from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.evaluation.out_of_fold import FoldAnswers
-from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.pipeline.large_model import answers_so_far
 from smallfirst.project.project import Project, own_validation
 from smallfirst.records import Record
+from smallfirst.routing.acceptance import AcceptanceScore, foreign_rows
 from smallfirst.routing.confidence_head import DraftHead
+from smallfirst.routing.domain import MeasuredText, TaskProfile
 from smallfirst.routing.gain import LARGE, SMALL, GainModel
-from smallfirst.routing.ood.acceptance import AcceptanceScore, foreign_rows
-from smallfirst.routing.ood.detector import MeasuredText, TaskProfile
-from smallfirst.routing.types import Stage
+from smallfirst.routing.router import Stage
 
 HEADS = "heads.json"
 """File beside the certificate."""

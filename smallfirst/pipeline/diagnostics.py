@@ -12,9 +12,8 @@ from pathlib import Path
 
 from smallfirst.data.dataset import sample_rows, sample_share
 from smallfirst.data.quality.leaks import LeakReport, find_leaks
-from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate, restrict_to_rows, summarize
+from smallfirst.evaluation.evaluate import Evaluation, EvaluationSetup, evaluate, restrict_to_rows, summarize
 from smallfirst.evaluation.label_errors import Suspect, find_label_errors, write_suspects
-from smallfirst.evaluation.results import Evaluation
 from smallfirst.evaluation.self_agreement import SelfAgreement, self_agreement
 from smallfirst.pipeline import large_model as large_path
 from smallfirst.pipeline.candidates.linear import WORDS

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from smallfirst.data.dataset import Dataset, sample_rows
-from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate, score_row, summarize
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.evaluate import Evaluation, EvaluationSetup, evaluate, score_row, summarize
 from smallfirst.models.local.weights import release_memory
 from smallfirst.models.protocol import Model, Request
 from smallfirst.models.wrappers import OpenEndedReplay
@@ -22,8 +21,8 @@ from smallfirst.project.project import Project, in_task_state
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.registry.evaluations import log_evaluation
 from smallfirst.report.data import OpenEndedRouting
+from smallfirst.routing.acceptance import split_foreign
 from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.ood.acceptance import split_foreign
 from smallfirst.routing.router import Router
 
 COST_ROWS = 200

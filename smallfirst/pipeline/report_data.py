@@ -9,8 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import smallfirst
+from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.evaluation.learning_curve import LearningCurve
-from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.outcome import Outcome
 from smallfirst.pipeline.diagnostics import Diagnostics, diagnose
 from smallfirst.pipeline.learning_curve import LEARNING

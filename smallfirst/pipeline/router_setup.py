@@ -23,9 +23,9 @@ from smallfirst.project.task_file import TaskFile
 from smallfirst.records import Record
 from smallfirst.registry import versions
 from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.ood.detector import OodGate, TaskProfile, fit_task_profile
-from smallfirst.routing.policies.policy import CHALLENGER
-from smallfirst.routing.types import RouterOptions, Stage
+from smallfirst.routing.domain import OodGate, TaskProfile, fit_task_profile
+from smallfirst.routing.policies import CHALLENGER
+from smallfirst.routing.router import RouterOptions, Stage
 
 PROFILE_FOLDS = 5
 """Where rows are few, parts of them that profiles of the others measure."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.gate.outcome import Outcome
 from smallfirst.pipeline.next_step import NextStep
 from smallfirst.pipeline.plans.worth import no_finalists

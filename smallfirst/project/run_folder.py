@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from smallfirst.errors import StageMissing
+from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.evaluation.out_of_fold import FoldAnswers
-from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.verdict import Verdict
 from smallfirst.paths import home, state_folder
 from smallfirst.project.candidate_registry import CANDIDATES, FINE_TUNED, all_candidates, promotable_names

@@ -27,8 +27,8 @@ from smallfirst.records import SETTINGS_PROBLEM, Record, explain_errors, parse_r
 from smallfirst.routing.budget import Budget
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.monitoring.monitor import MonitorSettings
-from smallfirst.routing.policies.policy import AnyPolicy, check_stages
-from smallfirst.routing.types import OutOfScope
+from smallfirst.routing.policies import AnyPolicy, check_stages
+from smallfirst.routing.router import OutOfScope
 from smallfirst.tasks import DEFAULT_KIND, TASK_KINDS
 from smallfirst.training.config import OF_LANGUAGE_MODELS, TrainConfig
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from smallfirst.errors import SmallfirstError
-from smallfirst.evaluation.results import EvaluatedRow, Evaluation
+from smallfirst.evaluation.evaluate import EvaluatedRow, Evaluation
 from smallfirst.paths import tracking_uri
 from smallfirst.registry.runs import TrackedRun, client, open_run, shorten, store_errors
 from smallfirst.registry.traces import COST, INPUTS, MODEL, OUTPUTS, finished_span

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
+from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.evaluation.learning_curve import LearningPoint
-from smallfirst.evaluation.results import Evaluation
 from smallfirst.evaluation.risk_coverage import RiskCoveragePoint
 from smallfirst.evaluation.self_agreement import SelfAgreement
 from smallfirst.pricing.money import format_usd

@@ -9,9 +9,9 @@ from typing import Literal
 import pydantic
 
 from smallfirst.data.quality.leaks import LeakReport
+from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.evaluation.label_errors import Suspect
 from smallfirst.evaluation.learning_curve import LearningPoint
-from smallfirst.evaluation.results import Evaluation
 from smallfirst.evaluation.self_agreement import SelfAgreement
 from smallfirst.gate.outcome import Outcome
 from smallfirst.gate.verdict import Verdict, nearest_to_passing

@@ -7,8 +7,7 @@ import math
 import numpy as np
 
 from smallfirst.evaluation.calibration import brier_score, equal_count_bins, expected_calibration_error
-from smallfirst.evaluation.evaluate import compare
-from smallfirst.evaluation.results import Comparison, Evaluation
+from smallfirst.evaluation.evaluate import Comparison, Evaluation, compare
 from smallfirst.evaluation.risk_coverage import auroc
 from smallfirst.records import Record
 from smallfirst.report.data import ReportData

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from smallfirst.evaluation.results import EvaluatedRow, Evaluation
+from smallfirst.evaluation.evaluate import EvaluatedRow, Evaluation
 from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate
 from smallfirst.tasks.json.paths import flatten

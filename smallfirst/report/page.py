@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.evaluation.risk_coverage import risk_coverage_curve
 from smallfirst.files import write_atomically
 from smallfirst.pricing.money import format_usd

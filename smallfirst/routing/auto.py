@@ -23,8 +23,8 @@ from smallfirst.models.usage import max_answer_tokens
 from smallfirst.pricing.charge import Charge, itemized
 from smallfirst.pricing.machine import MachinePrice
 from smallfirst.records import Record
-from smallfirst.routing.ood.detector import TaskProfile
-from smallfirst.routing.policies.policy import is_conversation
+from smallfirst.routing.domain import TaskProfile
+from smallfirst.routing.policies import is_conversation
 
 TIE = 0.05
 """Difference of two scores up to which the words' likelihoods decide."""

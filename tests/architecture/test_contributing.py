@@ -19,7 +19,7 @@ from smallfirst.models.protocol import Request
 from smallfirst.models.recorded.replay import request_key
 from smallfirst.project.task_file import RoutingConfig
 from smallfirst.records import parse_record
-from smallfirst.routing.policies.policy import apply_policies
+from smallfirst.routing.policies import apply_policies
 
 ROOT = Path(__file__).parents[2]
 

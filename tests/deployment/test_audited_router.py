@@ -32,8 +32,7 @@ from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT
 from smallfirst.routing.monitoring.audit_plan import UNIFORM, AuditAllocation
 from smallfirst.routing.monitoring.monitor import Monitor, MonitorSettings
 from smallfirst.routing.monitoring.quantities import watched_quantities
-from smallfirst.routing.router import Router
-from smallfirst.routing.types import OodScore
+from smallfirst.routing.router import OodScore, Router
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow, StateRow
 from smallfirst.serving.settings import ServeSettings

@@ -26,7 +26,7 @@ from smallfirst.pipeline.router_setup import PROFILE_FOLDER, REFERENCE, TrafficR
 from smallfirst.project.run_folder import OUTCOME
 from smallfirst.registry import versions
 from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.ood.detector import fit_task_profile
+from smallfirst.routing.domain import fit_task_profile
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.tasks.classify import Classify
 

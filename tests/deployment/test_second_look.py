@@ -20,7 +20,7 @@ from smallfirst.deployment.auditing import outcome_of
 from smallfirst.deployment.monitoring_routes import _status
 from smallfirst.deployment.second_look import Readiness, SecondLook, SecondLooks, looks_again, read_look, take
 from smallfirst.deployment.task_deployment import audited_router
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.gate.outcome import Outcome
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.models.wrappers import CallableModel
@@ -37,8 +37,7 @@ from smallfirst.registry.versions import ModelVersion
 from smallfirst.routing.certificate.certificate import Certificate, certify
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.looks import Looks
-from smallfirst.routing.router import Router
-from smallfirst.routing.types import Stage
+from smallfirst.routing.router import Router, Stage
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import ShadowRow, StateRow
 from smallfirst.tasks.classify import Classify

@@ -17,9 +17,9 @@ from smallfirst.pricing.machine import MachinePrice
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.project.task_file import TaskFile
 from smallfirst.records import parse_record
-from smallfirst.routing.ood.detector import PROFILE_FILE
-from smallfirst.routing.policies.built_in import AlwaysPolicy
-from smallfirst.routing.types import Stage
+from smallfirst.routing.domain import PROFILE_FILE
+from smallfirst.routing.policies import AlwaysPolicy
+from smallfirst.routing.router import Stage
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.tasks.classify import Classify
 from smallfirst.tasks.extract import Extract

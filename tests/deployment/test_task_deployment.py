@@ -25,8 +25,8 @@ from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.registry import versions
-from smallfirst.routing.ood.acceptance import AcceptanceScore
-from smallfirst.routing.ood.detector import fit_task_profile
+from smallfirst.routing.acceptance import AcceptanceScore
+from smallfirst.routing.domain import fit_task_profile
 from smallfirst.serving.ledger.ledger import Ledger
 
 

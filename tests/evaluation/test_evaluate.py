@@ -9,8 +9,7 @@ import pytest
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.errors import Unavailable
-from smallfirst.evaluation.evaluate import EvaluationSetup, compare, evaluate, restrict_to_rows
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.evaluate import Evaluation, EvaluationSetup, compare, evaluate, restrict_to_rows
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request, Route, stream_in_one_chunk
 from smallfirst.stats.intervals import wilson
 from smallfirst.tasks.classify import Classify

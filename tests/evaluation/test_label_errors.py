@@ -11,8 +11,8 @@ from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.errors import DataError
+from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.evaluation.label_errors import Suspect, apply_relabels, find_label_errors, write_suspects
-from smallfirst.evaluation.results import Evaluation
 
 Given = tuple[str | None, float | None]
 """An answer and its confidence."""

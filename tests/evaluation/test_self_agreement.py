@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smallfirst.errors import SmallfirstError
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.evaluation.self_agreement import (
     TeacherAgreement,
     TeacherAnswer,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fixtures.evaluations import evaluated_row, evaluation_of
 
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.gate.choice import (
     FIRST,
     PLANS,

@@ -9,7 +9,7 @@ from fixtures.gate import evaluation
 
 from smallfirst.data.quality.leaks import Leak, LeakReport
 from smallfirst.errors import ConfigError
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.gate.gate import CHECKS, CheckInputs, Gate, Requirement
 from smallfirst.gate.verdict import CheckResult
 from smallfirst.records import parse_record

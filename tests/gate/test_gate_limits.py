@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.gate.gate import CheckInputs, ConfidenceLevel, Gate, run_checks
 from smallfirst.gate.verdict import CheckResult
 from smallfirst.stats.intervals import mean_interval

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.gate.gate import CheckInputs, ConfidenceLevel, Gate, max_lower_bound, run_checks
 from smallfirst.gate.verdict import CheckResult
 from smallfirst.stats.intervals import Estimate, wilson

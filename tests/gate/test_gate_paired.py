@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.gate.gate import CheckInputs, ConfidenceLevel, Gate, run_checks
 from smallfirst.gate.verdict import CheckResult
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.gate.gate import CheckInputs, ConfidenceLevel, RoutedThresholds, run_checks
 from smallfirst.gate.verdict import CheckResult
 

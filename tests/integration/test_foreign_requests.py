@@ -17,7 +17,7 @@ from smallfirst.pipeline.run import run
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import read_task_file
 from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.types import REFUSAL
+from smallfirst.routing.router import REFUSAL
 from smallfirst.serving.ledger.ledger import Ledger
 
 THINGS = {

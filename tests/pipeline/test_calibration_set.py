@@ -10,8 +10,7 @@ import pytest
 from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.errors import DataError
-from smallfirst.evaluation.evaluate import judge_by
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.evaluate import Evaluation, judge_by
 from smallfirst.pipeline.calibration_set import (
     _label_sources,
     gold_answers,

@@ -28,8 +28,8 @@ from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.task_file import LargeConfig, read_task_file
 from smallfirst.routing.confidence_head import DraftHead
-from smallfirst.routing.ood.detector import fit_task_profile
-from smallfirst.routing.types import Stage
+from smallfirst.routing.domain import fit_task_profile
+from smallfirst.routing.router import Stage
 
 LABELS = ("billing", "delivery")
 

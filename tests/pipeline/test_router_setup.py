@@ -25,8 +25,8 @@ from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import RoutingConfig, read_task_file
-from smallfirst.routing.ood.acceptance import AcceptanceScore
-from smallfirst.routing.ood.detector import fit_task_profile
+from smallfirst.routing.acceptance import AcceptanceScore
+from smallfirst.routing.domain import fit_task_profile
 
 THINGS = ("card", "refund", "pin", "transfer", "voucher", "fee")
 WISHES = ("where is my {}", "the {} does not work", "i lost the {} yesterday", "why was a {} declined")

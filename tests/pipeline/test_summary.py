@@ -9,7 +9,7 @@ from fixtures.certificates import certificate as make_certificate
 from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.errors import StageMissing
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.gate.outcome import Outcome
 from smallfirst.gate.verdict import CheckResult, Verdict
 from smallfirst.pipeline.summary import OPEN_ENDED, format_summary, summarize_run

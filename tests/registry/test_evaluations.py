@@ -10,7 +10,7 @@ import pytest
 from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.errors import SmallfirstError
-from smallfirst.evaluation.results import EvaluatedRow, Evaluation
+from smallfirst.evaluation.evaluate import EvaluatedRow, Evaluation
 from smallfirst.records import fingerprint
 from smallfirst.registry.evaluations import log_evaluation, log_evaluation_run, sample_rows
 from smallfirst.registry.runs import client, open_run

@@ -11,7 +11,7 @@ from fixtures.evaluations import evaluated_row, evaluation_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallfirst.evaluation.results import EvaluatedRow
+from smallfirst.evaluation.evaluate import EvaluatedRow
 from smallfirst.report.data import ReportData
 from smallfirst.report.mistakes import (
     FieldPair,

@@ -15,9 +15,9 @@ from smallfirst.errors import ConfigError, DataError
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.protocol import Request
 from smallfirst.paths import state_of
+from smallfirst.routing import domain as detector
 from smallfirst.routing.auto import TaskSelector
-from smallfirst.routing.ood import detector
-from smallfirst.routing.ood.detector import TaskProfile, fit_task_profile
+from smallfirst.routing.domain import TaskProfile, fit_task_profile
 
 BANK = (
     ("where is my {}", "the {} does not work", "i lost the {} yesterday", "why was a {} declined", "my {} is late"),

@@ -19,9 +19,8 @@ from smallfirst.routing.budget import Budget
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT
 from smallfirst.routing.certificate.units import FieldCertificate, KeptFields
-from smallfirst.routing.policies.built_in import AlwaysPolicy, RulePolicy, SplitPolicy
-from smallfirst.routing.router import Router
-from smallfirst.routing.types import REFUSAL, OodScore, OutOfScope, RouterOptions, Stage
+from smallfirst.routing.policies import AlwaysPolicy, RulePolicy, SplitPolicy
+from smallfirst.routing.router import REFUSAL, OodScore, OutOfScope, Router, RouterOptions, Stage
 
 FOREIGN = "unlike this task's requests (out-of-domain score 0.90, threshold 0.50)"
 

@@ -23,7 +23,7 @@ from smallfirst.models.protocol import Completion, Request, Route
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.project.task_file import read_task_file
 from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.types import Decision
+from smallfirst.routing.router import Decision
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import LedgerRow, StateRow
 from smallfirst.serving.request_lifecycle import route_columns, usage_columns

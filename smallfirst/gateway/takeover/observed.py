@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from smallfirst.data.dataset import fold_text
-from smallfirst.evaluation.results import EvaluatedRow
+from smallfirst.evaluation.evaluate import EvaluatedRow
 from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate, ratio_interval, wilson
 

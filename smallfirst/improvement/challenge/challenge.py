@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from smallfirst.errors import DataError, StageMissing
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.gate.verdict import Verdict, format_verdict
 from smallfirst.improvement.challenge.comparison import ChampionComparison, compare_to_champion
 from smallfirst.pipeline import run as pipeline
@@ -23,7 +23,7 @@ from smallfirst.records import Record
 from smallfirst.registry import versions
 from smallfirst.registry.runs import client, store_errors
 from smallfirst.registry.versions import ModelVersion
-from smallfirst.routing.policies.policy import CHALLENGER
+from smallfirst.routing.policies import CHALLENGER
 
 COMPARISON_LOG = "challenges.json"
 """File attached to a champion's version: the runs that were compared with it."""

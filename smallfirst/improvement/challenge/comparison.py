@@ -8,7 +8,7 @@ test rows again and again makes no winner.
 
 from __future__ import annotations
 
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate, mcnemar, paired_score_interval
 from smallfirst.stats.sequential import spent_level

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from smallfirst.data.dataset import Dataset, Example
+from smallfirst.evaluation.evaluate import EvaluatedRow
 from smallfirst.evaluation.out_of_fold import FoldAnswers, RawAnswer, folds_of, read_labels
-from smallfirst.evaluation.results import EvaluatedRow
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.cached import CachedEncoder
 from smallfirst.models.encoder.static_vectors import STATIC_VECTORS, StaticVectors

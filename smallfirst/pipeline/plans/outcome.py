@@ -13,8 +13,7 @@ import math
 
 import yaml
 
-from smallfirst.evaluation.evaluate import share_of_bill
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.evaluate import Evaluation, share_of_bill
 from smallfirst.gate.choice import PLANS
 from smallfirst.gate.gate import CheckInputs, ConfidenceLevel, Requirement, run_checks
 from smallfirst.gate.outcome import AuditedAccuracy, Outcome

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.gate.choice import Option, WorthRule, choose_candidates, level_shares, would_pass
 from smallfirst.gate.outcome import share_words
 from smallfirst.pipeline.diagnostics import find_split_leaks

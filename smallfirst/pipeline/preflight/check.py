@@ -40,7 +40,7 @@ from smallfirst.project.candidates import project_candidates
 from smallfirst.project.project import Project, labelled_by, shown_as
 from smallfirst.project.rows import Rows
 from smallfirst.records import Record
-from smallfirst.routing.policies.built_in import detect_language, dominant_script
+from smallfirst.routing.policies import detect_language, dominant_script
 from smallfirst.training.batches import TokenizedRow, encode_label_rows, encode_text_rows
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.estimates.cost import (

@@ -18,7 +18,7 @@ import numpy as np
 from smallfirst.data.dataset import Dataset, sample_rows
 from smallfirst.data.quality.findings import Finding, make_finding
 from smallfirst.errors import StageMissing
-from smallfirst.evaluation.results import EvaluatedRow, Evaluation
+from smallfirst.evaluation.evaluate import EvaluatedRow, Evaluation
 from smallfirst.gate.choice import level_shares
 from smallfirst.gate.gate import CheckInputs, ConfidenceLevel, Gate, run_checks
 from smallfirst.gate.outcome import LabelsNeeded, Outcome

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import special
 
 from smallfirst.errors import ConfigError
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.records import Record
 from smallfirst.routing.certificate import looks as counted
 from smallfirst.routing.certificate import summary

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from smallfirst.data.dataset import fold_text
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.files import locked
 from smallfirst.records import Record, fingerprint
 from smallfirst.stats.sequential import spent_level

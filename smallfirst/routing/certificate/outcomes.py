@@ -17,11 +17,10 @@ from typing import Literal
 import numpy as np
 
 from smallfirst.errors import DataError
-from smallfirst.evaluation.results import EvaluatedRow, Evaluation
+from smallfirst.evaluation.evaluate import EvaluatedRow, Evaluation
 from smallfirst.records import Record
 from smallfirst.routing.certificate.guarantee import LABEL, Guarantee
-from smallfirst.stats.bounds import is_mean_below, trinomial_upper_bound
-from smallfirst.stats.intervals import upper_bound, wilson
+from smallfirst.stats.intervals import is_mean_below, trinomial_upper_bound, upper_bound, wilson
 
 NEVER_ACCEPT = 1.01
 """A threshold that no confidence reaches."""

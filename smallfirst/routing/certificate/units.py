@@ -29,7 +29,7 @@ import numpy as np
 
 from smallfirst.errors import ConfigError
 from smallfirst.evaluation.calibration import fit_isotonic
-from smallfirst.evaluation.results import EvaluatedRow, Evaluation
+from smallfirst.evaluation.evaluate import EvaluatedRow, Evaluation
 from smallfirst.models.confidence import IsotonicCurve
 from smallfirst.records import Record
 from smallfirst.routing.certificate.guarantee import Guarantee
@@ -49,8 +49,7 @@ from smallfirst.routing.certificate.threshold_search import (
     search_rows,
     start_rows,
 )
-from smallfirst.stats.bounds import betting_p_value
-from smallfirst.stats.intervals import edge, upper_bound
+from smallfirst.stats.intervals import betting_p_value, edge, upper_bound
 from smallfirst.stats.sample_size import min_rows_without_error, rows_for_upper_bound
 
 STEPS = 100

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from smallfirst.routing.budget import SharedSums
 from smallfirst.routing.certificate.summary import ThresholdPoint
-from smallfirst.routing.shared_sums import SharedSums
 from smallfirst.stats.intervals import Estimate, edge
 from smallfirst.stats.sequential import weighted_interval
 

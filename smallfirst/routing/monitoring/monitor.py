@@ -25,10 +25,10 @@ import pydantic
 
 from smallfirst.models.protocol import Completion
 from smallfirst.records import Record
+from smallfirst.routing.budget import SharedSums
 from smallfirst.routing.monitoring.audit_plan import MAX_WEIGHT, UNIFORM, AuditAllocation, AuditBudget, AuditDraw
 from smallfirst.routing.monitoring.drift import DriftDetector, DriftReading, Statistic
 from smallfirst.routing.monitoring.quantities import Quantity, Watch
-from smallfirst.routing.shared_sums import SharedSums
 from smallfirst.stats.intervals import Estimate
 from smallfirst.stats.sequential import RecoveryTest, weighted_interval
 

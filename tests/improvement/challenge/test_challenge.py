@@ -11,7 +11,7 @@ from fixtures.evaluations import evaluated_row, evaluation_of
 from scipy import stats
 
 from smallfirst.errors import DataError, RegistryError, StageMissing
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.gate.gate import Gate
 from smallfirst.improvement.challenge.challenge import (
     COMPARISON_LOG,
@@ -26,7 +26,7 @@ from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import read_task_file
 from smallfirst.registry import versions
-from smallfirst.routing.policies.policy import CHALLENGER
+from smallfirst.routing.policies import CHALLENGER
 
 
 def evaluation(flags: list[bool], kept: int = 0) -> Evaluation:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fixtures.preflight import project_of
 
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.gate.gate import Gate
 from smallfirst.gate.verdict import nearest_to_passing
 from smallfirst.pipeline.plans.labels_needed import OpenQuestion, labels_needed, rows_to_label

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fixtures.evaluations import evaluated_row, evaluation_of
 
-from smallfirst.evaluation.results import EvaluatedRow, Evaluation
+from smallfirst.evaluation.evaluate import EvaluatedRow, Evaluation
 from smallfirst.gate.verdict import Verdict
 from smallfirst.pipeline.plans.worth import expected_plans, fix_finalists, plan_option, price_of_guarantee
 from smallfirst.pipeline.release import gate_stage

@@ -16,7 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 import smallfirst
-from smallfirst.evaluation.results import EvaluatedRow, Evaluation
+from smallfirst.evaluation.evaluate import EvaluatedRow, Evaluation
 from smallfirst.routing.certificate.certificate import BelowRule, certify
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.looks import (

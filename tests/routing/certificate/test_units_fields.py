@@ -11,7 +11,7 @@ import pytest
 from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.errors import ConfigError
-from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.models.confidence import IsotonicCurve
 from smallfirst.routing.certificate.certificate import Certificate, certify
 from smallfirst.routing.certificate.guarantee import Guarantee

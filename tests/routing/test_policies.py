@@ -14,25 +14,23 @@ from smallfirst.data.dataset import Message
 from smallfirst.errors import ConfigError
 from smallfirst.models.protocol import Request
 from smallfirst.records import Record, parse_record
-from smallfirst.routing.policies.built_in import (
+from smallfirst.routing.policies import (
+    POLICIES,
     AlwaysPolicy,
+    AnyPolicy,
     DifficultyPolicy,
     GainPolicy,
-    RulePolicy,
-    SplitPolicy,
-    detect_language,
-    dominant_script,
-    split_position,
-)
-from smallfirst.routing.policies.policy import (
-    POLICIES,
-    AnyPolicy,
     GainScorer,
     Policy,
     PolicyDecision,
+    RulePolicy,
+    SplitPolicy,
     apply_policies,
     check_stages,
+    detect_language,
+    dominant_script,
     parse_policy,
+    split_position,
 )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallfirst.routing.ood.acceptance import MIN_OWN_ROWS, AcceptanceScore
+from smallfirst.routing.acceptance import MIN_OWN_ROWS, AcceptanceScore
 
 
 def drawn(seed: int, n: int = 200) -> tuple[tuple[list[float], np.ndarray, list[bool]], tuple[list[float], np.ndarray]]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from smallfirst.routing.ood.text_features import MAX_CHARS, SCORES, TextFeatures
+from smallfirst.routing.domain import MAX_CHARS, SCORES, TextFeatures
 
 OWN = ("where is my card", "where is my refund", "my card is lost", "why was the card declined", "refund my money")
 ASKED = ("where is my money", "card card card", "write a poem about the sea", "", "?!", "東京", "a", "card " * 2000)
@@ -95,7 +95,7 @@ def test_features_load_as_they_were_saved(features: TextFeatures, tmp_path: Path
 
 
 def test_of_many_rows_evenly_spaced_ones_are_compared_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smallfirst.routing.ood.text_features.MAX_ROWS", 2)
+    monkeypatch.setattr("smallfirst.routing.domain.MAX_ROWS", 2)
     features = TextFeatures.fit(OWN)
     cosines = [1 - features.scores([text])[0, 2] for text in OWN]
     kept = PIECES.transform([OWN[0], OWN[3]])

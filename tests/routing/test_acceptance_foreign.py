@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from smallfirst.data.dataset import Dataset, Example, Message
-from smallfirst.routing.ood.acceptance import bundled_requests, foreign_rows
+from smallfirst.routing.acceptance import bundled_requests, foreign_rows
 
 
 def texts(rows: Dataset) -> set[str]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.models.protocol import Request
-from smallfirst.routing.ood.detector import KEEP_SHARE, OodGate, fit_task_profile
-from smallfirst.routing.types import OodScore
+from smallfirst.routing.domain import KEEP_SHARE, OodGate, fit_task_profile
+from smallfirst.routing.router import OodScore
 
 THINGS = ("card", "refund", "pin", "transfer", "top-up", "fee")
 WISHES = ("where is my {}", "the {} does not work", "i lost the {} yesterday", "why was a {} declined")

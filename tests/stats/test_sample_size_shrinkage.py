@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from smallfirst.stats.shrinkage import shrunk_means
+from smallfirst.stats.sample_size import shrunk_means
 
 
 def wrong(n_right: int, n: int) -> dict[str, float]:

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smallfirst.stats.bounds import betting_p_value
-from smallfirst.stats.intervals import upper_bound
+from smallfirst.stats.intervals import betting_p_value, upper_bound
 
 LOSSES = st.lists(st.floats(0, 1), min_size=1, max_size=60)
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smallfirst.errors import ConfigError
-from smallfirst.routing.ood.detector import KNOTS, ConformalScorer, ScoreFusion
+from smallfirst.routing.domain import KNOTS, ConformalScorer, ScoreFusion
 
 
 def test_the_score_is_the_share_of_own_rows_that_are_more_ordinary() -> None:

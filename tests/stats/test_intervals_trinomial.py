@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from smallfirst.stats.bounds import betting_p_value, is_mean_below, trinomial_p_value, trinomial_upper_bound
+from smallfirst.stats.intervals import betting_p_value, is_mean_below, trinomial_p_value, trinomial_upper_bound
 
 
 def outcomes(n: int) -> tuple[np.ndarray, np.ndarray]:

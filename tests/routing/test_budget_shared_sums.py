@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from smallfirst.routing.shared_sums import SharedSums
+from smallfirst.routing.budget import SharedSums
 from smallfirst.serving.ledger.ledger import LedgerAway
 from smallfirst.serving.ledger.shared_state import MemoryState
 

@@ -16,9 +16,7 @@ from smallfirst.models.label_model import LabelModel
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Capability, Completion, Model, Request, ResponseFormat
-from smallfirst.routing.attempt import changed_by
-from smallfirst.routing.router import Router
-from smallfirst.routing.types import Stage, took_cascade
+from smallfirst.routing.router import Router, Stage, changed_by, took_cascade
 from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.classify import Classify
 

@@ -1,1 +1,0 @@
-"""Policies: decide by the request alone where it goes before anything is drafted."""
