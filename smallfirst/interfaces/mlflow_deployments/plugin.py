@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
@@ -22,8 +21,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST
 
 from smallfirst.errors import BadAnswer, ConfigError, SmallfirstError, Unavailable
-from smallfirst.interfaces.mlflow_deployments import lifecycle
-from smallfirst.interfaces.mlflow_deployments.listing import describe
+from smallfirst.interfaces.mlflow_deployments import endpoints
+from smallfirst.interfaces.mlflow_deployments.endpoints import describe
 from smallfirst.models.remote.http import BlockingSession, ConnectionBroken, HttpResponse, HttpSession, error_text
 
 P = ParamSpec("P")
@@ -42,8 +41,7 @@ def run_local(name: str, model_uri: str, flavor: str | None = None, config: Any 
 def target_help() -> str:
     """Return the text of `mlflow deployments help -t smallfirst`."""
     return (
-        "smallfirst: endpoints of this machine, each a background process (smallfirst endpoints list | start | stop)\n"
-        "smallfirst:/http://127.0.0.1:8000: a running server: predict, list and get\n"
+        "smallfirst: endpoints of this machine, each a background process \n"
         "The config is that of Databricks' serving endpoints, and docs/deploy.md says what of it has an effect here.\n"
         "{{secrets/scope/key}} is read from the environment variable SCOPE_KEY and never kept; a server that asks for\n"
         f"a key is sent the one in {API_KEY_VARIABLE}.\n"
@@ -63,32 +61,24 @@ def _mlflow_errors(function: Callable[P, T]) -> Callable[P, T]:
 
 def _raise_mlflow_exception(error: SmallfirstError) -> NoReturn:
     code = INVALID_PARAMETER_VALUE if isinstance(error, ConfigError) else INTERNAL_ERROR
-    code = RESOURCE_DOES_NOT_EXIST if isinstance(error, lifecycle.EndpointNotFound) else code
+    code = RESOURCE_DOES_NOT_EXIST if isinstance(error, endpoints.EndpointNotFound) else code
     raise MlflowException(str(error), error_code=code) from error
 
 
 class SmallfirstClient(BaseDeploymentClient):  # type: ignore[misc]
     """Endpoints of smallfirst, with the calls of MLflow's Databricks client."""
 
-    def __init__(self, target_uri: str) -> None:
-        super().__init__(target_uri)
-        self._server = target_uri.partition(":/")[2].strip("/")
-        if self._server and not self._server.startswith(("http://", "https://")):
-            raise MlflowException(f"{target_uri}: a server such as http://127.0.0.1:8000 must follow smallfirst:/")
-
     @_mlflow_errors
     def create_endpoint(
         self, name: str | None = None, config: Mapping[str, Any] | None = None, route_optimized: bool = False
     ) -> dict[str, Any]:
-        """Return the new endpoint once it answers; settings without effect are named under `notes` and printed."""
-        self._check_local("created")
-        return _with_notes_printed(lifecycle.create(name, config))
+        """Return the new endpoint once it answers."""
+        return describe(endpoints.create(name, config))
 
     @_mlflow_errors
     def update_endpoint(self, endpoint: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the endpoint once the new config is live; if it cannot be, the old one stays live."""
-        self._check_local("changed")
-        return _with_notes_printed(lifecycle.update(endpoint, config or {}))
+        return describe(endpoints.update(endpoint, config or {}))
 
     def update_endpoint_config(self, endpoint: str, config: Mapping[str, Any]) -> dict[str, Any]:
         """Call `update_endpoint`, by the name that Databricks' client uses."""
@@ -97,28 +87,23 @@ class SmallfirstClient(BaseDeploymentClient):  # type: ignore[misc]
     @_mlflow_errors
     def delete_endpoint(self, endpoint: str) -> None:
         """Delete the endpoint once its running requests are done; ignore one that does not exist."""
-        self._check_local("deleted")
-        lifecycle.delete(endpoint)
+        endpoints.delete(endpoint)
 
     @_mlflow_errors
     def list_endpoints(self) -> list[dict[str, Any]]:
-        if self._server:
-            found: list[dict[str, Any]] = _ask(self._server, "GET", "/api/2.0/serving-endpoints")["endpoints"]
-            return found
-        return [describe(endpoint) for endpoint in lifecycle.all_endpoints()]
+        return [describe(endpoint) for endpoint in endpoints.all_endpoints()]
 
     @_mlflow_errors
     def get_endpoint(self, endpoint: str) -> dict[str, Any]:
-        if self._server:
-            return _ask(self._server, "GET", f"/api/2.0/serving-endpoints/{quote(endpoint, safe='')}")
-        return describe(lifecycle.find(endpoint))
+        return describe(endpoints.find(endpoint))
 
     @_mlflow_errors
     def predict(self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None) -> Any:
         """Return the response: a chat completion, or `predictions` for a table, a data frame or a list."""
         from mlflow.deployments import DatabricksEndpoint, PredictionsResponse
 
-        found = _ask(*self._invocations(endpoint or deployment_name), _request_body(inputs))
+        with _answered(endpoint or deployment_name, _request_body(inputs)) as (session, response):
+            found = json.loads(session.read(response))
         return (PredictionsResponse if "predictions" in found else DatabricksEndpoint)(found)
 
     def predict_stream(
@@ -126,7 +111,7 @@ class SmallfirstClient(BaseDeploymentClient):  # type: ignore[misc]
     ) -> Iterator[dict[str, Any]]:
         try:
             body = {**_request_body(inputs), "stream": True}
-            with _answered(*self._invocations(endpoint or deployment_name), body) as (session, response):
+            with _answered(endpoint or deployment_name, body) as (session, response):
                 for value in session.events(response):
                     if value and value != "[DONE]":
                         chunk = json.loads(value)
@@ -136,15 +121,12 @@ class SmallfirstClient(BaseDeploymentClient):  # type: ignore[misc]
         except SmallfirstError as error:
             _raise_mlflow_exception(error)
 
-    @_mlflow_errors
     def create_deployment(
         self, name: str, model_uri: str, flavor: str | None = None, config: Any = None, endpoint: str | None = None
     ) -> dict[str, Any]:
         """Create an endpoint of one registered model, `models:/catalog.schema.model/3` or `…@champion`."""
-        found = self.create_endpoint(name, _one_model(model_uri, flavor, endpoint, config or {}))
-        return {**found, "flavor": "smallfirst"}
+        return {**self.create_endpoint(name, {**(config or {}), **_one_model(model_uri)}), "flavor": "smallfirst"}
 
-    @_mlflow_errors
     def update_deployment(
         self,
         name: str,
@@ -154,86 +136,47 @@ class SmallfirstClient(BaseDeploymentClient):  # type: ignore[misc]
         endpoint: str | None = None,
     ) -> dict[str, Any]:
         """Give the deployment another model; running requests end on the model they began with."""
-        found = self.update_endpoint(name, _one_model(model_uri or "", flavor, endpoint, config or {}))
-        return {**found, "flavor": "smallfirst"}
+        return {**self.update_endpoint(name, {**(config or {}), **_one_model(model_uri or "")}), "flavor": "smallfirst"}
 
     def delete_deployment(self, name: str, config: Any = None, endpoint: str | None = None) -> None:
         self.delete_endpoint(name)
 
     def list_deployments(self, endpoint: str | None = None) -> list[dict[str, Any]]:
-        return [self.get_endpoint(endpoint)] if endpoint else self.list_endpoints()
+        return self.list_endpoints()
 
     def get_deployment(self, name: str, endpoint: str | None = None) -> dict[str, Any]:
         return self.get_endpoint(name)
 
-    def _check_local(self, verb: str) -> None:
-        if self._server:
-            raise ConfigError(
-                f"endpoints of {self._server} are not {verb} from here", hint='get_deploy_client("smallfirst")'
-            )
 
-    def _invocations(self, name: str | None) -> tuple[str, str, str]:
-        """Return server, method and path by which an endpoint is asked."""
-        if not name:
-            raise ConfigError("no endpoint is named", hint='predict(endpoint="…", inputs={"messages": […]})')
-        server = self._server or describe(lifecycle.find(name))["url"]
-        return server, "POST", f"/serving-endpoints/{quote(name, safe='')}/invocations"
-
-
-def _with_notes_printed(endpoint: lifecycle.EndpointFolder) -> dict[str, Any]:
-    found = describe(endpoint)
-    for note in found["notes"]:
-        print(f"{found['name']}: note: {note}", file=sys.stderr, flush=True)
-    return found
-
-
-def _one_model(model_uri: str, flavor: str | None, endpoint: str | None, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config of an endpoint of one registered model. MLflow's command line passes every setting as text."""
-    if flavor not in (None, "smallfirst"):
-        raise ConfigError(f'flavor "{flavor}" is not served here', hint="leave out the flavor")
-    if endpoint is not None:
-        raise ConfigError("a deployment is an endpoint of its own here", hint="update_endpoint adds a served entity")
+def _one_model(model_uri: str) -> dict[str, Any]:
+    """Return the config of an endpoint of one registered model."""
     name, _, version = model_uri.removeprefix("models:/").replace("@", "/@").partition("/")
-    more = {key: value for key, value in config.items() if key != "port"}
-    server = {"smallfirst": {"server": {"port": config["port"]}}} if "port" in config else {}
-    return {**server, **more, "served_entities": [{"entity_name": name, "entity_version": version or "@champion"}]}
+    return {"served_entities": [{"entity_name": name, "entity_version": version or "@champion"}]}
 
 
 def _request_body(inputs: Any) -> dict[str, Any]:
-    """Return the request body for a body, a data frame, an array or a list of rows. Raise ConfigError for others."""
+    """Return the request body for a body, a data frame, an array or a list of rows."""
     if isinstance(inputs, Mapping):
         return dict(inputs)
     if hasattr(inputs, "to_dict") and hasattr(inputs, "columns"):
         return {"dataframe_split": json.loads(inputs.to_json(orient="split"))}
-    rows = inputs.tolist() if hasattr(inputs, "tolist") else inputs
-    if isinstance(rows, list | str):
-        return {"inputs": rows}
-    raise ConfigError(
-        f"inputs of type {type(inputs).__name__} cannot be sent", hint='inputs={"messages": […]} or a data frame'
-    )
-
-
-def _ask(server: str, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the JSON that a server answers. Raise as `_answered` does."""
-    with _answered(server, method, path, body) as (session, response):
-        found: dict[str, Any] = json.loads(session.read(response))
-    return found
+    return {"inputs": inputs.tolist() if hasattr(inputs, "tolist") else inputs}
 
 
 @contextmanager
-def _answered(
-    server: str, method: str, path: str, body: Mapping[str, Any] | None
-) -> Iterator[tuple[BlockingSession, HttpResponse]]:
-    """Yield what a server answers. Raise Unavailable, ConfigError for a request that it refuses, BadAnswer."""
-    key = os.environ.get(API_KEY_VARIABLE, "").strip()
+def _answered(name: str | None, body: Mapping[str, Any]) -> Iterator[tuple[BlockingSession, HttpResponse]]:
+    """Yield what an endpoint answers. Raise Unavailable, ConfigError for a request that it refuses, BadAnswer."""
+    if not name:
+        raise ConfigError("no endpoint is named", hint='predict(endpoint="…", inputs={"messages": […]})')
+    server, key = describe(endpoints.find(name))["url"], os.environ.get(API_KEY_VARIABLE, "").strip()
     try:
         with BlockingSession(lambda: HttpSession(server, key=key, timeout_s=TIMEOUT_S)) as session:
-            response = session.send(method, path, body)
+            response = session.send("POST", f"/serving-endpoints/{quote(name, safe='')}/invocations", body)
             if response.status != 200:
                 raise _refusal(response.status, session.read(response))
             yield session, response
     except ConnectionBroken as error:
-        hint = "smallfirst endpoints lists what runs, smallfirst endpoints start NAME starts one"
+        hint = f'update_endpoint("{name}", {{}}) starts one that was killed'
         raise Unavailable(f"{server} does not answer: {error_text(error)}", hint=hint) from None
 
 
