@@ -57,7 +57,7 @@ def restaurant8k() -> tuple[Dataset, dict[str, Dataset], Extract, TrainConfig]:
         {"name": "restaurant8k", "about": file.model_dump()["about"]}, rows["train"], []
     )
     parts = {"validation": rows["validation"], "test": hashed(rows["test"], 900)}
-    config = TrainConfig(duration="1ep", learning_rate=3e-4, batch_tokens=512, frozen_layers=20)
+    config = TrainConfig(duration="1ep", learning_rate=3e-4, batch_tokens=512, method="lora")
     return hashed(rows["train"], 2000), parts, Extract(**settings), config
 
 

@@ -85,7 +85,7 @@ def write_rows(base: Path, source: Path, into: Path, n: int, system: str, tokens
             out.write(json.dumps(record) + "\n")
 
 
-def ours(base: Path, rows: Path, frozen: int, method: Any) -> dict[str, float]:
+def ours(base: Path, rows: Path, method: Any) -> dict[str, float]:
     """Figures of our own steps, in this process."""
     from smallfirst.training.batches import TokenizedRow
     from smallfirst.training.causal_lm import CausalBackend
@@ -97,7 +97,6 @@ def ours(base: Path, rows: Path, frozen: int, method: Any) -> dict[str, float]:
     method, _, checkpointed = method.partition("+")
     config = TrainConfig(
         batch_tokens=max(1024, longest),
-        frozen_layers=frozen,
         method=method,
         gradient_checkpointing=bool(checkpointed),
     )
@@ -134,9 +133,7 @@ def run_side(side: Side, base: Path, rows: Path) -> dict[str, float]:
 def sides(wanted: argparse.Namespace) -> list[Side]:
     """Everybody who takes part."""
     own = (sys.executable, "-m", "benchmarks.training.speed", "--own", wanted.method)
-    found = [Side("ours", (*own, "0"))]
-    if wanted.frozen:
-        found.append(Side(f"ours, {wanted.frozen} lower layers frozen", (*own, str(wanted.frozen))))
+    found = [Side("ours", own)]
     if wanted.trl:
         script = "-m", "benchmarks.peers.train_trl"
         ways = ("lora",) if wanted.method == "lora" else ("defaults", "bf16 grouped")
@@ -171,7 +168,6 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--trl")
     parser.add_argument("--llamafactory")
-    parser.add_argument("--frozen", type=int, default=0)
     parser.add_argument("--system", default="")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--method", choices=("full", "lora", "qlora"), default="full")
@@ -202,6 +198,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--own"]:
-        print(json.dumps(ours(Path(sys.argv[4]), Path(sys.argv[5]), int(sys.argv[3]), sys.argv[2])))
+        print(json.dumps(ours(Path(sys.argv[3]), Path(sys.argv[4]), sys.argv[2])))
     else:
         main()

@@ -63,7 +63,6 @@ RESUME = click.option("--resume", is_flag=True, help="Continue a training that w
 WORKERS = click.option(
     "--workers", type=click.IntRange(1), default=1, help="Processes that train the language model together, by Ray."
 )
-SHARD = click.option("--shard", is_flag=True, help="Divide weights and optimizer state among them (FSDP2).")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 

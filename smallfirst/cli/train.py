@@ -12,7 +12,6 @@ from smallfirst.cli.options import (
     PATH,
     RESUME,
     RUN,
-    SHARD,
     TASK,
     TYPED_TASK,
     WORKERS,
@@ -40,7 +39,6 @@ from smallfirst.progress import Progress
 @click.option("--minutes", type=float, help="How long the run may take, instead of minutes in task.yaml.")
 @click.option("--max-usd", type=float, help="Most that the large model's answers may cost, instead of large.max_usd.")
 @WORKERS
-@SHARD
 def run(
     task_yaml: Path,
     as_json: bool,
@@ -50,7 +48,6 @@ def run(
     minutes: float | None,
     max_usd: float | None,
     workers: int,
-    shard: bool,
 ) -> None:
     """Train, measure, gate, promote, certify and report."""
     from smallfirst.pipeline import run as pipeline
@@ -71,7 +68,6 @@ def run(
             resume=resume,
             despite_check=despite_check,
             workers=workers,
-            shard=shard,
         )
     except SmallfirstError as wrong:
         outcome, error = RunSummary(task=str(task_yaml), error=RunError.of(wrong)), wrong
@@ -87,16 +83,15 @@ def run(
         show_steps(outcome.next_steps)
 
 
-@verb("smallfirst train tickets", "smallfirst train tickets --resume", "smallfirst train tickets --workers 4 --shard")
+@verb("smallfirst train tickets", "smallfirst train tickets --resume", "smallfirst train tickets --workers 4")
 @TASK
 @RESUME
 @WORKERS
-@SHARD
-def train(task_yaml: Path, resume: bool, workers: int, shard: bool) -> None:
+def train(task_yaml: Path, resume: bool, workers: int) -> None:
     """Fine-tune the small model and fit the linear ones."""
     from smallfirst.pipeline.train import train_stage
 
-    project = load_project(task_yaml)._replace(n_workers=workers, shard=shard)
+    project = load_project(task_yaml)._replace(n_workers=workers)
     run_folder = train_stage(project, resume=resume)
     click.echo(f"run {run_folder.path.name}\nnext: smallfirst evaluate {task_yaml}")
 
@@ -106,13 +101,12 @@ def train(task_yaml: Path, resume: bool, workers: int, shard: bool) -> None:
 @RUN
 @click.option("--small", is_flag=True, help="Fine-tune on parts of the rows as well: takes as long as some runs.")
 @WORKERS
-@SHARD
-def curve(task_yaml: Path, run_name: str | None, small: bool, workers: int, shard: bool) -> None:
+def curve(task_yaml: Path, run_name: str | None, small: bool, workers: int) -> None:
     """Measure how accuracy grows with rows, and what more would bring."""
     from smallfirst.pipeline.learning_curve import forecast_lines, measure_curve
 
     project, run_folder = load_run(task_yaml, run_name)
-    project = project._replace(n_workers=workers, shard=shard)
+    project = project._replace(n_workers=workers)
     measured = measure_curve(project, run_folder, all_candidates=small)
     for line in forecast_lines(measured, len(project.rows.train)):
         click.echo(line)

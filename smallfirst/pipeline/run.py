@@ -92,12 +92,11 @@ def try_run(
     resume: bool = False,
     despite_check: bool = False,
     workers: int = 1,
-    shard: bool = False,
 ) -> tuple[RunSummary, BaseException | None]:
     """Do as `run`; return the summary of what was reached and the error that ended the run, if any.
 
     `task` is the task as the user named it, for the next steps. Ctrl-C ends a run as an error does. `workers` processes
-    fine-tune the language model, weights divided among them with `shard`.
+    fine-tune the language model.
     """
     project: Project | None = None
     run_folder: RunFolder | None = None
@@ -107,7 +106,7 @@ def try_run(
     with state_of(file.folder):
         try:
             refuse_second_run(file.name)
-            project = Project.read(file, progress)._replace(n_workers=workers, shard=shard)
+            project = Project.read(file, progress)._replace(n_workers=workers)
             _check_first(project, despite_check=despite_check)
             with only_run(file.name):
                 run_folder = train_stage(project, resume=resume, began=began)

@@ -40,8 +40,6 @@ class Project(NamedTuple):
     fine-tune there."""
     n_workers: int = 1
     """Processes on a Ray cluster that fine-tune a language model together."""
-    shard: bool = False
-    """Divide weights and optimizer state among them (FSDP2)."""
 
     @classmethod
     def read(cls, file: TaskFile, progress: Progress | None = None) -> Project:

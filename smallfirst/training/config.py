@@ -63,9 +63,6 @@ class TrainConfig(Record):
     """Decoupled, on matrices only."""
     clip_norm: float = pydantic.Field(default=1.0, gt=0)
     """Gradients longer than this are scaled down to it."""
-    frozen_layers: int = pydantic.Field(default=0, ge=0)
-    """So many of the lowest layers, and the embedding, keep the base model's weights. They are computed once for each
-    row, so later epochs cost the upper layers alone; adapters sit on the upper layers only."""
     lora_rank: int = pydantic.Field(default=16, ge=1)
     """Rank of the adapters (lora, qlora); on all linear layers, alpha = 2 × rank."""
     max_seq_tokens: int = pydantic.Field(default=512, ge=16)
@@ -86,7 +83,5 @@ class TrainConfig(Record):
         return value
 
 
-OF_LANGUAGE_MODELS = (
-    "method", "adapters", "micro_tokens", "gradient_checkpointing", "compile", "frozen_layers", "lora_rank",
-)  # fmt: skip
+OF_LANGUAGE_MODELS = ("method", "adapters", "micro_tokens", "gradient_checkpointing", "compile", "lora_rank")
 """Settings that the fine-tune of an encoder does not read: every weight is trained, in whole batches."""

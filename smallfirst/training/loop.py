@@ -47,10 +47,11 @@ class MasterAdamW:
                 param.grad = None
 
     def reduce(self) -> None:
-        """Sum the gathered gradients over all processes; the backward pass has summed those of sharded parameters."""
-        whole = [master.grad for master in self.masters if master.grad is not None]
-        sums = [dist.all_reduce(grad, async_op=True) for grad in whole if not hasattr(grad, "full_tensor")]
-        for under_way in sums:
+        """Sum the gathered gradients over all processes; one that had no rows adds zeros."""
+        for master in self.masters:
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+        for under_way in [dist.all_reduce(master.grad, async_op=True) for master in self.masters]:
             under_way.wait()
 
     @torch.no_grad()

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,9 +27,9 @@ from smallfirst.registry.runs import TrackedRun
 from smallfirst.training.checkpoint import CheckpointStore
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.device import as_kept
-from smallfirst.training.distributed.group import Group, whole_model
 from smallfirst.training.estimates.memory import require_memory
 from smallfirst.training.events import EventLog
+from smallfirst.training.group import Group
 from smallfirst.training.loop import StepMetrics, TrainingLoop
 from smallfirst.training.recipes.recipe import Recipe
 
@@ -76,8 +75,6 @@ def train(
     on_step: StepCallback = lambda _: None,
     on_epoch: EpochCallback = lambda *_: False,
     save_every_s: float = 60,
-    together: bool = False,
-    shard: bool = False,
 ) -> Run:
     """Fine-tune the base model (name and folder) and write the result to `folder`/model.
 
@@ -86,10 +83,10 @@ def train(
     Cancelled once the folder holds a file CANCEL_FILE, TrainingError if the run fails or another process trains in
     `folder`; what was saved before stays.
 
-    `together` the processes of the torch.distributed group call this with equal arguments and divide each batch, with
-    `shard` also weights and optimizer state. The first one validates, logs and writes; its callbacks count.
+    The processes of a torch.distributed group call this with equal arguments and divide each batch. The first one
+    validates, logs and writes; its callbacks count.
     """
-    group = Group.joined(shard=shard) if together else Group()
+    group = Group.joined()
     with hold_folder(folder) if group.leads else contextlib.nullcontext():
         return _train(_Trainer(recipe, config, base, tracked, folder, save_every_s, group), on_step, on_epoch)
 
@@ -136,7 +133,7 @@ class _Trainer:
         self.recipe, self.config, self.base, self.tracked, self.folder = recipe, config, base, tracked, folder
         self.group = group
         self.log = EventLog(folder / "events.jsonl", writes=group.leads)
-        self.checkpoints = CheckpointStore(folder / "checkpoint", least_s=save_every_s, group=group)
+        self.checkpoints = CheckpointStore(folder / "checkpoint", least_s=save_every_s)
         self.validation_curve: list[tuple[float, float]] = []
         self.loss_curve: list[tuple[int, float]] = []
         self.best, self.best_epoch, self.epoch, self.saving_s = -math.inf, 0, 0, 0.0
@@ -151,14 +148,7 @@ class _Trainer:
         require_memory(self.base, self.config, self.recipe.train_rows)
         self.model, self.tokenizer = backend.load(self.base[1], self.config)
         rows, self.manifest = self.recipe.prepare(self.tokenizer, self.config, self.base[0])
-        config = self.config
-        if self.group.shard and config.gradient_checkpointing is None:  # each process would decide for itself
-            config = config.model_copy(update={"gradient_checkpointing": True})
-        backend.begin(self.model, rows, config)
-        if self.group.shard:
-            from smallfirst.training.distributed.sharded_model import ShardedModel
-
-            self.model = ShardedModel(self.model, self.group.size)
+        backend.begin(self.model, rows, self.config)
         loop = TrainingLoop(backend, self.model, rows, self.config)
         self._start(loop)
         began = time.perf_counter()
@@ -205,11 +195,11 @@ class _Trainer:
     def _validate(self, step: StepMetrics) -> float:
         """Validate the epoch, keep its weights if none was better, and return its score."""
         self.epoch += 1
-        with whole_model(self.model, keep=self.group.leads) as model, as_kept(model):
-            return self._judge(model, step)
+        with as_kept(self.model):
+            return self._judge(step)
 
-    def _judge(self, model: Any, step: StepMetrics) -> float:
-        result = self.recipe.validate(model, self.tokenizer, self.manifest) if self.group.leads else None
+    def _judge(self, step: StepMetrics) -> float:
+        result = self.recipe.validate(self.model, self.tokenizer, self.manifest) if self.group.leads else None
         value, manifest = (result.value, result.manifest) if result else (0.0, self.manifest)
         value = self.group.agree(value)
         if result:
@@ -220,7 +210,7 @@ class _Trainer:
         if value >= self.best:  # of equals the later: its learning rate has come further down
             began = time.perf_counter()
             if self.group.leads:
-                self._save(model, manifest)
+                self._save(manifest)
             self.best, self.best_epoch = value, self.epoch
             self.saving_s += time.perf_counter() - began
         return value
@@ -232,7 +222,7 @@ class _Trainer:
         next_is = wanted[int(self.group.agree(here.index(True)))]
         if next_is == CANCEL_FILE:
             raise Cancelled(f"cancelled at step {step.step} of {loop.total}")
-        if next_is == "checkpoint" and (self.group.leads or self.group.shard):
+        if next_is == "checkpoint" and self.group.leads:
             self._checkpoint(loop, step)
         return next_is != STOP_FILE
 
@@ -260,14 +250,14 @@ class _Trainer:
         """Return a fingerprint of all that the weights depend on but the library versions."""
         return fingerprint([self.config.model_dump(), self.recipe.train_rows.content_fingerprint, self.base[0]])
 
-    def _save(self, model: Any, manifest: Manifest) -> None:
+    def _save(self, manifest: Manifest) -> None:
         """Replace the content of the model folder by these weights; if this fails, it keeps those it has."""
         place = self.folder / "model"
         draft = self.folder / "model.draft"
         shutil.rmtree(draft, ignore_errors=True)
         try:
             draft.mkdir(parents=True)
-            weights = self.backend.save(model, self.tokenizer, draft)
+            weights = self.backend.save(self.model, self.tokenizer, draft)
             pins = {"weights_fingerprint": weights, "base_sha256": self.base_sha256}
             write_manifest(draft, manifest.model_copy(update=pins))
         except BaseException as error:
@@ -280,7 +270,7 @@ class _Trainer:
             raise TrainingError("the run ended before its first step")
         if self.group.leads:
             self._conclude(loop, seconds)
-        self.group.wait()
+        self.group.agree(0)  # wait for the first process
         return Run.load(self.folder / "run.json")
 
     def _conclude(self, loop: TrainingLoop, seconds: float) -> None:

@@ -20,7 +20,6 @@ from smallfirst.training import causal_lm
 from smallfirst.training.batches import TokenizedRow
 from smallfirst.training.causal_lm import (
     CausalBackend,
-    FrozenLayers,
     forward,
     require_isolated_rows,
     shared_prefix_tokens,
@@ -113,53 +112,6 @@ def test_a_model_whose_packed_rows_see_one_another_is_refused(model: Any) -> Non
         require_isolated_rows(model)
 
 
-def test_frozen_layers_read_once_give_the_gradient_of_the_others(model: Any) -> None:
-    lower = FrozenLayers(model, 1)
-    for part in (model.get_input_embeddings(), model.model.layers[0]):
-        part.requires_grad_(False)
-    apart = gradients(model)
-    lower.fill(model, ROWS)
-    seen: list[object] = []
-    model.model.layers[0].register_forward_hook(lambda *_: seen.append(1))
-    once = gradients(model, frozen=lower)
-    assert not seen
-    assert len(once) == len(apart) == 1 + 9 + 1  # loss, the upper layer's weights, the last norm
-    for one, other in zip(once, apart, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
-    assert len(model.model.layers) == model.config.num_hidden_layers == 2
-
-
-@pytest.mark.parametrize("method", ["full", "lora"])
-def test_a_run_moves_the_upper_layers_only(
-    method: str, toy_task: Classify, toy_rows: Dataset, toy_selection: Dataset, tiny_folder: Path, tmp_path: Path
-) -> None:
-    config = TrainConfig(duration="2ep", learning_rate=3e-3, batch_tokens=128, frozen_layers=1, method=method)
-    with open_run("toy", "frozen", params={}) as tracked:
-        recipe = TaskRecipe(toy_task, toy_rows, toy_selection)
-        run = train(recipe, config, base=("tiny", tiny_folder), tracked=tracked, folder=tmp_path)
-    before, after = (dict(load_causal(folder)[0].named_parameters()) for folder in (tiny_folder, run.folder))
-    moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert moved
-    assert all("layers.1." in name or (method == "full" and name == "model.norm.weight") for name in moved)
-
-
-def test_all_layers_frozen_is_refused(tiny_folder: Path) -> None:
-    with pytest.raises(TrainingError, match="frozen_layers is 2, the model has 2 layers"):
-        CausalBackend().load(tiny_folder, TrainConfig(frozen_layers=2))
-
-
-def test_a_model_that_does_more_to_what_is_put_in_is_refused(model: Any) -> None:
-    model.model.embed_tokens.register_forward_hook(lambda _, __, out: out * 2)
-    twice = model.model.forward
-
-    def scaled(input_ids: Any = None, inputs_embeds: Any = None, **rest: Any) -> Any:
-        return twice(input_ids=input_ids, inputs_embeds=None if inputs_embeds is None else inputs_embeds * 2, **rest)
-
-    model.model.forward = scaled
-    with pytest.raises(TrainingError, match="cannot be computed in two halves"):
-        FrozenLayers(model, 1)
-
-
 TWO_ROWS = [TokenizedRow((0, 5, 9, 300, 301), 3), TokenizedRow((0, 5, 7, 8, 300, 301, 302), 4)]
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed (extra gpu)"
@@ -206,9 +158,8 @@ def test_a_base_in_4_bits_gives_the_loss_and_gradient_of_its_numbers_in_16(tiny_
 
 
 @needs_bitsandbytes
-@pytest.mark.parametrize("frozen", [0, 1])
-def test_merging_writes_the_16_bit_model_that_was_trained(frozen: int, tiny_folder: Path, tmp_path: Path) -> None:
-    model = adapted(tiny_folder, method="qlora", frozen_layers=frozen)
+def test_merging_writes_the_16_bit_model_that_was_trained(tiny_folder: Path, tmp_path: Path) -> None:
+    model = adapted(tiny_folder, method="qlora")
     CausalBackend().save(model, load_causal(tiny_folder)[1], tmp_path)
     settings = [json.loads((folder / "config.json").read_text()) for folder in (tmp_path, tiny_folder)]
     assert settings[0] == settings[1]

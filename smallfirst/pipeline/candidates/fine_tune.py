@@ -55,10 +55,9 @@ def fine_tune(
 
         calls: dict[str, Any] = {"on_step": on_step, "on_epoch": project.on_epoch}
         if isinstance(recipe, TaskRecipe) and project.n_workers > 1:
-            from smallfirst.training.distributed.on_ray import train_on_ray
-            from smallfirst.training.distributed.work import write_work
+            from smallfirst.training.on_ray import train_on_ray, write_work
 
-            write_work(folder, recipe, config, (base, weights), tracked.run_id, shard=project.shard)
+            write_work(folder, recipe, config, (base, weights), tracked.run_id)
             run = train_on_ray(folder, project.n_workers, log=project.progress.log, **calls)
         else:
             run = train(recipe, config, base=(base, weights), tracked=tracked, folder=folder, **calls)

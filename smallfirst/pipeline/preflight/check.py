@@ -331,13 +331,11 @@ def training_speed(project: Project, size: BaseSize, rows: Sequence[TokenizedRow
 
 
 def last_tokens_per_s(tasks: Path, base: str, config: TrainConfig) -> float | None:
-    """Return tokens per second of the latest run below `tasks` with this base, method and frozen layers, or None."""
+    """Return tokens per second of the latest run below `tasks` with this base and method, or None."""
     for path in sorted(tasks.glob("*/*/run.json"), key=lambda path: path.parent.name, reverse=True):
         try:
             run = json.loads(path.read_text(encoding="utf-8"))
-            own = run["config"]
-            alike = (own["method"], own.get("frozen_layers", 0)) == (config.method, config.frozen_layers)
-            if run["base"] == base and alike and run["tokens_per_s"] > 0:
+            if (run["base"], run["config"]["method"]) == (base, config.method) and run["tokens_per_s"] > 0:
                 return float(run["tokens_per_s"])
         except (OSError, ValueError, KeyError, TypeError):
             continue  # of another version, or damaged: it only does not help

@@ -142,15 +142,13 @@ def count_epochs(work: EpochWork, config: TrainConfig) -> float:
 
 
 def train_flops(size: BaseSize, config: TrainConfig, work: EpochWork, epochs: float) -> float:
-    """Return the floating-point operations of the whole run. Frozen layers are computed once, whatever the epochs."""
-    upper = 1 - min(1.0, config.frozen_layers / size.layers)
+    """Return the floating-point operations of the whole run."""
     full = config.method == "full"
     again = 2 if config.gradient_checkpointing else 0
-    token = (again + (6 if full else 4)) * size.body * upper + (0 if full else 6 * trainable_parameters(size, config))
-    attention = (12 + 2 * again) * size.layers * upper * size.query * work.pairs
+    token = (again + (6 if full else 4)) * size.body + (0 if full else 6 * trainable_parameters(size, config))
+    attention = (12 + 2 * again) * size.layers * size.query * work.pairs
     head = (6 if full else 4) * size.vocabulary * size.hidden * work.targets
-    frozen = 2 * size.body * (1 - upper) * work.padded
-    return epochs * (token * work.padded + attention + head) + frozen
+    return epochs * (token * work.padded + attention + head)
 
 
 def answer_flops(size: BaseSize, asked: ValidationWork) -> float:
@@ -206,7 +204,7 @@ def estimate_training(
     work = epoch_work(rows, config)
     epochs = count_epochs(work, config)
     read, several = largest_micro_batch(rows, size, config, gpu=speed.gpu)
-    top = peak_memory(size, config, read, in_all=work.tokens, gpu=speed.gpu, several=several)
+    top = peak_memory(size, config, read, gpu=speed.gpu, several=several)
     return TrainingEstimate(
         base=base,
         parameters=size.parameters,

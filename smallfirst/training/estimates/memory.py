@@ -82,21 +82,18 @@ class PeakMemory(NamedTuple):
 
 def trainable_parameters(size: BaseSize, config: TrainConfig) -> float:
     """Return how many weights are trained."""
-    upper = 1 - min(1.0, config.frozen_layers / size.layers)
-    if config.method != "full":
-        return config.lora_rank * size.linear_ends * upper
-    return size.body * upper + size.head if config.frozen_layers else size.parameters
+    return size.parameters if config.method == "full" else config.lora_rank * size.linear_ends
 
 
 def activation_bytes(size: BaseSize, config: TrainConfig, read: MicroBatchShape, *, gpu: bool) -> float:
     """Return what the backward pass keeps of one micro-batch; 0 for an encoder, whose share is small."""
     if not size.causal:
         return 0.0
-    layers = size.layers - min(size.layers, config.frozen_layers)
+    layers = size.layers
     token: float = 16 * size.hidden + 4 * size.query + 4 * size.key_value + 8 * size.inner
     if not gpu and read.width <= SHORT_TOKENS:
         token += 6 * size.heads * read.width
-    body = layers * 2 * size.hidden + min(layers, 1) * token if config.gradient_checkpointing else layers * token
+    body = layers * 2 * size.hidden + token if config.gradient_checkpointing else layers * token
     return read.rows * read.width * body + min(read.targets, LOSS_TARGETS) * 10 * size.vocabulary
 
 
@@ -112,15 +109,12 @@ def peak_memory(
     config: TrainConfig,
     read: MicroBatchShape,
     *,
-    in_all: float = 0,
     gpu: bool = False,
     several: bool = False,
 ) -> PeakMemory:
-    """Return the peak of a run on `in_all` tokens, `read` its largest micro-batch; `several`: a step has more."""
+    """Return the peak of a run, `read` its largest micro-batch; `several`: a step has more."""
     trained, width = trainable_parameters(size, config), 2 if size.causal else 4
     always = base_bytes(size, config) + 12 * trained
-    if config.frozen_layers:
-        always += 2 * size.hidden * in_all
     kept = activation_bytes(size, config, read, gpu=gpu)
     working, reading = 4 * trained, (width + (4 if several else 0)) * trained
     merges = config.method != "full" and config.adapters == "merged" and not gpu
@@ -183,7 +177,7 @@ def fits_in_fp32(size: BaseSize | None, config: TrainConfig, rows: Sequence[Toke
     Weights, gradients and activations are twice as wide then; during a validation the weights are there in bf16 too.
     """
     free = free_memory()
-    if size is None or free is None or config.method != "full" or config.frozen_layers:
+    if size is None or free is None or config.method != "full":
         return False
     read, several = largest_micro_batch(rows, size, config, gpu=free.gpu)
     peak = peak_memory(size, config, read, gpu=free.gpu, several=several)
@@ -200,7 +194,7 @@ def least_bytes(size: BaseSize, config: TrainConfig, rows: Dataset, *, gpu: bool
     limit = config.micro_tokens or config.batch_tokens
     n_tokens = int(min(MIN_BATCH_FILL * limit, in_all) * _own_share(texts))
     several = limit < min(config.batch_tokens, in_all)
-    return peak_memory(size, config, MicroBatchShape(n_tokens, 1, 0), in_all=in_all, gpu=gpu, several=several).at_least
+    return peak_memory(size, config, MicroBatchShape(n_tokens, 1, 0), gpu=gpu, several=several).at_least
 
 
 def _own_share(texts: Sequence[str]) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.task_file import read_task_file
 from smallfirst.registry.runs import client
-from smallfirst.training.distributed import on_ray
-from smallfirst.training.distributed.work import do_work, read_work
+from smallfirst.training import on_ray
+from smallfirst.training.on_ray import do_work
 from smallfirst.training.recipes.recipe import TaskRecipe
+from smallfirst.training.run import StepCallback
 
 pytestmark = pytest.mark.usefixtures("module_home")
 
@@ -34,23 +34,23 @@ def project(tmp_path: Path, tiny_folder: Path, toy_rows: Any) -> Project:
 def test_workers_get_the_recipe_and_one_mlflow_run(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[int, bool]] = []
+    asked: list[int] = []
 
-    def run_on_ray(folder: Path, n_workers: int, *, log: Callable[[str], None], **calls: Any) -> Any:
-        asked.append((n_workers, read_work(folder)[0].shard))
-        return do_work(folder, **calls)  # as the only worker
+    def run_on_ray(folder: Path, n_workers: int, *, on_step: StepCallback, **_: Any) -> Any:
+        asked.append(n_workers)
+        return do_work(folder, on_step=on_step)  # as the only worker
 
     monkeypatch.setattr(on_ray, "train_on_ray", run_on_ray)
     recipe = TaskRecipe(project.task, project.rows.train, project.rows.selection)
     small = project.file.small
     run = fine_tune(
-        project._replace(n_workers=3, shard=True),
+        project._replace(n_workers=3),
         recipe,
         small.training,
         base=small.base,
         folder=tmp_path / "run",
         run_name="r",
     )
-    assert asked == [(3, True)]
+    assert asked == [3]
     assert client().get_run(run.run_id).info.status == "FINISHED"
     assert (run.folder / "model.safetensors").is_file()

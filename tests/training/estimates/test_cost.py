@@ -63,14 +63,6 @@ def test_under_adapters_the_base_costs_four_and_the_adapters_six() -> None:
     assert train_flops(SIZE, TrainConfig(method="lora", lora_rank=2), WORK, 1) == expected
 
 
-def test_frozen_layers_are_read_forward_once_whatever_the_epochs() -> None:
-    frozen = TrainConfig(frozen_layers=2)
-    each = 6 * BODY / 2 * 100 + 12 * ATTENTION / 2 + 6 * HEAD * 10
-    once = 2 * BODY / 2 * 100
-    assert train_flops(SIZE, frozen, WORK, 1) == each + once
-    assert train_flops(SIZE, frozen, WORK, 5) == 5 * each + once
-
-
 def test_time_is_work_over_rate() -> None:
     config = TrainConfig(duration="2ep")
     work = train_flops(SIZE, config, WORK, 2)

@@ -36,11 +36,6 @@ LARGE = SIZE.model_copy(update={"parameters": 10**9, "embedding": 10**8, "linear
 def test_weights_that_move_are_counted_by_method() -> None:
     assert trainable_parameters(SIZE, FULL) == 1000
     assert trainable_parameters(SIZE, LORA) == 100
-    # The upper three of four layers; the embedding, which is also the output matrix, stays.
-    assert trainable_parameters(SIZE, TrainConfig(frozen_layers=1)) == 600
-    assert trainable_parameters(SIZE, TrainConfig(frozen_layers=1, method="lora", lora_rank=2)) == 75
-    own_head = SIZE.model_copy(update={"head": 200})
-    assert trainable_parameters(own_head, TrainConfig(frozen_layers=2)) == 300 + 200
 
 
 def test_a_token_keeps_what_the_formula_says() -> None:
@@ -49,7 +44,6 @@ def test_a_token_keeps_what_the_formula_says() -> None:
     assert activation_bytes(SIZE, FULL, MicroBatchShape(3, 10, 0), gpu=False) == 3 * 10 * 4 * (token + 6 * 2 * 10)
     assert activation_bytes(SIZE, FULL, MicroBatchShape(1, 257, 0), gpu=False) == 257 * 4 * token
     assert activation_bytes(SIZE, FULL, MicroBatchShape(0, 0, 7), gpu=False) == 7 * 10 * 25
-    assert activation_bytes(SIZE, TrainConfig(frozen_layers=3), MicroBatchShape(3, 10, 0), gpu=True) == 3 * 10 * token
 
 
 def test_the_peak_is_the_larger_of_two_moments() -> None:
@@ -91,13 +85,6 @@ def test_layers_are_checkpointed_by_themselves_only_where_they_would_not_fit(mon
     assert needs_checkpointing(SIZE, TrainConfig(gradient_checkpointing=True), rows)
 
 
-def test_what_frozen_layers_made_of_all_rows_is_counted() -> None:
-    frozen, nothing = TrainConfig(frozen_layers=1), MicroBatchShape(0, 0, 0)
-    more = peak_memory(SIZE, frozen, nothing, in_all=1_000).at_least - peak_memory(SIZE, frozen, nothing).at_least
-    assert more == 2 * 8 * 1_000
-    assert peak_memory(SIZE, FULL, nothing, in_all=1_000) == peak_memory(SIZE, FULL, nothing)
-
-
 def test_the_range_holds_the_least_and_the_program() -> None:
     found = peak_memory(SIZE, FULL, MicroBatchShape(10, 10, 0), gpu=True)
     assert found.at_least < found.span.low < found.span.high
@@ -116,7 +103,6 @@ def test_a_run_in_fp32_needs_room_for_twice_the_weights(monkeypatch: pytest.Monk
     assert not fits(in_bf16 + 4 * SIZE.parameters)
     assert fits(in_bf16 + 1.3 * (2 * peak_memory(SIZE, FULL, read).read + 6 * SIZE.parameters) + 1)
     assert not fits(1e12, method="lora")
-    assert not fits(1e12, frozen_layers=1)
 
 
 @pytest.mark.parametrize(

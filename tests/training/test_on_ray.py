@@ -1,22 +1,27 @@
-"""Several processes train as one: the same losses, and a run that is killed and resumed by more or fewer of them."""
+"""Several processes train as one, by themselves and on Ray: the same losses, and a killed one is replaced."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
+from fixtures.ray_cluster import RayCluster
 from fixtures.training import Bench, event_kinds
 from fixtures.warm_processes import WarmProcess
 
 from smallfirst.errors import Cancelled, DataError
 from smallfirst.registry.runs import open_run
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.distributed.work import FOLDER, Watch, do_work, write_work
 from smallfirst.training.loop import StepMetrics
+from smallfirst.training.on_ray import FOLDER, Watch, do_work, run_beside, shares, train_on_ray, write_work
 from smallfirst.training.recipes.recipe import TaskRecipe
 from smallfirst.training.run import CANCEL_FILE, STOP_FILE, Run
 
@@ -27,7 +32,7 @@ PROCESS = """
 import os, sys
 from pathlib import Path
 import torch.distributed as dist
-from smallfirst.training.distributed.work import do_work, do_work_and_tell
+from smallfirst.training.on_ray import do_work, do_work_and_tell
 folder, meeting, rank, size, kill_at = sys.argv[1:]
 dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=int(rank), world_size=int(size))
 def on_step(step):
@@ -43,10 +48,10 @@ def alone(bench: Bench, tmp_path_factory: pytest.TempPathFactory, module_home: N
     return do_work(prepared(bench, tmp_path_factory.mktemp("alone")))
 
 
-def prepared(bench: Bench, folder: Path, *, shard: bool = False, every_s: float = 0, **more: Any) -> Path:
+def prepared(bench: Bench, folder: Path, *, every_s: float = 0, **more: Any) -> Path:
     recipe = TaskRecipe(bench.task, more.get("rows", bench.rows), bench.selection)
     run_id = open_run("toy", folder.name).run_id
-    write_work(folder, recipe, CONFIG, ("toys/tiny", bench.base), run_id, shard=shard, save_every_s=every_s)
+    write_work(folder, recipe, more.get("config", CONFIG), ("toys/tiny", bench.base), run_id, save_every_s=every_s)
     return folder
 
 
@@ -66,15 +71,13 @@ def assert_like(run: Run, alone: Run) -> None:
     assert len(run.validation_curve) == 3
 
 
-@pytest.mark.parametrize("shard", [False, True])
-def test_two_processes_go_the_way_of_one_and_a_killed_run_goes_on_with_another_number(
-    bench: Bench, alone: Run, tmp_path: Path, warm_parent: None, shard: bool
+@pytest.mark.parametrize("n_after", [1, 2])
+def test_two_processes_go_the_way_of_one_and_a_killed_run_goes_on_with_any_number(
+    bench: Bench, alone: Run, tmp_path: Path, warm_parent: None, n_after: int
 ) -> None:
-    folder = prepared(bench, tmp_path, shard=shard)
+    folder = prepared(bench, tmp_path)
     assert 0 not in run_in(folder, 2, kill_at="4")  # with the first process the others end as well
-    saved = next((folder / "checkpoint").iterdir())
-    assert len(list(saved.glob("*.safetensors"))) == (2 if shard else 1)
-    assert run_in(folder, 1 if shard else 2) == [0] * (1 if shard else 2)
+    assert run_in(folder, n_after) == [0] * n_after
     run = Run.load(folder / "run.json")
     assert_like(run, alone)
     assert event_kinds(folder).count("RESUMED") == 1
@@ -117,3 +120,65 @@ def test_a_cancel_file_ends_all_processes(bench: Bench, tmp_path: Path, warm_par
     with pytest.raises(Cancelled, match="cancelled at step 1 of"):
         Watch(folder, print, lambda *_: False, print).raise_error()
     assert event_kinds(folder)[-1] == "STOPPED"
+
+
+def test_two_workers_go_on_from_the_checkpoint_when_one_is_killed(
+    ray_cluster: RayCluster, bench: Bench, tmp_path: Path
+) -> None:
+    prepared(bench, tmp_path, config=CONFIG.model_copy(update={"duration": "100_000ba"}))  # until both have happened
+    killed: list[int] = []
+    said: list[str] = []
+
+    def on_step(_: StepMetrics) -> None:
+        if killed or not any((tmp_path / "checkpoint").glob("*/state.json")):
+            return
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it may end meanwhile
+                if not killed and " ".join(child.cmdline()).startswith("ray::RayTrainWorker"):
+                    child.kill()
+                    killed.append(child.pid)
+
+    def on_epoch(*_: object) -> bool:
+        return any("resumed" in line for line in said)
+
+    run = train_on_ray(tmp_path, 2, on_step=on_step, on_epoch=on_epoch, log=said.append)
+    assert killed
+    resumed = [line for line in said if "resumed" in line]
+    assert int(resumed[0].split()[3]) >= 1  # resumed: from step N of 100000
+    assert event_kinds(tmp_path)[-1] == "COMPLETED"
+    assert run.loss_curve[0][0] == 1
+    assert all(math.isfinite(loss) for _, loss in run.loss_curve)
+    assert (run.folder / "model.safetensors").is_file()
+
+
+def test_work_is_looked_at_and_its_error_raised() -> None:
+    looks: list[int] = []
+    run_beside(lambda: None, lambda: looks.append(1))
+    assert looks
+
+    def fail() -> None:
+        raise ValueError("lost")
+
+    with pytest.raises(ValueError, match="lost"):
+        run_beside(fail, lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "n_workers", "share"),
+    [
+        ([8], 0, 2, {"CPU": 4}),
+        ([2], 0, 4, {"CPU": 1}),
+        ([8, 4], 0, 4, {"CPU": 2}),
+        ([8, 8], 2, 2, {"CPU": 8, "GPU": 1}),
+        ([8], 1, 2, {"CPU": 4}),
+    ],
+)
+def test_each_worker_gets_its_part_of_a_node(
+    nodes: list[int], gpus: int, n_workers: int, share: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SMALLFIRST_DEVICE", raising=False)
+    ray: Any = SimpleNamespace(
+        nodes=lambda: [{"Alive": True, "Resources": {"CPU": cpus}} for cpus in nodes],
+        cluster_resources=lambda: {"CPU": sum(nodes), "GPU": gpus},
+    )
+    assert shares(ray, n_workers) == share

@@ -1,6 +1,7 @@
-"""What the processes of a training are told, as files in the run's folder, and the function that each of them runs.
+"""One fine-tune on several workers of a Ray cluster, by Ray Train. A lost worker is replaced, and the run goes on.
 
-Nothing but JSON and safetensors goes from process to process by way of the folder, which all machines must share.
+Workers are told what to do by files in the run's folder, which all machines must share, and tell what they did there:
+nothing but JSON and safetensors goes from process to process.
 """
 
 from __future__ import annotations
@@ -9,10 +10,14 @@ import json
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 from smallfirst import errors
+from smallfirst.cluster.ray_session import ray_session
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import SmallfirstError, TrainingError
 from smallfirst.files import write_atomically
@@ -21,21 +26,23 @@ from smallfirst.records import Record
 from smallfirst.registry.runs import UntrackedRun, resume_run
 from smallfirst.tasks import AnyTask
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.distributed.group import Group
 from smallfirst.training.events import EventLog
+from smallfirst.training.group import Group
 from smallfirst.training.loop import StepMetrics
 from smallfirst.training.recipes.recipe import TaskRecipe
 from smallfirst.training.run import STOP_FILE, EpochCallback, Run, StepCallback, train
 
 FOLDER = "workers"
-"""Folder in a run's folder with all that the processes are told and tell."""
-REPORT_EVERY_S = 1.0
+"""Folder in a run's folder with all that the workers are told and tell."""
+MAX_LOST = 5
+"""How often workers may be lost before a run fails; each time it goes on from its last checkpoint."""
+LOOK_EVERY_S, REPORT_EVERY_S = 0.5, 1.0
 WAIT_S = 6 * 3600
-"""How long processes wait for one another: the first one alone validates and writes."""
+"""How long workers wait for one another: the first one alone validates and writes."""
 
 
 class Work(Record):
-    """A fine-tune that several processes carry out together; the rows stand beside it."""
+    """A fine-tune that several workers carry out together; the rows stand beside it."""
 
     task: AnyTask
     config: TrainConfig
@@ -43,10 +50,9 @@ class Work(Record):
     weights: Path
     """Folder of the base model, on every machine."""
     run_id: str
-    """The MLflow run that the first process logs to."""
+    """The MLflow run that the first worker logs to."""
     state: Path
     """State folder of the task."""
-    shard: bool = False
     save_every_s: float = 60
 
 
@@ -57,10 +63,9 @@ def write_work(
     base: tuple[str, Path],
     run_id: str,
     *,
-    shard: bool = False,
     save_every_s: float = 60,
 ) -> None:
-    """Write what the processes need into a run's folder; what an earlier attempt told is removed."""
+    """Write what the workers need into a run's folder; what an earlier attempt told is removed."""
     place = folder / FOLDER
     for stale in (place / "error.json", place / "progress.json", folder / STOP_FILE):
         stale.unlink(missing_ok=True)
@@ -73,42 +78,27 @@ def write_work(
         weights=base[1].absolute(),
         run_id=run_id,
         state=state_folder(),
-        shard=shard,
         save_every_s=save_every_s,
     )
     work.save(place / "work.json")
 
 
-def read_work(folder: Path) -> tuple[Work, TaskRecipe]:
-    """Return what `write_work` wrote."""
+def do_work(folder: Path, *, on_step: StepCallback = lambda _: None) -> Run:
+    """Train as one process of the torch.distributed group; the first one goes on with the MLflow run."""
     work = Work.load(folder / FOLDER / "work.json")
     rows, selection = (Dataset.load(folder / FOLDER / f"{name}.json") for name in ("train", "selection"))
-    return work, TaskRecipe(work.task, rows, selection)
-
-
-def do_work(
-    folder: Path,
-    *,
-    on_step: StepCallback = lambda _: None,
-    on_epoch: EpochCallback = lambda *_: False,
-) -> Run:
-    """Train as one process of the torch.distributed group; the first one goes on with the MLflow run."""
-    work, recipe = read_work(folder)
     os.environ["SMALLFIRST_HOME"] = str(work.state)
     leads = Group.joined().leads
     tracked = resume_run(work.run_id) if leads else UntrackedRun(work.run_id)
     try:
         return train(
-            recipe,
+            TaskRecipe(work.task, rows, selection),
             work.config,
             base=(work.base, work.weights),
             tracked=tracked,
             folder=folder,
             on_step=on_step,
-            on_epoch=on_epoch,
             save_every_s=work.save_every_s,
-            together=True,
-            shard=work.shard,
         )
     finally:
         if leads:
@@ -140,7 +130,7 @@ def do_work_and_tell(folder: Path) -> None:
 
 
 class Watch:
-    """Follow a training from outside by what its first process writes."""
+    """Follow a training from outside by what its first worker writes."""
 
     def __init__(
         self, folder: Path, on_step: StepCallback, on_epoch: EpochCallback, log: Callable[[str], None]
@@ -165,8 +155,86 @@ class Watch:
         self._seen = len(events)
 
     def raise_error(self) -> None:
-        """Raise the error that a process told, if one did."""
+        """Raise the error that a worker told, if one did."""
         path = self.folder / FOLDER / "error.json"
         if path.is_file():
             told = json.loads(path.read_bytes())
             raise getattr(errors, told["kind"], TrainingError)(told["message"], hint=told["hint"])
+
+
+def train_on_ray(
+    folder: Path,
+    n_workers: int,
+    *,
+    on_step: StepCallback,
+    on_epoch: EpochCallback,
+    log: Callable[[str], None],
+) -> Run:
+    """Carry out the work in a run's folder (`write_work`) on `n_workers` workers, each with a GPU where there are any.
+
+    Raise what the workers raise, ConfigError without a usable cluster, TrainingError if workers are lost too often.
+    """
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
+    watch = Watch(folder, on_step, on_epoch, log)
+    with ray_session(num_cpus=max(n_workers, os.cpu_count() or 1)) as ray:
+        try:
+            run_beside(_trainer(ray, folder, n_workers).fit, watch.look)
+        except Exception as error:
+            watch.raise_error()
+            said = str(error).strip().splitlines() or [type(error).__name__]
+            raise TrainingError(
+                f"training on {n_workers} workers failed: {said[-1]}",
+                hint=f"read {folder / 'events.jsonl'} and Ray's logs, then run the same command with --resume",
+            ) from error
+    watch.raise_error()
+    return Run.load(folder / "run.json")
+
+
+def run_beside(work: Callable[[], Any], look: Callable[[], None]) -> None:
+    """Do `work`, and raise what it raises; `look` is called twice a second meanwhile, and once afterwards.
+
+    The work has a thread of its own, since Ray would handle Ctrl-C in the main thread in a way of its own.
+    """
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    while not wait([done], timeout=LOOK_EVERY_S).done:
+        look()
+    look()
+    done.result()
+
+
+def shares(ray: Any, n_workers: int) -> dict[str, float]:
+    """Return what each of `n_workers` may use: a GPU where there is one for each, and its part of a node's cores."""
+    nodes = [node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]]
+    cpus = max(1, int(min(nodes, default=1) // -(-n_workers // max(1, len(nodes)))))
+    on_gpus = ray.cluster_resources().get("GPU", 0) >= n_workers and os.environ.get("SMALLFIRST_DEVICE") != "cpu"
+    return {"CPU": cpus, "GPU": 1} if on_gpus else {"CPU": cpus}
+
+
+def _trainer(ray: Any, folder: Path, n_workers: int) -> Any:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    share = shares(ray, n_workers)
+    place = folder.absolute()
+    return TorchTrainer(
+        _train_worker,
+        train_loop_config={"folder": str(place)},
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if "GPU" in share else "gloo", timeout_s=WAIT_S),
+        scaling_config=ScalingConfig(num_workers=n_workers, use_gpu="GPU" in share, resources_per_worker=share),
+        run_config=RunConfig(
+            name="ray", storage_path=str(place / FOLDER), failure_config=FailureConfig(max_failures=MAX_LOST)
+        ),
+    )
+
+
+def _train_worker(told: dict[str, str]) -> None:
+    do_work_and_tell(Path(told["folder"]))

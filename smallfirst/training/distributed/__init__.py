@@ -1,1 +1,0 @@
-"""Train with several processes: data-parallel or sharded, started by Ray Train."""
