@@ -13,18 +13,15 @@ benchmarks/results/certificates.md.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.routing.certificates_page import RESULT, TRAPS, _share
-from benchmarks.routing.certificates_pools import gsm8k, gsm8k_questions
+from benchmarks.datasets import data_folder, read_lines
+from benchmarks.routing.certificates import RESULT, TRAPS, TRIES, gsm8k, gsm8k_questions, share_of
 from smallfirst.data.quality.independence import independent_rows
 from smallfirst.models.protocol import Request
 from smallfirst.routing.certificate.guarantee import Guarantee
@@ -46,8 +43,6 @@ COPIES = 5
 """Rows of a text, or of a group."""
 MAX_LOOKS = 5
 N_TRIES, TRY_DRAWS = 10, 2000
-TRIES = "## Ten tries on the same rows"
-"""Heading of the section before `TRAPS`."""
 
 
 class Pool(NamedTuple):
@@ -211,7 +206,7 @@ def tries_lines(name: str, pool: CascadeData, n: int, limit: float) -> list[str]
             first += found[0, 0]
             as_first += found[:, 0].any(axis=0)
             counted += found[:, 1].any(axis=0)
-        shares = [_share(int(wrong), TRY_DRAWS, int(issued)) for issued, wrong in (first, as_first, counted)]
+        shares = [share_of(int(wrong), TRY_DRAWS, int(issued)) for issued, wrong in (first, as_first, counted)]
         lines.append(f"| {name}, at most {100 * limit:g} % wrong | {way} | {' | '.join(shares)} |\n")
         print(lines[-1], end="", flush=True)
     return lines
@@ -222,11 +217,8 @@ def banking_words() -> tuple[CascadeData, list[str]]:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    folder = Path(os.environ["SMALLFIRST_DATA"]) / "banking77"
-    rows = {
-        part: [json.loads(line) for line in (folder / f"{part}.jsonl").read_text().splitlines()]
-        for part in ("train", "validation", "test")
-    }
+    folder = data_folder("banking77")
+    rows = {part: list(read_lines(folder / f"{part}.jsonl")) for part in ("train", "validation", "test")}
     words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
     table = words.fit_transform([row["text"] for row in rows["train"]])
     model = LogisticRegression(C=20, max_iter=60).fit(table, [row["label"] for row in rows["train"]])
@@ -257,7 +249,7 @@ def pool_lines(name: str, draws: int) -> list[str]:
     for one in measured(pool, draws):
         cells = [f"{pool.name}, at most {100 * one.limit:g} % wrong", one.case]
         for issued, wrong in (one.as_they_are, one.counted):
-            cells += [f"{issued / draws:.3f}", _share(wrong, draws, issued)]
+            cells += [f"{issued / draws:.3f}", share_of(wrong, draws, issued)]
         lines.append(f"| {' | '.join(cells)} |\n")
         print(lines[-1], end="", flush=True)
     return lines

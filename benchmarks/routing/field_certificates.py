@@ -1,20 +1,19 @@
 """Certificates of fields and of groups: how much they keep and how often they break.
 
-    python -m benchmarks.routing.field_tables OUT      # the tables, once
-    python -m benchmarks.routing.invoice_fields OUT
+    python -m benchmarks.routing.field_tables OUT restaurant8k      # the tables, once
+    python -m benchmarks.routing.field_tables OUT invoices
     python -m benchmarks.routing.field_certificates OUT [--draws 1000]
 
 Calibration rows are drawn with replacement from a pool that is the truth; a certificate is broken if, over the whole
 pool, more of what it keeps is wrong than it promises. `before` takes fields and rows of a group for
 independent draws, as the rules for whole answers do; `after` is what the package does. Restaurant-8k: 300
 validation rows make the confidences of fields comparable, the other rows are the pool. Invoices: whole templates are
-drawn. Clusters: synthetic cases of five rows, right and wrong together by a Gaussian copula.
+drawn.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
 from datetime import date
 from functools import partial
@@ -22,9 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import norm
 
-from benchmarks.datasets import RESULTS
+from benchmarks.datasets import RESULTS, read_lines
 from smallfirst.evaluation.evaluate import EvaluatedRow
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.threshold_search import search_threshold
@@ -73,11 +71,6 @@ def outcome(
     return share, bool(total > 0 and float((kept * wrong).sum()) / total > limit)
 
 
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
 def evaluated(rows: list[dict[str, Any]], *, grouped: bool = False) -> list[EvaluatedRow]:
     return [
         EvaluatedRow(
@@ -92,7 +85,7 @@ def evaluated(rows: list[dict[str, Any]], *, grouped: bool = False) -> list[Eval
 
 
 def restaurant8k(out: Path, draws: int) -> Iterator[str]:
-    rows = rows_of(out / "restaurant8k.jsonl")
+    rows = list(read_lines(out / "restaurant8k.jsonl"))
     choosing = [row for row in rows if row["part"] == "validation"][:SELECTION_ROWS]
     pool = [row for row in rows if row["part"] == "test"]
     pool += [row for row in rows if row["part"] == "validation"][SELECTION_ROWS:]
@@ -141,7 +134,7 @@ def cell(
 
 
 def invoices(out: Path, draws: int) -> Iterator[str]:
-    rows = rows_of(out / "hosted_invoices.jsonl")
+    rows = list(read_lines(out / "invoices.jsonl"))
     known, new = ([row for row in rows if row["part"] == part] for part in ("known", "new"))
     for name, part in (("templates of the training rows", known), ("new templates", new)):
         fields = [field["correct"] for row in part for field in row["fields"].values()]
@@ -192,45 +185,6 @@ def of_templates(
     return outcome(table.confidence, table.wrong, weight, at, limit)
 
 
-def clusters(draws: int) -> Iterator[str]:
-    yield HEAD
-    everywhere = np.linspace(0, 1, 20_001)
-    risk = 0.35 * (1 - everywhere) ** 1.5
-
-    def truth(at: float, limit: float) -> tuple[float, bool]:
-        kept = everywhere >= at
-        return float(kept.mean()), bool(kept.any() and risk[kept].mean() > limit)
-
-    for n_cases, together in ((80, 0.5), (80, 0.9), (80, 1.0), (400, 0.5), (400, 0.9)):
-        for limit in (0.05, 0.1, 0.2):
-            draw = np.random.default_rng([n_cases, round(10 * together), round(100 * limit)])
-            found: dict[str, list[tuple[float, bool]]] = {
-                "rows as independent, before": [],
-                "cases as units, after": [],
-            }
-            for _ in range(draws):
-                confidence, wrong = cases(draw, n_cases, together)
-                group = np.repeat(np.arange(n_cases).astype(str), 5).astype(object)
-                before = threshold(confidence, wrong, limit)
-                after = units(confidence.reshape(-1, 1), wrong.reshape(-1, 1), limit, group, LEVEL)
-                for name, at in zip(found, (before, after), strict=True):
-                    found[name].append(truth(at, limit))
-            for name, results in found.items():
-                words = f"{n_cases} cases of 5, correlation {together:g}"
-                yield Cell(name, limit, words, [kept for kept, _ in results], [broke for _, broke in results]).line
-
-
-def cases(draw: np.random.Generator, n: int, together: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return confidences, uniform, and wrong answers (cases, 5); both agree in a case as `together` says."""
-
-    def mixed() -> np.ndarray:
-        shared, own = draw.normal(size=(n, 1)), draw.normal(size=(n, 5))
-        return np.asarray(norm.cdf(np.sqrt(together) * shared + np.sqrt(1 - together) * own))
-
-    confidence = mixed()
-    return confidence, mixed() < 0.35 * (1 - confidence) ** 1.5
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
@@ -241,7 +195,6 @@ def main() -> None:
     sections: dict[str, tuple[str, Callable[[], Iterator[str]]]] = {
         "fields": ("Restaurant-8k, five fields", lambda: restaurant8k(out, draws)),
         "templates": ("Invoices, eight fields, new layouts", lambda: invoices(out, draws)),
-        "clusters": ("Five near-copies of a case, synthetic", lambda: clusters(draws)),
     }
     for name, (title, make) in sections.items():
         if wanted.only in ("", name):
