@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from smallfirst.errors import ConfigError, RegistryError, StageMissing
-from smallfirst.improvement.harvest.evidence import open_ledger
+from smallfirst.improvement.harvest import open_ledger
 from smallfirst.paths import artifact_folder, home, state_folder, state_folders, state_of, tracking_uri
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.registry.versions import resolve

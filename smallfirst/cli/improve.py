@@ -30,29 +30,19 @@ from smallfirst.progress import Progress
 @click.option("--cap-usd", type=float, help="Most that the answers may cost in all.")
 @click.option("--yes", is_flag=True, help="Accept the estimated cost without a cap.")
 @click.option("--min-confidence", type=float, default=0.0, show_default=True, help="Least confidence of a kept answer.")
-@click.option("--gold", type=PATH, help="Rows answered by people; else the selection rows.")
 @click.option("--teacher", type=PATH, help="Folder of a model of this task.")
 @JSON
 def label(task_yaml: Path, rows: Path, as_json: bool, **settings: Any) -> None:
     """Have the large model label ROWS under a price cap.
 
-    Those it is sure of become training rows. Of a file or folder of more than 64 MB a part is held at a time, as
-    `smallfirst score` does; then nothing tells how accurate the labels are. ROWS may be a folder that `smallfirst score
-    --keep text` wrote: its answers are the labels.
+    Those it is sure of become training rows. Run again, it asks only what is missing.
     """
-    from smallfirst.improvement.labelling.label import label as label_stage
-    from smallfirst.improvement.labelling.result import LabelOptions
-    from smallfirst.improvement.labelling.scored import is_bulk, is_scored, label_in_bulk, label_scored
+    from smallfirst.improvement.labelling import LabelOptions
+    from smallfirst.improvement.labelling import label as label_stage
     from smallfirst.records import parse_record
 
     options = parse_record(LabelOptions, settings, where="options")
-    if is_scored(rows):
-        found: Any = label_scored(load_project(task_yaml), rows, options)
-    elif is_bulk(rows, options):
-        found = label_in_bulk(load_project(task_yaml), task_yaml, rows, options)
-    else:
-        found = label_stage(load_task_file(task_yaml), rows, options=options, progress=Progress())
-    show(found, as_json)
+    show(label_stage(load_task_file(task_yaml), rows, options=options, progress=Progress()), as_json)
 
 
 @verb("smallfirst suspects tickets --out suspects.jsonl")
@@ -87,7 +77,7 @@ def harvest(task_yaml: Path, out: Path, since: str | None, as_json: bool) -> Non
 
     Only those that somebody judged, or that the large model gave.
     """
-    from smallfirst.improvement.harvest.harvest import harvest as harvest_stage
+    from smallfirst.improvement.harvest import harvest as harvest_stage
 
     found = harvest_stage(load_project(task_yaml), out=out, since=_moment(since) if since else None)
     show(found, as_json)
@@ -95,22 +85,20 @@ def harvest(task_yaml: Path, out: Path, since: str | None, as_json: bool) -> Non
         click.echo(f"next: smallfirst challenge {task_yaml} --rows {out}")
 
 
-@verb("smallfirst challenge tickets", "smallfirst challenge tickets --rows harvested.jsonl --resume")
+@verb("smallfirst challenge tickets", "smallfirst challenge tickets --rows harvested.jsonl")
 @TASK
 @click.option("--rows", type=PATH, default="harvested.jsonl", show_default=True)
-@click.option("--resume", is_flag=True, help="Go on with a challenge that was broken off.")
 @JSON
-def challenge(task_yaml: Path, rows: Path, resume: bool, as_json: bool) -> None:
+def challenge(task_yaml: Path, rows: Path, as_json: bool) -> None:
     """Train a challenger with harvested rows.
 
-    It becomes champion only if it passes the gate and wins on test rows. It wins if it is shown more accurate than the
-    champion on the same test rows, or at most 0.01 less accurate while more of the requests stay small; each challenge
-    of a champion has to show more than the one before. Exit code 3 if the gate said no.
+    It becomes champion only if it passes the gate and is shown more accurate than the champion on the same test rows;
+    each challenge of a champion has to show more than the one before. Exit code 3 if the gate said no.
     """
-    from smallfirst.improvement.challenge.challenge import challenge as challenge_stage
+    from smallfirst.improvement.challenge import challenge as challenge_stage
 
     project = load_project(task_yaml)
-    found = challenge_stage(project, rows, resume=resume)
+    found = challenge_stage(project, rows)
     show(found, as_json)
     if found.won and not as_json:
         named = named_in_task(rows, project.file)

@@ -74,7 +74,7 @@ def show(found: Any, as_json: bool, in_words: Callable[[Any], Iterable[str]] | N
 
 def read_ledger(place: str | Path | None = None) -> closing[Ledger]:
     """Return the ledger that exists at a place, or where the command has it. Raise ConfigError without one."""
-    from smallfirst.improvement.harvest.evidence import open_ledger
+    from smallfirst.improvement.harvest import open_ledger
 
     return closing(open_ledger(place))
 

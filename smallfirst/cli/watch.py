@@ -77,7 +77,7 @@ def queue(task_yaml: Path, name: str | None, limit: int, as_json: bool) -> None:
 
 
 def _told(one: Waiting) -> dict[str, Any]:
-    from smallfirst.improvement.harvest.evidence import last_user_message
+    from smallfirst.improvement.harvest import last_user_message
 
     row = one.row
     return {
@@ -137,7 +137,7 @@ def in_words(found: Explanation) -> list[str]:
 
 
 def _facts(found: Explanation) -> Iterator[tuple[str, str]]:
-    from smallfirst.improvement.harvest.evidence import last_user_message
+    from smallfirst.improvement.harvest import last_user_message
 
     row = found.answer
     yield "answer", row.id

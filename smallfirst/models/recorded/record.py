@@ -19,6 +19,8 @@ from smallfirst.records import parse_record
 
 CONCURRENCY = 2
 """Requests in flight."""
+MAX_BAD_IN_A_ROW = 20
+"""Requests in a row without a usable answer that end a recording: each may have cost something."""
 
 
 class Spending(NamedTuple):
@@ -41,35 +43,37 @@ async def record(
 ) -> int:
     """Append the answers that `path` lacks and return their number; equal requests are sent once.
 
-    A BadAnswer is skipped and raised at the end. Raise DataError if `path` is of another model or other settings,
-    SpendingLimitReached before a request that might cost more than `spending` allows.
+    A BadAnswer is skipped and raised at the end, or after MAX_BAD_IN_A_ROW of them. Raise DataError if `path` is of
+    another model or other settings, SpendingLimitReached before a request that might cost more than `spending` allows.
     """
     wanted = {request_key(request): request for request in requests}
     known = _prepare(path, model, header, set(wanted))
     missing = iter([(key, request) for key, request in wanted.items() if key not in known])
     n_done = n_known = len(wanted.keys() & known)
+    n_bad_in_a_row = 0
     bad: list[BadAnswer] = []
     fatal: list[SmallfirstError] = []
 
     async def work() -> None:
-        nonlocal n_done
+        nonlocal n_done, n_bad_in_a_row
         for key, request in missing:
-            if fatal:
+            if fatal or n_bad_in_a_row >= MAX_BAD_IN_A_ROW:
                 return
             try:
                 completion = await _complete(model, request, spending)
             except BadAnswer as error:
                 bad.append(error)
+                n_bad_in_a_row += 1
                 continue
             except SmallfirstError as error:
                 fatal.append(error)
                 return
             measured = completion.model_dump(include=MEASURED) | {"latency_ms": round(completion.latency_ms, 1)}
-            measured["cached_tokens"] = completion.cached_tokens
+            measured |= {"cached_tokens": completion.cached_tokens, "confidence": completion.confidence}
             row = RecordedAnswer(key=key, text=request.text, answer=completion.text, **measured)
             file.write(_line(row.model_dump()))
             file.flush()
-            n_done += 1
+            n_done, n_bad_in_a_row = n_done + 1, 0
             progress(n_done, len(wanted))
 
     progress(n_done, len(wanted))

@@ -53,6 +53,8 @@ class RecordedAnswer(Record):
     cost_usd: Usd
     finish_reason: Literal["stop", "length"] = "stop"
     """Why generation ended."""
+    confidence: float | None = None
+    """The model's own, in [0, 1]; None if it gave none."""
 
 
 MEASURED = {"prompt_tokens", "completion_tokens", "latency_ms", "cost_usd", "finish_reason"}

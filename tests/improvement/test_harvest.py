@@ -11,7 +11,7 @@ import pytest
 
 from smallfirst.data.sources.load import load_rows
 from smallfirst.errors import ConfigError, DataError
-from smallfirst.improvement.harvest.harvest import HarvestResult, harvest, record_path
+from smallfirst.improvement.harvest import HarvestResult, harvest, record_path
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.rows import with_harvested
@@ -123,12 +123,12 @@ def test_each_source_gives_its_row_and_kept_answers_that_nobody_judged_give_none
         "beta question": ("lost_pin", "confirmed", "r3"),
         "gamma question": ("card_arrival", "audit", "r4"),
         "delta question": ("refund_request", "large", "r5"),
-        "epsilon question": ("card_arrival", "suspect", "r6"),
+        "epsilon question": ("card_arrival", "large", "r6"),
     }
-    assert result.by_source == {"feedback": 1, "confirmed": 1, "audit": 1, "large": 1, "suspect": 1}
+    assert result.by_source == {"feedback": 1, "confirmed": 1, "audit": 1, "large": 2}
     assert result.refused == {"agreed": 1}
     assert result.by_answer == {"refund_request": 2, "card_arrival": 2, "lost_pin": 1}
-    assert result.n_heard == 6
+    assert result.in_words[0].endswith("from 6 responses")
 
 
 def test_of_answers_to_one_text_the_most_trusted_wins(book: Book, reap: Reap) -> None:
@@ -142,7 +142,7 @@ def test_of_answers_to_one_text_the_most_trusted_wins(book: Book, reap: Reap) ->
     assert result.refused == {"disputed": 3, "repeated": 1}
 
 
-def test_equal_sources_that_differ_go_out_and_are_listed_for_a_person(book: Book, reap: Reap) -> None:
+def test_equal_sources_that_differ_give_no_row(book: Book, reap: Reap) -> None:
     book.answer("what now", "refund_request", "large")
     book.audit(book.answer("What now?", "lost_pin"), "lost_pin", "card_arrival", wrong=True)
     book.answer("and then", "refund_request", "large")
@@ -150,10 +150,7 @@ def test_equal_sources_that_differ_go_out_and_are_listed_for_a_person(book: Book
     result, rows = reap()
     assert rows == {"And then?": ("refund_request", "large", "r4")}  # of equal ones the latest
     assert result.refused == {"disputed": 2, "repeated": 1}
-    (left,) = result.disputed
-    assert set(left.answers) == {"refund_request", "card_arrival"}
-    assert set(left.response_ids) == {"r1", "r2"}
-    assert any("for a person: " in line and "refund_request" in line for line in result.in_words)
+    assert any("left out: 2 with conflicting answers" in line for line in result.in_words)
 
 
 def test_what_a_person_calls_wrong_is_learned_from_no_response(book: Book, reap: Reap) -> None:
@@ -206,18 +203,12 @@ def test_a_users_word_alone_teaches_nothing_and_overrules_nobody_who_may_judge(b
     result, rows = reap()
     assert rows == {
         "the large model agrees": ("lost_pin", "large", "r4"),
-        "audited and corrected": ("card_arrival", "suspect", "r7"),
+        "audited and corrected": ("card_arrival", "large", "r7"),
         "corrected by a judge": ("card_arrival", "feedback", "r8"),
         "called right by a judge": ("lost_pin", "confirmed", "r9"),
         "audited by a person": ("card_arrival", "audit", "r10"),
     }
-    assert result.refused == {"disputed": 2, "users_only": 3}
-    assert [d.answers for d in result.disputed] == [
-        ("refund_request",),
-        ("lost_pin",),
-        ("lost_pin", "refund_request"),
-        ("lost_pin",),
-    ]
+    assert result.refused == {"disputed": 5}
 
 
 def test_what_makes_no_row_is_counted_by_reason(book: Book, reap: Reap) -> None:
@@ -237,7 +228,6 @@ def test_what_makes_no_row_is_counted_by_reason(book: Book, reap: Reap) -> None:
     result, rows = reap()
     assert set(rows) == {"a question of the task", "a system message is no turn"}
     assert result.refused == {"no_text": 2, "conversation": 1, "outside": 1, "no_answer": 1}
-    assert [(u.response_id, u.said) for u in result.unread] == [("r7", "I would say it depends")]
     assert any("--store-bodies" in line for line in result.in_words)
 
 
@@ -250,7 +240,6 @@ def test_no_text_of_the_own_rows_is_harvested_however_it_is_written(book: Book, 
     result, rows = reap()
     assert rows == {"calibrating text two about card": ("lost_pin", "large", "r5")}  # 5 of 6 words are not 9 of 10
     assert result.refused == {"known": 1, "contradicts": 1, "held_out": 2}
-    assert [d.text for d in result.disputed] == ["I lost the pin!"]
 
 
 def test_what_is_personal_is_out_before_anything_is_written(book: Book, reap: Reap, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,7 @@ from scipy import stats
 from smallfirst.errors import DataError, RegistryError, StageMissing
 from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.gate.gate import Gate
-from smallfirst.improvement.challenge.challenge import (
-    COMPARISON_LOG,
-    RESULT,
-    ChallengeResult,
-    challenge,
-)
-from smallfirst.improvement.challenge.comparison import ChampionComparison, compare_to_champion
+from smallfirst.improvement.challenge import COMPARISON_LOG, RESULT, ChallengeResult, beats, challenge
 from smallfirst.pipeline import run as pipeline
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
@@ -27,51 +20,35 @@ from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import read_task_file
 from smallfirst.registry import versions
 from smallfirst.routing.policies import CHALLENGER
+from smallfirst.stats.intervals import Estimate
 
 
-def evaluation(flags: list[bool], kept: int = 0) -> Evaluation:
-    """Rows that are right as `flags` say, the first `kept` of them under a certificate."""
-    rows = [evaluated_row(str(i), "a", "a", correct=ok, certified=i < kept) for i, ok in enumerate(flags)]
-    return evaluation_of(rows)
+def evaluation(flags: list[bool]) -> Evaluation:
+    return evaluation_of([evaluated_row(str(i), "a", "a", correct=ok) for i, ok in enumerate(flags)])
 
 
-def duel(
-    only_ours: int, only_theirs: int, n: int, *, kept: tuple[int, int] | None = None, look: int = 1
-) -> ChampionComparison:
+def duel(only_ours: int, only_theirs: int, n: int, *, look: int = 1) -> tuple[bool, Estimate]:
     ours = evaluation([i >= only_theirs for i in range(n)])
     theirs = evaluation([not only_theirs <= i < only_theirs + only_ours for i in range(n)])
-    routed = (evaluation([True] * n, kept[0]), evaluation([True] * n, kept[1])) if kept else None
-    return compare_to_champion(ours, theirs, routed=routed, look=look)
+    return beats(ours, theirs, look)
 
 
 def test_a_better_challenger_wins_and_an_equal_or_worse_one_does_not() -> None:
-    better = duel(20, 2, 100)
-    assert better.won
-    assert (better.only_challenger, better.only_champion) == (20, 2)
-    assert better.difference.value == pytest.approx(0.18)
-    assert better.p_value == pytest.approx(2 * sum(math.comb(22, k) for k in range(3)) / 2**22)
-    assert "more accurate than the champion: +0.180" in better.why
-    assert not duel(6, 2, 100).won
-    assert not duel(0, 0, 100, kept=(100, 0)).won  # 100 equal rows do not show «at most 0.01 worse»
-    assert not duel(2, 20, 100, kept=(100, 0)).won
-
-
-def test_one_that_is_not_worse_wins_by_keeping_more_small() -> None:
-    z = stats.norm.ppf(0.5 + (1 - 0.05 / 2) / 2)
-    equal = duel(0, 0, 1000, kept=(500, 400))
-    assert equal.difference.low == pytest.approx(-(z**2) / (1000 + z**2), abs=1e-6)  # Tango's without disagreement
-    assert equal.won
-    assert "more stays small: +0.100" in equal.why
-    assert not duel(0, 0, 1000, kept=(400, 500)).won
-    assert not duel(0, 0, 1000, kept=(401, 400)).won
-    assert "was not measured" in duel(0, 0, 1000).why
+    won, difference = duel(20, 2, 100)
+    assert won
+    assert difference.value == pytest.approx(0.18)
+    assert not duel(6, 2, 100)[0]
+    assert not duel(0, 0, 1000)[0]
+    assert not duel(2, 20, 100)[0]
+    assert not beats(evaluation([True]), evaluation([]), 1)[0]  # no row that both answered
 
 
 def test_each_challenge_has_to_show_more_than_the_one_before() -> None:
-    # Shown is -z² / (1000 + z²): with z for level 1 - 0.05 / (k (k + 1)) that is -0.0098 at k = 5, -0.0104 at k = 6.
-    assert [duel(0, 0, 1000, kept=(500, 400), look=k).won for k in (1, 5, 6)] == [True, True, False]
-    assert [duel(14, 3, 100, look=k).won for k in (1, 2, 3)] == [True, True, False]
-    assert sum(1 - duel(0, 0, 10, look=k).level for k in range(1, 200)) < 0.05
+    z = stats.norm.ppf(0.5 + (1 - 0.05 / 2) / 2)
+    assert duel(0, 0, 1000)[1].low == pytest.approx(-(z**2) / (1000 + z**2), abs=1e-6)  # Tango's without disagreement
+    assert [duel(14, 3, 100, look=k)[0] for k in (1, 2, 3)] == [True, True, False]
+    lows = [duel(14, 3, 100, look=k)[1].low for k in range(1, 9)]
+    assert lows == sorted(lows, reverse=True)
 
 
 NOUNS = {
@@ -139,9 +116,7 @@ def test_a_challenge_that_loses_changes_nothing_and_one_that_wins_goes_live_cert
     make_champion(project)
     lost = challenge(project, useless)
     assert not lost.won
-    assert lost.contest is not None
-    assert lost.contest.look == 1
-    assert lost.in_words[-1].startswith("version 1 stays champion: neither shown better")
+    assert lost.in_words[0].startswith("version 1 stays champion: not shown more accurate than the champion: ")
     assert aliases() == {"champion": 1, CHALLENGER: 2}
     run = RunFolder.latest("toy", lost.run)
     assert ChallengeResult.load(run.path / RESULT) == lost
@@ -149,21 +124,17 @@ def test_a_challenge_that_loses_changes_nothing_and_one_that_wins_goes_live_cert
     assert not (run.path / "promoted.json").exists()
 
     strict = project._replace(file=project.file.model_copy(update={"gate": Gate(accuracy_at_least=1.0)}))
-    (run.path / RESULT).unlink()  # as if the process had died before its end
-    refused = challenge(strict, useless, resume=True)
-    assert (refused.run, refused.version, refused.contest, refused.won) == (lost.run, None, None, False)
-    assert refused.why == "words did not pass the gate"
+    refused = challenge(strict, useless)
+    assert (refused.version, refused.difference, refused.won) == (None, None, False)
+    assert refused.why.startswith("words may not go live: ")
     assert aliases() == {"champion": 1, CHALLENGER: 2}
-    with pytest.raises(StageMissing, match="no interrupted challenge to resume"):
-        challenge(project, useless, resume=True)
 
     telling = write(tmp_path / "telling.jsonl", TRAIN, (1, 2))
     won = challenge(project, telling)
     assert won.won
-    assert won.contest is not None
-    assert won.contest.look == 2
-    assert won.contest.difference.value > 0.3
-    assert won.n_new == 32
+    assert won.difference is not None
+    assert won.difference.value > 0.3
+    assert "challenge 2 of this champion" in won.why
     assert aliases() == {"previous": 1, "champion": 3}
     assert versions.read_attachment("main.tests.toy", 3, "certificate.json")
     assert RunFolder.latest("toy", won.run).promoted().version == 3
@@ -192,6 +163,6 @@ def test_a_gate_that_nobody_wrote_lets_no_challenger_go_live(project: Project, t
     more = write(tmp_path / "more.jsonl", TRAIN, (1, 2))
     found = challenge(Project.read(read_task_file(tmp_path), Progress(quiet=True)), more)
     assert found.verdict.passed
-    assert (found.won, found.version, found.contest) == (False, None, None)
+    assert (found.won, found.version, found.difference) == (False, None, None)
     assert "gate: {accuracy_at_least: 0.8}" in found.why
     assert aliases() == {"champion": 1}

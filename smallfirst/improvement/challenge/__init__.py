@@ -1,1 +1,0 @@
-"""Retrain with harvested rows and replace the champion only if the challenger beats it."""

@@ -1,1 +1,0 @@
-"""Turn served and judged answers into training rows."""
