@@ -270,7 +270,9 @@ def read_texts(path: Path, shape: RowFormat, columns: Columns) -> Dataset:
     return data.subset(data.name, tuple(examples))
 
 
-def _read_otherwise(path: Path, shape: RowFormat, columns: Columns) -> tuple[list[tuple[Example, str]], tuple[Problem, ...]]:
+def _read_otherwise(
+    path: Path, shape: RowFormat, columns: Columns
+) -> tuple[list[tuple[Example, str]], tuple[Problem, ...]]:
     """Read rows whose answer column is mapped but absent, or whose text is in the question or prompt column."""
     data, problems = load_valid(path, columns=Columns(text=columns.text))
     if not problems and data.examples[0].shape == "text":

@@ -27,8 +27,7 @@ from smallfirst.gateway.settings import settings_near
 from smallfirst.gateway.takeover.live_task import LEARNT
 from smallfirst.gateway.takeover.observed import Observed, observe
 from smallfirst.gateway.takeover.takeovers import TakeOver, TakeOvers
-from smallfirst.improvement.harvest import open_ledger
-from smallfirst.improvement.harvest import harvest
+from smallfirst.improvement.harvest import harvest, open_ledger
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import open_encoder
 from smallfirst.models.protocol import Request
