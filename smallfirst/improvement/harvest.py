@@ -174,10 +174,10 @@ def _judged(ledger: Ledger, task: str, since: datetime | None) -> Iterator[_Judg
     for said in standing(ledger.entries(FeedbackRow)):
         feedback[said.id].append(said)
     for row in ledger.entries(LedgerRow, task=task):
-        audit, said = audits.get(row.id), feedback.get(row.id, [])
-        last = max([row.at, *(one.at for one in said), *([audit.at] if audit else [])])
-        if row.status == 200 and (audit or said or row.stage == "large") and (since is None or last >= since):
-            yield row, audit, said
+        audit, marks = audits.get(row.id), feedback.get(row.id, [])
+        last = max([row.at, *(mark.at for mark in marks), *([audit.at] if audit else [])])
+        if row.status == 200 and (audit or marks or row.stage == "large") and (since is None or last >= since):
+            yield row, audit, marks
 
 
 def _hear(row: LedgerRow, audit: AuditRow | None, feedback: Sequence[FeedbackRow], task: Task) -> _Vote:
