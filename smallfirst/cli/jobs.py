@@ -62,8 +62,7 @@ def create(rows: str, register_to: str, base: str, duration: str, max_tokens: in
     """
     from smallfirst.data.sources.load import load_rows
     from smallfirst.jobs import queue
-    from smallfirst.jobs.base_models import require_training_packages
-    from smallfirst.jobs.job_folder import JobRows, JobSpec, new_job_name, user_name, utc_now
+    from smallfirst.jobs.job_folder import JobRows, JobSpec, new_job_name, require_training_packages, user_name, utc_now
     from smallfirst.records import parse_record
     from smallfirst.registry.versions import check_name
     from smallfirst.training.config import TrainConfig

@@ -1,17 +1,21 @@
 """A job as stored in its folder: any process reads it, only the process that runs the job writes.
 
-Its rows are read once from their addresses, then kept there, so that a later edit changes nothing.
+Its rows are read once from their addresses, then kept there, so that a later edit changes nothing. What its base model
+must be is checked before it starts.
 """
 
 from __future__ import annotations
 
 import getpass
 import json
+import logging
 import os
 import re
 import secrets
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -20,14 +24,19 @@ import pydantic
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.row_formats import ROW_FORMATS
 from smallfirst.data.sources.load import load_rows
-from smallfirst.errors import Cancelled, DataError, Problem
+from smallfirst.data.sources.volumes import is_volume, volume_path
+from smallfirst.errors import Cancelled, ConfigError, DataError, MissingExtra, Problem, WeightsNotFound
 from smallfirst.files import is_locked, locked
+from smallfirst.models.catalog import CATALOG, find_weights, pulled_path
+from smallfirst.paths import home
 from smallfirst.records import Record
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.config import parse_duration as parse_duration
 from smallfirst.training.events import Event as Event
 from smallfirst.training.events import EventLog
 from smallfirst.training.recipes import RECIPES
+
+log = logging.getLogger(__name__)
 
 JOB_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 R = TypeVar("R", bound=Record)
@@ -148,16 +157,12 @@ class JobFolder:
         """Held as long as a process runs the job."""
         self._end_lock = folder / "end.lock"
         """Held while a stop is granted, the training is declared finished or the end is written."""
+        self._cancel_file = self.run_folder / "cancel"  # the file that train() looks for; its name's module needs torch
 
     @cached_property
     def spec(self) -> JobSpec:
         """Specification. Raise ConfigError if the file is damaged."""
         return JobSpec.load(self.folder / "job.json")
-
-    @property
-    def exists(self) -> bool:
-        """True once the job is complete on disk: its specification is written last."""
-        return (self.folder / "job.json").is_file()
 
     @property
     def events(self) -> tuple[Event, ...]:
@@ -238,10 +243,6 @@ class JobFolder:
         model = self.run_folder / "model"
         return [model] if (model / "smallfirst.json").is_file() else []
 
-    @property
-    def _cancel_file(self) -> Path:
-        return self.run_folder / "cancel"  # the file that train() looks for; importing its name would import torch
-
     def _read(self, kind: type[R], name: str) -> R | None:
         path = self.folder / name
         return kind.model_validate(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
@@ -268,11 +269,11 @@ class JobRows:
     @classmethod
     def load(cls, job: JobFolder) -> JobRows:
         """Return the rows kept in the job's folder; read and keep them first if there are none."""
-        if not (job.folder / "rows" / "train.json").is_file():
+        folder = job.folder / "rows"
+        if not (folder / "train.json").is_file():
             cls.read(job.spec).save(job.folder)
-        evaluation = job.folder / "rows" / "evaluation.json"
-        train = Dataset.load(job.folder / "rows" / "train.json")
-        return cls(train, Dataset.load(evaluation) if evaluation.is_file() else None)
+        evaluation = folder / "evaluation.json"
+        return cls(Dataset.load(folder / "train.json"), Dataset.load(evaluation) if evaluation.is_file() else None)
 
     def save(self, folder: Path) -> None:
         """Write the rows into a job's folder, the training rows last: they mark the copy as complete."""
@@ -292,3 +293,82 @@ def read_rows(address: str, recipe: str, *, max_rows: int | None = None) -> Data
         ]
         raise DataError(f"{address}: {len(wrong)} of {len(data)} rows do not fit the recipe", problems)
     return data
+
+
+def jobs_folder() -> Path:
+    """Return the folder of all jobs, created if missing."""
+    folder = home() / "jobs"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def lookup(name: str) -> JobFolder | None:
+    """Return the job called `name`, or None, without a look at other jobs."""
+    job = JobFolder(jobs_folder() / name) if JOB_NAME.fullmatch(name) else None
+    return job if job is not None and (job.folder / "job.json").is_file() else None
+
+
+def stored_jobs() -> list[JobFolder]:
+    """Return all jobs, newest first; one that cannot be read does not hide the others."""
+
+    def readable() -> Iterator[JobFolder]:
+        for path in jobs_folder().glob("*/job.json"):  # written last
+            job = JobFolder(path.parent)
+            try:
+                _ = job.spec
+            except ConfigError as error:
+                log.warning("skipped a damaged job: %s", error)
+            else:
+                yield job
+
+    return sorted(readable(), key=lambda job: (job.spec.created_at, job.name), reverse=True)
+
+
+def require_training_packages() -> None:
+    """Raise MissingExtra where nothing can be trained."""
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        raise MissingExtra("Fine-tuning", "train")
+
+
+def trainable_models() -> dict[str, int | None]:
+    """Return the longest input in tokens of each trainable model of the catalogue; None until its weights are here."""
+    folders = {entry.name: pulled_path(entry) for entry in CATALOG if entry.kind == "transformers"}
+    return {name: _longest_input(folder) for name, folder in folders.items()}
+
+
+def context_length(model: str) -> int | None:
+    """Return the longest input in tokens, if known. Raise ConfigError if untrainable, WeightsNotFound if absent."""
+    entry = next((e for e in CATALOG if e.name.casefold() == model.casefold()), None)
+    try:
+        folder = None if entry and entry.kind != "transformers" else find_weights(model, download=False)
+    except WeightsNotFound:
+        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+        if entry is not None or (re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not offline):
+            return None  # the job's process may fetch it
+        raise
+    if folder is None or folder.is_file():
+        raise ConfigError(
+            f'"{model}" cannot be trained: its weights are GGUF or no language model',
+            hint="choose one of foundation_model.get_models(), or a folder of safetensors",
+        )
+    return _longest_input(folder)
+
+
+def _longest_input(folder: Path) -> int | None:
+    config = folder / "config.json"
+    found = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    limit = found.get("max_position_embeddings")
+    return limit if isinstance(limit, int) else None
+
+
+def weights_folder(address: str) -> Path:
+    """Return the folder of safetensors at a path or volume. Raise ConfigError if it is absent or incomplete."""
+    folder = volume_path(address) if is_volume(address) else Path(address).expanduser().absolute()
+    parts = {"config.json": "config.json", "safetensors": "*.safetensors", "tokenizer": "token*"}
+    missing = [part for part, pattern in parts.items() if not any(folder.glob(pattern))]
+    if missing:
+        raise ConfigError(
+            f"{folder} holds no {', no '.join(missing)}",
+            hint="name a folder with config.json, safetensors and tokenizer, such as a run's; no pickle is read",
+        )
+    return folder

@@ -14,17 +14,18 @@ from pathlib import Path
 
 from smallfirst.errors import ConfigError, SmallfirstError, did_you_mean
 from smallfirst.files import try_lock
+from smallfirst.jobs import worker
 from smallfirst.jobs.job_folder import (
-    JOB_NAME,
     TERMINAL_STATES,
-    WAITING_STATES,
     JobFolder,
     JobRows,
     JobSpec,
+    jobs_folder,
+    lookup,
     state_after,
+    stored_jobs,
 )
 from smallfirst.jobs.supervisor import output_tail, recorded_environment, start_process
-from smallfirst.paths import home
 from smallfirst.registry.runs import Status, resume_run
 from smallfirst.training.events import Event
 
@@ -72,17 +73,11 @@ def submit(spec: JobSpec, rows: JobRows | Path | None = None) -> JobFolder:
     return job
 
 
-def lookup(name: str) -> JobFolder | None:
-    """Return the job called `name`, or None, without a look at other jobs."""
-    job = JobFolder(jobs_folder() / name) if JOB_NAME.fullmatch(name) else None
-    return job if job is not None and job.exists else None
-
-
 def find(name: str, *, restart_dead: bool = True) -> JobFolder:
     """Return the job called `name`, restarted if its process died. Raise JobNotFound with the nearest name."""
     job = lookup(name)
     if job is None:
-        names = [other.name for other in _all_jobs()]
+        names = [other.name for other in stored_jobs()]
         raise JobNotFound(
             f'no job is called "{name}"{did_you_mean(name, names)}',
             hint=f"there are: {', '.join(names[:10])}" if names else "none has been submitted yet",
@@ -94,7 +89,7 @@ def find(name: str, *, restart_dead: bool = True) -> JobFolder:
 
 def all_jobs() -> list[JobFolder]:
     """Return all jobs, newest first; restart those whose process died."""
-    jobs = _all_jobs()
+    jobs = stored_jobs()
     for job in reversed(jobs):  # the oldest first, so that it is again first in the queue
         recover(job)
     return jobs
@@ -136,7 +131,9 @@ def recover(job: JobFolder) -> None:
             job.end("STOPPED", "cancelled")
             _close_mlflow_run(job, "KILLED")
         elif restarts >= MAX_RESTARTS:
-            job.end("FAILED", _too_many_restarts(job, restarts))
+            died = f"its process died {restarts + 1} times without progress; the last lines of {job.output}:"
+            then = f"free memory or fix what kills it, then smallfirst jobs resume {job.name}"
+            job.end("FAILED", f"{died}\n{output_tail(job.output)}\n  next: {then}")
             _close_mlflow_run(job, "FAILED")
         else:
             job.log.append("REQUEUED", "its process died; resuming from the last checkpoint")
@@ -163,35 +160,6 @@ def resume(job: JobFolder, *, by: str) -> bool:
     return True
 
 
-def unfinished_before(job: JobFolder) -> list[JobFolder]:
-    """Return the jobs that were submitted earlier and have not ended, oldest first."""
-    position = (job.spec.created_at, job.name)
-    return [other for other in _all_jobs()[::-1] if (other.spec.created_at, other.name) < position and not other.ended]
-
-
-def is_waiting(job: JobFolder) -> bool:
-    """Return True if a living process waits for the job's turn."""
-    return job.state in WAITING_STATES and job.alive
-
-
-def jobs_folder() -> Path:
-    """Return the folder of all jobs, created if missing."""
-    folder = home() / "jobs"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-def _all_jobs() -> list[JobFolder]:
-    """Newest first; a job that cannot be read does not hide the others."""
-    jobs = []
-    for job in map(JobFolder, jobs_folder().iterdir()):
-        try:
-            jobs += [(job.spec.created_at, job.name, job)] if job.exists else []
-        except ConfigError as error:
-            log.warning("skipped a damaged job: %s", error)
-    return [job for *_, job in sorted(jobs, key=lambda one: one[:2], reverse=True)]
-
-
 def _close_mlflow_run(job: JobFolder, status: Status) -> None:
     if job.tracking is None:
         return
@@ -204,7 +172,7 @@ def _close_mlflow_run(job: JobFolder, status: Status) -> None:
 def _start(job: JobFolder, lock: int) -> None:
     spec = job.spec
     start_process(
-        "smallfirst.jobs.worker",
+        worker.__name__,
         job.folder,
         lock,
         output=job.output,
@@ -216,12 +184,3 @@ def _start(job: JobFolder, lock: int) -> None:
 def _restarts_without_progress(events: Sequence[Event]) -> int:
     last = max((place for place, event in enumerate(events) if event.kind in _PROGRESS_EVENTS), default=-1)
     return sum(event.kind == "REQUEUED" for event in events[last + 1 :])
-
-
-def _too_many_restarts(job: JobFolder, restarts: int) -> str:
-    return (
-        f"its process died {restarts + 1} times without progress; the last lines of {job.output}:\n"
-        f"{output_tail(job.output) or '(it printed nothing)'}\n"
-        f"  next: free memory or fix what kills it, then smallfirst jobs resume {job.name}; "
-        f"or submit it again with a smaller batch_tokens or model"
-    )

@@ -26,9 +26,6 @@ RECORDED_VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "SMALLFIRST_
 """Environment variables that a process keeps from its creation, whoever starts it again."""
 _POLL_INTERVAL_S = 0.05
 _KILL_TIMEOUT_S = 10.0
-_LOGGED_CHARACTERS = 500
-
-log = logging.getLogger(__name__)
 
 
 class ProcessFailed(Exception):
@@ -89,13 +86,12 @@ async def run_module(module: str, *arguments: str, timeout_s: float) -> bytes:
         *(sys.executable, "-P", "-m", module, *arguments),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
         start_new_session=True,
         env=child_environment(PYTHONPATH=_python_path()),
     )
     try:
         async with asyncio.timeout(timeout_s):
-            printed, said = await process.communicate()
+            printed, _ = await process.communicate()
     except TimeoutError:
         raise ProcessFailed(f"it took more than {timeout_s:g} s") from None
     finally:
@@ -103,8 +99,6 @@ async def run_module(module: str, *arguments: str, timeout_s: float) -> bytes:
             process.kill()
             await process.wait()
     if process.returncode:
-        last = said.decode(errors="replace")[-_LOGGED_CHARACTERS:]
-        log.error("%s ended with exit code %s: %s", module, process.returncode, last)
         raise ProcessFailed("its process ended without a result")
     return printed
 
@@ -122,7 +116,9 @@ def claim_lock(lock: Path, arguments: Sequence[str]) -> int | None:
 def stop_process(process: int, lock: Path, *, grace_s: float) -> None:
     """Send SIGTERM to the holder of `lock`, wait until it has ended, and kill it after `grace_s` seconds."""
     for number, timeout_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, _KILL_TIMEOUT_S)):
-        _send_signal(process, lock, number)
+        with suppress(ProcessLookupError):
+            if is_locked(lock):  # else the id may be another process's by now
+                os.kill(process, number)
         end = time.monotonic() + timeout_s
         while is_locked(lock) and time.monotonic() < end:
             time.sleep(_POLL_INTERVAL_S)
@@ -136,20 +132,6 @@ def output_tail(output: Path, n_lines: int = 12) -> str:
             return "\n".join(file.read().decode(errors="replace").splitlines()[-n_lines:])
     except OSError:
         return ""
-
-
-def _send_signal(process: int, lock: Path, number: int) -> None:
-    with suppress(ProcessLookupError):
-        if not hasattr(os, "pidfd_open"):  # not Linux: for a moment the id could belong to another process
-            if is_locked(lock):
-                os.kill(process, number)
-            return
-        handle = os.pidfd_open(process)
-        try:
-            if is_locked(lock):  # so the id still belonged to the holder when the handle was opened
-                signal.pidfd_send_signal(handle, number)
-        finally:
-            os.close(handle)
 
 
 def _python_path() -> str:

@@ -19,8 +19,16 @@ from typing import TYPE_CHECKING
 
 from smallfirst.errors import Cancelled, ConfigError, RegistryError, SmallfirstError
 from smallfirst.files import try_lock
-from smallfirst.jobs.job_folder import JobFolder, JobProgress, JobResult, JobRows, MlflowIds, utc_now
-from smallfirst.jobs.queue import is_waiting, unfinished_before
+from smallfirst.jobs.job_folder import (
+    WAITING_STATES,
+    JobFolder,
+    JobProgress,
+    JobResult,
+    JobRows,
+    MlflowIds,
+    stored_jobs,
+    utc_now,
+)
 from smallfirst.jobs.supervisor import claim_lock
 from smallfirst.pricing.machine import MachinePrice
 from smallfirst.training.recipes import RECIPES
@@ -69,11 +77,12 @@ def main(arguments: Sequence[str]) -> int:
 @contextmanager
 def wait_for_turn(job: JobFolder) -> Iterator[None]:
     """Hold a training slot in the block, once no earlier job waits. Raise Cancelled if a stop is requested."""
-    earlier, slot = unfinished_before(job), None
+    position, slot = (job.spec.created_at, job.name), None
+    earlier = [one for one in stored_jobs() if (one.spec.created_at, one.name) < position and not one.ended]
     while slot is None:
         if job.cancelled:
             raise Cancelled("cancelled before it began")
-        if not any(is_waiting(other) for other in earlier):
+        if not any(one.state in WAITING_STATES and one.alive for one in earlier):
             slot = take_slot()
         if slot is None:
             if job.state != "QUEUED":
@@ -175,8 +184,6 @@ def _open_mlflow_run(job: JobFolder, rows: JobRows) -> TrackedRun:
     if job.tracking is not None:
         return resume_run(job.tracking.run_id)
     spec = job.spec
-    if any(event.kind == "REQUEUED" for event in job.events):
-        _close_unrecorded_runs(job)
     params: dict[str, object] = {f"train.{name}": value for name, value in spec.config.model_dump().items()}
     params |= {"base": spec.model, "recipe": spec.recipe, "n_train": len(rows.train), "train_rows": spec.train_rows}
     params["dataset_fingerprint"] = rows.train.content_fingerprint
@@ -185,17 +192,6 @@ def _open_mlflow_run(job: JobFolder, rows: JobRows) -> TrackedRun:
         experiment_id = str(client().get_run(tracked.run_id).info.experiment_id)
     MlflowIds(run_id=tracked.run_id, experiment_id=experiment_id).save(job.folder / "mlflow.json")
     return tracked
-
-
-def _close_unrecorded_runs(job: JobFolder) -> None:
-    """Mark the MLflow runs as KILLED whose process died before it recorded their ids."""
-    from smallfirst.registry.runs import client, resume_run, store_errors
-
-    with store_errors():
-        experiment = client().get_experiment_by_name(job.spec.experiment)
-        found = client().search_runs([experiment.experiment_id], f"tags.job = '{job.name}'") if experiment else []
-    for run in found:
-        resume_run(run.info.run_id).finish("KILLED")
 
 
 class _ProgressReporter:

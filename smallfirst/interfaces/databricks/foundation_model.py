@@ -11,18 +11,23 @@ starts, rows that are too long are named, not cut, and one run trains at a time.
 from __future__ import annotations
 
 import builtins
+import os
+import re
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from smallfirst import Dataset, TrainConfig
-from smallfirst.errors import ConfigError, DataError, did_you_mean
+from smallfirst.errors import ConfigError, DataError, SmallfirstError, did_you_mean
 from smallfirst.interfaces.databricks.training_run import (
-    RUN_COLUMNS,
     DatabricksModelTrainingRequestError,
     ObjectList,
-    PagedList,
     RunStatus,
     TrainingEvent,
     TrainingRun,
@@ -31,20 +36,45 @@ from smallfirst.interfaces.databricks.training_run import (
     run_name,
     training_events,
 )
-from smallfirst.interfaces.databricks.validation import parse_arguments
 from smallfirst.jobs import queue
-from smallfirst.jobs.base_models import require_training_packages, trainable_models
-from smallfirst.jobs.job_folder import JobRows, JobSpec, read_rows
+from smallfirst.jobs.job_folder import (
+    JobRows,
+    JobSpec,
+    context_length,
+    new_job_name,
+    parse_duration,
+    read_rows,
+    require_training_packages,
+    trainable_models,
+    user_name,
+    utc_now,
+    weights_folder,
+)
+from smallfirst.records import Record, parse_record
 
 __all__ = ["cancel", "create", "get", "get_checkpoints", "get_events", "get_models", "list"]
 
-TIME_FORMATS = tuple(
-    " ".join(filter(None, (day, clock)))
-    for day in ("%Y-%m-%d", "%m-%d-%Y", "")
-    for clock in ("", "%H:%M:%S", "%I:%M:%S %p")
-    if day or clock
-)
-"""Formats of a time as text; a time without a date means today."""
+RECIPES: dict[str, Literal["chat", "text"]] = {
+    "CHAT_COMPLETION": "chat",
+    "INSTRUCTION_FINETUNE": "chat",
+    "CONTINUED_PRETRAIN": "text",
+}
+DEFAULT_DURATION = "1ep"
+DEFAULT_CONTEXT_LENGTH = {"chat": 2048, "text": 512}
+"""Longest row (chat) or window (text) in tokens if `context_length` is not given, unless the model takes less."""
+MIN_USEFUL_LEARNING_RATE = 1e-6
+"""Rates below this are for another optimizer: Databricks' 5e-7 is a peak of Lion on models of 8 billion weights. AdamW
+at 5e-7 moves the weights of a small model by less than their precision."""
+RUN_COLUMNS = {
+    "Name": "name",
+    "Status": "status",
+    "MLflow Run": "run_id",
+    "Model": "model",
+    "Learning Rate": "learning_rate",
+    "Training Duration": "training_duration",
+    "Train Data Path": "train_data_path",
+    "Register To": "register_to",
+}
 MODEL_COLUMNS = {"Model Name": "display_name", "Input Name": "name", "Maximum Context Length": "max_context_length"}
 
 RunOrName = TrainingRun | str
@@ -102,7 +132,13 @@ def create(
     """
     arguments = parse_arguments(**locals())
     spec = arguments.job_spec()
-    arguments.warn()
+    rate = spec.config.learning_rate
+    if rate < MIN_USEFUL_LEARNING_RATE:
+        warnings.warn(
+            f"learning_rate={rate:g} hardly changes a small model: such rates are for Lion on models of billions of "
+            f"weights, this is AdamW. Leave it out ({TrainConfig().learning_rate:g})",
+            stacklevel=2,
+        )
     rows = _read_rows(spec) if arguments.validate_inputs else None
     run = TrainingRun.of(queue.submit(spec, rows))
     if "ipykernel" in sys.modules:
@@ -125,10 +161,10 @@ def list(
     after: str | datetime | None = None,
     include_details: bool = True,
     limit: int | None = 100,
-) -> PagedList[TrainingRun]:
-    """Return the runs that match every filter, newest first, at most `limit`; `next_page()` returns the others.
+) -> ObjectList[TrainingRun]:
+    """Return the runs that match every filter, newest first, at most `limit` (None: all).
 
-    `before` and `after` (included) are times of creation; text is in one of TIME_FORMATS, in local time. Raise
+    `before` and `after` (included) are times of creation; text is ISO 8601, in local time unless it names a zone. Raise
     ValidationError for a time or status that cannot be read.
     """
     names = None if training_runs is None else {run_name(run) for run in training_runs}
@@ -147,7 +183,7 @@ def list(
         )
 
     runs = [TrainingRun.of(job, include_details=include_details) for job in queue.all_jobs()]
-    return _page([run for run in runs if matches(run)], limit)
+    return ObjectList([run for run in runs if matches(run)][:limit], RUN_COLUMNS)
 
 
 def cancel(runs: RunOrName | Iterable[RunOrName] | None = None, experiment_id: str | None = None) -> int:
@@ -217,27 +253,127 @@ def _status(value: str | RunStatus) -> RunStatus:
 
 
 def _time(parameter: str, value: str | datetime | None) -> datetime | None:
-    if value is None or isinstance(value, datetime):
-        return value.astimezone() if value else None
-    for form in TIME_FORMATS:
-        try:
-            found = datetime.strptime(value.strip(), form)
-        except ValueError:
-            continue
-        today = datetime.now()
-        has_day = "%d" in form
-        return (found if has_day else datetime.combine(today.date(), found.time())).astimezone()
-    hint = 'write it as "2026-11-30" or "2026-11-30 18:00:00"'
-    raise ValidationError(f'{parameter}: "{value}" is no time', hint=hint)
+    try:
+        found = datetime.fromisoformat(value) if isinstance(value, str) else value
+    except ValueError:
+        hint = 'write it as "2026-11-30" or "2026-11-30 18:00:00"'
+        raise ValidationError(f'{parameter}: "{value}" is no time', hint=hint) from None
+    return found.astimezone() if found else None
 
 
-def _page(runs: Sequence[TrainingRun], limit: int | None) -> PagedList[TrainingRun]:
-    if limit is not None and limit < 1:
-        raise ValidationError(f"limit: {limit} is less than 1", hint="limit=100, or None for all")
-    size = len(runs) if limit is None else limit
-    rest = runs[size:]
+def _text(value: object) -> str:
+    if not isinstance(value, str | Path) or not str(value).strip():
+        raise ValueError("must be text")
+    return str(value).strip()
 
-    def load_next(next_limit: int | None) -> PagedList[TrainingRun]:
-        return _page(rest, next_limit or size)
 
-    return PagedList(runs[:size], RUN_COLUMNS, load_next if rest else None)
+def _register_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+){1,2}", value):
+        raise ValueError(
+            "must be catalog.schema or catalog.schema.model, each of letters, digits, _ and -; "
+            'for example register_to="main.claims.tickets"'
+        )
+    return value
+
+
+def _absolute(value: str) -> str:
+    """Make the path of an existing file absolute: the job may run in another folder. Other addresses stay."""
+    address = os.path.expanduser(value)
+    return str(Path(address).absolute()) if Path(address).exists() else address
+
+
+def _duration(value: str) -> str:
+    parse_duration(value)
+    return value
+
+
+def _weights(value: str) -> str:
+    try:
+        return str(weights_folder(value))
+    except SmallfirstError as error:
+        raise _as_value_error(error) from None
+
+
+def _as_value_error(error: SmallfirstError) -> ValueError:
+    return ValueError(f"{error.args[0]}; {error.hint}" if error.hint else str(error.args[0]))
+
+
+Text = Annotated[str, BeforeValidator(_text)]
+Address = Annotated[Text, AfterValidator(_absolute)]
+
+
+class CreateArguments(Record):
+    """Arguments of `create`; those that are None or empty count as not given."""
+
+    validate_inputs: bool = True
+    """Look for the weights now."""
+    custom_weights_path: Annotated[Text, AfterValidator(_weights)] | None = None
+    model: Text
+    train_data_path: Address
+    register_to: Annotated[Text, AfterValidator(_register_name)]
+    experiment_path: Text | None = None
+    task_type: Annotated[
+        Literal["CHAT_COMPLETION", "INSTRUCTION_FINETUNE", "CONTINUED_PRETRAIN"],
+        BeforeValidator(lambda value: str(value).strip().upper()),
+    ] = "CHAT_COMPLETION"
+    eval_data_path: Address | None = None
+    eval_prompts: tuple[Text, ...] = ()
+    training_duration: Annotated[Text, AfterValidator(_duration)] | None = None
+    learning_rate: float | None = Field(default=None, gt=0, lt=1, allow_inf_nan=False)
+    context_length: int | None = Field(default=None, ge=16, strict=True)
+    data_prep_cluster_id: Any = None
+    config: TrainConfig | None = None
+
+    @field_validator("model")
+    @classmethod
+    def _is_trainable(cls, value: str, info: ValidationInfo) -> str:
+        if info.data.get("validate_inputs") and not info.data.get("custom_weights_path"):
+            try:
+                context_length(value)
+            except SmallfirstError as error:
+                raise _as_value_error(error) from None
+        return value
+
+    @field_validator("context_length")
+    @classmethod
+    def _fits_the_model(cls, value: int | None, info: ValidationInfo) -> int | None:
+        weights = info.data.get("custom_weights_path") or info.data.get("model")
+        limit = context_length(weights) if weights and info.data.get("validate_inputs") else None
+        if value is not None and limit is not None and value > limit:
+            raise ValueError(f"is more than the {limit} tokens that the model takes")
+        return value
+
+    def job_spec(self) -> JobSpec:
+        name, recipe = new_job_name(self.model), RECIPES[self.task_type]
+        limit = context_length(self.custom_weights_path or self.model) if self.validate_inputs else None
+        tokens = min(DEFAULT_CONTEXT_LENGTH[recipe], limit or DEFAULT_CONTEXT_LENGTH[recipe])
+        given = {
+            "duration": self.training_duration,
+            "learning_rate": self.learning_rate,
+            "max_seq_tokens": self.context_length,
+        }
+        config = self.config or TrainConfig(duration=DEFAULT_DURATION, max_seq_tokens=tokens)
+        return JobSpec(
+            name=name,
+            recipe=recipe,
+            model=self.model,
+            weights=self.custom_weights_path,
+            train_rows=self.train_data_path,
+            eval_rows=self.eval_data_path,
+            eval_prompts=self.eval_prompts,
+            register_to=".".join([*self.register_to.split("."), name][:3]),
+            experiment=self.experiment_path or self.register_to,
+            config=config.model_copy(update={key: value for key, value in given.items() if value is not None}),
+            created_by=user_name(),
+            created_at=utc_now(),
+            submitted=self.model_dump(mode="json", exclude_unset=True, exclude={"validate_inputs"}, fallback=str),
+        )
+
+
+def parse_arguments(**given: Any) -> CreateArguments:
+    """Return the checked arguments of `create`. Raise ValidationError listing every one that breaks a rule."""
+    values = {name: value for name, value in given.items() if value is not None and value != ""}
+    try:
+        return parse_record(CreateArguments, values, where="arguments of create() that cannot be used")
+    except ConfigError as error:
+        raise ValidationError(str(error.args[0]), hint="help(foundation_model.create)") from None

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import html
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from smallfirst.errors import ConfigError, MissingExtra, SmallfirstError
 from smallfirst.jobs import queue
@@ -16,19 +15,8 @@ from smallfirst.jobs.job_folder import TERMINAL_STATES, Event, JobFolder
 from smallfirst.progress import format_duration
 
 EVENT_COLUMNS = {"Type": "type", "Time": "time", "Message": "message"}
-RUN_COLUMNS = {
-    "Name": "name",
-    "Status": "status",
-    "MLflow Run": "run_id",
-    "Model": "model",
-    "Learning Rate": "learning_rate",
-    "Training Duration": "training_duration",
-    "Train Data Path": "train_data_path",
-    "Register To": "register_to",
-}
 _EVENT_TYPES = {"EPOCH_FINISHED": "TRAIN_UPDATED"}
 """Databricks' names for event kinds that have another name here."""
-_BAR_LENGTH = 10
 
 
 class RunStatus(StrEnum):
@@ -85,7 +73,7 @@ class TrainingRun:
     """Folder of the job: its log, checkpoints and model."""
     train_data_path: str | None = None
     register_to: str | None = None
-    submitted_experiment_path: str | None = None
+    experiment_path: str | None = None
     task_type: str | None = None
     eval_data_path: str | None = None
     eval_prompts: list[str] | None = None
@@ -93,7 +81,6 @@ class TrainingRun:
     training_duration: str | None = None
     learning_rate: float | None = None
     context_length: int | None = None
-    data_prep_cluster_id: str | None = None
     details: str | None = None
     """Message of the last event: the present step, or why the run failed."""
     created_at: datetime | None = None
@@ -115,8 +102,7 @@ class TrainingRun:
 
     @classmethod
     def of(cls, job: JobFolder, *, include_details: bool = True) -> TrainingRun:
-        spec, result = job.spec, job.result
-        submitted = spec.submitted
+        spec, submitted = job.spec, job.spec.submitted
         run = cls(
             name=spec.name,
             status=RunStatus(job.state),
@@ -125,7 +111,7 @@ class TrainingRun:
             save_folder=str(job.folder),
             train_data_path=submitted.get("train_data_path", spec.train_rows),
             register_to=spec.register_to,
-            submitted_experiment_path=spec.experiment,
+            experiment_path=spec.experiment,
             task_type=submitted.get("task_type"),
             eval_data_path=submitted.get("eval_data_path", spec.eval_rows),
             eval_prompts=[*spec.eval_prompts] or None,
@@ -133,15 +119,20 @@ class TrainingRun:
             training_duration=spec.config.duration,
             learning_rate=spec.config.learning_rate,
             context_length=spec.config.max_seq_tokens,
-            data_prep_cluster_id=submitted.get("data_prep_cluster_id"),
             created_at=spec.created_at,
             submitted_config=submitted,
-            model_version=result.version if result else None,
+            model_version=job.result.version if job.result else None,
         )
         if job.tracking is not None:
             run.run_id, run.experiment_id = job.tracking.run_id, job.tracking.experiment_id
         if include_details:
-            run._add_details(job)
+            run.events = training_events(job.events)
+            run.details = run.events[-1].message if run.events else None
+            run.started_at = next((event.time for event in run.events if event.type == "STARTED"), None)
+            run.completed_at = job.ended_at
+            run.progress = job.progress.share if job.progress else None
+            run.estimated_end_time = end = job.estimated_end
+            run.formatted_eta = format_duration(end - datetime.now(UTC)) if end else None
         return run
 
     def refresh(self) -> TrainingRun:
@@ -158,53 +149,23 @@ class TrainingRun:
     def get_events(self) -> ObjectList[TrainingEvent]:
         return training_events(find_job(self).events)
 
-    @property
-    def run_progress(self) -> str:
-        """The status, with a bar while the run trains: `RUNNING ■■■□□□□□□□(30%)`."""
-        if self.status is not RunStatus.RUNNING or self.progress is None:
-            return str(self.status)
-        full = int(_BAR_LENGTH * self.progress)
-        return f"{self.status} {'■' * full}{'□' * (_BAR_LENGTH - full)}({self.progress:.0%})"
 
-    @property
-    def formatted_events(self) -> str:
-        return "<br>".join(f"<nobr>{html.escape(e.type)} {table_cell(e.time)}</nobr>" for e in self.events or ())
+class DatabricksGenAIError(SmallfirstError):
+    """Base class of the errors of `foundation_model`."""
 
-    @property
-    def experiment_path(self) -> str:
-        return self.submitted_experiment_path or ""
 
-    def _repr_html_(self) -> str:
-        cells = {
-            "Name": self.name,
-            "Status": self.run_progress,
-            "Details": self.details,
-            "Time left": self.formatted_eta,
-            "Model": self.model,
-            "Train Data Path": self.train_data_path,
-            "Register To": self.register_to,
-            "Task Type": self.task_type,
-            "Training Duration": self.training_duration,
-            "Learning Rate": self.learning_rate,
-            "MLflow Experiment": self.experiment_path,
-            "MLflow Run": self.run_id,
-            "Created": self.created_at,
-            "Folder": self.save_folder,
-        }
-        rows = "".join(
-            f"<tr><th>{name}</th><td>{table_cell(v)}</td></tr>" for name, v in cells.items() if v is not None
-        )
-        return f"<table>{rows}</table>"
+class DatabricksModelTrainingRequestError(DatabricksGenAIError):
+    """A request contradicts itself or cannot be carried out."""
 
-    def _add_details(self, job: JobFolder) -> None:
-        self.events = training_events(job.events)
-        self.details = self.events[-1].message if self.events else None
-        self.started_at = next((e.time for e in self.events if e.type == "STARTED"), None)
-        self.completed_at = job.ended_at
-        self.progress = job.progress.share if job.progress else None
-        self.estimated_end_time = job.estimated_end
-        if self.estimated_end_time is not None:
-            self.formatted_eta = format_duration(self.estimated_end_time - datetime.now(UTC))
+
+class DatabricksGenAIResponseError(DatabricksGenAIError):
+    """A requested run does not exist."""
+
+
+class ValidationError(DatabricksGenAIError, ConfigError):
+    """Arguments cannot be used; the message lists every one of them."""
+
+    exit_code = 2
 
 
 def find_job(run: TrainingRun | str, *, restart_dead: bool = True) -> JobFolder:
@@ -230,34 +191,16 @@ def training_events(events: tuple[Event, ...]) -> ObjectList[TrainingEvent]:
     return ObjectList(named, EVENT_COLUMNS)
 
 
-class DatabricksGenAIError(SmallfirstError):
-    """Base class of the errors of `foundation_model`."""
-
-
-class DatabricksModelTrainingRequestError(DatabricksGenAIError):
-    """A request contradicts itself or cannot be carried out."""
-
-
-class DatabricksGenAIResponseError(DatabricksGenAIError):
-    """A requested run does not exist."""
-
-
-class ValidationError(DatabricksGenAIError, ConfigError):
-    """Arguments cannot be used; the message lists every one of them."""
-
-    exit_code = 2
-
-
 T = TypeVar("T")
 
 
 class ObjectList(list[T]):
-    """A list of objects of one kind."""
+    """A list of objects of one kind, which makes a table."""
 
-    def __init__(self, data: Iterable[T] = (), columns: Mapping[str, str] | None = None) -> None:
+    def __init__(self, data: Iterable[T], columns: Mapping[str, str]) -> None:
         """`columns` maps each heading to the attribute shown under it."""
         super().__init__(data)
-        self.columns = dict(columns or {})
+        self.columns = columns
 
     def to_pandas(self) -> Any:
         """Return a DataFrame of the columns. Raise MissingExtra if pandas is not installed."""
@@ -265,39 +208,4 @@ class ObjectList(list[T]):
             pandas = importlib.import_module("pandas")
         except ImportError:
             raise MissingExtra("to_pandas()", "databricks") from None
-        values = {heading: [getattr(item, name) for item in self] for heading, name in self.columns.items()}
-        return pandas.DataFrame(values)
-
-    def _repr_html_(self) -> str:
-        head = "".join(f"<th>{html.escape(heading)}</th>" for heading in self.columns)
-        rows = ["".join(f"<td>{table_cell(getattr(item, a))}</td>" for a in self.columns.values()) for item in self]
-        body = "".join(f"<tr>{row}</tr>" for row in rows)
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-class PagedList(ObjectList[T]):
-    """One page of a longer list."""
-
-    def __init__(
-        self, data: Iterable[T], columns: Mapping[str, str], load_next: Callable[[int | None], Self] | None = None
-    ) -> None:
-        super().__init__(data, columns)
-        self._load_next = load_next
-
-    @property
-    def has_next_page(self) -> bool:
-        return self._load_next is not None
-
-    def next_page(self, limit: int | None = None) -> Self:
-        """Return the next page, as long as this one unless `limit` is given. Raise StopIteration on the last page."""
-        if self._load_next is None:
-            raise StopIteration
-        return self._load_next(limit)
-
-
-def table_cell(value: object) -> str:
-    """Return a value as the escaped text of a table cell; empty for None."""
-    if value is None:
-        return ""
-    text = f"{value:%Y-%m-%d %H:%M:%S %Z}" if isinstance(value, datetime) else str(value)
-    return html.escape(text)
+        return pandas.DataFrame({name: [getattr(item, of) for item in self] for name, of in self.columns.items()})

@@ -9,13 +9,13 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from smallfirst.errors import ConfigError, SmallfirstError
-from smallfirst.interfaces.openai_finetuning.pagination import page
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
 from smallfirst.paths import home
 from smallfirst.records import Record
@@ -32,6 +32,10 @@ from smallfirst.serving.plugins import (
 
 PURPOSE = "fine-tune"
 MAX_PAGE_SIZE = 10_000
+FILE_ID = re.compile(r"file-[0-9a-f]{24}")
+_CONTENT, _ABOUT, _DRAFT = "rows.jsonl", "file.json", ".draft-"
+_OLD_S = 86_400
+_KEYLESS = "no-key"
 
 
 class FilesApi:
@@ -90,16 +94,12 @@ class FilesApi:
     async def _receive(self, call: PluginRequest) -> StoredFile:
         form = await call.form(max_bytes=self._settings.max_upload_bytes)
         try:
-            return await asyncio.to_thread(self._keep, call.caller, _checked_file(form))
+            upload = _checked_file(form)
+            return await asyncio.to_thread(self._store.keep, call.caller, upload.filename or "", upload.file)
         except StorageFull as error:
             raise ApiError(400, f"{error.args[0]}; {error.hint}.", code="storage_full") from None
         finally:
             await form.close()
-
-    def _keep(self, caller: str, upload: UploadFile) -> StoredFile:
-        with self._store.draft(caller) as (content, publish):
-            shutil.copyfileobj(upload.file, content)
-            return publish(upload.filename or "")
 
     def _find(self, call: PluginRequest) -> StoredFile:
         id = call.path_params["file_id"]
@@ -142,14 +142,6 @@ def _checked_file(form: FormData) -> UploadFile:
     return file
 
 
-FILE_ID = re.compile(r"file-[0-9a-f]{24}")
-_CONTENT = "rows.jsonl"
-_ABOUT = "file.json"
-_DRAFT, _DELETED = ".draft-", ".gone-"
-_OLD_S = 86_400
-_KEYLESS = "no-key"
-
-
 class StoredFile(Record):
     """An uploaded file."""
 
@@ -172,21 +164,9 @@ class FileStore:
     def __init__(self, *, max_files: int, max_bytes: int) -> None:
         self._root = home() / "files"
         self._max_files, self._max_bytes = max_files, max_bytes
-        for left in [*self._root.glob(f"*/{_DRAFT}*"), *self._root.glob(f"*/{_DELETED}*")]:
+        for left in self._root.glob(f"*/{_DRAFT}*"):
             if time.time() - left.stat().st_mtime > _OLD_S:
                 shutil.rmtree(left, ignore_errors=True)
-
-    @contextmanager
-    def draft(self, owner: str) -> Iterator[tuple[BinaryIO, Callable[[str], StoredFile]]]:
-        """Yield a file to write and a function that publishes it under a name; unpublished, it is removed."""
-        with self.scratch(owner) as folder, (folder / _CONTENT).open("wb") as content:
-
-            def publish(filename: str) -> StoredFile:
-                content.flush()
-                os.fsync(content.fileno())
-                return self._publish(owner, folder, filename)
-
-            yield content, publish
 
     @contextmanager
     def scratch(self, owner: str) -> Iterator[Path]:
@@ -196,7 +176,7 @@ class FileStore:
         try:
             yield folder
         finally:
-            self._remove(owner, folder)
+            shutil.rmtree(folder, ignore_errors=True)
 
     def find(self, owner: str, id: str) -> StoredFile | None:
         if not FILE_ID.fullmatch(id):
@@ -218,23 +198,25 @@ class FileStore:
 
     def delete(self, owner: str, file: StoredFile) -> None:
         """Delete the file; ignore one that is gone already."""
-        self._remove(owner, self._folder(owner) / file.id)
-
-    def _remove(self, owner: str, folder: Path) -> None:
-        """Rename the folder first, so that no reader sees half of it."""
-        deleted = self._folder(owner) / f"{_DELETED}{secrets.token_hex(8)}"
-        try:
-            folder.rename(deleted)
-        except FileNotFoundError:
-            return
-        shutil.rmtree(deleted, ignore_errors=True)
+        folder = self._folder(owner) / file.id
+        (folder / _ABOUT).unlink(missing_ok=True)  # from here on there is no such file
+        shutil.rmtree(folder, ignore_errors=True)
 
     def _folder(self, owner: str) -> Path:
         return self._root / (owner or _KEYLESS)
 
-    def _publish(self, owner: str, draft: Path, filename: str) -> StoredFile:
+    def keep(self, owner: str, filename: str, content: BinaryIO) -> StoredFile:
+        """Store a copy of `content`. Raise StorageFull."""
+        with self.scratch(owner) as draft:
+            with (draft / _CONTENT).open("wb") as copy:
+                shutil.copyfileobj(content, copy)
+                copy.flush()
+                os.fsync(copy.fileno())
+                n_bytes = copy.tell()
+            return self._publish(owner, draft, filename, n_bytes)
+
+    def _publish(self, owner: str, draft: Path, filename: str, n_bytes: int) -> StoredFile:
         existing = self.all(owner)
-        n_bytes = (draft / _CONTENT).stat().st_size
         hint = "delete files that are no longer needed"
         if len(existing) >= self._max_files:
             raise StorageFull(f"there are {len(existing)} files already; at most {self._max_files} are kept", hint=hint)
@@ -256,3 +238,32 @@ def safe_filename(filename: str) -> str:
     last = re.split(r"[/\\]", filename.rstrip("/\\"))[-1]
     shown = "".join(c for c in last if c.isprintable())[:255]
     return "upload.jsonl" if shown in ("", ".", "..") else shown
+
+
+def page(
+    items: Sequence[Mapping[str, Any]], query: Sequence[tuple[str, str]], *, default: int, maximum: int
+) -> dict[str, Any]:
+    """Return the page of the list that `limit` and `after` ask for. Raise ApiError 400 if they cannot be read."""
+    parameters = dict(query)
+    text = parameters.get("limit", str(default))
+    if not (text.isascii() and text.isdecimal() and len(text) < 9 and 1 <= int(text) <= maximum):
+        raise ApiError(400, f'limit is "{text[:20]}"; it must be a number from 1 to {maximum}.', param="limit")
+    start = 0
+    if "after" in parameters:
+        ids = [item["id"] for item in items]
+        if parameters["after"] not in ids:
+            raise ApiError(400, f'after is "{parameters["after"][:64]}", which is not in this list.', param="after")
+        start = ids.index(parameters["after"]) + 1
+    shown = items[start : start + int(text)]
+    return {
+        "object": "list",
+        "data": list(shown),
+        "first_id": shown[0]["id"] if shown else None,
+        "last_id": shown[-1]["id"] if shown else None,
+        "has_more": len(items) > start + len(shown),
+    }
+
+
+def unix_seconds(moment: datetime | str) -> int:
+    """Return the seconds since 1970 of a time, which may be ISO 8601 text."""
+    return int((datetime.fromisoformat(moment) if isinstance(moment, str) else moment).timestamp())

@@ -15,7 +15,7 @@ from smallfirst.interfaces.openai_finetuning.jobs import JobsApi
 from smallfirst.interfaces.openai_finetuning.models import FineTunedModels
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
 from smallfirst.jobs import queue
-from smallfirst.jobs.base_models import require_training_packages
+from smallfirst.jobs.job_folder import require_training_packages
 from smallfirst.records import parse_record
 from smallfirst.serving.plugins import Plugin, PluginContext
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pydantic
 
-from smallfirst.jobs.base_models import trainable_models
+from smallfirst.jobs.job_folder import trainable_models
 from smallfirst.pricing.machine import MachinePrice
 from smallfirst.records import Record
 

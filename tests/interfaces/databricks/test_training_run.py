@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from fixtures.jobs import create_job, job_spec
@@ -14,11 +13,8 @@ from fixtures.jobs import create_job, job_spec
 from smallfirst.files import try_lock
 from smallfirst.interfaces.databricks.training_run import (
     DatabricksGenAIResponseError,
-    ObjectList,
-    PagedList,
     RunStatus,
     TrainingRun,
-    table_cell,
 )
 from smallfirst.jobs.job_folder import JobFolder, JobProgress, JobResult, MlflowIds
 from smallfirst.training.config import TrainConfig
@@ -58,11 +54,11 @@ def test_it_tells_what_was_asked_for(job: JobFolder) -> None:
 
 def test_progress_and_time_left_are_told_only_while_it_trains(job: JobFolder) -> None:
     trained_until(job, 0.34)
-    assert TrainingRun.of(job).run_progress == "PENDING"
+    assert TrainingRun.of(job).formatted_eta is None
     for kind in ("STARTED", "TRAIN_STARTED"):
         job.log.append(kind, "")  # type: ignore[arg-type]
     run = TrainingRun.of(job)
-    assert run.run_progress == "RUNNING ■■■□□□□□□□(34%)"
+    assert (run.status, run.progress) == (RunStatus.RUNNING, 0.34)
     assert run.formatted_eta == "1h 1m"
     assert run.estimated_end_time is not None
     assert timedelta(seconds=3600) < run.estimated_end_time - datetime.now(UTC) < timedelta(seconds=3700)
@@ -94,21 +90,13 @@ def test_events_have_the_names_known_there(job: JobFolder) -> None:
     assert [event.type for event in events] == ["CREATED", "STARTED", "TRAIN_UPDATED", "FAILED"]
     assert [event.is_terminal_state() for event in events] == [False, False, False, True]
     assert events[0].time.tzinfo is not None
-    assert "<th>Message</th>" in events._repr_html_()
-    assert "CREATED" in TrainingRun.of(job).formatted_events
+    assert list(events.to_pandas().columns) == ["Type", "Time", "Message"]
 
 
 def test_without_details_neither_events_nor_progress(job: JobFolder) -> None:
     trained_until(job, 0.5)
     run = TrainingRun.of(job, include_details=False)
     assert (run.events, run.progress, run.details) == (None, None, None)
-
-
-def test_the_notebook_table_escapes_what_users_wrote(job: JobFolder) -> None:
-    job.log.append("STARTED", "a fine-tune of <tiny>")
-    table = TrainingRun.of(job)._repr_html_()
-    assert "a fine-tune of &lt;tiny&gt;" in table
-    assert "<tiny>" not in table
 
 
 def test_cancel_asks_the_job_to_stop(job: JobFolder) -> None:
@@ -124,43 +112,3 @@ def test_a_run_that_is_gone_is_told(job: JobFolder) -> None:
     (job.folder / "job.json").unlink()
     with pytest.raises(DatabricksGenAIResponseError, match='no job is called "tiny-1"'):
         run.refresh()
-
-
-class Thing(NamedTuple):
-    name: str
-    size: int | None
-
-
-COLUMNS = {"Name": "name", "Its size": "size"}
-
-
-def test_names_of_users_are_escaped_in_the_table() -> None:
-    table = ObjectList([Thing("<script>", None)], COLUMNS)._repr_html_()
-    assert table == (
-        "<table><thead><tr><th>Name</th><th>Its size</th></tr></thead>"
-        "<tbody><tr><td>&lt;script&gt;</td><td></td></tr></tbody></table>"
-    )
-    assert table_cell(datetime(2026, 11, 30, 12, tzinfo=UTC)) == "2026-11-30 12:00:00 UTC"
-
-
-def test_the_shown_columns_make_a_frame() -> None:
-    pytest.importorskip("pandas")
-    frame = ObjectList([Thing("a", 1), Thing("b", 2)], COLUMNS).to_pandas()
-    assert frame.to_dict("list") == {"Name": ["a", "b"], "Its size": [1, 2]}
-
-
-def test_pages_end() -> None:
-    last = PagedList([Thing("b", 2)], COLUMNS)
-    limits: list[int | None] = []
-
-    def load_next(limit: int | None) -> PagedList[Thing]:
-        limits.append(limit)
-        return last
-
-    first = PagedList([Thing("a", 1)], COLUMNS, load_next)
-    assert first.has_next_page
-    assert first.next_page(7) is last
-    assert limits == [7]
-    assert not last.has_next_page
-    with pytest.raises(StopIteration):
-        last.next_page()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
 from collections.abc import Iterator
@@ -41,9 +42,7 @@ def store() -> FileStore:
 
 
 def publish(store: FileStore, filename: str = "rows.jsonl") -> StoredFile:
-    with store.draft("owner") as (content, publish):
-        content.write(b"{}")
-        return publish(filename)
+    return store.keep("owner", filename, io.BytesIO(b"{}"))
 
 
 def test_a_file_is_kept_shown_and_deleted(start_api: Any, chat_file: bytes, tmp_path: Path) -> None:
@@ -220,17 +219,14 @@ def test_files_are_listed_in_pages(start_api: Any) -> None:
         assert caught.value.param == next(iter(asked))
 
 
-def abort(store: FileStore) -> None:
-    """An upload that fails half-way."""
-    with store.draft("owner") as (content, _):
-        content.write(b"{}")
-        assert store.all("owner") == []
+class Broken(io.BytesIO):
+    def read(self, *_: object) -> bytes:
         raise ConnectionError
 
 
 def test_a_draft_is_no_file_and_an_old_one_is_removed(store: FileStore) -> None:
     with pytest.raises(ConnectionError):
-        abort(store)
+        store.keep("owner", "rows.jsonl", Broken())
     assert stored() == []
     folder = home() / "files" / "owner"
     for name, age_s in (("old", 100_000), ("new", 60)):

@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from smallfirst.interfaces.openai_finetuning.uploaded_rows import read_upload
-from smallfirst.jobs.queue import jobs_folder
+from smallfirst.jobs.job_folder import jobs_folder
 from smallfirst.paths import home
 
 SIZE = 4 << 20
