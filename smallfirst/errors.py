@@ -116,7 +116,6 @@ EXTRAS = {
     "h11": "serve",
     "huggingface_hub": "serve",
     "liger_kernel": "gpu",
-    "llguidance": "serve",
     "pandas": "databricks",
     "peft": "train",
     "prometheus_client": "serve",

@@ -17,9 +17,8 @@ from smallfirst.errors import BadAnswer, ConfigError, RequestRefused
 from smallfirst.models.generation.grammar import Grammar, lark_grammar, with_number_bounds
 from smallfirst.models.protocol import Completion, ResponseFormat
 from smallfirst.models.usage import report_unfinished
-from smallfirst.tasks.json.answers import answer_parser, keeps_schema
-from smallfirst.tasks.json.schema import closed_schema
-from smallfirst.tasks.json.validation import AnswerCheck, unsupported_part
+from smallfirst.tasks.json.answers import answer_parser
+from smallfirst.tasks.json.schema import closed_schema, grammar_problem
 
 MAX_COMPILED = 64
 """Compiled schemas kept in memory, and grammars of requests' own schemas for each local model."""
@@ -44,33 +43,6 @@ class OutputFormat(NamedTuple):
 
 
 FREE_TEXT = OutputFormat(None, lambda text: True)
-
-
-class CompiledSchema:
-    """A JSON schema that an engine's grammar can follow."""
-
-    def __init__(self, schema: Mapping[str, Any]) -> None:
-        """Raise ConfigError if no answer can be generated under the schema. `compile` keeps the results in memory."""
-        from llguidance import LLMatcher
-
-        self._schema = schema
-        self.grammar = lark_grammar(schema)
-        """The value of llama.cpp's `grammar` parameter."""
-        own = LLMatcher.grammar_from_json_schema(json.dumps(with_number_bounds(schema)))
-        failed, warnings = LLMatcher.validate_grammar_with_warnings(own, _byte_tokenizer())
-        if failed or warnings:  # a warning means that some keyword would be ignored
-            why = " ".join(warnings[0].split()) if warnings else "llguidance refuses it"
-            raise ConfigError(f"no answer can be written under this schema: {why}")
-        if found := unsupported_part(schema, schema):
-            raise ConfigError(f"no answer can be written under this schema: {found} is not supported")
-
-    @staticmethod
-    def compile(schema: Mapping[str, Any]) -> CompiledSchema:
-        return _compiled(json.dumps(schema))
-
-    def accepts(self, text: str) -> bool:
-        """Return True if the text is JSON under the schema. Raise TooManySteps."""
-        return keeps_schema(text, AnswerCheck(self._schema, _keeps_format), self._schema)
 
 
 class ResponseGrammars:
@@ -132,8 +104,9 @@ class ResponseGrammars:
 
 def json_format(schema: Mapping[str, Any]) -> OutputFormat:
     """Return the format of JSON under a schema. Raise ConfigError if no answer can be generated under it."""
-    compiled = CompiledSchema.compile(schema)
-    return OutputFormat(compiled.grammar, compiled.accepts, schema=schema)
+    if problem := _grammar_problem(written := json.dumps(schema)):
+        raise ConfigError(f"no answer can be written under this schema: {problem}")
+    return OutputFormat(lark_grammar(schema), answer_parser(written).keeps, schema=schema)
 
 
 async def requested_format(wanted: ResponseFormat | None) -> OutputFormat:
@@ -198,28 +171,5 @@ def _same(schema: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
 
 
 @functools.lru_cache(maxsize=MAX_COMPILED)
-def _compiled(schema: str) -> CompiledSchema:
-    return CompiledSchema(json.loads(schema))
-
-
-@functools.cache
-def _byte_tokenizer() -> Any:
-    import llguidance
-
-    return llguidance.LLTokenizer("byte")
-
-
-@functools.lru_cache(maxsize=16)
-def _format_matcher(name: str) -> Any:
-    from llguidance import LLMatcher
-
-    grammar = LLMatcher.grammar_from_json_schema(json.dumps({"type": "string", "format": name}))
-    return LLMatcher(_byte_tokenizer(), grammar, log_level=0)
-
-
-def _keeps_format(text: str, name: str) -> bool:
-    matcher = _format_matcher(name).deep_copy()
-    octets = list(json.dumps(text, ensure_ascii=False).encode())
-    if matcher.is_error() or matcher.validate_tokens(octets) < len(octets):
-        return False
-    return bool(matcher.consume_tokens(octets) and matcher.is_accepting())
+def _grammar_problem(schema: str) -> str | None:
+    return grammar_problem(with_number_bounds(json.loads(schema)))

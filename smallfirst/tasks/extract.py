@@ -13,9 +13,17 @@ from smallfirst.data.dataset import Dataset, RowFormat
 from smallfirst.errors import ConfigError, did_you_mean
 from smallfirst.stats.intervals import Estimate
 from smallfirst.tasks.json.answers import answer_parser
-from smallfirst.tasks.json.schema import FieldSpec, alternatives, check_schema, closed_schema, list_fields
+from smallfirst.tasks.json.schema import (
+    SCALARS,
+    FieldSpec,
+    Schema,
+    allowed_types,
+    alternatives,
+    check_schema,
+    closed_schema,
+    list_fields,
+)
 from smallfirst.tasks.json.schema_inference import infer_schema
-from smallfirst.tasks.json.schema_limits import SCALARS, Schema, allowed_types
 from smallfirst.tasks.metrics.fields import counts_by_field, field_metrics, field_score, wrong_fields
 from smallfirst.tasks.metrics.value_matching import Normalizer
 from smallfirst.tasks.task import PartCounts, ScoredAnswer, Task
@@ -28,8 +36,8 @@ class Extract(Task):
 
     kind: Literal["extract"] = "extract"
     json_schema: dict[str, Any]
-    """JSON schema of an answer (see `schema_limits` for what it may contain), kept in its closed form. A task file says
-    `schema:`, inline or a file; left out: inferred from the training rows."""
+    """JSON schema of an answer (see `tasks.json.schema` for what it may contain), kept in its closed form. A task file
+    says `schema:`, inline or a file; left out: inferred from the training rows."""
     normalise: dict[str, Normalizer] = {}
     """How values are compared, by field path (`date`, `items[].price`); as they stand where nothing is said."""
     max_answer_tokens: int = pydantic.Field(default=192, ge=1, le=4096)

@@ -43,6 +43,9 @@ _FORMAT = {"type": "json_schema"}
         pytest.param(
             _list_of({"type": "string", "pattern": "^(?:(?:a?){14}){17}$"}), {"x": ["a" * 230] * 700}, id="patterns"
         ),
+        pytest.param(
+            _list_of({"type": "string", "pattern": "(?:[ab]*a[ab]{40}){1,100}x"}), {"x": ["ab" * 400] * 50}, id="states"
+        ),
     ],
 )
 def test_checking_an_answer_under_a_hostile_schema(start: StartServer, schema: dict[str, Any], answer: Any) -> None:

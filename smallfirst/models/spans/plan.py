@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from smallfirst.records import Record
-from smallfirst.tasks.json.schema import LIST, SEPARATORS, alternatives
-from smallfirst.tasks.json.schema_limits import Schema, allowed_types
-from smallfirst.tasks.json.validation import AnswerCheck
+from smallfirst.tasks.json.answers import AnswerCheck
+from smallfirst.tasks.json.schema import LIST, SEPARATORS, Schema, allowed_types, alternatives
 
 
 class FieldPlan(Record):

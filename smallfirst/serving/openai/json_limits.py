@@ -91,7 +91,7 @@ def check_schema(schema: Mapping[str, Any]) -> None:
 def _schema_problems(schema: bytes) -> str:
     """Return what is wrong with a schema in one line of at most 2 KB; empty if it is valid."""
     # Imported here since it loads jsonschema, which few servers need.
-    from smallfirst.tasks.json.schema_limits import check_schema as check
+    from smallfirst.tasks.json.schema import check_schema as check
 
     try:
         check(pydantic_core.from_json(schema))

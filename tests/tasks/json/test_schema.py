@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from typing import Any
 
 import hypothesis
@@ -10,8 +11,20 @@ import pytest
 from hypothesis import strategies as st
 
 from smallfirst.errors import ConfigError
-from smallfirst.tasks.json.schema import FieldSpec, alternatives, check_schema, closed_schema, list_fields
-from smallfirst.tasks.json.schema_limits import KEYWORDS, MAX_BYTES, allowed_types, json_type, resolve_reference
+from smallfirst.tasks.json.schema import (
+    KEYWORDS,
+    MAX_BYTES,
+    MAX_MATCHED_CHARACTERS,
+    FieldSpec,
+    allowed_types,
+    alternatives,
+    check_schema,
+    closed_schema,
+    json_type,
+    keeps_text,
+    list_fields,
+    resolve_reference,
+)
 
 
 def an_object(fields: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -43,7 +56,6 @@ def doubling(n: int) -> dict[str, Any]:
 CYCLE: dict[str, Any] = {"type": "object"}
 CYCLE["properties"] = {"a": CYCLE}
 TEXT = {"type": "string"}
-LONG = [f"value {n}" for n in range(2_001)]
 
 
 @pytest.mark.parametrize(
@@ -68,8 +80,8 @@ LONG = [f"value {n}" for n in range(2_001)]
         one({"type": "integer", "minimum": 0, "exclusiveMaximum": 10, "multipleOf": 2}),
         nested(16),
         an_object({f"f{n}": TEXT for n in range(500)}),
-        one({"enum": LONG[:2_000]}),
-        doubling(12),
+        one({"enum": [f"value {n}" for n in range(2_000)]}),
+        doubling(8),
     ],
 )
 def test_usable_schemas_pass_and_so_do_their_closed_forms(schema: dict[str, Any]) -> None:
@@ -89,17 +101,15 @@ def test_usable_schemas_pass_and_so_do_their_closed_forms(schema: dict[str, Any]
         ({"type": ["object", "null"], "properties": {"a": TEXT}}, "root", "the root must be an object"),
         ({"$ref": "#/$defs/P", "$defs": {"P": one(TEXT)}}, "root", "the root must be an object"),
         ({"type": "object"}, "root", "must name its fields"),
-        (an_object({True: TEXT}), "properties", "name True is no text; put it in quotes"),  # type: ignore[dict-item]
-        (one({"const": datetime.date(2024, 5, 3)}), "properties.a.const", "is no JSON value"),
+        (an_object({True: TEXT}), "root", "a name is no text"),  # type: ignore[dict-item]
+        (one({"const": datetime.date(2024, 5, 3)}), "root", "put dates in quotes"),
+        (CYCLE, "root", "cannot be written as JSON"),
         (one({"const": float("nan")}), "root", "cannot be written as JSON"),
         (one({"const": "\ud800"}), "root", "cannot be written as JSON"),
         (one({**TEXT, "description": "x" * MAX_BYTES}), "root", "at most 65,536 are allowed"),
-        (CYCLE, "root", "nested more than 100 deep"),
-        (one({"enum": [[]] * 20_001}), "root", "larger than 20,000 values"),
         (nested(17), "a.properties.a", "more than 16 fields and lists inside one another"),
-        (doubling(15), "root", "more than 20,000 places, references written out"),
-        (an_object({f"f{n}": TEXT for n in range(501)}), "root", "more than 500 fields"),
-        (one({"enum": LONG}), "properties.a", "more than 2,000 allowed values"),
+        (doubling(15), "root", "more than 1,500 places for values"),
+        (an_object({f"f{n}": TEXT for n in range(1_500)}), "root", "more than 1,500 places for values"),
         (one({"type": "text"}), "properties.a.type", "'text' is not valid"),
         (one({"type": "string", "maxLength": -1}), "properties.a.maxLength", "less than the minimum"),
         (one(TEXT, required="a"), "required", "is not of type 'array'"),
@@ -109,8 +119,8 @@ def test_usable_schemas_pass_and_so_do_their_closed_forms(schema: dict[str, Any]
         (one({"type": "array"}), "properties.a", "a list must say what it holds"),
         (one({"type": "object"}), "properties.a", "must name its fields"),
         (one({**TEXT, "maxLenght": 3}), "properties.a", 'did you mean "maxLength"?'),
-        (one({**TEXT, "nullable": True}), "properties.a", '"type": ["string", "null"]'),
-        (one({"type": "object", "patternProperties": {"^a": TEXT}}), "properties.a", "name every field"),
+        (one({**TEXT, "nullable": True}), "properties.a", 'keyword "nullable"'),
+        (one({"type": "object", "patternProperties": {"^a": TEXT}}), "properties.a", 'keyword "patternProperties"'),
         (one({"not": TEXT}), "properties.a", 'keyword "not"'),
         (one({"type": "array", "items": TEXT, "uniqueItems": True}), "properties.a", 'keyword "uniqueItems"'),
         (one({**TEXT, "$defs": {}}), "properties.a", 'keyword "$defs"'),
@@ -127,25 +137,18 @@ def test_usable_schemas_pass_and_so_do_their_closed_forms(schema: dict[str, Any]
             "properties.a.anyOf.1",
             "nothing but itself",
         ),
-        (one({"$ref": "#"}, required=["a"]), "root", "no answer could ever end"),
-        (
-            one({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, required=["a"]),
-            "root",
-            "no answer could ever end",
-        ),
         (one({"allOf": [TEXT, {"maxLength": 3}]}), "properties.a", "write them as one schema"),
         (one({"anyOf": [TEXT], "type": "string"}), "properties.a", "must stand alone"),
         (one({"anyOf": [TEXT, {}]}), "properties.a.anyOf.1", "says nothing about the value"),
         (one({"enum": []}), "properties.a", "enum is empty"),
         (one({"enum": [["x"]]}), "properties.a", "is no text, number, boolean or null"),
-        (one({"type": "string", "enum": ["x", 1]}), "properties.a", "1 is not of type string"),
         (one({"type": "string", "enum": ["x"], "minLength": 3}), "properties.a", "must stand alone"),
-        (one({"type": "string", "minimum": 3}), "properties.a", '"minimum" is for integer or number, not for string'),
-        (one({"type": "string", "minLength": 3, "maxLength": 2}), "properties.a", "is above"),
-        (one({"type": "array", "items": TEXT, "minItems": 10**9}), "properties.a", "is more than 10,000"),
         (one({"type": "string", "pattern": "^(?=a)"}), "properties.a", "look-around"),
-        (one({"type": "string", "format": "regex"}), "properties.a", "cannot be kept by the grammar; known: date"),
-        (one({"type": "string", "format": "datetime"}), "properties.a", 'did you mean "date-time"?'),
+        (one({"type": "string", "pattern": r"^(a)\1$"}), "properties.a", "backreferences are not supported"),
+        (one({"type": "string", "pattern": r"\bword\b"}), "properties.a", "lookarounds not supported"),
+        (one({"type": "string", "pattern": "("}), "properties.a", "unclosed group"),
+        (one({"type": "string", "pattern": "x" * 201}), "properties.a", "pattern of 201 characters"),
+        (one({"type": "string", "format": "regex"}), "properties.a", "Unknown format: regex"),
         (one(TEXT, required=["b", "a"]), "root", 'required field "b" is not under properties'),
         (one(TEXT, additionalProperties=True), "root", "additionalProperties must be false"),
         (one(TEXT, additionalProperties={}), "additionalProperties", "says nothing about the value"),
@@ -274,7 +277,7 @@ NODES = st.recursive(
 
 
 @hypothesis.given(st.dictionaries(KEYS, NODES, max_size=5), NODES, NODES)
-@hypothesis.settings(deadline=None, max_examples=300)
+@hypothesis.settings(deadline=None, max_examples=120)
 def test_whatever_is_given_is_refused_in_words_or_can_be_used(more: dict[str, Any], field: Any, named: Any) -> None:
     for schema in (more, one(field, **{"$defs": {"a": named}})):
         try:
@@ -285,3 +288,46 @@ def test_whatever_is_given_is_refused_in_words_or_can_be_used(more: dict[str, An
         check_schema(closed)
         list_fields(closed)
         alternatives(closed, closed["properties"].get("a", closed))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "kept"),
+    [
+        ("^[A-Z]{2}[0-9]{4}$", "AB1234", True),
+        ("^[A-Z]{2}[0-9]{4}$", "xAB1234", False),
+        ("abc", "xabcx", True),
+        ("", "x", True),
+        (r"^(?:EUR|USD) \d+(?:\.\d{2})?$", "EUR 12.50", True),
+        (r"^(?:EUR|USD) \d+(?:\.\d{2})?$", "EUR 12.5", False),
+        ("^é😀$", "é😀", True),
+        ('^"\\n"$', '"\n"', True),
+        ("^a*$", "a" * MAX_MATCHED_CHARACTERS, True),
+        ("^a*$", "a" * (MAX_MATCHED_CHARACTERS + 1), False),  # longer than texts that are matched
+        ("^(?:a?){26}(?:aa){100}$", "a" * 226, True),  # for ever, if tried one by one
+        ("^(?:a?){26}(?:aa){100}$", "a" * 227, False),
+        ("^(a+)+$", "a" * 40 + "b", False),
+        ("(?:[ab]*a[ab]{40}){1,100}x", "ab" * 500, False),  # more states than the limits allow
+        ("(?:(?:(?:a|b|ab){0,99}){0,99}){0,99}c", "ab" * 500, False),
+    ],
+)
+def test_patterns_are_matched_within_limits(pattern: str, text: str, kept: bool) -> None:
+    assert keeps_text(text, {"type": "string", "pattern": pattern}) is kept
+
+
+_ATOMS = st.sampled_from(["a", "b", ".", "[ab]", "[^a]", r"\.", "é"])
+
+
+def _longer(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    repeats = st.sampled_from(["*", "+", "?", "{2}", "{1,3}", "{0,}", "*?", "+?"])
+    return (
+        st.tuples(inner, inner).map("".join)
+        | st.tuples(inner, inner).map(lambda two: f"(?:{two[0]}|{two[1]})")
+        | st.tuples(inner, repeats).map(lambda two: f"({two[0]}){two[1]}")
+    )
+
+
+@hypothesis.given(st.recursive(_ATOMS, _longer, max_leaves=6), st.text("ab1.é", max_size=8), st.booleans())
+@hypothesis.settings(deadline=None, max_examples=200)
+def test_patterns_mean_what_they_mean_in_python(pattern: str, text: str, anchored: bool) -> None:
+    ours = f"^(?:{pattern})$" if anchored else pattern
+    assert keeps_text(text, {"type": "string", "pattern": ours}) == bool(re.search(ours, text))

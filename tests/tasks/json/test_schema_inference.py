@@ -11,8 +11,8 @@ import pytest
 from hypothesis import strategies as st
 
 from smallfirst.errors import ConfigError
+from smallfirst.tasks.json.schema import check_schema
 from smallfirst.tasks.json.schema_inference import infer_schema
-from smallfirst.tasks.json.schema_limits import check_schema
 
 
 def guessed(*values: Any) -> Any:
