@@ -26,12 +26,10 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--port", required=True)
     parser.add_argument("--cores", default="0,1")
-    parser.add_argument("--leave-one", action="store_true", help="the last core is the scheduler's alone")
     parser.add_argument("--preload", action="store_true", help="the libraries that its documentation advises")
     wanted, options = parser.parse_known_args()
-    cores = wanted.cores.split(",")
     settings = {
-        "VLLM_CPU_OMP_THREADS_BIND": ",".join(cores[:-1] if wanted.leave_one else cores),
+        "VLLM_CPU_OMP_THREADS_BIND": wanted.cores,
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
         "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; 32 prompts take a thousandth of it
         "VLLM_NO_USAGE_STATS": "1",

@@ -12,29 +12,34 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gzip
+import functools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 
-from benchmarks.datasets import hosted_rows
-from benchmarks.pricing import seed_claim_page
+from benchmarks.datasets import RESULTS, data_folder, hosted_rows, read_lines
 from smallfirst.paths import state_of
 from smallfirst.pipeline import run as pipeline
 from smallfirst.pipeline.large_model import recorded_answers
+from smallfirst.pricing.money import format_usd
+from smallfirst.pricing.prices import PriceBook
+from smallfirst.pricing.tokens import TokenUsage
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import read_task_file
+from smallfirst.stats.intervals import clopper_pearson, wilson
 
 RECORDED = {"banking": "hosted_banking77", "invoices": "hosted_invoices"}
 TASKS = {
@@ -154,9 +159,7 @@ def serve(folder: Path, name: str) -> None:
 def recorded(name: str) -> list[dict[str, Any]]:
     """Return the recorded answers of the rows that the page speaks of: Banking77's test rows, all training invoices."""
     part = "test" if name == "banking" else "train"
-    root = Path(os.environ.get("SMALLFIRST_DATA", "../shared/datasets")) / RECORDED[name]
-    with gzip.open(root / f"{part}.jsonl.gz", "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+    return list(read_lines(data_folder(RECORDED[name]) / f"{part}.jsonl.gz"))
 
 
 def main() -> None:
@@ -170,7 +173,217 @@ def main() -> None:
         return run(folder, given.run)
     if given.serve:
         return serve(folder, given.serve)
-    return seed_claim_page.write({name: (recorded(name), folder / name) for name in TASKS})
+    return write({name: (recorded(name), folder / name) for name in TASKS})
+
+
+LIST = {
+    "deepseek-v4-flash": "https://api.deepseek.com",
+    "gpt-5-nano": "https://api.openai.com/v1",
+    "mistral-small-latest": "https://api.mistral.ai",
+    "gemini-3.5-flash-lite": "https://generativelanguage.googleapis.com",
+    "claude-haiku-4-5": "https://api.anthropic.com",
+    "gpt-5.4": "https://api.openai.com/v1",
+}
+"""Six list prices, from the cheapest, and who sells at them."""
+USD_PER_HOUR, CORES, HOURS_A_MONTH = 0.10, 2, 730
+UTILISATIONS, VOLUMES = (0.1, 0.3, 1.0), (10_000, 100_000, 1_000_000)
+AUDITED = 0.02
+"""Default share of kept answers that the large model answers as well."""
+HEAD = """# Is the small model five to ten times cheaper?
+
+`python -m benchmarks.pricing.seed_claim FOLDER` after `--run` and `--serve` of both sets, {today}, 2 shared cores (Zen 5), 24 GB, no GPU, Python 3.11,
+seven other processes beside (load 3 to 6): processor time is an upper bound. The hosted side is what was recorded on 2026-09-26 (tokens and bill of
+deepseek-v4.1-flash and deepseek-v4-flash-0731, no reasoning), and the same tokens at six list prices ({source}; the entry valid on the day of the run).
+
+How it is computed, for 1,000 requests:
+
+- **hosted**: each row's recorded tokens at the price. *With the cache*: the recorded share of cached tokens; *without*: all as fresh ones. Tokens are
+  counted by DeepSeek's tokenizer: other models cut the same text into more or fewer, and a prompt is not equally good for all. **A cache that the
+  seller would not give is a supposition**: OpenAI caches prompts from 1,024 tokens on, Anthropic from 1,024 to 4,096 by model, Google from 1,024 or more, and
+  these prompts have {tokens}. DeepSeek's did come from the cache, as recorded.
+- **small first**: what `smallfirst run` put live, served by `smallfirst serve` and asked over HTTP by 16 clients: processor seconds of the server (all
+  threads, ledger and domain check included; median of five rounds), divided by the two cores that ${hour:.2f} an hour pays for, divided by the utilisation; plus
+  the hosted price of what went to the large model, plus {audited:.0%} of the kept answers audited by it.
+- **first month**: in addition the whole run (check, training, calibration, test, report) at the machine's price and the large model's answers to the
+  calibration and test rows at its price. People's labels, which these sets came with, are not in it.
+"""
+SHARES = """## What five or ten times take
+
+Only what stays small saves. With own answers for nothing and 2 % of them audited, hosted cost over small-first cost is at most:
+
+| share small | {shares} |
+|---|{rule}
+| at most | {ratios} |
+"""
+
+
+class Plan(NamedTuple):
+    """What is live: machine seconds a request, and the share of requests that the large model answers, audits included."""
+
+    machine_s: float
+    large_share: float
+
+    def usd_per_1k(self, hosted: float, utilisation: float) -> float:
+        return 1000 * self.own_usd(utilisation) + self.large_share * hosted
+
+    def own_usd(self, utilisation: float) -> float:
+        return self.machine_s * USD_PER_HOUR / 3600 / utilisation
+
+
+@functools.cache
+def _usd(model: str, prompt: int, cached: int, completion: int) -> float:
+    tokens = TokenUsage(prompt_tokens=prompt, cached_tokens=cached, completion_tokens=completion)
+    return PriceBook().charge(model, tokens, api_url=LIST[model]).usd or 0.0
+
+
+def hosted_costs(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
+    """Return USD for 1,000 requests by price and `with` or `without` the cache."""
+    found = {("as billed", "with"): 1000 * statistics.fmean(row["cost_usd"] for row in rows)}
+    for model in LIST:
+        for cache in ("with", "without"):
+            each = [
+                _usd(model, row["prompt_tokens"], row["cached_tokens"] * (cache == "with"), row["completion_tokens"])
+                for row in rows
+            ]
+            found[model, cache] = 1000 * statistics.fmean(each)
+    return found
+
+
+def plan_of(measured: Mapping[str, Any]) -> Plan:
+    share = measured["n_small"] / measured["n"]
+    return Plan(statistics.median(measured["busy_s"]) / CORES, 1 - share + AUDITED * share)
+
+
+def times(value: float) -> str:
+    return f"**{value:.1f}**" if 5 <= value <= 10 else f"{value:.0f}" if value > 10 else f"{value:.1f}"
+
+
+class Set:
+    """One set: its recorded bill and what was measured of its served task."""
+
+    def __init__(self, name: str, rows: Sequence[Mapping[str, Any]], place: Path) -> None:
+        self.name, self.rows, self.costs = name, rows, hosted_costs(rows)
+        self.served: dict[str, Any] = json.loads((place / "served.json").read_text())
+        self.minutes: float = json.loads((place / "run_minutes.json").read_text())
+        self.first, self.alone = plan_of(self.served[name]), plan_of(self.served[f"{name}-small"])
+        self.asked = self.served["rows"]["calibration"] + self.served["rows"]["test"]
+
+    def once_usd(self, hosted: float) -> float:
+        return self.minutes / 60 * USD_PER_HOUR + self.asked * hosted / 1000
+
+    def mean_tokens(self) -> str:
+        kinds = ("prompt_tokens", "cached_tokens", "completion_tokens")
+        read, cached, written = (statistics.fmean(row[kind] for row in self.rows) for kind in kinds)
+        return f"{read:.0f} tokens read, {cached:.0f} of them cached, {written:.0f} written"
+
+    def ratios(self, plan: Plan) -> list[float]:
+        return [cost / plan.usd_per_1k(cost, u) for cost in self.costs.values() for u in UTILISATIONS]
+
+    def lines(self) -> list[str]:
+        own, n = self.served[self.name], self.served[self.name]["n"]
+        small = self.served[f"{self.name}-small"]
+        wrong = clopper_pearson(own["certified_wrong"], own["certified"])
+        found = [f"\n## {self.name}: {self.mean_tokens()} (n={len(self.rows):,})", ""]
+        found += [
+            f"| | accuracy | stays small | processor time | own cost per 1,000 at {' / '.join(f'{u:.0%}' for u in UTILISATIONS)} |",
+            "|---|---|---|---|---|",
+        ]
+        for title, one, plan in (("small first", own, self.first), ("small alone", small, self.alone)):
+            busy = [1000 * s for s in one["busy_s"]]
+            usd = " / ".join(format_usd(1000 * plan.own_usd(u)) for u in UTILISATIONS)
+            right, kept = wilson(one["right"], one["n"]), wilson(one["n_small"], one["n"])
+            found.append(
+                f"| {title} | {right}, n={one['n']:,} | {kept} | {statistics.median(busy):.1f} ms ({min(busy):.1f} to {max(busy):.1f}) | {usd} |"
+            )
+        found += [
+            "",
+            f"Certified answers wrong: {own['certified_wrong']} of {own['certified']:,}, {wrong} (promised: at most 0.05). The run took {self.minutes:.0f} min on the busy machine "
+            f"({format_usd(self.minutes / 60 * USD_PER_HOUR)}); calibration and test have {self.asked:,} rows (n={n:,} asked).",
+            "",
+        ]
+        return found + self._ratio_table() + self._volume_table()
+
+    def _ratio_table(self) -> list[str]:
+        ways = [f"{name}, {u:.0%}" for name in ("first", "alone") for u in UTILISATIONS]
+        found = [
+            "Hosted cost over small cost, later months (small *first* and *alone*, by utilisation; five to ten in bold):",
+            "",
+        ]
+        found += [
+            "| price | cache | hosted per 1,000 | " + " | ".join(ways) + " |",
+            "|---|---|---|" + "---|" * len(ways),
+        ]
+        for (model, cache), cost in self.costs.items():
+            cells = [times(cost / plan.usd_per_1k(cost, u)) for plan in (self.first, self.alone) for u in UTILISATIONS]
+            found.append(f"| {model} | {cache} | {format_usd(cost)} | " + " | ".join(cells) + " |")
+        return [*found, ""]
+
+    def _volume_table(self) -> list[str]:
+        found = [
+            "By requests a month, small first at 30 %: the first month, with training and evaluation; and a machine that this task has for itself, never",
+            "switched off:",
+            "",
+        ]
+        found += [
+            "| price | cache | "
+            + " | ".join(f"first month, {n:,}" for n in VOLUMES)
+            + " | own machine pays from | five times from |",
+            "|---|---|" + "---|" * (len(VOLUMES) + 2),
+        ]
+        for (model, cache), cost in self.costs.items():
+            cells = [times(cost / (self.first.usd_per_1k(cost, 0.3) + 1000 * self.once_usd(cost) / n)) for n in VOLUMES]
+            found.append(
+                f"| {model} | {cache} | "
+                + " | ".join([*cells, *(self._volume(cost, ratio) for ratio in (1, 5))])
+                + " |"
+            )
+        return [*found, ""]
+
+    def _volume(self, cost: float, ratio: float) -> str:
+        """Requests a month from which a dedicated machine makes hosted `ratio` times as dear; none beyond its capacity."""
+        left = 1 - ratio * self.first.large_share
+        n = ratio * USD_PER_HOUR * HOURS_A_MONTH / (cost / 1000 * left) if left > 0 else float("inf")
+        return f"{n:,.0f}" if n <= HOURS_A_MONTH * 3600 / self.first.machine_s else "never"
+
+
+def write(sets: Mapping[str, tuple[Sequence[Mapping[str, Any]], Path]]) -> None:
+    """Write the page."""
+    found = [Set(name, rows, place) for name, (rows, place) in sets.items()]
+    source = PriceBook().charge("gpt-5-nano", TokenUsage(prompt_tokens=1), api_url=LIST["gpt-5-nano"]).source
+    tokens = " and ".join(f"{statistics.fmean(row['prompt_tokens'] for row in one.rows):.0f}" for one in found)
+    counts = []
+    for one in found:
+        for title, plan in (("first", one.first), ("alone", one.alone)):
+            ratios = one.ratios(plan)
+            kinds = {
+                "above 10": sum(r > 10 for r in ratios),
+                "5 to 10": sum(5 <= r <= 10 for r in ratios),
+                "1 to 5": sum(1 < r < 5 for r in ratios),
+                "dearer": sum(r <= 1 for r in ratios),
+            }
+            counts.append(
+                f"| {one.name}, small {title} | " + " | ".join(f"{k} of {len(ratios)}" for k in kinds.values()) + " |"
+            )
+    lines = [
+        HEAD.format(
+            today=date.today().isoformat(),
+            source=source.partition(":")[0],
+            tokens=tokens,
+            hour=USD_PER_HOUR,
+            audited=AUDITED,
+        )
+    ]
+    lines += [
+        "| of all prices, caches and utilisations below | above 10 times | 5 to 10 | 1 to 5 | dearer |",
+        "|---|---|---|---|---|",
+        *counts,
+    ]
+    for one in found:
+        lines += one.lines()
+    shares = (0.5, 0.8, 0.9, 0.95, 0.98, 1.0)
+    ratios = " | ".join(f"{1 / (1 - s + AUDITED * s):.1f}" for s in shares)
+    lines.append(SHARES.format(shares=" | ".join(f"{s:.0%}" for s in shares), rule="---|" * len(shares), ratios=ratios))
+    (RESULTS / "seed_claim.md").write_text("\n".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

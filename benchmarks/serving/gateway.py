@@ -1,15 +1,19 @@
-"""Measure the latency that a gateway adds in front of an upstream that answers at once: ours beside the LiteLLM proxy.
+"""Measure what our server and our proxy add to an upstream that answers at once, beside LiteLLM's proxy and Portkey's.
 
-    python -m benchmarks.serving.gateway [--litellm ENVIRONMENT/bin/litellm] [--repeats 3] [--seconds 8]
+    python -m benchmarks.serving.gateway serve [--litellm ENVIRONMENT/bin/litellm] [--repeats 3] [--seconds 8]
+    python -m benchmarks.serving.gateway proxy [--litellm …] [--portkey FOLDER]
 
-On one machine, in one run, each in a separate process on loopback: an instant upstream (gateway_upstream.py), the
-clients (gateway_load.py), and in turn each gateway in front of that upstream. Ours checks a key, parses and checks the
-body, asks a Router with a certificate, and writes a row of the ledger before each answer: once with a rule that sends
-the request on (`rule`), once with a drafting stage on words in front, whose draft is not confident enough (`words`).
-LiteLLM checks its master key and forwards; its ledger, which needs PostgreSQL, is off. Each has one worker process.
+On one machine, in one run, each in a process of its own on loopback: an instant upstream (gateway_upstream.py), the
+clients (gateway_load.py), and in turn each gateway in front of that upstream, with one worker process.
+
+`serve`: ours checks a key, parses and checks the body, asks a Router with a certificate, and writes a row of the ledger
+before each answer: once with a rule that sends the request on (`rule`), once with a drafting stage on words in front, whose
+draft is not confident enough (`words`). LiteLLM checks its master key and forwards; its ledger, which needs PostgreSQL, is off.
+`proxy`: ours passes on (`plain`), or hands every exchange to the process that stores it as well (`capture`). Portkey is told
+the upstream by headers. Each gateway's process is bound to one core (`taskset`), clients and upstream to the other.
 
 «Added» is the gateway's latency minus that of the upstream alone in the same repetition, under the same load. Medians
-over the repetitions, whose order alternates; all processes share the cores. Writes benchmarks/results/gateway.md.
+over the repetitions, whose order alternates. Writes benchmarks/results/gateway.md or proxy.md.
 """
 
 from __future__ import annotations
@@ -30,17 +34,26 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.datasets import RESULTS
+from benchmarks.datasets import RESULTS, processor
 from benchmarks.serving.gateway_ours import KEY, MODEL
 
-RESULT = RESULTS / "gateway.md"
-LOADS: dict[str, dict[str, float]] = {
-    "1 client": {"clients": 1},
-    "32 clients": {"clients": 32},
-    "50/s": {"rate": 50},
-    "200/s": {"rate": 200},
-    "500/s": {"rate": 500},
+LOADS: dict[str, dict[str, dict[str, Any]]] = {
+    "serve": {
+        "1 client": {"clients": 1},
+        "32 clients": {"clients": 32},
+        "50/s": {"rate": 50},
+        "200/s": {"rate": 200},
+        "500/s": {"rate": 500},
+    },
+    "proxy": {
+        "1 client": {"clients": 1},
+        "64 clients": {"clients": 64},
+        "200/s": {"rate": 200},
+        "16 streams": {"clients": 16, "stream": True},
+    },
 }
+OURS = {"serve": ("rule", "words"), "proxy": ("plain", "capture")}
+FIRST = ", first event"
 LITELLM = """\
 model_list:
   - model_name: {model}
@@ -49,6 +62,10 @@ general_settings: {{master_key: {key}}}
 litellm_settings: {{num_retries: 0, request_timeout: 60}}
 """
 QUIET = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "LITELLM_MODE": "PRODUCTION"}
+SETTINGS = """\
+upstreams: {{instant: {{base_url: "http://127.0.0.1:{upstream}/v1"}}}}
+prices: {{tokens: {{instant: {{input_usd_per_mtok: 1, output_usd_per_mtok: 4}}}}}}
+"""
 
 
 class Running(NamedTuple):
@@ -79,7 +96,7 @@ class Seen(NamedTuple):
     added_p50_ms: float
     added_p99_ms: float
     busy_ms: float
-    """Return the gateway's processor time for each answer."""
+    """The gateway's processor time for each answer."""
     memory_mb: float
 
 
@@ -102,62 +119,46 @@ def stopped(process: subprocess.Popen[str]) -> Iterator[None]:
             process.wait()
 
 
-@contextmanager
-def gateway(side: str, upstream: int, folder: Path, litellm: str) -> Iterator[Running]:
-    """Yield a fresh gateway that has answered its first requests."""
-    port = free_port()
+def command_of(
+    side: str, port: int, upstream: int, folder: Path, peers: argparse.Namespace
+) -> tuple[list[str], dict[str, str]]:
+    """Return the command of a gateway and its environment."""
     if side == "LiteLLM":
         config = folder / "litellm.yaml"
         config.write_text(LITELLM.format(model=MODEL, upstream=upstream, key=KEY), encoding="utf-8")
-        command = [litellm, "--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
-        process = start(command, folder / "litellm.log", **QUIET)
-    else:
-        command = [sys.executable, "-m", "benchmarks.serving.gateway_ours", str(upstream), str(folder), side, str(port)]
-        process = start(command, folder / f"{side}.log")
-    with stopped(process):
-        wait_for(port, process, folder)
-        load(port, {"clients": 1}, 1)
-        load(port, {"rate": 50}, 2)
-        yield Running(port, process)
+        at = ["--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
+        return [peers.litellm, "--config", str(config), *at], QUIET
+    if side == "Portkey":
+        entry = next(Path(peers.portkey).glob("node_modules/@portkey-ai/gateway/build/start-server.js"))
+        return ["node", str(entry), f"--port={port}", "--headless"], {"NODE_ENV": "production"}
+    if side in OURS["serve"]:
+        ours = ["-m", "benchmarks.serving.gateway_ours", str(upstream), str(folder), side, str(port)]
+        return [sys.executable, *ours], {}
+    kept, home = "capture: {}\n" if side == "capture" else "", folder / side
+    home.mkdir(exist_ok=True)
+    (home / "gateway.yaml").write_text(SETTINGS.format(upstream=upstream) + kept, encoding="utf-8")
+    command = [sys.executable, "-m", "smallfirst.cli.main", "proxy", str(home), "--port", str(port)]
+    return command, {"SMALLFIRST_HOME": str(home / "state")}
 
 
-def load(port: int, kind: dict[str, float], seconds: float, **more: Any) -> dict[str, Any]:
-    order = {"port": port, "key": KEY, "model": MODEL, "seconds": seconds, **kind, **more}
-    command = [sys.executable, "-m", "benchmarks.serving.gateway_load", json.dumps(order)]
-    found: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    return found
+def headers_of(side: str, upstream: int) -> dict[str, str]:
+    address = f"http://127.0.0.1:{upstream}/v1"
+    return {"x-portkey-provider": "openai", "x-portkey-custom-host": address} if side == "Portkey" else {}
 
 
-def measure(side: str, upstream: int, folder: Path, litellm: str, seconds: float) -> dict[str, Seen]:
-    """Run one repetition of one side under all loads. Restart a gateway that failed requests for the next load."""
-    found: dict[str, Seen] = {}
-    waiting = dict(LOADS)
-    while waiting:
-        with gateway(side, upstream, folder, litellm) as running:
-            while waiting:
-                name, kind = next(iter(waiting.items()))
-                del waiting[name]
-                alone, busy_s = load(upstream, kind, seconds), running.busy_s()
-                got = load(running.port, kind, seconds)
-                found[name] = seen = seen_of(got, alone, running.busy_s() - busy_s, running.memory_mb())
-                print(side, name, seen, flush=True)
-                if seen.failed:
-                    break
-    return found
-
-
-def seen_of(got: dict[str, Any], alone: dict[str, Any], busy_s: float, memory_mb: float) -> Seen:
-    p50, p99 = (got[key] if got[key] is not None else float("nan") for key in ("p50_ms", "p99_ms"))
-    added = p50 - alone["p50_ms"], p99 - alone["p99_ms"]
-    busy_ms = 1000 * busy_s / max(1, got["n"] - got["failed"])
-    return Seen(got["n"], got["failed"], got["rate"], p50, p99, *added, busy_ms, memory_mb)
-
-
-def free_port() -> int:
+@contextmanager
+def gateway(side: str, upstream: int, folder: Path, given: argparse.Namespace) -> Iterator[Running]:
+    """Yield a fresh gateway that has answered its first requests."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
-        return port
+    command, environment = command_of(side, port, upstream, folder, given)
+    bound = ["taskset", "-c", "0"] if given.question == "proxy" else []
+    process = start([*bound, *command], folder / f"{side}.log", **environment)
+    with stopped(process):
+        wait_for(port, process, folder)
+        load(port, {"clients": 4}, 2, headers=headers_of(side, upstream))
+        yield Running(port, process)
 
 
 def wait_for(port: int, process: subprocess.Popen[str], folder: Path) -> None:
@@ -172,59 +173,83 @@ def wait_for(port: int, process: subprocess.Popen[str], folder: Path) -> None:
     raise SystemExit(f"nobody listens on port {port}")
 
 
-def rows(found: dict[str, list[dict[str, Seen]]]) -> Iterator[str]:
+def load(port: int, kind: dict[str, Any], seconds: float, **more: Any) -> dict[str, Any]:
+    order = {"port": port, "key": KEY, "model": MODEL, "seconds": seconds, **kind, **more}
+    command = [sys.executable, "-m", "benchmarks.serving.gateway_load", json.dumps(order)]
+    found: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return found
+
+
+def measure(side: str, upstream: int, folder: Path, given: argparse.Namespace) -> dict[str, Seen]:
+    """Run one repetition of one side under all loads. Restart a gateway that failed requests for the next load."""
+    found: dict[str, Seen] = {}
+    waiting = dict(LOADS[given.question])
+    while waiting:
+        with gateway(side, upstream, folder, given) as running:
+            while waiting:
+                name, kind = next(iter(waiting.items()))
+                del waiting[name]
+                alone, busy_s = load(upstream, kind, given.seconds), running.busy_s()
+                got = load(running.port, kind, given.seconds, headers=headers_of(side, upstream))
+                cost = running.busy_s() - busy_s, running.memory_mb()
+                found[name] = seen_of(got, alone, *cost)
+                print(side, name, found[name], flush=True)
+                if "first_p50_ms" in got:
+                    firsts = ({**one, **{p: one[f"first_{p}"] for p in ("p50_ms", "p99_ms")}} for one in (got, alone))
+                    found[name + FIRST] = seen_of(*firsts, *cost)
+                if found[name].failed:
+                    break
+    return found
+
+
+def seen_of(got: dict[str, Any], alone: dict[str, Any], busy_s: float, memory_mb: float) -> Seen:
+    p50, p99 = (got[key] if got[key] is not None else float("nan") for key in ("p50_ms", "p99_ms"))
+    added = p50 - alone["p50_ms"], p99 - alone["p99_ms"]
+    busy_ms = 1000 * busy_s / max(1, got["n"] - got["failed"])
+    return Seen(got["n"], got["failed"], got["rate"], p50, p99, *added, busy_ms, memory_mb)
+
+
+def rows(found: dict[str, list[dict[str, Seen]]], loads: dict[str, Any]) -> Iterator[str]:
     """Lines of the table, load by load."""
-    for name in LOADS:
+    for name in (*loads, *(name + FIRST for name in loads)):
         for side, repetitions in found.items():
-            seen = Seen(*(statistics.median(column) for column in zip(*(r[name] for r in repetitions), strict=True)))
-            failed, n = (sum(getattr(r[name], key) for r in repetitions) for key in ("failed", "n"))
-            title = side if side == "LiteLLM" else f"ours, {side}"
+            if name not in repetitions[0]:
+                continue
+            columns = list(zip(*(one[name] for one in repetitions), strict=True))
+            seen = Seen(*(statistics.median(column) for column in columns))
+            n, failed = sum(columns[0]), sum(columns[1])
+            added = columns[Seen._fields.index("added_p50_ms")]
             yield (
-                f"| {name} | {title} | {seen.rate:,.0f} | {failed} of {n:,} | {seen.p50_ms:.2f} | {seen.p99_ms:.2f} | "
-                f"**{seen.added_p50_ms:.2f}** | {seen.added_p99_ms:.2f} | {seen.busy_ms:.2f} | {seen.memory_mb:.0f} |"
+                f"| {name} | {side} | {seen.rate:,.0f} | {failed} of {n:,} | {seen.p50_ms:.2f} | {seen.p99_ms:.2f} | "
+                f"**{seen.added_p50_ms:.2f}** ({min(added):.2f} to {max(added):.2f}) | {seen.added_p99_ms:.2f} | "
+                f"{seen.busy_ms:.2f} | {seen.memory_mb:.0f} |"
             )
 
 
-def page(found: dict[str, list[dict[str, Seen]]], arguments: argparse.Namespace, version: str, busy: str) -> str:
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+def page(found: dict[str, list[dict[str, Seen]]], given: argparse.Namespace, busy: str) -> str:
+    title = {"serve": "What the server adds as a gateway", "proxy": "What the pass-through proxy adds"}[given.question]
     return (
-        "# What a gateway adds\n\n"
-        f"`python -m benchmarks.serving.gateway --repeats {arguments.repeats} --seconds {arguments.seconds:g}`, "
-        f"{date.today().isoformat()}, {machine}{version}.\n\n"
-        "An upstream that answers at once, on loopback; the clients, the upstream and the gateway share the cores. "
-        "«Added» is latency beyond that of the upstream alone under the same load in the same repetition. An open loop "
-        "(`/s`) times each request from the moment it was due; a failure is another status than 200, or no answer "
-        f"within 10 s. Medians of {arguments.repeats} repetitions of {arguments.seconds:g} s each, failures summed. "
-        f"{busy}\n\n"
-        "Ours: key, Router with certificate, ledger row before each answer. `rule`: a policy sends the request on; "
-        "`words`: a stage on words drafts first. LiteLLM: master key, no database.\n\n"
-        "| load | gateway | answered/s | failed | p50 ms | p99 ms | added p50 | added p99 | CPU ms an answer | MB |\n"
-        "|---|---|---|---|---|---|---|---|---|---|\n" + "\n".join(rows(found)) + "\n"
+        f"# {title}\n\n`python -m benchmarks.serving.gateway {given.question} --repeats {given.repeats} "
+        f"--seconds {given.seconds:g}`, {date.today()}, {os.cpu_count()} cores ({processor()}), Python "
+        f"{platform.python_version()}{versions_of(given)}. The command's docstring says what is measured.\n\n"
+        "An open loop (`/s`) times each request from the moment it was due; a failure is another status than 200, or no "
+        f"answer within 10 s. Medians of {given.repeats} repetitions of {given.seconds:g} s, failures summed; of what is "
+        f"added, the least and the most as well. A stream has 20 events, 5 ms apart. {busy}\n\n"
+        "| load | gateway | answered/s | failed | p50 ms | p99 ms | added p50 ms | added p99 | CPU ms an answer | MB |\n"
+        "|---|---|---|---|---|---|---|---|---|---|\n" + "\n".join(rows(found, LOADS[given.question])) + "\n"
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--litellm", default="", help="the proxy's command, in its own environment")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=8)
-    parser.add_argument("--ways", default="rule,words", help="which of ours")
-    arguments = parser.parse_args()
-    sides = [*arguments.ways.split(","), *(["LiteLLM"] if arguments.litellm else [])]
-    found: dict[str, list[dict[str, Seen]]] = {side: [] for side in sides}
-    before = waiting()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        subprocess.run([sys.executable, "-m", "benchmarks.serving.gateway_ours", "fit", str(folder)], check=True)
-        upstream = start([sys.executable, "-m", "benchmarks.serving.gateway_upstream"], folder / "upstream.log")
-        with stopped(upstream):
-            assert upstream.stdout is not None
-            port = int(upstream.stdout.readline())
-            for repetition in range(arguments.repeats):
-                for side in sides if repetition % 2 == 0 else reversed(sides):
-                    found[side].append(measure(side, port, folder, arguments.litellm, arguments.seconds))
-    busy = f"Runnable processes of others meanwhile: {before:.1f} on average before, {waiting():.1f} after."
-    RESULT.write_text(page(found, arguments, _version(arguments.litellm), busy), encoding="utf-8")
+def versions_of(given: argparse.Namespace) -> str:
+    found = []
+    if given.litellm:
+        asked = "import importlib.metadata as m; print('LiteLLM', m.version('litellm'))"
+        command = [str(Path(given.litellm).with_name("python")), "-c", asked]
+        found.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+    if given.portkey:
+        package = next(Path(given.portkey).glob("node_modules/@portkey-ai/gateway/package.json"))
+        found.append(f"Portkey {json.loads(package.read_text(encoding='utf-8'))['version']}")
+    return "".join(f", {one}" for one in found)
 
 
 def waiting() -> float:
@@ -236,14 +261,32 @@ def waiting() -> float:
     return statistics.fmean(seen)
 
 
-def _version(litellm: str) -> str:
-    if not litellm:
-        return ""
-    asked = "import importlib.metadata; print(importlib.metadata.version('litellm'))"
-    said = subprocess.run(
-        [str(Path(litellm).with_name("python")), "-c", asked], capture_output=True, text=True, check=True
-    )
-    return f", LiteLLM {said.stdout.strip()}"
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("question", choices=LOADS)
+    parser.add_argument("--litellm", default="", help="the proxy's command, in its own environment")
+    parser.add_argument("--portkey", default="", help="folder in which npm has installed @portkey-ai/gateway")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=8)
+    given = parser.parse_args()
+    sides = [*OURS[given.question], *["LiteLLM"] * bool(given.litellm), *["Portkey"] * bool(given.portkey)]
+    found: dict[str, list[dict[str, Seen]]] = {side: [] for side in sides}
+    if given.question == "proxy":
+        os.sched_setaffinity(0, {1})  # inherited by the clients and the upstream
+    before = waiting()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        subprocess.run([sys.executable, "-m", "benchmarks.serving.gateway_ours", "fit", str(folder)], check=True)
+        upstream = start([sys.executable, "-m", "benchmarks.serving.gateway_upstream"], folder / "upstream.log")
+        with stopped(upstream):
+            assert upstream.stdout is not None
+            port = int(upstream.stdout.readline())
+            for repetition in range(given.repeats):
+                for side in sides if repetition % 2 == 0 else reversed(sides):
+                    found[side].append(measure(side, port, folder, given))
+    busy = f"Runnable processes of others: {before:.1f} on average before, {waiting():.1f} after."
+    result = RESULTS / {"serve": "gateway.md", "proxy": "proxy.md"}[given.question]
+    result.write_text(page(found, given, busy), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
 """Classification over HTTP, side by side in one run: ours, llama.cpp, vLLM's CPU build, transformers + FastAPI.
 
     python -m benchmarks.serving.speed --task TASK.yaml --home STATE_FOLDER --work FOLDER [--vllm PYTHON]
-        [--llama-server BINARY] [--cores 0,1] [--rounds 3] [--rows 200] [--only NAME,…] [--quick]
+        [--llama-server BINARY] [--cores 0,1] [--rounds 3] [--rows 200] [--only NAME,…]
 
 TASK.yaml has a promoted small model in STATE_FOLDER that answers by code tokens; the same weights are served by all.
 Peers with their own environments are left out unless named: `benchmarks/peers/serve_vllm.py` says how to
 set up vLLM's. A test row is asked at most once per server, so no cache can contain it; each server and number of
 clients gets the same rows. A round restarts each server, one at a time, and the order rotates from round to round;
-vLLM, which compiles for a minute or more, is started once and paused by a signal while others are measured. Settings
-of the peers are chosen before, on validation rows (`choice.py`).
+vLLM, which compiles for a minute or more, is started once and paused by a signal while others are measured. The settings
+of the peers are those that were the fastest on validation rows at equal accuracy (serving_speed.md has what was tried).
 
-Results are stored in FOLDER as they come, so an interrupted run continues; the page is written at the end. On two
-cores choosing takes about five minutes (`--rounds 0` does only that) and three rounds ten.
+Results are stored in FOLDER as they come, so an interrupted run continues; the page is written at the end. Three rounds
+take ten minutes on two cores.
 """
 
 from __future__ import annotations
@@ -20,24 +20,43 @@ import argparse
 import asyncio
 import json
 import os
+import platform
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.datasets import RESULTS
-from benchmarks.serving.choice import choose, gguf_files, settings
-from benchmarks.serving.measure import Server, Store, awake, measure, say, started
-from benchmarks.serving.page import write_page
-from benchmarks.serving.sides import Row, Side, llama_server, ours, own_home, transformers, vllm, xllamacpp
+import numpy as np
+
+from benchmarks.datasets import RESULTS, processor
+from benchmarks.serving.servers import (
+    Row,
+    Server,
+    Side,
+    awake,
+    llama,
+    measure,
+    ours,
+    own_home,
+    say,
+    started,
+    transformers,
+    vllm,
+)  # fmt: skip
+from smallfirst.files import write_atomically
 from smallfirst.models.manifest import Manifest, read_manifest
+from smallfirst.stats.intervals import wilson
 
 LEVELS = (1, 8, 32)
+OURS = "smallfirst"
 
 
 def read_rows(path: Path, model: Path, manifest: Manifest) -> list[Row]:
@@ -74,21 +93,48 @@ def code_texts(model: Path, manifest: Manifest) -> dict[Any, str]:
     }
 
 
-def all_sides(wanted: argparse.Namespace, model: Path, manifest: Manifest, store: Store) -> list[Side]:
+def all_sides(wanted: argparse.Namespace, model: Path, manifest: Manifest) -> list[Side]:
     """Return all servers, peers with the chosen settings."""
-    labels, files = code_texts(model, manifest), gguf_files(wanted.work)
+    labels, file = code_texts(model, manifest), wanted.work / "q4_0.gguf"
+    write_gguf(wanted.task, wanted.home, file)
+    xllamacpp = [sys.executable, "-m", "benchmarks.peers.serve_llama"]
     found = [ours(wanted.task, wanted.home, manifest)]
-    file, options = settings(store, "xllamacpp", files)
-    found.append(xllamacpp(file, wanted.cores, labels, *options))
+    found.append(llama("llama.cpp (xllamacpp)", xllamacpp, file, wanted.cores, labels))
     if wanted.llama_server:
-        file, options = settings(store, "llama-server", files)
-        found.append(llama_server(wanted.llama_server, file, wanted.cores, labels, *options))
+        found.append(llama("llama.cpp (built here)", [str(wanted.llama_server)], file, wanted.cores, labels))
     if wanted.vllm:
-        _, options = settings(store, "vllm", files)
-        found.append(vllm(wanted.vllm, model, wanted.cores, labels, *options))
-    found.append(transformers(model, manifest, wanted.cores))
-    found.append(transformers(model, manifest, wanted.cores, "--batch", "32"))
+        found.append(vllm(wanted.vllm, model, wanted.cores, labels, "--preload", "--no-enable-prefix-caching"))
+    found += [transformers(model, manifest, wanted.cores), transformers(model, manifest, wanted.cores, "--batch", "32")]
     return [side for side in found if not wanted.only or any(side.name.startswith(name) for name in wanted.only)]
+
+
+def write_gguf(task: Path, home: Path, target: Path) -> None:
+    """Write the model's matrices in 4 bits unless they are there: norms stay fp32, the embeddings are q8_0."""
+    if target.exists():
+        return
+    import gguf
+
+    source = target.with_name("bf16.gguf")
+    program = [str(Path(sys.executable).with_name("smallfirst")), "export", str(task), str(source)]
+    environment = {**os.environ, "SMALLFIRST_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    subprocess.run([*program, "--precision", "bf16", "--rows", "32"], env=environment, check=True)
+    read = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, read.get_field("general.architecture").contents())
+    for field in read.fields.values():
+        if field.name != "general.architecture" and not field.name.startswith("GGUF."):
+            inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=inner)
+    for tensor in read.tensors:
+        kind = gguf.GGMLQuantizationType["Q4_0" if tensor.name.startswith("blk") else "Q8_0"]
+        if tensor.tensor_type == gguf.GGMLQuantizationType.F32:
+            writer.add_tensor(tensor.name, tensor.data)
+        else:
+            values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            writer.add_tensor(tensor.name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def bound(model: Path, tokens: float, cores: Sequence[int]) -> dict[str, Any]:
@@ -97,6 +143,39 @@ def bound(model: Path, tokens: float, cores: Sequence[int]) -> dict[str, Any]:
     environment = {**os.environ, "OMP_NUM_THREADS": str(len(cores))}
     found: dict[str, Any] = json.loads(subprocess.run(command, env=environment, check=True, capture_output=True).stdout)
     return found
+
+
+class Store:
+    """What was measured, in one JSON file."""
+
+    def __init__(self, folder: Path, plan: dict[str, Any]) -> None:
+        self.folder, self._path = folder, folder / "speed.json"
+        self.found: dict[str, Any] = {"plan": plan, "cells": {}, "bound": {}}
+        if self._path.exists():
+            self.found = json.loads(self._path.read_text())
+        if self.found["plan"] != plan:
+            sys.exit(f"{self._path} was made with {self.found['plan']}, not with {plan}: move it away")
+
+    def cell(self, side: str, clients: int, number: int) -> dict[str, Any] | None:
+        """What is known, None if nothing."""
+        found: dict[str, Any] | None = self.found["cells"].get(f"{side}|{clients}|{number}")
+        return found
+
+    def cells(self, side: str, clients: int) -> list[dict[str, Any]]:
+        """All rounds of a side, in their order."""
+        key = f"{side}|{clients}|"
+        return [cell for name, cell in sorted(self.found["cells"].items()) if name.startswith(key)]
+
+    def keep(self, side: str, clients: int, number: int, cell: dict[str, Any]) -> None:
+        self.found["cells"][f"{side}|{clients}|{number}"] = cell
+        self._write()
+
+    def keep_bound(self, number: int, bound: dict[str, Any]) -> None:
+        self.found["bound"][str(number)] = bound
+        self._write()
+
+    def _write(self) -> None:
+        write_atomically(self._path, json.dumps(self.found, indent=1).encode())
 
 
 class Rounds:
@@ -137,16 +216,114 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--vllm")
     parser.add_argument("--llama-server", type=Path)
     parser.add_argument("--cores", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1])
-    parser.add_argument("--rounds", type=int, default=3, help="0 only chooses the settings of the peers")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=200, help="for each number of clients in each round")
     parser.add_argument("--only", type=lambda text: text.split(","), default=[])
-    parser.add_argument(
-        "--quick", action="store_true", help="one round of 16 rows, few settings, and no page in results/"
-    )
-    wanted = parser.parse_args()
-    if wanted.quick:
-        wanted.rounds, wanted.rows = 1, 16
-    return wanted
+    return parser.parse_args()
+
+
+def write_page(path: Path, store: Store, sides: Sequence[str], levels: Sequence[int], tokens: float) -> None:
+    """Tables, method and machine."""
+    bounds = [found["bound"]["square"] for found in store.found["bound"].values()]
+    bound = statistics.median(bounds)
+    lines = ["# Classification over HTTP, side by side on two cores", "", *_what(store), ""]
+    lines += [*_bounds(store, tokens), ""]
+    for level in levels:
+        lines += ["## 1 client" if level == 1 else f"## {level} clients", "", *_table(store, sides, level, bound), ""]
+        lines += [*_against(store, sides, level), ""]
+    lines += ["## All rows", "", *_whole(store, sides, levels), ""]
+    lines += [HOW]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _what(store: Store) -> Iterator[str]:
+    plan, rounds = store.found["plan"], len(store.found["bound"])
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "xllamacpp"))
+    yield f"{date.today()}, {plan['cores']} cores of {processor()}, Python {platform.python_version()}, {packages}."
+    yield f"SmolLM2-135M, fine-tuned for Banking77 (weights {plan['weights']}). {rounds} rounds of {plan['rows']} test"
+    yield "rows for each number of clients. By `python -m benchmarks.serving.speed`, which says how to run it."
+
+
+def _bounds(store: Store, tokens: float) -> Iterator[str]:
+    found = list(store.found["bound"].values())
+    square, own = (statistics.median(one[f"{name}_gflops"] for one in found) for name in ("square", "model"))
+    allowed, less = (statistics.median(one["bound"][name] for one in found) for name in ("square", "model"))
+    weights = found[0]["weights"] / 1e6
+    yield f"The bound: torch multiplies bf16 matrices (2048 x 2048) at {square:.0f} GFLOP/s here, median of the rounds."
+    yield f"A prompt has {tokens:.1f} tokens on average and the model {weights:.0f} M weights outside its"
+    yield f"embedding, so reading prompts whole is bounded at {allowed:.0f} requests/s. At the model's own shapes and"
+    yield f"32 prompts together the rate is {own:.0f} GFLOP/s, which would allow {less:.0f} requests/s."
+
+
+def _table(store: Store, sides: Sequence[str], level: int, bound: float) -> Iterator[str]:
+    heads = "requests/s (least to most)", "p50 ms", "p95 ms", "p99 ms", "accuracy", "of the bound", "peak MB"
+    yield f"| server | {' | '.join(heads)} |"
+    yield "|---" * (len(heads) + 1) + "|"
+    for side in sides:
+        cells = store.cells(side, level)
+        rates = sorted(cell["requests_per_s"] for cell in cells)
+        ms = np.percentile([value for cell in cells for value in cell["ms"]], (50, 95, 99))
+        n = sum(len(cell["ms"]) for cell in cells)
+        failed = sum(cell["failed"] for cell in cells)
+        rate = statistics.median(rates)
+        shown = (
+            f"{rate:.1f} ({rates[0]:.1f} to {rates[-1]:.1f})",
+            *(f"{value:.1f}" for value in ms),
+            f"{wilson(sum(cell['right'] for cell in cells), n)} n={n}" + (f", {failed} failed" if failed else ""),
+            f"{rate / bound:.0%}",
+            f"{max(cell['peak_mb'] for cell in cells):.0f}",
+        )
+        yield f"| {side} | {' | '.join(shown)} |"
+
+
+def _against(store: Store, sides: Sequence[str], level: int) -> Iterator[str]:
+    """Return ours over the best peer, by rate and by p50."""
+    peers = [side for side in sides if side != OURS]
+    if OURS not in sides or not peers:
+        return
+
+    def rate(side: str) -> float:
+        return float(statistics.median(cell["requests_per_s"] for cell in store.cells(side, level)))
+
+    def p50(side: str) -> float:
+        return float(statistics.median(value for cell in store.cells(side, level) for value in cell["ms"]))
+
+    fastest, first = max(peers, key=rate), min(peers, key=p50)
+    yield f"Ours answers {rate(OURS) / rate(fastest):.2f} times the requests/s of the fastest peer ({fastest});"
+    yield f"its p50 is {p50(OURS) / p50(first):.2f} times the lowest of a peer ({first})."
+
+
+def _whole(store: Store, sides: Sequence[str], levels: Sequence[int]) -> Iterator[str]:
+    """Return accuracy over all rows, agreement with ours, and the time to start."""
+
+    def said(side: str) -> list[str | None]:
+        return [label for level in levels for cell in store.cells(side, level) for label in cell["said"]]
+
+    yield "| server | accuracy | other answers than ours | start s (median) |"
+    yield "|---|---|---|---|"
+    for side in sides:
+        cells = [cell for level in levels for cell in store.cells(side, level)]
+        found = wilson(sum(cell["right"] for cell in cells), len(said(side)))
+        other = sum(a != b for a, b in zip(said(side), said(OURS), strict=True)) if OURS in sides else 0
+        yield f"| {side} | {found} n={found.n} | {other} | {statistics.median(cell['start_s'] for cell in cells):.0f} |"
+
+
+HOW = """## How it was measured
+
+- Closed loop: each client sends its next request when it has read its last answer. Requests are made beforehand and
+  answers are read afterwards; the clients are one process on the same two cores, for every server alike. A time runs
+  from sending to the whole answer, over a connection that is open.
+- Before the measured requests each client sends two others, and others run until the last measured one is answered, so
+  all clients are busy throughout. requests/s are medians of the rounds; percentiles are over all rounds' requests.
+- Servers run one at a time, started anew each round, in rotating order; vLLM, which compiles for long, is started
+  once and stopped by SIGSTOP while others are measured. No test row is asked twice: each round and
+  number of clients has rows of its own, the same for every server, so no prompt cache can contain them.
+- Ours gets the text as an OpenAI chat request with a key, tokenizes it, writes its ledger, and answers the label.
+  llama.cpp (`/completion`) and vLLM (`/v1/completions`) get the prompt in tokens and answer one, greedily; transformers
+  + FastAPI get the prompt's text. No peer has a key or keeps a ledger. An answer that means no label counts as wrong.
+- llama.cpp has as many slots as there are clients, and two threads. The wheel of xllamacpp on PyPI uses AVX2 and
+  nothing newer; "built here" means that the same release was compiled for this processor.
+- Peak MB is the sum over a server's processes of each one's peak resident memory; shared memory is counted in each."""
 
 
 def main() -> None:
@@ -166,16 +343,13 @@ def main() -> None:
     data = read_task_file(wanted.task).data
     test, others = (read_rows(Path(path), model, manifest) for path in (data.test, data.validation))
     plan = {"weights": manifest.weights_fingerprint, "rows": wanted.rows, "cores": len(wanted.cores)}
-    store = Store(wanted.work, plan, quick=wanted.quick)
-    choose(wanted, model, code_texts(model, manifest), others, store)
-    if not wanted.rounds:
-        return
+    store = Store(wanted.work, plan)
     say(f"load of the machine before the rounds: {os.getloadavg()[0]:.1f}; nothing else should run")
     n, began = wanted.rows * len(LEVELS), time.monotonic()
     if n * wanted.rounds > len(test):
         sys.exit(f"{wanted.rounds} rounds of {n} rows are more than the {len(test)} test rows")
     tokens = sum(len(row.ids) for row in test) / len(test)
-    sides = all_sides(wanted, model, manifest, store)
+    sides = all_sides(wanted, model, manifest)
     with ExitStack() as stack:
         rounds = Rounds(store, others, stack)
         for number in range(wanted.rounds):
@@ -184,9 +358,7 @@ def main() -> None:
                 rounds.one_side(side, number, test[number * n : (number + 1) * n])
             store.keep_bound(number, bound(model, tokens, wanted.cores))
     say(f"measured in {time.monotonic() - began:.0f} s")
-    page = wanted.work / "quick.md" if wanted.quick else RESULTS / "serving_speed.md"
-    write_page(page, store, [side.name for side in sides], LEVELS, tokens)
-    say(f"wrote {page}")
+    write_page(RESULTS / "serving_speed.md", store, [side.name for side in sides], LEVELS, tokens)
 
 
 if __name__ == "__main__":

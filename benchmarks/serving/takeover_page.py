@@ -19,13 +19,8 @@ from benchmarks.serving.takeover import MACHINE
 from benchmarks.serving.takeover_changes import CHANGE_AT, MOST
 from smallfirst.stats.intervals import clopper_pearson
 
-DRAFTED = """
-The task.yaml of this run was drafted by hand from the captured exchanges, as `discover` drafts it (one wording, oldest 60 % of the rows to
-train); the run with corrections used `discover` itself. It found the one task, gave all 4,000 recorded answers back byte for byte, and
-foretold that 13 % [0 %, 46 %] of the requests can move at 5 %: less than the 55 % that moved here.
-"""
 QUIET_USD = 0.00046 / 1000
-"""Cost of a draft of the candidate `encoder` (results/hosted.md)."""
+"""Cost of a draft of the candidate `encoder` alone on a quiet machine."""
 
 HEAD = """# From an empty store to a task that is taken over
 
@@ -33,9 +28,31 @@ HEAD = """# From an empty store to a task that is taken over
 bounds. Traffic: the 13,083 Banking77 messages with the answers, bills and latencies of deepseek-v4.1-flash (recorded 2026-09-26; its own
 accuracy is 0.738 on the training rows and 0.758 on the test rows), in an order drawn by chance, through OpenAI's SDK: 48 requests at a
 time until the take-over, 16 after it. Ladder: words, encoder. Own costs are times at $0.10 an hour, 30 % of it
-used; a draft measured alone costs $0.00046 per 1,000 (hosted.md).
+used; a draft measured alone costs $0.00046 per 1,000.
 Nobody labelled anything unless it is said. Right is what the hosted model answered, byte for byte, unless gold is named.
 """
+
+
+REDRAWS = """
+## Redraws: is the promise kept?
+
+`python -m benchmarks.serving.takeover_redraws FOLDER --rows N`: the candidate `encoder` alone on cached vectors, the same
+rule for the certificate. Broken: more than 5 % of the kept answers differ, over all recorded requests that were not learnt
+from; the promise allows this in 5 % of the draws. Shares are medians over the issued certificates with 2.5 and 97.5 %.
+
+| requests learnt from | draws | certificate issued | promise broken, of all draws | kept of the next 3,000 | of these different | agreement of all drafts |
+|---|---|---|---|---|---|---|"""
+CHANGES = f"""
+## Silent changes
+
+`python -m benchmarks.serving.takeover_changes FOLDER`: the task above at share 1; after {CHANGE_AT:,} requests one thing
+changes. Unnamed model: the upstream answers gold from then on, which differs from the recorded answers on 26 % of the rows.
+Wrong: a small answer that differs from what the upstream would have said at that moment. Medians with the smallest and the
+largest of the repetitions; {MOST:,} requests after the change at most. `nothing` counts false steps back. Traffic: only the
+15 intents on which the hosted model is wrong most often; 4 to 5 % of the kept answers differ there, so the promise holds.
+
+| change | audited | repetitions | stepped back | requests until then | small answers meanwhile | of these wrong | cause |
+|---|---|---|---|---|---|---|---|"""
 
 
 def share(found: list[float]) -> str:
@@ -82,20 +99,7 @@ def way_lines(title: str, found: dict[str, Any], command: str) -> list[str]:
 
 
 def redraw_lines(folder: Path) -> list[str]:
-    lines = ["\n## Redraws: is the promise kept?\n"]
-    lines += [
-        "`python -m benchmarks.serving.takeover_redraws FOLDER --rows N`: the candidate `encoder` alone on cached vectors, the same"
-    ]
-    lines += [
-        "rule for the certificate. Broken: more than 5 % of the kept answers differ, over all recorded requests that were not learnt"
-    ]
-    lines += [
-        "from; the promise allows this in 5 % of the draws. Shares are medians over the issued certificates with 2.5 and 97.5 %.\n"
-    ]
-    lines += [
-        "| requests learnt from | draws | certificate issued | promise broken, of all draws | kept of the next 3,000 | of these different | agreement of all drafts |"
-    ]
-    lines += ["|---|---|---|---|---|---|---|"]
+    lines = [REDRAWS]
     for path in sorted(folder.glob("redraws-*.json"), key=lambda p: int(p.stem.split("-")[1])):
         draws = json.loads(path.read_text())
         issued = [one for one in draws if one["issued"]]
@@ -111,24 +115,7 @@ def redraw_lines(folder: Path) -> list[str]:
 
 def change_lines(results: list[dict[str, Any]]) -> list[str]:
     """A row for each change and audit share."""
-    lines = ["\n## Silent changes\n"]
-    lines += [
-        f"`python -m benchmarks.serving.takeover_changes FOLDER`: the task above at share 1; after {CHANGE_AT:,} requests one thing"
-    ]
-    lines += [
-        "changes. Unnamed model: the upstream answers gold from then on, which differs from the recorded answers on 26 % of the rows."
-    ]
-    lines += [
-        "Wrong: a small answer that differs from what the upstream would have said at that moment. Medians with the smallest and the"
-    ]
-    lines += [
-        f"largest of the repetitions; {MOST:,} requests after the change at most. `nothing` counts false steps back. Traffic: only the",
-        "15 intents on which the hosted model is wrong most often; 4 to 5 % of the kept answers differ there, so the promise holds.\n",
-    ]
-    lines += [
-        "| change | audited | repetitions | stepped back | requests until then | small answers meanwhile | of these wrong | cause |"
-    ]
-    lines += ["|---|---|---|---|---|---|---|---|"]
+    lines = [CHANGES]
     for change, audited in dict.fromkeys((one["change"], one["audit_share"]) for one in results):
         mine = [one for one in results if (one["change"], one["audit_share"]) == (change, audited)]
         back = [one for one in mine if "stepped_back_at" in one]
@@ -149,7 +136,6 @@ def main() -> None:
     lines = [HEAD.format(date=date.today().isoformat())]
     found = json.loads((folder / "way-1.json").read_text())
     lines += way_lines("Without a label from a person", found, "python -m benchmarks.serving.takeover FOLDER")
-    lines.append(DRAFTED)
     corrected = folder / "way-1-500.json"
     if corrected.exists():
         command = (

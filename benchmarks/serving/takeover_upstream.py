@@ -8,17 +8,13 @@ The answer, its bill and its latency are those that deepseek-v4.1-flash gave on 
 from __future__ import annotations
 
 import asyncio
-import gzip
-import json
-import os
 import random
 import uuid
-from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
-from benchmarks.datasets import ROOT
+from benchmarks.datasets import data_folder, read_lines
 
 MODEL = "deepseek-v4.1-flash"
 ASKED = "deepseek-chat"
@@ -27,9 +23,7 @@ Row = dict[str, Any]
 
 def recorded(split: str) -> list[Row]:
     """Return the rows of the recording, in its order."""
-    root = Path(os.environ.get("SMALLFIRST_DATA", ROOT.parent / "shared" / "datasets")) / "hosted_banking77"
-    with gzip.open(root / f"{split}.jsonl.gz", "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+    return list(read_lines(data_folder("hosted_banking77") / f"{split}.jsonl.gz"))
 
 
 def stream(seed: int = 1) -> list[Row]:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import os
 import random
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from benchmarks.datasets import ROOT
+from benchmarks.datasets import data_folder, read_lines
 
 Kind = Literal["label", "json", "short", "text"]
 Json = dict[str, Any]
@@ -50,21 +46,13 @@ class TaskCases(NamedTuple):
     """Share of cases that the simulated teacher gets wrong; 0 where answers are recorded."""
 
 
-def folder() -> Path:
-    """Return the folder of the data sets."""
-    return Path(os.environ.get("SMALLFIRST_DATA") or ROOT.parent / "shared" / "datasets")
-
-
 @cache
 def rows(name: str, *parts: str) -> list[Json]:
     """Return the rows of some parts of a set, plain or compressed."""
     found: list[Json] = []
     for part in parts:
-        plain = folder() / name / f"{part}.jsonl"
-        there = plain.exists()
-        content = plain.read_bytes() if there else gzip.decompress(plain.with_suffix(".jsonl.gz").read_bytes())
-        text = content.decode()
-        found += [json.loads(line) for line in text.split("\n") if line]
+        plain = data_folder(name) / f"{part}.jsonl"
+        found += read_lines(plain if plain.exists() else plain.with_suffix(".jsonl.gz"))
     return found
 
 

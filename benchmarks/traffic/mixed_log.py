@@ -1,9 +1,5 @@
 """A month of requests to a large model: ten narrow tasks of public sets in many wordings, among open requests.
 
-    python -m benchmarks.traffic.mixed_log FOLDER [--collection report] [--seed 0] [--requests 24000] [--noise-only]
-
-writes `log.jsonl` (OpenAI requests and responses, one `Exchange` a line) and `truth.jsonl` (what each request is) to FOLDER.
-
 Each task is asked in three to five wordings: the instruction in the system message, all in one user message, solved
 examples in turns or inside the message, examples that change with every request, dates, ticket numbers and customer
 tiers beside the case, a second version of a wording that replaces the first at a known time, two routes. Answers of
@@ -14,19 +10,17 @@ under a stock system prompt or under an assistant's; conversations that grow; an
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import re
 import zlib
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.traffic import wordings
 from benchmarks.traffic.cases import TASKS, Case, Kind, Recorded, TaskCases, conversations, open_prompts, wrong
-from benchmarks.traffic.wording import Turns, Use
+from benchmarks.traffic.wordings import Turns, Use
 from smallfirst.traffic.exchange import Exchange
 
 START = datetime(2026, 10, 1, tzinfo=UTC)
@@ -88,17 +82,13 @@ class Entry(NamedTuple):
     truth: Truth
 
 
-def mixed_log(
-    collection: str = "development", seed: int = 0, requests: int = REQUESTS, tasks: Sequence[str] = tuple(TASKS)
-) -> list[Entry]:
+def mixed_log(seed: int = 0, requests: int = REQUESTS, tasks: Sequence[str] = tuple(TASKS)) -> list[Entry]:
     """Return the log in the order of time."""
     rng = random.Random(seed)
     n_tasks = round(requests * (1 - NOISE_SHARE))
     total = sum(SHARES[name] for name in tasks)
     entries = [
-        entry
-        for name in tasks
-        for entry in _task_entries(TASKS[name](), collection, round(n_tasks * SHARES[name] / total), rng)
+        entry for name in tasks for entry in _task_entries(TASKS[name](), round(n_tasks * SHARES[name] / total), rng)
     ]
     return _in_time(entries + _noise(requests - n_tasks, rng))
 
@@ -121,8 +111,8 @@ def _at(rng: random.Random, since: float = 0.0, until: float = 1.0) -> datetime:
 # Tasks
 
 
-def _task_entries(task: TaskCases, collection: str, n: int, rng: random.Random) -> list[Entry]:
-    uses = [use for use in wordings.USES[collection] if use.task == task.name]
+def _task_entries(task: TaskCases, n: int, rng: random.Random) -> list[Entry]:
+    uses = [use for use in wordings.USES if use.task == task.name]
     weights = [use.weight * (use.until - use.since) for use in uses]
     models = {use: rng.choice(MODELS) for use in uses}
     examples = [case for case in rng.sample(task.cases, 60) if sum(map(len, case.fields.values())) < 400][:4]
@@ -130,7 +120,7 @@ def _task_entries(task: TaskCases, collection: str, n: int, rng: random.Random) 
         use: [(_raw(case), _written(use.answer, case.gold, task)[0]) for case in (examples or task.cases[:3])]
         for use in uses
     }
-    patterns = {use: wordings.turns(collection, use, task.labels, shown[use]) for use in uses}
+    patterns = {use: wordings.turns(use, task.labels, shown[use]) for use in uses}
     cases = _drawn(task.cases, n, rng)
     return [
         _task_entry(task, use, patterns[use], models[use], case, rng)
@@ -353,27 +343,3 @@ def _message(answer: str, tool: str) -> dict[str, Any]:
         return {"role": "assistant", "content": answer}
     call = {"id": "call_1", "type": "function", "function": {"name": tool, "arguments": answer}}
     return {"role": "assistant", "content": None, "tool_calls": [call]}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--collection", choices=wordings.COLLECTIONS, default="development")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--requests", type=int, default=REQUESTS)
-    parser.add_argument("--noise-only", action="store_true")
-    given = parser.parse_args()
-    if given.noise_only:
-        entries = noise_log(given.seed, given.requests)
-    else:
-        entries = mixed_log(given.collection, given.seed, given.requests)
-    given.folder.mkdir(parents=True, exist_ok=True)
-    lines = [entry.exchange.model_dump_json() for entry in entries]
-    (given.folder / "log.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    truths = [json.dumps(entry.truth._asdict(), ensure_ascii=False) for entry in entries]
-    (given.folder / "truth.jsonl").write_text("\n".join(truths) + "\n", encoding="utf-8")
-    print(f"{len(entries):,} requests in {given.folder / 'log.jsonl'}")
-
-
-if __name__ == "__main__":
-    main()

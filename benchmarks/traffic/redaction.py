@@ -1,32 +1,25 @@
 """What redaction keeps of realistic secrets, what it takes out of clean texts, and how fast it is.
 
-    SMALLFIRST_DATA=FOLDER python -m benchmarks.traffic.redaction measure NAME RESULTS.jsonl [--draw report]
-    SMALLFIRST_DATA=FOLDER python -m benchmarks.traffic.redaction alarms [--draw report]
+    python -m benchmarks.traffic.redaction measure NAME RESULTS.jsonl [--draw report]
+    python -m benchmarks.traffic.redaction alarms [--draw report]
 
 `measure` adds a line for the package that is imported, so an older one is measured by its folder in PYTHONPATH; `alarms` prints every
-clean text in which something is redacted, for a reader who tells real personal data from false alarms. FOLDER holds the public sets
-as JSON Lines; none of their texts is kept. The draws `development` and `report` have no text in common.
+clean text in which something is redacted, for a reader who tells real personal data from false alarms. The draws `development` and `report` have no text in common.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.traffic.secret_forms import Maker, SecretForm, known_forms
-from benchmarks.traffic.secret_forms_unseen import later_forms, unseen_forms
+from benchmarks.datasets import data_folder
+from benchmarks.traffic.secret_forms import Maker, SecretForm, known_forms, later_forms, unseen_forms
 from smallfirst.data.redaction import redact
-from smallfirst.traffic.capture_store import CaptureStore
-from smallfirst.traffic.exchange import Exchange
 
 SETS = (
     "banking77", "clinc150", "pubmedqa", "medquad_short", "snips_slots", "restaurant8k", "mt_bench", "ifeval", "self_instruct_seed", "xquad_en",
@@ -39,10 +32,9 @@ SEED = 20261130
 
 def clean_texts(draw: str) -> list[tuple[str, str]]:
     """Return (set, text) of 5,000 different texts: as many from each set, and from large sets what small ones lack."""
-    folder = Path(os.environ["SMALLFIRST_DATA"])
     pools = {}
     for name in SETS:
-        texts = sorted({text for path in sorted((folder / name).glob("*.jsonl")) for text in _texts(path)})
+        texts = sorted({text for path in sorted(data_folder(name).glob("*.jsonl")) for text in _texts(path)})
         random.Random(SEED).shuffle(texts)
         half = len(texts) // 2
         pools[name] = texts[:half] if draw == "development" else texts[half:]
@@ -155,35 +147,6 @@ def _seconds(texts: list[str]) -> float:
     return time.process_time() - began
 
 
-def capture_speed(texts: list[str]) -> float:
-    """Return exchanges a second of one process that redacts, packs and stores them, with instructions that repeat."""
-    at, instructions = (
-        datetime.now(UTC),
-        "You are a careful assistant of a bank. File the request under one of 77 labels. " * 10,
-    )
-    exchanges = [
-        Exchange(
-            id=str(i),
-            at=at,
-            request={
-                "model": "m",
-                "messages": [{"role": "system", "content": instructions}, {"role": "user", "content": text}],
-            },
-            response={
-                "model": "m",
-                "choices": [{"message": {"role": "assistant", "content": "card_arrival"}}],
-                "usage": {"total_tokens": 300},
-            },
-        )
-        for i, text in enumerate(texts)
-    ]
-    with tempfile.TemporaryDirectory() as folder, closing(CaptureStore(Path(folder) / "capture.db")) as store:
-        began = time.process_time()
-        for start in range(0, len(exchanges), 100):
-            store.append(exchanges[start : start + 100])
-        return len(exchanges) / (time.process_time() - began)
-
-
 def measure(name: str, draw: str) -> dict[str, object]:
     clean, plain = clean_texts(draw), plain_texts(draw)
     forms = {"known": known_forms(), "unseen": unseen_forms(), "later": later_forms()}
@@ -201,7 +164,6 @@ def measure(name: str, draw: str) -> dict[str, object]:
         "clean below 100 characters": speed([text for text in texts if len(text) < 100]),
         "clean above 800 characters": speed([text for text in texts if len(text) > 800]),
         "with secrets": speed([form.text for form in forms["unseen"]] * 5),
-        "exchanges captured/s": capture_speed([text for text in texts if len(text) < 1000]),
     }
 
 

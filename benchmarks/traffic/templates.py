@@ -3,9 +3,9 @@
     python -m benchmarks.traffic.templates measure METHOD COLLECTION SEED RESULTS.jsonl
     python -m benchmarks.traffic.templates page RESULTS.jsonl
 
-METHOD is ours, ours_tasks, drain, drain_masked, slmify_steps or slmify; COLLECTION is development, report, unseen, noise or acme (the log
-that slmify brings along, with its labels). `measure` adds a line to RESULTS.jsonl, `page` writes the section
-"Templates" of benchmarks/results/discovery.md from it. The peers, installed apart: `drain3` 0.9.11, `slmify` 0.2.0.
+METHOD is ours, ours_tasks, drain or slmify; COLLECTION is mixed, noise or acme (the log that slmify brings along, with its labels).
+`measure` adds a line to RESULTS.jsonl, `page` writes benchmarks/results/discovery.md from it. The peers, installed
+apart: `drain3` 0.9.11, `slmify` 0.2.0.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.metrics import homogeneity_completeness_v_measure
 
+from benchmarks.datasets import RESULTS
 from benchmarks.traffic.mixed_log import mixed_log, noise_log
-from benchmarks.traffic.results_page import write_section
 from smallfirst.stats.intervals import wilson
 from smallfirst.traffic.discovery.cases import Case, read_cases
 from smallfirst.traffic.discovery.tasks import find_tasks
@@ -38,17 +38,12 @@ FOUND = 0.9
 NOISE = "noise"
 CASE_FIELDS = {f"{name}{ending}" for name in ("text", "question", "context") for ending in ("", "_json")}
 TITLES = {
-    "ours_first": "`mine` (ours), the first run on these wordings",
     "ours": "`mine` (ours)",
     "drain": "`drain3`, its defaults",
-    "drain_masked": "`slmify`'s miner (`drain3`, values masked, whole prompt)",
-    "slmify_steps": "`slmify`'s signatures (system prompt, tools, template, answer's shape)",
     "slmify": "`slmify`'s clusters (signatures and both texts' vectors)",
 }
 COLLECTIONS = {
-    "report": "24,000 requests, wordings other than those that the miner was developed on",
-    "development": "24,000 requests, the wordings that the miner was developed on",
-    "unseen": "24,000 requests, wordings written after that, in the layouts of public frameworks",
+    "mixed": "24,000 requests in wordings that the miner was not developed on",
     "acme": "4,500 requests, the log that slmify brings along (7 labelled groups, one of them conversations; written by its authors)",
     "noise": "7,500 requests of no task",
 }
@@ -66,7 +61,7 @@ class Log(NamedTuple):
 def read_log(collection: str, seed: int) -> Log:
     if collection == "acme":
         return _acme()
-    entries = noise_log(seed) if collection == NOISE else mixed_log(collection, seed)
+    entries = noise_log(seed) if collection == NOISE else mixed_log(seed)
     return Log(
         [entry.exchange for entry in entries],
         [entry.truth.wording if entry.truth.task else NOISE for entry in entries],
@@ -138,13 +133,6 @@ def by_drain(log: Log) -> tuple[list[int], dict[str, Any]]:
     return [miner.add_log_message(" ".join(_text(e).split()))["cluster_id"] for e in log.exchanges], {}
 
 
-def by_masked_drain(log: Log) -> tuple[list[int], dict[str, Any]]:
-    from slmify.grouping.drain_templates import TemplateIndex
-
-    index = TemplateIndex()
-    return [int(index.add(_text(e)).template_id[1:]) for e in log.exchanges], {}
-
-
 def _signatures(log: Log) -> list[str]:
     """Return slmify's signature of each request, as its pipeline makes it."""
     from slmify.grouping.drain_templates import TemplateIndex
@@ -183,11 +171,6 @@ def _as_chat(exchange: Exchange) -> dict[str, Any]:
     return {"request": request, "response": {"choices": choices}, "created": exchange.at.timestamp()}
 
 
-def by_slmify_steps(log: Log) -> tuple[list[int], dict[str, Any]]:
-    numbers: dict[str, int] = {}
-    return [numbers.setdefault(signature, len(numbers)) for signature in _signatures(log)], {}
-
-
 def by_slmify(log: Log) -> tuple[list[int], dict[str, Any]]:
     from slmify.cluster.runner import cluster_records
     from slmify.embed.base import get_embedder, joint_space
@@ -204,8 +187,6 @@ METHODS: dict[str, Callable[[Log], tuple[list[int], dict[str, Any]]]] = {
     "ours": by_us,
     "ours_tasks": by_our_tasks,
     "drain": by_drain,
-    "drain_masked": by_masked_drain,
-    "slmify_steps": by_slmify_steps,
     "slmify": by_slmify,
 }
 
@@ -218,7 +199,7 @@ def measure(method: str, collection: str, seed: int) -> dict[str, Any]:
     begun = time.process_time()
     groups, more = METHODS[method](log)
     seconds = time.process_time() - begun
-    sizes, all_groups = Counter(groups), list(groups)
+    sizes = Counter(groups)
     groups = [group if sizes[group] >= MIN_REQUESTS else -1 for group in groups]
     truth = list(log.wordings)
     by_task = [wording.partition("/")[0] for wording in truth]
@@ -238,7 +219,6 @@ def measure(method: str, collection: str, seed: int) -> dict[str, Any]:
         and best[1] >= FOUND * found.total()
     ]
     in_task = np.array([wording != NOISE for wording in truth])
-    kept = [i for i in range(len(truth)) if in_task[i]]
     return {
         "method": method,
         "collection": collection,
@@ -250,50 +230,26 @@ def measure(method: str, collection: str, seed: int) -> dict[str, Any]:
         "noise": int((~in_task).sum()),
         "noise_in_groups": sum(found[NOISE] for found in counts.values()),
         "v_all": homogeneity_completeness_v_measure(truth, groups)[2],
-        "v_tasks": homogeneity_completeness_v_measure([truth[i] for i in kept], [groups[i] for i in kept])[2]
-        if kept
-        else None,
-        "v_any_size": homogeneity_completeness_v_measure(truth, all_groups)[2],
         "v_by_task": homogeneity_completeness_v_measure(by_task, groups)[2],
         "seconds": seconds,
         **more,
     }
 
 
-# The page
+HEAD = """# What is discovered in traffic
 
-_REMARKS = (
-    "How the miner was developed: on `development`, seed 0. Its first run on `report` found 37 of 41 wordings and cut "
-    "94.7 % of the cases exactly; two faults (a version that begins just before a look was mixed with the old one; words "
-    "between a number and a date were lost) were then removed, so `report` is no longer untouched. `unseen` was written "
-    "after that: its first run found 41 of 41 and cut 84.7 % exactly (`->` and typographic quotes were taken for the "
-    "case's own, and a question that ends with a blank hid the blank line after it); the first run on slmify's log found "
-    "4 of 7 (few cases asked often, and an instruction whose cases all begin alike, were refused). The lines "
-    "without *first run* are after these faults were removed; seeds 2 and 3 draw other requests for the same wordings.",
-    "",
-    "All logs but slmify's were written by the authors of the miner from public sets: the cases are real, the prompts are not. "
-    "On slmify's log the first turn of each conversation is a template of its own here and later turns are none; its "
-    "labels take all turns for one group.",
-    "",
-    "Size: all three collections twice, one after another (144,000 requests), read from files as one stream: 25 processor "
-    "seconds in the miner, 193 MB of memory at the peak, 124 templates for 123 wordings.",
-    "",
-    "Drain groups by the number of words first, so a case of another length is another group. `slmify` has Drain, the "
-    "system prompt, the tools and the shape of the answer in its signatures and clusters these further by vectors: few "
-    "wordings stay whole.",
-)
+`python -m benchmarks.traffic.templates measure …` for each line, then `… page`, {today}, one core. The log is made by
+`benchmarks/traffic/mixed_log.py` from ten public sets: 24,000 requests, 15 % of them noise, 41 wordings of 11 tasks.
+
+A group is right if it holds 90 % of a wording's requests and 90 % of it is that wording; groups of fewer than {least} requests
+count as none. V-measure: over all requests, noise taken for one class and requests in no group for one group. Medians over
+seeds; recall is per wording of one log. Case exact: requests of tasks whose slots hold the case as it was put in. Processor
+seconds. `slmify` embeds with its own fallback (`hash`), since the weights of its default are not on PyPI."""
 
 
 def page(results: Path) -> None:
     rows = [json.loads(line) for line in results.read_text().splitlines()]
-    lines = [
-        "A group is right if it holds 90 % of a wording's requests and 90 % of it is that wording; groups of fewer than "
-        f"{MIN_REQUESTS} requests count as none. V-measure: over all requests, noise taken for one class and requests in "
-        "no group for one group, over the requests of tasks alone, and over all requests with groups of any size. Groups, right "
-        "ones and V are medians over seeds; recall is per wording of one log. Case exact: requests of tasks whose slots hold "
-        "the case as it was put in, to the character (white space at its ends aside). Processor seconds on one shared core, medians "
-        "over seeds. `slmify` embeds with its own fallback (`hash`), since the weights of its default are not on PyPI.",
-    ]
+    lines = [HEAD.format(today=date.today(), least=MIN_REQUESTS)]
     for collection, title in COLLECTIONS.items():
         chosen = [row for row in rows if row["collection"] == collection]
         if chosen:
@@ -307,7 +263,7 @@ def page(results: Path) -> None:
         "|---|---|---|---|---|---|---|",
     ]
     for collection in COLLECTIONS:
-        for method in ("ours_tasks", "slmify_steps", "slmify"):
+        for method in ("ours_tasks", "slmify"):
             of = [r for r in rows if r["method"] == method and r["collection"] == collection and "v_by_task" in r]
             if not of or collection == NOISE:
                 continue
@@ -319,15 +275,13 @@ def page(results: Path) -> None:
                 f"{np.median([row['groups'] for row in of]):.0f} | {right if ours else '–'} | "
                 f"{wilson(right, wordings) if ours else '–'} | {v:.3f} |"
             )
-    command = "`python -m benchmarks.traffic.templates measure …` for each line, then `… page`"
-    write_section("Templates", command, "\n".join([*lines, "", *_REMARKS]))
+    (RESULTS / "discovery.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = [
-        "| | seeds | groups | right | recall of wordings | V all | V tasks | V any size | noise in groups | case exact | "
-        "seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| | seeds | groups | right | recall of wordings | V | noise in groups | case exact | seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for method, title in TITLES.items():
         of = [row for row in rows if row["method"] == method]
@@ -346,7 +300,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
         noise = f"{total('noise_in_groups'):,} of {total('noise'):,}" if total("noise") else "–"
         lines.append(
             f"| {title} | {len(of)} | {float(median('groups')):.0f} | {float(median('right')):.0f} | {recall} | "
-            f"{median('v_all')} | {median('v_tasks')} | {median('v_any_size')} | {noise} | {exact} | "
+            f"{median('v_all')} | {noise} | {exact} | "
             f"{float(median('seconds')):.0f} |"
         )
     return lines

@@ -1,78 +1,39 @@
-"""Prompts of applications for the tasks of `cases`: three collections that share no wording.
+"""Prompts of applications for the tasks of `cases`: 41 wordings that the miner was not developed on.
 
-`development` is what a method may be tuned on, `report` is what is reported; `unseen` was written later still and is
-run once. `<<name>>` is a slot.
+The instruction stands in the system message, in all one user message, before or after the case, in JSON; examples stand in turns or
+inside the message. `<<name>>` is a slot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from benchmarks.traffic.wording import Frame, Shots, Turns, Use
-from benchmarks.traffic.wordings_unseen import UNSEEN, UNSEEN_FRAMES, UNSEEN_USES
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 DATE_FORMS = ("%Y-%m-%d", "%d %B %Y", "%A, %B %d, %Y")
-COLLECTIONS = ("development", "report", "unseen")
 INPUT = {"pubmedqa": ("question", "context"), "xquad": ("question", "context")}
 """Fields of a case where there are several; else it is `text`."""
+Turns = list[tuple[str, str]]
+Shots = Sequence[tuple[str, str]]
+Frame = Callable[[str, tuple[str, ...], Shots], Turns]
 
-# Instructions: {lines}, {commas} and {pipes} are the labels.
-DEVELOPMENT: dict[str, tuple[str, str]] = {
-    "hosted_banking77": (
-        "You sort messages of a bank's customers by what they want. Pick exactly one of these intents and answer with "
-        "its name alone:\n{lines}",
-        "You sort messages of a bank's customers by what they want. Pick exactly one of these intents and answer with "
-        "its name alone, in lower case, without a full stop:\n{lines}",
-    ),
-    "hosted_invoices": (
-        "Extract the fields of the invoice as JSON with the keys vendor_name, invoice_number, invoice_date, due_date, "
-        "currency, total_amount, tax_amount and po_number. Dates are ISO dates; what is missing is null.",
-        "Read the invoice below and return a JSON object with vendor_name, invoice_number, invoice_date, due_date, "
-        "currency, total_amount, tax_amount and po_number. Write dates as YYYY-MM-DD. Use null for a missing field.",
-    ),
-    "banking_card": (
-        "Decide whether the customer writes about a payment card. Answer card or other, nothing else.",
-        "Does the customer write about a payment card (a debit, credit or virtual one)? Answer card or other.",
-    ),
-    "clinc_domain": (
-        "Route the user's request to one of our assistants: {commas}.",
-        "Route the user's request to the assistant that is responsible: {commas}. If two fit, choose the first.",
-    ),
-    "clinc_intent": (
-        "What is the intent of this request to a voice assistant? Intents:\n{commas}\nUse oos for anything else.",
-        "What is the intent of this request to a voice assistant? Known intents:\n{commas}\nUse oos if none fits.",
-    ),
-    "snips": (
-        "Turn the spoken command into JSON: the intent (AddToPlaylist, BookRestaurant, GetWeather, PlayMusic, RateBook, "
-        "SearchCreativeWork or SearchScreeningEvent) and each slot with its words.",
-        "Turn the spoken command into one flat JSON object: its intent (AddToPlaylist, BookRestaurant, GetWeather, "
-        "PlayMusic, RateBook, SearchCreativeWork, SearchScreeningEvent), then each slot with the words that fill it.",
-    ),
-    "restaurant8k": (
-        "A guest calls a restaurant. Note date, time, people, first_name and last_name as JSON, null where not said.",
-        "A guest calls a restaurant. Note date, time, people, first_name and last_name as JSON. Copy the guest's own "
-        "words; null where a thing is not said.",
-    ),
-    "e2e_restaurants": (
-        "Fill this card about the venue that is described: name, eatType, food, priceRange, customer_rating, area, "
-        "familyFriendly, near. JSON only.",
-        "Fill this card about the venue that is described: name, eatType, food, priceRange, customer_rating, area, "
-        "familyFriendly, near. JSON only, all eight keys, null if unknown.",
-    ),
-    "pubmedqa": (
-        "Answer the research question from the abstract with yes, no or maybe.",
-        "You are a careful reviewer of medical literature. Does the abstract answer the question with yes, no or maybe?",
-    ),
-    "xquad": (
-        "Answer the question with the shortest span of the passage that answers it. Copy it word for word.",
-        "Copy from the passage the few words that answer the question, and nothing besides them.",
-    ),
-    "medquad": (
-        "You inform patients. Answer in two or three plain sentences, without advice on treatment.",
-        "You inform patients. Answer in at most three plain sentences and say when a doctor should be seen.",
-    ),
-}
-REPORT: dict[str, tuple[str, str]] = {
+
+class Use(NamedTuple):
+    """One wording in use: an instruction in a frame, an answer format, and when."""
+
+    task: str
+    frame: str
+    version: int
+    """Of the instruction: 1 or 2."""
+    answer: str
+    """label, frame, json, compact, indent, fence, tool or text."""
+    since: float = 0.0
+    """Share of the month that has passed when it comes into use."""
+    until: float = 1.0
+    weight: float = 1.0
+
+
+# Instructions: {lines} and {pipes} are the labels.
+INSTRUCTIONS: dict[str, tuple[str, str]] = {
     "hosted_banking77": (
         "As a triage agent for online banking, label the customer's message with its main reason for contact. Allowed "
         "reasons: {pipes}. Reply with one reason from the list.",
@@ -148,28 +109,6 @@ def _turns(shots: Shots) -> Turns:
 
 
 FRAMES: dict[str, Frame] = {
-    # development
-    "system_bare": lambda i, f, s: [("system", i), ("user", _raw(f))],
-    "system_labelled": lambda i, f, s: [("system", i), ("user", _labelled(f))],
-    "system_dated": lambda i, f, s: [("system", f"Current date: <<date>>\n\n{i}"), ("user", _raw(f))],
-    "user_labelled": lambda i, f, s: [("user", f"{i}\n\n{_labelled(f, 'Text')}\nAnswer:")],
-    "user_first": lambda i, f, s: [("user", f"{_raw(f)}\n\n---\n{i}")],
-    "user_tags": lambda i, f, s: [("user", f"{i}\n\n<input>\n{_raw(f)}\n</input>")],
-    "user_fields": lambda i, f, s: [
-        (
-            "user",
-            f"Today is <<date>>. {i}\n\nTicket: <<ticket>>\nChannel: <<channel>>\nTier: <<tier>>\n"
-            + ('Message: "<<text>>"' if f == ("text",) else _labelled(f)),
-        )
-    ],
-    "shots_turns": lambda i, f, s: [("system", i), *_turns(s[:3]), ("user", _raw(f))],
-    "shots_inline": lambda i, f, s: [("user", f"{i}\n\n" + _with(f, s[:4], "Input: ", "\nOutput: ").rstrip(" "))],
-    "shots_retrieved": lambda i, f, s: [
-        ("system", i),
-        *[t for n in "abc" for t in (("user", f"<<shot_{n}>>"), ("assistant", f"<<shot_answer_{n}>>"))],
-        ("user", _raw(f)),
-    ],
-    # report
     "persona": lambda i, f, s: [
         ("system", f"You are a diligent assistant of <<company>>. {i}\nNever explain your answer."),
         ("user", _raw(f)),
@@ -209,50 +148,7 @@ FRAMES: dict[str, Frame] = {
     ],
 }
 
-DEVELOPMENT_USES = (
-    Use("hosted_banking77", "system_bare", 1, "label", until=0.6, weight=3),
-    Use("hosted_banking77", "system_bare", 2, "label", since=0.6, weight=3),
-    Use("hosted_banking77", "user_fields", 1, "label"),
-    Use("hosted_banking77", "shots_turns", 1, "label"),
-    Use("hosted_invoices", "user_tags", 1, "json", until=0.5, weight=2),
-    Use("hosted_invoices", "user_tags", 2, "json", since=0.5, weight=2),
-    Use("hosted_invoices", "system_bare", 1, "json"),
-    Use("hosted_invoices", "shots_inline", 2, "json"),
-    Use("banking_card", "user_labelled", 1, "label", until=0.45),
-    Use("banking_card", "user_labelled", 2, "label", since=0.45),
-    Use("banking_card", "system_dated", 1, "label"),
-    Use("banking_card", "shots_inline", 2, "label"),
-    Use("clinc_domain", "system_bare", 1, "tool", until=0.5),
-    Use("clinc_domain", "system_bare", 2, "tool", since=0.5),
-    Use("clinc_domain", "user_first", 1, "json"),
-    Use("clinc_domain", "shots_turns", 2, "label"),
-    Use("clinc_intent", "user_fields", 1, "label", until=0.7),
-    Use("clinc_intent", "user_fields", 2, "label", since=0.7),
-    Use("clinc_intent", "system_labelled", 1, "frame"),
-    Use("clinc_intent", "shots_retrieved", 2, "label"),
-    Use("snips", "user_labelled", 1, "json", until=0.5),
-    Use("snips", "user_labelled", 2, "json", since=0.5),
-    Use("snips", "system_bare", 1, "fence"),
-    Use("snips", "shots_inline", 1, "compact"),
-    Use("restaurant8k", "system_dated", 1, "compact", until=0.4),
-    Use("restaurant8k", "system_dated", 2, "compact", since=0.4),
-    Use("restaurant8k", "user_fields", 1, "json"),
-    Use("restaurant8k", "shots_turns", 2, "json"),
-    Use("e2e_restaurants", "system_labelled", 1, "indent", until=0.55),
-    Use("e2e_restaurants", "system_labelled", 2, "indent", since=0.55),
-    Use("e2e_restaurants", "user_first", 1, "fence"),
-    Use("e2e_restaurants", "shots_inline", 2, "tool"),
-    Use("pubmedqa", "user_labelled", 1, "label", weight=2),
-    Use("pubmedqa", "system_labelled", 2, "label"),
-    Use("pubmedqa", "user_tags", 1, "frame"),
-    Use("xquad", "user_labelled", 1, "text"),
-    Use("xquad", "system_labelled", 2, "text"),
-    Use("xquad", "user_fields", 1, "json"),
-    Use("medquad", "system_bare", 1, "text", until=0.5),
-    Use("medquad", "system_bare", 2, "text", since=0.5),
-    Use("medquad", "user_tags", 1, "text"),
-)
-REPORT_USES = (
+USES = (
     Use("hosted_banking77", "persona", 1, "label", until=0.4, weight=3),
     Use("hosted_banking77", "persona", 2, "label", since=0.4, weight=3),
     Use("hosted_banking77", "user_json", 1, "label"),
@@ -295,22 +191,16 @@ REPORT_USES = (
     Use("medquad", "persona", 2, "text", since=0.5),
     Use("medquad", "numbered", 1, "text"),
 )
-USES = {"development": DEVELOPMENT_USES, "report": REPORT_USES, "unseen": UNSEEN_USES}
-INSTRUCTIONS = {"development": DEVELOPMENT, "report": REPORT, "unseen": UNSEEN}
 
 
-def instruction(collection: str, use: Use, labels: Sequence[str]) -> str:
+def instruction(use: Use, labels: Sequence[str]) -> str:
     """Return the instruction of a wording with the task's labels in it."""
-    text = INSTRUCTIONS[collection][use.task][use.version - 1]
-    return text.format(
-        lines="\n".join(f"- {label}" for label in labels), commas=", ".join(labels), pipes=" | ".join(labels)
-    )
+    lines = "\n".join(f"- {label}" for label in labels)
+    return INSTRUCTIONS[use.task][use.version - 1].format(lines=lines, pipes=" | ".join(labels))
 
 
-def turns(collection: str, use: Use, labels: Sequence[str], shots: Shots) -> Turns:
+def turns(use: Use, labels: Sequence[str], shots: Shots) -> Turns:
     """Return the messages of a wording, as role and text with slots; shots are examples as (case, answer)."""
-    found = (FRAMES | UNSEEN_FRAMES)[use.frame](
-        instruction(collection, use, labels), INPUT.get(use.task, ("text",)), shots
-    )
+    found = FRAMES[use.frame](instruction(use, labels), INPUT.get(use.task, ("text",)), shots)
     noun = NOUNS.get(use.task)
     return [(role, text.replace("Message: <<text>>", f"{noun}: <<text>>") if noun else text) for role, text in found]

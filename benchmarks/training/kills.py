@@ -26,9 +26,6 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-from benchmarks.accuracy.tiny import ROWS, make_tiny
 from benchmarks.datasets import RESULTS
 from smallfirst.interfaces.databricks import foundation_model as fm
 from smallfirst.jobs import queue
@@ -38,6 +35,7 @@ from smallfirst.registry import versions
 from smallfirst.registry.runs import client
 from smallfirst.training.config import TrainConfig
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 RESULT = RESULTS / "kills.md"
 KINDS = {"trainer": 10, "submitter": 10, "both": 5}
 CONFIG = TrainConfig(duration="12ep", learning_rate=3e-3, batch_tokens=64, max_seq_tokens=128)
@@ -301,6 +299,39 @@ def main() -> None:
         bench.keep(kind=trial.kind, number=trial.number, **found)
         print(f"{datetime.now(UTC):%H:%M:%S} {trial.kind} {trial.number}: {found}", flush=True)
     write(bench.read())
+
+
+ROWS = [
+    {"prompt": f"{frame} {thing}", "response": f"{thing}: {answer}"}
+    for frame in ("where is my", "tell me about the", "the wrong", "no")
+    for thing, answer in (("card", "on its way"), ("pin", "ask again"), ("refund", "in two days"), ("rate", "as today"))
+    for frame in (frame, f"please, {frame}")
+] * 2
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES |= {"num_key_value_heads": 2, "max_position_embeddings": 512}
+
+
+def make_tiny(folder: Path) -> None:
+    """Write a Llama with seeded weights and a byte-level tokenizer."""
+    import tokenizers
+    import torch
+    import transformers
+
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    special = {"bos_token": "<s>", "eos_token": "</s>"}
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400, special_tokens=[*special.values()], initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator([text for row in ROWS for text in row.values()], trainer)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, **special)
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = transformers.LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=True, **SIZES, **ends)
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""Time training steps side by side in one run: ours, TRL's SFTTrainer, LLaMA-Factory; the same rows and base model.
+"""Time training steps side by side in one run: ours and TRL's SFTTrainer; the same rows and base model.
 
-    python -m benchmarks.training.speed --base FOLDER --rows ROWS.jsonl [--trl PYTHON] [--llamafactory PYTHON] [--rounds 3]
+    python -m benchmarks.training.speed --base FOLDER --rows ROWS.jsonl [--trl PYTHON] [--rounds 3]
 
 ROWS.jsonl holds `text` and `label`; a row is a conversation of two turns under the base model's ChatML tokens, the
-label's text its answer. There is no system prompt unless `--system TEXT` gives one, which we compute once per batch. Peers
-need environments of their own (`pip install trl`, `pip install llamafactory`): give their interpreters. TRL
-gets our tokens. Each round runs every side once, a warm-up and then some steps, with the machine's bf16 and fp32
+label's text its answer. There is no system prompt unless `--system TEXT` gives one, which we compute once per batch. TRL
+needs an environment of its own (`pip install trl`): give its interpreter. It gets our tokens. Each round runs every side once, a warm-up and then some steps, with the machine's bf16 and fp32
 matrix rate measured before and after each; medians over the rounds are shown. `--method lora` trains adapters of rank 16
 on both sides (TRL with peft), `--tokens 2048` joins texts to rows of so many tokens. "Of the peak" means 6 FLOPs for each weight
 outside the embedding and each real token, over the bf16 rate.
@@ -94,12 +93,7 @@ def ours(base: Path, rows: Path, method: Any) -> dict[str, float]:
 
     read = [json.loads(line) for line in rows.open(encoding="utf-8")]
     longest = max(len(row["ids"]) for row in read)
-    method, _, checkpointed = method.partition("+")
-    config = TrainConfig(
-        batch_tokens=max(1024, longest),
-        method=method,
-        gradient_checkpointing=bool(checkpointed),
-    )
+    config = TrainConfig(batch_tokens=max(1024, longest), method=method, gradient_checkpointing=False)
     learnt = [TokenizedRow(tuple(row["ids"]), row["n_prompt"]) for row in read]
     study = CausalBackend()
     model, _ = study.load(base, config)
@@ -138,8 +132,6 @@ def sides(wanted: argparse.Namespace) -> list[Side]:
         script = "-m", "benchmarks.peers.train_trl"
         ways = ("lora",) if wanted.method == "lora" else ("defaults", "bf16 grouped")
         found += [Side(f"TRL, {how}", (wanted.trl, *script, how)) for how in ways]
-    if wanted.llamafactory:
-        found.append(Side("LLaMA-Factory", (wanted.llamafactory, "-m", "benchmarks.peers.train_llamafactory")))
     return found
 
 
@@ -167,7 +159,6 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--trl")
-    parser.add_argument("--llamafactory")
     parser.add_argument("--system", default="")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--method", choices=("full", "lora", "qlora"), default="full")

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.traffic.redaction import plain_texts
-from benchmarks.traffic.secret_forms import SecretForm, known_forms
-from benchmarks.traffic.secret_forms_unseen import later_forms, unseen_forms
+from benchmarks.traffic.secret_forms import SecretForm, known_forms, later_forms, unseen_forms
 from smallfirst.data.redaction import format_counts, redact
 
 PIECES = [
