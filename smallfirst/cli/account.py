@@ -1,4 +1,4 @@
-"""Verbs for the books: the ledger itself, the signed statement of a month, and the report on what was served."""
+"""Verbs for the books: the ledger, the signed statement of a month, the live report, and the machines of a month."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from smallfirst.cli.options import (
     LEDGER,
     OF_TASK,
     PATH,
+    TASK,
     TASKS,
     VerbGroup,
     load_task_file,
@@ -25,7 +26,7 @@ from smallfirst.cli.options import (
     verb,
 )
 from smallfirst.pricing.money import format_usd
-from smallfirst.progress import Progress, format_table
+from smallfirst.progress import Progress, ProgressCallback, format_table
 
 if TYPE_CHECKING:
     from smallfirst.billing.live import LiveReport
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from smallfirst.project.task_file import TaskFile
     from smallfirst.serving.ledger.ledger import Ledger
 
+POSITIVE = click.FloatRange(min=0, min_open=True)
 _DAY = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M"])
 _KINDS = ("answers", "attempts", "audits", "drafts", "feedback", "states", "expenses")
 
@@ -159,8 +161,6 @@ def statement(
     with the key in the state folder. Without a TASK it is about all that the ledger of this folder holds.
     """
     from smallfirst.billing import statement as statements
-    from smallfirst.billing.machines import machine_costs
-    from smallfirst.billing.statement_check import verify as check
     from smallfirst.paths import home, state_of
     from smallfirst.project.task_file import read_task_file
 
@@ -168,43 +168,60 @@ def statement(
     with ExitStack() as opened:
         if files:  # the ledger of a server is that of its first task
             opened.enter_context(state_of(files[0].folder))
-        own = statements.signing_key(home()) if public_key == "own" or not verify else None
-        if own and public_key == "own":
-            public_key = statements.public_text(own)
+        if public_key == "own":
+            public_key = statements.public_text(statements.signing_key(home()))
             if not verify:
                 click.echo(public_key)
                 return
         rows = opened.enter_context(read_ledger()) if against_ledger or not verify else None
         done = opened.enter_context(Progress().bar("rows", None))
         if verify:
-            found, signer, page = check(verify, public_key=public_key or "", ledger=rows, progress=done)
-            shown = f"{verify}: {found.figures.n:,} rows, all figures and the signature fit together"
-            shown += f"{', and with the ledger' if rows else ''}\n{page}"
-            if not public_key:
-                shown += f"\nsigned by {signer}, the key in the folder: it is the sender's if the sender's  "
-                shown += "smallfirst statement --public-key  prints the same"
+            found, shown = _verified(verify, public_key or "", rows, done)
         else:
-            assert own
             assert rows
-            month = month or datetime.now(UTC).strftime("%Y-%m")
-            since, until = statements.month_of(month)
-            found = statements.make(
-                rows,
-                month,
-                out := out or Path(f"statement-{month}"),
-                key=own,
-                tasks=[file.name for file in files] if task_yamls else (),
-                evaluated=_evaluated(files, rows),
-                machines=[
-                    one
-                    for file in (files if task_yamls else files[:1])
-                    for one in machine_costs(rows, file.prices, since, until, task=file.name if task_yamls else None)
-                ],
-                progress=done,
-            )
-            shown = f"wrote {out / statements.PAGE}, rows.csv and statement.json"
+            found, shown = _made(rows, month, out, files, named=bool(task_yamls), done=done)
     click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(_statement_in_words(found)))
     click.echo(shown, err=as_json)
+
+
+def _verified(folder: Path, public_key: str, rows: Ledger | None, done: ProgressCallback) -> tuple[Statement, str]:
+    """Return a statement whose figures, signature and, with `rows`, answers fit together, and words on that."""
+    from smallfirst.billing.statement_check import verify
+
+    found, signer, page = verify(folder, public_key=public_key, ledger=rows, progress=done)
+    shown = f"{folder}: {found.figures.n:,} rows, all figures and the signature fit together"
+    shown += f"{', and with the ledger' if rows else ''}\n{page}"
+    if not public_key:
+        shown += f"\nsigned by {signer}, the key in the folder: it is the sender's if the sender's  "
+        shown += "smallfirst statement --public-key  prints the same"
+    return found, shown
+
+
+def _made(
+    rows: Ledger, month: str | None, out: Path | None, files: Sequence[TaskFile], *, named: bool, done: ProgressCallback
+) -> tuple[Statement, str]:
+    """Write the statement of a month about the `named` tasks, else about all of the ledger."""
+    from smallfirst.billing import statement as statements
+    from smallfirst.billing.machines import machine_costs
+    from smallfirst.paths import home
+
+    month = month or datetime.now(UTC).strftime("%Y-%m")
+    out, (since, until) = out or Path(f"statement-{month}"), statements.month_of(month)
+    found = statements.make(
+        rows,
+        month,
+        out,
+        key=statements.signing_key(home()),
+        tasks=[file.name for file in files] if named else (),
+        evaluated=_evaluated(files, rows),
+        machines=[
+            one
+            for file in (files if named else files[:1])
+            for one in machine_costs(rows, file.prices, since, until, task=file.name if named else None)
+        ],
+        progress=done,
+    )
+    return found, f"wrote {out / statements.PAGE}, rows.csv and statement.json"
 
 
 def _evaluated(files: Sequence[TaskFile], rows: Ledger) -> dict[str, Amount]:
@@ -275,3 +292,43 @@ def _live_in_words(report: LiveReport) -> Iterator[str]:
     yield ""
     yield from format_table(report.facts)
     yield f"\n{report.verdict}"
+
+
+@verb("smallfirst plan tickets", "smallfirst plan tickets --requests-per-month 30e6 --peak 5 --requests-per-s 120")
+@TASK
+@click.option("--requests-per-month", type=POSITIVE, help="Such as 30e6. Default: task.yaml's requests_per_month.")
+@click.option("--peak", type=POSITIVE, default=3.0, show_default=True, help="Busiest hour over the mean rate.")
+@click.option("--headroom", type=click.FloatRange(min=1), default=2.0, show_default=True, help="Spare at that hour.")
+@click.option("--requests-per-s", type=POSITIVE, help="Of one machine. Default: the last evaluation's.")
+@click.option("--machine", default="", help="Its name under prices.machines. Default: prices.machine.")
+@JSON
+def plan(
+    task_yaml: Path, requests_per_month: float | None, requests_per_s: float | None, machine: str, as_json: bool,
+    **options: float,
+) -> None:  # fmt: skip
+    """Say how many machines a month takes, or to keep the API.
+
+    Machines: requests a second in the busiest hour times the headroom, over what one machine answers. That figure is
+    the last run's evaluation of what goes live, which knows neither HTTP nor the ledger, or your load test's.
+    """
+    from smallfirst.billing.capacity import capacity
+    from smallfirst.errors import ConfigError
+    from smallfirst.project.run_folder import RunFolder
+
+    file = load_task_file(task_yaml)
+    price, run, source = file.prices.machine_named(machine), RunFolder.latest(file.name), "--requests-per-s"
+    if requests_per_s is None:
+        name = run.live_candidate()
+        evaluation = run.evaluation(name, "test")
+        requests_per_s = evaluation.requests_per_s if evaluation else None
+        source = f'the last evaluation of "{name}", without HTTP and ledger'
+    if requests_per_s is None:
+        raise ConfigError(
+            "no rate of this task's model is known",
+            hint="smallfirst plan task.yaml --requests-per-s N   what a load test of yours showed",
+        )
+    found = capacity(
+        requests_per_month or file.requests_per_month, price, requests_per_s=requests_per_s, source=source,
+        routed=run.evaluation("routed", "test"), large=run.evaluation("large", "test"), **options,
+    )  # fmt: skip
+    show(found, as_json)

@@ -17,15 +17,13 @@ from smallfirst.progress import disable_tqdm_in_pipes
 
 STAGES = {
     "prepare": ("init", "check", "record", "models"),
-    "train": ("run", "train", "curve", "jobs"),
+    "train": ("run", "train", "jobs"),
     "judge": ("evaluate", "gate", "override", "calibrate", "report"),
     "go live": ("promote", "serve", "parity", "rollback", "export"),
-    "watch": ("explain", "queue"),
-    "improve": ("label", "suspects", "harvest", "challenge"),
+    "improve": ("explain", "review", "label", "harvest", "challenge"),
     "drop in": ("proxy", "discover", "learn", "take-over", "give-back", "tasks"),
-    "account": ("ledger", "statement"),
-    "scale": ("score", "plan"),
-    "operate": ("doctor", "keys", "completion"),
+    "account": ("ledger", "statement", "plan"),
+    "operate": ("score", "doctor", "keys", "completion"),
 }
 """The verbs by stage of work, in the order of the path; those of installed packages belong to the last stage."""
 
@@ -37,13 +35,14 @@ ASK_ONCE = {"evaluate", "label", "record"}
 MAX_SUMMARY = 64
 """Most characters of a summary, so that it stands on one line of 80 columns."""
 
-_OWN_MODULE = {"jobs": "jobs", "serve": "serve"}
-"""Verbs that have a module to themselves; the others stand in that of their stage."""
+_MODULES = {"train": "path", "judge": "path", "go live": "path"} | {verb: verb for verb in ("jobs", "serve")}
+_MODULES |= {"drop in": "drop_in", "score": "serve"}
+"""Module of a verb, or of all verbs of a stage; the others stand in that of their stage."""
 
 COMMANDS: Registry[click.Command] = Registry(
     "smallfirst.commands",
     {
-        verb: f"smallfirst.cli.{_OWN_MODULE.get(verb, stage.replace(' ', '_'))}:{verb.replace('-', '_')}"
+        verb: f"smallfirst.cli.{_MODULES.get(verb, _MODULES.get(stage, stage))}:{verb.replace('-', '_')}"
         for stage, verbs in STAGES.items()
         for verb in verbs
     },

@@ -95,8 +95,7 @@ def _ask_accuracy() -> float | None:
 @TASK
 @JSON
 @click.option("--rows-out", type=PATH, help="Write every row of every finding here (JSON lines).")
-@click.option("--curve", is_flag=True, help="Also how accuracy grows with rows, by a linear model: takes a minute.")
-def check(task_yaml: Path, as_json: bool, rows_out: Path | None, curve: bool) -> None:
+def check(task_yaml: Path, as_json: bool, rows_out: Path | None) -> None:
     """Look at the rows before anything is spent: GO, FIX or NO.
 
     Findings come with their places, and with what the run will take.
@@ -104,7 +103,7 @@ def check(task_yaml: Path, as_json: bool, rows_out: Path | None, curve: bool) ->
     from smallfirst.data.quality.findings import write_locations
     from smallfirst.pipeline.preflight.check import check_stage
 
-    found = check_stage(load_project(task_yaml), curve=curve)
+    found = check_stage(load_project(task_yaml))
     click.echo(found.in_json if as_json else found.in_words)
     if rows_out:
         click.echo(f"{write_locations(found.rows.findings, rows_out):,} places in {rows_out}", err=as_json)

@@ -182,7 +182,9 @@ def _read(path: Path) -> list[tuple[int, _Line]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable: {error}", hint="smallfirst suspects task.yaml") from None
+        raise DataError(
+            f"{path}: not readable: {error}", hint="smallfirst review task.yaml --labels suspects.jsonl"
+        ) from None
     lines, problems = parse_json_lines(_Line, text, str(path))
     if problems:
         raise _unusable(path, problems)

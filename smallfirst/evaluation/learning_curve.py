@@ -9,13 +9,12 @@ from itertools import pairwise
 import numpy as np
 from scipy import stats as scipy_stats
 
-from smallfirst.data.dataset import Dataset, Example, sample_share
+from smallfirst.data.dataset import Dataset, Example
 from smallfirst.errors import ConfigError
 from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate
 
 DEFAULT_ROWS_PER_LABEL = (5, 10, 30)
-DEFAULT_SHARES = (0.1, 0.3)
 MIN_SIZES = 3
 MAX_EXTRAPOLATION = 4
 """A forecast is for at most this many times the largest measured number of rows."""
@@ -79,11 +78,6 @@ def subsets_per_label(train: Dataset, numbers: Sequence[int] = DEFAULT_ROWS_PER_
             train.subset(f"{train.name}:{number} per label", tuple(e for e in train.examples if e.key in keys))
         )
     return _growing(parts, train)
-
-
-def subsets_by_share(train: Dataset, shares: Sequence[float] = DEFAULT_SHARES) -> tuple[Dataset, ...]:
-    """Return nested subsets of about these shares in [0, 1], fewest rows first; equal texts stay together."""
-    return _growing([sample_share(train, share, salt="learning")[0] for share in sorted(set(shares))], train)
 
 
 def forecast(points: Sequence[LearningPoint], n_rows: int) -> Forecast:

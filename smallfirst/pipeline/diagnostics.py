@@ -1,4 +1,4 @@
-"""Diagnostics of a run: leaked test rows, probable label errors, and the large model's agreement with itself.
+"""Diagnostics of a run: leaks, probable label errors, the large model's agreement with itself, the learning curve.
 
 Results are saved in the run folder and computed once. Self-agreement asks the large model some test rows a second time,
 if `large.sample_ceiling` says how many.
@@ -14,17 +14,19 @@ from smallfirst.data.dataset import sample_rows, sample_share
 from smallfirst.data.quality.leaks import LeakReport, find_leaks
 from smallfirst.evaluation.evaluate import Evaluation, EvaluationSetup, evaluate, restrict_to_rows, summarize
 from smallfirst.evaluation.label_errors import Suspect, find_label_errors, write_suspects
+from smallfirst.evaluation.learning_curve import LearningCurve, LearningPoint, subsets_per_label
 from smallfirst.evaluation.self_agreement import SelfAgreement, self_agreement
 from smallfirst.pipeline import large_model as large_path
 from smallfirst.pipeline.candidates.linear import WORDS
 from smallfirst.project.candidate_registry import promotable_names
+from smallfirst.project.candidates import fitted_candidates
 from smallfirst.project.project import Project, shown_as
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.records import Record
 
 _FOLDS = 5
-LEAKS, CEILING = "leaks.json", "ceiling.json"
-"""Files of the LeakReport and of the SelfAgreement in a run folder."""
+LEAKS, CEILING, LEARNING = "leaks.json", "ceiling.json", "learning.json"
+"""Files of the LeakReport, the SelfAgreement and the LearningCurve in a run folder."""
 
 
 class Diagnostics(Record):
@@ -131,6 +133,26 @@ def diagnose(project: Project, run_folder: RunFolder) -> Diagnostics:
         f"{len(found)} probable label errors" + (f"; {highest.in_words}" if highest else "")
     )
     return Diagnostics(leaks=leaks, suspects=found, ceiling=highest)
+
+
+@shown_as("measuring the learning curve")
+def measure_curve(project: Project, run_folder: RunFolder) -> None:
+    """Fit the candidates that have a learning curve on parts of the rows, and save the curve in the run folder.
+
+    The point for all rows is the run's own evaluation.
+    """
+    points, rows = list[LearningPoint](), project.rows.train
+    parts = subsets_per_label(rows) if project.task.closed else []
+    for candidate in fitted_candidates(project, run_folder) if parts else ():
+        if not candidate.learning_curve:
+            continue
+        for part, accuracy in zip(parts, candidate.accuracies(project, parts), strict=True):
+            points.append(LearningPoint(n_rows=len(part), candidate=candidate.name, accuracy=accuracy))
+            project.progress.log(f"{candidate.name} with {len(part)} rows: accuracy {accuracy}")
+        if (whole := run_folder.evaluation(candidate.name, "test")) is not None:
+            n_rows = len(project.rows.development if run_folder.folds(candidate.name) else rows)
+            points.append(LearningPoint(n_rows=n_rows, candidate=candidate.name, accuracy=whole.accuracy))
+    LearningCurve(points=tuple(points)).save(run_folder.path / LEARNING)
 
 
 def _evaluations(run_folder: RunFolder, split: str) -> list[Evaluation]:

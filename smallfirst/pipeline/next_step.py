@@ -10,7 +10,7 @@ from smallfirst.errors import DataError, GateFailed, ModelError, SmallfirstError
 from smallfirst.evaluation.learning_curve import LearningCurve, forecast
 from smallfirst.gate.outcome import Outcome
 from smallfirst.gate.verdict import Verdict, nearest_to_passing
-from smallfirst.pipeline.learning_curve import LEARNING
+from smallfirst.pipeline.diagnostics import LEARNING
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import OUTCOME, VERDICTS, GateVerdicts, RunFolder
 from smallfirst.project.task_file import RULES
@@ -89,7 +89,10 @@ def after_gate(
         return
     yield NextStep(what=" ".join(_what_to_label(project, run_folder, best)))
     if project.task.closed:
-        yield NextStep(what="look for wrong labels among the training rows", command=f"smallfirst suspects {task}")
+        yield NextStep(
+            what="look for wrong labels among the training rows",
+            command=f"smallfirst review {task} --labels suspects.jsonl",
+        )
     yield NextStep(
         what="or sign for it with a name and a reason, which stay on record",
         command=f"smallfirst override {task} --candidate {best.candidate} --by NAME --because REASON",

@@ -12,8 +12,7 @@ import smallfirst
 from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.evaluation.learning_curve import LearningCurve
 from smallfirst.gate.outcome import Outcome
-from smallfirst.pipeline.diagnostics import Diagnostics, diagnose
-from smallfirst.pipeline.learning_curve import LEARNING
+from smallfirst.pipeline.diagnostics import LEARNING, Diagnostics, diagnose
 from smallfirst.pipeline.plans.worth import no_finalists
 from smallfirst.pipeline.summary import OPEN_ENDED
 from smallfirst.project.candidate_registry import promotable_names
@@ -81,7 +80,7 @@ def report_data(project: Project, run_folder: RunFolder, doubts: Diagnostics) ->
         open_ended=run_folder.find(OpenEndedRouting, OPEN_ENDED),
         learning_curve=curve.points if curve else (),
         suspects=doubts.suspects,
-        suspects_export=f"smallfirst suspects {shlex.quote(str(file.folder))} --out suspects.jsonl",
+        suspects_export=f"smallfirst review {shlex.quote(str(file.folder))} --labels suspects.jsonl",
         self_agreement=doubts.ceiling,
         leaks=LeakEffect.measure(small, doubts.leaks) if (small := _judged(run_folder, live)) else None,
         notes=_notes(rows, run_folder, verdicts),

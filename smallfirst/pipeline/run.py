@@ -13,8 +13,8 @@ from smallfirst.gate.outcome import Outcome
 from smallfirst.gate.verdict import format_verdict
 from smallfirst.paths import state_of
 from smallfirst.pipeline.calibrate import calibrate_stage
+from smallfirst.pipeline.diagnostics import measure_curve
 from smallfirst.pipeline.evaluate import evaluate_stage
-from smallfirst.pipeline.learning_curve import measure_curve
 from smallfirst.pipeline.next_step import hint_of, next_steps
 from smallfirst.pipeline.plans.outcome import decide_outcome, may_go_alone, small_first_stage
 from smallfirst.pipeline.preflight.check import PreflightReport, check_stage
@@ -54,10 +54,10 @@ __all__ = [
 ]
 
 
-def check(task: str | Path | TaskFile, *, curve: bool = False) -> PreflightReport:
-    """Check the rows of a task and foretell what its run needs; train nothing. `curve` as `check_stage`."""
+def check(task: str | Path | TaskFile) -> PreflightReport:
+    """Check the rows of a task and foretell what its run needs; train nothing."""
     file = read_task_file(task)
-    return outside_event_loop(lambda: check_stage(Project.read(file, Progress(quiet=True)), curve=curve))
+    return outside_event_loop(lambda: check_stage(Project.read(file, Progress(quiet=True))))
 
 
 def run(

@@ -8,14 +8,10 @@ report and the command line iterate over the registry and name no candidate.
 
 from __future__ import annotations
 
-import asyncio
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from smallfirst.data.dataset import Dataset, sample_rows
 from smallfirst.errors import ConfigError
 from smallfirst.project.candidate_registry import CANDIDATES, FINE_TUNED, CandidateDescription, all_candidates
 from smallfirst.project.project import Project
@@ -24,6 +20,7 @@ from smallfirst.project.small_model import load_small
 from smallfirst.project.task_file import TaskFile
 
 if TYPE_CHECKING:
+    from smallfirst.data.dataset import Dataset
     from smallfirst.evaluation.out_of_fold import FoldAnswers
     from smallfirst.models.protocol import Model
     from smallfirst.stats.intervals import Estimate
@@ -43,8 +40,6 @@ MAX_FOLD_ROWS = 1000
 ENOUGH_SELECTION_ROWS, MAX_QUICK_ROWS = 200, 3000
 """A ladder of linear models alone, fitted in seconds, is fitted in folds with fewer selection rows than the first, on
 at most as many training rows as the second."""
-MAX_CURVE_TEST_ROWS = 1000
-"""Test rows on which a model trained on part of the rows is measured."""
 
 
 class Candidate(CandidateDescription, ABC):
@@ -79,13 +74,9 @@ class Candidate(CandidateDescription, ABC):
         """Return how many test rows to measure it on; None for all."""
         return None
 
-    def accuracies(self, project: Project, parts: Sequence[Dataset], folder: Path) -> Iterator[Estimate]:
-        """Yield the accuracy on test rows after training on each part; intermediate files go below `folder`."""
-        for part in parts:
-            run_folder = RunFolder(folder / f"{self.name}-{len(part)}")
-            self.fit(project._replace(rows=project.rows.model_copy(update={"train": part})), run_folder)
-            yield asyncio.run(self._accuracy(project, run_folder))
-            shutil.rmtree(run_folder.path)
+    def accuracies(self, project: Project, parts: Sequence[Dataset]) -> Iterator[Estimate]:
+        """Yield the accuracy on test rows after fitting each part of the training rows."""
+        raise NotImplementedError(f"{self.name} has no learning curve")
 
     def out_of_fold(self, project: Project, run_folder: RunFolder) -> FoldAnswers:
         """Return the answers to `project.rows.development` of models that were fitted on other folds.
@@ -97,17 +88,6 @@ class Candidate(CandidateDescription, ABC):
     def refit(self, project: Project, run_folder: RunFolder, folds: FoldAnswers) -> None:
         """Fit on `project.rows.development`; what `fit` chooses on selection rows comes from the folds."""
         raise NotImplementedError(f"{self.name} is not fitted in folds")
-
-    async def _accuracy(self, project: Project, run_folder: RunFolder) -> Estimate:
-        from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate
-
-        model = self.load(project, run_folder)
-        try:
-            rows = sample_rows(project.rows.test, MAX_CURVE_TEST_ROWS)
-            found = await evaluate(model, EvaluationSetup(project.task, rows, split="test"), candidate=self.name)
-        finally:
-            await model.aclose()
-        return found.accuracy
 
 
 def get_candidate(name: str) -> Candidate:

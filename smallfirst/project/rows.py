@@ -208,7 +208,7 @@ def with_relabels(rows: Rows, task_file: TaskFile, task: Task) -> Rows:
             raise DataError(
                 f"{path} answers {len(own)} of {len(part)} {name} rows, which would shift what they measure",
                 [Problem(e.path, e.line, f"a {name} row") for e in own],
-                hint=f"remove these lines, or judge every {name} row; smallfirst suspects lists training rows only",
+                hint=f"remove these lines, or judge every {name} row; smallfirst review --labels is for training rows",
             )
     relabelled = iter(apply_relabels(whole, path, labels=task.closed or None).examples)
     # The same number of rows in the same order: each part takes its own back.

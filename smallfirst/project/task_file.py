@@ -49,7 +49,7 @@ class DataFiles(Record):
     open_ended: Path | None = None
     """Requests outside the task (column `prompt`), which should go to the large model."""
     relabels: Path | None = None
-    """A person's answers to probable label errors (`smallfirst suspects` writes the file to fill in)."""
+    """A person's answers to probable label errors (`smallfirst review --labels FILE` writes the file to fill in)."""
     harvested: tuple[Path, ...] = ()
     """Rows from served traffic (`smallfirst harvest` writes them), added to the training rows."""
     gold: Path | None = None

@@ -16,20 +16,8 @@ import smallfirst
 from smallfirst.cli.main import COMMANDS, STAGES, main
 
 VERBS = COMMANDS.names()
-READ_NO_TASK = {
-    "proxy",
-    "discover",
-    "learn",
-    "take-over",
-    "give-back",
-    "init",
-    "models",
-    "explain",
-    "keys",
-    "jobs",
-    "ledger",
-}
-READ_NO_TASK |= {"tasks", "endpoints", "completion", "doctor"}
+READ_NO_TASK = set(STAGES["drop in"]) | {"init", "models", "explain", "keys", "jobs", "ledger"}
+READ_NO_TASK |= {"completion", "doctor"}
 
 
 def test_help_lists_the_verbs_by_stage_of_work_in_the_order_of_the_path() -> None:
@@ -40,7 +28,7 @@ def test_help_lists_the_verbs_by_stage_of_work_in_the_order_of_the_path() -> Non
         name.lower(): tuple(re.findall(r"^  ([a-z-]+) ", text, flags=re.MULTILINE))
         for name, text in zip(sections[::2], sections[1::2], strict=True)
     }
-    assert listed == STAGES | {"operate": (*STAGES["operate"], "endpoints")}
+    assert listed == STAGES
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -90,7 +78,7 @@ def test_no_summary_is_cut_and_each_stands_on_one_line_of_eighty_columns() -> No
     assert [line for line in listed if line.endswith("...")] == []
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "endpoints"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_example_of_a_verbs_help_is_a_command_line_that_is_understood(verb: str) -> None:
     examples = getattr(COMMANDS.get(verb), "examples", ())
     assert examples
@@ -112,7 +100,7 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(desk_folder: Path, monkeypat
         raise KeyboardInterrupt
 
     monkeypatch.setattr("smallfirst.pipeline.run.try_run", press)
-    monkeypatch.setattr("smallfirst.cli.judge.load_run", press)
+    monkeypatch.setattr("smallfirst.cli.path.load_run", press)
     assert failed(call("run", desk_folder), 130) == (
         f"\ninterrupted; what was done is kept\n  next: smallfirst run {desk_folder} --resume\n"
     )

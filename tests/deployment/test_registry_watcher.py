@@ -18,7 +18,7 @@ import httpx
 import pytest
 from fixtures.warm_processes import WarmProcess
 
-from smallfirst.cli.watch import explanation, in_words
+from smallfirst.cli.improve import explanation, in_words
 from smallfirst.deployment import service
 from smallfirst.deployment.service import DeployedTasks, deploy
 from smallfirst.errors import ModelError

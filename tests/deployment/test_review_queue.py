@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from deployment.test_audited_router import Setting
 
-from smallfirst.cli.watch import queue
+from smallfirst.cli.improve import review
 from smallfirst.deployment.monitoring_routes import MonitoringRoutes
 from smallfirst.deployment.review_queue import DUE, review_queue
 from smallfirst.serving.ledger.ledger import Ledger
@@ -128,8 +128,9 @@ def test_http_and_the_command_line_list_the_same_answers(
         "disagreement": 2,
         "near": 3,
     }
-    command = ["--task", TASK, "--ledger", str(tmp_path / "ledger.db"), "--json"]
-    shown = CliRunner().invoke(queue, command, catch_exceptions=False)
+    (tmp_path / "task.yaml").write_text(f"name: {TASK}\ndata: {{train: train.jsonl}}\n")
+    command = [str(tmp_path), "--ledger", str(tmp_path / "ledger.db"), "--json"]
+    shown = CliRunner().invoke(review, command, catch_exceptions=False)
     found = json.loads(shown.output)
     assert [entry["id"] for entry in found["data"]] == expected
     assert found["n_waiting"] == 4

@@ -197,5 +197,5 @@ def test_an_answer_that_cannot_be_placed_is_never_dropped(tmp_path: Path) -> Non
 
 
 def test_a_file_that_is_not_there_is_an_error_with_the_next_step(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"gone.jsonl: not readable(.|\n)*smallfirst suspects task.yaml"):
+    with pytest.raises(DataError, match=r"gone.jsonl: not readable(.|\n)*smallfirst review task.yaml"):
         apply_relabels(DATA, tmp_path / "gone.jsonl")

@@ -12,7 +12,7 @@ from scipy.optimize import curve_fit
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.errors import ConfigError
-from smallfirst.evaluation.learning_curve import LearningPoint, forecast, subsets_by_share, subsets_per_label
+from smallfirst.evaluation.learning_curve import LearningPoint, forecast, subsets_per_label
 from smallfirst.stats.intervals import Estimate, wilson
 
 
@@ -66,25 +66,16 @@ def test_parts_do_not_depend_on_the_order_of_rows() -> None:
 @given(
     st.dictionaries(st.sampled_from("abcd"), st.integers(1, 15), min_size=1),
     st.lists(st.integers(1, 12), min_size=1, max_size=4),
-    st.lists(st.floats(0, 1), min_size=1, max_size=4),
 )
-def test_every_part_lies_within_the_next(numbers: dict[str, int], per: list[int], shares: list[float]) -> None:
+def test_every_part_lies_within_the_next(numbers: dict[str, int], per: list[int]) -> None:
     data = rows(numbers)
-    for parts in (subsets_per_label(data, per), subsets_by_share(data, shares)):
-        keys = [{e.key for e in part.examples} for part in (*parts, data)]
-        assert all(smaller < larger for smaller, larger in pairwise(keys))
-
-
-def test_shares_are_met_on_average() -> None:
-    parts = subsets_by_share(rows({"a": 2000}), (0.3, 0.1))
-    assert [len(part) for part in parts] == [pytest.approx(200, abs=50), pytest.approx(600, abs=80)]
+    keys = [{e.key for e in part.examples} for part in (*subsets_per_label(data, per), data)]
+    assert all(smaller < larger for smaller, larger in pairwise(keys))
 
 
 def test_impossible_parts_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"at least 1 \(got 0, -2\)"):
         subsets_per_label(rows({"a": 4}), (0, 3, -2))
-    with pytest.raises(ConfigError, match="between 0 and 1"):
-        subsets_by_share(rows({"a": 4}), (1.5,))
 
 
 def test_a_known_curve_is_found_again_and_looked_along() -> None:

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from fixtures.cli import measured
 
 from smallfirst.data.dataset import Example
 from smallfirst.data.quality.leaks import LeakReport
 from smallfirst.errors import DataError
 from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate
+from smallfirst.evaluation.learning_curve import LearningCurve
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded.replay import request_key
 from smallfirst.pipeline import large_model as large_path
@@ -20,12 +22,13 @@ from smallfirst.pipeline.diagnostics import (
     diagnose,
     export_suspects,
     find_split_leaks,
+    measure_curve,
     measure_self_agreement,
     without_copies,
 )
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
-from smallfirst.project.run_folder import RunFolder
+from smallfirst.project.run_folder import FITTED, FittedCandidates, RunFolder
 from smallfirst.project.task_file import read_task_file
 
 LABELS = ("card", "fee", "pin")
@@ -197,3 +200,14 @@ def test_all_doubts_come_together(project: Project, run_folder: RunFolder) -> No
     assert found.leaks.n_leaked == 1
     assert found.ceiling is not None
     assert (run_folder.path / "ceiling.json").exists()
+
+
+def test_the_learning_curve_has_a_point_for_each_part_of_the_training_rows(tmp_path: Path) -> None:
+    project, run_folder = labelled(tmp_path), RunFolder.new("desk")
+    FittedCandidates(ladder=("words",), fitted=("words",)).save(run_folder.path / FITTED)
+    run_folder.save_evaluation(measured(wrong=3).model_copy(update={"candidate": "words"}))
+    measure_curve(project, run_folder)
+    points = LearningCurve.load(run_folder.path / "learning.json").points
+    assert [(p.candidate, p.n_rows) for p in points] == [("words", 15), ("words", 30), ("words", 90), ("words", 200)]
+    assert all(p.accuracy.n == len(project.rows.test) for p in points[:3])
+    assert points[1].accuracy.value > 0.6  # one word says the label

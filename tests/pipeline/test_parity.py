@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 from fixtures.deployment import measured
 
-from smallfirst.cli.go_live import parity
 from smallfirst.cli.main import CommandGroup
+from smallfirst.cli.path import parity
 from smallfirst.errors import StageMissing
 from smallfirst.models.loading import load_model
 from smallfirst.models.protocol import Capability, Completion, Request, stream_in_one_chunk

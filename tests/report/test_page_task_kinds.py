@@ -91,7 +91,7 @@ def test_a_question_stands_before_its_context(pages: dict[str, str]) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_suspects_leaks_and_the_large_models_agreement_are_told(kind: str, pages: dict[str, str]) -> None:
     seen = Page(pages[kind]).words
-    assert f"smallfirst suspects {kind}.yaml --out suspects.jsonl" in seen
+    assert f"smallfirst review {kind}.yaml --labels suspects.jsonl" in seen
     assert "12 more suspects" in seen
     assert "the large model gives the same answer on 0.930 [0.886, 0.958] of 200 rows" in seen
     assert "1 of 400 test rows (0.2 %) are also in the training rows; the gate judges the others." in seen

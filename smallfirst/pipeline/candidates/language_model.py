@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-
-from smallfirst.data.dataset import Dataset
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.few_shot import PromptedModel, fixed_shots
 from smallfirst.models.manifest import Manifest
@@ -17,11 +12,6 @@ from smallfirst.project.candidates import Candidate
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import TaskFile
-from smallfirst.stats.intervals import Estimate
-from smallfirst.training.config import TrainConfig, parse_duration
-
-MAX_CURVE_EPOCHS = 10
-"""Most passes over part of the rows for the learning curve; more would only overfit."""
 
 
 class BaseModel(Candidate):
@@ -80,7 +70,6 @@ class FineTunedModel(Candidate):
     measured_by_default = True
     training_setting = "training"
     is_language_model = True
-    learning_curve = "on request"
 
     def fit(self, project: Project, run_folder: RunFolder) -> None:
         """Fine-tune and keep the best epoch; for closed answers, decide on selection rows whether to use int8."""
@@ -97,21 +86,6 @@ class FineTunedModel(Candidate):
             run_name=run_folder.path.name,
         )
         choose_precision(project, run_folder.model_folder(self.name))
-
-    def accuracies(self, project: Project, parts: Sequence[Dataset], folder: Path) -> Iterator[Estimate]:
-        """Yield the accuracy on test rows after fine-tuning on each part for as many steps as on all rows."""
-        small, n_rows = project.file.small, len(project.rows.train)
-        for part in parts:
-            config = config_for_part(small.training, len(part), n_rows)
-            file = project.file.model_copy(update={"small": small.model_copy(update={"training": config})})
-            yield from super().accuracies(project._replace(file=file), [part], folder)
-
-
-def config_for_part(config: TrainConfig, n_part: int, n_rows: int) -> TrainConfig:
-    """Return the settings for a part: as many steps as for all rows, at most MAX_CURVE_EPOCHS passes over it."""
-    duration = parse_duration(config.duration)
-    epochs = duration.amount if duration.unit == "ep" else 1
-    return config.model_copy(update={"duration": f"{min(MAX_CURVE_EPOCHS, math.ceil(epochs * n_rows / n_part))}ep"})
 
 
 BASE, SMALL = BaseModel(), FineTunedModel()

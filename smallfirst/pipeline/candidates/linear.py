@@ -51,11 +51,8 @@ class LinearCandidate(Candidate):
         score = calibrate(project, classifier, manifest, folder)
         project.progress.log(f"fitted {self.title}: {score:.3f} on selection rows")
 
-    def accuracies(self, project: Project, parts: Sequence[Dataset], folder: Path) -> Iterator[Estimate]:
+    def accuracies(self, project: Project, parts: Sequence[Dataset]) -> Iterator[Estimate]:
         """Yield the accuracy on all test rows after fitting each part; embed every text once."""
-        if not project.task.closed:
-            yield from super().accuracies(project, parts, folder)
-            return
         encoder, test = self._encoder(project), project.rows.test.examples
         for part in parts:
             answers = self.answers(part, test, project.task, encoder)
@@ -153,7 +150,7 @@ class _Words(LinearCandidate):
     explanation = "weighs the words of each text; no language model, fitted in seconds"
     size = 10
     measured_by_default = True
-    learning_curve = "always"
+    learning_curve = True
 
     def minutes_to_fit(self, project: Project) -> float:
         """Return the time of n-grams and regression: 18 s for 10,000 rows in 77 labels."""
@@ -187,7 +184,7 @@ class _Encoder(LinearCandidate):
     explanation = "a published model turns texts into numbers, a linear one sorts them"
     size = 20
     measured_by_default = True
-    learning_curve = "always"
+    learning_curve = True
     uses_sentence_encoder = True
 
 

@@ -59,7 +59,7 @@ def time_needed(project: Project, candidate: Candidate) -> TimeNeeded | None:
     """Return how long a candidate takes; None if it does not say. Raise SmallfirstError if it lacks weights here."""
     minutes, n_fits = candidate.minutes_to_fit(project), max(1, _n_folds(project, candidate))
     if minutes is not None:  # n folds of (n - 1) / n of the rows, and then all
-        return TimeNeeded(60 * minutes * n_fits, after_s=60 * minutes if candidate.learning_curve == "always" else 0.0)
+        return TimeNeeded(60 * minutes * n_fits, after_s=60 * minutes if candidate.learning_curve else 0.0)
     if candidate.encoder_setting:
         return _encoder_time(project, candidate)
     if candidate.is_language_model and candidate.training_setting:
@@ -75,7 +75,7 @@ def _encoder_time(project: Project, candidate: Candidate) -> TimeNeeded:
     n, validate_s, n_folds = len(rows.train), len(rows.selection) * pace.read_s, _n_folds(project, candidate)
     measure_s = (len(rows.selection) + len(rows.calibration) + len(rows.test)) * pace.read_s
     head_s = n * (pace.read_s + REGRESSION_S)
-    curve_s = head_s if candidate.learning_curve == "always" else 0.0
+    curve_s = head_s if candidate.learning_curve else 0.0
     if n_folds:
         n += len(rows.selection)
     if not candidate.training_setting:

@@ -12,17 +12,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from smallfirst.data.dataset import Dataset, sample_share
+from smallfirst.data.dataset import Dataset
 from smallfirst.data.quality.check import CheckReport, check, format_report
 from smallfirst.data.quality.findings import Finding, locate, make_finding
 from smallfirst.data.quality.lengths import TokenCounts, estimate_token_counts
 from smallfirst.errors import MissingExtra, WeightsNotFound
-from smallfirst.evaluation.learning_curve import LearningPoint, forecast, subsets_by_share, subsets_per_label
 from smallfirst.models.base_size import BaseSize, read_base_size
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, LARGER_ENCODER
 from smallfirst.models.local.tokenizer import Tokenizer, load_tokenizer
-from smallfirst.paths import home, state_folder
+from smallfirst.paths import state_folder
 from smallfirst.pipeline.preflight.foretold import (
     CertificateForecast,
     RowsForecast,
@@ -68,8 +67,6 @@ from smallfirst.training.estimates.memory import (
     suggest_smaller_setting,
 )
 
-HELD_OUT = 0.2
-"""Share of the training rows on which the learning curve is measured; no other rows are touched."""
 _NO_LIMIT = 1 << 30
 LANGUAGE_SAMPLE = 200
 """So many training rows are read, evenly spaced."""
@@ -98,8 +95,6 @@ class PreflightReport(Record):
     """What asking the large model takes; None without one."""
     memory: MemoryForecast | None = None
     """Memory of the whole run: fine-tune, measuring, large model."""
-    more_rows: tuple[str, ...] = ()
-    """How accuracy grows with rows; only on request."""
 
     @property
     def verdict(self) -> Literal["GO", "FIX", "NO"]:
@@ -113,7 +108,7 @@ class PreflightReport(Record):
         if self.unknown:
             needs = [f"time and memory of the fine-tune: unknown, {self.unknown}"]
         memory = [f"memory of the whole run: {self.memory.in_words}"] if self.memory and not self.unknown else []
-        return "\n".join([format_report(self.rows), *self._forecasts, *needs, *memory, *self.more_rows])
+        return "\n".join([format_report(self.rows), *self._forecasts, *needs, *memory])
 
     @property
     def _forecasts(self) -> Iterator[str]:
@@ -145,8 +140,8 @@ class LocalBaseModel(NamedTuple):
 
 
 @shown_as("checking the rows")
-def check_stage(project: Project, *, curve: bool = False) -> PreflightReport:
-    """Check the rows and estimate the fine-tune; `curve` adds how accuracy grows with rows, which takes a minute."""
+def check_stage(project: Project) -> PreflightReport:
+    """Check the rows, and foretell what the run takes and can show."""
     rows, config = project.rows, project.file.small.training
     held_out = (rows.selection, rows.calibration, rows.left_out)
     validation = rows.selection.subset("validation", tuple(e for part in held_out for e in part.examples))
@@ -179,7 +174,6 @@ def check_stage(project: Project, *, curve: bool = False) -> PreflightReport:
         rows_needed=rows_needed,
         large=large,
         memory=memory,
-        more_rows=tuple(learning_curve_lines(project)) if curve else (),
     )
 
 
@@ -217,34 +211,6 @@ def _system_messages(train: Dataset) -> Iterator[Finding]:
         what = f"{len(told):,} different system messages in train rows, or some rows without one"
         rule = "the small model reads the user's message alone: put into it what an answer depends on"
         yield make_finding("fix", what, rule, where)
-
-
-def learning_curve_lines(project: Project) -> Iterator[str]:
-    """Yield how the accuracy of the smallest candidate grows with training rows, with a forecast for twice as many.
-
-    It is trained on parts of 80 % of the training rows and measured on the other 20 %; no other rows are used.
-    """
-    candidate = next((c for c in project_candidates(project) if c.learning_curve == "always"), None)
-    if candidate is None:
-        yield "more rows: linear models need closed answers; `smallfirst curve --small` fine-tunes on parts after a run"
-        return
-    held_out, rest = sample_share(project.rows.train, HELD_OUT, "check")
-    parts = [*subsets_per_label(rest), rest]
-    if len(parts) < 3:  # too few rows a label for two parts by number
-        parts = [*subsets_by_share(rest, (0.25, 0.5)), rest]
-    parts = [part for part in parts if len(part.labels()) > 1 and held_out.examples]
-    if not parts:
-        yield "more rows: too few training rows for a curve"
-        return
-    measured_on = project._replace(rows=project.rows.model_copy(update={"test": held_out}))
-    points = [
-        LearningPoint(n_rows=len(part), candidate=candidate.name, accuracy=accuracy)
-        for part, accuracy in zip(parts, candidate.accuracies(measured_on, parts, home() / "learning"), strict=True)
-    ]
-    yield f"more rows ({candidate.role}, measured on {len(held_out):,} training rows held out)"
-    for point in points:
-        yield f"  {point.n_rows:>7,} rows  accuracy {point.accuracy}"
-    yield f"  {forecast(points, 2 * len(project.rows.train)).why}"
 
 
 def find_local_base(name: str) -> LocalBaseModel:

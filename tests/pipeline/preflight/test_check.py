@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from smallfirst.data.dataset import Dataset
 from smallfirst.paths import home
 from smallfirst.pipeline.preflight import check as module
-from smallfirst.pipeline.preflight.check import PreflightReport, check_stage, last_tokens_per_s, learning_curve_lines
+from smallfirst.pipeline.preflight.check import PreflightReport, check_stage, last_tokens_per_s
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.task_file import read_task_file
@@ -195,28 +194,6 @@ def test_an_earlier_run_is_believed_before_a_measurement(tmp_path: Path, tiny_fo
     assert needs is not None
     assert needs.pace == "an earlier run read 50 tokens/s"
     assert needs.seconds.low * 1.3 >= needs.tokens / 50  # and the exams besides
-
-
-def test_more_rows_are_measured_on_training_rows_alone(tmp_path: Path, tiny_folder: Path) -> None:
-    project = desk(tmp_path, tiny_folder)
-    nothing = Dataset(name="nothing", examples=())
-    blind = {name: nothing for name in ("selection", "calibration", "test")}
-    lines = list(learning_curve_lines(project._replace(rows=project.rows.model_copy(update=blind))))
-    assert lines[0].startswith("more rows (a linear model on words, measured on ")
-    assert all("accuracy" in line for line in lines[1:-1])
-    assert len(lines) >= 5  # at least three sizes, and what they foretell
-    assert list(check_stage(project, curve=True).more_rows) == lines
-    assert check_stage(project).more_rows == ()
-
-
-def test_no_curve_of_open_answers_or_of_hardly_any_rows(tmp_path: Path, tiny_folder: Path) -> None:
-    rows = [{"prompt": f"question {i}", "response": "yes"} for i in range(60)]
-    [line] = learning_curve_lines(desk(tmp_path, tiny_folder, more="kind: chat\n", rows=rows))
-    assert "closed answers" in line
-    few = [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(8)]
-    project = desk(tmp_path, tiny_folder, rows=few)
-    project = project._replace(rows=project.rows.model_copy(update={"train": project.rows.train.subset("few", ())}))
-    assert list(learning_curve_lines(project)) == ["more rows: too few training rows for a curve"]
 
 
 def test_linear_models_alone_are_checked_without_tokens_and_without_an_estimate(tmp_path: Path) -> None:
