@@ -88,7 +88,6 @@ from smallfirst.progress import ProgressCallback as ProgressCallback
 from smallfirst.project.candidates import CANDIDATES as CANDIDATES
 from smallfirst.project.candidates import Candidate as Candidate
 from smallfirst.project.project import Project as Project
-from smallfirst.project.prompt_file import Prompt as Prompt
 from smallfirst.project.rows import Rows as Rows
 from smallfirst.project.run_folder import FittedCandidates as FittedCandidates
 from smallfirst.project.run_folder import GateVerdicts as GateVerdicts

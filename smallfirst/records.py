@@ -37,7 +37,7 @@ class Record(pydantic.BaseModel):
     )
 
     @classmethod
-    def meant_setting(cls, loc: Sequence[int | str], value: Any) -> str:
+    def meant_setting(cls, loc: Sequence[int | str]) -> str:
         """Return '; write …' with the setting that is meant where `loc` is none, or an empty string."""
         return ""
 
@@ -168,7 +168,7 @@ def _explain(kind: type[Record], problem: dict[str, Any], more_names: Iterable[s
         return str(problem["msg"])
     if problem["type"] == "extra_forbidden":
         names = [*field_names_at(kind, problem["loc"][:-1]), *more_names]
-        meant = whole.meant_setting(problem["loc"], problem["input"])
+        meant = whole.meant_setting(problem["loc"])
         return f"{place}: unknown setting{meant or did_you_mean(str(problem['loc'][-1]), names)}"
     if problem["type"] == "missing":
         return f"{place}: missing"

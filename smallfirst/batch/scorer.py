@@ -20,8 +20,7 @@ from smallfirst.paths import ledger_place, state_of
 from smallfirst.pipeline.large_model import prompted_model, worst_usd
 from smallfirst.pipeline.router_setup import routes_to_challenger, versioned_name
 from smallfirst.progress import Progress
-from smallfirst.project.project import Project
-from smallfirst.project.small_model import load_small
+from smallfirst.project.project import Project, load_small
 from smallfirst.project.task_file import TaskFile, read_task_file
 from smallfirst.records import Record, fingerprint
 from smallfirst.registry import versions

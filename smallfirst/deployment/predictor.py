@@ -15,8 +15,7 @@ from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import MANIFEST, read_manifest
 from smallfirst.models.protocol import Completion, Model, Request, label_probability_model
 from smallfirst.paths import state_of
-from smallfirst.project.names import registry_name
-from smallfirst.project.task_file import TaskFile, read_task_file
+from smallfirst.project.task_file import TaskFile, read_task_file, registry_name
 from smallfirst.registry import versions
 from smallfirst.registry.versions import ModelVersion
 from smallfirst.sync import run_sync

@@ -36,9 +36,8 @@ from smallfirst.pipeline.router_setup import (
     versioned_name,
 )
 from smallfirst.progress import Progress
-from smallfirst.project.project import Project
+from smallfirst.project.project import Project, load_small, small_engine
 from smallfirst.project.run_folder import OUTCOME, RunFolder
-from smallfirst.project.small_model import load_small, small_engine
 from smallfirst.project.task_file import RoutingConfig, TaskFile
 from smallfirst.registry import versions
 from smallfirst.registry.versions import ModelVersion

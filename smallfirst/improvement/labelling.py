@@ -33,12 +33,11 @@ from smallfirst.models.recorded.record import Spending, record
 from smallfirst.models.recorded.replay import RecordedAnswer, read_recording, request_key
 from smallfirst.models.recorded.spending_cap import SpendingCap
 from smallfirst.paths import home
-from smallfirst.pipeline.large_model import GGUF_AT_ONCE, prompted_model, told_task, worst_usd
+from smallfirst.pipeline.large_model import GGUF_AT_ONCE, prompted_model, worst_usd
 from smallfirst.progress import Progress
 from smallfirst.project.expenses import note_recording
-from smallfirst.project.project import Project
+from smallfirst.project.project import Project, load_small
 from smallfirst.project.rows import Rows
-from smallfirst.project.small_model import load_small
 from smallfirst.project.task_file import TaskFile
 from smallfirst.records import Record, fingerprint
 from smallfirst.tasks.task import Task
@@ -212,7 +211,7 @@ def large_model_teacher(project: Project) -> Teacher:
         model.name,
         large.model_dump(mode="json", include={"gguf", "engine", "nearest", "only_labels"}),
         endpoint and endpoint.model_dump(mode="json", include={"base_url", "extra_body"}),
-        [message.model_dump() for message in told_task(file, task).instructions(shots)],
+        [message.model_dump() for message in task.instructions(shots)],
         [train.content_fingerprint, file.small.encoder] if large.nearest else None,
         task.answer_schema(),
         task.max_answer_tokens,

@@ -39,8 +39,7 @@ from smallfirst.records import fingerprint
 from smallfirst.tasks.task import Task
 
 _NOT_ASKED = {"recorded", "recorded_open", "sample_calibration", "sample_test", "sample_ceiling", "max_usd"}
-_NOT_ASKED |= {"prompt"}
-"""Settings that do not change the requests; what `prompt` names is told by the task."""
+"""Settings that do not change the requests."""
 SECOND_ANSWER_TEMPERATURE = 0.7
 """Temperature of second answers, which measure self-agreement."""
 TOKENS_AROUND_PROMPT, TOKENS_AROUND_MESSAGE = 128, 16
@@ -76,15 +75,9 @@ def general_source(task_file: TaskFile, *, download: bool = True) -> ModelSource
     return source._replace(location=weights, name=engine.model.split("/")[-1])
 
 
-def told_task(task_file: TaskFile, task: Task) -> Task:
-    """Return the task as the large model is told it: with the instructions of `large.prompt` in place of `about`."""
-    prompt = _config(task_file).prompt
-    return task.model_copy(update={"about": prompt.instructions}) if prompt else task
-
-
 def prompted_model(task_file: TaskFile, task: Task, train: Dataset) -> PromptedModel:
     """Return the general model with the task's prompt: label list, and solved examples from the training rows."""
-    large, task = _config(task_file), told_task(task_file, task)
+    large = _config(task_file)
     selector = nearest_shots(task_file, train, large.nearest) if large.nearest else None
     shots = () if selector else fixed_shots(train, task, large.shots_per_label)
     inner = answering_model(task_file, task)
@@ -236,7 +229,7 @@ def recording_path(task_file: TaskFile, task: Task) -> Path:
     if large.recorded:
         return task_file.path(large.recorded)
     asked = _settings(large)
-    told = [message.model_dump() for message in told_task(task_file, task).instructions(())]
+    told = [message.model_dump() for message in task.instructions(())]
     way = fingerprint([asked, told, task.answer_schema(), task.max_answer_tokens])
     return state_folder() / "recordings" / task.name / f"{way}.jsonl"
 
@@ -269,10 +262,9 @@ def recording_header(task_file: TaskFile, task: Task | None, rows: Rows) -> dict
     prompt: Any = "none: the request as it came"
     if task is not None and large.nearest:
         prompt = f"label list, and the {large.nearest} training rows nearest to the request"
-        prompt += f", after these instructions: {large.prompt.instructions}" if large.prompt else ""
     elif task is not None:
         shots = fixed_shots(rows.train, task, large.shots_per_label)
-        prompt = tuple(m.model_dump() for m in told_task(task_file, task).instructions(shots))
+        prompt = tuple(m.model_dump() for m in task.instructions(shots))
     settings = _settings(large)
     settings.pop("endpoint")
     return {

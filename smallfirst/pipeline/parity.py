@@ -24,9 +24,8 @@ from smallfirst.models.remote.http import ConnectionBroken, HttpSession, Respons
 from smallfirst.models.remote.responses import did_nothing
 from smallfirst.progress import one_line
 from smallfirst.project.candidates import get_candidate
-from smallfirst.project.project import Project
+from smallfirst.project.project import Project, load_small, small_engine
 from smallfirst.project.run_folder import RunFolder
-from smallfirst.project.small_model import load_small, small_engine
 from smallfirst.records import Record
 from smallfirst.registry import versions
 from smallfirst.registry.versions import ModelVersion

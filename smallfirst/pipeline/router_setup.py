@@ -16,9 +16,8 @@ from smallfirst.models.manifest import MANIFEST, int8_allowed, read_manifest
 from smallfirst.models.protocol import Model
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads, load_gain
 from smallfirst.project.candidates import fits_in_folds, fitted_candidates
-from smallfirst.project.project import Project, own_validation
+from smallfirst.project.project import Project, load_small, own_validation
 from smallfirst.project.run_folder import RunFolder
-from smallfirst.project.small_model import load_small
 from smallfirst.project.task_file import TaskFile
 from smallfirst.records import Record
 from smallfirst.registry import versions

@@ -31,8 +31,7 @@ from smallfirst.pipeline.summary import RunSummary, summarize_run
 from smallfirst.pipeline.train import train_stage
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
-from smallfirst.project.run_folder import OUTCOME, RunFolder
-from smallfirst.project.run_lock import only_run, refuse_second_run
+from smallfirst.project.run_folder import OUTCOME, RunFolder, only_run, refuse_second_run
 from smallfirst.project.task_file import TaskFile, read_task_file
 from smallfirst.sync import outside_event_loop
 

@@ -12,8 +12,7 @@ from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.project.candidates import Candidate, fits_in_folds, project_candidates
 from smallfirst.project.expenses import note_expense
 from smallfirst.project.project import Project, in_task_state
-from smallfirst.project.run_folder import FITTED, FittedCandidates, RunFolder
-from smallfirst.project.run_lock import only_run
+from smallfirst.project.run_folder import FITTED, FittedCandidates, RunFolder, only_run
 from smallfirst.registry import runs
 
 

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, cast
 
 from smallfirst.errors import ConfigError
 from smallfirst.project.candidate_registry import CANDIDATES, FINE_TUNED, CandidateDescription, all_candidates
-from smallfirst.project.project import Project
+from smallfirst.project.project import Project, load_small
 from smallfirst.project.run_folder import RunFolder
-from smallfirst.project.small_model import load_small
 from smallfirst.project.task_file import TaskFile
 
 if TYPE_CHECKING:

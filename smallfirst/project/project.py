@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
 from smallfirst.paths import state_of
 from smallfirst.progress import Progress
@@ -19,6 +20,9 @@ from smallfirst.project.rows import (
 )
 from smallfirst.project.task_file import TaskFile
 from smallfirst.tasks.task import Task
+
+if TYPE_CHECKING:
+    from smallfirst.models.protocol import Model
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -61,6 +65,18 @@ def own_validation(project: Project) -> bool:
     """
     data = project.file.data
     return data.validation is not None and not data.exchangeable and len(project.rows.selection) >= MIN_OWN_ROWS
+
+
+def small_engine(file: TaskFile) -> str:
+    """Return what runs the small language model, with all that can move its probabilities; empty for PyTorch here."""
+    return f"vLLM at {file.small.vllm.url}" if file.small.vllm else ""
+
+
+def load_small(file: TaskFile, folder: Path, *, name: str) -> Model:
+    """Return the model in a folder that training or the registry wrote, as the task's file says. Raise ConfigError."""
+    from smallfirst.models.loading import load_model
+
+    return load_model(folder, name=name, price=file.prices.machine, vllm=file.small.vllm)
 
 
 def labelled_by(project: Project) -> Literal["gold", "large"]:

@@ -20,7 +20,6 @@ from smallfirst.data.sources.load import load_valid
 from smallfirst.errors import ConfigError, Problem, did_you_mean
 from smallfirst.files import write_atomically
 from smallfirst.progress import format_table
-from smallfirst.project.prompt_file import BlockDumper
 from smallfirst.project.task_file import TaskFile, read_task_file
 from smallfirst.tasks import DEFAULT_KIND, TASK_KINDS
 
@@ -31,6 +30,17 @@ _OWN_PASSAGES = 0.95
 _ROWS_SHOWN, _WIDTH = 3, 100
 _SUGGESTED = {"chat": 0.5, "answer": 0.7}
 """What is suggested as good enough, by kind; 0.8 for the others."""
+
+
+class _BlockDumper(yaml.SafeDumper):
+    """Writes texts of several lines as blocks."""
+
+
+def _block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_BlockDumper.add_representer(str, _block)
 
 Chooser = Callable[[Question], str]
 """Answers a question with one of its choices."""
@@ -215,7 +225,7 @@ def _task_yaml(
         f"# large: {{endpoint: {{base_url: https://api.openai.com/v1, model: {model}}}}}\n"
     )
     written = yaml.dump(
-        values, Dumper=BlockDumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None
+        values, Dumper=_BlockDumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None
     )
     if "gate" not in values:
         gate = "# What is good enough to answer every request; without it certified answers alone go live.\n"

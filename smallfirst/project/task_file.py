@@ -5,7 +5,10 @@ One file drives every stage, so what was measured is what is served. Paths in it
 
 from __future__ import annotations
 
+import hashlib
 import math
+import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,8 +23,6 @@ from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, LARGER_E
 from smallfirst.models.remote.config import EndpointConfig, VllmServer
 from smallfirst.pricing.prices import PriceBook, with_price_file
 from smallfirst.project.candidate_registry import CANDIDATES, promotable_names
-from smallfirst.project.names import NAME_PATTERN, registry_name, task_name
-from smallfirst.project.prompt_file import Prompt, with_prompt_read
 from smallfirst.project.setting_names import meant_setting
 from smallfirst.records import SETTINGS_PROBLEM, Record, explain_errors, parse_record, read_yaml
 from smallfirst.routing.budget import Budget
@@ -35,6 +36,24 @@ from smallfirst.training.config import OF_LANGUAGE_MODELS, TrainConfig
 BEST, SMALLEST = "best", "smallest"
 """Values of `routing.small` that name a rule: the candidate of the most worth, the cheapest that passes the gate."""
 RULES = (BEST, SMALLEST)
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+"""What the name of a task may be."""
+
+
+def task_name(folder: Path) -> str:
+    """Return the folder's name made valid, in lower case: `My Tickets` becomes `my-tickets`.
+
+    A name without a Latin letter or digit gives `task-` and 6 hex digits of its hash, so two tasks never share one.
+    """
+    given = folder.absolute().resolve().name
+    plain = unicodedata.normalize("NFKD", given).encode("ascii", "ignore").decode().lower()
+    name = re.sub(r"[^a-z0-9._-]+", "-", plain).strip("._-")[:64].rstrip("._-")
+    return name or f"task-{hashlib.sha256(given.encode()).hexdigest()[:6]}"
+
+
+def registry_name(name: str) -> str:
+    """Return the three-level model name of a task that names none."""
+    return f"main.default.{re.sub(r'[^A-Za-z0-9_-]', '_', name)}"
 
 
 class DataFiles(Record):
@@ -126,8 +145,6 @@ class LargeConfig(Record):
     many rows in all."""
     nearest: int = pydantic.Field(default=0, ge=0)
     """Solved training rows nearest to the request shown in the prompt; replaces shots_per_label."""
-    prompt: Prompt | None = None
-    """File with its instructions and numbers of solved rows; left out, it is told `about`."""
     only_labels: bool = True
     """For engines on this machine: constrain the answer to the labels (llama.cpp), or to the schema."""
     sample_calibration: int | None = pydantic.Field(default=None, ge=1)
@@ -251,9 +268,9 @@ class TaskFile(Record):
     `smallfirst.tasks`)."""
 
     @classmethod
-    def meant_setting(cls, loc: Sequence[int | str], value: Any) -> str:
+    def meant_setting(cls, loc: Sequence[int | str]) -> str:
         """Return '; write …' with the setting that other tools call so, or that stands elsewhere."""
-        return meant_setting(cls, loc, value)
+        return meant_setting(cls, loc)
 
     @property
     def sets_gate(self) -> bool:
@@ -397,8 +414,6 @@ def read_task_file(task: str | Path | TaskFile) -> TaskFile:
         raise ConfigError(f"{path}: no such file", hint="smallfirst init   writes a commented task.yaml")
     values = read_yaml(path)
     values = {**values, "folder": str(path.parent), "prices": with_price_file(values.get("prices"), path)}
-    if "large" in values:
-        values["large"] = with_prompt_read(values["large"], path.parent)
     kind = str(values.get("kind", DEFAULT_KIND))
     if kind in TASK_KINDS.names():
         values = TASK_KINDS.get(kind).expand_settings(values, path.parent)

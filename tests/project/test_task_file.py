@@ -12,7 +12,7 @@ import pytest
 from smallfirst.data.dataset import Dataset, Message
 from smallfirst.errors import ConfigError, DataError
 from smallfirst.project.rows import read_rows, read_task
-from smallfirst.project.task_file import TaskFile, read_task_file
+from smallfirst.project.task_file import TaskFile, read_task_file, registry_name, task_name
 
 LABELS = ("card", "fee", "pin")
 MINIMAL = "name: desk\ndata: {train: train.jsonl}\n"
@@ -264,7 +264,7 @@ def test_the_ladder_says_what_is_trained_and_what_can_go_live(tmp_path: Path) ->
         "ladder: [word]\n": 'ladder: "word" is no candidate — did you mean "words"?',
         "ladder: [base]\n": "name a candidate that can go live: words, ",
         "ladder: []\n": "name a candidate that can go live: words, ",
-        "small: {candidates: [words]}\n": "small.candidates: unknown setting; write ladder: [words]",
+        "small: {candidates: [words]}\n": "small.candidates: unknown setting; write ladder: …",
         "ladder: [words]\nrouting: {small: encoder}\n": "routing.small: encoder is not on the ladder: add it to ladder",
         "routing: {small: words, ahead: [encoder]}\n": "routing.ahead: encoder is not smaller than words",
         "ladder: [small]\nrouting: {ahead: [words]}\n": "routing.ahead: words is not on the ladder: add it to ladder",
@@ -289,3 +289,28 @@ def test_foreign_requests_are_told_apart_only_where_somebody_answers_them_or_ask
 ) -> None:
     file = TaskFile.model_validate({"name": "desk", "data": {"train": "train.jsonl"}} | settings)
     assert file.tells_foreign_requests is told
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("tickets", "tickets"),
+        ("My Tickets", "my-tickets"),
+        ("Réclamations_2026", "reclamations_2026"),
+        ("-x-", "x"),
+        ("a" * 80, "a" * 64),
+        ("チケット", "task-cc3f69"),
+    ],
+)
+def test_a_folder_name_becomes_a_valid_name(tmp_path: Path, folder: str, name: str) -> None:
+    assert task_name(tmp_path / folder) == name
+
+
+def test_the_current_folder_has_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "Desk").mkdir()
+    monkeypatch.chdir(tmp_path / "Desk")
+    assert task_name(Path()) == "desk"
+
+
+def test_a_registry_name_holds_no_further_dot() -> None:
+    assert registry_name("my-tickets-2.0") == "main.default.my-tickets-2_0"

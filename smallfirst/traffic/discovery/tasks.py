@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from smallfirst.project.names import NAME_PATTERN
+from smallfirst.project.task_file import NAME_PATTERN
 from smallfirst.stats.intervals import Estimate, wilson
 from smallfirst.traffic.answers.answer_format import AnswerFormat
 from smallfirst.traffic.answers.find_format import FormatCheck
