@@ -133,6 +133,6 @@ class RowSource:
         return json.dumps({"messages": asked, **({"tags": tags} if tags else {})}, ensure_ascii=False)
 
 
-def request_hash(request: str) -> bytes:
-    """Return 16 bytes by which equal requests are found."""
-    return hashlib.blake2b(request.encode(), digest_size=16).digest()
+def request_hash(request: str) -> str:
+    """Return 32 hex digits by which equal requests are found."""
+    return hashlib.blake2b(request.encode(), digest_size=16).hexdigest()

@@ -12,11 +12,11 @@ import pydantic
 
 from smallfirst.batch.folder import ANSWER, BatchCounts, BatchFolder, BatchIdentity
 from smallfirst.batch.rows import RowSource
-from smallfirst.batch.scorer import Budget, Scorer, ScorerSource, shared_budget
+from smallfirst.batch.scorer import Budget, Scorer, ScorerSource
 from smallfirst.cluster.ray_session import ray_session
 from smallfirst.errors import ConfigError, ModelError
 from smallfirst.files import write_atomically
-from smallfirst.progress import Progress, ProgressCallback
+from smallfirst.progress import Progress
 from smallfirst.project.task_file import read_task_file
 from smallfirst.records import Record
 
@@ -39,7 +39,7 @@ class ScoreOptions(Record):
     part_rows: int = pydantic.Field(default=2000, ge=1)
     """Rows of a part."""
     workers: int | None = pydantic.Field(default=None, ge=1)
-    """Processes on a Ray cluster, each with the model; None: this process alone."""
+    """Processes on a Ray cluster, each with the model, which costs nothing; None: this process alone."""
     retry_errors: bool = False
     """Ask again what ended in an error."""
     cap_usd: float | None = pydantic.Field(default=None, gt=0, allow_inf_nan=False)
@@ -61,8 +61,7 @@ class ScoreResult(Record):
     def in_words(self) -> list[str]:
         n = self.counts
         lines = [
-            f"{n.n_rows:,} rows in {self.out}; {n.n_answered:,} of {n.n_requests:,} different requests answered by "
-            f"{self.model}",
+            f"{n.n_rows:,} rows in {self.out}; {n.n_requests:,} different requests answered by {self.model}",
             f"{n.n_errors:,} rows with an error; paid ${n.cost_usd:.4f}"
             + (f", up to ${n.lost_usd:.4f} more for answers that were lost or asked again" if n.lost_usd else ""),
         ]
@@ -92,20 +91,15 @@ def score(
         certificate=source.certificate,
     )
     folder = BatchFolder(out, identity, retry_errors=options.retry_errors)
-    stopped = ""
+    stopped, finished = "", False
     try:
         if not folder.is_done:
-            with progress.bar("reading rows", None) as update:
-                folder.read(found, lambda n: update(n, n, f"{n:,} rows"))
-            with progress.bar(f"asking {source.model}", folder.n_requests) as update:
-                if options.workers and folder.n_answered < folder.n_requests:
-                    stopped = _ask_on_ray(folder, source, options.workers, options.cap_usd, update)
-                elif folder.n_answered < folder.n_requests:
-                    budget = Budget(folder.database, options.cap_usd, folder.spent_usd) if source.paid else None
-                    stopped = asyncio.run(_ask_here(folder, Scorer(source.model_dump_json()), budget, update))
-            folder.write(found)
+            if options.workers:
+                _ask_on_ray(folder, found, source, options.workers, progress)
+            stopped = asyncio.run(_fill(folder, found, source, options.cap_usd, progress))
+            finished = not stopped
     finally:
-        counts = folder.close()
+        counts = folder.close(finished=finished)
     return ScoreResult(out=out, model=source.model, counts=counts, stopped=stopped)
 
 
@@ -113,6 +107,11 @@ def _check(source: ScorerSource, options: ScoreOptions) -> None:
     own = {"row", *ANSWER, "certificate"} & set(options.keep)
     if own:
         raise ConfigError(f"column {sorted(own)[0]!r} cannot be kept: the results have one of that name")
+    if source.paid and options.workers:
+        raise ConfigError(
+            f"{source.model} may ask a model that costs money, which one process does",
+            hint="leave out --workers, or name a model of this machine: --model small",
+        )
     if source.paid and options.cap_usd is None and not options.yes:
         raise ConfigError(
             f"{source.model} may ask a model that costs money, and there is no limit",
@@ -120,57 +119,61 @@ def _check(source: ScorerSource, options: ScoreOptions) -> None:
         )
 
 
-async def _ask_here(folder: BatchFolder, scorer: Scorer, budget: Budget | None, update: ProgressCallback) -> str:
-    """Ask the open requests in this process; return why it stopped before the end, if it did."""
-    failures = Failures()
-    calls = (budget.reserve, budget.release) if budget else ()
-    found: list[dict[str, Any]] = []
+async def _fill(
+    folder: BatchFolder, found: RowSource, source: ScorerSource, cap_usd: float | None, progress: Progress
+) -> str:
+    """Ask and write part by part in this process; return why it stopped before the end, if it did."""
+    scorer, failures = None, Failures()
+    budget = Budget(folder, cap_usd) if source.paid else None
+    waiting: list[dict[str, Any]] = []
     kept_at = time.monotonic()
 
     def flush() -> None:
         nonlocal kept_at
-        folder.keep(found)
-        update(folder.n_answered, folder.n_requests)
+        folder.keep(waiting)
+        waiting.clear()
         kept_at = time.monotonic()
-        found.clear()
 
     def keep(answer: dict[str, Any]) -> None:
-        found.append(answer)
+        waiting.append(answer)
         if budget or time.monotonic() - kept_at >= KEEP_EVERY_S:
             flush()
         failures.check([answer])
 
     try:
-        for requests in folder.open_requests():
-            if budget and budget.stopped:
-                break
-            await scorer.answer(requests, keep, *calls)
+        with progress.bar(f"asking {source.model}", None) as update:
+            for number, rows in folder.parts(found):
+                if requests := folder.open_requests(rows):
+                    scorer = scorer or Scorer(source.model_dump_json())
+                    await scorer.answer(requests, keep, budget)
+                    flush()
+                if budget and budget.stopped:
+                    return budget.stopped
+                folder.write(number, rows)
+                update(rows[-1].number, rows[-1].number, f"{rows[-1].number:,} rows")
     finally:
         flush()
-        await scorer.model.aclose()
-    return budget.stopped if budget else ""
+        if scorer:
+            await scorer.model.aclose()
+    return ""
 
 
-def _ask_on_ray(
-    folder: BatchFolder, source: ScorerSource, workers: int, cap_usd: float | None, update: ProgressCallback
-) -> str:
-    """Ask the open requests on a cluster; each worker loads the model once, and Ray starts a dead one again.
-
-    Return why it stopped before the end, if it did.
-    """
-    items, failures = [], Failures()
-    for requests in folder.open_requests():
-        file = (folder.work / f"requests-{requests[0][0]}.json").absolute()
-        items.append({"file": str(write_atomically(file, json.dumps(requests, ensure_ascii=False).encode()))})
-    with ray_session(num_cpus=workers) as ray:
+def _ask_on_ray(folder: BatchFolder, found: RowSource, source: ScorerSource, workers: int, progress: Progress) -> None:
+    """Ask the open requests on a cluster; each worker loads the model once, and Ray starts a dead one again."""
+    items, failures, n_answered = [], Failures(), 0
+    for number, rows in folder.parts(found):
+        if requests := folder.open_requests(rows):
+            file = (folder.work / f"requests-{number}.json").absolute()
+            items.append({"file": str(write_atomically(file, json.dumps(requests, ensure_ascii=False).encode()))})
+    if not items:
+        return
+    with ray_session(num_cpus=workers) as ray, progress.bar(f"asking {source.model}", len(items)) as update:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars, context.verbose_stats_logs = False, False
         n_gpus = ray.cluster_resources().get("GPU", 0)
-        spent = (folder.database.absolute(), cap_usd, folder.spent_usd)
-        budget = shared_budget(ray, workers, *spent) if source.paid else None
         answers = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             Scorer,
-            fn_constructor_args=[source.model_dump_json(), budget],
+            fn_constructor_args=[source.model_dump_json()],
             compute=ray.data.ActorPoolStrategy(size=workers),
             batch_size=1,
             num_cpus=1,
@@ -178,11 +181,9 @@ def _ask_on_ray(
         )
         try:
             for row in answers.iter_rows():
-                found = json.loads(row["answers"])
-                folder.keep(found)
-                update(folder.n_answered, folder.n_requests)
-                failures.check(found)
-            return ray.get(budget.why_stopped.remote()) if budget else ""
+                folder.keep(one := json.loads(row["answers"]))
+                update(n_answered := n_answered + 1, len(items))
+                failures.check(one)
         except ray.exceptions.RayError as error:
             why = str(error).strip().splitlines()[-1].strip()
             raise ModelError(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from smallfirst.batch.folder import connect
+from smallfirst.batch.folder import BatchFolder
 from smallfirst.deployment.task_deployment import CERTIFICATE, TargetVersions, TaskDeployment
 from smallfirst.errors import ModelError, NotRecorded, RateLimited, RequestRefused, Unauthorised
 from smallfirst.models.few_shot import PromptedModel
@@ -36,9 +36,6 @@ PAUSES_S = (2.0, 10.0, 30.0)
 """Before each further try of a request that certainly cost nothing: an endpoint may be down for a moment."""
 _FREE = (Unauthorised, RateLimited, RequestRefused, NotRecorded)
 """Errors that cost nothing; any other may have been paid for, with an unknown amount."""
-Reserve = Callable[[int, float], Awaitable[float | None]]
-Release = Callable[[int, float], Awaitable[None]]
-"""Those of a Budget."""
 
 
 class ScorerSource(Record):
@@ -104,9 +101,9 @@ class ScorerSource(Record):
 class Scorer:
     """A loaded model that answers parts. Ray makes one in each of its actors, from JSON."""
 
-    def __init__(self, source: str, budget: Any = None) -> None:
-        """Load the model that a ScorerSource in JSON names; `budget` is the actor of a cluster's Budget."""
-        self.source, self.budget = ScorerSource.model_validate_json(source), budget
+    def __init__(self, source: str) -> None:
+        """Load the model that a ScorerSource in JSON names."""
+        self.source = ScorerSource.model_validate_json(source)
         file = read_task_file(Path(self.source.task))
         self.worst_usd: Callable[[str], float] = lambda _: 0.0
         with state_of(file.folder):
@@ -141,44 +138,31 @@ class Scorer:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Answer requests for Ray Data: `file` has them as JSON, and so are the answers."""
-        requests = json.loads(Path(batch["file"][0]).read_bytes())
-        found = run_sync(self._answer_all(requests))
+        found: list[dict[str, Any]] = []
+        run_sync(self.answer(json.loads(Path(batch["file"][0]).read_bytes()), found.append))
         return {"answers": [json.dumps(found, ensure_ascii=False)]}
 
-    async def _answer_all(self, requests: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        if self.budget is None:
-            await self.answer(requests, found.append)
-        else:
-            await self.budget.begin.remote(requests[0][0], requests[-1][0])
-            await self.answer(requests, found.append, self.budget.reserve.remote, self.budget.release.remote)
-        return found
-
     async def answer(
-        self,
-        requests: Sequence[tuple[int, str]],
-        keep: Callable[[dict[str, Any]], None],
-        reserve: Reserve | None = None,
-        release: Release | None = None,
+        self, requests: Mapping[str, str], keep: Callable[[dict[str, Any]], None], budget: Budget | None = None
     ) -> None:
-        """Answer numbered requests, shortest first, so that those of a pass are alike; hand each answer to `keep`.
+        """Answer requests by hash, shortest first, so that those of a pass are alike; hand each answer to `keep`.
 
-        `reserve` sets aside what a request may cost; it is not sent if None comes back.
+        A request is not sent if the budget leaves too little for it.
         """
-        todo = iter(sorted(requests, key=lambda pair: len(pair[1])))
+        todo = iter(sorted(requests.items(), key=lambda pair: len(pair[1])))
 
         async def some() -> None:
-            for number, line in todo:
+            for key, line in todo:
                 request = Request.model_validate({**json.loads(line), "max_tokens": self.max_tokens})
-                amount = None
-                if reserve is not None and (amount := await reserve(number, self.worst_usd(request.text))) is None:
+                amount = await budget.reserve(key, self.worst_usd(request.text)) if budget else 0.0
+                if amount is None:
                     return
-                answer = {"number": number, **await self._answer(request)}
+                answer = {"hash": key, **await self._answer(request)}
                 if answer["cost_usd"] is None:
                     answer["cost_usd"] = amount
                 keep(answer)
-                if release is not None:
-                    await release(number, answer["cost_usd"])
+                if budget:
+                    await budget.cap.release(amount, answer["cost_usd"])
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -215,26 +199,14 @@ class Scorer:
 
 
 class Budget:
-    """What a batch may still cost: the worst case of a request is set aside, on disk too, before it is sent.
+    """What a batch may still cost: the worst case of a request is set aside, on disk too, before it is sent."""
 
-    In one process it is an object; the workers of a cluster share one, an actor beside the process that keeps answers.
-    """
+    def __init__(self, folder: BatchFolder, cap_usd: float | None) -> None:
+        counts = folder.counts
+        self.cap, self.stopped = SpendingCap(cap_usd, counts.cost_usd + counts.lost_usd), ""
+        self._folder = folder
 
-    def __init__(self, database: Path, cap_usd: float | None, spent_usd: float) -> None:
-        self.cap, self.stopped = SpendingCap(cap_usd, spent_usd), ""
-        self._db = connect(database)
-        self._held: dict[int, float] = {}
-
-    async def begin(self, first: int, last: int) -> None:
-        """Begin these requests; what an earlier attempt, now dead, had set aside for any of them counts as paid."""
-        own = (first, last)
-        sent = "WHERE number BETWEEN ? AND ? AND sent_usd IS NOT NULL"
-        self._db.execute(f"INSERT INTO lost SELECT sent_usd FROM requests {sent}", own)
-        self._db.execute(f"UPDATE requests SET sent_usd = NULL {sent}", own)
-        for number in [number for number in self._held if first <= number <= last]:
-            await self.release(number, self._held.get(number, 0.0))
-
-    async def reserve(self, number: int, worst_usd: float) -> float | None:
+    async def reserve(self, key: str, worst_usd: float) -> float | None:
         """Return the amount that is set aside for a request; None if the cap leaves too little."""
         amount = None if self.stopped else await self.cap.reserve(worst_usd)
         if amount is None:
@@ -243,27 +215,8 @@ class Budget:
                 "run the same command with a higher --cap-usd to go on"
             )
             return None
-        self._held[number] = amount
-        self._db.execute("UPDATE requests SET sent_usd = ? WHERE number = ?", (amount, number))
+        self._folder.set_aside(key, amount)
         return amount
-
-    async def release(self, number: int, paid_usd: float) -> None:
-        """Put what was paid for a request in place of what was set aside."""
-        amount = self._held.pop(number, None)
-        if amount is not None:  # else a dead worker's last word came late
-            await self.cap.release(amount, paid_usd)
-
-    async def why_stopped(self) -> str:
-        return self.stopped
-
-
-def shared_budget(ray: Any, n_workers: int, *args: Any) -> Any:
-    """Return a Budget as an actor on this machine; its methods are called as `budget.reserve.remote`."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    at_once = 2 * n_workers * AT_ONCE  # those that wait must not keep out those that release
-    return ray.remote(Budget).options(num_cpus=0, max_concurrency=at_once, scheduling_strategy=here).remote(*args)
 
 
 class _Unaudited(DelegatingModel):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 
 from smallfirst.batch.folder import BatchCounts, BatchFolder, BatchIdentity
 from smallfirst.batch.rows import RowSource
-from smallfirst.batch.scorer import Budget
 from smallfirst.data.row_formats import Columns
 from smallfirst.errors import ConfigError
 
@@ -31,7 +29,7 @@ class Batch:
     def __init__(self, folder: Path) -> None:
         self.out, self.rows = folder / "out", folder / "rows.jsonl"
         self.rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS) + "{\n")
-        self.asked: list[int] = []
+        self.asked: list[str] = []
 
     def open(self, *, retry_errors: bool = False, **changes: Any) -> BatchFolder:
         identity = {
@@ -54,34 +52,29 @@ class Batch:
         if folder.is_done:
             return
 
-        def step(*_: object) -> None:
+        def step() -> None:
             nonlocal steps
             if steps == dies_before:
                 raise Died
             steps += 1
 
         try:
-            folder.read(self.source(), step)
-            for requests in folder.open_requests():
-                for number, request in requests:
+            for number, rows in folder.parts(self.source()):
+                for key, request in folder.open_requests(rows).items():
                     step()
-                    self.asked.append(number)
+                    self.asked.append(key)
                     text = json.loads(request)["messages"][0]["content"]
-                    folder.keep([{"number": number, "answer": text.upper(), "error": None, "cost_usd": 1.0}])
+                    folder.keep([{"hash": key, "answer": text.upper(), "error": None, "cost_usd": 1.0}])
+                step()
+                folder.write(number, rows)
             step()
-            folder.write(self.source())
-            step()
-            folder.close()
+            folder.close(finished=True)
         except Died:
             kill(folder)
             raise
 
     def results(self) -> list[dict[str, Any]]:
         return [row for path in sorted(self.out.glob("part-*")) for row in pq.read_table(path).to_pylist()]
-
-
-def set_aside(folder: BatchFolder, number: int, worst_usd: float) -> float | None:
-    return asyncio.run(Budget(folder.database, None, 0.0).reserve(number, worst_usd))
 
 
 def kill(folder: BatchFolder) -> None:
@@ -101,56 +94,44 @@ def test_a_death_before_any_step_loses_and_doubles_nothing(tmp_path: Path) -> No
             batch.run()
         rows = batch.results()
         assert [row["row"] for row in rows] == list(range(1, 22))
-        assert [row["id"] for row in rows] == [*range(20), None]
+        assert [row["id"] for row in rows] == [*map(str, range(20)), None]
         assert [row["answer"] for row in rows[:20]] == [str(row["text"]).upper() for row in ROWS]
         assert rows[20]["error"] == "bad_row"
         assert "broken JSON" in rows[20]["message"]
-        assert sorted(batch.asked) == list(range(1, 8))
-        assert batch.open().about.counts == BatchCounts(n_rows=21, n_requests=7, n_answered=7, n_errors=1, cost_usd=7.0)
+        assert len(batch.asked) == len({*batch.asked}) == 7
+        assert batch.open().about.counts == BatchCounts(n_rows=21, n_requests=7, n_errors=1, cost_usd=7.0)
     assert not (batch.out / "_work").exists()
-    assert dies_before == 15  # six parts read, seven requests, the writing, and the end
-
-
-def test_a_row_that_was_not_asked_says_so_until_it_is(tmp_path: Path) -> None:
-    batch = Batch(tmp_path)
-    folder = batch.open()
-    folder.read(batch.source(), lambda _: None)
-    assert [[number for number, _ in some] for some in folder.open_requests()] == [[1, 2, 3, 4], [5, 6, 7]]
-    folder.keep([{"number": n, "answer": "a", "error": None, "cost_usd": 0.0} for n in range(1, 7)])
-    folder.write(batch.source())
-    counts = folder.close()
-    assert (counts.n_rows, counts.n_requests, counts.n_answered, counts.n_errors) == (21, 7, 6, 3)
-    assert [row["row"] for row in batch.results() if row["error"] == "not_asked"] == [7, 14]
-    batch.run()
-    assert batch.asked == [7]
-    assert {row["error"] for row in batch.results()} == {None, "bad_row"}
+    assert dies_before == 14  # seven requests, six parts, and the end
 
 
 def test_errors_are_forgotten_on_demand_and_their_cost_is_not(tmp_path: Path) -> None:
     batch = Batch(tmp_path)
     folder = batch.open()
-    folder.read(batch.source(), lambda _: None)
-    assert set_aside(folder, 1, 9.0) == 9.0
-    for number in range(1, 8):
-        failed = number == 6
-        error = {"error": "unavailable", "message": "down"} if failed else {"error": None, "answer": "a"}
-        folder.keep([{"number": number, "cost_usd": 0.5, **error}])
-    folder.write(batch.source())
-    counts = folder.close()
+    for number, rows in folder.parts(batch.source()):
+        for key, request in folder.open_requests(rows).items():
+            folder.set_aside(key, 9.0)
+            error = (
+                {"error": "unavailable", "message": "down"} if "text 5" in request else {"error": None, "answer": "a"}
+            )
+            folder.keep([{"hash": key, "cost_usd": 0.5, **error}])
+        folder.write(number, rows)
+    counts = folder.close(finished=True)
     assert (counts.n_errors, counts.lost_usd) == (4, 0.0)  # three rows repeat the sixth request
     assert [row["message"] for row in batch.results() if row["error"] == "unavailable"] == ["down"] * 3
     assert batch.open().is_done
 
     again = batch.open(retry_errors=True)
-    (((number, _),),) = again.open_requests()
-    assert number == 6
-    assert set_aside(again, 6, 2.0) == 2.0
-    kill(again)
+    number, rows = next(again.parts(batch.source()))
+    ((key, _),) = again.open_requests(rows).items()
+    assert number == 1
+    again.set_aside(key, 2.0)
+    kill(again)  # what was under way counts at its worst case
     last = batch.open()
-    assert last.spent_usd == 6 * 0.5 + 0.5 + 2.0
-    last.keep([{"number": 6, "cost_usd": 0.5, "error": None, "answer": "b"}])
-    last.write(batch.source())
-    assert last.close().n_errors == 1
+    assert last.counts.cost_usd + last.counts.lost_usd == 6 * 0.5 + 0.5 + 2.0
+    last.keep([{"hash": key, "cost_usd": 0.5, "error": None, "answer": "b"}])
+    for number, rows in last.parts(batch.source()):
+        last.write(number, rows)
+    assert last.close(finished=True).n_errors == 1
     assert batch.results()[5]["answer"] == "b"
     assert not (batch.out / "_work").exists()
 

@@ -12,8 +12,7 @@ from fixtures.jobs import Eventually, create_job, event_kinds, job_spec
 
 from smallfirst.errors import ConfigError
 from smallfirst.jobs import queue, worker
-from smallfirst.jobs.job_folder import JobFolder, JobRows, JobSpec
-from smallfirst.registry.runs import client, open_run
+from smallfirst.jobs.job_folder import JobFolder
 
 
 @pytest.fixture(autouse=True)
@@ -74,15 +73,3 @@ def test_a_completed_job_cannot_be_resumed() -> None:
         queue.resume(job, by="somebody")
     assert event_kinds(job) == ["CREATED", "COMPLETED"]
     assert not job.alive
-
-
-def test_an_mlflow_run_whose_id_was_not_recorded_is_closed(spec: JobSpec) -> None:
-    job = create_job(spec.model_copy(update={"name": "killed-early"}), "REQUEUED")
-    other = open_run("toys", "other", tags={"job": "other"})
-    lost = open_run("toys", "killed-early", tags={"job": "killed-early"})  # here the process was killed
-    tracked = worker._open_mlflow_run(job, JobRows.read(job.spec))
-    found = {run_id: client().get_run(run_id).info.status for run_id in (lost.run_id, tracked.run_id, other.run_id)}
-    assert found == {lost.run_id: "KILLED", tracked.run_id: "RUNNING", other.run_id: "RUNNING"}
-    assert job.tracking is not None
-    assert job.tracking.run_id == tracked.run_id
-    job.log.append("STOPPED", "")
