@@ -53,7 +53,6 @@ from smallfirst.models.protocol import ResponseFormat as ResponseFormat
 from smallfirst.models.protocol import Route as Route
 from smallfirst.models.protocol import RouteStep as RouteStep
 from smallfirst.models.protocol import Token as Token
-from smallfirst.models.remote.circuit_breaker import CircuitBreakerConfig as CircuitBreakerConfig
 from smallfirst.models.remote.config import EndpointConfig as EndpointConfig
 from smallfirst.models.remote.config import VllmServer as VllmServer
 from smallfirst.models.remote.http import HttpResponse as HttpResponse

@@ -14,10 +14,8 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from smallfirst.errors import AnswerLost, ModelError, RateLimited, Unavailable
-from smallfirst.models.remote.circuit_breaker import CircuitBreaker, RetryBudget
 from smallfirst.models.remote.config import EndpointConfig
 from smallfirst.models.remote.http import (
     ConnectionBroken,
@@ -38,8 +36,13 @@ from smallfirst.models.remote.responses import (
 from smallfirst.models.usage import Attempt
 
 FIRST_WAIT_S, MAX_WAIT_S = 0.5, 8.0
-BURST = 10
-"""Retries that a quiet endpoint may get at once."""
+RETRY_SHARE, BURST = 0.1, 10
+"""Retries of all requests together are at most this share of them, beside those that a quiet endpoint may get at once.
+A wait that a 429 asks for does not count."""
+MAX_FAILURES = 5
+"""This many failures in a row open the circuit."""
+FIRST_OPEN_S, MAX_OPEN_S = 1.0, 30.0
+"""How long it stays open at first, and at most: doubled with each probe that fails."""
 
 
 class CircuitOpenError(Unavailable):
@@ -51,10 +54,88 @@ class CircuitOpenError(Unavailable):
         """Seconds until it gets requests again."""
 
 
-class _Failure(NamedTuple):
-    error: ModelError
-    retryable: bool
-    retry_after_s: float | None = None
+class RetryBudget:
+    """Retries that are left: each request adds RETRY_SHARE, up to BURST. It starts full."""
+
+    def __init__(self) -> None:
+        self._left = float(BURST)
+
+    def add_request(self) -> None:
+        self._left = min(BURST, self._left + RETRY_SHARE)
+
+    def take(self) -> bool:
+        """Spend one retry; return False if there is none left."""
+        if self._left < 1 - 1e-9:  # ten times 0.1 may add up to a little less than one
+            return False
+        self._left -= 1
+        return True
+
+
+class CircuitBreaker:
+    """Closed: every request is sent. Open: none is. Afterwards one probe is sent, and closes it or reopens it.
+
+    `enter` returns a phase to pass back: a request sent before it opened says nothing about the time after.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._phase = self._n_failures = 0
+        self._open_s = FIRST_OPEN_S
+        self._open_until: float | None = None
+        self._probing = False
+
+    @property
+    def remaining_open_s(self) -> float:
+        """Seconds until a request may be sent; 0 if one may be sent now."""
+        if self._open_until is None:
+            return 0.0
+        return self._open_s if self._probing else max(0.0, self._open_until - self._clock())
+
+    def enter(self) -> int | None:
+        """Return the phase of a request that may be sent now, or None while the circuit is open."""
+        if self.remaining_open_s > 0:
+            return None
+        if self._open_until is not None:
+            self._probing = True
+            self._phase += 1
+        return self._phase
+
+    def record_response(self, phase: int) -> None:
+        """Close the circuit after a probe: the endpoint has begun to answer. The rest of the answer may still fail."""
+        if phase == self._phase and self._probing:
+            self._open_until, self._probing = None, False
+            self._n_failures, self._open_s = 0, FIRST_OPEN_S
+
+    def record_success(self, phase: int) -> None:
+        """Count a complete answer; a refusal is one too."""
+        self.record_response(phase)
+        if phase == self._phase:
+            self._n_failures = 0
+
+    def record_failure(self, phase: int) -> None:
+        """Count an endpoint that was unreachable, broke off, took too long or reported an error of its own."""
+        if phase != self._phase:
+            return
+        self._n_failures += 1
+        if self._probing:
+            self._open_s = min(MAX_OPEN_S, 2 * self._open_s)
+        elif self._n_failures < MAX_FAILURES:
+            return
+        self._phase += 1
+        self._probing = False
+        self._open_until = self._clock() + self._open_s
+
+    def cancel(self, phase: int) -> None:
+        """Let the next request probe if this one was a probe and its caller left before there was a result."""
+        if phase == self._phase and self._probing:
+            self._probing, self._open_until = False, self._clock()
+
+
+class _DidNothing(Exception):
+    """A request that certainly was not worked on, so that it may be sent again."""
+
+    def __init__(self, error: ModelError, retry_after_s: float | None = None) -> None:
+        self.error, self.retry_after_s = error, retry_after_s
 
 
 @dataclass
@@ -82,12 +163,12 @@ class EndpointClient:
         """Connect to nothing yet. `open_session` is called once in each event loop."""
         self._config, self._parser = config, parser
         self._open_session, self._new_attempt, self._sleep = open_session, new_attempt, sleep
-        self._budget = RetryBudget(share=config.retry_share, burst=BURST)
-        self._breaker = CircuitBreaker(config.breaker, clock=clock)
+        self._budget, self._breaker = RetryBudget(), CircuitBreaker(clock)
         self._loops: dict[asyncio.AbstractEventLoop, _LoopState] = {}
         self._n_in_flight = 0
 
     def check(self) -> None:
+        """Raise CircuitOpenError while no request would be sent."""
         if self._breaker.remaining_open_s > 0:
             raise self._circuit_open()
 
@@ -110,30 +191,25 @@ class EndpointClient:
         Raise ModelError, also if the body breaks off.
         """
         response, attempt, phase = await self._send(session, path, body)
+        record, outcome = self._breaker.cancel, "abandoned"  # unless one of these happens
         try:
             yield response, attempt
-            self._breaker.record_success(phase)
-            attempt.end("answered")
+            record, outcome = self._breaker.record_success, "answered"
         except InvalidResponse as error:
-            self._breaker.record_success(phase)
-            attempt.end("invalid answer")
+            record, outcome = self._breaker.record_success, "invalid answer"
             raise self._parser.invalid(error_text(error)) from None
         except (ConnectionBroken, TimeoutError) as error:
-            self._breaker.record_failure(phase)
-            attempt.end("broken off")
+            record, outcome = self._breaker.record_failure, "broken off"
             raise self._parser.lost(f"it broke off ({error_text(error)})", "the answer broke off") from None
         except Unavailable:  # it reported an error itself, or its stream ended early
-            self._breaker.record_failure(phase)
-            attempt.end("broken off")
+            record, outcome = self._breaker.record_failure, "broken off"
             raise
         except ModelError:
-            self._breaker.record_success(phase)
-            attempt.end("invalid answer")
+            record, outcome = self._breaker.record_success, "invalid answer"
             raise
         finally:
-            self._breaker.cancel(phase)
-            if attempt.outcome == "abandoned":
-                attempt.end("abandoned")
+            record(phase)
+            attempt.end(outcome)
             await response.aclose()
 
     async def aclose(self) -> None:
@@ -152,19 +228,20 @@ class EndpointClient:
 
     async def _send(self, session: HttpSession, path: str, body: bytes) -> tuple[HttpResponse, Attempt, int]:
         self._budget.add_request()
-        for attempts in itertools.count(1):
-            result = await self._send_once(session, path, body, attempts)
-            if not isinstance(result, _Failure):
-                return result
-            wait_s = self._wait_s(result, attempts)
-            if wait_s is None:
-                raise result.error
+        for n_tries in itertools.count(1):
+            try:
+                return await self._send_once(session, path, body, n_tries)
+            except _DidNothing as failure:
+                wait_s = self._wait_s(failure, n_tries)
+                if wait_s is None:
+                    raise failure.error from None
             await self._sleep(wait_s)
         raise AssertionError
 
     async def _send_once(
-        self, session: HttpSession, path: str, body: bytes, attempts: int
-    ) -> tuple[HttpResponse, Attempt, int] | _Failure:
+        self, session: HttpSession, path: str, body: bytes, n_tries: int
+    ) -> tuple[HttpResponse, Attempt, int]:
+        """Return the response, its attempt and its phase. Raise ModelError, or _DidNothing if it may be sent again."""
         phase = self._breaker.enter()
         if phase is None:
             raise self._circuit_open()
@@ -175,27 +252,28 @@ class EndpointClient:
             if 200 <= response.status < 300:
                 self._breaker.record_response(phase)
                 return response, attempt, phase
-            failure = await self._refused(response, attempt, attempts)
+            failure = await self._refused(response, attempt, phase, n_tries)
         except (ResponseTimeout, TimeoutError):
+            self._breaker.record_failure(phase)
             attempt.end("timeout")
             what = f"no answer within {timeout_s:g} s"
-            failure = _Failure(self._parser.lost(what, what), retryable=False)
+            failure = self._parser.lost(what, what)
         except NotConnected as error:
+            self._breaker.record_failure(phase)
             attempt.end("not connected", 0.0)
-            failure = _Failure(self._parser.unavailable(f"{error}{after_attempts(attempts)}"), retryable=True)
+            failure = _DidNothing(self._parser.unavailable(f"{error}{after_attempts(n_tries)}"))
         except ConnectionBroken as broken:
+            self._breaker.record_failure(phase)
             attempt.end("broken off")
-            failure = _Failure(self._parser.lost(str(broken), "the connection broke off"), retryable=False)
-        else:
-            if not isinstance(failure.error, Unavailable):
-                self._breaker.record_success(phase)  # an endpoint that refuses is reachable
-                return failure
+            failure = self._parser.lost(str(broken), "the connection broke off")
         finally:
             self._breaker.cancel(phase)
-        self._breaker.record_failure(phase)
-        return failure
+        raise failure from None
 
-    async def _refused(self, response: HttpResponse, attempt: Attempt, attempts: int) -> _Failure:
+    async def _refused(
+        self, response: HttpResponse, attempt: Attempt, phase: int, n_tries: int
+    ) -> ModelError | _DidNothing:
+        """Return the error of a status other than 2xx."""
         start, retry_after = b"", response.header("retry-after")
         try:
             with suppress(TimeoutError):
@@ -203,14 +281,19 @@ class EndpointClient:
                     start = await response.read_start(MAX_REFUSAL_BYTES)
         finally:
             await response.aclose()
-        error = self._parser.refusal(response.status, start, attempts, retry_after=retry_after)
+        error = self._parser.refusal(response.status, start, n_tries, retry_after=retry_after)
         attempt.end(f"HTTP {response.status}", None if isinstance(error, AnswerLost) else 0.0)
-        return _Failure(error, did_nothing(response.status, retry_after), retry_after_s(retry_after))
+        if isinstance(error, Unavailable):
+            self._breaker.record_failure(phase)
+        else:
+            self._breaker.record_success(phase)  # an endpoint that refuses is reachable
+        return _DidNothing(error, retry_after_s(retry_after)) if did_nothing(response.status, retry_after) else error
 
-    def _wait_s(self, failure: _Failure, attempts: int) -> float | None:
-        if not failure.retryable or attempts > self._config.max_retries or self._breaker.remaining_open_s > 0:
+    def _wait_s(self, failure: _DidNothing, n_tries: int) -> float | None:
+        """Return how long to wait before the request is sent again; None if it is not."""
+        if n_tries > self._config.max_retries or self._breaker.remaining_open_s > 0:
             return None
-        backoff_s = min(MAX_WAIT_S, FIRST_WAIT_S * 2 ** (attempts - 1)) * random.uniform(0.5, 1)
+        backoff_s = min(MAX_WAIT_S, FIRST_WAIT_S * 2 ** (n_tries - 1)) * random.uniform(0.5, 1)
         wait_s = backoff_s if failure.retry_after_s is None else failure.retry_after_s
         if wait_s > self._config.timeout_s:  # no caller waits that long for an answer
             return None
@@ -219,7 +302,7 @@ class EndpointClient:
 
     def _circuit_open(self) -> CircuitOpenError:
         wait_s = self._breaker.remaining_open_s
-        error = self._parser.unavailable(f"no requests for another {math.ceil(wait_s)} s ({self._breaker.reason})")
+        error = self._parser.unavailable(f"no requests for another {math.ceil(wait_s)} s: it has failed too often")
         return CircuitOpenError(str(error.args[0]), retry_after_s=wait_s, hint=error.hint)
 
 

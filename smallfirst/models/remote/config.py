@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import ipaddress
 from typing import Annotated, Any, Literal
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 import pydantic
 from pydantic import Field
 
-from smallfirst.models.remote.circuit_breaker import CircuitBreakerConfig
 from smallfirst.records import Record
 
 
 def check_base_url(value: str) -> str:
     """Return the address without a slash at its end. Raise ValueError unless it is a full one without secrets."""
-    url = _split(value)
-    if url.scheme not in ("http", "https") or not url.hostname:
-        raise ValueError("must be a full address such as https://api.example.com/v1")
-    if url.username or url.password:
-        raise ValueError("must hold no user or password; the key comes from the environment")
-    if url.query or url.fragment:
-        raise ValueError("must end with its path: no ? and no #, where a key could stand")
-    return value.rstrip("/")
-
-
-def _split(value: str) -> SplitResult:
     if any(character <= " " or character == "\x7f" for character in value):
         raise ValueError("is not an address: it contains a space or a control character")
     try:
@@ -33,7 +21,13 @@ def _split(value: str) -> SplitResult:
         _ = url.port  # parsed here, or it would only fail on the first request
     except ValueError as error:
         raise ValueError(f"is not an address: {error}") from None
-    return url
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise ValueError("must be a full address such as https://api.example.com/v1")
+    if url.username or url.password:
+        raise ValueError("must hold no user or password; the key comes from the environment")
+    if url.query or url.fragment:
+        raise ValueError("must end with its path: no ? and no #, where a key could stand")
+    return value.rstrip("/")
 
 
 BaseUrl = Annotated[str, pydantic.AfterValidator(check_base_url)]
@@ -56,11 +50,6 @@ class EndpointConfig(Record):
     max_retries: Annotated[int, Field(ge=0)] = 3
     """Attempts after the first, where the endpoint certainly did nothing: no connection, 429, 425, or 503 with
     Retry-After."""
-    retry_share: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Retries of all requests together are at most this share of them, plus ten. A wait that a 429 asks for does not
-    count."""
-    breaker: CircuitBreakerConfig = CircuitBreakerConfig()
-    """After which failures no requests are sent, and for how long."""
     max_concurrency: Annotated[int, Field(ge=1)] = 8
     """Requests in flight at most; the others wait."""
     priced_by: Literal["tokens", "machine", "billed"] | None = None

@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from smallfirst.errors import AnswerLost, BadAnswer, ConfigError, ModelError, PriceUnknown
-from smallfirst.models.protocol import Capability, Chunk, Completion, Embeddings, Request, ResponseFormat
+from smallfirst.models.protocol import Capability, Chunk, Completion, Request, ResponseFormat
 from smallfirst.models.remote.client import EndpointClient
 from smallfirst.models.remote.config import EndpointConfig
 from smallfirst.models.remote.http import HttpResponse, HttpSession
@@ -43,8 +42,6 @@ __all__ = ["EndpointConfig", "EndpointModel", "open_session"]
 
 _log = logging.getLogger("smallfirst.endpoint")
 CHAT = "/chat/completions"
-MAX_VECTOR_BYTES = 128 * 1024
-"""Most bytes of one text's vector in a response."""
 
 
 def open_session(config: EndpointConfig, key: str, *, unix_socket: Path | None = None) -> HttpSession:
@@ -63,9 +60,9 @@ class EndpointModel(CallableModel):
     """A model behind an OpenAI-compatible address; usable from several `asyncio.run` calls."""
 
     capabilities: frozenset[Capability] = frozenset(
-        {Capability.STREAM, Capability.JSON, Capability.LOGPROBS, Capability.EMBEDDINGS, Capability.READINESS}
+        {Capability.STREAM, Capability.JSON, Capability.LOGPROBS, Capability.READINESS}
     )
-    """All that OpenAI's API has; whether an endpoint offers them shows when it is asked."""
+    """Whether an endpoint offers them shows when it is asked. Embeddings are asked of it directly."""
 
     def __init__(
         self,
@@ -98,7 +95,7 @@ class EndpointModel(CallableModel):
         return self.config.model
 
     async def complete(self, request: Request) -> Completion:
-        async with self._asking(request, CHAT, self._body(request), n_unseen=request.max_tokens) as (answer, response):
+        async with self._asking(request, self._body(request), n_unseen=request.max_tokens) as (answer, response):
             async with asyncio.timeout(self.config.timeout_s):
                 content = await response.read(max_bytes=max_response_bytes(request))
             self._parser.parse_body(content, answer)
@@ -107,25 +104,13 @@ class EndpointModel(CallableModel):
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
         """Yield the answer piece by piece; never retry once a piece has come. Raise ModelError."""
         body = self._body(request) | {"stream": True, "stream_options": {"include_usage": True}}
-        async with self._asking(request, CHAT, body) as (answer, response):
+        async with self._asking(request, body) as (answer, response):
             async for data in response.events(max_bytes=max_response_bytes(request, stream=True)):
                 if (chunk := self._parser.parse_event(data, answer)) is not None:
                     yield chunk
             if answer.finish_reason is None:
                 raise self._parser.lost("it broke off (the stream ended early)", "the answer broke off")
         yield Chunk(completion=self._completion(answer))
-
-    async def embed(self, texts: Sequence[str]) -> Embeddings:
-        if not texts:
-            return Embeddings([], 0, 0.0)
-        body = {"model": self.config.model, "input": list(texts), "encoding_format": "float"}
-        async with self._asking(Request.ask("\n".join(texts)), "/embeddings", body) as (answer, response):
-            async with asyncio.timeout(self.config.timeout_s):
-                content = await response.read(max_bytes=(1 + len(texts)) * MAX_VECTOR_BYTES)
-            found = self._parser.parse_embeddings(content, len(texts), max_tokens=answer.max_prompt_tokens)
-            answer.reported = answer.reported.then(read_usage(found.model_dump(include={"usage"})))
-        vectors, charge = [_normalized(item.embedding) for item in found.data], answer.charge
-        return Embeddings(vectors, charge.tokens.prompt_tokens, charge.usd or 0.0, (charge,))
 
     async def ready(self) -> None:
         self._client.check()
@@ -135,7 +120,7 @@ class EndpointModel(CallableModel):
 
     @asynccontextmanager
     async def _asking(
-        self, request: Request, path: str, fields: dict[str, Any], *, n_unseen: int = 0
+        self, request: Request, fields: dict[str, Any], *, n_unseen: int = 0
     ) -> AsyncIterator[tuple[PartialAnswer, HttpResponse]]:
         """Send the fields; yield an answer to be filled from the response, and price it at the end. Raise ModelError.
 
@@ -146,7 +131,7 @@ class EndpointModel(CallableModel):
             # A token is at least one byte of what was sent.
             answer = PartialAnswer(len(body) + MAX_HIDDEN_TOKENS, request.max_tokens + MAX_HIDDEN_TOKENS)
             with self._report(answer, request, share, n_unseen):
-                async with self._client.post(session, path, body) as (response, attempt):
+                async with self._client.post(session, CHAT, body) as (response, attempt):
                     answer.begun = True
                     answer.reported = read_usage({}, {name: response.header(name) for name in COST_HEADERS})
                     yield answer, response
@@ -226,11 +211,6 @@ def _response_format(wanted: ResponseFormat | None) -> dict[str, Any] | None:
         return {"type": "json_object"}
     schema = {"name": wanted.name or "answer", "schema": wanted.json_schema, "strict": wanted.strict}
     return {"type": "json_schema", "json_schema": schema}
-
-
-def _normalized(vector: list[float]) -> list[float]:
-    length = math.hypot(*vector)
-    return [value / length for value in vector] if length else vector
 
 
 def is_priced_by_tokens(config: EndpointConfig, prices: PriceBook) -> bool:

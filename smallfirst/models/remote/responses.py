@@ -36,7 +36,6 @@ MAX_TOKENS_IN_ANSWER = 256 * 1024
 
 # The fields used of OpenAI's responses and stream events; others are ignored.
 
-
 _Count = Annotated[int, Field(ge=0, strict=True)]
 
 
@@ -85,11 +84,8 @@ class _Choice(pydantic.BaseModel):
         return tuple(one.as_token() for one in written or ())
 
 
-class _EmbeddingUsage(pydantic.BaseModel, extra="allow"):
+class _Usage(pydantic.BaseModel, extra="allow"):
     prompt_tokens: _Count
-
-
-class _Usage(_EmbeddingUsage):
     completion_tokens: _Count
 
 
@@ -99,18 +95,6 @@ class _ChatCompletion(pydantic.BaseModel):
     service_tier: str | None = None
     smallfirst: dict[str, Any] | None = None
     error: Any = None
-
-
-class _Embedding(pydantic.BaseModel):
-    index: int
-    embedding: list[Annotated[float, Field(allow_inf_nan=False)]] = Field(min_length=1)
-
-
-class EmbeddingsBody(pydantic.BaseModel):
-    """The fields used of an embeddings response."""
-
-    data: list[_Embedding]
-    usage: _EmbeddingUsage | None = None
 
 
 @dataclass
@@ -172,21 +156,6 @@ class ResponseParser:
         answer.n_chunks += bool(piece)
         answer.tokens.extend(tokens)
         return Chunk(text=piece, tokens=tokens) if piece or tokens else None
-
-    def parse_embeddings(self, content: bytes, n: int, *, max_tokens: int) -> EmbeddingsBody:
-        """Return the embeddings of `n` texts in the order of the texts. Raise BadAnswer."""
-        try:
-            body = EmbeddingsBody.model_validate_json(content)
-        except pydantic.ValidationError as error:
-            raise self._not_embeddings(content, _reason(error)) from None
-        body.data.sort(key=lambda item: item.index)
-        if [item.index for item in body.data] != list(range(n)):
-            raise self._not_embeddings(content, "not one vector for each text")
-        if len({len(item.embedding) for item in body.data}) > 1:
-            raise self._not_embeddings(content, "vectors of different lengths")
-        if body.usage is not None and body.usage.prompt_tokens > max_tokens:
-            raise self._not_embeddings(content, f"usage of more than {max_tokens:,} tokens for this request")
-        return body
 
     def refusal(self, status: int, start: bytes, attempts: int, *, retry_after: str = "") -> ModelError:
         """Return the error for a status; `start` is the beginning of its body."""
@@ -252,14 +221,6 @@ class ResponseParser:
         return BadAnswer(
             f"{self.url} answered with something that is not a chat completion ({reason}): {self._quoted(content)}",
             hint="check that base_url ends where the API begins, usually /v1",
-            reason=reason,
-        )
-
-    def _not_embeddings(self, content: bytes, reason: str) -> BadAnswer:
-        return BadAnswer(
-            f"{self.base_url}/embeddings did not answer with one vector for each text ({reason}):"
-            f" {self._quoted(content)}",
-            hint=f'check that "{self.model}" is an embedding model there',
             reason=reason,
         )
 

@@ -15,7 +15,7 @@ import pytest
 
 from smallfirst.errors import AnswerLost, BadAnswer, ModelError, RateLimited, Unavailable
 from smallfirst.models.protocol import Capability, Completion, Request
-from smallfirst.models.remote.client import BURST, CircuitOpenError
+from smallfirst.models.remote.client import BURST, MAX_FAILURES, CircuitBreaker, CircuitOpenError, RetryBudget
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
 from smallfirst.models.usage import collect_attempts
 from smallfirst.pricing.prices import PriceBook
@@ -323,10 +323,12 @@ def test_a_cancelled_request_gives_up_its_connection_and_its_slot(server: Server
 # --- the budget and the breaker ------------------------------------------------------------------
 
 
-def test_retries_of_all_requests_together_stay_within_the_budget(server: Server) -> None:
+def test_retries_of_all_requests_together_stay_within_the_budget(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.deeds = [BUSY]
-    model = server.model(breaker={"max_consecutive_failures": 10_000, "min_requests": 10_000})
-    errors = all_of(model, 40)
+    monkeypatch.setattr("smallfirst.models.remote.client.MAX_FAILURES", 10_000)
+    errors = all_of(server.model(), 40)
     assert {type(error) for error in errors} == {Unavailable}
     # What there was at first, and a tenth of 40; what came in while there were still ten is lost.
     assert 40 + BURST < len(server.heads) <= 40 + BURST + 4
@@ -335,7 +337,7 @@ def test_retries_of_all_requests_together_stay_within_the_budget(server: Server)
 def test_a_wait_that_the_endpoint_names_with_429_is_not_counted(server: Server) -> None:
     server.deeds = [reply("429 Too Many Requests", b"", "Retry-After: 1")]
     with pytest.raises(RateLimited):
-        ask(server.model(retry_share=0, max_retries=BURST + 5))
+        ask(server.model(max_retries=BURST + 5))
     assert len(server.heads) == 1 + BURST + 5
 
 
@@ -343,7 +345,7 @@ def test_after_failures_in_a_row_nobody_is_sent_there_until_a_probe_is_answered(
     server.deeds = [BUSY]
     model = server.model(max_retries=0)
     assert [type(error) for error in all_of(model, 5)] == [Unavailable] * 5
-    with pytest.raises(CircuitOpenError, match=r"no requests for another 1 s \(5 failures in a row\)") as caught:
+    with pytest.raises(CircuitOpenError, match="no requests for another 1 s") as caught:
         ask(model)
     assert (caught.value.retry_after_s, caught.value.retryable, len(server.heads)) == (1, True, 5)
     server.deeds, server.now_s = [OK], 101
@@ -352,9 +354,9 @@ def test_after_failures_in_a_row_nobody_is_sent_there_until_a_probe_is_answered(
 
 def test_retries_stop_when_the_breaker_opens(server: Server) -> None:
     server.deeds = [BUSY]
-    with pytest.raises(Unavailable, match="HTTP 503 after 2 tries"):
-        ask(server.model(breaker={"max_consecutive_failures": 2}))
-    assert len(server.heads) == 2
+    with pytest.raises(Unavailable, match=f"HTTP 503 after {MAX_FAILURES} tries"):
+        ask(server.model(max_retries=10))
+    assert len(server.heads) == MAX_FAILURES
 
 
 @pytest.mark.parametrize(
@@ -362,14 +364,13 @@ def test_retries_stop_when_the_breaker_opens(server: Server) -> None:
 )
 def test_a_refusal_shows_that_the_endpoint_is_there(server: Server, deed: Deed, kind: type[ModelError]) -> None:
     server.deeds = [deed]
-    model = server.model(max_retries=0, breaker={"max_consecutive_failures": 2})
-    assert [type(error) for error in all_of(model, 4)] == [kind] * 4
+    assert [type(error) for error in all_of(server.model(max_retries=0), 6)] == [kind] * 6
 
 
 def test_streams_that_break_off_open_the_breaker(server: Server) -> None:
     server.deeds = [say_and_hang_up(CHUNKED + piece("half"))]
-    model = server.model(breaker={"max_consecutive_failures": 2})
-    for _ in range(2):
+    model = server.model()
+    for _ in range(MAX_FAILURES):
         with pytest.raises(Unavailable, match="broke off"):
             streamed(model)
     with pytest.raises(CircuitOpenError):
@@ -377,7 +378,7 @@ def test_streams_that_break_off_open_the_breaker(server: Server) -> None:
 
 
 def test_ready_asks_nobody_and_raises_while_the_breaker_is_open(server: Server) -> None:
-    model = server.model(max_retries=0, breaker={"max_consecutive_failures": 1})
+    model = server.model(max_retries=MAX_FAILURES)
     assert Capability.READINESS in model.capabilities
     asyncio.run(model.ready())
     assert server.heads == []
@@ -388,3 +389,137 @@ def test_ready_asks_nobody_and_raises_while_the_breaker_is_open(server: Server) 
         asyncio.run(model.ready())
     server.now_s += 1
     asyncio.run(model.ready())
+
+
+def test_a_quiet_endpoint_gets_the_burst_and_then_a_tenth_of_its_requests() -> None:
+    budget = RetryBudget()
+    for _ in range(1000):
+        budget.add_request()  # what is not used does not pile up
+    assert [budget.take() for _ in range(BURST + 2)] == [True] * BURST + [False] * 2
+    granted = 0
+    for _ in range(100):
+        budget.add_request()
+        granted += budget.take()
+    assert granted == 10
+
+
+class Clock:
+    """Time that only moves when told."""
+
+    now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def entered(breaker: CircuitBreaker) -> int:
+    phase = breaker.enter()
+    assert phase is not None
+    return phase
+
+
+def fail(breaker: CircuitBreaker, times: int = MAX_FAILURES) -> None:
+    for _ in range(times):
+        breaker.record_failure(entered(breaker))
+
+
+def half_open(clock: Clock) -> CircuitBreaker:
+    """A breaker that has opened and lets one probe through."""
+    breaker = CircuitBreaker(clock)
+    fail(breaker)
+    clock.now_s += 1
+    return breaker
+
+
+def wait_of(breaker: CircuitBreaker) -> float:
+    assert breaker.enter() is None
+    return breaker.remaining_open_s
+
+
+def test_failures_in_a_row_open_it_and_a_success_between_does_not(clock: Clock) -> None:
+    breaker = CircuitBreaker(clock)
+    fail(breaker, MAX_FAILURES - 1)
+    breaker.record_success(entered(breaker))
+    fail(breaker, MAX_FAILURES - 1)
+    assert breaker.remaining_open_s == 0
+    fail(breaker, 1)
+    assert wait_of(breaker) == 1
+    clock.now_s += 0.75
+    assert wait_of(breaker) == 0.25
+
+
+def test_after_the_rest_one_probe_goes_and_its_success_lets_all_in(clock: Clock) -> None:
+    breaker = half_open(clock)
+    probe = entered(breaker)
+    assert wait_of(breaker) == 1  # nobody else, until the probe is back
+    breaker.record_success(probe)
+    assert entered(breaker) == entered(breaker)
+    fail(breaker, MAX_FAILURES - 1)
+    assert breaker.remaining_open_s == 0  # the count began anew
+
+
+def test_each_failed_probe_doubles_the_rest_up_to_the_longest_and_a_success_ends_that(clock: Clock) -> None:
+    breaker = CircuitBreaker(clock)
+    fail(breaker)
+    rests = []
+    for _ in range(6):
+        clock.now_s += breaker.remaining_open_s
+        fail(breaker, 1)
+        rests.append(breaker.remaining_open_s)
+    assert rests == [2, 4, 8, 16, 30, 30]
+    clock.now_s += 30
+    breaker.record_success(entered(breaker))
+    fail(breaker)
+    assert breaker.remaining_open_s == 1
+
+
+def test_what_began_before_it_opened_changes_nothing_afterwards(clock: Clock) -> None:
+    breaker = CircuitBreaker(clock)
+    early, late = entered(breaker), entered(breaker)
+    fail(breaker)
+    clock.now_s += 0.5
+    breaker.record_success(early)
+    breaker.record_failure(late)
+    assert wait_of(breaker) == 0.5
+    clock.now_s += 0.5
+    probe = entered(breaker)
+    breaker.record_success(early)
+    assert wait_of(breaker) == 1
+    breaker.record_success(probe)
+    assert breaker.remaining_open_s == 0
+
+
+def test_a_probe_whose_caller_left_may_be_repeated_at_once(clock: Clock) -> None:
+    breaker = half_open(clock)
+    breaker.cancel(entered(breaker))
+    breaker.record_success(entered(breaker))
+    assert breaker.remaining_open_s == 0
+
+
+def test_a_probe_that_is_answered_lets_others_in_and_its_broken_end_counts_as_one_failure(clock: Clock) -> None:
+    breaker = half_open(clock)
+    probe = entered(breaker)
+    breaker.record_response(probe)
+    assert breaker.remaining_open_s == 0
+    breaker.record_failure(probe)
+    fail(breaker, MAX_FAILURES - 2)
+    assert breaker.remaining_open_s == 0
+    fail(breaker, 1)
+    assert breaker.remaining_open_s == 1
+
+
+def test_a_probe_that_cannot_connect_doubles_the_rest(server: Server) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    model = server.model(base_url=url, max_retries=0)
+    all_of(model, MAX_FAILURES)
+    server.now_s += 1
+    all_of(model, 1)
+    with pytest.raises(CircuitOpenError) as caught:
+        ask(model)
+    assert caught.value.retry_after_s == 2

@@ -23,10 +23,8 @@ from smallfirst.errors import (
     Unavailable,
 )
 from smallfirst.models.protocol import (
-    Capability,
     Chunk,
     Completion,
-    Embeddings,
     Model,
     Request,
     ResponseFormat,
@@ -253,49 +251,6 @@ def test_token_probabilities_of_a_stream_come_with_their_pieces_and_all_with_the
     assert [piece.tokens for piece in pieces] == [TOKENS[:1], TOKENS[1:]]
     assert last.completion is not None
     assert last.completion.tokens == TOKENS
-
-
-# --- vectors -------------------------------------------------------------------------------------
-
-
-def embed(model: EndpointModel, *texts: str) -> Embeddings:
-    return asyncio.run(model.embed(texts))
-
-
-def test_vectors_come_in_the_order_of_their_texts_and_have_length_1() -> None:
-    data = [{"index": 1, "embedding": [0.0, 2.0]}, {"index": 0, "embedding": [3.0, 4.0]}]
-    api = Api(ok({"data": data, "usage": {"prompt_tokens": 1000, "total_tokens": 1000}}))
-    model = api.model()
-    found = embed(model, "a", "b")
-    assert Capability.EMBEDDINGS in model.capabilities
-    assert found.vectors == [[pytest.approx(0.6), pytest.approx(0.8)], [0.0, 1.0]]
-    assert (found.n_tokens, found.cost_usd) == (1000, pytest.approx(0.002))  # at $2 per million
-    assert api.requests[0][0] == "/embeddings"
-    assert api.body() == {"model": "big", "input": ["a", "b"], "encoding_format": "float"}
-
-
-def test_vectors_of_a_machine_cost_its_time() -> None:
-    book = PriceBook(machine=MachinePrice(usd_per_hour=3.6, utilisation=1))
-    api = Api(ok({"data": [{"index": 0, "embedding": [1.0]}]}))
-    assert embed(api.model(book, base_url="http://127.0.0.1:9/v1", model="our-70b"), "a").cost_usd > 0
-
-
-def test_no_texts_ask_nobody() -> None:
-    api = Api(ok())
-    assert embed(api.model()) == Embeddings([], 0, 0.0)
-    assert api.requests == []
-
-
-@pytest.mark.parametrize("indexes", [[0], [0, 0], [1, 2]])
-def test_vectors_that_do_not_fit_the_texts_are_a_bad_answer(indexes: list[int]) -> None:
-    data = [{"index": i, "embedding": [1.0]} for i in indexes]
-    with pytest.raises(BadAnswer, match="did not answer with one vector for each text"):
-        embed(Api(ok({"data": data, "usage": ANSWER["usage"]})).model(), "a", "b")
-
-
-def test_vectors_whose_tokens_nobody_counted_have_no_price() -> None:
-    with pytest.raises(BadAnswer, match="did not say how many tokens"):
-        embed(Api(ok({"data": [{"index": 0, "embedding": [1.0]}]})).model(), "a")
 
 
 # --- streams -------------------------------------------------------------------------------------
