@@ -33,6 +33,7 @@ pytest_plugins = [
     "fixtures.ray_cluster",
     "fixtures.registry",
     "fixtures.report",
+    "fixtures.takeover",
     "fixtures.training",
     "fixtures.vllm_server",
     "fixtures.warm_processes",

@@ -28,10 +28,10 @@ WORDS = {str: "text", int: "integer", float: "number", bool: "true or false", Pa
 
 def settings_page() -> str:
     """Return the page of all settings of task.yaml and gateway.yaml."""
-    from smallfirst.gateway.settings import GatewaySettings
     from smallfirst.project.task_file import TaskFile
     from smallfirst.routing.policies import POLICIES
     from smallfirst.tasks import TASK_KINDS
+    from smallfirst.traffic.settings import GatewaySettings
 
     lines = [
         "# Settings of task.yaml and gateway.yaml",

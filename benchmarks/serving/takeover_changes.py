@@ -22,12 +22,12 @@ from typing import Any
 
 from benchmarks.serving.takeover_upstream import ASKED, MODEL, Row, instructions, recorded, response
 from smallfirst.gateway.http import GatewayRequest, UpstreamAnswer
-from smallfirst.gateway.takeover.takeovers import TakeOvers
-from smallfirst.gateway.takeover.tasks import TakenOverTasks
+from smallfirst.gateway.tasks import TakenOverTasks
 from smallfirst.gateway.upstreams import Target
 from smallfirst.models.protocol import Request
 from smallfirst.routing.router import Decision, Router
 from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.traffic.takeovers import TakeOvers
 
 CHANGE_AT = 1_000
 MOST = 4_000

@@ -27,11 +27,11 @@ from sklearn.metrics import homogeneity_completeness_v_measure
 from benchmarks.datasets import RESULTS
 from benchmarks.traffic.mixed_log import mixed_log, noise_log
 from smallfirst.stats.intervals import wilson
-from smallfirst.traffic.discovery.cases import Case, read_cases
+from smallfirst.traffic.discovery.mine import MIN_REQUESTS, Miner
 from smallfirst.traffic.discovery.tasks import find_tasks
+from smallfirst.traffic.discovery.wordings import Case, read_cases
 from smallfirst.traffic.exchange import Exchange
-from smallfirst.traffic.messages import read_answer, read_prompt
-from smallfirst.traffic.templates.mine import MIN_REQUESTS, Miner
+from smallfirst.traffic.wire.dialects import read_answer, read_prompt
 
 FOUND = 0.9
 """A wording is found if a group holds this share of its requests, and this share of the group is of the wording."""

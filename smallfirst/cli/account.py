@@ -227,8 +227,8 @@ def _made(
 def _evaluated(files: Sequence[TaskFile], rows: Ledger) -> dict[str, Amount]:
     """Return the large model's cost in the last evaluation of each task, where there is one."""
     from smallfirst.billing.saved import evaluated_costs
-    from smallfirst.gateway.takeover.takeovers import TakeOvers
-    from smallfirst.gateway.task_table import learnt_folders
+    from smallfirst.gateway.page import learnt_folders
+    from smallfirst.traffic.takeovers import TakeOvers
 
     served: dict[str, Path | None] = {one.task: None for one in rows.sums(by=("task",)) if one.task}
     named = {file.name: file.folder for file in files}

@@ -12,9 +12,9 @@ from smallfirst.cli.options import JSON, LEDGER, PATH, show, verb
 from smallfirst.progress import Progress, format_table
 
 if TYPE_CHECKING:
-    from smallfirst.gateway.settings import GatewaySettings
     from smallfirst.traffic.discovery.found import Discovery
     from smallfirst.traffic.exchange import Exchange
+    from smallfirst.traffic.settings import GatewaySettings
 
 
 @verb(
@@ -37,16 +37,15 @@ def proxy(gateway_yaml: Path | None, upstream: str | None, keep: bool, host: str
     from smallfirst.gateway.access import Access, check_exposure
     from smallfirst.gateway.app import Gateway
     from smallfirst.gateway.capture import Capture
-    from smallfirst.gateway.decisions.routes import DecisionRoutes
+    from smallfirst.gateway.decisions import DecisionRoutes
+    from smallfirst.gateway.page import DISCOVERED, page_routes, task_routes
     from smallfirst.gateway.server import run
-    from smallfirst.gateway.settings import CaptureSettings, read_gateway_file
-    from smallfirst.gateway.takeover.page import page_routes
-    from smallfirst.gateway.takeover.tasks import TakenOverTasks
-    from smallfirst.gateway.task_table import DISCOVERED, task_routes
+    from smallfirst.gateway.tasks import TakenOverTasks
     from smallfirst.paths import home, ledger_place, state_of
     from smallfirst.serving.auth.keys import home_key_store
     from smallfirst.serving.ledger.ledger import Ledger
     from smallfirst.serving.server import listen
+    from smallfirst.traffic.settings import CaptureSettings, read_gateway_file
 
     settings = read_gateway_file(gateway_yaml, upstream=upstream)
     if keep and settings.capture is None:
@@ -101,9 +100,9 @@ def discover(sources: tuple[str, ...], out: Path, max_error: str, most: int, as_
     SOURCE is a file or folder of logs, or mlflow:EXPERIMENT; left out: what the proxy has kept. OUT gets report.html,
     discovery.json, and a folder with task.yaml and rows for each task that a small model might answer.
     """
-    from smallfirst.traffic.discovery import page
     from smallfirst.traffic.discovery.discover import discover as discover_tasks
     from smallfirst.traffic.discovery.draft import unknown_terms
+    from smallfirst.traffic.discovery.found import save_report
 
     settings = _settings()
     exchanges, problems = _exchanges(sources, settings)
@@ -118,7 +117,7 @@ def discover(sources: tuple[str, ...], out: Path, max_error: str, most: int, as_
         log=Progress().log,
     )
     found.save(out / "discovery.json")
-    report = page.save(found, out / "report.html")
+    report = save_report(found, out / "report.html")
     show(found, as_json, _in_words)
     if as_json:
         return
@@ -130,7 +129,7 @@ def discover(sources: tuple[str, ...], out: Path, max_error: str, most: int, as_
 
 def _settings() -> GatewaySettings | None:
     """Return the proxy's settings, if there are any here."""
-    from smallfirst.gateway.settings import FILE_NAME, read_gateway_file
+    from smallfirst.traffic.settings import FILE_NAME, read_gateway_file
 
     return read_gateway_file(Path(FILE_NAME)) if Path(FILE_NAME).is_file() else None
 
@@ -142,9 +141,9 @@ def _exchanges(sources: Sequence[str], settings: GatewaySettings | None) -> tupl
 
     if sources:
         return read_logs(sources, prices=settings.prices if settings else None)
-    from smallfirst.gateway.settings import CaptureSettings
     from smallfirst.paths import state_folder
     from smallfirst.traffic.capture_store import FILE_NAME, CaptureStore
+    from smallfirst.traffic.settings import CaptureSettings
 
     store = state_folder() / FILE_NAME
     if not store.is_file():
@@ -160,7 +159,7 @@ def _exchanges(sources: Sequence[str], settings: GatewaySettings | None) -> tupl
 def _in_words(found: Discovery) -> list[str]:
     """Return the tasks as a table, and how much can move."""
     from smallfirst.pricing.money import format_usd
-    from smallfirst.traffic.discovery.page import headline
+    from smallfirst.traffic.discovery.found import headline
 
     rows = [["task", "answers", "requests", "bill a month", "can move", ""]]
     for task in found.tasks:
@@ -186,7 +185,7 @@ def learn(folder: Path, minutes: float | None, as_json: bool) -> None:
     FOLDER is a task that was drafted from traffic. People's right answers in its corrections.jsonl win over the large
     model's. Afterwards the task is in shadow: the small model is compared with the large one, which answers.
     """
-    from smallfirst.gateway.takeover.learning import learn as learn_task
+    from smallfirst.traffic.learning import learn as learn_task
 
     found = learn_task(folder, progress=Progress(), minutes=minutes)
     show(found, as_json)
@@ -204,7 +203,7 @@ def take_over(task: str, share: float, accept_format: bool) -> None:
     Of that share it answers what its certificate covers, in the large model's format; everything else passes. A
     running proxy follows within a second.
     """
-    from smallfirst.gateway.takeover.takeovers import TakeOvers
+    from smallfirst.traffic.takeovers import TakeOvers
 
     file = TakeOvers()
     taken = file.get(task)
@@ -220,7 +219,7 @@ def take_over(task: str, share: float, accept_format: bool) -> None:
 @click.argument("task")
 def give_back(task: str) -> None:
     """Let the large model answer all of a task's requests again."""
-    from smallfirst.gateway.takeover.takeovers import TakeOvers
+    from smallfirst.traffic.takeovers import TakeOvers
 
     file = TakeOvers()
     file.put(file.get(task).moved("shadow", cause="person", why="given back by a person", share=0.0))
@@ -237,7 +236,7 @@ def tasks(discovered: Path, days: int, as_json: bool) -> None:
     FOLDER is where `discover` wrote its tasks. A running proxy shows the same on its page at /, and as JSON under
     /v1/smallfirst/tasks.
     """
-    from smallfirst.gateway.task_table import HEADING, read_task_table
+    from smallfirst.gateway.page import HEADING, read_task_table
     from smallfirst.paths import state_folder
 
     table = read_task_table(state_folder(), discovered, days=days)

@@ -16,25 +16,30 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from smallfirst.gateway.access import Access, may_ask
-from smallfirst.gateway.assembly import read_response
 from smallfirst.gateway.capture import Capture
-from smallfirst.gateway.forwarding import BrokenOff, Client, Copy, Receive, Send, pass_back
 from smallfirst.gateway.http import (
+    BrokenOff,
     Captured,
+    Client,
+    Copy,
     GatewayRequest,
     GatewayResponse,
+    Receive,
+    Send,
     UpstreamAnswer,
     json_response,
+    pass_back,
+    read_response,
     refusal,
 )
-from smallfirst.gateway.settings import GatewaySettings
 from smallfirst.gateway.upstreams import Target, Upstreams
 from smallfirst.serving.admission import ClientDisconnected, cancel_on_disconnect
 from smallfirst.serving.error_responses import server_error
 from smallfirst.serving.openai.errors import ApiError
+from smallfirst.traffic.settings import GatewaySettings
 
 if TYPE_CHECKING:  # a proxy without learnt tasks needs no models
-    from smallfirst.gateway.takeover.tasks import TakenOverTasks
+    from smallfirst.gateway.tasks import TakenOverTasks
 
 _log = logging.getLogger("smallfirst.gateway")
 _MOST_COPIED = 4 * 1024 * 1024

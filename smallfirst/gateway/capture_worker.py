@@ -20,12 +20,10 @@ from typing import Any
 
 from smallfirst.data.redacted_logs import redact_logs
 from smallfirst.errors import SmallfirstError
-from smallfirst.gateway.assembly import is_stream, read_response
-from smallfirst.gateway.capture import FRAME, WorkerOrder
-from smallfirst.gateway.ring import Ring
-from smallfirst.traffic.billing import billed
+from smallfirst.gateway.capture import FRAME, Ring, WorkerOrder
+from smallfirst.gateway.http import is_stream, read_response
 from smallfirst.traffic.capture_store import CaptureStore, CaptureUnavailable
-from smallfirst.traffic.exchange import Exchange
+from smallfirst.traffic.exchange import Exchange, billed
 
 _log = logging.getLogger("smallfirst.gateway")
 _BATCH = 100

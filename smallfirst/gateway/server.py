@@ -12,7 +12,7 @@ import uvicorn
 
 from smallfirst.data.redacted_logs import redact_logs
 from smallfirst.gateway.app import Gateway
-from smallfirst.gateway.forwarding import BrokenOff
+from smallfirst.gateway.http import BrokenOff
 from smallfirst.serving.http_limits import ConnectionLimits, limited_protocol
 
 DRAIN_S = 30

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 import time
 from collections.abc import AsyncIterator
+from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import aiohttp
 import yarl
 
-from smallfirst.gateway.assembly import READABLE
 from smallfirst.gateway.credentials import Credentials
-from smallfirst.gateway.http import OWN_PREFIX, GatewayRequest, RawHeaders, UpstreamAnswer
-from smallfirst.gateway.model_name import find_model, with_model
-from smallfirst.gateway.settings import GatewaySettings, Upstream
+from smallfirst.gateway.http import OWN_PREFIX, READABLE, GatewayRequest, RawHeaders, UpstreamAnswer
 from smallfirst.models.remote.config import is_loopback
 from smallfirst.models.remote.http import IDLE_TIMEOUT_S, certificates, proxy_for
 from smallfirst.serving.openai.errors import ApiError
+from smallfirst.traffic.settings import GatewaySettings, Upstream
 
 UPSTREAM_HEADER = b"x-smallfirst-upstream"
 """A client may name the upstream itself, for routes whose requests name no model."""
@@ -243,3 +244,65 @@ def _failure(error: Exception, upstream: str) -> UpstreamFailed:
     if isinstance(error, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError | ConnectionError):
         return UpstreamFailed(502, "upstream_disconnected", f'The upstream "{upstream}" broke the connection off.')
     return UpstreamFailed(502, "upstream_invalid", f'What the upstream "{upstream}" answered is not valid HTTP.')
+
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+_scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
+_FORM_FIELD = re.compile(rb'name="?model"?[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]*)\r\n--', re.IGNORECASE)
+
+
+class NamedModel(NamedTuple):
+    """A model's name and where it stands in a body."""
+
+    name: str
+    start: int
+    """First byte of the value, quotes included in JSON."""
+    end: int
+
+
+def find_model(content_type: bytes, body: bytes) -> NamedModel | None:
+    """Return the model that a JSON or multipart body names at its top level; None if there is none."""
+    if content_type[:19].lower() == b"multipart/form-data":
+        found = _FORM_FIELD.search(body)
+        return NamedModel(found[1].decode("utf-8", "replace"), found.start(1), found.end(1)) if found else None
+    try:
+        return _in_json(body.decode())
+    except (ValueError, StopIteration, RecursionError, IndexError):
+        return None
+
+
+def with_model(content_type: bytes, body: bytes, model: NamedModel, name: str) -> bytes:
+    """Return `body` with another name in the place of `model`, all other bytes as they were."""
+    form = content_type[:19].lower() == b"multipart/form-data"
+    return body[: model.start] + (name if form else json.dumps(name)).encode() + body[model.end :]
+
+
+def _in_json(text: str) -> NamedModel | None:
+    """Walk over the members of the top-level object; of several `model`s the last counts, as for JSON parsers."""
+    at, found = _next(text, 0), None
+    if text[at] != "{":
+        return None
+    at = _next(text, at + 1)
+    while text[at] == '"':
+        key, at = scanstring(text, at + 1)
+        at = _next(text, at)
+        if text[at] != ":":
+            return None
+        start = _next(text, at + 1)
+        value, at = _scan(text, start)
+        if key == "model":
+            found = (value, start, at)
+        at = _next(text, at)
+        if text[at] != ",":
+            break
+        at = _next(text, at + 1)
+    if found is None or not isinstance(found[0], str):
+        return None
+    if text.isascii():
+        return NamedModel(*found)
+    before = len(text[: found[1]].encode())
+    return NamedModel(found[0], before, before + len(text[found[1] : found[2]].encode()))
+
+
+def _next(text: str, at: int) -> int:
+    return _SPACE.match(text, at).end()  # type: ignore[union-attr]

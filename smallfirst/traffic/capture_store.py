@@ -18,8 +18,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from smallfirst.errors import ConfigError, SmallfirstError, as_missing_extra
-from smallfirst.traffic.bodies import kept_body
-from smallfirst.traffic.exchange import Exchange
+from smallfirst.traffic.exchange import Exchange, kept_body
 
 FILE_NAME = "capture.db"
 KEY_ENV = "SMALLFIRST_CAPTURE_KEY"

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Iterable, Mapping
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
+from smallfirst.data.detectors.labelled import labelled_kind
+from smallfirst.data.redaction import NAMES, redact
+from smallfirst.errors import PriceUnknown
+from smallfirst.models.usage import BYTES_PER_TOKEN
+from smallfirst.pricing.charge import Charge, stated
+from smallfirst.pricing.prices import PriceBook
+from smallfirst.pricing.tokens import Reported, TokenUsage, read_usage, tokens_of
 from smallfirst.records import Record
+from smallfirst.traffic.wire.dialects import read_answer, read_prompt
 
 
 class Exchange(Record):
@@ -53,3 +65,113 @@ class Exchange(Record):
     """From the request to the first event of a stream."""
     source: str = ""
     """File and line that it was read from; empty if captured."""
+
+
+_MEDIA = re.compile(r"(?:data:[\w/+.;=\-]*,)?[A-Za-z0-9+/_\-\r\n]{1000,}={0,2}")
+"""Base64, with or without the head of a data URL; words have spaces."""
+_MOST_NUMBERS = 64
+_FEWEST_TOLD = 10**8
+"""A smaller number is told by its name alone: `{"pin": 4821}`."""
+_CACHED_CHARACTERS = 20_000
+
+
+def kept_body(body: Any, label: str = "") -> Any:
+    """Return a body as JSON values with placeholders: `[EMAIL]` in texts, `[5,000 characters of data]` for media.
+
+    Keys are redacted as values are, by the name under which they stand (`label`); a whole number that is a find becomes
+    text, and what is no Unicode `?`. A second pass changes nothing.
+    """
+    if isinstance(body, str):
+        return _redacted(body, label) if len(body) <= _CACHED_CHARACTERS else _kept_text(body, label)
+    if isinstance(body, dict):
+        named = next((body[name] for name in NAMES if isinstance(body.get(name), str)), "value")
+        items = {_redacted(k, ""): kept_body(value, named if k == "value" else k) for k, value in body.items()}
+        return items if len(items) == len(body) else _numbered(body, named)
+    if isinstance(body, list):
+        if len(body) > _MOST_NUMBERS and all(isinstance(item, float) for item in body):
+            return f"[{len(body):,} numbers]"
+        return [kept_body(item, label) for item in body]
+    if isinstance(body, int) and not isinstance(body, bool) and (abs(body) >= _FEWEST_TOLD or labelled_kind(label)):
+        text = str(body)
+        kept = _redacted(text, label)
+        return body if kept == text else kept
+    return body
+
+
+def _numbered(body: dict[str, Any], named: str) -> dict[str, Any]:
+    """Return the body where keys have become equal, which had another secret each: the later ones are numbered."""
+    kept: dict[str, Any] = {}
+    for key, value in body.items():
+        first = name = _redacted(key, "")
+        n = 1
+        while name in kept:
+            n += 1
+            name = f"{first} {n}"
+        kept[name] = kept_body(value, named if key == "value" else key)
+    return kept
+
+
+def _kept_text(text: str, label: str) -> str:
+    if not text.isascii():
+        text = text.encode("utf-8", "replace").decode()  # half of a surrogate pair, which JSON can hold, is no text
+    if len(text) >= 1000 and _MEDIA.fullmatch(text):
+        return f"[{len(text):,} characters of data]"
+    return redact(text, label if labelled_kind(label) else "").text
+
+
+_redacted = lru_cache(maxsize=2048)(_kept_text)  # instructions repeat with every request
+
+
+def estimate_tokens(route: str, request: Mapping[str, Any], response: Mapping[str, Any]) -> TokenUsage | None:
+    """Return tokens estimated from the texts, BYTES_PER_TOKEN each; None where there is more than text, or none."""
+    prompt, answer = read_prompt(route, dict(request)), read_answer(route, dict(response))
+    if prompt is None or answer is None or prompt.has_media:
+        return None
+    asked = "".join((prompt.tools, prompt.response_format, *(turn.text for turn in prompt.turns)))
+    said = "".join((answer.text, *(call.arguments for call in answer.tool_calls)))
+    return tokens_of(*(math.ceil(len(text.encode("utf-8", "replace")) / BYTES_PER_TOKEN) for text in (asked, said)))
+
+
+def billed(
+    exchange: Exchange, prices: PriceBook, *, api_url: str | None = None, headers: Mapping[str, str] | None = None
+) -> Exchange:
+    """Return the exchange with what its log leaves out: the tokens, or else an estimate, and the cost by `prices`.
+
+    `headers` are the response's, with lower-case names.
+    """
+    reported = read_usage(exchange.response, headers)
+    names = ("prompt_tokens", "cached_tokens", "completion_tokens")
+    logged = {name: n for name in names if (n := getattr(exchange, name)) is not None}
+    tokens = reported.tokens
+    if logged:
+        tokens = TokenUsage.model_validate({**(tokens.model_dump() if tokens else {}), **logged})
+    estimate = None if tokens else estimate_tokens(exchange.route, exchange.request, exchange.response)
+    found = tokens or estimate
+    changes: dict[str, Any] = {name: getattr(found, name) for name in names} if found else {}
+    if exchange.cost_usd is None:
+        known = reported._replace(tokens=found, tier=exchange.tier or reported.tier)
+        at = exchange.at if exchange.timed else None
+        charge = charge_of((exchange.answered_by, exchange.model), known, prices, at=at, api_url=api_url)
+        changes["cost_usd"] = charge.usd if charge else None
+    return exchange.model_copy(update={**changes, "estimated": estimate is not None})
+
+
+def charge_of(
+    models: Iterable[str],
+    reported: Reported,
+    prices: PriceBook,
+    *,
+    at: datetime | None = None,
+    api_url: str | None = None,
+) -> Charge | None:
+    """Return the line of an answer's bill: the cost that it states, or the price of the first name that has one."""
+    names = [name for name in dict.fromkeys(models) if name]
+    tokens, tier, usd, source = reported
+    if usd is not None and names:
+        return stated(names[0], usd, tokens=tokens or TokenUsage(), tier=tier, source=source)
+    for model in names if tokens else ():
+        try:
+            return prices.charge(model, tokens or TokenUsage(), at=at, tier=tier, api_url=api_url)
+        except PriceUnknown:
+            continue
+    return None

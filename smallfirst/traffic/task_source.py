@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from smallfirst.records import Record
-from smallfirst.traffic.answers.answer_format import AnswerFormat
-from smallfirst.traffic.answers.find_format import FormatCheck
-from smallfirst.traffic.messages import Prompt
-from smallfirst.traffic.templates.template import Template
+from smallfirst.traffic.answer_format import AnswerFormat, FormatCheck
+from smallfirst.traffic.template import Template
+from smallfirst.traffic.wire.messages import Prompt
 
 FILE_NAME = "source.json"
 

@@ -12,9 +12,9 @@ from fixtures.cli import call, failed
 from fixtures.traffic import sorted_tickets
 
 from smallfirst.gateway.app import Gateway
-from smallfirst.gateway.takeover.takeovers import TakeOver, TakeOvers
 from smallfirst.traffic.capture_store import FILE_NAME, CaptureStore
 from smallfirst.traffic.discovery.found import Discovery
+from smallfirst.traffic.takeovers import TakeOver, TakeOvers
 from smallfirst.traffic.task_source import TaskSource
 
 

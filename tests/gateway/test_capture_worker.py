@@ -6,9 +6,9 @@ import pytest
 
 from smallfirst.gateway.capture import WorkerOrder
 from smallfirst.gateway.capture_worker import Worker
-from smallfirst.gateway.settings import CaptureSettings
 from smallfirst.traffic.capture_store import CaptureStore, CaptureUnavailable
 from smallfirst.traffic.exchange import Exchange
+from smallfirst.traffic.settings import CaptureSettings
 from tests.gateway.test_capture import SETTINGS, Unstarted, reply, request
 
 

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from smallfirst.billing.saved import evaluated_costs
 from smallfirst.cli.main import main
 from smallfirst.dashboard.watch import watch
-from smallfirst.gateway.takeover.takeovers import TakeOver, TakeOvers
 from smallfirst.project.run_folder import FITTED, FittedCandidates, RunFolder
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, LedgerRow
+from smallfirst.traffic.takeovers import TakeOver, TakeOvers
 
 MONEY = st.floats(0.001, 1).map(lambda usd: round(usd, 6))
 ANSWERS = st.lists(st.tuples(st.sampled_from(["small", "words", "large"]), MONEY, st.floats(0, 1)), max_size=25)

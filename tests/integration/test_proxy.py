@@ -19,7 +19,7 @@ import pytest
 from fixtures.gateway import run_gateway
 
 from smallfirst.gateway.app import Gateway
-from smallfirst.gateway.settings import GatewaySettings
+from smallfirst.traffic.settings import GatewaySettings
 
 Headers = list[tuple[str, str]]
 OF_CONNECTION = {"host", "connection", "keep-alive", "transfer-encoding", "content-length", "accept-encoding"}

@@ -14,14 +14,14 @@ from pathlib import Path
 import httpx
 import pytest
 from fixtures.cli import call
+from fixtures.takeover import LearntTask, cases, write_draft
 
-from smallfirst.gateway.takeover.learning import Learnt
-from smallfirst.gateway.takeover.takeovers import TakeOvers
 from smallfirst.registry import versions
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, LedgerRow, ShadowRow, StateRow
-from tests.gateway.takeover.conftest import LearntTask, cases, write_draft
-from tests.gateway.takeover.test_tasks_attacked import Proxy, Upstream, started, upstream
+from smallfirst.traffic.learning import Learnt
+from smallfirst.traffic.takeovers import TakeOvers
+from tests.gateway.test_tasks_attacked import Proxy, Upstream, started, upstream
 
 __all__ = ["started"]
 N = 80

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from smallfirst.traffic.answers.answer_format import AnswerFormat
-from smallfirst.traffic.messages import Prompt, Turn
+from smallfirst.traffic.answer_format import AnswerFormat
 from smallfirst.traffic.task_source import FILE_NAME, Slot, TaskSource, TaskTemplate, Teacher
-from smallfirst.traffic.templates.template import Template, TextPattern, TurnPattern
+from smallfirst.traffic.template import Template, TextPattern, TurnPattern
+from smallfirst.traffic.wire.messages import Prompt, Turn
 
 
 def wording(pieces, slots):

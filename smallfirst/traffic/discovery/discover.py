@@ -11,7 +11,6 @@ from pathlib import Path
 from smallfirst.data.dataset import Example, Message
 from smallfirst.models.spans.alignment import learn_plan
 from smallfirst.tasks.extract import Extract
-from smallfirst.traffic.discovery.cases import MOST_CASES, Case, Cases, read_cases
 from smallfirst.traffic.discovery.draft import (
     Row,
     TeacherOf,
@@ -24,11 +23,12 @@ from smallfirst.traffic.discovery.draft import (
     write_draft,
 )
 from smallfirst.traffic.discovery.found import Asked, Discovery, FoundTask, Rest, Verdict, month_factor
+from smallfirst.traffic.discovery.mine import Miner
 from smallfirst.traffic.discovery.outlook import MIN_ROWS, Outlook, foretell_labels
 from smallfirst.traffic.discovery.tasks import RecurringTask, find_tasks, total_cost_usd
+from smallfirst.traffic.discovery.wordings import MOST_CASES, Case, Cases, read_cases
 from smallfirst.traffic.exchange import Exchange
-from smallfirst.traffic.templates.mine import Miner
-from smallfirst.traffic.templates.template import Template
+from smallfirst.traffic.template import Template
 
 MAX_ERROR = 0.05
 """Share of kept answers that may differ from the large model's, unless another is asked for."""

@@ -18,10 +18,9 @@ from smallfirst.errors import ConfigError
 from smallfirst.files import write_atomically
 from smallfirst.tasks.extract import Extract
 from smallfirst.tasks.json.schema_inference import infer_schema
-from smallfirst.traffic.discovery.cases import Case
 from smallfirst.traffic.discovery.outlook import Outlook
 from smallfirst.traffic.discovery.tasks import MONTH, RecurringTask
-from smallfirst.traffic.discovery.wordings import as_text
+from smallfirst.traffic.discovery.wordings import Case, as_text
 from smallfirst.traffic.task_source import TaskSource, Teacher
 
 ROWS, VALIDATION, TEST, SCHEMA = "rows.jsonl", "validation.jsonl", "test.jsonl", "schema.json"

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from smallfirst.errors import Problem
 from smallfirst.pricing.tokens import whole
 from smallfirst.traffic.exchange import Exchange
-from smallfirst.traffic.logs.entry import Entry, LogReader, exchange_of
-from smallfirst.traffic.logs.records import LogRecord
+from smallfirst.traffic.logs.files import LogRecord
+from smallfirst.traffic.logs.formats import Entry, LogReader, exchange_of
 from smallfirst.traffic.logs.shapes import as_object, first, parsed
 
 _OPERATIONS = ("chat", "text_completion", "generate_content", "responses", "completion")

@@ -11,24 +11,21 @@ from smallfirst.errors import Problem
 from smallfirst.extensions import Registry
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.records import fingerprint
-from smallfirst.traffic.billing import billed
-from smallfirst.traffic.bodies import kept_body
-from smallfirst.traffic.exchange import Exchange
-from smallfirst.traffic.logs.entry import NO_TIME, LogReader
-from smallfirst.traffic.logs.mlflow_traces import ADDRESS, experiment_records
-from smallfirst.traffic.logs.records import LogRecord, file_records, log_files
+from smallfirst.traffic.exchange import Exchange, billed, kept_body
+from smallfirst.traffic.logs.files import LogRecord, file_records, log_files
+from smallfirst.traffic.logs.formats import ADDRESS, NO_TIME, LogReader, experiment_records
 
 READERS: Registry[type[LogReader]] = Registry(
     "smallfirst.log_readers",
     {
         "opentelemetry": "smallfirst.traffic.logs.opentelemetry:OpenTelemetryReader",
-        "mlflow": "smallfirst.traffic.logs.mlflow_traces:MLflowReader",
-        "batch": "smallfirst.traffic.logs.batches:BatchReader",
-        "langfuse": "smallfirst.traffic.logs.langfuse:LangfuseReader",
-        "litellm": "smallfirst.traffic.logs.litellm:LiteLLMReader",
-        "pairs": "smallfirst.traffic.logs.pairs:PairReader",
-        "nested": "smallfirst.traffic.logs.pairs:NestedReader",
-        "table": "smallfirst.traffic.logs.pairs:TableReader",
+        "mlflow": "smallfirst.traffic.logs.formats:MLflowReader",
+        "batch": "smallfirst.traffic.logs.formats:BatchReader",
+        "langfuse": "smallfirst.traffic.logs.formats:LangfuseReader",
+        "litellm": "smallfirst.traffic.logs.formats:LiteLLMReader",
+        "pairs": "smallfirst.traffic.logs.formats:PairReader",
+        "nested": "smallfirst.traffic.logs.formats:NestedReader",
+        "table": "smallfirst.traffic.logs.formats:TableReader",
     },
     noun="log reader",
 )

@@ -15,8 +15,8 @@ from smallfirst.project.task_file import read_task_file
 from smallfirst.traffic.discovery.draft import known_name, rows_of, source_of, task_settings, write_draft
 from smallfirst.traffic.discovery.outlook import Outlook
 from smallfirst.traffic.discovery.tasks import RecurringTask, find_tasks
-from smallfirst.traffic.messages import Answer
 from smallfirst.traffic.task_source import TaskSource, Teacher
+from smallfirst.traffic.wire.messages import Answer
 
 
 def drafted(task: RecurringTask, folder: Path, **options: object) -> TaskSource:

@@ -7,7 +7,8 @@ import json
 import pytest
 from fixtures.logs import ASKED, MESSAGES, RESPONSE
 
-from smallfirst.traffic.messages import Answer, ToolCall, read_answer, read_prompt
+from smallfirst.traffic.wire.dialects import read_answer, read_prompt
+from smallfirst.traffic.wire.messages import Answer, ToolCall
 
 TOOL = {"type": "function", "function": {"name": "file", "parameters": {}}}
 CALL = '{"label": "lost"}'

@@ -9,7 +9,8 @@ import pytest
 from fixtures.logs import ASKED, MESSAGES, RESPONSE
 
 from smallfirst.traffic.logs.shapes import CHAT, moment, number, request_body, response_body, route_of
-from smallfirst.traffic.messages import Answer, ToolCall, Turn, read_answer, read_prompt
+from smallfirst.traffic.wire.dialects import read_answer, read_prompt
+from smallfirst.traffic.wire.messages import Answer, ToolCall, Turn
 
 CALL = {"id": "c", "type": "function", "function": {"name": "file", "arguments": '{"label": "lost"}'}}
 

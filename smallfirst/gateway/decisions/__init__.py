@@ -1,1 +1,0 @@
-"""Typed questions in OpenAI's and TypeSafe's shapes: each distinct question is a task."""

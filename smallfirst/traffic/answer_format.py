@@ -1,0 +1,400 @@
+"""The format that a task's answers have: read the value from an answer, write a value as an answer, byte for byte."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+from smallfirst.records import Record
+from smallfirst.traffic.wire.messages import Answer, ToolCall
+
+_FIRST, _SAMPLE, _KEPT = 10, 300, 3
+"""Answers on which all writings are compared, and those on which the best few are."""
+_INDENTS = ("", " ", "  ", "   ", "    ", "\t")
+
+
+class JsonWriting(Record):
+    """How values become JSON text. Paths of fields are written as `items[].price`; that of the whole value is empty."""
+
+    keys: dict[str, tuple[str, ...]] = {}
+    """Order of the keys of the objects at a path; other keys follow in their own order."""
+    decimals: dict[str, int] = {}
+    """Number of decimals at a path whose numbers all have as many, as prices do; else the shortest that is exact."""
+    indent: str = ""
+    """What one level is indented by; empty: all on one line."""
+    item_separator: str = ", "
+    """Between items on one line."""
+    key_separator: str = ": "
+    """Between a key and its value."""
+    ascii_only: bool = False
+    """True if other characters are written as escapes."""
+
+    def write(self, value: Any) -> str:
+        """Return `value` as JSON text."""
+        return self._write(value, "", "\n")
+
+    def _write(self, value: Any, path: str, line_end: str) -> str:
+        if isinstance(value, dict):
+            keys, inner = self._ordered(value, path), line_end + self.indent
+            held = {key: self._write(value[key], _child(path, key), inner) for key in keys}
+            items = [f"{self._scalar(key, '')}{self.key_separator}{text}" for key, text in held.items()]
+            return self._joined("{", items, "}", line_end)
+        if isinstance(value, list):
+            items = [self._write(item, f"{path}[]", line_end + self.indent) for item in value]
+            return self._joined("[", items, "]", line_end)
+        return self._scalar(value, path)
+
+    def _joined(self, opening: str, items: Sequence[str], closing: str, line_end: str) -> str:
+        if not items or not self.indent:
+            return opening + self.item_separator.join(items) + closing
+        inner = line_end + self.indent
+        return opening + inner + f",{inner}".join(items) + line_end + closing
+
+    def _scalar(self, value: Any, path: str) -> str:
+        if path in self.decimals and isinstance(value, int | float) and not isinstance(value, bool):
+            return f"{value:.{self.decimals[path]}f}"
+        return json.dumps(value, ensure_ascii=self.ascii_only)
+
+    def _ordered(self, value: dict[str, Any], path: str) -> list[str]:
+        first = [key for key in self.keys.get(path, ()) if key in value]
+        return first + [key for key in value if key not in first]
+
+
+def find_writing(texts: Sequence[str]) -> JsonWriting:
+    """Return the writing that gives most of these JSON texts back byte for byte. Raise ValueError if one is no JSON."""
+    values = [json.loads(text, parse_float=_Written) for text in texts]
+    orders: dict[str, Counter[tuple[str, ...]]] = defaultdict(Counter)
+    numbers: dict[str, Counter[int]] = defaultdict(Counter)
+    for path, value in (found for one in values for found in _walk(one, "")):
+        if isinstance(value, dict):
+            orders[path][tuple(value)] += 1
+        else:
+            numbers[path][value.n_decimals if isinstance(value, _Written) else 0] += 1
+    common = {path: counts.most_common(1)[0] for path, counts in numbers.items()}
+    found = JsonWriting(
+        keys={path: _merged(counts) for path, counts in orders.items()},
+        # Numbers whose last decimal may be any digit end in 0 one time in ten, where a shortest form drops it.
+        decimals={path: n for path, (n, times) in common.items() if n > 0 and times > 0.95 * numbers[path].total()},
+    )
+    pairs = list(zip(texts, values, strict=True))
+
+    def n_exact(writing: JsonWriting, sample: Sequence[tuple[str, Any]]) -> int:
+        return sum(writing.write(value) == text for text, value in sample)
+
+    best = sorted(_writings(found), key=lambda one: -n_exact(one, pairs[:_FIRST]))[:_KEPT]
+    return max(best, key=lambda one: n_exact(one, pairs[:_SAMPLE]))
+
+
+def _writings(found: JsonWriting) -> Iterator[JsonWriting]:
+    layouts = [(indent, ", ", ": ") for indent in _INDENTS[1:]]
+    numbers = ({}, found.decimals) if found.decimals else ({},)
+    layouts += [("", item, key) for item, key in itertools.product((", ", ","), (": ", ":"))]
+    for decimals, ascii_only, (indent, item, key) in itertools.product(numbers, (False, True), layouts):
+        yield found.model_copy(
+            update={
+                "decimals": decimals,
+                "ascii_only": ascii_only,
+                "indent": indent,
+                "item_separator": item,
+                "key_separator": key,
+            }
+        )
+
+
+class _Written(float):
+    """A number that remembers how many decimals it was written with; -1 with an exponent."""
+
+    n_decimals: int
+
+    def __new__(cls, text: str) -> _Written:
+        number = super().__new__(cls, text)
+        if not math.isfinite(number):
+            raise ValueError(f"{text} is too large")
+        number.n_decimals = -1 if "e" in text.lower() else len(text.partition(".")[2])
+        return number
+
+
+def _walk(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield every object and number in a value with its path."""
+    if isinstance(value, dict):
+        yield path, value
+        for key, held in value.items():
+            yield from _walk(held, _child(path, key))
+    elif isinstance(value, list):
+        for held in value:
+            yield from _walk(held, f"{path}[]")
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield path, value
+
+
+def _child(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _merged(orders: Counter[tuple[str, ...]]) -> tuple[str, ...]:
+    """Return all keys in the most frequent order; a key that it lacks stands behind the one that precedes it."""
+    merged: list[str] = []
+    for order, _ in orders.most_common():
+        place = 0
+        for key in order:
+            if key not in merged:
+                merged.insert(place, key)
+            place = merged.index(key) + 1
+    return tuple(merged)
+
+
+class AnswerFormat(Record):
+    """How a value stands in an answer."""
+
+    kind: Literal["label", "json", "text"]
+    """A label, a JSON object or list, or text as it is."""
+    prefix: str = ""
+    """Constant text before the value: a sentence frame, or the opening of a code fence."""
+    suffix: str = ""
+    """Constant text after it."""
+    tool: str = ""
+    """Name of the one function whose arguments hold the value; empty: it stands in the text."""
+    writing: JsonWriting = JsonWriting()
+    """How JSON is written: order of keys, spaces, decimals."""
+
+    def parse(self, answer: Answer) -> Any | None:
+        """Return the value in an answer: a str, or a dict or list for JSON; None if the answer has another format."""
+        text = self._written(answer)
+        if text is None or not text.startswith(self.prefix) or not text.endswith(self.suffix):
+            return None
+        inner = text[len(self.prefix) : len(text) - len(self.suffix)]
+        if len(text) < len(self.prefix) + len(self.suffix):
+            return None
+        if self.kind != "json":
+            return inner.strip() or None
+        try:
+            value = json.loads(inner)
+        except (ValueError, RecursionError):
+            return None
+        return value if isinstance(value, dict | list) else None
+
+    def render(self, value: Any) -> Answer:
+        """Return the answer that holds `value`, as the large model would have written it.
+
+        `value` is what `parse` returns; JSON may also be given as text. Raise ValueError for text that is no JSON.
+        """
+        if self.kind == "json":
+            inner = self.writing.write(json.loads(value) if isinstance(value, str) else value)
+        else:
+            inner = str(value)
+        text = f"{self.prefix}{inner}{self.suffix}"
+        return Answer("", (ToolCall(self.tool, text),), "tool_calls") if self.tool else Answer(text)
+
+    def reproduces(self, answer: Answer) -> bool:
+        """Return True if the value in the answer is written again byte for byte."""
+        value = self.parse(answer)
+        if value is None:
+            return False
+        again = self.render(value)
+        return again.text == answer.text and again.tool_calls == answer.tool_calls
+
+    def _written(self, answer: Answer) -> str | None:
+        """Return the text that should hold the value; None for a refusal, a cut-off answer and other tool calls."""
+        if answer.finish_reason not in ("stop", "tool_calls"):
+            return None
+        if not self.tool:
+            return None if answer.tool_calls else answer.text
+        if len(answer.tool_calls) != 1 or answer.tool_calls[0].name != self.tool:
+            return None
+        return answer.tool_calls[0].arguments
+
+
+MIN_READ = 0.9
+"""Share of the answers that must have the common format for there to be one."""
+MAX_LABELS = 300
+"""Most labels of a closed set."""
+MAX_LABEL_CHARACTERS = 80
+MIN_PER_LABEL = 3
+"""Fewest times that an answer must have been given to count as a label."""
+MIN_LABELLED = 0.95
+"""Share of the answers that must be such labels."""
+_FRAME_SHARE, _FRAME_DISTINCT = 0.95, 0.6
+_CONNECTS = re.compile(r"""[:"'`*({\[<>=|\-\n]\s*$""")
+
+
+class FormatCheck(Record):
+    """How faithfully a format gives recorded answers back."""
+
+    n_answers: int
+    """Recorded answers that were finished: neither cut off nor refused."""
+    n_read: int
+    """Of these, the ones that have the format."""
+    n_exact: int
+    """Of these, the ones that come back byte for byte."""
+    recorded: str = ""
+    """The first answer that has the format and does not come back; empty if all do."""
+    rendered: str = ""
+    """What comes back instead."""
+
+    @property
+    def is_exact(self) -> bool:
+        """True if every answer that has the format comes back byte for byte."""
+        return self.n_exact == self.n_read
+
+
+class FoundFormat(NamedTuple):
+    """A format with its check."""
+
+    format: AnswerFormat
+    labels: tuple[str, ...]
+    """The labels, most frequent first, where the answers are a closed set; else empty."""
+    check: FormatCheck
+
+
+def find_format(answers: Sequence[Answer], asked: str = "") -> FoundFormat | None:
+    """Return the format that at least MIN_READ of the finished answers have; None if they have none in common.
+
+    An answer that stands in `asked`, the constant text of the prompts, counts as a label even if it is rare.
+    """
+    finished = [answer for answer in answers if answer.finish_reason in ("stop", "tool_calls")]
+    if not finished:
+        return None
+    tool = Counter(_tool(answer) for answer in finished).most_common(1)[0][0]
+    if tool is None:
+        return None
+    texts = [_text(answer, tool) for answer in finished if _tool(answer) == tool]
+    kept = [text for text in texts if text.strip()]
+    if len(kept) < MIN_READ * len(finished):
+        return None
+    framed = _text_format(kept)
+    labels = _labels_in(framed, kept, asked)
+    found = framed.model_copy(update={"kind": "label"}) if labels else _json_format(kept) or framed
+    answer_format = found.model_copy(update={"tool": tool})
+    return FoundFormat(answer_format, labels, check_format(answer_format, finished))
+
+
+def check_format(answer_format: AnswerFormat, answers: Sequence[Answer]) -> FormatCheck:
+    """Return how faithfully the format gives these answers back."""
+    finished = [answer for answer in answers if answer.finish_reason in ("stop", "tool_calls")]
+    read = [(answer, value) for answer in finished if (value := answer_format.parse(answer)) is not None]
+    differ = [(answer, value) for answer, value in read if not answer_format.reproduces(answer)]
+    check = FormatCheck(n_answers=len(finished), n_read=len(read), n_exact=len(read) - len(differ))
+    if not differ:
+        return check
+    answer, value = differ[0]
+    texts = {"recorded": _shown(answer), "rendered": _shown(answer_format.render(value))}
+    return check.model_copy(update=texts)
+
+
+def _tool(answer: Answer) -> str | None:
+    """Return the one function that an answer calls; empty if it calls none, None if it also writes or calls several."""
+    if not answer.tool_calls:
+        return ""
+    return answer.tool_calls[0].name if len(answer.tool_calls) == 1 and not answer.text.strip() else None
+
+
+def _text(answer: Answer, tool: str) -> str:
+    return answer.tool_calls[0].arguments if tool else answer.text
+
+
+def _shown(answer: Answer) -> str:
+    return "".join(f"{call.name}({call.arguments})" for call in answer.tool_calls) or answer.text
+
+
+def _labels_in(framed: AnswerFormat, texts: Sequence[str], asked: str) -> tuple[str, ...]:
+    """Return the labels inside the frame of answers; empty if they are no closed set, or JSON of several fields."""
+    values = [value for text in texts if (value := framed.parse(Answer(text))) is not None]
+    labels = frequent_labels(values, asked) if len(values) >= MIN_READ * len(texts) else ()
+    in_json = _starts_json(framed.prefix.lstrip("`json\n ")) or any(_starts_json(label) for label in labels)
+    return () if len(labels) < 2 or (in_json and any(set(label) & set('"{[') for label in labels)) else labels
+
+
+def _json_format(texts: Sequence[str]) -> AnswerFormat | None:
+    """Return the frame around JSON and how it is written; None if the answers are no JSON."""
+    found = [split for text in texts if (split := _split_json(text))]
+    if len(found) < MIN_READ * len(texts):
+        return None
+    (prefix, suffix), _ = Counter((before, after) for before, _, after in found).most_common(1)[0]
+    one = AnswerFormat(kind="json", prefix=prefix, suffix=suffix)
+    bodies = [body for before, body, after in found if (before, after) == (prefix, suffix)]
+    valid = [body for body in bodies if one.parse(Answer(prefix + body + suffix)) is not None]
+    if len(valid) < MIN_READ * len(texts):
+        return None
+    return one.model_copy(update={"writing": find_writing(valid)})
+
+
+def _text_format(texts: Sequence[str]) -> AnswerFormat:
+    prefix, suffix = _frame(texts)
+    return AnswerFormat(kind="text", prefix=prefix, suffix=suffix)
+
+
+def frequent_labels(values: Sequence[str], asked: str = "") -> tuple[str, ...]:
+    """Return the values of a closed set, most frequent first; empty if the values are no closed set.
+
+    Values seen fewer than MIN_PER_LABEL times are no labels, unless they are listed in what is `asked`: a model that
+    cannot answer says so in its own words.
+    """
+    counts = Counter(values)
+    labels = [
+        value
+        for value, n in counts.most_common()
+        if len(value) <= MAX_LABEL_CHARACTERS and (n >= MIN_PER_LABEL or _is_listed(value, asked))
+    ]
+    labelled = sum(counts[label] for label in labels)
+    closed = len(labels) <= min(MAX_LABELS, len(values) / 2) and labelled >= MIN_LABELLED * max(1, len(values))
+    return tuple(labels) if closed else ()
+
+
+def _is_listed(value: str, asked: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(value)}(?!\w)", asked) is not None
+
+
+def _frame(texts: Sequence[str]) -> tuple[str, str]:
+    """Return the constant text before and after the values: almost all answers have it, and it is no part of them."""
+    counts = Counter(texts)
+    prefix = _common(counts)
+    while prefix and not _is_frame(prefix):
+        prefix = prefix[:-1]
+    rest = Counter({text[len(prefix) :][::-1]: n for text, n in counts.items() if text.startswith(prefix)})
+    suffix = _common(rest)[::-1]
+    suffix = suffix[len(re.match(r"[\w ]*", suffix)[0]) :]  # type: ignore[index]  # it matches nothing too
+    return prefix, suffix
+
+
+def _is_frame(prefix: str) -> bool:
+    """Return True if text ends as a frame does: at a mark such as a colon or quote, or after three words."""
+    if _CONNECTS.search(prefix):
+        return not re.search(r"\w-$", prefix)  # the hyphen of a word
+    return prefix[-1].isspace() and len(prefix.split()) >= 3 and prefix[0].isupper()
+
+
+def _common(counts: Counter[str]) -> str:
+    """Return the longest beginning that almost all answers and most different ones have."""
+    total, distinct, common = counts.total(), len(counts), ""
+    if distinct < 2:
+        return ""
+    while counts:
+        at = len(common)
+        following: Counter[str] = Counter()
+        for text, n in counts.items():
+            if len(text) > at:
+                following[text[at]] += n
+        if not following:
+            break
+        character, n = following.most_common(1)[0]
+        counts = Counter({text: m for text, m in counts.items() if len(text) > at and text[at] == character})
+        if n < _FRAME_SHARE * total or len(counts) < max(2, _FRAME_DISTINCT * distinct):
+            break
+        common += character
+    return common
+
+
+def _split_json(text: str) -> tuple[str, str, str] | None:
+    """Return what stands before, in and after the outermost brackets of a text; None if there are none."""
+    start = min((at for mark in "{[" if (at := text.find(mark)) >= 0), default=-1)
+    end = max(text.rfind("}"), text.rfind("]")) + 1
+    return (text[:start], text[start:end], text[end:]) if 0 <= start < end else None
+
+
+def _starts_json(text: str) -> bool:
+    return text[:1] in ("{", "[")

@@ -1,0 +1,475 @@
+"""Learn a discovered task from the large model's recorded answers, and from people's corrections where there are some.
+
+Without corrections right is what the large model answered, so the certificate promises agreement with it. With enough
+of them a part trains beside the recorded answers, and the rest certifies and tests: then it promises accuracy. What
+judges marked of answers that were served trains in both cases and measures in none: it is no random sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+
+import smallfirst
+from smallfirst.data.dataset import Example, fold_text
+from smallfirst.data.sources.load import load_rows
+from smallfirst.errors import ConfigError, GateFailed
+from smallfirst.evaluation.evaluate import EvaluatedRow
+from smallfirst.files import write_atomically
+from smallfirst.improvement.harvest import harvest, open_ledger
+from smallfirst.models.catalog import find_weights
+from smallfirst.models.encoder.sentence_encoder import open_encoder
+from smallfirst.models.protocol import Request
+from smallfirst.models.recorded.replay import RecordedAnswer, RecordingHeader, request_key
+from smallfirst.paths import state_of
+from smallfirst.pipeline.run import try_run
+from smallfirst.pipeline.summary import RunSummary
+from smallfirst.progress import Progress
+from smallfirst.project.project import Project
+from smallfirst.project.run_folder import RunFolder
+from smallfirst.project.task_file import TaskFile, read_task_file
+from smallfirst.records import Record
+from smallfirst.registry.versions import SHADOW
+from smallfirst.stats.intervals import Estimate, ratio_interval, wilson
+from smallfirst.sync import outside_event_loop
+from smallfirst.traffic.settings import settings_near
+from smallfirst.traffic.takeovers import LEARNT, TakeOver, TakeOvers
+from smallfirst.traffic.task_source import TaskSource, Teacher
+
+CORRECTIONS = "corrections.jsonl"
+"""File of people's right answers in the task's folder, in the columns of its rows."""
+MIN_CORRECTIONS = 200
+"""Fewer corrections than this only train: they could hardly certify anything."""
+SECOND_LOOK_AFTER = 1000
+"""Texts in shadow after which the certificate is looked for once more, unless the drafted task.yaml sets another."""
+NEAR = 0.6
+"""Cosine similarity from which two cases with the same recorded answer count as one mistake or one success."""
+_AT_ONCE = 256
+_RECORDED = "recorded.jsonl"
+_MARKED = "marked.jsonl"
+_PARTS = (("train", 0.6), ("validation", 0.85), ("test", 1.0))
+"""What corrections are used for, with the upper end of each part of [0, 1) into which a text's hash falls."""
+
+
+NEWEST = 0.25
+"""Share of the test rows, the last in time, that is compared with the rest."""
+FEWEST = 10
+"""Newest rows from which the comparison says anything."""
+
+
+class Observed(Record):
+    """Test rows counted by requests, and the newest of them."""
+
+    limit: float = 1.0
+    """Share of kept texts that may differ, as promised."""
+    differ: Estimate | None = None
+    """Share of the requests whose kept answer differs, each text weighing as many as asked it; None if none is kept."""
+    newest: Estimate | None = None
+    """Share of the newest rows whose draft agrees; None where times are not known, or rows are few."""
+    before: Estimate | None = None
+    """The same of the rows before."""
+
+    @property
+    def difference(self) -> Estimate | None:
+        """Agreement of the newest minus that of the rows before, with Newcombe's interval (1998, method 10)."""
+        new, old = self.newest, self.before
+        if new is None or old is None:
+            return None
+        value = new.value - old.value
+        low = value - math.hypot(new.value - new.low, old.high - old.value)
+        high = value + math.hypot(new.high - new.value, old.value - old.low)
+        return Estimate(value=value, low=low, high=high, n=new.n + old.n)
+
+    @property
+    def in_words(self) -> tuple[str, ...]:
+        """Return a sentence for each figure."""
+        said = []
+        if (differ := self.differ) is not None:
+            low, high = max(0.0, differ.low), min(1.0, differ.high)
+            more = "; more than promised of texts, as frequent ones are answered worse: begin with a small share"
+            said.append(
+                f"counted by requests, {differ.value:.1%} [{low:.1%}, {high:.1%}] of {differ.n:,} kept test requests "
+                f"differ: measured, not promised{more if differ.value > self.limit else ''}"
+            )
+        if (apart := self.difference) is not None:
+            drift = "they agree less: the traffic changes, so learn again on newer traffic first"
+            said.append(
+                f"{self.newest} of the newest drafts agree, and {self.before} of those before: "
+                + (drift if apart.high < 0 else "no drift is shown")
+            )
+        return tuple(said)
+
+
+class Learnt(Record):
+    """What was learnt of a task."""
+
+    task: str
+    n_rows: int
+    """Recorded answers."""
+    n_corrections: int
+    n_marked: int = 0
+    """Rows more that judges marked as the task was served; they train."""
+    promises_accuracy: bool
+    """True if people's answers certify; False if the certificate promises agreement with the large model."""
+    version: int
+    promise: str
+    """Empty while nothing is promised."""
+    why: str = ""
+    """Why nothing is; empty where something is."""
+    second_look_after: int | None = None
+    """Texts in shadow after which the certificate is looked for once more."""
+    share: float
+    """Share of the test rows that stayed small."""
+    observed: Observed = Observed()
+    """What the test rows show beside the promise."""
+    report: str
+
+    @property
+    def promise_in_words(self) -> str:
+        """Return the promise and what it calls right."""
+        right = "people answered" if self.promises_accuracy else "the large model answered"
+        return f"{self.promise}; right is what {right}" if self.promise else ""
+
+    @property
+    def in_words(self) -> tuple[str, ...]:
+        """Return what it means in sentences."""
+        of = f", {self.n_corrections} of them corrected by people" if self.n_corrections else ""
+        of += f", and from {self.n_marked:,} that judges marked as it was served" if self.n_marked else ""
+        stays = f"{self.share:.0%} of the test rows stay small" if self.promise else "nothing stays small yet"
+        return (
+            f"{self.task}: learnt from {self.n_rows:,} recorded answers{of}",
+            f"promise: {self.promise_in_words or f'none yet: {self.why}'}",
+            f"{stays}; report: {self.report}",
+            *self.observed.in_words,
+            "in shadow: the large model answers, and the small one is compared with it",
+            *([f"the second look comes by itself, after {self.second_look_after:,} texts there"] * bool(self.waits)),
+        )
+
+    @property
+    def waits(self) -> bool:
+        """True if a second look is to come."""
+        return self.second_look_after is not None
+
+
+class _Row(NamedTuple):
+    example: Example
+    values: dict[str, Any]
+    """The line that it was read from."""
+
+    @property
+    def key(self) -> str:
+        return fold_text(self.example.text)
+
+
+def learn(
+    folder: Path, *, progress: Progress | None = None, minutes: float | None = None, takeovers: TakeOvers | None = None
+) -> Learnt:
+    """Train, measure and certify the task that was drafted in `folder`, and put it in shadow.
+
+    Raise ConfigError if it did not come from traffic or its teacher's terms forbid it; GateFailed if no part of its
+    requests can be promised.
+    """
+    folder = folder.absolute()
+    source = read_source(folder)
+    drafted = read_task_file(folder)
+    rows, corrections = _rows(drafted), _corrections(folder, drafted)
+    place = folder / LEARNT
+    _write_recording(place / _RECORDED, rows, source.teacher)
+    corrected = [row for row in rows if row.key in corrections]
+    accuracy = len(corrected) >= MIN_CORRECTIONS
+    if not source.teacher.training_allowed:
+        _check_terms(source, len(corrected))
+        rows = corrected
+    files = _write_parts(place, drafted, rows, corrections, accuracy=accuracy)
+    named = [row.example.answer for row in corrections.values() if row.example.shape == "label"]
+    _write_task(place, folder, files, labels="gold" if accuracy else "large", named=named)
+    n_marked = _add_marked(place)
+    summary = _run(place, progress, minutes)
+    certificate, routed = summary.certificate, summary.paths.get("routed")
+    assert certificate is not None  # else the run has ended with an error
+    version, candidate = _registered(summary)
+    learnt = Learnt(
+        task=source.name,
+        n_rows=len(rows),
+        n_corrections=len(corrected),
+        n_marked=n_marked,
+        promises_accuracy=accuracy,
+        version=version,
+        promise=certificate.guarantee.in_words if certificate.issued else "",
+        why="" if certificate.issued else certificate.why,
+        second_look_after=read_task_file(place).routing.second_look_after,
+        share=routed.share if routed and certificate.issued else 0.0,
+        observed=_observed(summary, candidate, rows, certificate.guarantee.max_error or 1.0)
+        if certificate.issued
+        else Observed(),
+        report=summary.report,
+    )
+    file = takeovers or TakeOvers()
+    before = file.read().get(source.name)
+    taken = TakeOver(task=source.name, folder=folder.absolute(), version=learnt.version)
+    why = "learnt; the small model is compared with the large one before it answers"
+    new = {"folder": taken.folder, "version": taken.version, "promise": learnt.promise_in_words}
+    file.put(
+        (before or taken)
+        .model_copy(update={**new, "certificate": "", "second_look": ""})
+        .moved("shadow", cause="person", why=why, share=0.0)
+    )
+    return learnt
+
+
+def read_source(folder: Path) -> TaskSource:
+    """Return where a task was found, with its teacher's terms as the settings give them now. Raise ConfigError."""
+    source = TaskSource.of(folder)
+    if source is None:
+        raise ConfigError(
+            f"{folder} holds no task that was found in traffic: it has no source.json",
+            hint="smallfirst discover   drafts such folders; smallfirst run task.yaml   learns any other task",
+        )
+    settings = settings_near(folder)  # its terms may have been written after `discover`
+    teacher = settings.teacher_of(source.teacher.model, *source.models) if settings else source.teacher
+    known = teacher.licence or not teacher.training_allowed
+    return source.model_copy(update={"teacher": teacher}) if known else source
+
+
+def _check_terms(source: TaskSource, n_corrections: int) -> None:
+    """Raise ConfigError unless people's answers are enough to learn from without the teacher's."""
+    if n_corrections < MIN_CORRECTIONS:
+        licence = source.teacher.licence or "as the settings say"
+        raise ConfigError(
+            f"{source.name}: the terms of {source.teacher.model} forbid training on its answers ({licence}), so they "
+            f"are used for measuring only, and people have answered {n_corrections:,} of its rows",
+            hint=f"put people's answers to at least {MIN_CORRECTIONS} rows into {CORRECTIONS} beside source.json",
+        )
+
+
+def _add_marked(place: Path) -> int:
+    """Let what judges marked in the ledger train as well; return the number of rows."""
+    file = read_task_file(place)
+    with state_of(place):
+        try:
+            open_ledger().close()
+        except ConfigError:  # nothing was served yet
+            return 0
+        found = harvest(Project.read(file, Progress(quiet=True)), out=place / _MARKED, people_only=True)
+    if found.n_rows:
+        values = yaml.safe_load((place / "task.yaml").read_text(encoding="utf-8"))
+        values["data"]["harvested"] = [*values["data"].get("harvested", []), _MARKED]
+        _write_settings(place, values)
+    return found.n_rows
+
+
+def _run(place: Path, progress: Progress | None, minutes: float | None) -> RunSummary:
+    """Run the whole path; say in the words of a take-over what is missing if nothing can be promised.
+
+    That is no error where the version drafts in shadow until a second look.
+    """
+    file = read_task_file(place)
+    file = file if minutes is None else file.with_minutes(minutes)
+    summary, error = outside_event_loop(lambda: try_run(file, task=str(place), progress=progress))
+    drafts = summary.outcome is not None and summary.outcome.alias == SHADOW
+    if isinstance(error, GateFailed) and not drafts:
+        why = summary.certificate.why if summary.certificate else error.args[0]
+        raise GateFailed(
+            f"{file.name}: nothing can be promised yet: {why}", hint=f"more traffic; read {summary.report}"
+        )
+    if error is not None and not drafts:
+        raise error
+    return summary
+
+
+def _registered(summary: RunSummary) -> tuple[int, str]:
+    """Return the version of a run and its candidate, live or in shadow."""
+    if (live := summary.promoted) is not None:
+        return live.version, live.candidate
+    assert summary.outcome is not None
+    assert summary.outcome.version is not None
+    return summary.outcome.version, ""
+
+
+def _observed(summary: RunSummary, candidate: str, rows: Sequence[_Row], limit: float) -> Observed:
+    """Return what the run's test rows show beside the promise."""
+    folder = RunFolder(Path(summary.report).parent)
+    routed, drafts = folder.evaluation("routed", "test"), folder.evaluation(candidate, "test")
+    asked = {row.key: row.values for row in rows}
+    return observe(routed.rows, drafts.rows, asked, limit=limit) if routed and drafts else Observed()
+
+
+def _rows(drafted: TaskFile) -> list[_Row]:
+    """Return all rows of the draft, in the order of its files."""
+    paths = (drafted.data.train, drafted.data.validation, drafted.data.test)
+    return [row for path in paths if path is not None for row in _read(drafted.path(path), drafted)]
+
+
+def _corrections(folder: Path, drafted: TaskFile) -> dict[str, _Row]:
+    path = folder / CORRECTIONS
+    return {row.key: row for row in _read(path, drafted)} if path.exists() else {}
+
+
+def _read(path: Path, drafted: TaskFile) -> list[_Row]:
+    lines = path.read_text(encoding="utf-8").split("\n")
+    examples = load_rows(path, columns=drafted.data.columns, folder=drafted.folder).examples
+    return [_Row(example, json.loads(lines[example.line - 1])) for example in examples]
+
+
+def _write_recording(path: Path, rows: Sequence[_Row], teacher: Teacher) -> None:
+    """Write the recorded answers with their bills, so that the large model is measured without being asked again."""
+    answers = {}
+    for row in rows:
+        request = Request(messages=row.example.messages)
+        measured = {name: row.values.get(name) or 0 for name in ("prompt_tokens", "completion_tokens", "latency_ms")}
+        answer = RecordedAnswer(
+            key=request_key(request),
+            text=row.example.text,
+            answer=row.example.answer,
+            cost_usd=row.values.get("cost_usd") or 0.0,
+            **measured,
+        )
+        answers[answer.key] = answer
+    header = RecordingHeader(
+        model=teacher.model,
+        made_at=datetime.now(UTC).date().isoformat(),
+        smallfirst=smallfirst.__version__,
+        command="smallfirst learn",
+        prompt="as the application asked",
+        n=len(answers),
+    )
+    lines = [json.dumps({"recorded": header.model_dump(mode="json")}), *(a.model_dump_json() for a in answers.values())]
+    write_atomically(path, ("\n".join(lines) + "\n").encode())
+
+
+def _write_parts(
+    place: Path, drafted: TaskFile, rows: Sequence[_Row], corrections: Mapping[str, _Row], *, accuracy: bool
+) -> dict[str, str]:
+    """Write the rows by what they are used for; return the files of `data` by name, relative to `place`."""
+    data = drafted.data
+    given = {"train": data.train, "validation": data.validation, "test": data.test}
+    if not corrections:
+        return {name: os.path.relpath(drafted.path(path), place) for name, path in given.items() if path is not None}
+    if not accuracy:
+        for name, path in given.items():
+            if path is not None:
+                # Without enough of them the promise is agreement: what certifies and tests stays as it was recorded.
+                said = corrections if name == "train" else {}
+                part = [said.get(row.key, row).values for row in _read(drafted.path(path), drafted)]
+                _write_lines(place / f"{name}.jsonl", part)
+        return {name: f"{name}.jsonl" for name, path in given.items() if path is not None}
+    parts: dict[str, list[dict[str, Any]]] = {name: [] for name, _ in _PARTS}
+    for row in rows:
+        if row.key in corrections:
+            parts[_part(row.key)].append(corrections[row.key].values)
+    parts["train"] += _mended(rows, corrections, drafted)
+    for name, lines in parts.items():
+        _write_lines(place / f"{name}.jsonl", lines)
+    return {name: f"{name}.jsonl" for name in parts}
+
+
+def _mended(rows: Sequence[_Row], corrections: Mapping[str, _Row], drafted: TaskFile) -> list[dict[str, Any]]:
+    """Return the rows without a correction, their labels mended by the corrections that train."""
+    others = [row for row in rows if row.key not in corrections]
+    seen = [
+        (row.example.text, row.example.answer, corrections[row.key].example.answer)
+        for row in rows
+        if row.key in corrections and _part(row.key) == "train"
+    ]
+    if not others or others[0].example.shape != "label":
+        return [row.values for row in others]
+    texts, answers = [row.example.text for row in others], [row.example.answer for row in others]
+    found = mended(texts, answers, seen, find_weights(drafted.small.encoder))
+    label = drafted.data.columns.label
+    return [{**row.values, label: answer} for row, answer in zip(others, found, strict=True)]
+
+
+def mended(
+    texts: Sequence[str], answers: Sequence[str], corrected: Sequence[tuple[str, str, str]], encoder: Path
+) -> list[str]:
+    """Return the recorded answers to texts, each replaced by what people said of the nearest case with that answer.
+
+    `corrected` are text, recorded answer and people's answer of cases that people looked at; a case without a near one
+    of the same recorded answer keeps its own. `encoder` is the folder of a sentence encoder.
+    """
+    if not corrected or not texts:
+        return list(answers)
+    embed, every = open_encoder(encoder).embed, [*texts, *(text for text, _, _ in corrected)]
+    vectors = np.concatenate([embed(every[i : i + _AT_ONCE]) for i in range(0, len(every), _AT_ONCE)])
+    similar = vectors[: len(texts)] @ vectors[len(texts) :].T
+    same = np.array(answers)[:, None] == np.array([given for _, given, _ in corrected])[None, :]
+    similar = np.where(same, similar, -1.0)
+    nearest = similar.argmax(axis=1)
+    near = similar[np.arange(len(texts)), nearest] >= NEAR
+    return [
+        corrected[place][2] if is_near else answer
+        for answer, place, is_near in zip(answers, nearest, near, strict=True)
+    ]
+
+
+def _part(key: str) -> str:
+    """Return what a correction is used for: the same text always for the same."""
+    place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:6]) / 2**48
+    return next(name for name, end in _PARTS if place < end)
+
+
+def _write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    write_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+
+
+def _write_task(place: Path, folder: Path, files: Mapping[str, str], *, labels: str, named: Sequence[str]) -> None:
+    """Write the task.yaml of what is learnt: the drafted one with these rows, the recorded answers as large model."""
+    values = yaml.safe_load((folder / "task.yaml").read_text(encoding="utf-8"))
+    kept = {
+        name: value for name, value in values.get("data", {}).items() if name not in ("train", "validation", "test")
+    }
+    changes: dict[str, Any] = {
+        "data": {**kept, **files},
+        "large": {"recorded": _RECORDED},
+        # Only what a certificate covers is answered small, so no candidate goes live alone: plans are tried in order.
+        "gate": {**(values.get("gate") or {}), "accuracy_at_least": 1.0},
+        "routing": {**(values.get("routing") or {}), "labels": labels},
+    }
+    if labels == "large" and not read_task_file(folder).why_no_second_look:
+        changes["routing"].setdefault("second_look_after", SECOND_LOOK_AFTER)
+    else:
+        changes["routing"].pop("second_look_after", None)
+    if isinstance(values.get("labels"), list):  # people may name one that the large model never did
+        changes["labels"] = list(dict.fromkeys([*values["labels"], *named]))
+    _write_settings(place, {**values, **changes})
+
+
+def _write_settings(place: Path, values: Mapping[str, Any]) -> None:
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+    note = f"# Written by `smallfirst learn` from ../task.yaml: change that one.\n\n{text}"
+    write_atomically(place / "task.yaml", note.encode())
+
+
+def observe(
+    routed: Sequence[EvaluatedRow],
+    drafts: Sequence[EvaluatedRow],
+    asked: Mapping[str, Mapping[str, Any]],
+    *,
+    limit: float = 1.0,
+) -> Observed:
+    """Return what the Router's answers to test rows, and all drafts of them, show.
+
+    `asked`: by folded text the drafted row, with `n`, how often it was asked, and `at`, when, if that is known.
+    `limit`: share of kept texts that may differ, as promised.
+    """
+
+    def known(row: EvaluatedRow) -> Mapping[str, Any]:
+        return asked.get(fold_text(row.text), {})
+
+    kept = [(not row.correct, int(known(row).get("n", 1))) for row in routed if row.certified]
+    differ = ratio_interval([wrong * n for wrong, n in kept], [n for _, n in kept]) if kept else None
+    timed = sorted((str(at), row.correct) for row in drafts if (at := known(row).get("at")))
+    first = len(timed) - round(NEWEST * len(timed))
+    if len(timed) - first < FEWEST:
+        return Observed(limit=limit, differ=differ)
+    old, new = ([right for _, right in part] for part in (timed[:first], timed[first:]))
+    return Observed(limit=limit, differ=differ, newest=wilson(sum(new), len(new)), before=wilson(sum(old), len(old)))

@@ -1,0 +1,202 @@
+"""The settings of the proxy, gateway.yaml: upstreams, models, what is kept of the traffic, teachers and prices."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from smallfirst.errors import ConfigError, did_you_mean
+from smallfirst.models.remote.config import BaseUrl
+from smallfirst.pricing.prices import PriceBook, with_price_file
+from smallfirst.records import Record, parse_record, read_yaml
+from smallfirst.traffic import task_source
+from smallfirst.traffic.capture_store import KEY_ENV
+
+FILE_NAME = "gateway.yaml"
+DEFAULT_UPSTREAM = "default"
+"""Name of the upstream that `--upstream` gives."""
+
+
+class Upstream(Record):
+    """An API that requests are passed on to."""
+
+    base_url: BaseUrl
+    """Address up to and including `/v1`."""
+    api_key_env: str | None = None
+    """Environment variable that holds its key; left out: each client's own key is passed on, and never stored."""
+    api_key_header: Literal["authorization", "x-api-key", "api-key"] = "authorization"
+    """Header of that key: `authorization` as a bearer token; `x-api-key` for Anthropic, `api-key` for Azure."""
+    timeout_s: Annotated[float, Field(gt=0)] = 600
+    """Longest wait for the first byte of an answer and between two pieces of it; then 504."""
+    connect_timeout_s: Annotated[float, Field(gt=0)] = 10
+    """Longest wait for a connection; then 502."""
+    max_connections: Annotated[int, Field(ge=1)] = 1_000
+    """Connections at most; further requests wait for one."""
+
+    def key(self) -> str | None:
+        """Return its key from the environment, or None where the client's own is passed on. Raise ConfigError."""
+        if self.api_key_env is None:
+            return None
+        found = os.environ.get(self.api_key_env, "").strip()
+        if not found:
+            raise ConfigError(
+                f"no key for {self.base_url}: the environment variable {self.api_key_env} is not set",
+                hint=f"export {self.api_key_env}=…, or leave api_key_env out to pass the clients' own keys on",
+            )
+        return found
+
+
+class ModelRoute(Record):
+    """Where requests for a model go."""
+
+    upstream: str
+    """Name of an upstream."""
+    name: str | None = None
+    """What the upstream calls the model; left out: as it is asked for."""
+
+
+class CaptureSettings(Record):
+    """What is kept of the traffic, redacted. Without it nothing is kept."""
+
+    share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of the requests that is kept, drawn by chance."""
+    max_rows: Annotated[int, Field(ge=1)] = 200_000
+    """Most exchanges; the oldest go first."""
+    keep_days: Annotated[int, Field(ge=1)] = 30
+    """Days after which an exchange is deleted."""
+    tenants: tuple[str, ...] = ("default",)
+    """Tenants who have agreed: names of keys (`smallfirst keys create NAME`); `default` is everybody without a key."""
+    key_env: str | None = None
+    """Environment variable that holds the key with which the store is encrypted; left out: SMALLFIRST_CAPTURE_KEY, if
+    that is set."""
+    max_body_bytes: Annotated[int, Field(ge=1)] = 1024 * 1024
+    """Exchanges with a larger body, of the request or of the answer, are not kept."""
+    buffer_bytes: Annotated[int, Field(ge=1024 * 1024)] = 16 * 1024 * 1024
+    """Memory for what waits to be stored; what comes while it is full is not kept, and counted."""
+
+    def key(self) -> str | None:
+        """Return the store's key from the environment, or None without one. Raise ConfigError if it must be there."""
+        found = os.environ.get(self.key_env or KEY_ENV) or None
+        if self.key_env and not found:
+            raise ConfigError(
+                f"capture.key_env: the environment variable {self.key_env} is not set",
+                hint=f"export {self.key_env}=…",
+            )
+        return found
+
+
+class Teacher(Record):
+    """Terms of a model whose recorded answers small models might learn from."""
+
+    licence: str = ""
+    """Its licence or terms, as given."""
+    training_allowed: bool | None = None
+    """False: its answers are used for measuring only. None: nobody has said."""
+
+
+class DecisionSettings(Record):
+    """The upstream of typed questions that no small model answers, `/v1/decisions` and `/v1/systemone`.
+
+    Without it each passes to its model's upstream as it is.
+    """
+
+    upstream: str
+    """Name of an upstream."""
+    shape: Literal["own", "chat"] = "own"
+    """What it speaks: the shape of the route, or chat completions alone. A chat model gives a label and no
+    probabilities: each answer says that they are uncalibrated."""
+    model: str = ""
+    """Model that it is asked for; left out: the one that the application asks for."""
+    extra_body: dict[str, Any] = {}
+    """Added to requests of the shape `chat`, such as `{temperature: 0}`."""
+
+
+class GatewaySettings(Record):
+    """Everything that gateway.yaml can say."""
+
+    upstreams: dict[str, Upstream] = Field(min_length=1)
+    """By name. Requests for models that `models` does not name go to the first."""
+    models: dict[str, ModelRoute] = {}
+    """By the name that is asked for; `gpt-4o: default` is short for `gpt-4o: {upstream: default}`."""
+    decisions: DecisionSettings | None = None
+    """Who answers typed questions; left out: the upstream of the model that is asked, in the shape of the route."""
+    capture: CaptureSettings | None = None
+    """Left out: nothing is kept."""
+    teachers: dict[str, Teacher] = {}
+    """By model name."""
+    prices: PriceBook = PriceBook()
+    """As in task.yaml."""
+    max_buffered_bytes: Annotated[int, Field(ge=1)] = 1024 * 1024
+    """Larger request bodies are passed on while they arrive; no small model answers them."""
+    max_routed_bytes: Annotated[int, Field(ge=1)] = 64 * 1024 * 1024
+    """With `models`, the largest request body: it is read whole, since its model says where it goes."""
+    credential_valid_for_s: Annotated[float, Field(gt=0)] = 3600
+    """Where the clients' own keys are passed on: seconds after an upstream's 2xx to a key in which small models may
+    answer that key for that model. Then a request passes, whose answer renews it; a 401 or 403 ends it at once."""
+    folder: Path = Path()
+    """Folder of gateway.yaml; set when it is read."""
+
+    @pydantic.field_validator("models", mode="before")
+    @classmethod
+    def _names_of_upstreams(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {name: {"upstream": to} if isinstance(to, str) else to for name, to in values.items()}
+
+    @pydantic.model_validator(mode="after")
+    def _upstreams_exist(self) -> GatewaySettings:
+        named = {f"models.{model}": route.upstream for model, route in self.models.items()}
+        if self.decisions is not None:
+            named["decisions.upstream"] = self.decisions.upstream
+        for place, name in named.items():
+            if name not in self.upstreams:
+                raise ValueError(f"{place}: no upstream is called {name!r}{did_you_mean(name, self.upstreams)}")
+        return self
+
+    @property
+    def first_upstream(self) -> str:
+        return next(iter(self.upstreams))
+
+    def teacher_of(self, model: str, *asked_as: str) -> task_source.Teacher:
+        """Return the record of a teacher with its terms: those of its own name, or of a name that it was asked by.
+
+        `gpt-4o` is also the name of its dated versions (`gpt-4o-2024-08-06`), unless these have terms of their own.
+        """
+        names = [name for name in (model, *asked_as) if name in self.teachers]
+        names += sorted((name for name in self.teachers if model.startswith(f"{name}-")), key=len, reverse=True)
+        terms = self.teachers[names[0]] if names else Teacher()
+        allowed = terms.training_allowed is not False
+        return task_source.Teacher(model=model, licence=terms.licence, training_allowed=allowed)
+
+
+def read_gateway_file(path: Path | None = None, *, upstream: str | None = None) -> GatewaySettings:
+    """Return the settings in `path`, a file or its folder, with `upstream`'s address as the first upstream.
+
+    Without a path, those of gateway.yaml in the current folder; that may be missing if there is an `upstream`. Raise
+    ConfigError naming every wrong setting.
+    """
+    file = path or Path(FILE_NAME)
+    if file.is_dir():
+        file = file / FILE_NAME
+    values: dict[str, Any] = {}
+    if file.is_file():
+        values = read_yaml(file)
+    elif path is not None or upstream is None:
+        raise ConfigError(f"{file}: no such file", hint="smallfirst proxy --upstream https://api.openai.com/v1")
+    if upstream is not None:
+        values["upstreams"] = {DEFAULT_UPSTREAM: {"base_url": upstream}, **(values.get("upstreams") or {})}
+        values["upstreams"][DEFAULT_UPSTREAM] = {**values["upstreams"][DEFAULT_UPSTREAM], "base_url": upstream}
+    own = {"folder": str(file.parent), "prices": with_price_file(values.get("prices"), file)}
+    return parse_record(GatewaySettings, {**values, **own}, where=str(file))
+
+
+def settings_near(folder: Path) -> GatewaySettings | None:
+    """Return the settings of the gateway.yaml in the folder or the nearest one above; None without one."""
+    here = folder.absolute()
+    file = next((place / FILE_NAME for place in (here, *here.parents) if (place / FILE_NAME).is_file()), None)
+    return read_gateway_file(file) if file else None

@@ -1,0 +1,226 @@
+"""Templates found in mixed traffic."""
+
+from __future__ import annotations
+
+import random
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from smallfirst.traffic.discovery.mine import Conversations, Miner, _Asked, versions, with_dates_open
+from smallfirst.traffic.exchange import Exchange
+from smallfirst.traffic.template import Template, TextPattern, TurnPattern
+from smallfirst.traffic.wire.dialects import read_prompt
+from smallfirst.traffic.wire.messages import Prompt, Turn
+
+START = datetime(2026, 10, 1, tzinfo=UTC)
+RNG = random.Random(0)
+WORDS = [f"w{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(400)]
+SORT = "You sort messages of a bank's customers. Answer with card, transfer or other."
+CHAT = "You are Ada, the friendly assistant of a shop for garden tools in the north."
+
+
+def case(n=10):
+    return " ".join(RNG.choices(WORDS, k=n))
+
+
+def exchange(i, *turns, **more):
+    messages = [{"role": role, "content": text} for role, text in turns]
+    return Exchange(id=f"r{i}", at=START + timedelta(minutes=i), request={"messages": messages, **more}, response={})
+
+
+def mine(log):
+    """The requests of each template."""
+    miner = Miner()
+    for one in log:
+        miner.add(one.id, one.at, read_prompt(one.route, one.request))
+    return miner.templates()
+
+
+def test_what_programs_wrote_is_found_among_what_people_wrote():
+    log, cases = [], {}
+    for i in range(0, 320, 4):
+        cases[f"r{i}"], cases[f"r{i + 1}"] = case(), case()
+        log.append(exchange(i, ("system", SORT), ("user", cases[f"r{i}"])))
+        user = (
+            f"Is this mail urgent? Say yes or no.\n\nTier: {RNG.choice(['gold', 'basic'])}\nMail:\n{cases[f'r{i + 1}']}"
+        )
+        log.append(exchange(i + 1, ("user", user)))
+        log.append(exchange(i + 2, ("user", case(30))))
+        talk = (("system", CHAT), ("user", case()))
+        log.append(exchange(i + 3, *talk))
+        log.append(exchange(i + 3.5, *talk, ("assistant", case(20)), ("user", case())))
+    found = mine(log)
+    assert sorted((len(members), template.n_slots) for template, members in found.items()) == [(80, 1), (80, 2)]
+    by_id = {one.id: read_prompt(one.route, one.request) for one in log}
+    for template, members in found.items():
+        assert [template.values(by_id[member])[-1] for member in members] == [cases[member] for member in members]
+
+
+def test_tools_and_forms_of_answers_make_another_template():
+    tools = [{"type": "function", "function": {"name": "file"}}]
+    log = [exchange(i, ("system", SORT), ("user", case()), **({"tools": tools} if i % 2 else {})) for i in range(60)]
+    assert sorted((len(members), bool(template.tools)) for template, members in mine(log).items()) == [
+        (30, False),
+        (30, True),
+    ]
+
+
+def test_one_request_sent_again_and_again_is_no_task():
+    assert mine([exchange(i, ("system", SORT), ("user", "ping")) for i in range(50)]) == {}
+
+
+def test_a_template_that_begins_late_is_found_in_a_long_log(monkeypatch):
+    monkeypatch.setattr("smallfirst.traffic.discovery.mine._POOL", 100)
+    miner = Miner()
+    for i in range(600):
+        asked = exchange(i, ("system", SORT + " Be brief." * (i > 400)), ("user", case()))
+        miner.add(asked.id, asked.at, read_prompt(asked.route, asked.request))
+        assert len(miner._pool) < 100
+    assert [len(members) for members in miner.templates().values()] == [401, 199]
+
+
+def test_what_continues_an_earlier_request_is_a_conversation():
+    log = []
+    for i in range(0, 80, 2):
+        asked = (("system", SORT), ("user", f"Ticket {i}: {case()}"))
+        log.append(exchange(i, *asked))
+        log.append(exchange(i + 1, *asked, ("assistant", "Happy to help. What else?"), ("user", f"Also: {case()}")))
+    assert [(len(members), len(template.turns)) for template, members in mine(log).items()] == [(40, 2)]
+
+
+def test_few_cases_asked_often_are_a_task():
+    cases = [case() for _ in range(8)]
+    found = mine([exchange(i, ("system", SORT), ("user", RNG.choice(cases))) for i in range(60)])
+    assert [len(members) for members in found.values()] == [60]
+
+
+def test_long_documents_are_kept_within_bounds(monkeypatch):
+    monkeypatch.setattr("smallfirst.traffic.discovery.mine._POOL_CHARACTERS", 200_000)
+    monkeypatch.setattr("smallfirst.traffic.discovery.mine._SAMPLE_CHARACTERS", 100_000)
+    miner = Miner()
+    for i in range(120):
+        asked = exchange(i, ("user", f"{SORT}\n\nContract:\n{case(600)}" if i % 2 else case(600)))
+        miner.add(asked.id, asked.at, read_prompt(asked.route, asked.request))
+        assert sum(len(one.prompt.turns[0].text) for one in miner._pool) < 210_000
+    assert [len(members) for members in miner.templates().values()] == [60]
+
+
+def test_images_and_agents_are_passed_over():
+    picture = {"type": "image_url", "image_url": {"url": "data:"}}
+    log = [exchange(i, ("system", SORT), ("user", [{"type": "text", "text": case()}, picture])) for i in range(30)]
+    log += [exchange(i, ("system", SORT), ("user", case()), ("tool", case())) for i in range(30)]
+    assert mine(log) == {}
+
+
+def test_a_short_instruction_is_one_and_a_stock_system_prompt_none():
+    log = [exchange(i, ("user", f"Summarize in one sentence: {case(30)}")) for i in range(40)]
+    log += [exchange(i, ("system", "You are a helpful assistant."), ("user", case())) for i in range(40, 80)]
+    assert [len(members) for members in mine(log).values()] == [40]
+
+
+def test_wordings_that_were_put_together_are_told_apart_by_their_instruction():
+    """Long cases of one layout share more text with cases of another wording than with others of their own."""
+    miner, asked = Miner(), []
+    for i in range(40):
+        instruction = (
+            "Read the invoice. Write JSON with the total." if i % 2 else "Which due date does the mail give? Answer:"
+        )
+        one = exchange(i, ("system", instruction), ("user", case()))
+        asked.append(_Asked(one.id, one.at, read_prompt(one.route, one.request), continues=False))
+    found = list(miner._templates_of_wording(asked, 10))
+    assert [template.n_slots for template in found] == [1, 1]
+    assert [sum(template.values(one.prompt) is not None for one in asked) for template in found] == [20, 20]
+    assert list(miner._templates_of_wording(asked[::2], 30)) == found[:1]
+
+
+TIMES = [datetime(2026, 10, 1, tzinfo=UTC) + timedelta(hours=i) for i in range(100)]
+
+
+def found(before, values):
+    text = TextPattern(pieces=(before, " now.\nMessage: ", ""))
+    template = Template(turns=(TurnPattern(role="user", text=text),))
+    return versions(template, [(value, f"case {i}") for i, value in enumerate(values)], TIMES, 10)
+
+
+def test_words_that_replace_each_other_in_time_are_versions():
+    assert found("Mode: ", ["old"] * 40 + ["new"] * 60) == [list(range(40)), list(range(40, 100))]
+
+
+def test_a_field_with_few_values_is_none():
+    assert found("Tier: ", ["gold", "basic"] * 50) == []
+    assert found("Tier: ", [f"{i}" for i in range(100)]) == []
+    assert found("Tier: ", ["gold"] * 98 + ["basic"] * 2) == []
+    assert found("Day: ", ["2026-10-01"] * 50 + ["2026-10-02"] * 50) == []
+
+
+def test_a_version_that_begins_just_before_the_log_ends_is_one():
+    assert [len(group) for group in found("Mode: ", ["old"] * 97 + ["new"] * 3)] == [97, 3]
+
+
+def test_words_within_a_sentence_are():
+    assert len(found("Please answer ", ["briefly", "shortly"] * 50)) == 2
+
+
+def test_frames_around_the_case_are():
+    text = TextPattern(pieces=("File what follows.\n\n", ""))
+    template = Template(turns=(TurnPattern(role="user", text=text),))
+    cases = [f"<mail>\ncase {i}\n</mail>" if i % 2 else f"Mail: case {i}\nLabel:" for i in range(100)]
+    assert sorted(versions(template, [(case,) for case in cases], TIMES, 10)) == [
+        list(range(0, 100, 2)),
+        list(range(1, 100, 2)),
+    ]
+    mails = [f"{'Subject' if i % 2 else 'From'}: case {i}" for i in range(100)]
+    assert versions(template, [(mail,) for mail in mails], TIMES, 10) == []
+
+
+DAY = datetime(2026, 10, 5, 9, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "2026-10-05",
+        "05.10.2026",
+        "10/05/2026",
+        "5 October 2026",
+        "Monday, October 5, 2026",
+        "Oct 5th 2026",
+        "2026-10-05T08:12:00Z",
+    ],
+)
+def test_the_day_of_the_requests_is_a_slot(written):
+    turn = TurnPattern(role="user", text=TextPattern(pieces=(f"Today is {written}. Since 2019-01-31: ", "")))
+    opened = with_dates_open(Template(turns=(turn,)), DAY, DAY)
+    assert opened.turns[0].text.pieces == ("Today is ", ". Since 2019-01-31: ", "")
+
+
+def test_other_text_is_no_date():
+    turn = TurnPattern(role="user", text=TextPattern(pieces=("On 99.99.2026 at Monday: ", "")))
+    assert with_dates_open(Template(turns=(turn,)), DAY, DAY).turns[0] == turn
+
+
+SYSTEM = Turn("system", "You are Ada, who helps.")
+
+
+def template(*pieces):
+    system = TurnPattern(role="system", text=TextPattern(pieces=(SYSTEM.text,)))
+    return Template(turns=(system, TurnPattern(role="user", text=TextPattern(pieces=pieces))))
+
+
+def test_requests_that_continue_earlier_ones_make_a_conversation():
+    seen = Conversations()
+    for i in range(10):
+        asked = (SYSTEM, Turn("user", f"question {i}"))
+        seen.note(Prompt("", asked))
+        seen.note(Prompt("", (*asked, Turn("assistant", f"answer {i}"), Turn("user", "and then?"))))
+    assert seen.starts_them(template("", ""))
+    assert not seen.starts_them(template("Message: ", ""))
+
+
+def test_solved_examples_in_messages_are_none():
+    seen = Conversations()
+    shots = (SYSTEM, Turn("user", "card lost"), Turn("assistant", "cards"))
+    for i in range(10):
+        seen.note(Prompt("", (*shots, Turn("user", f"question {i}"))))
+    assert not seen.starts_them(template("", ""))

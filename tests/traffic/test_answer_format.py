@@ -1,0 +1,239 @@
+"""Values are read from answers and written again in the same bytes."""
+
+from __future__ import annotations
+
+import json
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from smallfirst.traffic.answer_format import AnswerFormat, JsonWriting, find_format, find_writing, frequent_labels
+from smallfirst.traffic.wire.messages import Answer, ToolCall
+
+FRAME = AnswerFormat(kind="label", prefix="Intent: ", suffix=".")
+FENCED = AnswerFormat(kind="json", prefix="```json\n", suffix="\n```", writing=JsonWriting(decimals={"total": 2}))
+
+
+def test_a_label_in_a_frame_comes_back() -> None:
+    assert FRAME.parse(Answer("Intent: card arrival.")) == "card arrival"
+    assert FRAME.render("card arrival") == Answer("Intent: card arrival.")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer("card arrival."),
+        Answer("Intent: card arrival"),
+        Answer("Intent:."),
+        Answer("Intent: card arrival.", finish_reason="length"),
+        Answer("Intent: card arrival.", finish_reason="refusal"),
+        Answer("Intent: card arrival.", (ToolCall("look_up", "{}"),), "tool_calls"),
+    ],
+)
+def test_an_answer_of_another_form_has_no_value(answer: Answer) -> None:
+    assert FRAME.parse(answer) is None
+    assert not FRAME.reproduces(answer)
+
+
+def test_overlapping_frames_do_not_count_twice() -> None:
+    assert AnswerFormat(kind="label", prefix="ab", suffix="ba").parse(Answer("aba")) is None
+
+
+def test_json_in_a_fence_comes_back_with_its_decimals() -> None:
+    answer = Answer('```json\n{"total": 644.90, "tax": null}\n```')
+    assert FENCED.parse(answer) == {"total": 644.9, "tax": None}
+    assert FENCED.reproduces(answer)
+    assert FENCED.render('{"total": 3, "tax": 1}').text == '```json\n{"total": 3.00, "tax": 1}\n```'
+    assert FENCED.parse(Answer("```json\n12\n```")) is None
+    assert FENCED.parse(Answer('```json\n{"total": \n```')) is None
+    assert not FENCED.reproduces(Answer('```json\n{"total": 644.9, "tax": null}\n```'))
+
+
+def test_a_tool_call_holds_the_value_in_its_arguments() -> None:
+    call = AnswerFormat(kind="label", prefix='{"queue":"', suffix='"}', tool="route_ticket")
+    answer = Answer("", (ToolCall("route_ticket", '{"queue":"billing"}'),), "tool_calls")
+    assert call.parse(answer) == "billing"
+    assert call.render("billing") == answer
+    other = ToolCall("close_ticket", '{"queue":"billing"}')
+    assert call.parse(Answer("", (other,), "tool_calls")) is None
+    assert call.parse(Answer("", (*answer.tool_calls, other), "tool_calls")) is None
+
+
+def test_it_is_read_back_from_json() -> None:
+    assert AnswerFormat.model_validate_json(FENCED.model_dump_json()) == FENCED
+
+
+VALUES = [
+    {"name": "Zoë", "items": [{"sku": "a", "price": 2.5}, {"sku": "b", "price": 10.25}], "paid": True},
+    {"name": "日本", "items": [], "paid": False},
+]
+
+
+@pytest.mark.parametrize("indent", [None, 1, 2, 4, "\t"])
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_pythons_own_writings_come_back(indent: int | str | None, ascii_only: bool) -> None:
+    texts = [json.dumps(value, indent=indent, ensure_ascii=ascii_only) for value in VALUES]
+    writing = find_writing(texts)
+    assert [writing.write(json.loads(text)) for text in texts] == texts
+
+
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ":"), (",", ": ")])
+def test_separators_come_back(separators: tuple[str, str]) -> None:
+    texts = [json.dumps(value, separators=separators, ensure_ascii=False) for value in VALUES]
+    assert [find_writing(texts).write(value) for value in VALUES] == texts
+
+
+def test_prices_keep_their_last_zero() -> None:
+    writing = find_writing(['{"n": 3, "total": 644.90}', '{"n": 4, "total": 12.25}'])
+    assert writing.decimals == {"total": 2}
+    assert writing.write({"n": 5, "total": 7}) == '{"n": 5, "total": 7.00}'
+    assert find_writing(['{"x": 0.5}', '{"x": 0.25}']).write({"x": 0.125}) == '{"x": 0.125}'
+    assert find_writing(['{"x": 1e-3}']).decimals == {}
+
+
+def test_keys_stand_in_the_order_of_the_answers() -> None:
+    writing = find_writing(['{"b": 1, "a": 2}', '{"b": 1, "c": 0, "a": 2}', '{"b": 1, "a": 2}'])
+    assert writing.write({"a": 2, "c": 0, "b": 1, "new": 4}) == '{"b": 1, "c": 0, "a": 2, "new": 4}'
+
+
+def test_keys_of_objects_in_lists_have_an_order_of_their_own() -> None:
+    writing = find_writing(['{"a": 1, "items": [{"z": 1, "a": 2}]}'])
+    assert writing.write({"items": [{"a": 2, "z": 1}], "a": 1}) == '{"a": 1, "items": [{"z": 1, "a": 2}]}'
+
+
+def test_what_is_no_json_is_refused() -> None:
+    with pytest.raises(json.JSONDecodeError):
+        find_writing(["{"])
+
+
+@hypothesis.settings(max_examples=30)
+@hypothesis.given(
+    st.dictionaries(
+        st.text(max_size=4), st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.text(max_size=3))
+    )
+)
+def test_any_object_that_python_writes_comes_back(value: dict[str, object]) -> None:
+    text = json.dumps(value)
+    assert find_writing([text]).write(json.loads(text)) == text
+    assert JsonWriting(ascii_only=True).write(value) == text
+
+
+LABELS = ("card arrival", "card linking", "top up failed", "top up limits")
+
+
+def in_frame(prefix: str, suffix: str, labels: tuple[str, ...] = LABELS) -> list[Answer]:
+    return [Answer(f"{prefix}{label}{suffix}") for label in labels for _ in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "suffix"),
+    [
+        ("", ""),
+        ("Intent: ", ""),
+        ("The intent is ", "."),
+        ('{"intent": "', '"}'),
+        ('{\n  "intent": "', '"\n}'),
+        ('```json\n{"intent":"', '"}\n```'),
+        ("**", "**"),
+        ("", "\n"),
+        ("<label>", "</label>"),
+    ],
+)
+def test_a_label_is_found_in_its_frame(prefix: str, suffix: str) -> None:
+    found = find_format(in_frame(prefix, suffix))
+    assert found is not None
+    assert (found.format.kind, found.format.prefix, found.format.suffix) == ("label", prefix, suffix)
+    assert sorted(found.labels) == sorted(LABELS)
+    assert found.check.is_exact
+    assert found.check.n_exact == 40
+
+
+def test_what_labels_have_in_common_is_no_frame() -> None:
+    found = find_format(in_frame("", "", ("top up failed now", "top up limits now", "self-harm", "self-help")))
+    assert found is not None
+    assert found.format.prefix == found.format.suffix == ""
+    alike = find_format(in_frame("", "", ("self-harm", "self-help")))
+    assert alike is not None
+    assert alike.format.prefix == ""
+
+
+def test_two_labels_that_begin_alike_need_no_frame_although_a_third_is_rare() -> None:
+    answers = [Answer("not urgent")] * 100 + [Answer("not relevant")] * 100 + [Answer("urgent")] * 4
+    found = find_format(answers)
+    assert found is not None
+    assert set(found.labels) == {"not urgent", "not relevant", "urgent"}
+
+
+def test_an_answer_in_the_models_own_words_is_no_label() -> None:
+    found = find_format([*in_frame("", ""), Answer("I can only classify messages into the intents.")])
+    assert found is not None
+    assert len(found.labels) == 4
+    assert found.check.n_read == 41
+
+
+def test_refusals_and_cut_off_answers_do_not_count() -> None:
+    found = find_format([*in_frame("", ""), Answer("I cannot", finish_reason="length")])
+    assert found is not None
+    assert found.check.n_answers == 40
+
+
+def test_objects_are_json_in_their_writing() -> None:
+    texts = [json.dumps({"who": f"name {i}", "n": i}, indent=2) for i in range(40)]
+    found = find_format([Answer(f"```json\n{text}\n```") for text in texts])
+    assert found is not None
+    assert found.format.kind == "json"
+    assert found.format.writing.indent == "  "
+    assert found.check.is_exact
+    assert found.labels == ()
+
+
+def test_few_different_objects_of_two_fields_are_no_labels() -> None:
+    texts = ['{"who": "me", "n": "1"}', '{"who": "me", "n": "2"}', '{"who": "you", "n": "1"}']
+    found = find_format([Answer(text) for text in texts for _ in range(20)])
+    assert found is not None
+    assert found.format.kind == "json"
+
+
+def test_lists_of_labels_are_json() -> None:
+    found = find_format([Answer(text) for text in ('["a", "b"]', '["a"]', "[]", '["b"]') for _ in range(10)])
+    assert found is not None
+    assert found.format.kind == "json"
+    assert found.check.is_exact
+
+
+def test_a_call_of_one_function_is_a_format() -> None:
+    answers = [Answer("", (ToolCall("route", f'{{"queue":"{label}"}}'),), "tool_calls") for label in LABELS * 10]
+    found = find_format(answers)
+    assert found is not None
+    assert (found.format.tool, found.format.kind) == ("route", "label")
+    assert found.check.is_exact
+    assert set(found.labels) == set(LABELS)
+
+
+def test_calls_of_several_functions_have_no_common_format() -> None:
+    answers = [Answer("", (ToolCall(name, "{}"),), "tool_calls") for name in ("a", "b", "c") for _ in range(5)]
+    assert find_format(answers) is None
+    assert find_format([]) is None
+    assert find_format([Answer("x", (ToolCall("a", "{}"),))] * 10) is None
+
+
+def test_other_answers_are_text() -> None:
+    found = find_format([Answer(f"The answer is {i * 17} km.") for i in range(40)])
+    assert found is not None
+    assert (found.format.kind, found.format.prefix, found.format.suffix) == ("text", "The answer is ", ".")
+
+
+def test_the_answer_that_does_not_come_back_is_named() -> None:
+    answers = [Answer(f'{{"total": {i}.20}}') for i in range(60)] + [Answer('{"total": 7.5}')]
+    found = find_format(answers)
+    assert found is not None
+    assert not found.check.is_exact
+    assert (found.check.n_exact, found.check.n_read) == (60, 61)
+    assert (found.check.recorded, found.check.rendered) == ('{"total": 7.5}', '{"total": 7.50}')
+
+
+def test_a_closed_set_needs_repeats() -> None:
+    assert frequent_labels(["a"] * 10 + ["b"] * 10) == ("a", "b")
+    assert frequent_labels([f"answer {i}" for i in range(40)]) == ()
+    assert frequent_labels([]) == ()

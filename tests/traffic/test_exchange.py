@@ -1,0 +1,118 @@
+"""Bodies lose personal data, media and vectors, and nothing else."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+
+import pytest
+
+from smallfirst.pricing.prices import PriceBook
+from smallfirst.pricing.token_price import TokenPrice
+from smallfirst.pricing.tokens import Reported, TokenUsage
+from smallfirst.traffic.exchange import Exchange, billed, charge_of, kept_body
+
+
+def test_placeholders_stand_for_what_is_not_kept():
+    words = "plain words of a long document " * 100
+    body = {
+        "mail": "to ann@example.com",
+        "audio": "QUJD" * 400,
+        "vector": [0.5] * 100,
+        "tokens": [1, 2] * 100,
+        "document": words,
+        "created": 1764201600,
+        "short": [0.1, 0.2],
+    }
+    kept = kept_body(body)
+    assert kept == body | {"mail": "to [EMAIL]", "audio": "[1,600 characters of data]", "vector": "[100 numbers]"}
+    assert kept_body(kept) == kept
+
+
+def test_names_and_numbers_are_redacted_as_values_are():
+    body = {
+        "messages": [{"role": "tool", "content": '{"iban": "BE68539007547034"}'}],
+        "metadata": {"ann@example.com": 1, "bob@example.com": 2, "password": "tulips", "pin": 4821, "n": 4821},
+        "env": [{"name": "API_KEY", "value": "a1b2c3d4e5"}],
+        "card": 4111111111111111,
+        "max_tokens": 4096,
+        "logprobs": [{"token": "abc1", "bytes": [97]}],
+    }
+    kept = kept_body(body)
+    assert kept == body | {
+        "messages": [{"role": "tool", "content": '{"iban": "[IBAN]"}'}],
+        "metadata": {"[EMAIL]": 1, "[EMAIL] 2": 2, "password": "[PASSWORD]", "pin": "[PASSWORD]", "n": 4821},
+        "env": [{"name": "API_KEY", "value": "[KEY]"}],
+        "card": "[CARD]",
+    }
+    assert kept_body(kept) == kept
+
+
+PRICES = PriceBook(tokens={"mine": TokenPrice(input_usd_per_mtok=1.0, output_usd_per_mtok=10.0)})
+
+
+def tokens(read: int, cached: int, written: int) -> Reported:
+    return Reported(TokenUsage(prompt_tokens=read, cached_tokens=cached, completion_tokens=written))
+
+
+def cost(prices: PriceBook, models: tuple[str, ...], reported: Reported) -> float | None:
+    charge = charge_of(models, reported, prices)
+    return charge.usd if charge else None
+
+
+def test_cached_tokens_have_their_own_price():
+    usage = tokens(10_000, 8_000, 100)
+    # gpt-4o-mini in the catalogue: $0.15, $0.075 cached and $0.60 per million
+    assert cost(PriceBook(), ("gpt-4o-mini",), usage) == pytest.approx(0.0003 + 0.0006 + 0.00006)
+    own = TokenPrice(input_usd_per_mtok=1.0, output_usd_per_mtok=10.0, cached_usd_per_mtok=0.1)
+    assert cost(PriceBook(tokens={"mine": own}), ("mine",), usage) == pytest.approx(0.002 + 0.0008 + 0.001)
+
+
+def test_the_first_name_with_a_price_gives_it():
+    usage = tokens(1_000_000, 0, 100_000)
+    assert cost(PRICES, ("mine-2026-11", "mine"), usage) == pytest.approx(2.0)
+    assert cost(PRICES, ("nobody-sells-this",), usage) is None
+    assert cost(PRICES, ("mine",), Reported()) is None
+
+
+def exchange(**more):
+    request = {"messages": [{"role": "user", "content": "x" * 40}]}
+    response = {"choices": [{"message": {"content": "abcde"}}]}
+    return Exchange(id="1", at="2026-11-27T00:00:00Z", request=request, response=response, model="mine", **more)
+
+
+def test_what_a_stream_does_not_say_is_estimated_and_said_to_be():
+    found = billed(exchange(), PRICES)
+    assert (found.prompt_tokens, found.completion_tokens, found.estimated) == (10, 2, True)
+    assert found.cost_usd == pytest.approx(10e-6 + 20e-6)
+    assert billed(exchange(cost_usd=0.5), PRICES).cost_usd == 0.5
+    told = billed(exchange(prompt_tokens=7), PRICES)
+    assert (told.prompt_tokens, told.estimated, told.cost_usd) == (7, False, pytest.approx(7e-6))
+
+
+def test_an_image_is_not_estimated():
+    content = [{"type": "image_url", "image_url": {"url": "data:"}}]
+    found = billed(
+        exchange().model_copy(update={"request": {"messages": [{"role": "user", "content": content}]}}), PRICES
+    )
+    assert (found.prompt_tokens, found.cost_usd, found.estimated) == (None, None, False)
+
+
+def test_a_stated_cost_comes_before_a_price_and_after_that_of_the_log():
+    body = {"usage": {"prompt_tokens": 10, "completion_tokens": 1, "cost": 0.002}}
+    one = exchange().model_copy(update={"response": body})
+    assert billed(one, PRICES).cost_usd == 0.002
+    assert billed(one.model_copy(update={"cost_usd": 0.5}), PRICES).cost_usd == 0.5
+    other = billed(exchange(), PRICES, headers={"x-litellm-response-cost": "0.25"})
+    assert (other.cost_usd, other.prompt_tokens, other.estimated) == (0.25, 10, True)
+
+
+def test_a_batch_of_a_day_costs_what_batches_did_that_day():
+    old = TokenPrice(input_usd_per_mtok=4.0, output_usd_per_mtok=10.0, tiers={"batch": 0.5})
+    new = old.model_copy(update={"input_usd_per_mtok": 2.0, "valid_from": date(2026, 11, 27)})
+    prices = PriceBook(tokens={"mine": (old, new)})
+    for day, usd in (("2026-11-26", 2e-6), ("2026-11-27", 1e-6)):
+        one = exchange(tier="batch", prompt_tokens=1, completion_tokens=0)
+        found = billed(one.model_copy(update={"at": datetime.fromisoformat(f"{day}T12:00:00+00:00")}), prices)
+        assert found.cost_usd == pytest.approx(usd)
+    unknown = exchange(tier="flex", prompt_tokens=1)
+    assert billed(unknown, prices).cost_usd is None

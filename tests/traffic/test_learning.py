@@ -1,0 +1,217 @@
+"""A drafted task is learnt from recorded answers; corrections win, and enough of them certify accuracy."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from fixtures.evaluations import evaluated_row
+from fixtures.takeover import TEACHER, cases, source, write_draft
+
+from smallfirst.errors import ConfigError
+from smallfirst.models.recorded.replay import read_recording
+from smallfirst.project.task_file import read_task_file
+from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.ledger.rows import FeedbackRow, LedgerRow
+from smallfirst.stats.intervals import wilson
+from smallfirst.traffic import learning
+from smallfirst.traffic.learning import Observed, learn, mended, observe
+from smallfirst.traffic.task_source import FILE_NAME, Teacher
+
+
+def test_a_task_is_learnt_in_shadow_and_promises_agreement(learnt):
+    found, taken = learnt.learnt, learnt.takeovers.get("queues")
+    assert found.n_rows == 240
+    assert not found.promises_accuracy
+    assert found.share > 0.5
+    assert "each text counted once (95 %); right is what the large model answered" in "\n".join(found.in_words)
+    assert found.observed.differ is not None
+    assert (found.observed.differ.value, found.observed.differ.n) == (0, 3 * 48)  # each text was asked three times
+    assert (taken.state, taken.live_share, taken.version) == ("shadow", 0, 1)
+    file = read_task_file(learnt.folder / "learnt")
+    assert file.routing.labels == "large"
+    header, answers = read_recording(learnt.folder / "learnt" / "recorded.jsonl")
+    assert header.model == TEACHER
+    assert {answer.cost_usd for answer in answers} == {1e-4}
+
+
+class _Stopped(Exception):
+    pass
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    """What `learn` writes before it trains."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise _Stopped
+
+    monkeypatch.setattr(learning, "try_run", stop)
+    monkeypatch.chdir(tmp_path)  # a folder is named from where the user stands
+    monkeypatch.setattr(learning, "find_weights", lambda name: tmp_path)
+    monkeypatch.setattr(learning, "mended", lambda texts, answers, seen, encoder: ["mended"] * len(answers))
+
+    def prepare(corrected: int, **settings: object):
+        folder = write_draft(tmp_path / f"draft-{corrected}", cases(600), corrected=corrected)
+        file = folder / "task.yaml"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+        with pytest.raises(_Stopped):
+            learn(Path(folder.name), progress=None)
+        settings = yaml.safe_load((folder / "learnt" / "task.yaml").read_text())
+        read = {
+            name: [json.loads(line) for line in (folder / "learnt" / path).read_text().splitlines()]
+            for name, paths in settings["data"].items()
+            for path in (paths if isinstance(paths, list) else [paths])
+        }
+        return settings, read
+
+    return prepare
+
+
+def test_few_corrections_train_only(prepared):
+    settings, rows = prepared(30)
+    assert settings["routing"]["labels"] == "large"
+    assert dict(cases(600)) == {row["text"]: row["label"] for row in rows["train"]}
+    assert sum("source" not in row for row in rows["train"]) == 30
+
+
+def test_few_corrections_leave_the_rows_that_certify_agreement_as_they_were_recorded(prepared, tmp_path):
+    held_out = [{"text": text, "label": "loans", "source": TEACHER} for text, _ in cases(600)[:30]]
+    (tmp_path / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_out))
+    _, rows = prepared(30, data={"train": "rows.jsonl", "validation": "../held_out.jsonl"})
+    assert rows["validation"] == held_out
+    assert sum("source" not in row for row in rows["train"]) == 30
+
+
+def test_many_corrections_certify_and_test_and_the_rest_trains(prepared):
+    settings, rows = prepared(400)
+    gold = dict(cases(600))
+    assert settings["routing"]["labels"] == "gold"
+    assert settings["large"] == {"recorded": "recorded.jsonl"}
+    for part in ("validation", "test"):
+        assert all("source" not in row and row["label"] == gold[row["text"]] for row in rows[part])
+    mended = [row for row in rows["train"] if "source" in row]
+    assert {row["label"] for row in mended} == {"mended"}
+    assert len(mended) == 200
+    sizes = {name: len(part) for name, part in rows.items()}
+    assert sum(sizes.values()) == 600
+    assert 70 < sizes["validation"] < 130
+    assert 40 < sizes["test"] < 80
+
+
+def test_people_may_name_a_label_that_the_large_model_never_did(prepared):
+    settings, _ = prepared(30, labels=["cards", "travel"])
+    assert settings["labels"] == ["cards", "travel", "loans"]
+
+
+def test_a_teacher_whose_terms_forbid_it_is_not_learnt_from(tmp_path):
+    folder = write_draft(tmp_path / "queues", cases(20))
+    forbidden = Teacher(model=TEACHER, licence="no imitation", training_allowed=False)
+    source().model_copy(update={"teacher": forbidden}).save(folder / FILE_NAME)
+    with pytest.raises(ConfigError, match=r"no imitation.*measuring only"):
+        learn(folder)
+
+
+def test_what_judges_marked_trains_and_measures_nothing(prepared, monkeypatch, tmp_path):
+    monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path / "state"))
+    at = datetime.now(UTC)
+    held_out = next(text for text, _ in cases(600))
+    said = {"new and wrong": "loans", "new and right": None, "by a user": "loans", held_out: "loans"}
+    with closing(Ledger(tmp_path / "state" / "ledger.db")) as ledger:
+        for text, answer in said.items():
+            row = {"id": text, "at": at, "served_name": "queues", "status": 200, "latency_ms": 1.0, "task": "queues"}
+            body = {"request_text": json.dumps([["user", text]]), "answer_text": "cards"}
+            ledger.append(LedgerRow.model_validate({**row, **body, "stage": "large"}))
+            verdict = "wrong" if answer else "right"
+            ledger.append(FeedbackRow(id=text, at=at, verdict=verdict, answer=answer, judge=text != "by a user"))
+    settings, rows = prepared(0)
+    assert settings["data"]["harvested"] == ["marked.jsonl"]
+    assert [(row["text"], row["label"], row["source"]) for row in rows["harvested"]] == [
+        ("new and wrong", "loans", "feedback"),
+        ("new and right", "cards", "confirmed"),
+    ]
+
+
+ANGLES = {"card gone": 0.0, "card lost": 0.3, "card stolen": 0.9, "loan": 1.6, "other loan": 1.5, "far": 3.1}
+
+
+class _Encoder:
+    def embed(self, texts):
+        angles = np.array([ANGLES[text] for text in texts])
+        return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+@pytest.fixture(autouse=True)
+def encoder(monkeypatch):
+    monkeypatch.setattr(learning, "open_encoder", lambda folder: _Encoder())
+
+
+def test_near_cases_with_the_same_recorded_answer_are_mended(tmp_path):
+    texts = ["card lost", "card stolen", "loan", "far"]
+    given = ["delivery", "delivery", "delivery", "delivery"]
+    corrected = [("card gone", "delivery", "lost card"), ("other loan", "loans", "mortgage")]
+    # cos(0.3) and cos(0.9) are above 0.6; cos(1.6) and cos(3.1) are not.
+    assert mended(texts, given, corrected, tmp_path) == ["lost card", "lost card", "delivery", "delivery"]
+    assert mended(texts, ["delivery", "pin", "loans", "pin"], corrected, tmp_path) == [
+        "lost card",
+        "pin",
+        "mortgage",
+        "pin",
+    ]
+
+
+def test_what_people_confirmed_stays(tmp_path):
+    assert mended(["card lost"], ["delivery"], [("card gone", "delivery", "delivery")], tmp_path) == ["delivery"]
+    assert mended(["card lost"], ["delivery"], [], tmp_path) == ["delivery"]
+
+
+def test_a_text_weighs_as_many_requests_as_asked_it() -> None:
+    """Of four kept texts one is wrong, and nine of twelve requests ask it."""
+    asked = {f"text {i}": {"n": n} for i, n in enumerate((9, 1, 1, 1, 50))}
+    rows = [
+        evaluated_row(str(i), "a", "b" if i in (0, 4) else "a", text=f"Text {i}!", certified=i != 4) for i in range(5)
+    ]
+    found = observe(rows, rows, asked, limit=0.3)
+    assert found.differ is not None
+    assert (found.differ.value, found.differ.n) == (0.75, 12)
+    assert "frequent ones are answered worse" in found.in_words[0]
+    assert "answered worse" not in found.model_copy(update={"limit": 0.8}).in_words[0]
+    assert found.differ.low < 0.75 < found.differ.high
+    assert found.in_words[0].startswith("counted by requests, 75.0% [")
+    assert observe([row.model_copy(update={"certified": False}) for row in rows], rows, asked) == Observed()
+
+
+@pytest.mark.parametrize(("n_right", "drifts"), [(24, False), (10, True)])
+def test_the_newest_quarter_is_compared_with_the_rest(n_right: int, drifts: bool) -> None:
+    """Rows stand in no order of time; of the last 25 of a hundred so many agree, of the others 70."""
+    rows, asked = [], {}
+    for i in [*range(0, 100, 2), *range(1, 100, 2)]:
+        agrees = i % 15 != 0 if i < 75 else i - 75 < n_right
+        rows.append(evaluated_row(str(i), "a", "a" if agrees else "b", text=f"text {i}"))
+        asked[f"text {i}"] = {"n": 1, "at": f"2026-10-01T00:{i // 60:02}:{i % 60:02}+00:00"}
+    found = observe(rows, rows, asked)
+    assert found.newest is not None
+    assert found.before is not None
+    assert (found.newest.value, found.newest.n) == (n_right / 25, 25)
+    assert (found.before.value, found.before.n) == (pytest.approx(70 / 75), 75)
+    assert found.difference is not None
+    assert found.difference.low < found.difference.value < found.difference.high
+    assert ("learn again on newer traffic" if drifts else "no drift is shown") in found.in_words[-1]
+
+
+def test_newcombes_interval_is_that_of_his_paper() -> None:
+    """Newcombe (1998), table II, contrast (a) by method 10: 56/70 and 48/80."""
+    found = Observed(newest=wilson(56, 70), before=wilson(48, 80)).difference
+    assert found is not None
+    assert (found.low, found.high) == (pytest.approx(0.0524, abs=1e-4), pytest.approx(0.3339, abs=1e-4))
+
+
+def test_without_times_or_with_few_rows_nothing_is_compared() -> None:
+    rows = [evaluated_row(str(i), "a", "a", text=f"text {i}") for i in range(36)]
+    assert observe(rows, rows, {}).newest is None
+    assert observe(rows, rows, {f"text {i}": {"at": f"{i:02}"} for i in range(36)}).newest is None
