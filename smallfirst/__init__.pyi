@@ -162,8 +162,8 @@ from smallfirst.tasks.task import ScoredAnswer as ScoredAnswer
 from smallfirst.tasks.task import Shot as Shot
 from smallfirst.tasks.task import Task as Task
 from smallfirst.training.config import TrainConfig as TrainConfig
-from smallfirst.training.estimates.cost import TrainingEstimate as TrainingEstimate
-from smallfirst.training.estimates.memory import Range as Range
+from smallfirst.training.estimates import Range as Range
+from smallfirst.training.estimates import TrainingEstimate as TrainingEstimate
 from smallfirst.training.loop import Backend as Backend
 from smallfirst.training.loop import MasterAdamW as MasterAdamW
 from smallfirst.training.loop import StepMetrics as StepMetrics

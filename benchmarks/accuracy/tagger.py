@@ -26,8 +26,8 @@ from smallfirst.registry.runs import open_run
 from smallfirst.stats.intervals import wilson
 from smallfirst.tasks.extract import Extract
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.recipes.contrastive import with_learning_rate
-from smallfirst.training.recipes.tagging import TaggingRecipe
+from smallfirst.training.recipes.encoders import with_learning_rate
+from smallfirst.training.recipes.marking import TaggingRecipe
 from smallfirst.training.run import train
 
 FIGURES = RESULTS / "tagger.json"

@@ -14,7 +14,7 @@ from smallfirst.data.dataset import Dataset, Example
 from smallfirst.errors import DataError, Problem
 from smallfirst.models.confidence import MIN_LOG_PROBABILITY, Calibration, IsotonicCurve, token_features
 from smallfirst.models.label_model import LabelLogProbs
-from smallfirst.models.linear.label_sets import answer_labels, decision_nats
+from smallfirst.models.linear.classifier import answer_labels, decision_nats
 from smallfirst.models.manifest import Manifest
 from smallfirst.tasks.task import Task
 

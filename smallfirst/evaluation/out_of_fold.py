@@ -17,8 +17,7 @@ from smallfirst.data.quality.near_duplicates import clusters
 from smallfirst.evaluation.calibration import calibrate_answers, calibrate_labels
 from smallfirst.models.confidence import MIN_LOG_PROBABILITY
 from smallfirst.models.label_model import LabelLogProbs, likeliest, softmax
-from smallfirst.models.linear.classifier import LinearClassifier
-from smallfirst.models.linear.label_sets import answer_labels, decision_nats
+from smallfirst.models.linear.classifier import LinearClassifier, answer_labels, decision_nats
 from smallfirst.models.linear.scope import ScopedClassifier, ScopeParameters, choose_parameters, mix, own_labels
 from smallfirst.models.manifest import Int8Check, Manifest
 from smallfirst.models.protocol import Completion

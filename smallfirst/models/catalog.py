@@ -80,15 +80,6 @@ CATALOG = (
         megabytes=405,
         licence="Apache-2.0",
     ),
-    CatalogEntry(
-        name="wordllama-l2-supercat-256",
-        packages=("wordllama==0.4.0.post1",),
-        member=r"wordllama/(weights/l2_supercat_256\.safetensors|tokenizers/l2_supercat_tokenizer_config\.json)",
-        sha256="8309f280f771f80daaf395cccb9f1b622c9f5853ea5f5d536eaccbf6f1929cf1",
-        kind="folder",
-        megabytes=19,
-        licence="MIT",
-    ),
 )
 
 

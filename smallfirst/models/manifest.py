@@ -23,9 +23,7 @@ BASE_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 class Manifest(Record):
     """The description of a model, written last into its folder, so a folder without one is not a model."""
 
-    kind: Literal[
-        "label_tokens", "generative", "chat", "text", "words", "static", "encoder", "tagger", "reader", "blend"
-    ]
+    kind: Literal["label_tokens", "generative", "chat", "text", "words", "encoder", "tagger", "reader", "blend"]
     """`label_tokens`: a causal model that scores one token a label · `generative`: one that generates its answers ·
     `chat`: one prompted with whole conversations through its own chat template · `text`: one that continues text ·
     `words`, `static`, `encoder`: linear models · `tagger`: an encoder that marks fields in a text · `reader`: one that
@@ -94,16 +92,8 @@ class Int8Check(Record):
     """Of the weights that were checked."""
     agreement: Estimate
     """Share of rows with the same likeliest label."""
-    difference: Estimate | None = None
+    difference: Estimate
     """Accuracy in int8 minus accuracy in the model's own precision, same rows."""
-    exact_right: int | None = None
-    """Rows answered correctly in the model's own precision."""
-    int8_right: int | None = None
-    """Rows answered correctly in int8."""
-    mean_shift: float
-    """Mean absolute change of the likeliest label's probability, in [0, 1]."""
-    rows: str
-    """Name of the rows."""
     kept: bool
     """True if the model is read in int8 from now on, where the processor supports it."""
     why: str

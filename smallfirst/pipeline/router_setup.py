@@ -32,7 +32,7 @@ PROFILE_FOLDER = "signature"
 """Folder of the task's profile in a run folder."""
 RUN = "run"
 """Folder beside a version's files with what a server needs of its run."""
-CHEAP = ("words", "static", "encoder")
+CHEAP = ("words", "encoder")
 """Linear candidates, of which the first that a run has is asked about the answers of others."""
 REFERENCE = "reference.json"
 """File beside the certificate."""

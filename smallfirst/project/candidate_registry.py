@@ -25,7 +25,7 @@ class CandidateDescription:
     explanation: str = ""
     """What it is and does in a line that needs no knowledge of models; left out: `role`."""
     size: float
-    """Sort key from the smallest model to the largest, in which candidates are shown. Built in: words 10, static 15,
+    """Sort key from the smallest model to the largest, in which candidates are shown. Built in: words 10,
     encoder 20, larger_encoder 22, tuned, tagger and reader 30, larger_tuned 32, blend 35, base 40, small 50. Which one
     is the cheapest is measured."""
     promise: float | None = None
@@ -69,7 +69,6 @@ CANDIDATES: Registry[CandidateDescription] = Registry(
     "smallfirst.candidates",
     {
         "words": "smallfirst.pipeline.candidates.linear:WORDS",
-        "static": "smallfirst.pipeline.candidates.linear:STATIC",
         "encoder": "smallfirst.pipeline.candidates.linear:ENCODER",
         "larger_encoder": "smallfirst.pipeline.candidates.linear:LARGER_ENCODER",
         "tuned": "smallfirst.pipeline.candidates.tuned:TUNED",

@@ -239,7 +239,7 @@ class TaskFile(Record):
     data: DataFiles
     """Where the rows are."""
     ladder: tuple[str, ...] | None = None
-    """The candidates to train and measure; no other is fitted. `words`, `static` and `encoder` (linear models, fitted
+    """The candidates to train and measure; no other is fitted. `words` and `encoder` (linear models, fitted
     in seconds) and `tuned` (a fine-tuned encoder) are for closed answers only, as are `larger_encoder` and
     `larger_tuned`, the same on `small.larger_encoder`, and `blend`, which mixes those of the ladder; `tagger` marks
     JSON fields in their texts, `reader` open answers in their contexts; `base` is the language model of `small` as it

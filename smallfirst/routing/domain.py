@@ -24,8 +24,7 @@ from smallfirst.evaluation.out_of_fold import folds_of
 from smallfirst.files import write_atomically
 from smallfirst.models.batching import BatchWorker
 from smallfirst.models.catalog import find_weights
-from smallfirst.models.encoder.cached import CachedEncoder
-from smallfirst.models.encoder.sentence_encoder import SentenceEncoder, open_encoder
+from smallfirst.models.encoder.sentence_encoder import CachedEncoder, SentenceEncoder, open_encoder
 from smallfirst.models.linear.tfidf import TfidfFeatures, piece_grams, word_grams
 from smallfirst.models.protocol import Request
 from smallfirst.models.state_features import HiddenStateProfile, HiddenStates

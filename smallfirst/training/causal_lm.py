@@ -18,15 +18,15 @@ from torch.utils.checkpoint import checkpoint
 
 from smallfirst.errors import TrainingError
 from smallfirst.models.base_size import BaseSize, read_base_size
-from smallfirst.models.generation.adapters import merge_adapters, save_adapter
-from smallfirst.models.local.token_batches import PackedRows, gather_rows, pack_rows
+from smallfirst.models.local.adapters import merge_adapters, save_adapter
+from smallfirst.models.local.packed_rows import PackedRows, gather_rows, pack_rows
 from smallfirst.models.local.weights import load_causal, weights_fingerprint
 from smallfirst.training.batches import LOSS_TARGETS, TokenizedRow, epoch_batches, micro_batches
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.device import checkpoint_layers, compile_layers, learn_in_fp32, use_fast_kernels
-from smallfirst.training.estimates.hardware import training_dtype
-from smallfirst.training.estimates.memory import fits_in_fp32, needs_checkpointing
+from smallfirst.training.estimates import fits_in_fp32, needs_checkpointing
 from smallfirst.training.group import Group
+from smallfirst.training.hardware import training_dtype
 from smallfirst.training.loop import MasterAdamW
 
 MIN_SHARED_PREFIX_TOKENS = 2

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from smallfirst.models.local import attention
+from smallfirst.models.local import packed_rows
 
 
 def use_fast_kernels(model: Any) -> None:
@@ -59,8 +59,8 @@ def checkpoint_layers(model: Any) -> None:
 
 def compile_layers(model: Any) -> None:
     """Compile each layer at its first use, once for all rows; attention, whose calls follow them, stays as it is."""
-    apart = torch.compiler.disable(attention.causal_attention)  # type: ignore[no-untyped-call]
-    attention.register(apart)
+    apart = torch.compiler.disable(packed_rows.causal_attention)  # type: ignore[no-untyped-call]
+    packed_rows.register(apart)
     for layer in model.model.layers:
         layer.forward = torch.compile(layer.forward, dynamic=True)  # inside what `checkpoint_layers` computes again
 

@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from smallfirst.registry.runs import TrackedRun
 from smallfirst.training.checkpoint import CheckpointStore
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.device import as_kept
-from smallfirst.training.estimates.memory import require_memory
+from smallfirst.training.estimates import require_memory
 from smallfirst.training.events import EventLog
 from smallfirst.training.group import Group
 from smallfirst.training.loop import StepMetrics, TrainingLoop
@@ -47,8 +48,8 @@ class Run(Record):
     run_id: str
     task: str
     base: str
-    base_sha256: str = ""
-    """Of all files of the base; empty in records of before 2026-11-27."""
+    base_sha256: str
+    """Of all files of the base."""
     config: TrainConfig
     dataset_fingerprint: str
     n_train: int
@@ -88,7 +89,24 @@ def train(
     """
     group = Group.joined()
     with hold_folder(folder) if group.leads else contextlib.nullcontext():
-        return _train(_Trainer(recipe, config, base, tracked, folder, save_every_s, group), on_step, on_epoch)
+        trainer = _Trainer(recipe, config, base, tracked, folder, save_every_s, group)
+        if (folder / "run.json").is_file():
+            trainer.checkpoints.clear()  # a kill may have come before
+            return Run.load(folder / "run.json")
+        try:
+            return trainer.run(on_step, on_epoch)
+        except (KeyboardInterrupt, Cancelled) as stop:
+            trainer.log.append("STOPPED", str(stop) or "interrupted")
+            raise
+        except Exception as error:
+            with contextlib.suppress(OSError):  # the disk may be full: the first error matters
+                trainer.log.append("FAILED", f"{type(error).__name__}: {error}")
+            if isinstance(error, OSError):
+                raise TrainingError(
+                    f"cannot write to {folder}: {error.strerror or error}",
+                    hint="free disk space or correct its permissions, then run the same command again to continue",
+                ) from error
+            raise
 
 
 def hold_folder(folder: Path) -> AbstractContextManager[None]:
@@ -98,25 +116,17 @@ def hold_folder(folder: Path) -> AbstractContextManager[None]:
     return locked(folder / "train.lock", otherwise=busy)
 
 
-def _train(trainer: _Trainer, on_step: StepCallback, on_epoch: EpochCallback) -> Run:
-    folder = trainer.folder
-    if (folder / "run.json").is_file():
-        CheckpointStore(folder / "checkpoint").clear()  # a kill may have come before
-        return Run.load(folder / "run.json")
-    try:
-        return trainer.run(on_step, on_epoch)
-    except (KeyboardInterrupt, Cancelled) as stop:
-        trainer.log.append("STOPPED", str(stop) or "interrupted")
-        raise
-    except Exception as error:
-        with contextlib.suppress(OSError):  # the disk may be full: the first error matters
-            trainer.log.append("FAILED", f"{type(error).__name__}: {error}")
-        if isinstance(error, OSError):
-            raise TrainingError(
-                f"cannot write to {folder}: {error.strerror or error}",
-                hint="free disk space or correct its permissions, then run the same command again to continue",
-            ) from error
-        raise
+@dataclass
+class _Progress:
+    """What a checkpoint keeps of a run beside its tensors."""
+
+    validation_curve: list[tuple[float, float]] = field(default_factory=list)
+    loss_curve: list[tuple[int, float]] = field(default_factory=list)
+    best: float = -math.inf
+    best_epoch: int = 0
+    epoch: int = 0
+    seconds: float = 0.0
+    """Of training and validation; loading and saving not."""
 
 
 class _Trainer:
@@ -131,12 +141,9 @@ class _Trainer:
         group: Group,
     ) -> None:
         self.recipe, self.config, self.base, self.tracked, self.folder = recipe, config, base, tracked, folder
-        self.group = group
+        self.group, self.done, self.since = group, _Progress(), 0.0
         self.log = EventLog(folder / "events.jsonl", writes=group.leads)
         self.checkpoints = CheckpointStore(folder / "checkpoint", least_s=save_every_s)
-        self.validation_curve: list[tuple[float, float]] = []
-        self.loss_curve: list[tuple[int, float]] = []
-        self.best, self.best_epoch, self.epoch, self.saving_s = -math.inf, 0, 0, 0.0
 
     def run(self, on_step: StepCallback, on_epoch: EpochCallback) -> Run:
         if not self.log.read():
@@ -145,74 +152,69 @@ class _Trainer:
         seed_everything(self.config.seed)
         self.base_sha256 = base_sha256(self.base[1]) if self.group.leads else ""
         backend = self.backend = self.recipe.backend
-        require_memory(self.base, self.config, self.recipe.train_rows)
+        require_memory(self.base, self.config)
         self.model, self.tokenizer = backend.load(self.base[1], self.config)
         rows, self.manifest = self.recipe.prepare(self.tokenizer, self.config, self.base[0])
         backend.begin(self.model, rows, self.config)
         loop = TrainingLoop(backend, self.model, rows, self.config)
         self._start(loop)
-        began = time.perf_counter()
         for step in loop.steps():
-            self.loss_curve.append((step.step, step.loss))
+            self.done.loss_curve.append((step.step, step.loss))
             names = ("loss", "learning_rate", "tokens_per_s", "epoch")
             self.tracked.log_metrics(step.step, {name: getattr(step, name) for name in names})
             on_step(step)
             if step.ends_epoch:
                 value = self._validate(step)
-                if self.group.agree(on_epoch(self.epoch, value)):
+                if self.group.agree(on_epoch(self.done.epoch, value)):
                     break
-            if self.config.patience is not None and self.epoch - self.best_epoch >= self.config.patience:
+            if self.config.patience is not None and self.done.epoch - self.done.best_epoch >= self.config.patience:
                 break
             if not self._goes_on(loop, step):
                 break
-        seconds = self.seconds + time.perf_counter() - began - self.saving_s
-        return self._finish(loop, seconds)
+        self._count_time()
+        return self._finish(loop)
 
     def _start(self, loop: TrainingLoop) -> None:
-        self.seconds = 0.0
+        """Begin, or go on from the checkpoint if there is one."""
         saved, events = self.checkpoints.latest(), self.log.read()
         if saved is not None:
-            own = saved.figures["run"]
-            same = (own["of"], own.get("base_sha256", self.base_sha256)) == (self._fingerprint(), self.base_sha256)
-            if self.group.leads and not same:
+            if self.group.leads and saved.figures["of"] != self._fingerprint():
                 raise TrainingError(
                     f"{self.checkpoints.folder} is of another run: its rows, settings or base model differ",
                     hint="restore what it began with, or remove the folder to start again",
                 )
             loop.restore(saved, saved.figures["fit"])
-            self.validation_curve = [(epoch, value) for epoch, value in own["validation_curve"]]
-            self.loss_curve = [(step, loss) for step, loss in own["loss_curve"]]
-            self.best, self.best_epoch, self.epoch = own["best"], own["best_epoch"], own["epoch"]
-            self.seconds = own["seconds"]
+            self.done = _Progress(**saved.figures["run"])
             if self.group.leads:
                 _restore_model(self.folder / "model")
         if events and events[-1].kind == "CREATED":
             self.log.append("TRAIN_STARTED", f"{loop.total} steps", steps=loop.total)
         else:
             self.log.append("RESUMED", f"from step {loop.step} of {loop.total}", steps=loop.total)
-        self.began = time.perf_counter()
+        self.since = time.perf_counter()
+
+    def _count_time(self) -> None:
+        now = time.perf_counter()
+        self.done.seconds += now - self.since
+        self.since = now
 
     def _validate(self, step: StepMetrics) -> float:
         """Validate the epoch, keep its weights if none was better, and return its score."""
-        self.epoch += 1
+        done = self.done
+        done.epoch += 1
         with as_kept(self.model):
-            return self._judge(step)
-
-    def _judge(self, step: StepMetrics) -> float:
-        result = self.recipe.validate(self.model, self.tokenizer, self.manifest) if self.group.leads else None
-        value, manifest = (result.value, result.manifest) if result else (0.0, self.manifest)
-        value = self.group.agree(value)
-        if result:
-            self.validation_curve.append((float(self.epoch), value))
-            self.tracked.log_metrics(step.step, {result.measure: value})
-        words = f"epoch {self.epoch}: {value:.3f}" if result else f"epoch {self.epoch}"
-        self.log.append("EPOCH_FINISHED", words, **({result.measure: value} if result else {}))
-        if value >= self.best:  # of equals the later: its learning rate has come further down
-            began = time.perf_counter()
-            if self.group.leads:
-                self._save(manifest)
-            self.best, self.best_epoch = value, self.epoch
-            self.saving_s += time.perf_counter() - began
+            result = self.recipe.validate(self.model, self.tokenizer, self.manifest) if self.group.leads else None
+            value = self.group.agree(result.value if result else 0.0)
+            if result:
+                done.validation_curve.append((float(done.epoch), value))
+                self.tracked.log_metrics(step.step, {result.measure: value})
+            words = f"epoch {done.epoch}: {value:.3f}" if result else f"epoch {done.epoch}"
+            self.log.append("EPOCH_FINISHED", words, **({result.measure: value} if result else {}))
+            if value >= done.best:  # of equals the later: its learning rate has come further down
+                self._count_time()
+                if self.group.leads:
+                    self._save(result.manifest if result else self.manifest)
+                done.best, done.best_epoch, self.since = value, done.epoch, time.perf_counter()
         return value
 
     def _goes_on(self, loop: TrainingLoop, step: StepMetrics) -> bool:
@@ -227,28 +229,20 @@ class _Trainer:
         return next_is != STOP_FILE
 
     def _checkpoint(self, loop: TrainingLoop, step: StepMetrics) -> None:
-        tensors, figures = loop.state()
-        own = {
-            "of": self._fingerprint(),
-            "base_sha256": self.base_sha256,
-            "validation_curve": self.validation_curve,
-            "loss_curve": self.loss_curve,
-            "best": self.best,
-            "best_epoch": self.best_epoch,
-            "epoch": self.epoch,
-            "seconds": self.seconds + time.perf_counter() - self.began - self.saving_s,
-        }
+        self._count_time()
+        tensors, fit = loop.state()
         try:
-            took = self.checkpoints.write(step.step, tensors, {"fit": figures, "run": own})
+            figures = {"of": self._fingerprint(), "fit": fit, "run": asdict(self.done)}
+            self.checkpoints.write(step.step, tensors, figures)
+            self.log.append("CHECKPOINT_SAVED", f"step {step.step} of {loop.total}", step=step.step)
         except OSError as error:
             self.log.append("CHECKPOINT_FAILED", f"step {step.step}: {error}")
-            return
-        self.saving_s += took
-        self.log.append("CHECKPOINT_SAVED", f"step {step.step} of {loop.total}", step=step.step)
+        self.since = time.perf_counter()
 
     def _fingerprint(self) -> str:
         """Return a fingerprint of all that the weights depend on but the library versions."""
-        return fingerprint([self.config.model_dump(), self.recipe.train_rows.content_fingerprint, self.base[0]])
+        rows = self.recipe.train_rows.content_fingerprint
+        return fingerprint([self.config.model_dump(), rows, self.base[0], self.base_sha256])
 
     def _save(self, manifest: Manifest) -> None:
         """Replace the content of the model folder by these weights; if this fails, it keeps those it has."""
@@ -265,34 +259,31 @@ class _Trainer:
             raise (OSError(str(error)) if isinstance(error, SafetensorError) else error) from None
         _replace(place, draft)
 
-    def _finish(self, loop: TrainingLoop, seconds: float) -> Run:
-        if not self.best_epoch:
+    def _finish(self, loop: TrainingLoop) -> Run:
+        done = self.done
+        if not done.best_epoch:
             raise TrainingError("the run ended before its first step")
         if self.group.leads:
-            self._conclude(loop, seconds)
+            run = Run(
+                run_id=self.tracked.run_id,
+                task=self.recipe.name,
+                base=self.base[0],
+                base_sha256=self.base_sha256,
+                config=self.config,
+                dataset_fingerprint=self.recipe.train_rows.content_fingerprint,
+                n_train=len(self.recipe.train_rows),
+                seconds=done.seconds,
+                tokens_per_s=loop.tokens / loop.busy_s,
+                best_epoch=done.best_epoch,
+                validation_curve=tuple(done.validation_curve),
+                loss_curve=tuple(done.loss_curve[:: math.ceil(len(done.loss_curve) / 200)]),
+                folder=self.folder / "model",
+            )
+            run.save(self.folder / "run.json")
+            self.log.append("COMPLETED", f"best epoch {done.best_epoch}: {done.best:.3f}", seconds=done.seconds)
+            self.checkpoints.clear()
         self.group.agree(0)  # wait for the first process
         return Run.load(self.folder / "run.json")
-
-    def _conclude(self, loop: TrainingLoop, seconds: float) -> None:
-        every = math.ceil(len(self.loss_curve) / 200)
-        run = Run(
-            run_id=self.tracked.run_id,
-            task=self.recipe.name,
-            base=self.base[0],
-            base_sha256=self.base_sha256,
-            config=self.config,
-            dataset_fingerprint=self.recipe.train_rows.content_fingerprint,
-            n_train=len(self.recipe.train_rows),
-            seconds=seconds,
-            tokens_per_s=loop.tokens / loop.busy_s,
-            best_epoch=self.best_epoch,
-            validation_curve=tuple(self.validation_curve),
-            loss_curve=tuple(self.loss_curve[::every]),
-            folder=self.folder / "model",
-        )
-        run.save(self.folder / "run.json")
-        self.log.append("COMPLETED", f"best epoch {self.best_epoch}: {self.best:.3f}", seconds=seconds)
-        self.checkpoints.clear()
 
 
 def seed_everything(seed: int) -> None:

@@ -12,14 +12,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from smallfirst.data.dataset import Dataset, Message
+from smallfirst.data.dataset import Dataset
 from smallfirst.evaluation.calibration import accuracy_and_temperature, calibrate_answers
 from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.grammar import Grammar
+from smallfirst.models.generation.model import chat_prompt, text_prompt
 from smallfirst.models.generation.sequence import GenerationRequest
 from smallfirst.models.local.label_scorer import LabelScorer
-from smallfirst.models.local.tokenizer import encode_chat, encode_prompt, end_of_turn_token, with_system_message
+from smallfirst.models.local.tokenizer import encode_prompt, end_of_turn_token
 from smallfirst.models.manifest import Manifest
+from smallfirst.models.protocol import Request
 from smallfirst.training.batches import TokenizedRow, micro_batches
 from smallfirst.training.causal_lm import target_loss
 
@@ -93,14 +95,14 @@ def generate_samples(model: Any, tokenizer: Any, prompts: Sequence[str], manifes
     """Return the most probable answer to each prompt, or its continuation, as the model will be asked."""
     if not prompts:
         return []
-    requests = [GenerationRequest(_prompt_ids(tokenizer, prompt, manifest), MAX_SAMPLE_TOKENS) for prompt in prompts]
+    if manifest.kind == "chat":
+        end, form = (
+            end_of_turn_token(tokenizer),
+            chat_prompt(tokenizer, manifest.system, max_tokens=manifest.max_tokens),
+        )
+    else:
+        end, form = None, text_prompt(tokenizer, manifest.max_tokens)
     end = end_of_turn_token(tokenizer) if manifest.kind == "chat" else None
+    requests = [GenerationRequest(form.encode(Request.ask(prompt)), MAX_SAMPLE_TOKENS) for prompt in prompts]
     written = Generator(model, tokenizer, end=end).generate(requests)
     return [Sample(prompt, answer.text.strip()) for prompt, answer in zip(prompts, written, strict=True)]
-
-
-def _prompt_ids(tokenizer: Any, prompt: str, manifest: Manifest) -> list[int]:
-    if tokenizer.chat_template and manifest.kind == "chat":
-        turns = with_system_message([Message(role="user", content=prompt)], manifest.system)
-        return encode_chat(tokenizer, turns, max_tokens=manifest.max_tokens)
-    return encode_prompt(tokenizer, prompt, manifest.max_tokens)

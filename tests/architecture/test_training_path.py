@@ -15,7 +15,7 @@ from typing import Any
 import smallfirst
 from smallfirst.data.dataset import Example
 from smallfirst.data.sources.reader import RawRow
-from smallfirst.models.local.token_batches import PackedRows
+from smallfirst.models.local.packed_rows import PackedRows
 from smallfirst.project.project import Project
 from smallfirst.project.task_file import read_task_file
 from smallfirst.registry.runs import open_run
@@ -27,17 +27,16 @@ from smallfirst.training.run import train
 
 PACKAGE = Path(smallfirst.__file__).parent
 DOCUMENT = PACKAGE.parent / "docs" / "design" / "training_path.md"
-MAX_FILES = 16
+MAX_FILES = 15
 MARK = "zebra"
 """A word of every row's text and of every label."""
 BESIDE = {
-    "smallfirst/training/estimates/memory.py",
-    "smallfirst/models/local/label_tokens.py",
+    "smallfirst/training/estimates.py",
     "smallfirst/data/quality/independence.py",
     "smallfirst/data/quality/leaks.py",
     "smallfirst/data/quality/near_duplicates.py",
 }
-"""They look at the rows and pass no training row on; `label_tokens` is given the labels of the task."""
+"""They look at the rows and pass no training row on."""
 
 
 class Stop(BaseException):

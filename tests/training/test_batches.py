@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import DataError
-from smallfirst.models.local.label_tokens import choose_label_tokens
+from smallfirst.models.local.tokenizer import choose_label_tokens
 from smallfirst.tasks.classify import Classify
 from smallfirst.training.batches import TokenizedRow, encode_label_rows, epoch_batches
 

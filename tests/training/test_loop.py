@@ -13,11 +13,11 @@ import torch
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import TrainingError
-from smallfirst.models.local.label_tokens import choose_label_tokens
+from smallfirst.models.local.tokenizer import choose_label_tokens
 from smallfirst.models.local.weights import load_causal
 from smallfirst.tasks.classify import Classify
 from smallfirst.training.batches import TokenizedRow, encode_label_rows
-from smallfirst.training.causal_lm import CausalBackend, target_loss
+from smallfirst.training.causal_lm import CausalBackend
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.loop import (
     MasterAdamW,
@@ -60,19 +60,6 @@ def content(model: Any) -> bytes:
     return b"".join(p.detach().view(-1).view(torch.uint8).numpy().tobytes() for p in model.parameters())
 
 
-def test_the_loss_is_plain_cross_entropy_of_the_full_vocabulary(
-    tiny_fp32: tuple[Any, Any], rows: list[TokenizedRow]
-) -> None:
-    model, _ = tiny_fp32
-    by_hand = []
-    with torch.no_grad():
-        for row in rows[:7]:
-            logits = model(input_ids=torch.tensor([row.ids[:-1]])).logits[0, -1]
-            by_hand.append(-logits.log_softmax(-1)[row.ids[-1]].item())
-        loss = target_loss(model, rows[:7]).item()
-    assert loss == pytest.approx(sum(by_hand), abs=1e-4)
-
-
 def test_the_rate_rises_to_the_peak_and_falls_to_the_floor() -> None:
     config = TrainConfig(learning_rate=1e-3, warmup_share=0.1, final_rate_share=0.02)
     rates = [learning_rate_at(step, 100, config) for step in range(1, 101)]
@@ -82,10 +69,6 @@ def test_the_rate_rises_to_the_peak_and_falls_to_the_floor() -> None:
     assert rates[99] == pytest.approx(2e-5)
     assert rates[:10] == sorted(rates[:10])
     assert rates[9:] == sorted(rates[9:], reverse=True)
-
-
-def test_a_run_of_one_step_is_at_the_peak() -> None:
-    assert learning_rate_at(1, 1, TrainConfig(learning_rate=1e-3)) == 1e-3
 
 
 @pytest.mark.parametrize("clip_norm", [0.05, 1e9])

@@ -13,15 +13,12 @@ from safetensors.torch import load_file
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.errors import DataError, TrainingError
-from smallfirst.evaluation.calibration import accuracy_and_temperature
-from smallfirst.models.label_model import LabelLogProbs
 from smallfirst.models.loading import load_model
-from smallfirst.models.local.label_tokens import choose_label_tokens
+from smallfirst.models.local.tokenizer import choose_label_tokens
 from smallfirst.models.local.weights import load_causal, weights_fingerprint
 from smallfirst.models.manifest import base_sha256, read_manifest
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.registry.runs import client
-from smallfirst.tasks.classify import Classify
 from smallfirst.training import causal_lm
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.events import EventLog
@@ -156,11 +153,10 @@ def test_the_curves_are_in_mlflow(full: tuple[Run, list[StepMetrics]]) -> None:
     assert judged[-1].step == 230
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_whatever_it_learns_in_the_model_is_kept_in_bf16_and_answers_as_judged(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+def test_a_model_that_learns_in_fp32_is_kept_in_bf16_and_answers_as_judged(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(causal_lm, "training_dtype", lambda: dtype)
+    monkeypatch.setattr(causal_lm, "training_dtype", lambda: torch.float32)
     learnt_in = set()
 
     def note(model: Any, *rest: Any, loss: Any = causal_lm.target_loss) -> torch.Tensor:
@@ -168,8 +164,8 @@ def test_whatever_it_learns_in_the_model_is_kept_in_bf16_and_answers_as_judged(
         return loss(model, *rest)
 
     monkeypatch.setattr(causal_lm, "target_loss", note)
-    found = bench.train(FULL, tmp_path / "run")
-    assert learnt_in == {dtype}
+    found = bench.train(FULL.model_copy(update={"duration": "60ba"}), tmp_path / "run")
+    assert learnt_in == {torch.float32}
     assert {t.dtype for t in load_file(found.folder / "model.safetensors").values()} == {torch.bfloat16}
     assert accuracy(found.folder, bench.selection) == max(value for _, value in found.validation_curve)
 
@@ -209,16 +205,6 @@ def test_an_interrupt_is_told_and_the_best_model_so_far_stays(bench: Bench, tmp_
     assert latest_status(tmp_path) == "KILLED"
 
 
-def test_an_interrupt_before_the_first_epoch_leaves_no_model(bench: Bench, tmp_path: Path) -> None:
-    def stop(step: StepMetrics) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        bench.train(FULL, tmp_path, on_step=stop)
-    assert event_kinds(tmp_path) == ["CREATED", "TRAIN_STARTED", "STOPPED"]
-    assert not (tmp_path / "model").exists()
-
-
 def test_rows_that_cannot_be_trained_on_fail_before_the_first_step(bench: Bench, tmp_path: Path) -> None:
     bad = Example(
         messages=(Message(role="user", content="what"),), answer="nonsense", shape="label", path="train.jsonl", line=49
@@ -234,36 +220,9 @@ def test_rows_that_cannot_be_trained_on_fail_before_the_first_step(bench: Bench,
     assert latest_status(tmp_path) == "FAILED"
 
 
-def test_a_loss_that_is_no_number_fails_the_run(bench: Bench, tmp_path: Path) -> None:
-    model, tokenizer = load_causal(bench.base)
-    with torch.no_grad():
-        model.model.norm.weight.fill_(float("nan"))
-    model.save_pretrained(tmp_path / "broken")
-    tokenizer.save_pretrained(tmp_path / "broken")
-    with pytest.raises(TrainingError, match="the loss became nan at step 1"):
-        bench.train(FULL, tmp_path / "run", base=tmp_path / "broken")
-    assert event_kinds(tmp_path / "run") == ["CREATED", "TRAIN_STARTED", "FAILED"]
-
-
 def test_without_selection_rows_the_last_epoch_is_kept(bench: Bench, tmp_path: Path) -> None:
     short = FULL.model_copy(update={"duration": "2ep", "batch_tokens": 256})
     run = bench.train(short, tmp_path, selection=bench.selection.subset("none", ()))
     assert run.validation_curve == ((1.0, 0.0), (2.0, 0.0))
     assert run.best_epoch == 2
     assert read_manifest(run.folder).temperature == 1.0
-
-
-def test_the_same_seed_gives_the_same_model(bench: Bench, tmp_path: Path) -> None:
-    config = LORA.model_copy(update={"duration": "1ep", "batch_tokens": 256})
-    prints = [read_manifest(bench.train(config, tmp_path / name).folder).weights_fingerprint for name in ("one", "two")]
-    assert prints[0] == prints[1]
-
-
-def test_accuracy_and_temperature_by_hand(toy_task: Classify, toy_rows: Dataset) -> None:
-    four = toy_rows.subset("four", toy_rows.examples[:4])  # three of card_arrival, one of refund_request
-    sure, unsure = (torch.tensor([0.7, 0.1, 0.1, 0.1]).log(), torch.tensor([0.1, 0.7, 0.1, 0.1]).log())
-    scored = [LabelLogProbs(row.tolist(), 1, 0.1) for row in (sure, sure, unsure, unsure)]
-    found, temperature = accuracy_and_temperature(scored, four, toy_task)
-    assert found == 0.75
-    # Right three times in four: the best temperature T makes 0.75 of 0.7: 7^(1/T) / (7^(1/T) + 3) = 0.75.
-    assert 7 ** (1 / temperature) == pytest.approx(9, rel=1e-2)

@@ -11,7 +11,7 @@ from smallfirst.data.dataset import Dataset
 from smallfirst.errors import DataError
 from smallfirst.evaluation.calibration import accuracy_and_temperature
 from smallfirst.models.label_model import LabelLogProbs
-from smallfirst.models.local.label_tokens import choose_label_tokens
+from smallfirst.models.local.tokenizer import choose_label_tokens
 from smallfirst.models.manifest import Manifest
 from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.classify import Classify

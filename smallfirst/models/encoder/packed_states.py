@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from smallfirst.models.local.token_batches import PackedRows, RowGroup
+from smallfirst.models.local.packed_rows import PackedRows, RowGroup
 
 FAMILIES = ("bert", "mpnet")
 """Model types of transformers that are read here."""

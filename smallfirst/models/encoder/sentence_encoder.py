@@ -137,7 +137,7 @@ class SentenceEncoder:
         import torch
 
         from smallfirst.models.encoder.packed_states import FAMILIES, packed_states
-        from smallfirst.models.local.token_batches import pack_rows, pad_right
+        from smallfirst.models.local.packed_rows import pack_rows, pad_right
 
         mask = pad_right([[1] * len(row) for row in encoded])
         if self.engine is not None:
@@ -182,3 +182,18 @@ class SentenceEncoder:
         mean = np.stack([own[: len(ids)].mean(axis=0) for own, ids in zip(states, encoded, strict=True)])
         unit: np.ndarray = mean / np.linalg.norm(mean, axis=1, keepdims=True)
         return unit
+
+
+class CachedEncoder:
+    """An encoder that embeds every text once: folds and parts of the rows share their vectors."""
+
+    def __init__(self, encoder: Any) -> None:
+        self._encoder, self.int8 = encoder, getattr(encoder, "int8", False)
+        self._vectors: dict[str, np.ndarray] = {}
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the vectors (texts, width)."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
+        if new:
+            self._vectors |= dict(zip(new, self._encoder.embed(new), strict=True))
+        return np.stack([self._vectors[text] for text in texts])

@@ -51,7 +51,6 @@ class ModelSource(NamedTuple):
             kinds: dict[str, Kind] = {
                 "label_tokens": "label",
                 "words": "linear",
-                "static": "linear",
                 "encoder": "linear",
                 "blend": "linear",
             }

@@ -38,7 +38,7 @@ def _load_linear(source: ModelSource) -> Model:
     """Return a linear model, or a blend with its members, each run by the engine that is chosen for it."""
     from smallfirst.models.engines.selection import load
     from smallfirst.models.linear.blend import MEMBERS_FOLDER, BlendModel
-    from smallfirst.models.linear.label_sets import LabelSetModel
+    from smallfirst.models.linear.classifier import LabelSetModel
     from smallfirst.models.linear.scope import load_classifier
 
     manifest, folder = source.manifest, source.path / MEMBERS_FOLDER

@@ -58,7 +58,7 @@ def export(
     manifest = read_manifest(folder)
     if problems := list(_problems(manifest, target, format, precision, texts)):
         raise ConfigError(f"{folder} cannot be exported:\n  " + "\n  ".join(problems))
-    from smallfirst.models.generation.adapters import load_merged
+    from smallfirst.models.local.adapters import load_merged
 
     model, tokenizer = load_merged(folder)
     from smallfirst.models.export.parity import Original, read_by_llama_cpp, read_by_transformers
@@ -132,7 +132,7 @@ def chat_template(task: Task, tokenizer: Any) -> str:
 def _problems(
     manifest: Manifest, target: Path, format: ExportFormat, precision: Precision, texts: Sequence[str]
 ) -> Iterator[str]:
-    if manifest.kind in ("words", "static", "encoder"):
+    if manifest.kind in ("words", "encoder"):
         yield (
             "it is a linear model, which no other engine runs: copy the folder (linear.safetensors with weights and "
             "bias, words.json with the vocabulary), or export the fine-tuned model: --candidate small"

@@ -22,7 +22,7 @@ from smallfirst.errors import SmallfirstError
 from smallfirst.models.export.gguf import pre_tokenizer_name
 from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.sequence import GenerationRequest
-from smallfirst.models.local import attention
+from smallfirst.models.local import packed_rows
 from smallfirst.models.local.tokenizer import encode_chat, encode_prompt, plain_text_options
 from smallfirst.models.local.weights import import_transformers, load_pretrained, weights_fingerprint
 from smallfirst.models.manifest import Manifest
@@ -298,7 +298,7 @@ def _load(draft: Path) -> tuple[Any, Any]:
         transformers.AutoModelForCausalLM,
         folder,
         dtype=torch.float32,
-        attn_implementation=attention.register(),
+        attn_implementation=packed_rows.register(),
         **settings,
     )
     return model.eval(), tokenizer

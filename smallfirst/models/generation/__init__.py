@@ -1,1 +1,1 @@
-"""Free text from a local model: continuous batching, grammars, streaming."""
+"""Free text from a local model: one batch of the requests that wait, grammars, streaming."""

@@ -1,24 +1,29 @@
 """Token-by-token generation by a causal model, many answers in one batch that do not depend on each other.
 
+A worker generates the answers to all requests that wait in one batch; those that come meanwhile are the next one.
 Prompts are padded on the right and read together. Logits are computed in bf16, then again in fp32 for the best few.
 They must be the last hidden state times the output matrix, as in Llama, Qwen and SmolLM.
 """
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import time
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-from smallfirst.models.batching import length_batches
-from smallfirst.models.generation.adapters import load_merged
+from smallfirst.errors import ModelError
+from smallfirst.models.batching import BatchWorker, length_batches
 from smallfirst.models.generation.sequence import GeneratedSequence, GenerationRequest, GenerationResult
-from smallfirst.models.local.kv_cache import KVCache
+from smallfirst.models.local.adapters import load_merged
+from smallfirst.models.local.packed_rows import SHAPE_STEP, pad_right, rounded_tokens
 from smallfirst.models.local.tokenizer import end_of_turn_token
 
 STEP_TOKENS = 64
@@ -27,21 +32,22 @@ REFINED_TOKENS = 64
 """Best tokens whose logits are computed again in fp32."""
 DROP_BELOW = 0.75
 """Share of unfinished rows below which the finished ones are dropped from the batch."""
-MAX_PREFIXES = 8
-"""Prompt prefixes whose keys and values are cached; the least recently used is dropped first."""
+
+CutOff = Callable[[GeneratedSequence], None]
+"""Called with an answer that has begun and is not returned."""
 
 
 class Generator:
     """Weights and tokenizer of a causal model that generates text. Not thread-safe."""
 
     batch_rows = 64
-    batch_tokens = 16_384
+    batch_tokens = 32_768
+    """Tokens of keys and values, padding and room for the answers included; one answer alone may need more."""
 
     def __init__(self, model: Any, tokenizer: Any, *, end: int | None = None) -> None:
         """Generate until `end`, by default the tokenizer's."""
         self.model, self.tokenizer = model, tokenizer
         self.end = tokenizer.eos_token_id if end is None else end
-        self._prefixes: OrderedDict[tuple[int, ...], KVCache] = OrderedDict()
 
     @classmethod
     def load(cls, folder: Path, *, chat: bool = False) -> Generator:
@@ -50,31 +56,20 @@ class Generator:
         return cls(model, tokenizer, end=end_of_turn_token(tokenizer) if chat else None)
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[GenerationResult]:
-        """Return one answer each, in order. Cached prefixes are not used."""
-        results: dict[int, GenerationResult] = {}
-        lengths = [len(request.ids) for request in requests]
-        for chosen in length_batches(lengths, max_rows=self.batch_rows, max_tokens=self.batch_tokens):
-            sequences = [GeneratedSequence(requests[i], self.tokenizer) for i in chosen]
-            batch = Batch(self, sequences)
-            width = max(len(sequence.request.ids) + len(sequence.ids) for sequence in sequences)
-            while batch.n_active:
-                batch.step(width)
-                batch.drop_finished(DROP_BELOW)
-                width = batch.forced_width
-            results |= {i: sequence.result() for i, sequence in zip(chosen, sequences, strict=True)}
-        return [results[i] for i in range(len(requests))]
+        """Return one answer each, in order."""
+        sequences = [GeneratedSequence(request, self.tokenizer) for request in requests]
+        self.run(sequences)
+        return [sequence.result() for sequence in sequences]
 
-    @torch.inference_mode()
-    def prefix(self, ids: tuple[int, ...]) -> KVCache:
-        """Return keys and values of one row after `ids`, at least one; cached."""
-        if ids not in self._prefixes:
-            cache = KVCache(self.model, 1)
-            cache.read([ids])
-            self._prefixes[ids] = cache
-            if len(self._prefixes) > MAX_PREFIXES:
-                self._prefixes.popitem(last=False)
-        self._prefixes.move_to_end(ids)
-        return self._prefixes[ids]
+    def run(self, sequences: Sequence[GeneratedSequence], after_step: Callable[[], None] = lambda: None) -> None:
+        """Generate answers to their ends; `after_step` is called after each token of a batch."""
+        widths = [len(sequence.request.ids) + sequence.request.max_tokens for sequence in sequences]
+        for chosen in length_batches(widths, max_rows=self.batch_rows, max_tokens=self.batch_tokens):
+            batch = Batch(self, [sequences[i] for i in chosen])
+            while batch.n_active:
+                batch.step()
+                after_step()
+                batch.drop_finished()
 
     @torch.inference_mode()
     def log_probabilities(self, states: torch.Tensor, allowed: Sequence[np.ndarray | None]) -> torch.Tensor:
@@ -92,39 +87,82 @@ class Generator:
         return normalised
 
 
+class KVCache:
+    """Keys and values of rows, each of its own length; blocks are padded on the right, padding is never seen."""
+
+    def __init__(self, model: Any, n_rows: int) -> None:
+        from transformers import DynamicCache
+
+        self.model, self._argument = model, cache_argument(model)
+        self._cache: Any = DynamicCache()
+        self.seen = torch.zeros(n_rows, 0, dtype=torch.bool)
+        """Which of the kept keys are a row's own (rows, columns)."""
+        self.lengths = torch.zeros(n_rows, dtype=torch.long)
+
+    @property
+    def columns(self) -> int:
+        """Keys kept for each row, padding included."""
+        return int(self.seen.shape[1])
+
+    def read(self, blocks: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Read one block of tokens a row, none empty; return the state after each block's last token (rows, hidden)."""
+        counts, longest = torch.tensor([len(block) for block in blocks]), max(map(len, blocks))
+        width = rounded_tokens(longest) if longest > SHAPE_STEP else longest  # the few tokens of a step stay few
+        ids = F.pad(pad_right(blocks), (0, width - longest))
+        own = torch.arange(width) < counts[:, None]  # (rows, width)
+        among = own[:, None] & torch.ones(width, width, dtype=torch.bool).tril()
+        # Until something is read, plain causal attention does the same without a mask.
+        hidden = self._forward(ids, self.lengths[:, None] + torch.arange(width), among if self.columns else None)
+        self.seen = torch.cat([self.seen, own[:, :longest]], dim=1)
+        for layer in self._cache.layers if width > longest else ():
+            layer.keys, layer.values = layer.keys[:, :, : self.columns], layer.values[:, :, : self.columns]
+        self.lengths += counts
+        return hidden[torch.arange(len(blocks)), counts - 1]
+
+    def select_rows(self, rows: Sequence[int]) -> None:
+        chosen = torch.tensor(rows)
+        self._cache.batch_select_indices(chosen.to(self.model.device))
+        self.seen, self.lengths = self.seen[chosen], self.lengths[chosen]
+
+    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, among: torch.Tensor | None) -> torch.Tensor:
+        """Return states (rows, width, hidden); `among` (rows, width, width) says which of `ids` see each other."""
+        device, dtype, mask = self.model.device, self.model.dtype, None
+        if among is not None:
+            visible = torch.cat([self.seen[:, None].expand(-1, ids.shape[1], -1), among], dim=-1)
+            mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+        states: torch.Tensor = self.model.model(
+            input_ids=ids.to(device),
+            position_ids=positions.to(device),
+            attention_mask=None if mask is None else mask.to(device),  # (rows, 1, width, keys)
+            use_cache=True,
+            **{self._argument: self._cache},
+        ).last_hidden_state
+        return states
+
+
+def cache_argument(model: Any) -> str:
+    """Return the name of the cache argument in the installed release of transformers."""
+    names = inspect.signature(type(model.model).forward).parameters
+    return "cache" if "cache" in names else "past_key_values"
+
+
 class Batch:
     """Answers that are generated together, with the keys and values of what they have read."""
 
-    def __init__(
-        self, generator: Generator, sequences: Sequence[GeneratedSequence], *, prefix: KVCache | None = None
-    ) -> None:
-        """Start a batch; `prefix` is what one row has read of the beginning that all the prompts share."""
+    def __init__(self, generator: Generator, sequences: Sequence[GeneratedSequence]) -> None:
         self._generator, self.sequences = generator, list(sequences)
-        if prefix is None:
-            self.cache = KVCache(generator.model, len(self.sequences))
-            return
-        self.cache = prefix.repeat(len(self.sequences))
-        for sequence in self.sequences:
-            sequence.n_fed = prefix.columns
+        self.cache = KVCache(generator.model, len(self.sequences))
 
     @property
     def n_active(self) -> int:
         return sum(not sequence.finished for sequence in self.sequences)
 
-    @property
-    def reading(self) -> bool:
-        return any(sequence.reading for sequence in self.sequences)
-
-    @property
-    def forced_width(self) -> int:
-        """Most tokens for each row in a step that must not delay the others."""
-        return max(1, STEP_TOKENS // max(1, self.n_active))
-
     @torch.inference_mode()
-    def step(self, width: int) -> None:
-        """Feed each row up to `width` tokens, and choose the next token of every row that has read all of its own."""
+    def step(self) -> None:
+        """Feed each row its prompt, or forced tokens, and choose the next token of every row that has read all."""
         began = time.perf_counter()
         active = [sequence for sequence in self.sequences if not sequence.finished]
+        width = max(1, STEP_TOKENS // max(1, len(active)))
         states = self.cache.read([sequence.feed(width) for sequence in self.sequences])
         ready = [i for i, sequence in enumerate(self.sequences) if sequence.ready]
         if ready:
@@ -134,18 +172,11 @@ class Batch:
             sequence.busy_s += share_s
 
     @torch.inference_mode()
-    def drop_finished(self, below: float = 1.0) -> None:
+    def drop_finished(self) -> None:
         active = [i for i, sequence in enumerate(self.sequences) if not sequence.finished]
-        if active and len(active) < below * len(self.sequences):
+        if active and len(active) < DROP_BELOW * len(self.sequences):
             self.sequences = [self.sequences[i] for i in active]
             self.cache.select_rows(active)
-            self.cache.compact()
-
-    @torch.inference_mode()
-    def join(self, others: Batch) -> None:
-        self.cache.compact()
-        self.cache.join(others.cache)
-        self.sequences += others.sequences
 
     def _choose(self, sequences: list[GeneratedSequence], states: torch.Tensor) -> None:
         allowed = [sequence.allowed() for sequence in sequences]
@@ -155,4 +186,86 @@ class Batch:
             if sequence.error:
                 continue
             token = sequence.choose(log_probabilities[i], likeliest[i], allowed[i])
-            sequence.append(token, log_probabilities[i], self._generator.end)
+            sequence.append(token, float(log_probabilities[i, token]), self._generator.end)
+
+
+class _Asked:
+    """A request that waits for its answer, and the queue of its text."""
+
+    def __init__(self, sequence: GeneratedSequence) -> None:
+        self.sequence = sequence
+        self.texts: asyncio.Queue[str | None] = asyncio.Queue()
+        self.cancelled = False
+        """True once nobody waits."""
+        self._loop = asyncio.get_running_loop()
+
+    def send(self, text: str) -> None:
+        """Send new text to whoever waits, from any thread."""
+        try:
+            self._loop.call_soon_threadsafe(self.texts.put_nowait, text)
+        except RuntimeError:  # the loop is closed, so nobody waits
+            self.cancelled = True
+
+
+class GenerationWorker:
+    """Generates the answers to concurrent requests in a thread of its own."""
+
+    def __init__(self, generator: Generator, *, name: str) -> None:
+        """Take over `generator`, which nobody else may use from now on; errors mention `name`."""
+        self.generator, self.tokenizer, self.n_waiting = generator, generator.tokenizer, 0
+        self.context_tokens: int | None = getattr(generator.model.config, "max_position_embeddings", None)
+        self._name, self._closed = name, False
+        self._worker: BatchWorker[_Asked, GenerationResult | ModelError] = BatchWorker(
+            self._compute, name=name, max_batch_size=generator.batch_rows
+        )
+
+    async def generate(self, request: GenerationRequest, cut_off: CutOff | None = None) -> GenerationResult:
+        """Return the whole answer. Raise ModelError. Cancelled, it is generated no further."""
+        async with aclosing(self.stream(request, cut_off, in_parts=False)) as events:
+            return [event async for event in events if isinstance(event, GenerationResult)][-1]
+
+    async def stream(
+        self, request: GenerationRequest, cut_off: CutOff | None = None, *, in_parts: bool = True
+    ) -> AsyncGenerator[str | GenerationResult]:
+        """Yield the answer's new text, then the whole, as `generate` does. Closed early, it is generated no further."""
+        try:
+            asked = _Asked(GeneratedSequence(request, self.tokenizer, streams=in_parts))
+        except (RuntimeError, ValueError, OverflowError) as error:  # such as a seed that no generator takes
+            raise ModelError(f"{self._name} could not answer: {error}") from None
+        found: GenerationResult | ModelError | None = None
+        answer = asyncio.ensure_future(self._worker.submit(asked))
+        answer.add_done_callback(lambda _: asked.texts.put_nowait(None))
+        self.n_waiting += 1
+        try:
+            while (text := await asked.texts.get()) is not None:
+                yield text
+            found = await answer
+            if isinstance(found, ModelError):
+                raise found
+            yield found
+        finally:
+            self.n_waiting -= 1
+            asked.cancelled = True
+            answer.cancel()
+            if cut_off and asked.sequence.n_fed and not isinstance(found, GenerationResult):
+                cut_off(asked.sequence)
+
+    async def aclose(self) -> None:
+        """Stop the thread once it has answered what waits; abort what takes it more than ten seconds."""
+        await self._worker.aclose()
+        self._closed = True
+
+    def _compute(self, asked: Sequence[_Asked]) -> list[GenerationResult | ModelError]:
+        def after_step() -> None:
+            for one in asked:
+                if one.cancelled or self._closed:
+                    one.sequence.finished = True
+                elif delta := one.sequence.delta():
+                    one.send(delta)
+
+        try:
+            self.generator.run([one.sequence for one in asked], after_step)
+        except Exception as error:
+            failed = ModelError(f"{self._name} could not answer: {error}")
+            return [failed] * len(asked)
+        return [one.sequence.error or one.sequence.result() for one in asked]

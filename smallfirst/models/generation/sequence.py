@@ -1,4 +1,4 @@
-"""One answer being generated: its request, the tokens so far, and which may come next."""
+"""One answer being generated: its request, the tokens so far, which may come next, and the text that may be shown."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import numpy as np
 import torch
 
 from smallfirst.errors import ModelError
-from smallfirst.models.generation.detokenizer import IncrementalDetokenizer
 from smallfirst.models.generation.grammar import MAX_CLOSING_TOKENS, Grammar
 
-TopLogProbs = tuple[tuple[int, float], ...]
-"""Token ids with their log-probabilities in nats, likeliest first."""
+REPLACEMENT = "\ufffd"
+"""Decoded where bytes are not a whole character."""
+MAX_PENDING_TOKENS = 12
+"""Tokens that wait for a character to become whole; more are taken for bytes that are not a character."""
+MAX_CHARACTER_BYTES = 4
+"""Bytes of a character in UTF-8; so many tokens may still become one."""
 
 
 class GenerationRequest(NamedTuple):
@@ -27,10 +30,6 @@ class GenerationRequest(NamedTuple):
     stop: tuple[str, ...] = ()
     grammar: Grammar | None = None
     """Format of the answer; with one, stop texts are ignored."""
-    top: int | None = None
-    """Likeliest tokens to report beside each generated one; None: report no tokens at all."""
-    prefix: tuple[int, ...] = ()
-    """Beginning of `ids` written by the operator: read once and cached. Never a client's text."""
     tenant: str = ""
     """Whose prompt it is; what a server caches of it is never shared with another tenant."""
 
@@ -48,22 +47,70 @@ class GenerationResult(NamedTuple):
     """`length` if the tokens ran out, also where a grammar then closed the answer."""
     busy_s: float
     """Share of the machine's time that this answer took, in seconds."""
-    top: tuple[TopLogProbs, ...] = ()
-    n_in_text: int = 0
-    """Tokens that lie wholly in the text; those of a stop text do not."""
     stopped: bool = False
     """True if a stop text ended the answer."""
 
 
-class TextDelta(NamedTuple):
-    """New text of an answer that is still being generated."""
+class AnswerText:
+    """Text from the tokens of a growing answer: whole characters only, and nothing that may be part of a stop text."""
 
-    text: str
-    """All deltas together are the answer without the white space around it."""
-    token_ids: tuple[int, ...]
-    """Tokens that lie wholly in the text so far and were in no earlier delta."""
-    log_probabilities: tuple[float, ...]
-    top: tuple[TopLogProbs, ...]
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+        self._tokenizer, self._stop = tokenizer, [text for text in stop if text]
+        self._longest = max(map(len, self._stop), default=0)
+        self._ids: list[int] = []
+        self._from, self._to = 0, 0
+        """The next tokens are decoded from `_from` on; those before `_to` are in the text already."""
+        self._shown: int | None = None
+        self.text = ""
+        """Whole characters so far, up to the stop text if there was one."""
+        self.stopped = False
+        """True once a stop text was generated."""
+
+    def follow(self, ids: Sequence[int]) -> None:
+        """Read the tokens of the answer that were not read before; `ids` are all of them."""
+        for token in ids[len(self._ids) :]:
+            if self.stopped:
+                return
+            self._ids.append(token)
+            if len(self._ids) - self._to > MAX_PENDING_TOKENS:
+                self._extend(len(self._ids) - MAX_CHARACTER_BYTES)
+            elif not self._decode(self._from, len(self._ids)).endswith(REPLACEMENT):
+                self._extend(len(self._ids))
+
+    def finish(self) -> None:
+        if not self.stopped:
+            self._extend(len(self._ids))
+
+    def take(self, *, last: bool = False) -> str:
+        """Return the new text that may be shown, without the white space around the answer; `last`: nothing follows."""
+        safe = len(self.text) if last else len(self.text) - self._possible_stop()
+        until = len(self.text[:safe].rstrip())
+        if self._shown is None:
+            if not until:
+                return ""
+            self._shown = len(self.text) - len(self.text.lstrip())
+        delta = self.text[self._shown : until]
+        self._shown = max(self._shown, until)
+        return delta
+
+    def _extend(self, until: int) -> None:
+        before = self._decode(self._from, self._to)
+        start = max(0, len(self.text) - self._longest + 1)
+        self.text += self._decode(self._from, until)[len(before) :]
+        self._from, self._to = self._to, until
+        found = [at for stop in self._stop if (at := self.text.find(stop, start)) >= 0]
+        if found:
+            self.text, self.stopped = self.text[: min(found)], True
+
+    def _possible_stop(self) -> int:
+        """Return how many of the last characters may begin a stop text."""
+        longest = 0 if self.stopped else min(self._longest - 1, len(self.text))
+        begins = (n for n in range(longest, 0, -1) if any(stop.startswith(self.text[-n:]) for stop in self._stop))
+        return next(begins, 0)
+
+    def _decode(self, start: int, end: int) -> str:
+        text: str = self._tokenizer.decode(self._ids[start:end], skip_special_tokens=True)
+        return text
 
 
 class GeneratedSequence:
@@ -75,7 +122,6 @@ class GeneratedSequence:
         self.grammar = request.grammar.start() if request.grammar else None
         self.ids: list[int] = []
         self.log_probabilities: list[float] = []
-        self.top: list[TopLogProbs] = []
         self.n_fed = 0
         """Tokens of prompt and answer that the model has read."""
         self.busy_s = 0.0
@@ -84,30 +130,26 @@ class GeneratedSequence:
         self.error: ModelError | None = None
         self._random = torch.Generator().manual_seed(request.seed or 0) if request.temperature > 0 else None
         stop = () if request.grammar else request.stop
-        self._detokenizer = IncrementalDetokenizer(tokenizer, stop) if streams or stop else None
-        self._n_emitted = 0
+        self._text = AnswerText(tokenizer, stop) if streams or stop else None
         if self.grammar:
             self._append(self.grammar.begin())
             self.finished = self.grammar.finished
-        self._detokenize()
-
-    @property
-    def reading(self) -> bool:
-        return not self.finished and self.n_fed < len(self.request.ids)
+        self._follow_text()
 
     @property
     def ready(self) -> bool:
+        """True if the model has read all there is, and the next token can be chosen."""
         return not self.finished and self.n_fed == len(self.request.ids) + len(self.ids)
 
     def feed(self, width: int) -> list[int]:
-        """Return the next tokens for the model to read, at most `width`; a dummy one if the sequence is finished."""
+        """Return the next tokens for the model to read: the prompt with what is forced behind it, then at most `width`.
+
+        A dummy one if the sequence is finished.
+        """
         if self.finished:
             return [0]
         start = self.n_fed - len(self.request.ids)
-        if start >= 0:
-            unread = self.ids[start : start + width]
-        else:
-            unread = [*self.request.ids[self.n_fed : self.n_fed + width], *self.ids[: max(0, width + start)]]
+        unread = self.ids[start : start + width] if self.n_fed else [*self.request.ids, *self.ids]
         self.n_fed += len(unread)
         return unread
 
@@ -130,36 +172,26 @@ class GeneratedSequence:
         weights = (log_probabilities / self.request.temperature).softmax(dim=-1)
         return int(torch.multinomial(weights, 1, generator=self._random))
 
-    def append(self, token: int, log_probabilities: torch.Tensor, end: int) -> None:
+    def append(self, token: int, log_probability: float, end: int) -> None:
         """Append the token and the tokens that it forces. A token that is not allowed fails the sequence."""
-        log_probability = float(log_probabilities[token])
         if token == (self.grammar.end if self.grammar else end):
             self.log_probabilities.append(log_probability)
             self.finished = True
         else:
-            self._append([token], log_probability, self._top(log_probabilities))
+            self._append([token], log_probability)
             if not self.grammar and len(self.ids) >= self.request.max_tokens:
                 self.finished, self.finish_reason = True, "length"
-        self._follow(token)
-        self._detokenize()
+        self._follow_grammar(token)
+        self._follow_text()
 
-    def delta(self) -> TextDelta | None:
-        """Return the text that may be shown and was not; None if there is none, or no deltas are wanted."""
-        if self._detokenizer is None:
-            return None
-        text = self._detokenizer.take_text(last=self.finished)
-        new = slice(self._n_emitted, self._detokenizer.n_emitted(last=self.finished))
-        self._n_emitted = new.stop
-        ids = tuple(self.ids[new])
-        return TextDelta(text, ids, tuple(self.log_probabilities[new]), tuple(self.top[new])) if text or ids else None
+    def delta(self) -> str:
+        """Return the text that may be shown and was not."""
+        return self._text.take(last=self.finished) if self._text else ""
 
     def result(self) -> GenerationResult:
         if self.error:
             raise self.error
-        if self._detokenizer:
-            text, n_in_text = self._detokenizer.text, self._detokenizer.n_emitted(last=True)
-        else:
-            text, n_in_text = self.tokenizer.decode(self.ids, skip_special_tokens=True), len(self.ids)
+        text = self._text.text if self._text else self.tokenizer.decode(self.ids, skip_special_tokens=True)
         return GenerationResult(
             text,
             tuple(self.ids),
@@ -167,12 +199,14 @@ class GeneratedSequence:
             len(self.request.ids),
             self.finish_reason,
             self.busy_s,
-            tuple(self.top),
-            n_in_text,
-            self._detokenizer is not None and self._detokenizer.stopped,
+            stopped=self._text is not None and self._text.stopped,
         )
 
-    def _follow(self, token: int) -> None:
+    def _append(self, tokens: list[int], log_probability: float = 0.0) -> None:
+        self.ids += tokens
+        self.log_probabilities += [log_probability] * len(tokens)
+
+    def _follow_grammar(self, token: int) -> None:
         if self.grammar is None:
             return
         try:
@@ -183,27 +217,14 @@ class GeneratedSequence:
         except ModelError as error:
             self._fail(error)
 
-    def _fail(self, error: ModelError) -> None:
-        self.finished, self.error = True, error  # the other sequences of the batch go on
-
-    def _detokenize(self) -> None:
-        if self._detokenizer is None:
+    def _follow_text(self) -> None:
+        if self._text is None:
             return
-        self._detokenizer.add(self.ids[self._detokenizer.n_received :])
-        if self._detokenizer.stopped:
+        self._text.follow(self.ids)
+        if self._text.stopped:
             self.finished, self.finish_reason = True, "stop"
         elif self.finished:
-            self._detokenizer.finish()
+            self._text.finish()
 
-    def _append(self, tokens: list[int], log_probability: float = 0.0, top: TopLogProbs | None = None) -> None:
-        self.ids += tokens
-        self.log_probabilities += [log_probability] * len(tokens)
-        if self.request.top is not None:
-            self.top += [((token, 0.0),)[: self.request.top] if top is None else top for token in tokens]
-
-    def _top(self, log_probabilities: torch.Tensor) -> TopLogProbs:
-        if not self.request.top:
-            return ()
-        best = log_probabilities.topk(min(self.request.top, len(log_probabilities)))
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return tuple((token, value) for token, value in pairs if value > -torch.inf)
+    def _fail(self, error: ModelError) -> None:
+        self.finished, self.error = True, error  # the other sequences of the batch go on

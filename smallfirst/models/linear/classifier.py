@@ -12,16 +12,18 @@ from typing import Any, Literal
 import numpy as np
 
 from smallfirst.data.dataset import Dataset
+from smallfirst.data.row_formats import to_json
 from smallfirst.files import write_atomically
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder, open_encoder
-from smallfirst.models.encoder.static_vectors import StaticVectors, open_static_vectors
-from smallfirst.models.label_model import Embedder, LabelLogProbs, log_softmax
+from smallfirst.models.label_model import Embedder, LabelLogProbs, LabelModel, log_softmax
 from smallfirst.models.linear.tfidf import TfidfFeatures
 from smallfirst.models.manifest import Manifest, int8_allowed, write_manifest
+from smallfirst.models.protocol import Capability, Completion, Request
+from smallfirst.models.usage import paid
 from smallfirst.tasks.task import Task
 
-INVERSE_REGULARIZATION = {"words": 30.0, "static": 30.0, "encoder": 10.0}
+INVERSE_REGULARIZATION = {"words": 30.0, "encoder": 10.0}
 """C of the logistic regression: fixed values that suit features of unit length, so nothing is tuned on the rows."""
 ENCODER_FOLDER = "encoder"
 """Folder inside a model's folder that holds its own, fine-tuned encoder."""
@@ -53,11 +55,11 @@ class LinearClassifier:
     @classmethod
     def fit(
         cls,
-        kind: Literal["words", "static", "encoder"],
+        kind: Literal["words", "encoder"],
         data: Dataset,
         task: Task,
         *,
-        encoder: SentenceEncoder | StaticVectors | None = None,
+        encoder: SentenceEncoder | None = None,
     ) -> LinearClassifier:
         """Return a logistic regression fitted on the rows; kind `encoder` uses `encoder` or the default one."""
         texts = [example.text for example in data.examples]
@@ -106,8 +108,6 @@ class LinearClassifier:
         weights, bias, several = tensors["weights"], tensors["bias"], not manifest.task.closed
         if manifest.kind == "words":
             return cls(TfidfFeatures.load(folder), weights, bias, several_labels=several)
-        if manifest.kind == "static":
-            return cls(open_static_vectors(find_weights(manifest.base)).embed, weights, bias, several_labels=several)
         if int8 is None:
             int8 = int8_allowed(folder, manifest)
         if (own := folder / ENCODER_FOLDER).is_dir():
@@ -157,3 +157,40 @@ def fit_logistic_regression(
     else:
         weights[fitted.classes_], bias[fitted.classes_] = fitted.coef_, fitted.intercept_
     return weights.astype(np.float32), bias.astype(np.float32)
+
+
+class LabelSetModel(LabelModel):
+    """A Scorer of log-odds as a Model: the labels above the manifest's threshold, in label order."""
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        return super().capabilities - {Capability.LOGPROBS, Capability.LABEL_PROBABILITIES}
+
+    async def complete(self, request: Request) -> Completion:
+        began = time.perf_counter()
+        scored = await self._score(request.text)
+        odds, threshold = np.asarray(scored.log_probabilities, dtype=np.float64), self.manifest.label_threshold
+        return Completion(
+            text=answer_labels(odds, self.manifest.task, threshold),
+            answered_by=self.name,
+            latency_ms=(time.perf_counter() - began) * 1000,
+            **paid(self._charge(scored)),
+            confidence=self.manifest.calibration.confidence(decision_nats(odds, threshold).tolist()),
+        )
+
+
+def answer_labels(odds: np.ndarray, task: Task, threshold: float) -> str:
+    """Return the canonical answer: the labels whose probability is at least `threshold`; `odds` (labels,) in nats."""
+    chosen = odds >= _log_odds(threshold)
+    labels = [label for label, is_chosen in zip(task.answer_labels, chosen, strict=True) if is_chosen]
+    return str(task.parse(to_json(labels)))
+
+
+def decision_nats(odds: np.ndarray, threshold: float) -> np.ndarray:
+    """Return the log-probability of each label's decision (labels,), in nats, from its log-odds."""
+    nats: np.ndarray = -np.logaddexp(0, np.where(odds >= _log_odds(threshold), -odds, odds))
+    return nats
+
+
+def _log_odds(probability: float) -> float:
+    return float(np.log(probability / (1 - probability)))

@@ -1,1 +1,1 @@
-"""One forward pass of a causal language model on this machine: label scoring, int8, KV cache."""
+"""One forward pass of a causal language model on this machine: label scoring, tokens, weights."""

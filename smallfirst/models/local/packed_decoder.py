@@ -1,6 +1,7 @@
-"""A Llama-like decoder (Llama, Qwen2, Qwen3) that reads prompts without padding, for answers read from their states.
+"""A Llama-like decoder (Llama, Qwen2, Qwen3) that reads prompts without padding, for answers at their ends.
 
-Rows are concatenated for the large products; only attention pads. Query and key weights are reordered to make rotary
+Rows are concatenated for the large products; only attention pads. oneDNN packs a bf16 matrix anew for every product
+unless it is given a packed one, so weights are packed once. Query and key weights are reordered to make rotary
 pairs adjacent, so rotation is one complex multiplication. The operator's common prefix is read once and cached; no
 client's text ever is, so no tenant can learn about another's from response times.
 """
@@ -8,15 +9,13 @@ client's text ever is, so no tenant can learn about another's from response time
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from smallfirst.models.local.int8_matmul import LinearOp, PrepackedLinear
-from smallfirst.models.local.smoothquant import InputRanges, damping_scales, smoothing_scales
-from smallfirst.models.local.token_batches import rounded_tokens
+from smallfirst.models.local.packed_rows import rounded_tokens
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 """Model types of transformers whose layers are implemented here."""
@@ -30,7 +29,23 @@ FP32 = torch.float32
 
 Affine = tuple[torch.Tensor, torch.Tensor | None]
 """Weight (outputs, inputs) and bias (outputs,)."""
-LinearFactory = Callable[[torch.Tensor, "torch.Tensor | None"], LinearOp]
+
+
+class PackedLinear:
+    """A matrix in its own precision, packed in bf16 where the processor multiplies bf16."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._dtype, self._bias = weight.dtype, bias
+        self._packed = _can_pack(weight.dtype)
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self._packed else weight
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the products (n, outputs) of rows (n, inputs)."""
+        rows = rows.to(self._dtype)
+        if self._packed:
+            products: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, "none", [], "")
+            return products
+        return F.linear(rows, self._weight, self._bias)
 
 
 class RMSNorm(NamedTuple):
@@ -53,13 +68,13 @@ class PackedLayer(NamedTuple):
     """One layer's weights."""
 
     before: RMSNorm
-    qkv: LinearOp
+    qkv: PackedLinear
     head_norms: tuple[RMSNorm, RMSNorm] | None
     """Of each query and each key (Qwen3)."""
-    out: LinearOp
+    out: PackedLinear
     between: RMSNorm
-    gate_up: LinearOp
-    down: LinearOp
+    gate_up: PackedLinear
+    down: PackedLinear
 
 
 class SharedPrefix(NamedTuple):
@@ -93,10 +108,8 @@ class Layout(NamedTuple):
 class PackedDecoder:
     """The layers of a causal model, ready to read batches of prompts. Not thread-safe."""
 
-    def __init__(
-        self, model: Any, make: LinearFactory = PrepackedLinear, *, ranges: Sequence[InputRanges] | None = None
-    ) -> None:
-        """Pack a model's layers, smoothed by `ranges` (one a layer). Raise ValueError with `unsupported_reason`."""
+    def __init__(self, model: Any) -> None:
+        """Pack a model's layers. Raise ValueError with `unsupported_reason`."""
         why = unsupported_reason(model)
         if why:
             raise ValueError(why)
@@ -106,8 +119,7 @@ class PackedDecoder:
         self._model, self._embedding = model, body.embed_tokens.weight.detach()
         self._frequencies = body.rotary_emb.inv_freq.detach().float()
         self._gain = float(body.rotary_emb.attention_scaling)
-        given: Sequence[InputRanges | None] = ranges or [None] * len(body.layers)
-        self._layers = [pack_layer(layer, make, seen) for layer, seen in zip(body.layers, given, strict=True)]
+        self._layers = [_pack_layer(layer) for layer in body.layers]
         self._norm = rms_norm(body.norm)
         self._no_prefix = SharedPrefix(
             (), *([torch.empty(self.kv_heads, 0, self.head_dim, dtype=FP32)] * len(self._layers),) * 2
@@ -137,14 +149,8 @@ class PackedDecoder:
         for begins, chosen in groups.items():
             shared = self._shared if begins else self._no_prefix
             layout = self._layout([prompts[at][len(shared.ids) :] for at in chosen], len(shared.ids))
-            states[torch.tensor(chosen)] = self._read(layout, shared, layout.last)
+            states[torch.tensor(chosen)] = self._read(layout, shared)
         return states
-
-    @torch.inference_mode()
-    def all_states(self, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-        """Return the states after every token of each prompt, each (tokens, hidden), fp32."""
-        layout, lengths = self._layout(prompts, 0), [len(ids) for ids in prompts]
-        return list(torch.split(self._read(layout, self._no_prefix, None)[: sum(lengths)], lengths))
 
     def _layout(self, prompts: Sequence[Sequence[int]], n_shared: int) -> Layout:
         lengths = [len(ids) for ids in prompts]
@@ -168,19 +174,17 @@ class PackedDecoder:
             width=width,
         )
 
-    def _read(self, layout: Layout, shared: SharedPrefix, wanted: torch.Tensor | None) -> torch.Tensor:
+    def _read(self, layout: Layout, shared: SharedPrefix) -> torch.Tensor:
+        """Return the states after the last token of each row (rows, hidden)."""
         states = self._embedding[layout.ids].float()  # (tokens, hidden)
         for at, layer in enumerate(self._layers):
-            products, factor = layer.qkv(states * layer.before.weight, layer.before.factor(states))
-            mixed = self._attend(_scale(products.float(), factor), layout, layer, shared.keys[at], shared.values[at])
-            if wanted is not None and at == len(self._layers) - 1:
-                states, mixed = states[wanted], mixed[wanted]
-            _add(states, *layer.out(mixed, None))
-            products, factor = layer.gate_up(states * layer.between.weight, layer.between.factor(states))
-            gate, up = products.chunk(2, dim=1)
-            # The factor of `up` stays outside: it goes through the last product unchanged.
-            active = F.silu(_scale(gate, factor), inplace=True).mul_(up)
-            _add(states, *layer.down(active, factor))
+            qkv = layer.qkv(layer.before(states)).float()
+            mixed = self._attend(qkv, layout, layer, shared.keys[at], shared.values[at])
+            if at == len(self._layers) - 1:
+                states, mixed = states[layout.last], mixed[layout.last]
+            states.add_(layer.out(mixed))
+            gate, up = layer.gate_up(layer.between(states)).chunk(2, dim=1)
+            states.add_(layer.down(F.silu(gate, inplace=True).mul_(up)))
         return self._norm(states)
 
     def _attend(
@@ -227,15 +231,15 @@ def unsupported_reason(model: Any) -> str:
     return ""
 
 
-def _scale(rows: torch.Tensor, factor: torch.Tensor | None) -> torch.Tensor:
-    return rows if factor is None else rows.mul_(factor)
-
-
-def _add(states: torch.Tensor, products: torch.Tensor, factor: torch.Tensor | None) -> None:
-    if factor is None:
-        states.add_(products)
-    else:
-        states.addcmul_(products, factor)
+def _can_pack(dtype: torch.dtype) -> bool:
+    """Return whether products with a packed matrix of this precision work on this machine."""
+    if dtype != torch.bfloat16:
+        return False
+    try:
+        supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    except (AttributeError, RuntimeError):
+        return False
+    return supported
 
 
 def _concat_keys(shared: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
@@ -263,30 +267,21 @@ def _attention_long(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
     return mixed.transpose(1, 2).flatten(2)
 
 
-def pack_layer(layer: Any, make: LinearFactory, seen: InputRanges | None) -> PackedLayer:
-    """Pack one layer of a loaded model, smoothed by the ranges `seen` at its inputs, if there are any."""
+def _pack_layer(layer: Any) -> PackedLayer:
     attention, mlp = layer.self_attn, layer.mlp
     order = rotary_pair_order(attention.head_dim)
     turned = [_reorder(part, order) for part in (attention.q_proj, attention.k_proj)]
     head_norms = None
     if hasattr(attention, "q_norm"):
         head_norms = (rms_norm(attention.q_norm, order), rms_norm(attention.k_norm, order))
-    before, qkv = rms_norm(layer.input_layernorm), _join(*turned, _weights(attention.v_proj))
-    up, down = _weights(mlp.up_proj), _weights(mlp.down_proj)
-    if seen:
-        before, qkv = _smooth(before, qkv, seen.qkv)
-        up, down = _damp(up, down, damping_scales(seen.down))
-    between, gate_up = rms_norm(layer.post_attention_layernorm), _join(_weights(mlp.gate_proj), up)
-    if seen:
-        between, gate_up = _smooth(between, gate_up, seen.gate_up)
     return PackedLayer(
-        before=before,
-        qkv=make(*qkv),
+        before=rms_norm(layer.input_layernorm),
+        qkv=PackedLinear(*_join(*turned, _weights(attention.v_proj))),
         head_norms=head_norms,
-        out=make(*_weights(attention.o_proj)),
-        between=between,
-        gate_up=make(*gate_up),
-        down=make(*down),
+        out=PackedLinear(*_weights(attention.o_proj)),
+        between=rms_norm(layer.post_attention_layernorm),
+        gate_up=PackedLinear(*_join(_weights(mlp.gate_proj), _weights(mlp.up_proj))),
+        down=PackedLinear(*_weights(mlp.down_proj)),
     )
 
 
@@ -315,17 +310,3 @@ def rms_norm(module: Any, order: torch.Tensor | None = None) -> RMSNorm:
     """Return a normalisation of a loaded model, its channels in this order."""
     weight = module.weight.detach().float()
     return RMSNorm(weight if order is None else weight[order], float(module.variance_epsilon))
-
-
-def _smooth(norm: RMSNorm, matrix: Affine, largest: torch.Tensor) -> tuple[RMSNorm, Affine]:
-    """Scale the normalised rows down and the weights up, or the reverse; the product stays the same."""
-    weight, bias = matrix
-    by = smoothing_scales(weight, largest)
-    return RMSNorm(norm.weight / by, norm.eps), (weight.float() * by, bias)
-
-
-def _damp(up: Affine, down: Affine, by: torch.Tensor) -> tuple[Affine, Affine]:
-    """Divide what is between two products by `by`; the second product stays the same."""
-    weight, bias = up
-    after, of_after = down
-    return (weight.float() / by[:, None], None if bias is None else bias.float() / by), (after.float() * by, of_after)

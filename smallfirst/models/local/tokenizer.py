@@ -1,21 +1,21 @@
-"""Prompts and conversations as tokens, by tokenizers without their models.
+"""Prompts, conversations and labels as tokens, by tokenizers without their models.
 
-`tokenizer.json` alone is read directly, any other is loaded by transformers. Conversations go through the model's own
-chat template; the last message of a long one loses its middle.
+Conversations go through the model's own chat template; the last message of a long one loses its middle. A label is one
+token, a word of its name or a combination of letters, so that one position gives the class.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import itertools
+import re
+import string
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from smallfirst.data.dataset import Message
 from smallfirst.errors import ConfigError
-
-_FAST_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
-"""Classes that add nothing to tokenizer.json; others may build their own from its vocabulary."""
 
 
 class Tokenizer(Protocol):
@@ -27,23 +27,13 @@ class Tokenizer(Protocol):
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
 
 
-class _FastTokenizer:
-    def __init__(self, tokenizer: Any, *, bos: str | None, eos: str | None) -> None:
-        self._tokenizer = tokenizer
-        self.bos_token_id: int | None = tokenizer.token_to_id(bos) if bos else None
-        self.eos_token_id: int | None = tokenizer.token_to_id(eos) if eos else None
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-        return ids
-
-
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Return the tokenizer of the model in `folder`. Raise ConfigError if it brings code, or MissingExtra."""
-    from smallfirst.models.local.weights import refuse_remote_code
+    from smallfirst.models.local.weights import import_transformers, load_pretrained
 
-    refuse_remote_code(folder)
-    return _load_fast(folder) or _load_by_transformers(folder)
+    transformers = import_transformers("Counting tokens", weights=False)
+    tokenizer: Tokenizer = load_pretrained(transformers.AutoTokenizer, folder)
+    return tokenizer
 
 
 def encode_prompt(tokenizer: Any, prompt: str, max_tokens: int) -> list[int]:
@@ -116,30 +106,48 @@ def _render(tokenizer: Any, before: Sequence[Message], last: Message) -> list[in
     return ids
 
 
-def _load_fast(folder: Path) -> Tokenizer | None:
-    """Return None unless tokenizer.json with its settings is all there is."""
-    try:
-        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        from tokenizers import Tokenizer as Backend
-    except (OSError, ValueError, ImportError):
+def choose_label_tokens(labels: Sequence[str], tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return one token id per label, in order. Raise ConfigError if the vocabulary has too few."""
+    words = [_words(label) for label in labels]
+    in_labels = Counter(word for label_words in words for word in set(label_words))
+    taken: set[int] = set()
+    chosen: dict[int, int] = {}
+    # Labels whose rarest word occurs in few others choose first, so that fewer fall back to letters.
+    for i in sorted(range(len(labels)), key=lambda i: min((in_labels[w] for w in words[i]), default=99)):
+        for word in sorted(words[i], key=lambda w: (in_labels[w], words[i].index(w))):
+            token = _single_token(word, tokenizer)
+            if token is not None and token not in taken:
+                chosen[i] = token
+                taken.add(token)
+                break
+    spare = _letter_tokens(tokenizer)
+    for i in range(len(labels)):
+        while i not in chosen:
+            token = next(spare, None)
+            if token is None:
+                raise ConfigError(f"this tokenizer has too few single-token words for {len(labels)} labels")
+            if token not in taken:
+                chosen[i] = token
+                taken.add(token)
+    return tuple(chosen[i] for i in range(len(labels)))
+
+
+def _words(label: str) -> list[str]:
+    parts = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", label)
+    return [word.lower() for word in re.findall(r"[^\W\d_]+", parts) if len(word) > 3]
+
+
+def _single_token(word: str, tokenizer: Tokenizer) -> int | None:
+    ids = tokenizer.encode(f" {word}", add_special_tokens=False)
+    # The token for unknown words occurs in prompts as well, and says nothing about a label.
+    if len(ids) != 1 or ids[0] == getattr(tokenizer, "unk_token_id", None):
         return None
-    if settings.get("tokenizer_class") not in _FAST_CLASSES or not (folder / "tokenizer.json").is_file():
-        return None
-    tokenizer = Backend.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    bos, eos = (_token_text(settings.get(name)) for name in ("bos_token", "eos_token"))
-    return _FastTokenizer(tokenizer, bos=bos, eos=eos)
+    return ids[0]
 
 
-def _load_by_transformers(folder: Path) -> Tokenizer:
-    from smallfirst.models.local.weights import import_transformers, load_pretrained
-
-    transformers = import_transformers("Counting tokens")
-    tokenizer: Tokenizer = load_pretrained(transformers.AutoTokenizer, folder)
-    return tokenizer
-
-
-def _token_text(token: Any) -> str | None:
-    found = token.get("content") if isinstance(token, dict) else token
-    return found if isinstance(found, str) else None
+def _letter_tokens(tokenizer: Tokenizer) -> Iterator[int]:
+    for length in (1, 2, 3):
+        for letters in itertools.product(string.ascii_uppercase, repeat=length):
+            token = _single_token("".join(letters), tokenizer)
+            if token is not None:
+                yield token

@@ -52,7 +52,7 @@ def load_causal(folder: Path, *, nf4: bool = False) -> tuple[Any, Any]:
     transformers = import_transformers("Running a local model")
     import torch
 
-    from smallfirst.models.local import attention
+    from smallfirst.models.local import packed_rows
 
     keep_freed_memory()
     device, settings = choose_device(), dict[str, Any]()
@@ -72,7 +72,7 @@ def load_causal(folder: Path, *, nf4: bool = False) -> tuple[Any, Any]:
         folder,
         dtype=torch.bfloat16,
         use_safetensors=True,
-        attn_implementation=attention.register(),
+        attn_implementation=packed_rows.register(),
         **settings,
     )
     for part in model.modules() if nf4 else ():

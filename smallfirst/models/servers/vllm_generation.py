@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from smallfirst.errors import BadAnswer, RequestRefused, Unavailable
+from smallfirst.errors import BadAnswer, Unavailable
 from smallfirst.models.generation.model import GenerativeModel
-from smallfirst.models.generation.sequence import GeneratedSequence, GenerationRequest, GenerationResult, TextDelta
+from smallfirst.models.generation.sequence import GeneratedSequence, GenerationRequest, GenerationResult
 from smallfirst.models.local.tokenizer import end_of_turn_token
 from smallfirst.models.local.weights import import_transformers, load_pretrained
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.protocol import Capability, Embeddings
-from smallfirst.models.servers.vllm import VllmRoute, token_of
+from smallfirst.models.servers.vllm import VllmRoute
 from smallfirst.pricing.machine import MachinePrice
 
 CutOff = Callable[[Any], None]
@@ -24,14 +22,12 @@ SHOWN_CHARACTERS = 300
 
 
 class VllmScheduler:
-    """Generates answers on a vLLM, in the place of a ContinuousBatchScheduler."""
+    """Generates answers on a vLLM, in the place of a GenerationWorker."""
 
     def __init__(self, route: VllmRoute, tokenizer: Any, *, context_tokens: int | None, end: int | None = None) -> None:
         """Generate until `end`, by default the tokenizer's."""
         self._end = tokenizer.eos_token_id if end is None else end
-        self.route, self.tokenizer, self.closed = route, tokenizer, False
-        limits = SimpleNamespace(max_position_embeddings=context_tokens)
-        self.generator = SimpleNamespace(model=SimpleNamespace(config=limits))
+        self.route, self.tokenizer, self.context_tokens, self.closed = route, tokenizer, context_tokens, False
 
     async def generate(self, request: GenerationRequest, cut_off: CutOff | None = None) -> GenerationResult:
         """Return the whole answer. Raise ModelError."""
@@ -40,7 +36,7 @@ class VllmScheduler:
 
     async def stream(
         self, request: GenerationRequest, cut_off: CutOff | None = None
-    ) -> AsyncGenerator[TextDelta | GenerationResult]:
+    ) -> AsyncGenerator[str | GenerationResult]:
         """Yield the answer's deltas, then the whole. Closed early, vLLM stops generating it."""
         answer = _Answer(request, self.tokenizer, self._end)
         async with self.route.post(request.tenant, self._body(request)) as (response, busy):
@@ -67,7 +63,7 @@ class VllmScheduler:
             "max_tokens": request.max_tokens,
             "temperature": request.temperature,
             "seed": request.seed,
-            "logprobs": request.top or 0,
+            "logprobs": 0,
             "stream": True,
             "return_token_ids": True,
         }
@@ -84,7 +80,7 @@ class _Answer(GeneratedSequence):
         super().__init__(request._replace(grammar=None, stop=stop, temperature=0.0), tokenizer, streams=True)
         self._ends = {end, tokenizer.eos_token_id}
 
-    def take(self, data: str) -> TextDelta | None:
+    def take(self, data: str) -> str:
         """Return what an event adds to the text. Raise BadAnswer if it cannot be read, Unavailable for an error."""
         try:
             body = json.loads(data)
@@ -94,7 +90,7 @@ class _Answer(GeneratedSequence):
                 self._extend(choice)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise BadAnswer(f"vLLM sent what is no part of an answer ({type(error).__name__})") from None
-        self._detokenize()
+        self._follow_text()
         return self.delta()
 
     def _extend(self, choice: dict[str, Any]) -> None:
@@ -105,23 +101,13 @@ class _Answer(GeneratedSequence):
             if reason == "stop" and ids and ids[-1] in self._ends:
                 ids.pop()  # its probability counts, and it is no part of the text
         self.ids += ids
-        if self.request.top is not None:
-            likeliest = [list(one.items())[: self.request.top] for one in logprobs.get("top_logprobs") or ()]
-            self.top += [tuple((token_of(token), float(value)) for token, value in one) for one in likeliest]
 
 
 class VllmGenerativeModel(GenerativeModel):
     """A GenerativeModel whose answers vLLM generates."""
 
-    @property
-    def capabilities(self) -> frozenset[Capability]:
-        return super().capabilities - {Capability.EMBEDDINGS}
-
-    async def embed(self, texts: Sequence[str]) -> Embeddings:
-        raise RequestRefused(f"{self.name} has no embeddings: vLLM serves it for answers")
-
     async def ready(self) -> None:
-        await self.scheduler.route.ready()  # type: ignore[attr-defined]
+        await self.worker.route.ready()  # type: ignore[attr-defined]
 
 
 def generative_model(

@@ -21,7 +21,7 @@ from smallfirst.models.batching import length_batches, run_in_compute_thread
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.spans.model import SpanAnswer
-from smallfirst.models.spans.occurrences import CharSpan
+from smallfirst.models.spans.values import CharSpan
 from smallfirst.tasks.answer import Answer, split_context
 from smallfirst.tasks.scorers import normalize_answer
 

@@ -2,7 +2,8 @@
 
 `text` as it stands · `lower`, `upper` in that case · `number` 1.234,50 € as 1234.5, words up to twelve included ·
 `digits` a whole number as a text · `date`, `date_dmy` in figures or written out as an ISO date, month or day first
-where 03/05/2024 leaves it open · `days:PATH` a number of days after the date of another field (`Net 30`).
+where 03/05/2024 leaves it open · `days:PATH` a number of days after the date of another field (`Net 30`). The answer to
+a question stands in its context verbatim, or after the folding by which answers are compared.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import functools
 import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 from smallfirst.tasks.metrics.value_matching import Normalizer, normalize_value
+from smallfirst.tasks.scorers import normalize_answer
 
 _MONTH = r"[A-Za-z]{3,9}\.?"
 _DATES = [
@@ -34,6 +36,7 @@ _NUMBERS = [
         r"(?<![\w.,])[-\N{MINUS SIGN}]\d+(?:[.,]\d+)?(?!\d)",
     )
 ]
+_ARTICLES = {"a", "an", "the"}
 _DAYS = re.compile(r"(?<!\d)\d{1,3}(?!\d)", re.ASCII)
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _WORD = re.compile(rf"\b(?:{'|'.join(_WORDS)})\b", re.IGNORECASE)
@@ -116,3 +119,46 @@ def _days_after(words: str, start: Any) -> str | None:
         return (begin + datetime.timedelta(days=int(found[1]))).isoformat() if found else None
     except (TypeError, ValueError, OverflowError):
         return None
+
+
+class CharSpan(NamedTuple):
+    """Characters of a text, from `start` up to but not including `end`."""
+
+    start: int
+    end: int
+
+
+def answer_places(answer: str, text: str) -> list[CharSpan]:
+    """Return every place of `answer` in `text`: as whole words verbatim, else in any case, else word by word folded.
+
+    Folded as `normalize_answer` does, so that what is found there scores 1. Empty if it stands nowhere.
+    """
+    wanted = answer.strip()
+    if not wanted:
+        return []
+    for flags in (re.NOFLAG, re.IGNORECASE):
+        whole = re.compile(rf"(?<!\w){re.escape(wanted)}(?!\w)", flags)
+        if found := [CharSpan(*match.span()) for match in whole.finditer(text)]:
+            return found
+    return _folded_places(wanted, text)
+
+
+def _folded_places(answer: str, text: str) -> list[CharSpan]:
+    wanted = [word for word, _ in _folded_words(answer)]
+    words = _folded_words(text)
+    starts = range(len(words) - len(wanted) + 1) if wanted else ()
+    return [
+        CharSpan(words[i][1].start, words[i + len(wanted) - 1][1].end)
+        for i in starts
+        if all(words[i + k][0] == word for k, word in enumerate(wanted))
+    ]
+
+
+def _folded_words(text: str) -> list[tuple[str, CharSpan]]:
+    """Return the words without punctuation and articles, each with its place less the punctuation at its ends."""
+    found = []
+    for match in re.finditer(r"\S+", text):
+        inner = re.search(r"\w(?:.*\w)?", match[0])
+        if inner and (folded := normalize_answer(match[0])) not in _ARTICLES:
+            found.append((folded, CharSpan(match.start() + inner.start(), match.start() + inner.end())))
+    return found

@@ -75,7 +75,7 @@ def choose_precision(project: Project, folder: Path, rows: Dataset | None = None
 
     Left out these are the selection rows. None where int8 is not possible.
     """
-    from smallfirst.models.local.int8_check import check_int8
+    from smallfirst.models.encoder.int8_check import check_int8
 
     found = check_int8(folder, project.rows.selection if rows is None else rows) if project.task.closed else None
     if found:

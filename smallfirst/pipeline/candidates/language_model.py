@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.few_shot import PromptedModel, fixed_shots
-from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Model
-from smallfirst.pipeline.candidates.fine_tune import choose_precision, fine_tune
+from smallfirst.pipeline.candidates.fine_tune import fine_tune
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.project.candidates import Candidate
 from smallfirst.project.project import Project
@@ -30,25 +29,18 @@ class BaseModel(Candidate):
         """Do nothing: the model is measured as it was published."""
 
     def load(self, project: Project, run_folder: RunFolder) -> Model:
-        """Return the base model with the task's instructions and one solved row per label in its prompt.
+        """Return the base model with the task's instructions in its prompt, and with solved rows for open answers.
 
-        Closed answers are read from the probabilities of their texts; JSON is generated under its schema.
+        JSON is generated under its schema.
         """
         file, task = project.file, project.task
         folder, name, price = find_weights(file.small.base), file.small.base, file.prices.machine
-        if task.closed:
-            from smallfirst.models.label_model import LabelModel
-            from smallfirst.models.local.label_trie import TrieScorer
-            from smallfirst.models.local.weights import load_causal
-
-            manifest = Manifest(kind="label_tokens", task=task, base=name)
-            return LabelModel(TrieScorer.prompted(*load_causal(folder), task), manifest, name=name, price=price)
         from smallfirst.models.generation.generator import Generator
         from smallfirst.models.generation.model import GenerativeModel
 
         generator = Generator.load(folder, chat=True)
         inner = GenerativeModel.published(generator, name=name, price=price, schema=task.answer_schema())
-        shots = fixed_shots(project.rows.train, task, 1)
+        shots = () if task.closed else fixed_shots(project.rows.train, task, 1)
         return PromptedModel(inner, task, shots=shots, max_tokens=task.max_answer_tokens)
 
     def max_test_rows(self, file: TaskFile) -> int | None:
@@ -72,7 +64,7 @@ class FineTunedModel(Candidate):
     is_language_model = True
 
     def fit(self, project: Project, run_folder: RunFolder) -> None:
-        """Fine-tune and keep the best epoch; for closed answers, decide on selection rows whether to use int8."""
+        """Fine-tune and keep the best epoch."""
         from smallfirst.training.recipes.recipe import TaskRecipe
 
         file, rows = project.file, project.rows
@@ -85,7 +77,6 @@ class FineTunedModel(Candidate):
             folder=run_folder.path,
             run_name=run_folder.path.name,
         )
-        choose_precision(project, run_folder.model_folder(self.name))
 
 
 BASE, SMALL = BaseModel(), FineTunedModel()

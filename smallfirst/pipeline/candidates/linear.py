@@ -14,8 +14,7 @@ from smallfirst.data.dataset import Dataset, Example
 from smallfirst.evaluation.evaluate import EvaluatedRow
 from smallfirst.evaluation.out_of_fold import FoldAnswers, RawAnswer, folds_of, read_labels
 from smallfirst.models.catalog import find_weights
-from smallfirst.models.encoder.cached import CachedEncoder
-from smallfirst.models.encoder.static_vectors import STATIC_VECTORS, StaticVectors
+from smallfirst.models.encoder.sentence_encoder import CachedEncoder
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.linear.scope import ScopedClassifier
 from smallfirst.models.manifest import INT8_FILE, Manifest, write_manifest
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 class LinearCandidate(Candidate):
     """Multinomial logistic regression on features of the kind that `kind` says."""
 
-    kind: Literal["words", "static", "encoder"]
+    kind: Literal["words", "encoder"]
     headline = "A linear model is enough here."
     closed_answers_only = True
     several_labels = True
@@ -107,8 +106,7 @@ class LinearCandidate(Candidate):
             return None
         from smallfirst.models.encoder.sentence_encoder import open_encoder
 
-        folder = find_weights(name, log=project.progress.log)
-        return CachedEncoder(StaticVectors(folder) if self.kind == "static" else open_encoder(folder))
+        return CachedEncoder(open_encoder(find_weights(name, log=project.progress.log)))
 
 
 def calibrate(project: Project, classifier: LinearClassifier, manifest: Manifest, folder: Path) -> float:
@@ -157,24 +155,6 @@ class _Words(LinearCandidate):
         return len(project.rows.train) * 1.8e-3 / 60
 
 
-class _Static(LinearCandidate):
-    name = "static"
-    kind = "static"
-    title = "static vectors + linear"
-    role = "a linear model on static word vectors"
-    explanation = "a published table turns each piece of a word into numbers, a linear model sorts their mean"
-    size = 15
-
-    def encoder_name(self, small: Any) -> str:
-        """Return the name of the table in the catalogue."""
-        return STATIC_VECTORS
-
-    def minutes_to_fit(self, project: Project) -> float:
-        """Return the time of vectors and regression: 3 s for 10,000 rows in 77 labels. Raise WeightsNotFound."""
-        find_weights(self.encoder_name(project.file.small), download=False)
-        return len(project.rows.train) * 3e-4 / 60
-
-
 class _Encoder(LinearCandidate):
     name = "encoder"
     kind = "encoder"
@@ -198,4 +178,4 @@ class _LargerEncoder(LinearCandidate):
     size = 22
 
 
-WORDS, STATIC, ENCODER, LARGER_ENCODER = _Words(), _Static(), _Encoder(), _LargerEncoder()
+WORDS, ENCODER, LARGER_ENCODER = _Words(), _Encoder(), _LargerEncoder()

@@ -29,7 +29,7 @@ from smallfirst.tasks.answer import Answer, split_context
 from smallfirst.tasks.extract import Extract
 
 if TYPE_CHECKING:
-    from smallfirst.training.recipes.folds import EncoderRecipeLike
+    from smallfirst.training.recipes.encoders import EncoderRecipeLike
     from smallfirst.training.recipes.recipe import Recipe
 
 MAX_ROWS = 1000
@@ -73,7 +73,7 @@ class TunedEncoder(Candidate):
 
         Raise NothingGained once the folds so far show that it will not win.
         """
-        from smallfirst.training.recipes.folds import FoldRecipe, ReadFold, join_folds
+        from smallfirst.training.recipes.encoders import FoldRecipe, ReadFold, join_folds
 
         rows, place = project.rows.development, run_folder.path / FOLDS / self.name
         folds, read, precision = folds_of(rows, self.n_folds), [], None
@@ -129,7 +129,7 @@ class TunedEncoder(Candidate):
 
     def refit(self, project: Project, run_folder: RunFolder, folds: FoldAnswers) -> None:
         """Fine-tune on training and selection rows up to the epoch that was best out of fold."""
-        from smallfirst.training.recipes.folds import RefitRecipe
+        from smallfirst.training.recipes.encoders import RefitRecipe
 
         folder, in_time = run_folder.model_folder(self.name), project.on_epoch
         shutil.rmtree(folder.parent, ignore_errors=True)  # a run that was interrupted begins this anew
@@ -141,7 +141,7 @@ class TunedEncoder(Candidate):
         self.finish_refit(project, folder, folds)
 
     def _fine_tune(self, project: Project, recipe: Recipe, folder: Path, run_name: str, **words: str) -> None:
-        from smallfirst.training.recipes.contrastive import with_learning_rate
+        from smallfirst.training.recipes.encoders import with_learning_rate
 
         base = self.encoder_name(project.file.small)
         config = with_learning_rate(project.file.small.encoder_training, find_weights(base, log=project.progress.log))
@@ -168,7 +168,7 @@ class _Tuned(TunedEncoder):
     several_labels = True
 
     def recipe(self, project: Project) -> EncoderRecipeLike:
-        from smallfirst.training.recipes.contrastive import EncoderRecipe
+        from smallfirst.training.recipes.encoders import EncoderRecipe
 
         return EncoderRecipe(project.task, project.rows.train, project.rows.selection)
 
@@ -219,7 +219,7 @@ class _Tagger(TunedEncoder):
         return f"{_JUDGED[key]}: that needs writing, which small does" if _JUDGED[key] else ""
 
     def recipe(self, project: Project) -> EncoderRecipeLike:
-        from smallfirst.training.recipes.tagging import TaggingRecipe
+        from smallfirst.training.recipes.marking import TaggingRecipe
 
         return TaggingRecipe(cast(Extract, project.task), project.rows.train, project.rows.selection)
 
@@ -233,7 +233,7 @@ class _Reader(TunedEncoder):
 
     def why_unsuitable(self, project: Project) -> str:
         """Return why it cannot be used: another kind of task, or answers that do not stand in their contexts."""
-        from smallfirst.models.spans.occurrences import occurrences
+        from smallfirst.models.spans.values import answer_places
 
         task = project.task
         if not isinstance(task, Answer) or task.choices:
@@ -244,7 +244,7 @@ class _Reader(TunedEncoder):
         without = sum(not split_context(e.text)[0] for e in rows)
         if without > (1 - MIN_SHARE) * len(rows):
             return f"it marks answers in a context; {without} of {len(rows)} training rows have none"
-        inside = sum(any(occurrences(gold, split_context(e.text)[0]) for gold in e.golds) for e in answered)
+        inside = sum(any(answer_places(gold, split_context(e.text)[0]) for gold in e.golds) for e in answered)
         if answered and inside >= MIN_SHARE * len(answered):
             return ""
         return (
@@ -253,7 +253,7 @@ class _Reader(TunedEncoder):
         )
 
     def recipe(self, project: Project) -> EncoderRecipeLike:
-        from smallfirst.training.recipes.reading import ReadingRecipe
+        from smallfirst.training.recipes.marking import ReadingRecipe
 
         return ReadingRecipe(cast(Answer, project.task), project.rows.train, project.rows.selection)
 

@@ -1,7 +1,7 @@
 """How long a candidate takes on this machine: to fit, and to be measured on the held-out rows.
 
 A sentence encoder is timed on a few of the task's own texts, read and trained on. A language model's time is that of
-`training.estimates`: an earlier run's tokens a second, else half of a matrix product's rate.
+an earlier run, else of its own first steps.
 """
 
 from __future__ import annotations
@@ -12,24 +12,19 @@ from typing import NamedTuple
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import WeightsNotFound
 from smallfirst.models.catalog import find_weights
-from smallfirst.pipeline.preflight.check import find_local_base, tokenize_rows, training_speed, validation_work
+from smallfirst.paths import state_folder
+from smallfirst.pipeline.preflight.check import find_local_base, tokenize_rows, validation_work
 from smallfirst.project.candidates import Candidate, fits_in_folds
 from smallfirst.project.project import Project
 from smallfirst.training.batches import TokenizedRow
 from smallfirst.training.config import TrainConfig, parse_duration
-from smallfirst.training.estimates.cost import (
-    MEMORY_BYTES_PER_S,
-    OPTIMIZER_BYTES,
-    ValidationWork,
-    answer_flops,
-    count_epochs,
-    epoch_work,
-    train_flops,
-)
-from smallfirst.training.estimates.hardware import SAMPLE_ROWS, encoder_pace, has_gpu
+from smallfirst.training.estimates import ValidationWork, count_epochs, first_epoch
+from smallfirst.training.hardware import SAMPLE_ROWS, encoder_pace
 
 REGRESSION_S = 1e-3
 """A row in a logistic regression on vectors: 8 s for 10,000 rows in 77 labels."""
+OPTIMIZER_BYTES, MEMORY_BYTES_PER_S = 40, 20e9
+"""Read and written for each trained weight in a step, and how fast."""
 BEGIN_S = 5.0
 """To load, prepare and save a model that is fine-tuned."""
 
@@ -81,7 +76,7 @@ def _encoder_time(project: Project, candidate: Candidate) -> TimeNeeded:
     if not candidate.training_setting:
         fit_s = 2 * n * pace.read_s + n_folds * n * REGRESSION_S if n_folds else head_s + validate_s
         return TimeNeeded(fit_s, after_s=measure_s + curve_s)
-    from smallfirst.training.recipes.contrastive import epoch_passes  # loads PyTorch
+    from smallfirst.training.recipes.encoders import epoch_passes  # loads PyTorch
 
     config: TrainConfig = getattr(small, candidate.training_setting)
 
@@ -110,7 +105,7 @@ def _n_folds(project: Project, candidate: Candidate) -> int:
 
 def _language_model_time(project: Project, candidate: Candidate) -> TimeNeeded:
     rows, config, name = project.rows, project.file.small.training, project.file.small.base
-    find_weights(name, download=candidate.measured_by_default)
+    folder = find_weights(name, download=candidate.measured_by_default)
     tokens, size, unknown = find_local_base(name)
     if tokens is None or size is None:
         raise WeightsNotFound(f"how long {name} takes is not known: {unknown}")
@@ -120,14 +115,15 @@ def _language_model_time(project: Project, candidate: Candidate) -> TimeNeeded:
 
     train, selection = encoded(rows.train), encoded(rows.selection)
     held_out = [*selection, *encoded(rows.calibration, rows.test)]
-    work = epoch_work(train, config)
-    speed = training_speed(project, size, train, gpu=has_gpu())
-    flops_per_s = math.sqrt(speed.slow * speed.fast)
-    epoch = train_flops(size, config, work, 1.0) + answer_flops(size, validation_work(project, selection))
+    from smallfirst.training.pace import training_pace  # loads PyTorch
+
+    rate = training_pace(state_folder() / "tasks", (name, folder), config, train).tokens_per_s
+    n_tokens = sum(len(row.ids) - 1 for row in train)
+    epoch_s = (n_tokens + validation_work(project, selection).as_trained) / rate
     written = 0 if project.task.closed else sum(len(row.ids) - row.n_prompt for row in held_out)
     asked = ValidationWork(sum(row.n_prompt for row in held_out), written)
-    measure_s = answer_flops(size, asked) / flops_per_s
-    return _in_epochs(BEGIN_S, epoch / flops_per_s, count_epochs(work, config), measure_s)
+    epochs = count_epochs(config, len(first_epoch(train, config)), n_tokens)
+    return _in_epochs(BEGIN_S, epoch_s, epochs, asked.as_trained / rate)
 
 
 def _in_epochs(begin_s: float, epoch_s: float, epochs: float, after_s: float) -> TimeNeeded:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 from smallfirst.data.dataset import Dataset
@@ -42,30 +41,17 @@ from smallfirst.records import Record
 from smallfirst.routing.policies import detect_language, dominant_script
 from smallfirst.training.batches import TokenizedRow, encode_label_rows, encode_text_rows
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.estimates.cost import (
-    TrainingEstimate,
-    TrainingSpeed,
-    ValidationWork,
-    epoch_work,
-    estimate_training,
-    speed_from_earlier_run,
-    speed_from_matmul,
-)
-from smallfirst.training.estimates.hardware import (
-    FreeMemory,
-    free_memory,
-    has_gpu,
-    matmul_rate,
-    system_memory,
-    training_dtype,
-)
-from smallfirst.training.estimates.memory import (
+from smallfirst.training.estimates import (
     Range,
-    fits_in_fp32,
+    TrainingEstimate,
+    ValidationWork,
+    estimate_training,
+    expected_memory,
     format_gigabytes,
     least_bytes,
     suggest_smaller_setting,
 )
+from smallfirst.training.hardware import free_memory, has_gpu, system_memory
 
 _NO_LIMIT = 1 << 30
 LANGUAGE_SAMPLE = 200
@@ -156,7 +142,7 @@ def check_stage(project: Project) -> PreflightReport:
     unknown, findings = base.unknown, list[Finding]()
     if base.size is not None and encoded.get("train"):
         needs, unknown = _needs(project, base.size, encoded)
-        findings += _too_large(needs, base.size, config, rows.train)
+        findings += _too_large(base.size, config)
     gate, certificate = forecast_gate(project), forecast_certificate(project)
     rows_needed = forecast_rows(project, certificate)
     large, free = forecast_large(project.file, project.task, rows), system_memory()
@@ -251,20 +237,22 @@ def _needs(
     project: Project, size: BaseSize, encoded: Mapping[str, list[TokenizedRow]]
 ) -> tuple[TrainingEstimate | None, str]:
     """Estimate the fine-tune on this machine, or return why that is impossible."""
-    config = project.file.small.training
+    config, rows = project.file.small.training, encoded["train"]
     try:
         gpu = has_gpu()
     except ImportError:
         return None, str(MissingExtra("Training", "train"))
-    pace = training_speed(project, size, encoded["train"], gpu=gpu)
+    free, memory = free_memory(), expected_memory(size, config, rows, gpu=gpu).span
+    if free and memory.high > free.bytes + free.swap:
+        words = f"about {format_gigabytes(memory.low)} to {format_gigabytes(memory.high)}"
+        return None, f"it may not fit: {words}, {format_gigabytes(free.bytes + free.swap)} of {free.name} is free"
+    from smallfirst.training.pace import training_pace  # loads PyTorch
+
+    name = project.file.small.base
+    pace = training_pace(state_folder() / "tasks", (name, find_weights(name, download=False)), config, rows)
     exam = validation_work(project, encoded["validation"])
-    needs = estimate_training(project.file.small.base, size, config, encoded["train"], exam, pace)
-    free, least = free_memory(), least_bytes(size, config, project.rows.train, gpu=gpu)
-    more = {
-        "least_bytes": min(needs.least_bytes, least),
-        "free_bytes": free.bytes if free else None,
-        "cost_usd": _cost(needs.seconds, project.file.prices),
-    }
+    needs = estimate_training(name, size, config, rows, exam, pace, gpu=gpu)
+    more = {"free_bytes": free.bytes if free else None, "cost_usd": _cost(needs.seconds, project.file.prices)}
     return needs.model_copy(update=more), ""
 
 
@@ -285,39 +273,19 @@ def validation_work(project: Project, validation: Sequence[TokenizedRow]) -> Val
     return ValidationWork(sum(row.n_prompt for row in asked), sum(len(row.ids) - row.n_prompt for row in asked))
 
 
-def training_speed(project: Project, size: BaseSize, rows: Sequence[TokenizedRow], *, gpu: bool) -> TrainingSpeed:
-    """Return the training speed from the latest similar run, else from a measurement now."""
-    config, work = project.file.small.training, epoch_work(rows, project.file.small.training)
-    earlier = last_tokens_per_s(state_folder() / "tasks", project.file.small.base, config)
-    if earlier is not None:
-        return speed_from_earlier_run(earlier, size, config, work, gpu=gpu)
-    tokens = max(1, round(work.padded / max(1, work.reads)))
-    dtype = training_dtype() if not gpu and fits_in_fp32(size, config, rows) else None
-    return speed_from_matmul(matmul_rate(tokens, size.hidden, size.inner, dtype=dtype), gpu=gpu)
-
-
-def last_tokens_per_s(tasks: Path, base: str, config: TrainConfig) -> float | None:
-    """Return tokens per second of the latest run below `tasks` with this base and method, or None."""
-    for path in sorted(tasks.glob("*/*/run.json"), key=lambda path: path.parent.name, reverse=True):
-        try:
-            run = json.loads(path.read_text(encoding="utf-8"))
-            if (run["base"], run["config"]["method"]) == (base, config.method) and run["tokens_per_s"] > 0:
-                return float(run["tokens_per_s"])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # of another version, or damaged: it only does not help
-    return None
-
-
-def _too_large(needs: TrainingEstimate | None, size: BaseSize, config: TrainConfig, rows: Dataset) -> Iterator[Finding]:
-    """Yield a finding if the fine-tune does not fit into the free memory."""
-    free: FreeMemory | None = free_memory() if needs else None
-    if needs is None or free is None or needs.least_bytes <= free.bytes + free.swap:
+def _too_large(size: BaseSize, config: TrainConfig) -> Iterator[Finding]:
+    """Yield a finding if the fine-tune cannot fit into the free memory."""
+    try:
+        free = free_memory()
+    except ImportError:  # no PyTorch, so nothing is trained here
+        return
+    if free is None or (least := least_bytes(size, config, gpu=free.gpu)) <= free.bytes + free.swap:
         return
     yield make_finding(
         "stop",
-        f"the fine-tune needs at least {format_gigabytes(needs.least_bytes)} of {free.name}, "
+        f"the fine-tune needs at least {format_gigabytes(least)} of {free.name}, "
         f"{format_gigabytes(free.bytes + free.swap)} is free",
-        suggest_smaller_setting(size, config, rows, free),
+        suggest_smaller_setting(size, config, free),
         n=1,
     )
 

@@ -26,7 +26,7 @@ from smallfirst.paths import state_folder, tracking_uri
 from smallfirst.project.candidate_registry import all_candidates
 from smallfirst.project.task_file import SmallConfig, TaskFile
 from smallfirst.records import Record
-from smallfirst.training.estimates.hardware import system_memory
+from smallfirst.training.hardware import system_memory
 
 GB = 1 << 30
 LEAST_MEMORY = 4 * GB

@@ -27,8 +27,7 @@ from smallfirst.project.rows import Rows
 from smallfirst.project.task_file import TaskFile
 from smallfirst.records import Record
 from smallfirst.tasks.task import Task
-from smallfirst.training.estimates.cost import format_seconds
-from smallfirst.training.estimates.memory import Range
+from smallfirst.training.estimates import Range, format_seconds
 
 
 class LargeForecast(Record):

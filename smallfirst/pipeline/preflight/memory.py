@@ -15,8 +15,8 @@ from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.project.candidates import project_candidates
 from smallfirst.project.project import Project
 from smallfirst.records import Record
-from smallfirst.training.estimates.hardware import FreeMemory
-from smallfirst.training.estimates.memory import PROGRAM_BYTES, Range, format_gigabytes
+from smallfirst.training.estimates import PROGRAM_BYTES, Range, format_gigabytes
+from smallfirst.training.hardware import FreeMemory
 
 MEASURING_BYTES = (2.0, 8.0)
 """For each weight of a language model that is measured: its bf16 weights, and at most a second copy for the fast

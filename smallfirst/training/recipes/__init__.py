@@ -14,8 +14,8 @@ RECIPES: Registry[Any] = Registry(
     "smallfirst.recipes",
     {
         "task": "smallfirst.training.recipes.recipe:TaskRecipe",
-        "encoder": "smallfirst.training.recipes.contrastive:EncoderRecipe",
-        "tagging": "smallfirst.training.recipes.tagging:TaggingRecipe",
+        "encoder": "smallfirst.training.recipes.encoders:EncoderRecipe",
+        "tagging": "smallfirst.training.recipes.marking:TaggingRecipe",
         "chat": "smallfirst.training.recipes.chat:ChatRecipe",
         "text": "smallfirst.training.recipes.chat:PretrainingRecipe",
     },

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from smallfirst.data.dataset import Dataset
-from smallfirst.models.local.label_tokens import choose_label_tokens
+from smallfirst.models.local.tokenizer import choose_label_tokens
 from smallfirst.models.manifest import Manifest
 from smallfirst.tasks.task import Task
 from smallfirst.training.batches import encode_label_rows, encode_text_rows

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from smallfirst.models.encoder.packed_states import packed_states
-from smallfirst.models.local.token_batches import pack_rows, pad_right
+from smallfirst.models.local.packed_rows import pack_rows, pad_right
 
 ROWS = [[5, 6, 7, 8, 9, 10, 11], [12, 13], [5, 9, 13, 17, 21, 25, 29, 33, 37, 41, 45], [6, 7, 8], [9, 8, 7]]
 SIZES = {

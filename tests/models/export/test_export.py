@@ -25,8 +25,7 @@ from smallfirst.models.export.export import ExportReport, chat_template, export
 from smallfirst.models.export.parity import Difference, Reference, Row, check_differences, compare
 from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.sequence import GenerationRequest
-from smallfirst.models.local.label_tokens import choose_label_tokens
-from smallfirst.models.local.tokenizer import encode_prompt
+from smallfirst.models.local.tokenizer import choose_label_tokens, encode_prompt
 from smallfirst.models.local.weights import weights_fingerprint
 from smallfirst.models.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from smallfirst.models.protocol import Request

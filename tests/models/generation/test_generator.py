@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import math
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import jsonschema
 import pytest
 import torch
 
 from smallfirst.errors import ModelError
-from smallfirst.models.generation.generator import Batch, Generator
+from smallfirst.models.generation.generator import Batch, GenerationWorker, Generator, KVCache
 from smallfirst.models.generation.grammar import Grammar
 from smallfirst.models.generation.sequence import GeneratedSequence, GenerationRequest, GenerationResult
 
@@ -125,35 +126,6 @@ def test_forced_tokens_are_certain(generator: Generator) -> None:
     assert sum(value == 0.0 for value in found.log_probabilities) >= 1
 
 
-def test_the_likeliest_tokens_are_reported_beside_each_generated_one(generator: Generator) -> None:
-    found = one(generator, top=3)
-    ids = requests_of(generator)[0].ids
-    assert len(found.top) == len(found.token_ids)
-    for i, (token, top) in enumerate(zip(found.token_ids, found.top, strict=True)):
-        best = log_probabilities(generator.model, [*ids, *found.token_ids[:i]]).topk(3)
-        assert [other for other, _ in top] == best.indices.tolist()
-        assert [value for _, value in top] == pytest.approx(best.values.tolist(), abs=1e-4)
-        assert top[0][0] == token
-    assert one(generator, top=0).top == ((),) * len(found.token_ids)
-    assert one(generator).top == ()
-
-
-def test_under_a_grammar_only_allowed_tokens_are_reported(generator: Generator) -> None:
-    grammar = Grammar.compile({"enum": ["a", "b"]}, generator.tokenizer)
-    found = one(generator, top=20, grammar=grammar)
-    state, n_chosen = grammar.start(), 0
-    forced = state.begin()
-    for token, value, top in zip(found.token_ids, found.log_probabilities, found.top, strict=True):
-        if forced:
-            assert (forced.pop(0), 0.0) == (token, value)
-            assert top == ((token, 0.0),)
-            continue
-        assert {other for other, _ in top} == set(state.allowed().nonzero()[0].tolist())
-        assert sum(math.exp(p) for _, p in top) == pytest.approx(1, abs=1e-5)
-        forced, n_chosen = state.take(token), n_chosen + 1
-    assert n_chosen
-
-
 @pytest.mark.parametrize("error", ["left at token", "could not be followed"])
 def test_a_sequence_that_fails_in_its_grammar_fails_alone(generator: Generator, error: str) -> None:
     requests = requests_of(generator)[:2]
@@ -163,16 +135,207 @@ def test_a_sequence_that_fails_in_its_grammar_fails_alone(generator: Generator, 
         for request, own in zip(requests, (grammar, None), strict=True)
     ]
     batch = Batch(generator, sequences)
-    batch.step(100)
+    batch.step()
     allowed = sequences[0].allowed()
     assert allowed is not None
     assert sequences[0].grammar is not None
     if error == "left at token":
-        sequences[0]._follow(next(token for token, ok in enumerate(allowed) if not ok))
+        sequences[0]._follow_grammar(next(token for token, ok in enumerate(allowed) if not ok))
     else:
         sequences[0].grammar._matcher.consume_token(0)
     while batch.n_active:
-        batch.step(8)
+        batch.step()
     with pytest.raises(ModelError, match=error):
         sequences[0].result()
     assert sequences[1].result().token_ids == generator.generate([requests[1]])[0].token_ids
+
+
+def whole(model: Any, ids: list[int]) -> torch.Tensor:
+    """State after the last token, the whole row read at once and alone."""
+    with torch.inference_mode():
+        return model.model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
+
+
+@torch.inference_mode()
+def test_blocks_of_any_length_read_like_the_whole(tiny_fp32: tuple[Any, Any]) -> None:
+    model, _ = tiny_fp32
+    rows = [list(range(10, 17)), list(range(30, 32)), list(range(50, 61))]
+    cache = KVCache(model, 3)
+    cache.read([rows[0][:3], rows[1][:1], rows[2][:8]])
+    cache.read([rows[0][3:4], rows[1][1:], rows[2][8:10]])
+    last = cache.read([rows[0][4:], [99], rows[2][10:]])
+    for state, ids in zip(last, [rows[0], [*rows[1], 99], rows[2]], strict=True):
+        torch.testing.assert_close(state, whole(model, ids), atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_selected_rows_continue_as_if_alone(tiny_fp32: tuple[Any, Any]) -> None:
+    model, _ = tiny_fp32
+    cache = KVCache(model, 3)
+    cache.read([[5, 6, 7], [8], [9, 10]])
+    cache.select_rows([2, 0])
+    last = cache.read([[11], [12, 13]])
+    torch.testing.assert_close(last[0], whole(model, [9, 10, 11]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(last[1], whole(model, [5, 6, 7, 12, 13]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("padding", [0, 300])
+def test_padded_places_are_never_seen_again(tiny_fp32: tuple[Any, Any], padding: int) -> None:
+    model, _ = tiny_fp32
+    cache = KVCache(model, 2)
+    with torch.inference_mode():
+        cache.read([[5, 6, 7, 8, 9], [padding or 3]])
+    assert cache.seen.tolist() == [[True] * 5, [True, False, False, False, False]]
+    assert cache.lengths.tolist() == [5, 1]
+
+
+@torch.inference_mode()
+def test_few_widths_are_computed_and_no_padding_is_kept(tiny_fp32: tuple[Any, Any]) -> None:
+    model, _ = tiny_fp32
+    seen: set[int] = set()
+    hook = model.model.register_forward_pre_hook(
+        lambda _, __, inputs: seen.add(inputs["input_ids"].shape[1]), with_kwargs=True
+    )
+    try:
+        for n in range(9, 129):
+            ids = [10 + at % 50 for at in range(n)]
+            cache = KVCache(model, 1)
+            cache.read([ids])
+            assert cache.columns == n
+            if n == 77:
+                torch.testing.assert_close(cache.read([[5]])[0], whole(model, [*ids, 5]), atol=1e-5, rtol=0)
+    finally:
+        hook.remove()
+    assert len(seen - {1, 78}) == 15
+
+
+R = TypeVar("R")
+ENDLESS = GenerationRequest([5, 6, 7], 100_000)
+
+
+@pytest.fixture
+def endless(lively: tuple[Any, Any]) -> Generator:
+    return Generator(*lively, end=-1)  # no answer ends before its tokens run out
+
+
+def use(generator: Generator, play: Callable[[GenerationWorker], Awaitable[R]]) -> R:
+    """Return the result of `play`; the worker ends after it."""
+
+    async def run() -> R:
+        worker = GenerationWorker(generator, name="tiny")
+        try:
+            return await asyncio.wait_for(play(worker), 60)
+        finally:
+            worker._closed = True  # requests left by a failed test must not delay the end
+            await worker.aclose()
+
+    return asyncio.run(run())
+
+
+def several(generator: Generator, n: int = 12, **settings: Any) -> list[GenerationRequest]:
+    """Prompts and answers of many lengths."""
+    return [
+        GenerationRequest(generator.tokenizer.encode(TEXTS[i % 4] * (1 + i % 3)), 3 + 5 * (i % 5), **settings)
+        for i in range(n)
+    ]
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Wait for another thread; fail after 20 seconds."""
+    async with asyncio.timeout(20):
+        while not true():
+            await asyncio.sleep(0.002)
+
+
+@pytest.mark.parametrize("limits", [{}, {"batch_rows": 3}, {"batch_tokens": 150}])
+def test_answers_do_not_depend_on_what_waits_with_them(endless: Generator, limits: dict[str, int]) -> None:
+    grammars = [
+        None,
+        *(Grammar.compile(one, endless.tokenizer) for one in ({"enum": ["a", "bc"]}, {"type": "integer"})),
+    ]
+    asked = [one._replace(grammar=grammars[i % 3]) for i, one in enumerate(several(endless, 6))]
+    asked += [*several(endless), *several(endless, 6, temperature=1.3, seed=7)]
+    wanted = [endless.generate([request])[0] for request in asked]
+    vars(endless).update(limits)
+
+    async def play(worker: GenerationWorker) -> list[GenerationResult]:
+        tasks = []
+        for i, request in enumerate(asked):
+            tasks.append(asyncio.create_task(worker.generate(request)))
+            if i % 3 == 2:  # the next ones arrive while these run
+                await asyncio.sleep(0.01)
+        return await asyncio.gather(*tasks)
+
+    for found, expected in zip(use(endless, play), wanted, strict=True):
+        assert (found.token_ids, found.text) == (expected.token_ids, expected.text)
+        assert found.log_probabilities == pytest.approx(expected.log_probabilities, abs=1e-4)
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_deltas_come_early_and_add_up_without_a_stop_text(endless: Generator, stops: bool) -> None:
+    request = several(endless)[1]._replace(max_tokens=30)
+    whole = endless.generate([request])[0].text
+    request = request._replace(stop=(whole[11:14],) if stops else ())
+
+    async def play(worker: GenerationWorker) -> list[str | GenerationResult]:
+        return [event async for event in worker.stream(request)]
+
+    *deltas, result = use(endless, play)
+    assert isinstance(result, GenerationResult)
+    assert result.text == (whole[: whole.find(whole[11:14])] if stops else whole)
+    assert "".join(map(str, deltas)) == result.text.strip()
+    assert stops or len(deltas) > 5
+
+
+@pytest.mark.parametrize("how", ["generate", "stream"])
+def test_a_cancelled_answer_ends_within_a_step_and_is_reported(endless: Generator, how: str) -> None:
+    cut_off: list[GeneratedSequence] = []
+
+    async def play(worker: GenerationWorker) -> GenerationResult:
+        await worker.generate(ENDLESS._replace(max_tokens=1), cut_off.append)  # is returned, so not reported
+        answer = worker.stream(ENDLESS, cut_off.append)
+        if how == "generate":
+            task = asyncio.create_task(worker.generate(ENDLESS, cut_off.append))
+            await until(lambda: worker.n_waiting == 1)
+            await asyncio.sleep(0.05)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        else:
+            await anext(answer)
+            await answer.aclose()
+            assert [sequence.request for sequence in cut_off] == [ENDLESS]
+        assert worker.n_waiting == 0
+        return await worker.generate(GenerationRequest([5], 3))  # is not kept waiting
+
+    assert len(use(endless, play).token_ids) == 3
+
+
+def test_what_fails_fails_with_the_models_name_and_the_next_are_answered(endless: Generator) -> None:
+    broken = Grammar.compile({"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 2}, endless.tokenizer)
+    broken._matcher.consume_token(0)
+
+    async def play(worker: GenerationWorker) -> list[GenerationResult | BaseException]:
+        seeded = GenerationRequest([5], 3, temperature=1.0, seed=10**30)  # no random generator takes such a seed
+        with pytest.raises(ModelError, match="tiny could not answer"):
+            await worker.generate(GenerationRequest([10**9], 3))  # no such token
+        asked = [seeded, GenerationRequest([6], 9, grammar=broken), GenerationRequest([5], 9)]
+        return await asyncio.gather(*map(worker.generate, asked), return_exceptions=True)
+
+    *failed, found = use(endless, play)
+    assert [type(one) for one in failed] == [ModelError, ModelError]
+    assert isinstance(found, GenerationResult)
+    assert found.token_ids == endless.generate([GenerationRequest([5], 9)])[0].token_ids
+
+
+def test_closing_answers_what_waits_and_takes_nothing_more(endless: Generator) -> None:
+    async def play() -> list[GenerationResult]:
+        worker = GenerationWorker(endless, name="tiny")
+        tasks = [asyncio.create_task(worker.generate(request)) for request in several(endless, 6)]
+        await until(lambda: worker.n_waiting == 6)
+        await worker.aclose()
+        with pytest.raises(ModelError, match="tiny is closed"):
+            await worker.generate(GenerationRequest([5], 3))
+        return await asyncio.gather(*tasks)
+
+    assert len(asyncio.run(play())) == 6

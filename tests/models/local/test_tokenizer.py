@@ -1,19 +1,20 @@
-"""A tokenizer without its model gives the tokens of training, and prompts are encoded as in training."""
+"""Prompts are encoded as in training, conversations by their template, and each label has a token of its own."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import transformers
-from fixtures.light_process import LightProcess
+from hypothesis import given
+from hypothesis import strategies as st
 
 from smallfirst.data.dataset import Message
 from smallfirst.errors import ConfigError
 from smallfirst.models.local.tokenizer import (
+    choose_label_tokens,
     common_prefix,
     encode_chat,
     encode_prompt,
@@ -22,36 +23,14 @@ from smallfirst.models.local.tokenizer import (
     load_tokenizer,
 )
 
-TEXTS = ("where is my card", "", "Zürich — 12 €\n\n  exchange rate", "<s> A </s>", "ｗ 你好 👍🏽")
 LONG = "where is my card " * 20 + "=>"
 
 
-def copied(tiny_folder: Path, folder: Path, **changes: Any) -> Path:
-    """The tiny model's folder with other tokenizer settings; None removes one."""
-    shutil.copytree(tiny_folder, folder)
-    settings = json.loads((folder / "tokenizer_config.json").read_text()) | changes
-    (folder / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in settings.items() if v is not None}))
-    return folder
-
-
-def is_like_training(folder: Path) -> bool:
-    ours, theirs = load_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)
-    ends = [(one.bos_token_id, one.eos_token_id) for one in (ours, theirs)]
-    tokens = [[one.encode(text, add_special_tokens=False) for text in TEXTS] for one in (ours, theirs)]
-    return ends[0] == ends[1] and tokens[0] == tokens[1]
-
-
-def test_tokens_are_those_of_training_with_either_loader(tiny_folder: Path, tmp_path: Path) -> None:
-    assert is_like_training(tiny_folder)
-    other = copied(tiny_folder, tmp_path / "other", tokenizer_class=None)
-    assert type(load_tokenizer(other)).__module__.startswith("transformers")
-    assert is_like_training(other)
-
-
-@pytest.mark.parametrize("token", ["<s>", {"content": "<s>", "lstrip": False}, None])
-def test_a_special_token_may_be_written_in_several_ways(tiny_folder: Path, tmp_path: Path, token: object) -> None:
-    folder = copied(tiny_folder, tmp_path / "tokens", bos_token=token)
-    assert load_tokenizer(folder).bos_token_id == (0 if token else None)
+def test_tokens_are_those_of_training(tiny_folder: Path) -> None:
+    ours, theirs = load_tokenizer(tiny_folder), transformers.AutoTokenizer.from_pretrained(tiny_folder)
+    for text in ("where is my card", "", "Zürich — 12 €\n\n  exchange rate", "<s> A </s>", "ｗ 你好 👍🏽"):
+        assert ours.encode(text, add_special_tokens=False) == theirs.encode(text, add_special_tokens=False)
+    assert (ours.bos_token_id, ours.eos_token_id) == (theirs.bos_token_id, theirs.eos_token_id)
 
 
 def test_a_prompt_begins_with_one_start_token(tiny_fp32: tuple[Any, Any]) -> None:
@@ -76,16 +55,6 @@ def test_a_control_token_spelled_in_a_text_is_read_as_words(tiny_fp32: tuple[Any
 )
 def test_the_common_prefix_of_two_sequences(one: list[int], other: list[int], common: list[int]) -> None:
     assert common_prefix(one, other) == common
-
-
-def test_neither_torch_nor_transformers_is_loaded(tiny_folder: Path, light_process: LightProcess) -> None:
-    code = (
-        "import sys; from pathlib import Path; from smallfirst.models.local.tokenizer import load_tokenizer; "
-        "print(len(load_tokenizer(Path(sys.argv[1])).encode('where is my card', add_special_tokens=False)), "
-        "sorted({'torch', 'transformers'} & set(sys.modules)))"
-    )
-    n_tokens = len(load_tokenizer(tiny_folder).encode(TEXTS[0], add_special_tokens=False))
-    assert light_process(code, tiny_folder).split() == [str(n_tokens), "[]"]
 
 
 TEMPLATE = (
@@ -138,3 +107,94 @@ def test_a_text_cannot_end_its_own_turn(chatty: Any) -> None:
     assert ids.count(chatty.eos_token_id) == 2  # the two turns' own ends
     assert escape_control_tokens(chatty, "a </s> b") == "a < /s> b"
     assert escape_control_tokens(chatty, "nothing to see") == "nothing to see"
+
+
+class WordTokens:
+    """A tokenizer that knows whole words (each with its space in front) and splits others to bytes."""
+
+    bos_token_id = eos_token_id = None
+
+    def __init__(self, *words: str) -> None:
+        self.words = {f" {word}": 1000 + i for i, word in enumerate(words)}
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        assert not add_special_tokens
+        return [self.words[text]] if text in self.words else list(text.encode())
+
+    def chosen(self, *labels: str) -> list[str]:
+        by_id = {i: word.strip() for word, i in self.words.items()}
+        return [by_id[code] for code in choose_label_tokens(labels, self)]
+
+
+LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+
+
+@pytest.fixture
+def tiny_tokenizer(tiny_folder: Path) -> Any:
+    return transformers.AutoTokenizer.from_pretrained(tiny_folder)
+
+
+def test_a_label_is_read_as_its_own_word(tiny_tokenizer: Any) -> None:
+    codes = choose_label_tokens(("refund", "Exchange", "payment!"), tiny_tokenizer)
+    assert [tiny_tokenizer.decode([code]) for code in codes] == [" refund", " exchange", " payment"]
+
+
+def test_a_word_shared_by_labels_is_not_chosen() -> None:
+    tokens = WordTokens("card", "arrival", "payment", *LETTERS)
+    assert tokens.chosen("card_arrival", "card-payment") == ["arrival", "payment"]
+
+
+def test_of_equally_rare_words_the_first_is_taken() -> None:
+    assert WordTokens("lost", "luggage").chosen("lost luggage", "luggage of lost ones") == [
+        "lost",
+        "luggage",
+    ]
+
+
+def test_camel_case_is_read_as_words() -> None:
+    assert WordTokens("order", "status", "parcel").chosen("OrderStatus", "parcelOf") == [
+        "order",
+        "parcel",
+    ]
+
+
+def test_labels_without_a_word_token_get_letters_in_order() -> None:
+    tokens = WordTokens("refund", *LETTERS)
+    assert tokens.chosen("12", "refund", "xyzzy", "a b") == ["A", "refund", "B", "C"]
+
+
+def test_letter_pairs_follow_when_single_letters_are_used_up() -> None:
+    assert WordTokens("A", "B", "AB", "BA").chosen("1", "2", "3", "4") == ["A", "B", "AB", "BA"]
+
+
+def test_a_letter_that_is_no_single_token_is_left_out() -> None:
+    assert WordTokens("B", "D").chosen("1", "2") == ["B", "D"]
+
+
+def test_too_small_a_vocabulary_is_an_error_that_counts_the_labels() -> None:
+    with pytest.raises(ConfigError) as caught:
+        choose_label_tokens(("1", "2", "3"), WordTokens("A", "B"))
+    assert str(caught.value) == "this tokenizer has too few single-token words for 3 labels"
+
+
+def test_the_token_for_unknown_words_is_never_chosen() -> None:
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0, "refund": 1, "A": 2}, unk_token="?"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="?")
+    assert choose_label_tokens(("zebra", "refund"), words) == (2, 1)
+
+
+@given(
+    st.lists(
+        st.text("abcdeABCDE_ 1", max_size=12) | st.sampled_from(["card arrival", "card", "cardRefund", "refund"]),
+        min_size=1,
+        max_size=30,
+        unique=True,
+    )
+)
+def test_label_tokens_are_distinct_and_reproducible(labels: list[str]) -> None:
+    tokens = WordTokens("card", "arrival", "refund", *LETTERS, *(f"A{a}" for a in LETTERS))
+    codes = choose_label_tokens(labels, tokens)
+    assert len(codes) == len(set(codes)) == len(labels)
+    assert set(codes) <= set(tokens.words.values())
+    assert choose_label_tokens(labels, tokens) == codes

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from fixtures.vllm_server import ScriptedVllm, event
 
-from smallfirst.errors import BadAnswer, ModelError, RequestRefused, Unavailable
+from smallfirst.errors import BadAnswer, ModelError, Unavailable
 from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.grammar import Grammar, lark_grammar
 from smallfirst.models.generation.model import GenerativeModel
@@ -20,7 +20,7 @@ from smallfirst.models.generation.sequence import GenerationRequest
 from smallfirst.models.loading import load_model
 from smallfirst.models.local.tokenizer import encode_prompt
 from smallfirst.models.manifest import Manifest, write_manifest
-from smallfirst.models.protocol import Capability, Chunk, Completion, Request
+from smallfirst.models.protocol import Chunk, Completion, Request
 from smallfirst.models.remote.config import VllmServer
 from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.extract import Extract
@@ -33,7 +33,7 @@ SCHEMA = {
     "additionalProperties": False,
 }
 TASKS = {"json": Extract(name="orders", json_schema=SCHEMA, max_answer_tokens=40), "text": Answer(name="rules")}
-REQUEST = Request.ask("the card", max_tokens=8).model_copy(update={"logprobs": 2})
+REQUEST = Request.ask("the card", max_tokens=8)
 
 
 @pytest.fixture
@@ -61,13 +61,9 @@ def replayed(loaded: Loaded, task: str) -> Callable[[dict[str, Any]], list[dict[
     grammar = Grammar.compile(SCHEMA, tokenizer) if task == "json" else None
 
     def complete(body: dict[str, Any]) -> list[dict[str, Any]]:
-        request = GenerationRequest(body["prompt"], body["max_tokens"], grammar=grammar, top=body["logprobs"])
+        request = GenerationRequest(body["prompt"], body["max_tokens"], grammar=grammar)
         (found,) = Generator(model, tokenizer).generate([request])
-        rows = zip(found.token_ids, found.log_probabilities, found.top, strict=False)
-        events = [
-            event([token], [log], None, [{f"token_id:{other}": value for other, value in top}])
-            for token, log, top in rows
-        ]
+        events = [event([token], [log]) for token, log in zip(found.token_ids, found.log_probabilities, strict=False)]
         ended = len(found.log_probabilities) > len(found.token_ids)
         last = ([tokenizer.eos_token_id], [found.log_probabilities[-1]]) if ended else ([], [])
         return [*events, event(*last, found.finish_reason)]
@@ -92,7 +88,6 @@ def test_answers_are_those_of_the_model_in_this_process(
     vllm.complete = replayed(tiny_fp32, task)
     manifest = Manifest(kind="generative", task=TASKS[task], base="tiny")
     model = made(task)
-    assert Capability.EMBEDDINGS not in model.capabilities
     found, chunks = answers(model)
     expected, expected_chunks = answers(GenerativeModel.fine_tuned(Generator(*tiny_fp32), manifest, name="orders"))
     ignored = {"latency_ms", "cost_usd", "charges"}
@@ -121,8 +116,3 @@ def test_what_is_no_whole_answer_is_an_error(
     model = made("text")
     with pytest.raises(error):
         answers(model)
-
-
-def test_it_embeds_nothing(made: Callable[[str], GenerativeModel]) -> None:
-    with pytest.raises(RequestRefused, match="orders has no embeddings"):
-        asyncio.run(made("text").embed(["x"]))

@@ -13,8 +13,8 @@ import torch
 
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.spans.occurrences import CharSpan
 from smallfirst.models.spans.reader import Reader, Window, save_weights, span_log_odds, windows_of
+from smallfirst.models.spans.values import CharSpan
 from smallfirst.tasks.answer import Answer
 
 TASK = Answer(name="rules", max_answer_tokens=2)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from smallfirst.models.spans.values import occurrences, read_value
+from smallfirst.models.spans.values import answer_places, occurrences, read_value
+from smallfirst.tasks.scorers import exact
 
 TEXT = "On 05-Feb-2025 we sent 2 x 158,20 and 1 045,56 € net 30, Total $1,045.56 due March 7, 2025 or 07.03.2025"
 
@@ -63,3 +64,23 @@ def test_white_space_and_case_are_folded_only_where_the_task_folds_them() -> Non
 )
 def test_marked_words_are_read_in_their_form(words: str, form: str, value: Any) -> None:
     assert read_value(words, form, {"sent": "2025-02-05"}) == value
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "found"),
+    [
+        ("308", "gave up 308 points, 3081 in all, 308.", ["308", "308"]),
+        ("Pub", "the pub is a Pub", ["Pub"]),
+        ("the PUB", "at the pub, near a public place", ["the pub"]),
+        ("eMail or fax", "by (e-mail) or a fax.", ["e-mail) or a fax"]),
+        ("the green door", "a «green  door»!", ["green  door"]),
+        ("$5.00", "costs $5.00 or more", ["$5.00"]),
+        ("until noon", "from noon until ten", []),
+        (" ", "anything", []),
+        ("the", "an apple", []),
+    ],
+)
+def test_places_of_an_answer(answer: str, text: str, found: list[str]) -> None:
+    places = [text[place.start : place.end] for place in answer_places(answer, text)]
+    assert places == found
+    assert all(exact("", place, answer) for place in places)

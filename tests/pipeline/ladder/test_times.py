@@ -16,8 +16,9 @@ from smallfirst.progress import Progress
 from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project
 from smallfirst.project.task_file import read_task_file
-from smallfirst.training.estimates.cost import TrainingSpeed
-from smallfirst.training.estimates.hardware import EncoderPace
+from smallfirst.training import pace
+from smallfirst.training.estimates import Pace
+from smallfirst.training.hardware import EncoderPace
 
 
 @pytest.fixture
@@ -87,10 +88,8 @@ def test_a_language_model_takes_what_its_estimate_says(
     small = project.file.small.model_copy(update={"base": str(tiny_folder)})
     project = project._replace(file=project.file.model_copy(update={"small": small}))
     found = []
-    for rate in (1e9, 4e9):  # the time is that of the geometric mean
-        monkeypatch.setattr(
-            times, "training_speed", lambda *_, rate=rate, **__: TrainingSpeed(rate / 2, 2 * rate, "", True)
-        )
+    for rate in (100.0, 400.0):
+        monkeypatch.setattr(pace, "training_pace", lambda *_, rate=rate: Pace(rate, ""))
         found.append(time_needed(project, get_candidate("small")) or TimeNeeded(0))
     assert found[0].epochs == 5
     assert found[0].epoch_s == pytest.approx(4 * found[1].epoch_s)

@@ -9,8 +9,8 @@ from fixtures.preflight import project_of
 
 from smallfirst.models.base_size import BaseSize
 from smallfirst.pipeline.preflight.memory import MemoryForecast, forecast_memory, memory_findings
-from smallfirst.training.estimates.hardware import FreeMemory
-from smallfirst.training.estimates.memory import Range
+from smallfirst.training.estimates import Range
+from smallfirst.training.hardware import FreeMemory
 
 SIZE = BaseSize(
     parameters=100_000_000,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,24 +15,28 @@ from safetensors.torch import load_file
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import DataError
+from smallfirst.evaluation.out_of_fold import Fold, FoldAnswers, RawAnswer
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.linear.classifier import ENCODER_FOLDER, LinearClassifier
 from smallfirst.models.loading import load_model
-from smallfirst.models.manifest import read_manifest
+from smallfirst.models.manifest import Manifest, read_manifest
 from smallfirst.models.protocol import Request
 from smallfirst.registry.runs import open_run
 from smallfirst.tasks.classify import Classify
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.loop import MasterAdamW
-from smallfirst.training.recipes import encoder_backend
-from smallfirst.training.recipes.contrastive import (
+from smallfirst.training.recipes import encoders
+from smallfirst.training.recipes.encoders import (
     CONTRASTIVE_WEIGHT,
     TEMPERATURE,
     ContrastiveBackend,
     EncoderRecipe,
     LabelledRow,
+    ReadFold,
+    RefitRecipe,
     contrastive_loss,
     epoch_passes,
+    join_folds,
     with_learning_rate,
 )
 from smallfirst.training.run import Run, train
@@ -166,7 +170,7 @@ def test_the_encoder_itself_has_moved(tuned: Run, tiny_encoder_folder: Path) -> 
 def test_it_is_kept_in_the_precision_that_it_learnt_in(
     recipe: EncoderRecipe, tiny_encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Any
 ) -> None:
-    monkeypatch.setattr(encoder_backend, "training_dtype", lambda: dtype)
+    monkeypatch.setattr(encoders, "training_dtype", lambda: dtype)
     kept = tune(recipe, tiny_encoder_folder, tmp_path)
     weights = load_file(kept.folder / ENCODER_FOLDER / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {dtype}
@@ -196,3 +200,43 @@ def test_rows_that_cannot_be_trained_on_are_named(
         few.prepare(tokenizer, CONFIG, "x")
     short = recipe.prepare(tokenizer, CONFIG.model_construct(max_seq_tokens=3), "x").rows  # of long ones the beginning
     assert {len(row.ids) for row in short} == {3}
+
+
+NONE = Dataset(name="none", examples=())
+MANIFEST = Manifest(kind="encoder", task=Classify(name="desk", labels=("card", "fee")), base="mini")
+
+
+def read(scores: tuple[float, ...], n_rows: int, name: str) -> ReadFold:
+    answers = tuple(tuple(RawAnswer(nats=(), text=f"{name}{i} {epoch}") for i in range(n_rows)) for epoch in (1, 2, 3))
+    return ReadFold(scores=scores, answers=answers, manifest=MANIFEST)
+
+
+def test_each_row_is_answered_after_the_epoch_that_is_best_on_the_other_folds() -> None:
+    folds = [Fold((0, 3), NONE, NONE), Fold((1, 2), NONE, NONE), Fold((4,), NONE, NONE)]
+    found = join_folds(
+        folds, [read((0.9, 0.5, 0.6), 2, "a"), read((0.4, 0.8, 0.8), 2, "b"), read((0.6, 0.7, 0.5), 1, "c")]
+    )
+    # Epochs of the others: (0.467, 0.767, 0.7) for a, (0.8, 0.567, 0.567) for b, (0.65, 0.65, 0.7) for c.
+    assert [one.text for one in found.answers.values()] == ["a0 2", "b0 1", "b1 1", "a1 2", "c0 3"]
+    assert found.curve == pytest.approx([(1.8 + 0.8 + 0.6) / 5, (1.0 + 1.6 + 0.7) / 5, (1.2 + 1.6 + 0.5) / 5])
+
+
+def test_a_single_fold_has_no_others() -> None:
+    found = join_folds([Fold((0,), NONE, NONE)], [read((0.5, 0.6, 0.1), 1, "a")])
+    assert [one.text for one in found.answers.values()] == ["a0 2"]
+
+
+def test_the_refit_is_judged_by_the_folds(toy_task: Classify, toy_rows: Dataset) -> None:
+    manifest = MANIFEST.model_copy(update={"task": toy_task})
+    folds = FoldAnswers(
+        dataset_fingerprint="f",
+        manifest=manifest.model_copy(update={"temperature": 1.7}),
+        answers=(),
+        n_folds=3,
+        curve=(0.5, 0.7, 0.7, 0.6),
+    )
+    recipe = RefitRecipe(EncoderRecipe(toy_task, toy_rows, toy_rows.subset("none", ())), folds)
+    judged = [recipe.validate(cast(Any, None), None, manifest) for _ in range(5)]
+    assert [one.value for one in judged] == [0.5, 0.7, 0.7, 0.6, 0.6]
+    assert judged[0].manifest.temperature == 1.7
+    assert folds.best_epoch == 3

@@ -9,15 +9,8 @@ import pytest
 import torch
 
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
-from smallfirst.training.estimates import hardware
-from smallfirst.training.estimates.hardware import (
-    FreeMemory,
-    encoder_pace,
-    free_memory,
-    matmul_rate,
-    system_memory,
-    training_dtype,
-)
+from smallfirst.training import hardware
+from smallfirst.training.hardware import FreeMemory, encoder_pace, free_memory, system_memory, training_dtype
 
 MEMINFO = "MemTotal:       1000 kB\nMemFree:         100 kB\nMemAvailable:    600 kB\nSwapFree:         50 kB\n"
 KB = 1024
@@ -68,11 +61,6 @@ def test_where_the_system_tells_no_more_its_size_is_taken(tmp_path: Path) -> Non
     assert here is not None
     assert free == system_memory(tmp_path / "missing", tmp_path)
     assert free.bytes >= here.bytes > 0
-
-
-def test_the_rate_is_measured_and_never_higher_than_what_an_idle_machine_gives() -> None:
-    rate = matmul_rate(64, 64, 64, seconds=0.02)
-    assert 1e6 < rate.now <= rate.alone < 1e16
 
 
 def test_the_pace_is_measured_on_the_texts_that_are_given(tiny_encoder_folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Free memory (of a container, what it may still take) and speed of this machine: matrix products, an encoder."""
+"""Free memory (of a container, what it may still take) and speed of this machine: precisions, an encoder."""
 
 from __future__ import annotations
 
@@ -16,12 +16,8 @@ if TYPE_CHECKING:
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
-MEASUREMENT_S = 0.4
-"""Time that measuring the rate may take."""
 SAMPLE_ROWS = 32
 """Texts on which an encoder is timed."""
-_AT_ONCE = 4
-"""Products between two looks at the clock."""
 FP32_FASTER = 1.25
 """How much faster fp32 must be for a model to learn in it: less could be noise, and bf16 takes half the memory."""
 
@@ -67,45 +63,6 @@ def system_memory(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> FreeMemory 
     return FreeMemory(free, swap, gpu=False) if allowed is None or allowed > free else FreeMemory(allowed, 0, gpu=False)
 
 
-class MatmulRate(NamedTuple):
-    """Floating-point operations a second."""
-
-    now: float
-    """Reached while it was measured, whatever else was running."""
-    alone: float
-    """Reached in the processor time that was spent: what a machine that does nothing else gives."""
-
-
-def matmul_rate(
-    tokens: int, hidden: int, inner: int, *, dtype: torch.dtype | None = None, seconds: float = MEASUREMENT_S
-) -> MatmulRate:
-    """Measure the rate of the product (tokens, hidden) × (hidden, inner) on the device that training uses.
-
-    In bf16 unless `dtype` says otherwise.
-    """
-    import torch
-
-    device = choose_device()
-    gpu = device.type == "cuda"
-    a = torch.randn(tokens, hidden, device=device).to(dtype or torch.bfloat16)
-    b = torch.randn(hidden, inner, device=device).to(a.dtype)
-    flops, threads = 2.0 * tokens * hidden * inner, torch.get_num_threads()
-    now = alone = 0.0
-    end = time.perf_counter() + seconds
-    while True:
-        began, busy = time.perf_counter(), time.process_time()
-        for _ in range(_AT_ONCE):
-            a @ b
-        if gpu:
-            torch.cuda.synchronize()
-        took, spent = time.perf_counter() - began, (time.process_time() - busy) / threads
-        now = max(now, _AT_ONCE * flops / max(1e-9, took))
-        if not gpu:
-            alone = max(alone, _AT_ONCE * flops / max(1e-9, spent))
-        if time.perf_counter() > end:
-            return MatmulRate(now, max(now, alone))
-
-
 @cache
 def training_dtype() -> torch.dtype:
     """Return the precision in which models learn fastest on the processor: bf16, or fp32 where that is faster.
@@ -122,7 +79,7 @@ def training_dtype() -> torch.dtype:
             a, b = torch.ones(512, 384, dtype=dtype), torch.ones(384, 1536, dtype=dtype)
             a @ b
             began = time.process_time()
-            for _ in range(_AT_ONCE):
+            for _ in range(4):
                 a @ b
             spent[dtype] = min(spent[dtype], time.process_time() - began)
     faster = spent[torch.bfloat16] > FP32_FASTER * spent[torch.float32]

@@ -15,7 +15,7 @@ from smallfirst.models.local.weights import import_transformers, load_causal, lo
 from smallfirst.models.manifest import ADAPTER_CONFIG, Manifest, read_manifest, require_base
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-SETTINGS = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules")
+SETTINGS = ("r", "lora_alpha", "target_modules")
 """The settings of peft that are read; the rest is about training, or names code or places that are not followed."""
 OWN_NAME = "default"
 """Name that peft gives to the adapter in training."""
@@ -131,9 +131,7 @@ def _read_settings(folder: Path) -> Mapping[str, Any]:
         raise ConfigError(f"{path}: not readable as JSON: {error}") from None
     if not isinstance(config, dict) or str(config.get("peft_type", "")).upper() != "LORA" or config.get("use_dora"):
         raise ConfigError(f"{path}: peft_type must be LORA, without use_dora; no other adapters are served")
-    settings = {key: config[key] for key in SETTINGS if config.get(key) is not None}
-    layers = config.get("layers_to_transform")
-    return settings if layers is None else {**settings, "layers_to_transform": layers}
+    return {key: config[key] for key in SETTINGS if config.get(key) is not None}
 
 
 def _read_weights(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""A sentence encoder fine-tuned with a linear head, for closed answers and few rows.
+"""Sentence encoders that are fine-tuned whole: what they have in common, the one with a linear head, and folds.
 
-The head begins as the logistic regression on the frozen encoder (Kumar et al. 2022). Then both move, by cross-entropy
-and a supervised contrastive loss (Khosla et al. 2020), which draws texts of a label together.
+They learn in bf16, or in fp32 where the processor is faster so, and are judged in fp32. The head begins as the logistic
+regression on the frozen encoder (Kumar et al. 2022). Then both move, by cross-entropy and a supervised contrastive loss
+(Khosla et al. 2020), which draws texts of a label together.
 """
 
 from __future__ import annotations
@@ -9,17 +10,18 @@ from __future__ import annotations
 import json
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from smallfirst.data.dataset import Example
+from smallfirst.data.dataset import Dataset, Example
 from smallfirst.evaluation.calibration import calibrate_labels
-from smallfirst.evaluation.out_of_fold import RawAnswer, read_labels
+from smallfirst.evaluation.out_of_fold import Fold, FoldAnswers, RawAnswer, best_epoch, read_labels
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
 from smallfirst.models.linear.classifier import (
     ENCODER_FOLDER,
@@ -29,13 +31,44 @@ from smallfirst.models.linear.classifier import (
     gold_labels,
 )
 from smallfirst.models.local.weights import weights_fingerprint
-from smallfirst.models.manifest import Manifest
+from smallfirst.models.manifest import Int8Check, Manifest
+from smallfirst.records import Record
 from smallfirst.tasks.task import Task
-from smallfirst.training.batches import encode_all_rows
+from smallfirst.training.batches import encode_all_rows, epoch_batches
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.recipes.encoder_backend import EncoderBackend, as_served
-from smallfirst.training.recipes.recipe import PreparedData, RowsOfTask
+from smallfirst.training.hardware import training_dtype
+from smallfirst.training.loop import Backend, MasterAdamW
+from smallfirst.training.recipes.recipe import PreparedData, Recipe, RowsOfTask
 from smallfirst.training.validation import ValidationResult
+
+
+class EncoderBackend:
+    """A Backend whose model has the encoder as `body`; a subclass says how it is loaded and saved, and its loss."""
+
+    def begin(self, model: Any, rows: Sequence[Any], config: TrainConfig) -> None:
+        model.body.to(training_dtype())
+
+    def batches(self, rows: Sequence[Any], config: TrainConfig, seed: int) -> list[list[Any]]:
+        return epoch_batches(rows, batch_tokens=config.batch_tokens, seed=seed)
+
+    def gradient(self, model: Any, rows: Sequence[Any], config: TrainConfig, optimizer: MasterAdamW) -> float:
+        loss = self.loss(model, rows)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.gather()
+        return loss.item()
+
+    def loss(self, model: Any, rows: Sequence[Any]) -> torch.Tensor:
+        """Return the mean loss of a batch, in nats."""
+        raise NotImplementedError
+
+
+@contextmanager
+def as_served(model: Any) -> Iterator[None]:
+    """Compute in fp32 inside the block, as the model will be served."""
+    model.body.float()
+    yield
+    model.body.to(training_dtype())
+
 
 CONTRASTIVE_WEIGHT = 0.5
 """Weight of the contrastive loss beside the cross-entropy."""
@@ -204,3 +237,98 @@ def contrastive_loss(vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
         return vectors.sum() * 0
     mean = logs.masked_fill(~partners, 0).sum(1)[has] / n_partners[has]
     return -mean.mean()
+
+
+class EncoderRecipeLike(Recipe, Protocol):
+    """A recipe of an encoder: it reads what it was not trained on."""
+
+    selection: Dataset
+
+    def read(self, model: Any, manifest: Manifest) -> list[RawAnswer]:
+        """Return the answers to the selection rows, computed in fp32, as the model will be served."""
+
+
+class ReadFold(Record):
+    """What the model of one fold answered after each epoch to the rows that it was not trained on."""
+
+    scores: tuple[float, ...]
+    """Mean score of each epoch, in [0, 1]."""
+    answers: tuple[tuple[RawAnswer, ...], ...]
+    """By epoch, in the order of the fold's rows."""
+    manifest: Manifest
+    """As it was prepared, nothing calibrated."""
+    int8: Int8Check | None = None
+    """How int8 arithmetic changed the model's answers to these rows; None if that was not measured."""
+
+
+class _Wrapped:
+    def __init__(self, recipe: EncoderRecipeLike) -> None:
+        self.recipe, self.name, self.train_rows = recipe, recipe.name, recipe.train_rows
+
+    @property
+    def backend(self) -> Backend:
+        return self.recipe.backend
+
+    def prepare(self, tokenizer: Any, config: TrainConfig, base: str) -> PreparedData:
+        return self.recipe.prepare(tokenizer, config, base)
+
+
+class FoldRecipe(_Wrapped):
+    """Train on the other folds and keep what is answered to this one's rows after each epoch."""
+
+    def __init__(self, recipe: EncoderRecipeLike) -> None:
+        super().__init__(recipe)
+        self._read: list[tuple[float, tuple[RawAnswer, ...]]] = []
+        self._manifest: Manifest | None = None
+
+    def validate(self, model: Any, tokenizer: Any, manifest: Manifest) -> ValidationResult:
+        answers, rows = self.recipe.read(model, manifest), self.recipe.selection
+        value, calibrated = FoldAnswers.fit(answers, rows, manifest, 1).calibrated(rows.examples)
+        self._read.append((value, tuple(answers)))
+        self._manifest = manifest
+        return ValidationResult(value, calibrated)
+
+    @property
+    def found(self) -> ReadFold:
+        assert self._manifest is not None  # an epoch was validated
+        scores, answers = zip(*self._read, strict=True)
+        return ReadFold(scores=scores, answers=answers, manifest=self._manifest)
+
+
+class RefitRecipe(_Wrapped):
+    """Train on all rows; the folds say which epoch is the best and how sure the answers are."""
+
+    def __init__(self, recipe: EncoderRecipeLike, folds: FoldAnswers) -> None:
+        super().__init__(recipe)
+        self.folds, self._epoch = folds, 0
+
+    def validate(self, model: Any, tokenizer: Any, manifest: Manifest) -> ValidationResult:
+        """Return the folds' score after this epoch: no row is left that the model has not seen."""
+        self._epoch += 1
+        curve, of = self.folds.curve, self.folds.manifest
+        fitted = {name: getattr(of, name) for name in ("temperature", "label_threshold", "calibration")}
+        return ValidationResult(curve[min(self._epoch, len(curve)) - 1], manifest.model_copy(update=fitted))
+
+
+class JoinedFolds(NamedTuple):
+    """The folds of one fine-tune together."""
+
+    answers: dict[int, RawAnswer]
+    """By place of the row; sorted."""
+    curve: list[float]
+    """Mean score after each epoch, in [0, 1]."""
+
+
+def join_folds(folds: Sequence[Fold], read: Sequence[ReadFold]) -> JoinedFolds:
+    """Return each row's answer after the epoch that is best on the other folds, so that no row chooses its own."""
+    n_epochs = min(len(one.scores) for one in read)
+    scores = np.array([one.scores[:n_epochs] for one in read])  # (folds, epochs)
+    sizes = np.array([len(fold.at) for fold in folds], dtype=float)
+    answers: dict[int, RawAnswer] = {}
+    for k, (fold, one) in enumerate(zip(folds, read, strict=True)):
+        weights = np.delete(sizes, k) if len(read) > 1 else sizes
+        others = np.delete(scores, k, axis=0) if len(read) > 1 else scores
+        epoch = best_epoch((weights @ others / weights.sum()).tolist())
+        answers |= dict(zip(fold.at, one.answers[epoch - 1], strict=True))
+    curve = (sizes @ scores / sizes.sum()).tolist()
+    return JoinedFolds(dict(sorted(answers.items())), curve)

@@ -12,16 +12,15 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from smallfirst.models.local import attention, token_batches
-from smallfirst.models.local.attention import causal_attention
-from smallfirst.models.local.token_batches import RaggedRows, pack_rows
+from smallfirst.models.local import packed_rows
+from smallfirst.models.local.packed_rows import RaggedRows, causal_attention, pack_rows
 
 SHAPES = [
     pytest.param(4, 4, 7, id="as many key heads as heads"),
     pytest.param(6, 2, 9, id="three heads on a key head"),
     pytest.param(4, 1, 1, id="one key head and one token"),
-    pytest.param(4, 2, attention.SHORT_TOKENS, id="the longest short row"),
-    pytest.param(4, 2, attention.SHORT_TOKENS + 1, id="the shortest long row"),
+    pytest.param(4, 2, packed_rows.SHORT_TOKENS, id="the longest short row"),
+    pytest.param(4, 2, packed_rows.SHORT_TOKENS + 1, id="the shortest long row"),
 ]
 
 
@@ -83,8 +82,8 @@ def test_one_call_of_a_kernel_for_ragged_rows_equals_the_groups(n_shared: int) -
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, h, len(packed.ids), 8, requires_grad=True) for h in (4, 2, 2))
     grouped = causal_attention(None, query, key, value, None, 0.3, packed)[0]
-    rows = token_batches._ragged(packed.lengths, n_shared, torch.device("cpu"))
-    one = attention._ragged_attention(by_row, query, key, value, 0.3, rows)[None]
+    rows = packed_rows._ragged(packed.lengths, n_shared, torch.device("cpu"))
+    one = packed_rows._ragged_attention(by_row, query, key, value, 0.3, rows)[None]
     torch.testing.assert_close(one, grouped, atol=1e-5, rtol=1e-4)
     weigh = torch.randn_like(one)
     for mine, theirs in zip(
@@ -97,9 +96,9 @@ def test_a_kernel_for_ragged_rows_is_asked_for_on_a_gpu_in_half_precision_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     packed, query = pack_rows([[1, 2], [3]]), torch.zeros(1, 2, 3, 8, dtype=torch.bfloat16)
-    here = dataclasses.replace(packed, ragged=token_batches._ragged(packed.lengths, 0, torch.device("cpu")))
+    here = dataclasses.replace(packed, ragged=packed_rows._ragged(packed.lengths, 0, torch.device("cpu")))
     seen: list[int] = []
-    monkeypatch.setattr(attention, "ragged_kernel", lambda: lambda *parts: (seen.append(1), by_row(*parts))[1])
+    monkeypatch.setattr(packed_rows, "ragged_kernel", lambda: lambda *parts: (seen.append(1), by_row(*parts))[1])
     assert packed.to(torch.device("cpu")).ragged is None
     wide = torch.zeros(1, 2, 3, 320, dtype=torch.bfloat16)
     for given, rows in ((query, packed), (query.float(), here), (wide, here)):
@@ -111,13 +110,13 @@ def test_a_kernel_for_ragged_rows_is_asked_for_on_a_gpu_in_half_precision_alone(
 
 def test_pytorchs_kernel_takes_what_it_is_given() -> None:
     """Its arguments are checked without a GPU: on tensors without values it computes the shape."""
-    kernel = attention.ragged_kernel.__wrapped__()
+    kernel = packed_rows.ragged_kernel.__wrapped__()
     if kernel is None:
         pytest.skip("this PyTorch has no attention for ragged rows with grouped heads")
     packed = pack_rows([[7, 7, 1], [7, 7, 2, 3]], n_shared=2)
-    rows = token_batches._ragged(packed.lengths, 2, torch.device("meta"))
+    rows = packed_rows._ragged(packed.lengths, 2, torch.device("meta"))
     query, key, value = (torch.zeros(1, h, len(packed.ids), 8, dtype=torch.bfloat16, device="meta") for h in (4, 2, 2))
-    found = attention._ragged_attention(kernel, query, key, value, 0.3, rows)
+    found = packed_rows._ragged_attention(kernel, query, key, value, 0.3, rows)
     assert found.shape == (len(packed.ids), 4, 8)
 
 
@@ -154,7 +153,7 @@ def test_right_padding_never_changes_what_is_read_at_real_positions(tiny_fp32: t
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
-@pytest.mark.parametrize("keys", [9, attention.SHORT_TOKENS + 5])
+@pytest.mark.parametrize("keys", [9, packed_rows.SHORT_TOKENS + 5])
 def test_a_given_mask_is_the_only_mask(heads: int, kv_heads: int, keys: int) -> None:
     torch.manual_seed(2)
     query = torch.randn(2, heads, 3, 8)
@@ -169,7 +168,7 @@ def test_a_given_mask_is_the_only_mask(heads: int, kv_heads: int, keys: int) -> 
     torch.testing.assert_close(mixed, wanted.transpose(1, 2), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("keys", [9, attention.SHORT_TOKENS + 5])
+@pytest.mark.parametrize("keys", [9, packed_rows.SHORT_TOKENS + 5])
 @pytest.mark.parametrize("time", [1, 2])
 def test_without_a_mask_the_last_positions_see_all_before_them(keys: int, time: int) -> None:
     query, key, value = (t.detach() for t in drawn(4, 2, keys))
@@ -195,3 +194,41 @@ def test_packed_rows_attend_as_each_does_alone(n_shared: int) -> None:
     ours, theirs = (torch.autograd.grad((out * weigh).sum(), tensors) for out in (mixed[0], alone))
     for our, their in zip(ours, theirs, strict=True):
         torch.testing.assert_close(our, their, atol=1e-4, rtol=1e-4)
+
+
+ROWS = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [1, 2, 10], [1, 2, 11, 12], [1, 2, 13]]
+
+
+def test_rows_follow_one_another_shortest_first_after_their_common_prefix() -> None:
+    packed = pack_rows(ROWS, n_shared=2)
+    assert packed.ids.tolist() == [1, 2, 10, 13, 11, 12, 3, 4, 5, 6, 7, 8, 9]
+    assert packed.positions.tolist() == [0, 1, 2, 2, 2, 3, 2, 3, 4, 5, 6, 7, 8]
+    assert [group.lengths for group in packed.groups] == [[1, 1, 2], [7]]
+    assert packed.starts == [6, 2, 4, 3]
+
+
+def test_a_group_is_padded_with_zeros_and_back_without_loss_and_so_are_gradients() -> None:
+    group = pack_rows(ROWS, n_shared=2).groups[0]
+    tokens = torch.arange(1.0, 9.0).view(4, 2).requires_grad_()
+    padded = group.pad(tokens)
+    assert padded.tolist() == [[[1, 2], [0, 0]], [[3, 4], [0, 0]], [[5, 6], [7, 8]]]
+    back = group.unpad(padded * 3)
+    assert torch.equal(back, tokens * 3)
+    weigh = torch.randn(4, 2)
+    (back * weigh).sum().backward()
+    assert torch.equal(tokens.grad, weigh * 3)  # type: ignore[arg-type]
+
+
+def test_each_group_is_handed_its_own_tokens() -> None:
+    packed = pack_rows(ROWS)
+    values = torch.arange(float(len(packed.ids)))[:, None]
+    seen = []
+
+    def reverse(group: object, padded: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(padded.shape))
+        return -padded
+
+    assert torch.equal(packed.by_group(reverse, values), -values)
+    assert seen == [(3, 4, 1), (1, 9, 1)]
+    assert packed.pad(values)[:, 0, 0].tolist() == [10, 0, 6, 3]
+    assert packed.pad(values)[1, :, 0].tolist() == [0, 1, 2, 0, 0, 0, 0, 0, 0]

@@ -1,4 +1,4 @@
-"""Memory of a fine-tune: parts by hand, the kept activations against PyTorch's own count, and who is refused."""
+"""Memory of a fine-tune by hand and by PyTorch's own count, and who is refused; its time and the words for both."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.rows import text_rows
 from fixtures.training import TOY_SIZE as SIZE
 
-from smallfirst.data.dataset import Dataset
 from smallfirst.errors import TrainingError
 from smallfirst.models.base_size import BaseSize, read_base_size
+from smallfirst.training import estimates
 from smallfirst.training.batches import TokenizedRow
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.estimates import memory
-from smallfirst.training.estimates.hardware import FreeMemory
-from smallfirst.training.estimates.memory import (
+from smallfirst.training.estimates import (
     MicroBatchShape,
+    Pace,
+    Range,
+    TrainingEstimate,
+    ValidationWork,
     activation_bytes,
     base_bytes,
+    count_epochs,
+    estimate_training,
+    fits_in_fp32,
     largest_micro_batch,
     least_bytes,
     needs_checkpointing,
@@ -28,6 +32,7 @@ from smallfirst.training.estimates.memory import (
     suggest_smaller_setting,
     trainable_parameters,
 )
+from smallfirst.training.hardware import FreeMemory
 
 FULL, LORA = TrainConfig(), TrainConfig(method="lora", lora_rank=2)
 LARGE = SIZE.model_copy(update={"parameters": 10**9, "embedding": 10**8, "linear_ends": 10**6})
@@ -95,8 +100,8 @@ def test_a_run_in_fp32_needs_room_for_twice_the_weights(monkeypatch: pytest.Monk
     rows = [TokenizedRow(tuple(range(30)), 20)]
 
     def fits(n_bytes: float, **settings: Any) -> bool:
-        monkeypatch.setattr(memory, "free_memory", lambda: FreeMemory(int(n_bytes), 0, gpu=False))
-        return memory.fits_in_fp32(SIZE, TrainConfig(**settings), rows)
+        monkeypatch.setattr(estimates, "free_memory", lambda: FreeMemory(int(n_bytes), 0, gpu=False))
+        return fits_in_fp32(SIZE, TrainConfig(**settings), rows)
 
     read, _ = largest_micro_batch(rows, SIZE, FULL)
     in_bf16 = peak_memory(SIZE, FULL, read).weights - base_bytes(SIZE, FULL)
@@ -138,7 +143,7 @@ def seeded_llama(folder: Path) -> tuple[Any, BaseSize]:
     import torch
     import transformers
 
-    from smallfirst.models.local import attention
+    from smallfirst.models.local import packed_rows
 
     shape = transformers.LlamaConfig(
         vocab_size=50,
@@ -149,7 +154,7 @@ def seeded_llama(folder: Path) -> tuple[Any, BaseSize]:
         num_key_value_heads=2,
         max_position_embeddings=512,
         tie_word_embeddings=True,
-        attn_implementation=attention.register(),
+        attn_implementation=packed_rows.register(),
     )
     model = transformers.LlamaForCausalLM(shape).to(torch.bfloat16)
     model.save_pretrained(folder)
@@ -185,79 +190,39 @@ def test_the_read_that_keeps_most_is_found() -> None:
     assert (found, several) == (MicroBatchShape(5, 10, 30), True)
 
 
-def test_the_least_counts_no_more_tokens_than_the_rows_have() -> None:
-    few = text_rows("train", "a" * 79)  # 80 bytes and its answer: 10 tokens at least
-    n = 81 // 8
-    assert least_bytes(LARGE, FULL, few) == peak_memory(LARGE, FULL, MicroBatchShape(n, 1, 0)).at_least
-    many = text_rows("train", *(f"{i} {'a' * 100}" for i in range(1000)))
-    assert least_bytes(LARGE, FULL, few) <= least_bytes(LARGE, FULL, many)
-    fuller = activation_bytes(SIZE, FULL, MicroBatchShape(768, 1, 0), gpu=False)
-    assert least_bytes(SIZE, FULL, many) <= 16_000 + 0.85 * fuller
-
-
-def test_what_rows_begin_with_alike_counts_once() -> None:
-    begin = "answer briefly and to the point. " * 100
-    alike = text_rows("train", *(f"{begin}{i}" for i in range(100)))
-    other = text_rows("train", *(f"{i}{begin}" for i in range(100)))
-    assert least_bytes(SIZE, FULL, alike) < least_bytes(SIZE, FULL, other)
-    assert least_bytes(SIZE, FULL, text_rows("train", begin)) == least_bytes(
-        SIZE, FULL, text_rows("train", begin[::-1])
-    )
-
-
 def free_is(monkeypatch: pytest.MonkeyPatch, n_bytes: float, swap: float = 0) -> None:
-    monkeypatch.setattr(memory, "free_memory", lambda: FreeMemory(int(n_bytes), int(swap), gpu=False))
+    monkeypatch.setattr(estimates, "free_memory", lambda: FreeMemory(int(n_bytes), int(swap), gpu=False))
 
 
-def test_a_run_that_cannot_fit_is_refused_with_what_would(
-    tiny_folder: Path, toy_rows: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
+def test_a_run_that_cannot_fit_is_refused_with_what_would(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = read_base_size(tiny_folder)
     assert size is not None
-    need = least_bytes(size, FULL, toy_rows)
+    need = least_bytes(size, FULL)
     free_is(monkeypatch, need - 1)
     with pytest.raises(TrainingError) as caught:
-        require_memory(("tiny", tiny_folder), FULL, toy_rows)
+        require_memory(("tiny", tiny_folder), FULL)
     assert str(caught.value).startswith("full fine-tune of tiny (0 M weights) needs at least 0.0 GB of memory")
-    assert "next:" in str(caught.value)
+    assert "next: method: lora" in str(caught.value)
     free_is(monkeypatch, need + 1)
-    require_memory(("tiny", tiny_folder), FULL, toy_rows)
-
-
-def test_swap_may_be_used_before_a_run_is_refused(
-    tiny_folder: Path, toy_rows: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    free_is(monkeypatch, 1, swap=1e12)
-    require_memory(("tiny", tiny_folder), FULL, toy_rows)
+    require_memory(("tiny", tiny_folder), FULL)
+    free_is(monkeypatch, 1, swap=1e12)  # it may be used before a run is refused
+    require_memory(("tiny", tiny_folder), FULL)
 
 
 def test_nobody_is_refused_on_what_is_not_known(
-    tiny_folder: Path, toy_rows: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free_is(monkeypatch, 1)
-    require_memory(("unknown", tmp_path), FULL, toy_rows)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    require_memory(("shared", tiny_folder), FULL, toy_rows)
-    monkeypatch.delenv("WORLD_SIZE")
-    monkeypatch.setattr(memory, "free_memory", lambda: None)
-    require_memory(("tiny", tiny_folder), FULL, toy_rows)
+    require_memory(("unknown", tmp_path), FULL)
+    monkeypatch.setattr(estimates, "free_memory", lambda: None)
+    require_memory(("tiny", tiny_folder), FULL)
 
 
 def test_the_way_out_is_the_nearest_that_fits() -> None:
-    many = text_rows("train", *(f"{i} {'a' * 100}" for i in range(1000)))
-    wide = LARGE.model_copy(update={"hidden": 8192, "inner": 32768, "layers": 40})
-    full = TrainConfig(batch_tokens=65_536, gradient_checkpointing=False)
-    assert least_bytes(wide, full, many) > 60e9 > least_bytes(wide, full.model_copy(update={"micro_tokens": 256}), many)
-    assert suggest_smaller_setting(wide, full, many, FreeMemory(int(60e9), 0, gpu=False)).startswith(
-        "micro_tokens: 256 "
-    )
-    assert suggest_smaller_setting(LARGE, FULL, many, FreeMemory(int(7e9), 0, gpu=False)).startswith(
-        "method: lora (rank 16) "
-    )
+    assert suggest_smaller_setting(LARGE, FULL, FreeMemory(int(7e9), 0, gpu=False)).startswith("method: lora (rank 16)")
     # 18 bytes a weight at the least.
-    assert suggest_smaller_setting(LARGE, FULL, many, FreeMemory(int(1.8e9), 0, gpu=False)) == (
-        "a smaller base model: 100 M weights at most would fit"
+    assert suggest_smaller_setting(LARGE, FULL, FreeMemory(int(0.18e9), 0, gpu=False)) == (
+        "a smaller base model: 10 M weights at most would fit"
     )
 
 
@@ -265,6 +230,80 @@ def test_an_encoder_is_trained_in_fp32_and_offered_no_adapters() -> None:
     encoder = SIZE.model_copy(update={"causal": False})
     # 4 weights + 4 master + 8 moments + 4 gradient.
     assert peak_memory(encoder, FULL, MicroBatchShape(10, 10, 0)).at_least == 20_000
-    assert suggest_smaller_setting(encoder, FULL, text_rows("train", "a"), FreeMemory(1, 0, gpu=False)).startswith(
-        "a smaller base model"
+    assert suggest_smaller_setting(encoder, FULL, FreeMemory(1, 0, gpu=False)).startswith("a smaller base model")
+
+
+def rows_of(*lengths: int) -> list[TokenizedRow]:
+    """Rows of so many tokens, the last of which is the target."""
+    return [TokenizedRow(tuple(range(n)), n - 1) for n in lengths]
+
+
+@pytest.mark.parametrize(("duration", "epochs"), [("3ep", 3.0), ("10ba", 2.0), ("45tok", 0.5)])
+def test_a_duration_is_so_many_epochs(duration: str, epochs: float) -> None:
+    assert count_epochs(TrainConfig(duration=duration), 5, 90) == epochs
+
+
+def test_time_is_tokens_over_the_pace_with_validation_after_each_epoch() -> None:
+    config, pace = TrainConfig(duration="2ep", batch_tokens=32), Pace(8.0, "as said")
+    rows = rows_of(11, 11, 11, 11)  # three rows of 10 a batch
+    found = estimate_training("tiny", SIZE, config, rows, ValidationWork(0, 0), pace)
+    assert (found.epochs, found.steps, found.tokens) == (2, 4, 80)
+    assert (found.seconds.low, found.seconds.high) == (pytest.approx(10 / 1.3), pytest.approx(10 * 1.3))
+    assert (found.parameters, found.trained, found.pace) == (1000, 1000, "as said")
+    assert found.free_bytes is found.cost_usd is None
+    assert found.memory_bytes.low > found.least_bytes
+    exam = estimate_training("tiny", SIZE, config, rows, ValidationWork(30, 6), pace)  # 2 × 26 tokens as trained
+    assert exam.seconds.high == pytest.approx(1.3 * (80 + 2 * (30 + 8 * 6) / 3) / 8)
+
+
+def test_a_run_that_may_stop_early_has_a_lower_low_end() -> None:
+    whole, early = (
+        estimate_training("t", SIZE, config, rows_of(11), ValidationWork(0, 0), Pace(8.0, "")).seconds
+        for config in (TrainConfig(duration="10ep"), TrainConfig(duration="10ep", patience=1))
     )
+    assert (early.low, early.high) == (pytest.approx(whole.low / 5), whole.high)
+
+
+NEEDS = TrainingEstimate(
+    base="tiny",
+    parameters=134_515_008,
+    trained=134_515_008,
+    method="full",
+    epochs=4,
+    steps=616,
+    tokens=570_672,
+    seconds=Range(low=1500, high=2600),
+    pace="as said",
+    memory_bytes=Range(low=3.16e9, high=4.51e9),
+    least_bytes=3e9,
+    free_bytes=15_800_000_000,
+    cost_usd=Range(low=0.0417, high=0.0722),
+)
+
+
+def test_the_words_claim_no_more_than_is_known() -> None:
+    assert NEEDS.in_words == [
+        "fine-tune of tiny: full, 135 M weights",
+        "  work    570,672 tokens in 616 steps, 4 epochs",
+        "  time    about 25 to 45 min (as said)",
+        "  memory  about 3.2 to 4.5 GB; 15.8 GB is free",
+        "  cost    about $0.042 to $0.072",
+    ]
+    less = NEEDS.model_copy(update={"trained": 4_884_480, "free_bytes": None, "cost_usd": None})
+    assert less.in_words[0] == "fine-tune of tiny: full, 135 M weights, 4.9 M of them trained"
+    assert less.in_words[-1] == "  memory  about 3.2 to 4.5 GB"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (2880, 54_000, "50 min to 15 h"),
+        (20, 70, "20 to 70 s"),
+        (0.2, 0.9, "1 s"),
+        (5400, 9000, "1.5 to 2.5 h"),
+        (3e5, 9e5, "85 to 250 h"),
+    ],
+)
+def test_times_are_rounded(low: float, high: float, words: str) -> None:
+    needs = NEEDS.model_copy(update={"seconds": Range(low=low, high=high)})
+    assert needs.in_words[2] == f"  time    about {words} (as said)"

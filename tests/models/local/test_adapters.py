@@ -18,10 +18,10 @@ from fixtures.deployment import PASSED
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import ConfigError
 from smallfirst.models.export.export import export
-from smallfirst.models.generation.adapters import ADAPTER_WEIGHTS, load_merged, merge_adapters
 from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.sequence import GenerationRequest
 from smallfirst.models.loading import load_model
+from smallfirst.models.local.adapters import ADAPTER_WEIGHTS, load_merged, merge_adapters
 from smallfirst.models.local.label_scorer import LabelScorer
 from smallfirst.models.local.weights import load_causal
 from smallfirst.models.manifest import ADAPTER_CONFIG, read_manifest, write_manifest
@@ -83,7 +83,7 @@ def test_the_folder_says_which_base_it_needs_and_names_no_place(kept: Path, tiny
 
 def test_its_labels_are_read_by_the_decoder_of_merged_models(kept: Path) -> None:
     scorer = LabelScorer.load(kept, read_manifest(kept))
-    assert scorer.engine == "packed"
+    assert scorer.packed is not None
     found = asyncio.run(load_model(kept).complete(Request.ask("where is my card")))
     logs = scorer.score(["where is my card"])[0].log_probabilities
     assert found.text == scorer.manifest.task.closed[logs.index(max(logs))]

@@ -1,1 +1,0 @@
-"""Time, memory and money of a fine-tune before it starts."""
