@@ -186,8 +186,7 @@ class Gateway:
         def keep() -> None:
             """Hand it over before the client has the end: an answer that was given is kept even if we are killed."""
             if capture is not None and copy is not None and copy.whole and response.status == 200:
-                first_ms = 1000 * (copy.first_at - began) if copy.first_at is not None else None
-                capture.keep(request, whole(), first_ms)
+                capture.keep(request, whole())
 
         try:
             await pass_back(response, client, copy, keep)

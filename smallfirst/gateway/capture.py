@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from smallfirst.gateway.http import GatewayRequest, UpstreamAnswer, is_stream
+from smallfirst.gateway.http import GatewayRequest, UpstreamAnswer
 from smallfirst.records import Record
 from smallfirst.traffic.capture_store import FILE_NAME, CaptureStore
 from smallfirst.traffic.settings import CaptureSettings, GatewaySettings
@@ -79,11 +79,8 @@ class Capture:
             and (self.wanted.share >= 1 or random.random() < self.wanted.share)
         )
 
-    def keep(self, request: GatewayRequest, answer: UpstreamAnswer, first_ms: float | None = None) -> None:
-        """Hand an exchange over as it went over the line; of the headers, only those that say how to read the answer.
-
-        `first_ms` is the time to the answer's first byte.
-        """
+    def keep(self, request: GatewayRequest, answer: UpstreamAnswer) -> None:
+        """Hand an exchange over as it went over the line, with the headers alone that say how to read the answer."""
         facts: dict[str, Any] = {
             "id": request.id,
             "at": request.at,
@@ -92,7 +89,6 @@ class Capture:
             "status": answer.status,
             "upstream": answer.upstream,
             "latency_ms": answer.latency_ms,
-            "first_token_ms": first_ms if is_stream(answer.headers) else None,
             "headers": [(k.decode("latin-1"), v.decode("latin-1")) for k, v in answer.headers if k in _KEPT_HEADERS],
         }
         if len(answer.body) > self.wanted.max_body_bytes:

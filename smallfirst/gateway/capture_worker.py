@@ -21,7 +21,7 @@ from typing import Any
 from smallfirst.data.redacted_logs import redact_logs
 from smallfirst.errors import SmallfirstError
 from smallfirst.gateway.capture import FRAME, Ring, WorkerOrder
-from smallfirst.gateway.http import is_stream, read_response
+from smallfirst.gateway.http import read_response
 from smallfirst.traffic.capture_store import CaptureStore, CaptureUnavailable
 from smallfirst.traffic.exchange import Exchange, billed
 
@@ -49,14 +49,13 @@ def read_entry(entry: bytes, order: WorkerOrder) -> Exchange | None:
     if not isinstance(request, dict) or response is None:
         return None
     model, answered_by = _text(request.get("model")), _text(response.get("model"))
-    upstream = order.settings.upstreams.get(facts["upstream"])
+    upstream = order.settings.upstreams.get(facts.pop("upstream"))
     exchange = Exchange(
         **{**facts, "at": datetime.fromtimestamp(facts["at"], UTC)},
         request=request,
         response=response,
         model=model,
         answered_by=answered_by,
-        streamed=is_stream(headers),
     )
     named = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
     address = upstream.base_url if upstream else None

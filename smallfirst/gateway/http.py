@@ -245,12 +245,8 @@ class Copy:
         self._tail = b""
         self.whole = True
         """False once the answer was larger."""
-        self.first_at: float | None = None
-        """When its first byte came, of `time.perf_counter`."""
 
     def add(self, piece: bytes) -> None:
-        if self.first_at is None:
-            self.first_at = time.perf_counter()
         self._left -= len(piece)
         if self._left < 0:
             self._pieces.clear()

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from smallfirst.gateway.credentials import VALID_FOR_S, Credentials
+from smallfirst.gateway.access import VALID_FOR_S, Credentials
 from smallfirst.gateway.http import GatewayRequest, GatewayResponse, UpstreamAnswer, read_response
 from smallfirst.gateway.upstreams import UpstreamFailed, Upstreams
 from smallfirst.pricing.prices import PriceBook

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import yarl
 
-from smallfirst.gateway.credentials import Credentials
+from smallfirst.gateway.access import Credentials
 from smallfirst.gateway.http import OWN_PREFIX, READABLE, GatewayRequest, RawHeaders, UpstreamAnswer
 from smallfirst.models.remote.config import is_loopback
 from smallfirst.models.remote.http import IDLE_TIMEOUT_S, certificates, proxy_for

@@ -26,7 +26,6 @@ KEY_ENV = "SMALLFIRST_CAPTURE_KEY"
 MAX_ROWS, KEEP_DAYS = 200_000, 30
 MAX_BYTES = 2_000_000
 """Longest exchange that is kept, as JSON without media."""
-_VERSION = 1
 _PLAIN, _ENCRYPTED = b"\0", b"\1"
 _NONCE, _PAGE = 12, 200
 _SCHEMA = (
@@ -34,7 +33,6 @@ _SCHEMA = (
     "(seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, at TEXT NOT NULL, content BLOB NOT NULL)",
     "CREATE INDEX IF NOT EXISTS exchanges_at ON exchanges (at)",
     "CREATE TABLE IF NOT EXISTS encryption (salt BLOB NOT NULL, key_check BLOB NOT NULL)",
-    f"PRAGMA user_version = {_VERSION}",
 )
 
 
@@ -94,18 +92,11 @@ class CaptureStore:
             self._connection = sqlite3.connect(path, check_same_thread=False, timeout=10)
             for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "secure_delete = ON"):
                 self._connection.execute(f"PRAGMA {pragma}")
-            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-            if version < _VERSION:
-                with self._connection:
-                    for statement in _SCHEMA:
-                        self._connection.execute(statement)
+            with self._connection:
+                for statement in _SCHEMA:
+                    self._connection.execute(statement)
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(f"{path} cannot keep exchanges: {error}", hint="choose another path") from None
-        if version > _VERSION:
-            raise ConfigError(
-                f"{path} has format {version}; this smallfirst reads format {_VERSION}",
-                hint="pip install --upgrade smallfirst",
-            )
         self._cipher = self._cipher_of(key)
 
     def append(self, exchanges: Sequence[Exchange]) -> int:
@@ -156,10 +147,9 @@ class CaptureStore:
         content = json.dumps(values, separators=(",", ":")).encode()
         if len(content) > MAX_BYTES:
             return None
-        return exchange.id, _text(exchange.at), self._sealed(exchange.id, zlib.compress(content, 6))
-
-    def _sealed(self, id: str, content: bytes) -> bytes:
-        return _ENCRYPTED + self._cipher.encrypt(content, id) if self._cipher else _PLAIN + content
+        packed = zlib.compress(content, 6)
+        sealed = _ENCRYPTED + self._cipher.encrypt(packed, exchange.id) if self._cipher else _PLAIN + packed
+        return exchange.id, _text(exchange.at), sealed
 
     def _exchange(self, id: str, content: bytes) -> Exchange:
         plain = content[1:]
@@ -174,26 +164,23 @@ class CaptureStore:
 
     def _cipher_of(self, key: str | None) -> Cipher | None:
         found = self._connection.execute("SELECT salt, key_check FROM encryption").fetchone()
+        if found is None and key:
+            salt = secrets.token_bytes(16)
+            cipher = Cipher(key, salt)
+            with self._connection:
+                for id, content in self._connection.execute("SELECT id, content FROM exchanges").fetchall():
+                    sealed = _ENCRYPTED + cipher.encrypt(content[1:], id)
+                    self._connection.execute("UPDATE exchanges SET content = ? WHERE id = ?", (sealed, id))
+                self._connection.execute("INSERT INTO encryption VALUES (?, ?)", (salt, cipher.check()))
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            return cipher
         if found is None:
-            return self._encrypted(key) if key else None
+            return None
         if not key:
             raise self._key_needed()
         cipher = Cipher(key, found[0])
         if cipher.check() != found[1]:
             raise ConfigError(f"{self.path} is encrypted with another key", hint=f"set {KEY_ENV} to the one it has")
-        return cipher
-
-    def _encrypted(self, key: str) -> Cipher:
-        salt = secrets.token_bytes(16)
-        cipher = Cipher(key, salt)
-        with self._connection:
-            plain = self._connection.execute("SELECT id, content FROM exchanges").fetchall()
-            self._connection.executemany(
-                "UPDATE exchanges SET content = ? WHERE id = ?",
-                [(_ENCRYPTED + cipher.encrypt(content[1:], id), id) for id, content in plain],
-            )
-            self._connection.execute("INSERT INTO encryption VALUES (?, ?)", (salt, cipher.check()))
-        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return cipher
 
 

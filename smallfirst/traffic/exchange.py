@@ -40,12 +40,8 @@ class Exchange(Record):
     model: str = ""
     answered_by: str = ""
     """Model that the response names; it changes when a provider moves a name to another version."""
-    upstream: str = ""
-    """Upstream that answered, by its name in the proxy's settings; empty for a log."""
     tenant: str = ""
     """Who asked, as the settings name them; empty where nobody is told apart."""
-    streamed: bool = False
-    """True if the application asked for a stream."""
     prompt_tokens: int | None = None
     """As the response bills them."""
     cached_tokens: int | None = None
@@ -61,8 +57,6 @@ class Exchange(Record):
     """
     latency_ms: float | None = None
     """From the request to the last byte."""
-    first_token_ms: float | None = None
-    """From the request to the first event of a stream."""
     source: str = ""
     """File and line that it was read from; empty if captured."""
 

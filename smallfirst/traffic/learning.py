@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import yaml
 
 import smallfirst
@@ -26,8 +25,6 @@ from smallfirst.errors import ConfigError, GateFailed
 from smallfirst.evaluation.evaluate import EvaluatedRow
 from smallfirst.files import write_atomically
 from smallfirst.improvement.harvest import harvest, open_ledger
-from smallfirst.models.catalog import find_weights
-from smallfirst.models.encoder.sentence_encoder import open_encoder
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded.replay import RecordedAnswer, RecordingHeader, request_key
 from smallfirst.paths import state_of
@@ -51,9 +48,6 @@ MIN_CORRECTIONS = 200
 """Fewer corrections than this only train: they could hardly certify anything."""
 SECOND_LOOK_AFTER = 1000
 """Texts in shadow after which the certificate is looked for once more, unless the drafted task.yaml sets another."""
-NEAR = 0.6
-"""Cosine similarity from which two cases with the same recorded answer count as one mistake or one success."""
-_AT_ONCE = 256
 _RECORDED = "recorded.jsonl"
 _MARKED = "marked.jsonl"
 _PARTS = (("train", 0.6), ("validation", 0.85), ("test", 1.0))
@@ -122,7 +116,7 @@ class Learnt(Record):
     """True if people's answers certify; False if the certificate promises agreement with the large model."""
     version: int
     promise: str
-    """Empty while nothing is promised."""
+    """With what it calls right; empty while nothing is promised."""
     why: str = ""
     """Why nothing is; empty where something is."""
     second_look_after: int | None = None
@@ -134,30 +128,20 @@ class Learnt(Record):
     report: str
 
     @property
-    def promise_in_words(self) -> str:
-        """Return the promise and what it calls right."""
-        right = "people answered" if self.promises_accuracy else "the large model answered"
-        return f"{self.promise}; right is what {right}" if self.promise else ""
-
-    @property
     def in_words(self) -> tuple[str, ...]:
         """Return what it means in sentences."""
         of = f", {self.n_corrections} of them corrected by people" if self.n_corrections else ""
         of += f", and from {self.n_marked:,} that judges marked as it was served" if self.n_marked else ""
+        look = f"the second look comes by itself, after {self.second_look_after or 0:,} texts there"
         stays = f"{self.share:.0%} of the test rows stay small" if self.promise else "nothing stays small yet"
         return (
             f"{self.task}: learnt from {self.n_rows:,} recorded answers{of}",
-            f"promise: {self.promise_in_words or f'none yet: {self.why}'}",
+            f"promise: {self.promise or f'none yet: {self.why}'}",
             f"{stays}; report: {self.report}",
             *self.observed.in_words,
             "in shadow: the large model answers, and the small one is compared with it",
-            *([f"the second look comes by itself, after {self.second_look_after:,} texts there"] * bool(self.waits)),
+            *([look] if self.second_look_after is not None else []),
         )
-
-    @property
-    def waits(self) -> bool:
-        """True if a second look is to come."""
-        return self.second_look_after is not None
 
 
 class _Row(NamedTuple):
@@ -181,7 +165,9 @@ def learn(
     folder = folder.absolute()
     source = read_source(folder)
     drafted = read_task_file(folder)
-    rows, corrections = _rows(drafted), _corrections(folder, drafted)
+    rows = [row for path in _files(drafted).values() for row in _read(path, drafted)]
+    said = _read(folder / CORRECTIONS, drafted) if (folder / CORRECTIONS).exists() else []
+    corrections = {row.key: row for row in said}
     place = folder / LEARNT
     _write_recording(place / _RECORDED, rows, source.teacher)
     corrected = [row for row in rows if row.key in corrections]
@@ -197,6 +183,11 @@ def learn(
     certificate, routed = summary.certificate, summary.paths.get("routed")
     assert certificate is not None  # else the run has ended with an error
     version, candidate = _registered(summary)
+    promise, observed = "", Observed()
+    if certificate.issued:
+        right = "people answered" if accuracy else "the large model answered"
+        promise = f"{certificate.guarantee.in_words}; right is what {right}"
+        observed = _observed(summary, candidate, rows, certificate.guarantee.max_error or 1.0)
     learnt = Learnt(
         task=source.name,
         n_rows=len(rows),
@@ -204,25 +195,18 @@ def learn(
         n_marked=n_marked,
         promises_accuracy=accuracy,
         version=version,
-        promise=certificate.guarantee.in_words if certificate.issued else "",
+        promise=promise,
         why="" if certificate.issued else certificate.why,
         second_look_after=read_task_file(place).routing.second_look_after,
         share=routed.share if routed and certificate.issued else 0.0,
-        observed=_observed(summary, candidate, rows, certificate.guarantee.max_error or 1.0)
-        if certificate.issued
-        else Observed(),
+        observed=observed,
         report=summary.report,
     )
     file = takeovers or TakeOvers()
-    before = file.read().get(source.name)
-    taken = TakeOver(task=source.name, folder=folder.absolute(), version=learnt.version)
+    before = file.read().get(source.name) or TakeOver(task=source.name, folder=folder)
+    new = {"folder": folder, "version": version, "promise": promise, "certificate": "", "second_look": ""}
     why = "learnt; the small model is compared with the large one before it answers"
-    new = {"folder": taken.folder, "version": taken.version, "promise": learnt.promise_in_words}
-    file.put(
-        (before or taken)
-        .model_copy(update={**new, "certificate": "", "second_look": ""})
-        .moved("shadow", cause="person", why=why, share=0.0)
-    )
+    file.put(before.model_copy(update=new).moved("shadow", cause="person", why=why, share=0.0))
     return learnt
 
 
@@ -303,15 +287,11 @@ def _observed(summary: RunSummary, candidate: str, rows: Sequence[_Row], limit: 
     return observe(routed.rows, drafts.rows, asked, limit=limit) if routed and drafts else Observed()
 
 
-def _rows(drafted: TaskFile) -> list[_Row]:
-    """Return all rows of the draft, in the order of its files."""
-    paths = (drafted.data.train, drafted.data.validation, drafted.data.test)
-    return [row for path in paths if path is not None for row in _read(drafted.path(path), drafted)]
-
-
-def _corrections(folder: Path, drafted: TaskFile) -> dict[str, _Row]:
-    path = folder / CORRECTIONS
-    return {row.key: row for row in _read(path, drafted)} if path.exists() else {}
+def _files(drafted: TaskFile) -> dict[str, Path]:
+    """Return the draft's files of rows by what they are used for."""
+    data = drafted.data
+    given = {"train": data.train, "validation": data.validation, "test": data.test}
+    return {name: drafted.path(path) for name, path in given.items() if path is not None}
 
 
 def _read(path: Path, drafted: TaskFile) -> list[_Row]:
@@ -350,65 +330,22 @@ def _write_parts(
     place: Path, drafted: TaskFile, rows: Sequence[_Row], corrections: Mapping[str, _Row], *, accuracy: bool
 ) -> dict[str, str]:
     """Write the rows by what they are used for; return the files of `data` by name, relative to `place`."""
-    data = drafted.data
-    given = {"train": data.train, "validation": data.validation, "test": data.test}
     if not corrections:
-        return {name: os.path.relpath(drafted.path(path), place) for name, path in given.items() if path is not None}
+        return {name: os.path.relpath(path, place) for name, path in _files(drafted).items()}
     if not accuracy:
-        for name, path in given.items():
-            if path is not None:
-                # Without enough of them the promise is agreement: what certifies and tests stays as it was recorded.
-                said = corrections if name == "train" else {}
-                part = [said.get(row.key, row).values for row in _read(drafted.path(path), drafted)]
-                _write_lines(place / f"{name}.jsonl", part)
-        return {name: f"{name}.jsonl" for name, path in given.items() if path is not None}
+        for name, path in _files(drafted).items():
+            # Without enough of them the promise is agreement: what certifies and tests stays as it was recorded.
+            said = corrections if name == "train" else {}
+            _write_lines(place / f"{name}.jsonl", [said.get(row.key, row).values for row in _read(path, drafted)])
+        return {name: f"{name}.jsonl" for name in _files(drafted)}
     parts: dict[str, list[dict[str, Any]]] = {name: [] for name, _ in _PARTS}
     for row in rows:
         if row.key in corrections:
             parts[_part(row.key)].append(corrections[row.key].values)
-    parts["train"] += _mended(rows, corrections, drafted)
+    parts["train"] += [row.values for row in rows if row.key not in corrections]
     for name, lines in parts.items():
         _write_lines(place / f"{name}.jsonl", lines)
     return {name: f"{name}.jsonl" for name in parts}
-
-
-def _mended(rows: Sequence[_Row], corrections: Mapping[str, _Row], drafted: TaskFile) -> list[dict[str, Any]]:
-    """Return the rows without a correction, their labels mended by the corrections that train."""
-    others = [row for row in rows if row.key not in corrections]
-    seen = [
-        (row.example.text, row.example.answer, corrections[row.key].example.answer)
-        for row in rows
-        if row.key in corrections and _part(row.key) == "train"
-    ]
-    if not others or others[0].example.shape != "label":
-        return [row.values for row in others]
-    texts, answers = [row.example.text for row in others], [row.example.answer for row in others]
-    found = mended(texts, answers, seen, find_weights(drafted.small.encoder))
-    label = drafted.data.columns.label
-    return [{**row.values, label: answer} for row, answer in zip(others, found, strict=True)]
-
-
-def mended(
-    texts: Sequence[str], answers: Sequence[str], corrected: Sequence[tuple[str, str, str]], encoder: Path
-) -> list[str]:
-    """Return the recorded answers to texts, each replaced by what people said of the nearest case with that answer.
-
-    `corrected` are text, recorded answer and people's answer of cases that people looked at; a case without a near one
-    of the same recorded answer keeps its own. `encoder` is the folder of a sentence encoder.
-    """
-    if not corrected or not texts:
-        return list(answers)
-    embed, every = open_encoder(encoder).embed, [*texts, *(text for text, _, _ in corrected)]
-    vectors = np.concatenate([embed(every[i : i + _AT_ONCE]) for i in range(0, len(every), _AT_ONCE)])
-    similar = vectors[: len(texts)] @ vectors[len(texts) :].T
-    same = np.array(answers)[:, None] == np.array([given for _, given, _ in corrected])[None, :]
-    similar = np.where(same, similar, -1.0)
-    nearest = similar.argmax(axis=1)
-    near = similar[np.arange(len(texts)), nearest] >= NEAR
-    return [
-        corrected[place][2] if is_near else answer
-        for answer, place, is_near in zip(answers, nearest, near, strict=True)
-    ]
 
 
 def _part(key: str) -> str:

@@ -203,7 +203,7 @@ class Kept:
     def wants(self, request: GatewayRequest) -> bool:
         return True
 
-    def keep(self, request: GatewayRequest, answer: UpstreamAnswer, first_token_ms: float | None = None) -> None:
+    def keep(self, request: GatewayRequest, answer: UpstreamAnswer) -> None:
         self.bodies.append(answer.body)
 
 

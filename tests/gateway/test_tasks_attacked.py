@@ -291,7 +291,7 @@ def test_the_proxys_own_provider_key_needs_no_proof(
 def test_processes_share_rights_and_their_ends(
     started: Callable[..., Proxy], big: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("smallfirst.gateway.credentials.SYNC_S", 0.0, raising=False)
+    monkeypatch.setattr("smallfirst.gateway.access.SYNC_S", 0.0, raising=False)
     one, two = (started({"default": big}) for _ in range(2))
     assert one.ask() == "200"
     before = big.n_asked

@@ -48,7 +48,7 @@ def content_of(tmp_path, id):
 
 
 def test_what_goes_in_comes_out(open_store):
-    one = exchange(tenant="shop", cost_usd=0.001, prompt_tokens=12, streamed=True, first_token_ms=3.5)
+    one = exchange(tenant="shop", cost_usd=0.001, prompt_tokens=12)
     store = open_store()
     assert store.append([one, exchange(1)]) == 2
     assert next(open_store().exchanges()) == one

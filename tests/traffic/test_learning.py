@@ -7,7 +7,6 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from fixtures.evaluations import evaluated_row
@@ -20,7 +19,7 @@ from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import FeedbackRow, LedgerRow
 from smallfirst.stats.intervals import wilson
 from smallfirst.traffic import learning
-from smallfirst.traffic.learning import Observed, learn, mended, observe
+from smallfirst.traffic.learning import Observed, learn, observe
 from smallfirst.traffic.task_source import FILE_NAME, Teacher
 
 
@@ -53,8 +52,6 @@ def prepared(tmp_path, monkeypatch):
 
     monkeypatch.setattr(learning, "try_run", stop)
     monkeypatch.chdir(tmp_path)  # a folder is named from where the user stands
-    monkeypatch.setattr(learning, "find_weights", lambda name: tmp_path)
-    monkeypatch.setattr(learning, "mended", lambda texts, answers, seen, encoder: ["mended"] * len(answers))
 
     def prepare(corrected: int, **settings: object):
         folder = write_draft(tmp_path / f"draft-{corrected}", cases(600), corrected=corrected)
@@ -95,9 +92,7 @@ def test_many_corrections_certify_and_test_and_the_rest_trains(prepared):
     assert settings["large"] == {"recorded": "recorded.jsonl"}
     for part in ("validation", "test"):
         assert all("source" not in row and row["label"] == gold[row["text"]] for row in rows[part])
-    mended = [row for row in rows["train"] if "source" in row]
-    assert {row["label"] for row in mended} == {"mended"}
-    assert len(mended) == 200
+    assert sum("source" in row for row in rows["train"]) == 200  # as they were recorded
     sizes = {name: len(part) for name, part in rows.items()}
     assert sum(sizes.values()) == 600
     assert 70 < sizes["validation"] < 130
@@ -135,39 +130,6 @@ def test_what_judges_marked_trains_and_measures_nothing(prepared, monkeypatch, t
         ("new and wrong", "loans", "feedback"),
         ("new and right", "cards", "confirmed"),
     ]
-
-
-ANGLES = {"card gone": 0.0, "card lost": 0.3, "card stolen": 0.9, "loan": 1.6, "other loan": 1.5, "far": 3.1}
-
-
-class _Encoder:
-    def embed(self, texts):
-        angles = np.array([ANGLES[text] for text in texts])
-        return np.stack([np.cos(angles), np.sin(angles)], axis=1)
-
-
-@pytest.fixture(autouse=True)
-def encoder(monkeypatch):
-    monkeypatch.setattr(learning, "open_encoder", lambda folder: _Encoder())
-
-
-def test_near_cases_with_the_same_recorded_answer_are_mended(tmp_path):
-    texts = ["card lost", "card stolen", "loan", "far"]
-    given = ["delivery", "delivery", "delivery", "delivery"]
-    corrected = [("card gone", "delivery", "lost card"), ("other loan", "loans", "mortgage")]
-    # cos(0.3) and cos(0.9) are above 0.6; cos(1.6) and cos(3.1) are not.
-    assert mended(texts, given, corrected, tmp_path) == ["lost card", "lost card", "delivery", "delivery"]
-    assert mended(texts, ["delivery", "pin", "loans", "pin"], corrected, tmp_path) == [
-        "lost card",
-        "pin",
-        "mortgage",
-        "pin",
-    ]
-
-
-def test_what_people_confirmed_stays(tmp_path):
-    assert mended(["card lost"], ["delivery"], [("card gone", "delivery", "delivery")], tmp_path) == ["delivery"]
-    assert mended(["card lost"], ["delivery"], [], tmp_path) == ["delivery"]
 
 
 def test_a_text_weighs_as_many_requests_as_asked_it() -> None:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from smallfirst.data.dataset import Example, Message
-from smallfirst.models.spans.alignment import learn_plan
-from smallfirst.tasks.extract import Extract
 from smallfirst.traffic.discovery.draft import (
     Row,
     TeacherOf,
@@ -26,7 +21,7 @@ from smallfirst.traffic.discovery.found import Asked, Discovery, FoundTask, Rest
 from smallfirst.traffic.discovery.mine import Miner
 from smallfirst.traffic.discovery.outlook import MIN_ROWS, Outlook, foretell_labels
 from smallfirst.traffic.discovery.tasks import RecurringTask, find_tasks, total_cost_usd
-from smallfirst.traffic.discovery.wordings import MOST_CASES, Case, Cases, read_cases
+from smallfirst.traffic.discovery.wordings import MOST_CASES, Case, Cases, as_text, read_cases
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.template import Template
 
@@ -36,8 +31,8 @@ _EXAMPLES, _MOST_CHARACTERS, _MOST_LABELS = 3, 2000, 300
 _OPEN = {
     "open text": "open text: agreement cannot say whether another wording is as good",
     "mixed": "its answers have no common format",
-    "short answers": "short answers of no closed set: how many can move shows when it is learnt",
 }
+_UNTOLD = "nothing is foretold of such answers: how many can move shows when it is learnt"
 
 
 def discover(
@@ -119,8 +114,6 @@ def _judge(
         answered_by=task.most_frequent("answered_by"),
         first_at=task.first_at,
         last_at=task.last_at,
-        median_latency_ms=_median([case.latency_ms for case in cases]),
-        median_prompt_tokens=_median([case.prompt_tokens for case in cases]),
         wordings=tuple(
             Asked(
                 prompt=_shown(wording.template.template, [slot.name for slot in wording.template.slots]),
@@ -132,12 +125,10 @@ def _judge(
             for wording in task.wordings
         ),
         labels=dict(list(task.labels.items())[:_MOST_LABELS]),
-        fields=tuple(task.largest.domain) if task.kind == "fields" else (),
         answer=_answer_in_words(task),
         format_check=task.format_check,
         repeats=task.repeats,
-        drift=task.drift,
-        examples=_examples(rows, task),
+        examples=_examples(rows),
         outlook=outlook,
         verdict=verdict,
         why=why,
@@ -145,13 +136,11 @@ def _judge(
 
 
 def _outlook(task: RecurringTask, rows: Sequence[Row], settings: Mapping[str, object] | str) -> Outlook:
-    """Return what a cheap model's answers foretell; of fields only whether they stand in their texts."""
-    if isinstance(settings, str) or task.kind not in ("labels", "fields"):
-        return Outlook(why=_OPEN.get(task.kind, settings if isinstance(settings, str) else "lists are not foretold"))
+    """Return what a cheap model's answers foretell of labels; of other answers nothing is."""
+    if isinstance(settings, str) or task.kind != "labels":
+        return Outlook(why=_OPEN.get(task.kind, settings if isinstance(settings, str) else _UNTOLD))
     if len(rows) < MIN_ROWS:
         return Outlook(why=f"{len(rows)} different cases are too few to foretell anything: {MIN_ROWS} are needed")
-    if task.kind == "fields":
-        return Outlook(why=fields_in_words([(row.drawn.text, row.drawn.value) for row in rows], settings["schema"]))
     n_finished = task.format_check.n_answers if task.format_check else 0
     return foretell_labels(
         [(row.drawn.text, row.usual.value, row.drawn.value, row.n) for row in rows],
@@ -159,18 +148,6 @@ def _outlook(task: RecurringTask, rows: Sequence[Row], settings: Mapping[str, ob
         in_format=min(1.0, sum(row.n for row in rows) / max(1, n_finished)),
         repeatable=task.repeats.high,
     )
-
-
-def fields_in_words(cases: Sequence[tuple[str, object]], schema: object) -> str:
-    """Return whether the values of JSON answers stand in their texts, as an encoder's have to."""
-    examples = [
-        Example(messages=(Message(role="user", content=text),), answer=json.dumps(value), shape="target")
-        for text, value in cases
-    ]
-    _, problem = learn_plan(Extract.model_validate({"name": "task", "json_schema": schema}), examples)
-    if problem:
-        return f"{problem}: a language model has to write them, which is not foretold"
-    return "its fields stand in their texts: how many requests can move shows when it is learnt"
 
 
 def _verdict(
@@ -187,10 +164,8 @@ def _verdict(
     limit = f"{max_error:.0%} of the kept answers differing"
     if at.share >= 0.01:
         return "moves", f"{at.share:.0%} [{at.low:.0%}, {at.high:.0%}] of its requests can move with at most {limit}"
-    later = next((one for one in outlook.shares if one.max_error > max_error and one.share >= 0.01), None)
-    more = f"; with {later.max_error:.0%}, {later.share:.0%} [{later.low:.0%}, {later.high:.0%}]" if later else ""
     verdict: Verdict = "unclear" if at.high >= 0.05 else "stays"
-    return verdict, f"little can move with at most {limit} (up to {at.high:.0%}){more}"
+    return verdict, f"little can move with at most {limit} (up to {at.high:.0%})"
 
 
 def _rest(read: Cases, tasks: Sequence[RecurringTask]) -> tuple[Rest, ...]:
@@ -234,17 +209,9 @@ def _answer_in_words(task: RecurringTask) -> str:
     return shown + (f" and {others} other way{'s' if others > 1 else ''} of writing it" if others else "")
 
 
-def _examples(rows: Sequence[Row], task: RecurringTask) -> tuple[tuple[str, str], ...]:
+def _examples(rows: Sequence[Row]) -> tuple[tuple[str, str], ...]:
     """Return a few cases with different answers, the most frequent first."""
     shown: dict[str, str] = {}
     for row in sorted(rows, key=lambda row: -row.n):
-        answer = row.usual.value if isinstance(row.usual.value, str) else str(row.usual.value)
-        shown.setdefault(answer[:400], row.usual.text[:400])
-        if len(shown) == _EXAMPLES:
-            break
-    return tuple((text, answer) for answer, text in shown.items())
-
-
-def _median(values: Sequence[float | int | None]) -> float | None:
-    known = [float(value) for value in values if value is not None]
-    return statistics.median(known) if known else None
+        shown.setdefault(as_text(row.usual.value)[:400], row.usual.text[:400])
+    return tuple((text, answer) for answer, text in list(shown.items())[:_EXAMPLES])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -249,8 +250,7 @@ def _about(task: RecurringTask) -> str:
     """Return the instruction of the largest wording on one line, slots as "…"."""
     turns = task.largest.template.template.turns
     text = " ".join("…".join(turn.text.pieces) for turn in turns if turn.role != "assistant")
-    line = " ".join(text.split())
-    return line if len(line) <= _MOST_ABOUT else f"{line[:_MOST_ABOUT].rsplit(' ', 1)[0]} …"
+    return textwrap.shorten(text, _MOST_ABOUT, placeholder=" …")
 
 
 def _digest(body: str) -> str:

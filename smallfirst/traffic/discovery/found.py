@@ -54,20 +54,14 @@ class FoundTask(Record):
     answered_by: str
     first_at: datetime
     last_at: datetime
-    median_latency_ms: float | None
-    median_prompt_tokens: float | None
     wordings: tuple[Asked, ...]
     labels: dict[str, int] = {}
     """Labels with numbers of answers."""
-    fields: tuple[str, ...] = ()
-    """Top-level keys of JSON answers."""
     answer: str
     """The format of its answers in words."""
     format_check: FormatCheck | None
     repeats: Estimate
     """Share of repeated cases that got the same answer again."""
-    drift: tuple[float, float] | None
-    """Total variation of the labels between both halves in time, and its p-value."""
     examples: tuple[tuple[str, str], ...]
     outlook: Outlook
     verdict: Verdict

@@ -9,9 +9,6 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-from scipy import special
-
 from smallfirst.project.task_file import NAME_PATTERN
 from smallfirst.stats.intervals import Estimate, wilson
 from smallfirst.traffic.answer_format import AnswerFormat, FormatCheck
@@ -95,26 +92,6 @@ class RecurringTask:
             last[text] = answer
         return wilson(n_same, n_repeats)
 
-    @cached_property
-    def drift(self) -> tuple[float, float] | None:
-        """How far the labels of the second half are from those of the first: total variation in [0, 1] and p-value.
-
-        Pearson's chi-squared test on labels with at least 10 answers. None for other answers.
-        """
-        said = [value for _, _, value in self.cases if isinstance(value, str) and value in self.labels]
-        if self.kind != "labels" or len(said) < 2 * MIN_REQUESTS:
-            return None
-        half = len(said) // 2
-        counts = [Counter(said[:half]), Counter(said[half:])]
-        table = np.array([[one[label] for label in self.labels] for one in counts], dtype=float)
-        shares = table / table.sum(axis=1, keepdims=True)
-        frequent = table[:, table.sum(axis=0) >= 10]
-        if frequent.shape[1] < 2:
-            return None
-        expected = np.outer(frequent.sum(axis=1), frequent.sum(axis=0)) / frequent.sum()
-        chi_square = float(((frequent - expected) ** 2 / expected).sum())
-        return float(np.abs(shares[0] - shares[1]).sum() / 2), float(special.chdtrc(frequent.shape[1] - 1, chi_square))
-
     @property
     def first_at(self) -> datetime:
         """When the first case was asked."""
@@ -184,8 +161,6 @@ TELLING_LABELS, TELLING_KEYS = 8, 3
 """Numbers of labels or keys from which an equal set is no coincidence."""
 SAME_WORDS = 0.3
 """Jaccard index of the words of two prompts from which one is a version of the other."""
-_MOST_ROWS = 800
-_SEED = 0
 
 
 def group_wordings(wordings: Sequence[Wording]) -> list[list[Wording]]:
@@ -205,8 +180,7 @@ def group_wordings(wordings: Sequence[Wording]) -> list[list[Wording]]:
 def same_task(first: Wording, second: Wording) -> bool:
     """Return True if both ask for the same thing.
 
-    Equal sets of many labels or keys are enough. Of few, either the prompts are alike, or a model that learnt on the
-    answers of the first gives those of the second.
+    Equal sets of many labels or keys are enough; of few, the prompts must be alike as well.
     """
     asked = [question_of(one.template.template.response_format) for one in (first, second)]
     if first.kind != second.kind or asked[0] != asked[1]:  # each typed question is a task of its own
@@ -217,53 +191,12 @@ def same_task(first: Wording, second: Wording) -> bool:
     if not _same_domain(first.domain, second.domain):
         return False
     telling = TELLING_KEYS if first.kind == "fields" else TELLING_LABELS
-    if alike or min(len(first.domain), len(second.domain)) >= telling:
-        return True
-    return first.kind == "labels" and predicts(first, second)
+    return alike or min(len(first.domain), len(second.domain)) >= telling
 
 
 def jaccard(first: frozenset[str], second: frozenset[str]) -> float:
     """Return the share of the words of either that both have."""
     return len(first & second) / max(1, len(first | second))
-
-
-def predicts(first: Wording, second: Wording) -> bool:
-    """Return True if what was learnt on the first's answers gives half as much about the second's as its own do.
-
-    Both in accuracy above that of always saying the most frequent label; False if its own answers give nothing.
-    """
-    from smallfirst.models.linear.classifier import fit_logistic_regression
-    from smallfirst.models.linear.tfidf import TfidfFeatures
-
-    texts, labels = _sample(first)
-    others, wanted = _sample(second)
-    half = len(others) // 2
-    if len(texts) < 40 or half < 20:
-        return False
-    names = {label: i for i, label in enumerate(sorted({*labels, *wanted}))}
-    features = TfidfFeatures.fit([*texts, *others])
-    gold = np.array([names[label] for label in wanted])
-    majority = int(np.bincount(gold[half:]).max())
-
-    def n_right(learnt: list[str], answers: list[str]) -> int:
-        own = np.array([names[answer] for answer in answers])
-        weights, bias = fit_logistic_regression(features.matrix(learnt), own, len(names), 10.0)
-        said = features(others[half:]) @ weights.T + bias
-        return int((said.argmax(axis=1) == gold[half:]).sum())
-
-    n = len(others) - half
-    own = n_right(others[:half], wanted[:half])
-    if wilson(own, n).low <= majority / n:
-        return False
-    return n_right(texts, labels) - majority >= 0.5 * (own - majority)
-
-
-def _sample(wording: Wording) -> tuple[list[str], list[str]]:
-    """Return different texts with their labels, at most _MOST_ROWS of them."""
-    rows = {text: value for text, value in zip(wording.texts, wording.values, strict=True) if value in wording.domain}
-    pairs = list(rows.items())
-    order = np.random.default_rng(_SEED).permutation(len(pairs))[:_MOST_ROWS]
-    return [pairs[i][0] for i in order], [str(pairs[i][1]) for i in order]
 
 
 def _same_domain(first: Counter[str], second: Counter[str]) -> bool:

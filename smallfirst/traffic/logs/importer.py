@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from smallfirst.data.dataset import fold_text
@@ -14,36 +14,30 @@ from smallfirst.data.sources.reader import RawRow
 from smallfirst.errors import ConfigError, Problem
 from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.logs.files import LogRecord
-from smallfirst.traffic.logs.formats import LogReader, PairReader, holds_messages
-from smallfirst.traffic.logs.read import READERS
+from smallfirst.traffic.logs.formats import FORMATS, holds_messages, is_batch
+from smallfirst.traffic.logs.read import LogReader
 from smallfirst.traffic.template import find_template, values_between
 from smallfirst.traffic.wire.dialects import read_answer, read_prompt
 
+_LOGS = [name for name in FORMATS if name != "table"]
 _CUT_OFF = ("length", "content_filter", "refusal")
 
 
 class LogImporter:
-    """Rows that one of some log readers knows; a table of two columns of text is none of them."""
+    """Rows that the reader of logs knows; a table of two columns of text is none of them."""
 
-    def __init__(self, title: str, names: Collection[str] | None = None, *, without: Collection[str] = ()) -> None:
-        """Take the readers of these names; None: all but those `without`."""
-        self.title, self._names, self._without = title, names, without
-
-    def recognizes(self, row: dict[str, Any]) -> bool:
-        reader = _reader_of(row, self._readers())
-        return reader is not None and (not isinstance(reader, PairReader) or holds_messages(row))
+    def __init__(self, title: str, recognizes: Callable[[dict[str, Any]], bool]) -> None:
+        self.title, self.recognizes = title, recognizes
 
     def convert(self, rows: Sequence[RawRow]) -> Converted:
         """Return the rows as a table. Raise ConfigError if only the requests or the responses of a batch are there."""
-        readers = self._readers()
-        found: list[Exchange | Problem] = []
+        reader, found = LogReader(_LOGS), list[Exchange | Problem]()
         for path, line, values in rows:
-            reader = _reader_of(values, readers) if isinstance(values, dict) else None
-            if reader is None or isinstance(values, str):
-                found.append(Problem(path, line, "no request and answer in it"))
-            else:
+            if isinstance(values, dict) and (is_batch(values) or reader.format_of(values)):
                 found += reader.read(LogRecord(path, line, values))
-        left = [one for reader in readers for one in reader.finish()]
+            else:
+                found.append(Problem(path, line, "no request and answer in it"))
+        left = reader.left()
         if left and len(left) == len(rows):
             there = "requests" if "no response" in str(left[0]) else "responses"
             raise ConfigError(
@@ -57,17 +51,14 @@ class LogImporter:
         asked = [(row, _asked(one)) for row in rows for one in of_row[f"{row.path}:{row.line}"]]
         return as_table(asked, [one for one in (*found, *left) if isinstance(one, Problem)])
 
-    def _readers(self) -> list[LogReader]:
-        names = self._names or [name for name in READERS.names() if name not in self._without]
-        return [READERS.get(name)() for name in names]
+
+def _is_log(row: dict[str, Any]) -> bool:
+    found = LogReader(_LOGS).format_of(row)
+    return found is not None and (found is not FORMATS["pairs"] or holds_messages(row))
 
 
-BATCHES = LogImporter("batch requests and responses", ["batch"])
-LOGS = LogImporter("chats or logs of requests", without=["batch", "table"])
-
-
-def _reader_of(row: dict[str, Any], readers: Sequence[LogReader]) -> LogReader | None:
-    return next((reader for reader in readers if reader.recognizes(row)), None)
+BATCHES = LogImporter("batch requests and responses", is_batch)
+LOGS = LogImporter("chats or logs of requests", _is_log)
 
 
 def _asked(one: Exchange) -> Asked | str:

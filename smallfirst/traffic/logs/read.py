@@ -3,35 +3,80 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from smallfirst.errors import Problem
-from smallfirst.extensions import Registry
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.records import fingerprint
 from smallfirst.traffic.exchange import Exchange, billed, kept_body
 from smallfirst.traffic.logs.files import LogRecord, file_records, log_files
-from smallfirst.traffic.logs.formats import ADDRESS, NO_TIME, LogReader, experiment_records
-
-READERS: Registry[type[LogReader]] = Registry(
-    "smallfirst.log_readers",
-    {
-        "opentelemetry": "smallfirst.traffic.logs.opentelemetry:OpenTelemetryReader",
-        "mlflow": "smallfirst.traffic.logs.formats:MLflowReader",
-        "batch": "smallfirst.traffic.logs.formats:BatchReader",
-        "langfuse": "smallfirst.traffic.logs.formats:LangfuseReader",
-        "litellm": "smallfirst.traffic.logs.formats:LiteLLMReader",
-        "pairs": "smallfirst.traffic.logs.formats:PairReader",
-        "nested": "smallfirst.traffic.logs.formats:NestedReader",
-        "table": "smallfirst.traffic.logs.formats:TableReader",
-    },
-    noun="log reader",
+from smallfirst.traffic.logs.formats import (
+    FORMATS,
+    NO_TIME,
+    LogFormat,
+    batch_entry,
+    exchange_of,
+    experiment_records,
+    is_batch,
+    is_batch_request,
 )
-"""Formats of logs, in the order in which they are tried."""
+
+ADDRESS = "mlflow:"
+"""What an address of an experiment's traces begins with: `mlflow:support`."""
 MOST_PROBLEMS = 1000
 """Problems that are named; the last one counts the others."""
+
+
+class LogReader:
+    """Exchanges in records of any format; lines of a batch's two files wait for each other, in whatever order."""
+
+    def __init__(self, formats: Collection[str] = tuple(FORMATS)) -> None:
+        self._formats = [FORMATS[name] for name in FORMATS if name in formats]
+        self._last: LogFormat | None = None
+        self._waiting: tuple[dict[str, LogRecord], dict[str, LogRecord]] = ({}, {})
+        """Requests and responses of batches by `custom_id`."""
+
+    def format_of(self, values: dict[str, Any]) -> LogFormat | None:
+        """Return the first format that knows a record, but the one of the record before at once."""
+        if self._last is None or not self._last.recognizes(values):
+            self._last = next((one for one in self._formats if one.recognizes(values)), None)
+        return self._last
+
+    def read(self, record: LogRecord) -> Iterator[Exchange | Problem]:
+        """Yield the exchanges in a record, or why it is none."""
+        try:
+            if is_batch(record.values):
+                yield from self._joined(record)
+            elif found := self.format_of(record.values):
+                for entry in found.entries(record.values):
+                    yield exchange_of(entry, record)
+            else:
+                named = ", ".join(map(repr, list(record.values)[:8]))
+                yield Problem(record.path, record.line, f"no request and answer in it; it has {named}")
+        except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
+            # Nobody else's format is known in all its variants: the record is lost, and the log is not.
+            yield Problem(record.path, record.line, f"of another form than its format has: {error}"[:200])
+
+    def _joined(self, record: LogRecord) -> Iterator[Exchange | Problem]:
+        id, is_request = record.values["custom_id"], is_batch_request(record.values)
+        kept, others = self._waiting if is_request else self._waiting[::-1]
+        other = others.pop(id, None)
+        if other is None:
+            kept[id] = record
+        else:
+            asked, answered = (record, other) if is_request else (other, record)
+            yield exchange_of(batch_entry(asked.values, answered.values), asked)
+
+    def left(self) -> list[Problem]:
+        """Return the lines of batches whose other file was not read."""
+        return [
+            Problem(record.path, record.line, f"no {missing} to custom_id {id!r} in the batch's other file")
+            for waiting, missing in zip(self._waiting, ("response", "request"), strict=True)
+            for id, record in waiting.items()
+        ]
 
 
 def read_logs(
@@ -47,7 +92,7 @@ def read_logs(
     for source in sources:
         places += [source] if str(source).startswith(ADDRESS) else log_files(Path(source))
     problems = _Problems()
-    return _Reading(problems, prices or PriceBook()).exchanges(places), problems
+    return _exchanges(places, problems, prices or PriceBook()), problems
 
 
 class _Problems(list[Problem]):
@@ -64,70 +109,35 @@ class _Problems(list[Problem]):
             self.append(problem)
 
 
-class _Reading:
-    """One pass over logs."""
-
-    def __init__(self, problems: _Problems, prices: PriceBook) -> None:
-        self._problems, self._prices = problems, prices
-        self._readers = [reader() for _, reader in READERS]
-        self._last: LogReader | None = None
-        self._seen = sqlite3.connect("", check_same_thread=False)  # a file without a name once it outgrows its cache
-        self._seen.execute("CREATE TABLE seen (id BLOB PRIMARY KEY, content TEXT) WITHOUT ROWID")
-        self._file_time = NO_TIME
-
-    def exchanges(self, places: Iterable[str | Path]) -> Iterator[Exchange]:
-        for place in places:
-            path, self._last = Path(place), None
-            self._file_time = datetime.fromtimestamp(path.stat().st_mtime, UTC) if path.exists() else datetime.now(UTC)
-            for record in experiment_records(place) if isinstance(place, str) else file_records(path):
-                if isinstance(record, Problem):
-                    self._problems.add(record)
-                elif reader := self._reader_of(record):
-                    yield from self._checked(reader.read(record), record)
-        for reader in self._readers:
-            yield from self._checked(reader.finish(), LogRecord(reader.title, 0, {}))
-
-    def _reader_of(self, record: LogRecord) -> LogReader | None:
-        """Return the reader that knows the record: the first in order, but the one of the record before at once."""
-        if self._last is None or not self._last.recognizes(record.values):
-            self._last = next((one for one in self._readers if one.recognizes(record.values)), None)
-        if self._last is None:
-            named = ", ".join(map(repr, list(record.values)[:8]))
-            self._problems.add(Problem(record.path, record.line, f"no request and answer in it; it has {named}"))
-        return self._last
-
-    def _checked(self, found: Iterable[Exchange | Problem], record: LogRecord) -> Iterator[Exchange]:
-        try:
-            for one in found:
+def _exchanges(places: Sequence[str | Path], problems: _Problems, prices: PriceBook) -> Iterator[Exchange]:
+    """Yield whole exchanges, redacted; one that was read before is left out, as exports overlap."""
+    reader = LogReader()
+    seen = sqlite3.connect("", check_same_thread=False)  # a file without a name once it outgrows its cache
+    seen.execute("CREATE TABLE seen (id BLOB PRIMARY KEY, content TEXT) WITHOUT ROWID")
+    for place in places:
+        path = Path(place)
+        at = datetime.fromtimestamp(path.stat().st_mtime, UTC) if path.exists() else datetime.now(UTC)
+        for record in experiment_records(place) if isinstance(place, str) else file_records(path):
+            for one in [record] if isinstance(record, Problem) else reader.read(record):
                 if isinstance(one, Problem):
-                    self._problems.add(one)
-                elif whole := self._whole(one):
-                    yield whole
-        except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
-            # Nobody else's format is known in all its variants: the record is lost, and the log is not.
-            self._problems.add(Problem(record.path, record.line, f"of another form than its format has: {error}"[:200]))
-
-    def _whole(self, one: Exchange) -> Exchange | None:
-        """Return the exchange with id, time and price, redacted; None if it was read before, as exports overlap."""
-        request, response = kept_body(one.request), kept_body(one.response)
-        id, content = one.id or one.source, fingerprint([request, response])
-        seen = self._seen.execute("SELECT content FROM seen WHERE id = ?", (_key(id),)).fetchone()
-        if seen == (content,):
-            return None
-        if seen is not None:
-            id = f"{id}#{one.source}"  # one id for several
-        self._seen.execute("INSERT OR REPLACE INTO seen VALUES (?, ?)", (_key(id), content))
-        timed = one.at != NO_TIME
-        line = int(one.source.rpartition(":")[2] or 0)
-        changes = {
-            "id": id,
-            "at": one.at if timed else self._file_time + timedelta(milliseconds=line),
-            "timed": timed,
-            "request": request,
-            "response": response,
-        }
-        return billed(one.model_copy(update=changes), self._prices)
+                    problems.add(one)
+                elif whole := _whole(one, seen, at):
+                    yield billed(whole, prices)
+    for problem in reader.left():
+        problems.add(problem)
 
 
-def _key(id: str) -> bytes:
-    return id.encode("utf-8", "backslashreplace")  # the name of a file may be any bytes
+def _whole(one: Exchange, seen: sqlite3.Connection, file_time: datetime) -> Exchange | None:
+    """Return the exchange with id and time, redacted; None if it was read before."""
+    request, response = kept_body(one.request), kept_body(one.response)
+    id, content = one.id or one.source, fingerprint([request, response])
+    key = id.encode("utf-8", "backslashreplace")  # the name of a file may be any bytes
+    before = seen.execute("SELECT content FROM seen WHERE id = ?", (key,)).fetchone()
+    if before == (content,):
+        return None
+    seen.execute("INSERT OR REPLACE INTO seen VALUES (?, ?)", (key, content))
+    if before is not None:
+        id = f"{id}#{one.source}"  # one id for several
+    timed, line = one.at != NO_TIME, int(one.source.rpartition(":")[2] or 0)
+    at = one.at if timed else file_time + timedelta(milliseconds=line)
+    return one.model_copy(update={"id": id, "at": at, "timed": timed, "request": request, "response": response})

@@ -65,8 +65,11 @@ def test_system_prompts_earlier_turns_and_the_model_are_kept() -> None:
         ({"messages": [ASK], "r": {"choices": [CUT_OFF]}}, "the answer was cut off: length"),
         ({"messages": [ASK], "r": {"choices": [CALL]}}, "the answer calls a tool"),
         ({"messages": [ASK, {"role": "assistant", "content": " "}]}, "no answer of text"),
-        ({"messages": [ASK]}, "no answer"),
-        ({"messages": [{"role": "assistant", "content": "lost"}]}, "no request with messages or a prompt"),
+        ({"messages": [ASK]}, "no answer: was the content of messages stored?"),
+        (
+            {"messages": [{"role": "assistant", "content": "lost"}]},
+            "no request with messages or a prompt: was the content of messages stored?",
+        ),
         ({"request": {"messages": [ASK, WRITTEN]}, "response": SAID}, "the answer follows no question of a user"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, {"role": "assistant", "content": "a"}]},
