@@ -120,7 +120,7 @@ from smallfirst.routing.certificate.summary import ThresholdPoint as ThresholdPo
 from smallfirst.routing.certificate.units import FieldCertificate as FieldCertificate
 from smallfirst.routing.certificate.units import GroupCertificate as GroupCertificate
 from smallfirst.routing.certificate.units import KeptFields as KeptFields
-from smallfirst.routing.monitoring.monitor import MonitorSettings as MonitorSettings
+from smallfirst.routing.monitor import MonitorSettings as MonitorSettings
 from smallfirst.routing.policies import GainScorer as GainScorer
 from smallfirst.routing.policies import Policy as Policy
 from smallfirst.routing.policies import PolicyDecision as PolicyDecision

@@ -145,7 +145,6 @@ async def follow(place: Path, task: Path, rows: list[Row], change: str, seed: in
         await asyncio.gather(*map(live.router.router.decide, texts))
     monitor = live.router.monitor
     monitor.settings = monitor.settings.model_copy(update={"audit_share": share})
-    monitor._budget = type(monitor._budget)(share, monitor.settings.audit_reserve)
     found: dict[str, Any] = {"change": change, "seed": seed, "audit_share": share, "small": 0, "wrong": 0}
     for number in range(1, CHANGE_AT + MOST + 1):
         if number == CHANGE_AT + 1:

@@ -20,7 +20,7 @@ from smallfirst.billing.saved import Account, Amount, Saving
 from smallfirst.errors import ConfigError
 from smallfirst.pricing.charge import Charge
 from smallfirst.records import Record
-from smallfirst.routing.monitoring.audit_plan import share_wrong
+from smallfirst.routing.monitor import share_wrong
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, ExpenseRow, LedgerRow
 from smallfirst.serving.ledger.sums import Sums, outcome_of

@@ -1,4 +1,4 @@
-"""The last hours or days in figures: share answered small, accuracy on both paths, money, latency, states, drift."""
+"""The last hours or days in figures: share answered small, accuracy on both paths, money, latency, states."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from smallfirst.billing.saved import Amount, Saving, is_small, savings, total
 from smallfirst.deployment.audited_router import AuditedRouter
 from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.pricing.prices import PriceBook
-from smallfirst.routing.monitoring.audit_plan import share_wrong
+from smallfirst.routing.monitor import share_wrong
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, StateRow, standing
 from smallfirst.serving.ledger.sums import Period, Sums
@@ -194,7 +194,7 @@ def _right(error: Estimate) -> dict[str, Any]:
 
 def _live(router: AuditedRouter) -> dict[str, Any]:
     """Return the accuracy of small answers since the version went live, and the least that is promised or gated."""
-    audited = [watch.quantity for watch in router.monitor.watches if watch.quantity.loss is None]
+    audited = [watch.quantity for watch in router.monitor.watches]
     promised = [one.limit for one in audited if not one.by_gate and router.standing.promise]
     by_gate = [one.limit for one in audited if one.by_gate and router.outcome.watched_by]
     least = {name: 1 - min(of) if of else None for name, of in (("promised", promised), ("by_gate", by_gate))}
@@ -216,6 +216,4 @@ def _router(ledger: Ledger, router: AuditedRouter) -> dict[str, Any]:
         "live": _live(router),
         "judge": router.auditing.judge,
         "audit_share": monitor.audit_share,
-        "drift": [one.model_dump() for one in monitor.drift],
-        "hints": [hint.why for hint in monitor.hints],
     }

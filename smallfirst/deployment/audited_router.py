@@ -1,7 +1,8 @@
-"""A Router after go-live: its guarantee is audited, its traffic monitored, and the large model answers on an alarm.
+"""A Router after go-live: its guarantee is audited, and the large model answers while audits find it broken.
 
 A share of the answers that the certificate accepts is selected by chance and compared with the large model's answer or
-a person's. The monitor's state is in the ledger, which all processes follow and a restart reads.
+a person's. The state follows from the audits in the ledger alone, so all processes over one ledger are in the same, and
+a restart reads the same.
 """
 
 from __future__ import annotations
@@ -13,42 +14,120 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
-from typing import Any, get_args
+from typing import Any, Literal, NamedTuple
 
-from smallfirst.deployment.auditing import AuditSettings, note_difference, outcome_of
-from smallfirst.deployment.followed_monitor import FOLLOW_S, FollowedMonitor
 from smallfirst.deployment.second_look import SecondLooks
 from smallfirst.errors import ModelError
-from smallfirst.gate.outcome import Outcome, Standing, with_broken
+from smallfirst.gate.outcome import Outcome, Standing
 from smallfirst.models.protocol import Chunk, Completion, Request, Route
-from smallfirst.models.usage import ReportUnfinished, collect_attempts
+from smallfirst.models.usage import collect_attempts
 from smallfirst.models.wrappers import DelegatingModel
 from smallfirst.pricing.charge import charges_json, total_usd, with_purpose
-from smallfirst.routing.monitoring.drift import Statistic
-from smallfirst.routing.monitoring.monitor import Monitor
-from smallfirst.routing.router import OUT_OF_SCOPE, Decision, Router, is_covered, took_cascade
+from smallfirst.routing.monitor import Judge, Monitor
+from smallfirst.routing.router import Decision, Router, is_covered, took_cascade
 from smallfirst.serving.ledger.ledger import AlreadyRecorded, Ledger, LedgerAway, LedgerUnavailable
-from smallfirst.serving.ledger.rows import (
-    AuditRow,
-    DraftRow,
-    FeedbackRow,
-    attempt_rows,
-)
+from smallfirst.serving.ledger.rows import AuditRow, DraftRow, FeedbackRow, StateRow, attempt_rows
 from smallfirst.serving.openai.errors import ApiError
+from smallfirst.tasks.task import Task
 
 _log = logging.getLogger("smallfirst.serving")
-_OOD_STAGE = "domain"
 AskLarge = Callable[[], Awaitable[Completion]]
 """Ask the large model again what it was, or would have been, asked."""
 SHADOW_WHY = "the small model runs in shadow: nothing of it may be answered"
+FOLLOW_S = 1.0
+"""Seconds after which a decision is not made before the ledger was read again."""
 MAX_CONCURRENT_AUDITS = 4
 """Audits at the same time; further ones wait, so that audits never crowd out answers."""
 MAX_PENDING_AUDITS = 10_000
 """Drafts that wait for a person of which the process remembers the text; with stored bodies the ledger has all."""
 
 
+class AuditSettings(NamedTuple):
+    """How answers of one task are judged."""
+
+    judge: Judge
+    agrees: Callable[[str, str], bool]
+    """Return True if the first answer (the draft) agrees with the second one (the judge's).
+
+    It runs in a thread: the score of a long extraction takes its time.
+    """
+    store_bodies: bool = False
+    task: Task | None = None
+    """What answers may be, for those who mark them."""
+
+
+class Audits:
+    """The audits of one task and certificate, as the ledger has them, and the state that follows from them."""
+
+    def __init__(self, monitor: Monitor, ledger: Ledger, task: str, certificate: str, *, why: str) -> None:
+        """`monitor` is as at go-live; `why` is written down with its first state. Raise LedgerUnavailable."""
+        self.monitor, self._ledger, self._task, self._certificate = monitor, ledger, task, certificate
+        self._seq, self._lock = 0, asyncio.Lock()
+        self._found: list[StateRow] = []
+        """Changes that the ledger does not have yet."""
+        with suppress(AlreadyRecorded):  # another process may be first
+            ledger.append(self.row("", monitor.state, SHADOW_WHY if monitor.state == "shadow" else why, after_audit=0))
+        self.since = ledger.entries(StateRow, task=task, certificate=certificate)[0].at
+        """When the certificate went live."""
+        self._read_at_s = time.monotonic()
+        while self._replay(self._new()):
+            pass
+        for row in self._found:  # of a process that was killed before it wrote them
+            self._write(row)
+        self._found.clear()
+
+    def row(self, before: str, after: str, why: str, cause: str = "", after_audit: int | None = None) -> StateRow:
+        """Return a change of state, or a note, as it is written."""
+        values = {"before": before, "after": after, "why": why, "cause": cause, "after_audit": after_audit}
+        of = {"task": self._task, "certificate": self._certificate}
+        return StateRow.model_validate({"at": datetime.now(UTC), **of, **values})
+
+    async def follow(self, *, older_than_s: float = -1.0) -> None:
+        """Count what was written since the ledger was read last, if that is longer ago than `older_than_s`.
+
+        Raise LedgerUnavailable.
+        """
+        if time.monotonic() - self._read_at_s <= older_than_s:
+            return
+        async with self._lock:
+            if (now := time.monotonic()) - self._read_at_s <= older_than_s:
+                return  # another request has read it meanwhile
+            while self._replay(await asyncio.to_thread(self._new)):
+                pass
+            while self._found:
+                await asyncio.to_thread(self._write, self._found[0])
+                self._found.pop(0)
+            self._read_at_s = now
+
+    async def take(self, audit: AuditRow) -> bool:
+        """Count a verdict; return False if the audit has one already, from whichever process: it is final."""
+        try:
+            await self._ledger.append_async(audit)
+        except AlreadyRecorded:
+            return False
+        await self.follow()
+        return True
+
+    def _new(self) -> Any:
+        return self._ledger.audits(self._task, self._certificate, after=self._seq)
+
+    def _replay(self, rows: Any) -> bool:
+        """Count audits in their order; return False if there were none."""
+        for row in rows:
+            judged = {"certified": row.certified, "answered_at": row.answered_at, "at": row.at}
+            if change := self.monitor.record(row.wrong, row.weight, **judged):
+                self._found.append(self.row(*change[:2], change.why, change.cause, row.seq))
+            self._seq = row.seq
+        return bool(rows)
+
+    def _write(self, row: StateRow) -> None:
+        with suppress(AlreadyRecorded):  # another process has found it too
+            self._ledger.append(row)
+            _log.warning("%s: %s -> %s: %s", row.task, row.before, row.after, row.why)
+
+
 class AuditedRouter(DelegatingModel):
-    """A Router with audits and monitoring, itself a Model."""
+    """A Router with audits, itself a Model."""
 
     def __init__(
         self,
@@ -69,41 +148,24 @@ class AuditedRouter(DelegatingModel):
         super().__init__(router)
         self.outcome = outcome or outcome_of(router)
         self.router, self.ledger, self.auditing, self.second_look = router, ledger, auditing, second_look
-        self.certificate = router.certificate.fingerprint()
+        self.certificate, self.monitor = router.certificate.fingerprint(), monitor
+        self.audits = Audits(monitor, ledger, self.name, self.certificate, why=self.outcome.in_short)
         self._rng = rng or random.SystemRandom()
         self._tasks: set[asyncio.Task[None]] = set()
         self._audit_slots = asyncio.Semaphore(MAX_CONCURRENT_AUDITS)
         self._drafts: dict[str, DraftRow] = {}
         """By response id the drafts that a person is to judge beside the answers that the large model gave."""
-        self._followed = FollowedMonitor(
-            monitor,
-            ledger,
-            self.name,
-            self.certificate,
-            why=self.outcome.in_short,
-            shadow_why=SHADOW_WHY,
-        )
-        self._since, self._shared_at_s = self._followed.since, float("-inf")
-
-    @property
-    def monitor(self) -> Monitor:
-        """The monitor as this process knows it."""
-        return self._followed.monitor
+        self._shared_at_s = float("-inf")
 
     @property
     def standing(self) -> Standing:
         """What is in force now: the outcome, narrowed by the monitor's state."""
-        return self.outcome.standing(self.monitor.state, broken=[one.words for one in self.monitor.broken])
-
-    @property
-    def cause(self) -> str:
-        """What led to the present state."""
-        return self._followed.cause
+        return self.outcome.standing(self.monitor.state)
 
     async def follow(self) -> None:
         """Take over what other processes have written, unless that was done a moment ago. Raise LedgerAway."""
         try:
-            await self._followed.follow(older_than_s=FOLLOW_S)
+            await self.audits.follow(older_than_s=FOLLOW_S)
         except LedgerUnavailable as error:
             raise LedgerAway(error.args[0], hint=error.hint) from None
         if (now := time.monotonic()) - self._shared_at_s > FOLLOW_S:
@@ -117,18 +179,21 @@ class AuditedRouter(DelegatingModel):
             return SHADOW_WHY
         if self.monitor.state != "fallback":
             return ""
-        if self.cause in get_args(Statistic):
-            return "live traffic has drifted"
         by_gate = any(watch.exceeded and watch.quantity.by_gate for watch in self.monitor.watches)
         return f"the {'gate' if by_gate else 'guarantee'} was found broken on live answers"
 
     def note_version(self, before: str, why: str) -> None:
         """Write to the ledger that another version answers, or why none does. Raise LedgerUnavailable."""
-        self.ledger.append(self._followed.row(before, self.monitor.state, why, "version"))
+        self.ledger.append(self.audits.row(before, self.monitor.state, why, "version"))
 
     def gave(self, completion: Completion) -> bool:
         """Return True if one of the Router's own models wrote the answer: their names contain the version."""
         return completion.answered_by in self._own_models
+
+    async def decide(self, request: Request) -> Decision:
+        """Decide who answers a request; `settle` takes the answer. Raise LedgerAway."""
+        await self.follow()
+        return await self.router.decide(request, paused=self.paused)
 
     async def complete(self, request: Request) -> Completion:
         """Return the Router's answer, or the large model's while the guarantee is not in force."""
@@ -148,6 +213,43 @@ class AuditedRouter(DelegatingModel):
                     noted = await self._note_answer(chunk.completion, decision)
                     chunk = chunk.model_copy(update={"completion": noted})
                 yield chunk
+
+    async def aclose(self) -> None:
+        """Wait for running audits, then close the models."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=30)
+        with suppress(LedgerAway):
+            await self._share()
+        await self.router.aclose()
+
+    async def _share(self) -> None:
+        """Tell other processes what was spent here, and learn what they spent. Raise LedgerAway."""
+        if (tracker := self.router.budget_tracker) is not None:
+            await tracker.share(self.ledger.shared, self.name)
+
+    async def _note_answer(self, completion: Completion, decision: Decision) -> Completion:
+        """Return the answer as it is given: drawn for an audit or not, and whether it differs from a draft."""
+        completion = await note_difference(completion, decision, self.auditing.agrees)
+        route = completion.route
+        drafted_beside = self.paused and route is not None and route.why == self.paused
+        if route is None or not (self._is_audited(route) or drafted_beside):
+            return completion
+        last = route.certified and route.stage == self.router.stages[-1].name
+        share, weight = self.monitor.plan_audit(route.confidence if last else None)
+        drawn = {"audit_share": share, "audit_weight": weight, "audited": self._rng.random() < share}
+        return completion.model_copy(update={"route": route.model_copy(update=drawn)})
+
+    def _is_small(self, route: Route) -> bool:
+        """Return True if the cascade's own model gave the answer as it was evaluated: no policy and no setting did."""
+        return took_cascade(route) and any(stage.name == route.stage for stage in self.router.stages)
+
+    def _is_audited(self, route: Route) -> bool:
+        """Return True if audits watch such a small answer: the certificate covers it, or the gate was about all."""
+        return self._is_small(route) and (self.monitor.audits_all or is_covered(route.trail))
+
+    @property
+    def _own_models(self) -> set[str]:
+        return {stage.model.name for stage in (*self.router.stages, *self.router.options.policy_stages)}
 
     def answered(
         self,
@@ -172,114 +274,6 @@ class AuditedRouter(DelegatingModel):
             )
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-
-    async def feedback(self, feedback: FeedbackRow) -> FeedbackRow:
-        """Record feedback and return it with whether it is an audit's verdict: a judge's first one, where chance drew.
-
-        Raise ApiError if it judges a draft and does not tell what is right.
-        """
-        if feedback.judge and (verdict := await asyncio.to_thread(self._verdict, feedback)) is not None:
-            feedback = feedback.model_copy(update={"counted": await self._take_verdict(verdict)})
-        await self.ledger.append_async(feedback)
-        return feedback
-
-    def _verdict(self, feedback: FeedbackRow) -> AuditRow | None:
-        """Return what a judge's feedback says about an audit; None if chance drew none, or it has its verdict."""
-        row = self.ledger.get(feedback.id)
-        if row is None or not row.audited or row.audit_share is None or self.ledger.count(AuditRow, id=row.id):
-            return None
-        if row.at < self._since:
-            return None  # an answer under another certificate tells nothing about this one
-        wrong, answered_at = feedback.verdict == "wrong", row.at
-        certified = row.certified or is_covered(row.steps)
-        if not row.certified and row.answered_by not in self._own_models:
-            if (beside := self._drafts.get(row.id) or self._stored_draft(row.id)) is None:
-                return None
-            wrong = self._draft_is_wrong(feedback, beside.draft or "", beside.other or "")
-            answered_at, certified = beside.at, beside.certified
-        elif row.answered_by is not None and row.answered_by not in self._own_models:
-            return None  # another version gave it
-        other = feedback.answer if self.auditing.store_bodies else None
-        values = {"at": feedback.at, "wrong": wrong, "judged_by": "person", "answered_at": answered_at, "other": other}
-        values["certified"] = certified
-        return self._audit_row(row.id, row.audit_share, row.audit_weight, values)
-
-    def _audit_row(self, id: str, share: float, weight: float, values: dict[str, Any]) -> AuditRow:
-        drawn = {"id": id, "propensity": share, "weight": weight}
-        return AuditRow.model_validate({"task": self.name, "certificate": self.certificate, **drawn, **values})
-
-    def _stored_draft(self, id: str) -> DraftRow | None:
-        """Return the draft that another process made, or this one before a restart; None where no text is stored."""
-        for row in self.ledger.entries(DraftRow, id=id):
-            if row.certificate == self.certificate and row.draft is not None and row.other is not None:
-                return row
-        return None
-
-    def _draft_is_wrong(self, feedback: FeedbackRow, draft: str, shown: str) -> bool:
-        """Tell by the right answer whether the draft beside the large model's answer `shown` is wrong."""
-        right = feedback.answer or (shown if feedback.verdict == "right" else None)
-        if right is not None:
-            return not self.auditing.agrees(draft, right)
-        if self.auditing.agrees(draft, shown):
-            return True
-        message = "The small model's draft is judged by the right answer, which differs from this one: name it."
-        raise ApiError(400, message, param="answer", code="answer_required")
-
-    async def aclose(self) -> None:
-        """Wait for running audits, then close the models."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=30)
-        with suppress(LedgerAway):
-            await self._share()
-        await self.router.aclose()
-
-    def _is_small(self, route: Route) -> bool:
-        """Return True if the cascade's own model gave the answer as it was evaluated: no policy and no setting did."""
-        return took_cascade(route) and any(stage.name == route.stage for stage in self.router.stages)
-
-    def _is_audited(self, route: Route) -> bool:
-        """Return True if audits watch such a small answer: the certificate covers it, or the gate was about all."""
-        return self._is_small(route) and (self.monitor.audits_all or is_covered(route.trail))
-
-    @property
-    def _own_models(self) -> set[str]:
-        return {stage.model.name for stage in (*self.router.stages, *self.router.options.policy_stages)}
-
-    async def decide(self, request: Request) -> Decision:
-        """Decide who answers a request, and count it as traffic; `settle` takes the answer. Raise LedgerAway."""
-        await self.follow()
-        decision = await self.router.decide(request, paused=self.paused)
-        await self._observe(decision)
-        return decision
-
-    async def _share(self) -> None:
-        """Tell other processes what was counted here, and learn what they counted. Raise LedgerAway."""
-        await self.monitor.sums.share(self.ledger.shared, f"sums/{self.name}/{self.certificate}")
-        if (tracker := self.router.budget_tracker) is not None:
-            await tracker.share(self.ledger.shared, self.name)
-
-    async def _note_answer(self, completion: Completion, decision: Decision) -> Completion:
-        """Test the limits that requests test, and return the answer as it is given, drawn for an audit or not."""
-        completion = await note_difference(completion, decision, self.auditing.agrees)
-        route = completion.route
-        if route is not None and (took_cascade(route) or any(step.stage == _OOD_STAGE for step in route.trail)):
-            with ReportUnfinished(lambda _: completion):
-                await self._followed.found(self.monitor.record_answer(completion))
-        if route is not None and route.certified and self.monitor.broken:
-            in_words = with_broken(route.guarantee, [quantity.words for quantity in self.monitor.broken])
-            completion = completion.model_copy(update={"route": route.model_copy(update={"guarantee": in_words})})
-        return self._select_for_audit(completion)
-
-    def _select_for_audit(self, completion: Completion) -> Completion:
-        route = completion.route
-        drafted_beside = self.paused and route is not None and route.why == self.paused
-        if route is None or not (self._is_audited(route) or drafted_beside):
-            return completion
-        last = route.certified and route.stage == self.router.stages[-1].name
-        confidence = route.confidence if last else None
-        share, weight = self.monitor.plan_audit(confidence)
-        drawn = {"audit_share": share, "audit_weight": weight, "audited": self._rng.random() < share}
-        return completion.model_copy(update={"route": route.model_copy(update=drawn)})
 
     async def _ask_large(self, id: str, request: Request, ask: AskLarge | None) -> Completion:
         attempts = collect_attempts()
@@ -319,7 +313,6 @@ class AuditedRouter(DelegatingModel):
                     return  # the answer was drawn by chance, and no other one is asked for: it judges nothing
                 else:
                     decision = await self.router.decide(request.as_evaluated)
-                    await self._observe(decision)
                     answered_at = datetime.now(UTC)
                     if in_shadow and self.second_look is not None:
                         await self.second_look.compared(id, request, decision, completion, state=self.monitor.state)
@@ -339,12 +332,7 @@ class AuditedRouter(DelegatingModel):
         values |= {"cost_usd": total_usd(charges), "charges": charges_json(with_purpose(charges, "audit"))}
         values |= {"draft": draft, "other": judged} if self.auditing.store_bodies else {}
         # Unless a person was quicker:
-        await self._take_verdict(self._audit_row(id, route.audit_share, route.audit_weight, values))
-
-    async def _observe(self, decision: Decision) -> None:
-        if decision.draft is not None and decision.route.stage != OUT_OF_SCOPE and not decision.changed:
-            ood_score = next((s.score for s in decision.route.trail if s.stage == _OOD_STAGE), None)
-            await self._followed.found(self.monitor.observe(decision.route.confidence, ood_score, decision.draft.text))
+        await self.audits.take(self._audit_row(id, route.audit_share, route.audit_weight, values))
 
     async def _ask_person(self, id: str, draft: str, shown: str, at: datetime, *, certified: bool) -> None:
         named = {"task": self.name, "certificate": self.certificate, "certified": certified}
@@ -355,11 +343,81 @@ class AuditedRouter(DelegatingModel):
         without = {} if self.auditing.store_bodies else {"draft": None, "other": None}
         await self.ledger.append_async(row.model_copy(update=without))
 
-    async def _take_verdict(self, audit: AuditRow) -> bool:
-        """Count a verdict of an audit; return False if there is one already, from whichever process: it is final."""
-        try:
-            await self.ledger.append_async(audit)
-        except AlreadyRecorded:
-            return False
-        await self._followed.follow()
-        return True
+    async def feedback(self, feedback: FeedbackRow) -> FeedbackRow:
+        """Record feedback and return it with whether it is an audit's verdict: a judge's first one, where chance drew.
+
+        Raise ApiError if it judges a draft and does not tell what is right.
+        """
+        if feedback.judge and (verdict := await asyncio.to_thread(self._verdict, feedback)) is not None:
+            feedback = feedback.model_copy(update={"counted": await self.audits.take(verdict)})
+        await self.ledger.append_async(feedback)
+        return feedback
+
+    def _verdict(self, feedback: FeedbackRow) -> AuditRow | None:
+        """Return what a judge's feedback says about an audit; None if chance drew none, or it has its verdict."""
+        row = self.ledger.get(feedback.id)
+        if row is None or not row.audited or row.audit_share is None or self.ledger.count(AuditRow, id=row.id):
+            return None
+        if row.at < self.audits.since:
+            return None  # an answer under another certificate tells nothing about this one
+        wrong, answered_at = feedback.verdict == "wrong", row.at
+        certified = row.certified or is_covered(row.steps)
+        if not row.certified and row.answered_by not in self._own_models:
+            if (beside := self._drafts.get(row.id) or self._stored_draft(row.id)) is None:
+                return None
+            wrong = self._draft_is_wrong(feedback, beside.draft or "", beside.other or "")
+            answered_at, certified = beside.at, beside.certified
+        elif row.answered_by is not None and row.answered_by not in self._own_models:
+            return None  # another version gave it
+        other = feedback.answer if self.auditing.store_bodies else None
+        values = {"at": feedback.at, "wrong": wrong, "judged_by": "person", "answered_at": answered_at, "other": other}
+        values["certified"] = certified
+        return self._audit_row(row.id, row.audit_share, row.audit_weight, values)
+
+    def _audit_row(self, id: str, share: float, weight: float, values: dict[str, Any]) -> AuditRow:
+        drawn = {"id": id, "propensity": share, "weight": weight}
+        return AuditRow.model_validate({"task": self.name, "certificate": self.certificate, **drawn, **values})
+
+    def _stored_draft(self, id: str) -> DraftRow | None:
+        """Return the draft that another process made, or this one before a restart; None where no text is stored."""
+        for row in self.ledger.entries(DraftRow, id=id):
+            if row.certificate == self.certificate and row.draft is not None and row.other is not None:
+                return row
+        return None
+
+    def _draft_is_wrong(self, feedback: FeedbackRow, draft: str, shown: str) -> bool:
+        """Tell by the right answer whether the draft beside the large model's answer `shown` is wrong."""
+        right = feedback.answer or (shown if feedback.verdict == "right" else None)
+        if right is not None:
+            return not self.auditing.agrees(draft, right)
+        if self.auditing.agrees(draft, shown):
+            return True
+        message = "The small model's draft is judged by the right answer, which differs from this one: name it."
+        raise ApiError(400, message, param="answer", code="answer_required")
+
+
+async def note_difference(completion: Completion, decision: Decision, agrees: Callable[[str, str], bool]) -> Completion:
+    """Return the answer with a note in its last step if another model gave it and it differs from the draft."""
+    route, draft = completion.route, decision.draft
+    if decision.model is None or draft is None or route is None or route.trail[-1].decision != "answered":
+        return completion
+    if await asyncio.to_thread(agrees, draft.text, completion.text):
+        return completion
+    trail = (*route.trail[:-1], route.trail[-1].model_copy(update={"differs": True}))
+    return completion.model_copy(update={"route": route.model_copy(update={"trail": trail})})
+
+
+def outcome_of(router: Router) -> Outcome:
+    """Return the outcome of a version that brings none: what its certificate lets it answer."""
+    certificate = router.certificate
+    live, keeps = certificate.issued, certificate.below == "keep"
+    rest: Literal["", "large", "person"] = "" if keeps else "person" if certificate.below == "abstain" else "large"
+    return Outcome(
+        kind="keep the large model" if not live else "small alone" if keeps else "small first",
+        title=router.stages[-1].model.name,
+        promise=router.guarantee if certificate.issued else "",
+        large=router.large is not None,
+        rest=rest if live and (router.large or rest != "large") else "",
+        watched_by="" if not certificate.issued else "large" if router.large else "person",
+        why="" if certificate.issued else certificate.why,
+    )

@@ -21,13 +21,13 @@ from smallfirst.deployment.audited_router import AuditedRouter
 from smallfirst.deployment.queue_routes import QueueRoutes, mark
 from smallfirst.deployment.second_look import CAUSE
 from smallfirst.models.protocol import Completion, Request
-from smallfirst.routing.monitoring.quantities import not_watched
+from smallfirst.routing.monitor import not_watched
 from smallfirst.serving.ledger.ledger import Ledger, LedgerUnavailable
 from smallfirst.serving.ledger.rows import FeedbackRow, StateRow, standing
 from smallfirst.serving.openai.errors import ApiError
 from smallfirst.serving.plugins import Plugin, PluginRequest, PluginRoute
 
-STATES = ("live", "shadow", "drift", "fallback")
+STATES = ("live", "shadow", "fallback")
 _MAX_BODY_BYTES = 64 * 1024
 MAX_VERDICTS = 16
 """Verdicts of users, and of judges, that are kept on one answer: they may disagree, but must not fill the ledger."""
@@ -115,7 +115,6 @@ class _RouterMetrics(Collector):
         what = "Quantities that are watched, in the guarantee's unit, with their limit."
         watched = family(gauge, "watched", what, "quantity", "guaranteed", "end")
         alarms = family(count, "alarms", "Alarms by cause.", "cause")
-        hints = family(count, "hints", "Hints by source: they change nothing.", "source")
         for task, router in self._routes.by_task.items():
             found = router.monitor.live_error
             for name in STATES:
@@ -125,10 +124,9 @@ class _RouterMetrics(Collector):
                 error([task, end], getattr(found, end))
             for watch, one in zip(router.monitor.watches, _watched(router), strict=True):
                 for end in ("limit", "value", "low", "high"):
-                    watched([task, one["quantity"], str(watch.quantity.promised).lower(), end], one[end])
-            for add, changes in ((alarms, router.monitor.alarms), (hints, router.monitor.hints)):
-                for cause, n in Counter(change.cause for change in changes).items():
-                    add([task, cause], n)
+                    watched([task, one["quantity"], str(not watch.quantity.by_gate).lower(), end], one[end])
+            for cause, n in Counter(change.cause for change in router.monitor.alarms).items():
+                alarms([task, cause], n)
         yield from families
 
 
@@ -148,7 +146,7 @@ def _watched(router: AuditedRouter) -> list[dict[str, Any]]:
             {
                 "quantity": quantity.name,
                 "in_words": quantity.words,
-                "guaranteed": quantity.promised and in_force,
+                "guaranteed": not quantity.by_gate and in_force,
                 "found_broken": watch.exceeded,
                 "limit": quantity.limit,
                 **monitor.mean(watch).model_dump(),
@@ -170,7 +168,6 @@ def _status(router: AuditedRouter) -> dict[str, Any]:
         "outcome": router.outcome.model_dump(mode="json"),
         "watched": _watched(router),
         "not_watched": list(not_watched(router.router.certificate, router.auditing.judge)),
-        "hints": [{"source": h.cause, "why": h.why} for h in router.monitor.hints],
         "live_error": found.model_dump(),
         "audit_share": router.monitor.audit_share,
         "judged_by": router.auditing.judge,

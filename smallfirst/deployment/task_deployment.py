@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from smallfirst.data.dataset import Message
-from smallfirst.deployment.audited_router import AuditedRouter
-from smallfirst.deployment.auditing import AuditSettings, outcome_of
+from smallfirst.deployment.audited_router import AuditedRouter, AuditSettings, outcome_of
 from smallfirst.deployment.hot_swap import ModelSet, SharedModel
 from smallfirst.deployment.second_look import TAG, SecondLook, SecondLooks, looks_again, read_look
 from smallfirst.errors import RegistryError, StageMissing
@@ -42,9 +41,7 @@ from smallfirst.project.task_file import RoutingConfig, TaskFile
 from smallfirst.registry import versions
 from smallfirst.registry.versions import ModelVersion
 from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.monitoring.audit_plan import allocate_audits
-from smallfirst.routing.monitoring.monitor import Monitor
-from smallfirst.routing.monitoring.quantities import Judge, not_watched, watched_quantities
+from smallfirst.routing.monitor import Judge, Monitor, allocate_audits, not_watched, watched_quantities
 from smallfirst.routing.policies import CHALLENGER
 from smallfirst.routing.router import Router, Stage
 from smallfirst.serving.ledger.ledger import Ledger
@@ -204,15 +201,15 @@ class TaskDeployment:
             options=routing_rules(file, reference.large_usd, run_folder.path, beside),
             name=file.name,
         )
+        outcome = self._outcome_here(outcome) if outcome else outcome_of(router)
+        judge = _judge(file.routing, certificate, outcome, self.large)
         # Last, since it writes the state of the certificate to the ledger.
-        audited = audited_router(
+        audited = AuditedRouter(
             router,
-            reference,
-            routing=file.routing,
-            task=self._task,
+            _monitor(router, file.routing, judge, outcome),
             ledger=self._ledger,
-            store_bodies=self._store_bodies,
-            outcome=outcome and self._outcome_here(outcome),
+            auditing=AuditSettings(judge, _agreement(self._task), self._store_bodies, self._task),
+            outcome=outcome,
             second_look=self._second_look(router, version, run_folder),
         )
         models: dict[str, Model] = {file.name: audited, f"{file.name}-small": small}
@@ -261,25 +258,6 @@ class TaskDeployment:
         return outcome.model_copy(update={"large": self.large is not None, "watched_by": judge})
 
 
-def audited_router(
-    router: Router,
-    reference: TrafficReference,
-    *,
-    routing: RoutingConfig,
-    task: Any,
-    ledger: Ledger,
-    store_bodies: bool = False,
-    outcome: Outcome | None = None,
-    second_look: SecondLooks | None = None,
-) -> AuditedRouter:
-    """Return the Router with its guarantee audited, its traffic monitored and its state in the ledger."""
-    outcome = outcome or outcome_of(router)
-    judge = _judge(routing, router.certificate, outcome, router.large)
-    auditing = AuditSettings(judge, _agreement(task), store_bodies, task)
-    monitor = _monitor(router, routing, reference, judge, outcome)
-    return AuditedRouter(router, monitor, ledger=ledger, auditing=auditing, outcome=outcome, second_look=second_look)
-
-
 def _judge(routing: RoutingConfig, certificate: Certificate, outcome: Outcome, large: Model | None) -> Judge:
     """Return who judges audits: a person if there is no large model or its own error rate is unknown."""
     known = any(certificate.audit_limit_for(risk, "large") is not None for risk in ("error", "accuracy_loss"))
@@ -288,9 +266,7 @@ def _judge(routing: RoutingConfig, certificate: Certificate, outcome: Outcome, l
     return "person" if large is None or (watched and not known) else routing.judge
 
 
-def _monitor(
-    router: Router, routing: RoutingConfig, reference: TrafficReference, judge: Judge, outcome: Outcome
-) -> Monitor:
+def _monitor(router: Router, routing: RoutingConfig, judge: Judge, outcome: Outcome) -> Monitor:
     """Return the Router's monitor; log which limits nothing can test."""
     certificate = router.certificate
     quantities = watched_quantities(certificate, judge, outcome.audited)
@@ -299,9 +275,6 @@ def _monitor(
     return Monitor(
         routing.monitor,
         quantities=quantities,
-        reference_confidence=reference.confidence,
-        reference_ood_score=reference.doubt,
-        reference_labels=reference.labels,
         allocation=allocate_audits(certificate.curve, certificate.threshold),
         shadow=not outcome.goes_live,
     )

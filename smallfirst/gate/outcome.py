@@ -6,7 +6,7 @@ a server the outcome is narrowed by the state of its monitor: `Outcome.standing`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import pydantic
@@ -215,11 +215,8 @@ class Outcome(Record):
         figures = ("share_small", "share_promised", "accuracy", "share_of_bill")
         return texts | {name: f"{value} n={value.n}" for name in figures if (value := getattr(self, name))}
 
-    def standing(self, state: str, *, broken: Sequence[str] = ()) -> Standing:
-        """Return what is in force at a server whose monitor is in `state`: `live`, `drift`, `fallback` or `shadow`.
-
-        `broken` are limits that were found not to hold.
-        """
+    def standing(self, state: str) -> Standing:
+        """Return what is in force at a server whose monitor is in `state`: `live`, `fallback` or `shadow`."""
         if state == "shadow" or not self.goes_live:
             said = f"The large model answers every request; “{self.title}” drafts beside it, and nothing is promised."
             return Standing(level="mixed", words="In shadow", sentence=said)
@@ -228,17 +225,9 @@ class Outcome(Record):
             limits = ", and ".join(filter(None, (self.promise, self._watched)))
             said = f"Not in force until audits show it again: {limits}." if limits else "Nothing is promised."
             return Standing(level="bad", words=f"Fallback: {who}", sentence=said)
-        live, words = state == "live", "Live" if state == "live" else "Drift"
         if not self.promise:
-            return Standing(level="mixed", words=f"{words}, without a promise", sentence=self.proof)
-        words += "" if live else ": more answers are audited"
-        promise = with_broken(self.promise, broken) if broken else self.promise
-        return Standing(
-            level="bad" if broken else "good" if live else "mixed",
-            words=f"{words}, a limit is broken" if broken else words,
-            promise=promise,
-            sentence=self.proof.replace(self.promise, promise),
-        )
+            return Standing(level="mixed", words="Live, without a promise", sentence=self.proof)
+        return Standing(level="good", words="Live", promise=self.promise, sentence=self.proof)
 
     @property
     def _start(self) -> str:
@@ -317,8 +306,3 @@ class Outcome(Record):
 def share_words(share: Estimate | None) -> str:
     """Return a share in percent with its interval: `52 % [45.1, 58.8]`."""
     return f"{100 * share.value:.3g} % [{100 * share.low:.3g}, {100 * share.high:.3g}]" if share else ""
-
-
-def with_broken(promise: str, broken: Sequence[str]) -> str:
-    """Return a promise with the limits that live requests have shown not to hold."""
-    return f"{promise}; not in force, found broken on live requests: {', '.join(broken)}"

@@ -232,10 +232,8 @@ class LiveTask:
         """Step back in a fallback of the monitor, and return when audits have ended it."""
         monitor, taken = self.router.monitor, self.taken
         if monitor.state == "fallback" and taken.state == "live":
-            last = monitor.alarms[-1] if monitor.alarms else None
-            cause: Cause = "guarantee" if last is None or last.cause == "guarantee" else "drift"
-            self._move("stepped back", cause, last.why if last else self.router.paused)
-        elif monitor.state == "live" and taken.state == "stepped back" and taken.cause in ("guarantee", "drift"):
+            self._move("stepped back", "guarantee", monitor.alarms[-1].why if monitor.alarms else self.router.paused)
+        elif monitor.state == "live" and taken.state == "stepped back" and taken.cause == "guarantee":
             self._move("live", taken.cause, "audits show the guarantee again")
 
     def _move(self, state: State, cause: Cause, why: str) -> None:

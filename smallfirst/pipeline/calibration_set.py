@@ -96,12 +96,7 @@ async def build_calibration_set(
     asked = run_folder.evaluation("large", "calibration") is not None
     large = _measured_on(project, run_folder, "large", rows) if asked else None
     small, labels = drafts[-1], labelled_by(project)
-    reference = TrafficReference(
-        confidence=tuple(row.confidence for row in small.rows if row.confidence is not None),
-        doubt=tuple(doubts),
-        labels=tuple(row.answer for row in small.rows if row.answer is not None) if project.task.closed else (),
-        large_usd=large.cost_usd_per_1k / 1000 if large else None,
-    )
+    reference = TrafficReference(large_usd=large.cost_usd_per_1k / 1000 if large else None)
     says = [project.rows.counted.in_words, joined.in_words, _label_sources(rows) if labels == "large" else ""]
     if labels == "large" and file.data.gold:  # as few as they are, people's answers bound true errors tighter
         gold, labels = gold_answers(project, small), "gold"

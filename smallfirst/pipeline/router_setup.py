@@ -39,13 +39,8 @@ REFERENCE = "reference.json"
 
 
 class TrafficReference(Record):
-    """The small model's output on the calibration rows, to compare live traffic with."""
+    """What the Router expects of the models that it asks."""
 
-    confidence: tuple[float, ...] = ()
-    doubt: tuple[float, ...] = ()
-    """Out-of-domain scores, in [0, 1]; empty without a detector."""
-    labels: tuple[str, ...] = ()
-    """Its answers, where they are labels."""
     large_usd: float | None = None
     """Mean cost of an answer of the large model in USD; None if it was not measured."""
 

@@ -27,7 +27,7 @@ from smallfirst.project.setting_names import meant_setting
 from smallfirst.records import SETTINGS_PROBLEM, Record, explain_errors, parse_record, read_yaml
 from smallfirst.routing.budget import Budget
 from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.monitoring.monitor import MonitorSettings
+from smallfirst.routing.monitor import MonitorSettings
 from smallfirst.routing.policies import AnyPolicy, check_stages
 from smallfirst.routing.router import OutOfScope
 from smallfirst.tasks import DEFAULT_KIND, TASK_KINDS

@@ -12,9 +12,6 @@ by 1 + bet w (loss - limit) is valid as long as no factor can be negative: weigh
 from __future__ import annotations
 
 import math
-import random
-from array import array
-from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -27,14 +24,8 @@ _ALARM_PRIOR = (3.0, 4.0, 2.0, 1.0, 0.4, 0.2)
 """GuaranteeTest's prior on them. Slight excesses take long to show and get most of it; elsewhere a small part costs a
 few rows. Chosen, with the patience, by simulation with errors of 4 to 30 % at a limit of 5 %, without any data set."""
 _ALARM_PATIENCE = 30.0
-_SUSPECTED = 1
-"""The alternative whose evidence `GuaranteeTest.suspicion` is."""
 _LARGEST_BET = 0.9
 """A bet loses at most this share of its stake, however large the weight of a row."""
-_HISTOGRAMS = ((10, 100, 50.0), (10, 1000, 100.0), (100, 100, 100.0))
-"""DriftTest's bettors: bins, rows after which a row counts 1/e, and the prior's weight in rows.
-The second is for slight lasting drifts, the third for traffic that concentrates on few labels. Chosen on calibration
-rows of Banking77; the choice affects how soon alarms come, never how many are false."""
 _HUGE = 1e200
 """Wealth is capped here, far above any level that is asked for; a test that gives wealth away stays valid."""
 
@@ -94,18 +85,13 @@ class GuaranteeTest(SequentialTest):
         self.limit, self.max_weight = limit, max_weight
         self.losses = 0.0
         """Sum of the losses."""
-        self.suspicion = 1.0
-        """Evidence of the last rows, since whichever row gives most, for twice the limit's odds: Page's CUSUM (1954).
-        No bound holds for it."""
         self._bets = _bets(limit, max_weight)
 
     def update(self, loss: float, weight: float = 1.0) -> None:
         """Add a loss in [0, 1]; of an audit, whether the answer was wrong. Raise ValueError for too large a weight."""
         _check_weight(weight, self.max_weight)
         self.losses += loss
-        factors = [1 + bet * weight * (loss - self.limit) for bet in self._bets]
-        self.suspicion = min(max(1.0, self.suspicion) * factors[_SUSPECTED], _HUGE)
-        self._bet(factors)
+        self._bet([1 + bet * weight * (loss - self.limit) for bet in self._bets])
 
 
 class RecoveryTest(SequentialTest):
@@ -126,69 +112,6 @@ class RecoveryTest(SequentialTest):
         _check_weight(weight, self.max_weight)
         self.losses += loss
         self._bet([1 + bet * weight * (self.limit - loss) for bet in self._bets])
-
-
-class DriftTest(SequentialTest):
-    """Test the hypothesis "the scores of the stream and of the reference are exchangeable".
-
-    If it is true, `rejected` ever becomes true with probability at most 1 - `confidence`. Each score's rank among all
-    earlier ones is then uniform and independent of earlier ranks (conformal test martingale: Vovk, Nouretdinov and
-    Gammerman 2003). Categories may be passed as numbers. Beyond `max_scores` a random half is dropped, and the bound
-    still holds. Raise ValueError for an empty reference, a score that is no number, or confidence outside (0, 1).
-    """
-
-    def __init__(
-        self, reference: Sequence[float], confidence: float = 0.95, *, seed: int = 0, max_scores: int = 10_000
-    ) -> None:
-        super().__init__(confidence, [1.0] * len(_HISTOGRAMS))
-        if not reference or any(math.isnan(score) for score in reference):
-            raise ValueError("a drift test needs a reference of at least one score, and numbers only")
-        self._max_scores = max_scores
-        self._random = random.Random(seed)
-        self._scores = array("d", sorted(reference))
-        self._forget()
-        self._bettors = [_Histogram(*shape) for shape in _HISTOGRAMS]
-
-    def update(self, score: float) -> None:
-        if math.isnan(score):
-            raise ValueError("a score must be a number, not NaN")
-        rank = self._rank(score)
-        self._bet([bettor.bet(rank) for bettor in self._bettors])
-
-    def _rank(self, score: float) -> float:
-        first = bisect_left(self._scores, score)
-        after = bisect_right(self._scores, score, first)
-        n = len(self._scores)
-        self._scores.insert(after, score)
-        self._forget()
-        return (n - after + self._random.random() * (after - first + 1)) / (n + 1)
-
-    def _forget(self) -> None:
-        while len(self._scores) > self._max_scores:
-            kept = sorted(self._random.sample(range(len(self._scores)), len(self._scores) // 2))
-            self._scores = array("d", (self._scores[index] for index in kept))
-
-
-class _Histogram:
-    """A bettor: bets the density of a histogram of earlier ranks with exponential decay and a uniform prior."""
-
-    def __init__(self, bins: int, memory: int, prior: float) -> None:
-        self._bins, self._counts, self._total = bins, [0.0] * bins, 0.0
-        self._prior, self._growth = prior, math.exp(1 / memory)
-        self._unit = 1.0  # weight of a new rank: it grows, instead of all old weights shrinking
-
-    def bet(self, rank: float) -> float:
-        """Return the density at `rank` before counting it: 1 on average for uniform ranks."""
-        place = min(self._bins - 1, int(rank * self._bins))
-        prior = self._prior * self._unit
-        density = (self._bins * self._counts[place] + prior) / (self._total + prior)
-        self._unit *= self._growth
-        self._counts[place] += self._unit
-        self._total += self._unit
-        if self._unit > _HUGE:
-            self._counts = [count / self._unit for count in self._counts]
-            self._total, self._unit = self._total / self._unit, 1.0
-        return density
 
 
 def anytime_valid_interval(errors: float, n: int, confidence: float = 0.95) -> Estimate:

@@ -20,7 +20,7 @@ LEARNT = "learnt"
 """Folder of the learnt task below that of the drafted one."""
 State = Literal["shadow", "live", "stepped back"]
 """shadow: the large model answers, the small one beside it; stepped back: the same, since something has changed."""
-Cause = Literal["", "person", "prompt", "model", "guarantee", "drift"]
+Cause = Literal["", "person", "prompt", "model", "guarantee"]
 
 
 class TenantStepBack(Record):

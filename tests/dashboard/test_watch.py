@@ -121,17 +121,21 @@ def test_only_admins_may_watch_and_a_range_is_one_of_three(dashboard: DashboardS
     assert get("admin", "range=2y").json()["error"]["param"] == "range"
 
 
-def test_traffic_that_changes_raises_an_alarm_on_the_page(dashboard: DashboardServer) -> None:
+def test_audits_that_break_the_promise_raise_an_alarm_on_the_page(dashboard: DashboardServer) -> None:
     page = dashboard.open("admin", path="#/watch?task=tickets&range=24h")
     page.get_by_role("heading", name="tickets").wait_for()
     assert "Live" in page.locator(".state").inner_text()
     client = httpx.Client(headers={"authorization": f"Bearer {dashboard.keys['admin']}"})
-    while dashboard.router.monitor.state == "live":
+    router = dashboard.router
+    about = {"task": "tickets", "certificate": router.certificate, "propensity": 1.0, "judged_by": "person"}
+    audits = ({"id": f"a{i}", "at": datetime.now(UTC), "wrong": True, **about} for i in range(9))
+    dashboard.ledger.append(*map(AuditRow.model_validate, audits))
+    for _ in range(3):
         body = {"model": "tickets", "messages": [{"role": "user", "content": "something new"}]}
         client.post(f"{dashboard.url}/v1/chat/completions", json=body).raise_for_status()
     page.reload()
-    page.get_by_text("Drift: more answers are audited").wait_for()
-    assert "the requests have changed: mean confidence 0.410" in page.get_by_role("region", name="Alarms").inner_text()
+    page.get_by_text("Fallback: the large model answers").wait_for()
+    assert "audited answers were wrong" in page.get_by_role("region", name="Alarms").inner_text()
     card = page.get_by_role("listitem").filter(has=page.get_by_role("heading", name="Answered small"))
     assert "0.0 %" in card.inner_text()
     page.get_by_text("These figures as a table").click()

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from deployment.test_audited_router import Setting, chat, said
+from deployment.test_audited_router import Setting, chat, fall_back, said
 
 from smallfirst.deployment.monitoring_routes import MAX_VERDICTS, MonitoringRoutes
 from smallfirst.deployment.review_queue import review_queue
@@ -90,7 +90,7 @@ def test_a_report_of_a_user_leaves_the_answer_in_the_queue(ledger: Ledger) -> No
 
 def test_in_a_fallback_a_person_judges_the_draft_by_the_right_answer(ledger: Ledger) -> None:
     setting = Setting(ledger, judge="person")
-    setting.live.monitor.resume("fallback")
+    fall_back(setting)
     setting.small.wrong = True
     asyncio.run(setting.ask(3))
     assert ledger.entries(AuditRow) == ()
@@ -109,7 +109,7 @@ def test_in_a_fallback_a_person_judges_the_draft_by_the_right_answer(ledger: Led
 
 def test_a_draft_whose_text_is_stored_is_judged_by_another_process(ledger: Ledger) -> None:
     maker, judge = Setting(ledger, judge="person"), Setting(Ledger(ledger.path), judge="person")
-    maker.live.monitor.resume("fallback")
+    fall_back(maker)
     asyncio.run(maker.ask())
     for one in (maker, judge):
         one.live.auditing = one.live.auditing._replace(store_bodies=True)
@@ -142,7 +142,7 @@ def test_two_processes_on_one_ledger_count_each_audit_once(ledger: Ledger) -> No
         one.ledger.count = lambda *_, **__: 0  # type: ignore[method-assign]  # each looks before another has written
     asyncio.run(race())
     for one in settings:
-        asyncio.run(one.live._followed.follow())
+        asyncio.run(one.live.audits.follow())
     second.ledger.close()
     drawn = [row.id for row in ledger.entries(LedgerRow) if row.certified and row.audited]
     audits = [audit.id for audit in ledger.entries(AuditRow)]

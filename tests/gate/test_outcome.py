@@ -128,11 +128,9 @@ def test_the_heading_says_who_answers_and_what_is_promised() -> None:
     ("changes", "state", "level", "words", "promise"),
     [
         ({}, "live", "good", "Live", PROMISE),
-        ({}, "drift", "mixed", "Drift: more answers are audited", PROMISE),
         ({}, "fallback", "bad", "Fallback: the large model answers", ""),
         ({"large": False}, "fallback", "bad", "Fallback: the small model answers without a promise", ""),
         (UNPROMISED, "live", "mixed", "Live, without a promise", ""),
-        (UNPROMISED, "drift", "mixed", "Drift, without a promise", ""),
         (NOTHING | {"kind": "cannot be told yet"}, "shadow", "mixed", "In shadow", ""),
     ],
 )
@@ -148,13 +146,6 @@ def test_a_server_promises_no_more_than_the_state_of_its_monitor_allows(
 def test_a_fallback_names_the_gates_accuracy_that_audits_found_broken() -> None:
     standing = outcome(**UNPROMISED | {"watched_by": "large", "audited": WATCHED}).standing("fallback")
     assert standing.sentence == f"Not in force until audits show it again: {WATCHED.words}."
-
-
-def test_a_limit_that_live_requests_broke_is_named_beside_the_promise() -> None:
-    standing = outcome().standing("live", broken=["at most $1 per 1,000 requests"])
-    assert standing.level == "bad"
-    assert standing.promise == f"{PROMISE}; not in force, found broken on live requests: at most $1 per 1,000 requests"
-    assert standing.promise in standing.sentence
 
 
 def test_it_is_read_as_it_was_saved(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def told_by_server(file: TaskFile, folder: Path, state: str) -> tuple[dict[str, 
     deployed = service.deploy([file], ledger, live=False)
     router = deployed.by_task["desk"]
     if router.monitor.state == "live" and state != "live":
-        router.monitor.resume(state)  # type: ignore[arg-type]
+        router.monitor._enter(state, datetime.now(UTC))  # type: ignore[arg-type]
     plugins = [deployed, Dashboard(deployed.models, ledger, deployed.by_task)]
     running = run_server(deployed.models, ledger, plugins=plugins)
     with running as server, httpx.Client(base_url=server.url, timeout=60) as http:
@@ -303,7 +303,7 @@ def test_no_two_surfaces_disagree(case: str, tmp_path: Path, empty_store: Path) 
     elif outcome.gate != "signed":
         assert outcome.labels_needed is not None
         assert "There is no promise about single answers" in outcome.sentence
-    for state in ("live", "drift", "fallback"):
+    for state in ("live", "fallback"):
         served, found = told_by_server(file, tmp_path, state)
         assert found == state
         if state == "fallback":
@@ -318,8 +318,7 @@ def test_audits_that_break_the_gates_accuracy_end_it_until_others_show_it_again(
     judge: str, tmp_path: Path, empty_store: Path
 ) -> None:
     shutil.copy(empty_store, home())
-    every = dict.fromkeys(("audit_share", "audit_share_on_drift", "audit_share_in_fallback"), 1.0)
-    drawn = {"monitor": {**every, "drift_confidence": 0.999999}}
+    drawn = {"monitor": {"audit_share": 1.0, "audit_share_in_fallback": 1.0}}
     file = write(tmp_path, FEW, {"judge": judge, **drawn}, **GATE | (LARGE if judge == "large" else {}))
     summary, _ = try_run(file, task=str(tmp_path), progress=Progress(quiet=True))
     assert summary.outcome is not None

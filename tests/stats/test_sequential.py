@@ -16,10 +16,8 @@ from scipy import special, stats
 
 from smallfirst.stats.intervals import Estimate, clopper_pearson
 from smallfirst.stats.sequential import (
-    DriftTest,
     GuaranteeTest,
     RecoveryTest,
-    _Histogram,
     anytime_valid_interval,
     weighted_interval,
 )
@@ -38,7 +36,6 @@ def test_the_first_round_by_hand() -> None:
         test.update(wrong)
         factors = [2 * theta if wrong else 2 * (1 - theta) for theta in thetas]
         assert test.e_value == pytest.approx(stake * np.average(factors, weights=[3, 4, 2, 1, 0.4, 0.2]) + 1 - stake)
-        assert test.suspicion == pytest.approx(factors[1])
         assert (test.n, test.losses) == (1, int(wrong))
 
 
@@ -115,16 +112,6 @@ def test_a_weight_above_its_bound_is_refused() -> None:
                 test.update(True, weight)
     with pytest.raises(ValueError, match="weight"):
         weighted_interval({(1.5, True): 1})
-
-
-def test_evidence_for_the_suspicion_starts_anew_once_it_is_gone() -> None:
-    test = GuaranteeTest(0.05)
-    for wrong in (True, True):
-        test.update(wrong)
-    assert test.suspicion == pytest.approx((0.1 / 1.05 / 0.05) ** 2)
-    for _ in range(60):
-        test.update(False)
-    assert test.suspicion == pytest.approx(0.95 / 0.95 * (1 - 0.1 / 1.05) / 0.95)
 
 
 @pytest.mark.parametrize(("errors", "n"), [(0, 40), (3, 40), (40, 40), (100, 3000), (0, 0)])
@@ -253,94 +240,6 @@ def _covers(interval: Estimate, rate: float) -> bool:
     return interval.low <= rate <= interval.high
 
 
-@pytest.mark.parametrize(
-    ("draw_one", "max_scores"),
-    [
-        (random.Random.random, 10_000),
-        (random.Random.random, 60),  # a random half is dropped again and again
-        (lambda draw: float(draw.randrange(3)), 10_000),  # few categories with ties
-    ],
-)
-def test_a_stream_like_the_reference_seldom_raises_an_alarm(
-    draw_one: Callable[[random.Random], float], max_scores: int
-) -> None:
-    draw, false_alarms = random.Random(3), 0
-    for seed in range(200):
-        test = DriftTest([draw_one(draw) for _ in range(50)], 0.8, seed=seed, max_scores=max_scores)
-        for _ in range(400):
-            test.update(draw_one(draw))
-        false_alarms += test.rejected
-    assert false_alarms / 200 <= 0.2 + 3 * math.sqrt(0.2 * 0.8 / 200)
-
-
-def test_ranks_are_uniform_and_independent_also_after_a_half_was_forgotten() -> None:
-    draw = random.Random(5)
-    test = DriftTest([draw.random() for _ in range(20)], seed=1, max_scores=40)
-    ranks = [test._rank(draw.random()) for _ in range(4000)]
-    assert len(test._scores) <= 40
-    assert stats.kstest(ranks, "uniform").pvalue > 0.001
-    assert abs(np.corrcoef(ranks[1:], ranks[:-1])[0, 1]) < 4 / math.sqrt(4000)
-
-
-def test_a_rank_by_hand() -> None:
-    """Among 1, 2, 2, 4 the score 2 has one above and ties with two and itself: a rank from 1/5 to 4/5."""
-    ranks = [DriftTest([1.0, 2.0, 2.0, 4.0], seed=seed)._rank(2.0) for seed in range(300)]
-    assert min(ranks) == pytest.approx(0.2, abs=0.01)
-    assert max(ranks) == pytest.approx(0.8, abs=0.01)
-    assert DriftTest([1.0, 2.0], seed=0)._rank(0.0) > 2 / 3
-
-
-def test_the_density_that_is_bet_averages_to_1() -> None:
-    histogram, draw = _Histogram(10, 50, 20.0), random.Random(6)
-    for _ in range(50_000):  # long enough for its counts to be scaled back more than once
-        histogram.bet(draw.random() ** 2)
-    middles = [(place + 0.5) / 10 for place in range(10)]
-    state = histogram._counts, histogram._total, histogram._unit
-    densities = []
-    for middle in middles:
-        histogram._counts, histogram._total, histogram._unit = list(state[0]), state[1], state[2]
-        densities.append(histogram.bet(middle))
-    assert np.mean(densities) == pytest.approx(1)
-    assert densities[0] > 1.5 > 0.9 > densities[-1]
-
-
-def label(draw: random.Random) -> float:
-    return float(draw.randrange(50))
-
-
-@pytest.mark.parametrize("quiet", [0, 3000])
-@pytest.mark.parametrize(
-    ("usual", "changed"),
-    [
-        (random.Random.random, lambda draw: draw.random() ** 2.5),  # scores shift
-        (label, lambda draw: 17.0 if draw.random() < 0.3 else label(draw)),  # traffic concentrates on a label
-    ],
-)
-def test_a_change_of_the_stream_is_found(
-    usual: Callable[[random.Random], float], changed: Callable[[random.Random], float], quiet: int
-) -> None:
-    for seed in range(5):
-        draw = random.Random(seed + 100)  # another seed than the test's own, which breaks ties
-        test = DriftTest([usual(draw) for _ in range(300)], 0.999, seed=seed)
-        for _ in range(quiet):
-            test.update(usual(draw))
-        assert not test.rejected
-        while not test.rejected and test.n < quiet + 250:
-            test.update(changed(draw))
-        assert test.rejected
-
-
-def test_equal_calls_give_equal_evidence() -> None:
-    def evidence() -> float:
-        draw = random.Random(7)
-        test = DriftTest([draw.random() for _ in range(30)], seed=3, max_scores=50)
-        for _ in range(100):
-            test.update(draw.random())
-        return test.e_value
-
-    assert evidence() == evidence()
-
-
 @pytest.mark.parametrize("limit", [0.0, 1.0])
 def test_impossible_arguments_are_refused(limit: float) -> None:
     with pytest.raises(ValueError, match="limit"):
@@ -349,7 +248,3 @@ def test_impossible_arguments_are_refused(limit: float) -> None:
         anytime_valid_interval(1, 2, confidence=limit)
     with pytest.raises(ValueError, match="3 of 2"):
         anytime_valid_interval(3, 2)
-    with pytest.raises(ValueError, match="reference"):
-        DriftTest([])
-    with pytest.raises(ValueError, match="NaN"):
-        DriftTest([0.5]).update(math.nan)

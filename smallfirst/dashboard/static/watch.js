@@ -1,5 +1,5 @@
 // Watch: what was answered small, how right it was, what it cost and saved, how fast, and what changed.
-import { bars, intervals, legend, meter } from './charts.js';
+import { bars, intervals, legend } from './charts.js';
 import { api, count, h, ms, percent, plural, table, usd, when } from './dom.js';
 
 const RANGES = { '24h': '24 hours', '7d': '7 days', '30d': '30 days' };
@@ -7,11 +7,10 @@ const REFRESH_MS = 30_000;
 const BASES = {
   audits: 'measured on audited answers, drawn at random', escalated: 'a rough guide from answers of the large model', evaluation: 'a rough guide from its evaluation', unknown: 'unknown',
 };
-const DRIFTED = 'Requests look different from those that the promise was made on. More answers are audited until audits show the promise again.';
 const MEANINGS = {
-  confidence: DRIFTED, ood_score: DRIFTED, label: DRIFTED, guarantee: 'Audits found more wrong answers than the promise or the gate allows.', recovery: 'Audits show it again.',
+  guarantee: 'Audits found more wrong answers than the promise or the gate allows.', recovery: 'Audits show it again.',
 };
-const LEVELS = { live: 'good', shadow: 'mixed', drift: 'mixed', fallback: 'bad' };
+const LEVELS = { live: 'good', shadow: 'mixed', fallback: 'bad' };
 
 export async function show(root, { session, params, go, say }) {
   const tasks = session.tasks.filter((name) => name !== 'auto');
@@ -59,8 +58,7 @@ function state({ router }) {
   const { level, words, sentence } = router.standing;
   return h('div', { class: `state ${level}` }, h('p', {}, h('strong', {}, words), router.since ? `, since ${when(router.since)}` : ''),
     router.state !== 'live' && h('p', {}, router.why),
-    h('p', { class: 'soft' }, sentence),
-    router.hints.map((hint) => h('p', {}, `Hint: ${hint}`)));
+    h('p', { class: 'soft' }, sentence));
 }
 
 /** Return how the saving was measured; of all tasks together, by task. */
@@ -183,13 +181,8 @@ function latency({ latency: found }) {
 }
 
 function changes({ router, changes: rows }) {
-  const drift = router?.drift ?? [];
-  if (!drift.length && !rows.length) return null;
-  const level = (one) => Math.min(1, Math.max(0, Math.log(one.evidence) / Math.log(one.alarm_at)));
-  return h('section', { class: 'card', 'aria-labelledby': 'changes' }, h('h2', { id: 'changes' }, 'Alarms and drift'),
-    drift.length > 0 && h('dl', {}, drift.map((one) => h('div', {}, h('dt', {}, one.statistic.replace('ood_score', 'out-of-domain score')),
-      h('dd', {}, one.learning ? 'learning what is usual now' : [meter(level(one), null), ` evidence of a change ${one.evidence.toPrecision(2)} to 1, alarm at ${Math.round(one.alarm_at)}`],
-        one.what && h('span', { class: 'soft' }, `; ${one.what}`))))),
+  if (!router && !rows.length) return null;
+  return h('section', { class: 'card', 'aria-labelledby': 'changes' }, h('h2', { id: 'changes' }, 'Alarms'),
     rows.length > 0 ? h('ul', { class: 'changes' }, grouped(rows).map(([first, ...more]) => h('li', {}, change(first),
       more.length > 0 && h('details', { id: `more-${Date.parse(first.at)}` }, h('summary', {}, `${plural(more.length, 'more alarm')} within an hour`), more.map(change)))))
       : h('p', { class: 'soft' }, 'No change of state in this time.'));

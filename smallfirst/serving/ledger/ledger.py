@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Connection, Executable, case, func, literal, select
+from sqlalchemy import Executable, case, literal, select
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from smallfirst.errors import SmallfirstError
@@ -34,7 +34,7 @@ from smallfirst.serving.ledger.database import LedgerAway, LedgerUnavailable, op
 from smallfirst.serving.ledger.group_commit import GroupCommitWriter
 from smallfirst.serving.ledger.reader import LedgerReader
 from smallfirst.serving.ledger.rollups import HOUR_S, Rollup, hour_of
-from smallfirst.serving.ledger.rows import LAST_AUDIT, AuditRow, Entry, LedgerRow, StateRow
+from smallfirst.serving.ledger.rows import AuditRow, Entry, LedgerRow
 from smallfirst.serving.ledger.shared_state import SharedState
 from smallfirst.serving.ledger.sums import outcome_of
 from smallfirst.serving.ledger.tables import ABOUT, EXPIRING, MACHINES, TABLES, utc_text
@@ -249,7 +249,8 @@ class Ledger(LedgerReader):
             with self.database.writer.begin() as connection:
                 write = partial(self.database.write, connection)
                 for kind in sorted(kept, key=list(TABLES).index):  # changes of state after audits
-                    self._place(connection, kind, kept[kind])
+                    if kind is AuditRow:
+                        self.database.hold_order(connection)  # they are read in the order of writing
                     write(TABLES[kind], kept[kind])
                 rollup.write(write, self._groups)
                 for statement in statements:
@@ -261,14 +262,6 @@ class Ledger(LedgerReader):
             raise unavailable(self.place, "takes no row", error) from None
         self._failing = False
         self._groups |= rollup.groups.keys()
-
-    def _place(self, connection: Connection, kind: type[Entry], rows: Sequence[dict[str, Any]]) -> None:
-        """Keep audits and changes of state in one order, and give the latter their place in it."""
-        if kind in (AuditRow, StateRow):
-            self.database.hold_order(connection)
-            last = connection.execute(select(func.max(TABLES[AuditRow].c.seq))).scalar() or 0
-            for row in rows:
-                row |= {"after_audit": last} if row.get("after_audit") == LAST_AUDIT else {}
 
     def _values(self, row: Entry) -> dict[str, Any]:
         values = {**row.__dict__, **columns_without_body(row)}

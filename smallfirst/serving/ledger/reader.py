@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from itertools import takewhile
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import Boolean, ColumnElement, Row, Select, Table, func, literal, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -14,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from smallfirst.serving.ledger.body_store import BodyStore, E, body_id, with_body
 from smallfirst.serving.ledger.database import Database, unavailable
 from smallfirst.serving.ledger.rollups import HOUR_S, within
-from smallfirst.serving.ledger.rows import AuditRow, Entry, LedgerRow, StateRow
+from smallfirst.serving.ledger.rows import AuditRow, Entry, LedgerRow
 from smallfirst.serving.ledger.sums import AMOUNTS, DIMENSIONS, Dimension, Period, Sums
 from smallfirst.serving.ledger.tables import GROUPS, LATENCIES, MACHINES, SUMS, TABLES
 
@@ -23,13 +22,6 @@ _CHUNK = 5_000
 MOST_AUDITS = 500
 """Audits that are read at once, to be applied without a pause: some 50 ms."""
 _LENGTH = {"hour": 13, "day": 10, "month": 7}
-
-
-class Watched(NamedTuple):
-    """What the state of a task rests on, each in the order of writing."""
-
-    audits: Sequence[Row[Any]]
-    changes: Sequence[Row[Any]]
 
 
 class LedgerReader:
@@ -84,28 +76,19 @@ class LedgerReader:
         found = self.entries(LedgerRow, id=id)
         return found[0] if found else None
 
-    def watched(self, task: str, certificate: str, audit_seq: int = 0, state_seq: int = 0) -> Watched:
-        """Return the audits and changes of state of a certificate after those with these `seq`, in their order.
+    def audits(self, task: str, certificate: str, *, after: int = 0) -> Sequence[Any]:
+        """Return the audits of a certificate after the one with this `seq`, in their order, at most MOST_AUDITS.
 
-        They are at most MOST_AUDITS; where so many come, there may be more. What comes later fits behind: no change is
-        missing that was written before one of these audits. Raise LedgerUnavailable.
+        Raise LedgerUnavailable.
         """
-        audits, states = TABLES[AuditRow].c, TABLES[StateRow].c
-        one = select(audits.seq, audits.at, audits.answered_at, audits.wrong, audits.weight, audits.certified)
-        one = one.where(audits.task == task, audits.certificate == certificate, audits.seq > audit_seq)
-        one = one.order_by(audits.seq).limit(MOST_AUDITS)
-        change = select(TABLES[StateRow]).where(
-            states.task == task, states.certificate == certificate, states.seq > state_seq
-        )
+        of = TABLES[AuditRow].c
+        query = select(of.seq, of.at, of.answered_at, of.wrong, of.weight, of.certified)
+        query = query.where(of.task == task, of.certificate == certificate, of.seq > after)
         try:
             with self.database.reader.connect() as connection:
-                last = connection.execute(select(func.max(audits.seq))).scalar() or 0
-                found: Any = connection.execute(one.where(audits.seq <= last)).all()
-                last = found[-1].seq if len(found) == MOST_AUDITS else last
-                changes = connection.execute(change.order_by(states.seq)).all()
+                return connection.execute(query.order_by(of.seq).limit(MOST_AUDITS)).all()
         except SQLAlchemyError as error:
             raise unavailable(self.place, "gives no row", error) from None
-        return Watched(found, tuple(takewhile(lambda row: (row.after_audit or 0) <= last, changes)))
 
     def sums(
         self,

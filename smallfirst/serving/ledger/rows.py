@@ -199,10 +199,6 @@ def standing(feedback: Iterable[FeedbackRow]) -> list[FeedbackRow]:
     return [*last.values()]
 
 
-LAST_AUDIT = -1
-"""`StateRow.after_audit` that the ledger replaces by the `seq` of its last audit when it writes the row."""
-
-
 class StateRow(Record):
     """A task changed from one state to another."""
 
@@ -214,13 +210,13 @@ class StateRow(Record):
     why: str
     """The reason, in one sentence with its figures."""
     cause: str = ""
-    """What led to it: `guarantee`, `recovery`, a drift statistic; `version` notes another version, `second
+    """What led to it: `guarantee`, `recovery`; `version` notes another version, `second
     look` what came of that; empty if unknown or at the start."""
     certificate: str
     """Fingerprint of the certificate in force."""
     after_audit: int | None = None
-    """Its place among the audits: the `seq` of the last one before it, once for each certificate and cause. None for a
-    note, which changes no state."""
+    """The `seq` of the audit that led to it, once for each certificate and cause; 0 at the start. None for a note,
+    which changes no state."""
 
 
 ExpenseKind = Literal["training", "labelling", "evaluation", "labels"]

@@ -1,1 +1,0 @@
-"""After go-live: audits, drift, fallback."""
