@@ -16,7 +16,7 @@ from fixtures.deployment import PASSED
 from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.data.dataset import fold_text
-from smallfirst.deployment.auditing import outcome_of
+from smallfirst.deployment.audited_router import outcome_of
 from smallfirst.deployment.monitoring_routes import _status
 from smallfirst.deployment.second_look import Readiness, SecondLook, SecondLooks, looks_again, read_look, take
 from smallfirst.deployment.task_deployment import audited_router
