@@ -2,19 +2,18 @@
 
 from types import ModuleType
 
+from smallfirst.data.check import CheckReport as CheckReport
+from smallfirst.data.check import LengthSummary as LengthSummary
+from smallfirst.data.copies import CountedRows as CountedRows
+from smallfirst.data.copies import Leak as Leak
+from smallfirst.data.copies import LeakReport as LeakReport
 from smallfirst.data.dataset import Dataset as Dataset
 from smallfirst.data.dataset import Example as Example
 from smallfirst.data.dataset import Message as Message
 from smallfirst.data.dataset import Splits as Splits
 from smallfirst.data.dataset import split as split
-from smallfirst.data.quality.check import CheckReport as CheckReport
-from smallfirst.data.quality.findings import Finding as Finding
-from smallfirst.data.quality.findings import Location as Location
-from smallfirst.data.quality.independence import CountedRows as CountedRows
-from smallfirst.data.quality.leaks import Leak as Leak
-from smallfirst.data.quality.leaks import LeakReport as LeakReport
-from smallfirst.data.quality.lengths import LengthSummary as LengthSummary
-from smallfirst.data.quality.overlaps import Overlap as Overlap
+from smallfirst.data.findings import Finding as Finding
+from smallfirst.data.findings import Location as Location
 from smallfirst.data.row_formats import Columns as Columns
 from smallfirst.data.sources.load import load_rows as load_rows
 from smallfirst.deployment.predictor import Predictor as Predictor

@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.datasets import data_folder, read_lines
 from benchmarks.routing.certificates import RESULT, TRAPS, TRIES, gsm8k, gsm8k_questions, share_of
-from smallfirst.data.quality.independence import independent_rows
+from smallfirst.data.copies import independent_rows
 from smallfirst.models.protocol import Request
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.looks import LARGE, SMALL

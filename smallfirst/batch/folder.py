@@ -18,7 +18,7 @@ from typing import Any
 
 import smallfirst
 from smallfirst.batch.rows import BatchRow, RowSource, request_hash
-from smallfirst.data.sources.parquet import import_pyarrow
+from smallfirst.data.sources.arrow import import_pyarrow
 from smallfirst.errors import ConfigError
 from smallfirst.files import try_lock, write_atomically
 from smallfirst.records import Record

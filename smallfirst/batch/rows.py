@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from smallfirst.data.row_formats import Columns, message_rules, text_rules
-from smallfirst.data.sources.delta import DELTA_LOG
+from smallfirst.data.sources.arrow import DELTA_LOG, PARQUET, batch_rows, import_pyarrow
 from smallfirst.data.sources.load import load_raw
-from smallfirst.data.sources.parquet import PARQUET, batch_rows, import_pyarrow
 from smallfirst.data.sources.reader import NumberedRow, ReadBudget, first_line
 from smallfirst.data.sources.text_files import csv_rows, file_format, json_rows
 from smallfirst.errors import DataError, did_you_mean

@@ -100,7 +100,7 @@ def check(task_yaml: Path, as_json: bool, rows_out: Path | None) -> None:
 
     Findings come with their places, and with what the run will take.
     """
-    from smallfirst.data.quality.findings import write_locations
+    from smallfirst.data.findings import write_locations
     from smallfirst.pipeline.preflight.check import check_stage
 
     found = check_stage(load_project(task_yaml))

@@ -9,6 +9,7 @@ other account numbers. Time is linear in the length of a text.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -18,10 +19,16 @@ from typing import NamedTuple
 from smallfirst.data.detectors.emails import email_spans, url_spans
 from smallfirst.data.detectors.keys import key_spans
 from smallfirst.data.detectors.labelled import is_labelled, labelled_kind, labelled_spans
-from smallfirst.data.detectors.national_ids import lettered_id_spans, national_id_spans
 from smallfirst.data.detectors.normal_form import normal_form
-from smallfirst.data.detectors.numbers import card_spans, iban_spans, ip_spans, number_windows
-from smallfirst.data.detectors.phones import phone_spans
+from smallfirst.data.detectors.numbers import (
+    card_spans,
+    iban_spans,
+    ip_spans,
+    lettered_id_spans,
+    national_id_spans,
+    number_windows,
+    phone_spans,
+)
 
 PII_KINDS = (
     "url", "key", "password", "cookie", "email", "iban", "card", "national_id", "birth_date", "ip", "phone",
@@ -142,3 +149,27 @@ def _replaced(text: str, spans: list[tuple[int, int, str]]) -> str:
         parts += [text[done:start], f"[{kind.upper()}]"]
         done = end
     return "".join([*parts, text[done:]])
+
+
+# Logs: an exception may quote the request or the answer that it could not handle
+
+_FORMAT = logging.Formatter()
+
+
+class RedactingFilter(logging.Filter):
+    """Redacts messages and tracebacks, and lets every record pass."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        said = redact(record.getMessage())
+        if said.counts:
+            record.msg, record.args = said.text, ()
+        if record.exc_info and record.exc_info[0]:
+            record.exc_text = redact(record.exc_text or _FORMAT.formatException(record.exc_info)).text
+        return True
+
+
+def redact_logs() -> None:
+    """Redact what this process writes through the handlers that it has now, and where it has none."""
+    for handler in (*logging.root.handlers, logging.lastResort):
+        if handler and not any(isinstance(one, RedactingFilter) for one in handler.filters):
+            handler.addFilter(RedactingFilter())

@@ -1,15 +1,22 @@
-"""The seven row formats, recognized by their keys, and the rules of their values; a row fits one or is refused."""
+"""The seven row formats, recognized by their keys, and the rules of their values; a row fits one or is refused.
+
+What a value may be written as without meaning anything else (spaces around labels, numbers for labels, empty rows) is
+read as what it means, counted, and noted with its first places; nothing is changed in silence.
+"""
 
 from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from smallfirst.data.dataset import Example, Message, RowFormat
+from smallfirst.data.findings import Finding, make_finding
 from smallfirst.errors import did_you_mean
 from smallfirst.records import Record
 
@@ -102,8 +109,6 @@ def detect_layout(keys: Collection[str], columns: Columns, *, answered: bool = F
         if len(named) != 1:
             return f"fits two shapes at once: {ROW_FORMATS[fits[0]]} and {ROW_FORMATS[fits[1]]}"
         fits = named
-    if fits == ["prompt"] and names["response"] != "completion" and _both_answers(keys, columns):
-        return 'has both "response" and "completion": keep one of them'
     if fits:
         fields = [*_FIELDS[fits[0]], *(["context"] if "context" in names and fits != ["chat"] else [])]
         return RowLayout(fits[0], {field: names[field] for field in fields} | beside)
@@ -136,8 +141,6 @@ def parse_row(
         given = golds if found.shape == "label" else row[keys["labels"]]
         if unknown := [label for label in given if label not in labels]:
             return None, [_not_a_label(label, tuple(labels)) for label in unknown]
-    group = _one_line(row[keys["group"]]) if "group" in keys else ""
-    source = str(row[keys["source"]] or "") if "source" in keys else ""
     example = Example(
         messages=messages,
         answer=golds[0],
@@ -145,8 +148,8 @@ def parse_row(
         shape=found.shape,
         path=path,
         line=line,
-        group=group,
-        source=source,
+        group=_one_line(row[keys["group"]]) if "group" in keys else "",
+        source=str(row[keys["source"]] or "") if "source" in keys else "",
         tags={field.removeprefix(TAG): _one_line(row[key]) for field, key in keys.items() if field.startswith(TAG)},
     )
     return example, []
@@ -230,10 +233,6 @@ def _plain_name(name: str) -> str:
 
 def _quoted_keys(keys: Collection[str]) -> str:
     return ", ".join(f'"{key}"' for key in list(keys)[:_KEYS_LOOKED_AT]) or "no keys"
-
-
-def _both_answers(keys: Collection[str], columns: Columns) -> bool:
-    return "response" not in columns.model_fields_set and {"response", "completion"} <= set(keys)
 
 
 def _strays(keys: Collection[str], names: Mapping[str, str]) -> list[str]:
@@ -376,3 +375,86 @@ def _kind(value: object) -> str:
         return "null"
     kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list"}
     return kinds.get(type(value), "an object")
+
+
+# Folding
+
+_TRIMMED = {
+    "label": ("text", "label"),
+    "labels": ("text", "labels"),
+    "target": ("text",),
+    "question": ("question", "answer"),
+}
+_ANSWERS = ("label", "labels", "answer")
+N_PLACES = 3
+"""Places named of each kind of folding, which changes no meaning."""
+
+
+def is_empty_row(values: Mapping[str, Any], layout: RowLayout | None = None) -> bool:
+    """Return True if nothing stands in the row, or in the columns that make it."""
+    beside = ("group", "source", TAG)
+    keys = values if layout is None else [key for field, key in layout.keys.items() if not field.startswith(beside)]
+    return all(is_blank(values[key]) for key in keys)
+
+
+class Folding:
+    """Folds the rows of one source and notes what it folded."""
+
+    def __init__(self) -> None:
+        self._n: dict[str, int] = defaultdict(int)
+        self._places: dict[str, list[str]] = defaultdict(list)
+
+    def fold(self, values: Mapping[str, Any], layout: RowLayout, path: str, line: int) -> Mapping[str, Any]:
+        """Return the row with labels as text and no spaces around what is compared as a whole."""
+        folded = dict(values)
+        for field, key in layout.keys.items():
+            if field in _ANSWERS:
+                folded[key] = self._each(folded[key], _as_text)
+                if folded[key] is not None and folded[key] != values[key]:
+                    self._count(f'numbers, or true and false, in "{key}"', path, line)
+            before = folded[key]
+            if field in _TRIMMED.get(layout.shape, ()):
+                folded[key] = self._each(before, lambda value: value.strip() if isinstance(value, str) else value)
+                if folded[key] != before:
+                    self._count(f'spaces around "{key}"', path, line)
+        return folded
+
+    def skip_empty(self, path: str, line: int) -> None:
+        """Note an empty row, which is left out."""
+        self._count("empty rows", path, line)
+
+    @property
+    def notes(self) -> tuple[Finding, ...]:
+        """One finding for each kind of folding, with its number of rows and the first places."""
+        rules = {"empty": "left out", "spaces": "read without them", "numbers,": "read as the text that they are"}
+        return tuple(
+            make_finding("note", f"{what}: {n:,} row{'s' * (n > 1)}", rules[what.split()[0]], self._places[what], n=n)
+            for what, n in self._n.items()
+        )
+
+    def _count(self, what: str, path: str, line: int) -> None:
+        self._n[what] += 1
+        if len(self._places[what]) < N_PLACES:
+            self._places[what].append(f"{path}:{line}")
+
+    @staticmethod
+    def _each(value: Any, change: Any) -> Any:
+        return [change(item) for item in value] if isinstance(value, list) else change(value)
+
+
+def scalar_text(value: Any) -> str:
+    """Return a scalar of a table as text: `3` and not 3.0, `true` and not True."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def is_blank(value: Any) -> bool:
+    """Return True for what says nothing: null, NaN, an empty text or list."""
+    return value is None or value != value or value in ([], {}) or (isinstance(value, str) and not value.strip())
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # what pandas writes for a value that is missing
+    return scalar_text(value) if isinstance(value, int | float) else value

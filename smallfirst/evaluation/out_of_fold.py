@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from smallfirst.data.copies import clusters
 from smallfirst.data.dataset import Dataset, Example
-from smallfirst.data.quality.near_duplicates import clusters
 from smallfirst.evaluation.calibration import calibrate_answers, calibrate_labels
 from smallfirst.models.confidence import MIN_LOG_PROBABILITY
 from smallfirst.models.label_model import LabelLogProbs, likeliest, softmax

@@ -21,7 +21,7 @@ from typing import Annotated, Any, NamedTuple
 import pydantic
 from scipy import special
 
-from smallfirst.data.quality.leaks import LeakReport, min_clean_rows
+from smallfirst.data.copies import LeakReport, min_clean_rows
 from smallfirst.errors import ConfigError, did_you_mean
 from smallfirst.evaluation.evaluate import Evaluation, share_of_bill
 from smallfirst.gate.verdict import CheckResult, Verdict

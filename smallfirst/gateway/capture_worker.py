@@ -18,7 +18,7 @@ from contextlib import closing, suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from smallfirst.data.redacted_logs import redact_logs
+from smallfirst.data.redaction import redact_logs
 from smallfirst.errors import SmallfirstError
 from smallfirst.gateway.capture import FRAME, Ring, WorkerOrder
 from smallfirst.gateway.http import read_response

@@ -10,7 +10,7 @@ import socket
 
 import uvicorn
 
-from smallfirst.data.redacted_logs import redact_logs
+from smallfirst.data.redaction import redact_logs
 from smallfirst.gateway.app import Gateway
 from smallfirst.gateway.http import BrokenOff
 from smallfirst.serving.http_limits import ConnectionLimits, limited_protocol

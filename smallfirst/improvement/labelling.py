@@ -18,8 +18,8 @@ from typing import Any, Literal, NamedTuple
 import pydantic
 
 import smallfirst
+from smallfirst.data.copies import find_leaks
 from smallfirst.data.dataset import Dataset, Example, Message, RowFormat, fold_text, sample_rows
-from smallfirst.data.quality.leaks import find_leaks
 from smallfirst.data.row_formats import ROW_FORMATS, Columns, to_row
 from smallfirst.data.sources.load import load_valid
 from smallfirst.errors import BadAnswer, ConfigError, DataError, Problem, SpendingLimitReached

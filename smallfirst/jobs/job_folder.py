@@ -23,8 +23,8 @@ import pydantic
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.row_formats import ROW_FORMATS
+from smallfirst.data.sources.folders import is_volume, volume_path
 from smallfirst.data.sources.load import load_rows
-from smallfirst.data.sources.volumes import is_volume, volume_path
 from smallfirst.errors import Cancelled, ConfigError, DataError, MissingExtra, Problem, WeightsNotFound
 from smallfirst.files import is_locked, locked
 from smallfirst.models.catalog import CATALOG, find_weights, pulled_path

@@ -10,8 +10,8 @@ import asyncio
 import itertools
 from pathlib import Path
 
+from smallfirst.data.copies import LeakReport, find_leaks
 from smallfirst.data.dataset import sample_rows, sample_share
-from smallfirst.data.quality.leaks import LeakReport, find_leaks
 from smallfirst.evaluation.evaluate import Evaluation, EvaluationSetup, evaluate, restrict_to_rows, summarize
 from smallfirst.evaluation.label_errors import Suspect, find_label_errors, write_suspects
 from smallfirst.evaluation.learning_curve import LearningCurve, LearningPoint, subsets_per_label

@@ -12,10 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from smallfirst.data.copies import CountedRows, LeakReport, count_rows, find_leaks
 from smallfirst.data.dataset import Dataset, Example, Message, fold_text, sample_share, split
-from smallfirst.data.quality.findings import Finding
-from smallfirst.data.quality.independence import CountedRows, count_rows
-from smallfirst.data.quality.leaks import LeakReport, find_leaks
+from smallfirst.data.findings import Finding
 from smallfirst.data.redaction import redact
 from smallfirst.data.row_formats import ROW_FORMATS, Columns
 from smallfirst.data.sources.load import LoadedRows, load_noted, load_rows, note_skipped

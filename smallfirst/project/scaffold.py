@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from smallfirst.data.importers.recognize import Guess, Question, guess
-from smallfirst.data.importers.source import read_source
+from smallfirst.data.importers.recognize import Guess, Question, guess, read_source
 from smallfirst.data.importers.table import ROLES
 from smallfirst.data.row_formats import Columns, to_json
 from smallfirst.data.sources.load import load_valid
@@ -60,7 +59,7 @@ class Scaffold(NamedTuple):
     def in_words(self) -> list[str]:
         """What was recognized, on three rows, what was assumed and what is not used."""
         found = self.guess
-        lines = [note for one in found.source.formats for note in one.notes]
+        lines = [*found.source.notes]
         lines.append(f"{found.in_words}, {len(found.rows):,} rows")
         lines += ["", *(f"  {line}" for line in _table(found.rows)), ""]
         lines += [f"note: {note}" for note in (found.converted.notes if found.converted else ())]

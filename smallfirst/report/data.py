@@ -8,7 +8,7 @@ from typing import Literal
 
 import pydantic
 
-from smallfirst.data.quality.leaks import LeakReport
+from smallfirst.data.copies import LeakReport
 from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.evaluation.label_errors import Suspect
 from smallfirst.evaluation.learning_curve import LearningPoint

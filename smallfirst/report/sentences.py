@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from smallfirst.data.quality.leaks import min_clean_rows
+from smallfirst.data.copies import min_clean_rows
 from smallfirst.evaluation.learning_curve import forecast
 from smallfirst.pricing.money import format_usd
 from smallfirst.report.data import ReportData

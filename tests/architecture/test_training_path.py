@@ -32,9 +32,7 @@ MARK = "zebra"
 """A word of every row's text and of every label."""
 BESIDE = {
     "smallfirst/training/estimates.py",
-    "smallfirst/data/quality/independence.py",
-    "smallfirst/data/quality/leaks.py",
-    "smallfirst/data/quality/near_duplicates.py",
+    "smallfirst/data/copies.py",
 }
 """They look at the rows and pass no training row on."""
 

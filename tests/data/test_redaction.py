@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks.traffic.redaction import plain_texts
 from benchmarks.traffic.secret_forms import SecretForm, known_forms, later_forms, unseen_forms
-from smallfirst.data.redaction import format_counts, redact
+from smallfirst.data.redaction import format_counts, redact, redact_logs
 
 PIECES = [
     "password: ", "a@b.de", "4111 1111 1111 1111", "api_key=",
@@ -144,3 +146,24 @@ HOSTILE = [
 def test_a_hostile_text_of_100_kb_is_redacted(piece: str) -> None:
     text = piece * (100_000 // len(piece)) + "!"
     assert redact(text).text  # what grows with the square would take minutes
+
+
+def test_messages_and_tracebacks_are_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.StringIO()
+    handler = logging.StreamHandler(written)
+    monkeypatch.setattr(logging.root, "handlers", [handler])
+    redact_logs()
+    redact_logs()
+    assert len(handler.filters) == 1
+    log = logging.getLogger("smallfirst.somewhere")
+    log.warning("no answer to %s", "ann@example.com")
+    try:
+        raise ValueError("not a number: 4111 1111 1111 1111")
+    except ValueError:
+        log.exception("failed")
+    log.warning("%d of %d", 1, 2)
+    lines = written.getvalue()
+    assert "no answer to [EMAIL]\n" in lines
+    assert "ValueError: not a number: [CARD]" in lines
+    assert lines.endswith("1 of 2\n")
+    assert "4111" not in lines

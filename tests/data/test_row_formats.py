@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from smallfirst.data.dataset import Example, Message
-from smallfirst.data.row_formats import Columns, RowLayout, detect_layout, parse_row, to_row
+from smallfirst.data.row_formats import Columns, Folding, RowLayout, detect_layout, is_empty_row, parse_row, to_row
 
 
 def rules(row: dict[str, Any], *, columns: Columns | None = None, answered: bool = False) -> list[str]:
@@ -76,7 +76,6 @@ def test_a_label_outside_the_list_is_refused() -> None:
             {"text": "a", "label": "x", "prompt": "a", "response": "x"},
             "fits two shapes at once: text + label and prompt + response",
         ),
-        ({"prompt": "a", "response": "x", "completion": "y"}, 'has both "response" and "completion": keep one of them'),
         (
             {"a": 1},
             "fits no shape (text + label, text + labels, text + target, question + answer, prompt + response, "
@@ -259,3 +258,44 @@ def test_tags_stand_beside_fields_in_columns_too() -> None:
     found = detect_layout({"text": "a", "date": "x", "channel": "web"}, columns)
     assert isinstance(found, RowLayout)
     assert found.keys["tags.channel"] == "channel"
+
+
+LABEL = RowLayout("label", {"text": "body", "label": "team"})
+
+
+@pytest.mark.parametrize(
+    ("label", "read"),
+    [(0, "0"), (2.0, "2"), (2.5, "2.5"), (True, "true"), (" a ", "a"), (None, None), ([1], ["1"])],
+)
+def test_a_label_is_read_as_the_text_that_it_is(label: Any, read: Any) -> None:
+    folding = Folding()
+    assert folding.fold({"body": "a", "team": label, "id": 7}, LABEL, "r.jsonl", 3) == {
+        "body": "a",
+        "team": read,
+        "id": 7,
+    }
+    assert [note.where for note in folding.notes] == ([] if label is None else [("r.jsonl:3",)])
+
+
+def test_what_a_person_wrote_to_be_said_keeps_its_spaces() -> None:
+    layout = RowLayout("prompt", {"prompt": "prompt", "response": "response"})
+    row = {"prompt": " a", "response": "  indented\n"}
+    folding = Folding()
+    assert folding.fold(row, layout, "r.jsonl", 1) == row
+    assert not folding.notes
+
+
+def test_places_of_many_rows_are_the_first_three_with_the_number_of_all() -> None:
+    folding = Folding()
+    for line in range(1, 151):
+        folding.fold({"body": "a", "team": "x "}, LABEL, "r.csv", line)
+    [note] = folding.notes
+    assert (note.what, note.n, note.where[0], len(note.where)) == ('spaces around "team": 150 rows', 150, "r.csv:1", 3)
+
+
+def test_a_row_is_empty_if_the_columns_that_make_it_are() -> None:
+    assert is_empty_row({})
+    assert is_empty_row({"body": " ", "team": None, "id": 7}, LABEL)
+    assert is_empty_row({"body": float("nan"), "team": []}, LABEL)
+    assert not is_empty_row({"body": "", "team": 0}, LABEL)
+    assert not is_empty_row({"other": "a"})

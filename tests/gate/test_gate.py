@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fixtures.gate import evaluation
 
-from smallfirst.data.quality.leaks import Leak, LeakReport
+from smallfirst.data.copies import Leak, LeakReport
 from smallfirst.errors import ConfigError
 from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.gate.gate import CHECKS, CheckInputs, Gate, Requirement

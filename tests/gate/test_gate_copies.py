@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from fixtures.gate import evaluation
 
+from smallfirst.data.copies import Leak, LeakReport, find_leaks
 from smallfirst.data.dataset import Dataset, Example, Message
-from smallfirst.data.quality.leaks import Leak, LeakReport, find_leaks
 from smallfirst.gate.gate import Gate
 from smallfirst.gate.verdict import CheckResult
 

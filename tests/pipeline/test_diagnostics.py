@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from fixtures.cli import measured
 
+from smallfirst.data.copies import LeakReport
 from smallfirst.data.dataset import Example
-from smallfirst.data.quality.leaks import LeakReport
 from smallfirst.errors import DataError
 from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate
 from smallfirst.evaluation.learning_curve import LearningCurve

@@ -7,7 +7,7 @@ from typing import Any
 
 from fixtures.report import outcome
 
-from smallfirst.data.quality.leaks import Leak, LeakReport
+from smallfirst.data.copies import Leak, LeakReport
 from smallfirst.evaluation.learning_curve import LearningPoint
 from smallfirst.gate.outcome import LabelsNeeded, Outcome
 from smallfirst.report.data import LeakEffect, ReportData

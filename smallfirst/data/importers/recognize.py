@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from smallfirst.data.importers.profiles import as_object, as_text
-from smallfirst.data.importers.source import Source
-from smallfirst.data.importers.table import MARGIN, Converted, Importer, Reading, Table, read_table
-from smallfirst.data.row_folding import is_blank
+from smallfirst.data.importers.table import MARGIN, Converted, Importer, Reading, Table, as_object, as_text, read_table
+from smallfirst.data.row_formats import is_blank
+from smallfirst.data.sources.load import load_raw
 from smallfirst.data.sources.reader import RawRow
+from smallfirst.data.sources.text_files import FORMATS, file_format
 from smallfirst.errors import ConfigError, DataError, Problem
 from smallfirst.extensions import Registry
 
@@ -17,16 +19,58 @@ IMPORTERS: Registry[Importer] = Registry(
     "smallfirst.importers",
     {
         "batch": "smallfirst.traffic.logs.importer:BATCHES",
-        "label_studio": "smallfirst.data.importers.annotations:LABEL_STUDIO",
-        "argilla": "smallfirst.data.importers.annotations:ARGILLA",
-        "squad": "smallfirst.data.importers.documents:SQUAD",
-        "intents": "smallfirst.data.importers.documents:INTENTS",
+        "label_studio": "smallfirst.data.importers.formats:LABEL_STUDIO",
+        "argilla": "smallfirst.data.importers.formats:ARGILLA",
+        "squad": "smallfirst.data.importers.formats:SQUAD",
         "logs": "smallfirst.traffic.logs.importer:LOGS",
     },
     noun="importer",
 )
 """Formats that are no table, in the order in which they are tried; chats and logs are read as `traffic` reads them."""
 _LOOKED_AT = 20
+_PARTS = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test", "eval")}
+
+
+class Source(NamedTuple):
+    """The rows of a source with all their columns."""
+
+    rows: list[RawRow]
+    notes: tuple[str, ...]
+    """How its files are written, where that was told by their content."""
+    as_it_stands: bool
+    """True if `load_rows` reads the same rows from the same address."""
+    parts: dict[str, Path]
+    """Files of a folder by the part of the rows that their names say: train, validation, test."""
+
+
+def read_source(address: str) -> Source:
+    """Return the rows of the source; of a folder with train and test files those to train on. Raise DataError."""
+    path = Path(address)
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file_format(file) in FORMATS)
+        stems = {file: file.name.partition(".")[0].casefold() for file in files}
+        parts = {part: file for part, names in _PARTS.items() for file in files if stems[file] in names}
+        if "train" in parts and len(parts) == len(files):
+            return Source(*load_raw(parts["train"]), True, parts)
+        if files:
+            pieces = [load_raw(file) for file in files]
+            notes = tuple(note for _, notes in pieces for note in notes)
+            return Source([row for rows, _ in pieces for row in rows], notes, False, {})
+    elif file_format(path) == ".json" and (document := _document(path)):
+        return Source([RawRow(address, 1, document)], (), False, {})
+    rows, notes = load_raw(address)
+    if len(rows) > 1 and len({(row.path, row.line) for row in rows}) == 1:
+        rows = [row._replace(line=n) for n, row in enumerate(rows, 1)]  # a list on one line: count its items
+    return Source(rows, notes, True, {})
+
+
+def _document(path: Path) -> dict[str, Any] | None:
+    """Return the object that a JSON file is as a whole; None if it is rows."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError, OSError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 class Question(NamedTuple):

@@ -1,4 +1,4 @@
-"""Folders of files, and the text files among them as rows, one a file: to continue, or labelled by their sub-folder.
+"""Folders of files, volumes, and text files as rows, one a file: to continue, or labelled by their sub-folder.
 
 Files and folders whose names begin with a dot or an underscore are left out; every other file is read or named.
 """
@@ -8,18 +8,20 @@ from __future__ import annotations
 import codecs
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from smallfirst.data.row_formats import Columns
-from smallfirst.data.sources.encodings import to_utf8
-from smallfirst.data.sources.reader import RawRow, ReadBudget, SourceFormat
-from smallfirst.errors import DataError
+from smallfirst.data.sources.reader import RawRow, ReadBudget
+from smallfirst.data.sources.text_files import to_utf8
+from smallfirst.errors import ConfigError, DataError
 
 TEXT_SUFFIXES = (".txt", ".md")
 """Suffixes of files that are text to continue."""
 MAX_TEXT_BYTES = 10_000_000
 """A longer text file is refused: books have a tenth of it, and a row is held in memory several times."""
+VOLUMES_VARIABLE = "SMALLFIRST_VOLUMES"
+"""Environment variable: the folder that stands in for /Volumes of Databricks."""
 
 
 class FoundFile(NamedTuple):
@@ -40,6 +42,38 @@ def list_files(folder: Path) -> list[FoundFile]:
         files = [Path(here, name) for name in names if not name.startswith((".", "_"))]
         found += [FoundFile(path, _file_rule(path, folder)) for path in files]
     return sorted(found, key=lambda one: one.path.relative_to(folder).parts)
+
+
+def is_volume(address: str) -> bool:
+    """Return True if the address is of a volume; `dbfs:` always is, to be refused if it names no volume."""
+    return address.startswith(("dbfs:", "/Volumes/"))
+
+
+def volume_path(address: str) -> Path:
+    """Return the file or folder of `[dbfs:]/Volumes/catalog/schema/volume/path`: below SMALLFIRST_VOLUMES, or mounted.
+
+    Raise DataError if the address is malformed or not there.
+    """
+    parts = PurePosixPath(address.removeprefix("dbfs:")).parts
+    if parts[:2] != ("/", "Volumes") or len(parts) < 5 or ".." in parts:
+        raise DataError(f"{address}: expected [dbfs:]/Volumes/catalog/schema/volume/path, without ..")
+    chosen = os.environ.get(VOLUMES_VARIABLE, "").strip()
+    path = safe_join(folder_from_variable(VOLUMES_VARIABLE, chosen) if chosen else Path("/Volumes"), parts[2:])
+    if not path.exists():
+        raise DataError(
+            f"{address}: no such file or folder ({path})",
+            hint=f"databricks fs cp -r dbfs:{'/'.join(parts)[1:]} COPY   then name the copy; or set {VOLUMES_VARIABLE} "
+            "to the folder that holds catalog/schema/volume",
+        )
+    return path
+
+
+def folder_from_variable(variable: str, chosen: str) -> Path:
+    """Return the folder that an environment variable names. Raise ConfigError if it does not exist."""
+    folder = Path(chosen).expanduser().absolute()
+    if not folder.is_dir():
+        raise ConfigError(f"{variable}: {folder}: no such folder", hint=f"make it, or set {variable} to another")
+    return folder
 
 
 def safe_join(root: Path, parts: Iterable[str]) -> Path:
@@ -76,8 +110,8 @@ def read_texts(
     """Yield each file as one row of text, with the name of its folder as label if asked for, or its rule."""
     columns, files = columns or Columns(), list(files)
     if labelled:
-        note = "its texts are labelled by the names of their folders"
-        budget.formats.append(SourceFormat(path=display_path(files[0].path.parent.parent), notes=(note,)))
+        where = display_path(files[0].path.parent.parent)
+        budget.note(where, "its texts are labelled by the names of their folders")
     for path, rule in files:
         text = rule or _text(path, columns.text, budget)
         if labelled and isinstance(text, dict):  # the line end after a text that is read as a whole is the editor's
@@ -107,8 +141,7 @@ def _text(path: Path, column: str, budget: ReadBudget) -> dict[str, Any] | str:
     except DataError as error:
         return str(error.args[0])
     if encoding != "utf-8":
-        note = f"read as {encoding}, told from its bytes"
-        budget.formats.append(SourceFormat(path=display_path(path), encoding=encoding, notes=(note,)))
+        budget.note(display_path(path), f"read as {encoding}, told from its bytes")
     try:
         return {column: utf8.removeprefix(codecs.BOM_UTF8).decode()}
     except UnicodeDecodeError as error:

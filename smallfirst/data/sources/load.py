@@ -22,25 +22,44 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from smallfirst.data.dataset import Dataset, Example, RowFormat
-from smallfirst.data.quality.findings import Finding, Location, make_finding
-from smallfirst.data.row_folding import Folding, is_empty_row
-from smallfirst.data.row_formats import FIELD, ROW_FORMATS, Columns, RowLayout, detect_layout, parse_row
-from smallfirst.data.sources.delta import DELTA_LOG, open_delta, read_delta
+from smallfirst.data.findings import Finding, Location, make_finding
+from smallfirst.data.row_formats import (
+    FIELD,
+    ROW_FORMATS,
+    Columns,
+    Folding,
+    RowLayout,
+    detect_layout,
+    is_empty_row,
+    parse_row,
+)
+from smallfirst.data.sources.arrow import (
+    DELTA_LOG,
+    PARQUET,
+    is_hub_name,
+    open_delta,
+    open_hub,
+    parquet_files,
+    pinned_hub_name,
+    read_delta,
+    read_hub,
+    read_parquet,
+)
 from smallfirst.data.sources.folders import (
     TEXT_SUFFIXES,
     FoundFile,
+    folder_from_variable,
+    is_volume,
     label_folders,
     list_files,
     read_texts,
     safe_join,
+    volume_path,
     without_detours,
 )
-from smallfirst.data.sources.hub import is_hub_name, open_hub, pinned_hub_name, read_hub
-from smallfirst.data.sources.parquet import PARQUET, parquet_files, read_parquet
-from smallfirst.data.sources.reader import RawRow, ReadBudget, SourceFormat
+from smallfirst.data.sources.reader import RawRow, ReadBudget
 from smallfirst.data.sources.spreadsheets import SPREADSHEETS, read_spreadsheet
 from smallfirst.data.sources.text_files import FORMATS, file_format, read_text_file, suggest_files
-from smallfirst.data.sources.volumes import folder_from_variable, is_volume, volume_path
 from smallfirst.errors import DataError, Problem, did_you_mean
 
 MAX_PROBLEMS = 10_000
@@ -50,7 +69,6 @@ TABLES_VARIABLE = "SMALLFIRST_TABLES"
 """Environment variable: the folder in which tables stand as catalog/schema/table."""
 MOST_SKIPPED = 0.1
 """With more bad rows it is the columns that are wrong rather than the rows."""
-_TOLD = "told by its content; where that is wrong, save it as UTF-8 CSV with a header, or as JSON Lines"
 _TABLE = re.compile(r"[^./\\@]+(?:\.[^./\\@]+){2}")
 _PINNED = re.compile(r"(?P<address>.+)@v(?P<version>\d{1,18})", re.DOTALL)
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -65,8 +83,6 @@ class LoadedRows(NamedTuple):
     n_bad: int
     notes: tuple[Finding, ...]
     """What was read otherwise than it stands."""
-    formats: tuple[SourceFormat, ...]
-    """How each file is written, where that was to be found out."""
     skipped: Finding | None = None
     """The bad rows, where they were left out."""
 
@@ -135,14 +151,14 @@ def load_valid(
     return read.data, read.problems
 
 
-def load_raw(address: str | Path) -> tuple[list[RawRow], tuple[SourceFormat, ...]]:
-    """Return the rows of a source with all their columns as they stand, and how its files are written.
+def load_raw(address: str | Path) -> tuple[list[RawRow], tuple[str, ...]]:
+    """Return the rows of a source with all their columns as they stand, and notes on how its files are written.
 
     A row that cannot be read is the rule that it breaks.
     """
     source = _find(os.fspath(address), Path())
     budget = ReadBudget(source.where)
-    return list(source.rows(None, budget)), tuple(budget.formats)
+    return list(source.rows(None, budget)), tuple(budget.notes)
 
 
 def iterate_raw(address: str | Path, budget: ReadBudget) -> Iterator[RawRow]:
@@ -164,18 +180,17 @@ class _Source(NamedTuple):
         if not len(found.data) and not found.problems:
             empty = "; ".join(note.what for note in found.notes)
             raise DataError(f"{self.where}: there are no rows{f' ({empty})' if empty else ''}")
-        return found._replace(notes=(*_told(budget.formats), *found.notes), formats=tuple(budget.formats))
-
-
-def _told(formats: Sequence[SourceFormat]) -> Iterator[Finding]:
-    """Yield a note for each thing that the files themselves told, with the files."""
-    paths: dict[str, list[str]] = {}
-    for found in formats:
-        for note in found.notes:
-            paths.setdefault(note, []).append(found.path)
-    for note, files in paths.items():
-        which = files[0] if len(files) == 1 else f"{len(files):,} files"
-        yield make_finding("note", f"{which}: {note}", _TOLD, files if len(files) > 1 else (), n=len(files))
+        told = [
+            make_finding(
+                "note",
+                f"{files[0] if len(files) == 1 else f'{len(files):,} files'}: {note}",
+                "told by its content; where that is wrong, save it as UTF-8 CSV with a header, or as JSON Lines",
+                files if len(files) > 1 else (),
+                n=len(files),
+            )
+            for note, files in budget.notes.items()
+        ]
+        return found._replace(notes=(*told, *found.notes))
 
 
 class _Parsed(NamedTuple):
@@ -214,7 +229,7 @@ def _build_dataset(rows: Iterable[RawRow], name: str, *, columns: Columns, label
         problems, n_bad = [Problem(examples[0].path, examples[0].line, rule), *problems], n_bad + len(examples)
         examples = ()
     data = Dataset(name=name, examples=examples)
-    return LoadedRows(data, tuple(problems[:MAX_PROBLEMS]), n_bad, parser.folding.notes, ())
+    return LoadedRows(data, tuple(problems[:MAX_PROBLEMS]), n_bad, parser.folding.notes)
 
 
 class _Parser:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from smallfirst.errors import DataError
-from smallfirst.records import Record
 
 MAX_ROW_BYTES = 1_000_000
 """A longer row is refused: it is not a row of a narrow task but a file that lost its line ends."""
 MAX_SOURCE_BYTES = 2_000_000_000
 MAX_SOURCE_ROWS = 10_000_000
 """No more is read of one source: its rows must fit into memory, and a small packed file may claim any size."""
-
 
 NumberedRow = tuple[int, dict[str, Any] | str]
 """Line or row number from 1, and the values by column or the rule that the row breaks."""
@@ -28,21 +26,6 @@ class RawRow(NamedTuple):
     """Values by column, or the rule that the row breaks."""
 
 
-class SourceFormat(Record):
-    """How a file of rows is written, as far as reading it has told."""
-
-    path: str
-    encoding: str = "utf-8"
-    delimiter: str = ""
-    """What separates the fields of CSV; empty for other files."""
-    has_header: bool = True
-    """Whether the first line of a table names its columns; without names they are `column 1`, `column 2`, …"""
-    sheet: str = ""
-    """The sheet that was read of a workbook."""
-    notes: tuple[str, ...] = ()
-    """What the reader of the rows should know of it, each in words."""
-
-
 def first_line(error: Exception) -> str:
     """Return the first line of what a library says, at most 300 characters; the type of an error without words."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
@@ -54,13 +37,18 @@ def row_size_rule(n_bytes: int) -> str | None:
 
 
 class ReadBudget:
-    """How much of one source may still be read, and how what was read of it is written."""
+    """How much of one source may still be read, and what was found out about how it is written."""
 
     def __init__(self, where: str, max_rows: int | None = None) -> None:
         self.where = where
-        self.formats: list[SourceFormat] = []
+        self.notes: dict[str, list[str]] = {}
+        """Paths by note, such as "read as cp1252, told from its bytes"."""
         self.n_bytes = MAX_SOURCE_BYTES
         self.n_rows = self.max_rows = MAX_SOURCE_ROWS if max_rows is None else max_rows
+
+    def note(self, path: str, *notes: str) -> None:
+        for note in notes:
+            self.notes.setdefault(note, []).append(path)
 
     def claim(self, n_bytes: int, n_rows: int = 0) -> None:
         """Raise DataError if the source would be too large with so much more."""

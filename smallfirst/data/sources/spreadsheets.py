@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from smallfirst.data.row_folding import scalar_text
-from smallfirst.data.row_formats import Columns
-from smallfirst.data.sources.reader import RawRow, ReadBudget, SourceFormat, first_line, row_size_rule
-from smallfirst.data.sources.tables import NO_HEADER, TableRecord, table_rows
+from smallfirst.data.row_formats import Columns, scalar_text
+from smallfirst.data.sources.reader import RawRow, ReadBudget, first_line, row_size_rule
+from smallfirst.data.sources.text_files import NO_HEADER, TableRecord, table_rows
 from smallfirst.errors import DataError, MissingExtra
 
 SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods")
@@ -40,10 +39,9 @@ def read_spreadsheet(
     except (python_calamine.CalamineError, OSError, ValueError) as error:
         raise DataError(f"{file}: not readable as a workbook: {first_line(error)}") from None
     has_header, rows = table_rows(_records(cells), columns, answered=answered)
-    notes = [f'read from sheet "{filled[0]}", not from {", ".join(filled[1:])}'] if len(filled) > 1 else []
-    notes += [NO_HEADER] * (not has_header)
-    sheet = filled[0] if filled else ""
-    budget.formats.append(SourceFormat(path=str(file), has_header=has_header, sheet=sheet, notes=tuple(notes)))
+    if len(filled) > 1:
+        budget.note(str(file), f'read from sheet "{filled[0]}", not from {", ".join(filled[1:])}')
+    budget.note(str(file), *[NO_HEADER] * (not has_header))
     for line, values in rows:
         budget.take(0, 1)
         yield RawRow(str(file), line, values)

@@ -1,6 +1,6 @@
 """Rows of JSON Lines, JSON lists and CSV, each line as values by column or as the rule that it breaks.
 
-Encoding and separator are told from the content.
+Encoding and separator are told from the content. A table may lack a header: its columns are then named by their place.
 """
 
 from __future__ import annotations
@@ -14,46 +14,25 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from smallfirst.data.row_formats import Columns
-from smallfirst.data.sources.encodings import to_utf8
-from smallfirst.data.sources.reader import (
-    MAX_ROW_BYTES,
-    NumberedRow,
-    RawRow,
-    ReadBudget,
-    SourceFormat,
-    row_size_rule,
-)
-from smallfirst.data.sources.tables import NO_HEADER, TableRecord, TableRows, detect_delimiter, table_rows
+from smallfirst.data.row_formats import Columns, detect_layout
+from smallfirst.data.sources.reader import MAX_ROW_BYTES, NumberedRow, RawRow, ReadBudget, row_size_rule
 from smallfirst.errors import DataError
 
 _JSON = (".jsonl", ".ndjson", ".json")
-_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 FORMATS = (*_JSON, *_SEPARATORS)
 """Suffixes of the files that are read; each may have `.gz` after it."""
-_PIECE_BYTES = 1 << 20
-_SAMPLE_BYTES = 1 << 16
-_FIRST_CHARACTERS = 1 << 14
-"""Characters in which the end of an item is looked for first."""
-_SPACE = re.compile(r"[ \t\r\n]*")
-_DECODER = json.JSONDecoder()
-
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+NO_HEADER = "its first line is a row: columns are named by their place, column 1, column 2, …"
+_PIECE_BYTES, _SAMPLE_BYTES = 1 << 20, 1 << 16
+_LOOKED_AT = 50
+"""Records of a table by which it is told whether the first one names its columns."""
 _BLANK = " \t\r"  # not str.strip(): U+2028 and its like are text, not blank
-
-
-class _Line(NamedTuple):
-    """One physical line, split on the line feed only."""
-
-    text: str
-    n_bytes: int
-    rule: str | None
-    """Why its bytes are not text, if they are not."""
 
 
 def read_text_file(
@@ -64,35 +43,25 @@ def read_text_file(
     Raise DataError if it cannot be read.
     """
     kind = file_format(file)
-    packed = file.suffix.lower() == ".gz"
     if kind not in FORMATS and not file.is_dir():
-        shown = f"{kind}{'.gz' if packed else ''}" or "no suffix"
-        raise DataError(f"{file}: cannot tell the format from {shown}; known: {', '.join(FORMATS)}")
+        shown = f"{kind}{'.gz' if file.suffix.lower() == '.gz' else ''}" or "no suffix"
+        raise DataError(
+            f"{file}: cannot tell the format from {shown}; known: {', '.join(FORMATS)}",
+            hint="rename it to what it holds",
+        )
     raw, encoding = to_utf8(_read(file, budget), str(file))
     notes = [] if encoding == "utf-8" else [f"read as {encoding}, told from its bytes"]
-    found = SourceFormat(path=str(file), encoding=encoding)
     if kind in _SEPARATORS:
         stream = io.BufferedReader(io.BytesIO(raw), _SAMPLE_BYTES)
         delimiter, (has_header, rows) = csv_rows(stream, _SEPARATORS[kind], columns, answered=answered)
-        found = found.model_copy(update={"delimiter": delimiter, "has_header": has_header})
-        more = [f"its fields are separated by {_NAMES[delimiter]}"] * (delimiter != _SEPARATORS[kind])
-        more += [NO_HEADER] * (not has_header)
+        notes += [f"its fields are separated by {DELIMITERS[delimiter]}"] * (delimiter != _SEPARATORS[kind])
+        notes += [NO_HEADER] * (not has_header)
     elif is_list(raw):
-        more, rows = ["read as one JSON list"], list_rows(raw, partial(_object, unit="item"))
+        notes, rows = [*notes, "read as one JSON list"], list_rows(raw)
     else:
-        more, rows = [], json_rows(io.BytesIO(raw))
-    budget.formats.append(found.model_copy(update={"notes": (*notes, *more)}))
+        rows = json_rows(io.BytesIO(raw))
+    budget.note(str(file), *notes)
     return _counted(str(file), rows, budget)
-
-
-def csv_rows(
-    stream: io.BufferedReader[Any], usual: str, columns: Columns | None = None, *, answered: bool = False
-) -> tuple[str, TableRows]:
-    """Return what separates the fields of UTF-8 CSV, told from its beginning, else `usual`, and its rows."""
-    sample = stream.peek(_SAMPLE_BYTES)[:_SAMPLE_BYTES]
-    lines = (sample[: sample.rfind(b"\n") + 1] or sample).decode("utf-8-sig", errors="replace")
-    delimiter = detect_delimiter(lines, usual, columns, answered=answered)
-    return delimiter, table_rows(_csv_records(_lines(stream), delimiter), columns, answered=answered)
 
 
 def _counted(path: str, rows: Iterator[NumberedRow], budget: ReadBudget) -> Iterator[RawRow]:
@@ -101,33 +70,13 @@ def _counted(path: str, rows: Iterator[NumberedRow], budget: ReadBudget) -> Iter
         yield RawRow(path, line, values)
 
 
+# The file
+
+
 def file_format(file: Path) -> str:
     """Return the suffix that tells the format, in lower case: the one before `.gz`, if there is one."""
     suffix = file.suffix.lower()
     return Path(file.stem).suffix.lower() if suffix == ".gz" else suffix
-
-
-def _read(file: Path, budget: ReadBudget) -> bytes:
-    try:
-        return _unpacked(file, budget) if file.suffix.lower() == ".gz" else file.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such file", hint=suggest_files(file.parent, file.name)) from None
-    except IsADirectoryError:
-        raise DataError(f"{file}: a folder, not a file", hint=suggest_files(file, "")) from None
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise DataError(f"{file}: broken gzip: {error}", hint=f"gzip -t {file}   then make or fetch it again") from None
-    except OSError as error:
-        raise DataError(f"{file}: {error.strerror}") from None
-
-
-def _unpacked(file: Path, budget: ReadBudget) -> bytes:
-    """Return the content of a gzip file. Raise DataError once it exceeds the budget, as a few kilobytes may."""
-    whole = bytearray()
-    with gzip.open(file) as packed:
-        while piece := packed.read(_PIECE_BYTES):
-            budget.take(len(piece))
-            whole += piece
-    return bytes(whole)
 
 
 def suggest_files(folder: Path, name: str) -> str:
@@ -139,6 +88,99 @@ def suggest_files(folder: Path, name: str) -> str:
     if near:
         return "did you mean " + " or ".join(str(folder / n) for n in near) + "?"
     return f"{folder} holds " + (", ".join(there[:10]) or "no file of rows")
+
+
+def _read(file: Path, budget: ReadBudget) -> bytes:
+    """Return the content. Raise DataError if it cannot be read, or unpacks to more than the budget."""
+    try:
+        if file.suffix.lower() != ".gz":
+            return file.read_bytes()
+        whole = bytearray()
+        with gzip.open(file) as packed:
+            while piece := packed.read(_PIECE_BYTES):
+                budget.take(len(piece))
+                whole += piece
+        return bytes(whole)
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such file", hint=suggest_files(file.parent, file.name)) from None
+    except IsADirectoryError:
+        raise DataError(f"{file}: a folder, not a file", hint=suggest_files(file, "")) from None
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise DataError(f"{file}: broken gzip: {error}", hint=f"gzip -t {file}   then make or fetch it again") from None
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}") from None
+
+
+# Its encoding
+
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32",  # begins as that of UTF-16 does
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_LEGACY = (
+    *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "koi8_r"),
+    *("cp932", "gb18030", "big5", "euc_kr", "euc_jp"),
+)
+_HIGH = re.compile(rb"[\x80-\xff]")
+_WELL_FORMED = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
+_HIGH_LINE = re.compile(rb"[^\n]*[\x80-\xff][^\n]*\n?")
+
+
+def to_utf8(raw: bytes, where: str) -> tuple[bytes, str]:
+    """Return the content as UTF-8 and the name of its encoding. Raise DataError if it cannot be told or is broken.
+
+    UTF-8 with some damaged bytes stays as it is, with its byte order mark, so that the lines at fault can be named.
+    """
+    encoding = next((name for mark, name in _MARKS.items() if raw.startswith(mark)), "")
+    encoding = encoding or ("utf-8" if _is_utf8(raw) else _legacy(raw))
+    hint = f"iconv -f ENCODING -t UTF-8 {where} > utf8-rows   with the encoding that wrote it"
+    if not encoding:
+        raise DataError(f"{where}: neither UTF-8 nor any other encoding that can be told", hint=hint)
+    if encoding == "utf-8":
+        return raw, encoding
+    try:
+        return raw.decode(encoding).encode(), encoding
+    except UnicodeError as error:
+        raise DataError(f"{where}: neither UTF-8 nor whole {encoding}: {error.args[-1]}", hint=hint) from None
+
+
+def _is_utf8(raw: bytes) -> bool:
+    """Return True for UTF-8, also if a smaller part of its characters beyond ASCII is damaged."""
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        n_formed = sum(1 for _ in _WELL_FORMED.finditer(raw))
+        n_damaged = sum(1 for _ in _HIGH.finditer(_WELL_FORMED.sub(b"", raw)))
+        return n_formed >= max(1, n_damaged)
+    return True
+
+
+def _legacy(raw: bytes) -> str:
+    """Return the most likely encoding of before Unicode, judged by the first lines that are not ASCII; empty: none."""
+    import charset_normalizer  # only here: most files are UTF-8
+
+    sample = b"".join(line.group()[:_SAMPLE_BYTES] for line in islice(_HIGH_LINE.finditer(raw), 1000))[:_SAMPLE_BYTES]
+    found = charset_normalizer.from_bytes(sample, cp_isolation=list(_LEGACY))
+    best = found.best()
+    if best is None:
+        return ""
+    same = [name for match in found if match.chaos <= best.chaos for name in match.could_be_from_charset]
+    return "cp1252" if "cp1252" in same else str(best.encoding)
+
+
+# JSON
+
+
+class _Line(NamedTuple):
+    """One physical line, split on the line feed only."""
+
+    text: str
+    n_bytes: int
+    rule: str | None
+    """Why its bytes are not text, if they are not."""
 
 
 def _lines(stream: Iterable[bytes]) -> Iterator[_Line]:
@@ -165,80 +207,15 @@ def json_rows(stream: Iterable[bytes]) -> Iterator[NumberedRow]:
             yield number, _object(line.text)
 
 
-def is_list(raw: bytes) -> bool:
-    """Return True if UTF-8 content begins as a list of objects, or is an empty list."""
-    head = raw[:MAX_ROW_BYTES].lstrip(codecs.BOM_UTF8).lstrip()
-    return head.startswith(b"[") and head[1:].lstrip()[:1] in (b"{", b"]")
-
-
-def list_rows(raw: bytes, parse: Callable[[str], dict[str, Any] | str]) -> Iterator[NumberedRow]:
-    """Yield the parsed items of a list by the lines on which they begin; the first that is broken is the last."""
-    text, damage = _decoded(raw)
-    at, line = 0, 1
-
-    def move(end: int) -> None:
-        nonlocal at, line
-        at, line = end, line + text.count("\n", at, end)
-
-    def following() -> str:
-        found = _SPACE.match(text, at)
-        move(found.end() if found else at)
-        return text[at : at + 1]
-
-    def take(character: str) -> None:
-        if following() != character:
-            raise json.JSONDecodeError(f"Expecting '{character}'", text, at)
-        move(at + 1)
-
+def _object(text: str) -> dict[str, Any] | str:
+    """Return one JSON object, or the rule that the line breaks."""
     try:
-        take("[")
-        while following() != "]":
-            begin, first_line = at, line
-            move(_end_of_value(text, at))
-            yield first_line, row_size_rule(at - begin) or parse(text[begin:at])
-            if following() != "]":
-                take(",")
-        take("]")
-        if following():
-            yield line, "broken JSON: something follows the list"
-    except json.JSONDecodeError as error:
-        yield (line, damage) if damage else (line + text.count("\n", at, error.pos), f"broken JSON: {error.msg}")
-    except RecursionError:
-        yield line, "broken JSON: nested too deeply"
-
-
-def _decoded(raw: bytes) -> tuple[str, str]:
-    """Return the text up to the first byte that is not UTF-8, and what is wrong with that byte, if there is one."""
-    try:
-        return raw.decode("utf-8-sig"), ""
-    except UnicodeDecodeError as error:
-        damaged = f"after this line not UTF-8: byte 0x{error.object[error.start]:02x}"
-        return error.object[: error.start].decode(), damaged
-
-
-def _end_of_value(text: str, at: int) -> int:
-    """Return where the value at `at` ends, within twice MAX_ROW_BYTES. Raise JSONDecodeError, RecursionError."""
-    size = _FIRST_CHARACTERS
-    while True:
-        try:
-            return at + _DECODER.raw_decode(text[at : at + size])[1]
-        except json.JSONDecodeError as error:
-            if at + size >= len(text) or size > 2 * MAX_ROW_BYTES:
-                raise json.JSONDecodeError(error.msg, text, at + error.pos) from None
-            size *= 8
-
-
-def _object(text: str, unit: str = "line") -> dict[str, Any] | str:
-    """Return one JSON object, or the rule that the text breaks; `unit` is what each object is in the file."""
-    try:
-        value = json.loads(text, object_pairs_hook=_unique)
+        value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         return f"broken JSON at column {error.colno}: {error.msg}"
-    except RecursionError:
-        return "broken JSON: nested too deeply"
-    except ValueError as error:  # a key twice, or a number of thousands of digits
-        return f"broken JSON: {error}"
-    return value if isinstance(value, dict) else f"not a JSON object: each {unit} must be {{…}}"
+    except (ValueError, RecursionError) as error:  # a key twice, or a number of thousands of digits
+        return _broken(error)
+    return value if isinstance(value, dict) else "not a JSON object: each line must be {…}"
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -248,6 +225,101 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
         raise ValueError(f'key "{twice}" twice')
     return values
+
+
+def _broken(error: Exception) -> str:
+    said = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
+    return f"broken JSON: {said}"
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+_SPACE = re.compile(r"[ \t\r\n]*")
+_NEXT_ITEM = re.compile(r"[ \t\r\n]*(?:,[ \t\r\n]*)?")
+
+
+def is_list(raw: bytes) -> bool:
+    """Return True if UTF-8 content begins as a list of objects, or is an empty list."""
+    head = raw[:MAX_ROW_BYTES].lstrip(codecs.BOM_UTF8).lstrip()
+    return head.startswith(b"[") and head[1:].lstrip()[:1] in (b"{", b"]")
+
+
+def list_rows(raw: bytes) -> Iterator[NumberedRow]:
+    """Yield the objects of one JSON list by the lines on which they begin; the first that is broken is the last."""
+    line, at = 1, 0
+    try:
+        text = raw.decode("utf-8-sig")
+        at = _end(_SPACE, text, text.index("[") + 1)
+        line += text.count("\n", 0, at)
+        while not text.startswith("]", at):
+            value, end = _DECODER.raw_decode(text, at)
+            is_object = isinstance(value, dict)
+            yield line, row_size_rule(end - at) or (value if is_object else "not a JSON object: each item must be {…}")
+            after = _end(_NEXT_ITEM, text, end)
+            if "," not in text[end:after] and not text.startswith("]", after):
+                raise json.JSONDecodeError("Expecting ','", text, after)
+            line += text.count("\n", at, after)
+            at = after
+        if text[at + 1 :].strip():
+            yield line, "broken JSON: something follows the list"
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        yield (
+            1 + raw.count(b"\n", 0, error.start),
+            f"not UTF-8: byte 0x{byte:02x} at offset {error.start:,} of the file",
+        )
+    except json.JSONDecodeError as error:
+        yield error.lineno, _broken(error)
+    except (ValueError, RecursionError) as error:
+        yield line, _broken(error)
+
+
+def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
+    found = pattern.match(text, at)
+    return found.end() if found else at
+
+
+# Tables
+
+TableRecord = tuple[int, list[str] | str]
+"""Line from 1, and the fields of a record or the rule that it breaks."""
+_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)*")
+_SENTENCE = re.compile(r"(\S+\s+){2,}\S*[.?!]|.{60,}", re.DOTALL)
+_NUMBERED = re.compile(r"column [1-9]\d*")
+
+
+class TableRows(NamedTuple):
+    """A table's rows by column name."""
+
+    has_header: bool
+    rows: Iterator[NumberedRow]
+
+
+def csv_rows(
+    stream: io.BufferedReader[Any], usual: str, columns: Columns | None = None, *, answered: bool = False
+) -> tuple[str, TableRows]:
+    """Return what separates the fields of UTF-8 CSV, told from its beginning, else `usual`, and its rows."""
+    sample = stream.peek(_SAMPLE_BYTES)[:_SAMPLE_BYTES]
+    lines = (sample[: sample.rfind(b"\n") + 1] or sample).decode("utf-8-sig", errors="replace")
+    delimiter = detect_delimiter(lines, usual, columns, answered=answered)
+    return delimiter, table_rows(_csv_records(_lines(stream), delimiter), columns, answered=answered)
+
+
+def detect_delimiter(sample: str, usual: str, columns: Columns | None, *, answered: bool) -> str:
+    """Return what separates the fields in the first lines.
+
+    Names that make a row format decide; else how many records have as many fields as the first; else `usual`.
+    """
+
+    def fit(delimiter: str) -> tuple[bool, float, bool, int]:
+        records = [record for record in csv.reader(io.StringIO(sample, newline=""), delimiter=delimiter) if record]
+        head = records[0] if records else []
+        if len(head) < 2:
+            return False, 0.0, delimiter == usual, 0
+        named = columns is not None and not isinstance(detect_layout(_names(head), columns, answered=answered), str)
+        share = sum(len(record) == len(head) for record in records) / len(records)
+        return named, share, delimiter == usual, len(head)
+
+    return max(DELIMITERS, key=fit)
 
 
 def _csv_records(lines: Iterable[_Line], separator: str) -> Iterator[TableRecord]:
@@ -275,3 +347,70 @@ def _csv_records(lines: Iterable[_Line], separator: str) -> Iterator[TableRecord
         broken = rule or row_size_rule(n_bytes)
         if broken or fields:
             yield first + 1, broken or fields
+
+
+def table_rows(records: Iterator[TableRecord], columns: Columns | None, *, answered: bool) -> TableRows:
+    """Return the rows by the names on the first line, or by `column 1`, `column 2`, … where it has none.
+
+    A header that makes no row format is the only, bad row; without `columns` any header will do.
+    """
+    first = list(islice(records, _LOOKED_AT))
+    while first and isinstance(first[0][1], list) and not any(map(str.strip, first[0][1])):
+        del first[0]
+    if not first:
+        return TableRows(True, iter(()))
+    at, head = first[0]
+    if isinstance(head, str):
+        return TableRows(True, iter([(at, head)]))
+    header, body = _names(head), chain(first[1:], records)
+    rule = _header_rule(header, columns, answered=answered)
+    below = [fields for _, fields in first[1:] if isinstance(fields, list)]
+    by_place = rule and columns is not None and _names_places(columns)
+    bare = bool(by_place) or (bool(rule or columns is None) and _is_row(head, below))
+    if bare:
+        header, body = [f"column {i}" for i in range(1, len(head) + 1)], chain(first, records)
+        if rule := _header_rule(header, columns, answered=answered):
+            shown = ", ".join(f'{i}: "{field[:40]}"' for i, field in enumerate(head[:5], start=1))
+            rule = (
+                f"the first line names no columns but is a row ({shown}): add a header, or name them by their place, "
+            )
+            rule += 'such as columns: {text: "column 1", label: "column 2"}'
+    return TableRows(not bare, iter([(at, rule)]) if rule else (_row(record, header) for record in body))
+
+
+def _row(record: TableRecord, header: Sequence[str]) -> NumberedRow:
+    line, fields = record
+    if isinstance(fields, str):
+        return line, fields
+    while len(fields) > len(header) and not fields[-1].strip():  # spreadsheets write empty fields to the right
+        fields = fields[:-1]
+    if not any(field.strip() for field in fields):
+        return line, {}
+    if len(fields) != len(header):
+        return line, f"{len(fields)} fields where the header has {len(header)}"
+    return line, dict(zip(header, fields, strict=True))
+
+
+def _names(head: Sequence[str]) -> list[str]:
+    """Return the names of a header; an unnamed column, as pandas writes its index, is called by its place."""
+    trimmed = [name.replace("\ufeff", "").strip() for name in head]
+    return [name or f"column {i}" for i, name in enumerate(trimmed, start=1)]
+
+
+def _header_rule(header: Sequence[str], columns: Columns | None, *, answered: bool) -> str:
+    if twice := [name for name, n in Counter(header).items() if n > 1]:
+        return f'column "{twice[0]}" twice in the header'
+    found = "" if columns is None else detect_layout(header, columns, answered=answered)
+    return found if isinstance(found, str) else ""
+
+
+def _is_row(head: Sequence[str], others: Sequence[Sequence[str]]) -> bool:
+    """Return True if the first line is a row: it has a number, a sentence, or a value that comes again below it."""
+    if any(_NUMBER.fullmatch(field.strip()) or _SENTENCE.fullmatch(field.strip()) for field in head):
+        return True
+    return any(field and field in {r[i] for r in others if i < len(r)} for i, field in enumerate(head))
+
+
+def _names_places(columns: Columns) -> bool:
+    single = (getattr(columns, name) for name in columns.model_fields_set - {"fields", "tags"})
+    return any(_NUMBERED.fullmatch(name) for name in (*columns.fields, *columns.tags, *single))

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from smallfirst.data.copies import count_rows
 from smallfirst.data.dataset import Dataset
-from smallfirst.data.quality.independence import count_rows
 from smallfirst.project.candidates import fitted_candidates
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import FINALISTS, Finalists, RunFolder

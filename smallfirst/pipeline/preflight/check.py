@@ -11,10 +11,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from smallfirst.data.check import CheckReport, TokenCounts, check, estimate_token_counts, format_report
 from smallfirst.data.dataset import Dataset
-from smallfirst.data.quality.check import CheckReport, check, format_report
-from smallfirst.data.quality.findings import Finding, locate, make_finding
-from smallfirst.data.quality.lengths import TokenCounts, estimate_token_counts
+from smallfirst.data.findings import Finding, locate, make_finding
 from smallfirst.errors import MissingExtra, WeightsNotFound
 from smallfirst.models.base_size import BaseSize, read_base_size
 from smallfirst.models.catalog import find_weights

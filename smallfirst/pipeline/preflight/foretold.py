@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from smallfirst.data.dataset import Dataset, sample_rows
-from smallfirst.data.quality.findings import Finding, make_finding
+from smallfirst.data.findings import Finding, make_finding
 from smallfirst.errors import StageMissing
 from smallfirst.evaluation.evaluate import EvaluatedRow, Evaluation
 from smallfirst.gate.choice import level_shares

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from smallfirst.data.dataset import Example, Message, sample_rows
-from smallfirst.data.quality.findings import Finding, make_finding
+from smallfirst.data.findings import Finding, make_finding
 from smallfirst.errors import DataError, PriceUnknown, SmallfirstError
 from smallfirst.models.few_shot import fixed_shots
 from smallfirst.models.protocol import Request

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from smallfirst.data.quality.findings import Finding, make_finding
+from smallfirst.data.findings import Finding, make_finding
 from smallfirst.models.base_size import BaseSize
 from smallfirst.models.catalog import CATALOG, pulled_path
 from smallfirst.project.candidate_registry import FINE_TUNED

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from smallfirst.data.sources.delta import DELTA_LOG
+from smallfirst.data.sources.arrow import DELTA_LOG, PARQUET
 from smallfirst.data.sources.load import iterate_raw
-from smallfirst.data.sources.parquet import PARQUET
 from smallfirst.data.sources.reader import ReadBudget
 from smallfirst.data.sources.text_files import file_format
 from smallfirst.errors import ConfigError, DataError, Problem

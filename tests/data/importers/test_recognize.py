@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from smallfirst.data.importers.recognize import Guess, guess
-from smallfirst.data.importers.source import read_source
+from smallfirst.data.importers.recognize import Guess, guess, read_source
 from smallfirst.errors import ConfigError
 
 INTENTS = ("card arrival", "refund", "lost pin")
@@ -206,7 +205,7 @@ def test_argilla(write: Write) -> None:
     assert (len(found.rows), [problem.rule for problem in found.unused]) == (39, ["no person's answer"])
 
 
-def test_documents_of_questions_and_of_intents(write: Write) -> None:
+def test_a_document_of_paragraphs_with_questions(write: Write) -> None:
     def paragraph(i: int) -> Row:
         answers = [{"text": f"on day {i}", "answer_start": 9}, {"text": f"day {i}", "answer_start": 12}]
         return {"context": f"It comes on day {i}.", "qas": [{"question": f"{TEXTS[i]}?", "answers": answers}]}
@@ -214,15 +213,6 @@ def test_documents_of_questions_and_of_intents(write: Write) -> None:
     found = read(write("squad.json", {"data": [{"paragraphs": [paragraph(i) for i in range(20)]}]}))
     assert found.kind == "answer"
     assert found.rows[3]["answer"] == ["on day 3", "day 3"]
-    said = [{"data": [{"text": f"weather on day {i} in "}, {"text": "Rome", "slot_name": "city"}]} for i in range(9)]
-    found = read(write("intents.json", {"intents": {"weather": {"utterances": said}}}))
-    assert found.rows[0] == {"text": "weather on day 0 in Rome", "target": {"city": "Rome"}}
-
-
-def test_a_file_without_a_suffix_is_read_by_its_content(write: Write) -> None:
-    found = read(write("collection", "".join(f"{c}\t{t}\n" for t, c in zip(TEXTS, LABELS, strict=True))))
-    assert (found.kind, found.as_it_stands) == ("classify", False)
-    assert found.rows[0] == {"text": TEXTS[0], "label": "card arrival"}
 
 
 def test_a_folder_with_train_and_test_files_is_read_as_these(write: Write) -> None:

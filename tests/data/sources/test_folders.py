@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from smallfirst.data.row_formats import Columns
-from smallfirst.data.sources.folders import MAX_TEXT_BYTES, list_files, safe_join, without_detours
+from smallfirst.data.sources.folders import MAX_TEXT_BYTES, list_files, safe_join, volume_path, without_detours
 from smallfirst.data.sources.load import load_noted, load_rows, load_valid
-from smallfirst.errors import DataError
+from smallfirst.errors import ConfigError, DataError
 
 
 def put(path: Path, content: bytes | str = "some text") -> Path:
@@ -190,3 +190,70 @@ def test_a_path_below_a_root_does_not_lead_out_by_a_link(tmp_path: Path) -> None
     assert safe_join(root, ("in", "b.txt")) == root / "in" / "b.txt"
     with pytest.raises(DataError, match="a link that leads out of"):
         safe_join(root, ("out", "secret.txt"))
+
+
+ROW = b'{"text": "a", "label": "x"}\n'
+
+
+@pytest.fixture
+def volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a volume main/desk/raw below a root that stands in for /Volumes."""
+    folder = tmp_path / "volumes" / "main" / "desk" / "raw"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("SMALLFIRST_VOLUMES", str(tmp_path / "volumes"))
+    return folder
+
+
+def refused(address: str) -> str:
+    with pytest.raises(DataError) as caught:
+        load_rows(address)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["dbfs:", ""])
+def test_a_file_of_a_volume_is_read_below_the_root(volume: Path, prefix: str) -> None:
+    (volume / "train.jsonl").write_bytes(ROW)
+    data = load_rows(f"{prefix}/Volumes/main/desk/raw/train.jsonl")
+    assert (data.name, [e.path for e in data.examples]) == ("train.jsonl", [str(volume / "train.jsonl")])
+
+
+def test_a_whole_volume_may_be_a_folder_of_text(volume: Path) -> None:
+    (volume / "a.txt").write_text("Once")
+    assert [e.answer for e in load_rows(Path("/Volumes/main/desk/raw")).examples] == ["Once"]
+
+
+def test_a_missing_file_is_told_with_the_place_looked_at(volume: Path) -> None:
+    address = "/Volumes/main/desk/raw/train.jsonl"
+    assert refused(address).startswith(f"{address}: no such file or folder ({volume}/train.jsonl)\n  next: databricks")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "/Volumes/main/desk",
+        "dbfs:/FileStore/train.jsonl",
+        "dbfs:Volumes/main/desk/raw/train.jsonl",
+        "/Volumes/main/desk/raw/../../../secret.jsonl",
+        "/Volumes/../main/desk/raw/secret.jsonl",
+    ],
+)
+def test_addresses_of_no_volume_are_refused(volume: Path, address: str) -> None:
+    (volume.parents[2] / "secret.jsonl").write_bytes(ROW)
+    assert refused(address) == f"{address}: expected [dbfs:]/Volumes/catalog/schema/volume/path, without .."
+
+
+@pytest.mark.parametrize("link", ["secret.jsonl", "out/secret.jsonl"])
+def test_no_link_leads_out_of_the_root(volume: Path, tmp_path: Path, link: str) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "secret.jsonl").write_bytes(ROW)
+    (volume / "secret.jsonl").symlink_to(tmp_path / "elsewhere" / "secret.jsonl")
+    (volume / "out").symlink_to(tmp_path / "elsewhere")
+    assert refused(f"/Volumes/main/desk/raw/{link}").startswith(
+        f"{volume}/{link}: a link that leads out of {tmp_path}/volumes\n"
+    )
+
+
+def test_a_root_that_is_no_folder_is_a_wrong_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMALLFIRST_VOLUMES", str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match=r"SMALLFIRST_VOLUMES: .*/none: no such folder"):
+        volume_path("/Volumes/main/desk/raw/train.jsonl")

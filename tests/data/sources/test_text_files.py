@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -10,10 +9,9 @@ from hypothesis import strategies as st
 
 from smallfirst.data.dataset import Example, Message
 from smallfirst.data.row_formats import Columns, to_row
-from smallfirst.data.sources import text_files
 from smallfirst.data.sources.load import load_noted, load_rows, load_valid
 from smallfirst.data.sources.reader import MAX_ROW_BYTES
-from smallfirst.data.sources.text_files import is_list
+from smallfirst.data.sources.text_files import DELIMITERS, detect_delimiter, is_list, list_rows, table_rows, to_utf8
 from smallfirst.errors import DataError
 
 
@@ -165,7 +163,7 @@ def test_encodings_are_told_from_the_content(tmp_path: Path, name: str, encoding
     }
     read = load_noted(written(tmp_path, content[name].encode(encoding), name))
     assert [(e.text, e.answer) for e in read.data.examples] == [("Où est ma carte ?", "x")]
-    assert [f.encoding for f in read.formats] == ["utf-8" if encoding == "utf-8-sig" else encoding]
+    assert any(f"read as {encoding}" in note.what for note in read.notes) == (encoding != "utf-8-sig")
     assert len(read.notes) == (encoding != "utf-8-sig") + (name == "rows.csv")
 
 
@@ -212,7 +210,9 @@ def test_other_separators_are_told_from_the_content_and_noted(tmp_path: Path) ->
         content = "".join(f"{text}{separator}{label}\n" for text, label in (("text", "label"), ("a", "x"), ("b", "y")))
         read = load_noted(written(tmp_path, content, name))
         assert [(e.text, e.answer) for e in read.data.examples] == [("a", "x"), ("b", "y")]
-        assert [(f.delimiter, len(f.notes)) for f in read.formats] == [(separator, 1)]
+        assert [note.what.partition(": ")[2] for note in read.notes] == [
+            f"its fields are separated by {DELIMITERS[separator]}"
+        ]
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.jsonl", ""), ("b.jsonl", "\n \n"), ("c.csv", "text,label\n")])
@@ -231,10 +231,10 @@ def test_one_json_list_is_read(tmp_path: Path, name: str) -> None:
 
 
 def test_items_of_a_list_break_the_same_rules_as_lines(tmp_path: Path) -> None:
-    path = written(tmp_path, '[{"text": "a", "text": "b"},\n 5]', "rows.json")
+    path = written(tmp_path, '[{"text": "a", "label": "x"},\n 5,\n {"text": "a", "text": "b"}]', "rows.json")
     assert rules(path) == [
-        (1, 'broken JSON: key "text" twice'),
         (2, "not a JSON object: each item must be {…}"),
+        (3, 'broken JSON: key "text" twice'),
     ]
 
 
@@ -285,7 +285,7 @@ def test_an_unknown_suffix_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, "", "rows.xml")
     with pytest.raises(DataError) as caught:
         load_rows(path)
-    assert str(caught.value) == (f"{path}: cannot tell the format from .xml; known: .jsonl, .ndjson, .json, .csv, .tsv")
+    assert str(caught.value).startswith(f"{path}: cannot tell the format from .xml; known: .jsonl, .ndjson, .json, ")
 
 
 words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
@@ -321,24 +321,10 @@ def test_rows_written_as_json_lines_are_read_back_the_same(
 # --- one JSON list
 
 
-def list_rows(raw: bytes) -> list[object]:
-    """Rows of the list, an item that is no object being named as such."""
-    return list(text_files.list_rows(raw, parse))
-
-
-def parse(text: str) -> dict[str, Any] | str:
-    value = json.loads(text)
-    return value if isinstance(value, dict) else "no object"
-
-
-@pytest.mark.parametrize("size", [1, 7, 1000])
-def test_items_are_the_same_in_whatever_pieces_their_end_is_looked_for(
-    monkeypatch: pytest.MonkeyPatch, size: int
-) -> None:
-    monkeypatch.setattr(text_files, "_FIRST_CHARACTERS", size)
+def test_items_are_named_by_the_lines_on_which_they_begin() -> None:
     items = [{"text": f'é "{i}" ]}}', "n": i, "deep": {"a": [i]}} for i in range(5)]
     raw = b"\xef\xbb\xbf \n" + json.dumps(items, ensure_ascii=False, indent=1).encode() + b"\n"
-    rows = list_rows(raw)
+    rows = list(list_rows(raw))
     assert [values for _, values in rows] == items
     assert [line for line, _ in rows] == [3, 12, 21, 30, 39]  # nine lines each
 
@@ -347,18 +333,121 @@ def test_items_are_the_same_in_whatever_pieces_their_end_is_looked_for(
     ("raw", "rows"),
     [
         (b"[]", []),
-        (b'[{"a": 1}, 5]', [(1, {"a": 1}), (1, "no object")]),
+        (b'[{"a": 1}, 5]', [(1, {"a": 1}), (1, "not a JSON object: each item must be {…}")]),
         (b'[{"a": 1},\n{"a": }]', [(1, {"a": 1}), (2, "broken JSON: Expecting value")]),
         (b'[{"a": 1}\n{"a": 2}]', [(1, {"a": 1}), (2, "broken JSON: Expecting ','")]),
         (b'[{"a": 1}', [(1, {"a": 1}), (1, "broken JSON: Expecting ','")]),
         (b'[{"a": 1}] x', [(1, {"a": 1}), (1, "broken JSON: something follows the list")]),
-        (b'[{"a": "\xe9"}]', [(1, "after this line not UTF-8: byte 0xe9")]),
+        (b'[{"a": "\xe9"}]', [(1, "not UTF-8: byte 0xe9 at offset 8 of the file")]),
         (b"[{" + b'"a":{' * 200_000, [(1, "broken JSON: nested too deeply")]),
     ],
 )
 def test_what_is_wrong_with_a_list_is_named_by_line(raw: bytes, rows: list[object]) -> None:
-    assert list_rows(raw) == rows
+    assert list(list_rows(raw)) == rows
 
 
 def test_a_list_of_objects_is_told_from_lines() -> None:
     assert [is_list(raw) for raw in (b' [\n{"a": 1}]', b"[]", b"[1]\n[2]", b'{"a": 1}')] == [True, True, False, False]
+
+
+ROWS = [["I lost my card", "card"], ["too expensive", "fee"], ["card is gone", "card"]]
+
+
+@pytest.mark.parametrize(
+    ("sample", "delimiter"),
+    [
+        ("text,label\na; b,x\n", ","),
+        ("text;label\nhello, world;x\nhi, there;y\n", ";"),
+        ("id;text, long;label\n1;a;x\n2;b;y\n", ";"),
+        ("text|label\na|x\n", "|"),
+        ("text\nalone, with commas\n", ","),
+        ("a,b;text;label\n1;2;3\n", ";"),  # the names decide
+    ],
+)
+def test_the_separator_is_the_one_that_makes_columns(sample: str, delimiter: str) -> None:
+    assert detect_delimiter(sample, ",", Columns(), answered=False) == delimiter
+
+
+def read(*records: list[str], columns: Columns | None = None) -> tuple[bool, list[object]]:
+    found = table_rows(iter(list(enumerate(records, start=1))), columns, answered=False)
+    return found.has_header, [values for _, values in found.rows]
+
+
+def test_names_have_no_outer_spaces_and_a_column_without_one_is_called_by_its_place() -> None:
+    assert read(["", "\ufeff text ", "label"], ["0", "a", "x"]) == (
+        True,
+        [{"column 1": "0", "text": "a", "label": "x"}],
+    )
+
+
+def test_empty_lines_before_the_header_do_not_count_and_later_ones_are_empty_rows() -> None:
+    assert read([""], ["text", "label"], ["", ""], ["a", "x", "", ""]) == (True, [{}, {"text": "a", "label": "x"}])
+
+
+def test_a_first_line_that_is_a_row_is_told_and_asked_about() -> None:
+    has_header, [rule] = read(*ROWS, columns=Columns())
+    assert not has_header
+    assert rule == (
+        'the first line names no columns but is a row (1: "I lost my card", 2: "card"): add a header, or name them by '
+        'their place, such as columns: {text: "column 1", label: "column 2"}'
+    )
+
+
+def test_columns_named_by_their_place_read_a_table_without_a_header() -> None:
+    columns = Columns(text="column 1", label="column 2")
+    assert read(*ROWS[:2], columns=columns) == (
+        False,
+        [dict(zip(("column 1", "column 2"), r, strict=True)) for r in ROWS[:2]],
+    )
+
+
+def test_without_columns_to_look_for_a_header_is_told_from_what_is_below_it() -> None:
+    assert read(["message", "team"], *ROWS)[0]
+    assert not read(*ROWS)[0]  # "card" comes again below
+    assert not read(["What is the fee for this?", "fee"], ["a", "b"])[0]
+    assert not read(["17", "a"], ["18", "b"])[0]
+
+
+def test_a_header_of_other_names_is_one_problem() -> None:
+    assert read(["text", "lable"], ["a", "x"], columns=Columns()) == (
+        True,
+        ['no column "label", but "lable" — did you mean "label"?'],
+    )
+
+
+GERMAN = "text;label\nDie Rechnung für März fehlt;Rechnung\nIch möchte meine Straße ändern;Änderung\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252"])
+def test_german_is_the_same_from_every_encoding(encoding: str) -> None:
+    utf8, name = to_utf8(GERMAN.encode(encoding), "rows.csv")
+    assert utf8.decode("utf-8-sig") == GERMAN
+    assert name == encoding.removesuffix("-sig")
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("Où est mon dépôt ? «liberté\xa0»\n", "cp1252"),
+        ("It costs 5 € – too much, “they” say\n" + "no accent here\n" * 9, "cp1252"),
+        ("Proszę o zmianę hasła. Gdzie jest moja paczka? Już długo czekam na przesyłkę\n", "cp1250"),
+        ("Где моя посылка? Я хочу изменить пароль\n", "cp1251"),
+        ("荷物はどこですか。パスワードを変更したい\n", "cp932"),
+    ],
+)
+def test_older_encodings_are_told_by_what_they_make_of_the_text(text: str, encoding: str) -> None:
+    assert to_utf8(text.encode(encoding), "rows.csv") == (text.encode(), encoding)
+
+
+def test_utf_8_with_a_damaged_byte_stays_as_it_is_for_its_line_to_be_named() -> None:
+    raw = "thé, café".encode() + b"\xe9\n"
+    assert to_utf8(raw, "rows.csv") == (raw, "utf-8")
+
+
+def test_a_short_text_with_a_zero_byte_is_not_taken_for_utf_16() -> None:
+    assert to_utf8(b"a\0b", "rows.csv") == (b"a\0b", "utf-8")
+
+
+def test_half_a_file_is_refused_with_its_place() -> None:
+    with pytest.raises(DataError, match=r"rows\.csv: neither UTF-8 nor whole utf-16: "):
+        to_utf8(GERMAN.encode("utf-16")[:-1], "rows.csv")

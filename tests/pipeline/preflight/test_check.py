@@ -50,7 +50,7 @@ def test_lengths_are_those_of_the_rows_that_training_makes(tmp_path: Path, tiny_
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_folder)
     recipe = TaskRecipe(project.task, project.rows.train, project.rows.selection)
     lengths = [len(row.ids) for row in recipe.prepare(tokenizer, project.file.small.training, "tiny").rows]
-    assert (found.n_rows, found.total, found.longest) == (len(lengths), sum(lengths), max(lengths))
+    assert (found.total, found.longest) == (sum(lengths), max(lengths))
     assert found.counted_by == str(tiny_folder)
 
 
@@ -59,7 +59,7 @@ def test_the_needs_are_those_of_the_run_that_would_follow(tmp_path: Path, tiny_f
     needs = check_stage(project).needs
     assert needs is not None
     found = spread(check_stage(project), "train")
-    assert needs.tokens == 2 * (found.total - found.n_rows)  # the last token of a row is only a target
+    assert needs.tokens == 2 * (found.total - len(project.rows.train))  # the last token of a row is only a target
     assert (needs.epochs, needs.method) == (2, "full")
     assert 0 < needs.seconds.low < needs.seconds.high
     assert needs.free_bytes is not None

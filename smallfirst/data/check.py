@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
+import numpy as np
+
+from smallfirst.data.copies import find_leaks, min_clean_rows
 from smallfirst.data.dataset import Dataset, Example, fold_text
-from smallfirst.data.quality import lengths, overlaps
-from smallfirst.data.quality.findings import (
+from smallfirst.data.findings import (
     FOLDED_NOTE,
     SEVERITIES,
     Finding,
@@ -20,8 +23,6 @@ from smallfirst.data.quality.findings import (
     make_finding,
     severity_of,
 )
-from smallfirst.data.quality.lengths import LengthSummary, TokenCounts
-from smallfirst.data.quality.overlaps import Overlap
 from smallfirst.records import Record
 
 MIN_CLASS_ROWS = 5
@@ -29,11 +30,41 @@ MIN_CLASS_ROWS = 5
 MAX_IMBALANCE = 10
 """Largest over smallest class from which the imbalance is worth saying."""
 
+BYTES_PER_TOKEN = 4
+"""Of English text under vocabularies of 30,000 to 150,000 tokens, roughly."""
 _LARGE = 0.05
+_MANY_COPIES = 0.2
+"""Share of copies above which the files were perhaps not split as meant."""
 _REPEATS_RULE = {
     "train": "a repeated row only weighs more: keep one of each unless that is meant",
     "validation": "the certificate counts one row of each text: repeats show nothing more",
 }
+
+
+class TokenCounts(Record):
+    """The length of every row in tokens."""
+
+    counts: dict[str, tuple[int, ...]]
+    """By split, in file order. Training rows with their answer; in other splits what is read to answer them."""
+    limit: int
+    """Most tokens a row may have (`max_seq_tokens`)."""
+    counted_by: str
+    """Whose tokenizer counted; empty: guessed from bytes."""
+
+
+class LengthSummary(Record):
+    """The distribution of one split's lengths, in tokens."""
+
+    split: str
+    median: int
+    p95: int
+    """19 of 20 rows are at most this long."""
+    longest: int
+    total: int
+    n_over: int
+    """Rows over the limit."""
+    counted_by: str
+    """Whose tokenizer counted; empty: guessed from bytes."""
 
 
 class CheckReport(Record):
@@ -44,8 +75,6 @@ class CheckReport(Record):
     """Rows by split, in the order train, validation, test; only splits that were given."""
     class_counts: dict[str, int]
     """Train rows by label, fewest first; empty if the rows carry no labels."""
-    overlaps: tuple[Overlap, ...] = ()
-    """Texts of each split that stand in an earlier one, by what counts as the same."""
     lengths: tuple[LengthSummary, ...] = ()
     """Tokens a row by split; empty if they were not counted."""
 
@@ -65,28 +94,27 @@ def check(
     """Return everything found in the given splits; `tokens` are the lengths of their rows, if known."""
     given = {"train": train, "validation": validation, "test": test}
     splits = {name: data for name, data in given.items() if data is not None}
-    seen, shared = overlaps.find_overlaps(splits)
     found = [
         *_emptiness(splits),
         *_contradictions(splits),
         *_repeats(splits),
         *_straddling_groups(splits),
         *_models_labels(splits),
-        *shared,
+        *_copies(splits),
+        *_classes(train),
+        *_unseen_labels(splits),
+        *(_long_rows(splits, tokens) if tokens else ()),
     ]
-    found += [*_classes(train), *_unseen_labels(splits)]
-    found += lengths.find_long_rows(splits, tokens) if tokens else []
     return CheckReport(
         findings=_gravest_first(found),
         n_rows={name: len(data) for name, data in splits.items()},
         class_counts=_class_counts(train),
-        overlaps=tuple(seen),
-        lengths=lengths.summarize_lengths(tokens) if tokens else (),
+        lengths=tuple(_lengths(tokens)) if tokens else (),
     )
 
 
 def format_report(report: CheckReport) -> str:
-    """Format the report for a terminal: verdict and sizes, each finding with its rule and places, overlaps, lengths."""
+    """Format the report for a terminal: verdict and sizes, each finding with its rule and places, lengths."""
     sizes = ", ".join(f"{n:,} {name}" for name, n in report.n_rows.items())
     classes = f", {len(report.class_counts)} labels" if report.class_counts else ""
     lines = [f"{report.verdict}  {sizes} rows{classes}"]
@@ -97,7 +125,11 @@ def format_report(report: CheckReport) -> str:
             lines.append(f"        … and {found.n - len(found.where):,} more")
     if not report.findings:
         lines.append("no findings")
-    return "\n".join([*lines, *overlaps.format_overlaps(report.overlaps), *lengths.format_lengths(report.lengths)])
+    lines += [
+        f"{one.split}: {one.median:,} tokens a row in the middle, 95 % at most {one.p95:,}, longest {one.longest:,}"
+        for one in report.lengths
+    ]
+    return "\n".join(lines)
 
 
 def _gravest_first(found: Sequence[Finding]) -> tuple[Finding, ...]:
@@ -228,3 +260,89 @@ def _unseen_labels(splits: dict[str, Dataset]) -> Iterator[Finding]:
         where = [Location(e.path, e.line, _shown_answer(e)) for e in reversed(unseen.values())]
         rule = "a label that was never shown cannot be answered: add train rows, or drop it"
         yield from find_at("stop", f"{name} labels without a train row", rule, where)
+
+
+def _copies(splits: Mapping[str, Dataset]) -> Iterator[Finding]:
+    """Yield a finding for every two splits of which the later one asks what the earlier one asks."""
+    names = list(splits)
+    for i, new in enumerate(names):
+        for old in names[:i]:
+            rows, leaks = splits[new], find_leaks(splits[old], splits[new])
+            if not leaks.n_leaked:
+                continue
+            level, rule = _judge_copies(len(rows) - leaks.n_leaked, len(rows), old, new)
+            kinds = (
+                (leaks.exact, "letter for letter", "is"),
+                (leaks.folded, FOLDED_NOTE, "is"),
+                (leaks.near, "but for 1 of 10 words", "is nearly"),
+            )
+            how = ", ".join(f"{len(found):,} {words}" for found, words, _ in kinds if found)
+            where = [
+                Location(
+                    leak.test.rpartition(":")[0], int(leak.test.rpartition(":")[2]), f"{leak.test} {verb} {leak.train}"
+                )
+                for found, _, verb in kinds
+                for leak in found
+            ]
+            what = f"{leaks.n_leaked:,} of {len(rows):,} {new} texts are also in {old} ({how})"
+            yield make_finding(level, what, rule, where)
+
+
+def _judge_copies(n_clean: int, n: int, old: str, new: str) -> tuple[Severity, str]:
+    """Return how grave copies are, and the rule: they are left out where enough other rows are there."""
+    if n_clean < min_clean_rows(n):
+        rule = f"an answer learned by heart measures nothing, and only {n_clean:,} other rows are left"
+        return "stop", f"{rule} (at least {min_clean_rows(n):,}): take these rows out of {old}"
+    level = severity_of(n - n_clean, n, small="note", large="fix", bar=_MANY_COPIES)
+    first = "so many are rarely meant: look how the rows were split" if level == "fix" else "short requests repeat"
+    use = "count for the certificate" if new == "validation" else "are judged by the gate" if old == "train" else "do"
+    return level, f"{first}; the other {n_clean:,} rows {use}"
+
+
+# Lengths
+
+
+def estimate_token_counts(splits: Mapping[str, Dataset], limit: int) -> TokenCounts:
+    """Estimate the lengths from bytes, without a tokenizer."""
+
+    def guess(example: Example, *, answer: bool) -> int:
+        said = [message.content for message in example.messages]
+        # A label is one token, whatever its name; other answers are written out.
+        said += [example.answer] * (answer and example.shape != "label")
+        return max(1, math.ceil(sum(len(text.encode()) for text in said) / BYTES_PER_TOKEN)) + 2
+
+    counts = {name: tuple(guess(e, answer=name == "train") for e in data.examples) for name, data in splits.items()}
+    return TokenCounts(counts=counts, limit=limit, counted_by="")
+
+
+def _lengths(tokens: TokenCounts) -> Iterator[LengthSummary]:
+    """Summarize each split that has rows. Percentiles are the nearest rank's: a length that a row has."""
+    for split, counts in tokens.counts.items():
+        if counts:
+            median, p95 = (int(np.quantile(counts, share, method="inverted_cdf")) for share in (0.5, 0.95))
+            n_over = sum(n > tokens.limit for n in counts)
+            yield LengthSummary(
+                split=split,
+                median=median,
+                p95=p95,
+                longest=max(counts),
+                total=sum(counts),
+                n_over=n_over,
+                counted_by=tokens.counted_by,
+            )
+
+
+def _long_rows(splits: Mapping[str, Dataset], tokens: TokenCounts) -> Iterator[Finding]:
+    """Yield a finding for each split with rows over the limit, every such row in its places."""
+    for name in (name for name in splits if name in tokens.counts):
+        pairs = zip(splits[name].examples, tokens.counts[name], strict=True)
+        where = [locate(example, f"has {n:,}") for example, n in pairs if n > tokens.limit]
+        level: Severity = "fix"
+        if not tokens.counted_by:
+            level, rule = "note", "guessed from bytes: fetch the base model and check again to know"
+        elif name == "train":
+            level, rule = "stop", "rows are never cut in silence: shorten them, drop them, or raise max_seq_tokens"
+        else:
+            rule = "the small model reads them with their middle cut out: shorten them, or raise max_seq_tokens"
+        over = "over" if tokens.counted_by else "probably over"
+        yield from find_at(level, f"{name} rows {over} {tokens.limit:,} tokens", rule, where)

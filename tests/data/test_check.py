@@ -1,3 +1,5 @@
+"""The check of rows: each finding by hand, with its severity and its places."""
+
 from __future__ import annotations
 
 import json
@@ -7,15 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
-from fixtures.rows import answered_rows
+from fixtures.rows import answered_rows, text_rows
 
+from smallfirst.data.check import CheckReport, LengthSummary, TokenCounts, check, estimate_token_counts, format_report
 from smallfirst.data.dataset import Dataset, Example, Message
-from smallfirst.data.quality.check import CheckReport, check, format_report
-from smallfirst.data.quality.findings import Finding, write_locations
-from smallfirst.data.quality.lengths import TokenCounts
+from smallfirst.data.findings import Finding, write_locations
 from smallfirst.data.sources.load import load_rows
 
-DATASETS = Path(os.environ.get("SMALLFIRST_DATA", Path(__file__).parents[4] / "shared" / "datasets"))
+DATASETS = Path(os.environ.get("SMALLFIRST_DATA", Path(__file__).parents[3] / "shared" / "datasets"))
 
 
 def plenty(name: str, n: int, *more: tuple[str, str]) -> Dataset:
@@ -110,7 +111,10 @@ def test_a_leak_between_validation_and_test_is_seen() -> None:
 def test_a_nearly_repeated_text_between_splits_is_noted() -> None:
     ten = "please tell me where on earth my new card is"
     test = plenty("test", 99, (ten.removesuffix(" is"), "a"))
-    finding = found(check(plenty("train", 100, (ten, "a")), test=test), "1 of 100 test texts nearly")
+    finding = found(
+        check(plenty("train", 100, (ten, "a")), test=test),
+        "1 of 100 test texts are also in train (1 but for 1 of 10 words)",
+    )
     assert finding.where == ("test.jsonl:100 is nearly train.jsonl:101",)
     assert finding.level == "note"
 
@@ -173,7 +177,7 @@ def test_all_places_of_all_findings_are_written_the_gravest_first(tmp_path: Path
         "path": "test.jsonl",
         "line": 1,
         "says": "test.jsonl:1 is train.jsonl:1",
-        "finding": "1 of 1 test texts are also in train (case, spacing and punctuation aside)",
+        "finding": "1 of 1 test texts are also in train (1 case, spacing and punctuation aside)",
     }
     assert [row["line"] for row in rows if "repeat" in row["finding"]] == list(range(102, 114))
     assert {row["level"] for row in rows} == {"stop", "fix"}
@@ -239,10 +243,62 @@ def test_the_known_leaks_of_banking77_are_found() -> None:
     train, validation, test = (load_rows(DATASETS / "banking77" / f"{n}.jsonl") for n in names)
     report = check(train, validation=validation, test=test)
     assert report.n_rows == {"train": 9000, "validation": 1003, "test": 3080}
-    leak = found(report, "21 of 3,080 test texts are also in train")
-    assert leak.what.endswith("(case, spacing and punctuation aside), 5 of them letter for letter")
-    assert leak.level == "note"
-    assert found(report, "4 of 3,080 test texts are also in validation").level == "note"
-    assert found(report, "4 of 1,003 validation texts are also in train").level == "note"
+    copies = [finding for finding in report.findings if " texts are also in " in finding.what]
+    assert {finding.level for finding in copies} == {"note"}
+    assert "(5 letter for letter, " in found(report, copies[-2].what).what
     assert len(report.class_counts) == 77
     assert report.verdict == "FIX"
+
+
+TRAIN = text_rows("train", "Where is my card?", "I want a top-up", "one two three four five six seven eight nine ten")
+
+
+def test_copies_are_named_by_row_and_told_apart_by_how_close_they_are() -> None:
+    near = "one two three four five six seven eight nine"
+    test = text_rows("test", "Where is my card?", "where is my card", "I want a topup", near, "something new")
+    finding = found(check(TRAIN, test=test), "4 of 5 test texts are also in train")
+    assert finding.what.endswith(
+        "(1 letter for letter, 2 case, spacing and punctuation aside, 1 but for 1 of 10 words)"
+    )
+    assert finding.where == ("test:1 is train:1", "test:2 is train:1", "test:3 is train:2", "test:4 is nearly train:3")
+    assert [(place.path, place.line) for place in finding.places] == [("test", n) for n in (1, 2, 3, 4)]
+
+
+def long_rows(splits: dict[str, Dataset], tokens: TokenCounts) -> list[Finding]:
+    validation, test = splits.get("validation"), splits.get("test")
+    report = check(splits["train"], validation=validation, test=test, tokens=tokens)
+    return [one for one in report.findings if " tokens" in one.what]
+
+
+def test_percentiles_are_lengths_that_a_row_has() -> None:
+    counts = tuple(range(1, 41))  # 1 … 40: half of 40 rows is 20, 19 of 20 rows are 38
+    tokens = TokenCounts(counts={"train": counts[::-1], "test": ()}, limit=38, counted_by="tiny")
+    report = check(text_rows("train", *map(str, counts)), test=text_rows("test"), tokens=tokens)
+    assert report.lengths == (
+        LengthSummary(split="train", median=20, p95=38, longest=40, total=820, n_over=2, counted_by="tiny"),
+    )
+    assert "train: 20 tokens a row in the middle, 95 % at most 38, longest 40" in format_report(report)
+
+
+def test_every_row_over_the_limit_is_a_place() -> None:
+    splits = {"train": text_rows("train", *"abcdefghijklmn"), "test": text_rows("test", "y", "z")}
+    tokens = TokenCounts(counts={"train": (5,) * 13 + (4,), "test": (4, 5)}, limit=4, counted_by="tiny")
+    train, test = long_rows(splits, tokens)
+    assert (train.level, train.n, len(train.where), len(train.places)) == ("stop", 13, 10, 13)
+    assert train.places[12].words == "train:13 has 5"
+    assert (test.level, test.where) == ("fix", ("test:2 has 5",))
+
+
+def test_a_guess_is_marked_as_one_and_stops_nothing() -> None:
+    # 8 bytes are 2 tokens, and 2 for the cue and the label; "ü" has two bytes.
+    splits = {"train": text_rows("train", "12345678", "üüüü", "123456789")}
+    tokens = estimate_token_counts(splits, limit=4)
+    assert (tokens.counts["train"], tokens.counted_by) == ((4, 4, 5), "")
+    [finding] = long_rows(splits, tokens)
+    assert (finding.level, finding.where) == ("note", ("train:3 has 5",))
+    assert "probably" in finding.what
+
+
+def test_answers_that_are_written_count_in_training_only() -> None:
+    splits = {name: text_rows(name, "1234", shape="prompt", answer="12345678") for name in ("train", "test")}
+    assert estimate_token_counts(splits, limit=9).counts == {"train": (5,), "test": (3,)}

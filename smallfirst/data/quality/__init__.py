@@ -1,1 +1,0 @@
-"""What is wrong with rows: bad fields, leaks, near-duplicates, overlaps, lengths."""

@@ -1,0 +1,369 @@
+"""Rows from Parquet, Delta tables and the Hugging Face hub, all read as Arrow; a bad row is named by file and number.
+
+Columns become the same values that JSON lines would have given. Types that JSON lacks are refused, and 32-bit floats,
+which would read 0.1 as 0.10000000149. One text repeated ten million times packs into a kilobyte, so texts stay packed
+(as dictionaries) until their size is known.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from smallfirst.data.row_formats import Columns, detect_layout
+from smallfirst.data.sources.folders import FoundFile, display_path, list_files, safe_join
+from smallfirst.data.sources.reader import MAX_ROW_BYTES, NumberedRow, RawRow, ReadBudget, first_line, row_size_rule
+from smallfirst.errors import DataError, MissingExtra, SmallfirstError
+
+PARQUET = ".parquet"
+DELTA_LOG = "_delta_log"
+"""The folder that makes a folder a Delta table."""
+_BATCH_ROWS = 1024
+
+
+def import_pyarrow(step: str) -> Any:
+    """Return the pyarrow module. Raise MissingExtra naming `step`."""
+    try:
+        import pyarrow
+        import pyarrow.compute
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingExtra(step, "tables") from None
+    return pyarrow
+
+
+# Record batches
+
+
+def select_columns(schema: Any, columns: Columns | None, *, answered: bool) -> tuple[list[str], set[str]]:
+    """Return the rules that the columns of a table break, and the columns that make its rows; all without `columns`."""
+    names: list[str] = schema.names
+    if twice := [name for name, n in Counter(names).items() if n > 1]:
+        return [f'column "{twice[0]}" twice'], set()
+    if columns is None:
+        return [], set(names)
+    found = detect_layout(names, columns, answered=answered)
+    if isinstance(found, str):
+        return [found], set()
+    rules = [
+        f'column "{key}" is {str(schema.field(key).type)[:80]}: write it as text, whole numbers, doubles or booleans, '
+        "or lists and structs of these"
+        for key in found.keys.values()
+        if not _is_json(schema.field(key).type)
+    ]
+    return rules, set(found.keys.values())
+
+
+def _is_json(kind: Any) -> bool:
+    """Return True for an Arrow type whose values JSON has."""
+    types = import_pyarrow("reading a table").types
+    if types.is_dictionary(kind):
+        return _is_json(kind.value_type)
+    if _is_list(kind):
+        return _is_json(kind.value_type)
+    if types.is_struct(kind):
+        return len({field.name for field in kind}) == kind.num_fields and all(_is_json(field.type) for field in kind)
+    is_text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    is_scalar = types.is_boolean(kind) or types.is_integer(kind) or types.is_float64(kind)
+    return bool(is_text or is_scalar or types.is_null(kind))
+
+
+def _is_list(kind: Any) -> bool:
+    types = import_pyarrow("reading a table").types
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
+
+
+def batch_rows(batches: Iterable[Any], wanted: Collection[str], budget: ReadBudget) -> Iterator[NumberedRow]:
+    """Yield these columns of each row of Arrow record batches, numbered from 1."""
+    line = 0
+    for batch in batches:
+        for piece, n_bytes in _pieces(batch.select(sorted(wanted))):
+            budget.take(0 if n_bytes > MAX_ROW_BYTES else n_bytes, len(piece))
+            rows = [rule] if (rule := row_size_rule(n_bytes)) else _values(piece)
+            yield from enumerate(rows, start=line + 1)
+            line += len(piece)
+
+
+def _pieces(batch: Any) -> Iterator[tuple[Any, int]]:
+    """Yield pieces of the batch, of MAX_ROW_BYTES unpacked at most or a single row, each with its size in bytes."""
+    n_bytes = sum(_unpacked_bytes(column) for column in batch.columns)
+    half = len(batch) // 2
+    if n_bytes <= MAX_ROW_BYTES or not half:
+        yield batch, n_bytes
+    else:
+        yield from _pieces(batch.slice(0, half))
+        yield from _pieces(batch.slice(half))
+
+
+def _unpacked_bytes(array: Any) -> int:
+    """Return how many bytes the array takes with each text written out."""
+    pa = import_pyarrow("reading a table")
+    if pa.types.is_dictionary(array.type):
+        lengths = pa.compute.binary_length(array.dictionary).cast(pa.int64())
+        return int(pa.compute.sum(lengths.take(array.indices)).as_py() or 0)
+    if pa.types.is_struct(array.type):
+        return sum(_unpacked_bytes(child) for child in array.flatten())
+    return _unpacked_bytes(array.flatten()) if _is_list(array.type) else int(array.nbytes)
+
+
+def _values(piece: Any) -> list[dict[str, Any] | str]:
+    """Return each row as values by column, or as the rule that it breaks: text in Arrow may be any bytes."""
+    if not piece.num_columns:
+        return [{} for _ in range(len(piece))]
+    is_dictionary = import_pyarrow("reading a table").types.is_dictionary
+    try:  # writing the texts out first reads them four times as fast
+        columns = [(c.dictionary_decode() if is_dictionary(c.type) else c).to_pylist() for c in piece.columns]
+    except UnicodeDecodeError as error:
+        if len(piece) > 1:
+            return [row for i in range(len(piece)) for row in _values(piece.slice(i, 1))]
+        return [f"text that is not UTF-8: byte 0x{error.object[error.start]:02x} at its offset {error.start:,}"]
+    return [dict(zip(piece.schema.names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+# Parquet
+
+
+def read_parquet(
+    files: Iterable[FoundFile], columns: Columns | None, budget: ReadBudget, *, answered: bool = False
+) -> Iterator[RawRow]:
+    """Yield the rows of all the files, numbered in each from 1. Raise DataError if one cannot be read, MissingExtra."""
+    for path, rule in files:
+        rules, wanted = ([rule], set[str]()) if rule else ([], set[str]())
+        if not rule:
+            with _open_parquet(path) as file:
+                rules, wanted = select_columns(file.schema_arrow, columns, answered=answered)
+        yield from (RawRow(display_path(path), 1, rule) for rule in rules)
+        if not rules:
+            yield from (RawRow(display_path(path), n, values) for n, values in _parquet_rows(path, wanted, budget))
+
+
+def parquet_files(folder: Path) -> list[FoundFile]:
+    """Return the files of a folder of Parquet in order, each with the rule that it breaks, if any."""
+
+    def rule(path: Path) -> str | None:
+        if path.suffix.lower() != PARQUET:
+            return f"not a {PARQUET} file: a folder of Parquet holds nothing else; move it out"
+        if partition := next((name for name in path.relative_to(folder).parts[:-1] if "=" in name), None):
+            return f'the value of "{partition}" is not in the file: write the rows without partitions, or as Delta'
+        return None
+
+    return [one._replace(rule=one.rule or rule(one.path)) for one in list_files(folder)]
+
+
+def _parquet_rows(path: Path, wanted: Collection[str], budget: ReadBudget) -> Iterator[NumberedRow]:
+    """Yield these columns of each row of a Parquet file. Raise DataError if it is broken, or exceeds the budget."""
+    with _open_parquet(path, wanted) as file, _parquet_errors(path):
+        about = file.metadata
+        leaves = [i for i, leaf in enumerate(_leaves(file)) if _is_part(leaf.path, wanted)]
+        groups = [about.row_group(i) for i in range(about.num_row_groups)]
+        claimed = sum(group.column(i).total_uncompressed_size for group in groups for i in leaves)
+        budget.claim(claimed, about.num_rows)
+        batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=sorted(wanted), use_threads=False)
+        yield from batch_rows(batches, wanted, budget)
+
+
+def _open_parquet(path: Path, wanted: Collection[str] = ()) -> Any:
+    """Open a Parquet file so that texts of the wanted columns are read packed. Raise DataError, MissingExtra."""
+    parquet = import_pyarrow("reading Parquet").parquet
+    with _parquet_errors(path):
+        file = parquet.ParquetFile(path)
+        leaves = [leaf for leaf in _leaves(file) if _is_part(leaf.path, wanted)]
+        packed = [leaf.path for leaf in leaves if leaf.logical_type.type == "STRING"]
+        if not packed:
+            return file
+        with file:
+            return parquet.ParquetFile(path, metadata=file.metadata, read_dictionary=packed)
+
+
+def _leaves(file: Any) -> list[Any]:
+    return [file.schema.column(i) for i in range(len(file.schema))]
+
+
+def _is_part(path: str, wanted: Collection[str]) -> bool:
+    return any(path == key or path.startswith(f"{key}.") for key in wanted)
+
+
+@contextmanager
+def _parquet_errors(path: Path) -> Iterator[None]:
+    """Raise what the library raises about the file as DataError."""
+    pa = import_pyarrow("reading Parquet")
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{display_path(path)}: not readable as Parquet: {first_line(error)}") from None
+
+
+# Delta: the rows of one version, without those that its log deletes
+
+
+class _Part(NamedTuple):
+    path: Path
+    fixed: dict[str, Any]
+    """Values of its rows that stand in the log only."""
+    stands: Sequence[bool]
+    """By row: False if it is deleted. Rows after the last all stand."""
+
+
+def open_delta(folder: Path, version: int | None = None) -> Any:
+    """Return the table as it was at that version, or is now. Raise DataError naming what is wrong, MissingExtra."""
+    if not (folder / DELTA_LOG).is_dir():
+        raise DataError(f"{display_path(folder)}: no Delta table: it has no folder {DELTA_LOG}")
+    try:
+        import deltalake
+    except ImportError:
+        raise MissingExtra("reading a Delta table", "tables") from None
+    with _delta_errors(folder, version):
+        table = deltalake.DeltaTable(folder.resolve(), version=version)
+    if (mode := table.metadata().configuration.get("delta.columnMapping.mode", "none")) != "none":
+        raise DataError(
+            f"{display_path(folder)}: its columns are mapped by {mode}, so its files have other names for them",
+            hint="write the rows anew: CREATE TABLE … AS SELECT * FROM …, or export them as Parquet",
+        )
+    return table
+
+
+def read_delta(
+    table: Any, folder: Path, columns: Columns | None, budget: ReadBudget, *, answered: bool = False
+) -> Iterator[RawRow]:
+    """Yield the rows of an open table; columns that do not fit are one bad row. Raise DataError if it is broken."""
+    schema = import_pyarrow("reading a Delta table").schema(table.schema().to_arrow())
+    rules, wanted = select_columns(schema, columns, answered=answered)
+    yield from (RawRow(display_path(folder), 1, rule) for rule in rules)
+    for part in [] if rules else _delta_parts(table, folder.resolve()):
+        with _open_parquet(part.path) as file:
+            held = (wanted - part.fixed.keys()) & set(file.schema_arrow.names)
+        absent = dict.fromkeys(wanted) | {name: value for name, value in part.fixed.items() if name in wanted}
+        for n, values in _parquet_rows(part.path, held, budget):
+            if n > len(part.stands) or part.stands[n - 1]:
+                yield RawRow(display_path(part.path), n, values if isinstance(values, str) else absent | values)
+
+
+def _delta_parts(table: Any, folder: Path) -> list[_Part]:
+    """Return the data files of the version, oldest first. Raise DataError if one is missing, changed or elsewhere."""
+    pa = import_pyarrow("reading a Delta table")
+    with _delta_errors(folder, table.version()):
+        actions = pa.table(table.get_add_actions()).to_pylist()
+        vectors = pa.table(table.deletion_vectors().read_all())
+    stands = [vector.values.to_numpy(zero_copy_only=False) for vector in vectors["selection_vector"]]
+    paths = (Path(unquote(urlsplit(uri).path)) for uri in vectors["filepath"].to_pylist())
+    deleted = dict(zip(paths, stands, strict=True))
+    parts = []
+    for action in sorted(actions, key=lambda action: (action["modification_time"], action["path"])):
+        path = safe_join(folder, unquote(action["path"]).split("/"))
+        n_bytes = path.stat().st_size if path.is_file() else -1
+        if n_bytes != action["size_bytes"]:
+            rule = "is missing" if n_bytes < 0 else f"has {n_bytes:,} bytes, not {action['size_bytes']:,}"
+            raise DataError(
+                f"{display_path(path)}: {rule}, against the log of the table",
+                hint=f"read the newest version of {folder.name}, or copy the table anew",
+            )
+        parts.append(_Part(path, action.get("partition") or {}, deleted.pop(path, ())))
+    if deleted:  # never read on: rows that should be gone would come back
+        raise DataError(f"{display_path(folder)}: rows are deleted from files that are not the table's: {min(deleted)}")
+    return parts
+
+
+@contextmanager
+def _delta_errors(folder: Path, version: int | None) -> Iterator[None]:
+    import deltalake
+
+    try:
+        yield
+    except (deltalake.exceptions.DeltaError, OSError) as error:
+        asked = "" if version is None else f" at version {version}"
+        raise DataError(f"{display_path(folder)}: not readable as a Delta table{asked}: {first_line(error)}") from None
+
+
+# The Hugging Face hub: `[owner/]name/split`; no code of a data set is ever run
+
+_NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?)/(?P<split>[A-Za-z_]\w*)")
+_ORIGIN = re.compile(r"[0-9a-f]{16,64}")
+_SAVE = "or save its rows as JSON Lines or Parquet and name that file"
+
+
+def is_hub_name(address: str) -> bool:
+    """Return True if the address has the form `name/split` or `owner/name/split`."""
+    return _NAME.fullmatch(address) is not None
+
+
+def open_hub(address: str) -> Any:
+    """Open the split of the data set. Raise DataError saying why that is not possible, and what to do."""
+    found = _NAME.fullmatch(address)
+    if not found:
+        raise DataError(f"{address}: expected name/split or owner/name/split")
+    name, split = found["name"], found["split"]
+    datasets = _datasets(address)
+    if Path(name).exists():  # the package would read that folder as a data set
+        raise DataError(f"{address}: no such file in the folder {name}", hint=f"ls {name}")
+    if name in datasets.packaged_modules._PACKAGED_DATASETS_MODULES:  # it would read what lies in this folder
+        raise DataError(f"{address}: no such file, and {name} is a format, not a data set of the Hugging Face hub")
+    try:
+        return datasets.load_dataset(name, split=split)
+    except Exception as error:  # of many kinds, from the network to the format
+        raise DataError(
+            f"{address}: no such file, and not available as a data set of the Hugging Face hub: {first_line(error)}",
+            hint=f"check name and split; unset HF_HUB_OFFLINE to ask the hub; {_SAVE}",
+        ) from None
+
+
+def read_hub(
+    data: Any, address: str, columns: Columns | None, budget: ReadBudget, *, answered: bool = False
+) -> Iterator[RawRow]:
+    """Yield the rows of an open split, numbered from 1. Columns that do not fit are one bad row."""
+    classes = {name: names for name, feature in data.features.items() if (names := _class_names(feature))}
+    rules, wanted = select_columns(data.features.arrow_schema, columns, answered=answered)
+    yield from (RawRow(address, 1, rule) for rule in rules)
+    if rules:
+        return
+    tables = data.select_columns(sorted(wanted)).with_format("arrow").iter(batch_size=_BATCH_ROWS)
+    batches = (batch for table in tables for batch in table.to_batches())
+    with _parquet_errors(Path(address)):
+        for n, values in batch_rows(batches, wanted, budget):
+            yield RawRow(address, n, values if isinstance(values, str) else _named(values, classes))
+
+
+def pinned_hub_name(data: Any, address: str) -> str:
+    """Return the address, with the first digits of the data set's version where that is known."""
+    origins = (Path(file["filename"]).parent.name for file in data.cache_files)
+    return next((f"{address}@{origin[:12]}" for origin in origins if _ORIGIN.fullmatch(origin)), address)
+
+
+def _datasets(address: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise _not_readable(address, "needs the package datasets") from None
+    if int(datasets.__version__.split(".")[0]) < 4:  # older ones may run a data set's own code
+        raise _not_readable(address, f"needs datasets 4 or newer, not {datasets.__version__}")
+    return datasets
+
+
+def _not_readable(address: str, why: str) -> SmallfirstError:
+    return DataError(
+        f"{address}: no such file; as a data set of the Hugging Face hub it {why}",
+        hint=f'pip install "datasets>=4"   {_SAVE}',
+    )
+
+
+def _class_names(feature: Any) -> list[str] | None:
+    """Return the names of a class column, or of a column of lists of classes."""
+    names = getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
+    return list(names) if names else None
+
+
+def _named(values: dict[str, Any], classes: dict[str, list[str]]) -> dict[str, Any] | str:
+    """Return the values with names for class numbers, or the rule that a number breaks; -1 stands for no class."""
+    named = dict(values)
+    for key in values.keys() & classes.keys():
+        names, numbers = classes[key], values[key]
+        listed = numbers if isinstance(numbers, list) else [numbers]
+        if wrong := [n for n in listed if n is not None and not -1 <= n < len(names)]:
+            return f'"{key}" is {wrong[0]}, but there are {len(names)} classes'
+        texts = [None if n is None or n < 0 else names[n] for n in listed]
+        named[key] = texts if isinstance(numbers, list) else texts[0]
+    return named

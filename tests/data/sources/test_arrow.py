@@ -1,0 +1,600 @@
+"""Parquet against hand-counted rows, and against what the same rows give as JSON lines."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import json
+import os
+import struct
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smallfirst.data.dataset import Dataset
+from smallfirst.data.row_formats import Columns
+from smallfirst.data.sources.arrow import is_hub_name
+from smallfirst.data.sources.load import load_noted, load_rows, load_valid
+from smallfirst.errors import DataError, MissingExtra, Problem
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
+
+
+def parquet(path: Path, table: Any, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, **options)
+    return path
+
+
+def problems(path: Path, **options: Any) -> list[tuple[str, int, str]]:
+    """File name, row and rule of every problem."""
+    return [(Path(p.path).name, p.line, p.rule) for p in load_valid(path, **options)[1]]
+
+
+def refused(path: Path | str) -> str:
+    with pytest.raises(DataError) as caught:
+        load_rows(path)
+    return str(caught.value)
+
+
+def as_json_lines(folder: Path, rows: list[dict[str, Any]]) -> Dataset:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return load_rows(path)
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "string_view", "dictionary"])
+def test_every_kind_of_text_column_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
+    text = pa.dictionary(pa.int32(), pa.string()) if kind == "dictionary" else getattr(pa, kind)()
+    table = pa.table({"text": pa.array(["lost it", "é ☃"]).cast(text), "label": ["card", "cash"], "n": [1, 2]})
+    data = load_rows(parquet(tmp_path / "rows.parquet", table))
+    assert data.name == "rows.parquet"
+    assert [(e.text, e.answer, e.line) for e in data.examples] == [("lost it", "card", 1), ("é ☃", "cash", 2)]
+
+
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "labels": [{"text": "a", "labels": ["x", "y"]}, {"text": "b", "labels": []}],
+    "target": [
+        {"text": "a", "target": {"n": 3, "of": {"share": 0.1, "ok": True}, "names": ["p", None], "none": None}},
+        {"text": "b", "target": {"n": -(2**53) - 1, "of": {"share": 1e300, "ok": False}, "names": [], "none": None}},
+    ],
+    "target as text": [{"text": "a", "target": '{"n": 3, "of": [1, "x"]}'}],
+    "question": [{"question": "who?", "answer": ["me", "I"], "context": None}],
+    "prompt": [{"prompt": "2+2?", "completion": "4"}],
+    "messages": [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}],
+    "text": [{"text": "Once upon"}],
+}
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+def test_each_shape_is_the_same_as_from_json_lines(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    data = load_rows(parquet(tmp_path / "rows.parquet", pa.Table.from_pylist(rows)))
+    wanted = as_json_lines(tmp_path, rows)
+    assert data.content_fingerprint == wanted.content_fingerprint
+    assert [e.golds for e in data.examples] == [e.golds for e in wanted.examples]
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1).filter(str.strip)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(texts, texts), min_size=1, max_size=5), st.integers(1, 3))
+def test_any_text_comes_back_as_it_was(
+    tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[str, str]], row_group: int
+) -> None:
+    table = pa.Table.from_pylist([{"text": text, "label": label} for text, label in pairs])
+    path = parquet(tmp_path_factory.mktemp("any") / "rows.parquet", table, row_group_size=row_group)
+    assert [(e.text, e.answer) for e in load_rows(path).examples] == [
+        (text.strip(), label.strip()) for text, label in pairs
+    ]
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "kind"),
+    [
+        ("label", pa.array([3.5], pa.float32()), "float"),
+        ("label", pa.array([b"card"]), "binary"),
+        ("labels", pa.array([[b"a"]]), "list<element: binary>"),
+        ("target", pa.array([{"a": 0.1}], pa.struct([("a", pa.float32())])), "struct<a: float>"),
+        ("target", pa.array([{"day": 1}], pa.struct([("day", pa.date32())])), "struct<day: date32[day]>"),
+    ],
+)
+def test_a_column_of_a_type_that_json_lacks_is_one_problem_and_never_converted(
+    tmp_path: Path, column: str, values: Any, kind: str
+) -> None:
+    path = parquet(tmp_path / "rows.parquet", pa.table({"text": ["a"], column: values}))
+    [(name, line, rule)] = problems(path)
+    assert (name, line) == ("rows.parquet", 1)
+    assert rule.startswith(f'column "{column}" is {kind}: write it as text, ')
+
+
+def test_a_value_of_another_type_is_named_by_its_row(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "rows.parquet", pa.table({"text": ["a"], "label": pa.array([["card"]])}))
+    assert problems(path) == [("rows.parquet", 1, '"label" must be text, not a list')]
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        (pa.array([3, 0]), ["3", "0"]),
+        (pa.array([True, False]), ["true", "false"]),
+        (pa.array([1.0, 2.5]), ["1", "2.5"]),
+    ],
+)
+def test_labels_that_are_numbers_or_truths_are_read_as_text_with_a_note(
+    tmp_path: Path, values: Any, labels: list[str]
+) -> None:
+    read = load_noted(parquet(tmp_path / "rows.parquet", pa.table({"text": ["a", "b"], "label": values})))
+    assert [e.answer for e in read.data.examples] == labels
+    assert [note.what for note in read.notes] == ['numbers, or true and false, in "label": 2 rows']
+
+
+def test_a_number_that_is_missing_in_a_column_of_labels_is_a_bad_row(tmp_path: Path) -> None:
+    table = pa.table({"text": ["a", "b"], "label": [1.0, float("nan")]})
+    assert problems(parquet(tmp_path / "rows.parquet", table)) == [
+        ("rows.parquet", 2, '"label" must be text, not null')
+    ]
+
+
+def test_columns_that_are_fields_keep_their_types(tmp_path: Path) -> None:
+    table = pa.table({"mail": ["a"], "n": [3], "paid": [True], "who": [" Ann "], "tags": [["x"]], "none": [""]})
+    columns = Columns(text="mail", fields=("n", "paid", "who", "tags", "none"))
+    [example] = load_rows(parquet(tmp_path / "rows.parquet", table), columns=columns).examples
+    assert json.loads(example.answer) == {"n": 3, "paid": True, "who": "Ann", "tags": ["x"], "none": None}
+
+
+def test_messages_with_more_than_role_and_content_are_refused(tmp_path: Path) -> None:
+    turn = {"role": "user", "content": "a", "name": None}
+    path = parquet(tmp_path / "rows.parquet", pa.Table.from_pylist([{"messages": [turn, turn]}]))
+    assert problems(path)[0] == ("rows.parquet", 1, 'messages[0] has "name": a message is role and content only')
+
+
+@pytest.mark.parametrize(
+    ("names", "rule"),
+    [
+        (["text", "lable"], 'no column "label", but "lable" — did you mean "label"?'),
+        (["text", "text"], 'column "text" twice'),
+    ],
+)
+def test_columns_that_make_no_shape_are_one_problem(tmp_path: Path, names: list[str], rule: str) -> None:
+    path = parquet(tmp_path / "rows.parquet", pa.Table.from_arrays([pa.array(["a", "b"])] * 2, names=names))
+    assert problems(path) == [("rows.parquet", 1, rule)]
+
+
+def test_bad_rows_are_named_by_their_number_in_the_file(tmp_path: Path) -> None:
+    texts_ = ["a", None, "c", " ", "e"]
+    table = pa.table({"text": texts_, "label": ["x", "y", "x", "y", "q"]})
+    path = parquet(tmp_path / "rows.parquet", table, row_group_size=2)
+    with pytest.raises(DataError) as caught:
+        load_rows(path, labels=["x", "y"])
+    assert str(caught.value) == (
+        f"{path}: 3 bad and 2 good rows\n"
+        f'  {path}:2  "text" must be text, not null\n'
+        f'  {path}:4  "text" is empty\n'
+        f'  {path}:5  label "q" is not one of the 2 labels\n'
+        "  next: fix these lines; map columns of other names by columns: {text: …, label: …}"
+    )
+
+
+def test_columns_of_other_names_are_mapped_even_with_a_point_in_them(tmp_path: Path) -> None:
+    table = pa.table({"body.text": ["a"], "team": ["x"], "body": pa.array([{"text": "wrong"}])})
+    data = load_rows(parquet(tmp_path / "r.parquet", table), columns=Columns(text="body.text", label="team"))
+    assert [(e.text, e.answer) for e in data.examples] == [("a", "x")]
+
+
+def test_nan_is_no_json(tmp_path: Path) -> None:
+    rows = [{"text": "a", "target": {"n": 1.5}}, {"text": "b", "target": {"n": float("nan")}}]
+    [(_, line, rule)] = problems(parquet(tmp_path / "rows.parquet", pa.Table.from_pylist(rows)))
+    assert (line, rule[:26]) == (2, '"target" is no JSON object')
+
+
+def test_bytes_that_are_not_utf_8_are_named_by_row(tmp_path: Path) -> None:
+    offsets = pa.py_buffer(b"".join(n.to_bytes(4, "little") for n in (0, 2, 4, 6)))
+    texts_ = pa.Array.from_buffers(pa.string(), 3, [None, offsets, pa.py_buffer(b"okc\xe9fe")])
+    path = parquet(tmp_path / "rows.parquet", pa.table({"text": texts_, "label": ["x", "x", "x"]}))
+    data, found = load_valid(path)
+    assert [(e.text, e.line) for e in data.examples] == [("ok", 1), ("fe", 3)]
+    assert found == (Problem(str(path), 2, "text that is not UTF-8: byte 0xe9 at its offset 1"),)
+
+
+def repeated(text: str, n: int) -> Any:
+    """One text n times, which a Parquet file holds once."""
+    return pa.DictionaryArray.from_arrays(pa.array([0] * n, pa.int32()), pa.array([text]))
+
+
+def test_a_row_over_the_limit_is_refused_and_the_others_read(tmp_path: Path) -> None:
+    texts_ = ["a", "b" * 999_999, "c" * 1_000_000, "d"]
+    path = parquet(tmp_path / "rows.parquet", pa.table({"text": texts_, "label": ["x"] * 4}))
+    data, found = load_valid(path)
+    assert [e.line for e in data.examples] == [1, 2, 4]
+    assert [(p.line, p.rule) for p in found] == [(3, "row of 1,000,001 bytes; at most 1,000,000 are read")]
+
+
+def test_gigabytes_packed_into_kilobytes_are_never_unpacked(tmp_path: Path) -> None:
+    n = 1000
+    turn = pa.StructArray.from_arrays([repeated("user", n), repeated("b" * 2_500_000, n)], names=["role", "content"])
+    one_each = pa.array(range(n + 1), pa.int32())
+    table = pa.table({"messages": pa.ListArray.from_arrays(one_each, turn)})
+    path = parquet(tmp_path / "rows.parquet", table, store_schema=False)
+    assert path.stat().st_size < 300_000
+    before = pa.total_allocated_bytes()
+    found = problems(path)
+    assert {rule for _, _, rule in found} == {"row of 2,500,004 bytes; at most 1,000,000 are read"}
+    assert len(found) == n
+    assert pa.total_allocated_bytes() - before < 50_000_000
+
+
+@pytest.mark.parametrize(
+    ("limit", "most", "what"), [("MAX_SOURCE_BYTES", 5_000, "5,000 bytes"), ("MAX_SOURCE_ROWS", 99, "99 rows")]
+)
+def test_a_source_over_the_limit_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, most: int, what: str
+) -> None:
+    monkeypatch.setattr(f"smallfirst.data.sources.reader.{limit}", most)
+    path = parquet(tmp_path / "rows.parquet", pa.table({"text": repeated("b" * 60, 100), "label": ["x"] * 100}))
+    assert refused(path).startswith(f"{path}: more than {what}; no more are read of one source\n")
+
+
+def test_a_claimed_size_is_believed_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = parquet(tmp_path / "rows.parquet", pa.table({"text": ["b" * 60_000], "label": ["x"]}))
+    raw = bytearray(path.read_bytes())
+    raw[4:2_000] = b"\xff" * 1_996  # broken pages: reading any of them would tell so
+    path.write_bytes(raw)
+    assert "not readable as Parquet" in refused(path)
+    monkeypatch.setattr("smallfirst.data.sources.reader.MAX_SOURCE_BYTES", 50_000)
+    assert "more than 50,000 bytes" in refused(path)
+
+
+def nested(depth: int) -> Any:
+    kind = pa.string()
+    for _ in range(depth):
+        kind = pa.struct([("a", kind)])
+    return pa.table({"text": ["t"], "target": pa.nulls(1, kind)})
+
+
+def test_structs_nested_too_deeply_are_no_crash(tmp_path: Path) -> None:
+    assert problems(parquet(tmp_path / "a.parquet", nested(50))) == [
+        ("a.parquet", 1, '"target" must be a JSON object, not null')
+    ]
+    deep = parquet(tmp_path / "b.parquet", nested(400), store_schema=False)
+    assert "b.parquet" in refused(deep)
+
+
+@pytest.mark.parametrize("cut", [slice(0), slice(-1), slice(40), slice(4, None)])
+def test_a_broken_file_is_told_as_such(tmp_path: Path, cut: slice) -> None:
+    path = parquet(tmp_path / "rows.parquet", pa.table({"text": ["a"], "label": ["x"]}))
+    path.write_bytes(path.read_bytes()[cut])
+    assert refused(path).startswith(f"{path}: not readable as Parquet: ")
+
+
+def test_a_table_without_rows_is_an_error(tmp_path: Path) -> None:
+    path = parquet(
+        tmp_path / "rows.parquet",
+        pa.table({"text": pa.array([], pa.string()), "label": []}).cast(
+            pa.schema([("text", pa.string()), ("label", pa.string())])
+        ),
+    )
+    assert refused(path) == f"{path}: there are no rows"
+
+
+def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    for name in ("b/part-1.parquet", "b/part-0.snappy.parquet", "a.parquet"):
+        parquet(folder / name, pa.table({"text": [f"{name} 1", f"{name} 2"], "label": ["x", "y"]}))
+    (folder / "_SUCCESS").write_text("")
+    (folder / ".a.parquet.crc").write_text("x")
+    data = load_rows(folder)
+    assert data.name == "rows"
+    wanted = [
+        (f"{name} {n}", n) for name in ("a.parquet", "b/part-0.snappy.parquet", "b/part-1.parquet") for n in (1, 2)
+    ]
+    assert [(e.text, e.line) for e in data.examples] == wanted
+
+
+def test_what_is_no_part_of_a_folder_of_parquet_is_named(tmp_path: Path) -> None:
+    good = pa.table({"text": ["a", "b"], "label": ["x", "y"]})
+    folder = tmp_path / "rows"
+    for name in ("a.parquet", "team=x/b.parquet"):
+        parquet(folder / name, good)
+    outside = parquet(tmp_path / "secret.parquet", good)
+    (folder / "c.parquet").symlink_to(outside)
+    (folder / "d.csv").write_text("text,label\n")
+    parquet(folder / "e.parquet", pa.table({"prompt": ["p"], "response": ["r"]}))
+    data, _ = load_valid(folder)
+    assert {Path(e.path).name for e in data.examples} == {"a.parquet"}
+    assert problems(folder) == [
+        ("c.parquet", 1, "a link that leads out of the folder; put the file itself here"),
+        ("d.csv", 1, "not a .parquet file: a folder of Parquet holds nothing else; move it out"),
+        ("e.parquet", 1, "a row of prompt + response, while this source has rows of text + label"),
+        ("b.parquet", 1, 'the value of "team=x" is not in the file: write the rows without partitions, or as Delta'),
+    ]
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = parquet(tmp_path / "rows.parquet", pa.table({"text": ["a"], "label": ["x"]}))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtra, match=r'pip install "smallfirst\[tables\]"'):
+        load_rows(path)
+
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+deltalake = pytest.importorskip("deltalake")
+
+
+def rows(*texts: str, label: str = "x") -> Any:
+    return pa.table({"text": list(texts), "label": [label] * len(texts)})
+
+
+def write(folder: Path, table: Any, **options: Any) -> Path:
+    deltalake.write_deltalake(folder, table, **options)
+    return folder
+
+
+def read(address: Path | str) -> tuple[str, list[str]]:
+    """Name and texts."""
+    data = load_rows(address)
+    return data.name, [e.text for e in data.examples]
+
+
+def test_a_table_is_read_at_the_version_that_its_name_then_tells(tmp_path: Path) -> None:
+    folder = write(tmp_path / "tickets", rows("a", "b", "c"))
+    write(folder, rows("d"), mode="append")
+    deltalake.DeltaTable(folder).delete("text = 'b'")
+    write(folder, rows("z"), mode="overwrite")
+    assert read(folder) == ("tickets@v3", ["z"])
+    assert read(f"{folder}@v0") == ("tickets@v0", ["a", "b", "c"])
+    name, texts = read(f"{folder}@v2")
+    assert (name, sorted(texts)) == ("tickets@v2", ["a", "c", "d"])
+    assert sorted(read(f"{folder}@v1")[1]) == ["a", "b", "c", "d"]
+
+
+def test_a_version_gives_the_same_rows_in_the_same_order_every_time(tmp_path: Path) -> None:
+    folder = write(tmp_path / "tickets", rows("a", "b"))
+    for text in "cdef":
+        write(folder, rows(text), mode="append")
+    first, again = load_rows(folder), load_rows(folder)
+    assert first.examples == again.examples
+    assert [e.text for e in first.examples] == ["a", "b", "c", "d", "e", "f"]  # oldest file first
+
+
+def test_a_version_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    folder = write(tmp_path / "tickets", rows("a"))
+    assert refused(f"{folder}@v7").startswith(f"{folder}: not readable as a Delta table at version 7: ")
+
+
+def test_bad_rows_are_named_by_data_file_and_row(tmp_path: Path) -> None:
+    table = pa.table({"text": ["a", None], "label": ["x", "y"]})
+    folder = write(tmp_path / "tickets", table)
+    [part] = folder.glob("*.parquet")
+    with pytest.raises(DataError) as caught:
+        load_rows(folder)
+    assert str(caught.value) == (
+        "tickets@v0: 1 bad and 1 good rows\n"
+        f'  {part}:2  "text" must be text, not null\n'
+        "  next: fix these lines; map columns of other names by columns: {text: …, label: …}"
+    )
+
+
+def test_columns_that_make_no_shape_are_one_problem_of_the_table(tmp_path: Path) -> None:
+    folder = write(tmp_path / "tickets", pa.table({"text": ["1", "2"], "lable": ["a", "b"]}))
+    rule = 'no column "label", but "lable" — did you mean "label"?'
+    assert [str(p) for p in load_valid(folder)[1]] == [f"{folder}:1  {rule}"]
+
+
+def test_partitions_give_their_column_back(tmp_path: Path) -> None:
+    table = pa.table({"text": ["a", "b", "c", "d"], "label": ["x y", "é/%", "x y", None]})
+    folder = write(tmp_path / "tickets", table, partition_by=["label"])
+    data, problems = load_valid(folder)
+    assert {(e.text, e.answer) for e in data.examples} == {("a", "x y"), ("c", "x y"), ("b", "é/%")}
+    assert [p.rule for p in problems] == ['"label" must be text, not null']
+
+
+def test_a_column_added_later_is_null_in_older_files(tmp_path: Path) -> None:
+    folder = write(tmp_path / "tickets", pa.table({"question": ["a"], "answer": ["x"]}))
+    newer = pa.table({"question": ["b"], "answer": ["y"], "context": ["c"]})
+    write(folder, newer, mode="append", schema_mode="merge")
+    assert read(folder)[1] == ["a", "c\n\nb"]
+
+
+@pytest.mark.parametrize(("harm", "rule"), [(Path.unlink, "is missing"), (lambda p: p.write_bytes(b"PAR1"), "has 4 b")])
+def test_a_data_file_that_is_not_the_one_of_the_log_is_an_error(tmp_path: Path, harm: Any, rule: str) -> None:
+    folder = write(tmp_path / "tickets", rows("a"))
+    [part] = folder.glob("*.parquet")
+    harm(part)
+    assert refused(folder).startswith(f"{part}: {rule}")
+
+
+def test_a_log_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    folder = write(tmp_path / "tickets", rows("a"))
+    (folder / "_delta_log" / f"{0:020}.json").write_text("{broken")
+    assert refused(folder).startswith(f"{folder}: not readable as a Delta table: ")
+
+
+def test_a_folder_without_a_log_is_no_table(tmp_path: Path) -> None:
+    (tmp_path / "tickets").mkdir()
+    assert refused(f"{tmp_path}/tickets@v1") == f"{tmp_path}/tickets: no Delta table: it has no folder _delta_log"
+
+
+def test_without_deltalake_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write(tmp_path / "tickets", rows("a"))
+    monkeypatch.setitem(sys.modules, "deltalake", None)
+    with pytest.raises(MissingExtra, match=r'pip install "smallfirst\[tables\]"'):
+        load_rows(folder)
+
+
+def by_hand(folder: Path, table: Any, fields: list[Any], add: dict[str, Any] | None = None, **meta: Any) -> Path:
+    """A table of one file with a log of one line each: protocol, columns, file."""
+    (folder / "_delta_log").mkdir(parents=True)
+    pq.write_table(table, folder / "part.parquet")
+    features = meta.pop("features", [])
+    stats = json.dumps({"numRecords": table.num_rows})
+    size = (folder / "part.parquet").stat().st_size
+    protocol = {"minReaderVersion": 3, "minWriterVersion": 7, "readerFeatures": features, "writerFeatures": features}
+    metadata = {
+        "id": "0",
+        "format": {"provider": "parquet", "options": {}},
+        "schemaString": json.dumps({"type": "struct", "fields": fields}),
+        "partitionColumns": meta.pop("partitions", []),
+        "configuration": meta,
+        "createdTime": 1,
+    }
+    file = {"path": "part.parquet", "partitionValues": {}, "size": size, "modificationTime": 1, "dataChange": True}
+    log = [{"protocol": protocol}, {"metaData": metadata}, {"add": {**file, "stats": stats, **(add or {})}}]
+    text = "".join(json.dumps(action) + "\n" for action in log)
+    (folder / "_delta_log" / f"{0:020}.json").write_text(text)
+    return folder
+
+
+def column(name: str, kind: Any = "string", held: str | None = None) -> dict[str, Any]:
+    about = {"delta.columnMapping.id": len(held), "delta.columnMapping.physicalName": held} if held else {}
+    return {"name": name, "type": kind, "nullable": True, "metadata": about}
+
+
+TEXT_AND_LABEL = [column("text"), column("label")]
+
+
+def deletion_vector(*deleted: int) -> dict[str, Any]:
+    """An inline deletion vector, by the Delta protocol: a roaring bitmap of the row numbers from 0, in Z85."""
+    numbers = b"".join(struct.pack("<H", n) for n in deleted)
+    bitmap = struct.pack("<IIHHI", 12346, 1, 0, len(deleted) - 1, 16) + numbers
+    data = struct.pack("<iQI", 1681511377, 1, 0) + bitmap
+    python = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;<=>?@^_`{|}~"
+    z85 = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
+    text = base64.b85encode(data + b"\0" * (-len(data) % 4)).decode().translate(str.maketrans(python, z85))
+    return {"storageType": "i", "pathOrInlineDv": text, "sizeInBytes": len(data), "cardinality": len(deleted)}
+
+
+def test_rows_deleted_by_a_vector_are_never_read(tmp_path: Path) -> None:
+    table = pa.table({"text": ["a", None, "c", "d", "e"], "label": ["x"] * 5})
+    vector = {"deletionVector": deletion_vector(1, 3)}
+    folder = by_hand(tmp_path / "t", table, TEXT_AND_LABEL, vector, features=["deletionVectors"])
+    data, problems = load_valid(folder)
+    assert [(e.text, e.line) for e in data.examples] == [("a", 1), ("c", 3), ("e", 5)]
+    assert problems == ()  # nor is a deleted row a bad one
+
+
+def test_columns_that_the_log_renames_are_refused(tmp_path: Path) -> None:
+    fields = [column("text", held="c1"), column("label", held="c20")]
+    mapped = {"delta.columnMapping.mode": "name", "delta.columnMapping.maxColumnId": "9"}
+    folder = by_hand(tmp_path / "t", rows("a"), fields, features=["columnMapping"], **mapped)
+    assert refused(folder).startswith(f"{folder}: its columns are mapped by name, so its files have other names")
+
+
+def test_a_table_with_an_unknown_feature_is_refused(tmp_path: Path) -> None:
+    folder = by_hand(tmp_path / "t", rows("a"), TEXT_AND_LABEL, features=["fromTheFuture"])
+    assert "fromTheFuture" in refused(folder)
+
+
+@pytest.mark.parametrize("path", ["../secret.parquet", "/etc/passwd", "file:///etc/passwd", "%2E%2E/secret.parquet"])
+def test_a_log_cannot_name_files_outside_of_its_table(tmp_path: Path, path: str) -> None:
+    pq.write_table(rows("secret"), tmp_path / "secret.parquet")
+    add = {"path": path, "size": (tmp_path / "secret.parquet").stat().st_size}
+    folder = by_hand(tmp_path / "t", rows("a"), TEXT_AND_LABEL, add)
+    assert "is plain names, without .. and empty parts" in refused(folder)
+
+
+def test_a_data_file_that_is_a_link_out_of_its_table_is_refused(tmp_path: Path) -> None:
+    folder = by_hand(tmp_path / "t", rows("a"), TEXT_AND_LABEL)
+    (folder / "part.parquet").rename(tmp_path / "part.parquet")
+    (folder / "part.parquet").symlink_to(tmp_path / "part.parquet")
+    assert "a link that leads out of" in refused(folder)
+
+
+HAS_DATASETS = importlib.util.find_spec("datasets") is not None
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("banking77/train", True),
+        ("PolyAI/banking77/train", True),
+        ("train", False),
+        ("a/b/c/train", False),
+        ("../train", False),
+        ("/a/train", False),
+        ("a/../train", False),
+        ("a/train[:10%]", False),
+        ("a/train.txt", False),
+        ("a//train", False),
+    ],
+)
+def test_a_hub_name_has_two_or_three_plain_parts(address: str, expected: bool) -> None:
+    assert is_hub_name(address) is expected
+
+
+@pytest.mark.skipif(HAS_DATASETS, reason="the package is installed")
+def test_without_the_package_its_name_is_told() -> None:
+    with pytest.raises(DataError) as caught:
+        load_rows("PolyAI/banking77/train")
+    assert str(caught.value) == (
+        "PolyAI/banking77/train: no such file; as a data set of the Hugging Face hub it needs the package datasets\n"
+        '  next: pip install "datasets>=4"   or save its rows as JSON Lines or Parquet and name that file'
+    )
+
+
+CACHED = """
+import os, pathlib, sys
+import datasets, pyarrow as pa
+from smallfirst.data.sources.load import load_valid
+from smallfirst.errors import DataError
+
+folder = pathlib.Path(os.environ["HF_HOME"], "datasets", "acme___tickets", "default", "0.0.0", "ab12" * 10)
+folder.mkdir(parents=True)
+kinds = datasets.ClassLabel(names=["card", "cash"])
+features = datasets.Features({"text": datasets.Value("string"), "label": kinds, "n": datasets.Value("int64")})
+rows = {"text": ["a", "b", "c"], "label": [1, 0, -1], "n": [1, 2, 3]}
+data = datasets.Dataset.from_dict(rows, features=features)
+data.info.builder_name = data.info.dataset_name = "tickets"
+data.info.config_name, data.info.version = "default", datasets.Version("0.0.0")
+split = datasets.SplitInfo("train", num_bytes=10, num_examples=3, dataset_name="tickets")
+data.info.splits = datasets.SplitDict({"train": split})
+with pa.OSFile(str(folder / "tickets-train.arrow"), "wb") as file:
+    with pa.ipc.new_stream(file, data.data.table.schema) as writer:
+        writer.write_table(data.data.table)
+data.info.write_to_directory(str(folder))
+
+found, problems = load_valid("acme/tickets/train")
+print(found.name, [(e.text, e.answer, e.path, e.line) for e in found.examples])
+print(*problems)
+pathlib.Path("train.txt").write_text("of this folder")
+pathlib.Path("here").mkdir()
+for address in ("acme/tickets/tset", "acme/none/train", "text/train", "here/train"):
+    try:
+        print(load_valid(address))
+    except DataError as error:
+        print(str(error).splitlines()[0])
+"""
+
+
+@pytest.mark.skipif(not HAS_DATASETS, reason="needs the package datasets")
+def test_a_cached_data_set_is_read_without_network(tmp_path: Path) -> None:
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    (tmp_path / "here").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(CACHED)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path / "here",
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    none = "no such file, and not available as a data set of the Hugging Face hub"
+    assert done.stdout.splitlines() == [
+        "acme/tickets/train@ab12ab12ab12 [('a', 'cash', 'acme/tickets/train', 1), "
+        "('b', 'card', 'acme/tickets/train', 2)]",
+        'acme/tickets/train:3  "label" must be text, not null',
+        f"acme/tickets/tset: {none}: Unknown split \"tset\". Should be one of ['train'].",
+        f"acme/none/train: {none}: Couldn't reach 'acme/none' on the Hub (OfflineModeIsEnabled)",
+        "text/train: no such file, and text is a format, not a data set of the Hugging Face hub",
+        "here/train: no such file in the folder here",
+    ]

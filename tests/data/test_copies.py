@@ -1,0 +1,232 @@
+"""Copies: near-duplicates, leaks between splits, and which rows count as independent."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fixtures.rows import text_rows as rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smallfirst.data.copies import clusters, count_rows, find_leaks, independent_rows, near_duplicates
+from smallfirst.data.dataset import Dataset, Example, Message
+from smallfirst.data.sources.load import load_rows
+from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.threshold_search import search_threshold
+
+TEN = "one two three four five six seven eight nine ten"
+
+
+def test_nine_words_of_ten_are_near_and_eight_are_not() -> None:
+    known = [TEN, "quite another text"]
+    assert near_duplicates(known, [TEN.removesuffix(" ten")]) == [(0, 0)]
+    assert near_duplicates(known, [TEN.removesuffix(" nine ten")]) == []
+
+
+def test_order_and_repetition_of_words_do_not_count() -> None:
+    assert near_duplicates(["where is my card"], ["my card, my card, where is it?"]) == []
+    assert near_duplicates(["where is my card"], ["my card, my card, where is?"]) == [(0, 0)]
+
+
+def test_texts_equal_when_folded_are_left_out() -> None:
+    assert near_duplicates(["my card where", "where my card"], ["Where my card?!"]) == []
+
+
+def test_a_shared_template_does_not_make_rows_alike() -> None:
+    template = "answer the customer politely in two short sentences and name the article "
+    template += "of our terms that applies to this case "
+    known = [template + f"question{i} about{i}" for i in range(60)]
+    assert near_duplicates(known, [template + "question7 about9"]) == []
+    assert near_duplicates(known, [template + "about9 question9"]) == [(0, 9)]
+
+
+def test_words_that_share_a_bit_are_still_told_apart() -> None:
+    # Once-seen words rank by spelling, and ranks 0, 1, 2 share their bits with 1024, 1025, 1026.
+    once = [f"a{i:04}" for i in range(1027)]
+    both = " ".join(f"b{i}" for i in range(50))
+    known = [" ".join([both, *once[:3]]), " ".join(once[3:1024])]
+    assert near_duplicates(known, [" ".join([both, *once[1024:]])]) == []
+    assert near_duplicates(known, [" ".join([both, *once[1025:]])]) == [(0, 0)]
+    assert near_duplicates(known, [both]) == [(0, 0)]
+
+
+sentences = st.lists(st.lists(st.sampled_from("abcdefghijkl"), max_size=14).map(" ".join), max_size=8)
+
+
+@settings(max_examples=150, deadline=None)
+@given(sentences, sentences)
+def test_exactly_the_texts_with_a_similar_one_are_found(known: list[str], new: list[str]) -> None:
+    def similar(a: str, b: str) -> bool:
+        x, y = set(a.split()), set(b.split())
+        return bool(x and y) and len(x & y) / len(x | y) >= 0.9
+
+    near = [j for j, t in enumerate(new) if t not in known and any(similar(t, k) for k in known)]
+    pairs = near_duplicates(known, new)
+    assert [j for j, _ in pairs] == near
+    assert all(similar(new[j], known[i]) for j, i in pairs)
+
+
+HERE = Path(__file__).resolve()
+DATA = [Path(p) for p in (os.environ.get("SMALLFIRST_DATA"), HERE.parents[3] / "shared" / "datasets") if p]
+
+
+TRAIN = rows("train.jsonl", "Where is my card?", "I want a refund", TEN, "where is my card")
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "place"),
+    [
+        ("Where is my card?", "exact", "train.jsonl:1"),
+        ("where is my card", "exact", "train.jsonl:4"),
+        ("WHERE is my card?", "folded", "train.jsonl:1"),
+        ("  where  is my\tcard ", "folded", "train.jsonl:1"),
+        ("where is my card!!!", "folded", "train.jsonl:1"),
+        ("I want a re-fund", "folded", "train.jsonl:2"),
+        ("ｗhere is my card", "folded", "train.jsonl:1"),  # a full-width letter
+        (TEN.removesuffix(" ten"), "near", "train.jsonl:3"),
+        (TEN.removesuffix(" nine ten"), None, ""),
+        ("my card is where", "near", "train.jsonl:1"),
+        ("something else", None, ""),
+    ],
+)
+def test_a_copy_is_found_under_the_closest_kind(text: str, kind: str | None, place: str) -> None:
+    test = rows("test.jsonl", "quite new", text)
+    found = find_leaks(TRAIN, test)
+    by_kind = {"exact": found.exact, "folded": found.folded, "near": found.near}
+    assert [name for name, leaks in by_kind.items() if leaks] == ([kind] if kind else [])
+    if kind:
+        (leak,) = by_kind[kind]
+        assert (leak.key, leak.test, leak.train) == (test.examples[1].key, "test.jsonl:2", place)
+    assert (found.n_test, found.n_leaked, found.share) == (2, bool(kind), 0.5 if kind else 0.0)
+    assert found.keys == ({test.examples[1].key} if kind else set())
+    assert found.test_fingerprint == test.content_fingerprint
+
+
+def test_what_is_asked_counts_and_not_the_answer() -> None:
+    other = TRAIN.examples[0].model_copy(update={"answer": "y", "path": "test.jsonl"})
+    assert len(find_leaks(TRAIN, Dataset(name="test", examples=(other,))).exact) == 1
+
+
+def test_a_row_without_a_file_is_named_by_its_number() -> None:
+    bare = Dataset(name="t", examples=(TRAIN.examples[0].model_copy(update={"path": "", "line": 7}),))
+    assert find_leaks(bare, bare).exact[0].test == "row:7"
+
+
+def test_without_rows_there_is_no_leak() -> None:
+    empty = rows("none.jsonl")
+    assert find_leaks(empty, TRAIN).n_leaked == 0
+    nothing = find_leaks(TRAIN, empty)
+    assert (nothing.n_test, nothing.share) == (0, 0.0)
+
+
+words = st.lists(st.sampled_from(["alpha", "beta", "gamma", "delta", "Alpha", "BETA"]), min_size=1, max_size=4)
+texts = st.lists(st.tuples(words, st.sampled_from([" ", "  ", ", ", "-"])).map(lambda p: p[1].join(p[0])), max_size=12)
+
+
+@given(texts, texts)
+def test_each_test_row_counts_once_and_copies_always(train: list[str], test: list[str]) -> None:
+    found = find_leaks(rows("train", *train), rows("test", *test))
+    places = [leak.test for leak in (*found.exact, *found.folded, *found.near)]
+    assert len(places) == len(set(places)) <= found.n_test == len(test)
+    assert len(found.exact) == sum(text in train for text in test)
+    dressed = {"".join(c for c in text.lower() if c.isalpha()) for text in train}
+    bare = ["".join(c for c in text.lower() if c.isalpha()) for text in test]
+    assert len(found.exact) + len(found.folded) == sum(text in dressed for text in bare)
+
+
+@given(texts, texts, st.data())
+def test_a_training_row_that_copies_a_test_row_is_one_leak_more_or_was_one(
+    train: list[str], test: list[str], data: st.DataObject
+) -> None:
+    if not test:
+        return
+    copied = data.draw(st.sampled_from(test))
+    before = find_leaks(rows("train", *train), rows("test", *test))
+    after = find_leaks(rows("train", *train, copied), rows("test", *test))
+    assert after.share >= before.share
+    assert len(after.exact) == sum(text in {*train, copied} for text in test)
+
+
+@pytest.mark.parametrize(
+    ("name", "exact", "in_other_dress"), [("banking77", 5, 20), ("clinc150", 2, 31), ("restaurant8k", 138, 171)]
+)
+def test_public_sets_leak_as_often_as_counted_by_hand(name: str, exact: int, in_other_dress: int) -> None:
+    """Counted apart by comparing the lower-cased letters and digits of every row."""
+    folder = next((data / name for data in DATA if (data / name).is_dir()), None)
+    if folder is None:
+        pytest.skip(f"{name} is in neither of {', '.join(map(str, DATA))}")
+    found = find_leaks(load_rows(folder / "train.jsonl"), load_rows(folder / "test.jsonl"))
+    assert (len(found.exact), len(found.folded)) == (exact, in_other_dress)
+
+
+def labelled(*texts: str, group: str = "") -> Dataset:
+    made = (
+        Example(messages=(Message(role="user", content=text),), answer="a", shape="label", line=i, group=group)
+        for i, text in enumerate(texts, start=1)
+    )
+    return Dataset(name="rows", examples=tuple(made))
+
+
+@pytest.mark.parametrize(
+    ("texts", "groups", "expected"),
+    [
+        (["My card?", "another", "my  CARD", "mycard"], None, [0, 1, 0, 0]),
+        ([f"{TEN} eleven", "another", TEN.removesuffix(" ten"), TEN], None, [0, 1, 0, 0]),  # by a chain
+        (["a", "b", "c", "d"], ["x", "", "x", ""], [0, 1, 0, 3]),
+        (["a", "b", "A!", "d"], ["x", "y", "y", ""], [0, 0, 0, 3]),  # one text joins two groups
+        ([], [], []),
+    ],
+)
+def test_copies_near_copies_and_groups_are_one_cluster(
+    texts: list[str], groups: list[str] | None, expected: list[int]
+) -> None:
+    assert clusters(texts, groups) == expected
+    assert len(independent_rows(texts, groups=groups)) == len(set(expected))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from([TEN, TEN.removesuffix(" ten"), "b", "B!", "c d", "cd", "e"]), max_size=20))
+def test_no_two_rows_that_count_are_alike(texts: list[str]) -> None:
+    found = clusters(texts)
+    assert sorted({found[i] for i in independent_rows(texts)}) == sorted(set(found))
+
+
+def test_sixty_three_texts_five_times_over_are_sixty_three_rows() -> None:
+    data = labelled(
+        *(f"question {i} of topic {i % 9}" for i in range(63)), *(f"Question {i}, of TOPIC {i % 9}" for i in range(63))
+    )
+    counted, why = count_rows((labelled("question 62 of topic 8", "unseen"),), data)
+    assert (len(counted), why.n_leaked, why.n_repeats) == (62, 2, 62)
+    assert why.in_words.startswith(
+        "62 of 126 calibration rows count: 2 also stand in the training or selection rows; 62"
+    )
+
+
+def test_a_group_that_was_trained_on_does_not_count_and_another_counts_once() -> None:
+    data = labelled("a", "b", group="customer 1").examples + labelled("c", "d", "e", group="customer 2").examples
+    counted, why = count_rows((labelled("f", group="customer 1"),), Dataset(name="all", examples=data))
+    assert [example.group for example in counted.examples] == ["customer 2"]
+    assert (why.n_seen_groups, why.n_repeats) == (2, 2)
+    assert "one row counts for each group" in why.in_words
+
+
+def test_a_promise_on_repeats_is_kept_only_by_one_row_a_text() -> None:
+    """Texts five times over, answers right at a rate that rises with confidence: of 600 certificates, how many lie."""
+    draw, guarantee, broken = random.Random(5), Guarantee(max_error=0.2), [0, 0]
+    for _ in range(600):
+        confidence = [draw.random() for _ in range(63)]
+        right = [draw.random() < 0.5 + 0.5 * c for c in confidence]
+        texts = [f"text {i}" for i in range(63)]
+        kept = independent_rows(texts * 5)
+        assert len(kept) == 63
+        for i, chosen in enumerate((range(315), kept)):
+            scores, truth = np.array(confidence * 5)[list(chosen)], np.array(right * 5)[list(chosen)]
+            threshold = search_threshold(scores.tolist(), truth.tolist(), guarantee).threshold
+            broken[i] += threshold <= 1 and (1 - threshold) / 4 > 0.2  # mean error of confidences above the threshold
+    print(broken)
+    assert broken[0] > 0.09 * 600
+    assert broken[1] <= 0.05 * 600
