@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from smallfirst.data.dataset import fold_text
-from smallfirst.data.importers.profiles import as_object
-from smallfirst.data.importers.table import Converted, Table
+from smallfirst.data.importers.table import Converted, Table, as_object
 from smallfirst.data.sources.reader import RawRow
 from smallfirst.errors import ConfigError, Problem
 from smallfirst.traffic.exchange import Exchange
