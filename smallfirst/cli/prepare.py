@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from smallfirst.cli.options import JSON, PATH, TASK, VerbGroup, load_project, verb
 from smallfirst.errors import DataError
 from smallfirst.progress import Progress
-
-if TYPE_CHECKING:
-    from smallfirst.data.importers.recognize import Question
 
 
 def _columns(command: Callable[..., None]) -> Callable[..., None]:
@@ -39,21 +34,19 @@ def _columns(command: Callable[..., None]) -> Callable[..., None]:
 @click.argument("folder", type=PATH, default=".")
 @click.option("--from", "source", metavar="ROWS", help="File, folder or address of rows of any shape.")
 @click.option("--kind", help="Task kind: classify, extract, answer, chat. [default: classify; with --from what it is]")
-@click.option("--yes", is_flag=True, help="With --from: ask nothing, take what is likeliest and say so.")
 @click.option(
     "--good-enough",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     metavar="ACCURACY",
-    help="Accuracy in (0, 1) that is good enough to answer every request: the gate. [default: asked for at a terminal]",
+    help="Accuracy in (0, 1) that is good enough to answer every request: the gate.",
 )
 @_columns
-def init(
-    folder: Path, source: str | None, kind: str | None, yes: bool, good_enough: float | None, **columns: str | None
-) -> None:
+def init(folder: Path, source: str | None, kind: str | None, good_enough: float | None, **columns: str | None) -> None:
     """Write task.yaml into FOLDER, for your rows or as a template.
 
     --from reads tables (CSV, Excel, Parquet, JSON), chats, fine-tuning and batch files of OpenAI, logs of requests,
-    exports of Label Studio and Argilla, and folders of texts. It shows three rows as they are read.
+    exports of Label Studio and Argilla, and folders of texts. It shows three rows as they are read, and says what it
+    assumed where they can be read in several ways.
     """
     from smallfirst.project import scaffold
     from smallfirst.tasks import DEFAULT_KIND
@@ -63,32 +56,9 @@ def init(
         click.echo(f"wrote {target}\nnext: put your rows beside it, then  smallfirst check {target}")
         return
     chosen = {role: name for role, name in {**columns, "kind": kind}.items() if name}
-    choose = scaffold.assume if yes else _ask if sys.stdin.isatty() else scaffold.refuse
-    accuracy = _ask_accuracy if good_enough is None and choose is _ask else lambda: good_enough
-    made = scaffold.scaffold(folder, source, chosen, choose, accuracy)
+    made = scaffold.scaffold(folder, source, chosen, good_enough)
     click.echo("\n".join(made.in_words))
     click.echo(f"wrote {made.task_yaml}\nnext: smallfirst check {folder}   then  smallfirst run {folder}")
-
-
-def _ask(question: Question) -> str:
-    """Ask a person at the terminal."""
-    values = list(question.choices)
-    click.echo("The rows can be read in several ways:")
-    for number, words in enumerate(question.choices.values(), 1):
-        click.echo(f"  {number}  {words}")
-    picked = click.prompt("Which one", type=click.IntRange(1, len(values)), default=1)
-    return values[picked - 1]
-
-
-def _ask_accuracy() -> float | None:
-    """Ask a person what is good enough; nothing if that is to be decided later."""
-    said = click.prompt(
-        "What accuracy is good enough to answer every request, in percent (Enter: decide later)",
-        default="",
-        show_default=False,
-        value_proc=lambda text: click.FloatRange(0, 100, min_open=True, max_open=True)(text) if text.strip() else None,
-    )
-    return said and said / 100
 
 
 @verb("smallfirst check tickets", "smallfirst check tickets --rows-out findings.jsonl")

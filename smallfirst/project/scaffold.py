@@ -6,13 +6,13 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from smallfirst.data.importers.recognize import Guess, Question, guess, read_source
+from smallfirst.data.importers.recognize import Guess, guess, read_source
 from smallfirst.data.importers.table import ROLES
 from smallfirst.data.row_formats import Columns, to_json
 from smallfirst.data.sources.load import load_valid
@@ -40,9 +40,6 @@ def _block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 
 _BlockDumper.add_representer(str, _block)
-
-Chooser = Callable[[Question], str]
-"""Answers a question with one of its choices."""
 
 
 class Scaffold(NamedTuple):
@@ -79,7 +76,6 @@ def init(
     *,
     from_: str | Path | None = None,
     kind: str | None = None,
-    yes: bool = True,
     good_enough: float | None = None,
     **columns: str | Sequence[str],
 ) -> TaskFile:
@@ -87,9 +83,8 @@ def init(
 
     Args:
         folder: where task.yaml is written; its name is the task's.
-        from_: a file, folder or address of rows.
+        from_: a file, folder or address of rows. Where these leave something open, what is likeliest is taken.
         kind: classify, extract, answer or chat; left out: what the rows look like.
-        yes: take what is likeliest where the rows leave something open; else raise ConfigError with what to choose.
         good_enough: the gate, an accuracy in (0, 1); left out, task.yaml has a line for it that counts once written.
         columns: names of columns by role: text, label, labels, target, fields, question, answer, context.
 
@@ -100,8 +95,7 @@ def init(
         return read_task_file(write_template(Path(folder), kind or DEFAULT_KIND, good_enough))
     chosen = {role: name if isinstance(name, str) else ",".join(name) for role, name in columns.items()}
     chosen |= {"kind": kind} if kind else {}
-    choose = assume if yes else refuse
-    return read_task_file(scaffold(Path(folder), str(from_), chosen, choose, lambda: good_enough).task_yaml)
+    return read_task_file(scaffold(Path(folder), str(from_), chosen, good_enough).task_yaml)
 
 
 def write_template(folder: Path, kind: str, good_enough: float | None = None) -> Path:
@@ -114,32 +108,25 @@ def write_template(folder: Path, kind: str, good_enough: float | None = None) ->
     return target
 
 
-def scaffold(
-    folder: Path,
-    source: str,
-    chosen: Mapping[str, str],
-    choose: Chooser,
-    good_enough: Callable[[], float | None] = lambda: None,
-) -> Scaffold:
+def scaffold(folder: Path, source: str, chosen: Mapping[str, str], good_enough: float | None = None) -> Scaffold:
     """Write the task of a source's rows into the folder: task.yaml, and converted rows where they must be.
 
-    `chosen` are columns by role and the kind; `choose` is asked for what remains open, and `good_enough` for the
-    accuracy that makes the gate, or None. Raise as `init` does.
+    `chosen` are columns by role and the kind; what remains open is assumed. `good_enough` is the accuracy that makes
+    the gate, or None. Raise as `init` does.
     """
     for role in chosen.keys() - {"kind", *ROLES}:
         raise ConfigError(f"{role}: rows have no such part{did_you_mean(role, ROLES)}", hint=", ".join(ROLES))
     target = _free(folder / "task.yaml")
     read, assumed = read_source(source), []
     found = guess(read, chosen, source)
-    while found.question:
-        value = choose(found.question)
-        if choose is assume:
-            others = list(found.question.choices.values())[1:]
-            assumed.append(f"{found.question.choices[value]}   (or {'; '.join(others)})")
-        chosen = {**chosen, found.question.option: value}
+    while question := found.question:
+        (likeliest, words), *others = question.choices.items()
+        instead = "; ".join(f"--{question.option} {json.dumps(c) if ' ' in c else c}: {w}" for c, w in others)
+        assumed.append(f"{words}   (or {instead})")
+        chosen = {**chosen, question.option: likeliest}
         found = guess(read, chosen, source)
     data, unused = _data(folder, source, found)
-    text = _task_yaml(source, found, data, unused, good_enough())
+    text = _task_yaml(source, found, data, unused, good_enough)
     if not found.as_it_stands:
         model = found.converted.model if found.converted else ""
         mark = {"teacher": model, "labelled_on": ""} if model else {}  # as rows that `smallfirst label` writes
@@ -149,20 +136,6 @@ def scaffold(
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(target, text.encode())
     return Scaffold(target, found, tuple(assumed), unused)
-
-
-def assume(question: Question) -> str:
-    """Return the likeliest choice."""
-    return next(iter(question.choices))
-
-
-def refuse(question: Question) -> str:
-    """Raise ConfigError naming the options that answer the question."""
-    lines = [f"  --{question.option} {json.dumps(c) if ' ' in c else c}: {w}" for c, w in question.choices.items()]
-    raise ConfigError(
-        "\n".join(["the rows can be read in several ways:", *lines]),
-        hint="add one of these options, or --yes to take the first",
-    )
 
 
 def _free(path: Path) -> Path:

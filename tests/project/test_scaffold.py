@@ -9,7 +9,7 @@ import pytest
 
 from smallfirst.errors import ConfigError, DataError
 from smallfirst.project.project import Project
-from smallfirst.project.scaffold import assume, init, refuse, scaffold
+from smallfirst.project.scaffold import init, scaffold
 
 TOPICS = ("card", "refund", "pin")
 
@@ -52,7 +52,7 @@ def test_a_table_is_named_where_it_stands(tmp_path: Path, table: Path) -> None:
 
 
 def test_other_formats_become_rows_of_the_task_and_the_unused_are_listed(tmp_path: Path, chats: Path) -> None:
-    made = scaffold(tmp_path / "desk", str(chats), {}, refuse)
+    made = scaffold(tmp_path / "desk", str(chats), {})
     folder = tmp_path / "desk"
     assert json.loads((folder / "rows.jsonl").read_text().splitlines()[4]) == {"text": "my pin, day 5", "label": "pin"}
     assert json.loads((folder / "not_used.jsonl").read_text()) == {
@@ -87,23 +87,13 @@ def test_answers_of_a_log_are_marked_as_the_model_s_and_questions_on_one_passage
     assert init(tmp_path / "boxes", from_=tmp_path / "asked.jsonl", kind="answer").data.columns.group == "context"
 
 
-def test_what_the_rows_leave_open_is_asked_assumed_or_refused(tmp_path: Path) -> None:
+def test_what_the_rows_leave_open_is_assumed_and_said(tmp_path: Path) -> None:
     rows = [{"text": f"message number {i}, please", "queue": TOPICS[i % 3], "team": "ab"[i % 2]} for i in range(60)]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(ConfigError) as caught:
-        init(tmp_path / "refused", from_=path, yes=False)
-    assert str(caught.value) == (
-        "the rows can be read in several ways:\n"
-        '  --label queue: classify: text "text" → label "queue"\n'
-        '  --label team: classify: text "text" → label "team"\n'
-        "  next: add one of these options, or --yes to take the first"
-    )
-    assert not (tmp_path / "refused").exists()
-    made = scaffold(tmp_path / "assumed", str(path), {}, assume)
-    assert made.assumed == ('classify: text "text" → label "queue"   (or classify: text "text" → label "team")',)
-    asked = scaffold(tmp_path / "asked", str(path), {}, lambda question: list(question.choices)[1])
-    assert asked.guess.columns["label"] == "team"
+    made = scaffold(tmp_path / "assumed", str(path), {})
+    other = '--label team: classify: text "text" → label "team"'
+    assert made.assumed == (f'classify: text "text" → label "queue"   (or {other})',)
     assert init(tmp_path / "chosen", from_=path, label="team").data.columns.label == "team"
 
 
