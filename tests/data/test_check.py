@@ -63,13 +63,6 @@ def test_a_repeated_row_is_noted_and_many_are_to_be_fixed() -> None:
     assert found(many, "train rows that repeat").n == 9
 
 
-def test_repeats_of_every_split_are_found() -> None:
-    twice = [("twice", "a"), ("Twice!", "b")]
-    report = check(plenty("train", 100), validation=plenty("val", 98, *twice), test=plenty("test", 20, *twice))
-    assert found(report, "validation rows that repeat").level == "note"
-    assert found(report, "test rows that repeat").where == ("test.jsonl:22 repeats test.jsonl:21",)
-
-
 def test_a_group_in_two_splits_and_labels_of_a_model_are_found() -> None:
     parts = [plenty(name, 100) for name in ("train", "val", "test")]
     changed = {"group": "customer 1", "source": "big-1"}
@@ -102,23 +95,6 @@ def test_copies_stop_only_where_too_few_other_rows_are_left(n_clean: int, n_copi
     assert found(report, f"{n_copies} of {n_clean + n_copies} validation texts are also in train").level == level
 
 
-def test_a_leak_between_validation_and_test_is_seen() -> None:
-    splits = {"validation": plenty("val", 60), "test": plenty("test", 99, ("val word0 thing0", "a"))}
-    finding = found(check(plenty("train", 100), **splits), "1 of 100 test texts are also in valid")
-    assert finding.where == ("test.jsonl:100 is val.jsonl:1",)
-
-
-def test_a_nearly_repeated_text_between_splits_is_noted() -> None:
-    ten = "please tell me where on earth my new card is"
-    test = plenty("test", 99, (ten.removesuffix(" is"), "a"))
-    finding = found(
-        check(plenty("train", 100, (ten, "a")), test=test),
-        "1 of 100 test texts are also in train (1 but for 1 of 10 words)",
-    )
-    assert finding.where == ("test.jsonl:100 is nearly train.jsonl:101",)
-    assert finding.level == "note"
-
-
 def test_labels_with_fewer_than_five_rows_are_named() -> None:
     rare = [(f"rare {i}", "c") for i in range(4)]
     enough = [(f"enough {i}", "d") for i in range(5)]
@@ -148,22 +124,6 @@ def test_a_label_without_a_train_row_stops() -> None:
     finding = found(check(plenty("train", 100), test=test), "test labels without a train row: 2")
     assert finding.level == "stop"
     assert finding.where == ('test.jsonl:21 "c"', 'test.jsonl:23 "d"')
-
-
-def test_rows_over_the_token_limit_stop_by_line() -> None:
-    train = answered_rows("train.jsonl", *[(f"one two {i}", "ab"[i % 2]) for i in range(20)])
-    tokens = TokenCounts(counts={"train": (3,) * 19 + (4,)}, limit=3, counted_by="tiny")
-    report = check(train, tokens=tokens)
-    finding = found(report, "train rows over 3 tokens: 1")
-    assert (finding.level, finding.where) == ("stop", ("train.jsonl:20 has 4",))
-    assert report.verdict == "NO"
-    assert [(spread.split, spread.longest, spread.n_over) for spread in report.lengths] == [("train", 4, 1)]
-
-
-def test_without_lengths_nothing_is_said_of_them() -> None:
-    report = check(plenty("train", 20))
-    assert report.lengths == ()
-    assert "tokens a row" not in format_report(report)
 
 
 def test_all_places_of_all_findings_are_written_the_gravest_first(tmp_path: Path) -> None:

@@ -44,16 +44,6 @@ def test_a_shared_template_does_not_make_rows_alike() -> None:
     assert near_duplicates(known, [template + "about9 question9"]) == [(0, 9)]
 
 
-def test_words_that_share_a_bit_are_still_told_apart() -> None:
-    # Once-seen words rank by spelling, and ranks 0, 1, 2 share their bits with 1024, 1025, 1026.
-    once = [f"a{i:04}" for i in range(1027)]
-    both = " ".join(f"b{i}" for i in range(50))
-    known = [" ".join([both, *once[:3]]), " ".join(once[3:1024])]
-    assert near_duplicates(known, [" ".join([both, *once[1024:]])]) == []
-    assert near_duplicates(known, [" ".join([both, *once[1025:]])]) == [(0, 0)]
-    assert near_duplicates(known, [both]) == [(0, 0)]
-
-
 sentences = st.lists(st.lists(st.sampled_from("abcdefghijkl"), max_size=14).map(" ".join), max_size=8)
 
 
@@ -109,18 +99,6 @@ def test_a_copy_is_found_under_the_closest_kind(text: str, kind: str | None, pla
 def test_what_is_asked_counts_and_not_the_answer() -> None:
     other = TRAIN.examples[0].model_copy(update={"answer": "y", "path": "test.jsonl"})
     assert len(find_leaks(TRAIN, Dataset(name="test", examples=(other,))).exact) == 1
-
-
-def test_a_row_without_a_file_is_named_by_its_number() -> None:
-    bare = Dataset(name="t", examples=(TRAIN.examples[0].model_copy(update={"path": "", "line": 7}),))
-    assert find_leaks(bare, bare).exact[0].test == "row:7"
-
-
-def test_without_rows_there_is_no_leak() -> None:
-    empty = rows("none.jsonl")
-    assert find_leaks(empty, TRAIN).n_leaked == 0
-    nothing = find_leaks(TRAIN, empty)
-    assert (nothing.n_test, nothing.share) == (0, 0.0)
 
 
 words = st.lists(st.sampled_from(["alpha", "beta", "gamma", "delta", "Alpha", "BETA"]), min_size=1, max_size=4)

@@ -41,11 +41,6 @@ def test_the_text_of_a_chat_is_the_last_user_turn_and_it_asks_every_turn_but_the
     assert (example.text, example.asked) == ("two", "one\na\ntwo")
 
 
-def test_what_other_rows_ask_is_the_user_text_or_the_text_to_continue() -> None:
-    assert labelled("lost it", "card").asked == "lost it"
-    assert Example(messages=(), answer="Once upon", shape="text").asked == "Once upon"
-
-
 def test_equal_rows_have_equal_keys_wherever_they_stand() -> None:
     assert labelled("a", "x", line=1).key == labelled("a", "x", line=9).key
     assert labelled("a", "x").key != labelled("a", "y").key
@@ -172,19 +167,6 @@ def test_the_test_part_does_not_depend_on_the_validation_share() -> None:
     assert set(small.validation.examples) < set(large.validation.examples)
 
 
-def test_another_salt_gives_another_split() -> None:
-    one, two = (split(THOUSAND, validation=0, test=0.5, salt=s).test for s in ("", "b"))
-    both = len(set(one.examples) & set(two.examples))
-    assert both == pytest.approx(250, abs=55)
-
-
-def test_parts_are_named_after_the_data() -> None:
-    parts = split(THOUSAND, validation=0.1, test=0.1)
-    assert parts.validation.name == "rows.jsonl:validation"
-    taken, rest = sample_share(THOUSAND, 0.25)
-    assert (taken.name, rest.name) == ("rows.jsonl:0.25", "rows.jsonl:rest")
-
-
 @pytest.mark.parametrize(
     ("validation", "test", "message"),
     [
@@ -205,13 +187,6 @@ def test_a_larger_share_holds_all_of_a_smaller_one() -> None:
     assert not set(large.examples) & set(rest.examples)
     assert len(sample_share(THOUSAND, 0)[0]) == 0
     assert len(sample_share(THOUSAND, 1)[1]) == 0
-
-
-def test_a_share_of_a_part_is_an_ordinary_share() -> None:
-    # With one draw for both, no train row could be below the test share.
-    train = split(THOUSAND, validation=0.25, test=0.25).train
-    taken, _ = sample_share(train, 0.25)
-    assert len(taken) == pytest.approx(len(train) / 4, abs=40)
 
 
 def test_a_sample_has_the_asked_number_of_rows_and_is_the_same_every_time() -> None:
@@ -241,9 +216,3 @@ def test_each_part_of_a_sorted_file_is_sampled_alike() -> None:
         data = rows(*(f"{trial} text {i}" for i in range(310)))
         taken += sum(e.line > 279 for e in sample_rows(data, 30).examples)
     assert 80 < taken < 160  # 120 expected, standard deviation 10
-
-
-@pytest.mark.parametrize("n", [None, 3, 10])
-def test_a_sample_of_everything_is_everything(n: int | None) -> None:
-    data = rows("a", "b", "c")
-    assert sample_rows(data, n) == data

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from smallfirst.data.dataset import Example, Message
+from smallfirst.data.dataset import Example
 from smallfirst.data.row_formats import Columns, Folding, RowLayout, detect_layout, is_empty_row, parse_row, to_row
 
 
@@ -158,12 +158,6 @@ def test_an_example_becomes_the_row_it_was(row: dict[str, Any]) -> None:
     assert to_row(example) == row
 
 
-def test_a_completion_becomes_a_response() -> None:
-    question = (Message(role="user", content="a"),)
-    example = Example(messages=question, answer="x", shape="prompt")
-    assert to_row(example) == {"prompt": "a", "response": "x"}
-
-
 def read_good_row(row: dict[str, Any], **names: str) -> Example:
     found = detect_layout(row, Columns(**names))
     assert isinstance(found, RowLayout), found
@@ -283,14 +277,6 @@ def test_what_a_person_wrote_to_be_said_keeps_its_spaces() -> None:
     folding = Folding()
     assert folding.fold(row, layout, "r.jsonl", 1) == row
     assert not folding.notes
-
-
-def test_places_of_many_rows_are_the_first_three_with_the_number_of_all() -> None:
-    folding = Folding()
-    for line in range(1, 151):
-        folding.fold({"body": "a", "team": "x "}, LABEL, "r.csv", line)
-    [note] = folding.notes
-    assert (note.what, note.n, note.where[0], len(note.where)) == ('spaces around "team": 150 rows', 150, "r.csv:1", 3)
 
 
 def test_a_row_is_empty_if_the_columns_that_make_it_are() -> None:

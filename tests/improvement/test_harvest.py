@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from smallfirst.data.sources.load import load_rows
-from smallfirst.errors import ConfigError, DataError
+from smallfirst.errors import ConfigError
 from smallfirst.improvement.harvest import HarvestResult, harvest, record_path
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
@@ -335,16 +334,3 @@ def test_harvested_rows_join_the_training_rows_and_nothing_else(project: Project
     assert (
         with_harvested(project.rows, out, columns=project.file.data.columns, labels=project.task.closed) == project.rows
     )  # people's row stands
-
-
-def test_held_out_texts_are_refused_once_more_when_rows_go_in(project: Project, tmp_path: Path) -> None:
-    path = tmp_path / "edited.jsonl"
-    rows = {"fine": "lost_pin", "the envelope has not come yet write to [EMAIL] please": "lost_pin"}
-    write(path, rows | {"CALIBRATING text one, about cards": "lost_pin"})
-    with pytest.raises(DataError) as caught:
-        with_harvested(project.rows, path, columns=project.file.data.columns, labels=project.task.closed)
-    assert [p.line for p in caught.value.problems] == [2, 3]
-    write(path, {"fine": "no_such_label"})
-    with pytest.raises(DataError, match="not one of the 3 labels"):
-        with_harvested(project.rows, path, columns=project.file.data.columns, labels=project.task.closed)
-    assert len(load_rows(path)) == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import json
 import threading
 from collections import Counter
@@ -204,20 +203,6 @@ SHOP = {"type": "object", "properties": {"item": {"type": "string"}}}
             {"question": "It costs a pound., It is green.\n\nhow much?", "answer": "a pound"},
         ),
         (
-            {"kind": "answer"},
-            {"question": "how long?", "answer": "a day"},
-            {"text": "how much?"},
-            "a pound",
-            {"question": "how much?", "answer": "a pound"},
-        ),
-        (
-            {"kind": "chat"},
-            {"prompt": "hello", "response": "hi there"},
-            {"prompt": "good bye"},
-            "farewell",
-            {"prompt": "good bye", "response": "farewell"},
-        ),
-        (
             {"kind": "chat"},
             {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]},
             {"text": "good bye"},
@@ -241,35 +226,15 @@ def test_every_kind_of_task_gets_rows_of_its_own_shape(
     assert labelled.shape == train.shape
 
 
-def semicolons(content: bytes) -> bytes:
-    """As a spreadsheet of another country saves it."""
-    return content.replace(b",", b";").decode().encode("utf-16")
-
-
-@pytest.mark.parametrize(
-    ("name", "packed"), [("rows.csv", bytes), ("rows.csv.gz", gzip.compress), ("rows.csv", semicolons)]
-)
-def test_questions_with_and_without_a_context_stand_side_by_side_in_csv(
-    tmp_path: Path, name: str, packed: Callable[[bytes], bytes]
-) -> None:
+def test_questions_with_and_without_a_context_stand_side_by_side_in_csv(tmp_path: Path) -> None:
     for part in ("train", "validation", "test"):
         write(tmp_path / f"{part}.jsonl", [{"question": "how long?", "answer": "a day"}])
     files = {part: f"{part}.jsonl" for part in ("train", "validation", "test")}
     (tmp_path / "task.yaml").write_text(json.dumps({"name": "desk", "kind": "answer", "data": files}))
-    rows = tmp_path / name
-    rows.write_bytes(packed(b'question,context\nhow much?,"It costs\na pound."\nwho?,\n'))
+    rows = tmp_path / "rows.csv"
+    rows.write_bytes(b'question,context\nhow much?,"It costs\na pound."\nwho?,\n')
     run(tmp_path, Oracle(lambda request: "x"), file=read_task_file(tmp_path), rows=rows)
     assert [row["question"] for row in out(tmp_path)] == ["It costs\na pound.\n\nhow much?", "who?"]
-
-
-def test_a_context_that_is_no_text_is_named_with_its_line(tmp_path: Path) -> None:
-    for part in ("train", "validation", "test"):
-        write(tmp_path / f"{part}.jsonl", [{"question": "how long?", "answer": "a day"}])
-    files = {part: f"{part}.jsonl" for part in ("train", "validation", "test")}
-    (tmp_path / "task.yaml").write_text(json.dumps({"name": "desk", "kind": "answer", "data": files}))
-    rows = write(tmp_path / "rows.jsonl", [{"question": "how much?"}, {"question": "who?", "context": 7}])
-    with pytest.raises(DataError, match=r"1 rows are no text without an answer(?s:.*):2  .context. must be text"):
-        run(tmp_path, Oracle(), file=read_task_file(tmp_path), rows=rows)
 
 
 def test_kept_left_out_and_unparseable_rows_are_counted_apart(tmp_path: Path) -> None:
@@ -354,13 +319,6 @@ def test_every_validation_and_test_row_is_held_out_and_so_are_open_ended_ones(tm
     assert (found.filtered.n_held_out, found.counts["kept"]) == (17, 1)
 
 
-def test_nothing_is_asked_where_no_row_may_be_labelled(tmp_path: Path) -> None:
-    model = Oracle()
-    with pytest.raises(DataError, match=r"0 of 6 rows may be labelled \(6 equal or nearly equal to held-out rows\)"):
-        run(tmp_path, model, rows=texts(tmp_path, range(122, 128)), check_rows=50)
-    assert model.asked == []
-
-
 def test_a_text_that_nearly_repeats_a_test_row_is_refused(tmp_path: Path) -> None:
     file = task(tmp_path)
     words = [f"v{i}" for i in range(20)]
@@ -368,18 +326,6 @@ def test_a_text_that_nearly_repeats_a_test_row_is_refused(tmp_path: Path) -> Non
     rows = [{"text": " ".join([*words[:-1], "other"])}, {"text": " ".join([*words[:-4], "1", "2", "3", "4"])}]
     found = run(tmp_path, Oracle(lambda r: "card"), file=file, rows=write(tmp_path / "rows.jsonl", rows))
     assert (found.filtered.n_held_out, found.counts["kept"]) == (1, 1)  # 19 of 21 words, and 16 of 24
-
-
-def test_where_rows_are_split_off_the_training_file_no_teachers_answer_lands_among_them(tmp_path: Path) -> None:
-    task(tmp_path)
-    (tmp_path / "task.yaml").write_text(json.dumps({"name": "desk", "data": {"train": "train.jsonl"}}))
-    rows = texts(tmp_path, range(80))
-    run(tmp_path, Oracle(), file=read_task_file(tmp_path), rows=rows)
-    made = {row["text"] for row in out(tmp_path)}
-    assert len(made) == 80
-    both = (tmp_path / "train.jsonl").read_text() + (tmp_path / "labelled.jsonl").read_text()
-    (tmp_path / "train.jsonl").write_text(both)
-    assert made <= {e.text for e in Project.read(read_task_file(tmp_path), QUIET).rows.train.examples}
 
 
 # Going on after a stop
@@ -513,11 +459,6 @@ def test_without_consent_nothing_is_asked_beyond_what_foretells_the_price(tmp_pa
     )
     assert len(model.asked) == 5
     assert run(tmp_path, Oracle(), yes=True).paid_usd == 8 * COST
-
-
-def test_what_costs_nothing_needs_no_consent(tmp_path: Path) -> None:
-    assert run(tmp_path, Oracle(cost_usd=0.0), yes=False).counts["kept"] == 8
-    assert run(tmp_path, Oracle(), yes=False).paid_usd == 0.0  # all there, at whatever price
 
 
 # Who labels

@@ -182,24 +182,6 @@ def test_given_parts_are_used_whole_and_only_validation_is_divided(tmp_path: Pat
     assert len(rows.selection) == pytest.approx(20, abs=16)
 
 
-def test_the_share_for_choosing_is_a_setting(tmp_path: Path) -> None:
-    write_rows(tmp_path / "train.jsonl", range(600))
-    few, many = (read_rows(read(tmp_path, f"{MINIMAL}routing: {{selection_share: {share}}}")) for share in (0.1, 0.7))
-    assert texts(few.selection) < texts(many.selection)
-    assert len(many.selection) > len(many.calibration) > 0
-    assert texts(few.test) == texts(many.test)
-
-
-def test_bad_rows_are_named_by_file_and_line(tmp_path: Path) -> None:
-    write_rows(tmp_path / "train.jsonl", range(5))
-    task_file = read(tmp_path, MINIMAL + "labels: [card, fee, pim]\n")
-    with pytest.raises(DataError) as caught:
-        read_rows(task_file)
-    assert f'{tmp_path}/train.jsonl:3  label "pin" is not one of the 3 labels — did you mean "pim"?' in str(
-        caught.value
-    )
-
-
 def test_a_label_of_the_validation_rows_must_be_one_of_the_training_rows(tmp_path: Path) -> None:
     write_rows(tmp_path / "train.jsonl", (0, 1, 3, 4))
     write_rows(tmp_path / "validation.jsonl", (0, 2))
@@ -230,13 +212,6 @@ def test_the_task_carries_the_labels_and_their_descriptions(tmp_path: Path) -> N
     assert task.descriptions == {"pin": "secret"}
 
 
-def test_rows_of_one_label_make_no_task(tmp_path: Path) -> None:
-    write_rows(tmp_path / "train.jsonl", range(0, 30, 3))
-    task_file = read(tmp_path)
-    with pytest.raises(DataError, match='all rows have one label, "card"; a classification needs at least two'):
-        read_task(task_file, read_rows(task_file))
-
-
 def test_open_ended_requests_are_read_as_user_messages_without_an_answer(tmp_path: Path) -> None:
     write_rows(tmp_path / "train.jsonl", range(9))
     (tmp_path / "open.jsonl").write_text('{"prompt": "write a poem"}\n{"prompt": "plan a trip"}\n')
@@ -249,11 +224,6 @@ def test_open_ended_requests_are_read_as_user_messages_without_an_answer(tmp_pat
         (Message(role="user", content="plan a trip"),),
     ]
     assert [(example.answer, example.line) for example in rows.open_ended.examples] == [("", 1), ("", 2)]
-
-
-def test_without_open_ended_requests_there_are_none(tmp_path: Path) -> None:
-    write_rows(tmp_path / "train.jsonl", range(9))
-    assert read_rows(read(tmp_path)).open_ended is None
 
 
 def test_the_ladder_says_what_is_trained_and_what_can_go_live(tmp_path: Path) -> None:

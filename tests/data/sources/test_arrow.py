@@ -117,11 +117,6 @@ def test_a_column_of_a_type_that_json_lacks_is_one_problem_and_never_converted(
     assert rule.startswith(f'column "{column}" is {kind}: write it as text, ')
 
 
-def test_a_value_of_another_type_is_named_by_its_row(tmp_path: Path) -> None:
-    path = parquet(tmp_path / "rows.parquet", pa.table({"text": ["a"], "label": pa.array([["card"]])}))
-    assert problems(path) == [("rows.parquet", 1, '"label" must be text, not a list')]
-
-
 @pytest.mark.parametrize(
     ("values", "labels"),
     [
@@ -138,24 +133,11 @@ def test_labels_that_are_numbers_or_truths_are_read_as_text_with_a_note(
     assert [note.what for note in read.notes] == ['numbers, or true and false, in "label": 2 rows']
 
 
-def test_a_number_that_is_missing_in_a_column_of_labels_is_a_bad_row(tmp_path: Path) -> None:
-    table = pa.table({"text": ["a", "b"], "label": [1.0, float("nan")]})
-    assert problems(parquet(tmp_path / "rows.parquet", table)) == [
-        ("rows.parquet", 2, '"label" must be text, not null')
-    ]
-
-
 def test_columns_that_are_fields_keep_their_types(tmp_path: Path) -> None:
     table = pa.table({"mail": ["a"], "n": [3], "paid": [True], "who": [" Ann "], "tags": [["x"]], "none": [""]})
     columns = Columns(text="mail", fields=("n", "paid", "who", "tags", "none"))
     [example] = load_rows(parquet(tmp_path / "rows.parquet", table), columns=columns).examples
     assert json.loads(example.answer) == {"n": 3, "paid": True, "who": "Ann", "tags": ["x"], "none": None}
-
-
-def test_messages_with_more_than_role_and_content_are_refused(tmp_path: Path) -> None:
-    turn = {"role": "user", "content": "a", "name": None}
-    path = parquet(tmp_path / "rows.parquet", pa.Table.from_pylist([{"messages": [turn, turn]}]))
-    assert problems(path)[0] == ("rows.parquet", 1, 'messages[0] has "name": a message is role and content only')
 
 
 @pytest.mark.parametrize(
@@ -189,12 +171,6 @@ def test_columns_of_other_names_are_mapped_even_with_a_point_in_them(tmp_path: P
     table = pa.table({"body.text": ["a"], "team": ["x"], "body": pa.array([{"text": "wrong"}])})
     data = load_rows(parquet(tmp_path / "r.parquet", table), columns=Columns(text="body.text", label="team"))
     assert [(e.text, e.answer) for e in data.examples] == [("a", "x")]
-
-
-def test_nan_is_no_json(tmp_path: Path) -> None:
-    rows = [{"text": "a", "target": {"n": 1.5}}, {"text": "b", "target": {"n": float("nan")}}]
-    [(_, line, rule)] = problems(parquet(tmp_path / "rows.parquet", pa.Table.from_pylist(rows)))
-    assert (line, rule[:26]) == (2, '"target" is no JSON object')
 
 
 def test_bytes_that_are_not_utf_8_are_named_by_row(tmp_path: Path) -> None:
@@ -274,16 +250,6 @@ def test_a_broken_file_is_told_as_such(tmp_path: Path, cut: slice) -> None:
     path = parquet(tmp_path / "rows.parquet", pa.table({"text": ["a"], "label": ["x"]}))
     path.write_bytes(path.read_bytes()[cut])
     assert refused(path).startswith(f"{path}: not readable as Parquet: ")
-
-
-def test_a_table_without_rows_is_an_error(tmp_path: Path) -> None:
-    path = parquet(
-        tmp_path / "rows.parquet",
-        pa.table({"text": pa.array([], pa.string()), "label": []}).cast(
-            pa.schema([("text", pa.string()), ("label", pa.string())])
-        ),
-    )
-    assert refused(path) == f"{path}: there are no rows"
 
 
 def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
@@ -385,12 +351,6 @@ def test_bad_rows_are_named_by_data_file_and_row(tmp_path: Path) -> None:
     )
 
 
-def test_columns_that_make_no_shape_are_one_problem_of_the_table(tmp_path: Path) -> None:
-    folder = write(tmp_path / "tickets", pa.table({"text": ["1", "2"], "lable": ["a", "b"]}))
-    rule = 'no column "label", but "lable" — did you mean "label"?'
-    assert [str(p) for p in load_valid(folder)[1]] == [f"{folder}:1  {rule}"]
-
-
 def test_partitions_give_their_column_back(tmp_path: Path) -> None:
     table = pa.table({"text": ["a", "b", "c", "d"], "label": ["x y", "é/%", "x y", None]})
     folder = write(tmp_path / "tickets", table, partition_by=["label"])
@@ -414,22 +374,9 @@ def test_a_data_file_that_is_not_the_one_of_the_log_is_an_error(tmp_path: Path, 
     assert refused(folder).startswith(f"{part}: {rule}")
 
 
-def test_a_log_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
-    folder = write(tmp_path / "tickets", rows("a"))
-    (folder / "_delta_log" / f"{0:020}.json").write_text("{broken")
-    assert refused(folder).startswith(f"{folder}: not readable as a Delta table: ")
-
-
 def test_a_folder_without_a_log_is_no_table(tmp_path: Path) -> None:
     (tmp_path / "tickets").mkdir()
     assert refused(f"{tmp_path}/tickets@v1") == f"{tmp_path}/tickets: no Delta table: it has no folder _delta_log"
-
-
-def test_without_deltalake_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write(tmp_path / "tickets", rows("a"))
-    monkeypatch.setitem(sys.modules, "deltalake", None)
-    with pytest.raises(MissingExtra, match=r'pip install "smallfirst\[tables\]"'):
-        load_rows(folder)
 
 
 def by_hand(folder: Path, table: Any, fields: list[Any], add: dict[str, Any] | None = None, **meta: Any) -> Path:
@@ -488,11 +435,6 @@ def test_columns_that_the_log_renames_are_refused(tmp_path: Path) -> None:
     mapped = {"delta.columnMapping.mode": "name", "delta.columnMapping.maxColumnId": "9"}
     folder = by_hand(tmp_path / "t", rows("a"), fields, features=["columnMapping"], **mapped)
     assert refused(folder).startswith(f"{folder}: its columns are mapped by name, so its files have other names")
-
-
-def test_a_table_with_an_unknown_feature_is_refused(tmp_path: Path) -> None:
-    folder = by_hand(tmp_path / "t", rows("a"), TEXT_AND_LABEL, features=["fromTheFuture"])
-    assert "fromTheFuture" in refused(folder)
 
 
 @pytest.mark.parametrize("path", ["../secret.parquet", "/etc/passwd", "file:///etc/passwd", "%2E%2E/secret.parquet"])

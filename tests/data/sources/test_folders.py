@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from smallfirst.data.row_formats import Columns
-from smallfirst.data.sources.folders import MAX_TEXT_BYTES, list_files, safe_join, volume_path, without_detours
+from smallfirst.data.sources.folders import list_files, safe_join, volume_path, without_detours
 from smallfirst.data.sources.load import load_noted, load_rows, load_valid
 from smallfirst.errors import ConfigError, DataError
 
@@ -36,12 +36,6 @@ def test_each_file_is_one_row_in_the_order_of_the_paths(tmp_path: Path) -> None:
         ((), "A", "text", folder / "a.txt", 1),
         ((), "# B\r\n", "text", folder / "b.md", 1),
     ]
-
-
-def test_the_order_is_that_of_the_paths_not_of_the_disk(tmp_path: Path) -> None:
-    for i in (7, 2, 9, 4, 0, 5, 1, 8, 3, 6):
-        put(tmp_path / "books" / f"{i}.txt", str(i))
-    assert [e.answer for e in load_rows(tmp_path / "books").examples] == list("0123456789")
 
 
 def test_one_file_of_text_is_one_row_of_the_column_named_for_text(tmp_path: Path) -> None:
@@ -103,15 +97,6 @@ def test_a_detour_by_the_parent_folder_is_not_repeated_unless_a_link_makes_it_an
     assert row.text == "b"
 
 
-def test_a_text_may_be_as_long_as_the_limit_and_no_longer(tmp_path: Path) -> None:
-    put(tmp_path / "books" / "fits.txt", b"a" * MAX_TEXT_BYTES)
-    put(tmp_path / "books" / "long.txt", b"a" * (MAX_TEXT_BYTES + 1))
-    data, _ = load_valid(tmp_path / "books")
-    assert [len(e.answer) for e in data.examples] == [MAX_TEXT_BYTES]
-    rule = "file of 10,000,001 bytes; at most 10,000,000 are read: split it"
-    assert problems(tmp_path / "books") == [("long.txt", rule)]
-
-
 def test_a_file_that_only_claims_gigabytes_is_refused_unread(tmp_path: Path) -> None:
     sparse = put(tmp_path / "books" / "sparse.txt")
     os.truncate(sparse, 2 * 1024**3)
@@ -171,11 +156,6 @@ def test_a_folder_that_cannot_be_looked_into_is_an_error(tmp_path: Path) -> None
         (tmp_path / "books" / "closed").chmod(0o700)
 
 
-def test_a_folder_that_is_gone_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="gone: No such file or directory"):
-        list_files(tmp_path / "gone")
-
-
 @pytest.mark.parametrize("parts", [("..", "a"), ("a", ".."), ("", "etc"), ("a/../../b",), (".",), ("a\0b",)])
 def test_a_path_below_a_root_is_made_of_plain_names(tmp_path: Path, parts: tuple[str, ...]) -> None:
     with pytest.raises(DataError, match=r"is plain names, without \.\. and empty parts"):
@@ -215,11 +195,6 @@ def test_a_file_of_a_volume_is_read_below_the_root(volume: Path, prefix: str) ->
     (volume / "train.jsonl").write_bytes(ROW)
     data = load_rows(f"{prefix}/Volumes/main/desk/raw/train.jsonl")
     assert (data.name, [e.path for e in data.examples]) == ("train.jsonl", [str(volume / "train.jsonl")])
-
-
-def test_a_whole_volume_may_be_a_folder_of_text(volume: Path) -> None:
-    (volume / "a.txt").write_text("Once")
-    assert [e.answer for e in load_rows(Path("/Volumes/main/desk/raw")).examples] == ["Once"]
 
 
 def test_a_missing_file_is_told_with_the_place_looked_at(volume: Path) -> None:

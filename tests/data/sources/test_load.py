@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from smallfirst.data.row_formats import Columns
 from smallfirst.data.sources.load import MAX_PROBLEMS, load_noted, load_raw, load_rows, load_valid
 from smallfirst.errors import ConfigError, DataError
 from smallfirst.project.rows import read_rows
@@ -109,18 +108,6 @@ def test_a_broken_packed_file_is_told_as_such(tmp_path: Path, content: bytes) ->
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(content)
     assert refused(path).startswith(f"{path}: broken gzip: ")
-
-
-def test_packed_files_of_no_known_kind_are_refused(tmp_path: Path) -> None:
-    for name, shown in (("rows.xml.gz", ".xml.gz"), ("rows.gz", ".gz")):
-        (tmp_path / name).write_bytes(gzip.compress(b"x"))
-        assert f"cannot tell the format from {shown}; known: .jsonl" in refused(tmp_path / name)
-
-
-def test_a_packed_json_list_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "rows.json.gz"
-    path.write_bytes(gzip.compress(b'[{"text": "a", "label": "x"}]'))
-    assert [e.text for e in load_rows(path).examples] == ["a"]
 
 
 def test_raw_rows_have_every_column_as_it_stands_and_the_format_of_the_file(tmp_path: Path) -> None:
@@ -220,21 +207,6 @@ def task(folder: Path, data: str) -> Any:
     return read_rows(read_task_file(folder))
 
 
-def test_a_task_file_names_tables_files_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    project = tmp_path / "project"
-    delta(tmp_path / "lake" / "warehouse" / "tickets" / "train")
-    monkeypatch.setenv("SMALLFIRST_TABLES", str(tmp_path / "lake"))
-    delta(project / "held" / "validation", ROWS[:10])
-    table(ROWS[10:20])
-    pytest.importorskip("pyarrow.parquet").write_table(table(ROWS[10:20]), project / "held" / "test.parquet")
-    data = "{train: warehouse.tickets.train@v0, validation: held/validation, test: held/test.parquet}"
-    rows = task(project, data)
-    assert rows.train.name == "warehouse.tickets.train@v0:train"
-    assert (len(rows.train), len(rows.test)) == (40, 10)
-    assert len(rows.selection) + len(rows.calibration) == 10
-    assert rows.calibration.name == "validation@v0:rest"
-
-
 def test_paths_of_a_task_file_are_beside_it_and_never_beside_the_caller(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,20 +216,6 @@ def test_paths_of_a_task_file_are_beside_it_and_never_beside_the_caller(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="rows/train: no such file"):
         task(tmp_path / "project", "{train: rows/train}")
-
-
-def test_open_ended_requests_may_be_a_table_too(tmp_path: Path) -> None:
-    (tmp_path / "train.jsonl").write_bytes(jsonl())
-    delta(tmp_path / "asked", [{"prompt": "tell me a story"}])
-    rows = task(tmp_path, "{train: train.jsonl, open_ended: asked}")
-    assert [e.text for e in rows.open_ended.examples] == ["tell me a story"]
-
-
-def test_columns_and_labels_hold_for_tables_too(tmp_path: Path) -> None:
-    folder = delta(tmp_path / "t", [{"body": "a", "team": "x"}, {"body": "b", "team": "xy"}])
-    data, problems = load_valid(folder, columns=Columns(text="body", label="team"), labels=["x", "y"])
-    assert [(e.text, e.answer) for e in data.examples] == [("a", "x")]
-    assert [p.rule for p in problems] == ['label "xy" is not one of the 2 labels — did you mean "y"?']
 
 
 def test_reading_a_file_needs_no_extra(tmp_path: Path) -> None:

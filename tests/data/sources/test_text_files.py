@@ -43,31 +43,6 @@ def test_a_label_row_is_a_question_with_its_label_as_answer(tmp_path: Path) -> N
     assert data.examples == (Example(messages=user("lost it"), answer="card", shape="label", path=str(path), line=2),)
 
 
-@pytest.mark.parametrize("answer_key", ["response", "completion"])
-def test_a_prompt_row_is_a_question_with_its_response(tmp_path: Path, answer_key: str) -> None:
-    [example] = load_rows(written(tmp_path, jsonl({"prompt": "2+2?", answer_key: "4"}))).examples
-    assert (example.messages, example.answer, example.shape) == (user("2+2?"), "4", "prompt")
-
-
-def test_a_chat_row_is_answered_by_its_last_message(tmp_path: Path) -> None:
-    roles = ("system", "user", "assistant", "user", "assistant")
-    row = [{"role": role, "content": f"by {role}"} for role in roles]
-    [example] = load_rows(written(tmp_path, jsonl({"messages": row}))).examples
-    assert [m.role for m in example.messages] == ["system", "user", "assistant", "user"]
-    assert (example.answer, example.shape) == ("by assistant", "chat")
-
-
-def test_text_alone_is_text_to_continue(tmp_path: Path) -> None:
-    [example] = load_rows(written(tmp_path, jsonl({"text": "Once upon", "source": "book"}))).examples
-    assert (example.messages, example.answer, example.shape) == ((), "Once upon", "text")
-
-
-def test_columns_of_other_names_are_mapped(tmp_path: Path) -> None:
-    path = written(tmp_path, jsonl({"prompt": "lost it", "completion": "card"}))
-    [example] = load_rows(path, columns=Columns(text="prompt", label="completion")).examples
-    assert (example.text, example.answer, example.shape) == ("lost it", "card", "label")
-
-
 def test_every_bad_row_is_named_at_once_in_one_error(tmp_path: Path) -> None:
     path = written(
         tmp_path,
@@ -91,13 +66,6 @@ def test_every_bad_row_is_named_at_once_in_one_error(tmp_path: Path) -> None:
         f"  2 rows, first {path}:7  not a JSON object: each line must be {{…}}\n"
         "  next: fix these lines; map columns of other names by columns: {text: …, label: …}"
     )
-
-
-def test_read_good_keeps_the_good_rows_and_tells_the_problems(tmp_path: Path) -> None:
-    path = written(tmp_path, jsonl({"text": "a", "label": "x"}, 5, {"text": "b", "label": "y"}))
-    data, problems = load_valid(path)
-    assert [(e.text, e.line) for e in data.examples] == [("a", 1), ("b", 3)]
-    assert [str(p) for p in problems] == [f"{path}:2  not a JSON object: each line must be {{…}}"]
 
 
 def test_a_key_written_twice_is_refused(tmp_path: Path) -> None:
@@ -131,13 +99,6 @@ def test_only_the_line_feed_ends_a_line(tmp_path: Path) -> None:
     data = load_rows(written(tmp_path, content + "\r\n" + jsonl({"text": "b", "label": "x"})))
     # A vertical tab is a control character, which JSON writes as an escape.
     assert [(e.text, e.line) for e in data.examples] == [(text, 1), ("b", 2)]
-
-
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
-def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str) -> None:
-    content = {"rows.jsonl": '{"text": "é", "label": "x"}', "rows.csv": "text,label\né,x\n"}[name]
-    [example] = load_rows(written(tmp_path, b"\xef\xbb\xbf" + content.encode(), name)).examples
-    assert (example.text, example.answer) == ("é", "x")
 
 
 @pytest.mark.parametrize(
@@ -408,13 +369,6 @@ def test_without_columns_to_look_for_a_header_is_told_from_what_is_below_it() ->
     assert not read(["17", "a"], ["18", "b"])[0]
 
 
-def test_a_header_of_other_names_is_one_problem() -> None:
-    assert read(["text", "lable"], ["a", "x"], columns=Columns()) == (
-        True,
-        ['no column "label", but "lable" — did you mean "label"?'],
-    )
-
-
 GERMAN = "text;label\nDie Rechnung für März fehlt;Rechnung\nIch möchte meine Straße ändern;Änderung\n"
 
 
@@ -437,15 +391,6 @@ def test_german_is_the_same_from_every_encoding(encoding: str) -> None:
 )
 def test_older_encodings_are_told_by_what_they_make_of_the_text(text: str, encoding: str) -> None:
     assert to_utf8(text.encode(encoding), "rows.csv") == (text.encode(), encoding)
-
-
-def test_utf_8_with_a_damaged_byte_stays_as_it_is_for_its_line_to_be_named() -> None:
-    raw = "thé, café".encode() + b"\xe9\n"
-    assert to_utf8(raw, "rows.csv") == (raw, "utf-8")
-
-
-def test_a_short_text_with_a_zero_byte_is_not_taken_for_utf_16() -> None:
-    assert to_utf8(b"a\0b", "rows.csv") == (b"a\0b", "utf-8")
 
 
 def test_half_a_file_is_refused_with_its_place() -> None:
