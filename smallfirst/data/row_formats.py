@@ -32,8 +32,6 @@ class Columns(Record):
     """The labels of a text, a list."""
     target: str = "target"
     """The fields of a text: a JSON object, or one written as text."""
-    fields: tuple[str, ...] = ()
-    """Columns that are the fields of a text, in place of a target column. What is empty is null."""
     question: str = "question"
     """A question about the context, or about the training rows as a whole."""
     answer: str = "answer"
@@ -72,9 +70,9 @@ _FIELDS: dict[RowFormat, tuple[str, ...]] = {
     "prompt": ("prompt", "response"),
     "chat": ("messages",),
 }
-FIELD, TAG = "fields.", "tags."
+TAG = "tags."
 _ROLES = ("system", "user", "assistant")
-_NAMED = tuple(field for field in Columns.model_fields if field not in ("fields", "tags"))
+_NAMED = tuple(field for field in Columns.model_fields if field != "tags")
 _KEYS_LOOKED_AT = 20
 _BAD_CHARACTER = re.compile("[\x00\ud800-\udfff]")
 
@@ -82,7 +80,7 @@ _BAD_CHARACTER = re.compile("[\x00\ud800-\udfff]")
 class RowLayout(NamedTuple):
     """A recognized row format and, by field of Columns, the key that holds it in the row.
 
-    Columns that are fields of a target are under FIELD and their name, tags under TAG and theirs.
+    Columns that are tags are under TAG and their name.
     """
 
     shape: RowFormat
@@ -95,9 +93,6 @@ def detect_layout(keys: Collection[str], columns: Columns, *, answered: bool = F
     tags = {TAG + name: key for name in columns.tags if (key := _key(keys, name)) is not None}
     if lost := next((name for name in columns.tags if TAG + name not in tags), None):
         return f'no column "{lost}", which columns.tags names'
-    if columns.fields:
-        found = _fields_layout(keys, names, columns)
-        return found if isinstance(found, str) else found._replace(keys=found.keys | tags)
     if columns.group and "group" not in names:
         return f'no column "{columns.group}", which columns.group names'
     # Neither is a part of a shape. `smallfirst label` writes both columns of a model's answers.
@@ -117,16 +112,6 @@ def detect_layout(keys: Collection[str], columns: Columns, *, answered: bool = F
     if alone and not must and not _lookalike(columns.label, _strays(keys, names)):
         return RowLayout("text", {"text": names["text"]} | beside)
     return _what_is_missing(keys, names, columns)
-
-
-def _fields_layout(keys: Collection[str], names: Mapping[str, str], columns: Columns) -> RowLayout | str:
-    """Return the layout of a text with its fields in columns; a row may lack some of these."""
-    own = {name: key for name in columns.fields if (key := _key(keys, name)) is not None}
-    lost = [name for name in (columns.text, columns.group) if name and _key(keys, name) is None]
-    if not own or lost:
-        return f'no column "{[*lost, *columns.fields][0]}"; the row has {_quoted_keys(keys)}'
-    given = {field: names[field] for field in ("text", "context", "group") if field in names}
-    return RowLayout("target", given | {FIELD + name: key for name, key in own.items()})
 
 
 def parse_row(
@@ -166,7 +151,7 @@ def _asked_and_golds(row: Mapping[str, Any], found: RowLayout) -> tuple[tuple[Me
         return tuple(asked), (last.content,)
     if found.shape == "text":
         return (), (row[keys["text"]],)
-    question, gold = row[keys[_FIELDS[found.shape][0]]], _gold(row, found)
+    question, gold = (row[keys[field]] for field in _FIELDS[found.shape])
     context = row[keys["context"]] if "context" in keys else ""
     if isinstance(context, list):
         context = ", ".join(context)
@@ -177,15 +162,6 @@ def _asked_and_golds(row: Mapping[str, Any], found: RowLayout) -> tuple[tuple[Me
     if found.shape == "labels":
         return asked_once, (to_json(gold),)
     return asked_once, tuple(dict.fromkeys(gold)) if isinstance(gold, list) else (gold,)
-
-
-def _gold(row: Mapping[str, Any], found: RowLayout) -> Any:
-    keys = found.keys
-    if (field := _FIELDS[found.shape][1]) in keys:
-        return row[keys[field]]
-    values = {name.removeprefix(FIELD): row[key] for name, key in keys.items() if name.startswith(FIELD)}
-    trimmed = {name: value.strip() if isinstance(value, str) else value for name, value in values.items()}
-    return {name: None if value == "" or value != value else value for name, value in trimmed.items()}
 
 
 def to_json(value: object) -> str:
@@ -270,10 +246,10 @@ def _value_rules(field: str, value: object, key: str) -> list[str]:
     if field == "messages":
         return message_rules(value, key)
     name = f'"{key}"'
-    if field in ("source", "group") or field.startswith((FIELD, TAG)):
-        return _beside_rules(field, value, name)
-    if field == "context" and (value is None or value == "" or value == []):
+    if field == "source" or (field == "context" and (value is None or value == "" or value == [])):
         return []
+    if field == "group" or field.startswith(TAG):
+        return [] if str(value or "").strip() and isinstance(value, str | int) else [f"{name} must be text or a number"]
     if field in ("labels", "answer", "context") and isinstance(value, list):
         if not value and field == "answer":
             return [f"{name} is an empty list"]
@@ -290,14 +266,6 @@ def _value_rules(field: str, value: object, key: str) -> list[str]:
             return [f"{name} is text that is not JSON"]
         return _object_rules(read, name)
     return rules
-
-
-def _beside_rules(field: str, value: object, name: str) -> list[str]:
-    if field.startswith(FIELD):
-        return _object_rules({"": value if value == value else None}, name)
-    if (field == "group" or field.startswith(TAG)) and not (isinstance(value, (str, int)) and str(value).strip()):
-        return [f"{name} must be text or a number"]
-    return []
 
 
 def _object_rules(value: object, name: str) -> list[str]:

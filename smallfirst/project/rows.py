@@ -6,11 +6,8 @@ or a schema that the file does not give are taken from the rows.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from smallfirst.data.copies import CountedRows, LeakReport, count_rows, find_leaks
 from smallfirst.data.dataset import Dataset, Example, Message, fold_text, sample_share, split
@@ -107,30 +104,15 @@ def read_task(task_file: TaskFile, rows: Rows) -> Task:
     """Return the task of the file. Raise ConfigError if its settings and rows make none."""
     kind = TASK_KINDS.get(task_file.kind)
     settings = kind.complete_settings(task_file.settings, rows.train, (rows.selection, rows.calibration, rows.test))
-    if task_file.data.columns.fields and settings != task_file.settings:  # a schema inferred from the training rows
-        settings = settings | {"json_schema": _with_nulls(settings["json_schema"])}
     about = task_file.about or rows.train.system_message
     values = {"kind": task_file.kind, "name": task_file.name, "about": about, **settings}
     return parse_record(kind, values, where=f"task {task_file.name}")
 
 
-def _with_nulls(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the schema with null allowed in every field: a cell may be empty though none of the training rows is."""
-
-    def nullable(field: Mapping[str, Any]) -> dict[str, Any]:
-        if "enum" in field:
-            return {**field, "enum": list(dict.fromkeys([*field["enum"], None]))}
-        types = [field["type"]] if isinstance(field.get("type"), str) else field.get("type", [])
-        return {**field, "type": list(dict.fromkeys([*types, "null"]))} if types else dict(field)
-
-    return {**schema, "properties": {name: nullable(field) for name, field in schema["properties"].items()}}
-
-
 def with_canonical_answers(rows: Rows, task: Task, files: DataFiles | None = None) -> Rows:
     """Return the rows with answers in the task's canonical form.
 
-    Raise DataError naming each row that has none, unless `files` allows to leave out so many. Fields from columns take
-    the types of the schema.
+    Raise DataError naming each row that has none, unless `files` allows to leave out so many.
     """
     problems: list[Problem] = []
 
@@ -138,8 +120,6 @@ def with_canonical_answers(rows: Rows, task: Task, files: DataFiles | None = Non
         found = []
         for example in data.examples:
             golds = [task.parse(gold) for gold in example.golds]
-            if golds == [None] and files and files.columns.fields:
-                golds = [task.parse(_with_types(example.answer, task.answer_schema() or {}))]
             if example.shape not in task.row_formats:
                 takes = " or ".join(ROW_FORMATS[shape] for shape in task.row_formats)
                 rule = f"a row of {ROW_FORMATS[example.shape]}; this task takes {takes}"
@@ -164,21 +144,6 @@ def with_canonical_answers(rows: Rows, task: Task, files: DataFiles | None = Non
         )
     skipped = note_skipped(problems, len(problems), n_all - len(problems), up_to, "the task's rows")
     return rows.model_copy(update={**parts, "skipped": (*rows.skipped, *([skipped] if skipped else []))})
-
-
-def _with_types(answer: str, schema: Mapping[str, Any]) -> str:
-    """Return fields that were read as text with the numbers and truths, and without the nulls, as the schema wants."""
-    fields = {}
-    for name, value in json.loads(answer).items():
-        wanted = schema.get("properties", {}).get(name, {}).get("type", "string")
-        types = {wanted} if isinstance(wanted, str) else set(wanted)
-        if value is None and "null" not in types and name not in schema.get("required", ()):
-            continue
-        fields[name] = value
-        if isinstance(value, str) and "string" not in types:
-            with suppress(ValueError):  # left as it is, to be refused
-                fields[name] = json.loads(value.lower())
-    return json.dumps(fields, ensure_ascii=False)
 
 
 def _with_answers(example: Example, answer: str, also: tuple[str, ...]) -> Example:

@@ -152,8 +152,7 @@ def _data(folder: Path, source: str, found: Guess) -> tuple[dict[str, Any], tupl
         return {"train": ROWS_FILE} | ({"columns": {"group": "context"}} if shared else {}), found.unused
     parts = found.source.parts or {"train": Path(source)}
     data: dict[str, Any] = {part: _relative(path, folder) for part, path in parts.items()}
-    columns = {role: name.split(",") if role == "fields" else name for role, name in found.columns.items()}
-    columns |= {"group": found.columns["context"]} if shared else {}
+    columns = found.columns | ({"group": found.columns["context"]} if shared else {})
     if different := {role: name for role, name in columns.items() if role != name}:
         data["columns"] = different
     good, problems = load_valid(parts["train"], columns=Columns.model_validate(different))

@@ -223,14 +223,6 @@ def test_a_key_in_other_case_or_with_outer_spaces_is_the_one_that_is_meant(key: 
     assert detect_layout(["text", key], Columns()) == RowLayout("label", {"text": "text", "label": key})
 
 
-def test_columns_of_fields_make_a_target_and_a_row_may_lack_some() -> None:
-    columns = Columns(text="mail", fields=("who", "amount"))
-    assert detect_layout(["mail", "amount", "label"], columns) == RowLayout(
-        "target", {"text": "mail", "fields.amount": "amount"}
-    )
-    assert detect_layout(["mail", "label"], columns) == 'no column "who"; the row has "mail", "label"'
-
-
 def test_columns_named_as_tags_are_kept_beside_the_row() -> None:
     columns = Columns(tags=("channel", "customer"))
     row = {"text": "a", "label": "b", "channel": " web  chat ", "customer": 7}
@@ -245,13 +237,6 @@ def test_columns_named_as_tags_are_kept_beside_the_row() -> None:
     assert rules({"text": "a", "label": "b", "channel": "x"}, columns=columns) == [
         'no column "customer", which columns.tags names'
     ]
-
-
-def test_tags_stand_beside_fields_in_columns_too() -> None:
-    columns = Columns(fields=("date",), tags=("channel",))
-    found = detect_layout({"text": "a", "date": "x", "channel": "web"}, columns)
-    assert isinstance(found, RowLayout)
-    assert found.keys["tags.channel"] == "channel"
 
 
 LABEL = RowLayout("label", {"text": "body", "label": "team"})

@@ -47,24 +47,6 @@ def test_rows_that_do_not_fit_the_task_count_as_bad_too(tmp_path: Path) -> None:
         project(tmp_path, settings.replace("0.05", "0.04"), rows, "rows.jsonl")
 
 
-def test_fields_from_columns_take_the_types_of_the_schema(tmp_path: Path) -> None:
-    rows = "mail,ref,amount,paid\n" + "".join(f"mail {i},{i:03d},{i}.5,TRUE\n" for i in range(9)) + "mail,009,,false\n"
-    columns = "data: {train: rows.csv, columns: {text: mail, fields: [ref, amount, paid]}}\n"
-    properties = "{ref: {type: string}, amount: {type: number}, paid: {type: boolean}}"
-    settings = f"kind: extract\nschema: {{type: object, properties: {properties}, required: [ref]}}\n{columns}"
-    found = project(tmp_path, settings, rows).rows
-    answers = {e.line: e.answer for part in (found.train, found.test, *found.held_out) for e in part.examples}
-    assert answers[3] == '{"ref": "001", "amount": 1.5, "paid": true}'
-    assert answers[11] == '{"ref": "009", "paid": false}'
-
-
-def test_fields_from_columns_are_text_where_no_schema_says_otherwise(tmp_path: Path) -> None:
-    rows = "mail,amount\n" + "".join(f"mail {i},{i}.50\n" for i in range(9)) + "mail,\n"
-    settings = "kind: extract\ndata: {train: rows.csv, columns: {text: mail, fields: [amount]}}\n"
-    found = project(tmp_path, settings, rows)
-    assert found.task.answer_schema()["properties"] == {"amount": {"type": ["string", "null"]}}
-
-
 def test_labels_of_a_file_may_be_whole_numbers(tmp_path: Path) -> None:
     rows = "".join(json.dumps({"text": f"t{i}", "label": i % 2}) + "\n" for i in range(20))
     found = project(tmp_path, "labels: [0, 1]\ndata: {train: rows.jsonl}\n", rows, "rows.jsonl")

@@ -102,7 +102,7 @@ class Guess(NamedTuple):
     @property
     def as_it_stands(self) -> bool:
         """True if a task file can name the source itself."""
-        return self.source.as_it_stands and self.converted is None
+        return self.source.as_it_stands and self.converted is None and "fields" not in self.columns
 
     @property
     def in_words(self) -> str:
@@ -188,7 +188,7 @@ def _canonical(rows: Sequence[Mapping[str, Any]], reading: Reading, about: str) 
         made: dict[str, Any] = {}
         for role, name in reading.columns.items():
             if role == "fields":
-                made["target"] = {one: as_text(row[one]) for one in name.split(",") if not is_blank(row.get(one))}
+                made["target"] = {one: _field(row.get(one)) for one in name.split(",")}
             elif role == "target":
                 made[role] = as_object(row.get(name))
             else:
@@ -199,6 +199,13 @@ def _canonical(rows: Sequence[Mapping[str, Any]], reading: Reading, about: str) 
             made = {"messages": [{"role": role, "content": text} for role, text in turns]}
         found.append(made)
     return found
+
+
+def _field(value: Any) -> Any:
+    """Return a cell as a field of a target: text without outer spaces, null for what is empty."""
+    if is_blank(value):
+        return None
+    return value.strip() if isinstance(value, str) else value
 
 
 def _nothing_answers(where: str, table: Table, chosen: Mapping[str, str]) -> ConfigError:

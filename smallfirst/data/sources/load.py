@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 from smallfirst.data.dataset import Dataset, Example, RowFormat
 from smallfirst.data.findings import Finding, Location, make_finding
 from smallfirst.data.row_formats import (
-    FIELD,
     ROW_FORMATS,
     Columns,
     Folding,
@@ -224,10 +223,6 @@ def _build_dataset(rows: Iterable[RawRow], name: str, *, columns: Columns, label
                 row.rules.append(f"a row of {ROW_FORMATS[row.format]}, while {whole} has rows of {ROW_FORMATS[usual]}")
     examples = tuple(row.example for row in parsed if row.example and row.format == usual)
     problems = [Problem(row.path, row.line, rule) for row in parsed for rule in row.rules]
-    if examples and parser.absent:
-        rule = f'no column "{parser.absent[0]}", which columns.fields names'
-        problems, n_bad = [Problem(examples[0].path, examples[0].line, rule), *problems], n_bad + len(examples)
-        examples = ()
     data = Dataset(name=name, examples=examples)
     return LoadedRows(data, tuple(problems[:MAX_PROBLEMS]), n_bad, parser.folding.notes)
 
@@ -241,12 +236,6 @@ class _Parser:
         self._allowed = None if labels is None else dict.fromkeys(label.strip() for label in labels)
         self._keys: tuple[str, ...] | None = None
         self._layout: RowLayout | str = ""
-        self._fields: set[str] = set()
-
-    @property
-    def absent(self) -> tuple[str, ...]:
-        """Fields that columns.fields names and no row has."""
-        return tuple(name for name in self._columns.fields if FIELD + name not in self._fields)
 
     def parse(self, row: RawRow) -> _Parsed | None:
         """Return the row as an example or with the rules it breaks; None if it is empty."""
@@ -268,7 +257,6 @@ class _Parser:
         if keys != self._keys:
             self._keys = keys
             self._layout = detect_layout(keys, self._columns, answered=self._allowed is not None)
-            self._fields.update(() if isinstance(self._layout, str) else self._layout.keys)
         return self._layout
 
 

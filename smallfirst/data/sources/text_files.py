@@ -412,5 +412,5 @@ def _is_row(head: Sequence[str], others: Sequence[Sequence[str]]) -> bool:
 
 
 def _names_places(columns: Columns) -> bool:
-    single = (getattr(columns, name) for name in columns.model_fields_set - {"fields", "tags"})
-    return any(_NUMBERED.fullmatch(name) for name in (*columns.fields, *columns.tags, *single))
+    single = (getattr(columns, name) for name in columns.model_fields_set - {"tags"})
+    return any(_NUMBERED.fullmatch(name) for name in (*columns.tags, *single))

@@ -133,13 +133,6 @@ def test_labels_that_are_numbers_or_truths_are_read_as_text_with_a_note(
     assert [note.what for note in read.notes] == ['numbers, or true and false, in "label": 2 rows']
 
 
-def test_columns_that_are_fields_keep_their_types(tmp_path: Path) -> None:
-    table = pa.table({"mail": ["a"], "n": [3], "paid": [True], "who": [" Ann "], "tags": [["x"]], "none": [""]})
-    columns = Columns(text="mail", fields=("n", "paid", "who", "tags", "none"))
-    [example] = load_rows(parquet(tmp_path / "rows.parquet", table), columns=columns).examples
-    assert json.loads(example.answer) == {"n": 3, "paid": True, "who": "Ann", "tags": ["x"], "none": None}
-
-
 @pytest.mark.parametrize(
     ("names", "rule"),
     [

@@ -221,19 +221,6 @@ def test_a_file_of_bad_rows_alone_is_refused_whatever_may_be_left_out(tmp_path: 
         load_noted(written(tmp_path, "5\n"), skip_bad_rows_up_to=1.0)
 
 
-def test_fields_are_built_from_columns_and_a_column_that_no_row_has_is_named(tmp_path: Path) -> None:
-    path = written(tmp_path, "mail,Customer , amount\nsee below,C1,\nand this,C2,7\n", "rows.csv")
-    data = load_rows(path, columns=Columns(text="mail", fields=("customer", "amount")))
-    assert [e.answer for e in data.examples] == [
-        '{"customer": "C1", "amount": null}',
-        '{"customer": "C2", "amount": "7"}',
-    ]
-    columns = Columns(text="mail", fields=("customer", "amuont"))
-    assert rules(path, columns=columns) == [(2, 'no column "amuont", which columns.fields names')]
-    columns = Columns(text="male", fields=("customer", "amount"))
-    assert rules(path, columns=columns) == [(1, 'no column "male"; the row has "mail", "Customer", "amount"')]
-
-
 def test_a_missing_file_is_told_with_what_the_folder_holds(tmp_path: Path) -> None:
     written(tmp_path, "", "b.csv")
     with pytest.raises(DataError, match=r"no such file\n  next: .* holds b\.csv$"):
