@@ -249,7 +249,7 @@ def _value_rules(field: str, value: object, key: str) -> list[str]:
     if field == "source" or (field == "context" and (value is None or value == "" or value == [])):
         return []
     if field == "group" or field.startswith(TAG):
-        return [] if str(value or "").strip() and isinstance(value, str | int) else [f"{name} must be text or a number"]
+        return [] if isinstance(value, str | int) and str(value).strip() else [f"{name} must be text or a number"]
     if field in ("labels", "answer", "context") and isinstance(value, list):
         if not value and field == "answer":
             return [f"{name} is an empty list"]

@@ -108,7 +108,7 @@ def test_columns_whose_values_stand_in_the_text_are_fields(write: Write) -> None
     ]  # fmt: skip
     found = read(write("rows.jsonl", rows))
     assert (found.kind, found.columns) == ("extract", {"text": "mail", "fields": "no,vendor,total"})
-    assert found.rows[0]["target"] == {"no": "1000", "vendor": "Acme Ltd", "total": "1250.5"}
+    assert found.rows[0]["target"] == {"no": 1000, "vendor": "Acme Ltd", "total": 1250.5}
 
 
 @pytest.mark.parametrize(
