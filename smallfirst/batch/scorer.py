@@ -14,7 +14,7 @@ from smallfirst.errors import ModelError, NotRecorded, RateLimited, RequestRefus
 from smallfirst.models.few_shot import PromptedModel
 from smallfirst.models.manifest import MANIFEST, read_manifest
 from smallfirst.models.protocol import Completion, Model, Request
-from smallfirst.models.recorded.spending_cap import SpendingCap
+from smallfirst.models.spending_cap import SpendingCap
 from smallfirst.models.wrappers import DelegatingModel
 from smallfirst.paths import ledger_place, state_of
 from smallfirst.pipeline.large_model import prompted_model, worst_usd

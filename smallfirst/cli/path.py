@@ -299,7 +299,7 @@ def export(
 
     Its answers there are compared with those here. Linear models have no other engine.
     """
-    from smallfirst.models.export.export import export as export_model
+    from smallfirst.models.export import export as export_model
 
     project, run_folder = load_run(task_yaml, run_name)
     texts = [example.text for example in project.rows.selection.examples[:n_rows]]

@@ -29,7 +29,6 @@ FINE_TUNING = "openai_finetuning"
 @verb(
     "smallfirst serve tickets",
     "smallfirst serve tickets invoices --port 9000 --store-bodies",
-    "smallfirst serve tickets --explain",
     "smallfirst serve --model tales=main.texts.tales/1",
 )
 @TASKS
@@ -49,9 +48,6 @@ FINE_TUNING = "openai_finetuning"
 @LEDGER
 @KEYS
 @click.option("--follow-s", default=5.0, show_default=True, help="Look the registry's aliases up so often; 0: never.")
-@click.option(
-    "--explain", "only_explain", is_flag=True, help="Say which engine answers for each model and why, and end."
-)
 @click.option("--plugin", "plugin_names", multiple=True, help="Enable a plugin, such as openai_finetuning.")
 @click.option(
     "--plugin-option", "plugin_options", nargs=3, multiple=True, metavar="NAME KEY VALUE", help="Option of a plugin."
@@ -62,7 +58,7 @@ FINE_TUNING = "openai_finetuning"
 )
 @click.option("--base", "bases", multiple=True, help="NAME or NAME=FOLDER that may be fine-tuned.")
 @click.option("--replicas", type=click.IntRange(min=1), help="So many processes on Ray Serve, here or at RAY_ADDRESS.")
-def serve(task_yamls: tuple[Path, ...], only_explain: bool, replicas: int | None, **options: Any) -> None:
+def serve(task_yamls: tuple[Path, ...], replicas: int | None, **options: Any) -> None:
     """Serve the Routers of tasks as an OpenAI-style API.
 
     Each task's Router, its small and its large model are served, and `auto` over all tasks.
@@ -72,9 +68,6 @@ def serve(task_yamls: tuple[Path, ...], only_explain: bool, replicas: int | None
     neither router nor certificate: one that continues text at /v1/completions, for example.
     """
     wanted = task_yamls or (Path("task.yaml"),)
-    if only_explain:
-        click.echo(_engines(wanted))
-        return
     settings, assemble = _set_up(wanted, **options)
     if replicas:
         from smallfirst.serving.replicas import serve_replicas
@@ -94,7 +87,7 @@ def service_of(arguments: Sequence[str]) -> Service:
     with serve.make_context("serve", list(arguments)) as context, context.scope():
         if place := keys_place():
             os.environ["SMALLFIRST_KEYS"] = place  # for what this process builds outside of the context
-        options = {name: value for name, value in context.params.items() if name not in ("only_explain", "replicas")}
+        options = {name: value for name, value in context.params.items() if name != "replicas"}
         return _set_up(options.pop("task_yamls") or (Path("task.yaml"),), **options)[1]()
 
 
@@ -170,7 +163,7 @@ def _registered(references: Sequence[str]) -> dict[str, Model]:
         raise ConfigError(
             f"--model {wrong[0]}: expected NAME=REFERENCE", hint="--model tales=main.texts.tales/1, or …@champion"
         )
-    return {name: load_model(versions.resolve(at).folder, name=name, certified=False) for name, _, at in pairs}
+    return {name: load_model(versions.resolve(at).folder, name=name) for name, _, at in pairs}
 
 
 def _refuse_other_keys() -> None:
@@ -186,27 +179,6 @@ def _refuse_other_keys() -> None:
             f"the keys in {here} are not this server's, which reads {used}",
             hint="make its keys with  smallfirst keys create NAME --task TASK , or set SMALLFIRST_HOME for both",
         )
-
-
-def _engines(wanted: Sequence[Path]) -> str:
-    """Which engine answers for each model of the tasks, and why; nothing is loaded."""
-    from smallfirst.models.engines.engine import ModelSource
-    from smallfirst.models.engines.selection import choose_engine, detect_environment, explain_choices
-    from smallfirst.models.loading import on_vllm
-    from smallfirst.paths import state_of
-    from smallfirst.pipeline.large_model import general_source
-    from smallfirst.project.task_file import read_task_file
-    from smallfirst.registry import versions
-
-    environment, choices = detect_environment(), []
-    for file in map(read_task_file, wanted):
-        with state_of(file.folder):
-            version = versions.resolve(f"{file.register_to}@{versions.CHAMPION}")
-            small = on_vllm(ModelSource(version.folder, f"{file.name}-small"), file.small.vllm)
-            choices.append(choose_engine(small, environment))
-            if (source := general_source(file, download=False)) is not None:
-                choices.append(choose_engine(source._replace(name=f"{file.name}-large"), environment))
-    return explain_choices(choices, environment.hardware)
 
 
 @verb(

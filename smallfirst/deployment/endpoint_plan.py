@@ -86,7 +86,7 @@ def load_endpoint(plan: EndpointPlan) -> LoadedEndpoint:
         mark = "" if entity.version.startswith("@") else "/"
         version = versions.resolve(f"{entity.model}{mark}{entity.version}")
         name = versioned_name(entity.name, version.version)
-        small = models[entity.name] = load_model(version.folder, name=name, price=plan.prices.machine, certified=False)
+        small = models[entity.name] = load_model(version.folder, name=name, price=plan.prices.machine)
         loaded[entity.name] = version.version
     weights = {name: percent for name, percent in plan.percent.items() if percent}
     alone = {f"{plan.name}/{name}": TrafficSplit(name, {name: model}, {name: 100}) for name, model in models.items()}

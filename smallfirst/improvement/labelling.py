@@ -29,9 +29,8 @@ from smallfirst.improvement.rows_file import RowsRecord, refuse_to_overwrite, wr
 from smallfirst.models.few_shot import fixed_shots
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.protocol import Model, Request
-from smallfirst.models.recorded.record import Spending, record
-from smallfirst.models.recorded.replay import RecordedAnswer, read_recording, request_key
-from smallfirst.models.recorded.spending_cap import SpendingCap
+from smallfirst.models.recorded import RecordedAnswer, Spending, read_recording, record, request_key
+from smallfirst.models.spending_cap import SpendingCap
 from smallfirst.paths import home
 from smallfirst.pipeline.large_model import GGUF_AT_ONCE, prompted_model, worst_usd
 from smallfirst.progress import Progress

@@ -1,19 +1,21 @@
-"""The manifest of a model folder: kind, task, label tokens, calibration; and whether its weights are read in int8."""
+"""What lies beside the weights in a model folder: the manifest, the check of int8, and which rows it was fitted on."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
 
-from smallfirst.errors import ConfigError
+from smallfirst.data.dataset import Dataset, Example, fold_text
+from smallfirst.errors import ConfigError, DataError, Problem
 from smallfirst.files import files_sha256, sha256, write_atomically
 from smallfirst.models.confidence import Calibration
-from smallfirst.records import Record
+from smallfirst.records import Record, fingerprint
 from smallfirst.stats.intervals import Estimate
 from smallfirst.tasks import AnyTask
 
 MANIFEST = "smallfirst.json"
 INT8_FILE = "int8.json"
+TRAINED_ON = "trained_on.json"
 ADAPTER_CONFIG = "adapter_config.json"
 """The file that marks a folder of LoRA adapters saved by peft."""
 BASE_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
@@ -113,3 +115,43 @@ def int8_allowed(folder: Path, manifest: Manifest) -> bool:
 
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
+
+
+class TrainedOn(Record):
+    """The rows that a model was fitted and chosen on, as fingerprints: none of them can certify it."""
+
+    texts: frozenset[str] = frozenset()
+    """Fingerprints of the texts without case, punctuation and spacing."""
+    groups: frozenset[str] = frozenset()
+    """Fingerprints of the groups."""
+
+    @classmethod
+    def of(cls, rows: Dataset) -> TrainedOn:
+        texts = frozenset(fingerprint(fold_text(example.asked)) for example in rows.examples)
+        return cls(texts=texts, groups=frozenset(fingerprint(e.group) for e in rows.examples if e.group))
+
+    @classmethod
+    def read(cls, folder: Path) -> TrainedOn | None:
+        """Return what the model in a folder was fitted and chosen on; None if that is not known."""
+        path = folder / TRAINED_ON
+        return cls.load(path) if path.is_file() else None
+
+    def has_seen(self, example: Example) -> bool:
+        """Return True if the row, a copy of it or its group is among these rows."""
+        group = bool(example.group) and fingerprint(example.group) in self.groups
+        return group or fingerprint(fold_text(example.asked)) in self.texts
+
+
+def refuse_seen_rows(folder: Path, rows: Dataset) -> None:
+    """Raise DataError if the model in a folder was fitted or chosen on one of these rows, a copy of it or its group.
+
+    A certificate from such rows would promise too much: the model knows their answers.
+    """
+    known = TrainedOn.read(folder)
+    seen = [example for example in rows.examples if known is not None and known.has_seen(example)]
+    if seen:
+        raise DataError(
+            f"{len(seen)} of {len(rows)} rows to certify {folder.name} with are rows that it was fitted or chosen on",
+            [Problem(e.path, e.line, "a copy of it, or its group, is among the model's rows") for e in seen],
+            hint="smallfirst run task.yaml   fits a model without them; or take these rows out",
+        )

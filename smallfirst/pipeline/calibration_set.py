@@ -14,8 +14,8 @@ from smallfirst.data.dataset import Dataset
 from smallfirst.data.sources.load import load_rows
 from smallfirst.errors import DataError, StageMissing
 from smallfirst.evaluation.evaluate import Evaluation, EvaluationSetup, judge_by, restrict_to_rows
+from smallfirst.models.manifest import refuse_seen_rows
 from smallfirst.models.protocol import Request
-from smallfirst.models.trained_on import refuse_seen_rows
 from smallfirst.pipeline.confidence_heads import (
     ConfidenceHeads,
     fit_gain,

@@ -20,15 +20,13 @@ from smallfirst.data.dataset import Dataset, Message, sample_rows
 from smallfirst.errors import ConfigError
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import open_encoder
-from smallfirst.models.engines import selection as engines
-from smallfirst.models.engines.engine import ModelSource
-from smallfirst.models.engines.hardware import detect_hardware
 from smallfirst.models.few_shot import NearestShots, PromptedModel, fixed_shots
+from smallfirst.models.hardware import detect_hardware
+from smallfirst.models.loading import ModelSource, load
 from smallfirst.models.protocol import Model, Request
-from smallfirst.models.recorded.record import Spending, record
-from smallfirst.models.recorded.replay import ReplayModel, read_recording
-from smallfirst.models.recorded.spending_cap import SpendingCap
+from smallfirst.models.recorded import ReplayModel, Spending, read_recording, record
 from smallfirst.models.remote.model import is_priced_by_tokens
+from smallfirst.models.spending_cap import SpendingCap
 from smallfirst.paths import home, state_folder
 from smallfirst.pricing.tokens import tokens_of
 from smallfirst.progress import Progress, ProgressCallback
@@ -59,7 +57,7 @@ def general_model(
             "large: names only recorded answers, no model that could answer new requests",
             hint="add endpoint:, gguf: or engine: under large: in task.yaml",
         )
-    return engines.load(source._replace(answers=answers, schema=schema))
+    return load(source._replace(answers=answers, schema=schema))
 
 
 def general_source(task_file: TaskFile, *, download: bool = True) -> ModelSource | None:

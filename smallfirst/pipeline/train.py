@@ -5,7 +5,7 @@ from __future__ import annotations
 from smallfirst.errors import NothingGained, StageMissing
 from smallfirst.evaluation.label_errors import read_relabels
 from smallfirst.models.local.weights import release_memory
-from smallfirst.models.trained_on import TRAINED_ON, TrainedOn
+from smallfirst.models.manifest import TRAINED_ON, TrainedOn
 from smallfirst.pipeline.ladder.ladder import Ladder
 from smallfirst.pipeline.ladder.plan import TimeBudget
 from smallfirst.project.candidate_registry import FINE_TUNED

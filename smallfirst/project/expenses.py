@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from smallfirst.errors import SmallfirstError
-from smallfirst.models.recorded.replay import read_recording
+from smallfirst.models.recorded import read_recording
 from smallfirst.paths import ledger_place
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import ExpenseKind, ExpenseRow

@@ -26,7 +26,7 @@ from smallfirst.evaluation.evaluate import EvaluatedRow
 from smallfirst.files import write_atomically
 from smallfirst.improvement.harvest import harvest, open_ledger
 from smallfirst.models.protocol import Request
-from smallfirst.models.recorded.replay import RecordedAnswer, RecordingHeader, request_key
+from smallfirst.models.recorded import RecordedAnswer, RecordingHeader, request_key
 from smallfirst.paths import state_of
 from smallfirst.pipeline.run import try_run
 from smallfirst.pipeline.summary import RunSummary

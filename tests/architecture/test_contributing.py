@@ -13,10 +13,9 @@ import pytest
 import yaml
 from fixtures.contributing import Install
 
-from smallfirst.models.engines.engine import ModelSource
-from smallfirst.models.engines.selection import choose_engine, detect_environment, load
+from smallfirst.models.loading import ModelSource, choose_engine, load
 from smallfirst.models.protocol import Request
-from smallfirst.models.recorded.replay import request_key
+from smallfirst.models.recorded import request_key
 from smallfirst.project.task_file import RoutingConfig
 from smallfirst.records import parse_record
 from smallfirst.routing.policies import apply_policies
@@ -42,8 +41,7 @@ def test_an_engine(install: Install, tmp_path: Path) -> None:
     path = tmp_path / "large.recording.jsonl"
     path.write_text(f"{json.dumps(header)}\n{json.dumps(row)}\n")
     source = ModelSource(path)
-    choice = choose_engine(source, detect_environment())
-    assert (choice.engine, choice.assessment.reason) == ("recording", "it is a recording")
+    assert choose_engine(source) == "recording"
     assert asyncio.run(load(source).complete(request)).text == "arrival"
 
 

@@ -16,7 +16,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 TEST_FILES = sorted(TESTS.rglob("test_*.py"))
 NAMELESS = {"utils", "util", "helpers", "helper", "common", "manager", "managers", "misc", "tools", "base_utils"}
 MOST_LINES = 600
-MOST_FILES = 16
+MOST_FILES = 20
 MOST_AT_ROOT = 9
 WHOLE_PROJECT = ("architecture", "integration")
 """Folders of tests that are about no single module."""

@@ -14,7 +14,7 @@ import httpx
 
 import smallfirst
 from smallfirst.models.protocol import Request
-from smallfirst.models.recorded.replay import RecordedAnswer, RecordingHeader, ReplayModel, request_key
+from smallfirst.models.recorded import RecordedAnswer, RecordingHeader, ReplayModel, request_key
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.router import Router

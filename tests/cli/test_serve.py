@@ -1,8 +1,7 @@
-"""`smallfirst serve --explain`: the engines it names are those that would answer."""
+"""What `smallfirst serve` loads and hands to the server."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,31 +11,9 @@ from fixtures.endpoints import register_words
 from smallfirst.cli.serve import serve, service_of
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import ConfigError
-from smallfirst.models.generation.model import GenerativeModel
 from smallfirst.models.protocol import Model
-from smallfirst.pipeline.large_model import general_model
-from smallfirst.project.task_file import read_task_file
 from smallfirst.serving import app, replicas
 from smallfirst.tasks.classify import Classify
-
-
-def test_explained_engine_of_the_large_model_is_the_one_that_answers(
-    module_store: Path, tmp_path: Path, tiny_folder: Path, toy_rows: Dataset, toy_task: Classify
-) -> None:
-    register_words(tmp_path / "model", toy_rows, toy_task)
-    settings = {
-        "name": "tickets",
-        "data": {"train": "train.jsonl"},
-        "register_to": "main.ml.tickets",
-        "large": {"engine": {"name": "PyTorch", "model": str(tiny_folder)}},
-    }
-    path = tmp_path / "task.yaml"
-    path.write_text(json.dumps(settings), encoding="utf-8")
-    found = CliRunner().invoke(serve, [str(path), "--explain"], catch_exceptions=False).output
-    assert "tickets-small\n  engine   linear: scored in this process" in found
-    assert "tickets-large\n  engine   PyTorch: generated in this process" in found
-    assert "not vLLM: a general model on a vLLM is an address: large: endpoint" in found
-    assert isinstance(general_model(read_task_file(path)), GenerativeModel)
 
 
 def test_a_registered_model_is_served_by_name_without_a_task(

@@ -29,7 +29,7 @@ from smallfirst.improvement.labelling import (
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Completion, Request
-from smallfirst.models.recorded.record import MAX_BAD_IN_A_ROW
+from smallfirst.models.recorded import MAX_BAD_IN_A_ROW
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.task_file import TaskFile, read_task_file

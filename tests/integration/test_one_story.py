@@ -30,7 +30,7 @@ from smallfirst.deployment import service
 from smallfirst.errors import RegistryError
 from smallfirst.gate.outcome import Outcome
 from smallfirst.models.protocol import Request
-from smallfirst.models.recorded.replay import RecordedAnswer, RecordingHeader, request_key
+from smallfirst.models.recorded import RecordedAnswer, RecordingHeader, request_key
 from smallfirst.paths import home
 from smallfirst.pipeline.preflight.check import check_stage
 from smallfirst.pipeline.run import try_run

@@ -14,7 +14,7 @@ from smallfirst.deployment import service
 from smallfirst.errors import GateFailed
 from smallfirst.gate.outcome import Outcome
 from smallfirst.models.protocol import Request
-from smallfirst.models.recorded.replay import RecordedAnswer, RecordingHeader, request_key
+from smallfirst.models.recorded import RecordedAnswer, RecordingHeader, request_key
 from smallfirst.paths import home
 from smallfirst.pipeline import run as pipeline
 from smallfirst.pipeline.plans.joined_rows import LOOKS

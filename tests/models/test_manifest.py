@@ -1,4 +1,4 @@
-"""A manifest is read as it was written, and a folder without one is not a model."""
+"""A manifest is read as it was written; a model's rows, their copies and their groups cannot certify it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from smallfirst.errors import ConfigError
-from smallfirst.models.loading import load_model
-from smallfirst.models.manifest import Manifest, read_manifest, write_manifest
+from smallfirst.data.dataset import Dataset, Example, Message
+from smallfirst.errors import ConfigError, DataError
+from smallfirst.models.manifest import TRAINED_ON, Manifest, TrainedOn, read_manifest, refuse_seen_rows, write_manifest
 from smallfirst.tasks.classify import Classify
 
 TASK = Classify(name="digits", labels=tuple(f"label-{i}" for i in range(7)))
@@ -29,14 +29,6 @@ def test_a_manifest_comes_back_as_written(tmp_path: Path) -> None:
     assert read_manifest(tmp_path) == manifest
 
 
-def test_a_folder_without_a_manifest_is_no_model(tmp_path: Path) -> None:
-    expected = f"{tmp_path} has no smallfirst.json, so it is not a model of smallfirst"
-    for read in (read_manifest, load_model):
-        with pytest.raises(ConfigError) as caught:
-            read(tmp_path)
-        assert str(caught.value) == expected
-
-
 def test_a_manifest_with_a_wrong_key_names_file_and_key(tmp_path: Path) -> None:
     write_manifest(tmp_path, Manifest(kind="words", task=TASK, base=""))
     plain = json.loads((tmp_path / "smallfirst.json").read_text())
@@ -46,3 +38,27 @@ def test_a_manifest_with_a_wrong_key_names_file_and_key(tmp_path: Path) -> None:
     assert caught.value.args[0] == (
         f'{tmp_path}/smallfirst.json:\n  temprature: unknown setting — did you mean "temperature"?'
     )
+
+
+def rows_of(*pairs: tuple[str, str]) -> Dataset:
+    examples = (
+        Example(
+            messages=(Message(role="user", content=text),), answer="a", shape="label", path="v.jsonl", line=i, group=g
+        )
+        for i, (text, g) in enumerate(pairs, 1)
+    )
+    return Dataset(name="rows", examples=tuple(examples))
+
+
+def test_copies_and_groups_of_its_rows_are_refused_by_line(tmp_path: Path) -> None:
+    folder = tmp_path / "words"
+    TrainedOn.of(rows_of(("Where is my card?", ""), ("the fee", "shop 1"))).save(folder / TRAINED_ON)
+    refuse_seen_rows(folder, rows_of(("where is my pin", ""), ("a fee", "shop 2")))
+    with pytest.raises(DataError, match="2 of 3 rows to certify words with") as refused:
+        refuse_seen_rows(folder, rows_of(("where is MY card", ""), ("another", "shop 1"), ("new", "")))
+    assert [(one.path, one.line) for one in refused.value.problems] == [("v.jsonl", 1), ("v.jsonl", 2)]
+    refuse_seen_rows(tmp_path / "older", rows_of(("the fee", "")))  # a model of before this was recorded
+
+
+def test_nothing_of_the_texts_can_be_read_from_the_record() -> None:
+    assert "card" not in TrainedOn.of(rows_of(("Where is my card?", "shop 1"))).model_dump_json()

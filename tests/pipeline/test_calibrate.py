@@ -11,7 +11,7 @@ from fixtures.certificates import certificate as make_certificate
 from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.errors import DataError
-from smallfirst.models.trained_on import TRAINED_ON, TrainedOn
+from smallfirst.models.manifest import TRAINED_ON, TrainedOn
 from smallfirst.pipeline.calibrate import certify_candidate, look_portion, unconfirmed_escalation
 from smallfirst.pipeline.calibration_set import CalibrationSet, selection_drafts
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads

@@ -13,7 +13,7 @@ from smallfirst.data.dataset import Example
 from smallfirst.evaluation.out_of_fold import FoldAnswers, RawAnswer
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
-from smallfirst.models.recorded.record import record
+from smallfirst.models.recorded import record
 from smallfirst.pipeline.confidence_heads import (
     ConfidenceHeads,
     HeldOut,

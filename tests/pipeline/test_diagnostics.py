@@ -16,7 +16,7 @@ from smallfirst.errors import DataError
 from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate
 from smallfirst.evaluation.learning_curve import LearningCurve
 from smallfirst.models.protocol import Request
-from smallfirst.models.recorded.replay import request_key
+from smallfirst.models.recorded import request_key
 from smallfirst.pipeline import large_model as large_path
 from smallfirst.pipeline.diagnostics import (
     diagnose,

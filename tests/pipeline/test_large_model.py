@@ -10,7 +10,7 @@ import pytest
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.errors import BadAnswer, ConfigError
 from smallfirst.models.protocol import Request
-from smallfirst.models.recorded.replay import ReplayModel, request_key
+from smallfirst.models.recorded import ReplayModel, request_key
 from smallfirst.models.wrappers import OpenEndedReplay
 from smallfirst.pipeline.large_model import (
     general_model,

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from smallfirst.models.manifest import read_manifest
-from smallfirst.models.trained_on import TrainedOn
+from smallfirst.models.manifest import TrainedOn, read_manifest
 from smallfirst.pipeline.train import train_stage
 from smallfirst.progress import Progress
 from smallfirst.project.candidates import fits_in_folds, get_candidate

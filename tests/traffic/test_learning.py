@@ -13,7 +13,7 @@ from fixtures.evaluations import evaluated_row
 from fixtures.takeover import TEACHER, cases, source, write_draft
 
 from smallfirst.errors import ConfigError
-from smallfirst.models.recorded.replay import read_recording
+from smallfirst.models.recorded import read_recording
 from smallfirst.project.task_file import read_task_file
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import FeedbackRow, LedgerRow

@@ -105,7 +105,7 @@ class FineTunedModels:
         def load(name: str, reference: str) -> Model:
             from smallfirst import load_model, resolve
 
-            return load_model(resolve(reference).folder, name=name, price=machine, certified=False)
+            return load_model(resolve(reference).folder, name=name, price=machine)
 
         self._loaded = ModelCache(load, max_models=max_models)
 

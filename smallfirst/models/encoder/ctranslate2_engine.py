@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from smallfirst.models.engines.hardware import detect_hardware
+from smallfirst.models.hardware import detect_hardware
 
 FAMILIES = ("bert", "mpnet")
 """Model types of transformers that are built here."""

@@ -20,7 +20,7 @@ from typing import Literal
 
 from smallfirst.errors import EXTRAS, SmallfirstError, WeightsNotFound, without_secrets
 from smallfirst.models.catalog import find_weights
-from smallfirst.models.engines.hardware import detect_hardware
+from smallfirst.models.hardware import detect_hardware
 from smallfirst.models.remote.config import EndpointConfig, VllmServer
 from smallfirst.paths import state_folder, tracking_uri
 from smallfirst.project.candidate_registry import all_candidates

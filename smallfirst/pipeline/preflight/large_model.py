@@ -15,8 +15,7 @@ from smallfirst.data.findings import Finding, make_finding
 from smallfirst.errors import DataError, PriceUnknown, SmallfirstError
 from smallfirst.models.few_shot import fixed_shots
 from smallfirst.models.protocol import Request
-from smallfirst.models.recorded.record import CONCURRENCY
-from smallfirst.models.recorded.replay import RecordedAnswer, read_recording, request_key
+from smallfirst.models.recorded import CONCURRENCY, RecordedAnswer, read_recording, request_key
 from smallfirst.models.remote.model import EndpointModel, is_priced_by_tokens
 from smallfirst.models.usage import BYTES_PER_TOKEN, estimate_prompt_tokens
 from smallfirst.paths import state_folder

@@ -17,7 +17,7 @@ from fixtures.deployment import PASSED
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import ConfigError
-from smallfirst.models.export.export import export
+from smallfirst.models.export import export
 from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.sequence import GenerationRequest
 from smallfirst.models.loading import load_model

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from smallfirst.errors import ConfigError
+from smallfirst.models import export as parity
 from smallfirst.models.encoder.sentence_encoder import SentenceEncoder
-from smallfirst.models.export import parity
 from smallfirst.models.local import weights
 from smallfirst.models.local.tokenizer import load_tokenizer
 from smallfirst.models.local.weights import choose_device, load_causal, weights_fingerprint

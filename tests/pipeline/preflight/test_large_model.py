@@ -10,7 +10,7 @@ from fixtures.preflight import project_of
 
 from smallfirst.errors import StageMissing
 from smallfirst.models.protocol import Request
-from smallfirst.models.recorded.replay import request_key
+from smallfirst.models.recorded import request_key
 from smallfirst.pipeline.large_model import recording_path
 from smallfirst.pipeline.preflight.large_model import LargeForecast, forecast_large, large_findings
 from smallfirst.pipeline.run import try_run

@@ -1,4 +1,4 @@
-"""Recording a model: no answer is lost, none is paid for twice."""
+"""Recording a model: no answer is lost, none is paid for twice; replayed answers are exact, dated, and no others."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from smallfirst.errors import BadAnswer, ConfigError, DataError, SpendingLimitReached, Unavailable
-from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
-from smallfirst.models.recorded.record import Spending, record
-from smallfirst.models.recorded.replay import ReplayModel
-from smallfirst.models.recorded.spending_cap import SpendingCap
+from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_in_one_chunk
+from smallfirst.models.recorded import ReplayModel, Spending, record, request_key
+from smallfirst.models.spending_cap import SpendingCap
+from smallfirst.pricing.charge import stated
+from smallfirst.pricing.tokens import tokens_of
 from smallfirst.progress import ProgressCallback, no_progress
 
 HEADER: dict[str, Any] = {"made_at": "2026-11-25", "smallfirst": "0.1.0", "prompt": "Classify."}
@@ -119,25 +120,15 @@ def test_bad_answers_are_skipped_and_told_at_the_end(tmp_path: Path) -> None:
     assert answers(path) == ["TWO", "FOUR"]
 
 
-def test_another_model_may_not_go_on_with_the_file(tmp_path: Path) -> None:
+def test_another_model_or_prompt_may_not_go_on_with_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     run(Shout(), path)
     before = path.read_text()
     model = Shout(name="whisper")
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError, match="recorded with another model; one file must not mix the answers of both"):
         run(model, path)
-    assert str(caught.value) == (
-        f'{path} was recorded with "shout", not "whisper" as model; '
-        "one file must not mix the answers of both\n"
-        "  next: record into another file, or delete this one"
-    )
     assert (model.asked, path.read_text()) == ([], before)
-
-
-def test_another_prompt_may_not_go_on_with_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    run(Shout(), path)
-    with pytest.raises(DataError, match="with another one as prompt"):
+    with pytest.raises(DataError, match="with another prompt"):
         run(Shout(), path, header=HEADER | {"prompt": "Think."})
 
 
@@ -173,3 +164,107 @@ def test_no_request_is_sent_that_might_cost_more_than_allowed(tmp_path: Path, co
     assert len(ReplayModel.load(path)._answers) == 2
     assert ask(0.46, spent_usd=0.2) == 2
     assert model.asked == [*TEXTS]
+
+
+# --- replayed
+
+
+BIG = {
+    "model": "big-70b",
+    "made_at": "2026-11-25",
+    "smallfirst": "0.1.0",
+    "command": "smallfirst record",
+    "settings": {"temperature": 0},
+    "prompt": [{"role": "system", "content": "Classify."}],
+    "machine": "2 cores",
+    "n": 1,
+}
+LOST = Request.ask("I lost my card")
+ROW = {
+    "key": request_key(LOST),
+    "text": "I lost my card",
+    "answer": "card_lost",
+    "prompt_tokens": 90,
+    "completion_tokens": 3,
+    "latency_ms": 812.5,
+    "cost_usd": 0.0002,
+}
+
+
+def written(path: Path, *lines: Any) -> Path:
+    text = (line if isinstance(line, str) else json.dumps(line) for line in lines)
+    path.write_text("\n".join(text) + "\n")
+    return path
+
+
+def loaded(tmp_path: Path, **header: Any) -> ReplayModel:
+    path = written(tmp_path / "big.jsonl", {"recorded": BIG | header}, ROW)
+    return ReplayModel.load(path)
+
+
+def test_what_the_provider_had_cached_is_on_record(tmp_path: Path) -> None:
+    path = written(tmp_path / "big.jsonl", {"recorded": BIG}, ROW | {"cached_tokens": 80})
+    (line,) = asyncio.run(ReplayModel.load(path).complete(LOST)).charges
+    assert (line.tokens.prompt_tokens, line.tokens.cached_tokens) == (90, 80)
+
+
+def test_recorded_answer_comes_back_as_it_was(tmp_path: Path) -> None:
+    model = loaded(tmp_path)
+    assert isinstance(model, Model)
+    asked = LOST.model_copy(update={"max_tokens": 7})  # answers are found by their messages alone
+    assert asyncio.run(model.complete(asked)) == Completion(
+        text="card_lost",
+        answered_by="big-70b",
+        latency_ms=812.5,
+        cost_usd=0.0002,
+        charges=(stated("big-70b", 0.0002, source=f"recorded {BIG['made_at']}", tokens=tokens_of(90, 3)),),
+        prompt_tokens=90,
+        completion_tokens=3,
+    )
+
+
+def test_what_was_not_recorded_has_no_answer(tmp_path: Path) -> None:
+    with pytest.raises(BadAnswer) as caught:
+        asyncio.run(loaded(tmp_path).complete(Request.ask("Hello")))
+    assert str(caught.value) == (
+        f'{tmp_path}/big.jsonl has no answer of big-70b to "Hello"\n'
+        "  next: record it: smallfirst record (sends only what is missing)"
+    )
+
+
+def test_note_says_when_by_whom_and_how_many(tmp_path: Path) -> None:
+    assert loaded(tmp_path).note == "recorded 2026-11-25 from big-70b (n=1)"
+    assert loaded(tmp_path, n=450).note == "recorded 2026-11-25 from big-70b (n=1 of 450, unfinished)"
+
+
+def test_every_wrong_line_is_named(tmp_path: Path) -> None:
+    row = {**ROW}
+    del row["cost_usd"]
+    path = written(tmp_path / "big.jsonl", {"recorded": BIG}, row, ROW, '{"key": ')
+    with pytest.raises(DataError) as caught:
+        ReplayModel.load(path)
+    assert str(caught.value) == (
+        f"{path} is not a complete recording\n"
+        f"  {path}:2  cost_usd: Field required\n"
+        f"  {path}:4  EOF while parsing a value, column 8\n"
+        "  next: run smallfirst record again: it drops a partial last row and continues"
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "rule"),
+    [
+        (ROW, 'the first line must be {"recorded": {…}}'),
+        ({"recorded": BIG | {"tempo": 1}}, "tempo: Extra inputs are not permitted"),
+        ("", "the file is empty"),
+    ],
+)
+def test_file_without_a_header_is_refused(tmp_path: Path, line: Any, rule: str) -> None:
+    with pytest.raises(DataError) as caught:
+        ReplayModel.load(written(tmp_path / "big.jsonl", line))
+    assert [(problem.line, problem.rule) for problem in caught.value.problems] == [(1, rule)]
+
+
+def test_missing_file_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such recording\n  next: make it: smallfirst record"):
+        ReplayModel.load(tmp_path / "none.jsonl")

@@ -20,9 +20,17 @@ from tokenizers import pre_tokenizers
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import ConfigError, SmallfirstError
-from smallfirst.models.export import gguf as export_gguf
-from smallfirst.models.export.export import ExportReport, chat_template, export
-from smallfirst.models.export.parity import Difference, Reference, Row, check_differences, compare
+from smallfirst.models import gguf as export_gguf
+from smallfirst.models.export import (
+    Difference,
+    ExportReport,
+    Reference,
+    Row,
+    chat_template,
+    check_differences,
+    compare,
+    export,
+)
 from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.sequence import GenerationRequest
 from smallfirst.models.local.tokenizer import choose_label_tokens, encode_prompt
@@ -250,7 +258,7 @@ def test_one_wrong_weight_is_refused_even_if_no_answer_shows_it(
         return quantize(values, kind)
 
     monkeypatch.setattr(gguf.quants, "quantize", off_by_a_bit)
-    monkeypatch.setattr("smallfirst.models.export.parity.MAX_DIFFERENCE_NATS", {"bf16": 1.0})
+    monkeypatch.setattr("smallfirst.models.export.MAX_DIFFERENCE_NATS", {"bf16": 1.0})
     with pytest.raises(SmallfirstError, match="some weights differ from the trained ones"):
         gguf_export(trained, tmp_path / "m.gguf")
     assert_nothing_left(tmp_path / "m.gguf")

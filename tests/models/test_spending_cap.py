@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from smallfirst.models.recorded.spending_cap import SpendingCap
+from smallfirst.models.spending_cap import SpendingCap
 
 
 def test_a_request_waits_for_what_another_may_release() -> None:

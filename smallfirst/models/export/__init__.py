@@ -1,1 +1,0 @@
-"""Write a model as safetensors or GGUF and compare the copy with the original."""

@@ -1,1 +1,0 @@
-"""Record the answers of a model and replay them."""

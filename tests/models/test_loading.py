@@ -1,0 +1,153 @@
+"""Which engine runs what lies at a place, and that it is loaded with its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fixtures.light_process import LightProcess
+
+from smallfirst.errors import ConfigError, MissingExtra
+from smallfirst.models.generation.model import GenerativeModel
+from smallfirst.models.hardware import detect_hardware
+from smallfirst.models.loading import ENGINES, ModelSource, choose_engine, load, load_model
+from smallfirst.models.manifest import Manifest, write_manifest
+from smallfirst.tasks.answer import Answer
+from smallfirst.tasks.classify import Classify
+
+
+def model_folder(folder: Path, kind: Any) -> Path:
+    folder.mkdir()
+    task = Answer(name="rules") if kind in ("generative", "chat") else Classify(name="toy", labels=("a", "b"))
+    codes = (1, 2) if kind == "label_tokens" else ()
+    write_manifest(folder, Manifest(kind=kind, task=task, base="tiny", label_tokens=codes))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "engine"),
+    [
+        ("label_tokens", "PyTorch"),
+        ("generative", "PyTorch"),
+        ("chat", "PyTorch"),
+        ("words", "linear"),
+        ("encoder", "linear"),
+        ("tagger", "spans"),
+        ("reader", "spans"),
+    ],
+)
+def test_a_trained_folder_is_run_as_it_was_measured(tmp_path: Path, kind: str, engine: str) -> None:
+    folder = model_folder(tmp_path / "m", kind)
+    (folder / "m.gguf").touch()  # an export beside it changes nothing
+    assert choose_engine(ModelSource(folder)) == engine
+
+
+def test_files_folders_and_addresses_have_their_engines(tmp_path: Path) -> None:
+    file = tmp_path / "big.gguf"
+    file.touch()
+    (tmp_path / "config.json").write_text("{}")
+    assert choose_engine(ModelSource(file)) == "llama.cpp"
+    assert choose_engine(ModelSource(tmp_path)) == "PyTorch"
+    assert choose_engine(ModelSource("https://api.example.com/v1")) == "endpoint"
+    with pytest.raises(ConfigError, match="is not a model: neither a model folder"):
+        choose_engine(ModelSource(tmp_path / "nothing"))
+
+
+def test_engine_named_for_a_model_runs_it_or_says_that_it_cannot(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    folder = model_folder(tmp_path / "m", "label_tokens")
+    assert choose_engine(ModelSource(folder, engine="vLLM", settings={"url": "http://gpu-1:8000"})) == "vLLM"
+    with pytest.raises(ConfigError, match=r"cannot be run by llama\.cpp"):
+        choose_engine(ModelSource(tmp_path, engine="llama.cpp"))
+    with pytest.raises(ConfigError, match='unknown engine "vllm"'):
+        choose_engine(ModelSource(tmp_path, engine="vllm"))
+
+
+def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (file := tmp_path / "big.gguf").touch()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        MissingExtra, match=r'with PyTorch needs packages .*\n  next: pip install "smallfirst\[train\]"'
+    ):
+        load(ModelSource(tmp_path))
+    with pytest.raises(MissingExtra, match=r"smallfirst\[llama\]"):
+        load(ModelSource(file))
+
+
+def test_hardware_is_read_from_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(
+        "processor\t: 0\nmodel name\t: Fast One\nflags\t\t: fpu avx2 avx512_bf16 avx512_vnni\n\nflags\t: x\n"
+    )
+    (tmp_path / "nvidia0").touch()
+    (tmp_path / "nvidiactl").touch()
+    found = detect_hardware(cpuinfo, tmp_path)
+    assert (found.processor, found.gpus) == ("Fast One", 1)
+    assert found.features == ("AVX2", "AVX512-BF16", "AVX512-VNNI")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert detect_hardware(cpuinfo, tmp_path).gpus == 0
+    assert detect_hardware(tmp_path / "none", tmp_path).features == ()
+
+
+def test_choosing_imports_no_engine(light_process: LightProcess) -> None:
+    code = (
+        "import sys\n"
+        "from smallfirst.models.loading import ModelSource, choose_engine\n"
+        "choose_engine(ModelSource('https://api.example.com/v1'))\n"
+        "print(sorted({'torch', 'transformers', 'xllamacpp'} & sys.modules.keys()))\n"
+    )
+    assert light_process(code) == "[]\n"
+
+
+class Fake:
+    """An engine of another package, which runs files ending in .fake."""
+
+    def runs(self, source: ModelSource) -> bool:
+        return source.path.suffix == ".fake"
+
+    def load(self, source: ModelSource) -> Any:
+        return source.name, dict(source.settings)
+
+
+@pytest.fixture
+def fake_engine() -> Iterator[str]:
+    ENGINES.register("fake", Fake())
+    yield "fake"
+    del ENGINES._loaded["fake"]
+
+
+def test_engine_of_another_package_is_chosen_and_loads(tmp_path: Path, fake_engine: str) -> None:
+    file = tmp_path / "m.fake"
+    assert choose_engine(ModelSource(file)) == fake_engine
+    assert load(ModelSource(file, "mine", settings={"speed": 9})) == ("mine", {"speed": 9})
+    from smallfirst.pipeline.large_model import general_model
+    from smallfirst.project.task_file import TaskFile
+
+    large = {"engine": {"name": "fake", "model": "https://example.com/m.fake", "settings": {"speed": 9}}}
+    values = {"name": "desk", "data": {"train": "train.jsonl"}, "large": large, "folder": tmp_path}
+    assert general_model(TaskFile.model_validate(values)) == ("", {"speed": 9})
+
+
+def test_bare_weights_are_loaded_as_a_chat_model(tiny_folder: Path) -> None:
+    model = load(ModelSource(tiny_folder, engine="PyTorch"))
+    assert (type(model), model.name) == (GenerativeModel, tiny_folder.name)
+
+
+def test_folder_without_a_manifest_is_not_loaded(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"smallfirst\.json"):
+        load_model(tmp_path)
+
+
+def test_gguf_file_and_address_are_loaded_with_their_settings(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    file = tmp_path / "big.gguf"
+    file.touch()
+    assert load(ModelSource(file, "large", settings={"slots": 4}, answers=("a", "b"))).name == "large"
+    with pytest.raises(ConfigError, match="slots: Input should be greater than or equal to 1"):
+        load(ModelSource(file, settings={"slots": 0}))
+    endpoint = load(ModelSource("http://localhost:9/v1", settings={"model": "our-70b"}))
+    assert endpoint.name == "our-70b"
