@@ -68,6 +68,7 @@ class Upstreams:
         """`credentials` are told what each upstream answers; without them nobody's are asked for."""
         self.settings, self._credentials = settings, credentials
         self._open = {name: _connect(upstream) for name, upstream in settings.upstreams.items()}
+        self._first = Target(next(iter(settings.upstreams)))
 
     async def aclose(self) -> None:
         for one in self._open.values():
@@ -79,7 +80,7 @@ class Upstreams:
             if name == UPSTREAM_HEADER and (chosen := value.decode("latin-1")) in self._open:
                 return Target(chosen)
         route = self.settings.models.get(model) if model is not None else None
-        return Target(route.upstream, route.name) if route else Target(self.settings.first_upstream)
+        return Target(route.upstream, route.name) if route else self._first
 
     def own_target(self, request: GatewayRequest, model: str) -> Target | None:
         """Return where requests for `model` go; None if this one goes elsewhere, since its client chose that."""

@@ -158,10 +158,6 @@ class GatewaySettings(Record):
                 raise ValueError(f"{place}: no upstream is called {name!r}{did_you_mean(name, self.upstreams)}")
         return self
 
-    @property
-    def first_upstream(self) -> str:
-        return next(iter(self.upstreams))
-
     def teacher_of(self, model: str, *asked_as: str) -> task_source.Teacher:
         """Return the record of a teacher with its terms: those of its own name, or of a name that it was asked by.
 

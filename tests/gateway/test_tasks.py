@@ -22,8 +22,7 @@ from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, LedgerRow, ShadowRow, StateRow
 from smallfirst.traffic.answer_format import AnswerFormat
 from smallfirst.traffic.takeovers import TakeOvers
-from smallfirst.traffic.task_source import Slot, TaskSource, TaskTemplate, Teacher
-from smallfirst.traffic.template import Template, TextPattern, TurnPattern
+from smallfirst.traffic.task_source import Slot, TaskSource, TaskTemplate, Teacher, Template, TextPattern, TurnPattern
 from smallfirst.traffic.wire.dialects import read_prompt
 from smallfirst.traffic.wire.messages import Prompt, Turn
 

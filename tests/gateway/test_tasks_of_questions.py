@@ -15,8 +15,7 @@ from smallfirst.gateway.http import GatewayRequest, GatewayResponse, UpstreamAns
 from smallfirst.gateway.tasks import TakenOverTasks
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, LedgerRow
-from smallfirst.traffic.task_source import Slot, TaskSource, TaskTemplate
-from smallfirst.traffic.template import Template, TextPattern, TurnPattern
+from smallfirst.traffic.task_source import Slot, TaskSource, TaskTemplate, Template, TextPattern, TurnPattern
 from smallfirst.traffic.wire.dialects import read_prompt
 
 DECISIONS, SYSTEM_ONE = "/v1/decisions", "/v1/systemone"

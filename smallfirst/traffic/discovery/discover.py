@@ -23,7 +23,7 @@ from smallfirst.traffic.discovery.outlook import MIN_ROWS, Outlook, foretell_lab
 from smallfirst.traffic.discovery.tasks import RecurringTask, find_tasks, total_cost_usd
 from smallfirst.traffic.discovery.wordings import MOST_CASES, Case, Cases, as_text, read_cases
 from smallfirst.traffic.exchange import Exchange
-from smallfirst.traffic.template import Template
+from smallfirst.traffic.task_source import Template
 
 MAX_ERROR = 0.05
 """Share of kept answers that may differ from the large model's, unless another is asked for."""

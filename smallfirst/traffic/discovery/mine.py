@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import Generic, NamedTuple, TypeVar
 
 from smallfirst.traffic.discovery.shared_runs import wordings
-from smallfirst.traffic.template import (
+from smallfirst.traffic.task_source import (
     Template,
     TextPattern,
     TurnPattern,

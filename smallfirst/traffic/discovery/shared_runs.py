@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from smallfirst.traffic.template import tokens, varies_by_nature
+from smallfirst.traffic.task_source import tokens, varies_by_nature
 from smallfirst.traffic.wire.messages import Prompt, Turn
 
 RUN = 5

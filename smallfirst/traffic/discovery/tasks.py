@@ -13,7 +13,7 @@ from smallfirst.project.task_file import NAME_PATTERN
 from smallfirst.stats.intervals import Estimate, wilson
 from smallfirst.traffic.answer_format import AnswerFormat, FormatCheck
 from smallfirst.traffic.discovery.wordings import AnswerKind, Case, Wording, as_text
-from smallfirst.traffic.template import Template
+from smallfirst.traffic.task_source import Template
 from smallfirst.traffic.wire.dialects import question_of
 
 MONTH = timedelta(days=30.44)

@@ -16,8 +16,7 @@ import numpy as np
 
 from smallfirst.traffic.answer_format import FoundFormat, find_format
 from smallfirst.traffic.exchange import Exchange
-from smallfirst.traffic.task_source import Slot, TaskTemplate
-from smallfirst.traffic.template import Template
+from smallfirst.traffic.task_source import Slot, TaskTemplate, Template
 from smallfirst.traffic.wire.dialects import DECISIONS, read_answer, read_decision, read_prompt
 from smallfirst.traffic.wire.messages import Answer, Prompt
 

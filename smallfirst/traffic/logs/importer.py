@@ -15,7 +15,7 @@ from smallfirst.traffic.exchange import Exchange
 from smallfirst.traffic.logs.files import LogRecord
 from smallfirst.traffic.logs.formats import FORMATS, holds_messages, is_batch
 from smallfirst.traffic.logs.read import LogReader
-from smallfirst.traffic.template import find_template, values_between
+from smallfirst.traffic.task_source import find_template, values_between
 from smallfirst.traffic.wire.dialects import read_answer, read_prompt
 
 _LOGS = [name for name in FORMATS if name != "table"]

@@ -9,7 +9,7 @@ import pytest
 
 from smallfirst.traffic.discovery.mine import Conversations, Miner, _Asked, versions, with_dates_open
 from smallfirst.traffic.exchange import Exchange
-from smallfirst.traffic.template import Template, TextPattern, TurnPattern
+from smallfirst.traffic.task_source import Template, TextPattern, TurnPattern
 from smallfirst.traffic.wire.dialects import read_prompt
 from smallfirst.traffic.wire.messages import Prompt, Turn
 

@@ -18,7 +18,7 @@ from smallfirst.traffic.discovery.tasks import (
 )
 from smallfirst.traffic.discovery.wordings import Wording
 from smallfirst.traffic.exchange import Exchange
-from smallfirst.traffic.template import Template, TextPattern, TurnPattern
+from smallfirst.traffic.task_source import Template, TextPattern, TurnPattern
 from smallfirst.traffic.wire.dialects import read_prompt
 
 

@@ -9,7 +9,7 @@ import pytest
 from fixtures.traffic import SORT, cases_of, exchange, read_bookings, sorted_tickets, template_of
 
 from smallfirst.traffic.discovery.wordings import Wording, choose_slots, depends, read_cases
-from smallfirst.traffic.template import Template, TextPattern, TurnPattern
+from smallfirst.traffic.task_source import Template, TextPattern, TurnPattern
 
 
 def wording(answers: list[str]) -> Wording:

@@ -1,0 +1,104 @@
+"""The files that a request passes through behind the proxy, passed on or answered small: few, and documented."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from aiohttp import web
+from fixtures.takeover import SYSTEM, TEACHER, LearntTask, cases
+
+from smallfirst.gateway.access import Access
+from smallfirst.gateway.app import Gateway
+from smallfirst.gateway.capture import Capture
+from smallfirst.gateway.tasks import TakenOverTasks
+from smallfirst.serving.auth.keys import KeyPolicy, KeyStore
+from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.traffic.settings import GatewaySettings
+from tests.architecture.test_request_path import DOCUMENT, EnteredFiles
+
+MOST_PASSED, MOST_TAKEN_OVER = 14, 48
+CERTAIN = [text for text, _ in cases(40, seed=5)]
+
+
+async def answer(request: web.Request) -> web.Response:
+    """The large model's."""
+    message = {"role": "assistant", "content": "Queue: cards"}
+    usage = {"prompt_tokens": 4, "completion_tokens": 1}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    return web.json_response({"id": "x", "model": TEACHER, "choices": [choice], "usage": usage})
+
+
+def entered_files(learnt: LearntTask, tmp_path: Path, system: str) -> tuple[set[str], httpx.Response]:
+    """Return the files that the last of some equal requests enters, whose upstream has accepted its key."""
+
+    async def ask() -> tuple[set[str], httpx.Response]:
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        listener = socket.create_server(("127.0.0.1", 0))
+        await web.SockSite(runner, listener).start()
+        upstream = {"base_url": f"http://127.0.0.1:{listener.getsockname()[1]}/v1"}
+        settings = GatewaySettings.model_validate({"upstreams": {"default": upstream}, "capture": {}})
+        assert settings.capture is not None
+        ledger, keys = Ledger(tmp_path / "ledger.db"), KeyStore(tmp_path / "keys.json")
+        ledger.start()
+        _, key = keys.create("desk", KeyPolicy())
+        capture = Capture(settings, settings.capture, tmp_path)
+        access = Access(keys, state=ledger.shared)
+        gateway = Gateway(settings, local=TakenOverTasks(ledger, learnt.takeovers), capture=capture, access=access)
+        await gateway.start()
+        headers = {"x-smallfirst-key": key, "authorization": "Bearer sk-of-the-client"}
+        transport = httpx.ASGITransport(gateway)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers) as client:
+            with EnteredFiles() as entered:
+                for text in CERTAIN[:4]:
+                    entered.files.clear()
+                    messages = [{"role": "system", "content": system}, {"role": "user", "content": f"Message: {text}"}]
+                    body: dict[str, Any] = {"model": "big", "messages": messages}
+                    response = await client.post("/v1/chat/completions", json=body)
+                await gateway.local._background.wait()  # type: ignore[union-attr]
+        await gateway.aclose()
+        await runner.cleanup()
+        return entered.files, response
+
+    return asyncio.run(ask())
+
+
+@pytest.fixture
+def live(learnt: LearntTask, tmp_path: Path) -> LearntTask:
+    """The learnt task, taken over whole, of whose answers hardly any is audited."""
+    folder = Path(shutil.copytree(learnt.folder, tmp_path / "queues"))
+    file = folder / "learnt" / "task.yaml"
+    settings = yaml.safe_load(file.read_text())
+    settings["routing"]["monitor"] = {"audit_share": 1e-9, "audit_share_on_drift": 1e-9}
+    file.write_text(yaml.safe_dump(settings))
+    taken = learnt.takeovers.get("queues").moved("live", cause="person", why="test", share=1.0)
+    learnt.takeovers.put(taken.model_copy(update={"folder": folder}))
+    return learnt
+
+
+@pytest.mark.parametrize(
+    ("system", "heading", "most", "small"),
+    [
+        ("Write a poem.", "## Passed on by the proxy", MOST_PASSED, False),
+        (SYSTEM, "## Taken over behind the proxy", MOST_TAKEN_OVER, True),
+    ],
+)
+def test_a_proxied_request_passes_through_few_files_and_these_are_documented(
+    live: LearntTask, tmp_path: Path, system: str, heading: str, most: int, small: bool
+) -> None:
+    entered, response = entered_files(live, tmp_path, system)
+    assert (response.status_code, "x-smallfirst-task" in response.headers) == (200, small)
+    section = DOCUMENT.read_text(encoding="utf-8").partition(heading)[2].partition("\n## ")[0]
+    documented = re.findall(r"^\d+\. `(smallfirst/[\w/]+\.py)`", section, re.MULTILINE)
+    assert len(entered) <= most, sorted(entered)
+    assert sorted(file for file in entered if file.split("/")[1] in ("gateway", "traffic")) == sorted(documented)
