@@ -28,7 +28,7 @@ from smallfirst.gateway.http import (
     json_response,
     refusal,
 )
-from smallfirst.gateway.tasks import Asked, BackgroundTasks
+from smallfirst.gateway.tasks import Asked, BackgroundTasks, Match
 from smallfirst.gateway.upstreams import UPSTREAM_HEADER, Target, UpstreamFailed, Upstreams
 from smallfirst.models.protocol import label_probability_model
 from smallfirst.serving.openai.errors import ApiError, validation_error
@@ -195,7 +195,7 @@ def _read(request: GatewayRequest, upstream: DecisionUpstream) -> DecisionReques
     return asked
 
 
-def _asked(request: GatewayRequest, asked: DecisionRequest, i: int, text: str, upstream: DecisionUpstream) -> Asked:
+def _asked(request: GatewayRequest, asked: DecisionRequest, i: int, found: Match, upstream: DecisionUpstream) -> Asked:
     """Return one question about a case as a request of its own, which an audit may send again."""
     question, path = asked.questions[i], request.path
 
@@ -209,7 +209,7 @@ def _asked(request: GatewayRequest, asked: DecisionRequest, i: int, text: str, u
         return 200, _one_answer(path, question, said.verdicts[0], said, 1)
 
     body = DECISIONS[path].with_questions(asked, [question], asked.model)
-    return Asked(f"{request.id}#{i}", path, body, text, again, tenant=request.tenant)
+    return Asked(f"{request.id}#{i}", path, body, found.text, again, found.answer_format, request.tenant)
 
 
 async def _answer_here(question: Question, ruling: Ruling | None) -> Answered | None:

@@ -27,7 +27,6 @@ from smallfirst.pricing.charge import Charge, stated
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.pricing.tokens import TokenUsage, read_usage
 from smallfirst.project.task_file import read_task_file
-from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.router import Decision
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import LedgerRow, StateRow
@@ -35,7 +34,7 @@ from smallfirst.serving.request_lifecycle import route_columns, usage_columns
 from smallfirst.stats.intervals import upper_bound
 from smallfirst.stats.sequential import GuaranteeTest
 from smallfirst.traffic.exchange import charge_of, estimate_tokens
-from smallfirst.traffic.takeovers import LEARNT, Cause, Change, State, TakeOver, TenantStepBack
+from smallfirst.traffic.takeovers import LEARNT, Cause, Change, TakeOver, TenantStepBack
 from smallfirst.traffic.task_source import TaskSource
 from smallfirst.traffic.wire.dialects import read_answer
 from smallfirst.traffic.wire.messages import Answer
@@ -48,8 +47,6 @@ UNPROVEN = "the upstream has not accepted this credential of late"
 ALONE = "the task has stepped back for this tenant"
 Update = Callable[[str, Change], TakeOver]
 """Changes what takeovers.json says of a task."""
-OneTenant = Callable[[], bool]
-"""Returns True if there is one tenant at most, whose evidence then counts for all."""
 
 
 class Ruling(NamedTuple):
@@ -79,7 +76,7 @@ class LiveTask:
         deployed: DeployedVersion,
         ledger: Ledger,
         update: Update,
-        one_tenant: OneTenant,
+        one_tenant: Callable[[], bool],
         *,
         agreement: bool,
     ) -> None:
@@ -98,7 +95,7 @@ class LiveTask:
         taken: TakeOver,
         ledger: Ledger,
         update: Update,
-        one_tenant: OneTenant,
+        one_tenant: Callable[[], bool],
         prices: PriceBook | None = None,
     ) -> LiveTask:
         """Load a learnt task's models, which takes seconds. Raise what `TaskDeployment` raises."""
@@ -106,8 +103,7 @@ class LiveTask:
         assert source is not None
         upstream = Upstream(source, prices or PriceBook())
         deployment = TaskDeployment(read_task_file(taken.folder / LEARNT), ledger, large=upstream)
-        wanted = TargetVersions(taken.version) if taken.version else deployment.target_versions()
-        deployed = deployment.load(wanted)
+        deployed = deployment.load(TargetVersions(taken.version) if taken.version else deployment.target_versions())
         upstream.usual_usd = deployed.router.router.options.expected_cost_usd.get("large", 0.0)
         agreement = deployment.file.routing.labels == "large"
         live = cls(taken, upstream, deployed, ledger, update, one_tenant, agreement=agreement)
@@ -128,15 +124,18 @@ class LiveTask:
             return Ruling(self, asked, why=ALONE)
         if not asked.may_ask:
             return Ruling(self, asked, why=UNPROVEN)
-        if not self._in_share(asked.id):
+        drawn = int.from_bytes(hashlib.sha256(f"{self.taken.task}:{asked.id}".encode()).digest()[:6]) / 2**48
+        if drawn >= self._live_share:
             return Ruling(self, asked)
         request = Request.ask(asked.text)
         decision = await self.router.decide(request)
         draft = decision.draft
         if decision.model is not None or draft is None or not decision.route.certified:
             return Ruling(self, asked, decision, request=request)
-        answer = self._rendered(asked, draft.text)
-        if answer is None:
+        try:
+            answer = asked.answer_format.render(draft.text)
+        except (ValueError, TypeError, KeyError):
+            _log.warning("%s: an answer cannot be written in the upstream's format", self.taken.task)
             return Ruling(self, asked)
         return Ruling(self, asked, decision, draft, answer, request=request)
 
@@ -202,13 +201,16 @@ class LiveTask:
         """Note what the second look found for all processes; they load the certificate that it put in force."""
         found: dict[str, str] = {"second_look": look.found}
         if look.replaces:
-            found |= {"certificate": look.certificate.fingerprint(), "promise": promised_agreement(look.certificate)}
+            promise = f"{look.certificate.guarantee.in_words}; right is what the large model answered"
+            found |= {"certificate": look.certificate.fingerprint(), "promise": promise}
 
         def note(known: TakeOver | None) -> TakeOver:
             after = known or self.taken
             return after.model_copy(update=found) if after.version == self.taken.version else after
 
         self.follow(self._update(self.taken.task, note))
+
+    # The step back
 
     def _answered_by(self, tenant: str, model: str) -> None:
         """Note which model the upstream's response names."""
@@ -232,12 +234,11 @@ class LiveTask:
         """Step back in a fallback of the monitor, and return when audits have ended it."""
         monitor, taken = self.router.monitor, self.taken
         if monitor.state == "fallback" and taken.state == "live":
-            self._move("stepped back", "guarantee", monitor.alarms[-1].why if monitor.alarms else self.router.paused)
+            why = monitor.alarms[-1].why if monitor.alarms else self.router.paused
+            self._change(lambda known: known.moved("stepped back", cause="guarantee", why=why))
         elif monitor.state == "live" and taken.state == "stepped back" and taken.cause == "guarantee":
-            self._move("live", taken.cause, "audits show the guarantee again")
-
-    def _move(self, state: State, cause: Cause, why: str) -> None:
-        self._change(lambda known: known.moved(state, cause=cause, why=why))
+            again = "audits show the guarantee again"
+            self._change(lambda known: known.moved("live", cause="guarantee", why=again))
 
     def _change(self, change: Callable[[TakeOver], TakeOver]) -> None:
         """Change the task for all processes, unless somebody has changed its state since this one looked."""
@@ -265,57 +266,33 @@ class LiveTask:
         row = StateRow.model_validate({"at": datetime.now(UTC), "task": task, **values})
         self._background.start(self._ledger.append_async(row))
 
-    def _in_share(self, id: str) -> bool:
-        share = self._live_share
-        drawn = int.from_bytes(hashlib.sha256(f"{self.taken.task}:{id}".encode()).digest()[:6]) / 2**48
-        return drawn < share
-
-    def _rendered(self, asked: Asked, text: str) -> Answer | None:
-        try:
-            return (asked.answer_format or self.source.answer_format).render(text)
-        except (ValueError, TypeError, KeyError):
-            _log.warning("%s: an answer cannot be written in the upstream's format", self.taken.task)
-            return None
-
     def _note(self, ruling: Ruling, completion: Completion, *, in_shadow: bool = False) -> None:
         """Write the ledger's row, and hand the answer to the audits."""
-        asked, request = ruling.asked, ruling.request or Request.ask(ruling.asked.text)
+        asked, route = ruling.asked, completion.route
+        assert route is not None
 
         async def ask_large() -> Completion:
             other = await self.upstream.ask(asked)
             self._answered_by(asked.tenant, other.answered_by)
             return other
 
+        request = ruling.request or Request.ask(asked.text)
         self.router.answered(asked.id, request, completion, ask_large=ask_large, in_shadow=in_shadow)
-        self._background.start(self._ledger.append_async(ledger_row(asked, completion)))
-
-
-def promised_agreement(certificate: Certificate) -> str:
-    """Return what a certificate promises where right is what the large model answered."""
-    return f"{certificate.guarantee.in_words}; right is what the large model answered"
-
-
-def ledger_row(asked: Asked, completion: Completion) -> LedgerRow:
-    """Return the ledger's row of an answer to a request of a task."""
-    route = completion.route
-    assert route is not None
-    return LedgerRow(
-        id=asked.id,
-        at=datetime.now(UTC),
-        served_name=str(asked.body.get("model") or "")[:128],
-        status=200,
-        latency_ms=completion.latency_ms,
-        answered_by=completion.answered_by,
-        stage=route.stage,
-        certified=route.certified,
-        confidence=route.confidence,
-        threshold=route.threshold,
-        **usage_columns(completion),
-        **route_columns(route),
-    )
-
-
-Json = dict[str, Any]
+        row = LedgerRow(
+            id=asked.id,
+            at=datetime.now(UTC),
+            served_name=str(asked.body.get("model") or "")[:128],
+            status=200,
+            latency_ms=completion.latency_ms,
+            answered_by=completion.answered_by,
+            stage=route.stage,
+            certified=route.certified,
+            confidence=route.confidence,
+            threshold=route.threshold,
+            **usage_columns(completion),
+            **route_columns(route),
+        )
+        self._background.start(self._ledger.append_async(row))
 
 
 class Upstream(CallableModel):
@@ -341,24 +318,23 @@ class Upstream(CallableModel):
             raise ModelError(f"{self.name} did not answer an audit: HTTP {status}")
         return found
 
-    def reads(self, asked: Asked, response: Json | None) -> bool:
+    def reads(self, asked: Asked, response: dict[str, Any] | None) -> bool:
         """Return True if the answer is whole and in the format of the recorded ones, as what is learnt from must be."""
         answer = read_answer(asked.path, response or {})
-        return answer is not None and (asked.answer_format or self.source.answer_format).parse(answer) is not None
+        return answer is not None and asked.answer_format.parse(answer) is not None
 
-    def read(self, asked: Asked, response: Json | None, *, latency_ms: float = 0.0) -> Completion | None:
+    def read(self, asked: Asked, response: dict[str, Any] | None, *, latency_ms: float = 0.0) -> Completion | None:
         """Return the answer in a response, in the task's form where it has the known format; None without one."""
         answer = read_answer(asked.path, response or {})
         if answer is None or response is None:
             return None
         named = str(response.get("model") or self.name)
-        value = (asked.answer_format or self.source.answer_format).parse(answer)
+        value = asked.answer_format.parse(answer)
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) if value else answer.text
-        return Completion(
-            text=text, answered_by=named, latency_ms=latency_ms, **paid(self._charge(named, asked, response))
-        )
+        charge = self._charge(named, asked, response)
+        return Completion(text=text, answered_by=named, latency_ms=latency_ms, **paid(charge))
 
-    def _charge(self, named: str, asked: Asked, response: Json) -> Charge:
+    def _charge(self, named: str, asked: Asked, response: dict[str, Any]) -> Charge:
         """Return what the answer cost: as it states, by its tokens, or as the recorded ones did on average."""
         reported = read_usage(response)
         tokens = reported.tokens or estimate_tokens(asked.path, asked.body, response)
@@ -369,6 +345,8 @@ class Upstream(CallableModel):
             charge = stated(named, usual, tokens=tokens or TokenUsage(), source=source)
         return charge.model_copy(update={"estimated": reported.tokens is None and reported.usd is None})
 
+
+# What shows for nothing that a task is no longer what it was
 
 N_RECENT = 40
 """Requests of a task, or like it, that are looked back on."""
@@ -464,9 +442,7 @@ class Watches:
         self._by_tenant: OrderedDict[str, TenantWatch] = OrderedDict()
 
     def of(self, tenant: str) -> TenantWatch:
-        watch = self._by_tenant.get(tenant)
-        if watch is None:
-            watch = self._by_tenant[tenant] = TenantWatch()
+        watch = self._by_tenant.setdefault(tenant, TenantWatch())
         self._by_tenant.move_to_end(tenant)
         if len(self._by_tenant) > MAX_TENANTS:
             self._by_tenant.popitem(last=False)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import parse_qsl
 
 from smallfirst.billing.saved import Saving, evaluated_costs, savings
 from smallfirst.dashboard.page import page_files
-from smallfirst.errors import ConfigError
 from smallfirst.gateway.app import Handler
 from smallfirst.gateway.http import GatewayRequest, GatewayResponse, json_response
 from smallfirst.gateway.tasks import TakenOverTasks
@@ -20,7 +19,7 @@ from smallfirst.gateway.upstreams import Upstreams
 from smallfirst.pricing.money import format_usd
 from smallfirst.records import Record
 from smallfirst.serving.ledger.ledger import Ledger, open_existing
-from smallfirst.traffic.discovery.found import Discovery, FoundTask
+from smallfirst.traffic.discovery.found import Discovery
 from smallfirst.traffic.takeovers import LEARNT, TakeOver, TakeOvers, TenantStepBack
 from smallfirst.traffic.task_source import TaskSource
 
@@ -45,16 +44,12 @@ class TaskLine(Record):
     """Share of its requests for which the small model may answer, in [0, 1]."""
     small_share: float | None
     """Share that it did answer, in [0, 1]; of a found task, the share that is foretold to move; None if unknown."""
-    foretold_share: float | None = None
-    """What was foretold before it was learnt."""
     promise: str = ""
     """What its certificate promises, in words; empty without one."""
     saved_usd: float | None = None
     """What the large model would have cost more, by `billing.saved`; drafts and audits are paid from it."""
     teacher: str = ""
     """The model that it was learnt from."""
-    terms: str = ""
-    """The teacher's licence, as given in the settings."""
     training_allowed: bool = True
     """False: the teacher's answers only measure."""
     why: str = ""
@@ -99,7 +94,7 @@ def task_table(
         if row.kind == "audit" or row.outcome == "answered":
             bills[row.task] += row.cost_usd
     lines = [_learnt(one, saved.get(name), bills[name]) for name, one in takeovers.items()]
-    lines += [_found(task, folder) for folder in folders for task in _discovered(folder) if task.name not in takeovers]
+    lines += [line for folder in folders for line in _found(folder, takeovers)]
     return TaskTable(since=since, tasks=tuple(sorted(lines, key=lambda line: -(line.bill_usd or 0.0))))
 
 
@@ -129,7 +124,7 @@ def task_routes(state: Path, discovered: Path) -> dict[tuple[str, str], Handler]
 
 
 def _learnt(taken: TakeOver, saving: Saving | None, bill_usd: float) -> TaskLine:
-    saved = saving.saved_usd if saving else None
+    source = TaskSource.of(taken.folder)
     return TaskLine(
         task=taken.task,
         state=taken.state,
@@ -138,45 +133,34 @@ def _learnt(taken: TakeOver, saving: Saving | None, bill_usd: float) -> TaskLine
         share=taken.share,
         small_share=saving.share_small if saving else None,
         promise=taken.promise,
-        saved_usd=saved.usd if saved else None,
+        saved_usd=saving.saved_usd.usd if saving and saving.saved_usd else None,
+        teacher=source.teacher.model if source else "",
+        training_allowed=source.teacher.training_allowed if source else True,
         why=taken.why,
         tenant_back=taken.tenant_back,
         second_look=taken.about_second_look,
-        **_of_source(TaskSource.of(taken.folder)),
     )
 
 
-def _discovered(folder: Path) -> tuple[FoundTask, ...]:
-    """Return the tasks in a folder that could move; none if nothing was discovered there."""
+def _found(folder: Path, known: Mapping[str, TakeOver]) -> Iterator[TaskLine]:
+    """Yield the tasks in a folder that could move and were not learnt; none if nothing was discovered there."""
     path = folder / "discovery.json"
-    try:
-        found = Discovery.load(path).tasks if path.exists() else ()
-    except ConfigError:  # of another version
-        return ()
-    return tuple(task for task in found if task.verdict != "stays")
-
-
-def _found(task: FoundTask, folder: Path) -> TaskLine:
-    found = _of_source(TaskSource.of(folder / task.name))
-    return TaskLine(
-        task=task.name,
-        state="found",
-        requests=task.requests_per_month,
-        bill_usd=task.usd_per_month,
-        share=0.0,
-        small_share=found.get("foretold_share"),
-        why=task.why,
-        **found,
-    )
-
-
-def _of_source(source: TaskSource | None) -> dict[str, Any]:
-    """Return the fields of a line that say from whom a task is learnt, and what was foretold."""
-    if source is None:
-        return {}
-    foretold, teacher = source.foretold_share, source.teacher
-    known = {"teacher": teacher.model, "terms": teacher.licence, "training_allowed": teacher.training_allowed}
-    return {**known, "foretold_share": foretold[0] if foretold else None}
+    for task in Discovery.load(path).tasks if path.exists() else ():
+        source = TaskSource.of(folder / task.name)
+        if task.verdict == "stays" or task.name in known:
+            continue
+        foretold = source.foretold_share if source else None
+        yield TaskLine(
+            task=task.name,
+            state="found",
+            requests=task.requests_per_month,
+            bill_usd=task.usd_per_month,
+            share=0.0,
+            small_share=foretold[0] if foretold else None,
+            teacher=source.teacher.model if source else "",
+            training_allowed=source.teacher.training_allowed if source else True,
+            why=task.why,
+        )
 
 
 def page_routes(ledger: Ledger, local: TakenOverTasks) -> dict[tuple[str, str], Handler]:

@@ -51,8 +51,8 @@ class Asked(NamedTuple):
     """The case that it asks about."""
     again: AskAgain
     """Sends it to its upstream once more."""
-    answer_format: AnswerFormat | None = None
-    """Format of the answers to its wording; None: the task's."""
+    answer_format: AnswerFormat
+    """Format of the answers to its wording."""
     tenant: str = "default"
     may_ask: bool = True
     """False while the upstream has not shown that it accepts the client's credential; then it answers itself."""
@@ -159,11 +159,11 @@ class TakenOverTasks:
             return None
         return await _reply(route, ruling._replace(asked=asked._replace(id=new_id(route))))
 
-    def find(self, prompt: Prompt) -> tuple[LiveTask, str] | None:
-        """Return the task that a prompt follows and the case that it asks about."""
+    def find(self, prompt: Prompt) -> tuple[LiveTask, Match] | None:
+        """Return the task that a prompt follows, and the case that it asks about."""
         self._look_at_file()
         found = self._matcher.find(prompt)
-        return (self.tasks[found.task], found.text) if found else None
+        return (self.tasks[found.task], found) if found else None
 
     async def passed(self, request: GatewayRequest, answer: UpstreamAnswer) -> None:
         """Compare what the upstream answered to a request of a task with the small model's draft."""

@@ -7,7 +7,6 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator
-from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -36,6 +35,7 @@ _NOT_ADDED = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
 _IDLE_TLS_S = 60.0
 """Idle connections of providers are used again for longer: a new one costs two round trips more."""
 _PIECE_BYTES = 256 * 1024
+_FORM_FIELD = re.compile(rb'name="?model"?[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]*)\r\n--', re.IGNORECASE)
 
 
 class UpstreamFailed(ApiError):
@@ -96,12 +96,9 @@ class Upstreams:
 
     def place(self, request: GatewayRequest) -> tuple[Target, bytes]:
         """Return where a whole request goes, and its body with the model's name there."""
-        kind = request.header(b"content-type")
-        model = find_model(kind, request.body) if self.settings.models and request.body else None
-        target = self.target(model.name if model else None, request.headers)
-        if model is None or target.model is None:
-            return target, request.body
-        return target, with_model(kind, request.body, model, target.model)
+        model = model_of(request) if self.settings.models and request.body else None
+        target = self.target(model, request.headers)
+        return target, request.body if target.model in (None, model) else with_model(request, target.model or "")
 
     async def send(
         self, request: GatewayRequest, target: Target, body: bytes | AsyncIterator[bytes], *, readable: bool = False
@@ -247,63 +244,21 @@ def _failure(error: Exception, upstream: str) -> UpstreamFailed:
     return UpstreamFailed(502, "upstream_invalid", f'What the upstream "{upstream}" answered is not valid HTTP.')
 
 
-_SPACE = re.compile(r"[ \t\n\r]*")
-_scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
-_FORM_FIELD = re.compile(rb'name="?model"?[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]*)\r\n--', re.IGNORECASE)
-
-
-class NamedModel(NamedTuple):
-    """A model's name and where it stands in a body."""
-
-    name: str
-    start: int
-    """First byte of the value, quotes included in JSON."""
-    end: int
-
-
-def find_model(content_type: bytes, body: bytes) -> NamedModel | None:
+def model_of(request: GatewayRequest) -> str | None:
     """Return the model that a JSON or multipart body names at its top level; None if there is none."""
-    if content_type[:19].lower() == b"multipart/form-data":
-        found = _FORM_FIELD.search(body)
-        return NamedModel(found[1].decode("utf-8", "replace"), found.start(1), found.end(1)) if found else None
-    try:
-        return _in_json(body.decode())
-    except (ValueError, StopIteration, RecursionError, IndexError):
-        return None
+    if (found := _in_form(request)) is not None:
+        return found[1].decode("utf-8", "replace")
+    model = (request.json() or {}).get("model")
+    return model if isinstance(model, str) else None
 
 
-def with_model(content_type: bytes, body: bytes, model: NamedModel, name: str) -> bytes:
-    """Return `body` with another name in the place of `model`, all other bytes as they were."""
-    form = content_type[:19].lower() == b"multipart/form-data"
-    return body[: model.start] + (name if form else json.dumps(name)).encode() + body[model.end :]
+def with_model(request: GatewayRequest, name: str) -> bytes:
+    """Return the body with another name of its model."""
+    if (found := _in_form(request)) is not None:
+        return request.body[: found.start(1)] + name.encode() + request.body[found.end(1) :]
+    return json.dumps({**(request.json() or {}), "model": name}, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
-def _in_json(text: str) -> NamedModel | None:
-    """Walk over the members of the top-level object; of several `model`s the last counts, as for JSON parsers."""
-    at, found = _next(text, 0), None
-    if text[at] != "{":
-        return None
-    at = _next(text, at + 1)
-    while text[at] == '"':
-        key, at = scanstring(text, at + 1)
-        at = _next(text, at)
-        if text[at] != ":":
-            return None
-        start = _next(text, at + 1)
-        value, at = _scan(text, start)
-        if key == "model":
-            found = (value, start, at)
-        at = _next(text, at)
-        if text[at] != ",":
-            break
-        at = _next(text, at + 1)
-    if found is None or not isinstance(found[0], str):
-        return None
-    if text.isascii():
-        return NamedModel(*found)
-    before = len(text[: found[1]].encode())
-    return NamedModel(found[0], before, before + len(text[found[1] : found[2]].encode()))
-
-
-def _next(text: str, at: int) -> int:
-    return _SPACE.match(text, at).end()  # type: ignore[union-attr]
+def _in_form(request: GatewayRequest) -> re.Match[bytes] | None:
+    is_form = request.header(b"content-type")[:19].lower() == b"multipart/form-data"
+    return _FORM_FIELD.search(request.body) if is_form else None

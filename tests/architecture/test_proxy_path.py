@@ -79,7 +79,7 @@ def live(learnt: LearntTask, tmp_path: Path) -> LearntTask:
     folder = Path(shutil.copytree(learnt.folder, tmp_path / "queues"))
     file = folder / "learnt" / "task.yaml"
     settings = yaml.safe_load(file.read_text())
-    settings["routing"]["monitor"] = {"audit_share": 1e-9, "audit_share_on_drift": 1e-9}
+    settings["routing"]["monitor"] = {"audit_share": 1e-9}
     file.write_text(yaml.safe_dump(settings))
     taken = learnt.takeovers.get("queues").moved("live", cause="person", why="test", share=1.0)
     learnt.takeovers.put(taken.model_copy(update={"folder": folder}))

@@ -21,9 +21,11 @@ from smallfirst.gateway.decisions import (
 )
 from smallfirst.gateway.http import UpstreamAnswer
 from smallfirst.gateway.live_task import Ruling
+from smallfirst.gateway.tasks import Match
 from smallfirst.gateway.upstreams import UpstreamFailed
 from smallfirst.models.protocol import Capability, Completion, LabelScores
 from smallfirst.serving.openai.errors import ApiError
+from smallfirst.traffic.answer_format import AnswerFormat
 from smallfirst.traffic.settings import DecisionSettings
 from smallfirst.traffic.wire import openai_decisions, systemone
 from smallfirst.traffic.wire.dialects import read_answer
@@ -55,7 +57,11 @@ class ScriptedTask:
 
     def find(self, prompt):
         self.wording = prompt.turns[0].text
-        return None if "urgent" in self.wording else (self, prompt.turns[1].text)
+        return (
+            None
+            if "urgent" in self.wording
+            else (self, Match("team", prompt.turns[1].text, AnswerFormat(kind="label")))
+        )
 
     async def rule(self, asked):
         if "?" in asked.text:
@@ -380,11 +386,6 @@ def test_openais_error_names_the_field_and_never_repeats_what_was_sent(ticket):
     assert "temperature: Extra inputs are not permitted" in error["message"]
     assert "secret" not in error["message"]
     assert dict(response.headers)[b"x-smallfirst-error"] == b"invalid_request"
-
-
-def test_many_broken_rules_are_counted(ticket):
-    error = refused(openai_decisions, {**ticket, **{f"a{i}": 1 for i in range(8)}})
-    assert json.loads(invalid_request(DECISIONS, error).body)["error"]["message"].endswith("; and 3 more")
 
 
 def test_typesafes_error_has_places_from_the_body_on():

@@ -39,7 +39,7 @@ def read(prices: PriceBook | None = None, **more: Any) -> Completion:
         raise NotImplementedError
 
     body = {"model": TEACHER, "messages": [{"role": "user", "content": "x" * 40}]}
-    asked = Asked("1", "/v1/chat/completions", body, "x", again)
+    asked = Asked("1", "/v1/chat/completions", body, "x", again, source().answer_format)
     upstream = Upstream(source(), prices or PriceBook(tokens={TEACHER: PRICE}))
     upstream.usual_usd = 0.0001
     found = upstream.read(asked, ANSWER | more)

@@ -7,7 +7,6 @@ and the order of calls are left to the model that is asked. Source: `types/decis
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -31,7 +30,6 @@ from smallfirst.traffic.wire.questions import (
 
 ROUTE = "/v1/decisions"
 MAX_QUESTIONS, MAX_CHOICES, MAX_LEVELS = 400, 255, 10
-MAX_JSON_LEVELS, MAX_JSON_VALUES, MAX_JSON_BYTES = 32, 10_000, 256 * 1024
 
 
 class _Read(pydantic.BaseModel):
@@ -46,27 +44,8 @@ class Part(_Read):
     refusal: str = ""
     data: dict[str, Any] | list[dict[str, Any]] = {}
 
-    @pydantic.field_validator("data")
-    @classmethod
-    def _is_limited(cls, data: Any) -> Any:
-        levels, values = _size(data)
-        if levels > MAX_JSON_LEVELS or values > MAX_JSON_VALUES:
-            raise ValueError(f"at most {MAX_JSON_LEVELS} levels and {MAX_JSON_VALUES:,} values")
-        if len(json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()) > MAX_JSON_BYTES:
-            raise ValueError("at most 256 KiB of compact JSON")
-        return data
 
-
-def _by_type(value: Any) -> str:
-    return f"<{value.get('type')}>"[:99] if isinstance(value, dict) else "<>"
-
-
-def _text_or_list(value: Any) -> str:
-    return "<text>" if isinstance(value, str) else "<list>"
-
-
-_String = Annotated[str, Tag("<text>")]
-_Content = Annotated[_String | Annotated[list[Part], Tag("<list>")], Discriminator(_text_or_list)]
+_Content = str | list[Part]
 
 
 class Item(_Read):
@@ -139,15 +118,16 @@ _Question = Annotated[
     Annotated[PredicateQuestion, Tag("<predicate>")]
     | Annotated[ChoiceQuestion, Tag("<choice>")]
     | Annotated[ScoreQuestion, Tag("<score>")],
-    Discriminator(_by_type),
+    Discriminator(lambda value: f"<{value.get('type')}>"[:99] if isinstance(value, dict) else "<>"),
 ]
+"""Marks in pointed brackets are no part of the place that an error names."""
 
 
 class Body(_Strict):
     """A request."""
 
     model: Annotated[str, Field(min_length=1)]
-    input: Annotated[_String | Annotated[list[Item], Field(min_length=1), Tag("<list>")], Discriminator(_text_or_list)]
+    input: str | Annotated[list[Item], Field(min_length=1)]
     questions: Annotated[list[_Question], Field(min_length=1, max_length=MAX_QUESTIONS)]
     prompt_cache_key: str | None = None
     prompt_cache_options: dict[str, Any] | None = None
@@ -160,18 +140,6 @@ class Body(_Strict):
         if len(set(names)) < len(names):
             raise ValueError("the names of questions must be unique")
         return questions
-
-
-def _size(value: Any) -> tuple[int, int]:
-    """Return the container levels and the number of values of a JSON value, without recursion."""
-    level, values, here = 0, 0, [value]
-    while here:
-        containers = [one for one in here if isinstance(one, (dict, list))]
-        level, values = level + bool(containers), values + len(here)
-        here = [child for one in containers for child in (one.values() if isinstance(one, dict) else one)]
-        if level > MAX_JSON_LEVELS:
-            break
-    return level, values
 
 
 def read_request(body: dict[str, Any]) -> DecisionRequest:
