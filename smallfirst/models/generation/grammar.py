@@ -46,17 +46,14 @@ class Grammar:
         """Return the grammar of all answers that `schema` allows, in canonical form. Raise ConfigError if none can."""
         from llguidance import LLMatcher
 
-        spaced = dict(zip(("item_separator", "key_separator"), SEPARATORS, strict=True))
-        options: Any = {**spaced, "whitespace_flexible": False}
-        grammar = LLMatcher.grammar_from_json_schema(json.dumps(with_number_bounds(schema)), overrides=options)
-        words = guidance_tokenizer(tokenizer)
+        words, grammar = guidance_tokenizer(tokenizer), lark_grammar(schema)
         failed, warnings = LLMatcher.validate_grammar_with_warnings(grammar, words)
         if warnings:  # a warning means that some keyword would be ignored
             raise ConfigError(f"no answer can be written under this schema: {warnings[0]}", hint="simplify the schema")
         matcher = LLMatcher(words, grammar, log_level=0)
         if failed or matcher.is_error():
             raise ConfigError(f"no answer can be written under this schema: {matcher.get_error()}")
-        return cls(matcher, words, tuple(schema.get("properties", ())), lark_grammar(schema))
+        return cls(matcher, words, tuple(schema.get("properties", ())), grammar)
 
     def start(self) -> GrammarState:
         return GrammarState(self._matcher.deep_copy(), self._closers, self.words)
@@ -78,7 +75,7 @@ class Grammar:
 
 
 def lark_grammar(schema: Mapping[str, Any]) -> str:
-    """Return the grammar of `Grammar.compile` as a text for engines in other processes."""
+    """Return the grammar of all answers that a schema allows, in canonical form, in the language of llguidance."""
     spacing = {"whitespace_flexible": False, "item_separator": SEPARATORS[0], "key_separator": SEPARATORS[1]}
     return f"%llguidance {{}}\nstart: %json {json.dumps({**with_number_bounds(schema), 'x-guidance': spacing})}"
 

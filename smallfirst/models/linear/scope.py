@@ -63,14 +63,15 @@ class ScopedClassifier:
     @classmethod
     def fit(cls, classifier: LinearClassifier, train: Dataset, selection: Dataset, manifest: Manifest) -> Self | None:
         """Return the classifier with the signals fused; None with too few selection rows of either kind."""
-        if not has_enough_rows([example.answer for example in selection.examples], manifest):
+        scoped, answers = (
+            cls.unweighted(classifier, train, manifest),
+            [example.answer for example in selection.examples],
+        )
+        if scoped is None or not has_enough_rows(answers, manifest):
             return None
-        scoped = cls.unweighted(classifier, train, manifest)
-        if scoped is not None:
-            found, at = scoped.measure([example.text for example in selection.examples]), scoped.parameters.other
-            nats = mix(found.labels, found.signals[:, -1], at)
-            answers = [example.answer for example in selection.examples]
-            scoped.parameters = choose_parameters(nats, found.signals, answers, manifest) or scoped.parameters
+        found = scoped.measure([example.text for example in selection.examples])
+        nats = mix(found.labels, found.signals[:, -1], scoped.parameters.other)
+        scoped.parameters = choose_parameters(nats, found.signals, answers, manifest) or scoped.parameters
         return scoped
 
     @classmethod

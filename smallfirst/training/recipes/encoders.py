@@ -41,6 +41,18 @@ from smallfirst.training.loop import Backend, MasterAdamW
 from smallfirst.training.recipes.recipe import PreparedData, Recipe, RowsOfTask
 from smallfirst.training.validation import ValidationResult
 
+CONTRASTIVE_WEIGHT = 0.5
+"""Weight of the contrastive loss beside the cross-entropy."""
+TEMPERATURE = 0.1
+"""Of the contrastive loss; Khosla et al. use 0.1."""
+LEARNING_RATE, RATE_WIDTH = 2e-4, 384
+"""Peak rate for an encoder of this width. It falls with the square of the width: 5e-5 for 768."""
+ROWS_PER_LABEL = 4
+"""Rows of a label that are put into a batch together."""
+MIN_EPOCH_BATCHES, MAX_PASSES = 30, 8
+"""With fewer batches an epoch passes over the rows several times, in other groups each time, so that there are pairs
+enough between two validations: every text meets many others of its label, as in SetFit (Tunstall et al. 2022)."""
+
 
 class EncoderBackend:
     """A Backend whose model has the encoder as `body`; a subclass says how it is loaded and saved, and its loss."""
@@ -68,19 +80,6 @@ def as_served(model: Any) -> Iterator[None]:
     model.body.float()
     yield
     model.body.to(training_dtype())
-
-
-CONTRASTIVE_WEIGHT = 0.5
-"""Weight of the contrastive loss beside the cross-entropy."""
-TEMPERATURE = 0.1
-"""Of the contrastive loss; Khosla et al. use 0.1."""
-LEARNING_RATE, RATE_WIDTH = 2e-4, 384
-"""Peak rate for an encoder of this width. It falls with the square of the width: 5e-5 for 768."""
-ROWS_PER_LABEL = 4
-"""Rows of a label that are put into a batch together."""
-MIN_EPOCH_BATCHES, MAX_PASSES = 30, 8
-"""With fewer batches an epoch passes over the rows several times, in other groups each time, so that there are pairs
-enough between two validations: every text meets many others of its label, as in SetFit (Tunstall et al. 2022)."""
 
 
 class LabelledRow(NamedTuple):

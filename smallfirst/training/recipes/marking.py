@@ -35,6 +35,8 @@ from smallfirst.training.recipes.encoders import EncoderBackend, as_served
 from smallfirst.training.recipes.recipe import PreparedData, RowsOfTask
 from smallfirst.training.validation import ValidationResult
 
+HEAD_SCALE = 0.02
+"""Standard deviation of the head's first weights, as BERT's own."""
 IGNORED = -100
 """The target of a token of which nothing is learned."""
 
@@ -145,10 +147,6 @@ def targets(rows: Sequence[TaggedRow], logits: torch.Tensor) -> torch.Tensor:
                 elif not (wanted[n, start:end] > 0).any():
                     wanted[n, start:end] = IGNORED
     return wanted
-
-
-HEAD_SCALE = 0.02
-"""Standard deviation of the head's first weights, as BERT's own."""
 
 
 class WindowRow(NamedTuple):
