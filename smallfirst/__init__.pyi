@@ -77,9 +77,9 @@ from smallfirst.pipeline.summary import RunError as RunError
 from smallfirst.pipeline.summary import RunSummary as RunSummary
 from smallfirst.pipeline.train import train_stage as train_stage
 from smallfirst.pricing.charge import Charge as Charge
-from smallfirst.pricing.machine import MachinePrice as MachinePrice
+from smallfirst.pricing.prices import MachinePrice as MachinePrice
 from smallfirst.pricing.prices import PriceBook as PriceBook
-from smallfirst.pricing.token_price import TokenPrice as TokenPrice
+from smallfirst.pricing.prices import TokenPrice as TokenPrice
 from smallfirst.pricing.tokens import TokenUsage as TokenUsage
 from smallfirst.progress import Progress as Progress
 from smallfirst.progress import ProgressCallback as ProgressCallback

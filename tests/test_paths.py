@@ -12,7 +12,6 @@ from smallfirst.improvement.harvest import open_ledger
 from smallfirst.paths import artifact_folder, home, state_folder, state_folders, state_of, tracking_uri
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.registry.versions import resolve
-from smallfirst.serving.auth.keys import home_key_store
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +83,6 @@ def test_looking_creates_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         RunFolder.latest("tickets")
     with pytest.raises(ConfigError, match="no such ledger"):
         open_ledger()
-    assert home_key_store().entries() == ()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -32,7 +32,7 @@ from benchmarks.datasets import RESULTS, data_folder, hosted_rows, read_lines
 from smallfirst.paths import state_of
 from smallfirst.pipeline import run as pipeline
 from smallfirst.pipeline.large_model import recorded_answers
-from smallfirst.pricing.money import format_usd
+from smallfirst.pricing.charge import format_usd
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.pricing.tokens import TokenUsage
 from smallfirst.progress import Progress

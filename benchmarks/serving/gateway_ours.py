@@ -18,8 +18,7 @@ from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import Manifest, read_manifest
 from smallfirst.models.protocol import Model
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
-from smallfirst.pricing.prices import PriceBook
-from smallfirst.pricing.token_price import TokenPrice
+from smallfirst.pricing.prices import PriceBook, TokenPrice
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.policies import RulePolicy

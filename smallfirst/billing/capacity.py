@@ -7,8 +7,8 @@ import math
 from pydantic import computed_field
 
 from smallfirst.evaluation.evaluate import Evaluation
-from smallfirst.pricing.machine import MachinePrice
-from smallfirst.pricing.money import format_usd
+from smallfirst.pricing.charge import format_usd
+from smallfirst.pricing.prices import MachinePrice
 from smallfirst.records import Record
 from smallfirst.report.economics import HOURS_PER_MONTH, large_part_usd_per_1k
 from smallfirst.report.formats import count, percent

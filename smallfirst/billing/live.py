@@ -10,9 +10,8 @@ from itertools import accumulate
 
 from pydantic import computed_field
 
-from smallfirst.billing.machines import MachineCost, machine_costs
-from smallfirst.billing.saved import Amount, Saving, is_small, savings
-from smallfirst.pricing.money import format_usd
+from smallfirst.billing.saved import Amount, MachineCost, Saving, is_small, machine_costs, savings
+from smallfirst.pricing.charge import format_usd
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.records import Record
 from smallfirst.report.economics import HOURS_PER_MONTH, break_even_requests

@@ -2,12 +2,14 @@
 
 A folder holds `rows.csv`, `statement.html`, the page for people, and `statement.json`, which names the SHA-256 of both
 and is signed with Ed25519. All figures come from the rows alone and the page from the figures, so that a reader who has
-nothing but the folder adds them up and makes the page again (`statement_check`).
+nothing but the folder adds them up and makes the page again (`verify`). The key comes with the folder, so it shows that
+one hand made it all; whose hand, only a key shows that came another way.
 """
 
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
 import json
 import os
@@ -16,18 +18,22 @@ import secrets
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from markupsafe import Markup
 
 import smallfirst
-from smallfirst.billing.machines import MachineCost
-from smallfirst.billing.saved import Amount, Saving, is_small, total
-from smallfirst.billing.statement_page import page_of
-from smallfirst.billing.statement_rows import Figures, Tally, ledger_lines, write_lines
+from smallfirst.billing.saved import Amount, MachineCost, Saving, is_small, total
+from smallfirst.billing.statement_rows import Figures, Line, Tally, digest, ledger_lines, read_lines
 from smallfirst.errors import ConfigError, as_missing_extra
 from smallfirst.files import sha256, write_atomically
 from smallfirst.progress import ProgressCallback, no_progress
 from smallfirst.records import Record, parse_record
+from smallfirst.report.charts import Axis, Frame, Scale, chart, line, value_scale
+from smallfirst.report.formats import usd_tick
+from smallfirst.report.page import render_page
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import StateRow
 from smallfirst.serving.ledger.sums import Sums
@@ -181,9 +187,12 @@ def _write_rows(
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with draft.open("w", encoding="utf-8", newline="") as file:
-            for line in write_lines(file, ledger_lines(ledger, since, until, tasks, guarantees)):
-                tally.add(line)
-                n_found += line.at < hour.isoformat()
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(Line._fields)
+            for row in ledger_lines(ledger, since, until, tasks, guarantees):
+                writer.writerow(row)
+                tally.add(row)
+                n_found += row.at < hour.isoformat()
                 if n_found % STEP == 0:
                     progress(n_found, n_rows)
         if n_found < n_rows:
@@ -250,3 +259,153 @@ def public_text(key: Ed25519PrivateKey) -> str:
 def canonical(content: Any) -> bytes:
     """Return JSON with sorted keys and without spaces, in UTF-8: what is signed."""
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def page_of(statement: Statement, public_key: str) -> bytes:
+    """Return the page of a statement: it follows from what is signed and the key, byte for byte."""
+    title = f"Statement of {statement.since:%B %Y}{' so far' if statement.so_far else ''}"
+    values = {"title": title, "statement": statement, "chart": money_chart(statement), "public_key": public_key}
+    return render_page("statement.html", **values).encode()
+
+
+def money_chart(statement: Statement) -> Markup | None:
+    """Draw what was spent by day, and what the large model alone would have billed; None where there is one day."""
+    means = {one.task: one.large_usd.usd if one.large_usd else 0.0 for one in statement.figures.savings}
+    spent, alone = defaultdict[int, float](float), defaultdict[int, float](float)
+    for one in statement.figures.sums:
+        day = int(one.period[8:])
+        if one.kind in ("answer", "audit"):
+            spent[day] += one.cost_usd
+            answered = one.task and one.kind == "answer" and one.outcome == "answered"
+            stayed = means.get(one.task, 0.0) * one.n if answered and is_small(one.stage) else None
+            alone[day] += stayed if stayed is not None else (one.cost_usd - one.draft_usd) * (one.kind == "answer")
+    if len(spent) < 2:
+        return None
+    frame = Frame.of(
+        Axis(f"day of {statement.month}", Scale(1, max(spent)), lambda day: f"{day:g}"),
+        Axis("USD a day", value_scale([0.0, *spent.values(), *alone.values()]), usd_tick),
+        plot=460,
+        height=300,
+        legend=True,
+    )
+    body, labels = [], []
+    for name, days, css in (("spent", spent, "routed"), ("large model alone", alone, "large")):
+        places = [frame.at(day, days[day]) for day in range(min(spent), max(spent) + 1)]
+        body.append(line(places, f"curve {css}"))
+        labels.append((places[-1][1], css, name))
+    return chart(
+        "money",
+        frame,
+        [*body, frame.legend(labels)],
+        title="Money by day",
+        description=f"In all {sum(spent.values()):.2f} spent, {sum(alone.values()):.2f} with the large model alone.",
+    )
+
+
+class Verified(NamedTuple):
+    """What was checked."""
+
+    statement: Statement
+    public_key: str
+    """The key that signed it."""
+    page: str
+    """What was found out about the page, in words."""
+
+
+def verify(
+    folder: Path, *, public_key: str = "", ledger: Ledger | None = None, progress: ProgressCallback = no_progress
+) -> Verified:
+    """Return the statement in `folder` after all has been checked offline.
+
+    Raise ConfigError, naming what does not fit: the signature, the key if `public_key` is given, the rows, figures that
+    do not follow from the rows, the page, and with a `ledger` the first row that differs from it.
+    """
+    path, rows = folder / SIGNED, folder / ROWS
+    content, signer = _read_signed(path)
+    if public_key and public_key != signer:
+        raise ConfigError(f"{path} is signed by {signer}, not by {public_key}", hint="ask who sent it to you")
+    statement = read_content(content, where=str(path))
+    found = _add_up(rows, statement, progress).figures(statement.evaluated)
+    if differing := [name for name in Figures.model_fields if getattr(found, name) != getattr(statement.figures, name)]:
+        made = "" if statement.made_by == MADE_BY else f"; {statement.made_by} made it: check it with that version"
+        raise _changed(f"{path}: {', '.join(differing)} do not follow from the rows{made}")
+    if wrong := [words for name, words in statement.guarantees.items() if digest(words) != name]:
+        raise _changed(f'{path}: the rows know no promise "{wrong[0]}"')
+    page = _check_page(folder / PAGE, statement, signer)
+    if ledger is not None:
+        _compare(rows, statement, ledger)
+    return Verified(statement, signer, page)
+
+
+def _read_signed(path: Path) -> tuple[Any, str]:
+    """Return what is signed, and the key. Raise ConfigError unless the file is, byte for byte, as it is written.
+
+    So each name stands once, and none that nobody signed.
+    """
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    try:
+        signed = json.loads(raw := path.read_bytes())
+        if canonical(signed) != raw or sorted(signed) != ["public_key", "signature", "statement"]:
+            raise ValueError("it is not as a statement is written")
+        key, signature = (base64.b64decode(signed[name], validate=True) for name in ("public_key", "signature"))
+        written = tuple(base64.b64encode(part).decode() for part in (key, signature))
+        if written != (signed["public_key"], signed["signature"]):
+            raise ValueError("key or signature is not as Base64 is written")
+        Ed25519PublicKey.from_public_bytes(key).verify(signature, canonical(signed["statement"]))
+    except InvalidSignature:
+        raise _changed("the signature does not fit: the statement was changed after it was signed") from None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(
+            f"{path}: no statement: {error}", hint="name the folder that holds it, as it was sent"
+        ) from None
+    return signed["statement"], signed["public_key"]
+
+
+def _add_up(path: Path, statement: Statement, progress: ProgressCallback) -> Tally:
+    """Return the sums of the rows. Raise ConfigError if they are not those that were signed."""
+    tally = Tally()
+    try:
+        if sha256(path) != statement.rows_sha256:
+            raise ValueError("its SHA-256 is another")
+        for n, row in enumerate(read_lines(path)):
+            tally.add(row)
+            if n % STEP == 0:
+                progress(n, statement.figures.n)
+    except (OSError, ValueError, csv.Error) as error:
+        raise _changed(f"{path}: these are not the rows that were signed: {error}") from None
+    return tally
+
+
+def _check_page(path: Path, statement: Statement, public_key: str) -> str:
+    """Say what was found out about the page. Raise ConfigError if it is not the one that was signed, or shows others.
+
+    Pages of other versions look otherwise, so one that was signed by another version is only compared with its SHA-256.
+    """
+    if not path.exists():
+        return f"{path.name} is not there: no page was compared"
+    if sha256(path) != statement.page_sha256:
+        raise _changed(f"{path} was changed after it was signed: its SHA-256 is another")
+    if statement.made_by != MADE_BY:
+        return f"{path.name} is as it was signed, by {statement.made_by}"
+    if page_of(statement, public_key) != path.read_bytes():
+        raise _changed(f"{path} is not the page of these figures: made anew from them it is another")
+    return f"{path.name} was made anew from these figures: equal, byte for byte"
+
+
+def _compare(path: Path, statement: Statement, ledger: Ledger) -> None:
+    ours = ledger_lines(ledger, statement.since, statement.until, statement.tasks, {})
+    for said, held in zip_longest(read_lines(path), ours):
+        if said != held:
+            one = said or held
+            where = "not as there" if said and held else f"only in the {'statement' if said else 'ledger'}"
+            raise ConfigError(
+                f"{one.kind} {one.id} of {one.at} is {where}: statement and ledger {ledger.place} differ",
+                hint="rows that came later or expired differ too: make the statement anew, or look at the row with  "
+                f"smallfirst explain {one.id}",
+            )
+
+
+def _changed(message: str) -> ConfigError:
+    return ConfigError(message, hint="ask the sender for the folder as it was signed")

@@ -1,7 +1,6 @@
 """The rows of a statement: one line of CSV for each request, audit and expense, and the figures that follow from them.
 
-A line holds what its figures need, as text, so that its reader gets the same figures as its writer. `check` is a digest
-of the line and the one before it: a line that was changed, taken out or put in is found.
+A line holds what its figures need, as text, so that its reader gets the same figures as its writer.
 """
 
 from __future__ import annotations
@@ -9,15 +8,14 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections import Counter, defaultdict, namedtuple
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import pydantic_core
 
 from smallfirst.billing.saved import Account, Amount, Saving
-from smallfirst.errors import ConfigError
 from smallfirst.pricing.charge import Charge
 from smallfirst.records import Record
 from smallfirst.routing.monitor import share_wrong
@@ -34,7 +32,7 @@ Line = namedtuple(
     "Line",
     "kind id at task stage outcome model prompt_tokens cached_tokens cache_write_tokens image_tokens completion_tokens"
     " reasoning_tokens busy_s usd draft_usd cost_unknown estimated basis price price_source price_date tier certified"
-    " guarantee propensity weight wrong judged_by certificate check",
+    " guarantee propensity weight wrong judged_by certificate",
 )
 """One line of text cells, named as in the ledger; what does not apply is empty, a yes is 1.
 
@@ -99,7 +97,7 @@ class Figures(Record):
 def ledger_lines(
     ledger: Ledger, since: datetime, until: datetime, tasks: Collection[str], guarantees: dict[str, str]
 ) -> Iterator[Line]:
-    """Yield the lines of [since, until), those of `tasks` only if any are named, without checks.
+    """Yield the lines of [since, until), those of `tasks` only if any are named.
 
     The words of guarantees are put into `guarantees` by their digests.
     """
@@ -121,31 +119,14 @@ def ledger_lines(
             yield _line(kind=spent.kind, id=_text(spent.id), at=at, task=_text(spent.task), **cells)
 
 
-def write_lines(file: TextIO, lines: Iterable[Line]) -> Iterator[Line]:
-    """Write the lines with their checks and a heading; yield each as written."""
-    writer, check = csv.writer(file, lineterminator="\n"), ""
-    writer.writerow(Line._fields)
-    for line in lines:
-        check = _check(check, line)
-        whole = line._replace(check=check)
-        writer.writerow(whole)
-        yield whole
-
-
 def read_lines(path: Path) -> Iterator[Line]:
-    """Yield the lines of a file. Raise ConfigError naming the first whose check does not fit."""
-    hint, check = "ask the sender for the file as it was signed", ""
+    """Yield the lines of a file. Raise ValueError naming the first that is none."""
     with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.reader(file)
-        if next(reader, None) != list(Line._fields):
-            raise ConfigError(f"{path}: the heading was changed", hint=hint)
-        for cells in reader:
-            line = Line(*[*cells, *Line._fields][: len(Line._fields)])
-            check = _check(check, line)
-            if line.check != check or len(cells) != len(line):
-                where = f"{path}, line {reader.line_num}: {line.kind} {line.id}"
-                raise ConfigError(f"{where} was changed, or one before it was taken out or put in", hint=hint)
-            yield line
+        for number, cells in enumerate(csv.reader(file), 1):
+            if len(cells) != len(Line._fields) or (number == 1 and cells != list(Line._fields)):
+                raise ValueError(f"line {number} is none of a statement")
+            if number > 1:
+                yield Line(*cells)
 
 
 class Tally:
@@ -278,10 +259,6 @@ def _proofs(verdicts: Mapping[tuple[str, str], Sequence[Line]]) -> tuple[Proof, 
 
 def _sorted(found: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
     return sorted(found.items(), key=lambda pair: pair[0])
-
-
-def _check(before: str, line: Line) -> str:
-    return digest("\x1f".join((before, *line[:-1])))
 
 
 def _number(value: float | None) -> str:

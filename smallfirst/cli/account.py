@@ -25,7 +25,7 @@ from smallfirst.cli.options import (
     show,
     verb,
 )
-from smallfirst.pricing.money import format_usd
+from smallfirst.pricing.charge import format_usd
 from smallfirst.progress import Progress, ProgressCallback, format_table
 
 if TYPE_CHECKING:
@@ -82,13 +82,12 @@ def info(as_json: bool) -> None:
 @OF_TASK
 @LEDGER
 def export(out: Path, since: datetime | None, until: datetime | None, kind: str) -> None:
-    """Write rows to OUT, a .csv or .parquet file, without the texts that they are about."""
-    from smallfirst.serving.ledger.transfer import KINDS
-    from smallfirst.serving.ledger.transfer import export as export_rows
+    """Write rows to OUT, a CSV file, without the texts that they are about."""
+    from smallfirst.serving.ledger.database import KINDS
 
     first, end = (moment and moment.replace(tzinfo=UTC) for moment in (since, until))
     with read_ledger() as opened:
-        count = export_rows(opened, KINDS[kind], out, since=first, until=end)
+        count = opened.export(KINDS[kind], out, since=first, until=end)
     click.echo(f"{count:,} {kind} in {out}")
 
 
@@ -114,11 +113,10 @@ def copy(source: str, target: str) -> None:
     Stop the servers first. All is copied or nothing.
     """
     from smallfirst.serving.ledger.ledger import Ledger
-    from smallfirst.serving.ledger.transfer import copy as copy_all
 
     places = [place if "://" in place else Path(place) for place in (source, target)]
     with read_ledger(places[0]) as old, closing(Ledger(places[1])) as new:
-        for table, count in copy_all(old, new).items():
+        for table, count in old.copy_to(new).items():
             click.echo(f"  {table:<14} {count:>12,}")
         click.echo(f"{old.place} is copied\nnext: smallfirst serve --ledger {new.place}")
 
@@ -186,7 +184,7 @@ def statement(
 
 def _verified(folder: Path, public_key: str, rows: Ledger | None, done: ProgressCallback) -> tuple[Statement, str]:
     """Return a statement whose figures, signature and, with `rows`, answers fit together, and words on that."""
-    from smallfirst.billing.statement_check import verify
+    from smallfirst.billing.statement import verify
 
     found, signer, page = verify(folder, public_key=public_key, ledger=rows, progress=done)
     shown = f"{folder}: {found.figures.n:,} rows, all figures and the signature fit together"
@@ -202,7 +200,7 @@ def _made(
 ) -> tuple[Statement, str]:
     """Write the statement of a month about the `named` tasks, else about all of the ledger."""
     from smallfirst.billing import statement as statements
-    from smallfirst.billing.machines import machine_costs
+    from smallfirst.billing.saved import machine_costs
     from smallfirst.paths import home
 
     month = month or datetime.now(UTC).strftime("%Y-%m")

@@ -42,7 +42,7 @@ def proxy(gateway_yaml: Path | None, upstream: str | None, keep: bool, host: str
     from smallfirst.gateway.server import run
     from smallfirst.gateway.tasks import TakenOverTasks
     from smallfirst.paths import home, ledger_place, state_of
-    from smallfirst.serving.auth.keys import home_key_store
+    from smallfirst.serving.auth.keys import KeyStore
     from smallfirst.serving.ledger.ledger import Ledger
     from smallfirst.serving.server import listen
     from smallfirst.traffic.settings import CaptureSettings, read_gateway_file
@@ -51,13 +51,13 @@ def proxy(gateway_yaml: Path | None, upstream: str | None, keep: bool, host: str
     if keep and settings.capture is None:
         settings = settings.model_copy(update={"capture": CaptureSettings()})
     click.get_current_context().with_resource(state_of(settings.folder))
-    keys = home_key_store()
+    ledger = Ledger(ledger_place(create=True))
+    keys = KeyStore(ledger)
     check_exposure(host, keys, everybody=everybody)
     listener = listen(host, port)
     capture = Capture(settings, settings.capture, home()) if settings.capture else None
-    ledger = Ledger(ledger_place(create=True))
     ledger.start()
-    access = Access(keys, everybody=everybody, state=ledger.shared)
+    access = Access(keys, everybody=everybody)
     valid_s = settings.credential_valid_for_s
     local = TakenOverTasks(ledger, prices=settings.prices, credential_valid_for_s=valid_s, one_tenant=access.one_tenant)
     routes = {
@@ -158,7 +158,7 @@ def _exchanges(sources: Sequence[str], settings: GatewaySettings | None) -> tupl
 
 def _in_words(found: Discovery) -> list[str]:
     """Return the tasks as a table, and how much can move."""
-    from smallfirst.pricing.money import format_usd
+    from smallfirst.pricing.charge import format_usd
     from smallfirst.traffic.discovery.found import headline
 
     rows = [["task", "answers", "requests", "bill a month", "can move", ""]]

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smallfirst.cli.options import JSON, KEYS, LEDGER, OF_TASK, OPTIONAL_TASK, VerbGroup, as_typed, load_task_file, verb
-from smallfirst.paths import home
+from smallfirst.cli.options import JSON, LEDGER, OF_TASK, OPTIONAL_TASK, VerbGroup, as_typed, load_task_file, verb
 from smallfirst.progress import format_table
 
 if TYPE_CHECKING:
@@ -69,8 +68,7 @@ def doctor(ctx: click.Context, task_yaml: Path | None, ask_large: bool, port: in
 def keys() -> None:
     """Make, list, rotate and revoke the keys of clients.
 
-    With at least one key the server asks for one; a change takes effect with the next request, or within two seconds
-    where keys are in the ledger's database, as they are with a ledger in PostgreSQL.
+    They are in the ledger. With at least one key its servers ask for one; a change takes effect within a second.
     """
 
 
@@ -86,7 +84,6 @@ def keys() -> None:
 @click.option("--owner", help="Name or id of a key with which it shares files, jobs and models. Default: none.")
 @OF_TASK
 @LEDGER
-@KEYS
 @JSON
 def create(name: str, role: str | None, owner: str | None, as_json: bool, **terms: Any) -> None:
     """Make a key called NAME and show it, this once."""
@@ -102,7 +99,6 @@ def create(name: str, role: str | None, owner: str | None, as_json: bool, **term
 @click.option("--grace-s", default=0.0, show_default=True, type=click.FloatRange(0, 366 * 86_400), help=GRACE)
 @OF_TASK
 @LEDGER
-@KEYS
 @JSON
 def rotate(name_or_id: str, grace_s: float, as_json: bool) -> None:
     """Replace a key and show the new one, this once: it keeps name, role, limits, files, jobs and models."""
@@ -120,17 +116,19 @@ def _show_once(key: ApiKey, secret: str, *, as_json: bool) -> None:
 @keys.command("list")
 @OF_TASK
 @LEDGER
-@KEYS
 @JSON
 def list_(as_json: bool) -> None:
     """Show all keys, oldest first: what they are for, not the keys."""
-    key_store = _key_store(write=False)
-    found, used = key_store.entries(), key_store.last_used()
+    from smallfirst.paths import ledger_place
+
+    place = ledger_place()
+    key_store = _key_store() if isinstance(place, str) or place.exists() else None
+    found, used = (key_store.entries(), key_store.last_used()) if key_store else ((), {})
     if as_json:
         click.echo(json.dumps([_told(key, used) for key in found], indent=2))
         return
     if not found:
-        click.echo(f"no keys in {key_store.place}\nnext: smallfirst keys create NAME")
+        click.echo(f"no keys in {place}\nnext: smallfirst keys create NAME")
     for key in found:
         click.echo(_in_words(key, used))
 
@@ -139,29 +137,16 @@ def list_(as_json: bool) -> None:
 @click.argument("name_or_id")
 @OF_TASK
 @LEDGER
-@KEYS
 def revoke(name_or_id: str) -> None:
     """Take keys back, by their name or one's id: requests with them are refused from then on."""
     key = _key_store().revoke(name_or_id)
     click.echo(f"revoked {key.name} ({key.id})")
 
 
-@keys.command()
-@OF_TASK
-@LEDGER
-def move() -> None:
-    """Move the keys of the state folder's file into the ledger's database, for servers on several machines."""
-    from smallfirst.serving.auth.keys import FILE_NAME, IN_LEDGER, KeyStore, home_key_store
-
-    file, table = KeyStore(home() / FILE_NAME), home_key_store(IN_LEDGER)
-    n_moved = file.move_to(table)
-    click.echo(f"{n_moved} keys are in {table.place} now\nnext: smallfirst keys list --keys {IN_LEDGER}")
-
-
-def _key_store(*, write: bool = True) -> KeyStore:
+def _key_store() -> KeyStore:
     from smallfirst.serving.auth.keys import home_key_store
 
-    return home_key_store(write=write)
+    return home_key_store()
 
 
 def _terms(role: str, expires_on: datetime | None, terms: dict[str, Any]) -> KeyPolicy:

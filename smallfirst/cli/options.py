@@ -100,24 +100,6 @@ LEDGER = click.option(
 )
 
 
-def _enter_keys(context: click.Context, option: click.Parameter, place: str) -> None:
-    from smallfirst.serving.auth.keys import keys_at
-
-    context.with_resource(keys_at(place))
-
-
-KEYS = click.option(
-    "--keys",
-    "--file",
-    metavar="FILE|ledger",
-    default="",
-    expose_value=False,
-    callback=_enter_keys,
-    help="Where the keys are: a file, or `ledger` for the ledger's database. Default: $SMALLFIRST_KEYS, or the file in"
-    " the state folder; with a ledger in PostgreSQL its database.",
-)
-
-
 class _WithExamples(click.Command):
     def __init__(self, *args: Any, examples: tuple[str, ...] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import ChainMap
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import partial
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from smallfirst.cli.options import ARGUMENTS, JSON, KEYS, LEDGER, PATH, TASK, TASKS, load_task_file, show, verb
+from smallfirst.cli.options import ARGUMENTS, JSON, LEDGER, PATH, TASK, TASKS, load_task_file, show, verb
 from smallfirst.errors import ConfigError
 from smallfirst.progress import Progress
 
@@ -46,7 +45,6 @@ FINE_TUNING = "openai_finetuning"
 )
 @click.option("--rows-to", type=PATH, metavar="FOLDER", help="Write rows that go to CSV files in this folder first.")
 @LEDGER
-@KEYS
 @click.option("--follow-s", default=5.0, show_default=True, help="Look the registry's aliases up so often; 0: never.")
 @click.option("--plugin", "plugin_names", multiple=True, help="Enable a plugin, such as openai_finetuning.")
 @click.option(
@@ -82,11 +80,7 @@ def serve(task_yamls: tuple[Path, ...], replicas: int | None, **options: Any) ->
 
 def service_of(arguments: Sequence[str]) -> Service:
     """Return what `smallfirst serve` with these arguments answers with, loaded: a replica serves it."""
-    from smallfirst.serving.auth.keys import keys_place
-
     with serve.make_context("serve", list(arguments)) as context, context.scope():
-        if place := keys_place():
-            os.environ["SMALLFIRST_KEYS"] = place  # for what this process builds outside of the context
         options = {name: value for name, value in context.params.items() if name != "replicas"}
         return _set_up(options.pop("task_yamls") or (Path("task.yaml"),), **options)[1]()
 
@@ -169,12 +163,12 @@ def _registered(references: Sequence[str]) -> dict[str, Model]:
 def _refuse_other_keys() -> None:
     """Raise ConfigError if the current folder's keys are not those of the server: it would be open, unnoticed."""
     from smallfirst.paths import ledger_place, state_folder
-    from smallfirst.serving.auth.keys import FILE_NAME, keys_place
+    from smallfirst.serving.auth.keys import KeyStore
 
-    here, used = state_folder(Path.cwd()) / FILE_NAME, state_folder() / FILE_NAME
-    if keys_place() or isinstance(ledger_place(), str):
+    here, used = state_folder(Path.cwd()) / "ledger.db", state_folder() / "ledger.db"
+    if used != ledger_place() or here == used or not here.exists() or used.exists():
         return
-    if here != used and here.exists() and not used.exists():
+    if KeyStore(here).key_required:
         raise ConfigError(
             f"the keys in {here} are not this server's, which reads {used}",
             hint="make its keys with  smallfirst keys create NAME --task TASK , or set SMALLFIRST_HOME for both",

@@ -9,8 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from smallfirst.billing.live import latency_ms
-from smallfirst.billing.machines import machine_costs
-from smallfirst.billing.saved import Amount, Saving, is_small, savings, total
+from smallfirst.billing.saved import Amount, Saving, is_small, machine_costs, savings, total
 from smallfirst.deployment.audited_router import AuditedRouter
 from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.pricing.prices import PriceBook

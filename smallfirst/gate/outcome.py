@@ -13,7 +13,7 @@ import pydantic
 
 from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.gate.gate import Gate
-from smallfirst.pricing.money import format_usd
+from smallfirst.pricing.charge import format_usd
 from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate, upper_bound
 

@@ -24,10 +24,9 @@ from smallfirst.gateway.http import GatewayRequest
 from smallfirst.models.remote.config import is_loopback
 from smallfirst.serving.auth.keys import KeyStore, key_id
 from smallfirst.serving.auth.middleware import KeyCheck, check_local
-from smallfirst.serving.error_responses import ledger_away
 from smallfirst.serving.ledger.database import LedgerAway
 from smallfirst.serving.ledger.shared_state import SharedState
-from smallfirst.serving.openai.errors import ApiError
+from smallfirst.serving.openai.errors import ApiError, ledger_away
 
 KEY_HEADER = b"x-smallfirst-key"
 OWN_PATHS = ("/v1/smallfirst/", "/v1/dashboard/")
@@ -38,11 +37,9 @@ _PLACES = (KEY_HEADER, b"authorization", b"x-api-key", b"api-key")
 class Access:
     """The check of each request."""
 
-    def __init__(
-        self, key_store: KeyStore | None = None, *, everybody: bool = False, state: SharedState | None = None
-    ) -> None:
-        """With `everybody`, requests without a key are served whatever host they name; `state` as in `KeyCheck`."""
-        self._keys, self._everybody = KeyCheck((), key_store, state), everybody
+    def __init__(self, key_store: KeyStore | None = None, *, everybody: bool = False) -> None:
+        """With `everybody`, requests without a key are served whatever host they name."""
+        self._keys, self._everybody = KeyCheck((), key_store), everybody
         self._key_store = key_store
 
     def one_tenant(self) -> bool:

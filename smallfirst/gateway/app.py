@@ -33,9 +33,8 @@ from smallfirst.gateway.http import (
     refusal,
 )
 from smallfirst.gateway.upstreams import Target, Upstreams
-from smallfirst.serving.admission import ClientDisconnected, cancel_on_disconnect
-from smallfirst.serving.error_responses import server_error
-from smallfirst.serving.openai.errors import ApiError
+from smallfirst.serving.admission import cancel_on_disconnect
+from smallfirst.serving.openai.errors import ApiError, ClientDisconnected, server_error
 from smallfirst.traffic.settings import GatewaySettings
 
 if TYPE_CHECKING:  # a proxy without learnt tasks needs no models

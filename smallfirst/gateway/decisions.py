@@ -32,7 +32,7 @@ from smallfirst.gateway.tasks import Asked, BackgroundTasks, Match
 from smallfirst.gateway.upstreams import UPSTREAM_HEADER, Target, UpstreamFailed, Upstreams
 from smallfirst.models.protocol import label_probability_model
 from smallfirst.serving.openai.errors import ApiError, validation_error
-from smallfirst.serving.response_head import raw_headers
+from smallfirst.serving.openai.wire import raw_headers
 from smallfirst.traffic.exchange import kept_body
 from smallfirst.traffic.settings import DecisionSettings
 from smallfirst.traffic.wire import systemone

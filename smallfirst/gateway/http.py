@@ -11,9 +11,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from smallfirst.serving.admission import ClientDisconnected
-from smallfirst.serving.openai.errors import ApiError
-from smallfirst.serving.response_head import raw_headers
+from smallfirst.serving.openai.errors import ApiError, ClientDisconnected
+from smallfirst.serving.openai.wire import raw_headers
 from smallfirst.traffic.wire.dialects import read_stream
 
 if TYPE_CHECKING:

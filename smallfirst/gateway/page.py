@@ -16,7 +16,7 @@ from smallfirst.gateway.app import Handler
 from smallfirst.gateway.http import GatewayRequest, GatewayResponse, json_response
 from smallfirst.gateway.tasks import TakenOverTasks
 from smallfirst.gateway.upstreams import Upstreams
-from smallfirst.pricing.money import format_usd
+from smallfirst.pricing.charge import format_usd
 from smallfirst.records import Record
 from smallfirst.serving.ledger.ledger import Ledger, open_existing
 from smallfirst.traffic.discovery.found import Discovery

@@ -17,8 +17,7 @@ from smallfirst.gateway.http import GatewayRequest, GatewayResponse, UpstreamAns
 from smallfirst.gateway.upstreams import UpstreamFailed, Upstreams
 from smallfirst.pricing.prices import PriceBook
 from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.openai.responses import system_fingerprint
-from smallfirst.serving.response_head import raw_headers
+from smallfirst.serving.openai.wire import raw_headers, system_fingerprint
 from smallfirst.traffic.answer_format import AnswerFormat
 from smallfirst.traffic.exchange import kept_body
 from smallfirst.traffic.takeovers import TakeOver, TakeOvers

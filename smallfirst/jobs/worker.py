@@ -30,7 +30,7 @@ from smallfirst.jobs.job_folder import (
     utc_now,
 )
 from smallfirst.jobs.supervisor import claim_lock
-from smallfirst.pricing.machine import MachinePrice
+from smallfirst.pricing.prices import MachinePrice
 from smallfirst.training.recipes import RECIPES
 
 if TYPE_CHECKING:

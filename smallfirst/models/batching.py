@@ -18,7 +18,7 @@ from typing import Generic, NamedTuple, TypeVar
 from smallfirst.errors import ModelError
 from smallfirst.models.protocol import Completion
 from smallfirst.models.usage import ReportUnfinished, unfinished
-from smallfirst.pricing.machine import MachinePrice
+from smallfirst.pricing.prices import MachinePrice
 from smallfirst.pricing.tokens import tokens_of
 
 Q = TypeVar("Q")

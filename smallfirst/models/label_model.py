@@ -24,7 +24,7 @@ from smallfirst.models.protocol import (
 from smallfirst.models.usage import paid
 from smallfirst.models.wrappers import CallableModel
 from smallfirst.pricing.charge import Charge
-from smallfirst.pricing.machine import MachinePrice
+from smallfirst.pricing.prices import MachinePrice
 from smallfirst.pricing.tokens import tokens_of
 
 

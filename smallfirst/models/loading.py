@@ -14,8 +14,7 @@ from smallfirst.extensions import Registry
 from smallfirst.models.manifest import MANIFEST, Manifest, read_manifest
 from smallfirst.models.protocol import Model
 from smallfirst.models.remote.config import VllmServer
-from smallfirst.pricing.machine import MachinePrice
-from smallfirst.pricing.prices import PriceBook
+from smallfirst.pricing.prices import MachinePrice, PriceBook
 from smallfirst.sync import run_in_thread
 
 Kind = Literal["address", "gguf", "weights", "label", "generative", "linear", "spans", "other"]

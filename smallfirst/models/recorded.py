@@ -21,8 +21,8 @@ from smallfirst.files import write_atomically
 from smallfirst.models.protocol import Capability, Completion, Model, Request
 from smallfirst.models.spending_cap import SpendingCap
 from smallfirst.models.wrappers import CallableModel
-from smallfirst.pricing.charge import stated
-from smallfirst.pricing.money import Usd, format_usd
+from smallfirst.pricing.charge import format_usd, stated
+from smallfirst.pricing.prices import Usd
 from smallfirst.pricing.tokens import TokenUsage
 from smallfirst.progress import ProgressCallback, no_progress
 from smallfirst.records import Record, fingerprint, parse_record

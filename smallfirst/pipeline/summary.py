@@ -6,7 +6,7 @@ from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.gate.outcome import Outcome
 from smallfirst.pipeline.next_step import NextStep
 from smallfirst.pipeline.plans.worth import no_finalists
-from smallfirst.pricing.money import format_usd
+from smallfirst.pricing.charge import format_usd
 from smallfirst.project.candidate_registry import all_candidates
 from smallfirst.project.run_folder import (
     CERTIFICATE,

@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from smallfirst.pricing.money import format_usd
 from smallfirst.pricing.tokens import TokenUsage
 from smallfirst.records import Record
 
@@ -98,3 +97,18 @@ def charges_json(charges: Iterable[Charge]) -> str | None:
     """Return the lines as the ledger keeps them, or None without any."""
     lines = [line.model_dump_json(exclude_defaults=True) for line in charges]
     return f"[{','.join(lines)}]" if lines else None
+
+
+def format_usd(amount: float, significant: int = 2) -> str:
+    """Return an amount in USD: cents from a dollar up, so many significant digits below."""
+    if amount < 0:
+        return f"−{format_usd(-amount, significant)}"
+    if amount >= 99.5:
+        return f"${amount:,.0f}"
+    if amount >= 0.995 or amount == 0:
+        return f"${amount:.2f}"
+    # 0.0028 and never 2.8e-03.
+    digits = significant
+    while round(amount, digits) < 10 ** (significant - 1 - digits) and digits < 9:
+        digits += 1
+    return f"${amount:.{digits}f}"

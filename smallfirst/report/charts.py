@@ -13,7 +13,7 @@ from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.evaluation.learning_curve import LearningPoint
 from smallfirst.evaluation.risk_coverage import RiskCoveragePoint
 from smallfirst.evaluation.self_agreement import SelfAgreement
-from smallfirst.pricing.money import format_usd
+from smallfirst.pricing.charge import format_usd
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.report.formats import axis_percent, percent, short, usd_tick
 from smallfirst.report.measures import Reliability

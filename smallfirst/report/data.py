@@ -15,7 +15,7 @@ from smallfirst.evaluation.learning_curve import LearningPoint
 from smallfirst.evaluation.self_agreement import SelfAgreement
 from smallfirst.gate.outcome import Outcome
 from smallfirst.gate.verdict import Verdict, nearest_to_passing
-from smallfirst.pricing.machine import MachinePrice
+from smallfirst.pricing.prices import MachinePrice
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.records import Record
 from smallfirst.routing.certificate.certificate import Certificate

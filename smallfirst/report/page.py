@@ -15,7 +15,7 @@ import jinja2
 from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.evaluation.risk_coverage import risk_coverage_curve
 from smallfirst.files import write_atomically
-from smallfirst.pricing.money import format_usd
+from smallfirst.pricing.charge import format_usd
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.report import charts, economics, formats, measures, mistakes, sentences
 from smallfirst.report.data import ReportData

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from smallfirst.data.copies import min_clean_rows
 from smallfirst.evaluation.learning_curve import forecast
-from smallfirst.pricing.money import format_usd
+from smallfirst.pricing.charge import format_usd
 from smallfirst.report.data import ReportData
 from smallfirst.report.economics import PathCost
 from smallfirst.report.formats import accurate, count, path_name, percent, points, signed

@@ -21,7 +21,7 @@ from smallfirst.models.protocol import (
 )
 from smallfirst.models.usage import max_answer_tokens
 from smallfirst.pricing.charge import Charge, itemized
-from smallfirst.pricing.machine import MachinePrice
+from smallfirst.pricing.prices import MachinePrice
 from smallfirst.records import Record
 from smallfirst.routing.domain import TaskProfile
 from smallfirst.routing.policies import is_conversation

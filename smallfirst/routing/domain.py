@@ -28,7 +28,7 @@ from smallfirst.models.encoder.sentence_encoder import CachedEncoder, SentenceEn
 from smallfirst.models.linear.tfidf import TfidfFeatures, piece_grams, word_grams
 from smallfirst.models.protocol import Request
 from smallfirst.models.state_features import HiddenStateProfile, HiddenStates
-from smallfirst.pricing.machine import MachinePrice
+from smallfirst.pricing.prices import MachinePrice
 from smallfirst.records import Record
 from smallfirst.routing.router import OodScore
 

@@ -11,16 +11,10 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
-from smallfirst.serving.openai.errors import ApiError
+from smallfirst.serving.openai.errors import RETRY_AFTER_S, ApiError, ClientDisconnected
 
-RETRY_AFTER_S = 2
-"""Seconds that a refused client is asked to wait; about the time that one large answer takes."""
 KEY_RATIO = 3
 """What a key may hold of a shared capacity, as a multiple of what is left."""
-
-
-class ClientDisconnected(Exception):
-    """The client has left; nobody waits for the answer."""
 
 
 class Shares:
@@ -148,7 +142,7 @@ class Admission:
         """Answers under way or waiting; a request has one for each that may be under way at once."""
         self.turns = Turns(in_flight)
         self.prompt_tokens = Shares(tokens, "prompt tokens")
-        self.max_draws = max(1, in_flight * KEY_RATIO // (KEY_RATIO + 1))
+        self.max_at_once = max(1, in_flight * KEY_RATIO // (KEY_RATIO + 1))
         """Answers of one request that may be under way at once."""
 
 

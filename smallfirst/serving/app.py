@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -20,18 +21,15 @@ from starlette.routing import Route
 from smallfirst import __version__
 from smallfirst.errors import ConfigError
 from smallfirst.models.protocol import Model
-from smallfirst.serving.admission import Admission, ClientDisconnected
+from smallfirst.serving.admission import Admission
 from smallfirst.serving.auth.keys import KeyStore, home_key_store
 from smallfirst.serving.auth.middleware import CHAT_PATH, PUBLIC_PATHS, USER_PATHS, AuthMiddleware, caller_owner
-from smallfirst.serving.error_responses import to_api_error
 from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.metrics import MEDIA_TYPE, Metrics
-from smallfirst.serving.openai.errors import ApiError, model_not_found
-from smallfirst.serving.openai.responses import model_entry
+from smallfirst.serving.openai.errors import ApiError, ClientDisconnected, model_not_found, to_api_error
+from smallfirst.serving.openai.wire import model_entry
 from smallfirst.serving.plugins import Plugin, PluginGroup, ServedModels, starlette_route
 from smallfirst.serving.readiness import Readiness
-from smallfirst.serving.request_lifecycle import AppContext, Handler, ModelEndpoint
-from smallfirst.serving.response_head import HeldHead
+from smallfirst.serving.request_lifecycle import AppContext, Handler, HeldHead, Metrics, ModelEndpoint
 from smallfirst.serving.routes import completions, embeddings, invocations
 from smallfirst.serving.server import listen, run
 from smallfirst.serving.settings import ServeSettings, check_settings
@@ -82,7 +80,6 @@ def build_app(
         open_paths=PUBLIC_PATHS | added["public"],
         user_paths=USER_PATHS | added["user"],
         judge_paths=added["judge"],
-        state=ledger.shared,
     )
     app = Starlette(
         routes=routes,
@@ -114,7 +111,7 @@ def serve(
     at once. The ledger stays open: it belongs to the caller. Raise ConfigError if the settings are unsafe or the
     address cannot be used.
     """
-    keys = key_store or home_key_store(state=ledger.shared)
+    keys = key_store or home_key_store(ledger)
     app = build_app(models, ledger=ledger, settings=settings, plugins=plugins, key_store=keys)
     listener = listen(settings.host, settings.port)
     names = ", ".join(models) or "models of its plugins"
@@ -188,7 +185,7 @@ def _monitoring_routes(context: AppContext) -> list[Route]:
 
     async def metrics(_: HttpRequest) -> PlainTextResponse:
         await context.plugins.refresh()
-        return PlainTextResponse(context.metrics.render(), media_type=MEDIA_TYPE)
+        return PlainTextResponse(context.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     return [Route("/ready", ready, methods=["GET"]), Route("/metrics", metrics, methods=["GET"])]
 

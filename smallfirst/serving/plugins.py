@@ -34,7 +34,7 @@ from smallfirst.serving.auth.middleware import caller_owner
 from smallfirst.serving.auth.middleware import current_caller as current_caller
 from smallfirst.serving.openai.errors import ApiError as ApiError
 from smallfirst.serving.openai.errors import validation_error as validation_error
-from smallfirst.serving.openai.json_limits import parse_json_object
+from smallfirst.serving.openai.wire import parse_json_object
 
 _log = logging.getLogger("smallfirst.serving")
 

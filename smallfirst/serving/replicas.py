@@ -29,12 +29,10 @@ from smallfirst.cluster.ray_session import ADDRESS, ray_session
 from smallfirst.errors import ConfigError
 from smallfirst.models.protocol import Model
 from smallfirst.paths import ledger_at, ledger_place, state_of
-from smallfirst.serving.admission import RETRY_AFTER_S
 from smallfirst.serving.app import build_app, start_background_work
 from smallfirst.serving.auth.keys import home_key_store
-from smallfirst.serving.error_responses import server_error
 from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.openai.errors import ApiError
+from smallfirst.serving.openai.errors import RETRY_AFTER_S, ApiError, server_error
 from smallfirst.serving.plugins import Plugin
 from smallfirst.serving.request_lifecycle import ERROR_SEND_TIMEOUT_S
 from smallfirst.serving.server import AsyncCloseable, listen
@@ -83,7 +81,7 @@ class ReplicaApp:
         self._service, self._running = service, set[asyncio.Task[Any]]()
         models, ledger, settings, plugins, _, _ = service
         with self._state():
-            keys = home_key_store(state=ledger.shared)
+            keys = home_key_store(ledger)
             self._app = build_app(models, ledger=ledger, settings=settings, plugins=plugins, key_store=keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -7,13 +7,16 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from starlette.types import Receive, Scope, Send
+import h11
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from smallfirst.models.protocol import Completion, Model, Request, Route
 from smallfirst.models.usage import (
@@ -27,25 +30,84 @@ from smallfirst.models.usage import (
 )
 from smallfirst.pricing.charge import charges_json, known_usd, stated
 from smallfirst.pricing.tokens import tokens_of
-from smallfirst.serving.admission import Admission, ClientDisconnected, cancel_on_disconnect, read_body
-from smallfirst.serving.auth.middleware import caller_owner, current_caller
-from smallfirst.serving.auth.rate_limits import TokenReservation
-from smallfirst.serving.error_responses import log_error, server_stopping, to_api_error
+from smallfirst.serving.admission import Admission, cancel_on_disconnect, read_body
+from smallfirst.serving.auth.middleware import TokenReservation, caller_owner, current_caller
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import LedgerRow, attempt_rows
-from smallfirst.serving.metrics import Metrics
-from smallfirst.serving.openai.errors import model_not_found
-from smallfirst.serving.openai.requests import MAX_TOKENS
-from smallfirst.serving.openai.responses import ResponseBuilder, certified, combine, confidence, sse_event
+from smallfirst.serving.openai.errors import (
+    ClientDisconnected,
+    HeadNotSent,
+    log_error,
+    model_not_found,
+    server_stopping,
+    to_api_error,
+)
+from smallfirst.serving.openai.wire import (
+    MAX_TOKENS,
+    ResponseBuilder,
+    certified,
+    confidence,
+    raw_headers,
+    sse_event,
+)
 from smallfirst.serving.plugins import PluginGroup, ServedModels
 from smallfirst.serving.readiness import Readiness
-from smallfirst.serving.response_head import HeadNotSent, raw_headers
 from smallfirst.serving.settings import ServeSettings
 
 _log = logging.getLogger("smallfirst.serving")
 
 ERROR_SEND_TIMEOUT_S = 5.0
 """Longest time that a client may take to receive an error."""
+
+
+_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
+"""Upper ends of the histograms' buckets, in seconds: from a scored label on a quiet machine to the default deadline."""
+
+
+class Metrics:
+    """The metrics of one server."""
+
+    def __init__(self, collectors: Iterable[Collector] = ()) -> None:
+        self._registry = registry = CollectorRegistry()
+        for collector in collectors:
+            registry.register(collector)
+        self._requests = Counter(
+            "smallfirst_requests", "Requests by route and status.", ["route", "status"], registry=registry
+        )
+        self._seconds = Histogram(
+            "smallfirst_request_seconds",
+            "From the request to the end of its answer.",
+            ["route"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._first = Histogram(
+            "smallfirst_first_token_seconds",
+            "From the request to the first text of its answer, by the stage that answered.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._tokens = Counter(
+            "smallfirst_tokens", "Tokens of answers, by stage.", ["stage", "kind"], registry=registry
+        )
+
+    def add_gauge(self, name: str, what: str, value: Callable[[], float]) -> None:
+        Gauge(name, what, registry=self._registry).set_function(value)
+
+    def count_request(self, route: str, status: int, seconds: float) -> None:
+        """Count a request that has ended after `seconds`."""
+        self._requests.labels(route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def count_answer(self, stage: str, completion: Completion, first_token_s: float) -> None:
+        """Count an answer whose first text came after `first_token_s` seconds."""
+        self._first.labels(stage).observe(first_token_s)
+        self._tokens.labels(stage, "prompt").inc(completion.prompt_tokens)
+        self._tokens.labels(stage, "completion").inc(completion.completion_tokens)
+
+    def render(self) -> str:
+        return generate_latest(self._registry).decode()
 
 
 class AppContext(NamedTuple):
@@ -98,26 +160,26 @@ class ApiCall:
         return found
 
     @asynccontextmanager
-    async def admitted(self, model: Model, n_draws: int = 1, *, n: int = 1) -> AsyncIterator[TokenReservation]:
-        """Reserve places for `n_draws` answers, and tokens for the prompts and the longest `n` answers to each.
+    async def admitted(self, model: Model, *, writes: bool = True) -> AsyncIterator[TokenReservation]:
+        """Reserve tokens for the prompts and, if the model `writes`, for the longest answer to each.
 
         Raise ApiError 429 or 503 if there is no room. Without an answer the prompts count, and what was written.
         """
         most = max_answer_tokens(model) or MAX_TOKENS
         n_read = sum(map(estimate_prompt_tokens, self.requests))
-        n_written = n * sum(min(request.max_tokens, most) for request in self.requests)
-        with self.places(n_draws), self.app.admission.prompt_tokens.hold(self.owner, n_read):
+        n_written = sum(min(request.max_tokens, most) for request in self.requests) if writes else 0
+        with self.app.admission.prompt_tokens.hold(self.owner, n_read):
             async with current_caller().quota.tokens(n_read + n_written) as reservation:
                 try:
                     yield reservation
                 except BaseException:
                     used = self.used()
-                    reservation.settle(max(n_read, used.prompt_tokens + used.completion_tokens) if used else n_read)
+                    reservation.used = max(n_read, used.prompt_tokens + used.completion_tokens) if used else n_read
                     raise
 
-    def places(self, n_draws: int) -> AbstractContextManager[None]:
+    def places(self, n_answers: int) -> AbstractContextManager[None]:
         """Hold a place for each answer that may be under way at once; the request has one already."""
-        n_more = min(n_draws, self.app.admission.max_draws) - 1
+        n_more = min(n_answers, self.app.admission.max_at_once) - 1
         return self.app.admission.places.hold(self.owner, n_more) if n_more else nullcontext()
 
     def turn(self) -> AbstractAsyncContextManager[None]:
@@ -298,3 +360,42 @@ def route_columns(route: Route) -> dict[str, object]:
         "audit_weight": route.audit_weight,
         "audited": route.audited,
     }
+
+
+def combine(work: Sequence[Completion]) -> Completion:
+    """Return the first piece of work for a request with the cost and tokens of all."""
+    if len(work) == 1:
+        return work[0]
+    return work[0].with_charges(
+        [charge for one in work for charge in one.charges],
+        prompt_tokens=sum(one.prompt_tokens for one in work),
+        completion_tokens=sum(one.completion_tokens for one in work),
+        estimated=any(one.estimated for one in work),
+    )
+
+
+class HeldHead:
+    """ASGI middleware that keeps a head until its body begins, as ASGI asks of servers, and checks it at once.
+
+    So an answer is recorded when its head is known to be good and before its client has anything of it; until then
+    another head takes its place. A head that no server could write raises h11's LocalProtocolError from `send`.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        held: Message | None = None
+
+        async def hold(message: Message) -> None:
+            nonlocal held
+            if message["type"] == "http.response.start":
+                h11.Response(status_code=message["status"], headers=list(message["headers"]))
+                held = message
+                return
+            if held is not None:
+                head, held = held, None
+                await send(head)
+            await send(message)
+
+        await self._app(scope, receive, hold)

@@ -41,7 +41,7 @@ class ServeSettings(Record):
 def check_settings(settings: ServeSettings, *, key_required: bool | None = None) -> None:
     """Raise ConfigError, which never repeats a key, unless the settings are safe, or `key_required` by a key store.
 
-    Without `key_required` the key store of the state folder says it.
+    Without `key_required` the ledger of the state folder says it.
     """
     for place, text in enumerate(settings.api_keys_sha256):
         if not is_key_hash(text):

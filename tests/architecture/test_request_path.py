@@ -25,7 +25,7 @@ from smallfirst.serving.settings import ServeSettings
 
 PACKAGE = Path(smallfirst.__file__).parent
 DOCUMENT = PACKAGE.parent / "docs" / "design" / "request_path.md"
-MAX_FILES = 28
+MAX_FILES = 18
 QUESTION = "where is my card"
 
 
@@ -83,7 +83,7 @@ class EnteredFiles:
 
 
 def test_a_chat_request_passes_through_few_files_and_these_are_documented(tmp_path: Path) -> None:
-    ledger, key_store = Ledger(tmp_path / "ledger.db"), KeyStore(tmp_path / "keys.json")
+    ledger, key_store = Ledger(tmp_path / "ledger.db"), KeyStore(tmp_path / "keys.db")
     _, key = key_store.create("desk", KeyPolicy(requests_per_minute=100, tokens_per_minute=100_000))
     router = Router(replay("small", "refund"), replay("large", "card_arrival"), certificate(), name="tickets")
     body = {"model": "tickets", "messages": [{"role": "user", "content": QUESTION}]}

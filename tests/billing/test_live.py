@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from smallfirst.billing.live import IDLE, latency_ms, live_report
-from smallfirst.pricing.machine import MachinePrice
-from smallfirst.pricing.prices import PriceBook
+from smallfirst.pricing.prices import MachinePrice, PriceBook
 from smallfirst.report.page import render_page
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, ExpenseRow, LedgerRow

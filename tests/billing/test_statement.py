@@ -14,10 +14,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from smallfirst.billing.live import live_report
-from smallfirst.billing.machines import MachineCost
-from smallfirst.billing.saved import Amount, savings, total
-from smallfirst.billing.statement import KEY, Statement, make, month_of, public_text, signing_key
-from smallfirst.billing.statement_check import verify
+from smallfirst.billing.saved import Amount, MachineCost, savings, total
+from smallfirst.billing.statement import KEY, Statement, make, month_of, public_text, signing_key, verify
 from smallfirst.dashboard.watch import watch
 from smallfirst.errors import ConfigError
 from smallfirst.pricing.charge import Charge

@@ -112,7 +112,7 @@ def test_a_month_is_written_shown_and_checked(tmp_path: Path, monkeypatch: pytes
     page.write_text(written)
     rows = tmp_path / "statement-2026-11" / "rows.csv"
     rows.write_text(rows.read_text().replace(",0.01,", ",0.001,", 1))
-    assert "answer s0 was changed" in failed(call("statement", "--verify", "statement-2026-11"), 2)
+    assert "these are not the rows that were signed" in failed(call("statement", "--verify", "statement-2026-11"), 2)
 
 
 def test_without_a_ledger_it_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,12 +56,12 @@ def test_doctor_ends_with_one_where_something_does_not_work(monkeypatch: pytest.
 
 @pytest.fixture
 def ring(tmp_path: Path) -> KeyStore:
-    return KeyStore(tmp_path / "keys.json")
+    return KeyStore(tmp_path / "keys.db")
 
 
 def test_keys_are_made_listed_and_revoked_by_commands(ring: KeyStore) -> None:
     run = CliRunner()
-    file = ["--file", ring.place]
+    file = ["--ledger", ring.place]
     assert "no keys" in run.invoke(keys, ["list", *file]).output
     options = [
         "--model",
@@ -103,7 +103,7 @@ def test_keys_are_made_listed_and_revoked_by_commands(ring: KeyStore) -> None:
 
 
 def test_a_rotated_key_keeps_name_policy_and_owner_and_others_may_join_it(ring: KeyStore) -> None:
-    run, file = CliRunner(), ["--file", ring.place]
+    run, file = CliRunner(), ["--ledger", ring.place]
     first = json.loads(run.invoke(keys, ["create", "desk", "--model", "small", "--json", *file]).output)
     rotated = json.loads(run.invoke(keys, ["rotate", "desk", "--grace-s", "60", "--json", *file]).output)
     same = ("name", "owner", "models", "role")
@@ -124,7 +124,7 @@ def test_a_rotated_key_keeps_name_policy_and_owner_and_others_may_join_it(ring: 
 def test_keys_live_in_the_state_folder_and_mistakes_are_named() -> None:
     run = CliRunner()
     assert run.invoke(keys, ["create", "desk"]).exit_code == 0
-    (key,) = KeyStore(home() / "keys.json").entries()
+    (key,) = KeyStore(home() / "ledger.db").entries()
     assert key.policy == KeyPolicy()
     for arguments in (["create", "desk"], ["revoke", "none"], ["create", "other", "--model", "a b"]):
         failed = run.invoke(keys, arguments)

@@ -11,8 +11,7 @@ import httpx
 import pytest
 from fixtures.dashboard import DashboardServer
 
-from smallfirst.billing.machines import machine_costs
-from smallfirst.billing.saved import savings
+from smallfirst.billing.saved import machine_costs, savings
 from smallfirst.dashboard.watch import Window, watch
 from smallfirst.pricing.charge import Charge
 from smallfirst.pricing.prices import PriceBook

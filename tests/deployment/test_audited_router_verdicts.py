@@ -38,7 +38,7 @@ def settled(ledger: Ledger, id: str) -> None:
 
 
 def test_a_user_judges_own_answers_only_and_moves_no_bound(ledger: Ledger, tmp_path: Path, run_server: Any) -> None:
-    setting, store = Setting(ledger), KeyStore(tmp_path / "keys.json")
+    setting, store = Setting(ledger), KeyStore(tmp_path / "keys.db")
     keys = {name: store.create(name, KeyPolicy(role=name))[1] for name in ("user", "judge", "admin")}  # type: ignore[arg-type]
     keys["other"] = store.create("other", KeyPolicy())[1]
     plugin = MonitoringRoutes([setting.live], ledger)

@@ -59,7 +59,7 @@ def open_desk(ledger: Ledger, tmp_path: Path, run_server: Any) -> Iterator[Any]:
     with ExitStack() as stack:
 
         def opened(task: Task = LABELS) -> Desk:
-            setting, store = Setting(ledger, judge="person"), KeyStore(tmp_path / "keys.json")
+            setting, store = Setting(ledger, judge="person"), KeyStore(tmp_path / "keys.db")
             setting.live.auditing = setting.live.auditing._replace(task=task)
             roles: dict[str, Any] = {"ada": "judge", "ben": "judge", "uma": "user"}
             keys = {name: store.create(name, KeyPolicy(role=role))[1] for name, role in roles.items()}

@@ -13,8 +13,7 @@ from smallfirst.deployment.hot_swap import HotSwapModels
 from smallfirst.errors import ConfigError, RegistryError, StageMissing
 from smallfirst.paths import home
 from smallfirst.pipeline import router_setup
-from smallfirst.pricing.machine import MachinePrice
-from smallfirst.pricing.prices import PriceBook
+from smallfirst.pricing.prices import MachinePrice, PriceBook
 from smallfirst.project.task_file import TaskFile
 from smallfirst.records import parse_record
 from smallfirst.routing.domain import PROFILE_FILE

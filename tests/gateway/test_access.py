@@ -45,7 +45,7 @@ def test_without_keys_only_this_machine_is_served() -> None:
 
 
 def test_a_key_names_the_tenant_and_is_not_passed_on(tmp_path: Path) -> None:
-    store = KeyStore(tmp_path / "keys.json")
+    store = KeyStore(tmp_path / "keys.db")
     _, key = store.create("ada", KeyPolicy(models=("gpt-4o",), requests_per_minute=3))
     access = Access(store)
     upstream = (b"authorization", b"Bearer sk-upstream")
@@ -71,7 +71,7 @@ def test_a_key_names_the_tenant_and_is_not_passed_on(tmp_path: Path) -> None:
 
 
 def test_what_the_proxy_does_is_for_admins(tmp_path: Path) -> None:
-    store = KeyStore(tmp_path / "keys.json")
+    store = KeyStore(tmp_path / "keys.db")
     _, user = store.create("user", KeyPolicy())
     _, admin = store.create("admin", KeyPolicy(role="admin"))
     path = "/v1/smallfirst/tasks"
@@ -80,7 +80,7 @@ def test_what_the_proxy_does_is_for_admins(tmp_path: Path) -> None:
 
 
 def test_other_machines_need_a_key(tmp_path: Path) -> None:
-    store = KeyStore(tmp_path / "keys.json")
+    store = KeyStore(tmp_path / "keys.db")
     check_exposure("127.0.0.1", store, everybody=False)
     check_exposure("0.0.0.0", store, everybody=True)
     with pytest.raises(ConfigError, match="can be reached from other machines"):

@@ -20,8 +20,7 @@ from smallfirst.gateway.live_task import (
     WordingWatch,
 )
 from smallfirst.models.protocol import Completion
-from smallfirst.pricing.prices import PriceBook
-from smallfirst.pricing.token_price import TokenPrice
+from smallfirst.pricing.prices import PriceBook, TokenPrice
 
 USAGE = {"prompt_tokens": 1000, "completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": 900}}
 PRICE = TokenPrice(

@@ -187,7 +187,7 @@ def test_nothing_yet_names_the_next_command(tmp_path, monkeypatch):
 
 
 def test_the_proxy_has_a_page_of_its_tasks(chromium: Any, tmp_path: Path) -> None:
-    ledger, store = Ledger(tmp_path / "ledger.db"), KeyStore(tmp_path / "keys.json")
+    ledger, store = Ledger(tmp_path / "ledger.db"), KeyStore(tmp_path / "keys.db")
     _, user = store.create("user", KeyPolicy())
     _, admin = store.create("admin", KeyPolicy(role="admin"))
     for index, stage in enumerate(("small", "small", "large")):

@@ -156,7 +156,7 @@ def started(learnt: LearntTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
                 name: {"base_url": one.url} if isinstance(one, Upstream) else one for name, one in upstreams.items()
             }
             (tmp_path / "gateway.yaml").write_text(json.dumps({"upstreams": named, **settings}))
-            store = KeyStore(state / "keys.json")
+            store = KeyStore(state / "ledger.db")
             keys.update({name: store.create(name, KeyPolicy())[1] for name in tenants})
             ran = call("proxy", "gateway.yaml", "--port", "0")
             assert ran.exit_code == 0, ran.output

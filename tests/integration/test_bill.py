@@ -23,8 +23,7 @@ from smallfirst.models.protocol import Completion, Request
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
 from smallfirst.models.usage import paid
 from smallfirst.pricing.charge import Charge
-from smallfirst.pricing.machine import MachinePrice
-from smallfirst.pricing.prices import PriceBook
+from smallfirst.pricing.prices import MachinePrice, PriceBook
 from smallfirst.pricing.tokens import tokens_of
 from smallfirst.records import parse_record
 from smallfirst.routing.router import Router
@@ -41,13 +40,10 @@ HOSTED = {
     "tiers": {"batch": 0.5, "priority": 2},
 }
 PRICES = {
-    "currencies": {"EUR": 1.08},
-    "machines": {
-        "gpu": {"purchase_usd": 8766, "life_years": 1, "watts": 1000, "usd_per_kwh": 0.26, "utilisation": 0.5}
-    },
+    "machines": {"gpu": {"usd_per_hour": 1.26, "utilisation": 0.5}},
     "tokens": {
         "big": HOSTED,
-        "euro": {"currency": "EUR", "input_per_mtok": 2, "output_per_mtok": 10},
+        "euro": {"input_usd_per_mtok": 2.16, "output_usd_per_mtok": 10.8},
         "fee": {"input_usd_per_mtok": 1, "output_usd_per_mtok": 1, "usd_per_request": 0.005},
         "cut": [
             {"input_usd_per_mtok": 100, "output_usd_per_mtok": 100, "valid_from": "2020-01-01"},
@@ -207,7 +203,6 @@ def test_a_bill_of_twenty_requests_is_the_one_computed_by_hand(desk: Desk) -> No
         "flex",
         'no price for "big": under `prices` it has no tier flex',
     )
-    assert by_name["EUR"].bill[0].source == "task.yaml, EUR at 1.08 USD"
     assert str(by_name["price cut"].bill[0].price_date) == "2026-11-01"
 
 

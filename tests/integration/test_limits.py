@@ -16,8 +16,7 @@ from fixtures.server import LabelModel, RunningServer, run_server
 
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
-from smallfirst.pricing.prices import PriceBook
-from smallfirst.pricing.token_price import TokenPrice
+from smallfirst.pricing.prices import PriceBook, TokenPrice
 from smallfirst.routing.router import Router
 from smallfirst.serving.auth.keys import KeyPolicy, KeyStore
 from smallfirst.serving.ledger.ledger import Ledger
@@ -99,7 +98,7 @@ def row(server: RunningServer, n: int = 1) -> LedgerRow:
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_early_pays_what_was_written(start, upstream, tmp_path: Path, stream: bool) -> None:
     _, model = upstream
-    store = KeyStore(tmp_path / "keys.json")
+    store = KeyStore(tmp_path / "keys.db")
     _, key = store.create("one", KeyPolicy(tokens_per_minute=100))
     server = start(key_store=store, m=model)
     assert leave(server, key, stream=stream, max_tokens=30_000) == 499
@@ -148,13 +147,13 @@ def test_a_model_that_was_not_asked_costs_nothing_and_has_no_figures(start, labe
     assert (written.prompt_tokens, written.completion_tokens, written.cost_usd) == (None, None, None)
 
 
-def test_every_draw_reserves_its_tokens_and_gives_back_what_it_did_not_write(start, echo, tmp_path: Path) -> None:
-    store = KeyStore(tmp_path / "keys.json")
+def test_an_answer_reserves_its_tokens_and_gives_back_what_it_did_not_write(start, echo, tmp_path: Path) -> None:
+    store = KeyStore(tmp_path / "keys.db")
     _, key = store.create("one", KeyPolicy(tokens_per_minute=10_000))
     server = start(key_store=store, m=echo)
     echo.gate.clear()
     head, url = {"authorization": f"Bearer {key}"}, f"{server.url}/v1/chat/completions"
-    body = {"model": "m", "messages": HELLO, "n": 3, "temperature": 1, "max_tokens": 3_000}
+    body = {"model": "m", "messages": HELLO, "max_tokens": 9_000}
     answers: list[httpx.Response] = []
     asking = threading.Thread(target=lambda: answers.append(httpx.post(url, json=body, headers=head, timeout=20)))
     asking.start()
@@ -169,7 +168,7 @@ def test_every_draw_reserves_its_tokens_and_gives_back_what_it_did_not_write(sta
 
 
 def test_a_label_reserves_one_token(start, tmp_path: Path) -> None:
-    store = KeyStore(tmp_path / "keys.json")
+    store = KeyStore(tmp_path / "keys.db")
     _, key = store.create("one", KeyPolicy(tokens_per_minute=1_000))
     server = start(key_store=store, m=Router(OneToken(), None, certificate(0.5)))
     body = {"model": "m", "inputs": ["hello"] * 60}

@@ -46,7 +46,7 @@ def test_keys_of_another_folder_are_not_taken_for_those_of_the_server(work: Path
     assert run.invoke(main, ["keys", "create", "desk"]).exit_code == 0
     refused = run.invoke(main, ["serve", "tickets"])
     assert refused.exit_code == 2
-    assert f"the keys in {work}/.smallfirst/keys.json are not this server's" in refused.output
+    assert f"the keys in {work}/.smallfirst/ledger.db are not this server's" in refused.output
     assert run.invoke(main, ["keys", "create", "desk", "--task", "tickets"]).exit_code == 0
-    assert (work / "tickets" / ".smallfirst" / "keys.json").is_file()
+    assert (work / "tickets" / ".smallfirst" / "ledger.db").is_file()
     assert "tickets has no champion" in run.invoke(main, ["serve", "tickets"]).output

@@ -16,7 +16,7 @@ from smallfirst.errors import ModelError, RequestRefused
 from smallfirst.models.label_model import LabelLogProbs, LabelModel, TextEmbedding, log_softmax, softmax
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Capability, Completion, Model, Request
-from smallfirst.pricing.machine import MachinePrice
+from smallfirst.pricing.prices import MachinePrice
 from smallfirst.tasks.classify import Classify
 
 LABELS = tuple(f"label-{i}" for i in range(7))

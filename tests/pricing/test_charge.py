@@ -8,7 +8,7 @@ from datetime import date
 import pytest
 
 from smallfirst.pricing.charge import Charge, charges_json, itemized, known_usd, stated, total_usd, with_purpose
-from smallfirst.pricing.machine import MachinePrice
+from smallfirst.pricing.prices import MachinePrice
 from smallfirst.pricing.tokens import TokenUsage
 
 HOSTED = Charge(

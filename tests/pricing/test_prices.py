@@ -1,19 +1,25 @@
-"""Prices: the project's own first, then the shared file, then the catalogue, then an error that names the line."""
+"""Prices: the project's own first, then the shared file, then the catalogue, then an error that names the line.
+
+The catalogue's own arithmetic and ours agree, by seller, day, tier and length of the prompt.
+"""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import pytest
 
 from smallfirst.errors import ConfigError, PriceUnknown
-from smallfirst.pricing.prices import PriceBook, with_price_file
-from smallfirst.pricing.token_price import TokenPrice
+from smallfirst.pricing.prices import MachinePrice, NotInCatalogue, PriceBook, TokenPrice, list_price, with_price_file
 from smallfirst.pricing.tokens import TokenUsage, tokens_of
 from smallfirst.records import parse_record
 
+genai_prices = pytest.importorskip("genai_prices")
+NOW = datetime(2026, 11, 27, tzinfo=UTC)
 OWN = PriceBook(tokens={"gpt-4o-mini": TokenPrice(input_usd_per_mtok=1, output_usd_per_mtok=3)})
 ALL_KINDS = TokenUsage(
     prompt_tokens=1_000,
@@ -94,19 +100,6 @@ def test_the_price_of_a_day_is_the_newest_that_had_begun() -> None:
     assert "        valid_from: …" in str(caught.value)
 
 
-def test_another_currency_needs_its_rate() -> None:
-    price = {"currency": "EUR", "input_per_mtok": 2, "output_per_mtok": 8, "per_request": 0.001}
-    found = book(tokens={"big": price}, currencies={"EUR": 1.08})
-    line = found.charge("big", TokenUsage(prompt_tokens=1000, completion_tokens=100))
-    assert line.usd == pytest.approx(1.08 * (0.002 + 0.0008 + 0.001), rel=1e-12)
-    assert line.source == "task.yaml, EUR at 1.08 USD"
-    assert PriceBook.model_validate_json(found.model_dump_json()) == found
-    with pytest.raises(ConfigError, match=r"no rate of EUR; write `currencies: \{EUR: …\}`"):
-        book(tokens={"big": [price]})
-    with pytest.raises(ConfigError, match="input_usd_per_mtok is in USD; in EUR write input_per_mtok"):
-        book(tokens={"big": {**price, "input_usd_per_mtok": 2}}, currencies={"EUR": 1.08})
-
-
 def test_a_mistake_in_a_price_is_named_by_its_place() -> None:
     right = {"input_usd_per_mtok": 1, "output_usd_per_mtok": 2}
     with pytest.raises(ConfigError) as caught:
@@ -135,18 +128,17 @@ def test_a_tier_without_a_price_is_an_error_that_names_the_line() -> None:
 
 def test_a_shared_file_fills_in_what_the_settings_leave_out(tmp_path: Path) -> None:
     (tmp_path / "prices.yaml").write_text(
-        "currencies: {EUR: 1.1}\n"
         "machine: {usd_per_hour: 0.5}\n"
         "machines: {gpu: {usd_per_hour: 2}}\n"
         "tokens:\n"
-        "  big: {currency: EUR, input_per_mtok: 10, output_per_mtok: 10}\n"
+        "  big: {input_usd_per_mtok: 11, output_usd_per_mtok: 11}\n"
         "  mid: [{input_usd_per_mtok: 3, output_usd_per_mtok: 3}]\n"
     )
     given = {"file": "prices.yaml", "tokens": {"mid": {"input_usd_per_mtok": 7, "output_usd_per_mtok": 7}}}
     found = parse_record(PriceBook, with_price_file(given, tmp_path / "gateway.yaml"), where="gateway.yaml")
     one = TokenUsage(prompt_tokens=1_000_000)
     assert [(found.charge(m, one).usd, found.source_of(m)) for m in ("big", "mid")] == [
-        (pytest.approx(11), "prices.yaml, EUR at 1.1 USD"),
+        (11, "prices.yaml"),
         (7, "gateway.yaml"),
     ]
     assert (found.machine.usd_per_hour, found.machine_named("gpu").name) == (0.5, "gpu")
@@ -161,7 +153,6 @@ def test_a_shared_file_fills_in_what_the_settings_leave_out(tmp_path: Path) -> N
 
 
 def test_unknown_price_is_an_error_that_shows_the_lines_to_write() -> None:
-    genai_prices = pytest.importorskip("genai_prices")
     with pytest.raises(PriceUnknown) as caught:
         PriceBook(source="gateway.yaml").charge('our-"70b"', tokens_of(1, 1))
     assert str(caught.value) == (
@@ -174,3 +165,75 @@ def test_unknown_price_is_an_error_that_shows_the_lines_to_write() -> None:
         "        input_usd_per_mtok: …\n"
         "        output_usd_per_mtok: …"
     )
+
+
+def test_a_machine_is_paid_for_idle_time_too_and_its_line_names_it() -> None:
+    # half an hour at $0.60 per hour, useful for half of the time: $0.30 of work costs $0.60
+    assert MachinePrice(usd_per_hour=0.60, utilisation=0.5).cost_usd(1800) == pytest.approx(0.60)
+    line = MachinePrice(usd_per_hour=3.6, utilisation=1.0, name="gpu").charge("big", 2.0)
+    assert (line.usd, line.machine, line.source) == (pytest.approx(0.002), "gpu", "prices.machines.gpu")
+    for wrong in (0.0, 1.1, float("nan")):
+        with pytest.raises(pydantic.ValidationError, match="utilisation"):
+            MachinePrice(utilisation=wrong)
+
+
+def test_catalogue_prices_a_known_model() -> None:
+    line = PriceBook().charge("gpt-4o-mini", TokenUsage(prompt_tokens=1_000_000, completion_tokens=1_000_000), at=NOW)
+    assert line.usd == pytest.approx(0.75)  # list price $0.15 and $0.60 per million
+    assert line.rates == {"input": 0.15, "output": 0.6}
+    assert line.source == f"genai-prices {genai_prices.__version__}: openai/gpt-4o-mini"
+    assert line.price_date is not None
+    assert date(2026, 1, 1) < line.price_date <= datetime.now(UTC).date()
+
+
+def test_address_tells_the_seller() -> None:
+    model = "meta-llama/Llama-3.3-70B-Instruct-Turbo"
+    source = PriceBook().source_of(model, api_url="https://api.together.xyz/v1")
+    assert source.endswith(f": together/{model}")
+
+
+@pytest.mark.parametrize("tier", ["", "batch", "flex", "priority"])
+@pytest.mark.parametrize("n_prompt", [900, 250_000])
+@pytest.mark.parametrize(
+    "model", ["gpt-4o-mini", "gpt-5", "gpt-5.4", "claude-sonnet-4-5", "gemini-2.5-pro", "deepseek-chat"]
+)
+def test_cost_is_that_of_the_catalogues_own_calculation(model: str, n_prompt: int, tier: str) -> None:
+    tokens = TokenUsage(
+        prompt_tokens=n_prompt, cached_tokens=500, cache_write_tokens=100, completion_tokens=80, reasoning_tokens=30
+    )
+    usage = genai_prices.Usage(
+        input_tokens=n_prompt,
+        cache_read_tokens=500,
+        cache_write_tokens=100,
+        output_tokens=80,
+        output_reasoning_tokens=30,
+    )
+    context = {"processing": "batch"} if tier == "batch" else {"service_tier": tier} if tier else None
+    n_compared = 0
+    for at in (datetime(2025, 12, 1, 18, tzinfo=UTC), NOW):
+        theirs = genai_prices.calc_price(usage, model, genai_request_timestamp=at, price_context=context)
+        with suppress(PriceUnknown):  # of a tier, where the catalogue would take the usual price instead
+            ours = PriceBook().charge(model, tokens, at=at, tier=tier)
+            assert ours.usd == pytest.approx(float(theirs.total_price), rel=1e-12)
+            n_compared += 1
+    assert n_compared == 2 or tier
+
+
+def test_a_tier_that_the_catalogue_does_not_know_is_no_usual_price() -> None:
+    with pytest.raises(PriceUnknown, match="has no price of deepseek/deepseek-v4-flash in the tier flex"):
+        PriceBook().charge("deepseek-v4-flash", TokenUsage(prompt_tokens=1), at=NOW, tier="flex")
+
+
+def test_a_price_that_changes_has_the_day_on_which_it_began() -> None:
+    before, after = (
+        list_price("gemini-3.6-flash", api_url=None, at=datetime(*day, tzinfo=UTC))
+        for day in ((2026, 12, 31), (2027, 1, 1))
+    )
+    assert after.valid_from == date(2027, 1, 1)
+    assert before.valid_from is not None
+    assert before.valid_from < date(2027, 1, 1)
+
+
+def test_what_nobody_sells_has_no_price() -> None:
+    with pytest.raises(NotInCatalogue, match="does not know it either"):
+        list_price("our-70b", api_url=None, at=NOW)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from smallfirst.pricing.money import format_usd
+from smallfirst.pricing.charge import format_usd
 from smallfirst.report.formats import breakable, ms, question_and_context, short, signed, usd_tick
 
 

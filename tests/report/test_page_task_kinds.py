@@ -7,7 +7,7 @@ import re
 import pytest
 from fixtures.html_page import Page
 
-from smallfirst.pricing.money import format_usd
+from smallfirst.pricing.charge import format_usd
 from smallfirst.report.data import ReportData
 from smallfirst.report.formats import percent
 from smallfirst.report.page import render

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 from smallfirst.routing.budget import Budget, BudgetTracker
-from smallfirst.serving.ledger.shared_state import MemoryState
+from smallfirst.serving.ledger.ledger import Ledger
 
 
 def test_a_budget_slides() -> None:
@@ -23,8 +24,8 @@ def test_a_budget_slides() -> None:
     assert tracker.allows(0.99)
 
 
-def test_processes_spend_one_budget_and_one_that_starts_knows_what_is_left() -> None:
-    clock, state = [0.0], MemoryState()
+def test_processes_spend_one_budget_and_one_that_starts_knows_what_is_left(tmp_path: Path) -> None:
+    clock, state = [0.0], Ledger(tmp_path / "ledger.db").shared
     first, second, other = (BudgetTracker(Budget(usd=1.0), now=lambda: clock[0]) for _ in range(3))
     first.pay(0.5)
     second.pay(0.3)
@@ -44,4 +45,4 @@ def test_processes_spend_one_budget_and_one_that_starts_knows_what_is_left() -> 
     assert fresh.allows(0.9)
     fresh.pay(0.1)
     asyncio.run(fresh.share(state, "tickets"))
-    assert state._values["budget/tickets"] == {"60": 0.1}  # what is out of the window is dropped
+    assert state.get("budget/tickets") == {"60": 0.1}  # what is out of the window is dropped

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from smallfirst.routing.budget import SharedSums
-from smallfirst.serving.ledger.ledger import LedgerAway
-from smallfirst.serving.ledger.shared_state import MemoryState
+from smallfirst.serving.ledger.ledger import Ledger, LedgerAway
 
 
-def test_amounts_of_all_count_once_and_never_below_nothing() -> None:
-    state, (first, second) = MemoryState(), (SharedSums(), SharedSums())
+def test_amounts_of_all_count_once_and_never_below_nothing(tmp_path: Path) -> None:
+    state, (first, second) = Ledger(tmp_path / "ledger.db").shared, (SharedSums(), SharedSums())
     first.add("kept", 3)
     first.add("reserve", -5)
     second.add("kept")
@@ -25,16 +25,16 @@ def test_amounts_of_all_count_once_and_never_below_nothing() -> None:
     assert first["reserve"] == 0
 
 
-def test_what_could_not_be_told_is_told_later() -> None:
+def test_what_could_not_be_told_is_told_later(tmp_path: Path) -> None:
     class Away:
         async def update(self, name: str, change: Any) -> Any:
             sums.add("kept")  # while it was tried
             raise LedgerAway("no connection")
 
-    sums, state = SharedSums(), MemoryState()
+    sums, state = SharedSums(), Ledger(tmp_path / "ledger.db").shared
     sums.add("kept", 2)
     with pytest.raises(LedgerAway):
         asyncio.run(sums.share(Away(), "tickets"))
     assert sums["kept"] == 3
     asyncio.run(sums.share(state, "tickets"))
-    assert state._values == {"tickets": {"kept": 3}}
+    assert state.get("tickets") == {"kept": 3}

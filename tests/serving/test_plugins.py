@@ -27,7 +27,7 @@ class Greeting(Plugin):
 
 
 def test_a_route_is_open_to_its_role_only(start: Any, label: Any, tmp_path: Path) -> None:
-    key_store = KeyStore(tmp_path / "keys.json")
+    key_store = KeyStore(tmp_path / "keys.db")
     keys = {role: key_store.create(role, KeyPolicy(role=role))[1] for role in ("user", "admin")}  # type: ignore[arg-type]
     server = start(key_store=key_store, plugins=[Greeting()], m=label)
 

@@ -21,7 +21,7 @@ from smallfirst.errors import ConfigError, SmallfirstError, Unavailable
 from smallfirst.interfaces.openai_finetuning.files import unix_seconds
 from smallfirst.jobs import queue
 from smallfirst.jobs.job_folder import JobFolder, lookup
-from smallfirst.pricing.machine import MachinePrice
+from smallfirst.pricing.prices import MachinePrice
 from smallfirst.serving.plugins import ApiError, open_stream
 
 _log = logging.getLogger("smallfirst.serving")

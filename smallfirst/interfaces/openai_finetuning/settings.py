@@ -8,7 +8,7 @@ from pathlib import Path
 import pydantic
 
 from smallfirst.jobs.job_folder import trainable_models
-from smallfirst.pricing.machine import MachinePrice
+from smallfirst.pricing.prices import MachinePrice
 from smallfirst.records import Record
 
 _BASE_NAME = re.compile(r"[A-Za-z0-9._/@-]{1,64}")

@@ -19,7 +19,7 @@ from smallfirst.models.protocol import Capability, Chunk, Completion, Request
 from smallfirst.models.response_format import ResponseGrammars
 from smallfirst.models.usage import paid, report_unfinished, unfinished
 from smallfirst.models.wrappers import CallableModel
-from smallfirst.pricing.machine import MachinePrice
+from smallfirst.pricing.prices import MachinePrice
 from smallfirst.pricing.tokens import tokens_of
 from smallfirst.tasks.json.paths import field_path, omission_spans, value_spans
 

@@ -30,7 +30,7 @@ from smallfirst.models.remote.http import ConnectionBroken, HttpResponse, HttpSe
 from smallfirst.models.remote.model import open_session
 from smallfirst.models.remote.responses import ResponseParser
 from smallfirst.models.usage import Attempt
-from smallfirst.pricing.machine import MachinePrice
+from smallfirst.pricing.prices import MachinePrice
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TIMEOUT_S = 300.0

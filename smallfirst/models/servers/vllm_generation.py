@@ -15,7 +15,7 @@ from smallfirst.models.local.tokenizer import end_of_turn_token
 from smallfirst.models.local.weights import import_transformers, load_pretrained
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.servers.vllm import VllmRoute
-from smallfirst.pricing.machine import MachinePrice
+from smallfirst.pricing.prices import MachinePrice
 
 CutOff = Callable[[Any], None]
 SHOWN_CHARACTERS = 300

@@ -11,7 +11,7 @@ from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Capability, Completion, Request
 from smallfirst.models.usage import paid
 from smallfirst.models.wrappers import CallableModel
-from smallfirst.pricing.machine import MachinePrice
+from smallfirst.pricing.prices import MachinePrice
 from smallfirst.pricing.tokens import tokens_of
 
 

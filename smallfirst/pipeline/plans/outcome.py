@@ -24,7 +24,7 @@ from smallfirst.pipeline.evaluate import measure_router
 from smallfirst.pipeline.plans.labels_needed import PROMISE, labels_needed
 from smallfirst.pipeline.plans.worth import expected_plans, fix_finalists, price_of_guarantee
 from smallfirst.pipeline.summary import KEPT, KeptOnTest
-from smallfirst.pricing.money import format_usd
+from smallfirst.pricing.charge import format_usd
 from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project, shown_as
 from smallfirst.project.run_folder import CERTIFICATE, OUTCOME, PROMOTED, VERDICTS, Promotion, RunFolder

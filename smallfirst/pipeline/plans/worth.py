@@ -14,7 +14,7 @@ from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.gate.choice import Option, WorthRule, choose_candidates, level_shares, would_pass
 from smallfirst.gate.outcome import share_words
 from smallfirst.pipeline.diagnostics import find_split_leaks
-from smallfirst.pricing.money import format_usd
+from smallfirst.pricing.charge import format_usd
 from smallfirst.project.candidate_registry import promotable_names
 from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project

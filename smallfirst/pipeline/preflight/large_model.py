@@ -20,7 +20,7 @@ from smallfirst.models.remote.model import EndpointModel, is_priced_by_tokens
 from smallfirst.models.usage import BYTES_PER_TOKEN, estimate_prompt_tokens
 from smallfirst.paths import state_folder
 from smallfirst.pipeline.large_model import n_second_answers, recording_path, second_recording_path
-from smallfirst.pricing.money import format_usd
+from smallfirst.pricing.charge import format_usd
 from smallfirst.pricing.tokens import tokens_of
 from smallfirst.project.rows import Rows
 from smallfirst.project.task_file import TaskFile

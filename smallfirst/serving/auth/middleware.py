@@ -1,31 +1,36 @@
-"""Authentication: each request gets an id, and each path but /health and /ready needs a key before it is routed.
+"""Authentication and limits: each request gets an id, and each path but /health and /ready needs a key.
 
 Paths that are not listed need the role `admin`, so a new route is closed until it is opened. Without keys, on loopback
 only, the Host and Origin headers must name this machine, so that no web page from elsewhere can talk to the server.
+
+What is left of a key's limits a minute is a row of the database, which one statement draws from. Tokens are reserved by
+an estimate before the model works and settled afterwards.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hmac
+import logging
+import math
 import re
+import time
 import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from contextvars import ContextVar
 from typing import NamedTuple
 
+from sqlalchemy import case, literal
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from smallfirst.models.protocol import Completion
 from smallfirst.models.remote.config import is_loopback
-from smallfirst.serving.admission import RETRY_AFTER_S, Shares
+from smallfirst.serving.admission import Shares
 from smallfirst.serving.auth.keys import ApiKey, KeyPolicy, KeyStore, KeyStoreUnreadable, hash_key, key_id, key_matches
-from smallfirst.serving.auth.rate_limits import Quota, Quotas
-from smallfirst.serving.error_responses import ledger_away
-from smallfirst.serving.ledger.database import LedgerAway
-from smallfirst.serving.ledger.shared_state import SharedState
-from smallfirst.serving.openai.errors import ApiError
-from smallfirst.serving.response_head import header_value
+from smallfirst.serving.ledger.database import LIMITS, Database, LedgerAway
+from smallfirst.serving.openai.errors import RETRY_AFTER_S, ApiError, ledger_away
 from smallfirst.serving.settings import ServeSettings
 
 CHAT_PATH = "/v1/chat/completions"
@@ -41,6 +46,165 @@ _ID_PREFIXES = {CHAT_PATH: "chatcmpl", "/v1/completions": "cmpl"}
 """Prefixes of response ids, as OpenAI has them."""
 _NO_HASH = "0" * 64
 """A key of an unknown id is compared with this, so that it takes as long."""
+REFUSED_S = 1.0
+"""Seconds after a refusal in which a key without anything left is refused without asking the database."""
+_log = logging.getLogger("smallfirst.serving")
+
+
+class Bucket:
+    """A limit of so many units a minute, over all processes of one database.
+
+    It fills evenly and holds a minute's worth. A need of more waits for a full bucket and leaves a debt, which refills
+    before the next request passes.
+    """
+
+    def __init__(self, name: str, per_minute: int, database: Database, clock: Callable[[], float]) -> None:
+        self.per_minute, self._name, self._database, self._clock = per_minute, name, database, clock
+        self._level, self._at_s = float(per_minute), clock()
+        """What it held at a time, as far as this process knows."""
+        self._refused_at_s = float("-inf")
+
+    @property
+    def level(self) -> float:
+        """Units left as far as is known here; negative in debt."""
+        refilled = self._level + max(0.0, self._clock() - self._at_s) * self.per_minute / 60
+        return min(float(self.per_minute), refilled)
+
+    def wait_s(self, units: float) -> float:
+        """Return the seconds until `units` are there; more than a minute's worth waits for a full bucket only."""
+        return max(0.0, (min(units, self.per_minute) - self.level) * 60 / self.per_minute)
+
+    async def take(self, units: float) -> float:
+        """Take `units` and return 0, or take nothing and return the seconds to wait. Raise LedgerAway."""
+        recent = self._clock() - self._refused_at_s < REFUSED_S  # who is refused all the time asks no database
+        if recent and (wait_s := self.wait_s(units)):
+            return wait_s
+        if await asyncio.to_thread(self._draw, units, min(units, self.per_minute)):
+            return 0.0
+        self._refused_at_s = self._clock()
+        return max(1e-9, self.wait_s(units))
+
+    def settle(self, units: float) -> None:
+        """Take `units` whether or not they are there, or put them back if negative; nobody waits for the database."""
+        self._level -= units
+        asyncio.get_running_loop().run_in_executor(None, self._settle, units)
+
+    def _settle(self, units: float) -> None:
+        try:
+            self._draw(units, None)
+        except LedgerAway as error:  # the estimate stands
+            _log.warning("limits of keys: %s", error.args[0])
+
+    def _draw(self, units: float, need: float | None) -> bool:
+        """Take `units` if there are `need` of them, or whatever there is without a need; return whether."""
+        t, now, most = LIMITS.c, self._clock(), float(self.per_minute)
+        filled = t.level + case((t.at < now, now - t.at), else_=0.0) * (most / 60)
+        level = case((t.per_minute != most, most), (filled > most, most), else_=filled)  # a new limit starts full
+        enough = literal(True) if need is None else level >= need - 1e-9
+        full = {"name": self._name, "level": most - units, "at": now, "per_minute": most, "taken": 1.0}
+        later = {
+            "level": case((enough, level - units), else_=level),
+            "at": case((t.at > now, t.at), else_=now),
+            "per_minute": most,
+            "taken": case((enough, 1.0), else_=0.0),
+        }
+        draw = self._database.insert(LIMITS).values(full)
+        draw = draw.on_conflict_do_update(index_elements=["name"], set_=later)
+        with self._database.short_write() as connection:
+            self._level, taken = connection.execute(draw.returning(t.level, t.taken)).one()
+        self._at_s = now
+        return bool(taken)
+
+
+class TokenReservation:
+    """The tokens of one request: an estimate until its usage is known."""
+
+    def __init__(self, estimate: int) -> None:
+        self.estimate = self.used = estimate
+        self._n_added = 0
+
+    def add(self, completion: Completion) -> None:
+        """Add what an answer used."""
+        self._n_added += completion.prompt_tokens + completion.completion_tokens
+        self.used = self._n_added
+
+
+NO_LIMITS = KeyPolicy()
+
+
+class Quota:
+    """What is left of one key's limits."""
+
+    def __init__(
+        self,
+        policy: KeyPolicy = NO_LIMITS,
+        id: str = "",
+        database: Database | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`database` has what is left of the limits a minute of `id` for all processes."""
+        self.policy, self.n_in_flight = policy, 0
+        self._requests = self._tokens = None
+        if database is not None and policy.requests_per_minute:
+            self._requests = Bucket(f"requests/{id}", policy.requests_per_minute, database, clock)
+        if database is not None and policy.tokens_per_minute:
+            self._tokens = Bucket(f"tokens/{id}", policy.tokens_per_minute, database, clock)
+
+    @asynccontextmanager
+    async def request(self) -> AsyncIterator[None]:
+        """Count one request in flight. Raise ApiError 429, a refused request costs nothing, or LedgerAway."""
+        if self._tokens is not None and (wait_s := self._tokens.wait_s(0)):
+            # In debt: refused before the body is read.
+            raise _slow_down(f"This key may use {self._tokens.per_minute} tokens a minute.", wait_s, "tokens")
+        if self.policy.max_in_flight is not None and self.n_in_flight >= self.policy.max_in_flight:
+            rule = f"This key may have {self.policy.max_in_flight} requests under way at once."
+            raise _slow_down(rule, 1, "requests")  # nobody knows when one ends
+        self.n_in_flight += 1
+        try:
+            if self._requests is not None and (wait_s := await self._requests.take(1)):
+                rule = f"This key may send {self._requests.per_minute} requests a minute."
+                raise _slow_down(rule, wait_s, "requests")
+            yield
+        finally:
+            self.n_in_flight -= 1
+
+    @asynccontextmanager
+    async def tokens(self, estimate: int) -> AsyncIterator[TokenReservation]:
+        """Reserve `estimate` tokens, settled at the end. Raise ApiError 429 if they are not there, or LedgerAway."""
+        bucket, reservation = self._tokens, TokenReservation(estimate)
+        if bucket is not None and (wait_s := await bucket.take(estimate)):
+            raise _slow_down(f"This key may use {bucket.per_minute} tokens a minute.", wait_s, "tokens")
+        try:
+            yield reservation
+        finally:
+            if bucket is not None and reservation.used != estimate:
+                bucket.settle(reservation.used - estimate)
+
+    def headers(self) -> dict[str, str]:
+        """Return limits and what is left under OpenAI's header names; empty for a key without limits a minute."""
+        found: dict[str, str] = {}
+        for what, bucket in (("requests", self._requests), ("tokens", self._tokens)):
+            if bucket is not None:
+                found |= {
+                    f"x-ratelimit-limit-{what}": str(bucket.per_minute),
+                    f"x-ratelimit-remaining-{what}": str(max(0, math.floor(bucket.level + 1e-9))),
+                    f"x-ratelimit-reset-{what}": _duration(bucket.wait_s(bucket.per_minute)),
+                }
+        return found
+
+
+def _slow_down(rule: str, wait_s: float, what: str) -> ApiError:
+    wait = max(1, math.ceil(wait_s - 1e-6))
+    message = f"{rule} Try again in {wait} s."
+    return ApiError(429, message, kind=what, code="rate_limit_exceeded", retry_after_s=wait)
+
+
+def _duration(seconds: float) -> str:
+    """Format as OpenAI does: `17ms`, `1.5s`, `6m0s`."""
+    if seconds < 1:
+        return f"{math.ceil(seconds * 1000)}ms"
+    minutes, rest = divmod(round(seconds, 1), 60)
+    return f"{minutes:.0f}m{rest:g}s" if minutes else f"{rest:g}s"
 
 
 class Caller(NamedTuple):
@@ -53,7 +217,7 @@ class Caller(NamedTuple):
     """Id of the key, which may be logged; empty for a key that is not in the key store."""
     policy: KeyPolicy = KeyPolicy(role="admin")
     """What the key allows; where no key is asked for, everything."""
-    quota: Quota = Quota(KeyPolicy())
+    quota: Quota = Quota()
     """What is left of its limits, if it has any."""
     name: str = ""
     """Name of the key; empty for a key that is not in the key store."""
@@ -83,13 +247,12 @@ def caller_owner() -> str:
 class KeyCheck:
     """The keys that open a server."""
 
-    def __init__(self, hashes: Sequence[str], key_store: KeyStore | None, state: SharedState | None = None) -> None:
-        """`state` has what is left of limits for all processes; without it they are those of this one."""
+    def __init__(self, hashes: Sequence[str], key_store: KeyStore | None) -> None:
         self._hashes, self._key_store = hashes, key_store
-        self._quotas = Quotas(state=state)
+        self._quotas: dict[str, Quota] = {}
 
     async def refresh(self) -> None:
-        """Read keys that are kept in a database, unless they were read a moment ago."""
+        """Read the keys, unless they were read a moment ago."""
         if self._key_store is not None:
             await self._key_store.refresh()
 
@@ -109,12 +272,18 @@ class KeyCheck:
                 raise _unauthorised(f"The API key {known.id} is {state}.")
             assert self._key_store is not None
             self._key_store.used(known.id)
-            # By name and owner: a rotated key goes on with what its predecessor left.
-            quota = self._quotas.of(f"{known.owner}/{known.name}", known.policy)
-            return Caller(known.owner, known.id, known.policy, quota, known.name)
+            return Caller(known.owner, known.id, known.policy, self._quota(known, self._key_store), known.name)
         if fixed:
             return Caller(digest)
         raise _unauthorised("The API key is not known to this server.")
+
+    def _quota(self, key: ApiKey, key_store: KeyStore) -> Quota:
+        id = f"{key.owner}/{key.name}"  # a rotated key goes on with what its predecessor left
+        found = self._quotas.get(id)
+        if found is None or (found.policy is not key.policy and found.policy != key.policy):
+            # Only accepted keys come here, so the key store bounds their number.
+            found = self._quotas[id] = Quota(key.policy, id, key_store.database)
+        return found
 
     def _known(self, presented: str) -> ApiKey | None:
         try:
@@ -137,13 +306,12 @@ class AuthMiddleware:
         *,
         settings: ServeSettings,
         key_store: KeyStore | None,
-        state: SharedState,
         open_paths: Collection[str],
         user_paths: Collection[str],
         judge_paths: Collection[str],
     ) -> None:
         self._app = app
-        self._keys = KeyCheck(settings.api_keys_sha256, key_store, state)
+        self._keys = KeyCheck(settings.api_keys_sha256, key_store)
         self._open, self._user, self._judge = frozenset(open_paths), frozenset(user_paths), frozenset(judge_paths)
         self._hosts = frozenset(host.lower() for host in settings.allowed_hosts)
         # Twice the places: half of them for bodies on their way, which take none.
@@ -165,7 +333,7 @@ class AuthMiddleware:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = id
-                headers.update({name: header_value(text) for name, text in limits().items()})
+                headers.update(limits())
             await send(message)
             started = True
 

@@ -1,4 +1,4 @@
-"""The database of a ledger: a SQLite file, or PostgreSQL by its URL.
+"""The database of a ledger: its tables, in a SQLite file or in PostgreSQL by its URL.
 
 In SQLite readers do not block the writer (WAL). Triggers refuse changes and deletions of what was recorded.
 """
@@ -7,38 +7,177 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import NoneType
+from typing import Any, NamedTuple, get_args
 
+from pydantic import AwareDatetime
+from pydantic.fields import FieldInfo
 from sqlalchemy import (
+    TIMESTAMP,
+    BigInteger,
+    Boolean,
+    Column,
     Connection,
     Dialect,
+    Double,
     Engine,
+    Index,
+    Integer,
+    MetaData,
     Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
     create_engine,
     event,
     func,
     inspect,
     make_url,
     select,
+    text,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool, QueuePool
+from sqlalchemy.schema import SchemaItem
 from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.types import TypeEngine
 
 from smallfirst.errors import ConfigError, SmallfirstError
-from smallfirst.serving.ledger.tables import ABOUT, EXPIRING, LEDGER, TABLES
+from smallfirst.serving.ledger.rows import (
+    AttemptRow,
+    AuditRow,
+    DraftRow,
+    Entry,
+    ExpenseRow,
+    FeedbackRow,
+    LedgerRow,
+    ShadowRow,
+    StateRow,
+)
+from smallfirst.serving.ledger.sums import AMOUNTS, DIMENSIONS
 
 FORMAT = 1
 LOCK_TIMEOUT_S = 10
 """Longest wait for another process that writes."""
 _LOCK = 8_347_201
-"""PostgreSQL's advisory lock under which tables are made; the next number is that under which audits are written."""
+"""PostgreSQL's advisory lock under which tables are made; the next number is that of `hold_order`."""
 _FROZEN_S = 5
 """Seconds after which PostgreSQL ends a transaction whose process does not go on, so that others need not wait."""
+
+METADATA = MetaData()
+
+
+class Moment(TypeDecorator[datetime]):
+    """A time: `timestamptz` in PostgreSQL; in SQLite text of a fixed width in UTC, whose order is the order in time."""
+
+    impl, cache_ok = Text, True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(TIMESTAMP(timezone=True) if dialect.name == "postgresql" else Text())
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
+        """Return the time as the database takes it."""
+        return value if value is None or dialect.name == "postgresql" else utc_text(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        return datetime.fromisoformat(value) if isinstance(value, str) else value and value.astimezone(UTC)
+
+
+def utc_text(moment: datetime) -> str:
+    """Format with a fixed width, so that order as text is order in time."""
+    return moment.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+_TYPES: dict[Any, type[TypeEngine[Any]]] = {int: BigInteger, float: Double, bool: Boolean, AwareDatetime: Moment}
+
+
+def _column(name: str, field: FieldInfo) -> Column[Any]:
+    options = [*(get_args(field.annotation) or (field.annotation,))]
+    return Column(name, _TYPES.get(options[0], Text)(), nullable=NoneType in options)
+
+
+def _of(name: str, kind: type[Entry], *more: SchemaItem) -> Table:
+    key: Column[int] = Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    columns = [_column(*field) for field in kind.model_fields.items()]
+    return Table(name, METADATA, key, *columns, *more, sqlite_autoincrement=True)
+
+
+TABLES: dict[type[Entry], Table] = {
+    LedgerRow: _of(
+        "answers",
+        LedgerRow,
+        UniqueConstraint("id"),
+        Index("answers_at", "at"),
+        Index("answers_drawn", "task", sqlite_where=text("audited IS 1"), postgresql_where=text("audited IS true")),
+    ),
+    AttemptRow: _of("attempts", AttemptRow, Index("attempts_id", "id")),
+    AuditRow: _of("audits", AuditRow, UniqueConstraint("id")),
+    DraftRow: _of("drafts", DraftRow, UniqueConstraint("id")),
+    ShadowRow: _of("shadows", ShadowRow, UniqueConstraint("task", "certificate", "text")),
+    FeedbackRow: _of("feedback", FeedbackRow, Index("feedback_id", "id")),
+    StateRow: _of("states", StateRow, Index("states_once", "task", "certificate", "after_audit", "cause", unique=True)),
+    ExpenseRow: _of("expenses", ExpenseRow, UniqueConstraint("id")),
+}
+KINDS = {table.name: kind for kind, table in TABLES.items()}
+"""Kinds of entries by the names of their tables."""
+EXPIRING = (LedgerRow, AttemptRow, DraftRow, FeedbackRow)
+"""Kinds whose old rows may go. Audits, shadows, states and expenses stay: promise and statement stand on them."""
+
+ABOUT = Table("about", METADATA, Column("format", Integer, nullable=False), Column("rows_since", Moment))
+"""One row. Rows of EXPIRING before `rows_since` may be deleted; triggers refuse every other change."""
+
+
+def _table(name: str, keys: Sequence[tuple[str, type[TypeEngine[Any]]]], *columns: SchemaItem) -> Table:
+    made = [Column(key, kind(), primary_key=True, autoincrement=False) for key, kind in keys]
+    return Table(name, METADATA, *made, *columns, sqlite_with_rowid=False)
+
+
+def _number(name: str, kind: type[TypeEngine[Any]]) -> Column[Any]:
+    return Column(name, kind(), nullable=False, server_default=text("0"))
+
+
+GROUPS = _table("sum_groups", [("id", BigInteger)], *(Column(name, Text, nullable=False) for name in DIMENSIONS))
+"""Each combination of the fields by which is summed; `id` is a hash of them."""
+_HOUR = [("hour", BigInteger), ("group_id", BigInteger)]
+SUMS = _table("sums", _HOUR, *(_number(name, _TYPES[kind]) for name, kind in AMOUNTS.items()))
+"""Sums of an hour, which is counted from 1970 in UTC."""
+LATENCIES = _table("latencies", [*_HOUR, ("bucket", BigInteger)], _number("n", BigInteger))
+"""Answers of an hour by latency, in buckets as in `Sums`."""
+MACHINES = _table(
+    "machine_hours",
+    [("hour", BigInteger), ("machine", Text), ("host", Text)],
+    *(_number(name, Double) for name in ("up_s", "busy_s", "noted_until")),
+)
+"""Seconds of an hour for which a host was up, and, under the empty host, for which models worked."""
+SHARED = _table("shared", [("name", Text)], _number("version", BigInteger), Column("value", Text, nullable=False))
+"""Values of `SharedState`."""
+BODIES = _table(
+    "bodies",
+    [("id", Text)],
+    Column("at", Moment, nullable=False),
+    Column("request_text", Text),
+    Column("answer_text", Text),
+    Index("bodies_at", "at"),
+)
+"""Texts of entries, redacted, apart from the append-only rows: they are deleted after some days."""
+KEYS = _table(
+    "keys",
+    [("id", Text)],
+    *(Column(name, Text, nullable=False) for name in ("name", "sha256", "owner", "policy")),
+    Column("created_at", Moment, nullable=False),
+    Column("revoked_at", Moment),
+    Column("ends_at", Moment),
+    Column("used_on", Text),
+)
+"""API keys, `policy` as JSON; `used_on` is the day (UTC) of the last use."""
+LIMITS = _table("limits", [("name", Text)], *(_number(name, Double) for name in ("level", "at", "per_minute", "taken")))
+"""Token buckets of keys: units left at a time in seconds since 1970, and whether the last draw got what it wanted."""
 
 
 class LedgerUnavailable(SmallfirstError):
@@ -84,8 +223,31 @@ class Database(NamedTuple):
             values = [{name: without_nul(value) for name, value in row.items()} for row in rows]
         connection.exec_driver_sql(compiled.string, values if len(values) > 1 else values[0])
 
+    def short_write(self) -> AbstractContextManager[Connection]:
+        """Return a context with a connection for values beside the rows. It raises LedgerAway.
+
+        In SQLite it holds a transaction; in PostgreSQL each statement is one of its own, so that none is left open.
+        """
+        return self._or_away(self.writer.begin if self.path else self._single.connect)
+
+    def short_read(self) -> AbstractContextManager[Connection]:
+        """Return the like for reading."""
+        return self._or_away(self.reader.connect if self.path else self._single.connect)
+
+    @property
+    def _single(self) -> Engine:
+        return self.reader.execution_options(isolation_level="AUTOCOMMIT")
+
+    @contextmanager
+    def _or_away(self, connect: Callable[[], AbstractContextManager[Connection]]) -> Iterator[Connection]:
+        try:
+            with connect() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise unavailable(self.place, "takes no value", error, LedgerAway) from None
+
     def hold_order(self, connection: Connection) -> None:
-        """Let no other process number audits and changes of state until the transaction ends: the order is one."""
+        """Let no other process number audits or change keys until the transaction ends: the order is one."""
         if self.path is None:  # SQLite has one writer at a time
             connection.execute(select(func.pg_advisory_xact_lock(_LOCK + 1)))
 
@@ -99,7 +261,7 @@ class Database(NamedTuple):
 def _insert(dialect: Dialect, table: Table, names: tuple[str, ...], add: tuple[str, ...]) -> SQLCompiler:
     """Return a statement compiled once: to build and to look it up takes longer than to run it."""
     insert = sqlite.insert(table) if dialect.name == "sqlite" else postgresql.insert(table)
-    if table not in TABLES.values():
+    if table.name not in KINDS:
         keys, new = [key.name for key in table.primary_key], insert.excluded
         more = {name: table.c[name] + new[name] for name in add}
         insert = (
@@ -110,7 +272,7 @@ def _insert(dialect: Dialect, table: Table, names: tuple[str, ...], add: tuple[s
 
 def open_database(place: Path | str) -> Database:
     """Open the ledger at a path or URL; make it where there is none. Raise ConfigError."""
-    database = _in_postgresql(place) if isinstance(place, str) and "://" in place else open_file(Path(place))
+    database = _in_postgresql(place) if isinstance(place, str) and "://" in place else _in_file(Path(place))
     try:
         with database.writer.begin() as connection:
             if database.path is None:
@@ -129,14 +291,14 @@ def open_database(place: Path | str) -> Database:
     return database
 
 
-def open_file(path: Path, *pragmas: str) -> Database:
-    """Open or create a SQLite file, readable by its owner only. Raise ConfigError."""
+def _in_file(path: Path) -> Database:
+    """Open or create a SQLite file, readable by its owner only; what is deleted in it is overwritten with zeros."""
 
     def connect(*, read_only: bool = False) -> sqlite3.Connection:
         place = path.absolute().as_uri() + ("?mode=ro" if read_only else "")
         connection = sqlite3.connect(place, uri=True, check_same_thread=False, timeout=LOCK_TIMEOUT_S)
         connection.isolation_level = None
-        for pragma in () if read_only else pragmas or ("journal_mode = WAL", "synchronous = NORMAL"):
+        for pragma in () if read_only else ("journal_mode = WAL", "synchronous = NORMAL", "secure_delete = ON"):
             connection.execute(f"PRAGMA {pragma}")
         return connection
 
@@ -206,15 +368,14 @@ def _unusable(place: str, why: object) -> ConfigError:
 
 
 def _format(connection: Connection) -> int | None:
-    """Return the format of the ledger that is there, 0 for one that names none; None if there is none yet."""
-    there = inspect(connection)
-    if there.has_table(ABOUT.name):
+    """Return the format of the ledger that is there; None if there is none yet."""
+    if inspect(connection).has_table(ABOUT.name):
         return int(connection.execute(select(ABOUT.c.format)).scalar_one())
-    return 0 if there.has_table("answers") else None
+    return None
 
 
 def _make(connection: Connection) -> None:
-    LEDGER.create_all(connection)
+    METADATA.create_all(connection)
     for statement in _triggers(connection.dialect.name):
         connection.exec_driver_sql(statement)
     connection.execute(ABOUT.insert().values(format=FORMAT))
@@ -226,7 +387,7 @@ _MAY_GO = f"OLD.at < (SELECT rows_since FROM {ABOUT.name})"
 
 def _triggers(dialect: str) -> Sequence[str]:
     """Return the statements that make every row of an entry stay as it is, until it may expire."""
-    names = {table.name: kind in EXPIRING for kind, table in TABLES.items()}
+    names = {name: kind in EXPIRING for name, kind in KINDS.items()}
     if dialect == "sqlite":
         refuse = f"BEGIN SELECT RAISE(ABORT, '{_REFUSAL}'); END"
         unless = {name: f"WHEN coalesce(NOT {_MAY_GO}, 1)" if expires else "" for name, expires in names.items()}

@@ -1,16 +1,19 @@
 """The ledger: one row per request, attempt, audit, feedback and change of state, written at once and never changed.
 
 Sums by hour are kept in the same transaction. A killed process loses nothing; a power cut may lose the last moments of
-a SQLite file (WAL, `synchronous=NORMAL`) but never breaks it.
+a SQLite file (WAL, `synchronous=NORMAL`) but never breaks it. Questions and answers, if they are kept at all, are in a
+table of their own, redacted, and are deleted after some days.
 """
 
 from __future__ import annotations
 
+import asyncio
+import csv
 import logging
 import socket
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import chain, count
@@ -18,31 +21,64 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Executable, case, literal, select
+from sqlalchemy import (
+    ColumnElement,
+    Executable,
+    Select,
+    Table,
+    case,
+    literal,
+    select,
+)
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from smallfirst.errors import SmallfirstError
+from smallfirst.data.redaction import redact
+from smallfirst.errors import ConfigError, SmallfirstError
 from smallfirst.paths import ledger_place
-from smallfirst.serving.ledger.body_store import (
-    KEEP_DAYS,
-    Body,
-    body_id,
-    body_of,
-    columns_without_body,
+from smallfirst.serving.ledger.database import (
+    ABOUT,
+    BODIES,
+    EXPIRING,
+    GROUPS,
+    LATENCIES,
+    MACHINES,
+    METADATA,
+    SUMS,
+    TABLES,
+    LedgerAway,
+    LedgerUnavailable,
+    open_database,
+    reason,
+    unavailable,
+    utc_text,
+    without_nul,
 )
-from smallfirst.serving.ledger.database import LedgerAway, LedgerUnavailable, open_database, reason, unavailable
 from smallfirst.serving.ledger.group_commit import GroupCommitWriter
-from smallfirst.serving.ledger.reader import LedgerReader
-from smallfirst.serving.ledger.rollups import HOUR_S, Rollup, hour_of
-from smallfirst.serving.ledger.rows import AuditRow, Entry, LedgerRow
+from smallfirst.serving.ledger.reader import BODY, CHUNK, LedgerReader, body_id
+from smallfirst.serving.ledger.rows import (
+    AuditRow,
+    Entry,
+    FeedbackRow,
+    LedgerRow,
+)
 from smallfirst.serving.ledger.shared_state import SharedState
-from smallfirst.serving.ledger.sums import outcome_of
-from smallfirst.serving.ledger.tables import ABOUT, EXPIRING, MACHINES, TABLES, utc_text
+from smallfirst.serving.ledger.sums import (
+    AMOUNTS,
+    DIMENSIONS,
+    HOUR_S,
+    Rollup,
+    hour_of,
+    outcome_of,
+)
 
 __all__ = ["Ledger", "LedgerAway", "LedgerRow", "LedgerUnavailable"]
 
 _log = logging.getLogger("smallfirst.serving")
 
+KEEP_DAYS = 30
+"""Days for which questions and answers are kept."""
+MAX_CHARACTERS = 200_000
+"""Longest question or answer that is kept; a longer one is dropped, since half of a conversation is no valid JSON."""
 EXPIRY_INTERVAL_S = 600.0
 """Seconds between two deletions of what is too old."""
 UPTIME_INTERVAL_S = 60.0
@@ -50,8 +86,6 @@ UPTIME_INTERVAL_S = 60.0
 REFUSED_ROWS = 100
 """Refused requests of one owner with one code that have a row in an hour; those beyond are counted in the sums alone.
 Each process counts its own, from its start."""
-_CHUNK = 5_000
-"""Rows that are deleted at once."""
 
 
 class AlreadyRecorded(SmallfirstError):
@@ -80,13 +114,12 @@ class Ledger(LedgerReader):
     ) -> None:
         """Open or create the ledger at a path or a URL (`postgresql://USER@HOST/DATABASE`). Raise ConfigError.
 
-        A file is readable by its owner only. Questions and answers are in a file of their own beside it and are deleted
-        after `keep_bodies_days`. Rows of requests go after `keep_rows_days` days, if given, once they are in a CSV file
-        in the folder `export_to`, if given; sums, audits, states and expenses stay.
+        A file is readable by its owner only. Questions and answers are deleted after `keep_bodies_days`. Rows of
+        requests go after `keep_rows_days` days, if given, once they are in a CSV file in the folder `export_to`, if
+        given; sums, audits, states and expenses stay.
         """
-        super().__init__(open_database(place), keep_bodies_days=keep_bodies_days)
+        super().__init__(open_database(place), keep_bodies=timedelta(days=keep_bodies_days))
         self._writer: GroupCommitWriter[tuple[Entry | Executable, ...]] = GroupCommitWriter(self._write, name="ledger")
-        self._body_writer: GroupCommitWriter[tuple[str, Body]] = GroupCommitWriter(self._write_bodies, name="bodies")
         self._closed = threading.Event()
         self._uptime: threading.Thread | None = None
         self._keep_rows_days, self._export_to = keep_rows_days, export_to
@@ -100,20 +133,28 @@ class Ledger(LedgerReader):
 
     def append(self, *rows: Entry) -> None:
         """Write all rows or none; once this returns, they survive the death of the process. Raise LedgerUnavailable."""
-        for row in rows:
-            if body := body_of(row):
-                self._body_writer.put((body_id(row), body))
-        self._writer.put(rows)
+        self._writer.put((*rows, *self._bodies_of(rows)))
 
     async def append_async(self, *rows: Entry) -> None:
         """Write all rows or none without blocking the event loop, even if the caller is cancelled.
 
         Raise LedgerUnavailable.
         """
+        if any(map(_body_of, rows)):  # to redact takes time
+            await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, self.append, *rows))
+        else:
+            await self._writer.put_async(rows)
+
+    def _bodies_of(self, rows: Sequence[Entry]) -> Iterator[Executable]:
+        """Yield the statements that keep the texts of entries, redacted."""
+        insert, now = self.database.insert(BODIES), datetime.now(UTC)
+        columns = ("request_text", "answer_text")
         for row in rows:
-            if body := body_of(row):
-                await self._body_writer.put_async((body_id(row), body))
-        await self._writer.put_async(rows)
+            if names := _body_of(row):
+                texts = dict(zip(columns, (_redacted(getattr(row, name)) for name in names), strict=True))
+                later = {name: insert.excluded[name] for name in ("at", *columns)}
+                new = insert.values(id=body_id(row), at=now, **texts)
+                yield new.on_conflict_do_update(index_elements=["id"], set_=later)
 
     async def ready(self) -> None:
         """Write a transaction that changes nothing. Raise LedgerUnavailable if no row could be written now."""
@@ -147,30 +188,79 @@ class Ledger(LedgerReader):
 
     def expire_bodies(self) -> int:
         """Delete the questions and answers that are too old, whether or not new ones are kept; return their number."""
-        return store.expire() if (store := self.bodies()) else 0
+        old = select(BODIES.c.id).where(BODIES.c.at < datetime.now(UTC) - self._keep_bodies)
+        n_deleted = self._delete(BODIES.c.id, old)
+        if n_deleted and self.path:  # the write-ahead log, which holds older pages, is emptied as well
+            with self.database.writer.connect() as connection:
+                connection.exec_driver_sql("COMMIT")
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        return n_deleted
 
     def expire_rows(self, before: datetime, *, export_to: Path | None = None) -> int:
         """Delete the rows of requests before a moment and return their number; sums and all other kinds stay.
 
         They are written to files in the folder `export_to` first, if given. Raise LedgerUnavailable.
         """
-        from smallfirst.serving.ledger.transfer import export
-
         n_deleted = 0
         self._writer.put((ABOUT.update().values(rows_since=before),))
         for kind in EXPIRING:
             table = TABLES[kind]
-            old = select(table.c.seq).where(table.c.at < before).limit(_CHUNK)
+            old = select(table.c.seq).where(table.c.at < before)
             if export_to and self._read(old.limit(1)):
                 names = (
                     f"{table.name}-before-{before:%Y-%m-%d}{again}.csv"
                     for again in chain([""], map("-{}".format, count(2)))
                 )
-                export(self, kind, next(out for name in names if not (out := export_to / name).exists()), until=before)
-            while n_found := len(found := self._read(old)):  # in parts, between which others write
-                self._writer.put((table.delete().where(table.c.seq.in_([row.seq for row in found])),))
-                n_deleted += n_found
+                self.export(kind, next(out for name in names if not (out := export_to / name).exists()), until=before)
+            n_deleted += self._delete(table.c.seq, old)
         return n_deleted
+
+    def _delete(self, key: ColumnElement[Any], old: Select[Any]) -> int:
+        """Delete rows whose keys `old` finds, in parts, between which others write; return their number."""
+        n_deleted = 0
+        while found := self._read(old.limit(CHUNK)):
+            self._writer.put((key.table.delete().where(key.in_([row[0] for row in found])),))
+            n_deleted += len(found)
+        return n_deleted
+
+    def export(
+        self, kind: type[Entry], out: Path, *, since: datetime | None = None, until: datetime | None = None
+    ) -> int:
+        """Write the rows of a kind in [since, until), without texts, to a CSV file; return their number.
+
+        The file appears when it is complete.
+        """
+        out.parent.mkdir(parents=True, exist_ok=True)
+        part, n_rows = out.with_name(f".{out.name}.part"), 0
+        try:
+            with part.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, list(kind.model_fields))
+                writer.writeheader()
+                for row in self.scan(kind, since, until):  # type: ignore[type-var]
+                    writer.writerow(row.model_dump() | {"at": row.at.isoformat()})
+                    n_rows += 1
+            part.replace(out)
+        finally:
+            part.unlink(missing_ok=True)
+        return n_rows
+
+    def copy_to(self, new: Ledger) -> dict[str, int]:
+        """Copy everything into an empty ledger, or nothing; return the number of rows by table. Raise ConfigError.
+
+        Nobody should write to this one meanwhile.
+        """
+        found: dict[str, int] = {}
+        with new.database.writer.begin() as into, self.database.reader.connect() as from_:
+            if any(into.execute(select(table).limit(1)).first() for table in TABLES.values()):
+                raise ConfigError(f"{new.place} has rows already", hint="copy into a new database")
+            into.execute(ABOUT.delete())
+            for table in METADATA.sorted_tables:
+                names = [column for column in table.columns if column.name != "seq"]
+                wanted, found[table.name] = select(*names).order_by(*table.primary_key.columns), 0
+                for rows in from_.execution_options(yield_per=CHUNK).execute(wanted).mappings().partitions():
+                    into.execute(table.insert(), [dict(row) for row in rows])
+                    found[table.name] += len(rows)
+        return found
 
     def start(self) -> None:
         """Note that this process serves, and delete what is too old, in threads until the ledger is closed."""
@@ -184,11 +274,8 @@ class Ledger(LedgerReader):
         self._closed.set()
         if self._uptime is not None:
             self._uptime.join()
-        self._body_writer.close()
         self._writer.close()
         self.database.close()
-        if self._bodies is not None:
-            self._bodies.close()
 
     def _expire_regularly(self) -> None:
         while not self._closed.is_set():
@@ -225,14 +312,6 @@ class Ledger(LedgerReader):
 
         self.n_servers = self.shared.replace("servers", change)
 
-    def _write_bodies(self, bodies: Sequence[tuple[str, Body]]) -> None:
-        try:
-            store = self.bodies(create=True)
-            assert store
-            store.put(bodies)
-        except SQLAlchemyError as error:
-            raise unavailable(self._bodies_path or self.place, "takes no text", error) from None
-
     def _write(self, entries: Sequence[tuple[Entry | Executable, ...]]) -> None:
         rollup, statements = Rollup(), []
         kept: dict[type[Entry], list[dict[str, Any]]] = defaultdict(list)
@@ -252,7 +331,7 @@ class Ledger(LedgerReader):
                     if kind is AuditRow:
                         self.database.hold_order(connection)  # they are read in the order of writing
                     write(TABLES[kind], kept[kind])
-                rollup.write(write, self._groups)
+                self._write_sums(write, rollup)
                 for statement in statements:
                     connection.execute(statement)
         except IntegrityError as error:
@@ -263,8 +342,24 @@ class Ledger(LedgerReader):
         self._failing = False
         self._groups |= rollup.groups.keys()
 
+    def _write_sums(self, write: Any, rollup: Rollup) -> None:
+        found: tuple[tuple[Table, Mapping[Any, Mapping[str, Any]], Sequence[str]], ...] = (
+            (GROUPS, {(id,): dict(zip(DIMENSIONS, rollup.groups[id], strict=True))
+                      for id in rollup.groups.keys() - self._groups}, ()),
+            (SUMS, {key: dict.fromkeys(AMOUNTS, 0) | more for key, more in rollup.sums.items()}, tuple(AMOUNTS)),
+            (LATENCIES, {key: {"n": n} for key, n in rollup.latencies.items()}, ("n",)),
+            (MACHINES, {key: {"busy_s": busy_s} for key, busy_s in rollup.busy_s.items()}, ("busy_s",)),
+        )  # fmt: skip
+        for table, amounts, add in found:
+            keys = [key.name for key in table.primary_key]
+            # In one order, so that two processes never wait for each other.
+            if rows := [{**dict(zip(keys, key, strict=True)), **amounts[key]} for key in sorted(amounts)]:
+                write(table, rows, add)
+
     def _values(self, row: Entry) -> dict[str, Any]:
-        values = {**row.__dict__, **columns_without_body(row)}
+        values = {**row.__dict__, **dict.fromkeys(BODY.get(type(row), ()))}
+        if isinstance(row, FeedbackRow) and row.answer is not None:  # it was sent to be kept
+            values["answer"] = redact(row.answer).text
         if self.path:
             values |= {name: utc_text(value) for name, value in values.items() if isinstance(value, datetime)}
         return values
@@ -281,3 +376,14 @@ class Ledger(LedgerReader):
             _log.warning("%s: more than %d refusals %s of one caller in an hour: the rest is counted, without rows",
                          self.place, REFUSED_ROWS, row.error_code)  # fmt: skip
         return self._refused[key] > REFUSED_ROWS
+
+
+def _body_of(entry: Entry) -> tuple[str, ...]:
+    """Return the names of an entry's texts, if it carries any."""
+    names = BODY.get(type(entry), ())
+    return names if any(getattr(entry, name) is not None for name in names) else ()
+
+
+def _redacted(text: str | None) -> str | None:
+    """Redact a text, value by value if it is JSON; None for one that is too long."""
+    return None if text is None or len(text) > MAX_CHARACTERS else redact(without_nul(text)).text

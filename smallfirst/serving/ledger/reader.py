@@ -2,37 +2,57 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
 
 from sqlalchemy import Boolean, ColumnElement, Row, Select, Table, func, literal, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from smallfirst.serving.ledger.body_store import BodyStore, E, body_id, with_body
-from smallfirst.serving.ledger.database import Database, unavailable
-from smallfirst.serving.ledger.rollups import HOUR_S, within
-from smallfirst.serving.ledger.rows import AuditRow, Entry, LedgerRow
-from smallfirst.serving.ledger.sums import AMOUNTS, DIMENSIONS, Dimension, Period, Sums
-from smallfirst.serving.ledger.tables import GROUPS, LATENCIES, MACHINES, SUMS, TABLES
+from smallfirst.serving.ledger.database import (
+    BODIES,
+    GROUPS,
+    LATENCIES,
+    MACHINES,
+    SUMS,
+    TABLES,
+    Database,
+    unavailable,
+)
+from smallfirst.serving.ledger.rows import (
+    AttemptRow,
+    AuditRow,
+    DraftRow,
+    Entry,
+    ExpenseRow,
+    FeedbackRow,
+    LedgerRow,
+    ShadowRow,
+    StateRow,
+)
+from smallfirst.serving.ledger.sums import AMOUNTS, DIMENSIONS, HOUR_S, Dimension, Period, Sums, hour_of
 
-_CHUNK = 5_000
-"""Rows that a scan reads at once."""
+CHUNK = 5_000
+"""Rows that are read or deleted at once."""
 MOST_AUDITS = 500
 """Audits that are read at once, to be applied without a pause: some 50 ms."""
 _LENGTH = {"hour": 13, "day": 10, "month": 7}
+BODY: dict[type[Entry], tuple[str, str]] = {
+    LedgerRow: ("request_text", "answer_text"),
+    AuditRow: ("draft", "other"),
+    DraftRow: ("draft", "other"),
+}
+"""Fields of an entry that are kept apart from its row."""
+
+E = TypeVar("E", LedgerRow, AttemptRow, AuditRow, DraftRow, ShadowRow, FeedbackRow, StateRow, ExpenseRow)
 
 
 class LedgerReader:
     """The reading half of a Ledger."""
 
-    def __init__(self, database: Database, *, keep_bodies_days: int) -> None:
-        self.database, self._keep_bodies_days = database, keep_bodies_days
+    def __init__(self, database: Database, *, keep_bodies: timedelta) -> None:
+        self.database, self._keep_bodies = database, keep_bodies
         self.path, self.place = database.path, database.place
-        self._bodies_path = self.path and self.path.with_name(f"{self.path.stem}-bodies.db")
-        self._bodies: BodyStore | None = None
-        self._lock = threading.Lock()
 
     def rows(self, since: datetime | None = None, limit: int | None = None) -> tuple[LedgerRow, ...]:
         """Return the rows at or after `since`, the newest `limit` of them, in the order of writing."""
@@ -45,9 +65,15 @@ class LedgerReader:
         table = TABLES[kind]
         found = self._read(_select(kind, since, None, equal).order_by(table.c.seq.desc()).limit(limit))
         rows = [_entry(kind, row) for row in reversed(found)]
-        ids = [id for row in rows if (id := body_id(row))]
-        bodies = store.get(ids) if ids and (store := self.bodies()) else {}
-        return tuple(with_body(row, bodies.get(body_id(row))) for row in rows) if bodies else tuple(rows)
+        if (names := BODY.get(kind)) is None:
+            return tuple(rows)
+        oldest, bodies = datetime.now(UTC) - self._keep_bodies, dict[str, Mapping[str, Any]]()
+        wanted = select(BODIES.c.id, BODIES.c.request_text, BODIES.c.answer_text).where(BODIES.c.at >= oldest)
+        for start in range(0, len(rows), 500):
+            ids = [body_id(row) for row in rows[start : start + 500]]
+            for kept in self._read(wanted.where(BODIES.c.id.in_(ids))):
+                bodies[kept.id] = dict(zip(names, kept[1:], strict=True))
+        return tuple(row.model_copy(update=bodies.get(body_id(row), {})) for row in rows)
 
     def count(self, kind: type[E], **equal: str) -> int:
         """Return the number of entries of a kind whose fields equal those given."""
@@ -66,7 +92,7 @@ class LedgerReader:
         ((first, end),) = map(tuple, self._read(wanted.with_only_columns(func.min(seq), func.max(seq))))
         last = (first or 1) - 1
         while end is not None and last < end:
-            found = self._read(wanted.add_columns(seq).where(seq > last, seq <= end).order_by(seq).limit(_CHUNK))
+            found = self._read(wanted.add_columns(seq).where(seq > last, seq <= end).order_by(seq).limit(CHUNK))
             if not found:
                 return
             yield from (_entry(kind, row) for row in found)
@@ -115,7 +141,7 @@ class LedgerReader:
             period = table.c.hour // hours * hours if every else literal(0)
             numbers = [period.label("period"), table.c.group_id, *([table.c.bucket] if table is LATENCIES else [])]
             groups = select(GROUPS.c.id).where(*(GROUPS.c[name] == value for name, value in equal.items()))
-            where = [*within(table.c.hour, since, until), *([table.c.group_id.in_(groups)] if equal else [])]
+            where = [*_within(table.c.hour, since, until), *([table.c.group_id.in_(groups)] if equal else [])]
             # By numbers first: there are many rows, and to sort texts takes long.
             sums = [func.sum(table.c[name]).label(name) for name in amounts]
             some = select(*numbers, *sums).where(*where).group_by(*numbers).subquery()
@@ -165,20 +191,25 @@ class LedgerReader:
 
     def _machine_s(self, name: str, since: datetime | None, until: datetime | None) -> dict[str, float]:
         t = MACHINES.c
-        found = select(t.machine, func.sum(t[name])).where(*within(t.hour, since, until)).group_by(t.machine)
+        found = select(t.machine, func.sum(t[name])).where(*_within(t.hour, since, until)).group_by(t.machine)
         return dict(map(tuple, self._read(found.having(func.sum(t[name]) > 0))))
-
-    def bodies(self, *, create: bool = False) -> BodyStore | None:
-        """Return the store of texts; None if there is none yet, unless it is to be made."""
-        with self._lock:
-            is_there = self._bodies or self._bodies_path is None or self._bodies_path.exists()
-            if self._bodies is None and (is_there or create):
-                self._bodies = BodyStore(self._bodies_path or self.database, keep_days=self._keep_bodies_days)
-            return self._bodies
 
     def _read(self, wanted: Select[Any]) -> Sequence[Row[Any]]:
         with self.database.reader.connect() as connection:
             return connection.execute(wanted).all()
+
+
+def body_id(entry: Entry) -> str:
+    """Return the id under which an entry's texts are kept."""
+    return f"{TABLES[type(entry)].name}/{getattr(entry, 'id', '')}"
+
+
+def _within(hour: ColumnElement[int], since: datetime | None, until: datetime | None) -> list[ColumnElement[bool]]:
+    """Return the conditions that an hour has a part in [since, until)."""
+    return [
+        *([hour >= hour_of(since)] if since else []),
+        *([hour < hour_of(until, up=True)] if until else []),
+    ]
 
 
 def _during(table: Table, since: datetime | None, until: datetime | None) -> list[ColumnElement[bool]]:

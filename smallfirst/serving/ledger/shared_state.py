@@ -1,4 +1,4 @@
-"""Small values that processes over one ledger share beside its rows: keys, what limits leave.
+"""Small values that processes over one ledger share beside its rows, such as counts and accepted credentials.
 
 A value is JSON under a name. It is replaced only if nobody has replaced it meanwhile (compare and set), so no process
 waits for another that is frozen. Times are the database's, so clocks of machines need not agree.
@@ -10,14 +10,11 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, func, literal, select
-from sqlalchemy.exc import SQLAlchemyError
 
-from smallfirst.serving.ledger.database import Database, LedgerAway, unavailable
-from smallfirst.serving.ledger.tables import SHARED
+from smallfirst.serving.ledger.database import SHARED, Database, LedgerAway, unavailable
 
 _MOST_TRIES = 100
 R = TypeVar("R")
@@ -26,32 +23,18 @@ Change = Callable[[Any, float], tuple[Any, R]]
 must leave the value that it gets as it is."""
 
 
-class MemoryState:
-    """Values of one process alone."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._values = clock, dict[str, Any]()
-
-    async def update(self, name: str, change: Change[R]) -> R:
-        """Replace a value by what `change` makes of it, and return the result."""
-        self._values[name], result = change(self._values.get(name), self._clock())
-        return result
-
-
 class SharedState:
     """The values of a ledger's database. Any thread may use it. Raise LedgerAway."""
 
     def __init__(self, database: Database) -> None:
         self.place, self._database = database.place, database
-        # Without a transaction in PostgreSQL: none can be left open.
-        self._single = database.reader.execution_options(isolation_level="AUTOCOMMIT")
 
     def version(self, name: str) -> int:
         """Return how often a value was replaced; 0 if there is none."""
-        return self._run(lambda connection: self._scalar(connection, SHARED.c.version, name) or 0)
+        return self._look(SHARED.c.version, name) or 0
 
     def get(self, name: str) -> Any:
-        text = self._run(lambda connection: self._scalar(connection, SHARED.c.value, name))
+        text = self._look(SHARED.c.value, name)
         return None if text is None else json.loads(text)
 
     async def update(self, name: str, change: Change[R]) -> R:
@@ -61,7 +44,8 @@ class SharedState:
     def replace(self, name: str, change: Change[R]) -> R:
         """Replace a value by what `change` makes of it, and return the result; nothing is written if it is the same."""
         for _ in range(_MOST_TRIES):
-            done, result = self._run(lambda connection: self._try(connection, name, change), write=True)
+            with self._database.short_write() as connection:
+                done, result = self._try(connection, name, change)
             if done:
                 return result
         error = TimeoutError(f"{name}: others replace it all the time")
@@ -84,17 +68,6 @@ class SharedState:
         replaced = SHARED.update().where(t.name == name, t.version == version)
         return connection.execute(replaced.values(version=version + 1, value=value)).rowcount == 1, result
 
-    def _scalar(self, connection: Connection, column: Any, name: str) -> Any:
-        return connection.execute(select(column).where(SHARED.c.name == name)).scalar()
-
-    def _run(self, work: Callable[[Connection], R], *, write: bool = False) -> R:
-        try:
-            with self._begin(write) as connection:
-                return work(connection)
-        except SQLAlchemyError as error:
-            raise unavailable(self.place, "takes no value", error, LedgerAway) from None
-
-    def _begin(self, write: bool) -> AbstractContextManager[Connection]:
-        if self._database.path is None:
-            return self._single.connect()
-        return self._database.writer.begin() if write else self._database.reader.connect()
+    def _look(self, column: Any, name: str) -> Any:
+        with self._database.short_read() as connection:
+            return connection.execute(select(column).where(SHARED.c.name == name)).scalar()

@@ -1,16 +1,22 @@
-"""Sums over the ledger by time and kind: what the report, the page and the statement show.
+"""Sums over the ledger by hour and kind: what the report, the page and the statement show.
 
-One definition for all of them, so that they cannot disagree.
+One definition for all of them, so that they cannot disagree. They are written in the transaction of the rows that they
+count, so a month is read without reading its rows.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections import Counter, defaultdict
+from datetime import datetime
 from typing import Literal, get_args
 
 from smallfirst.pricing.charge import Charge
 from smallfirst.records import Record
-from smallfirst.serving.ledger.rows import AuditRow, ExpenseRow, LedgerRow
+from smallfirst.serving.ledger.rows import BILL, AuditRow, Entry, ExpenseRow, LedgerRow
+
+HOUR_S = 3600
 
 Dimension = Literal["kind", "task", "stage", "owner", "served_name", "answered_by", "outcome"]
 """`kind`: `answer`, `audit` or an expense's kind · `outcome`: `answered`, `refused` (4xx before a model worked), `left`
@@ -59,8 +65,46 @@ AMOUNTS: dict[str, type[int] | type[float]] = {
     if field.annotation in (int, float)
 }
 """The fields of `Sums` that are added up."""
-SUMMED = (LedgerRow, AuditRow, ExpenseRow)
-"""Kinds of entries that are summed up."""
+
+
+class Rollup:
+    """What some rows add to the sums."""
+
+    def __init__(self) -> None:
+        self.groups: dict[int, tuple[str, ...]] = {}
+        """Values of DIMENSIONS by their id."""
+        self.sums: dict[tuple[int, int], dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        """AMOUNTS by hour and group."""
+        self.latencies: Counter[tuple[int, int, int]] = Counter()
+        """Answers by hour, group and bucket."""
+        self.busy_s: dict[tuple[int, str, str], float] = defaultdict(float)
+        """Seconds by hour, machine and an empty host."""
+
+    def add(self, row: Entry, *, without_row: bool = False) -> None:
+        """Count an answer, an audit or an expense; `without_row`: it is not kept itself."""
+        if not isinstance(row, LedgerRow | AuditRow | ExpenseRow):
+            return
+        facts, hour = facts_of(row), hour_of(row.at)
+        bill = BILL.validate_json(row.charges) if not isinstance(row, ExpenseRow) and row.charges else ()
+        # A hash, so that two processes agree on it without asking.
+        group = int.from_bytes(hashlib.blake2b("\x1f".join(facts).encode(), digest_size=8).digest()) >> 1
+        self.groups[group] = facts
+        sums = self.sums[hour, group]
+        for name, amount in amounts_of(row, bill).items():
+            sums[name] += amount
+        if without_row:
+            sums["n_without_row"] += 1
+        if isinstance(row, LedgerRow) and row.status == 200:
+            self.latencies[hour, group, bucket_of(row.latency_ms)] += 1
+        for charge in bill:
+            if charge.busy_s:
+                self.busy_s[hour, charge.machine, ""] += charge.busy_s
+
+
+def hour_of(moment: datetime, *, up: bool = False) -> int:
+    """Return the hour since 1970 in which a moment is; `up`: the first that does not begin before it."""
+    hours = moment.timestamp() / HOUR_S
+    return math.ceil(hours) if up else math.floor(hours)
 
 
 def outcome_of(row: LedgerRow) -> str:

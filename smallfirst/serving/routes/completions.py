@@ -6,17 +6,14 @@ An answer is in the ledger before the client has the end of it; an answer that c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from smallfirst.errors import BadAnswer
 from smallfirst.models.protocol import Chunk, Completion, Model, Request, open_stream
 from smallfirst.models.response_format import check_response_format
 from smallfirst.models.usage import estimate_written_tokens
-from smallfirst.serving.openai.json_limits import check_schema
-from smallfirst.serving.openai.requests import ParsedRequest, parse_chat, parse_completion
-from smallfirst.serving.openai.responses import combine, sse_event
+from smallfirst.serving.openai.wire import ParsedRequest, check_schema, parse_chat, parse_completion, sse_event
 from smallfirst.serving.request_lifecycle import ApiCall
 
 _MAX_AHEAD = 64
@@ -30,71 +27,51 @@ async def chat(call: ApiCall, body: bytes) -> None:
 
 
 async def completion(call: ApiCall, body: bytes) -> None:
-    """Answer one or several prompts in OpenAI's older format. Raise what `to_api_error` knows."""
+    """Answer a prompt in OpenAI's older format. Raise what `to_api_error` knows."""
     call.response = call.response._replace(form="text")
     await _answer(call, parse_completion(body))
 
 
-async def complete_choices(call: ApiCall, model: Model, parsed: ParsedRequest) -> list[Completion]:
-    """Return `n` answers to each prompt, in order. Raise the first failure, with the others cancelled."""
-    draws = parsed.draws()
-    if len(draws) == 1:
-        made = [await _complete(call, model, draws[0])]
-    else:
-        left, found = iter(enumerate(draws)), dict[int, Completion]()
-
-        async def complete_some() -> None:
-            for i, request in left:
-                found[i] = await _complete(call, model, request)
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(len(draws), call.app.admission.max_draws)):
-                    group.create_task(complete_some())
-        except BaseExceptionGroup as failed:
-            raise failed.exceptions[0] from None
-        made = [found[i] for i in range(len(draws))]
-    copies = len(parsed.requests) * parsed.n // len(made)
-    return [answer for answer in made for _ in range(copies)]
+async def complete(call: ApiCall, model: Model, request: Request) -> Completion:
+    """Return the model's answer once it is this caller's turn, in the format that was asked for."""
+    async with call.turn():
+        with call.asking(request, lambda: request.max_tokens):
+            answer = await model.complete(request)
+    call.answers.append(answer)
+    if request.response_format is not None:
+        await check_response_format(answer, request.response_format)
+    return answer
 
 
-async def check_requested_schema(parsed: ParsedRequest) -> None:
+async def check_requested_schema(request: Request) -> None:
     """Raise ApiError 400 for a schema that no answer can be held to."""
-    wanted = parsed.requests[0].response_format
+    wanted = request.response_format
     if wanted is not None and wanted.json_schema:
         await asyncio.to_thread(check_schema, wanted.json_schema)
 
 
 async def _answer(call: ApiCall, parsed: ParsedRequest) -> None:
-    model = call.accept(parsed.model, parsed.requests)
-    parsed = parsed._replace(requests=call.requests)
-    await check_requested_schema(parsed)
-    async with call.admitted(model, parsed.n_draws, n=parsed.n) as reservation:
-        if not parsed.stream:
-            answer = await _send_whole(call, parsed, model)
-        elif len(parsed.requests) * parsed.n == 1:
-            answer = await _stream_one(call, parsed, model)
+    model = call.accept(parsed.model, (parsed.request,))
+    (request,) = call.requests
+    await check_requested_schema(request)
+    async with call.admitted(model) as reservation:
+        if parsed.stream:
+            answer = await _stream(call, model, request, include_usage=parsed.include_usage)
         else:
-            answer = await _stream_several(call, parsed, model)
+            answer = await complete(call, model, request)
+            call.first_token_s = call.elapsed_s
+            await call.send_json(200, call.response.whole(answer), call.response.headers(answer), answer=answer)
         reservation.add(answer)
 
 
-async def _send_whole(call: ApiCall, parsed: ParsedRequest, model: Model) -> Completion:
-    answers = await complete_choices(call, model, parsed)
-    combined = combine(answers, parsed.n)
-    call.first_token_s = call.elapsed_s
-    whole = call.response.whole(answers, parsed.n)
-    await call.send_json(200, whole, call.response.headers(combined), answer=combined)
-    return combined
-
-
-async def _stream_one(call: ApiCall, parsed: ParsedRequest, model: Model) -> Completion:
+async def _stream(call: ApiCall, model: Model, request: Request, *, include_usage: bool) -> Completion:
     """Send the headers with the first text; a route that is not known by then is in the last chunk."""
-    response, usage, request = call.response, parsed.include_usage, parsed.requests[0]
+    response, usage = call.response, include_usage
     async with call.turn(), _buffer_stream(call, model, request) as chunks:
         chunk = await _first_chunk(chunks)
         call.first_token_s = call.elapsed_s
-        await _open_stream(call, chunk.completion)
+        head = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
+        await call.send_head(200, {**head, **(response.headers(chunk.completion) if chunk.completion else {})})
         if response.form == "chat":
             await call.send_body(sse_event(response.opening(include_usage=usage)), more=True)
         while True:
@@ -110,47 +87,8 @@ async def _stream_one(call: ApiCall, parsed: ParsedRequest, model: Model) -> Com
     await call.record(answer)
     last = response.last(answer, include_usage=usage)
     last["smallfirst"]["first_token_ms"] = call.first_token_s * 1000
-    await _close_stream(call, parsed, (answer,), [last])
-    return answer
-
-
-async def _stream_several(call: ApiCall, parsed: ParsedRequest, model: Model) -> Completion:
-    response, usage = call.response, parsed.include_usage
-    answers = await complete_choices(call, model, parsed)
-    combined = combine(answers, parsed.n)
-    call.first_token_s = call.elapsed_s
-    await _open_stream(call, combined)
-    chunks = []
-    for index, answer in enumerate(answers):
-        if response.form == "chat":
-            chunks.append(response.opening(index, include_usage=usage))
-        if not answer.refusal:  # the last chunk carries it
-            chunks.append(response.piece(answer.text, answer.tokens, index=index, include_usage=usage))
-        chunks.append(response.last(answer, index, include_usage=usage))
-    await call.record(combined)
-    await _close_stream(call, parsed, answers, chunks)
-    return combined
-
-
-async def _open_stream(call: ApiCall, known: Completion | None) -> None:
-    head = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
-    await call.send_head(200, {**head, **(call.response.headers(known) if known else {})})
-
-
-async def _close_stream(
-    call: ApiCall, parsed: ParsedRequest, answers: Sequence[Completion], chunks: Sequence[dict[str, Any]]
-) -> None:
-    usage = [call.response.usage_chunk(answers, parsed.n)] if parsed.include_usage else []
-    await call.send_body(b"".join([*map(sse_event, [*chunks, *usage]), sse_event("[DONE]")]), more=False)
-
-
-async def _complete(call: ApiCall, model: Model, request: Request) -> Completion:
-    async with call.turn():
-        with call.asking(request, lambda: request.max_tokens):
-            answer = await model.complete(request)
-    call.answers.append(answer)
-    if request.response_format is not None:
-        await check_response_format(answer, request.response_format)
+    chunks_left = [last, *([response.usage_chunk(answer)] if usage else [])]
+    await call.send_body(b"".join([*map(sse_event, chunks_left), sse_event("[DONE]")]), more=False)
     return answer
 
 

@@ -14,10 +14,12 @@ from pydantic_core import PydanticCustomError
 from smallfirst.models.protocol import Completion, Model, Request, embedding_model, label_probability_model
 from smallfirst.pricing.charge import Charge, itemized, total_usd
 from smallfirst.serving.openai.errors import ApiError
-from smallfirst.serving.openai.requests import EMBEDDING_IGNORED, EMBEDDING_REFUSED, parse_body, read_fields
+from smallfirst.serving.openai.wire import Refused, parse_body, read_fields
 from smallfirst.serving.request_lifecycle import ApiCall
 
 MAX_TEXTS = 256
+_IGNORED = frozenset({"user"})
+_REFUSED: Refused = {"dimensions": ("the vectors of a model have a fixed length", ())}
 
 
 class ScoreBody(pydantic.BaseModel):
@@ -48,7 +50,7 @@ Computed = tuple[list[dict[str, Any]], int, tuple[Charge, ...]]
 
 async def embeddings(call: ApiCall, body: bytes) -> None:
     """Answer with one vector per text. Raise what `to_api_error` knows."""
-    parsed = parse_body(EmbeddingBody, read_fields(body), EMBEDDING_IGNORED, EMBEDDING_REFUSED)
+    parsed = parse_body(EmbeddingBody, read_fields(body), _IGNORED, _REFUSED)
     as_text = parsed.encoding_format == "base64"
 
     async def embed(model: Model) -> Computed:
@@ -67,7 +69,7 @@ async def embeddings(call: ApiCall, body: bytes) -> None:
 
 async def score(call: ApiCall, body: bytes) -> None:
     """Answer with the probability of every label for each text. Raise what `to_api_error` knows."""
-    parsed = parse_body(ScoreBody, read_fields(body), EMBEDDING_IGNORED, EMBEDDING_REFUSED)
+    parsed = parse_body(ScoreBody, read_fields(body), _IGNORED, _REFUSED)
 
     async def probabilities(model: Model) -> Computed:
         able = label_probability_model(model)
@@ -91,7 +93,7 @@ async def score(call: ApiCall, body: bytes) -> None:
 
 async def _answer(call: ApiCall, parsed: ScoreBody, compute: Callable[[Model], Awaitable[Computed]]) -> None:
     model = call.accept(parsed.model, [Request.ask(text) for text in parsed.input])
-    async with call.admitted(model, n=0) as reservation:
+    async with call.admitted(model, writes=False) as reservation:
         async with call.turn():
             data, n_tokens, charges = await compute(model)
         call.first_token_s = call.elapsed_s

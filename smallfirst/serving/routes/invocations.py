@@ -22,10 +22,9 @@ from smallfirst.errors import did_you_mean
 from smallfirst.models.protocol import Request
 from smallfirst.models.usage import collect_unfinished
 from smallfirst.serving.openai.errors import ApiError
-from smallfirst.serving.openai.requests import ParsedRequest, parse_chat, read_fields
-from smallfirst.serving.openai.responses import ResponseBuilder
+from smallfirst.serving.openai.wire import parse_chat, read_fields
 from smallfirst.serving.request_lifecycle import ApiCall, Handler
-from smallfirst.serving.routes.completions import chat, check_requested_schema, complete_choices, completion
+from smallfirst.serving.routes.completions import chat, check_requested_schema, complete, completion
 from smallfirst.serving.routes.embeddings import embeddings
 
 PATHS = (
@@ -90,40 +89,37 @@ def parse(body: Mapping[str, Any]) -> tuple[str, list[dict[str, Any]]]:
 
 
 async def _predict(call: ApiCall, bodies: list[dict[str, Any]], name: object) -> None:
-    def parse_row(row: Mapping[str, Any]) -> ParsedRequest:
-        return parse_chat(_body(row, name), max_messages=call.app.settings.max_messages)
-
     # All rows have the settings of the first one, which may be large: they are parsed and checked once.
-    shared, *others = bodies
-    first = parse_row(shared)
-    chats = [
-        first.requests[0].messages,
-        *(parse_row({"messages": row["messages"]}).requests[0].messages for row in others),
+    parsed = [
+        parse_chat(_body(row, name), max_messages=call.app.settings.max_messages)
+        for row in (bodies[0], *({"messages": row["messages"]} for row in bodies[1:]))
     ]
-    requests = [first.requests[0].model_copy(update={"messages": messages}) for messages in chats]
-    model = call.accept(first.model, first.requests)
+    first = parsed[0].request
+    requests = [first.model_copy(update={"messages": one.request.messages}) for one in parsed]
+    model = call.accept(parsed[0].model, requests)
     await check_requested_schema(first)
     ids = [f"{call.response.id}-{i}" for i in range(len(requests))]
 
     async def predict(id: str, request: Request) -> dict[str, Any]:
-        response = ResponseBuilder(id, call.response.created, first.model)
-        row = dataclasses.replace(call, response=response, requests=(), unfinished=collect_unfinished(), answers=[])
-        row.accept(first.model, (request,))
+        response = call.response._replace(id=id)
+        row = dataclasses.replace(
+            call, response=response, requests=(request,), unfinished=collect_unfinished(), answers=[]
+        )
         try:
             async with row.admitted(model) as reservation:
-                (found,) = await complete_choices(row, model, first._replace(requests=row.requests))
+                found = await complete(row, model, request)
                 reservation.add(found)
             await row.record(found)
         except BaseException:
             if not row.recorded:
                 call.unfinished.extend([*row.answers, *row.unfinished])
             raise
-        return response.whole([found])
+        return response.whole(found)
 
     try:
         with call.places(len(ids)):
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(predict(*row)) for row in zip(ids, requests, strict=True)]
+                tasks = [group.create_task(predict(*row)) for row in zip(ids, call.requests, strict=True)]
     except BaseExceptionGroup as failed:
         raise failed.exceptions[0] from None
     call.recorded = True

@@ -22,7 +22,7 @@ from smallfirst.models.loading import load_model
 from smallfirst.models.local.tokenizer import encode_prompt
 from smallfirst.models.manifest import Manifest, write_manifest
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, ResponseFormat
-from smallfirst.pricing.machine import MachinePrice
+from smallfirst.pricing.prices import MachinePrice
 from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.extract import Extract
 

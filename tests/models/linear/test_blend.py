@@ -14,7 +14,7 @@ from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import Manifest, write_manifest
 from smallfirst.models.protocol import Capability, Request, label_probability_model
-from smallfirst.pricing.machine import MachinePrice
+from smallfirst.pricing.prices import MachinePrice
 from smallfirst.tasks.classify import Classify
 
 

@@ -33,9 +33,7 @@ from smallfirst.models.protocol import (
 from smallfirst.models.remote.http import ConnectionBroken, NotConnected, ResponseTimeout
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
 from smallfirst.models.remote.responses import retry_after_s
-from smallfirst.pricing.machine import MachinePrice
-from smallfirst.pricing.prices import PriceBook
-from smallfirst.pricing.token_price import TokenPrice
+from smallfirst.pricing.prices import MachinePrice, PriceBook, TokenPrice
 
 BASE = "https://api.example.com/v1"
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}

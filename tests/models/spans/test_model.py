@@ -12,7 +12,7 @@ from smallfirst.errors import ModelError
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Capability, Completion, Model, Request
 from smallfirst.models.spans.model import SpanAnswer, SpanModel
-from smallfirst.pricing.machine import MachinePrice
+from smallfirst.pricing.prices import MachinePrice
 from smallfirst.tasks.extract import Extract
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}

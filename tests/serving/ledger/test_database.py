@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,8 +9,8 @@ import pytest
 
 from smallfirst.errors import ConfigError
 from smallfirst.paths import ledger_at, ledger_place
+from smallfirst.serving.ledger.database import ABOUT
 from smallfirst.serving.ledger.ledger import Ledger, LedgerRow, LedgerUnavailable, open_existing
-from smallfirst.serving.ledger.tables import ABOUT
 from tests.fixtures.postgresql import new_database
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -27,14 +25,6 @@ def test_a_ledger_of_another_format_is_refused_and_left_as_it_is(place: Path | s
     ledger.close()
     with pytest.raises(ConfigError, match=r"of another version of smallfirst \(format 17, this one reads 1\)"):
         Ledger(place)
-
-
-def test_a_ledger_of_before_formats_were_written_down_is_refused(tmp_path: Path) -> None:
-    with closing(sqlite3.connect(path := tmp_path / "ledger.db")) as old:
-        old.execute("CREATE TABLE answers (id TEXT)")
-    with pytest.raises(ConfigError, match="format 0") as caught:
-        Ledger(path)
-    assert caught.value.hint == "read it with the version that wrote it, and choose another path for a new one"
 
 
 def test_a_password_comes_from_the_environment_and_is_shown_nowhere(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import httpx
 import pytest
 from fixtures.certificates import certificate
 from fixtures.server import RunningServer, WholeModel
@@ -51,12 +50,3 @@ def test_a_sampled_answer_is_the_large_models_whole_and_streamed(server: Running
         assert (said["certified"], said["route"], said["why"]) == (False, "large", SAMPLED)
         assert [step["decision"] for step in said["steps"]] == ["passed on", "answered"]
     assert certified(server) == [(True, "small"), (False, "large"), (False, "large")]
-
-
-def test_several_prompts_are_certified_together_only_if_each_is(server: RunningServer) -> None:
-    def ask(*prompts: str) -> str:
-        body = {"model": "m", "prompt": prompts, "max_tokens": 3}
-        return httpx.post(f"{server.url}/v1/completions", json=body).headers["x-smallfirst-certified"]
-
-    assert [ask("a b", "c"), ask("a b", "c d e f"), ask("c d e f", "a b")] == ["true", "false", "false"]
-    assert [of for of, _ in certified(server)] == [True, False, False]

@@ -6,9 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from smallfirst.billing.machines import machine_costs
-from smallfirst.pricing.machine import MachinePrice
-from smallfirst.pricing.prices import PriceBook
+from smallfirst.billing.saved import machine_costs
+from smallfirst.pricing.prices import MachinePrice, PriceBook
 from smallfirst.serving.ledger.sums import Sums
 
 NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)

@@ -11,7 +11,6 @@ import pytest
 from smallfirst.errors import ConfigError
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AttemptRow, AuditRow, LedgerRow, StateRow
-from smallfirst.serving.ledger.transfer import copy, export
 from tests.fixtures.postgresql import new_database
 
 NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)
@@ -68,18 +67,16 @@ def test_a_server_lets_rows_go_that_are_older_than_the_days_before_the_newest(tm
     ledger.close()
 
 
-def test_rows_are_exported_as_csv_and_parquet(tmp_path: Path) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
+def test_rows_are_exported_without_texts_to_a_file_that_is_whole_or_not_there(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.db")
     fill(ledger)
-    since = NOON + timedelta(days=1)
-    assert export(ledger, LedgerRow, tmp_path / "a.csv", since=since) == 2
-    assert export(ledger, LedgerRow, tmp_path / "a.parquet", since=since, until=since + timedelta(1)) == 1
-    (row,) = parquet.read_table(tmp_path / "a.parquet").to_pylist()
-    assert LedgerRow.model_validate(row) == next(ledger.scan(LedgerRow, since))
-    with pytest.raises(ConfigError, match=r"\.csv or \.parquet"):
-        export(ledger, LedgerRow, tmp_path / "a.xlsx")
-    assert sorted(path.name for path in tmp_path.glob("*a.*")) == ["a.csv", "a.parquet"]
+    assert ledger.export(LedgerRow, tmp_path / "a.csv", since=NOON + timedelta(days=1)) == 2
+    with (tmp_path / "a.csv").open() as file:
+        assert [(row["id"], row["answer_text"]) for row in csv.DictReader(file)] == [("b", ""), ("c", "")]
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(OSError, match=r"folder\.csv"):
+        ledger.export(LedgerRow, tmp_path / "folder.csv")
+    assert not list(tmp_path.glob(".*part"))
     ledger.close()
 
 
@@ -87,9 +84,9 @@ def test_everything_is_copied_to_postgresql_and_back(postgresql: str, tmp_path: 
     first, second, third = Ledger(tmp_path / "a.db"), Ledger(new_database(postgresql)), Ledger(tmp_path / "b.db")
     fill(first)
     first.note_uptime(NOON, NOON + timedelta(minutes=5))
-    found = copy(first, second)
+    found = first.copy_to(second)
     assert (found["answers"], found["audits"], found["bodies"], found["machine_hours"]) == (3, 3, 3, 1)
-    copy(second, third)
+    second.copy_to(third)
     for other in (second, third):
         assert other.rows() == first.rows()
         assert other.rows()[0].answer_text == "said a"
@@ -97,6 +94,6 @@ def test_everything_is_copied_to_postgresql_and_back(postgresql: str, tmp_path: 
         assert other.uptime() == pytest.approx({"": 300})
         other.append(first.rows()[0].model_copy(update={"id": "d"}))
     with pytest.raises(ConfigError, match="has rows already"):
-        copy(first, second)
+        first.copy_to(second)
     for ledger in (first, second, third):
         ledger.close()

@@ -14,8 +14,8 @@ import pytest
 from smallfirst.pricing.charge import Charge
 from smallfirst.serving.ledger import ledger as ledger_module
 from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.ledger.rollups import bucket_of
 from smallfirst.serving.ledger.rows import AttemptRow, AuditRow, ExpenseRow, LedgerRow
+from smallfirst.serving.ledger.sums import bucket_of
 
 NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)
 
