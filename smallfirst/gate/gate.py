@@ -69,7 +69,7 @@ class Gate(Record):
     measures_at_least: dict[str, Share] = {}
     """Minimum for metrics of the task by name, such as `field_f1` or `token_f1` (lower end of the interval)."""
     measures_at_most: dict[str, NonNegative] = {}
-    """Maximum for metrics of the task by name, such as `missing`, `invented` or `mean_cost` (upper end)."""
+    """Maximum for metrics of the task by name, such as `missing` or `invented` (upper end)."""
     each_part_at_least: Share | None = None
     """Recall of every label or field: its lower end, at a level corrected for the number of parts, must reach this."""
     part_rows: Annotated[int, pydantic.Field(ge=1)] = 20

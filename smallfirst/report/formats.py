@@ -19,7 +19,6 @@ MEASURES = {
     "weighted_f1": "weighted F1",
     "in_scope_accuracy": "accuracy within scope",
     "other_recall": "recall of “other”",
-    "mean_cost": "mean cost of an error",
     "field_f1": "field F1",
     "field_precision": "field precision",
     "field_recall": "field recall",
@@ -31,14 +30,11 @@ MEASURES = {
     "micro_f1": "micro-F1",
     "exact": "all labels right",
     "other_precision": "precision of “other”",
-    "within_one": "at most one step off",
-    "mean_distance": "mean steps off",
-    "quadratic_kappa": "agreement on the scale (kappa)",
     "answerable_f1": "token F1 where there is an answer",
     "abstain_precision": "right when it says “no answer”",
     "abstain_recall": "“no answer” found",
 }
-LOWER_IS_BETTER = ("missing", "invented", "mean_cost", "mean_distance")
+LOWER_IS_BETTER = ("missing", "invented")
 MINUS = "\N{MINUS SIGN}"
 SPACE = "\N{NO-BREAK SPACE}"
 

@@ -7,7 +7,6 @@ JSON list under a schema.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -43,21 +42,14 @@ class Classify(Task):
     """What belongs under a label, shown to general models; may be empty."""
     other: str | None = None
     """The label for none of the others (out of scope); adds metrics of how well such rows are recognized."""
-    ordered: bool = False
-    """True if the labels are a scale, in this order; adds metrics of how far off answers are."""
     multiple: bool = False
     """True if a text may have several labels or none; an answer is then a JSON list in label order: `["a", "b"]`."""
-    costs: dict[str, dict[str, float]] = {}
-    """Cost of a wrong answer, at least 0, by right label and given label. Wrong pairs that are not named cost 1; adds
-    the mean cost."""
 
     @pydantic.model_validator(mode="after")
     def _settings_fit_together(self) -> Classify:
-        problems = [*self._label_problems(), *self._cost_problems()]
+        problems = list(self._label_problems())
         if self.multiple and self.other is not None:
             problems.append("other cannot go with multiple: there an empty list says that no label fits")
-        if self.multiple and (self.ordered or self.costs):
-            problems.append("ordered and costs cannot go with multiple: they compare one label with one other")
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -119,8 +111,6 @@ class Classify(Task):
             lines.append("Answer [] if none fits.")
         if self.other is not None:
             lines.append(f"Answer {self.other} if none of the others fits.")
-        if self.ordered:
-            lines.append("The labels are steps of a scale, in this order.")
         return "\n".join(lines)
 
     @property
@@ -168,7 +158,7 @@ class Classify(Task):
     def measures(self, rows: Sequence[ScoredAnswer]) -> dict[str, Estimate]:
         if self.multiple:
             return label_set_metrics(self.labels, *self._sets(rows))
-        return label_metrics(self.labels, rows, other=self.other, ordered=self.ordered, costs=self.costs)
+        return label_metrics(self.labels, rows, other=self.other)
 
     def parts(self, rows: Sequence[ScoredAnswer]) -> tuple[PartCounts, ...]:
         return label_set_counts(self.labels, *self._sets(rows)) if self.multiple else counts_by_label(self.labels, rows)
@@ -182,16 +172,6 @@ class Classify(Task):
             yield from self._unknown(label, "description of an unknown label")
         if self.other is not None:
             yield from self._unknown(self.other, "other is an unknown label")
-
-    def _cost_problems(self) -> Iterator[str]:
-        for gold, by_said in self.costs.items():
-            yield from self._unknown(gold, "costs name an unknown label")
-            for said, cost in by_said.items():
-                yield from self._unknown(said, f'costs of "{gold}" name an unknown label')
-                if not (math.isfinite(cost) and cost >= 0):
-                    yield f'costs of "{gold}" said to be "{said}" must be a number from 0, not {cost}'
-                elif gold == said and cost:
-                    yield f'costs of "{gold}" said to be "{said}": a right answer costs 0'
 
     def _unknown(self, label: str, problem: str) -> Iterator[str]:
         if label not in self.labels:

@@ -49,12 +49,6 @@ def rouge_l(question: str, answer: str, gold: str) -> float:
     return 2 * _longest_common(said, there) / (len(said) + len(there))
 
 
-def length_ratio(question: str, answer: str, gold: str) -> float:
-    """Return the shorter text's number of words over the longer one's."""
-    shorter, longer = sorted((len(answer.split()), len(gold.split())))
-    return shorter / longer if longer else 1.0
-
-
 def contains(question: str, answer: str, gold: str) -> float:
     """Return 1 if the answer contains the gold answer, word for word after `normalize_answer`, else 0."""
     return float(f" {normalize_answer(gold)} " in f" {normalize_answer(answer)} ")
@@ -62,7 +56,7 @@ def contains(question: str, answer: str, gold: str) -> float:
 
 SCORERS: Registry[Scorer] = Registry(
     "smallfirst.scorers",
-    {name: f"smallfirst.tasks.scorers:{name}" for name in ("exact", "token_f1", "rouge_l", "length_ratio", "contains")},
+    {name: f"smallfirst.tasks.scorers:{name}" for name in ("exact", "token_f1", "rouge_l", "contains")},
     noun="scorer",
 )
 

@@ -8,7 +8,7 @@ import pytest
 from smallfirst.data.dataset import Message
 from smallfirst.stats.intervals import wilson
 from smallfirst.tasks.answer import Answer
-from smallfirst.tasks.task import ScoredAnswer, Shot, Task
+from smallfirst.tasks.task import ScoredAnswer, Shot
 
 OPEN = Answer(name="rules")
 CHOICES = Answer(name="pubmed", choices=("yes", "no", "maybe"))
@@ -144,10 +144,6 @@ def test_one_of_the_choices_may_be_that_there_is_no_answer() -> None:
     assert found["macro_f1"].n == 3
 
 
-def test_no_rows_have_no_figures_but_are_no_error() -> None:
-    assert [estimate.n for estimate in NONE.measures([]).values()] == [0] * 5
-
-
 def test_a_general_model_is_told_to_answer_briefly_and_shown_solved_rows() -> None:
     system, user, assistant = NONE.instructions((Shot("A text.\n\nHow many?", "308"),))
     assert system == Message(
@@ -190,10 +186,3 @@ def test_a_fine_tuned_model_reads_the_text_and_a_cue_and_writes_the_answer_after
 def test_settings_that_make_no_task_are_refused(values: dict[str, object], rule: str) -> None:
     with pytest.raises(pydantic.ValidationError, match=rule.replace("?", r"\?")):
         Answer(name="x", **values)
-
-
-def test_it_is_a_task_and_its_choices_are_a_closed_set() -> None:
-    task: Task = OPEN
-    assert (task.name, task.closed, task.pass_score, task.max_answer_tokens) == ("rules", (), 1.0, 64)
-    assert task.answer_schema() is None
-    assert CHOICES.closed == ("yes", "no", "maybe")

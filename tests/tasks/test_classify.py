@@ -118,8 +118,6 @@ def test_every_problem_of_a_task_is_named_at_once() -> None:
             labels=("a", "a"),
             descriptions={"b": "x"},
             other="c",
-            costs={"a": {"d": -1.0, "a": 2.0}, "e": {}},
-            ordered=True,
             multiple=True,
         )
     (problem,) = caught.value.errors()
@@ -127,51 +125,22 @@ def test_every_problem_of_a_task_is_named_at_once() -> None:
         "labels repeat",
         'description of an unknown label "b"',
         'other is an unknown label "c"',
-        'costs of "a" name an unknown label "d"',
-        'costs of "a" said to be "d" must be a number from 0, not -1.0',
-        'costs of "a" said to be "a": a right answer costs 0',
-        'costs name an unknown label "e"',
         "other cannot go with multiple: there an empty list says that no label fits",
-        "ordered and costs cannot go with multiple: they compare one label with one other",
     ]
 
 
-@pytest.mark.parametrize("cost", [float("inf"), float("nan")])
-def test_a_cost_is_a_number(cost: float) -> None:
-    with pytest.raises(pydantic.ValidationError, match=r'costs of "a" said to be "b" must be a number from 0'):
-        Classify(name="x", labels=("a", "b"), costs={"a": {"b": cost}})
-
-
-@pytest.mark.parametrize(
-    ("setting", "told", "added"),
-    [
-        (
-            {"other": "none"},
-            "Answer none if none of the others fits.",
-            ["in_scope_accuracy", "other_recall", "other_precision"],
-        ),
-        (
-            {"ordered": True},
-            "The labels are steps of a scale, in this order.",
-            ["within_one", "mean_distance", "quadratic_kappa"],
-        ),
-        ({"costs": {"low": {"high": 5.0}}}, "- none", ["mean_cost"]),
-    ],
-)
-def test_a_setting_adds_what_is_told_and_what_is_measured(
-    setting: dict[str, object], told: str, added: list[str]
-) -> None:
-    task = Classify(name="x", labels=("low", "high", "none"), **setting)  # type: ignore[arg-type]
-    assert task.instructions(())[0].content.splitlines()[-1] == told
+def test_other_is_told_and_measured() -> None:
+    task = Classify(name="x", labels=("low", "high", "none"), other="none")
+    assert task.instructions(())[0].content.splitlines()[-1] == "Answer none if none of the others fits."
     rows = [ScoredAnswer(("low",), "high", 0.0), ScoredAnswer(("none",), "none", 1.0)]
-    assert list(task.measures(rows)) == ["macro_f1", "weighted_f1", *added]
+    assert list(task.measures(rows)) == [
+        "macro_f1",
+        "weighted_f1",
+        "in_scope_accuracy",
+        "other_recall",
+        "other_precision",
+    ]
     assert Classify.model_validate_json(task.model_dump_json()) == task
-
-
-def test_costs_are_of_the_pair_right_and_said() -> None:
-    task = Classify(name="x", labels=("fraud", "spam"), costs={"fraud": {"spam": 20.0}})
-    rows = [ScoredAnswer(("fraud",), "spam", 0.0), ScoredAnswer(("spam",), "fraud", 0.0)]
-    assert task.measures(rows)["mean_cost"].value == pytest.approx((20 + 1) / 2)
 
 
 @pytest.mark.parametrize(

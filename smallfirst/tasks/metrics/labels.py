@@ -1,4 +1,4 @@
-"""Metrics of answers that are labels: counts by label, F1, out of scope, scales, costs, each with a 95 % interval.
+"""Metrics of answers that are labels: counts by label, F1 and out of scope, each with a 95 % interval.
 
 Rows that share outcome and right answer are one cell, so all resamples of a bootstrap are one matrix of counts.
 """
@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 
 import numpy as np
 
-from smallfirst.stats.intervals import Estimate, bias_corrected, bootstrap_interval, wilson
+from smallfirst.stats.intervals import Estimate, bootstrap_interval, wilson
 from smallfirst.tasks.task import PartCounts, ScoredAnswer
 
 RESAMPLES = 1000
@@ -22,18 +22,11 @@ Metric = Callable[[np.ndarray], np.ndarray]
 
 
 def label_metrics(
-    labels: Sequence[str],
-    rows: Sequence[ScoredAnswer],
-    *,
-    other: str | None = None,
-    ordered: bool = False,
-    costs: Mapping[str, Mapping[str, float]] | None = None,
+    labels: Sequence[str], rows: Sequence[ScoredAnswer], *, other: str | None = None
 ) -> dict[str, Estimate]:
-    """Return `macro_f1`, `weighted_f1` and what `other`, `ordered` and `costs` add, over rows whose gold is a label.
+    """Return `macro_f1` and `weighted_f1` over rows whose gold is a label.
 
-    `other` adds `in_scope_accuracy`, `other_recall` and `other_precision`; `ordered` `within_one`, `mean_distance` (in
-    steps) and `quadratic_kappa`; `costs` `mean_cost`. On a scale and in costs no answer counts as the worst one: the
-    label farthest from the right one, or the most expensive.
+    `other`, the label for none of the others, adds `in_scope_accuracy`, `other_recall` and `other_precision`.
     """
     index = {label: i for i, label in enumerate(labels)}
     pairs = [(index[x], index.get(row.answer or "", -1)) for row in rows if (x := _gold(row)) in index]
@@ -42,14 +35,7 @@ def label_metrics(
     draws = _Draws(gold * (len(labels) + 1) + said + 1)
     of_gold, of_said = gold[draws.first], said[draws.first]
     found = _f1_measures(draws, np.eye(len(labels))[of_gold], np.eye(len(labels) + 1)[of_said][:, :-1])
-    if other is not None:
-        found |= _other_measures(gold, said, index[other])
-    if ordered:
-        farthest = np.where(of_gold * 2 > len(labels) - 1, 0, len(labels) - 1)
-        found |= _scale_measures(draws, of_gold, np.where(of_said < 0, farthest, of_said), len(labels))
-    if costs:
-        found["mean_cost"] = draws.mean(_cost_table(labels, costs), of_gold, of_said)
-    return found
+    return found if other is None else found | _other_measures(gold, said, index[other])
 
 
 def counts_by_label(labels: Sequence[str], rows: Sequence[ScoredAnswer]) -> tuple[PartCounts, ...]:
@@ -147,26 +133,6 @@ class _Draws:
             return Estimate(value=0.0, low=0.0, high=1.0, n=0)
         return bootstrap_interval(float(metric(self.counts)), metric(self.resampled), n=self.n)
 
-    def mean(self, table: np.ndarray, gold: np.ndarray, said: np.ndarray) -> Estimate:
-        """Return the mean of `table[gold, said]`, one pair a cell; no answer (-1) is the worst.
-
-        No narrower than Wilson's interval of the share of errors times their mean value.
-        """
-        if self.n == 0:
-            return Estimate(value=0.0, low=0.0, high=float(table.max()), n=0)
-        values = np.where(said < 0, table[gold].max(axis=1), table[gold, said])
-        value, low, high = self.ends(lambda w: w @ values / self.n)
-        errors = int(self.counts[values > 0].sum())
-        any_wrong = self.counts @ table.sum(axis=1)[gold] / (len(table) - 1)
-        each = float(value * self.n / errors if errors else any_wrong / self.n)
-        least = wilson(errors, self.n)
-        return Estimate(value=value, low=min(low, least.low * each), high=max(high, least.high * each), n=self.n)
-
-    def ends(self, metric: Metric) -> tuple[float, float, float]:
-        """Return value, low and high."""
-        value = float(metric(self.counts))
-        return value, *bias_corrected(value, metric(self.resampled))
-
 
 def _f1_measures(draws: _Draws, gold: np.ndarray, said: np.ndarray) -> dict[str, Estimate]:
     """Return macro and weighted F1 from the gold and answered labels of each cell, both (cells, labels) of 0 and 1."""
@@ -195,44 +161,6 @@ def _other_measures(gold: np.ndarray, said: np.ndarray, other: int) -> dict[str,
         "other_recall": wilson(caught, int((~inside).sum())),
         "other_precision": wilson(caught, int((said == other).sum())),
     }
-
-
-def _cost_table(labels: Sequence[str], costs: Mapping[str, Mapping[str, float]]) -> np.ndarray:
-    """Return the cost (gold, answered) of every pair of labels: as named, else 1, and 0 for the right one."""
-    table = 1.0 - np.eye(len(labels))
-    index = {label: i for i, label in enumerate(labels)}
-    for gold, by_said in costs.items():
-        for said, cost in by_said.items():
-            table[index[gold], index[said]] = cost
-    return table
-
-
-def _scale_measures(draws: _Draws, gold: np.ndarray, said: np.ndarray, n_labels: int) -> dict[str, Estimate]:
-    """Return how far answers are from the right step of a scale, one a cell, with the kappa of Cohen 1968."""
-    steps = np.arange(n_labels)
-    distances = np.abs(steps[:, None] - steps)
-    squares, distance = distances**2, distances[gold, said]
-    at_gold, at_said = np.eye(n_labels)[gold], np.eye(n_labels)[said]
-
-    def by_chance(weights: np.ndarray) -> np.ndarray:
-        both = ((weights @ at_gold) @ squares * (weights @ at_said)).sum(axis=-1)
-        return np.asarray(both / draws.n**2)
-
-    def kappa(weights: np.ndarray) -> np.ndarray:
-        chance = by_chance(weights)
-        return np.where(chance > 0, 1 - _ratio(weights @ distance**2 / draws.n, chance), 0.0)
-
-    found = {
-        "within_one": wilson(int(draws.counts[distance <= 1].sum()), draws.n),
-        "mean_distance": draws.mean(distances, gold, said),
-    }
-    chance = float(by_chance(draws.counts)) if draws.n else 0.0
-    if chance == 0:  # one label throughout: agreement beyond chance cannot be seen
-        return found | {"quadratic_kappa": Estimate(value=0.0, low=-1.0, high=1.0, n=draws.n)}
-    value, low, high = draws.ends(kappa)
-    off = draws.mean(squares, gold, said)
-    low, high = min(low, 1 - off.high / chance), max(high, 1 - off.low / chance)
-    return found | {"quadratic_kappa": Estimate(value=value, low=max(-1.0, low), high=min(1.0, high), n=draws.n)}
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
