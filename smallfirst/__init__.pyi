@@ -13,7 +13,6 @@ from smallfirst.data.dataset import Message as Message
 from smallfirst.data.dataset import Splits as Splits
 from smallfirst.data.dataset import split as split
 from smallfirst.data.findings import Finding as Finding
-from smallfirst.data.findings import Location as Location
 from smallfirst.data.row_formats import Columns as Columns
 from smallfirst.data.sources.load import load_rows as load_rows
 from smallfirst.deployment.predictor import Predictor as Predictor

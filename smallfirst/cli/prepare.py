@@ -61,22 +61,18 @@ def init(folder: Path, source: str | None, kind: str | None, good_enough: float 
     click.echo(f"wrote {made.task_yaml}\nnext: smallfirst check {folder}   then  smallfirst run {folder}")
 
 
-@verb("smallfirst check tickets", "smallfirst check tickets --rows-out findings.jsonl")
+@verb("smallfirst check tickets", "smallfirst check tickets --json")
 @TASK
 @JSON
-@click.option("--rows-out", type=PATH, help="Write every row of every finding here (JSON lines).")
-def check(task_yaml: Path, as_json: bool, rows_out: Path | None) -> None:
+def check(task_yaml: Path, as_json: bool) -> None:
     """Look at the rows before anything is spent: GO, FIX or NO.
 
     Findings come with their places, and with what the run will take.
     """
-    from smallfirst.data.findings import write_locations
     from smallfirst.pipeline.preflight.check import check_stage
 
     found = check_stage(load_project(task_yaml))
     click.echo(found.in_json if as_json else found.in_words)
-    if rows_out:
-        click.echo(f"{write_locations(found.rows.findings, rows_out):,} places in {rows_out}", err=as_json)
     if found.verdict == "NO":
         raise DataError("the rows cannot be used as they are", hint="mend what is marked stop")
 

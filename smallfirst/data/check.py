@@ -15,7 +15,6 @@ from smallfirst.data.findings import (
     FOLDED_NOTE,
     SEVERITIES,
     Finding,
-    Location,
     Severity,
     file_and_line,
     find_at,
@@ -30,6 +29,8 @@ MIN_CLASS_ROWS = 5
 MAX_IMBALANCE = 10
 """Largest over smallest class from which the imbalance is worth saying."""
 
+MAX_SHOWN = 10
+"""So many places of a finding are shown on a terminal."""
 BYTES_PER_TOKEN = 4
 """Of English text under vocabularies of 30,000 to 150,000 tokens, roughly."""
 _LARGE = 0.05
@@ -120,9 +121,9 @@ def format_report(report: CheckReport) -> str:
     lines = [f"{report.verdict}  {sizes} rows{classes}"]
     for found in report.findings:
         lines += [f"{found.level:<5} {found.what}", f"      {found.rule}"]
-        lines += [f"        {place}" for place in found.where]
-        if found.where and found.n > len(found.where):
-            lines.append(f"        … and {found.n - len(found.where):,} more")
+        lines += [f"        {place}" for place in found.where[:MAX_SHOWN]]
+        if found.where and found.n > MAX_SHOWN:
+            lines.append(f"        … and {found.n - MAX_SHOWN:,} more (--json names all)")
     if not report.findings:
         lines.append("no findings")
     lines += [
@@ -176,10 +177,9 @@ def _contradictions(splits: dict[str, Dataset]) -> Iterator[Finding]:
         )
 
 
-def _torn(group: Sequence[Example]) -> Location:
+def _torn(group: Sequence[Example]) -> str:
     first = list({example.answer: example for example in reversed(group)}.values())[::-1][:3]
-    words = " and ".join(_shown_answer(example) for example in first)
-    return Location(first[0].path, first[0].line, words)
+    return " and ".join(_shown_answer(example) for example in first)
 
 
 def _shown_answer(example: Example) -> str:
@@ -257,7 +257,7 @@ def _unseen_labels(splits: dict[str, Dataset]) -> Iterator[Finding]:
     known = _class_counts(splits["train"])
     for name, data in splits.items():
         unseen = {e.answer: e for e in reversed(_labelled(data)) if e.answer not in known}
-        where = [Location(e.path, e.line, _shown_answer(e)) for e in reversed(unseen.values())]
+        where = [_shown_answer(example) for example in reversed(unseen.values())]
         rule = "a label that was never shown cannot be answered: add train rows, or drop it"
         yield from find_at("stop", f"{name} labels without a train row", rule, where)
 
@@ -277,13 +277,7 @@ def _copies(splits: Mapping[str, Dataset]) -> Iterator[Finding]:
                 (leaks.near, "but for 1 of 10 words", "is nearly"),
             )
             how = ", ".join(f"{len(found):,} {words}" for found, words, _ in kinds if found)
-            where = [
-                Location(
-                    leak.test.rpartition(":")[0], int(leak.test.rpartition(":")[2]), f"{leak.test} {verb} {leak.train}"
-                )
-                for found, _, verb in kinds
-                for leak in found
-            ]
+            where = [f"{leak.test} {verb} {leak.train}" for found, _, verb in kinds for leak in found]
             what = f"{leaks.n_leaked:,} of {len(rows):,} {new} texts are also in {old} ({how})"
             yield make_finding(level, what, rule, where)
 

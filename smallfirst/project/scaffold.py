@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import Counter
@@ -47,8 +46,6 @@ class Scaffold(NamedTuple):
 
     task_yaml: Path
     guess: Guess
-    assumed: tuple[str, ...]
-    """What nobody said and the rows left open."""
     unused: tuple[Problem, ...]
     """Rows that the task does not use."""
 
@@ -60,7 +57,7 @@ class Scaffold(NamedTuple):
         lines.append(f"{found.in_words}, {len(found.rows):,} rows")
         lines += ["", *(f"  {line}" for line in _table(found.rows)), ""]
         lines += [f"note: {note}" for note in (found.converted.notes if found.converted else ())]
-        lines += [f"assumed: {one}" for one in self.assumed]
+        lines += [f"or: {other}" for other in found.others]
         if others := found.other_columns:
             lines.append(f"columns that are not used: {', '.join(others)}")
         if self.unused:
@@ -111,20 +108,13 @@ def write_template(folder: Path, kind: str, good_enough: float | None = None) ->
 def scaffold(folder: Path, source: str, chosen: Mapping[str, str], good_enough: float | None = None) -> Scaffold:
     """Write the task of a source's rows into the folder: task.yaml, and converted rows where they must be.
 
-    `chosen` are columns by role and the kind; what remains open is assumed. `good_enough` is the accuracy that makes
-    the gate, or None. Raise as `init` does.
+    `chosen` are columns by role and the kind; of what remains open the likeliest is taken. `good_enough` is the
+    accuracy that makes the gate, or None. Raise as `init` does.
     """
     for role in chosen.keys() - {"kind", *ROLES}:
         raise ConfigError(f"{role}: rows have no such part{did_you_mean(role, ROLES)}", hint=", ".join(ROLES))
     target = _free(folder / "task.yaml")
-    read, assumed = read_source(source), []
-    found = guess(read, chosen, source)
-    while question := found.question:
-        (likeliest, words), *others = question.choices.items()
-        instead = "; ".join(f"--{question.option} {json.dumps(c) if ' ' in c else c}: {w}" for c, w in others)
-        assumed.append(f"{words}   (or {instead})")
-        chosen = {**chosen, question.option: likeliest}
-        found = guess(read, chosen, source)
+    found = guess(read_source(source), chosen, source)
     data, unused = _data(folder, source, found)
     text = _task_yaml(source, found, data, unused, good_enough)
     if not found.as_it_stands:
@@ -135,7 +125,7 @@ def scaffold(folder: Path, source: str, chosen: Mapping[str, str], good_enough: 
             _write_lines(folder / UNUSED_FILE, [problem._asdict() for problem in unused])
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(target, text.encode())
-    return Scaffold(target, found, tuple(assumed), unused)
+    return Scaffold(target, found, unused)
 
 
 def _free(path: Path) -> Path:

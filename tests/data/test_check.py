@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import time
@@ -13,7 +12,7 @@ from fixtures.rows import answered_rows, text_rows
 
 from smallfirst.data.check import CheckReport, LengthSummary, TokenCounts, check, estimate_token_counts, format_report
 from smallfirst.data.dataset import Dataset, Example, Message
-from smallfirst.data.findings import Finding, write_locations
+from smallfirst.data.findings import Finding
 from smallfirst.data.sources.load import load_rows
 
 DATASETS = Path(os.environ.get("SMALLFIRST_DATA", Path(__file__).parents[3] / "shared" / "datasets"))
@@ -126,36 +125,11 @@ def test_a_label_without_a_train_row_stops() -> None:
     assert finding.where == ('test.jsonl:21 "c"', 'test.jsonl:23 "d"')
 
 
-def test_all_places_of_all_findings_are_written_the_gravest_first(tmp_path: Path) -> None:
-    again = [("again", "a")] * 13
-    report = check(plenty("train", 100, *again), test=answered_rows("test.jsonl", ("Train word0 thing0", "c")))
-    n = write_locations(report.findings, tmp_path / "rows.jsonl")
-    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    assert len(rows) == n
-    assert rows[0] == {
-        "level": "stop",
-        "path": "test.jsonl",
-        "line": 1,
-        "says": "test.jsonl:1 is train.jsonl:1",
-        "finding": "1 of 1 test texts are also in train (1 case, spacing and punctuation aside)",
-    }
-    assert [row["line"] for row in rows if "repeat" in row["finding"]] == list(range(102, 114))
-    assert {row["level"] for row in rows} == {"stop", "fix"}
-
-
 def test_an_empty_split_stops() -> None:
     report = check(answered_rows("train.jsonl"), test=answered_rows("test.jsonl"))
     stops = [f for f in report.findings if f.level == "stop"]
     assert [f.what for f in stops] == ["no train rows", "no test rows"]
     assert {f.rule.partition(":")[0] for f in stops} == {"too few rows to split some off"}
-
-
-def test_at_most_ten_places_are_kept_and_the_rest_is_counted() -> None:
-    report = check(plenty("train", 100, *[("again", "a")] * 13))
-    [repeats] = [f for f in json.loads(report.model_dump_json())["findings"] if "repeat" in f["what"]]
-    assert (len(repeats["where"]), repeats["n"]) == (10, 12)
-    assert "places" not in repeats
-    assert "        … and 2 more" in format_report(report).splitlines()
 
 
 def test_the_gravest_finding_comes_first_on_the_terminal() -> None:
@@ -221,7 +195,6 @@ def test_copies_are_named_by_row_and_told_apart_by_how_close_they_are() -> None:
         "(1 letter for letter, 2 case, spacing and punctuation aside, 1 but for 1 of 10 words)"
     )
     assert finding.where == ("test:1 is train:1", "test:2 is train:1", "test:3 is train:2", "test:4 is nearly train:3")
-    assert [(place.path, place.line) for place in finding.places] == [("test", n) for n in (1, 2, 3, 4)]
 
 
 def long_rows(splits: dict[str, Dataset], tokens: TokenCounts) -> list[Finding]:
@@ -244,8 +217,10 @@ def test_every_row_over_the_limit_is_a_place() -> None:
     splits = {"train": text_rows("train", *"abcdefghijklmn"), "test": text_rows("test", "y", "z")}
     tokens = TokenCounts(counts={"train": (5,) * 13 + (4,), "test": (4, 5)}, limit=4, counted_by="tiny")
     train, test = long_rows(splits, tokens)
-    assert (train.level, train.n, len(train.where), len(train.places)) == ("stop", 13, 10, 13)
-    assert train.places[12].words == "train:13 has 5"
+    assert (train.level, train.n, len(train.where)) == ("stop", 13, 13)
+    assert train.where[12] == "train:13 has 5"
+    report = check(splits["train"], test=splits["test"], tokens=tokens)
+    assert "        … and 3 more (--json names all)" in format_report(report).splitlines()
     assert (test.level, test.where) == ("fix", ("test:2 has 5",))
 
 

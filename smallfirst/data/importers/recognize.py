@@ -73,15 +73,6 @@ def _document(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-class Question(NamedTuple):
-    """What the rows leave open."""
-
-    option: str
-    """What to choose: `kind` or the role of a column."""
-    choices: dict[str, str]
-    """What may be chosen, each with words on it; the first is assumed."""
-
-
 class Guess(NamedTuple):
     """How a source of rows can be read as a task."""
 
@@ -96,8 +87,8 @@ class Guess(NamedTuple):
     title: str
     """What that format is called."""
     unused: tuple[Problem, ...]
-    question: Question | None
-    """What remains open, if anything."""
+    others: tuple[str, ...]
+    """Readings that are nearly as likely, each with the option that chooses it: `--label team: classify: …`."""
 
     @property
     def as_it_stands(self) -> bool:
@@ -148,7 +139,7 @@ def guess(source: Source, chosen: Mapping[str, str], where: str) -> Guess:
         converted=converted,
         title=importer.title if importer else "",
         unused=(*unused, *(converted.unused if converted else ())),
-        question=_question(readings, chosen),
+        others=_others(readings),
     )
 
 
@@ -161,19 +152,16 @@ def _importer_of(rows: Sequence[RawRow]) -> Importer | None:
     return None
 
 
-def _question(readings: Sequence[Reading], chosen: Mapping[str, str]) -> Question | None:
-    """Return what tells the plausible readings apart; None if there is only one."""
-    near = [one for one in readings if one.score > readings[0].score - MARGIN]
-    for role in ("kind", *dict.fromkeys(role for one in near for role in one.columns)):
-        found = {_value(one, role): one for one in reversed(near) if _value(one, role)}
-        ordered = [value for value in dict.fromkeys(_value(one, role) for one in near) if value]
-        if len(ordered) > 1 and role not in chosen:
-            return Question(role, {value: _in_words(found[value].kind, found[value].columns) for value in ordered})
-    return None
-
-
-def _value(reading: Reading, role: str) -> str:
-    return reading.kind if role == "kind" else reading.columns.get(role, "")
+def _others(readings: Sequence[Reading]) -> tuple[str, ...]:
+    """Return what tells the plausible readings from the best one, each with its option; one for each option."""
+    found: dict[str, str] = {}
+    for one in readings[1:]:
+        if one.score > readings[0].score - MARGIN:
+            best, other = ({"kind": r.kind, **r.columns} for r in (readings[0], one))
+            role = next(role for role in other if best.get(role) != other[role])
+            named = f"--{role} {json.dumps(other[role]) if ' ' in other[role] else other[role]}"
+            found.setdefault(named, f"{named}: {_in_words(one.kind, one.columns)}")
+    return tuple(found.values())
 
 
 def _in_words(kind: str, columns: Mapping[str, str]) -> str:

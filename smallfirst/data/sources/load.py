@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from smallfirst.data.dataset import Dataset, Example, RowFormat
-from smallfirst.data.findings import Finding, Location, make_finding
+from smallfirst.data.findings import Finding, make_finding
 from smallfirst.data.row_formats import (
     ROW_FORMATS,
     Columns,
@@ -104,7 +104,7 @@ def note_skipped(problems: Sequence[Problem], n_bad: int, n_good: int, up_to: fl
         "note",
         f"bad rows that were left out of {where}: {n_bad:,} of {n_bad + n_good:,}",
         f"task.yaml allows it (data.skip_bad_rows_up_to: {up_to:g}); corrected, they would count",
-        [Location(p.path, p.line, f"{p.path}:{p.line} {p.rule}") for p in problems],
+        [f"{p.path}:{p.line} {p.rule}" for p in problems],
         n=n_bad,
     )
 

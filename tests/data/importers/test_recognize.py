@@ -67,7 +67,7 @@ def test_a_table_with_semicolons_and_names_of_its_own(write: Write) -> None:
     lines += [f"{i};2026-09-{1 + i % 28:02d};{t};{c};mail" for i, (t, c) in enumerate(zip(TEXTS, LABELS, strict=True))]
     found = read(write("rows.csv", "\n".join(lines).encode("cp1252")))
     assert (found.kind, found.columns) == ("classify", {"text": "Nachricht", "label": "Kategorie"})
-    assert (found.question, found.as_it_stands) == (None, True)
+    assert (found.others, found.as_it_stands) == ((), True)
     assert found.in_words == 'classify: text "Nachricht" → label "Kategorie" (3 different)'
     assert found.other_columns == ["Nr", "Datum", "Kanal"]
 
@@ -81,11 +81,11 @@ def test_names_that_say_nothing_are_told_by_the_values(write: Write) -> None:
 def test_two_columns_that_may_be_the_label_are_a_question(write: Write) -> None:
     rows = [{"text": TEXTS[i], "queue": LABELS[i], "team": "ab"[i % 2]} for i in range(60)]
     path = write("rows.jsonl", rows)
-    question = read(path).question
-    assert question is not None
-    assert (question.option, list(question.choices)) == ("label", ["queue", "team"])
+    found = read(path)
+    assert found.columns["label"] == "queue"
+    assert found.others == ('--label team: classify: text "text" → label "team"',)
     chosen = read(path, label="team")
-    assert (chosen.columns["label"], chosen.question) == ("team", None)
+    assert (chosen.columns["label"], chosen.others) == ("team", ())
     with pytest.raises(ConfigError, match=r'--label tema: no such column — did you mean "team"\?'):
         read(path, label="tema")
 
@@ -94,9 +94,9 @@ def test_a_question_with_an_answer_and_a_topic_may_be_either(write: Write) -> No
     rows = [{"question": t, "answer": f"{t}, said at length so that nobody asks", "topic": c}
             for t, c in zip(TEXTS, LABELS, strict=True)]  # fmt: skip
     path = write("rows.jsonl", rows)
-    question = read(path).question
-    assert question is not None
-    assert (question.option, sorted(question.choices)) == ("kind", ["chat", "classify"])
+    found = read(path)
+    other = {"chat": "classify", "classify": "chat"}[found.kind]
+    assert [one.partition(":")[0] for one in found.others] == [f"--kind {other}"]
     assert read(path, kind="classify").columns == {"text": "question", "label": "topic"}
 
 
@@ -128,7 +128,7 @@ def test_questions_on_a_passage_keep_it(write: Write) -> None:
     rows = [{"id": i, "context": f"{t}. " * 9, "question": t, "final_decision": ("yes", "no")[i % 2]}
             for i, t in enumerate(TEXTS)]  # fmt: skip
     found = read(write("rows.jsonl", rows))
-    assert (found.kind, found.question) == ("answer", None)
+    assert (found.kind, found.others) == ("answer", ())
     assert found.columns == {"question": "question", "answer": "final_decision", "context": "context"}
 
 

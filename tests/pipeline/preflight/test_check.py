@@ -79,7 +79,7 @@ def test_rows_over_the_limit_are_named_in_full(tmp_path: Path, tiny_folder: Path
     project = desk(tmp_path, tiny_folder, rows=rows)
     found = check_stage(project)
     [over] = [f for f in found.rows.findings if f.what.startswith("train rows over 64 tokens")]
-    assert (over.level, over.n, len(over.places)) == ("stop", len(project.rows.train), len(project.rows.train))
+    assert (over.level, over.n, len(over.where)) == ("stop", len(project.rows.train), len(project.rows.train))
     assert found.verdict == "NO"
 
 
