@@ -407,8 +407,7 @@ def _outcome(example: Example, answer: RecordedAnswer | None, task: Task, min_co
 
 def _training_row(one: _Outcome, columns: Columns, teacher: str) -> dict[str, Any]:
     """Return the row in the task's format and column names, with teacher, confidence and date beside it."""
-    values = {name: getattr(one.example, name) for name in Example.model_fields}
-    answered = to_row(Example(**values | {"answer": one.said.answer}))
+    answered = to_row(one.example.model_copy(update={"answer": one.said.answer}))
     row = {getattr(columns, field): value for field, value in answered.items()}
     source = {"teacher": teacher, "confidence": one.said.confidence, "labelled_on": _today()}
     return row | source | row  # a row's own values win

@@ -132,7 +132,7 @@ def with_canonical_answers(rows: Rows, task: Task, files: DataFiles | None = Non
                 problems.append(Problem(example.path, example.line, f"no answer of this task: {bad[:80]!r}"))
             else:
                 answer, *also = (gold for gold in golds if gold is not None)
-                found.append(_with_answers(example, answer, tuple(also)))
+                found.append(example.model_copy(update={"answer": answer, "also": tuple(also)}))
         return data.subset(data.name, tuple(found))
 
     parts = {name: canonical(getattr(rows, name)) for name in PARTS}
@@ -144,14 +144,6 @@ def with_canonical_answers(rows: Rows, task: Task, files: DataFiles | None = Non
         )
     skipped = note_skipped(problems, len(problems), n_all - len(problems), up_to, "the task's rows")
     return rows.model_copy(update={**parts, "skipped": (*rows.skipped, *([skipped] if skipped else []))})
-
-
-def _with_answers(example: Example, answer: str, also: tuple[str, ...]) -> Example:
-    if (answer, also) == (example.answer, example.also):
-        return example
-    # Built anew, since a copy would keep the key that was computed from the old answer.
-    fields = {name: getattr(example, name) for name in Example.model_fields}
-    return Example(**fields | {"answer": answer, "also": also})
 
 
 def with_relabels(rows: Rows, task_file: TaskFile, task: Task) -> Rows:
