@@ -45,8 +45,8 @@ def init(folder: Path, source: str | None, kind: str | None, good_enough: float 
     """Write task.yaml into FOLDER, for your rows or as a template.
 
     --from reads tables (CSV, Excel, Parquet, JSON), chats, fine-tuning and batch files of OpenAI, logs of requests,
-    exports of Label Studio and Argilla, and folders of texts. It shows three rows as they are read, and says what it
-    assumed where they can be read in several ways.
+    exports of Label Studio and Argilla, and folders of texts. It shows three rows as they are read, and names
+    the readings that are nearly as likely.
     """
     from smallfirst.project import scaffold
     from smallfirst.tasks import DEFAULT_KIND
