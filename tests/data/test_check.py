@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
-import time
 from pathlib import Path
 
 import pytest
@@ -154,21 +152,6 @@ def test_prompts_with_two_responses_are_only_noted() -> None:
     )
     finding = found(check(Dataset(name="train", examples=rows)), "texts with different responses")
     assert (finding.level, finding.where) == ("note", ('row:0 "Hello!" and row:0 "Good day!"',))
-
-
-def test_ten_thousand_rows_against_three_thousand_take_seconds() -> None:
-    draw = random.Random(0)
-    words = [f"w{i}" for i in range(3000)]
-    weights = [1 / rank for rank in range(1, 3001)]  # Zipf's law, as in real text
-
-    def rows(name: str, n: int) -> Dataset:
-        said = (" ".join(draw.choices(words, weights, k=draw.randint(5, 25))) for _ in range(n))
-        return answered_rows(name, *((text, draw.choice("ab")) for text in said))
-
-    train, test = rows("train", 10_000), rows("test", 3_000)
-    start = time.process_time()
-    check(train, test=test)
-    assert time.process_time() - start < 5
 
 
 @pytest.mark.skipif(not (DATASETS / "banking77").is_dir(), reason="no Banking77 beside this copy")

@@ -74,19 +74,16 @@ def write(path: Path, frames: tuple[str, ...], places: tuple[int, ...]) -> Path:
 
 
 @pytest.fixture
-def project(tmp_path: Path, tiny_folder: Path) -> Project:
+def project(tmp_path: Path) -> Project:
     """A task whose rows show one noun of each label, while three are asked about."""
     write(tmp_path / "train.jsonl", TRAIN, (0,))
     write(tmp_path / "validation.jsonl", CALIBRATION, (0, 1, 2))
     write(tmp_path / "test.jsonl", TEST, (0, 1, 2))
-    training = {"duration": "1ep", "learning_rate": 3e-3}
     file = {
         "name": "toy",
         "data": {name: f"{name}.jsonl" for name in ("train", "validation", "test")},
-        "ladder": ["words", "small"],
-        "small": {"base": str(tiny_folder), "training": training},
+        "ladder": ["words"],
         "gate": {"accuracy_at_least": 0.05},
-        "routing": {"small": "words"},
         "register_to": "main.tests.toy",
     }
     (tmp_path / "task.yaml").write_text(json.dumps(file), encoding="utf-8")
@@ -153,8 +150,6 @@ def test_a_challenge_that_loses_changes_nothing_and_one_that_wins_goes_live_cert
 
 def test_a_gate_that_nobody_wrote_lets_no_challenger_go_live(project: Project, tmp_path: Path) -> None:
     settings = json.loads((tmp_path / "task.yaml").read_text())
-    settings |= {"ladder": ["words"], "gate": {"accuracy_at_least": 0.05}}
-    (tmp_path / "task.yaml").write_text(json.dumps(settings), encoding="utf-8")
     frames = (*TEST, "now the {}", "so, {}", "{} at once", "see the {}", "{} today", "another {}", "this {}")
     write(tmp_path / "test.jsonl", frames, (0,))
     make_champion(Project.read(read_task_file(tmp_path), Progress(quiet=True)))

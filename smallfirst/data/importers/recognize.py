@@ -158,7 +158,7 @@ def _others(readings: Sequence[Reading]) -> tuple[str, ...]:
     for one in readings[1:]:
         if one.score > readings[0].score - MARGIN:
             best, other = ({"kind": r.kind, **r.columns} for r in (readings[0], one))
-            role = next(role for role in other if best.get(role) != other[role])
+            role = next((role for role in other if best.get(role) != other[role]), "kind")
             named = f"--{role} {json.dumps(other[role]) if ' ' in other[role] else other[role]}"
             found.setdefault(named, f"{named}: {_in_words(one.kind, one.columns)}")
     return tuple(found.values())

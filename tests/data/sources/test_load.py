@@ -241,23 +241,17 @@ def test_reading_a_file_needs_no_extra(tmp_path: Path) -> None:
 SHORTEST = b'{"prompt":"a","response":"b"}\n'
 SIZE, MAX_ROWS = 400_000, 1_000
 LINES = {
-    "newlines.jsonl": b"\n",
     "blanks.csv": b"\n",
     "quote.csv": b'text,label\n"',
     "bad.jsonl": b"x\n",
-    "bad.csv": b"x\n",
-    "rows.jsonl": SHORTEST,
     "list.json": SHORTEST.replace(b"\n", b",\n"),
-    "semicolons.csv": b"a;b\n",
 }
 
 
 @pytest.mark.parametrize("name", LINES)
 def test_memory_is_bounded_by_a_multiple_of_the_file(tmp_path: Path, name: str) -> None:
     piece = LINES[name]
-    head = {"list.json": b"[", "semicolons.csv": b"text;label\n"}.get(
-        name, b"text,label\n" if name[-3:] == "csv" else b""
-    )
+    head = {"list.json": b"[", "blanks.csv": b"text,label\n"}.get(name, b"")
     head, piece = (piece, b"\n") if name == "quote.csv" else (head, piece)
     (tmp_path / name).write_bytes(head + piece * (SIZE // len(piece)))
     tracemalloc.start()
