@@ -132,7 +132,8 @@ def with_canonical_answers(rows: Rows, task: Task, files: DataFiles | None = Non
                 problems.append(Problem(example.path, example.line, f"no answer of this task: {bad[:80]!r}"))
             else:
                 answer, *also = (gold for gold in golds if gold is not None)
-                found.append(example.model_copy(update={"answer": answer, "also": tuple(also)}))
+                changed = (answer, *also) != example.golds
+                found.append(example.model_copy(update={"answer": answer, "also": tuple(also)}) if changed else example)
         return data.subset(data.name, tuple(found))
 
     parts = {name: canonical(getattr(rows, name)) for name in PARTS}
