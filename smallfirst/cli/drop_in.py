@@ -35,11 +35,10 @@ def proxy(gateway_yaml: Path | None, upstream: str | None, keep: bool, host: str
     folder, which names upstreams, models and what may be kept.
     """
     from smallfirst.gateway.access import Access, check_exposure
-    from smallfirst.gateway.app import Gateway
+    from smallfirst.gateway.app import Gateway, run
     from smallfirst.gateway.capture import Capture
     from smallfirst.gateway.decisions import DecisionRoutes
     from smallfirst.gateway.page import DISCOVERED, page_routes, task_routes
-    from smallfirst.gateway.server import run
     from smallfirst.gateway.tasks import TakenOverTasks
     from smallfirst.paths import home, ledger_place, state_of
     from smallfirst.serving.auth.keys import KeyStore
@@ -58,8 +57,7 @@ def proxy(gateway_yaml: Path | None, upstream: str | None, keep: bool, host: str
     capture = Capture(settings, settings.capture, home()) if settings.capture else None
     ledger.start()
     access = Access(keys, everybody=everybody)
-    valid_s = settings.credential_valid_for_s
-    local = TakenOverTasks(ledger, prices=settings.prices, credential_valid_for_s=valid_s, one_tenant=access.one_tenant)
+    local = TakenOverTasks(ledger, prices=settings.prices, one_tenant=access.one_tenant)
     routes = {
         **DecisionRoutes(settings.decisions, local).routes,
         **task_routes(home(), settings.folder / DISCOVERED),

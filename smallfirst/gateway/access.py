@@ -104,6 +104,7 @@ def _all(request: GatewayRequest, name: bytes) -> Sequence[str]:
 
 _log = logging.getLogger("smallfirst.gateway")
 VALID_FOR_S = 3600.0
+"""Seconds after an upstream's 2xx in which small models may answer a credential; then a request passes."""
 SYNC_S = 1.0
 """Seconds between two exchanges with the other processes."""
 MOST = 10_000
@@ -126,10 +127,8 @@ Known = dict[str, dict[str, float]]
 class Credentials:
     """The accepted credentials, as this process knows them. Each tenant has its own: nobody ends another's."""
 
-    def __init__(
-        self, shared: SharedState, *, valid_for_s: float = VALID_FOR_S, clock: Callable[[], float] = time.time
-    ) -> None:
-        self._shared, self._valid_for_s, self._clock = shared, valid_for_s, clock
+    def __init__(self, shared: SharedState, *, clock: Callable[[], float] = time.time) -> None:
+        self._shared, self._clock = shared, clock
         self._secret = b""
         self._known: Known = {}
         self._news: Known = {}
@@ -160,7 +159,7 @@ class Credentials:
             self._sync_soon()
         use = hashlib.blake2b(f"{request.path}\0{model}".encode("utf-8", "replace"), digest_size=8).hexdigest()
         request.credential = id, use = self._id(request, upstream), use
-        return self._is_valid(self._known.get(id, {}), use, self._valid_for_s)
+        return self._is_valid(self._known.get(id, {}), use, VALID_FOR_S)
 
     def answered(self, request: GatewayRequest, upstream: str, status: int) -> None:
         """Note the status of an upstream's answer: 401 and 403, and 2xx to a request that `accepts` has seen."""
@@ -170,7 +169,7 @@ class Credentials:
                 self._note(id, _ENDED, self._clock())
         elif request.credential is not None and 200 <= status < 300:
             id, use = request.credential
-            if not self._is_valid(self._known.get(id, {}), use, self._valid_for_s * _RENEWED):
+            if not self._is_valid(self._known.get(id, {}), use, VALID_FOR_S * _RENEWED):
                 self._note(id, use, request.at)  # a key that was refused meanwhile stays refused
 
     def _is_valid(self, uses: Mapping[str, float], use: str, for_s: float) -> bool:
@@ -210,7 +209,7 @@ class Credentials:
         version = await asyncio.to_thread(self._shared.version, _STATE)
         if not self._news and version == self._version:
             return
-        news, self._news, oldest = self._news, {}, self._clock() - self._valid_for_s
+        news, self._news, oldest = self._news, {}, self._clock() - VALID_FOR_S
 
         def merged(before: Known | None, _: float) -> tuple[Known, Known]:
             known = {} if before is None else before

@@ -6,8 +6,11 @@ There is no router in the path of a request: own routes are looked up by method 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import math
 import re
+import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -15,6 +18,9 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import uvicorn
+
+from smallfirst.data.redaction import redact_logs
 from smallfirst.gateway.access import Access, may_ask
 from smallfirst.gateway.capture import Capture
 from smallfirst.gateway.http import (
@@ -34,13 +40,16 @@ from smallfirst.gateway.http import (
 )
 from smallfirst.gateway.upstreams import Target, Upstreams
 from smallfirst.serving.admission import cancel_on_disconnect
+from smallfirst.serving.http_limits import ConnectionLimits, limited_protocol
 from smallfirst.serving.openai.errors import ApiError, ClientDisconnected, server_error
 from smallfirst.traffic.settings import GatewaySettings
 
-if TYPE_CHECKING:  # a proxy without learnt tasks needs no models
+if TYPE_CHECKING:
     from smallfirst.gateway.tasks import TakenOverTasks
 
 _log = logging.getLogger("smallfirst.gateway")
+MAX_ROUTED_BYTES = 64 * 1024 * 1024
+"""With `models`, the largest request body: it is read whole, since its model says where it goes."""
 _MOST_COPIED = 4 * 1024 * 1024
 """Answers of more bytes are not handed to `TakenOverTasks.passed`."""
 _DOTS = re.compile(r"(?:^|/)(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
@@ -141,7 +150,7 @@ class Gateway:
     def _most_buffered(self) -> int:
         """With models on several upstreams the name must be known before anything is sent to one of them."""
         settings = self.settings
-        return max(settings.max_buffered_bytes, settings.max_routed_bytes if settings.models else 0)
+        return max(settings.max_buffered_bytes, MAX_ROUTED_BYTES if settings.models else 0)
 
     async def _own_answer(self, request: GatewayRequest) -> GatewayResponse | None:
         handler = self.routes.get((request.method, request.path))
@@ -161,9 +170,9 @@ class Gateway:
     async def _pass_while_it_arrives(self, request: GatewayRequest, client: Client) -> None:
         beginning, request.body = request.body, b""
         if self.settings.models:
-            limit = f"{self.settings.max_routed_bytes:,} bytes"
-            message = f"The body is larger than {limit}, within which the model is looked for (max_routed_bytes)."
-            await client.discard(self.settings.max_routed_bytes)
+            limit = f"{MAX_ROUTED_BYTES:,} bytes"
+            message = f"The body is larger than {limit}, within which the model is looked for."
+            await client.discard(MAX_ROUTED_BYTES)
             raise ApiError(413, message, code="body_too_large")
         await self._exchange(request, client, self.upstreams.target(None, request.headers), client.rest(beginning))
 
@@ -243,3 +252,52 @@ async def list_models(request: GatewayRequest, upstreams: Upstreams) -> GatewayR
 def _head(scope: Mapping[str, Any]) -> GatewayRequest:
     path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1")
     return GatewayRequest(scope["method"], path, scope["query_string"], list(scope["headers"]), b"")
+
+
+DRAIN_S = 30
+"""Seconds that running answers have when the proxy is told to stop."""
+LIMITS = ConnectionLimits(max_head_bytes=256 * 1024, max_connections=100_000, body_s=math.inf)
+"""Bodies are passed on while they arrive, at whatever pace."""
+
+
+def run(gateway: Gateway, listener: socket.socket) -> None:
+    """Serve until SIGINT or SIGTERM, let running answers end, and close the gateway; logs are redacted."""
+    redact_logs()
+    logging.getLogger("uvicorn.error").addFilter(_is_no_broken_answer)
+    config = server_config(gateway)
+    gc.collect()
+    gc.freeze()
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(_serve(uvicorn.Server(config), listener, gateway))
+
+
+def server_config(gateway: Gateway) -> uvicorn.Config:
+    """Return how uvicorn serves the gateway: nothing is added to an answer."""
+    return uvicorn.Config(
+        gateway,
+        http=limited_protocol(LIMITS),
+        loop="auto",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=DRAIN_S,
+    )
+
+
+async def _serve(server: uvicorn.Server, listener: socket.socket, gateway: Gateway) -> None:
+    try:
+        await gateway.start()
+        await server.serve(sockets=[listener])
+    finally:
+        await gateway.aclose()
+
+
+def _is_no_broken_answer(record: logging.LogRecord) -> bool:
+    """Leave out what uvicorn says of an answer that the upstream broke off: the client sees the same."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, BrokenOff)

@@ -34,6 +34,10 @@ _ROUTES = (
 _KEPT_HEADERS = frozenset({b"content-type", b"content-encoding"})
 _RESTART_S = 5.0
 _END_S = 10.0
+MAX_BODY_BYTES = 1024 * 1024
+"""Exchanges with a larger body, of the request or of the answer, are not kept."""
+BUFFER_BYTES = 16 * 1024 * 1024
+"""Memory for what waits to be stored; what comes while it is full is not kept, and counted."""
 FRAME = struct.Struct("<II")
 """Before an entry's three parts: the lengths of the first two, which are the facts as JSON and the request's body."""
 
@@ -62,7 +66,7 @@ class Capture:
         """Start the process that keeps exchanges in `folder`. Raise ConfigError if the store cannot be used."""
         self.wanted = wanted
         self._tenants = frozenset(wanted.tenants)
-        self._ring = Ring(shared_memory(wanted.buffer_bytes), wanted.buffer_bytes)
+        self._ring = Ring(shared_memory(BUFFER_BYTES), BUFFER_BYTES)
         self._order = WorkerOrder(
             path=folder / FILE_NAME, settings=settings, wanted=wanted, ring_fd=self._ring.fd, wake_fd=0
         )
@@ -75,7 +79,7 @@ class Capture:
             request.method == "POST"
             and request.path.endswith(_ROUTES)
             and request.tenant in self._tenants
-            and len(request.body) <= self.wanted.max_body_bytes
+            and len(request.body) <= MAX_BODY_BYTES
             and (self.wanted.share >= 1 or random.random() < self.wanted.share)
         )
 
@@ -91,7 +95,7 @@ class Capture:
             "latency_ms": answer.latency_ms,
             "headers": [(k.decode("latin-1"), v.decode("latin-1")) for k, v in answer.headers if k in _KEPT_HEADERS],
         }
-        if len(answer.body) > self.wanted.max_body_bytes:
+        if len(answer.body) > MAX_BODY_BYTES:
             return
         head = json.dumps(facts).encode()
         if self._ring.put((FRAME.pack(len(head), len(request.body)), head, request.body, answer.body)):

@@ -20,7 +20,7 @@ from typing import Any
 
 from smallfirst.data.redaction import redact_logs
 from smallfirst.errors import SmallfirstError
-from smallfirst.gateway.capture import FRAME, Ring, WorkerOrder
+from smallfirst.gateway.capture import BUFFER_BYTES, FRAME, Ring, WorkerOrder
 from smallfirst.gateway.http import read_response
 from smallfirst.traffic.capture_store import CaptureStore, CaptureUnavailable
 from smallfirst.traffic.exchange import Exchange, billed
@@ -125,7 +125,7 @@ def main() -> None:
     order = WorkerOrder.model_validate_json(sys.argv[1])
     os.nice(5)  # an answer comes before its copy
     with closing(order.open_store()) as store:
-        Worker(order, store, Ring(order.ring_fd, order.wanted.buffer_bytes)).run()
+        Worker(order, store, Ring(order.ring_fd, BUFFER_BYTES)).run()
 
 
 def _text(value: Any) -> str:

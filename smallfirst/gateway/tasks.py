@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from smallfirst.gateway.access import VALID_FOR_S, Credentials
+from smallfirst.gateway.access import Credentials
 from smallfirst.gateway.http import GatewayRequest, GatewayResponse, UpstreamAnswer, read_response
 from smallfirst.gateway.upstreams import UpstreamFailed, Upstreams
 from smallfirst.pricing.prices import PriceBook
@@ -99,7 +99,6 @@ class TakenOverTasks:
         *,
         prices: PriceBook | None = None,
         poll_interval_s: float = POLL_INTERVAL_S,
-        credential_valid_for_s: float = VALID_FOR_S,
         one_tenant: Callable[[], bool] = lambda: True,
     ) -> None:
         """Follow the file, by default that of the state folder; `prices` are the upstream's. Closes the ledger.
@@ -107,7 +106,7 @@ class TakenOverTasks:
         `one_tenant` returns True if there is one at most, whose evidence then counts for all.
         """
         self._prices, self._one_tenant = prices, one_tenant
-        self.credentials = Credentials(ledger.shared, valid_for_s=credential_valid_for_s)
+        self.credentials = Credentials(ledger.shared)
         self._ledger, self._file, self._interval_s = ledger, file or TakeOvers(), poll_interval_s
         self.tasks: dict[str, LiveTask] = {}
         self._matcher = TaskMatcher({})

@@ -35,6 +35,10 @@ _NOT_ADDED = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
 _IDLE_TLS_S = 60.0
 """Idle connections of providers are used again for longer: a new one costs two round trips more."""
 _PIECE_BYTES = 256 * 1024
+_CONNECT_S = 10.0
+"""Longest wait for a connection; then 502."""
+_MOST_CONNECTIONS = 1_000
+"""To one upstream; further requests wait for one."""
 _FORM_FIELD = re.compile(rb'name="?model"?[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]*)\r\n--', re.IGNORECASE)
 
 
@@ -185,13 +189,11 @@ def _connect(upstream: Upstream) -> _Connection:
     idle_s = _IDLE_TLS_S if upstream.base_url.startswith("https:") else IDLE_TIMEOUT_S
     session = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
-            limit=upstream.max_connections, keepalive_timeout=idle_s, ssl=certificates(upstream.base_url)
+            limit=_MOST_CONNECTIONS, keepalive_timeout=idle_s, ssl=certificates(upstream.base_url)
         ),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
-        timeout=aiohttp.ClientTimeout(
-            total=None, sock_connect=upstream.connect_timeout_s, sock_read=upstream.timeout_s
-        ),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=upstream.timeout_s),
         max_line_size=64 * 1024,
         max_field_size=64 * 1024,
     )

@@ -33,10 +33,6 @@ class Upstream(Record):
     """Header of that key: `authorization` as a bearer token; `x-api-key` for Anthropic, `api-key` for Azure."""
     timeout_s: Annotated[float, Field(gt=0)] = 600
     """Longest wait for the first byte of an answer and between two pieces of it; then 504."""
-    connect_timeout_s: Annotated[float, Field(gt=0)] = 10
-    """Longest wait for a connection; then 502."""
-    max_connections: Annotated[int, Field(ge=1)] = 1_000
-    """Connections at most; further requests wait for one."""
 
     def key(self) -> str | None:
         """Return its key from the environment, or None where the client's own is passed on. Raise ConfigError."""
@@ -74,10 +70,6 @@ class CaptureSettings(Record):
     key_env: str | None = None
     """Environment variable that holds the key with which the store is encrypted; left out: SMALLFIRST_CAPTURE_KEY, if
     that is set."""
-    max_body_bytes: Annotated[int, Field(ge=1)] = 1024 * 1024
-    """Exchanges with a larger body, of the request or of the answer, are not kept."""
-    buffer_bytes: Annotated[int, Field(ge=1024 * 1024)] = 16 * 1024 * 1024
-    """Memory for what waits to be stored; what comes while it is full is not kept, and counted."""
 
     def key(self) -> str | None:
         """Return the store's key from the environment, or None without one. Raise ConfigError if it must be there."""
@@ -133,11 +125,6 @@ class GatewaySettings(Record):
     """As in task.yaml."""
     max_buffered_bytes: Annotated[int, Field(ge=1)] = 1024 * 1024
     """Larger request bodies are passed on while they arrive; no small model answers them."""
-    max_routed_bytes: Annotated[int, Field(ge=1)] = 64 * 1024 * 1024
-    """With `models`, the largest request body: it is read whole, since its model says where it goes."""
-    credential_valid_for_s: Annotated[float, Field(gt=0)] = 3600
-    """Where the clients' own keys are passed on: seconds after an upstream's 2xx to a key in which small models may
-    answer that key for that model. Then a request passes, whose answer renews it; a 401 or 403 ends it at once."""
     folder: Path = Path()
     """Folder of gateway.yaml; set when it is read."""
 

@@ -46,7 +46,7 @@ def test_what_is_kept_is_said_before_the_first_request(tmp_path: Path, monkeypat
         listener.close()
         asyncio.run(begin_and_end(gateway))
 
-    monkeypatch.setattr("smallfirst.gateway.server.run", run)
+    monkeypatch.setattr("smallfirst.gateway.app.run", run)
     monkeypatch.chdir(tmp_path)
     for more in ((), ("--capture",)):
         result = call("proxy", "--upstream", "https://example.com/v1", "--port", "0", *more)

@@ -61,8 +61,9 @@ class Unstarted(Capture):
         self._read_fd, self._wake_fd = os.pipe()
 
 
-def test_only_those_who_agreed_are_kept_and_only_questions(tmp_path: Path) -> None:
-    capture = Unstarted(SETTINGS, CaptureSettings(tenants=("ada",), max_body_bytes=200), tmp_path)
+def test_only_those_who_agreed_are_kept_and_only_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smallfirst.gateway.capture.MAX_BODY_BYTES", 200)
+    capture = Unstarted(SETTINGS, CaptureSettings(tenants=("ada",)), tmp_path)
     assert capture.wants(request("ada"))
     assert not capture.wants(request())
     assert not capture.wants(request("ada", long="x" * 200))
@@ -72,8 +73,9 @@ def test_only_those_who_agreed_are_kept_and_only_questions(tmp_path: Path) -> No
     assert not none.wants(request())
 
 
-def test_what_finds_no_room_is_counted_and_delays_nobody(tmp_path: Path) -> None:
-    capture = Unstarted(SETTINGS, CaptureSettings(buffer_bytes=1024 * 1024), tmp_path)
+def test_what_finds_no_room_is_counted_and_delays_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smallfirst.gateway.capture.BUFFER_BYTES", 1024 * 1024)
+    capture = Unstarted(SETTINGS, CaptureSettings(), tmp_path)
     for _ in range(4):
         capture.keep(request(long="x" * 400_000), reply())
     assert capture.counts["no_room"] == 2

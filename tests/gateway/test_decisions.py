@@ -30,7 +30,6 @@ from smallfirst.traffic.settings import DecisionSettings
 from smallfirst.traffic.wire import openai_decisions, systemone
 from smallfirst.traffic.wire.dialects import read_answer
 from smallfirst.traffic.wire.messages import Answer
-from smallfirst.traffic.wire.questions import Usage
 
 DECISIONS, SYSTEM_ONE, CHAT = "/v1/decisions", "/v1/systemone", "/v1/chat/completions"
 IMAGE = {"type": "input_image", "image_url": "data:,"}
@@ -269,11 +268,6 @@ async def test_without_a_certified_label_that_its_probabilities_prefer_the_upstr
     assert await _answer_here(question, one) is None
 
 
-async def test_it_says_whose_labels_the_probabilities_are_calibrated_on(question):
-    given = [await _answer_here(question, ruled(agreement=agreement)) for agreement in (True, False)]
-    assert [one.probabilities for one in given] == ["calibrated to the large model", "calibrated"]
-
-
 def answered(content, **message):
     return {"choices": [{"message": {"content": content, **message}}]}
 
@@ -321,12 +315,6 @@ def test_a_refusal_of_the_model_refuses_all_and_no_answer_is_an_error(ticket):
     assert [verdict.refused for verdict in refused] == [True] * 3
     with pytest.raises(ValueError, match="a chat completion expected"):
         chat_verdicts({"choices": []}, questions)
-
-
-def test_usage_is_read_in_its_names():
-    usage = {"prompt_tokens": 9, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 4}}
-    assert Usage.of({"usage": usage}) == Usage(9, 2, 4, 0)
-    assert Usage.of({}) == Usage()
 
 
 def upstream(post, upstreams, **settings):

@@ -104,8 +104,11 @@ def test_chunks_of_unknown_number_stay_chunks(proxied: Proxied) -> None:
     assert "content-length" not in asked.headers
 
 
-def test_with_models_a_body_that_is_too_large_to_route_is_refused(proxied: Proxied) -> None:
-    route = {"models": {"gpt-4o": "second"}, "max_routed_bytes": 500_000, "max_buffered_bytes": 1000}
+def test_with_models_a_body_that_is_too_large_to_route_is_refused(
+    proxied: Proxied, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smallfirst.gateway.app.MAX_ROUTED_BYTES", 500_000)
+    route = {"models": {"gpt-4o": "second"}, "max_buffered_bytes": 1000}
     proxied.gateway.settings = settings(proxied.upstream.port, proxied.other.port, **route)
     body = b"x" * 900_000
     status, headers, _ = proxied.send(post("/v1/files", body), body)

@@ -148,7 +148,7 @@ def started(learnt: LearntTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     file = TakeOvers(state / "takeovers.json")
     file.put(learnt.takeovers.get("queues").moved("live", cause="person", why="test", share=1.0))
     made: list[Any] = []
-    monkeypatch.setattr("smallfirst.gateway.server.run", lambda *given: made.append(given))
+    monkeypatch.setattr("smallfirst.gateway.app.run", lambda *given: made.append(given))
     with ExitStack() as running:
 
         def start(upstreams: dict[str, Any], *tenants: str, **settings: Any) -> Proxy:

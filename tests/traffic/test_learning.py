@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 from fixtures.evaluations import evaluated_row
-from fixtures.takeover import TEACHER, cases, source, write_draft
+from fixtures.takeover import TEACHER, cases, write_draft
 
-from smallfirst.errors import ConfigError
 from smallfirst.models.recorded import read_recording
 from smallfirst.project.task_file import read_task_file
 from smallfirst.serving.ledger.ledger import Ledger
@@ -20,7 +19,6 @@ from smallfirst.serving.ledger.rows import FeedbackRow, LedgerRow
 from smallfirst.stats.intervals import wilson
 from smallfirst.traffic import learning
 from smallfirst.traffic.learning import Observed, learn, observe
-from smallfirst.traffic.task_source import FILE_NAME, Teacher
 
 
 def test_a_task_is_learnt_in_shadow_and_promises_agreement(learnt):
@@ -102,14 +100,6 @@ def test_many_corrections_certify_and_test_and_the_rest_trains(prepared):
 def test_people_may_name_a_label_that_the_large_model_never_did(prepared):
     settings, _ = prepared(30, labels=["cards", "travel"])
     assert settings["labels"] == ["cards", "travel", "loans"]
-
-
-def test_a_teacher_whose_terms_forbid_it_is_not_learnt_from(tmp_path):
-    folder = write_draft(tmp_path / "queues", cases(20))
-    forbidden = Teacher(model=TEACHER, licence="no imitation", training_allowed=False)
-    source().model_copy(update={"teacher": forbidden}).save(folder / FILE_NAME)
-    with pytest.raises(ConfigError, match=r"no imitation.*measuring only"):
-        learn(folder)
 
 
 def test_what_judges_marked_trains_and_measures_nothing(prepared, monkeypatch, tmp_path):

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from smallfirst.traffic.answer_format import AnswerFormat
 from smallfirst.traffic.task_source import (
-    FILE_NAME,
     Slot,
     TaskSource,
     TaskTemplate,
@@ -22,7 +21,6 @@ from smallfirst.traffic.task_source import (
     find_template,
     tokens,
     values_between,
-    varies_by_nature,
 )
 from smallfirst.traffic.wire.messages import Prompt, Turn
 
@@ -121,11 +119,6 @@ def test_tokens_together_are_the_text(text):
     assert "".join(tokens(text)) == text
 
 
-def test_what_dates_and_ids_are_made_of_varies_by_nature():
-    assert all(map(varies_by_nature, ("2026", "f27d", "October", "Monday")))
-    assert not any(map(varies_by_nature, ("card", "-", " ")))
-
-
 def test_a_date_is_a_gap_of_its_own_and_strangers_follow_no_template():
     prompts = [f"Today is 2026-09-0{1 + i % 9}. Message of the customer: {case}" for i, case in enumerate(CASES)]
     prompts[0] = "hello there"
@@ -166,9 +159,3 @@ def test_every_wording_gives_its_case():
     assert first.text(asked("File: lost")) == "lost"
     assert second.text(asked("On Monday, Ann wrote: lost")) == "who: Ann\ntext: lost"
     assert (first.text(asked("Write a poem")), second.text(asked("File: lost"))) == (None, None)
-
-
-def test_it_is_found_in_its_folder(tmp_path):
-    assert TaskSource.of(tmp_path) is None
-    source().save(tmp_path / FILE_NAME)
-    assert TaskSource.of(tmp_path) == source()

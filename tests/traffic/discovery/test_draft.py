@@ -12,7 +12,7 @@ import pytest
 from fixtures.traffic import SORT, SORT_AGAIN, cases_of, exchange, read_bookings, sorted_tickets, template_of
 
 from smallfirst.project.task_file import read_task_file
-from smallfirst.traffic.discovery.draft import known_name, rows_of, source_of, task_settings, write_draft
+from smallfirst.traffic.discovery.draft import rows_of, source_of, task_settings, write_draft
 from smallfirst.traffic.discovery.outlook import Outlook
 from smallfirst.traffic.discovery.tasks import RecurringTask, find_tasks
 from smallfirst.traffic.task_source import TaskSource, Teacher
@@ -151,14 +151,6 @@ def test_a_changed_task_file_is_kept(tmp_path: Path) -> None:
     assert not isinstance(settings, str)
     assert not write_draft(task, source, settings, rows, tmp_path, 0.05)
     assert read_task_file(tmp_path).minutes == 5
-
-
-def test_a_task_keeps_its_name(tmp_path: Path) -> None:
-    source = drafted(tickets(), tmp_path / "renamed")
-    assert known_name([source.templates[0].template.id], tmp_path) == "renamed"
-    assert known_name(["0" * 16], tmp_path) is None
-    (tmp_path / "renamed" / "source.json").write_text("{")
-    assert known_name([source.templates[0].template.id], tmp_path) is None
 
 
 def test_the_teachers_terms_are_those_of_the_settings(tmp_path: Path) -> None:

@@ -73,11 +73,6 @@ def test_cases_are_in_the_order_of_time_and_the_others_are_counted() -> None:
     }
 
 
-def test_equal_texts_are_kept_once() -> None:
-    first, second = read_cases([exchange(i, "".join(["the", " same"]), str(i), "a") for i in (1, 2)]).cases
-    assert first.prompt.turns[0].text is second.prompt.turns[0].text
-
-
 def test_of_more_cases_than_are_held_each_is_drawn_alike() -> None:
     read = read_cases((exchange(i, "s", f"u{i}", "a") for i in range(4000)), most=1000)
     assert (len(read.cases), read.n) == (1000, 4000)
@@ -144,9 +139,3 @@ def test_solved_examples_that_change_are_ignored() -> None:
     assert [slot.use for slot in slots] == ["ignored", "ignored", "text"]
     turns = template(("user", ("", "")), ("assistant", ("", "")), ("user", ("", "")))
     assert [slot.use for slot in choose_slots(turns, values, labels)] == ["ignored", "ignored", "text"]
-
-
-def test_names_differ() -> None:
-    one = template(("user", ("Text: ", "\nText: ", "")))
-    names = [slot.name for slot in choose_slots(one, list(zip(TEXTS, TEXTS, strict=True)), TEXTS)]
-    assert names == ["text", "text_2"]
