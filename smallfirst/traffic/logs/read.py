@@ -36,22 +36,24 @@ class LogReader:
     def __init__(self, formats: Collection[str] = tuple(FORMATS)) -> None:
         self._formats = [FORMATS[name] for name in FORMATS if name in formats]
         self._last: LogFormat | None = None
+        self._path = ""
         self._waiting: tuple[dict[str, LogRecord], dict[str, LogRecord]] = ({}, {})
         """Requests and responses of batches by `custom_id`."""
 
     def format_of(self, values: dict[str, Any]) -> LogFormat | None:
-        """Return the first format that knows a record, but the one of the record before at once."""
-        if self._last is None or not self._last.recognizes(values):
-            self._last = next((one for one in self._formats if one.recognizes(values)), None)
-        return self._last
+        """Return the first format that knows a record."""
+        return next((one for one in self._formats if one.recognizes(values)), None)
 
     def read(self, record: LogRecord) -> Iterator[Exchange | Problem]:
         """Yield the exchanges in a record, or why it is none."""
         try:
             if is_batch(record.values):
                 yield from self._joined(record)
-            elif found := self.format_of(record.values):
-                for entry in found.entries(record.values):
+                return
+            if self._path != record.path or self._last is None or not self._last.recognizes(record.values):
+                self._path, self._last = record.path, self.format_of(record.values)  # lines of a file are mostly alike
+            if self._last is not None:
+                for entry in self._last.entries(record.values):
                     yield exchange_of(entry, record)
             else:
                 named = ", ".join(map(repr, list(record.values)[:8]))

@@ -25,6 +25,16 @@ def test_a_folder_of_several_formats(tmp_path):
     ]
 
 
+def test_each_file_is_recognized_anew(tmp_path):
+    """A row of a table before it does not make a table of a request and its response."""
+    (tmp_path / "a.csv").write_text("request,response\na,b\n")
+    body = {**PAIR["request"], "temperature": 0}
+    (tmp_path / "b.jsonl").write_text(json.dumps({"request": body, "response": RESPONSE}))
+    found, problems = read_logs([tmp_path])
+    assert [one.request.get("temperature") for one in found] == [None, 0]
+    assert problems == []
+
+
 def test_a_folder_of_parquet_parts(tmp_path):
     """As Spark writes them: parts, perhaps by partition, and files of its own."""
     pyarrow = pytest.importorskip("pyarrow")
