@@ -138,7 +138,7 @@ class DecisionRoutes:
         if rest:
             said = await upstream.ask(asked, [asked.questions[i] for i in rest])
             if said.verdicts is None:
-                return upstream_error(request.path, said.answer) if upstream.is_chat else _as_it_came(said.answer)
+                return GatewayResponse(said.answer.status, said.answer.headers, said.answer.body)
             for i, verdict in zip(rest, said.verdicts, strict=True):
                 answered[i] = Answered(verdict, said.model, "uncalibrated" if upstream.is_chat else "upstream")
         every = [one for one in answered if one is not None]
@@ -389,29 +389,3 @@ def refuse(path: str, error: ApiError) -> GatewayResponse:
     if path == systemone.ROUTE:
         return json_response({"detail": str(error)}, error.status, *refusal(error).headers[1:])
     return refusal(error)
-
-
-def upstream_error(path: str, answer: UpstreamAnswer) -> GatewayResponse:
-    """Return what a chat model's upstream refused, with its status and its words, in the shape of the route."""
-    status = answer.status
-    message = _message(answer.body) or f"The upstream refused the request with HTTP {status}."
-    waits = [pair for pair in answer.headers if pair[0].startswith(b"retry-after")]
-    if path == systemone.ROUTE:
-        return json_response({"detail": message}, status, *waits)
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    return json_response({"error": {"message": message, "type": kind, "param": None, "code": None}}, status, *waits)
-
-
-def _as_it_came(answer: UpstreamAnswer) -> GatewayResponse:
-    return GatewayResponse(answer.status, answer.headers, answer.body)
-
-
-def _message(body: bytes) -> str:
-    """Return the words of an error body of OpenAI or FastAPI; empty if there are none."""
-    try:
-        value: Any = json.loads(body)
-    except ValueError:
-        return ""
-    for key in ("error", "detail", "message"):
-        value = value.get(key, value) if isinstance(value, dict) else value
-    return value if isinstance(value, str) else ""

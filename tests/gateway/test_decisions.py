@@ -17,9 +17,7 @@ from smallfirst.gateway.decisions import (
     chat_verdicts,
     invalid_request,
     refuse,
-    upstream_error,
 )
-from smallfirst.gateway.http import UpstreamAnswer
 from smallfirst.gateway.live_task import Ruling
 from smallfirst.gateway.tasks import Match
 from smallfirst.gateway.upstreams import UpstreamFailed
@@ -381,22 +379,3 @@ def test_typesafes_error_has_places_from_the_body_on():
     (detail,) = json.loads(response.body)["detail"]
     assert (response.status, detail["loc"]) == (422, ["body", "questions"])
     assert json.loads(refuse(SYSTEM_ONE, ApiError(502, "It broke.")).body) == {"detail": "It broke."}
-
-
-@pytest.mark.parametrize(
-    ("body", "said"),
-    [
-        (b'{"error": {"message": "Slow down."}}', "Slow down."),
-        (b'{"detail": {"message": "No model."}}', "No model."),
-        (b'{"error": "Bad key"}', "Bad key"),
-        (b"<html>", "The upstream refused the request with HTTP 429."),
-        (b'{"a": 1}', "The upstream refused the request with HTTP 429."),
-    ],
-)
-def test_an_upstreams_words_and_its_wait_are_passed_on(body, said):
-    answer = UpstreamAnswer(429, [(b"retry-after", b"3"), (b"content-length", b"9")], body, "u", 1.0)
-    ours = upstream_error(DECISIONS, answer)
-    assert (ours.status, json.loads(ours.body)["error"]["message"]) == (429, said)
-    assert dict(ours.headers)[b"retry-after"] == b"3"
-    assert b"content-length" not in dict(ours.headers)
-    assert json.loads(upstream_error(SYSTEM_ONE, answer).body) == {"detail": said}
