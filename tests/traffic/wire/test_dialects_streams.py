@@ -55,25 +55,6 @@ def test_chat_chunks_make_the_completion_that_is_sent_without_streaming() -> Non
     }
 
 
-def test_tool_calls_are_put_together_by_their_index() -> None:
-    def call(index: int, **more: Any) -> dict[str, Any]:
-        return chunk(delta={"tool_calls": [{"index": index, **more}]})
-
-    events = (
-        call(0, id="a", type="function", function={"name": "look", "arguments": ""}),
-        call(0, function={"arguments": '{"x"'}),
-        call(1, id="b", type="function", function={"name": "buy", "arguments": "{}"}),
-        call(0, id="a", function={"name": "look", "arguments": ":1}"}),
-        chunk(delta={}, finish_reason="tool_calls"),
-    )
-    found = read(stream(*events), STREAM_TYPE)
-    assert found is not None
-    assert found["choices"][0]["message"]["tool_calls"] == [
-        {"id": "a", "type": "function", "function": {"name": "look", "arguments": '{"x":1}'}},
-        {"id": "b", "type": "function", "function": {"name": "buy", "arguments": "{}"}},
-    ]
-
-
 def test_texts_of_two_choices_of_completions() -> None:
     pieces = [(0, "a", None), (1, "x", None), (0, "b", "stop"), (1, "y", "length")]
     events = [
