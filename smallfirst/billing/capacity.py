@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-from pydantic import computed_field
-
 from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.pricing.charge import format_usd
 from smallfirst.pricing.prices import MachinePrice
@@ -18,68 +16,43 @@ class Capacity(Record):
     """Machines for the busiest hour, and a month of them beside a month of the API."""
 
     requests_per_month: float
-    peak: float
-    """Rate of the busiest hour over the mean rate."""
-    headroom: float
-    """What the machines could answer over what comes in the busiest hour, at least."""
     requests_per_s: float
     """What one machine answers, as measured."""
     source: str
     """Where that figure comes from."""
-    usd_per_hour: float
-    """Rent of one machine."""
+    peak_per_s: float
+    """Requests a second in the busiest hour."""
+    machines: int
+    machines_usd: float
+    """Rent of a month, whether used or not."""
     share_large: float
     """Part of the requests that the large model answers, in [0, 1]."""
     large_usd: float | None
     """What the large model bills for them in a month; None where it was not evaluated."""
     api_usd: float | None
     """What it would bill for all requests of a month; None where it was not evaluated."""
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def peak_per_s(self) -> float:
-        return self.requests_per_month / (HOURS_PER_MONTH * 3600) * self.peak
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def machines(self) -> int:
-        return max(1, math.ceil(self.peak_per_s * self.headroom / self.requests_per_s))
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def machines_usd(self) -> float:
-        """Rent of a month, whether used or not."""
-        return self.machines * self.usd_per_hour * HOURS_PER_MONTH
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def keep_api(self) -> bool:
-        """True if the large model alone costs no more."""
-        return self.api_usd is not None and self.api_usd <= self.machines_usd + (self.large_usd or 0.0)
+    keep_api: bool
+    """True if the large model alone costs no more."""
 
     @property
     def in_words(self) -> tuple[str, ...]:
         """A line for the demand, the machines, the money and the verdict."""
         used = self.peak_per_s / self.requests_per_s / self.machines
         number = f"{count(self.machines)} machine{'s' * (self.machines > 1)}"
-        total_usd = self.machines_usd + (self.large_usd or 0.0)
-        lines = [
-            f"{self.requests_per_month:,.0f} requests a month, {self.peak_per_s:,.3g}/s in the busiest hour "
-            f"({self.peak:g} times the mean rate)",
+        lines = (
+            f"{self.requests_per_month:,.0f} requests a month, {self.peak_per_s:,.3g}/s in the busiest hour",
             f"{number}, {percent(used, digits=0)} used in that hour: one answers {self.requests_per_s:,.3g}/s "
-            f"({self.source}); headroom {self.headroom:g}",
-        ]
-        if self.large_usd is None or self.api_usd is None:
-            return (
-                *lines,
-                f"{format_usd(self.machines_usd)} a month; the large model was not evaluated, its bill is unknown",
-            )
-        lines.append(
-            f"{format_usd(total_usd)} a month: {format_usd(self.machines_usd)} rent, {format_usd(self.large_usd)} the "
-            f"large model's for {percent(self.share_large)} of the requests; it alone would bill "
-            f"{format_usd(self.api_usd)}"
+            f"({self.source})",
         )
-        return (*lines, "verdict: keep the API" if self.keep_api else f"verdict: take {number}")
+        rent = f"{format_usd(self.machines_usd)} a month of rent"
+        if self.large_usd is None or self.api_usd is None:
+            return (*lines, f"{rent}; the large model was not evaluated, its bill is unknown")
+        return (
+            *lines,
+            f"{rent}, {format_usd(self.large_usd)} the large model's for {percent(self.share_large)} of the requests; "
+            f"it alone would bill {format_usd(self.api_usd)}",
+            "verdict: keep the API" if self.keep_api else f"verdict: take {number}",
+        )
 
 
 def capacity(
@@ -95,21 +68,26 @@ def capacity(
 ) -> Capacity:
     """Return the machines of one price for so many requests; `routed` and `large` are evaluations of the same rows.
 
-    `requests_per_s` is what one machine was measured to answer, `source` says where. Without `routed` nothing goes on
-    to the large model.
+    `requests_per_s` is what one machine was measured to answer, `source` says where. `peak` is the rate of the busiest
+    hour over the mean rate, `headroom` what the machines could answer over that, at least. Without `routed` nothing
+    goes on to the large model.
     """
+    peak_per_s = requests_per_month / (HOURS_PER_MONTH * 3600) * peak
+    machines = max(1, math.ceil(peak_per_s * headroom / requests_per_s))
+    machines_usd = machines * price.usd_per_hour * HOURS_PER_MONTH
     large_usd = api_usd = None
     if large:
         api_usd = requests_per_month * large.cost_usd_per_1k / 1000
         large_usd = requests_per_month * large_part_usd_per_1k(routed, large) / 1000 if routed else 0.0
     return Capacity(
         requests_per_month=requests_per_month,
-        peak=peak,
-        headroom=headroom,
         requests_per_s=requests_per_s,
         source=source,
-        usd_per_hour=price.usd_per_hour,
+        peak_per_s=peak_per_s,
+        machines=machines,
+        machines_usd=machines_usd,
         share_large=routed.share("large") if routed else 0.0,
         large_usd=large_usd,
         api_usd=api_usd,
+        keep_api=api_usd is not None and api_usd <= machines_usd + (large_usd or 0.0),
     )

@@ -132,34 +132,21 @@ class LiveReport(Record):
         """Whether the small model pays, in plain words."""
         if self.saving is None or (saved := self.saved_usd) is None:
             return "Nothing can be said of a saving: nobody knows what the large model costs here."
-        return " ".join(filter(None, (_paid(saved), self._break_even, self._paid_back, self._rough)))
-
-    @property
-    def _break_even(self) -> str:
-        if not self.month_rent_usd:
-            return ""
-        rent = f"A month of its machines ({format_usd(self.month_rent_usd)})"
-        if self.pays_from is None:
-            return f"{rent} is earned at no number of requests."
-        return f"{rent} is earned from {self.pays_from:,} requests on; this time had {self._n:,}."
-
-    @property
-    def _paid_back(self) -> str:
-        if not (once := math.fsum(self.once.values())):
-            return ""
-        spent = f"What was spent once ({format_usd(once)})"
-        if self.paid_back_after is None:
-            return f"{spent} is never paid back by requests like these."
-        return f"{spent} is paid back after {self.paid_back_after:,} requests."
-
-    @property
-    def _rough(self) -> str:
-        if self.saving is None or self.saving.basis == "audits":
-            return ""
-        return (
-            f"The large model's price is {self.saving.basis_in_words}; audits of live answers measure it "
-            "(routing.monitor.audit_share)."
-        )
+        said = [_paid(saved)]
+        if self.month_rent_usd:
+            from_ = f"from {self.pays_from:,} requests on" if self.pays_from is not None else "at no number of requests"
+            rent = f"A month of its machines ({format_usd(self.month_rent_usd)}) is earned {from_}"
+            said.append(f"{rent}; this time had {self._n:,}.")
+        if once := math.fsum(self.once.values()):
+            after = self.paid_back_after
+            when = "never paid back" if after is None else f"paid back after {after:,} requests"
+            said.append(f"What was spent once ({format_usd(once)}) is {when}.")
+        if self.saving.basis != "audits":
+            said.append(
+                f"The large model's price is {self.saving.basis_in_words}; audits of live answers measure it "
+                "(routing.monitor.audit_share)."
+            )
+        return " ".join(said)
 
     @property
     def _n(self) -> int:

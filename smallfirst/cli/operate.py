@@ -107,10 +107,10 @@ def rotate(name_or_id: str, grace_s: float, as_json: bool) -> None:
 
 def _show_once(key: ApiKey, secret: str, *, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps({"key": secret, **_told(key, {})}, indent=2))
+        click.echo(json.dumps({"key": secret, **_told(key)}, indent=2))
         return
     click.echo(secret)
-    click.echo(f"{_in_words(key, {})}\nThe key is not kept anywhere: copy it now. next: smallfirst keys list", err=True)
+    click.echo(f"{_in_words(key)}\nThe key is not kept anywhere: copy it now. next: smallfirst keys list", err=True)
 
 
 @keys.command("list")
@@ -123,14 +123,14 @@ def list_(as_json: bool) -> None:
 
     place = ledger_place()
     key_store = _key_store() if isinstance(place, str) or place.exists() else None
-    found, used = (key_store.entries(), key_store.last_used()) if key_store else ((), {})
+    found = key_store.entries() if key_store else ()
     if as_json:
-        click.echo(json.dumps([_told(key, used) for key in found], indent=2))
+        click.echo(json.dumps([_told(key) for key in found], indent=2))
         return
     if not found:
         click.echo(f"no keys in {place}\nnext: smallfirst keys create NAME")
     for key in found:
-        click.echo(_in_words(key, used))
+        click.echo(_in_words(key))
 
 
 @keys.command()
@@ -157,13 +157,13 @@ def _terms(role: str, expires_on: datetime | None, terms: dict[str, Any]) -> Key
     return parse_record(KeyPolicy, {**terms, "role": role, "expires_on": day}, where="options")
 
 
-def _told(key: ApiKey, used: Any) -> dict[str, Any]:
+def _told(key: ApiKey) -> dict[str, Any]:
     shown = key.model_dump(mode="json", exclude={"sha256", "terms"})
     shown["owner"] = key.shown_owner
-    return {**shown, "state": key.state(), "last_used_on": used.get(key.id), **key.policy.model_dump(mode="json")}
+    return {**shown, "state": key.state(), **key.policy.model_dump(mode="json")}
 
 
-def _in_words(key: ApiKey, used: Any) -> str:
+def _in_words(key: ApiKey) -> str:
     """One line: name, id, state, role, models, limits, days."""
     terms = key.policy
     limits = [
@@ -181,7 +181,6 @@ def _in_words(key: ApiKey, used: Any) -> str:
         ", ".join(limits) or "no limits",
         f"created {key.created_at:%Y-%m-%d}",
         *([f"owner {key.shown_owner}"] if key.owner != key.id else []),
-        f"last used {used.get(key.id, 'never')}",
         *([f"until {terms.expires_on}"] if terms.expires_on else []),
         *([f"ends {key.ends_at:%Y-%m-%d %H:%M} UTC"] if key.ends_at else []),
     ]

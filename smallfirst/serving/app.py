@@ -21,6 +21,7 @@ from starlette.routing import Route
 from smallfirst import __version__
 from smallfirst.errors import ConfigError
 from smallfirst.models.protocol import Model
+from smallfirst.serving import completions, embeddings, invocations
 from smallfirst.serving.admission import Admission
 from smallfirst.serving.auth.keys import KeyStore, home_key_store
 from smallfirst.serving.auth.middleware import CHAT_PATH, PUBLIC_PATHS, USER_PATHS, AuthMiddleware, caller_owner
@@ -28,9 +29,7 @@ from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.openai.errors import ApiError, ClientDisconnected, model_not_found, to_api_error
 from smallfirst.serving.openai.wire import model_entry
 from smallfirst.serving.plugins import Plugin, PluginGroup, ServedModels, starlette_route
-from smallfirst.serving.readiness import Readiness
-from smallfirst.serving.request_lifecycle import AppContext, Handler, HeldHead, Metrics, ModelEndpoint
-from smallfirst.serving.routes import completions, embeddings, invocations
+from smallfirst.serving.request_lifecycle import AppContext, Handler, HeldHead, Metrics, ModelEndpoint, Readiness
 from smallfirst.serving.server import listen, run
 from smallfirst.serving.settings import ServeSettings, check_settings
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,7 +18,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from smallfirst.models.protocol import Completion, Model, Request, Route
+from smallfirst.models.protocol import Completion, Model, Request, Route, probed_model
+from smallfirst.models.remote.client import CircuitOpenError
 from smallfirst.models.usage import (
     Attempt,
     ReportUnfinished,
@@ -51,7 +52,6 @@ from smallfirst.serving.openai.wire import (
     sse_event,
 )
 from smallfirst.serving.plugins import PluginGroup, ServedModels
-from smallfirst.serving.readiness import Readiness
 from smallfirst.serving.settings import ServeSettings
 
 _log = logging.getLogger("smallfirst.serving")
@@ -59,6 +59,11 @@ _log = logging.getLogger("smallfirst.serving")
 ERROR_SEND_TIMEOUT_S = 5.0
 """Longest time that a client may take to receive an error."""
 
+
+FRESH_S = 1.0
+"""Seconds for which a result is reused: probes must not become the load."""
+PROBE_TIMEOUT_S = 10.0
+"""Seconds after which a model that has not answered is not ready."""
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
 """Upper ends of the histograms' buckets, in seconds: from a scored label on a quiet machine to the default deadline."""
@@ -108,6 +113,48 @@ class Metrics:
 
     def render(self) -> str:
         return generate_latest(self._registry).decode()
+
+
+class Readiness:
+    """Whether the models and the ledger of a server would answer: each does a tiny piece of real work.
+
+    Models that cost money are never probed, and an upstream that is down does not make this server unready.
+    """
+
+    def __init__(self, models: Mapping[str, Model], ledger_ready: Callable[[], Awaitable[None]]) -> None:
+        self._models, self._ledger_ready = models, ledger_ready
+        self.stopping = False
+        """Set to True, the server is not ready at once."""
+        self._last: tuple[float, asyncio.Task[bool]] | None = None
+
+    async def check(self) -> bool:
+        """Return True if all would answer; the log names what would not."""
+        if self.stopping:
+            return False
+        now = time.monotonic()
+        if self._last is None or (self._last[1].done() and now - self._last[0] > FRESH_S):
+            self._last = (now, asyncio.create_task(self._probe_all()))
+        return await asyncio.shield(self._last[1])
+
+    async def _probe_all(self) -> bool:
+        probes = [("the ledger", self._ledger_ready)]
+        for name in list(self._models):
+            model = self._models.get(name)  # names may go while the server runs
+            if model is not None and (probed := probed_model(model)) is not None:
+                probes.append((name, probed.ready))
+        return all(await asyncio.gather(*(_answers(*probe) for probe in probes)))
+
+
+async def _answers(name: str, probe: Callable[[], Awaitable[None]]) -> bool:
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
+            await probe()
+    except CircuitOpenError:
+        return True  # another machine is down, and it is down for every server: what is answered here still is
+    except Exception as error:
+        _log.warning("not ready: %s: %s", name, " ".join(str(error).split())[:300] or type(error).__name__)
+        return False
+    return True
 
 
 class AppContext(NamedTuple):

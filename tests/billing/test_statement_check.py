@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from smallfirst.billing import statement
 from smallfirst.billing.saved import Amount, MachineCost
-from smallfirst.billing.statement import canonical, make, money_chart, page_of, public_text, verify
+from smallfirst.billing.statement import canonical, make, page_of, public_text, verify
 from smallfirst.errors import ConfigError
 from smallfirst.files import sha256
 from smallfirst.serving.ledger.ledger import Ledger
@@ -199,7 +199,6 @@ def test_it_shows_saving_costs_proof_prices_and_how_to_check(tmp_path: Path) -> 
         "prices.<wbr>yaml",
         "from live to drift: confidence fell",
         "smallfirst statement --verify FOLDER --public-key KEY",
-        '<svg class="chart" id="money"',
     ):
         assert words in page
     assert "<script" not in page
@@ -217,7 +216,6 @@ def test_names_from_outside_are_escaped_and_an_unknown_saving_is_said(tmp_path: 
     assert "$0.50 spent" in page
     assert "nothing tells what the large model costs here" in page
     assert "and 1 with work whose cost nobody knows" in page
-    assert money_chart(found) is None  # one day
     known = make(
         ledger,
         "2026-11",

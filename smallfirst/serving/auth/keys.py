@@ -13,7 +13,6 @@ import hmac
 import logging
 import re
 import secrets
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -107,7 +106,6 @@ class KeyStore:
         self._rows: Sequence[Any] | None = None
         self._by_id: Mapping[str, ApiKey] = {}
         self._readable, self._key_required = True, False
-        self._used: dict[str, str] = {}
         self._read_at_s = float("-inf")
         self._reading = asyncio.Lock()
 
@@ -184,26 +182,6 @@ class KeyStore:
 
         return self._change(change)
 
-    def last_used(self) -> Mapping[str, str]:
-        """Return, by id, the day (UTC, ISO 8601) on which a key was last used; ids never used are missing."""
-        with self.database.short_read() as connection:
-            wanted = select(KEYS.c.id, KEYS.c.used_on).where(KEYS.c.used_on.is_not(None))
-            return {id: day for id, day in connection.execute(wanted)}
-
-    def used(self, id: str) -> None:
-        """Note that a key was used today, in a thread: no request waits for it."""
-        today = _today().isoformat()
-        if self._used.get(id) != today:
-            self._used[id] = today
-            threading.Thread(target=self._note_use, args=(id, today), name="last use", daemon=True).start()
-
-    def _note_use(self, id: str, today: str) -> None:
-        try:
-            with self.database.short_write() as connection:
-                connection.execute(KEYS.update().where(KEYS.c.id == id).values(used_on=today))
-        except SmallfirstError as error:
-            _log.warning("the last use of key %s was not noted: %s", id, error.args[-1])
-
     def _change(self, change: Callable[[Connection, Sequence[ApiKey]], R]) -> R:
         """Return what `change` makes of the keys while no other process changes them."""
         self._read_at_s = float("-inf")
@@ -265,11 +243,8 @@ def key_matches(presented: str, hashes: Sequence[str]) -> bool:
     return any([hmac.compare_digest(digest, known) for known in hashes])
 
 
-_COLUMNS = [column for column in KEYS.columns if column.name != "used_on"]
-
-
 def _stored(connection: Connection) -> Sequence[Any]:
-    return connection.execute(select(*_COLUMNS).order_by(KEYS.c.created_at)).all()
+    return connection.execute(select(KEYS).order_by(KEYS.c.created_at)).all()
 
 
 def _key_of(row: Any) -> ApiKey:

@@ -21,7 +21,7 @@ from contextlib import asynccontextmanager, nullcontext
 from contextvars import ContextVar
 from typing import NamedTuple
 
-from sqlalchemy import case, literal
+from sqlalchemy import text
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -29,7 +29,7 @@ from smallfirst.models.protocol import Completion
 from smallfirst.models.remote.config import is_loopback
 from smallfirst.serving.admission import Shares
 from smallfirst.serving.auth.keys import ApiKey, KeyPolicy, KeyStore, KeyStoreUnreadable, hash_key, key_id, key_matches
-from smallfirst.serving.ledger.database import LIMITS, Database, LedgerAway
+from smallfirst.serving.ledger.database import Database, LedgerAway
 from smallfirst.serving.openai.errors import RETRY_AFTER_S, ApiError, ledger_away
 from smallfirst.serving.settings import ServeSettings
 
@@ -55,20 +55,25 @@ class Bucket:
     """A limit of so many units a minute, over all processes of one database.
 
     It fills evenly and holds a minute's worth. A need of more waits for a full bucket and leaves a debt, which refills
-    before the next request passes.
+    before the next request passes. A process draws a second's worth at once and keeps what it does not use, so that
+    others are refused that much at most.
     """
 
     def __init__(self, name: str, per_minute: int, database: Database, clock: Callable[[], float]) -> None:
         self.per_minute, self._name, self._database, self._clock = per_minute, name, database, clock
+        self._worth = max(1.0, per_minute / 60)
+        self._held = 0.0
+        """Units that were drawn and not spent; negative: a debt."""
         self._level, self._at_s = float(per_minute), clock()
-        """What it held at a time, as far as this process knows."""
+        """What the database had at a time, as far as this process knows."""
         self._refused_at_s = float("-inf")
+        self._lock = asyncio.Lock()
 
     @property
     def level(self) -> float:
         """Units left as far as is known here; negative in debt."""
         refilled = self._level + max(0.0, self._clock() - self._at_s) * self.per_minute / 60
-        return min(float(self.per_minute), refilled)
+        return min(float(self.per_minute), min(float(self.per_minute), refilled) + self._held)
 
     def wait_s(self, units: float) -> float:
         """Return the seconds until `units` are there; more than a minute's worth waits for a full bucket only."""
@@ -76,44 +81,58 @@ class Bucket:
 
     async def take(self, units: float) -> float:
         """Take `units` and return 0, or take nothing and return the seconds to wait. Raise LedgerAway."""
-        recent = self._clock() - self._refused_at_s < REFUSED_S  # who is refused all the time asks no database
-        if recent and (wait_s := self.wait_s(units)):
-            return wait_s
-        if await asyncio.to_thread(self._draw, units, min(units, self.per_minute)):
-            return 0.0
-        self._refused_at_s = self._clock()
-        return max(1e-9, self.wait_s(units))
+        if self._held < units:
+            recent = self._clock() - self._refused_at_s < REFUSED_S  # who is refused all the time asks no database
+            if recent and (wait_s := self.wait_s(units)):
+                return wait_s
+            async with self._lock:
+                if (need := units - self._held) > 0:
+                    self._held += await asyncio.to_thread(self._draw, need, max(need, self._worth))
+                if self._held < units:
+                    self._refused_at_s = self._clock()
+                    return max(1e-9, self.wait_s(units))
+                self._held -= units
+                return 0.0
+        self._held -= units
+        return 0.0
 
     def settle(self, units: float) -> None:
         """Take `units` whether or not they are there, or put them back if negative; nobody waits for the database."""
-        self._level -= units
-        asyncio.get_running_loop().run_in_executor(None, self._settle, units)
+        self._held -= units
+        if not 0 <= self._held <= self._worth:
+            kept = max(0.0, min(self._worth, self._held))
+            more, self._held = self._held - kept, kept
+            self._level += more
+            asyncio.get_running_loop().run_in_executor(None, self._put_back, more)
 
-    def _settle(self, units: float) -> None:
+    def _put_back(self, units: float) -> None:
         try:
-            self._draw(units, None)
-        except LedgerAway as error:  # the estimate stands
+            self._draw(-units, -units, least=-1e300)  # whatever is there
+        except LedgerAway as error:
             _log.warning("limits of keys: %s", error.args[0])
 
-    def _draw(self, units: float, need: float | None) -> bool:
-        """Take `units` if there are `need` of them, or whatever there is without a need; return whether."""
-        t, now, most = LIMITS.c, self._clock(), float(self.per_minute)
-        filled = t.level + case((t.at < now, now - t.at), else_=0.0) * (most / 60)
-        level = case((t.per_minute != most, most), (filled > most, most), else_=filled)  # a new limit starts full
-        enough = literal(True) if need is None else level >= need - 1e-9
-        full = {"name": self._name, "level": most - units, "at": now, "per_minute": most, "taken": 1.0}
-        later = {
-            "level": case((enough, level - units), else_=level),
-            "at": case((t.at > now, t.at), else_=now),
-            "per_minute": most,
-            "taken": case((enough, 1.0), else_=0.0),
-        }
-        draw = self._database.insert(LIMITS).values(full)
-        draw = draw.on_conflict_do_update(index_elements=["name"], set_=later)
+    def _draw(self, need: float, want: float, least: float | None = None) -> float:
+        """Take `want` units, or `need` if there are at least so many, and return how many were taken."""
+        most = float(self.per_minute)
+        given = {"name": self._name, "now": (now := self._clock()), "most": most, "want": want, "need": need}
+        given["least"] = min(need, most) - 1e-9 if least is None else least
         with self._database.short_write() as connection:
-            self._level, taken = connection.execute(draw.returning(t.level, t.taken)).one()
+            self._level, taken = connection.execute(_DRAW, given | {"first": want if want <= most else need}).one()
         self._at_s = now
-        return bool(taken)
+        return float(taken)
+
+
+_REFILLED = "limits.level + (CASE WHEN limits.at < :now THEN :now - limits.at ELSE 0 END) * :most / 60"
+_FILLED = f"(CASE WHEN limits.per_minute <> :most OR {_REFILLED} > :most THEN :most ELSE {_REFILLED} END)"
+_TAKEN = f"(CASE WHEN {_FILLED} >= :want THEN :want WHEN {_FILLED} >= :least THEN :need ELSE 0 END)"
+_DRAW = text(f"""
+    INSERT INTO limits (name, level, at, per_minute, taken) VALUES (:name, :most - :first, :now, :most, :first)
+    ON CONFLICT (name) DO UPDATE SET
+        level = {_FILLED} - {_TAKEN}, taken = {_TAKEN}, per_minute = :most,
+        at = CASE WHEN limits.at > :now THEN limits.at ELSE :now END
+    RETURNING level, taken
+""")
+"""The one statement that draws from a limit; one that changed starts full."""
 
 
 class TokenReservation:
@@ -271,7 +290,6 @@ class KeyCheck:
             if (state := known.state()) != "active":
                 raise _unauthorised(f"The API key {known.id} is {state}.")
             assert self._key_store is not None
-            self._key_store.used(known.id)
             return Caller(known.owner, known.id, known.policy, self._quota(known, self._key_store), known.name)
         if fixed:
             return Caller(digest)

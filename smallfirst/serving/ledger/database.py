@@ -173,9 +173,8 @@ KEYS = _table(
     Column("created_at", Moment, nullable=False),
     Column("revoked_at", Moment),
     Column("ends_at", Moment),
-    Column("used_on", Text),
 )
-"""API keys, `policy` as JSON; `used_on` is the day (UTC) of the last use."""
+"""API keys, `policy` as JSON."""
 LIMITS = _table("limits", [("name", Text)], *(_number(name, Double) for name in ("level", "at", "per_minute", "taken")))
 """Token buckets of keys: units left at a time in seconds since 1970, and whether the last draw got what it wanted."""
 

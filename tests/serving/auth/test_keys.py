@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from datetime import UTC, date, datetime
+from datetime import date
 from pathlib import Path
 
 import httpx
@@ -125,20 +125,6 @@ def test_keys_that_cannot_be_read_open_nothing_until_they_can_and_a_server_that_
     assert key_store.find(key.id) is None
     assert key_store.key_required  # once asked for, always asked for
     assert not KeyStore(Path(key_store.place)).key_required
-
-
-def test_the_day_of_the_last_use_is_written_once_and_no_failure_stops_a_request(key_store: KeyStore) -> None:
-    key, _ = key_store.create("desk", FREE)
-    key_store.used(key.id)
-    for _ in range(500):
-        if key_store.last_used():
-            break
-        time.sleep(0.01)
-    assert key_store.last_used() == {key.id: datetime.now(UTC).date().isoformat()}
-    with key_store.database.writer.begin() as connection:
-        KEYS.drop(connection)
-    key_store.used(key.id)  # known already
-    key_store._note_use(key.id, "2026-01-01")
 
 
 def test_a_key_works_at_once_and_a_revoked_one_no_more(start, key_store: KeyStore, label) -> None:

