@@ -16,10 +16,9 @@ from fixtures.deployment import PASSED
 from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.data.dataset import fold_text
-from smallfirst.deployment.audited_router import outcome_of
+from smallfirst.deployment.audited_router import AuditedRouter, AuditSettings, outcome_of
 from smallfirst.deployment.monitoring_routes import _status
 from smallfirst.deployment.second_look import Readiness, SecondLook, SecondLooks, looks_again, read_look, take
-from smallfirst.deployment.task_deployment import audited_router
 from smallfirst.evaluation.evaluate import Evaluation
 from smallfirst.gate.outcome import Outcome
 from smallfirst.models.protocol import Completion, Request
@@ -37,6 +36,7 @@ from smallfirst.registry.versions import ModelVersion
 from smallfirst.routing.certificate.certificate import Certificate, certify
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.looks import Looks
+from smallfirst.routing.monitor import Monitor, MonitorSettings
 from smallfirst.routing.router import Router, Stage
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import ShadowRow, StateRow
@@ -239,12 +239,11 @@ def test_a_server_whose_version_drafts_in_shadow_makes_it_champion(toy: Toy) -> 
     ledger = Ledger(home() / "ledger.db")
     router = Router([Stage("small", Drafts())], Drafts(), toy.before, name="toy")
     looks = SecondLooks(router, lambda one, other: one == other, ledger, toy.file, toy.version, toy.run)
-    served = audited_router(
+    served = AuditedRouter(
         router,
-        TrafficReference(),
-        routing=toy.file.routing,
-        task=Classify(name="toy", labels=("a", "b")),
+        Monitor(MonitorSettings(), quantities=(), shadow=True),
         ledger=ledger,
+        auditing=AuditSettings("large", lambda one, other: one == other, task=Classify(name="toy", labels=("a", "b"))),
         outcome=Outcome(kind="keep the large model"),
         second_look=looks,
     )
