@@ -110,15 +110,6 @@ def _new_stores_are_copies(tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _few_traces(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Two hundred traces of each evaluation take MLflow longer than everything else in a run."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.path.name != "test_evaluations.py":
-            patch.setattr("smallfirst.registry.evaluations.sample_rows", lambda rows, limit: rows[:2])
-        yield
-
-
 @pytest.fixture(autouse=True)
 def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A state folder for this test alone, unless its module set up one to share."""
