@@ -287,13 +287,6 @@ def test_headers_that_never_end_time_out(server: Server) -> None:
         ask(server.model(timeout_s=0.3, connect_timeout_s=0.3))
 
 
-def test_nobody_at_the_address_is_unavailable(server: Server) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    with pytest.raises(Unavailable, match=f"{url}/chat/completions is unavailable: "):
-        ask(server.model(base_url=url, max_retries=0))
-
-
 @pytest.mark.parametrize("ending", [b"", b"0\r\n\r\n"])
 def test_a_stream_that_ends_early_is_an_error(server: Server, ending: bytes) -> None:
     server.deeds = [say_and_hang_up(CHUNKED + piece("half") + ending)]

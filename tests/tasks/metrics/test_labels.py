@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
@@ -89,6 +89,7 @@ def test_no_rows_show_nothing() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(LABELS), st.none() | st.sampled_from(LABELS)), max_size=12))
+@settings(deadline=None, max_examples=40)
 def test_every_value_lies_in_its_interval(pairs: list[tuple[str, str | None]]) -> None:
     found = label_metrics(LABELS, rows(*pairs), other="bad")
     for figure in found.values():
