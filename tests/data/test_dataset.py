@@ -145,13 +145,6 @@ def test_what_a_model_labelled_is_to_train_on_and_counts_for_no_share() -> None:
     assert (len(parts.test), len(parts.validation)) == (20, 20)
 
 
-def test_rows_without_labels_have_their_share_to_the_row() -> None:
-    data = Dataset(name="r", examples=tuple(Example(messages=(), answer=f"t {i}", shape="text") for i in range(17)))
-    parts = split(data, validation=0.2, test=0.2)
-    assert (len(parts.train), len(parts.validation), len(parts.test)) == (10, 4, 3)  # 3.4 and 6.8, rounded
-    assert len(sample_share(data, 0.5)[0]) == 9
-
-
 def test_a_split_does_not_change_from_one_release_to_the_next() -> None:
     # By sha256sum of "split\0\0" + text, over 2**256: alpha 0.03, epsilon 0.14, gamma 0.25, delta 0.30, beta 0.84; of
     # "split\0\0label\0x": 0.67. The first has the place (1 - 0.67) / 5, the next ones 0.2 more.
@@ -207,12 +200,3 @@ def test_rows_that_a_model_labelled_train_beside_those_of_people_and_are_split_w
     assert not any(e.source for e in (*mixed.validation.examples, *mixed.test.examples))
     log = split(people.subset("log", model), validation=0.25, test=0.25)
     assert (len(log.validation), len(log.test)) == (10, 10)
-
-
-def test_each_part_of_a_sorted_file_is_sampled_alike() -> None:
-    """The last tenth of the file is a tenth of the samples: 40 files of 310 rows, 30 sampled from each."""
-    taken = 0
-    for trial in range(40):
-        data = rows(*(f"{trial} text {i}" for i in range(310)))
-        taken += sum(e.line > 279 for e in sample_rows(data, 30).examples)
-    assert 80 < taken < 160  # 120 expected, standard deviation 10
