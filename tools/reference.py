@@ -23,7 +23,8 @@ from pydantic_core import PydanticUndefined
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "reference"
 MADE_BY = "<!-- made by tools/reference.py -->"
-WORDS = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path", Any: "any value"}
+WORDS = {str: "", int: "integer", float: "number", bool: "", Path: "path", Any: ""}
+"""How a type is called; text and yes or no need no word."""
 
 
 def settings_page() -> str:
@@ -38,22 +39,23 @@ def settings_page() -> str:
         "",
         MADE_BY,
         "",
-        "Every setting with its type, its default and its meaning. Paths are relative to the file; a setting that does",
-        "not exist is refused with the nearest one that does. A group's name is where its settings stand:",
-        "`routing.guarantee` is `routing: {guarantee: {…}}`.",
+        "Every setting with its default and its meaning; a type is named where the default does not show it. Paths are",
+        "relative to the file. A group's name is where its settings stand: `routing.guarantee` is",
+        "`routing: {guarantee: {…}}`.",
         "",
         "## task.yaml",
         "",
     ]
-    lines += [*_table(TaskFile, skip={"folder", "settings"}), *_groups(TaskFile, "", {})]
+    seen: dict[type, str] = {}
+    lines += [*_list(TaskFile, skip={"folder", "settings"}), *_groups(TaskFile, "", seen)]
     for name, kind in TASK_KINDS:
         own = kind.setting_names()
         lines += ["", f"## kind: {name}", "", f"{_sentence(kind)} These settings stand beside `kind`.", ""]
-        lines += _table(kind, only=own)
+        lines += _list(kind, only=own)
     for name, policy in POLICIES:
-        lines += ["", f"## routing.policies, kind: {name}", "", _sentence(policy), "", *_table(policy, skip={"kind"})]
-    lines += ["", "## gateway.yaml", "", "The settings of `smallfirst proxy` ([proxy](../proxy.md)).", ""]
-    lines += [*_table(GatewaySettings, skip={"folder"}), *_groups(GatewaySettings, "gateway.yaml: ", {})]
+        lines += ["", f"## routing.policies, kind: {name}", "", _sentence(policy), "", *_list(policy, skip={"kind"})]
+    lines += ["", "## gateway.yaml", "", "The settings of `smallfirst proxy` ([from traffic](../traffic.md)).", ""]
+    lines += [*_list(GatewaySettings, skip={"folder"}), *_groups(GatewaySettings, "gateway.yaml: ", seen)]
     return "\n".join(lines) + "\n"
 
 
@@ -69,20 +71,21 @@ def _groups(record: type[pydantic.BaseModel], path: str, seen: dict[type, str]) 
             yield from ["", f"## {where}", "", f"The settings of `{seen[inner]}`, with defaults of its own."]
             continue
         seen[inner] = where
-        yield from ["", f"## {where}", "", _sentence(inner), "", *_table(inner)]
+        yield from ["", f"## {where}", "", _sentence(inner), "", *_list(inner)]
         yield from _groups(inner, f"{where}.", seen)
 
 
-def _table(
+def _list(
     record: type[pydantic.BaseModel], *, skip: set[str] | None = None, only: Sequence[str] | None = None
 ) -> list[str]:
-    lines = ["| setting | type | default | meaning |", "|---|---|---|---|"]
+    """Return a line for each setting: its name, its default or, without one, its type, and its meaning."""
+    lines = []
     for name, field in record.model_fields.items():
         if name in (skip or ()) or (only is not None and name not in only):
             continue
+        told = ", ".join(filter(None, (_type(field.annotation), _default(field))))
         meaning = " ".join((field.description or "").split())
-        cells = [f"`{field.alias or name}`", _type(field.annotation), _default(field), meaning]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append(f"- `{field.alias or name}`{f' ({told})' if told else ''}: {meaning}")
     return lines
 
 
@@ -91,11 +94,8 @@ def _default(field: pydantic.fields.FieldInfo) -> str:
     if field.is_required() or value is PydanticUndefined:
         return "required"
     if isinstance(value, pydantic.BaseModel):
-        written = value.model_dump(mode="json", exclude_unset=True)
-        return f"`{_yaml(written)}`" if written else "see its group"
-    if value is None or value in ((), "") or value == {}:
-        return "–"
-    return f"`{_yaml(value)}`"
+        value = value.model_dump(mode="json", exclude_unset=True)
+    return "" if value is None or value in ((), "", {}) else f"`{_yaml(value)}`"
 
 
 def _yaml(value: Any) -> str:
@@ -116,12 +116,10 @@ def _type(annotation: Any) -> str:
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in inside)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_type(part) for part in inside if part is not type(None)))
+        return " or ".join(dict.fromkeys(filter(None, (_type(part) for part in inside if part is not type(None)))))
     if origin in (list, tuple, set, frozenset) or (inspect.isclass(origin) and issubclass(origin, Sequence)):
-        return f"list of {_type(inside[0])}" if inside else "list"
-    if inspect.isclass(origin):
-        return f"{_type(inside[1])} by name" if len(inside) == 2 else "settings by name"
-    return "group" if _is_record(annotation) else "value"
+        return "list"
+    return "by name" if inspect.isclass(origin) else ""
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
@@ -162,19 +160,19 @@ def cli_page() -> str:
 
 def _verb(command: click.Command, name: str, *, level: int) -> Iterator[str]:
     context = click.Context(command, info_name=name)
-    usage = " ".join(command.collect_usage_pieces(context))
+    usage = " ".join(piece for piece in command.collect_usage_pieces(context) if piece != "[OPTIONS]")
+    usage = "" if isinstance(command, click.Group) else usage
     text = re.sub(r"^\x08$\n?", "", inspect.cleandoc(command.help or ""), flags=re.MULTILINE)
-    yield from ["", f"{'#' * level} {name}", "", "```text", f"{name} {usage}", "```", "", *text.splitlines()]
+    yield from ["", f"{'#' * level} {name}", "", *([f"`{name} {usage}`", ""] if usage else []), *text.splitlines()]
     options = [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
     if options:
-        yield from ["", "| option | default | meaning |", "|---|---|---|"]
+        yield ""
     for option in options:
         written = ", ".join(option.opts) + ("" if option.is_flag else f" {option.make_metavar(context)}")
         value = option.default
         has_default = isinstance(value, str | int | float | Path) and not option.is_flag
-        shown = f"`{value}`" if has_default else "–"
-        meaning = " ".join((option.help or "").split())
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in (f"`{written}`", shown, meaning)) + " |"
+        shown = f" (`{value}`)" if has_default else ""
+        yield f"- `{written}`{shown}: {' '.join((option.help or '').split())}"
     if isinstance(command, click.Group):
         for child in command.list_commands(context):
             found = command.get_command(context, child)

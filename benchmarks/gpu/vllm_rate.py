@@ -3,7 +3,7 @@
     python -m benchmarks.gpu.vllm_rate WEIGHTS --url URL [--adapters 4] [--clients 128] [--seconds 60] [--labels 20]
 
 WEIGHTS is any folder of a causal model (config.json, safetensors, tokenizer), URL the address of a vLLM
-over it, started as docs/howto/vllm.md says, with `--max-loras 4`. Adapters of rank 16 with random weights are made here, so nothing has to be trained. Two loads: prompts of
+over it, started as docs/beyond.md says, with `--max-loras 4`. Adapters of rank 16 with random weights are made here, so nothing has to be trained. Two loads: prompts of
 300 tokens of which the label probabilities are read, and prompts of 256 tokens answered with 128. The verdict compares
 the rate with the figures in PUBLISHED where the GPU and the size of the model are theirs. With `--toy` it only shows
 that it works, on a processor too.

@@ -11,16 +11,85 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from fixtures.contributing import Install
 
+from smallfirst.cli.main import main
+from smallfirst.errors import ConfigError
 from smallfirst.models.loading import ModelSource, choose_engine, load
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded import request_key
-from smallfirst.project.task_file import RoutingConfig
+from smallfirst.project.candidate_registry import CANDIDATES
+from smallfirst.project.run_folder import RunFolder
+from smallfirst.project.task_file import RoutingConfig, read_task_file
 from smallfirst.records import parse_record
 from smallfirst.routing.policies import apply_policies
 
 ROOT = Path(__file__).parents[2]
+RECIPES = ("Add a candidate", "Add a task kind", "Add a policy", "Add an engine")
+
+
+def write_task(folder: Path, rows: list[dict[str, str]], settings: dict[str, Any]) -> str:
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    file = {"data": {"train": "train.jsonl"}, **settings}
+    (folder / "task.yaml").write_text(json.dumps(file), encoding="utf-8")
+    return str(folder / "task.yaml")
+
+
+def run_stages(task: str) -> str:
+    """Run the stages of a task; return what the gate said."""
+    said = ""
+    for command in ("check", "train", "evaluate", "gate", "report"):
+        result = CliRunner().invoke(main, [command, task])
+        assert result.exit_code == 0, f"{command}: {result.output}"
+        said = result.output if command == "gate" else said
+    return said
+
+
+def test_a_candidate(install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {"text": f"{word} number {i} of {i * 7919 % 1000}", "label": label}
+        for i in range(60)
+        for word, label in (("card", "cards"), ("fee", "fees"), ("pin", "codes"))
+    ]
+    settings = {"name": "desk", "ladder": ["first-word", "words"], "gate": {"accuracy_at_least": 0.8}}
+    task = write_task(tmp_path, rows, settings | {"routing": {"small": "first-word"}})
+    refused = CliRunner().invoke(main, ["check", task])
+    assert refused.exit_code == 2
+    assert f'ladder: "first-word" is no candidate; known: {", ".join(CANDIDATES.names())}' in refused.output
+    monkeypatch.setattr(CANDIDATES, "_loaded", dict(CANDIDATES._loaded))  # forgotten after the test
+    install("Add a candidate")
+    assert "goes live by the gate: first-word" in run_stages(task)
+    run_folder = RunFolder.latest("desk")
+    assert run_folder.verdicts().of("first-word").passed
+    page = (run_folder.path / "report.html").read_text(encoding="utf-8")
+    assert ": a table of first words" in page
+
+
+def test_a_task_kind(install: Install, tmp_path: Path) -> None:
+    install("Add a task kind")
+    rows = [
+        {
+            "question": f"is number {n} {'even' if n % 3 else 'odd'}",
+            "answer": "yes" if (n % 2 == 0) == (n % 3 > 0) else "no",
+        }
+        for n in range(80)
+    ]
+    settings = {"name": "parity", "kind": "yes_no", "ladder": ["words"], "gate": {"accuracy_at_least": 0.01}}
+    run_stages(write_task(tmp_path, rows, settings))
+    evaluation = RunFolder.latest("parity").evaluation("words", "test")
+    assert evaluation is not None
+    assert evaluation.measures.keys() == {"yes_precision"}
+    assert {row.answer for row in evaluation.rows} <= {"yes", "no"}
+    assert [row.score for row in evaluation.rows] == [float(row.answer == row.gold) for row in evaluation.rows]
+    result = CliRunner().invoke(main, ["init", str(tmp_path / "new"), "--kind", "yes_no"])
+    assert result.exit_code == 0, result.output
+    assert read_task_file(tmp_path / "new").kind == "yes_no"
+    write_task(tmp_path, rows, {"name": "parity", "kind": "yes_no", "yess": "da", "labels": ["a", "b"]})
+    with pytest.raises(ConfigError) as error:
+        read_task_file(tmp_path)
+    assert 'yess: unknown setting — did you mean "yes"?' in str(error.value)
+    assert "labels: a setting of kind classify, not of yes_no" in str(error.value)
 
 
 def test_a_policy(install: Install) -> None:
@@ -45,10 +114,10 @@ def test_an_engine(install: Install, tmp_path: Path) -> None:
     assert asyncio.run(load(source).complete(request)).text == "arrival"
 
 
-@pytest.mark.parametrize("heading", ["Add a candidate", "Add a task kind", "Add a policy", "Add an engine"])
+@pytest.mark.parametrize("heading", RECIPES)
 def test_the_code_of_a_recipe_passes_the_project_s_own_style(install: Install, heading: str) -> None:
     ((name, code),) = ((name, code) for name, code in install(heading).items() if name.endswith(".py"))
-    documented = f'"""The recipe."""\n\n{code}'
     command = [sys.executable, "-m", "ruff", "check", "--stdin-filename", f"smallfirst/{name}", "-"]
+    documented = f'"""The recipe."""\n\n{code}'
     done = subprocess.run(command, input=documented, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout

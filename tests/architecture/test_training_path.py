@@ -90,5 +90,5 @@ def test_a_row_passes_through_few_files_and_these_are_documented(tiny_folder: Pa
         recipe = TaskRecipe(project.task, project.rows.train, project.rows.selection)
         train(recipe, config, base=("tiny", tiny_folder), tracked=tracked, folder=tmp_path / "run", on_step=stop)
     documented = re.findall(r"^\d+\. `(smallfirst/[\w/]+\.py)`", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
-    assert len(documented) <= MAX_FILES
-    assert sorted(touched - BESIDE) == sorted(documented)
+    assert len(touched - BESIDE) <= MAX_FILES
+    assert set(documented) <= touched, "the page names files that no row passes through"
