@@ -31,8 +31,6 @@ class CandidateDescription:
     promise: float | None = None
     """Where time does not suffice for all, candidates of a higher promise are preferred; left out: `size`, since of
     models of a kind the larger ones answer better."""
-    headline: str = ""
-    """The reason in the report's first sentence if this candidate goes live; left out: made from `role`."""
 
     measured_by_default = False
     """Measure it if task.yaml has no `ladder`."""

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fixtures.endpoints import certificate, large_server
+from fixtures.certificates import certificate
+from fixtures.endpoints import large_server
 from fixtures.entry_points import PYPROJECT
 
 from smallfirst.data.dataset import Dataset

@@ -33,7 +33,6 @@ class Blend(Candidate):
     title = "blend of candidates"
     role = "a blend of smaller models"
     explanation = "asks several of the other small models and mixes what they hold likely"
-    headline = "A blend of small models is good enough."
     size = 35
     closed_answers_only = True
     combines = True

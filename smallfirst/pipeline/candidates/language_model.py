@@ -20,7 +20,6 @@ class BaseModel(Candidate):
     title = "untrained small model"
     role = "a small language model before fine-tuning"
     explanation = "a small language model as it was published, for comparison"
-    headline = "The small model is good enough, even untrained."
     size = 40
     promotable = False
     is_language_model = True
@@ -55,7 +54,6 @@ class FineTunedModel(Candidate):
     title = "fine-tuned small model"
     role = "a small language model after fine-tuning"
     explanation = "a small language model, trained further on your rows"
-    headline = "The fine-tuned small model is good enough."
     size = 50
     promise = 15  # no measured set has shown it ahead of an encoder that suits the task; where none does, it is alone
     folder = "model"

@@ -34,7 +34,6 @@ class LinearCandidate(Candidate):
     """Multinomial logistic regression on features of the kind that `kind` says."""
 
     kind: Literal["words", "encoder"]
-    headline = "A linear model is enough here."
     closed_answers_only = True
     several_labels = True
     n_folds = 5

@@ -163,7 +163,6 @@ class _Tuned(TunedEncoder):
     title = "fine-tuned sentence embeddings"
     role = "sentence embeddings after fine-tuning"
     explanation = "as sentence embeddings + linear, with the small model trained further on your rows"
-    headline = "Fine-tuned sentence embeddings are good enough."
     closed_answers_only = True
     several_labels = True
 
@@ -192,7 +191,6 @@ class _LargerTuned(_Tuned):
     title = "larger fine-tuned sentence embeddings"
     role = "the embeddings of a larger sentence encoder after fine-tuning"
     explanation = "as fine-tuned sentence embeddings, with a published model of five times the size"
-    headline = "Larger fine-tuned sentence embeddings are good enough."
     size = 32
     measured_by_default = False
     encoder_setting = "larger_encoder"
@@ -205,7 +203,6 @@ class _Tagger(TunedEncoder):
     explanation = (
         "marks the words that each field holds; writes nothing, so it is many times faster than a language model"
     )
-    headline = "Marking the fields in the text is enough here."
 
     def why_unsuitable(self, project: Project) -> str:
         """Return why the fields cannot be marked; found out from the training rows."""
@@ -229,7 +226,6 @@ class _Reader(TunedEncoder):
     title = "answer marked in the context"
     role = "an encoder that marks the answer in the context"
     explanation = "marks the words of the context that answer the question, or says that none do; it writes nothing"
-    headline = "An encoder that marks the answer is good enough."
 
     def why_unsuitable(self, project: Project) -> str:
         """Return why it cannot be used: another kind of task, or answers that do not stand in their contexts."""
