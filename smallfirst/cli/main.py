@@ -35,7 +35,7 @@ ASK_ONCE = {"evaluate", "label", "record"}
 MAX_SUMMARY = 64
 """Most characters of a summary, so that it stands on one line of 80 columns."""
 
-_MODULES = {"train": "path", "judge": "path", "go live": "path"} | {verb: verb for verb in ("jobs", "serve")}
+_MODULES = {"train": "path", "judge": "path", "go live": "path"} | {verb: verb for verb in ("jobs", "serve", "doctor")}
 _MODULES |= {"drop in": "drop_in", "score": "serve"}
 """Module of a verb, or of all verbs of a stage; the others stand in that of their stage."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from smallfirst.pipeline.next_step import NextStep
+    from smallfirst.pipeline.summary import NextStep
     from smallfirst.project.project import Project
     from smallfirst.project.run_folder import RunFolder
     from smallfirst.project.task_file import TaskFile

@@ -131,9 +131,9 @@ def gate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
     Exit code 3 if the chosen one may not; `calibrate` then looks for a part of the requests that can stay small.
     """
     from smallfirst.gate.verdict import format_verdict
-    from smallfirst.pipeline.next_step import NextStep, after_gate
     from smallfirst.pipeline.plans.outcome import gate_line, may_go_alone
     from smallfirst.pipeline.release import chosen_candidate, gate_stage
+    from smallfirst.pipeline.summary import NextStep, after_gate
 
     project, run_folder = load_run(task_yaml, run_name)
     verdicts = gate_stage(project, run_folder)
@@ -187,9 +187,9 @@ def calibrate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
     """
     from smallfirst.gate.verdict import format_verdict
     from smallfirst.pipeline.calibrate import calibrate_stage
-    from smallfirst.pipeline.next_step import after_gate, after_outcome
     from smallfirst.pipeline.plans.outcome import decide_outcome, may_go_alone
     from smallfirst.pipeline.release import chosen_candidate, plans_stage
+    from smallfirst.pipeline.summary import after_gate, after_outcome
     from smallfirst.project.run_folder import PROMOTED
 
     project, run_folder = load_run(task_yaml, run_name)
@@ -254,8 +254,8 @@ def promote(task_yaml: Path, run_name: str | None, candidate: str | None) -> Non
     It is certified first, unless it is. Exit code 3 if nothing of it may be answered.
     """
     from smallfirst.gate.outcome import Outcome
-    from smallfirst.pipeline.next_step import after_outcome
     from smallfirst.pipeline.release import promote_stage
+    from smallfirst.pipeline.summary import after_outcome
     from smallfirst.project.run_folder import OUTCOME
 
     project, run_folder = load_run(task_yaml, run_name)

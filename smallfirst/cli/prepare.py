@@ -69,7 +69,7 @@ def check(task_yaml: Path, as_json: bool) -> None:
 
     Findings come with their places, and with what the run will take.
     """
-    from smallfirst.pipeline.preflight.check import check_stage
+    from smallfirst.pipeline.check import check_stage
 
     found = check_stage(load_project(task_yaml))
     click.echo(found.in_json if as_json else found.in_words)

@@ -10,10 +10,9 @@ from smallfirst.models.local.weights import release_memory
 from smallfirst.models.protocol import Model, Request
 from smallfirst.models.wrappers import OpenEndedReplay
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads, is_correct
-from smallfirst.pipeline.large_model import recorded_answers, recorded_open_answers
+from smallfirst.pipeline.large_model import forecast_large, recorded_answers, recorded_open_answers
 from smallfirst.pipeline.plans.joined_rows import fix_before_test
 from smallfirst.pipeline.plans.worth import CHOOSING, fix_finalists
-from smallfirst.pipeline.preflight.large_model import forecast_large
 from smallfirst.pipeline.router_setup import cascade_stages, load_ood_detector, routing_rules
 from smallfirst.pipeline.summary import KEPT, OPEN_ENDED, KeptOnTest
 from smallfirst.project.candidates import Candidate, fitted_candidates, get_candidate

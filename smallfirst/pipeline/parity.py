@@ -5,25 +5,25 @@ chat template, labels in another order, a missing temperature, an engine that ro
 sent to the real server, with the version's files from the registry, and the answers are compared with the measured
 ones: up to 200 labels, or 50 generated answers.
 
-Sums of bf16 products depend on their order, so a row whose two best answers are nearly equal may change from one batch
-to the next. Such a row is a tie: it is shown and counted, and a few of them do not fail the check.
+Sums of bf16 products depend on their order, so a row whose two best labels are nearly equal may change from one batch
+to the next. Then both are given with nearly the same confidence, of one half at most: such a row is a tie. It is shown
+and counted, and a few of them do not fail the check.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smallfirst.data.dataset import Message, sample_rows
 from smallfirst.errors import GateFailed, StageMissing
-from smallfirst.models.protocol import Model, Request, probed_model
+from smallfirst.models.protocol import probed_model
 from smallfirst.models.remote.http import ConnectionBroken, HttpSession, ResponseTimeout
 from smallfirst.models.remote.responses import did_nothing
 from smallfirst.progress import one_line
-from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project, load_small, small_engine
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.records import Record
@@ -44,7 +44,7 @@ MOST_WRITTEN = 50
 CONFIDENCE_TOLERANCE = 0.05
 """Allowed difference of confidences, in [0, 1]; bf16 alone moved those of Banking77 by up to 0.017."""
 TIE_MARGIN = 0.02
-"""Two best answers whose measured probabilities differ by less than this are a tie."""
+"""Two labels whose confidences, when measured and when served, differ by less than this are a tie."""
 MOST_TIES = 0.02
 """Share of the rows, in [0, 1], that may be ties (one row always may)."""
 _SPLIT = "calibration"
@@ -81,7 +81,7 @@ class ParityDifference(Record):
     why: str
     """The difference, in one clause."""
     tie: bool = False
-    """True if the two best answers were nearly equal when measured."""
+    """True if both labels had nearly the same confidence."""
 
 
 class ParityResult(Record):
@@ -97,7 +97,7 @@ class ParityResult(Record):
     n_same: int
     """Rows with the measured answer and confidence."""
     n_ties: int
-    """Rows with another answer that was nearly equal when measured."""
+    """Rows with another label of nearly the same confidence."""
     largest_gap: float | None
     """Largest difference between confidences of equal answers, in [0, 1]; None if none were compared."""
     tie_margin: float = TIE_MARGIN
@@ -117,7 +117,7 @@ class ParityResult(Record):
     def in_words(self) -> list[str]:
         """The result and the differing rows, one line each."""
         gap = "" if self.largest_gap is None else f", confidences at most {self.largest_gap:.4f} apart"
-        ties = f", {self.n_ties} of the others nearly equal when measured" if self.n_ties else ""
+        ties = f", {self.n_ties} of the others ties" if self.n_ties else ""
         lines = [f"{self.model}: {self.n_same} of {self.n} rows answered as measured{gap}{ties}"]
         for row in self.differences[:20]:
             lines.append(f"  {'tie ' if row.tie else 'DIFF'}  {row.why}: expected {row.expected!r}, got {row.got!r}")
@@ -141,31 +141,12 @@ class ParityFailed(GateFailed):
     """The served model does not answer as the measured one did."""
 
 
-class TopTwo(NamedTuple):
-    """The two best answers of the model that was measured."""
-
-    answers: tuple[str, ...]
-    margin: float
-    """Difference of their probabilities, in [0, 1]."""
-
-
-TopTwoLookup = Callable[[Sequence[ParityRow]], Awaitable[Sequence[TopTwo | None]]]
-"""Look up the two best answers of rows when measured; None where unknown."""
-
-
-async def check_parity(
-    address: Address, model: str, rows: Sequence[ParityRow], *, task: Task, bests: TopTwoLookup | None = None
-) -> ParityResult:
-    """Ask an endpoint `rows` and compare its answers with the measured ones; `bests` is called for differing rows only.
-
-    A refused or missing answer is a difference.
-    """
+async def check_parity(address: Address, model: str, rows: Sequence[ParityRow], *, task: Task) -> ParityResult:
+    """Ask an endpoint `rows` and compare its answers with the measured ones; a refused one is a difference."""
     served = await ask_all(address, model, [row.messages for row in rows])
     found = [_compare(row, reply, task) for row, reply in zip(rows, served, strict=True)]
-    moved = [row for row, (one, _) in zip(rows, found, strict=True) if one and one.got not in (None, one.expected)]
-    best = dict(zip((row.key for row in moved), await bests(moved), strict=True)) if bests and moved else {}
-    differences = [_with_tie(one, best.get(one.key)) for one, _ in found if one is not None]
-    n_ties, gaps = sum(d.tie for d in differences), [gap for _, gap in found if gap is not None]
+    differences = tuple(one for one, _ in found if one is not None)
+    n_ties = sum(one.tie for one in differences)
     return ParityResult(
         model=model,
         version=None,
@@ -173,8 +154,8 @@ async def check_parity(
         n=len(rows),
         n_same=len(rows) - len(differences),
         n_ties=n_ties,
-        largest_gap=max(gaps, default=None),
-        differences=tuple(differences),
+        largest_gap=max((gap for _, gap in found if gap is not None), default=None),
+        differences=differences,
         passed=bool(rows) and len(differences) == n_ties <= max(1, MOST_TIES * len(rows)),
         at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -207,16 +188,16 @@ def served_parity(
     from smallfirst.serving.loopback import serve_on_loopback
 
     name = f"{project.file.name}-small"
-    rows, bests = parity_rows(project, run_folder, candidate, n_rows), top_two_lookup(project, run_folder, candidate)
+    rows = parity_rows(project, run_folder, candidate, n_rows)
     if at is not None:
-        found = asyncio.run(check_parity(*at, rows, task=project.task, bests=bests))
+        found = asyncio.run(check_parity(*at, rows, task=project.task))
         return found.model_copy(update={"version": version.version})
     folder = versions.resolve(f"{version.name}/{version.version}").folder
     small, engine = load_small(project.file, folder, name=name), small_engine(project.file)
     if engine and (probed := probed_model(small)):
         run_sync(probed.ready())  # or the first rows would wait for the engine's start, which takes minutes
     with serve_on_loopback({name: small}) as address:
-        found = asyncio.run(check_parity(address, name, rows, task=project.task, bests=bests))
+        found = asyncio.run(check_parity(address, name, rows, task=project.task))
     found = found.model_copy(update={"version": version.version, "engine": engine})
     if n_rows is None:
         filename = VLLM_PARITY if found.engine else PARITY
@@ -258,37 +239,19 @@ def parity_rows(
     return rows
 
 
-def top_two_lookup(project: Project, run_folder: RunFolder, candidate: str) -> TopTwoLookup | None:
-    """Return a function that asks the measured model for its two best labels; None for open answers."""
-    if not project.task.closed:
-        return None
-
-    async def bests(rows: Sequence[ParityRow]) -> list[TopTwo | None]:
-        model = get_candidate(candidate).load(project, run_folder)
-        try:
-            return [await _best(model, row) for row in rows]
-        finally:
-            await model.aclose()
-
-    return bests
-
-
-async def _best(model: Model, row: ParityRow) -> TopTwo | None:
-    two = (await model.complete(Request(messages=row.messages))).alternatives[:2]
-    return TopTwo(tuple(label for label, _ in two), two[0][1] - two[1][1]) if len(two) == 2 else None
-
-
 def _compare(row: ParityRow, reply: EndpointReply, task: Task) -> tuple[ParityDifference | None, float | None]:
     """Return the difference, if any, and the gap between the confidences of equal answers."""
-    got, gap, why = None if reply.text is None else task.parse(reply.text), None, ""
-    if reply.error:
-        why = reply.error
-    elif got != row.answer:
+    got = None if reply.text is None else task.parse(reply.text)
+    both = row.confidence is not None and reply.confidence is not None
+    apart = abs((row.confidence or 0.0) - (reply.confidence or 0.0)) if both else None
+    tie, gap, why = False, apart if got == row.answer else None, reply.error
+    if not why and got != row.answer:
         why = "another answer"
-    elif row.confidence is not None and reply.confidence is not None:
-        gap = abs(row.confidence - reply.confidence)
-        if gap > CONFIDENCE_TOLERANCE:
-            why = f"the same answer, but confidence {reply.confidence:.3f} instead of {row.confidence:.3f}"
+        if got is not None and apart is not None and apart < TIE_MARGIN:
+            tie = (row.confidence or 0.0) <= (1 + TIE_MARGIN) / 2
+            why = f"another label, with nearly the same confidence ({apart:.4f} apart)" if tie else why
+    elif not why and gap is not None and gap > CONFIDENCE_TOLERANCE:
+        why = f"the same answer, but confidence {reply.confidence:.3f} instead of {row.confidence:.3f}"
     if not why:
         return None, gap
     text = next((m.content for m in reversed(row.messages) if m.role == "user"), "")
@@ -301,16 +264,9 @@ def _compare(row: ParityRow, reply: EndpointReply, task: Task) -> tuple[ParityDi
         expected_confidence=row.confidence,
         got_confidence=reply.confidence,
         why=why,
+        tie=tie,
     )
     return difference, gap
-
-
-def _with_tie(difference: ParityDifference, best: TopTwo | None) -> ParityDifference:
-    """Mark the difference as a tie if both answers were the two best and nearly equal."""
-    if best is None or best.margin >= TIE_MARGIN or {difference.expected, difference.got} != set(best.answers):
-        return difference
-    why = f"two best labels only {best.margin:.4f} apart when measured"
-    return difference.model_copy(update={"tie": True, "why": why})
 
 
 async def ask_all(address: Address, model: str, conversations: Sequence[Sequence[Message]]) -> list[EndpointReply]:

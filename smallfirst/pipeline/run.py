@@ -13,12 +13,11 @@ from smallfirst.gate.outcome import Outcome
 from smallfirst.gate.verdict import format_verdict
 from smallfirst.paths import state_of
 from smallfirst.pipeline.calibrate import calibrate_stage
+from smallfirst.pipeline.check import PreflightReport, check_stage
 from smallfirst.pipeline.diagnostics import measure_curve
 from smallfirst.pipeline.evaluate import evaluate_stage
-from smallfirst.pipeline.next_step import hint_of, next_steps
+from smallfirst.pipeline.large_model import require_large
 from smallfirst.pipeline.plans.outcome import decide_outcome, may_go_alone, small_first_stage
-from smallfirst.pipeline.preflight.check import PreflightReport, check_stage
-from smallfirst.pipeline.preflight.large_model import require_large
 from smallfirst.pipeline.release import (
     chosen_candidate,
     gate_stage,
@@ -27,7 +26,7 @@ from smallfirst.pipeline.release import (
     shadow_stage,
 )
 from smallfirst.pipeline.report_data import report_stage
-from smallfirst.pipeline.summary import RunSummary, summarize_run
+from smallfirst.pipeline.summary import RunSummary, hint_of, next_steps, summarize_run
 from smallfirst.pipeline.train import train_stage
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project

@@ -6,8 +6,7 @@ from smallfirst.errors import NothingGained, StageMissing
 from smallfirst.evaluation.label_errors import read_relabels
 from smallfirst.models.local.weights import release_memory
 from smallfirst.models.manifest import TRAINED_ON, TrainedOn
-from smallfirst.pipeline.ladder.ladder import Ladder
-from smallfirst.pipeline.ladder.plan import TimeBudget
+from smallfirst.pipeline.ladder import Ladder, TimeBudget
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.project.candidates import Candidate, fits_in_folds, project_candidates
 from smallfirst.project.expenses import note_expense

@@ -1,4 +1,4 @@
-"""What doctor prints, shell completion, and keys: what is printed, what is kept, and what is never shown again."""
+"""Shell completion, and keys: what is printed, what is kept, and what is never shown again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from fixtures.cli import call, failed
+from fixtures.cli import call
 
 from smallfirst.cli.main import main
 from smallfirst.cli.operate import keys
@@ -31,27 +31,6 @@ def test_verbs_and_options_are_completed() -> None:
 
     assert completed("smallfirst prom") == ["promote"]
     assert completed("smallfirst gate --js") == ["--json"]
-
-
-def test_doctor_prints_a_line_for_each_thing_and_the_next_command_with_the_task_as_typed(desk_folder: Path) -> None:
-    (desk_folder / "task.yaml").write_text(
-        "name: desk\ndata: {train: train.jsonl}\nladder: [words]\n"
-        "large: {endpoint: {base_url: http://127.0.0.1:9/v1, model: m}}\n"
-    )
-    result = call("doctor", desk_folder)
-    assert result.exit_code == 0, result.output
-    lines = result.output.splitlines()
-    assert lines[0].split()[:2] == ["ok", "python"]
-    assert lines[-1] == f"      next: smallfirst doctor {desk_folder} --ask-large   asks for its list of models"
-    assert [one["name"] for one in json.loads(call("doctor", desk_folder, "--json").stdout)][-1] == "large model"
-    assert "no answer" in call("doctor", desk_folder, "--ask-large").output
-
-
-def test_doctor_ends_with_one_where_something_does_not_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path / "file"))
-    monkeypatch.chdir(tmp_path)
-    failed(call("doctor"), 1)
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from smallfirst.gate.outcome import Outcome
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded import RecordedAnswer, RecordingHeader, request_key
 from smallfirst.paths import home
-from smallfirst.pipeline.preflight.check import check_stage
+from smallfirst.pipeline.check import check_stage
 from smallfirst.pipeline.run import try_run
 from smallfirst.pipeline.summary import RunSummary, format_summary
 from smallfirst.progress import Progress

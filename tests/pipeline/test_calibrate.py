@@ -12,8 +12,13 @@ from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.errors import DataError
 from smallfirst.models.manifest import TRAINED_ON, TrainedOn
-from smallfirst.pipeline.calibrate import certify_candidate, look_portion, unconfirmed_escalation
-from smallfirst.pipeline.calibration_set import CalibrationSet, selection_drafts
+from smallfirst.pipeline.calibrate import (
+    CalibrationSet,
+    certify_candidate,
+    look_portion,
+    selection_drafts,
+    unconfirmed_escalation,
+)
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads
 from smallfirst.pipeline.router_setup import TrafficReference
 from smallfirst.progress import Progress

@@ -11,7 +11,7 @@ from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.errors import DataError
 from smallfirst.evaluation.evaluate import Evaluation, judge_by
-from smallfirst.pipeline.calibration_set import (
+from smallfirst.pipeline.calibrate import (
     _label_sources,
     gold_answers,
     guarantee_of,

@@ -10,7 +10,7 @@ from typing import Any
 from smallfirst.errors import ConfigError, DataError, TrainingError, Unavailable
 from smallfirst.gate.outcome import LabelsNeeded, Outcome
 from smallfirst.gate.verdict import CheckResult, Verdict
-from smallfirst.pipeline.next_step import after_gate, after_outcome, hint_of, next_steps
+from smallfirst.pipeline.summary import after_gate, after_outcome, hint_of, next_steps
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import GateVerdicts, RunFolder

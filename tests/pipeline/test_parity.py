@@ -19,7 +19,6 @@ from smallfirst.pipeline.parity import (
     ParityFailed,
     ParityResult,
     ParityRow,
-    TopTwo,
     ask_all,
     check_parity,
     parity_rows,
@@ -55,7 +54,7 @@ def test_labels_in_another_order_are_blocked_with_every_row(desk) -> None:
     with pytest.raises(ParityFailed) as caught:
         parity_stage(project, run_folder, version, "small")
     found = kept(version)
-    assert (found.n_same, found.n_ties, found.passed) == (0, 0, False)
+    assert (found.n_same, found.passed) == (0, False)
     first = found.differences[0]
     labels = desk.task.labels
     assert labels.index(first.got) == (labels.index(first.expected) - 1) % 4
@@ -84,9 +83,9 @@ def test_another_prompt_is_blocked(desk) -> None:
         parity_stage(project, run_folder, version, "small")
 
 
-def rows(*answers: str) -> list[ParityRow]:
+def rows(*answers: str, confidence: float | None = None) -> list[ParityRow]:
     asked = Request.ask("a").messages
-    return [ParityRow(f"k{i}", asked, answer, None) for i, answer in enumerate(answers)]
+    return [ParityRow(f"k{i}", asked, answer, confidence) for i, answer in enumerate(answers)]
 
 
 class Says:
@@ -96,11 +95,12 @@ class Says:
 
     name = "says"
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    def __init__(self, text: str, confidence: float | None = None) -> None:
+        self.text, self.confidence = text, confidence
 
     async def complete(self, request: Request) -> Completion:
-        return Completion(text=self.text, answered_by=self.name, latency_ms=1.0, cost_usd=0.0)
+        said = {"text": self.text, "confidence": self.confidence}
+        return Completion(**said, answered_by=self.name, latency_ms=1.0, cost_usd=0.0)
 
     def stream(self, request: Request) -> Any:
         return stream_in_one_chunk(self, request)
@@ -112,46 +112,39 @@ class Says:
 TASK = Classify(name="t", labels=("left", "right", "up"))
 
 
-def checked(asked: list[ParityRow], *bests: TopTwo | None) -> tuple[ParityResult, list[str]]:
-    """An endpoint that always says `left`; `bests` answers for the rows that differ, in order."""
-    seen: list[str] = []
-
-    async def ask_bests(moved: Any) -> list[TopTwo | None]:
-        seen.extend(row.key for row in moved)
-        return list(bests)
-
-    with serve_on_loopback({"says": Says("left")}) as address:
-        return asyncio.run(check_parity(address, "says", asked, task=TASK, bests=ask_bests)), seen
+def checked(asked: list[ParityRow], confidence: float | None = 0.41) -> ParityResult:
+    """What is found of an endpoint that always says `left`, with this confidence."""
+    with serve_on_loopback({"says": Says("left", confidence)}) as address:
+        return asyncio.run(check_parity(address, "says", asked, task=TASK))
 
 
 def test_a_tie_is_shown_and_does_not_block() -> None:
-    found, seen = checked(rows("left", "right", "left"), TopTwo(("right", "left"), 0.001))
-    assert (found.passed, found.n, found.n_same, found.n_ties, seen) == (True, 3, 2, 1, ["k1"])
+    found = checked(rows("left", "right", "left", confidence=0.42))
+    assert (found.passed, found.n, found.n_same, found.n_ties) == (True, 3, 2, 1)
     assert found.in_words[:2] == [
-        "says: 2 of 3 rows answered as measured, 1 of the others nearly equal when measured",
-        "  tie   two best labels only 0.0010 apart when measured: expected 'right', got 'left'",
+        "says: 2 of 3 rows answered as measured, confidences at most 0.0100 apart, 1 of the others ties",
+        "  tie   another label, with nearly the same confidence (0.0100 apart): expected 'right', got 'left'",
     ]
 
 
 @pytest.mark.parametrize(
-    "best",
-    [TopTwo(("right", "left"), 0.02), TopTwo(("right", "up"), 0.001), None],
-    ids=["not close", "the served answer was not among the two best", "not known"],
+    ("measured_at", "served_at"),
+    [(0.44, 0.41), (0.9, 0.9), (None, 0.41), (0.41, None)],
+    ids=["not close", "both cannot be the best", "not measured", "not told"],
 )
-def test_what_is_no_tie_blocks(best: TopTwo | None) -> None:
-    found, _ = checked(rows("left", "right", "left"), best)
+def test_what_is_no_tie_blocks(measured_at: float | None, served_at: float | None) -> None:
+    found = checked(rows("left", "right", "left", confidence=measured_at), served_at)
     assert (found.passed, found.n_ties) == (False, 0)
 
 
 def test_many_ties_are_no_accident() -> None:
-    close = TopTwo(("right", "left"), 0.001)
-    found, _ = checked(rows("right", "right", *["left"] * 60), close, close)
+    found = checked(rows("right", "right", *["left"] * 60, confidence=0.41))
     assert (found.n_ties, found.passed) == (2, False)  # 2 of 62 are more than 2 %
-    assert checked(rows("right", "right", *["left"] * 98), close, close)[0].passed
+    assert checked(rows("right", "right", *["left"] * 98, confidence=0.41)).passed
 
 
 def test_no_rows_show_nothing() -> None:
-    assert not checked([])[0].passed
+    assert not checked([]).passed
 
 
 def test_an_endpoint_that_refuses_or_is_not_there_differs_in_every_row() -> None:

@@ -13,7 +13,7 @@ from fixtures.certificates import certificate as make_certificate
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import StageMissing
-from smallfirst.pipeline.calibration_set import served_rows
+from smallfirst.pipeline.calibrate import served_rows
 from smallfirst.pipeline.confidence_heads import ConfidenceHeads
 from smallfirst.pipeline.router_setup import (
     PROFILE_FOLDER,

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.preflight import project_of
 
+from smallfirst.data.dataset import Message
+from smallfirst.errors import MissingExtra
 from smallfirst.paths import home
-from smallfirst.pipeline.preflight import check as module
-from smallfirst.pipeline.preflight.check import PreflightReport, check_stage
+from smallfirst.pipeline import check as module
+from smallfirst.pipeline.check import (
+    PreflightReport,
+    check_stage,
+    language_findings,
+    other_languages,
+)
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.task_file import read_task_file
@@ -81,14 +90,6 @@ def test_rows_over_the_limit_are_named_in_full(tmp_path: Path, tiny_folder: Path
     [over] = [f for f in found.rows.findings if f.what.startswith("train rows over 64 tokens")]
     assert (over.level, over.n, len(over.where)) == ("stop", len(project.rows.train), len(project.rows.train))
     assert found.verdict == "NO"
-
-
-def test_settings_that_nothing_reads_are_named(tmp_path: Path) -> None:
-    for ladder, named in (("[words]", ["small.base, small.training"]), ("[words, small]", [])):
-        found = check_stage(desk(tmp_path, "none", more=f"ladder: {ladder}\n")).rows.findings
-        assert [f.what for f in found if "nothing reads" in f.what] == [
-            f"settings that nothing reads here: {names}" for names in named
-        ]
 
 
 def test_what_the_machine_costs_is_said_only_if_the_file_says_it(tmp_path: Path, tiny_folder: Path) -> None:
@@ -164,7 +165,6 @@ def test_an_earlier_run_is_believed_before_a_measurement(tmp_path: Path, tiny_fo
 def test_linear_models_alone_are_checked_without_tokens_and_without_an_estimate(tmp_path: Path) -> None:
     found = check_stage(desk(tmp_path, "no-such-model", more="ladder: [words]\nrouting: {small: words}\n"))
     assert (found.needs, found.unknown, found.rows.lengths) == (None, "", ())
-    assert found.in_words.splitlines()[-1].startswith("memory of the whole run: about 0.3 to 0.6 GB (measuring ")
 
 
 def test_what_a_run_can_end_with_is_in_the_report_and_the_json(tmp_path: Path) -> None:
@@ -195,3 +195,50 @@ def test_one_system_message_is_the_task_s_job_and_different_ones_are_a_finding(t
     [finding] = [found for found in check_stage(project).rows.findings if "system messages" in found.what]
     assert (finding.level, finding.n) == ("fix", 2)
     assert {place.rpartition(" has ")[2] for place in finding.where} == {'"Be 0."', '"Be 1."'}
+
+
+GERMAN = ["Wo ist meine Karte geblieben?", "Ich möchte das Geld für die Bestellung zurück haben."]
+ENGLISH = ["Where is my card, it was due on Monday", "I would like my money back for this order, please"]
+
+
+def test_languages_are_counted_without_english_and_without_short_texts() -> None:
+    assert other_languages([*GERMAN, *ENGLISH, "Karte", "6 a.m."]) == (Counter(de=2), 4)
+    assert other_languages(["ok"]) == (Counter(), 0)
+
+
+def test_a_large_set_is_sampled_evenly() -> None:
+    found, n = other_languages(ENGLISH[:1] * 250 + GERMAN[:1] * 250)
+    assert (found, n) == (Counter(de=83), 167)  # every third
+
+
+def test_without_the_extra_other_scripts_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(text: str) -> str:
+        raise MissingExtra("Rules on languages", "language")
+
+    monkeypatch.setattr(module, "detect_language", missing)
+    assert other_languages([*GERMAN, "Где моя карта, она должна была прийти"]) == (Counter(Cyrillic=1), 3)
+
+
+@pytest.mark.parametrize(
+    ("texts", "more", "noted"),
+    [
+        (GERMAN, "", True),
+        (ENGLISH, "", False),
+        (GERMAN[:1] + 4 * ENGLISH[:1], "", False),  # a fifth is not above the bar
+        (GERMAN + 7 * ENGLISH[:1], "", True),
+        (GERMAN, "ladder: [words]\n", False),
+        (GERMAN, "small: {encoder: multilingual, larger_encoder: multilingual}\n", False),
+    ],
+)
+def test_a_note_names_the_encoder_and_what_to_do(texts: list[str], more: str, noted: bool, tmp_path: Path) -> None:
+    project = project_of(tmp_path, more=more)
+    train = project.rows.train
+    asked = [(Message(role="user", content=text),) for text in texts]
+    examples = tuple(train.examples[i].model_copy(update={"messages": messages}) for i, messages in enumerate(asked))
+    rows = project.rows.model_copy(update={"train": train.subset("train", examples)})
+    findings = list(language_findings(project._replace(rows=rows)))
+    assert len(findings) == noted
+    if noted:
+        assert findings[0].what == f"2 of {len(texts)} training rows looked at are not English (de)"
+        assert "sentence-transformers/all-MiniLM-L6-v2 learnt English alone" in findings[0].rule
+        assert "small.encoder" in findings[0].rule

@@ -11,8 +11,7 @@ from fixtures.preflight import project_of
 
 from smallfirst.data.dataset import fold_text
 from smallfirst.paths import home
-from smallfirst.pipeline.plans.joined_rows import LOOKS
-from smallfirst.pipeline.preflight.foretold import (
+from smallfirst.pipeline.foretold import (
     CertificateForecast,
     ThresholdForecast,
     forecast_certificate,
@@ -20,6 +19,7 @@ from smallfirst.pipeline.preflight.foretold import (
     forecast_gate,
     forecast_rows,
 )
+from smallfirst.pipeline.plans.joined_rows import LOOKS
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.task_file import read_task_file

@@ -11,8 +11,7 @@ from fixtures.preflight import project_of
 from smallfirst.errors import StageMissing
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded import request_key
-from smallfirst.pipeline.large_model import recording_path
-from smallfirst.pipeline.preflight.large_model import LargeForecast, forecast_large, large_findings
+from smallfirst.pipeline.large_model import LargeForecast, forecast_large, large_findings, recording_path
 from smallfirst.pipeline.run import try_run
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder

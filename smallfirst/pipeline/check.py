@@ -20,7 +20,7 @@ from smallfirst.models.catalog import find_weights
 from smallfirst.models.encoder.sentence_encoder import DEFAULT_ENCODER, LARGER_ENCODER
 from smallfirst.models.local.tokenizer import Tokenizer, load_tokenizer
 from smallfirst.paths import state_folder
-from smallfirst.pipeline.preflight.foretold import (
+from smallfirst.pipeline.foretold import (
     CertificateForecast,
     RowsForecast,
     ThresholdForecast,
@@ -29,12 +29,10 @@ from smallfirst.pipeline.preflight.foretold import (
     forecast_gate,
     forecast_rows,
 )
-from smallfirst.pipeline.preflight.large_model import LargeForecast, forecast_large, large_findings
-from smallfirst.pipeline.preflight.memory import MemoryForecast, forecast_memory, memory_findings
+from smallfirst.pipeline.large_model import LargeForecast, forecast_large, large_findings
 from smallfirst.pricing.prices import PriceBook
-from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.project.candidates import project_candidates
-from smallfirst.project.project import Project, labelled_by, shown_as
+from smallfirst.project.project import Project, shown_as
 from smallfirst.project.rows import Rows
 from smallfirst.records import Record
 from smallfirst.routing.policies import detect_language, dominant_script
@@ -50,7 +48,7 @@ from smallfirst.training.estimates import (
     least_bytes,
     suggest_smaller_setting,
 )
-from smallfirst.training.hardware import free_memory, has_gpu, system_memory
+from smallfirst.training.hardware import free_memory, has_gpu
 
 _NO_LIMIT = 1 << 30
 LANGUAGE_SAMPLE = 200
@@ -78,8 +76,6 @@ class PreflightReport(Record):
     """How likely these rows are to decide gate and guarantee, and how many more would."""
     large: LargeForecast | None = None
     """What asking the large model takes; None without one."""
-    memory: MemoryForecast | None = None
-    """Memory of the whole run: fine-tune, measuring, large model."""
 
     @property
     def verdict(self) -> Literal["GO", "FIX", "NO"]:
@@ -92,8 +88,7 @@ class PreflightReport(Record):
         needs = self.needs.in_words if self.needs else []
         if self.unknown:
             needs = [f"time and memory of the fine-tune: unknown, {self.unknown}"]
-        memory = [f"memory of the whole run: {self.memory.in_words}"] if self.memory and not self.unknown else []
-        return "\n".join([format_report(self.rows), *self._forecasts, *needs, *memory])
+        return "\n".join([format_report(self.rows), *self._forecasts, *needs])
 
     @property
     def _forecasts(self) -> Iterator[str]:
@@ -144,11 +139,10 @@ def check_stage(project: Project) -> PreflightReport:
         findings += _too_large(base.size, config)
     gate, certificate = forecast_gate(project), forecast_certificate(project)
     rows_needed = forecast_rows(project, certificate)
-    large, free = forecast_large(project.file, project.task, rows), system_memory()
-    memory = forecast_memory(project, base.size, needs.memory_bytes if needs and not has_gpu() else None, free)
+    large = forecast_large(project.file, project.task, rows)
     findings += [*forecast_findings(gate, certificate, rows_needed), *large_findings(project.file, large)]
-    findings += [*memory_findings(memory, free), *_not_counted(rows), *rows.skipped, *rows.notes]
-    findings += [*_system_messages(rows.train), *_unread_settings(project), *language_findings(project)]
+    findings += [*_not_counted(rows), *rows.skipped, *rows.notes]
+    findings += [*_system_messages(rows.train), *language_findings(project)]
     report = check(rows.train, validation=validation, test=rows.test, tokens=counted).with_findings(findings)
     return PreflightReport(
         rows=report,
@@ -158,7 +152,6 @@ def check_stage(project: Project) -> PreflightReport:
         certificate=certificate,
         rows_needed=rows_needed,
         large=large,
-        memory=memory,
     )
 
 
@@ -170,22 +163,6 @@ def _not_counted(rows: Rows) -> Iterator[Finding]:
         )
         where = [locate(example, "does not count") for example in rows.left_out.examples]
         yield make_finding("note", rows.counted.in_words, rule, where)
-
-
-def _unread_settings(project: Project) -> Iterator[Finding]:
-    """Yield a finding if task.yaml sets what nothing reads with these candidates and rows."""
-    file, candidates = project.file, project_candidates(project)
-    names = {candidate.name for candidate in candidates}
-    reads = {"base": any(candidate.is_language_model for candidate in candidates), "sample_base": "base" in names}
-    reads |= dict.fromkeys(("training", "vllm"), FINE_TUNED in names)
-    reads["encoder_training"] = any(candidate.training_setting == "encoder_training" for candidate in candidates)
-    reads["larger_encoder"] = any(candidate.encoder_setting == "larger_encoder" for candidate in candidates)
-    unread = [f"small.{name}" for name, read in reads.items() if not read and name in file.small.model_fields_set]
-    unread += ["data.gold"] if file.data.gold and labelled_by(project) == "gold" else []
-    unread += ["large.recorded_open"] if file.large and file.large.recorded_open and not project.rows.open_ended else []
-    if unread:
-        rule = "remove them, or name what reads them: ladder, routing.labels: large for gold, data.open_ended"
-        yield make_finding("note", f"settings that nothing reads here: {', '.join(unread)}", rule, n=len(unread))
 
 
 def _system_messages(train: Dataset) -> Iterator[Finding]:

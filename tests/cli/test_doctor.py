@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -10,11 +11,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from fixtures.cli import call, failed
 from fixtures.vllm_server import ScriptedVllm
 
+from smallfirst.cli import doctor
+from smallfirst.cli.doctor import Found, examine
 from smallfirst.paths import state_folder
-from smallfirst.pipeline.preflight import installation
-from smallfirst.pipeline.preflight.installation import Finding, examine
 from smallfirst.project.task_file import TaskFile, read_task_file
 
 
@@ -23,7 +25,7 @@ def task_file(folder: Path, more: str = "") -> TaskFile:
     return read_task_file(folder)
 
 
-def found(name: str, file: TaskFile | None = None, *, ask_large: bool = False, port: int = 0) -> Finding:
+def found(name: str, file: TaskFile | None = None, *, ask_large: bool = False, port: int = 0) -> Found:
     return next(one for one in examine(file, ask_large=ask_large, port=port) if one.name == name)
 
 
@@ -52,7 +54,7 @@ def endpoint(status: int) -> Iterator[tuple[str, list[str]]]:
 
 
 def test_a_machine_without_a_task_is_looked_at_and_nothing_is_created() -> None:
-    findings = examine(None)
+    findings = [*examine(None)]
     assert [one.name for one in findings[:3]] == ["python", "processor", "memory"]
     assert [one for one in findings if one.level == "fail"] == []
     assert all(one.next for one in findings if one.level == "warn")
@@ -62,7 +64,7 @@ def test_a_machine_without_a_task_is_looked_at_and_nothing_is_created() -> None:
 
 
 def test_a_missing_package_has_its_command_and_warns_where_most_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(installation, "find_spec", lambda name: None if name in ("torch", "xllamacpp") else True)
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None if name in ("torch", "xllamacpp") else True)
     train, llama = found("extra train"), found("extra llama")
     assert (train.level, train.what) == ("warn", "not installed: torch")
     assert train.next == 'pip install "smallfirst[train]"'
@@ -132,3 +134,24 @@ def test_the_vllm_of_a_task_is_looked_at(tmp_path: Path, vllm: ScriptedVllm) -> 
     assert (seen.level, seen.what) == ("ok", f"{vllm.url} answers")
     vllm.stop()
     assert "does not answer" in found("vLLM", joined).what
+
+
+def test_doctor_prints_a_line_for_each_thing_and_the_next_command_with_the_task_as_typed(desk_folder: Path) -> None:
+    (desk_folder / "task.yaml").write_text(
+        "name: desk\ndata: {train: train.jsonl}\nladder: [words]\n"
+        "large: {endpoint: {base_url: http://127.0.0.1:9/v1, model: m}}\n"
+    )
+    result = call("doctor", desk_folder)
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert lines[0].split()[:2] == ["ok", "python"]
+    assert lines[-1] == f"      next: smallfirst doctor {desk_folder} --ask-large   asks for its list of models"
+    assert [one["name"] for one in json.loads(call("doctor", desk_folder, "--json").stdout)][-1] == "large model"
+    assert "no answer" in call("doctor", desk_folder, "--ask-large").output
+
+
+def test_doctor_ends_with_one_where_something_does_not_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path / "file"))
+    monkeypatch.chdir(tmp_path)
+    failed(call("doctor"), 1)
