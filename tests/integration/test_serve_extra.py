@@ -9,7 +9,6 @@ import tomllib
 from pathlib import Path
 
 import httpx
-import pytest
 from fixtures.certificates import certificate
 from fixtures.endpoints import large_server
 from fixtures.entry_points import PYPROJECT
@@ -75,11 +74,10 @@ def _ask(url: str, text: str) -> dict[str, dict[str, str]]:
     return dict(answer.json())
 
 
-@pytest.mark.parametrize("package", ["starlette", "uvicorn", "prometheus_client"])
-def test_a_missing_package_names_its_extra(package: str) -> None:
-    code = WITHOUT.format(names={package}) + "from smallfirst import serve"
+def test_a_missing_package_names_its_extra() -> None:
+    code = WITHOUT.format(names={"uvicorn"}) + "from smallfirst import serve"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert f"This step needs a package that is not installed: {package}" in done.stderr
+    assert "This step needs a package that is not installed: uvicorn" in done.stderr
     assert 'next: pip install "smallfirst[serve]"' in done.stderr
 
 
